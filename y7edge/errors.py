@@ -1,0 +1,66 @@
+"""Every error that y7edge raises on purpose, and the exit code that each gives the command line.
+
+A message is one line: what was wrong, what was expected, what to do. Vendor exceptions are wrapped
+once, where they enter, with ``raise ... from``; nothing else in the package raises bare exceptions
+for a user's mistake.
+"""
+
+from __future__ import annotations
+
+
+class Y7EdgeError(Exception):
+    """Base of all errors of the package; ``exit_code`` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class ConfigError(Y7EdgeError, ValueError):
+    """An option, a model description or a combination of them that cannot be used."""
+
+
+class DataError(Y7EdgeError, ValueError):
+    """A picture, a label file or a data set that cannot be used."""
+
+
+class CheckpointError(Y7EdgeError):
+    """A checkpoint that is damaged, of another form than expected, or refused as unsafe."""
+
+
+class ExportError(Y7EdgeError):
+    """An artifact could not be made; nothing was left at the destination."""
+
+
+class ParityError(ExportError):
+    """An artifact differs from the model that it came from, or could not be proved equal."""
+
+    exit_code = 4
+
+
+class ArtifactError(Y7EdgeError):
+    """An artifact or its manifest cannot be read, or is of an unknown version."""
+
+
+class DigestError(ArtifactError):
+    """An artifact or its manifest was changed after it was proved."""
+
+    exit_code = 4
+
+
+class GateError(Y7EdgeError):
+    """A measured figure is beyond the budget that was asked for."""
+
+    exit_code = 4
+
+
+class RuntimeMissing(Y7EdgeError, ImportError):  # noqa: N818 - a name that scripts rely on
+    """A package that the call needs is not installed; the message says how to install it."""
+
+    exit_code = 3
+
+
+class DeviceError(Y7EdgeError):
+    """The device asked for does not exist or the engine failed on it."""
+
+
+class SourceError(Y7EdgeError):
+    """Pictures or video cannot be read from where they were asked for."""
