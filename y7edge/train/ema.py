@@ -1,0 +1,46 @@
+"""Exponential moving average of a model: the model that is judged, saved and used in the end.
+
+The decay grows with the number of updates, d(u) = limit * (1 - exp(-u / tau)), so that the average
+doesn't hang on to the random start (YOLOv7's published training: limit 0.9999, tau 2000).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+
+class ModelEma:
+    """Moving average over all floating state: parameters, batch-norm statistics, anchors.
+
+    Integer buffers (batch norm's counters) keep their initial values, as published.
+
+    Attributes:
+        model: the average, in float32 and in ``eval()``; it shares no memory with the trained one.
+        updates: how many times it was updated.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float = 0.9999, tau: float = 2000.0) -> None:
+        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        self.updates = 0
+        self._limit = decay
+        self._tau = tau
+
+    def decay(self, updates: int) -> float:
+        """Share of the old average that is kept at an update (counted from 1)."""
+        return self._limit * (1 - math.exp(-updates / self._tau))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in ``model`` (of the same keys) after an optimiser step."""
+        self.updates += 1
+        new = model.state_dict()
+        floating = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
+        torch._foreach_lerp_(
+            list(floating.values()),
+            [new[key].to(value.dtype) for key, value in floating.items()],
+            1 - self.decay(self.updates),
+        )

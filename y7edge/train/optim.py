@@ -1,0 +1,103 @@
+"""SGD with Nesterov momentum over the published parameter groups, and gradient accumulation.
+
+Three groups (YOLOv7's published training): batch-norm weights and implicit tensors, which are not
+decayed; convolution weights, which are; and biases, which are not decayed and start the warm-up
+from a high learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from y7edge.train.config import Recipe
+from y7edge.train.schedule import Step, accumulation
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroups:
+    """All parameters of a model, each in exactly one group, in the order of the state dict."""
+
+    undecayed: tuple[nn.Parameter, ...]  # batch-norm weights, implicit add and multiply
+    decayed: tuple[nn.Parameter, ...]  # convolution weights, the heads' included
+    biases: tuple[nn.Parameter, ...]  # of batch norms and heads
+
+    def __iter__(self) -> Iterator[tuple[nn.Parameter, ...]]:
+        """Iterate over the groups, in the order in which the optimiser holds them."""
+        return iter((self.undecayed, self.decayed, self.biases))
+
+
+def parameter_groups(model: nn.Module) -> ParameterGroups:
+    """Sort a model's parameters by what they are, not by what they are called.
+
+    A ``weight`` is decayed unless it belongs to a batch norm; what is neither weight nor bias (the
+    implicit tensors of the head) is not decayed.
+    """
+    undecayed, decayed, biases = [], [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                biases.append(parameter)
+            elif name == "weight" and not isinstance(module, nn.BatchNorm2d):
+                decayed.append(parameter)
+            else:
+                undecayed.append(parameter)
+    return ParameterGroups(tuple(undecayed), tuple(decayed), tuple(biases))
+
+
+def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
+    """Weight decay for the pictures that really make a step.
+
+    A step gathers ``batch * accumulate`` pictures, which is not always the nominal batch. The loss
+    is a sum over pictures, so the decay follows their number and keeps its weight against it.
+    """
+    return weight_decay * batch * accumulation(batch, nominal) / nominal
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe, weight_decay: float) -> torch.optim.SGD:
+    """SGD over the model's three groups; learning rates and momentum are set by :func:`apply`."""
+    groups = parameter_groups(model)
+    return torch.optim.SGD(
+        [
+            {"params": list(parameters), "weight_decay": decay}
+            for parameters, decay in zip(groups, (0.0, weight_decay, 0.0), strict=True)
+        ],
+        lr=recipe.lr0,
+        momentum=recipe.momentum,
+        nesterov=True,
+        # One kernel for all tensors of a group instead of three for each.
+        fused=_can_fuse(model.parameters()),
+    )
+
+
+def apply(step: Step, optimizer: torch.optim.Optimizer) -> None:
+    """Set learning rates and momentum of one iteration."""
+    for group, lr in zip(optimizer.param_groups, step.lr, strict=True):
+        group["lr"] = lr
+        group["momentum"] = step.momentum
+
+
+class Accumulator:
+    """Says after which iterations the optimiser steps.
+
+    The count runs on over the end of an epoch, so that gradients gathered there are used by the
+    next step (the published training throws them away); the last ones of the run are used too.
+    """
+
+    def __init__(self) -> None:
+        self._gathered = 0
+
+    def due(self, accumulate: int, *, last: bool = False) -> bool:
+        """Count one backward pass; whether to step now. ``last``: the run ends here."""
+        self._gathered += 1
+        if self._gathered < accumulate and not last:
+            return False
+        self._gathered = 0
+        return True
+
+
+def _can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
