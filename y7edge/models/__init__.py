@@ -1,1 +1,7 @@
-"""Placeholder."""
+"""Models as data: rows, families, scaling, re-parameterisation plans, weights. No torch, no onnx."""
+
+from y7edge.models.registry import get, names
+from y7edge.models.scaling import scale
+from y7edge.models.spec import Row, Spec
+
+__all__ = ["Row", "Spec", "get", "names", "scale"]

@@ -1,0 +1,216 @@
+"""What follows from the rows: channels, strides, weight names and shapes, parameters, GFLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from y7edge.errors import ConfigError
+from y7edge.models.spec import IMAGE, Row, Spec
+
+BN_PARAMETERS = ("weight", "bias")
+BN_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+POOLS = (5, 9, 13)  # windows of the pyramid pooling inside sppcspc
+
+
+@dataclass(frozen=True, slots=True)
+class ConvInfo:
+    """One convolution of the model.
+
+    ``name`` is the prefix of its weight's key, ``at`` the stride in pixels of its output map.
+    """
+
+    name: str
+    row: int
+    cin: int
+    cout: int
+    kernel: int
+    stride: int
+    at: int
+    groups: int = 1
+    part: str = "body"  # "body", "lead", "aux" or "branch" (a parallel 1x1 of a RepConv)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """(cout, cin / groups, k, k)."""
+        return (self.cout, self.cin // self.groups, self.kernel, self.kernel)
+
+
+def channels(spec: Spec) -> tuple[int, ...]:
+    """Output channels of every row; 0 for the head."""
+    return tuple(row.out for row in spec.rows)
+
+
+def input_channels(spec: Spec, row: Row) -> tuple[int, ...]:
+    """Channels of each map that a row reads; 3 for the picture."""
+    return tuple(3 if i == IMAGE else spec.rows[i].out for i in row.inputs)
+
+
+def strides(spec: Spec) -> tuple[int, ...]:
+    """Pixels of the input for one cell of every row's output; 0 for the head.
+
+    Raises:
+        ConfigError: maps of different strides meet, or a level is not at its stated stride.
+    """
+    found: list[int] = []
+    for row in spec.rows[:-1]:
+        steps = {Fraction(1) if i == IMAGE else Fraction(found[i]) for i in row.inputs}
+        if len(steps) != 1:
+            raise ConfigError(f"{spec.name}: row {row.index} joins maps of strides {sorted(steps)}")
+        at = steps.pop() * _ratio(row)
+        if at.denominator != 1:
+            raise ConfigError(f"{spec.name}: row {row.index} has a map larger than the picture")
+        found.append(int(at))
+    for level, (index, stride) in enumerate(zip(spec.lead_inputs, spec.strides, strict=True)):
+        if found[index] != stride:
+            raise ConfigError(
+                f"{spec.name}: level {level} reads row {index} at stride {found[index]}, "
+                f"but its stride is given as {stride}"
+            )
+    return (*found, 0)
+
+
+def _ratio(row: Row) -> Fraction:
+    if row.block in ("downc", "reorg"):
+        return Fraction(2)
+    if row.block == "upsample":
+        return Fraction(1, 2)
+    return Fraction(row.stride)
+
+
+def convolutions(spec: Spec) -> tuple[ConvInfo, ...]:
+    """Every convolution in the order of the weights, RepConv branches and auxiliary heads included."""
+    at = strides(spec)
+    return tuple(info for row in spec.rows for info in _of_row(spec, row, at))
+
+
+def _of_row(spec: Spec, row: Row, at: tuple[int, ...]) -> Iterator[ConvInfo]:
+    prefix, index, here = f"rows.{row.index}", row.index, at[row.index]
+    cin = input_channels(spec, row)[0]
+    cout = row.out
+    if row.block == "conv" or (row.block == "repconv" and spec.form == "folded"):
+        yield ConvInfo(f"{prefix}.conv", index, cin, cout, row.kernel, row.stride, here)
+    elif row.block == "repconv":
+        yield ConvInfo(f"{prefix}.dense.conv", index, cin, cout, row.kernel, row.stride, here)
+        yield ConvInfo(
+            f"{prefix}.pointwise.conv", index, cin, cout, 1, row.stride, here, part="branch"
+        )
+    elif row.block == "downc":
+        for member, (source, out, kernel, stride) in downc_members(cin, cout).items():
+            stride_at = here if stride == 2 or member == "cv3" else here // 2
+            yield _member(spec, f"{prefix}.{member}", index, source, out, kernel, stride, stride_at)
+    elif row.block == "sppcspc":
+        for member, (source, out, kernel) in sppcspc_members(cin, cout).items():
+            yield _member(spec, f"{prefix}.{member}", index, source, out, kernel, 1, here)
+    elif row.block == "head":
+        yield from _head(spec, prefix)
+
+
+def _member(
+    spec: Spec, name: str, row: int, cin: int, cout: int, kernel: int, stride: int, at: int
+) -> ConvInfo:
+    return ConvInfo(f"{name}.conv", row, cin, cout, kernel, stride, at)
+
+
+def _head(spec: Spec, prefix: str) -> Iterator[ConvInfo]:
+    out = len(spec.anchors[0]) * spec.outputs_per_anchor
+    for part, sources in (("lead", spec.lead_inputs), ("aux", spec.aux_inputs)):
+        for level, (source, stride) in enumerate(zip(sources, spec.strides, strict=False)):
+            cin = spec.rows[source].out
+            yield ConvInfo(
+                f"{prefix}.{part}.{level}", spec.head.index, cin, out, 1, 1, stride, part=part
+            )
+
+
+def downc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int, int]]:
+    """Members of a downc: (cin, cout, kernel, stride). cv1 -> cv2 is one branch, pool -> cv3 the other."""
+    half = cout // 2
+    return {"cv1": (cin, cin, 1, 1), "cv2": (cin, half, 3, 2), "cv3": (cin, half, 1, 1)}
+
+
+def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
+    """Members of an sppcspc: (cin, cout, kernel). cv2 is the bypass, cv5 reads cv4 and its pools."""
+    return {
+        "cv1": (cin, cout, 1),
+        "cv2": (cin, cout, 1),
+        "cv3": (cout, cout, 3),
+        "cv4": (cout, cout, 1),
+        "cv5": (4 * cout, cout, 1),
+        "cv6": (cout, cout, 3),
+        "cv7": (2 * cout, cout, 1),
+    }
+
+
+def weight_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Every entry of a model's state dict, in order: key to shape.
+
+    Parameters and buffers of the rows, then the head's anchors (levels, anchors, 2) in grid units,
+    its convolutions and, in training form, its implicit vectors.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for info in convolutions(spec):
+        if info.part in ("lead", "aux"):
+            continue
+        shapes[f"{info.name}.weight"] = info.weight_shape
+        if spec.form == "folded":
+            shapes[f"{info.name}.bias"] = (info.cout,)
+            continue
+        _add_norm(shapes, info.name.removesuffix("conv") + "bn", info.cout)
+        if info.part == "branch" and spec.rows[info.row].identity:
+            _add_norm(shapes, f"rows.{info.row}.identity", info.cin)
+    shapes |= _head_shapes(spec)
+    return shapes
+
+
+def _add_norm(shapes: dict[str, tuple[int, ...]], prefix: str, width: int) -> None:
+    for entry in (*BN_PARAMETERS, *BN_BUFFERS):
+        shapes[f"{prefix}.{entry}"] = () if entry == "num_batches_tracked" else (width,)
+
+
+def _head_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    prefix = f"rows.{spec.head.index}"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}.anchors": (spec.levels, len(spec.anchors[0]), 2)
+    }
+    heads = [info for info in convolutions(spec) if info.part in ("lead", "aux")]
+    for info in heads:
+        shapes[f"{info.name}.weight"] = info.weight_shape
+        shapes[f"{info.name}.bias"] = (info.cout,)
+    if spec.implicit:
+        lead = [info for info in heads if info.part == "lead"]
+        for level, info in enumerate(lead):
+            shapes[f"{prefix}.add.{level}"] = (1, info.cin, 1, 1)
+        for level, info in enumerate(lead):
+            shapes[f"{prefix}.mul.{level}"] = (1, info.cout, 1, 1)
+    return shapes
+
+
+def is_buffer(key: str) -> bool:
+    """Whether a key names a buffer (running statistics, anchors) and not a learnable parameter."""
+    return key.rsplit(".", 1)[-1] in (*BN_BUFFERS, "anchors")
+
+
+def parameters(spec: Spec) -> int:
+    """Number of learnable values, as ``sum(p.numel() for p in model.parameters())`` counts them."""
+    total = 0
+    for key, shape in weight_shapes(spec).items():
+        if not is_buffer(key):
+            size = 1
+            for side in shape:
+                size *= side
+            total += size
+    return total
+
+
+def gflops(spec: Spec, height: int, width: int) -> float:
+    """Billions of operations for one picture: 2 x multiply-accumulates of the convolutions.
+
+    Bias, BatchNorm, activations and pooling are not counted. A deploy or training RepConv counts
+    its branches, and a training head its auxiliary convolutions, since they are computed.
+    """
+    operations = sum(
+        2 * info.cout * (info.cin // info.groups) * info.kernel**2 * (height / info.at) * (width / info.at)
+        for info in convolutions(spec)
+    )
+    return operations / 1e9
