@@ -1,0 +1,50 @@
+# Every target does its own set-up: a virtual environment in .venv, filled from constraints.txt.
+#
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    PyTorch without CUDA
+#   PYTHON=python3.12 make test                                   another interpreter
+#   WORKERS=8 make test                                           more test processes
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+WORKERS ?= 2
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest
+STRUCTURE := tests/test_structure.py tests/test_packaging.py
+
+# One thread for each of the test processes, or their engines fight for the same cores.
+test test-all: export OMP_NUM_THREADS := 1
+
+.PHONY: help demo test test-all check setup clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+demo: $(INSTALLED) ## train, fold, export, prove, benchmark and detect; writes runs/demo/report.html
+	$(BIN)/python examples/demo.py
+
+test: check ## everything that takes seconds: make check, then the tests
+	$(PYTEST) -n $(WORKERS) -m "not slow" $(addprefix --ignore=,$(STRUCTURE))
+
+test-all: check ## the slow tests too
+	$(PYTEST) -n $(WORKERS) $(addprefix --ignore=,$(STRUCTURE))
+
+check: $(INSTALLED) ## ruff, mypy --strict, and the tests of structure
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(PYTEST) -m "not slow" $(STRUCTURE)
+
+setup: $(INSTALLED) ## only the virtual environment
+
+$(INSTALLED): pyproject.toml setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url "$(TORCH_INDEX)" torch)
+	$(PIP) --editable ".[train,dev]"
+	touch $@
+
+clean: ## remove the environment and all that was made
+	rm -rf .venv build dist runs *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
