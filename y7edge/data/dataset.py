@@ -1,0 +1,98 @@
+"""Data sets in one form, whatever files they were read from.
+
+``load`` takes a ``data.yaml`` (YOLO labels: `y7edge.data.yolo`), a folder with one, or a folder of
+Pascal VOC annotations (`y7edge.data.voc`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from y7edge.data import voc, yolo
+from y7edge.data.sample import Sample
+from y7edge.errors import DataError
+
+__all__ = ["Dataset", "Sample", "load"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled pictures by split.
+
+    Attributes:
+        source: The ``data.yaml`` or folder that it was read from.
+        names: Class names; ``Sample.class_id`` indexes them.
+        splits: Samples by name of the split: ``train``, ``val``, ``test``, as far as there are.
+        warnings: What was mended while reading, one line each, with counts.
+    """
+
+    source: Path
+    names: tuple[str, ...]
+    splits: Mapping[str, tuple[Sample, ...]]
+    warnings: tuple[str, ...] = ()
+
+    def split(self, name: str) -> tuple[Sample, ...]:
+        """The samples of one split.
+
+        Raises:
+            DataError: There is no such split, or it has no pictures.
+        """
+        samples = self.splits.get(name, ())
+        if not samples:
+            found = ", ".join(key for key, value in self.splits.items() if value) or "no split"
+            raise DataError(f"{self.source}: expected pictures in split '{name}', found {found}")
+        return samples
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, labels, and the names and sizes of the pictures' files.
+
+        It tells whether two runs saw the same data; the folder may have moved in between.
+        """
+        digest = hashlib.sha256(repr(self.names).encode())
+        for split, samples in self.splits.items():
+            for sample in samples:
+                size = sample.path.stat().st_size
+                digest.update(f"\n{split}\t{sample.path.name}\t{size}\t".encode())
+                digest.update(sample.class_id.astype("<i4").tobytes())
+                digest.update(sample.boxes.astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
+    """Read a data set; its warnings are logged, one line each.
+
+    Args:
+        path: A ``data.yaml``, a folder that holds one, or a folder of Pascal VOC annotations.
+        splits: Only these, which then must exist; None reads all that are there.
+
+    Raises:
+        DataError: Nothing readable there, a split asked for is missing, or a label file is wrong.
+        RuntimeMissing: A ``data.yaml`` needs PyYAML.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise DataError(f"{source}: expected a data.yaml or a data folder, found nothing there")
+    reading = None
+    if source.is_file():
+        reading = yolo.read(source, splits)
+    elif (found := yolo.find(source)) is not None:
+        source = found
+        reading = yolo.read(source, splits)
+    elif voc.is_voc(source):
+        reading = voc.read(source, splits)
+    if reading is None:
+        raise DataError(
+            f"{source}: expected a data.yaml, or folders images/ and annotations/ (*.xml) with "
+            "lists train.txt and val.txt, found neither"
+        )
+    for warning in reading.warnings:
+        _log.warning("%s: %s", source, warning)
+    return Dataset(source, reading.names, reading.splits, reading.warnings)

@@ -1,0 +1,247 @@
+"""Data sets in YOLO form: a ``data.yaml`` and one text file of labels per picture.
+
+``data.yaml`` as people have it: ``train``, ``val``, ``test`` are each a folder of pictures
+(searched through), a list file with one picture per line, or a list of these; ``path`` is their
+root; ``names`` is a list or a mapping from 0; ``nc`` may stand beside or, alone, make numbers the
+names.
+
+A path is looked for, in this order: under the root (``path``, itself relative to the folder of the
+``data.yaml``); there without leading ``../`` (Roboflow writes ``../train/images`` and means
+``train/images``); beside the ``data.yaml`` (the data were moved and ``path`` was not corrected);
+under the working directory (the published files mean that).
+
+The label file of a picture is found by replacing the **last** folder named ``images`` in its path
+by ``labels``, and the suffix by ``.txt``; without such a folder it stands beside the picture. The
+published code replaces the first one, which goes wrong when the data lie below a folder that
+happens to be called ``images``. No label file, or an empty one: the picture shows no object.
+
+A label line is ``class cx cy w h`` or a polygon ``class x1 y1 x2 y2 x3 y3 ...``, told apart line by
+line by the count of numbers; of a polygon its bounding box is taken. All are shares of the picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from y7edge.data.sample import IMAGE_SUFFIXES, Reading, Sample, Tally, sample
+from y7edge.errors import DataError, RuntimeMissing
+
+_SPLITS = ("train", "val", "test")
+_YAML_SUFFIXES = (".yaml", ".yml")
+
+# No rounding or sloppy box reaches this many picture sizes: such numbers are pixels.
+_SURELY_PIXELS = 4.0
+
+
+def find(folder: Path) -> Path | None:
+    """The ``data.yaml`` of a folder: by that name, else its only yaml file, else None."""
+    for suffix in _YAML_SUFFIXES:
+        if (folder / f"data{suffix}").is_file():
+            return folder / f"data{suffix}"
+    others = [path for path in folder.iterdir() if path.suffix in _YAML_SUFFIXES]
+    return others[0] if len(others) == 1 else None
+
+
+def read(path: Path, splits: Sequence[str] | None = None) -> Reading:
+    """Read the splits of a ``data.yaml``: those named, which then must exist, or all there are.
+
+    Raises:
+        DataError: The file is not such a description, a path in it leads nowhere, or a label file
+            is wrong; the message names file and line.
+        RuntimeMissing: PyYAML is not installed.
+    """
+    content = _parse(path)
+    names = _names(content, path)
+    root = path.parent / str(content.get("path") or "")
+    tally = Tally()
+    samples: dict[Path, Sample] = {}  # a picture in two splits is read, and counted, once
+    found: dict[str, tuple[Sample, ...]] = {}
+    for split in _SPLITS if splits is None else splits:
+        entry = content.get(split)
+        if not entry:
+            if splits is not None:
+                raise DataError(f"{path}: expected an entry '{split}', found none")
+            continue
+        entries = entry if isinstance(entry, list) else [entry]
+        try:
+            images = [image for item in entries for image in _images(str(item), root, path)]
+        except DataError:
+            # Many files describe a test split that was never downloaded.
+            if splits is None and split == "test":
+                tally.add("test split described but not there, left out", 1, path)
+                continue
+            raise
+        for image in images:
+            if image not in samples:
+                samples[image] = _read_sample(image, len(names), tally)
+        found[split] = tuple(samples[image] for image in images)
+    if not found:
+        raise DataError(f"{path}: expected an entry 'train' or 'val', found neither")
+    return Reading(names, found, tally.warnings())
+
+
+def label_path(image: Path) -> Path:
+    """Where the labels of a picture stand (see the module's text for the rule)."""
+    parts = list(image.parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise RuntimeMissing(
+            f'{path}: reading it needs PyYAML: pip install "y7edge[eval]"'
+        ) from error
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: expected a data.yaml, cannot read it: {reason}") from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path}: expected a mapping with train, val and names, found {type(content).__name__}"
+        )
+    return content
+
+
+def _names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Class names from ``names`` and ``nc``, which must agree."""
+    names, nc = content.get("names"), content.get("nc")
+    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
+        raise DataError(f"{path}: expected nc to be a positive whole number, found {nc!r}")
+    if isinstance(names, dict):
+        try:
+            numbered = {int(key): name for key, name in names.items()}
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: expected names numbered from 0, found the keys {list(names)}"
+            ) from error
+        if sorted(numbered) != list(range(len(names))):
+            raise DataError(
+                f"{path}: expected names numbered from 0 without gaps, found {sorted(numbered)}"
+            )
+        names = [numbered[index] for index in range(len(numbered))]
+    if names is None and nc is not None:
+        names = list(range(nc))
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{path}: expected names as a list or a mapping from 0, found {names!r}")
+    if nc is not None and nc != len(names):
+        raise DataError(
+            f"{path}: expected as many names as nc says, found {len(names)} and nc {nc}"
+        )
+    return tuple(str(name) for name in names)
+
+
+def _images(entry: str, root: Path, source: Path) -> list[Path]:
+    """The pictures that one entry stands for: a folder's, a list file's, or the one it names."""
+    path = _locate(entry, root, source)
+    if path.is_dir():
+        images = sorted(image for image in path.rglob("*") if _is_image(image))
+    elif path.suffix == ".txt":
+        images = list(_listed(path, root))
+    else:
+        images = [path] if _is_image(path) else []
+    if not images:
+        raise DataError(f"{source}: expected pictures in '{entry}', found none in {path}")
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    # macOS leaves "._name.jpg" beside pictures on foreign disks.
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _locate(entry: str, root: Path, source: Path) -> Path:
+    stripped = entry
+    while stripped.startswith("../"):
+        stripped = stripped[3:]
+    candidates = list(
+        dict.fromkeys((root / entry, root / stripped, source.parent / entry, Path(entry)))
+    )
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    tried = ", ".join(str(candidate) for candidate in candidates)
+    raise DataError(
+        f"{source}: expected a folder or a list file '{entry}', found none: tried {tried}"
+    )
+
+
+def _listed(path: Path, root: Path) -> Iterator[Path]:
+    """The pictures that a list file names, relative to its folder, the root or where we run."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a list of pictures, cannot read it: {error}") from error
+    for number, line in enumerate(lines, 1):
+        entry = line.strip()
+        if not entry:
+            continue
+        candidates = (path.parent / entry, root / entry, Path(entry))
+        image = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if image is None:
+            raise DataError(
+                f"{path}:{number}: expected the path of a picture, found no file '{entry}'"
+            )
+        yield image
+
+
+def _read_sample(image: Path, nc: int, tally: Tally) -> Sample:
+    path = label_path(image)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        tally.add("pictures without a label file, taken as background", 1, path)
+        lines = []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: expected a text file of labels, cannot read it: {error}"
+        ) from error
+    rows = [
+        _parse_line(line, nc, f"{path}:{number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    corners = np.array([row[1:] for row in rows], np.float64).reshape(-1, 4)
+    return sample(image, corners, np.array([row[0] for row in rows], np.int64), path, tally)
+
+
+def _parse_line(line: str, nc: int, where: str) -> tuple[int, float, float, float, float]:
+    """Class and corners x1, y1, x2, y2 (shares of the picture) of one label line."""
+    try:
+        numbers = [float(token) for token in line.split()]
+    except ValueError as error:
+        raise DataError(f"{where}: expected numbers, found '{line.strip()[:60]}'") from error
+    if not all(math.isfinite(number) for number in numbers):
+        raise DataError(f"{where}: expected finite numbers, found '{line.strip()[:60]}'")
+    if len(numbers) != 5 and (len(numbers) < 7 or len(numbers) % 2 == 0):
+        raise DataError(
+            f"{where}: expected 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...', "
+            f"found {len(numbers)} numbers"
+        )
+    class_id, *values = numbers
+    if class_id != int(class_id) or not 0 <= class_id < nc:
+        raise DataError(
+            f"{where}: expected a class from 0 to {nc - 1}, found {class_id:g}; "
+            "correct the line or the names of the data.yaml"
+        )
+    if max(map(abs, values)) > _SURELY_PIXELS:
+        raise DataError(
+            f"{where}: expected shares of the picture's size (0 to 1), found "
+            f"{max(values, key=abs):g}; divide pixels by the picture's width and height"
+        )
+    if len(values) > 4:
+        xs, ys = values[0::2], values[1::2]
+        return int(class_id), min(xs), min(ys), max(xs), max(ys)
+    cx, cy, w, h = values
+    return int(class_id), cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
