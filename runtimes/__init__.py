@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Engines: one file each, found by listing this folder (``registry``), imported when used."""

@@ -1,0 +1,420 @@
+"""The manifest: everything that the training side tells the running side about one artifact.
+
+It travels inside the artifact and carries two digests. Its own is checked at every open, so that
+class names, anchors or thresholds cannot change unnoticed. The payload digest covers graph and
+tensors; it costs a read of the whole file and is checked where that is the question (``selftest``,
+``verify``, ``build``).
+
+On disk a manifest is *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers, no dates.
+The same content is always the same bytes, and any other bytes are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from y7edge.errors import ArtifactError, DigestError
+
+SCHEMA = 1
+"""Version of the schema that this package writes, and the newest that it reads."""
+
+MAX_BYTES = 4 << 20
+"""A manifest is some tens of kilobytes; more than this is not read at all."""
+
+Dim = int | Literal["dynamic"]
+"""One dimension of a tensor."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+_DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32")
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How a picture is fitted into the input: grey padding, enlarging, alignment."""
+
+    pad: int = 114
+    scaleup: bool = True
+    align: Literal["center"] = "center"
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.pad <= 255, f"letterbox.pad is {self.pad}, expected 0 to 255")
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """The picture tensor: (batch, 3, height, width), values = 8-bit values x ``scale``."""
+
+    name: str
+    batch: Dim
+    height: int
+    width: int
+    layout: Literal["NCHW"] = "NCHW"
+    dtype: str = "float32"
+    color: Literal["rgb", "bgr"] = "rgb"
+    scale: float = 1 / 255
+    letterbox: Letterbox = field(default_factory=Letterbox)
+
+    def __post_init__(self) -> None:
+        _check(_is_dim(self.batch), f"input.batch is {self.batch}, expected 1 to 1024 or 'dynamic'")
+        for side in (self.height, self.width):
+            _check(8 <= side <= 16384, f"input size has a side of {side}, expected 8 to 16384")
+        _check(self.dtype in _DTYPES, f"input.dtype is {self.dtype!r}, expected one of {_DTYPES}")
+        _check(0 < self.scale <= 255, f"input.scale is {self.scale}, expected more than 0")
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        """(batch, 3, height, width)."""
+        return (self.batch, 3, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class OutputInfo:
+    """One output tensor.
+
+    ``head``: (batch, anchors x (5 + nc), rows, columns) of one level, before the sigmoid.
+    ``boxes``: (batch, N, 4) cx, cy, w, h in input pixels. ``scores``: (batch, N, nc).
+    Real value of a quantised output = (value - ``zero_point``) x ``scale``.
+    """
+
+    name: str
+    role: Literal["head", "boxes", "scores"]
+    shape: tuple[Dim, ...]
+    level: int | None = None
+    dtype: str = "float32"
+    layout: str = "NCHW"
+    scale: float | None = None
+    zero_point: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.dtype in _DTYPES, f"output {self.name} has dtype {self.dtype!r}")
+        _check(
+            (self.level is not None) == (self.role == "head"),
+            f"output {self.name} is a {self.role} of level {self.level}",
+        )
+
+
+@dataclass(frozen=True)
+class LevelInfo:
+    """One detection level: its stride and its anchors as (width, height), in input pixels."""
+
+    stride: int
+    anchors: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        _check(0 < self.stride <= 1024, f"a level has stride {self.stride}")
+        _check(0 < len(self.anchors) <= 64, f"a level has {len(self.anchors)} anchors")
+        for anchor in self.anchors:
+            _check(
+                len(anchor) == 2 and all(0 < side <= 1e5 for side in anchor),
+                f"an anchor is {anchor}, expected (width, height) in pixels",
+            )
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Defaults of the Detector: confidence, IoU of the NMS, boxes per picture."""
+
+    conf: float = 0.25
+    iou: float = 0.45
+    max_det: int = 300
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.conf <= 1, f"thresholds.conf is {self.conf}, expected 0 to 1")
+        _check(0 <= self.iou <= 1, f"thresholds.iou is {self.iou}, expected 0 to 1")
+        _check(0 < self.max_det <= 100_000, f"thresholds.max_det is {self.max_det}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that the artifact came from; parameters and GFLOPs are the folded model's."""
+
+    digest: str
+    form: str
+    parameters: int
+    gflops: float
+
+    def __post_init__(self) -> None:
+        _check(bool(_HEX.fullmatch(self.digest)), "source.digest is not a SHA-256")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some values of one reference output, by flat C-order index.
+
+    ``scale`` is the largest magnitude of the whole tensor: deviations are given as parts of it.
+    """
+
+    output: str
+    scale: float
+    indices: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check(
+            0 < len(self.indices) == len(self.values) <= 4096 and min(self.indices) >= 0,
+            f"samples of {self.output} have {len(self.indices)} indices, {len(self.values)} values",
+        )
+        _check(self.scale > 0, f"samples of {self.output} have scale {self.scale}")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One input by recipe, and what the reference model answered to it.
+
+    ``recipe`` names the function that makes the input from ``key`` and ``batch``; ``crc32`` is that
+    of its float32 bytes. ``tolerance`` is the largest deviation allowed, as a part of the scale.
+    """
+
+    recipe: str
+    key: str
+    batch: int
+    crc32: int
+    tolerance: float
+    samples: tuple[Samples, ...]
+
+    def __post_init__(self) -> None:
+        _check(0 < self.batch <= 1024, f"a probe has batch {self.batch}")
+        _check(0 < self.tolerance < 1, f"a probe has tolerance {self.tolerance}")
+        _check(len(self.samples) > 0, "a probe has no samples")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a Detector needs to know about one artifact, and the proof of it."""
+
+    model: str
+    nc: int
+    names: tuple[str, ...]
+    input: InputInfo
+    outputs: tuple[OutputInfo, ...]
+    levels: tuple[LevelInfo, ...]
+    source: Source
+    precision: Precision
+    target: str
+    opset: int | None
+    payload_digest: str
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    licence: str | None = None
+    tools: Mapping[str, str] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    probes: tuple[Probe, ...] = ()
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        _check(self.schema == SCHEMA, f"schema is {self.schema}, expected {SCHEMA}")
+        _check(
+            0 < self.nc == len(self.names) <= 65536,
+            f"nc is {self.nc} and there are {len(self.names)} class names",
+        )
+        _check(
+            all(0 < len(name) <= 256 for name in self.names),
+            "a class name is empty or has more than 256 characters",
+        )
+        _check(len(self.probes) <= 64, f"there are {len(self.probes)} probes, expected at most 64")
+        _check(bool(_HEX.fullmatch(self.payload_digest)), "payload_digest is not a SHA-256")
+        self._check_levels()
+        self._check_outputs()
+
+    def _check_levels(self) -> None:
+        strides = self.strides
+        _check(0 < len(strides) <= 8, f"there are {len(strides)} levels, expected 1 to 8")
+        _check(
+            list(strides) == sorted(set(strides)), f"strides are {strides}, expected finest first"
+        )
+        _check(
+            self.input.height % strides[-1] == 0 and self.input.width % strides[-1] == 0,
+            f"input is {self.input.height}x{self.input.width}, not a multiple of {strides[-1]}",
+        )
+
+    def _check_outputs(self) -> None:
+        roles = tuple(output.role for output in self.outputs)
+        expected = expected_shapes(self.input, self.levels, self.nc)
+        if roles == ("head",) * len(self.levels):
+            found_levels = [output.level for output in self.outputs]
+            _check(
+                found_levels == list(range(len(self.levels))), f"heads are of levels {found_levels}"
+            )
+        else:
+            _check(
+                roles == ("boxes", "scores"),
+                f"outputs are {', '.join(roles)}; expected one head per level, or boxes and scores",
+            )
+        for output in self.outputs:
+            shape = expected[output.role if output.level is None else f"head{output.level}"]
+            _check(output.shape == shape, f"{output.name} is {output.shape}, expected {shape}")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the levels, finest first."""
+        return tuple(level.stride for level in self.levels)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of everything but the digest itself."""
+        return _digest(self._body())
+
+    def to_json(self) -> str:
+        """Canonical JSON, digest included."""
+        return _canonical({**self._body(), "digest": self.digest})
+
+    @staticmethod
+    def from_json(text: str | bytes, origin: str = "the file") -> Manifest:
+        """Read canonical JSON; ``origin`` names the file in messages.
+
+        Raises:
+            ArtifactError: not a manifest, of a newer schema, or with impossible content.
+            DigestError: anything was changed since it was written.
+        """
+        data = _parse(text, origin)
+        schema = data.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise ArtifactError(
+                f"{origin} was made by a newer y7edge (manifest schema {schema}, this one reads up "
+                f"to {SCHEMA}): update y7edge, or export again with this version"
+            )
+        digest = data.pop("digest", None)
+        if digest != _digest(data):
+            raise DigestError(_CHANGED.format(origin))
+        try:
+            manifest: Manifest = _decode(Manifest, data, "manifest")
+        except ArtifactError as error:
+            raise ArtifactError(f"the manifest of {origin} cannot be used: {error}") from error
+        return manifest
+
+    def _body(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+_CHANGED = (
+    "the manifest of {} was changed after it was proved: its digest does not match; export it "
+    "again, or take the original file"
+)
+
+
+def expected_shapes(
+    image: InputInfo, levels: tuple[LevelInfo, ...], nc: int
+) -> dict[str, tuple[Dim, ...]]:
+    """Shapes that outputs must have, by name: ``head0``, ``head1``..., ``boxes``, ``scores``."""
+    shapes: dict[str, tuple[Dim, ...]] = {}
+    candidates = 0
+    for index, level in enumerate(levels):
+        rows, columns = image.height // level.stride, image.width // level.stride
+        anchors = len(level.anchors)
+        shapes[f"head{index}"] = (image.batch, anchors * (5 + nc), rows, columns)
+        candidates += anchors * rows * columns
+    shapes["boxes"] = (image.batch, candidates, 4)
+    shapes["scores"] = (image.batch, candidates, nc)
+    return shapes
+
+
+def _check(condition: bool, problem: str) -> None:
+    if not condition:
+        raise ArtifactError(problem)
+
+
+def _is_dim(value: Dim) -> bool:
+    return value == "dynamic" or (isinstance(value, int) and 0 < value <= 1024)
+
+
+# --- canonical JSON ------------------------------------------------------------------------------
+
+
+def _canonical(data: Mapping[str, Any]) -> str:
+    return json.dumps(
+        data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(body).encode()).hexdigest()
+
+
+def _parse(text: str | bytes, origin: str) -> dict[str, Any]:
+    """JSON object of a manifest, if its bytes are canonical."""
+    raw = text.encode() if isinstance(text, str) else text
+    if len(raw) > MAX_BYTES:
+        raise ArtifactError(
+            f"the manifest of {origin} has {len(raw)} bytes, more than {MAX_BYTES}: not one of ours"
+        )
+    try:
+        data = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        # Bytes that mean the same (1E-05 for 1e-05, a repeated key) are still not what was proved.
+        unchanged = isinstance(data, dict) and _canonical(data).encode() == raw
+    except (ValueError, RecursionError) as error:
+        raise DigestError(_CHANGED.format(origin)) from error
+    if not unchanged:
+        raise DigestError(_CHANGED.format(origin))
+    checked: dict[str, Any] = data
+    return checked
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that a manifest may hold")
+
+
+# --- JSON values to the types that the dataclasses above declare ---------------------------------
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotated type ``kind``; ArtifactError names the place that does not fit."""
+    origin = get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if origin in (Union, types.UnionType):
+        return _decode_union(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        inner = get_args(kind)[0]
+        return tuple(_decode(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        inner = get_args(kind)[1]
+        return {key: _decode(inner, item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any or (origin is Literal and value in get_args(kind)):
+        return value
+    accepted = (int, float) if kind is float else kind
+    if (
+        origin is None
+        and isinstance(value, accepted)
+        and not (isinstance(value, bool) and kind is not bool)
+    ):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ArtifactError(f"{where} is not finite")
+        return value
+    raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected {_type_name(kind)}")
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected an object")
+    hints = get_type_hints(kind)
+    fields = {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
+    if fields.keys() != value.keys():
+        differing = ", ".join(sorted(fields.keys() ^ value.keys()))
+        raise ArtifactError(f"{where} lacks or does not know: {differing}")
+    return kind(**{name: _decode(fields[name], value[name], f"{where}.{name}") for name in fields})
+
+
+def _decode_union(kind: Any, value: Any, where: str) -> Any:
+    for option in get_args(kind):
+        if option is type(None):
+            if value is None:
+                return None
+            continue
+        try:
+            return _decode(option, value, where)
+        except ArtifactError:
+            continue
+    raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected {_type_name(kind)}")
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
