@@ -30,8 +30,12 @@ class Draft:
     ) -> int:
         """Append one row; ``out`` may be left out where it follows from the inputs."""
         index = len(self.rows)
-        sources = (index - 1,) if inputs is None else (inputs,) if isinstance(inputs, int) else inputs
-        channels = derived_channels(block, [self.channels(i) for i in sources]) if out is None else out
+        sources = (
+            (index - 1,) if inputs is None else (inputs,) if isinstance(inputs, int) else inputs
+        )
+        channels = (
+            derived_channels(block, [self.channels(i) for i in sources]) if out is None else out
+        )
         self.rows.append(
             Row(index, sources, block, channels, kernel, stride, role, stage, identity)
         )

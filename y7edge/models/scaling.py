@@ -96,9 +96,7 @@ def _chain_lengths(spec: Spec, depth: float) -> dict[int, int]:
 class _Rewriter:
     """Writes the rows anew, chains longer or shorter, widths scaled, indices shifted."""
 
-    def __init__(
-        self, spec: Spec, lengths: dict[int, int], ratio: Fraction, width: float
-    ) -> None:
+    def __init__(self, spec: Spec, lengths: dict[int, int], ratio: Fraction, width: float) -> None:
         self._spec = spec
         self._lengths = lengths
         self._ratio = ratio

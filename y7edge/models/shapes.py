@@ -210,7 +210,12 @@ def gflops(spec: Spec, height: int, width: int) -> float:
     its branches, and a training head its auxiliary convolutions, since they are computed.
     """
     operations = sum(
-        2 * info.cout * (info.cin // info.groups) * info.kernel**2 * (height / info.at) * (width / info.at)
+        2
+        * info.cout
+        * (info.cin // info.groups)
+        * info.kernel**2
+        * (height / info.at)
+        * (width / info.at)
         for info in convolutions(spec)
     )
     return operations / 1e9

@@ -83,7 +83,9 @@ class Spec:
     def __post_init__(self) -> None:
         """Refuse descriptions that no builder could follow."""
         if not isinstance(self.nc, int) or self.nc < 1:
-            raise ConfigError(f"{self.name}: nc must be a whole number of classes >= 1, not {self.nc!r}")
+            raise ConfigError(
+                f"{self.name}: nc must be a whole number of classes >= 1, not {self.nc!r}"
+            )
         if len(self.anchors) != len(self.strides) or not self.anchors:
             raise ConfigError(
                 f"{self.name}: {len(self.anchors)} levels of anchors for {len(self.strides)} strides; "
@@ -172,13 +174,19 @@ def _check_anchors(name: str, anchors: Anchors) -> None:
     counts = {len(level) for level in anchors}
     if len(counts) != 1 or 0 in counts:
         raise ConfigError(f"{name}: every level needs the same number of anchors, found {counts}")
-    if not all(side > 0 and side < float("inf") for level in anchors for pair in level for side in pair):
+    if not all(
+        side > 0 and side < float("inf") for level in anchors for pair in level for side in pair
+    ):
         raise ConfigError(f"{name}: anchors must be positive widths and heights in pixels")
 
 
 def _check_rows(name: str, rows: tuple[Row, ...], levels: int) -> None:
     for position, row in enumerate(rows):
-        if row.index != position or not row.inputs or not all(IMAGE <= i < position for i in row.inputs):
+        if (
+            row.index != position
+            or not row.inputs
+            or not all(IMAGE <= i < position for i in row.inputs)
+        ):
             raise ConfigError(
                 f"{name}: row {position} has index {row.index} and inputs {row.inputs}; rows are "
                 "numbered from 0 and read earlier rows only (-1 is the picture)"

@@ -1,1 +1,5 @@
-"""Placeholder."""
+"""The rows as torch modules: blocks, the head, the builder, and models with seeded random weights."""
+
+from y7edge.nn.build import Model, create, from_checkpoint, to_checkpoint
+
+__all__ = ["Model", "create", "from_checkpoint", "to_checkpoint"]

@@ -1,0 +1,95 @@
+"""The detection head: 1x1 convolutions, implicit knowledge, auxiliary convolutions, decoding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from y7edge.models.shapes import convolutions
+from y7edge.models.spec import Spec
+
+# Biases start so that a picture is expected to hold 8 objects of this size's grid, and classes are
+# equally rare (facts of the published recipe; the 640 is used for P6 models too).
+PRIOR_OBJECTS = 8
+PRIOR_SIZE = 640
+PRIOR_CLASS = 0.6
+
+
+class Head(nn.Module):
+    """Lead and auxiliary 1x1 convolutions of all levels.
+
+    In training form the lead is wrapped in implicit knowledge ("You only learn one representation",
+    arXiv 2105.04206): ``mul * (conv(x + add))``, both learnt vectors.
+    """
+
+    anchors: Tensor
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        heads = [info for info in convolutions(spec) if info.part in ("lead", "aux")]
+        lead = [info for info in heads if info.part == "lead"]
+        self.per_anchor = spec.outputs_per_anchor
+        self.strides = spec.strides
+        pixels = torch.tensor(spec.anchors)
+        strides = torch.tensor(spec.strides, dtype=pixels.dtype)
+        self.register_buffer("anchors", pixels / strides[:, None, None])  # (L, A, 2) grid units
+        self.lead = nn.ModuleList(nn.Conv2d(info.cin, info.cout, 1) for info in lead)
+        self.aux = nn.ModuleList(
+            nn.Conv2d(info.cin, info.cout, 1) for info in heads if info.part == "aux"
+        )
+        implicit = lead if spec.implicit else []
+        self.add = nn.ParameterList(torch.randn(1, info.cin, 1, 1) * 0.02 for info in implicit)
+        self.mul = nn.ParameterList(torch.randn(1, info.cout, 1, 1) * 0.02 + 1 for info in implicit)
+        self._start_biases(spec.nc)
+
+    def _start_biases(self, nc: int) -> None:
+        for convs in (self.lead, self.aux):
+            for conv, stride in zip(convs, self.strides, strict=False):
+                assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+                with torch.no_grad():
+                    bias = conv.bias.view(-1, self.per_anchor)
+                    bias[:, 4] += math.log(PRIOR_OBJECTS / (PRIOR_SIZE / stride) ** 2)
+                    bias[:, 5:] += math.log(PRIOR_CLASS / (nc - 0.99))
+
+    def forward_lead(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Raw lead outputs, (B, A, H, W, 5 + nc) each."""
+        outputs = []
+        for level, (conv, x) in enumerate(zip(self.lead, maps, strict=True)):
+            if self.add:
+                outputs.append(self._split(self.mul[level] * conv(x + self.add[level])))
+            else:
+                outputs.append(self._split(conv(x)))
+        return outputs
+
+    def forward_aux(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Raw auxiliary outputs, same layout."""
+        return [self._split(conv(x)) for conv, x in zip(self.aux, maps, strict=True)]
+
+    def _split(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        return x.view(batch, -1, self.per_anchor, height, width).permute(0, 1, 3, 4, 2)
+
+    def decode(self, heads: Sequence[Tensor]) -> Tensor:
+        """Raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in input pixels, then probabilities.
+
+        N runs over levels, then anchors, rows, columns. The centre reaches half a cell beyond its
+        own, the size up to four times the anchor.
+        """
+        decoded = []
+        for level, (raw, stride) in enumerate(zip(heads, self.strides, strict=True)):
+            batch, _, height, width, entries = raw.shape
+            p = raw.sigmoid()
+            rows, columns = torch.meshgrid(
+                torch.arange(height, device=raw.device, dtype=p.dtype),
+                torch.arange(width, device=raw.device, dtype=p.dtype),
+                indexing="ij",
+            )
+            grid = torch.stack((columns, rows), dim=-1)
+            centre = (p[..., :2] * 2 - 0.5 + grid) * stride
+            anchors = (self.anchors[level] * stride)[:, None, None, :].to(p.dtype)
+            size = (p[..., 2:4] * 2) ** 2 * anchors
+            decoded.append(torch.cat((centre, size, p[..., 4:]), -1).view(batch, -1, entries))
+        return torch.cat(decoded, dim=1)
