@@ -1,1 +1,79 @@
-"""Placeholder."""
+"""y7edge: train YOLOv7, prove what was exported, and run it on small computers.
+
+Public names are imported on first use (PEP 562), so that ``import y7edge`` costs next to nothing
+and brings no engine, no OpenCV and no torch::
+
+    from y7edge import Detector
+
+    with Detector("yolov7-tiny.onnx") as detector:
+        for detection in detector(frame):
+            print(detection.class_name, detection.confidence, detection.xyxy)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from y7edge.detections import Detection, Detections, Timing
+    from y7edge.detector import Detector
+    from y7edge.drawing import draw
+    from y7edge.errors import (
+        ArtifactError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DeviceError,
+        DigestError,
+        ExportError,
+        GateError,
+        ParityError,
+        RuntimeMissing,
+        SourceError,
+        Y7EdgeError,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Detection",
+    "Detections",
+    "Detector",
+    "DeviceError",
+    "DigestError",
+    "ExportError",
+    "GateError",
+    "ParityError",
+    "RuntimeMissing",
+    "SourceError",
+    "Timing",
+    "Y7EdgeError",
+    "__version__",
+    "draw",
+]
+
+_ELSEWHERE = {
+    "Detection": "y7edge.detections",
+    "Detections": "y7edge.detections",
+    "Detector": "y7edge.detector",
+    "Timing": "y7edge.detections",
+    "draw": "y7edge.drawing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it, and remember it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'y7edge' has no attribute {name!r}")
+    value = getattr(import_module(_ELSEWHERE.get(name, "y7edge.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
