@@ -1,0 +1,132 @@
+"""Checkpoint: a model's rows, its named weights, its class names and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.errors import CheckpointError
+from y7edge.models.shapes import weight_shapes
+from y7edge.models.spec import Form, Spec
+
+COUNTER = "num_batches_tracked"  # the only whole-number weight: int64, all others are floats
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights with what is needed to use them; not to be changed once made.
+
+    ``arrays`` holds the entries of :func:`y7edge.models.shapes.weight_shapes`, float32 (float64
+    while folding is proved), BatchNorm's counters int64. ``names`` has one entry for each class.
+    ``meta`` is whatever JSON can hold: imgsz, epoch, metrics, data, provenance, licence.
+    """
+
+    spec: Spec
+    arrays: Mapping[str, NDArray[Any]]
+    names: tuple[str, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def form(self) -> Form:
+        """``training``, ``deploy`` or ``folded``."""
+        return self.spec.form
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal, over rows, names and weights; ``meta`` does not enter."""
+        state = hashlib.sha256(canonical_json([self.spec.to_dict(), self.names]).encode())
+        for key in sorted(self.arrays):
+            array = self.arrays[key]
+            little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+            state.update(canonical_json([key, little.dtype.str, little.shape]).encode())
+            state.update(little.tobytes())
+        return state.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that is the same for the same value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def default_names(nc: int) -> tuple[str, ...]:
+    """The class names of a model that was never told any: "0", "1", ..."""
+    return tuple(str(index) for index in range(nc))
+
+
+def check(checkpoint: Checkpoint, source: str) -> None:
+    """Refuse a checkpoint whose weights or names are not those of its rows.
+
+    Values must be finite: a diverged training is found here and not on the robot.
+
+    Args:
+        checkpoint: what to check.
+        source: how a message calls it, mostly its path.
+
+    Raises:
+        CheckpointError: keys are missing or too many, a shape or dtype differs, a value is NaN or
+            infinite, or there are not ``nc`` names.
+    """
+    spec, arrays = checkpoint.spec, checkpoint.arrays
+    check_names(checkpoint.names, spec.nc, source)
+    expected = weight_shapes(spec)
+    check_keys(arrays, expected, f"{source} ({spec.name}, {spec.form} form)")
+    for key, shape in expected.items():
+        array = arrays[key]
+        if array.shape != shape:
+            raise CheckpointError(
+                f"{source}: {key} has shape {array.shape}, expected {shape} for {spec.name} with "
+                f"{spec.nc} classes in {spec.form} form; its header and its weights do not belong "
+                "together"
+            )
+        kinds = ("int64",) if key.endswith(COUNTER) else ("float32", "float64")
+        if array.dtype.name not in kinds:
+            raise CheckpointError(
+                f"{source}: {key} is {array.dtype}, expected {' or '.join(kinds)}; convert it"
+            )
+        if not np.isfinite(array).all():
+            raise CheckpointError(
+                f"{source}: {key} holds NaN or infinity; a training that diverged leaves such "
+                "weights, take an earlier checkpoint"
+            )
+
+
+def check_names(names: Sequence[str], nc: int, source: str) -> None:
+    """Refuse class names that are not ``nc`` strings.
+
+    Raises:
+        CheckpointError: another number of names, or an entry that is not text.
+    """
+    if len(names) != nc or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"{source}: {len(names)} class names for {nc} classes; expected one text for each class"
+        )
+
+
+def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:
+    """Refuse weights whose keys are not exactly the expected ones.
+
+    Raises:
+        CheckpointError: names the first keys that are missing or not expected.
+    """
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    if missing or unexpected:
+        faults = [("missing", missing), ("unexpected", unexpected)]
+        listed = "; ".join(f"{word} {_some(keys)}" for word, keys in faults if keys)
+        raise CheckpointError(
+            f"{source}: {listed}; expected {len(expected)} entries, found {len(found)}: the file "
+            "is damaged or of another model"
+        )
+
+
+def _some(keys: Sequence[str]) -> str:
+    # Keys come from files: repr keeps a hostile one from writing over the terminal.
+    shown = ", ".join(repr(key)[1:-1][:80] for key in keys[:3])
+    return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

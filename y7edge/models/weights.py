@@ -1,0 +1,153 @@
+"""Checkpoints on disk: safetensors and one JSON header, never a pickle.
+
+A ``.safetensors`` file holds nothing but a table of tensors and text, so that reading one cannot
+run anything. The text is one entry, ``y7edge``: the schema version, the model's rows, its class
+names, its metadata, and a digest over rows, names and weights.
+
+``load`` takes the published ``.pt`` files as well: :mod:`y7edge.models.official`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.errors import CheckpointError, ConfigError, RuntimeMissing
+from y7edge.files import atomic_write
+from y7edge.models import official
+from y7edge.models.checkpoint import COUNTER, Checkpoint, canonical_json, check, default_names
+from y7edge.models.spec import Spec
+
+__all__ = ["Checkpoint", "default_names", "load", "save"]
+
+SCHEMA = 1
+HEADER = "y7edge"
+TORCH_SUFFIXES = (".pt", ".pth")
+
+
+def save(checkpoint: Checkpoint, path: Path | str) -> None:
+    """Write a checkpoint, whole or not at all; the same checkpoint gives the same bytes.
+
+    Floats are stored as float32. What ``load`` would refuse is not written.
+
+    Raises:
+        CheckpointError: weights or names that are not those of the rows, values that are not
+            finite, or metadata that JSON cannot hold.
+        RuntimeMissing: safetensors is not installed.
+    """
+    safetensors = _safetensors()
+    source = str(path)
+    stored = Checkpoint(
+        spec=checkpoint.spec,
+        arrays={key: _stored(key, array) for key, array in checkpoint.arrays.items()},
+        names=tuple(checkpoint.names),
+        meta=checkpoint.meta,
+    )
+    check(stored, source)
+    header = {
+        "schema": SCHEMA,
+        "spec": stored.spec.to_dict(),
+        "names": stored.names,
+        "meta": dict(stored.meta),
+        "digest": stored.digest,
+    }
+    try:
+        text = canonical_json(header)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} was not written: its metadata cannot be JSON ({error}); "
+            "use text, finite numbers, lists and dictionaries"
+        ) from error
+    payload = safetensors.numpy.save(dict(stored.arrays), metadata={HEADER: text})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(payload)
+
+
+def _stored(key: str, array: NDArray[Any]) -> NDArray[Any]:
+    if key.endswith(COUNTER):
+        return np.asarray(array)
+    # An overflow shows as infinity, which the check names together with its key.
+    with np.errstate(over="ignore"):
+        return np.asarray(array, dtype=np.float32, order="C")
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint: our ``.safetensors``, or a published ``.pt``/``.pth``.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, altered, of another tool, of a newer
+            schema, or its weights are not those of its rows; for ``.pt`` also refused as unsafe.
+        RuntimeMissing: safetensors is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a .safetensors or .pt checkpoint")
+    if path.suffix.lower() in TORCH_SUFFIXES:
+        return official.load(path)
+    text, arrays = _read(path)
+    spec, names, meta, digest = _header(path, text)
+    checkpoint = Checkpoint(spec, arrays, names, meta)
+    check(checkpoint, str(path))
+    if checkpoint.digest != digest:
+        raise CheckpointError(
+            f"{path}: the digest of its rows, names and weights is {checkpoint.digest[:12]}..., "
+            f"its header says {digest[:12]}...; it was altered after it was written, take a copy"
+        )
+    return checkpoint
+
+
+def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
+    """The header's text and all tensors of a safetensors file."""
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            if HEADER not in metadata:
+                raise CheckpointError(
+                    f"{path}: a safetensors file of another tool: its metadata has no entry "
+                    f"{HEADER!r}; expected a checkpoint that y7edge wrote"
+                )
+            return metadata[HEADER], {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); it is cut short, damaged or of "
+            "another format: copy or download it again"
+        ) from error
+
+
+def _header(path: Path, text: str) -> tuple[Spec, tuple[str, ...], dict[str, Any], str]:
+    """Rows, names, metadata and digest out of the header's text."""
+    try:
+        header = json.loads(text)
+        schema = header["schema"]
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise CheckpointError(
+                f"{path}: header schema {schema}, this y7edge reads up to {SCHEMA}; update y7edge"
+            )
+        if schema != SCHEMA:
+            raise ValueError(f"schema {schema!r}")
+        names, meta, digest = header["names"], header["meta"], header["digest"]
+        if not (isinstance(names, list) and isinstance(meta, dict) and isinstance(digest, str)):
+            raise ValueError("names, meta or digest is of the wrong kind")
+        return Spec.from_dict(header["spec"]), tuple(names), meta, digest
+    except (KeyError, TypeError, ValueError, ConfigError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: its {HEADER} header is damaged ({type(error).__name__}: {error}); expected "
+            "schema, spec, names, meta and digest as y7edge writes them: take a copy"
+        ) from error
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise RuntimeMissing(
+            'checkpoints need safetensors, which is not installed: pip install "y7edge[export]"'
+        ) from error
+    return safetensors
