@@ -1,0 +1,76 @@
+"""Candidates: the cells and anchors that may answer for a target.
+
+A target is offered to every anchor of similar shape, in the cell of its centre and in the
+neighbours that the centre is close to: decoded centres reach half a cell beyond the own cell
+(YOLOv7, arXiv 2207.02696, section 4.2: "fine" labels with ``reach`` 0.5, "coarse" ones with 1.0).
+
+    candidates = propose(heads, targets, anchors, anchor_t=4.0, reach=0.5)   # an Assignment
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Own cell, left, upper, right, lower; in this order, because the order of the candidates decides
+# ties of cost and which of two targets writes a cell's objectness last.
+_STEPS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Cells of the heads, each with the target that it answers for.
+
+    Entries are ordered by level, then step (own cell, left, upper, right, lower), anchor and
+    target. The same cell and anchor may occur several times, for one target or for several.
+    """
+
+    entries: Tensor  # (N, 5) int64: image, anchor, grid row, grid column, row of `targets`
+    sizes: tuple[int, ...]  # entries per level, finest level first
+
+    def levels(self) -> tuple[Tensor, ...]:
+        """The entries of each level, (n, 5), finest level first."""
+        return self.entries.split_with_sizes(self.sizes)
+
+
+def propose(
+    heads: Sequence[Tensor], targets: Tensor, anchors: Tensor, *, anchor_t: float, reach: float
+) -> Assignment:
+    """Every cell and anchor that may answer for a target, with that target.
+
+    A centre exactly on a grid line is within ``reach`` of both sides, and half a cell to the right
+    of it is still the own cell: that cell is entered again (three times for a grid corner). The
+    published training has these repeats in its sums and in its dynamic k, so they stay.
+
+    Costs two waits for the device, whatever the batch.
+
+    Args:
+        heads: per level (B, A, H, W, 5 + nc); only the shapes are read.
+        targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
+        anchors: (L, A, 2) width and height in grid units of their level.
+        anchor_t: a target fits an anchor if neither side differs by this factor or more.
+        reach: a neighbour is offered if the centre is closer to it than this, in cells: 0.5 gives
+            up to three cells, 1.0 up to five.
+    """
+    sizes = [(head.shape[3], head.shape[2]) for head in heads]
+    grid = torch.tensor(sizes, dtype=targets.dtype, device=targets.device)[:, None]  # (L, 1, 2)
+    centre = targets[:, 2:4] * grid  # (L, n, 2)
+    ratio = (targets[:, 4:6] * grid)[:, None] / anchors.to(targets)[:, :, None]  # (L, A, n, 2)
+    fits = torch.maximum(ratio, 1 / ratio).amax(-1) < anchor_t  # (L, A, n)
+
+    rest = grid - centre
+    before = ((centre % 1 < reach) & (centre > 1)).unbind(-1)
+    after = ((rest % 1 < reach) & (rest > 1)).unbind(-1)
+    near = torch.stack((torch.ones_like(before[0]), *before, *after), dim=1)  # (L, 5, n)
+
+    offered = near[:, :, None] & fits[:, None]  # (L, 5, A, n)
+    level, step, anchor, target = offered.nonzero().unbind(1)
+    shift = reach * torch.tensor(_STEPS, dtype=targets.dtype, device=targets.device)
+    cell = (centre[level, target] + shift[step]).floor()
+    cell = torch.minimum(cell.clamp(min=0), grid[level, 0] - 1).long()
+    image = targets[target, 0].long()
+    entries = torch.stack((image, anchor, cell[:, 1], cell[:, 0], target), dim=1)
+    return Assignment(entries, tuple(offered.flatten(1).sum(1).tolist()))
