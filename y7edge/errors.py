@@ -7,6 +7,9 @@ for a user's mistake.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class Y7EdgeError(Exception):
     """Base of all errors of the package; ``exit_code`` is what the command line exits with."""
@@ -26,14 +29,25 @@ class CheckpointError(Y7EdgeError):
     """A checkpoint that is damaged, of another form than expected, or refused as unsafe."""
 
 
+class TrainingError(Y7EdgeError):
+    """A training run that cannot go on, such as one whose loss is no longer a number."""
+
+
 class ExportError(Y7EdgeError):
     """An artifact could not be made; nothing was left at the destination."""
 
 
 class ParityError(ExportError):
-    """An artifact differs from the model that it came from, or could not be proved equal."""
+    """An artifact differs from the model that it came from, or could not be proved equal.
+
+    ``report`` holds the measured numbers, where there are some.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report: Mapping[str, Any] = report or {}
 
 
 class ArtifactError(Y7EdgeError):

@@ -217,8 +217,8 @@ class Manifest:
             f"nc is {self.nc} and there are {len(self.names)} class names",
         )
         _check(
-            all(0 < len(name) <= 256 for name in self.names),
-            "a class name is empty or has more than 256 characters",
+            all(len(name) <= 256 for name in self.names),
+            "a class name has more than 256 characters",
         )
         _check(len(self.probes) <= 64, f"there are {len(self.probes)} probes, expected at most 64")
         _check(bool(_HEX.fullmatch(self.payload_digest)), "payload_digest is not a SHA-256")
