@@ -86,6 +86,23 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
     return _OnnxSession(artifact, options)
 
 
+def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a bare .onnx file on the CPU, outputs by name: for graphs that are no artifacts yet.
+
+    Raises:
+        RuntimeMissing: onnxruntime is not installed.
+        DeviceError: the engine refuses the file or fails on it.
+    """
+    require(NEEDS, f"running {path.name}")
+    engine = _start(path, SessionOptions(device="cpu"))
+    names = [output.name for output in engine.get_outputs()]
+    try:
+        results = engine.run(names, dict(feeds))
+    except Exception as error:  # onnxruntime's exceptions share no base class but this
+        raise DeviceError(f"{path} failed in ONNX Runtime: {_line(error)}") from error
+    return dict(zip(names, results, strict=True))
+
+
 class _OnnxSession:
     """One ``onnxruntime.InferenceSession`` and the tensors that the manifest promises."""
 
