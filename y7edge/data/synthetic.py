@@ -1,0 +1,198 @@
+"""Pictures of small parts on a tray, with exact labels, made from a seed.
+
+Nuts, washers, screws and brackets lie under uneven light among litter, partly over one another.
+The classes share materials and sizes: a detector must learn shapes. The same seed gives the same
+picture, so that others can repeat a result, and a picture can serve as a probe by its seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from y7edge.data.parts import Part, Sprite, bracket, nut, render, screw, washer
+from y7edge.data.tray import Canvas, blend, cable, grey, photograph, scraps, tray
+from y7edge.errors import ConfigError
+from y7edge.files import atomic_write
+
+NAMES = ("nut", "washer", "screw", "bracket")
+
+# How a class is made, and its longest side as a share of the picture's shorter one.
+_CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
+    (nut, 0.14, 0.26),
+    (washer, 0.14, 0.26),
+    (screw, 0.18, 0.32),
+    (bracket, 0.16, 0.30),
+)
+
+# A part of which less than this share shows is in the picture, but not in its labels.
+_LEAST_VISIBLE = 0.4
+
+_SMALLEST_SIDE = 96
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """A picture and its labels.
+
+    Attributes:
+        image: uint8 (h, w, 3), BGR.
+        boxes: float32 (n, 4) x1, y1, x2, y2 in pixels: each part's whole outline, as far as it lies
+            in the picture, including what other parts hide.
+        class_id: int32 (n,), index into ``NAMES``.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    class_id: NDArray[np.int32]
+
+
+def scene(seed: int | Sequence[int], size: tuple[int, int] = (320, 320)) -> Scene:
+    """Make one picture.
+
+    Args:
+        seed: Any non-negative number, or several, as numpy's generators take them.
+        size: Height and width in pixels.
+
+    Raises:
+        ConfigError: The size is too small for parts to be recognised.
+    """
+    height, width = size
+    if min(size) < _SMALLEST_SIDE:
+        raise ConfigError(
+            f"expected a scene of at least {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels, "
+            f"found {height}x{width}"
+        )
+    rng = np.random.default_rng(seed)
+    canvas = tray(rng, height, width)
+    scraps(canvas, rng, count=int(rng.integers(0, 10)))
+    if rng.random() < 0.35:
+        cable(canvas, rng)
+    toward = rng.uniform(0, 2 * np.pi)
+    light = (float(np.cos(toward)), float(np.sin(toward)))
+    sprites, class_id = _place(rng, height, width, light)
+    owner = np.full((height, width), -1, np.int32)
+    for index, sprite in enumerate(sprites):
+        _lay(canvas, sprite, light)
+        here, there = _window(owner.shape, sprite)
+        owner[here][sprite.alpha[there] > 0.5] = index
+    scraps(canvas, rng, count=int(rng.integers(0, 4)))
+    labelled = [
+        index
+        for index, sprite in enumerate(sprites)
+        if (owner == index).sum() >= _LEAST_VISIBLE * (sprite.alpha > 0.5).sum()
+    ]
+    extents = np.array([sprites[index].extent for index in labelled], np.float32).reshape(-1, 4)
+    return Scene(
+        photograph(canvas, rng),
+        np.clip(extents, 0, np.array((width, height, width, height), np.float32)),
+        np.array([class_id[index] for index in labelled], np.int32),
+    )
+
+
+def _place(
+    rng: Generator, height: int, width: int, light: tuple[float, float]
+) -> tuple[list[Sprite], list[int]]:
+    """Choose and draw the parts, lowest first, mostly apart from one another."""
+    unit = min(height, width)
+    sprites: list[Sprite] = []
+    class_id: list[int] = []
+    taken: list[tuple[NDArray[np.float64], float]] = []
+    for _ in range(rng.integers(2, 10)):
+        kind = int(rng.integers(len(NAMES)))
+        make, smallest, largest = _CLASSES[kind]
+        length = float(rng.uniform(smallest, largest) * unit)
+        apart = 0.42 if rng.random() < 0.3 else 0.8
+        for _ in range(12):
+            centre = rng.uniform(0.3 * length, np.array((width, height)) - 0.3 * length)
+            if all(
+                np.hypot(*(centre - other)) > apart * (length + size) / 2 for other, size in taken
+            ):
+                break
+        else:
+            continue
+        taken.append((centre, length))
+        angle = float(rng.uniform(0, 2 * np.pi))
+        where = (float(centre[0]), float(centre[1]))
+        sprites.append(render(make(rng), where, length, angle, light, rng))
+        class_id.append(kind)
+    return sprites, class_id
+
+
+def _window(
+    shape: tuple[int, ...], sprite: Sprite, shift: tuple[int, int] = (0, 0)
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a sprite, moved by ``shift``, meets a picture: slices of that and of the sprite."""
+    side = sprite.alpha.shape[0]
+    here, there = [], []
+    for axis in (1, 0):  # rows, then columns
+        start = sprite.origin[axis] + shift[axis]
+        low, high = max(start, 0), min(start + side, shape[1 - axis])
+        high = max(high, low)
+        here.append(slice(low, high))
+        there.append(slice(low - start, high - start))
+    return (here[0], here[1]), (there[0], there[1])
+
+
+def _lay(canvas: Canvas, sprite: Sprite, light: tuple[float, float]) -> None:
+    """Draw a sprite and, away from the light, its shadow."""
+    side = sprite.alpha.shape[0]
+    reach = 1 + 0.03 * side
+    shift = (round(-light[0] * reach), round(-light[1] * reach))
+    shadow = cv2.GaussianBlur(sprite.alpha, (0, 0), 1 + 0.015 * side)
+    here, there = _window(canvas.shape, sprite, shift)
+    canvas[here] *= grey(1 - np.float32(0.55) * shadow[there])
+    here, there = _window(canvas.shape, sprite)
+    blend(canvas[here], sprite.colour[there], sprite.alpha[there])
+
+
+def generate(
+    folder: Path | str,
+    train: int = 300,
+    val: int = 100,
+    seed: int = 0,
+    size: tuple[int, int] = (320, 320),
+) -> Path:
+    """Write a data set in YOLO form and give the path of its ``data.yaml``.
+
+    The pictures of the two splits come from different seeds. ``data.yaml`` is written last: a
+    folder without it is an unfinished one.
+
+    Args:
+        folder: Where ``images/``, ``labels/`` and ``data.yaml`` go; made if missing.
+        train: Count of pictures to train with.
+        val: Count of pictures to judge by.
+        seed: Other seeds give other pictures.
+        size: Height and width of the pictures.
+    """
+    root = Path(folder)
+    for number, (split, count) in enumerate((("train", train), ("val", val))):
+        images, labels = root / "images" / split, root / "labels" / split
+        images.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            made = scene((seed, number, index), size)
+            encoded = cv2.imencode(".jpg", made.image, (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+            (images / f"{index:05d}.jpg").write_bytes(encoded.tobytes())
+            (labels / f"{index:05d}.txt").write_text(_label_lines(made), encoding="utf-8")
+    names = "".join(f"  {index}: {name}\n" for index, name in enumerate(NAMES))
+    text = f"# Parts on a tray, seed {seed}\ntrain: images/train\nval: images/val\nnames:\n{names}"
+    with atomic_write(root / "data.yaml") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return root / "data.yaml"
+
+
+def _label_lines(made: Scene) -> str:
+    height, width = made.image.shape[:2]
+    corners = made.boxes.astype(np.float64) / (width, height, width, height)
+    middle, extent = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+    return "".join(
+        f"{kind} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
+        for kind, (x, y), (w, h) in zip(made.class_id, middle, extent, strict=True)
+    )
