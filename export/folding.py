@@ -16,11 +16,29 @@ show that nothing was left over and that nothing changed.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from y7edge.models.registry import folded, kept_rows
+from y7edge.models.shapes import ConvInfo, convolutions, is_buffer, weight_shapes
+from y7edge.models.spec import BN_EPS, Row, Spec
+from y7edge.models.weights import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from y7edge.nn.build import Model
+
+LOG = logging.getLogger(__name__)
+TOLERANCES = {"float32": 1e-4, "float64": 1e-9}  # of the largest magnitude
+
+Arrays = Mapping[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
 
 
@@ -45,7 +63,7 @@ def fold_conv_bn(
     norm: BatchNorm,
     bias: npt.NDArray[Any] | None = None,
     *,
-    eps: float = 1e-3,
+    eps: float = BN_EPS,
 ) -> Convolution:
     """Fold a batch normalisation into the convolution in front of it.
 
@@ -85,7 +103,7 @@ def fold_repconv(
     identity: BatchNorm | None = None,
     *,
     groups: int = 1,
-    eps: float = 1e-3,
+    eps: float = BN_EPS,
 ) -> Convolution:
     """Fold the parallel branches of a RepConv into one 3x3 convolution.
 
@@ -134,3 +152,200 @@ def fold_implicit(
         add, np.float64
     ).reshape(-1)
     return Convolution(kernel * scale[:, None, None, None], scale * shifted)
+
+
+def fold_checkpoint(checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -> Checkpoint:
+    """Fold a training or deploy checkpoint into plain convolutions.
+
+    Auxiliary rows and heads, batch normalisations, RepConv branches and implicit vectors are gone;
+    rows behind dropped ones move up. ``meta["folded_from"]`` names the source. A folded checkpoint
+    comes back as it is, and the log says so.
+
+    Args:
+        checkpoint: of any form; not changed.
+        dtype: of the folded arrays. The arithmetic is float64 always.
+    """
+    if checkpoint.form == "folded":
+        LOG.warning("%s is folded already: nothing to fold", checkpoint.spec.name)
+        if all(array.dtype == dtype for array in checkpoint.arrays.values()):
+            return checkpoint
+        same = {key: array.astype(dtype) for key, array in checkpoint.arrays.items()}
+        return replace(checkpoint, arrays=same)
+    spec = folded(checkpoint.spec)
+    source = (*kept_rows(checkpoint.spec), checkpoint.spec.head.index)
+    head = f"rows.{spec.head.index}"
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for info in convolutions(spec):
+        row = checkpoint.spec.rows[source[info.row]]
+        conv = _fold_one(checkpoint, row, info)
+        arrays[f"{info.name}.weight"] = conv.weight.astype(dtype)
+        arrays[f"{info.name}.bias"] = conv.bias.astype(dtype)
+    anchors = checkpoint.arrays[f"rows.{checkpoint.spec.head.index}.anchors"]
+    arrays[f"{head}.anchors"] = anchors.astype(dtype)
+    ordered = {key: arrays[key] for key in weight_shapes(spec)}
+    origin = {"digest": checkpoint.digest, "form": checkpoint.form}
+    meta = {**checkpoint.meta, "folded_from": origin}
+    return replace(checkpoint, spec=spec, arrays=ordered, meta=meta)
+
+
+def _fold_one(checkpoint: Checkpoint, row: Row, info: ConvInfo) -> Convolution:
+    """The folded form of one convolution; ``row`` is where the source has it."""
+    arrays = checkpoint.arrays
+    prefix = f"rows.{row.index}"
+    if row.block == "repconv":
+        return fold_repconv(
+            (arrays[f"{prefix}.dense.conv.weight"], _norm(arrays, f"{prefix}.dense.bn")),
+            (arrays[f"{prefix}.pointwise.conv.weight"], _norm(arrays, f"{prefix}.pointwise.bn")),
+            _norm(arrays, f"{prefix}.identity") if row.identity else None,
+            groups=info.groups,
+        )
+    name = prefix + info.name.removeprefix(f"rows.{info.row}")
+    weight = arrays[f"{name}.weight"]
+    if row.block != "head":
+        return fold_conv_bn(weight, _norm(arrays, name.removesuffix("conv") + "bn"))
+    bias = arrays[f"{name}.bias"]
+    if not checkpoint.spec.implicit:
+        return Convolution(weight.astype(np.float64), bias.astype(np.float64))
+    level = name.rsplit(".", 1)[-1]
+    return fold_implicit(
+        weight, bias, arrays[f"{prefix}.add.{level}"], arrays[f"{prefix}.mul.{level}"]
+    )
+
+
+def _norm(arrays: Arrays, prefix: str) -> BatchNorm:
+    return BatchNorm(*(arrays[f"{prefix}.{field}"] for field in BatchNorm._fields))
+
+
+def fold(model: Model) -> Model:
+    """The folded module: a new object in evaluation mode, ``model``'s device and dtype kept.
+
+    ``model`` stays as it is. Folding a folded module gives an equal new one, and the log says so.
+    """
+    import torch
+
+    from y7edge.nn.build import Model, to_checkpoint
+
+    like = next(model.parameters())
+    dtype = np.float64 if like.dtype == torch.float64 else np.float32
+    checkpoint = fold_checkpoint(to_checkpoint(model), dtype)
+    plain = Model(checkpoint.spec, allow_identity=True).to(device=like.device, dtype=like.dtype)
+    plain.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in checkpoint.arrays.items()})
+    return plain.eval()
+
+
+def inventory(model: Spec | Checkpoint) -> dict[str, int]:
+    """Count what a model is made of: of a spec by its rows, of a checkpoint by its arrays.
+
+    ``parallel_branches`` are the convolutions and batch normalisations side by side in RepConvs;
+    ``implicit`` the added and multiplied vectors of the head. After the fold, ``batch_norms``,
+    ``parallel_branches``, ``implicit`` and ``auxiliary`` are 0.
+    """
+    shapes = (
+        weight_shapes(model)
+        if isinstance(model, Spec)
+        else {key: array.shape for key, array in model.arrays.items()}
+    )
+    kernels = [key for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 4]
+    norms = [key for key in shapes if key.endswith(".running_mean")]
+    branches = (".dense.conv.weight", ".pointwise.conv.weight", ".identity.running_mean")
+    return {
+        "convolutions": len(kernels),
+        "batch_norms": len(norms),
+        "parallel_branches": sum(key.endswith(branches) for key in shapes),
+        "implicit": sum(".add." in key or ".mul." in key for key in shapes),
+        "auxiliary": sum(".aux." in key for key in kernels),
+        "parameters": sum(int(np.prod(s)) for key, s in shapes.items() if not is_buffer(key)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class FoldReport:
+    """How far a folded model is from the model that it came from, on given pictures.
+
+    Deviations are largest absolute differences over the largest magnitude of the unfolded tensor:
+    ``heads`` by level, ``layers`` by the unfolded model's row (empty unless asked for).
+    """
+
+    dtype: str
+    heads: tuple[float, ...]
+    layers: Mapping[int, float]
+    already_folded: bool
+
+    @property
+    def deviation(self) -> float:
+        """The largest of the heads'; NaN if any is."""
+        return float(np.max(self.heads))
+
+    @property
+    def tolerance(self) -> float:
+        """What rounding explains in this dtype."""
+        return TOLERANCES[self.dtype]
+
+    @property
+    def passed(self) -> bool:
+        """Whether rounding explains the deviation; never true of numbers that are not finite."""
+        return self.deviation <= self.tolerance
+
+
+def deviation(
+    model: Checkpoint | Model,
+    images: npt.NDArray[np.float32],
+    *,
+    double: bool = False,
+    by_layer: bool = False,
+) -> FoldReport:
+    """Fold a model, run both forms on the same pictures and compare.
+
+    Args:
+        model: a checkpoint or a module in evaluation mode, of any form; not changed.
+        images: (B, 3, H, W), RGB, 0 to 1.
+        double: run both in float64, where only a mistake in the algebra remains visible.
+        by_layer: compare the output of every row too.
+    """
+    import torch
+
+    from y7edge.nn.build import from_checkpoint
+
+    source = (
+        from_checkpoint(model) if isinstance(model, Checkpoint) else copy.deepcopy(model).eval()
+    )
+    dtype = torch.float64 if double else torch.float32
+    source = source.to(dtype)
+    plain = fold(source)
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(next(plain.parameters()))
+    heads, maps = _run(source, x, kept_rows(source.spec) if by_layer else ())
+    plain_heads, plain_maps = _run(plain, x, range(len(plain.spec.rows) - 1) if by_layer else ())
+    pairs = zip(maps.items(), plain_maps.values(), strict=True)
+    return FoldReport(
+        dtype=str(dtype).removeprefix("torch."),
+        heads=tuple(_relative(a, b) for a, b in zip(heads, plain_heads, strict=True)),
+        layers={row: _relative(a, b) for (row, a), b in pairs},
+        already_folded=source.spec.form == "folded",
+    )
+
+
+def _run(
+    model: Model, images: torch.Tensor, rows: Sequence[int]
+) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
+    """Raw lead heads, and the outputs of the given rows in order."""
+    import torch
+
+    maps: dict[int, torch.Tensor] = {}
+    hooks = [
+        model.rows[row].register_forward_hook(
+            lambda _module, _inputs, output, row=row: maps.__setitem__(row, output)
+        )
+        for row in rows
+    ]
+    with torch.inference_mode():
+        heads = model(images)
+    for hook in hooks:
+        hook.remove()
+    return heads, {row: maps[row] for row in rows}
+
+
+def _relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    """Largest difference over the largest magnitude of ``expected``."""
+    largest = float(expected.abs().max())
+    difference = float((actual - expected).abs().max())
+    return difference / largest if largest else difference

@@ -1,0 +1,107 @@
+"""onnx-simplifier behind a gate: its graph is kept only if it is the same model, to the bit.
+
+Our graphs leave it nothing to do. It is run because engines are tested against what it gives, and
+because a later block may be written less tightly. What it must not do is change a result, the
+interface, or the bytes from run to run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from y7edge.errors import DeviceError
+from y7edge.runtimes import onnxrt
+
+SEED = 0
+DYNAMIC_BATCH = 2  # pictures on which graphs of a dynamic batch are compared
+
+
+def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """Give the simplified model if it is valid and equal to ``model``, else ``model`` itself.
+
+    Equal are versions, inputs and outputs (names, shapes, types), and, to the bit, the results of
+    ONNX Runtime on a seeded input of the model's own shape. What onnx-simplifier adds beside the
+    graph (metadata, inferred shapes) is taken away.
+
+    Args:
+        model: not changed.
+
+    Returns:
+        The model to keep, and one line that says what happened.
+    """
+    try:
+        import onnxsim
+
+        simplified = onnxsim.simplify(model, check_n=0)[0]
+        _clean(simplified, model)
+        onnx.checker.check_model(simplified, full_check=True)
+    except Exception as error:  # native code of others, no common base: a failure costs us nothing
+        return model, f"not simplified: onnx-simplifier failed ({_line(error)})"
+    if simplified.graph == model.graph:
+        return model, "simplified: nothing to remove"
+    change = _change(model, simplified)
+    if change:
+        return model, f"not simplified: {change}"
+    before, after = len(model.graph.node), len(simplified.graph.node)
+    return simplified, f"simplified: {before} nodes to {after}, results equal to the bit"
+
+
+def _clean(simplified: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Take away, in place, what was added beside nodes and weights."""
+    for owner in (simplified, simplified.graph, *simplified.graph.node):
+        owner.ClearField("doc_string")
+        if hasattr(owner, "metadata_props"):  # graphs and nodes have them since IR version 10
+            owner.ClearField("metadata_props")
+    simplified.graph.ClearField("value_info")
+    simplified.producer_name = model.producer_name
+    simplified.producer_version = model.producer_version
+
+
+def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
+    """What differs between two models that ought to be the same; empty if nothing does."""
+    if (model.ir_version, list(model.opset_import)) != (
+        simplified.ir_version,
+        list(simplified.opset_import),
+    ):
+        return "onnx-simplifier changed the opset or the IR version"
+    for part in ("input", "output"):
+        if list(getattr(model.graph, part)) != list(getattr(simplified.graph, part)):
+            return f"onnx-simplifier changed the {part}s"
+    feeds = _feeds(model)
+    try:
+        expected, actual = _run(model, feeds), _run(simplified, feeds)
+    except DeviceError as error:
+        return f"it could not be compared ({_line(error)})"
+    changed = [name for name in expected if not np.array_equal(expected[name], actual[name])]
+    return f"onnx-simplifier changed the results of {', '.join(changed)}" if changed else ""
+
+
+def _feeds(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """Seeded values from 0 to 1 for every input."""
+    rng = np.random.default_rng(SEED)
+    feeds = {}
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        shape = [d.dim_value if d.HasField("dim_value") else DYNAMIC_BATCH for d in kind.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        feeds[value.name] = rng.random(shape, np.float32).astype(dtype)
+    return feeds
+
+
+def _run(model: onnx.ModelProto, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save_model(model, path)
+        return onnxrt.run_once(path, feeds)
+
+
+def _line(error: Exception) -> str:
+    """An exception on one line, of bounded length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
