@@ -95,6 +95,19 @@ def check(checkpoint: Checkpoint, source: str) -> None:
                 f"{source}: {key} holds NaN or infinity; a training that diverged leaves such "
                 "weights, take an earlier checkpoint"
             )
+    _check_anchors(checkpoint, source)
+
+
+def _check_anchors(checkpoint: Checkpoint, source: str) -> None:
+    """Refuse two sets: the torch module decodes with the array, other engines with the rows'."""
+    spec = checkpoint.spec
+    grid = checkpoint.arrays[f"rows.{spec.head.index}.anchors"]
+    pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]
+    if not np.allclose(pixels, np.array(spec.anchors), rtol=1e-3, atol=0.0):
+        raise CheckpointError(
+            f"{source}: the anchors among its weights are {pixels.round(2).tolist()} pixels, its "
+            f"description has {np.array(spec.anchors).tolist()}; they must be the same"
+        )
 
 
 def check_names(names: Sequence[str], nc: int, source: str) -> None:

@@ -1,13 +1,248 @@
-"""Published ``.pt`` files (being written)."""
+"""Published ``.pt`` checkpoints, read without torch and without running what they carry.
+
+Such a file pickles the whole model object. :mod:`y7edge.models.unpickle` rebuilds it out of inert
+stand-ins; here it is walked as torch walks a module (``_modules``, ``_parameters``, ``_buffers``)
+for its weights; and :mod:`y7edge.models.published` gives them our names.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from y7edge.errors import CheckpointError
-from y7edge.models.checkpoint import Checkpoint
+from y7edge.files import sha256_file
+from y7edge.models import registry
+from y7edge.models.checkpoint import COUNTER, Checkpoint, check, check_names, default_names
+from y7edge.models.container import Container, opened
+from y7edge.models.published import identify, translate
+from y7edge.models.spec import BN_EPS, LEAKY_SLOPE, Anchors, Spec
+from y7edge.models.unpickle import PickledArray, StandIn, Tensor
+
+MAX_DEPTH = 16  # of modules inside of modules; published models have 6
+MAX_MODULES = 50_000  # walked in one model, shared ones each time; yolov7-e6e has about 1100
+
+LICENCE = "not stated in the file; the weights that the YOLOv7 authors publish are under GPL-3.0"
+
+_ACTIVATIONS = {"silu": "SiLU", "leaky_relu": "LeakyReLU"}  # ours to torch's
+_BATCHNORM = "torch.nn.modules.batchnorm."
+_ACTIVATION = "torch.nn.modules.activation."
+
+
+@dataclass
+class _Model:
+    """What a file holds: weights by published key, and what the keys do not tell."""
+
+    source: str
+    entry: str  # "ema", "model", "bare model" or "state dict"
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    activations: set[str] = field(default_factory=set)  # class names
+    names: object = None
+    modules: int = 0
+
+
+def convert(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Published keys to ours: what ``create(name, form=...).load_state_dict(strict=True)`` takes.
+
+    Training or deploy form is told by the keys, the number of classes by the head. Values are
+    passed on as they are, tensors or arrays; ``anchor_grid`` is dropped, ``anchors`` kept in grid
+    units, and BatchNorm counters that very old files lack become zero.
+
+    Args:
+        state_dict: the published state dict.
+        name: the variant, one of :func:`y7edge.models.names`.
+
+    Raises:
+        CheckpointError: the keys or shapes are not those of the variant.
+        ConfigError: no such variant.
+    """
+    return translate(state_dict, name, "the state dict")[1]
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a published file."""
-    raise CheckpointError(f"{path}: not readable yet")
+    """Read a published ``.pt`` file: of a training, stripped, re-parameterised, or a state dict.
+
+    The exponential moving average is taken where there is one. Half precision becomes float32.
+    Only tensors and plain values are rebuilt; a file that wants to call anything is refused.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, refused as unsafe, or of another model.
+    """
+    path = Path(path)
+    with opened(path) as container:
+        model = _model(container.value, str(path))
+        variant = _variant(model)
+        spec, tensors = translate(model.tensors, variant, str(path))
+        arrays = _arrays(container, tensors)
+        spec = replace(spec, anchors=_anchors(spec, arrays, container, model))
+    checkpoint = Checkpoint(spec, arrays, _names(model, spec.nc), _meta(path, container, model))
+    check(checkpoint, str(path))
+    return checkpoint
+
+
+def _model(value: Any, source: str) -> _Model:
+    """Find the model in a file: ``ema`` if there is one, else ``model``, else the value itself."""
+    entry, content = "bare model", value
+    if isinstance(value, dict):
+        entry = next((entry for entry in ("ema", "model") if value.get(entry)), "state dict")
+        content = value.get(entry, value)
+    if isinstance(content, StandIn):
+        model = _Model(source, entry, names=content.attributes.get("names"))
+        _walk(model, content, "", 0)
+        return model
+    if (
+        isinstance(content, dict)
+        and content
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    ):
+        return _Model(source, "state dict", tensors=dict(content))
+    found = f"a {type(value).__name__}"
+    if isinstance(value, dict):
+        found = f"the entries {[str(key)[:40] for key in list(value)[:8] if isinstance(key, str)]}"
+    raise CheckpointError(
+        f"{source}: no model in it: found {found}, expected a model, its state dict, or a "
+        "dictionary with 'ema' or 'model'"
+    )
+
+
+def _walk(model: _Model, module: StandIn, prefix: str, depth: int) -> None:
+    """Collect tensors under the keys of a state dict, and look at settings on the way."""
+    model.modules += 1
+    if depth > MAX_DEPTH or model.modules > MAX_MODULES:
+        raise CheckpointError(
+            f"{model.source}: more than {MAX_MODULES} modules, or nested deeper than {MAX_DEPTH}; "
+            "no YOLOv7 model is"
+        )
+    _check_settings(model, module, prefix)
+    for group in ("_parameters", "_buffers"):
+        for name, tensor in _members(model, module, group, prefix):
+            if not isinstance(tensor, Tensor):
+                raise CheckpointError(f"{model.source}: {prefix + name!r} is not a tensor")
+            model.tensors[prefix + name] = tensor
+    for name, child in _members(model, module, "_modules", prefix):
+        if not isinstance(child, StandIn):
+            raise CheckpointError(f"{model.source}: {prefix + name!r} is not a module")
+        _walk(model, child, f"{prefix}{name}.", depth + 1)
+
+
+def _members(model: _Model, module: StandIn, group: str, prefix: str) -> list[tuple[str, Any]]:
+    members = module.attributes.get(group, {})
+    if not isinstance(members, dict) or not all(isinstance(name, str) for name in members):
+        raise CheckpointError(f"{model.source}: {prefix + group!r} is not a dictionary of names")
+    return [(name, member) for name, member in members.items() if member is not None]
+
+
+def _check_settings(model: _Model, module: StandIn, prefix: str) -> None:
+    """Compare what a state dict would lose: BatchNorm's eps, the activation and its slope."""
+    kind = module.qualified_name
+    if kind.startswith(_BATCHNORM):
+        expected, setting = BN_EPS, "eps"
+    elif kind.startswith(_ACTIVATION):
+        model.activations.add(kind.removeprefix(_ACTIVATION))
+        if not kind.endswith(".LeakyReLU"):
+            return
+        expected, setting = LEAKY_SLOPE, "negative_slope"
+    else:
+        return
+    value = module.attributes.get(setting)
+    if not isinstance(value, float) or not math.isclose(value, expected, rel_tol=1e-6):
+        raise CheckpointError(
+            f"{model.source}: {prefix.removesuffix('.')!r} has {setting} "
+            f"{value if isinstance(value, float) else 'missing'}, every YOLOv7 {expected}; its "
+            "weights would give other results here: train it again from them"
+        )
+
+
+def _variant(model: _Model) -> str:
+    """The variant's name; the activation tells the two tiny ones apart, the leaky one is first."""
+    names, _ = identify(model.tensors, model.source)
+    expected = {name: _ACTIVATIONS[registry.get(name).activation] for name in names}
+    fitting = [name for name in names if model.activations <= {expected[name]}]
+    if not fitting:
+        raise CheckpointError(
+            f"{model.source}: activations {', '.join(sorted(model.activations))[:200]}, expected "
+            f"{' or '.join(expected.values())} alone for {' or '.join(names)}; a changed "
+            "configuration is not read"
+        )
+    return fitting[0]
+
+
+def _arrays(container: Container, tensors: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Read the tensors, float32 (counters int64), in the given order."""
+
+    def place(key: str) -> tuple[str, int]:
+        tensor = tensors[key]
+        return (tensor.storage.key, tensor.offset) if isinstance(tensor, Tensor) else ("", 0)
+
+    arrays = {}
+    # One storage after the other, as the container keeps the bytes of only one.
+    for key in sorted(tensors, key=place):
+        value = tensors[key]
+        array = container.array(value) if isinstance(value, Tensor) else value
+        # A float64 beyond float32 turns infinite here, which the check of the whole finds.
+        with np.errstate(over="ignore"):
+            arrays[key] = array.astype(np.int64 if key.endswith(COUNTER) else np.float32)
+    return {key: arrays[key] for key in tensors}
+
+
+def _anchors(
+    spec: Spec, arrays: Mapping[str, NDArray[Any]], container: Container, model: _Model
+) -> Anchors:
+    """The file's anchors in pixels: auto-anchor may have changed them, half precision rounded them.
+
+    A published model decodes with ``anchor_grid``; a file in which it says something else than
+    ``anchors`` would detect differently here.
+    """
+    grid = arrays[f"rows.{spec.head.index}.anchors"].astype(np.float64)
+    pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]
+    stored = model.tensors.get(f"model.{spec.head.index}.anchor_grid")
+    if stored is not None:
+        decoding = container.array(stored).astype(np.float64)
+        if decoding.size != pixels.size or not np.allclose(decoding.ravel(), pixels.ravel(), 1e-2):
+            raise CheckpointError(
+                f"{model.source}: anchor_grid (pixels) and anchors (cells) are not the same "
+                "anchors; save the model again with both set"
+            )
+    return tuple(tuple((float(w), float(h)) for w, h in level) for level in pixels)
+
+
+def _names(model: _Model, nc: int) -> tuple[str, ...]:
+    """Class names from the model's list or dictionary; "0", "1", ... where it has none."""
+    names = model.names
+    if isinstance(names, dict):
+        names = [names.get(index) for index in range(len(names))]
+    if not names:
+        return default_names(nc)
+    if not isinstance(names, list | tuple):
+        raise CheckpointError(f"{model.source}: its class names are not a list")
+    # YAML reads unquoted names such as 7 and no as numbers and truth values.
+    texts = tuple(str(n) if isinstance(n, int) and abs(n) < 2**31 else n for n in names)
+    check_names(texts, nc, model.source)
+    return texts
+
+
+def _meta(path: Path, container: Container, model: _Model) -> dict[str, Any]:
+    meta: dict[str, Any] = {
+        "licence": LICENCE,
+        "provenance": {
+            "file": path.name,
+            "sha256": sha256_file(path),
+            "container": container.kind,
+            "entry": model.entry,
+        },
+    }
+    if isinstance(container.value, dict):
+        epoch, fitness = container.value.get("epoch"), container.value.get("best_fitness")
+        if type(epoch) is int:
+            meta["epoch"] = epoch
+        if isinstance(fitness, PickledArray) and fitness.values.size == 1:
+            fitness = fitness.values[0].item()
+        if isinstance(fitness, float) and math.isfinite(fitness):
+            meta["best_fitness"] = fitness
+    return meta

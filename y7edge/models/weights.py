@@ -63,9 +63,8 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
             f"{source} was not written: its metadata cannot be JSON ({error}); "
             "use text, finite numbers, lists and dictionaries"
         ) from error
-    payload = safetensors.numpy.save(dict(stored.arrays), metadata={HEADER: text})
     with atomic_write(path) as temporary:
-        temporary.write_bytes(payload)
+        safetensors.numpy.save_file(dict(stored.arrays), temporary, metadata={HEADER: text})
 
 
 def _stored(key: str, array: NDArray[Any]) -> NDArray[Any]:

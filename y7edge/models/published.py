@@ -1,0 +1,147 @@
+"""The names that published weights go by, and which variant a set of them is.
+
+Keys are ``model.{row}.{member}``: the same rows as ours, other names of members. The row of the
+head and whether it has implicit tensors tell the variant and its form; only the two tiny models
+look the same, as they differ in nothing but the activation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from y7edge.errors import CheckpointError
+from y7edge.models import registry
+from y7edge.models.checkpoint import COUNTER, check_keys
+from y7edge.models.shapes import weight_shapes
+from y7edge.models.spec import Spec
+
+# Ours to published, of what follows the row's number; the first that fits.
+_MEMBERS = (
+    (re.compile(r"^dense\.conv\."), "rbr_dense.0."),
+    (re.compile(r"^dense\.bn\."), "rbr_dense.1."),
+    (re.compile(r"^pointwise\.conv\."), "rbr_1x1.0."),
+    (re.compile(r"^pointwise\.bn\."), "rbr_1x1.1."),
+    (re.compile(r"^identity\."), "rbr_identity."),
+    (re.compile(r"^lead\."), "m."),
+    (re.compile(r"^aux\."), "m2."),
+    (re.compile(r"^add\.(\d+)$"), r"ia.\1.implicit"),
+    (re.compile(r"^mul\.(\d+)$"), r"im.\1.implicit"),
+)
+_HEAD = re.compile(r"model\.(\d+)\.m\.0\.weight")
+_IMPLICIT = re.compile(r"model\.\d+\.i[am]\.\d+\.implicit")
+_FOLDED = re.compile(r"model\.\d+\.(?:rbr_reparam|conv|cv\d+\.conv)\.bias")
+_ANCHOR_GRID = ".anchor_grid"  # in pixels: what ``anchors`` holds in cells, once more
+
+PublishedForm = Literal["training", "deploy"]
+
+
+def published_key(key: str) -> str:
+    """The published name of one of our weights."""
+    _, row, member = key.split(".", 2)
+    for pattern, replacement in _MEMBERS:
+        renamed, count = pattern.subn(replacement, member)
+        if count:
+            return f"model.{row}.{renamed}"
+    return f"model.{row}.{member}"
+
+
+@cache
+def _variants() -> dict[tuple[int, PublishedForm], tuple[str, ...]]:
+    """Variants by the row of their head and their form."""
+    found: dict[tuple[int, PublishedForm], tuple[str, ...]] = {}
+    forms: tuple[PublishedForm, ...] = ("training", "deploy")
+    for name in registry.names():
+        for form in forms:
+            head = registry.get(name, form=form).head.index
+            found[head, form] = (*found.get((head, form), ()), name)
+    return found
+
+
+def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], PublishedForm]:
+    """The variants that the keys fit, and their form.
+
+    Raises:
+        CheckpointError: weights of another graph, or folded ones.
+    """
+    if any(_FOLDED.fullmatch(key) for key in state):
+        raise CheckpointError(
+            f"{source}: already folded weights (convolutions with a bias, no BatchNorm), which can "
+            "be neither trained nor proved; take the .pt file from before the fold"
+        )
+    heads = [int(match[1]) for key in state if (match := _HEAD.fullmatch(key))]
+    implicit = any(_IMPLICIT.fullmatch(key) for key in state)
+    form: PublishedForm = "training" if implicit else "deploy"
+    if len(heads) == 1 and (heads[0], form) in _variants():
+        return _variants()[heads[0], form], form
+    if any(".m_kpt." in key for key in state):
+        found = "a pose model"
+    elif len(heads) == 1:
+        found = f"a {form} head in row {heads[0]}"
+    else:
+        found = f"{len(heads)} detection heads (model.N.m.0.weight) among {len(state)} entries"
+    raise CheckpointError(
+        f"{source}: {found}, which is none of the detection models {', '.join(registry.names())}; "
+        "mask, pose and u6 files are other graphs, and changed configurations are not read"
+    )
+
+
+def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, dict[str, Any]]:
+    """Published weights under our keys, in our order.
+
+    Values are passed on untouched; anything with a ``shape`` will do. BatchNorm counters that very
+    old files lack are filled with zeros of the same kind.
+
+    Raises:
+        CheckpointError: keys or shapes are not those of the variant.
+        ConfigError: ``name`` is unknown.
+    """
+    registry.get(name)
+    fitting, form = identify(state, source)
+    if name not in fitting:
+        raise CheckpointError(
+            f"{source}: weights of {' or '.join(fitting)} in {form} form, not of {name}; "
+            "give that name"
+        )
+    spec = registry.get(name, nc=_classes(state, source), form=form)
+    expected = {published_key(key): (key, shape) for key, shape in weight_shapes(spec).items()}
+    found = {key: value for key, value in state.items() if not key.endswith(_ANCHOR_GRID)}
+    for key in expected:
+        if key.endswith(COUNTER) and key not in found:
+            found[key] = _zero_like(next(iter(state.values())))
+    check_keys(found, expected, f"{source} ({name}, {form} form)")
+    for published, (_, shape) in expected.items():
+        if _shape(found[published]) != shape:
+            raise CheckpointError(
+                f"{source}: {published} has shape {_shape(found[published])}, expected {shape} for "
+                f"{name} with {spec.nc} classes; models of other widths are not read"
+            )
+    return spec, {key: found[published] for published, (key, _) in expected.items()}
+
+
+def _classes(state: Mapping[str, Any], source: str) -> int:
+    """Number of classes, out of the first head convolution: 3 x (5 + classes) outputs."""
+    key = next(key for key in state if _HEAD.fullmatch(key))
+    shape = _shape(state[key])
+    outputs = shape[0] if shape else 0
+    if outputs % 3 or outputs < 3 * 6:
+        raise CheckpointError(
+            f"{source}: {key} has {outputs} outputs, expected 3 x (5 + classes) of them"
+        )
+    return outputs // 3 - 5
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    shape = getattr(value, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _zero_like(value: Any) -> Any:
+    """An int64 zero: a torch scalar beside torch tensors, else numpy's. Does not import torch."""
+    if hasattr(value, "new_zeros"):
+        return value.new_zeros(()).long()
+    return np.zeros((), dtype=np.int64)

@@ -1,0 +1,125 @@
+"""A look at every opcode of a pickle before it runs.
+
+Refusing names is not enough: the machine that runs a pickle can itself be made to allocate, to
+recurse or to skip the look-up of names. What is bounded here:
+
+* extension codes, which may be answered from a cache without asking for a name;
+* memo slots, for which the C implementation allocates up to the highest index;
+* the number of values below a tuple, shared ones counted each time: hashing a tuple (as the key of
+  a dictionary) visits them all, recursively and without a limit of its own;
+* the number of opcodes. Lengths inside of opcodes are checked against the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from typing import Any, Protocol
+
+from y7edge.errors import CheckpointError
+
+MAX_OPCODES = 4_000_000  # yolov7-e6e with optimiser state has about a tenth
+MAX_BYTES = 256 * 2**20  # of the pickle, tensors apart; published ones stay below 2 MiB
+MAX_TUPLE = 10_000  # values below one tuple; a tensor's arguments are about 20
+
+_EXTENSIONS = ("EXT1", "EXT2", "EXT4")
+_OUT_OF_BAND = ("PERSID", "NEXT_BUFFER", "READONLY_BUFFER")
+_TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+_STORE = ("PUT", "BINPUT", "LONG_BINPUT")
+_FETCH = ("GET", "BINGET", "LONG_BINGET")
+_MARK = -1  # on the stack of weights
+
+
+class ByteStream(Protocol):
+    """What is read: bytes in memory, or a mapped file."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """Up to ``size`` bytes."""
+
+    def readline(self) -> bytes:
+        """Up to and with the next line feed."""
+
+    def tell(self) -> int:
+        """The position in bytes."""
+
+    def seek(self, position: int, /) -> Any:
+        """Go to a position in bytes."""
+
+
+def screen(stream: ByteStream) -> None:
+    """Read one pickle to its end without running it.
+
+    Raises:
+        CheckpointError: it does something that the published files never do.
+        ValueError: it is cut short, or an opcode is unknown.
+    """
+    start = stream.tell()
+    stack = _Weights()
+    argument: Any
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
+        if opcode.name in _EXTENSIONS:
+            raise CheckpointError(
+                f"uses extension code {argument}, which can stand for any function"
+            )
+        if opcode.name in _OUT_OF_BAND:
+            raise CheckpointError(f"uses the opcode {opcode.name}, which torch never writes")
+        if count >= MAX_OPCODES or stream.tell() - start > MAX_BYTES:
+            raise CheckpointError(f"is longer than {MAX_OPCODES} opcodes or {MAX_BYTES} bytes")
+        if opcode.name in _STORE and not 0 <= argument <= count:
+            raise CheckpointError(f"uses memo slot {argument} after {count} opcodes")
+        stack.step(opcode, argument)
+
+
+class _Weights:
+    """The stack and the memo of the pickle machine; for each value, the number of values below it.
+
+    A list or dictionary that grows after it was memorised is counted as it was then; neither can be
+    hashed, so that is no way around the bound on tuples.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[int] = []
+        self._memo: dict[int, int] = {}
+
+    def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Do what the opcode does, with numbers of values."""
+        name = opcode.name
+        if name in _STORE:
+            self._memo[argument] = self._top()
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = self._top()
+        elif name in _FETCH:
+            if argument not in self._memo:
+                raise CheckpointError(f"reads the empty memo slot {argument}")
+            self._stack.append(self._memo[argument])
+        elif name == "DUP":
+            self._stack.append(self._top())
+        elif name == "MARK":
+            self._stack.append(_MARK)
+        else:
+            self._combine(opcode)
+
+    def _combine(self, opcode: pickletools.OpcodeInfo) -> None:
+        """Take what the opcode takes, and put one value that holds it all."""
+        weight = 1
+        taken = opcode.stack_before
+        if pickletools.markobject in taken:
+            while (value := self._pop()) != _MARK:
+                weight += value
+            taken = taken[: taken.index(pickletools.markobject)]
+        for _ in taken:
+            weight += max(self._pop(), 0)
+        if opcode.name in _TUPLES and weight > MAX_TUPLE:
+            raise CheckpointError(f"nests or repeats {weight} values inside of a tuple")
+        if opcode.stack_after:
+            # Growing containers by themselves doubles the number each time; keep it a small one.
+            self._stack.append(min(weight, 2**62))
+
+    def _top(self) -> int:
+        if not self._stack:
+            raise CheckpointError("takes a value from an empty stack")
+        return self._stack[-1]
+
+    def _pop(self) -> int:
+        top = self._top()
+        self._stack.pop()
+        return top

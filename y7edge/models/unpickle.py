@@ -1,0 +1,374 @@
+"""Published checkpoints are pickles, and a pickle is a program. This reads one without running it.
+
+A pickle calls whatever it names. Here the names that a YOLOv7 checkpoint uses are answered by inert
+objects of our own, nothing is ever imported, and any other name is refused before it is called:
+
+* modules (``models.*``, ``torch.nn.modules.*``) become :class:`StandIn`, which keep the attributes
+  that the file gives them and do nothing else;
+* tensors become :class:`Tensor`, views of a :class:`Storage` that is not read yet, checked to lie
+  inside of it;
+* numpy scalars and arrays (``best_fitness``) become plain numbers and :class:`PickledArray`.
+
+Before it runs, a pickle is screened opcode by opcode (:mod:`y7edge.models.screening`) for what the
+machine itself would do wrong: registered extensions, memo and hash bombs.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.errors import CheckpointError
+from y7edge.models.screening import ByteStream, screen
+
+MAX_CLASSES = 256  # different module classes in one file; a published one has about 20
+MAX_DIMENSIONS = 8  # of a tensor; anchor_grid has 6
+MAX_SIDE = 2**40  # of a tensor or storage: bounds the arithmetic that checks them
+
+_STAND_INS = ("models.", "torch.nn.modules.")
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+# How a reader knows the modules that pickles call by the name of their implementation.
+_KNOWN_AS = {"posix": "os", "nt": "os", "__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+class Sealed:
+    """An object that a pickle can pass on but not alter.
+
+    Without ``__setstate__`` the BUILD opcode would write attributes of its choice, also
+    ``__defaults__`` of a function and ``__class__`` of an instance.
+    """
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        """Refuse BUILD."""
+        raise CheckpointError(f"sets attributes of a {type(self).__name__}")
+
+
+class StandIn:
+    """In place of a module: its attributes, and none of its behaviour.
+
+    Each class of the file gets a subclass; ``qualified_name`` says which.
+    """
+
+    __slots__ = ("attributes",)
+    qualified_name: ClassVar[str] = ""
+    attributes: dict[str, Any]
+
+    def __new__(cls, *_args: object, **_keywords: object) -> StandIn:
+        """Ignore what a constructor would be told."""
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        """Keep the attributes, by name."""
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise CheckpointError(f"gives {self.qualified_name} something else than a state")
+        self.attributes = dict(state)
+
+
+class PickledDict(dict[Any, Any]):
+    """In place of ``collections.OrderedDict``; it has no attributes that could be set."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore the attributes; ``torch`` hangs ``_metadata`` on state dicts."""
+
+
+class StorageType(Sealed):
+    """In place of ``torch.HalfStorage`` and its kind."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: str) -> None:
+        self.dtype = np.dtype(code)
+
+
+class Storage(Sealed):
+    """A flat run of numbers in the file, found by its key; not read yet."""
+
+    __slots__ = ("dtype", "key", "length")
+
+    def __init__(self, key: str, dtype: np.dtype[Any], length: int) -> None:
+        self.key, self.dtype, self.length = key, dtype, length
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.length * self.dtype.itemsize
+
+
+class Tensor(Sealed):
+    """A view of a storage: shape, and offset and strides in elements, all inside of the storage."""
+
+    __slots__ = ("offset", "shape", "storage", "strides")
+
+    def __init__(
+        self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> None:
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+
+    def read(self, data: bytes) -> NDArray[Any]:
+        """The numbers, out of the storage's bytes; read-only, and it keeps ``data`` alive."""
+        size = self.storage.dtype.itemsize
+        return np.ndarray(
+            self.shape,
+            self.storage.dtype,
+            buffer=data,
+            offset=self.offset * size,
+            strides=tuple(stride * size for stride in self.strides),
+        )
+
+
+class PickledDtype(Sealed):
+    """In place of a ``numpy.dtype``: little-endian numbers only."""
+
+    __slots__ = ("dtype",)
+    codes = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+
+    def __init__(self, code: str) -> None:
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: object) -> None:
+        """Accept only the state that a plain number type has."""
+        if not (
+            isinstance(state, tuple)
+            and len(state) >= 5
+            and state[1] in ("<", "|", "=")
+            and all(part is None for part in state[2:5])
+        ):
+            raise CheckpointError("describes a numpy type that is not a little-endian number")
+
+
+class PickledArray:
+    """In place of a ``numpy.ndarray``."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: NDArray[Any] = np.empty(0)
+
+    def __setstate__(self, state: object) -> None:
+        """Take (version, shape, dtype, Fortran order, bytes), if they fit together."""
+        match state:
+            case (int(), tuple() as shape, PickledDtype() as kind, bool(), bytes() as data):
+                sides = _whole_numbers(shape, "an array's shape")
+                if math.prod(sides) * kind.dtype.itemsize == len(data):
+                    self.values = np.frombuffer(data, dtype=kind.dtype)
+                    return
+        raise CheckpointError("gives a numpy array a state that does not fit it")
+
+
+class Inert(Sealed):
+    """One of our functions in place of one that the file names."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> object:
+        """Rebuild the value."""
+        return self._function(*arguments)
+
+
+class Marker(Sealed):
+    """A class that is only passed as an argument, never called."""
+
+    __slots__ = ()
+
+
+def _rebuild_tensor(
+    storage: object, offset: object, size: object, stride: object, *_autograd: object
+) -> Tensor:
+    if not isinstance(storage, Storage):
+        raise CheckpointError("builds a tensor on something else than a storage")
+    shape = _whole_numbers(size, "a tensor's shape")
+    strides = _whole_numbers(stride, "a tensor's strides")
+    (start,) = _whole_numbers((offset,), "a tensor's offset")
+    if len(shape) != len(strides):
+        raise CheckpointError(f"gives {len(strides)} strides to {len(shape)} dimensions")
+    count = math.prod(shape)
+    last = sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
+    # A view that repeats elements (stride 0) could stand for any amount of memory.
+    if count > storage.length or (count and start + last >= storage.length):
+        raise CheckpointError(
+            f"has a tensor of shape {shape}, strides {strides} at offset {start} "
+            f"in a storage of {storage.length} elements: outside of it"
+        )
+    return Tensor(storage, start, shape, strides)
+
+
+def _whole_numbers(values: object, what: str) -> tuple[int, ...]:
+    """Sides, strides or offsets that the arithmetic can bear.
+
+    Raises:
+        CheckpointError: too many, negative, huge, or not whole numbers.
+    """
+    if not (
+        isinstance(values, tuple)
+        and len(values) <= MAX_DIMENSIONS
+        and all(type(value) is int and 0 <= value <= MAX_SIDE for value in values)
+    ):
+        raise CheckpointError(f"gives {what} that is not of small whole numbers >= 0")
+    return values
+
+
+def _rebuild_parameter(data: object, *_autograd: object) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise CheckpointError("makes a parameter of something else than a tensor")
+    return data
+
+
+def _set(items: Iterable[Any] = ()) -> set[Any]:
+    if not isinstance(items, list | tuple):
+        raise CheckpointError("makes a set of something else than a list")
+    return set(items)
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    # How protocol 2 writes bytes. Any other encoding would go through the registry of codecs.
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise CheckpointError("encodes something else than text as latin1")
+    return text.encode("latin-1")
+
+
+def _dtype(code: object, *_flags: object) -> PickledDtype:
+    if not isinstance(code, str) or code not in PickledDtype.codes:
+        raise CheckpointError(f"wants the numpy type {str(code)[:40]!r}, not a plain number")
+    return PickledDtype(code)
+
+
+def _scalar(kind: object, data: object) -> int | float | bool:
+    if not (
+        isinstance(kind, PickledDtype)
+        and isinstance(data, bytes)
+        and len(data) == kind.dtype.itemsize
+    ):
+        raise CheckpointError("gives a numpy number something else than its bytes")
+    number: int | float | bool = np.frombuffer(data, dtype=kind.dtype)[0].item()
+    return number
+
+
+def _reconstruct(kind: object, *_empty: object) -> PickledArray:
+    if kind is not _NDARRAY:
+        raise CheckpointError("reconstructs something else than a numpy.ndarray")
+    return PickledArray()
+
+
+_NDARRAY = Marker()
+_KNOWN: dict[tuple[str, str], object] = {
+    ("collections", "OrderedDict"): PickledDict,
+    ("__builtin__", "set"): Inert(_set),
+    ("builtins", "set"): Inert(_set),
+    ("_codecs", "encode"): Inert(_encode),
+    ("torch._utils", "_rebuild_tensor_v2"): Inert(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): Inert(_rebuild_parameter),
+    ("torch", "FloatStorage"): StorageType("<f4"),
+    ("torch", "HalfStorage"): StorageType("<f2"),
+    ("torch", "DoubleStorage"): StorageType("<f8"),
+    ("torch", "LongStorage"): StorageType("<i8"),
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): Inert(_dtype),
+    ("numpy.core.multiarray", "_reconstruct"): Inert(_reconstruct),
+    ("numpy._core.multiarray", "_reconstruct"): Inert(_reconstruct),
+    ("numpy.core.multiarray", "scalar"): Inert(_scalar),
+    ("numpy._core.multiarray", "scalar"): Inert(_scalar),
+}
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Rebuilds what a YOLOv7 checkpoint holds and refuses everything else by name."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        super().__init__(stream)
+        self._classes: dict[str, type[StandIn]] = {}
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Answer a name with our own object; never imports.
+
+        Raises:
+            CheckpointError: the name is none that a YOLOv7 checkpoint uses.
+        """
+        known = _KNOWN.get((module, name))
+        if known is not None:
+            return known
+        whole = f"{module}.{name}"
+        # A dotted name would reach through a module's own imports: models.common + os.system.
+        if module.startswith(_STAND_INS) and "." not in name and _DOTTED.fullmatch(whole):
+            return self._stand_in(whole)
+        shown = f"{_KNOWN_AS.get(module, module)}.{name}"
+        alias = "" if shown == whole else f" (as {_printable(whole)})"
+        raise CheckpointError(f"wants to call {_printable(shown)}{alias}")
+
+    def _stand_in(self, whole: str) -> type[StandIn]:
+        if whole not in self._classes:
+            if len(self._classes) >= MAX_CLASSES:
+                raise CheckpointError(f"names more than {MAX_CLASSES} classes")
+            members = {"__slots__": (), "qualified_name": whole}
+            self._classes[whole] = type("StandIn", (StandIn,), members)
+        return self._classes[whole]
+
+    def persistent_load(self, pid: object) -> Any:
+        """A storage by type, key, device and length; the legacy stream wraps classes, too."""
+        match pid:
+            case ("module", type() as kind, _, _) if issubclass(kind, StandIn):
+                return kind  # the source text that follows is for warnings only
+            case ("storage", StorageType() as kind, str() as key, str(), int() as length, *rest):
+                if rest not in ([], [None]):
+                    raise CheckpointError("has views of storages, as only torch < 0.4 wrote")
+                return self._storage(key, kind.dtype, length)
+        raise CheckpointError("refers to something outside that is not a storage")
+
+    def _storage(self, key: str, dtype: np.dtype[Any], length: int) -> Storage:
+        if not re.fullmatch(r"[0-9]{1,20}", key, re.ASCII):
+            raise CheckpointError(f"calls a storage {key[:80]!r}, not by a number")
+        _whole_numbers((length,), "a storage's length")
+        storage = self.storages.setdefault(key, Storage(key, dtype, length))
+        if (storage.dtype, storage.length) != (dtype, length):
+            raise CheckpointError(f"describes storage {key} in two ways")
+        return storage
+
+
+def _printable(name: str) -> str:
+    return repr(name)[1:-1][:200]
+
+
+def load(stream: ByteStream, source: str) -> tuple[Any, dict[str, Storage]]:
+    """The value of the pickle that starts where ``stream`` stands, which is left behind its end.
+
+    Args:
+        stream: bytes in memory or mapped; must be able to seek.
+        source: how messages call it, mostly the file's path.
+
+    Returns:
+        The value, and every storage that it refers to by key.
+
+    Raises:
+        CheckpointError: something is refused, or the pickle is damaged.
+    """
+    try:
+        start = stream.tell()
+        screen(stream)
+        stream.seek(start)
+        unpickler = RestrictedUnpickler(stream)
+        return unpickler.load(), unpickler.storages
+    except CheckpointError as refusal:  # what it does, without its subject
+        raise CheckpointError(
+            f"{source} {refusal}; a YOLOv7 checkpoint never does, so the file was refused and "
+            "nothing in it was run: get it from a source you trust"
+        ) from refusal
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise CheckpointError(
+            f"{source} holds a damaged pickle ({type(error).__name__}: {_printable(str(error))}); "
+            "copy or download it again"
+        ) from error
