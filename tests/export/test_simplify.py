@@ -1,0 +1,115 @@
+"""onnx-simplifier is kept only where nothing changed; here it is made to change things."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import onnxsim
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from y7edge.export.simplify import simplify
+
+
+@pytest.fixture
+def model():
+    """y = sigmoid(conv(x)) with a dynamic batch, and an Identity that can go."""
+    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="/row0/Conv", pads=[1] * 4),
+        helper.make_node("Identity", ["c"], ["i"], name="/row0/Identity"),
+        helper.make_node("Sigmoid", ["i"], ["y"], name="/row0/Sigmoid"),
+    ]
+    shape = ["batch", 3, 8, 12]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 8, 12])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, ir_version=8, opset_imports=opset, producer_name="y7edge")
+
+
+def test_what_changes_nothing_is_kept(model):
+    before = model.SerializeToString(deterministic=True)
+    simplified, note = simplify(model)
+    assert [node.op_type for node in simplified.graph.node] == ["Conv", "Sigmoid"]
+    assert note == "simplified: 3 nodes to 2, results equal to the bit"
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_additions_are_removed_and_bytes_repeat(model):
+    first, second = simplify(model)[0], simplify(model)[0]
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString()
+    assert not first.metadata_props
+    assert not first.graph.value_info
+    assert first.producer_name == "y7edge"
+    assert (first.ir_version, first.opset_import[0].version) == (8, 17)
+
+
+def test_nothing_to_do_gives_the_model_itself(model):
+    tight, _ = simplify(model)
+    again, note = simplify(tight)
+    assert again is tight
+    assert note == "simplified: nothing to remove"
+
+
+def _scaled(model):
+    weight = numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1.000001)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+
+
+def _renamed(model):
+    model.graph.node[-1].output[0] = "z"
+    model.graph.output[0].name = "z"
+
+
+def _reshaped(model):
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def _newer(model):
+    model.ir_version = 9
+    model.graph.node[0].name = "renamed"
+
+
+def _invalid(model):
+    model.graph.node[0].op_type = "NoSuchOperator"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_scaled, "changed the results of y"),
+        (_renamed, "changed the outputs"),
+        (_reshaped, "changed the inputs"),
+        (_newer, "changed the opset or the IR version"),
+        (_invalid, "onnx-simplifier failed"),
+    ],
+)
+def test_a_change_keeps_the_original(model, monkeypatch, damage, reason):
+    def damaging(original, **_):
+        changed = copy.deepcopy(original)
+        damage(changed)
+        return changed, True
+
+    monkeypatch.setattr(onnxsim, "simplify", damaging)
+    kept, note = simplify(model)
+    assert kept is model
+    assert note.startswith("not simplified: ")
+    assert reason in note
+
+
+def test_a_crash_keeps_the_original(model, monkeypatch):
+    def crash(_, **__):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(onnxsim, "simplify", crash)
+    kept, note = simplify(model)
+    assert kept is model
+    assert note == "not simplified: onnx-simplifier failed (first line second line)"
+    onnx.checker.check_model(kept)
