@@ -206,12 +206,14 @@ class Detections:
     @property
     def xywh(self) -> NDArray[np.float32]:
         """(N, 4): left, top, width, height in pixels, as COCO has it."""
-        return np.concatenate([self.xyxy[:, :2], self.xyxy[:, 2:] - self.xyxy[:, :2]], axis=1)
+        boxes = self.xyxy.copy()
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
 
     @property
     def xyxyn(self) -> NDArray[np.float32]:
         """(N, 4): corners as parts of the picture's width and height, 0..1."""
-        return self.xyxy / np.array(self.image_size * 2, np.float32)
+        return np.divide(self.xyxy, np.array(self.image_size * 2, np.float32), dtype=np.float32)
 
     @property
     def area(self) -> NDArray[np.float32]:

@@ -118,8 +118,9 @@ def unletterbox(
     A new float32 array.
     """
     height, width = image_hw
-    moved = (boxes - np.array(padding * 2, np.float32)) / np.array(ratio * 2, np.float32)
-    return np.clip(moved, 0, np.array((width, height) * 2, np.float32), dtype=np.float32)
+    moved: NDArray[np.float32] = boxes - np.array(padding * 2, np.float32)
+    moved /= np.array(ratio * 2, np.float32)
+    return moved.clip(0, np.array((width, height) * 2, np.float32))
 
 
 class Preprocessor:
@@ -194,7 +195,7 @@ class Preprocessor:
                 np.divide(plane, self._divisor, out=row)
         return geometry
 
-    def _resize(self, picture: NDArray[np.uint8], geometry: Geometry) -> list[NDArray[np.uint8]]:
+    def _resize(self, picture: NDArray[np.uint8], geometry: Geometry) -> list[NDArray[Any]]:
         """The picture's channels, each resized, in buffers that the next call overwrites."""
         height, width = geometry.resized_hw
         channels = picture.shape[2] if picture.ndim == 3 else 1
@@ -202,16 +203,15 @@ class Preprocessor:
         if self._resized.shape != shape:
             self._resized = np.empty(shape, np.uint8)
             self._planes = [np.empty((height, width), np.uint8) for _ in range(channels)]
-        if picture.shape[:2] == geometry.resized_hw:
-            resized: Any = picture
-        else:
-            resized = self._resized
-            cv2.resize(picture, (width, height), dst=resized, interpolation=cv2.INTER_LINEAR)
+        resized: NDArray[Any] = picture
+        if picture.shape[:2] != geometry.resized_hw:
+            resized = cv2.resize(
+                picture, (width, height), dst=self._resized, interpolation=cv2.INTER_LINEAR
+            )
         if channels == 1:
             return [resized]
         # Splitting bytes first keeps the slow part, conversion to float, on contiguous memory.
-        cv2.split(resized, self._planes)
-        return self._planes
+        return list(cv2.split(resized, self._planes))
 
     def _paint(self, target: NDArray[np.float32], geometry: Geometry) -> None:
         """Fill the border of ``target`` (3, height, width) with grey."""
@@ -223,7 +223,7 @@ class Preprocessor:
 
 
 def check_frame(frame: object) -> NDArray[np.uint8]:
-    """``frame`` as a C-contiguous (H, W), (H, W, 3) or (H, W, 4) uint8 array, copied only if needed.
+    """``frame`` as a C-contiguous uint8 array (H, W), (H, W, 3) or (H, W, 4), copied if need be.
 
     Raises:
         DataError: saying what was given and what to do.

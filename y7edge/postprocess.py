@@ -1,0 +1,257 @@
+"""Network outputs to boxes: decoding, choice of candidates, suppression. The reference in numpy.
+
+Decoding (YOLOv7, arXiv 2207.02696), for logits t of an anchor (aw, ah) at cell (gx, gy) of a level
+with stride s, all in pixels of the network's input::
+
+    x = (2 sigmoid(tx) - 0.5 + gx) s        w = (2 sigmoid(tw))^2 aw
+    y = (2 sigmoid(ty) - 0.5 + gy) s        h = (2 sigmoid(th))^2 ah
+
+A candidate has objectness > conf and then score = objectness x class probability > conf, both
+strictly; a model of one class never trains its class logit, so there the objectness is the score.
+
+Nearly every cell of a picture is background. So the objectness planes, contiguous as a convolution
+leaves them, are scanned as logits first, with a cut a little below conf, and only the cells that
+pass are decoded and then decided exactly. NaN never passes a comparison, so it is never selected.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.errors import ConfigError, DataError
+from y7edge.manifest import LevelInfo
+from y7edge.nms import MAX_CANDIDATES, best_first, nms
+
+
+class Boxes(NamedTuple):
+    """Boxes of one picture, in pixels of the network's input."""
+
+    xyxy: NDArray[np.float32]  # (N, 4) corners
+    score: NDArray[np.float32]  # (N,)
+    class_id: NDArray[np.int32]  # (N,)
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """Which boxes to keep; ConfigError if a number is out of its range."""
+
+    conf: float = 0.25  # scores must be greater
+    iou: float = 0.45  # boxes go whose IoU with a better one is greater
+    max_det: int = 300  # boxes per picture
+    classes: tuple[int, ...] | None = None  # class ids to keep, before suppression; None: all
+    agnostic: bool = False  # suppress across classes
+    multi_label: bool = False  # every class above conf, not only the best: for evaluation
+
+    def __post_init__(self) -> None:
+        for name in ("conf", "iou"):
+            value = getattr(self, name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not (number and 0 <= value <= 1):
+                raise ConfigError(f"{name} is {value!r}, expected a number from 0 to 1")
+        if isinstance(self.max_det, bool) or not isinstance(self.max_det, int) or self.max_det < 1:
+            raise ConfigError(f"max_det is {self.max_det!r}, expected a whole number from 1")
+
+
+EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)
+"""The protocol that mAP is measured by."""
+
+
+class Postprocessor:
+    """Outputs of one model to boxes; stateless, so any number of threads may share one.
+
+    Args:
+        levels: stride and anchors of each head, finest first.
+        nc: number of classes.
+    """
+
+    def __init__(self, levels: Sequence[LevelInfo], nc: int) -> None:
+        self._strides = [level.stride for level in levels]
+        self._anchors = [np.array(level.anchors, np.float32) for level in levels]
+        self._nc = nc
+
+    def heads(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> list[Boxes]:
+        """Boxes of each picture of a batch.
+
+        Args:
+            heads: per level (B, anchors x (5 + nc), H, W) logits, float32 or float16.
+            criteria: which boxes to keep.
+
+        Raises:
+            DataError: heads of another shape or dtype.
+        """
+        self._check_heads(heads)
+        return [
+            suppress(self.candidates([head[picture] for head in heads], criteria), criteria)
+            for picture in range(len(heads[0]))
+        ]
+
+    def decoded(self, boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> list[Boxes]:
+        """Boxes of each picture of a batch.
+
+        Args:
+            boxes: (B, N, 4) centre x, centre y, width, height in input pixels.
+            scores: (B, N, nc) objectness x class probability (nc = 1: objectness).
+            criteria: which boxes to keep.
+
+        Raises:
+            DataError: arrays of another shape.
+        """
+        expected = (*boxes.shape[:2], self._nc)
+        if boxes.ndim != 3 or boxes.shape[2] != 4 or scores.shape != expected:
+            raise DataError(
+                f"boxes {boxes.shape} and scores {scores.shape} do not fit: expected (B, N, 4) "
+                f"and (B, N, {self._nc})"
+            )
+        return [
+            suppress(decoded_candidates(box, score, criteria), criteria)
+            for box, score in zip(boxes, scores, strict=True)
+        ]
+
+    def candidates(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> Boxes:
+        """Decoded candidates of one picture, before suppression.
+
+        In the order level, anchor, row, column, class. ``heads``: per level
+        (anchors x (5 + nc), H, W).
+        """
+        conf = np.float32(criteria.conf)
+        logits, cells, sizes = self._gather(heads, criteria.conf)
+        objectness = _sigmoid(logits[:, 4])
+        class_id: NDArray[Any]
+        if self._nc == 1:
+            rows = np.flatnonzero(objectness > conf)
+            score, class_id = objectness[rows], np.zeros(len(rows), np.int32)
+        elif criteria.multi_label:
+            matrix = objectness[:, None] * _sigmoid(logits[:, 5:])
+            rows, class_id = np.nonzero(matrix > conf)
+            score = matrix[rows, class_id]
+        else:
+            class_id, best = _best(logits[:, 5:])
+            score = objectness * _sigmoid(best)
+            rows = np.flatnonzero(score > conf)
+            score, class_id = score[rows], class_id[rows]
+        chosen = _choose(score, class_id, criteria)
+        rows = rows[chosen]
+        activated: NDArray[Any] = 2 * _sigmoid(logits[rows, :4])
+        centre = (activated[:, :2] + cells[rows, :2]) * cells[rows, 2:]
+        half = np.square(activated[:, 2:]) * sizes[rows] / 2
+        return _finite(centre, half, score[chosen], class_id[chosen])
+
+    def _gather(
+        self, heads: Sequence[NDArray[Any]], conf: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Cells whose objectness may be above ``conf``.
+
+        Logits (K, 5 + nc); (gx - 0.5, gy - 0.5, stride) (K, 3); anchors (K, 2).
+        """
+        logits, cells, sizes = [], [], []
+        cut = _logit_cut(conf)
+        for head, stride, anchors in zip(heads, self._strides, self._anchors, strict=True):
+            fields = head.reshape(len(anchors), 5 + self._nc, -1)
+            anchor, place = np.nonzero(fields[:, 4] > _below(cut, head.dtype))
+            row, column = np.divmod(place, head.shape[2])
+            logits.append(fields[anchor, :, place])
+            cells.append(np.stack([column, row, np.full_like(row, stride)], axis=1))
+            sizes.append(anchors[anchor])
+        # x and y have the cell's corner, 0.5 less than its centre; both axes share the stride.
+        where = np.concatenate(cells).astype(np.float32)
+        where[:, :2] -= np.float32(0.5)
+        return np.concatenate(logits).astype(np.float32, copy=False), where, np.concatenate(sizes)
+
+    def _check_heads(self, heads: Sequence[NDArray[Any]]) -> None:
+        if len(heads) != len(self._strides):
+            raise DataError(f"there are {len(heads)} heads, expected {len(self._strides)}")
+        for level, (head, anchors) in enumerate(zip(heads, self._anchors, strict=True)):
+            channels = len(anchors) * (5 + self._nc)
+            if head.ndim != 4 or head.shape[1] != channels or len(head) != len(heads[0]):
+                raise DataError(f"head{level} is {head.shape}, expected (B, {channels}, H, W)")
+            if head.dtype not in (np.float32, np.float16):
+                raise DataError(f"head{level} is {head.dtype}, expected float32 or float16")
+
+
+def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> Boxes:
+    """Candidates of one picture from boxes (N, 4) cx, cy, w, h and scores (N, nc)."""
+    conf = np.float32(criteria.conf)
+    flat = np.flatnonzero(scores.reshape(-1) > _below(criteria.conf, scores.dtype))
+    rows, class_id = np.divmod(flat, scores.shape[1])
+    if not criteria.multi_label:
+        rows = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
+        class_id, score = _best(scores[rows].astype(np.float32, copy=False))
+    else:
+        score = scores[rows, class_id].astype(np.float32, copy=False)
+    above = np.flatnonzero(score > conf)
+    rows, class_id, score = rows[above], class_id[above], score[above]
+    chosen = _choose(score, class_id, criteria)
+    picked: NDArray[Any] = boxes[rows[chosen]].astype(np.float32, copy=False)
+    return _finite(picked[:, :2], picked[:, 2:] / 2, score[chosen], class_id[chosen])
+
+
+def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:
+    """Non-maximum suppression by ``criteria``; best score first."""
+    kept = nms(*boxes, criteria.iou, criteria.max_det, agnostic=criteria.agnostic)
+    return Boxes(boxes.xyxy[kept], boxes.score[kept], boxes.class_id[kept])
+
+
+def _choose(
+    score: NDArray[np.float32], class_id: NDArray[Any], criteria: Criteria
+) -> NDArray[np.intp]:
+    """Indices of the classes asked for, and of the best if they are too many for suppression."""
+    chosen = np.arange(len(score))
+    if criteria.classes is not None:
+        chosen = np.flatnonzero(np.isin(class_id, criteria.classes))
+    if len(chosen) > MAX_CANDIDATES:
+        # Here and not only in nms: with every class of every cell, boxes would fill the memory.
+        chosen = chosen[best_first(score[chosen], MAX_CANDIDATES)]
+    return chosen
+
+
+def _best(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Column and value of the largest number in each row of (K, nc); NaN counts as the smallest."""
+    column = values.argmax(axis=1)
+    largest = values[np.arange(len(values)), column]
+    if np.isnan(largest).any():  # numpy's argmax stops at a NaN
+        return _best(np.where(np.isnan(values), np.float32(-np.inf), values))
+    return column, largest
+
+
+def _finite(
+    centre: NDArray[Any],
+    half: NDArray[Any],
+    score: NDArray[np.float32],
+    class_id: NDArray[Any],
+) -> Boxes:
+    """Corner boxes from centres and half sizes, without those that have a NaN or an infinity."""
+    xyxy: NDArray[np.float32] = np.concatenate([centre - half, centre + half], axis=1)
+    if not np.isfinite(xyxy).all():
+        finite = np.isfinite(xyxy).all(axis=1)
+        xyxy, score, class_id = xyxy[finite], score[finite], class_id[finite]
+    return Boxes(xyxy, score, class_id.astype(np.int32, copy=False))
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and the result is rightly 0
+        return np.reciprocal(1 + np.exp(-logits), dtype=np.float32)
+
+
+def _logit_cut(conf: float) -> float:
+    """A logit below which no float32 sigmoid is greater than ``conf``.
+
+    The exact decision is made on rounded probabilities. Their error, some 2^-24, is as much in
+    logits as the sigmoid is flat there, which is 1 / (p (1 - p)).
+    """
+    if not 0 < conf < 1:
+        return -math.inf if conf <= 0 else math.inf
+    return math.log(conf / (1 - conf)) - 1e-3 - 2**-21 / (conf * (1 - conf))
+
+
+def _below(value: float, dtype: np.dtype[Any]) -> Any:
+    """A number of ``dtype`` not above ``value``: what is greater than ``value`` is greater too."""
+    if not math.isfinite(value):
+        return dtype.type(value)
+    return np.nextafter(dtype.type(value), dtype.type(-math.inf))
