@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from y7edge import __version__
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -66,6 +68,11 @@ def test_links_are_relative(link: str, target: str) -> None:
 def test_tests_are_no_packages() -> None:
     # tests/export/__init__.py would become a top-level module `export`.
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_version_is_said_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
 
 
 def test_base_install_needs_no_engine() -> None:

@@ -19,7 +19,7 @@ LAYERS = (
     ("y7edge", "y7edge.errors", "y7edge.detections", "y7edge.files"),
     (
         *("y7edge.models", "y7edge.artifact", "y7edge.manifest"),
-        *("y7edge.preprocess", "y7edge.postprocess"),
+        *("y7edge.preprocess", "y7edge.postprocess", "y7edge.nms"),
     ),
     ("y7edge.runtimes",),
     ("y7edge.sources", "y7edge.data", "y7edge.drawing", "y7edge.adapters"),
@@ -43,10 +43,10 @@ ENGINES = {
 # it is used. The longest prefix decides.
 TOP_LEVEL = {
     "y7edge": {"numpy", "cv2"},
-    **dict.fromkeys(("y7edge.errors", "y7edge.detections", "y7edge.files"), {"numpy"}),
-    **dict.fromkeys(("y7edge.models", "y7edge.artifact", "y7edge.manifest"), {"numpy"}),
-    "y7edge.runtimes": {"numpy"},
-    **dict.fromkeys(("y7edge.nn", "y7edge.train"), {"numpy", "cv2", "torch"}),
+    **{f"y7edge.{m}": {"numpy"} for m in ("errors", "detections", "files", "runtimes")},
+    **{f"y7edge.{m}": {"numpy"} for m in ("models", "artifact", "manifest")},
+    "y7edge.nn": {"numpy", "torch"},
+    "y7edge.train": {"numpy", "cv2", "torch", "rich"},
     "y7edge.export": {"numpy", "cv2", "onnx"},
     "y7edge.export.folding": {"numpy"},
     "y7edge.cli": {"numpy", "typer"},
@@ -91,7 +91,9 @@ def _tree(module: str) -> ast.Module:
 def _imports(module: str, *, top_level: bool = False) -> set[str]:
     """Full names that a module imports; of our own, the module that each name is defined in."""
     names: set[str] = set()
-    for node in _statements(_tree(module)) if top_level else ast.walk(_tree(module)):
+    # y7edge/__init__.py names what it will import on demand, for type checkers: no import.
+    lazy = module == "y7edge"
+    for node in _statements(_tree(module)) if top_level or lazy else ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -237,13 +239,18 @@ def _public(
 
 # --- what an import brings in --------------------------------------------------------------------
 
+# Finders that no longer see some packages: as if those had never been installed.
 BLOCKER = """
 import sys
-class Blocker:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError("blocked: " + name, name=name)
-sys.meta_path.insert(0, Blocker())
+        if name.split(".")[0] not in {blocked!r}:
+            return self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 

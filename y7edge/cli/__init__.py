@@ -1,1 +1,16 @@
-"""Placeholder."""
+"""The command line: one file per command, nothing heavy imported before it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``y7edge`` with ``argv`` (default: the process's own arguments); give the exit code.
+
+    0 ok, 1 any other error of ours, 2 usage, 3 missing dependency, 4 a gate failed (parity, mAP,
+    digest, speed), 130 interrupted.
+    """
+    from y7edge.cli.app import run
+
+    return run(argv)

@@ -1,0 +1,155 @@
+"""What is installed here, which backend will be used, and why the others will not.
+
+Packages are looked up, not imported (torch alone would take seconds); OpenCV is the exception,
+because on a Jetson it comes with the system and only it knows how it was built. So are engines
+which a backend would use: on small computers they are often there and broken.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from typing import Any
+
+from y7edge import __version__
+from y7edge.errors import RuntimeMissing
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import missing
+
+# Import name -> (name on PyPI, extra that brings it), in the order of a report.
+PACKAGES = {
+    "numpy": ("numpy", None),
+    "cv2": ("opencv-python", "cpu"),
+    "onnxruntime": ("onnxruntime", "cpu"),
+    "yaml": ("pyyaml", "eval"),
+    "faster_coco_eval": ("faster-coco-eval", "eval"),
+    "safetensors": ("safetensors", "export"),
+    "onnx": ("onnx", "export"),
+    "onnxsim": ("onnxsim", "export"),
+    "torch": ("torch", "export"),
+    "lightning_fabric": ("lightning-fabric", "train"),
+    "matplotlib": ("matplotlib", "train"),
+    "tensorboard": ("tensorboard", "train"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One runtime: what it opens, and whether it can here."""
+
+    name: str
+    formats: tuple[str, ...]
+    usable: bool
+    reason: str  # why it will be used, or why it will not
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer of ``y7edge check``."""
+
+    y7edge: str
+    python: str
+    system: str
+    packages: dict[str, str | None]  # name on PyPI -> version; None: not installed
+    opencv: dict[str, Any]  # installed, version, gstreamer, problem
+    backends: tuple[Backend, ...]
+    ready: dict[str, bool]  # what can be done here: detect, val, export, train
+    missing: dict[str, tuple[str, ...]]  # what cannot -> the packages that it lacks
+
+    @property
+    def exit_code(self) -> int:
+        """0 if pictures can be detected on, else that of a missing dependency."""
+        return 0 if self.ready["detect"] else RuntimeMissing.exit_code
+
+
+def extra_of(package: str) -> str:
+    """The smallest extra that brings a package, by its import name."""
+    return PACKAGES.get(package, ("", None))[1] or "train"
+
+
+def check() -> Report:
+    """Look at this installation; raises nothing about what it finds."""
+    versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
+    opencv = _opencv()
+    backends = tuple(_backend(name) for name in registry.names())
+    lacking = {
+        purpose: tuple(pypi for pypi in needs if versions[pypi] is None)
+        for purpose, needs in _needs().items()
+    }
+    if not any(backend.usable for backend in backends):
+        lacking["detect"] += ("an engine (onnxruntime)",)
+    if not opencv["installed"]:
+        lacking["detect"] += ("opencv-python",)
+    return Report(
+        y7edge=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        packages=versions,
+        opencv=opencv,
+        backends=backends,
+        ready={purpose: not packages for purpose, packages in lacking.items()},
+        missing={purpose: packages for purpose, packages in lacking.items() if packages},
+    )
+
+
+def _needs() -> dict[str, tuple[str, ...]]:
+    """What is done -> names on PyPI that it takes, after the extras of the package."""
+    by_extra: dict[str | None, tuple[str, ...]] = {}
+    for pypi, extra in PACKAGES.values():
+        by_extra[extra] = (*by_extra.get(extra, ()), pypi)
+    export = (*by_extra["cpu"], "pyyaml", *by_extra["export"])
+    return {
+        "detect": (),
+        "val": (*by_extra["cpu"], *by_extra["eval"]),
+        "export": export,
+        "train": (*export, "faster-coco-eval", *by_extra["train"]),
+    }
+
+
+def _version(module: str, pypi: str) -> str | None:
+    """The version of an installed package; "unknown" for one that pip did not install."""
+    if find_spec(module) is None:
+        return None
+    names = metadata.packages_distributions().get(module, [pypi])
+    for name in (pypi, *names):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _opencv() -> dict[str, Any]:
+    """Version of cv2, and whether it was built with GStreamer (cameras of a Jetson need it)."""
+    try:
+        cv2 = import_module("cv2")
+    except ImportError as error:
+        return {"installed": False, "version": None, "gstreamer": False, "problem": str(error)}
+    built_with = re.search(r"GStreamer:\s*(\w+)", cv2.getBuildInformation())
+    gstreamer = built_with is not None and built_with[1] == "YES"
+    return {"installed": True, "version": cv2.__version__, "gstreamer": gstreamer, "problem": None}
+
+
+def _backend(name: str) -> Backend:
+    """Whether a runtime can be used here, and the reason."""
+    try:
+        runtime = registry.get(name)
+    except RuntimeMissing as error:
+        return Backend(name, (), False, str(error), {})
+    absent = missing(runtime.NEEDS)
+    if absent:
+        how = " ".join(f"'{runtime.NEEDS[package]}'" for package in absent)
+        reason = f"{', '.join(absent)} is not installed: pip install {how}"
+        return Backend(name, runtime.FORMATS, False, reason, {})
+    try:
+        for package in runtime.NEEDS:
+            import_module(package)
+    except Exception as error:  # an engine that is there and broken is a finding, not a failure
+        line = " ".join(str(error).split())
+        return Backend(name, runtime.FORMATS, False, f"installed, but cannot be used: {line}", {})
+    reason = f"will be used for {', '.join(runtime.FORMATS)}"
+    return Backend(name, runtime.FORMATS, True, reason, runtime.versions())

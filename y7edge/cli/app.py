@@ -1,0 +1,130 @@
+"""The application: its commands in the order of the work, and what becomes of errors.
+
+Every error ends as one line on standard error and an exit code; ``--traceback``, anywhere on the
+line, shows the rest. Commands return nothing; a failed gate is raised like any other error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from y7edge import __version__
+from y7edge.cli.benchmark import benchmark
+from y7edge.cli.check import check
+from y7edge.cli.export import export
+from y7edge.cli.info import info
+from y7edge.cli.predict import predict
+from y7edge.cli.selftest import selftest
+from y7edge.cli.train import train
+from y7edge.cli.val import val
+from y7edge.cli.verify import verify
+from y7edge.errors import RuntimeMissing, Y7EdgeError
+
+TRACEBACK = "--traceback"
+
+# One line or more for each command, shown below its options.
+COMMANDS = {
+    train: "y7edge train --model yolov7-tiny --data data.yaml --imgsz 320 --epochs 60",
+    val: "y7edge val tiny.onnx --data data.yaml --json",
+    predict: "y7edge predict tiny.onnx pictures/ --save out/",
+    export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
+    verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
+    selftest: "y7edge selftest tiny.onnx",
+    benchmark: "y7edge benchmark tiny.onnx --threads 1 --json",
+    info: "y7edge info yolov7-w6",
+    check: "y7edge check",
+}
+
+# typer carries its own click in late versions and depends on it in early ones; the parent class of
+# BadParameter is the error of wrong usage in both.
+_UsageError = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="y7edge",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`y7edge COMMAND --help` explains a command and gives an example.",
+)
+for _command, _example in COMMANDS.items():
+    app.command(epilog=f"\b\nExample:\n  {_example}")(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"y7edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _y7edge(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    show_traceback: Annotated[
+        bool, typer.Option(TRACEBACK, help="Show where an error came from; works anywhere.")
+    ] = False,
+) -> None:
+    """Train YOLOv7, fold it, export it with a proof, and run it on small computers."""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code; no exception escapes."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    wants_traceback = TRACEBACK in arguments
+    arguments = [text for text in arguments if text != TRACEBACK]
+    if not arguments:
+        app(["--help"], prog_name="y7edge", standalone_mode=False)
+        return 2
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.showwarning = _show_warning
+    try:
+        result = app(arguments, prog_name="y7edge", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has seen enough; the interpreter flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if wants_traceback:
+            traceback.print_exc()
+        message, code = _explain(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return code
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """The line and the exit code for an error."""
+    if isinstance(error, _UsageError):
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "y7edge"
+        return f"{error.format_message().rstrip('.')}. See `{where} --help`.", 2
+    if isinstance(error, Y7EdgeError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        from y7edge.check import extra_of
+
+        package = error.name.split(".")[0]
+        how = f"pip install 'y7edge[{extra_of(package)}]'"
+        return f"this needs {package}, which is not installed: {how}", RuntimeMissing.exit_code
+    what = f"{type(error).__name__}: {error}"
+    return f"internal error, please report it with the output of {TRACEBACK}: {what}", 1
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

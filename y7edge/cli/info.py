@@ -1,0 +1,169 @@
+"""``y7edge info``: what a variant, a checkpoint or an artifact is; needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from y7edge.cli.console import facts, show, table
+from y7edge.cli.kinds import kind_of
+from y7edge.cli.options import ImageSize, Json, Size
+
+if TYPE_CHECKING:
+    from y7edge.models.spec import Spec
+
+_Subject = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A variant's name, a checkpoint or an artifact."),
+]
+
+
+def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> None:
+    """Say what a variant, a checkpoint or an artifact is.
+
+    Without MODEL: the list of the published variants. GFLOPs are 2 x multiply-accumulates of the
+    convolutions, at --imgsz or else at the model's own size.
+    """
+    if model is None:
+        variants = _variants()
+        show({"variants": variants}, _variant_lines(variants), as_json=as_json)
+        return
+    kind = kind_of(model)
+    if kind == "artifact":
+        record = _artifact(Path(model))
+    elif kind == "checkpoint":
+        record = _checkpoint(Path(model), imgsz)
+    else:
+        record = _variant(model, imgsz)
+    show(record, _lines(record), as_json=as_json)
+
+
+def _variants() -> list[dict[str, Any]]:
+    from y7edge.models import registry
+
+    keys = ("name", "parameters", "gflops", "strides", "imgsz")
+    records = [_of_spec(registry.get(name), None) for name in registry.names()]
+    return [{key: record[key] for key in keys} for record in records]
+
+
+def _variant_lines(variants: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        (v["name"], v["parameters"], v["gflops"], v["imgsz"][0], _joined(v["strides"]))
+        for v in variants
+    ]
+    return table([("name", "parameters", "GFLOPs", "at", "strides"), *rows])
+
+
+def _of_spec(spec: Spec, size: ImageSize | None) -> dict[str, Any]:
+    """What follows from the rows alone."""
+    from y7edge.models import shapes
+
+    height, width = size.pair if size else (spec.imgsz, spec.imgsz)
+    channels = [len(a) * spec.outputs_per_anchor for a in spec.anchors]
+    return {
+        "name": spec.name,
+        "form": spec.form,
+        "parameters": shapes.parameters(spec),
+        "gflops": round(shapes.gflops(spec, height, width), 3),
+        "strides": spec.strides,
+        "nc": spec.nc,
+        "names": [str(i) for i in range(spec.nc)],
+        "inputs": [{"name": "images", "shape": ["dynamic", 3, height, width], "dtype": "float32"}],
+        "outputs": [
+            {
+                "name": f"head{level}",
+                "shape": ["dynamic", channels[level], height // stride, width // stride],
+                "dtype": "float32",
+            }
+            for level, stride in enumerate(spec.strides)
+        ],
+        "opset": None,
+        "precision": "fp32",
+        "parity": None,
+        "imgsz": [height, width],
+    }
+
+
+def _variant(name: str, size: ImageSize | None) -> dict[str, Any]:
+    from y7edge.models import registry
+
+    return {"kind": "variant", **_of_spec(registry.get(name), size)}
+
+
+def _checkpoint(path: Path, size: ImageSize | None) -> dict[str, Any]:
+    from y7edge.models import weights
+
+    checkpoint = weights.load(path)
+    meta = dict(checkpoint.meta)
+    return {
+        "kind": "checkpoint",
+        **_of_spec(checkpoint.spec, size or _trained_size(meta)),
+        "names": list(checkpoint.names),
+        "licence": meta.pop("licence", None),
+        "digest": checkpoint.digest,
+        "meta": meta,
+    }
+
+
+def _trained_size(meta: dict[str, Any]) -> ImageSize | None:
+    size = meta.get("imgsz")
+    return ImageSize(size, size) if isinstance(size, int) else None
+
+
+def _artifact(path: Path) -> dict[str, Any]:
+    from y7edge.runtimes import registry
+
+    manifest = registry.load(path).manifest
+    return {
+        "kind": "artifact",
+        "name": manifest.model,
+        "form": "folded",
+        "parameters": manifest.source.parameters,
+        "gflops": manifest.source.gflops,
+        "strides": manifest.strides,
+        "nc": manifest.nc,
+        "names": list(manifest.names),
+        "inputs": [{**asdict(manifest.input), "shape": manifest.input.shape}],
+        "outputs": [asdict(output) for output in manifest.outputs],
+        "opset": manifest.opset,
+        "precision": manifest.precision,
+        "parity": manifest.parity,
+        "imgsz": [manifest.input.height, manifest.input.width],
+        "target": manifest.target,
+        "thresholds": asdict(manifest.thresholds),
+        "licence": manifest.licence,
+        "tools": manifest.tools,
+        "source": asdict(manifest.source),
+        "payload_digest": manifest.payload_digest,
+        "digest": manifest.digest,
+    }
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    """The record for people: nested values on one line each, long ones shortened."""
+    parity = record["parity"] or {}
+    flat = {
+        **record,
+        "strides": _joined(record["strides"]),
+        "names": _joined(record["names"], at_most=12),
+        "imgsz": "x".join(map(str, record["imgsz"])) + " (height x width)",
+        "inputs": _tensors(record["inputs"]),
+        "outputs": _tensors(record["outputs"]),
+        "parity": parity.get("status"),
+        "licence": record.get("licence") or "not stated",
+    }
+    hidden = ("tools", "source", "thresholds", "meta")
+    return facts({key: value for key, value in flat.items() if key not in hidden})
+
+
+def _tensors(tensors: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{t['name']} {_joined(t['shape'], 'x')} {t['dtype']}" for t in tensors)
+
+
+def _joined(values: Any, separator: str = ", ", at_most: int = 100) -> str:
+    texts = [str(value) for value in values]
+    rest = f"{separator}... ({len(texts)})" if len(texts) > at_most else ""
+    return separator.join(texts[:at_most]) + rest

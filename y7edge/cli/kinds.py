@@ -1,0 +1,46 @@
+"""What stands for a model on the command line: a variant's name, a checkpoint, or an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from y7edge.cli.console import note
+from y7edge.errors import ConfigError
+from y7edge.models import registry
+
+if TYPE_CHECKING:
+    from y7edge.detector import Detector
+
+Kind = Literal["name", "checkpoint", "artifact"]
+
+_CHECKPOINTS = (".safetensors", ".pt", ".pth")
+
+
+def kind_of(text: str) -> Kind:
+    """Which of the three ``text`` is; a file wins over a variant of the same name.
+
+    Raises:
+        ConfigError: it is neither a file nor a known name.
+    """
+    path = Path(text)
+    if path.exists():
+        return "checkpoint" if path.suffix.lower() in _CHECKPOINTS else "artifact"
+    if path.suffix or path.name != text:
+        raise ConfigError(f"there is no file {text}, and no variant is called so")
+    registry.get(text)
+    return "name"
+
+
+def say_random(text: str) -> None:
+    """Tell the user when a bare name stands for a model: nothing was learnt."""
+    if kind_of(text) == "name":
+        note(f"{text}: no checkpoint given, using seeded random weights")
+
+
+def open_detector(text: str, **options: Any) -> Detector:
+    """A Detector for any of the three; says so if its weights are random."""
+    from y7edge.detector import Detector
+
+    say_random(text)
+    return Detector(text, **options)

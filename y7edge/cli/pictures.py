@@ -1,0 +1,81 @@
+"""Pictures one by one, from whatever a user points at: a file, a folder, a glob or a video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.errors import DataError, SourceError
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture (H, W, 3) uint8 BGR; ``frame`` counts from 0 within a video, None otherwise."""
+
+    source: Path
+    image: NDArray[np.uint8]
+    frame: int | None = None
+
+
+def open_source(source: str) -> Iterator[Picture]:
+    """All pictures of ``source``, in the order of their names; a video frame by frame.
+
+    Raises:
+        SourceError: nothing is there, nothing in it is a picture, or one cannot be decoded.
+    """
+    for path in _files(source):
+        if path.suffix.lower() in _VIDEOS:
+            yield from _frames(path)
+        else:
+            yield Picture(path, _read(path))
+
+
+def _files(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        wanted = _IMAGES | _VIDEOS
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in wanted)
+        expected = "a folder of pictures"
+    elif path.exists():
+        return [path]
+    else:
+        root = Path(path.anchor)
+        found = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
+        expected = "a picture, a video, a folder or a pattern such as 'pictures/*.jpg'"
+    if not found:
+        raise SourceError(f"{source}: expected {expected}, found nothing")
+    return found
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    from y7edge.data.images import read_image
+
+    try:
+        return read_image(path)
+    except DataError as error:
+        raise SourceError(str(error)) from error
+
+
+def _frames(path: Path) -> Iterator[Picture]:
+    import cv2
+
+    video = cv2.VideoCapture(str(path))
+    try:
+        count = 0
+        while True:
+            there, image = video.read()
+            if not there:
+                break
+            yield Picture(path, np.asarray(image, dtype=np.uint8), count)
+            count += 1
+    finally:
+        video.release()
+    if not count:
+        raise SourceError(f"{path}: expected a video that OpenCV decodes, found no frame in it")

@@ -1,0 +1,99 @@
+"""Drawn pictures into a folder: a picture under its own name, a video's frames as one .mp4."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.cli.pictures import Picture
+from y7edge.errors import SourceError
+from y7edge.files import atomic_write
+
+_FRAMES_PER_SECOND = 25.0
+
+
+class Album:
+    """A folder that pictures are written into; files appear whole, a video when it is finished."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken: set[str] = set()
+        self._video: tuple[Path, Any, ExitStack] | None = None
+
+    def __enter__(self) -> Album:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._finish_video(kind, error, trace)
+
+    def add(self, picture: Picture, drawn: NDArray[np.uint8]) -> None:
+        """Write one drawn picture (H, W, 3) uint8 BGR.
+
+        Raises:
+            SourceError: the folder cannot be written into, or OpenCV cannot write such a file.
+        """
+        try:
+            if picture.frame is None:
+                self._finish_video()
+                self._write(self._free_name(picture.source), drawn)
+            else:
+                self._append(picture.source, drawn)
+        except OSError as error:
+            raise SourceError(f"{self._folder}: cannot write the pictures: {error}") from error
+
+    def _write(self, path: Path, drawn: NDArray[np.uint8]) -> None:
+        import cv2
+
+        with atomic_write(path) as temporary:
+            if not cv2.imwrite(str(temporary), drawn):
+                raise SourceError(f"{path}: OpenCV cannot write this kind of picture")
+
+    def _append(self, source: Path, drawn: NDArray[np.uint8]) -> None:
+        if self._video is None or self._video[0] != source:
+            self._finish_video()
+            self._video = self._start_video(source, drawn)
+        self._video[1].write(drawn)
+
+    def _start_video(self, source: Path, first: NDArray[np.uint8]) -> tuple[Path, Any, ExitStack]:
+        import cv2
+
+        stack = ExitStack()
+        temporary = stack.enter_context(atomic_write(self._free_name(source.with_suffix(".mp4"))))
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        size = (first.shape[1], first.shape[0])
+        writer = cv2.VideoWriter(str(temporary), codec, _FRAMES_PER_SECOND, size)
+        stack.callback(writer.release)
+        if not writer.isOpened():
+            raise SourceError(f"{source}: this OpenCV cannot write .mp4 files")
+        return source, writer, stack
+
+    def _finish_video(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        """Close the video at work; after an error its file does not appear at all."""
+        if self._video is not None:
+            stack, self._video = self._video[2], None
+            stack.__exit__(kind, error, trace)
+
+    def _free_name(self, source: Path) -> Path:
+        """A name that this run has not used yet: folders of a glob may hold equal names."""
+        name, count = source.name, 1
+        while name in self._taken:
+            count += 1
+            name = f"{source.stem}-{count}{source.suffix}"
+        self._taken.add(name)
+        return self._folder / name

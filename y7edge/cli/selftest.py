@@ -1,0 +1,41 @@
+"""``y7edge selftest``: repeat an artifact's proof where it runs, without the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from y7edge.cli.console import show
+from y7edge.cli.gate import report_even_if_failed
+from y7edge.cli.options import Artifact, Backend, Device, Json, Threads
+
+
+def selftest(
+    artifact: Artifact,
+    backend: Backend = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Repeat an artifact's proof from its own probes.
+
+    Needs neither torch nor the checkpoint. Exits with 4 if the file was changed, or if this engine
+    computes something else.
+    """
+    from y7edge.selftest import selftest as repeat
+
+    with report_even_if_failed(as_json):
+        report = repeat(artifact, backend=backend, device=device, threads=threads)
+    show(report, _lines(report), as_json=as_json)
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    return [
+        f"{report['artifact']}: {report['status']}",
+        f"payload  unchanged ({report['payload_digest'][:16]}...)",
+        *(
+            f"probe {probe['key']}  deviation {probe['deviation']:.2e}, "
+            f"allowed {probe['tolerance']:.0e}"
+            for probe in report["probes"]
+        ),
+        f"computed in {report['arithmetic']}",
+    ]

@@ -1,0 +1,110 @@
+"""``y7edge train``: train a model on labelled pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from y7edge.cli.console import facts, show
+from y7edge.cli.options import Device, Json
+from y7edge.errors import ConfigError
+
+_Data = Annotated[
+    Path,
+    typer.Option(help="data.yaml, or a folder with one, or a Pascal VOC folder.", metavar="DATA"),
+]
+_Name = Annotated[str, typer.Option("--model", help="Name of a variant; `y7edge info` lists them.")]
+_Width = Annotated[float, typer.Option(help="Multiplies every channel, in multiples of 8.")]
+_Weights = Annotated[
+    Path | None, typer.Option(help="Checkpoint to start from; the layers that fit are copied.")
+]
+_Side = Annotated[int, typer.Option("--imgsz", min=32, help="Side of the square input, pixels.")]
+_Epochs = Annotated[int, typer.Option(min=1)]
+_Batch = Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")]
+_Seed = Annotated[int, typer.Option(min=0)]
+_Workers = Annotated[int, typer.Option(min=0, help="Processes that load pictures; 0: none extra.")]
+_Patience = Annotated[
+    int, typer.Option(min=0, help="Stop after so many epochs without a better one; 0: never.")
+]
+_Out = Annotated[
+    Path | None, typer.Option(help="Folder of the run; default: the next free runs/trainN.")
+]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter of the recipe; repeat it."),
+]
+
+
+def train(
+    data: _Data,
+    model: _Name = "yolov7-tiny",
+    imgsz: _Side = 640,
+    epochs: _Epochs = 300,
+    batch: _Batch = 16,
+    device: Device = "auto",
+    seed: _Seed = 0,
+    workers: _Workers = 0,
+    patience: _Patience = 0,
+    width: _Width = 1.0,
+    weights: _Weights = None,
+    out: _Out = None,
+    changes: _Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on labelled pictures.
+
+    From scratch, or from a checkpoint with --weights. Writes best.safetensors, last.safetensors,
+    results.csv and results.png into --out. What is saved is the moving average of the weights; the
+    best is that of the highest mAP on the split val.
+    """
+    from y7edge.train.config import TrainConfig, recipe_for, recipe_from
+    from y7edge.train.loop import train as run
+    from y7edge.train.progress import for_terminal
+
+    config = TrainConfig(
+        data=data,
+        model=model,
+        width=width,
+        weights=weights,
+        imgsz=imgsz,
+        epochs=epochs,
+        batch=batch,
+        patience=patience,
+        device=device,
+        workers=workers,
+        out=out,
+        seed=seed,
+        recipe=recipe_from(recipe_for(model), hyper_parameters(changes or [])),
+    )
+    result = run(config, progress=for_terminal())
+    record = {
+        "folder": result.folder,
+        "best": result.best,
+        "last": result.last,
+        "epochs": result.epochs,
+        "seconds_per_epoch": round(result.seconds_per_epoch, 3),
+        "stopped_early": result.stopped_early,
+        "map50": result.metrics.map50,
+        "map50_95": result.metrics.map50_95,
+    }
+    show(record, facts(record), as_json=as_json)
+
+
+def hyper_parameters(changes: list[str]) -> dict[str, float]:
+    """``["lr0=0.02"]`` as numbers by name.
+
+    Raises:
+        ConfigError: an entry is not of the form NAME=NUMBER.
+    """
+    values = {}
+    for change in changes:
+        name, equals, number = change.partition("=")
+        try:
+            values[name.strip()] = float(number)
+        except ValueError as error:
+            raise ConfigError(f"--set takes NAME=NUMBER, as lr0=0.02; found {change!r}") from error
+        if not equals or not name.strip():
+            raise ConfigError(f"--set takes NAME=NUMBER, as lr0=0.02; found {change!r}")
+    return values

@@ -1,0 +1,47 @@
+"""``y7edge verify``: prove an artifact again, against the checkpoint that it came from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from y7edge.cli.console import note, show
+from y7edge.cli.gate import parity_lines, report_even_if_failed
+from y7edge.cli.kinds import say_random
+from y7edge.cli.options import Artifact, Device, Images, Json
+
+_Against = Annotated[
+    str, typer.Option(metavar="CHECKPOINT", help="The checkpoint, or the variant's name.")
+]
+_IgnoreDigests = Annotated[
+    bool, typer.Option("--ignore-digests", help="Judge by the numbers alone.")
+]
+
+
+def verify(
+    artifact: Artifact,
+    against: _Against,
+    images: Images = None,
+    device: Device = "auto",
+    ignore_digests: _IgnoreDigests = False,
+    as_json: Json = False,
+) -> None:
+    """Prove an artifact again, against its checkpoint.
+
+    Exits with 4 if the file was changed, came from another checkpoint, or differs from its model.
+    """
+    from y7edge.export.verification import verify as prove
+    from y7edge.nn.source import open_checkpoint
+
+    say_random(against)
+    with report_even_if_failed(as_json):
+        report = prove(
+            artifact,
+            open_checkpoint(against),
+            images=images,
+            device=device,
+            ignore_digests=ignore_digests,
+            progress=note,
+        )
+    show(report, [f"{artifact}: {report['status']}", *parity_lines(report)], as_json=as_json)
