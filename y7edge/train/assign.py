@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from y7edge.train.boxes import corners, decode
-from y7edge.train.candidates import Assignment, propose
+from y7edge.train.candidates import Assignment, propose, select
 
-# Probabilities in the class cost keep this distance from 0 and 1: beyond, saturated logits would
-# make the cost infinite or NaN. It is the smallest that float32 can still tell from 1.
+# Probabilities in the class cost keep this distance from 0 and 1, where saturated logits would make
+# it infinite or, in the published form, NaN. Float32 still tells 1 - 1e-7 from 1.
 SATURATION = 1e-7
 
 
@@ -69,10 +69,11 @@ class SimOTA:
     A target takes its k cheapest candidates; a candidate that several took goes to the target of
     lowest cost among all of the picture. Equal costs: the lower index, on every device.
 
-    Targets are the rows of a matrix, the candidates of their picture its columns; rows are worked
-    off in chunks of at most ``pairs`` elements. Besides (candidates x classes) predictions and
-    costs, memory stays under about 50 bytes x ``pairs`` however crowded the pictures are, and
-    there is one chunk, hence a constant number of operations, for all but crowded batches.
+    Targets are the rows of a matrix, the candidates of their picture its columns. The matrix is
+    worked off in chunks of at most ``pairs`` elements (and at least one row), so that memory stays
+    below the sum of 32 bytes x ``pairs``, 20 bytes x candidates x (5 + nc), and 48 bytes x pictures
+    x the most candidates of a picture, however crowded they are. All but crowded batches are one
+    chunk, hence one number of operations.
     """
 
     anchor_t: float = 4.0  # largest ratio of sides between a target and its anchors
@@ -96,30 +97,33 @@ class SimOTA:
         self, candidates: Assignment, boxes: Tensor, class_cost: Tensor, targets: Tensor, batch: int
     ) -> Tensor:
         """The row of ``targets`` that each candidate (K,) ends up with, or -1."""
-        picture = candidates.entries[:, 0]
-        count = torch.zeros(batch, dtype=torch.int64, device=picture.device)
-        count.index_add_(0, picture, torch.ones_like(picture))
-        start = count.cumsum(0) - count
-        order = picture.argsort(stable=True)
-        width = int(count.max())  # the one wait for the device
-        place = torch.arange(width, device=picture.device)
+        place, width = _places(candidates.entries[:, 0], batch)
+        count, classes = class_cost.shape
+        # Padded to the most candidates of a picture, (..., B, W). Padding has an empty box, hence
+        # no IoU, and an infinite cost. (Filled, because `zeros` is a different number of
+        # operations for small tensors and large, and ours is to be constant.)
+        padded = boxes.new_full((4, batch * width), 0.0)
+        padded[:, place] = boxes.T
+        padded = padded.view(4, batch, width)
+        penalty = boxes.new_full((batch * width,), torch.inf)
+        penalty[place] = 0
+        slot = torch.full_like(penalty, 0, dtype=torch.int64)
+        slot[place] = torch.arange(count, device=place.device) * classes
+        penalty, slot = penalty.view(batch, width), slot.view(batch, width)
 
-        ledger = _Ledger(len(picture), len(targets), boxes)
+        ledger = _Ledger(penalty, len(targets))
         step = max(1, self.pairs // width)
         for first in range(0, len(targets), step):
             chunk = targets[first : first + step]
-            image = chunk[:, 0].long()
-            inside = place < count[image, None]
-            column = order[(start[image, None] + place).clamp_(max=len(picture) - 1)]
-            iou = _pairwise_iou(boxes, column, corners(chunk[:, 2:6])).masked_fill_(~inside, 0)
+            image, label = chunk[:, 0].long(), chunk[:, 1:2].long()
+            iou = _pairwise_iou(padded, image, corners(chunk[:, 2:6]))
             best = iou.topk(min(self.q0, width)).values
             k = best.sum(1, keepdim=True).long().clamp_(1, best.shape[1])
             cost = iou.add_(1e-8).log_().mul_(-self.iou_weight)
-            cost += class_cost.take(column * class_cost.shape[1] + chunk[:, 1:2].long())
-            cost.masked_fill_(~inside, torch.inf)
-            taken = _cheapest(cost, k, best.shape[1]) & inside
-            ledger.enter(first, column, cost, taken)
-        return ledger.owners()
+            cost += class_cost.take(slot[image].add_(label))
+            cost += penalty[image]
+            ledger.enter(first, image, cost, _cheapest(cost, k, best.shape[1]))
+        return ledger.owners().flatten()[place]
 
 
 class _Ledger:
@@ -129,30 +133,46 @@ class _Ledger:
     device does them.
     """
 
-    def __init__(self, candidates: int, targets: int, like: Tensor) -> None:
+    def __init__(self, like: Tensor, targets: int) -> None:
+        """For costs of the type and device of ``like`` (B, W)."""
         self.nobody = targets  # above every row, so that the minimum is the lowest row
-        self.takers = torch.zeros(candidates, dtype=torch.int32, device=like.device)
+        self.takers = torch.full_like(like, 0, dtype=torch.int32)
         self.taker = torch.full_like(self.takers, self.nobody)
         self.cheapest = torch.full_like(self.takers, self.nobody)
-        self.lowest = like.new_full((candidates,), torch.inf)
+        self.lowest = torch.full_like(like, torch.inf)
 
-    def enter(self, first: int, column: Tensor, cost: Tensor, taken: Tensor) -> None:
-        """Add the rows ``first``, ``first`` + 1, ... of the matrix; all tensors (rows, width)."""
-        place = column.flatten()
-        row = torch.arange(first, first + len(column), dtype=torch.int32, device=column.device)
-        self.takers.scatter_add_(0, place, taken.flatten().int())
-        claims = torch.where(taken, row[:, None], self.nobody).flatten()
-        self.taker.scatter_reduce_(0, place, claims, "amin")
+    def enter(self, first: int, image: Tensor, cost: Tensor, taken: Tensor) -> None:
+        """Add targets ``first``, ``first`` + 1, ... of pictures ``image`` (R,); matrices (R, W)."""
+        into = image[:, None].expand_as(cost)
+        row = torch.arange(first, first + len(image), dtype=torch.int32, device=image.device)
+        self.takers.index_add_(0, image, taken.int())
+        self.taker.scatter_reduce_(0, into, torch.where(taken, row[:, None], self.nobody), "amin")
         before = self.lowest.clone()
-        self.lowest.scatter_reduce_(0, place, cost.flatten(), "amin")
+        self.lowest.scatter_reduce_(0, into, cost, "amin")
         self.cheapest.masked_fill_(self.lowest < before, self.nobody)
-        claims = torch.where(cost == self.lowest[column], row[:, None], self.nobody).flatten()
-        self.cheapest.scatter_reduce_(0, place, claims, "amin")
+        self.cheapest.scatter_reduce_(
+            0, into, torch.where(cost == self.lowest[image], row[:, None], self.nobody), "amin"
+        )
 
     def owners(self) -> Tensor:
-        """(candidates,) int64 row of the owner, -1 for none."""
+        """(B, W) int64 row of the owner, -1 for none."""
         owner = torch.where(self.takers > 1, self.cheapest, self.taker)
         return torch.where(self.takers > 0, owner, -1).long()
+
+
+def _places(picture: Tensor, batch: int) -> tuple[Tensor, int]:
+    """Where each candidate goes in a (B, W) table, flattened, and W: the most of any picture.
+
+    Candidates of a picture keep their order. Waits for the device once.
+    """
+    count = torch.zeros(batch, dtype=torch.int64, device=picture.device)
+    count.index_add_(0, picture, torch.ones_like(picture))
+    width = int(count.max())
+    order = picture.argsort(stable=True)
+    start = (count.cumsum(0) - count)[picture[order]]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - start
+    return picture * width + rank, width
 
 
 def _judge(
@@ -168,37 +188,30 @@ def _judge(
     Returns:
         boxes (K, 4) x1, y1, x2, y2 normalised to the network's input, and costs (K, nc).
     """
-    boxes, rows = [], []
-    for head, entries, sizes in zip(heads, candidates.levels(), anchors, strict=True):
-        image, anchor, row, column, _ = entries.unbind(1)
-        logits = head[image, anchor, row, column]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        box = decode(logits[:, :4], sizes.to(logits)[anchor])
-        box[:, :2] += torch.stack((column, row), dim=1)
-        box[:, 0::2] /= head.shape[3]
-        box[:, 1::2] /= head.shape[2]
-        boxes.append(corners(box))
-        rows.append(logits[:, 4:])
-    chance = torch.cat(rows).sigmoid_()
+    cells = select(heads, candidates, anchors)
+    boxes = decode(cells.logits[:, :4], cells.anchor)
+    boxes[:, :2] += cells.corner
+    boxes /= cells.grid.repeat(1, 2)
+    chance = cells.logits[:, 4:].sigmoid()
     sure = (chance[:, 1:] * chance[:, :1]).sqrt_().clamp_(SATURATION, 1 - SATURATION)
-    other = torch.log1p(-sure)
+    other = sure.neg().log1p_()
     base = other.sum(1, keepdim=True)
-    return torch.cat(boxes), other.sub_(sure.log_()).sub_(base)
+    return corners(boxes), other.sub_(sure.log_()).sub_(base)
 
 
-def _pairwise_iou(boxes: Tensor, column: Tensor, targets: Tensor) -> Tensor:
-    """Plain IoU of targets (R, 4) with their candidates ``boxes[column]``, (R, W); corners.
+def _pairwise_iou(boxes: Tensor, image: Tensor, targets: Tensor) -> Tensor:
+    """Plain IoU (R, W) of targets (R, 4) with candidates ``boxes[:, image]``, as corners.
 
-    One coordinate at a time: the gathered boxes are never there in full.
+    One coordinate at a time: the selected boxes (4, R, W) are never there in full.
     """
     sides = []
-    for axis in (0, 1):
-        low, high = boxes[:, axis], boxes[:, axis + 2]
-        side = torch.minimum(high[column], targets[:, axis + 2, None])
-        sides.append(side.sub_(torch.maximum(low[column], targets[:, axis, None])).clamp_(min=0))
+    for low, high in ((0, 2), (1, 3)):
+        side = torch.minimum(boxes[high][image], targets[:, high, None])
+        side -= torch.maximum(boxes[low][image], targets[:, low, None])
+        sides.append(side.clamp_(min=0))
     overlap = sides[0].mul_(sides[1])
-    own = (boxes[:, 2:] - boxes[:, :2]).prod(1)[column]
-    union = own.add_((targets[:, 2:] - targets[:, :2]).prod(1)[:, None]).sub_(overlap)
+    area = (boxes[2:] - boxes[:2]).prod(0)[image]
+    union = area.add_((targets[:, 2:] - targets[:, :2]).prod(1)[:, None]).sub_(overlap)
     # Two empty boxes have no union; they count as apart.
     return overlap.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
@@ -214,9 +227,8 @@ def _cheapest(cost: Tensor, k: Tensor, most: int) -> Tensor:
 
 def _keep(candidates: Assignment, owner: Tensor) -> Assignment:
     """The candidates that have an owner (K,), with that owner as their target."""
-    kept = (owner >= 0).nonzero()[:, 0]
-    ends = torch.tensor(candidates.sizes).cumsum(0).to(kept)
-    upto = torch.searchsorted(kept, ends)
-    sizes = upto.diff(prepend=upto.new_zeros(1)).tolist()
-    entries = torch.cat((candidates.entries[kept, :4], owner[kept, None]), dim=1)
-    return Assignment(entries, tuple(sizes))
+    kept = owner >= 0
+    sizes = torch.stack([part.sum() for part in kept.split_with_sizes(candidates.sizes)])
+    index = kept.nonzero()[:, 0]
+    entries = torch.cat((candidates.entries[index, :4], owner[index, None]), dim=1)
+    return Assignment(entries, tuple(sizes.tolist()))

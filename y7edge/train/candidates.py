@@ -5,6 +5,7 @@ neighbours that the centre is close to: decoded centres reach half a cell beyond
 (YOLOv7, arXiv 2207.02696, section 4.2: "fine" labels with ``reach`` 0.5, "coarse" ones with 1.0).
 
     candidates = propose(heads, targets, anchors, anchor_t=4.0, reach=0.5)   # an Assignment
+    selection = select(heads, candidates, anchors)          # what the heads say at those cells
 """
 
 from __future__ import annotations
@@ -36,6 +37,59 @@ class Assignment:
         return self.entries.split_with_sizes(self.sizes)
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The heads at the cells of an assignment; one row per entry, all levels in one."""
+
+    level: Tensor  # (N,) int64
+    logits: Tensor  # (N, 5 + nc), float32 at least
+    anchor: Tensor  # (N, 2) width and height in grid units
+    corner: Tensor  # (N, 2) column and row of the cell: its upper left corner in grid units
+    grid: Tensor  # (N, 2) columns and rows of the level
+
+
+def select(heads: Sequence[Tensor], assignment: Assignment, anchors: Tensor) -> Selection:
+    """Read the heads, per level (B, A, H, W, 5 + nc), at the cells of an assignment.
+
+    Gradients flow to the heads. Half-precision logits are widened here, so that nothing after
+    computes in less than float32. ``anchors`` is (L, A, 2) in grid units.
+    """
+    rows = []
+    for head, entries in zip(heads, assignment.levels(), strict=True):
+        image, anchor, row, column, _ = entries.unbind(1)
+        rows.append(head[image, anchor, row, column])
+    logits = widen(torch.cat(rows))
+    _, anchor, row, column, _ = assignment.entries.unbind(1)
+    level = constant(range(len(heads)), row).repeat_interleave(
+        constant(assignment.sizes, row), output_size=len(row)
+    )
+    return Selection(
+        level=level,
+        logits=logits,
+        anchor=anchors.to(logits)[level, anchor],
+        corner=torch.stack((column, row), dim=1),
+        grid=constant(grid_sizes(heads), row)[level],
+    )
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Half-precision values as float32; wider ones as they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def grid_sizes(heads: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Columns and rows of each level."""
+    return [(head.shape[3], head.shape[2]) for head in heads]
+
+
+def constant(values: Sequence[object], like: Tensor) -> Tensor:
+    """A small tensor of the type and device of ``like``, sent without waiting for the device.
+
+    ``torch.tensor(values, device=...)`` would wait until all queued work is done.
+    """
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 def propose(
     heads: Sequence[Tensor], targets: Tensor, anchors: Tensor, *, anchor_t: float, reach: float
 ) -> Assignment:
@@ -55,8 +109,7 @@ def propose(
         reach: a neighbour is offered if the centre is closer to it than this, in cells: 0.5 gives
             up to three cells, 1.0 up to five.
     """
-    sizes = [(head.shape[3], head.shape[2]) for head in heads]
-    grid = torch.tensor(sizes, dtype=targets.dtype, device=targets.device)[:, None]  # (L, 1, 2)
+    grid = constant(grid_sizes(heads), targets)[:, None]  # (L, 1, 2)
     centre = targets[:, 2:4] * grid  # (L, n, 2)
     ratio = (targets[:, 4:6] * grid)[:, None] / anchors.to(targets)[:, :, None]  # (L, A, n, 2)
     fits = torch.maximum(ratio, 1 / ratio).amax(-1) < anchor_t  # (L, A, n)
@@ -68,8 +121,7 @@ def propose(
 
     offered = near[:, :, None] & fits[:, None]  # (L, 5, A, n)
     level, step, anchor, target = offered.nonzero().unbind(1)
-    shift = reach * torch.tensor(_STEPS, dtype=targets.dtype, device=targets.device)
-    cell = (centre[level, target] + shift[step]).floor()
+    cell = (centre[level, target] + reach * constant(_STEPS, targets)[step]).floor()
     cell = torch.minimum(cell.clamp(min=0), grid[level, 0] - 1).long()
     image = targets[target, 0].long()
     entries = torch.stack((image, anchor, cell[:, 1], cell[:, 0], target), dim=1)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from y7edge.errors import ConfigError
 from y7edge.train.boxes import corners, decode, similarity
-from y7edge.train.candidates import Assignment
+from y7edge.train.candidates import Assignment, Selection, constant, select, widen
 
 # Weight of each level's objectness, finest first: small objects are many and hard.
 _BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
@@ -113,78 +113,75 @@ class DetectionLoss:
             targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
             assignment: which cells learn which rows of ``targets``.
         """
-        anchors = self.anchors.to(targets.device)
         with torch.autocast(targets.device.type, enabled=False):
-            levels = [
-                self._level(head, targets, entries, sizes)
-                for head, entries, sizes in zip(heads, assignment.levels(), anchors, strict=True)
-            ]
-            box, obj, cls = torch.stack(levels).unbind(1)
-            box = self.gains.box * box.sum()
-            obj = self.gains.obj * (obj * obj.new_tensor(self.balance)).sum()
-            cls = self.gains.cls * cls.sum()
+            cells = select(heads, assignment, self.anchors)
+            target = assignment.entries[:, 4]
+            score = self._ciou(cells, targets[target, 2:6])
+            # Means over the positives of each level, summed over the levels.
+            share = (1 / constant(assignment.sizes, score).clamp(min=1))[cells.level]
+            box = self.gains.box * ((1 - score) * share).sum()
+            obj = self.gains.obj * self._objectness_term(heads, assignment, score.detach())
+            cls = self.gains.cls * self._class_term(cells.logits[:, 5:], targets[target, 1], share)
             total = (box + obj + cls) * heads[0].shape[0]
         return LossParts(box.detach(), obj.detach(), cls.detach(), total)
 
-    def _level(self, head: Tensor, targets: Tensor, entries: Tensor, anchors: Tensor) -> Tensor:
-        """Box, objectness and class terms of one level, (3,), before gains and balance."""
-        seen = _wide(head[..., 4])
-        expected = torch.zeros_like(seen)
-        box = cls = seen.new_zeros(())
-        if len(entries):
-            image, anchor, row, column, target = entries.unbind(1)
-            logits = _wide(head[image, anchor, row, column])
-            wanted = _relative(targets[target, 2:6], row, column, head)
-            found = decode(logits[:, :4], anchors.to(logits)[anchor])
-            score = similarity(corners(found), corners(wanted), "ciou")
-            box = (1 - score).mean()
-            expected = _objectness(expected, entries, score.detach().clamp(min=0))
-            if self.nc > 1:
-                cls = self._class_term(logits[:, 5:], targets[target, 1].long())
-        obj = self._cross_entropy(seen, expected, self.obj_pw)
-        return torch.stack((box, obj, cls))
+    def _ciou(self, cells: Selection, boxes: Tensor) -> Tensor:
+        """CIoU (N,) of the predictions with normalised target boxes (N, 4), in grid units."""
+        wanted = boxes * cells.grid.repeat(1, 2)
+        wanted = torch.cat((wanted[:, :2] - cells.corner, wanted[:, 2:]), dim=1)
+        found = decode(cells.logits[:, :4], cells.anchor)
+        return similarity(corners(found), corners(wanted), "ciou")
 
-    def _class_term(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over positives (n) and classes (nc)."""
+    def _objectness_term(
+        self, heads: Sequence[Tensor], assignment: Assignment, score: Tensor
+    ) -> Tensor:
+        """Mean over all cells of a level, weighted by level; positives are to show their CIoU."""
+        total = score.new_zeros(())
+        scores = score.clamp(min=0).split_with_sizes(assignment.sizes)
+        for weight, head, entries, level_score in zip(
+            self.balance, heads, assignment.levels(), scores, strict=True
+        ):
+            seen = widen(head[..., 4])
+            expected = _last_written(seen.shape, entries, level_score)
+            total = total + weight * self._cross_entropy(seen, expected, self.obj_pw).mean()
+        return total
+
+    def _class_term(self, logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
+        """Mean over the classes, weighted by ``share`` (N,); logits (N, nc)."""
+        if self.nc == 1:
+            return logits.new_zeros(())
         expected = torch.full_like(logits, self.absent)
-        expected.scatter_(1, labels[:, None], self.present)
-        return self._cross_entropy(logits, expected, self.cls_pw)
+        expected.scatter_(1, labels.long()[:, None], self.present)
+        return (self._cross_entropy(logits, expected, self.cls_pw).mean(1) * share).sum()
 
     def _cross_entropy(self, logits: Tensor, expected: Tensor, positive: float) -> Tensor:
-        """Mean binary cross-entropy, focal if asked for; ``positive`` weights the positive part."""
+        """Binary cross-entropy of each element, focal if asked for.
+
+        ``positive`` weights the part that pulls up.
+        """
         weight = None if positive == 1 else logits.new_full((), positive)
-        if self.focal_gamma <= 0:
-            return F.binary_cross_entropy_with_logits(logits, expected, pos_weight=weight)
         each = F.binary_cross_entropy_with_logits(
             logits, expected, pos_weight=weight, reduction="none"
         )
+        if self.focal_gamma <= 0:
+            return each
         chance = logits.sigmoid()
         hit = expected * chance + (1 - expected) * (1 - chance)
         alpha = expected * _FOCAL_ALPHA + (1 - expected) * (1 - _FOCAL_ALPHA)
-        return (each * alpha * (1 - hit) ** self.focal_gamma).mean()
+        return each * alpha * (1 - hit) ** self.focal_gamma
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """Half-precision logits as float32."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _relative(boxes: Tensor, row: Tensor, column: Tensor, head: Tensor) -> Tensor:
-    """Normalised target boxes (n, 4) in grid units, the centre relative to the cell."""
-    boxes = boxes * boxes.new_tensor((head.shape[3], head.shape[2]) * 2)
-    return torch.cat((boxes[:, :2] - torch.stack((column, row), dim=1), boxes[:, 2:]), dim=1)
-
-
-def _objectness(blank: Tensor, entries: Tensor, score: Tensor) -> Tensor:
-    """Objectness targets: the score (n,) at the cells of ``entries``, 0 in the rest of ``blank``.
+def _last_written(shape: torch.Size, entries: Tensor, score: Tensor) -> Tensor:
+    """Objectness targets (B, A, H, W): the score (n,) at the cells of ``entries``, 0 elsewhere.
 
     A cell entered several times gets the score of its last entry, as in the published training.
     There the outcome of such double writes is left to the device; here every entry of a cell
     writes the last one's score, so that the order of the writes doesn't matter.
     """
     image, anchor, row, column, _ = entries.unbind(1)
-    _, anchors, height, width = blank.shape
+    _, anchors, height, width = shape
     cell = ((image * anchors + anchor) * height + row) * width + column
     position = torch.arange(len(cell), device=cell.device)
-    last = position.new_zeros(blank.numel()).scatter_reduce_(0, cell, position, "amax")
-    return blank.flatten().scatter(0, cell, score[last[cell]]).view_as(blank)
+    last = position.new_full((shape.numel(),), -1).scatter_reduce_(0, cell, position, "amax")
+    expected = score.new_full((shape.numel(),), 0.0)
+    return expected.scatter_(0, cell, score[last[cell]]).view(shape)
