@@ -79,7 +79,7 @@ def test_only_convolution_weights_are_decayed():
 def test_step_is_nesterov_with_the_iterations_values():
     weight = torch.nn.Conv2d(1, 1, 1, bias=False)
     optimizer = build_optimizer(weight, P5, weight_decay=0.0)
-    start = float(weight.weight)
+    start = float(weight.weight.detach())
     velocity = 0.0
     for gradient, lr, momentum in ((1.0, 0.1, 0.8), (2.0, 0.2, 0.9), (-1.0, 0.3, 0.5)):
         weight.weight.grad = torch.full_like(weight.weight, gradient)
@@ -88,7 +88,7 @@ def test_step_is_nesterov_with_the_iterations_values():
         # Nesterov as torch has it: v <- m v + g, step along g + m v; the first v is g itself.
         velocity = momentum * velocity + gradient
         start -= lr * (gradient + momentum * velocity)
-    assert float(weight.weight) == pytest.approx(start, rel=1e-5)
+    assert float(weight.weight.detach()) == pytest.approx(start, rel=1e-5)
 
 
 def test_gradients_left_at_the_end_of_an_epoch_are_kept():

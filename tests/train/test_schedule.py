@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from y7edge.train.config import P5, TINY, Recipe, recipe_from
+from y7edge.errors import ConfigError
+from y7edge.train.config import P5, TINY, Recipe, TrainConfig
 from y7edge.train.schedule import (
     Schedule,
     accumulation,
@@ -87,10 +88,37 @@ def test_a_run_without_warmup_starts_at_the_full_learning_rate():
     ("changes", "message"),
     [
         ({"lr0": 0.0}, "lr0 must be a positive number, not 0.0"),
-        ({"mosaic": 1.5}, "mosaic must be a number from 0 to 1, not 1.5"),
-        ({"iou_t": 0.2}, "unknown hyper-parameter 'iou_t'; the recipe has anchor_t, box"),
+        ({"warmup_share": 1.5}, "warmup_share must be a number from 0 to 1, not 1.5"),
+        ({"ema_decay": 1.0}, "ema_decay must be from 0 to below 1, not 1.0"),
     ],
 )
 def test_recipe_refuses_what_it_cannot_use(changes, message):
-    with pytest.raises(ValueError, match=message):
-        recipe_from(Recipe(), changes)
+    with pytest.raises(ConfigError, match=message):
+        Recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number from 1, not 0"),
+        ({"batch": 1.5}, "batch must be a whole number from 1, not 1.5"),
+        ({"patience": -1}, "patience must be a whole number from 0, not -1"),
+        ({"width": 0.0}, "width must be a positive number, not 0.0"),
+        ({"precision": "fp8"}, "precision must be one of auto, 32-true"),
+    ],
+)
+def test_config_refuses_what_it_cannot_use(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(data="data.yaml", **changes)
+
+
+def test_each_family_has_its_published_recipe():
+    assert TrainConfig(data="d", model="yolov7-tiny-silu").hyper == TINY
+    assert TrainConfig(data="d", model="yolov7x").hyper == P5
+    assert (P5.lrf, P5.obj, P5.cls) == (0.1, 0.7, 0.3)
+    assert (TINY.lrf, TINY.obj, TINY.cls) == (0.01, 1.0, 0.5)
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(1, 1), (10, 1), (60, 3), (300, 15)])
+def test_validation_is_spread_over_the_run(epochs, every):
+    assert TrainConfig(data="d", epochs=epochs).validation_interval == every

@@ -1,1 +1,7 @@
-"""Placeholder."""
+"""Training (needs torch): configuration, data for the loop, assignment, loss, optimiser, loop.
+
+    from y7edge.train.config import TrainConfig
+    from y7edge.train.loop import train
+
+    result = train(TrainConfig(data="data.yaml", model="yolov7-tiny", imgsz=320, epochs=60))
+"""

@@ -13,12 +13,12 @@ with its reason, and each can be overridden here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from y7edge.errors import ConfigError
+from y7edge.train.augment import Augmentation
 
 
 def _is_whole(value: object) -> bool:
@@ -28,6 +28,10 @@ def _is_whole(value: object) -> bool:
 def _require(fine: bool, name: str, expected: str, found: object) -> None:
     if not fine:
         raise ConfigError(f"{name} must be {expected}, not {found!r}")
+
+
+STRONG = Augmentation(translate=0.2, scale=0.9)
+MILD = Augmentation(translate=0.1, scale=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +58,23 @@ class Recipe:
     cls: float = 0.3
     anchor_t: float = 4.0  # an anchor takes part if no side is this many times off the object's
 
-    # Augmentation
-    hsv_h: float = 0.015  # largest relative change of the hue ...
-    hsv_s: float = 0.7  # ... of the saturation ...
-    hsv_v: float = 0.4  # ... and of the value
-    translate: float = 0.2  # largest shift, as a share of the picture
-    scale: float = 0.9  # scale factor is drawn from 1 - scale .. 1.1 + scale
-    fliplr: float = 0.5  # probability of a left-right flip
-    mosaic: float = 1.0  # probability of a mosaic
+    # How pictures are changed; tiny models, which have less to spare, get milder changes
+    augmentation: Augmentation = STRONG
 
     def __post_init__(self) -> None:
         for name in ("lr0", "lrf", "ema_tau", "anchor_t"):
             _require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
-        for name in ("momentum", "warmup_momentum", "warmup_share", "fliplr", "mosaic"):
+        for name in ("momentum", "warmup_momentum", "warmup_share"):
             value = getattr(self, name)
             _require(0 <= value <= 1, name, "a number from 0 to 1", value)
-        for name in ("ema_decay", "scale", "translate"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, name, "a number from 0 to below 1", value)
+        _require(0 <= self.ema_decay < 1, "ema_decay", "from 0 to below 1", self.ema_decay)
         for name in ("weight_decay", "warmup_epochs", "warmup_bias_lr", "box", "obj", "cls"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
 
 
 # The published hyper-parameter files, where they differ from the defaults above.
 P5 = Recipe()
-TINY = Recipe(lrf=0.01, obj=1.0, cls=0.5, translate=0.1, scale=0.5)
+TINY = Recipe(lrf=0.01, obj=1.0, cls=0.5, augmentation=MILD)
 
 
 def recipe_for(model: str) -> Recipe:
@@ -113,11 +109,12 @@ class TrainConfig:
     # Where
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps
     precision: str = "auto"  # auto, 32-true, 16-mixed, bf16-mixed (names of Lightning Fabric)
-    workers: int = 0  # processes that load pictures; 0: the training process does
+    workers: int | None = None  # processes that load pictures; None: by loading_workers
     out: Path | str | None = None  # folder of the run; None: the next free runs/trainN
     seed: int = 0
 
     recipe: Recipe | None = None  # None: the published one of the model's family
+    licence: str = "unspecified"  # of the weights, kept with them; yours to choose
 
     def __post_init__(self) -> None:
         for name in ("imgsz", "epochs", "batch", "nominal_batch", "val_every"):
@@ -126,7 +123,8 @@ class TrainConfig:
                 _require(_is_whole(value) and value >= 1, name, "a whole number from 1", value)
         for name in ("patience", "workers", "seed"):
             value = getattr(self, name)
-            _require(_is_whole(value) and value >= 0, name, "a whole number from 0", value)
+            if value is not None:
+                _require(_is_whole(value) and value >= 0, name, "a whole number from 0", value)
         _require(self.width > 0, "width", "a positive number", self.width)
         known = ("auto", "32-true", "16-mixed", "bf16-mixed")
         _require(self.precision in known, "precision", f"one of {', '.join(known)}", self.precision)
@@ -150,14 +148,3 @@ class TrainConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["recipe"] = asdict(self.hyper)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
-
-
-def recipe_from(base: Recipe, changes: Mapping[str, float]) -> Recipe:
-    """``base`` with some values replaced; an unknown name is refused with the known ones."""
-    known = {f.name for f in fields(Recipe)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ConfigError(
-            f"unknown hyper-parameter {unknown[0]!r}; the recipe has {', '.join(sorted(known))}"
-        )
-    return Recipe(**{**asdict(base), **changes})

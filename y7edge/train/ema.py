@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
-class ModelEma:
+
+class ModelEma(Generic[ModelT]):
     """Moving average over all floating state: parameters, batch-norm statistics, anchors.
 
     Integer buffers (batch norm's counters) keep their initial values, as published.
@@ -23,8 +26,8 @@ class ModelEma:
         updates: how many times it was updated.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.9999, tau: float = 2000.0) -> None:
-        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
+    def __init__(self, model: ModelT, *, decay: float = 0.9999, tau: float = 2000.0) -> None:
+        self.model: ModelT = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.updates = 0
         self._limit = decay
         self._tau = tau

@@ -1,0 +1,65 @@
+"""Where a run keeps its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from y7edge.errors import ConfigError
+
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+RESULTS = "results.csv"
+CURVES = "results.png"
+PICTURES = "predictions.jpg"
+
+
+def claim(out: Path | str | None, root: Path | str = "runs") -> Path:
+    """Make the folder of a new run.
+
+    Args:
+        out: the folder asked for; None takes the next free one of ``root/train``,
+            ``root/train2``, ``root/train3``, ...
+        root: parent of folders that nobody named.
+
+    Raises:
+        ConfigError: ``out`` holds a run already, or is no folder.
+    """
+    if out is None:
+        return _next_free(Path(root))
+    check_free(out)
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made a folder for the run: {error}") from error
+    return folder
+
+
+def check_free(out: Path | str | None) -> None:
+    """Refuse a folder that holds a run, before hours are spent on another.
+
+    Raises:
+        ConfigError: it has the files of a run.
+    """
+    if out is None:
+        return
+    folder = Path(out)
+    taken = [name for name in (BEST, LAST, RESULTS) if (folder / name).exists()]
+    if taken:
+        raise ConfigError(
+            f"{folder} already holds a run ({', '.join(taken)}): "
+            "give another --out, or remove the folder"
+        )
+
+
+def _next_free(root: Path) -> Path:
+    """Made with ``exist_ok=False``, so that two runs started together get two folders."""
+    number = 1
+    while True:
+        folder = root / ("train" if number == 1 else f"train{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder

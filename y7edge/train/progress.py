@@ -1,0 +1,180 @@
+"""What a training run shows while it works: a bar on a terminal, plain lines anywhere else.
+
+The loop knows only the :class:`Progress` protocol, and by default the silent :class:`Quiet`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import IO, Protocol, runtime_checkable
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as RichBar
+
+from y7edge.train.results import EpochRow
+
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of a run after one iteration. Epochs and iterations count from 1."""
+
+    epoch: int
+    epochs: int
+    iteration: int  # within the epoch
+    batches: int  # iterations per epoch
+    box: float  # loss parts: means over the epoch so far
+    obj: float
+    cls: float
+    lr: float  # of the convolution weights
+    memory_mb: float  # peak: of the GPU, else of the process
+    eta_seconds: float  # until the end of the run
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Something that is told how a run goes."""
+
+    def say(self, line: str) -> None:
+        """A remark: what is trained on what, what was saved, why it stopped."""
+
+    def step(self, status: Status) -> None:
+        """Called after iterations (not after every one on a GPU: reading the loss waits for it)."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """Called at the end of each epoch, with its line of ``results.csv``."""
+
+    def close(self) -> None:
+        """Called once, however the run ends."""
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def say(self, line: str) -> None:
+        """Drop the remark."""
+
+    def step(self, status: Status) -> None:
+        """Show nothing."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Lines:
+    """One line for each epoch, for logs and pipes."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stderr
+
+    def say(self, line: str) -> None:
+        """Print the remark."""
+        print(line, file=self._stream, flush=True)
+
+    def step(self, status: Status) -> None:
+        """Print nothing: a log has no use for iterations."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """Print losses, learning rate, seconds and, where it was judged, mAP."""
+        self.say(describe(row))
+
+    def close(self) -> None:
+        """Leave the stream open: it is not ours."""
+
+
+class Bar:
+    """A live bar for the epoch at work above one line for each finished epoch."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._bar = RichBar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console or Console(stderr=True),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def say(self, line: str) -> None:
+        """Print the remark above the bar."""
+        self._bar.console.print(line, markup=False, highlight=False)
+
+    def step(self, status: Status) -> None:
+        """Move the bar; show loss parts, learning rate, memory and the time left."""
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=status.batches, status="")
+        self._bar.update(
+            self._task,
+            description=f"epoch {status.epoch}/{status.epochs}",
+            completed=status.iteration,
+            total=status.batches,
+            status=(
+                f"box {status.box:.4f}  obj {status.obj:.4f}  cls {status.cls:.4f}  "
+                f"lr {status.lr:.5f}  {status.memory_mb:.0f} MB  left {clock(status.eta_seconds)}"
+            ),
+        )
+
+    def epoch(self, row: EpochRow) -> None:
+        """Leave the epoch's line above the bar."""
+        self.say(describe(row))
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        self._bar.stop()
+
+
+def for_terminal(stream: IO[str] | None = None) -> Progress:
+    """A bar if ``stream`` (default: standard error) is a terminal, else plain lines."""
+    stream = stream or sys.stderr
+    return Bar(Console(file=stream)) if stream.isatty() else Lines(stream)
+
+
+def describe(row: EpochRow) -> str:
+    """One line about a finished epoch."""
+    judged = "" if row.map50 is None else f"  mAP50 {row.map50:.3f}  mAP50-95 {row.map50_95:.3f}"
+    return (
+        f"epoch {row.epoch}: box {row.box:.4f}  obj {row.obj:.4f}  cls {row.cls:.4f}  "
+        f"lr {row.lr:.5f}  {row.seconds:.1f} s  {row.memory_mb:.0f} MB{judged}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, e.g. ``1:02:03``; minutes and seconds below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Stopwatch:
+    """Estimates the time left from the share of the work done."""
+
+    def __init__(self, total: int) -> None:
+        self._start = time.perf_counter()
+        self._total = total
+
+    def left(self, done: int) -> float:
+        """Seconds until ``total`` units are done, at the pace so far."""
+        return (time.perf_counter() - self._start) / max(done, 1) * (self._total - done)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in units of 10**6 bytes: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 1e6
+    if resource is None:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

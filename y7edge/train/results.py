@@ -1,0 +1,97 @@
+"""The record of a run: ``results.csv``, one line for each epoch, and its curves, ``results.png``.
+
+Both are written anew, atomically, after each epoch: a run that is killed leaves whole files.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from y7edge.errors import DataError
+from y7edge.files import atomic_write
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One epoch. The mAPs are those of the moving average; None where it wasn't judged."""
+
+    epoch: int  # from 1
+    box: float  # loss parts, means over the epoch, times their gains
+    obj: float
+    cls: float
+    lr: float  # of the convolution weights, at the last iteration
+    seconds: float  # training alone, without validation
+    memory_mb: float  # peak: of the GPU, else of the process
+    map50: float | None = None
+    map50_95: float | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(EpochRow))
+
+
+def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
+    """Write the table; an mAP that wasn't measured is an empty field."""
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow(["" if v is None else _short(v) for v in astuple(row)])
+
+
+def read_csv(path: Path) -> list[EpochRow]:
+    """Read what :func:`write_csv` wrote.
+
+    Raises:
+        DataError: the file has other columns or fields that are no numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        header, *lines = list(csv.reader(stream)) or [[]]
+    if tuple(header) != COLUMNS:
+        raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {header}")
+    try:
+        return [
+            EpochRow(int(line[0]), *(float(v) if v else None for v in line[1:]))  # type: ignore[arg-type]
+            for line in lines
+        ]
+    except ValueError as error:
+        raise DataError(f"{path}: a field is no number: {error}") from error
+
+
+def write_png(rows: Sequence[EpochRow], path: Path) -> None:
+    """Draw loss parts, mAP and learning rate over the epochs."""
+    # The object interface: pyplot would keep global state and look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, quality, rate = figure.subplots(1, 3)
+    epochs = [row.epoch for row in rows]
+    for part in ("box", "obj", "cls"):
+        losses.plot(epochs, [getattr(row, part) for row in rows], label=part)
+    judged = [row for row in rows if row.map50 is not None]
+    for name, label in (("map50", "mAP@0.5"), ("map50_95", "mAP@0.5:0.95")):
+        values = [getattr(row, name) for row in judged]
+        quality.plot([row.epoch for row in judged], values, marker=".", label=label)
+    quality.set_ylim(0, 1)
+    rate.plot(epochs, [row.lr for row in rows])
+    titles = ("loss (training)", "mAP (validation, moving average)", "learning rate")
+    for axes, title in zip((losses, quality, rate), titles, strict=True):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    losses.legend()
+    quality.legend(loc="lower right")
+    with atomic_write(path) as temporary:
+        # No software version or date in the file: equal runs leave equal pictures.
+        figure.savefig(temporary, dpi=100, metadata={"Software": None})
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
