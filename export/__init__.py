@@ -1,1 +1,37 @@
-"""Placeholder."""
+"""From a checkpoint to an artifact with its proof: fold, write, build, compare.
+
+Public names are imported on first use (PEP 562), so that folding needs no onnx::
+
+    from y7edge.export import export, verify
+
+    artifact = export(checkpoint, "yolov7-tiny.onnx", imgsz=640)
+    report = verify("yolov7-tiny.onnx", checkpoint)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from y7edge.export.folding import fold
+    from y7edge.export.pipeline import export
+    from y7edge.export.verification import verify
+
+__all__ = ["export", "fold", "verify"]
+
+_ELSEWHERE = {
+    "export": "y7edge.export.pipeline",
+    "fold": "y7edge.export.folding",
+    "verify": "y7edge.export.verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ELSEWHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

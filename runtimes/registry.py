@@ -60,6 +60,11 @@ def get(name: str) -> Runtime:
         ) from error
 
 
+def name_of(runtime: Runtime) -> str:
+    """The name under which ``get`` knows a runtime."""
+    return next(name for name in names() if get(name) is runtime)
+
+
 def find(path: Path | str, backend: str = "auto") -> Runtime:
     """The runtime that opens ``path``: the one asked for, else by manifest, then by suffix.
 

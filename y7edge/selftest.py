@@ -61,11 +61,12 @@ def check_payload(artifact: Artifact, backend: str = "auto") -> str:
         DigestError: it is not the one in the manifest: graph or weights were changed.
     """
     digest = registry.find(artifact.path, backend).payload_digest(artifact.path)
-    if digest != artifact.manifest.payload_digest:
+    expected = artifact.manifest.payload_digest
+    if digest != expected:
         raise DigestError(
-            f"the graph or the weights of {artifact.path} were changed after it was proved: "
-            f"payload digest {digest[:16]}..., expected {artifact.manifest.payload_digest[:16]}...; take "
-            "the original file, or export it again"
+            f"the graph or the weights of {artifact.path} were changed after it was proved: its "
+            f"payload digest is {digest[:16]}, expected {expected[:16]}; take the original, or "
+            "export it again"
         )
     return digest
 

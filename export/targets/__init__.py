@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Targets: what an export builds, one file each, found by listing this folder (``registry``)."""

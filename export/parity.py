@@ -1,0 +1,261 @@
+"""The gate: an artifact, run in its own engine, against the unfolded model that it came from.
+
+A proof is made on pictures, not on noise: 8 of the user's, of the data set, or made scenes. It says
+*passed*, *failed*, or *inconclusive* when the reference's scores hardly differ, so that agreement
+would mean nothing; inconclusive is not passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge import __version__
+from y7edge.artifact import Artifact
+from y7edge.errors import ParityError
+from y7edge.export.agreement import (
+    Candidate,
+    CandidateAgreement,
+    Decoded,
+    Floats,
+    TensorAgreement,
+    candidates_of,
+    choose,
+    decode,
+)
+from y7edge.export.pictures import Pictures
+from y7edge.export.probes import outputs_of, proved_batches
+from y7edge.export.reference import Answer, Reference
+from y7edge.manifest import Manifest
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
+from y7edge.selftest import dequantised
+
+SPREAD = 0.2
+"""The candidates' scores must differ by this much, or nothing is proved."""
+
+_LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limits of one precision; None: reported, not judged.
+
+    ``deviation`` (largest difference over largest magnitude) and ``cosine`` are those of each
+    output; ``iou`` and ``score`` those of the worst candidate; ``peak`` limits any activation;
+    ``probe`` is what a self-test accepts.
+    """
+
+    deviation: float | None
+    cosine: float | None
+    iou: float
+    score: float
+    peak: float | None
+    probe: float
+
+
+def tolerance(precision: str, engine: str) -> Tolerance:
+    """The limits for an artifact of this precision in this engine (a name of the registry)."""
+    if precision == "fp32":
+        # ONNX Runtime sums in nearly the reference's order; other engines use Winograd and FFT.
+        deviation = 1e-4 if engine == "onnxrt" else 1e-3
+        return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
+    # Half of the range is left to pictures brighter than those of the proof.
+    return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, 0.02)
+
+
+def engine_of(artifact: Artifact) -> str:
+    """Name of the runtime that an artifact is proved and opened with."""
+    return registry.name_of(registry.find(artifact.path))
+
+
+def prove(
+    artifact: Artifact,
+    reference: Reference,
+    pictures: Pictures,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run an artifact and its reference on the same pictures and compare.
+
+    Args:
+        artifact: the file as it will be used.
+        reference: the model that it came from.
+        pictures: prepared for the artifact's input.
+        device: of the engine.
+        progress: told what happens, one line each.
+
+    Returns:
+        The report, JSON-able: ``status`` ("passed", "failed", "inconclusive"), ``problems``,
+        ``reference``, ``pictures``, ``batches``, ``outputs`` (deviation and cosine of each, the
+        worst of all batch sizes), ``candidates``, ``activations``, ``tolerance``, ``arithmetic``,
+        ``device``, ``versions``. A number is None where it is not finite.
+
+    Raises:
+        RuntimeMissing, DeviceError: the engine cannot be started or fails.
+    """
+    manifest, engine = artifact.manifest, engine_of(artifact)
+    limits = tolerance(manifest.precision, engine)
+    tell = progress or (lambda _: None)
+    tell(f"reference: {reference.description}, {len(pictures.inputs)} pictures: {pictures.source}")
+    answers = [reference.answer(pixels) for pixels in pictures.inputs]
+    chosen = _choose(answers, manifest)
+    session = registry.open_session(artifact, SessionOptions(device))
+    try:
+        outputs: dict[str, dict[str, float]] = {}
+        candidates = CandidateAgreement()
+        for batch in proved_batches(manifest):
+            tell(f"{engine}: batch {batch}, {session.arithmetic}")
+            found = _run(session, pictures, batch)
+            _compare(found, answers, chosen, manifest, outputs, candidates)
+        arithmetic, where = session.arithmetic, session.device
+    finally:
+        session.close()
+    peak = max(answers, key=lambda answer: answer.peak)
+    report = {
+        "reference": reference.description,
+        "pictures": {"count": len(answers), "source": pictures.source},
+        "batches": list(proved_batches(manifest)),
+        "outputs": outputs,
+        "candidates": {
+            "count": len(chosen),
+            "iou": candidates.iou,
+            "score_difference": candidates.score,
+            "score_spread": chosen[0].score - chosen[-1].score,
+        },
+        "activations": {"peak": peak.peak, "at": peak.peak_at},
+        "tolerance": asdict(limits),
+        "engine": engine,
+        "device": where,
+        "arithmetic": arithmetic,
+        "versions": {
+            "y7edge": __version__,
+            "numpy": np.__version__,
+            **registry.find(artifact.path).versions(),
+        },
+    }
+    return {**_judge(report, limits), **_finite(report)}
+
+
+def require_passed(report: Mapping[str, Any], path: Path | str) -> None:
+    """Raise ParityError with the report unless the proof passed."""
+    if report["status"] == "passed":
+        return
+    problems = "; ".join(report["problems"])
+    if report["status"] == "inconclusive":
+        raise ParityError(f"{path} cannot be proved: {problems}", report)
+    raise ParityError(f"{path} is not the model that it came from: {problems}", report)
+
+
+def _choose(answers: Sequence[Answer], manifest: Manifest) -> list[Candidate]:
+    """The reference's candidates that are compared, best first."""
+    found: list[Candidate] = []
+    for picture, answer in enumerate(answers):
+        found += candidates_of(picture, decode(answer.heads, manifest.levels, manifest.nc))
+    return choose(found)
+
+
+def _run(session: Session, pictures: Pictures, batch: int) -> list[dict[str, Floats]]:
+    """Outputs for each picture, run ``batch`` at a time; the last batch is filled by repeating."""
+    (image,) = session.inputs
+    inputs = pictures.inputs
+    results: list[dict[str, Floats]] = []
+    for start in range(0, len(inputs), batch):
+        taken = [inputs[min(i, len(inputs) - 1)] for i in range(start, start + batch)]
+        given = session.infer({image.name: np.concatenate(taken)})
+        for i in range(min(batch, len(inputs) - start)):
+            results.append(
+                {spec.name: _real(given[spec.name][i : i + 1], spec) for spec in session.outputs}
+            )
+    return results
+
+
+def _real(values: NDArray[Any], spec: TensorSpec) -> Floats:
+    real = values if spec.scale is None else dequantised(values, spec)
+    return real.astype(np.float32, copy=False)
+
+
+def _compare(
+    found: Sequence[Mapping[str, Floats]],
+    answers: Sequence[Answer],
+    chosen: Sequence[Candidate],
+    manifest: Manifest,
+    outputs: dict[str, dict[str, float]],
+    candidates: CandidateAgreement,
+) -> None:
+    """Take one batch size's results into ``outputs`` and ``candidates``: the worst is kept."""
+    heads = manifest.outputs[0].role == "head"
+    agreements = {
+        output.name: TensorAgreement(channel_axis=1 if heads else 2) for output in manifest.outputs
+    }
+    for picture, (result, answer) in enumerate(zip(found, answers, strict=True)):
+        expected = outputs_of(answer, manifest)
+        for name, agreement in agreements.items():
+            agreement.add(expected[name], result[name])
+        decoded = (
+            decode(list(result.values()), manifest.levels, manifest.nc)
+            if heads
+            else Decoded(result["boxes"][0], result["scores"][0])
+        )
+        for candidate in chosen:
+            if candidate.picture == picture:
+                candidates.add(candidate, decoded)
+    for name, agreement in agreements.items():
+        worst = outputs.setdefault(name, {"deviation": 0.0, "cosine": 1.0})
+        worst["deviation"] = float(np.maximum(worst["deviation"], agreement.deviation))
+        worst["cosine"] = float(np.minimum(worst["cosine"], agreement.cosine))
+
+
+def _judge(report: Mapping[str, Any], limits: Tolerance) -> dict[str, Any]:
+    """``status`` and ``problems``. Comparisons are negated: what is not a number fails."""
+    problems = []
+    for name, measured in report["outputs"].items():
+        if limits.deviation is not None and not measured["deviation"] <= limits.deviation:
+            problems.append(
+                f"{name} deviates by {measured['deviation']:.2g} of its largest value, tolerance "
+                f"{limits.deviation:g}"
+            )
+        if limits.cosine is not None and not measured["cosine"] >= limits.cosine:
+            problems.append(f"{name} has cosine {measured['cosine']:.6f}, at least {limits.cosine}")
+    candidates = report["candidates"]
+    if not candidates["iou"] >= limits.iou:
+        problems.append(f"a candidate has IoU {candidates['iou']:.4f}, at least {limits.iou}")
+    if not candidates["score_difference"] <= limits.score:
+        problems.append(
+            f"a candidate's score differs by {candidates['score_difference']:.2g}, tolerance "
+            f"{limits.score:g}"
+        )
+    peak = report["activations"]
+    if limits.peak is not None and not peak["peak"] <= limits.peak:
+        problems.append(
+            f"an activation of {peak['at']} reaches {peak['peak']:.3g}, more than half of what "
+            f"the format holds ({limits.peak:g}): use fp32"
+        )
+    if problems:
+        return {"status": "failed", "problems": problems}
+    if not candidates["score_spread"] >= SPREAD:
+        problem = (
+            f"inconclusive, the reference's scores spread over {candidates['score_spread']:.3f} "
+            f"only, at least {SPREAD} is needed: give pictures with objects that it knows "
+            "(--images FOLDER), or train longer"
+        )
+        return {"status": "inconclusive", "problems": [problem]}
+    return {"status": "passed", "problems": []}
+
+
+def _finite(value: Any) -> Any:
+    """The same with four digits of every number, None where it is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,117 @@
+"""Pictures that a proof is made with: the user's, else the data set's, else made scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.data import dataset, synthetic
+from y7edge.data.images import read_image
+from y7edge.errors import DataError, RuntimeMissing
+from y7edge.manifest import InputInfo
+from y7edge.preprocess import Preprocessor
+
+COUNT = 8
+"""How many pictures a proof uses unless told otherwise."""
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_SCENE_SIZE = (480, 640)  # like a camera's: the letterbox is exercised too
+
+Images = str | Path | Sequence[str | Path]
+"""A picture, a folder of them, or a list of paths."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Prepared inputs, each (1, 3, H, W) float32 RGB 0..1, and where they came from."""
+
+    inputs: tuple[NDArray[np.float32], ...]
+    source: str
+
+
+def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> Pictures:
+    """Take up to 8 pictures and letterbox them to the model's input.
+
+    Args:
+        images: the user's; None: those of the data set that ``meta`` records, if it is still where
+            it was, else scenes made by the package.
+        meta: of the checkpoint.
+        image: the model's input.
+
+    Raises:
+        DataError: ``images`` holds no picture, or one cannot be read.
+    """
+    if images is not None:
+        paths = _listed(images)
+        return _prepare([partial(read_image, p) for p in paths], f"{images}", image)
+    recorded, paths = _recorded(meta)
+    if paths:
+        return _prepare([partial(read_image, p) for p in paths], f"data set {recorded}", image)
+    source = "scenes made by y7edge"
+    if recorded is not None:
+        source += f" (the recorded data set {recorded} is not here)"
+    return _prepare([partial(_scene, seed) for seed in range(COUNT)], source, image)
+
+
+def _scene(seed: int) -> NDArray[np.uint8]:
+    return synthetic.scene(seed, _SCENE_SIZE).image
+
+
+def _prepare(
+    readers: Sequence[Callable[[], NDArray[np.uint8]]], source: str, image: InputInfo
+) -> Pictures:
+    preprocess = Preprocessor(
+        image.height,
+        image.width,
+        pad=image.letterbox.pad,
+        order=image.color,
+        scale=image.scale,
+    )
+    inputs = []
+    for read in readers:
+        pixels = np.empty((1, 3, image.height, image.width), np.float32)
+        preprocess(read(), out=pixels[0])
+        inputs.append(pixels)
+    return Pictures(tuple(inputs), source)
+
+
+def _listed(images: Images) -> list[Path]:
+    """The pictures that the user named, 8 of them spread evenly over a longer list."""
+    given = [images] if isinstance(images, str | Path) else list(images)
+    found: list[Path] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+        else:
+            found.append(path)
+    if not found:
+        raise DataError(f"no pictures in {images}: expected a folder of {', '.join(_SUFFIXES)}")
+    return _spread(found)
+
+
+def _recorded(meta: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
+    """(path of the data set that the checkpoint was trained on, pictures of it if it is here)."""
+    data = meta.get("data")
+    path = data.get("path") if isinstance(data, Mapping) else None
+    if not isinstance(path, str):
+        return None, []
+    if not Path(path).exists():
+        return path, []
+    try:
+        splits = dataset.load(path).splits
+    except (DataError, RuntimeMissing):  # it was changed since; the report says so
+        return path, []
+    held_out = splits.get("val") or splits.get("test") or splits.get("train") or ()
+    return path, _spread([sample.path for sample in held_out])
+
+
+def _spread(paths: list[Path]) -> list[Path]:
+    if len(paths) <= COUNT:
+        return paths
+    return [paths[i * len(paths) // COUNT] for i in range(COUNT)]

@@ -1,0 +1,89 @@
+"""Probes: inputs by recipe with sampled reference outputs, for the self-test on the robot.
+
+The samples come from the reference model, not from the artifact: a self-test repeats the proof, it
+does not compare the artifact with itself. Every level is sampled at its largest values, which any
+change of scale moves most, and evenly over the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from y7edge.export.agreement import Floats, decode
+from y7edge.export.reference import Answer, Reference
+from y7edge.manifest import Manifest, Probe, Samples
+from y7edge.selftest import RECIPE, input_crc32, probe_input
+
+PROBES = 2
+"""Inputs for each batch size that is proved."""
+
+VALUES = 96
+"""Sampled values of each output."""
+
+EXTREME = 32
+"""How many of them are the largest magnitudes."""
+
+
+def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> tuple[Probe, ...]:
+    """Ask the reference and sample what it says.
+
+    Args:
+        manifest: of the artifact to be; its input, outputs and levels count.
+        reference: the model that it comes from.
+        tolerance: largest deviation that a self-test accepts, as a part of the output's largest
+            magnitude.
+    """
+    image = manifest.input
+    probes = []
+    for batch in proved_batches(manifest):
+        for number in range(PROBES if batch == proved_batches(manifest)[0] else 1):
+            key = f"probe{number}-batch{batch}"
+            pixels = probe_input(RECIPE, key, (batch, 3, image.height, image.width))
+            answer = reference.answer(pixels)
+            samples = tuple(
+                _sample(name, tensor, key) for name, tensor in outputs_of(answer, manifest).items()
+            )
+            probes.append(Probe(RECIPE, key, batch, input_crc32(pixels), tolerance, samples))
+    return tuple(probes)
+
+
+def proved_batches(manifest: Manifest) -> tuple[int, ...]:
+    """Batch sizes that a proof runs: the fixed one, or 1 and 3."""
+    batch = manifest.input.batch
+    return (1, 3) if batch == "dynamic" else (int(batch),)
+
+
+def outputs_of(answer: Answer, manifest: Manifest) -> Mapping[str, Floats]:
+    """A reference answer as the outputs that an artifact has: heads, or boxes and scores."""
+    if manifest.outputs[0].role == "head":
+        names = (output.name for output in manifest.outputs)
+        return dict(zip(names, answer.heads, strict=True))
+    pictures = [
+        decode([head[i : i + 1] for head in answer.heads], manifest.levels, manifest.nc)
+        for i in range(len(answer.heads[0]))
+    ]
+    return {
+        "boxes": np.stack([picture.boxes for picture in pictures]),
+        "scores": np.stack([picture.scores for picture in pictures]),
+    }
+
+
+def _sample(name: str, tensor: Floats, key: str) -> Samples:
+    flat = tensor.reshape(-1)
+    count = min(VALUES, flat.size)
+    extreme = np.argsort(-np.abs(flat), kind="stable")[: min(EXTREME, count)]
+    rest = np.linspace(0, flat.size - 1, count - len(extreme)).astype(int)
+    indices = np.unique(np.concatenate((extreme, rest)))
+    return Samples(
+        output=name,
+        scale=_rounded(float(np.abs(flat).max())),
+        indices=tuple(int(i) for i in indices),
+        values=tuple(_rounded(float(v)) for v in flat[indices]),
+    )
+
+
+def _rounded(value: float) -> float:
+    """Seven digits: as many as a float32 has, half the bytes of its repr."""
+    return float(f"{value:.7g}")

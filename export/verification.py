@@ -1,0 +1,74 @@
+"""The proof repeated against the checkpoint: is this file that model, unchanged?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from y7edge.errors import ParityError
+from y7edge.export import parity
+from y7edge.export.pictures import Images, gather
+from y7edge.export.reference import Reference
+from y7edge.models.weights import Checkpoint
+from y7edge.selftest import check_payload, load_undamaged
+
+
+def verify(
+    path: Path | str,
+    against: Checkpoint,
+    *,
+    images: Images | None = None,
+    device: str = "auto",
+    ignore_digests: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Check an artifact's digests, that it came from ``against``, and prove it again.
+
+    Args:
+        path: the artifact.
+        against: the checkpoint that it was exported from.
+        images: pictures for the proof; None: of the recorded data set, else made scenes.
+        device: that the artifact runs on.
+        ignore_digests: judge by the numbers alone, also a payload that was changed or an artifact
+            of another checkpoint of the same shape.
+        progress: told what happens, one line each.
+
+    Returns:
+        The report of ``parity.prove``, with ``artifact``, ``payload_digest`` and ``source_digest``
+        (None where they were ignored).
+
+    Raises:
+        DigestError: file or manifest were changed, or are damaged.
+        ParityError: the artifact is not this checkpoint's; ``report`` has the numbers.
+        RuntimeMissing, DeviceError: the engine cannot be started.
+    """
+    artifact = load_undamaged(path)
+    manifest = artifact.manifest
+    origin: dict[str, Any] = {"artifact": str(path), "payload_digest": None, "source_digest": None}
+    if not ignore_digests:
+        origin["payload_digest"] = check_payload(artifact)
+        origin["source_digest"] = against.digest
+        if manifest.source.digest != against.digest:
+            raise ParityError(
+                f"{path} was made from another checkpoint: its source is "
+                f"{manifest.source.digest[:16]}, the one given is {against.digest[:16]}; give the "
+                "checkpoint that it was exported from",
+                {"status": "failed", **origin},
+            )
+    _require_shape(artifact.path, manifest.strides, manifest.nc, against)
+    pictures = gather(images, against.meta, manifest.input)
+    report = parity.prove(artifact, Reference(against), pictures, device=device, progress=progress)
+    report = {**origin, **report}
+    parity.require_passed(report, path)
+    return report
+
+
+def _require_shape(path: Path, strides: tuple[int, ...], nc: int, against: Checkpoint) -> None:
+    """Without equal levels and classes there is nothing to compare number by number."""
+    spec = against.spec
+    if (strides, nc) != (tuple(spec.strides), spec.nc):
+        raise ParityError(
+            f"{path} has {nc} classes and strides {strides}; the checkpoint has {spec.nc} and "
+            f"{tuple(spec.strides)}: give the checkpoint that it was exported from"
+        )
