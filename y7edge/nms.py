@@ -99,7 +99,7 @@ class _Candidates:
 
     def greedy(self, block: NDArray[np.intp]) -> NDArray[np.intp]:
         """Those of ``block``, ascending, that no kept better box in it suppresses."""
-        order = block[np.argsort(self.key[block], kind="stable")]
+        order = block[np.argsort(self.key[block])]
         stops = np.searchsorted(self.key[order], self.reach[order], side="right")
         first, second = _runs(np.arange(1, len(order) + 1), stops)
         one, other = self._suppressing(order[first], order[second])
@@ -114,8 +114,8 @@ class _Candidates:
 
     def suppressed_by(self, kept: NDArray[np.intp], block: NDArray[np.intp]) -> NDArray[np.intp]:
         """Those of ``block`` that one of ``kept`` suppresses; can name one several times."""
-        kept = kept[np.argsort(self.key[kept], kind="stable")]
-        block = block[np.argsort(self.key[block], kind="stable")]
+        kept = kept[np.argsort(self.key[kept])]
+        block = block[np.argsort(self.key[block])]
         # Pairs where the kept box begins first (or both at once), then the others.
         i, j = _runs(
             np.searchsorted(self.key[block], self.key[kept], side="left"),

@@ -72,9 +72,12 @@ class Postprocessor:
     """
 
     def __init__(self, levels: Sequence[LevelInfo], nc: int) -> None:
-        self._strides = [level.stride for level in levels]
-        self._anchors = [np.array(level.anchors, np.float32) for level in levels]
         self._nc = nc
+        self._counts = [len(level.anchors) for level in levels]
+        # Per anchor of all levels, coarse ones last: stride, width, height, in input pixels.
+        self._anchors = np.array(
+            [(level.stride, *anchor) for level in levels for anchor in level.anchors], np.float32
+        ).reshape(-1, 3)
 
     def heads(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> list[Boxes]:
         """Boxes of each picture of a batch.
@@ -121,7 +124,7 @@ class Postprocessor:
         (anchors x (5 + nc), H, W).
         """
         conf = np.float32(criteria.conf)
-        logits, cells, sizes = self._gather(heads, criteria.conf)
+        logits, anchor, row, column = self._gather(heads, criteria.conf)
         objectness = _sigmoid(logits[:, 4])
         class_id: NDArray[Any]
         if self._nc == 1:
@@ -139,36 +142,39 @@ class Postprocessor:
         chosen = _choose(score, class_id, criteria)
         rows = rows[chosen]
         activated: NDArray[Any] = 2 * _sigmoid(logits[rows, :4])
-        centre = (activated[:, :2] + cells[rows, :2]) * cells[rows, 2:]
-        half = np.square(activated[:, 2:]) * sizes[rows] / 2
+        cell = np.stack([column[rows], row[rows]], axis=1).astype(np.float32)
+        known = self._anchors[anchor[rows]]
+        centre = (activated[:, :2] - np.float32(0.5) + cell) * known[:, :1]
+        half = np.square(activated[:, 2:]) * known[:, 1:] / 2
         return _finite(centre, half, score[chosen], class_id[chosen])
 
-    def _gather(
-        self, heads: Sequence[NDArray[Any]], conf: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    def _gather(self, heads: Sequence[NDArray[Any]], conf: float) -> tuple[NDArray[Any], ...]:
         """Cells whose objectness may be above ``conf``.
 
-        Logits (K, 5 + nc); (gx - 0.5, gy - 0.5, stride) (K, 3); anchors (K, 2).
+        Logits (K, 5 + nc) float32; index of the anchor over all levels, row and column (K,).
         """
-        logits, cells, sizes = [], [], []
-        cut = _logit_cut(conf)
-        for head, stride, anchors in zip(heads, self._strides, self._anchors, strict=True):
-            fields = head.reshape(len(anchors), 5 + self._nc, -1)
+        cut, first = _logit_cut(conf), 0
+        logits, anchors, places = [], [], []
+        for head, count in zip(heads, self._counts, strict=True):
+            fields = head.reshape(count, 5 + self._nc, -1)
             anchor, place = np.nonzero(fields[:, 4] > _below(cut, head.dtype))
-            row, column = np.divmod(place, head.shape[2])
             logits.append(fields[anchor, :, place])
-            cells.append(np.stack([column, row, np.full_like(row, stride)], axis=1))
-            sizes.append(anchors[anchor])
-        # x and y have the cell's corner, 0.5 less than its centre; both axes share the stride.
-        where = np.concatenate(cells).astype(np.float32)
-        where[:, :2] -= np.float32(0.5)
-        return np.concatenate(logits).astype(np.float32, copy=False), where, np.concatenate(sizes)
+            anchors.append(anchor + first)
+            places.append(np.divmod(place, head.shape[2]))
+            first += count
+        row, column = np.concatenate(places, axis=1)
+        return (
+            np.concatenate(logits).astype(np.float32, copy=False),
+            np.concatenate(anchors),
+            row,
+            column,
+        )
 
     def _check_heads(self, heads: Sequence[NDArray[Any]]) -> None:
-        if len(heads) != len(self._strides):
-            raise DataError(f"there are {len(heads)} heads, expected {len(self._strides)}")
-        for level, (head, anchors) in enumerate(zip(heads, self._anchors, strict=True)):
-            channels = len(anchors) * (5 + self._nc)
+        if len(heads) != len(self._counts):
+            raise DataError(f"there are {len(heads)} heads, expected {len(self._counts)}")
+        for level, (head, count) in enumerate(zip(heads, self._counts, strict=True)):
+            channels = count * (5 + self._nc)
             if head.ndim != 4 or head.shape[1] != channels or len(head) != len(heads[0]):
                 raise DataError(f"head{level} is {head.shape}, expected (B, {channels}, H, W)")
             if head.dtype not in (np.float32, np.float16):
@@ -236,7 +242,8 @@ def _finite(
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and the result is rightly 0
-        return np.reciprocal(1 + np.exp(-logits), dtype=np.float32)
+        probability: NDArray[np.float32] = np.reciprocal(1 + np.exp(-logits))
+        return probability
 
 
 def _logit_cut(conf: float) -> float:
