@@ -114,13 +114,12 @@ def _version(module: str, pypi: str) -> str | None:
     """The version of an installed package; "unknown" for one that pip did not install."""
     if find_spec(module) is None:
         return None
-    names = metadata.packages_distributions().get(module, [pypi])
-    for name in (pypi, *names):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+    try:
+        return metadata.version(pypi)
+    except metadata.PackageNotFoundError:
+        # Under another name, as opencv-python-headless; or without pip, as on a Jetson.
+        others = metadata.packages_distributions().get(module, [])
+        return metadata.version(others[0]) if others else "unknown"
 
 
 def _opencv() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from y7edge.cli.verify import verify
 from y7edge.errors import RuntimeMissing, Y7EdgeError
 
 TRACEBACK = "--traceback"
+INTERRUPTED = 130
 
 # One line or more for each command, shown below its options.
 COMMANDS = {
@@ -93,8 +94,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         result = app(arguments, prog_name="y7edge", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return 130
+        result = INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough; the interpreter flushes once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,6 +105,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         message, code = _explain(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return code
+    if result == INTERRUPTED:  # late versions of typer turn the interrupt into this themselves
+        print("interrupted", file=sys.stderr)
     return result if isinstance(result, int) else 0
 
 

@@ -55,9 +55,12 @@ class Album:
     def _write(self, path: Path, drawn: NDArray[np.uint8]) -> None:
         import cv2
 
+        try:
+            _, content = cv2.imencode(path.suffix, drawn)
+        except cv2.error as error:
+            raise SourceError(f"{path}: OpenCV cannot write this kind of picture") from error
         with atomic_write(path) as temporary:
-            if not cv2.imwrite(str(temporary), drawn):
-                raise SourceError(f"{path}: OpenCV cannot write this kind of picture")
+            temporary.write_bytes(content.tobytes())
 
     def _append(self, source: Path, drawn: NDArray[np.uint8]) -> None:
         if self._video is None or self._video[0] != source:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from y7edge.cli.console import note, show, table
+from y7edge.cli.kinds import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
+from y7edge.errors import DataError
+
+if TYPE_CHECKING:
+    from y7edge.data.dataset import Dataset
+    from y7edge.detector import Detector
+    from y7edge.evaluate import Metrics
 
 _Data = Annotated[
     Path,
@@ -31,3 +41,50 @@ def val(
     One protocol for all: square letterbox, every class of a candidate counts, confidence from
     0.001, NMS at IoU 0.65 within each class, 300 boxes a picture.
     """
+    from y7edge.data.dataset import load
+    from y7edge.evaluate import evaluate
+
+    dataset = load(data, splits=[split])
+    samples = dataset.split(split)
+    with open_detector(
+        model, imgsz=imgsz, backend=backend, device=device, threads=threads
+    ) as detector:
+        _require_same_classes(detector, dataset)
+        metrics = evaluate(
+            detector.detect_for_evaluation, samples, dataset.names, _counter(len(samples))
+        )
+    record = {"model": model, "data": data, "split": split, **metrics.to_dict()}
+    show(record, _lines(metrics), as_json=as_json)
+
+
+def _require_same_classes(detector: Detector, dataset: Dataset) -> None:
+    """Other classes would give an mAP of 0 that looks like a bad model."""
+    known, labelled = tuple(detector.names), tuple(dataset.names)
+    if len(known) != len(labelled):
+        raise DataError(
+            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: judge it on a "
+            "data set with the classes that it was trained for"
+        )
+    if known != labelled:
+        pair = next(p for p in zip(known, labelled, strict=True) if p[0] != p[1])
+        note(f"warning: class {pair[0]!r} of the model is {pair[1]!r} in {dataset.source}")
+
+
+def _counter(total: int) -> Callable[[int, int], None] | None:
+    """A count of pictures on a terminal; nothing in a log."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show_count(done: int, of: int) -> None:
+        print(f"\r{done}/{of} pictures", end="\n" if done == total else "", file=sys.stderr)
+
+    return show_count
+
+
+def _lines(metrics: Metrics) -> list[str]:
+    rows = [(c.name, c.labels, c.ap50, c.ap50_95) for c in metrics.per_class]
+    total = ("all", metrics.labels, metrics.map50, metrics.map50_95)
+    return [
+        f"{metrics.images} pictures; {metrics.protocol}",
+        *table([("class", "labels", "mAP@0.5", "mAP@0.5:0.95"), *rows, total]),
+    ]

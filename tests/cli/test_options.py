@@ -1,0 +1,34 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from y7edge.cli.options import ImageSize
+from y7edge.cli.train import hyper_parameters
+from y7edge.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [("640", (640, 640)), ("384x640", (384, 640)), ("384X640", (384, 640)), (" 64 ", (64, 64))],
+)
+def test_image_size_is_height_by_width(text: str, pair: tuple[int, int]) -> None:
+    assert ImageSize.parse(text).pair == pair
+
+
+@pytest.mark.parametrize("text", ["", "x", "64x", "x64", "0", "64x0", "-64", "64.5", "1x2x3"])
+def test_image_size_refuses_the_rest(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="384x640"):
+        ImageSize.parse(text)
+
+
+def test_hyper_parameters() -> None:
+    assert hyper_parameters(["lr0=0.02", "mosaic = 0"]) == {"lr0": 0.02, "mosaic": 0.0}
+
+
+@pytest.mark.parametrize("change", ["lr0", "lr0=", "lr0=fast", "=1", ""])
+def test_hyper_parameters_refuse_the_rest(change: str) -> None:
+    with pytest.raises(ConfigError, match="NAME=NUMBER"):
+        hyper_parameters([change])
