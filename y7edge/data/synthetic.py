@@ -108,7 +108,7 @@ def _place(
         kind = int(rng.integers(len(NAMES)))
         make, smallest, largest = _CLASSES[kind]
         length = float(rng.uniform(smallest, largest) * unit)
-        apart = 0.42 if rng.random() < 0.3 else 0.8
+        apart = 0.3 if rng.random() < 0.25 else 0.8
         for _ in range(12):
             centre = rng.uniform(0.3 * length, np.array((width, height)) - 0.3 * length)
             if all(

@@ -1,0 +1,347 @@
+import logging
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from y7edge.data.dataset import load
+from y7edge.data.yolo import label_path
+from y7edge.errors import DataError, RuntimeMissing
+
+
+class Folder:
+    """A data set in the making: ``images/train`` and ``labels/train`` below a folder."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def picture(self, name, label=None, split="train"):
+        path = self.root / "images" / split / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
+        if label is not None:
+            text = self.root / "labels" / split / f"{path.stem}.txt"
+            text.parent.mkdir(parents=True, exist_ok=True)
+            text.write_text(label)
+        return path
+
+    def describe(self, text="train: images/train\nnames: [cat, dog]\n", name="data.yaml"):
+        path = self.root / name
+        path.write_text(text)
+        return path
+
+    def train(self, *labels):
+        """Load one picture per label text; the boxes and classes of the first, and warnings."""
+        for index, label in enumerate(labels):
+            self.picture(f"{index}.png", label)
+        data = load(self.describe())
+        sample = data.split("train")[0]
+        return sample.boxes, sample.class_id.tolist(), data.warnings
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+def stems(data, split="train"):
+    return [sample.path.stem for sample in data.split(split)]
+
+
+# ---- data.yaml as people have it
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("names: [cat, dog]", ("cat", "dog")),
+        ("names: {0: cat, 1: dog}", ("cat", "dog")),
+        ("names:\n  1: dog\n  0: cat", ("cat", "dog")),
+        ("names:\n  '0': cat\n  '1': dog", ("cat", "dog")),
+        ("nc: 2\nnames: [1, 2]", ("1", "2")),
+        ("nc: 3", ("0", "1", "2")),
+    ],
+)
+def test_names_in_all_their_forms(folder, names, expected):
+    folder.picture("a.png", "")
+    assert load(folder.describe(f"train: images/train\n{names}\n")).names == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("names: {1: cat, 2: dog}", r"numbered from 0 without gaps, found \[1, 2\]"),
+        ("names: {a: cat}", "names numbered from 0"),
+        ("names: [cat]\nnc: 2", "found 1 and nc 2"),
+        ("names: cat", "expected names as a list or a mapping"),
+        ("nc: two", "nc to be a positive whole number, found 'two'"),
+        ("nc: true", "nc to be a positive whole number, found True"),
+        ("other: 1", "expected names as a list or a mapping from 0, found None"),
+    ],
+)
+def test_names_that_cannot_be(folder, names, message):
+    folder.picture("a.png", "")
+    with pytest.raises(DataError, match=message):
+        load(folder.describe(f"train: images/train\n{names}\n"))
+
+
+def test_a_folder_is_searched_through_in_order(folder):
+    for name in ("b.png", "deeper/c.JPG", "a.png", "._a.png", "readme.png.txt"):
+        folder.picture(name, "") if not name.endswith("txt") else None
+    assert stems(load(folder.describe())) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("entry", ["images/list.txt", "list.txt"])
+def test_a_list_file_names_pictures_from_where_it_stands_or_the_root(folder, entry):
+    folder.picture("a.png", "0 .5 .5 .2 .2")
+    folder.picture("b.png", "")
+    lines = {"list.txt": "./images/train/b.png\n\nimages/train/a.png\n"}
+    lines["images/list.txt"] = "train/b.png\n./train/a.png\n"
+    (folder.root / entry).write_text(lines[entry])
+    data = load(folder.describe(f"train: {entry}\nnc: 1\n"))
+    assert stems(data) == ["b", "a"]
+    assert [len(sample.boxes) for sample in data.split("train")] == [0, 1]
+
+
+def test_a_list_of_folders_and_splits(folder):
+    folder.picture("a.png", "", split="one")
+    folder.picture("b.png", "", split="two")
+    text = "train: [images/two, images/one]\nval: images/one\ntest:\nnc: 1\n"
+    data = load(folder.describe(text))
+    assert stems(data) == ["b", "a"]
+    assert stems(data, "val") == ["a"]
+    assert set(data.splits) == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path: data\ntrain: images/train",
+        "path: ./data/images\ntrain: train",
+        "train: data/images/train",
+        "train: ../data/images/train",
+        "path: ../moved/away\ntrain: data/images/train",
+        "path: {root}\ntrain: images/train",
+        "train: {root}/images/train",
+    ],
+)
+def test_paths_are_looked_for_where_people_mean_them(tmp_path, text):
+    inner = Folder(tmp_path / "data")
+    inner.picture("a.png", "0 .5 .5 .2 .2")
+    text = text.format(root=inner.root)
+    data = load(Folder(tmp_path).describe(f"{text}\nnc: 1\n", name="my.yaml"))
+    assert [len(sample.boxes) for sample in data.split("train")] == [1]
+
+
+def test_paths_from_the_working_directory_come_last(folder, monkeypatch, tmp_path_factory):
+    folder.picture("a.png", "0 .5 .5 .2 .2")
+    elsewhere = Folder(tmp_path_factory.mktemp("elsewhere"))
+    monkeypatch.chdir(folder.root)
+    data = load(elsewhere.describe("train: ./images/train\nnc: 1\n"))
+    assert [len(sample.boxes) for sample in data.split("train")] == [1]
+
+
+def test_a_folder_stands_for_its_data_yaml(folder):
+    folder.picture("a.png", "")
+    folder.describe()
+    folder.describe("nonsense", name="other.yaml")
+    assert load(folder.root).source == folder.root / "data.yaml"
+
+
+def test_a_missing_test_split_is_left_out_unless_asked_for(folder):
+    folder.picture("a.png", "")
+    path = folder.describe("train: images/train\ntest: images/test\nnc: 1\n")
+    data = load(path)
+    assert set(data.splits) == {"train"}
+    assert "test split described but not there" in data.warnings[0]
+    with pytest.raises(DataError, match="expected a folder or a list file 'images/test'"):
+        load(path, splits=["test"])
+
+
+def test_only_the_splits_asked_for_are_read(folder):
+    folder.picture("a.png", "")
+    folder.picture("b.png", "broken", split="val")
+    path = folder.describe("train: images/train\nval: images/val\nnc: 1\n")
+    assert set(load(path, splits=["train"]).splits) == {"train"}
+    with pytest.raises(DataError, match=r"b\.txt:1"):
+        load(path, splits=["val"])
+    with pytest.raises(DataError, match="expected an entry 'test', found none"):
+        load(path, splits=["test"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: images/nothing\nnc: 1", "expected a folder or a list file 'images/nothing'"),
+        ("train: labels\nnc: 1", "expected pictures in 'labels', found none"),
+        ("train: lost.txt\nnc: 1", r"lost\.txt:2: expected the path of a picture"),
+        ("nc: 1", "expected an entry 'train' or 'val', found neither"),
+        ("- a\n- b", "expected a mapping with train, val and names, found list"),
+        ("a: [", "cannot read it"),
+        ("!!python/object/apply:os.system ['true']", "cannot read it"),
+    ],
+)
+def test_descriptions_that_lead_nowhere(folder, text, message):
+    folder.picture("a.png", "")
+    (folder.root / "lost.txt").write_text("images/train/a.png\nimages/train/x.png\n")
+    with pytest.raises(DataError, match=message) as caught:
+        load(folder.describe(text))
+    assert str(folder.root) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DataError, match="found nothing there"):
+        load(tmp_path / "missing")
+    with pytest.raises(DataError, match=r"expected a data\.yaml, or folders images/"):
+        load(tmp_path)
+
+
+def test_a_split_that_is_not_there(folder):
+    folder.picture("a.png", "")
+    with pytest.raises(DataError, match="expected pictures in split 'val', found train"):
+        load(folder.describe()).split("val")
+
+
+def test_says_how_to_install_pyyaml(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(RuntimeMissing, match=r'pip install "y7edge\[eval\]"'):
+        load(folder.describe())
+
+
+# ---- where labels stand
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("d/images/train/a.jpg", "d/labels/train/a.txt"),
+        ("d/train/images/a.b.jpeg", "d/train/labels/a.b.txt"),
+        ("images/d/images/a.jpg", "images/d/labels/a.txt"),
+        ("images/a.jpg", "labels/a.txt"),
+        ("d/my-images/a.jpg", "d/my-images/a.txt"),
+        ("d/images.jpg", "d/images.txt"),
+    ],
+)
+def test_label_path(tmp_path, image, label):
+    assert label_path(tmp_path / image) == tmp_path / label
+
+
+# ---- label lines
+
+
+def test_a_box_is_kept_as_written(folder):
+    boxes, classes, warnings = folder.train("1 0.5 0.4 0.25 0.125\n\n0.0 1e-1 .2 .05 .06\n")
+    assert classes == [1, 0]
+    np.testing.assert_allclose(boxes, [[0.5, 0.4, 0.25, 0.125], [0.1, 0.2, 0.05, 0.06]], rtol=1e-6)
+    assert boxes.dtype == np.float32
+    assert warnings == ()
+
+
+def test_boxes_and_polygons_are_told_apart_line_by_line(folder):
+    # The published reader takes the whole file for polygons as soon as one line is long.
+    triangle = "1 .1 .2 .5 .6 .3 .4"
+    pentagon = "0 .1 .1 .3 .1 .4 .3 .2 .5 .1 .3"
+    boxes, classes, _ = folder.train(f"1 .5 .5 .2 .4\n{triangle}\n{pentagon}\n")
+    assert classes == [1, 1, 0]
+    expected = [[0.5, 0.5, 0.2, 0.4], [0.3, 0.4, 0.4, 0.4], [0.25, 0.3, 0.3, 0.4]]
+    np.testing.assert_allclose(boxes, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("label", [None, "", "\n  \n"], ids=["missing", "empty", "blank"])
+def test_no_labels_mean_background(folder, label):
+    boxes, classes, warnings = folder.train(label)
+    assert boxes.shape == (0, 4)
+    assert classes == []
+    assert any("without a label file" in warning for warning in warnings) == (label is None)
+
+
+@pytest.mark.parametrize(
+    ("line", "kept", "warning"),
+    [
+        ("0 .5 .5 0 .2", None, "boxes without area, dropped: 1"),
+        ("0 .5 .5 .2 -.2", None, "boxes without area, dropped: 1"),
+        ("0 1.3 .5 .2 .2", None, "boxes outside the picture, dropped: 1"),
+        ("0 -.1 .5 .2 .2", None, "boxes outside the picture, dropped: 1"),
+        ("0 .95 .5 .2 .2", [0.925, 0.5, 0.15, 0.2], "boxes sticking out of the picture"),
+        ("0 .5 .5 2 .2", [0.5, 0.5, 1.0, 0.2], "boxes sticking out of the picture"),
+        ("0 .9 .5 .2002 .2", [0.89995, 0.5, 0.2001, 0.2], None),
+    ],
+    ids=["no-width", "negative", "right-of-it", "left-of-it", "sticks-out", "wide", "rounded"],
+)
+def test_boxes_are_mended_and_counted(folder, line, kept, warning):
+    boxes, classes, warnings = folder.train(f"1 .5 .5 .1 .1\n{line}\n")
+    assert classes == ([1] if kept is None else [1, 0])
+    if kept is not None:
+        np.testing.assert_allclose(boxes[1], kept, rtol=1e-5)
+    assert len(warnings) == (warning is not None)
+    if warning:
+        assert warning in warnings[0]
+
+
+def test_repeated_lines_are_kept_once_in_their_place(folder):
+    text = "1 .5 .5 .2 .2\n0 .3 .3 .1 .1\n1 .5 .5 .2 .2\n0 .5 .5 .2 .2\n1 .50 .5 .2 .2\n"
+    _, classes, warnings = folder.train(text)
+    assert classes == [1, 0, 0]
+    assert warnings[0].startswith("repeated boxes, kept once: 2 (first in ")
+
+
+def test_warnings_are_summed_over_files_and_logged(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        _, _, warnings = folder.train("0 .5 .5 0 .2", "0 .5 .5 0 .2\n1 .5 .5 .1 0")
+    assert len(warnings) == 1
+    assert "dropped: 3 (first in" in warnings[0]
+    assert "0.txt" in warnings[0]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder.root / 'data.yaml'}: {warnings[0]}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 .5 .5 .2", "found 4 numbers"),
+        ("0 .5 .5 .2 .2 .9", "found 6 numbers"),
+        ("0 .5 .5 .2 .2 .9 .9 .9", "found 8 numbers"),
+        ("cat .5 .5 .2 .2", r"expected numbers, found 'cat \.5"),
+        ("0 .5 nan .2 .2", "expected finite numbers"),
+        ("0 .5 .5 inf .2", "expected finite numbers"),
+        ("2 .5 .5 .2 .2", "expected a class from 0 to 1, found 2"),
+        ("-1 .5 .5 .2 .2", "expected a class from 0 to 1, found -1"),
+        ("0.5 .5 .5 .2 .2", "expected a class from 0 to 1, found 0.5"),
+        ("0 320 240 50 60", "expected shares of the picture's size .* found 320"),
+    ],
+)
+def test_lines_that_cannot_be(folder, line, message):
+    folder.picture("a.png", f"0 .5 .5 .1 .1\n\n{line}\n")
+    with pytest.raises(DataError, match=message) as caught:
+        load(folder.describe())
+    assert str(caught.value).startswith(f"{folder.root / 'labels' / 'train' / 'a.txt'}:3: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_that_are_no_text(folder):
+    folder.picture("a.png", "")
+    (folder.root / "labels/train/a.txt").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(DataError, match=r"a\.txt: expected a text file of labels"):
+        load(folder.describe())
+
+
+# ---- digest
+
+
+def test_digest_follows_the_data_but_not_their_place(tmp_path):
+    def digest(place, label="0 .5 .5 .2 .2", names="[cat, dog]", size=20):
+        made = Folder(tmp_path / place)
+        path = made.picture("a.png", label)
+        cv2.imwrite(str(path), np.zeros((size, 30, 3), np.uint8))
+        return load(made.describe(f"train: images/train\nnames: {names}\n")).digest
+
+    same = digest("a")
+    assert len(same) == 64
+    assert digest("b") == same
+    assert digest("c", label="0 .5 .5 .2 .21") != same
+    assert digest("d", label="1 .5 .5 .2 .2") != same
+    assert digest("e", names="[cat, cow]") != same
+    assert digest("f", size=90) != same

@@ -1,0 +1,127 @@
+import cv2
+import numpy as np
+import pytest
+
+from y7edge.data.dataset import load
+from y7edge.errors import DataError
+
+SIZE = "<size><width>200</width><height>100</height><depth>3</depth></size>"
+
+
+def obj(name, *corners):
+    tags = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+    return f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
+
+
+def write(root, stem, body, images="images", annotations="annotations"):
+    for name in (images, annotations):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(root / images / f"{stem}.png"), np.zeros((100, 200, 3), np.uint8))
+    (root / annotations / f"{stem}.xml").write_text(f"<annotation>{body}</annotation>")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path, "a", SIZE + obj("wasp", 20, 10, 60, 30) + obj("bee", 0, 0, 100, 50))
+    write(tmp_path, "b", SIZE)
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    (tmp_path / "val.txt").write_text("b\n")
+    return tmp_path
+
+
+def test_reads_boxes_names_and_splits(folder):
+    data = load(folder)
+    assert data.names == ("bee", "wasp")
+    assert [sample.path.name for sample in data.split("train")] == ["a.png", "b.png"]
+    assert len(data.split("val")[0].boxes) == 0
+    first = data.split("train")[0]
+    assert first.class_id.tolist() == [1, 0]
+    np.testing.assert_allclose(first.boxes, [[0.2, 0.2, 0.2, 0.2], [0.25, 0.25, 0.5, 0.5]])
+
+
+def test_names_don_t_depend_on_the_splits_read(folder):
+    assert load(folder, splits=["val"]).names == ("bee", "wasp")
+
+
+def test_classes_txt_says_which_class_is_which(folder):
+    (folder / "classes.txt").write_text("wasp\nbumble bee\nbee\n")
+    data = load(folder)
+    assert data.names == ("wasp", "bumble bee", "bee")
+    assert data.split("train")[0].class_id.tolist() == [0, 2]
+
+
+def test_reads_the_layout_of_the_challenge(tmp_path):
+    write(tmp_path, "a", SIZE + obj("bee", 0, 0, 20, 10), "JPEGImages", "Annotations")
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/val.txt").write_text("a  1\n")
+    data = load(tmp_path)
+    assert len(data.split("val")[0].boxes) == 1
+
+
+@pytest.mark.parametrize(
+    "size", ["", "<size><width>0</width><height>0</height></size>"], ids=["none", "zero"]
+)
+def test_size_comes_from_the_picture_if_need_be(folder, size):
+    write(folder, "a", size + obj("bee", 0, 0, 100, 50))
+    np.testing.assert_allclose(load(folder).split("train")[0].boxes, [[0.25, 0.25, 0.5, 0.5]])
+
+
+def test_unusable_boxes_are_dropped_and_counted(folder):
+    boxes = obj("bee", 5, 5, 5, 20) + obj("bee", 250, 5, 260, 20) + obj("bee", 190, 5, 260, 20)
+    write(folder, "a", SIZE + boxes)
+    data = load(folder)
+    assert len(data.split("train")[0].boxes) == 1
+    assert [warning.split(" (")[0] for warning in data.warnings] == [
+        "boxes without area, dropped: 1",
+        "boxes outside the picture, dropped: 1",
+        "boxes sticking out of the picture, clipped: 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (SIZE + obj("bee", 1, 2, "x", 4), r"a\.xml: expected a number in object/bndbox/xmax"),
+        (SIZE + obj("bee", 1, "nan", 3, 4), "expected a number in object/bndbox/ymin, found 'nan'"),
+        (SIZE + "<object><name>bee</name></object>", "number in object/bndbox/xmin, found ''"),
+        ("<broken>", "expected an XML annotation in UTF-8"),
+    ],
+)
+def test_annotations_that_cannot_be(folder, body, message):
+    write(folder, "a", body)
+    with pytest.raises(DataError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'<!DOCTYPE a [<!ENTITY b "bee">]><annotation><object>&b;</object></annotation>',
+        b'<!doctype a SYSTEM "file:///etc/passwd"><annotation/>',
+        '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a []><annotation/>'.encode("utf-16"),
+    ],
+    ids=["entity", "lower-case", "utf-16"],
+)
+def test_entities_are_refused(folder, content):
+    (folder / "annotations/a.xml").write_bytes(content)
+    with pytest.raises(DataError, match=r"refused, as it defines|expected an XML annotation"):
+        load(folder)
+
+
+def test_lists_that_lead_nowhere(folder):
+    (folder / "val.txt").write_text("b\nmissing\n")
+    with pytest.raises(DataError, match=r"val\.txt:2: expected the stem .* found 'missing'"):
+        load(folder)
+    with pytest.raises(DataError, match=r"test\.txt: expected a list"):
+        load(folder, splits=["test"])
+    (folder / "val.txt").unlink()
+    (folder / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"expected train\.txt or val\.txt, found neither"):
+        load(folder)
+
+
+def test_a_class_that_classes_txt_lacks(folder):
+    (folder / "classes.txt").write_text("bee\n")
+    with pytest.raises(DataError, match=r"a\.xml: expected one of the classes bee, found 'wasp'"):
+        load(folder)
