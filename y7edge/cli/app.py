@@ -11,8 +11,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ TRACEBACK = "--traceback"
 INTERRUPTED = 130
 
 # One line or more for each command, shown below its options.
-COMMANDS = {
+COMMANDS: dict[Callable[..., None], str] = {
     train: "y7edge train --model yolov7-tiny --data data.yaml --imgsz 320 --epochs 60",
     val: "y7edge val tiny.onnx --data data.yaml --json",
     predict: "y7edge predict tiny.onnx pictures/ --save out/",
@@ -46,7 +46,7 @@ COMMANDS = {
 
 # typer carries its own click in late versions and depends on it in early ones; the parent class of
 # BadParameter is the error of wrong usage in both.
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="y7edge",
@@ -110,7 +110,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: Any) -> tuple[str, int]:
     """The line and the exit code for an error."""
     if isinstance(error, _UsageError):
         context = getattr(error, "ctx", None)

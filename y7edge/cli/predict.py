@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +15,6 @@ from y7edge.cli.kinds import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
 
 if TYPE_CHECKING:
-    from y7edge.cli.pictures import Picture
     from y7edge.detections import Detections
 
 _Source = Annotated[
@@ -49,7 +49,7 @@ def predict(
 
     --json prints one object for each picture: {"source", "image_size": [w, h], "detections":
     [{"xyxy", "confidence", "class_id", "class_name"}]}, boxes in pixels of the picture; frames of
-    a video have "frame", from 0.
+    a video have "frame_id", from 0.
     """
     from y7edge.cli.pictures import open_source
 
@@ -74,30 +74,16 @@ def predict(
 
             album = stack.enter_context(Album(save))
         for picture in open_source(source):
-            detections = detector(picture.image)
-            show(record(picture, detections), [_line(picture, detections)], as_json=as_json)
+            found = detector(picture.image)
+            found = replace(found, source=str(picture.source), frame_id=picture.frame)
+            show(found.to_dict(), [_line(found)], as_json=as_json)
             if album is not None:
-                album.add(picture, draw(picture.image, detections))
+                album.add(picture, draw(picture.image, found))
 
 
-def record(picture: Picture, detections: Detections) -> dict[str, Any]:
-    """One line of JSON: where the picture came from, its size, its objects."""
-    place = {"source": picture.source}
-    frame = {} if picture.frame is None else {"frame": picture.frame}
-    objects = [
-        {
-            "xyxy": [round(side, 2) for side in found.xyxy],
-            "confidence": round(found.confidence, 5),
-            "class_id": found.class_id,
-            "class_name": found.class_name,
-        }
-        for found in detections
-    ]
-    return {**place, **frame, "image_size": detections.image_size, "detections": objects}
-
-
-def _line(picture: Picture, detections: Detections) -> str:
-    counts = Counter(found.class_name for found in detections)
-    found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-    frame = "" if picture.frame is None else f" frame {picture.frame}"
-    return f"{picture.source}{frame}: {found} ({detections.timing.total:.1f} ms)"
+def _line(found: Detections) -> str:
+    counts = Counter(one.class_name for one in found).most_common()
+    objects = ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
+    frame = "" if found.frame_id is None else f" frame {found.frame_id}"
+    took = f" ({found.timing.total:.1f} ms)" if found.timing else ""
+    return f"{found.source}{frame}: {objects}{took}"

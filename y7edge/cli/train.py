@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from y7edge.cli.console import facts, show
 from y7edge.cli.options import Device, Json
 from y7edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from y7edge.train.config import Recipe
 
 _Data = Annotated[
     Path,
@@ -59,7 +63,7 @@ def train(
     results.csv and results.png into --out. What is saved is the moving average of the weights; the
     best is that of the highest mAP on the split val.
     """
-    from y7edge.train.config import TrainConfig, recipe_for, recipe_from
+    from y7edge.train.config import TrainConfig, recipe_for
     from y7edge.train.loop import train as run
     from y7edge.train.progress import for_terminal
 
@@ -76,7 +80,7 @@ def train(
         workers=workers,
         out=out,
         seed=seed,
-        recipe=recipe_from(recipe_for(model), hyper_parameters(changes or [])),
+        recipe=changed(recipe_for(model), changes or []),
     )
     result = run(config, progress=for_terminal())
     record = {
@@ -92,19 +96,23 @@ def train(
     show(record, facts(record), as_json=as_json)
 
 
-def hyper_parameters(changes: list[str]) -> dict[str, float]:
-    """``["lr0=0.02"]`` as numbers by name.
+def changed(recipe: Recipe, changes: list[str]) -> Recipe:
+    """A recipe with some of its numbers replaced, each given as ``lr0=0.02``.
 
     Raises:
-        ConfigError: an entry is not of the form NAME=NUMBER.
+        ConfigError: a change is not of the form NAME=NUMBER, or its name or value cannot be.
     """
-    values = {}
+    augmentation = {field.name for field in fields(recipe.augmentation)}
+    known = {field.name for field in fields(recipe)} - {"augmentation"}
+    outer: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
     for change in changes:
-        name, equals, number = change.partition("=")
+        name, _, number = (part.strip() for part in change.partition("="))
         try:
-            values[name.strip()] = float(number)
+            (inner if name in augmentation else outer)[name] = float(number)
         except ValueError as error:
             raise ConfigError(f"--set takes NAME=NUMBER, as lr0=0.02; found {change!r}") from error
-        if not equals or not name.strip():
-            raise ConfigError(f"--set takes NAME=NUMBER, as lr0=0.02; found {change!r}")
-    return values
+        if name not in known | augmentation:
+            names = ", ".join(sorted(known | augmentation))
+            raise ConfigError(f"--set {change}: there is no {name!r}; the recipe has {names}")
+    return replace(recipe, **outer, augmentation=replace(recipe.augmentation, **inner))
