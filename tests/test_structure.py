@@ -55,7 +55,7 @@ TOP_LEVEL = {
 ONLY_IN = {
     "torch": (
         *("y7edge.nn", "y7edge.train"),
-        *("y7edge.export.folding", "y7edge.export.parity", "y7edge.export.verification"),
+        *("y7edge.export.folding", "y7edge.export.reference"),
     ),
     "onnx": ("y7edge.export",),
     "onnxsim": ("y7edge.export",),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from y7edge.cli.console import note
+from y7edge.cli.options import ImageSize
 from y7edge.errors import ConfigError
 from y7edge.models import registry
 
@@ -38,9 +39,9 @@ def say_random(text: str) -> None:
         note(f"{text}: no checkpoint given, using seeded random weights")
 
 
-def open_detector(text: str, **options: Any) -> Detector:
+def open_detector(text: str, imgsz: ImageSize | None, **options: Any) -> Detector:
     """A Detector for any of the three; says so if its weights are random."""
     from y7edge.detector import Detector
 
     say_random(text)
-    return Detector(text, **options)
+    return Detector(text, imgsz=imgsz.pair if imgsz else None, **options)

@@ -27,7 +27,7 @@ _Conf = Annotated[float | None, typer.Option(min=0, max=1, help="Least confidenc
 _Iou = Annotated[float | None, typer.Option(min=0, max=1, help="IoU of the NMS; model's own.")]
 _MaxDet = Annotated[int, typer.Option("--max-det", min=1, help="Most boxes in a picture.")]
 _Classes = Annotated[
-    list[int] | None, typer.Option("--class", metavar="ID", help="Only this class; repeat it.")
+    list[str] | None, typer.Option("--class", metavar="CLASS", help="Only this name or id; repeat.")
 ]
 
 
@@ -64,7 +64,7 @@ def predict(
                 conf=conf,
                 iou=iou,
                 max_det=max_det,
-                classes=classes,
+                classes=[int(c) if c.isdigit() else c for c in classes] if classes else None,
             )
         )
         album = None
