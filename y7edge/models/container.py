@@ -32,6 +32,7 @@ _ENCRYPTED = 0x1  # bit of a zip record's flags
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _LENGTH = struct.Struct("<q")
+_PICKLES = b"\x80c("  # how pickles start: PROTO, or in protocol 0 GLOBAL and MARK
 _TAR = slice(257, 262)  # where a tar archive says "ustar"
 _AGAIN = "copy or download it again"
 
@@ -183,14 +184,10 @@ def _check_preamble(path: Path, mapped: mmap.mmap) -> None:
         f"{path}: neither of the formats of torch.save (a zip container, or a stream that starts "
         "with its magic number); expected a .pt checkpoint"
     )
-    if mapped[_TAR] == b"ustar":
+    if mapped[0] not in _PICKLES or mapped[_TAR] == b"ustar":
         raise CheckpointError(other)
-    try:
-        magic, _ = load(mapped, str(path))
-    except CheckpointError as error:
-        if isinstance(error.__cause__, CheckpointError):
-            raise  # a whole pickle, refused for what it does: more worth knowing
-        raise CheckpointError(other) from error
+    # Also of a file that is a bare pickle it is worth knowing what it wants to call.
+    magic, _ = load(mapped, str(path))
     if magic != _MAGIC:
         raise CheckpointError(other)
     protocol, _ = load(mapped, str(path))

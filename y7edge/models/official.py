@@ -150,12 +150,13 @@ def _check_settings(model: _Model, module: StandIn, prefix: str) -> None:
         expected, setting = LEAKY_SLOPE, "negative_slope"
     else:
         return
-    value = module.attributes.get(setting)
+    value = module.attributes.get(setting, expected)
     if not isinstance(value, float) or not math.isclose(value, expected, rel_tol=1e-6):
+        shown = value if isinstance(value, float) else f"of type {type(value).__name__}"
         raise CheckpointError(
-            f"{model.source}: {prefix.removesuffix('.')!r} has {setting} "
-            f"{value if isinstance(value, float) else 'missing'}, every YOLOv7 {expected}; its "
-            "weights would give other results here: train it again from them"
+            f"{model.source}: {prefix.removesuffix('.')!r} has {setting} {shown}, every YOLOv7 has "
+            f"{expected}; its weights would give other results here: train it on from them with "
+            f"{expected}"
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from y7edge.errors import CheckpointError
 
-MAX_OPCODES = 4_000_000  # yolov7-e6e with optimiser state has about a tenth
+MAX_OPCODES = 2_000_000  # yolov7-e6e, model and average with optimiser state, has about a quarter
 MAX_BYTES = 256 * 2**20  # of the pickle, tensors apart; published ones stay below 2 MiB
 MAX_TUPLE = 10_000  # values below one tuple; a tensor's arguments are about 20
 

@@ -48,7 +48,7 @@ class Sealed:
 
     def __setstate__(self, state: object) -> None:
         """Refuse BUILD."""
-        raise CheckpointError(f"sets attributes of a {type(self).__name__}")
+        raise CheckpointError(f"sets attributes of {type(self).__name__}")
 
 
 class StandIn:
