@@ -95,17 +95,17 @@ def test_annotations_that_cannot_be(folder, body, message):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "message"),
     [
-        b'<!DOCTYPE a [<!ENTITY b "bee">]><annotation><object>&b;</object></annotation>',
-        b'<!doctype a SYSTEM "file:///etc/passwd"><annotation/>',
-        '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a []><annotation/>'.encode("utf-16"),
+        (b'<!DOCTYPE a [<!ENTITY b "bee">]><annotation><c>&b;</c></annotation>', "refused"),
+        (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "refused"),
+        ("<!DOCTYPE a []><annotation/>".encode("utf-16"), "expected an XML annotation in UTF-8"),
     ],
-    ids=["entity", "lower-case", "utf-16"],
+    ids=["entity", "external", "utf-16"],
 )
-def test_entities_are_refused(folder, content):
+def test_entities_are_refused(folder, content, message):
     (folder / "annotations/a.xml").write_bytes(content)
-    with pytest.raises(DataError, match=r"refused, as it defines|expected an XML annotation"):
+    with pytest.raises(DataError, match=message):
         load(folder)
 
 
