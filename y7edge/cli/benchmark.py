@@ -33,6 +33,10 @@ def benchmark(
     """
     from y7edge.benchmark import benchmark as measure
 
+    reports = []
     for path in artifacts:
         report = measure(path, threads=threads, backend=backend, device=device, gate=gate)
         show(report, [str(report)], as_json=as_json)
+        reports.append(report)
+    for report in reports:
+        report.require_budget()

@@ -1,0 +1,77 @@
+"""Boxes on pictures: readable on any background, and each class always in the same colour."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.detections import Detection, Detections
+from y7edge.preprocess import check_frame
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+# Successive multiples of the golden ratio fall far from all earlier ones on the colour circle.
+_GOLDEN = 0.618033988749895
+
+Bgr = tuple[int, int, int]
+
+
+def draw(image: NDArray[np.uint8], detections: Detections) -> NDArray[np.uint8]:
+    """A copy of a picture with a box and a label for each detection, best on top.
+
+    Args:
+        image: (H, W, 3) uint8 in BGR; grey (H, W) and (H, W, 4) with alpha are understood too.
+        detections: boxes in this picture's pixels.
+
+    Returns:
+        (H, W, 3) uint8 in BGR. Lines and letters grow with the picture.
+
+    Raises:
+        DataError: not a picture.
+    """
+    picture = check_frame(image)
+    if picture.ndim == 2:
+        canvas: NDArray[np.uint8] = np.repeat(picture[:, :, None], 3, axis=2)
+    else:
+        canvas = picture[:, :, :3].copy()
+    thickness = max(1, round(sum(canvas.shape[:2]) / 800))
+    for detection in _worst_first(detections):
+        colour = class_colour(detection.class_id)
+        corners = [round(value) for value in detection.xyxy]
+        cv2.rectangle(canvas, corners[:2], corners[2:], colour, thickness, cv2.LINE_AA)
+        _label(canvas, detection, colour, thickness)
+    return canvas
+
+
+def class_colour(class_id: int) -> Bgr:
+    """Colour (blue, green, red) of a class; neighbouring ids get very different ones."""
+    hue = class_id * _GOLDEN % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0 if class_id % 2 == 0 else 0.75)
+    return round(blue * 255), round(green * 255), round(red * 255)
+
+
+def _worst_first(detections: Detections) -> Iterator[Detection]:
+    for index in np.argsort(detections.confidence, kind="stable"):
+        yield detections[int(index)]
+
+
+def _label(canvas: NDArray[np.uint8], detection: Detection, colour: Bgr, thickness: int) -> None:
+    """Name and confidence on a filled strip above the box, or inside it at the picture's edge."""
+    # OpenCV's fonts draw question marks for letters beyond ASCII; the id says more than these.
+    name = detection.class_name if detection.class_name.isascii() else f"#{detection.class_id}"
+    tracker = "" if detection.tracker_id is None else f" #{detection.tracker_id}"
+    text = f"{name}{tracker} {detection.confidence:.2f}"
+    scale = 0.4 + 0.15 * (thickness - 1)
+    (width, height), baseline = cv2.getTextSize(text, _FONT, scale, 1)
+    strip = height + baseline + 2
+    left = max(0, min(round(detection.left), canvas.shape[1] - width - 2))
+    top = round(detection.top) - strip
+    top = top if top >= 0 else max(0, round(detection.top))
+    cv2.rectangle(canvas, (left, top), (left + width + 2, top + strip), colour, cv2.FILLED)
+    blue, green, red = colour
+    # Luma by ITU-R BT.601: black letters on light colours, white ones on dark.
+    ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 128 else (255, 255, 255)
+    cv2.putText(canvas, text, (left + 1, top + height + 1), _FONT, scale, ink, 1, cv2.LINE_AA)

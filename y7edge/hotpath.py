@@ -1,0 +1,211 @@
+"""The hot path: what the code around the engine costs, and the gate that holds it to a budget.
+
+The unit is one ``cv2.resize`` of the same picture to its letterboxed size, on one thread and in the
+same run, so that the budget is the same on every machine. The thread's processor time is counted
+and not the clock, since other programs that want the processor are not this code's fault.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.detector import Detector
+from y7edge.manifest import Manifest, expected_shapes
+from y7edge.preprocess import letterbox_geometry
+from y7edge.runtimes.base import TensorSpec
+
+FRAME_HW = (720, 1280)
+"""Height and width of the pictures that are measured with."""
+
+FRAMES = 8
+"""They are taken in turn: one alone would sit in the processor's cache."""
+
+BUDGET = {"pre": 2.2, "post": 3.0, "rest": 0.5}
+"""Units of one ``cv2.resize``: letterbox; decoding and NMS; all else in ``detector(frame)``."""
+
+TOLERANCE = 1.1
+"""What the gate allows beyond the budget, as a factor."""
+
+GATE_SIZE, GATE_NC = 640, 80
+OBJECTS, CANDIDATES = 100, 8
+"""What the gate's pictures hold: objects, and candidates for each before suppression."""
+
+_ROUNDS = 120
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Cost of the code around the engine, in units of one ``cv2.resize``."""
+
+    unit_ms: float
+    pre: float
+    post: float
+    rest: float
+    budget: Mapping[str, float] = field(default_factory=lambda: dict(BUDGET))
+
+    @property
+    def passed(self) -> bool:
+        """Whether each figure is within its budget and the tolerance."""
+        return not self.beyond()
+
+    def beyond(self) -> list[str]:
+        """What is beyond its budget, in words."""
+        return [
+            f"{stage} costs {getattr(self, stage):.2f} units, budget {units}"
+            for stage, units in self.budget.items()
+            if not getattr(self, stage) <= units * TOLERANCE
+        ]
+
+
+def measure_gate(manifest: Manifest, rounds: int = _ROUNDS) -> Gate:
+    """Cost of the code around the engine, for a model with this manifest's levels and outputs.
+
+    At 640 x 640 with 80 classes, whatever the artifact has, since the budget is for these; its
+    session is replaced by one that gives prepared outputs, 100 objects with 8 candidates each.
+    """
+    model = _at_gate_size(manifest)
+    frames, session = pictures(), _Replay(model)
+    clock = time.thread_time_ns
+    detector = Detector.from_session(session, model, conf=0.25, iou=0.45, clock=clock)
+    image = model.input
+    height, width = letterbox_geometry(FRAME_HW, (image.height, image.width)).resized_hw
+    resized = np.empty((height, width, 3), np.uint8)
+    costs = []
+    with opencv_threads(1):
+        for index in range(-10, rounds):
+            started = clock()
+            cv2.resize(frames[index % FRAMES], (width, height), dst=resized)
+            unit = (clock() - started) / 1e6
+            started = clock()
+            timing = detector(frames[(index + FRAMES // 2) % FRAMES]).timing
+            whole = (clock() - started) / 1e6
+            if timing is not None and index >= 0:
+                rest = whole - timing.pre - timing.infer - timing.post
+                costs.append((unit, timing.pre / unit, timing.post / unit, rest / unit))
+    unit, pre, post, rest = np.median(np.array(costs), axis=0).tolist()
+    return Gate(round(unit, 4), round(pre, 3), round(post, 3), round(rest, 3))
+
+
+def _at_gate_size(manifest: Manifest) -> Manifest:
+    """The same model as if it had an input of 640 x 640, a batch of 1 and 80 classes."""
+    image = replace(manifest.input, batch=1, height=GATE_SIZE, width=GATE_SIZE)
+    shapes = expected_shapes(image, manifest.levels, GATE_NC)
+    outputs = tuple(
+        replace(out, shape=shapes[out.role if out.level is None else f"head{out.level}"])
+        for out in manifest.outputs
+    )
+    names = tuple(str(index) for index in range(GATE_NC))
+    return replace(manifest, input=image, outputs=outputs, nc=GATE_NC, names=names)
+
+
+class _Replay:
+    """A session that answers with prepared outputs, as new arrays like an engine's."""
+
+    device, arithmetic = "none", "prepared outputs"
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.inputs = (TensorSpec.of_input(manifest.input),)
+        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
+        self._answers = [busy_outputs(manifest, seed) for seed in range(FRAMES)]
+        self._calls = 0
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The next prepared answer."""
+        self._calls += 1
+        answer = self._answers[self._calls % FRAMES]
+        return {name: array.copy() for name, array in answer.items()}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
+    """Outputs of a network that sees 100 objects, each in 8 cells, and else nothing.
+
+    Objects lie 64 pixels apart on a lattice, on the two finest levels; a candidate is the object's
+    own cell or the nearest one beside or above it, with any of the anchors, as a trained network
+    answers.
+    """
+    rng = np.random.default_rng(seed)
+    heads = []
+    for level in manifest.levels:
+        rows, columns = GATE_SIZE // level.stride, GATE_SIZE // level.stride
+        shape = (len(level.anchors), 5 + manifest.nc, rows, columns)
+        heads.append(rng.normal(-9, 1, shape).astype(np.float32))
+    side = round(OBJECTS**0.5)
+    for place in range(OBJECTS):
+        index = int(rng.integers(min(2, len(heads))))
+        level, head = manifest.levels[index], heads[index]
+        lattice = np.array([place % side, place // side]) + 0.5
+        centre = (lattice * GATE_SIZE / side + rng.uniform(-8, 8, 2)) / level.stride
+        own = np.floor(centre).astype(int)
+        step = np.where(centre - own < 0.5, -1, 1)
+        cells = [own, own + step * (1, 0), own + step * (0, 1)]
+        kind, size = int(rng.integers(manifest.nc)), np.array(level.anchors[0]) * 1.5
+        pairs = [(cell, anchor) for cell in cells for anchor in range(len(level.anchors))]
+        for (x, y), anchor in pairs[:CANDIDATES]:
+            # The inverse of the decoding, with a little disagreement between the candidates.
+            offset = (centre + rng.normal(0, 0.05, 2) - (x, y) + 0.5) / 2
+            extent = np.sqrt(size * rng.uniform(0.9, 1.1, 2) / level.anchors[anchor]) / 2
+            head[anchor, :4, y, x] = _logit(np.concatenate([offset, extent]))
+            head[anchor, 4, y, x] = rng.uniform(1, 4)
+            head[anchor, 5 + kind, y, x] = rng.uniform(1, 4)
+    return _as_outputs(heads, manifest)
+
+
+def _logit(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = np.clip(probability, 0.01, 0.99)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """Heads (A, 5 + nc, H, W) as the outputs that the manifest names, decoded if it says so."""
+    if manifest.outputs[0].role == "head":
+        return {
+            output.name: head.reshape(1, -1, *head.shape[2:]).astype(output.dtype)
+            for output, head in zip(manifest.outputs, heads, strict=True)
+        }
+    boxes, scores = [], []
+    for head, level in zip(heads, manifest.levels, strict=True):
+        activated = 1 / (1 + np.exp(-head))
+        rows, columns = np.indices(head.shape[2:])
+        centre = (2 * activated[:, :2] - 0.5 + np.stack([columns, rows])) * level.stride
+        size = (2 * activated[:, 2:4]) ** 2 * np.array(level.anchors)[:, :, None, None]
+        boxes.append(np.concatenate([centre, size], 1).transpose(0, 2, 3, 1).reshape(-1, 4))
+        score = activated[:, 4:5] * activated[:, 5:]
+        scores.append(score.transpose(0, 2, 3, 1).reshape(-1, manifest.nc))
+    return {
+        output.name: np.concatenate(parts)[None].astype(output.dtype)
+        for output, parts in zip(manifest.outputs, (boxes, scores), strict=True)
+    }
+
+
+def pictures() -> list[NDArray[np.uint8]]:
+    """Pictures (720, 1280, 3) with structure at several scales, always the same."""
+    rng = np.random.default_rng(0)
+    height, width = FRAME_HW
+    coarse = rng.integers(0, 256, (FRAMES, height // 20, width // 20, 3), dtype=np.uint8)
+    return [
+        np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+        for picture in coarse
+    ]
+
+
+@contextmanager
+def opencv_threads(threads: int | None) -> Iterator[None]:
+    """OpenCV with this many threads inside the block; None leaves it as it is."""
+    before = cv2.getNumThreads()
+    try:
+        if threads is not None:
+            cv2.setNumThreads(threads)
+        yield
+    finally:
+        cv2.setNumThreads(before)
