@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from y7edge.errors import ExportError
 from y7edge.export import graph as written
@@ -197,10 +197,18 @@ def test_operations_are_those_of_the_rows(name):
     assert found["Add"] == blocks["sum"]
     assert found["Resize"] == blocks["upsample"]
     assert found["MaxPool"] == blocks["maxpool"] + blocks["downc"] + 3 * blocks["sppcspc"]
+    assert {size for size, step in _pools(name) if step == 1} == {5}  # 9 and 13 as 5 in series
     activations = found["LeakyRelu"] if spec.activation == "leaky_relu" else found["Sigmoid"]
     assert found["Conv"] == activations + spec.levels
     assert not found["BatchNormalization"]
     assert blocks["sum"] == (11 if name == "yolov7-e6e" else 0)
+
+
+def _pools(name):
+    for node in build(name).graph.node:
+        if node.op_type == "MaxPool":
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            yield attributes["kernel_shape"][0], attributes["strides"][0]
 
 
 def test_same_input_same_bytes():
