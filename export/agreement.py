@@ -143,9 +143,12 @@ class CandidateAgreement:
     iou: float = 1.0
     score: float = 0.0
 
-    def add(self, candidate: Candidate, decoded: Decoded) -> None:
-        """Compare one candidate with the artifact's answer in its place."""
-        overlap = iou(candidate.box, decoded.boxes[candidate.index])
+    def add(self, candidate: Candidate, decoded: Decoded, *, is_best: bool) -> None:
+        """Compare one candidate with the artifact's answer in its place.
+
+        Boxes count among the best only: where nothing was found they are of no use to anybody.
+        """
+        overlap = iou(candidate.box, decoded.boxes[candidate.index]) if is_best else 1.0
         difference = abs(
             float(decoded.scores[candidate.index, candidate.class_id]) - candidate.score
         )
@@ -154,10 +157,13 @@ class CandidateAgreement:
 
 
 def iou(a: Floats, b: Floats) -> float:
-    """IoU of two boxes cx, cy, w, h; 1 for equal boxes of no size, 0 if one holds NaN."""
-    if np.array_equal(a, b):
-        return 1.0
+    """IoU of two boxes cx, cy, w, h in pixels; 0 if one holds NaN.
+
+    A side below one pixel counts as one pixel: where a logit is saturated, boxes shrink to nothing,
+    and the last bit of their centres would decide.
+    """
     first, second = a.astype(np.float64), b.astype(np.float64)
+    first[2:], second[2:] = np.maximum(first[2:], 1), np.maximum(second[2:], 1)
     low = np.maximum(first[:2] - first[2:] / 2, second[:2] - second[2:] / 2)
     high = np.minimum(first[:2] + first[2:] / 2, second[:2] + second[2:] / 2)
     shared = float(np.prod(np.clip(high - low, 0, None)))

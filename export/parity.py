@@ -20,6 +20,7 @@ from y7edge import __version__
 from y7edge.artifact import Artifact
 from y7edge.errors import ParityError
 from y7edge.export.agreement import (
+    BEST,
     Candidate,
     CandidateAgreement,
     Decoded,
@@ -35,7 +36,7 @@ from y7edge.export.reference import Answer, Reference
 from y7edge.manifest import Manifest
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
-from y7edge.selftest import dequantised
+from y7edge.selftest import dequantised, run_probe
 
 SPREAD = 0.2
 """The candidates' scores must differ by this much, or nothing is proved."""
@@ -97,51 +98,37 @@ def prove(
     Returns:
         The report, JSON-able: ``status`` ("passed", "failed", "inconclusive"), ``problems``,
         ``reference``, ``pictures``, ``batches``, ``outputs`` (deviation and cosine of each, the
-        worst of all batch sizes), ``candidates``, ``activations``, ``tolerance``, ``arithmetic``,
-        ``device``, ``versions``. A number is None where it is not finite.
+        worst of all batch sizes), ``candidates``, ``probes``, ``activations``, ``tolerance``,
+        ``engine``, ``device``, ``arithmetic``, ``versions``. A number is None where it is not
+        finite.
 
     Raises:
         RuntimeMissing, DeviceError: the engine cannot be started or fails.
     """
+    tell = progress or (lambda _: None)
     manifest, engine = artifact.manifest, engine_of(artifact)
     limits = tolerance(manifest.precision, engine)
-    tell = progress or (lambda _: None)
     tell(f"reference: {reference.description}, {len(pictures.inputs)} pictures: {pictures.source}")
     answers = [reference.answer(pixels) for pixels in pictures.inputs]
-    chosen = _choose(answers, manifest)
     session = registry.open_session(artifact, SessionOptions(device))
     try:
-        outputs: dict[str, dict[str, float]] = {}
-        candidates = CandidateAgreement()
-        for batch in proved_batches(manifest):
-            tell(f"{engine}: batch {batch}, {session.arithmetic}")
-            found = _run(session, pictures, batch)
-            _compare(found, answers, chosen, manifest, outputs, candidates)
-        arithmetic, where = session.arithmetic, session.device
+        tell(f"{engine}: {session.arithmetic}")
+        measured = _measure(session, manifest, pictures, answers)
+        ran = {"device": session.device, "arithmetic": session.arithmetic}
     finally:
         session.close()
     peak = max(answers, key=lambda answer: answer.peak)
+    versions = registry.find(artifact.path).versions()
     report = {
         "reference": reference.description,
         "pictures": {"count": len(answers), "source": pictures.source},
         "batches": list(proved_batches(manifest)),
-        "outputs": outputs,
-        "candidates": {
-            "count": len(chosen),
-            "iou": candidates.iou,
-            "score_difference": candidates.score,
-            "score_spread": chosen[0].score - chosen[-1].score,
-        },
+        **measured,
         "activations": {"peak": peak.peak, "at": peak.peak_at},
         "tolerance": asdict(limits),
         "engine": engine,
-        "device": where,
-        "arithmetic": arithmetic,
-        "versions": {
-            "y7edge": __version__,
-            "numpy": np.__version__,
-            **registry.find(artifact.path).versions(),
-        },
+        **ran,
+        "versions": {"y7edge": __version__, "numpy": np.__version__, **versions},
     }
     return {**_judge(report, limits), **_finite(report)}
 
@@ -184,6 +171,28 @@ def _real(values: NDArray[Any], spec: TensorSpec) -> Floats:
     return real.astype(np.float32, copy=False)
 
 
+def _measure(
+    session: Session, manifest: Manifest, pictures: Pictures, answers: Sequence[Answer]
+) -> dict[str, Any]:
+    """``outputs``, ``candidates`` and ``probes`` of the report, over all batch sizes."""
+    chosen = _choose(answers, manifest)
+    outputs: dict[str, dict[str, float]] = {}
+    candidates = CandidateAgreement()
+    for batch in proved_batches(manifest):
+        found = _run(session, pictures, batch)
+        _compare(found, answers, chosen, manifest, outputs, candidates)
+    return {
+        "outputs": outputs,
+        "candidates": {
+            "count": len(chosen),
+            "iou": candidates.iou,
+            "score_difference": candidates.score,
+            "score_spread": chosen[0].score - chosen[-1].score,
+        },
+        "probes": [run_probe(probe, session, manifest) for probe in manifest.probes],
+    }
+
+
 def _compare(
     found: Sequence[Mapping[str, Floats]],
     answers: Sequence[Answer],
@@ -206,9 +215,9 @@ def _compare(
             if heads
             else Decoded(result["boxes"][0], result["scores"][0])
         )
-        for candidate in chosen:
+        for rank, candidate in enumerate(chosen):
             if candidate.picture == picture:
-                candidates.add(candidate, decoded)
+                candidates.add(candidate, decoded, is_best=rank < BEST)
     for name, agreement in agreements.items():
         worst = outputs.setdefault(name, {"deviation": 0.0, "cosine": 1.0})
         worst["deviation"] = float(np.maximum(worst["deviation"], agreement.deviation))
@@ -234,6 +243,9 @@ def _judge(report: Mapping[str, Any], limits: Tolerance) -> dict[str, Any]:
             f"a candidate's score differs by {candidates['score_difference']:.2g}, tolerance "
             f"{limits.score:g}"
         )
+    for probe in report["probes"]:
+        if not probe["passed"]:
+            problems.append(f"{probe['key']} deviates by {probe['deviation']}")
     peak = report["activations"]
     if limits.peak is not None and not peak["peak"] <= limits.peak:
         problems.append(
@@ -256,6 +268,8 @@ def _finite(value: Any) -> Any:
     """The same with four digits of every number, None where it is not finite."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value

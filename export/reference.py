@@ -121,8 +121,10 @@ def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
 
     from y7edge.nn.blocks import Sum
 
+    layer = name.removesuffix(".act")
+
     def note(tensor: Tensor) -> None:
-        peaks[name] = max(peaks.get(name, 0.0), float(tensor.abs().max()))
+        peaks[layer] = max(peaks.get(layer, 0.0), float(tensor.abs().max()))
 
     if isinstance(module, nn.SiLU | nn.LeakyReLU):
         return [module.register_forward_pre_hook(lambda _, inputs: note(inputs[0]))]
