@@ -37,6 +37,7 @@ class ConvNorm(nn.Module):
         self.bn = batch_norm(cout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised map, (B, cout, H / stride, W / stride)."""
         return cast(Tensor, self.bn(self.conv(x)))
 
 
@@ -64,15 +65,16 @@ class ConvBlock(nn.Module):
         self._plain = plain
 
     def forward(self, x: Tensor) -> Tensor:
+        """Activated map, (B, cout, H / stride, W / stride)."""
         x = self.conv(x)
         return cast(Tensor, self.act(x if self._plain else self.bn(x)))
 
 
 class RepConv(nn.Module):
-    """Re-parameterised convolution in training form: 3x3, 1x1 and, where planned, identity, summed.
+    """Re-parameterised convolution in training form: 3x3, 1x1 and, if planned, identity, summed.
 
-    "RepVGG: Making VGG-style ConvNets great again" (arXiv 2101.03697); where the identity branch may
-    stand is the YOLOv7 paper's plan (:mod:`y7edge.models.planning`).
+    "RepVGG: Making VGG-style ConvNets great again" (arXiv 2101.03697); where the identity branch
+    may stand is the YOLOv7 paper's plan (:mod:`y7edge.models.planning`).
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class RepConv(nn.Module):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Activated sum of the branches, (B, cout, H / stride, W / stride)."""
         total = self.dense(x) + self.pointwise(x)
         if self.identity is not None:
             total = total + self.identity(x)
@@ -109,6 +112,7 @@ class DownC(nn.Module):
         self.pool = nn.MaxPool2d(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, cout, H / 2, W / 2)."""
         return torch.cat((self.cv2(self.cv1(x)), self.cv3(self.pool(x))), dim=1)
 
 
@@ -121,8 +125,9 @@ class SPPCSPC(nn.Module):
             self.add_module(name, ConvBlock(source, out, kernel, 1, act, plain=plain))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, cout, H, W)."""
         inner = self.cv4(self.cv3(self.cv1(x)))
-        # Windows of 9 and 13 are the window of 5 applied twice and three times: same maxima, less work.
+        # The windows of 9 and 13 are that of 5 applied twice and three times: same maxima.
         pools = [inner]
         for _ in POOLS:
             pools.append(
@@ -136,6 +141,7 @@ class Reorg(nn.Module):
     """Space to depth: groups (even row, even column), (odd, even), (even, odd), (odd, odd)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, 4 C, H / 2, W / 2)."""
         even, odd = x[..., ::2, :], x[..., 1::2, :]
         return torch.cat((even[..., ::2], odd[..., ::2], even[..., 1::2], odd[..., 1::2]), dim=1)
 
@@ -144,6 +150,7 @@ class Concat(nn.Module):
     """Concatenation along channels."""
 
     def forward(self, *maps: Tensor) -> Tensor:
+        """Maps of one size, joined in the order given."""
         return torch.cat(maps, dim=1)
 
 
@@ -151,4 +158,5 @@ class Sum(nn.Module):
     """Sum of two maps."""
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Maps of one shape, added."""
         return first + second

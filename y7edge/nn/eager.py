@@ -1,0 +1,165 @@
+"""A session over a checkpoint: the unfolded model itself, run by torch.
+
+So that ``predict`` and ``val`` take checkpoints as they take artifacts, and training validates
+through the same Detector that the robot runs. The one runtime that is not found by listing a
+folder, since it needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from y7edge import __version__
+from y7edge.errors import ConfigError, DeviceError
+from y7edge.manifest import InputInfo, LevelInfo, Manifest, OutputInfo, Source, expected_shapes
+from y7edge.models import shapes
+from y7edge.models.checkpoint import Checkpoint
+from y7edge.nn.build import Model, from_checkpoint
+from y7edge.nn.source import open_checkpoint
+from y7edge.runtimes.base import SessionOptions, TensorSpec, check_feeds
+
+
+def open(  # noqa: A001 - the verb that every runtime has
+    source: str | Path, options: SessionOptions, imgsz: tuple[int, int] | None = None
+) -> EagerSession:
+    """Run a checkpoint file, or a variant's name with random weights.
+
+    Args:
+        source: path or name, as :func:`y7edge.nn.source.open_checkpoint` takes it.
+        options: device and threads.
+        imgsz: (height, width) of the input; None: as trained.
+
+    Raises:
+        CheckpointError: no usable checkpoint.
+        ConfigError: the size is no multiple of the largest stride.
+        DeviceError: the device does not exist.
+    """
+    return of_checkpoint(open_checkpoint(source), options, imgsz)
+
+
+def of_checkpoint(
+    checkpoint: Checkpoint, options: SessionOptions, imgsz: tuple[int, int] | None = None
+) -> EagerSession:
+    """Run a checkpoint that is already loaded; see :func:`open`."""
+    size = imgsz or _trained_size(checkpoint)
+    return EagerSession(from_checkpoint(checkpoint), describe(checkpoint, size), options)
+
+
+def _trained_size(checkpoint: Checkpoint) -> tuple[int, int]:
+    size = checkpoint.meta.get("imgsz", checkpoint.spec.imgsz)
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
+    """What a Detector needs to know of a checkpoint, in the form that artifacts have it.
+
+    Raises:
+        ConfigError: the size is no multiple of the largest stride.
+    """
+    spec, (height, width) = checkpoint.spec, imgsz
+    stride = spec.max_stride
+    if min(imgsz) < stride or height % stride or width % stride:
+        raise ConfigError(
+            f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
+            f"{spec.name}"
+        )
+    image = InputInfo("images", "dynamic", height, width)
+    levels = tuple(
+        LevelInfo(stride, anchors)
+        for stride, anchors in zip(spec.strides, spec.anchors, strict=True)
+    )
+    expected = expected_shapes(image, levels, spec.nc)
+    outputs = tuple(
+        OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i) for i in range(spec.levels)
+    )
+    source = Source(
+        digest=checkpoint.digest,
+        form=checkpoint.form,
+        parameters=shapes.parameters(spec),
+        gflops=round(shapes.gflops(spec, height, width), 4),
+    )
+    licence = checkpoint.meta.get("licence")
+    return Manifest(
+        model=spec.name,
+        nc=spec.nc,
+        names=checkpoint.names,
+        input=image,
+        outputs=outputs,
+        levels=levels,
+        source=source,
+        precision="fp32",
+        target="checkpoint",
+        opset=None,
+        payload_digest=checkpoint.digest,
+        licence=licence if isinstance(licence, str) else None,
+        tools={"y7edge": __version__, "torch": torch.__version__},
+        parity={"status": "source"},
+    )
+
+
+class EagerSession:
+    """A model in evaluation mode; heads come out as the convolution leaves them.
+
+    ``training`` code may go on changing the model between calls: nothing is copied.
+    """
+
+    def __init__(self, model: Model, manifest: Manifest, options: SessionOptions) -> None:
+        self.manifest = manifest
+        self.inputs = (TensorSpec.of_input(manifest.input),)
+        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
+        self._device = _device(options.device)
+        self.device = str(self._device)
+        self.arithmetic = f"float32 (torch {torch.__version__}, {self.device})"
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self._model: Model | None = model.to(self._device).eval()
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once; the outputs are new arrays.
+
+        Raises:
+            ConfigError: the feeds are not the inputs that the model takes.
+            DeviceError: torch failed, or the session was closed.
+        """
+        if self._model is None:
+            raise DeviceError("the session was closed: open the checkpoint again")
+        check_feeds(self.inputs, feeds)
+        images = torch.from_numpy(np.ascontiguousarray(feeds["images"])).to(self._device)
+        try:
+            # TF32 keeps 10 bits of the mantissa: not fp32.
+            with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+                heads = self._model(images)
+        except RuntimeError as error:
+            message = " ".join(str(error).split())[:300]
+            raise DeviceError(f"{self.manifest.model} failed in torch: {message}") from error
+        return {
+            spec.name: head.permute(0, 1, 4, 2, 3).flatten(1, 2).float().cpu().numpy()
+            for spec, head in zip(self.outputs, heads, strict=True)
+        }
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceError(
+            f"device {name!r} was asked for, but torch sees {count} CUDA devices: use device='cpu', "
+            "or install a build of torch for this GPU"
+        )
+    return device

@@ -1,0 +1,145 @@
+"""Seeded random weights that behave like a trained model's, so that commands can be tried at once.
+
+Plain random initialisation gives scores that hardly differ: nothing could be proved with them.
+Here BatchNorm statistics are calibrated on random pictures, so that activations stay near unit size
+through the whole network, and heads are scaled so that scores spread over 0 to 1.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from y7edge.data.synthetic import scene
+from y7edge.models import registry
+from y7edge.models.shapes import weight_shapes
+from y7edge.models.spec import Spec
+from y7edge.models.checkpoint import Checkpoint
+from y7edge.nn.build import Model, to_checkpoint
+
+# Standard deviation and middle of the raw outputs. A trained detector says "nothing here" nearly
+# everywhere, with few, well-spread exceptions: so objectness is wide around a low middle.
+RAW = (
+    (slice(0, 4), 0.8, 0.0),  # box
+    (slice(4, 5), 4.0, 0.0),  # objectness; its middle follows from its best cell
+    (slice(5, None), 1.5, -2.0),  # classes
+)
+PICTURES = 4
+
+
+def random_checkpoint(name: str, nc: int = 80, seed: int = 0) -> Checkpoint:
+    """A published variant with seeded random weights, calibrated.
+
+    Args:
+        name: one of :func:`y7edge.models.names`.
+        nc: number of classes.
+        seed: another seed, other weights; the same seed gives the same ones.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    return random_weights(registry.get(name, nc=nc), seed)
+
+
+def random_weights(spec: Spec, seed: int = 0) -> Checkpoint:
+    """Seeded random, calibrated weights for any spec that has BatchNorm."""
+    model = Model(spec, allow_identity=True)
+    fixed = {key: value for key, value in model.state_dict().items() if key.endswith(".anchors")}
+    values = {
+        key: torch.from_numpy(_draw(key, shape, seed))
+        for key, shape in weight_shapes(spec).items()
+        if key not in fixed
+    }
+    model.load_state_dict({**values, **fixed})
+    _calibrate(model, seed)
+    return to_checkpoint(
+        model.eval(),
+        meta={
+            "imgsz": [spec.imgsz, spec.imgsz],
+            "provenance": f"random weights, seed {seed}, calibrated: for trying things, not trained",
+        },
+    )
+
+
+def _generator(key: str, seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([zlib.crc32(key.encode()), seed]))
+
+
+def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Each tensor depends on its own key only, so that variants share what they share."""
+    if key.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
+    noise = _generator(key, seed).standard_normal(shape, dtype=np.float32)
+    entry, norm = key.rsplit(".", 1)[-1], ".bn." in key or ".identity." in key
+    if norm and entry == "bias":
+        return noise * np.float32(0.5)
+    if norm:
+        # Small gains around random biases keep activations where SiLU is nearly straight: with
+        # gains of 1 a picture of other contrast would fade, or grow, a little in every layer.
+        gain, spread = (0.2, 0.02) if entry == "weight" else (1.0, 0.1)
+        return noise * np.float32(spread) + np.float32(gain)
+    if ".add." in key or ".mul." in key:
+        return noise * np.float32(0.1) + np.float32(".mul." in key)
+    if entry == "bias":
+        return noise * np.float32(0.3)
+    fan_in = max(1, int(np.prod(shape[1:])))
+    return noise / np.float32(np.sqrt(fan_in))
+
+
+@torch.no_grad()
+def _calibrate(model: Model, seed: int) -> None:
+    """Set BatchNorm statistics layer by layer to those of random pictures, then the heads' scale."""
+    model.eval()
+    hooks = [
+        module.register_forward_pre_hook(_take_statistics)
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    side = 4 * model.spec.max_stride
+    model.raw(torch.cat((_scenes(side), _noise(side, seed))))
+    for hook in hooks:
+        hook.remove()
+    raws = model.raw(_scenes(side))
+    for conv, raw in zip([*model.head.lead, *model.head.aux], raws, strict=True):
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        deviation, mean = torch.std_mean(raw, dim=(0, 2, 3))  # (anchors, 5 + nc)
+        target, middle = torch.empty_like(mean), torch.empty_like(mean)
+        for entries, wanted, centre in RAW:
+            target[:, entries], middle[:, entries] = wanted, centre
+        # The best cell of these scenes is undecided: others and larger ones lie on both sides.
+        middle[:, 4] = -target[:, 4] * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
+        gain = (target / deviation).flatten()
+        conv.weight.mul_(gain[:, None, None, None])
+        conv.bias.mul_(gain).add_((middle - target / deviation * mean).flatten())
+
+
+def _take_statistics(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    assert norm.running_var is not None
+    variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
+    norm.running_mean.copy_(mean)
+    # One variance for the whole layer: a channel that these pictures leave flat would otherwise
+    # blow up on any other picture, and layer by layer so would everything behind it. The values
+    # drawn at random (about 1) keep the channels different.
+    norm.running_var.abs_().clamp_(min=0.5).mul_(variance.mean())
+
+
+def _scenes(side: int) -> Tensor:
+    """(4, 3, side, side) float32 RGB in 0..1: made-up pictures with the contrasts of real ones."""
+    pictures = [scene(index, size=(side, side)).image[..., ::-1] for index in range(PICTURES)]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def _noise(side: int, seed: int) -> Tensor:
+    """(4, 3, side, side) float32 in 0..1: at every frequency more contrast than pictures have."""
+    noise = _generator("pictures", seed).random((PICTURES, 3, side, side), dtype=np.float32)
+    pictures = torch.from_numpy(noise)
+    for index in range(1, PICTURES):
+        cells = nn.functional.avg_pool2d(pictures[index], 4**index // 2)
+        size = (side, side)
+        blobs = nn.functional.interpolate(cells[None], size=size, mode="bilinear")[0]
+        pictures[index] = (blobs - blobs.min()) / (blobs.max() - blobs.min())
+    return pictures
