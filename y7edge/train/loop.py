@@ -111,6 +111,7 @@ class Trainer:
         shown = TrainingSet(pictures, config.imgsz, recipe.augmentation, seed=config.seed)
         self.loader = loader(shown, config.batch, workers=workers)
         self.batches = len(self.loader)
+        self.watch = Stopwatch(config.epochs * self.batches)
         warmup = warmup_iterations(self.batches, config.epochs, recipe)
         self.schedule = Schedule(recipe, config.epochs, self.batches, config.batch, nominal, warmup)
         self.validation = Validation(judged, data.names, config.imgsz)
@@ -119,13 +120,12 @@ class Trainer:
         progress.say(
             f"{spec.name}, {len(data.names)} classes, {origin}: {len(pictures)} pictures to train "
             f"on, {len(judged)} to judge by, {config.epochs} epochs at {config.imgsz} px, batch "
-            f"{config.batch}, a step every {nominal} pictures, warm-up of {warmup} iterations, "
+            f"{config.batch}, a step every {nominal} pictures, warm-up over {warmup} iterations, "
             f"on {self.fabric.device}; {folder}"
         )
 
     def run(self) -> TrainResult:
         """Train to the last epoch, or until patience ends."""
-        self._watch = Stopwatch(self.config.epochs * self.batches)
         stopped = False
         try:
             for epoch in range(1, self.config.epochs + 1):
@@ -193,7 +193,7 @@ class Trainer:
                 cls=cls,
                 lr=lr,
                 memory_mb=peak_memory_mb(self.fabric.device),
-                eta_seconds=self._watch.left((epoch - 1) * self.batches + done),
+                eta_seconds=self.watch.left((epoch - 1) * self.batches + done),
             )
         )
 

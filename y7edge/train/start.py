@@ -110,21 +110,22 @@ def start_model(config: TrainConfig, classes: int) -> tuple[Model, str]:
     anchors = checkpoint.spec.anchors if same_levels else None
     model = Model(build_spec(config, classes, anchors))
     copied, total = copy_fitting(model, checkpoint.arrays)
-    if not copied:
+    # Counters, and of the head what only depends on the classes, fit any model.
+    if not any(key.endswith(".conv.weight") for key in copied):
         raise CheckpointError(
-            f"{path}: none of its entries fits {model.spec.name} "
-            f"(it holds {checkpoint.spec.name}); give --model {checkpoint.spec.name}"
+            f"{path}: no convolution of {checkpoint.spec.name}, which it holds, fits "
+            f"{model.spec.name}; give the --model and --width that it was trained with"
         )
     source = f"{path.name} (digest {checkpoint.digest[:16]})"
-    return model, f"fine-tuned from {source}, {copied} of {total} entries"
+    return model, f"fine-tuned from {source}, {len(copied)} of {total} entries"
 
 
-def copy_fitting(model: Model, arrays: Mapping[str, Any]) -> tuple[int, int]:
+def copy_fitting(model: Model, arrays: Mapping[str, Any]) -> tuple[list[str], int]:
     """Copy the arrays whose key and shape a model has.
 
     Returns:
-        How many of the model's entries were copied, and how many it has; the anchors, which the
-        spec decides, are left out of both.
+        The keys that were copied, and how many the model has; the anchors, which the spec decides,
+        are left out of both.
     """
     own = {k: v for k, v in model.state_dict().items() if not k.endswith(".anchors")}
     fitting = {
@@ -133,7 +134,7 @@ def copy_fitting(model: Model, arrays: Mapping[str, Any]) -> tuple[int, int]:
         if key in arrays and tuple(arrays[key].shape) == tuple(value.shape)
     }
     model.load_state_dict(fitting, strict=False)
-    return len(fitting), len(own)
+    return list(fitting), len(own)
 
 
 def loading_workers(asked: int | None, device: torch.device) -> int:

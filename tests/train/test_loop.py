@@ -1,0 +1,262 @@
+"""Whole training runs, small enough for seconds: files, figures, and every way to end."""
+
+import json
+import logging
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from y7edge.data import synthetic
+from y7edge.data.dataset import load
+from y7edge.errors import CheckpointError, ConfigError, DataError, DeviceError, TrainingError
+from y7edge.evaluate import evaluate
+from y7edge.models import weights
+from y7edge.nn.build import create, from_checkpoint, to_checkpoint
+from y7edge.train.augment import Augmentation
+from y7edge.train.config import TINY, TrainConfig
+from y7edge.train.loop import Trainer, train
+from y7edge.train.progress import Quiet
+from y7edge.train.results import read_csv
+from y7edge.train.start import copy_fitting
+from y7edge.train.validate import ModelDetector
+
+STILL = Augmentation(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten pictures to train on, four to judge by."""
+    return synthetic.generate(tmp_path_factory.mktemp("data"), train=10, val=4, size=(128, 128))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    # Kernels of this size only lose by being shared, and equal runs are to give equal bits.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(data, out, **changes):
+    small = TrainConfig(data=data, width=0.25, imgsz=64, epochs=2, batch=4, out=out, workers=0)
+    return replace(small, **changes)
+
+
+class Recorder(Quiet):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.lines, self.steps, self.rows, self.closed = [], [], [], 0
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def step(self, status):
+        self.steps.append(status)
+
+    def epoch(self, row):
+        self.rows.append(row)
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """One finished run, with what it said."""
+    recorder = Recorder()
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return train(config(data, out, val_every=1, licence="CC0-1.0"), progress=recorder), recorder
+
+
+def test_run_leaves_whole_files(run):
+    result, _ = run
+    names = {path.name for path in result.folder.iterdir()}
+    assert names == {
+        "best.safetensors",
+        "last.safetensors",
+        "results.csv",
+        "results.png",
+        "predictions.jpg",
+    }
+    assert cv2.imread(str(result.folder / "results.png")) is not None
+    sheet = cv2.imread(str(result.folder / "predictions.jpg"))
+    assert sheet.shape == (28 + 4 * 320, 2 * 320, 3)  # a heading, four rows of two squares
+
+
+def test_run_is_told_as_it_goes(run):
+    result, recorder = run
+    assert "10 pictures to train on, 4 to judge by, 2 epochs at 64 px" in recorder.lines[0]
+    assert [(s.epoch, s.iteration) for s in recorder.steps] == [
+        (epoch, iteration) for epoch in (1, 2) for iteration in (1, 2, 3)
+    ]
+    assert all(s.memory_mb > 0 and s.eta_seconds >= 0 for s in recorder.steps)
+    assert recorder.steps[-1].eta_seconds == 0
+    assert [row.epoch for row in recorder.rows] == [1, 2]
+    assert recorder.closed == 1
+    written = read_csv(result.folder / "results.csv")
+    assert [row.epoch for row in written] == [1, 2]
+    assert [row.box for row in written] == pytest.approx([r.box for r in recorder.rows], rel=1e-5)
+    assert result.seconds_per_epoch == pytest.approx(np.mean([r.seconds for r in recorder.rows]))
+
+
+def test_checkpoint_says_where_it_comes_from(run, data):
+    result, _ = run
+    checkpoint = weights.load(result.last)
+    assert checkpoint.form == "training"
+    assert checkpoint.names == synthetic.NAMES
+    meta = json.loads(json.dumps(checkpoint.meta))
+    assert (meta["imgsz"], meta["epoch"], meta["licence"]) == (64, 2, "CC0-1.0")
+    assert meta["data"]["path"] == str(data)
+    assert len(meta["data"]["digest"]) == 64
+    assert meta["config"]["recipe"]["augmentation"]["mosaic"] == 1.0
+    assert meta["config"]["nominal_batch"] == 16
+    assert "trained from random weights" in meta["provenance"]
+    assert meta["metrics"]["map50"] == read_csv(result.folder / "results.csv")[-1].map50
+    assert {"torch", "numpy", "python", "y7edge"} <= set(meta["versions"])
+
+
+def test_equal_seeds_give_equal_weights(run, data, tmp_path):
+    first = weights.load(run[0].last)
+    again = train(config(data, tmp_path / "again", licence="CC0-1.0"))
+    assert weights.load(again.last).digest == first.digest
+    other = train(config(data, tmp_path / "other", seed=1))
+    assert weights.load(other.last).digest != first.digest
+
+
+def test_saved_model_is_the_moving_average(data, tmp_path):
+    trainer = Trainer(config(data, tmp_path / "run", nominal_batch=4), Quiet())
+    result = trainer.run()
+    saved = weights.load(result.last).arrays
+    average, trained = trainer.ema.model.state_dict(), trainer.model.module.state_dict()
+    key = "rows.0.conv.weight"
+    assert np.array_equal(saved[key], average[key].numpy())
+    assert not np.array_equal(saved[key], trained[key].numpy())
+
+
+@pytest.mark.parametrize(
+    ("nominal", "updates"),
+    [
+        pytest.param(4, 6, id="a step after each of 3 iterations, twice"),
+        pytest.param(8, 3, id="every two: the second step spans the epochs"),
+        pytest.param(16, 2, id="every four: the run's last two are a step too"),
+    ],
+)
+def test_no_gradient_is_thrown_away(data, tmp_path, nominal, updates):
+    recipe = replace(TINY, warmup_epochs=0.0)
+    trainer = Trainer(config(data, tmp_path / "run", nominal_batch=nominal, recipe=recipe), Quiet())
+    trainer.run()
+    assert trainer.ema.updates == updates
+    assert all(p.grad is None for p in trainer.model.module.parameters())
+
+
+def test_training_learns(data, tmp_path):
+    recipe = replace(TINY, augmentation=STILL, lr0=0.1)
+    recorder = Recorder()
+    changes = {"epochs": 20, "batch": 5, "nominal_batch": 5, "val_every": 20, "recipe": recipe}
+    train(config(data, tmp_path / "run", val_split="train", **changes), progress=recorder)
+    first, last = recorder.rows[0], recorder.rows[-1]
+    assert last.box < 0.75 * first.box
+    assert last.cls < 0.75 * first.cls
+
+
+def test_figures_of_a_run_are_those_of_its_checkpoint(run, data, caplog, capsys):
+    caplog.set_level(logging.WARNING)
+    result, recorder = run
+    checkpoint = weights.load(result.last)
+    detect = ModelDetector(from_checkpoint(checkpoint), checkpoint.names, 64)
+    metrics = evaluate(detect, load(data).split("val"), checkpoint.names)
+    assert metrics.map50 == pytest.approx(recorder.rows[-1].map50, abs=1e-9)
+    assert (capsys.readouterr().out, caplog.records) == ("", [])  # no chatter over the bar
+
+
+def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
+    recipe = replace(TINY, lr0=1e-9, warmup_bias_lr=0.0)
+    recorder = Recorder()
+    changes = {"epochs": 6, "patience": 2, "val_every": 1, "recipe": recipe}
+    result = train(config(data, tmp_path / "run", **changes), progress=recorder)
+    assert (result.stopped_early, result.epochs, result.metrics.epoch) == (True, 3, 1)
+    assert "no better fitness since epoch 1: stopped" in recorder.lines
+
+
+def test_interrupted_run_keeps_its_last_state(data, tmp_path):
+    class Impatient(Recorder):
+        def step(self, status):
+            super().step(status)
+            if (status.epoch, status.iteration) == (2, 2):
+                raise KeyboardInterrupt
+
+    impatient = Impatient()
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, tmp_path / "run"), progress=impatient)
+    checkpoint = weights.load(tmp_path / "run" / "last.safetensors")
+    assert checkpoint.meta["interrupted"] is True
+    assert checkpoint.meta["epoch"] == 1
+    assert "the state so far" in impatient.lines[-1]
+    assert impatient.closed == 1
+
+
+def test_loss_that_is_no_number_ends_the_run(data, tmp_path):
+    recipe = replace(TINY, lr0=1e12, warmup_epochs=0.0)
+    with pytest.raises(TrainingError, match=r"the loss is no longer a number in epoch \d"):
+        train(config(data, tmp_path / "run", recipe=recipe, nominal_batch=4))
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_fine_tuning_starts_from_everything_that_fits(run, data, tmp_path, caplog):
+    checkpoint = weights.load(run[0].last)
+    recorder = Recorder()
+    trainer = Trainer(config(data, tmp_path / "run", weights=run[0].last), recorder)
+    assert "fine-tuned from last.safetensors" in recorder.lines[0]
+    start = trainer.model.module.state_dict()
+    assert all(np.array_equal(start[k].numpy(), v) for k, v in checkpoint.arrays.items())
+
+
+def test_fine_tuning_for_other_classes_leaves_the_head_alone():
+    source = to_checkpoint(create("yolov7-tiny", nc=5)).arrays
+    model = create("yolov7-tiny", nc=2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    copied, total = copy_fitting(model, source)
+    after = model.state_dict()
+    # Per level weight, bias and multiplier depend on the classes; the additive vector doesn't.
+    assert total - len(copied) == 3 * 3
+    assert torch.equal(after["rows.77.lead.0.weight"], before["rows.77.lead.0.weight"])
+    assert np.array_equal(after["rows.77.add.0"].numpy(), source["rows.77.add.0"])
+    assert np.array_equal(after["rows.9.conv.weight"].numpy(), source["rows.9.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "yolov7-w6"}, ConfigError, "auxiliary heads, whose losses are not in this"),
+        ({"model": "yolov8"}, ConfigError, "yolov8"),
+        ({"imgsz": 100}, ConfigError, "imgsz must be a multiple of 32 .* take 128"),
+        ({"device": "cuda:9"}, DeviceError, "device 'cuda:9' is not here: expected cpu"),
+        ({"device": "gpu"}, DeviceError, "device 'gpu' is not here: expected cpu"),
+        ({"val_split": "test"}, DataError, "expected pictures in split 'test'"),
+        ({"data": "nowhere.yaml"}, DataError, "nowhere.yaml"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_once(data, tmp_path, changes, error, message):
+    out = tmp_path / "run"
+    with pytest.raises(error, match=message):
+        train(replace(config(data, out), **changes))
+    assert not out.exists()
+
+
+def test_finished_run_is_not_overwritten(run, data):
+    before = weights.load(run[0].best).digest
+    with pytest.raises(ConfigError, match=r"already holds a run .*give another --out"):
+        train(config(data, run[0].folder))
+    assert weights.load(run[0].best).digest == before
+
+
+def test_weights_that_fit_nowhere_are_refused(data, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    weights.save(to_checkpoint(create("yolov7-tiny", nc=4)), path)
+    with pytest.raises(CheckpointError, match=r"no convolution of yolov7-tiny, .* fits"):
+        train(config(data, tmp_path / "run", weights=path))

@@ -1,0 +1,106 @@
+"""The files and lines that tell about a run."""
+
+import io
+from dataclasses import replace
+
+import cv2
+import pytest
+from rich.console import Console
+
+from y7edge.errors import ConfigError, DataError
+from y7edge.train import folder
+from y7edge.train.keep import fitness
+from y7edge.train.progress import Bar, Lines, Progress, Quiet, Status, clock, for_terminal
+from y7edge.train.results import EpochRow, read_csv, write_csv, write_png
+
+ROWS = [
+    EpochRow(1, 0.07, 0.02, 0.03, 0.01, 12.5, 400.0),
+    EpochRow(2, 0.06, 0.015, 0.02, 0.009, 12.25, 410.0, map50=0.5, map50_95=0.25),
+]
+STATUS = Status(3, 60, 4, 13, 0.071, 0.021, 0.031, 0.0099, 812.0, 3725.0)
+
+
+def test_table_survives_writing_and_reading(tmp_path):
+    path = tmp_path / "results.csv"
+    write_csv(ROWS, path)
+    assert read_csv(path) == ROWS
+    head, first, _ = path.read_text(encoding="utf-8").splitlines()
+    assert head == "epoch,box,obj,cls,lr,seconds,memory_mb,map50,map50_95"
+    assert first.endswith(",,")  # an epoch that was not judged has no mAP, not a mAP of 0
+
+
+@pytest.mark.parametrize("text", ["", "epoch,loss\n1,2\n"])
+def test_foreign_table_is_refused(tmp_path, text):
+    path = tmp_path / "results.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"results\.csv: expected the columns epoch, box"):
+        read_csv(path)
+
+
+def test_curves_are_a_picture_of_one_version(tmp_path):
+    write_png(ROWS, tmp_path / "a.png")
+    write_png(ROWS, tmp_path / "b.png")
+    assert cv2.imread(str(tmp_path / "a.png")).shape == (360, 1200, 3)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_fitness_weighs_the_strict_figure_most():
+    assert fitness(ROWS[1]) == pytest.approx(0.1 * 0.5 + 0.9 * 0.25)
+    with pytest.raises(ValueError, match="epoch 1 was not judged"):
+        fitness(ROWS[0])
+
+
+def test_unnamed_runs_get_the_next_free_folder(tmp_path):
+    names = [folder.claim(None, tmp_path).name for _ in range(3)]
+    assert names == ["train", "train2", "train3"]
+
+
+def test_folder_of_a_run_is_taken_by_its_files_alone(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert folder.claim(tmp_path) == tmp_path
+    (tmp_path / "results.csv").touch()
+    with pytest.raises(ConfigError, match=r"already holds a run \(results\.csv\)"):
+        folder.claim(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be made a folder"):
+        folder.claim(tmp_path / "notes.txt")
+
+
+def test_log_gets_one_line_for_each_epoch():
+    stream = io.StringIO()
+    lines = for_terminal(stream)
+    assert isinstance(lines, Lines)
+    lines.step(STATUS)
+    lines.epoch(ROWS[0])
+    lines.epoch(ROWS[1])
+    lines.close()
+    assert stream.getvalue().splitlines() == [
+        "epoch 1: box 0.0700  obj 0.0200  cls 0.0300  lr 0.01000  12.5 s  400 MB",
+        "epoch 2: box 0.0600  obj 0.0150  cls 0.0200  lr 0.00900  12.2 s  410 MB  "
+        "mAP50 0.500  mAP50-95 0.250",
+    ]
+
+
+def test_bar_shows_losses_rate_memory_and_time_left():
+    stream = io.StringIO()
+    bar = Bar(Console(file=stream, force_terminal=True, width=160, color_system=None))
+    bar.step(STATUS)
+    bar.step(replace(STATUS, iteration=13))
+    bar.epoch(ROWS[1])
+    bar.close()
+    shown = stream.getvalue()
+    for part in ("epoch 3/60", "13/13", "box 0.0710", "lr 0.00990", "812 MB", "left 1:02:05"):
+        assert part in shown
+    assert "mAP50-95 0.250" in shown
+
+
+@pytest.mark.parametrize("made", [Quiet(), Lines(io.StringIO()), Bar(Console(file=io.StringIO()))])
+def test_every_display_speaks_the_protocol(made):
+    assert isinstance(made, Progress)
+    made.close()  # also before anything was shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")]
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
