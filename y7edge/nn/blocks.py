@@ -107,8 +107,10 @@ class DownC(nn.Module):
 
     def __init__(self, cin: int, cout: int, act: Activation, *, plain: bool = False) -> None:
         super().__init__()
-        for name, (source, out, kernel, stride) in downc_members(cin, cout).items():
-            self.add_module(name, ConvBlock(source, out, kernel, stride, act, plain=plain))
+        self.cv1, self.cv2, self.cv3 = (
+            ConvBlock(source, out, kernel, stride, act, plain=plain)
+            for source, out, kernel, stride in downc_members(cin, cout).values()
+        )
         self.pool = nn.MaxPool2d(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,8 +123,10 @@ class SPPCSPC(nn.Module):
 
     def __init__(self, cin: int, cout: int, act: Activation, *, plain: bool = False) -> None:
         super().__init__()
-        for name, (source, out, kernel) in sppcspc_members(cin, cout).items():
-            self.add_module(name, ConvBlock(source, out, kernel, 1, act, plain=plain))
+        self.cv1, self.cv2, self.cv3, self.cv4, self.cv5, self.cv6, self.cv7 = (
+            ConvBlock(source, out, kernel, 1, act, plain=plain)
+            for source, out, kernel in sppcspc_members(cin, cout).values()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, cout, H, W)."""

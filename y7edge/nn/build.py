@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from y7edge.errors import CheckpointError
 from y7edge.models import planning, registry
+from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.shapes import input_channels, strides
 from y7edge.models.spec import IMAGE, Form, Row, Spec
-from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.blocks import SPPCSPC, Concat, ConvBlock, DownC, Reorg, RepConv, Sum
 from y7edge.nn.head import Head
 

@@ -25,7 +25,7 @@ from y7edge.nn.source import open_checkpoint
 from y7edge.runtimes.base import SessionOptions, TensorSpec, check_feeds
 
 
-def open(  # noqa: A001 - the verb that every runtime has
+def open(
     source: str | Path, options: SessionOptions, imgsz: tuple[int, int] | None = None
 ) -> EagerSession:
     """Run a checkpoint file, or a variant's name with random weights.
@@ -159,7 +159,7 @@ def _device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise DeviceError(
-            f"device {name!r} was asked for, but torch sees {count} CUDA devices: use device='cpu', "
-            "or install a build of torch for this GPU"
+            f"device {name!r} was asked for, but torch sees {count} CUDA devices: "
+            "use device='cpu', or install a build of torch for this GPU"
         )
     return device

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from y7edge.data.synthetic import scene
 from y7edge.models import registry
+from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
-from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.build import Model, to_checkpoint
 
 # Standard deviation and middle of the raw outputs. A trained detector says "nothing here" nearly
 # everywhere, with few, well-spread exceptions: so objectness is wide around a low middle.
 RAW = (
     (slice(0, 4), 0.8, 0.0),  # box
-    (slice(4, 5), 4.0, 0.0),  # objectness; its middle follows from its best cell
-    (slice(5, None), 1.5, -2.0),  # classes
+    (slice(4, 5), 5.0, 0.0),  # objectness; its middle follows from its best cell
+    (slice(5, None), 2.0, -5.0),  # classes
 )
 PICTURES = 4
 
@@ -59,7 +59,7 @@ def random_weights(spec: Spec, seed: int = 0) -> Checkpoint:
         model.eval(),
         meta={
             "imgsz": [spec.imgsz, spec.imgsz],
-            "provenance": f"random weights, seed {seed}, calibrated: for trying things, not trained",
+            "provenance": f"random weights, seed {seed}: for trying things, not trained",
         },
     )
 
@@ -91,7 +91,7 @@ def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def _calibrate(model: Model, seed: int) -> None:
-    """Set BatchNorm statistics layer by layer to those of random pictures, then the heads' scale."""
+    """Set BatchNorm statistics layer by layer to those of pictures, then the heads' scale."""
     model.eval()
     hooks = [
         module.register_forward_pre_hook(_take_statistics)
