@@ -152,6 +152,7 @@ class Preprocessor:
         # A division by 255 and not a product with 1/255: it is the nearest float32 for every value.
         self._divisor = np.float32(1 / scale)
         self._border = np.float32(pad) / self._divisor
+        self._geometry: Geometry | None = None  # of the last picture; a camera's stays the same
         self._painted: Geometry | None = None  # whose border `tensor` has at present
         self._resized: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._planes: list[NDArray[np.uint8]] = []
@@ -177,10 +178,13 @@ class Preprocessor:
             raise ConfigError(f'color is {color!r}, expected "bgr" or "rgb"')
         picture = check_frame(frame)
         height, width = self.tensor.shape[2:]
-        geometry = letterbox_geometry((picture.shape[0], picture.shape[1]), (height, width))
+        geometry = self._geometry
+        if geometry is None or geometry.image_hw != picture.shape[:2]:
+            geometry = letterbox_geometry((picture.shape[0], picture.shape[1]), (height, width))
+            self._geometry = geometry
         planes = self._resize(picture, geometry)
         target = self.tensor[0] if out is None else out
-        if out is not None or geometry != self._painted:
+        if out is not None or geometry is not self._painted:
             self._paint(target, geometry)
             self._painted = geometry if out is None else self._painted
         inner = target[
