@@ -43,6 +43,8 @@ COMMANDS: dict[Callable[..., None], str] = {
     info: "y7edge info yolov7-w6",
     check: "y7edge check",
 }
+# What a command needs as a whole: naming the extra of each missing package would take many rounds.
+EXTRAS = {"train": "train", "val": "cpu,eval", "export": "export", "verify": "export"}
 
 # typer carries its own click in late versions and depends on it in early ones; the parent class of
 # BadParameter is the error of wrong usage in both.
@@ -102,7 +104,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if wants_traceback:
             traceback.print_exc()
-        message, code = _explain(error)
+        message, code = _explain(error, arguments[0])
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return code
     if result == INTERRUPTED:  # late versions of typer turn the interrupt into this themselves
@@ -110,7 +112,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _explain(error: Any) -> tuple[str, int]:
+def _explain(error: Any, command: str) -> tuple[str, int]:
     """The line and the exit code for an error."""
     if isinstance(error, _UsageError):
         context = getattr(error, "ctx", None)
@@ -122,8 +124,9 @@ def _explain(error: Any) -> tuple[str, int]:
         from y7edge.check import extra_of
 
         package = error.name.split(".")[0]
-        how = f"pip install 'y7edge[{extra_of(package)}]'"
-        return f"this needs {package}, which is not installed: {how}", RuntimeMissing.exit_code
+        extra = EXTRAS.get(command) or extra_of(package)
+        message = f"this needs {package}, which is not installed: pip install 'y7edge[{extra}]'"
+        return message, RuntimeMissing.exit_code
     what = f"{type(error).__name__}: {error}"
     return f"internal error, please report it with the output of {TRACEBACK}: {what}", 1
 

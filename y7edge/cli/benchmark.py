@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from y7edge.cli.console import show
+from y7edge.cli.kinds import say_random
 from y7edge.cli.options import Backend, Device, Json, Threads
 
-_Artifacts = Annotated[
-    list[Path], typer.Argument(metavar="ARTIFACT...", help="Files made by y7edge export.")
+_Models = Annotated[
+    list[str],
+    typer.Argument(metavar="ARTIFACT...", help="Files made by y7edge export; checkpoints, names."),
 ]
 _Gate = Annotated[
     bool, typer.Option("--gate", help="Exit with 4 if the code around the engine is too slow.")
 ]
+_Runs = Annotated[int, typer.Option(min=1, help="Calls that count.")]
+_Warmup = Annotated[int, typer.Option(min=1, help="Calls before the first that counts.")]
 
 
 def benchmark(
-    artifacts: _Artifacts,
+    models: _Models,
     threads: Threads = None,
     backend: Backend = "auto",
     device: Device = "auto",
+    runs: _Runs = 100,
+    warmup: _Warmup = 5,
     gate: _Gate = False,
     as_json: Json = False,
 ) -> None:
@@ -34,8 +39,17 @@ def benchmark(
     from y7edge.benchmark import benchmark as measure
 
     reports = []
-    for path in artifacts:
-        report = measure(path, threads=threads, backend=backend, device=device, gate=gate)
+    for model in models:
+        say_random(model)
+        report = measure(
+            model,
+            threads=threads,
+            backend=backend,
+            device=device,
+            warmup=warmup,
+            runs=runs,
+            gate=gate,
+        )
         show(report, [str(report)], as_json=as_json)
         reports.append(report)
     for report in reports:

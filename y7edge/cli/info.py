@@ -110,7 +110,9 @@ def _checkpoint(path: Path, size: ImageSize | None) -> dict[str, Any]:
 
 def _trained_size(meta: dict[str, Any]) -> ImageSize | None:
     size = meta.get("imgsz")
-    return ImageSize(size, size) if isinstance(size, int) else None
+    if isinstance(size, int):
+        return ImageSize(size, size)
+    return ImageSize(*size) if isinstance(size, list | tuple) else None
 
 
 def _artifact(path: Path) -> dict[str, Any]:

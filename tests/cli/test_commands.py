@@ -1,0 +1,255 @@
+"""Each command from end to end: what scripts read, which files appear, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from y7edge import Detector
+from y7edge.cli import main
+from y7edge.models import registry, weights
+from y7edge.models.checkpoint import Checkpoint
+
+TABLE = json.loads((Path(__file__).parents[1] / "reference" / "table.json").read_text())
+
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command with --json and give the objects that it printed, one for each line."""
+
+    def run_it(*words: object, exits: int = 0) -> list[dict[str, Any]]:
+        code = main([*map(str, words), "--json"])
+        printed = capsys.readouterr()
+        assert code == exits, printed.err
+        return [json.loads(line) for line in printed.out.splitlines()]
+
+    return run_it
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_info_of_variants(name: str, run: Run) -> None:
+    (record,) = run("info", name)
+    expected = TABLE[name]["training"]
+    assert record["parameters"] == expected["parameters"]
+    assert record["gflops"] == pytest.approx(expected["gflops"], rel=1e-3)
+    assert record["form"] == "training"
+    assert record["nc"] == len(record["names"]) == 80
+
+
+def test_info_of_all_variants(run: Run) -> None:
+    (record,) = run("info")
+    assert [variant["name"] for variant in record["variants"]] == registry.names()
+
+
+def test_info_at_a_size(run: Run) -> None:
+    (square,), (wide,) = run("info", "yolov7"), run("info", "yolov7", "--imgsz", "384x640")
+    assert wide["gflops"] == pytest.approx(0.6 * square["gflops"], rel=1e-3)
+    assert wide["outputs"][0]["shape"] == ["dynamic", 255, 48, 80]
+
+
+INFO_KEYS = {
+    *("name", "form", "parameters", "gflops", "strides", "nc", "names"),
+    *("inputs", "outputs", "opset", "precision", "parity"),
+}
+
+
+def test_info_of_a_checkpoint(checkpoint_path: Path, narrow_tiny: Checkpoint, run: Run) -> None:
+    (record,) = run("info", checkpoint_path)
+    assert set(record) >= INFO_KEYS
+    assert record["names"] == list(narrow_tiny.names)
+    assert record["digest"] == narrow_tiny.digest
+
+
+def test_info_of_an_artifact(artifact_path: Path, narrow_tiny: Checkpoint, run: Run) -> None:
+    (record,) = run("info", artifact_path)
+    assert set(record) >= INFO_KEYS
+    assert record["opset"] == 17
+    assert record["inputs"][0]["shape"] == [1, 3, 96, 128]
+    assert record["parity"]["status"] == "passed"
+    assert record["source"]["digest"] == narrow_tiny.digest
+
+
+@pytest.mark.parametrize("what", ["name", "checkpoint", "artifact"])
+def test_info_for_people(
+    what: str, checkpoint_path: Path, artifact_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = {"name": "yolov7-tiny", "checkpoint": checkpoint_path, "artifact": artifact_path}
+    assert main(["info", str(subject[what])]) == 0
+    assert "8, 16, 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("subject", "problem"),
+    [("yolov7-tny", "did you mean yolov7-tiny"), ("a/b.onnx", "there is no file a/b.onnx")],
+)
+def test_info_of_nothing(subject: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", subject]) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_export(checkpoint_path: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "wide.onnx"
+    options = ("--imgsz", "64x96", "--outputs", "decoded", "--dynamic")
+    (record,) = run("export", checkpoint_path, "--out", out, *options)
+    assert record["artifact"] == str(out)
+    assert record["parity"]["status"] == "passed"
+    assert record["parity"]["batches"] == [1, 3]
+    (info,) = run("info", out)
+    assert info["inputs"][0]["shape"] == ["dynamic", 3, 64, 96]
+    assert [output["name"] for output in info["outputs"]] == ["boxes", "scores"]
+
+
+def test_export_of_a_name_says_that_its_weights_are_random(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "yolov7-tiny", "--imgsz", "64"]) == 0
+    printed = capsys.readouterr()
+    assert "random weights" in printed.err
+    assert "best candidates" in printed.out
+    assert [path.name for path in tmp_path.iterdir()] == ["yolov7-tiny.onnx"]
+
+
+def test_export_without_proof_leaves_nothing(
+    narrow_tiny: Checkpoint, tmp_path: Path, run: Run
+) -> None:
+    # A head that says nearly the same everywhere: agreement with it proves nothing.
+    mute = {
+        k: v * v.dtype.type(1e-3) if ".lead." in k else v for k, v in narrow_tiny.arrays.items()
+    }
+    weights.save(replace(narrow_tiny, arrays=mute), tmp_path / "mute.safetensors")
+    (tmp_path / "out").mkdir()
+    command = ("export", tmp_path / "mute.safetensors", "--imgsz", "64")
+    (report,) = run(*command, "--out", tmp_path / "out" / "mute.onnx", exits=4)
+    assert report["status"] == "inconclusive"
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_verify(artifact_path: Path, checkpoint_path: Path, run: Run) -> None:
+    (report,) = run("verify", artifact_path, "--against", checkpoint_path)
+    assert report["status"] == "passed"
+
+
+def test_verify_against_another_checkpoint(
+    artifact_path: Path, narrow_tiny: Checkpoint, tmp_path: Path, run: Run
+) -> None:
+    other = tmp_path / "other.safetensors"
+    weights.save(replace(narrow_tiny, names=("a", "b", "c")), other)
+    (report,) = run("verify", artifact_path, "--against", other, exits=4)
+    assert report["status"] == "failed"
+
+
+def test_selftest(artifact_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (report,) = run("selftest", artifact_path)
+    assert report["status"] == "passed"
+    assert main(["selftest", str(artifact_path)]) == 0
+    assert "payload  unchanged" in capsys.readouterr().out
+
+
+def test_selftest_of_a_changed_file(artifact_path: Path, tmp_path: Path, run: Run) -> None:
+    content = bytearray(artifact_path.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed = tmp_path / "changed.onnx"
+    changed.write_bytes(content)
+    assert run("selftest", changed, exits=4) == []
+
+
+@pytest.mark.parametrize("kind", ["artifact", "checkpoint"])
+def test_val(kind: str, artifact_path: Path, checkpoint_path: Path, data: Path, run: Run) -> None:
+    model = artifact_path if kind == "artifact" else checkpoint_path
+    options = ("--imgsz", "96") if kind == "checkpoint" else ()
+    (record,) = run("val", model, "--data", data, "--split", "val", *options)
+    assert 0 <= record["map50_95"] <= record["map50"] <= 1
+    assert [row["labels"] for row in record["per_class"]] == [3, 3, 3]
+    assert "square letterbox" in record["protocol"]
+
+
+def test_val_with_other_classes(
+    artifact_path: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "data.yaml"
+    other.write_text(f"path: {data.parent}\nval: images/val\nnames: [a, b, c, d]\n")
+    assert main(["val", str(artifact_path), "--data", str(other)]) == 1
+    assert "has 4 classes, the model 3" in capsys.readouterr().err
+
+
+def test_predict(artifact_path: Path, data: Path, tmp_path: Path, run: Run) -> None:
+    pictures = sorted((data.parent / "images" / "val").iterdir())
+    words = ("predict", artifact_path, pictures[0].parent, "--conf", "0.1")
+    records = run(*words, "--save", tmp_path / "out")
+    assert [record["source"] for record in records] == list(map(str, pictures))
+    with Detector(artifact_path, conf=0.1) as detector:
+        expected = detector(cv2.imread(str(pictures[0]))).to_dict()
+    assert records[0]["image_size"] == [128, 96]
+    assert records[0]["detections"] == expected["detections"]
+    keys = {"xyxy", "confidence", "class_id", "class_name"}
+    assert all(set(found) >= keys for record in records for found in record["detections"])
+    saved = tmp_path / "out" / pictures[0].name
+    drawn = bool(np.any(cv2.imread(str(saved)) != cv2.imread(str(pictures[0]))))
+    assert drawn == bool(expected["detections"])
+
+
+def test_predict_only_some_classes(artifact_path: Path, data: Path, run: Run) -> None:
+    picture = next((data.parent / "images" / "val").iterdir())
+    words = ("predict", artifact_path, picture, "--conf", "0.01")
+    everything, some = run(*words), run(*words, "--class", "washer", "--class", "0")
+    assert {found["class_id"] for found in everything[0]["detections"]} == {0, 1, 2}
+    assert {found["class_name"] for found in some[0]["detections"]} == {"nut", "washer"}
+
+
+def test_predict_with_nothing_to_read(
+    artifact_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(artifact_path), "no/such.jpg"]) == 1
+    assert capsys.readouterr().err.startswith("error: no/such.jpg: expected a picture")
+
+
+def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
+    copy = shutil.copy(artifact_path, tmp_path / "copy.onnx")
+    records = run("benchmark", artifact_path, copy, "--threads", "1", "--runs", "3")
+    assert [record["artifact"] for record in records] == [str(artifact_path), str(copy)]
+    for stage in ("model_ms", "pre_ms", "post_ms", "end_to_end_ms"):
+        assert set(records[0][stage]) == {"p50", "p95", "p99"}
+    assert records[0]["device"] == "cpu"
+    assert {"y7edge", "onnxruntime"} <= set(records[0]["versions"])
+
+
+@pytest.mark.parametrize(("budget", "exits"), [(1e-6, 4), (1e6, 0)])
+def test_benchmark_gate(
+    budget: float, exits: int, artifact_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("y7edge.hotpath.BUDGET", {"pre": budget, "post": budget, "rest": budget})
+    (record,) = run("benchmark", artifact_path, "--runs", "1", "--gate", exits=exits)
+    assert record["gate"]["pre"] > 0  # the report comes before the verdict
+
+
+def test_train(data: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "run"
+    small = ("--width", "0.25", "--imgsz", "64", "--epochs", "1", "--batch", "2")
+    (record,) = run("train", "--data", data, *small, "--out", out, "--set", "mosaic=0")
+    assert record["epochs"] == 1
+    assert {"map50", "map50_95"} <= set(record)
+    for name in ("best.safetensors", "last.safetensors", "results.csv"):
+        assert (out / name).is_file()
+    (info,) = run("info", record["best"])
+    assert info["imgsz"] == [64, 64]
+    assert info["names"] == ["nut", "washer", "schraube mit Öse"]
+
+
+def test_train_on_a_folder_that_holds_a_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.csv").write_text("mine")
+    assert main(["train", "--data", str(data), "--out", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+    assert (tmp_path / "results.csv").read_text() == "mine"
