@@ -1,0 +1,43 @@
+"""Fixtures that several areas share: a small checkpoint, an artifact of it, a private cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+SIZE = (96, 128)
+NAMES = ("nut", "washer", "schraube mit Öse")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory):
+    """Reference answers are kept apart from the user's, and are new in every run."""
+    before = os.environ.get("Y7EDGE_CACHE")
+    os.environ["Y7EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["Y7EDGE_CACHE"]
+    else:
+        os.environ["Y7EDGE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def narrow_tiny():
+    """yolov7-tiny with a quarter of its channels, three classes, seeded random weights."""
+    from y7edge.models import registry
+    from y7edge.models.scaling import scale
+    from y7edge.nn.random_weights import random_weights
+
+    spec = scale(registry.get("yolov7-tiny", nc=len(NAMES)), width=0.25)
+    return replace(random_weights(spec), names=NAMES)
+
+
+@pytest.fixture(scope="session")
+def artifact_path(narrow_tiny, tmp_path_factory):
+    """An exported fp32 artifact with raw heads; not to be changed."""
+    from y7edge.export import export
+
+    path = tmp_path_factory.mktemp("artifact") / "narrow.onnx"
+    return export(narrow_tiny, path, imgsz=SIZE).path

@@ -1,0 +1,236 @@
+"""ONNX Runtime: files read without onnx, sessions that keep the manifest's promises."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from tests import tampering
+from y7edge.artifact import Artifact
+from y7edge.errors import ArtifactError, ConfigError, DeviceError, DigestError
+from y7edge.runtimes import onnxrt, registry
+from y7edge.runtimes.base import SessionOptions, TensorSpec
+
+
+@pytest.fixture(scope="module")
+def artifact(artifact_path):
+    return registry.load(artifact_path)
+
+
+@pytest.fixture
+def session(artifact):
+    opened = onnxrt.open(artifact, SessionOptions(device="cpu", threads=1))
+    yield opened
+    opened.close()
+
+
+def images(artifact, batch=1):
+    image = artifact.manifest.input
+    shape = (batch, 3, image.height, image.width)
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def test_the_walker_agrees_with_onnx(artifact_path):
+    model = onnx.load(artifact_path)
+    (entry,) = model.metadata_props
+    assert entry.key == "y7edge"
+    assert entry.value == onnxrt.read_manifest(artifact_path).to_json()
+    del model.metadata_props[:]
+    payload = model.SerializeToString(deterministic=True)
+    assert hashlib.sha256(payload).hexdigest() == onnxrt.payload_digest(artifact_path)
+    onnx.checker.check_model(onnx.load(artifact_path), full_check=True)
+
+
+def test_metadata_of_others_does_not_enter_the_payload(artifact_path, tmp_path):
+    model = onnx.load(artifact_path)
+    model.metadata_props.add(key="author", value="someone")
+    copy = tmp_path / "m.onnx"
+    copy.write_bytes(model.SerializeToString())
+    assert onnxrt.payload_digest(copy) == onnxrt.payload_digest(artifact_path)
+    assert onnxrt.read_manifest(copy) == onnxrt.read_manifest(artifact_path)
+
+
+def test_a_second_manifest_is_refused(artifact_path, tmp_path):
+    model = onnx.load(artifact_path)
+    model.metadata_props.add(key="y7edge", value=model.metadata_props[0].value)
+    copy = tmp_path / "m.onnx"
+    copy.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="2 entries"):
+        onnxrt.read_manifest(copy)
+
+
+def test_writing_a_manifest_replaces_the_old_one(artifact_path, tmp_path):
+    copy = tampering.rewrite(artifact_path, tmp_path / "m.onnx", licence="MIT")
+    assert onnxrt.read_manifest(copy).licence == "MIT"
+    assert len(onnx.load(copy).metadata_props) == 1
+    assert onnxrt.payload_digest(copy) == onnxrt.payload_digest(artifact_path)
+
+
+def test_a_foreign_file_is_told_how_to_become_ours(tmp_path):
+    path = tmp_path / "foreign.onnx"
+    onnx.save(doubling([1, 3]), path)
+    with pytest.raises(ArtifactError, match=r"foreign\.onnx has no y7edge manifest.*y7edge export"):
+        registry.load(path)
+
+
+def test_truncated_files_are_refused(artifact_path, tmp_path):
+    whole = artifact_path.read_bytes()
+    copy = tmp_path / "m.onnx"
+    for length in (1, 5, 100, len(whole) // 2, len(whole) - 1):
+        copy.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match="not a whole ONNX file"):
+            onnxrt.read_manifest(copy)
+
+
+@pytest.mark.parametrize("word", [b'"anchors":[[', b'"names":["n', b'"conf":0.', b'"iou":0.'])
+def test_a_manifest_changed_by_one_byte_does_not_open(artifact_path, tmp_path, word):
+    position = artifact_path.read_bytes().rindex(word) + len(word)
+    with pytest.raises(DigestError, match="changed after it was proved"):
+        registry.load(tampering.flip(artifact_path, tmp_path / "m.onnx", position, 0x01))
+
+
+def test_a_directory_is_no_artifact(tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ArtifactError, match="cannot read"):
+        registry.load(tmp_path / "folder.onnx")
+
+
+# --- the session ---------------------------------------------------------------------------------
+
+
+def test_runs_as_the_manifest_says(artifact, session):
+    assert session.inputs == (TensorSpec("images", (1, 3, 96, 128), "float32", "images", "NCHW"),)
+    assert [(o.name, o.role) for o in session.outputs] == [(f"head{i}", "head") for i in range(3)]
+    feeds = {"images": images(artifact)}
+    results = session.infer(feeds)
+    plain = onnxruntime.InferenceSession(str(artifact.path)).run(None, feeds)
+    for spec, expected in zip(session.outputs, plain, strict=True):
+        assert results[spec.name].shape == spec.shape
+        assert results[spec.name].dtype == spec.dtype
+        np.testing.assert_allclose(results[spec.name], expected, atol=1e-5)
+    assert session.device == "cpu"
+    assert "float32" in session.arithmetic
+
+
+def test_results_are_not_overwritten_by_the_next_call(artifact, session):
+    first = session.infer({"images": images(artifact)})["head0"]
+    kept = first.copy()
+    session.infer({"images": np.zeros_like(images(artifact))})
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda x: {}, "takes images; got nothing"),
+        (lambda x: {"images": x, "more": x}, "takes images"),
+        (lambda x: {"pictures": x}, "got pictures"),
+        (lambda x: {"images": x[:, :2]}, r"\(1, 2, 96, 128\), expected float32 \(1, 3, 96, 128\)"),
+        (lambda x: {"images": x[0]}, "expected"),
+        (lambda x: {"images": np.concatenate([x, x])}, "expected"),
+        (lambda x: {"images": x.astype(np.float64)}, "images is float64"),
+    ],
+)
+def test_wrong_feeds_are_named(artifact, session, change, problem):
+    with pytest.raises(ConfigError, match=problem):
+        session.infer(change(images(artifact)))
+
+
+def test_views_are_accepted(artifact, session):
+    x = images(artifact)
+    view = np.asfortranarray(x)
+    np.testing.assert_array_equal(
+        session.infer({"images": view})["head0"], session.infer({"images": x})["head0"]
+    )
+
+
+def test_closing_twice_is_allowed_and_ends_it(artifact):
+    session = onnxrt.open(artifact, SessionOptions())
+    session.close()
+    session.close()
+    with pytest.raises(DeviceError, match="closed"):
+        session.infer({"images": images(artifact)})
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:", "cuda:x", "", "auto:1"])
+def test_an_unknown_device_is_a_mistake(artifact, device):
+    with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N"):
+        onnxrt.open(artifact, SessionOptions(device=device))
+
+
+def test_cuda_is_never_replaced_by_the_cpu(artifact, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match="onnxruntime-gpu"):
+        onnxrt.open(artifact, SessionOptions(device="cuda:1"))
+    assert onnxrt.open(artifact, SessionOptions(device="auto")).device == "cpu"
+
+
+def test_a_silent_fall_back_is_noticed(artifact, monkeypatch):
+    real, given = onnxruntime.InferenceSession, {}
+
+    def start(path, settings, providers):
+        given["providers"] = providers
+        return real(path, settings, providers=["CPUExecutionProvider"])
+
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with pytest.raises(DeviceError, match="on the CPU"):
+        onnxrt.open(artifact, SessionOptions(device="cuda:1"))
+    name, options = given["providers"][0]
+    assert name == "CUDAExecutionProvider"
+    assert options == {"device_id": 1, "use_tf32": 0}, "fp32 is fp32: no tf32"
+    assert onnxrt.open(artifact, SessionOptions(device="auto")).device == "cpu"
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_are_counted_from_one(artifact, threads):
+    with pytest.raises(ConfigError, match="threads"):
+        onnxrt.open(artifact, SessionOptions(threads=threads))
+
+
+def test_a_graph_that_contradicts_its_manifest_does_not_open(artifact, artifact_path, tmp_path):
+    names = ("a", "b", "c", "d")
+    heads = tuple(replace(o, shape=(1, 27, *o.shape[2:])) for o in artifact.manifest.outputs)
+    copy = tampering.rewrite(artifact_path, tmp_path / "m.onnx", names=names, nc=4, outputs=heads)
+    with pytest.raises(ArtifactError, match=r"head0 float32 \(1, 24, 12, 16\) where.*\(1, 27"):
+        registry.open_session(registry.load(copy))
+
+
+def test_a_graph_with_other_tensors_does_not_open(artifact, tmp_path):
+    image = artifact.manifest.input
+    path = tmp_path / "m.onnx"
+    onnx.save(doubling([1, 3, image.height, image.width], "images", "head0"), path)
+    with pytest.raises(ArtifactError, match=r"export it again"):
+        onnxrt.open(Artifact(path, artifact.manifest), SessionOptions())
+
+
+def test_a_file_that_the_engine_refuses_is_wrapped(artifact, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(artifact.path.read_bytes()[:1000])
+    with pytest.raises(DeviceError, match=r"cannot open .*m\.onnx") as caught:
+        onnxrt.open(Artifact(path, artifact.manifest), SessionOptions())
+    assert "\n" not in str(caught.value)
+
+
+def doubling(shape, source="x", result="y"):
+    """The smallest ONNX model there is."""
+    return helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Add", [source, source], [result])],
+            "doubling",
+            [helper.make_tensor_value_info(source, TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(result, TensorProto.FLOAT, shape)],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )

@@ -1,0 +1,167 @@
+"""The manifest: what is written is what is read, and nothing else is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+
+from y7edge.errors import ArtifactError, DigestError
+from y7edge.manifest import (
+    MAX_BYTES,
+    InputInfo,
+    LevelInfo,
+    Manifest,
+    OutputInfo,
+    Probe,
+    Samples,
+    Source,
+)
+
+ANCHORS = ((10.0, 13.5), (16.0, 30.0))
+
+
+def manifest(batch=1):
+    return Manifest(
+        model="yolov7-tiny",
+        nc=2,
+        names=("nut", "Öse"),
+        input=InputInfo("images", batch, 64, 96),
+        outputs=(
+            OutputInfo("head0", "head", (batch, 14, 8, 12), level=0),
+            OutputInfo("head1", "head", (batch, 14, 4, 6), level=1, dtype="float16"),
+        ),
+        levels=(LevelInfo(8, ANCHORS), LevelInfo(16, ANCHORS)),
+        source=Source("a" * 64, "training", 6_000_000, 13.2),
+        precision="fp32",
+        target="onnx",
+        opset=17,
+        payload_digest="b" * 64,
+        licence="Apache-2.0",
+        tools={"onnx": "1.2"},
+        parity={"status": "passed", "problems": [], "deviation": 1e-05, "nothing": None},
+        probes=(Probe("blocks", "a", 1, 7, 1e-4, (Samples("head0", 2.5, (0, 9), (0.5, -2.5)),)),),
+    )
+
+
+def sealed(data):
+    """Canonical JSON of changed content with a digest that fits it."""
+    body = {key: value for key, value in data.items() if key != "digest"}
+
+    def dump(value):
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    return dump({**body, "digest": hashlib.sha256(dump(body).encode()).hexdigest()})
+
+
+@pytest.mark.parametrize("batch", [1, 4, "dynamic"])
+def test_what_is_written_is_read(batch):
+    written = manifest(batch)
+    assert Manifest.from_json(written.to_json()) == written
+    assert Manifest.from_json(written.to_json()).to_json() == written.to_json()
+
+
+def test_digest_is_that_of_the_canonical_body():
+    assert manifest().to_json() == sealed(json.loads(manifest().to_json()))
+    assert json.loads(manifest().to_json())["digest"] == manifest().digest
+    assert replace(manifest(), names=("nut", "Ose")).digest != manifest().digest
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80])
+def test_every_flipped_byte_is_refused(mask):
+    raw = manifest().to_json().encode()
+    for position in range(len(raw)):
+        changed = bytearray(raw)
+        changed[position] ^= mask
+        with pytest.raises(DigestError, match=r"manifest of m\.onnx was changed"):
+            Manifest.from_json(bytes(changed), "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        '{"a":NaN}',
+        '{"a":1e999}',
+        '{"a":1,"a":1}',
+        "[" * 100_000,
+        manifest().to_json() + " ",
+        manifest().to_json()[:-1],
+    ],
+    ids=lambda text: text[:12] or "empty",
+)
+def test_other_texts_are_refused(text):
+    with pytest.raises(DigestError):
+        Manifest.from_json(text)
+
+
+def test_too_much_text_is_not_parsed():
+    with pytest.raises(ArtifactError, match="more than"):
+        Manifest.from_json(" " * (MAX_BYTES + 1))
+
+
+def test_a_newer_schema_is_named():
+    data = {**json.loads(manifest().to_json()), "schema": 2, "something": "new"}
+    with pytest.raises(ArtifactError, match="made by a newer y7edge") as caught:
+        Manifest.from_json(sealed(data), "m.onnx")
+    assert not isinstance(caught.value, DigestError)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        (("names",), ["nut"], "nc is 2"),
+        (("names", 0), 3, r"names\[0\]"),
+        (("names", 0), "n" * 300, "256 characters"),
+        (("nc",), 2.0, "nc"),
+        (("nc",), True, "nc"),
+        (("schema",), 0, "schema"),
+        (("input", "batch"), "many", "batch"),
+        (("input", "batch"), 0, "batch"),
+        (("input", "height"), 72, "multiple of 16"),
+        (("input", "width"), 1 << 20, "side"),
+        (("input", "color"), "hsv", "color"),
+        (("input", "dtype"), "float31", "dtype"),
+        (("input", "scale"), 0, "scale"),
+        (("input", "letterbox", "pad"), 300, "pad"),
+        (("input", "letterbox"), None, "letterbox"),
+        (("outputs",), [], "outputs"),
+        (("outputs", 0, "shape"), [1, 14, 8, 11], "head0 is"),
+        (("outputs", 0, "role"), "boxes", "boxes"),
+        (("outputs", 0, "level"), 1, "levels"),
+        (("levels", 0, "anchors", 0), [10.0], "anchor"),
+        (("levels", 0, "anchors", 0), [10.0, -1.0], "anchor"),
+        (("levels", 0, "stride"), 16, "finest first"),
+        (("thresholds", "conf"), 1.5, "conf"),
+        (("thresholds", "max_det"), 0, "max_det"),
+        (("source", "digest"), "abc", "SHA-256"),
+        (("precision",), "fp8", "precision"),
+        (("payload_digest",), "B" * 64, "payload_digest"),
+        (("tools", "onnx"), 1.2, "tools.onnx"),
+        (("probes", 0, "tolerance"), 0.0, "tolerance"),
+        (("probes", 0, "samples", 0, "indices"), [0], "indices"),
+        (("probes", 0, "samples", 0, "scale"), 0.0, "scale"),
+        (("extra",), 1, "extra"),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_impossible_content_is_refused_by_place(path, value, problem):
+    data = json.loads(manifest().to_json())
+    place = data
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(ArtifactError, match=problem):
+        Manifest.from_json(sealed(data), "m.onnx")
+
+
+def test_a_missing_entry_is_named():
+    data = json.loads(manifest().to_json())
+    del data["levels"]
+    with pytest.raises(ArtifactError, match=r"m\.onnx.*levels"):
+        Manifest.from_json(sealed(data), "m.onnx")
