@@ -11,17 +11,17 @@ import torch
 
 from y7edge.data import synthetic
 from y7edge.data.dataset import load
+from y7edge.detector import Detector
 from y7edge.errors import CheckpointError, ConfigError, DataError, DeviceError, TrainingError
 from y7edge.evaluate import evaluate
 from y7edge.models import weights
-from y7edge.nn.build import create, from_checkpoint, to_checkpoint
+from y7edge.nn.build import create, to_checkpoint
 from y7edge.train.augment import Augmentation
 from y7edge.train.config import TINY, TrainConfig
 from y7edge.train.loop import Trainer, train
 from y7edge.train.progress import Quiet
 from y7edge.train.results import read_csv
 from y7edge.train.start import copy_fitting
-from y7edge.train.validate import ModelDetector
 
 STILL = Augmentation(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0)
 
@@ -167,10 +167,11 @@ def test_training_learns(data, tmp_path):
 def test_figures_of_a_run_are_those_of_its_checkpoint(run, data, caplog, capsys):
     caplog.set_level(logging.WARNING)
     result, recorder = run
-    checkpoint = weights.load(result.last)
-    detect = ModelDetector(from_checkpoint(checkpoint), checkpoint.names, 64)
-    metrics = evaluate(detect, load(data).split("val"), checkpoint.names)
-    assert metrics.map50 == pytest.approx(recorder.rows[-1].map50, abs=1e-9)
+    with Detector(result.last) as detector:
+        samples = load(data).split("val")
+        metrics = evaluate(detector.detect_for_evaluation, samples, detector.names)
+    last = recorder.rows[-1]
+    assert (metrics.map50, metrics.map50_95) == pytest.approx((last.map50, last.map50_95))
     assert (capsys.readouterr().out, caplog.records) == ("", [])  # no chatter over the bar
 
 

@@ -15,9 +15,8 @@ from y7edge.drawing import draw
 from y7edge.errors import DataError
 from y7edge.files import atomic_write
 from y7edge.nn.build import Model
-from y7edge.postprocess import Criteria
 from y7edge.preprocess import PAD
-from y7edge.train.validate import ModelDetector, Validation
+from y7edge.train.validate import Validation
 
 _PICTURES = 6
 _HEIGHT = 320  # of each picture in the sheet, pixels
@@ -33,7 +32,7 @@ def write_predictions(validation: Validation, model: Model, path: Path) -> None:
     Raises:
         DataError: a picture cannot be read, or the sheet cannot be written.
     """
-    detect = ModelDetector(model, validation.names, validation.imgsz, Criteria())
+    detect = validation.detector(model)
     count = min(_PICTURES, len(validation.samples))
     chosen = np.linspace(0, len(validation.samples) - 1, count).round().astype(int)
     rows = []
