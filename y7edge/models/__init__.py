@@ -1,4 +1,4 @@
-"""Models as data: rows, families, scaling, re-parameterisation plans, weights. No torch, no onnx."""
+"""Models as data: rows, families, scaling, RepConv plans, weights. No torch, no onnx."""
 
 from y7edge.models.registry import get, names
 from y7edge.models.scaling import scale

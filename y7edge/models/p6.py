@@ -27,32 +27,32 @@ CHAINS = (64, 128, 256, 384, 512)  # widths inside the blocks, P2 to P6: the sam
 def w6() -> tuple[Row, ...]:
     """Rows of yolov7-w6 in training form."""
     return _p6(
-        stem=64, stages=(128, 256, 512, 768, 1024), neck=(128, 256, 384, 512), depth=4, down="conv",
-        lead=(256, 512, 768, 1024), aux=(320, 640, 960, 1280),
+        stem=64, stages=(128, 256, 512, 768, 1024), neck=(128, 256, 384, 512),
+        depth=4, down="conv", lead=(256, 512, 768, 1024), aux=(320, 640, 960, 1280),
     )  # fmt: skip
 
 
 def e6() -> tuple[Row, ...]:
     """Rows of yolov7-e6 in training form."""
     return _p6(
-        stem=80, stages=(160, 320, 640, 960, 1280), neck=(160, 320, 480, 640), depth=6, down="downc",
-        lead=(320, 640, 960, 1280), aux=(320, 640, 960, 1280),
+        stem=80, stages=(160, 320, 640, 960, 1280), neck=(160, 320, 480, 640),
+        depth=6, down="downc", lead=(320, 640, 960, 1280), aux=(320, 640, 960, 1280),
     )  # fmt: skip
 
 
 def d6() -> tuple[Row, ...]:
     """Rows of yolov7-d6 in training form."""
     return _p6(
-        stem=96, stages=(192, 384, 768, 1152, 1536), neck=(192, 384, 576, 768), depth=8, down="downc",
-        lead=(384, 768, 1152, 1536), aux=(384, 768, 1152, 1536),
+        stem=96, stages=(192, 384, 768, 1152, 1536), neck=(192, 384, 576, 768),
+        depth=8, down="downc", lead=(384, 768, 1152, 1536), aux=(384, 768, 1152, 1536),
     )  # fmt: skip
 
 
 def e6e() -> tuple[Row, ...]:
     """Rows of yolov7-e6e in training form."""
     return _p6(
-        stem=80, stages=(160, 320, 640, 960, 1280), neck=(160, 320, 480, 640), depth=6, down="downc",
-        lead=(320, 640, 960, 1280), aux=(320, 640, 960, 1280), extended=True,
+        stem=80, stages=(160, 320, 640, 960, 1280), neck=(160, 320, 480, 640),
+        depth=6, down="downc", lead=(320, 640, 960, 1280), aux=(320, 640, 960, 1280), extended=True,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def _p6(
         if not extended:
             return first, first
         second = net.elan(width, out, depth, tap=tap, chain=chain, source=source)
-        # The auxiliary head hangs on one of the two groups only: the paper's partial auxiliary head.
+        # The auxiliary head hangs on one group only: the paper's partial auxiliary head.
         return net.add("sum", (second, first)), second
 
     # backbone

@@ -1,9 +1,10 @@
-"""Planned re-parameterised convolution (YOLOv7 paper, section 4.1): which branches a RepConv may have.
+"""Planned re-parameterised convolution: which branches a RepConv may have.
 
-RepConv sums a 3x3, a 1x1 and an identity branch. The paper finds that the identity branch destroys
-what residual additions and concatenations give, since both already carry an identity path: it takes
-away the diversity of gradients between different feature maps. So where a RepConv's output meets an
-addition or a concatenation it must have no identity branch (the paper's RepConvN).
+RepConv sums a 3x3, a 1x1 and an identity branch. The YOLOv7 paper (section 4.1) finds that the
+identity branch destroys what residual additions and concatenations give, since both already carry
+an identity path: it takes away the diversity of gradients between feature maps. So where a
+RepConv's output meets an addition or a concatenation it must have no identity branch (the paper's
+RepConvN).
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _ratio(row: Row) -> Fraction:
 
 
 def convolutions(spec: Spec) -> tuple[ConvInfo, ...]:
-    """Every convolution in the order of the weights, RepConv branches and auxiliary heads included."""
+    """Every convolution, in the order of the weights; RepConv branches and auxiliary heads too."""
     at = strides(spec)
     return tuple(info for row in spec.rows for info in _of_row(spec, row, at))
 
@@ -124,13 +124,13 @@ def _head(spec: Spec, prefix: str) -> Iterator[ConvInfo]:
 
 
 def downc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int, int]]:
-    """Members of a downc: (cin, cout, kernel, stride). cv1 -> cv2 is one branch, pool -> cv3 the other."""
+    """Members of a downc: (cin, cout, kernel, stride). Branches: cv1 -> cv2 and pool -> cv3."""
     half = cout // 2
     return {"cv1": (cin, cin, 1, 1), "cv2": (cin, half, 3, 2), "cv3": (cin, half, 1, 1)}
 
 
 def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
-    """Members of an sppcspc: (cin, cout, kernel). cv2 is the bypass, cv5 reads cv4 and its pools."""
+    """Members of an sppcspc: (cin, cout, kernel). cv2 is the bypass; cv5 reads cv4 and pools."""
     return {
         "cv1": (cin, cout, 1),
         "cv2": (cin, cout, 1),

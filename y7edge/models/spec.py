@@ -88,14 +88,14 @@ class Spec:
             )
         if len(self.anchors) != len(self.strides) or not self.anchors:
             raise ConfigError(
-                f"{self.name}: {len(self.anchors)} levels of anchors for {len(self.strides)} strides; "
+                f"{self.name}: anchors of {len(self.anchors)} levels, {len(self.strides)} strides; "
                 "give one list of (width, height) pairs for each level"
             )
         _check_anchors(self.name, self.anchors)
         if self.form not in get_args(Form) or self.activation not in get_args(Activation):
             raise ConfigError(
                 f"{self.name}: form {self.form!r} or activation {self.activation!r} is unknown; "
-                f"forms: {', '.join(get_args(Form))}; activations: {', '.join(get_args(Activation))}"
+                f"known: {', '.join(get_args(Form))}; {', '.join(get_args(Activation))}"
             )
         _check_rows(self.name, self.rows, len(self.strides))
 

@@ -24,7 +24,7 @@ from y7edge.nn.build import Model, to_checkpoint
 # everywhere, with few, well-spread exceptions: so objectness is wide around a low middle.
 RAW = (
     (slice(0, 4), 0.8, 0.0),  # box
-    (slice(4, 5), 5.0, 0.0),  # objectness; its middle follows from its best cell
+    (slice(4, 5), 5.0, 0.0),  # objectness; the middle follows from the best cell
     (slice(5, None), 2.0, -5.0),  # classes
 )
 PICTURES = 4
@@ -109,8 +109,8 @@ def _calibrate(model: Model, seed: int) -> None:
         target, middle = torch.empty_like(mean), torch.empty_like(mean)
         for entries, wanted, centre in RAW:
             target[:, entries], middle[:, entries] = wanted, centre
-        # The best cell of these scenes is undecided: others and larger ones lie on both sides.
-        middle[:, 4] = -target[:, 4] * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
+        # These scenes' best cell is doubted: there will be better ones in more and larger ones.
+        middle[:, 4] = -1 - target[:, 4] * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
         gain = (target / deviation).flatten()
         conv.weight.mul_(gain[:, None, None, None])
         conv.bias.mul_(gain).add_((middle - target / deviation * mean).flatten())
