@@ -185,7 +185,8 @@ def _measure(detector: Detector, warmup: int, runs: int, seconds: float) -> dict
 def _circumstances(detector: Detector) -> dict[str, Any]:
     """What the figures depend on."""
     manifest, info = detector.manifest, detector.info
-    engines: dict[str, str] = {}
+    # A checkpoint is run by the tools that it names; an artifact by whatever engine is here.
+    engines = dict(manifest.tools) if manifest.target == "checkpoint" else {}
     for name in registry.names():
         if manifest.target in registry.get(name).TARGETS:
             engines |= registry.get(name).versions()
@@ -198,11 +199,11 @@ def _circumstances(detector: Detector) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "frame_hw": FRAME_HW,
         "versions": {
+            **engines,
             "y7edge": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
             "opencv": cv2.__version__,
-            **engines,
         },
     }
 

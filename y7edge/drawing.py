@@ -37,11 +37,11 @@ def draw(image: NDArray[np.uint8], detections: Detections) -> NDArray[np.uint8]:
         canvas: NDArray[np.uint8] = np.repeat(picture[:, :, None], 3, axis=2)
     else:
         canvas = picture[:, :, :3].copy()
-    thickness = max(1, round(sum(canvas.shape[:2]) / 800))
+    thickness = max(1, round(sum(canvas.shape[:2]) / 600))
     for detection in _worst_first(detections):
         colour = class_colour(detection.class_id)
         corners = [round(value) for value in detection.xyxy]
-        cv2.rectangle(canvas, corners[:2], corners[2:], colour, thickness, cv2.LINE_AA)
+        cv2.rectangle(canvas, corners[:2], corners[2:], colour, thickness)
         _label(canvas, detection, colour, thickness)
     return canvas
 

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.fake_model import FakeSession, make_manifest
+from y7edge import hotpath
+from y7edge.benchmark import benchmark, percentiles
+from y7edge.detector import Detector
+from y7edge.errors import ConfigError, GateError
+from y7edge.hotpath import BUDGET, CANDIDATES, OBJECTS, Gate, measure_gate
+from y7edge.manifest import LevelInfo, OutputInfo, expected_shapes
+from y7edge.postprocess import Criteria, Postprocessor
+
+TINY = (
+    LevelInfo(8, ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0))),
+    LevelInfo(16, ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0))),
+    LevelInfo(32, ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0))),
+)
+
+
+def tiny_manifest(outputs="heads"):
+    """A manifest with the levels of yolov7-tiny."""
+    small = make_manifest(outputs=outputs)
+    shapes = expected_shapes(small.input, TINY, small.nc)
+    if outputs == "heads":
+        heads = [OutputInfo(f"head{i}", "head", shapes[f"head{i}"], level=i) for i in range(3)]
+        return replace(small, levels=TINY, outputs=tuple(heads))
+    decoded = [OutputInfo(role, role, shapes[role]) for role in ("boxes", "scores")]
+    return replace(small, levels=TINY, outputs=tuple(decoded))
+
+
+class SlowSession(FakeSession):
+    def infer(self, feeds):
+        time.sleep(0.01)
+        return super().infer(feeds)
+
+
+def open_detector() -> Detector:
+    manifest = make_manifest()
+    return Detector.from_session(SlowSession(manifest), manifest)
+
+
+def report_with(**changes):
+    """A report of the fake model, some of its fields changed."""
+    report = benchmark(open_detector(), warmup=1, runs=1)
+    fields = {name: value for name, value in vars(report).items() if name != "pictures_per_second"}
+    return type(report)(**{**fields, **changes})
+
+
+def test_stages_are_told_apart():
+    with open_detector() as detector:
+        report = benchmark(detector, warmup=1, runs=10, threads=1)
+    for stage in (report.model_ms, report.pre_ms, report.post_ms, report.end_to_end_ms):
+        assert list(stage) == ["p50", "p95", "p99"]
+        assert 0 < stage["p50"] <= stage["p95"] <= stage["p99"]
+    assert report.model_ms["p50"] >= 10
+    assert report.end_to_end_ms["p50"] > report.model_ms["p50"] + report.pre_ms["p50"]
+    assert report.pictures_per_second["model"] == pytest.approx(
+        1000 / report.model_ms["p50"], rel=0.01
+    )
+    assert (report.runs, report.warmup, report.threads, report.gate) == (10, 1, 1, None)
+
+
+def test_a_report_states_what_it_depends_on():
+    with open_detector() as detector:
+        report = benchmark(detector, warmup=1, runs=2)
+    assert report.model_digest == "ab" * 32
+    assert report.device == "cpu"
+    assert {"y7edge", "python", "numpy", "opencv"} <= report.versions.keys()
+    assert "engine's own choice" in report.threads
+    assert report.peak_memory_mb > 10
+    for text in ("abababababababab", "cpu", "numpy", "p99", "2 runs after 1", "1280x720"):
+        assert text in str(report)
+
+
+@pytest.mark.parametrize("field", ["device", "versions", "threads", "model_digest", "warmup"])
+def test_no_rate_without_its_circumstances(field):
+    empty = {"versions": {}, "warmup": 0}.get(field, "")
+    with pytest.raises(ConfigError, match=f"no rate is given without {field}"):
+        report_with(**{field: empty})
+
+
+def test_a_given_detector_stays_open_and_opencv_gets_its_threads_back():
+    before = cv2.getNumThreads()
+    detector = open_detector()
+    benchmark(detector, warmup=1, runs=2, threads=1)
+    assert cv2.getNumThreads() == before
+    assert detector.info["model"] == "fake"
+
+
+def test_an_artifact_by_its_path(artifact_path):
+    report = benchmark(artifact_path, threads=1, warmup=1, runs=3)
+    assert report.artifact == str(artifact_path)
+    assert "onnxruntime" in report.versions
+    assert report.imgsz == (96, 128)
+
+
+def test_it_stops_in_time():
+    started = time.perf_counter()
+    report = benchmark(open_detector(), warmup=1, runs=10_000, seconds=0.0)
+    assert report.runs == 20
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("options", [{"warmup": 0}, {"runs": 0}])
+def test_no_figures_without_warm_up_or_runs(options):
+    with pytest.raises(ConfigError, match="expected 1 or more"):
+        benchmark(open_detector(), **options)
+
+
+def test_percentiles():
+    assert percentiles(range(101)) == {"p50": 50, "p95": 95, "p99": 99}
+
+
+@pytest.mark.parametrize("outputs", ["heads", "decoded"])
+def test_the_gate_s_pictures_hold_what_the_budget_is_for(outputs):
+    manifest = hotpath._at_gate_size(tiny_manifest(outputs))
+    answer = hotpath.busy_outputs(manifest, seed=0)
+    assert {name: array.shape for name, array in answer.items()} == {
+        output.name: output.shape for output in manifest.outputs
+    }
+    post, everything = Postprocessor(TINY, 80), Criteria(iou=1.0, max_det=10_000)
+    arrays = list(answer.values())
+    run = post.heads if outputs == "heads" else lambda both, c: post.decoded(*both, c)
+    assert len(run(arrays, everything)[0].score) == OBJECTS * CANDIDATES
+    assert len(run(arrays, Criteria())[0].score) == OBJECTS
+
+
+def test_the_gate_measures_our_own_code():
+    gate = measure_gate(tiny_manifest(), rounds=24)
+    assert 0.01 < gate.unit_ms < 50
+    # Far wider than the budget, as tests share the machine; what it catches is another order.
+    assert 1 < gate.pre < 2 * BUDGET["pre"]
+    assert 0.5 < gate.post < 2 * BUDGET["post"]
+    assert 0 < gate.rest < 2 * BUDGET["rest"]
+
+
+def test_the_gate_notices_slow_code(monkeypatch):
+    decode = Postprocessor.candidates
+
+    def slow(self, heads, criteria):
+        begun = time.thread_time()
+        while time.thread_time() - begun < 0.05:
+            np.arange(1000).sum()
+        return decode(self, heads, criteria)
+
+    monkeypatch.setattr(Postprocessor, "candidates", slow)
+    gate = measure_gate(tiny_manifest(), rounds=6)
+    assert not gate.passed
+    assert [line.split()[0] for line in gate.beyond()] == ["post"]
+
+
+@pytest.mark.parametrize(
+    ("costs", "passed"),
+    [
+        ((2.2, 3.0, 0.5), True),
+        ((2.41, 3.29, 0.54), True),
+        ((2.43, 1, 0.1), False),
+        ((1, 3.31, 0.1), False),
+        ((1, 1, 0.56), False),
+        ((float("nan"), 1, 0.1), False),
+    ],
+)
+def test_a_tenth_more_is_allowed(costs, passed):
+    gate = Gate(0.5, *costs)
+    assert gate.passed == passed
+    report = report_with(gate=gate)
+    if passed:
+        report.require_budget()
+    else:
+        with pytest.raises(GateError, match="units, budget") as caught:
+            report.require_budget()
+        assert caught.value.exit_code == 4

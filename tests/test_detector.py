@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+from tests.fake_model import NAMES, FakeSession, make_manifest
+from y7edge.artifact import Artifact
+from y7edge.detector import Detector
+from y7edge.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    DigestError,
+    RuntimeMissing,
+)
+from y7edge.runtimes import onnxrt, registry
+
+
+def detector_over(batch=1, outputs="heads", **options) -> tuple[Detector, FakeSession]:
+    manifest = make_manifest(batch, outputs)
+    session = FakeSession(manifest)
+    return Detector.from_session(session, manifest, **options), session
+
+
+def picture(*places, size=(128, 192)) -> np.ndarray:
+    """Black, with white squares of 16 x 16 at (left, top): cells of a network half as large."""
+    frame = np.zeros((*size, 3), np.uint8)
+    for left, top in places:
+        frame[top : top + 16, left : left + 16] = 255
+    return frame
+
+
+@pytest.mark.parametrize("outputs", ["heads", "decoded"])
+@pytest.mark.parametrize("batch", [1, 3, "dynamic"])
+def test_a_picture_goes_in_and_boxes_in_its_pixels_come_out(batch, outputs):
+    detector, _ = detector_over(batch, outputs)
+    found = detector(picture((32, 64), (160, 0)))
+    # The fake's box is 16 x 16 around the cell in the network, twice that in the picture.
+    expected = {(24, 56, 56, 88), (152, 0, 184, 24)}
+    assert {tuple(np.rint(row.xyxy)) for row in found} == expected
+    assert found.class_id.tolist() == [1, 1]
+    assert found[0].class_name == "washer"
+    assert found.image_size == (192, 128)
+    assert found.model_id == "ab" * 8
+    assert found.timing.total > 0
+    assert len(detector(picture())) == 0
+
+
+@pytest.mark.parametrize("outputs", ["heads", "decoded"])
+@pytest.mark.parametrize(
+    ("batch", "calls"), [(1, [1] * 5), (3, [3, 3]), (8, [8]), ("dynamic", [5])]
+)
+def test_batch_gives_what_single_calls_give(batch, calls, outputs):
+    detector, session = detector_over(batch, outputs)
+    frames = [
+        picture((32, 64)),
+        picture((0, 0), (64, 64), size=(200, 100)),
+        picture(),
+        picture((16, 16), size=(64, 96)),
+        picture((80, 80)),
+    ]
+    together = detector.batch(frames)
+    assert session.batches == calls
+    assert isinstance(together, list)
+    for frame, found in zip(frames, together, strict=True):
+        alone = detector(frame)
+        np.testing.assert_array_equal(found.xyxy, alone.xyxy)
+        np.testing.assert_array_equal(found.confidence, alone.confidence)
+        assert found.image_size == alone.image_size
+
+
+def test_batch_is_a_list_for_any_list():
+    detector, session = detector_over("dynamic")
+    assert detector.batch([]) == []
+    assert len(detector.batch([picture()])) == 1
+    assert len(detector.batch([picture()] * 35)) == 35
+    assert session.batches == [1, 16, 16, 3]
+    for wrong in (picture(), np.stack([picture()] * 2), "frames", iter([picture()])):
+        with pytest.raises(DataError):
+            detector.batch(wrong)
+
+
+def test_results_do_not_change_with_later_calls():
+    detector, _ = detector_over()
+    first = detector(picture((32, 64)))
+    before = first.xyxy.copy()
+    detector(picture((96, 32)))
+    np.testing.assert_array_equal(first.xyxy, before)
+
+
+def test_colour_order_reaches_the_network():
+    class Eye(FakeSession):
+        def infer(self, feeds):
+            self.seen = feeds["images"][0, :, 0, 0].tolist()
+            return super().infer(feeds)
+
+    manifest = make_manifest()
+    session = Eye(manifest)
+    detector = Detector.from_session(session, manifest)
+    red = np.zeros((64, 96, 3), np.uint8)
+    red[..., 2] = 255
+    detector(red)
+    assert session.seen == [1, 0, 0]
+    detector(red, color="rgb")
+    assert session.seen == [0, 0, 1]
+
+
+def test_thresholds_come_from_the_manifest_unless_given():
+    manifest = make_manifest()
+    info = Detector.from_session(FakeSession(manifest), manifest).info
+    assert (info["conf"], info["iou"], info["max_det"]) == (0.25, 0.45, 300)
+    info = Detector.from_session(FakeSession(manifest), manifest, conf=0.5, iou=0.0).info
+    assert (info["conf"], info["iou"]) == (0.5, 0.0)
+    assert len(detector_over(conf=0.99)[0](picture((32, 64)))) == 0
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept"),
+    [(None, 1), ([1], 1), (["washer"], 1), ([0, "screw"], 0), ("washer", 1), ((np.int64(1),), 1)],
+)
+def test_classes_by_id_or_name(classes, kept):
+    detector, _ = detector_over(classes=classes)
+    assert len(detector(picture((32, 64)))) == kept
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conf": 1.5}, r"conf is 1\.5, expected a number from 0 to 1"),
+        ({"iou": -1}, "iou is -1"),
+        ({"max_det": 0}, "max_det is 0"),
+        ({"classes": ["wosher"]}, "no class 'wosher'; the nearest is 'washer'"),
+        ({"classes": [3]}, "no class 3; ids go from 0 to 2"),
+        ({"classes": [-1]}, "no class -1"),
+        ({"classes": [1.0]}, r"by id or name, not as 1\.0"),
+        ({"classes": [True]}, "by id or name, not as True"),
+    ],
+)
+def test_options_that_cannot_be_used(options, message):
+    with pytest.raises(ConfigError, match=message):
+        detector_over(**options)
+
+
+def test_evaluation_ignores_the_thresholds():
+    detector, _ = detector_over(conf=0.99, classes=[0])
+    frame = picture((32, 64))
+    assert len(detector(frame)) == 0
+    assert 1 in detector.detect_for_evaluation(frame).class_id
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [None, "a.jpg", picture().astype(np.float32), np.empty((0, 5, 3), np.uint8)],
+    ids=["None", "path", "float", "empty"],
+)
+def test_bad_pictures_are_refused_and_the_detector_goes_on(frame):
+    detector, _ = detector_over()
+    with pytest.raises(DataError):
+        detector(frame)
+    with pytest.raises(DataError):
+        detector.batch([picture(), frame])
+    assert len(detector(picture((32, 64)))) == 1
+
+
+def test_an_engine_that_fails_leaves_the_detector_usable():
+    detector, session = detector_over()
+    session.fail = True
+    with pytest.raises(DeviceError, match="the engine failed"):
+        detector(picture())
+    session.fail = False
+    assert len(detector(picture((32, 64)))) == 1
+
+
+def test_after_close_every_call_is_a_typed_error():
+    detector, session = detector_over()
+    with detector as same:
+        assert same is detector
+        detector.warmup(2)
+        assert session.batches == [1, 1]
+    detector.close()
+    assert session.closed == 1
+    for call in (
+        lambda: detector(picture()),
+        lambda: detector.batch([picture()]),
+        lambda: detector.detect_for_evaluation(picture()),
+        lambda: detector.info,
+        detector.warmup,
+    ):
+        with pytest.raises(DeviceError, match="the detector was closed: open a new one"):
+            call()
+    assert detector.names == NAMES
+
+
+def test_calls_from_many_threads_are_serialised():
+    class Watched(FakeSession):
+        inside = 0
+
+        def infer(self, feeds):
+            Watched.inside += 1
+            assert Watched.inside == 1
+            result = super().infer({"images": feeds["images"].copy()})
+            Watched.inside -= 1
+            return result
+
+    manifest = make_manifest()
+    detector = Detector.from_session(Watched(manifest), manifest)
+    wrong = []
+
+    def work(column):
+        frame = picture((32 * column, 64))
+        for _ in range(30):
+            found = detector(frame)
+            if len(found) != 1 or abs(found[0].center[0] - 32 * column - 8) > 4.1:
+                wrong.append((column, found.xyxy))
+
+    threads = [threading.Thread(target=work, args=(column,)) for column in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_time_spent_waiting_is_told():
+    detector, _ = detector_over()
+    with detector._lock:
+        results = []
+        thread = threading.Thread(target=lambda: results.append(detector(picture())))
+        thread.start()
+        thread.join(0.05)
+        assert not results
+    thread.join()
+    assert results[0].timing.wait > 20
+
+
+def test_a_real_artifact(artifact_path, narrow_tiny):
+    frame = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    with Detector(artifact_path, conf=0.05, threads=1) as detector:
+        found = detector(frame)
+        assert detector.names == narrow_tiny.names
+        assert detector.info["imgsz"] == [96, 128]
+    assert len(found) > 0
+    with Detector(artifact_path, conf=0.05, imgsz=(96, 128)) as detector:
+        np.testing.assert_array_equal(detector.batch([frame, frame])[1].xyxy, found.xyxy)
+    with pytest.raises(ConfigError, match="fixed: export it again with --imgsz 64x64"):
+        Detector(artifact_path, imgsz=64)
+    with pytest.raises(ConfigError, match="no class 'nit'; the nearest is 'nut'"):
+        Detector(artifact_path, classes=["nit"])
+
+
+def test_a_checkpoint_and_its_artifact_find_the_same(artifact_path, narrow_tiny, tmp_path):
+    from y7edge.models import weights
+
+    weights.save(narrow_tiny, tmp_path / "narrow.safetensors")
+    frame = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    options = {"conf": 0.05, "threads": 1, "imgsz": (96, 128)}
+    with (
+        Detector(tmp_path / "narrow.safetensors", **options) as torch_detector,
+        Detector(artifact_path, **options) as detector,
+    ):
+        expected, found = torch_detector(frame), detector(frame)
+    np.testing.assert_array_equal(found.class_id, expected.class_id)
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-3)
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.1)
+
+
+def test_a_changed_manifest_is_refused(artifact_path, tmp_path):
+    content = artifact_path.read_bytes()
+    assert content.count(b'"washer"') == 1
+    changed = tmp_path / "changed.onnx"
+    changed.write_bytes(content.replace(b'"washer"', b'"wisher"'))
+    with pytest.raises(DigestError, match="was changed after it was proved"):
+        Detector(changed)
+
+
+def test_files_and_names_that_do_not_exist(tmp_path):
+    with pytest.raises(ArtifactError, match=r"there is no file .*none\.onnx"):
+        Detector(tmp_path / "none.onnx")
+    with pytest.raises(ConfigError, match="yolov7-tiny"):
+        Detector("yolov7-tyni")
+
+
+def test_without_torch_a_checkpoint_says_what_to_install(monkeypatch):
+    def missing(name):
+        raise ImportError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("y7edge.detector.import_module", missing)
+    with pytest.raises(RuntimeMissing, match=r'needs torch: pip install "y7edge\[export\]"'):
+        Detector("yolov7-tiny")
+
+
+def open_faked(monkeypatch, tmp_path, **changes):
+    """A Detector on an .onnx path whose manifest and session are the fake's."""
+    manifest = make_manifest(**changes)
+    session = FakeSession(manifest)
+    path = tmp_path / "fake.onnx"
+    path.touch()
+    monkeypatch.setattr(onnxrt, "read_manifest", lambda path: manifest)
+    monkeypatch.setattr(registry, "open_session", lambda *arguments: session)
+    return path, session
+
+
+def test_an_unverified_artifact_warns_once(monkeypatch, tmp_path):
+    path, _ = open_faked(
+        monkeypatch, tmp_path, parity={"status": "unverified", "reason": "no such engine here"}
+    )
+    with pytest.warns(UserWarning, match=r"never compared .*\(no such engine here\)") as caught:
+        detector = Detector(path)
+        detector(picture())
+        detector(picture())
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_a_proved_artifact_does_not_warn(monkeypatch, tmp_path):
+    path, _ = open_faked(monkeypatch, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Detector(path)(picture())
+
+
+def test_options_are_checked_and_the_session_freed_if_they_are_wrong(monkeypatch, tmp_path):
+    path, session = open_faked(monkeypatch, tmp_path)
+    with pytest.raises(ConfigError):
+        Detector(path, conf=2)
+    assert session.closed == 1
+
+
+def test_options_reach_the_engine(monkeypatch, tmp_path):
+    path, session = open_faked(monkeypatch, tmp_path)
+    asked = []
+
+    def open_session(*arguments):
+        asked.append(arguments)
+        return session
+
+    monkeypatch.setattr(registry, "open_session", open_session)
+    Detector(path, "onnxrt", "cuda:1", threads=2, provider_options={"a": 1})
+    artifact, options, backend = asked[0]
+    assert isinstance(artifact, Artifact)
+    assert (options.device, options.threads, options.provider_options) == ("cuda:1", 2, {"a": 1})
+    assert backend == "onnxrt"

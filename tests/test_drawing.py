@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from y7edge.detections import Detections
+from y7edge.drawing import class_colour, draw
+from y7edge.errors import DataError
+
+NAMES = ("nut", "washer", "Unterlegscheibe mit Öse")
+GREY = np.full((120, 160, 3), 100, np.uint8)
+
+
+def found(*boxes, class_id=None, size=(160, 120)) -> Detections:
+    count = len(boxes)
+    return Detections(boxes, np.linspace(0.9, 0.3, count), class_id or [0] * count, size, NAMES)
+
+
+def test_a_new_picture_with_the_box_in_its_class_s_colour():
+    image = GREY.copy()
+    drawn = draw(image, found([40, 50, 100, 90], class_id=[1]))
+    np.testing.assert_array_equal(image, GREY)
+    assert drawn.shape == GREY.shape
+    for x, y in ((40, 70), (100, 70), (70, 90)):
+        assert tuple(drawn[y, x]) == class_colour(1)
+    assert (drawn[60:85, 50:90] == 100).all()  # nothing inside
+    assert (drawn[100:] == 100).all()
+
+
+def test_nothing_found_is_a_copy():
+    image = GREY.copy()
+    drawn = draw(image, Detections.empty((160, 120)))
+    np.testing.assert_array_equal(drawn, image)
+    assert not np.shares_memory(drawn, image)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[0, 0, 160, 120], [-20, -20, 400, 300], [150, 110, 159, 119], [10, 10, 10, 10]],
+    ids=["whole", "beyond", "corner", "empty"],
+)
+def test_boxes_at_the_edge_have_a_label_in_the_picture(box):
+    drawn = draw(GREY, found(box))
+    labelled = (drawn == class_colour(0)).all(axis=2)
+    assert labelled.sum() > 200
+
+
+def test_the_best_box_lies_on_top():
+    boxes = [[40, 50, 100, 90], [40, 50, 100, 90]]
+    drawn = draw(GREY, found(*boxes, class_id=[1, 0]))
+    assert tuple(drawn[70, 40]) == class_colour(1)
+
+
+def test_lines_grow_with_the_picture():
+    large = np.zeros((2400, 3200, 3), np.uint8)
+    drawn = draw(large, found([1000, 1000, 2000, 2000], size=(3200, 2400)))
+    width = (drawn[1500, :1500] == class_colour(0)).all(axis=1).sum()
+    assert 5 <= width <= 12
+
+
+def test_grey_and_alpha_and_read_only_pictures():
+    boxes = found([40, 50, 100, 90], class_id=[2])
+    frozen = GREY.copy()
+    frozen.flags.writeable = False
+    expected = draw(frozen, boxes)
+    np.testing.assert_array_equal(draw(GREY[..., 0], boxes), expected)
+    np.testing.assert_array_equal(draw(np.dstack([GREY, GREY[..., 0]]), boxes), expected)
+    with pytest.raises(DataError, match="must be uint8"):
+        draw(GREY / 255, boxes)
+
+
+def test_colours_are_fixed_and_neighbours_differ():
+    colours = np.array([class_colour(index) for index in range(80)], int)
+    assert len(np.unique(colours, axis=0)) == 80
+    assert np.abs(np.diff(colours, axis=0)).sum(axis=1).min() > 150
+    assert class_colour(0) == (38, 38, 255)

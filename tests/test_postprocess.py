@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from tests.ops_cases import arrays, table
+from y7edge.errors import ConfigError, DataError
+from y7edge.manifest import LevelInfo
+from y7edge.postprocess import EVALUATION, Criteria, Postprocessor
+
+ANCHORS = ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0))
+LEVELS = [LevelInfo(8, ANCHORS), LevelInfo(16, ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)))]
+NC = 4
+EVERYTHING = Criteria(conf=0, iou=1, max_det=100_000, multi_label=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+def random_heads(seed=0, nc=NC, spread=2.0, batch=1, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    shapes = [(batch, 3 * (5 + nc), 12, 16), (batch, 3 * (5 + nc), 6, 8)]
+    return [rng.normal(0, spread, shape).astype(dtype) for shape in shapes]
+
+
+def decode(heads, nc):
+    """Boxes (N, 4) cx, cy, w, h, objectness (N,), classes (N, nc), by the formula."""
+    rows = []
+    for head, level in zip(heads, LEVELS, strict=True):
+        fields = head.reshape(3, 5 + nc, *head.shape[1:])
+        for a, y, x in np.ndindex(3, *head.shape[1:]):
+            s = sigmoid(fields[a, :, y, x])
+            centre = [(2 * s[0] - 0.5 + x) * level.stride, (2 * s[1] - 0.5 + y) * level.stride]
+            size = (2 * s[2:4]) ** 2 * level.anchors[a]
+            rows.append([*centre, *size, *s[4:]])
+    table = np.array(rows)
+    return table[:, :4], table[:, 4], table[:, 5:]
+
+
+def corners(boxes):
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+
+
+@pytest.mark.parametrize("case", table()["decode"], ids=lambda case: case["name"])
+def test_decoding_equals_the_published_one(case):
+    head = arrays()[f"decode/{case['name']}/conv_out_nchw"]
+    expected = arrays()[f"decode/{case['name']}/decoded"][0]
+    anchors = tuple(zip(case["anchors_px"][::2], case["anchors_px"][1::2], strict=True))
+    post = Postprocessor([LevelInfo(int(case["stride"]), anchors)], case["nc"])
+    found = post.candidates([head[0]], EVERYTHING)
+    boxes = np.repeat(corners(expected[:, :4]), case["nc"], axis=0)
+    np.testing.assert_allclose(found.xyxy, boxes, rtol=1e-5, atol=1e-4)
+    scores = expected[:, 4:5] * expected[:, 5:]
+    np.testing.assert_allclose(found.score, scores.reshape(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("case", table()["nms"]["cases"], ids=lambda case: case["name"])
+def test_suppression_equals_the_published_one(case):
+    prediction, nc = arrays()[f"nms/{case['name']}/prediction"], case["nc"]
+    criteria = Criteria(
+        conf=case["conf_thres"],
+        iou=case["iou_thres"],
+        classes=tuple(case["classes"]) if "classes" in case else None,
+        agnostic=case.get("agnostic", False),
+        multi_label=case.get("multi_label", False),
+    )
+    scores = prediction[..., 4:5] * prediction[..., 5:] if nc > 1 else prediction[..., 4:5]
+    found = Postprocessor(LEVELS, nc).decoded(prediction[..., :4], scores, criteria)
+    assert [len(boxes.score) for boxes in found] == case["kept"]
+    for image, boxes in enumerate(found):
+        rows = np.column_stack([*boxes])
+        np.testing.assert_allclose(rows, arrays()[f"nms/{case['name']}/out{image}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("conf", [0.0, 0.001, 0.25, 0.9, 0.9999999, 1.0])
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("nc", [1, NC])
+def test_candidates_are_exactly_those_of_the_formula(dtype, conf, multi_label, nc):
+    heads = [head[0] for head in random_heads(nc=nc, spread=4, dtype=dtype)]
+    boxes, objectness, classes = decode(heads, nc)
+    scores = objectness[:, None] * classes if nc > 1 else objectness[:, None]
+    if multi_label or nc == 1:
+        row, kind = np.nonzero(scores > conf)
+    else:
+        row = np.flatnonzero(scores.max(axis=1) > conf)
+        kind = scores[row].argmax(axis=1)
+    found = Postprocessor(LEVELS, nc).candidates(heads, Criteria(conf, multi_label=multi_label))
+    np.testing.assert_array_equal(found.class_id, kind)
+    np.testing.assert_allclose(found.score, scores[row, kind], rtol=1e-5)
+    np.testing.assert_allclose(found.xyxy, corners(boxes[row]), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("conf", [1e-9, 0.001, 0.25, 0.5, 0.75, 0.999, 1 - 1e-7])
+def test_the_decision_falls_in_probability_and_not_in_logits(conf):
+    # All float32 logits around the threshold: those that round to it must not pass.
+    middle = np.float32(np.log(conf / (1 - conf)))
+    steps = np.arange(-200, 200, dtype=np.int32)
+    logits = (np.full(400, middle).view(np.int32) + steps).view(np.float32)
+    head = np.zeros((3 * 6, 1, 400), np.float32)
+    head[:] = -50
+    head[4, 0] = logits
+    found = Postprocessor(LEVELS[:1], 1).candidates([head], Criteria(conf))
+    with np.errstate(over="ignore"):
+        probability = np.float32(1) / (np.float32(1) + np.exp(-logits))
+    np.testing.assert_array_equal(found.score, probability[probability > np.float32(conf)])
+
+
+def test_decoded_outputs_give_what_heads_give():
+    heads = random_heads(batch=2)
+    boxes, scores = [], []
+    for picture in range(2):
+        box, objectness, classes = decode([head[picture] for head in heads], NC)
+        boxes.append(box)
+        scores.append(objectness[:, None] * classes)
+    post = Postprocessor(LEVELS, NC)
+    for criteria in (Criteria(), EVALUATION, Criteria(classes=(1, 3)), Criteria(agnostic=True)):
+        raw = post.heads(heads, criteria)
+        decoded = post.decoded(np.array(boxes, np.float32), np.array(scores, np.float32), criteria)
+        for a, b in zip(raw, decoded, strict=True):
+            np.testing.assert_array_equal(a.class_id, b.class_id)
+            np.testing.assert_allclose(a.score, b.score, rtol=1e-5)
+            np.testing.assert_allclose(a.xyxy, b.xyxy, rtol=1e-4, atol=1e-3)
+
+
+def test_pictures_of_a_batch_do_not_touch_each_other():
+    heads, post = random_heads(batch=3), Postprocessor(LEVELS, NC)
+    together = post.heads(heads, Criteria())
+    for picture, boxes in enumerate(together):
+        (alone,) = post.heads([head[picture : picture + 1] for head in heads], Criteria())
+        for a, b in zip(boxes, alone, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_one_class_models_score_by_objectness_alone():
+    head = np.full((1, 3 * 6, 1, 1), -20, np.float32)
+    head[0, 4] = 2.0  # objectness of the first anchor; its class logit says no
+    (found,) = Postprocessor(LEVELS[:1], 1).heads([head], Criteria())
+    assert found.score.tolist() == pytest.approx([sigmoid(np.array(2.0))])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("field", ["x", "objectness", "class", "everything"])
+def test_nan_is_never_selected(field, multi_label):
+    head = np.full((1, 3 * (5 + NC), 4, 4), 3, np.float32)
+    place = {"x": slice(0, 1), "objectness": slice(4, 5), "class": slice(6, 7)}
+    head[0, place.get(field, slice(None)), 1, 1] = np.nan
+    criteria = Criteria(iou=1.0, multi_label=multi_label)
+    (found,) = Postprocessor(LEVELS[:1], NC).heads([head], criteria)
+    assert np.isfinite(found.xyxy).all()
+    assert np.isfinite(found.score).all()
+    cells = {"class": 48, "everything": 45}.get(field, 47)
+    missing = field == "class" and multi_label  # that class of that cell only
+    assert len(found.score) == (cells * NC - missing if multi_label else cells)
+
+
+def test_nan_in_decoded_outputs_is_never_selected():
+    boxes = np.tile(np.array([50, 50, 10, 10], np.float32), (1, 4, 1))
+    scores = np.full((1, 4, NC), 0.5, np.float32)
+    boxes[0, 0, 2] = np.nan
+    scores[0, 1, 2] = np.nan
+    scores[0, 2] = np.nan
+    (found,) = Postprocessor(LEVELS, NC).decoded(boxes, scores, Criteria(iou=1.0))
+    assert found.score.tolist() == [0.5, 0.5]
+    assert np.isfinite(found.xyxy).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 100.0])
+def test_extreme_logits_give_no_warning(spread, recwarn):
+    post = Postprocessor(LEVELS, NC)
+    post.heads(random_heads(spread=spread), Criteria())
+    post.heads([np.full_like(head, -np.inf) for head in random_heads()], Criteria(conf=0))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("criteria", [Criteria(), EVALUATION, Criteria(conf=0)])
+@pytest.mark.parametrize("level", [-20.0, 0.0, 20.0])
+def test_time_has_a_bound_when_nothing_or_everything_passes(criteria, level):
+    rng = np.random.default_rng(0)
+    heads = [rng.normal(level, 1, (1, 3 * 85, side, side)).astype(np.float32) for side in (80, 40)]
+    post = Postprocessor(LEVELS, 80)
+    started = time.thread_time()
+    (found,) = post.heads(heads, criteria)
+    assert time.thread_time() - started < 2
+    assert len(found.score) <= 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conf": 1.1}, r"conf is 1\.1, expected a number from 0 to 1"),
+        ({"conf": float("nan")}, "conf is nan"),
+        ({"conf": "0.5"}, "conf is '0.5'"),
+        ({"iou": -0.1}, r"iou is -0\.1"),
+        ({"iou": True}, "iou is True"),
+        ({"max_det": 0}, "max_det is 0, expected a whole number from 1"),
+        ({"max_det": 2.5}, r"max_det is 2\.5"),
+    ],
+)
+def test_criteria_out_of_range(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Criteria(**options)
+
+
+def test_outputs_of_another_shape():
+    post, heads = Postprocessor(LEVELS, NC), random_heads()
+    with pytest.raises(DataError, match="1 heads, expected 2"):
+        post.heads(heads[:1], Criteria())
+    with pytest.raises(DataError, match=r"head1 is \(1, 18, 6, 8\), expected \(B, 27, H, W\)"):
+        post.heads([heads[0], heads[1][:, :18]], Criteria())
+    with pytest.raises(DataError, match="head0 is int8"):
+        post.heads([head.astype(np.int8) for head in heads], Criteria())
+    with pytest.raises(DataError, match=r"scores \(1, 9, 3\) do not fit"):
+        post.decoded(np.zeros((1, 9, 4)), np.zeros((1, 9, 3)), Criteria())

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.ops_cases import arrays, table
+from y7edge.errors import ConfigError, DataError
+from y7edge.preprocess import Preprocessor, check_frame, letterbox_geometry, unletterbox
+
+LETTERBOX = table()["letterbox"]
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (50, 80, 3), dtype=np.uint8)
+
+
+def pixels(tensor: np.ndarray) -> np.ndarray:
+    """A (3, H, W) RGB tensor as an (H, W, 3) BGR picture."""
+    return np.rint(tensor * 255).astype(np.uint8)[::-1].transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("variant", LETTERBOX["variants"])
+def test_geometry_equals_the_published_one(variant):
+    options = LETTERBOX["variants"][variant]
+    rows = [(i, row) for i, row in enumerate(LETTERBOX["rows"]) if row[2] == variant]
+    assert len(rows) == 48
+    for index, (image, target, _, resized_wh, padding, output, ratio, half) in rows:
+        geometry = letterbox_geometry(
+            tuple(image),
+            target if isinstance(target, int) else tuple(target),
+            auto=options["auto"],
+            stride=options["stride"],
+            scaleup=options["scaleup"],
+            stretch=options["scaleFill"],
+        )
+        assert geometry.ratio == tuple(ratio), index
+        if index in LETTERBOX["rows_where_a_resized_side_is_zero"]:
+            assert min(geometry.resized_hw) == 1, index  # the published code fails there
+            continue
+        assert geometry.resized_hw == tuple(resized_wh[::-1] if resized_wh else image), index
+        assert [geometry.top, geometry.bottom, geometry.left, geometry.right] == padding, index
+        assert geometry.output_hw == tuple(output), index
+        assert geometry.padding == tuple(half), index
+
+
+@pytest.mark.parametrize(("size", "name"), [(96, "out_fixed_96"), (64, "out_auto_64")])
+def test_pixels_equal_the_published_ones(size, name):
+    preprocess = Preprocessor(size, size)
+    preprocess(arrays()["letterbox/image_u8"])
+    np.testing.assert_array_equal(pixels(preprocess.tensor[0]), arrays()[f"letterbox/{name}"])
+
+
+@pytest.mark.parametrize("case", table()["scale_coords"]["cases"], ids=lambda case: case["k"])
+def test_mapping_back_equals_the_published_one(case):
+    prefix, image_hw = f"scale_coords/{case['k']}", tuple(case["orig_hw"])
+    boxes = arrays()[f"{prefix}/in"]
+    given = unletterbox(boxes, (case["ratio"][0],) * 2, tuple(case["pad"]), image_hw)
+    np.testing.assert_allclose(given, arrays()[f"{prefix}/out_with_ratio_pad"], atol=1e-5)
+    (net_height, net_width), (height, width) = case["net_hw"], image_hw
+    gain = min(net_height / height, net_width / width)
+    padding = ((net_width - gain * width) / 2, (net_height - gain * height) / 2)
+    computed = unletterbox(boxes, (gain, gain), padding, image_hw)
+    np.testing.assert_allclose(computed, arrays()[f"{prefix}/out_computed"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "image_hw", [(427, 640), (100, 37), (333, 500), (1, 640), (640, 1), (720, 1280), (96, 96)]
+)
+def test_a_box_goes_back_to_where_it_came_from(image_hw):
+    # The whole picture is white: where it lies in the input is seen, not computed.
+    preprocess = Preprocessor(96, 96)
+    geometry = preprocess(np.full((*image_hw, 3), 255, np.uint8))
+    rows, columns = np.nonzero(preprocess.tensor[0, 0] == 1)
+    seen = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
+    np.testing.assert_allclose(
+        geometry.to_source(seen), [[0, 0, image_hw[1], image_hw[0]]], rtol=1e-6
+    )
+
+
+def test_boxes_are_clipped_to_the_picture():
+    geometry = letterbox_geometry((50, 80), (96, 96))
+    beyond = geometry.to_source(np.array([[-9, -9, 999, 999]], np.float32))
+    np.testing.assert_array_equal(beyond, [[0, 0, 80, 50]])
+
+
+def test_values_are_the_nearest_float32_of_pixel_over_255():
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    preprocess = Preprocessor(16, 16)
+    preprocess(ramp)
+    np.testing.assert_array_equal(
+        preprocess.tensor[0, 1], (ramp / 255).astype(np.float32), strict=True
+    )
+
+
+def test_channel_order():
+    preprocess = Preprocessor(32, 32)
+    blue = np.zeros((32, 32, 3), np.uint8)
+    blue[..., 0] = 255
+    preprocess(blue, "bgr")
+    assert preprocess.tensor[0, :, 0, 0].tolist() == [0, 0, 1]
+    preprocess(blue, "rgb")
+    assert preprocess.tensor[0, :, 0, 0].tolist() == [1, 0, 0]
+    wants_bgr = Preprocessor(32, 32, order="bgr")
+    wants_bgr(blue, "bgr")
+    assert wants_bgr.tensor[0, :, 0, 0].tolist() == [1, 0, 0]
+    with pytest.raises(ConfigError, match="color is 'bggr'"):
+        preprocess(blue, "bggr")
+
+
+@pytest.mark.parametrize("sizes", [[(50, 80)] * 3, [(50, 80), (80, 50), (30, 30), (50, 80)]])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_reused_buffers_give_what_new_ones_give(sizes, channels):
+    reused = Preprocessor(64, 96)
+    for height, width in sizes:
+        frame = RNG.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        fresh, out = Preprocessor(64, 96), np.full((3, 64, 96), np.nan, np.float32)
+        assert reused(frame) == fresh(frame) == reused(frame, out=out)
+        np.testing.assert_array_equal(reused.tensor, fresh.tensor)
+        np.testing.assert_array_equal(out, fresh.tensor[0])
+
+
+def test_own_tensor_survives_a_batch_in_between():
+    preprocess, out = Preprocessor(64, 96), np.empty((3, 64, 96), np.float32)
+    preprocess(PICTURE)
+    before = preprocess.tensor.copy()
+    preprocess(PICTURE[:10], out=out)
+    preprocess(PICTURE)
+    np.testing.assert_array_equal(preprocess.tensor, before)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        PICTURE[::-1, ::-1],
+        PICTURE[5:45, 7:70],
+        np.asfortranarray(PICTURE),
+        np.broadcast_to(PICTURE[:1], (40, 80, 3)),
+        PICTURE[:1, :1],
+        RNG.integers(0, 256, (20000, 3, 3), dtype=np.uint8),
+        RNG.integers(0, 256, (3, 40000, 3), dtype=np.uint8),
+    ],
+    ids=["flipped", "crop", "Fortran", "broadcast", "1x1", "20000x3", "3x40000"],
+)
+def test_odd_but_valid_pictures(frame):
+    preprocess = Preprocessor(64, 96)
+    geometry = preprocess(frame)
+    expected = cv2.resize(
+        frame.copy(order="C"), geometry.resized_hw[::-1], interpolation=cv2.INTER_LINEAR
+    )
+    inner = pixels(preprocess.tensor[0])[
+        geometry.top : 64 - geometry.bottom, geometry.left : 96 - geometry.right
+    ]
+    np.testing.assert_array_equal(inner, expected)
+
+
+def test_read_only_picture_is_left_alone():
+    frame = PICTURE.copy()
+    frame.flags.writeable = False
+    preprocess = Preprocessor(64, 96)
+    preprocess(frame)
+    np.testing.assert_array_equal(frame, PICTURE)
+
+
+def test_grey_and_alpha_are_converted():
+    preprocess = Preprocessor(64, 96)
+    grey = PICTURE[..., 0]
+    preprocess(np.repeat(grey[..., None], 3, 2))
+    expected = preprocess.tensor.copy()
+    for frame in (grey, grey[..., None]):
+        preprocess(frame)
+        np.testing.assert_array_equal(preprocess.tensor, expected)
+    preprocess(PICTURE)
+    expected = preprocess.tensor.copy()
+    alpha = np.dstack([PICTURE, RNG.integers(0, 256, PICTURE.shape[:2], dtype=np.uint8)])
+    preprocess(alpha)
+    np.testing.assert_array_equal(preprocess.tensor, expected)
+    preprocess(alpha[..., [2, 1, 0, 3]], "rgb")
+    np.testing.assert_array_equal(preprocess.tensor, expected)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (None, "numpy array, not NoneType"),
+        ([[1, 2, 3]], "numpy array, not list"),
+        ("a.jpg", "numpy array, not str"),
+        (PICTURE.astype(np.float32) / 255, r"not float32: use \(frame \* 255\)\.astype"),
+        (PICTURE.astype(np.uint16), r"not uint16: use frame\.astype\(np\.uint8\)"),
+        (PICTURE > 3, "not bool"),
+        (PICTURE[:0], r"must not be empty; got shape \(0, 80, 3\)"),
+        (PICTURE[:, :0], "must not be empty"),
+        (PICTURE[..., :2], r"got \(50, 80, 2\)"),
+        (PICTURE[None], r"got \(1, 50, 80, 3\): pass one picture at a time"),
+        (PICTURE[0, 0], r"got \(3,\)"),
+    ],
+)
+def test_what_is_no_picture_is_said_in_one_line(frame, message):
+    with pytest.raises(DataError, match=message) as caught:
+        check_frame(frame)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,38 @@
+"""What ``import y7edge`` gives, and what it doesn't cost."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import y7edge
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", y7edge.__all__)
+def test_every_public_name_can_be_imported(name):
+    assert getattr(y7edge, name) is not None
+    assert name in dir(y7edge)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="Detektor"):
+        _ = y7edge.Detektor
+
+
+def test_import_brings_no_library_at_all():
+    code = "import sys, y7edge; print([m for m in ('numpy', 'cv2', 'torch') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_version_is_the_package_s():
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert y7edge.__version__ == declared[1]
