@@ -60,9 +60,10 @@ class TensorAgreement:
         """Cosine over all that was added; NaN if the reference varies in no channel."""
         s, n = self._sums, self._count
         mean = s["r"] / n
-        dot = (s["rf"] - mean * s["f"]).sum()
-        rr = (s["rr"] - mean * s["r"]).sum()
-        ff = (s["ff"] - 2 * mean * s["f"] + n * mean * mean).sum()
+        with np.errstate(invalid="ignore"):  # infinities become NaN, which fails as it should
+            dot = (s["rf"] - mean * s["f"]).sum()
+            rr = (s["rr"] - mean * s["r"]).sum()
+            ff = (s["ff"] - 2 * mean * s["f"] + n * mean * mean).sum()
         return float(dot / np.sqrt(rr * ff)) if rr > 0 and ff > 0 else float("nan")
 
 

@@ -125,12 +125,11 @@ def prove(
         "batches": list(proved_batches(manifest)),
         **measured,
         "activations": {"peak": peak.peak, "at": peak.peak_at},
-        "tolerance": asdict(limits),
         "engine": engine,
         **ran,
         "versions": {"y7edge": __version__, "numpy": np.__version__, **versions},
     }
-    return {**_judge(report, limits), **_finite(report)}
+    return {**_judge(report, limits), **_finite(report), "tolerance": asdict(limits)}
 
 
 def require_passed(report: Mapping[str, Any], path: Path | str) -> None:

@@ -60,7 +60,9 @@ class Reference:
     @property
     def description(self) -> str:
         """For reports: what judged."""
-        return f"{self.checkpoint.form} model, not folded, float32, torch {version('torch')}"
+        form = self.checkpoint.form
+        state = "folded already" if form == "folded" else f"{form} form, not folded"
+        return f"{state}, float32, torch {version('torch')}"
 
     def answer(self, pixels: NDArray[np.float32]) -> Answer:
         """What the model gives for an input (B, 3, H, W), from the cache if it was asked before."""

@@ -1,0 +1,334 @@
+"""The gate: what passes, what fails, and what proves nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests import tampering
+from y7edge.errors import DataError, DigestError, ParityError
+from y7edge.export import parity, pictures
+from y7edge.export import reference as references
+from y7edge.export.pictures import Pictures, gather
+from y7edge.export.pipeline import export
+from y7edge.export.reference import Reference
+from y7edge.export.verification import verify
+from y7edge.models.spec import Spec
+from y7edge.nn.random_weights import random_weights
+from y7edge.runtimes import registry
+
+SIZE = (96, 128)
+
+
+@pytest.fixture(scope="module")
+def artifact(artifact_path):
+    return registry.load(artifact_path)
+
+
+@pytest.fixture(scope="module")
+def shown(artifact):
+    return gather(None, {}, artifact.manifest.input)
+
+
+# --- the proof -----------------------------------------------------------------------------------
+
+
+def test_a_proof_says_what_was_compared(artifact_path, narrow_tiny):
+    report = verify(artifact_path, narrow_tiny)
+    assert report["status"] == "passed"
+    assert report["problems"] == []
+    assert report["pictures"] == {"count": 8, "source": "scenes made by y7edge"}
+    assert report["source_digest"] == narrow_tiny.digest
+    assert set(report["outputs"]) == {"head0", "head1", "head2"}
+    for measured in report["outputs"].values():
+        assert 0 < measured["deviation"] < 1e-5
+        assert measured["cosine"] > 0.99999
+    assert report["candidates"]["count"] >= 100
+    assert report["candidates"]["score_spread"] > 0.2
+    assert "not folded" in report["reference"]
+    assert report["arithmetic"] == "float32 (ONNX Runtime, cpu)"
+    assert report["tolerance"]["deviation"] == 1e-4
+    json.dumps(report, allow_nan=False)
+
+
+def test_each_single_convolution_is_caught_with_digests_ignored(
+    artifact_path, narrow_tiny, shown, tmp_path
+):
+    reference = Reference(narrow_tiny)
+    convolutions = tampering.convolutions_of(artifact_path)
+    assert len(convolutions) == 58
+    for name in convolutions:
+        path = tampering.scale_weight(artifact_path, tmp_path / "m.onnx", name)
+        report = parity.prove(registry.load(path), reference, Pictures(shown.inputs[:2], "two"))
+        assert report["status"] == "failed", name
+        assert max(o["deviation"] for o in report["outputs"].values()) > 10 * 1e-4, name
+        with pytest.raises(ParityError, match="is not the model that it came from"):
+            parity.require_passed(report, path)
+
+
+def test_verify_ignores_digests_only_when_told(artifact_path, narrow_tiny, tmp_path):
+    name = tampering.convolutions_of(artifact_path)[30]
+    path = tampering.scale_weight(artifact_path, tmp_path / "m.onnx", name)
+    with pytest.raises(DigestError, match="payload digest"):
+        verify(path, narrow_tiny)
+    with pytest.raises(ParityError, match="head0 deviates") as caught:
+        verify(path, narrow_tiny, ignore_digests=True)
+    assert caught.value.report["status"] == "failed"
+    same = tampering.scale_weight(artifact_path, tmp_path / "m.onnx", name, 1.0)
+    assert verify(same, narrow_tiny, ignore_digests=True)["payload_digest"] is None
+
+
+@pytest.mark.parametrize("word", [b'"anchors":[[', b'"names":["n', b'"payload_digest":"'])
+def test_verify_refuses_a_changed_manifest(artifact_path, narrow_tiny, tmp_path, word):
+    position = artifact_path.read_bytes().rindex(word) + len(word)
+    with pytest.raises(DigestError, match="manifest"):
+        verify(tampering.flip(artifact_path, tmp_path / "m.onnx", position, 1), narrow_tiny)
+
+
+def test_verify_refuses_a_flipped_byte_of_graph_and_weights(artifact_path, narrow_tiny, tmp_path):
+    size = artifact_path.stat().st_size
+    for position in (0, 5, 40, 200, size // 3, size // 2):
+        with pytest.raises(DigestError):
+            verify(tampering.flip(artifact_path, tmp_path / "m.onnx", position), narrow_tiny)
+
+
+def test_another_checkpoint_is_named(artifact_path, narrow_tiny):
+    other = random_weights(narrow_tiny.spec, seed=1)
+    with pytest.raises(ParityError, match="made from another checkpoint"):
+        verify(artifact_path, other)
+    with pytest.raises(ParityError, match="deviates"):
+        verify(artifact_path, other, ignore_digests=True)
+    fewer = random_weights(replace(narrow_tiny.spec, nc=2))
+    with pytest.raises(ParityError, match=r"3 classes.*has 2"):
+        verify(artifact_path, fewer, ignore_digests=True)
+
+
+def test_scores_that_do_not_differ_prove_nothing(narrow_tiny, tmp_path):
+    arrays = dict(narrow_tiny.arrays)
+    head = narrow_tiny.spec.head.index
+    for level in range(3):
+        for kind in ("weight", "bias"):
+            key = f"rows.{head}.lead.{level}.{kind}"
+            arrays[key] = arrays[key] * np.float32(1e-3)
+    with pytest.raises(ParityError, match=r"inconclusive.*--images") as caught:
+        export(replace(narrow_tiny, arrays=arrays), tmp_path / "m.onnx", imgsz=SIZE)
+    assert caught.value.report["status"] == "inconclusive"
+    assert caught.value.report["candidates"]["score_spread"] < 0.2
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- fp16 ----------------------------------------------------------------------------------------
+
+
+def test_fp16_is_judged_by_cosine_and_range(narrow_tiny, tmp_path):
+    artifact = export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE, precision="fp16")
+    report = artifact.manifest.parity
+    assert report["tolerance"]["deviation"] is None
+    assert report["tolerance"]["peak"] == 65504 / 2
+    assert 1e-5 < max(o["deviation"] for o in report["outputs"].values()) < 0.01
+    assert "float16" in report["arithmetic"]
+    assert artifact.manifest.outputs[0].dtype == "float16"
+
+
+def test_activations_beyond_half_of_the_range_are_refused(narrow_tiny, tmp_path):
+    # One row grows beyond the format and its only reader shrinks it again (a leaky ReLU commutes
+    # with positive factors): the heads stay what they were.
+    spec, arrays = narrow_tiny.spec, dict(narrow_tiny.arrays)
+    readers = {row.index: [r for r in spec.rows if row.index in r.inputs] for row in spec.rows}
+    row = next(row for row in spec.rows if [r.block for r in readers[row.index]] == ["conv"])
+    for key, factor in (
+        (f"rows.{row.index}.bn.weight", 40_000),
+        (f"rows.{row.index}.bn.bias", 40_000),
+        (f"rows.{readers[row.index][0].index}.conv.weight", 1 / 40_000),
+    ):
+        arrays[key] = arrays[key] * np.float32(factor)
+    grown = replace(narrow_tiny, arrays=arrays)
+    export(grown, tmp_path / "full.onnx", imgsz=SIZE)
+    with pytest.raises(ParityError, match=rf"activation of rows\.{row.index} reaches.*use fp32"):
+        export(grown, tmp_path / "half.onnx", imgsz=SIZE, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("precision", "engine", "limit"),
+    [
+        ("fp32", "onnxrt", (1e-4, None, 0.999, 1e-3, None)),
+        ("fp32", "ov", (1e-3, None, 0.999, 1e-3, None)),
+        ("fp16", "onnxrt", (None, 0.9995, 0.95, 0.02, 32752.0)),
+        ("bf16", "trt", (None, 0.9995, 0.95, 0.02, pytest.approx(1.69e38, rel=0.01))),
+    ],
+)
+def test_tolerances_are_those_of_the_design(precision, engine, limit):
+    t = parity.tolerance(precision, engine)
+    assert (t.deviation, t.cosine, t.iou, t.score, t.peak) == limit
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        (("outputs", "head0", "deviation"), 2e-4, "head0 deviates by 0.0002"),
+        (("outputs", "head0", "deviation"), float("nan"), "head0 deviates"),
+        (("outputs", "head0", "cosine"), 0.999, "head0 has cosine"),
+        (("outputs", "head0", "cosine"), float("nan"), "head0 has cosine"),
+        (("candidates", "iou"), 0.9, "IoU"),
+        (("candidates", "score_difference"), 0.03, "score differs"),
+        (("candidates", "score_difference"), float("nan"), "score differs"),
+        (("activations", "peak"), 1e5, "activation of rows.3"),
+        (("activations", "peak"), float("nan"), "activation of rows.3"),
+        (("probes",), [{"key": "p", "passed": False, "deviation": None}], "p deviates"),
+        (("candidates", "score_spread"), 0.1, "spread"),
+    ],
+)
+def test_each_limit_is_a_limit(place, value, problem):
+    limits = parity.Tolerance(1e-4, 0.9995, 0.95, 0.02, 65504 / 2, 0.02)
+    report = {
+        "outputs": {"head0": {"deviation": 1e-4, "cosine": 0.9995}},
+        "candidates": {"iou": 0.95, "score_difference": 0.02, "score_spread": 0.2},
+        "activations": {"peak": 65504 / 2, "at": "rows.3"},
+        "probes": [{"key": "p", "passed": True, "deviation": 0.0}],
+    }
+    assert parity._judge(report, limits) == {"status": "passed", "problems": []}
+    inner = report
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    judged = parity._judge(report, limits)
+    assert judged["status"] == ("inconclusive" if "spread" in problem else "failed")
+    (found,) = judged["problems"]
+    assert problem in found
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_pictures_of_the_user_come_first(artifact, narrow_tiny, tmp_path):
+    import cv2
+
+    for i in range(11):
+        cv2.imwrite(str(tmp_path / f"{i:02}.png"), np.full((40, 60, 3), 20 * i, np.uint8))
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = gather(tmp_path, narrow_tiny.meta, artifact.manifest.input)
+    assert len(found.inputs) == 8
+    assert found.source == str(tmp_path)
+    assert found.inputs[0].shape == (1, 3, *SIZE)
+    assert found.inputs[0].dtype == np.float32
+    greys = [round(float(x[0, 0, 48, 64]) * 255 / 20) for x in found.inputs]
+    assert greys == [0, 1, 2, 4, 5, 6, 8, 9]
+    few = gather([tmp_path / "03.png"], {}, artifact.manifest.input)
+    assert len(few.inputs) == 1
+    with pytest.raises(DataError, match=r"notes\.txt"):
+        gather(tmp_path / "notes.txt", {}, artifact.manifest.input)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures in"):
+        gather(tmp_path / "empty", {}, artifact.manifest.input)
+
+
+def test_then_those_of_the_recorded_data_set(artifact, tmp_path):
+    from y7edge.data import synthetic
+
+    recorded = synthetic.generate(tmp_path / "data", train=3, val=2)
+    meta = {"data": {"path": str(recorded)}}
+    found = gather(None, meta, artifact.manifest.input)
+    assert (len(found.inputs), found.source) == (2, f"data set {recorded}")
+    gone = gather(None, {"data": {"path": str(tmp_path / "gone")}}, artifact.manifest.input)
+    assert gone.source.startswith("scenes made by y7edge (the recorded data set")
+    assert len(gone.inputs) == pictures.COUNT
+
+
+def test_scenes_are_the_same_every_time(artifact, shown):
+    again = gather(None, {}, artifact.manifest.input)
+    assert all(np.array_equal(a, b) for a, b in zip(shown.inputs, again.inputs, strict=True))
+    assert not np.array_equal(shown.inputs[0], shown.inputs[1])
+
+
+# --- the reference -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often the reference model really ran."""
+    runs = []
+    real = references._run
+    monkeypatch.setattr(references, "_run", lambda *given: runs.append(1) or real(*given))
+    return runs
+
+
+def test_the_reference_runs_once_for_each_checkpoint_and_input(
+    narrow_tiny, shown, tmp_path, counted
+):
+    first = Reference(narrow_tiny, tmp_path).answer(shown.inputs[0])
+    again = Reference(narrow_tiny, tmp_path).answer(shown.inputs[0])
+    assert len(counted) == 1
+    for a, b in zip(first.heads, again.heads, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (first.peak, first.peak_at) == (again.peak, again.peak_at)
+    Reference(narrow_tiny, tmp_path).answer(shown.inputs[1])
+    Reference(random_weights(narrow_tiny.spec, seed=1), tmp_path).answer(shown.inputs[0])
+    assert len(counted) == 3
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
+def test_a_damaged_answer_is_made_again(narrow_tiny, shown, tmp_path, counted, damage):
+    reference = Reference(narrow_tiny, tmp_path)
+    first = reference.answer(shown.inputs[0])
+    (kept,) = tmp_path.glob("*.npz")
+    raw = kept.read_bytes()
+    if damage == "flip":
+        tampering.flip(kept, kept, len(raw) // 2)
+    elif damage == "other":
+        np.savez(kept, something=np.zeros(3))
+    else:
+        kept.write_bytes(raw[: len(raw) // 2 if damage == "cut" else 0])
+    again = reference.answer(shown.inputs[0])
+    assert len(counted) == 2
+    np.testing.assert_array_equal(first.heads[0], again.heads[0])
+
+
+def test_the_cache_stays_bounded_and_may_be_missing(narrow_tiny, shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "CACHE_BYTES", 300_000)
+    reference = Reference(narrow_tiny, tmp_path)
+    for pixels in shown.inputs[:4]:
+        reference.answer(pixels)
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.npz")]
+    assert 0 < sum(sizes) <= 300_000
+    (tmp_path / "file").write_text("no folder")
+    Reference(narrow_tiny, tmp_path / "file").answer(shown.inputs[0])
+
+
+def test_the_cache_folder_can_be_chosen(narrow_tiny, shown, tmp_path, monkeypatch):
+    monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path))
+    Reference(narrow_tiny).answer(shown.inputs[0])
+    assert len(list((tmp_path / "reference").glob("*.npz"))) == 1
+
+
+def test_the_reference_is_the_training_form_and_agrees_with_the_model(narrow_tiny, shown, tmp_path):
+    import torch
+
+    from y7edge.nn.build import from_checkpoint
+
+    assert narrow_tiny.form == "training"
+    answer = Reference(narrow_tiny, tmp_path).answer(shown.inputs[0])
+    with torch.inference_mode():
+        raws = from_checkpoint(narrow_tiny)(torch.from_numpy(shown.inputs[0]))
+    for head, raw in zip(answer.heads, raws, strict=True):
+        expected = raw.permute(0, 1, 4, 2, 3).flatten(1, 2).numpy()
+        np.testing.assert_allclose(head, expected, atol=1e-5)
+    assert answer.peak >= max(float(raw.abs().max()) for raw in raws) - 1e-5
+
+
+def test_sums_are_watched_too(tmp_path):
+    from y7edge.models import registry as models
+    from y7edge.models.scaling import scale
+
+    spec: Spec = scale(models.get("yolov7-e6e", nc=1), width=0.125)
+    checkpoint = random_weights(spec)
+    index = next(row.index for row in spec.rows if row.block == "sum")
+    watched: dict[str, float] = {}
+    from y7edge.nn.build import from_checkpoint
+
+    for name, module in from_checkpoint(checkpoint).named_modules():
+        if references._watch(name, module, watched):
+            watched[name] = 0.0
+    assert f"rows.{index}" in watched

@@ -1,0 +1,274 @@
+"""The whole export: what it makes, and what it leaves when it does not succeed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+import y7edge.export
+from y7edge.errors import ConfigError, DeviceError, ParityError, RuntimeMissing
+from y7edge.export import graph, parity, pipeline
+from y7edge.export.folding import fold_checkpoint
+from y7edge.export.pipeline import export
+from y7edge.export.targets import onnx_file
+from y7edge.export.targets import registry as targets
+from y7edge.export.targets.base import BuildRequest
+from y7edge.export.verification import verify
+from y7edge.models import registry as models
+from y7edge.models import weights
+from y7edge.models.scaling import scale
+from y7edge.models.shapes import parameters
+from y7edge.nn.random_weights import random_weights
+from y7edge.runtimes import base, onnxrt, registry
+from y7edge.selftest import selftest
+
+SIZE = (64, 96)
+
+
+@pytest.mark.parametrize("outputs", ["heads", "decoded"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("batch", [{}, {"batch": 3}, {"dynamic": True}], ids=str)
+def test_every_kind_is_proved_verified_and_tested(narrow_tiny, tmp_path, outputs, precision, batch):
+    path = tmp_path / "deep" / "folder" / "m.onnx"
+    options = {"outputs": outputs, "precision": precision, "imgsz": SIZE, **batch}
+    made = export(narrow_tiny, path, **options)
+    manifest = registry.load(path).manifest
+    assert manifest == made.manifest
+    assert made.path == path
+    assert manifest.parity["status"] == "passed"
+    assert manifest.parity["batches"] == ([1, 3] if "dynamic" in batch else [batch.get("batch", 1)])
+    assert verify(path, narrow_tiny)["status"] == "passed"
+    assert selftest(path)["status"] == "passed"
+    assert [p.name for p in path.parent.iterdir()] == ["m.onnx"]
+
+
+def test_the_manifest_tells_what_a_detector_needs(narrow_tiny, tmp_path):
+    meta = {**narrow_tiny.meta, "licence": "CC0-1.0", "conf": 0.4}
+    checkpoint = replace(narrow_tiny, meta=meta)
+    manifest = export(checkpoint, tmp_path / "m.onnx", imgsz=SIZE, outputs="decoded").manifest
+    assert manifest.names == narrow_tiny.names
+    assert manifest.strides == narrow_tiny.spec.strides
+    assert [level.anchors for level in manifest.levels] == list(narrow_tiny.spec.anchors)
+    assert (manifest.input.height, manifest.input.width) == SIZE
+    assert (manifest.input.color, manifest.input.letterbox.pad) == ("rgb", 114)
+    assert [(o.name, o.role, o.dtype) for o in manifest.outputs] == [
+        ("boxes", "boxes", "float32"),
+        ("scores", "scores", "float32"),
+    ]
+    assert (manifest.thresholds.conf, manifest.thresholds.iou) == (0.4, 0.45)
+    assert (manifest.licence, manifest.opset, manifest.target) == ("CC0-1.0", 17, "onnx")
+    assert manifest.source.digest == checkpoint.digest
+    assert manifest.source.form == "training"
+    assert manifest.source.parameters == parameters(fold_checkpoint(checkpoint).spec)
+    assert {"y7edge", "onnx", "onnxsim"} <= set(manifest.tools)
+
+
+def test_the_payload_is_the_same_bytes_every_time(narrow_tiny, artifact_path, tmp_path):
+    again = export(narrow_tiny, tmp_path / "again.onnx", imgsz=(96, 128))
+    first = registry.load(artifact_path).manifest
+    assert again.manifest.payload_digest == first.payload_digest
+    payload = [onnxrt._modelproto.without_metadata(p) for p in (artifact_path, again.path)]
+    assert payload[0] == payload[1]
+    assert again.manifest.probes == first.probes
+    assert onnx.load(artifact_path).ir_version == 8
+
+
+def test_size_comes_from_training_unless_asked_for(narrow_tiny, tmp_path):
+    checkpoint = replace(narrow_tiny, meta={"imgsz": [64, 96]})
+    image = export(checkpoint, tmp_path / "m.onnx").manifest.input
+    assert (image.height, image.width) == (64, 96)
+    image = export(checkpoint, tmp_path / "m.onnx", imgsz=96).manifest.input
+    assert (image.height, image.width) == (96, 96)
+
+
+@pytest.mark.parametrize("form", ["deploy", "folded"])
+def test_other_forms_are_exported_too(narrow_tiny, tmp_path, form):
+    if form == "folded":
+        checkpoint = fold_checkpoint(narrow_tiny)
+    else:
+        spec = scale(models.get("yolov7", nc=2, form="deploy"), width=0.125)
+        checkpoint = random_weights(spec)
+    made = export(checkpoint, tmp_path / "m.onnx", imgsz=64)
+    assert made.manifest.source.form == form
+    assert form in made.manifest.parity["reference"]
+
+
+def test_one_class_and_four_levels(tmp_path):
+    checkpoint = random_weights(scale(models.get("yolov7-w6", nc=1), width=0.125))
+    made = export(checkpoint, tmp_path / "m.onnx", imgsz=(64, 128), outputs="decoded")
+    assert made.manifest.strides == (8, 16, 32, 64)
+    assert made.manifest.outputs[1].shape[2] == 1
+
+
+def test_a_saved_checkpoint_gives_the_same_artifact(narrow_tiny, artifact_path, tmp_path):
+    weights.save(narrow_tiny, tmp_path / "c.safetensors")
+    assert verify(artifact_path, weights.load(tmp_path / "c.safetensors"))["status"] == "passed"
+
+
+def test_progress_is_told(narrow_tiny, tmp_path):
+    told = []
+    export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE, progress=told.append)
+    text = "\n".join(told)
+    for part in ("fold", "graph", "reference", "scenes made by y7edge", "onnxrt", "m.onnx"):
+        assert part in text
+
+
+def test_the_package_offers_its_functions():
+    assert y7edge.export.export is export
+    assert y7edge.export.verify is verify
+    assert set(y7edge.export.__all__) <= set(dir(y7edge.export))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = y7edge.export.nothing
+
+
+# --- what cannot be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"target": "rknn"}, "no target 'rknn'; choose from onnx"),
+        ({"outputs": "boxes"}, "outputs is 'boxes'"),
+        ({"precision": "int8"}, "no precision 'int8'; choose from fp32, fp16"),
+        ({"imgsz": 100}, "100x100, expected multiples of 32"),
+        ({"imgsz": (64, 65)}, "64x65"),
+        ({"imgsz": 0, "out": "m.onnx", "batch": 0}, "batch is 0"),
+        ({"imgsz": -64}, "-64x-64"),
+        ({"imgsz": (64, 64, 64)}, "expected one number"),
+        ({"out": "m.engine"}, r"m\.engine is no name for onnx"),
+        ({"out": "m"}, "is no name"),
+    ],
+)
+def test_requests_that_cannot_be_are_named_at_once(narrow_tiny, tmp_path, options, problem):
+    out = tmp_path / options.pop("out", "m.onnx")
+    with pytest.raises(ConfigError, match=problem):
+        export(narrow_tiny, out, **{"imgsz": SIZE, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named(narrow_tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeMissing, match=r'onnxsim.*"y7edge\[export\]"'):
+        export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE)
+
+
+# --- nothing at the destination ------------------------------------------------------------------
+
+
+def miswritten(monkeypatch):
+    """Make the writer forget half of one bias, as a bug would."""
+    real = graph.build_graph
+
+    def build(checkpoint, **options):
+        arrays = dict(checkpoint.arrays)
+        arrays["rows.3.conv.bias"] = arrays["rows.3.conv.bias"] * np.float32(0.5)
+        return real(replace(checkpoint, arrays=arrays), **options)
+
+    monkeypatch.setattr(pipeline.graph, "build_graph", build)
+
+
+def test_beyond_tolerance_there_is_a_report_and_no_file(narrow_tiny, tmp_path, monkeypatch):
+    miswritten(monkeypatch)
+    with pytest.raises(ParityError, match=r"m\.onnx is not the model") as caught:
+        export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE)
+    assert caught.value.exit_code == 4
+    assert caught.value.report["outputs"]["head0"]["deviation"] > 1e-4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_file_stays_what_it_was(narrow_tiny, tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"older")
+    miswritten(monkeypatch)
+    with pytest.raises(ParityError):
+        export(narrow_tiny, path, imgsz=SIZE)
+    assert path.read_bytes() == b"older"
+    monkeypatch.undo()
+    export(narrow_tiny, path, imgsz=SIZE)
+    assert registry.load(path).manifest.parity["status"] == "passed"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("step", ["build", "prove", "write_manifest", "copyfile"])
+def test_whatever_fails_leaves_nothing(narrow_tiny, tmp_path, monkeypatch, step):
+    def fail(*_, **__):
+        raise DeviceError("broke")
+
+    owner = {"prove": parity, "copyfile": pipeline.shutil}.get(step, onnx_file)
+    monkeypatch.setattr(owner, step, fail)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(pipeline.tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(DeviceError, match="broke"):
+        export(narrow_tiny, tmp_path / "out" / "m.onnx", imgsz=SIZE)
+    assert not list((tmp_path / "out").glob("**/*"))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("word", ["graph", "reference", "onnxrt"])
+def test_a_killed_export_leaves_nothing(narrow_tiny, tmp_path, word):
+    weights.save(narrow_tiny, tmp_path / "c.safetensors")
+    out = tmp_path / "out"
+    out.mkdir()
+    script = (
+        "import sys, time\n"
+        "from y7edge.export import export\n"
+        "from y7edge.models.weights import load\n"
+        "def tell(line):\n"
+        "    print(line, flush=True)\n"
+        f"    if {word!r} in line: time.sleep(60)\n"
+        f"export(load({str(tmp_path / 'c.safetensors')!r}), {str(out / 'm.onnx')!r},"
+        f" imgsz={SIZE}, progress=tell)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    deadline = time.monotonic() + 60
+    for line in process.stdout:
+        if word in line:
+            break
+        assert time.monotonic() < deadline
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert list(out.iterdir()) == []
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_every_target_keeps_the_contract(name, narrow_tiny, tmp_path):
+    target = targets.get(name)
+    assert name == target.NAME
+    assert target.SUFFIX.startswith(".")
+    assert target.PRECISIONS[0] == "fp32"
+    assert all(requirement.startswith("y7edge[") for requirement in target.NEEDS.values())
+    runtimes = [registry.get(n) for n in registry.names() if name in registry.get(n).TARGETS]
+    assert any(target.SUFFIX in runtime.FORMATS for runtime in runtimes), "somebody must run it"
+
+    folded = fold_checkpoint(narrow_tiny)
+    model = graph.build_graph(folded, height=64, width=96)
+    choice = pipeline._checked(
+        narrow_tiny, tmp_path / f"m{target.SUFFIX}", name, "heads", "fp32", SIZE, 1, False
+    )
+    draft = pipeline._draft(narrow_tiny, folded, choice)
+    built = [
+        target.build(BuildRequest(model, folded.spec, draft, tmp_path / f"{i}{target.SUFFIX}"))
+        for i in range(2)
+    ]
+    assert built[0].manifest == built[1].manifest
+    found = registry.load(built[0].path)
+    assert found.manifest == built[0].manifest
+    digest = registry.find(built[0].path).payload_digest(built[0].path)
+    assert found.manifest.payload_digest == digest != draft.payload_digest
+    target.write_manifest(replace(built[0], manifest=replace(draft, payload_digest=digest, nc=3)))
+    assert registry.find(built[0].path).payload_digest(built[0].path) == digest
