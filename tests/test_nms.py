@@ -72,6 +72,23 @@ def test_iou_equal_to_the_threshold_stays():
     assert nms(boxes, scores, classes, 0.499, 300).tolist() == [0]
 
 
+@pytest.mark.parametrize("iou", [0.0, 0.1, 0.45, 0.65, 0.9])
+def test_partners_as_far_to_the_right_as_can_be_are_found(iou):
+    # The right part of a box has an IoU with the whole of just its own share.
+    lefts = np.linspace(0, 100, 401)[:-1]
+    for left in lefts:
+        boxes = np.array([[0, 0, 100, 10], [left, 0, 100, 10]], np.float32)
+        scores, classes = np.array([0.9, 0.8], np.float32), np.zeros(2, np.int32)
+        expected = [0] if overlap(*boxes) > np.float32(iou) else [0, 1]
+        assert nms(boxes, scores, classes, iou, 300).tolist() == expected, left
+
+
+def test_classes_never_meet_however_large_a_box_is():
+    boxes = np.array([[0, 0, 1e30, 1]] * 3, np.float32)
+    scores, classes = np.array([0.9, 0.8, 0.7], np.float32), np.array([0, 1, 1], np.int32)
+    assert nms(boxes, scores, classes, 0.0, 300).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("far", [5000.0, 1e6, 1e30])
 def test_classes_never_meet_however_far_a_box_lies(far):
     # Class x 4096 added to coordinates would lay the first two on one another.

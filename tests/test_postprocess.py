@@ -94,7 +94,7 @@ def test_candidates_are_exactly_those_of_the_formula(dtype, conf, multi_label, n
     np.testing.assert_allclose(found.xyxy, corners(boxes[row]), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("conf", [1e-9, 0.001, 0.25, 0.5, 0.75, 0.999, 1 - 1e-7])
+@pytest.mark.parametrize("conf", [1e-9, 0.001, 0.25, 0.26, 0.408, 0.457, 0.5, 0.999, 1 - 1e-7])
 def test_the_decision_falls_in_probability_and_not_in_logits(conf):
     # All float32 logits around the threshold: those that round to it must not pass.
     middle = np.float32(np.log(conf / (1 - conf)))
@@ -107,6 +107,15 @@ def test_the_decision_falls_in_probability_and_not_in_logits(conf):
     with np.errstate(over="ignore"):
         probability = np.float32(1) / (np.float32(1) + np.exp(-logits))
     np.testing.assert_array_equal(found.score, probability[probability > np.float32(conf)])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_score_equal_to_conf_is_not_enough(multi_label):
+    head = np.full((3 * (5 + NC), 1, 1), -50, np.float32)
+    head[4], head[6] = 50, 0  # objectness 1, class probability 0.5
+    post = Postprocessor(LEVELS[:1], NC)
+    assert len(post.candidates([head], Criteria(0.5, multi_label=multi_label)).score) == 0
+    assert len(post.candidates([head], Criteria(0.4999999, multi_label=multi_label)).score) == 1
 
 
 def test_decoded_outputs_give_what_heads_give():
