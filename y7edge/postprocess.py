@@ -20,6 +20,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,7 +126,8 @@ class Postprocessor:
         """
         conf = np.float32(criteria.conf)
         logits, anchor, row, column = self._gather(heads, criteria.conf)
-        objectness = _sigmoid(logits[:, 4])
+        activated = _sigmoid(logits[:, :5])
+        objectness = activated[:, 4]
         class_id: NDArray[Any]
         if self._nc == 1:
             rows = np.flatnonzero(objectness > conf)
@@ -141,11 +143,12 @@ class Postprocessor:
             score, class_id = score[rows], class_id[rows]
         chosen = _choose(score, class_id, criteria)
         rows = rows[chosen]
-        activated: NDArray[Any] = 2 * _sigmoid(logits[rows, :4])
-        cell = np.stack([column[rows], row[rows]], axis=1).astype(np.float32)
+        doubled: NDArray[Any] = 2 * activated[rows, :4]
+        cell = np.empty((len(doubled), 2), np.float32)
+        cell[:, 0], cell[:, 1] = column[rows], row[rows]
         known = self._anchors[anchor[rows]]
-        centre = (activated[:, :2] - np.float32(0.5) + cell) * known[:, :1]
-        half = np.square(activated[:, 2:]) * known[:, 1:] / 2
+        centre = (doubled[:, :2] - np.float32(0.5) + cell) * known[:, :1]
+        half = np.square(doubled[:, 2:]) * known[:, 1:] / 2
         return _finite(centre, half, score[chosen], class_id[chosen])
 
     def _gather(self, heads: Sequence[NDArray[Any]], conf: float) -> tuple[NDArray[Any], ...]:
@@ -153,12 +156,12 @@ class Postprocessor:
 
         Logits (K, 5 + nc) float32; index of the anchor over all levels, row and column (K,).
         """
-        cut, first = _logit_cut(conf), 0
+        first = 0
         logits, anchors, places = [], [], []
         for head, count in zip(heads, self._counts, strict=True):
             fields = head.reshape(count, 5 + self._nc, -1)
             # Flat, since numpy scans one row of booleans several times faster than a table.
-            flat = np.flatnonzero(fields[:, 4] > _below(cut, head.dtype))
+            flat = (fields[:, 4] > _logit_cut(conf, head.dtype)).reshape(-1).nonzero()[0]
             anchor, place = np.divmod(flat, fields.shape[2])
             logits.append(fields[anchor, :, place])
             anchors.append(anchor + first)
@@ -237,7 +240,9 @@ def _finite(
     class_id: NDArray[Any],
 ) -> Boxes:
     """Corner boxes from centres and half sizes, without those that have a NaN or an infinity."""
-    xyxy: NDArray[np.float32] = np.concatenate([centre - half, centre + half], axis=1)
+    xyxy = np.empty((len(centre), 4), np.float32)
+    np.subtract(centre, half, out=xyxy[:, :2])
+    np.add(centre, half, out=xyxy[:, 2:])
     if not np.isfinite(xyxy).all():
         finite = np.isfinite(xyxy).all(axis=1)
         xyxy, score, class_id = xyxy[finite], score[finite], class_id[finite]
@@ -250,19 +255,18 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
         return probability
 
 
-def _logit_cut(conf: float) -> float:
-    """A logit below which no float32 sigmoid is greater than ``conf``.
+@lru_cache
+def _logit_cut(conf: float, dtype: np.dtype[Any]) -> Any:
+    """A logit of ``dtype`` at or below which no float32 sigmoid is greater than ``conf``.
 
     The exact decision is made on rounded probabilities. Their error, some 2^-24, is as much in
     logits as the sigmoid is flat there, which is 1 / (p (1 - p)).
     """
     if not 0 < conf < 1:
-        return -math.inf if conf <= 0 else math.inf
-    return math.log(conf / (1 - conf)) - 1e-3 - 2**-21 / (conf * (1 - conf))
+        return dtype.type(-math.inf if conf <= 0 else math.inf)
+    return _below(math.log(conf / (1 - conf)) - 1e-3 - 2**-21 / (conf * (1 - conf)), dtype)
 
 
 def _below(value: float, dtype: np.dtype[Any]) -> Any:
     """A number of ``dtype`` not above ``value``: what is greater than ``value`` is greater too."""
-    if not math.isfinite(value):
-        return dtype.type(value)
     return np.nextafter(dtype.type(value), dtype.type(-math.inf))
