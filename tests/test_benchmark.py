@@ -152,7 +152,7 @@ def test_the_gate_notices_slow_code(monkeypatch):
     monkeypatch.setattr(Postprocessor, "candidates", slow)
     gate = measure_gate(tiny_manifest(), rounds=6)
     assert not gate.passed
-    assert [line.split()[0] for line in gate.beyond()] == ["post"]
+    assert "post" in [line.split()[0] for line in gate.beyond()]
 
 
 @pytest.mark.parametrize(
