@@ -41,7 +41,8 @@ def test_yolov7_to_x():
     found = differences(scale(registry.get("yolov7"), depth=1.5), published)
     lead = set(published.lead_inputs)
     assert {i for i in found if i in lead} == lead
-    assert all(found[i] == (("repconv", w), ("conv", w)) for i, w in zip(published.lead_inputs, (320, 640, 1280), strict=True))  # fmt: skip
+    for row, width in zip(published.lead_inputs, (320, 640, 1280), strict=True):
+        assert found[row] == (("repconv", width), ("conv", width))
     neck = {i: rows for i, rows in found.items() if i not in lead}
     assert {published.rows[i].role for i in neck} == {"chain", "gather"}
     assert min(neck) > 59  # behind the backbone and its pyramid pooling
