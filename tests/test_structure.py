@@ -24,7 +24,6 @@ LAYERS = (
     ("y7edge.runtimes",),
     ("y7edge.sources", "y7edge.data", "y7edge.drawing", "y7edge.adapters"),
     ("y7edge.detector",),
-    ("y7edge.hotpath",),
     ("y7edge.hotpath", "y7edge.evaluate", "y7edge.benchmark", "y7edge.selftest", "y7edge.check"),
     ("y7edge.nn",),
     ("y7edge.train",),
