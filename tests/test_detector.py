@@ -8,7 +8,7 @@ import pytest
 
 from tests.fake_model import NAMES, FakeSession, make_manifest
 from y7edge.artifact import Artifact
-from y7edge.detector import Detector
+from y7edge.detector import Detector, _placed
 from y7edge.errors import (
     ArtifactError,
     ConfigError,
@@ -17,6 +17,8 @@ from y7edge.errors import (
     DigestError,
     RuntimeMissing,
 )
+from y7edge.postprocess import Boxes
+from y7edge.preprocess import letterbox_geometry
 from y7edge.runtimes import onnxrt, registry
 
 
@@ -71,6 +73,16 @@ def test_batch_gives_what_single_calls_give(batch, calls, outputs):
         np.testing.assert_array_equal(found.xyxy, alone.xyxy)
         np.testing.assert_array_equal(found.confidence, alone.confidence)
         assert found.image_size == alone.image_size
+
+
+def test_what_lies_wholly_in_the_letterbox_border_is_no_object():
+    geometry = letterbox_geometry((48, 96), (96, 96))  # 24 rows of border above and below
+    corners = np.float32([[10, 0, 40, 24], [10, 10, 40, 40], [0, 72, 96, 96]])
+    scores, ids = np.float32([0.9, 0.8, 0.7]), np.int32([0, 1, 2])
+    found = _placed(Boxes(corners, scores, ids), geometry)
+    assert found.xyxy.tolist() == [[10, 0, 40, 16]]
+    assert found.score.tolist() == [np.float32(0.8)]
+    assert found.class_id.tolist() == [1]
 
 
 def test_batch_is_a_list_for_any_list():

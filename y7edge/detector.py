@@ -27,7 +27,7 @@ from y7edge.errors import ConfigError, DataError, DeviceError, RuntimeMissing
 from y7edge.manifest import Manifest
 from y7edge.models import registry as variants
 from y7edge.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
-from y7edge.preprocess import Color, Preprocessor
+from y7edge.preprocess import Color, Geometry, Preprocessor
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
 
@@ -299,19 +299,17 @@ class Detector:
         infer = self._ms_since(started)
         started = self._clock()
         found = self._boxes(outputs, len(frames), criteria)
-        corners = [g.to_source(boxes.xyxy) for g, boxes in zip(geometries, found, strict=True)]
+        placed = [_placed(boxes, g) for boxes, g in zip(found, geometries, strict=True)]
         timing = Timing(wait, pre, infer, self._ms_since(started) / len(frames))
         return [
             Detections(
-                xyxy,
-                boxes.score,
-                boxes.class_id,
+                *boxes,
                 (geometry.image_hw[1], geometry.image_hw[0]),
                 self._manifest.names,
                 timing=timing,
                 model_id=self._model_id,
             )
-            for xyxy, boxes, geometry in zip(corners, found, geometries, strict=True)
+            for boxes, geometry in zip(placed, geometries, strict=True)
         ]
 
     def _input_for(self, count: int) -> NDArray[np.float32]:
@@ -333,6 +331,15 @@ class Detector:
             return self._postprocess.heads(heads, criteria)
         boxes, scores = (outputs[self._roles[role]][:count] for role in ("boxes", "scores"))
         return self._postprocess.decoded(boxes, scores, criteria)
+
+
+def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
+    """Boxes in the picture's own pixels; what lies wholly in the letterbox's border is no object."""
+    corners = geometry.to_source(boxes.xyxy)
+    inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
+    if inside.all():
+        return Boxes(corners, boxes.score, boxes.class_id)
+    return Boxes(corners[inside], boxes.score[inside], boxes.class_id[inside])
 
 
 def _open(
