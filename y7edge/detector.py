@@ -334,7 +334,7 @@ class Detector:
 
 
 def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
-    """Boxes in the picture's own pixels; what lies wholly in the letterbox's border is no object."""
+    """Boxes in the picture's own pixels; what lies wholly in the letterbox's border goes."""
     corners = geometry.to_source(boxes.xyxy)
     inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
     if inside.all():
