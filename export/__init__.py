@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from y7edge.errors import RuntimeMissing
+
 if TYPE_CHECKING:
     from y7edge.export.folding import fold
     from y7edge.export.pipeline import export
@@ -30,7 +32,14 @@ _ELSEWHERE = {
 def __getattr__(name: str) -> Any:
     if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_ELSEWHERE[name]), name)
+    try:
+        module = import_module(_ELSEWHERE[name])
+    except ModuleNotFoundError as error:
+        raise RuntimeMissing(
+            f"y7edge.export.{name} needs {error.name}, which is not installed: pip install "
+            '"y7edge[export]"'
+        ) from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,7 @@ def tolerance(precision: str, engine: str) -> Tolerance:
         deviation = 1e-4 if engine == "onnxrt" else 1e-3
         return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
     # Half of the range is left to pictures brighter than those of the proof.
-    return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, 0.02)
+    return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, 0.015)
 
 
 def engine_of(artifact: Artifact) -> str:
@@ -132,14 +131,12 @@ def prove(
     return {**_judge(report, limits), **_finite(report), "tolerance": asdict(limits)}
 
 
-def require_passed(report: Mapping[str, Any], path: Path | str) -> None:
-    """Raise ParityError with the report unless the proof passed."""
+def require_passed(report: Mapping[str, Any], subject: str) -> None:
+    """Raise ParityError with the report unless the proof passed; ``subject`` begins the message."""
     if report["status"] == "passed":
         return
-    problems = "; ".join(report["problems"])
-    if report["status"] == "inconclusive":
-        raise ParityError(f"{path} cannot be proved: {problems}", report)
-    raise ParityError(f"{path} is not the model that it came from: {problems}", report)
+    verdict = "cannot be proved" if report["status"] == "inconclusive" else "differs from its model"
+    raise ParityError(f"{subject} {verdict}: {'; '.join(report['problems'])}", report)
 
 
 def _choose(answers: Sequence[Answer], manifest: Manifest) -> list[Candidate]:

@@ -105,8 +105,15 @@ def export(
     require(choice.target.NEEDS, f"target {target}")
     with tempfile.TemporaryDirectory(prefix="y7edge-export-") as folder:
         path = Path(folder) / f"artifact{choice.target.SUFFIX}"
-        built = _build(checkpoint, choice, path, simplify, tell)
-        proved = _prove(built, checkpoint, choice, images, device, destination, tell)
+        built, note = _build(checkpoint, choice, path, simplify, tell)
+        reference = Reference(checkpoint)
+        pictures = gather(images, checkpoint.meta, built.manifest.input)
+        probed = _with_probes(built, reference, tell)
+        report = parity.prove(probed, reference, pictures, device=device, progress=tell)
+        report["simplifier"] = note
+        parity.require_passed(report, f"nothing was written to {destination}: the artifact")
+        proved = replace(probed, manifest=replace(probed.manifest, parity=report))
+        choice.target.write_manifest(proved)
         with atomic_write(destination) as temporary:
             shutil.copyfile(proved.path, temporary)
     tell(f"proved; written to {destination}")
@@ -115,8 +122,8 @@ def export(
 
 def _build(
     checkpoint: Checkpoint, choice: _Choice, path: Path, simplify: bool, tell: Callable[[str], None]
-) -> Artifact:
-    """Fold, write the graph, build the target's file; nothing is proved yet."""
+) -> tuple[Artifact, str]:
+    """Fold, write the graph, build the target's file; also what became of the simplification."""
     tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
     folded = fold_checkpoint(checkpoint)
     tell(f"write the graph: {choice.outputs}, {choice.precision}, {choice.height}x{choice.width}")
@@ -128,35 +135,20 @@ def _build(
         width=choice.width,
         batch=None if choice.batch == "dynamic" else choice.batch,
     )
+    note = "not asked for"
     if simplify:
         model, note = simplified(model)
         tell(note)
     tell(f"build the {choice.target.NAME} file")
     manifest = _draft(checkpoint, folded, choice)
-    return choice.target.build(BuildRequest(model, folded.spec, manifest, path))
+    return choice.target.build(BuildRequest(model, folded.spec, manifest, path)), note
 
 
-def _prove(
-    built: Artifact,
-    checkpoint: Checkpoint,
-    choice: _Choice,
-    images: Images | None,
-    device: str,
-    destination: Path,
-    tell: Callable[[str], None],
-) -> Artifact:
-    """Add probes, compare with the reference, write the report into the file."""
-    reference = Reference(checkpoint)
-    limits = parity.tolerance(choice.precision, parity.engine_of(built))
+def _with_probes(built: Artifact, reference: Reference, tell: Callable[[str], None]) -> Artifact:
     tell("ask the reference model for the probes")
+    limits = parity.tolerance(built.manifest.precision, parity.engine_of(built))
     probes = make_probes(built.manifest, reference, limits.probe)
-    probed = replace(built, manifest=replace(built.manifest, probes=probes))
-    pictures = gather(images, checkpoint.meta, built.manifest.input)
-    report = parity.prove(probed, reference, pictures, device=device, progress=tell)
-    parity.require_passed(report, destination)
-    proved = replace(probed, manifest=replace(probed.manifest, parity=report))
-    choice.target.write_manifest(proved)
-    return proved
+    return replace(built, manifest=replace(built.manifest, probes=probes))
 
 
 def _checked(
@@ -199,8 +191,9 @@ def _checked(
 
 def _size(checkpoint: Checkpoint, imgsz: Size | None) -> tuple[int, int]:
     """(height, width): what was asked for, else what the checkpoint was trained with."""
-    size: Any = imgsz or checkpoint.meta.get("imgsz") or checkpoint.spec.imgsz
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    trained: Any = checkpoint.meta.get("imgsz", checkpoint.spec.imgsz)
+    size = trained if imgsz is None else imgsz
+    pair = size if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
         raise ConfigError(f"imgsz is {size}, expected one number or (height, width)")
     return pair[0], pair[1]

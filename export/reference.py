@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import y7edge
 from y7edge.files import atomic_write
 from y7edge.models.weights import Checkpoint
+from y7edge.runtimes.base import require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +55,8 @@ class Reference:
     """A checkpoint as it was trained: BatchNorm, branches and implicit knowledge in place."""
 
     def __init__(self, checkpoint: Checkpoint, cache_folder: Path | None = None) -> None:
+        """Nothing runs yet; RuntimeMissing if torch is not installed."""
+        require({"torch": "y7edge[export]"}, "a proof")
         self.checkpoint = checkpoint
         self._folder = cache_folder or _cache_folder()
 

@@ -60,7 +60,7 @@ def verify(
     pictures = gather(images, against.meta, manifest.input)
     report = parity.prove(artifact, Reference(against), pictures, device=device, progress=progress)
     report = {**origin, **report}
-    parity.require_passed(report, path)
+    parity.require_passed(report, str(path))
     return report
 
 
