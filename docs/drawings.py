@@ -1,0 +1,239 @@
+"""Draw the pictures of docs/concepts.md.
+
+    python docs/drawings.py            # writes docs/images/*.svg
+
+The same script gives the same bytes; a test compares them with what is committed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+IMAGES = Path(__file__).with_name("images")
+
+A, B = "#cfe0f5", "#fbdcb8"  # the two groups of an E-ELAN
+A_DARK, B_DARK = "#3b6ea8", "#b86b16"
+PLAIN, GATHER = "#eceff2", "#dcebd5"
+INK, FAINT = "#24292f", "#6a737d"
+
+Point = tuple[float, float]
+
+
+class Drawing:
+    """An SVG being drawn; x grows to the right and y downwards, in pixels."""
+
+    def __init__(self, width: int, height: int, title: str) -> None:
+        # The white sheet keeps it legible on a dark page.
+        self._parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+            f'width="{width}" height="{height}" role="img" '
+            'font-family="Helvetica, Arial, DejaVu Sans, sans-serif">',
+            f"<title>{escape(title)}</title>",
+            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+            f'markerHeight="7" orient="auto"><path d="M0 0.8L8 4L0 7.2z" fill="{INK}"/></marker>'
+            "</defs>",
+            f'<rect width="{width}" height="{height}" rx="8" fill="#ffffff"/>',
+        ]
+
+    def text(
+        self, x: float, y: float, words: str, *, size: int = 13, ink: str = INK,
+        anchor: str = "middle", bold: bool = False,
+    ) -> None:  # fmt: skip
+        """Words with their middle at height ``y``."""
+        weight = ' font-weight="bold"' if bold else ""
+        self._parts.append(
+            f'<text x="{x:g}" y="{y + 0.35 * size:g}" font-size="{size}" fill="{ink}" '
+            f'text-anchor="{anchor}"{weight}>{escape(words)}</text>'
+        )
+
+    def box(
+        self, x: float, y: float, width: float, words: str = "", *,
+        height: float = 28, fills: Sequence[str] = (PLAIN,), size: int = 13,
+    ) -> None:  # fmt: skip
+        """A box with its upper edge's middle at (x, y), in as many colours as ``fills``."""
+        left, part = x - width / 2, width / len(fills)
+        for index, fill in enumerate(fills):
+            self._parts.append(
+                f'<rect x="{left + index * part:g}" y="{y:g}" width="{part:g}" '
+                f'height="{height:g}" fill="{fill}"/>'
+            )
+        self._parts.append(
+            f'<rect x="{left:g}" y="{y:g}" width="{width:g}" height="{height:g}" '
+            f'fill="none" stroke="{INK}" rx="1"/>'
+        )
+        self.text(x, y + height / 2, words, size=size)
+
+    def line(self, *points: Point, ink: str = INK, tip: bool = True, dashed: bool = False) -> None:
+        """A line through points, with an arrow's tip at its end."""
+        path = " ".join(f"{'ML'[i > 0]}{x:g} {y:g}" for i, (x, y) in enumerate(points))
+        extra = ' marker-end="url(#tip)"' if tip else ""
+        extra += ' stroke-dasharray="5 4"' if dashed else ""
+        self._parts.append(
+            f'<path d="{path}" fill="none" stroke="{ink}" stroke-width="1.3"{extra}/>'
+        )
+
+    def plus(self, x: float, y: float) -> None:
+        """The sign of an addition, centred."""
+        self._parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="13" fill="#fff" stroke="{INK}"/>')
+        self.line((x - 7, y), (x + 7, y), tip=False)
+        self.line((x, y - 7), (x, y + 7), tip=False)
+
+    def svg(self) -> str:
+        """The whole file."""
+        return "\n".join([*self._parts, "</svg>", ""])
+
+
+def _block(
+    d: Drawing, left: float, top: float, names: Sequence[str], *,
+    cell: float, fills: Sequence[str], conv: str, link: str,
+) -> tuple[float, float]:  # fmt: skip
+    """An ELAN down to its concatenation: P, Q, the chain below Q, and what is gathered of them.
+
+    ``names`` are those of the gathered maps, newest first, Q and P at the end; each is ``cell``
+    wide. Gives the middle and the lower edge of the concatenation.
+    """
+    step, bar = 50.0, top + 50 * (len(names) - 1) + 14
+    middle = [left + cell * (i + 0.5) for i in range(len(names))]
+    chain = names[:-2][::-1]
+    width = 62 if len(fills) == 1 else 92
+    d.box(middle[0], top, width, f"Q {conv}", fills=fills)
+    d.box(middle[-1], top, width, f"P {conv}", fills=fills)
+    d.line((middle[-1], top + 28), (middle[-1], bar))
+    for i, name in enumerate(chain):
+        y = top + step * (i + 1)
+        d.line((middle[0], y - step + 28), (middle[0], y))
+        d.box(middle[0], y, width, f"{name} {link}", fills=fills, size=12)
+    for i, x in enumerate(middle[1:-1], start=1):
+        y = top + step * (len(chain) - i) + 14
+        d.line((middle[0] + width / 2, y), (x, y), (x, bar))
+    d.line((middle[0], bar - 36), (middle[0], bar))
+    for x, name in zip(middle, names, strict=True):
+        d.box(x, bar, cell, "" if len(fills) > 1 else name, fills=fills, size=12)
+    return left + cell * len(names) / 2, bar + 28
+
+
+def eelan() -> str:
+    """Both forms of E-ELAN side by side."""
+    d = Drawing(960, 580, "E-ELAN: two ELANs summed, and the same as group convolutions")
+    names = ("t6", "t4", "t2", "Q", "P")
+    top = 124.0
+    d.line((480, 20), (480, 560), ink="#d0d7de", tip=False)
+
+    # left: two ELANs on one input, summed
+    d.text(240, 26, "in the model: two ELANs on one input, summed", size=15, bold=True)
+    d.box(240, 50, 60, "X")
+    ends = []
+    for left, fill in ((22.0, A), (258.0, B)):
+        for x in (left + 20, left + 180):
+            d.line((240, 78), (240, 98), (x, 98), (x, top))
+        middle, low = _block(d, left, top, names, cell=40, fills=(fill,), conv="1×1", link="3×3 ×2")
+        name, ink = ("ELAN a", A_DARK) if fill == A else ("ELAN b", B_DARK)
+        d.text(middle + 12, 408, name, ink=ink, anchor="start")
+        d.line((middle, low), (middle, 456))
+        d.box(middle, 456, 100, "closing 1×1", fills=(fill,))
+        ends.append(middle)
+    for x, side in zip(ends, (-13, 13), strict=True):
+        d.line((x, 484), (x, 530), (240 + side, 530))
+    d.plus(240, 530)
+    d.text(240, 560, "sum", ink=FAINT)
+
+    # right: one block with two groups
+    d.text(720, 26, "in the paper: expand, shuffle, merge cardinality", size=15, bold=True)
+    d.box(720, 50, 60, "X")
+    left, cell = 570.0, 64.0
+    for x in (left + cell / 2, left + 4.5 * cell):
+        d.line((720, 78), (720, 98), (x, 98), (x, top))
+    middle, low = _block(
+        d, left, top, names, cell=cell, fills=(A, B), conv="1×1", link="3×3 ×2, g=2"
+    )
+    _shuffle(d, left, low, cell / 2, names)
+    d.line((middle - 80, 440), (middle - 80, 456))
+    d.line((middle + 80, 440), (middle + 80, 456))
+    d.box(middle, 456, 5 * cell, "closing 1×1, g=2", fills=(A, B))
+    for sign in (-1, 1):
+        d.line((middle + 80 * sign, 484), (middle + 80 * sign, 530), (middle + 13 * sign, 530))
+    d.plus(middle, 530)
+    for y, words in (
+        (130, "expand"),
+        (146, "to 2c"),
+        (214, "two"),
+        (230, "groups"),
+        (392, "shuffle"),
+    ):
+        d.text(496, y, words, ink=FAINT, anchor="start", size=12)
+    d.text(496, 522, "merge", ink=FAINT, anchor="start", size=12)
+    d.text(496, 538, "cardinality", ink=FAINT, anchor="start", size=12)
+    return d.svg()
+
+
+def _shuffle(d: Drawing, left: float, top: float, cell: float, names: Sequence[str]) -> None:
+    """Lines from the gathered halves [a b a b ...] to [a a ... b b ...], and the latter's bar."""
+    for group, (fill, ink) in enumerate(((A, A_DARK), (B, B_DARK))):
+        for i, name in enumerate(names):
+            source = left + cell * (2 * i + group + 0.5)
+            target = left + cell * (group * len(names) + i + 0.5)
+            d.text(source, top - 14, name, size=12)
+            d.line((source, top), (target, 412), ink=ink, tip=False)
+            d.box(target, 412, cell, name, fills=(fill,), size=12)
+
+
+def scaling() -> str:
+    """Why widths follow the depth: a longer chain gathers more maps."""
+    d = Drawing(860, 440, "Compound scaling: depth 1.5 gathers 5 maps instead of 4")
+    for left, names, title, note in (
+        (70.0, ("t4", "t2", "Q", "P"), "yolov7: chain of 4", "4 × 64 = 256"),
+        (480.0, ("t6", "t4", "t2", "Q", "P"), "depth 1.5: chain of 6", "5 × 64 = 320"),
+    ):
+        cell, top = 52.0, 62.0
+        middle, low = _block(d, left, top, names, cell=cell, fills=(A,), conv="1×1", link="3×3 ×2")
+        d.text(middle, 26, title, size=15, bold=True)
+        d.text(middle + cell * len(names) / 2 + 10, low - 14, note, anchor="start", size=12)
+        d.line((middle, low), (middle, 356))
+        d.box(middle, 356, cell * len(names), f"transition: {note[-3:]} channels", fills=(GATHER,))
+    d.text(430, 414, "inner widths stay, transitions grow by 5/4: the compound rule", ink=FAINT)
+    return d.svg()
+
+
+def rows() -> str:
+    """One list of rows, two readers, and the comparison of what they make."""
+    d = Drawing(900, 250, "Rows are read by the module's builder and by the graph's writer")
+    d.box(90, 104, 130, "rows", height=42, fills=(GATHER,), size=15)
+    d.line((155, 118), (190, 118), (190, 54), (220, 54))
+    d.line((155, 132), (190, 132), (190, 196), (420, 196))
+    d.text(305, 184, "written node by node", size=12, ink=FAINT)
+    upper = ((295, "torch module"), (495, "checkpoint"))
+    lower = ((495, "ONNX graph"), (695, "file, in its engine"))
+    for y, fill, boxes in ((33, A, upper), (175, B, lower)):
+        for x, words in boxes:
+            d.box(x, y, 150, words, height=42, fills=(fill,))
+    d.line((370, 54), (420, 54))
+    d.text(395, 42, "train", size=12, ink=FAINT)
+    d.line((570, 196), (620, 196))
+    d.line((495, 75), (495, 175))
+    d.text(503, 125, "fold", size=12, ink=FAINT, anchor="start")
+    d.line((570, 54), (695, 54), (695, 100))
+    d.text(632, 42, "unfolded", size=12, ink=FAINT)
+    d.line((695, 175), (695, 146))
+    d.box(695, 100, 150, "the same numbers?", height=46, fills=("#ffffff",))
+    d.line((770, 123), (806, 123))
+    d.text(812, 115, "artifact", anchor="start")
+    d.text(812, 132, "or nothing", anchor="start")
+    return d.svg()
+
+
+DRAWINGS: dict[str, Callable[[], str]] = {"rows": rows, "eelan": eelan, "scaling": scaling}
+
+
+def main() -> int:
+    """Write every drawing."""
+    IMAGES.mkdir(exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        (IMAGES / f"{name}.svg").write_text(draw(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
