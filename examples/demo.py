@@ -1,0 +1,337 @@
+"""The whole way on made pictures: train, fold, export, prove, benchmark, detect.
+
+    make demo            # or: python examples/demo.py
+
+Makes pictures of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, writes ONNX
+files with their proofs, measures their speed, and judges them on pictures from other seeds. Leaves
+everything in ``runs/demo``; ``report.html`` shows it. Exits with 4 if a figure is not as it must
+be. Takes some six minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from demo_checks import detect_without_torch, shuffle_head
+from demo_report import Findings, FoldProof, Pictures, Step, write
+from numpy.typing import NDArray
+
+from y7edge import Detector, draw
+from y7edge.artifact import Artifact
+from y7edge.benchmark import Report, benchmark
+from y7edge.data.dataset import Dataset, load
+from y7edge.data.images import read_image
+from y7edge.data.sample import Sample
+from y7edge.data.synthetic import generate, scene
+from y7edge.detections import Detections
+from y7edge.errors import DigestError, GateError, Y7EdgeError
+from y7edge.evaluate import Metrics, evaluate
+from y7edge.export import export, verify
+from y7edge.export.folding import deviation, fold_checkpoint, inventory
+from y7edge.files import atomic_write
+from y7edge.models import shapes, weights
+from y7edge.models.checkpoint import Checkpoint
+from y7edge.preprocess import Preprocessor
+from y7edge.selftest import selftest
+from y7edge.train.config import TINY, TrainConfig
+from y7edge.train.loop import TrainResult, train
+from y7edge.train.pictures import labels
+from y7edge.train.progress import describe, for_terminal
+from y7edge.train.results import read_csv
+
+FOLDER = Path("runs/demo")
+TRAIN, VAL, JUDGED, FRESH = 400, 80, 150, 6  # pictures
+SEED, JUDGED_SEED, FRESH_SEED = 0, 1, 2  # training and validation, judging, showing
+FRESH_SIZE = (640, 640)
+
+Image = NDArray[np.uint8]
+Say = Callable[[str], None]
+
+
+def training(data: Path, out: Path) -> TrainConfig:
+    """The run, with each departure from the published recipe and its reason."""
+    recipe = replace(TINY)
+    return TrainConfig(data=data, out=out, recipe=recipe, licence="Apache-2.0")
+
+
+class Journal:
+    """Prints what each step does and how long it took, and keeps it for the page."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Say]:
+        """Time a step; what it is given to say is printed and kept."""
+        lines: list[str] = []
+
+        def say(line: str) -> None:
+            lines.append(line)
+            print(f"   {line}", flush=True)
+
+        print(f"\n{len(self.steps) + 1}. {title}", flush=True)
+        start = time.perf_counter()
+        yield say
+        seconds = time.perf_counter() - start
+        self.steps.append(Step(title, tuple(lines), seconds))
+        print(f"   ({seconds:.1f} s)", flush=True)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The artifact, the checkpoint that it came from, and the artifact with its head shuffled."""
+
+    artifact: Metrics
+    checkpoint: Metrics
+    shuffled: Metrics
+    moved: int
+    refusal: str
+
+
+def main() -> int:
+    """Run the demo; gives the exit code."""
+    try:
+        run(FOLDER)
+    except Y7EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(folder: Path) -> None:
+    """The demo, step by step.
+
+    Raises:
+        GateError: a figure is not as it must be; the page is there nevertheless.
+        ParityError: an export could not be proved.
+    """
+    journal = Journal()
+    with journal.step("Make pictures") as say:
+        data, judged = make_data(folder, say)
+    with journal.step("Train") as say:
+        config = training(data.source, folder / "train")
+        result = train(config, progress=for_terminal())
+        checkpoint = weights.load(result.best)
+        say(_trained(checkpoint, result))
+    with journal.step("Fold") as say:
+        fold = prove_fold(checkpoint, judged.split("val"), say)
+    with journal.step("Export and prove") as say:
+        artifacts = make_artifacts(checkpoint, folder, say)
+    artifact = artifacts[0].path
+    with journal.step("Repeat the proof") as say:
+        repeat_proof(artifact, checkpoint, say)
+    with journal.step("Measure the speed") as say:
+        speed = measure(artifact, say)
+    with journal.step("Judge on pictures from other seeds") as say:
+        judgement = judge(artifact, result.best, judged, say)
+    with journal.step("Detect in fresh pictures") as say:
+        fresh, without_torch = detect_fresh(artifact, folder, say)
+    pictures = show(artifact, _shuffled(artifact), judged, fresh)
+    findings = Findings(
+        config=config,
+        counts={"train": TRAIN, "val": VAL, "judged": JUDGED},
+        epochs=read_csv(folder / "train" / "results.csv"),
+        best=result.metrics,
+        parameters=shapes.parameters(checkpoint.spec),
+        gflops=shapes.gflops(checkpoint.spec, config.imgsz, config.imgsz),
+        fold=fold,
+        artifacts=artifacts,
+        benchmark=speed,
+        metrics=judgement.artifact,
+        checkpoint_metrics=judgement.checkpoint,
+        shuffled_metrics=judgement.shuffled,
+        moved=judgement.moved,
+        refusal=judgement.refusal,
+        without_torch=without_torch,
+        pictures=pictures,
+        steps=journal.steps,
+    )
+    finish(findings, folder)
+
+
+def make_data(folder: Path, say: Say) -> tuple[Dataset, Dataset]:
+    """Pictures to train with, and others to judge by."""
+    for name in ("data", "judged", "train", "fresh", "found"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    data = load(generate(folder / "data", TRAIN, VAL, seed=SEED))
+    judged = load(generate(folder / "judged", 0, JUDGED, seed=JUDGED_SEED), ["val"])
+    say(f"{TRAIN} pictures to train with and {VAL} to choose the best epoch by: {data.source}")
+    say(f"{JUDGED} pictures from other seeds to judge by: {judged.source}")
+    return data, judged
+
+
+def _trained(checkpoint: Checkpoint, result: TrainResult) -> str:
+    return (
+        f"{shapes.parameters(checkpoint.spec):,} parameters, {result.epochs} epochs of "
+        f"{result.seconds_per_epoch:.1f} s; best on the validation split: "
+        f"{describe(result.metrics)}"
+    )
+
+
+def prove_fold(checkpoint: Checkpoint, samples: Sequence[Sample], say: Say) -> FoldProof:
+    """Fold, and compare both forms on pictures from other seeds."""
+    before, after = inventory(checkpoint), inventory(fold_checkpoint(checkpoint))
+    side = checkpoint.meta["imgsz"]
+    preprocess = Preprocessor(side, side)
+    images = np.empty((4, 3, side, side), np.float32)
+    for index, sample in enumerate(samples[: len(images)]):
+        preprocess(read_image(sample.path), out=images[index])
+    single = deviation(checkpoint, images, by_layer=True)
+    double = deviation(checkpoint, images, double=True)
+    removed = ("batch_norms", "parallel_branches", "implicit", "auxiliary")
+    say(", ".join(f"{name} {before[name]} -> {after[name]}" for name in ("convolutions", *removed)))
+    say(f"largest deviation {single.deviation:.1e} in float32, {double.deviation:.1e} in float64")
+    left = [name for name in removed if after[name]]
+    if left:
+        raise GateError(f"the fold left {', '.join(left)}: expected plain convolutions only")
+    return FoldProof(before, after, single, double)
+
+
+def make_artifacts(checkpoint: Checkpoint, folder: Path, say: Say) -> list[Artifact]:
+    """The file that is used from here on, and two of the other kinds."""
+    artifacts = [
+        export(checkpoint, folder / "parts.onnx"),
+        export(checkpoint, folder / "parts-decoded.onnx", outputs="decoded", dynamic=True),
+        export(checkpoint, folder / "parts-fp16.onnx", precision="fp16"),
+    ]
+    for artifact in artifacts:
+        proof, size = artifact.manifest.parity, artifact.path.stat().st_size / 1e6
+        worst = max(output["deviation"] for output in proof["outputs"].values())
+        say(
+            f"{artifact.path}, {size:.2f} MB: {proof['status']}, deviation {worst:.1e}, candidates "
+            f"IoU {proof['candidates']['iou']:.5f}, Δscore "
+            f"{proof['candidates']['score_difference']:.1e}"
+        )
+    return artifacts
+
+
+def repeat_proof(artifact: Path, checkpoint: Checkpoint, say: Say) -> None:
+    """What is done again later: against the checkpoint, and on the robot without it."""
+    report = verify(artifact, checkpoint)
+    say(f"verify, against the checkpoint: {report['status']}")
+    report = selftest(artifact)
+    worst = max(probe["deviation"] for probe in report["probes"])
+    say(f"selftest, without checkpoint and torch: {report['status']}, deviation {worst:.1e}")
+
+
+def measure(artifact: Path, say: Say) -> Report:
+    """Latency on one thread, and the code around the engine in units of one ``cv2.resize``."""
+    report = benchmark(artifact, threads=1, gate=True)
+    for line in str(report).splitlines():
+        say(line.strip())
+    return report
+
+
+def judge(artifact: Path, checkpoint: Path, judged: Dataset, say: Say) -> Judgement:
+    """Judge artifact, checkpoint, and artifact with its head shuffled on the same pictures."""
+    shuffled = _shuffled(artifact)
+    moved = shuffle_head(artifact, shuffled)
+
+    def score(path: Path, name: str) -> Metrics:
+        with Detector(path) as detector:
+            predict = detector.detect_for_evaluation
+            metrics = evaluate(predict, judged.split("val"), judged.names)
+        say(f"{name}: mAP@0.5 {metrics.map50:.4f}, mAP@0.5:0.95 {metrics.map50_95:.4f}")
+        return metrics
+
+    found = score(artifact, "the ONNX file")
+    before = score(checkpoint, "its checkpoint")
+    broken = score(shuffled, "the ONNX file with its head shuffled")
+    try:
+        selftest(shuffled)
+    except DigestError as error:
+        return Judgement(found, before, broken, moved, refusal=str(error))
+    raise GateError(f"{shuffled}: expected the self-test to refuse it, but it passed")
+
+
+def _shuffled(artifact: Path) -> Path:
+    return artifact.with_name(f"{artifact.stem}-shuffled.onnx")
+
+
+def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], int]:
+    """Pictures made just now, detected in here and by a process without torch.
+
+    Returns:
+        The pictures with their boxes, and the count of parts found.
+
+    Raises:
+        GateError: the two don't find the same.
+    """
+    paths = []
+    for number in range(FRESH):
+        path = folder / "fresh" / f"{number}.jpg"
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(_jpeg(scene((FRESH_SEED, number), FRESH_SIZE).image))
+        paths.append(path)
+    with Detector(artifact) as detector:
+        found = [detector(read_image(path)) for path in paths]
+    elsewhere = detect_without_torch(artifact, paths)
+    if elsewhere != [detections.to_dict()["detections"] for detections in found]:
+        raise GateError(f"{artifact}: a process without torch and onnx found other parts")
+    drawn = []
+    for path, detections in zip(paths, found, strict=True):
+        drawn.append(draw(read_image(path), detections))
+        with atomic_write(folder / "found" / path.name) as temporary:
+            temporary.write_bytes(_jpeg(drawn[-1]))
+    count = sum(map(len, found))
+    say(f"{count} parts in {FRESH} pictures, also where torch and onnx cannot be imported")
+    say(f"pictures with boxes: {folder / 'found'}")
+    return drawn, count
+
+
+def show(artifact: Path, shuffled: Path, judged: Dataset, fresh: Sequence[Image]) -> Pictures:
+    """The page's pictures. Those that are judged by are spread evenly over the set, not chosen."""
+    samples = judged.split("val")
+    beside, apart = [], []
+    with Detector(artifact) as detector, Detector(shuffled) as broken:
+        for index in np.linspace(0, len(samples) - 1, 6).round().astype(int):
+            image = read_image(samples[index].path)
+            truth = _large(image, labels(samples[index], image, judged.names))
+            found = _large(image, detector(image))
+            beside.append((truth, found))
+            apart.append((found, _large(image, broken(image))))
+    return Pictures([_jpeg(image) for image in fresh], beside, apart[:3])
+
+
+def _large(image: Image, detections: Detections) -> bytes:
+    """A picture at twice its size with boxes, so that their labels can be read."""
+    twice = replace(
+        detections,
+        xyxy=detections.xyxy * 2,
+        image_size=(2 * detections.image_size[0], 2 * detections.image_size[1]),
+    )
+    enlarged = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    return _jpeg(draw(np.asarray(enlarged, np.uint8), twice))
+
+
+def _jpeg(image: Image, quality: int = 85) -> bytes:
+    return bytes(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))[1].tobytes())
+
+
+def finish(findings: Findings, folder: Path) -> None:
+    """Write the page and the README's picture; then the verdict."""
+    with atomic_write(folder / "report.html") as temporary:
+        write(findings, temporary)
+    first = [read_image(folder / "found" / f"{number}.jpg") for number in range(3)]
+    strip = cv2.resize(np.hstack(first), (1350, 450), interpolation=cv2.INTER_AREA)
+    with atomic_write(folder / "demo.jpg") as temporary:
+        temporary.write_bytes(_jpeg(np.asarray(strip, np.uint8)))
+    total = sum(step.seconds for step in findings.steps)
+    print(f"\n{folder / 'report.html'} shows it all; {total:.0f} s in total")
+    if problems := findings.beyond():
+        raise GateError("; ".join(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What the demo does to doubt its own result.
+
+A model that finds parts because its weights say so must stop finding them when they are shuffled,
+and the shuffled file must be refused where it is checked. And detection that needs no torch must
+work in a process where torch cannot be imported.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from y7edge.errors import ArtifactError, GateError
+from y7edge.files import atomic_write
+
+# An entry of None makes the import of that name fail.
+_CHILD = """
+import json, sys
+sys.modules.update(dict.fromkeys(("torch", "onnx", "onnxsim", "safetensors")))
+import cv2
+from y7edge import Detector
+with Detector(sys.argv[1]) as detector:
+    for path in sys.argv[2:]:
+        print(json.dumps(detector(cv2.imread(path)).to_dict()["detections"]))
+"""
+
+
+def shuffle_head(artifact: Path, out: Path, seed: int = 0) -> int:
+    """Write an ONNX artifact anew with each head convolution's weights in another order.
+
+    The same numbers, the same graph, the same manifest: only their places are changed.
+
+    Args:
+        artifact: with outputs ``heads``.
+        out: the file to write.
+        seed: other seeds give other orders.
+
+    Returns:
+        How many weights changed their place, over all levels.
+
+    Raises:
+        ArtifactError: an output is not given by a convolution with stored weights.
+    """
+    model = onnx.load(str(artifact))
+    rng = np.random.default_rng(seed)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    moved = 0
+    for output in model.graph.output:
+        node = made_by.get(output.name)
+        if node is None or node.op_type != "Conv" or node.input[1] not in stored:
+            raise ArtifactError(
+                f"{artifact}: output {output.name} is not given by a convolution with stored "
+                "weights; export it with outputs heads"
+            )
+        tensor = stored[node.input[1]]
+        weights = onnx.numpy_helper.to_array(tensor)
+        shuffled = rng.permutation(weights.ravel()).reshape(weights.shape)
+        moved += int((shuffled != weights).sum())
+        tensor.CopyFrom(onnx.numpy_helper.from_array(shuffled, tensor.name))
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return moved
+
+
+def detect_without_torch(artifact: Path, pictures: Sequence[Path]) -> list[list[dict[str, Any]]]:
+    """Detections of each picture, found by a process that can import neither torch nor onnx.
+
+    Raises:
+        GateError: that process failed; the message ends with its last line.
+    """
+    command = [sys.executable, "-c", _CHILD, str(artifact), *map(str, pictures)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise GateError(f"{artifact}: expected detection without torch and onnx, found: {last}")
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,0 +1,435 @@
+"""What the demo measured, and the page that shows it: ``runs/demo/report.html``.
+
+Every figure on the page comes from ``Findings``; nothing is written down beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import demo_charts
+import demo_page as html
+
+from y7edge.artifact import Artifact
+from y7edge.benchmark import Report
+from y7edge.evaluate import Metrics
+from y7edge.export.folding import FoldReport
+from y7edge.train.config import TrainConfig
+from y7edge.train.results import EpochRow
+
+LEAST_MAP50 = 0.90
+"""What the artifact must reach on pictures from other seeds."""
+
+MOST_SHUFFLED_MAP50 = 0.05
+"""What it must stay below with its head's weights in another order."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the demo: its name, what it did in lines of text, and its seconds."""
+
+    title: str
+    lines: Sequence[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FoldProof:
+    """Operations before and after the fold, and how far the two forms are apart."""
+
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    single: FoldReport  # float32, layer by layer
+    double: FoldReport  # float64
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """JPEG files that the page shows; pairs are left and right."""
+
+    fresh: Sequence[bytes]
+    beside_labels: Sequence[tuple[bytes, bytes]]  # labels, predictions
+    shuffled: Sequence[tuple[bytes, bytes]]  # the artifact, with its head shuffled
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the demo measured."""
+
+    config: TrainConfig
+    counts: Mapping[str, int]  # pictures: train, val, judged
+    epochs: Sequence[EpochRow]
+    best: EpochRow
+    parameters: int
+    gflops: float
+    fold: FoldProof
+    artifacts: Sequence[Artifact]  # the first is the one that is used
+    benchmark: Report
+    metrics: Metrics  # of the artifact, on pictures from other seeds
+    checkpoint_metrics: Metrics  # of the checkpoint, on the same
+    shuffled_metrics: Metrics
+    moved: int  # weights that the shuffle moved
+    refusal: str  # what the self-test says about the shuffled file
+    without_torch: int  # detections by a process that cannot import torch
+    pictures: Pictures
+    steps: Sequence[Step]
+
+    def beyond(self) -> list[str]:
+        """What is not as it must be, in words; empty if all is well."""
+        found = []
+        if not self.metrics.map50 >= LEAST_MAP50:
+            found.append(f"mAP@0.5 is {self.metrics.map50:.4f}, at least {LEAST_MAP50:.2f} needed")
+        if not self.shuffled_metrics.map50 < MOST_SHUFFLED_MAP50:
+            found.append(
+                f"with its head shuffled mAP@0.5 is {self.shuffled_metrics.map50:.4f}, below "
+                f"{MOST_SHUFFLED_MAP50:.2f} needed"
+            )
+        if not (self.fold.single.passed and self.fold.double.passed):
+            found.append(
+                f"the fold deviates by {self.fold.single.deviation:.1e} in float32 and "
+                f"{self.fold.double.deviation:.1e} in float64"
+            )
+        return found
+
+
+def write(findings: Findings, path: Path) -> None:
+    """Write the page."""
+    body = [
+        *_opening(findings),
+        _steps(findings),
+        _training(findings),
+        _fold(findings),
+        _parity(findings),
+        _speed(findings),
+        _fresh(findings),
+        _judged(findings),
+        _shuffled(findings),
+        _reproduce(findings),
+    ]
+    path.write_text(html.page("y7edge demo: parts on a tray", body), encoding="utf-8")
+
+
+def _opening(f: Findings) -> list[str]:
+    proof = f.artifacts[0].manifest.parity
+    deviation = max(output["deviation"] for output in proof["outputs"].values())
+    figures = [
+        (
+            f"{f.metrics.map50:.3f}",
+            f"mAP@0.5 of the ONNX file on {f.metrics.images} pictures from other seeds",
+            f.metrics.map50 >= LEAST_MAP50,
+        ),
+        (
+            f"{deviation:.0e}",
+            f"largest deviation from the trained model; tolerance "
+            f"{proof['tolerance']['deviation']:g}",
+            proof["status"] == "passed",
+        ),
+        (
+            f"{f.benchmark.end_to_end_ms['p50']:.1f} ms",
+            f"a {f.benchmark.frame_hw[1]}x{f.benchmark.frame_hw[0]} picture, end to end, median, "
+            f"threads: {f.benchmark.threads}",
+            True,
+        ),
+        (
+            f"{f.shuffled_metrics.map50:.3f}",
+            "mAP@0.5 of the same file with its head's weights shuffled",
+            f.shuffled_metrics.map50 < MOST_SHUFFLED_MAP50,
+        ),
+        (_clock(sum(s.seconds for s in f.steps)), "from no pictures at all to this page", True),
+    ]
+    return [
+        "<h1>Parts on a tray: from pictures to a proved detector</h1>",
+        html.paragraph(
+            "A narrow YOLOv7-tiny was trained, folded into plain convolutions, written as ONNX, "
+            "compared with the model it came from, and run without PyTorch. Everything below was "
+            "measured in this one run.",
+            "lead",
+        ),
+        html.tiles(figures),
+    ]
+
+
+def _steps(f: Findings) -> str:
+    rows = [(step.title, "; ".join(step.lines), f"{step.seconds:.1f}") for step in f.steps]
+    return html.section("What was done", html.table(("step", "", "seconds"), rows))
+
+
+def _training(f: Findings) -> str:
+    c = f.config
+    losses = {
+        part: [(row.epoch, getattr(row, part)) for row in f.epochs]
+        for part in ("box", "obj", "cls")
+    }
+    judged = [row for row in f.epochs if row.map50 is not None]
+    quality = {
+        "mAP@0.5": [(row.epoch, row.map50 or 0.0) for row in judged],
+        "mAP@0.5:0.95": [(row.epoch, row.map50_95 or 0.0) for row in judged],
+    }
+    seconds = sum(row.seconds for row in f.epochs)
+    return html.section(
+        "Training",
+        html.paragraph(
+            f"{c.model} at {c.width:g} of its width, {f.parameters:,} parameters, {f.gflops:.2f} "
+            f"GFLOPs at {c.imgsz}x{c.imgsz}; random weights, {f.counts['train']} pictures, "
+            f"{c.epochs} epochs, batch {c.batch}, seed {c.seed}, in {seconds:.0f} s. Nuts, "
+            "washers, screws and brackets share colours and sizes: only their shape tells them "
+            f"apart. Epoch {f.best.epoch} was the best on the {f.counts['val']} pictures of the "
+            "validation split, and is used from here on."
+        ),
+        html.grid(
+            [
+                html.figure(
+                    demo_charts.lines(losses, x_label="epoch"), "Loss on the training pictures"
+                ),
+                html.figure(
+                    demo_charts.lines(quality, x_label="epoch", top=1.0),
+                    "Validation split, moving average of the weights",
+                ),
+            ]
+        ),
+    )
+
+
+def _fold(f: Findings) -> str:
+    single, double = f.fold.single, f.fold.double
+    names = {
+        "convolutions": "convolutions",
+        "batch_norms": "BatchNorm layers",
+        "parallel_branches": "parallel RepConv branches",
+        "implicit": "implicit tensors",
+        "auxiliary": "auxiliary heads",
+        "parameters": "parameters",
+    }
+    counts = [(name, f"{f.fold.before[k]:,}", f"{f.fold.after[k]:,}") for k, name in names.items()]
+    reports = [
+        (r.dtype, f"{r.deviation:.1e}", f"{r.tolerance:g}", r.passed) for r in (single, double)
+    ]
+    worst = max(single.layers, key=lambda row: single.layers[row])
+    return html.section(
+        "Fold",
+        html.paragraph(
+            "BatchNorm and implicit knowledge went into the convolutions, computed in float64. "
+            "Both forms then saw the same pictures; deviations are the largest difference over "
+            "the largest magnitude."
+        ),
+        html.table(("operations", "trained", "folded"), counts),
+        html.table(("heads, folded against trained", "deviation", "tolerance", ""), reports),
+        html.figure(
+            demo_charts.bars(
+                list(single.layers.values()),
+                x_label="rows of the model, first to last",
+                goal=(single.tolerance, "tolerance of the heads"),
+                decades=(-8, -3),
+            ),
+            f"Layer by layer in float32: the largest is {single.layers[worst]:.1e}, row {worst}.",
+        ),
+    )
+
+
+def _parity(f: Findings) -> str:
+    first = f.artifacts[0].manifest.parity
+    return html.section(
+        "Proof of the ONNX files",
+        html.paragraph(
+            f"Each file was run by its own engine on {first['pictures']['count']} pictures "
+            f"({first['pictures']['source']}) and compared with the trained model before the fold. "
+            "Without this proof there is no file. Candidates are the reference's best boxes before "
+            "suppression, and one of each hundredth of score."
+        ),
+        html.table(
+            ("file", "output", "deviation", "limit", "cosine", "limit", ""),
+            [row for artifact in f.artifacts for row in _output_rows(artifact)],
+        ),
+        html.table(
+            ("candidates", "compared", "lowest IoU", "limit", "largest Δscore", "limit", "KiB"),
+            [_candidate_row(artifact) for artifact in f.artifacts],
+        ),
+        html.paragraph(
+            f"Arithmetic on {first['device']}: {_arithmetic(f.artifacts)}.",
+            "soft",
+        ),
+    )
+
+
+def _output_rows(artifact: Artifact) -> list[tuple[str | bool, ...]]:
+    proof = artifact.manifest.parity
+    limits = proof["tolerance"]
+    return [
+        (
+            artifact.path.name,
+            name,
+            f"{measured['deviation']:.1e}",
+            _limit(limits["deviation"]),
+            f"{measured['cosine']:.6f}",
+            _limit(limits["cosine"]),
+            bool(proof["status"] == "passed"),
+        )
+        for name, measured in proof["outputs"].items()
+    ]
+
+
+def _candidate_row(artifact: Artifact) -> tuple[str, ...]:
+    proof = artifact.manifest.parity
+    found, limits = proof["candidates"], proof["tolerance"]
+    return (
+        artifact.path.name,
+        str(found["count"]),
+        f"{found['iou']:.5f}",
+        _limit(limits["iou"]),
+        f"{found['score_difference']:.1e}",
+        _limit(limits["score"]),
+        f"{artifact.path.stat().st_size / 1024:.0f}",
+    )
+
+
+def _arithmetic(artifacts: Sequence[Artifact]) -> str:
+    """What was really computed for each precision: a processor emulates fp16."""
+    found = {a.manifest.precision: a.manifest.parity["arithmetic"] for a in artifacts}
+    return "; ".join(f"{precision}: {computed}" for precision, computed in found.items())
+
+
+def _limit(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
+def _speed(f: Findings) -> str:
+    b = f.benchmark
+    stages = {
+        "letterbox": b.pre_ms,
+        "network": b.model_ms,
+        "decoding and NMS": b.post_ms,
+        "end to end": b.end_to_end_ms,
+    }
+    rows = [(name, *(f"{ms[p]:.2f}" for p in ("p50", "p95", "p99"))) for name, ms in stages.items()]
+    parts = [
+        html.paragraph(
+            f"Milliseconds a picture of {b.frame_hw[1]}x{b.frame_hw[0]}, {b.runs} runs after "
+            f"{b.warmup} to warm up, threads: {b.threads}."
+        ),
+        html.table(("stage", "p50", "p95", "p99"), rows),
+    ]
+    if b.gate is not None:
+        costs = [
+            (name, f"{getattr(b.gate, key):.2f}", f"{b.gate.budget[key]:g}")
+            for key, name in (("pre", "letterbox"), ("post", "decoding and NMS"), ("rest", "rest"))
+        ]
+        parts += [
+            html.paragraph(
+                "The code around the engine, for any machine: at 640x640 with 80 classes and 100 "
+                "objects, in units of one cv2.resize of the same picture to its letterboxed size "
+                f"(here {b.gate.unit_ms:.2f} ms)."
+            ),
+            html.table(("stage", "units", "budget"), costs),
+        ]
+    versions = ", ".join(f"{name} {version}" for name, version in b.versions.items())
+    parts.append(
+        html.paragraph(
+            f"{b.device} ({b.machine}); {versions}; model {b.model_digest[:16]}; peak memory of "
+            f"this process {b.peak_memory_mb} MB.",
+            "soft",
+        )
+    )
+    return html.section("Speed", *parts)
+
+
+def _fresh(f: Findings) -> str:
+    return html.section(
+        "Fresh pictures",
+        html.paragraph(
+            "Made after training, from seeds of their own, and shown in the order in which they "
+            f"were made. A process that can import neither torch nor onnx found the same "
+            f"{f.without_torch} parts in them."
+        ),
+        html.grid(
+            html.image(jpeg, f"fresh picture {number} with the boxes found")
+            for number, jpeg in enumerate(f.pictures.fresh, 1)
+        ),
+    )
+
+
+def _judged(f: Findings) -> str:
+    by_class = zip(f.metrics.per_class, f.checkpoint_metrics.per_class, strict=True)
+    rows = [
+        (a.name, str(a.labels), *(_precision(v) for v in (a.ap50, a.ap50_95, c.ap50, c.ap50_95)))
+        for a, c in by_class
+    ]
+    a, c = f.metrics, f.checkpoint_metrics
+    means = (a.map50, a.map50_95, c.map50, c.map50_95)
+    rows.append(("all", str(a.labels), *map(_precision, means)))
+    header = ("class", "labels", "ONNX @0.5", "@0.5:0.95", "checkpoint @0.5", "@0.5:0.95")
+    return html.section(
+        "Judged on pictures from other seeds",
+        html.paragraph(
+            f"{a.images} pictures that took no part in training, nor in choosing the best epoch. "
+            f"Protocol: {a.protocol}. At least {LEAST_MAP50:.2f} at 0.5 is needed."
+        ),
+        html.table(header, rows),
+        html.paragraph(
+            "Labels on the left, predictions on the right, pictures spread evenly over the set. "
+            "A part that is hidden by more than 60 % has no label.",
+            "soft",
+        ),
+        html.grid(
+            html.pair(left, right, "labels | predictions")
+            for left, right in f.pictures.beside_labels
+        ),
+    )
+
+
+def _precision(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _shuffled(f: Findings) -> str:
+    return html.section(
+        "The same file, its head shuffled",
+        html.paragraph(
+            f"In a copy of the ONNX file, {f.moved:,} weights of the head's convolutions changed "
+            "places with one another; nothing else was touched. If boxes came from anything but "
+            "what was learnt, this would hardly matter. mAP@0.5 fell from "
+            f"{f.metrics.map50:.3f} to {f.shuffled_metrics.map50:.3f} (below "
+            f"{MOST_SHUFFLED_MAP50:.2f} is needed). The self-test refuses the copy:"
+        ),
+        html.code(f.refusal),
+        html.grid(
+            html.pair(left, right, "as trained | head shuffled")
+            for left, right in f.pictures.shuffled
+        ),
+    )
+
+
+def _reproduce(f: Findings) -> str:
+    recipe = f.config.to_dict()
+    hyper: dict[str, Any] = recipe.pop("recipe")
+    hyper |= hyper.pop("augmentation")
+    settings = ", ".join(f"{k} {v}" for k, v in (recipe | hyper).items() if v is not None)
+    artifact = f.artifacts[0]
+    return html.section(
+        "How to reproduce",
+        html.code(
+            "make demo\n\n"
+            f"y7edge val {artifact.path} --data {artifact.path.parent / 'judged/data.yaml'}\n"
+            f"y7edge verify {artifact.path} --against "
+            f"{artifact.path.parent / 'train/best.safetensors'}\n"
+            f"y7edge selftest {artifact.path}\n"
+            f"y7edge benchmark {artifact.path} --threads 1 --gate"
+        ),
+        html.paragraph(
+            "The same seeds give the same pictures everywhere. Trained weights differ in their "
+            "last digits between processors and numbers of threads, and so does what follows."
+        ),
+        html.paragraph(f"Settings: {settings}.", "soft"),
+        html.paragraph(
+            f"Checkpoint {artifact.manifest.source.digest}; payload "
+            f"{artifact.manifest.payload_digest}.",
+            "soft",
+        ),
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
