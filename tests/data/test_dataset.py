@@ -60,6 +60,7 @@ def stems(data, split="train"):
         ("names:\n  1: dog\n  0: cat", ("cat", "dog")),
         ("names:\n  '0': cat\n  '1': dog", ("cat", "dog")),
         ("nc: 2\nnames: [1, 2]", ("1", "2")),
+        ("names: [off, 007, 1.0, ~]", ("off", "007", "1.0", "~")),
         ("nc: 3", ("0", "1", "2")),
     ],
 )
@@ -75,6 +76,7 @@ def test_names_in_all_their_forms(folder, names, expected):
         ("names: {a: cat}", "names numbered from 0"),
         ("names: [cat]\nnc: 2", "found 1 and nc 2"),
         ("names: cat", "expected names as a list or a mapping"),
+        ("names: [[cat, dog]]", "expected names as a list or a mapping"),
         ("nc: two", "nc to be a positive whole number, found 'two'"),
         ("nc: true", "nc to be a positive whole number, found True"),
         ("other: 1", "expected names as a list or a mapping from 0, found None"),
@@ -102,6 +104,21 @@ def test_a_list_file_names_pictures_from_where_it_stands_or_the_root(folder, ent
     data = load(folder.describe(f"train: {entry}\nnc: 1\n"))
     assert stems(data) == ["b", "a"]
     assert [len(sample.boxes) for sample in data.split("train")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: images\\train\nval: .\\images\\val\\",
+        "path: .\\\ntrain: 'images/train '\nval: list.TXT",
+    ],
+)
+def test_paths_as_written_on_windows(folder, text):
+    folder.picture("a.png", "")
+    folder.picture("b.png", "", split="val")
+    (folder.root / "list.TXT").write_bytes(b"\xef\xbb\xbfimages\\val\\b.png \r\n\r\n")
+    data = load(folder.describe(f"{text}\nnc: 1\n"))
+    assert (stems(data), stems(data, "val")) == (["a"], ["b"])
 
 
 def test_a_list_of_folders_and_splits(folder):
@@ -179,6 +196,9 @@ def test_only_the_splits_asked_for_are_read(folder):
         ("nc: 1", "expected an entry 'train' or 'val', found neither"),
         ("- a\n- b", "expected a mapping with train, val and names, found list"),
         ("a: [", "cannot read it"),
+        ("[" * 5000, "cannot read it"),
+        ("nc: 1\nday: 2024-13-45", "cannot read it"),
+        (f"train: {'x' * 5000}\nnc: 1", "expected a folder or a list file 'xxx"),
         ("!!python/object/apply:os.system ['true']", "cannot read it"),
     ],
 )
@@ -194,6 +214,8 @@ def test_descriptions_that_lead_nowhere(folder, text, message):
 def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match="found nothing there"):
         load(tmp_path / "missing")
+    with pytest.raises(DataError, match=r"expected a data\.yaml"):
+        load("/dev/null")
     with pytest.raises(DataError, match=r"expected a data\.yaml, or folders images/"):
         load(tmp_path)
 
@@ -211,6 +233,13 @@ def test_says_how_to_install_pyyaml(folder, monkeypatch):
 
 
 # ---- where labels stand
+
+
+def test_labels_stand_beside_pictures_if_not_below_labels(folder):
+    folder.picture("a.png").with_suffix(".txt").write_text("1 .5 .5 .2 .2")
+    folder.picture("b.png", "0 .5 .5 .2 .2").with_suffix(".txt").write_text("1 .5 .5 .2 .2")
+    samples = load(folder.describe()).split("train")
+    assert [sample.class_id.tolist() for sample in samples] == [[1], [0]]
 
 
 @pytest.mark.parametrize(

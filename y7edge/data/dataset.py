@@ -83,10 +83,10 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
     reading = None
     if source.is_file():
         reading = yolo.read(source, splits)
-    elif (found := yolo.find(source)) is not None:
+    elif source.is_dir() and (found := yolo.find(source)) is not None:
         source = found
         reading = yolo.read(source, splits)
-    elif voc.is_voc(source):
+    elif source.is_dir() and voc.is_voc(source):
         reading = voc.read(source, splits)
     if reading is None:
         raise DataError(

@@ -8,10 +8,11 @@ names.
 A path is looked for, in this order: under the root (``path``, itself relative to the folder of the
 ``data.yaml``); there without leading ``../`` (Roboflow writes ``../train/images`` and means
 ``train/images``); beside the ``data.yaml`` (the data were moved and ``path`` was not corrected);
-under the working directory (the published files mean that).
+under the working directory (the published files mean that). Where there is nothing of that name,
+backslashes are taken for slashes.
 
 The label file of a picture is found by replacing the **last** folder named ``images`` in its path
-by ``labels``, and the suffix by ``.txt``; without such a folder it stands beside the picture. The
+by ``labels``, and the suffix by ``.txt``; if there is none, it stands beside the picture. The
 published code replaces the first one, which goes wrong when the data lie below a folder that
 happens to be called ``images``. No label file, or an empty one: the picture shows no object.
 
@@ -22,6 +23,7 @@ line by the count of numbers; of a polygon its bounding box is taken. All are sh
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def read(path: Path, splits: Sequence[str] | None = None) -> Reading:
     """
     content = _parse(path)
     names = _names(content, path)
-    root = path.parent / str(content.get("path") or "")
+    root = path.parent / str(content.get("path") or "").replace("\\", os.sep)
     tally = Tally()
     samples: dict[Path, Sample] = {}  # a picture in two splits is read, and counted, once
     found: dict[str, tuple[Sample, ...]] = {}
@@ -103,8 +105,12 @@ def _parse(path: Path) -> dict[str, Any]:
             f'{path}: reading it needs PyYAML: pip install "y7edge[eval]"'
         ) from error
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        content = yaml.safe_load(text)
+        if isinstance(content, dict):
+            # As they are written: YAML would make False of a class "off", and 7 of "007".
+            content["names"] = yaml.load(text, yaml.BaseLoader).get("names")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: expected a data.yaml, cannot read it: {reason}") from error
     if not isinstance(content, dict):
@@ -132,14 +138,14 @@ def _names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
             )
         names = [numbered[index] for index in range(len(numbered))]
     if names is None and nc is not None:
-        names = list(range(nc))
-    if not isinstance(names, list) or not names:
+        names = [str(index) for index in range(nc)]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise DataError(f"{path}: expected names as a list or a mapping from 0, found {names!r}")
     if nc is not None and nc != len(names):
         raise DataError(
             f"{path}: expected as many names as nc says, found {len(names)} and nc {nc}"
         )
-    return tuple(str(name) for name in names)
+    return tuple(names)
 
 
 def _images(entry: str, root: Path, source: Path) -> list[Path]:
@@ -147,7 +153,7 @@ def _images(entry: str, root: Path, source: Path) -> list[Path]:
     path = _locate(entry, root, source)
     if path.is_dir():
         images = sorted(image for image in path.rglob("*") if _is_image(image))
-    elif path.suffix == ".txt":
+    elif path.suffix.lower() == ".txt":
         images = list(_listed(path, root))
     else:
         images = [path] if _is_image(path) else []
@@ -162,19 +168,32 @@ def _is_image(path: Path) -> bool:
 
 
 def _locate(entry: str, root: Path, source: Path) -> Path:
-    stripped = entry
-    while stripped.startswith("../"):
-        stripped = stripped[3:]
-    candidates = list(
-        dict.fromkeys((root / entry, root / stripped, source.parent / entry, Path(entry)))
-    )
+    candidates: dict[Path, None] = {}  # in order, each once
+    for spelling in _spellings(entry):
+        stripped = spelling
+        while stripped.startswith("../"):
+            stripped = stripped[3:]
+        folders = (root / spelling, root / stripped, source.parent / spelling, Path(spelling))
+        candidates.update(dict.fromkeys(folders))
     for candidate in candidates:
-        if candidate.exists():
+        if _is_there(candidate):
             return candidate
     tried = ", ".join(str(candidate) for candidate in candidates)
     raise DataError(
         f"{source}: expected a folder or a list file '{entry}', found none: tried {tried}"
     )
+
+
+def _spellings(entry: str) -> tuple[str, ...]:
+    """A path as written, and as meant by who wrote it on Windows."""
+    return tuple(dict.fromkeys((entry.strip(), entry.strip().replace("\\", "/"))))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long or otherwise impossible
+        return False
 
 
 def _listed(path: Path, root: Path) -> Iterator[Path]:
@@ -187,9 +206,10 @@ def _listed(path: Path, root: Path) -> Iterator[Path]:
         entry = line.strip()
         if not entry:
             continue
-        candidates = (path.parent / entry, root / entry, Path(entry))
-        image = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if image is None:
+        folders = (path.parent, root, Path())
+        candidates = (folder / text for text in _spellings(entry) for folder in folders)
+        image = next((candidate for candidate in candidates if _is_there(candidate)), None)
+        if image is None or not image.is_file():
             raise DataError(
                 f"{path}:{number}: expected the path of a picture, found no file '{entry}'"
             )
@@ -198,6 +218,9 @@ def _listed(path: Path, root: Path) -> Iterator[Path]:
 
 def _read_sample(image: Path, nc: int, tally: Tally) -> Sample:
     path = label_path(image)
+    beside = image.with_suffix(".txt")
+    if not path.exists() and beside.is_file():
+        path = beside
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
