@@ -29,6 +29,7 @@ def _raiser(error: BaseException) -> Callable[[], None]:
         (KeyboardInterrupt(), 130),
         (ValueError("a mistake of ours"), 1),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 3),
+        (OSError(28, "No space left on device"), 1),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -43,7 +44,9 @@ def test_errors_become_one_line_and_a_code(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert str(error).replace("No module named ", "").strip("'") in printed.err
+    shown = str(error).replace("No module named ", "").replace("[Errno 28] ", "").strip("'")
+    assert shown in printed.err
+    assert ("internal error" in printed.err) == (type(error) is ValueError)
 
 
 def test_message_of_several_lines_is_one(

@@ -248,6 +248,19 @@ def test_another_dtype_or_key(path):
     refused(path, "num_batches_tracked is float64, expected int64")
 
 
+def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("y7edge.files.os.fsync", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left"):
+        weights.save(load(path), path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_without_safetensors(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(RuntimeMissing, match=r'pip install "y7edge\[export\]"'):

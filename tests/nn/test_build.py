@@ -116,3 +116,11 @@ class TestRandomWeights:
             decoded = model.decode(model(images))
         best = (decoded[..., 4] * decoded[..., 5:].amax(-1)).flatten().topk(100).values
         assert best[0] - best[-1] > 0.2
+
+
+@pytest.mark.parametrize("size", [(100, 128), (128, 100)])
+def test_a_size_that_the_strides_do_not_divide_is_refused(size):
+    # At 100 all maps of this model happen to meet, but the grid would stand for 96 pixels.
+    model = Model(scale(registry.get("yolov7-tiny", nc=1), width=0.125)).eval()
+    with pytest.raises(ConfigError, match="expected multiples of 32, the largest stride"):
+        model(torch.zeros(1, 3, *size))

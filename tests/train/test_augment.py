@@ -233,6 +233,8 @@ def test_the_input_is_left_alone():
     [
         ({"mosaic": 1.5}, "mosaic: expected a probability from 0 to 1, found 1.5"),
         ({"fliplr": -0.1}, "fliplr: expected a probability"),
+        ({"translate": -0.1}, "translate: expected a finite number from 0, found -0.1"),
+        ({"hsv_h": float("nan")}, "hsv_h: expected a finite number from 0, found nan"),
         ({"scale": 1.0}, "scale: expected 0 or more and less than 1, found 1.0"),
     ],
 )

@@ -9,7 +9,7 @@ from y7edge.data.dataset import Sample
 from y7edge.errors import DataError
 from y7edge.train import dataset as module
 from y7edge.train.augment import Augmentation
-from y7edge.train.dataset import TrainingSet, collate, loader
+from y7edge.train.dataset import TrainingSet, batches, collate, loader
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,16 @@ def test_workers_may_be_spawned(samples):
 def test_no_samples_is_an_error():
     with pytest.raises(DataError, match="expected pictures to train on, found none"):
         TrainingSet([], 64)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_is_named_in_one_line_by_workers_too(tmp_path, samples, workers):
+    lost = Sample(tmp_path / "lost.png", samples[0].boxes, samples[0].class_id)
+    made = loader(TrainingSet([lost], 64, cache=False), 1, workers=workers)
+    with pytest.raises(DataError) as caught:
+        list(batches(made))
+    assert str(caught.value).startswith(f"{lost.path}: cannot read the picture")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unreadable_picture_is_named(tmp_path, samples):

@@ -21,7 +21,7 @@ from y7edge.train.config import TINY, TrainConfig
 from y7edge.train.loop import Trainer, train
 from y7edge.train.progress import Quiet
 from y7edge.train.results import read_csv
-from y7edge.train.start import copy_fitting
+from y7edge.train.start import copy_fitting, start_model
 
 STILL = Augmentation(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0)
 
@@ -238,7 +238,8 @@ def test_fine_tuning_for_other_classes_leaves_the_head_alone():
         ({"imgsz": 100}, ConfigError, "imgsz must be a multiple of 32 .* take 128"),
         ({"device": "cuda:9"}, DeviceError, "device 'cuda:9' is not here: expected cpu"),
         ({"device": "gpu"}, DeviceError, "device 'gpu' is not here: expected cpu"),
-        ({"val_split": "test"}, DataError, "expected pictures in split 'test'"),
+        ({"imgsz": 32}, ConfigError, "imgsz must be 64 or more"),
+        ({"val_split": "test"}, DataError, "expected an entry 'test', found none"),
         ({"data": "nowhere.yaml"}, DataError, "nowhere.yaml"),
     ],
 )
@@ -259,5 +260,58 @@ def test_finished_run_is_not_overwritten(run, data):
 def test_weights_that_fit_nowhere_are_refused(data, tmp_path):
     path = tmp_path / "tiny.safetensors"
     weights.save(to_checkpoint(create("yolov7-tiny", nc=4)), path)
-    with pytest.raises(CheckpointError, match=r"no convolution of yolov7-tiny, .* fits"):
+    with pytest.raises(CheckpointError, match=r"of the 55 convolutions .* it fits 0, as it holds"):
         train(config(data, tmp_path / "run", weights=path))
+
+
+def test_weights_of_which_a_layer_fits_by_chance_are_refused(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    weights.save(to_checkpoint(create("yolov7-tiny", nc=4)), path)
+    # The first layer of both has 32 channels.
+    with pytest.raises(CheckpointError, match=r"of the \d+ convolutions of yolov7 it fits [1-9]"):
+        start_model(config("", None, model="yolov7", width=1.0, weights=path), 4)
+
+
+@pytest.mark.parametrize(
+    ("split", "label", "message"),
+    [
+        ("train", "", "expected labels to train on, found none for 2 pictures such as "),
+        ("val", "", "expected labels to judge by, found none for 2 pictures such as "),
+        ("val", None, "1.jpg: expected a picture"),
+    ],
+)
+def test_data_that_would_end_the_run_later_are_refused_at_once(tmp_path, split, label, message):
+    for part in ("train", "val"):
+        for index in range(2):
+            picture = tmp_path / "images" / part / f"{index}.jpg"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(picture), np.zeros((64, 64, 3), np.uint8))
+            picture.with_suffix(".txt").write_text("0 .5 .5 .2 .2")
+            if part == split and label is not None:
+                picture.with_suffix(".txt").write_text(label)
+    if label is None:
+        (tmp_path / "images" / split / "1.jpg").write_bytes(b"no picture")
+    path = tmp_path / "data.yaml"
+    path.write_text("train: images/train\nval: images/val\nnames: [a]\n")
+    with pytest.raises(DataError, match=message):
+        train(config(path, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_split_with_faults_is_not_read(data, tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text(data.read_text() + f"\npath: {data.parent}\ntest: images/train\n")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("no picture\n")
+    path.write_text(path.read_text().replace("test: images/train", f"test: {labels}"))
+    assert Trainer(config(path, tmp_path / "run"), Quiet()).batches == 3
+
+
+def test_a_picture_that_goes_missing_leaves_the_state_so_far(data, tmp_path, monkeypatch):
+    def fail(self, model):
+        raise DataError("lost.jpg: cannot read the picture")
+
+    monkeypatch.setattr("y7edge.train.validate.Validation.__call__", fail)
+    with pytest.raises(DataError, match="lost"):
+        train(config(data, tmp_path / "run", val_every=2))
+    assert weights.load(tmp_path / "run" / "last.safetensors").meta["interrupted"] is True

@@ -127,6 +127,8 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
         extra = EXTRAS.get(command) or extra_of(package)
         message = f"this needs {package}, which is not installed: pip install 'y7edge[{extra}]'"
         return message, RuntimeMissing.exit_code
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a folder of somebody else
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
     what = f"{type(error).__name__}: {error}"
     return f"internal error, please report it with the output of {TRACEBACK}: {what}", 1
 

@@ -28,7 +28,12 @@ _Side = Annotated[int, typer.Option("--imgsz", min=32, help="Side of the square 
 _Epochs = Annotated[int, typer.Option(min=1)]
 _Batch = Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")]
 _Seed = Annotated[int, typer.Option(min=0)]
-_Workers = Annotated[int, typer.Option(min=0, help="Processes that load pictures; 0: none extra.")]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Processes that load pictures; default: 0 on a CPU, up to 8 for a GPU."
+    ),
+]
 _Patience = Annotated[
     int, typer.Option(min=0, help="Stop after so many epochs without a better one; 0: never.")
 ]
@@ -49,7 +54,7 @@ def train(
     batch: _Batch = 16,
     device: Device = "auto",
     seed: _Seed = 0,
-    workers: _Workers = 0,
+    workers: _Workers = None,
     patience: _Patience = 0,
     width: _Width = 1.0,
     weights: _Weights = None,

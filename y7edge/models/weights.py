@@ -37,7 +37,7 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
 
     Raises:
         CheckpointError: weights or names that are not those of the rows, values that are not
-            finite, or metadata that JSON cannot hold.
+            finite, metadata that JSON cannot hold, or a disk that takes no more.
         RuntimeMissing: safetensors is not installed.
     """
     safetensors = _safetensors()
@@ -63,8 +63,11 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
             f"{source} was not written: its metadata cannot be JSON ({error}); "
             "use text, finite numbers, lists and dictionaries"
         ) from error
-    with atomic_write(path) as temporary:
-        safetensors.numpy.save_file(dict(stored.arrays), temporary, metadata={HEADER: text})
+    try:
+        with atomic_write(path) as temporary:
+            safetensors.numpy.save_file(dict(stored.arrays), temporary, metadata={HEADER: text})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{source}: cannot be written: {error}") from error
 
 
 def _stored(key: str, array: NDArray[Any]) -> NDArray[Any]:

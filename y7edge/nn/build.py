@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from y7edge.errors import CheckpointError
+from y7edge.errors import CheckpointError, ConfigError
 from y7edge.models import planning, registry
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.shapes import input_channels, strides
@@ -67,7 +67,18 @@ class Model(nn.Module):
         return self.head.decode(heads[: self.spec.levels])
 
     def _features(self, images: Tensor, *, aux: bool) -> list[Tensor]:
-        """Run the rows; every map is dropped behind its last reader."""
+        """Run the rows; every map is dropped behind its last reader.
+
+        Raises:
+            ConfigError: height or width is no multiple of the largest stride. By luck the maps of
+                such a picture can still meet, but boxes would be off.
+        """
+        height, width = images.shape[-2:]
+        if height % self.spec.max_stride or width % self.spec.max_stride:
+            raise ConfigError(
+                f"pictures are {height}x{width}, expected multiples of {self.spec.max_stride}, the "
+                f"largest stride of {self.spec.name}"
+            )
         maps: dict[int, Tensor] = {IMAGE: images}
         for index, finished in self._schedules[aux]:
             inputs = [maps[i] for i in self.spec.rows[index].inputs]

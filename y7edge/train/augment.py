@@ -33,7 +33,8 @@ class Augmentation:
     """How strongly pictures are changed; the defaults are the published ones for yolov7-tiny.
 
     Raises:
-        ConfigError: A probability outside 0..1, or a scale at which pictures vanish.
+        ConfigError: A probability outside 0..1, a strength that is negative or not finite, or a
+            scale at which pictures vanish.
     """
 
     mosaic: float = 1.0  # probability of joining four pictures
@@ -53,6 +54,10 @@ class Augmentation:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name}: expected a probability from 0 to 1, found {value}")
+        for name in ("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "shear", "perspective"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name}: expected a finite number from 0, found {value}")
         if not 0 <= self.scale < 1:
             raise ConfigError(f"scale: expected 0 or more and less than 1, found {self.scale}")
 

@@ -13,6 +13,7 @@ with its reason, and each can be overridden here:
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ class Recipe:
     augmentation: Augmentation = STRONG
 
     def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self) if f.name != "augmentation"):
+            value = getattr(self, name)
+            _require(math.isfinite(value), name, "a finite number", value)
         for name in ("lr0", "lrf", "ema_tau", "anchor_t"):
             _require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
         for name in ("momentum", "warmup_momentum", "warmup_share"):
@@ -125,6 +129,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 _require(_is_whole(value) and value >= 0, name, "a whole number from 0", value)
+        _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
         _require(self.width > 0, "width", "a positive number", self.width)
         known = ("auto", "32-true", "16-mixed", "bf16-mixed")
         _require(self.precision in known, "precision", f"one of {', '.join(known)}", self.precision)

@@ -173,3 +173,17 @@ def loader(
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
     )
+
+
+def batches(pictures: DataLoader[Item]) -> Iterator[Item]:
+    """One pass over a loader, with the error of a worker process as its own one line.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    try:
+        yield from pictures
+    except DataError as error:
+        # Torch puts the worker's traceback into the message; its last line is what was raised.
+        line = str(error).strip().splitlines()[-1]
+        raise DataError(line.removeprefix("y7edge.errors.DataError: ")) from error

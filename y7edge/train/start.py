@@ -70,7 +70,7 @@ def build_spec(config: TrainConfig, classes: int, anchors: Any = None) -> Spec:
 
     Raises:
         ConfigError: unknown model, a width that cannot be, a model with auxiliary heads, or an
-            input size that the strides don't divide.
+            input size that the strides don't divide or that is a single cell of the largest.
     """
     spec = registry.get(config.model, nc=classes, anchors=anchors)
     if spec.has_aux:
@@ -84,6 +84,12 @@ def build_spec(config: TrainConfig, classes: int, anchors: Any = None) -> Spec:
             f"imgsz must be a multiple of {spec.max_stride} for {config.model}, "
             f"not {config.imgsz}: take {up}"
         )
+    if config.imgsz < 2 * spec.max_stride:
+        # BatchNorm has no statistics of the single cell that a batch of one would leave.
+        raise ConfigError(
+            f"imgsz must be {2 * spec.max_stride} or more to train {config.model}, "
+            f"not {config.imgsz}"
+        )
     return scale(spec, width=config.width)
 
 
@@ -96,7 +102,7 @@ def start_model(config: TrainConfig, classes: int) -> tuple[Model, str]:
 
     Raises:
         ConfigError: the model cannot be trained (see :func:`build_spec`).
-        CheckpointError: the weights are folded, or none of them fits.
+        CheckpointError: the weights are folded, or most of them don't fit.
     """
     if config.weights is None:
         return Model(build_spec(config, classes)), "trained from random weights"
@@ -110,11 +116,13 @@ def start_model(config: TrainConfig, classes: int) -> tuple[Model, str]:
     anchors = checkpoint.spec.anchors if same_levels else None
     model = Model(build_spec(config, classes, anchors))
     copied, total = copy_fitting(model, checkpoint.arrays)
-    # Counters, and of the head what only depends on the classes, fit any model.
-    if not any(key.endswith(".conv.weight") for key in copied):
+    # Counters, and some layers by chance, fit any model; other classes change nothing but the head.
+    kernels = sum(key.endswith(".conv.weight") for key in model.state_dict())
+    fitting = sum(key.endswith(".conv.weight") for key in copied)
+    if fitting < kernels / 2:
         raise CheckpointError(
-            f"{path}: no convolution of {checkpoint.spec.name}, which it holds, fits "
-            f"{model.spec.name}; give the --model and --width that it was trained with"
+            f"{path}: of the {kernels} convolutions of {model.spec.name} it fits {fitting}, as it "
+            f"holds {checkpoint.spec.name}; give the --model and --width that it was trained with"
         )
     source = f"{path.name} (digest {checkpoint.digest[:16]})"
     return model, f"fine-tuned from {source}, {len(copied)} of {total} entries"

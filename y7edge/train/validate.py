@@ -7,10 +7,15 @@ reported at 0.7.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from y7edge.data.dataset import Sample
+from y7edge.data.images import read_image
 from y7edge.detector import Detector
+from y7edge.errors import DataError
 from y7edge.evaluate import Metrics, evaluate
 from y7edge.nn.build import Model, to_checkpoint
 from y7edge.nn.eager import EagerSession, describe
@@ -26,7 +31,20 @@ class Validation:
     """
 
     def __init__(self, samples: Sequence[Sample], names: Sequence[str], imgsz: int) -> None:
-        """Keep what is needed; ``imgsz`` is the side of the square input, pixels."""
+        """Keep what is needed, and find out now what would end the run at its first validation.
+
+        Args:
+            samples: pictures and labels.
+            names: class names.
+            imgsz: side of the square input, pixels.
+
+        Raises:
+            DataError: no picture has a label, or one cannot be read.
+        """
+        require_labels(samples, "judge by")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(_can_be_read, [sample.path for sample in samples]):
+                pass
         self.samples = tuple(samples)
         self.names = tuple(names)
         self._imgsz = imgsz
@@ -40,3 +58,20 @@ class Validation:
         manifest = describe(to_checkpoint(model, self.names), (self._imgsz, self._imgsz))
         options = SessionOptions(device=str(model.head.anchors.device))
         return Detector.from_session(EagerSession(model, manifest, options), manifest)
+
+
+def require_labels(samples: Sequence[Sample], purpose: str) -> None:
+    """Refuse pictures that all show nothing: mostly their labels stand elsewhere.
+
+    Raises:
+        DataError: none of them has a label.
+    """
+    if not any(len(sample.boxes) for sample in samples):
+        raise DataError(
+            f"expected labels to {purpose}, found none for {len(samples)} pictures such as "
+            f"{samples[0].path}; labels stand in .txt files of a folder labels/ beside images/"
+        )
+
+
+def _can_be_read(path: Path) -> None:
+    read_image(path)
