@@ -19,7 +19,8 @@ from y7edge.preprocess import PAD
 from y7edge.train.validate import Validation
 
 _PICTURES = 6
-_HEIGHT = 320  # of each picture in the sheet, pixels
+_HEIGHT = 320  # of each picture in the sheet, pixels ...
+_WIDEST = 960  # ... if it is no wider then: a strip would fill the memory, and JPEG ends at 65500
 _HEADING = 28
 
 
@@ -63,12 +64,13 @@ def labels(sample: Sample, image: NDArray[np.uint8], names: tuple[str, ...]) -> 
 
 def _fit(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = picture.shape[:2]
-    size = (max(1, round(width * _HEIGHT / height)), _HEIGHT)
+    factor = min(_HEIGHT / height, _WIDEST / width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _stack(rows: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Rows of different widths below each other, under a heading."""
+    """Rows of different sizes below each other, under a heading."""
     width = max(row.shape[1] for row in rows)
     heading = np.full((_HEADING, width, 3), PAD // 3, np.uint8)
     first_half = rows[0].shape[1] // 2
