@@ -41,7 +41,9 @@ class TensorAgreement:
         )
         f = np.moveaxis(found, self.channel_axis, 0).reshape(r.shape)
         scale = float(np.abs(r).max())
-        worst = float(np.abs(f - r).max()) / scale if scale else np.inf
+        worst = float(np.abs(f - r).max())
+        if worst:  # a reference of zeros has no scale, and needs none where it is met
+            worst = worst / scale if scale else np.inf
         self.deviation = float(np.maximum(self.deviation, worst))  # unlike max(), keeps NaN
         wide_r, wide_f = r.astype(np.float64), f.astype(np.float64)
         parts = {
@@ -57,13 +59,15 @@ class TensorAgreement:
 
     @property
     def cosine(self) -> float:
-        """Cosine over all that was added; NaN if the reference varies in no channel."""
+        """Cosine over all that was added; of what varies nowhere, 1 if it is the same, else NaN."""
         s, n = self._sums, self._count
         mean = s["r"] / n
         with np.errstate(invalid="ignore"):  # infinities become NaN, which fails as it should
             dot = (s["rf"] - mean * s["f"]).sum()
             rr = (s["rr"] - mean * s["r"]).sum()
             ff = (s["ff"] - 2 * mean * s["f"] + n * mean * mean).sum()
+        if rr == ff == 0:
+            return 1.0
         return float(dot / np.sqrt(rr * ff)) if rr > 0 and ff > 0 else float("nan")
 
 

@@ -78,7 +78,7 @@ def _sample(name: str, tensor: Floats, key: str) -> Samples:
     indices = np.unique(np.concatenate((extreme, rest)))
     return Samples(
         output=name,
-        scale=_rounded(float(np.abs(flat).max())),
+        scale=_rounded(float(np.abs(flat).max())) or 1.0,  # of zeros, deviations are absolute
         indices=tuple(int(i) for i in indices),
         values=tuple(_rounded(float(v)) for v in flat[indices]),
     )

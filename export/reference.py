@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import y7edge
+from y7edge.errors import ParityError
 from y7edge.files import atomic_write
 from y7edge.models.weights import Checkpoint
 from y7edge.runtimes.base import require
@@ -68,12 +69,21 @@ class Reference:
         return f"{state}, float32, torch {version('torch')}"
 
     def answer(self, pixels: NDArray[np.float32]) -> Answer:
-        """What the model gives for an input (B, 3, H, W), from the cache if it was asked before."""
+        """What the model gives for an input (B, 3, H, W), from the cache if it was asked before.
+
+        Raises:
+            ParityError: NaN or infinity, with which nothing can be compared.
+        """
         path = self._folder / f"{self._key(pixels)}.npz"
         kept = _read(path, self.checkpoint.spec.levels)
         if kept is not None:
             return kept
         answer = _run(self._model, pixels)
+        for level, head in enumerate(answer.heads):
+            if not np.isfinite(head).all():
+                problem = f"inconclusive, head{level} of the checkpoint itself is NaN or infinite"
+                report = {"status": "inconclusive", "problems": [problem]}
+                raise ParityError(f"{problem}: train again, or take another checkpoint", report)
         _keep(path, answer)
         return answer
 

@@ -90,12 +90,22 @@ def test_what_is_not_finite_stays_visible(value, first):
     assert not agreement.cosine >= -1
 
 
-def test_a_reference_that_does_not_vary_proves_nothing():
+def test_a_reference_that_does_not_vary_is_met_or_not():
     agreement = TensorAgreement(channel_axis=1)
-    zeros = np.zeros((1, 2, 3, 3), np.float32)
-    agreement.add(zeros, zeros)
-    assert not agreement.deviation <= 1
+    same = np.ones((1, 2, 3, 3), np.float32)
+    agreement.add(same, same)
+    assert agreement.cosine == 1
+    agreement.add(same, same + np.arange(3, dtype=np.float32))
     assert np.isnan(agreement.cosine)
+
+
+def test_zeros_that_are_met_do_not_deviate():
+    zeros = np.zeros((1, 3, 4, 4), np.float32)
+    agreement = TensorAgreement(channel_axis=1)
+    agreement.add(zeros, zeros)
+    assert (agreement.deviation, agreement.cosine) == (0, 1)
+    agreement.add(zeros, zeros + np.float32(1e-30))
+    assert agreement.deviation == np.inf
 
 
 @pytest.mark.parametrize("nc", [80, 1])

@@ -106,17 +106,29 @@ def test_another_checkpoint_is_named(artifact_path, narrow_tiny):
         verify(artifact_path, fewer, ignore_digests=True)
 
 
-def test_scores_that_do_not_differ_prove_nothing(narrow_tiny, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("factor", [1e-3, 0])
+def test_scores_that_do_not_differ_prove_nothing(narrow_tiny, tmp_path, factor, precision):
     arrays = dict(narrow_tiny.arrays)
     head = narrow_tiny.spec.head.index
     for level in range(3):
         for kind in ("weight", "bias"):
             key = f"rows.{head}.lead.{level}.{kind}"
-            arrays[key] = arrays[key] * np.float32(1e-3)
+            arrays[key] = arrays[key] * np.float32(factor)
+    dull = replace(narrow_tiny, arrays=arrays)
     with pytest.raises(ParityError, match=r"inconclusive.*--images") as caught:
-        export(replace(narrow_tiny, arrays=arrays), tmp_path / "m.onnx", imgsz=SIZE)
+        export(dull, tmp_path / "m.onnx", imgsz=SIZE, precision=precision)
     assert caught.value.report["status"] == "inconclusive"
     assert caught.value.report["candidates"]["score_spread"] < 0.2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_answers_nan_proves_nothing(narrow_tiny, tmp_path):
+    arrays = dict(narrow_tiny.arrays)
+    for row in (0, 1):
+        arrays[f"rows.{row}.bn.weight"] = arrays[f"rows.{row}.bn.weight"] * np.float32(1e30)
+    with pytest.raises(ParityError, match="inconclusive, head0 of the checkpoint itself is NaN"):
+        export(replace(narrow_tiny, arrays=arrays), tmp_path / "m.onnx", imgsz=SIZE)
     assert list(tmp_path.iterdir()) == []
 
 
