@@ -236,8 +236,10 @@ def test_benchmark_gate(
 def test_train(data: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "run"
     small = ("--width", "0.25", "--imgsz", "64", "--epochs", "1", "--batch", "2")
-    (record,) = run("train", "--data", data, *small, "--out", out, "--set", "mosaic=0")
+    (record,) = run("train", "--data", data, *small, "--out", out, "--licence", "MIT")
     assert record["epochs"] == 1
+    assert weights.load(record["best"]).meta["licence"] == "MIT"
+    assert weights.load(record["best"]).meta["config"]["workers"] is None  # the device decides
     assert {"map50", "map50_95"} <= set(record)
     for name in ("best.safetensors", "last.safetensors", "results.csv"):
         assert (out / name).is_file()

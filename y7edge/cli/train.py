@@ -40,6 +40,9 @@ _Patience = Annotated[
 _Out = Annotated[
     Path | None, typer.Option(help="Folder of the run; default: the next free runs/trainN.")
 ]
+_Licence = Annotated[
+    str, typer.Option(help="Licence of the weights, yours to choose; kept with them everywhere.")
+]
 _Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter of the recipe; repeat it."),
@@ -59,6 +62,7 @@ def train(
     width: _Width = 1.0,
     weights: _Weights = None,
     out: _Out = None,
+    licence: _Licence = "unspecified",
     changes: _Set = None,
     as_json: Json = False,
 ) -> None:
@@ -85,6 +89,7 @@ def train(
         workers=workers,
         out=out,
         seed=seed,
+        licence=licence,
         recipe=changed(recipe_for(model), changes or []),
     )
     result = run(config, progress=for_terminal())
