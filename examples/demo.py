@@ -228,8 +228,14 @@ def repeat_proof(artifact: Path, checkpoint: Checkpoint, say: Say) -> None:
 def measure(artifact: Path, say: Say) -> Report:
     """Latency on one thread, and the code around the engine in units of one ``cv2.resize``."""
     report = benchmark(artifact, threads=1, gate=True)
-    for line in str(report).splitlines():
-        say(line.strip())
+    model, whole = report.model_ms, report.end_to_end_ms
+    say(
+        f"on one thread: network {model['p50']:.2f} ms, end to end {whole['p50']:.2f} ms (medians; "
+        f"95 of 100 within {whole['p95']:.2f} ms), on {report.device}, {report.machine}"
+    )
+    if report.gate is not None:
+        costs = (f"{key} {getattr(report.gate, key):.2f}" for key in report.gate.budget)
+        say(f"around the engine, in units of one cv2.resize: {', '.join(costs)}")
     return report
 
 

@@ -35,7 +35,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 14px;
 figure { margin: 0 }
 figcaption { font-size: .85rem; margin-top: .3rem }
 img { width: 100%; height: auto; display: block; border-radius: 8px }
-svg { width: 100%; height: auto; display: block }
+svg { width: 100%; height: auto; display: block; max-width: 34rem }
 .scroll { overflow-x: auto; margin: 0 0 .9rem }
 table { border-collapse: collapse; width: 100%; font-size: .9rem;
         font-variant-numeric: tabular-nums }
@@ -45,8 +45,13 @@ th { font-weight: 600; color: var(--soft) }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 td.words { text-align: left; white-space: normal; min-width: 14rem }
 .ok { color: var(--accent); font-weight: 600 } .no { color: #b91c1c; font-weight: 600 }
-pre { background: #f1f5f9; border-radius: 8px; padding: .8rem 1rem; overflow-x: auto;
-      font-size: .85rem; margin: .25rem 0 .9rem }
+ol { list-style: none; margin: 0; padding: 0 }
+li { padding: .6rem 0; border-top: 1px solid var(--line); overflow-wrap: anywhere }
+li b { display: flex; justify-content: space-between; gap: 1rem }
+li i { font-style: normal; font-weight: 400; white-space: nowrap }
+li span { display: block; color: var(--soft); font-size: .9rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f1f5f9; border-radius: 8px;
+      padding: .8rem 1rem; font-size: .85rem; margin: .25rem 0 .9rem }
 """
 
 
@@ -93,6 +98,15 @@ def _cell(content: str | bool) -> str:
         return '<td class="ok">passed</td>' if content else '<td class="no">failed</td>'
     kind = ' class="words"' if len(content) > 40 else ""
     return f"<td{kind}>{escape(content)}</td>"
+
+
+def steps(items: Iterable[tuple[str, str, Sequence[str]]]) -> str:
+    """A list of what was done: a name, how long it took, lines of detail."""
+    parts = []
+    for name, took, details in items:
+        below = "".join(f"<span>{escape(line)}</span>" for line in details)
+        parts.append(f"<li><b>{escape(name)}<i>{escape(took)}</i></b>{below}</li>")
+    return f"<ol>{''.join(parts)}</ol>"
 
 
 def image(jpeg: bytes, words: str) -> str:

@@ -99,14 +99,14 @@ def write(findings: Findings, path: Path) -> None:
     """Write the page."""
     body = [
         *_opening(findings),
-        _steps(findings),
+        _fresh(findings),
         _training(findings),
         _fold(findings),
         _parity(findings),
         _speed(findings),
-        _fresh(findings),
         _judged(findings),
         _shuffled(findings),
+        _steps(findings),
         _reproduce(findings),
     ]
     path.write_text(html.page("y7edge demo: parts on a tray", body), encoding="utf-8")
@@ -153,8 +153,8 @@ def _opening(f: Findings) -> list[str]:
 
 
 def _steps(f: Findings) -> str:
-    rows = [(step.title, "; ".join(step.lines), f"{step.seconds:.1f}") for step in f.steps]
-    return html.section("What was done", html.table(("step", "", "seconds"), rows))
+    done = ((step.title, f"{step.seconds:.1f} s", step.lines) for step in f.steps)
+    return html.section("Step by step", html.steps(done))
 
 
 def _training(f: Findings) -> str:
