@@ -5,6 +5,7 @@ The manifest is the metadata property ``y7edge`` of the file.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,10 @@ from y7edge.errors import ArtifactError, ConfigError, DeviceError
 from y7edge.manifest import MAX_BYTES, Manifest
 from y7edge.runtimes import _modelproto
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec, check_feeds, require
+
+# Since 1.29 ONNX Runtime reports to its maker over the network, also from Linux, unless this is set
+# before its first import. Whoever wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FORMATS = (".onnx",)
 TARGETS = ("onnx",)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -119,6 +122,16 @@ def test_runs_as_the_manifest_says(artifact, session):
         np.testing.assert_allclose(results[spec.name], expected, atol=1e-5)
     assert session.device == "cpu"
     assert "float32" in session.arithmetic
+
+
+def test_the_engine_does_not_report_to_its_maker(artifact_path, tmp_path):
+    # Its telemetry leaves a session file in the temporary folder; in tests it is silent by itself.
+    silencers = ("ORT_DISABLE_TELEMETRY", "CI", "PYTEST_CURRENT_TEST", "PYTEST_VERSION")
+    environment = {k: v for k, v in os.environ.items() if k not in silencers}
+    script = f"from y7edge import Detector; Detector({str(artifact_path)!r}).warmup()"
+    environment["TMPDIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_results_are_not_overwritten_by_the_next_call(artifact, session):
