@@ -6,6 +6,7 @@ a rename at the end: a failed or killed export leaves there what was there befor
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import numpy as np
 
 from y7edge import __version__
 from y7edge.artifact import Artifact
-from y7edge.errors import ConfigError
+from y7edge.errors import ConfigError, ExportError
 from y7edge.export import graph, parity
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.pictures import Images, gather
@@ -114,10 +115,18 @@ def export(
         parity.require_passed(report, f"nothing was written to {destination}: the artifact")
         proved = replace(probed, manifest=replace(probed.manifest, parity=report))
         choice.target.write_manifest(proved)
-        with atomic_write(destination) as temporary:
-            shutil.copyfile(proved.path, temporary)
+        _move(proved.path, destination)
     tell(f"proved; written to {destination}")
     return Artifact(destination, proved.manifest)
+
+
+def _move(proved: Path, destination: Path) -> None:
+    """Copied and renamed: the two may lie on different disks."""
+    try:
+        with atomic_write(destination) as temporary:
+            shutil.copyfile(proved, temporary)
+    except OSError as error:
+        raise ExportError(f"cannot write {destination}: {error.strerror or error}") from error
 
 
 def _build(
@@ -170,6 +179,7 @@ def _checked(
         raise ConfigError(f"target {target} has no precision {precision!r}; choose from {known}")
     if destination.suffix.lower() != chosen.SUFFIX or destination.is_dir():
         raise ConfigError(f"{destination} is no name for {target}: expected FILE{chosen.SUFFIX}")
+    _require_writable(destination)
     if not 1 <= batch <= 1024:
         raise ConfigError(f"batch is {batch}, expected 1 to 1024, or dynamic=True")
     height, width = _size(checkpoint, imgsz)
@@ -187,6 +197,13 @@ def _checked(
         width=width,
         batch="dynamic" if dynamic else batch,
     )
+
+
+def _require_writable(destination: Path) -> None:
+    """Now, and not when all is proved; nothing is made yet, so that a failure leaves nothing."""
+    folder = next(path for path in destination.absolute().parents if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{destination} cannot be written: {folder} is no folder to write into")
 
 
 def _size(checkpoint: Checkpoint, imgsz: Size | None) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 import y7edge.export
-from y7edge.errors import ConfigError, DeviceError, ParityError, RuntimeMissing
+from y7edge.errors import ConfigError, DeviceError, ExportError, ParityError, RuntimeMissing
 from y7edge.export import graph, parity, pipeline
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.pipeline import export
@@ -153,6 +153,25 @@ def test_requests_that_cannot_be_are_named_at_once(narrow_tiny, tmp_path, option
     out = tmp_path / options.pop("out", "m.onnx")
     with pytest.raises(ConfigError, match=problem):
         export(narrow_tiny, out, **{"imgsz": SIZE, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file/m.onnx", "file/folder/m.onnx"])
+def test_a_place_that_cannot_be_written_is_named_at_once(narrow_tiny, tmp_path, place):
+    (tmp_path / "file").write_text("not a folder")
+    told = []
+    with pytest.raises(ConfigError, match="file is no folder to write into"):
+        export(narrow_tiny, tmp_path / place, imgsz=SIZE, progress=told.append)
+    assert told == []
+
+
+def test_a_full_disk_is_an_export_error(narrow_tiny, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline.shutil, "copyfile", fail)
+    with pytest.raises(ExportError, match=r"cannot write .*m\.onnx: No space left"):
+        export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE)
     assert list(tmp_path.iterdir()) == []
 
 
