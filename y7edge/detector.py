@@ -350,7 +350,7 @@ def _open(
 ) -> tuple[Session, Manifest]:
     """A session for an artifact, or with torch for a checkpoint or a variant's name."""
     path = Path(source)
-    if not path.exists() and path.name == str(source) and not path.suffix:
+    if not path.is_file() and path.name == str(source) and not path.suffix:
         variants.get(path.name)  # a ConfigError that lists the names, if it is none of them
     elif path.suffix.lower() not in CHECKPOINTS:
         artifact = registry.load(path, backend)

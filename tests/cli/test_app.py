@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -47,6 +49,15 @@ def test_errors_become_one_line_and_a_code(
     shown = str(error).replace("No module named ", "").replace("[Errno 28] ", "").strip("'")
     assert shown in printed.err
     assert ("internal error" in printed.err) == (type(error) is ValueError)
+
+
+def test_a_request_to_stop_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("y7edge.check.check", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert main(["check"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_message_of_several_lines_is_one(

@@ -59,6 +59,7 @@ def test_relative_pattern(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("nothing.jpg", "found nothing"),
         ("*.gif", "found nothing"),
         ("empty", "a folder of pictures"),
+        ("**x.jpg", "a pattern such as"),
         ("notes.txt", "notes.txt"),
         ("broken.mp4", "no frame"),
     ],
@@ -77,6 +78,17 @@ def test_album_keeps_names_apart(tmp_path: Path) -> None:
         album.add(Picture(Path("right/a.png"), image + 9), image + 9)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-2.png", "a.png"]
     assert cv2.imread(str(tmp_path / "out" / "a-2.png")).max() == 9
+
+
+@pytest.mark.parametrize("frame", [None, 0])
+def test_album_never_overwrites_what_is_read(folder: Path, frame: int | None) -> None:
+    source = folder / ("a.jpg" if frame is None else "v.mp4")
+    (folder / "v.avi").rename(folder / "v.mp4")
+    before = source.read_bytes()
+    image = np.zeros((24, 32, 3), np.uint8)
+    with pytest.raises(SourceError, match="another folder"), Album(folder) as album:
+        album.add(Picture(source, image, frame), image)
+    assert source.read_bytes() == before
 
 
 def test_album_writes_a_video(tmp_path: Path) -> None:

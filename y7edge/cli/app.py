@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -93,6 +95,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.showwarning = _show_warning
+    if threading.current_thread() is threading.main_thread():
+        # Asked to stop by a service manager, as by Ctrl-C: temporary files are removed on the way.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = app(arguments, prog_name="y7edge", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -19,13 +19,13 @@ _CHECKPOINTS = (".safetensors", ".pt", ".pth")
 
 
 def kind_of(text: str) -> Kind:
-    """Which of the three ``text`` is; a file wins over a variant of the same name.
+    """Which of the three ``text`` is; a file wins over a variant of the same name, a folder not.
 
     Raises:
         ConfigError: it is neither a file nor a known name.
     """
     path = Path(text)
-    if path.exists():
+    if path.is_file() or (path.is_dir() and text not in registry.names()):
         return "checkpoint" if path.suffix.lower() in _CHECKPOINTS else "artifact"
     if path.suffix or path.name != text:
         raise ConfigError(f"there is no file {text}, and no variant is called so")

@@ -46,9 +46,12 @@ def _files(source: str) -> list[Path]:
     elif path.exists():
         return [path]
     else:
-        root = Path(path.anchor)
-        found = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
         expected = "a picture, a video, a folder or a pattern such as 'pictures/*.jpg'"
+        root = Path(path.anchor)
+        try:
+            found = sorted(f for f in root.glob(str(path.relative_to(root))) if f.is_file())
+        except ValueError as error:  # such as a ** that is not alone between slashes
+            raise SourceError(f"{source}: expected {expected}: {error}") from error
     if not found:
         raise SourceError(f"{source}: expected {expected}, found nothing")
     return found

@@ -41,7 +41,8 @@ class Album:
         """Write one drawn picture (H, W, 3) uint8 BGR.
 
         Raises:
-            SourceError: the folder cannot be written into, or OpenCV cannot write such a file.
+            SourceError: the folder cannot be written into, OpenCV cannot write such a file, or it
+                would take the place of the picture that it was drawn on.
         """
         try:
             if picture.frame is None:
@@ -99,4 +100,7 @@ class Album:
             count += 1
             name = f"{source.stem}-{count}{source.suffix}"
         self._taken.add(name)
-        return self._folder / name
+        path = self._folder / name
+        if path.exists() and source.exists() and path.samefile(source):
+            raise SourceError(f"{path} would be overwritten: save into another folder")
+        return path

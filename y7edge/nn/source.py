@@ -18,6 +18,6 @@ def open_checkpoint(source: str | Path, nc: int = 80, seed: int = 0) -> Checkpoi
     Raises:
         CheckpointError: the file is missing, damaged, or no checkpoint.
     """
-    if isinstance(source, str) and source in registry.names() and not Path(source).exists():
+    if isinstance(source, str) and source in registry.names() and not Path(source).is_file():
         return random_checkpoint(source, nc=nc, seed=seed)
     return weights.load(Path(source))
