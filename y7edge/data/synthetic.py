@@ -25,10 +25,10 @@ NAMES = ("nut", "washer", "screw", "bracket")
 
 # How a class is made, and its longest side as a share of the picture's shorter one.
 _CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
-    (nut, 0.14, 0.26),
-    (washer, 0.14, 0.26),
-    (screw, 0.18, 0.32),
-    (bracket, 0.16, 0.30),
+    (nut, 0.19, 0.34),
+    (washer, 0.19, 0.34),
+    (screw, 0.26, 0.42),
+    (bracket, 0.22, 0.38),
 )
 
 # A part of which less than this share shows is in the picture, but not in its labels.
@@ -104,11 +104,11 @@ def _place(
     sprites: list[Sprite] = []
     class_id: list[int] = []
     taken: list[tuple[NDArray[np.float64], float]] = []
-    for _ in range(rng.integers(2, 10)):
+    for _ in range(rng.integers(2, 8)):
         kind = int(rng.integers(len(NAMES)))
         make, smallest, largest = _CLASSES[kind]
         length = float(rng.uniform(smallest, largest) * unit)
-        apart = 0.3 if rng.random() < 0.25 else 0.8
+        apart = 0.3 if rng.random() < 0.12 else 0.8
         for _ in range(12):
             centre = rng.uniform(0.3 * length, np.array((width, height)) - 0.3 * length)
             if all(
