@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from y7edge.artifact import Artifact
 from y7edge.errors import ParityError
 from y7edge.export import parity
 from y7edge.export.pictures import Images, gather
 from y7edge.export.reference import Reference
+from y7edge.manifest import InputInfo
 from y7edge.models.weights import Checkpoint
 from y7edge.selftest import check_payload, load_undamaged
 
@@ -24,6 +26,9 @@ def verify(
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Check an artifact's digests, that it came from ``against``, and prove it again.
+
+    What the manifest says of classes, anchors and input must be the checkpoint's too: its own
+    digest shows damage, but anybody can compute another.
 
     Args:
         path: the artifact.
@@ -56,7 +61,7 @@ def verify(
                 "checkpoint that it was exported from",
                 {"status": "failed", **origin},
             )
-    _require_shape(artifact.path, manifest.strides, manifest.nc, against)
+    _require_same_model(artifact, against, manifest.names if ignore_digests else against.names)
     pictures = gather(images, against.meta, manifest.input)
     report = parity.prove(artifact, Reference(against), pictures, device=device, progress=progress)
     report = {**origin, **report}
@@ -64,11 +69,25 @@ def verify(
     return report
 
 
-def _require_shape(path: Path, strides: tuple[int, ...], nc: int, against: Checkpoint) -> None:
-    """Without equal levels and classes there is nothing to compare number by number."""
-    spec = against.spec
-    if (strides, nc) != (tuple(spec.strides), spec.nc):
-        raise ParityError(
-            f"{path} has {nc} classes and strides {strides}; the checkpoint has {spec.nc} and "
-            f"{tuple(spec.strides)}: give the checkpoint that it was exported from"
-        )
+def _require_same_model(artifact: Artifact, against: Checkpoint, names: tuple[str, ...]) -> None:
+    """Without equal levels and classes there is nothing to compare number by number.
+
+    And heads may agree to the last bit while boxes or names that are made of them are wrong.
+    """
+    manifest, spec, image = artifact.manifest, against.spec, artifact.manifest.input
+    anchors = [level.anchors for level in manifest.levels]
+    usual = InputInfo(image.name, image.batch, image.height, image.width)
+    for what, found, expected in (
+        ("number of classes", manifest.nc, spec.nc),
+        ("strides", manifest.strides, tuple(spec.strides)),
+        ("class names", manifest.names, names),
+        ("anchors", anchors, list(spec.anchors)),
+        ("input", image, usual),
+    ):
+        if found != expected:
+            pair = f"{str(found)[:80]} and not {str(expected)[:80]}"
+            raise ParityError(
+                f"{artifact.path} has other {what} than its checkpoint, {pair}: "
+                "give the checkpoint that it was exported from, or export it again",
+                {"status": "failed", "artifact": str(artifact.path), "problems": [what]},
+            )

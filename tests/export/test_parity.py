@@ -95,6 +95,23 @@ def test_verify_refuses_a_flipped_byte_of_graph_and_weights(artifact_path, narro
             verify(tampering.flip(artifact_path, tmp_path / "m.onnx", position), narrow_tiny)
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda m: {"names": m.names[::-1]}, "class names"),
+        (lambda m: {"levels": tuple(replace(v, anchors=v.anchors[::-1]) for v in m.levels)}, "anc"),
+        (lambda m: {"input": replace(m.input, color="bgr")}, "input"),
+        (lambda m: {"input": replace(m.input, scale=1.0)}, "input"),
+    ],
+)
+def test_a_manifest_with_a_new_digest_is_held_against_the_checkpoint(
+    artifact, artifact_path, narrow_tiny, tmp_path, change, what
+):
+    path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", **change(artifact.manifest))
+    with pytest.raises(ParityError, match=f"other {what}"):
+        verify(path, narrow_tiny)
+
+
 def test_another_checkpoint_is_named(artifact_path, narrow_tiny):
     other = random_weights(narrow_tiny.spec, seed=1)
     with pytest.raises(ParityError, match="made from another checkpoint"):
@@ -102,7 +119,7 @@ def test_another_checkpoint_is_named(artifact_path, narrow_tiny):
     with pytest.raises(ParityError, match="deviates"):
         verify(artifact_path, other, ignore_digests=True)
     fewer = random_weights(replace(narrow_tiny.spec, nc=2))
-    with pytest.raises(ParityError, match=r"3 classes.*has 2"):
+    with pytest.raises(ParityError, match=r"other number of classes.*3 and not 2"):
         verify(artifact_path, fewer, ignore_digests=True)
 
 
