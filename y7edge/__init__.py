@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ParityError,
         RuntimeMissing,
         SourceError,
+        TrainingError,
         Y7EdgeError,
     )
 
@@ -52,6 +53,7 @@ __all__ = [
     "RuntimeMissing",
     "SourceError",
     "Timing",
+    "TrainingError",
     "Y7EdgeError",
     "__version__",
     "draw",

@@ -104,12 +104,15 @@ class TestRandomWeights:
         assert first.digest == second.digest
         assert random_checkpoint("yolov7-tiny", nc=2, seed=1).digest != first.digest
 
-    @pytest.mark.parametrize("name", ["yolov7-tiny", "yolov7", "yolov7-w6"])
-    def test_scores_spread(self, name):
+    @pytest.mark.parametrize(
+        ("name", "nc"),
+        [("yolov7-tiny", 80), ("yolov7-tiny", 3), ("yolov7", 80), ("yolov7-w6", 80)],
+    )
+    def test_scores_spread(self, name, nc):
         """What a proof of equality needs: the 100 best candidates differ by more than 0.2."""
         from y7edge.data.synthetic import scene
 
-        model = from_checkpoint(random_weights(scale(registry.get(name, nc=80), width=0.5)))
+        model = from_checkpoint(random_weights(scale(registry.get(name, nc=nc), width=0.5)))
         scenes = np.stack([scene(seed, size=(256, 256)).image[..., ::-1] for seed in range(8)])
         with torch.inference_mode():
             images = torch.from_numpy(scenes.transpose(0, 3, 1, 2) / np.float32(255))

@@ -8,6 +8,7 @@ through the whole network, and heads are scaled so that scores spread over 0 to 
 from __future__ import annotations
 
 import zlib
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -20,13 +21,9 @@ from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 from y7edge.nn.build import Model, to_checkpoint
 
-# Standard deviation and middle of the raw outputs. A trained detector says "nothing here" nearly
-# everywhere, with few, well-spread exceptions: so objectness is wide around a low middle.
-RAW = (
-    (slice(0, 4), 0.8, 0.0),  # box
-    (slice(4, 5), 5.0, 0.0),  # objectness; the middle follows from the best cell
-    (slice(5, None), 2.0, -5.0),  # classes
-)
+# Standard deviations of the raw outputs. A trained detector says "nothing here" nearly everywhere,
+# with few, well-spread exceptions: so objectness is wide around a low middle.
+BOX, OBJECTNESS, CLASSES = 0.8, 5.0, 2.0
 PICTURES = 4
 
 
@@ -106,11 +103,13 @@ def _calibrate(model: Model, seed: int) -> None:
     for conv, raw in zip([*model.head.lead, *model.head.aux], raws, strict=True):
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         deviation, mean = torch.std_mean(raw, dim=(0, 2, 3))  # (anchors, 5 + nc)
-        target, middle = torch.empty_like(mean), torch.empty_like(mean)
-        for entries, wanted, centre in RAW:
-            target[:, entries], middle[:, entries] = wanted, centre
+        target = torch.full_like(mean, BOX)
+        middle = torch.zeros_like(mean)
+        target[:, 4], target[:, 5:] = OBJECTNESS, CLASSES
         # These scenes' best cell is doubted: there will be better ones in more and larger ones.
-        middle[:, 4] = -1 - target[:, 4] * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
+        middle[:, 4] = -1 - OBJECTNESS * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
+        # So is its best class: the median of the largest of nc normal values is taken away.
+        middle[:, 5:] = -CLASSES * NormalDist().inv_cdf(0.5 ** (1 / model.spec.nc))
         gain = (target / deviation).flatten()
         conv.weight.mul_(gain[:, None, None, None])
         conv.bias.mul_(gain).add_((middle - target / deviation * mean).flatten())
