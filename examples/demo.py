@@ -335,7 +335,7 @@ def show(artifact: Path, shuffled: Path, judged: Dataset, fresh: Sequence[Image]
             found = _large(image, detector(image))
             beside.append((truth, found))
             apart.append((found, _large(image, broken(image))))
-    return Pictures([_jpeg(image) for image in fresh], beside, apart[:3])
+    return Pictures([_jpeg(image) for image in fresh], beside, apart[:4])
 
 
 def _large(image: Image, detections: Detections) -> bytes:

@@ -31,6 +31,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 14px;
 .tile.bad b { color: #b91c1c }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr));
         gap: .9rem }
+.wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)) }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px }
 figure { margin: 0 }
 figcaption { font-size: .85rem; margin-top: .3rem }
@@ -126,9 +127,9 @@ def pair(first: bytes, second: bytes, caption: str) -> str:
     return figure(f'<div class="pair">{both}</div>', caption)
 
 
-def grid(items: Iterable[str]) -> str:
-    """As many columns as there is room for."""
-    return f'<div class="grid">{"".join(items)}</div>'
+def grid(items: Iterable[str], *, wide: bool = False) -> str:
+    """As many columns as there is room for; ``wide`` ones hold pairs."""
+    return f'<div class="{"grid wide" if wide else "grid"}">{"".join(items)}</div>'
 
 
 def code(lines: str) -> str:

@@ -373,8 +373,8 @@ def _judged(f: Findings) -> str:
             "soft",
         ),
         html.grid(
-            html.pair(left, right, "labels | predictions")
-            for left, right in f.pictures.beside_labels
+            (html.pair(*two, "labels | predictions") for two in f.pictures.beside_labels),
+            wide=True,
         ),
     )
 
@@ -395,8 +395,8 @@ def _shuffled(f: Findings) -> str:
         ),
         html.code(f.refusal),
         html.grid(
-            html.pair(left, right, "as trained | head shuffled")
-            for left, right in f.pictures.shuffled
+            (html.pair(*two, "as trained | head shuffled") for two in f.pictures.shuffled),
+            wide=True,
         ),
     )
 
