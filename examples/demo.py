@@ -5,7 +5,7 @@
 Makes pictures of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, writes ONNX
 files with their proofs, measures their speed, and judges them on pictures from other seeds. Leaves
 everything in ``runs/demo``; ``report.html`` shows it. Exits with 4 if a figure is not as it must
-be. Takes some ten minutes on two cores, most of them training.
+be. Takes some eight minutes on two cores, most of them training.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def training(data: Path, out: Path) -> TrainConfig:
         imgsz=160,
         epochs=30,
         batch=8,
-        nominal_batch=8,  # small steps: in five minutes their number counts for more
+        nominal_batch=8,  # small steps: in so short a run their number counts for more
         val_every=5,
         seed=SEED,
         recipe=recipe,
