@@ -118,7 +118,7 @@ class _Rewriter:
     def _chain(self, row: Row) -> None:
         """Write the whole chain at its first link."""
         stage = self._stages[row.stage]
-        if row is not stage.chain[0] and row.index != stage.chain[0].index:
+        if row is not stage.chain[0]:
             return
         links = self._links[row.stage] = []
         for link in range(self._lengths[row.stage]):

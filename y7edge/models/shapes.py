@@ -37,11 +37,6 @@ class ConvInfo:
         return (self.cout, self.cin // self.groups, self.kernel, self.kernel)
 
 
-def channels(spec: Spec) -> tuple[int, ...]:
-    """Output channels of every row; 0 for the head."""
-    return tuple(row.out for row in spec.rows)
-
-
 def input_channels(spec: Spec, row: Row) -> tuple[int, ...]:
     """Channels of each map that a row reads; 3 for the picture."""
     return tuple(3 if i == IMAGE else spec.rows[i].out for i in row.inputs)
@@ -99,18 +94,12 @@ def _of_row(spec: Spec, row: Row, at: tuple[int, ...]) -> Iterator[ConvInfo]:
     elif row.block == "downc":
         for member, (source, out, kernel, stride) in downc_members(cin, cout).items():
             stride_at = here if stride == 2 or member == "cv3" else here // 2
-            yield _member(spec, f"{prefix}.{member}", index, source, out, kernel, stride, stride_at)
+            yield ConvInfo(f"{prefix}.{member}.conv", index, source, out, kernel, stride, stride_at)
     elif row.block == "sppcspc":
         for member, (source, out, kernel) in sppcspc_members(cin, cout).items():
-            yield _member(spec, f"{prefix}.{member}", index, source, out, kernel, 1, here)
+            yield ConvInfo(f"{prefix}.{member}.conv", index, source, out, kernel, 1, here)
     elif row.block == "head":
         yield from _head(spec, prefix)
-
-
-def _member(
-    spec: Spec, name: str, row: int, cin: int, cout: int, kernel: int, stride: int, at: int
-) -> ConvInfo:
-    return ConvInfo(f"{name}.conv", row, cin, cout, kernel, stride, at)
 
 
 def _head(spec: Spec, prefix: str) -> Iterator[ConvInfo]:
@@ -149,8 +138,10 @@ def weight_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     its convolutions and, in training form, its implicit vectors.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    heads = []
     for info in convolutions(spec):
         if info.part in ("lead", "aux"):
+            heads.append(info)
             continue
         shapes[f"{info.name}.weight"] = info.weight_shape
         if spec.form == "folded":
@@ -159,8 +150,7 @@ def weight_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
         _add_norm(shapes, info.name.removesuffix("conv") + "bn", info.cout)
         if info.part == "branch" and spec.rows[info.row].identity:
             _add_norm(shapes, f"rows.{info.row}.identity", info.cin)
-    shapes |= _head_shapes(spec)
-    return shapes
+    return shapes | _head_shapes(spec, heads)
 
 
 def _add_norm(shapes: dict[str, tuple[int, ...]], prefix: str, width: int) -> None:
@@ -168,12 +158,11 @@ def _add_norm(shapes: dict[str, tuple[int, ...]], prefix: str, width: int) -> No
         shapes[f"{prefix}.{entry}"] = () if entry == "num_batches_tracked" else (width,)
 
 
-def _head_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+def _head_shapes(spec: Spec, heads: list[ConvInfo]) -> dict[str, tuple[int, ...]]:
     prefix = f"rows.{spec.head.index}"
     shapes: dict[str, tuple[int, ...]] = {
         f"{prefix}.anchors": (spec.levels, len(spec.anchors[0]), 2)
     }
-    heads = [info for info in convolutions(spec) if info.part in ("lead", "aux")]
     for info in heads:
         shapes[f"{info.name}.weight"] = info.weight_shape
         shapes[f"{info.name}.bias"] = (info.cout,)

@@ -39,10 +39,9 @@ class Model(nn.Module):
         strides(spec)  # checks that maps which meet are of one size
         self.spec = spec
         self.rows = nn.ModuleList(_module(spec, row) for row in spec.rows)
-        lead_only = set(registry.kept_rows(spec))
         self._schedules = {
             True: _schedule(spec, range(len(spec.rows) - 1), spec.head.inputs),
-            False: _schedule(spec, sorted(lead_only), spec.lead_inputs),
+            False: _schedule(spec, registry.kept_rows(spec), spec.lead_inputs),
         }
 
     @property
