@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from y7edge.data import voc, yolo
-from y7edge.data.sample import Sample
+from y7edge.data.sample import Sample, single_class
 from y7edge.errors import DataError
 
 __all__ = ["Dataset", "Sample", "load"]
@@ -49,6 +49,14 @@ class Dataset:
             found = ", ".join(key for key, value in self.splits.items() if value) or "no split"
             raise DataError(f"{self.source}: expected pictures in split '{name}', found {found}")
         return samples
+
+    def single_class(self) -> Dataset:
+        """The same pictures with one class, "object"; boxes that differed by class only are one."""
+        splits = {
+            split: tuple(single_class(sample) for sample in samples)
+            for split, samples in self.splits.items()
+        }
+        return replace(self, names=("object",), splits=splits)
 
     @cached_property
     def digest(self) -> str:

@@ -6,7 +6,7 @@ Readers differ in where boxes come from; what makes a box usable is the same for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,11 +32,19 @@ class Sample:
         boxes: float32 (n, 4): centre x, centre y, width, height as shares of the picture's size,
             inside the picture and with area.
         class_id: int32 (n,): index into the data set's names.
+        polygons: Empty, or one entry per box: its outline, float32 (k, 2) x, y as shares of the
+            picture's size, inside the picture; None where there was only a box.
+        size: Width and height of the upright picture in pixels, where the reader knows it.
+        crowd: float32 (m, 5) class, centre x, centre y, width, height: regions with more objects
+            than anyone labelled. Nothing to learn from; an evaluation ignores what is found there.
     """
 
     path: Path
     boxes: NDArray[np.float32]
     class_id: NDArray[np.int32]
+    polygons: tuple[NDArray[np.float32] | None, ...] = ()
+    size: tuple[int, int] | None = None
+    crowd: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 5), np.float32))
 
 
 class Reading(NamedTuple):
@@ -95,3 +103,17 @@ def sample(
     kept, classes = kept[unique], classes[unique]
     boxes = np.hstack(((kept[:, :2] + kept[:, 2:]) / 2, kept[:, 2:] - kept[:, :2]))
     return Sample(path, boxes.astype(np.float32), classes.astype(np.int32))
+
+
+def single_class(sample: Sample) -> Sample:
+    """The sample with class 0 throughout; boxes that differed by class only are kept once."""
+    keep = np.sort(np.unique(sample.boxes, axis=0, return_index=True)[1])
+    crowd = sample.crowd.copy()
+    crowd[:, 0] = 0
+    return replace(
+        sample,
+        boxes=sample.boxes[keep],
+        class_id=np.zeros(len(keep), np.int32),
+        polygons=tuple(sample.polygons[index] for index in keep) if sample.polygons else (),
+        crowd=crowd,
+    )
