@@ -1,8 +1,7 @@
-"""What a training run is: one frozen dataclass, and the two published recipes as data.
+"""What a training run is: one frozen dataclass that says what to train on what, where, how long.
 
-A :class:`Recipe` holds the published hyper-parameters (YOLOv7, arXiv 2207.02696; the values of its
-hyper-parameter files, per model family). A :class:`TrainConfig` says what to train on what, and
-carries a recipe. Three rules depart from the published recipe, because it was tuned for COCO's
+It carries a :class:`~y7edge.train.recipe.Recipe`, the hyper-parameters; the named ones are in
+``recipes.py``. Three rules depart from the published recipe, because it was tuned for COCO's
 118,000 pictures and 300 epochs and breaks on small sets; each is a function in ``schedule.py``
 with its reason, and each can be overridden here:
 
@@ -14,16 +13,21 @@ with its reason, and each can be overridden here:
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from y7edge.errors import ConfigError
+from y7edge.models.spec import Spec
 from y7edge.train.augment import Augmentation
+from y7edge.train.recipe import Recipe
+from y7edge.train.recipes import P5, TINY, recipe_for
 
+__all__ = ["P5", "TINY", "Recipe", "TrainConfig", "recipe_for"]
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")  # names of Lightning Fabric
+ASSIGNERS = ("auto", "coarse-to-fine", "lead-guided", "independent", "lead")
+CACHES = ("auto", "ram", "disk", "none")
 
 
 def _require(fine: bool, name: str, expected: str, found: object) -> None:
@@ -31,59 +35,13 @@ def _require(fine: bool, name: str, expected: str, found: object) -> None:
         raise ConfigError(f"{name} must be {expected}, not {found!r}")
 
 
-STRONG = Augmentation(translate=0.2, scale=0.9)
-MILD = Augmentation(translate=0.1, scale=0.5)
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Hyper-parameters of optimiser, loss and augmentation."""
-
-    # Optimiser: SGD with Nesterov momentum
-    lr0: float = 0.01  # initial learning rate, at the end of the warm-up
-    lrf: float = 0.1  # the last learning rate as a share of lr0 (cosine in between)
-    momentum: float = 0.937
-    weight_decay: float = 0.0005  # of convolution weights, for one step of the nominal batch
-    ema_decay: float = 0.9999  # limit of the moving average's decay
-    ema_tau: float = 2000.0  # updates until the decay has come to 63 % of its limit
-
-    # Warm-up
-    warmup_epochs: float = 3.0  # at most this many epochs ...
-    warmup_share: float = 0.1  # ... and at most this share of the run
-    warmup_momentum: float = 0.8  # momentum at the first iteration
-    warmup_bias_lr: float = 0.1  # learning rate of the biases at the first iteration
-
-    # Loss gains, before the scaling by levels, classes and picture size
-    box: float = 0.05
-    obj: float = 0.7
-    cls: float = 0.3
-    anchor_t: float = 4.0  # an anchor takes part if no side is this many times off the object's
-
-    # How pictures are changed; tiny models, which have less to spare, get milder changes
-    augmentation: Augmentation = STRONG
-
-    def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self) if f.name != "augmentation"):
-            value = getattr(self, name)
-            _require(math.isfinite(value), name, "a finite number", value)
-        for name in ("lr0", "lrf", "ema_tau", "anchor_t"):
-            _require(getattr(self, name) > 0, name, "a positive number", getattr(self, name))
-        for name in ("momentum", "warmup_momentum", "warmup_share"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, name, "a number from 0 to 1", value)
-        _require(0 <= self.ema_decay < 1, "ema_decay", "from 0 to below 1", self.ema_decay)
-        for name in ("weight_decay", "warmup_epochs", "warmup_bias_lr", "box", "obj", "cls"):
-            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-
-
-# The published hyper-parameter files, where they differ from the defaults above.
-P5 = Recipe()
-TINY = Recipe(lrf=0.01, obj=1.0, cls=0.5, augmentation=MILD)
-
-
-def recipe_for(model: str) -> Recipe:
-    """The published recipe of a model's family: ``tiny`` for the tiny ones, else ``p5``."""
-    return TINY if model.startswith("yolov7-tiny") else P5
+def _is_number(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,53 +49,112 @@ class TrainConfig:
     """One training run.
 
     Raises:
-        ConfigError: a field is out of its range; the message names field, range and value.
+        ConfigError: a field is out of its range, or two contradict each other; the message names
+            them, the range and the value.
     """
 
     # What
     data: Path | str  # data.yaml, or a folder that a reader of y7edge.data knows
     model: str = "yolov7-tiny"  # name of a published variant
+    spec: Spec | None = None  # rows of one's own instead of that variant's
     width: float = 1.0  # multiplies every channel (y7edge.models.scaling)
     weights: Path | str | None = None  # checkpoint to start from; entries that fit are copied
     imgsz: int = 640  # side of the square network input, pixels
     train_split: str = "train"
     val_split: str = "val"
+    single_cls: bool = False  # all classes are learnt as one
+    autoanchor: bool = True  # new anchors where the old ones miss objects of this data set
+
+    # How
+    recipe: Recipe | None = None  # None: the published one of the model's family
+    assigner: str = "auto"  # auto: coarse-to-fine with auxiliary heads, lead without
+    rect: bool = False  # batches of pictures of like shape, little padding; no mosaic
+    multi_scale: bool = False  # the input size changes from batch to batch, 0.5 to 1.5 times imgsz
+    image_weights: bool = False  # pictures of rare or badly learnt classes are drawn more often
+    freeze: tuple[int, ...] = ()  # indices of rows that stay as they are
 
     # How long
     epochs: int = 300
-    batch: int = 16  # pictures per forward pass
-    nominal_batch: int | None = None  # pictures per optimiser step; None: by schedule.nominal_batch
+    batch: int = 16  # pictures per iteration, over all devices
+    nominal_batch: int | None = None  # pictures per optimiser step; None: the recipe's
     patience: int = 0  # stop after so many epochs without a better fitness; 0: never
     val_every: int | None = None  # epochs between validations; None: a twentieth of the run
 
     # Where
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps
+    devices: int = 1  # processes on this machine, one for each device
+    nodes: int = 1  # machines
+    sync_bn: bool = False  # BatchNorm statistics over all devices
     precision: str = "auto"  # auto, 32-true, 16-mixed, bf16-mixed (names of Lightning Fabric)
+    compile: bool = False  # torch.compile
     workers: int | None = None  # processes that load pictures; None: by loading_workers
+    cache: str = "auto"  # decoded pictures: ram, disk, none, or auto
     out: Path | str | None = None  # folder of the run; None: the next free runs/trainN
+    checkpoint_minutes: float = 10.0  # between states inside an epoch, to resume from
+    profile: int = 0  # iterations to measure; 0: off
     seed: int = 0
 
-    recipe: Recipe | None = None  # None: the published one of the model's family
     licence: str = "unspecified"  # of the weights, kept with them; yours to choose
+    command: str = ""  # the command line that this run was started with
 
     def __post_init__(self) -> None:
-        for name in ("imgsz", "epochs", "batch", "nominal_batch", "val_every"):
+        for name in ("imgsz", "epochs", "batch", "devices", "nodes"):
             value = getattr(self, name)
-            if value is not None:
-                _require(_is_whole(value) and value >= 1, name, "a whole number from 1", value)
-        for name in ("patience", "workers", "seed"):
+            _require(_is_whole(value, 1), name, "a whole number from 1", value)
+        for name in ("nominal_batch", "val_every"):
             value = getattr(self, name)
-            if value is not None:
-                _require(_is_whole(value) and value >= 0, name, "a whole number from 0", value)
+            _require(value is None or _is_whole(value, 1), name, "a whole number from 1", value)
+        for name in ("patience", "seed", "profile"):
+            value = getattr(self, name)
+            _require(_is_whole(value, 0), name, "a whole number from 0", value)
+        fine = self.workers is None or _is_whole(self.workers, 0)
+        _require(fine, "workers", "a whole number from 0", self.workers)
         _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
-        _require(self.width > 0, "width", "a positive number", self.width)
-        known = ("auto", "32-true", "16-mixed", "bf16-mixed")
-        _require(self.precision in known, "precision", f"one of {', '.join(known)}", self.precision)
+        for name in ("width", "checkpoint_minutes"):
+            value = getattr(self, name)
+            _require(_is_number(value) and value > 0, name, "a positive number", value)
+        for name, known in (
+            ("precision", PRECISIONS),
+            ("assigner", ASSIGNERS),
+            ("cache", CACHES),
+        ):
+            value = getattr(self, name)
+            _require(value in known, name, f"one of {', '.join(known)}", value)
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.type == "bool":
+                _require(isinstance(value, bool), entry.name, "true or false", value)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse settings of which each is fine and two are not."""
+        rows = self.freeze
+        fine = isinstance(rows, tuple) and all(_is_whole(row, 0) for row in rows)
+        _require(fine, "freeze", "a tuple of row indices from 0", rows)
+        parts = self.devices * self.nodes
+        if self.batch % parts:
+            up = -(-self.batch // parts) * parts
+            raise ConfigError(
+                f"batch must be a multiple of the {parts} devices that share it, not {self.batch}: "
+                f"take {up}"
+            )
+        if self.rect and self.image_weights:
+            raise ConfigError(
+                "rect and image_weights contradict each other: one puts pictures of like shape "
+                "into a batch, the other draws them at random; give one of them"
+            )
 
     @property
     def hyper(self) -> Recipe:
-        """The recipe in force: the one given, else the published one of the model's family."""
-        return self.recipe or recipe_for(self.model)
+        """The recipe in force: the one given, else the published one of the model's family.
+
+        ``nominal_batch`` of the run goes before the recipe's; ``rect`` shows whole pictures, so
+        mosaic and what builds on it are off.
+        """
+        recipe = self.recipe or recipe_for(self.spec or self.model)
+        if self.nominal_batch is not None:
+            recipe = replace(recipe, nominal_batch=self.nominal_batch)
+        return replace(recipe, augmentation=_whole(recipe.augmentation)) if self.rect else recipe
 
     @property
     def validation_interval(self) -> int:
@@ -152,4 +169,12 @@ class TrainConfig:
         """The run as JSON-able values, for the checkpoint's header."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["recipe"] = asdict(self.hyper)
+        values["spec"] = self.spec.to_dict() if self.spec else None
+        values["freeze"] = list(self.freeze)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _whole(augmentation: Augmentation) -> Augmentation:
+    """The same without what joins pictures."""
+    names = {"mosaic", "mixup", "copy_paste", "paste_in"} & {f.name for f in fields(Augmentation)}
+    return replace(augmentation, **dict.fromkeys(names, 0.0))  # type: ignore[arg-type]

@@ -1,0 +1,178 @@
+"""What a recipe is: the hyper-parameters of one training, each with the range it may have.
+
+The names are those of the published hyper-parameter files (YOLOv7, arXiv 2207.02696), so that such
+a file and a :class:`Recipe` say the same. The named recipes and where their values come from are in
+``recipes.py``; files are read and written by ``configfile.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from y7edge.errors import ConfigError
+from y7edge.train.augment import Augmentation
+
+AVERAGES = ("ema", "swa", "none")
+STRONG = Augmentation(translate=0.2, scale=0.9)  # that of the recipe p5
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values that a number may have; ``low`` and ``high`` belong to it unless ``open``."""
+
+    words: str  # how a message calls it
+    low: float = 0.0
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    whole: bool = False
+    optional: bool = False  # None is a value, too
+
+    def __contains__(self, value: object) -> bool:
+        if value is None:
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return math.isfinite(value) and above and below
+
+
+POSITIVE = Range("a positive number", open_low=True)
+NOT_NEGATIVE = Range("0 or more")
+SHARE = Range("a number from 0 to 1", high=1.0)
+BELOW_ONE = Range("from 0 to below 1", high=1.0, open_high=True)
+COUNT = Range("a whole number from 0", whole=True)
+
+
+def _within(bounds: Range, default: float | None) -> Any:
+    return field(default=default, metadata={"range": bounds})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Hyper-parameters of optimiser, warm-up, loss, augmentation and average.
+
+    The defaults are those of ``yolov7`` at 640 px (the recipe ``p5``).
+
+    Raises:
+        ConfigError: a value out of its range; the message names key, range and value.
+    """
+
+    # Optimiser: SGD with Nesterov momentum
+    lr0: float = _within(POSITIVE, 0.01)  # initial learning rate, at the end of the warm-up
+    lrf: float = _within(SHARE, 0.1)  # the last learning rate as a share of lr0, cosine in between
+    momentum: float = _within(
+        Range("above 0 and below 1", high=1.0, open_low=True, open_high=True), 0.937
+    )
+    weight_decay: float = _within(NOT_NEGATIVE, 0.0005)  # of convolution weights, per nominal batch
+    # Pictures per optimiser step; None: by the length of the run (schedule.nominal_batch)
+    nominal_batch: int | None = _within(
+        Range("a whole number from 1, or null", low=1, whole=True, optional=True), None
+    )
+
+    # Warm-up
+    warmup_epochs: float = _within(NOT_NEGATIVE, 3.0)  # at most this many epochs ...
+    warmup_share: float = _within(SHARE, 0.1)  # ... and at most this share of the run
+    warmup_momentum: float = _within(BELOW_ONE, 0.8)  # momentum at the first iteration
+    warmup_bias_lr: float = _within(NOT_NEGATIVE, 0.1)  # of the biases at the first iteration
+
+    # Loss; gains before the scaling by levels, classes and picture size
+    box: float = _within(NOT_NEGATIVE, 0.05)
+    cls: float = _within(NOT_NEGATIVE, 0.3)
+    cls_pw: float = _within(POSITIVE, 1.0)  # weight of positives in the class loss
+    obj: float = _within(NOT_NEGATIVE, 0.7)
+    obj_pw: float = _within(POSITIVE, 1.0)  # weight of positives in the objectness loss
+    # An anchor takes part if no side is this many times off the object's
+    anchor_t: float = _within(Range("above 1", low=1.0, open_low=True), 4.0)
+    fl_gamma: float = _within(NOT_NEGATIVE, 0.0)  # focal loss: exponent, 0 is off
+    label_smoothing: float = _within(BELOW_ONE, 0.0)  # 0.1: classes are learnt as 0.95 and 0.05
+
+    # How pictures are changed
+    augmentation: Augmentation = STRONG
+    close_mosaic: int = _within(COUNT, 0)  # so many last epochs without mosaic and mixup
+
+    # The average of the weights, which is what is judged and saved
+    average: str = "ema"  # ema, swa or none
+    ema_decay: float = _within(BELOW_ONE, 0.9999)  # limit of the moving average's decay
+    ema_tau: float = _within(POSITIVE, 2000.0)  # updates until it has come to 63 % of the limit
+    swa_start: float = _within(BELOW_ONE, 0.75)  # share of the run before SWA begins to average
+
+    def __post_init__(self) -> None:
+        for name, bounds in ranges().items():
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name} must be a finite number, not {value!r}")
+            if value not in bounds:
+                raise ConfigError(f"{name} must be {bounds.words}, not {value!r}")
+        if self.average not in AVERAGES:
+            raise ConfigError(f"average must be {', '.join(AVERAGES)}, not {self.average!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values under their published names, flat, in the order of the keys."""
+        values: dict[str, Any] = {}
+        for entry in fields(self):
+            if entry.name == "augmentation":
+                values |= {f.name: getattr(self.augmentation, f.name) for f in fields(Augmentation)}
+            else:
+                values[entry.name] = getattr(self, entry.name)
+        return values
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """A recipe with some values replaced, given flat under their published names.
+
+        Values may be text, as YAML and command lines have it (``1e-3``, ``null``).
+
+        Raises:
+            ConfigError: a name that no recipe has (with the nearest one), a value of another kind
+                or out of its range.
+        """
+        known = keys()
+        for name in changes:
+            if name not in known:
+                raise ConfigError(f"there is no {name!r}{nearest(name, known)}")
+        flat = self.to_dict() | {name: _value(name, value) for name, value in changes.items()}
+        inner = {f.name: flat.pop(f.name) for f in fields(Augmentation)}
+        return Recipe(**flat, augmentation=Augmentation(**inner))
+
+
+def ranges() -> dict[str, Range]:
+    """The ranges of a recipe's own numbers; those of the augmentation are checked by itself."""
+    return {f.name: f.metadata["range"] for f in fields(Recipe) if "range" in f.metadata}
+
+
+def keys() -> tuple[str, ...]:
+    """Every key of a recipe, in the order in which files have them."""
+    return tuple(Recipe().to_dict())
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """What to say about an unknown name: the nearest one, else all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+
+
+def _value(name: str, value: object) -> object:
+    """A value of the kind that a key has; what cannot be one stays, and its range refuses it."""
+    if name == "average":
+        return "none" if value is None else value
+    bounds = ranges().get(name)
+    if isinstance(value, str):
+        if bounds and bounds.optional and value.strip().lower() in ("", "null", "none", "~"):
+            return None
+        try:
+            value = float(value)
+        except ValueError as error:
+            raise ConfigError(f"{name} must be a number, not {value!r}") from error
+    if value is None and bounds and bounds.optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, not {value!r}")
+    if bounds and bounds.whole and float(value).is_integer():
+        return int(value)
+    return value
