@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -47,3 +48,15 @@ class ModelEma(Generic[ModelT]):
             [new[key].to(value.dtype) for key, value in floating.items()],
             1 - self.decay(self.updates),
         )
+
+    def end_epoch(self, model: nn.Module, epoch: int, pictures: object) -> None:
+        """Nothing: the average is fit to be judged after every update."""
+
+    def state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """The average and the number of updates, which the decay goes by."""
+        return self.model.state_dict(), {"updates": self.updates}
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+        self.model.load_state_dict(tensors)
+        self.updates = int(facts["updates"])
