@@ -8,6 +8,7 @@ import torch
 from y7edge.data.dataset import Sample
 from y7edge.errors import DataError
 from y7edge.train import dataset as module
+from y7edge.train import picture_cache
 from y7edge.train.augment import Augmentation
 from y7edge.train.dataset import TrainingSet, batches, collate, loader
 
@@ -88,13 +89,13 @@ def test_cached_or_not_is_the_same(samples, cache):
 
 def test_cached_pictures_are_read_once(samples, monkeypatch):
     made = TrainingSet(samples, 64, Augmentation())
-    monkeypatch.setattr(module, "read_image", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(picture_cache, "read_image", lambda path: pytest.fail("read again"))
     made[0, 0]
 
 
 def test_no_cache_beyond_the_limit(samples, monkeypatch):
-    monkeypatch.setattr(module, "CACHE_LIMIT", 10 * 64 * 64 * 3 - 1)
-    monkeypatch.setattr(module, "read_image", lambda path: pytest.fail("read too early"))
+    monkeypatch.setattr(picture_cache, "CACHE_LIMIT", 10 * 64 * 64 * 3 - 1)
+    monkeypatch.setattr(picture_cache, "read_image", lambda path: pytest.fail("read too early"))
     TrainingSet(samples, 64)
 
 

@@ -1,31 +1,33 @@
 """Pictures and labels for training, in batches, repeatable from a seed.
 
-What item i of epoch e looks like depends on (seed, e, i) alone: not on the number of workers, nor
-on what was drawn before. The sampler therefore hands out pairs of epoch and index, so that workers
-which live through all epochs need not be told about them.
+    shown = TrainingSet(samples, 640, recipe.augmentation, seed=0, cache="ram")
+    plan = BatchPlan(len(shown), 16, seed=0)
+    pictures = loader(shown, plan, workers=2)
+    for epoch in range(1, 301):
+        plan.set_epoch(epoch)
+        for images, targets in batches(pictures):
+            ...
+
+What an item looks like depends on the set's seed and on its key (`y7edge.train.sampling`) alone:
+not on the number of workers, nor on what was drawn before, nor on how pictures are cached.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from y7edge.data.dataset import Sample
-from y7edge.data.images import read_image
-from y7edge.errors import DataError
-from y7edge.preprocess import letterbox_geometry
-from y7edge.train.augment import Augmentation, Picture, augment, letterbox, resize
-
-# Decoding is most of the work of an item: below this many bytes all pictures are kept decoded.
-CACHE_LIMIT = 1 << 30
+from y7edge.data.sample import Sample
+from y7edge.errors import ConfigError, DataError
+from y7edge.train.augment import Augmentation, Picture, augment, letterbox
+from y7edge.train.picture_cache import Filling, open_cache
+from y7edge.train.sampling import BatchPlan, Key
+from y7edge.train.workers import WorkerStart, check_shared_memory, forking, one_pass
 
 Item = tuple[Tensor, Tensor]
 
@@ -33,8 +35,8 @@ Item = tuple[Tensor, Tensor]
 class TrainingSet(Dataset[Item]):
     """Samples as augmented network inputs.
 
-    Items are a uint8 tensor (3, S, S), RGB, and a float32 tensor (n, 5): class, and centre x, y,
-    width, height as shares of S.
+    Items are a uint8 tensor (3, H, W), RGB, and a float32 tensor (n, 5): class, and centre x, y,
+    width, height as shares of the input. H and W are the set's size, or the shape of the key.
     """
 
     def __init__(
@@ -44,62 +46,89 @@ class TrainingSet(Dataset[Item]):
         augmentation: Augmentation | None = None,
         *,
         seed: int = 0,
-        cache: bool | None = None,
+        cache: str | bool | None = "auto",
+        close_at: int | None = None,
+        progress: Filling | None = None,
     ) -> None:
         """Prepare the set, and read all pictures if they are cached.
 
         Args:
             samples: What to show.
-            size: Side S of the network's square input.
+            size: Longer side S of the network's input.
             augmentation: How pictures are changed; None only letterboxes them.
             seed: Other seeds give other crops, partners and colours.
-            cache: Keep pictures decoded and resized in memory; None if they take at most
-                ``CACHE_LIMIT`` bytes.
+            cache: ``ram``, ``disk``, ``none``, or ``auto`` (`y7edge.train.picture_cache`).
+            close_at: First epoch, from 1, that shows pictures one at a time
+                (``augmentation.closed()``); None: there is none.
+            progress: Called with (pictures done, of how many) while a cache is filled.
 
         Raises:
+            ConfigError: A cache that does not fit into memory or onto the disk.
             DataError: No samples, or a picture cannot be read.
         """
         if not samples:
             raise DataError("expected pictures to train on, found none")
+        if not isinstance(cache, str):
+            cache = {None: "auto", True: "ram", False: "none"}[cache]
         self.samples = tuple(samples)
-        self.size = size
+        self.size, self.seed, self.close_at = size, seed, close_at
         self.augmentation = augmentation
-        self.seed = seed
-        if cache is None:
-            cache = len(samples) * size * size * 3 <= CACHE_LIMIT
-        self._cached: list[NDArray[np.uint8]] | None = None
-        if cache:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self._cached = list(pool.map(self._decode, range(len(samples))))
+        self.pictures = LabelledPictures(
+            self.samples, open_cache(cache, self.samples, size, progress)
+        )
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        """The item of (epoch, index); a bare index means epoch 0."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        settings = self.augmentation
+    def __getitem__(self, key: int | tuple[int, int] | Key) -> Item:
+        """The item of a key; (epoch, index) is enough, and a bare index means epoch 0."""
+        key = Key(*key) if isinstance(key, tuple) else Key(0, key)
+        settings = self._settings(key.epoch)
+        if key.shape is not None:
+            raise ConfigError("rect is not in this version")
         if settings is None:
-            return _tensors(letterbox(self._picture(index), self.size))
-        rng = np.random.default_rng((self.seed, epoch, index))
-        chosen = [index]
+            return _tensors(letterbox(self.pictures[key.index], self.size))
+        rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
+        chosen = [key.index]
         if rng.random() < settings.mosaic:
             chosen += rng.integers(len(self.samples), size=3).tolist()
-        tiles = [self._picture(number) for number in chosen]
+        tiles = [self.pictures[number] for number in chosen]
         return _tensors(augment(tiles, self.size, settings, rng))
 
-    def _picture(self, index: int) -> Picture:
-        """A picture with its longer side S, and its labels in pixels."""
-        image = self._cached[index] if self._cached is not None else self._decode(index)
-        sample = self.samples[index]
-        boxes = sample.boxes.astype(np.float64)
-        corners = np.hstack((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2))
-        corners *= np.tile(image.shape[1::-1], 2)
-        return Picture(image, corners, sample.class_id.astype(np.int64))
+    def _settings(self, epoch: int) -> Augmentation | None:
+        closed = self.close_at is not None and epoch >= self.close_at
+        if self.augmentation is None or not closed:
+            return self.augmentation
+        return self.augmentation.closed()  # type: ignore[attr-defined,no-any-return]
 
-    def _decode(self, index: int) -> NDArray[np.uint8]:
-        image = read_image(self.samples[index].path)
-        return resize(image, letterbox_geometry(image.shape[:2], self.size).resized_hw)
+
+class LabelledPictures:
+    """Decoded pictures, longer side S, with their labels in pixels.
+
+    All labels lie in two arrays, made once: what is left for each picture is a slice and a product.
+    """
+
+    def __init__(self, samples: Sequence[Sample], images: Sequence[NDArray[np.uint8]]) -> None:
+        self._samples, self._images = samples, images
+        counts = [len(sample.class_id) for sample in samples]
+        self._ends = np.cumsum([0, *counts]).tolist()
+        boxes = np.concatenate([sample.boxes for sample in samples]).astype(np.float64)
+        half = boxes[:, 2:] / 2
+        self._corners = np.hstack((boxes[:, :2] - half, boxes[:, :2] + half))
+        self._class_id = np.concatenate([s.class_id for s in samples]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Picture:
+        image = self._images[index]
+        rows = slice(self._ends[index], self._ends[index + 1])
+        height, width = image.shape[:2]
+        return Picture(
+            image,
+            self._corners[rows] * (width, height, width, height),
+            self._class_id[rows],
+        )
 
 
 def _tensors(picture: Picture) -> Item:
@@ -111,17 +140,25 @@ def _tensors(picture: Picture) -> Item:
 
 
 def collate(items: Sequence[Item]) -> Item:
-    """Stack items to images (B, 3, S, S) uint8 and targets (n, 6) float32.
+    """Stack items to images (B, 3, H, W) uint8 and targets (n, 6) float32.
 
     A target is the index of its image in the batch, class, and centre x, y, width, height as shares
     of the input.
     """
-    images = torch.stack([image for image, _ in items])
-    rows = [
-        torch.cat((torch.full((len(labels), 1), float(index)), labels), dim=1)
-        for index, (_, labels) in enumerate(items)
-    ]
-    return images, torch.cat(rows)
+    first = items[0][0]
+    out = None
+    if torch.utils.data.get_worker_info() is not None:
+        # Stacked where the training process will read it, which saves one copy of the batch.
+        shape = (len(items), *first.shape)
+        storage = first._typed_storage()._new_shared(first.numel() * len(items))
+        out = first.new(storage).resize_(shape)
+    images = torch.stack([image for image, _ in items], out=out)
+    numbers = torch.repeat_interleave(
+        torch.arange(len(items), dtype=torch.float32),
+        torch.tensor([len(labels) for _, labels in items]),
+    )
+    labels = torch.cat([labels for _, labels in items])
+    return images, torch.cat((numbers[:, None], labels), dim=1)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -145,45 +182,57 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, int(index)) for index in order])
 
 
-def _start_worker(_: int) -> None:
-    # One process per core is parallel enough; OpenCV's threads would only compete.
-    cv2.setNumThreads(0)
-
-
 def loader(
-    dataset: TrainingSet, batch: int, *, workers: int = 0, shuffle: bool = True
+    dataset: TrainingSet,
+    plan: BatchPlan | int,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    shuffle: bool = True,
 ) -> DataLoader[Item]:
-    """Batches of a set, the last one smaller if they don't come out even.
-
-    ``loader(...).sampler.set_epoch(epoch)`` before each pass; without it every pass is epoch 0.
+    """The batches of a plan; ``plan.set_epoch`` before each pass, without it every one is epoch 0.
 
     Args:
         dataset: What to load.
-        batch: Pictures per batch.
+        plan: Which pictures make up which batch.
         workers: Processes that load; 0 loads in the calling one. Cached pictures are shared with
             forked workers, and copied to each spawned one.
-        shuffle: In another order each epoch.
+        shuffle: With a number of pictures for a plan: in another order each epoch.
+        pin: Put batches into page-locked memory, from where a GPU fetches them by itself.
+
+    Raises:
+        ConfigError: The batches under way would not fit into the memory that processes share.
     """
+    start = WorkerStart()
+    if isinstance(plan, int):
+        return DataLoader(
+            dataset,
+            batch_size=plan,
+            sampler=EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle),
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=start,
+            persistent_workers=workers > 0,
+            multiprocessing_context=forking(workers),
+        )
+    check_shared_memory(workers, plan.batch // plan.world * 3 * dataset.size**2)
     return DataLoader(
         dataset,
-        batch_size=batch,
-        sampler=EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle),
+        batch_sampler=plan,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start,
         persistent_workers=workers > 0,
+        multiprocessing_context=forking(workers),
+        pin_memory=pin,
     )
 
 
 def batches(pictures: DataLoader[Item]) -> Iterator[Item]:
-    """One pass over a loader, with the error of a worker process as its own one line.
+    """One pass over a loader, with what goes wrong in a worker process as one line.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: A picture cannot be read.
+        TrainingError: A worker died.
     """
-    try:
-        yield from pictures
-    except DataError as error:
-        # Torch puts the worker's traceback into the message; its last line is what was raised.
-        line = str(error).strip().splitlines()[-1]
-        raise DataError(line.removeprefix("y7edge.errors.DataError: ")) from error
+    return one_pass(pictures)

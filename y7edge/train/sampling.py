@@ -1,0 +1,220 @@
+"""Which pictures make up which batch: a pure function of seed and epoch.
+
+A plan hands out keys, not indices: a key carries all that an item depends on, so that loading
+workers, which live through all epochs and work ahead, are never told where the run stands. Nothing
+is remembered from batch to batch either: a run resumed at batch n of an epoch sees what it would
+have seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from y7edge.data.headers import picture_size
+from y7edge.data.sample import Sample
+from y7edge.errors import ConfigError
+
+# Ratios such as 416 / 640 times 640 are whole numbers but for rounding, which must not add a cell.
+_DECIMALS = 6
+
+
+class Key(NamedTuple):
+    """What an item of a training set depends on, beside the seed of the set."""
+
+    epoch: int
+    index: int  # into the samples
+    shape: tuple[int, int] | None = None  # height, width of the input; None: the set's square
+    repeat: int = 0  # how often the picture came before in this epoch (weights draw it again)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RectPlan:
+    """Shapes for batches of pictures of like aspect: less grey than a square of the same side.
+
+    Attributes:
+        aspect: float64 (N,), height / width of every picture.
+        size: Longer side of the network's input.
+        stride: Sides of the input are multiples of it.
+    """
+
+    aspect: NDArray[np.float64]
+    size: int
+    stride: int
+
+    def shape(self, indices: NDArray[np.int64]) -> tuple[int, int]:
+        """The smallest input (height, width) that holds these pictures, longer side ``size``.
+
+        As in the published rect mode: a square as soon as lying and standing pictures meet.
+        """
+        low, high = self.aspect[indices].min(), self.aspect[indices].max()
+        height, width = (high, 1.0) if high < 1 else (1.0, 1 / low) if low > 1 else (1.0, 1.0)
+        return self._side(height), self._side(width)
+
+    def _side(self, share: float) -> int:
+        return math.ceil(round(share * self.size / self.stride, _DECIMALS)) * self.stride
+
+
+def rect_plan(samples: Sequence[Sample], size: int, stride: int) -> RectPlan:
+    """The plan for these samples; headers are read where a reader left the size open.
+
+    Raises:
+        DataError: A picture's header cannot be read.
+        RuntimeMissing: Reading headers needs Pillow.
+    """
+    sizes = [sample.size or picture_size(sample.path) for sample in samples]
+    return RectPlan(np.array([height / width for width, height in sizes]), size, stride)
+
+
+class BatchPlan(Sampler[list[Key]]):
+    """The batches of an epoch as lists of keys, for one rank of a run.
+
+    Every rank makes the same plan and takes every ``world``-th picture of each batch: together the
+    ranks see what one process would. A last batch with fewer pictures than ranks is left out of
+    that epoch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        rect: RectPlan | None = None,
+    ) -> None:
+        """Plan passes over ``length`` pictures.
+
+        Args:
+            length: Number of pictures.
+            batch: Pictures per batch, over all ranks.
+            seed: Other seeds give other orders.
+            shuffle: In another order each epoch; else as they come.
+            rank: Which of the processes this is, from 0.
+            world: Number of processes.
+            rect: Batches of like aspect and common shape; with ``shuffle`` their order, and the
+                neighbours among pictures of equal aspect, change each epoch.
+
+        Raises:
+            ConfigError: A batch that the ranks cannot share evenly, or too few pictures for one.
+        """
+        if batch < 1 or batch % world:
+            raise ConfigError(
+                f"batch: expected a multiple of {world}, the number of processes, found {batch}"
+            )
+        if length < world:
+            raise ConfigError(
+                f"{length} pictures are too few for {world} processes: take fewer devices"
+            )
+        self.length, self.batch, self.seed, self.shuffle = length, batch, seed, shuffle
+        self.rank, self.world, self.rect = rank, world, rect
+        self.epoch, self.start = 0, 0
+        self.weights: NDArray[np.float64] | None = None
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Say which epoch the next pass is, and at which of its batches it begins."""
+        self.epoch, self.start = epoch, start
+
+    def set_weights(self, weights: NDArray[np.float64] | None) -> None:
+        """Draw pictures with replacement by these weights (N,), or each once again (None).
+
+        Which are drawn depends on seed and epoch alone; all ranks need the same weights.
+
+        Raises:
+            ConfigError: Not one weight per picture, or not finite, negative, or all zero.
+        """
+        if weights is None:
+            self.weights = None
+            return
+        weights = np.asarray(weights, np.float64)
+        if weights.shape != (self.length,):
+            raise ConfigError(
+                f"weights: expected one for each of {self.length} pictures, found {weights.shape}"
+            )
+        if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+            raise ConfigError("weights: expected finite numbers from 0, not all of them 0")
+        self.weights = weights / weights.sum()
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever the next pass begins."""
+        whole, rest = divmod(self.length, self.batch)
+        return whole + (rest >= self.world)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        # The plan is made here and now: a later set_epoch is for the next pass.
+        return iter(self._keys(self.epoch)[self.start :])
+
+    def _keys(self, epoch: int) -> list[list[Key]]:
+        rng = np.random.default_rng((self.seed, epoch))
+        order = np.arange(self.length)
+        if self.weights is not None:
+            order = rng.choice(self.length, size=self.length, p=self.weights)
+        elif self.shuffle:
+            rng.shuffle(order)
+        groups = self._groups(order, rng)
+        repeats = np.split(_repeats(np.concatenate(groups)), np.cumsum([len(g) for g in groups]))
+        mine = slice(self.rank, None, self.world)
+        batches = []
+        for group, repeat in zip(groups, repeats, strict=False):  # an empty rest ends the split
+            shape = self.rect.shape(group) if self.rect is not None else None
+            pairs = zip(group[mine].tolist(), repeat[mine].tolist(), strict=True)
+            batches.append([Key(epoch, index, shape, again) for index, again in pairs])
+        return batches
+
+    def _groups(
+        self, order: NDArray[np.int64], rng: np.random.Generator
+    ) -> list[NDArray[np.int64]]:
+        """The indices of each batch, over all ranks."""
+        if self.rect is not None:
+            order = order[np.argsort(self.rect.aspect[order], kind="stable")]
+        groups = np.split(order, np.arange(self.batch, self.length, self.batch))
+        if len(groups[-1]) < self.world:
+            groups.pop()
+        if self.rect is not None and self.shuffle:
+            groups = [groups[number] for number in rng.permutation(len(groups))]
+        return groups
+
+
+def _repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry occurred before in ``order``."""
+    ranks = np.empty(len(order), np.int64)
+    by_value = np.argsort(order, kind="stable")
+    ordered = order[by_value]
+    new = np.r_[True, ordered[1:] != ordered[:-1]]
+    first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    ranks[by_value] = np.arange(len(order)) - first
+    return ranks
+
+
+def image_weights(
+    samples: Sequence[Sample], nc: int, class_map: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """How often to show each picture, so that rare and badly detected classes come more often.
+
+    The published rule: a class weighs 1 / (number of its objects), normalised, times
+    (1 - mAP of the class)^2; a picture weighs what its objects weigh together. Pictures without
+    objects are never drawn.
+
+    Args:
+        samples: The training pictures.
+        nc: Number of classes.
+        class_map: float64 (nc,), mAP of each class as judged last, NaN where nothing was judged;
+            None before the first judgement.
+
+    Returns:
+        float64 (N,) weights, all equal where there is nothing to choose by.
+    """
+    counts = np.stack([np.bincount(sample.class_id, minlength=nc) for sample in samples])
+    rarity = 1 / np.maximum(counts.sum(axis=0), 1)
+    rarity /= rarity.sum()
+    missed = 1 - np.nan_to_num(np.zeros(nc) if class_map is None else class_map)
+    weights = counts @ (rarity * missed**2)
+    return weights if weights.any() else np.ones(len(samples))
