@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import demo_charts
-import demo_page as html
 
+from y7edge import page as html
 from y7edge.artifact import Artifact
 from y7edge.benchmark import Report
 from y7edge.evaluate import Metrics

@@ -145,6 +145,9 @@ def test_boxes_are_compared_in_pixels_of_the_picture(samples):
         "ap50": pytest.approx(1.0),
         "ap50_95": pytest.approx(1.0),
         "labels": 2,
+        "precision": pytest.approx(1.0),
+        "recall": pytest.approx(1.0),
+        "f1": pytest.approx(1.0),
     }
     assert seen == [(1, 2), (2, 2)]
 

@@ -16,7 +16,7 @@ FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "ru
 
 # A module imports only from its own layer and from those before it; the longest prefix decides.
 LAYERS = (
-    ("y7edge", "y7edge.errors", "y7edge.detections", "y7edge.files"),
+    ("y7edge", "y7edge.errors", "y7edge.detections", "y7edge.files", "y7edge.page"),
     (
         *("y7edge.models", "y7edge.artifact", "y7edge.manifest"),
         *("y7edge.preprocess", "y7edge.postprocess", "y7edge.nms"),
@@ -24,7 +24,10 @@ LAYERS = (
     ("y7edge.runtimes",),
     ("y7edge.sources", "y7edge.data", "y7edge.drawing", "y7edge.adapters"),
     ("y7edge.detector",),
-    ("y7edge.hotpath", "y7edge.evaluate", "y7edge.benchmark", "y7edge.selftest", "y7edge.check"),
+    (
+        *("y7edge.hotpath", "y7edge.benchmark", "y7edge.selftest", "y7edge.check"),
+        *("y7edge.evaluate", "y7edge.judge"),
+    ),
     ("y7edge.nn",),
     ("y7edge.train",),
     ("y7edge.export",),
@@ -43,7 +46,7 @@ ENGINES = {
 # it is used. The longest prefix decides.
 TOP_LEVEL = {
     "y7edge": {"numpy", "cv2"},
-    **{f"y7edge.{m}": {"numpy"} for m in ("errors", "detections", "files", "runtimes")},
+    **{f"y7edge.{m}": {"numpy"} for m in ("errors", "detections", "files", "page", "runtimes")},
     **{f"y7edge.{m}": {"numpy"} for m in ("models", "artifact", "manifest")},
     "y7edge.nn": {"numpy", "torch"},
     "y7edge.train": {"numpy", "cv2", "torch", "rich"},

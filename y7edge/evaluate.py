@@ -8,7 +8,7 @@ artifact can be judged on the machine where it will run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 from y7edge.data.dataset import Sample
 from y7edge.data.images import read_image
 from y7edge.detections import Detections
-from y7edge.errors import ConfigError, DataError, RuntimeMissing
+from y7edge.errors import ConfigError, DataError
+from y7edge.judge.average import COUNTS, averages
+from y7edge.judge.confusion import Confusion, confusion
+from y7edge.judge.curves import THRESHOLDS, Curves, curves
+from y7edge.judge.tables import Table, Tables
 
-MAX_DETECTIONS = 300
+MAX_DETECTIONS = COUNTS[-1]
 PROTOCOL = (
     "square letterbox, multi-label, confidence 0.001, NMS IoU 0.65, 300 boxes a picture, "
     "COCO average precision by faster-coco-eval"
@@ -33,18 +37,28 @@ Predict = Callable[[NDArray[np.uint8]], Detections]
 class ClassMetrics:
     """One class: its average precision at IoU 0.5 and over 0.5 to 0.95, and its count of labels.
 
-    A class without labels has no precision (None) and no part in the means.
+    Precision, recall and F1 are those at IoU 0.5 and the threshold ``Metrics.conf``. A class
+    without labels has no figures (None) and no part in the means; precision is None, too, where
+    nothing was found above the threshold.
     """
 
     name: str
     ap50: float | None
     ap50_95: float | None
     labels: int
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metrics:
-    """What an evaluation gave; means are over the classes that have labels."""
+    """What an evaluation gave; means are over the classes that have labels.
+
+    Sizes are COCO's: objects of up to 32 x 32 pixels of the source picture are small, those from
+    96 x 96 large; None if no object has that size. The average recalls count the best 1, 10, 100
+    and 300 boxes of a class and picture; those by size count 300.
+    """
 
     map50: float
     map50_95: float
@@ -53,10 +67,29 @@ class Metrics:
     images: int
     labels: int
     protocol: str = PROTOCOL
+    map_small: float | None = None
+    map_medium: float | None = None
+    map_large: float | None = None
+    ar1: float | None = None
+    ar10: float | None = None
+    ar100: float | None = None
+    ar300: float | None = None
+    ar_small: float | None = None
+    ar_medium: float | None = None
+    ar_large: float | None = None
+    conf: float | None = None  # threshold of the best mean F1; None if nothing was found right
+    precision: float | None = None  # at that threshold, as are recall and F1
+    recall: float | None = None
+    f1: float | None = None
+    confusion: Confusion | None = None
+    curves: Curves | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
+        """The same as plain values, for JSON; the curves, thousands of numbers, are left out."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "curves"}
+        plain["per_class"] = [asdict(item) for item in self.per_class]
+        plain["confusion"] = self.confusion.to_dict() if self.confusion else None
+        return plain
 
 
 def evaluate(
@@ -78,7 +111,17 @@ def evaluate(
         ConfigError: The detector knows more classes than the data set.
         RuntimeMissing: faster-coco-eval is not installed.
     """
-    truth = [np.empty((0, 6))]
+    return judge(collect(predict, samples, names, progress), names)
+
+
+def collect(
+    predict: Predict,
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> Tables:
+    """The first half of :func:`evaluate`: all boxes, labelled and found."""
+    truth = [np.empty((0, 7))]
     found = [np.empty((0, 7))]
     for index, sample in enumerate(samples):
         image = read_image(sample.path)
@@ -86,16 +129,20 @@ def evaluate(
         found.append(_found_rows(index, predict(image), len(names)))
         if progress is not None:
             progress(index + 1, len(samples))
-    return score(np.concatenate(truth), np.concatenate(found), len(samples), names)
+    return Tables(np.concatenate(truth), np.concatenate(found), len(samples))
 
 
-def _truth_rows(index: int, sample: Sample, height: int, width: int) -> NDArray[np.float64]:
-    boxes = sample.boxes.astype(np.float64) * (width, height, width, height)
+def _truth_rows(index: int, sample: Sample, height: int, width: int) -> Table:
+    """Labels and crowd regions of a picture in pixels."""
+    boxes = np.vstack((sample.boxes, sample.crowd[:, 1:])).astype(np.float64)
+    boxes *= (width, height, width, height)
     boxes[:, :2] -= boxes[:, 2:] / 2
-    return np.column_stack((np.full(len(boxes), index), sample.class_id, boxes))
+    class_id = np.concatenate((sample.class_id, sample.crowd[:, 0]))
+    crowd = np.repeat((0, 1), (len(sample.boxes), len(sample.crowd)))
+    return np.column_stack((np.full(len(boxes), index), class_id, boxes, crowd))
 
 
-def _found_rows(index: int, detections: Detections, classes: int) -> NDArray[np.float64]:
+def _found_rows(index: int, detections: Detections, classes: int) -> Table:
     class_id = detections.class_id
     if len(class_id) and class_id.max() >= classes:
         raise ConfigError(
@@ -108,13 +155,11 @@ def _found_rows(index: int, detections: Detections, classes: int) -> NDArray[np.
     return np.column_stack(rows)
 
 
-def score(
-    truth: NDArray[np.float64], found: NDArray[np.float64], images: int, names: Sequence[str]
-) -> Metrics:
-    """Average precision from tables of boxes.
+def score(truth: Table, found: Table, images: int, names: Sequence[str]) -> Metrics:
+    """Figures from arrays of boxes; see :func:`judge`.
 
     Args:
-        truth: (m, 6): image, class, left, top, width, height.
+        truth: (m, 6): image, class, left, top, width, height; a seventh column marks crowds by 1.
         found: (n, 7): image, left, top, width, height, confidence, class.
         images: Count of images, which are numbered from 0.
         names: Class names.
@@ -123,66 +168,63 @@ def score(
         DataError: No labels.
         RuntimeMissing: faster-coco-eval is not installed.
     """
-    labels = np.bincount(truth[:, 1].astype(int), minlength=len(names))
+    if truth.shape[1] == 6:
+        truth = np.column_stack((truth, np.zeros(len(truth))))
+    return judge(Tables(truth, found, images), names)
+
+
+def judge(tables: Tables, names: Sequence[str]) -> Metrics:
+    """The second half of :func:`evaluate`: all figures from all boxes.
+
+    Raises:
+        DataError: No labels.
+        RuntimeMissing: faster-coco-eval is not installed.
+    """
+    objects = tables.truth[tables.truth[:, 6] == 0, 1].astype(int)
+    labels = np.bincount(objects, minlength=len(names))
     if not labels.any():
-        raise DataError(f"expected labels to compare with, found none in {images} pictures")
-    precision = _average_precision(truth, found, images, len(names))
-    labelled = labels > 0
-    mean = precision[:, labelled].mean(axis=1)
-    per_class = tuple(
-        ClassMetrics(
-            name,
-            float(precision[0, index]) if labelled[index] else None,
-            float(precision[:, index].mean()) if labelled[index] else None,
-            int(labels[index]),
-        )
-        for index, name in enumerate(names)
-    )
+        raise DataError(f"expected labels to compare with, found none in {tables.images} pictures")
+    average = averages(tables, len(names))
+    precision = average.precision[..., 0].mean(axis=1)  # (IoU, class)
+    mean = precision[:, labels > 0].mean(axis=1)
+    drawn = curves(tables, len(names), average.precision[0, :, :, 0])
+    best = drawn.best
+    at_best: dict[str, float | None] = {"conf": None if best is None else float(THRESHOLDS[best])}
+    at_best |= {name: _at(drawn.mean(name), best) for name in _CURVES}
     return Metrics(
         map50=float(mean[0]),
         map50_95=float(mean.mean()),
         map75=float(mean[5]),
-        per_class=per_class,
-        images=images,
+        per_class=_per_class(names, labels, precision, drawn),
+        images=tables.images,
         labels=int(labels.sum()),
+        confusion=confusion(tables, names),
+        curves=drawn,
+        **{f"map_{size}": average.mean_precision(size) for size in _BY_SIZE},
+        **{f"ar{count}": average.mean_recall(count) for count in COUNTS},
+        **{f"ar_{size}": average.mean_recall(size=size) for size in _BY_SIZE},
+        **at_best,
     )
 
 
-def _average_precision(
-    truth: NDArray[np.float64], found: NDArray[np.float64], images: int, classes: int
-) -> NDArray[np.float64]:
-    """Average precision (10, classes) at the ten IoU thresholds; -1 for a class without labels."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise RuntimeMissing(
-            'evaluation needs faster-coco-eval: pip install "y7edge[eval]"'
-        ) from error
-    if not len(found):
-        return np.zeros((10, classes))
-    annotations = [
-        {
-            "id": number,  # from 1: 0 means "no match" to COCO's code
-            "image_id": int(image),
-            "category_id": int(class_id),
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-        }
-        for number, (image, class_id, *box) in enumerate(truth.tolist(), 1)
-    ]
-    reference = COCO(
-        {
-            "images": [{"id": index} for index in range(images)],
-            "categories": [{"id": index, "name": str(index)} for index in range(classes)],
-            "annotations": annotations,
-        }
+_CURVES = ("precision", "recall", "f1")
+_BY_SIZE = ("small", "medium", "large")
+
+
+def _per_class(
+    names: Sequence[str], labels: NDArray[np.intp], precision: Table, drawn: Curves
+) -> tuple[ClassMetrics, ...]:
+    return tuple(
+        ClassMetrics(
+            name,
+            float(precision[0, index]) if labels[index] else None,
+            float(precision[:, index].mean()) if labels[index] else None,
+            int(labels[index]),
+            **{curve: _at(getattr(drawn, curve)[index], drawn.best) for curve in _CURVES},
+        )
+        for index, name in enumerate(names)
     )
-    judge = COCOeval_faster(reference, reference.loadRes(found), iouType="bbox")
-    judge.params.maxDets = [MAX_DETECTIONS]
-    judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
-    judge.evaluate()
-    judge.accumulate()
-    # Not its summary, which looks for COCO's 100 detections: (IoU, recall, class, area, count).
-    precision = np.asarray(judge.eval["precision"], np.float64)[..., 0, -1]
-    return np.asarray(precision.mean(axis=1))
+
+
+def _at(curve: NDArray[np.float64], index: int | None) -> float | None:
+    return None if index is None or np.isnan(curve[index]) else float(curve[index])

@@ -25,8 +25,10 @@ def test_table_survives_writing_and_reading(tmp_path):
     write_csv(ROWS, path)
     assert read_csv(path) == ROWS
     head, first, _ = path.read_text(encoding="utf-8").splitlines()
-    assert head == "epoch,box,obj,cls,lr,seconds,memory_mb,map50,map50_95"
-    assert first.endswith(",,")  # an epoch that was not judged has no mAP, not a mAP of 0
+    assert head.startswith("epoch,box,obj,cls,lr,seconds,memory_mb,map50,map50_95,map75,map_small")
+    assert first.endswith(
+        ",400" + 11 * ","
+    )  # an epoch that was not judged has no mAP, not a mAP of 0
 
 
 @pytest.mark.parametrize("text", ["", "epoch,loss\n1,2\n"])

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from y7edge.errors import DataError
+from y7edge.evaluate import Metrics
 from y7edge.files import atomic_write
 
 
@@ -27,9 +28,23 @@ class EpochRow:
     memory_mb: float  # peak: of the GPU, else of the process
     map50: float | None = None
     map50_95: float | None = None
+    map75: float | None = None
+    map_small: float | None = None  # COCO's sizes; also None where no object has the size
+    map_medium: float | None = None
+    map_large: float | None = None
+    ar300: float | None = None  # average recall of the 300 best boxes
+    precision: float | None = None  # means over the classes at the threshold of the best F1 ...
+    recall: float | None = None
+    f1: float | None = None
+    conf: float | None = None  # ... which is this
+
+    def judged(self, metrics: Metrics) -> EpochRow:
+        """The same epoch with the figures of its evaluation."""
+        return replace(self, **{name: getattr(metrics, name) for name in COLUMNS[_UNJUDGED:]})
 
 
 COLUMNS = tuple(field.name for field in fields(EpochRow))
+_UNJUDGED = COLUMNS.index("map50")  # columns before the figures
 
 
 def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
@@ -52,7 +67,8 @@ def read_csv(path: Path) -> list[EpochRow]:
     """
     with path.open(newline="", encoding="utf-8") as stream:
         header, *lines = list(csv.reader(stream)) or [[]]
-    if tuple(header) != COLUMNS:
+    # Runs of earlier versions have fewer columns of figures.
+    if tuple(header) != COLUMNS[: len(header)] or len(header) < _UNJUDGED:
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {header}")
     try:
         return [

@@ -1,4 +1,4 @@
-"""The pieces that the demo's page is put together from: one HTML file that needs no other.
+"""The pieces that pages are put together from: one HTML file that needs no other.
 
 Pictures are ``data:`` URIs, charts inline SVG, the style sheet is in the head, and there is no
 script: the page can be mailed, and read offline and on a phone.

@@ -1,0 +1,92 @@
+"""The confusion matrix: which class was taken for which, what was missed, what was made up.
+
+Rows are the truth, columns the prediction, and the last of both is the background: an object that
+nothing was matched with stands in the last column of its row, a detection without an object in the
+last row of its column. Detections above confidence 0.25 (the published figures) are matched one to
+one with objects of any class that they overlap by more than IoU 0.45: the largest overlap first,
+of equal ones the higher confidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.judge.tables import Tables, overlaps
+
+CONF, IOU = 0.25, 0.45
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Confusion:
+    """Counts by true class (rows) and predicted class (columns), the background last.
+
+    Attributes:
+        matrix: (classes + 1, classes + 1) int64.
+        names: class names, without the background.
+        conf: detections above it were counted.
+        iou: pairs above it were matched.
+    """
+
+    matrix: NDArray[np.int64]
+    names: tuple[str, ...]
+    conf: float = CONF
+    iou: float = IOU
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of rows and columns."""
+        return (*self.names, BACKGROUND)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, with what rows and columns are, for JSON."""
+        return {
+            "rows": "truth",
+            "columns": "prediction",
+            "labels": list(self.labels),
+            "conf": self.conf,
+            "iou": self.iou,
+            "matrix": self.matrix.tolist(),
+        }
+
+
+def confusion(
+    tables: Tables, names: Sequence[str], conf: float = CONF, iou: float = IOU
+) -> Confusion:
+    """Match detections with objects and count the pairs and what is left over."""
+    background = len(names)
+    matrix = np.zeros((background + 1, background + 1), np.int64)
+    kept = Tables(tables.truth, tables.found[tables.found[:, 5] > conf], tables.images)
+    for overlap in overlaps(kept):
+        truth = kept.truth[overlap.truth, 1].astype(int)
+        found = kept.found[overlap.found, 6].astype(int)
+        crowd = kept.truth[overlap.truth, 6] > 0
+        rows, columns = _pairs(overlap.iou * ~crowd, iou)
+        np.add.at(matrix, (truth[columns], found[rows]), 1)
+        missed = np.setdiff1d(np.flatnonzero(~crowd), columns)
+        np.add.at(matrix, (truth[missed], background), 1)
+        in_crowd = (overlap.iou > iou) & crowd & (found[:, None] == truth[None])
+        alone = np.setdiff1d(np.flatnonzero(~in_crowd.any(axis=1)), rows)
+        np.add.at(matrix, (background, found[alone]), 1)
+    return Confusion(matrix, tuple(names), conf, iou)
+
+
+def _pairs(iou: NDArray[np.float64], least: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the pairs, one to one; rows come best confidence first."""
+    rows, columns = np.nonzero(iou > least)
+    # Stable: of equal overlaps the row of higher confidence, which comes first, stays first.
+    order = np.argsort(-iou[rows, columns], kind="stable")
+    row_taken, column_taken = np.zeros(iou.shape[0], bool), np.zeros(iou.shape[1], bool)
+    chosen = []
+    for pair in order:
+        row, column = rows[pair], columns[pair]
+        if not (row_taken[row] or column_taken[column]):
+            row_taken[row] = column_taken[column] = True
+            chosen.append(pair)
+    picked = np.array(chosen, np.intp)
+    return rows[picked], columns[picked]
