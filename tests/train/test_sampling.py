@@ -1,0 +1,200 @@
+"""Plans of batches: exact by seed and epoch, fair over ranks, resumable at any batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from y7edge.data.sample import Sample
+from y7edge.errors import ConfigError
+from y7edge.train.sampling import BatchPlan, Key, RectPlan, image_weights, rect_plan
+
+
+def sample(classes=(), size=None, path="none.png"):
+    boxes = np.full((len(classes), 4), 0.5, np.float32)
+    return Sample(Path(path), boxes, np.array(classes, np.int32), size=size)
+
+
+def batches(plan, epoch=1, start=0):
+    plan.set_epoch(epoch, start)
+    return list(plan)
+
+
+def indices(made):
+    return [[key.index for key in keys] for keys in made]
+
+
+def test_an_epoch_shows_every_picture_once_and_its_key_says_which_epoch():
+    made = batches(BatchPlan(10, 4, seed=3), epoch=7)
+    assert [len(keys) for keys in made] == [4, 4, 2]
+    assert sorted(key for keys in made for key in keys) == [Key(7, i) for i in range(10)]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    plan = BatchPlan(20, 4, seed=0)
+    second = batches(plan, 2)
+    assert batches(plan, 1) != second
+    assert batches(plan, 2) == second
+    assert indices(batches(BatchPlan(20, 4, seed=1), 2)) != indices(second)
+    assert indices(batches(BatchPlan(20, 20, shuffle=False), 2)) == [list(range(20))]
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+def test_a_pass_begins_at_the_batch_asked_for(start):
+    plan = BatchPlan(10, 4, seed=3)
+    assert batches(plan, 5, start) == batches(plan, 5)[start:]
+    assert len(plan) == 3
+
+
+def test_a_pass_keeps_its_epoch_when_the_next_is_set():
+    plan = BatchPlan(8, 4)
+    whole = batches(plan, 1)
+    plan.set_epoch(1)
+    running = iter(plan)
+    plan.set_epoch(2, 1)
+    assert list(running) == whole
+
+
+@pytest.mark.parametrize(("length", "kept"), [(48, 48), (49, 48), (50, 50), (53, 53)])
+@pytest.mark.parametrize("rect", [False, True])
+def test_two_ranks_see_what_one_process_sees(length, kept, rect):
+    shapes = RectPlan(np.linspace(0.4, 1.7, length), 64, 32) if rect else None
+    ranks = [BatchPlan(length, 16, seed=1, rank=r, world=2, rect=shapes) for r in (0, 1)]
+    alone = BatchPlan(length, 16, seed=1, rect=shapes)
+    first, second = (batches(plan, 4) for plan in ranks)
+    assert len(first) == len(second) == len(ranks[0]) == len(ranks[1])
+    whole = batches(alone, 4)
+    if kept < length:
+        whole = [keys for keys in whole if len(keys) > 1]
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [
+        sorted(keys) for keys in whole
+    ]
+    assert all(0 <= len(a) - len(b) <= 1 for a, b in zip(first, second, strict=True))
+    assert sum(map(len, first + second)) == kept
+
+
+def test_a_rest_smaller_than_the_ranks_is_another_one_in_each_epoch():
+    plan = BatchPlan(5, 4, world=4)
+    left_out = [set(range(5)) - {k.index for r in range(4) for b in again(5, r, e) for k in b}
+                for e in range(12)]  # fmt: skip
+    assert len(plan) == 1
+    assert all(len(one) == 1 for one in left_out)
+    assert len(set.union(*left_out)) > 2
+
+
+def again(length, rank, epoch):
+    return batches(BatchPlan(length, 4, rank=rank, world=4), epoch)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": 6, "world": 4}, "expected a multiple of 4, the number of processes, found 6"),
+        ({"batch": 0}, "found 0"),
+        ({"batch": 8, "world": 4, "length": 3}, "3 pictures are too few for 4 processes"),
+    ],
+)
+def test_plans_that_cannot_be(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        BatchPlan(**{"length": 10, **arguments})
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def test_weights_decide_how_often_a_picture_is_drawn():
+    plan = BatchPlan(4, 4, seed=0)
+    plan.set_weights(np.array([0, 1, 1, 6]))
+    drawn = Counter(key.index for epoch in range(500) for key in batches(plan, epoch)[0])
+    assert drawn[0] == 0
+    assert drawn[3] / 2000 == pytest.approx(0.75, abs=0.04)
+    assert drawn[1] / 2000 == pytest.approx(0.125, abs=0.03)
+    assert batches(plan, 7) == batches(plan, 7)
+    assert indices(batches(plan, 7)) != indices(batches(plan, 8))
+    plan.set_weights(None)
+    assert sorted(indices(batches(plan, 7))[0]) == [0, 1, 2, 3]
+
+
+def test_a_picture_drawn_again_is_another_item():
+    plan = BatchPlan(6, 4)
+    plan.set_weights(np.array([0, 0, 1, 0, 0, 1]))
+    keys = [key for made in batches(plan, 3) for key in made]
+    assert len(set(keys)) == len(keys) == 6
+    for index in (2, 5):
+        repeats = [key.repeat for key in keys if key.index == index]
+        assert repeats == list(range(len(repeats)))
+
+
+@pytest.mark.parametrize("weights", [[1, 2], [0, 0, 0], [1, -1, 2], [1, np.nan, 2]])
+def test_weights_that_cannot_be(weights):
+    with pytest.raises(ConfigError, match="weights: expected"):
+        BatchPlan(3, 1).set_weights(np.array(weights))
+
+
+def test_image_weights_are_the_published_ones():
+    pictures = [sample([0, 0, 1]), sample([1, 1]), sample(), sample([2])]
+    # Objects per class: 2, 3, 1; 1/count normalised: 3/11, 2/11, 6/11.
+    assert image_weights(pictures, 3) == pytest.approx(np.array([8, 4, 0, 6]) / 11)
+    judged = np.array([0.5, np.nan, 0.9])
+    assert image_weights(pictures, 3, judged) == pytest.approx(
+        np.array([2 * 3 * 0.25 + 2, 4, 0, 6 * 0.01]) / 11
+    )
+
+
+def test_image_weights_with_nothing_to_choose_by_are_equal():
+    assert image_weights([sample(), sample()], 2).tolist() == [1, 1]
+    assert image_weights([sample([0]), sample()], 1, np.ones(1)).tolist() == [1, 1]
+
+
+# --- rect ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("aspects", "shape"),
+    [
+        ([0.75, 0.5], (480, 640)),
+        ([0.76, 0.5], (512, 640)),
+        ([1.5, 2.0], (640, 448)),
+        ([0.5, 2.0], (640, 640)),
+        ([0.5, 1.0], (640, 640)),
+        ([416 / 640], (416, 640)),
+        ([0.01], (32, 640)),
+    ],
+)
+def test_the_shape_of_a_batch_is_the_published_one(aspects, shape):
+    plan = RectPlan(np.array(aspects), 640, 32)
+    assert plan.shape(np.arange(len(aspects))) == shape
+
+
+def test_batches_are_of_like_aspect_and_carry_their_shape():
+    aspect = np.array([1.5, 0.5, 0.9, 0.5, 2.0, 0.75, 0.5, 1.5])
+    plan = BatchPlan(8, 2, seed=2, rect=RectPlan(aspect, 64, 32))
+    pairs = {(0.5, 0.5): (32, 64), (0.5, 0.75): (64, 64), (0.9, 1.5): (64, 64),
+             (1.5, 2.0): (64, 64)}  # fmt: skip
+    orders, partners = set(), set()
+    for epoch in range(20):
+        made = batches(plan, epoch)
+        met = {tuple(sorted(aspect[[k.index for k in keys]])): keys[0].shape for keys in made}
+        assert met == pairs
+        assert all(key.shape == keys[0].shape for keys in made for key in keys)
+        orders.add(tuple(aspect[keys[0].index] > 1 for keys in made))
+        partners |= {tuple(sorted(k.index for k in keys)) for keys in made}
+    assert len(orders) > 1
+    assert len(partners) > 4
+
+
+def test_rect_without_shuffle_goes_from_lying_to_standing():
+    aspect = np.array([1.5, 0.5, 1.0])
+    plan = BatchPlan(3, 1, shuffle=False, rect=RectPlan(aspect, 64, 32))
+    assert indices(batches(plan)) == [[1], [2], [0]]
+
+
+def test_aspects_come_from_the_samples_or_else_from_headers(tmp_path):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.zeros((30, 40, 3), np.uint8))
+    plan = rect_plan([sample(size=(200, 100)), sample(path=path)], 640, 32)
+    assert plan.aspect.tolist() == [0.5, 0.75]
