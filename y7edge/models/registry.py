@@ -1,4 +1,4 @@
-"""The published variants by name, and the step from training to deploy and folded rows."""
+"""The published variants by name, and the steps from training to deploy and folded rows."""
 
 from __future__ import annotations
 
@@ -98,6 +98,14 @@ def deploy(spec: Spec) -> Spec:
     if spec.form != "training":
         return spec
     return replace(spec, rows=_without_aux(spec), form="deploy")
+
+
+def without_auxiliary(spec: Spec) -> Spec:
+    """The same model to be trained by its lead head alone: form and implicit knowledge stay.
+
+    Auxiliary rows go as in :func:`deploy`; a model without any is returned as it is.
+    """
+    return replace(spec, rows=_without_aux(spec)) if spec.has_aux else spec
 
 
 def folded(spec: Spec) -> Spec:

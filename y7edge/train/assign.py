@@ -9,8 +9,7 @@ lead-head assignment of YOLOv7 (arXiv 2207.02696), after the simplified optimal 
 number of cells per target that follows from how well the predictions fit. `PlainAssigner` keeps
 every candidate.
 
-For coarse labels of an auxiliary head, call a `SimOTA` of ``reach`` 1.0 on the *lead* head's
-predictions and use its assignment on the auxiliary maps (section 4.2 of the paper).
+How an auxiliary head is assigned, with the lead head or apart from it, is in `auxiliary.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from y7edge.train.boxes import corners, decode
-from y7edge.train.candidates import Assignment, propose, select
+from y7edge.train.candidates import Assignment, distinct, propose, select
 
 # Probabilities in the class cost keep this distance from 0 and 1, where saturated logits would make
 # it infinite or, in the published form, NaN. Float32 still tells 1 - 1e-7 from 1.
@@ -82,48 +81,115 @@ class SimOTA:
     iou_weight: float = 3.0  # weight of the box cost against the class cost
     pairs: int = 1 << 22  # targets x candidates compared at a time
 
-    @torch.no_grad()
     def __call__(self, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor) -> Assignment:
         """Assign by cost; see `Assigner`."""
-        candidates = propose(heads, targets, anchors, anchor_t=self.anchor_t, reach=self.reach)
-        if not sum(candidates.sizes):
-            return candidates
+        return self.reaching((self.reach,), heads, targets, anchors)[0]
+
+    @torch.no_grad()
+    def reaching(
+        self,
+        reaches: Sequence[float],
+        heads: Sequence[Tensor],
+        targets: Tensor,
+        anchors: Tensor,
+    ) -> tuple[Assignment, ...]:
+        """Assign once for each of several reaches, with IoU and cost computed once for all.
+
+        Sets of candidates of different reach are mostly the same cells, and each set repeats
+        cells that several targets propose. So the matrix has a column for each distinct cell and
+        anchor, and every set picks its own columns. That takes 16 bytes x ``pairs`` more, and a
+        ledger (the last term of the class's bound) for every reach.
+        """
+        offers = [
+            propose(heads, targets, anchors, anchor_t=self.anchor_t, reach=reach)
+            for reach in reaches
+        ]
+        # A target that fits an anchor is offered its own cell, whatever the reach.
+        if not sum(offers[0].sizes):
+            return tuple(offers)
         with torch.autocast(targets.device.type, enabled=False):
-            boxes, class_cost = _judge(heads, candidates, anchors)
-            owner = self._owners(candidates, boxes, class_cost, targets, heads[0].shape[0])
-        return _keep(candidates, owner)
+            owners = self._owners(offers, heads, targets, anchors)
+        return tuple(_keep(offer, owner) for offer, owner in zip(offers, owners, strict=True))
 
     def _owners(
-        self, candidates: Assignment, boxes: Tensor, class_cost: Tensor, targets: Tensor, batch: int
-    ) -> Tensor:
-        """The row of ``targets`` that each candidate (K,) ends up with, or -1."""
-        place, width = _places(candidates.entries[:, 0], batch)
-        count, classes = class_cost.shape
-        # Padded to the most candidates of a picture, (..., B, W). Padding has an empty box, hence
-        # no IoU, and an infinite cost. (Filled, because `zeros` is a different number of
-        # operations for small tensors and large, and ours is to be constant.)
-        padded = boxes.new_full((4, batch * width), 0.0)
-        padded[:, place] = boxes.T
-        padded = padded.view(4, batch, width)
-        penalty = boxes.new_full((batch * width,), torch.inf)
-        penalty[place] = 0
-        slot = torch.full_like(penalty, 0, dtype=torch.int64)
-        slot[place] = torch.arange(count, device=place.device) * classes
-        penalty, slot = penalty.view(batch, width), slot.view(batch, width)
-
-        ledger = _Ledger(penalty, len(targets))
-        step = max(1, self.pairs // width)
+        self,
+        offers: Sequence[Assignment],
+        heads: Sequence[Tensor],
+        targets: Tensor,
+        anchors: Tensor,
+    ) -> list[Tensor]:
+        """For each set of candidates: the row of ``targets`` that each (K,) ends up with, or -1."""
+        batch = heads[0].shape[0]
+        cells, columns = (offers[0], None) if len(offers) == 1 else distinct(offers, heads)
+        sheet = _Sheet(*_judge(heads, cells, anchors), cells.entries[:, 0], batch)
+        views = (
+            [_View(sheet.place, sheet.width, None)]
+            if columns is None
+            else [sheet.view(o.entries[:, 0], c) for o, c in zip(offers, columns, strict=True)]
+        )
+        ledgers = [_Ledger(sheet.penalty, view.width, len(targets)) for view in views]
+        step = max(1, self.pairs // max(sheet.width, *(view.width for view in views)))
         for first in range(0, len(targets), step):
             chunk = targets[first : first + step]
-            image, label = chunk[:, 0].long(), chunk[:, 1:2].long()
-            iou = _pairwise_iou(padded, image, corners(chunk[:, 2:6]))
-            best = iou.topk(min(self.q0, width)).values
-            k = best.sum(1, keepdim=True).long().clamp_(1, best.shape[1])
+            image = chunk[:, 0].long()
+            iou = _pairwise_iou(sheet.boxes, image, corners(chunk[:, 2:6]))
+            best = [view.of(iou, image).topk(min(self.q0, view.width)).values for view in views]
             cost = iou.add_(1e-8).log_().mul_(-self.iou_weight)
-            cost += class_cost.take(slot[image].add_(label))
-            cost += penalty[image]
-            ledger.enter(first, image, cost, _cheapest(cost, k, best.shape[1]))
-        return ledger.owners().flatten()[place]
+            cost += sheet.class_cost(image, chunk[:, 1:2].long())
+            cost += sheet.penalty[image]
+            for view, ledger, top in zip(views, ledgers, best, strict=True):
+                k = top.sum(1, keepdim=True).long().clamp_(1, top.shape[1])
+                own = view.of(cost, image)
+                ledger.enter(first, image, own, _cheapest(own, k, top.shape[1]))
+        return [ledger.owners()[view.place] for view, ledger in zip(views, ledgers, strict=True)]
+
+
+class _Sheet:
+    """What the cost needs of each candidate cell, laid out by picture as (B, W).
+
+    W is one more than the most cells of a picture, so that the last column is padding everywhere.
+    Padding has an empty box, hence no IoU, and an infinite cost. (Filled, because `zeros` is a
+    different number of operations for small tensors and large, and ours is to be constant.)
+    """
+
+    def __init__(self, boxes: Tensor, class_cost: Tensor, image: Tensor, batch: int) -> None:
+        """For boxes (K, 4), costs (K, nc) and pictures (K,) of the cells."""
+        self.place, self.width = _places(image, batch)
+        self._costs, (count, classes) = class_cost, class_cost.shape
+        padded = boxes.new_full((4, batch * self.width), 0.0)
+        padded[:, self.place] = boxes.T
+        self.boxes = padded.view(4, batch, self.width)
+        penalty = boxes.new_full((batch * self.width,), torch.inf)
+        penalty[self.place] = 0
+        self.penalty = penalty.view(batch, self.width)
+        slot = torch.full_like(penalty, 0, dtype=torch.int64)
+        slot[self.place] = torch.arange(count, device=slot.device) * classes
+        self._slot = slot.view(batch, self.width)
+
+    def class_cost(self, image: Tensor, label: Tensor) -> Tensor:
+        """(R, W) for targets of pictures ``image`` (R,) and classes ``label`` (R, 1)."""
+        return self._costs.take(self._slot[image].add_(label))
+
+    def view(self, image: Tensor, cell: Tensor) -> _View:
+        """The columns of candidates (K,), by their picture and their row among the cells."""
+        batch = len(self.penalty)
+        place, width = _places(image, batch)
+        column = place.new_full((batch * width,), self.width - 1)
+        column[place] = self.place[cell] % self.width
+        return _View(place, width, column.view(batch, width))
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One set of candidates laid out by picture, (B, W), as columns of a sheet."""
+
+    place: Tensor  # (K,) where each candidate is, flattened
+    width: int  # W
+    column: Tensor | None  # (B, W) the sheet's column of each; None: the sheet's own layout
+
+    def of(self, values: Tensor, image: Tensor) -> Tensor:
+        """This set's columns of a matrix (R, sheet's W) for targets of pictures ``image`` (R,)."""
+        return values if self.column is None else values.gather(1, self.column[image])
 
 
 class _Ledger:
@@ -133,13 +199,13 @@ class _Ledger:
     device does them.
     """
 
-    def __init__(self, like: Tensor, targets: int) -> None:
-        """For costs of the type and device of ``like`` (B, W)."""
+    def __init__(self, like: Tensor, width: int, targets: int) -> None:
+        """For costs (B, ``width``) of the batch, type and device of ``like`` (B, ...)."""
         self.nobody = targets  # above every row, so that the minimum is the lowest row
-        self.takers = torch.full_like(like, 0, dtype=torch.int32)
+        self.lowest = like.new_full((len(like), width), torch.inf)
+        self.takers = torch.full_like(self.lowest, 0, dtype=torch.int32)
         self.taker = torch.full_like(self.takers, self.nobody)
         self.cheapest = torch.full_like(self.takers, self.nobody)
-        self.lowest = torch.full_like(like, torch.inf)
 
     def enter(self, first: int, image: Tensor, cost: Tensor, taken: Tensor) -> None:
         """Add targets ``first``, ``first`` + 1, ... of pictures ``image`` (R,); matrices (R, W)."""
@@ -155,19 +221,19 @@ class _Ledger:
         )
 
     def owners(self) -> Tensor:
-        """(B, W) int64 row of the owner, -1 for none."""
+        """(B W,) int64 row of the owner, -1 for none."""
         owner = torch.where(self.takers > 1, self.cheapest, self.taker)
-        return torch.where(self.takers > 0, owner, -1).long()
+        return torch.where(self.takers > 0, owner, -1).long().flatten()
 
 
 def _places(picture: Tensor, batch: int) -> tuple[Tensor, int]:
-    """Where each candidate goes in a (B, W) table, flattened, and W: the most of any picture.
+    """Where each candidate goes in a (B, W) table, flattened, and W: the most of any picture + 1.
 
     Candidates of a picture keep their order. Waits for the device once.
     """
     count = torch.zeros(batch, dtype=torch.int64, device=picture.device)
     count.index_add_(0, picture, torch.ones_like(picture))
-    width = int(count.max())
+    width = int(count.max()) + 1
     order = picture.argsort(stable=True)
     start = (count.cumsum(0) - count)[picture[order]]
     rank = torch.empty_like(order)

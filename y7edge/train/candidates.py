@@ -36,6 +36,13 @@ class Assignment:
         """The entries of each level, (n, 5), finest level first."""
         return self.entries.split_with_sizes(self.sizes)
 
+    @property
+    def level(self) -> Tensor:
+        """(N,) int64: the level of each entry."""
+        ids = constant(range(len(self.sizes)), self.entries)
+        sizes = constant(self.sizes, self.entries)
+        return ids.repeat_interleave(sizes, output_size=len(self.entries))
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -60,9 +67,7 @@ def select(heads: Sequence[Tensor], assignment: Assignment, anchors: Tensor) -> 
         rows.append(head[image, anchor, row, column])
     logits = widen(torch.cat(rows))
     _, anchor, row, column, _ = assignment.entries.unbind(1)
-    level = constant(range(len(heads)), row).repeat_interleave(
-        constant(assignment.sizes, row), output_size=len(row)
-    )
+    level = assignment.level
     return Selection(
         level=level,
         logits=logits,
@@ -70,6 +75,38 @@ def select(heads: Sequence[Tensor], assignment: Assignment, anchors: Tensor) -> 
         corner=torch.stack((column, row), dim=1),
         grid=constant(grid_sizes(heads), row)[level],
     )
+
+
+def join(assignments: Sequence[Assignment]) -> Assignment:
+    """Assignments of several heads as one of all their levels, one head's after the other's."""
+    if len(assignments) == 1:
+        return assignments[0]
+    entries = torch.cat([assignment.entries for assignment in assignments])
+    return Assignment(entries, sum((assignment.sizes for assignment in assignments), ()))
+
+
+def distinct(
+    offers: Sequence[Assignment], heads: Sequence[Tensor]
+) -> tuple[Assignment, tuple[Tensor, ...]]:
+    """The cells and anchors of several sets of candidates, each once.
+
+    Costs two waits for the device.
+
+    Returns:
+        The cells by level, with -1 for a target; and for each set the row (K,) among them of each
+        of its entries.
+    """
+    height, width = (max(head.shape[axis] for head in heads) for axis in (2, 3))
+    shape = (len(heads), heads[0].shape[0], heads[0].shape[1], height, width)
+    whole = torch.cat([torch.cat((o.level[:, None], o.entries[:, :4]), dim=1) for o in offers])
+    key = whole[:, 0]
+    for axis in range(1, len(shape)):
+        key = key * shape[axis] + whole[:, axis]
+    cells, row = key.unique(return_inverse=True)
+    level, *place = torch.unravel_index(cells, shape)
+    entries = torch.stack((*place, torch.full_like(cells, -1)), dim=1)
+    sizes = tuple(level.bincount(minlength=len(heads)).tolist())
+    return Assignment(entries, sizes), row.split([len(offer.entries) for offer in offers])
 
 
 def widen(logits: Tensor) -> Tensor:

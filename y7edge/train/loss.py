@@ -1,9 +1,11 @@
 """The detection loss: CIoU, objectness and class terms on cells that an assigner chose.
 
-    gains = scale_gains(LossGains(box=0.05, obj=0.7, cls=0.3), levels=3, nc=20, imgsz=640)
-    loss = DetectionLoss(nc, anchors, gains)              # anchors (L, A, 2) in grid units
-    parts = loss(heads, targets, assigner(heads, targets, anchors))
+    loss = TrainingLoss(spec, anchors, recipe, imgsz=640)  # anchors (L, A, 2) in grid units
+    parts = loss(heads, targets)                           # lead heads, then the auxiliary ones
     parts.total.backward()
+
+`TrainingLoss` puts together what training takes: `DetectionLoss`, which is told the cells, and
+the assigner that chooses them.
 
 YOLOv7, arXiv 2207.02696; CIoU: arXiv 1911.08287; focal weighting: arXiv 1708.02002.
 """
@@ -12,19 +14,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from y7edge.errors import ConfigError
+from y7edge.models.spec import Spec
+from y7edge.train import auxiliary
+from y7edge.train.assign import SimOTA
 from y7edge.train.boxes import corners, decode, similarity
-from y7edge.train.candidates import Assignment, Selection, constant, select, widen
+from y7edge.train.candidates import Assignment, Selection, constant, join, select, widen
+from y7edge.train.recipe import Recipe
 
 # Weight of each level's objectness, finest first: small objects are many and hard.
 _BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 
 _FOCAL_ALPHA = 0.25
+
+AUX_WEIGHT = 0.25  # of every term of the auxiliary head against the lead's
+
+
+class Ranks(Protocol):
+    """The processes that share a batch, each with some of its pictures."""
+
+    @property
+    def world(self) -> int:
+        """How many they are."""
+        ...
+
+    def sum(self, counts: Tensor, /) -> Tensor:
+        """The sum over all processes of a small int64 tensor, on its device, without gradient."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One process with the whole batch."""
+
+    world: int = 1
+
+    def sum(self, counts: Tensor, /) -> Tensor:
+        """The counts themselves."""
+        return counts
+
+
+ALONE = Alone()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +74,10 @@ class LossGains:
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
-    """What a step cost: scalars on the device of the heads, no wait needed to make them."""
+    """What a step cost: scalars on the device of the heads, no wait needed to make them.
+
+    Of several processes' parts, the mean is that of the whole batch.
+    """
 
     box: Tensor  # weighted by its gain, without gradient
     obj: Tensor  # the same
@@ -64,7 +103,12 @@ def scale_gains(gains: LossGains, *, levels: int, nc: int, imgsz: int) -> LossGa
 
 
 class DetectionLoss:
-    """Lead-head loss, in float32 also under autocast.
+    """Loss of a lead head, or of a lead and an auxiliary head; in float32 also under autocast.
+
+    Means over positives and cells are those of the whole batch, however its pictures fall on
+    processes: counts are summed over ``ranks`` (one exchange of a few integers), and what a
+    process contributes is multiplied by the number of processes, because gradients are averaged
+    over them afterwards. So their average is the gradient of one process with all pictures.
 
     Args:
         nc: classes; with one class there is no class term.
@@ -74,6 +118,7 @@ class DetectionLoss:
         cls_pw: weight of positive class targets.
         obj_pw: weight of positive objectness targets.
         focal_gamma: exponent of focal weighting of objectness and class; 0 is off.
+        ranks: the processes that share the batch.
 
     Raises:
         ConfigError: for a number of levels that has no published balance.
@@ -89,6 +134,7 @@ class DetectionLoss:
         cls_pw: float = 1.0,
         obj_pw: float = 1.0,
         focal_gamma: float = 0.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         if len(anchors) not in _BALANCE:
             raise ConfigError(
@@ -102,28 +148,53 @@ class DetectionLoss:
         self.present, self.absent = 1 - label_smoothing / 2, label_smoothing / 2
         self.cls_pw, self.obj_pw = cls_pw, obj_pw
         self.focal_gamma = focal_gamma
+        self.ranks = ranks
 
     def __call__(
-        self, heads: Sequence[Tensor], targets: Tensor, assignment: Assignment
+        self, heads: Sequence[Tensor], targets: Tensor, *assignments: Assignment
     ) -> LossParts:
-        """Loss of one batch.
+        """Loss of one batch, or of this process's pictures of it.
 
         Args:
-            heads: per level raw logits (B, A, H, W, 5 + nc), finest level first.
+            heads: per level raw logits (B, A, H, W, 5 + nc), finest level first; those of the
+                auxiliary head, if any, after those of the lead head.
             targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
-            assignment: which cells learn which rows of ``targets``.
+            assignments: which cells learn which rows of ``targets``, of the lead head and of the
+                auxiliary head.
         """
+        assignment = join(assignments)
         with torch.autocast(targets.device.type, enabled=False):
-            cells = select(heads, assignment, self.anchors)
+            cells = select(heads, assignment, self.anchors.repeat(len(assignments), 1, 1))
             target = assignment.entries[:, 4]
             score = self._ciou(cells, targets[target, 2:6])
             # Means over the positives of each level, summed over the levels.
-            share = (1 / constant(assignment.sizes, score).clamp(min=1))[cells.level]
+            per_positive, per_cell, pictures = self._shares(heads, assignment, score)
+            share = per_positive[cells.level]
             box = self.gains.box * ((1 - score) * share).sum()
-            obj = self.gains.obj * self._objectness_term(heads, assignment, score.detach())
+            obj = self._objectness_term(heads, assignment, score.detach(), per_cell)
+            obj = self.gains.obj * obj
             cls = self.gains.cls * self._class_term(cells.logits[:, 5:], targets[target, 1], share)
-            total = (box + obj + cls) * heads[0].shape[0]
+            total = (box + obj + cls) * pictures
         return LossParts(box.detach(), obj.detach(), cls.detach(), total)
+
+    def _shares(
+        self, heads: Sequence[Tensor], assignment: Assignment, like: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a positive and a cell of each level (H L,) weigh, and the pictures of the batch."""
+        levels = len(heads)
+        cells = [head.shape[:-1].numel() for head in heads]
+        counts = constant((*assignment.sizes, *cells, len(heads[0])), assignment.entries)
+        positives, cells_of_all, pictures = (
+            self.ranks.sum(counts).to(like.dtype).split((levels, levels, 1))
+        )
+        head_weight = [self.ranks.world * weight for weight in (1.0, AUX_WEIGHT)]
+        weight = constant(head_weight, like).repeat_interleave(len(self.balance))[:levels]
+        balance = constant(self.balance * 2, like)[:levels]
+        return (
+            weight / positives.clamp(min=1),
+            weight * balance / cells_of_all.clamp(min=1),
+            pictures[0],
+        )
 
     def _ciou(self, cells: Selection, boxes: Tensor) -> Tensor:
         """CIoU (N,) of the predictions with normalised target boxes (N, 4), in grid units."""
@@ -133,21 +204,19 @@ class DetectionLoss:
         return similarity(corners(found), corners(wanted), "ciou")
 
     def _objectness_term(
-        self, heads: Sequence[Tensor], assignment: Assignment, score: Tensor
+        self, heads: Sequence[Tensor], assignment: Assignment, score: Tensor, per_cell: Tensor
     ) -> Tensor:
-        """Mean over all cells of a level, weighted by level; positives are to show their CIoU."""
-        total = score.new_zeros(())
+        """Sum over the cells, weighted by level (H L,); positives are to show their CIoU."""
         scores = score.clamp(min=0).split_with_sizes(assignment.sizes)
-        for weight, head, entries, level_score in zip(
-            self.balance, heads, assignment.levels(), scores, strict=True
-        ):
+        sums = []
+        for head, entries, level_score in zip(heads, assignment.levels(), scores, strict=True):
             seen = widen(head[..., 4])
             expected = _last_written(seen.shape, entries, level_score)
-            total = total + weight * self._cross_entropy(seen, expected, self.obj_pw).mean()
-        return total
+            sums.append(self._cross_entropy(seen, expected, self.obj_pw).sum())
+        return (torch.stack(sums) * per_cell).sum()
 
     def _class_term(self, logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
-        """Mean over the classes, weighted by ``share`` (N,); logits (N, nc)."""
+        """Mean over the classes, summed with weights ``share`` (N,); logits (N, nc)."""
         if self.nc == 1:
             return logits.new_zeros(())
         expected = torch.full_like(logits, self.absent)
@@ -168,7 +237,84 @@ class DetectionLoss:
         chance = logits.sigmoid()
         hit = expected * chance + (1 - expected) * (1 - chance)
         alpha = expected * _FOCAL_ALPHA + (1 - expected) * (1 - _FOCAL_ALPHA)
-        return each * alpha * (1 - hit) ** self.focal_gamma
+        # Kept from 0, where a power below 1 has no slope.
+        miss = (1 - hit).clamp(min=torch.finfo(hit.dtype).tiny)
+        return each * alpha * miss**self.focal_gamma
+
+
+class TrainingLoss:
+    """Assignment and loss as a recipe has them.
+
+    Models without auxiliary head are assigned by `SimOTA`, those with one by an assigner of
+    `auxiliary.py`.
+
+    Args:
+        spec: the model.
+        anchors: (L, A, 2) width and height in grid units of their level, finest level first.
+        recipe: gains before their scaling, weights and thresholds.
+        imgsz: training size in pixels, the longer side if not square.
+        assigner: a name of `auxiliary.names()`; "lead" for a model without auxiliary head; "auto"
+            for the published one of the model.
+        ranks: the processes that share the batch.
+
+    Raises:
+        ConfigError: an assigner that isn't known or isn't for this model.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        anchors: Tensor,
+        recipe: Recipe,
+        imgsz: int,
+        assigner: str = "auto",
+        ranks: Ranks = ALONE,
+    ) -> None:
+        gains = LossGains(box=recipe.box, obj=recipe.obj, cls=recipe.cls)
+        self.loss = DetectionLoss(
+            spec.nc,
+            anchors,
+            scale_gains(gains, levels=spec.levels, nc=spec.nc, imgsz=imgsz),
+            label_smoothing=recipe.label_smoothing,
+            cls_pw=recipe.cls_pw,
+            obj_pw=recipe.obj_pw,
+            focal_gamma=recipe.fl_gamma,
+            ranks=ranks,
+        )
+        self.assign = SimOTA(anchor_t=recipe.anchor_t)
+        self.guided = _guided(spec, assigner, recipe.anchor_t)
+
+    def __call__(self, heads: Sequence[Tensor], targets: Tensor) -> LossParts:
+        """Loss of one batch, or of this process's pictures of it.
+
+        Args:
+            heads: per level raw logits (B, A, H, W, 5 + nc), lead head then auxiliary head.
+            targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
+        """
+        anchors = self.loss.anchors
+        if self.guided is None:
+            return self.loss(heads, targets, self.assign(heads, targets, anchors))
+        lead, aux = heads[: len(anchors)], heads[len(anchors) :]
+        return self.loss(heads, targets, *self.guided(lead, aux, targets, anchors))
+
+
+def _guided(spec: Spec, assigner: str, anchor_t: float) -> auxiliary.Guided | None:
+    """The assigner of lead and auxiliary head; None for a lead head alone."""
+    if assigner == "auto":
+        assigner = auxiliary.names()[0] if spec.has_aux else "lead"
+    if assigner == "lead":
+        if spec.has_aux:
+            raise ConfigError(
+                f"{spec.name}: assigner lead is for models without auxiliary head; take one of "
+                f"{', '.join(auxiliary.names())}, or drop the auxiliary rows"
+            )
+        return None
+    guided = auxiliary.by_name(assigner, anchor_t=anchor_t)
+    if not spec.has_aux:
+        raise ConfigError(
+            f"{spec.name} has no auxiliary head for assigner {assigner}; take auto or lead"
+        )
+    return guided
 
 
 def _last_written(shape: torch.Size, entries: Tensor, score: Tensor) -> Tensor:
