@@ -11,12 +11,13 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_write(path: Path | str) -> Iterator[Path]:
+def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it into place if the block succeeds.
 
     The file is flushed to disk before the rename, so that after a power cut ``path`` holds either
-    its old content or the whole new one. On any exception the temporary file is removed and
-    ``path`` stays as it was. The folder of ``path`` is made if missing.
+    its old content or the whole new one; ``durable=False`` leaves that to the system, for files
+    that are checked when read and can be made again. On any exception the temporary file is removed
+    and ``path`` stays as it was. The folder of ``path`` is made if missing.
     """
     destination = Path(path)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -32,12 +33,14 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if durable:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         temporary.replace(destination)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(destination.parent)
+    if durable:
+        _sync_folder(destination.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -49,6 +52,12 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder(kind: str) -> Path:
+    """Where things of one kind are kept between runs: in ``$Y7EDGE_CACHE``, or ~/.cache/y7edge."""
+    chosen = os.environ.get("Y7EDGE_CACHE")
+    return (Path(chosen) if chosen else Path.home() / ".cache" / "y7edge") / kind
 
 
 def sha256_file(path: Path | str) -> str:
