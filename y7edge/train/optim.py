@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from y7edge.train.config import Recipe
+from y7edge.errors import ConfigError
+from y7edge.train.recipe import Recipe
 from y7edge.train.schedule import Step, accumulation
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroups:
-    """All parameters of a model, each in exactly one group, in the order of the state dict."""
+    """The trained parameters of a model, each in one group, in the order of the state dict."""
 
     undecayed: tuple[nn.Parameter, ...]  # batch-norm weights, implicit add and multiply
     decayed: tuple[nn.Parameter, ...]  # convolution weights, the heads' included
@@ -34,11 +35,13 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
     """Sort a model's parameters by what they are, not by what they are called.
 
     A ``weight`` is decayed unless it belongs to a batch norm; what is neither weight nor bias (the
-    implicit tensors of the head) is not decayed.
+    implicit tensors of the head) is not decayed. Frozen parameters are in no group.
     """
     undecayed, decayed, biases = [], [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if name == "bias":
                 biases.append(parameter)
             elif name == "weight" and not isinstance(module, nn.BatchNorm2d):
@@ -58,8 +61,14 @@ def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, weight_decay: float) -> torch.optim.SGD:
-    """SGD over the model's three groups; learning rates and momentum are set by :func:`apply`."""
+    """SGD over the model's three groups; learning rates and momentum are set by :func:`apply`.
+
+    Raises:
+        ConfigError: every parameter is frozen.
+    """
     groups = parameter_groups(model)
+    if not any(groups):
+        raise ConfigError("every row is frozen, nothing is left to train: freeze fewer rows")
     return torch.optim.SGD(
         [
             {"params": list(parameters), "weight_decay": decay}
@@ -85,17 +94,20 @@ class Accumulator:
 
     The count runs on over the end of an epoch, so that gradients gathered there are used by the
     next step (the published training throws them away); the last ones of the run are used too.
+
+    Attributes:
+        gathered: backward passes since the last step.
     """
 
     def __init__(self) -> None:
-        self._gathered = 0
+        self.gathered = 0
 
     def due(self, accumulate: int, *, last: bool = False) -> bool:
         """Count one backward pass; whether to step now. ``last``: the run ends here."""
-        self._gathered += 1
-        if self._gathered < accumulate and not last:
+        self.gathered += 1
+        if self.gathered < accumulate and not last:
             return False
-        self._gathered = 0
+        self.gathered = 0
         return True
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from y7edge.errors import CheckpointError, ConfigError, DeviceError, RuntimeMissing
+from y7edge.errors import ConfigError, DeviceError, RuntimeMissing
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
-from y7edge.models.spec import Spec
+from y7edge.models.spec import Anchors, Spec
 from y7edge.nn.build import Model
 from y7edge.train.config import TrainConfig
+from y7edge.train.finetune import carry_over
+from y7edge.train.freeze import freeze_rows
 
 # Needed at the end of the first validated epoch at the latest: better missed before the first one.
 _NEEDED = ("cv2", "faster_coco_eval", "lightning_fabric", "matplotlib", "safetensors")
@@ -65,84 +68,114 @@ def _mps_count() -> int:
     return int(torch.backends.mps.is_available())
 
 
-def build_spec(config: TrainConfig, classes: int, anchors: Any = None) -> Spec:
-    """The rows that a run trains.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The model to train, one line about where its weights come from, and what else to know."""
+
+    model: Model
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None) -> Spec:
+    """The rows that a run trains: those of the named variant, or its own (``config.spec``).
 
     Raises:
-        ConfigError: unknown model, a width that cannot be, a model with auxiliary heads, or an
-            input size that the strides don't divide or that is a single cell of the largest.
+        ConfigError: unknown model, rows not in training form, a width that cannot be, a model with
+            auxiliary heads, or an input size that the strides don't divide or that is a single cell
+            of the largest.
     """
-    spec = registry.get(config.model, nc=classes, anchors=anchors)
+    if config.spec is None:
+        spec = registry.get(config.model, nc=classes, anchors=anchors)
+    elif config.spec.form != "training":
+        raise ConfigError(
+            f"spec: {config.spec.name} is in {config.spec.form} form, expected the training form"
+        )
+    else:
+        spec = replace(config.spec, nc=classes, anchors=anchors or config.spec.anchors)
     if spec.has_aux:
         raise ConfigError(
-            f"{config.model} has auxiliary heads, whose losses are not in this version: "
+            f"{spec.name} has auxiliary heads, whose losses are not in this version: "
             "train yolov7-tiny, yolov7-tiny-silu, yolov7 or yolov7x"
         )
     if config.imgsz % spec.max_stride:
         up = -(-config.imgsz // spec.max_stride) * spec.max_stride
         raise ConfigError(
-            f"imgsz must be a multiple of {spec.max_stride} for {config.model}, "
+            f"imgsz must be a multiple of {spec.max_stride} for {spec.name}, "
             f"not {config.imgsz}: take {up}"
         )
     if config.imgsz < 2 * spec.max_stride:
         # BatchNorm has no statistics of the single cell that a batch of one would leave.
         raise ConfigError(
-            f"imgsz must be {2 * spec.max_stride} or more to train {config.model}, "
-            f"not {config.imgsz}"
+            f"imgsz must be {2 * spec.max_stride} or more to train {spec.name}, not {config.imgsz}"
         )
     return scale(spec, width=config.width)
 
 
-def start_model(config: TrainConfig, classes: int) -> tuple[Model, str]:
-    """The model to train and one line about where its weights come from.
+def start_model(
+    config: TrainConfig, names: Sequence[str], *, anchors: Anchors | None = None
+) -> Start:
+    """The model to train, its frozen rows frozen.
 
-    With ``config.weights``, every entry of equal key and shape is copied, so that a model trained
-    for other classes gives all but its head; its anchors come along, as its weights mean offsets
-    from them.
+    With ``config.weights``, everything that fits is copied (see :mod:`y7edge.train.finetune`), and
+    the anchors come along, as the weights mean offsets from them.
+
+    Args:
+        config: the run.
+        names: class names of the data, in order.
+        anchors: in pixels, finest level first; None: the weights', else the published ones.
 
     Raises:
-        ConfigError: the model cannot be trained (see :func:`build_spec`).
+        ConfigError: the model cannot be trained (see :func:`build_spec`), rows to freeze that it
+            does not have, or a model's name where a file of weights is expected.
         CheckpointError: the weights are folded, or most of them don't fit.
     """
     if config.weights is None:
-        return Model(build_spec(config, classes)), "trained from random weights"
-    path = Path(config.weights)
+        start = Start(_model(config, names, anchors), "trained from random weights")
+    else:
+        start = _from_weights(config, Path(config.weights), names, anchors)
+    if not config.freeze:
+        return start
+    freeze_rows(start.model, config.freeze)
+    return replace(start, notes=(*start.notes, _frozen_note(config, start.model)))
+
+
+def _model(config: TrainConfig, names: Sequence[str], anchors: Anchors | None) -> Model:
+    # Rows of one's own may break the plan for RepConv's identity branch: that is what they are for.
+    own = config.spec is not None
+    return Model(build_spec(config, len(names), anchors), allow_identity=own)
+
+
+def _from_weights(
+    config: TrainConfig, path: Path, names: Sequence[str], anchors: Anchors | None
+) -> Start:
+    """A model with what a checkpoint can give it."""
+    if str(path) in registry.names() and not path.exists():
+        raise ConfigError(
+            f"no weights come with the package: give --weights a file, .safetensors or .pt; "
+            f"--model {path} alone trains {path} from scratch"
+        )
     checkpoint = weights.load(path)
-    if checkpoint.form == "folded":
-        raise CheckpointError(
-            f"{path}: a folded checkpoint cannot be trained on; give the one it was folded from"
-        )
-    same_levels = len(checkpoint.spec.anchors) == len(registry.get(config.model).anchors)
-    anchors = checkpoint.spec.anchors if same_levels else None
-    model = Model(build_spec(config, classes, anchors))
-    copied, total = copy_fitting(model, checkpoint.arrays)
-    # Counters, and some layers by chance, fit any model; other classes change nothing but the head.
-    kernels = sum(key.endswith(".conv.weight") for key in model.state_dict())
-    fitting = sum(key.endswith(".conv.weight") for key in copied)
-    if fitting < kernels / 2:
-        raise CheckpointError(
-            f"{path}: of the {kernels} convolutions of {model.spec.name} it fits {fitting}, as it "
-            f"holds {checkpoint.spec.name}; give the --model and --width that it was trained with"
-        )
+    if anchors is None:
+        usual = config.spec or registry.get(config.model)
+        old = checkpoint.spec.anchors
+        alike = len(old) == len(usual.anchors) and len(old[0]) == len(usual.anchors[0])
+        anchors = old if alike else None
+    model = _model(config, names, anchors)
+    carried = carry_over(model, checkpoint, names, str(path))
     source = f"{path.name} (digest {checkpoint.digest[:16]})"
-    return model, f"fine-tuned from {source}, {len(copied)} of {total} entries"
+    origin = f"fine-tuned from {source}, {carried.entries} of {carried.total} entries"
+    return Start(model, origin, carried.notes)
 
 
-def copy_fitting(model: Model, arrays: Mapping[str, Any]) -> tuple[list[str], int]:
-    """Copy the arrays whose key and shape a model has.
-
-    Returns:
-        The keys that were copied, and how many the model has; the anchors, which the spec decides,
-        are left out of both.
-    """
-    own = {k: v for k, v in model.state_dict().items() if not k.endswith(".anchors")}
-    fitting = {
-        key: torch.from_numpy(arrays[key].copy())
-        for key, value in own.items()
-        if key in arrays and tuple(arrays[key].shape) == tuple(value.shape)
-    }
-    model.load_state_dict(fitting, strict=False)
-    return list(fitting), len(own)
+def _frozen_note(config: TrainConfig, model: Model) -> str:
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    still = sum(count for count, trained in counts if not trained)
+    note = (
+        f"{len(config.freeze)} of {len(model.rows)} rows are frozen, "
+        f"{still / sum(count for count, _ in counts):.0%} of the parameters"
+    )
+    return note if config.weights else f"{note}; they are random: freeze is meant for weights"
 
 
 def loading_workers(asked: int | None, device: torch.device) -> int:

@@ -1,0 +1,97 @@
+"""What a run begins with: rows, weights, anchors, frozen rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from y7edge.errors import CheckpointError, ConfigError
+from y7edge.models import registry, weights
+from y7edge.models.scaling import scale
+from y7edge.nn.build import Model, anchors_in_pixels, to_checkpoint
+from y7edge.train.config import TrainConfig
+from y7edge.train.start import build_spec, start_model
+
+NAMES = ("cat", "dog")
+
+
+def config(**changes):
+    return replace(TrainConfig(data="d", width=0.125, imgsz=64), **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    torch.manual_seed(1)
+    anchors = [[[w + 1, h + 2] for w, h in level] for level in registry.get("yolov7-tiny").anchors]
+    spec = scale(registry.get("yolov7-tiny", nc=2, anchors=anchors), width=0.125)
+    path = tmp_path_factory.mktemp("weights") / "trained.safetensors"
+    weights.save(to_checkpoint(Model(spec), NAMES), path)
+    return path
+
+
+def test_from_scratch():
+    start = start_model(config(), NAMES)
+    assert start.origin == "trained from random weights"
+    assert start.notes == ()
+    assert start.model.spec.nc == 2
+
+
+def test_weights_bring_their_anchors(trained):
+    start = start_model(config(weights=trained), NAMES)
+    assert start.origin.startswith("fine-tuned from trained.safetensors (digest ")
+    assert start.origin.endswith("), 342 of 342 entries")
+    assert anchors_in_pixels(start.model)[0][0] == (11.0, 15.0)
+    array = weights.load(trained).arrays["rows.9.conv.weight"]
+    assert np.array_equal(start.model.state_dict()["rows.9.conv.weight"].numpy(), array)
+
+
+def test_anchors_that_were_chosen_for_the_data():
+    anchors = tuple(((5.0, 6.0), (7.0, 8.0), (9.0, 10.0)) for _ in range(3))
+    assert anchors_in_pixels(start_model(config(), NAMES, anchors=anchors).model) == anchors
+
+
+def test_other_classes_are_said(trained):
+    (note,) = start_model(config(weights=trained), ("dog", "bus", "car")).notes
+    assert note.endswith("of classes by name: dog; new: bus, car")
+
+
+def test_a_models_name_is_no_file_of_weights():
+    with pytest.raises(ConfigError, match=r"no weights come with the package: .* --model yolov7 "):
+        start_model(config(weights="yolov7"), NAMES)
+    with pytest.raises(CheckpointError, match="no such file"):
+        start_model(config(weights="yolov8.pt"), NAMES)
+
+
+def test_rows_of_ones_own():
+    own = scale(registry.get("yolov7", nc=5), width=0.125)
+    spec = build_spec(config(spec=own, model="yolov7-tiny", width=1.0), 2)
+    assert spec == replace(own, nc=2)
+    with pytest.raises(ConfigError, match=r"spec: yolov7-w0\.125 is in deploy form"):
+        build_spec(config(spec=registry.deploy(own)), 2)
+
+
+def test_rows_of_ones_own_may_have_an_identity_branch_against_the_plan():
+    own = scale(registry.get("yolov7-tiny", nc=2), width=0.125)
+    link = next(r for r in own.rows if r.role == "chain" and own.rows[r.index - 1].out == r.out)
+    rows = tuple(
+        replace(r, block="repconv", identity=True) if r.index == link.index else r for r in own.rows
+    )
+    changed = replace(own, rows=rows)
+    with pytest.raises(ConfigError):
+        Model(changed)
+    model = start_model(config(spec=changed, width=1.0), NAMES).model
+    assert any(".identity." in key for key in model.state_dict())
+
+
+def test_frozen_rows_are_frozen_and_said(trained):
+    start = start_model(config(weights=trained, freeze=(0, 1)), NAMES)
+    frozen = {k.split(".")[1] for k, p in start.model.named_parameters() if not p.requires_grad}
+    assert frozen == {"0", "1"}
+    assert start.notes[-1].startswith("2 of 78 rows are frozen, ")
+    (note,) = start_model(config(freeze=(0, 1)), NAMES).notes
+    assert note.endswith("they are random: freeze is meant for weights")
+    with pytest.raises(ConfigError, match="has the rows 0 to 77, not 78"):
+        start_model(config(freeze=(78,)), NAMES)

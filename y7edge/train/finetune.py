@@ -1,0 +1,194 @@
+"""Starting from trained weights: what of a checkpoint fits a model, and what of its head.
+
+Every row but the head is copied where key and shape agree. The rows of the head belong to classes,
+so they follow the class names: boxes and objectness always come along, a class whose name (case and
+outer spaces apart) the checkpoint knows brings its rows, the others start as a new model does.
+The published training compares shapes alone, so that other class counts lose the whole head and
+equal counts keep rows of the wrong classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from y7edge.data.coco_names import COCO_NAMES
+from y7edge.errors import CheckpointError
+from y7edge.models.checkpoint import Checkpoint, default_names
+from y7edge.models.registry import kept_rows
+from y7edge.models.spec import Spec
+from y7edge.nn.build import Model
+
+BOX_AND_OBJECTNESS = 5  # outputs of an anchor in front of its classes
+_SHOWN = 12  # names in a note
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What came along: entries of the state dict, whole or in part, and what a user should know."""
+
+    entries: int
+    total: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMap:
+    """Pairs of (class of the new model, class of the checkpoint), and how they were found."""
+
+    pairs: tuple[tuple[int, int], ...]
+    note: str = ""
+
+
+def carry_over(model: Model, checkpoint: Checkpoint, names: Sequence[str], source: str) -> Carried:
+    """Copy into ``model``, which is to know the classes ``names``, what fits of a checkpoint.
+
+    Anchors are left out: they are the spec's.
+
+    Args:
+        model: changed in place.
+        checkpoint: training or deploy form, of the same family.
+        names: class names of the new model, in order.
+        source: how messages call the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is folded, or less than half of the convolutions fit.
+    """
+    if checkpoint.form == "folded":
+        raise CheckpointError(
+            f"{source}: a folded checkpoint cannot be trained on; give the one it was folded from"
+        )
+    arrays = _renumbered(checkpoint, model.spec)
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith(".anchors")}
+    head = f"rows.{model.spec.head.index}."
+    fitting = {
+        key: torch.from_numpy(arrays[key].copy())
+        for key, value in own.items()
+        if not key.startswith(head) and key in arrays and arrays[key].shape == tuple(value.shape)
+    }
+    # Counters, and some layers by chance, fit any model.
+    kernels = sum(key.endswith(".conv.weight") for key in own)
+    found = sum(key.endswith(".conv.weight") for key in fitting)
+    if found < kernels / 2:
+        raise CheckpointError(
+            f"{source}: of the {kernels} convolutions of {model.spec.name} it fits {found}, as it "
+            f"holds {checkpoint.spec.name}; give the --model and --width that it was trained with"
+        )
+    classes = class_map(checkpoint.names, names)
+    fitting |= _head(model, arrays, classes, checkpoint.spec.outputs_per_anchor)
+    model.load_state_dict(fitting, strict=False)
+    notes = [note for note in (classes.note, _form_note(model.spec, checkpoint.spec)) if note]
+    return Carried(len(fitting), len(own), tuple(notes))
+
+
+def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
+    """Which class of a checkpoint each new class goes on with.
+
+    A checkpoint without names of its own ("0", "1", ...) is taken as COCO's if it has 80 classes,
+    as the published files have it; else its classes are taken in order if they are as many.
+    """
+    old, new = list(old), list(new)
+    if old == new:
+        return ClassMap(tuple((i, i) for i in range(len(new))))
+    assumed = ""
+    if old == list(default_names(len(old))):
+        if len(old) == len(COCO_NAMES):
+            old, assumed = list(COCO_NAMES), ", taking its 80 unnamed classes as those of COCO"
+        elif len(old) == len(new):
+            note = f"the weights name no classes; their {len(old)} are taken in order"
+            return ClassMap(tuple((i, i) for i in range(len(new))), note)
+    known = {_key(name): index for index, name in reversed(list(enumerate(old)))}
+    pairs = tuple((i, known[_key(n)]) for i, n in enumerate(new) if _key(n) in known)
+    carried = {i for i, _ in pairs}
+    fresh = [name for i, name in enumerate(new) if i not in carried]
+    if not fresh and len(old) == len(new) and not assumed and all(i == j for i, j in pairs):
+        return ClassMap(pairs)
+    return ClassMap(
+        pairs,
+        "head rows of boxes and objectness carried over; of classes by name: "
+        f"{_listed([new[i] for i, _ in pairs])}; new: {_listed(fresh)}{assumed}",
+    )
+
+
+def _key(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none"
+
+
+def _renumbered(checkpoint: Checkpoint, target: Spec) -> dict[str, Any]:
+    """The arrays under the keys of the target: auxiliary rows may be in one and not in the other.
+
+    The n-th of the rows that the lead head depends on is row n where there are no auxiliary ones.
+    """
+    source = checkpoint.spec
+    if source.has_aux == target.has_aux:
+        return dict(checkpoint.arrays)
+    full = target if target.has_aux else source
+    lead = dict(enumerate((*kept_rows(full), full.head.index)))  # without -> with auxiliary rows
+    moved = lead if target.has_aux else {old: new for new, old in lead.items()}
+    renamed = {}
+    for key, array in checkpoint.arrays.items():
+        _, row, rest = key.split(".", 2)
+        if int(row) in moved:
+            renamed[f"rows.{moved[int(row)]}.{rest}"] = array
+    return renamed
+
+
+def _head(
+    model: Model, arrays: Mapping[str, Any], classes: ClassMap, old_outputs: int
+) -> dict[str, Tensor]:
+    """New values of the head's entries that a checkpoint can give, whole or in part."""
+    rows = (
+        [*range(BOX_AND_OBJECTNESS), *(BOX_AND_OBJECTNESS + i for i, _ in classes.pairs)],
+        [*range(BOX_AND_OBJECTNESS), *(BOX_AND_OBJECTNESS + j for _, j in classes.pairs)],
+    )
+    prefix = f"rows.{model.spec.head.index}."
+    plain = not any(key.startswith(f"{prefix}add.") for key in arrays)  # deploy form
+    values: dict[str, Tensor] = {}
+    for name, own in model.head.state_dict().items():
+        kind, given = name.partition(".")[0], arrays.get(prefix + name)
+        if kind in ("lead", "aux", "mul") and given is not None:
+            merged = _merged(own, torch.from_numpy(given), old_outputs, rows, model.spec)
+        elif kind == "add" and given is not None and given.shape == tuple(own.shape):
+            merged = torch.from_numpy(given.copy())
+        elif kind in ("add", "mul") and plain:
+            # mul * (conv(x + add)) is then conv(x), which is what the deploy form has.
+            merged = torch.zeros_like(own) if kind == "add" else torch.ones_like(own)
+        else:
+            merged = None
+        if merged is not None:
+            values[prefix + name] = merged
+    return values
+
+
+def _merged(
+    own: Tensor, theirs: Tensor, old_outputs: int, rows: tuple[list[int], list[int]], spec: Spec
+) -> Tensor | None:
+    """``own`` with some outputs of each anchor replaced; None where inputs or anchors differ.
+
+    Weights are (A * outputs, cin, 1, 1), biases (A * outputs,), multipliers (1, A * outputs, 1, 1):
+    all of them (A, outputs, rest) in memory.
+    """
+    anchors, outputs = len(spec.anchors[0]), spec.outputs_per_anchor
+    if theirs.numel() * outputs != own.numel() * old_outputs:
+        return None
+    mine = own.reshape(anchors, outputs, -1).clone()
+    mine[:, rows[0]] = theirs.reshape(anchors, old_outputs, -1)[:, rows[1]].to(mine.dtype)
+    return mine.reshape(own.shape)
+
+
+def _form_note(target: Spec, source: Spec) -> str:
+    parts = []
+    if source.form == "deploy":
+        parts.append("implicit vectors start neutral")
+    if target.has_aux and not source.has_aux:
+        parts.append("the auxiliary heads start from scratch")
+    return f"weights in {source.form} form: {'; '.join(parts)}" if parts else ""

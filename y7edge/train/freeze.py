@@ -1,0 +1,104 @@
+"""Rows that a training leaves as they are: their weights and their BatchNorm statistics.
+
+The published training only takes the gradients away; the running statistics go on moving, so that
+"frozen" rows give other features at the end than at the start. Here a frozen row is the same
+function before and after.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from y7edge.errors import ConfigError
+from y7edge.models.spec import Spec
+from y7edge.nn.build import Model
+
+BACKBONE = "backbone"
+
+
+def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
+    """Indices of the rows that are asked for.
+
+    Args:
+        texts: ``["50"]``, one number n, is the first n rows (0 to n - 1), as published; several
+            numbers (``["3", "5"]`` or ``["3,5"]``) are exactly those rows; ``0-50`` is a range with
+            both ends; ``backbone`` is what stands in front of the pooling pyramid.
+        spec: the model's rows.
+
+    Raises:
+        ConfigError: something else, or a row that the model does not have.
+    """
+    parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    rows: set[int] = set()
+    for part in parts:
+        if part.lower() == BACKBONE:
+            rows.update(backbone(spec))
+        elif part.isdecimal():
+            rows.update(range(int(part)) if len(parts) == 1 else [int(part)])
+        elif match := re.fullmatch(r"(\d+)\s*-\s*(\d+)", part):
+            rows.update(range(int(match[1]), int(match[2]) + 1))
+        else:
+            raise ConfigError(
+                f"freeze takes a number of rows (50), rows (3,5), ranges (0-50) or {BACKBONE!r}, "
+                f"not {part!r}"
+            )
+    check(rows, spec)
+    return tuple(sorted(rows))
+
+
+def check(rows: Iterable[int], spec: Spec) -> None:
+    """Refuse rows that a model does not have.
+
+    Raises:
+        ConfigError: an index beyond the last row; the message has the range.
+    """
+    beyond = [row for row in rows if row >= len(spec.rows)]
+    if beyond:
+        raise ConfigError(
+            f"freeze: {spec.name} has the rows 0 to {len(spec.rows) - 1}, not {min(beyond)}"
+        )
+
+
+def backbone(spec: Spec) -> tuple[int, ...]:
+    """The rows in front of the pooling pyramid: 0 to 50 of yolov7.
+
+    The pyramid follows the last computational block before the first upsampling, in every variant.
+    (The published help says 50 *rows*, which leaves out the last of them.)
+    """
+    top = next(row.index for row in spec.rows if row.block == "upsample")
+    last = max(row.index for row in spec.rows[:top] if row.stage or row.block == "sum")
+    return tuple(range(last + 1))
+
+
+def freeze_rows(model: Model, rows: Iterable[int]) -> None:
+    """Take rows out of the training; ``apply`` has to follow every ``model.train()``.
+
+    Raises:
+        ConfigError: a row that the model does not have.
+    """
+    rows = tuple(rows)
+    check(rows, model.spec)
+    for row in rows:
+        model.rows[row].requires_grad_(False)
+    apply(model)
+
+
+def apply(model: Model) -> None:
+    """Put the BatchNorms of frozen rows into ``eval()``, which ``model.train()`` has taken away.
+
+    A row is frozen if it has parameters and none of them is trained.
+    """
+    for row in model.rows:
+        if is_frozen(row):
+            for module in row.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+
+def is_frozen(row: nn.Module) -> bool:
+    """Whether a row has parameters and none of them is trained."""
+    trained = [parameter.requires_grad for parameter in row.parameters()]
+    return bool(trained) and not any(trained)
