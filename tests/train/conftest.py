@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "reference" / "golden"
 @dataclass(frozen=True)
 class LossCase:
     heads: list[Tensor]  # lead levels, requiring gradients
+    aux: list[Tensor]  # the same of the auxiliary head; empty where there is none
     targets: Tensor
     anchors: Tensor
     record: dict[str, Any]
@@ -34,8 +35,11 @@ def loss_case() -> Callable[[str], LossCase]:
 
     def get(name: str) -> LossCase:
         record = records[name]
+        heads = [_head(**pred) for pred in record["preds"]]
+        levels = len(record["strides"])
         return LossCase(
-            heads=[_head(**pred) for pred in record["preds"][: len(record["strides"])]],
+            heads=heads[:levels],
+            aux=heads[levels:],
             targets=torch.tensor(record["targets"], dtype=torch.float32).reshape(-1, 6),
             anchors=torch.tensor(record["anchors_grid_units"]),
             record=record,

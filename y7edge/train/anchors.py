@@ -171,7 +171,7 @@ def choose(
 
 
 def _log(sides: ArrayLike) -> NDArray[np.float64]:
-    """Logarithms (n, 2) of widths and heights (..., 2); a box without area is infinitely far off."""
+    """Logarithms (n, 2) of widths and heights (..., 2); boxes without area are infinitely far."""
     with np.errstate(divide="ignore"):
         return np.log(np.asarray(sides, dtype=np.float64).reshape(-1, 2))
 
@@ -179,7 +179,8 @@ def _log(sides: ArrayLike) -> NDArray[np.float64]:
 def _gap(boxes: NDArray[Any], anchors: NDArray[Any]) -> NDArray[Any]:
     """(n, k): logarithm of the larger ratio of sides, from logarithms of sides."""
     width, height = (np.abs(boxes[:, axis, None] - anchors[:, axis]) for axis in (0, 1))
-    return np.maximum(width, height, out=width)
+    larger: NDArray[Any] = np.maximum(width, height, out=width)
+    return larger
 
 
 def _fitness(boxes: NDArray[np.float32], anchors: NDArray[np.float64], threshold: float) -> float:
@@ -190,8 +191,8 @@ def _fitness(boxes: NDArray[np.float32], anchors: NDArray[np.float64], threshold
 
 def _squares(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n, k) squared distances."""
-    width, height = (points[:, axis, None] - centres[:, axis] for axis in (0, 1))
-    return width**2 + height**2
+    apart = points[:, None] - centres
+    return np.einsum("nka,nka->nk", apart, apart)
 
 
 def _spread_out(
