@@ -1,7 +1,8 @@
 """Data sets in one form, whatever files they were read from.
 
-``load`` takes a ``data.yaml`` (YOLO labels: `y7edge.data.yolo`), a folder with one, or a folder of
-Pascal VOC annotations (`y7edge.data.voc`).
+``load`` takes a ``data.yaml`` (YOLO labels: `y7edge.data.yolo`), a folder with one, a folder of
+Pascal VOC annotations (`y7edge.data.voc`), or a folder or file of COCO annotations
+(`y7edge.data.coco`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from y7edge.data import voc, yolo
-from y7edge.data.sample import Sample, single_class
+from y7edge.data import coco, label_cache, voc, yolo
+from y7edge.data.sample import Plan, Sample, single_class
 from y7edge.errors import DataError
 
 __all__ = ["Dataset", "Sample", "load"]
@@ -62,7 +63,8 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 over names, labels, and the names and sizes of the pictures' files.
 
-        It tells whether two runs saw the same data; the folder may have moved in between.
+        It tells whether two runs saw the same data; the folder may have moved in between. Outlines
+        and crowd regions count where there are any.
         """
         digest = hashlib.sha256(repr(self.names).encode())
         for split, samples in self.splits.items():
@@ -71,6 +73,11 @@ class Dataset:
                 digest.update(f"\n{split}\t{sample.path.name}\t{size}\t".encode())
                 digest.update(sample.class_id.astype("<i4").tobytes())
                 digest.update(sample.boxes.astype("<f4").tobytes())
+                for outline in sample.polygons:
+                    if outline is not None:
+                        digest.update(b"\toutline\t" + outline.astype("<f4").tobytes())
+                if len(sample.crowd):
+                    digest.update(b"\tcrowd\t" + sample.crowd.astype("<f4").tobytes())
         return digest.hexdigest()
 
 
@@ -78,7 +85,8 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
     """Read a data set; its warnings are logged, one line each.
 
     Args:
-        path: A ``data.yaml``, a folder that holds one, or a folder of Pascal VOC annotations.
+        path: A ``data.yaml``, a folder that holds one, a folder of Pascal VOC or COCO annotations,
+            or one COCO file.
         splits: Only these, which then must exist; None reads all that are there.
 
     Raises:
@@ -88,19 +96,28 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
     source = Path(path)
     if not source.exists():
         raise DataError(f"{source}: expected a data.yaml or a data folder, found nothing there")
-    reading = None
-    if source.is_file():
-        reading = yolo.read(source, splits)
-    elif source.is_dir() and (found := yolo.find(source)) is not None:
-        source = found
-        reading = yolo.read(source, splits)
-    elif source.is_dir() and voc.is_voc(source):
-        reading = voc.read(source, splits)
-    if reading is None:
-        raise DataError(
-            f"{source}: expected a data.yaml, or folders images/ and annotations/ (*.xml) with "
-            "lists train.txt and val.txt, found neither"
-        )
+    described, plan = _plan(source, splits)
+    reading = label_cache.reading(plan, described, splits)
     for warning in reading.warnings:
-        _log.warning("%s: %s", source, warning)
-    return Dataset(source, reading.names, reading.splits, reading.warnings)
+        _log.warning("%s: %s", described, warning)
+    return Dataset(described, reading.names, reading.splits, reading.warnings)
+
+
+def _plan(source: Path, splits: Sequence[str] | None) -> tuple[Path, Plan]:
+    """What describes the data below ``source``, and the plan of the reader that knows it."""
+    if source.is_file() and source.suffix.lower() == ".json":
+        return source, coco.plan(source, splits)
+    if source.is_file():
+        return source, yolo.plan(source, splits)
+    if source.is_dir():
+        described = yolo.find(source)
+        if described is not None:
+            return described, yolo.plan(described, splits)
+        if coco.is_coco(source):
+            return source, coco.plan(source, splits)
+        if voc.is_voc(source):
+            return source, voc.plan(source, splits)
+    raise DataError(
+        f"{source}: expected a data.yaml, or folders images/ and annotations/ (*.xml) with lists "
+        "train.txt and val.txt, or annotations/instances_train2017.json and the like, found none"
+    )

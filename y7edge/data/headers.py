@@ -8,9 +8,12 @@ picture size.
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from y7edge.data.sample import Tally
 from y7edge.errors import DataError, RuntimeMissing
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def picture_size(path: Path | str) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             width, height = _stored_size(picture)
-            if _orientation(picture) in _ON_ITS_SIDE:
+            if _orientation(picture, path) in _ON_ITS_SIDE:
                 width, height = height, width
     except OSError as error:
         reason = error.strerror or "its header is none of a picture, or is damaged"
@@ -52,6 +55,53 @@ def picture_size(path: Path | str) -> tuple[int, int]:
     return width, height
 
 
+def header_size(path: Path, tally: Tally) -> tuple[int, int] | None:
+    """`picture_size` for a reader of many: None, counted, where it fails; None without Pillow."""
+    try:
+        return picture_size(path)
+    except RuntimeMissing:
+        return None
+    except DataError:
+        tally.add("pictures without a readable header, size unknown", 1, path)
+        return None
+
+
+def label_size(
+    image: Path, stated: tuple[float, float] | None, where: Path, tally: Tally
+) -> tuple[tuple[float, float], tuple[int, int] | None]:
+    """The size that pixel labels refer to, and the picture's own as far as it is known.
+
+    Where an annotation states another size than the picture has, it is believed only if both have
+    the same proportions: then the picture was scaled, and labels keep to what they were made for.
+
+    Args:
+        image: The picture.
+        stated: Width and height that the annotation states, if it does.
+        where: The annotation's file, for warnings.
+        tally: Counts disagreements.
+
+    Raises:
+        DataError: Neither the annotation nor the picture tells a size.
+        RuntimeMissing: The annotation does not, and Pillow is not installed.
+    """
+    if stated is None:
+        found = picture_size(image)
+        return found, found
+    header = header_size(image, tally)
+    if header is None or header == stated:
+        return stated, header
+    # Scaling rounds both sides to whole pixels.
+    width, height = stated
+    slack = max(width, header[0]) + max(height, header[1])
+    if abs(width * header[1] - height * header[0]) <= slack:
+        tally.add("pictures scaled since they were labelled, labels scaled with them", 1, where)
+        return stated, header
+    tally.add(
+        "pictures of another size than labelled, labels taken as pixels of the file", 1, where
+    )
+    return header, header
+
+
 def _stored_size(picture: Image.Image) -> tuple[int, int]:
     if picture.format == "TIFF":
         # Some versions of Pillow have turned the size of a TIFF already; its tags are as stored.
@@ -60,12 +110,14 @@ def _stored_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size
 
 
-def _orientation(picture: Image.Image) -> object:
+def _orientation(picture: Image.Image, path: Path | str) -> object:
     if picture.format == "TIFF":
         return picture.tag_v2.get(_ORIENTATION)  # type: ignore[attr-defined]
-    # Not `picture.getexif()`: it decodes a whole PNG to look for a note after the pixels, and
-    # believes XMP, where OpenCV does neither.
+    # Not `picture.getexif()`: it decodes a whole PNG to find a note behind the pixels, and believes
+    # XMP, which OpenCV does not.
     content = picture.info.get("exif")
+    if picture.format == "PNG" and not content:
+        content = _exif_of_png(path)
     if not content:
         return None
     from PIL import Image
@@ -77,3 +129,15 @@ def _orientation(picture: Image.Image) -> object:
     # A damaged note is no note: the picture itself is fine, and OpenCV shows it as stored.
     except Exception:
         return None
+
+
+def _exif_of_png(path: Path | str) -> bytes:
+    """The EXIF chunk of a PNG wherever it stands, or nothing; skips from chunk to chunk."""
+    with Path(path).open("rb", buffering=0) as stream:
+        stream.seek(8)
+        while len(head := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return stream.read(length)
+            stream.seek(length + 4, os.SEEK_CUR)
+    return b""

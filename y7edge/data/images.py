@@ -1,4 +1,8 @@
-"""Reading pictures from files: always (H, W, 3) uint8 in BGR order, or a one-line error."""
+"""Reading pictures from files: always (H, W, 3) uint8 in BGR order, or a one-line error.
+
+A picture is read upright: the rotation that a camera noted in EXIF is applied. Labels refer to the
+upright picture; those drawn on it as the sensor saw it are wrong, and no reader can tell.
+"""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ Readers differ in where boxes come from; what makes a box usable is the same for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+
+# Size, time of the last write, time of the last change of a file, or None where there was none.
+Stamp = tuple[int, int, int] | None
 
 # Printed labels are rounded: a box is called sticking out, or without area, only beyond this share
 # of the picture.
@@ -48,11 +52,53 @@ class Sample:
 
 
 class Reading(NamedTuple):
-    """What a reader gives: class names, pictures by split, and warnings of one line each."""
+    """What a reader gives.
+
+    Attributes:
+        names: Class names.
+        splits: Pictures by split.
+        warnings: What was mended, one line each.
+        watched: The files that it was read from, each with the `stamp` it had then.
+    """
 
     names: tuple[str, ...]
     splits: Mapping[str, tuple[Sample, ...]]
     warnings: tuple[str, ...]
+    watched: Mapping[str, Stamp]
+
+
+class Plan(NamedTuple):
+    """What a reader would read, found without opening labels or pictures.
+
+    Attributes:
+        identity: What tells this plan from another of the same source: names, files, splits.
+        read: Does the reading.
+    """
+
+    identity: tuple[str, ...]
+    read: Callable[[], Reading]
+
+
+@dataclass(slots=True)
+class Watch:
+    """Notes the files that are read, and in what state."""
+
+    stamps: dict[str, Stamp] = field(default_factory=dict)
+
+    def note(self, path: Path) -> None:
+        """Note a file that is about to be read; later, a change in between would go unseen."""
+        name = str(path)
+        if name not in self.stamps:
+            self.stamps[name] = stamp(name)
+
+
+def stamp(path: str) -> Stamp:
+    """Size, time of the last write and of the last change of a file; None if there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much, on every file
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @dataclass(slots=True)
@@ -81,33 +127,75 @@ def sample(
     class_id: NDArray[np.int64],
     where: Path,
     tally: Tally,
+    *,
+    polygons: Sequence[NDArray[np.float64] | None] = (),
+    size: tuple[int, int] | None = None,
 ) -> Sample:
     """Make a sample from corners (n, 4) x1, y1, x2, y2 in shares of the picture's size.
 
     Boxes without area or wholly outside the picture are dropped, boxes that stick out are clipped,
-    and repeated ones are kept once; ``tally`` counts each under the label file ``where``.
+    and repeated ones are kept once; ``tally`` counts each under the label file ``where``. Outlines
+    go with their boxes; points outside the picture are moved to its edge, so that the hull of an
+    outline stays the box that was made from it.
     """
-    area = ((corners[:, 2:] - corners[:, :2]) > _NO_AREA).all(axis=1)
+    area = _with_area(corners)
     clipped = np.clip(corners, 0.0, 1.0)
-    inside = ((clipped[:, 2:] - clipped[:, :2]) > _NO_AREA).all(axis=1)
-    keep = area & inside
+    keep = area & _with_area(clipped)
     sticking_out = keep & (np.abs(clipped - corners) > _ROUNDING).any(axis=1)
     tally.add("boxes without area, dropped", int((~area).sum()), where)
-    tally.add("boxes outside the picture, dropped", int((area & ~inside).sum()), where)
+    tally.add("boxes outside the picture, dropped", int((area & ~keep).sum()), where)
     tally.add("boxes sticking out of the picture, clipped", int(sticking_out.sum()), where)
 
-    kept, classes = clipped[keep], class_id[keep]
-    rows = np.column_stack((classes, kept))
-    unique = np.sort(np.unique(rows, axis=0, return_index=True)[1])
-    tally.add("repeated boxes, kept once", len(rows) - len(unique), where)
-    kept, classes = kept[unique], classes[unique]
-    boxes = np.hstack(((kept[:, :2] + kept[:, 2:]) / 2, kept[:, 2:] - kept[:, :2]))
-    return Sample(path, boxes.astype(np.float32), classes.astype(np.int32))
+    usable = np.flatnonzero(keep)
+    kept = usable[_first_of_each(np.column_stack((class_id, clipped))[usable])]
+    tally.add("repeated boxes, kept once", len(usable) - len(kept), where)
+    return Sample(
+        path,
+        _centred(clipped[kept]).astype(np.float32),
+        class_id[kept].astype(np.int32),
+        _outlines([polygons[index] for index in kept]) if polygons else (),
+        size,
+    )
+
+
+def crowd_rows(corners: NDArray[np.float64], class_id: NDArray[np.int64]) -> NDArray[np.float32]:
+    """`Sample.crowd` from corners (m, 4) in shares of the picture's size, clipped to it."""
+    clipped = np.clip(corners, 0.0, 1.0)
+    rows = np.column_stack((class_id, _centred(clipped)))
+    return rows[_with_area(clipped)].astype(np.float32)
+
+
+def _with_area(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(((corners[:, 2:] - corners[:, :2]) > _NO_AREA).all(axis=1), np.bool_)
+
+
+def _centred(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = corners[:, :2], corners[:, 2:]
+    return np.hstack(((low + high) / 2, high - low))
+
+
+def _first_of_each(rows: NDArray[Any]) -> NDArray[np.int64]:
+    """Indices of the rows (n, k) that repeat none before them, in order."""
+    first: dict[tuple[float, ...], int] = {}
+    for index, row in enumerate(rows.tolist()):
+        first.setdefault(tuple(row), index)
+    return np.fromiter(first.values(), np.int64, len(first))
+
+
+def _outlines(
+    polygons: Sequence[NDArray[np.float64] | None],
+) -> tuple[NDArray[np.float32] | None, ...]:
+    if all(polygon is None for polygon in polygons):
+        return ()
+    return tuple(
+        None if polygon is None else np.clip(polygon, 0.0, 1.0).astype(np.float32)
+        for polygon in polygons
+    )
 
 
 def single_class(sample: Sample) -> Sample:
     """The sample with class 0 throughout; boxes that differed by class only are kept once."""
-    keep = np.sort(np.unique(sample.boxes, axis=0, return_index=True)[1])
+    keep = _first_of_each(sample.boxes)
     crowd = sample.crowd.copy()
     crowd[:, 0] = 0
     return replace(

@@ -4,22 +4,24 @@ Two layouts: ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``tes
 of the original challenge (``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``). Class names
 are those of ``classes.txt`` if there is one (one per line), else all in the annotations, sorted.
 
-Corners are taken as written, as shares of the ``size`` that the annotation states. The challenge
-itself counted pixels from 1; the tools that most people annotate with do not.
+Corners are taken as written, in pixels of the upright picture (EXIF rotation applied). The
+challenge itself counted pixels from 1; the tools that most people annotate with do not. Where the
+``size`` that the annotation states is not the picture's, `y7edge.data.headers.label_size` decides.
+Objects marked ``difficult`` are objects like the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 
-from y7edge.data.images import read_image
-from y7edge.data.sample import IMAGE_SUFFIXES, Reading, Sample, Tally, sample
+from y7edge.data.headers import label_size
+from y7edge.data.sample import IMAGE_SUFFIXES, Plan, Reading, Sample, Tally, Watch, sample
 from y7edge.errors import DataError
 
 _SPLITS = ("train", "val", "test")
@@ -50,43 +52,68 @@ def is_voc(folder: Path) -> bool:
     return _layout(folder) is not None
 
 
-def read(folder: Path, splits: Sequence[str] | None = None) -> Reading:
-    """Read the splits of a folder: those named, which then must exist, or all there are.
+def plan(folder: Path, splits: Sequence[str] | None = None) -> Plan:
+    """Find the pictures of a folder: of the splits named, which then must exist, or of all.
+
+    Reading the plan raises a DataError where an annotation is not well formed, defines entities, or
+    lacks what is needed.
 
     Raises:
-        DataError: No such layout, a listed picture or annotation is missing, or an annotation is
-            not well formed, defines entities, or lacks what is needed.
+        DataError: No such layout, or a listed picture or annotation is missing.
     """
     layout = _layout(folder)
     if layout is None:
         raise DataError(f"{folder}: expected the folders images/ and annotations/ with XML files")
-    annotations = folder / layout.annotations
-    trees = {path.stem: _parse(path) for path in sorted(annotations.glob("*.xml"))}
-    names = _names(folder, trees)
+    annotations = {path.stem: path for path in sorted((folder / layout.annotations).glob("*.xml"))}
     images = {
         path.stem: path
         for path in sorted((folder / layout.images).iterdir())
         if path.suffix.lower() in IMAGE_SUFFIXES
     }
-    tally = Tally()
-    found: dict[str, tuple[Sample, ...]] = {}
+    found: dict[str, list[tuple[Path, str]]] = {}
     for split in _SPLITS if splits is None else splits:
         listing = folder / layout.lists / f"{split}.txt"
         if splits is None and not listing.is_file():
             continue
-        samples = []
-        for where, stem in _stems(listing):
-            if stem not in images or stem not in trees:
+        found[split] = []
+        for where, stem in _entries(listing):
+            if stem not in images or stem not in annotations:
                 raise DataError(
                     f"{where}: expected the stem of a picture in {layout.images}/ and of an XML "
                     f"file in {layout.annotations}/, found '{stem}'"
                 )
-            path = annotations / f"{stem}.xml"
-            samples.append(_sample(images[stem], trees[stem], path, names, tally))
-        found[split] = tuple(samples)
+            found[split].append((images[stem], stem))
     if not found:
         raise DataError(f"{folder / layout.lists}: expected train.txt or val.txt, found neither")
-    return Reading(names, found, tally.warnings())
+    classes = _listed_names(folder)
+    pictures = (f"{split}\t{image}" for split, items in found.items() for image, _ in items)
+    return Plan(
+        (*map(str, annotations.values()), str(classes), *pictures),
+        lambda: _read(folder, annotations, classes, found),
+    )
+
+
+def _read(
+    folder: Path,
+    annotations: Mapping[str, Path],
+    classes: tuple[str, ...] | None,
+    found: Mapping[str, Sequence[tuple[Path, str]]],
+) -> Reading:
+    tally, watch = Tally(), Watch()
+    trees = {}
+    for stem, path in annotations.items():
+        watch.note(path)
+        trees[stem] = _parse(path)
+    names = _names(folder, trees) if classes is None else classes
+    numbers = {name: names.index(name) for name in names}
+    splits = {}
+    for split, items in found.items():
+        samples = []
+        for image, stem in items:
+            watch.note(image)
+            samples.append(_sample(image, trees[stem], annotations[stem], numbers, tally))
+        splits[split] = tuple(samples)
+    return Reading(names, splits, tally.warnings(), watch.stamps)
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -101,10 +128,14 @@ def _parse(path: Path) -> ElementTree.Element:
         raise DataError(f"{path}: expected an XML annotation in UTF-8: {error}") from error
 
 
-def _names(folder: Path, trees: dict[str, ElementTree.Element]) -> tuple[str, ...]:
+def _listed_names(folder: Path) -> tuple[str, ...] | None:
     listing = folder / "classes.txt"
-    if listing.is_file():
-        return tuple(name for _, name in _stems(listing, whole_line=True))
+    if not listing.is_file():
+        return None
+    return tuple(name for _, name in _entries(listing, whole_line=True))
+
+
+def _names(folder: Path, trees: Mapping[str, ElementTree.Element]) -> tuple[str, ...]:
     found = {
         (name.text or "").strip()
         for tree in trees.values()
@@ -115,7 +146,7 @@ def _names(folder: Path, trees: dict[str, ElementTree.Element]) -> tuple[str, ..
     return tuple(sorted(found))
 
 
-def _stems(listing: Path, whole_line: bool = False) -> list[tuple[str, str]]:
+def _entries(listing: Path, whole_line: bool = False) -> list[tuple[str, str]]:
     """File and line, and the first word (the challenge's lists have two columns) or all of it."""
     try:
         lines = listing.read_text(encoding="utf-8-sig").splitlines()
@@ -129,36 +160,32 @@ def _stems(listing: Path, whole_line: bool = False) -> list[tuple[str, str]]:
 
 
 def _sample(
-    image: Path, tree: ElementTree.Element, path: Path, names: tuple[str, ...], tally: Tally
+    image: Path, tree: ElementTree.Element, path: Path, numbers: Mapping[str, int], tally: Tally
 ) -> Sample:
     classes, corners = [], []
     for item in tree.iterfind("object"):
         name = (item.findtext("name") or "").strip()
-        if name not in names:
+        if name not in numbers:
             raise DataError(
-                f"{path}: expected one of the classes {', '.join(names)}, found '{name}'"
+                f"{path}: expected one of the classes {', '.join(numbers)}, found '{name}'"
             )
-        classes.append(names.index(name))
+        classes.append(numbers[name])
         corners.append(
             [_number(item, f"bndbox/{side}", path) for side in ("xmin", "ymin", "xmax", "ymax")]
         )
-    width, height = _size(tree, image)
+    (width, height), size = label_size(image, _stated_size(tree), path, tally)
     boxes = np.array(corners, np.float64).reshape(-1, 4) / (width, height, width, height)
-    return sample(image, boxes, np.array(classes, np.int64), path, tally)
+    return sample(image, boxes, np.array(classes, np.int64), path, tally, size=size)
 
 
-def _size(tree: ElementTree.Element, image: Path) -> tuple[float, float]:
-    """Width and height in pixels, from the picture itself where the annotation has none."""
+def _stated_size(tree: ElementTree.Element) -> tuple[float, float] | None:
+    """Width and height in pixels, if the annotation states both."""
     try:
-        width, height = (
-            float(tree.findtext("size/width", "0")),
-            float(tree.findtext("size/height", "0")),
-        )
+        width, height = (float(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
     except ValueError:
-        width = height = 0.0
-    if not (width > 0 and height > 0):
-        height, width = read_image(image).shape[:2]
-    return width, height
+        return None
+    # Some tools write zeros, or NaN.
+    return (width, height) if 0 < width < math.inf and 0 < height < math.inf else None
 
 
 def _number(item: ElementTree.Element, tag: str, path: Path) -> float:

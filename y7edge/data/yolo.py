@@ -17,20 +17,23 @@ published code replaces the first one, which goes wrong when the data lie below 
 happens to be called ``images``. No label file, or an empty one: the picture shows no object.
 
 A label line is ``class cx cy w h`` or a polygon ``class x1 y1 x2 y2 x3 y3 ...``, told apart line by
-line by the count of numbers; of a polygon its bounding box is taken. All are shares of the picture.
+line by the count of numbers; the box of a polygon is its hull. All numbers are shares of the
+upright picture, which is the one that is read (EXIF rotation applied).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from y7edge.data.sample import IMAGE_SUFFIXES, Reading, Sample, Tally, sample
+from y7edge.data.headers import header_size
+from y7edge.data.sample import IMAGE_SUFFIXES, Plan, Reading, Sample, Tally, Watch, sample
 from y7edge.errors import DataError, RuntimeMissing
 
 _SPLITS = ("train", "val", "test")
@@ -49,20 +52,20 @@ def find(folder: Path) -> Path | None:
     return others[0] if len(others) == 1 else None
 
 
-def read(path: Path, splits: Sequence[str] | None = None) -> Reading:
-    """Read the splits of a ``data.yaml``: those named, which then must exist, or all there are.
+def plan(path: Path, splits: Sequence[str] | None = None) -> Plan:
+    """Find the pictures of a ``data.yaml``: of the splits named, which then must exist, or of all.
+
+    Reading the plan raises a DataError that names file and line where a label file is wrong.
 
     Raises:
-        DataError: The file is not such a description, a path in it leads nowhere, or a label file
-            is wrong; the message names file and line.
+        DataError: The file is not such a description, or a path in it leads nowhere.
         RuntimeMissing: PyYAML is not installed.
     """
     content = _parse(path)
     names = _names(content, path)
     root = path.parent / str(content.get("path") or "").replace("\\", os.sep)
-    tally = Tally()
-    samples: dict[Path, Sample] = {}  # a picture in two splits is read, and counted, once
-    found: dict[str, tuple[Sample, ...]] = {}
+    found: dict[str, list[Path]] = {}
+    absent = False
     for split in _SPLITS if splits is None else splits:
         entry = content.get(split)
         if not entry:
@@ -71,20 +74,33 @@ def read(path: Path, splits: Sequence[str] | None = None) -> Reading:
             continue
         entries = entry if isinstance(entry, list) else [entry]
         try:
-            images = [image for item in entries for image in _images(str(item), root, path)]
+            found[split] = [image for item in entries for image in _images(str(item), root, path)]
         except DataError:
             # Many files describe a test split that was never downloaded.
-            if splits is None and split == "test":
-                tally.add("test split described but not there, left out", 1, path)
-                continue
-            raise
-        for image in images:
-            if image not in samples:
-                samples[image] = _read_sample(image, len(names), tally)
-        found[split] = tuple(samples[image] for image in images)
+            if splits is not None or split != "test":
+                raise
+            absent = True
     if not found:
         raise DataError(f"{path}: expected an entry 'train' or 'val', found neither")
-    return Reading(names, found, tally.warnings())
+    listing = (f"{split}\t{image}" for split, images in found.items() for image in images)
+
+    def read() -> Reading:
+        tally = Tally()
+        tally.add("test split described but not there, left out", int(absent), path)
+        return _read(names, found, tally)
+
+    return Plan((*names, str(absent), *listing), read)
+
+
+def _read(names: tuple[str, ...], found: Mapping[str, Sequence[Path]], tally: Tally) -> Reading:
+    watch = Watch()
+    # A picture in two splits is read, and counted, once.
+    samples = {
+        image: _read_sample(image, len(names), tally, watch)
+        for image in dict.fromkeys(image for images in found.values() for image in images)
+    }
+    splits = {split: tuple(samples[image] for image in images) for split, images in found.items()}
+    return Reading(names, splits, tally.warnings(), watch.stamps)
 
 
 def label_path(image: Path) -> Path:
@@ -152,7 +168,8 @@ def _images(entry: str, root: Path, source: Path) -> list[Path]:
     """The pictures that one entry stands for: a folder's, a list file's, or the one it names."""
     path = _locate(entry, root, source)
     if path.is_dir():
-        images = sorted(image for image in path.rglob("*") if _is_image(image))
+        found = (image for image in path.rglob("*") if _is_image(image))
+        images = sorted(found, key=lambda image: image.parts)
     elif path.suffix.lower() == ".txt":
         images = list(_listed(path, root))
     else:
@@ -216,31 +233,84 @@ def _listed(path: Path, root: Path) -> Iterator[Path]:
         yield image
 
 
-def _read_sample(image: Path, nc: int, tally: Tally) -> Sample:
+def _read_sample(image: Path, nc: int, tally: Tally, watch: Watch) -> Sample:
+    path, text = _label_text(image, tally, watch)
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    labels = _clean_boxes(lines, nc)
+    if labels is None:
+        parsed = [_parse_line(line, nc, f"{path}:{number}") for number, line in lines]
+        labels = _Labels(
+            np.array([one.class_id for one in parsed], np.int64),
+            np.array([one.corners for one in parsed], np.float64).reshape(-1, 4),
+            [one.polygon for one in parsed],
+        )
+    watch.note(image)
+    size = header_size(image, tally)
+    return sample(
+        image,
+        labels.corners,
+        labels.class_id,
+        path,
+        tally,
+        polygons=labels.polygons,
+        size=size,
+    )
+
+
+def _label_text(image: Path, tally: Tally, watch: Watch) -> tuple[Path, str]:
+    """The label file of a picture and what it says; nothing if there is none."""
     path = label_path(image)
-    beside = image.with_suffix(".txt")
-    if not path.exists() and beside.is_file():
-        path = beside
+    for candidate in dict.fromkeys((path, image.with_suffix(".txt"))):
+        watch.note(candidate)
+        try:
+            return candidate, candidate.read_bytes().decode("utf-8-sig")
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{candidate}: expected a text file of labels, cannot read it: {error}"
+            ) from error
+    tally.add("pictures without a label file, taken as background", 1, path)
+    return path, ""
+
+
+class _Labels(NamedTuple):
+    """Labels of one file: class (n,), corners (n, 4), and an outline or None for each, or none."""
+
+    class_id: NDArray[np.int64]
+    corners: NDArray[np.float64]
+    polygons: Sequence[NDArray[np.float64] | None] = ()
+
+
+class _Label(NamedTuple):
+    """One line: class, corners x1, y1, x2, y2, and the outline (k, 2) if it is one."""
+
+    class_id: int
+    corners: tuple[float, float, float, float]
+    polygon: NDArray[np.float64] | None = None
+
+
+def _clean_boxes(lines: Sequence[tuple[int, str]], nc: int) -> _Labels | None:
+    """Read all lines at once if they are boxes in order; else None, for a look at each line."""
+    tokens = [line.split() for _, line in lines]
+    if any(len(row) != 5 for row in tokens):
+        return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        tally.add("pictures without a label file, taken as background", 1, path)
-        lines = []
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected a text file of labels, cannot read it: {error}"
-        ) from error
-    rows = [
-        _parse_line(line, nc, f"{path}:{number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    corners = np.array([row[1:] for row in rows], np.float64).reshape(-1, 4)
-    return sample(image, corners, np.array([row[0] for row in rows], np.int64), path, tally)
+        rows = np.array([[float(token) for token in row] for row in tokens]).reshape(-1, 5)
+    except ValueError:
+        return None
+    class_id, centres, sizes = rows[:, 0], rows[:, 1:3], rows[:, 3:]
+    # Written so that NaN fails.
+    if not (
+        (np.abs(rows[:, 1:]) <= _SURELY_PIXELS).all()
+        and ((class_id >= 0) & (class_id < nc) & (class_id == np.floor(class_id))).all()
+    ):
+        return None
+    return _Labels(class_id.astype(np.int64), np.hstack((centres - sizes / 2, centres + sizes / 2)))
 
 
-def _parse_line(line: str, nc: int, where: str) -> tuple[int, float, float, float, float]:
-    """Class and corners x1, y1, x2, y2 (shares of the picture) of one label line."""
+def _parse_line(line: str, nc: int, where: str) -> _Label:
+    """Class and corners (shares of the picture) of one label line."""
     try:
         numbers = [float(token) for token in line.split()]
     except ValueError as error:
@@ -265,6 +335,7 @@ def _parse_line(line: str, nc: int, where: str) -> tuple[int, float, float, floa
         )
     if len(values) > 4:
         xs, ys = values[0::2], values[1::2]
-        return int(class_id), min(xs), min(ys), max(xs), max(ys)
+        polygon = np.array((xs, ys), np.float64).T
+        return _Label(int(class_id), (min(xs), min(ys), max(xs), max(ys)), polygon)
     cx, cy, w, h = values
-    return int(class_id), cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+    return _Label(int(class_id), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
