@@ -124,6 +124,8 @@ class TrainConfig:
             value = getattr(self, entry.name)
             if entry.type == "bool":
                 _require(isinstance(value, bool), entry.name, "true or false", value)
+            if entry.type == "str":
+                _require(isinstance(value, str), entry.name, "text", value)
         self._check_together()
 
     def _check_together(self) -> None:

@@ -9,7 +9,7 @@ the reason for each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from y7edge.errors import ConfigError
@@ -100,6 +100,13 @@ class NamedRecipe:
     recipe: Recipe
     sources: Mapping[str, str]
 
+    def changed(self, changes: Mapping[str, Any], source: str) -> NamedRecipe:
+        """The same with some values replaced (see :meth:`Recipe.changed`), and their source."""
+        recipe = self.recipe.changed(changes)
+        return replace(
+            self, recipe=recipe, sources={**self.sources, **dict.fromkeys(changes, source)}
+        )
+
 
 def _named(
     name: str, purpose: str, file: str, changes: Mapping[str, tuple[Any, str]] | None = None
@@ -149,12 +156,16 @@ def by_name(name: str) -> NamedRecipe:
     return RECIPES[name]
 
 
-def recipe_for(model: str | Spec) -> Recipe:
+def named_for(model: str | Spec) -> NamedRecipe:
     """The published recipe of a model's family: ``tiny``, ``p6`` for those of stride 64, ``p5``."""
     name = model if isinstance(model, str) else model.name
     if name.startswith("yolov7-tiny"):
-        return TINY
-    if isinstance(model, Spec):
-        return P6 if model.max_stride >= 64 else P5
-    variant = registry.VARIANTS.get(name)  # an unknown name is refused where the rows are built
-    return P6 if variant and max(variant.strides) >= 64 else P5
+        return RECIPES["tiny"]
+    # An unknown name is refused where the rows are built.
+    known = registry.VARIANTS.get(name) if isinstance(model, str) else model
+    return RECIPES["p6" if known and max(known.strides) >= 64 else "p5"]
+
+
+def recipe_for(model: str | Spec) -> Recipe:
+    """The values of :func:`named_for`."""
+    return named_for(model).recipe

@@ -1,0 +1,212 @@
+"""Recipes and runs as YAML: read with checks, written so that they read back exactly.
+
+A recipe is a flat file under the published names (``lr0``, ``box``, ``hsv_h``, ``mosaic``, ...): a
+published hyper-parameter file is read as it is. A run's ``config.yaml`` holds every field of
+:class:`~y7edge.train.config.TrainConfig`, the whole recipe in it; a run is resumed from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from y7edge.errors import ConfigError, RuntimeMissing
+from y7edge.files import atomic_write
+from y7edge.models.spec import Spec
+from y7edge.train.config import TrainConfig
+from y7edge.train.recipe import Recipe, nearest
+from y7edge.train.recipes import RECIPES, NamedRecipe, named_for
+
+# Keys of published files that mean nothing here, with the reason.
+UNUSED = {
+    "iou_t": "nothing reads it, in the published program neither",
+    "loss_ota": "positives are always chosen by SimOTA",
+    "anchors": "they come from the model, the weights or the check of anchors",
+}
+SUFFIXES = (".yaml", ".yml")
+_PATHS = ("data", "weights", "out")
+_log = logging.getLogger(__name__)
+
+
+def choose(text: str | None, model: str) -> NamedRecipe:
+    """The recipe that ``--recipe`` asks for.
+
+    Args:
+        text: a recipe's name, or a file; None is the published one of the model's family.
+        model: name of the variant; its family's recipe fills in what a file leaves out.
+
+    Raises:
+        ConfigError: neither a name nor a file, or a file that cannot be used.
+    """
+    family = named_for(model)
+    if text is None:
+        return family
+    if text in RECIPES:
+        return RECIPES[text]
+    path = Path(text)
+    if not path.is_file() and path.suffix.lower() not in SUFFIXES:
+        hint = nearest(text, RECIPES)
+        raise ConfigError(f"there is no recipe {text!r}, nor a file of this name{hint}")
+    values = _recipe_values(path)
+    recipe = _changed(family.recipe, values, path)
+    sources = {**family.sources, **dict.fromkeys(values, str(path))}
+    return NamedRecipe(str(path), f"read from {path}", recipe, sources)
+
+
+def read_recipe(path: Path | str, base: Recipe | None = None) -> Recipe:
+    """A recipe from a YAML file; what the file leaves out is taken from ``base``.
+
+    Keys that are known from published files and unused here get one note in the log.
+
+    Raises:
+        ConfigError: the file cannot be read or is no YAML, has a key twice or one that no recipe
+            has (with the nearest), or a value of another kind or out of its range.
+        RuntimeMissing: PyYAML is not installed.
+    """
+    return _changed(base or Recipe(), _recipe_values(Path(path)), path)
+
+
+def write_recipe(recipe: Recipe | NamedRecipe, path: Path | str) -> None:
+    """Write a recipe under the published names, whole or not at all."""
+    _write(recipe_text(recipe), path)
+
+
+def recipe_text(recipe: Recipe | NamedRecipe) -> str:
+    """A recipe as YAML; a named one with the source of each value in a comment behind it."""
+    if isinstance(recipe, Recipe):
+        return _dump(recipe.to_dict())
+    lines = [_dump({key: value}).rstrip() for key, value in recipe.recipe.to_dict().items()]
+    width = max(len(line) for line in lines)
+    sources = [recipe.sources.get(key, "") for key in recipe.recipe.to_dict()]
+    rows = [f"{line.ljust(width)}  # {source}" for line, source in zip(lines, sources, strict=True)]
+    return "\n".join((f"# {recipe.name}: {recipe.purpose}", *rows, ""))
+
+
+def write(config: TrainConfig, path: Path | str) -> None:
+    """Write a run's configuration, its recipe in full; paths are made absolute.
+
+    So that a run can be resumed from another folder, and that it doesn't change with the named
+    recipes of a later version.
+    """
+    values = config.to_dict()
+    for name in _PATHS:
+        if values[name] is not None:
+            values[name] = str(Path(os.path.abspath(values[name])))  # noqa: PTH100 - keeps links
+    values["recipe"] = config.hyper.to_dict()
+    _write(
+        f"# A training run of y7edge: everything that it was started with.\n{_dump(values)}", path
+    )
+
+
+def read(path: Path | str) -> TrainConfig:
+    """A run's configuration, checked as if it were new.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; the message names both.
+        RuntimeMissing: PyYAML is not installed.
+    """
+    values = _mapping(Path(path))
+    kinds = {f.name: str(f.type) for f in fields(TrainConfig)}
+    for name in values:
+        if name not in kinds:
+            raise ConfigError(f"{path}: there is no {name!r}{nearest(name, kinds)}")
+    if "data" not in values:
+        raise ConfigError(f"{path}: expected an entry 'data', found none")
+    for name, value in values.items():
+        values[name] = _of_kind(kinds[name], value)
+    try:
+        if isinstance(values.get("recipe"), Mapping):
+            values["recipe"] = Recipe().changed(values["recipe"])
+        if isinstance(values.get("spec"), Mapping):
+            values["spec"] = Spec.from_dict(values["spec"])
+        return TrainConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _of_kind(kind: str, value: Any) -> Any:
+    """A value as YAML gives it, in the kind of its field where that is plain."""
+    if kind.startswith("Path") and isinstance(value, str):
+        return Path(value)
+    if kind.startswith("tuple") and isinstance(value, list):
+        return tuple(value)
+    if kind == "float" and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value  # refused by the field's range, which names it
+    return value
+
+
+def _recipe_values(path: Path) -> dict[str, Any]:
+    """The entries of a recipe's file but for the unused ones, about which it says a word."""
+    values = _mapping(path)
+    unused = {key: values.pop(key) for key in UNUSED if key in values}
+    if unused:
+        reasons = "; ".join(f"{key} ({UNUSED[key]})" for key in unused)
+        _log.warning("%s: without effect here: %s", path, reasons)
+    return values
+
+
+def _changed(base: Recipe, values: Mapping[str, Any], path: Path | str) -> Recipe:
+    try:
+        return base.changed(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The top-level mapping of a YAML file, refused if a key stands in it twice."""
+    yaml = _yaml()
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(tree, yaml.MappingNode):
+            _refuse_doubles(tree, path, yaml)
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: expected lines of `name: value`, found {type(content).__name__}"
+        )
+    return content
+
+
+def _refuse_doubles(tree: Any, path: Path, yaml: Any) -> None:
+    """PyYAML takes the last of equal keys without a word: here they are an error, at any depth."""
+    seen: dict[str, int] = {}
+    for key, value in tree.value:
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            raise ConfigError(f"{path}: {key.value!r} in line {seen[key.value]} and line {line}")
+        seen[str(key.value)] = line
+        if isinstance(value, yaml.MappingNode):
+            _refuse_doubles(value, path, yaml)
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    return str(_yaml().safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000))
+
+
+def _write(text: str, path: Path | str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise RuntimeMissing(
+            'reading and writing YAML needs PyYAML: pip install "y7edge[train]"'
+        ) from error
+    return yaml
