@@ -43,7 +43,7 @@ from y7edge.preprocess import Preprocessor
 from y7edge.selftest import selftest
 from y7edge.train.config import TINY, TrainConfig
 from y7edge.train.loop import TrainResult, train
-from y7edge.train.pictures import labels
+from y7edge.judge.pictures import labels
 from y7edge.train.progress import describe, for_terminal
 from y7edge.train.results import read_csv
 

@@ -241,7 +241,7 @@ def _draft(checkpoint: Checkpoint, folded: Checkpoint, choice: _Choice) -> Manif
         target=choice.target.NAME,
         opset=graph.OPSET,
         payload_digest=_UNKNOWN_DIGEST,
-        thresholds=_thresholds(checkpoint),
+        thresholds=Thresholds.of_checkpoint(checkpoint.meta),
         licence=_text(checkpoint.meta.get("licence")),
         tools={"y7edge": __version__, "numpy": np.__version__, **choice.target.versions()},
     )
@@ -262,12 +262,6 @@ def _outputs(
         OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i, dtype=dtype)
         for i in range(len(levels))
     )
-
-
-def _thresholds(checkpoint: Checkpoint) -> Thresholds:
-    """The defaults, with the confidence that training found best, if it says one."""
-    conf = checkpoint.meta.get("conf")
-    return Thresholds(conf=float(conf)) if isinstance(conf, int | float) else Thresholds()
 
 
 def _text(value: Any) -> str | None:

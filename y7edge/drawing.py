@@ -19,12 +19,15 @@ _GOLDEN = 0.618033988749895
 Bgr = tuple[int, int, int]
 
 
-def draw(image: NDArray[np.uint8], detections: Detections) -> NDArray[np.uint8]:
+def draw(
+    image: NDArray[np.uint8], detections: Detections, *, confidence: bool = True
+) -> NDArray[np.uint8]:
     """A copy of a picture with a box and a label for each detection, best on top.
 
     Args:
         image: (H, W, 3) uint8 in BGR; grey (H, W) and (H, W, 4) with alpha are understood too.
         detections: boxes in this picture's pixels.
+        confidence: write it behind the class; labels made by people have none.
 
     Returns:
         (H, W, 3) uint8 in BGR. Lines and letters grow with the picture.
@@ -42,7 +45,7 @@ def draw(image: NDArray[np.uint8], detections: Detections) -> NDArray[np.uint8]:
         colour = class_colour(detection.class_id)
         corners = [round(value) for value in detection.xyxy]
         cv2.rectangle(canvas, corners[:2], corners[2:], colour, thickness)
-        _label(canvas, detection, colour, thickness)
+        _label(canvas, detection, colour, thickness, confidence)
     return canvas
 
 
@@ -58,12 +61,18 @@ def _worst_first(detections: Detections) -> Iterator[Detection]:
         yield detections[int(index)]
 
 
-def _label(canvas: NDArray[np.uint8], detection: Detection, colour: Bgr, thickness: int) -> None:
+def _label(
+    canvas: NDArray[np.uint8],
+    detection: Detection,
+    colour: Bgr,
+    thickness: int,
+    confidence: bool,
+) -> None:
     """Name and confidence on a filled strip above the box, or inside it at the picture's edge."""
     # OpenCV's fonts draw question marks for letters beyond ASCII; the id says more than these.
     name = detection.class_name if detection.class_name.isascii() else f"#{detection.class_id}"
     tracker = "" if detection.tracker_id is None else f" #{detection.tracker_id}"
-    text = f"{name}{tracker} {detection.confidence:.2f}"
+    text = f"{name}{tracker} {detection.confidence:.2f}" if confidence else f"{name}{tracker}"
     scale = 0.4 + 0.15 * (thickness - 1)
     (width, height), baseline = cv2.getTextSize(text, _FONT, scale, 1)
     strip = height + baseline + 2

@@ -133,6 +133,17 @@ class Thresholds:
         _check(0 <= self.iou <= 1, f"thresholds.iou is {self.iou}, expected 0 to 1")
         _check(0 < self.max_det <= 100_000, f"thresholds.max_det is {self.max_det}")
 
+    @classmethod
+    def of_checkpoint(cls, meta: Mapping[str, Any]) -> Thresholds:
+        """The defaults, with the confidence of the best F1 if training left one in ``meta``.
+
+        A damaged entry is no reason to refuse a checkpoint: the default serves.
+        """
+        found = meta.get("thresholds")
+        conf = found.get("conf") if isinstance(found, Mapping) else None
+        usable = isinstance(conf, int | float) and not isinstance(conf, bool) and 0 <= conf <= 1
+        return cls(conf=float(conf)) if usable else cls()  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Source:

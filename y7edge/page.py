@@ -45,6 +45,7 @@ th, td { text-align: right; padding: .4rem .6rem; border-bottom: 1px solid var(-
 th { font-weight: 600; color: var(--soft) }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 td.words { text-align: left; white-space: normal; min-width: 14rem }
+table.facts td:first-child { color: var(--soft); width: 12rem }
 .ok { color: var(--accent); font-weight: 600 } .no { color: #b91c1c; font-weight: 600 }
 ol { list-style: none; margin: 0; padding: 0 }
 li { padding: .6rem 0; border-top: 1px solid var(--line); overflow-wrap: anywhere }
@@ -65,6 +66,11 @@ def page(title: str, body: Iterable[str]) -> str:
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def heading(title: str) -> str:
+    """The title at the top of the page."""
+    return f"<h1>{escape(title)}</h1>"
 
 
 def section(title: str, *parts: str) -> str:
@@ -94,6 +100,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str | bool]]) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
+def pairs(rows: Iterable[tuple[str, str]]) -> str:
+    """Facts: names on the left, words on the right."""
+    body = "".join(
+        f'<tr><td>{escape(name)}</td><td class="words">{escape(value)}</td></tr>'
+        for name, value in rows
+    )
+    return f'<div class="scroll"><table class="facts">{body}</table></div>'
+
+
 def _cell(content: str | bool) -> str:
     if isinstance(content, bool):
         return '<td class="ok">passed</td>' if content else '<td class="no">failed</td>'
@@ -110,10 +125,11 @@ def steps(items: Iterable[tuple[str, str, Sequence[str]]]) -> str:
     return f"<ol>{''.join(parts)}</ol>"
 
 
-def image(jpeg: bytes, words: str) -> str:
-    """A picture from its JPEG bytes; ``words`` say what it shows to those who cannot see it."""
-    data = base64.b64encode(jpeg).decode("ascii")
-    return f'<img alt="{escape(words)}" src="data:image/jpeg;base64,{data}">'
+def image(content: bytes, words: str) -> str:
+    """A picture from its JPEG or PNG bytes; ``words`` say what it shows to who cannot see it."""
+    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    data = base64.b64encode(content).decode("ascii")
+    return f'<img alt="{escape(words)}" src="data:image/{kind};base64,{data}">'
 
 
 def figure(content: str, caption: str) -> str:

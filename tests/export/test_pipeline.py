@@ -51,7 +51,7 @@ def test_every_kind_is_proved_verified_and_tested(narrow_tiny, tmp_path, outputs
 
 
 def test_the_manifest_tells_what_a_detector_needs(narrow_tiny, tmp_path):
-    meta = {**narrow_tiny.meta, "licence": "CC0-1.0", "conf": 0.4}
+    meta = {**narrow_tiny.meta, "licence": "CC0-1.0", "thresholds": {"conf": 0.4}}
     checkpoint = replace(narrow_tiny, meta=meta)
     manifest = export(checkpoint, tmp_path / "m.onnx", imgsz=SIZE, outputs="decoded").manifest
     assert manifest.names == narrow_tiny.names

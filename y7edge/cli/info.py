@@ -94,6 +94,7 @@ def _variant(name: str, size: ImageSize | None) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path, size: ImageSize | None) -> dict[str, Any]:
+    from y7edge.manifest import Thresholds
     from y7edge.models import weights
 
     checkpoint = weights.load(path)
@@ -102,6 +103,7 @@ def _checkpoint(path: Path, size: ImageSize | None) -> dict[str, Any]:
         "kind": "checkpoint",
         **_of_spec(checkpoint.spec, size or _trained_size(meta)),
         "names": list(checkpoint.names),
+        "thresholds": asdict(Thresholds.of_checkpoint(meta)),
         "licence": meta.pop("licence", None),
         "digest": checkpoint.digest,
         "meta": meta,
@@ -155,10 +157,15 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "inputs": _tensors(record["inputs"]),
         "outputs": _tensors(record["outputs"]),
         "parity": parity.get("status"),
+        "thresholds": _thresholds(record.get("thresholds")),
         "licence": record.get("licence") or "not stated",
     }
-    hidden = ("tools", "source", "thresholds", "meta")
+    hidden = ("tools", "source", "meta")
     return facts({key: value for key, value in flat.items() if key not in hidden})
+
+
+def _thresholds(values: dict[str, Any] | None) -> str | None:
+    return f"confidence {values['conf']:g}, NMS IoU {values['iou']:g}" if values else None
 
 
 def _tensors(tensors: list[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from y7edge import __version__
 from y7edge.cli.console import note, show, table
 from y7edge.cli.kinds import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
@@ -24,6 +25,16 @@ _Data = Annotated[
     typer.Option(help="data.yaml, or a folder with one, or a Pascal VOC folder.", metavar="DATA"),
 ]
 _Split = Annotated[str, typer.Option(help="Which pictures of the data set: train, val or test.")]
+_Save = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write curves, confusion matrix, pictures, COCO results and a page into it.",
+    ),
+]
+_CocoIds = Annotated[
+    bool, typer.Option("--coco-ids", help="With --save: COCO's category ids, 1 to 90 with gaps.")
+]
 
 
 def val(
@@ -34,15 +45,21 @@ def val(
     backend: Backend = "auto",
     device: Device = "auto",
     threads: Threads = None,
+    save: _Save = None,
+    coco_ids: _CocoIds = False,
     as_json: Json = False,
 ) -> None:
     """Judge a model or an artifact by mAP.
 
     One protocol for all: square letterbox, every class of a candidate counts, confidence from
-    0.001, NMS at IoU 0.65 within each class, 300 boxes a picture.
+    0.001, NMS at IoU 0.65 within each class, 300 boxes a picture. Precision, recall and F1 are
+    those at IoU 0.5 and the confidence of the best mean F1.
     """
     from y7edge.data.dataset import load
-    from y7edge.evaluate import evaluate
+    from y7edge.evaluate import collect, judge
+    from y7edge.judge.report import write_page
+    from y7edge.judge.saving import save as write
+    from y7edge.judge.submission import require_coco
 
     dataset = load(data, splits=[split])
     samples = dataset.split(split)
@@ -50,9 +67,18 @@ def val(
         model, imgsz=imgsz, backend=backend, device=device, threads=threads
     ) as detector:
         _require_same_classes(detector, dataset)
-        metrics = evaluate(
-            detector.detect_for_evaluation, samples, dataset.names, _counter(len(samples))
-        )
+        if coco_ids:
+            require_coco(len(dataset.names))
+        predict, names = detector.detect_for_evaluation, dataset.names
+        tables = collect(predict, samples, names, _counter(len(samples)))
+        metrics = judge(tables, names)
+        if save is not None:
+            saved = write(save, tables, metrics, samples, names, detector, coco_ids=coco_ids)
+            lead = f"{model} on the split {split} of {data}, by y7edge {__version__}."
+            write_page(
+                f"Evaluation of {Path(model).name}", lead, metrics, saved, save / "report.html"
+            )
+            note(f"curves, pictures, COCO results and report.html are in {save}")
     record = {"model": model, "data": data, "split": split, **metrics.to_dict()}
     show(record, _lines(metrics), as_json=as_json)
 
@@ -82,9 +108,26 @@ def _counter(total: int) -> Callable[[int, int], None] | None:
 
 
 def _lines(metrics: Metrics) -> list[str]:
-    rows = [(c.name, c.labels, c.ap50, c.ap50_95) for c in metrics.per_class]
-    total = ("all", metrics.labels, metrics.map50, metrics.map50_95)
+    rows = [
+        (c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1)
+        for c in metrics.per_class
+    ]
+    m = metrics
+    total = ("all", m.labels, m.map50, m.map50_95, m.precision, m.recall, m.f1)
+    head = ("class", "labels", "mAP@0.5", "mAP@0.5:0.95", "precision", "recall", "F1")
+    sizes = [
+        ("all", m.map50_95, m.ar300),
+        ("small", m.map_small, m.ar_small),
+        ("medium", m.map_medium, m.ar_medium),
+        ("large", m.map_large, m.ar_large),
+    ]
     return [
-        f"{metrics.images} pictures; {metrics.protocol}",
-        *table([("class", "labels", "mAP@0.5", "mAP@0.5:0.95"), *rows, total]),
+        f"{m.images} pictures; {m.protocol}",
+        *table([head, *rows, total]),
+        "",
+        *table([("objects", "mAP@0.5:0.95", "average recall"), *sizes]),
+        "",
+        "nothing was found right at any confidence"
+        if m.conf is None
+        else f"best F1 at confidence {m.conf:g}",
     ]

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from y7edge import __version__
 from y7edge.errors import ConfigError, DeviceError
-from y7edge.manifest import InputInfo, LevelInfo, Manifest, OutputInfo, Source, expected_shapes
+from y7edge.manifest import (
+    InputInfo,
+    LevelInfo,
+    Manifest,
+    OutputInfo,
+    Source,
+    Thresholds,
+    expected_shapes,
+)
 from y7edge.models import shapes
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.build import Model, from_checkpoint
@@ -98,6 +106,7 @@ def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
         target="checkpoint",
         opset=None,
         payload_digest=checkpoint.digest,
+        thresholds=Thresholds.of_checkpoint(checkpoint.meta),
         licence=licence if isinstance(licence, str) else None,
         tools={"y7edge": __version__, "torch": torch.__version__},
         parity={"status": "source"},

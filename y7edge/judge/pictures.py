@@ -1,0 +1,118 @@
+"""``predictions/*.jpg``: what people labelled beside what a detector sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.data.images import read_image
+from y7edge.data.sample import Sample
+from y7edge.detections import Detections
+from y7edge.drawing import draw
+from y7edge.errors import DataError
+from y7edge.files import atomic_write
+from y7edge.preprocess import PAD
+
+Image = NDArray[np.uint8]
+
+PICTURES = 12
+"""How many are drawn, spread evenly over the split: shown, not chosen."""
+
+# Longer side of each of the two, pixels: small ones are enlarged so that letters can be read, and
+# a strip does not fill the memory or go beyond JPEG's 65500.
+_LEAST, _MOST = 480, 960
+_HEADING, _GAP = 26, 6
+
+
+def write_predictions(
+    detect: Callable[[Image], Detections],
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    folder: Path,
+    count: int = PICTURES,
+) -> list[Path]:
+    """Write one picture for each of some samples: labels on the left, detections on the right.
+
+    Args:
+        detect: a detector as a user would have it, at its own thresholds.
+        samples: pictures and labels.
+        names: class names.
+        folder: where the pictures go, as ``000.jpg``, ``001.jpg``, ...
+        count: how many samples.
+
+    Returns:
+        The files.
+
+    Raises:
+        DataError: a picture cannot be read or written.
+    """
+    chosen = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    paths = []
+    for number, index in enumerate(chosen):
+        sample = samples[index]
+        image = read_image(sample.path)
+        found = detect(image)
+        path = folder / f"{number:03d}.jpg"
+        write_picture(beside(image, labels(sample, image, names), found), path)
+        paths.append(path)
+    return paths
+
+
+def beside(image: Image, truth: Detections, found: Detections) -> Image:
+    """One picture twice, under a heading: with its labels, and with what was found."""
+    drawn = []
+    for boxes, confidence, word in ((truth, False, "labelled"), (found, True, "found")):
+        enlarged, moved = _at_readable_size(image, boxes)
+        drawn.append(_headed(draw(enlarged, moved, confidence=confidence), f"{word}: {len(boxes)}"))
+    gap = np.full((drawn[0].shape[0], _GAP, 3), 255, np.uint8)
+    return np.hstack((drawn[0], gap, drawn[1]))
+
+
+def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
+    """The labels of a picture as detections of confidence 1."""
+    height, width = image.shape[:2]
+    centre, half = sample.boxes[:, :2], sample.boxes[:, 2:] / 2
+    corners = np.hstack((centre - half, centre + half)) * (width, height, width, height)
+    return Detections(
+        xyxy=corners.astype(np.float32),
+        confidence=np.ones(len(corners), np.float32),
+        class_id=sample.class_id,
+        image_size=(width, height),
+        names=tuple(names),
+    )
+
+
+def write_picture(picture: Image, path: Path) -> None:
+    """Write a picture, whole or not at all.
+
+    Raises:
+        DataError: OpenCV cannot write it.
+    """
+    with atomic_write(path) as temporary:
+        if not cv2.imwrite(str(temporary), picture, (cv2.IMWRITE_JPEG_QUALITY, 88)):
+            raise DataError(f"{path}: OpenCV cannot write the picture")
+
+
+def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detections]:
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    factor = min(max(_LEAST, longer), _MOST) / longer
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    scaled = np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
+    ratio = np.array(size * 2, np.float32) / np.array((width, height) * 2, np.float32)
+    return scaled, Detections(
+        boxes.xyxy * ratio, boxes.confidence, boxes.class_id, size, boxes.names
+    )
+
+
+def _headed(picture: Image, words: str) -> Image:
+    heading = np.full((_HEADING, picture.shape[1], 3), PAD // 3, np.uint8)
+    cv2.putText(
+        heading, words, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA
+    )
+    return np.vstack((heading, picture))

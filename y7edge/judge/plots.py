@@ -1,0 +1,140 @@
+"""Plots of an evaluation as PNG files: precision, recall, F1, precision over recall, confusion.
+
+Equal figures give equal bytes, whatever the version of matplotlib calls itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.files import atomic_write
+from y7edge.judge.confusion import Confusion
+from y7edge.judge.curves import IOU, THRESHOLDS, Curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NAMED = 10  # more classes than this are grey lines, which no legend could name
+_WRITTEN = 30  # more classes than this: colours alone tell the matrix
+
+
+def write_curves(curves: Curves, names: Sequence[str], folder: Path) -> list[Path]:
+    """Write ``precision.png``, ``recall.png``, ``f1.png`` and ``pr.png``."""
+    paths = []
+    for name, title in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
+        figure, axes = canvas()
+        _lines(axes, THRESHOLDS, getattr(curves, name), names)
+        mean = curves.mean(name)
+        axes.plot(THRESHOLDS, mean, color="#0f172a", linewidth=2.5, label=_of_all(name, curves))
+        if name == "f1" and curves.best is not None:
+            axes.axvline(THRESHOLDS[curves.best], color="#64748b", linestyle=":", linewidth=1.2)
+        _finish(axes, "confidence threshold", title, f"{title} at IoU {IOU:g}")
+        paths.append(save(figure, folder / f"{name}.png"))
+    figure, axes = canvas()
+    recall = np.linspace(0, 1, curves.by_recall.shape[1])
+    average = curves.by_recall.mean(axis=1)
+    named = [f"{name} {ap:.3f}" for name, ap in zip(names, average, strict=True)]
+    _lines(axes, recall, curves.by_recall, named)
+    overall = curves.mean("by_recall")
+    label = f"all classes, mAP@0.5 {overall.mean():.3f}"
+    axes.plot(recall, overall, color="#0f172a", linewidth=2.5, label=label)
+    _finish(axes, "recall", "precision", f"precision over recall at IoU {IOU:g}")
+    return [*paths, save(figure, folder / "pr.png")]
+
+
+def write_confusion(confusion: Confusion, path: Path) -> Path:
+    """Draw the matrix: letters are counts, colours shares of the row.
+
+    The background's row has no total to share: there it is the share of the column, how much of
+    what was called this class is none.
+    """
+    matrix, labels = confusion.matrix, [_plain(label) for label in confusion.labels]
+    size = len(labels)
+    side = min(3.2 + 0.55 * size, 16)
+    figure, axes = canvas(side + 1.2, side)
+    total = np.repeat(matrix.sum(axis=1, keepdims=True), size, axis=1)
+    total[-1] = matrix.sum(axis=0)
+    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(
+        image, ax=axes, shrink=0.8, label="share of the row; of the column in the last row"
+    )
+    if size <= _WRITTEN:
+        _write_counts(axes, matrix, share)
+    font = 9 if size <= 20 else 6
+    axes.set_xticks(range(size), labels, rotation=45, ha="right", fontsize=font)
+    axes.set_yticks(range(size), labels, fontsize=font)
+    # The background stands apart: its row and column are no class.
+    for line in (axes.axhline, axes.axvline):
+        line(size - 1.5, color="#64748b", linewidth=0.8)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    axes.set_title(f"confidence above {confusion.conf:g}, IoU above {confusion.iou:g}", fontsize=10)
+    return save(figure, path)
+
+
+def canvas(width: float = 6.4, height: float = 4.4) -> tuple[Figure, Axes]:
+    """A figure with one plot, of a size in inches."""
+    # The object interface: pyplot would keep global state and look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure, whole or not at all."""
+    with atomic_write(path) as temporary:
+        # No software version or date in the file: equal runs leave equal pictures.
+        figure.savefig(temporary, dpi=110, metadata={"Software": None})
+    return path
+
+
+def _lines(
+    axes: Axes, x: NDArray[np.float64], values: NDArray[np.float64], names: Sequence[str]
+) -> None:
+    """One line for each class that has labels."""
+    known = [index for index, line in enumerate(values) if np.isfinite(line).any()]
+    for index in known:
+        if len(known) <= _NAMED:
+            axes.plot(x, values[index], linewidth=1.2, label=_plain(names[index]))
+        else:
+            axes.plot(x, values[index], linewidth=0.6, color="#94a3b8", alpha=0.6)
+
+
+def _of_all(name: str, curves: Curves) -> str:
+    if curves.best is None:
+        return "all classes"
+    value = curves.mean(name)[curves.best]
+    return f"all classes, {value:.3f} at {THRESHOLDS[curves.best]:.3f}"
+
+
+def _plain(name: str) -> str:
+    """A name as it is: matplotlib hides labels that begin with _ and reads $ as formulas."""
+    return name.replace("$", r"\$").removeprefix("_") or "_"
+
+
+def _finish(axes: Axes, x_label: str, y_label: str, title: str) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _write_counts(axes: Axes, matrix: NDArray[np.int64], share: NDArray[np.float64]) -> None:
+    font = 9 if len(matrix) <= 12 else 6
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            ink = "white" if share[row, column] > 0.55 else "#0f172a"
+            axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=font)

@@ -1,0 +1,124 @@
+"""What a page says about one evaluation; ``val --save`` writes it as a page of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from y7edge import page as html
+from y7edge.evaluate import ClassMetrics, Metrics
+from y7edge.files import atomic_write
+from y7edge.judge.average import COUNTS
+from y7edge.judge.saving import Saved
+
+CAPTIONS = {
+    "precision": "Precision: the share of what is kept that is right.",
+    "recall": "Recall: the share of the objects that is found.",
+    "f1": "F1: their harmonic mean; the dotted line is the best threshold.",
+    "pr": "Precision over recall; the mean of a line is that class's average precision.",
+    "confusion": "Confusion: rows are the truth, columns what was found; background is nothing.",
+}
+
+
+def write_page(title: str, lead: str, metrics: Metrics, saved: Saved, path: Path) -> None:
+    """Write a page about one evaluation.
+
+    Args:
+        title: what was judged.
+        lead: on what.
+        metrics: the figures.
+        saved: plots and pictures, which the page takes in.
+        path: the HTML file.
+    """
+    body = [
+        html.heading(title),
+        html.paragraph(lead, "lead"),
+        tiles(metrics),
+        *sections(metrics, saved),
+    ]
+    with atomic_write(path) as temporary:
+        temporary.write_text(html.page(title, body), encoding="utf-8")
+
+
+def tiles(metrics: Metrics) -> str:
+    """The four figures that matter most."""
+    conf = "none" if metrics.conf is None else f"{metrics.conf:.3f}"
+    figures = [
+        (figure(metrics.map50), "mAP@0.5", True),
+        (figure(metrics.map50_95), "mAP@0.5:0.95", True),
+        (figure(metrics.f1), "F1 at the best threshold, mean over the classes", True),
+        (conf, "best confidence threshold; an exported detector uses it by default", True),
+    ]
+    return html.tiles(figures)
+
+
+def sections(metrics: Metrics, saved: Saved) -> list[str]:
+    """Tables, curves, confusion and pictures."""
+    curves, pictures = _plots(saved), [path.read_bytes() for path in saved.predictions]
+    parts = [
+        html.section("Classes", _classes(metrics), html.paragraph(_about(metrics), "soft")),
+        html.section("Sizes and recall", _sizes(metrics)),
+    ]
+    if curves:
+        parts.append(html.section("Curves and confusion", html.grid(curves, wide=True)))
+    if pictures:
+        shown = [html.image(p, f"picture {n}: labels, detections") for n, p in enumerate(pictures)]
+        words = (
+            f"{len(pictures)} of {metrics.images} pictures, spread evenly over the split. Left: "
+            "labels. Right: what the detector gives at its default thresholds."
+        )
+        parts.append(
+            html.section("Pictures", html.paragraph(words, "soft"), html.grid(shown, wide=True))
+        )
+    return parts
+
+
+def figure(value: float | None) -> str:
+    """A figure from 0 to 1 in three decimals; a dash where there is none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _classes(metrics: Metrics) -> str:
+    def row(item: ClassMetrics) -> tuple[str, ...]:
+        scores = (item.ap50, item.ap50_95, item.precision, item.recall, item.f1)
+        return (item.name, str(item.labels), *map(figure, scores))
+
+    means = ClassMetrics(
+        "all",
+        metrics.map50,
+        metrics.map50_95,
+        metrics.labels,
+        metrics.precision,
+        metrics.recall,
+        metrics.f1,
+    )
+    head = ("class", "labels", "AP@0.5", "AP@0.5:0.95", "precision", "recall", "F1")
+    return html.table(head, [row(item) for item in (*metrics.per_class, means)])
+
+
+def _about(metrics: Metrics) -> str:
+    at = "" if metrics.conf is None else f" at confidence {metrics.conf:.3f}"
+    return (
+        f"{metrics.images} pictures, {metrics.labels} labels; {metrics.protocol}. Precision, "
+        f"recall and F1 at IoU 0.5{at}."
+    )
+
+
+def _sizes(metrics: Metrics) -> str:
+    sizes = (
+        ("all", metrics.map50_95, metrics.ar300),
+        ("small, up to 32 x 32 pixels", metrics.map_small, metrics.ar_small),
+        ("medium", metrics.map_medium, metrics.ar_medium),
+        ("large, from 96 x 96 pixels", metrics.map_large, metrics.ar_large),
+    )
+    counts = [(f"best {n} boxes", figure(getattr(metrics, f"ar{n}"))) for n in COUNTS]
+    return html.table(
+        ("objects", "mAP@0.5:0.95", "average recall, 300 boxes"),
+        [(name, figure(ap), figure(ar)) for name, ap, ar in sizes],
+    ) + html.table(("of each picture and class", "average recall"), counts)
+
+
+def _plots(saved: Saved) -> list[str]:
+    return [
+        html.figure(html.image(path.read_bytes(), path.stem), CAPTIONS[path.stem])
+        for path in saved.plots
+    ]

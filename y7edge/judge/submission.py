@@ -1,0 +1,90 @@
+"""COCO results: detections as the JSON list that COCO's own tools and servers take.
+
+An image's id is the number in its file's name, as in COCO, if all pictures have one and no two the
+same; else they are numbered from 1, and a file beside it says which is which. Category ids count
+from 0 as everywhere here; COCO's own, 1 to 90 with gaps, on request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from y7edge.data.sample import Sample
+from y7edge.errors import ConfigError
+from y7edge.files import atomic_write
+from y7edge.judge.tables import Table
+
+# The 80 classes' ids in COCO's files, whose list of 91 stuff and thing categories lost eleven.
+_MISSING = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+COCO_IDS = tuple(number for number in range(1, 91) if number not in _MISSING)
+
+
+def write_submission(
+    found: Table, samples: Sequence[Sample], path: Path, *, classes: int, coco_ids: bool = False
+) -> list[Path]:
+    """Write ``path`` and, if pictures had to be numbered, ``image_ids.json`` beside it.
+
+    Boxes are left, top, width, height in pixels of the picture to three decimals, scores to five.
+
+    Args:
+        found: (n, 7): index into ``samples``, left, top, width, height, confidence, class.
+        samples: the pictures.
+        path: the JSON file.
+        classes: count of classes.
+        coco_ids: write the category ids of COCO's files.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: COCO's ids for a data set of other than 80 classes.
+    """
+    if coco_ids:
+        require_coco(classes)
+    numbers = image_ids(samples)
+    named = numbers is not None
+    ids = numbers or list(range(1, len(samples) + 1))
+    results = [
+        {
+            "image_id": ids[int(image)],
+            "category_id": COCO_IDS[int(class_id)] if coco_ids else int(class_id),
+            "bbox": [round(side, 3) for side in box],
+            "score": round(score, 5),
+        }
+        for image, *box, score, class_id in found.tolist()
+    ]
+    paths = [_write(results, path)]
+    if not named:
+        mapping = {str(sample.path): number for sample, number in zip(samples, ids, strict=True)}
+        paths.append(_write(mapping, path.with_name("image_ids.json")))
+    return paths
+
+
+def require_coco(classes: int) -> None:
+    """Refuse COCO's category ids for other classes than its own.
+
+    Raises:
+        ConfigError: there are other than 80 classes.
+    """
+    if classes != len(COCO_IDS):
+        raise ConfigError(
+            f"COCO's category ids are for its {len(COCO_IDS)} classes, this data set has {classes}"
+        )
+
+
+def image_ids(samples: Sequence[Sample]) -> list[int] | None:
+    """The numbers that the pictures' files are named by; None if one isn't, or two are the same."""
+    stems = [sample.path.stem for sample in samples]
+    if not all(stem.isascii() and stem.isdecimal() for stem in stems):
+        return None
+    numbers = [int(stem) for stem in stems]
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def _write(content: Any, path: Path) -> Path:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return path
