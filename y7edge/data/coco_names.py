@@ -1,4 +1,8 @@
-"""The 80 class names of COCO, in the order of the published models' outputs."""
+"""The 80 classes of COCO, in the order of the published models' outputs: names, and ids in files.
+
+COCO planned 91 classes and never labelled eleven of them, so that its ids have gaps and run to 90.
+The reader of COCO files needs no table: it goes by the ids of the file at hand.
+"""
 
 from __future__ import annotations
 
@@ -14,4 +18,15 @@ COCO_NAMES = (
     *("remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
     *("refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier"),
     "toothbrush",
+)
+
+COCO_IDS = (
+    *range(1, 12),
+    *range(13, 26),
+    *(27, 28),
+    *range(31, 45),
+    *range(46, 66),
+    *(67, 70),
+    *range(72, 83),
+    *range(84, 91),
 )
