@@ -126,6 +126,8 @@ class TrainConfig:
                 _require(isinstance(value, bool), entry.name, "true or false", value)
             if entry.type == "str":
                 _require(isinstance(value, str), entry.name, "text", value)
+            if str(entry.type).startswith("Path") and not (value is None and entry.name != "data"):
+                _require(isinstance(value, str | Path), entry.name, "a path", value)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -139,6 +141,11 @@ class TrainConfig:
             raise ConfigError(
                 f"batch must be a multiple of the {parts} devices that share it, not {self.batch}: "
                 f"take {up}"
+            )
+        if self.devices > 1 and ":" in self.device:
+            raise ConfigError(
+                f"device {self.device!r} is a single one, devices is {self.devices}: "
+                f"take {self.device.partition(':')[0]!r}"
             )
         if self.rect and self.image_weights:
             raise ConfigError(

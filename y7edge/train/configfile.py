@@ -97,9 +97,7 @@ def write(config: TrainConfig, path: Path | str) -> None:
         if values[name] is not None:
             values[name] = str(Path(os.path.abspath(values[name])))  # noqa: PTH100 - keeps links
     values["recipe"] = config.hyper.to_dict()
-    _write(
-        f"# A training run of y7edge: everything that it was started with.\n{_dump(values)}", path
-    )
+    _write(f"# A training run of y7edge, with everything that decides it.\n{_dump(values)}", path)
 
 
 def read(path: Path | str) -> TrainConfig:
@@ -119,10 +117,12 @@ def read(path: Path | str) -> TrainConfig:
     for name, value in values.items():
         values[name] = _of_kind(kinds[name], value)
     try:
-        if isinstance(values.get("recipe"), Mapping):
-            values["recipe"] = Recipe().changed(values["recipe"])
-        if isinstance(values.get("spec"), Mapping):
-            values["spec"] = Spec.from_dict(values["spec"])
+        for name, build in (("recipe", Recipe().changed), ("spec", Spec.from_dict)):
+            value = values.get(name)
+            if isinstance(value, dict):
+                values[name] = build(value)
+            elif value is not None:
+                raise ConfigError(f"{name} must be entries of its own, or null, not {value!r}")
         return TrainConfig(**values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -168,16 +168,15 @@ def _mapping(path: Path) -> dict[str, Any]:
         if isinstance(tree, yaml.MappingNode):
             _refuse_doubles(tree, path, yaml)
         content = yaml.safe_load(text)
+    except ConfigError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: expected lines of `name: value`, found {type(content).__name__}"
-        )
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path}: expected lines of `name: value`, found {found}")
     return content
 
 
@@ -185,10 +184,12 @@ def _refuse_doubles(tree: Any, path: Path, yaml: Any) -> None:
     """PyYAML takes the last of equal keys without a word: here they are an error, at any depth."""
     seen: dict[str, int] = {}
     for key, value in tree.value:
-        line = key.start_mark.line + 1
-        if key.value in seen:
-            raise ConfigError(f"{path}: {key.value!r} in line {seen[key.value]} and line {line}")
-        seen[str(key.value)] = line
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in seen:
+            raise ConfigError(
+                f"{path}: {name!r} stands in line {seen[name]} and again in line {line}; keep one"
+            )
+        seen[name] = line
         if isinstance(value, yaml.MappingNode):
             _refuse_doubles(value, path, yaml)
 
