@@ -1,4 +1,4 @@
-"""Averages of the weights over a run: what is judged, saved and used instead of the last weights."""
+"""Averages of the weights over a run: what is judged, saved and used in place of the last ones."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -198,7 +199,7 @@ def launch(fabric: Any) -> Ranks:
     if fabric.world_size == 1:
         return Ranks()
     if fabric.global_rank:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for good
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
     return Ranks(fabric.global_rank, fabric.world_size)
 
 

@@ -161,13 +161,15 @@ def clock(seconds: float) -> str:
 class Stopwatch:
     """Estimates the time left from the share of the work done."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, done: int = 0) -> None:
+        """Start now, with ``done`` of ``total`` units done before."""
         self._start = time.perf_counter()
-        self._total = total
+        self._total, self._before = total, done
 
     def left(self, done: int) -> float:
-        """Seconds until ``total`` units are done, at the pace so far."""
-        return (time.perf_counter() - self._start) / max(done, 1) * (self._total - done)
+        """Seconds until ``total`` units are done, at the pace since the start."""
+        pace = (time.perf_counter() - self._start) / max(done - self._before, 1)
+        return pace * (self._total - done)
 
 
 def peak_memory_mb(device: torch.device) -> float:

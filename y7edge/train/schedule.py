@@ -75,6 +75,11 @@ class Schedule:
     nominal: int  # pictures per optimiser step
     warmup: int  # iterations, the last one included
 
+    @property
+    def iterations(self) -> int:
+        """Of the whole run."""
+        return self.epochs * self.batches
+
     def at(self, iteration: int) -> Step:
         """Values for an iteration counted from 0 over the whole run."""
         recipe = self.recipe

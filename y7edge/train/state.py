@@ -135,8 +135,14 @@ def read(path: Path) -> State:
     return State(facts, arrays)
 
 
-def forget(folder: Path) -> None:
-    """Remove the state before the last: the run is over."""
+def mark_finished(folder: Path, identity: Mapping[str, Any], epochs: int) -> None:
+    """Put a state without arrays in the place of the last one: there is nothing to go on with.
+
+    Raises:
+        TrainingError: the disk takes no more.
+    """
+    facts = {"finished": True, "epoch": epochs, "batch": 0, "identity": dict(identity)}
+    save(State(facts), folder)
     (folder / PREVIOUS).unlink(missing_ok=True)
 
 

@@ -1,0 +1,53 @@
+"""What is left of a batch whose loss was no number, for whoever wants to know why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from y7edge.files import atomic_write
+from y7edge.train.dataset import TrainingSet, collate
+from y7edge.train.sampling import BatchPlan
+
+NAME = "nan_batch.safetensors"
+HEADER = "y7edge-batch"
+
+
+def write_batch(
+    folder: Path, shown: TrainingSet, plan: BatchPlan, *, epoch: int, batch: int, reason: str
+) -> Path:
+    """Make a batch once more, as all ranks together saw it, and write it down.
+
+    The file holds ``images`` uint8 (B, 3, H, W) RGB and ``targets`` float32 (n, 6), and in its
+    header, as JSON, the pictures' paths, the position and the reason.
+
+    Args:
+        folder: of the run.
+        shown: the set of the run.
+        plan: that of the run; its weights of pictures are taken along.
+        epoch: of the batch, from 1.
+        batch: its number in the epoch, from 0.
+        reason: what was wrong.
+
+    Raises:
+        OSError: the disk takes no more.
+    """
+    from safetensors.torch import save_file
+
+    whole = BatchPlan(plan.length, plan.batch, seed=plan.seed, shuffle=plan.shuffle, rect=plan.rect)
+    whole.weights = plan.weights
+    whole.set_epoch(epoch, batch)
+    keys = next(iter(whole))
+    images, targets = collate([shown[key] for key in keys])
+    facts = {
+        "reason": reason,
+        "epoch": epoch,
+        "batch": batch,
+        "pictures": [str(shown.samples[key.index].path) for key in keys],
+    }
+    path = folder / NAME
+    with atomic_write(path) as temporary:
+        save_file(
+            {"images": images, "targets": targets}, temporary, metadata={HEADER: json.dumps(facts)}
+        )
+    return path

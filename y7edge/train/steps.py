@@ -1,0 +1,132 @@
+"""One iteration: a batch to the device, forward, assignment and loss, backward, optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from y7edge.nn.build import Model
+from y7edge.train import freeze
+from y7edge.train.average import Average
+from y7edge.train.loss import LossParts, TrainingLoss
+from y7edge.train.optim import Accumulator, apply
+from y7edge.train.schedule import Schedule
+from y7edge.train.timing import NoTiming, Timing
+
+# Keeps these draws apart from those of the pictures, which start from (seed, epoch, ...) too.
+_SIZES = 0x512E
+
+
+class Steps:
+    """What happens to each batch.
+
+    Attributes:
+        model: the module itself, without what Fabric and a compiler wrap around it.
+        average: takes in the model after every optimiser step.
+        optimizer: as Fabric gave it.
+        accumulator: counts the batches whose gradients wait for the next optimiser step.
+    """
+
+    def __init__(
+        self,
+        fabric: Any,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        *,
+        loss: TrainingLoss,
+        schedule: Schedule,
+        average: Average,
+        compiled: bool = False,
+        timing: Timing | None = None,
+    ) -> None:
+        self.fabric, self.model = fabric, model
+        self.loss, self.schedule, self.average = loss, schedule, average
+        self.accumulator = Accumulator()
+        self.timing: Timing = timing or NoTiming()
+        wanted: Any = torch.compile(model) if compiled else model
+        self._forward, self.optimizer = fabric.setup(wanted, optimizer)
+
+    def __call__(
+        self, iteration: int, images: Tensor, targets: Tensor, side: int | None = None
+    ) -> LossParts:
+        """Learn from one batch.
+
+        Args:
+            iteration: number in the whole run, from 0.
+            images: uint8 (B, 3, H, W), RGB, of this process.
+            targets: float32 (n, 6): image, class, cx, cy, w, h as shares of the input.
+            side: longer side to resize the pictures to; None leaves them as they are.
+        """
+        step = self.schedule.at(iteration)
+        apply(step, self.optimizer)
+        due = self.accumulator.due(step.accumulate, last=iteration + 1 == self.schedule.iterations)
+        # Gradients cross from process to process only when they are used.
+        with self.fabric.no_backward_sync(self._forward, enabled=not due):
+            with self.timing.part("forward"):
+                images = self.prepared(images, side)
+                targets = targets.to(self.fabric.device, non_blocking=True)
+                heads = self._forward(images)
+            with self.timing.part("loss"):
+                parts = self.loss(heads, targets)
+            with self.timing.part("backward"):
+                self.fabric.backward(parts.total)
+        if due:
+            with self.timing.part("optimizer"):
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                self.average.update(self.model)
+        return parts
+
+    def train(self) -> None:
+        """Into training mode; frozen rows stay out of it."""
+        self._forward.train()
+        freeze.apply(self.model)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the convolution weights at the last iteration."""
+        return float(self.optimizer.param_groups[1]["lr"])
+
+    def prepared(self, images: Tensor, side: int | None = None) -> Tensor:
+        """Bytes (B, 3, H, W) as the network takes them: floats from 0 to 1 on the device."""
+        images = images.to(self.fabric.device, non_blocking=True)
+        images = images.contiguous(memory_format=torch.channels_last).float().div_(255)
+        if side is None:
+            return images
+        stride = self.model.spec.max_stride
+        return resized(images, side, stride)
+
+
+def resized(images: Tensor, side: int, stride: int) -> Tensor:
+    """Float pictures (B, 3, H, W) with their longer side ``side``; both multiples of ``stride``."""
+    height, width = images.shape[-2:]
+    share = side / max(height, width)
+    wanted = [max(2, -(-round(x * share) // stride)) * stride for x in (height, width)]
+    if wanted == [height, width]:
+        return images
+    return functional.interpolate(images, wanted, mode="bilinear", align_corners=False)
+
+
+def varied_sides(imgsz: int, stride: int, seed: int) -> Callable[[int, int], int]:
+    """Input sides for multi-scale training: (epoch, batch) to a side, the same on every process.
+
+    Any multiple of the largest stride from half of ``imgsz`` to one and a half, all equally likely;
+    never a single cell, of which BatchNorm has no statistics.
+    """
+    low, high = max(-(-imgsz // (2 * stride)), 2), 3 * imgsz // (2 * stride)
+
+    def draw(epoch: int, batch: int) -> int:
+        rng = np.random.default_rng((seed, epoch, batch, _SIZES))
+        return stride * int(rng.integers(low, high + 1))
+
+    return draw
+
+
+def scaler_of(fabric: Any) -> torch.amp.GradScaler | None:  # type: ignore[name-defined]
+    """The gradient scaler under fp16."""
+    return cast(Any, getattr(fabric.strategy.precision, "scaler", None))
