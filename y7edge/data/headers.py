@@ -113,22 +113,30 @@ def _stored_size(picture: Image.Image) -> tuple[int, int]:
 def _orientation(picture: Image.Image, path: Path | str) -> object:
     if picture.format == "TIFF":
         return picture.tag_v2.get(_ORIENTATION)  # type: ignore[attr-defined]
-    # Not `picture.getexif()`: it decodes a whole PNG to find a note behind the pixels, and believes
-    # XMP, which OpenCV does not.
+    # Not `picture.getexif()`: it decodes a whole PNG to find a note behind the pixels, believes XMP,
+    # which OpenCV does not, and prints warnings over damaged notes.
     content = picture.info.get("exif")
     if picture.format == "PNG" and not content:
         content = _exif_of_png(path)
-    if not content:
-        return None
-    from PIL import Image
+    return _noted(content or b"")
 
-    exif = Image.Exif()
-    try:
-        exif.load(content)
-        return exif.get(_ORIENTATION)
-    # A damaged note is no note: the picture itself is fine, and OpenCV shows it as stored.
-    except Exception:
+
+def _noted(exif: bytes) -> int | None:
+    """The orientation in an EXIF note, a TIFF header with a directory of tags; None if damaged."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"MM": ">", b"II": "<"}.get(tiff[:2])
+    if order is None:
         return None
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+            if tag == _ORIENTATION:
+                return int(value)
+    except struct.error:
+        return None
+    return None
 
 
 def _exif_of_png(path: Path | str) -> bytes:

@@ -20,7 +20,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.data.sample import Plan, Reading, Sample, stamp
-from y7edge.files import atomic_write
+from y7edge.files import atomic_write, cache_folder
 
 # To be raised whenever a reader reads the same files differently, or the file below changes.
 _VERSION = 1
@@ -38,12 +37,6 @@ _VERSION = 1
 _WORTH_KEEPING = 500
 
 _log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where files are kept between runs: what ``Y7EDGE_CACHE`` names, else ``~/.cache/y7edge``."""
-    named = os.environ.get("Y7EDGE_CACHE")
-    return Path(named) if named else Path("~/.cache/y7edge").expanduser()
 
 
 def reading(plan: Plan, source: Path, splits: Sequence[str] | None) -> Reading:
@@ -56,7 +49,7 @@ def reading(plan: Plan, source: Path, splits: Sequence[str] | None) -> Reading:
     """
     try:
         key = _digest(source.resolve(), source, splits and tuple(splits))
-        path = cache_folder() / "labels" / f"{key[:32]}.npz"
+        path = cache_folder("labels") / f"{key[:32]}.npz"
     except (OSError, RuntimeError) as error:  # no home, or a loop of links
         _say_once(f"what is read is not kept for the next run: {error}")
         return plan.read()
@@ -68,7 +61,7 @@ def reading(plan: Plan, source: Path, splits: Sequence[str] | None) -> Reading:
     samples = _distinct(made)
     if len(samples) >= _WORTH_KEEPING:
         try:
-            with atomic_write(path) as temporary:
+            with atomic_write(path, durable=False) as temporary:
                 np.savez(temporary, **_pack(made, samples, identity))  # type: ignore[arg-type]
         except OSError as error:
             _say_once(f"{path.parent}: what is read is not kept for the next run: {error}")
