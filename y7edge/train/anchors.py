@@ -6,8 +6,8 @@
 A box that no anchor is within a factor of 4 of, in width and in height, is never trained: the
 share of the others is the *best possible recall* (BPR). Below 98 % new anchors are sought, as the
 published training does: k-means over the boxes' sizes, then a thousand random mutations, each kept
-if it is fitter. Here they come from a seed and every box keeps its size (the published check draws
-random scales, so that its figure is another one each time).
+if it is fitter. Here all follows from a seed, and every box keeps its size (the published check
+draws random scales, so that its figure is another one each time).
 
 k-means++: Arthur and Vassilvitskii, "The advantages of careful seeding", 2007.
 """
@@ -76,13 +76,11 @@ def kmeans(
 ) -> NDArray[np.float64]:
     """Centres (count, 2) of clusters of sizes (n, 2), by area; Lloyd's steps from k-means++.
 
-    Widths and heights are weighed by their spread. A cluster that loses all its members stays
-    where it is.
+    Clusters are those of the logarithms, because ratios of sides decide whether an anchor fits
+    (the published training clusters the sizes themselves, and leaves small boxes to chance). A
+    cluster that loses all its members stays where it is. Sides must be above 0.
     """
-    points = np.asarray(sizes, dtype=np.float64)
-    spread = points.std(axis=0)
-    unit = np.where(spread > 0, spread, 1.0)
-    points = points / unit
+    points = _log(sizes)
     centres = _spread_out(points, count, np.random.default_rng(seed))
     for _ in range(iterations):
         member = _squares(points, centres).argmin(axis=1)
@@ -92,7 +90,7 @@ def kmeans(
         if np.array_equal(moved, centres):
             break
         centres = moved
-    return _by_area(centres * unit)
+    return _by_area(np.exp(centres))
 
 
 def evolve(
@@ -149,7 +147,7 @@ def choose(
         return None, "anchors kept: no boxes to fit them to"
     if have.bpr >= ENOUGH:
         return None, f"anchors kept: {fit}"
-    examples = sizes[(sizes >= SMALLEST).any(axis=1)]
+    examples = sizes[(sizes >= SMALLEST).any(axis=1) & (sizes > 0).all(axis=1)]
     if len(examples) > _EXAMPLES:
         examples = np.random.default_rng(seed).choice(examples, _EXAMPLES, replace=False)
     per_level = len(spec.anchors[0])
