@@ -23,6 +23,7 @@ LAYERS = (
     ),
     ("y7edge.runtimes",),
     ("y7edge.sources", "y7edge.data", "y7edge.drawing", "y7edge.adapters"),
+    ("y7edge.doctor",),
     ("y7edge.detector",),
     (
         *("y7edge.hotpath", "y7edge.benchmark", "y7edge.selftest", "y7edge.check"),

@@ -21,8 +21,11 @@ import typer
 from y7edge import __version__
 from y7edge.cli.benchmark import benchmark
 from y7edge.cli.check import check
+from y7edge.cli.data import data
 from y7edge.cli.export import export
+from y7edge.cli.grouped import Grouped
 from y7edge.cli.info import info
+from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
 from y7edge.cli.selftest import selftest
 from y7edge.cli.train import train
@@ -46,11 +49,13 @@ COMMANDS: dict[Callable[..., None], str] = {
     check: "y7edge check",
 }
 # What a command needs as a whole: naming the extra of each missing package would take many rounds.
-EXTRAS = {"train": "train", "val": "cpu,eval", "export": "export", "verify": "export"}
-
-# typer carries its own click in late versions and depends on it in early ones; the parent class of
-# BadParameter is the error of wrong usage in both.
-_UsageError: Any = typer.BadParameter.__mro__[1]
+EXTRAS = {
+    "train": "train",
+    "val": "cpu,eval",
+    "data": "cpu,eval",
+    "export": "export",
+    "verify": "export",
+}
 
 app = typer.Typer(
     name="y7edge",
@@ -61,7 +66,7 @@ app = typer.Typer(
     epilog="`y7edge COMMAND --help` explains a command and gives an example.",
 )
 for _command, _example in COMMANDS.items():
-    app.command(epilog=f"\b\nExample:\n  {_example}")(_command)
+    app.command(cls=Grouped, epilog=f"\b\nExample:\n  {_example}")(_command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -119,7 +124,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Any, command: str) -> tuple[str, int]:
     """The line and the exit code for an error."""
-    if isinstance(error, _UsageError):
+    if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "y7edge"
         return f"{error.format_message().rstrip('.')}. See `{where} --help`.", 2

@@ -1,0 +1,146 @@
+"""``y7edge data``: what to do with data sets; ``y7edge data check`` examines one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from y7edge.cli.console import note, to_json
+from y7edge.cli.options import Json
+from y7edge.errors import GateError
+
+if TYPE_CHECKING:
+    from y7edge.doctor.examine import Report
+
+EXAMPLE = "y7edge data check data.yaml --save report.html"
+
+data = typer.Typer(
+    name="data",
+    help="Examine data sets.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="data.yaml, COCO JSON, a list of pictures, or a folder (YOLO, COCO, Pascal VOC).",
+    ),
+]
+_Side = Annotated[
+    int, typer.Option("--imgsz", min=32, help="Side of the network's input: what is a small box?")
+]
+_Fix = Annotated[
+    Path | None,
+    typer.Option("--fix", metavar="OUT", help="Write a cleaned copy there; DATA stays as it is."),
+]
+_Save = Annotated[
+    Path | None,
+    typer.Option("--save", metavar="PAGE.html", help="Write a page with pictures of the findings."),
+]
+_COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
+
+
+@data.callback()
+def _data() -> None:
+    """Examine data sets."""
+
+
+@data.command(epilog=f"\b\nExample:\n  {EXAMPLE}")
+def check(
+    data: _Data,
+    imgsz: _Side = 640,
+    fix: _Fix = None,
+    save: _Save = None,
+    as_json: Json = False,
+) -> None:
+    """Look for everything that is wrong with a data set.
+
+    Damaged pictures, labels that cannot be, pictures in two splits, classes without labels and
+    more. Exit code 4 if there are errors; warnings and infos do not fail. With --fix a cleaned
+    copy is written, and it is the copy that is judged.
+    """
+    from y7edge.doctor.examine import examine, record
+    from y7edge.doctor.mend import mend
+    from y7edge.doctor.report import write_page
+
+    with _bar("pictures") as progress:
+        report = examine(data, imgsz=imgsz, progress=progress)
+    if save is not None:
+        write_page(report, save)
+    result: dict[str, Any] = record(report)
+    errors, where = report.count("error"), data
+    mended = None
+    if fix is not None:
+        with _bar("copied") as progress:
+            mended = mend(report, fix, progress=progress)
+        result["fix"] = mended.record()
+        errors, where = mended.after.count("error"), fix
+    if as_json:
+        print(to_json(result), flush=True)
+    else:
+        _print(report)
+        if save is not None:
+            note(f"page: {save}")
+        if mended is not None:
+            print("\n".join(mended.lines()), flush=True)
+    if errors:
+        checks = {f.check for f in (mended.after if mended else report).findings
+                  if f.severity == "error"}  # fmt: skip
+        raise GateError(f"{where}: {errors} errors ({', '.join(sorted(checks))})")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal, nothing in a log."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from y7edge.doctor.check_pictures import readable
+
+    # A log has no width of its own: lines there are as long as they need to be.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    scan, summary = report.scan, report.summary
+    for split, counts in summary["splits"].items():
+        console.print(
+            f"{split}: {counts['pictures']} pictures ({counts['background']} without labels), "
+            f"{counts['labels']} labels"
+        )
+    splits = list(summary["splits"])
+    classes = Table("class", *splits, box=None, pad_edge=False, header_style="bold")
+    for row in summary["classes"]:
+        classes.add_row(Text(row["name"]), *(str(row[split]) for split in splits))
+    console.print(classes)
+    for side, values in summary["box_sides"].items():
+        shown = ", ".join(f"{value:g}" for value in values)
+        console.print(f"{side} of boxes at {scan.imgsz}: least, 5 %, median, 95 %, most: {shown}")
+    if report.findings:
+        table = Table("check", "severity", "count", "first", pad_edge=False, header_style="bold")
+        for (name, severity), group in report.by_check().items():
+            first = group[0]
+            line = f":{first.line}" if first.line else ""
+            words = f"{readable(first.file, scan.root)}{line}: {first.message}"
+            table.add_row(name, Text(severity, _COLOURS[severity]), str(len(group)), Text(words))
+        console.print(table)
+    counts = [f"{report.count(s)} {s}s" for s in _COLOURS]
+    console.print(", ".join(counts))

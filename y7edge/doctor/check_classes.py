@@ -1,0 +1,158 @@
+"""Checks of classes: ids, names, balance."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from difflib import SequenceMatcher
+
+from y7edge.doctor.records import Label, Scan
+from y7edge.doctor.registry import Hit, at, check, from_scanner
+from y7edge.doctor.texts import read_text
+
+_NAMES_FIX = "names as many as classes, gaps filled with numbers"
+
+from_scanner("names", "error", "names and nc that disagree or cannot be read", _NAMES_FIX)
+
+
+@check("class_number", "error", "classes that are no whole number", "the label is left out")
+def _class_number(scan: Scan) -> Iterator[Hit]:
+    if scan.layout != "yolo":
+        return
+    for picture, label in scan.labels():
+        if label.class_id is not None or label.values is None or len(label.values) < 4:
+            continue
+        words = f"expected a class number first, found '{label.text[:60]}'"
+        if label.raw_class in scan.names:
+            words += f"; {label.raw_class} is {scan.names.index(label.raw_class)}"
+        yield at(picture, label, words)
+
+
+@check("class_range", "error", "classes that do not exist", "the label is left out")
+def _class_range(scan: Scan) -> Iterator[Hit]:
+    for picture, label in scan.labels():
+        if scan.layout != "yolo":
+            if label.class_id is None:
+                words = f"class '{label.raw_class}' is none of {_some(scan.names)}"
+                yield at(picture, label, words)
+        elif label.class_id is not None and not _exists(scan, label.class_id):
+            words = (
+                f"class {label.class_id}, but there are {scan.classes} (0 to {scan.classes - 1}); "
+                "correct the line, or names"
+            )
+            yield at(picture, label, words if label.class_id >= 0 else f"class {label.class_id}")
+
+
+def _exists(scan: Scan, class_id: int) -> bool:
+    return class_id >= 0 and (not scan.classes or class_id < scan.classes)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+@check("name_twice", "warning", "class names that stand twice, or nearly")
+def _name_twice(scan: Scan) -> Iterator[Hit]:
+    seen: dict[str, int] = {}
+    for index, name in enumerate(scan.names):
+        plain = "".join(letter for letter in name.casefold() if letter.isalnum())
+        if not plain:
+            continue
+        first = seen.setdefault(plain, index)
+        if first != index:
+            words = f"classes {first} '{scan.names[first]}' and {index} '{name}' have one name"
+            yield Hit(f"{words}: merge them or rename one", scan.source)
+
+
+@check("name_empty", "warning", "classes without a name", "named by their number")
+def _name_empty(scan: Scan) -> Iterator[Hit]:
+    for index, name in enumerate(scan.names):
+        if not name.strip():
+            yield Hit(f"class {index} has no name", scan.source)
+    for picture, label in scan.labels():
+        if scan.layout == "voc" and not label.raw_class:
+            yield at(picture, label, "the object has no name")
+
+
+@check("name_rare", "warning", "rare classes whose name resembles a frequent one")
+def _name_rare(scan: Scan) -> Iterator[Hit]:
+    if scan.layout != "voc":  # elsewhere names are declared, a slip cannot make a new class
+        return
+    counts: Counter[str] = Counter(label.raw_class for _, label in scan.labels())
+    for name, count in counts.items():
+        for other, frequent in counts.items():
+            alike = SequenceMatcher(None, name.casefold(), other.casefold()).ratio()
+            if name and alike >= 0.75 and count * 20 <= frequent and name != other:
+                picture, label = next((p, x) for p, x in scan.labels() if x.raw_class == name)
+                words = f"class '{name}' ({count} labels) resembles '{other}' ({frequent}): a slip?"
+                yield at(picture, label, words)
+
+
+@check("classes_file", "warning", "a classes.txt that disagrees with the names")
+def _classes_file(scan: Scan) -> Iterator[Hit]:
+    if scan.layout != "yolo" or not scan.names:
+        return
+    folders = {p.label_file.parent for p in scan.pictures.values() if p.label_file}
+    for folder in sorted({scan.root, *folders, *(f.parent for f in folders)}):
+        path = folder / "classes.txt"
+        if path.is_file():
+            listed = [line for _, line in read_text(path).lines]
+            if listed != [name.strip() for name in scan.names]:
+                words = f"lists {_some(listed)}; names are {_some(scan.names)}: which order is it?"
+                yield Hit(words, path)
+
+
+def per_class(scan: Scan) -> dict[int, Counter[str]]:
+    """Count of labels by class and split."""
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for index in range(scan.classes):
+        counts[index] = Counter()
+    for picture, label in scan.labels():
+        if label.class_id is not None and _counts(scan, label):
+            for split in dict.fromkeys(picture.splits):
+                counts[label.class_id][split] += 1
+    return dict(sorted(counts.items()))
+
+
+def _counts(scan: Scan, label: Label) -> bool:
+    return label.class_id is not None and _exists(scan, label.class_id) and not label.crowd
+
+
+@check("class_balance", "warning", "classes without labels")
+def _class_balance(scan: Scan) -> Iterator[Hit]:
+    counts = per_class(scan)
+    total: Counter[str] = Counter()
+    for by_split in counts.values():
+        total.update(by_split)
+    if not total["train"]:
+        return
+    lacking = [index for index, found in counts.items() if not found["train"]]
+    judged = [index for index in lacking if counts[index]["val"]]
+    unused = [index for index in lacking if index not in judged]
+    unjudged = [i for i, found in counts.items() if found["train"] and not found["val"]]
+    if judged:
+        words = "are in val but not in train, so they can never be found"
+        yield Hit(f"{_listed(scan, judged)} {words}", scan.source)
+    if unused:
+        yield Hit(f"{_listed(scan, unused)} have no label; remove them?", scan.source)
+    if unjudged and total["val"]:
+        words = f"{_listed(scan, unjudged)} have no label in val, so they are not judged"
+        yield Hit(words, scan.source, severity="info")
+
+
+@check("class_shares", "info", "classes far rarer than others")
+def _class_shares(scan: Scan) -> Iterator[Hit]:
+    found = {i: c["train"] for i, c in per_class(scan).items() if c["train"]}
+    if not found:
+        return
+    most = max(found, key=found.__getitem__)
+    rare = [index for index, count in found.items() if count * 100 < found[most]]
+    if rare:
+        words = f"{_listed(scan, rare)} have less than 1 % of the labels of {scan.name_of(most)}"
+        yield Hit(words, scan.source)
+
+
+def _listed(scan: Scan, indices: list[int]) -> str:
+    shown = ", ".join(scan.name_of(index) for index in indices[:10])
+    more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+    return f"{len(indices)} of {scan.classes} classes ({shown}{more})"

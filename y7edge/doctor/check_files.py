@@ -1,0 +1,131 @@
+"""Checks of files: encodings, names, what leads nowhere and what belongs to nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from y7edge.doctor.check_pictures import readable
+from y7edge.doctor.records import Picture, Scan
+from y7edge.doctor.registry import Hit, check, from_scanner
+
+_REWRITTEN = "written anew in UTF-8"
+
+from_scanner("entry", "error", "entries of the data.yaml that lead nowhere", "left out")
+from_scanner("test_entry", "info", "a test split that is described but not there", "left out")
+from_scanner("list_entry", "error", "list entries that lead to no picture", "left out")
+from_scanner("listed_twice", "warning", "pictures listed twice in one split", "kept once")
+from_scanner("other_name", "info", "annotations that name another file", "the file's name counts")
+
+
+@check("encoding", "error", "text files that are not UTF-8", _REWRITTEN)
+def _encoding(scan: Scan) -> Iterator[Hit]:
+    for text in scan.texts:
+        if text.encoding == "binary":
+            yield Hit("is no text, it holds zero bytes; restore it", text.path)
+        elif text.encoding.startswith("utf-16"):
+            yield Hit("is UTF-16, as PowerShell writes it; save it as UTF-8", text.path)
+        elif text.encoding == "cp1252":
+            yield Hit("is not UTF-8 (Windows-1252, read so here); save it as UTF-8", text.path)
+
+
+@check("unreadable_text", "error", "text files that cannot be opened", "left out")
+def _unreadable(scan: Scan) -> Iterator[Hit]:
+    for text in scan.texts:
+        if text.error:
+            yield Hit(f"cannot be read: {text.error}", text.path)
+
+
+@check("byte_order_mark", "warning", "text files with a byte order mark", _REWRITTEN)
+def _byte_order_mark(scan: Scan) -> Iterator[Hit]:
+    for text in scan.texts:
+        if text.encoding == "utf-8-sig":
+            words = "begins with a byte order mark, at which other readers stumble; save it without"
+            yield Hit(words, text.path)
+
+
+@check("line_ends", "info", "text files with Windows line ends", _REWRITTEN)
+def _line_ends(scan: Scan) -> Iterator[Hit]:
+    for text in scan.texts:
+        if text.carriage_returns:
+            yield Hit("has Windows line ends (CRLF), which are understood", text.path)
+
+
+@check("missing_label", "warning", "pictures without a label file", "an empty one is written")
+def _missing_label(scan: Scan) -> Iterator[Hit]:
+    if _unlabelled(scan):
+        return
+    for picture in scan.pictures.values():
+        if picture.labelled or picture.label_file is None:
+            continue
+        where = readable(picture.label_file, scan.root)
+        if scan.layout == "voc":
+            words = f"has no annotation {where}: annotate it or take it off the list"
+            yield Hit(words, picture.path, picture=picture.path, severity="error")
+        else:
+            words = f"has no {where}: taken as background; if that is right, make it an empty file"
+            yield Hit(words, picture.path, picture=picture.path)
+
+
+def _unlabelled(scan: Scan) -> list[Picture]:
+    """All pictures, if not one of them has a label file: then these are elsewhere."""
+    pictures = list(scan.pictures.values())
+    return pictures if not any(picture.labelled for picture in pictures) else []
+
+
+@check("no_labels", "error", "no label at all")
+def _no_labels(scan: Scan) -> Iterator[Hit]:
+    if lost := _unlabelled(scan):
+        where = lost[0].label_file
+        words = f"none of {len(lost)} pictures has a label file; the first should be {where}"
+        yield Hit(f"{words}: is the folder called otherwise?", scan.source)
+    elif not any(picture.labels for picture in scan.pictures.values()):
+        yield Hit(f"{len(scan.pictures)} pictures, and not one label", scan.source)
+
+
+@check("orphan_label", "warning", "labels without a picture", "left out")
+def _orphan_label(scan: Scan) -> Iterator[Hit]:
+    for path in scan.orphan_labels:
+        yield Hit("belongs to no picture: restore the picture or remove it", path)
+
+
+@check("orphan_picture", "info", "pictures that are in no split", "left out")
+def _orphan_picture(scan: Scan) -> Iterator[Hit]:
+    for path in scan.orphan_pictures:
+        yield Hit("lies beside the others but is in no split", path, picture=path)
+
+
+@check("shared_label", "warning", "pictures that share a label file", "each gets its own")
+def _shared_label(scan: Scan) -> Iterator[Hit]:
+    if scan.layout != "yolo":
+        return
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for picture in scan.pictures.values():
+        stem = str(picture.label_file or picture.path.with_suffix(""))
+        groups[stem.lower()].append(picture.path)
+    for paths in groups.values():
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            same = len({path.stem for path in paths}) == 1
+            words = "share one label file" if same else "differ in upper and lower case only"
+            yield Hit(f"{names} {words}; rename one", paths[1], picture=paths[1])
+
+
+@check("path_letters", "info", "paths with letters beyond ASCII")
+def _path_letters(scan: Scan) -> Iterator[Hit]:
+    for path in _paths(scan):
+        shown = readable(path, scan.root)
+        if not shown.isascii():
+            yield Hit("its path has letters beyond ASCII, which some tools cannot open", path)
+
+
+@check("path_spaces", "info", "paths with spaces")
+def _path_spaces(scan: Scan) -> Iterator[Hit]:
+    for path in _paths(scan):
+        if any(letter.isspace() for letter in readable(path, scan.root)):
+            yield Hit("its path has spaces, at which scripts stumble", path)
+
+
+def _paths(scan: Scan) -> Iterator[Path]:
+    yield from scan.pictures

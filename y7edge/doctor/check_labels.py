@@ -1,0 +1,280 @@
+"""Checks of labels: lines, numbers, boxes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from y7edge.doctor.geometry import Grade, grade
+from y7edge.doctor.records import Corners, Label, Picture, Scan
+from y7edge.doctor.registry import Hit, Severity, at, check, from_scanner
+
+_DROPPED = "the label is left out"
+_NEAR = 0.95
+_FULL = 0.98
+STRIDE = 8  # of the finest level
+
+from_scanner("annotation", "error", "annotations that cannot be read", "the picture is left out")
+from_scanner("ids", "error", "ids that stand more than once", "written without ids")
+
+
+def _graded(scan: Scan, fault: str) -> Iterator[tuple[Picture, Label, Grade]]:
+    for picture, label in scan.labels():
+        found = grade(label, picture)
+        if found.fault == fault:
+            yield picture, label, found
+
+
+@check("columns", "error", "labels with the wrong count of numbers", _DROPPED)
+def _columns(scan: Scan) -> Iterator[Hit]:
+    for picture, label, _ in _graded(scan, "columns"):
+        count = len(label.values or ())
+        if label.form != "box":
+            words = f"expected a box of 4 numbers, found {count}: '{label.text}'"
+        else:
+            words = (
+                "expected 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...', found "
+                f"{count + 1} columns: '{label.text[:60]}'"
+            )
+            if count == 5:
+                words += "; a sixth column is mostly a confidence: these are predictions"
+        yield at(picture, label, words)
+
+
+@check("number", "error", "labels with something that is no number", _DROPPED)
+def _number(scan: Scan) -> Iterator[Hit]:
+    for picture, label, _ in _graded(scan, "number"):
+        hint = "; numbers need a point and spaces between them" if "," in label.text else ""
+        yield at(picture, label, f"expected numbers, found '{label.text[:60]}'{hint}")
+
+
+@check("not_finite", "error", "labels that are NaN or infinite", _DROPPED)
+def _not_finite(scan: Scan) -> Iterator[Hit]:
+    for picture, label, _ in _graded(scan, "not_finite"):
+        yield at(picture, label, f"expected finite numbers, found '{label.text[:60]}'")
+
+
+@check("pixels", "error", "labels in pixels, not in shares of the picture",
+       "divided by the picture's size where that fits, else left out")  # fmt: skip
+def _pixels(scan: Scan) -> Iterator[Hit]:
+    for picture, labels, box in _by_file(scan, "pixels"):
+        largest = max((abs(v) for label in labels for v in label.values or ()), default=0.0)
+        size = picture.facts.size
+        known = f" ({size[0]}x{size[1]})" if size else ""
+        percent = largest <= 100 and size is not None and max(size) > 200
+        unit = "percent or pixels" if percent else "pixels"
+        words = (
+            f"{_count(labels)} up to {largest:g}, where shares from 0 to 1 are expected: {unit}? "
+            f"Divide x and width by the picture's width, y and height by its height{known}"
+        )
+        yield at(picture, labels[0], words, box)
+
+
+@check("twice", "error", "labels divided by the picture's size twice, or wrongly in shares",
+       "multiplied by the picture's size")  # fmt: skip
+def _twice(scan: Scan) -> Iterator[Hit]:
+    for picture, labels, box in _by_file(scan, "twice"):
+        words = (
+            f"{_count(labels)} within the first pixel of the picture, as '{labels[0].text[:60]}': "
+            "divided by its size once too often; multiply by width and height"
+        )
+        yield at(picture, labels[0], words, box)
+
+
+def _by_file(scan: Scan, fault: str) -> Iterator[tuple[Picture, list[Label], Corners | None]]:
+    """Faults that whole files have, once for each."""
+    found: dict[int, list[tuple[Picture, Label, Grade]]] = defaultdict(list)
+    for picture, label, graded in _graded(scan, fault):
+        found[id(picture)].append((picture, label, graded))
+    for group in found.values():
+        yield group[0][0], [label for _, label, _ in group], group[0][2].box
+
+
+def _count(labels: list[Label]) -> str:
+    return "1 label" if len(labels) == 1 else f"{len(labels)} labels"
+
+
+@check("negative", "error", "boxes with negative sizes or exchanged corners", "put in order")
+def _negative(scan: Scan) -> Iterator[Hit]:
+    for picture, label, found in _graded(scan, "negative"):
+        words = f"width or height is negative (corners exchanged?): '{label.text[:60]}'"
+        yield at(picture, label, words, found.box)
+
+
+@check("no_area", "error", "boxes without area", _DROPPED)
+def _no_area(scan: Scan) -> Iterator[Hit]:
+    for picture, label, found in _graded(scan, "no_area"):
+        yield at(picture, label, f"the box has no area: '{label.text[:60]}'; remove it", found.box)
+
+
+@check("outside", "error", "boxes wholly outside the picture", _DROPPED)
+def _outside(scan: Scan) -> Iterator[Hit]:
+    for picture, label, found in _graded(scan, "outside"):
+        words = f"the box lies outside the picture: '{label.text[:60]}'; remove or correct it"
+        yield at(picture, label, words, found.box)
+
+
+@check("range", "error", "labels beyond 0 to 1", "clipped to the picture")
+def _range(scan: Scan) -> Iterator[Hit]:
+    for picture, label, found in _graded(scan, "range"):
+        words = f"expected shares from 0 to 1, found '{label.text[:60]}'; correct or clip it"
+        yield at(picture, label, words, found.box)
+
+
+@check("sticks_out", "warning", "boxes sticking out of the picture", "clipped to the picture")
+def _sticks_out(scan: Scan) -> Iterator[Hit]:
+    for picture, label, found in _graded(scan, "sticks_out"):
+        if found.box is None:
+            continue
+        beyond = max(-min(found.box), max(found.box) - 1)
+        words = f"sticks out of the picture by {beyond:.1%} of its side: '{label.text[:60]}'"
+        yield at(picture, label, f"{words}; clip it", found.box)
+
+
+@check("corners", "warning", "labels that look like corners x1 y1 x2 y2 instead of cx cy w h")
+def _corners(scan: Scan) -> Iterator[Hit]:
+    for picture in scan.pictures.values():
+        rows = [x.values for x in picture.labels if x.form == "box" and x.values is not None]
+        boxes = np.array([row for row in rows if len(row) == 4]).reshape(-1, 4)
+        if len(boxes) < 2 or not np.isfinite(boxes).all() or np.abs(boxes).max() > 1.001:
+            continue
+        ordered = (boxes[:, 2:] > boxes[:, :2]).all()
+        half = boxes[:, 2:] / 2
+        beyond = ((boxes[:, :2] - half < -0.01) | (boxes[:, :2] + half > 1.01)).any(axis=1)
+        if ordered and beyond.mean() >= 0.5:
+            words = (
+                f"{beyond.sum()} of {len(boxes)} boxes leave the picture, and all would make sense "
+                "as corners x1 y1 x2 y2: written in another form?"
+            )
+            yield at(picture, picture.labels[0], words)
+
+
+@check("duplicate", "warning", "labels that stand twice", "kept once")
+def _duplicate(scan: Scan) -> Iterator[Hit]:
+    for picture in scan.pictures.values():
+        seen: dict[object, Label] = {}
+        for label in picture.labels:
+            if label.values is None or not all(map(math.isfinite, label.values)):
+                continue
+            other = seen.setdefault((label.raw_class, label.values), label)
+            if other is not label:
+                words = f"repeats {other.place}: '{label.text[:60]}'; remove one"
+                yield at(picture, label, words, grade(label, picture).box)
+
+
+@check("overlap", "info", "boxes nearly the same as another")
+def _overlap(scan: Scan) -> Iterator[Hit]:
+    for picture in scan.pictures.values():
+        sound = [(x, grade(x, picture)) for x in picture.labels if not x.crowd]
+        kept = [(x, g.box) for x, g in sound if g.box and g.fault in ("", "sticks_out", "range")]
+        if len(kept) < 2:
+            continue
+        shared = _ious(np.array([box for _, box in kept]))
+        for first, second in zip(*np.nonzero(np.triu(shared > _NEAR, 1)), strict=True):
+            (one, _), (other, box) = kept[first], kept[second]
+            same = one.raw_class == other.raw_class
+            if same and one.values == other.values:
+                continue  # a duplicate, and said so
+            overlap = float(shared[first, second])
+            words = f"covers {one.place} with IoU {overlap:.3f}, "
+            severity: Severity = "info"
+            if same:
+                words += "same class: one object labelled twice?"
+            else:
+                names = [_name(scan, label) for label in (one, other)]
+                words += f"as {names[1]} and {names[0]}: one object labelled as both?"
+                severity = "warning" if overlap > 0.999 else "info"
+            yield at(picture, other, words, box)._replace(severity=severity)
+
+
+def _name(scan: Scan, label: Label) -> str:
+    return label.raw_class if label.class_id is None else scan.name_of(label.class_id)
+
+
+def _ious(boxes: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return np.asarray(shared / np.maximum(area[:, None] + area[None] - shared, 1e-12))
+
+
+@check("sliver", "warning", "boxes thinner than one pixel of their picture")
+def _sliver(scan: Scan) -> Iterator[Hit]:
+    for picture, label in scan.labels():
+        found, size = grade(label, picture), picture.facts.size
+        if found.fault not in ("", "sticks_out", "range") or not found.box or not size:
+            continue
+        wide, high = _sides(found.box, size)
+        if min(wide, high) < 1 - 1e-3:
+            words = f"is {wide:.1f} x {high:.1f} pixels: a slip of the mouse?"
+            yield at(picture, label, words, found.box)
+
+
+@check("whole_picture", "info", "boxes that cover the whole picture")
+def _whole_picture(scan: Scan) -> Iterator[Hit]:
+    for picture, label in scan.labels():
+        found = grade(label, picture)
+        if found.box and found.fault in ("", "sticks_out", "range"):
+            x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in found.box)
+            if min(x2 - x1, y2 - y1) >= _FULL:
+                words = f"covers the whole picture: '{label.text[:60]}'; an object, or a stopgap?"
+                yield at(picture, label, words, found.box)
+
+
+@check("mixed_lines", "info", "label files with boxes and polygons",
+       "written line by line as they are")  # fmt: skip
+def _mixed_lines(scan: Scan) -> Iterator[Hit]:
+    for picture in scan.pictures.values():
+        forms = {label.form for label in picture.labels}
+        if {"box", "polygon"} <= forms:
+            words = "holds lines of boxes and of polygons; some readers take all for polygons"
+            yield at(picture, picture.labels[0], words)._replace(line=0)
+
+
+@check("same_labels", "warning", "different pictures with the same labels")
+def _same_labels(scan: Scan) -> Iterator[Hit]:
+    seen: dict[object, Picture] = {}
+    for picture in scan.pictures.values():
+        rows = sorted((x.raw_class, x.values) for x in picture.labels if x.values)
+        if len(rows) < 2 or picture.label_file is None:
+            continue
+        other = seen.setdefault(tuple(rows), picture)
+        same_file = other.label_file == picture.label_file and scan.layout != "coco"
+        if other is picture or same_file or other.facts.digest == picture.facts.digest:
+            continue
+        words = (
+            f"has the same {len(rows)} labels as {other.path.name}, but another picture: "
+            "copied by mistake?"
+        )
+        yield at(picture, picture.labels[0], words)._replace(line=0)
+
+
+def _sides(box: Corners, size: tuple[float, float]) -> tuple[float, float]:
+    return (box[2] - box[0]) * size[0], (box[3] - box[1]) * size[1]
+
+
+@check("small", "info", f"boxes smaller than a stride ({STRIDE} pixels) of the network")
+def _small(scan: Scan) -> Iterator[Hit]:
+    for picture in scan.pictures.values():
+        size = picture.facts.size
+        if size is None:
+            continue
+        gain = scan.imgsz / max(size)
+        small: list[tuple[float, Label, Corners]] = []
+        for label in picture.labels:
+            found = grade(label, picture)
+            if found.box and found.fault in ("", "sticks_out", "range"):
+                side = min(_sides(found.box, size)) * gain
+                if side < STRIDE:
+                    small.append((side, label, found.box))
+        if small:
+            side, label, box = min(small, key=lambda entry: entry[0])
+            words = (
+                f"{len(small)} of {len(picture.labels)} boxes have a side below {STRIDE} pixels at "
+                f"an input of {scan.imgsz} (least {side:.1f}): hard to learn; a larger --imgsz?"
+            )
+            yield at(picture, label, words, box)

@@ -1,0 +1,166 @@
+"""Checks across pictures: the same one twice, near the same, splits that lack something."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.doctor.records import SPLITS, Picture, Scan
+from y7edge.doctor.registry import Hit, check
+
+# Of 256 bits. Two photographs of the same slide, moved a little, differ in 27; the nearest of
+# different ones in 65.
+_NEAR_BITS = 40
+_NEAR_CORRELATION = 0.9
+_CHUNK = 2048
+
+
+@check("splits", "warning", "splits that are not there or not read")
+def _splits(scan: Scan) -> Iterator[Hit]:
+    for split in ("train", "val"):
+        if split not in scan.split_names:
+            yield Hit(f"there is no split {split}", scan.source)
+        elif not scan.in_split(split):
+            words = f"the split {split} has no pictures"
+            yield Hit(words, scan.source, severity="error")
+        elif not any(picture.labels for picture in scan.in_split(split)):
+            yield Hit(f"the split {split} has no labels", scan.source)
+
+
+def same_splits(scan: Scan) -> list[tuple[str, str]]:
+    """Pairs of splits that hold the same pictures, all of them."""
+    contents = {s: {_key(p) for p in scan.in_split(s)} for s in _names(scan)}
+    names = [name for name in contents if contents[name]]
+    return [
+        (a, b) for i, a in enumerate(names) for b in names[i + 1 :] if contents[a] == contents[b]
+    ]
+
+
+def _names(scan: Scan) -> list[str]:
+    order = dict.fromkeys((*SPLITS, *scan.split_names))
+    return [split for split in order if split in scan.split_names]
+
+
+def _key(picture: Picture) -> str:
+    return picture.facts.digest or str(picture.path)
+
+
+@check("same_splits", "warning", "splits that are one and the same")
+def _same_splits(scan: Scan) -> Iterator[Hit]:
+    for one, other in same_splits(scan):
+        count = len(scan.in_split(one))
+        words = f"{one} and {other} are the same {count} pictures"
+        yield Hit(f"{words}: scores on {other} say nothing about new ones", scan.source)
+
+
+def shared_pictures(scan: Scan) -> list[tuple[Picture, str, Picture, str]]:
+    """Pictures (by their pixels) in two splits: the later of the two mentions, then the first."""
+    ignored = {split for pair in same_splits(scan) for split in pair}
+    groups = _groups(scan)
+    found = []
+    for group in groups:
+        mentions = [(p, s) for p in group for s in dict.fromkeys(p.splits)]
+        first, split = mentions[0]
+        for picture, other in mentions[1:]:
+            if other != split and not {split, other} <= ignored:
+                found.append((picture, other, first, split))
+    return found
+
+
+def _groups(scan: Scan) -> list[list[Picture]]:
+    groups: dict[str, list[Picture]] = defaultdict(list)
+    for picture in scan.pictures.values():
+        if picture.facts.digest and not picture.facts.flat:
+            groups[picture.facts.digest].append(picture)
+        elif len(set(picture.splits)) > 1:
+            groups[str(picture.path)].append(picture)
+    return list(groups.values())
+
+
+@check("leak", "error", "the same picture in two splits",
+       "left out of train, kept where the model is judged")  # fmt: skip
+def _leak(scan: Scan) -> Iterator[Hit]:
+    for picture, split, first, other in shared_pictures(scan):
+        if picture is first:
+            words = f"is in {other} and in {split}; keep it in one"
+        else:
+            words = f"({split}) is the same picture as {first.path.name} ({other}); keep one"
+        yield Hit(words, picture.path, picture=picture.path)
+
+
+@check("twice_in_split", "warning", "the same picture twice in one split", "kept once")
+def _twice_in_split(scan: Scan) -> Iterator[Hit]:
+    for group in _groups(scan):
+        for index, picture in enumerate(group):
+            same = [p for p in group[:index] if set(p.splits) & set(picture.splits)]
+            if not same:
+                continue
+            words = f"is the same picture as {same[0].path.name} in the same split"
+            if _rows(same[0]) != _rows(picture):
+                words += ", but its labels differ: one of them is wrong"
+            yield Hit(f"{words}; keep one", picture.path, picture=picture.path)
+
+
+def _rows(picture: Picture) -> list[object]:
+    return sorted((label.raw_class, label.values or ()) for label in picture.labels)
+
+
+@check("near_leak", "warning", "nearly the same picture in two splits")
+def _near_leak(scan: Scan) -> Iterator[Hit]:
+    ignored = {frozenset(pair) for pair in same_splits(scan)}
+    names = _names(scan)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            if frozenset((one, other)) not in ignored:
+                yield from _near(scan, one, other)
+
+
+def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
+    left = [p for p in scan.in_split(one) if _telling(p)]
+    right = [p for p in scan.in_split(other) if _telling(p)]
+    if not left or not right:
+        return
+    plain, mirrored = _signs(left), _signs(left, mirrored=True)
+    for start in range(0, len(right), _CHUNK):
+        signs = _signs(right[start : start + _CHUNK])
+        for signed, way in ((plain, ""), (mirrored, "mirrored, ")):
+            distance = (256 - signs @ signed.T) / 2
+            for row, column in zip(*np.nonzero(distance <= _NEAR_BITS), strict=True):
+                second, first = right[start + row], left[column]
+                alike = _correlation(first, second, mirrored=bool(way))
+                if first.facts.digest == second.facts.digest or alike < _NEAR_CORRELATION:
+                    continue
+                words = (
+                    f"({other}) {way}is nearly {first.path.name} ({one}): {alike:.1%} alike at "
+                    "32x32; the same scene? Keep both in one split"
+                )
+                yield Hit(words, second.path, picture=second.path)
+
+
+def _telling(picture: Picture) -> bool:
+    """Pictures without contrast all look alike."""
+    thumb = picture.facts.thumb
+    return thumb is not None and float(thumb.std()) > 4
+
+
+def _signs(pictures: list[Picture], mirrored: bool = False) -> NDArray[np.float32]:
+    """Difference hashes as +1 and -1, (n, 256): their products count equal bits."""
+    bits = np.array([picture.facts.bits for picture in pictures])
+    if mirrored:
+        # Seen in a mirror, the order of cells turns around, and so does every comparison.
+        bits = ~bits.reshape(-1, 16, 16)[:, :, ::-1].reshape(len(bits), 256)
+    return np.where(bits, np.float32(1), np.float32(-1))
+
+
+def _correlation(first: Picture, second: Picture, *, mirrored: bool) -> float:
+    if first.facts.thumb is None or second.facts.thumb is None:
+        return 0.0
+    one, other = (
+        p.facts.thumb.astype(np.float64) for p in (first, second) if p.facts.thumb is not None
+    )
+    if mirrored:
+        one = one[:, ::-1]
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])

@@ -1,0 +1,230 @@
+"""What a picture's file really holds: decoded once, by Pillow and by OpenCV.
+
+OpenCV fills what a truncated JPEG lacks with grey and says nothing; Pillow tells. Pillow says
+nothing of damage inside a JPEG; a walk along its markers shows some of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.data.images import read_image
+from y7edge.errors import DataError, RuntimeMissing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Progress = Callable[[int, int], None]
+
+THUMB = 32
+_ORIENTATION = 0x0112
+# Longest runs of one byte in the scans of 420 photographs: below 16.
+_RUN = re.compile(rb"(.)\1{63,}", re.DOTALL)
+# Within the scan of a JPEG, 0xFF is followed by 0 (stuffing), a restart marker or more 0xFF.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_SEGMENTS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a pointer of Git LFS: run `git lfs pull`"),
+    (b"<", "an HTML or XML page: a download that failed"),
+    (b"{", "JSON"),
+    (b"PK", "a ZIP archive"),
+    (b"%PDF", "a PDF"),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One picture's file.
+
+    Attributes:
+        fault: Why it cannot be used, empty if it can; ``kind`` is ``empty``, ``unreadable``,
+            ``truncated`` or ``corrupt``.
+        doubt: Signs of damage in a file that decodes.
+        size: Width and height as OpenCV shows it, rotated as the camera noted.
+        stored: Width and height as stored.
+        orientation: The EXIF note, 1 to 8; 1 is upright.
+        format: What the content is, ``JPEG``.
+        mode: Pillow's mode, ``RGB``.
+        frames: Pictures in the file.
+        digest: Over the decoded pixels.
+        thumb: uint8 (32, 32), grey.
+        bits: bool (256,), difference hash: is a cell brighter than its left neighbour?
+    """
+
+    fault: str = ""
+    kind: str = ""
+    doubt: str = ""
+    size: tuple[int, int] | None = None
+    stored: tuple[int, int] | None = None
+    orientation: int = 1
+    format: str = ""
+    mode: str = ""
+    frames: int = 1
+    digest: str = ""
+    thumb: NDArray[np.uint8] | None = None
+    bits: NDArray[np.bool_] | None = None
+    flat: bool = False
+
+    @cached_property
+    def turned(self) -> bool:
+        """Whether width and height change places when the EXIF note is followed."""
+        return self.orientation in (5, 6, 7, 8)
+
+
+def inspect(path: Path) -> Facts:
+    """Read, decode and measure one picture; never raises for what it holds."""
+    from PIL import Image
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return Facts(f"cannot be read: {error.strerror or error}", "unreadable")
+    if not content.strip(b"\0"):
+        return Facts("is empty" if not content else "holds nothing but zeros", "empty")
+    stored: tuple[int, int] | None = None
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.verify()
+        with Image.open(io.BytesIO(content)) as opened:
+            stored = opened.size
+            kind, mode = opened.format or "", opened.mode
+            frames = int(getattr(opened, "n_frames", 1))
+            opened.load()
+            orientation = _orientation(opened)
+    # Pillow's decoders raise whatever a damaged file provokes in them.
+    except Exception as error:
+        return _fault(content, error, stored)
+    if kind in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+        return Facts("is cut off: it has no end-of-image marker", "truncated", stored=stored)
+    if kind == "JPEG" and (reason := _illegal_marker(content)):
+        return Facts(reason, "corrupt", stored=stored)
+    try:
+        image = read_image(path)
+    except DataError as error:
+        reason = f"is a {kind} ({mode}) that OpenCV, and so the training, cannot decode: {error}"
+        return Facts(reason, "corrupt", stored=stored)
+    height, width = image.shape[:2]
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    small = cv2.resize(grey, (17, 16), interpolation=cv2.INTER_AREA)
+    return Facts(
+        doubt=_doubt(image, content, kind),
+        size=(width, height),
+        stored=stored,
+        orientation=orientation,
+        format=kind,
+        mode=mode,
+        frames=frames,
+        digest=hashlib.blake2b(image.tobytes() + repr(image.shape).encode()).hexdigest()[:32],
+        thumb=np.asarray(cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8),
+        bits=(small[:, 1:] > small[:, :-1]).ravel(),
+        flat=bool((image == image[0, 0]).all()),
+    )
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged note is no note
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _fault(content: bytes, error: Exception, stored: tuple[int, int] | None) -> Facts:
+    from PIL import UnidentifiedImageError
+
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in reason.lower() or "not enough" in reason.lower():
+        return Facts(f"is cut off: {reason}", "truncated", stored=stored)
+    if isinstance(error, UnidentifiedImageError):
+        head = content.lstrip()[:32]
+        meaning = next((words for start, words in _BEGINNINGS if head.startswith(start)), "")
+        reason = f"is no picture, but {meaning}" if meaning else f"is no picture: begins {head!r}"
+        return Facts(reason, "corrupt")
+    return Facts(f"is damaged: {reason}", "corrupt", stored=stored)
+
+
+def _illegal_marker(content: bytes) -> str:
+    """A marker that cannot stand where it does in a JPEG's scans."""
+    start = content.find(b"\xff\xda", _frame(content))
+    while 0 <= start < len(content) - 4:
+        start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+        while (found := _MARKER.search(content, start)) is not None:
+            code = content[found.start() + 1]
+            start = found.start()
+            if code == 0xD9:
+                return ""
+            if code not in _SEGMENTS:
+                return f"is damaged: marker 0xFF{code:02X} at byte {start} of the compressed data"
+            if code == 0xDA:
+                break
+            start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+        else:
+            return ""
+    return ""
+
+
+def _frame(content: bytes) -> int:
+    """Where the frame header of a JPEG begins: what stands before it may hold a small picture."""
+    position = 2
+    while position < len(content) - 4 and content[position] == 0xFF:
+        code = content[position + 1]
+        if code == 0xFF:
+            position += 1
+            continue
+        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
+            return position
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return 0
+
+
+def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
+    """Signs of damage that decoders pass over in silence."""
+    if kind != "JPEG":
+        return ""
+    # What is missing of a JPEG decodes as exactly this grey, from some row to the last.
+    same = (np.abs(image.astype(np.int16) - 128) <= 1).all(axis=(1, 2))
+    rows = int(np.argmin(same[::-1])) if not same.all() else 0
+    if rows >= max(8, 0.02 * len(image)):
+        return (
+            f"its last {rows} of {len(image)} rows are plain grey, as where compressed data end "
+            "early"
+        )
+    run = _RUN.search(content, max(content.rfind(b"\xff\xda"), 0))
+    if run is not None and float(image.std()) > 8:
+        count, position = len(run[0]), run.start()
+        return f"{count} equal bytes at byte {position}, in the middle of compressed data"
+    return ""
+
+
+def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path, Facts]:
+    """Inspect many pictures in threads (decoders work outside the interpreter's lock).
+
+    Raises:
+        RuntimeMissing: Pillow is not installed.
+    """
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise RuntimeMissing('this needs Pillow: pip install "y7edge[eval]"') from error
+    wanted = list(paths)
+    found: dict[Path, Facts] = {}
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # Pillow warns of what becomes a finding
+        for path, facts in zip(wanted, pool.map(inspect, wanted), strict=True):
+            found[path] = facts
+            if progress is not None:
+                progress(len(found), len(wanted))
+    return found

@@ -1,0 +1,116 @@
+"""Findings, and the list of checks that make them.
+
+A check is a function that looks at a `Scan` and yields a `Hit` for each thing that it finds. The
+decorator `check` gives it a name, a severity and words for people, and puts it on the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from y7edge.doctor.records import Corners, Label, Picture, Scan
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+
+class Hit(NamedTuple):
+    """What a check found, where; ``severity`` where it differs from the check's own."""
+
+    message: str
+    file: Path
+    line: int = 0
+    picture: Path | None = None
+    box: Corners | None = None
+    severity: Severity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One defect, or remark, of a data set.
+
+    Attributes:
+        check: Name of the check.
+        severity: Errors fail the gate; warnings deserve a look; infos are worth knowing.
+        message: What was found, and the way out.
+        file: The file that it is in.
+        line: Its line, from 1; 0 where there is none.
+        picture: The picture that shows it.
+        box: The box that it is about: corners in shares of that picture.
+        fix: What ``--fix`` does about it; empty: nothing.
+    """
+
+    check: str
+    severity: Severity
+    message: str
+    file: Path
+    line: int = 0
+    picture: Path | None = None
+    box: Corners | None = None
+    fix: str = ""
+
+
+Run = Callable[[Scan], Iterable[Hit]]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One entry of the list.
+
+    Attributes:
+        name: Stands in tables and JSON.
+        severity: Of its findings, unless a finding says otherwise.
+        title: What it looks for, in a few words.
+        fix: What ``--fix`` does about it; empty: nothing.
+        run: Looks at a scan.
+    """
+
+    name: str
+    severity: Severity
+    title: str
+    fix: str
+    run: Run
+
+    def findings(self, scan: Scan) -> list[Finding]:
+        """What it finds, and what the scanner noted under its name."""
+        noted = (Hit(t.message, t.file, t.line) for t in scan.troubles if t.check == self.name)
+        return [
+            Finding(
+                self.name,
+                hit.severity or self.severity,
+                hit.message,
+                hit.file,
+                hit.line,
+                hit.picture,
+                hit.box,
+                self.fix,
+            )
+            for hit in (*noted, *self.run(scan))
+        ]
+
+
+CHECKS: list[Check] = []
+
+
+def check(name: str, severity: Severity, title: str, fix: str = "") -> Callable[[Run], Run]:
+    """Put a function on the list of checks."""
+
+    def register(run: Run) -> Run:
+        CHECKS.append(Check(name, severity, title, fix, run))
+        return run
+
+    return register
+
+
+def at(picture: Picture, label: Label, message: str, box: Corners | None = None) -> Hit:
+    """A hit on one label."""
+    what = f"{label.item}: {message}" if label.item else message
+    return Hit(what, label.file, label.line, picture.path, box)
+
+
+def from_scanner(name: str, severity: Severity, title: str, fix: str = "") -> None:
+    """A check that the scanner makes by itself, as it must read the files anyway."""
+    check(name, severity, title, fix)(lambda scan: ())

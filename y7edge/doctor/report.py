@@ -1,0 +1,125 @@
+"""The report as one HTML file: tables, and pictures of what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge import page
+from y7edge.data.images import read_image
+from y7edge.doctor.check_pictures import readable
+from y7edge.doctor.examine import Report
+from y7edge.doctor.geometry import grade
+from y7edge.doctor.records import Corners, Picture
+from y7edge.doctor.registry import CHECKS, SEVERITIES, Finding
+from y7edge.errors import DataError
+from y7edge.files import atomic_write
+
+_SHOWN = 6
+_LISTED = 200
+_SIDE = 420
+_GREEN, _RED = (80, 200, 80), (40, 40, 230)
+
+
+def write_page(report: Report, path: Path | str) -> None:
+    """Write a self-contained page with at most six pictures for each check."""
+    destination = Path(path)
+    with atomic_write(destination) as temporary:
+        temporary.write_text(page.page("Data check", _body(report)), encoding="utf-8")
+
+
+def _body(report: Report) -> list[str]:
+    scan = report.scan
+    figures = [(str(len(scan.pictures)), "pictures", True)]
+    figures.append((str(sum(len(p.labels) for p in scan.pictures.values())), "labels", True))
+    for severity in SEVERITIES:
+        count = report.count(severity)
+        figures.append((str(count), f"{severity}s", severity != "error" or not count))
+    parts = ["<h1>Data check</h1>", page.paragraph(str(scan.source), "lead"), page.tiles(figures)]
+    titles = {check.name: check.title for check in CHECKS}
+    groups = report.by_check()
+    rows = [(titles[n], s, str(len(g)), g[0].fix) for (n, s), g in groups.items()]
+    words = "Nothing was found." if not rows else ""
+    overview = page.table(("check", "severity", "findings", "--fix"), rows) if rows else ""
+    parts.append(page.section("Findings", page.paragraph(words) if words else overview))
+    for (name, severity), group in groups.items():
+        parts.append(_group(report, f"{titles[name]} ({name}, {severity})", group))
+    parts.append(_summary(report))
+    return parts
+
+
+def _group(report: Report, title: str, group: list[Finding]) -> str:
+    root = report.scan.root
+    figures = []
+    for finding in group:
+        if len(figures) == _SHOWN:
+            break
+        drawn = _drawn(report, finding)
+        if drawn is not None:
+            name = readable(finding.file, root)
+            caption = f"{name}{f':{finding.line}' if finding.line else ''}: {finding.message}"
+            figures.append(page.figure(page.image(drawn, name), caption))
+    lines = [
+        f"{readable(f.file, root)}{f':{f.line}' if f.line else ''}: {f.message}"
+        for f in group[:_LISTED]
+    ]
+    if len(group) > _LISTED:
+        lines.append(f"... and {len(group) - _LISTED} more (--json has all)")
+    return page.section(title, page.grid(figures), page.code("\n".join(lines)))
+
+
+def _drawn(report: Report, finding: Finding) -> bytes | None:
+    """The picture of a finding, small, its labels in green and the one meant in red."""
+    picture = report.scan.pictures.get(finding.picture) if finding.picture else None
+    if finding.picture is None or (picture is not None and picture.facts.size is None):
+        return None
+    try:
+        image = read_image(finding.picture)
+    except DataError:
+        return None
+    gain = min(1.0, _SIDE / max(image.shape[:2]))
+    size = [max(1, round(side * gain)) for side in image.shape[1::-1]]
+    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    if picture is not None:
+        for box in _boxes(picture):
+            _rectangle(small, box, _GREEN, 1)
+    if finding.box is not None:
+        _rectangle(small, finding.box, _RED, 2)
+    encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
+    return bytes(encoded.tobytes())
+
+
+def _boxes(picture: Picture) -> list[Corners]:
+    found = (grade(label, picture).box for label in picture.labels)
+    return [box for box in found if box is not None]
+
+
+def _rectangle(
+    image: NDArray[np.uint8], box: Corners, colour: tuple[int, int, int], width: int
+) -> None:
+    height, wide = image.shape[:2]
+    scaled = np.clip(np.array(box) * (wide, height, wide, height), -10, 4 * _SIDE)
+    x1, y1, x2, y2 = (round(float(value)) for value in scaled)
+    # Boxes at the very edge, or beyond it, are drawn just inside: one should see that they are.
+    x1, x2 = (min(max(value, 0), wide - 1) for value in (x1, x2))
+    y1, y2 = (min(max(value, 0), height - 1) for value in (y1, y2))
+    cv2.rectangle(image, (x1, y1), (x2, y2), colour, width)
+
+
+def _summary(report: Report) -> str:
+    summary = report.summary
+    splits = list(summary["splits"])
+    kinds = ("pictures", "labels", "background")
+    counts = [(s, *(str(summary["splits"][s][kind]) for kind in kinds)) for s in splits]
+    classes = [(row["name"], *(str(row[s]) for s in splits)) for row in summary["classes"]]
+    sides = [(side, *(f"{v:g}" for v in values)) for side, values in summary["box_sides"].items()]
+    head = (f"pixels at {report.scan.imgsz}", "least", "5 %", "median", "95 %", "most")
+    return page.section(
+        "What there is",
+        page.table(("split", "pictures", "labels", "without labels"), counts),
+        page.table(("class", *splits), classes),
+        page.table(head, sides) if sides else "",
+    )

@@ -1,0 +1,157 @@
+"""Scanner for Pascal VOC folders; the layouts are those of `y7edge.data.voc`."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from y7edge.data.sample import IMAGE_SUFFIXES
+from y7edge.doctor.records import SPLITS, Label, Picture, Scan
+from y7edge.doctor.strays import find_strays
+from y7edge.doctor.texts import read_text
+from y7edge.errors import DataError
+
+_LAYOUTS = (("images", "annotations", "."), ("JPEGImages", "Annotations", "ImageSets/Main"))
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_OBJECT = re.compile(r"<object[\s>]")
+
+
+def layout_of(folder: Path) -> tuple[Path, Path, Path] | None:
+    """The folders of pictures, annotations and lists, if this is such a data set."""
+    for images, boxes, lists in _LAYOUTS:
+        found = folder / boxes
+        if (folder / images).is_dir() and next(found.glob("*.xml"), None):
+            return folder / images, found, folder / lists
+    return None
+
+
+def scan_voc(folder: Path) -> Scan:
+    """Scan a folder of pictures and XML annotations.
+
+    Raises:
+        DataError: No such layout, or its lists lead to no picture.
+    """
+    layout = layout_of(folder)
+    if layout is None:
+        raise DataError(f"{folder}: expected the folders images/ and annotations/ with XML files")
+    image_folder, annotations, lists = layout
+    scan = Scan(folder, folder, "voc", folders={image_folder, annotations})
+    by_stem: dict[str, Path] = {}
+    for image in sorted(image_folder.iterdir()):
+        if image.suffix.lower() in IMAGE_SUFFIXES and not image.name.startswith("."):
+            other = by_stem.setdefault(image.stem, image)
+            if other != image:
+                words = f"{other.name} and {image.name} share the annotation {image.stem}.xml"
+                scan.trouble("shared_label", words, image)
+    for split in SPLITS:
+        if (lists / f"{split}.txt").is_file():
+            scan.split_names.append(split)
+            _list(scan, split, lists / f"{split}.txt", by_stem, annotations)
+    if not scan.split_names:
+        scan.split_names.append("train")
+        words = "there are no lists train.txt and val.txt; every picture is taken for training"
+        scan.trouble("splits", words, lists)
+        for image in by_stem.values():
+            picture = Picture(image, ["train"], annotations / f"{image.stem}.xml")
+            scan.pictures[image] = picture
+    if not scan.pictures:
+        raise DataError(f"{folder}: its lists lead to no picture in {image_folder.name}/")
+    trees = {p.path: _annotation(scan, p) for p in scan.pictures.values()}
+    _take_names(scan, [tree for tree in trees.values() if tree is not None], folder)
+    for picture in scan.pictures.values():
+        _resolve_classes(scan, picture)
+    find_strays(scan, lambda path: annotations / f"{path.stem}.xml", ".xml")
+    return scan
+
+
+def _list(scan: Scan, split: str, path: Path, by_stem: dict[str, Path], annotations: Path) -> None:
+    text = read_text(path)
+    scan.texts.append(text)
+    for number, line in text.lines:
+        stem = line.split()[0].removeprefix("\ufeff")
+        image = by_stem.get(stem)
+        if image is None:
+            words = f"'{stem}' is the stem of no picture; remove the line or restore the file"
+            scan.trouble("list_entry", words, path, number)
+            continue
+        picture = scan.pictures.setdefault(
+            image, Picture(image, label_file=annotations / f"{stem}.xml")
+        )
+        if split in picture.splits:
+            words = f"{stem} is listed twice in {split}, it would count double"
+            scan.trouble("listed_twice", words, path, number)
+        picture.splits.append(split)
+        picture.listed = (path, number)
+
+
+def _annotation(scan: Scan, picture: Picture) -> ElementTree.Element | None:
+    path = picture.label_file
+    picture.labelled = path is not None and path.is_file()
+    if path is None or not picture.labelled:
+        return None
+    text = read_text(path)
+    scan.texts.append(text)
+    if "<!DOCTYPE" in text.content or "<!ENTITY" in text.content:
+        words = "defines a document type or entities, which can read other files; remove them"
+        scan.trouble("annotation", words, path)
+        return None
+    try:
+        # Without the declaration: its encoding no longer holds for decoded text.
+        content = re.sub(r"^\s*<\?xml[^>]*\?>", "", text.content.lstrip("\ufeff"))
+        tree = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        scan.trouble("annotation", f"is no well-formed XML: {error}", path, error.position[0])
+        return None
+    starts = [
+        text.content.count("\n", 0, match.start()) + 1 for match in _OBJECT.finditer(text.content)
+    ]
+    items = list(tree.iterfind("object"))
+    for index, item in enumerate(items):
+        line = starts[index] if len(starts) == len(items) else 0
+        picture.labels.append(_label(item, path, line, index))
+    picture.stated = _stated(tree)
+    written = (tree.findtext("filename") or "").strip()
+    if written and Path(written).stem != picture.path.stem:
+        words = f"is named after {picture.path.name} but says filename '{written}'"
+        scan.trouble("other_name", words, path)
+    return tree
+
+
+def _label(item: ElementTree.Element, path: Path, line: int, index: int) -> Label:
+    texts = [(item.findtext(f"bndbox/{side}") or "").strip() for side in _SIDES]
+    name = (item.findtext("name") or "").strip()
+    values: tuple[float, ...] | None
+    try:
+        values = tuple(float(text) for text in texts if text)
+    except ValueError:
+        values = None
+    shown = f"{name} {' '.join(text or '-' for text in texts)}"
+    return Label(path, line, shown[:120], name, None, values, "corners", f"object {index + 1}")
+
+
+def _stated(tree: ElementTree.Element) -> tuple[float, float] | None:
+    try:
+        width = float(tree.findtext("size/width") or "nan")
+        height = float(tree.findtext("size/height") or "nan")
+    except ValueError:
+        return None
+    return (width, height) if math.isfinite(width) and math.isfinite(height) else None
+
+
+def _take_names(scan: Scan, trees: list[ElementTree.Element], folder: Path) -> None:
+    listing = folder / "classes.txt"
+    if listing.is_file():
+        text = read_text(listing)
+        scan.texts.append(text)
+        scan.names = [line for _, line in text.lines]
+        return
+    names = {(n.text or "").strip() for tree in trees for n in tree.iterfind("object/name")}
+    scan.names = sorted(names - {""})
+
+
+def _resolve_classes(scan: Scan, picture: Picture) -> None:
+    numbers = {name: index for index, name in reversed(list(enumerate(scan.names)))}
+    for label in picture.labels:
+        label.class_id = numbers.get(label.raw_class)

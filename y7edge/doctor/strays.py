@@ -1,0 +1,56 @@
+"""Files beside those of a data set that belong to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from y7edge.data.sample import IMAGE_SUFFIXES
+from y7edge.doctor.records import Scan
+
+# Pictures, or nearly: formats that no reader here takes, so that they are passed over in silence.
+UNREAD_SUFFIXES = frozenset(
+    {".avif", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".svg"}
+)
+_NO_LABELS = {"classes", "labels", "names", "obj", "readme", "requirements", "train", "val"}
+_NO_LABELS |= {"test", "license", "notes", "predefined_classes", "readme.dataset", "valid"}
+
+
+def find_strays(scan: Scan, label_of: Callable[[Path], Path | None], suffix: str = "") -> None:
+    """Note label files without a picture, pictures in no split, and files nobody reads.
+
+    Args:
+        scan: Its pictures are known; the three lists are filled.
+        label_of: Where the labels of a picture should stand; None where labels have no files.
+        suffix: Of label files; empty where labels have no files.
+    """
+    known = {path.resolve() for path in scan.pictures}
+    for path in _files({path.parent for path in scan.pictures}, "images"):
+        ending = path.suffix.lower()
+        if ending in UNREAD_SUFFIXES:
+            scan.ignored.append(path)
+        elif ending in IMAGE_SUFFIXES and path.resolve() not in known:
+            scan.orphan_pictures.append(path)
+    if not suffix:
+        return
+    owned = {p.label_file.resolve() for p in scan.pictures.values() if p.label_file}
+    folders = {p.label_file.parent for p in scan.pictures.values() if p.label_file}
+    strangers = (label_of(path) for path in scan.orphan_pictures)
+    owned |= {path.resolve() for path in strangers if path}
+    for path in _files(folders, "labels"):
+        is_label = path.suffix.lower() == suffix and path.stem.lower() not in _NO_LABELS
+        if is_label and path.resolve() not in owned:
+            scan.orphan_labels.append(path)
+
+
+def _files(folders: set[Path], name: str) -> Iterator[Path]:
+    """Files of folders, and of all below the nearest folder called ``name``, each once."""
+    seen: set[Path] = set()
+    for folder in sorted(folders):
+        roots = [parent for parent in (folder, *folder.parents) if parent.name == name]
+        if not (roots or [folder])[0].is_dir():
+            continue
+        for path in sorted(roots[0].rglob("*") if roots else folder.glob("*")):
+            if path not in seen and not path.name.startswith(".") and path.is_file():
+                seen.add(path)
+                yield path

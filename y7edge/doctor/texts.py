@@ -1,0 +1,63 @@
+"""Text files read whatever their encoding, with a note of what it was."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from pathlib import Path
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text file.
+
+    Attributes:
+        path: Where it stands.
+        content: Its text; what cannot be decoded is replaced.
+        encoding: ``utf-8``; ``utf-8-sig`` (with a byte order mark), ``utf-16``, or ``cp1252`` for
+            anything else that has letters beyond ASCII; ``binary`` is no text.
+        carriage_returns: Whether lines end as on Windows.
+        error: Why nothing could be read; empty if something was.
+    """
+
+    path: Path
+    content: str = ""
+    encoding: str = "utf-8"
+    carriage_returns: bool = False
+    error: str = ""
+
+    @property
+    def lines(self) -> list[tuple[int, str]]:
+        """Lines that are not blank, with their numbers from 1."""
+        numbered = enumerate(self.content.splitlines(), 1)
+        return [(number, line.strip()) for number, line in numbered if line.strip()]
+
+
+def read_text(path: Path) -> Text:
+    """Read a file that should be text; never raises for what it holds or that it is missing."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        return Text(path, error=error.strerror or str(error))
+    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "")
+    if not encoding and b"\0" in raw:
+        # UTF-16 without its mark has a zero beside every ASCII letter; other files have no such.
+        halves = raw[1::2].count(0), raw[0::2].count(0)
+        encoding = "binary"
+        if max(halves) > 0.4 * len(raw):
+            encoding = "utf-16-le" if halves[0] > halves[1] else "utf-16-be"
+    if not encoding:
+        try:
+            raw.decode("utf-8")
+            encoding = "utf-8"
+        except UnicodeDecodeError:
+            encoding = "cp1252"
+    codec = "latin-1" if encoding == "binary" else encoding
+    content = raw.decode(codec, errors="replace")
+    return Text(path, content, encoding, "\r\n" in content)
