@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+# typer carries its own click in late versions and depends on it in early ones; the parent class of
+# BadParameter is the error of wrong usage in both.
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,97 +2,260 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.cli.console import facts, show
-from y7edge.cli.options import Device, Json
+from y7edge.cli.console import facts, note, show
+from y7edge.cli.options import Json, UsageError
 from y7edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from y7edge.train.config import Recipe
+    from y7edge.train.config import TrainConfig
+    from y7edge.train.loop import TrainResult
+    from y7edge.train.recipes import NamedRecipe
 
+# Words that people know from other commands, and Lightning Fabric's names for them.
+PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+# What joins pictures, which --rect is there to avoid.
+JOINING = ("mosaic", "mixup", "copy_paste", "paste_in")
+
+
+def _option(panel: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+_WHAT = "What to train"
 _Data = Annotated[
-    Path,
-    typer.Option(help="data.yaml, or a folder with one, or a Pascal VOC folder.", metavar="DATA"),
-]
-_Name = Annotated[str, typer.Option("--model", help="Name of a variant; `y7edge info` lists them.")]
-_Width = Annotated[float, typer.Option(help="Multiplies every channel, in multiples of 8.")]
-_Weights = Annotated[
-    Path | None, typer.Option(help="Checkpoint to start from; the layers that fit are copied.")
-]
-_Side = Annotated[int, typer.Option("--imgsz", min=32, help="Side of the square input, pixels.")]
-_Epochs = Annotated[int, typer.Option(min=1)]
-_Batch = Annotated[int, typer.Option(min=1, help="Pictures in one forward pass.")]
-_Seed = Annotated[int, typer.Option(min=0)]
-_Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=0, help="Processes that load pictures; default: 0 on a CPU, up to 8 for a GPU."
+    Path | None,
+    _option(
+        _WHAT,
+        metavar="DATA",
+        help="data.yaml, or a folder with one, or of Pascal VOC or COCO files. Always needed, but "
+        "with --resume.",
     ),
 ]
-_Patience = Annotated[
-    int, typer.Option(min=0, help="Stop after so many epochs without a better one; 0: never.")
+_Name = Annotated[
+    str, _option(_WHAT, "--model", help="Name of a variant; `y7edge info` lists them.")
 ]
-_Out = Annotated[
-    Path | None, typer.Option(help="Folder of the run; default: the next free runs/trainN.")
+_Weights = Annotated[
+    Path | None,
+    _option(
+        _WHAT,
+        help="Checkpoint to start from, ours or a published .pt. The layers that fit are copied, "
+        "the head's rows by class name.",
+    ),
 ]
-_Licence = Annotated[
-    str, typer.Option(help="Licence of the weights, yours to choose; kept with them everywhere.")
+_Freeze = Annotated[
+    list[str] | None,
+    _option(
+        _WHAT,
+        metavar="ROWS",
+        help="Rows that stay as they are: backbone; 50 for the first 50; 3,5 for those two; 0-50.",
+    ),
+]
+_Side = Annotated[int, _option(_WHAT, "--imgsz", min=32, help="Side of the square input, pixels.")]
+_Width = Annotated[float, _option(_WHAT, help="Multiplies every channel, in multiples of 8.")]
+_Single = Annotated[bool, _option(_WHAT, "--single-cls", help="Learn all classes as one.")]
+_Anchors = Annotated[
+    bool,
+    _option(
+        _WHAT,
+        "--autoanchor/--no-autoanchor",
+        help="Fit new anchors where the old ones miss too many objects of the data.",
+    ),
+]
+
+_RECIPE = "Recipe"
+_Recipe = Annotated[
+    str | None,
+    _option(
+        _RECIPE,
+        metavar="NAME|FILE",
+        help="p5, p6, tiny, finetune, small-data, or a YAML file under the published names; what a "
+        "file leaves out, and the default, is the published recipe of the model's family.",
+    ),
 ]
 _Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter of the recipe; repeat it."),
+    _option(
+        _RECIPE, "--set", metavar="NAME=VALUE", help="Change one value of the recipe; repeat it."
+    ),
+]
+_Smoothing = Annotated[
+    float | None, _option(_RECIPE, help="The same as --set label_smoothing=VALUE.")
+]
+_Average = Annotated[
+    str | None,
+    _option(_RECIPE, metavar="ema|swa|none", help="The average of the weights that is kept."),
+]
+_Assigner = Annotated[
+    str,
+    _option(
+        _RECIPE,
+        metavar="NAME",
+        help="auto, or, for models with auxiliary heads, coarse-to-fine (published), lead-guided "
+        "or independent.",
+    ),
+]
+_Print = Annotated[
+    bool,
+    _option(
+        _RECIPE,
+        "--print-recipe",
+        help="Print the recipe as YAML, with the source of each value, and train nothing.",
+    ),
+]
+
+_SHOWN = "How pictures are shown"
+_Rect = Annotated[
+    bool, _option(_SHOWN, "--rect", help="Batches of like shape, little padding; no mosaic.")
+]
+_Scales = Annotated[
+    bool, _option(_SHOWN, "--multi-scale", help="Another input size each batch, 0.5 to 1.5 times.")
+]
+_Drawn = Annotated[
+    bool,
+    _option(_SHOWN, "--image-weights", help="Draw pictures of rare or badly learnt classes more."),
+]
+_Cache = Annotated[
+    str, _option(_SHOWN, metavar="ram|disk|none|auto", help="Where decoded pictures are kept.")
+]
+_Workers = Annotated[
+    int | None,
+    _option(
+        _SHOWN, min=0, help="Processes that load pictures; default: 0 on a CPU, up to 8 for a GPU."
+    ),
+]
+
+_LENGTH = "How long"
+_Epochs = Annotated[int, _option(_LENGTH, min=1)]
+_Batch = Annotated[
+    int, _option(_LENGTH, min=1, help="Pictures in one forward pass, over all devices.")
+]
+_Patience = Annotated[
+    int, _option(_LENGTH, min=0, help="Stop after so many epochs without a better one; 0: never.")
+]
+
+_WHERE = "Where"
+_Device = Annotated[str, _option(_WHERE, help="auto, cpu, cuda, cuda:N or mps.")]
+_Devices = Annotated[int, _option(_WHERE, min=1, help="Devices of this machine.")]
+_Nodes = Annotated[int, _option(_WHERE, min=1, help="Machines, each started by torchrun.")]
+_SyncBn = Annotated[
+    bool, _option(_WHERE, "--sync-bn", help="BatchNorm statistics over all devices.")
+]
+_Precision = Annotated[
+    str, _option(_WHERE, metavar="fp32|fp16|bf16|auto", help="auto: fp16 on CUDA, else fp32.")
+]
+_Compile = Annotated[bool, _option(_WHERE, "--compile", help="Use torch.compile.")]
+
+_RUN = "The run"
+_Out = Annotated[
+    Path | None, _option(_RUN, help="Folder of the run; default: the next free runs/trainN.")
+]
+_Resume = Annotated[
+    Path | None,
+    _option(
+        _RUN,
+        metavar="DIR",
+        help="Go on with the run in this folder, as it was started: no other options.",
+    ),
+]
+_Minutes = Annotated[
+    float, _option(_RUN, help="Between states inside an epoch, from which --resume goes on.")
+]
+_Seed = Annotated[int, _option(_RUN, min=0)]
+_Profile = Annotated[
+    int, _option(_RUN, min=0, metavar="N", help="Measure N iterations and say where time goes.")
+]
+_Licence = Annotated[
+    str, _option(_RUN, help="Licence of the weights, yours to choose; kept with them everywhere.")
 ]
 
 
 def train(
-    data: _Data,
+    ctx: typer.Context,
+    data: _Data = None,
     model: _Name = "yolov7-tiny",
+    weights: _Weights = None,
+    freeze: _Freeze = None,
     imgsz: _Side = 640,
+    width: _Width = 1.0,
+    single_cls: _Single = False,
+    autoanchor: _Anchors = True,
+    recipe: _Recipe = None,
+    changes: _Set = None,
+    label_smoothing: _Smoothing = None,
+    average: _Average = None,
+    assigner: _Assigner = "auto",
+    print_recipe: _Print = False,
+    rect: _Rect = False,
+    multi_scale: _Scales = False,
+    image_weights: _Drawn = False,
+    cache: _Cache = "auto",
+    workers: _Workers = None,
     epochs: _Epochs = 300,
     batch: _Batch = 16,
-    device: Device = "auto",
-    seed: _Seed = 0,
-    workers: _Workers = None,
     patience: _Patience = 0,
-    width: _Width = 1.0,
-    weights: _Weights = None,
+    device: _Device = "auto",
+    devices: _Devices = 1,
+    nodes: _Nodes = 1,
+    sync_bn: _SyncBn = False,
+    precision: _Precision = "auto",
+    compile: _Compile = False,
     out: _Out = None,
+    resume: _Resume = None,
+    checkpoint_minutes: _Minutes = 10.0,
+    seed: _Seed = 0,
+    profile: _Profile = 0,
     licence: _Licence = "unspecified",
-    changes: _Set = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on labelled pictures.
 
-    From scratch, or from a checkpoint with --weights. Writes best.safetensors, last.safetensors,
-    results.csv and results.png into --out. What is saved is the moving average of the weights; the
-    best is that of the highest mAP on the split val.
+    From scratch, or from a checkpoint with --weights. The folder of the run gets best.safetensors
+    and last.safetensors, a table, curves, pictures and a report. What is saved is the average of
+    the weights; the best is that of the highest mAP on the split val.
     """
-    from y7edge.train.config import TrainConfig, recipe_for
-    from y7edge.train.loop import train as run
+    options = dict(locals())
+    if print_recipe:
+        _print(chosen_recipe(options), as_json)
+        return
+    if resume is None and data is None:
+        raise UsageError("Missing option '--data'.", ctx=ctx)
+    from y7edge.train import loop
     from y7edge.train.progress import for_terminal
 
-    config = TrainConfig(
-        data=data,
-        model=model,
-        width=width,
-        weights=weights,
-        imgsz=imgsz,
-        epochs=epochs,
-        batch=batch,
-        patience=patience,
-        device=device,
-        workers=workers,
-        out=out,
-        seed=seed,
-        licence=licence,
-        recipe=changed(recipe_for(model), changes or []),
-    )
-    result = run(config, progress=for_terminal())
+    if resume is not None:
+        require_alone(resume, given(ctx))
+        result = loop.resume(resume, progress=for_terminal())
+    else:
+        config = configured(options, chosen_recipe(options), command_line(ctx))
+        result = loop.train(config, progress=for_terminal())
+    if is_first():
+        _show(result, as_json)
+
+
+def require_alone(folder: Path, words: Iterable[str]) -> None:
+    """Refuse options beside ``--resume``, which would not be the run that is gone on with.
+
+    Raises:
+        ConfigError: there are some; the message names them.
+    """
+    others = [name for name in words if name not in ("--resume", "--json")]
+    if others:
+        raise ConfigError(
+            f"--resume goes on with a run as it was started: leave out {', '.join(others)}, or "
+            f"start a new run with --weights {folder / 'last.safetensors'}"
+        )
+
+
+def _show(result: TrainResult, as_json: bool) -> None:
     record = {
         "folder": result.folder,
         "best": result.best,
@@ -106,23 +269,118 @@ def train(
     show(record, facts(record), as_json=as_json)
 
 
-def changed(recipe: Recipe, changes: list[str]) -> Recipe:
-    """A recipe with some of its numbers replaced, each given as ``lr0=0.02``.
+def _print(chosen: NamedRecipe, as_json: bool) -> None:
+    from y7edge.train.configfile import recipe_text
+
+    record = {"name": chosen.name, "values": chosen.recipe.to_dict(), "sources": chosen.sources}
+    show(record, recipe_text(chosen).splitlines(), as_json=as_json)
+
+
+def chosen_recipe(options: Mapping[str, Any]) -> NamedRecipe:
+    """The recipe of ``--recipe`` with what ``--set`` and its shorthands change.
 
     Raises:
-        ConfigError: a change is not of the form NAME=NUMBER, or its name or value cannot be.
+        ConfigError: no such recipe, or a change that cannot be.
     """
-    augmentation = {field.name for field in fields(recipe.augmentation)}
-    known = {field.name for field in fields(recipe)} - {"augmentation"}
-    outer: dict[str, Any] = {}
-    inner: dict[str, Any] = {}
+    from y7edge.train.configfile import choose
+
+    changes = parsed(options["changes"] or [])
+    for name in ("label_smoothing", "average"):
+        if options[name] is not None:
+            if name in changes:
+                raise ConfigError(f"{name} is given by --set and by an option of its own")
+            changes[name] = str(options[name])
+    chosen = choose(options["recipe"], options["model"])
+    try:
+        chosen = chosen.changed(changes, "the command line")
+    except ConfigError as error:
+        raise ConfigError(f"--set: {error}") from error
+    joined = {name: getattr(chosen.recipe.augmentation, name, 0) for name in JOINING}
+    if options["rect"] and any(joined.values()):
+        wanted = [name for name in changes if joined.get(name)]
+        if wanted:
+            raise ConfigError(f"--rect shows whole pictures; leave out --set {wanted[0]}")
+        chosen = chosen.changed(dict.fromkeys(joined, 0.0), "off by --rect")
+    return chosen
+
+
+def parsed(changes: Sequence[str]) -> dict[str, str]:
+    """``["lr0=0.02", "average=swa"]`` as a mapping.
+
+    Raises:
+        ConfigError: one is not of the form NAME=VALUE, or a name is there twice.
+    """
+    values: dict[str, str] = {}
     for change in changes:
-        name, _, number = (part.strip() for part in change.partition("="))
-        try:
-            (inner if name in augmentation else outer)[name] = float(number)
-        except ValueError as error:
-            raise ConfigError(f"--set takes NAME=NUMBER, as lr0=0.02; found {change!r}") from error
-        if name not in known | augmentation:
-            names = ", ".join(sorted(known | augmentation))
-            raise ConfigError(f"--set {change}: there is no {name!r}; the recipe has {names}")
-    return replace(recipe, **outer, augmentation=replace(recipe.augmentation, **inner))
+        name, _, value = (part.strip() for part in change.partition("="))
+        if not name or not value:
+            raise ConfigError(f"--set takes NAME=VALUE, as lr0=0.02; found {change!r}")
+        if name in values:
+            raise ConfigError(f"--set {name} is given twice: {values[name]} and {value}")
+        values[name] = value
+    return values
+
+
+def configured(options: Mapping[str, Any], chosen: NamedRecipe, command: str) -> TrainConfig:
+    """The run that the options describe.
+
+    Raises:
+        ConfigError: an option out of its range, or two that contradict each other.
+    """
+    from y7edge.models import registry
+    from y7edge.train import freeze
+    from y7edge.train.config import TrainConfig
+
+    for text in _remarks(options):
+        note(text)
+    asked = options["freeze"]
+    values = {f.name: options[f.name] for f in fields(TrainConfig) if f.name in options}
+    values |= {
+        "recipe": chosen.recipe,
+        "freeze": freeze.parse(asked, registry.get(options["model"])) if asked else (),
+        "precision": PRECISIONS.get(options["precision"], options["precision"]),
+        "command": command,
+    }
+    return TrainConfig(**values)
+
+
+def _remarks(options: Mapping[str, Any]) -> list[str]:
+    """What is allowed and does not do what someone might think."""
+    remarks = []
+    alone = options["devices"] * options["nodes"] == 1 and "WORLD_SIZE" not in os.environ
+    if options["sync_bn"] and alone:
+        remarks.append("--sync-bn changes nothing on a single device")
+    if options["rect"]:
+        remarks.append("--rect: mosaic, mixup, copy-paste and paste-in are off")
+    if options["image_weights"] and options["single_cls"]:
+        remarks.append("--image-weights with --single-cls: there are no rare classes")
+    return remarks if is_first() else []
+
+
+def is_first() -> bool:
+    """Whether this process speaks for a run of several: others are started with the same line."""
+    return not any(int(os.environ.get(n) or 0) for n in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def given(ctx: typer.Context) -> dict[str, list[str]]:
+    """The options that stand on the command line, each with its words."""
+    found: dict[str, list[str]] = {}
+    for option in ctx.command.params:
+        source = ctx.get_parameter_source(option.name or "")
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        name, value = option.opts[0], ctx.params[option.name or ""]
+        if isinstance(value, bool):
+            name = name if value else option.secondary_opts[0]
+            found[name] = [name]
+        elif isinstance(value, list | tuple):
+            found[name] = [word for item in value for word in (name, str(item))]
+        else:
+            found[name] = [name, str(value)]
+    return found
+
+
+def command_line(ctx: typer.Context) -> str:
+    """The line that repeats this call."""
+    words = [word for option in given(ctx).values() for word in option]
+    return shlex.join([*ctx.command_path.split(), *words])

@@ -19,7 +19,6 @@ from typing import Any
 
 from y7edge.errors import ConfigError
 from y7edge.models.spec import Spec
-from y7edge.train.augment import Augmentation
 from y7edge.train.recipe import Recipe
 from y7edge.train.recipes import P5, TINY, recipe_for
 
@@ -163,7 +162,7 @@ class TrainConfig:
         recipe = self.recipe or recipe_for(self.spec or self.model)
         if self.nominal_batch is not None:
             recipe = replace(recipe, nominal_batch=self.nominal_batch)
-        return replace(recipe, augmentation=_whole(recipe.augmentation)) if self.rect else recipe
+        return replace(recipe, augmentation=recipe.augmentation.closed()) if self.rect else recipe
 
     @property
     def validation_interval(self) -> int:
@@ -181,9 +180,3 @@ class TrainConfig:
         values["spec"] = self.spec.to_dict() if self.spec else None
         values["freeze"] = list(self.freeze)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
-
-
-def _whole(augmentation: Augmentation) -> Augmentation:
-    """The same without what joins pictures."""
-    names = {"mosaic", "mixup", "copy_paste", "paste_in"} & {f.name for f in fields(Augmentation)}
-    return replace(augmentation, **dict.fromkeys(names, 0.0))  # type: ignore[arg-type]

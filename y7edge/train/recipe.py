@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from y7edge.errors import ConfigError
-from y7edge.train.augment import Augmentation
+from y7edge.train.augment_settings import Augmentation
 
 AVERAGES = ("ema", "swa", "none")
-STRONG = Augmentation(translate=0.2, scale=0.9)  # that of the recipe p5
+# That of the recipe p5: larger models have more to spare than tiny ones.
+STRONG = Augmentation(translate=0.2, scale=0.9, mixup=0.15, paste_in=0.15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +152,13 @@ def keys() -> tuple[str, ...]:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """What to say about an unknown name: the nearest one, else all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
-    return f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+    """What to say about an unknown name: the nearest one, all that are equally near, else all."""
+    text, known = str(name).lower(), list(known)
+    score = {k: difflib.SequenceMatcher(None, k, text).ratio() for k in known}
+    best = max(score.values())
+    if best < 0.5:
+        return f"; known are {', '.join(known)}"
+    return f", did you mean {' or '.join(repr(k) for k in known if score[k] == best)}?"
 
 
 def _value(name: str, value: object) -> object:

@@ -9,13 +9,12 @@ the reason for each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from y7edge.errors import ConfigError
 from y7edge.models import registry
 from y7edge.models.spec import Spec
-from y7edge.train.augment import Augmentation
 from y7edge.train.recipe import Recipe, nearest
 
 FILES = ("p5", "p6", "tiny", "custom")  # the published hyper-parameter files
@@ -122,8 +121,6 @@ def _named(
         key: (values[column], f"published: file {file}") for key, values in PUBLISHED.items()
     }
     rows |= BEYOND_THE_FILES | dict(changes or {})
-    known = {f.name for f in fields(Augmentation)} | set(Recipe().to_dict())
-    rows = {key: row for key, row in rows.items() if key in known}
     recipe = Recipe().changed({key: value for key, (value, _) in rows.items()})
     return NamedRecipe(name, purpose, recipe, {key: source for key, (_, source) in rows.items()})
 
