@@ -190,7 +190,8 @@ def _fitness(boxes: NDArray[np.float32], anchors: NDArray[np.float64], threshold
 def _squares(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n, k) squared distances."""
     apart = points[:, None] - centres
-    return np.einsum("nka,nka->nk", apart, apart)
+    squares: NDArray[np.float64] = np.einsum("nka,nka->nk", apart, apart)
+    return squares
 
 
 def _spread_out(
@@ -209,7 +210,8 @@ def _spread_out(
 
 
 def _by_area(anchors: NDArray[np.float64]) -> NDArray[np.float64]:
-    return anchors[anchors.prod(axis=1).argsort(kind="stable")]
+    order = np.argsort(anchors.prod(axis=1), kind="stable")
+    return np.take(anchors, order, axis=0)
 
 
 def _shown(anchors: Anchors) -> str:

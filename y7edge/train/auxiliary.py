@@ -15,7 +15,7 @@ decide what the auxiliary head learns, and in how many cells it may learn it:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,7 +113,7 @@ class CoarseToFine:
         return lead, aux
 
 
-_KNOWN = {
+_KNOWN: dict[str, Callable[..., Guided]] = {
     "coarse-to-fine": CoarseToFine,
     "lead-guided": LeadGuided,
     "independent": Independent,
@@ -135,5 +135,4 @@ def by_name(name: str, *, anchor_t: float = 4.0) -> Guided:
         raise ConfigError(
             f"unknown assigner {name!r} of an auxiliary head; known: {', '.join(_KNOWN)}"
         )
-    made: Guided = _KNOWN[name](anchor_t=anchor_t)
-    return made
+    return _KNOWN[name](anchor_t=anchor_t)

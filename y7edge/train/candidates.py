@@ -102,11 +102,13 @@ def distinct(
     key = whole[:, 0]
     for axis in range(1, len(shape)):
         key = key * shape[axis] + whole[:, axis]
-    cells, row = key.unique(return_inverse=True)
+    cells, row = torch.unique(key, return_inverse=True)
     level, *place = torch.unravel_index(cells, shape)
     entries = torch.stack((*place, torch.full_like(cells, -1)), dim=1)
     sizes = tuple(level.bincount(minlength=len(heads)).tolist())
-    return Assignment(entries, sizes), row.split([len(offer.entries) for offer in offers])
+    return Assignment(entries, sizes), row.split_with_sizes(
+        [len(offer.entries) for offer in offers]
+    )
 
 
 def widen(logits: Tensor) -> Tensor:

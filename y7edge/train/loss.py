@@ -185,7 +185,7 @@ class DetectionLoss:
         cells = [head.shape[:-1].numel() for head in heads]
         counts = constant((*assignment.sizes, *cells, len(heads[0])), assignment.entries)
         positives, cells_of_all, pictures = (
-            self.ranks.sum(counts).to(like.dtype).split((levels, levels, 1))
+            self.ranks.sum(counts).to(like.dtype).split_with_sizes((levels, levels, 1))
         )
         head_weight = [self.ranks.world * weight for weight in (1.0, AUX_WEIGHT)]
         weight = constant(head_weight, like).repeat_interleave(len(self.balance))[:levels]
