@@ -67,6 +67,7 @@ app = typer.Typer(
 )
 for _command, _example in COMMANDS.items():
     app.command(cls=Grouped, epilog=f"\b\nExample:\n  {_example}")(_command)
+app.add_typer(data)
 
 
 def _print_version(wanted: bool) -> None:
