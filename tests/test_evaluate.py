@@ -1,93 +1,16 @@
+import json
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from tests.judged_tables import random_tables
 from y7edge.data.dataset import Sample
 from y7edge.detections import Detections
 from y7edge.errors import ConfigError, DataError, RuntimeMissing
 from y7edge.evaluate import evaluate, score
-
-
-def random_boxes(rng, count):
-    return np.hstack((rng.uniform(0, 300, (count, 2)), rng.uniform(5, 150, (count, 2))))
-
-
-def random_tables(seed, images=12, classes=4, labels=60, found=400, unlabelled=()):
-    """Labels, and detections that are partly the labels shaken a little, partly noise."""
-    rng = np.random.default_rng(seed)
-    boxes = random_boxes(rng, labels)
-    used = [index for index in range(classes) if index not in unlabelled]
-    truth = np.column_stack((rng.integers(images, size=labels), rng.choice(used, labels), boxes))
-    near = rng.integers(labels, size=found)
-    shaken = truth[near, 2:] + rng.normal(0, 6, (found, 4))
-    noise = rng.random(found) < 0.3
-    shaken[noise] = random_boxes(rng, int(noise.sum()))
-    shaken[:, 2:] = np.maximum(shaken[:, 2:], 1)
-    class_id = np.where(rng.random(found) < 0.1, rng.integers(classes, size=found), truth[near, 1])
-    return truth, np.column_stack((truth[near, 0], shaken, rng.random(found), class_id))
-
-
-def judged_by_pycocotools(truth, found, images, classes, capsys):
-    """Average precision (10 thresholds, classes), and -1 where a class has no labels."""
-    reference = COCO()
-    reference.dataset = {
-        "info": {},
-        "images": [{"id": index} for index in range(images)],
-        "categories": [{"id": index} for index in range(classes)],
-        "annotations": [
-            {
-                "id": number + 1,
-                "image_id": int(row[0]),
-                "category_id": int(row[1]),
-                "bbox": row[2:].tolist(),
-                "area": row[4] * row[5],
-                "iscrowd": 0,
-            }
-            for number, row in enumerate(truth)
-        ],
-    }
-    reference.createIndex()
-    judge = COCOeval(reference, reference.loadRes(found), "bbox")
-    judge.params.maxDets = [1, 10, 300]
-    judge.evaluate()
-    judge.accumulate()
-    capsys.readouterr()
-    return judge.eval["precision"][:, :, :, 0, 2].mean(axis=1)
-
-
-@pytest.mark.parametrize(
-    ("seed", "options"),
-    [
-        (0, {}),
-        (1, {"classes": 1}),
-        (2, {"unlabelled": (1, 3)}),
-        (3, {"images": 2, "labels": 8, "found": 700}),
-        (4, {"images": 40, "labels": 30}),
-        (5, {"found": 1}),
-    ],
-    ids=["usual", "one-class", "classes-without-labels", "crowded", "mostly-empty", "one-box"],
-)
-def test_agrees_with_pycocotools(seed, options, capsys):
-    truth, found = random_tables(seed, **options)
-    images, classes = options.get("images", 12), options.get("classes", 4)
-    metrics = score(truth, found, images, [str(index) for index in range(classes)])
-    expected = judged_by_pycocotools(truth, found, images, classes, capsys)
-    labelled = expected[0] >= 0
-    assert metrics.map50 == pytest.approx(expected[0, labelled].mean(), abs=1e-6)
-    assert metrics.map75 == pytest.approx(expected[5, labelled].mean(), abs=1e-6)
-    assert metrics.map50_95 == pytest.approx(expected[:, labelled].mean(), abs=1e-6)
-    for index, item in enumerate(metrics.per_class):
-        if labelled[index]:
-            assert item.ap50 == pytest.approx(expected[0, index], abs=1e-6)
-            assert item.ap50_95 == pytest.approx(expected[:, index].mean(), abs=1e-6)
-        else:
-            assert item.ap50 is None
-            assert item.ap50_95 is None
-            assert item.labels == 0
 
 
 def test_counts_more_than_coco_s_hundred_boxes():
@@ -102,8 +25,12 @@ def test_counts_more_than_coco_s_hundred_boxes():
 
 def test_nothing_found_scores_zero():
     truth, _ = random_tables(0)
+    truth = truth[:, :6]  # the crowd column may be left out
     metrics = score(truth, np.empty((0, 7)), 12, ["a", "b", "c", "d"])
-    assert (metrics.map50, metrics.map50_95) == (0.0, 0.0)
+    assert (metrics.map50, metrics.map50_95, metrics.map_large, metrics.ar1) == (0.0,) * 4
+    assert metrics.conf is None
+    assert metrics.f1 is None
+    assert metrics.confusion.matrix[:-1, -1].sum() == metrics.labels
 
 
 def test_no_labels_is_an_error():
@@ -150,6 +77,46 @@ def test_boxes_are_compared_in_pixels_of_the_picture(samples):
         "f1": pytest.approx(1.0),
     }
     assert seen == [(1, 2), (2, 2)]
+    # Objects of at most 21 pixels: nothing medium or large to find, which is not a score of 0.
+    assert (metrics.map_small, metrics.ar_small) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert (metrics.map_medium, metrics.map_large, metrics.ar_large) == (None, None, None)
+
+
+def test_a_crowd_is_neither_missed_nor_found_in_vain(samples):
+    crowd = np.array([[1, 0.75, 0.75, 0.5, 0.5]], np.float32)
+    samples = [replace(samples[0], crowd=crowd)]
+
+    def predict(image):
+        # Both objects, and three of class 1 inside the crowd region, more confident than they.
+        boxes = [[30, 16, 70, 24], [15, 10, 25, 14], *([x, 25, x + 8, 35] for x in (55, 65, 80))]
+        class_id = np.array([0, 1, 1, 1, 1])
+        confidence = np.array([0.8, 0.7, 0.9, 0.9, 0.9])
+        return Detections(np.array(boxes, np.float32), confidence, class_id, (100, 40))
+
+    metrics = evaluate(predict, samples, ["a", "b"])
+    assert metrics.labels == 2
+    assert (metrics.map50_95, metrics.f1) == (pytest.approx(1.0), 1.0)
+    assert metrics.confusion.matrix.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_json_has_all_but_the_curves():
+    truth, found = random_tables(0)
+    record = score(truth, found, 12, ["a", "b", "c", "d"]).to_dict()
+    assert {"map50", "map50_95", "per_class", "ar300", "map_small", "conf", "f1"} <= set(record)
+    assert "curves" not in record
+    assert (record["confusion"]["rows"], record["confusion"]["columns"]) == ("truth", "prediction")
+    assert record["confusion"]["labels"] == ["a", "b", "c", "d", "background"]
+    assert json.loads(json.dumps(record)) == record | {"per_class": list(record["per_class"])}
+
+
+def test_figures_at_the_best_threshold_are_those_of_what_is_kept():
+    truth, found = random_tables(6)
+    metrics = score(truth, found, 12, ["a", "b", "c", "d"])
+    kept = score(truth, found[found[:, 5] > metrics.conf], 12, ["a", "b", "c", "d"])
+    curves = kept.curves
+    assert [c.f1 for c in metrics.per_class] == pytest.approx(curves.f1[:, 0])
+    assert [c.precision for c in metrics.per_class] == pytest.approx(curves.precision[:, 0])
+    assert metrics.recall == pytest.approx(curves.recall[:, 0].mean())
 
 
 def test_refuses_a_detector_of_more_classes(samples):

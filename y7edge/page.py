@@ -32,6 +32,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 14px;
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr));
         gap: .9rem }
 .wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)) }
+.column { display: grid; gap: .9rem }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px }
 figure { margin: 0 }
 figcaption { font-size: .85rem; margin-top: .3rem }
@@ -146,6 +147,11 @@ def pair(first: bytes, second: bytes, caption: str) -> str:
 def grid(items: Iterable[str], *, wide: bool = False) -> str:
     """As many columns as there is room for; ``wide`` ones hold pairs."""
     return f'<div class="{"grid wide" if wide else "grid"}">{"".join(items)}</div>'
+
+
+def column(items: Iterable[str]) -> str:
+    """One below the other, as wide as the page."""
+    return f'<div class="column">{"".join(items)}</div>'
 
 
 def code(lines: str) -> str:

@@ -57,7 +57,7 @@ def write_confusion(confusion: Confusion, path: Path) -> Path:
     matrix, labels = confusion.matrix, [_plain(label) for label in confusion.labels]
     size = len(labels)
     side = min(3.2 + 0.55 * size, 16)
-    figure, axes = canvas(side + 1.2, side)
+    figure, axes = canvas(side + 1.2, side, fitted=True)
     total = np.repeat(matrix.sum(axis=1, keepdims=True), size, axis=1)
     total[-1] = matrix.sum(axis=0)
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
@@ -79,15 +79,18 @@ def write_confusion(confusion: Confusion, path: Path) -> Path:
     return save(figure, path)
 
 
-def canvas(width: float = 6.4, height: float = 4.4) -> tuple[Figure, Axes]:
-    """A figure with one plot, of a size in inches."""
+def canvas(width: float = 6.4, height: float = 4.4, *, fitted: bool = False) -> tuple[Figure, Axes]:
+    """A figure with one plot, of a size in inches; ``fitted`` makes room for long names."""
     # The object interface: pyplot would keep global state and look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained" if fitted else None)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    if not fitted:
+        figure.subplots_adjust(left=0.09, right=0.98, bottom=0.12, top=0.93)
+    return figure, axes
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -11,6 +11,10 @@ LAST = "last.safetensors"
 RESULTS = "results.csv"
 CURVES = "results.png"
 PICTURES = "predictions.jpg"
+CONFIG = "config.yaml"
+REPEAT = "repeat.txt"
+REPORT = "report.html"
+BATCHES = "batches"
 
 
 def claim(out: Path | str | None, root: Path | str = "runs") -> Path:

@@ -18,13 +18,21 @@ from torch import Tensor
 
 from y7edge import __version__
 from y7edge.data.dataset import Dataset
-from y7edge.evaluate import Metrics
+from y7edge.evaluate import Metrics, collect, judge
+from y7edge.judge.saving import save
 from y7edge.models import weights
-from y7edge.nn.build import Model, to_checkpoint
+from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
+from y7edge.train import configfile, repeat, report
 from y7edge.train import folder as files
+from y7edge.train.batch_pictures import write_batch
+from y7edge.train.board import Board
 from y7edge.train.config import TrainConfig
+from y7edge.train.report import Story
 from y7edge.train.results import EpochRow, write_csv, write_png
 from y7edge.train.validate import Validation
+
+_EARLY = 3  # batches that are drawn at the beginning
+_JPG = ".jpg"
 
 
 def fitness(row: EpochRow) -> float:
@@ -49,9 +57,27 @@ class Keeper:
     def __init__(
         self, folder: Path, config: TrainConfig, data: Dataset, *, origin: str, nominal: int
     ) -> None:
+        """Write down what is known before the first epoch.
+
+        Args:
+            folder: of the run; it exists.
+            config: what is trained on what.
+            data: the data set.
+            origin: where the weights began, in words.
+            nominal: pictures for an optimiser step.
+
+        Raises:
+            RuntimeMissing: tensorboard is not installed.
+        """
         self.folder = folder
         self.rows: list[EpochRow] = []
         self.best: EpochRow | None = None
+        self._config, self._data = config, data
+        self._origin, self._nominal = origin, nominal
+        self._conf: float | None = None  # of the last epoch that was judged
+        self._drawn: list[str] = []  # batches, by the names of their files
+        self._notes: list[str] = []
+        self._board = Board(folder)
         self._names = data.names
         self._meta = {
             "imgsz": config.imgsz,
@@ -66,9 +92,15 @@ class Keeper:
                 "numpy": np.__version__,
             },
         }
+        # A resumed run keeps what the first one wrote.
+        if not (folder / files.CONFIG).exists():
+            configfile.write(config, folder / files.CONFIG)
+        if not (folder / files.REPEAT).exists():
+            repeat.write(config, data, folder / files.REPEAT)
 
     def note(self, line: str) -> None:
         """Keep a remark about the run for its page."""
+        self._notes.append(line)
 
     def add(self, row: EpochRow, model: Model, metrics: Metrics | None = None) -> bool:
         """Keep a finished epoch; whether it is the best so far.
@@ -79,7 +111,7 @@ class Keeper:
             metrics: the evaluation of ``model``, if the epoch was judged; the row gets its figures.
         """
         if metrics is not None:
-            row = row.judged(metrics)
+            row, self._conf = row.judged(metrics), metrics.conf
         self.rows.append(row)
         better = row.map50 is not None and (self.best is None or fitness(row) > fitness(self.best))
         if better:
@@ -88,6 +120,7 @@ class Keeper:
         if better:
             self.save(model, files.BEST)
         write_csv(self.rows, self.folder / files.RESULTS)
+        self._board.add(row)
         return better
 
     def save(self, model: Model, name: str, *, notes: Mapping[str, Any] | None = None) -> Path:
@@ -100,6 +133,7 @@ class Keeper:
             **self._meta,
             "epoch": last[0].epoch if last else 0,
             "metrics": asdict(last[0]) if last else {},
+            "thresholds": {} if self._conf is None else {"conf": self._conf},
             **(notes or {}),
         }
         path = self.folder / name
@@ -115,28 +149,73 @@ class Keeper:
             images: uint8 (B, 3, H, W) RGB, on any device.
             targets: float32 (n, 6): image, class, centre x, centre y, width, height in shares.
             closed: mosaic and mixing are off by now.
+
+        Raises:
+            DataError: a picture cannot be written.
         """
+        early = sum(not name.startswith("closed") for name in self._drawn)
+        if (closed and f"closed{_JPG}" in self._drawn) or (not closed and early == _EARLY):
+            return
+        name = f"closed{_JPG}" if closed else f"{early:03d}{_JPG}"
+        path = self.folder / files.BATCHES / name
+        write_batch(images.cpu().numpy(), targets.cpu().numpy(), self._names, path)
+        self._drawn.append(name)
 
     def finish(self, validation: Validation, model: Model) -> None:
         """Judge the best checkpoint once more, and draw and write all that is about the whole run.
 
         Args:
             validation: what the run was judged by.
-            model: the moving average; tells the device to judge on.
+            model: any model on the device to judge on; it is not changed.
+
+        Raises:
+            DataError: a picture cannot be read or written.
+            ValueError: no epoch was judged.
         """
+        if self.best is None:
+            raise ValueError("no epoch was judged")
         self.draw_curves()
+        checkpoint = weights.load(self.folder / files.BEST)
+        best = from_checkpoint(checkpoint).to(model.head.anchors.device).eval()
+        conf = checkpoint.meta.get("thresholds", {}).get("conf")
+        with validation.detector(best, conf=conf) as detector:
+            tables = collect(detector.detect_for_evaluation, validation.samples, self._names)
+            metrics = judge(tables, self._names)
+            saved = save(self.folder, tables, metrics, validation.samples, self._names, detector)
+        story = Story(
+            config=self._config,
+            data=self._data,
+            spec=best.spec,
+            origin=self._origin,
+            rows=self.rows,
+            best=self.best,
+            metrics=metrics,
+            saved=saved,
+            curves=self.folder / files.CURVES,
+            batches=[self.folder / files.BATCHES / name for name in self._drawn],
+            settings=(self.folder / files.CONFIG).read_text(encoding="utf-8"),
+            repeat=(self.folder / files.REPEAT).read_text(encoding="utf-8"),
+            nominal=self._nominal,
+            notes=self._notes,
+        )
+        report.write(story, self.folder / files.REPORT)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same files, as JSON-able values."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "best": None if self.best is None else asdict(self.best),
+            "conf": self._conf,
+            "batches": list(self._drawn),
+            "notes": list(self._notes),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken; files are those of that moment after the next epoch."""
         self.rows = [EpochRow(**row) for row in state["rows"]]
         self.best = None if state["best"] is None else EpochRow(**state["best"])
+        self._conf = state["conf"]
+        self._drawn, self._notes = list(state["batches"]), list(state["notes"])
 
     def draw_curves(self) -> None:
         """Draw ``results.png``; done at the end, as it takes longer than the other files."""

@@ -53,11 +53,12 @@ class Validation:
         """Average precision of a model in evaluation mode, on the device where it is."""
         return evaluate(self.detector(model).detect_for_evaluation, self.samples, self.names)
 
-    def detector(self, model: Model) -> Detector:
-        """A Detector over the module itself, at the default thresholds."""
+    def detector(self, model: Model, conf: float | None = None) -> Detector:
+        """A Detector over the module itself, at the default thresholds but for ``conf``."""
         manifest = describe(to_checkpoint(model, self.names), (self._imgsz, self._imgsz))
         options = SessionOptions(device=str(model.head.anchors.device))
-        return Detector.from_session(EagerSession(model, manifest, options), manifest)
+        session = EagerSession(model, manifest, options)
+        return Detector.from_session(session, manifest, conf=conf)
 
 
 def require_labels(samples: Sequence[Sample], purpose: str) -> None:
