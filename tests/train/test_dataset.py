@@ -1,3 +1,7 @@
+"""Items and batches for training: what they hold, and that they depend on seed and key alone."""
+
+from __future__ import annotations
+
 import pickle
 
 import cv2
@@ -5,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from y7edge.data.dataset import Sample
-from y7edge.errors import DataError
-from y7edge.train import dataset as module
-from y7edge.train import picture_cache
+from y7edge.data.sample import Sample
+from y7edge.errors import ConfigError, DataError
+from y7edge.train import workers as workers_module
 from y7edge.train.augment import Augmentation
 from y7edge.train.dataset import TrainingSet, batches, collate, loader
+from y7edge.train.sampling import BatchPlan, Key, rect_plan
+
+PLAIN = Augmentation(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, scale=0, translate=0, fliplr=0)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,11 @@ def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def reds(image):
+    """Which of the ten reds an image (3, H, W) shows, by number."""
+    return {round((int(red) - 100) / 10) for red in image[0].unique() if red != 114}
+
+
 def test_without_augmentation_pictures_are_letterboxed(samples):
     image, labels = TrainingSet(samples, 64)[3]
     assert image.shape == (3, 64, 64)
@@ -42,61 +53,65 @@ def test_without_augmentation_pictures_are_letterboxed(samples):
     assert image[:, 5, 5].tolist() == [114, 114, 114]
 
 
+@pytest.mark.parametrize("settings", [None, PLAIN])
+def test_a_key_may_ask_for_a_shape(samples, settings):
+    image, labels = TrainingSet(samples, 64, settings)[Key(1, 3, (32, 64))]
+    assert image.shape == (3, 32, 64)
+    assert labels.numpy() == pytest.approx(np.array([[0, 0.5, 0.5, 0.25, 0.5]]), abs=1e-6)
+    assert reds(image) == {3}
+    assert (image[0] == 130).all()
+
+
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
-def test_an_item_depends_on_seed_epoch_and_index_alone(samples, mosaic):
-    def item(seed, epoch, index, before=()):
+def test_an_item_depends_on_seed_and_key_alone(samples, mosaic):
+    def item(seed, *key, before=()):
         made = TrainingSet(samples, 64, Augmentation(mosaic=mosaic), seed=seed)
         for other in before:
             made[other]
-        return made[epoch, index]
+        return made[Key(*key)]
 
     first = item(0, 2, 5)
     assert same(first, item(0, 2, 5, before=[(2, 1), (1, 5)]))
     assert not same(first, item(1, 2, 5))
     assert not same(first, item(0, 3, 5))
     assert not same(first, item(0, 2, 6))
+    assert not same(first, item(0, 2, 5, None, 1))
 
 
-def test_mosaic_is_as_likely_as_asked(samples, monkeypatch):
-    counts = []
-
-    def recorded(tiles, *arguments):
-        counts.append(len(tiles))
-        return augment(tiles, *arguments)
-
-    augment = module.augment
-    monkeypatch.setattr(module, "augment", recorded)
-    made = TrainingSet(samples, 64, Augmentation(mosaic=0.3))
-    for epoch in range(40):
-        for index in range(10):
-            made[epoch, index]
-    assert set(counts) == {1, 4}
-    assert counts.count(4) / len(counts) == pytest.approx(0.3, abs=0.07)
+def test_mosaics_end_with_the_epoch_asked_for(samples):
+    made = TrainingSet(samples, 64, Augmentation(mosaic=1, scale=0), close_at=3)
+    shown = {e: [len(reds(made[e, i][0])) for i in range(10)] for e in (1, 2, 3, 4)}
+    assert max(shown[1]) > 1
+    assert max(shown[2]) > 1
+    closed = TrainingSet(samples, 64, Augmentation(mosaic=1, scale=0).closed())
+    assert all(same(made[e, i], closed[e, i]) for e in (3, 4) for i in range(10))
 
 
-def test_the_picture_asked_for_is_in_its_mosaic(samples):
-    made = TrainingSet(samples, 64, Augmentation(hsv_h=0, hsv_s=0, hsv_v=0, scale=0, translate=0))
-    shown = [set(made[0, index][0][0].unique().tolist()) for index in range(10)]
-    assert all(any(abs(red - 100 - 10 * i) < 2 for red in reds) for i, reds in enumerate(shown))
-    assert max(map(len, shown)) > 3
+def test_labels_are_those_of_the_picture(tmp_path):
+    """Boxes, classes and outlines of many pictures lie in a few arrays: each gets its own."""
+    made = []
+    for index, count in enumerate((2, 0, 1, 3)):
+        path = tmp_path / f"{index}.png"
+        cv2.imwrite(str(path), np.zeros((50, 100, 3), np.uint8))
+        boxes = np.full((count, 4), 0.2 + index / 10, np.float32)
+        line = np.array([[0, 0], [0.5, 0.5], [1, 0.25]], np.float32)
+        lines = (None,) * (count - 1) + (line,) if index == 3 else ()
+        made.append(Sample(path, boxes, np.arange(count, dtype=np.int32) + index, lines))
+    pictures = TrainingSet(made, 200).pictures
+    assert [len(pictures[i].boxes) for i in range(4)] == [2, 0, 1, 3]
+    assert pictures[2].boxes == pytest.approx(np.array([[40, 20, 120, 60]]))
+    assert pictures[3].class_id.tolist() == [3, 4, 5]
+    assert pictures[2].polygons == ()
+    first, second, third = pictures[3].polygons
+    assert first is None
+    assert second is None
+    assert third.tolist() == [[0, 0], [100, 50], [200, 25]]
 
 
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("cache", ["ram", "disk", "none"])
 def test_cached_or_not_is_the_same(samples, cache):
     made = TrainingSet(samples, 64, Augmentation(), cache=cache)
-    assert same(made[1, 4], TrainingSet(samples, 64, Augmentation())[1, 4])
-
-
-def test_cached_pictures_are_read_once(samples, monkeypatch):
-    made = TrainingSet(samples, 64, Augmentation())
-    monkeypatch.setattr(picture_cache, "read_image", lambda path: pytest.fail("read again"))
-    made[0, 0]
-
-
-def test_no_cache_beyond_the_limit(samples, monkeypatch):
-    monkeypatch.setattr(picture_cache, "CACHE_LIMIT", 10 * 64 * 64 * 3 - 1)
-    monkeypatch.setattr(picture_cache, "read_image", lambda path: pytest.fail("read too early"))
-    TrainingSet(samples, 64)
+    assert all(same(made[1, i], TrainingSet(samples, 64, Augmentation())[1, i]) for i in range(10))
 
 
 def test_collate_numbers_the_images(samples):
@@ -113,41 +128,67 @@ def test_a_batch_without_objects(samples):
     assert targets.shape == (0, 6)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_don_t_depend_on_workers(samples, workers):
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("rect", [False, True])
+def test_batches_are_those_of_the_plan_whoever_loads_them(samples, workers, rect):
     made = TrainingSet(samples, 64, Augmentation(), seed=4)
-    batches = loader(made, 4, workers=workers)
-    for epoch in (0, 3):
-        batches.sampler.set_epoch(epoch)
-        order = list(batches.sampler)
-        assert sorted(index for _, index in order) == list(range(10))
-        given = list(batches)
-        assert [len(images) for images, _ in given] == [4, 4, 2]
-        for number, batch in enumerate(given):
-            assert same(batch, collate([made[key] for key in order[4 * number : 4 * number + 4]]))
+    plan = BatchPlan(10, 4, seed=4, rect=rect_plan(samples, 64, 32) if rect else None)
+    pictures = loader(made, plan, workers=workers)
+    for epoch, start in ((1, 0), (4, 1), (2, 2)):
+        plan.set_epoch(epoch, start)
+        keys = list(plan)
+        given = list(batches(pictures))
+        assert len(given) == 3 - start
+        for batch, wanted in zip(given, keys, strict=True):
+            assert same(batch, collate([made[key] for key in wanted]))
+            assert batch[0].shape[2:] == ((32, 64) if rect else (64, 64))
 
 
-def test_each_epoch_has_its_own_order(samples):
-    def order(seed, epoch, shuffle=True):
-        made = loader(TrainingSet(samples, 64, seed=seed), 4, shuffle=shuffle)
-        made.sampler.set_epoch(epoch)
-        return [index for _, index in made.sampler]
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_that_was_left_half_way_does_not_show_in_the_next(samples, workers):
+    made = TrainingSet(samples, 64, Augmentation(), cache="ram")
+    plan = BatchPlan(10, 2)
+    pictures = loader(made, plan, workers=workers)
+    plan.set_epoch(1)
+    next(batches(pictures))
+    plan.set_epoch(1, 3)
+    whole = list(batches(pictures))
+    assert [len(batch[0]) for batch in whole] == [2, 2]
+    plan.set_epoch(1, 3)
+    assert all(
+        same(a, collate([made[k] for k in b])) for a, b in zip(whole, list(plan), strict=True)
+    )
 
-    assert order(0, 1) == order(0, 1)
-    assert order(0, 1) != order(0, 2)
-    assert order(0, 1) != order(1, 1)
-    assert order(0, 5, shuffle=False) == list(range(10))
+
+def test_two_ranks_get_the_pictures_of_one_process(samples):
+    made = TrainingSet(samples, 64, Augmentation())
+    alone = next(batches(loader(made, BatchPlan(10, 6, seed=1))))[0]
+    ranks = [
+        next(batches(loader(made, BatchPlan(10, 6, seed=1, rank=rank, world=2))))[0]
+        for rank in (0, 1)
+    ]
+    assert torch.equal(torch.stack(ranks, dim=1).flatten(0, 1), alone)
 
 
 def test_workers_may_be_spawned(samples):
-    made = loader(TrainingSet(samples, 64, Augmentation()), 5)
+    made = loader(TrainingSet(samples, 64, Augmentation()), BatchPlan(10, 5))
     # What a spawned worker is sent.
     sent = pickle.dumps((made.dataset, made.collate_fn, made.worker_init_fn))
-    received, _, start = pickle.loads(sent)  # noqa: S301
-    threads = cv2.getNumThreads()
-    start(0)
+    received, *_ = pickle.loads(sent)  # noqa: S301
     assert same(received[0, 3], made.dataset[0, 3])
-    cv2.setNumThreads(threads)
+
+
+def test_batches_under_way_must_fit_into_shared_memory(samples, monkeypatch):
+    asked = []
+    monkeypatch.setattr(workers_module.shutil, "disk_usage", lambda _: asked.append(1) or Free())
+    made = TrainingSet(samples, 64)
+    loader(made, BatchPlan(10, 4), workers=0)
+    with pytest.raises(ConfigError, match=r"2 workers need 0\.2 MB .* has 0\.1 MB free"):
+        loader(made, BatchPlan(10, 8, world=2), workers=2)
+
+
+class Free:
+    free = 100_000
 
 
 def test_no_samples_is_an_error():
@@ -158,14 +199,8 @@ def test_no_samples_is_an_error():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_picture_is_named_in_one_line_by_workers_too(tmp_path, samples, workers):
     lost = Sample(tmp_path / "lost.png", samples[0].boxes, samples[0].class_id)
-    made = loader(TrainingSet([lost], 64, cache=False), 1, workers=workers)
+    made = loader(TrainingSet([lost], 64, cache="none"), BatchPlan(1, 1), workers=workers)
     with pytest.raises(DataError) as caught:
         list(batches(made))
     assert str(caught.value).startswith(f"{lost.path}: cannot read the picture")
     assert "\n" not in str(caught.value)
-
-
-def test_an_unreadable_picture_is_named(tmp_path, samples):
-    lost = Sample(tmp_path / "lost.png", samples[0].boxes, samples[0].class_id)
-    with pytest.raises(DataError, match=r"lost\.png: cannot read the picture"):
-        TrainingSet([lost], 64)

@@ -18,16 +18,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from y7edge.data.sample import Sample
-from y7edge.errors import ConfigError, DataError
-from y7edge.train.augment import Augmentation, Picture, augment, letterbox
-from y7edge.train.picture_cache import Filling, open_cache
+from y7edge.errors import DataError
+from y7edge.train.augment import Augmentation, Picture, augmented, rectangle, tensors
+from y7edge.train.picture_cache import Filling, Images, open_cache
 from y7edge.train.sampling import BatchPlan, Key
-from y7edge.train.workers import WorkerStart, check_shared_memory, forking, one_pass
+from y7edge.train.workers import PREFETCH, WorkerStart, check_shared_memory, one_pass, start_method
 
 Item = tuple[Tensor, Tensor]
 
@@ -46,7 +45,7 @@ class TrainingSet(Dataset[Item]):
         augmentation: Augmentation | None = None,
         *,
         seed: int = 0,
-        cache: str | bool | None = "auto",
+        cache: str = "auto",
         close_at: int | None = None,
         progress: Filling | None = None,
     ) -> None:
@@ -68,8 +67,6 @@ class TrainingSet(Dataset[Item]):
         """
         if not samples:
             raise DataError("expected pictures to train on, found none")
-        if not isinstance(cache, str):
-            cache = {None: "auto", True: "ram", False: "none"}[cache]
         self.samples = tuple(samples)
         self.size, self.seed, self.close_at = size, seed, close_at
         self.augmentation = augmentation
@@ -84,22 +81,19 @@ class TrainingSet(Dataset[Item]):
         """The item of a key; (epoch, index) is enough, and a bare index means epoch 0."""
         key = Key(*key) if isinstance(key, tuple) else Key(0, key)
         settings = self._settings(key.epoch)
-        if key.shape is not None:
-            raise ConfigError("rect is not in this version")
         if settings is None:
-            return _tensors(letterbox(self.pictures[key.index], self.size))
-        rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
-        chosen = [key.index]
-        if rng.random() < settings.mosaic:
-            chosen += rng.integers(len(self.samples), size=3).tolist()
-        tiles = [self.pictures[number] for number in chosen]
-        return _tensors(augment(tiles, self.size, settings, rng))
+            picture = rectangle(self.pictures[key.index], key.shape or (self.size, self.size))
+        else:
+            rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
+            picture = augmented(self.pictures, key.index, self.size, settings, rng, shape=key.shape)
+        planes, labels = tensors(picture)
+        return torch.from_numpy(planes), torch.from_numpy(labels)
 
     def _settings(self, epoch: int) -> Augmentation | None:
         closed = self.close_at is not None and epoch >= self.close_at
         if self.augmentation is None or not closed:
             return self.augmentation
-        return self.augmentation.closed()  # type: ignore[attr-defined,no-any-return]
+        return self.augmentation.closed()
 
 
 class LabelledPictures:
@@ -108,35 +102,31 @@ class LabelledPictures:
     All labels lie in two arrays, made once: what is left for each picture is a slice and a product.
     """
 
-    def __init__(self, samples: Sequence[Sample], images: Sequence[NDArray[np.uint8]]) -> None:
-        self._samples, self._images = samples, images
-        counts = [len(sample.class_id) for sample in samples]
-        self._ends = np.cumsum([0, *counts]).tolist()
+    def __init__(self, samples: Sequence[Sample], images: Images) -> None:
+        self._images = images
+        self._ends = np.cumsum([0, *(len(sample.class_id) for sample in samples)]).tolist()
         boxes = np.concatenate([sample.boxes for sample in samples]).astype(np.float64)
         half = boxes[:, 2:] / 2
         self._corners = np.hstack((boxes[:, :2] - half, boxes[:, :2] + half))
         self._class_id = np.concatenate([s.class_id for s in samples]).astype(np.int64)
+        self._polygons = [sample.polygons for sample in samples]
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Picture:
         image = self._images[index]
-        rows = slice(self._ends[index], self._ends[index + 1])
         height, width = image.shape[:2]
+        rows = slice(self._ends[index], self._ends[index + 1])
         return Picture(
             image,
             self._corners[rows] * (width, height, width, height),
             self._class_id[rows],
+            tuple(
+                None if line is None else line * np.array((width, height), np.float64)
+                for line in self._polygons[index]
+            ),
         )
-
-
-def _tensors(picture: Picture) -> Item:
-    size = picture.image.shape[0]
-    planes = np.ascontiguousarray(picture.image[:, :, ::-1].transpose(2, 0, 1))
-    low, high = picture.boxes[:, :2] / size, picture.boxes[:, 2:] / size
-    labels = np.column_stack((picture.class_id, (low + high) / 2, high - low))
-    return torch.from_numpy(planes), torch.from_numpy(labels.astype(np.float32))
 
 
 def collate(items: Sequence[Item]) -> Item:
@@ -147,7 +137,7 @@ def collate(items: Sequence[Item]) -> Item:
     """
     first = items[0][0]
     out = None
-    if torch.utils.data.get_worker_info() is not None:
+    if get_worker_info() is not None:
         # Stacked where the training process will read it, which saves one copy of the batch.
         shape = (len(items), *first.shape)
         storage = first._typed_storage()._new_shared(first.numel() * len(items))
@@ -161,34 +151,8 @@ def collate(items: Sequence[Item]) -> Item:
     return images, torch.cat((numbers[:, None], labels), dim=1)
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Every index once, as (epoch, index), in an order that depends on seed and epoch alone."""
-
-    def __init__(self, length: int, *, seed: int = 0, shuffle: bool = True) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next pass is."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.length)
-        if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        return iter([(self.epoch, int(index)) for index in order])
-
-
 def loader(
-    dataset: TrainingSet,
-    plan: BatchPlan | int,
-    *,
-    workers: int = 0,
-    pin: bool = False,
-    shuffle: bool = True,
+    dataset: TrainingSet, plan: BatchPlan, *, workers: int = 0, pin: bool = False
 ) -> DataLoader[Item]:
     """The batches of a plan; ``plan.set_epoch`` before each pass, without it every one is epoch 0.
 
@@ -197,33 +161,22 @@ def loader(
         plan: Which pictures make up which batch.
         workers: Processes that load; 0 loads in the calling one. Cached pictures are shared with
             forked workers, and copied to each spawned one.
-        shuffle: With a number of pictures for a plan: in another order each epoch.
         pin: Put batches into page-locked memory, from where a GPU fetches them by itself.
 
     Raises:
         ConfigError: The batches under way would not fit into the memory that processes share.
     """
-    start = WorkerStart()
-    if isinstance(plan, int):
-        return DataLoader(
-            dataset,
-            batch_size=plan,
-            sampler=EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle),
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=start,
-            persistent_workers=workers > 0,
-            multiprocessing_context=forking(workers),
-        )
     check_shared_memory(workers, plan.batch // plan.world * 3 * dataset.size**2)
     return DataLoader(
         dataset,
         batch_sampler=plan,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=start,
+        worker_init_fn=WorkerStart(),
+        multiprocessing_context=start_method(workers),
+        # Workers keep what they have: files of a cache that they checked, and their start-up time.
         persistent_workers=workers > 0,
-        multiprocessing_context=forking(workers),
+        prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin,
     )
 

@@ -1,44 +1,154 @@
-"""Loading processes: how they start, how they end, and what is said when one fails."""
+"""Loading processes: how they start, how they end, and what is said when one fails.
+
+Workers die with the process that started them, however that ends, and leave nothing in shared
+memory: torch unlinks a block as soon as it has opened it (its ``file_descriptor`` strategy, the
+default on Linux), so the system frees it with the last process that maps it.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 from torch.utils.data import DataLoader
 
-from y7edge.errors import DataError
+from y7edge.errors import ConfigError, DataError, TrainingError
 
 Batch = TypeVar("Batch")
 
+# Batches that each worker makes ahead.
+PREFETCH = 2
+
+_SHARED_MEMORY = Path("/dev/shm")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 class WorkerStart:
-    """What a worker does first."""
+    """What a worker does first; made by the process that will start the workers."""
+
+    def __init__(self) -> None:
+        self._parent = os.getpid()
 
     def __call__(self, worker: int) -> None:
-        """Leave the threads to the other workers: one process per core is parallel enough."""
+        """Tie the worker to its parent, and leave signals and threads to others."""
+        _die_with(self._parent)
+        # Ctrl-C reaches every process of a terminal; the parent decides what becomes of the run.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # One process per core is parallel enough; OpenCV's threads would only compete.
         cv2.setNumThreads(0)
 
 
-def forking(workers: int) -> Any:
-    """The way of starting workers, for `DataLoader`."""
-    return None
+def _die_with(parent: int) -> None:
+    """Have the system kill this process when its parent ends, even by kill -9.
+
+    Elsewhere than on Linux torch's workers look for their parent every five seconds. The parent is
+    the thread that began the pass: a thread that ends takes its workers along.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before that was in force.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def start_method(workers: int) -> str | None:
+    """How to start workers, for `DataLoader`: forked where that is safe, to share cached pictures.
+
+    Since Python 3.14 forking is no longer the default on Linux; macOS's own libraries do not
+    survive it.
+    """
+    return "fork" if workers and sys.platform == "linux" else None
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:
-    """See that the batches under way fit into the memory that processes share."""
+    """See that the batches under way fit into the memory that processes share.
+
+    Raises:
+        ConfigError: They don't; without the check a worker would end on a bus error, sometime.
+    """
+    if not workers or not _SHARED_MEMORY.is_dir():
+        return
+    # Those made ahead, and the one that is trained on.
+    needed = (PREFETCH * workers + 1) * batch_bytes
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if needed > free:
+        raise ConfigError(
+            f"{workers} workers need {needed / 1e6:.1f} MB of shared memory for their batches, "
+            f"{_SHARED_MEMORY} has {free / 1e6:.1f} MB free: give the container more (docker run "
+            "--shm-size 2g, or --ipc host), or take fewer workers (0 needs none)"
+        )
 
 
 def one_pass(pictures: DataLoader[Batch]) -> Iterator[Batch]:
     """One pass over a loader, with what goes wrong in a worker process as one line.
 
+    A worker that dies is noticed when its batch is waited for, and not, as torch has it, by a
+    signal in the middle of whatever the training process does: the run is then between two steps.
+
     Raises:
         DataError: A picture cannot be read.
+        TrainingError: A worker died.
     """
     try:
-        yield from pictures
+        yield from _undisturbed(pictures)
     except DataError as error:
         # Torch puts the worker's traceback into the message; its last line is what was raised.
         line = str(error).strip().splitlines()[-1]
         raise DataError(line.removeprefix("y7edge.errors.DataError: ")) from error
+    # A worker that dies with its batch half sent is one of the latter two, in many forms.
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = _reason(error, pictures)
+        if reason is None:
+            raise
+        raise TrainingError(reason) from error
+
+
+def _undisturbed(pictures: DataLoader[Batch]) -> Iterator[Batch]:
+    """The loader's iterator, without the signal handler that torch installs for it.
+
+    The handler raises wherever the main thread happens to be when a worker dies; waiting for a
+    batch finds out too, within five seconds.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(pictures)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(pictures)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _reason(error: Exception, pictures: DataLoader[Any]) -> str | None:
+    """Why a pass ended, if that was a matter of processes or of the memory they share."""
+    enough = (
+        f"give {_SHARED_MEMORY} more room (docker run --shm-size 2g, or --ipc host), or take fewer "
+        "workers (--workers 0 needs none)"
+    )
+    if "allocate shared memory" in str(error):
+        return f"no shared memory left for a batch: {enough}"
+    workers = getattr(getattr(pictures, "_iterator", None), "_workers", ())
+    if not isinstance(error, RuntimeError):
+        # The system may take a moment to tell of a death whose effects are seen already.
+        for worker in workers:
+            worker.join(timeout=1 / len(workers))
+    for worker in (one for one in workers if one.exitcode):
+        who = f"a loading worker (process {worker.pid})"
+        if worker.exitcode == -signal.SIGKILL:
+            return (
+                f"{who} was killed, most likely by the system because memory ran out: take fewer "
+                "workers (--workers N), or cache none or disk instead of ram"
+            )
+        if worker.exitcode == -signal.SIGBUS:
+            return f"{who} ended on a bus error, most likely for want of shared memory: {enough}"
+        return f"{who} ended with exit code {worker.exitcode}: try --workers 0, which says more"
+    return None

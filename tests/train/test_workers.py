@@ -1,0 +1,161 @@
+"""Loading processes: they end with their parent, and say what was wrong when one of them ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from y7edge.errors import ConfigError, TrainingError
+from y7edge.train import workers
+from y7edge.train.workers import WorkerStart, check_shared_memory, one_pass, start_method
+
+LINUX = sys.platform == "linux"
+ROOT = Path(__file__).parents[2]
+Usage = namedtuple("Usage", "total used free")
+
+PARENT = """
+import sys, numpy as np, cv2
+from pathlib import Path
+from y7edge.data.sample import Sample
+from y7edge.train.dataset import TrainingSet, batches, loader
+from y7edge.train.sampling import BatchPlan
+
+path = Path(sys.argv[1]) / "a.png"
+cv2.imwrite(str(path), np.zeros((64, 64, 3), np.uint8))
+sample = Sample(path, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+pictures = loader(TrainingSet([sample] * 4000, 64, cache="none"), BatchPlan(4000, 4), workers=2)
+running = batches(pictures)
+next(running)
+print(*[worker.pid for worker in pictures._iterator._workers], flush=True)
+for _ in running:
+    pass
+"""
+
+
+def runs(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # ended, and not yet seen by whom it was handed to
+
+
+@pytest.mark.skipif(not LINUX, reason="parents and shared memory are looked up as Linux has them")
+def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(tmp_path):
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(children) == 2
+        assert all(map(runs, children))
+        os.kill(children[0], signal.SIGINT)  # as Ctrl-C does; must not end it
+        time.sleep(0.1)
+        assert all(map(runs, children))
+        parent.kill()
+    # Torch's own watchdog takes up to five seconds.
+    deadline = time.monotonic() + 2
+    while any(map(runs, children)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(runs, children))
+    left = [path.name for path in Path("/dev/shm").iterdir()]
+    assert not [name for name in left if any(str(p) in name for p in (parent.pid, *children))]
+
+
+@pytest.mark.skipif(not LINUX, reason="elsewhere torch watches for the parent")
+@pytest.mark.parametrize(("parent", "code"), [(os.getpid, 0), (os.getppid, 1)])
+def test_a_worker_whose_parent_ended_before_it_asked_ends_too(monkeypatch, parent, code):
+    start = WorkerStart()
+    monkeypatch.setattr(start, "_parent", parent())
+    child = os.fork()
+    if not child:
+        start(0)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Tensors that are asked of workers; ``kill`` ends the worker that is asked for that one."""
+
+    def __init__(self, kill=None, how=signal.SIGKILL, error=None):
+        self.kill, self.how, self.error = kill, how, error
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == self.kill:
+            if self.error is not None:
+                raise self.error
+            os.kill(os.getpid(), self.how)
+        return torch.full((10,), index)
+
+
+def numbers(count=1, **arguments):
+    return DataLoader(
+        Numbers(**arguments),
+        num_workers=count,
+        persistent_workers=True,
+        worker_init_fn=WorkerStart(),
+        multiprocessing_context=start_method(count),
+    )
+
+
+@pytest.mark.skipif(not LINUX, reason="signals as Linux has them")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (signal.SIGKILL, r"\(process \d+\) was killed, .* memory ran out: take fewer workers"),
+        (signal.SIGBUS, r"ended on a bus error, .* shared memory: give /dev/shm more room"),
+        (signal.SIGTERM, r"ended with exit code -15: try --workers 0"),
+    ],
+)
+def test_a_worker_that_dies_is_one_line(how, message):
+    with pytest.raises(TrainingError, match=message) as caught:
+        list(one_pass(numbers(kill=5, how=how)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not LINUX, reason="signals as Linux has them")
+def test_a_worker_that_dies_does_not_break_into_a_step():
+    pictures = numbers()
+    running = one_pass(pictures)
+    next(running)
+    worker = pictures._iterator._workers[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    time.sleep(0.05)  # a step, in which SIGCHLD comes
+    with pytest.raises(TrainingError, match="was killed"):
+        list(running)
+    with pytest.raises(TrainingError, match="was killed"):
+        list(one_pass(pictures))
+
+
+def test_errors_that_are_none_of_the_workers_come_as_they_are():
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        list(one_pass(numbers(kill=1, error=RuntimeError("a fault of ours"))))
+
+
+def test_a_full_shared_memory_is_one_line():
+    error = RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space")
+    with pytest.raises(TrainingError, match="no shared memory left for a batch: give /dev/shm"):
+        list(one_pass(numbers(kill=1, error=error)))
+
+
+def test_shared_memory_is_checked_beforehand(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: Usage(64, 0, 64_000_000))
+    check_shared_memory(1, 21_000_000)
+    check_shared_memory(0, 10**12)
+    with pytest.raises(ConfigError, match=r"2 workers need 100.0 MB .* 64.0 MB free: .*--shm-size"):
+        check_shared_memory(2, 20_000_000)
+    monkeypatch.setattr(workers, "_SHARED_MEMORY", tmp_path / "not on this system")
+    check_shared_memory(2, 20_000_000)
