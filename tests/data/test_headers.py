@@ -103,7 +103,7 @@ def test_a_damaged_note_of_the_rotation_is_none(tmp_path, note):
 
 def test_only_the_header_is_read(tmp_path):
     path = tmp_path / "a.jpg"
-    path.write_bytes(jpeg(exif(6))[:-20])
+    path.write_bytes(jpeg(exif(6))[:-4])
     assert picture_size(path) == (10, 24)
 
 

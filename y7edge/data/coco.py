@@ -158,9 +158,11 @@ def _parse(path: Path) -> dict[str, list[Any]]:
         found = content.get(key) if isinstance(content, dict) else None
         if not isinstance(found, list):
             raise DataError(f"{path}: expected COCO annotations with a list '{key}', found none")
-        wrong = next((item for item in found if not isinstance(item, dict)), None)
-        if wrong is not None:
-            raise DataError(f"{path}: expected objects in the list '{key}', found {_brief(wrong)}")
+        wrong = [item for item in found if not isinstance(item, dict)]
+        if wrong:
+            raise DataError(
+                f"{path}: expected objects in the list '{key}', found {_brief(wrong[0])}"
+            )
         lists[key] = found
     return lists
 

@@ -113,8 +113,8 @@ def _stored_size(picture: Image.Image) -> tuple[int, int]:
 def _orientation(picture: Image.Image, path: Path | str) -> object:
     if picture.format == "TIFF":
         return picture.tag_v2.get(_ORIENTATION)  # type: ignore[attr-defined]
-    # Not `picture.getexif()`: it decodes a whole PNG to find a note behind the pixels, believes XMP,
-    # which OpenCV does not, and prints warnings over damaged notes.
+    # Not `picture.getexif()`: it decodes a whole PNG to find a note behind the pixels, and believes
+    # XMP, which OpenCV does not.
     content = picture.info.get("exif")
     if picture.format == "PNG" and not content:
         content = _exif_of_png(path)

@@ -1,0 +1,274 @@
+import logging
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from y7edge.data import label_cache, yolo
+from y7edge.data.dataset import load
+from y7edge.errors import DataError
+
+PICTURE = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
+SQUARE = ".1 .1 .3 .1 .3 .3 .1 .3"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own, for sets of any size."""
+    monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(label_cache, "_WORTH_KEEPING", 1)
+    label_cache._say_once.cache_clear()
+    return tmp_path / "cache" / "labels"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Boxes, outlines, both, none, no file; two splits that share a picture; things to mend."""
+    root = tmp_path / "data"
+    labels = {
+        "a": "0 .5 .5 .2 .2\n1 .5 .5 0 .2",
+        "b": f"1 {SQUARE}\n0 .5 .5 .2 .4\n0 .9 .5 .9 .4",
+        "c": f"0 {SQUARE} .2 .4",
+        "d": "",
+        "e": None,
+    }
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+    for name, text in labels.items():
+        (root / f"images/{name}.png").write_bytes(PICTURE)
+        if text is not None:
+            (root / f"labels/{name}.txt").write_text(text)
+    (root / "images/d.png").write_bytes(b"damaged")
+    (root / "val.txt").write_text("images/e.png\nimages/b.png\n")
+    (root / "data.yaml").write_text("train: images\nval: val.txt\nnames: [cat, dog]\n")
+    return root
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How many label files the reader of YOLO sets has looked into."""
+    count = []
+    read = yolo._read_sample
+    monkeypatch.setattr(yolo, "_read_sample", lambda *args: count.append(1) or read(*args))
+    return count
+
+
+def contents(data):
+    """Everything a data set holds, to compare."""
+    return (
+        data.names,
+        data.warnings,
+        data.digest,
+        [
+            (
+                split,
+                sample.path,
+                sample.size,
+                sample.boxes.tolist(),
+                sample.class_id.tolist(),
+                [None if outline is None else outline.tolist() for outline in sample.polygons],
+                sample.crowd.tolist(),
+                [array.dtype.str for array in (sample.boxes, sample.class_id, sample.crowd)],
+            )
+            for split, samples in data.splits.items()
+            for sample in samples
+        ],
+    )
+
+
+def test_what_is_recalled_is_what_was_read(folder, reads, cache):
+    made = load(folder)
+    assert len(reads) == 5
+    assert len(made.warnings) == 4
+    recalled = load(folder)
+    assert len(reads) == 5
+    assert contents(recalled) == contents(made)
+    assert [type(one.path) for one in recalled.split("train")] == [type(folder)] * 5
+    # A picture in two splits is one sample, as it was.
+    assert recalled.split("val")[1] is recalled.split("train")[1]
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
+    from y7edge.data import coco
+
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    entry = '{"image_id": 1, "category_id": 1, "bbox": [3, 4, 6, 8], "iscrowd": %d}'
+    annotations = f"[{entry % 0}, {entry % 1}]"
+    text = '{"categories": [{"id": 1, "name": "a"}], "images": [%s], "annotations": %s}'
+    listed = '{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}'
+    path = tmp_path / "train.json"
+    path.write_text(text % (listed, annotations))
+    made = contents(load(path))
+    parses = []
+    parse = coco._parse
+    monkeypatch.setattr(coco, "_parse", lambda *args: parses.append(1) or parse(*args))
+    assert contents(load(path)) == made
+    assert not parses
+    # A picture that was missing, and counted so, has come.
+    (tmp_path / "b.png").write_bytes(PICTURE)
+    assert len(load(path).split("train")) == 2
+    assert parses
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "labels/a.txt").write_text("1 .5 .5 .2 .2\n1 .5 .5 0 .2"),
+        lambda root: (root / "labels/a.txt").unlink(),
+        lambda root: (root / "labels/e.txt").write_text("1 .5 .5 .2 .2"),
+        lambda root: (root / "images/e.txt").write_text("1 .5 .5 .2 .2"),
+        lambda root: (root / "images/f.png").write_bytes(PICTURE),
+        lambda root: (root / "images/d.png").write_bytes(PICTURE),
+        lambda root: (root / "val.txt").write_text("images/b.png\nimages/e.png\n"),
+        lambda root: (root / "data.yaml").write_text("train: images\nval: val.txt\nnc: 2\n"),
+    ],
+    ids=[
+        "edited-same-size",
+        "removed",
+        "new-label",
+        "new-label-beside",
+        "new-picture",
+        "mended-picture",
+        "other-order",
+        "other-names",
+    ],
+)
+def test_every_change_is_seen(folder, change, tmp_path, monkeypatch):
+    before = contents(load(folder))
+    time.sleep(0.02)  # two ticks of the coarsest clock that a file system goes by
+    change(folder)
+    seen = contents(load(folder))
+    assert seen != before
+    monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "another"))
+    assert contents(load(folder)) == seen
+
+
+def test_an_edit_that_keeps_size_and_time_of_writing_is_seen(folder):
+    load(folder)
+    path = folder / "labels/a.txt"
+    before = path.stat()
+    time.sleep(0.02)
+    path.write_text(path.read_text().replace("0 .5", "1 .5", 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load(folder).split("train")[0].class_id.tolist() == [1]
+
+
+def test_a_label_that_became_wrong_is_an_error_still(folder):
+    load(folder)
+    (folder / "labels/a.txt").write_text("9 .5 .5 .2 .2")
+    with pytest.raises(DataError, match=r"a\.txt:1: expected a class from 0 to 1"):
+        load(folder)
+
+
+def test_splits_are_kept_apart(folder, cache):
+    assert set(load(folder, ["val"]).splits) == {"val"}
+    assert set(load(folder).splits) == {"train", "val"}
+    assert set(load(folder, ["val"]).splits) == {"val"}
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_relative_paths_mean_the_folder_we_are_in(folder, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    (folder / "labels").rename(tmp_path / "labels-of-the-other")
+    other.joinpath("images").symlink_to(folder / "images")
+    (tmp_path / "labels-of-the-other").rename(other / "labels")
+    for name in ("data.yaml", "val.txt"):
+        (other / name).write_bytes((folder / name).read_bytes())
+    monkeypatch.chdir(folder)
+    assert sum(len(one.boxes) for one in load("data.yaml").split("train")) == 0
+    monkeypatch.chdir(other)
+    samples = load("data.yaml").split("train")
+    assert sum(len(one.boxes) for one in samples) == 5
+    assert samples[0].path == Path("images/a.png")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"nonsense",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:300] + bytes([content[300] ^ 1]) + content[301:],
+    ],
+    ids=["empty", "nonsense", "cut", "one-bit"],
+)
+def test_a_damaged_file_is_made_anew(folder, damage, reads, cache):
+    made = contents(load(folder))
+    (path,) = cache.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    assert contents(load(folder)) == made
+    assert len(reads) == 10
+    assert contents(load(folder)) == made
+    assert len(reads) == 10
+
+
+def test_pickled_objects_are_not_loaded(folder, cache):
+    made = contents(load(folder))
+    (path,) = cache.iterdir()
+    with np.load(path) as archive:
+        arrays = dict(archive)
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(cache / "trapped"),)
+
+    np.savez(path, **{**arrays, "boxes": np.array([Trap()], object)}, allow_pickle=True)
+    assert contents(load(folder)) == made
+    assert not (cache / "trapped").exists()
+
+
+def test_an_older_version_is_read_anew(folder, monkeypatch, reads):
+    load(folder)
+    monkeypatch.setattr(label_cache, "_VERSION", label_cache._VERSION + 1)
+    load(folder)
+    assert len(reads) == 10
+
+
+def test_small_sets_are_not_kept(folder, monkeypatch, cache):
+    monkeypatch.setattr(label_cache, "_WORTH_KEEPING", 6)
+    load(folder)
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_noted_once(folder, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "file"))
+    with caplog.at_level(logging.WARNING):
+        first, second = load(folder), load(folder)
+    assert contents(first) == contents(second)
+    notes = [r.getMessage() for r in caplog.records if "not kept for the next run" in r.message]
+    assert len(notes) == 1
+    assert str(tmp_path / "file") in notes[0]
+
+
+def _load_often(folder, start, results):
+    label_cache._WORTH_KEEPING = 1
+    start.wait()
+    for _ in range(10):
+        data = load(folder)
+        for path in (label_cache.cache_folder("labels")).glob("*.npz"):
+            path.unlink(missing_ok=True)
+        results.put(data.digest)
+
+
+def test_two_processes_may_write_at_once(folder, cache):
+    expected = load(folder).digest
+    context = multiprocessing.get_context("fork")
+    start, results = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=_load_often, args=(folder, start, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    digests = [results.get(timeout=60) for _ in range(20)]
+    for worker in workers:
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
+    assert set(digests) == {expected}
+    assert load(folder).digest == expected
+    assert [path.suffix for path in cache.iterdir()] == [".npz"]
+    assert not [path for path in cache.iterdir() if path.name.startswith(".")]
