@@ -1,9 +1,15 @@
+import hashlib
 import logging
+import struct
 import sys
+import tempfile
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from y7edge.data.dataset import load
 from y7edge.data.yolo import label_path
@@ -278,6 +284,68 @@ def test_boxes_and_polygons_are_told_apart_line_by_line(folder):
     np.testing.assert_allclose(boxes, expected, rtol=1e-6)
 
 
+def test_polygons_are_kept_beside_their_boxes(folder):
+    lines = [
+        "1 .5 .5 .2 .4",
+        "0 .1 .1 .3 .1 .2 .1",  # no area: dropped, and its outline with it
+        "1 .1 .2 .5 .6 .3 .4",
+        "0 .8 .8 1.4 .8 1.4 1.2 .8 1.2",  # sticks out
+        "1 .1 .2 .5 .6 .3 .4",  # repeated
+        "0 .2 .2 .1 .1",
+    ]
+    folder.picture("a.png", "\n".join(lines))
+    (sample,) = load(folder.describe()).split("train")
+    plain, triangle, clipped, last = sample.polygons
+    assert plain is None
+    assert last is None
+    assert triangle.dtype == np.float32
+    np.testing.assert_allclose(triangle, [[0.1, 0.2], [0.5, 0.6], [0.3, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(clipped, [[0.8, 0.8], [1, 0.8], [1, 1], [0.8, 1]], rtol=1e-6)
+    np.testing.assert_allclose(sample.boxes[2], [0.9, 0.9, 0.2, 0.2], rtol=1e-6)
+
+
+COORDINATE = st.integers(-50, 150).map(lambda value: value / 100)
+BOX = st.tuples(*[COORDINATE] * 4)
+OUTLINE = st.lists(COORDINATE, min_size=6, max_size=14).map(lambda v: v[: len(v) // 2 * 2])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.one_of(BOX, OUTLINE)), max_size=8))
+def test_boxes_outlines_and_classes_stay_together(rows):
+    """Clipping, dropping and merging never part a line's box, class and outline."""
+    lines = [" ".join(map(str, (class_id, *values))) for class_id, values in rows]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Folder(Path(name))
+        folder.picture("a.png", "\n".join(lines))
+        data = load(folder.describe("train: images/train\nnc: 4"))
+    (sample,) = data.split("train")
+    expected = {}
+    for class_id, values in rows:
+        if len(values) == 4:
+            (x, y, w, h), points = values, None
+            corners = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+            if w <= 0 or h <= 0:
+                continue
+        else:
+            whole = np.reshape(values, (-1, 2))
+            points = np.clip(whole, 0, 1)
+            corners = np.array([*whole.min(0), *whole.max(0)])
+        corners = np.clip(corners, 0, 1)
+        if (corners[2:] - corners[:2] > 1e-6).all():
+            expected.setdefault((class_id, *corners), points)
+    found = sample.polygons or [None] * len(sample.boxes)
+    assert len(sample.boxes) == len(sample.class_id) == len(found) == len(expected)
+    for (class_id, *corners), points, box, number, outline in zip(
+        expected, expected.values(), sample.boxes, sample.class_id, found, strict=True
+    ):
+        assert number == class_id
+        np.testing.assert_allclose(
+            [*(box[:2] - box[2:] / 2), *(box[:2] + box[2:] / 2)], corners, atol=1e-6
+        )
+        assert (outline is None) == (points is None)
+        if points is not None:
+            np.testing.assert_allclose(outline, points, atol=1e-6)
+
+
 @pytest.mark.parametrize("label", [None, "", "\n  \n"], ids=["missing", "empty", "blank"])
 def test_no_labels_mean_background(folder, label):
     boxes, classes, warnings = folder.train(label)
@@ -357,6 +425,37 @@ def test_labels_that_are_no_text(folder):
         load(folder.describe())
 
 
+# ---- sizes of pictures
+
+
+def test_sizes_come_from_the_headers(folder, monkeypatch):
+    folder.picture("a.png", "")
+    folder.picture("b.png", "").write_bytes(b"damaged")
+    data = load(folder.describe())
+    assert [sample.size for sample in data.split("train")] == [(30, 20), None]
+    assert data.warnings[0].startswith("pictures without a readable header, size unknown: 1")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert [sample.size for sample in load(folder.describe()).split("train")] == [None, None]
+
+
+# ---- one class
+
+
+def test_single_class_merges_boxes_that_differ_by_class_only(folder):
+    folder.picture("a.png", "1 .5 .5 .2 .2\n0 .1 .1 .3 .1 .2 .3\n0 .5 .5 .2 .2\n1 .2 .2 .1 .1")
+    data = load(folder.describe())
+    single = data.single_class()
+    (sample,) = single.split("train")
+    assert single.names == ("object",)
+    assert sample.class_id.tolist() == [0, 0, 0]
+    assert sample.class_id.dtype == np.int32
+    np.testing.assert_allclose(sample.boxes[:, 0], [0.5, 0.2, 0.2])
+    assert [outline is None for outline in sample.polygons] == [True, False, True]
+    assert sample.size == (30, 20)
+    assert data.split("train")[0].class_id.tolist() == [1, 0, 0, 1]
+    assert single.digest != data.digest
+
+
 # ---- digest
 
 
@@ -374,3 +473,14 @@ def test_digest_follows_the_data_but_not_their_place(tmp_path):
     assert digest("d", label="1 .5 .5 .2 .2") != same
     assert digest("e", names="[cat, cow]") != same
     assert digest("f", size=90) != same
+    hull = digest("g", label="0 .4 .4 .6 .4 .6 .6 .4 .6")
+    assert digest("h", label="0 .4 .4 .6 .4 .6 .6") != hull != same
+
+
+def test_the_digest_of_boxes_is_the_one_that_checkpoints_record(folder):
+    path = folder.picture("a.png", "1 .5 .5 .25 .5\n0 .25 .25 .5 .5")
+    path.write_bytes(bytes(100))
+    expected = hashlib.sha256(b"('cat', 'dog')\ntrain\ta.png\t100\t")
+    expected.update(struct.pack("<2i", 1, 0))
+    expected.update(struct.pack("<8f", 0.5, 0.5, 0.25, 0.5, 0.25, 0.25, 0.5, 0.5))
+    assert load(folder.describe()).digest == expected.hexdigest()

@@ -67,6 +67,30 @@ def test_size_comes_from_the_picture_if_need_be(folder, size):
     np.testing.assert_allclose(load(folder).split("train")[0].boxes, [[0.25, 0.25, 0.5, 0.5]])
 
 
+@pytest.mark.parametrize(
+    ("stated", "expected", "warning"),
+    [
+        ((400, 200), [0.05, 0.1, 0.1, 0.1], "pictures scaled since they were labelled"),
+        ((100, 200), [0.1, 0.2, 0.2, 0.2], "pictures of another size than labelled"),
+        (("nan", "inf"), [0.1, 0.2, 0.2, 0.2], None),
+    ],
+)
+def test_sizes_are_checked_with_the_picture(folder, stated, expected, warning):
+    size = "<size><width>{}</width><height>{}</height></size>".format(*stated)
+    write(folder, "a", size + obj("bee", 0, 10, 40, 30))
+    data = load(folder)
+    np.testing.assert_allclose(data.split("train")[0].boxes, [expected], rtol=1e-6)
+    assert data.split("train")[0].size == (200, 100)
+    assert [line.split(",")[0] for line in data.warnings] == ([warning] if warning else [])
+    assert not warning or "a.xml" in data.warnings[0]
+
+
+def test_difficult_objects_are_objects(folder):
+    item = obj("bee", 0, 10, 40, 30).replace("<bndbox>", "<difficult>1</difficult><bndbox>")
+    write(folder, "a", SIZE + item)
+    assert len(load(folder).split("train")[0].boxes) == 1
+
+
 def test_unusable_boxes_are_dropped_and_counted(folder):
     boxes = obj("bee", 5, 5, 5, 20) + obj("bee", 250, 5, 260, 20) + obj("bee", 190, 5, 260, 20)
     write(folder, "a", SIZE + boxes)
