@@ -1,0 +1,65 @@
+"""A run's configuration: fields, ranges, what contradicts each other."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from y7edge.errors import ConfigError
+from y7edge.models import registry
+from y7edge.train.config import TrainConfig
+from y7edge.train.recipes import TINY
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": None}, "data must be a path, not None"),
+        ({"weights": 3}, "weights must be a path, not 3"),
+        ({"model": 7}, "model must be text, not 7"),
+        ({"rect": 1}, "rect must be true or false, not 1"),
+        ({"compile": "no"}, "compile must be true or false, not 'no'"),
+        ({"devices": 0}, "devices must be a whole number from 1, not 0"),
+        ({"nodes": True}, "nodes must be a whole number from 1, not True"),
+        ({"profile": -1}, "profile must be a whole number from 0, not -1"),
+        ({"nominal_batch": 0}, "nominal_batch must be a whole number from 1, not 0"),
+        ({"checkpoint_minutes": 0}, "checkpoint_minutes must be a positive number, not 0"),
+        ({"width": "1"}, "width must be a positive number, not '1'"),
+        ({"assigner": "best"}, "assigner must be one of auto, coarse-to-fine, .* not 'best'"),
+        ({"cache": "tape"}, "cache must be one of auto, ram, disk, none, not 'tape'"),
+        ({"freeze": [1]}, r"freeze must be a tuple of row indices from 0, not \[1\]"),
+        ({"freeze": (-1,)}, r"freeze must be .* not \(-1,\)"),
+        ({"batch": 6, "devices": 2, "nodes": 2}, "multiple of the 4 devices .* not 6: take 8"),
+        ({"rect": True, "image_weights": True}, "rect and image_weights contradict"),
+        ({"device": "cuda:1", "devices": 2}, "'cuda:1' is a single one, devices is 2: take 'cuda'"),
+    ],
+)
+def test_what_cannot_be(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**{"data": "d", **changes})
+
+
+def test_devices_share_the_batch():
+    assert TrainConfig(data="d", batch=8, devices=2, nodes=2).batch == 8
+
+
+def test_nominal_batch_of_the_run_goes_before_the_recipes():
+    recipe = TINY.changed({"nominal_batch": 8})
+    assert TrainConfig(data="d", recipe=recipe).hyper.nominal_batch == 8
+    assert TrainConfig(data="d", recipe=recipe, nominal_batch=4).hyper.nominal_batch == 4
+
+
+def test_rect_shows_whole_pictures():
+    shown = TrainConfig(data="d", model="yolov7", rect=True).hyper.augmentation
+    assert (shown.mosaic, shown.mixup, shown.copy_paste, shown.paste_in) == (0, 0, 0, 0)
+    assert shown.scale == 0.9
+    assert TrainConfig(data="d", model="yolov7").hyper.augmentation.mixup == 0.15
+
+
+def test_values_for_a_checkpoints_header():
+    config = TrainConfig(data="d", spec=registry.get("yolov7-tiny"), freeze=(1, 2))
+    values = json.loads(json.dumps(config.to_dict()))
+    assert values["spec"]["name"] == "yolov7-tiny"
+    assert values["freeze"] == [1, 2]
+    assert values["recipe"]["lr0"] == 0.01

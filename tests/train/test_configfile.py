@@ -1,0 +1,215 @@
+"""Recipes and runs as YAML: both ways, and what a file may not say."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from y7edge.errors import ConfigError
+from y7edge.models import registry
+from y7edge.train import configfile
+from y7edge.train.config import TrainConfig
+from y7edge.train.recipe import Recipe
+from y7edge.train.recipes import P5, P6, RECIPES, TINY
+
+# A published hyper-parameter file, key for key, its comments and its trap: `1e-2` is text to YAML.
+PUBLISHED = """
+lr0: 1e-2  # initial learning rate (SGD=1E-2, Adam=1E-3)
+lrf: 0.2  # final OneCycleLR learning rate (lr0 * lrf)
+momentum: 0.937
+weight_decay: 0.0005
+warmup_epochs: 3.0
+warmup_momentum: 0.8
+warmup_bias_lr: 0.1
+box: 0.05
+cls: 0.3
+cls_pw: 1.0
+obj: 0.7
+obj_pw: 1.0
+iou_t: 0.20
+anchor_t: 4.0
+# anchors: 3
+fl_gamma: 0.0
+hsv_h: 0.015
+hsv_s: 0.7
+hsv_v: 0.4
+degrees: 0.0
+translate: 0.2
+scale: 0.9
+shear: 0.0
+perspective: 0.0
+flipud: 0.0
+fliplr: 0.5
+mosaic: 1.0
+mixup: 0.15
+copy_paste: 0.0
+paste_in: 0.15
+loss_ota: 1
+"""
+
+
+def written(tmp_path, text, name="my.yaml"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_published_file_is_read_as_it_is(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    path = written(tmp_path, PUBLISHED)
+    assert configfile.read_recipe(path) == P6
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{path}: without effect here: iou_t (")
+    assert "loss_ota (" in record.getMessage()
+    assert "anchors" not in record.getMessage()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_come_back_as_they_were_written(name, tmp_path, caplog):
+    path = tmp_path / "recipe.yaml"
+    for recipe in (RECIPES[name], RECIPES[name].recipe):
+        configfile.write_recipe(recipe, path)
+        # Nothing of the base may show through, so it differs in every number.
+        base = Recipe(lr0=7.0, ema_tau=3.0, average="swa", swa_start=0.1, nominal_batch=99)
+        assert configfile.read_recipe(path, base) == RECIPES[name].recipe
+        assert list(yaml.safe_load(path.read_text())) == list(P5.to_dict())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("value", [1e-5, 1 / 3, 1e22, 5e-324, 0.1 + 0.2])
+def test_numbers_come_back_bit_by_bit(value, tmp_path):
+    configfile.write_recipe(replace(TINY, weight_decay=value), tmp_path / "r.yaml")
+    assert configfile.read_recipe(tmp_path / "r.yaml").weight_decay == value
+
+
+def test_a_file_may_leave_out_what_it_does_not_change(tmp_path):
+    path = written(tmp_path, "box: 0.1\n")
+    assert configfile.read_recipe(path, TINY) == replace(TINY, box=0.1)
+    assert configfile.choose(str(path), "yolov7-tiny").recipe == replace(TINY, box=0.1)
+    chosen = configfile.choose(str(path), "yolov7-w6")
+    assert chosen.recipe == replace(P6, box=0.1)
+    assert (chosen.sources["box"], chosen.sources["lr0"]) == (str(path), "published: file p6")
+
+
+def test_printed_recipes_say_where_values_come_from():
+    text = configfile.recipe_text(RECIPES["finetune"])
+    lines = text.splitlines()
+    assert lines[0] == "# finetune: any model from trained weights"
+    (line,) = [line for line in lines if line.startswith("close_mosaic:")]
+    assert line.split("  # ")[1].startswith("ours: ")
+    assert all("  # " in line for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr0: 0.1\nmixupp: 1\n", r"my\.yaml: there is no 'mixupp', did you mean 'mixup'"),
+        ("mixup: 1.5", r"my\.yaml: mixup: expected a probability from 0 to 1, found 1\.5"),
+        ("lr0: 0", r"my\.yaml: lr0 must be a positive number, not 0"),
+        ("lr0: 1e", r"my\.yaml: lr0 must be a number, not '1e'"),
+        ("mosaic: on", r"my\.yaml: mosaic must be a number, not True"),
+        ("lr0: 1\nbox: 1\nlr0: 2", r"my\.yaml: 'lr0' stands in line 1 and again in line 3"),
+        ("lr0: [1", r"my\.yaml: not YAML: .*line 1"),
+        ("a: &x\n  b: *x\n", r"my\.yaml: "),
+        ("- lr0\n", r"my\.yaml: expected lines of `name: value`, found a list"),
+        ("", r"my\.yaml: expected lines of `name: value`, found nothing"),
+        ("lr0: 0.1\n\x00", r"my\.yaml: not YAML"),
+    ],
+)
+def test_files_that_cannot_be(text, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        configfile.read_recipe(written(tmp_path, text))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"lr0: 0.1 # \xe9t\xe9")
+    for name in ("latin.yaml", "missing.yaml"):
+        with pytest.raises(ConfigError, match=rf"{name}: cannot be read"):
+            configfile.choose(str(tmp_path / name), "yolov7")
+    with pytest.raises(ConfigError, match=r"no recipe 'finetun', .* did you mean 'finetune'"):
+        configfile.choose("finetun", "yolov7")
+
+
+def another(spec=None):
+    """A run in which no field has its default."""
+    return TrainConfig(
+        data=Path("/data/set.yaml"), model="yolov7", spec=spec, width=0.5,
+        weights=Path("/weights/start.pt"), imgsz=320, train_split="a", val_split="b",
+        single_cls=True, autoanchor=False, recipe=replace(P6, weight_decay=1 / 3, nominal_batch=8),
+        assigner="independent", rect=False, multi_scale=True, image_weights=True, freeze=(0, 7),
+        epochs=7, batch=12, nominal_batch=8, patience=3, val_every=2, device="cpu", devices=2,
+        nodes=3, sync_bn=True, precision="bf16-mixed", compile=True, workers=1, cache="disk",
+        out=Path("/runs/x"), checkpoint_minutes=0.5, profile=9, seed=5, licence="1.0",
+        command="y7edge train --data 'my set.yaml'",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("own_rows", [False, True])
+def test_runs_come_back_as_they_were_written(own_rows, tmp_path):
+    config = another(registry.get("yolov7-w6", nc=3) if own_rows else None)
+    path = tmp_path / "config.yaml"
+    configfile.write(config, path)
+    assert configfile.read(path) == config
+    default = TrainConfig(data="/d")
+    unlike = {f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)}
+    assert {f.name for f in fields(config)} - unlike <= {"spec", "rect"}
+    configfile.write(TrainConfig(data="/d", rect=True), path)
+    assert configfile.read(path) == replace(
+        TrainConfig(data=Path("/d"), rect=True), recipe=(TrainConfig(data="/d", rect=True).hyper)
+    )
+
+
+def test_a_run_is_written_so_that_another_folder_can_go_on(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    configfile.write(TrainConfig(data="set.yaml", weights="../w.pt"), tmp_path / "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    config = configfile.read(tmp_path / "config.yaml")
+    assert (config.data, config.out) == (tmp_path / "here" / "set.yaml", None)
+    assert config.weights == tmp_path / "w.pt"
+    assert config.recipe == TINY  # written in full, not as "the default"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: yolov7", "expected an entry 'data', found none"),
+        ("data: d\nepoch: 3", "there is no 'epoch', did you mean 'epochs'"),
+        ("data: d\nepochs: 1e2", "epochs must be a whole number from 1, not '1e2'"),
+        ("data: d\nwidth: fast", "width must be a positive number, not 'fast'"),
+        ("data: d\nrect: 1", "rect must be true or false, not 1"),
+        ("data: d\nrecipe: tiny", "recipe must be entries of its own, or null, not 'tiny'"),
+        ("data: d\nrecipe: {lr: 1}", "there is no 'lr'"),
+        ("data: d\nrecipe:\n  lr0: 1\n  lr0: 2", "'lr0' stands in line 3 and again in line 4"),
+        ("data: d\nspec: {name: x}", "not a model description"),
+        ("data: d\nbatch: 3\ndevices: 2", "batch must be a multiple of the 2 devices"),
+    ],
+)
+def test_runs_that_cannot_be(text, message, tmp_path):
+    with pytest.raises(ConfigError, match=rf"my\.yaml: {message}"):
+        configfile.read(written(tmp_path, text))
+
+
+def test_text_numbers_of_a_run(tmp_path):
+    path = written(tmp_path, "data: d\nwidth: 5e-1\nrecipe: {lr0: 1e-3}\n")
+    config = configfile.read(path)
+    assert (config.width, config.hyper.lr0) == (0.5, 0.001)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    configfile.write(TrainConfig(data="/d"), path)
+    before = path.read_bytes()
+
+    def fail(self, *_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="No space"):
+        configfile.write(TrainConfig(data="/e"), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
