@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import mmap
 import os
 import shutil
@@ -91,10 +92,9 @@ class Uncached(Images):
 
 
 class RamCache(Images):
-    """All pictures in one block of memory.
+    """All pictures in one block of memory, which forked processes read where it lies.
 
-    A forked process reads the block where it lies: a list of arrays would do too, but their
-    reference counts lie beside the pixels and would copy page after page into every worker.
+    Nothing that changes, such as a reference count, lies among the pixels: no page is ever copied.
     """
 
     def __init__(
@@ -269,13 +269,11 @@ def _size(count: float) -> str:
 
 def _bytes(samples: Sequence[Sample], size: int) -> list[int]:
     """What each picture takes; a square's where the reader did not tell its size."""
-    sides = [
-        (size, size)
-        if sample.size is None
-        else letterbox_geometry(sample.size[::-1], size).resized_hw
-        for sample in samples
-    ]
-    return [height * width * 3 for height, width in sides]
+    sides: dict[tuple[int, int] | None, tuple[int, int]] = {None: (size, size)}
+    for sample in samples:
+        if sample.size is not None and sample.size not in sides:  # most sets have a few sizes
+            sides[sample.size] = letterbox_geometry(sample.size[::-1], size).resized_hw
+    return [3 * math.prod(sides[sample.size]) for sample in samples]
 
 
 def _decoded(path: Path, size: int) -> Image:

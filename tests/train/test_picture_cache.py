@@ -1,0 +1,311 @@
+"""Kept pictures are the decoded ones, survive damage and company, and ask for room beforehand."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+import sys
+from collections import namedtuple
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from y7edge.data.sample import Sample
+from y7edge.errors import ConfigError, DataError
+from y7edge.train import picture_cache
+from y7edge.train.picture_cache import DiskCache, RamCache, Uncached, available_memory, open_cache
+
+SIZE = 64
+Usage = namedtuple("Usage", "total used free")
+
+
+def sample(path, size=None):
+    return Sample(path, np.zeros((0, 4), np.float32), np.zeros(0, np.int32), size=size)
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """Five pictures of different sizes, with and without a size that was read before."""
+    made = []
+    for index, (height, width) in enumerate([(40, 80), (80, 40), (64, 64), (30, 41), (200, 100)]):
+        path = tmp_path / f"{index}.png"
+        rng = np.random.default_rng(index)
+        cv2.imwrite(str(path), rng.integers(0, 255, (height, width, 3), np.uint8))
+        made.append(sample(path, (width, height) if index % 2 else None))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder of caches of this test alone."""
+    monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pictures"
+
+
+def no_reading(path):
+    raise AssertionError(f"{path}: read again")
+
+
+def entries(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", ["auto", "ram", "disk", "none"])
+def test_pictures_are_those_decoded(samples, kind):
+    kept = open_cache(kind, samples, SIZE)
+    assert len(kept) == 5
+    assert [image.shape[:2] for image in kept] == [(32, 64), (64, 32), (64, 64), (47, 64), (64, 32)]
+    for image, each in zip(kept, samples, strict=True):
+        wanted = cv2.resize(cv2.imread(str(each.path)), image.shape[1::-1])
+        assert np.array_equal(image, wanted)
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_kept_pictures_are_not_decoded_again_and_cannot_be_changed(samples, kind, monkeypatch):
+    kept = open_cache(kind, samples, SIZE)
+    monkeypatch.setattr(picture_cache, "read_image", no_reading)
+    for image in kept:
+        with pytest.raises(ValueError, match="read-only"):
+            image[0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [("ram", [(i, 5) for i in range(1, 6)]), ("disk", [(i, 10) for i in range(1, 11)])],
+)
+def test_filling_tells_how_far_it_is(samples, kind, steps):
+    told = []
+    open_cache(kind, samples, SIZE, lambda *step: told.append(step))
+    assert told == steps
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_a_picture_that_cannot_be_read_is_named(samples, kind):
+    samples[3].path.unlink()
+    with pytest.raises(DataError, match=r"3\.png: cannot read the picture"):
+        open_cache(kind, samples, SIZE)
+
+
+def test_unknown_kinds_are_refused(samples):
+    with pytest.raises(ConfigError, match="expected auto, ram, disk or none, found 'disc'"):
+        open_cache("disc", samples, SIZE)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_pictures_in_memory_lie_in_one_block_as_large_as_they_are(samples):
+    kept = RamCache(samples, SIZE)
+    bases = {id(image.base) for image in kept}
+    assert len(bases) == 1
+    # What nobody said the size of takes a square.
+    room = [SIZE * SIZE * 3, 64 * 32 * 3, SIZE * SIZE * 3, 47 * 64 * 3, SIZE * SIZE * 3]
+    assert kept[0].base.nbytes == sum(room)
+
+
+def test_a_picture_larger_than_was_said_is_kept_too(samples):
+    samples[1] = sample(samples[1].path, (80, 10))
+    kept = RamCache(samples, SIZE)
+    assert kept[1].shape == (64, 32, 3)
+    assert np.array_equal(kept[1], Uncached(samples, SIZE)[1])
+    assert not kept[1].flags.writeable
+
+
+def copied_kb(address):
+    """Memory that this process has of its own in the mapping around an address."""
+    around = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split()[0]
+        if "-" in head:
+            low, high = (int(end, 16) for end in head.split("-"))
+            around = low <= address < high
+        elif around and head == "Private_Dirty:":
+            return int(line.split()[1])
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks its memory up as Linux has it")
+def test_a_forked_process_reads_the_block_where_it_lies(samples):
+    kept = RamCache(samples * 4, 640)
+    address = kept[9].__array_interface__["data"][0]
+    receive, send = os.pipe()
+    if not os.fork():
+        total = sum(int(image.sum()) for image in kept)
+        os.write(send, f"{total} {copied_kb(address)}".encode())
+        os._exit(0)
+    os.wait()
+    total, copied = map(int, os.read(receive, 100).split())
+    assert total == sum(int(image.sum()) for image in kept)
+    assert copied < 100 < kept[0].base.nbytes // 1024
+
+
+def test_too_little_memory_is_told_beforehand(samples, monkeypatch):
+    large = [sample(each.path, (640, 480)) for each in samples] * 10_000
+    monkeypatch.setattr(picture_cache, "available_memory", lambda: 10_000_000_000)
+    monkeypatch.setattr(picture_cache, "read_image", no_reading)
+    with pytest.raises(ConfigError, match=r"take 46\.1 GB, of 8\.0 GB that can be spared: take ca"):
+        open_cache("ram", large, 640)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free", "kind"),
+    [(10**9, 10**9, RamCache), (50_000, 10**9, Uncached), (10**9, 60_000, Uncached)],
+)
+def test_auto_keeps_what_is_small_and_fits(samples, monkeypatch, limit, free, kind):
+    # Five pictures: 52,032 bytes.
+    monkeypatch.setattr(picture_cache, "CACHE_LIMIT", limit)
+    monkeypatch.setattr(picture_cache, "available_memory", lambda: free)
+    assert isinstance(open_cache("auto", samples, SIZE), kind)
+
+
+def test_memory_is_read_from_the_system_and_the_container(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 2000 kB\nMemFree: 10 kB\nMemAvailable:   1500 kB\n")
+    assert picture_cache._meminfo(meminfo) == 1_536_000
+    assert picture_cache._meminfo(tmp_path / "none") is None
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert picture_cache._cgroup(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert picture_cache._cgroup(tmp_path) == 400
+    assert picture_cache._cgroup(tmp_path / "none") is None
+
+
+def test_the_smaller_of_both_counts(monkeypatch):
+    monkeypatch.setattr(picture_cache, "_meminfo", lambda _: 700)
+    monkeypatch.setattr(picture_cache, "_cgroup", lambda _: 500)
+    assert available_memory() == 500
+    monkeypatch.setattr(picture_cache, "_cgroup", lambda _: None)
+    assert available_memory() == 700
+    monkeypatch.setattr(picture_cache, "_meminfo", lambda _: None)
+    assert available_memory() is None
+
+
+# --- disk ----------------------------------------------------------------------------------------
+
+
+def test_a_later_run_decodes_nothing(samples, monkeypatch):
+    before = [image.copy() for image in DiskCache(samples, SIZE)]
+    monkeypatch.setattr(picture_cache, "read_image", no_reading)
+    after = DiskCache(samples, SIZE)
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_pictures_are_known_by_content_not_by_path_or_time(samples, folder, monkeypatch):
+    first, second = samples[0].path, samples[1].path
+    DiskCache(samples, SIZE)
+    times = first.stat()
+    moved = first.with_name("moved.png")
+    first.rename(moved)
+    shutil.copy(second, first)
+    os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    monkeypatch.setattr(picture_cache, "read_image", no_reading)
+    kept = DiskCache([sample(first), sample(moved)], SIZE)
+    assert kept[0].shape == (64, 32, 3)
+    assert kept[1].shape == (32, 64, 3)
+    assert len(entries(folder)) == 5
+
+
+def test_bytes_changed_behind_an_unchanged_size_and_time_are_seen(tmp_path):
+    path = tmp_path / "a.bmp"
+    for grey in (10, 200):
+        cv2.imwrite(str(path), np.full((64, 64, 3), grey, np.uint8))
+        os.utime(path, ns=(1, 1))
+        assert (DiskCache([sample(path)], SIZE)[0] == grey).all()
+
+
+def test_other_sizes_are_other_entries(samples, folder):
+    DiskCache(samples, SIZE)
+    assert DiskCache(samples, 32)[0].shape == (16, 32, 3)
+    assert len(entries(folder)) == 10
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def other_format(path):
+    path.write_bytes(b"Y" + path.read_bytes()[1:])
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, empty, other_format, Path.unlink])
+def test_a_damaged_or_missing_entry_is_made_again(samples, folder, damage, monkeypatch):
+    kept = DiskCache(samples[:1], SIZE)
+    (path,) = entries(folder)
+    whole = path.read_bytes()
+    damage(path)
+    assert np.array_equal(kept[0], Uncached(samples, SIZE)[0])
+    assert path.read_bytes() == whole
+    assert entries(folder) == [path]
+    damage(path)
+    assert np.array_equal(DiskCache(samples[:1], SIZE)[0], Uncached(samples, SIZE)[0])
+
+
+@contextmanager
+def full(_path, **_options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    yield
+
+
+def test_a_disk_that_fills_is_an_error_while_filling_and_none_later(samples, monkeypatch, folder):
+    kept = DiskCache(samples[:1], SIZE)
+    (path,) = entries(folder)
+    monkeypatch.setattr(picture_cache, "atomic_write", full)
+    with pytest.raises(DataError, match="No space left on device; make room, set Y7EDGE_CACHE"):
+        DiskCache(samples, SIZE)
+    cut(path)
+    assert np.array_equal(kept[0], Uncached(samples, SIZE)[0])
+
+
+def test_a_write_cut_short_leaves_nothing(samples, folder, monkeypatch):
+    def failing(_image):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(picture_cache.zlib, "crc32", failing)
+    with pytest.raises(DataError, match="cannot keep a decoded picture"):
+        DiskCache(samples, SIZE)
+    assert entries(folder) == []
+
+
+def test_a_disk_too_small_is_told_beforehand(samples, monkeypatch, folder):
+    free = Usage(0, 0, 30_000)
+    DiskCache(samples[:3], SIZE)
+    monkeypatch.setattr(picture_cache.shutil, "disk_usage", lambda _: free)
+    DiskCache(samples[:4], SIZE)  # what is there already needs no room
+    with pytest.raises(ConfigError, match=r"cache disk: 0\.1 MB are needed .*, 0\.0 MB are free"):
+        DiskCache(samples, 100)
+
+
+def fill(samples, results):
+    results.put([image.copy() for image in DiskCache(samples, SIZE)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its writers")
+def test_processes_may_fill_it_at_the_same_time(samples, folder):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    writers = [context.Process(target=fill, args=(samples, results)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    given = [results.get(timeout=30) for _ in writers]
+    for writer in writers:
+        writer.join()
+    wanted = list(Uncached(samples, SIZE))
+    assert all(np.array_equal(a, b) for one in given for a, b in zip(one, wanted, strict=True))
+    assert len(entries(folder)) == 5
