@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,11 @@ def _leak(scan: Scan) -> Iterator[Hit]:
             words = f"is in {other} and in {split}; keep it in one"
         else:
             words = f"({split}) is the same picture as {first.path.name} ({other}); keep one"
-        yield Hit(words, picture.path, picture=picture.path)
+        yield Hit(words, picture.path, picture=picture.path, other=_if_not(first, picture))
+
+
+def _if_not(picture: Picture, same: Picture) -> Path | None:
+    return None if picture is same else picture.path
 
 
 @check("twice_in_split", "warning", "the same picture twice in one split", "kept once")
@@ -101,7 +106,7 @@ def _twice_in_split(scan: Scan) -> Iterator[Hit]:
             words = f"is the same picture as {same[0].path.name} in the same split"
             if _rows(same[0]) != _rows(picture):
                 words += ", but its labels differ: one of them is wrong"
-            yield Hit(f"{words}; keep one", picture.path, picture=picture.path)
+            yield Hit(f"{words}; keep one", picture.path, picture=picture.path, other=same[0].path)
 
 
 def _rows(picture: Picture) -> list[object]:
@@ -137,7 +142,7 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
                     f"({other}) {way}is nearly {first.path.name} ({one}): {alike:.1%} alike at "
                     "32x32; the same scene? Keep both in one split"
                 )
-                yield Hit(words, second.path, picture=second.path)
+                yield Hit(words, second.path, picture=second.path, other=first.path)
 
 
 def _telling(picture: Picture) -> bool:

@@ -26,6 +26,7 @@ class Hit(NamedTuple):
     picture: Path | None = None
     box: Corners | None = None
     severity: Severity | None = None
+    other: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Finding:
         picture: The picture that shows it.
         box: The box that it is about: corners in shares of that picture.
         fix: What ``--fix`` does about it; empty: nothing.
+        other: A second picture, for comparison.
     """
 
     check: str
@@ -51,6 +53,7 @@ class Finding:
     picture: Path | None = None
     box: Corners | None = None
     fix: str = ""
+    other: Path | None = None
 
 
 Run = Callable[[Scan], Iterable[Hit]]
@@ -87,6 +90,7 @@ class Check:
                 hit.picture,
                 hit.box,
                 self.fix,
+                hit.other,
             )
             for hit in (*noted, *self.run(scan))
         ]

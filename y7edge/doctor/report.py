@@ -57,27 +57,33 @@ def _group(report: Report, title: str, group: list[Finding]) -> str:
     for finding in group:
         if len(figures) == _SHOWN:
             break
-        drawn = _drawn(report, finding)
+        drawn = _drawn(report, finding.picture, finding.box)
         if drawn is not None:
             name = readable(finding.file, root)
             caption = f"{name}{f':{finding.line}' if finding.line else ''}: {finding.message}"
-            figures.append(page.figure(page.image(drawn, name), caption))
+            other = _drawn(report, finding.other, None) if finding.other else None
+            shown = page.image(drawn, name)
+            figures.append(
+                page.pair(drawn, other, caption) if other else page.figure(shown, caption)
+            )
     lines = [
         f"{readable(f.file, root)}{f':{f.line}' if f.line else ''}: {f.message}"
         for f in group[:_LISTED]
     ]
     if len(group) > _LISTED:
         lines.append(f"... and {len(group) - _LISTED} more (--json has all)")
+    # As many columns as three figures would take: a single one is not blown up.
+    figures += ["<figure></figure>"] * (3 - len(figures)) if figures else []
     return page.section(title, page.grid(figures), page.code("\n".join(lines)))
 
 
-def _drawn(report: Report, finding: Finding) -> bytes | None:
-    """The picture of a finding, small, its labels in green and the one meant in red."""
-    picture = report.scan.pictures.get(finding.picture) if finding.picture else None
-    if finding.picture is None or (picture is not None and picture.facts.size is None):
+def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | None:
+    """A picture, small, its labels in green and the one meant in red."""
+    picture = report.scan.pictures.get(path) if path else None
+    if path is None or (picture is not None and picture.facts.size is None):
         return None
     try:
-        image = read_image(finding.picture)
+        image = read_image(path)
     except DataError:
         return None
     gain = min(1.0, _SIDE / max(image.shape[:2]))
@@ -86,8 +92,9 @@ def _drawn(report: Report, finding: Finding) -> bytes | None:
     if picture is not None:
         for box in _boxes(picture):
             _rectangle(small, box, _GREEN, 1)
-    if finding.box is not None:
-        _rectangle(small, finding.box, _RED, 2)
+    if meant is not None:
+        _rectangle(small, meant, _RED, 2)
+        _ring_if_small(small, meant)
     encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
     return bytes(encoded.tobytes())
 
@@ -107,6 +114,15 @@ def _rectangle(
     x1, x2 = (min(max(value, 0), wide - 1) for value in (x1, x2))
     y1, y2 = (min(max(value, 0), height - 1) for value in (y1, y2))
     cv2.rectangle(image, (x1, y1), (x2, y2), colour, width)
+
+
+def _ring_if_small(image: NDArray[np.uint8], box: Corners) -> None:
+    """A ring around a box that would be overlooked."""
+    height, wide = image.shape[:2]
+    if max((box[2] - box[0]) * wide, (box[3] - box[1]) * height) < 8:
+        x, y = (box[0] + box[2]) / 2 * wide, (box[1] + box[3]) / 2 * height
+        middle = (round(min(max(x, 0), wide)), round(min(max(y, 0), height)))
+        cv2.circle(image, middle, 14, _RED, 2, cv2.LINE_AA)
 
 
 def _summary(report: Report) -> str:

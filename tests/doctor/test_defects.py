@@ -1,0 +1,531 @@
+"""One planted defect at a time, and exactly that finding; none on clean data."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from y7edge.data import synthetic
+from y7edge.doctor.examine import examine
+from y7edge.errors import DataError
+
+IMAGE, LABEL = "images/train/00003.jpg", "labels/train/00003.txt"
+Plant = Callable[[Path], object]
+
+
+def line(text: str) -> Plant:
+    """A line more in one label file."""
+
+    def plant(root: Path) -> None:
+        with (root / LABEL).open("a") as stream:
+            stream.write(text + "\n")
+
+    return plant
+
+
+def every_line(change: Callable[[list[float]], list[float]]) -> Plant:
+    """The four numbers of each line of one file changed."""
+
+    def plant(root: Path) -> None:
+        rows = [text.split() for text in (root / LABEL).read_text().splitlines()]
+        changed = [[row[0], *map(repr, change([float(v) for v in row[1:]]))] for row in rows]
+        (root / LABEL).write_text("".join(" ".join(row) + "\n" for row in changed))
+
+    return plant
+
+
+def data_yaml(old: str, new: str) -> Plant:
+    def plant(root: Path) -> None:
+        text = (root / "data.yaml").read_text()
+        assert old in text
+        (root / "data.yaml").write_text(text.replace(old, new))
+
+    return plant
+
+
+def content(change: Callable[[bytes], bytes], file: str = IMAGE) -> Plant:
+    return lambda root: (root / file).write_bytes(change((root / file).read_bytes()))
+
+
+def saved(change: Callable[[Image.Image], Image.Image], file: str = IMAGE, **options) -> Plant:
+    """One picture decoded, changed and saved under its name."""
+
+    def plant(root: Path) -> None:
+        with Image.open(root / IMAGE) as picture:
+            picture.load()
+            changed = change(picture)
+        (root / IMAGE).unlink()
+        changed.save(root / file, **options)
+
+    return plant
+
+
+def copied(source: str, destination: str) -> Plant:
+    return lambda root: shutil.copy(root / source, root / destination)
+
+
+def both(*plants: Plant) -> Plant:
+    return lambda root: [plant(root) for plant in plants]
+
+
+def png_with_a_wrong_checksum(root: Path) -> None:
+    picture = Image.open(root / IMAGE)
+    picture.load()
+    (root / IMAGE).unlink()
+    path = (root / IMAGE).with_suffix(".png")
+    picture.save(path)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 0x55
+    path.write_bytes(raw)
+
+
+def turned(orientation: int) -> Plant:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(lambda picture: picture, quality=95, exif=exif)
+
+
+def whole_pixels(root: Path) -> None:
+    """Labels drawn in the stored frame, 160x120, on a picture that is shown as 120x160."""
+    turned(6)(root)
+    corners = [(13, 17, 51, 67), (21, 31, 77, 103), (91, 11, 157, 113)]
+    rows = [
+        f"1 {(x1 + x2) / 320:.7f} {(y1 + y2) / 240:.7f} {(x2 - x1) / 160:.7f} "
+        f"{(y2 - y1) / 120:.7f}\n"
+        for x1, y1, x2, y2 in corners
+    ]
+    (root / LABEL).write_text("".join(rows))
+
+
+def listed(entries: str) -> Plant:
+    """Train by a list file with every picture, then ``entries``."""
+
+    def plant(root: Path) -> None:
+        paths = sorted((root / "images/train").iterdir())
+        text = "".join(f"./images/train/{path.name}\n" for path in paths)
+        (root / "train.txt").write_text(text + entries)
+        data_yaml("train: images/train", "train: train.txt")(root)
+
+    return plant
+
+
+def without_class(split: str, number: int) -> Plant:
+    def plant(root: Path) -> None:
+        for path in (root / "labels" / split).iterdir():
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(x for x in lines if not x.startswith(f"{number} ")))
+
+    return plant
+
+
+def half_grey(raw: bytes) -> bytes:
+    return raw[: len(raw) // 2] + b"\xff\xd9"
+
+
+def zeros_within(raw: bytes) -> bytes:
+    start = raw.rfind(b"\xff\xda") + (len(raw) - raw.rfind(b"\xff\xda")) // 2
+    return raw[:start] + bytes(200) + raw[start + 200 :]
+
+
+def noise_within(raw: bytes) -> bytes:
+    start = raw.rfind(b"\xff\xda") + 200
+    return raw[:start] + b"\xff\x01\xff\xb7\xff\x33" + raw[start + 6 :]
+
+
+def sixteen_bits(root: Path) -> None:
+    picture = cv2.imread(str(root / IMAGE), cv2.IMREAD_GRAYSCALE)
+    (root / IMAGE).unlink()
+    cv2.imwrite(str((root / IMAGE).with_suffix(".png")), picture.astype(np.uint16) * 257)
+
+
+YOLO: dict[str, tuple[Plant, list[str]]] = {
+    # pictures
+    "empty": (content(lambda raw: b""), ["empty_picture error"]),
+    "zeros": (content(lambda raw: bytes(900)), ["empty_picture error"]),
+    "truncated": (content(lambda raw: raw[: len(raw) // 2]), ["truncated_picture error"]),
+    "no end": (content(lambda raw: raw[:-2]), ["truncated_picture error"]),
+    "half grey": (content(half_grey), ["suspicious_picture warning"]),
+    "zeros within": (content(zeros_within), ["suspicious_picture warning"]),
+    "noise within": (content(noise_within), ["corrupt_picture error"]),
+    "text": (content(lambda raw: b"<html>404</html>"), ["corrupt_picture error"]),
+    "checksum": (png_with_a_wrong_checksum, ["corrupt_picture error"]),
+    "dangling": (
+        lambda root: ((root / IMAGE).unlink(), (root / IMAGE).symlink_to("gone.jpg")),
+        ["unreadable_picture error"],
+    ),
+    "tiny": (saved(lambda p: p.resize((9, 9))), ["small info", "tiny_picture error"]),
+    "plain": (
+        saved(lambda p: Image.new("RGB", p.size, (7, 7, 7))),
+        ["plain_picture warning"],
+    ),
+    "turned": (turned(6), ["rotation warning"]),
+    "upside down": (turned(3), ["rotation warning"]),
+    "boxes not turned": (whole_pixels, ["rotation error"]),
+    "png in jpg": (saved(lambda p: p, format="PNG"), ["suffix warning"]),
+    "cmyk": (saved(lambda p: p.convert("CMYK")), ["mode info"]),
+    "alpha": (
+        saved(lambda p: p.convert("RGBA"), IMAGE.replace("jpg", "png")),
+        ["mode info"],
+    ),
+    "palette": (saved(lambda p: p.quantize(), IMAGE.replace("jpg", "png")), ["mode info"]),
+    "16 bits": (sixteen_bits, ["mode info"]),
+    "gif": (
+        saved(lambda p: p, IMAGE.replace("jpg", "gif")),
+        ["ignored warning", "orphan_label warning"],
+    ),
+    # labels
+    "five numbers": (line("1 .5 .5 .2 .2 .9"), ["columns error"]),
+    "three numbers": (line("1 .5 .5 .2"), ["columns error"]),
+    "even polygon": (line("1 .1 .1 .2 .1 .2 .2 .1"), ["columns error"]),
+    "words": (line("1 .5 .5 wide .2"), ["number error"]),
+    "commas": (line("1, 0.5, 0.5, 0.2, 0.2"), ["number error"]),
+    "nan": (line("1 nan .5 .2 .2"), ["not_finite error"]),
+    "inf": (line("1 .5 .5 inf .2"), ["not_finite error"]),
+    "pixels": (
+        every_line(lambda v: [v[0] * 160, v[1] * 120, v[2] * 160, v[3] * 120]),
+        ["pixels error"],
+    ),
+    "percent": (every_line(lambda v: [100 * x for x in v]), ["pixels error"]),
+    "twice": (
+        every_line(lambda v: [v[0] / 160, v[1] / 120, v[2] / 160, v[3] / 120]),
+        ["twice error"],
+    ),
+    "corners": (
+        lambda root: (root / LABEL).write_text("1 .6 .6 .9 .9\n2 .7 .1 .95 .4\n"),
+        ["corners warning", "sticks_out warning", "sticks_out warning"],
+    ),
+    "negative": (line("1 -.02 .5 .2 .2"), ["range error"]),
+    "above one": (line("1 .9 .5 1.3 .2"), ["range error"]),
+    "negative size": (line("1 .5 .5 -.2 .2"), ["negative error"]),
+    "no area": (line("1 .5 .5 0 .2"), ["no_area error"]),
+    "outside": (line("1 1.5 .5 .2 .2"), ["outside error"]),
+    "sticks out": (line("1 .95 .5 .2 .2"), ["sticks_out warning"]),
+    "sliver": (line("1 .5 .5 .004 .2"), ["sliver warning", "small info"]),
+    "small": (line("1 .5 .5 .01 .2"), ["small info"]),
+    "whole picture": (line("1 .5 .5 1 1"), ["whole_picture info"]),
+    "twin": (
+        both(line("1 .5 .5 .2 .2"), line("1 .5 .5 .2 .2")),
+        ["duplicate warning"],
+    ),
+    "near twin": (both(line("1 .5 .5 .3 .3"), line("1 .502 .5 .3 .3")), ["overlap info"]),
+    "two classes": (both(line("1 .5 .5 .3 .3"), line("2 .5 .5 .3 .3")), ["overlap warning"]),
+    "mixed": (line("1 .1 .1 .4 .1 .4 .4 .1 .4"), ["mixed_lines info"]),
+    "same labels": (
+        copied("labels/train/00001.txt", "labels/train/00002.txt"),
+        ["same_labels warning"],
+    ),
+    # classes
+    "class beyond": (line("4 .5 .5 .2 .2"), ["class_range error"]),
+    "class below": (line("-1 .5 .5 .2 .2"), ["class_range error"]),
+    "class fraction": (line("1.5 .5 .5 .2 .2"), ["class_number error"]),
+    "class name": (line("washer .5 .5 .2 .2"), ["class_number error"]),
+    "nc": (data_yaml("names:", "nc: 5\nnames:"), ["class_balance warning", "names error"]),
+    "nc word": (data_yaml("names:", "nc: four\nnames:"), ["names error"]),
+    "no names": (lambda root: data_yaml("names:", "labels:")(root), ["names error"]),
+    "key twice": (
+        data_yaml("  1: washer", "  1: washer\n  1: washers"),
+        ["names error"],
+    ),
+    "name twice": (data_yaml("washer", "Nut"), ["name_twice warning"]),
+    "no name": (data_yaml("washer", "''"), ["name_empty warning"]),
+    "gap": (data_yaml("  3: ", "  7: "), ["class_balance warning", "names error"]),
+    "unused class": (
+        data_yaml("names:\n", "names:\n  4: bolt\n"),
+        ["class_balance warning"],
+    ),
+    "never trained": (without_class("train", 2), ["class_balance warning"]),
+    "never judged": (without_class("val", 2), ["class_balance info"]),
+    "classes.txt": (
+        lambda root: (root / "labels/classes.txt").write_text("screw\nnut\nwasher\nbracket\n"),
+        ["classes_file warning"],
+    ),
+    # files
+    "no label file": (lambda root: (root / LABEL).unlink(), ["missing_label warning"]),
+    "no picture": (lambda root: (root / IMAGE).unlink(), ["orphan_label warning"]),
+    "no labels": (
+        lambda root: (root / "labels").rename(root / "annotation"),
+        ["class_balance skip", "no_labels error"],
+    ),
+    "unlabelled val": (
+        lambda root: [path.write_text("") for path in (root / "labels/val").iterdir()],
+        ["splits warning"],
+    ),
+    "binary": (content(lambda raw: bytes(range(64)), LABEL), ["encoding error"]),
+    "utf-16": (
+        lambda root: (root / LABEL).write_bytes((root / LABEL).read_text().encode("utf-16")),
+        ["encoding error"],
+    ),
+    "latin": (
+        lambda root: (root / "data.yaml").write_bytes(
+            (root / "data.yaml").read_text().replace("nut", "écrou").encode("latin-1")
+        ),
+        ["encoding error"],
+    ),
+    "mark": (content(lambda raw: b"\xef\xbb\xbf" + raw, LABEL), ["byte_order_mark warning"]),
+    "crlf": (content(lambda raw: raw.replace(b"\n", b"\r\n"), LABEL), ["line_ends info"]),
+    "letters": (
+        both(
+            copied(LABEL, "labels/train/größe.txt"),
+            lambda root: (root / LABEL).unlink(),
+            lambda root: (root / IMAGE).rename(root / "images/train/größe.jpg"),
+        ),
+        ["path_letters info"],
+    ),
+    "spaces": (
+        both(
+            copied(LABEL, "labels/train/a b.txt"),
+            lambda root: (root / LABEL).unlink(),
+            lambda root: (root / IMAGE).rename(root / "images/train/a b.jpg"),
+        ),
+        ["path_spaces info"],
+    ),
+    "one label file for two": (
+        both(copied("images/train/00001.jpg", "images/train/00003.PNG"),
+             content(lambda raw: synthetic_png(), "images/train/00003.PNG")),
+        ["shared_label warning"],
+    ),  # fmt: skip
+    "lost entry": (listed("./images/train/gone.jpg\n"), ["list_entry error"]),
+    "entry twice": (listed("./images/train/00001.jpg\n"), ["listed_twice warning"]),
+    "lost folder": (
+        data_yaml("train: images/train", "train: [images/train, images/more]"),
+        ["entry error"],
+    ),
+    "lost test": (data_yaml("names:", "test: images/test\nnames:"), ["test_entry info"]),
+    # splits
+    "leak": (
+        both(copied(IMAGE, "images/val/x.jpg"), copied(LABEL, "labels/val/x.txt")),
+        ["leak error"],
+    ),
+    "leak, other file": (
+        lambda root: (
+            cv2.imwrite(str(root / "images/val/x.png"), cv2.imread(str(root / IMAGE))),
+            (root / "labels/val/x.txt").write_text("1 .5 .5 .2 .2\n"),
+        ),
+        ["leak error"],
+    ),
+    "leak, smaller": (
+        lambda root: (
+            Image.open(root / IMAGE).resize((120, 90)).save(root / "images/val/x.jpg"),
+            (root / "labels/val/x.txt").write_text("1 .5 .5 .2 .2\n"),
+        ),
+        ["near_leak warning"],
+    ),
+    "leak, mirrored": (
+        lambda root: (
+            Image.open(root / IMAGE).transpose(0).save(root / "images/val/x.jpg"),
+            (root / "labels/val/x.txt").write_text("1 .5 .5 .2 .2\n"),
+        ),
+        ["near_leak warning"],
+    ),
+    "twice in train": (
+        both(copied(IMAGE, "images/train/x.jpg"), copied(LABEL, "labels/train/x.txt")),
+        ["twice_in_split warning"],
+    ),
+    "one split": (data_yaml("val: images/val", "val: images/train"), ["same_splits warning"]),
+    "no val": (data_yaml("val: images/val", ""), ["splits warning"]),
+    "valid": (data_yaml("val: images/val", "valid: images/val"), ["splits warning"] * 2),
+}
+
+
+def synthetic_png() -> bytes:
+    return bytes(cv2.imencode(".png", synthetic.scene(99, (120, 160)).image)[1].tobytes())
+
+
+def found(root: Path) -> list[str]:
+    return sorted(f"{f.check} {f.severity}" for f in examine(root).findings)
+
+
+@pytest.mark.parametrize("form", ["clean_yolo", "clean_voc", "clean_coco"])
+def test_nothing_is_found_in_clean_data(form: str, request: pytest.FixtureRequest) -> None:
+    report = examine(request.getfixturevalue(form))
+    assert report.findings == ()
+    assert [s["pictures"] for s in report.summary["splits"].values()] == [14, 8]
+    assert sum(len(p.labels) for p in report.scan.pictures.values()) > 60
+
+
+@pytest.mark.parametrize("name", YOLO)
+def test_each_defect_is_found_and_nothing_else(name: str, yolo: Path) -> None:
+    plant, expected = YOLO[name]
+    plant(yolo)
+    hidden = {"class_balance"} if "class_balance skip" in expected else set()
+    expected = [text for text in expected if "skip" not in text]
+    # Whatever else a lost picture takes with it is no finding of its own.
+    assert [x for x in found(yolo) if x.split()[0] not in hidden] == sorted(expected)
+
+
+def test_a_finding_names_file_line_and_way_out(yolo: Path) -> None:
+    count = len((yolo / LABEL).read_text().splitlines())
+    line("9 .5 .5 .2 .2")(yolo)
+    (finding,) = examine(yolo).findings
+    assert finding.file == yolo / LABEL
+    assert finding.line == count + 1
+    assert finding.picture == yolo / IMAGE
+    assert "class 9, but there are 4 (0 to 3)" in finding.message
+    assert "correct the line" in finding.message
+
+
+def annotation(old: str, new: str) -> Plant:
+    def plant(root: Path) -> None:
+        path = root / "annotations/train00003.xml"
+        text = path.read_text()
+        changed = re.sub(old, new, text, count=1)
+        assert changed != text
+        path.write_text(changed)
+
+    return plant
+
+
+VOC: dict[str, tuple[Plant, list[str]]] = {
+    "other size": (annotation("<width>160", "<width>300"), ["size error"]),
+    "same shape": (
+        annotation("<width>160</width><height>120", "<width>320</width><height>240"),
+        ["size warning"],
+    ),
+    "exchanged": (
+        annotation("<width>160</width><height>120", "<width>120</width><height>160"),
+        ["size error"],
+    ),
+    "no size": (annotation("<width>160", "<width>0"), ["size warning"]),
+    "stored frame": (
+        lambda root: Image.open(root / "images/train00003.jpg").save(
+            root / "images/train00003.jpg", exif=exif(6)
+        ),
+        ["rotation error"],
+    ),
+    "no area": (
+        annotation(r"<xmax>[\d.]+</xmax>", "<xmax>50</xmax>").__call__,
+        [],
+    ),
+    "cut XML": (annotation("</annotation>", ""), ["annotation error"]),
+    "entity": (
+        annotation("^", '<!DOCTYPE a [<!ENTITY b "c">]>'),
+        ["annotation error"],
+    ),
+    "not a number": (annotation(r"<xmin>[\d.]+", "<xmin>left"), ["number error"]),
+    "no corner": (annotation(r"<xmin>[\d.]+</xmin>", ""), ["columns error"]),
+    "slip": (annotation(r"<name>(\w+)</name>", r"<name>\1 </name>"), []),
+    "no annotation": (
+        lambda root: (root / "annotations/train00003.xml").unlink(),
+        ["missing_label error"],
+    ),
+    "no picture": (
+        lambda root: (root / "images/train00003.jpg").unlink(),
+        ["list_entry error", "orphan_label warning"],
+    ),
+    "unlisted": (
+        lambda root: (root / "train.txt").write_text(
+            (root / "train.txt").read_text().replace("train00003\n", "")
+        ),
+        ["orphan_picture info"],
+    ),
+    "listed in both": (
+        lambda root: (root / "val.txt").write_text(
+            (root / "val.txt").read_text() + "train00003\n"
+        ),
+        ["leak error"],
+    ),
+    "other name": (
+        annotation("<filename>train00003", "<filename>IMG_1"),
+        ["other_name info"],
+    ),
+}
+del VOC["no area"]
+
+
+def exif(orientation: int) -> Image.Exif:
+    note = Image.Exif()
+    note[0x0112] = orientation
+    return note
+
+
+@pytest.mark.parametrize("name", VOC)
+def test_defects_of_voc(name: str, voc: Path) -> None:
+    plant, expected = VOC[name]
+    plant(voc)
+    assert found(voc) == sorted(expected)
+
+
+def test_a_misspelt_class_of_voc(voc: Path) -> None:
+    for path in (voc / "annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace("washer", "screw").replace("nut", "screw"))
+    annotation("<name>screw</name>", "<name>screws</name>")(voc)
+    report = examine(voc)
+    assert {f.check for f in report.findings if f.severity == "warning"} == {"name_rare"}
+
+
+def of_json(change: Callable[[dict], object]) -> Plant:
+    def plant(root: Path) -> None:
+        path = root / "annotations/instances_train.json"
+        whole = json.loads(path.read_text())
+        change(whole)
+        path.write_text(json.dumps(whole))
+
+    return plant
+
+
+def box(index: int, value: float) -> Plant:
+    return of_json(lambda c: c["annotations"][5]["bbox"].__setitem__(index, value))
+
+
+COCO: dict[str, tuple[Plant, list[str]]] = {
+    "no width": (box(2, 0.0), ["no_area error"]),
+    "negative width": (box(2, -20.0), ["negative error"]),
+    "outside": (box(0, 500.0), ["outside error"]),
+    "nan": (box(0, float("nan")), ["not_finite error"]),
+    "word": (of_json(lambda c: c["annotations"][5]["bbox"].__setitem__(0, "a")), ["number error"]),
+    "no box": (of_json(lambda c: c["annotations"][5].pop("bbox")), ["columns error"]),
+    "category": (
+        of_json(lambda c: c["annotations"][5].update(category_id=2)),
+        ["class_range error"],
+    ),
+    "image": (
+        of_json(lambda c: c["annotations"][5].update(image_id=999)),
+        ["orphan_label warning"],
+    ),
+    "image twice": (of_json(lambda c: c["images"][1].update(id=0)), ["ids error"]),
+    "lost picture": (
+        lambda root: (root / "images/train/00003.jpg").unlink(),
+        ["list_entry error"],
+    ),
+    "no entry": (of_json(lambda c: c["images"][3].pop("file_name")), ["annotation error"]),
+    "size": (of_json(lambda c: c["images"][3].update(width=400)), ["size error"]),
+    "id twice": (of_json(lambda c: c["annotations"][5].update(id=0)), ["ids error"]),
+    "shares": (
+        of_json(lambda c: c["annotations"][5].update(bbox=[0.2, 0.2, 0.3, 0.3])),
+        ["twice error"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_defects_of_coco(name: str, coco: Path) -> None:
+    plant, expected = COCO[name]
+    plant(coco)
+    # What hangs on a lost image (its labels, its file) is found as well.
+    follows = {"orphan_picture info", "orphan_label warning"} - set(expected)
+    assert [x for x in found(coco) if x not in follows] == sorted(expected)
+
+
+@pytest.mark.parametrize("content", ["[1, 2", "names: [a", "- 1\n- 2"])
+def test_what_cannot_be_read_at_all(content: str, tmp_path: Path) -> None:
+    path = tmp_path / ("data.json" if content == "[1, 2" else "data.yaml")
+    path.write_text(content)
+    with pytest.raises(DataError, match=path.name):
+        examine(path)
+
+
+def test_a_bare_folder_and_a_list(yolo: Path) -> None:
+    (yolo / "data.yaml").unlink()
+    assert found(yolo) == ["splits warning"]
+    (yolo / "train.txt").write_text(f"{yolo / IMAGE}\n")
+    report = examine(yolo / "train.txt")
+    assert len(report.scan.pictures) == 1
+    assert not report.count("error")
