@@ -74,3 +74,14 @@ def test_colours_are_fixed_and_neighbours_differ():
     assert len(np.unique(colours, axis=0)) == 80
     assert np.abs(np.diff(colours, axis=0)).sum(axis=1).min() > 150
     assert class_colour(0) == (38, 38, 255)
+
+
+def test_labels_of_people_have_no_confidence():
+    # The strip behind the letters is as long as they are.
+    lengths = [
+        (draw(GREY, found([40, 50, 100, 90]), confidence=wanted) == class_colour(0))
+        .all(axis=2)[45]
+        .sum()
+        for wanted in (True, False)
+    ]
+    assert lengths[0] > lengths[1] + 20

@@ -18,6 +18,7 @@ from y7edge.manifest import (
     Probe,
     Samples,
     Source,
+    Thresholds,
 )
 
 ANCHORS = ((10.0, 13.5), (16.0, 30.0))
@@ -165,3 +166,21 @@ def test_a_missing_entry_is_named():
     del data["levels"]
     with pytest.raises(ArtifactError, match=r"m\.onnx.*levels"):
         Manifest.from_json(sealed(data), "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("meta", "conf"),
+    [
+        ({"thresholds": {"conf": 0.4}}, 0.4),
+        ({"thresholds": {"conf": 0}}, 0.0),
+        ({}, 0.25),
+        ({"thresholds": {}}, 0.25),
+        ({"thresholds": {"conf": None}}, 0.25),
+        ({"thresholds": {"conf": 7}}, 0.25),
+        ({"thresholds": {"conf": float("nan")}}, 0.25),
+        ({"thresholds": {"conf": True}}, 0.25),
+        ({"thresholds": [0.4]}, 0.25),
+    ],
+)
+def test_threshold_of_a_checkpoint(meta, conf):
+    assert Thresholds.of_checkpoint(meta) == Thresholds(conf=conf)

@@ -55,7 +55,14 @@ class Keeper:
     """
 
     def __init__(
-        self, folder: Path, config: TrainConfig, data: Dataset, *, origin: str, nominal: int
+        self,
+        folder: Path,
+        config: TrainConfig,
+        data: Dataset,
+        *,
+        origin: str,
+        nominal: int,
+        notes: Sequence[str] = (),
     ) -> None:
         """Write down what is known before the first epoch.
 
@@ -65,6 +72,7 @@ class Keeper:
             data: the data set.
             origin: where the weights began, in words.
             nominal: pictures for an optimiser step.
+            notes: remarks for the page.
 
         Raises:
             RuntimeMissing: tensorboard is not installed.
@@ -76,7 +84,7 @@ class Keeper:
         self._origin, self._nominal = origin, nominal
         self._conf: float | None = None  # of the last epoch that was judged
         self._drawn: list[str] = []  # batches, by the names of their files
-        self._notes: list[str] = []
+        self._notes = tuple(notes)
         self._board = Board(folder)
         self._names = data.names
         self._meta = {
@@ -92,15 +100,8 @@ class Keeper:
                 "numpy": np.__version__,
             },
         }
-        # A resumed run keeps what the first one wrote.
-        if not (folder / files.CONFIG).exists():
-            configfile.write(config, folder / files.CONFIG)
-        if not (folder / files.REPEAT).exists():
-            repeat.write(config, data, folder / files.REPEAT)
-
-    def note(self, line: str) -> None:
-        """Keep a remark about the run for its page."""
-        self._notes.append(line)
+        configfile.write(config, folder / files.CONFIG)
+        repeat.write(config, data, folder / files.REPEAT)
 
     def add(self, row: EpochRow, model: Model, metrics: Metrics | None = None) -> bool:
         """Keep a finished epoch; whether it is the best so far.
@@ -207,7 +208,6 @@ class Keeper:
             "best": None if self.best is None else asdict(self.best),
             "conf": self._conf,
             "batches": list(self._drawn),
-            "notes": list(self._notes),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -215,7 +215,7 @@ class Keeper:
         self.rows = [EpochRow(**row) for row in state["rows"]]
         self.best = None if state["best"] is None else EpochRow(**state["best"])
         self._conf = state["conf"]
-        self._drawn, self._notes = list(state["batches"]), list(state["notes"])
+        self._drawn = list(state["batches"])
 
     def draw_curves(self) -> None:
         """Draw ``results.png``; done at the end, as it takes longer than the other files."""

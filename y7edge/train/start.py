@@ -21,7 +21,14 @@ from y7edge.train.finetune import carry_over
 from y7edge.train.freeze import freeze_rows
 
 # Needed at the end of the first validated epoch at the latest: better missed before the first one.
-_NEEDED = ("cv2", "faster_coco_eval", "lightning_fabric", "matplotlib", "safetensors")
+_NEEDED = (
+    "cv2",
+    "faster_coco_eval",
+    "lightning_fabric",
+    "matplotlib",
+    "safetensors",
+    "tensorboard",
+)
 
 
 def check_packages() -> None:

@@ -90,9 +90,12 @@ class Trainer:
         self.fabric: Any = fabric or open_fabric(config)
         self.ranks = ranks or Ranks()
         device, recipe, say = self.fabric.device, config.hyper, self.progress.say
+        notes: list[str] = []
         with self.ranks.together():
             pictures = read_data(config)
-            start = make_model(config, pictures, say)
+            start = make_model(config, pictures, notes.append)
+            for note in notes:
+                say(note)
             spec = start.model.spec
             self.shown, self.plan, self.loader = make_loader(
                 config, pictures, spec, self.ranks, device
@@ -128,7 +131,12 @@ class Trainer:
             if self.ranks.first:
                 folder = folder or files.claim(config.out)
                 self.keeper = Keeper(
-                    folder, config, pictures.data, origin=start.origin, nominal=nominal
+                    folder,
+                    config,
+                    pictures.data,
+                    origin=start.origin,
+                    nominal=nominal,
+                    notes=notes,
                 )
         self.folder: Path = self.ranks.from_first(folder)
         self.position = Position()
@@ -136,6 +144,7 @@ class Trainer:
         self._unread: list[Tensor] = []  # loss parts of batches since the last reading
         self._whole = True  # the state is that between two batches
         self._clock = self._next_save = 0.0
+        self.watch = Stopwatch(self.steps.schedule.iterations)
         say(
             f"{spec.name}, {len(pictures.data.names)} classes, {start.origin}: "
             f"{len(pictures.train)} pictures to train on, {len(pictures.judged)} to judge by, "
@@ -193,7 +202,7 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train to the last epoch, or until patience ends."""
-        self.watch = Stopwatch(self.config.epochs * self.batches, done=self.iteration)
+        self.watch = Stopwatch(self.steps.schedule.iterations, done=self.iteration)
         with self.interrupts:
             try:
                 if self.iteration == 0:
@@ -208,6 +217,14 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """Learn from the batches that are left of the epoch at work."""
+        for _ in self.learn_epoch():
+            self.report()
+            if self._is_save_due():
+                self._save()
+        self._read()
+
+    def learn_epoch(self) -> Iterator[int]:
+        """The same batch by batch, without reports and states; gives their pictures' number."""
         self.steps.train()
         self.plan.set_epoch(self.position.epoch, self.position.batch)
         self._clock = time.perf_counter()
@@ -216,15 +233,11 @@ class Trainer:
             with self._breaking():
                 self._learn(*batch)
             self._count_time()
-            if self._is_read_now():
-                self._report()
-            if self._is_save_due():
-                self._save()
-        self._read()
+            yield len(batch[0])
 
     def _next(self, stream: Iterator[Item]) -> Item | None:
         """The next batch; here, between two batches, all ranks stop if one of them has to."""
-        with self.steps.timing.part("data"), self.ranks.together():
+        with self.steps.timing.part("data", host=True), self.ranks.together():
             self.interrupts.check()
             return next(stream, None)
 
@@ -355,8 +368,10 @@ class Trainer:
             f"{self.folder / evidence.NAME}, the last whole state in {self.folder}"
         )
 
-    def _report(self) -> None:
-        """Tell the progress where the epoch stands."""
+    def report(self) -> None:
+        """Tell the progress where the epoch stands, if it is time to look at the losses."""
+        if not self._is_read_now():
+            return
         self._read()
         position = self.position
         box, obj, cls = (value / position.batch for value in position.sums)

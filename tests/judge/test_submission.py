@@ -1,0 +1,55 @@
+"""COCO results: what the list holds, and how pictures and categories are numbered."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from y7edge.data.sample import Sample
+from y7edge.errors import ConfigError
+from y7edge.judge.submission import COCO_IDS, write_submission
+
+FOUND = np.array([[1, 10.12345, 20, 30.5, 40, 0.1234567, 2], [0, 1, 2, 3, 4, 0.5, 79]])
+
+
+def samples(*names):
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
+    return [Sample(Path(name), *nothing) for name in names]
+
+
+def test_pictures_named_by_numbers_keep_them(tmp_path):
+    pictures = samples("a/000000397133.jpg", "b/37777.png")
+    (path,) = write_submission(FOUND, pictures, tmp_path / "predictions.json", classes=80)
+    assert json.loads(path.read_text()) == [
+        {"image_id": 37777, "category_id": 2, "bbox": [10.123, 20, 30.5, 40], "score": 0.12346},
+        {"image_id": 397133, "category_id": 79, "bbox": [1, 2, 3, 4], "score": 0.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("7.jpg", "car.jpg"), ("7.jpg", "x/7.png"), ("7.jpg", "007.png"), ("²5.jpg", "2.jpg")],
+    ids=["a-word", "twice", "twice-with-zeros", "no-ascii-digit"],
+)
+def test_other_pictures_are_numbered_and_listed(tmp_path, names):
+    path, listed = write_submission(
+        FOUND, samples(*names), tmp_path / "predictions.json", classes=80
+    )
+    assert [row["image_id"] for row in json.loads(path.read_text())] == [2, 1]
+    assert json.loads(listed.read_text()) == {names[0]: 1, names[1]: 2}
+    assert listed.name == "image_ids.json"
+
+
+def test_category_ids_of_coco_on_request(tmp_path):
+    pictures = samples("1.jpg", "2.jpg")
+    path = tmp_path / "predictions.json"
+    write_submission(FOUND, pictures, path, classes=80, coco_ids=True)
+    assert [row["category_id"] for row in json.loads(path.read_text())] == [3, 90]
+    with pytest.raises(ConfigError, match="for its 80 classes, this data set has 3"):
+        write_submission(FOUND, pictures, path, classes=3, coco_ids=True)
+
+
+def test_category_ids_are_the_published_ones():
+    ranges = ((1, 11), (13, 25), (27, 28), (31, 44), (46, 65), (67, 67), (70, 70), (72, 82))
+    assert tuple(n for a, b in (*ranges, (84, 90)) for n in range(a, b + 1)) == COCO_IDS
