@@ -1,8 +1,9 @@
 """The whole of augmentation: from a set of pictures to one that the network trains on.
 
 The published recipe of YOLOv7 (arXiv 2207.02696), in its order: mosaic and copy-paste, a random
-view, mixup, colour, paste-in, flips. Everything random comes from a generator handed in: the same
-generator state gives the same picture. Differences from the published code, all of them small:
+view in random colours, mixup, paste-in; flips are part of the view. Everything random comes from a
+generator handed in: the same state of it gives the same picture. Differences from the published
+code, all of them small:
 
 * Labels lie on pixels exactly: no half pixel between the two (`y7edge.train.view`).
 * Polygons and boxes can be mixed: each label is moved as what it is.
@@ -14,17 +15,16 @@ generator state gives the same picture. Differences from the published code, all
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import cv2
-import numpy as np
 from numpy.random import Generator
 
 from y7edge.train.augment_settings import Augmentation
 from y7edge.train.colour import Jitter
-from y7edge.train.labelled import Picture, Pictures, moved, rectangle, resize, tensors
+from y7edge.train.labelled import Picture, Pictures, rectangle, resize, tensors
 from y7edge.train.mixing import copy_paste, mixup, paste_in
 from y7edge.train.mosaic import Area, Layout, Tile, four, nine, paint, single
-from y7edge.train.view import draw_view, show
+from y7edge.train.view import Mirror, draw_view, mirrored, show
 
 __all__ = [
     "Augmentation",
@@ -59,54 +59,45 @@ def augmented(
         shape: Height and width of the result, for batches of rectangles: mosaics, which are square,
             are left out then.
     """
-    jitter = Jitter.draw(settings, rng)
+    look = _Look(settings, Jitter.draw(settings, rng), Mirror.draw(settings, rng))
     if shape is None and rng.random() < settings.mosaic:
-        picture = _mosaic(pictures, index, size, settings, jitter, rng)
+        picture = _mosaic(pictures, index, size, look, rng)
         if rng.random() < settings.mixup:
-            other = int(rng.integers(len(pictures)))
-            second = _mosaic(pictures, other, size, settings, jitter, rng)
+            second = _mosaic(pictures, int(rng.integers(len(pictures))), size, look, rng)
             picture = mixup(picture, second, rng)
     else:
         canvas = shape or (size, size)
-        layout = single(pictures[index], *canvas)
-        picture = show(layout, draw_view(canvas, canvas, settings, rng), jitter)
+        view = draw_view(canvas, canvas, settings, rng, look.mirror)
+        picture = show(single(pictures[index], *canvas), view, look.jitter)
     if rng.random() < settings.paste_in and any(line is not None for line in picture.polygons):
-        numbers = rng.integers(len(pictures), size=_PASTED_FROM)
-        picture = paste_in(picture, (pictures[int(number)] for number in numbers), rng)
-    return flip(picture, settings, rng)
+        numbers = rng.integers(len(pictures), size=_PASTED_FROM).tolist()
+        sources = (mirrored(pictures[number], look.mirror) for number in numbers)
+        picture = paste_in(picture, sources, rng)
+    return picture
 
 
-def _mosaic(
-    pictures: Pictures,
-    index: int,
-    size: int,
-    settings: Augmentation,
-    jitter: Jitter,
-    rng: Generator,
-) -> Picture:
+class _Look(NamedTuple):
+    """What both pictures of a mixup have in common."""
+
+    settings: Augmentation
+    jitter: Jitter
+    mirror: Mirror
+
+
+def _mosaic(pictures: Pictures, index: int, size: int, look: _Look, rng: Generator) -> Picture:
     """A random view of a mosaic of four or nine."""
+    settings = look.settings
     canvas = (2 * size, 2 * size)
-    view = draw_view(canvas, (size, size), settings, rng)
+    view = draw_view(canvas, (size, size), settings, rng, look.mirror)
     # A copy pasted on the other side of the canvas can show where its original does not.
-    seen = view.seen() if not settings.copy_paste else Area(0, 0, *canvas)
+    seen = Area(0, 0, *canvas) if settings.copy_paste else view.seen()
     join, others = (nine, 8) if rng.random() < settings.mosaic9 else (four, 3)
     numbers = [index, *rng.integers(len(pictures), size=others).tolist()]
     layout = join(pictures, numbers, size, rng, seen)
     if settings.copy_paste and any(tile.picture.polygons for tile in layout.tiles):
         whole = copy_paste(paint(layout), settings.copy_paste, rng)
         layout = Layout((Tile(whole, 0, 0, (0, 0, *canvas)),), *canvas)
-    return show(layout, view, jitter)
-
-
-def flip(picture: Picture, settings: Augmentation, rng: Generator) -> Picture:
-    """Mirror the picture and its labels, each way with its probability."""
-    height, width = picture.image.shape[:2]
-    upside, sideways = rng.random(2) < (settings.flipud, settings.fliplr)
-    if upside:
-        picture = moved(picture, np.asarray(cv2.flip(picture.image, 0)), (1, -1), (0, height))
-    if sideways:
-        picture = moved(picture, np.asarray(cv2.flip(picture.image, 1)), (-1, 1), (width, 0))
-    return picture
+    return show(layout, view, look.jitter)
 
 
 def letterbox(picture: Picture, size: int) -> Picture:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 from numpy.random import Generator
@@ -11,50 +9,65 @@ from numpy.typing import NDArray
 
 from y7edge.preprocess import PAD
 from y7edge.train.augment_settings import Augmentation
+from y7edge.train.scratch import scratch
 
 # OpenCV's hue of 8-bit pictures goes round at 180, and its way back takes larger ones as they come.
 _HUES = 180
 _LARGEST = 255
 
 
-@dataclass(frozen=True, slots=True)
 class Jitter:
-    """Factors of hue, saturation and brightness; 8-bit values are cut to whole numbers."""
+    """Changes of colour by fixed factors of hue, saturation and brightness."""
 
-    factors: tuple[float, float, float]
+    def __init__(self, hue: float = 1.0, saturation: float = 1.0, brightness: float = 1.0) -> None:
+        self.factors = (hue, saturation, brightness)
+        # The published tables are products cut to whole numbers. OpenCV rounds products, so half is
+        # taken off; a little less, for those that are whole. It is several times faster.
+        self._matrix = np.array(
+            [(hue, 0, 0, -0.499), (0, saturation, 0, -0.499), (0, 0, brightness, -0.499)]
+        )
 
     @classmethod
     def draw(cls, settings: Augmentation, rng: Generator) -> Jitter:
         """Factors from 1 - strength to 1 + strength."""
-        strengths = np.array((settings.hsv_h, settings.hsv_s, settings.hsv_v))
-        hue, saturation, brightness = 1 + rng.uniform(-1, 1, 3) * strengths
-        return cls((float(hue), float(saturation), float(brightness)))
+        hue, saturation, brightness = rng.uniform(-1, 1, 3).tolist()
+        return cls(
+            1 + hue * settings.hsv_h,
+            1 + saturation * settings.hsv_s,
+            1 + brightness * settings.hsv_v,
+        )
 
-    def apply(self, image: NDArray[np.uint8], out: NDArray[np.uint8] | None = None) -> None:
-        """Jitter a BGR image, in place or into ``out``; both may be views of larger ones."""
-        out = image if out is None else out
+    def apply(
+        self, image: NDArray[np.uint8], out: NDArray[np.uint8], mirror: int | None = None
+    ) -> None:
+        """Write a BGR image in other colours.
+
+        Args:
+            image: uint8 (h, w, 3); it may be a view of a larger one.
+            out: The same, where the result goes; may be ``image``.
+            mirror: ``cv2.flip``'s code, to mirror it as well.
+        """
+        height, width = image.shape[:2]
+        spare = scratch("colour", height, width)
         if self.factors == (1.0, 1.0, 1.0):
-            if out is not image:
-                out[:] = image
+            out[:] = image if mirror is None else cv2.flip(image, mirror, dst=spare)
             return
-        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+        old = cv2.cvtColor(image, cv2.COLOR_BGR2HSV, dst=spare)
+        new = scratch("new colour", height, width)
         if self.factors[0] * (_HUES - 1) <= _LARGEST:
-            # The published tables are products cut to whole numbers. OpenCV rounds, so that half is
-            # taken off; a little less, for products that are whole.
-            matrix = np.column_stack((np.diag(self.factors), np.full(3, -0.499)))
-            cv2.transform(hsv, matrix, dst=hsv)
+            cv2.transform(old, self._matrix, dst=new)
         else:
-            cv2.LUT(hsv, self.table(), dst=hsv)
-        cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR, dst=out)
-
-    def grey(self) -> NDArray[np.uint8]:
-        """What the padding becomes: uint8 (3,)."""
-        pixel = np.full((1, 1, 3), PAD, np.uint8)
-        self.apply(pixel)
-        return pixel[0, 0]
+            cv2.LUT(old, self.table(), dst=new)
+        if mirror is not None:
+            new = np.asarray(cv2.flip(new, mirror, dst=spare), np.uint8)
+        cv2.cvtColor(new, cv2.COLOR_HSV2BGR, dst=out)
 
     def table(self) -> NDArray[np.uint8]:
         """New hue, saturation and brightness for each old one: uint8 (1, 256, 3)."""
         table = np.outer(np.arange(_LARGEST + 1), self.factors)
         table[:, 0] %= _HUES
         return np.clip(table, 0, _LARGEST).astype(np.uint8)[None]
+
+    def grey(self) -> int:
+        """What becomes of the padding, which has no hue and no saturation."""
+        return min(int(PAD * self.factors[2]), _LARGEST)

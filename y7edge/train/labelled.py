@@ -98,10 +98,12 @@ def tensors(picture: Picture) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     height, width = picture.image.shape[:2]
     planes = np.empty((3, height, width), np.uint8)
     cv2.split(picture.image, (planes[2], planes[1], planes[0]))  # in place: from BGR to RGB
-    shares = picture.boxes / (width, height, width, height)
-    low, high = shares[:, :2], shares[:, 2:]
-    labels = np.column_stack((picture.class_id, (low + high) / 2, high - low))
-    return planes, labels.astype(np.float32)
+    low, high = picture.boxes[:, :2], picture.boxes[:, 2:]
+    labels = np.empty((len(low), 5), np.float32)
+    labels[:, 0] = picture.class_id
+    labels[:, 1:3] = (low + high) / (2 * width, 2 * height)
+    labels[:, 3:] = (high - low) / (width, height)
+    return planes, labels
 
 
 def clip_polygon(polygon: Polygon, low: Sequence[float], high: Sequence[float]) -> Polygon:

@@ -14,8 +14,9 @@ pixels, source and result, which moves it by up to half a pixel; its labels foll
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,10 +26,14 @@ from numpy.typing import NDArray
 from y7edge.preprocess import PAD
 from y7edge.train.augment_settings import Augmentation
 from y7edge.train.colour import Jitter
-from y7edge.train.labelled import Picture, Polygon, clip_polygon, hull
+from y7edge.train.labelled import Picture, Polygon, clip_polygon, hull, moved
 from y7edge.train.mosaic import Area, Layout, Tile, joined, paint
+from y7edge.train.scratch import scratch
 
 Matrix = NDArray[np.float64]
+
+# Columns of a box that are the x and y of its corners.
+_CORNERS = np.array([(0, 1), (2, 1), (2, 3), (0, 3)])
 
 # Objects are dropped at or below this side in pixels, from this ratio of sides on, and at or below
 # a share of their area: a polygon's box is tight, so that little of it is still something to see.
@@ -39,6 +44,19 @@ _LEAST_AREA_OUTLINED = 0.01
 
 # Perspective is shortened where points would be magnified more than this, or lie behind the viewer.
 _LEAST_DEPTH = 0.1
+
+
+class Mirror(NamedTuple):
+    """Which ways a picture is mirrored."""
+
+    upside: bool = False
+    sideways: bool = False
+
+    @classmethod
+    def draw(cls, settings: Augmentation, rng: Generator) -> Mirror:
+        """Each way with its probability."""
+        upside, sideways = rng.random(2).tolist()
+        return cls(upside < settings.flipud, sideways < settings.fliplr)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,26 +77,30 @@ class View:
 
     @property
     def upright(self) -> bool:
-        """Whether it only scales and shifts."""
-        m = self.matrix
-        return bool(m[0, 1] == m[1, 0] == m[2, 0] == m[2, 1] == 0)
+        """Whether it only scales, mirrors and shifts."""
+        (_, shear_x, _), (shear_y, _, _), (tilt_x, tilt_y, _) = self.matrix.tolist()
+        return shear_x == shear_y == tilt_x == tilt_y == 0.0
 
     def seen(self) -> Area:
         """The canvas area that the picture shows something of."""
-        corners = np.array([[0, self.width, 0, self.width], [0, 0, self.height, self.height]])
-        x, y = project(corners.T, np.linalg.inv(self.matrix)).T
-        return Area(x.min(), y.min(), x.max(), y.max())
+        corners = np.array([(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)])
+        x, y = project(corners, np.linalg.inv(self.matrix)).T.tolist()
+        return Area(min(x), min(y), max(x), max(y))
 
 
 def draw_view(
-    canvas: tuple[int, int], picture: tuple[int, int], settings: Augmentation, rng: Generator
+    canvas: tuple[int, int],
+    picture: tuple[int, int],
+    settings: Augmentation,
+    rng: Generator,
+    mirror: Mirror,
 ) -> View:
-    """Draw a view of a canvas (height, width) for a picture (height, width).
+    """Draw a view of a canvas (height, width) for a picture (height, width), perhaps mirrored.
 
-    Its matrix is the product T S R P C of shift, shear, turn with scale, tilt, and the move of the
-    canvas's middle to the origin, which comes first.
+    Its matrix is the product F T S R P C of mirroring, shift, shear, turn with scale, tilt, and the
+    move of the canvas's middle to the origin, which comes first.
     """
-    centre, tilt, turn, shear, shift = (np.eye(3) for _ in range(5))
+    centre, tilt, turn, shear, shift, flip = (np.eye(3) for _ in range(6))
     centre[:2, 2] = -canvas[1] / 2, -canvas[0] / 2
     tilt[2, :2] = rng.uniform(-settings.perspective, settings.perspective, 2)
     nearest = np.abs(tilt[2, :2]) @ np.abs(centre[:2, 2])
@@ -91,7 +113,10 @@ def draw_view(
     shear[0, 1], shear[1, 0] = np.tan(np.radians(rng.uniform(-settings.shear, settings.shear, 2)))
     moves = rng.uniform(0.5 - settings.translate, 0.5 + settings.translate, 2)
     shift[:2, 2] = moves * picture[::-1]
-    return View(shift @ shear @ turn @ tilt @ centre, *picture, scale)
+    for axis, flipped in enumerate((mirror.sideways, mirror.upside)):
+        if flipped:
+            flip[axis, axis], flip[axis, 2] = -1, picture[1 - axis]
+    return View(flip @ shift @ shear @ turn @ tilt @ centre, *picture, scale)
 
 
 def show(layout: Layout, view: View, jitter: Jitter) -> Picture:
@@ -113,23 +138,26 @@ def _warped(layout: Layout, view: View, jitter: Jitter) -> Picture:
     else:
         warped = cv2.warpAffine(canvas.image, of_centres[:2], size, borderValue=grey)
     image = np.asarray(warped, np.uint8)
-    jitter.apply(image)
+    jitter.apply(image, image)
     whole = Tile(canvas, 0, 0, (0, 0, layout.width, layout.height))
     return _labelled(image, [(whole, view.matrix)], view)
 
 
 def _assembled(layout: Layout, view: View, jitter: Jitter) -> Picture:
     image = np.empty((view.height, view.width, 3), np.uint8)
-    image[:] = jitter.grey()
+    image.fill(jitter.grey())
+    (across, _, x), (_, down, y), _ = view.matrix.tolist()
     placed = []
     for tile in layout.tiles:
         x1, y1, x2, y2 = tile.part
-        columns = _span(x1, x2, tile.left, view.matrix[0], view.width)
-        rows = _span(y1, y2, tile.top, view.matrix[1, 1:], view.height)
+        columns = _span(x1, x2, across, tile.left * across + x, view.width)
+        rows = _span(y1, y2, down, tile.top * down + y, view.height)
         if columns and rows:
             source = tile.picture.image[rows.start : rows.stop, columns.start : columns.stop]
-            _fill(image[rows.to : rows.till, columns.to : columns.till], source, jitter)
-            placed.append((tile, np.array([columns.row(0), rows.row(1), (0.0, 0.0, 1.0)])))
+            target = image[rows.to : rows.till, columns.to : columns.till]
+            _fill(target, source, jitter, _flip_code(upside=down < 0, sideways=across < 0))
+            (across_tile, x_tile), (down_tile, y_tile) = columns.line(across), rows.line(down)
+            placed.append((tile, ((across_tile, 0, x_tile), (0, down_tile, y_tile), (0, 0, 1))))
     return _labelled(image, placed, view)
 
 
@@ -141,64 +169,74 @@ class _Span(NamedTuple):
     to: int
     till: int
 
-    def row(self, axis: int) -> tuple[float, float, float]:
-        """The row of a matrix that does the same to points."""
+    def line(self, sign: float) -> tuple[float, float]:
+        """Factor and shift that do the same to points; mirrored if ``sign`` is negative."""
         factor = (self.till - self.to) / (self.stop - self.start)
-        shift = self.to - self.start * factor
-        return (factor, 0.0, shift) if axis == 0 else (0.0, factor, shift)
+        if sign < 0:
+            return -factor, self.till + self.start * factor
+        return factor, self.to - self.start * factor
 
 
-def _span(start: int, stop: int, offset: int, line: Matrix, limit: int) -> _Span | None:
-    """Where pixels of a tile at ``offset`` go, as far as that is from 0 to ``limit``."""
-    factor, shift = float(line[0]), float(line[-1])
-    low, high = round((start + offset) * factor + shift), round((stop + offset) * factor + shift)
+def _span(start: int, stop: int, factor: float, shift: float, limit: int) -> _Span | None:
+    """Where pixels of a tile go under ``factor`` and ``shift``, as far as that is in 0..limit."""
+    low, high = sorted((round(start * factor + shift), round(stop * factor + shift)))
     to, till = max(low, 0), min(high, limit)
     if to >= till:
         return None
     back = (stop - start) / (high - low)
-    start, stop = start + round((to - low) * back), stop - round((high - till) * back)
+    before, after = round((to - low) * back), round((high - till) * back)
+    if factor < 0:
+        before, after = after, before
+    start, stop = start + before, stop - after
     if start >= stop:  # less than half a source pixel shows: that one, then
-        start = min(start, stop)
-        stop = start + 1
+        start, stop = min(start, stop), min(start, stop) + 1
     return _Span(start, stop, to, till)
 
 
-def _fill(target: NDArray[np.uint8], source: NDArray[np.uint8], jitter: Jitter) -> None:
-    """Resize and jitter ``source`` into ``target``, the jitter where there are fewer pixels."""
-    size = target.shape[1::-1]
+def _flip_code(*, upside: bool, sideways: bool) -> int | None:
+    """``cv2.flip``'s code for mirroring."""
+    if upside:
+        return -1 if sideways else 0
+    return 1 if sideways else None
+
+
+def _fill(
+    target: NDArray[np.uint8], source: NDArray[np.uint8], jitter: Jitter, mirror: int | None
+) -> None:
+    """Resize, jitter and mirror ``source`` into ``target``, with the fewest pixels to jitter."""
     if source.size < target.size:
-        coloured = np.empty_like(source)
-        jitter.apply(source, out=coloured)
-        cv2.resize(coloured, size, dst=target, interpolation=cv2.INTER_LINEAR)
+        coloured = scratch("tile", *source.shape[:2])
+        jitter.apply(source, coloured, mirror)
+        cv2.resize(coloured, target.shape[1::-1], dst=target, interpolation=cv2.INTER_LINEAR)
     else:
-        cv2.resize(source, size, dst=target, interpolation=cv2.INTER_LINEAR)
-        jitter.apply(target)
+        resized = scratch("tile", *target.shape[:2])
+        cv2.resize(source, target.shape[1::-1], dst=resized, interpolation=cv2.INTER_LINEAR)
+        jitter.apply(resized, target, mirror)
 
 
-def _labelled(image: NDArray[np.uint8], placed: list[tuple[Tile, Matrix]], view: View) -> Picture:
+def _labelled(image: NDArray[np.uint8], placed: Sequence[tuple[Tile, Any]], view: View) -> Picture:
     """The image with the labels of its tiles, each moved by its matrix."""
     sources = joined(image, [tile.picture for tile, _ in placed])
+    if not len(sources.boxes):
+        return sources
     counts = [len(tile.picture.boxes) for tile, _ in placed]
-    parts = np.array([tile.part for tile, _ in placed], float).reshape(-1, 4).repeat(counts, axis=0)
-    matrices = np.array([matrix for _, matrix in placed]).reshape(-1, 3, 3)
-    before = np.clip(sources.boxes, parts[:, [0, 1, 0, 1]], parts[:, [2, 3, 2, 3]])
-    corners = project(
-        before[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2), matrices.repeat(counts, axis=0)
+    parts = np.repeat(np.array([tile.part for tile, _ in placed], float), counts, axis=0)
+    matrices = np.repeat(np.array([matrix for _, matrix in placed], float), counts, axis=0)
+    low, high = parts[:, [0, 1, 0, 1]], parts[:, [2, 3, 2, 3]]
+    before = np.minimum(np.maximum(sources.boxes, low), high)
+    corners = project(before[:, _CORNERS], matrices)
+    after = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
+    polygons = tuple(
+        _outline(line, part, matrix, view)
+        for line, part, matrix in zip(sources.polygons, parts, matrices, strict=False)
     )
-    after = np.hstack((corners.min(axis=1), corners.max(axis=1)))
-    polygons: list[Polygon | None] = []
-    if sources.polygons:
-        tile_of = np.arange(len(placed)).repeat(counts)
-        for index, line in enumerate(sources.polygons):
-            part = parts[index]
-            outline = _outline(line, part, matrices[tile_of[index]], view)
-            polygons.append(outline)
-            if outline is not None:
-                after[index] = hull(outline)
-    after = np.clip(after, 0, (view.width, view.height) * 2)
-    outlined = np.array([line is not None for line in polygons] or [False] * len(after), bool)
-    keep = np.flatnonzero(_worth_keeping(before * view.scale, after, outlined))
-    kept = tuple(polygons[index] for index in keep) if polygons else ()
+    for index, line in enumerate(polygons):
+        if line is not None:
+            after[index] = hull(line)
+    after = np.minimum(np.maximum(after, 0), (view.width, view.height) * 2)
+    least = [_LEAST_AREA if line is None else _LEAST_AREA_OUTLINED for line in polygons]
+    keep = _worth_keeping(before * view.scale, after, np.array(least or _LEAST_AREA))
+    kept = tuple(line for line, good in zip(polygons, keep, strict=False) if good)
     return Picture(image, after[keep], sources.class_id[keep], kept)
 
 
@@ -217,12 +255,21 @@ def project(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
 
 
 def _worth_keeping(
-    before: NDArray[np.float64], after: NDArray[np.float64], outlined: NDArray[np.bool_]
+    before: NDArray[np.float64], after: NDArray[np.float64], least_area: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """Which boxes still show an object; ``before`` is scaled as the picture was."""
     old, new = before[:, 2:] - before[:, :2], after[:, 2:] - after[:, :2]
-    ratio = new.max(axis=1, initial=0) / np.maximum(new.min(axis=1, initial=np.inf), 1e-9)
-    share = new.prod(axis=1) / np.maximum(old.prod(axis=1), 1e-9)
-    large = (new > _LEAST_SIDE).all(axis=1)
-    least = np.where(outlined, _LEAST_AREA_OUTLINED, _LEAST_AREA)
-    return np.asarray(large & (ratio < _LARGEST_RATIO) & (share > least))
+    short, long = new.min(axis=1), new.max(axis=1)
+    large = (short > _LEAST_SIDE) & (long < _LARGEST_RATIO * short)
+    return np.asarray(large & (short * long > least_area * old[:, 0] * old[:, 1]))
+
+
+def mirrored(picture: Picture, mirror: Mirror) -> Picture:
+    """A whole picture and its labels, mirrored."""
+    code = _flip_code(upside=mirror.upside, sideways=mirror.sideways)
+    if code is None:
+        return picture
+    height, width = picture.image.shape[:2]
+    signs = (-1 if mirror.sideways else 1, -1 if mirror.upside else 1)
+    offset = (width * mirror.sideways, height * mirror.upside)
+    return moved(picture, np.asarray(cv2.flip(picture.image, code), np.uint8), signs, offset)
