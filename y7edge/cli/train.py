@@ -236,9 +236,20 @@ def train(
         result = loop.resume(resume, progress=for_terminal())
     else:
         config = configured(options, chosen_recipe(options), command_line(ctx))
+        if config.profile:
+            _profile(config, as_json)
+            return
         result = loop.train(config, progress=for_terminal())
     if is_first():
         _show(result, as_json)
+
+
+def _profile(config: TrainConfig, as_json: bool) -> None:
+    from y7edge.train.profile import profile
+    from y7edge.train.progress import for_terminal
+
+    found = profile(config, progress=for_terminal())
+    show(found.to_dict(), found.lines(), as_json=as_json)
 
 
 def require_alone(folder: Path, words: Iterable[str]) -> None:

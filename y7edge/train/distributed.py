@@ -9,9 +9,11 @@ end all of them with one message.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -142,6 +144,7 @@ def open_fabric(config: TrainConfig) -> Any:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it counts processes aloud
     kind, index = _device(config.device)
     available = torch.cuda.device_count() if kind == "cuda" else 1 if kind == "mps" else None
     if available is not None and index + config.devices > available:
@@ -198,8 +201,12 @@ def launch(fabric: Any) -> Ranks:
     fabric.launch()
     if fabric.world_size == 1:
         return Ranks()
+    # Of the head's vectors, (1, C, 1, 1), there are two layouts for the same bytes.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if fabric.global_rank:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
     return Ranks(fabric.global_rank, fabric.world_size)
 
 

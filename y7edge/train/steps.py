@@ -26,7 +26,8 @@ class Steps:
     """What happens to each batch.
 
     Attributes:
-        model: the module itself, without what Fabric and a compiler wrap around it.
+        model: the module itself ...
+        forward: ... and what Fabric and a compiler wrapped around it.
         average: takes in the model after every optimiser step.
         optimizer: as Fabric gave it.
         accumulator: counts the batches whose gradients wait for the next optimiser step.
@@ -49,7 +50,7 @@ class Steps:
         self.accumulator = Accumulator()
         self.timing: Timing = timing or NoTiming()
         wanted: Any = torch.compile(model) if compiled else model
-        self._forward, self.optimizer = fabric.setup(wanted, optimizer)
+        self.forward, self.optimizer = fabric.setup(wanted, optimizer)
 
     def __call__(
         self, iteration: int, images: Tensor, targets: Tensor, side: int | None = None
@@ -66,11 +67,11 @@ class Steps:
         apply(step, self.optimizer)
         due = self.accumulator.due(step.accumulate, last=iteration + 1 == self.schedule.iterations)
         # Gradients cross from process to process only when they are used.
-        with self.fabric.no_backward_sync(self._forward, enabled=not due):
+        with self.fabric.no_backward_sync(self.forward, enabled=not due):
             with self.timing.part("forward"):
                 images = self.prepared(images, side)
                 targets = targets.to(self.fabric.device, non_blocking=True)
-                heads = self._forward(images)
+                heads = self.forward(images)
             with self.timing.part("loss"):
                 parts = self.loss(heads, targets)
             with self.timing.part("backward"):
@@ -84,7 +85,7 @@ class Steps:
 
     def train(self) -> None:
         """Into training mode; frozen rows stay out of it."""
-        self._forward.train()
+        self.forward.train()
         freeze.apply(self.model)
 
     @property

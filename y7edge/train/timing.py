@@ -13,15 +13,15 @@ import torch
 class Timing(Protocol):
     """Told which part of the work begins and ends."""
 
-    def part(self, name: str) -> AbstractContextManager[None]:
-        """A block that is the work ``name``; blocks don't overlap."""
+    def part(self, name: str, *, host: bool = False) -> AbstractContextManager[None]:
+        """A block that is the work ``name``; blocks don't overlap. ``host``: none of a device's."""
         ...
 
 
 class NoTiming:
     """Measures nothing and costs nothing."""
 
-    def part(self, name: str) -> AbstractContextManager[None]:
+    def part(self, name: str, *, host: bool = False) -> AbstractContextManager[None]:
         """A block like any other."""
         return nullcontext()
 
@@ -39,9 +39,9 @@ class PartTimes:
         self._marks: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def part(self, name: str, *, host: bool = False) -> Iterator[None]:
         """Add the time that a block takes to that of ``name``."""
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and not host:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             yield

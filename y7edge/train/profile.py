@@ -1,0 +1,169 @@
+"""``y7edge train --profile N``: where the time of an iteration goes, measured on the real loop.
+
+The parts of a run are made as for a training, in a folder that is thrown away; N iterations are
+timed after a few that warm up. Beside it stands what the network alone would do: forward and
+backward over one batch that is already on the device, without data, loss and optimiser.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from y7edge.errors import ConfigError
+from y7edge.train.config import TrainConfig
+from y7edge.train.distributed import open_fabric
+from y7edge.train.progress import Progress, Quiet, peak_memory_mb
+from y7edge.train.resume import Position
+from y7edge.train.start import check_packages
+from y7edge.train.timing import PartTimes
+from y7edge.train.trainer import Trainer
+
+# The first iterations allocate memory, choose kernels, start workers and draw their batches.
+WARM_UP = 4
+PARTS = ("data", "forward", "loss", "backward", "optimizer")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What was measured; times are means over the iterations, in milliseconds."""
+
+    device: str
+    batch: int  # pictures per iteration
+    imgsz: int
+    workers: int
+    iterations: int
+    images_per_second: float
+    iteration_ms: float
+    data_ms: float  # waiting for the loader
+    forward_ms: float  # with the way of the batch to the device
+    loss_ms: float  # with the assignment
+    backward_ms: float
+    optimizer_ms: float  # with the average of the weights; a mean, though not every batch has one
+    rest_ms: float  # progress and what is between the parts
+    memory_mb: float  # peak: of the GPU, else of the process
+    network_images_per_second: float  # forward and backward alone, on a fixed batch
+
+    @property
+    def data_share(self) -> float:
+        """Of an iteration: waiting for data."""
+        return self.data_ms / self.iteration_ms
+
+    @property
+    def loss_share(self) -> float:
+        """Of an iteration without the waiting: assignment and loss."""
+        return self.loss_ms / (self.iteration_ms - self.data_ms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "data_share": self.data_share, "loss_share": self.loss_share}
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        rows = [
+            f"{name.removesuffix('_ms'):<10}{value:>10.2f} ms{value / self.iteration_ms:>8.1%}"
+            for name, value in asdict(self).items()
+            if name.endswith("_ms")
+        ]
+        return [
+            f"{self.iterations} iterations of {self.batch} pictures at {self.imgsz} px on "
+            f"{self.device}, {self.workers} loading workers",
+            *rows,
+            f"{self.images_per_second:.1f} pictures/s; forward and backward alone "
+            f"{self.network_images_per_second:.1f}; peak memory {self.memory_mb:.0f} MB; loss and "
+            f"assignment {self.loss_share:.1%} of the step without the wait for data",
+        ]
+
+
+def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile:
+    """Measure ``config.profile`` iterations of a run on one device.
+
+    Args:
+        config: the run; its folder is not made.
+        progress: told what is measured.
+
+    Raises:
+        ConfigError: several devices, or nothing to measure.
+        Y7EdgeError: as for ``loop.train``.
+    """
+    if config.devices * config.nodes > 1 or config.profile < 1:
+        raise ConfigError("a profile takes --profile N with N from 1, on one device")
+    check_packages()
+    fabric = open_fabric(config)
+    times = PartTimes(fabric.device)
+    with TemporaryDirectory() as folder:
+        config = replace(config, out=Path(folder) / "run")
+        trainer = Trainer(config, progress or Quiet(), fabric=fabric, timing=times)
+        seconds = _timed(trainer, times, config.profile)
+        parts = {f"{name}_ms": 1e3 * seconds[name] / config.profile for name in PARTS}
+        whole = 1e3 * seconds["whole"] / config.profile
+        return Profile(
+            device=_device_name(trainer),
+            batch=config.batch,
+            imgsz=config.imgsz,
+            workers=trainer.loader.num_workers,
+            iterations=config.profile,
+            images_per_second=seconds["images"] / seconds["whole"],
+            iteration_ms=whole,
+            rest_ms=whole - sum(parts.values()),
+            memory_mb=peak_memory_mb(fabric.device),
+            network_images_per_second=_network_alone(trainer, times, min(config.profile, 20)),
+            **parts,
+        )
+
+
+def _timed(trainer: Trainer, times: PartTimes, iterations: int) -> dict[str, float]:
+    """Seconds by part and of the whole over some iterations, and how many pictures they had."""
+    batches, images, begin = _endless(trainer), 0, 0.0
+    for number, count in enumerate(batches):
+        if number < WARM_UP:
+            times.collect()
+            begin = time.perf_counter()
+            continue
+        images += count
+        trainer.report()
+        if number + 1 == WARM_UP + iterations:
+            break
+    seconds = times.collect()
+    return {"optimizer": 0.0, **seconds, "whole": time.perf_counter() - begin, "images": images}
+
+
+def _endless(trainer: Trainer) -> Iterator[int]:
+    """Learn from batch after batch; gives the number of pictures of each."""
+    while True:
+        yield from trainer.learn_epoch()
+        trainer.position = Position(trainer.position.epoch + 1)
+
+
+def _network_alone(trainer: Trainer, times: PartTimes, iterations: int) -> float:
+    """Pictures per second of forward and backward over one batch that is on the device."""
+    steps = trainer.steps
+    images = steps.prepared(next(iter(trainer.loader))[0])
+    for _ in range(2):
+        _there_and_back(trainer, images)
+    times.wait()
+    begin = time.perf_counter()
+    for _ in range(iterations):
+        _there_and_back(trainer, images)
+    times.wait()
+    return len(images) * iterations / (time.perf_counter() - begin)
+
+
+def _there_and_back(trainer: Trainer, images: Tensor) -> None:
+    heads = trainer.steps.forward(images)
+    trainer.fabric.backward(sum(head.float().mean() for head in heads))
+
+
+def _device_name(trainer: Trainer) -> str:
+    device = trainer.fabric.device
+    if device.type != "cuda":
+        return str(device)
+    import torch
+
+    return torch.cuda.get_device_name(device)
