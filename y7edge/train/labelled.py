@@ -88,15 +88,21 @@ def rectangle(picture: Picture, height_width: tuple[int, int]) -> Picture:
     return moved(picture, image, factor, (geometry.left, geometry.top))
 
 
-def tensors(picture: Picture) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def tensors(
+    picture: Picture, out: NDArray[np.uint8] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """The arrays of a training item.
+
+    Args:
+        picture: What to make them of.
+        out: Where the first is written to, such as its place in a batch; None makes a new one.
 
     Returns:
         uint8 (3, h, w), RGB, and float32 (n, 5): class, and centre x, y, width, height as shares of
         the picture's size.
     """
     height, width = picture.image.shape[:2]
-    planes = np.empty((3, height, width), np.uint8)
+    planes = np.empty((3, height, width), np.uint8) if out is None else out
     cv2.split(picture.image, (planes[2], planes[1], planes[0]))  # in place: from BGR to RGB
     low, high = picture.boxes[:, :2], picture.boxes[:, 2:]
     labels = np.empty((len(low), 5), np.float32)
