@@ -7,11 +7,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from y7edge.errors import ConfigError, DeviceError, RuntimeMissing
+from y7edge.errors import ConfigError, RuntimeMissing
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.models.spec import Anchors, Spec
@@ -42,39 +41,6 @@ def check_packages() -> None:
         raise RuntimeMissing(f'training needs {", ".join(missing)}: pip install "y7edge[train]"')
 
 
-def open_fabric(device: str, precision: str) -> Any:
-    """Lightning Fabric on one device: moves tensors, casts, scales gradients under fp16.
-
-    Args:
-        device: ``auto`` (CUDA if there is, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        precision: ``auto`` (fp16 mixed on CUDA, else fp32) or one of Fabric's names.
-
-    Raises:
-        DeviceError: there is no such device here.
-    """
-    from lightning_fabric import Fabric
-
-    kind, _, number = device.partition(":")
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": _mps_count()}.get(kind, 0)
-    index = int(number) if number.isdecimal() else 0
-    if index >= count or (number and not number.isdecimal()):
-        raise DeviceError(
-            f"device {device!r} is not here: expected cpu"
-            + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
-            + (", mps" if _mps_count() else "")
-        )
-    if precision == "auto":
-        precision = "16-mixed" if kind == "cuda" else "32-true"
-    devices: Any = [index] if kind == "cuda" else 1
-    return Fabric(accelerator=kind, devices=devices, precision=precision)  # type: ignore[arg-type]
-
-
-def _mps_count() -> int:
-    return int(torch.backends.mps.is_available())
-
-
 @dataclass(frozen=True, slots=True)
 class Start:
     """The model to train, one line about where its weights come from, and what else to know."""
@@ -88,9 +54,8 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
     """The rows that a run trains: those of the named variant, or its own (``config.spec``).
 
     Raises:
-        ConfigError: unknown model, rows not in training form, a width that cannot be, a model with
-            auxiliary heads, or an input size that the strides don't divide or that is a single cell
-            of the largest.
+        ConfigError: unknown model, rows not in training form, a width that cannot be, or an input
+            size that the strides don't divide or that is a single cell of the largest.
     """
     if config.spec is None:
         spec = registry.get(config.model, nc=classes, anchors=anchors)
@@ -100,11 +65,6 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
         )
     else:
         spec = replace(config.spec, nc=classes, anchors=anchors or config.spec.anchors)
-    if spec.has_aux:
-        raise ConfigError(
-            f"{spec.name} has auxiliary heads, whose losses are not in this version: "
-            "train yolov7-tiny, yolov7-tiny-silu, yolov7 or yolov7x"
-        )
     if config.imgsz % spec.max_stride:
         up = -(-config.imgsz // spec.max_stride) * spec.max_stride
         raise ConfigError(
