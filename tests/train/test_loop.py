@@ -23,7 +23,9 @@ from y7edge.train.progress import Quiet
 from y7edge.train.results import read_csv
 from y7edge.train.start import start_model
 
-STILL = Augmentation(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0)
+STILL = Augmentation(
+    mosaic=0, mixup=0, paste_in=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def one_thread():
 
 
 def config(data, out, **changes):
-    small = TrainConfig(data=data, width=0.25, imgsz=64, epochs=2, batch=4, out=out, workers=0)
+    small = TrainConfig(data=data, width=0.125, imgsz=64, epochs=2, batch=4, out=out, workers=0)
     return replace(small, **changes)
 
 
@@ -81,16 +83,22 @@ def test_run_leaves_whole_files(run):
         "last.safetensors",
         "results.csv",
         "results.png",
-        "predictions.jpg",
+        "predictions.json",
+        "config.yaml",
+        "repeat.txt",
+        "report.html",
+        "state.safetensors",
+        "batches",
+        "curves",
+        "predictions",
+        "tensorboard",
     }
     assert cv2.imread(str(result.folder / "results.png")) is not None
-    sheet = cv2.imread(str(result.folder / "predictions.jpg"))
-    assert sheet.shape == (28 + 4 * 320, 2 * 320, 3)  # a heading, four rows of two squares
 
 
 def test_run_is_told_as_it_goes(run):
     result, recorder = run
-    assert "10 pictures to train on, 4 to judge by, 2 epochs at 64 px" in recorder.lines[0]
+    assert "10 pictures to train on, 4 to judge by, 2 epochs at 64 px" in recorder.lines[1]
     assert [(s.epoch, s.iteration) for s in recorder.steps] == [
         (epoch, iteration) for epoch in (1, 2) for iteration in (1, 2, 3)
     ]
@@ -132,7 +140,7 @@ def test_saved_model_is_the_moving_average(data, tmp_path):
     trainer = Trainer(config(data, tmp_path / "run", nominal_batch=4), Quiet())
     result = trainer.run()
     saved = weights.load(result.last).arrays
-    average, trained = trainer.ema.model.state_dict(), trainer.model.module.state_dict()
+    average, trained = trainer.average.model.state_dict(), trainer.steps.model.state_dict()
     key = "rows.0.conv.weight"
     assert np.array_equal(saved[key], average[key].numpy())
     assert not np.array_equal(saved[key], trained[key].numpy())
@@ -150,8 +158,8 @@ def test_no_gradient_is_thrown_away(data, tmp_path, nominal, updates):
     recipe = replace(TINY, warmup_epochs=0.0)
     trainer = Trainer(config(data, tmp_path / "run", nominal_batch=nominal, recipe=recipe), Quiet())
     trainer.run()
-    assert trainer.ema.updates == updates
-    assert all(p.grad is None for p in trainer.model.module.parameters())
+    assert trainer.average.updates == updates
+    assert all(p.grad is None for p in trainer.steps.model.parameters())
 
 
 def test_training_learns(data, tmp_path):
@@ -208,19 +216,81 @@ def test_loss_that_is_no_number_ends_the_run(data, tmp_path):
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
+def test_model_with_auxiliary_heads_trains_them_and_judges_by_the_lead(data, tmp_path):
+    recorder = Recorder()
+    changes = {"model": "yolov7-w6", "imgsz": 128, "batch": 5, "nominal_batch": 5}
+    trainer = Trainer(config(data, tmp_path / "run", **changes), recorder)
+    before = {k: v.clone() for k, v in trainer.steps.model.state_dict().items()}
+    result = trainer.run()
+    saved = weights.load(result.last)
+    assert saved.spec.has_aux
+    aux = [key for key in saved.arrays if ".aux." in key]
+    assert aux
+    assert all(not np.array_equal(saved.arrays[key], before[key].numpy()) for key in aux)
+    assert result.metrics.map50 is not None
+    assert recorder.rows[1].box < recorder.rows[0].box
+
+
+def test_input_size_changes_from_batch_to_batch(data, tmp_path):
+    sizes = []
+    trainer = Trainer(config(data, tmp_path / "run", multi_scale=True, imgsz=128), Quiet())
+    trainer.steps.model.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[2:]))
+    trainer.train_epoch()
+    assert [tuple(size) for size in sizes] == [
+        (trainer.sides(1, batch),) * 2 for batch in range(trainer.batches)
+    ]
+
+
+def test_last_epochs_show_pictures_one_at_a_time(data, tmp_path):
+    recipe = replace(TINY, close_mosaic=1)
+    trainer = Trainer(config(data, tmp_path / "run", recipe=recipe), Quiet())
+    assert trainer.shown.close_at == 2
+
+
+def test_pictures_of_badly_learnt_classes_come_more_often(data, tmp_path):
+    trainer = Trainer(config(data, tmp_path / "run", image_weights=True, val_every=1), Quiet())
+    before = trainer.plan.weights.copy()
+    trainer.validation = Scores(trainer.validation, [1.0, 1.0, 1.0, 0.0])
+    trainer.run()
+    # Only pictures that show the last class are still worth drawing.
+    shows = np.array([3 in sample.class_id for sample in trainer.shown.samples])
+    assert not np.array_equal(trainer.plan.weights, before)
+    assert (trainer.plan.weights[shows] > 0).all()
+    assert not trainer.plan.weights[~shows].any()
+
+
+class Scores:
+    """A validation that finds what it is told for each class."""
+
+    def __init__(self, validation, scores) -> None:
+        self.validation, self.scores = validation, scores
+        self.samples, self.names = validation.samples, validation.names
+
+    def __call__(self, model, *rest):
+        found = self.validation(model, *rest)
+        classes = [
+            replace(one, ap50_95=score)
+            for one, score in zip(found.per_class, self.scores, strict=True)
+        ]
+        return replace(found, per_class=tuple(classes))
+
+    def __getattr__(self, name):
+        return getattr(self.validation, name)
+
+
 def test_fine_tuning_starts_from_everything_that_fits(run, data, tmp_path, caplog):
     checkpoint = weights.load(run[0].last)
     recorder = Recorder()
     trainer = Trainer(config(data, tmp_path / "run", weights=run[0].last), recorder)
-    assert "fine-tuned from last.safetensors" in recorder.lines[0]
-    start = trainer.model.module.state_dict()
+    assert "fine-tuned from last.safetensors" in recorder.lines[-1]
+    start = trainer.steps.model.state_dict()
     assert all(np.array_equal(start[k].numpy(), v) for k, v in checkpoint.arrays.items())
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "yolov7-w6"}, ConfigError, "auxiliary heads, whose losses are not in this"),
+        ({"model": "yolov7-w6", "imgsz": 96}, ConfigError, "imgsz must be a multiple of 64"),
         ({"model": "yolov8"}, ConfigError, "yolov8"),
         ({"imgsz": 100}, ConfigError, "imgsz must be a multiple of 32 .* take 128"),
         ({"device": "cuda:9"}, DeviceError, "device 'cuda:9' is not here: expected cpu"),

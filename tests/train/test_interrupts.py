@@ -1,0 +1,38 @@
+"""Signals wait for the end of a batch, unless they come twice or where nothing is half done."""
+
+import os
+import signal
+
+import pytest
+
+from y7edge.train.interrupts import Interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_waits_until_it_is_asked_for(number):
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), number)
+        done = True  # what comes before the check is not cut off
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    assert done
+
+
+def test_second_signal_is_obeyed_at_once():
+    with Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_free_block_is_left_at_once():
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.free():
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
