@@ -39,6 +39,13 @@ def test_foreign_table_is_refused(tmp_path, text):
         read_csv(path)
 
 
+def test_table_of_an_earlier_version_is_read(tmp_path):
+    path = tmp_path / "results.csv"
+    head = "epoch,box,obj,cls,lr,seconds,memory_mb,map50,map50_95"
+    path.write_text(f"{head}\n1,.07,.02,.03,.01,12.5,400,.5,.25\n", encoding="utf-8")
+    assert read_csv(path) == [EpochRow(1, 0.07, 0.02, 0.03, 0.01, 12.5, 400.0, 0.5, 0.25)]
+
+
 def test_curves_are_a_picture_of_one_version(tmp_path):
     write_png(ROWS, tmp_path / "a.png")
     write_png(ROWS, tmp_path / "b.png")

@@ -1,0 +1,61 @@
+"""``y7edge val``: what it shows, prints as JSON and writes into a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from y7edge.cli import main
+
+
+@pytest.fixture
+def words(artifact_path: Path, data: Path) -> list[str]:
+    return ["val", str(artifact_path), "--data", str(data)]
+
+
+def test_json_has_the_new_figures_beside_the_old(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {"map50", "map50_95", "per_class", "images", "labels", "protocol"} <= set(record)
+    assert {"map75", "map_small", "ar100", "ar300", "conf", "precision", "f1"} <= set(record)
+    assert {"name", "ap50", "precision", "recall", "f1", "labels"} <= set(record["per_class"][0])
+    matrix = record["confusion"]["matrix"]
+    assert [sum(row) for row in matrix[:-1]] == [3, 3, 3]  # rows are the truth
+
+
+def test_table_for_people(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    for part in ("mAP@0.5:0.95", "precision", "recall", "F1", "medium", "all"):
+        assert part in printed
+
+
+def test_saves_curves_pictures_results_and_a_page(
+    words: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "judged"
+    assert main([*words, "--save", str(out), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["images"] == 3  # the remark about files is not in the JSON
+    assert str(out) in printed.err
+    found = {str(path.relative_to(out)) for path in out.rglob("*.*")}
+    assert found == {
+        *(f"curves/{name}.png" for name in ("precision", "recall", "f1", "pr", "confusion")),
+        *(f"predictions/00{index}.jpg" for index in range(3)),
+        *("predictions.json", "report.html"),
+    }
+    results = json.loads((out / "predictions.json").read_text())
+    assert {row["image_id"] for row in results} <= {6, 7, 8}  # the names of the pictures
+    assert results and set(results[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_coco_ids_are_for_coco_s_classes(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--coco-ids", "--save", str(tmp_path / "out")]) == 1
+    assert "80 classes, this data set has 3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
