@@ -15,6 +15,7 @@ from y7edge.errors import DataError
 # Ids with gaps, not in order: classes go by id.
 CATEGORIES = [{"id": 90, "name": "wasp"}, {"id": 3, "name": "bee"}, {"id": 17, "name": "fly"}]
 NAMES = ("bee", "fly", "wasp")
+NAN = float("nan")
 
 
 def image(number, name, **size):
@@ -238,7 +239,10 @@ def test_outlines_go_with_their_boxes(tmp_path):
         ([[20, 10, 60, 10, 60]], "outlines that are no lists of points, left out: 1"),
         ([["a"] * 8], "outlines that are no lists of points, left out: 1"),
         ([[[20, 10], [60]]], "outlines that are no lists of points, left out: 1"),
-        ([[float("nan")] * 8], "outlines that are no lists of points, left out: 1"),
+        (
+            [[20, 10, float("nan"), 10, 60, 30]],
+            "outlines that disagree with their box, left out: 1",
+        ),
         ([[10**400] * 8], "outlines that are no lists of points, left out: 1"),
         ([[value / 10 for value in SQUARE]], "outlines that disagree with their box, left out: 1"),
     ],

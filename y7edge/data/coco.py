@@ -347,22 +347,28 @@ def _outline(
         return None
     try:
         parts = [np.array(part, np.float64).reshape(-1, 2) / scale for part in segmentation]
-        finite = all(np.isfinite(part).all() for part in parts)
     except (ValueError, TypeError, OverflowError):
-        finite = False
-    if not finite:
         tally.add("outlines that are no lists of points, left out", 1, where)
         return None
     parts = [part for part in parts if len(part) >= 3]
     if not parts:
         return None
-    low, high = np.min([p.min(0) for p in parts], 0), np.max([p.max(0) for p in parts], 0)
-    shared = np.maximum(np.minimum(high, corners[2:]) - np.maximum(low, corners[:2]), 0).prod()
-    union = (high - low).prod() + (corners[2:] - corners[:2]).prod() - shared
-    if not shared >= _SAME_EXTENT * union:
+    points = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    hull = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+    # A point that is no number makes the hull, and this, no number.
+    if not _overlap(hull, corners.tolist()) >= _SAME_EXTENT:
         tally.add("outlines that disagree with their box, left out", 1, where)
         return None
     return join(parts)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2; 1 for two without area."""
+    shared = max(min(one[2], other[2]) - max(one[0], other[0]), 0.0)
+    shared *= max(min(one[3], other[3]) - max(one[1], other[1]), 0.0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    union = sum(areas) - shared
+    return shared / union if union else 1.0
 
 
 def join(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
