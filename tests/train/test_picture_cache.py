@@ -17,8 +17,8 @@ import pytest
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError, DataError
-from y7edge.train import picture_cache
-from y7edge.train.picture_cache import DiskCache, RamCache, Uncached, available_memory, open_cache
+from y7edge.train import memory, picture_cache
+from y7edge.train.picture_cache import DiskCache, RamCache, Uncached, open_cache
 
 SIZE = 64
 Usage = namedtuple("Usage", "total used free")
@@ -146,7 +146,7 @@ def test_a_forked_process_reads_the_block_where_it_lies(samples):
 
 def test_too_little_memory_is_told_beforehand(samples, monkeypatch):
     large = [sample(each.path, (640, 480)) for each in samples] * 10_000
-    monkeypatch.setattr(picture_cache, "available_memory", lambda: 10_000_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000_000)
     monkeypatch.setattr(picture_cache, "read_image", no_reading)
     with pytest.raises(ConfigError, match=r"take 46\.1 GB, of 8\.0 GB that can be spared: take ca"):
         open_cache("ram", large, 640)
@@ -159,32 +159,8 @@ def test_too_little_memory_is_told_beforehand(samples, monkeypatch):
 def test_auto_keeps_what_is_small_and_fits(samples, monkeypatch, limit, free, kind):
     # Five pictures: 52,032 bytes.
     monkeypatch.setattr(picture_cache, "CACHE_LIMIT", limit)
-    monkeypatch.setattr(picture_cache, "available_memory", lambda: free)
+    monkeypatch.setattr(memory, "available_memory", lambda: free)
     assert isinstance(open_cache("auto", samples, SIZE), kind)
-
-
-def test_memory_is_read_from_the_system_and_the_container(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 2000 kB\nMemFree: 10 kB\nMemAvailable:   1500 kB\n")
-    assert picture_cache._meminfo(meminfo) == 1_536_000
-    assert picture_cache._meminfo(tmp_path / "none") is None
-    (tmp_path / "memory.current").write_text("900\n")
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 300\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert picture_cache._cgroup(tmp_path) is None
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert picture_cache._cgroup(tmp_path) == 400
-    assert picture_cache._cgroup(tmp_path / "none") is None
-
-
-def test_the_smaller_of_both_counts(monkeypatch):
-    monkeypatch.setattr(picture_cache, "_meminfo", lambda _: 700)
-    monkeypatch.setattr(picture_cache, "_cgroup", lambda _: 500)
-    assert available_memory() == 500
-    monkeypatch.setattr(picture_cache, "_cgroup", lambda _: None)
-    assert available_memory() == 700
-    monkeypatch.setattr(picture_cache, "_meminfo", lambda _: None)
-    assert available_memory() is None
 
 
 # --- disk ----------------------------------------------------------------------------------------

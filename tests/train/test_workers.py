@@ -7,20 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from y7edge.errors import ConfigError, TrainingError
-from y7edge.train import workers
-from y7edge.train.workers import WorkerStart, check_shared_memory, one_pass, start_method
+from y7edge.errors import TrainingError
+from y7edge.train.workers import WorkerStart, one_pass, start_method
 
 LINUX = sys.platform == "linux"
 ROOT = Path(__file__).parents[2]
-Usage = namedtuple("Usage", "total used free")
 
 PARENT = """
 import sys, numpy as np, cv2
@@ -148,14 +145,3 @@ def test_a_full_shared_memory_is_one_line():
     error = RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space")
     with pytest.raises(TrainingError, match="no shared memory left for a batch: give /dev/shm"):
         list(one_pass(numbers(kill=1, error=error)))
-
-
-def test_shared_memory_is_checked_beforehand(monkeypatch, tmp_path):
-    monkeypatch.setattr(workers, "_SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: Usage(64, 0, 64_000_000))
-    check_shared_memory(1, 21_000_000)
-    check_shared_memory(0, 10**12)
-    with pytest.raises(ConfigError, match=r"2 workers need 100.0 MB .* 64.0 MB free: .*--shm-size"):
-        check_shared_memory(2, 20_000_000)
-    monkeypatch.setattr(workers, "_SHARED_MEMORY", tmp_path / "not on this system")
-    check_shared_memory(2, 20_000_000)

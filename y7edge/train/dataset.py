@@ -15,20 +15,24 @@ not on the number of workers, nor on what was drawn before, nor on how pictures 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
 from y7edge.train.augment import Augmentation, Picture, augmented, rectangle, tensors
+from y7edge.train.memory import BatchMemory, Item, Made, Task
 from y7edge.train.picture_cache import Filling, Images, open_cache
 from y7edge.train.sampling import BatchPlan, Key
-from y7edge.train.workers import PREFETCH, WorkerStart, check_shared_memory, one_pass, start_method
+from y7edge.train.workers import PREFETCH, WorkerStart, one_pass, start_method
 
-Item = tuple[Tensor, Tensor]
+# Batches that may be in use beside those that workers make ahead: one just received, the one
+# before it, and one more for a caller that looks back.
+_SPARE = 3
 
 
 class TrainingSet(Dataset[Item]):
@@ -79,15 +83,17 @@ class TrainingSet(Dataset[Item]):
 
     def __getitem__(self, key: int | tuple[int, int] | Key) -> Item:
         """The item of a key; (epoch, index) is enough, and a bare index means epoch 0."""
+        planes, labels = tensors(self.picture(key))
+        return torch.from_numpy(planes), torch.from_numpy(labels)
+
+    def picture(self, key: int | tuple[int, int] | Key) -> Picture:
+        """What the item of a key shows, before it is made into tensors."""
         key = Key(*key) if isinstance(key, tuple) else Key(0, key)
         settings = self._settings(key.epoch)
         if settings is None:
-            picture = rectangle(self.pictures[key.index], key.shape or (self.size, self.size))
-        else:
-            rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
-            picture = augmented(self.pictures, key.index, self.size, settings, rng, shape=key.shape)
-        planes, labels = tensors(picture)
-        return torch.from_numpy(planes), torch.from_numpy(labels)
+            return rectangle(self.pictures[key.index], key.shape or (self.size, self.size))
+        rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
+        return augmented(self.pictures, key.index, self.size, settings, rng, shape=key.shape)
 
     def _settings(self, epoch: int) -> Augmentation | None:
         closed = self.close_at is not None and epoch >= self.close_at
@@ -135,20 +141,62 @@ def collate(items: Sequence[Item]) -> Item:
     A target is the index of its image in the batch, class, and centre x, y, width, height as shares
     of the input.
     """
-    first = items[0][0]
-    out = None
-    if get_worker_info() is not None:
-        # Stacked where the training process will read it, which saves one copy of the batch.
-        shape = (len(items), *first.shape)
-        storage = first._typed_storage()._new_shared(first.numel() * len(items))
-        out = first.new(storage).resize_(shape)
-    images = torch.stack([image for image, _ in items], out=out)
-    numbers = torch.repeat_interleave(
-        torch.arange(len(items), dtype=torch.float32),
-        torch.tensor([len(labels) for _, labels in items]),
-    )
-    labels = torch.cat([labels for _, labels in items])
-    return images, torch.cat((numbers[:, None], labels), dim=1)
+    targets = _numbered([labels.numpy() for _, labels in items])
+    return torch.stack([image for image, _ in items]), torch.from_numpy(targets)
+
+
+def _numbered(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    numbers = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
+    return np.column_stack((numbers, np.concatenate(labels))).astype(np.float32)
+
+
+class _Work(Dataset["Item | Made"]):
+    """Whole batches, written where they are wanted: what a loader's workers run."""
+
+    def __init__(self, shown: TrainingSet, memory: BatchMemory | None) -> None:
+        self._shown, self._memory = shown, memory
+
+    def __getitem__(self, task: Task) -> Item | Made:
+        size = self._shown.size
+        shape = (len(task.keys), 3, *(task.keys[0].shape or (size, size)))
+        slot = task.slot
+        if self._memory is None or slot is None:
+            images = np.empty(shape, np.uint8)
+        else:
+            images = self._memory.space(slot, shape)
+        targets = _numbered(
+            [
+                tensors(self._shown.picture(key), planes)[1]
+                for key, planes in zip(task.keys, images, strict=True)
+            ]
+        )
+        if self._memory is None or slot is None:
+            return torch.from_numpy(images), torch.from_numpy(targets)
+        return Made(id(self._memory), slot, shape, targets)
+
+
+class _Tasks(Sampler[Task]):
+    """A plan's batches, with the memory that each is written to."""
+
+    def __init__(self, plan: BatchPlan, memory: BatchMemory | None) -> None:
+        self._plan, self._memory = plan, memory
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[Task]:
+        batches = iter(self._plan)
+        if self._memory is None:
+            return (Task(keys, None) for keys in batches)
+        return self._memory.tasks(batches)
+
+
+class Loader(DataLoader[Item]):
+    """Torch's loader, whose workers hand batches over in a `BatchMemory` if they can."""
+
+    def __iter__(self) -> Any:
+        """A pass over the batches of the plan."""
+        return (made.item() if isinstance(made, Made) else made for made in super().__iter__())
 
 
 def loader(
@@ -164,21 +212,31 @@ def loader(
         pin: Put batches into page-locked memory, from where a GPU fetches them by itself.
 
     Raises:
-        ConfigError: The batches under way would not fit into the memory that processes share.
+        ConfigError: The batches under way would not fit into memory.
     """
-    check_shared_memory(workers, plan.batch // plan.world * 3 * dataset.size**2)
-    return DataLoader(
-        dataset,
-        batch_sampler=plan,
+    method = start_method(workers)
+    memory = None
+    if method == "fork":
+        stride = plan.rect.stride if plan.rect else 1
+        side = -(-dataset.size // stride) * stride
+        memory = BatchMemory(PREFETCH * workers + _SPARE, plan.batch // plan.world * 3 * side**2)
+    return Loader(
+        _Work(dataset, memory),  # type: ignore[arg-type]
+        batch_size=None,  # tasks are whole batches
+        sampler=_Tasks(plan, memory),
+        collate_fn=_as_is,
         num_workers=workers,
-        collate_fn=collate,
         worker_init_fn=WorkerStart(),
-        multiprocessing_context=start_method(workers),
+        multiprocessing_context=method,
         # Workers keep what they have: files of a cache that they checked, and their start-up time.
         persistent_workers=workers > 0,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin,
     )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
 
 
 def batches(pictures: DataLoader[Item]) -> Iterator[Item]:

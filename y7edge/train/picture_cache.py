@@ -31,13 +31,12 @@ from y7edge.errors import ConfigError, DataError
 from y7edge.files import atomic_write, cache_folder
 from y7edge.preprocess import letterbox_geometry
 from y7edge.train.labelled import resize
+from y7edge.train.memory import amount, spare_memory
 
 _log = logging.getLogger(__name__)
 
 # "auto" keeps all pictures in memory if they take at most this many bytes.
 CACHE_LIMIT = 1 << 30
-# What a cache may take of the memory that is free: the network, and the system, need some too.
-_MEMORY_SHARE = 0.8
 
 # A kept picture: magic and version, height, width, CRC-32 of the pixels; then the pixels.
 _HEAD = struct.Struct("<8sIII")
@@ -68,7 +67,7 @@ def open_cache(
         DataError: A picture cannot be read, or not be kept.
     """
     if kind == "auto":
-        kind = "ram" if sum(_bytes(samples, size)) <= min(CACHE_LIMIT, _spare_memory()) else "none"
+        kind = "ram" if sum(_bytes(samples, size)) <= min(CACHE_LIMIT, spare_memory()) else "none"
     if kind == "none":
         return Uncached(samples, size)
     if kind == "ram":
@@ -216,55 +215,17 @@ class DiskCache(Images):
         free = shutil.disk_usage(there).free
         if needed > free:
             raise ConfigError(
-                f"cache disk: {_size(needed)} are needed in {self._folder}, {_size(free)} are "
+                f"cache disk: {amount(needed)} are needed in {self._folder}, {amount(free)} are "
                 "free: make room, set Y7EDGE_CACHE to a folder elsewhere, or train with cache none"
             )
 
 
-def available_memory() -> int | None:
-    """Bytes that a process may still take, also inside a container; None where nobody tells."""
-    told = _meminfo(Path("/proc/meminfo"))
-    limited = _cgroup(Path("/sys/fs/cgroup"))
-    known = [value for value in (told, limited) if value is not None]
-    return min(known) if known else None
-
-
-def _meminfo(path: Path) -> int | None:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    values = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(values[0]) * 1024 if values else None
-
-
-def _cgroup(folder: Path) -> int | None:
-    """What a container (cgroup v2) has left; files read before, which can be dropped, are free."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        lines = (folder / "memory.stat").read_text().splitlines()
-    except (OSError, ValueError):
-        return None
-    files = [int(line.split()[1]) for line in lines if line.startswith("inactive_file ")]
-    return None if limit == "max" else max(0, int(limit) - used + sum(files))
-
-
-def _spare_memory() -> float:
-    available = available_memory()
-    return float("inf") if available is None else _MEMORY_SHARE * available
-
-
 def _require_memory(needed: int) -> None:
-    if needed > _spare_memory():
+    if needed > spare_memory():
         raise ConfigError(
-            f"cache ram: the decoded pictures take {_size(needed)}, of {_size(_spare_memory())} "
+            f"cache ram: the decoded pictures take {amount(needed)}, of {amount(spare_memory())} "
             "that can be spared: take cache disk, a smaller imgsz, or cache none"
         )
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _bytes(samples: Sequence[Sample], size: int) -> list[int]:

@@ -1,15 +1,14 @@
 """Loading processes: how they start, how they end, and what is said when one fails.
 
-Workers die with the process that started them, however that ends, and leave nothing in shared
-memory: torch unlinks a block as soon as it has opened it (its ``file_descriptor`` strategy, the
-default on Linux), so the system frees it with the last process that maps it.
+Workers die with the process that started them, however that ends. They leave nothing behind: the
+memory that they share has no name (`y7edge.train.memory`), and where torch makes a file in /dev/shm
+it unlinks it as soon as it is open.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import cv2
 from torch.utils.data import DataLoader
 
-from y7edge.errors import ConfigError, DataError, TrainingError
+from y7edge.errors import DataError, TrainingError
 
 Batch = TypeVar("Batch")
 
@@ -67,25 +66,6 @@ def start_method(workers: int) -> str | None:
     survive it.
     """
     return "fork" if workers and sys.platform == "linux" else None
-
-
-def check_shared_memory(workers: int, batch_bytes: int) -> None:
-    """See that the batches under way fit into the memory that processes share.
-
-    Raises:
-        ConfigError: They don't; without the check a worker would end on a bus error, sometime.
-    """
-    if not workers or not _SHARED_MEMORY.is_dir():
-        return
-    # Those made ahead, and the one that is trained on.
-    needed = (PREFETCH * workers + 1) * batch_bytes
-    free = shutil.disk_usage(_SHARED_MEMORY).free
-    if needed > free:
-        raise ConfigError(
-            f"{workers} workers need {needed / 1e6:.1f} MB of shared memory for their batches, "
-            f"{_SHARED_MEMORY} has {free / 1e6:.1f} MB free: give the container more (docker run "
-            "--shm-size 2g, or --ipc host), or take fewer workers (0 needs none)"
-        )
 
 
 def one_pass(pictures: DataLoader[Batch]) -> Iterator[Batch]:

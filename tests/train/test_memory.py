@@ -1,0 +1,109 @@
+"""Batches in memory that is used over and over, and how much memory there is."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from y7edge.errors import ConfigError
+from y7edge.train import memory
+from y7edge.train.memory import BatchMemory, Made, amount, available_memory
+from y7edge.train.sampling import Key
+
+SHAPE = (2, 3, 2, 2)
+KEYS = [[Key(1, number)] for number in range(6)]
+
+
+def filled(block, slot, value):
+    """What a worker makes of a task: a batch full of one value."""
+    block.space(slot, SHAPE)[:] = value
+    return Made(id(block), slot, SHAPE, np.full((1, 6), value, np.float32))
+
+
+def test_a_batch_arrives_as_it_was_written():
+    block = BatchMemory(2, 24)
+    (task,) = block.tasks(KEYS[:1])
+    images, targets = filled(block, task.slot, 7).item()
+    assert task.keys == KEYS[0]
+    assert images.shape == SHAPE
+    assert (images == 7).all()
+    assert targets.tolist() == [[7] * 6]
+
+
+def test_a_slot_is_used_again_once_nobody_looks_at_it():
+    block = BatchMemory(2, 24)
+    tasks = block.tasks(KEYS)
+    slots = []
+    for value in range(5):
+        slot = next(tasks).slot
+        images, _ = filled(block, slot, value).item()
+        assert (images == value).all()
+        slots.append(slot)
+    assert set(slots) == {0, 1}
+
+
+def test_batches_that_are_kept_are_never_written_over():
+    block = BatchMemory(3, 24)
+    tasks = block.tasks(KEYS)
+    kept = [filled(block, next(tasks).slot, value).item()[0][1:] for value in range(3)]
+    assert next(tasks).slot is None
+    assert [int(part.unique()) for part in kept] == [0, 1, 2]
+    del kept[1]
+    gc.collect()
+    images, _ = filled(block, next(tasks).slot, 9).item()
+    assert [int(part.unique()) for part in (*kept, images)] == [0, 2, 9]
+
+
+def test_a_new_pass_takes_back_what_nobody_received():
+    block = BatchMemory(2, 24)
+    before = block.tasks(KEYS)
+    held, _ = filled(block, next(before).slot, 1).item()
+    assert next(before).slot is not None
+    after = [task.slot for task in block.tasks(KEYS[:2])]
+    assert after[0] is not None
+    assert after[1] is None
+    assert (held == 1).all()
+
+
+def test_two_memories_are_told_apart():
+    first, second = BatchMemory(1, 24), BatchMemory(1, 24)
+    made = [filled(block, 0, value) for block, value in ((first, 3), (second, 4))]
+    assert [int(one.item()[0].unique()) for one in made] == [3, 4]
+
+
+def test_more_than_can_be_spared_is_an_error(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    BatchMemory(2, 400)
+    with pytest.raises(ConfigError, match=r"take 0\.0 MB of memory, .*: take fewer workers or a"):
+        BatchMemory(2, 401)
+
+
+def test_amounts_are_written_for_people():
+    assert amount(2_140_000_000) == "2.1 GB"
+    assert amount(340_000) == "0.3 MB"
+
+
+def test_memory_is_read_from_the_system_and_the_container(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 2000 kB\nMemFree: 10 kB\nMemAvailable:   1500 kB\n")
+    assert memory._meminfo(meminfo) == 1_536_000
+    assert memory._meminfo(tmp_path / "none") is None
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._cgroup(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory._cgroup(tmp_path) == 400
+    assert memory._cgroup(tmp_path / "none") is None
+
+
+def test_the_smaller_of_both_counts(monkeypatch):
+    monkeypatch.setattr(memory, "_meminfo", lambda _: 700)
+    monkeypatch.setattr(memory, "_cgroup", lambda _: 500)
+    assert available_memory() == 500
+    monkeypatch.setattr(memory, "_cgroup", lambda _: None)
+    assert available_memory() == 700
+    monkeypatch.setattr(memory, "_meminfo", lambda _: None)
+    assert available_memory() is None
