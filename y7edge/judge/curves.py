@@ -59,7 +59,7 @@ class Curves:
         known = np.isfinite(values)
         count = known.sum(axis=0)
         total = np.where(known, values, 0).sum(axis=0)
-        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        return np.asarray(np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
 
 
 def curves(tables: Tables, classes: int, by_recall: NDArray[np.float64]) -> Curves:

@@ -105,9 +105,8 @@ def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detection
     way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     scaled = np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
     ratio = np.array(size * 2, np.float32) / np.array((width, height) * 2, np.float32)
-    return scaled, Detections(
-        boxes.xyxy * ratio, boxes.confidence, boxes.class_id, size, boxes.names
-    )
+    corners = (boxes.xyxy * ratio).astype(np.float32)
+    return scaled, Detections(corners, boxes.confidence, boxes.class_id, size, boxes.names)
 
 
 def _headed(picture: Image, words: str) -> Image:

@@ -69,4 +69,4 @@ def _iou(found: Table, truth: Table, crowd: NDArray[np.bool_]) -> NDArray[np.flo
     shared = np.clip(high - low, 0, None).prod(axis=2)
     own, other = found[:, 2:].prod(axis=1)[:, None], truth[:, 2:].prod(axis=1)[None]
     union = np.where(crowd[None], own, own + other - shared)
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))

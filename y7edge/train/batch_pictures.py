@@ -61,7 +61,7 @@ def _tile(
     half = labels[:, 3:] / 2
     corners = np.hstack((labels[:, 1:3] - half, labels[:, 1:3] + half))
     boxes = Detections(
-        xyxy=corners * np.array(size * 2, np.float32),
+        xyxy=(corners * np.array(size * 2)).astype(np.float32),
         confidence=np.ones(len(labels), np.float32),
         class_id=labels[:, 0].astype(np.int32),
         image_size=size,

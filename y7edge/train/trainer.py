@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from y7edge.train.interrupts import Interrupts
 from y7edge.train.keep import Keeper
 from y7edge.train.loss import TrainingLoss
 from y7edge.train.optim import build_optimizer, scaled_weight_decay
-from y7edge.train.prepare import make_loader, make_model, read_data, to_device
+from y7edge.train.prepare import Pictures, make_loader, make_model, read_data, to_device
 from y7edge.train.progress import Progress, Quiet, Status, Stopwatch, peak_memory_mb
 from y7edge.train.results import EpochRow
 from y7edge.train.resume import Live, Position, capture, check, identity, require_finite, restore
@@ -126,19 +126,8 @@ class Trainer:
         if self.weigh:
             self.plan.set_weights(self.weigh(None))
         self.identity = identity(pictures.data.digest, self.ranks.world, device)
-        self.keeper: Keeper | None = None
-        with self.ranks.together():
-            if self.ranks.first:
-                folder = folder or files.claim(config.out)
-                self.keeper = Keeper(
-                    folder,
-                    config,
-                    pictures.data,
-                    origin=start.origin,
-                    nominal=nominal,
-                    notes=notes,
-                )
-        self.folder: Path = self.ranks.from_first(folder)
+        self.keeper = self._make_keeper(folder, pictures, start.origin, nominal, notes)
+        self.folder: Path = self.ranks.from_first(self.keeper and self.keeper.folder)
         self.position = Position()
         self.interrupts = Interrupts()
         self._unread: list[Tensor] = []  # loss parts of batches since the last reading
@@ -152,6 +141,22 @@ class Trainer:
             f"{nominal} pictures, warm-up over {warmup} iterations, on "
             f"{f'{self.ranks.world} x ' if self.ranks.world > 1 else ''}{device}; {self.folder}"
         )
+
+    def _make_keeper(
+        self,
+        folder: Path | None,
+        pictures: Pictures,
+        origin: str,
+        nominal: int,
+        notes: Sequence[str],
+    ) -> Keeper | None:
+        """What writes the run's files; the first process alone has it."""
+        with self.ranks.together():
+            if not self.ranks.first:
+                return None
+            folder = folder or files.claim(self.config.out)
+            data = pictures.data
+            return Keeper(folder, self.config, data, origin=origin, nominal=nominal, notes=notes)
 
     def _make_steps(self, model: Any, schedule: Schedule, timing: Timing | None) -> Steps:
         config, recipe = self.config, self.config.hyper
