@@ -67,9 +67,7 @@ def clean_coco(clean_yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         images, annotations = [], []
         for number, image in enumerate(sorted((root / "images" / split).iterdir())):
             width, height = Image.open(image).size
-            images.append(
-                {"id": number, "file_name": image.name, "width": width, "height": height}
-            )
+            images.append({"id": number, "file_name": image.name, "width": width, "height": height})
             labels = clean_yolo / "labels" / split / f"{image.stem}.txt"
             for kind, (x1, y1, x2, y2) in boxes_of(labels):
                 entry = {"id": len(annotations), "image_id": number, "category_id": kind * 3 + 1}

@@ -20,11 +20,15 @@ def _class_number(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "yolo":
         return
     for picture, label in scan.labels():
-        if label.class_id is not None or label.values is None or len(label.values) < 4:
+        if label.class_id is not None:
             continue
         words = f"expected a class number first, found '{label.text[:60]}'"
         if label.raw_class in scan.names:
             words += f"; {label.raw_class} is {scan.names.index(label.raw_class)}"
+        elif "," in label.text:
+            words += "; numbers need a point and spaces between them"
+        elif label.text.split()[-1].isdigit():
+            words += "; does it stand last?"
         yield at(picture, label, words)
 
 
@@ -32,7 +36,7 @@ def _class_number(scan: Scan) -> Iterator[Hit]:
 def _class_range(scan: Scan) -> Iterator[Hit]:
     for picture, label in scan.labels():
         if scan.layout != "yolo":
-            if label.class_id is None:
+            if label.class_id is None and label.raw_class:
                 words = f"class '{label.raw_class}' is none of {_some(scan.names)}"
                 yield at(picture, label, words)
         elif label.class_id is not None and not _exists(scan, label.class_id):
@@ -71,7 +75,7 @@ def _name_empty(scan: Scan) -> Iterator[Hit]:
             yield Hit(f"class {index} has no name", scan.source)
     for picture, label in scan.labels():
         if scan.layout == "voc" and not label.raw_class:
-            yield at(picture, label, "the object has no name")
+            yield at(picture, label, "the object has no name")._replace(severity="error")
 
 
 @check("name_rare", "warning", "rare classes whose name resembles a frequent one")
@@ -82,7 +86,12 @@ def _name_rare(scan: Scan) -> Iterator[Hit]:
     for name, count in counts.items():
         for other, frequent in counts.items():
             alike = SequenceMatcher(None, name.casefold(), other.casefold()).ratio()
-            if name and alike >= 0.75 and count * 20 <= frequent and name != other:
+            if (
+                name
+                and alike >= 0.75
+                and count * 20 <= frequent
+                and name.casefold() != other.casefold()
+            ):
                 picture, label = next((p, x) for p, x in scan.labels() if x.raw_class == name)
                 words = f"class '{name}' ({count} labels) resembles '{other}' ({frequent}): a slip?"
                 yield at(picture, label, words)

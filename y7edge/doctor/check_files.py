@@ -87,13 +87,24 @@ def _no_labels(scan: Scan) -> Iterator[Hit]:
 @check("orphan_label", "warning", "labels without a picture", "left out")
 def _orphan_label(scan: Scan) -> Iterator[Hit]:
     for path in scan.orphan_labels:
-        yield Hit("belongs to no picture: restore the picture or remove it", path)
+        words = "belongs to no picture: restore the picture or remove it"
+        if path.suffix != path.suffix.lower():
+            words = f"is not read: rename {path.suffix} to {path.suffix.lower()}"
+        yield Hit(words, path)
 
 
 @check("orphan_picture", "info", "pictures that are in no split", "left out")
 def _orphan_picture(scan: Scan) -> Iterator[Hit]:
+    used = {path.parent for path in scan.pictures}
+    folders: dict[Path, list[Path]] = defaultdict(list)
     for path in scan.orphan_pictures:
-        yield Hit("lies beside the others but is in no split", path, picture=path)
+        if path.parent in used:
+            yield Hit("lies beside the others but is in no split", path, picture=path)
+        else:
+            folders[path.parent].append(path)
+    for folder, paths in folders.items():
+        words = f"{len(paths)} pictures in {readable(folder, scan.root)} are in no split"
+        yield Hit(words, folder, picture=paths[0])
 
 
 @check("shared_label", "warning", "pictures that share a label file", "each gets its own")

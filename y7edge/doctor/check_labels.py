@@ -250,7 +250,7 @@ def _same_labels(scan: Scan) -> Iterator[Hit]:
             f"has the same {len(rows)} labels as {other.path.name}, but another picture: "
             "copied by mistake?"
         )
-        yield at(picture, picture.labels[0], words)._replace(line=0)
+        yield Hit(words, picture.label_file, picture=picture.path, other=other.path)
 
 
 def _sides(box: Corners, size: tuple[float, float]) -> tuple[float, float]:

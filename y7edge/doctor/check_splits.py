@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,16 +19,33 @@ _NEAR_BITS = 40
 _NEAR_CORRELATION = 0.9
 _CHUNK = 2048
 
+Grey = NDArray[np.uint8]
+
+
+def _way(turns: int, mirrored: bool) -> Callable[[Grey], Grey]:
+    return lambda grey: np.ascontiguousarray(np.rot90(grey[:, ::-1] if mirrored else grey, turns))
+
+
+# A picture may have been turned and mirrored on its way into the other split.
+_WAYS = {
+    f"{'mirrored, ' if mirrored else ''}{f'turned by {90 * turns} degrees, ' if turns else ''}": (
+        _way(turns, mirrored)
+    )
+    for mirrored in (False, True)
+    for turns in range(4)
+}
+
 
 @check("splits", "warning", "splits that are not there or not read")
 def _splits(scan: Scan) -> Iterator[Hit]:
+    labelled = any(picture.labels for picture in scan.pictures.values())
     for split in ("train", "val"):
         if split not in scan.split_names:
             yield Hit(f"there is no split {split}", scan.source)
         elif not scan.in_split(split):
             words = f"the split {split} has no pictures"
             yield Hit(words, scan.source, severity="error")
-        elif not any(picture.labels for picture in scan.in_split(split)):
+        elif labelled and not any(picture.labels for picture in scan.in_split(split)):
             yield Hit(f"the split {split} has no labels", scan.source)
 
 
@@ -128,44 +146,42 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
     right = [p for p in scan.in_split(other) if _telling(p)]
     if not left or not right:
         return
-    plain, mirrored = _signs(left), _signs(left, mirrored=True)
-    for start in range(0, len(right), _CHUNK):
-        signs = _signs(right[start : start + _CHUNK])
-        for signed, way in ((plain, ""), (mirrored, "mirrored, ")):
-            distance = (256 - signs @ signed.T) / 2
+    signed = _signs([_thumb(picture) for picture in left])
+    for words, move in _WAYS.items():
+        for start in range(0, len(right), _CHUNK):
+            thumbs = [move(_thumb(picture)) for picture in right[start : start + _CHUNK]]
+            distance = (256 - _signs(thumbs) @ signed.T) / 2
             for row, column in zip(*np.nonzero(distance <= _NEAR_BITS), strict=True):
                 second, first = right[start + row], left[column]
-                alike = _correlation(first, second, mirrored=bool(way))
+                alike = _correlation(_thumb(first), thumbs[row])
                 if first.facts.digest == second.facts.digest or alike < _NEAR_CORRELATION:
                     continue
-                words = (
-                    f"({other}) {way}is nearly {first.path.name} ({one}): {alike:.1%} alike at "
+                message = (
+                    f"({other}) {words}is nearly {first.path.name} ({one}): {alike:.1%} alike at "
                     "32x32; the same scene? Keep both in one split"
                 )
-                yield Hit(words, second.path, picture=second.path, other=first.path)
+                yield Hit(message, second.path, picture=second.path, other=first.path)
+
+
+def _thumb(picture: Picture) -> Grey:
+    thumb = picture.facts.thumb
+    return np.zeros((1, 1), np.uint8) if thumb is None else thumb
 
 
 def _telling(picture: Picture) -> bool:
     """Pictures without contrast all look alike."""
-    thumb = picture.facts.thumb
-    return thumb is not None and float(thumb.std()) > 4
+    return float(_thumb(picture).std()) > 4
 
 
-def _signs(pictures: list[Picture], mirrored: bool = False) -> NDArray[np.float32]:
-    """Difference hashes as +1 and -1, (n, 256): their products count equal bits."""
-    bits = np.array([picture.facts.bits for picture in pictures])
-    if mirrored:
-        # Seen in a mirror, the order of cells turns around, and so does every comparison.
-        bits = ~bits.reshape(-1, 16, 16)[:, :, ::-1].reshape(len(bits), 256)
+def _signs(thumbs: list[Grey]) -> NDArray[np.float32]:
+    """Difference hashes as +1 and -1, (n, 256): their products count equal bits.
+
+    A bit says whether a cell of 16 rows of 17 is brighter than its left neighbour.
+    """
+    small = np.array([cv2.resize(t, (17, 16), interpolation=cv2.INTER_AREA) for t in thumbs])
+    bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(len(small), 256)
     return np.where(bits, np.float32(1), np.float32(-1))
 
 
-def _correlation(first: Picture, second: Picture, *, mirrored: bool) -> float:
-    if first.facts.thumb is None or second.facts.thumb is None:
-        return 0.0
-    one, other = (
-        p.facts.thumb.astype(np.float64) for p in (first, second) if p.facts.thumb is not None
-    )
-    if mirrored:
-        one = one[:, ::-1]
+def _correlation(one: Grey, other: Grey) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])

@@ -28,6 +28,8 @@ class Grade(NamedTuple):
 def grade(label: Label, picture: Picture) -> Grade:
     """Judge the numbers of a label; its class is another matter."""
     values = label.values
+    if label.class_id is None and label.form in ("box", "polygon"):
+        return Grade("class", None)  # columns in another order: its numbers mean nothing
     if values is None:
         return Grade("number", None)
     if not all(map(math.isfinite, values)):

@@ -181,18 +181,11 @@ def _usable(copy: _Copy, picture: Picture) -> bool:
         reason = "has no annotation"
     elif picture.label_file in {t.file for t in copy.scan.troubles if t.check == "annotation"}:
         reason = "has an annotation that cannot be read" if copy.scan.layout == "voc" else ""
-    elif picture.stated and not _same_shape(picture) and not _fits(picture):
+    elif picture.stated and picture.stated != picture.size and not _fits(picture):
         reason = "has boxes in a frame of another size"
     if reason:
         copy.note(picture.path, 0, reason, "picture left out")
     return not reason
-
-
-def _same_shape(picture: Picture) -> bool:
-    size, stated = picture.facts.size, picture.stated
-    if size is None or stated is None or min(stated) <= 0 or boxes_in_stored_frame(picture):
-        return True
-    return abs(stated[0] * size[1] / (stated[1] * size[0]) - 1) < 0.01
 
 
 def _fits(picture: Picture) -> bool:
@@ -229,6 +222,8 @@ def _write_picture(copy: _Copy, picture: Picture, split: str) -> None:
         copy.note(source, 0, f"EXIF orientation {facts.orientation}", "stored upright")
     else:
         shutil.copyfile(source, image)
+    if picture.stated and picture.label_file and picture.stated != picture.size:
+        copy.note(picture.label_file, 0, "states another size", "the picture's own size used")
     if not picture.labelled and picture.label_file:
         copy.note(picture.label_file, 0, "no label file", "an empty one written")
     lines = _label_lines(copy, picture)
@@ -293,15 +288,14 @@ def _clean_points(
     copy: _Copy, picture: Picture, label: Label
 ) -> tuple[tuple[float, ...] | None, str]:
     """Corners (4 numbers) or a polygon (6 or more) in shares, and what was mended or is wrong."""
-    own = _own_size(picture)
-    found = grade(label, own)
+    found = grade(label, picture)
     if found.box is None or found.fault in ("no_area", "outside", "columns"):
         return None, found.fault or "its size is not known"
     if found.fault == "pixels" and _may_be_percent(copy.scan):
         return None, "percent or pixels"
     points: tuple[float, ...] = found.box
     if found.fault not in ("pixels", "twice", "negative"):
-        points = _outline(label, own) or points
+        points = _outline(label, picture) or points
     if boxes_in_stored_frame(picture):
         points = _turned(points, picture.facts.orientation)
     clipped = tuple(min(max(value, 0.0), 1.0) for value in points)
@@ -312,13 +306,6 @@ def _clean_points(
     words = {"pixels": "divided by the picture's size", "negative": "put in order",
              "twice": "multiplied by the picture's size"}.get(found.fault, "")  # fmt: skip
     return clipped, words or ("clipped" if moved else "")
-
-
-def _own_size(picture: Picture) -> Picture:
-    """The picture, its own size in the place of one that its annotation states wrongly."""
-    if picture.stated is None or _same_shape(picture):
-        return picture
-    return Picture(picture.path, picture.splits, facts=picture.facts, labels=picture.labels)
 
 
 def _outline(label: Label, picture: Picture) -> tuple[float, ...]:

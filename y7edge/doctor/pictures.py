@@ -12,8 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.data.images import read_image
+from y7edge.doctor.complaints import complaints
 from y7edge.errors import DataError, RuntimeMissing
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 THUMB = 32
+_CHUNK = 32
 _ORIENTATION = 0x0112
 # Longest runs of one byte in the scans of 420 photographs: below 16.
 _RUN = re.compile(rb"(.)\1{63,}", re.DOTALL)
@@ -61,7 +62,7 @@ class Facts:
         frames: Pictures in the file.
         digest: Over the decoded pixels.
         thumb: uint8 (32, 32), grey.
-        bits: bool (256,), difference hash: is a cell brighter than its left neighbour?
+        flat: Whether all pixels have one colour.
     """
 
     fault: str = ""
@@ -75,10 +76,9 @@ class Facts:
     frames: int = 1
     digest: str = ""
     thumb: NDArray[np.uint8] | None = None
-    bits: NDArray[np.bool_] | None = None
     flat: bool = False
 
-    @cached_property
+    @property
     def turned(self) -> bool:
         """Whether width and height change places when the EXIF note is followed."""
         return self.orientation in (5, 6, 7, 8)
@@ -118,7 +118,6 @@ def inspect(path: Path) -> Facts:
         return Facts(reason, "corrupt", stored=stored)
     height, width = image.shape[:2]
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    small = cv2.resize(grey, (17, 16), interpolation=cv2.INTER_AREA)
     return Facts(
         doubt=_doubt(image, content, kind),
         size=(width, height),
@@ -129,7 +128,6 @@ def inspect(path: Path) -> Facts:
         frames=frames,
         digest=hashlib.blake2b(image.tobytes() + repr(image.shape).encode()).hexdigest()[:32],
         thumb=np.asarray(cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8),
-        bits=(small[:, 1:] > small[:, :-1]).ravel(),
         flat=bool((image == image[0, 0]).all()),
     )
 
@@ -223,8 +221,25 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
     found: dict[Path, Facts] = {}
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow warns of what becomes a finding
-        for path, facts in zip(wanted, pool.map(inspect, wanted), strict=True):
-            found[path] = facts
+        for start in range(0, len(wanted), _CHUNK):
+            chunk = wanted[start : start + _CHUNK]
+            with complaints() as said:
+                found.update(zip(chunk, pool.map(inspect, chunk), strict=True))
+            # Who complained is found by asking them one by one; it is seldom needed.
+            for path in chunk if said else ():
+                found[path] = _with_complaint(path, found[path])
             if progress is not None:
                 progress(len(found), len(wanted))
     return found
+
+
+def _with_complaint(path: Path, facts: Facts) -> Facts:
+    if facts.fault or facts.format not in ("JPEG", "MPO"):
+        return facts
+    with complaints() as said:
+        read_image(path)
+    if not said:
+        return facts
+    if all("extraneous" in line for line in said):  # padding, as some cameras write it
+        return replace(facts, doubt=facts.doubt or said[0])
+    return Facts(f"is damaged: {said[0]}", "corrupt", stored=facts.stored)

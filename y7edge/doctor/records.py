@@ -79,10 +79,20 @@ class Picture:
 
     @property
     def size(self) -> tuple[float, float] | None:
-        """The frame that pixel values are counted in: as stated, else that of the picture."""
-        if self.stated and min(self.stated) > 0:
-            return self.stated
-        return self.facts.size
+        """The frame that pixel values are counted in.
+
+        It is the one that the annotation states, unless that has another shape than the picture,
+        upright or as stored: then the statement is wrong, and the picture's own size holds.
+        """
+        if self.stated is None or min(self.stated) <= 0:
+            return self.facts.size
+        known = [size for size in (self.facts.size, self.facts.stored) if size]
+        return self.stated if not known or any(map(self._same_shape, known)) else known[0]
+
+    def _same_shape(self, size: tuple[int, int]) -> bool:
+        if self.stated is None:
+            return False
+        return abs(self.stated[0] * size[1] / (self.stated[1] * size[0]) - 1) < 0.01
 
 
 @dataclass(frozen=True, slots=True)

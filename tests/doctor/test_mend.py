@@ -1,0 +1,167 @@
+"""The cleaned copy: free of errors, read without warnings, and the original as it was."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from y7edge.data.dataset import load
+from y7edge.data.images import read_image
+from y7edge.doctor import mend as mending
+from y7edge.doctor.examine import examine
+from y7edge.doctor.mend import mend
+from y7edge.errors import DataError
+
+_spec = importlib.util.spec_from_file_location("defects", Path(__file__).parent / "test_defects.py")
+assert _spec is not None
+defects = importlib.util.module_from_spec(_spec)
+sys.modules["defects"] = defects
+_spec.loader.exec_module(defects)
+
+# One defect of each kind of error, and the warnings that change the copy most.
+FIRST: dict[str, tuple[str, str]] = {}
+for _form in ("YOLO", "VOC", "COCO"):
+    for _name, (_, _expected) in getattr(defects, _form).items():
+        for _found in _expected:
+            if _found.endswith("error"):
+                FIRST.setdefault(_found, (_form, _name))
+CASES = [*dict.fromkeys(FIRST.values()), ("YOLO", "turned"), ("YOLO", "png in jpg")]
+CASES += [("YOLO", "one split"), ("YOLO", "twice in train"), ("VOC", "other size")]
+HOPELESS = {"no labels"}
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(("form", "name"), CASES)
+def test_the_copy_is_clean_and_the_original_untouched(
+    form: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue(form.lower())
+    getattr(defects, form)[name][0](root)
+    before = digests(root)
+    out = tmp_path / "out"
+    report = examine(root)
+    if name in HOPELESS:
+        with pytest.raises(DataError, match="nothing with a label"):
+            mend(report, out)
+        assert not [path for path in tmp_path.iterdir() if path != root]
+    else:
+        mended = mend(report, out)
+        assert mended.after.count("error") == 0
+        assert load(out / "data.yaml").warnings == ()
+        if report.count("error"):
+            assert mended.changes
+    assert digests(root) == before
+
+
+def test_clean_data_are_copied_as_they_are(yolo: Path, tmp_path: Path) -> None:
+    mended = mend(examine(yolo), tmp_path / "out")
+    assert mended.changes == ()
+    assert mended.unchanged == ()
+    first, second = load(yolo), load(tmp_path / "out")
+    for split in ("train", "val"):
+        for one, other in zip(first.split(split), second.split(split), strict=True):
+            assert one.path.read_bytes() == other.path.read_bytes()
+            np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-6)
+            assert (one.class_id == other.class_id).all()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_boxes_turn_with_the_picture(orientation: int, voc: Path, tmp_path: Path) -> None:
+    """A dark square, labelled in the stored frame, is where the box of the copy is."""
+    picture = np.full((120, 160, 3), 220, np.uint8)
+    picture[20:50, 90:140] = 20
+    path = voc / "images/train00003.jpg"
+    Image.fromarray(picture).save(path, quality=95, exif=defects.exif(orientation))
+    (voc / "annotations/train00003.xml").write_text(
+        "<annotation><size><width>160</width><height>120</height></size><object><name>nut</name>"
+        "<bndbox><xmin>90</xmin><ymin>20</ymin><xmax>140</xmax><ymax>50</ymax></bndbox></object>"
+        "</annotation>"
+    )
+    mend(examine(voc), tmp_path / "out")
+    sample = next(s for s in load(tmp_path / "out").split("train") if s.path.stem == "train00003")
+    with Image.open(sample.path) as opened:
+        assert opened.getexif().get(0x0112, 1) == 1
+    image = read_image(sample.path)
+    dark = np.argwhere(image.mean(axis=2) < 100)
+    (y1, x1), (y2, x2) = dark.min(axis=0), dark.max(axis=0) + 1
+    height, width = image.shape[:2]
+    cx, cy, w, h = sample.boxes[0] * (width, height, width, height)
+    drawn = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    if orientation >= 5:  # only then does the stated size tell in which frame the boxes are
+        np.testing.assert_allclose(drawn, (x1, y1, x2, y2), atol=1.5)
+
+
+@pytest.mark.parametrize("name", ["pixels", "twice", "negative size"])
+def test_what_is_certain_is_repaired(name: str, yolo: Path, tmp_path: Path) -> None:
+    stem = Path(defects.LABEL).stem
+    right = next(s for s in load(yolo).split("train") if s.path.stem == stem)
+    defects.YOLO[name][0](yolo)
+    mend(examine(yolo), tmp_path / "out")
+    boxes = next(s for s in load(tmp_path / "out").split("train") if s.path.stem == stem).boxes
+    np.testing.assert_allclose(boxes[: len(right.boxes)], right.boxes, atol=1e-5)
+    assert len(boxes) == len(right.boxes) + (name == "negative size")
+
+
+def test_leaks_leave_train_not_val(yolo: Path, tmp_path: Path) -> None:
+    defects.YOLO["leak"][0](yolo)
+    mend(examine(yolo), tmp_path / "out")
+    data = load(tmp_path / "out")
+    assert len(data.split("train")) == 13
+    assert len(data.split("val")) == 9
+
+
+def test_every_change_is_written_down(yolo: Path, tmp_path: Path) -> None:
+    for name in ("nan", "class beyond", "sticks out", "twin"):
+        defects.YOLO[name][0](yolo)
+    defects.YOLO["turned"][0](yolo)
+    mended = mend(examine(yolo), tmp_path / "out")
+    with (tmp_path / "out/changes.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == len(mended.changes) == 5
+    done = " ".join(row["done"] for row in rows)
+    assert all(word in done for word in ("not_finite", "class '4'", "clipped", "once", "upright"))
+    assert {row["file"] for row in rows} == {defects.LABEL, defects.IMAGE}
+    assert all(int(row["line"]) > 0 for row in rows if row["file"] == defects.LABEL)
+
+
+@pytest.mark.parametrize("where", ["data/out", "data/images/train/out", "full"])
+def test_unfit_places_are_refused(where: str, yolo: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").write_text("mine")
+    before = digests(tmp_path)
+    with pytest.raises(DataError, match="folder"):
+        mend(examine(yolo), tmp_path / where)
+    assert digests(tmp_path) == before
+
+
+def test_a_copy_cut_short_leaves_nothing(
+    yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mending, "_write_description", fail)
+    with pytest.raises(OSError, match="No space"):
+        mend(examine(yolo), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_pictures_of_one_name_get_names_of_their_own(yolo: Path, tmp_path: Path) -> None:
+    defects.YOLO["one label file for two"][0](yolo)
+    mended = mend(examine(yolo), tmp_path / "out")
+    assert len(load(tmp_path / "out").split("train")) == 15
+    assert any("00003_2" in change.done for change in mended.changes)

@@ -1,0 +1,33 @@
+"""What libjpeg says of damaged files: on standard error, the only place where it says it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_STDERR = 2
+_JPEG = re.compile(r"Corrupt JPEG data|Premature end of JPEG|Invalid (JPEG|SOS|crap)|Bogus")
+
+
+@contextmanager
+def complaints() -> Iterator[list[str]]:
+    """Collect the lines that libjpeg writes meanwhile; others go where they would have gone."""
+    found: list[str] = []
+    with tempfile.TemporaryFile() as caught:
+        real = os.dup(_STDERR)
+        os.dup2(caught.fileno(), _STDERR)
+        try:
+            yield found
+        finally:
+            os.dup2(real, _STDERR)
+            caught.seek(0)
+            for line in caught.read().splitlines(keepends=True):
+                text = line.decode(errors="replace").strip()
+                if _JPEG.search(text):
+                    found.append(text)
+                else:
+                    os.write(real, line)
+            os.close(real)
