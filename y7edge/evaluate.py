@@ -189,8 +189,12 @@ def judge(tables: Tables, names: Sequence[str]) -> Metrics:
     mean = precision[:, labels > 0].mean(axis=1)
     drawn = curves(tables, len(names), average.precision[0, :, :, 0])
     best = drawn.best
-    at_best: dict[str, float | None] = {"conf": None if best is None else float(THRESHOLDS[best])}
-    at_best |= {name: _at(drawn.mean(name), best) for name in _CURVES}
+    further: dict[str, Any] = {
+        **{f"map_{size}": average.mean_precision(size) for size in _BY_SIZE},
+        **{f"ar{count}": average.mean_recall(count) for count in COUNTS},
+        **{f"ar_{size}": average.mean_recall(size=size) for size in _BY_SIZE},
+        **{name: _at(drawn.mean(name), best) for name in _CURVES},
+    }
     return Metrics(
         map50=float(mean[0]),
         map50_95=float(mean.mean()),
@@ -200,10 +204,8 @@ def judge(tables: Tables, names: Sequence[str]) -> Metrics:
         labels=int(labels.sum()),
         confusion=confusion(tables, names),
         curves=drawn,
-        **{f"map_{size}": average.mean_precision(size) for size in _BY_SIZE},
-        **{f"ar{count}": average.mean_recall(count) for count in COUNTS},
-        **{f"ar_{size}": average.mean_recall(size=size) for size in _BY_SIZE},
-        **at_best,
+        conf=None if best is None else float(THRESHOLDS[best]),
+        **further,
     )
 
 

@@ -41,12 +41,15 @@ def write_page(title: str, lead: str, metrics: Metrics, saved: Saved, path: Path
 
 def tiles(metrics: Metrics) -> str:
     """The four figures that matter most."""
-    conf = "none" if metrics.conf is None else f"{metrics.conf:.3f}"
+    conf, words = "none", "best confidence threshold: nothing was found right; 0.25 stays in force"
+    if metrics.conf is not None:
+        conf = f"{metrics.conf:.3f}"
+        words = "best confidence threshold; an exported detector uses it by default"
     figures = [
         (figure(metrics.map50), "mAP@0.5", True),
         (figure(metrics.map50_95), "mAP@0.5:0.95", True),
         (figure(metrics.f1), "F1 at the best threshold, mean over the classes", True),
-        (conf, "best confidence threshold; an exported detector uses it by default", True),
+        (conf, words, True),
     ]
     return html.tiles(figures)
 

@@ -33,7 +33,7 @@ def lines(config: TrainConfig, data: Dataset) -> list[str]:
         f"machine   {platform.machine()}, {platform.system()}, {_processor()}",
         *(f"version   {name} {number}" for name, number in known.items()),
         "",
-        "Equal versions, seed and data on the same kind of processor give equal weights;",
+        "Equal versions, seed, data and threads on the same kind of processor give equal weights;",
         f"all settings are in {CONFIG}.",
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ class Trainer:
             self.plan.set_weights(self.weigh(None))
         self.identity = identity(pictures.data.digest, self.ranks.world, device)
         self.keeper = self._make_keeper(folder, pictures, start.origin, nominal, notes)
-        self.folder: Path = self.ranks.from_first(self.keeper and self.keeper.folder)
+        self.folder = cast(Path, self.ranks.from_first(self.keeper and self.keeper.folder))
         self.position = Position()
         self.interrupts = Interrupts()
         self._unread: list[Tensor] = []  # loss parts of batches since the last reading
