@@ -1,0 +1,85 @@
+"""Pictures whose objects can be told by their colour, to see whether labels stay with pixels."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from y7edge.train.augment import Picture
+
+# Far from the padding's grey, and from one another.
+CODES = np.array([code for code in np.ndindex(4, 4, 4) if set(code) & {0, 3}]) * 85
+
+
+def coded_picture(rng, height, width, first=0, outlined=False, side=24, background=114):
+    """Up to four objects in a 2x2 grid, each in the colour of its class: boxes, or ellipses."""
+    image = np.full((height, width, 3), background, np.uint8)
+    boxes, classes, polygons = [], [], []
+    for index in range(4):
+        if rng.random() < 0.2:
+            continue
+        left, top = (index % 2) * width // 2, (index // 2) * height // 2
+        x1, y1 = (
+            left + rng.integers(4, width // 2 - side - 7),
+            top + rng.integers(4, height // 2 - side - 7),
+        )
+        x2, y2 = (x1 + rng.integers(side - 4, side + 4), y1 + rng.integers(side - 4, side + 4))
+        colour = CODES[first + index].tolist()
+        classes.append(first + index)
+        if outlined:
+            centre, radii = np.array((x1 + x2, y1 + y2)) / 2, np.array((x2 - x1, y2 - y1)) / 2
+            angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+            line = centre + radii * np.column_stack((np.cos(angles), np.sin(angles)))
+            y, x = np.ogrid[0.5:height, 0.5:width]
+            inside = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 <= 1
+            image[inside] = colour
+            polygons.append(line)
+            boxes.append((*line.min(axis=0), *line.max(axis=0)))
+        else:
+            image[y1:y2, x1:x2] = colour
+            boxes.append((x1, y1, x2, y2))
+    return Picture(
+        image, np.array(boxes, float).reshape(-1, 4), np.array(classes, int), tuple(polygons)
+    )
+
+
+def coded_set(rng, size, count, outlined=False, **options):
+    """Pictures of the set, no two with a class in common, of different proportions."""
+    pictures = []
+    for index in range(count):
+        short = int(rng.integers(round(0.7 * size), size + 1))
+        shape = (size, short) if index % 2 else (short, size)
+        pictures.append(coded_picture(rng, *shape, 4 * index, outlined, **options))
+    return pictures
+
+
+def coloured(image, class_id):
+    """Which pixels have about the colour of a class."""
+    low, high = CODES[class_id] - 40, CODES[class_id] + 40
+    return cv2.inRange(image, low.astype(float), high.astype(float)) > 0
+
+
+def places(mask):
+    """Boxes (n, 4) of a mask's connected parts, without specks."""
+    stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:]
+    x, y, width, height, _ = stats[stats[:, 4] >= 4].T
+    return np.column_stack((x, y, x + width, y + height))
+
+
+def check_labels_follow_pixels(picture, classes, tolerance, largest=28 * 1.6):
+    """Each label lies around a patch of its colour, and each patch that shows well has its label.
+
+    ``largest`` is the side of the largest object of which a remnant may be without a label.
+    """
+    for class_id in set(classes):
+        boxes = picture.boxes[picture.class_id == class_id]
+        found = places(coloured(picture.image, class_id))
+        apart = np.abs(boxes[:, None] - found).max(axis=2)
+        assert (apart.min(axis=1, initial=np.inf) <= tolerance).all(), (class_id, boxes, found)
+        for place in found[apart.min(axis=0, initial=np.inf) > tolerance]:
+            sides = place[2:] - place[:2]
+            assert sides.min() <= 4 or sides.prod() < 0.13 * largest**2, (class_id, boxes, place)
+
+
+def classes_of(pictures):
+    return [class_id for picture in pictures for class_id in picture.class_id.tolist()]

@@ -1,0 +1,190 @@
+import numpy as np
+import pytest
+
+from tests.train.coded import (
+    CODES,
+    check_labels_follow_pixels,
+    classes_of,
+    coded_picture,
+    coded_set,
+    coloured,
+)
+from y7edge.train.augment import Augmentation, Picture, augmented
+from y7edge.train.mixing import copy_paste, filled, mixup, paste_in
+
+SIZE = 160
+
+
+def overlaps(picture):
+    """Share of each box (row) that each other box covers."""
+    boxes = picture.boxes
+    low = np.maximum(boxes[:, None, :2], boxes[:, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=2)
+    return shared / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)[:, None] * (1 - np.eye(len(boxes)))
+
+
+def test_mixup_blends_pixels_and_keeps_all_labels():
+    rng = np.random.default_rng(0)
+    first, second = (
+        coded_picture(rng, SIZE, SIZE, 4 * index, outlined=bool(index)) for index in (0, 1)
+    )
+    shares = []
+    for seed in range(200):
+        made = mixup(first, second, np.random.default_rng(seed))
+        share = np.random.default_rng(seed).beta(8, 8)
+        expected = share * first.image + (1 - share) * second.image
+        assert np.abs(made.image - expected).max() <= 0.51
+        shares.append(share)
+    assert 0.45 < np.mean(shares) < 0.55
+    np.testing.assert_array_equal(made.boxes, np.concatenate((first.boxes, second.boxes)))
+    np.testing.assert_array_equal(made.class_id, np.concatenate((first.class_id, second.class_id)))
+    assert [line is None for line in made.polygons] == [
+        len(line) == 0 for line in [()] * len(first.boxes) + list(second.polygons)
+    ]
+
+
+def test_mixup_follows_a_mosaic_only():
+    pictures = coded_set(np.random.default_rng(0), SIZE, 4)
+    chosen = Augmentation(mosaic=0, mixup=1, hsv_h=0, hsv_s=0, hsv_v=0)
+    for seed in range(5):
+        made = augmented(pictures, 1, SIZE, chosen, np.random.default_rng(seed))
+        assert set(made.class_id.tolist()) <= set(pictures[1].class_id.tolist())
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_copies_are_mirrored_objects_in_mirrored_places(share):
+    pasted = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        picture = coded_picture(rng, SIZE, SIZE, outlined=True)
+        before = picture.image.copy()
+        made = copy_paste(picture, share, rng)
+        assert (picture.image == before).all()
+        count = len(picture.boxes)
+        np.testing.assert_array_equal(made.boxes[:count], picture.boxes)
+        new = made.boxes[count:]
+        assert len(new) <= round(share * count)
+        originals = [picture.class_id.tolist().index(kind) for kind in made.class_id[count:]]
+        mirror_of = picture.boxes[originals][:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (SIZE, 0, SIZE, 0)
+        np.testing.assert_allclose(new, mirror_of, atol=1e-9)
+        assert len(made.polygons) == len(made.boxes)
+        check_labels_follow_pixels(visible(made), picture.class_id.tolist(), tolerance=1.6)
+        pasted += len(new)
+    assert pasted > 10
+
+
+def visible(picture):
+    """Without the labels of objects that others lie on: their patches show in part."""
+    keep = overlaps(picture).max(axis=1, initial=0) == 0
+    return Picture(picture.image * 1, picture.boxes[keep], picture.class_id[keep])
+
+
+def test_copies_hide_less_than_a_third_of_anything():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        picture = coded_picture(rng, SIZE, SIZE, outlined=True, side=44)
+        made = copy_paste(picture, 1.0, rng)
+        count = len(picture.boxes)
+        assert overlaps(made)[:count, count:].max(initial=0) < 0.3
+
+
+def test_pasted_objects_lie_under_their_labels():
+    pasted = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        picture = coded_picture(rng, SIZE, SIZE, 0)
+        sources = [coded_picture(rng, SIZE, SIZE, 4 + 4 * n, outlined=True) for n in range(4)]
+        before = [source.image.copy() for source in (picture, *sources)]
+        made = paste_in(picture, sources, rng)
+        for source, image in zip((picture, *sources), before, strict=True):
+            assert (source.image == image).all()
+        count = len(picture.boxes)
+        np.testing.assert_array_equal(made.boxes[:count], picture.boxes)
+        assert [line is None for line in made.outlines] == [True] * count + [False] * (
+            len(made.boxes) - count
+        )
+        new = made.boxes[count:]
+        assert (made.class_id[count:] >= 4).all()
+        assert (new >= 0).all()
+        assert (new <= SIZE).all()
+        assert ((new[:, 2:] - new[:, :2]) > 8).all()
+        # Sources are interpolated: a pixel at the edge may be a mixture.
+        check_pasted(made, count)
+        assert np.tril(overlaps(made), -1).T.max(initial=0) < 0.3 + 1e-9
+        pasted += len(new)
+    assert pasted > 40
+
+
+def check_pasted(made, count):
+    later = overlaps(made).max(axis=1, initial=0)
+    for index in range(count, len(made.boxes)):
+        if later[index]:
+            continue
+        x1, y1, x2, y2 = made.boxes[index].round().astype(int)
+        found = coloured(made.image, made.class_id[index])
+        assert found[y1:y2, x1:x2].mean() > 0.5
+        inside = filled(made.polygons[index], SIZE, SIZE)
+        assert found[inside].mean() > 0.7
+
+
+def test_without_polygons_nothing_is_pasted_and_nothing_more_is_asked_for():
+    class Counting(list):
+        asked = 0
+
+        def __getitem__(self, index):
+            self.asked += 1
+            return super().__getitem__(index)
+
+    rng = np.random.default_rng(0)
+    pictures = Counting(coded_set(rng, 112, 9))
+    chosen = Augmentation(paste_in=1, copy_paste=1, mosaic9=0, mixup=0)
+    for seed in range(10):
+        made = augmented(pictures, 0, 112, chosen, np.random.default_rng(seed))
+        assert made.polygons == ()
+    assert pictures.asked <= 10 * 4
+    picture = pictures[0]
+    assert copy_paste(picture, 1.0, rng) is picture
+    assert paste_in(picture, [pictures[1], pictures[2]], rng) is picture
+
+
+def test_pasting_asks_for_few_pictures():
+    class Endless:
+        asked = 0
+
+        def __iter__(self):
+            while True:
+                self.asked += 1
+                yield coded_picture(np.random.default_rng(self.asked), SIZE, SIZE, 4, True)
+
+    sources = Endless()
+    paste_in(coded_picture(np.random.default_rng(0), SIZE, SIZE), sources, np.random.default_rng(0))
+    assert sources.asked <= 30
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_all_together_labels_follow_pixels(flip):
+    made_new = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        pictures = coded_set(rng, SIZE, 9, outlined=True)
+        chosen = Augmentation(
+            copy_paste=1.0, mixup=0, paste_in=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=flip, scale=0.2
+        )
+        made = augmented(pictures, 0, SIZE, chosen, rng)
+        for index in np.flatnonzero(overlaps(made).max(axis=1, initial=0) == 0):
+            inside = filled(made.polygons[index], SIZE, SIZE)
+            if inside.sum() > 60:
+                assert coloured(made.image, made.class_id[index])[inside].mean() > 0.75
+        made_new += len(made.class_id) - len(set(made.class_id.tolist()))
+    assert made_new > 3
+    assert len(CODES) > max(classes_of(pictures))
+
+
+def test_filled_polygons_are_their_pixels():
+    square = np.array([(3.0, 4), (9, 4), (9, 12), (3, 12)])
+    mask = filled(square, 20, 16)
+    inner = np.zeros((20, 16), bool)
+    inner[4:12, 3:9] = True
+    assert (mask & inner).sum() == inner.sum()
+    assert mask.sum() <= inner.sum() + 2 * (6 + 8) + 4
