@@ -11,7 +11,7 @@ from PIL import Image
 
 from y7edge.data import synthetic
 
-TRAIN, VAL = 14, 8
+TRAIN, VAL = 9, 5
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from y7edge.doctor.geometry import Grade, grade
 from y7edge.doctor.records import Corners, Label, Picture, Scan
@@ -194,7 +195,7 @@ def _name(scan: Scan, label: Label) -> str:
     return label.raw_class if label.class_id is None else scan.name_of(label.class_id)
 
 
-def _ious(boxes: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _ious(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2)

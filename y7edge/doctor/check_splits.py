@@ -127,7 +127,7 @@ def _twice_in_split(scan: Scan) -> Iterator[Hit]:
             yield Hit(f"{words}; keep one", picture.path, picture=picture.path, other=same[0].path)
 
 
-def _rows(picture: Picture) -> list[object]:
+def _rows(picture: Picture) -> list[tuple[str, tuple[float, ...]]]:
     return sorted((label.raw_class, label.values or ()) for label in picture.labels)
 
 

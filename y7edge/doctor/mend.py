@@ -20,7 +20,11 @@ from y7edge.doctor.pictures import Progress
 from y7edge.doctor.records import Label, Picture, Scan
 from y7edge.errors import DataError
 
-_LOSSY = 95  # quality of what must be encoded again
+# How pictures that must be encoded again are saved.
+_SAVING: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
 
 
 class Change(NamedTuple):
@@ -239,9 +243,7 @@ def _upright(source: Path, image: Path) -> None:
     with Image.open(source) as opened:
         kind = "JPEG" if opened.format == "MPO" else opened.format
         turned = ImageOps.exif_transpose(opened)
-        options: dict[str, Any] = {"JPEG": {"quality": _LOSSY, "subsampling": 0},
-                                   "WEBP": {"lossless": True}}.get(kind or "", {})  # fmt: skip
-        turned.save(image, kind, exif=b"", **options)
+        turned.save(image, kind, exif=b"", **_SAVING.get(kind or "", {}))
 
 
 def _label_lines(copy: _Copy, picture: Picture) -> list[str]:

@@ -193,8 +193,8 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
     if kind != "JPEG":
         return ""
     # What is missing of a JPEG decodes as exactly this grey, from some row to the last.
-    same = (np.abs(image.astype(np.int16) - 128) <= 1).all(axis=(1, 2))
-    rows = int(np.argmin(same[::-1])) if not same.all() else 0
+    same = np.all(np.abs(image.astype(np.int16) - 128) <= 1, axis=(1, 2))
+    rows = 0 if np.all(same) else int(np.argmin(np.flip(same)))
     if rows >= max(8, 0.02 * len(image)):
         return (
             f"its last {rows} of {len(image)} rows are plain grey, as where compressed data end "

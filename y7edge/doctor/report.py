@@ -45,15 +45,15 @@ def _body(report: Report) -> list[str]:
     words = "Nothing was found." if not rows else ""
     overview = page.table(("check", "severity", "findings", "--fix"), rows) if rows else ""
     parts.append(page.section("Findings", page.paragraph(words) if words else overview))
-    for (name, severity), group in groups.items():
-        parts.append(_group(report, f"{titles[name]} ({name}, {severity})", group))
+    for (name, level), group in groups.items():
+        parts.append(_group(report, f"{titles[name]} ({name}, {level})", group))
     parts.append(_summary(report))
     return parts
 
 
 def _group(report: Report, title: str, group: list[Finding]) -> str:
     root = report.scan.root
-    figures = []
+    figures: list[str] = []
     for finding in group:
         if len(figures) == _SHOWN:
             break
