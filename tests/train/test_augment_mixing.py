@@ -9,7 +9,7 @@ from tests.train.coded import (
     coloured,
     places,
 )
-from y7edge.train.augment import Augmentation, Picture, augmented
+from y7edge.train.augment import Augmentation, augmented
 from y7edge.train.mixing import copy_paste, filled, mixup, paste_in
 
 SIZE = 160
