@@ -66,8 +66,7 @@ def test_every_switch_arrives(train: Train) -> None:
         "--no-autoanchor --recipe finetune --set lr0=1e-3 --set fliplr=0 --label-smoothing 0.1 "
         "--average swa --assigner lead --multi-scale --image-weights --cache ram --workers 2 "
         "--epochs 7 --batch 8 --patience 3 --device cpu --devices 2 --nodes 2 --sync-bn "
-        "--precision bf16 --compile --out o --checkpoint-minutes 2.5 --seed 4 --profile 9 "
-        "--licence MIT"
+        "--precision bf16 --compile --out o --checkpoint-minutes 2.5 --seed 4 --licence MIT"
     )
     changes = {"lr0": 1e-3, "fliplr": 0.0, "label_smoothing": 0.1, "average": "swa"}
     assert train(*line.split()) == TrainConfig(
@@ -76,7 +75,7 @@ def test_every_switch_arrives(train: Train) -> None:
         assigner="lead", multi_scale=True, image_weights=True, cache="ram", workers=2, epochs=7,
         batch=8, patience=3, device="cpu", devices=2, nodes=2, sync_bn=True,
         precision="bf16-mixed", compile=True, out=Path("o"), checkpoint_minutes=2.5, seed=4,
-        profile=9, licence="MIT", command=f"y7edge train --data d {line}",
+        licence="MIT", command=f"y7edge train --data d {line}",
     )  # fmt: skip
 
 
@@ -153,6 +152,18 @@ def test_what_is_refused(
 def test_remarks(line: str, part: str, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     train(*line.split())
     assert part in capsys.readouterr().err
+
+
+def test_a_profile_trains_nothing(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def profile(config: TrainConfig, *, progress: Any = None) -> Any:
+        return SimpleNamespace(to_dict=lambda: {"iterations": config.profile})
+
+    monkeypatch.setattr("y7edge.train.profile.profile", profile)
+    assert main(["train", "--data", "d", "--profile", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"iterations": 9}
+    assert not asked
 
 
 def test_resume_alone(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,7 +171,13 @@ _Minutes = Annotated[
 ]
 _Seed = Annotated[int, _option(_RUN, min=0)]
 _Profile = Annotated[
-    int, _option(_RUN, min=0, metavar="N", help="Measure N iterations and say where time goes.")
+    int,
+    _option(
+        _RUN,
+        min=0,
+        metavar="N",
+        help="Measure N iterations, say where time goes, and train nothing.",
+    ),
 ]
 _Licence = Annotated[
     str, _option(_RUN, help="Licence of the weights, yours to choose; kept with them everywhere.")
