@@ -158,6 +158,14 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     "zeros": (content(lambda raw: bytes(900)), ["empty_picture error"]),
     "truncated": (content(lambda raw: raw[: len(raw) // 2]), ["truncated_picture error"]),
     "no end": (content(lambda raw: raw[:-2]), ["truncated_picture error"]),
+    "half downloaded": (
+        content(lambda raw: raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2)),
+        ["truncated_picture error"],
+    ),
+    "zeros for the end": (
+        content(lambda raw: raw[:-2] + bytes(4000)),
+        ["truncated_picture error"],
+    ),
     "half grey": (content(half_grey), ["corrupt_picture error"]),
     "zeros within": (content(zeros_within), ["suspicious_picture warning"]),
     "scrambled": (content(scrambled), ["suspicious_picture warning"]),
@@ -214,6 +222,7 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     "above one": (line("1 .9 .5 1.3 .2"), ["range error"]),
     "negative size": (line("1 .5 .5 -.2 .2"), ["negative error"]),
     "no area": (line("1 .5 .5 0 .2"), ["no_area error"]),
+    "outside, left": (line("1 -.5 .5 .2 .2"), ["outside error"]),
     "outside": (line("1 1.5 .5 .2 .2"), ["outside error"]),
     "sticks out": (line("1 .95 .5 .2 .2"), ["sticks_out warning"]),
     "sliver": (line("1 .5 .5 .004 .2"), ["sliver warning", "small info"]),
