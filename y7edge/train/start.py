@@ -65,6 +65,8 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
         )
     else:
         spec = replace(config.spec, nc=classes, anchors=anchors or config.spec.anchors)
+    if config.assigner == "lead" and spec.has_aux:
+        spec = registry.without_auxiliary(spec)
     if config.imgsz % spec.max_stride:
         up = -(-config.imgsz // spec.max_stride) * spec.max_stride
         raise ConfigError(
