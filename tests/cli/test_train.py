@@ -158,7 +158,7 @@ def test_a_profile_trains_nothing(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def profile(config: TrainConfig, *, progress: Any = None) -> Any:
-        return SimpleNamespace(to_dict=lambda: {"iterations": config.profile})
+        return SimpleNamespace(to_dict=lambda: {"iterations": config.profile}, lines=list)
 
     monkeypatch.setattr("y7edge.train.profile.profile", profile)
     assert main(["train", "--data", "d", "--profile", "9", "--json"]) == 0
