@@ -99,8 +99,8 @@ _Assigner = Annotated[
     _option(
         _RECIPE,
         metavar="NAME",
-        help="auto, or, for models with auxiliary heads, coarse-to-fine (published), lead-guided "
-        "or independent.",
+        help="auto, or, for models with auxiliary heads, coarse-to-fine (published), lead-guided, "
+        "independent, or lead, which trains without those heads.",
     ),
 ]
 _Print = Annotated[
