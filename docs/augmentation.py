@@ -28,16 +28,16 @@ SHAPES = ((SIZE, 240), (240, SIZE), (SIZE, SIZE), (260, SIZE))
 COLOURS = ((60, 60, 255), (255, 160, 0), (0, 220, 255), (60, 230, 60))  # of boxes, by class, BGR
 
 STILL = Augmentation(mosaic9=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0).closed()
-JOINED = replace(STILL, mosaic=1.0)
+JOINED = replace(STILL, mosaic=1.0, scale=0.4)
 
 # What is shown for each setting: strong enough to be seen, where the published value is not.
 SHOWCASE: dict[str, Augmentation] = {
     "mosaic": JOINED,
     "mosaic9": replace(JOINED, mosaic9=1.0),
     "mixup": replace(JOINED, mixup=1.0),
-    "copy_paste": replace(JOINED, copy_paste=0.6),
+    "copy_paste": replace(JOINED, copy_paste=1.0),
     "paste_in": replace(STILL, paste_in=1.0),
-    "hsv_h": replace(STILL, hsv_h=0.3),
+    "hsv_h": replace(STILL, hsv_h=0.6),
     "hsv_s": replace(STILL, hsv_s=0.9),
     "hsv_v": replace(STILL, hsv_v=0.5),
     "degrees": replace(STILL, degrees=30.0),
@@ -98,12 +98,12 @@ def strip(name: str) -> NDArray[np.uint8]:
     """The picture for one setting: before, and three times after."""
     pictures = [scene(seed) for seed in range(12)]
     settings = SHOWCASE[name]
-    sights = [rectangle(pictures[0], (SIZE, SIZE))]
-    for seed in range(3):
-        made = augmented(pictures, 0, SIZE, settings, np.random.default_rng((seed, 12)))
-        sights.append(made)
-    if name.startswith("flip"):
-        sights = sights[:2]
+    made = [
+        augmented(pictures, 0, SIZE, settings, np.random.default_rng((seed, 12)))
+        for seed in range(1 if name.startswith("flip") else 12)
+    ]
+    made.sort(key=lambda picture: -len(picture.boxes))  # those with most to see
+    sights = [rectangle(pictures[0], (SIZE, SIZE)), *made[:3]]
     gap = np.full((SHOWN, 6, 3), 255, np.uint8)
     row = [part for sight in sights for part in (_drawn(sight), gap)][:-1]
     return np.hstack(row)
@@ -128,7 +128,7 @@ def main() -> int:
         return 1
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in SHOWCASE:
-        encoded = cv2.imencode(".jpg", strip(name), (cv2.IMWRITE_JPEG_QUALITY, 82))[1]
+        encoded = cv2.imencode(".jpg", strip(name), (cv2.IMWRITE_JPEG_QUALITY, 85))[1]
         with atomic_write(IMAGES / f"{name}.jpg") as temporary:
             temporary.write_bytes(encoded.tobytes())
         print(IMAGES / f"{name}.jpg")

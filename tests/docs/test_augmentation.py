@@ -48,7 +48,7 @@ def test_pictures_are_as_the_script_makes_them(script, name):
     stored = cv2.imread(str(script.IMAGES / f"{name}.jpg")).astype(float)
     made = script.strip(name).astype(float)
     assert stored.shape == made.shape
-    assert np.abs(stored - made).mean() < 4  # JPEG's loss, and OpenCV's from version to version
+    assert np.abs(stored - made).mean() < 6  # JPEG's loss, and OpenCV's from version to version
 
 
 def test_every_setting_has_its_own_picture(script):

@@ -14,14 +14,13 @@ code, all of them small:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from numpy.random import Generator
 
 from y7edge.train.augment_settings import Augmentation
 from y7edge.train.colour import Jitter
-from y7edge.train.labelled import Picture, Pictures, rectangle, resize, tensors
+from y7edge.train.labelled import Picture, Pictures, rectangle, tensors
 from y7edge.train.mixing import copy_paste, mixup, paste_in
 from y7edge.train.mosaic import Area, Layout, Tile, four, nine, paint, single
 from y7edge.train.view import Mirror, draw_view, mirrored, show
@@ -32,7 +31,6 @@ __all__ = [
     "Pictures",
     "augmented",
     "rectangle",
-    "resize",
     "tensors",
 ]
 
@@ -98,13 +96,3 @@ def _mosaic(pictures: Pictures, index: int, size: int, look: _Look, rng: Generat
         whole = copy_paste(paint(layout), settings.copy_paste, rng)
         layout = Layout((Tile(whole, 0, 0, (0, 0, *canvas)),), *canvas)
     return show(layout, view, look.jitter)
-
-
-def letterbox(picture: Picture, size: int) -> Picture:
-    """`rectangle` for a square."""
-    return rectangle(picture, (size, size))
-
-
-def augment(tiles: Sequence[Picture], size: int, settings: Augmentation, rng: Generator) -> Picture:
-    """`augmented` from the first of some pictures."""
-    return augmented(tiles, 0, size, settings if len(tiles) > 1 else settings.closed(), rng)

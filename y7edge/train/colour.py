@@ -66,7 +66,7 @@ class Jitter:
         """New hue, saturation and brightness for each old one: uint8 (1, 256, 3)."""
         table = np.outer(np.arange(_LARGEST + 1), self.factors)
         table[:, 0] %= _HUES
-        return np.clip(table, 0, _LARGEST).astype(np.uint8)[None]
+        return np.asarray(np.clip(table, 0, _LARGEST)[None], np.uint8)
 
     def grey(self) -> int:
         """What becomes of the padding, which has no hue and no saturation."""

@@ -191,10 +191,10 @@ def _cropped(tile: Tile) -> Picture:
     """A tile's picture with the labels of the part that the canvas holds, in its own pixels."""
     picture, low, high = tile.picture, tile.part[:2], tile.part[2:]
     boxes = np.clip(picture.boxes, low * 2, high * 2)
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     polygons = tuple(
         None if line is None else clip_polygon(line, low, high)
-        for line, keep in zip(picture.polygons, kept, strict=False)
+        for line, keep in zip(picture.polygons, kept.tolist(), strict=False)
         if keep
     )
     return Picture(picture.image, boxes[kept], picture.class_id[kept], polygons)

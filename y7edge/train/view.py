@@ -79,12 +79,14 @@ class View:
     def upright(self) -> bool:
         """Whether it only scales, mirrors and shifts."""
         (_, shear_x, _), (shear_y, _, _), (tilt_x, tilt_y, _) = self.matrix.tolist()
-        return shear_x == shear_y == tilt_x == tilt_y == 0.0
+        return not any((shear_x, shear_y, tilt_x, tilt_y))
 
     def seen(self) -> Area:
         """The canvas area that the picture shows something of."""
-        corners = np.array([(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)])
-        x, y = project(corners, np.linalg.inv(self.matrix)).T.tolist()
+        corners = np.array(
+            [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)], float
+        )
+        x, y = project(corners, np.asarray(np.linalg.inv(self.matrix), np.float64)).T.tolist()
         return Area(min(x), min(y), max(x), max(y))
 
 
