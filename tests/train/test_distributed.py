@@ -1,0 +1,254 @@
+"""Two processes (CPU, gloo) learn what one learns from the same pictures, and end together."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from y7edge.data import synthetic
+from y7edge.errors import ConfigError, DeviceError
+from y7edge.train.config import TrainConfig
+from y7edge.train.distributed import Ranks, open_fabric, under_torchrun
+
+# What the run's own parts make of one batch of random pictures: the gradients, by rank 0.
+GRADIENTS = """
+import sys
+import numpy as np, torch
+from y7edge.models import registry
+from y7edge.models.scaling import scale
+from y7edge.nn.build import Model
+from y7edge.train.average import average_for
+from y7edge.train.config import TrainConfig
+from y7edge.train.distributed import launch, open_fabric
+from y7edge.train.loss import TrainingLoss
+from y7edge.train.optim import build_optimizer
+from y7edge.train.schedule import Schedule
+from y7edge.train.steps import Steps
+
+model_name, devices, pictures, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+config = TrainConfig(data="", model=model_name, imgsz=128, batch=16, device="cpu", devices=devices)
+object.__setattr__(config, "precision", "64-true")  # rounding would hide what is asked for
+torch.set_default_dtype(torch.float64)
+fabric = open_fabric(config)
+ranks = launch(fabric)
+torch.set_num_threads(1)
+torch.manual_seed(ranks.rank)  # DDP starts all ranks from the first one's weights
+spec = scale(registry.get(model_name, nc=3), width=0.125)
+model, recipe = Model(spec), config.hyper
+torch.manual_seed(7)
+images = torch.randint(0, 256, (16, 3, 128, 128), dtype=torch.uint8)
+targets = torch.rand(60, 6) * torch.tensor([0, 0, 0.6, 0.6, 0.3, 0.3]) + torch.tensor(
+    [0, 0, 0.2, 0.2, 0.05, 0.05]
+)
+targets[:, 0] = (torch.rand(60) ** 3 * 16).floor()  # far more objects on one rank's pictures
+targets[:, 1] = torch.arange(60) % 3
+
+def share(first):
+    mine = torch.arange(first, first + pictures)[ranks.rank :: ranks.world]
+    rows = [replace_image(targets[targets[:, 0] == old], new) for new, old in enumerate(mine)]
+    return images[mine], torch.cat(rows)
+
+def replace_image(rows, number):
+    rows = rows.clone()
+    rows[:, 0] = number
+    return rows
+
+class Frozen(Steps):  # BatchNorm as in evaluation, where it does not mix pictures
+    def train(self):
+        super().train()
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+
+loss = TrainingLoss(spec, model.head.anchors, recipe, 128, "auto", ranks)
+optimizer, schedule = build_optimizer(model, recipe, 0.0), Schedule(recipe, 9, 9, 16, 48, 0)
+average = average_for(recipe, model)
+steps = Frozen(fabric, model, optimizer, loss=loss, average=average, schedule=schedule)
+steps.train()
+if ranks.rank == 0:
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+steps(0, *share(0))                  # gathered: nothing is exchanged
+steps(1, *share(16 - pictures))      # two of three batches
+kept = {name: ranks.sum(p.grad) / ranks.world for name, p in model.named_parameters()}
+parts = steps(2, *share(0))          # the third: gradients cross, and the optimiser steps
+box = float(ranks.sum(parts.box)) / ranks.world
+if ranks.rank == 0:
+    moves = {f"step.{k}": v - start[k] for k, v in model.named_parameters()}
+    np.savez(out, box=box, **{k: v.detach().numpy() for k, v in (kept | moves).items()})
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "pictures"),
+    [
+        pytest.param("yolov7-w6", 16, id="auxiliary heads, two times 8"),
+        pytest.param("yolov7-tiny", 15, id="lead head, 8 and 7"),
+    ],
+)
+def test_two_processes_have_the_gradients_of_one(tmp_path, model, pictures):
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    found = []
+    for devices in (1, 2):
+        out = tmp_path / f"{devices}.npz"
+        run([sys.executable, script, model, devices, pictures, out])
+        with np.load(out) as stored:
+            found.append(dict(stored))
+    one, two = found
+    assert set(one) == set(two)
+    assert any(".aux." in name for name in one) == (model == "yolov7-w6")
+    moved = 0
+    for name, value in one.items():
+        scale = np.abs(value).max()
+        moved += scale > 0
+        assert np.abs(two[name] - value).max() <= 1e-9 * scale, name
+    assert moved > 0.9 * len(one)
+
+
+def run(words, **options):
+    """Run a command to its end; what it printed."""
+    done = subprocess.run(
+        [str(word) for word in words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+        **options,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic.generate(tmp_path_factory.mktemp("data"), train=9, val=2, size=(96, 96))
+
+
+def command(data, out, devices, *more):
+    # Rows in front of the head are frozen, so that BatchNorm doesn't depend on a rank's pictures.
+    words = ["train", "--data", data, "--width", 0.125, "--imgsz", 64, "--batch", 4, "--freeze", 77]
+    words += ["--device", "cpu", "--devices", devices, "--out", out, "--json", *more]
+    return [sys.executable, "-m", "y7edge.cli", *words]
+
+
+def losses(folder):
+    with (folder / "results.csv").open(newline="") as stream:
+        return [
+            [float(row[part]) for part in ("box", "obj", "cls")] for row in csv.DictReader(stream)
+        ]
+
+
+def test_run_of_two_processes_is_that_of_one(data, tmp_path):
+    """From the command line; only the first process speaks and writes."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(command(data, one, 1, "--epochs", 2))
+    done = run(command(data, two, 2, "--epochs", 2))
+    assert losses(two) == [pytest.approx(row, rel=1e-4) for row in losses(one)]
+    assert json.loads(done.stdout)["epochs"] == 2  # one record, of one process
+    assert done.stderr.count("9 pictures to train on") == 1
+    assert done.stderr.count("epoch 2:") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_first_one_and_the_run_goes_on(data, tmp_path):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    words = ["--epochs", 3, "--checkpoint-minutes", 1e-6]
+    run(command(data, whole, 2, *words))
+    process = subprocess.Popen(
+        [str(word) for word in command(data, out, 2, *words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (out / "results.csv").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    children = children_of(process.pid)
+    assert children
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(is_alive(child) for child in children))
+    run([sys.executable, "-m", "y7edge.cli", "train", "--resume", out])
+    assert losses(out) == losses(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "text"),
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted; the state so far is in", id="Ctrl-C"),
+        pytest.param(signal.SIGKILL, 1, "another process of the run is gone", id="kill -9"),
+    ],
+)
+def test_the_first_process_speaks_for_another_that_ends(data, tmp_path, number, code, text):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [str(word) for word in command(data, out, 2, "--epochs", 500)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "results.csv").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.kill(children_of(process.pid)[0], number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.count(text)) == (code, 1), said
+    assert "Traceback" not in said
+
+
+def children_of(pid):
+    """Processes of the run that a process has started (threads of it may have, too)."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_one_process_is_free():
+    ranks = Ranks()
+    assert (ranks.first, ranks.largest(3), ranks.from_first("a")) == (True, 3, "a")
+    with pytest.raises(ConfigError), ranks.together():
+        raise ConfigError("as it came")
+
+
+def test_torchrun_decides_on_processes(monkeypatch):
+    config = TrainConfig(data="", batch=8)
+    assert under_torchrun(config) == config
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert under_torchrun(config) == replace(config, devices=2, nodes=4)
+    with pytest.raises(ConfigError, match="torchrun started 4 nodes of 2 processes"):
+        under_torchrun(replace(config, devices=4))
+    with pytest.raises(ConfigError, match="batch must be a multiple of the 8 devices"):
+        under_torchrun(TrainConfig(data="", batch=12))
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "gpu", "cpu:1"])
+def test_device_that_is_not_here_is_refused(device):
+    with pytest.raises(DeviceError, match=f"device '{device}' is not here: expected cpu"):
+        open_fabric(TrainConfig(data="", device=device))

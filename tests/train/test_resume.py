@@ -1,0 +1,347 @@
+"""A run that is cut off and resumed ends, bit by bit, where it would have ended anyway."""
+
+import csv
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from y7edge.data import synthetic
+from y7edge.errors import CheckpointError, ConfigError, DataError, TrainingError
+from y7edge.models import weights
+from y7edge.train import state
+from y7edge.train.config import TINY, TrainConfig
+from y7edge.train.evidence import HEADER, NAME
+from y7edge.train.loop import resume, train
+from y7edge.train.progress import Quiet
+from y7edge.train.trainer import Trainer
+
+# Of a run of 3 epochs with 5 batches each.
+EPOCHS, BATCHES = 3, 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten pictures to train on, two to judge by."""
+    return synthetic.generate(tmp_path_factory.mktemp("data"), train=10, val=2, size=(96, 96))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_report():
+    """Drawing curves and pages takes longer than these runs, and is tested with the keeper."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("y7edge.train.keep.Keeper.finish", lambda *_: None)
+        yield
+
+
+def config(data, out, **changes):
+    # Four batches to a step: gradients wait at the end of an epoch, too. The warm-up is over early.
+    small = TrainConfig(
+        data=data,
+        width=0.125,
+        imgsz=64,
+        epochs=EPOCHS,
+        batch=2,
+        nominal_batch=8,
+        val_every=2,
+        workers=0,
+        recipe=replace(TINY, warmup_epochs=0.4),
+        out=out,
+    )
+    return replace(small, **changes)
+
+
+class StopAt(Quiet):
+    """Presses Ctrl-C after a certain batch, and remembers what is said."""
+
+    def __init__(self, epoch, batch) -> None:
+        self.at, self.lines = (epoch, batch), []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def step(self, status):
+        if (status.epoch, status.iteration) == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def assert_equal_runs(folder, expected):
+    """Weights of last and best, and the table but for times and memory."""
+    for name in ("last.safetensors", "best.safetensors"):
+        found, wanted = weights.load(folder / name), weights.load(expected / name)
+        assert found.digest == wanted.digest, name
+    assert rows(folder) == rows(expected)
+
+
+def rows(folder):
+    with (folder / "results.csv").open(newline="") as stream:
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "memory_mb")}
+            for row in csv.DictReader(stream)
+        ]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The run that nobody cut off."""
+    return train(config(data, tmp_path_factory.mktemp("whole") / "run", workers=2)).folder
+
+
+@pytest.mark.parametrize(
+    ("epoch", "batch"),
+    [
+        pytest.param(1, 2, id="gradients of two batches wait, no momentum yet"),
+        pytest.param(1, 5, id="behind the last batch of an epoch"),
+        pytest.param(3, 4, id="after a judged epoch"),
+    ],
+)
+def test_interrupted_run_ends_as_if_it_had_not_been(data, tmp_path, whole, epoch, batch):
+    stop, out = StopAt(epoch, batch), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, out), progress=stop)
+    assert f"go on with y7edge train --resume {out}" in stop.lines[-1]
+    assert weights.load(out / "last.safetensors").meta["interrupted"] is True
+    kept = state.read(out / state.STATE).facts
+    assert (kept["epoch"], kept["batch"]) == (epoch, batch)
+    again = StopAt(0, 0)
+    result = resume(out, progress=again)
+    assert f"resumed at epoch {epoch}, after {batch} batches" in again.lines
+    assert result.epochs == EPOCHS
+    assert_equal_runs(out, whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"image_weights": True, "multi_scale": True}, id="drawn pictures and sizes"),
+        pytest.param({"recipe": replace(TINY, average="none", close_mosaic=1)}, id="no average"),
+        pytest.param({"rect": True, "freeze": (0, 1, 2)}, id="shapes and frozen rows"),
+    ],
+)
+def test_switches_resume_too(data, tmp_path, changes):
+    expected = train(config(data, tmp_path / "whole", val_every=1, **changes)).folder
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, out, val_every=1, **changes), progress=StopAt(2, 3))
+    resume(out)
+    assert_equal_runs(out, expected)
+
+
+def test_interrupt_while_judging_does_not_judge_twice(data, tmp_path, whole, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            "y7edge.train.validate.Validation.__call__",
+            lambda *_: os.kill(os.getpid(), signal.SIGINT),
+        )
+        train(config(data, out))
+    assert state.read(out / state.STATE).facts["closed"] is True
+    resume(out)
+    assert_equal_runs(out, whole)
+
+
+KILLED = """
+import os, signal, sys
+from y7edge.train.loop import resume, train
+from y7edge.train.progress import Quiet
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {here!r})
+from test_resume import config
+
+class Kill(Quiet):
+    steps = 0
+    def step(self, status):
+        self.steps += 1
+        if self.steps == {steps}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if {fresh}:
+    train(config({data!r}, {out!r}, workers=2, checkpoint_minutes={minutes}), progress=Kill())
+else:
+    resume({out!r}, progress=Kill())
+"""
+
+
+def kill(data, out, *, steps, fresh, minutes):
+    """Train or resume in a process of its own that is killed after some batches."""
+    code = KILLED.format(
+        here=str(Path(__file__).parent),
+        steps=steps,
+        fresh=fresh,
+        data=str(data),
+        out=str(out),
+        minutes=minutes,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_killed_run_ends_as_if_it_had_not_been(data, tmp_path, whole):
+    """Twice kill -9, with two workers, in the middle of an epoch and of an accumulation."""
+    out = tmp_path / "run"
+    kill(data, out, steps=3, fresh=True, minutes=1e-6)  # a state after every batch
+    assert state.read(out / state.STATE).facts["gathered"] > 0
+    kill(data, out, steps=6, fresh=False, minutes=1e-6)
+    resume(out)
+    assert_equal_runs(out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_killed_anywhere_end_as_if_they_had_not_been(data, tmp_path, whole, seed):
+    """Ten kill -9 in five runs, at random batches, with states after every batch or rarely."""
+    draw, out = random.Random(seed), tmp_path / "run"
+    minutes = draw.choice([1e-6, 10.0])
+    for fresh in (True, False):
+        kill(data, out, steps=draw.randint(1, BATCHES), fresh=fresh, minutes=minutes)
+    resume(out)
+    assert_equal_runs(out, whole)
+
+
+def command(*words):
+    return [sys.executable, "-m", "y7edge.cli", "train", *map(str, words)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_command_with_130_and_a_way_on(data, tmp_path, number):
+    out = tmp_path / "run"
+    words = ["--data", data, "--width", 0.125, "--imgsz", 64, "--epochs", 500, "--batch", 2]
+    process = subprocess.Popen(
+        command(*words, "--workers", 2, "--out", out), stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "results.csv").exists():
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with y7edge train --resume {out}" in said
+    assert "Traceback" not in said
+    assert state.read(out / state.STATE).facts["epoch"] >= 2
+
+
+def test_worker_that_dies_leaves_the_state(data, tmp_path, whole):
+    class Killer(StopAt):
+        def step(self, status):
+            if (status.epoch, status.iteration) == self.at:
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+
+    out, killer = tmp_path / "run", Killer(2, 1)
+    with pytest.raises(TrainingError, match="worker"):
+        train(config(data, out, workers=2), progress=killer)
+    assert "stopped by an error; the state so far is in" in killer.lines[-1]
+    resume(out)
+    assert_equal_runs(out, whole)
+
+
+def test_full_disk_ends_the_run_with_the_state_before(data, tmp_path, whole, monkeypatch):
+    out, writes, real = tmp_path / "run", [], state.atomic_write
+
+    def filling(path):
+        writes.append(path)
+        if len(writes) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "atomic_write", filling)
+        with pytest.raises(TrainingError, match=r"No space left.*\(epoch 2, after 0 batches\)"):
+            train(config(data, out))
+    assert len(writes) == 3
+    resume(out)
+    assert_equal_runs(out, whole)
+
+
+def test_state_cut_short_gives_way_to_the_one_before(data, tmp_path, whole):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, out), progress=StopAt(2, 3))
+    path = out / state.STATE
+    path.write_bytes(path.read_bytes()[:-100])
+    again = StopAt(0, 0)
+    resume(out, progress=again)
+    assert any("cut short" in line and "going on from" in line for line in again.lines)
+    assert_equal_runs(out, whole)
+
+
+def test_finished_run_says_so(whole):
+    with pytest.raises(ConfigError, match=r"finished after 3 epochs; to train on, .*--weights"):
+        resume(whole)
+
+
+def test_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no run to go on with"):
+        resume(tmp_path)
+    (tmp_path / "config.yaml").write_text("data: nowhere.yaml\n")
+    with pytest.raises(CheckpointError, match="no run to go on with"):
+        resume(tmp_path)
+
+
+def test_other_data_are_refused_and_another_thread_count_is_said(tmp_path):
+    data = synthetic.generate(tmp_path / "data", train=4, val=2, size=(96, 96))
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, out), progress=StopAt(1, 1))
+    torch.set_num_threads(2)
+    again = StopAt(1, 2)
+    with pytest.raises(KeyboardInterrupt):
+        resume(out, progress=again)
+    torch.set_num_threads(1)
+    assert any("threads 1 then, 2 now" in line for line in again.lines)
+    label = next((tmp_path / "data").rglob("labels/train/*.txt"))
+    label.write_text("0 .5 .5 .25 .25\n")
+    with pytest.raises(DataError, match="not the data that the run began with"):
+        resume(out)
+
+
+def test_loss_that_is_no_number_leaves_its_batch(data, tmp_path):
+    out = tmp_path / "run"
+    trainer = Trainer(config(data, out), Quiet())
+    real = trainer.steps.loss
+
+    def broken(heads, targets):
+        parts = real(heads, targets)
+        spoiled = trainer.iteration == BATCHES + 1  # the second batch of the second epoch
+        return replace(parts, box=parts.box * float("nan")) if spoiled else parts
+
+    trainer.steps.loss = broken
+    with pytest.raises(TrainingError, match=r"no longer a number in epoch 2, batch 2 .*nan_batch"):
+        trainer.run()
+    with safe_open(out / NAME, framework="numpy") as file:
+        facts = json.loads(file.metadata()[HEADER])
+        images, targets = file.get_tensor("images"), file.get_tensor("targets")
+    assert "box nan" in facts["reason"]
+    assert images.shape == (2, 3, 64, 64)
+    # It is the very batch: the same keys give the same items.
+    trainer.plan.set_epoch(2, 1)
+    keys = next(iter(trainer.plan))
+    assert facts["pictures"] == [str(trainer.shown.samples[key.index].path) for key in keys]
+    for image, key in zip(images, keys, strict=True):
+        assert np.array_equal(image, trainer.shown[key][0].numpy())
+    assert set(targets[:, 0]) <= {0.0, 1.0}
+    assert state.load(out, say=pytest.fail).facts["epoch"] == 2
