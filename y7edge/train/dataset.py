@@ -14,6 +14,7 @@ not on the number of workers, nor on what was drawn before, nor on how pictures 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -95,6 +96,12 @@ class TrainingSet(Dataset[Item]):
         rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
         return augmented(self.pictures, key.index, self.size, settings, rng, shape=key.shape)
 
+    def unchanged(self) -> TrainingSet:
+        """The same pictures, only letterboxed; what is decoded and cached is shared."""
+        plain = copy.copy(self)
+        plain.augmentation = None
+        return plain
+
     def _settings(self, epoch: int) -> Augmentation | None:
         closed = self.close_at is not None and epoch >= self.close_at
         if self.augmentation is None or not closed:
@@ -129,7 +136,7 @@ class LabelledPictures:
             self._corners[rows] * (width, height, width, height),
             self._class_id[rows],
             tuple(
-                None if line is None else line * np.array((width, height), np.float64)
+                None if line is None else line.astype(np.float64) * (width, height)
                 for line in self._polygons[index]
             ),
         )

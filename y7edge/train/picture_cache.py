@@ -193,7 +193,7 @@ class DiskCache(Images):
             return None
         pixels = np.frombuffer(block, np.uint8, offset=_HEAD.size)
         if not self._checked[index]:
-            if zlib.crc32(pixels) != checksum:
+            if zlib.crc32(pixels.data) != checksum:
                 return None
             self._checked[index] = 1
         return pixels.reshape(height, width, 3)
@@ -202,7 +202,7 @@ class DiskCache(Images):
         path = self._path(index)
         try:
             with atomic_write(path, durable=False) as temporary, temporary.open("wb") as stream:
-                stream.write(_HEAD.pack(_MAGIC, *image.shape[:2], zlib.crc32(image)))
+                stream.write(_HEAD.pack(_MAGIC, *image.shape[:2], zlib.crc32(image.data)))
                 stream.write(image.data)
         except OSError as error:
             raise DataError(
@@ -250,7 +250,7 @@ def _name(path: Path, size: int) -> str:
         raise DataError(f"{path}: cannot read the picture: {error.strerror or error}") from error
     # Versions of OpenCV may decode by a grey level differently.
     state = hashlib.blake2b(f"{size} {cv2.__version__}\n".encode(), digest_size=20)
-    state.update(content)
+    state.update(content.data)
     return state.hexdigest()
 
 

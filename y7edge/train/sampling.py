@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,8 @@ from y7edge.errors import ConfigError
 _DECIMALS = 6
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
     """What an item of a training set depends on, beside the seed of the set."""
 
     epoch: int

@@ -1,0 +1,202 @@
+"""Measure what a training picture costs beside decoding, on one core.
+
+    python examples/loader_speed.py --data ../shared/data/bccd
+    python examples/loader_speed.py --data data.yaml --imgsz 640 --recipe tiny --pictures 256 --gate
+
+The unit is one ``cv2.imread`` of the same files in the same run: milliseconds say more about the
+machine than about a loader. Batch by batch, reading, items without and items with a cache are
+measured in turn, as processor time of one thread, and each batch counts as in the fastest of its
+repeats: what else runs on the machine touches all alike, or not at all.
+
+* whole: a picture of a batch, without cache, from files to its place in the batch;
+* decoding: what of that is decoding files, of all pictures that the recipe joins (those whose place
+  turns out to be out of sight are not decoded);
+* beyond: the rest: resizing, augmentation, labels, batch;
+* ram: the whole with ``cache ram``.
+
+Exit code 4 with ``--gate`` if a figure is beyond its budget: beyond decoding 1.5 units, with cache
+ram 2 (of the recipe tiny at 640 on BCCD's pictures).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import torch
+
+from y7edge.data.dataset import load
+from y7edge.data.sample import Sample
+from y7edge.errors import GateError, Y7EdgeError
+from y7edge.train import picture_cache
+from y7edge.train.augment import Augmentation
+from y7edge.train.dataset import TrainingSet, loader
+from y7edge.train.recipes import by_name
+from y7edge.train.sampling import BatchPlan
+
+BUDGETS = {"beyond": 1.5, "ram": 2.0}
+BATCH = 16
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Costs of one training picture in units of one ``cv2.imread``."""
+
+    whole: float
+    decoding: float
+    beyond: float
+    ram: float
+    decoded: float  # files per training picture
+    imread_ms: float
+    pictures: int  # measured
+    imgsz: int
+
+
+class Clock:
+    """``read_image`` with a clock: processor time and number of calls so far."""
+
+    def __init__(self, read: Callable[[Path], Any]) -> None:
+        self.read = read
+        self.seconds, self.calls = 0.0, 0
+
+    def __call__(self, path: Path) -> Any:
+        """Read one picture."""
+        start = time.process_time()
+        try:
+            return self.read(path)
+        finally:
+            self.seconds += time.process_time() - start
+            self.calls += 1
+
+
+def inputs(data: Path | str, split: str, recipe: str) -> tuple[Sequence[Sample], Augmentation]:
+    """Pictures to measure on, and how the recipe of that name changes them."""
+    return load(data, (split,)).split(split), by_name(recipe).recipe.augmentation
+
+
+def measure(
+    samples: Sequence[Sample], size: int, settings: Augmentation, pictures: int, repeats: int
+) -> Speed:
+    """Time reading, items without and items with a cache, batch by batch in turn."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    sets = [TrainingSet(samples, size, settings, cache=cache) for cache in ("none", "ram")]
+    plan = BatchPlan(len(samples), min(BATCH, pictures, len(samples)))
+    clock = Clock(picture_cache.read_image)
+    sums, files, shown, epoch = np.zeros(4), 0, 0, 0
+    with patch.object(picture_cache, "read_image", clock):
+        while shown < pictures:
+            epoch += 1
+            plan.set_epoch(epoch)
+            keys = next(iter(plan))
+            paths = [str(samples[key.index].path) for key in keys]
+            passes = [_first_batch(one, plan) for one in sets]
+            before = clock.calls
+            rounds = [_round(paths, passes, clock) for _ in range(repeats)]
+            sums += np.min(rounds, axis=0)
+            files += (clock.calls - before) // repeats
+            shown += len(keys)
+    imread, whole, beyond, ram = sums
+    return Speed(
+        whole=whole / imread,
+        decoding=(whole - beyond) / imread,
+        beyond=beyond / imread,
+        ram=ram / imread,
+        decoded=files / shown,
+        imread_ms=1e3 * imread / shown,
+        pictures=shown,
+        imgsz=size,
+    )
+
+
+def _first_batch(shown: TrainingSet, plan: BatchPlan) -> Callable[[], object]:
+    """Makes the first batch of the plan's epoch, as a worker does."""
+    pictures = loader(shown, plan)
+    return lambda: next(iter(pictures))
+
+
+def _round(paths: list[str], passes: list[Callable[[], object]], clock: Clock) -> list[float]:
+    """Seconds for reading all paths, a batch without cache, it without decoding, one with cache."""
+    uncached, ram = passes
+    marks = [time.process_time()]
+    for path in paths:
+        cv2.imread(path)
+    marks.append(time.process_time())
+    decoding = clock.seconds
+    uncached()
+    decoding = clock.seconds - decoding
+    marks.append(time.process_time())
+    ram()
+    marks.append(time.process_time())
+    reading, whole, cached = np.diff(marks).tolist()
+    return [reading, whole, whole - decoding, cached]
+
+
+def table(speed: Speed) -> str:
+    """The figures as lines of text."""
+    lines = [
+        f"{speed.pictures} pictures at {speed.imgsz} px, one thread; "
+        f"unit: one cv2.imread, {speed.imread_ms:.2f} ms",
+        f"whole item, no cache   {speed.whole:5.2f}",
+        f"  decoding             {speed.decoding:5.2f}   of {speed.decoded:.2f} files",
+        f"  beyond decoding      {speed.beyond:5.2f}   budget {BUDGETS['beyond']}",
+        f"whole item, cache ram  {speed.ram:5.2f}   budget {BUDGETS['ram']}",
+    ]
+    return "\n".join(lines)
+
+
+def gate(speed: Speed) -> None:
+    """Hold the figures against their budgets.
+
+    Raises:
+        GateError: One is beyond.
+    """
+    for name, budget in BUDGETS.items():
+        found = getattr(speed, name)
+        if found > budget:
+            raise GateError(f"{name}: expected at most {budget} units, found {found:.2f}")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {value}")
+    return value
+
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", required=True, help="data.yaml or data folder")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--imgsz", type=_count, default=640)
+    parser.add_argument("--recipe", default="tiny", help="p5, p6, tiny, finetune or small-data")
+    parser.add_argument("--pictures", type=_count, default=256, help="how many to measure")
+    parser.add_argument("--repeats", type=_count, default=REPEATS, help="of each batch")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--gate", action="store_true", help="exit 4 beyond the budgets")
+    options = parser.parse_args()
+    try:
+        samples, settings = inputs(options.data, options.split, options.recipe)
+        speed = measure(samples, options.imgsz, settings, options.pictures, options.repeats)
+        print(json.dumps(asdict(speed)) if options.json else table(speed))
+        if options.gate:
+            gate(speed)
+    except Y7EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
