@@ -89,7 +89,8 @@ class TrainingSet(Dataset[Item]):
 
     def picture(self, key: int | tuple[int, int] | Key) -> Picture:
         """What the item of a key shows, before it is made into tensors."""
-        key = Key(*key) if isinstance(key, tuple) else Key(0, key)
+        if not isinstance(key, Key):
+            key = Key(*key) if isinstance(key, tuple) else Key(0, key)
         settings = self._settings(key.epoch)
         if settings is None:
             return rectangle(self.pictures[key.index], key.shape or (self.size, self.size))
