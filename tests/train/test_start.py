@@ -69,8 +69,9 @@ def test_rows_of_ones_own():
     own = scale(registry.get("yolov7", nc=5), width=0.125)
     spec = build_spec(config(spec=own, model="yolov7-tiny", width=1.0), 2)
     assert spec == replace(own, nc=2)
-    with pytest.raises(ConfigError, match=r"spec: yolov7-w0\.125 is in deploy form"):
-        build_spec(config(spec=registry.deploy(own)), 2)
+    assert not build_spec(config(spec=registry.deploy(own)), 2).implicit
+    with pytest.raises(ConfigError, match=r"spec: yolov7-w0\.125 is folded: without BatchNorm"):
+        build_spec(config(spec=registry.folded(own)), 2)
 
 
 def test_rows_of_ones_own_may_have_an_identity_branch_against_the_plan():

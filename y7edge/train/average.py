@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from y7edge.errors import ConfigError
 from y7edge.nn.build import Model
 from y7edge.train.ema import ModelEma
 from y7edge.train.recipe import Recipe
+from y7edge.train.schedule import swa_begins
+from y7edge.train.statistics import normalizers, reestimate
 
 Pictures = Callable[[], Iterable[Tensor]]
 
@@ -37,8 +38,8 @@ class Average(Protocol):
         Args:
             model: the trained one.
             epoch: that is finished.
-            pictures: makes an iterator over training batches as the model sees them, float
-                (B, 3, S, S) from 0 to 1 on its device, for statistics of BatchNorm.
+            pictures: makes an iterator over training pictures as they will be judged, float
+                (B, 3, S, S) from 0 to 1 on the model's device, for statistics of BatchNorm.
         """
 
     def state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
@@ -48,17 +49,80 @@ class Average(Protocol):
         """Take over what :meth:`state` gave."""
 
 
-def average_for(recipe: Recipe, model: Model) -> Average:
+def average_for(recipe: Recipe, model: Model, epochs: int = 1) -> Average:
     """The average that a recipe asks for, starting at ``model``.
 
-    Raises:
-        ConfigError: this version has no such average.
+    Args:
+        recipe: names it.
+        model: the one to be trained; its BatchNorms are told by their class, so before a
+            conversion to synchronised ones.
+        epochs: of the whole run.
     """
-    if recipe.average == "ema":
-        return ModelEma(model, decay=recipe.ema_decay, tau=recipe.ema_tau)
     if recipe.average == "none":
         return NoAverage(model)
-    raise ConfigError(f"average {recipe.average!r} is not in this version: take ema or none")
+    ema = ModelEma(model, decay=recipe.ema_decay, tau=recipe.ema_tau)
+    return Swa(ema, begins=swa_begins(recipe, epochs)) if recipe.average == "swa" else ema
+
+
+class Swa:
+    """Stochastic weight averaging: the equal mean of the weights at the ends of the last epochs.
+
+    "Averaging Weights Leads to Wider Optima and Better Generalization" (arXiv 1803.05407): one
+    contribution per epoch, as there, since weights of neighbouring steps are nearly the same and
+    would only make the mean of one place more exact; the learning rate stays where it is when the
+    averaging begins (:meth:`y7edge.train.schedule.Schedule.at`), so that the epochs end in places
+    that are worth averaging. No model of the run ever had the mean weights, so no running
+    statistics fit them: those of BatchNorm are estimated anew before it is judged. Until it begins,
+    the moving average is what is judged and saved.
+
+    Attributes:
+        model: the moving average until averaging begins, then the mean.
+        updates: optimiser steps seen.
+        count: epochs in the mean.
+    """
+
+    def __init__(self, ema: ModelEma[Model], *, begins: int) -> None:
+        """Wait for epoch ``begins`` (from 1), the first that counts."""
+        self.model: Model = ema.model
+        self.updates, self.count = 0, 0
+        self._ema, self._begins = ema, begins
+        self._ended = 0  # epochs
+
+    def update(self, model: Model) -> None:
+        """Move the moving average, as long as it is of use."""
+        self.updates += 1
+        if self._ended + 1 < self._begins:
+            self._ema.update(model)
+
+    @torch.no_grad()
+    def end_epoch(self, model: Model, epoch: int, pictures: Pictures) -> None:
+        """Take the weights into the mean, and estimate its statistics anew.
+
+        The BatchNorms of frozen rows, which the trained model keeps in ``eval()``, keep theirs.
+        """
+        self._ended = epoch
+        if epoch < self._begins:
+            return
+        self.count += 1
+        new = model.state_dict()
+        for name, mean in self.model.state_dict().items():
+            if self.count == 1:
+                mean.copy_(new[name])
+            elif mean.is_floating_point():
+                mean.lerp_(new[name].to(mean.dtype), 1 / self.count)
+        live = [name for name, layer in model.named_modules() if layer.training]
+        reestimate(self.model, pictures(), names=normalizers(self.model) & set(live))
+
+    def state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """The mean, or what stands in for it, and the counts."""
+        facts = {"updates": self.updates, "count": self.count, "ended": self._ended}
+        return self.model.state_dict(), facts
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+        self._ema.load(tensors, facts)
+        self.updates, self.count = int(facts["updates"]), int(facts["count"])
+        self._ended = int(facts["ended"])
 
 
 class NoAverage:

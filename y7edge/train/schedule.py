@@ -2,8 +2,9 @@
 
 Cosine from ``lr0`` to ``lr0 * lrf``, stepped once per epoch; a linear warm-up in front of it, in
 which the biases come down from a high learning rate while everything else comes up from zero
-(YOLOv7's published schedule). An *iteration* is one forward and backward pass of one batch; an
-optimiser *step* follows after ``accumulate`` of them.
+(YOLOv7's published schedule). Under SWA the cosine stops where the averaging begins. An *iteration*
+is one forward and backward pass of one batch; an optimiser *step* follows after ``accumulate`` of
+them.
 """
 
 from __future__ import annotations
@@ -55,6 +56,16 @@ def cosine(epoch: int, epochs: int, lrf: float) -> float:
     return (1 - math.cos(math.pi * epoch / epochs)) / 2 * (lrf - 1) + 1
 
 
+def swa_begins(recipe: Recipe, epochs: int) -> int:
+    """The first epoch, from 1, whose weights SWA averages; at least the last one is.
+
+    From here on the learning rate stays as it is (arXiv 1803.05407, constant rate): one that went
+    on falling would leave the weights of all these epochs in nearly one place, where a mean gains
+    nothing.
+    """
+    return min(int(recipe.swa_start * epochs), epochs - 1) + 1
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What the optimiser is set to at one iteration."""
@@ -82,8 +93,10 @@ class Schedule:
 
     def at(self, iteration: int) -> Step:
         """Values for an iteration counted from 0 over the whole run."""
-        recipe = self.recipe
-        lr = recipe.lr0 * cosine(iteration // self.batches, self.epochs, recipe.lrf)
+        recipe, epoch = self.recipe, iteration // self.batches
+        if recipe.average == "swa":
+            epoch = min(epoch, swa_begins(recipe, self.epochs) - 1)
+        lr = recipe.lr0 * cosine(epoch, self.epochs, recipe.lrf)
         full = accumulation(self.batch, self.nominal)
         if iteration > self.warmup or self.warmup == 0:
             return Step((lr, lr, lr), recipe.momentum, full)

@@ -54,14 +54,15 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
     """The rows that a run trains: those of the named variant, or its own (``config.spec``).
 
     Raises:
-        ConfigError: unknown model, rows not in training form, a width that cannot be, or an input
+        ConfigError: unknown model, folded rows, a width that cannot be, or an input
             size that the strides don't divide or that is a single cell of the largest.
     """
     if config.spec is None:
         spec = registry.get(config.model, nc=classes, anchors=anchors)
-    elif config.spec.form != "training":
+    elif config.spec.form == "folded":
         raise ConfigError(
-            f"spec: {config.spec.name} is in {config.spec.form} form, expected the training form"
+            f"spec: {config.spec.name} is folded: without BatchNorm it cannot be trained; expected "
+            "the training form, or the deploy form to do without implicit knowledge"
         )
     else:
         spec = replace(config.spec, nc=classes, anchors=anchors or config.spec.anchors)

@@ -31,6 +31,7 @@ from y7edge.train.results import EpochRow
 from y7edge.train.resume import Live, Position, capture, check, identity, require_finite, restore
 from y7edge.train.sampling import image_weights
 from y7edge.train.schedule import Schedule, nominal_batch, warmup_iterations
+from y7edge.train.statistics import whole_pictures
 from y7edge.train.steps import Steps, varied_sides
 from y7edge.train.timing import Timing
 from y7edge.train.validate import Validation
@@ -163,7 +164,8 @@ class Trainer:
         decay = scaled_weight_decay(recipe.weight_decay, config.batch, schedule.nominal)
         anchors = model.head.anchors
         loss = TrainingLoss(model.spec, anchors, recipe, config.imgsz, config.assigner, self.ranks)
-        optimizer, average = build_optimizer(model, recipe, decay), average_for(recipe, model)
+        optimizer = build_optimizer(model, recipe, decay)
+        average = average_for(recipe, model, config.epochs)
         if config.sync_bn and self.ranks.world > 1:
             if self.fabric.device.type != "cuda":
                 raise ConfigError("sync_bn needs GPUs: leave it out on a CPU")
@@ -442,9 +444,9 @@ class Trainer:
     # --- side by side -----------------------------------------------------------------------------
 
     def _pictures(self) -> Iterator[Tensor]:
-        """Training batches of the epoch at work as the network sees them, from the first one."""
-        self.plan.set_epoch(self.position.epoch)
-        for images, _ in batches(self.loader):
+        """Training pictures as the network will be judged by; on every rank the same."""
+        workers = self.loader.num_workers
+        for images in whole_pictures(self.shown, self.config.batch, workers):
             yield self.steps.prepared(images)
 
     def _weigh_pictures(self, metrics: Metrics | None) -> None:
