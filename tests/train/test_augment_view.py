@@ -243,3 +243,29 @@ def test_mirroring_twice_is_nothing():
         np.testing.assert_allclose(twice.polygons[0], picture.polygons[0])
     assert mirrored(picture, Mirror()) is picture
     assert moved(picture, picture.image).boxes.tolist() == picture.boxes.tolist()
+
+
+@pytest.mark.parametrize("join", [four, nine])
+def test_the_tile_at_any_point_is_found_by_that_point_alone(join):
+    numbers = list(range(9 if join is nine else 4))
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        tiles = [
+            Picture(
+                np.full((*rng.integers(20, 65, 2), 3), n, np.uint8), np.empty((0, 4)), numbers[:0]
+            )
+            for n in range(1, 10)
+        ]
+        full = paint_labelless(join(tiles, numbers, 64, np.random.default_rng(seed), EVERYTHING))
+        for x, y in rng.integers(0, 128, (20, 2)):
+            seen = Area(x, y, x + 1, y + 1)
+            part = paint_labelless(join(tiles, numbers, 64, np.random.default_rng(seed), seen))
+            assert part[y, x] == full[y, x]
+
+
+def paint_labelless(layout):
+    canvas = np.full((layout.height, layout.width), 114, np.uint8)
+    for tile in layout.tiles:
+        x1, y1, x2, y2 = np.array(tile.part) + (tile.left, tile.top) * 2
+        canvas[y1:y2, x1:x2] = tile.picture.image[0, 0, 0]
+    return canvas
