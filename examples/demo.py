@@ -37,13 +37,13 @@ from y7edge.evaluate import Metrics, evaluate
 from y7edge.export import export, verify
 from y7edge.export.folding import deviation, fold_checkpoint, inventory
 from y7edge.files import atomic_write
+from y7edge.judge.pictures import labels
 from y7edge.models import shapes, weights
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.preprocess import Preprocessor
 from y7edge.selftest import selftest
 from y7edge.train.config import TINY, TrainConfig
 from y7edge.train.loop import TrainResult, train
-from y7edge.judge.pictures import labels
 from y7edge.train.progress import describe, for_terminal
 from y7edge.train.results import read_csv
 
