@@ -6,6 +6,7 @@ import gc
 
 import numpy as np
 import pytest
+import torch
 
 from y7edge.errors import ConfigError
 from y7edge.train import memory
@@ -71,6 +72,17 @@ def test_two_memories_are_told_apart():
     first, second = BatchMemory(1, 24), BatchMemory(1, 24)
     made = [filled(block, 0, value) for block, value in ((first, 3), (second, 4))]
     assert [int(one.item()[0].unique()) for one in made] == [3, 4]
+
+
+def test_a_pinned_batch_is_a_copy_that_frees_its_slot(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    block = BatchMemory(1, 24)
+    (task,) = block.tasks(KEYS[:1])
+    images, targets = filled(block, task.slot, 5).pin_memory()
+    (again,) = block.tasks(KEYS[1:2])
+    filled(block, again.slot, 6)
+    assert (images == 5).all()
+    assert targets.tolist() == [[5] * 6]
 
 
 def test_more_than_can_be_spared_is_an_error(monkeypatch):
