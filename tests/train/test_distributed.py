@@ -18,7 +18,10 @@ from y7edge.errors import ConfigError, DeviceError
 from y7edge.train.config import TrainConfig
 from y7edge.train.distributed import Ranks, open_fabric, under_torchrun
 
-# What the run's own parts make of one batch of random pictures: the gradients, by rank 0.
+# Models and pictures per batch: auxiliary heads with two times 8, a lead head with 8 and 7.
+CASES = {"yolov7-w6": 16, "yolov7-tiny": 15}
+
+# What the parts of a run make of batches of random pictures; written by rank 0.
 GRADIENTS = """
 import sys
 import numpy as np, torch
@@ -33,33 +36,19 @@ from y7edge.train.optim import build_optimizer
 from y7edge.train.schedule import Schedule
 from y7edge.train.steps import Steps
 
-model_name, devices, pictures, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-config = TrainConfig(data="", model=model_name, imgsz=128, batch=16, device="cpu", devices=devices)
+devices, out = int(sys.argv[1]), sys.argv[2]
+config = TrainConfig(data="", batch=16, device="cpu", devices=devices)
 object.__setattr__(config, "precision", "64-true")  # rounding would hide what is asked for
 torch.set_default_dtype(torch.float64)
 fabric = open_fabric(config)
 ranks = launch(fabric)
 torch.set_num_threads(1)
-torch.manual_seed(ranks.rank)  # DDP starts all ranks from the first one's weights
-spec = scale(registry.get(model_name, nc=3), width=0.125)
-model, recipe = Model(spec), config.hyper
 torch.manual_seed(7)
 images = torch.randint(0, 256, (16, 3, 128, 128), dtype=torch.uint8)
-targets = torch.rand(60, 6) * torch.tensor([0, 0, 0.6, 0.6, 0.3, 0.3]) + torch.tensor(
-    [0, 0, 0.2, 0.2, 0.05, 0.05]
-)
-targets[:, 0] = (torch.rand(60) ** 3 * 16).floor()  # far more objects on one rank's pictures
+targets = torch.rand(60, 6) * 0.3 + 0.05
+targets[:, 2:4] += 0.3
+targets[:, 0] = (torch.rand(60) ** 3 * 16).floor()  # not the same number on each rank
 targets[:, 1] = torch.arange(60) % 3
-
-def share(first):
-    mine = torch.arange(first, first + pictures)[ranks.rank :: ranks.world]
-    rows = [replace_image(targets[targets[:, 0] == old], new) for new, old in enumerate(mine)]
-    return images[mine], torch.cat(rows)
-
-def replace_image(rows, number):
-    rows = rows.clone()
-    rows[:, 0] = number
-    return rows
 
 class Frozen(Steps):  # BatchNorm as in evaluation, where it does not mix pictures
     def train(self):
@@ -68,49 +57,63 @@ class Frozen(Steps):  # BatchNorm as in evaluation, where it does not mix pictur
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
 
-loss = TrainingLoss(spec, model.head.anchors, recipe, 128, "auto", ranks)
-optimizer, schedule = build_optimizer(model, recipe, 0.0), Schedule(recipe, 9, 9, 16, 48, 0)
-average = average_for(recipe, model)
-steps = Frozen(fabric, model, optimizer, loss=loss, average=average, schedule=schedule)
-steps.train()
+def share(numbers):
+    mine = torch.tensor(numbers[ranks.rank :: ranks.world])
+    place = {int(old): new for new, old in enumerate(mine)}
+    rows = targets[[int(image) in place for image in targets[:, 0]]].clone()
+    rows[:, 0] = torch.tensor([float(place[int(image)]) for image in rows[:, 0]])
+    return images[mine], rows
+
+def learn(name, pictures):
+    torch.manual_seed(ranks.rank)  # the others take over the first one's weights
+    spec = scale(registry.get(name, nc=3), width=0.125)
+    model, recipe = Model(spec), config.hyper
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    steps = Frozen(
+        fabric,
+        model,
+        build_optimizer(model, recipe, 0.0),
+        loss=TrainingLoss(spec, model.head.anchors, recipe, 128, "auto", ranks),
+        average=average_for(recipe, model),
+        schedule=Schedule(recipe, 9, 9, 16, 48, 0),  # three batches for a step
+    )
+    steps.train()
+    steps(0, *share(range(pictures)))
+    steps(1, *share(range(16 - pictures, 16)))
+    gathered = {k: ranks.sum(p.grad) / ranks.world for k, p in model.named_parameters()}
+    parts = steps(2, *share(range(pictures)))
+    yield "parts", ranks.sum(torch.stack((parts.box, parts.obj, parts.cls))) / ranks.world
+    yield from ((f"gathered.{k}", gradient) for k, gradient in gathered.items())
+    yield from ((f"moved.{k}", p.detach() - start[k]) for k, p in model.named_parameters())
+
+found = {f"{m}/{k}": v.numpy() for m, n in CASES.items() for k, v in learn(m, n)}
 if ranks.rank == 0:
-    start = {k: v.clone() for k, v in model.state_dict().items()}
-steps(0, *share(0))                  # gathered: nothing is exchanged
-steps(1, *share(16 - pictures))      # two of three batches
-kept = {name: ranks.sum(p.grad) / ranks.world for name, p in model.named_parameters()}
-parts = steps(2, *share(0))          # the third: gradients cross, and the optimiser steps
-box = float(ranks.sum(parts.box)) / ranks.world
-if ranks.rank == 0:
-    moves = {f"step.{k}": v - start[k] for k, v in model.named_parameters()}
-    np.savez(out, box=box, **{k: v.detach().numpy() for k, v in (kept | moves).items()})
+    np.savez(out, **found)
 """
 
 
-@pytest.mark.parametrize(
-    ("model", "pictures"),
-    [
-        pytest.param("yolov7-w6", 16, id="auxiliary heads, two times 8"),
-        pytest.param("yolov7-tiny", 15, id="lead head, 8 and 7"),
-    ],
-)
-def test_two_processes_have_the_gradients_of_one(tmp_path, model, pictures):
-    script = tmp_path / "gradients.py"
-    script.write_text(GRADIENTS)
-    found = []
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    """By number of processes: loss parts, gathered gradients, and what a step changed."""
+    folder, found = tmp_path_factory.mktemp("learnt"), {}
+    script = folder / "gradients.py"
+    script.write_text(f"CASES = {CASES!r}\n{GRADIENTS}")
     for devices in (1, 2):
-        out = tmp_path / f"{devices}.npz"
-        run([sys.executable, script, model, devices, pictures, out])
-        with np.load(out) as stored:
-            found.append(dict(stored))
-    one, two = found
+        run([sys.executable, script, devices, folder / f"{devices}.npz"])
+        with np.load(folder / f"{devices}.npz") as stored:
+            found[devices] = dict(stored)
+    return found
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_two_processes_have_the_gradients_of_one(learnt, model):
+    one, two = ({k: v for k, v in learnt[n].items() if k.startswith(model)} for n in (1, 2))
     assert set(one) == set(two)
-    assert any(".aux." in name for name in one) == (model == "yolov7-w6")
-    moved = 0
+    assert any("gathered" in name and ".aux." in name for name in one) == (model == "yolov7-w6")
+    sizes = {name: np.abs(value).max() for name, value in one.items()}
+    assert np.mean([size > 0 for size in sizes.values()]) > 0.9
     for name, value in one.items():
-        scale = np.abs(value).max()
-        moved += scale > 0
-        assert np.abs(two[name] - value).max() <= 1e-9 * scale, name
-    assert moved > 0.9 * len(one)
+        assert np.abs(two[name] - value).max() <= 1e-9 * sizes[name], name
 
 
 def run(words, **options):
@@ -130,7 +133,7 @@ def run(words, **options):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return synthetic.generate(tmp_path_factory.mktemp("data"), train=9, val=2, size=(96, 96))
+    return synthetic.generate(tmp_path_factory.mktemp("data"), train=11, val=2, size=(96, 96))
 
 
 def command(data, out, devices, *more):
@@ -154,7 +157,7 @@ def test_run_of_two_processes_is_that_of_one(data, tmp_path):
     done = run(command(data, two, 2, "--epochs", 2))
     assert losses(two) == [pytest.approx(row, rel=1e-4) for row in losses(one)]
     assert json.loads(done.stdout)["epochs"] == 2  # one record, of one process
-    assert done.stderr.count("9 pictures to train on") == 1
+    assert done.stderr.count("11 pictures to train on") == 1
     assert done.stderr.count("epoch 2:") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 

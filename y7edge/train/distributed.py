@@ -142,7 +142,7 @@ def open_fabric(config: TrainConfig) -> Any:
         DeviceError: there is no such device here, or not so many.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it counts processes aloud
     kind, index = _device(config.device)

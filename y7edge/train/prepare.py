@@ -13,8 +13,9 @@ from y7edge.data.dataset import Dataset, Sample, load
 from y7edge.models.spec import Spec
 from y7edge.train import anchors
 from y7edge.train.config import TrainConfig
-from y7edge.train.dataset import Item, TrainingSet, loader
+from y7edge.train.dataset import TrainingSet, loader
 from y7edge.train.distributed import Ranks
+from y7edge.train.memory import Item
 from y7edge.train.sampling import BatchPlan, rect_plan
 from y7edge.train.start import Start, build_spec, loading_workers, start_model
 from y7edge.train.validate import require_labels

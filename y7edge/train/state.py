@@ -151,7 +151,7 @@ def _checksum(arrays: Mapping[str, NDArray[Any]]) -> int:
     value = 0
     for name in sorted(arrays):
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(memoryview(np.ascontiguousarray(arrays[name]).reshape(-1)), value)
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).data, value)
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,6 +128,6 @@ def varied_sides(imgsz: int, stride: int, seed: int) -> Callable[[int, int], int
     return draw
 
 
-def scaler_of(fabric: Any) -> torch.amp.GradScaler | None:  # type: ignore[name-defined]
-    """The gradient scaler under fp16."""
-    return cast(Any, getattr(fabric.strategy.precision, "scaler", None))
+def scaler_of(fabric: Any) -> Any:
+    """The gradient scaler under fp16, else None."""
+    return getattr(fabric.strategy.precision, "scaler", None)

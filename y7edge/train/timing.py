@@ -42,7 +42,7 @@ class PartTimes:
     def part(self, name: str, *, host: bool = False) -> Iterator[None]:
         """Add the time that a block takes to that of ``name``."""
         if self._device.type == "cuda" and not host:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (_mark() for _ in range(2))
             start.record()
             yield
             end.record()
@@ -67,3 +67,7 @@ class PartTimes:
 
     def _add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+
+def _mark() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

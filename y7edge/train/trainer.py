@@ -19,11 +19,12 @@ from y7edge.train import evidence, state
 from y7edge.train import folder as files
 from y7edge.train.average import Average, average_for
 from y7edge.train.config import TrainConfig
-from y7edge.train.dataset import Item, batches
+from y7edge.train.dataset import batches
 from y7edge.train.distributed import Ranks, open_fabric
 from y7edge.train.interrupts import Interrupts
 from y7edge.train.keep import Keeper
 from y7edge.train.loss import TrainingLoss
+from y7edge.train.memory import Item
 from y7edge.train.optim import build_optimizer, scaled_weight_decay
 from y7edge.train.prepare import Pictures, make_loader, make_model, read_data, to_device
 from y7edge.train.progress import Progress, Quiet, Status, Stopwatch, peak_memory_mb
@@ -135,12 +136,16 @@ class Trainer:
         self._whole = True  # the state is that between two batches
         self._clock = self._next_save = 0.0
         self.watch = Stopwatch(self.steps.schedule.iterations)
-        say(
-            f"{spec.name}, {len(pictures.data.names)} classes, {start.origin}: "
+        say(self._introduction(pictures, start.origin))
+
+    def _introduction(self, pictures: Pictures, origin: str) -> str:
+        config, schedule, world = self.config, self.steps.schedule, self.ranks.world
+        return (
+            f"{self.steps.model.spec.name}, {len(pictures.data.names)} classes, {origin}: "
             f"{len(pictures.train)} pictures to train on, {len(pictures.judged)} to judge by, "
             f"{config.epochs} epochs at {config.imgsz} px, batch {config.batch}, a step every "
-            f"{nominal} pictures, warm-up over {warmup} iterations, on "
-            f"{f'{self.ranks.world} x ' if self.ranks.world > 1 else ''}{device}; {self.folder}"
+            f"{schedule.nominal} pictures, warm-up over {schedule.warmup} iterations, on "
+            f"{f'{world} x ' if world > 1 else ''}{self.fabric.device}; {self.folder}"
         )
 
     def _make_keeper(
@@ -170,7 +175,7 @@ class Trainer:
             if self.fabric.device.type != "cuda":
                 raise ConfigError("sync_bn needs GPUs: leave it out on a CPU")
             # After optimiser and average, which tell BatchNorms by their class.
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return Steps(
             self.fabric,
             model,

@@ -1,0 +1,57 @@
+"""The profile of a run: times of its real parts, which add up."""
+
+import json
+
+import pytest
+import torch
+
+from y7edge.data import synthetic
+from y7edge.errors import ConfigError
+from y7edge.train.config import TrainConfig
+from y7edge.train.profile import PARTS, WARM_UP, profile
+from y7edge.train.progress import Quiet
+from y7edge.train.timing import PartTimes
+
+
+class Steps(Quiet):
+    count = 0
+
+    def step(self, status):
+        self.count += 1
+
+
+def test_times_of_the_parts_add_up(tmp_path, monkeypatch):
+    data = synthetic.generate(tmp_path / "data", train=6, val=2, size=(96, 96))
+    monkeypatch.chdir(tmp_path)
+    steps = Steps()
+    config = TrainConfig(
+        data=data, width=0.125, imgsz=64, batch=2, nominal_batch=2, workers=0, profile=5
+    )
+    found = profile(config, progress=steps)
+    assert (found.iterations, found.batch, steps.count) == (5, 2, 5)
+    parts = [getattr(found, f"{name}_ms") for name in PARTS]
+    assert all(part > 0 for part in parts)
+    assert sum(parts) + found.rest_ms == pytest.approx(found.iteration_ms)
+    assert 0 <= found.rest_ms < 0.5 * found.iteration_ms
+    assert found.images_per_second == pytest.approx(2e3 / found.iteration_ms)
+    assert found.network_images_per_second > found.images_per_second
+    record = json.loads(json.dumps(found.to_dict()))
+    assert 0 < record["loss_share"] < 1 and 0 < record["data_share"] < 1
+    assert "loss" in "\n".join(found.lines())
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]  # no run is left behind
+    assert WARM_UP > 3  # beyond the batches that are drawn
+
+
+@pytest.mark.parametrize("changes", [{"profile": 0}, {"profile": 3, "devices": 2}])
+def test_what_cannot_be_measured_is_refused(changes):
+    with pytest.raises(ConfigError, match="a profile takes --profile N"):
+        profile(TrainConfig(data="", **changes))
+
+
+def test_parts_are_counted_anew_after_each_look():
+    times = PartTimes(torch.device("cpu"))
+    for name in ("a", "b", "a"):
+        with times.part(name):
+            pass
+    assert set(times.collect()) == {"a", "b"}
+    assert times.collect() == {}
