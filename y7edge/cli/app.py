@@ -28,6 +28,7 @@ from y7edge.cli.info import info
 from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
 from y7edge.cli.selftest import selftest
+from y7edge.cli.soup import soup
 from y7edge.cli.train import train
 from y7edge.cli.val import val
 from y7edge.cli.verify import verify
@@ -40,6 +41,7 @@ INTERRUPTED = 130
 COMMANDS: dict[Callable[..., None], str] = {
     train: "y7edge train --model yolov7-tiny --data data.yaml --imgsz 320 --epochs 60",
     val: "y7edge val tiny.onnx --data data.yaml --json",
+    soup: "y7edge soup a.safetensors b.safetensors --data data.yaml --out soup.safetensors",
     predict: "y7edge predict tiny.onnx pictures/ --save out/",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
@@ -51,6 +53,7 @@ COMMANDS: dict[Callable[..., None], str] = {
 # What a command needs as a whole: naming the extra of each missing package would take many rounds.
 EXTRAS = {
     "train": "train",
+    "soup": "train",
     "val": "cpu,eval",
     "data": "cpu,eval",
     "export": "export",

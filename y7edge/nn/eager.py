@@ -123,7 +123,7 @@ class EagerSession:
         self.manifest = manifest
         self.inputs = (TensorSpec.of_input(manifest.input),)
         self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
-        self._device = _device(options.device)
+        self._device = pick_device(options.device)
         self.device = str(self._device)
         self.arithmetic = f"float32 (torch {torch.__version__}, {self.device})"
         if options.threads is not None:
@@ -158,7 +158,13 @@ class EagerSession:
         self._model = None
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device that a command names: ``auto`` (CUDA if there is, else the CPU), cpu, cuda, cuda:N.
+
+    Raises:
+        ConfigError: no name of a device.
+        DeviceError: no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

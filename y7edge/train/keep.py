@@ -36,14 +36,19 @@ _JPG = ".jpg"
 
 
 def fitness(row: EpochRow) -> float:
-    """What the best checkpoint is chosen by: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as published.
+    """What the best checkpoint is chosen by, see :func:`weighted`.
 
     Raises:
         ValueError: the epoch was not judged.
     """
     if row.map50 is None or row.map50_95 is None:
         raise ValueError(f"epoch {row.epoch} was not judged")
-    return 0.1 * row.map50 + 0.9 * row.map50_95
+    return weighted(row.map50, row.map50_95)
+
+
+def weighted(map50: float, map50_95: float) -> float:
+    """One figure from two: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as published."""
+    return 0.1 * map50 + 0.9 * map50_95
 
 
 class Keeper:

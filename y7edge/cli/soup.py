@@ -1,0 +1,89 @@
+"""``y7edge soup``: the mean of several trained models, kept if it is better than each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from y7edge.cli.console import note, show, table
+from y7edge.cli.options import Device, Json
+from y7edge.errors import GateError
+
+_Checkpoints = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="CHECKPOINT...",
+        help="Two or more checkpoints of one model, trained from the same weights; not folded.",
+    ),
+]
+_Data = Annotated[
+    Path,
+    typer.Option(metavar="DATA", help="Data set with a split to judge by and one to train on."),
+]
+_Split = Annotated[str, typer.Option(help="Split to judge by.")]
+_TrainSplit = Annotated[
+    str, typer.Option(help="Split on which the average's BatchNorm statistics are estimated.")
+]
+_Out = Annotated[
+    Path, typer.Option(metavar="FILE", help="The average (.safetensors), written if it is better.")
+]
+_Side = Annotated[
+    int | None,
+    typer.Option("--imgsz", min=32, help="Side of the input; default: that of the training."),
+]
+
+
+def soup(
+    checkpoints: _Checkpoints,
+    data: _Data,
+    out: _Out,
+    split: _Split = "val",
+    train_split: _TrainSplit = "train",
+    imgsz: _Side = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Average checkpoints, and keep the average only if it is better.
+
+    The uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated
+    anew on the training pictures, then it is judged beside its ingredients as y7edge val does,
+    by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95. If it is not better than the best of them, no file is
+    written and the exit code is 4. The split to judge by is used to choose: report figures on
+    another one.
+    """
+    from y7edge.data.dataset import load
+    from y7edge.models import weights
+    from y7edge.nn.eager import pick_device
+    from y7edge.train.soup import check_out, cook, load_all
+
+    check_out(out, checkpoints)
+    loaded = load_all(checkpoints)
+    dataset = load(data, splits=list({split: 0, train_split: 0}))
+    made = cook(
+        loaded,
+        dataset,
+        split=split,
+        train_split=train_split,
+        imgsz=imgsz,
+        device=pick_device(device),
+        progress=note,
+    )
+    if made.better:
+        weights.save(made.checkpoint, out)
+    record = {
+        "ingredients": made.ingredients,
+        "average": made.average,
+        "better": made.better,
+        "out": out if made.better else None,
+    }
+    head = ("", "mAP@0.5", "mAP@0.5:0.95", "fitness")
+    rows = [(t.name, t.map50, t.map50_95, t.fitness) for t in (*made.ingredients, made.average)]
+    kept = [f"the average is the best: {out}"] if made.better else []
+    show(record, [*table([head, *rows]), *kept], as_json=as_json)
+    if not made.better:
+        raise GateError(
+            f"the average (fitness {made.average.fitness:.4f}) is not better than "
+            f"{made.best.name} ({made.best.fitness:.4f}): no file was written, use {made.best.name}"
+        )

@@ -1,0 +1,251 @@
+"""A uniform soup: the mean of the weights of several trainings of one model.
+
+"Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
+inference time" (arXiv 2203.05482), the uniform one. It works for trainings that began with the same
+weights and ended in one valley; the mean of unrelated ones is mostly useless, which is why the
+result is judged before it is kept.
+
+Weights are averaged before the fold. Folding multiplies a convolution by its BatchNorm's scale over
+the root of its variance: the mean of such products is not the product of the means, so folded
+checkpoints are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from y7edge import __version__
+from y7edge.data.dataset import Dataset
+from y7edge.errors import CheckpointError, ConfigError, DataError
+from y7edge.evaluate import Metrics
+from y7edge.models import weights
+from y7edge.models.checkpoint import COUNTER, Checkpoint
+from y7edge.nn.build import from_checkpoint, to_checkpoint
+from y7edge.train.dataset import TrainingSet
+from y7edge.train.keep import weighted
+from y7edge.train.statistics import reestimate, whole_pictures
+from y7edge.train.validate import Validation
+
+_BATCH = 16  # pictures in a forward pass, each normalised together
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """The figures of one model."""
+
+    name: str  # of its file, or "average"
+    map50: float
+    map50_95: float
+    fitness: float  # 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as in training
+
+
+@dataclass(frozen=True, slots=True)
+class Soup:
+    """What came of it; ``checkpoint`` is the average, better than the best ingredient or not."""
+
+    ingredients: tuple[Taste, ...]
+    average: Taste
+    checkpoint: Checkpoint
+
+    @property
+    def best(self) -> Taste:
+        """The best ingredient, the first of equals."""
+        return max(self.ingredients, key=lambda taste: taste.fitness)
+
+    @property
+    def better(self) -> bool:
+        """Whether the average is better than every ingredient."""
+        return self.average.fitness > self.best.fitness
+
+
+def cook(
+    checkpoints: Mapping[str, Checkpoint],
+    data: Dataset,
+    *,
+    split: str = "val",
+    train_split: str = "train",
+    imgsz: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> Soup:
+    """Average checkpoints, estimate the average's BatchNorm statistics, and judge all of them.
+
+    Args:
+        checkpoints: at least two by name, of one model in training or deploy form.
+        data: with both splits.
+        split: to judge by.
+        train_split: to estimate the statistics on, whole pictures (`y7edge.train.statistics`).
+        imgsz: side of the input; None: the one that all were trained at.
+        device: to do it on.
+        progress: told what is at work.
+
+    Raises:
+        ConfigError: too few, checkpoints that differ in more than weights, or input sizes that do.
+        CheckpointError: one of them is folded.
+        DataError: data with other classes, or pictures that cannot be read.
+    """
+    say = progress or (lambda line: None)
+    require_alike(checkpoints)
+    side = imgsz or _side(checkpoints)
+    first = next(iter(checkpoints.values()))
+    if len(data.names) != first.spec.nc:
+        raise DataError(
+            f"{data.source} has {len(data.names)} classes, the checkpoints {first.spec.nc}: take "
+            "the data that they were trained on"
+        )
+    judge = Validation(data.split(split), data.names, side)
+    shown = TrainingSet(data.split(train_split), side, cache="none")
+    tastes = []
+    for name, checkpoint in checkpoints.items():
+        say(f"judging {name}")
+        tastes.append(_taste(name, judge(from_checkpoint(checkpoint).to(device))))
+    say("estimating statistics of the average")
+    model = from_checkpoint(mean(list(checkpoints.values()))).to(device)
+    reestimate(model, (i.to(device).float() / 255 for i in whole_pictures(shown, _BATCH)))
+    say("judging the average")
+    metrics = judge(model)
+    average = _taste("average", metrics)
+    meta = {"imgsz": side, **_meta(checkpoints, tastes, average, metrics, data, split)}
+    return Soup(tuple(tastes), average, to_checkpoint(model, first.names, meta))
+
+
+def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
+    """The mean of all floating entries, computed in float64; counters are those of the first."""
+    first = checkpoints[0]
+    arrays = {
+        key: value
+        if key.endswith(COUNTER)
+        else np.mean([c.arrays[key] for c in checkpoints], axis=0, dtype=np.float64).astype(
+            np.float32
+        )
+        for key, value in first.arrays.items()
+    }
+    return Checkpoint(first.spec, arrays, first.names)
+
+
+def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse checkpoints whose mean means nothing; the message names the first difference.
+
+    Raises:
+        ConfigError: fewer than two, the same weights twice, or other rows, classes or anchors.
+        CheckpointError: a folded one.
+    """
+    if len(checkpoints) < 2:
+        raise ConfigError("a soup needs at least two checkpoints of one model")
+    for name, checkpoint in checkpoints.items():
+        if checkpoint.form == "folded":
+            raise CheckpointError(
+                f"{name} is folded: folding is not linear, so folded weights cannot be averaged; "
+                "give the checkpoint that it was folded from"
+            )
+    (one, first), *others = checkpoints.items()
+    seen = {first.digest: one}
+    for name, checkpoint in others:
+        if difference := _difference(first, checkpoint):
+            raise ConfigError(
+                f"{name} cannot be averaged with {one}: {difference}; a soup takes trainings of "
+                "one model from the same weights"
+            )
+        if checkpoint.digest in seen:
+            raise ConfigError(f"{name} and {seen[checkpoint.digest]} are the same weights")
+        seen[checkpoint.digest] = name
+
+
+def _difference(first: Checkpoint, other: Checkpoint) -> str | None:
+    """What makes two checkpoints different models, if anything does."""
+    mine, theirs = first.spec, other.spec
+    for what in ("name", "form", "nc", "activation", "strides", "anchors"):
+        old, new = getattr(mine, what), getattr(theirs, what)
+        if old != new:
+            return f"{what} {_short(new)}, against {_short(old)}"
+    if len(mine.rows) != len(theirs.rows):
+        return f"{len(theirs.rows)} rows, against {len(mine.rows)}"
+    for old, new in zip(mine.rows, theirs.rows, strict=True):
+        if old != new:
+            changes = ", ".join(
+                f"{key} {value!r}, against {asdict(old)[key]!r}"
+                for key, value in asdict(new).items()
+                if value != asdict(old)[key]
+            )
+            return f"row {old.index} has {changes}"
+    if first.names != other.names:
+        pair = next(p for p in zip(other.names, first.names, strict=True) if p[0] != p[1])
+        return f"class name {pair[0]!r}, against {pair[1]!r}"
+    return None
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _side(checkpoints: Mapping[str, Checkpoint]) -> int:
+    """The input size that all were trained at."""
+    sides = {name: c.meta.get("imgsz") or c.spec.imgsz for name, c in checkpoints.items()}
+    if len(set(sides.values())) > 1:
+        listed = ", ".join(f"{name} {side}" for name, side in sides.items())
+        raise ConfigError(f"trained at different input sizes ({listed}): choose one by imgsz")
+    return int(next(iter(sides.values())))
+
+
+def _taste(name: str, metrics: Metrics) -> Taste:
+    return Taste(name, metrics.map50, metrics.map50_95, weighted(metrics.map50, metrics.map50_95))
+
+
+def _meta(
+    checkpoints: Mapping[str, Checkpoint],
+    tastes: Sequence[Taste],
+    average: Taste,
+    metrics: Metrics,
+    data: Dataset,
+    split: str,
+) -> dict[str, Any]:
+    """What is kept with the weights."""
+    listed = [
+        {**asdict(taste), "digest": checkpoint.digest, "epoch": checkpoint.meta.get("epoch")}
+        for taste, checkpoint in zip(tastes, checkpoints.values(), strict=True)
+    ]
+    sources = ", ".join(f"{entry['name']} (digest {entry['digest'][:16]})" for entry in listed)
+    licences = sorted({str(c.meta.get("licence", "unspecified")) for c in checkpoints.values()})
+    return {
+        "data": {"path": str(data.source), "digest": data.digest},
+        "metrics": {"split": split, **asdict(average)},
+        "thresholds": {} if metrics.conf is None else {"conf": metrics.conf},
+        "provenance": f"y7edge {__version__}, uniform soup of {sources}",
+        "ingredients": listed,
+        "licence": " and ".join(licences),
+    }
+
+
+def load_all(paths: Sequence[Path]) -> dict[str, Checkpoint]:
+    """Checkpoints by the shortest names that tell them apart: files, else whole paths.
+
+    Raises:
+        ConfigError: a path given twice.
+        CheckpointError: one that cannot be read.
+    """
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"{twice} is given twice: a soup needs different checkpoints")
+    return {name: weights.load(path) for name, path in zip(names, paths, strict=True)}
+
+
+def check_out(out: Path, paths: Sequence[Path]) -> None:
+    """Refuse, before any work, a place where the average must not go.
+
+    Raises:
+        ConfigError: another suffix than ours, or one of the ingredients.
+    """
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"{out}: a checkpoint ends in .safetensors: give --out such a name")
+    if any(path.exists() and out.exists() and path.samefile(out) for path in paths):
+        raise ConfigError(f"{out} is one of the ingredients: give --out another name")
