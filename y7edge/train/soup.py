@@ -118,14 +118,11 @@ def cook(
 def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """The mean of all floating entries, computed in float64; counters are those of the first."""
     first = checkpoints[0]
-    arrays = {
-        key: value
-        if key.endswith(COUNTER)
-        else np.mean([c.arrays[key] for c in checkpoints], axis=0, dtype=np.float64).astype(
-            np.float32
-        )
-        for key, value in first.arrays.items()
-    }
+    arrays = dict(first.arrays)
+    for key in arrays:
+        if not key.endswith(COUNTER):
+            stacked = np.stack([c.arrays[key] for c in checkpoints])
+            arrays[key] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
     return Checkpoint(first.spec, arrays, first.names)
 
 
