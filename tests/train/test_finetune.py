@@ -170,9 +170,7 @@ def test_long_lists_of_names_are_cut():
 
 def test_what_fits_nowhere_is_refused():
     checkpoint = to_checkpoint(model_of(scale(registry.get("yolov7-tiny", nc=3), width=0.25), 1))
-    with pytest.raises(
-        CheckpointError, match=r"of the 55 convolutions .* it fits [1-9], as it"
-    ):
+    with pytest.raises(CheckpointError, match=r"of the 55 convolutions .* it fits [1-9], as it"):
         carry_over(model_of(narrow(), 2), checkpoint, OLD, "old")
 
 

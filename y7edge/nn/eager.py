@@ -159,7 +159,7 @@ class EagerSession:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a command names: ``auto`` (CUDA if there is, else the CPU), cpu, cuda, cuda:N.
+    """The device of a command: ``auto`` (CUDA if there is, else the CPU), cpu, cuda, cuda:N.
 
     Raises:
         ConfigError: no name of a device.
