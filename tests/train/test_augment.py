@@ -1,7 +1,6 @@
 import itertools
 from dataclasses import fields, replace
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from tests.train.coded import check_labels_follow_pixels, classes_of, coded_picture, coded_set
 from y7edge.errors import ConfigError
 from y7edge.train.augment import Augmentation, Picture, augmented, rectangle, tensors
-from y7edge.train.colour import Jitter
 
 NO_COLOUR = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
 ALONE = {"mixup": 0.0, "paste_in": 0.0}
@@ -44,9 +42,9 @@ def test_labels_follow_their_pixels(seed, scale, translate, joined, flipud, outl
     assert (made.boxes >= 0).all()
     assert (made.boxes <= size).all()
     assert len(made.polygons) == (len(made.boxes) if outlined else 0)
-    check_labels_follow_pixels(
-        made, classes_of(pictures), tolerance=1.6, largest=28 * (1.1 + scale)
-    )
+    # A sliver of an ellipse is narrower at the middle of its first row than at the row's edge.
+    tolerance = 2.1 if outlined else 1.6
+    check_labels_follow_pixels(made, classes_of(pictures), tolerance, largest=28 * (1.1 + scale))
 
 
 @pytest.mark.parametrize(
@@ -196,52 +194,8 @@ def test_flips_mirror_the_result(flipud, fliplr, joined):
     made = augmented(pictures, 0, 112, chosen, np.random.default_rng(0))
     expected = plain.image[::-1] if flipud else plain.image
     expected = expected[:, ::-1] if fliplr else expected
-    # Rounding to whole pixels is not symmetric: compare with what is next to a pixel.
-    near = cv2.dilate(expected, np.ones((3, 3))), cv2.erode(expected, np.ones((3, 3)))
-    assert (
-        (made.image <= near[0].astype(int) + 40) & (made.image >= near[1].astype(int) - 40)
-    ).all()
+    assert (made.image == expected).all()
     check_labels_follow_pixels(made, classes_of(pictures), tolerance=1.6)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "channel"), [({"hsv_h": 0.5}, 0), ({"hsv_s": 0.9}, 1), ({"hsv_v": 0.9}, 2)]
-)
-def test_each_colour_setting_moves_its_own_channel(chosen, channel):
-    picture = Picture(
-        np.full((4, 4, 3), (60, 120, 200), np.uint8), np.empty((0, 4)), np.empty(0, int)
-    )
-    before = cv2.cvtColor(picture.image, cv2.COLOR_BGR2HSV)[0, 0].astype(int)
-    options = replace(STILL, **chosen)
-    moved = []
-    for seed in range(10):
-        made = augmented([picture], 0, 4, options, np.random.default_rng(seed)).image
-        after = cv2.cvtColor(made, cv2.COLOR_BGR2HSV)[0, 0].astype(int)
-        others = [index for index in range(3) if index != channel]
-        assert np.abs(after - before)[others].max() <= 3
-        moved.append(after[channel] - before[channel])
-    assert min(moved) < -3
-    assert max(moved) > 3
-
-
-@pytest.mark.parametrize(
-    "factors", [(1.013, 0.4, 1.3), (0.987, 1.6, 0.7), (1.0, 1.0, 1.0), (1.6, 1.2, 0.9)]
-)
-def test_jitter_is_that_of_the_published_tables(factors):
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    jitter = Jitter(*factors)
-    made = np.empty_like(image)
-    jitter.apply(image, made)
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), jitter.table())
-    expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
-    if factors == (1.0, 1.0, 1.0):
-        expected = image
-    different = np.abs(made.astype(int) - expected).max(axis=2)
-    assert (different > 1).mean() < 0.02
-    assert different.max() < 12  # where a product is whole and the hue one step on
-    grey = np.full((1, 1, 3), 114, np.uint8)
-    jitter.apply(grey, grey)
-    assert (grey == jitter.grey()).all()
 
 
 @pytest.mark.parametrize("degrees", [0.0, 20.0])

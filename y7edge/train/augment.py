@@ -1,12 +1,12 @@
 """The whole of augmentation: from a set of pictures to one that the network trains on.
 
 The published recipe of YOLOv7 (arXiv 2207.02696), in its order: mosaic and copy-paste, a random
-view in random colours, mixup, paste-in; flips are part of the view. Everything random comes from a
-generator handed in: the same state of it gives the same picture. Differences from the published
-code, all of them small:
+view in random colours, mixup, paste-in, flips. Everything random comes from a generator handed in:
+the same state of it gives the same picture. Differences from the published code, all of them small:
 
 * Labels lie on pixels exactly: no half pixel between the two (`y7edge.train.view`).
 * Polygons and boxes can be mixed: each label is moved as what it is.
+* Hue is turned alike for all colours, and colours are not rounded to HSV (`y7edge.train.colour`).
 * The two pictures of a mixup get the same colour jitter before they are blended, not after.
 * Paste-in takes objects of at most four further pictures, and none if the picture's own are without
   polygons, where the published code looks through mosaics until it has thirty objects.
@@ -14,16 +14,19 @@ code, all of them small:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
+import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from y7edge.train.augment_settings import Augmentation
 from y7edge.train.colour import Jitter
-from y7edge.train.labelled import Picture, Pictures, rectangle, tensors
+from y7edge.train.labelled import Picture, Pictures, bgr_view, rectangle, tensors
 from y7edge.train.mixing import copy_paste, mixup, paste_in
 from y7edge.train.mosaic import Area, Layout, Tile, four, nine, paint, single
-from y7edge.train.view import Mirror, draw_view, mirrored, show
+from y7edge.train.scratch import scratch
+from y7edge.train.view import Mirror, draw_view, show
 
 __all__ = [
     "Augmentation",
@@ -45,6 +48,7 @@ def augmented(
     rng: Generator,
     *,
     shape: tuple[int, int] | None = None,
+    planes: NDArray[np.uint8] | None = None,
 ) -> Picture:
     """One picture of the set, changed at random, perhaps joined with others of it.
 
@@ -56,43 +60,61 @@ def augmented(
         rng: Where all randomness comes from.
         shape: Height and width of the result, for batches of rectangles: mosaics, which are square,
             are left out then.
+        planes: uint8 (3, height, width), RGB: where the result is written, such as its place in a
+            batch; None makes new ones. The result's image is a view of them.
     """
-    look = _Look(settings, Jitter.draw(settings, rng), Mirror.draw(settings, rng))
+    canvas = shape or (size, size)
+    if planes is None:
+        planes = np.empty((3, *canvas), np.uint8)
+    jitter, mirror = Jitter.draw(settings, rng), Mirror.draw(settings, rng)
+    first = scratch("picture", *planes.shape) if any(mirror) else planes
     if shape is None and rng.random() < settings.mosaic:
-        picture = _mosaic(pictures, index, size, look, rng)
+        picture = _mosaic(pictures, index, size, settings, jitter, rng, first)
         if rng.random() < settings.mixup:
-            second = _mosaic(pictures, int(rng.integers(len(pictures))), size, look, rng)
-            picture = mixup(picture, second, rng)
+            other = int(rng.integers(len(pictures)))
+            second = scratch("second picture", *planes.shape)
+            second_picture = _mosaic(pictures, other, size, settings, jitter, rng, second)
+            picture = mixup(picture, second_picture, rng)
     else:
-        canvas = shape or (size, size)
-        view = draw_view(canvas, canvas, settings, rng, look.mirror)
-        picture = show(single(pictures[index], *canvas), view, look.jitter)
+        view = draw_view(canvas, canvas, settings, rng)
+        picture = show(single(pictures[index], *canvas), view, jitter, first)
     if rng.random() < settings.paste_in and any(line is not None for line in picture.polygons):
         numbers = rng.integers(len(pictures), size=_PASTED_FROM).tolist()
-        sources = (mirrored(pictures[number], look.mirror) for number in numbers)
-        picture = paste_in(picture, sources, rng)
-    return picture
+        picture = paste_in(picture, (pictures[number] for number in numbers), rng)
+    if any(mirror):
+        return mirror.apply(picture, planes)
+    return _written(picture, planes)
 
 
-class _Look(NamedTuple):
-    """What both pictures of a mixup have in common."""
+def _written(picture: Picture, planes: NDArray[np.uint8]) -> Picture:
+    """The picture with its image as a view of ``planes``."""
+    image = bgr_view(planes)
+    if not np.may_share_memory(picture.image, image):
+        np.copyto(image, picture.image)
+    return replace(picture, image=image)
 
-    settings: Augmentation
-    jitter: Jitter
-    mirror: Mirror
 
-
-def _mosaic(pictures: Pictures, index: int, size: int, look: _Look, rng: Generator) -> Picture:
+def _mosaic(
+    pictures: Pictures,
+    index: int,
+    size: int,
+    settings: Augmentation,
+    jitter: Jitter,
+    rng: Generator,
+    planes: NDArray[np.uint8],
+) -> Picture:
     """A random view of a mosaic of four or nine."""
-    settings = look.settings
     canvas = (2 * size, 2 * size)
-    view = draw_view(canvas, (size, size), settings, rng, look.mirror)
+    view = draw_view(canvas, (size, size), settings, rng)
     # A copy pasted on the other side of the canvas can show where its original does not.
     seen = Area(0, 0, *canvas) if settings.copy_paste else view.seen()
     join, others = (nine, 8) if rng.random() < settings.mosaic9 else (four, 3)
     numbers = [index, *rng.integers(len(pictures), size=others).tolist()]
     layout = join(pictures, numbers, size, rng, seen)
-    if settings.copy_paste and any(tile.picture.polygons for tile in layout.tiles):
-        whole = copy_paste(paint(layout), settings.copy_paste, rng)
-        layout = Layout((Tile(whole, 0, 0, (0, 0, *canvas)),), *canvas)
-    return show(layout, view, look.jitter)
+    if settings.copy_paste:
+        tiles = tuple(layout.tiles)
+        layout = Layout(tiles, *canvas)
+        if any(tile.picture.polygons for tile in tiles):
+            whole = copy_paste(paint(layout), settings.copy_paste, rng)
+            layout = Layout((Tile(whole, 0, 0, (0, 0, *canvas)),), *canvas)
+    return show(layout, view, jitter, planes)

@@ -1,6 +1,23 @@
-"""Colour jitter: hue, saturation and brightness times random factors around 1."""
+"""Colour jitter: hue, saturation and brightness times random factors around 1.
+
+As published for YOLOv7 (arXiv 2207.02696), saturation and brightness of OpenCV's HSV are multiplied
+and cut off at 255. For that, the way to HSV and back is not needed: with the largest of a pixel's
+three values, V, the smallest, m, and factors s and v, each value c becomes
+
+    V' - (V - c) k    where  V' = min(v V, 255)  and  k = min(s, V / (V - m)) min(v, 255 / V)
+
+of which both minima are plain factors unless s, or v, is beyond 1. Results lie within two grey
+levels of that; the published way rounds hue and saturation to 8 bits, and is further off.
+
+Hue is published to be multiplied too: by up to 1.015 it turns a colour of hue h (of 180) by up to
+0.015 h, cut to a whole number. Here all hues are turned alike, by the mean of that over the circle
+(90 times the factor's distance from 1; 1.35 of 180 at the published strength) as a linear map of
+the colour. Factors too far from 1 for that take the published way.
+"""
 
 from __future__ import annotations
+
+import math
 
 import cv2
 import numpy as np
@@ -11,9 +28,15 @@ from y7edge.preprocess import PAD
 from y7edge.train.augment_settings import Augmentation
 from y7edge.train.scratch import scratch
 
-# OpenCV's hue of 8-bit pictures goes round at 180, and its way back takes larger ones as they come.
+# OpenCV's hue of 8-bit pictures goes round at 180.
 _HUES = 180
 _LARGEST = 255
+
+# Largest distance of the hue's factor from 1 at which the turn is taken as linear.
+_LINEAR = 0.02
+
+# Rows that are coloured at a time: what there is of them stays in the processor's cache.
+_ROWS = 160
 
 
 class Jitter:
@@ -21,46 +44,43 @@ class Jitter:
 
     def __init__(self, hue: float = 1.0, saturation: float = 1.0, brightness: float = 1.0) -> None:
         self.factors = (hue, saturation, brightness)
-        # The published tables are products cut to whole numbers. OpenCV rounds products, so half is
-        # taken off; a little less, for those that are whole. It is several times faster.
-        self._matrix = np.array(
-            [(hue, 0, 0, -0.499), (0, saturation, 0, -0.499), (0, 0, brightness, -0.499)]
-        )
+        # A turn about the axis of greys, to first order; the whole circle is 180 of hue.
+        turn = (hue - 1) * math.pi / math.sqrt(3)
+        self._turn = np.array([(1, turn, -turn), (-turn, 1, turn), (turn, -turn, 1)])  # of B, G, R
 
     @classmethod
     def draw(cls, settings: Augmentation, rng: Generator) -> Jitter:
         """Factors from 1 - strength to 1 + strength."""
-        hue, saturation, brightness = rng.uniform(-1, 1, 3).tolist()
+        hue, saturation, brightness = rng.random(3).tolist()
         return cls(
-            1 + hue * settings.hsv_h,
-            1 + saturation * settings.hsv_s,
-            1 + brightness * settings.hsv_v,
+            1 + (2 * hue - 1) * settings.hsv_h,
+            1 + (2 * saturation - 1) * settings.hsv_s,
+            1 + (2 * brightness - 1) * settings.hsv_v,
         )
 
-    def apply(
-        self, image: NDArray[np.uint8], out: NDArray[np.uint8], mirror: int | None = None
-    ) -> None:
-        """Write a BGR image in other colours.
+    def apply(self, image: NDArray[np.uint8], planes: NDArray[np.uint8]) -> None:
+        """Write a picture in other colours, as planes.
 
         Args:
-            image: uint8 (h, w, 3); it may be a view of a larger one.
-            out: The same, where the result goes; may be ``image``.
-            mirror: ``cv2.flip``'s code, to mirror it as well.
+            image: uint8 (h, w, 3), BGR; it may be a view of a larger one.
+            planes: uint8 (3, h, w), RGB: where the result goes; each may be a view of a larger one.
         """
-        height, width = image.shape[:2]
-        spare = scratch("colour", height, width)
-        if self.factors == (1.0, 1.0, 1.0):
-            out[:] = image if mirror is None else cv2.flip(image, mirror, dst=spare)
-            return
-        old = cv2.cvtColor(image, cv2.COLOR_BGR2HSV, dst=spare)
-        new = scratch("new colour", height, width)
-        if self.factors[0] * (_HUES - 1) <= _LARGEST:
-            cv2.transform(old, self._matrix, dst=new)
-        else:
-            cv2.LUT(old, self.table(), dst=new)
-        if mirror is not None:
-            new = np.asarray(cv2.flip(new, mirror, dst=spare), np.uint8)
-        cv2.cvtColor(new, cv2.COLOR_HSV2BGR, dst=out)
+        hue, saturation, brightness = self.factors
+        if abs(hue - 1) > _LINEAR:
+            image = self.by_table(image)
+        for top in range(0, len(image), _ROWS):
+            rows = image[top : top + _ROWS]
+            red, green, blue = strip = planes[:, top : top + _ROWS]
+            if 0 < abs(hue - 1) <= _LINEAR:
+                rows = cv2.transform(rows, self._turn, dst=scratch("turned", *rows.shape))
+            cv2.split(rows, (blue, green, red))
+            if abs(hue - 1) <= _LINEAR and (saturation, brightness) != (1, 1):
+                _scale(strip, max(saturation, 0.0), max(brightness, 0.0))
+
+    def by_table(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The published way, for BGR (h, w, 3): to HSV, through a table, and back."""
+        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), self.table())
+        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
 
     def table(self) -> NDArray[np.uint8]:
         """New hue, saturation and brightness for each old one: uint8 (1, 256, 3)."""
@@ -70,4 +90,34 @@ class Jitter:
 
     def grey(self) -> int:
         """What becomes of the padding, which has no hue and no saturation."""
-        return min(int(PAD * self.factors[2]), _LARGEST)
+        return round(min(max(PAD * self.factors[2], 0), _LARGEST))
+
+
+def _scale(planes: NDArray[np.uint8], saturation: float, brightness: float) -> None:
+    """Multiply saturation and brightness of RGB planes (3, h, w), in place."""
+    red, green, blue = planes
+    largest, factor, spare, other = scratch("colour", 4, *red.shape)
+    cv2.max(cv2.max(red, green, dst=largest), blue, dst=largest)
+    overexposed = brightness > 1 and brightness * int(largest.max()) > _LARGEST
+    if saturation <= 1 and not overexposed:
+        share = brightness * saturation
+        for plane in planes:
+            cv2.addWeighted(largest, brightness - share, plane, share, 0, dst=plane)
+        return
+    # The factors k, as shares of the largest that there can be, in 8 bits. Division saturates.
+    if saturation > 1:
+        cv2.min(cv2.min(red, green, dst=spare), blue, dst=spare)
+        cv2.subtract(largest, spare, dst=spare)
+        cv2.divide(largest, spare, dst=factor, scale=_LARGEST / saturation)
+    if overexposed:
+        cv2.divide(_LARGEST**2 / brightness, largest, dst=spare)
+        if saturation > 1:
+            cv2.multiply(factor, spare, dst=factor, scale=1 / _LARGEST)
+        else:
+            factor, spare = spare, factor
+    scale = saturation * brightness / _LARGEST
+    cv2.convertScaleAbs(largest, dst=other, alpha=brightness)
+    for plane in planes:
+        cv2.subtract(largest, plane, dst=spare)
+        cv2.multiply(spare, factor, dst=spare, scale=scale)
+        cv2.subtract(other, spare, dst=plane)

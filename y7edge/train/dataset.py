@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
-from y7edge.train.augment import Augmentation, Picture, augmented, rectangle, tensors
+from y7edge.train.augment import Augmentation, Picture, augmented, rectangle
+from y7edge.train.labelled import bgr_view, targets
 from y7edge.train.memory import BatchMemory, Item, Made, Task
 from y7edge.train.picture_cache import Filling, Images, open_cache
 from y7edge.train.sampling import BatchPlan, Key
@@ -84,18 +85,24 @@ class TrainingSet(Dataset[Item]):
 
     def __getitem__(self, key: int | tuple[int, int] | Key) -> Item:
         """The item of a key; (epoch, index) is enough, and a bare index means epoch 0."""
-        planes, labels = tensors(self.picture(key))
-        return torch.from_numpy(planes), torch.from_numpy(labels)
-
-    def picture(self, key: int | tuple[int, int] | Key) -> Picture:
-        """What the item of a key shows, before it is made into tensors."""
         if not isinstance(key, Key):
             key = Key(*key) if isinstance(key, tuple) else Key(0, key)
+        planes = np.empty((3, *(key.shape or (self.size, self.size))), np.uint8)
+        labels = self.write(key, planes)
+        return torch.from_numpy(planes), torch.from_numpy(labels)
+
+    def write(self, key: Key, planes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Write the picture of a key into uint8 (3, H, W); what is returned are its labels."""
         settings = self._settings(key.epoch)
         if settings is None:
-            return rectangle(self.pictures[key.index], key.shape or (self.size, self.size))
-        rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
-        return augmented(self.pictures, key.index, self.size, settings, rng, shape=key.shape)
+            picture = rectangle(self.pictures[key.index], planes.shape[1:])
+            np.copyto(bgr_view(planes), picture.image)
+        else:
+            rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
+            picture = augmented(
+                self.pictures, key.index, self.size, settings, rng, shape=key.shape, planes=planes
+            )
+        return targets(picture)
 
     def unchanged(self) -> TrainingSet:
         """The same pictures, only letterboxed; what is decoded and cached is shared."""
@@ -149,8 +156,8 @@ def collate(items: Sequence[Item]) -> Item:
     A target is the index of its image in the batch, class, and centre x, y, width, height as shares
     of the input.
     """
-    targets = _numbered([labels.numpy() for _, labels in items])
-    return torch.stack([image for image, _ in items]), torch.from_numpy(targets)
+    numbered = _numbered([labels.numpy() for _, labels in items])
+    return torch.stack([image for image, _ in items]), torch.from_numpy(numbered)
 
 
 def _numbered(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -172,15 +179,11 @@ class _Work(Dataset["Item | Made"]):
             images = np.empty(shape, np.uint8)
         else:
             images = self._memory.space(slot, shape)
-        targets = _numbered(
-            [
-                tensors(self._shown.picture(key), planes)[1]
-                for key, planes in zip(task.keys, images, strict=True)
-            ]
-        )
+        labels = map(self._shown.write, task.keys, images)
+        numbered = _numbered(list(labels))
         if self._memory is None or slot is None:
-            return torch.from_numpy(images), torch.from_numpy(targets)
-        return Made(id(self._memory), slot, shape, targets)
+            return torch.from_numpy(images), torch.from_numpy(numbered)
+        return Made(id(self._memory), slot, shape, numbered)
 
 
 class _Tasks(Sampler[Task]):

@@ -88,28 +88,30 @@ def rectangle(picture: Picture, height_width: tuple[int, int]) -> Picture:
     return moved(picture, image, factor, (geometry.left, geometry.top))
 
 
-def tensors(
-    picture: Picture, out: NDArray[np.uint8] | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The arrays of a training item.
+def bgr_view(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB planes (3, h, w) as a BGR image (h, w, 3), without copying anything."""
+    return planes[::-1].transpose(1, 2, 0)
 
-    Args:
-        picture: What to make them of.
-        out: Where the first is written to, such as its place in a batch; None makes a new one.
 
-    Returns:
-        uint8 (3, h, w), RGB, and float32 (n, 5): class, and centre x, y, width, height as shares of
-        the picture's size.
-    """
+def rgb_planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The other way: a BGR image (h, w, 3) as RGB planes (3, h, w)."""
+    return image.transpose(2, 0, 1)[::-1]
+
+
+def tensors(picture: Picture) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The arrays of a training item: uint8 (3, h, w), RGB, and its `targets`."""
+    return np.ascontiguousarray(rgb_planes(picture.image)), targets(picture)
+
+
+def targets(picture: Picture) -> NDArray[np.float32]:
+    """float32 (n, 5): class, and centre x, y, width, height as shares of the picture's size."""
     height, width = picture.image.shape[:2]
-    planes = np.empty((3, height, width), np.uint8) if out is None else out
-    cv2.split(picture.image, (planes[2], planes[1], planes[0]))  # in place: from BGR to RGB
     low, high = picture.boxes[:, :2], picture.boxes[:, 2:]
-    labels = np.empty((len(low), 5), np.float32)
-    labels[:, 0] = picture.class_id
-    labels[:, 1:3] = (low + high) / (2 * width, 2 * height)
-    labels[:, 3:] = (high - low) / (width, height)
-    return planes, labels
+    made = np.empty((len(low), 5), np.float32)
+    made[:, 0] = picture.class_id
+    made[:, 1:3] = (low + high) / (2 * width, 2 * height)
+    made[:, 3:] = (high - low) / (width, height)
+    return made
 
 
 def clip_polygon(polygon: Polygon, low: Sequence[float], high: Sequence[float]) -> Polygon:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.train.labelled import Picture, Polygon, hull, moved
+from y7edge.train.labelled import Picture, Polygon, bgr_view, hull, moved, rgb_planes
 from y7edge.train.mosaic import joined
 
 # Objects are pasted where less than this share of every object that is there would be hidden.
@@ -37,8 +37,11 @@ def mixup(first: Picture, second: Picture, rng: Generator) -> Picture:
     The first one's share is drawn from Beta(8, 8): mostly 0.3 to 0.7.
     """
     share = float(rng.beta(8.0, 8.0))
-    image = cv2.addWeighted(first.image, share, second.image, 1 - share, 0)
-    return joined(np.asarray(image, np.uint8), [first, second])
+    planes = rgb_planes(first.image), rgb_planes(second.image)
+    flat = [each.reshape(-1, each.shape[-1]) for each in planes]  # to OpenCV, a grey picture
+    blended = cv2.addWeighted(flat[0], share, flat[1], 1 - share, 0)
+    image = np.asarray(blended, np.uint8).reshape(planes[0].shape)
+    return joined(bgr_view(image), [first, second])
 
 
 def copy_paste(picture: Picture, share: float, rng: Generator) -> Picture:

@@ -8,7 +8,7 @@ the canvas is out of sight are not even decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from y7edge.preprocess import PAD, letterbox_geometry
 from y7edge.train.labelled import Picture, Pictures, Polygon, clip_polygon, moved, resize
+
+# A picture, and the column and row of the canvas at which it begins.
+_Placed = tuple[Picture, int, int]
 
 
 class Area(NamedTuple):
@@ -54,9 +57,12 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Tiles that don't overlap, on a canvas of ``height`` x ``width`` that is grey elsewhere."""
+    """Tiles that don't overlap, on a canvas of ``height`` x ``width`` that is grey elsewhere.
 
-    tiles: tuple[Tile, ...]
+    Tiles may be come by only once: a picture is decoded when its turn comes, and let go after it.
+    """
+
+    tiles: Iterable[Tile]
     height: int
     width: int
 
@@ -82,16 +88,17 @@ def four(pictures: Pictures, numbers: list[int], size: int, rng: Generator, seen
         seen: Part of the canvas that matters.
     """
     x, y = (int(value) for value in rng.uniform(size / 2, 3 * size / 2, 2))
-    placed = []
-    for index, number in enumerate(numbers):
-        right, below = index % 2, index // 2
-        corner = (x - size + right * size, y - size + below * size)
-        if not Area(*corner, corner[0] + size, corner[1] + size).meets(seen):
-            continue
-        picture = pictures[number]
-        height, width = picture.image.shape[:2]
-        placed.append((picture, x - (1 - right) * width, y - (1 - below) * height))
-    return _laid(placed, 2 * size, 2 * size)
+
+    def tiles() -> Iterator[_Placed]:
+        for index, number in enumerate(numbers):
+            right, below = index % 2, index // 2
+            corner = (x - size + right * size, y - size + below * size)
+            if Area(*corner, corner[0] + size, corner[1] + size).meets(seen):
+                picture = pictures[number]
+                height, width = picture.image.shape[:2]
+                yield picture, x - (1 - right) * width, y - (1 - below) * height
+
+    return _laid(tiles(), 2 * size, 2 * size)
 
 
 def nine(pictures: Pictures, numbers: list[int], size: int, rng: Generator, seen: Area) -> Layout:
@@ -117,12 +124,14 @@ def nine(pictures: Pictures, numbers: list[int], size: int, rng: Generator, seen
         return int(width), int(height)
 
     shown = Area(seen.x1 + cut_x, seen.y1 + cut_y, seen.x2 + cut_x, seen.y2 + cut_y)
-    placed = []
-    for index in range(9):
-        if _reach(index, size, *extent(0)).meets(shown):
-            left, top = _corner(index, size, extent)
-            placed.append((tile(index), left - cut_x, top - cut_y))
-    return _laid(placed, 2 * size, 2 * size)
+
+    def tiles() -> Iterator[_Placed]:
+        for index in range(9):
+            if _reach(index, size, *extent(0)).meets(shown):
+                left, top = _corner(index, size, extent)
+                yield tile(index), left - cut_x, top - cut_y
+
+    return _laid(tiles(), 2 * size, 2 * size)
 
 
 def _reach(index: int, s: int, w: int, h: int) -> Area:
@@ -166,24 +175,33 @@ def _corner(index: int, s: int, extent: Callable[[int], tuple[int, int]]) -> tup
             return s - w, bottom - extent(7)[1] - h
 
 
-def _laid(placed: list[tuple[Picture, int, int]], height: int, width: int) -> Layout:
-    tiles = []
-    for picture, left, top in placed:
-        rows, columns = picture.image.shape[:2]
-        part = (max(-left, 0), max(-top, 0), min(columns, width - left), min(rows, height - top))
-        if part[0] < part[2] and part[1] < part[3]:
-            tiles.append(Tile(picture, left, top, part))
-    return Layout(tuple(tiles), height, width)
+def _laid(placed: Iterable[_Placed], height: int, width: int) -> Layout:
+    """Tiles of pictures at columns and rows of the canvas, without those that lie off it."""
+
+    def tiles() -> Iterator[Tile]:
+        for picture, left, top in placed:
+            rows, columns = picture.image.shape[:2]
+            part = (
+                max(-left, 0),
+                max(-top, 0),
+                min(columns, width - left),
+                min(rows, height - top),
+            )
+            if part[0] < part[2] and part[1] < part[3]:
+                yield Tile(picture, left, top, part)
+
+    return Layout(tiles(), height, width)
 
 
 def paint(layout: Layout) -> Picture:
     """The whole canvas as a picture, with labels cut off where it ends."""
     canvas = np.full((layout.height, layout.width, 3), PAD, np.uint8)
+    parts = []
     for tile in layout.tiles:
         x1, y1, x2, y2 = tile.part
         rows = slice(tile.top + y1, tile.top + y2)
         canvas[rows, tile.left + x1 : tile.left + x2] = tile.picture.image[y1:y2, x1:x2]
-    parts = [moved(_cropped(tile), canvas, offset=(tile.left, tile.top)) for tile in layout.tiles]
+        parts.append(moved(_cropped(tile), canvas, offset=(tile.left, tile.top)))
     return joined(canvas, parts)
 
 

@@ -6,6 +6,7 @@ it each time, which costs as much as the step.
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -20,13 +21,13 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def scratch(name: str, height: int, width: int) -> NDArray[np.uint8]:
-    """An uint8 (height, width, 3) array of any content; each thread has its own.
+def scratch(name: str, *shape: int) -> NDArray[np.uint8]:
+    """An uint8 array of any content; each thread has its own.
 
     It is good until the same thread asks for ``name`` again: never to be kept or returned.
     """
-    size = height * width * 3
+    size = math.prod(shape)
     buffer = _buffers.by_name.get(name)
     if buffer is None or buffer.size < size:
         buffer = _buffers.by_name[name] = np.empty(size, np.uint8)
-    return buffer[:size].reshape(height, width, 3)
+    return buffer[:size].reshape(shape)

@@ -9,14 +9,18 @@ Views that only scale and shift, as those of all published recipes, are not warp
 from tiles, each resized by itself: a resize costs a third of a warp, and nothing is done for what
 does not show. A tile's edges, and the cuts through it at the view's edges, are rounded to whole
 pixels, source and result, which moves it by up to half a pixel; its labels follow what was done.
+
+The picture is made as three planes, as the network takes it, and looks like any other: an array
+(h, w, 3), BGR, that is a view of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +30,8 @@ from numpy.typing import NDArray
 from y7edge.preprocess import PAD
 from y7edge.train.augment_settings import Augmentation
 from y7edge.train.colour import Jitter
-from y7edge.train.labelled import Picture, Polygon, clip_polygon, hull, moved
-from y7edge.train.mosaic import Area, Layout, Tile, joined, paint
+from y7edge.train.labelled import Picture, Polygon, bgr_view, clip_polygon, hull, moved
+from y7edge.train.mosaic import Area, Layout, Tile, paint
 from y7edge.train.scratch import scratch
 
 Matrix = NDArray[np.float64]
@@ -58,6 +62,16 @@ class Mirror(NamedTuple):
         upside, sideways = rng.random(2).tolist()
         return cls(upside < settings.flipud, sideways < settings.fliplr)
 
+    def apply(self, picture: Picture, planes: NDArray[np.uint8]) -> Picture:
+        """A picture mirrored into RGB planes (3, h, w), other ones than its own."""
+        height, width = picture.image.shape[:2]
+        code = -1 if self.upside and self.sideways else int(self.sideways)
+        for channel, plane in enumerate(reversed(planes)):
+            cv2.flip(picture.image[:, :, channel], code, dst=plane)
+        signs = (-1 if self.sideways else 1, -1 if self.upside else 1)
+        offset = (width * self.sideways, height * self.upside)
+        return moved(picture, bgr_view(planes), signs, offset)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
@@ -77,12 +91,15 @@ class View:
 
     @property
     def upright(self) -> bool:
-        """Whether it only scales, mirrors and shifts."""
+        """Whether it only scales and shifts."""
         (_, shear_x, _), (shear_y, _, _), (tilt_x, tilt_y, _) = self.matrix.tolist()
         return not any((shear_x, shear_y, tilt_x, tilt_y))
 
     def seen(self) -> Area:
         """The canvas area that the picture shows something of."""
+        if self.upright:
+            (across, _, x), (_, down, y), _ = self.matrix.tolist()
+            return Area(-x / across, -y / down, (self.width - x) / across, (self.height - y) / down)
         corners = np.array(
             [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)], float
         )
@@ -91,46 +108,60 @@ class View:
 
 
 def draw_view(
-    canvas: tuple[int, int],
-    picture: tuple[int, int],
-    settings: Augmentation,
-    rng: Generator,
-    mirror: Mirror,
+    canvas: tuple[int, int], picture: tuple[int, int], settings: Augmentation, rng: Generator
 ) -> View:
-    """Draw a view of a canvas (height, width) for a picture (height, width), perhaps mirrored.
+    """Draw a view of a canvas (height, width) for a picture (height, width).
 
-    Its matrix is the product F T S R P C of mirroring, shift, shear, turn with scale, tilt, and the
-    move of the canvas's middle to the origin, which comes first.
+    Its matrix is the product T S R P C of shift, shear, turn with scale, tilt, and the move of the
+    canvas's middle to the origin, which comes first.
     """
-    centre, tilt, turn, shear, shift, flip = (np.eye(3) for _ in range(6))
+    drawn = (2 * rng.random(8) - 1).tolist()
+    tilts, angle, zoom, shears, moves = drawn[:2], drawn[2], drawn[3], drawn[4:6], drawn[6:]
+    # From 1 - scale to 1.1 + scale.
+    scale = 1.05 + zoom * (settings.scale + 0.05) if settings.scale else 1.0
+    x, y = (
+        side * (0.5 + move * settings.translate)
+        for side, move in zip(picture[::-1], moves, strict=True)
+    )
+    if not (settings.perspective or settings.degrees or settings.shear):
+        rows = (scale, 0, x - scale * canvas[1] / 2), (0, scale, y - scale * canvas[0] / 2)
+        return View(np.array((*rows, (0, 0, 1))), *picture, scale)
+    centre, tilt, turn, shear, shift = (np.eye(3) for _ in range(5))
     centre[:2, 2] = -canvas[1] / 2, -canvas[0] / 2
-    tilt[2, :2] = rng.uniform(-settings.perspective, settings.perspective, 2)
+    tilt[2, :2] = np.array(tilts) * settings.perspective
     nearest = np.abs(tilt[2, :2]) @ np.abs(centre[:2, 2])
     if nearest > 1 - _LEAST_DEPTH:
         tilt[2, :2] *= (1 - _LEAST_DEPTH) / nearest
-    angle = math.radians(rng.uniform(-settings.degrees, settings.degrees))
-    scale = rng.uniform(1 - settings.scale, 1.1 + settings.scale) if settings.scale else 1.0
-    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    radians = math.radians(angle * settings.degrees)
+    cos, sin = scale * math.cos(radians), scale * math.sin(radians)
     turn[:2, :2] = [[cos, sin], [-sin, cos]]
-    shear[0, 1], shear[1, 0] = np.tan(np.radians(rng.uniform(-settings.shear, settings.shear, 2)))
-    moves = rng.uniform(0.5 - settings.translate, 0.5 + settings.translate, 2)
-    shift[:2, 2] = moves * picture[::-1]
-    for axis, flipped in enumerate((mirror.sideways, mirror.upside)):
-        if flipped:
-            flip[axis, axis], flip[axis, 2] = -1, picture[1 - axis]
-    return View(flip @ shift @ shear @ turn @ tilt @ centre, *picture, scale)
+    shear[0, 1], shear[1, 0] = np.tan(np.radians(np.array(shears) * settings.shear))
+    shift[:2, 2] = x, y
+    return View(shift @ shear @ turn @ tilt @ centre, *picture, scale)
 
 
-def show(layout: Layout, view: View, jitter: Jitter) -> Picture:
+def show(
+    layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.uint8] | None = None
+) -> Picture:
     """The picture of a layout through a view, in jittered colours, with its labels.
 
     Boxes become the upright hulls of their warped corners, or of their outlines where there are
     any, clipped to the picture; what is left too small, too thin or too much cut off is dropped.
+
+    Args:
+        layout: What to show.
+        view: How.
+        jitter: In which colours.
+        planes: uint8 (3, height, width) of the view: where the picture is made, RGB; None makes new
+            ones.
     """
-    return _assembled(layout, view, jitter) if view.upright else _warped(layout, view, jitter)
+    if planes is None:
+        planes = np.empty((3, view.height, view.width), np.uint8)
+    put = _assembled if view.upright else _warped
+    return put(layout, view, jitter, planes)
 
 
-def _warped(layout: Layout, view: View, jitter: Jitter) -> Picture:
+def _warped(layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.uint8]) -> Picture:
     canvas = paint(layout)
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     of_centres = np.linalg.inv(half) @ view.matrix @ half
@@ -139,28 +170,43 @@ def _warped(layout: Layout, view: View, jitter: Jitter) -> Picture:
         warped = cv2.warpPerspective(canvas.image, of_centres, size, borderValue=grey)
     else:
         warped = cv2.warpAffine(canvas.image, of_centres[:2], size, borderValue=grey)
-    image = np.asarray(warped, np.uint8)
-    jitter.apply(image, image)
-    whole = Tile(canvas, 0, 0, (0, 0, layout.width, layout.height))
-    return _labelled(image, [(whole, view.matrix)], view)
+    jitter.apply(np.asarray(warped, np.uint8), planes)
+    corners = project(canvas.boxes[:, _CORNERS], view.matrix)
+    after = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
+    after = np.minimum(np.maximum(after, 0), (view.width, view.height) * 2)
+    outlines = [_outline(line, view.matrix, view) for line in canvas.polygons]
+    return _worth_keeping(
+        Picture(bgr_view(planes), after, canvas.class_id, tuple(outlines)),
+        canvas.boxes * view.scale,
+    )
 
 
-def _assembled(layout: Layout, view: View, jitter: Jitter) -> Picture:
-    image = np.empty((view.height, view.width, 3), np.uint8)
-    image.fill(jitter.grey())
+def _assembled(layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.uint8]) -> Picture:
     (across, _, x), (_, down, y), _ = view.matrix.tolist()
-    placed = []
-    for tile in layout.tiles:
-        x1, y1, x2, y2 = tile.part
-        columns = _span(x1, x2, across, tile.left * across + x, view.width)
-        rows = _span(y1, y2, down, tile.top * down + y, view.height)
-        if columns and rows:
-            source = tile.picture.image[rows.start : rows.stop, columns.start : columns.stop]
-            target = image[rows.to : rows.till, columns.to : columns.till]
-            _fill(target, source, jitter, _flip_code(upside=down < 0, sideways=across < 0))
-            (across_tile, x_tile), (down_tile, y_tile) = columns.line(across), rows.line(down)
-            placed.append((tile, ((across_tile, 0, x_tile), (0, down_tile, y_tile), (0, 0, 1))))
-    return _labelled(image, placed, view)
+    grey = jitter.grey()
+    planes.fill(grey)
+    labels = _TileLabels(view)
+    with _quick_resize():
+        for tile in layout.tiles:
+            x1, y1, x2, y2 = tile.part
+            columns = _span(x1, x2, across, tile.left * across + x, view.width)
+            rows = _span(y1, y2, down, tile.top * down + y, view.height)
+            if columns and rows:
+                source = tile.picture.image[rows.start : rows.stop, columns.start : columns.stop]
+                _fill(planes[:, rows.to : rows.till, columns.to : columns.till], source, jitter)
+                labels.add(tile, columns, rows)
+    return labels.on(bgr_view(planes))
+
+
+@contextmanager
+def _quick_resize() -> Iterator[None]:
+    """Let this thread's OpenCV take Intel's resize where it has it: up to one grey level off."""
+    before = cv2.ipp.useIPP_NotExact()
+    cv2.ipp.setUseIPP_NotExact(True)
+    try:
+        yield
+    finally:
+        cv2.ipp.setUseIPP_NotExact(before)
 
 
 class _Span(NamedTuple):
@@ -171,107 +217,104 @@ class _Span(NamedTuple):
     to: int
     till: int
 
-    def line(self, sign: float) -> tuple[float, float]:
-        """Factor and shift that do the same to points; mirrored if ``sign`` is negative."""
+    def line(self) -> tuple[float, float]:
+        """Factor and shift that do the same to points."""
         factor = (self.till - self.to) / (self.stop - self.start)
-        if sign < 0:
-            return -factor, self.till + self.start * factor
         return factor, self.to - self.start * factor
 
 
 def _span(start: int, stop: int, factor: float, shift: float, limit: int) -> _Span | None:
     """Where pixels of a tile go under ``factor`` and ``shift``, as far as that is in 0..limit."""
-    low, high = sorted((round(start * factor + shift), round(stop * factor + shift)))
+    low, high = round(start * factor + shift), round(stop * factor + shift)
     to, till = max(low, 0), min(high, limit)
     if to >= till:
         return None
     back = (stop - start) / (high - low)
-    before, after = round((to - low) * back), round((high - till) * back)
-    if factor < 0:
-        before, after = after, before
-    start, stop = start + before, stop - after
+    start, stop = start + round((to - low) * back), stop - round((high - till) * back)
     if start >= stop:  # less than half a source pixel shows: that one, then
         start, stop = min(start, stop), min(start, stop) + 1
     return _Span(start, stop, to, till)
 
 
-def _flip_code(*, upside: bool, sideways: bool) -> int | None:
-    """``cv2.flip``'s code for mirroring."""
-    if upside:
-        return -1 if sideways else 0
-    return 1 if sideways else None
-
-
-def _fill(
-    target: NDArray[np.uint8], source: NDArray[np.uint8], jitter: Jitter, mirror: int | None
-) -> None:
-    """Resize, jitter and mirror ``source`` into ``target``, with the fewest pixels to jitter."""
+def _fill(target: NDArray[np.uint8], source: NDArray[np.uint8], jitter: Jitter) -> None:
+    """Resize and jitter ``source`` (h, w, 3) into planes, with the fewest pixels to jitter."""
+    height, width = target.shape[1:]
     if source.size < target.size:
-        coloured = scratch("tile", *source.shape[:2])
-        jitter.apply(source, coloured, mirror)
-        cv2.resize(coloured, target.shape[1::-1], dst=target, interpolation=cv2.INTER_LINEAR)
+        coloured = scratch("tile", 3, *source.shape[:2])
+        jitter.apply(source, coloured)
+        for plane, resized in zip(coloured, target, strict=True):
+            cv2.resize(plane, (width, height), dst=resized, interpolation=cv2.INTER_LINEAR)
     else:
-        resized = scratch("tile", *target.shape[:2])
-        cv2.resize(source, target.shape[1::-1], dst=resized, interpolation=cv2.INTER_LINEAR)
-        jitter.apply(resized, target, mirror)
+        small = scratch("tile", height, width, 3)
+        cv2.resize(source, (width, height), dst=small, interpolation=cv2.INTER_LINEAR)
+        jitter.apply(small, target)
 
 
-def _labelled(image: NDArray[np.uint8], placed: Sequence[tuple[Tile, Any]], view: View) -> Picture:
-    """The image with the labels of its tiles, each moved by its matrix."""
-    sources = joined(image, [tile.picture for tile, _ in placed])
-    if not len(sources.boxes):
-        return sources
-    counts = [len(tile.picture.boxes) for tile, _ in placed]
-    parts = np.repeat(np.array([tile.part for tile, _ in placed], float), counts, axis=0)
-    matrices = np.repeat(np.array([matrix for _, matrix in placed], float), counts, axis=0)
-    low, high = parts[:, [0, 1, 0, 1]], parts[:, [2, 3, 2, 3]]
-    before = np.minimum(np.maximum(sources.boxes, low), high)
-    corners = project(before[:, _CORNERS], matrices)
-    after = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
-    polygons = tuple(
-        _outline(line, part, matrix, view)
-        for line, part, matrix in zip(sources.polygons, parts, matrices, strict=False)
-    )
-    for index, line in enumerate(polygons):
-        if line is not None:
-            after[index] = hull(line)
-    after = np.minimum(np.maximum(after, 0), (view.width, view.height) * 2)
-    least = [_LEAST_AREA if line is None else _LEAST_AREA_OUTLINED for line in polygons]
-    keep = _worth_keeping(before * view.scale, after, np.array(least or _LEAST_AREA))
-    kept = tuple(line for line, good in zip(polygons, keep, strict=False) if good)
-    return Picture(image, after[keep], sources.class_id[keep], kept)
+class _TileLabels:
+    """The labels of tiles, moved as their pixels are: all at once, when all tiles are there."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._boxes: list[NDArray[np.float64]] = []
+        self._class_id: list[NDArray[np.int64]] = []
+        self._moves: list[tuple[float, ...]] = []
+        self._outlines: list[Polygon | None] = []
+        self._outlined = False
+
+    def add(self, tile: Tile, columns: _Span, rows: _Span) -> None:
+        """Those of one tile; its pixels are no longer needed then."""
+        picture = tile.picture
+        if not len(picture.boxes):
+            return
+        self._boxes.append(picture.boxes)
+        self._class_id.append(picture.class_id)
+        (across, x), (down, y) = columns.line(), rows.line()
+        low, high = tile.part[:2], tile.part[2:]
+        to, till = (columns.to, rows.to), (columns.till, rows.till)
+        move = (across, down) * 2 + (x, y) * 2
+        self._moves.append((*low, *low, *high, *high, *move, *to, *to, *till, *till))
+        self._outlined = self._outlined or bool(picture.polygons)
+        for line in picture.outlines:
+            if line is not None:
+                line = clip_polygon(line, low, high) * (across, down) + (x, y)
+                line = clip_polygon(line, (0.0, 0.0), (self._view.width, self._view.height))
+            self._outlines.append(line)
+
+    def on(self, image: NDArray[np.uint8]) -> Picture:
+        """The image with the labels that are still worth keeping."""
+        if not self._boxes:
+            return Picture(image, np.empty((0, 4)), np.empty(0, np.int64))
+        counts = [len(boxes) for boxes in self._boxes]
+        moves = np.repeat(np.array(self._moves).reshape(-1, 6, 4), counts, axis=0)
+        low, high, factor, shift, to, till = (moves[:, index] for index in range(6))
+        before = np.minimum(np.maximum(np.concatenate(self._boxes), low), high)
+        after = np.minimum(np.maximum(before * factor + shift, to), till)
+        outlines = tuple(self._outlines) if self._outlined else ()
+        picture = Picture(image, after, np.concatenate(self._class_id), outlines)
+        return _worth_keeping(picture, before * self._view.scale)
 
 
-def _outline(line: Polygon | None, part: Matrix, matrix: Matrix, view: View) -> Polygon | None:
+def _outline(line: Polygon | None, matrix: Matrix, view: View) -> Polygon | None:
     if line is None:
         return None
-    visible = clip_polygon(line, part[:2].tolist(), part[2:].tolist())
-    return clip_polygon(project(visible, matrix), (0.0, 0.0), (view.width, view.height))
+    return clip_polygon(project(line, matrix), (0.0, 0.0), (view.width, view.height))
 
 
 def project(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
-    """Points (..., k, 2) moved by matrices (..., 3, 3)."""
-    turned = np.swapaxes(matrix, -1, -2)
-    homogeneous = points @ turned[..., :2, :] + turned[..., 2:, :]
+    """Points (..., 2) moved by a matrix (3, 3)."""
+    homogeneous = points @ matrix.T[:2] + matrix.T[2]
     return np.asarray(homogeneous[..., :2] / homogeneous[..., 2:])
 
 
-def _worth_keeping(
-    before: NDArray[np.float64], after: NDArray[np.float64], least_area: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Which boxes still show an object; ``before`` is scaled as the picture was."""
-    old, new = before[:, 2:] - before[:, :2], after[:, 2:] - after[:, :2]
-    short, long = new.min(axis=1), new.max(axis=1)
-    large = (short > _LEAST_SIDE) & (long < _LARGEST_RATIO * short)
-    return np.asarray(large & (short * long > least_area * old[:, 0] * old[:, 1]))
-
-
-def mirrored(picture: Picture, mirror: Mirror) -> Picture:
-    """A whole picture and its labels, mirrored."""
-    code = _flip_code(upside=mirror.upside, sideways=mirror.sideways)
-    if code is None:
-        return picture
-    height, width = picture.image.shape[:2]
-    signs = (-1 if mirror.sideways else 1, -1 if mirror.upside else 1)
-    offset = (width * mirror.sideways, height * mirror.upside)
-    return moved(picture, np.asarray(cv2.flip(picture.image, code), np.uint8), signs, offset)
+def _worth_keeping(picture: Picture, before: NDArray[np.float64]) -> Picture:
+    """Labels that still show an object; ``before``: their boxes uncut, scaled as the picture."""
+    boxes, least_area = picture.boxes, np.full(len(before), _LEAST_AREA)
+    for index, line in enumerate(picture.polygons):
+        if line is not None:
+            boxes[index], least_area[index] = hull(line), _LEAST_AREA_OUTLINED
+    old, new = before[:, 2:] - before[:, :2], boxes[:, 2:] - boxes[:, :2]
+    short, long = np.minimum(new[:, 0], new[:, 1]), np.maximum(new[:, 0], new[:, 1])
+    keep = (short > _LEAST_SIDE) & (long < _LARGEST_RATIO * short)
+    keep &= short * long > least_area * old[:, 0] * old[:, 1]
+    kept = tuple(line for line, good in zip(picture.polygons, keep, strict=False) if good)
+    return Picture(picture.image, boxes[keep], picture.class_id[keep], kept)
