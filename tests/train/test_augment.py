@@ -194,7 +194,7 @@ def test_flips_mirror_the_result(flipud, fliplr, joined):
     made = augmented(pictures, 0, 112, chosen, np.random.default_rng(0))
     expected = plain.image[::-1] if flipud else plain.image
     expected = expected[:, ::-1] if fliplr else expected
-    assert (made.image == expected).all()
+    assert np.abs(made.image - expected.astype(int)).max() <= 1  # resizing rounds
     check_labels_follow_pixels(made, classes_of(pictures), tolerance=1.6)
 
 

@@ -242,15 +242,15 @@ def test_perspective_never_reaches_the_horizon():
 def test_mirroring_twice_is_nothing(upside, sideways):
     picture = coded_set(np.random.default_rng(1), 112, 1, outlined=True)[0]
     mirror = Mirror(upside=upside, sideways=sideways)
-    planes = np.zeros((2, 3, *picture.image.shape[:2]), np.uint8)
-    once = mirror.apply(picture, planes[0])
+    once = mirror.apply(picture)
     rows, columns = (slice(None, None, -1 if flipped else 1) for flipped in (upside, sideways))
     assert (once.image == picture.image[rows, columns]).all()
     assert (once.boxes != picture.boxes).any()
-    twice = mirror.apply(once, planes[1])
+    twice = mirror.apply(once)
     assert (twice.image == picture.image).all()
     np.testing.assert_allclose(twice.boxes, picture.boxes)
     np.testing.assert_allclose(twice.polygons[0], picture.polygons[0])
+    assert Mirror().apply(picture) is picture
     assert moved(picture, picture.image).boxes.tolist() == picture.boxes.tolist()
 
 

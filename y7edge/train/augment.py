@@ -1,8 +1,9 @@
 """The whole of augmentation: from a set of pictures to one that the network trains on.
 
 The published recipe of YOLOv7 (arXiv 2207.02696), in its order: mosaic and copy-paste, a random
-view in random colours, mixup, paste-in, flips. Everything random comes from a generator handed in:
-the same state of it gives the same picture. Differences from the published code, all of them small:
+view in random colours, mixup, paste-in, all mirrored alike. Everything random comes from a
+generator handed in: the same state of it gives the same picture. Differences from the published
+code, all of them small:
 
 * Labels lie on pixels exactly: no half pixel between the two (`y7edge.train.view`).
 * Polygons and boxes can be mixed: each label is moved as what it is.
@@ -15,6 +16,7 @@ the same state of it gives the same picture. Differences from the published code
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -66,44 +68,45 @@ def augmented(
     canvas = shape or (size, size)
     if planes is None:
         planes = np.empty((3, *canvas), np.uint8)
-    jitter, mirror = Jitter.draw(settings, rng), Mirror.draw(settings, rng)
-    first = scratch("picture", *planes.shape) if any(mirror) else planes
+    look = _Look(settings, Jitter.draw(settings, rng), Mirror.draw(settings, rng))
     if shape is None and rng.random() < settings.mosaic:
-        picture = _mosaic(pictures, index, size, settings, jitter, rng, first)
+        picture = _mosaic(pictures, index, size, look, rng, planes)
         if rng.random() < settings.mixup:
             other = int(rng.integers(len(pictures)))
             second = scratch("second picture", *planes.shape)
-            second_picture = _mosaic(pictures, other, size, settings, jitter, rng, second)
-            picture = mixup(picture, second_picture, rng)
+            picture = mixup(picture, _mosaic(pictures, other, size, look, rng, second), rng)
     else:
         view = draw_view(canvas, canvas, settings, rng)
-        picture = show(single(pictures[index], *canvas), view, jitter, first)
+        picture = show(single(pictures[index], *canvas), view, look.jitter, look.mirror, planes)
     if rng.random() < settings.paste_in and any(line is not None for line in picture.polygons):
         numbers = rng.integers(len(pictures), size=_PASTED_FROM).tolist()
-        picture = paste_in(picture, (pictures[number] for number in numbers), rng)
-    if any(mirror):
-        return mirror.apply(picture, planes)
-    return _written(picture, planes)
-
-
-def _written(picture: Picture, planes: NDArray[np.uint8]) -> Picture:
-    """The picture with its image as a view of ``planes``."""
+        sources = (look.mirror.apply(pictures[number]) for number in numbers)
+        picture = paste_in(picture, sources, rng)
     image = bgr_view(planes)
-    if not np.may_share_memory(picture.image, image):
+    if not np.may_share_memory(picture.image, image):  # mixed with others
         np.copyto(image, picture.image)
-    return replace(picture, image=image)
+        picture = replace(picture, image=image)
+    return picture
+
+
+class _Look(NamedTuple):
+    """What both pictures of a mixup have in common."""
+
+    settings: Augmentation
+    jitter: Jitter
+    mirror: Mirror
 
 
 def _mosaic(
     pictures: Pictures,
     index: int,
     size: int,
-    settings: Augmentation,
-    jitter: Jitter,
+    look: _Look,
     rng: Generator,
     planes: NDArray[np.uint8],
 ) -> Picture:
     """A random view of a mosaic of four or nine."""
+    settings = look.settings
     canvas = (2 * size, 2 * size)
     view = draw_view(canvas, (size, size), settings, rng)
     # A copy pasted on the other side of the canvas can show where its original does not.
@@ -117,4 +120,4 @@ def _mosaic(
         if any(tile.picture.polygons for tile in tiles):
             whole = copy_paste(paint(layout), settings.copy_paste, rng)
             layout = Layout((Tile(whole, 0, 0, (0, 0, *canvas)),), *canvas)
-    return show(layout, view, jitter, planes)
+    return show(layout, view, look.jitter, look.mirror, planes)

@@ -36,7 +36,7 @@ _LARGEST = 255
 _LINEAR = 0.02
 
 # Rows that are coloured at a time: what there is of them stays in the processor's cache.
-_ROWS = 160
+_ROWS = 320
 
 
 class Jitter:
@@ -58,24 +58,40 @@ class Jitter:
             1 + (2 * brightness - 1) * settings.hsv_v,
         )
 
-    def apply(self, image: NDArray[np.uint8], planes: NDArray[np.uint8]) -> None:
+    def apply(
+        self, image: NDArray[np.uint8], planes: NDArray[np.uint8], mirror: int | None = None
+    ) -> None:
         """Write a picture in other colours, as planes.
 
         Args:
             image: uint8 (h, w, 3), BGR; it may be a view of a larger one.
             planes: uint8 (3, h, w), RGB: where the result goes; each may be a view of a larger one.
+            mirror: ``cv2.flip``'s code, to mirror it as well.
         """
         hue, saturation, brightness = self.factors
-        if abs(hue - 1) > _LINEAR:
+        linear = abs(hue - 1) <= _LINEAR
+        if not linear:
             image = self.by_table(image)
         for top in range(0, len(image), _ROWS):
             rows = image[top : top + _ROWS]
-            red, green, blue = strip = planes[:, top : top + _ROWS]
-            if 0 < abs(hue - 1) <= _LINEAR:
+            end = len(image) - top if mirror in (0, -1) else top + len(rows)
+            target = planes[:, end - len(rows) : end]
+            work = scratch("colour planes", 3, *rows.shape[:2])
+            if linear and hue != 1:
                 rows = cv2.transform(rows, self._turn, dst=scratch("turned", *rows.shape))
-            cv2.split(rows, (blue, green, red))
-            if abs(hue - 1) <= _LINEAR and (saturation, brightness) != (1, 1):
-                _scale(strip, max(saturation, 0.0), max(brightness, 0.0))
+            cv2.split(rows, (work[2], work[1], work[0]))
+            if linear:
+                _scale(
+                    work,
+                    target if mirror is None else work,
+                    max(saturation, 0.0),
+                    max(brightness, 0.0),
+                )
+            elif mirror is None:
+                np.copyto(target, work)
+            if mirror is not None:
+                for plane, flipped in zip(work, target, strict=True):
+                    cv2.flip(plane, mirror, dst=flipped)
 
     def by_table(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The published way, for BGR (h, w, 3): to HSV, through a table, and back."""
@@ -93,16 +109,18 @@ class Jitter:
         return round(min(max(PAD * self.factors[2], 0), _LARGEST))
 
 
-def _scale(planes: NDArray[np.uint8], saturation: float, brightness: float) -> None:
-    """Multiply saturation and brightness of RGB planes (3, h, w), in place."""
+def _scale(
+    planes: NDArray[np.uint8], out: NDArray[np.uint8], saturation: float, brightness: float
+) -> None:
+    """Multiply saturation and brightness of RGB planes (3, h, w); ``out`` may be ``planes``."""
     red, green, blue = planes
     largest, factor, spare, other = scratch("colour", 4, *red.shape)
     cv2.max(cv2.max(red, green, dst=largest), blue, dst=largest)
     overexposed = brightness > 1 and brightness * int(largest.max()) > _LARGEST
     if saturation <= 1 and not overexposed:
         share = brightness * saturation
-        for plane in planes:
-            cv2.addWeighted(largest, brightness - share, plane, share, 0, dst=plane)
+        for plane, new in zip(planes, out, strict=True):
+            cv2.addWeighted(largest, brightness - share, plane, share, 0, dst=new)
         return
     # The factors k, as shares of the largest that there can be, in 8 bits. Division saturates.
     if saturation > 1:
@@ -117,7 +135,7 @@ def _scale(planes: NDArray[np.uint8], saturation: float, brightness: float) -> N
             factor, spare = spare, factor
     scale = saturation * brightness / _LARGEST
     cv2.convertScaleAbs(largest, dst=other, alpha=brightness)
-    for plane in planes:
+    for plane, new in zip(planes, out, strict=True):
         cv2.subtract(largest, plane, dst=spare)
         cv2.multiply(spare, factor, dst=spare, scale=scale)
-        cv2.subtract(other, spare, dst=plane)
+        cv2.subtract(other, spare, dst=new)

@@ -29,7 +29,7 @@ from y7edge.train.augment import Augmentation, Picture, augmented, rectangle
 from y7edge.train.labelled import bgr_view, targets
 from y7edge.train.memory import BatchMemory, Item, Made, Task
 from y7edge.train.picture_cache import Filling, Images, open_cache
-from y7edge.train.sampling import BatchPlan, Key
+from y7edge.train.sampling import BatchPlan, Key, generator
 from y7edge.train.workers import PREFETCH, WorkerStart, one_pass, start_method
 
 # Batches that may be in use beside those that workers make ahead: one just received, the one
@@ -98,7 +98,7 @@ class TrainingSet(Dataset[Item]):
             picture = rectangle(self.pictures[key.index], planes.shape[1:])
             np.copyto(bgr_view(planes), picture.image)
         else:
-            rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
+            rng = generator(self.seed, key)
             picture = augmented(
                 self.pictures, key.index, self.size, settings, rng, shape=key.shape, planes=planes
             )
@@ -131,6 +131,7 @@ class LabelledPictures:
         self._corners = np.hstack((boxes[:, :2] - half, boxes[:, :2] + half))
         self._class_id = np.concatenate([s.class_id for s in samples]).astype(np.int64)
         self._polygons = [sample.polygons for sample in samples]
+        self._sizes: dict[tuple[int, int], NDArray[np.float64]] = {}  # most sets have a few
 
     def __len__(self) -> int:
         return len(self._images)
@@ -139,15 +140,14 @@ class LabelledPictures:
         image = self._images[index]
         height, width = image.shape[:2]
         rows = slice(self._ends[index], self._ends[index + 1])
-        return Picture(
-            image,
-            self._corners[rows] * (width, height, width, height),
-            self._class_id[rows],
-            tuple(
-                None if line is None else line.astype(np.float64) * (width, height)
-                for line in self._polygons[index]
-            ),
+        polygons = tuple(
+            None if line is None else line.astype(np.float64) * (width, height)
+            for line in self._polygons[index]
         )
+        size = self._sizes.get((width, height))
+        if size is None:
+            size = self._sizes[width, height] = np.array((width, height) * 2, np.float64)
+        return Picture(image, self._corners[rows] * size, self._class_id[rows], polygons)
 
 
 def collate(items: Sequence[Item]) -> Item:

@@ -126,8 +126,7 @@ class RamCache(Images):
     def __getitem__(self, index: int) -> Image:  # type: ignore[override]
         if index in self._others:
             return self._others[index]
-        height, width = self._shapes[index].tolist()
-        start = int(self._starts[index])
+        start, height, width = self._starts.item(index), *self._shapes[index].tolist()
         return self._block[start : start + height * width * 3].reshape(height, width, 3)
 
 

@@ -9,6 +9,7 @@ have seen.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -218,3 +219,33 @@ def image_weights(
     missed = 1 - np.nan_to_num(np.zeros(nc) if class_map is None else class_map)
     weights = counts @ (rarity * missed**2)
     return weights if weights.any() else np.ones(len(samples))
+
+
+class _Reused(threading.local):
+    def __init__(self) -> None:
+        self.generator = np.random.Generator(np.random.Philox(key=0))
+
+
+_reused = _Reused()
+
+
+def generator(seed: int, key: Key) -> np.random.Generator:
+    """The generator of a key: where all randomness of its item comes from.
+
+    It is good until the same thread asks for the next: to make a new one takes as long as some of
+    the steps that it is made for. Philox (Salmon et al., SC 2011) is keyed by two numbers, here the
+    seed, and epoch with index; different keys give independent numbers.
+    """
+    made = _reused.generator
+    made.bit_generator.state = {
+        "bit_generator": "Philox",
+        "state": {
+            "counter": (0, 0, 0, key.repeat),
+            "key": (seed % 2**64, (key.epoch * 2**32 + key.index) % 2**64),
+        },
+        "buffer": (0, 0, 0, 0),
+        "buffer_pos": 4,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return made

@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -46,6 +47,9 @@ _LARGEST_RATIO = 20.0
 _LEAST_AREA = 0.10
 _LEAST_AREA_OUTLINED = 0.01
 
+# Left, top, right, bottom in pixels.
+_Place = tuple[int, int, int, int]
+
 # Perspective is shortened where points would be magnified more than this, or lie behind the viewer.
 _LEAST_DEPTH = 0.1
 
@@ -62,15 +66,30 @@ class Mirror(NamedTuple):
         upside, sideways = rng.random(2).tolist()
         return cls(upside < settings.flipud, sideways < settings.fliplr)
 
-    def apply(self, picture: Picture, planes: NDArray[np.uint8]) -> Picture:
-        """A picture mirrored into RGB planes (3, h, w), other ones than its own."""
+    @property
+    def code(self) -> int | None:
+        """``cv2.flip``'s code for it; None: not at all."""
+        if self.upside:
+            return -1 if self.sideways else 0
+        return 1 if self.sideways else None
+
+    def labels(self, picture: Picture) -> Picture:
+        """The labels of a picture, mirrored; its image as it is."""
+        if not any(self):
+            return picture
         height, width = picture.image.shape[:2]
-        code = -1 if self.upside and self.sideways else int(self.sideways)
-        for channel, plane in enumerate(reversed(planes)):
-            cv2.flip(picture.image[:, :, channel], code, dst=plane)
         signs = (-1 if self.sideways else 1, -1 if self.upside else 1)
-        offset = (width * self.sideways, height * self.upside)
-        return moved(picture, bgr_view(planes), signs, offset)
+        return moved(picture, picture.image, signs, (width * self.sideways, height * self.upside))
+
+    def apply(self, picture: Picture) -> Picture:
+        """A whole picture, mirrored."""
+        made = self.labels(picture)
+        if self.code is None:
+            return made
+        return replace(made, image=np.asarray(cv2.flip(picture.image, self.code), np.uint8))
+
+
+_AS_IT_IS = Mirror()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +160,11 @@ def draw_view(
 
 
 def show(
-    layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.uint8] | None = None
+    layout: Layout,
+    view: View,
+    jitter: Jitter,
+    mirror: Mirror = _AS_IT_IS,
+    planes: NDArray[np.uint8] | None = None,
 ) -> Picture:
     """The picture of a layout through a view, in jittered colours, with its labels.
 
@@ -152,16 +175,19 @@ def show(
         layout: What to show.
         view: How.
         jitter: In which colours.
+        mirror: What is done last.
         planes: uint8 (3, height, width) of the view: where the picture is made, RGB; None makes new
             ones.
     """
     if planes is None:
         planes = np.empty((3, view.height, view.width), np.uint8)
     put = _assembled if view.upright else _warped
-    return put(layout, view, jitter, planes)
+    return mirror.labels(put(layout, view, jitter, mirror, planes))
 
 
-def _warped(layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.uint8]) -> Picture:
+def _warped(
+    layout: Layout, view: View, jitter: Jitter, mirror: Mirror, planes: NDArray[np.uint8]
+) -> Picture:
     canvas = paint(layout)
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     of_centres = np.linalg.inv(half) @ view.matrix @ half
@@ -170,7 +196,7 @@ def _warped(layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.uint8
         warped = cv2.warpPerspective(canvas.image, of_centres, size, borderValue=grey)
     else:
         warped = cv2.warpAffine(canvas.image, of_centres[:2], size, borderValue=grey)
-    jitter.apply(np.asarray(warped, np.uint8), planes)
+    jitter.apply(np.asarray(warped, np.uint8), planes, mirror.code)
     corners = project(canvas.boxes[:, _CORNERS], view.matrix)
     after = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
     after = np.minimum(np.maximum(after, 0), (view.width, view.height) * 2)
@@ -181,11 +207,12 @@ def _warped(layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.uint8
     )
 
 
-def _assembled(layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.uint8]) -> Picture:
+def _assembled(
+    layout: Layout, view: View, jitter: Jitter, mirror: Mirror, planes: NDArray[np.uint8]
+) -> Picture:
     (across, _, x), (_, down, y), _ = view.matrix.tolist()
-    grey = jitter.grey()
-    planes.fill(grey)
     labels = _TileLabels(view)
+    places = []
     with _quick_resize():
         for tile in layout.tiles:
             x1, y1, x2, y2 = tile.part
@@ -193,9 +220,28 @@ def _assembled(layout: Layout, view: View, jitter: Jitter, planes: NDArray[np.ui
             rows = _span(y1, y2, down, tile.top * down + y, view.height)
             if columns and rows:
                 source = tile.picture.image[rows.start : rows.stop, columns.start : columns.stop]
-                _fill(planes[:, rows.to : rows.till, columns.to : columns.till], source, jitter)
+                left, right = columns.target(mirror.sideways, view.width)
+                top, bottom = rows.target(mirror.upside, view.height)
+                _fill(planes[:, top:bottom, left:right], source, jitter, mirror.code)
+                places.append((left, top, right, bottom))
                 labels.add(tile, columns, rows)
+    for left, top, right, bottom in _gaps(places, view.width, view.height):
+        planes[:, top:bottom, left:right] = jitter.grey()
     return labels.on(bgr_view(planes))
+
+
+def _gaps(places: list[_Place], width: int, height: int) -> Iterator[_Place]:
+    """What rectangles that don't overlap leave of a picture: as rectangles, in rows."""
+    edges = sorted({0, height, *(y for _, top, _, bottom in places for y in (top, bottom))})
+    for top, bottom in pairwise(edges):
+        begin = 0
+        for left, first, right, last in sorted(places):
+            if first <= top and bottom <= last:
+                if begin < left:
+                    yield begin, top, left, bottom
+                begin = right
+        if begin < width:
+            yield begin, top, width, bottom
 
 
 @contextmanager
@@ -217,6 +263,10 @@ class _Span(NamedTuple):
     to: int
     till: int
 
+    def target(self, mirrored: bool, limit: int) -> tuple[int, int]:
+        """``to`` and ``till``, in a view of so many pixels that is mirrored after all."""
+        return (limit - self.till, limit - self.to) if mirrored else (self.to, self.till)
+
     def line(self) -> tuple[float, float]:
         """Factor and shift that do the same to points."""
         factor = (self.till - self.to) / (self.stop - self.start)
@@ -236,18 +286,20 @@ def _span(start: int, stop: int, factor: float, shift: float, limit: int) -> _Sp
     return _Span(start, stop, to, till)
 
 
-def _fill(target: NDArray[np.uint8], source: NDArray[np.uint8], jitter: Jitter) -> None:
-    """Resize and jitter ``source`` (h, w, 3) into planes, with the fewest pixels to jitter."""
+def _fill(
+    target: NDArray[np.uint8], source: NDArray[np.uint8], jitter: Jitter, mirror: int | None
+) -> None:
+    """Resize, jitter and mirror ``source`` (h, w, 3) into planes: jitter the fewest pixels."""
     height, width = target.shape[1:]
     if source.size < target.size:
         coloured = scratch("tile", 3, *source.shape[:2])
-        jitter.apply(source, coloured)
+        jitter.apply(source, coloured, mirror)
         for plane, resized in zip(coloured, target, strict=True):
             cv2.resize(plane, (width, height), dst=resized, interpolation=cv2.INTER_LINEAR)
     else:
         small = scratch("tile", height, width, 3)
         cv2.resize(source, (width, height), dst=small, interpolation=cv2.INTER_LINEAR)
-        jitter.apply(small, target)
+        jitter.apply(small, target, mirror)
 
 
 class _TileLabels:
