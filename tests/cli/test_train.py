@@ -198,6 +198,13 @@ def test_recipes_are_printed(
     assert not asked
 
 
+def test_recipe_of_no_model_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--model", "yolov8", "--print-recipe"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "yolov8" in printed.err
+
+
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK"])
 def test_one_of_several_processes_speaks(
     name: str, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

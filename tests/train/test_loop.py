@@ -18,7 +18,7 @@ from y7edge.models import weights
 from y7edge.nn.build import create, to_checkpoint
 from y7edge.train.augment import Augmentation
 from y7edge.train.config import TINY, TrainConfig
-from y7edge.train.loop import Trainer, train
+from y7edge.train.loop import Trainer, resume, train
 from y7edge.train.progress import Quiet
 from y7edge.train.results import read_csv
 from y7edge.train.start import start_model
@@ -196,6 +196,43 @@ def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
     result = train(config(data, tmp_path / "run", **changes), progress=recorder)
     assert (result.stopped_early, result.epochs, result.metrics.epoch) == (True, 3, 1)
     assert "no better fitness since epoch 1: stopped" in recorder.lines
+
+
+def test_patience_waits_for_a_judgement(data, tmp_path):
+    recipe = replace(TINY, lr0=1e-9, warmup_bias_lr=0.0)
+    changes = {"epochs": 6, "patience": 1, "val_every": 2, "recipe": recipe}
+    result = train(config(data, tmp_path / "run", **changes))
+    # The best is that of epoch 2; 3 is not judged, and 4, which is, is no better.
+    assert (result.stopped_early, result.epochs, result.metrics.epoch) == (True, 4, 2)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate"),
+    ],
+)
+def test_want_of_memory_is_said(problem, data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise problem
+
+    monkeypatch.setattr("y7edge.train.trainer.Trainer._learn", fail)
+    with pytest.raises(TrainingError, match=r"out of memory on cpu with batch 4 at 64 px.*--batch"):
+        train(config(data, tmp_path / "run"))
+
+
+def test_end_that_fails_leaves_a_run_to_go_on_with(data, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    recorder = Recorder()
+    with monkeypatch.context() as patch:
+        patch.setattr("y7edge.train.keep.Keeper.finish", fail)
+        with pytest.raises(OSError, match="No space"):
+            train(config(data, tmp_path / "run"), progress=recorder)
+    assert "all epochs are done and their weights kept" in recorder.lines[-1]
+    assert resume(tmp_path / "run").epochs == 2
 
 
 def test_interrupted_run_keeps_its_last_state(data, tmp_path):

@@ -125,6 +125,8 @@ def test_changes_under_published_names():
         ({"lr0": [1]}, r"lr0 must be a number, not \[1\]"),
         ({"mosaic": None}, "mosaic must be a number, not None"),
         ({"lr0": "nan"}, "lr0 must be a finite number, not nan"),
+        ({"lr0": 10**400}, "lr0 must be a finite number, not one of hundreds of digits"),
+        ({"nominal_batch": "inf"}, "nominal_batch must be a finite number, not inf"),
         ({"lr0": 0}, "lr0 must be a positive number, not 0"),
         ({"momentum": 1}, "momentum must be above 0 and below 1, not 1"),
         ({"anchor_t": 1}, "anchor_t must be above 1, not 1"),
@@ -142,7 +144,7 @@ def test_changes_that_cannot_be(changes, message):
 
 @pytest.mark.parametrize("name", ranges())
 def test_every_number_is_checked(name):
-    for wrong in ("1", True, -1, float("nan")):
+    for wrong in ("1", True, -1, float("nan"), 10**400):
         with pytest.raises(ConfigError, match=name):
             Recipe(**{name: wrong})
 

@@ -74,6 +74,14 @@ def test_folder_of_a_run_is_taken_by_its_files_alone(tmp_path):
         folder.claim(tmp_path / "notes.txt")
 
 
+@pytest.mark.parametrize("name", ["state.safetensors", "state-previous.safetensors"])
+def test_folder_with_nothing_but_a_state_is_a_run_to_go_on_with(name, tmp_path):
+    # Of a run that was killed in its first epoch: the same command again would write over it.
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=rf"holds a run \({name}\): go on .*--resume {tmp_path}"):
+        folder.check_free(tmp_path)
+
+
 def test_log_gets_one_line_for_each_epoch():
     stream = io.StringIO()
     lines = for_terminal(stream)

@@ -319,6 +319,29 @@ def test_other_data_are_refused_and_another_thread_count_is_said(tmp_path):
         resume(out)
 
 
+def test_edited_settings_and_moved_files_are_refused(data, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, out), progress=StopAt(1, 1))
+    path = out / "config.yaml"
+    text = path.read_text()
+    for line, other, message in (
+        ("width: 0.125", "width: 0.25", r"width 0\.25, then 0\.125"),
+        ("average: ema", "average: swa", "average 'swa', then 'ema'"),
+        ("scale: 0.5", "scale: 0.4", r"scale 0\.4, then 0\.5"),
+        ("epochs: 3", "epochs: 4", "epochs 4, then 3"),
+        (f"data: {data}", "data: /nowhere", r"config\.yaml: data: nothing is at /nowhere"),
+        ("weights: null", "weights: /no.pt", r"weights: nothing is at /no\.pt .*its new place"),
+    ):
+        assert line in text
+        path.write_text(text.replace(line, other))
+        with pytest.raises(ConfigError, match=message):
+            resume(out)
+    path.write_text(text.replace("patience: 0", "patience: 2"))
+    with pytest.raises(KeyboardInterrupt):
+        resume(out, progress=StopAt(1, 2))
+
+
 def test_loss_that_is_no_number_leaves_its_batch(data, tmp_path):
     out = tmp_path / "run"
     trainer = Trainer(config(data, out), Quiet())

@@ -230,6 +230,9 @@ def train(
     """
     options = dict(locals())
     if print_recipe:
+        from y7edge.models import registry
+
+        registry.get(model)  # an unknown name is no model of the family p5
         _print(chosen_recipe(options), as_json)
         return
     if resume is None and data is None:

@@ -12,7 +12,7 @@ with its reason, and each can be overridden here:
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def _is_whole(value: object, least: int) -> bool:
 
 def _is_number(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+    return number and abs(value) <= sys.float_info.max  # type: ignore[operator]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ CONFIG = "config.yaml"
 REPEAT = "repeat.txt"
 REPORT = "report.html"
 BATCHES = "batches"
+STATE = "state.safetensors"
+PREVIOUS = "state-previous.safetensors"
 
 
 def claim(out: Path | str | None, root: Path | str = "runs") -> Path:
@@ -47,11 +49,12 @@ def check_free(out: Path | str | None) -> None:
     if out is None:
         return
     folder = Path(out)
-    taken = [name for name in (BEST, LAST, RESULTS) if (folder / name).exists()]
+    files = (BEST, LAST, RESULTS, STATE, PREVIOUS)
+    taken = [name for name in files if (folder / name).exists()]
     if taken:
         raise ConfigError(
-            f"{folder} already holds a run ({', '.join(taken)}): "
-            "give another --out, or remove the folder"
+            f"{folder} already holds a run ({', '.join(taken)}): go on with it with "
+            f"--resume {folder}, give another --out, or remove the folder"
         )
 
 

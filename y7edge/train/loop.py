@@ -18,7 +18,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from torch import distributed
+from torch import OutOfMemoryError, distributed
 
 from y7edge.errors import ConfigError, TrainingError, Y7EdgeError
 from y7edge.train import configfile, state
@@ -84,6 +84,13 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
     if not path.is_file():
         raise ConfigError(f"{folder}: no {files.CONFIG}, so there is no run to go on with")
     config = replace(configfile.read(path), out=folder)
+    for name in ("data", "weights"):
+        place = getattr(config, name)
+        if place is not None and not Path(place).exists():
+            raise ConfigError(
+                f"{path}: {name}: nothing is at {place} any more; bring it back, or, if it was "
+                "moved, write its new place there"
+            )
     return _run(under_torchrun(config), progress, folder)
 
 
@@ -102,6 +109,12 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
             raise
         sys.exit(0)  # the first process says what happened, and gives the exit code
     except RuntimeError as error:
+        if _is_short_of_memory(error):
+            raise TrainingError(
+                f"out of memory on {fabric.device} with batch {config.batch} at {config.imgsz} px: "
+                "take a smaller --batch or --imgsz, in a new run; weights of finished epochs are "
+                "kept, and can be gone on from with --weights"
+            ) from error
         if ranks.world == 1 or not _is_lost_contact(error):
             raise
         raise TrainingError(
@@ -137,3 +150,8 @@ def _require_unfinished(folder: Path, kept: state.State) -> None:
 def _is_lost_contact(error: RuntimeError) -> bool:
     """Whether an exchange between processes broke off."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
+def _is_short_of_memory(error: RuntimeError) -> bool:
+    """Whether the device has no memory left; on a CPU that is a plain ``RuntimeError``."""
+    return isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -40,7 +41,7 @@ class Range:
             return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return math.isfinite(value) and above and below
+        return abs(value) <= sys.float_info.max and above and below
 
 
 POSITIVE = Range("a positive number", open_low=True)
@@ -177,6 +178,12 @@ def _value(name: str, value: object) -> object:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} must be a number, not {value!r}")
+    if not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"{name} must be a finite number, not {_short(value)}")
     if bounds and bounds.whole and float(value).is_integer():
         return int(value)
     return value
+
+
+def _short(value: float) -> str:
+    return "one of hundreds of digits" if isinstance(value, int) else repr(value)

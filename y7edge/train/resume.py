@@ -8,6 +8,7 @@ epoch so far, the weights of pictures, and the rows of the results.
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from y7edge.errors import DataError, TrainingError
+from y7edge.errors import ConfigError, DataError, TrainingError
+from y7edge.train.config import TrainConfig
 from y7edge.train.distributed import Ranks
+from y7edge.train.folder import CONFIG
 from y7edge.train.keep import Keeper
 from y7edge.train.sampling import BatchPlan
 from y7edge.train.state import State
 from y7edge.train.steps import Steps, scaler_of
+
+# Settings that a run may be gone on with in another way: where and how fast, not what.
+_FREE = {
+    *("data", "weights", "out", "command", "licence", "patience", "checkpoint_minutes", "profile"),
+    *("device", "devices", "nodes", "sync_bn", "compile", "workers", "cache"),
+}
 
 
 @dataclass
@@ -118,9 +127,13 @@ def restore(live: Live, state: State) -> None:
     )
 
 
-def identity(data_digest: str, world: int, device: torch.device) -> dict[str, Any]:
+def identity(
+    config: TrainConfig, data_digest: str, world: int, device: torch.device
+) -> dict[str, Any]:
     """What has to be the same for a resumed run to give the same result."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in _FREE}
     return {
+        "settings": json.loads(json.dumps(settings)),
         "data": data_digest,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -141,8 +154,10 @@ def check(state: State, now: Mapping[str, Any], source: str, say: Callable[[str]
 
     Raises:
         DataError: the data are others.
+        ConfigError: so is a setting, for somebody has edited the run's configuration.
     """
     then = state.facts["identity"]
+    _require_settings(then.get("settings", now["settings"]), now["settings"])
     if then["data"] != now["data"]:
         raise DataError(
             f"{source}: not the data that the run began with (digest {now['data'][:16]}, then "
@@ -151,10 +166,24 @@ def check(state: State, now: Mapping[str, Any], source: str, say: Callable[[str]
     changed = [
         f"{name} {then.get(name)} then, {value} now"
         for name, value in now.items()
-        if then.get(name) != value
+        if name != "settings" and then.get(name) != value
     ]
     if changed:
         say(f"the result will not be the same to the last bit: {'; '.join(changed)}")
+
+
+def _require_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse what differs; of the recipe, say which of its values."""
+    pairs = {name: (then.get(name), now.get(name)) for name in now}
+    for inner in ("recipe", "augmentation"):
+        old, new = pairs.pop(inner)
+        pairs |= {name: (old.get(name), new.get(name)) for name in new}
+    changed = [f"{name} {new!r}, then {old!r}" for name, (old, new) in pairs.items() if old != new]
+    if changed:
+        raise ConfigError(
+            f"{CONFIG} is not that of the run's start ({'; '.join(changed)}): put it back, or "
+            "start a new run with --weights"
+        )
 
 
 def require_finite(model: nn.Module) -> None:

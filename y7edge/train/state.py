@@ -21,12 +21,15 @@ from torch import Tensor
 
 from y7edge.errors import CheckpointError, TrainingError
 from y7edge.files import atomic_write
-from y7edge.train.folder import BEST, LAST
+from y7edge.train.folder import BEST, LAST, PREVIOUS, STATE
+
+__all__ = [
+    *("HEADER", "PREVIOUS", "SCHEMA", "STATE", "State"),
+    *("load", "mark_finished", "position", "read", "save"),
+]
 
 SCHEMA = 1
 HEADER = "y7edge-state"
-STATE = "state.safetensors"
-PREVIOUS = "state-previous.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

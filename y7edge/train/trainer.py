@@ -127,7 +127,7 @@ class Trainer:
         )
         if self.weigh:
             self.plan.set_weights(self.weigh(None))
-        self.identity = identity(pictures.data.digest, self.ranks.world, device)
+        self.identity = identity(config, pictures.data.digest, self.ranks.world, device)
         self.keeper = self._make_keeper(folder, pictures, start.origin, nominal, notes)
         self.folder = cast(Path, self.ranks.from_first(self.keeper and self.keeper.folder))
         self.position = Position()
@@ -225,7 +225,14 @@ class Trainer:
             except (KeyboardInterrupt, Y7EdgeError, OSError) as error:
                 self._keep_what_is_whole(error)
                 raise
-        return self._finish()
+        try:
+            return self._finish()
+        except (KeyboardInterrupt, Y7EdgeError, OSError):
+            self.progress.say(
+                "all epochs are done and their weights kept; for curves, pictures and report go on "
+                f"with y7edge train --resume {self.folder}"
+            )
+            raise
 
     def train_epoch(self) -> None:
         """Learn from the batches that are left of the epoch at work."""
@@ -322,10 +329,12 @@ class Trainer:
     # --- when to do what --------------------------------------------------------------------------
 
     def _is_over(self) -> bool:
-        """Whether the last epoch is done, or the best one lies ``patience`` epochs behind."""
+        """Whether the last epoch is done, or the last that was judged ends the ``patience``."""
         patience, over = self.config.patience, self.position.epoch > self.config.epochs
         if self.keeper and not over and patience and (best := self.keeper.best):
-            over = self.keeper.rows[-1].epoch - best.epoch >= patience
+            # Epochs that nobody has judged may be better: they don't try anybody's patience.
+            judged = [row.epoch for row in self.keeper.rows if row.map50 is not None]
+            over = judged[-1] - best.epoch >= patience
             if over:
                 self.progress.say(f"no better fitness since epoch {best.epoch}: stopped")
         return self.ranks.from_first(over)
