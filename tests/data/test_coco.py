@@ -104,6 +104,13 @@ def test_other_kinds_of_annotations_beside_them_are_passed_over(tmp_path):
     assert len(load(tmp_path).split("val")) == 1
 
 
+def test_a_yaml_file_of_another_tool_beside_them(tmp_path):
+    path = tmp_path / "train/_annotations.coco.json"
+    write(path, [image(0, "a.jpg")], [], pictures=tmp_path / "train")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  train:\n    cmd: true\n")
+    assert list(load(tmp_path).splits) == ["train"]
+
+
 def test_two_files_for_a_split(tmp_path):
     for year in (2014, 2017):
         write(tmp_path / f"annotations/instances_val{year}.json", [], [])

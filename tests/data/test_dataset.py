@@ -157,6 +157,15 @@ def test_paths_are_looked_for_where_people_mean_them(tmp_path, text):
     assert [len(sample.boxes) for sample in data.split("train")] == [1]
 
 
+@pytest.mark.parametrize("line", ["data/images/train/a.png", r".\data\images\train\a.png"])
+def test_lists_as_cvat_writes_them(folder, line):
+    # Its archives have images/ and labels/ at the top, its lists a folder "data" around them.
+    folder.picture("a.png", "0 .5 .5 .2 .2")
+    (folder.root / "train.txt").write_text(f"{line}\n")
+    data = load(folder.describe("train: train.txt\nnc: 1\n"))
+    assert [len(sample.boxes) for sample in data.split("train")] == [1]
+
+
 def test_paths_from_the_working_directory_come_last(folder, monkeypatch, tmp_path_factory):
     folder.picture("a.png", "0 .5 .5 .2 .2")
     elsewhere = Folder(tmp_path_factory.mktemp("elsewhere"))
@@ -170,6 +179,16 @@ def test_a_folder_stands_for_its_data_yaml(folder):
     folder.describe()
     folder.describe("nonsense", name="other.yaml")
     assert load(folder.root).source == folder.root / "data.yaml"
+
+
+@pytest.mark.parametrize("text", ["train: images/train\nnc: 1", "{train: images/train, nc: 1}"])
+def test_a_yaml_file_of_any_name_if_it_is_about_data(folder, text):
+    folder.picture("a.png", "")
+    found = folder.describe(text, name="tray.yaml")
+    assert load(folder.root).source == found
+    found.write_text("version: 2\nbuild: {train: yes}\n")  # some other tool's
+    with pytest.raises(DataError, match=r"expected a data\.yaml, or folders"):
+        load(folder.root)
 
 
 def test_a_missing_test_split_is_left_out_unless_asked_for(folder):
@@ -189,7 +208,7 @@ def test_only_the_splits_asked_for_are_read(folder):
     assert set(load(path, splits=["train"]).splits) == {"train"}
     with pytest.raises(DataError, match=r"b\.txt:1"):
         load(path, splits=["val"])
-    with pytest.raises(DataError, match="expected an entry 'test', found none"):
+    with pytest.raises(DataError, match="expected an entry 'test', found train, val"):
         load(path, splits=["test"])
 
 
@@ -255,6 +274,7 @@ def test_labels_stand_beside_pictures_if_not_below_labels(folder):
         ("d/train/images/a.b.jpeg", "d/train/labels/a.b.txt"),
         ("images/d/images/a.jpg", "images/d/labels/a.txt"),
         ("images/a.jpg", "labels/a.txt"),
+        ("d/Images/train/a.JPG", "d/Labels/train/a.txt"),
         ("d/my-images/a.jpg", "d/my-images/a.txt"),
         ("d/images.jpg", "d/images.txt"),
     ],

@@ -109,6 +109,7 @@ def test_unusable_boxes_are_dropped_and_counted(folder):
         (SIZE + obj("bee", 1, 2, "x", 4), r"a\.xml: expected a number in object/bndbox/xmax"),
         (SIZE + obj("bee", 1, "nan", 3, 4), "expected a number in object/bndbox/ymin, found 'nan'"),
         (SIZE + "<object><name>bee</name></object>", "number in object/bndbox/xmin, found ''"),
+        (SIZE + obj("bee", 1, 2, 3, 4) + obj(" ", 1, 2, 3, 4), "one of the classes bee, found ''"),
         ("<broken>", "expected an XML annotation in UTF-8"),
     ],
 )

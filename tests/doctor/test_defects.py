@@ -313,6 +313,10 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     ),
     "lost entry": (listed("./images/train/gone.jpg\n"), ["list_entry error"]),
     "entry twice": (listed("./images/train/00001.jpg\n"), ["listed_twice warning"]),
+    "entry twice, as CVAT has it": (
+        listed("data/images/train/00001.jpg\n"),
+        ["listed_twice warning"],
+    ),
     "lost folder": (
         data_yaml("train: images/train", "train: [images/train, images/more]"),
         ["entry error"],

@@ -141,6 +141,7 @@ def _names(folder: Path, trees: Mapping[str, ElementTree.Element]) -> tuple[str,
         for tree in trees.values()
         for name in tree.iterfind("object/name")
     }
+    found.discard("")  # an object without a name is refused where it stands
     if not found:
         raise DataError(f"{folder}: expected objects in the annotations, found none")
     return tuple(sorted(found))

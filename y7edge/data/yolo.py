@@ -9,10 +9,12 @@ A path is looked for, in this order: under the root (``path``, itself relative t
 ``data.yaml``); there without leading ``../`` (Roboflow writes ``../train/images`` and means
 ``train/images``); beside the ``data.yaml`` (the data were moved and ``path`` was not corrected);
 under the working directory (the published files mean that). Where there is nothing of that name,
-backslashes are taken for slashes.
+backslashes are taken for slashes; and in a list a first folder that is not there is left out (CVAT
+writes ``data/images/train/a.jpg`` into an archive that has no ``data``).
 
-The label file of a picture is found by replacing the **last** folder named ``images`` in its path
-by ``labels``, and the suffix by ``.txt``; if there is none, it stands beside the picture. The
+The label file of a picture is found by replacing the **last** folder named ``images`` (``Images``,
+``IMAGES``) in its path by ``labels`` (``Labels``, ``LABELS``), and the suffix by ``.txt``; if there
+is none, it stands beside the picture. The
 published code replaces the first one, which goes wrong when the data lie below a folder that
 happens to be called ``images``. No label file, or an empty one: the picture shows no object.
 
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,18 +41,28 @@ from y7edge.errors import DataError, RuntimeMissing
 
 _SPLITS = ("train", "val", "test")
 _YAML_SUFFIXES = (".yaml", ".yml")
+_DESCRIBES = re.compile(rb"^(?:\{\s*)?['\"]?(train|val|test|names|nc)['\"]?\s*:", re.MULTILINE)
+_LABELS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
 
 # No rounding or sloppy box reaches this many picture sizes: such numbers are pixels.
 _SURELY_PIXELS = 4.0
 
 
 def find(folder: Path) -> Path | None:
-    """The ``data.yaml`` of a folder: by that name, else its only yaml file, else None."""
+    """The ``data.yaml`` of a folder: by that name, else its only yaml file that may be one."""
     for suffix in _YAML_SUFFIXES:
         if (folder / f"data{suffix}").is_file():
             return folder / f"data{suffix}"
     others = [path for path in folder.iterdir() if path.suffix in _YAML_SUFFIXES]
-    return others[0] if len(others) == 1 else None
+    return others[0] if len(others) == 1 and _may_describe(others[0]) else None
+
+
+def _may_describe(path: Path) -> bool:
+    """Whether a yaml file is about data: beside COCO or VOC files there may be any other."""
+    try:
+        return _DESCRIBES.search(path.read_bytes().removeprefix(b"\xef\xbb\xbf")) is not None
+    except OSError:
+        return False
 
 
 def plan(path: Path, splits: Sequence[str] | None = None) -> Plan:
@@ -70,7 +83,8 @@ def plan(path: Path, splits: Sequence[str] | None = None) -> Plan:
         entry = content.get(split)
         if not entry:
             if splits is not None:
-                raise DataError(f"{path}: expected an entry '{split}', found none")
+                there = ", ".join(str(key) for key in content if key != "names") or "none"
+                raise DataError(f"{path}: expected an entry '{split}', found {there}")
             continue
         entries = entry if isinstance(entry, list) else [entry]
         try:
@@ -107,8 +121,8 @@ def label_path(image: Path) -> Path:
     """Where the labels of a picture stand (see the module's text for the rule)."""
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
+        if parts[index] in _LABELS:
+            parts[index] = _LABELS[parts[index]]
             break
     return Path(*parts).with_suffix(".txt")
 
@@ -206,6 +220,12 @@ def _spellings(entry: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((entry.strip(), entry.strip().replace("\\", "/"))))
 
 
+def inner_path(entry: str) -> str:
+    """A line of a list without its first folder, which only the annotating tool had."""
+    path = entry.strip().replace("\\", "/").removeprefix("./")
+    return path.partition("/")[2].lstrip("/") or path
+
+
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
@@ -224,7 +244,8 @@ def _listed(path: Path, root: Path) -> Iterator[Path]:
         if not entry:
             continue
         folders = (path.parent, root, Path())
-        candidates = (folder / text for text in _spellings(entry) for folder in folders)
+        texts = (*_spellings(entry), inner_path(entry))
+        candidates = (folder / text for text in texts for folder in folders)
         image = next((candidate for candidate in candidates if _is_there(candidate)), None)
         if image is None or not image.is_file():
             raise DataError(

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from y7edge.data.sample import IMAGE_SUFFIXES
-from y7edge.data.yolo import label_path
+from y7edge.data.yolo import inner_path, label_path
 from y7edge.doctor.description import read_description, take_names
 from y7edge.doctor.records import SPLITS, Form, Label, Picture, Scan
 from y7edge.doctor.strays import find_strays
@@ -119,7 +119,8 @@ def _list(scan: Scan, split: str, path: Path, root: Path) -> None:
     if text.error:
         scan.trouble("entry", f"the list cannot be read: {text.error}", path)
     for number, line in text.lines:
-        image = locate(line, (path.parent, root, Path()), climb=False)
+        places = (path.parent, root, Path())
+        image = locate(line, places, climb=False) or locate(inner_path(line), places, climb=False)
         if image is None or not image.is_file():
             words = f"'{line[:80]}' leads to no picture; remove the line or restore the file"
             scan.trouble("list_entry", words, path, number)
