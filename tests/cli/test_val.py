@@ -59,3 +59,20 @@ def test_coco_ids_are_for_coco_s_classes(
     assert main([*words, "--coco-ids", "--save", str(tmp_path / "out")]) == 1
     assert "80 classes, this data set has 3" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_no_folder_is_refused_before_judging(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("y7edge.evaluate.collect", lambda *_: pytest.fail("judged first"))
+    (tmp_path / "file").touch()
+    assert main([*words, "--save", str(tmp_path / "file")]) == 1
+    assert "file: expected a folder that can be made" in capsys.readouterr().err
+
+
+def test_help_names_every_kind_of_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["val", "--help"]) == 0
+    assert "COCO" in capsys.readouterr().out.split("--split")[0]

@@ -13,7 +13,7 @@ from y7edge import __version__
 from y7edge.cli.console import note, show, table
 from y7edge.cli.kinds import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
-from y7edge.errors import DataError
+from y7edge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from y7edge.data.dataset import Dataset
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _Data = Annotated[
     Path,
-    typer.Option(help="data.yaml, or a folder with one, or a Pascal VOC folder.", metavar="DATA"),
+    typer.Option(
+        help="data.yaml, or a folder with one, or of Pascal VOC or COCO files.", metavar="DATA"
+    ),
 ]
 _Split = Annotated[str, typer.Option(help="Which pictures of the data set: train, val or test.")]
 _Save = Annotated[
@@ -69,6 +71,8 @@ def val(
         _require_same_classes(detector, dataset)
         if coco_ids:
             require_coco(len(dataset.names))
+        if save is not None:
+            _require_folder(save)
         predict, names = detector.detect_for_evaluation, dataset.names
         tables = collect(predict, samples, names, _counter(len(samples)))
         metrics = judge(tables, names)
@@ -81,6 +85,16 @@ def val(
             note(f"curves, pictures, COCO results and report.html are in {save}")
     record = {"model": model, "data": data, "split": split, **metrics.to_dict()}
     show(record, _lines(metrics), as_json=as_json)
+
+
+def _require_folder(save: Path) -> None:
+    """Make it now: minutes of judging should not end with nowhere to write."""
+    try:
+        save.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--save {save}: expected a folder that can be made and written into: {error.strerror}"
+        ) from error
 
 
 def _require_same_classes(detector: Detector, dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ from y7edge.files import atomic_write
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One epoch. The mAPs are those of the moving average; None where it wasn't judged."""
+    """One epoch. The mAPs are those of the averaged weights; None where it wasn't judged."""
 
     epoch: int  # from 1
     box: float  # loss parts, means over the epoch, times their gains
@@ -97,7 +97,7 @@ def write_png(rows: Sequence[EpochRow], path: Path) -> None:
         quality.plot([row.epoch for row in judged], values, marker=".", label=label)
     quality.set_ylim(0, 1)
     rate.plot(epochs, [row.lr for row in rows])
-    titles = ("loss (training)", "mAP (validation, moving average)", "learning rate")
+    titles = ("loss (training)", "mAP (validation)", "learning rate")
     for axes, title in zip((losses, quality, rate), titles, strict=True):
         axes.set_title(title)
         axes.set_xlabel("epoch")
