@@ -31,7 +31,7 @@ from y7edge.data.sample import Plan, Reading, Sample, stamp
 from y7edge.files import atomic_write, cache_folder
 
 # To be raised whenever a reader reads the same files differently, or the file below changes.
-_VERSION = 1
+_VERSION = 2
 
 # Sets with fewer pictures are read in well under a second.
 _WORTH_KEEPING = 500
