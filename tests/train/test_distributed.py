@@ -251,6 +251,16 @@ def test_torchrun_decides_on_processes(monkeypatch):
         under_torchrun(TrainConfig(data="", batch=12))
 
 
+def test_machines_that_nobody_started_are_not_waited_for(monkeypatch):
+    for name in ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    several = TrainConfig(data="", batch=8, devices=2, nodes=2)
+    with pytest.raises(ConfigError, match="torchrun --nnodes 2 --nproc-per-node 2"):
+        under_torchrun(several)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    assert under_torchrun(several) == several
+
+
 @pytest.mark.parametrize("device", ["cuda:9", "gpu", "cpu:1"])
 def test_device_that_is_not_here_is_refused(device):
     with pytest.raises(DeviceError, match=f"device '{device}' is not here: expected cpu"):

@@ -44,6 +44,8 @@ def test_rows_that_are_asked_for(texts, rows):
         (["all"], "freeze takes a number of rows .* not 'all'"),
         (["-3"], "not '-3'"),
         (["1.5"], "not '1.5'"),
+        (["5-3"], "not '5-3'"),
+        ([" , "], "found none"),
         (["3", "78"], "yolov7-tiny has the rows 0 to 77, not 78"),
         (["79"], "yolov7-tiny has the rows 0 to 77, not 78"),
     ],

@@ -82,6 +82,19 @@ def test_folder_with_nothing_but_a_state_is_a_run_to_go_on_with(name, tmp_path):
         folder.check_free(tmp_path)
 
 
+def test_place_that_cannot_hold_a_run_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match=r"cannot be made a folder .*file: it is a file"):
+            folder.check_free(out)
+    folder.check_free(tmp_path / "new" / "run")
+    folder.check_free("relative/run")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match=f"{tmp_path}: nobody but its owner may write there"):
+        folder.check_free(tmp_path / "new" / "run")
+
+
 def test_log_gets_one_line_for_each_epoch():
     stream = io.StringIO()
     lines = for_terminal(stream)

@@ -31,6 +31,9 @@ from y7edge.train.config import TrainConfig
 # The others wait for as long as rank 0 judges a model on a large set.
 PATIENCE = timedelta(hours=24)
 
+# With one of these somebody else than torchrun has told the processes where to meet.
+_MEETING = ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID")
+
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 T = TypeVar("T")
@@ -119,9 +122,15 @@ def under_torchrun(config: TrainConfig) -> TrainConfig:
     """The configuration with the devices and nodes that ``torchrun`` has started, if it has.
 
     Raises:
-        ConfigError: the configuration asks for others.
+        ConfigError: the configuration asks for others, or for machines that nobody has started.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if config.nodes > 1 and not any(name in os.environ for name in _MEETING):
+            raise ConfigError(
+                f"--nodes {config.nodes}: this process has no way to meet those of the other "
+                f"machines: start it on each of them with torchrun --nnodes {config.nodes} "
+                f"--nproc-per-node {config.devices} ... -m y7edge.cli train"
+            )
         return config
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if config.devices not in (1, local) or config.nodes not in (1, world // local):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from y7edge.errors import ConfigError
@@ -41,10 +42,10 @@ def claim(out: Path | str | None, root: Path | str = "runs") -> Path:
 
 
 def check_free(out: Path | str | None) -> None:
-    """Refuse a folder that holds a run, before hours are spent on another.
+    """Refuse a folder that holds a run or cannot be written, before time is spent on another.
 
     Raises:
-        ConfigError: it has the files of a run.
+        ConfigError: it has the files of a run, is a file, or belongs to somebody else.
     """
     if out is None:
         return
@@ -56,6 +57,10 @@ def check_free(out: Path | str | None) -> None:
             f"{folder} already holds a run ({', '.join(taken)}): go on with it with "
             f"--resume {folder}, give another --out, or remove the folder"
         )
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "nobody but its owner may write there" if there.is_dir() else "it is a file"
+        raise ConfigError(f"{folder} cannot be made a folder for the run: {there}: {what}")
 
 
 def _next_free(root: Path) -> Path:

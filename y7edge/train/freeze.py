@@ -32,13 +32,15 @@ def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
         ConfigError: something else, or a row that the model does not have.
     """
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    if texts and not parts:
+        raise ConfigError("freeze takes rows, found none")
     rows: set[int] = set()
     for part in parts:
         if part.lower() == BACKBONE:
             rows.update(backbone(spec))
         elif part.isdecimal():
             rows.update(range(int(part)) if len(parts) == 1 else [int(part)])
-        elif match := re.fullmatch(r"(\d+)\s*-\s*(\d+)", part):
+        elif (match := re.fullmatch(r"(\d+)\s*-\s*(\d+)", part)) and int(match[1]) <= int(match[2]):
             rows.update(range(int(match[1]), int(match[2]) + 1))
         else:
             raise ConfigError(
