@@ -174,16 +174,25 @@ def check(state: State, now: Mapping[str, Any], source: str, say: Callable[[str]
 
 def _require_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse what differs; of the recipe, say which of its values."""
-    pairs = {name: (then.get(name), now.get(name)) for name in now}
-    for inner in ("recipe", "augmentation"):
-        old, new = pairs.pop(inner)
-        pairs |= {name: (old.get(name), new.get(name)) for name in new}
-    changed = [f"{name} {new!r}, then {old!r}" for name, (old, new) in pairs.items() if old != new]
+    old, new = _flat(then), _flat(now)
+    changed = [
+        f"{name} {value!r}, then {old.get(name)!r}"
+        for name, value in new.items()
+        if value != old.get(name)
+    ]
     if changed:
         raise ConfigError(
             f"{CONFIG} is not that of the run's start ({'; '.join(changed)}): put it back, or "
             "start a new run with --weights"
         )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the values of the recipe among them."""
+    flat = dict(settings)
+    for inner in ("recipe", "augmentation"):
+        flat |= flat.pop(inner)
+    return flat
 
 
 def require_finite(model: nn.Module) -> None:

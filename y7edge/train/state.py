@@ -24,8 +24,16 @@ from y7edge.files import atomic_write
 from y7edge.train.folder import BEST, LAST, PREVIOUS, STATE
 
 __all__ = [
-    *("HEADER", "PREVIOUS", "SCHEMA", "STATE", "State"),
-    *("load", "mark_finished", "position", "read", "save"),
+    "HEADER",
+    "PREVIOUS",
+    "SCHEMA",
+    "STATE",
+    "State",
+    "load",
+    "mark_finished",
+    "position",
+    "read",
+    "save",
 ]
 
 SCHEMA = 1
