@@ -64,6 +64,18 @@ def test_plots_take_any_number_of_classes(classes, tmp_path):
     assert write_confusion(metrics.confusion, tmp_path / "confusion.png").stat().st_size > 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_that_the_font_lacks_can_be_told_apart(tmp_path):
+    truth, found = random_tables(0)
+    names = ["猫", "犬", "größe", "d"]
+    metrics = judge(Tables(truth, found, 12), names)
+    one = write_confusion(metrics.confusion, tmp_path / "one.png")
+    write_curves(metrics.curves, names, tmp_path)
+    metrics = judge(Tables(truth, found, 12), ["犬", "猫", "größe", "d"])
+    other = write_confusion(metrics.confusion, tmp_path / "other.png")
+    assert one.read_bytes() != other.read_bytes()
+
+
 def test_plots_of_nothing_found(tmp_path):
     truth, _ = random_tables(0)
     metrics = judge(Tables(truth, np.empty((0, 7)), 12), NAMES)

@@ -121,8 +121,15 @@ def _of_all(name: str, curves: Curves) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as it is: matplotlib hides labels that begin with _ and reads $ as formulas."""
-    return name.replace("$", r"\$").removeprefix("_") or "_"
+    """A name as it is: matplotlib hides labels that begin with _ and reads $ as formulas.
+
+    What its font cannot draw is written as U+732B: empty boxes would tell no class from another.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    drawn = get_font(findfont(FontProperties())).get_charmap()
+    shown = "".join(sign if ord(sign) in drawn else f"U+{ord(sign):04X}" for sign in name)
+    return shown.replace("$", r"\$").removeprefix("_") or "_"
 
 
 def _finish(axes: Axes, x_label: str, y_label: str, title: str) -> None:
