@@ -57,6 +57,7 @@ def test_figures_add_up(speed, data, monkeypatch, capsys):
     assert found["pictures"] == 12
     assert found["imgsz"] == 64
     assert found["whole"] == pytest.approx(found["decoding"] + found["beyond"])
+    assert found.pop("nominal") == pytest.approx(found["whole"] - 5.25)
     assert min(found.values()) > 0
     # A mosaic of four or nine, some of whose pictures are out of sight.
     assert 1 < found["decoded"] < 9

@@ -134,3 +134,12 @@ def test_each_colour_setting_moves_its_own_channel(chosen, channel):
         moved.append(after[channel] - before[channel])
     assert min(moved) < -3
     assert max(moved) > 3
+
+
+@pytest.mark.parametrize("mirror", [-1, 0, 1])
+@pytest.mark.parametrize("factors", [(1.01, 1.3, 1.2), (1.0, 0.5, 0.9), (1.6, 1.0, 1.0)])
+def test_a_tall_picture_is_mirrored_as_a_whole(mirror, factors):
+    image = np.random.default_rng(1).integers(0, 256, (700, 9, 3), np.uint8)
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    Jitter(*factors).apply(image, planes, mirror)
+    assert (cv2.flip(jittered(image, factors), mirror) == planes[::-1].transpose(1, 2, 0)).all()

@@ -11,7 +11,14 @@ import pytest
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError
-from y7edge.train.sampling import BatchPlan, Key, RectPlan, image_weights, rect_plan
+from y7edge.train.sampling import (
+    BatchPlan,
+    Key,
+    RectPlan,
+    generator,
+    image_weights,
+    rect_plan,
+)
 
 
 def sample(classes=(), size=None, path="none.png"):
@@ -198,3 +205,16 @@ def test_aspects_come_from_the_samples_or_else_from_headers(tmp_path):
     cv2.imwrite(str(path), np.zeros((30, 40, 3), np.uint8))
     plan = rect_plan([sample(size=(200, 100)), sample(path=path)], 640, 32)
     assert plan.aspect.tolist() == [0.5, 0.75]
+
+
+def test_each_key_has_its_own_numbers_whatever_was_drawn_before():
+    keys = [Key(epoch, index, None, repeat) for epoch, index, repeat in np.ndindex(2, 2, 2)]
+    drawn = {}
+    for seed in (0, 1):
+        for key in keys:
+            rng = generator(seed, key)
+            drawn[seed, key] = rng.random(4).tolist()
+            rng.integers(7, size=3)  # leaves half a number behind
+    assert len({number for numbers in drawn.values() for number in numbers}) == 4 * len(drawn)
+    for (seed, key), numbers in reversed(drawn.items()):
+        assert generator(seed, key).random(4).tolist() == numbers

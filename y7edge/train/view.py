@@ -360,13 +360,14 @@ def project(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
 
 def _worth_keeping(picture: Picture, before: NDArray[np.float64]) -> Picture:
     """Labels that still show an object; ``before``: their boxes uncut, scaled as the picture."""
-    boxes, least_area = picture.boxes, np.full(len(before), _LEAST_AREA)
+    boxes, least_area = picture.boxes, _LEAST_AREA * np.ones(len(before))
     for index, line in enumerate(picture.polygons):
         if line is not None:
             boxes[index], least_area[index] = hull(line), _LEAST_AREA_OUTLINED
     old, new = before[:, 2:] - before[:, :2], boxes[:, 2:] - boxes[:, :2]
-    short, long = np.minimum(new[:, 0], new[:, 1]), np.maximum(new[:, 0], new[:, 1])
+    width, height = new[:, 0], new[:, 1]
+    short, long = np.minimum(width, height), np.maximum(width, height)
     keep = (short > _LEAST_SIDE) & (long < _LARGEST_RATIO * short)
-    keep &= short * long > least_area * old[:, 0] * old[:, 1]
+    keep &= width * height > least_area * old[:, 0] * old[:, 1]
     kept = tuple(line for line, good in zip(picture.polygons, keep, strict=False) if good)
     return Picture(picture.image, boxes[keep], picture.class_id[keep], kept)
