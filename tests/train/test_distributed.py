@@ -261,6 +261,11 @@ def test_machines_that_nobody_started_are_not_waited_for(monkeypatch):
     assert under_torchrun(several) == several
 
 
+def test_precision_is_the_one_asked_for_or_none():
+    with pytest.raises(DeviceError, match="take --precision bf16 or fp32"):
+        open_fabric(TrainConfig(data="", device="cpu", precision="16-mixed"))
+
+
 @pytest.mark.parametrize("device", ["cuda:9", "gpu", "cpu:1"])
 def test_device_that_is_not_here_is_refused(device):
     with pytest.raises(DeviceError, match=f"device '{device}' is not here: expected cpu"):

@@ -139,7 +139,12 @@ _Batch = Annotated[
     int, _option(_LENGTH, min=1, help="Pictures in one forward pass, over all devices.")
 ]
 _Patience = Annotated[
-    int, _option(_LENGTH, min=0, help="Stop after so many epochs without a better one; 0: never.")
+    int,
+    _option(
+        _LENGTH,
+        min=0,
+        help="Stop at the first judged epoch that is so many behind the best; 0: never.",
+    ),
 ]
 
 _WHERE = "Where"
@@ -150,7 +155,12 @@ _SyncBn = Annotated[
     bool, _option(_WHERE, "--sync-bn", help="BatchNorm statistics over all devices.")
 ]
 _Precision = Annotated[
-    str, _option(_WHERE, metavar="fp32|fp16|bf16|auto", help="auto: fp16 on CUDA, else fp32.")
+    str,
+    _option(
+        _WHERE,
+        metavar="fp32|fp16|bf16|auto",
+        help="auto: fp16 on CUDA, else fp32; a CPU has no fp16.",
+    ),
 ]
 _Compile = Annotated[bool, _option(_WHERE, "--compile", help="Use torch.compile.")]
 

@@ -148,7 +148,7 @@ def open_fabric(config: TrainConfig) -> Any:
     ``mps``; ``config.precision`` is ``auto`` (fp16 mixed on CUDA, else fp32) or a name of Fabric's.
 
     Raises:
-        DeviceError: there is no such device here, or not so many.
+        DeviceError: there is no such device here, or not so many, or it has not this precision.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -163,6 +163,9 @@ def open_fabric(config: TrainConfig) -> Any:
     precision = config.precision
     if precision == "auto":
         precision = "16-mixed" if kind == "cuda" else "32-true"
+    if precision == "16-mixed" and kind == "cpu":
+        # Fabric would take bf16 instead, and the run's files would say fp16.
+        raise DeviceError("a CPU has no fp16 training: take --precision bf16 or fp32")
     devices: Any = config.devices
     if kind == "cuda":
         devices = list(range(index, index + config.devices))
