@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from y7edge.cli import main
 from y7edge.cli.data import EXAMPLE
@@ -92,3 +96,92 @@ def test_the_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "--help"]) == 0
     assert EXAMPLE in capsys.readouterr().out
     assert main(["data"]) == 2
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["", "parts", "parts/data.yaml", "parts/images/train/00001.jpg", "parts/labels/train/1.txt",
+     "parts/images/train/new.jpg", "mine.html", "pipe.html", "mine.html/page.html"],
+)  # fmt: skip
+def test_the_page_takes_nobodys_place(
+    target: str, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.html").write_text("<html>my thesis</html>")
+    os.mkfifo(tmp_path / "pipe.html")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    save = str(tmp_path / target) if target else ""
+    assert main(["data", "check", str(parts), "--save", save]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert (target or "folder") in error
+    assert "/." not in error
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_page_of_ours_is_written_anew(parts: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    for _ in range(2):
+        assert main(["data", "check", str(parts), "--save", str(page)]) == 0
+
+
+@pytest.mark.parametrize("target", ["", ".", "file", "link", "file/out"])
+def test_the_copy_takes_nobodys_place(
+    target: str,
+    parts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("gone")
+    monkeypatch.chdir(tmp_path / "empty")
+    out = str(tmp_path / target) if target not in ("", ".") else target
+    assert main(["data", "check", str(parts), "--fix", out]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert ".cleaned-" not in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "link", "parts"]
+
+
+@pytest.mark.parametrize(("encoding", "options"), [("cp1252", []), ("ascii", ["--json"])])
+def test_names_that_cannot_be_shown(
+    encoding: str, options: list[str], parts: Path, tmp_path: Path
+) -> None:
+    for name in ("größe \u65e5\u672c", os.fsdecode(b"caf\xe9"), "\U0001f600"):
+        Image.new("RGB", (64, 64)).save(parts / "images/train/plain.png")
+        (parts / "images/train/plain.png").rename(parts / f"images/train/{name}.png")
+    command = [sys.executable, "-m", "y7edge.cli", "data", "check", str(parts), *options]
+    command += ["--save", str(tmp_path / "page.html")]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"caf" in (tmp_path / "page.html").read_bytes()
+    if options:
+        files = {finding["file"] for finding in json.loads(done.stdout)["findings"]}
+        assert any(name.endswith("caf\udce9.png") for name in files)
+    else:
+        assert "\\udce9" in done.stdout.decode(encoding)
+
+
+def test_nobody_listens(parts: Path) -> None:
+    command = f"{sys.executable} -m y7edge.cli data check {parts} >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_terminal_says_where_the_rest_is(
+    parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = parts / "labels/train/00001.txt"
+    path.write_text(path.read_text() + "200 .5 .5 .2 .2\n200 .5 .5 .3 .2\n")
+    text = (parts / "data.yaml").read_text()
+    names = "".join(f"  {i}: name{i}\n" for i in range(80))
+    (parts / "data.yaml").write_text(re.sub(r"names:.*", f"names:\n{names}", text, flags=re.S))
+    assert main(["data", "check", str(parts)]) == 4
+    printed = capsys.readouterr().out
+    assert "... 60 more classes" in printed
+    assert "name19" in printed
+    assert "name21 " not in printed
+    assert "--json has all" in printed
+    assert "--save report.html" in printed

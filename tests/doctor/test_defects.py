@@ -168,7 +168,7 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     ),
     "half grey": (content(half_grey), ["corrupt_picture error"]),
     "zeros within": (content(zeros_within), ["suspicious_picture warning"]),
-    "scrambled": (content(scrambled), ["suspicious_picture warning"]),
+    "scrambled": (content(scrambled), ["corrupt_picture error"]),
     "noise within": (content(noise_within), ["corrupt_picture error"]),
     "text": (content(lambda raw: b"<html>404</html>"), ["corrupt_picture error"]),
     "checksum": (png_with_a_wrong_checksum, ["corrupt_picture error"]),
@@ -201,8 +201,8 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     "three numbers": (line("1 .5 .5 .2"), ["columns error"]),
     "even polygon": (line("1 .1 .1 .2 .1 .2 .2 .1"), ["columns error"]),
     "words": (line("1 .5 .5 wide .2"), ["number error"]),
-    "commas": (line("1, 0.5, 0.5, 0.2, 0.2"), ["class_number error"]),
-    "decimal commas": (line("1 0,5 0,5 0,2 0,2"), ["number error"]),
+    "commas": (line("1, 0.5, 0.5, 0.2, 0.2"), ["separators error"]),
+    "decimal commas": (line("1 0,5 0,5 0,2 0,2"), ["separators error"]),
     "nan": (line("1 nan .5 .2 .2"), ["not_finite error"]),
     "inf": (line("1 .5 .5 inf .2"), ["not_finite error"]),
     "pixels": (
@@ -361,7 +361,7 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     ),
     "upper case": (
         lambda root: (root / LABEL).rename((root / LABEL).with_suffix(".TXT")),
-        ["missing_label warning", "orphan_label warning"],
+        ["label_name error"],
     ),
     "twice in train": (
         both(copied(IMAGE, "images/train/x.jpg"), copied(LABEL, "labels/train/x.txt")),

@@ -155,7 +155,7 @@ def test_a_copy_cut_short_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(mending, "_write_description", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match="out: cannot write the cleaned copy: No space"):
         mend(examine(yolo), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

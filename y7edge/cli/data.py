@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +48,7 @@ _Save = Annotated[
     Path | None,
     typer.Option("--save", metavar="PAGE.html", help="Write a page with pictures of the findings."),
 ]
+_CLASSES = 20  # rows of the table; the rest is in JSON and on the page
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 
@@ -69,8 +73,14 @@ def check(
     """
     from y7edge.doctor.examine import examine, record
     from y7edge.doctor.mend import mend
+    from y7edge.doctor.places import require_copy, require_page
     from y7edge.doctor.report import write_page
 
+    _print_whatever_the_names()
+    if save is not None:
+        require_page(save, fix)
+    if fix is not None:
+        require_copy(fix)
     with _bar("pictures") as progress:
         report = examine(data, imgsz=imgsz, progress=progress)
     if save is not None:
@@ -84,17 +94,33 @@ def check(
         result["fix"] = mended.record()
         errors, where = mended.after.count("error"), fix
     if as_json:
-        print(to_json(result), flush=True)
+        print(_ascii(to_json(result)), flush=True)
     else:
-        _print(report)
+        _print(report, whole=save is not None)
         if save is not None:
             note(f"page: {save}")
         if mended is not None:
             print("\n".join(mended.lines()), flush=True)
+    reasons = []
     if errors:
         checks = {f.check for f in (mended.after if mended else report).findings
                   if f.severity == "error"}  # fmt: skip
-        raise GateError(f"{where}: {errors} errors ({', '.join(sorted(checks))})")
+        reasons.append(f"{errors} errors ({', '.join(sorted(checks))})")
+    if mended is not None:
+        reasons += mended.losses
+    if reasons:
+        raise GateError(f"{where}: {'; '.join(reasons)}")
+
+
+def _print_whatever_the_names() -> None:
+    """Names of files hold letters, and bytes, that a terminal or a log may not be able to show."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _ascii(text: str) -> str:
+    """JSON in ASCII, which every encoding can hold, halves of surrogate pairs included."""
+    return re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
 
 
 @contextmanager
@@ -111,7 +137,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, *, whole: bool) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -119,7 +145,8 @@ def _print(report: Report) -> None:
     from y7edge.doctor.check_pictures import readable
 
     # A log has no width of its own: lines there are as long as they need to be.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    wide = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(width=None if wide else 160, highlight=False, markup=False)
     scan, summary = report.scan, report.summary
     for split, counts in summary["splits"].items():
         console.print(
@@ -128,9 +155,11 @@ def _print(report: Report) -> None:
         )
     splits = list(summary["splits"])
     classes = Table("class", *splits, box=None, pad_edge=False, header_style="bold")
-    for row in summary["classes"]:
+    for row in summary["classes"][:_CLASSES]:
         classes.add_row(Text(row["name"]), *(str(row[split]) for split in splits))
     console.print(classes)
+    if (more := len(summary["classes"]) - _CLASSES) > 0:
+        console.print(f"... {more} more classes (--json has all)")
     for side, values in summary["box_sides"].items():
         shown = ", ".join(f"{value:g}" for value in values)
         console.print(f"{side} of boxes at {scan.imgsz}: least, 5 %, median, 95 %, most: {shown}")
@@ -142,5 +171,7 @@ def _print(report: Report) -> None:
             words = f"{readable(first.file, scan.root)}{line}: {first.message}"
             table.add_row(name, Text(severity, _COLOURS[severity]), str(len(group)), Text(words))
         console.print(table)
+        if any(len(group) > 1 for group in report.by_check().values()) and not whole:
+            console.print("the first of each kind; --save report.html shows more, --json has all")
     counts = [f"{report.count(s)} {s}s" for s in _COLOURS]
     console.print(", ".join(counts))

@@ -15,12 +15,13 @@ _NAMES_FIX = "names as many as classes, gaps filled with numbers"
 from_scanner("names", "error", "names and nc that disagree or cannot be read", _NAMES_FIX)
 
 
-@check("class_number", "error", "classes that are no whole number", "the label is left out")
+@check("class_number", "error", "classes that are no whole number",
+       "the number of the name is used, else the label is left out")  # fmt: skip
 def _class_number(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "yolo":
         return
     for picture, label in scan.labels():
-        if label.class_id is not None:
+        if label.class_id is not None and not label.named:
             continue
         words = f"expected a class number first, found '{label.text[:60]}'"
         if label.raw_class in scan.names:
@@ -45,6 +46,18 @@ def _class_range(scan: Scan) -> Iterator[Hit]:
                 "correct the line, or names"
             )
             yield at(picture, label, words if label.class_id >= 0 else f"class {label.class_id}")
+
+
+@check("shifted_ids", "error", "ids that seem to be counted from 1")
+def _shifted_ids(scan: Scan) -> Iterator[Hit]:
+    used = {label.class_id for _, label in scan.labels() if label.class_id is not None}
+    if scan.layout != "yolo" or not used or (min(used), max(used)) != (1, scan.classes):
+        return
+    words = (
+        f"no label has class 0, and some have {scan.classes}, which does not exist: were classes "
+        "counted from 1? Then every label has a wrong name; subtract 1 from each"
+    )
+    yield Hit(words, scan.source)
 
 
 def _exists(scan: Scan, class_id: int) -> bool:
@@ -85,16 +98,19 @@ def _name_rare(scan: Scan) -> Iterator[Hit]:
     counts: Counter[str] = Counter(label.raw_class for _, label in scan.labels())
     for name, count in counts.items():
         for other, frequent in counts.items():
-            alike = SequenceMatcher(None, name.casefold(), other.casefold()).ratio()
-            if (
-                name
-                and alike >= 0.75
-                and count * 20 <= frequent
-                and name.casefold() != other.casefold()
-            ):
+            if name and count * 20 <= frequent and _alike(name.casefold(), other.casefold()):
                 picture, label = next((p, x) for p, x in scan.labels() if x.raw_class == name)
-                words = f"class '{name}' ({count} labels) resembles '{other}' ({frequent}): a slip?"
+                words = f"class '{name}' ({count} labels) resembles '{other}' ({frequent}): "
+                words += f"did you mean {other}?"
                 yield at(picture, label, words)
+
+
+def _alike(name: str, other: str) -> bool:
+    """Whether one may be the other with a slip; two letters may have changed places."""
+    if name == other:
+        return False
+    swapped = (f"{name[:i]}{name[i + 1]}{name[i]}{name[i + 2 :]}" for i in range(len(name) - 1))
+    return SequenceMatcher(None, name, other).ratio() >= 0.75 or other in swapped
 
 
 @check("classes_file", "warning", "a classes.txt that disagrees with the names")

@@ -13,9 +13,12 @@ from y7edge.doctor.registry import Hit, check, from_scanner
 _REWRITTEN = "written anew in UTF-8"
 
 from_scanner("entry", "error", "entries of the data.yaml that lead nowhere", "left out")
+from_scanner("path_entry", "warning", "a path of the data.yaml that leads nowhere", "left out")
+from_scanner("folder", "error", "folders that cannot be read")
 from_scanner("test_entry", "info", "a test split that is described but not there", "left out")
 from_scanner("list_entry", "error", "list entries that lead to no picture", "left out")
 from_scanner("listed_twice", "warning", "pictures listed twice in one split", "kept once")
+from_scanner("label_name", "error", "label files whose name is nearly right", "used and renamed")
 from_scanner("other_name", "info", "annotations that name another file", "the file's name counts")
 
 
@@ -30,7 +33,8 @@ def _encoding(scan: Scan) -> Iterator[Hit]:
             yield Hit("is not UTF-8 (Windows-1252, read so here); save it as UTF-8", text.path)
 
 
-@check("unreadable_text", "error", "text files that cannot be opened", "left out")
+@check("unreadable_text", "error", "text files that cannot be opened",
+       "left out, and the picture with its labels")  # fmt: skip
 def _unreadable(scan: Scan) -> Iterator[Hit]:
     for text in scan.texts:
         if text.error:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.doctor.check_splits import nearly_same
 from y7edge.doctor.geometry import Grade, grade
-from y7edge.doctor.records import Corners, Label, Picture, Scan
+from y7edge.doctor.records import RESPELLED, Corners, Label, Picture, Scan
 from y7edge.doctor.registry import Hit, Severity, at, check, from_scanner
 
 _DROPPED = "the label is left out"
@@ -135,22 +136,29 @@ def _sticks_out(scan: Scan) -> Iterator[Hit]:
         yield at(picture, label, f"{words}; clip it", found.box)
 
 
-@check("corners", "warning", "labels that look like corners x1 y1 x2 y2 instead of cx cy w h")
+@check("corners", "error", "boxes written in another form, as corners x1 y1 x2 y2",
+       "converted where a whole set is so, else the pictures are left out")  # fmt: skip
 def _corners(scan: Scan) -> Iterator[Hit]:
+    for reading in scan.readings:
+        words = (
+            f"{reading.beyond} of {reading.count} boxes leave the picture, and "
+            f"{'all' if reading.certain or reading.picture else 'nearly all'} would make sense as "
+            f"{reading.form}: written in another form? Convert them"
+        )
+        words += "; they are taken for that here" if reading.certain else ""
+        picture = reading.picture.path if reading.picture else None
+        severity: Severity = "error" if reading.most else "warning"
+        yield Hit(words, reading.place, picture=picture, severity=severity)
+
+
+@check("separators", "error", "numbers with commas or semicolons",
+       "written with points and spaces")  # fmt: skip
+def _separators(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
-        rows = [x.values for x in picture.labels if x.form == "box" and x.values is not None]
-        boxes = np.array([row for row in rows if len(row) == 4]).reshape(-1, 4)
-        if len(boxes) < 2 or not np.isfinite(boxes).all() or np.abs(boxes).max() > 1.001:
-            continue
-        ordered = (boxes[:, 2:] > boxes[:, :2]).all()
-        half = boxes[:, 2:] / 2
-        beyond = ((boxes[:, :2] - half < -0.01) | (boxes[:, :2] + half > 1.01)).any(axis=1)
-        if ordered and beyond.mean() >= 0.5:
-            words = (
-                f"{beyond.sum()} of {len(boxes)} boxes leave the picture, and all would make sense "
-                "as corners x1 y1 x2 y2: written in another form?"
-            )
-            yield at(picture, picture.labels[0], words)
+        labels = [label for label in picture.labels if label.mended == RESPELLED]
+        if labels:
+            words = f"{_count(labels)} with commas or semicolons, as '{labels[0].text[:60]}'"
+            yield at(picture, labels[0], f"{words}; numbers need points and spaces between them")
 
 
 @check("duplicate", "warning", "labels that stand twice", "kept once")
@@ -169,17 +177,15 @@ def _duplicate(scan: Scan) -> Iterator[Hit]:
 @check("overlap", "info", "boxes nearly the same as another")
 def _overlap(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
-        sound = [(x, grade(x, picture)) for x in picture.labels if not x.crowd]
+        # What stands twice is a duplicate, and said so.
+        unique = {(x.raw_class, x.values): x for x in reversed(picture.labels) if not x.crowd}
+        sound = [(x, grade(x, picture)) for x in reversed(unique.values())]
         kept = [(x, g.box) for x, g in sound if g.box and g.fault in ("", "sticks_out", "range")]
         if len(kept) < 2:
             continue
-        shared = _ious(np.array([box for _, box in kept]))
-        for first, second in zip(*np.nonzero(np.triu(shared > _NEAR, 1)), strict=True):
+        for first, second, overlap in _covering(np.array([box for _, box in kept])):
             (one, _), (other, box) = kept[first], kept[second]
             same = one.raw_class == other.raw_class
-            if same and one.values == other.values:
-                continue  # a duplicate, and said so
-            overlap = float(shared[first, second])
             words = f"covers {one.place} with IoU {overlap:.3f}, "
             severity: Severity = "info"
             if same:
@@ -195,12 +201,30 @@ def _name(scan: Scan, label: Label) -> str:
     return label.raw_class if label.class_id is None else scan.name_of(label.class_id)
 
 
-def _ious(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
+def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
+    """Each box (n, 4) with the first one before it that it nearly covers, and their IoU.
+
+    Only those are compared whose left and upper edges are so near that it can be.
+    """
+    order = np.argsort(boxes[:, 0], kind="stable")
+    lefts = boxes[order, 0]
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return np.asarray(shared / np.maximum(area[:, None] + area[None] - shared, 1e-12))
+    slack = (1 / _NEAR - 1) * (boxes[:, 2:] - boxes[:, :2]) + 1e-12
+    starts = np.searchsorted(lefts, boxes[:, 0] - slack[:, 0], "left")
+    ends = np.searchsorted(lefts, boxes[:, 0] + slack[:, 0], "right")
+    for index in np.nonzero(ends - starts > 1)[0]:
+        near = order[starts[index] : ends[index]]
+        near = near[near < index]
+        near = near[np.abs(boxes[near, 1] - boxes[index, 1]) <= slack[index, 1]]
+        if not len(near):
+            continue
+        low = np.maximum(boxes[near, :2], boxes[index, :2])
+        high = np.minimum(boxes[near, 2:], boxes[index, 2:])
+        shared = np.clip(high - low, 0, None).prod(axis=1)
+        ious = shared / np.maximum(area[near] + area[index] - shared, 1e-12)
+        if (ious > _NEAR).any():
+            first = int(near[ious > _NEAR].min())
+            yield first, int(index), float(ious[near == first][0])
 
 
 @check("sliver", "warning", "boxes thinner than one pixel of their picture")
@@ -247,6 +271,8 @@ def _same_labels(scan: Scan) -> Iterator[Hit]:
         same_file = other.label_file == picture.label_file and scan.layout != "coco"
         if other is picture or same_file or other.facts.digest == picture.facts.digest:
             continue
+        if nearly_same(other, picture):
+            continue  # frames of one scene, which may well have the same labels
         words = (
             f"has the same {len(rows)} labels as {other.path.name}, but another picture: "
             "copied by mistake?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from y7edge.doctor.records import Picture, Scan
 from y7edge.doctor.registry import Hit, Run, check
 
 _DROPPED = "the picture is left out"
+_LARGE = 89  # megapixels; from here on Pillow warns
 LEAST_SIDE = 10  # the published reader drops smaller ones
 _FORMATS = {
     ".jpg": {"JPEG", "MPO"},
@@ -82,6 +84,16 @@ def _tiny(scan: Scan) -> Iterator[Hit]:
         if size is None or min(size) >= LEAST_SIDE:
             return ""
         return f"is {size[0]}x{size[1]} pixels: nothing can be seen on it; remove it"
+
+    yield from _each(words)(scan)
+
+
+@check("large_picture", "info", "very large pictures")
+def _large(scan: Scan) -> Iterator[Hit]:
+    def words(picture: Picture) -> str:
+        pixels = math.prod(picture.facts.size or (0, 0)) / 1e6
+        many = f"has {pixels:.0f} megapixels, decoded in every epoch: cut it into tiles?"
+        return many if pixels > _LARGE else ""
 
     yield from _each(words)(scan)
 

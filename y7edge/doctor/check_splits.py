@@ -163,6 +163,12 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
                 yield Hit(message, second.path, picture=second.path, other=first.path)
 
 
+def nearly_same(one: Picture, other: Picture) -> bool:
+    """Whether two pictures look alike at 32x32."""
+    telling = _telling(one) and _telling(other)
+    return telling and _correlation(_thumb(one), _thumb(other)) >= _NEAR_CORRELATION
+
+
 def _thumb(picture: Picture) -> Grey:
     thumb = picture.facts.thumb
     return np.zeros((1, 1), np.uint8) if thumb is None else thumb

@@ -10,6 +10,8 @@ from y7edge.doctor.records import Scan
 from y7edge.doctor.texts import Text, read_text
 from y7edge.errors import DataError, RuntimeMissing
 
+_MOST = 100_000  # classes, and values in a file
+
 
 @dataclass(slots=True)
 class Description:
@@ -44,10 +46,35 @@ def read_description(path: Path) -> Description:
         raise DataError(f"{path}: expected a data.yaml, cannot read it: {reason}") from error
     if not isinstance(node, yaml.MappingNode):
         raise DataError(f"{path}: expected a mapping with train, val and names")
+    try:
+        weight = _weight(node, {}, set())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected a data.yaml, but an alias in it is circular") from error
+    if weight > 20 * _MOST:
+        raise DataError(f"{path}: expected a data.yaml, found aliases for {weight:.1e} values")
     for key, _ in node.value:
         description.lines[str(key.value)] = key.start_mark.line + 1
     description.entries = _plain(node, description.repeated)
     return description
+
+
+def _weight(node: Any, known: dict[int, int], above: set[int]) -> int:
+    """How many values a node stands for, aliases followed.
+
+    Raises:
+        ValueError: It holds itself.
+    """
+    if isinstance(node.value, str):
+        return 1
+    if id(node) in above:
+        raise ValueError("circular")
+    if id(node) not in known:
+        above.add(id(node))
+        parts = (part for entry in node.value
+                 for part in (entry if isinstance(entry, tuple) else (entry,)))  # fmt: skip
+        known[id(node)] = 1 + sum(_weight(part, known, above) for part in parts)
+        above.remove(id(node))
+    return known[id(node)]
 
 
 def _plain(node: Any, repeated: list[tuple[str, int]]) -> Any:
@@ -77,7 +104,11 @@ def take_names(scan: Scan, description: Description) -> None:
         try:
             scan.nc = int(nc)
         except (TypeError, ValueError):
-            scan.trouble("names", f"nc is {nc!r}, no whole number", path, lines["nc"])
+            scan.trouble("names", f"nc is {str(nc)[:40]!r}, no whole number", path, lines["nc"])
+    if scan.nc is not None and not 0 <= scan.nc <= _MOST:
+        words = f"nc is {str(nc)[:40]}, expected a count of classes up to {_MOST}"
+        scan.trouble("names", words, path, lines["nc"])
+        scan.nc = None
     line = lines.get("names", 0)
     if isinstance(names, dict):
         names = _numbered(scan, names, path, line)
@@ -105,7 +136,11 @@ def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[
         except ValueError:
             message = f"names has the key '{key}' where a number from 0 should be"
             scan.trouble("names", message, path, line)
-    count = max((index for index in numbered if index < 100_000), default=-1) + 1
+    beyond = [index for index in numbered if index >= _MOST]
+    if beyond:
+        words = f"names has {len(beyond)} keys beyond {_MOST}, as {str(beyond[0])[:40]}; left out"
+        scan.trouble("names", words, path, line)
+    count = max((index for index in numbered if index < _MOST), default=-1) + 1
     missing = [index for index in range(count) if index not in numbered]
     if missing or any(index < 0 for index in numbered):
         shown = ", ".join(map(str, missing[:5])) or "no negative ones"

@@ -16,6 +16,7 @@ from y7edge.doctor import check_classes, check_files, check_labels, check_pictur
 from y7edge.doctor.check_classes import per_class
 from y7edge.doctor.geometry import grade
 from y7edge.doctor.pictures import Progress, inspect_all
+from y7edge.doctor.readings import settle
 from y7edge.doctor.records import Scan
 from y7edge.doctor.registry import CHECKS, SEVERITIES, Finding
 from y7edge.doctor.scan_coco import find_files, scan_coco
@@ -93,6 +94,7 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
     scan.imgsz = imgsz
     for file, facts in inspect_all(scan.pictures, progress).items():
         scan.pictures[file].facts = facts
+    settle(scan)
     found = [finding for check in CHECKS for finding in check.findings(scan)]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(scan, tuple(found), summarise(scan))

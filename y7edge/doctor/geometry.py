@@ -10,6 +10,7 @@ from y7edge.doctor.records import Corners, Label, Picture
 # As in the readers: printed labels are rounded, a box is called sticking out only beyond this.
 ROUNDING = 1e-3
 NO_AREA = 1e-6
+_LEAST = 10  # of a picture so small, any box lies within the first pixels
 # No rounding or sloppy box reaches this many picture sizes: such numbers are pixels.
 _SURELY_PIXELS = 4.0
 
@@ -51,7 +52,7 @@ def _shares(label: Label, values: tuple[float, ...], size: tuple[float, float] |
         return Grade("negative", _ordered(box))
     if _without_area(box):
         return Grade("no_area", box)
-    if size is not None and box[2] <= 2 / size[0] and box[3] <= 2 / size[1]:
+    if size is not None and min(size) >= _LEAST and box[2] <= 2 / size[0] and box[3] <= 2 / size[1]:
         wide, high = size
         mended = (box[0] * wide, box[1] * high, box[2] * wide, box[3] * high)
         # Whatever lies within the first pixel was divided by the picture's size once too often.
@@ -74,7 +75,7 @@ def _pixels(label: Label, values: tuple[float, ...], size: tuple[float, float]) 
         return Grade("negative", _ordered(box))
     if _without_area(box):
         return Grade("no_area", box)
-    if x1 >= 0 and y1 >= 0 and x2 <= 1 + 1e-6 and y2 <= 1 + 1e-6:
+    if min(size) >= _LEAST and x1 >= 0 and y1 >= 0 and x2 <= 1 + 1e-6 and y2 <= 1 + 1e-6:
         return Grade("twice", (x1, y1, x2, y2))
     if _outside(box):
         return Grade("outside", box)

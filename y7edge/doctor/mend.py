@@ -16,10 +16,12 @@ from y7edge.doctor.check_pictures import LEAST_SIDE, SUFFIXES, boxes_in_stored_f
 from y7edge.doctor.check_splits import same_splits, shared_pictures
 from y7edge.doctor.examine import Report, examine
 from y7edge.doctor.geometry import NO_AREA, ROUNDING, grade
-from y7edge.doctor.pictures import Progress
+from y7edge.doctor.pictures import Progress, any_size
+from y7edge.doctor.places import require_copy, writing
 from y7edge.doctor.records import Label, Picture, Scan
 from y7edge.errors import DataError
 
+_MANY = 0.1  # of the labels
 # How pictures that must be encoded again are saved.
 _SAVING: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -45,12 +47,14 @@ class Mended:
         changes: Everything that differs from the original.
         unchanged: What was found and could not be mended, one line each.
         after: What the examination of the copy found.
+        losses: What the copy lacks that somebody may miss: many labels, a whole split.
     """
 
     out: Path
     changes: tuple[Change, ...]
     unchanged: tuple[str, ...]
     after: Report
+    losses: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -58,6 +62,7 @@ class Mended:
             "out": self.out,
             "changes": [change._asdict() for change in self.changes],
             "not_mended": list(self.unchanged),
+            "losses": list(self.losses),
             "errors": self.after.count("error"),
             "warnings": self.after.count("warning"),
         }
@@ -69,6 +74,7 @@ class Mended:
         lines += [f"  {count} x {words}" for words, count in done.most_common()]
         if self.unchanged:
             lines += ["not mended, look at these:", *(f"  {line}" for line in self.unchanged)]
+        lines += [f"lost: {words}" for words in self.losses]
         left = f"{self.after.count('error')} errors, {self.after.count('warning')} warnings"
         return [*lines, f"the copy: {left}; every change stands in {self.out / 'changes.csv'}"]
 
@@ -82,6 +88,8 @@ class _Copy:
     changes: list[Change] = field(default_factory=list)
     taken: set[tuple[str, str]] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
+    losses: list[str] = field(default_factory=list)
+    may_be_percent: bool = False
 
     def note(self, file: Path, line: int, found: str, done: str) -> None:
         self.changes.append(Change(readable(file, self.scan.root), line, found, done))
@@ -101,38 +109,36 @@ def mend(report: Report, out: Path | str, *, progress: Progress | None = None) -
         DataError: ``out`` is not fit, or nothing with a label is left to write.
     """
     destination, scan = Path(out), report.scan
-    _require_fit(destination, scan)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
-    try:
-        copy = _Copy(scan, folder)
-        _write(copy, progress)
-        if not copy.counts["labels"]:
-            raise DataError(f"{scan.source}: nothing with a label is left to write; see the check")
-        _note_troubles(copy, report)
-        with (folder / "changes.csv").open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerows([Change._fields, *copy.changes])
-        folder.chmod(0o755)
-        folder.replace(destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    require_copy(destination, {scan.root, *scan.folders})
+    with writing("the cleaned copy", destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".cleaned-"))
+        try:
+            copy = _Copy(scan, folder, may_be_percent=_may_be_percent(scan))
+            _write(copy, progress)
+            if not copy.counts["labels"]:
+                reason = "nothing with a label is left to write; see the check"
+                raise DataError(f"{scan.source}: {reason}")
+            _note_troubles(copy, report)
+            _note_losses(copy, report)
+            _write_changes(copy)
+            folder.chmod(0o755)
+            folder.replace(destination)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     after = examine(destination / "data.yaml", imgsz=scan.imgsz)
     left = tuple(
         f"{readable(f.file, scan.root)}{f':{f.line}' if f.line else ''}: {f.message}"
         for f in report.findings
         if not f.fix and f.severity != "info"
     )
-    return Mended(destination, tuple(copy.changes), left, after)
+    return Mended(destination, tuple(copy.changes), left, after, tuple(copy.losses))
 
 
-def _require_fit(out: Path, scan: Scan) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: expected a new or empty folder for the cleaned copy")
-    resolved = out.resolve()
-    for folder in {scan.root, *scan.folders}:
-        if resolved == folder.resolve() or folder.resolve() in resolved.parents:
-            raise DataError(f"{out}: lies within the data ({folder}), choose a folder outside it")
+def _write_changes(copy: _Copy) -> None:
+    path = copy.folder / "changes.csv"
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        csv.writer(stream).writerows([Change._fields, *copy.changes])
 
 
 def _write(copy: _Copy, progress: Progress | None) -> None:
@@ -153,7 +159,13 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
                 copy.note(picture.path, 0, "the same picture twice", "picture kept once")
                 continue
             seen.add(key)
-            _write_picture(copy, picture, split)
+            lines = _label_lines(copy, picture)
+            if picture.labels and not lines:
+                # Without labels it would pass for a picture that shows nothing.
+                reason = "none of its labels can be used"
+                copy.note(picture.path, 0, reason, "picture left out")
+                continue
+            _write_picture(copy, picture, split, lines)
         if progress is not None:
             progress(number, len(wanted))
     _write_description(copy, aliases)
@@ -181,6 +193,8 @@ def _usable(copy: _Copy, picture: Picture) -> bool:
         reason = facts.fault or "not readable"
     elif min(facts.size) < LEAST_SIDE:
         reason = f"is {facts.size[0]}x{facts.size[1]} pixels"
+    elif picture.lost:
+        reason = picture.lost
     elif copy.scan.layout == "voc" and not picture.labelled:
         reason = "has no annotation"
     elif picture.label_file in {t.file for t in copy.scan.troubles if t.check == "annotation"}:
@@ -189,6 +203,7 @@ def _usable(copy: _Copy, picture: Picture) -> bool:
         reason = "has boxes in a frame of another size"
     if reason:
         copy.note(picture.path, 0, reason, "picture left out")
+        copy.counts["dropped"] += len(picture.labels)
     return not reason
 
 
@@ -203,7 +218,7 @@ def _fits(picture: Picture) -> bool:
     return True
 
 
-def _write_picture(copy: _Copy, picture: Picture, split: str) -> None:
+def _write_picture(copy: _Copy, picture: Picture, split: str, lines: Sequence[str]) -> None:
     facts, source = picture.facts, picture.path
     suffix = SUFFIXES.get(facts.format, source.suffix.lower())
     right = source.suffix.lower() in (suffix, ".jpeg", ".tiff", ".mpo", ".pgm")
@@ -230,7 +245,6 @@ def _write_picture(copy: _Copy, picture: Picture, split: str) -> None:
         copy.note(picture.label_file, 0, "states another size", "the picture's own size used")
     if not picture.labelled and picture.label_file:
         copy.note(picture.label_file, 0, "no label file", "an empty one written")
-    lines = _label_lines(copy, picture)
     labels.write_text("".join(lines), encoding="utf-8")
     copy.counts["pictures"] += 1
     copy.counts["labels"] += len(lines)
@@ -240,7 +254,7 @@ def _write_picture(copy: _Copy, picture: Picture, split: str) -> None:
 def _upright(source: Path, image: Path) -> None:
     from PIL import Image, ImageOps
 
-    with Image.open(source) as opened:
+    with any_size(), Image.open(source) as opened:
         kind = "JPEG" if opened.format == "MPO" else opened.format
         turned = ImageOps.exif_transpose(opened)
         turned.save(image, kind, exif=b"", **_SAVING.get(kind or "", {}))
@@ -257,6 +271,7 @@ def _label_lines(copy: _Copy, picture: Picture) -> list[str]:
         points, what = _clean_points(copy, picture, label)
         if points is None or class_id is None:
             copy.note(label.file, label.line, label.text, f"label left out: {reason or what}")
+            copy.counts["dropped"] += 1
             continue
         xs, ys = points[0::2], points[1::2]
         box = (min(xs), min(ys), max(xs), max(ys))
@@ -264,6 +279,8 @@ def _label_lines(copy: _Copy, picture: Picture) -> list[str]:
         if key in lines:
             copy.note(label.file, label.line, label.text, "label kept once")
             continue
+        if label.mended:
+            copy.note(label.file, label.line, label.text, label.mended)
         if what:
             copy.note(label.file, label.line, label.text, f"box {what}")
         lines[key] = _line(class_id, points)
@@ -281,6 +298,8 @@ def _line(class_id: int, points: Sequence[float]) -> str:
 
 def _clean_class(scan: Scan, label: Label) -> tuple[int | None, str]:
     found = label.class_id
+    if found is None and scan.layout == "yolo":
+        return None, f"'{label.raw_class}' is neither the number nor the name of a class"
     if found is None or found < 0 or found >= max(scan.classes, 1 if scan.names else 1 << 30):
         return None, f"class '{label.raw_class}' does not exist"
     return found, ""
@@ -293,7 +312,7 @@ def _clean_points(
     found = grade(label, picture)
     if found.box is None or found.fault in ("no_area", "outside", "columns"):
         return None, found.fault or "its size is not known"
-    if found.fault == "pixels" and _may_be_percent(copy.scan):
+    if found.fault == "pixels" and copy.may_be_percent:
         return None, "percent or pixels"
     points: tuple[float, ...] = found.box
     if found.fault not in ("pixels", "twice", "negative"):
@@ -329,7 +348,7 @@ def _may_be_percent(scan: Scan) -> bool:
         if grade(label, picture).fault == "pixels"
     ]
     sides = [max(p.facts.size) for p in scan.pictures.values() if p.facts.size]
-    return max(large) <= 100 and max(sides) > 200
+    return max(large, default=0) <= 100 and max(sides, default=0) > 200
 
 
 def _turned(points: tuple[float, ...], orientation: int) -> tuple[float, ...]:
@@ -366,16 +385,39 @@ def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
             lines.append(f"{json.dumps(split)}: {json.dumps(f'images/{home}')}\n")
         else:
             copy.note(scan.source, 0, f"nothing is left of split {split}", "split left out")
+            copy.losses.append(f"nothing is left of the split {split}")
     lines.append("names:\n")
     # JSON is YAML, and quotes whatever needs it.
     lines += [f"  - {json.dumps(name, ensure_ascii=False)}\n" for name in names]
-    (copy.folder / "data.yaml").write_text("".join(lines), encoding="utf-8")
+    text = "".join(lines).encode("utf-8", errors="backslashreplace")
+    (copy.folder / "data.yaml").write_bytes(text)
 
 
 def _note_troubles(copy: _Copy, report: Report) -> None:
     """Findings that the copy mends by what it is: files left out, or written anew."""
     noted = {"encoding", "byte_order_mark", "line_ends", "orphan_label", "orphan_picture"}
-    noted |= {"entry", "test_entry", "list_entry", "listed_twice", "names", "ids", "annotation"}
+    noted |= {
+        "label_name",
+        "unreadable_text",
+        "entry",
+        "test_entry",
+        "list_entry",
+        "listed_twice",
+        "names",
+        "ids",
+        "annotation",
+    }
     for finding in report.findings:
         if finding.check in noted:
             copy.note(finding.file, finding.line, finding.message, finding.fix)
+
+
+def _note_losses(copy: _Copy, report: Report) -> None:
+    """What makes the copy poorer than anyone would want without having been told."""
+    dropped = copy.counts["dropped"]
+    if dropped > _MANY * (dropped + copy.counts["labels"]):
+        words = f"{dropped} of {dropped + copy.counts['labels']} labels are not in the copy"
+        copy.losses.append(words)
+    for finding in report.findings:
+        if finding.severity == "error" and not finding.fix:
+            copy.losses.append(f"not mended: {finding.check}")

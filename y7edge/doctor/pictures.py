@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import stat
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +38,8 @@ _ORIENTATION = 0x0112
 _RUN = re.compile(rb"(.)\1{63,}", re.DOTALL)
 # Within the scan of a JPEG, 0xFF is followed by 0 (stuffing), a restart marker or more 0xFF.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_MOST_PIXELS = 1 << 30  # of OpenCV
 _SEGMENTS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 _BEGINNINGS = (
     (b"version https://git-lfs", "a pointer of Git LFS: run `git lfs pull`"),
@@ -89,6 +93,9 @@ def inspect(path: Path) -> Facts:
     from PIL import Image
 
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe waits for ever
+            words = "is no regular file, but a folder, pipe, socket or device"
+            return Facts(words, "unreadable")
         content = path.read_bytes()
     except OSError as error:
         return Facts(f"cannot be read: {error.strerror or error}", "unreadable")
@@ -97,9 +104,12 @@ def inspect(path: Path) -> Facts:
     stored: tuple[int, int] | None = None
     try:
         with Image.open(io.BytesIO(content)) as opened:
+            stored = opened.size
+            if stored[0] * stored[1] > _MOST_PIXELS:
+                words = f"has {stored[0]}x{stored[1]} pixels, more than OpenCV decodes"
+                return Facts(words, "corrupt", stored=stored)
             opened.verify()
         with Image.open(io.BytesIO(content)) as opened:
-            stored = opened.size
             kind, mode = opened.format or "", opened.mode
             frames = int(getattr(opened, "n_frames", 1))
             opened.load()
@@ -109,7 +119,7 @@ def inspect(path: Path) -> Facts:
         return _fault(content, error, stored)
     if kind in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
         return Facts("is cut off: it has no end-of-image marker", "truncated", stored=stored)
-    if kind == "JPEG" and (reason := _illegal_marker(content)):
+    if kind == "JPEG" and (reason := _sent_as_text(content) or _illegal_marker(content)):
         return Facts(reason, "corrupt", stored=stored)
     try:
         image = read_image(path)
@@ -152,6 +162,17 @@ def _fault(content: bytes, error: Exception, stored: tuple[int, int] | None) -> 
         reason = f"is no picture, but {meaning}" if meaning else f"is no picture: begins {head!r}"
         return Facts(reason, "corrupt")
     return Facts(f"is damaged: {reason}", "corrupt", stored=stored)
+
+
+def _sent_as_text(content: bytes) -> str:
+    """Whether somebody took the bytes of a file for lines and changed their ends.
+
+    Of compressed bytes, one in 256 is a line feed, and of these one in 256 ends a Windows line.
+    """
+    feeds = content.count(b"\n")
+    if feeds >= 8 and content.count(b"\r\n") == feeds:
+        return "is damaged: it was sent as text (ASCII mode), which changed its line ends"
+    return ""
 
 
 def _illegal_marker(content: bytes) -> str:
@@ -219,7 +240,7 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
         raise RuntimeMissing('this needs Pillow: pip install "y7edge[eval]"') from error
     wanted = list(paths)
     found: dict[Path, Facts] = {}
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), any_size(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow warns of what becomes a finding
         for start in range(0, len(wanted), _CHUNK):
             chunk = wanted[start : start + _CHUNK]
@@ -233,6 +254,31 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
     return found
 
 
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Let Pillow open pictures of any size: it takes large ones for attacks."""
+    from PIL import Image
+
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _padded(path: Path, said: str) -> bool:
+    """Whether the bytes too many before the end are few or padding, as some cameras write it.
+
+    Otherwise the decoder had lost its way before, and what it made of the rest is garbage.
+    """
+    found = _EXTRANEOUS.search(said)
+    if found is None:
+        return False
+    count, content = int(found[1]), path.read_bytes()
+    end = content.rfind(b"\xff\xd9")
+    return count <= 64 or len(set(content[max(end - count, 0) : end])) == 1
+
+
 def _with_complaint(path: Path, facts: Facts) -> Facts:
     if facts.fault or facts.format not in ("JPEG", "MPO"):
         return facts
@@ -240,6 +286,6 @@ def _with_complaint(path: Path, facts: Facts) -> Facts:
         read_image(path)
     if not said:
         return facts
-    if all("extraneous" in line for line in said):  # padding, as some cameras write it
+    if all("extraneous" in line for line in said) and _padded(path, said[-1]):
         return replace(facts, doubt=facts.doubt or said[0])
     return Facts(f"is damaged: {said[0]}", "corrupt", stored=facts.stored)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from y7edge.doctor.pictures import Facts
 from y7edge.doctor.texts import Text
 
 Form = Literal["box", "polygon", "corners", "sides"]
 Corners = tuple[float, float, float, float]
+RESPELLED = "commas or semicolons read as what they stand for"
 SPLITS = ("train", "val", "test")
 
 
@@ -32,6 +33,8 @@ class Label:
             x, y, width, height in pixels.
         outline: A polygon (x, y, x, y, ...) that came with a box, in pixels.
         crowd: Whether it stands for more objects than anyone counted.
+        named: Whether its class was written as a name where a number should be.
+        mended: What it took to read it; empty: nothing.
     """
 
     file: Path
@@ -44,6 +47,8 @@ class Label:
     item: str = ""
     outline: tuple[float, ...] = ()
     crowd: bool = False
+    named: bool = False
+    mended: str = ""
 
     @property
     def place(self) -> str:
@@ -66,6 +71,7 @@ class Picture:
         stated: Width and height that the annotation states, where it does.
         listed: The list file and line that named it last.
         facts: What decoding it showed.
+        lost: Why its labels cannot be used, though there are some; empty if they can.
     """
 
     path: Path
@@ -76,6 +82,7 @@ class Picture:
     stated: tuple[float, float] | None = None
     listed: tuple[Path, int] | None = None
     facts: Facts = field(default_factory=Facts)
+    lost: str = ""
 
     @property
     def size(self) -> tuple[float, float] | None:
@@ -105,6 +112,28 @@ class Trouble:
     line: int = 0
 
 
+class Reading(NamedTuple):
+    """Boxes that are written in another form than they should be.
+
+    Attributes:
+        place: The folder of labels, or the file.
+        picture: The picture, where it is about one only.
+        form: What the numbers seem to be.
+        beyond: How many boxes stick out of their picture if read as they should be.
+        count: How many boxes there are.
+        certain: Whether they were converted.
+        most: Whether it is so in most files.
+    """
+
+    place: Path
+    picture: Picture | None
+    form: str
+    beyond: int
+    count: int
+    certain: bool
+    most: bool = True
+
+
 @dataclass(slots=True)
 class Scan:
     """A data set as its files have it.
@@ -124,6 +153,7 @@ class Scan:
         ignored: Files among the pictures whose suffix no reader takes.
         folders: Every folder that something was read from.
         imgsz: Side of the network's input, pixels.
+        readings: Boxes in other forms than they should have.
     """
 
     source: Path
@@ -140,6 +170,7 @@ class Scan:
     ignored: list[Path] = field(default_factory=list)
     folders: set[Path] = field(default_factory=set)
     imgsz: int = 640
+    readings: list[Reading] = field(default_factory=list)
 
     @property
     def classes(self) -> int:

@@ -13,6 +13,7 @@ from y7edge.data.images import read_image
 from y7edge.doctor.check_pictures import readable
 from y7edge.doctor.examine import Report
 from y7edge.doctor.geometry import grade
+from y7edge.doctor.places import PAGE_TITLE, writing
 from y7edge.doctor.records import Corners, Picture
 from y7edge.doctor.registry import CHECKS, SEVERITIES, Finding
 from y7edge.errors import DataError
@@ -27,8 +28,10 @@ _GREEN, _RED = (80, 200, 80), (40, 40, 230)
 def write_page(report: Report, path: Path | str) -> None:
     """Write a self-contained page with at most six pictures for each check."""
     destination = Path(path)
-    with atomic_write(destination) as temporary:
-        temporary.write_text(page.page("Data check", _body(report)), encoding="utf-8")
+    text = page.page(PAGE_TITLE, _body(report))
+    with writing("the page", destination), atomic_write(destination) as temporary:
+        # Names of files may hold bytes that are no UTF-8.
+        temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def _body(report: Report) -> list[str]:

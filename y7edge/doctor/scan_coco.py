@@ -27,6 +27,8 @@ def _is_coco(path: Path) -> bool:
     # The keys stand at the top level; captions and keypoints have no boxes to look at.
     if re.search(r"caption|keypoint|panoptic|result", path.name):
         return False
+    if not path.is_file():
+        return False
     with path.open("rb") as stream:
         head = stream.read(1 << 20)
         if path.stat().st_size > len(head):
@@ -77,6 +79,9 @@ def _file(scan: Scan, path: Path, split: str, root: Path) -> None:
     classes = _categories(scan, content.get("categories"), path)
     pictures = _images(scan, content["images"], path, split, root)
     entries = content.get("annotations")
+    if not isinstance(entries, list):
+        for picture in filter(None, pictures.values()):
+            picture.lost = "there is no list of annotations"
     seen: Counter[str] = Counter()
     for index, entry in _entries(scan, entries, path, "annotations"):
         item = f"annotation {entry.get('id', f'number {index}')}"
@@ -176,7 +181,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

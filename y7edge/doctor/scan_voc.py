@@ -104,6 +104,10 @@ def _annotation(scan: Scan, picture: Picture) -> ElementTree.Element | None:
     except ElementTree.ParseError as error:
         scan.trouble("annotation", f"is no well-formed XML: {error}", path, error.position[0])
         return None
+    if tree.tag != "annotation":
+        words = f"its root is <{tree.tag[:80]}>, expected <annotation> without a namespace"
+        scan.trouble("annotation", words, path)
+        return None
     starts = [
         text.content.count("\n", 0, match.start()) + 1 for match in _OBJECT.finditer(text.content)
     ]

@@ -5,7 +5,6 @@ It follows the rules of `y7edge.data.yolo` for where things are, and goes on whe
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +12,11 @@ from pathlib import Path
 from y7edge.data.sample import IMAGE_SUFFIXES
 from y7edge.data.yolo import inner_path, label_path
 from y7edge.doctor.description import read_description, take_names
-from y7edge.doctor.records import SPLITS, Form, Label, Picture, Scan
+from y7edge.doctor.label_files import Listing, read_labels
+from y7edge.doctor.records import SPLITS, Picture, Scan
 from y7edge.doctor.strays import find_strays
 from y7edge.doctor.texts import read_text
+from y7edge.doctor.walking import files_below
 from y7edge.errors import DataError
 
 _OTHER_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
@@ -34,6 +35,9 @@ def scan_description(path: Path) -> Scan:
     take_names(scan, description)
     entries = description.entries
     root = path.parent / str(entries.get("path") or "").replace("\\", os.sep)
+    if entries.get("path") and not root.is_dir():
+        words = f"'path: {entries['path']}' leads nowhere; entries are sought beside this file"
+        scan.trouble("path_entry", words, path, description.lines["path"])
     for split in SPLITS:
         entry = entries.get(split)
         if not entry:
@@ -67,7 +71,7 @@ def scan_list(path: Path) -> Scan:
 def scan_folder(folder: Path) -> Scan:
     """Scan all pictures below a folder; folders named train, val, test are splits."""
     scan = Scan(folder, folder, "yolo")
-    for image in sorted(filter(_is_image, folder.rglob("*"))):
+    for image in sorted(filter(_is_image, files_below(scan, folder))):
         parts = [_OTHER_NAMES.get(part.lower(), part.lower()) for part in image.parts]
         split = next((name for name in SPLITS if name in parts), "train")
         _add(scan, split, image)
@@ -83,8 +87,9 @@ def scan_folder(folder: Path) -> Scan:
 
 
 def _finish(scan: Scan) -> None:
+    listing = Listing()
     for picture in scan.pictures.values():
-        _read_labels(scan, picture)
+        read_labels(scan, picture, listing)
     find_strays(scan, label_path, ".txt")
 
 
@@ -100,7 +105,7 @@ def _entry(scan: Scan, split: str, entry: str, root: Path, where: tuple[Path, in
         return
     if path.is_dir():
         before = len(scan.pictures)
-        found = sorted(filter(_is_image, path.rglob("*")))
+        found = sorted(filter(_is_image, files_below(scan, path)))
         for image in found:
             _add(scan, split, image)
         if not found and len(scan.pictures) == before:
@@ -157,45 +162,3 @@ def locate(entry: str, folders: Iterable[Path], *, climb: bool = True) -> Path |
                 except (OSError, ValueError):  # a name that is too long or otherwise impossible
                     continue
     return None
-
-
-def _read_labels(scan: Scan, picture: Picture) -> None:
-    path, beside = label_path(picture.path), picture.path.with_suffix(".txt")
-    if not path.exists() and beside.is_file():
-        path = beside
-    picture.label_file = path
-    picture.labelled = path.is_file()
-    if not picture.labelled:
-        return
-    scan.folders.add(path.parent)
-    text = read_text(path)
-    scan.texts.append(text)
-    if text.encoding == "binary":
-        return
-    picture.labels = [
-        parse_line(path, number, line.removeprefix("\ufeff")) for number, line in text.lines
-    ]
-
-
-def parse_line(path: Path, number: int, line: str) -> Label:
-    """One label line, however wrong."""
-    first, *rest = line.split() or [""]
-    values = [_number(token) for token in rest]
-    numbers = tuple(value for value in values if value is not None)
-    form: Form = "polygon" if len(values) >= 6 and len(values) % 2 == 0 else "box"
-    whole = numbers if len(numbers) == len(values) else None
-    return Label(path, number, line[:120], first, _class(first), whole, form)
-
-
-def _number(token: str) -> float | None:
-    try:
-        return float(token)
-    except ValueError:
-        return None
-
-
-def _class(token: str) -> int | None:
-    value = _number(token)
-    if value is None or not math.isfinite(value) or value != int(value):
-        return None
-    return int(value)

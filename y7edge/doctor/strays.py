@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from y7edge.data.sample import IMAGE_SUFFIXES
 from y7edge.doctor.records import Scan
+from y7edge.doctor.walking import files_below
 
 # Pictures, or nearly: formats that no reader here takes, so that they are passed over in silence.
 UNREAD_SUFFIXES = frozenset(
@@ -24,33 +26,39 @@ def find_strays(scan: Scan, label_of: Callable[[Path], Path | None], suffix: str
         label_of: Where the labels of a picture should stand; None where labels have no files.
         suffix: Of label files; empty where labels have no files.
     """
-    known = {path.resolve() for path in scan.pictures}
-    for path in _files({path.parent for path in scan.pictures}, "images"):
+    known = {_real(path) for path in scan.pictures}
+    for path in _files(scan, {path.parent for path in scan.pictures}, "images"):
         ending = path.suffix.lower()
         if ending in UNREAD_SUFFIXES:
             scan.ignored.append(path)
-        elif ending in IMAGE_SUFFIXES and path.resolve() not in known:
+        elif ending in IMAGE_SUFFIXES and _real(path) not in known:
             scan.orphan_pictures.append(path)
     if not suffix:
         return
-    owned = {p.label_file.resolve() for p in scan.pictures.values() if p.label_file}
+    owned = {_real(p.label_file) for p in scan.pictures.values() if p.label_file}
     folders = {p.label_file.parent for p in scan.pictures.values() if p.label_file}
     strangers = (label_of(path) for path in scan.orphan_pictures)
-    owned |= {path.resolve() for path in strangers if path}
-    for path in _files(folders, "labels"):
+    owned |= {_real(path) for path in strangers if path}
+    for path in _files(scan, folders, "labels"):
         is_label = path.suffix.lower() == suffix and path.stem.lower() not in _NO_LABELS
-        if is_label and path.resolve() not in owned:
+        if is_label and _real(path) not in owned:
             scan.orphan_labels.append(path)
 
 
-def _files(folders: set[Path], name: str) -> Iterator[Path]:
+def _real(path: Path) -> str:
+    """Where links lead; unlike `Path.resolve` it takes links in a circle as they are."""
+    return os.path.realpath(path)
+
+
+def _files(scan: Scan, folders: set[Path], name: str) -> Iterator[Path]:
     """Files of folders, and of all below the nearest folder called ``name``, each once."""
     seen: set[Path] = set()
     for folder in sorted(folders):
         roots = [parent for parent in (folder, *folder.parents) if parent.name == name]
         if not (roots or [folder])[0].is_dir():
             continue
-        for path in sorted(roots[0].rglob("*") if roots else folder.glob("*")):
+        below = files_below(scan, roots[0] if roots else folder)
+        for path in below if roots else (path for path in below if path.parent == folder):
             if path not in seen and not path.name.startswith(".") and path.is_file():
                 seen.add(path)
                 yield path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,8 @@ class Text:
 def read_text(path: Path) -> Text:
     """Read a file that should be text; never raises for what it holds or that it is missing."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return Text(path, error="no regular file, but a folder, pipe, socket or device")
         raw = path.read_bytes()
     except OSError as error:
         return Text(path, error=error.strerror or str(error))

@@ -1,0 +1,83 @@
+"""Where results may be written: never over the data, nor over anybody else's files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from y7edge.errors import DataError
+
+# What the head of every page of findings holds.
+PAGE_TITLE = "Data check"
+_HEAD = 4096
+
+
+def require_page(path: Path, copy: Path | None = None) -> None:
+    """Refuse a place for the page where something else stands, or might be taken for data.
+
+    Args:
+        path: Where the page should be written.
+        copy: Where a cleaned copy is to be written, if one is.
+
+    Raises:
+        DataError: It is a folder, no HTML file by its name, or a file that is no such page.
+    """
+    if path.is_dir():
+        raise DataError(f"--save '{_shown(path)}': is a folder; name a file in it, as report.html")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"--save '{path}': the page is HTML; name a file, as report.html")
+    if copy is not None and copy.resolve() in (path.resolve(), *path.resolve().parents):
+        raise DataError(f"--save '{path}': lies within the cleaned copy {copy}; choose another")
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"--save '{path}': is a link that leads nowhere; remove it")
+    if path.exists() and not _is_page(path):
+        raise DataError(
+            f"--save '{path}': something else stands there, no page of this command; it is not "
+            "overwritten, choose another name"
+        )
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return f"<title>{PAGE_TITLE}".encode() in stream.read(_HEAD)
+    except OSError:
+        return False
+
+
+def require_copy(out: Path, folders: Iterable[Path] = ()) -> None:
+    """Refuse a place for the cleaned copy that is taken, or within the data.
+
+    Raises:
+        DataError: It is no new or empty folder with a name, or lies within one of ``folders``.
+    """
+    if not out.name or out.name == "..":
+        raise DataError(f"--fix '{_shown(out)}': expected the name of a new folder for the copy")
+    fit = not out.is_symlink() and (not out.exists() or (out.is_dir() and not any(out.iterdir())))
+    if not fit:
+        raise DataError(f"{out}: expected a new or empty folder for the cleaned copy")
+    resolved = out.resolve()
+    for folder in folders:
+        if resolved == folder.resolve() or folder.resolve() in resolved.parents:
+            raise DataError(f"{out}: lies within the data ({folder}), choose a folder outside it")
+
+
+def _shown(path: Path) -> str:
+    """``Path("")`` is ``.``: nobody typed that."""
+    return "" if path == Path() else str(path)
+
+
+@contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """Turn what the system says of temporary files into words about the file that was meant.
+
+    Raises:
+        DataError: Something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot write {what}: {error.strerror or error}") from error
