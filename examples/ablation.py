@@ -1,6 +1,6 @@
 """The paper's ablations, made small: what does each trainable part bring, and how sure is that?
 
-    python examples/ablation.py                        # made pictures, about an hour on one core
+    python examples/ablation.py                        # made pictures, an hour and a half on a core
     python examples/ablation.py --data data.yaml --imgsz 320 --width 0.5 --epochs 60 --seeds 5
     python examples/ablation.py --only auxiliary
 
@@ -17,7 +17,9 @@ narrow models with and without each of these parts, with several seeds:
 All settings of an experiment share data, recipe, length, seeds and the order of the pictures.
 Models are judged once, after the last epoch, so that no best epoch is chosen for them; a training
 that belongs to two experiments is done once. Interrupt it whenever you like: the same command goes
-on, with the very step that it was at.
+on, with the very step that it was at. Two may work in one folder side by side, one with
+``--only auxiliary``, the other with ``--only repconv implicit average``, which share no training;
+the command without ``--only`` then puts the results together.
 
 Leaves in ``--out``: ``results.json``, ``results.csv``, ``table.md``, ``ablation.png``, and a folder
 for each training.
@@ -29,6 +31,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,10 +139,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--data", type=Path, help="default: made pictures of parts on a tray")
-    parser.add_argument("--pictures", type=int, default=480, help="made, to train on")
+    parser.add_argument("--pictures", type=int, default=640, help="made, to train on")
     parser.add_argument("--judged", type=int, default=100, help="made, to judge by")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each setting")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--imgsz", type=int, default=192, help="a multiple of 64, from 128")
     parser.add_argument("--width", type=float, default=0.25, help="share of the channels")
     parser.add_argument("--batch", type=int, default=8)
@@ -207,11 +210,19 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
 
 
 def made_pictures(options: argparse.Namespace) -> Path:
-    """The synthetic data set; made once."""
-    described = options.out / "data" / "data.yaml"
-    if not described.exists():
-        synthetic.generate(described.parent, options.pictures, options.judged, DATA_SEED)
-    return described
+    """The synthetic data set; made once, whole or not at all."""
+    folder: Path = options.out / "data"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=options.out) as temporary:
+            made = synthetic.generate(
+                Path(temporary) / "data", options.pictures, options.judged, DATA_SEED
+            ).parent
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise  # else another process was faster
+    return folder / "data.yaml"
 
 
 def config(name: str, seed: int, data: Path, nc: int, options: argparse.Namespace) -> TrainConfig:

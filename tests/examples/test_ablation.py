@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from y7edge.data.dataset import load
 from y7edge.errors import ConfigError
 from y7edge.models.shapes import weight_shapes
 from y7edge.nn.build import Model
@@ -93,6 +94,23 @@ def test_identity_branches_come_back_with_a_resumed_run(script, tmp_path):
     branches = {name for name, _ in model.named_modules() if name.endswith("identity")}
     assert branches == {f"rows.{row.index}.identity" for row in made.spec.rows if row.identity}
     assert branches
+
+
+def test_pictures_are_made_once_also_by_two_at_a_time(script, tmp_path, monkeypatch):
+    real = script.synthetic.generate
+    wanted = options(script, tmp_path)
+
+    def overtaken(folder, *counts):
+        if not (tmp_path / "data").exists():
+            real(tmp_path / "data", *counts)
+        return real(folder, *counts)
+
+    monkeypatch.setattr(script.synthetic, "generate", overtaken)
+    described = script.made_pictures(wanted)
+    monkeypatch.setattr(script.synthetic, "generate", None)
+    assert script.made_pictures(wanted) == described == tmp_path / "data" / "data.yaml"
+    assert [len(load(described).split(name)) for name in ("train", "val")] == [4, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_every_training_is_done_once_and_goes_on_where_it_was(script, tmp_path, monkeypatch):
