@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,15 @@ def test_a_place_that_is_no_folder_is_refused_before_judging(
 def test_help_names_every_kind_of_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["val", "--help"]) == 0
     assert "COCO" in capsys.readouterr().out.split("--split")[0]
+
+
+def test_a_damaged_picture_is_one_line(words: list[str], data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(data.parent, root)
+    picture = root / "images/val/6.png"
+    picture.write_bytes(picture.read_bytes()[:3000])
+    command = [sys.executable, "-m", "y7edge.cli", *words[:-1], str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {picture}: expected a picture")
+    assert done.stderr.count("\n") == 1

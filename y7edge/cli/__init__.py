@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 
@@ -13,4 +14,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from y7edge.cli.app import run
 
+    # OpenCV warns of damaged pictures by lines about its own source; ours name the file.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     return run(argv)
