@@ -141,7 +141,7 @@ def _sticks_out(scan: Scan) -> Iterator[Hit]:
 def _corners(scan: Scan) -> Iterator[Hit]:
     for reading in scan.readings:
         words = (
-            f"{reading.beyond} of {reading.count} boxes leave the picture, and "
+            f"{reading.beyond} of {reading.boxes} boxes leave the picture, and "
             f"{'all' if reading.certain or reading.picture else 'nearly all'} would make sense as "
             f"{reading.form}: written in another form? Convert them"
         )

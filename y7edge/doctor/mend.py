@@ -397,6 +397,7 @@ def _note_troubles(copy: _Copy, report: Report) -> None:
     """Findings that the copy mends by what it is: files left out, or written anew."""
     noted = {"encoding", "byte_order_mark", "line_ends", "orphan_label", "orphan_picture"}
     noted |= {
+        "path_entry",
         "label_name",
         "unreadable_text",
         "entry",

@@ -120,7 +120,7 @@ class Reading(NamedTuple):
         picture: The picture, where it is about one only.
         form: What the numbers seem to be.
         beyond: How many boxes stick out of their picture if read as they should be.
-        count: How many boxes there are.
+        boxes: How many there are.
         certain: Whether they were converted.
         most: Whether it is so in most files.
     """
@@ -129,7 +129,7 @@ class Reading(NamedTuple):
     picture: Picture | None
     form: str
     beyond: int
-    count: int
+    boxes: int
     certain: bool
     most: bool = True
 

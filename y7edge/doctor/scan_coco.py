@@ -80,8 +80,8 @@ def _file(scan: Scan, path: Path, split: str, root: Path) -> None:
     pictures = _images(scan, content["images"], path, split, root)
     entries = content.get("annotations")
     if not isinstance(entries, list):
-        for picture in filter(None, pictures.values()):
-            picture.lost = "there is no list of annotations"
+        for known in filter(None, pictures.values()):
+            known.lost = "there is no list of annotations"
     seen: Counter[str] = Counter()
     for index, entry in _entries(scan, entries, path, "annotations"):
         item = f"annotation {entry.get('id', f'number {index}')}"
