@@ -209,6 +209,9 @@ class Loader(DataLoader[Item]):
         """A pass over the batches of the plan."""
         return (made.item() if isinstance(made, Made) else made for made in super().__iter__())
 
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing: the number of workers was asked for, or follows from the cores."""
+
 
 def loader(
     dataset: TrainingSet, plan: BatchPlan, *, workers: int = 0, pin: bool = False

@@ -113,7 +113,7 @@ class Keeper:
 
         Args:
             row: its figures.
-            model: the moving average; saved as last, and as best if it is.
+            model: the average of the weights; saved as last, and as best if it is.
             metrics: the evaluation of ``model``, if the epoch was judged; the row gets its figures.
         """
         if metrics is not None:

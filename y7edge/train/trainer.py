@@ -43,7 +43,7 @@ _READ_EVERY = 10
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run gave; ``best`` and ``last`` are checkpoints of the moving average."""
+    """What a run gave; ``best`` and ``last`` are checkpoints of the averaged weights."""
 
     folder: Path
     best: Path
