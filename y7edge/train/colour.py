@@ -78,7 +78,8 @@ class Jitter:
             target = planes[:, end - len(rows) : end]
             work = scratch("colour planes", 3, *rows.shape[:2])
             if linear and hue != 1:
-                rows = cv2.transform(rows, self._turn, dst=scratch("turned", *rows.shape))
+                turned = cv2.transform(rows, self._turn, dst=scratch("turned", *rows.shape))
+                rows = np.asarray(turned, np.uint8)
             cv2.split(rows, (work[2], work[1], work[0]))
             if linear:
                 _scale(

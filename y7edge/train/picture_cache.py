@@ -126,7 +126,8 @@ class RamCache(Images):
     def __getitem__(self, index: int) -> Image:  # type: ignore[override]
         if index in self._others:
             return self._others[index]
-        start, height, width = self._starts.item(index), *self._shapes[index].tolist()
+        start = int(self._starts[index])
+        height, width = (int(side) for side in self._shapes[index])
         return self._block[start : start + height * width * 3].reshape(height, width, 3)
 
 
