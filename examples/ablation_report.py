@@ -26,8 +26,9 @@ PAPER: dict[str, dict[str, tuple[tuple[float, str], ...]]] = {
     "repconv": {
         "plain": ((52.26, "3-stacked ELAN"), (54.82, "YOLOR-W6")),
         "RepConv": ((54.67, "RepCSP in YOLOR-W6"),),
-        "RepConvN": (
-            (52.18, "ELAN a"), (52.30, "b"), (52.33, "c"), (52.17, "d"), (52.23, "e"),
+        "RepConvN": tuple(
+            (value, f"placement {name} in 3-stacked ELAN")
+            for name, value in zip("abcde", (52.18, 52.30, 52.33, 52.17, 52.23), strict=True)
         ),
     },
     "auxiliary": {
@@ -113,7 +114,7 @@ def markdown(results: Sequence[Result]) -> str:
 def quoted(experiment: str, setting: str) -> str:
     """The paper's figures for a setting, in words."""
     if experiment not in PAPER:
-        return "none"
+        return "none known to us"
     return ", ".join(f"{value:g} ({what})" for value, what in PAPER[experiment][setting])
 
 
@@ -159,12 +160,21 @@ def _draw_ours(axes: Axes, compared: Mapping[str, Sequence[Result]]) -> None:
 
 def _draw_paper(axes: Axes, experiment: str, names: Sequence[str]) -> None:
     figures = PAPER.get(experiment, {})
+    marks: dict[str, str] = {}  # model to its mark
     for index, name in enumerate(names):
-        for value, _ in figures.get(name, ()):
-            axes.scatter(index, value, s=18, marker="D", facecolors="none", edgecolors="#64748b")
-    if not figures:
+        for value, what in figures.get(name, ()):
+            model = what.rpartition(" in ")[2]
+            known = model in marks
+            mark = marks.setdefault(model, "Ds^v"[len(marks) % 4])
+            axes.scatter(
+                index, value, s=18, marker=mark, facecolors="none", edgecolors="#64748b",
+                label=None if known else model,
+            )  # fmt: skip
+    if figures:
+        axes.legend(fontsize=7, frameon=False)
+    else:
         axes.text(
-            0.5, 0.5, "no figures\nin the paper", ha="center", va="center", size=8,
+            0.5, 0.5, "no figures\nknown to us", ha="center", va="center", size=8,
             color="#64748b", transform=axes.transAxes,
         )  # fmt: skip
         axes.set_yticks([])

@@ -164,7 +164,7 @@ def test_table_has_spread_differences_and_the_papers_figures(report):
     assert coarse == (
         "| coarse-to-fine | 0.250, 0.280 | 0.265 | +0.050, -0.020 | 0.530 | 55.9 (YOLOv7-E6) |"
     )
-    assert report.quoted("implicit", "on") == "none"
+    assert report.quoted("implicit", "on") == "none known to us"
 
 
 def test_every_setting_with_a_paper_table_is_quoted(script, report):
