@@ -297,7 +297,8 @@ def test_finished_run_says_so(whole):
 def test_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no run to go on with"):
         resume(tmp_path)
-    (tmp_path / "config.yaml").write_text("data: nowhere.yaml\n")
+    (tmp_path / "data.yaml").touch()
+    (tmp_path / "config.yaml").write_text(f"data: {tmp_path / 'data.yaml'}\n")
     with pytest.raises(CheckpointError, match="no run to go on with"):
         resume(tmp_path)
 
