@@ -216,6 +216,8 @@ def test_pictures_without_objects(degrees):
         ({"mosaic9": -1}, "mosaic9: expected a probability"),
         ({"fliplr": -0.1}, "fliplr: expected a probability"),
         ({"translate": -0.1}, "translate: expected a finite number from 0, found -0.1"),
+        ({"degrees": 400}, "degrees: expected 0 to 180, found 400"),
+        ({"perspective": 5.0}, "perspective: expected 0 to 0.01, found 5.0"),
         ({"hsv_h": float("nan")}, "hsv_h: expected a finite number from 0, found nan"),
         ({"scale": 1.0}, "scale: expected 0 or more and less than 1, found 1.0"),
         ({"shear": 45}, "shear: expected 0 or more and less than 45, found 45"),

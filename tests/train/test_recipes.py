@@ -131,7 +131,11 @@ def test_changes_under_published_names():
         ({"momentum": 1}, "momentum must be above 0 and below 1, not 1"),
         ({"anchor_t": 1}, "anchor_t must be above 1, not 1"),
         ({"label_smoothing": 1}, "label_smoothing must be from 0 to below 1, not 1"),
-        ({"nominal_batch": 0}, "nominal_batch must be a whole number from 1, or null, not 0"),
+        (
+            {"nominal_batch": 0},
+            "nominal_batch must be a whole number from 1 to 65536, or null, not 0",
+        ),
+        ({"nominal_batch": 10**30}, "nominal_batch must be a whole number from 1 to 65536"),
         ({"close_mosaic": 1.5}, r"close_mosaic must be a whole number from 0, not 1\.5"),
         ({"mosaic": 2}, "mosaic: expected a probability from 0 to 1, found 2"),
         ({"average": "mean"}, "average must be ema, swa, none, not 'mean'"),

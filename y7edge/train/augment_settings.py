@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from y7edge.errors import ConfigError
 
 _PROBABILITIES = ("mosaic", "mosaic9", "mixup", "copy_paste", "paste_in", "flipud", "fliplr")
-_STRENGTHS = ("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "perspective")
+_STRENGTHS = ("hsv_h", "hsv_s", "hsv_v", "translate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Augmentation:
     translate: float = 0.1  # largest shift, as a share of the picture
     scale: float = 0.5  # factors are drawn from 1 - scale to 1.1 + scale
     shear: float = 0.0  # largest shear angle either way, in degrees
-    perspective: float = 0.0  # largest perspective coefficient (per pixel), 0 to 0.001
+    perspective: float = 0.0  # largest perspective coefficient (per pixel); 0.001 is much
     flipud: float = 0.0  # probability of mirroring top to bottom
     fliplr: float = 0.5  # probability of mirroring left to right
 
@@ -45,6 +45,10 @@ class Augmentation:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name}: expected a finite number from 0, found {value}")
+        for name, limit in (("degrees", 180), ("perspective", 0.01)):
+            value = getattr(self, name)
+            if not 0 <= value <= limit:
+                raise ConfigError(f"{name}: expected 0 to {limit}, found {value}")
         if not 0 <= self.scale < 1:
             raise ConfigError(f"scale: expected 0 or more and less than 1, found {self.scale}")
         if not 0 <= self.shear < 45:

@@ -74,7 +74,10 @@ class Recipe:
     weight_decay: float = _within(NOT_NEGATIVE, 0.0005)  # of convolution weights, per nominal batch
     # Pictures per optimiser step; None: by the length of the run (schedule.nominal_batch)
     nominal_batch: int | None = _within(
-        Range("a whole number from 1, or null", low=1, whole=True, optional=True), None
+        Range(
+            "a whole number from 1 to 65536, or null", low=1, high=65536, whole=True, optional=True
+        ),
+        None,
     )
 
     # Warm-up
