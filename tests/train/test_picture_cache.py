@@ -141,7 +141,8 @@ def test_a_forked_process_reads_the_block_where_it_lies(samples):
     os.wait()
     total, copied = map(int, os.read(receive, 100).split())
     assert total == sum(int(image.sum()) for image in kept)
-    assert copied < 100 < kept[0].base.nbytes // 1024
+    # The kernel may join the block's mapping with a neighbour's, of which some pages are copied.
+    assert copied < kept[0].base.nbytes / 1024 / 10
 
 
 def test_too_little_memory_is_told_beforehand(samples, monkeypatch):
