@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import zipfile
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 import y7edge
 from y7edge.errors import ParityError
-from y7edge.files import atomic_write
+from y7edge.files import atomic_write, cache_folder
 from y7edge.models.weights import Checkpoint
 from y7edge.runtimes.base import require
 
@@ -55,11 +54,11 @@ class Answer:
 class Reference:
     """A checkpoint as it was trained: BatchNorm, branches and implicit knowledge in place."""
 
-    def __init__(self, checkpoint: Checkpoint, cache_folder: Path | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, folder: Path | None = None) -> None:
         """Nothing runs yet; RuntimeMissing if torch is not installed."""
         require({"torch": "y7edge[export]"}, "a proof")
         self.checkpoint = checkpoint
-        self._folder = cache_folder or _cache_folder()
+        self._folder = folder or cache_folder("reference")
 
     @property
     def description(self) -> str:
@@ -149,11 +148,6 @@ def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
 
 
 # --- the cache -----------------------------------------------------------------------------------
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("Y7EDGE_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "y7edge") / "reference"
 
 
 @cache

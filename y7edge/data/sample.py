@@ -27,6 +27,12 @@ _ROUNDING = 1e-3
 _NO_AREA = 1e-6
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file is a picture by its name."""
+    # macOS leaves "._name.jpg" beside pictures on foreign disks.
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """One picture with its labels; a picture without objects has empty arrays.

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.data.headers import header_size
-from y7edge.data.sample import IMAGE_SUFFIXES, Plan, Reading, Sample, Tally, Watch, sample
+from y7edge.data.sample import Plan, Reading, Sample, Tally, Watch, is_image, sample
 from y7edge.errors import DataError, RuntimeMissing
 
 _SPLITS = ("train", "val", "test")
@@ -182,20 +182,15 @@ def _images(entry: str, root: Path, source: Path) -> list[Path]:
     """The pictures that one entry stands for: a folder's, a list file's, or the one it names."""
     path = _locate(entry, root, source)
     if path.is_dir():
-        found = (image for image in path.rglob("*") if _is_image(image))
+        found = (image for image in path.rglob("*") if is_image(image))
         images = sorted(found, key=lambda image: image.parts)
     elif path.suffix.lower() == ".txt":
         images = list(_listed(path, root))
     else:
-        images = [path] if _is_image(path) else []
+        images = [path] if is_image(path) else []
     if not images:
         raise DataError(f"{source}: expected pictures in '{entry}', found none in {path}")
     return images
-
-
-def _is_image(path: Path) -> bool:
-    # macOS leaves "._name.jpg" beside pictures on foreign disks.
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _locate(entry: str, root: Path, source: Path) -> Path:

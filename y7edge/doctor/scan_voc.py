@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from y7edge.data.sample import IMAGE_SUFFIXES
+from y7edge.data.sample import is_image
 from y7edge.doctor.records import SPLITS, Label, Picture, Scan
 from y7edge.doctor.strays import find_strays
 from y7edge.doctor.texts import read_text
@@ -40,7 +40,7 @@ def scan_voc(folder: Path) -> Scan:
     scan = Scan(folder, folder, "voc", folders={image_folder, annotations})
     by_stem: dict[str, Path] = {}
     for image in sorted(image_folder.iterdir()):
-        if image.suffix.lower() in IMAGE_SUFFIXES and not image.name.startswith("."):
+        if is_image(image):
             other = by_stem.setdefault(image.stem, image)
             if other != image:
                 words = f"{other.name} and {image.name} share the annotation {image.stem}.xml"

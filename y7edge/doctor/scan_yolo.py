@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from y7edge.data.sample import IMAGE_SUFFIXES
+from y7edge.data.sample import is_image
 from y7edge.data.yolo import inner_path, label_path
 from y7edge.doctor.description import read_description, take_names
 from y7edge.doctor.label_files import Listing, read_labels
@@ -71,7 +71,7 @@ def scan_list(path: Path) -> Scan:
 def scan_folder(folder: Path) -> Scan:
     """Scan all pictures below a folder; folders named train, val, test are splits."""
     scan = Scan(folder, folder, "yolo")
-    for image in sorted(filter(_is_image, files_below(scan, folder))):
+    for image in sorted(filter(is_image, files_below(scan, folder))):
         parts = [_OTHER_NAMES.get(part.lower(), part.lower()) for part in image.parts]
         split = next((name for name in SPLITS if name in parts), "train")
         _add(scan, split, image)
@@ -93,10 +93,6 @@ def _finish(scan: Scan) -> None:
     find_strays(scan, label_path, ".txt")
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
 def _entry(scan: Scan, split: str, entry: str, root: Path, where: tuple[Path, int]) -> None:
     path = locate(entry, (root, scan.root, Path()))
     if path is None:
@@ -105,14 +101,14 @@ def _entry(scan: Scan, split: str, entry: str, root: Path, where: tuple[Path, in
         return
     if path.is_dir():
         before = len(scan.pictures)
-        found = sorted(filter(_is_image, files_below(scan, path)))
+        found = sorted(filter(is_image, files_below(scan, path)))
         for image in found:
             _add(scan, split, image)
         if not found and len(scan.pictures) == before:
             scan.trouble("entry", f"'{split}: {entry}' is a folder without pictures", *where)
     elif path.suffix.lower() == ".txt":
         _list(scan, split, path, root)
-    elif _is_image(path):
+    elif is_image(path):
         _add(scan, split, path)
     else:
         scan.trouble("entry", f"'{split}: {entry}' is neither folder, list nor picture", *where)
@@ -129,7 +125,7 @@ def _list(scan: Scan, split: str, path: Path, root: Path) -> None:
         if image is None or not image.is_file():
             words = f"'{line[:80]}' leads to no picture; remove the line or restore the file"
             scan.trouble("list_entry", words, path, number)
-        elif not _is_image(image):
+        elif not is_image(image):
             scan.trouble("list_entry", f"'{line[:80]}' is no picture", path, number)
         else:
             _add(scan, split, image, (path, number))

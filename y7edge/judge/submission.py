@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from y7edge.data.coco_names import COCO_IDS
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError
 from y7edge.files import atomic_write
 from y7edge.judge.tables import Table
-
-# The 80 classes' ids in COCO's files, whose list of 91 stuff and thing categories lost eleven.
-_MISSING = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
-COCO_IDS = tuple(number for number in range(1, 91) if number not in _MISSING)
 
 
 def write_submission(

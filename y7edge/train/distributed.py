@@ -8,10 +8,8 @@ end all of them with one message.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,14 +25,13 @@ from torch import Tensor, distributed
 from y7edge import errors
 from y7edge.errors import ConfigError, DeviceError, TrainingError, Y7EdgeError
 from y7edge.train.config import TrainConfig
+from y7edge.train.workers import die_with
 
 # The others wait for as long as rank 0 judges a model on a large set.
 PATIENCE = timedelta(hours=24)
 
 # With one of these somebody else than torchrun has told the processes where to meet.
 _MEETING = ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID")
-
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 T = TypeVar("T")
 
@@ -209,7 +206,8 @@ def launch(fabric: Any) -> Ranks:
     nothing on standard output, and die with the one that started them.
     """
     if int(os.environ.get("LOCAL_RANK", 0)):
-        _die_with_parent()
+        # Elsewhere than on Linux a process notices at the next exchange that it is alone.
+        die_with(os.getppid())
     fabric.launch()
     if fabric.world_size == 1:
         return Ranks()
@@ -220,12 +218,3 @@ def launch(fabric: Any) -> Ranks:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
     return Ranks(fabric.global_rank, fabric.world_size)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, however that happens.
-
-    Elsewhere a process notices at the next exchange that it is alone.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

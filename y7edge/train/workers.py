@@ -38,18 +38,18 @@ class WorkerStart:
 
     def __call__(self, worker: int) -> None:
         """Tie the worker to its parent, and leave signals and threads to others."""
-        _die_with(self._parent)
+        die_with(self._parent)
         # Ctrl-C reaches every process of a terminal; the parent decides what becomes of the run.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # One process per core is parallel enough; OpenCV's threads would only compete.
         cv2.setNumThreads(0)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have the system kill this process when its parent ends, even by kill -9.
 
-    Elsewhere than on Linux torch's workers look for their parent every five seconds. The parent is
-    the thread that began the pass: a thread that ends takes its workers along.
+    Nothing elsewhere than on Linux, where torch's workers look for their parent every five seconds.
+    The parent is the thread that started the process: a thread that ends takes it along.
     """
     if sys.platform != "linux":
         return
