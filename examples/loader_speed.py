@@ -5,8 +5,8 @@
 
 The unit is one ``cv2.imread`` of the same files in the same run: milliseconds say more about the
 machine than about a loader. Batch by batch, reading, items without and items with a cache are
-measured in turn, as processor time of one thread, and each batch counts as in the fastest of its
-repeats: what else runs on the machine touches all alike, or not at all.
+measured in turn, as processor time of one thread, over whole passes of the data; each batch counts
+as in the fastest of its repeats: what else runs on the machine touches all alike, or not at all.
 
 * whole: a picture of a batch, without cache, from files to its place in the batch;
 * decoding: what of that is decoding files, of all pictures that the recipe joins (those whose place
@@ -26,8 +26,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -96,18 +97,18 @@ def measure(
     torch.set_num_threads(1)
     sets = [TrainingSet(samples, size, settings, cache=cache) for cache in ("none", "ram")]
     plan = BatchPlan(len(samples), min(BATCH, pictures, len(samples)))
+    loaders = [loader(shown, plan) for shown in sets]
     clock = Clock(picture_cache.read_image)
     sums, files, shown, epoch = np.zeros(4), 0, 0, 0
     with patch.object(picture_cache, "read_image", clock):
         while shown < pictures:
             epoch += 1
             plan.set_epoch(epoch)
-            keys = next(iter(plan))
-            paths = [str(samples[key.index].path) for key in keys]
-            passes = [_first_batch(one, plan) for one in sets]
+            count = min(len(plan), -(-(pictures - shown) // plan.batch))
+            keys = [key for batch in islice(plan, count) for key in batch]
             before = clock.calls
-            rounds = [_round(paths, passes, clock) for _ in range(repeats)]
-            sums += np.min(rounds, axis=0)
+            rounds = [_pass(samples, loaders, plan, count, clock) for _ in range(repeats)]
+            sums += np.min(rounds, axis=0).sum(axis=0)
             files += (clock.calls - before) // repeats
             shown += len(keys)
     imread, whole, beyond, ram = sums
@@ -124,27 +125,34 @@ def measure(
     )
 
 
-def _first_batch(shown: TrainingSet, plan: BatchPlan) -> Callable[[], object]:
-    """Makes the first batch of the plan's epoch, as a worker does."""
-    pictures = loader(shown, plan)
-    return lambda: next(iter(pictures))
+def _pass(
+    samples: Sequence[Sample],
+    loaders: Sequence[Iterable[object]],
+    plan: BatchPlan,
+    count: int,
+    clock: Clock,
+) -> list[list[float]]:
+    """Seconds for each of the first batches of an epoch.
 
-
-def _round(paths: list[str], passes: list[Callable[[], object]], clock: Clock) -> list[float]:
-    """Seconds for reading all paths, a batch without cache, it without decoding, one with cache."""
-    uncached, ram = passes
-    marks = [time.process_time()]
-    for path in paths:
-        cv2.imread(path)
-    marks.append(time.process_time())
-    decoding = clock.seconds
-    uncached()
-    decoding = clock.seconds - decoding
-    marks.append(time.process_time())
-    ram()
-    marks.append(time.process_time())
-    reading, whole, cached = np.diff(marks).tolist()
-    return [reading, whole, whole - decoding, cached]
+    They are those for reading its own files, for making it without cache, for that without
+    decoding, and for making it with a cache.
+    """
+    uncached, ram = map(iter, loaders)
+    rows = []
+    for keys in islice(plan, count):
+        marks = [time.process_time()]
+        for key in keys:
+            cv2.imread(str(samples[key.index].path))
+        marks.append(time.process_time())
+        decoding = clock.seconds
+        next(uncached)
+        decoding = clock.seconds - decoding
+        marks.append(time.process_time())
+        next(ram)
+        marks.append(time.process_time())
+        reading, whole, cached = np.diff(marks).tolist()
+        rows.append([reading, whole, whole - decoding, cached])
+    return rows
 
 
 def table(speed: Speed) -> str:

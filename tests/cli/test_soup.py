@@ -62,7 +62,11 @@ def test_average_is_written_only_if_it_is_better(
 
 @pytest.mark.parametrize(
     ("out", "message"),
-    [("soup.onnx", "ends in .safetensors"), (None, "is one of the ingredients")],
+    [
+        ("soup.onnx", "ends in .safetensors"),
+        ("nowhere/soup.safetensors", "there is no folder"),
+        (None, "is one of the ingredients"),
+    ],
 )
 def test_wrong_destinations_are_refused_before_any_work(
     pair: list[str],

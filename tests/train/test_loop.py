@@ -206,6 +206,15 @@ def test_patience_waits_for_a_judgement(data, tmp_path):
     assert (result.stopped_early, result.epochs, result.metrics.epoch) == (True, 4, 2)
 
 
+def test_patience_does_not_end_a_run_before_the_mean_that_it_is_for(data, tmp_path):
+    recipe = replace(TINY, lr0=1e-9, warmup_bias_lr=0.0, average="swa", swa_start=0.5)
+    changes = {"epochs": 8, "patience": 1, "val_every": 1, "recipe": recipe}
+    result = train(config(data, tmp_path / "run", **changes))
+    # The mean begins with epoch 5, and 6 is no better.
+    assert result.stopped_early
+    assert result.epochs >= 6
+
+
 @pytest.mark.parametrize(
     "problem",
     [

@@ -4,9 +4,9 @@ As published for YOLOv7 (arXiv 2207.02696), saturation and brightness of OpenCV'
 and cut off at 255. For that, the way to HSV and back is not needed: with the largest of a pixel's
 three values, V, the smallest, m, and factors s and v, each value c becomes
 
-    V' - (V - c) k    where  V' = min(v V, 255)  and  k = min(s, V / (V - m)) min(v, 255 / V)
+    V' - (V - c) k    where  V' = min(v V, 255)  and  k = min(s V' / V, V' / (V - m))
 
-of which both minima are plain factors unless s, or v, is beyond 1. Results lie within two grey
+of which k is s v unless s, or v, is beyond 1. Results lie within two grey
 levels of that; the published way rounds hue and saturation to 8 bits, and is further off.
 
 Hue is published to be multiplied too: by up to 1.015 it turns a colour of hue h (of 180) by up to
@@ -24,7 +24,6 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.preprocess import PAD
 from y7edge.train.augment_settings import Augmentation
 from y7edge.train.scratch import scratch
 
@@ -36,7 +35,7 @@ _LARGEST = 255
 _LINEAR = 0.02
 
 # Rows that are coloured at a time: what there is of them stays in the processor's cache.
-_ROWS = 320
+_ROWS = 160
 
 
 class Jitter:
@@ -72,24 +71,18 @@ class Jitter:
         linear = abs(hue - 1) <= _LINEAR
         if not linear:
             image = self.by_table(image)
-        for top in range(0, len(image), _ROWS):
+        height, width = image.shape[:2]
+        for top in range(0, height, _ROWS):
             rows = image[top : top + _ROWS]
-            end = len(image) - top if mirror in (0, -1) else top + len(rows)
+            end = height - top if mirror in (0, -1) else top + len(rows)
             target = planes[:, end - len(rows) : end]
-            work = scratch("colour planes", 3, *rows.shape[:2])
             if linear and hue != 1:
                 turned = cv2.transform(rows, self._turn, dst=scratch("turned", *rows.shape))
                 rows = np.asarray(turned, np.uint8)
+            work = target if mirror is None else scratch("colour planes", 3, len(rows), width)
             cv2.split(rows, (work[2], work[1], work[0]))
             if linear:
-                _scale(
-                    work,
-                    target if mirror is None else work,
-                    max(saturation, 0.0),
-                    max(brightness, 0.0),
-                )
-            elif mirror is None:
-                np.copyto(target, work)
+                _scale(work, max(saturation, 0.0), max(brightness, 0.0))
             if mirror is not None:
                 for plane, flipped in zip(work, target, strict=True):
                     cv2.flip(plane, mirror, dst=flipped)
@@ -105,38 +98,31 @@ class Jitter:
         table[:, 0] %= _HUES
         return np.asarray(np.clip(table, 0, _LARGEST)[None], np.uint8)
 
-    def grey(self) -> int:
-        """What becomes of the padding, which has no hue and no saturation."""
-        return round(min(max(PAD * self.factors[2], 0), _LARGEST))
 
-
-def _scale(
-    planes: NDArray[np.uint8], out: NDArray[np.uint8], saturation: float, brightness: float
-) -> None:
-    """Multiply saturation and brightness of RGB planes (3, h, w); ``out`` may be ``planes``."""
+def _scale(planes: NDArray[np.uint8], saturation: float, brightness: float) -> None:
+    """Multiply saturation and brightness of RGB planes (3, h, w), in place."""
     red, green, blue = planes
-    largest, factor, spare, other = scratch("colour", 4, *red.shape)
+    largest, new, factor, spare = scratch("colour", 4, *red.shape)
     cv2.max(cv2.max(red, green, dst=largest), blue, dst=largest)
     overexposed = brightness > 1 and brightness * int(largest.max()) > _LARGEST
-    if saturation <= 1 and not overexposed:
-        share = brightness * saturation
-        for plane, new in zip(planes, out, strict=True):
-            cv2.addWeighted(largest, brightness - share, plane, share, 0, dst=new)
+    share = brightness * saturation
+    if not share or (saturation <= 1 and not overexposed):
+        for plane in planes:
+            cv2.addWeighted(largest, brightness - share, plane, share, 0, dst=plane)
         return
-    # The factors k, as shares of the largest that there can be, in 8 bits. Division saturates.
+    # V', and the factors k as shares of the largest that there can be, in 8 bits: both bounds are
+    # V' over something, and division saturates.
+    cv2.convertScaleAbs(largest, dst=new, alpha=brightness)
     if saturation > 1:
         cv2.min(cv2.min(red, green, dst=spare), blue, dst=spare)
         cv2.subtract(largest, spare, dst=spare)
-        cv2.divide(largest, spare, dst=factor, scale=_LARGEST / saturation)
+        cv2.divide(new, spare, dst=factor, scale=_LARGEST / share)
     if overexposed:
-        cv2.divide(_LARGEST**2 / brightness, largest, dst=spare)
+        bound = spare if saturation > 1 else factor
+        cv2.divide(new, largest, dst=bound, scale=_LARGEST / brightness)
         if saturation > 1:
-            cv2.multiply(factor, spare, dst=factor, scale=1 / _LARGEST)
-        else:
-            factor, spare = spare, factor
-    scale = saturation * brightness / _LARGEST
-    cv2.convertScaleAbs(largest, dst=other, alpha=brightness)
-    for plane, new in zip(planes, out, strict=True):
-        cv2.subtract(largest, plane, dst=spare)
-        cv2.multiply(spare, factor, dst=spare, scale=scale)
-        cv2.subtract(other, spare, dst=new)
+            cv2.min(factor, spare, dst=factor)
+    for plane in planes:
+        cv2.subtract(largest, plane, dst=plane)
+        cv2.multiply(plane, factor, dst=plane, scale=share / _LARGEST)
+        cv2.subtract(new, plane, dst=plane)

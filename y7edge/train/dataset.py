@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from y7edge.data.sample import Sample
-from y7edge.errors import DataError
+from y7edge.errors import ConfigError, DataError
 from y7edge.train.augment import Augmentation, Picture, augmented, rectangle
 from y7edge.train.labelled import bgr_view, targets
 from y7edge.train.memory import BatchMemory, Item, Made, Task
@@ -230,10 +230,16 @@ def loader(
     """
     method = start_method(workers)
     memory = None
-    if method == "fork":
+    if method == "fork" or not workers:  # who makes batches shares this process's memory
         stride = plan.rect.stride if plan.rect else 1
         side = -(-dataset.size // stride) * stride
-        memory = BatchMemory(PREFETCH * workers + _SPARE, plan.batch // plan.world * 3 * side**2)
+        size = plan.batch // plan.world * 3 * side**2
+        try:
+            memory = BatchMemory(PREFETCH * workers + _SPARE, size)
+        except ConfigError:
+            if workers:
+                raise
+            # Without workers, one batch at a time has to do.
     return Loader(
         _Work(dataset, memory),  # type: ignore[arg-type]
         batch_size=None,  # tasks are whole batches

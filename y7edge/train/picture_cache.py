@@ -127,7 +127,7 @@ class RamCache(Images):
         if index in self._others:
             return self._others[index]
         start = int(self._starts[index])
-        height, width = (int(side) for side in self._shapes[index])
+        height, width = self._shapes[index].tolist()
         return self._block[start : start + height * width * 3].reshape(height, width, 3)
 
 

@@ -240,9 +240,11 @@ def check_out(out: Path, paths: Sequence[Path]) -> None:
     """Refuse, before any work, a place where the average must not go.
 
     Raises:
-        ConfigError: another suffix than ours, or one of the ingredients.
+        ConfigError: another suffix than ours, no such folder, or one of the ingredients.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: a checkpoint ends in .safetensors: give --out such a name")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}: make it, or take another --out")
     if any(path.exists() and out.exists() and path.samefile(out) for path in paths):
         raise ConfigError(f"{out} is one of the ingredients: give --out another name")

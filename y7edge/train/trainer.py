@@ -31,7 +31,7 @@ from y7edge.train.progress import Progress, Quiet, Status, Stopwatch, peak_memor
 from y7edge.train.results import EpochRow
 from y7edge.train.resume import Live, Position, capture, check, identity, require_finite, restore
 from y7edge.train.sampling import image_weights
-from y7edge.train.schedule import Schedule, nominal_batch, warmup_iterations
+from y7edge.train.schedule import Schedule, nominal_batch, swa_begins, warmup_iterations
 from y7edge.train.statistics import whole_pictures
 from y7edge.train.steps import Steps, varied_sides
 from y7edge.train.timing import Timing
@@ -334,7 +334,10 @@ class Trainer:
         if self.keeper and not over and patience and (best := self.keeper.best):
             # Epochs that nobody has judged may be better: they don't try anybody's patience.
             judged = [row.epoch for row in self.keeper.rows if row.map50 is not None]
-            over = judged[-1] - best.epoch >= patience
+            recipe, begin = self.config.hyper, best.epoch
+            if recipe.average == "swa":  # the mean that the run is for has not begun before
+                begin = max(begin, swa_begins(recipe, self.config.epochs))
+            over = judged[-1] - begin >= patience
             if over:
                 self.progress.say(f"no better fitness since epoch {best.epoch}: stopped")
         return self.ranks.from_first(over)

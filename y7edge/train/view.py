@@ -212,6 +212,7 @@ def _assembled(
 ) -> Picture:
     (across, _, x), (_, down, y), _ = view.matrix.tolist()
     labels = _TileLabels(view)
+    canvas = scratch("assembled", view.height, view.width, 3)
     places = []
     with _quick_resize():
         for tile in layout.tiles:
@@ -220,13 +221,13 @@ def _assembled(
             rows = _span(y1, y2, down, tile.top * down + y, view.height)
             if columns and rows:
                 source = tile.picture.image[rows.start : rows.stop, columns.start : columns.stop]
-                left, right = columns.target(mirror.sideways, view.width)
-                top, bottom = rows.target(mirror.upside, view.height)
-                _fill(planes[:, top:bottom, left:right], source, jitter, mirror.code)
-                places.append((left, top, right, bottom))
+                target = canvas[rows.to : rows.till, columns.to : columns.till]
+                cv2.resize(source, target.shape[1::-1], dst=target, interpolation=cv2.INTER_LINEAR)
+                places.append((columns.to, rows.to, columns.till, rows.till))
                 labels.add(tile, columns, rows)
     for left, top, right, bottom in _gaps(places, view.width, view.height):
-        planes[:, top:bottom, left:right] = jitter.grey()
+        canvas[top:bottom, left:right] = PAD
+    jitter.apply(canvas, planes, mirror.code)
     return labels.on(bgr_view(planes))
 
 
@@ -263,10 +264,6 @@ class _Span(NamedTuple):
     to: int
     till: int
 
-    def target(self, mirrored: bool, limit: int) -> tuple[int, int]:
-        """``to`` and ``till``, in a view of so many pixels that is mirrored after all."""
-        return (limit - self.till, limit - self.to) if mirrored else (self.to, self.till)
-
     def line(self) -> tuple[float, float]:
         """Factor and shift that do the same to points."""
         factor = (self.till - self.to) / (self.stop - self.start)
@@ -284,22 +281,6 @@ def _span(start: int, stop: int, factor: float, shift: float, limit: int) -> _Sp
     if start >= stop:  # less than half a source pixel shows: that one, then
         start, stop = min(start, stop), min(start, stop) + 1
     return _Span(start, stop, to, till)
-
-
-def _fill(
-    target: NDArray[np.uint8], source: NDArray[np.uint8], jitter: Jitter, mirror: int | None
-) -> None:
-    """Resize, jitter and mirror ``source`` (h, w, 3) into planes: jitter the fewest pixels."""
-    height, width = target.shape[1:]
-    if source.size < target.size:
-        coloured = scratch("tile", 3, *source.shape[:2])
-        jitter.apply(source, coloured, mirror)
-        for plane, resized in zip(coloured, target, strict=True):
-            cv2.resize(plane, (width, height), dst=resized, interpolation=cv2.INTER_LINEAR)
-    else:
-        small = scratch("tile", height, width, 3)
-        cv2.resize(source, (width, height), dst=small, interpolation=cv2.INTER_LINEAR)
-        jitter.apply(small, target, mirror)
 
 
 class _TileLabels:
