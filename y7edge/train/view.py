@@ -20,7 +20,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
@@ -46,9 +45,6 @@ _LEAST_SIDE = 2.0
 _LARGEST_RATIO = 20.0
 _LEAST_AREA = 0.10
 _LEAST_AREA_OUTLINED = 0.01
-
-# Left, top, right, bottom in pixels.
-_Place = tuple[int, int, int, int]
 
 # Perspective is shortened where points would be magnified more than this, or lie behind the viewer.
 _LEAST_DEPTH = 0.1
@@ -213,7 +209,7 @@ def _assembled(
     (across, _, x), (_, down, y), _ = view.matrix.tolist()
     labels = _TileLabels(view)
     canvas = scratch("assembled", view.height, view.width, 3)
-    places = []
+    canvas[...] = PAD
     with _quick_resize():
         for tile in layout.tiles:
             x1, y1, x2, y2 = tile.part
@@ -223,26 +219,9 @@ def _assembled(
                 source = tile.picture.image[rows.start : rows.stop, columns.start : columns.stop]
                 target = canvas[rows.to : rows.till, columns.to : columns.till]
                 cv2.resize(source, target.shape[1::-1], dst=target, interpolation=cv2.INTER_LINEAR)
-                places.append((columns.to, rows.to, columns.till, rows.till))
                 labels.add(tile, columns, rows)
-    for left, top, right, bottom in _gaps(places, view.width, view.height):
-        canvas[top:bottom, left:right] = PAD
     jitter.apply(canvas, planes, mirror.code)
     return labels.on(bgr_view(planes))
-
-
-def _gaps(places: list[_Place], width: int, height: int) -> Iterator[_Place]:
-    """What rectangles that don't overlap leave of a picture: as rectangles, in rows."""
-    edges = sorted({0, height, *(y for _, top, _, bottom in places for y in (top, bottom))})
-    for top, bottom in pairwise(edges):
-        begin = 0
-        for left, first, right, last in sorted(places):
-            if first <= top and bottom <= last:
-                if begin < left:
-                    yield begin, top, left, bottom
-                begin = right
-        if begin < width:
-            yield begin, top, width, bottom
 
 
 @contextmanager
