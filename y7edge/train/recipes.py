@@ -84,13 +84,13 @@ FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
 SMALL_DATA_CHANGES: dict[str, tuple[Any, str]] = {
     "nominal_batch": (
         8,
-        "ours: a short run needs many steps more than smooth ones",
+        "measured (docs/small_data.md): a short run needs many steps more than smooth ones",
     ),
     "ema_decay": (
         0.995,
-        "ours: averages 200 steps; 10,000 are more than such a run has",
+        "measured (docs/small_data.md): averages 200 steps; such a run has no 10,000",
     ),
-    "ema_tau": (100.0, "ours: the average forms within the first few epochs"),
+    "ema_tau": (100.0, "ours: with the shorter average"),
     "close_mosaic": (15, "ours: the last epochs show whole pictures, as they will be met in use"),
 }
 
