@@ -1,6 +1,6 @@
 """The paper's ablations, made small: what does each trainable part bring, and how sure is that?
 
-    python examples/ablation.py                        # made pictures, an hour and a half on a core
+    python examples/ablation.py                        # made pictures, a good hour on a core
     python examples/ablation.py --data data.yaml --imgsz 320 --width 0.5 --epochs 60 --seeds 5
     python examples/ablation.py --only auxiliary
 
@@ -142,8 +142,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=640, help="made, to train on")
     parser.add_argument("--judged", type=int, default=100, help="made, to judge by")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each setting")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--imgsz", type=int, default=192, help="a multiple of 64, from 128")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--imgsz", type=int, default=128, help="a multiple of 64, from 128")
     parser.add_argument("--width", type=float, default=0.25, help="share of the channels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
