@@ -168,6 +168,24 @@ def test_no_gradient_is_thrown_away(data, tmp_path, nominal, updates):
     assert all(p.grad is None for p in trainer.steps.model.parameters())
 
 
+@pytest.mark.parametrize(("clip_norm", "clipped"), [(0.0, False), (0.25, True)])
+def test_gradients_are_clipped_where_the_recipe_says_so(
+    data, tmp_path, monkeypatch, clip_norm, clipped
+):
+    norms, step = [], torch.optim.SGD.step
+
+    def noted(self, *arguments, **options):
+        found = [p.grad.norm() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.stack(found).norm().item())
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    recipe = replace(TINY, clip_norm=clip_norm, nominal_batch=8)  # every other batch steps
+    train(config(data, tmp_path / "run", recipe=recipe))
+    assert norms
+    assert (max(norms) <= 0.2501) is clipped
+
+
 def test_training_learns(data, tmp_path):
     recipe = replace(TINY, augmentation=STILL, lr0=0.1)
     recorder = Recorder()

@@ -80,6 +80,9 @@ class Recipe:
         None,
     )
 
+    # Largest norm of the gradient of a step; 0: any. Steps sum over the pictures of a batch
+    clip_norm: float = _within(NOT_NEGATIVE, 0.0)
+
     # Warm-up
     warmup_epochs: float = _within(NOT_NEGATIVE, 3.0)  # at most this many epochs ...
     warmup_share: float = _within(SHARE, 0.1)  # ... and at most this share of the run

@@ -62,6 +62,7 @@ BEYOND_THE_FILES: dict[str, tuple[Any, str]] = {
         None,
         "ours: by the length of the run; the published 64 leaves a short one half trained",
     ),
+    "clip_norm": (0.0, "published: gradients are not clipped"),
     "warmup_share": (
         0.1,
         "ours: the published warm-up of at least 1000 iterations can outlast a short run",
@@ -84,11 +85,11 @@ FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
 SMALL_DATA_CHANGES: dict[str, tuple[Any, str]] = {
     "nominal_batch": (
         8,
-        "measured (docs/small_data.md): a short run needs many steps more than smooth ones",
+        "measured: docs/small_data.md, a short run needs many steps more than smooth ones",
     ),
     "ema_decay": (
         0.995,
-        "measured (docs/small_data.md): averages 200 steps; such a run has no 10,000",
+        "measured: docs/small_data.md, averages 200 steps; such a run has no 10,000",
     ),
     "ema_tau": (100.0, "ours: with the shorter average"),
     "close_mosaic": (15, "ours: the last epochs show whole pictures, as they will be met in use"),

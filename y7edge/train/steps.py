@@ -31,6 +31,7 @@ class Steps:
         average: takes in the model after every optimiser step.
         optimizer: as Fabric gave it.
         accumulator: counts the batches whose gradients wait for the next optimiser step.
+        clip_norm: largest norm that the gradient of an optimiser step may have; 0: any.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Steps:
         loss: TrainingLoss,
         schedule: Schedule,
         average: Average,
+        clip_norm: float = 0.0,
         compiled: bool = False,
         timing: Timing | None = None,
     ) -> None:
         self.fabric, self.model = fabric, model
         self.loss, self.schedule, self.average = loss, schedule, average
+        self.clip_norm = clip_norm
         self.accumulator = Accumulator()
         self.timing: Timing = timing or NoTiming()
         wanted: Any = torch.compile(model) if compiled else model
@@ -78,6 +81,14 @@ class Steps:
                 self.fabric.backward(parts.total)
         if due:
             with self.timing.part("optimizer"):
+                if self.clip_norm:
+                    # What is not finite is found in the loss, with its batch.
+                    self.fabric.clip_gradients(
+                        self.forward,
+                        self.optimizer,
+                        max_norm=self.clip_norm,
+                        error_if_nonfinite=False,
+                    )
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 self.average.update(self.model)

@@ -183,6 +183,7 @@ class Trainer:
             loss=loss,
             schedule=schedule,
             average=average,
+            clip_norm=recipe.clip_norm,
             compiled=config.compile,
             timing=timing,
         )
