@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from y7edge.data.dataset import Dataset, load
 from y7edge.doctor import walking
 from y7edge.doctor.check_labels import _covering
 from y7edge.doctor.examine import Report, examine
-from y7edge.doctor.mend import mend
+from y7edge.doctor.mend import Mended, mend
+from y7edge.doctor.report import write_page
 from y7edge.errors import DataError
 
 IMAGE, LABEL = "images/train/00003.jpg", "labels/train/00003.txt"
@@ -176,3 +180,196 @@ def test_a_picture_sent_as_text(yolo: Path, tmp_path: Path) -> None:
     assert "corrupt_picture" in checks(report)
     mend(report, tmp_path / "out")
     assert not (tmp_path / "out" / IMAGE).exists()
+
+
+def messages(root: Path, check: str) -> list[str]:
+    return [finding.message for finding in examine(root).findings if finding.check == check]
+
+
+def fixed(root: Path, out: Path) -> tuple[Mended, Dataset]:
+    mended = mend(examine(root), out)
+    return mended, load(out / "data.yaml")
+
+
+def of_json(root: Path, change: Callable[[dict], object]) -> None:
+    path = root / "annotations/instances_train.json"
+    whole = json.loads(path.read_text())
+    change(whole)
+    path.write_text(json.dumps(whole))
+
+
+def test_width_and_height_under_the_names_of_corners(voc: Path, tmp_path: Path) -> None:
+    _, expected = fixed(voc, tmp_path / "right")
+
+    def shortened(match: re.Match[str]) -> str:
+        x1, y1, x2, y2 = (float(text) for text in match.groups())
+        sides = zip(("xmin", "ymin", "xmax", "ymax"), (x1, y1, x2 - x1, y2 - y1), strict=True)
+        return "".join(f"<{name}>{value:.1f}</{name}>" for name, value in sides)
+
+    corners = r"<xmin>(.*?)</xmin><ymin>(.*?)</ymin><xmax>(.*?)</xmax><ymax>(.*?)</ymax>"
+    for path in (voc / "annotations").glob("*.xml"):
+        path.write_text(re.sub(corners, shortened, path.read_text()))
+    (words,) = messages(voc, "corners")
+    assert "left, top, width, height" in words
+    _, found = fixed(voc, tmp_path / "out")
+    for one, other in zip(expected.split("train"), found.split("train"), strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=0.002)
+
+
+def test_images_that_share_an_id_are_both_left_out(coco: Path, tmp_path: Path) -> None:
+    of_json(coco, lambda c: c["images"][3].update(id=1))
+    mended, copy = fixed(coco, tmp_path / "out")
+    assert {"00001", "00003"}.isdisjoint(sample.path.stem for sample in copy.split("train"))
+    assert "Number the images anew" in messages(coco, "ids")[0]
+    assert sum("that of another picture" in change.found for change in mended.changes) == 2
+
+
+def test_an_entry_that_stands_twice_keeps_its_picture(coco: Path, tmp_path: Path) -> None:
+    of_json(coco, lambda c: c["images"].append(dict(c["images"][3])))
+    _, copy = fixed(coco, tmp_path / "out")
+    assert "00003" in {sample.path.stem for sample in copy.split("train")}
+
+
+@pytest.mark.parametrize("shift", [0, 60])
+def test_an_outline_elsewhere_than_its_box(shift: int, coco: Path, tmp_path: Path) -> None:
+    def outlined(content: dict) -> None:
+        x, y, w, h = content["annotations"][0]["bbox"]
+        x = x + shift if x < 80 else x - shift
+        ring = [x, y, x + w, y, x + w, y + h, x, y + h]
+        content["annotations"][0]["segmentation"] = [ring]
+
+    _, expected = fixed(coco, tmp_path / "right")
+    of_json(coco, outlined)
+    assert len(messages(coco, "outline")) == (1 if shift else 0)
+    _, found = fixed(coco, tmp_path / "out")
+    np.testing.assert_allclose(
+        found.split("train")[0].boxes, expected.split("train")[0].boxes, atol=1e-3
+    )
+
+
+def test_a_category_id_for_two_names(coco: Path) -> None:
+    of_json(coco, lambda c: c["categories"][1].update(id=c["categories"][0]["id"]))
+    names = [
+        entry["name"]
+        for entry in json.loads(next(coco.glob("a*/*.json")).read_text())["categories"]
+    ]
+    assert f"for {names[0]!r} and {names[1]!r}" in messages(coco, "ids")[0]
+
+
+def test_a_json_without_categories(coco: Path) -> None:
+    shutil.rmtree(coco / "images/val")
+    (coco / "annotations/instances_val.json").unlink()
+    of_json(coco, lambda c: c.update(categories=[]))
+    assert "is none of no categories; correct it" in messages(coco, "class_range")[0]
+
+
+def test_a_test_split_that_never_was_is_no_loss(yolo: Path, tmp_path: Path) -> None:
+    """Every export of Roboflow describes one, whether there is or not."""
+    with (yolo / "data.yaml").open("a") as stream:
+        stream.write("test: ../test/images\n")
+    assert fixed(yolo, tmp_path / "out")[0].losses == ()
+
+
+def test_labels_in_the_folder_of_another_split(yolo: Path, tmp_path: Path) -> None:
+    name = sorted((yolo / "labels/val").iterdir())[0].name
+    (yolo / "labels/train" / name).unlink()
+    (yolo / "images/train" / name).with_suffix(".jpg").unlink()
+    (yolo / "labels/val" / name).rename(yolo / "labels/train" / name)
+    (words,) = messages(yolo, "missing_label")
+    assert f"labels/train/{name} has its name" in words
+    _, copy = fixed(yolo, tmp_path / "out")
+    assert all(len(sample.boxes) for sample in copy.split("val"))  # none became background
+
+
+def test_percent_in_small_pictures_is_not_taken_for_pixels(yolo: Path, tmp_path: Path) -> None:
+    for path in (yolo / "labels").glob("*/*.txt"):
+        rows = [line.split() for line in path.read_text().splitlines()]
+        lines = [" ".join([row[0], *(f"{100 * float(v):.3f}" for v in row[1:])]) for row in rows]
+        path.write_text("\n".join(lines))
+    assert "percent or pixels?" in messages(yolo, "pixels")[0]
+    with pytest.raises(DataError, match="nothing with a label"):
+        mend(examine(yolo), tmp_path / "out")
+
+
+def test_of_equal_pictures_the_one_with_its_own_labels_is_kept(yolo: Path, tmp_path: Path) -> None:
+    with Image.open(yolo / IMAGE) as picture:
+        picture.save(yolo / "images/train/00002.png")  # takes the labels of 00002.jpg
+    _, copy = fixed(yolo, tmp_path / "out")
+    assert "00003.jpg" in {sample.path.name for sample in copy.split("train")}
+
+
+@pytest.mark.parametrize("spelled", ["01", "1.0", "+1"])
+def test_one_class_spelled_in_two_ways(spelled: str, yolo: Path) -> None:
+    (yolo / LABEL).write_text(f"1 0.5 0.5 0.2 0.2\n{spelled} 0.5 0.5 0.2 0.2\n")
+    assert len(messages(yolo, "duplicate")) == 1
+    assert messages(yolo, "overlap") == []
+
+
+@pytest.mark.parametrize("name", ["00003", "00003.jpg_", "00003.JPG.part"])
+def test_pictures_by_another_name(name: str, yolo: Path) -> None:
+    (yolo / IMAGE).rename(yolo / "images/train" / name)
+    (words,) = messages(yolo, "ignored")
+    assert "is a picture" in words
+    assert "rename it" in words
+
+
+def test_padding_after_a_picture_is_no_damage(yolo: Path) -> None:
+    with (yolo / IMAGE).open("ab") as stream:
+        stream.write(b"\0" * 500)
+    assert examine(yolo).findings == ()
+
+
+def test_names_as_one_text(yolo: Path, tmp_path: Path) -> None:
+    text = (yolo / "data.yaml").read_text()
+    count = len(load(yolo).names)
+    words = [f"n{index}" for index in range(count)]
+    rest = re.sub(r"(?ms)^names:.*?(?=^\w|\Z)|^nc:.*?\n", "", text)
+    (yolo / "data.yaml").write_text(f"{rest}\nnc: {count}\nnames: {' '.join(words)}\n")
+    assert str(words) in messages(yolo, "names")[0]
+    assert fixed(yolo, tmp_path / "out")[1].names == tuple(words)
+
+
+def test_names_numbered_from_one(yolo: Path) -> None:
+    text = (yolo / "data.yaml").read_text()
+    names = "".join(f"  {i}: {name}\n" for i, name in enumerate(load(yolo).names, 1))
+    rest = re.sub(r"(?ms)^names:.*?(?=^\w|\Z)|^nc:.*?\n", "", text)
+    (yolo / "data.yaml").write_text(f"{rest}\nnames:\n{names}")
+    assert "lacks 0; were they counted from 1?" in messages(yolo, "names")[0]
+
+
+def test_a_line_break_in_a_name_stays_in_its_line(yolo: Path, tmp_path: Path) -> None:
+    (yolo / LABEL).rename(yolo / "labels/train/a\nb.txt")
+    (yolo / IMAGE).unlink()
+    (yolo / "images/train/a\nb.jpg").write_bytes(b"")
+    report = examine(yolo)
+    assert checks(report, "info") >= {"path_spaces"}
+    assert [c.file for c in mend(report, tmp_path / "out").changes] == [r"images/train/a\nb.jpg"]
+
+
+def test_a_picture_where_a_set_is_expected(yolo: Path) -> None:
+    with pytest.raises(DataError, match=r"is a picture; name the data.yaml"):
+        examine(yolo / IMAGE)
+
+
+def test_damage_is_told_in_the_page_only(yolo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    raw = bytearray((yolo / IMAGE).read_bytes())
+    raw[-2:-2] = b"abcdef"  # of which libjpeg writes on standard error
+    (yolo / IMAGE).write_bytes(raw)
+    report = examine(yolo)
+    assert "suspicious_picture" in {f.check for f in report.findings}
+    write_page(report, yolo.parent / "page.html")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("-1 0.5 0.5 0.2 0.2", "they count from 0; correct or remove"),
+        ("1.5 0.5 0.5 0.2 0.2", "correct or remove the line"),
+        ("1 0.5 nan 0.2 0.2", "remove it"),
+        ("1 0.5 0.5 -0.2 0.2", "put right"),
+    ],
+)
+def test_each_message_names_the_way_out(line: str, words: str, yolo: Path) -> None:
+    (yolo / LABEL).write_text(f"{line}\n")
+    assert words in next(f.message for f in examine(yolo).findings if f.file == yolo / LABEL)

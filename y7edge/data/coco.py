@@ -38,7 +38,7 @@ _OTHER_KINDS = ("captions_", "panoptic_", "person_keypoints_", "stuff_", "image_
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|valid|val|test)(?:ation|ing)?(?![a-z])")
 
 # An outline that shares less than this of its hull with its box belongs to something else.
-_SAME_EXTENT = 0.5
+SAME_EXTENT = 0.5
 _LARGEST = 1e9  # pixels; no picture is as wide, and the product of two is still exact
 
 
@@ -356,13 +356,13 @@ def _outline(
     points = parts[0] if len(parts) == 1 else np.concatenate(parts)
     hull = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
     # A point that is no number makes the hull, and this, no number.
-    if not _overlap(hull, corners.tolist()) >= _SAME_EXTENT:
+    if not overlap(hull, corners.tolist()) >= SAME_EXTENT:
         tally.add("outlines that disagree with their box, left out", 1, where)
         return None
     return join(parts)
 
 
-def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes x1, y1, x2, y2; 1 for two without area."""
     shared = max(min(one[2], other[2]) - max(one[0], other[0]), 0.0)
     shared *= max(min(one[3], other[3]) - max(one[1], other[1]), 0.0)

@@ -30,6 +30,8 @@ def _class_number(scan: Scan) -> Iterator[Hit]:
             words += "; numbers need a point and spaces between them"
         elif label.text.split()[-1].isdigit():
             words += "; does it stand last?"
+        else:
+            words += "; correct or remove the line"
         yield at(picture, label, words)
 
 
@@ -38,14 +40,17 @@ def _class_range(scan: Scan) -> Iterator[Hit]:
     for picture, label in scan.labels():
         if scan.layout != "yolo":
             if label.class_id is None and label.raw_class:
-                words = f"class '{label.raw_class}' is none of {_some(scan.names)}"
-                yield at(picture, label, words)
+                known = _some(scan.names) or "no categories"
+                words = f"class '{label.raw_class}' is none of {known}"
+                yield at(picture, label, f"{words}; correct it, or add the class")
         elif label.class_id is not None and not _exists(scan, label.class_id):
             words = (
                 f"class {label.class_id}, but there are {scan.classes} (0 to {scan.classes - 1}); "
                 "correct the line, or names"
             )
-            yield at(picture, label, words if label.class_id >= 0 else f"class {label.class_id}")
+            if label.class_id < 0:
+                words = f"class {label.class_id}, but they count from 0; correct or remove the line"
+            yield at(picture, label, words)
 
 
 @check("shifted_ids", "error", "ids that seem to be counted from 1")

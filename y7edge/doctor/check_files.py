@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from y7edge.doctor.check_pictures import readable
+from y7edge.doctor.check_pictures import readable, within
 from y7edge.doctor.records import Picture, Scan
 from y7edge.doctor.registry import Hit, check, from_scanner
 
@@ -38,7 +38,7 @@ def _encoding(scan: Scan) -> Iterator[Hit]:
 def _unreadable(scan: Scan) -> Iterator[Hit]:
     for text in scan.texts:
         if text.error:
-            yield Hit(f"cannot be read: {text.error}", text.path)
+            yield Hit(f"cannot be read: {text.error}; restore it", text.path)
 
 
 @check("byte_order_mark", "warning", "text files with a byte order mark", _REWRITTEN)
@@ -67,6 +67,8 @@ def _missing_label(scan: Scan) -> Iterator[Hit]:
         if scan.layout == "voc":
             words = f"has no annotation {where}: annotate it or take it off the list"
             yield Hit(words, picture.path, picture=picture.path, severity="error")
+        elif picture.lost:
+            yield Hit(f"has no {where}, but {picture.lost}", picture.path, picture=picture.path)
         else:
             words = f"has no {where}: taken as background; if that is right, make it an empty file"
             yield Hit(words, picture.path, picture=picture.path)
@@ -130,15 +132,14 @@ def _shared_label(scan: Scan) -> Iterator[Hit]:
 @check("path_letters", "info", "paths with letters beyond ASCII")
 def _path_letters(scan: Scan) -> Iterator[Hit]:
     for path in _paths(scan):
-        shown = readable(path, scan.root)
-        if not shown.isascii():
+        if not within(path, scan.root).isascii():
             yield Hit("its path has letters beyond ASCII, which some tools cannot open", path)
 
 
 @check("path_spaces", "info", "paths with spaces")
 def _path_spaces(scan: Scan) -> Iterator[Hit]:
     for path in _paths(scan):
-        if any(letter.isspace() for letter in readable(path, scan.root)):
+        if any(letter.isspace() for letter in within(path, scan.root)):
             yield Hit("its path has spaces, at which scripts stumble", path)
 
 

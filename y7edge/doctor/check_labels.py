@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.doctor.check_splits import nearly_same
-from y7edge.doctor.geometry import Grade, grade
+from y7edge.doctor.geometry import Grade, grade, outline_disagrees
 from y7edge.doctor.records import RESPELLED, Corners, Label, Picture, Scan
 from y7edge.doctor.registry import Hit, Severity, at, check, from_scanner
 
@@ -56,7 +56,7 @@ def _number(scan: Scan) -> Iterator[Hit]:
 @check("not_finite", "error", "labels that are NaN or infinite", _DROPPED)
 def _not_finite(scan: Scan) -> Iterator[Hit]:
     for picture, label, _ in _graded(scan, "not_finite"):
-        yield at(picture, label, f"expected finite numbers, found '{label.text[:60]}'")
+        yield at(picture, label, f"expected finite numbers, found '{label.text[:60]}'; remove it")
 
 
 @check("pixels", "error", "labels in pixels, not in shares of the picture",
@@ -66,7 +66,7 @@ def _pixels(scan: Scan) -> Iterator[Hit]:
         largest = max((abs(v) for label in labels for v in label.values or ()), default=0.0)
         size = picture.facts.size
         known = f" ({size[0]}x{size[1]})" if size else ""
-        percent = largest <= 100 and size is not None and max(size) > 200
+        percent = largest <= 100 and size is not None and max(size) > 128
         unit = "percent or pixels" if percent else "pixels"
         words = (
             f"{_count(labels)} up to {largest:g}, where shares from 0 to 1 are expected: {unit}? "
@@ -102,7 +102,7 @@ def _count(labels: list[Label]) -> str:
 @check("negative", "error", "boxes with negative sizes or exchanged corners", "put in order")
 def _negative(scan: Scan) -> Iterator[Hit]:
     for picture, label, found in _graded(scan, "negative"):
-        words = f"width or height is negative (corners exchanged?): '{label.text[:60]}'"
+        words = f"width or height is negative (corners exchanged?): '{label.text[:60]}'; put right"
         yield at(picture, label, words, found.box)
 
 
@@ -134,6 +134,15 @@ def _sticks_out(scan: Scan) -> Iterator[Hit]:
         beyond = max(-min(found.box), max(found.box) - 1)
         words = f"sticks out of the picture by {beyond:.1%} of its side: '{label.text[:60]}'"
         yield at(picture, label, f"{words}; clip it", found.box)
+
+
+@check("outline", "warning", "outlines that disagree with their box", "the box is used")
+def _outline(scan: Scan) -> Iterator[Hit]:
+    for picture, label in scan.labels():
+        found = grade(label, picture)
+        if found.fault in ("", "sticks_out") and outline_disagrees(label):
+            words = "its segmentation lies elsewhere than its box, which is used; correct one"
+            yield at(picture, label, words, found.box)
 
 
 @check("corners", "error", "boxes written in another form, as corners x1 y1 x2 y2",
@@ -168,7 +177,7 @@ def _duplicate(scan: Scan) -> Iterator[Hit]:
         for label in picture.labels:
             if label.values is None or not all(map(math.isfinite, label.values)):
                 continue
-            other = seen.setdefault((label.raw_class, label.values), label)
+            other = seen.setdefault((label.kind, label.values), label)
             if other is not label:
                 words = f"repeats {other.place}: '{label.text[:60]}'; remove one"
                 yield at(picture, label, words, grade(label, picture).box)
@@ -178,14 +187,14 @@ def _duplicate(scan: Scan) -> Iterator[Hit]:
 def _overlap(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
         # What stands twice is a duplicate, and said so.
-        unique = {(x.raw_class, x.values): x for x in reversed(picture.labels) if not x.crowd}
+        unique = {(x.kind, x.values): x for x in reversed(picture.labels) if not x.crowd}
         sound = [(x, grade(x, picture)) for x in reversed(unique.values())]
         kept = [(x, g.box) for x, g in sound if g.box and g.fault in ("", "sticks_out", "range")]
         if len(kept) < 2:
             continue
         for first, second, overlap in _covering(np.array([box for _, box in kept])):
             (one, _), (other, box) = kept[first], kept[second]
-            same = one.raw_class == other.raw_class
+            same = one.kind == other.kind
             words = f"covers {one.place} with IoU {overlap:.3f}, "
             severity: Severity = "info"
             if same:

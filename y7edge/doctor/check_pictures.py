@@ -9,6 +9,7 @@ from pathlib import Path
 from y7edge.doctor.geometry import grade
 from y7edge.doctor.records import Picture, Scan
 from y7edge.doctor.registry import Hit, Run, check
+from y7edge.doctor.strays import UNREAD_SUFFIXES
 
 _DROPPED = "the picture is left out"
 _LARGE = 89  # megapixels; from here on Pillow warns
@@ -205,12 +206,19 @@ def _mode(scan: Scan) -> Iterator[Hit]:
 @check("ignored", "warning", "pictures in formats that are not read")
 def _ignored(scan: Scan) -> Iterator[Hit]:
     for path in scan.ignored:
-        yield Hit(f"{path.suffix} files are not read; convert it to JPEG or PNG", path)
+        if path.suffix.lower() in UNREAD_SUFFIXES:
+            yield Hit(f"{path.suffix} files are not read; convert it to JPEG or PNG", path)
+        else:
+            kind = f"called {path.suffix}" if path.suffix else "without a suffix"
+            yield Hit(f"is a picture {kind}, so it is not read; rename it", path)
 
 
 def readable(path: Path, root: Path) -> str:
-    """A path for people: relative to the data set where it lies in it."""
-    try:
-        return str(path.relative_to(root))
-    except ValueError:
-        return str(path)
+    """A path for people, in one line: relative to the data set where it lies in it."""
+    shown = within(path, root) if path != root else path.name or str(path)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def within(path: Path, root: Path) -> str:
+    """A path relative to the data set where it lies in it."""
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)

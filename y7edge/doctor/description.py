@@ -113,7 +113,8 @@ def take_names(scan: Scan, description: Description) -> None:
     if isinstance(names, dict):
         names = _numbered(scan, names, path, line)
     if isinstance(names, str):
-        found = [name.strip() for name in names.split(",")]
+        parts = names.split()
+        found = parts if scan.nc == len(parts) else [name.strip() for name in names.split(",")]
         scan.trouble("names", f"names is the text {names!r}, no list; write {found}", path, line)
         names = found
     if names is None:
@@ -143,6 +144,8 @@ def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[
     count = max((index for index in numbered if index < _MOST), default=-1) + 1
     missing = [index for index in range(count) if index not in numbered]
     if missing or any(index < 0 for index in numbered):
-        shown = ", ".join(map(str, missing[:5])) or "no negative ones"
-        scan.trouble("names", f"names should be numbered from 0 without gaps: {shown}", path, line)
+        shown = ", ".join(map(str, missing[:5])) or "none and has negative ones"
+        words = f"names should be numbered from 0 without gaps, but lacks {shown}"
+        words += "; were they counted from 1? Then subtract 1" if missing == [0] else ""
+        scan.trouble("names", words, path, line)
     return [numbered.get(index, str(index)) for index in range(count)]

@@ -12,6 +12,7 @@ import numpy as np
 
 # Importing them puts their checks on the list, in this order.
 from y7edge.data import yolo
+from y7edge.data.sample import is_image
 from y7edge.doctor import check_classes, check_files, check_labels, check_pictures, check_splits
 from y7edge.doctor.check_classes import per_class
 from y7edge.doctor.geometry import grade
@@ -66,6 +67,8 @@ def scan_data(path: Path | str) -> Scan:
     """
     source = Path(path)
     if source.is_file():
+        if is_image(source):
+            raise DataError(f"{source}: is a picture; name the data.yaml, or the folder")
         if source.suffix.lower() == ".json":
             return scan_coco(source)
         return scan_list(source) if source.suffix.lower() == ".txt" else scan_description(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from y7edge.data.coco import SAME_EXTENT, overlap
 from y7edge.doctor.records import Corners, Label, Picture
 
 # As in the readers: printed labels are rounded, a box is called sticking out only beyond this.
@@ -41,6 +42,16 @@ def grade(label: Label, picture: Picture) -> Grade:
         return _shares(label, values, picture.facts.size)
     size = picture.size
     return Grade("", None) if size is None else _pixels(label, values, size)
+
+
+def outline_disagrees(label: Label) -> bool:
+    """Whether an outline that came with a box is that of something else, as training judges it."""
+    if not label.outline or label.form != "sides" or not label.values or len(label.values) != 4:
+        return False
+    xs, ys = label.outline[0::2], label.outline[1::2]
+    x, y, wide, high = label.values
+    hull = (min(xs), min(ys), max(xs), max(ys))
+    return overlap(hull, (x, y, x + wide, y + high)) < SAME_EXTENT
 
 
 def _shares(label: Label, values: tuple[float, ...], size: tuple[float, float] | None) -> Grade:

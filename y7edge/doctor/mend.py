@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from y7edge.doctor.check_pictures import LEAST_SIDE, SUFFIXES, boxes_in_stored_frame, readable
 from y7edge.doctor.check_splits import same_splits, shared_pictures
 from y7edge.doctor.examine import Report, examine
-from y7edge.doctor.geometry import NO_AREA, ROUNDING, grade
+from y7edge.doctor.geometry import NO_AREA, ROUNDING, grade, outline_disagrees
 from y7edge.doctor.pictures import Progress, any_size
 from y7edge.doctor.places import require_copy, writing
 from y7edge.doctor.records import Label, Picture, Scan
@@ -146,7 +146,9 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
     left_out = _left_out(copy)
     equal = dict(same_splits(scan))  # first split -> one with the same pictures
     aliases = {other: one for one, other in equal.items()}
-    wanted = list(scan.pictures.values())
+    # Of pictures twice in a split the first is kept: rather one whose labels are its own.
+    owners = Counter(picture.label_file for picture in scan.pictures.values())
+    wanted = sorted(scan.pictures.values(), key=lambda picture: owners[picture.label_file] > 1)
     seen: set[tuple[str, str]] = set()
     for number, picture in enumerate(wanted, 1):
         for split in dict.fromkeys(picture.splits):
@@ -281,6 +283,8 @@ def _label_lines(copy: _Copy, picture: Picture) -> list[str]:
             continue
         if label.mended:
             copy.note(label.file, label.line, label.text, label.mended)
+        if outline_disagrees(label):
+            copy.note(label.file, label.line, label.text, "its outline is left out")
         if what:
             copy.note(label.file, label.line, label.text, f"box {what}")
         lines[key] = _line(class_id, points)
@@ -332,7 +336,7 @@ def _clean_points(
 def _outline(label: Label, picture: Picture) -> tuple[float, ...]:
     if label.form == "polygon":
         return label.values or ()
-    if not label.outline or picture.size is None:
+    if not label.outline or picture.size is None or outline_disagrees(label):
         return ()
     width, height = picture.size
     return tuple(
@@ -348,7 +352,9 @@ def _may_be_percent(scan: Scan) -> bool:
         if grade(label, picture).fault == "pixels"
     ]
     sides = [max(p.facts.size) for p in scan.pictures.values() if p.facts.size]
-    return max(large, default=0) <= 100 and max(sides, default=0) > 200
+    # Pixels of many labels would reach further, even in small pictures.
+    least = 128 if len(large) >= 20 else 200
+    return max(large, default=0) <= 100 and max(sides, default=0) > least
 
 
 def _turned(points: tuple[float, ...], orientation: int) -> tuple[float, ...]:
@@ -385,7 +391,8 @@ def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
             lines.append(f"{json.dumps(split)}: {json.dumps(f'images/{home}')}\n")
         else:
             copy.note(scan.source, 0, f"nothing is left of split {split}", "split left out")
-            copy.losses.append(f"nothing is left of the split {split}")
+            if scan.in_split(split):  # else there was nothing
+                copy.losses.append(f"nothing is left of the split {split}")
     lines.append("names:\n")
     # JSON is YAML, and quotes whatever needs it.
     lines += [f"  - {json.dumps(name, ensure_ascii=False)}\n" for name in names]

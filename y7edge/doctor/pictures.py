@@ -221,7 +221,8 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
             f"its last {rows} of {len(image)} rows are plain grey, as where compressed data end "
             "early"
         )
-    run = _RUN.search(content, max(content.rfind(b"\xff\xda"), 0))
+    # What follows the end of the picture is padding, of no harm.
+    run = _RUN.search(content, max(content.rfind(b"\xff\xda"), 0), content.rfind(b"\xff\xd9"))
     if run is not None and float(image.std()) > 8:
         count, position = len(run[0]), run.start()
         return f"{count} equal bytes at byte {position}, in the middle of compressed data"

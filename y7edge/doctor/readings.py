@@ -21,6 +21,7 @@ _WORDS = {
     "corners": "corners x1 y1 x2 y2",
     "top_left": "left, top, width, height",
 }
+_WANTED = {"yolo": "centre", "voc": "corners", "coco": "top_left"}
 _LOOSE = 0.01
 # Labels that are merely drawn with a loose hand do not leave their picture this far, in numbers.
 _FAR, _FAR_IN_FILE = 0.1, 0.04
@@ -36,14 +37,12 @@ def settle(scan: Scan) -> None:
     Converted labels get their numbers anew (their text stays); pictures whose labels may be either
     are marked as lost.
     """
-    if scan.layout == "voc":
-        return  # its numbers have names
     groups: dict[Path, list[Entry]] = defaultdict(list)
     for picture, label in scan.labels():
         if _row(picture, label) is not None and label.class_id is not None:
-            key = label.file.parent if scan.layout == "yolo" else label.file
+            key = label.file if scan.layout == "coco" else label.file.parent
             groups[key].append((picture, label))
-    wanted = "centre" if scan.layout == "yolo" else "top_left"
+    wanted = _WANTED[scan.layout]
     found = {place: _form(_rows(entries), wanted) for place, entries in groups.items()}
     sure = {form for form, certain in found.values() if certain}
     for place, entries in groups.items():
@@ -74,7 +73,7 @@ def _rows(entries: Sequence[Entry]) -> Rows:
 def _row(picture: Picture, label: Label) -> tuple[float, ...] | None:
     """The four numbers of a label in shares of the picture; None if they mean no such thing."""
     values = label.values
-    if label.form not in ("box", "sides") or values is None or len(values) != 4:
+    if label.form == "polygon" or values is None or len(values) != 4:
         return None
     if not all(map(math.isfinite, values)):
         return None
@@ -103,10 +102,12 @@ def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
     count = len(rows)
     far = 1 - _fits(rows, wanted, _FAR).mean()
     fitting = _fits(rows, "corners", _LOOSE).mean()
-    if count >= _FEW and far >= (0.1 if count >= _MANY else 0.3) and fitting >= 0.9:
+    least = 0.1 if count >= _MANY else 0.3
+    if wanted != "corners" and count >= _FEW and far >= least and fitting >= 0.9:
         return "corners", bool(fitting == 1 and count >= _ENOUGH)
-    other = "top_left" if wanted == "centre" else "centre"
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
+    # Where numbers have names, `xmax` for a width is what programs get wrong.
+    other = "centre" if wanted == "top_left" else "top_left"
     fitting = _fits(rows, other, _LOOSE).mean()
     if count >= _MANY and beyond >= 0.1 and fitting >= 0.97:
         return other, bool(fitting == 1 and beyond >= 0.15)
@@ -119,11 +120,13 @@ def _converted(values: tuple[float, ...], form: str, wanted: str) -> tuple[float
         c, d = c - a, d - b
     elif form == "centre":
         a, b = a - c / 2, b - d / 2
+    if wanted == "corners":
+        return (a, b, a + c, b + d)
     return (a + c / 2, b + d / 2, c, d) if wanted == "centre" else (a, b, c, d)
 
 
 def _take(scan: Scan, place: Path, entries: list[Entry], reading: Reading) -> None:
-    wanted = "centre" if scan.layout == "yolo" else "top_left"
+    wanted = _WANTED[scan.layout]
     rows = _rows(entries)
     beyond = int((~_fits(rows, wanted, _LOOSE)).sum())
     scan.readings.append(reading._replace(beyond=beyond))

@@ -51,6 +51,11 @@ class Label:
     mended: str = ""
 
     @property
+    def kind(self) -> int | str:
+        """What it is a label of, however that is spelled: `1`, `01` and `1.0` are one class."""
+        return self.raw_class if self.class_id is None else self.class_id
+
+    @property
     def place(self) -> str:
         """File and line, or file and item, for a message."""
         if self.line:

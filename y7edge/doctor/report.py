@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from y7edge import page
 from y7edge.data.images import read_image
 from y7edge.doctor.check_pictures import readable
+from y7edge.doctor.complaints import complaints
 from y7edge.doctor.examine import Report
 from y7edge.doctor.geometry import grade
 from y7edge.doctor.places import PAGE_TITLE, writing
@@ -86,7 +87,8 @@ def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | 
     if path is None or (picture is not None and picture.facts.size is None):
         return None
     try:
-        image = read_image(path)
+        with complaints():  # they are findings by now
+            image = read_image(path)
     except DataError:
         return None
     gain = min(1.0, _SIDE / max(image.shape[:2]))

@@ -88,11 +88,11 @@ def _file(scan: Scan, path: Path, split: str, root: Path) -> None:
         if "id" in entry:
             seen[str(entry["id"])] += 1
             if seen[str(entry["id"])] == 2:
-                scan.trouble("ids", f"{item}: its id stands more than once", path)
+                scan.trouble("ids", f"{item}: its id stands more than once; number them anew", path)
         picture = pictures.get(str(entry.get("image_id")), _NOWHERE)
         if picture is _NOWHERE:
             words = f"{item}: image_id {entry.get('image_id')!r} is that of no image"
-            scan.trouble("orphan_label", words, path)
+            scan.trouble("orphan_label", f"{words}; correct or remove it", path)
         elif picture is not None:
             picture.labels.append(_label(scan, entry, item, path, classes))
 
@@ -117,7 +117,9 @@ def _categories(scan: Scan, value: Any, path: Path) -> dict[str, int]:
     for _, entry in _entries(scan, value, path, "categories"):
         name, number = str(entry.get("name") or "").strip(), str(entry.get("id"))
         if number in found:
-            scan.trouble("ids", f"category id {number} stands more than once", path)
+            both = f"{scan.names[found[number]]!r} and {name!r}"
+            words = f"category id {number} stands more than once, for {both}: number them anew"
+            scan.trouble("ids", words, path)
             continue
         own = [scan.names[index] for index in found.values()]
         if name not in scan.names or name in own:
@@ -132,12 +134,15 @@ def _images(
     scan: Scan, entries: list[Any], path: Path, split: str, root: Path
 ) -> dict[str, Picture | None]:
     found: dict[str, Picture | None] = {}
+    doubled: dict[str, list[Picture | None]] = {}
     folder: Path | None = None
     for index, entry in _entries(scan, entries, path, "images"):
         number = str(entry.get("id"))
         name = entry.get("file_name")
         if number in found:
-            scan.trouble("ids", f"image id {number} stands more than once", path)
+            words = f"image id {number} stands more than once: whose are its annotations?"
+            scan.trouble("ids", f"{words} Number the images anew", path)
+            doubled.setdefault(number, []).append(found[number])
         if not isinstance(name, str) or not name:
             scan.trouble("annotation", f"images[{index}] has no file_name", path)
             found[number] = None
@@ -161,6 +166,10 @@ def _images(
         picture.stated = _size(entry)
         scan.folders |= {image.parent, path.parent}
         found[number] = picture
+    for number, others in doubled.items():
+        sharing = {id(p): p for p in (*others, found[number]) if p is not None}
+        for picture in sharing.values() if len(sharing) > 1 else ():
+            picture.lost = f"its image id {number} is that of another picture too"
     return found
 
 

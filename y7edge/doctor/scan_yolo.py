@@ -11,6 +11,7 @@ from pathlib import Path
 
 from y7edge.data.sample import is_image
 from y7edge.data.yolo import inner_path, label_path
+from y7edge.doctor.check_pictures import readable
 from y7edge.doctor.description import read_description, take_names
 from y7edge.doctor.label_files import Listing, read_labels
 from y7edge.doctor.records import SPLITS, Picture, Scan
@@ -91,6 +92,13 @@ def _finish(scan: Scan) -> None:
     for picture in scan.pictures.values():
         read_labels(scan, picture, listing)
     find_strays(scan, label_path, ".txt")
+    bare = {
+        picture.path.stem: picture for picture in scan.pictures.values() if not picture.labelled
+    }
+    for path in scan.orphan_labels:
+        if path.stem in bare:
+            shown = readable(path, scan.root)
+            bare[path.stem].lost = f"{shown} has its name and no picture: move it there?"
 
 
 def _entry(scan: Scan, split: str, entry: str, root: Path, where: tuple[Path, int]) -> None:

@@ -14,6 +14,7 @@ from y7edge.doctor.walking import files_below
 UNREAD_SUFFIXES = frozenset(
     {".avif", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".svg"}
 )
+_TEXTS = frozenset({".json", ".txt", ".xml"})
 _NO_LABELS = {"classes", "labels", "names", "obj", "readme", "requirements", "train", "val"}
 _NO_LABELS |= {"test", "license", "notes", "predefined_classes", "readme.dataset", "valid"}
 
@@ -29,7 +30,7 @@ def find_strays(scan: Scan, label_of: Callable[[Path], Path | None], suffix: str
     known = {_real(path) for path in scan.pictures}
     for path in _files(scan, {path.parent for path in scan.pictures}, "images"):
         ending = path.suffix.lower()
-        if ending in UNREAD_SUFFIXES:
+        if ending in UNREAD_SUFFIXES or (ending not in IMAGE_SUFFIXES and _begins_as_one(path)):
             scan.ignored.append(path)
         elif ending in IMAGE_SUFFIXES and _real(path) not in known:
             scan.orphan_pictures.append(path)
@@ -43,6 +44,17 @@ def find_strays(scan: Scan, label_of: Callable[[Path], Path | None], suffix: str
         is_label = path.suffix.lower() == suffix and path.stem.lower() not in _NO_LABELS
         if is_label and _real(path) not in owned:
             scan.orphan_labels.append(path)
+
+
+def _begins_as_one(path: Path) -> bool:
+    """Whether a file whose name says otherwise is a JPEG or PNG."""
+    if path.suffix.lower() in _TEXTS:
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(8).startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+    except OSError:
+        return False
 
 
 def _real(path: Path) -> str:
