@@ -216,6 +216,44 @@ def test_width_and_height_under_the_names_of_corners(voc: Path, tmp_path: Path) 
         np.testing.assert_allclose(one.boxes, other.boxes, atol=0.002)
 
 
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_centres_under_the_names_of_corners(exchanged: bool, voc: Path, tmp_path: Path) -> None:
+    _, expected = fixed(voc, tmp_path / "right")
+
+    def rewritten(match: re.Match[str]) -> str:
+        x1, y1, x2, y2 = (float(text) for text in match.groups())
+        values = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+        values = (x2, y2, x1, y1) if exchanged else values
+        sides = zip(("xmin", "ymin", "xmax", "ymax"), values, strict=True)
+        return "".join(f"<{name}>{value:.1f}</{name}>" for name, value in sides)
+
+    corners = r"<xmin>(.*?)</xmin><ymin>(.*?)</ymin><xmax>(.*?)</xmax><ymax>(.*?)</ymax>"
+    for path in (voc / "annotations").glob("*.xml"):
+        path.write_text(re.sub(corners, rewritten, path.read_text()))
+    if exchanged:
+        _, found = fixed(voc, tmp_path / "out")
+        np.testing.assert_allclose(
+            found.split("train")[0].boxes, expected.split("train")[0].boxes, atol=0.002
+        )
+    else:
+        assert "centre x, centre y" in messages(voc, "corners")[0]
+        with pytest.raises(DataError, match="nothing with a label"):
+            mend(examine(voc), tmp_path / "out")
+
+
+def test_paths_in_a_list_of_stems(voc: Path) -> None:
+    edited(voc / "train.txt", "train00003", "images/train00003.jpg")
+    (words,) = messages(voc, "list_entry")
+    assert "write 'train00003'" in words
+
+
+def test_a_link_to_a_folder_is_not_passed_over_in_silence(yolo: Path, tmp_path: Path) -> None:
+    shutil.copytree(yolo / "images/val", tmp_path / "more")
+    (yolo / "images/train/more").symlink_to(tmp_path / "more")
+    (words,) = messages(yolo, "linked_folder")
+    assert "is not followed" in words
+
+
 def test_images_that_share_an_id_are_both_left_out(coco: Path, tmp_path: Path) -> None:
     of_json(coco, lambda c: c["images"][3].update(id=1))
     mended, copy = fixed(coco, tmp_path / "out")

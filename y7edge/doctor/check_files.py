@@ -15,6 +15,7 @@ _REWRITTEN = "written anew in UTF-8"
 from_scanner("entry", "error", "entries of the data.yaml that lead nowhere", "left out")
 from_scanner("path_entry", "warning", "a path of the data.yaml that leads nowhere", "left out")
 from_scanner("folder", "error", "folders that cannot be read")
+from_scanner("linked_folder", "warning", "links to folders, passed over", "left out")
 from_scanner("test_entry", "info", "a test split that is described but not there", "left out")
 from_scanner("list_entry", "error", "list entries that lead to no picture", "left out")
 from_scanner("listed_twice", "warning", "pictures listed twice in one split", "kept once")

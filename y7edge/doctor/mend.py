@@ -410,6 +410,7 @@ def _note_troubles(copy: _Copy, report: Report) -> None:
         "entry",
         "test_entry",
         "list_entry",
+        "linked_folder",
         "listed_twice",
         "names",
         "ids",

@@ -22,6 +22,9 @@ _WORDS = {
     "top_left": "left, top, width, height",
 }
 _WANTED = {"yolo": "centre", "voc": "corners", "coco": "top_left"}
+# Where numbers have names, `xmax` for a width is what programs get wrong. Corners exchanged in all
+# boxes may look like centres and sizes, so that is never certain.
+_OTHERS = {"centre": ("top_left",), "top_left": ("centre",), "corners": ("top_left", "centre")}
 _LOOSE = 0.01
 # Labels that are merely drawn with a loose hand do not leave their picture this far, in numbers.
 _FAR, _FAR_IN_FILE = 0.1, 0.04
@@ -106,11 +109,11 @@ def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
     if wanted != "corners" and count >= _FEW and far >= least and fitting >= 0.9:
         return "corners", bool(fitting == 1 and count >= _ENOUGH)
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
-    # Where numbers have names, `xmax` for a width is what programs get wrong.
-    other = "centre" if wanted == "top_left" else "top_left"
-    fitting = _fits(rows, other, _LOOSE).mean()
-    if count >= _MANY and beyond >= 0.1 and fitting >= 0.97:
-        return other, bool(fitting == 1 and beyond >= 0.15)
+    for other in _OTHERS[wanted]:
+        fitting = _fits(rows, other, _LOOSE).mean()
+        if count >= _MANY and beyond >= 0.1 and fitting >= 0.97:
+            sure = fitting == 1 and beyond >= 0.15 and (wanted, other) != ("corners", "centre")
+            return other, bool(sure)
     return "", False
 
 

@@ -74,6 +74,8 @@ def _list(scan: Scan, split: str, path: Path, by_stem: dict[str, Path], annotati
         image = by_stem.get(stem)
         if image is None:
             words = f"'{stem}' is the stem of no picture; remove the line or restore the file"
+            if (short := Path(stem.replace("\\", "/")).stem) in by_stem:
+                words = f"'{stem}' is no stem; write '{short}'"
             scan.trouble("list_entry", words, path, number)
             continue
         picture = scan.pictures.setdefault(

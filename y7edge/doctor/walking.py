@@ -17,5 +17,11 @@ def files_below(scan: Scan, folder: Path) -> list[Path]:
             words = f"cannot be read: {error.strerror}; what is in it is missing here"
             scan.trouble("folder", words, path)
 
-    walk = os.walk(folder, onerror=note)
-    return sorted(Path(top) / name for top, _, names in walk for name in names)
+    found = []
+    for top, folders, names in os.walk(folder, onerror=note):
+        found += [Path(top) / name for name in names]
+        for path in (Path(top) / name for name in folders):
+            if path.is_symlink() and not any(t.file == path for t in scan.troubles):
+                words = "is a link to a folder, which is not followed: name that in the data.yaml"
+                scan.trouble("linked_folder", f"{words}, or copy it here", path)
+    return sorted(found)
