@@ -65,7 +65,7 @@ SETTINGS = ("data", "pictures", "epochs", "imgsz", "width", "batch")  # the same
 RECIPE = replace(
     TINY,
     augmentation=replace(TINY.augmentation, mosaic=0.0, scale=0.3, flipud=0.5),
-    lr0=0.02,
+    lr0=0.05,
     ema_decay=0.99,
     ema_tau=100.0,
     clip_norm=10.0,
