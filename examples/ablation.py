@@ -199,16 +199,22 @@ def keep_settings(options: argparse.Namespace) -> None:
     then = json.loads(path.read_text(encoding="utf-8"))
     for name, value in now.items():
         if then.get(name) != value:
+            found = f"--{name} {then.get(name)}, not {value}"
             raise ConfigError(
-                f"{options.out} holds trainings with --{name} {then.get(name)}, not {value}: give "
-                "another --out, or the same settings"
+                f"{options.out} holds trainings with "
+                f"{'another recipe' if name == 'recipe' else found}: give another --out, or the "
+                "same settings"
             )
 
 
 def settings(options: argparse.Namespace) -> dict[str, object]:
     """What has to be the same for all trainings that are compared."""
     values = {name: getattr(options, name) for name in SETTINGS}
-    return values | {"data": str(options.data) if options.data else "made pictures"}
+    recipe = {name: value for name, value in RECIPE.to_dict().items() if value is not None}
+    return values | {
+        "data": str(options.data) if options.data else "made pictures",
+        "recipe": recipe,
+    }
 
 
 def made_pictures(options: argparse.Namespace) -> Path:

@@ -150,6 +150,9 @@ def test_every_training_is_done_once_and_goes_on_where_it_was(script, tmp_path, 
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="holds trainings with --epochs 1, not 2"):
         script.run(options(script, tmp_path, "--epochs", "2"))
+    monkeypatch.setattr(script, "RECIPE", script.RECIPE.changed({"clip_norm": 1}))
+    with pytest.raises(ConfigError, match="holds trainings with another recipe: give another"):
+        script.run(chosen)
 
 
 def test_table_has_spread_differences_and_the_papers_figures(report):

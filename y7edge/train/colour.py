@@ -6,8 +6,8 @@ three values, V, the smallest, m, and factors s and v, each value c becomes
 
     V' - (V - c) k    where  V' = min(v V, 255)  and  k = min(s V' / V, V' / (V - m))
 
-of which k is s v unless s, or v, is beyond 1. Results lie within two grey
-levels of that; the published way rounds hue and saturation to 8 bits, and is further off.
+of which k is s v unless s, or v, is beyond 1. Results lie within two grey levels of that at the
+published strengths; the published way rounds hue and saturation to 8 bits, and is further off.
 
 Hue is published to be multiplied too: by up to 1.015 it turns a colour of hue h (of 180) by up to
 0.015 h, cut to a whole number. Here all hues are turned alike, by the mean of that over the circle

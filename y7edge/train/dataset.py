@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from y7edge.data.sample import Sample
-from y7edge.errors import ConfigError, DataError
+from y7edge.errors import DataError
 from y7edge.train.augment import Augmentation, Picture, augmented, rectangle
 from y7edge.train.labelled import bgr_view, targets
-from y7edge.train.memory import BatchMemory, Item, Made, Task
+from y7edge.train.memory import BatchMemory, Item, Made, ReusedMemory, Task
 from y7edge.train.picture_cache import Filling, Images, open_cache
 from y7edge.train.sampling import BatchPlan, Key, generator
 from y7edge.train.workers import PREFETCH, WorkerStart, one_pass, start_method
@@ -170,15 +170,18 @@ class _Work(Dataset["Item | Made"]):
 
     def __init__(self, shown: TrainingSet, memory: BatchMemory | None) -> None:
         self._shown, self._memory = shown, memory
+        self._reused = ReusedMemory()
 
     def __getitem__(self, task: Task) -> Item | Made:
         size = self._shown.size
         shape = (len(task.keys), 3, *(task.keys[0].shape or (size, size)))
         slot = task.slot
-        if self._memory is None or slot is None:
-            images = np.empty(shape, np.uint8)
-        else:
+        if self._memory is not None and slot is not None:
             images = self._memory.space(slot, shape)
+        elif get_worker_info() is None:
+            images = self._reused.empty(shape)
+        else:  # torch sends it to the training process, and knows when it was received
+            images = np.empty(shape, np.uint8)
         labels = map(self._shown.write, task.keys, images)
         numbered = _numbered(list(labels))
         if self._memory is None or slot is None:
@@ -230,16 +233,10 @@ def loader(
     """
     method = start_method(workers)
     memory = None
-    if method == "fork" or not workers:  # who makes batches shares this process's memory
+    if method == "fork":
         stride = plan.rect.stride if plan.rect else 1
         side = -(-dataset.size // stride) * stride
-        size = plan.batch // plan.world * 3 * side**2
-        try:
-            memory = BatchMemory(PREFETCH * workers + _SPARE, size)
-        except ConfigError:
-            if workers:
-                raise
-            # Without workers, one batch at a time has to do.
+        memory = BatchMemory(PREFETCH * workers + _SPARE, plan.batch // plan.world * 3 * side**2)
     return Loader(
         _Work(dataset, memory),  # type: ignore[arg-type]
         batch_size=None,  # tasks are whole batches

@@ -85,11 +85,11 @@ FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
 SMALL_DATA_CHANGES: dict[str, tuple[Any, str]] = {
     "nominal_batch": (
         8,
-        "measured: docs/small_data.md, a short run needs many steps more than smooth ones",
+        "ours: a short run needs many steps more than smooth ones (docs/small_data.md)",
     ),
     "ema_decay": (
         0.995,
-        "measured: docs/small_data.md, averages 200 steps; such a run has no 10,000",
+        "ours: averages 200 steps; 10,000 are more than such a run has",
     ),
     "ema_tau": (100.0, "ours: with the shorter average"),
     "close_mosaic": (15, "ours: the last epochs show whole pictures, as they will be met in use"),
@@ -135,7 +135,7 @@ RECIPES: dict[str, NamedRecipe] = {
         _named("finetune", "any model from trained weights", "custom", FINETUNE_CHANGES),
         _named(
             "small-data",
-            "a few hundred pictures from scratch, an hour on a CPU",
+            "a few hundred pictures from scratch, on a CPU",
             "tiny",
             SMALL_DATA_CHANGES,
         ),

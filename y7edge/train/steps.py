@@ -82,7 +82,7 @@ class Steps:
         if due:
             with self.timing.part("optimizer"):
                 if self.clip_norm:
-                    # What is not finite is found in the loss, with its batch.
+                    # One that is not finite makes a loss that is not, which ends the run.
                     self.fabric.clip_gradients(
                         self.forward,
                         self.optimizer,

@@ -335,10 +335,11 @@ class Trainer:
         if self.keeper and not over and patience and (best := self.keeper.best):
             # Epochs that nobody has judged may be better: they don't try anybody's patience.
             judged = [row.epoch for row in self.keeper.rows if row.map50 is not None]
-            recipe, begin = self.config.hyper, best.epoch
-            if recipe.average == "swa":  # the mean that the run is for has not begun before
-                begin = max(begin, swa_begins(recipe, self.config.epochs))
-            over = judged[-1] - begin >= patience
+            since, recipe = best.epoch, self.config.hyper
+            if recipe.average == "swa":  # what the run is for is there from this epoch on
+                first = swa_begins(recipe, self.config.epochs)
+                since = max(since, next((epoch for epoch in judged if epoch >= first), judged[-1]))
+            over = judged[-1] - since >= patience
             if over:
                 self.progress.say(f"no better fitness since epoch {best.epoch}: stopped")
         return self.ranks.from_first(over)
