@@ -77,9 +77,7 @@ class TrainConfig:
     epochs: int = 300
     batch: int = 16  # pictures per iteration, over all devices
     nominal_batch: int | None = None  # pictures per optimiser step; None: the recipe's
-    patience: int = (
-        0  # stop after so many epochs without a better fitness; 0: never
-    )
+    patience: int = 0  # stop after so many epochs without a better fitness; 0: never
     val_every: int | None = None  # epochs between validations; None: a twentieth of the run
 
     # Where
