@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from y7edge.doctor.texts import Text, read_text
 from y7edge.errors import DataError, RuntimeMissing
 
 _MOST = 100_000  # classes, and values in a file
+_SEPARATOR = re.compile(r"\s*[,;\n]\s*")
+_WRAPPING = " \t\n[]'\""
 
 
 @dataclass(slots=True)
@@ -113,8 +116,7 @@ def take_names(scan: Scan, description: Description) -> None:
     if isinstance(names, dict):
         names = _numbered(scan, names, path, line)
     if isinstance(names, str):
-        parts = names.split()
-        found = parts if scan.nc == len(parts) else [name.strip() for name in names.split(",")]
+        found = _parts(names, scan.nc)
         scan.trouble("names", f"names is the text {names!r}, no list; write {found}", path, line)
         names = found
     if names is None:
@@ -126,6 +128,16 @@ def take_names(scan: Scan, description: Description) -> None:
     if scan.nc is not None and scan.nc != len(scan.names):
         message = f"nc is {scan.nc}, but there are {len(scan.names)} names; correct one of them"
         scan.trouble("names", message, path, lines.get("nc", 0))
+
+
+def _parts(names: str, nc: int | None) -> list[str]:
+    """The names in one text: between commas; between blanks where ``nc`` counts as many."""
+    inner = names.strip(_WRAPPING)
+    parts = _SEPARATOR.split(inner.rstrip(",; "))
+    words = inner.split()
+    if len(parts) == 1 and nc == len(words):
+        parts = words
+    return [part.strip(_WRAPPING) for part in parts]
 
 
 def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[Any]:
