@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from y7edge.data.dataset import Dataset, load
@@ -45,3 +48,40 @@ def test_names_of_several_words_between_commas(yolo: Path, tmp_path: Path) -> No
     (yolo / "data.yaml").write_text(f"{rest}\nnc: 4\nnames: hard hat, vest, head, left hand\n")
     names = ("hard hat", "vest", "head", "left hand")
     assert fixed(yolo, tmp_path / "out")[1].names == names
+
+
+def boxes_of(data: Dataset) -> list[np.ndarray]:
+    return [sample.boxes for split in ("train", "val") for sample in data.split(split)]
+
+
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+def test_corners_exchanged_in_some_boxes_are_no_other_form(
+    axes: str, voc: Path, tmp_path: Path
+) -> None:
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    corners = "".join(f"<{side}>(.*?)</{side}>" for side in sides)
+    seen = 0
+
+    def rewritten(match: re.Match[str], *, exchange: bool) -> str:
+        nonlocal seen
+        seen += 1
+        # In the upper left half, where sizes would lie within the picture too.
+        x1, y1, x2, y2 = (float(text) / 2 for text in match.groups())
+        if exchange and seen % 5 == 0:
+            x1, x2 = (x2, x1) if "x" in axes else (x1, x2)
+            y1, y2 = (y2, y1) if "y" in axes else (y1, y2)
+        values = zip(sides, (x1, y1, x2, y2), strict=True)
+        return "".join(f"<{name}>{value:.2f}</{name}>" for name, value in values)
+
+    right = Path(shutil.copytree(voc, tmp_path / "right"))
+    for root, exchange in ((right, False), (voc, True)):
+        seen = 0
+        for path in sorted((root / "annotations").glob("*.xml")):
+            change = partial(rewritten, exchange=exchange)
+            path.write_text(re.sub(corners, change, path.read_text()))
+    assert seen >= 20
+    assert messages(voc, "corners") == []
+    assert len(messages(voc, "negative")) == seen // 5
+    (_, one), (_, other) = fixed(right, tmp_path / "expected"), fixed(voc, tmp_path / "out")
+    for expected, found in zip(boxes_of(one), boxes_of(other), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -29,6 +29,7 @@ _LOOSE = 0.01
 # Labels that are merely drawn with a loose hand do not leave their picture this far, in numbers.
 _FAR, _FAR_IN_FILE = 0.1, 0.04
 _FEW, _ENOUGH, _MANY = 4, 8, 20
+_MOST = 0.5
 
 Rows = NDArray[np.float64]
 Entry = tuple[Picture, Label]
@@ -109,6 +110,8 @@ def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
     if wanted != "corners" and count >= _FEW and far >= least and fitting >= 0.9:
         return "corners", bool(fitting == 1 and count >= _ENOUGH)
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
+    if wanted == "corners" and beyond < _MOST:
+        return "", False  # corners exchanged in a part of the boxes, which any form may fit
     for other in _OTHERS[wanted]:
         fitting = _fits(rows, other, _LOOSE).mean()
         if count >= _MANY and beyond >= 0.1 and fitting >= 0.97:
