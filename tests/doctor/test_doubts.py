@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -85,3 +87,21 @@ def test_corners_exchanged_in_some_boxes_are_no_other_form(
     (_, one), (_, other) = fixed(right, tmp_path / "expected"), fixed(voc, tmp_path / "out")
     for expected, found in zip(boxes_of(one), boxes_of(other), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def of_json(root: Path, change: Callable[[dict], object]) -> None:
+    path = root / "annotations/instances_train.json"
+    whole = json.loads(path.read_text())
+    change(whole)
+    path.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("broken", [{"id": 1}, {"id": 1, "file_name": "gone.jpg"}])
+@pytest.mark.parametrize("place", [0, 99])
+def test_a_picture_that_shares_its_id_with_a_broken_entry_is_left_out(
+    place: int, broken: dict, coco: Path, tmp_path: Path
+) -> None:
+    of_json(coco, lambda content: content["images"].insert(place, broken))
+    mended, copy = fixed(coco, tmp_path / "out")
+    assert "00001" not in {sample.path.stem for sample in copy.split("train")}
+    assert any("its image id 1 is that of another" in change.found for change in mended.changes)

@@ -167,8 +167,9 @@ def _images(
         scan.folders |= {image.parent, path.parent}
         found[number] = picture
     for number, others in doubled.items():
-        sharing = {id(p): p for p in (*others, found[number]) if p is not None}
-        for picture in sharing.values() if len(sharing) > 1 else ():
+        # Of a broken entry nobody knows which picture it is, so it is another one.
+        sharing = {id(picture): picture for picture in (*others, found[number])}
+        for picture in filter(None, sharing.values() if len(sharing) > 1 else ()):
             picture.lost = f"its image id {number} is that of another picture too"
     return found
 
