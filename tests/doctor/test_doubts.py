@@ -16,6 +16,8 @@ from y7edge.data.dataset import Dataset, load
 from y7edge.doctor.examine import examine
 from y7edge.doctor.mend import Mended, mend
 
+IMAGE = "images/train/00003.jpg"
+
 
 def messages(root: Path, check: str) -> list[str]:
     return [finding.message for finding in examine(root).findings if finding.check == check]
@@ -105,3 +107,29 @@ def test_a_picture_that_shares_its_id_with_a_broken_entry_is_left_out(
     mended, copy = fixed(coco, tmp_path / "out")
     assert "00001" not in {sample.path.stem for sample in copy.split("train")}
     assert any("its image id 1 is that of another" in change.found for change in mended.changes)
+
+
+@pytest.mark.parametrize("folder", ["images/train", "labels/train", "images", "labels"])
+def test_a_linked_folder_of_a_split_is_not_passed_over(
+    folder: str, yolo: Path, tmp_path: Path
+) -> None:
+    shutil.move(yolo / folder, tmp_path / "elsewhere")
+    (yolo / folder).symlink_to(tmp_path / "elsewhere")
+    assert examine(yolo).findings == ()
+    assert sum(map(len, boxes_of(fixed(yolo, tmp_path / "out")[1]))) > 20
+
+
+@pytest.mark.parametrize("folder", ["images/train", "labels/train"])
+def test_strays_in_a_linked_folder_are_found(folder: str, yolo: Path, tmp_path: Path) -> None:
+    shutil.move(yolo / folder, tmp_path / "elsewhere")
+    (yolo / folder).symlink_to(tmp_path / "elsewhere")
+    (yolo / IMAGE).unlink()
+    (yolo / "images/train/x.heic").write_bytes(b"x")
+    assert len(messages(yolo, "orphan_label")) == 1
+    assert len(messages(yolo, "ignored")) == 1
+
+
+def test_a_second_way_to_a_folder_is_no_other_folder(yolo: Path) -> None:
+    (yolo / "images/more").mkdir()
+    (yolo / "images/more/again").symlink_to(yolo / "images/train")
+    assert messages(yolo, "linked_folder") == []

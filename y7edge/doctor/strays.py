@@ -8,7 +8,7 @@ from pathlib import Path
 
 from y7edge.data.sample import IMAGE_SUFFIXES
 from y7edge.doctor.records import Scan
-from y7edge.doctor.walking import files_below
+from y7edge.doctor.walking import files_below, forget_known_links
 
 # Pictures, or nearly: formats that no reader here takes, so that they are passed over in silence.
 UNREAD_SUFFIXES = frozenset(
@@ -27,6 +27,11 @@ def find_strays(scan: Scan, label_of: Callable[[Path], Path | None], suffix: str
         label_of: Where the labels of a picture should stand; None where labels have no files.
         suffix: Of label files; empty where labels have no files.
     """
+    _find(scan, label_of, suffix)
+    forget_known_links(scan)
+
+
+def _find(scan: Scan, label_of: Callable[[Path], Path | None], suffix: str) -> None:
     known = {_real(path) for path in scan.pictures}
     for path in _files(scan, {path.parent for path in scan.pictures}, "images"):
         ending = path.suffix.lower()
@@ -62,6 +67,12 @@ def _real(path: Path) -> str:
     return os.path.realpath(path)
 
 
+def _through_link(folder: Path, root: Path) -> bool:
+    """Whether the way down from ``root`` to ``folder`` leads through a link."""
+    steps = (path for path in (folder, *folder.parents) if path.is_relative_to(root))
+    return any(path.is_symlink() for path in steps if path != root)
+
+
 def _files(scan: Scan, folders: set[Path], name: str) -> Iterator[Path]:
     """Files of folders, and of all below the nearest folder called ``name``, each once."""
     seen: set[Path] = set()
@@ -70,6 +81,8 @@ def _files(scan: Scan, folders: set[Path], name: str) -> Iterator[Path]:
         if not (roots or [folder])[0].is_dir():
             continue
         below = files_below(scan, roots[0] if roots else folder)
+        if roots and _through_link(folder, roots[0]):
+            below += files_below(scan, folder)
         for path in below if roots else (path for path in below if path.parent == folder):
             if path not in seen and not path.name.startswith(".") and path.is_file():
                 seen.add(path)

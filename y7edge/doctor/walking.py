@@ -1,4 +1,4 @@
-"""Files below a folder, with a note of the folders that cannot be read."""
+"""Files below a folder, with a note of the folders that cannot be read or are not followed."""
 
 from __future__ import annotations
 
@@ -25,3 +25,18 @@ def files_below(scan: Scan, folder: Path) -> list[Path]:
                 words = "is a link to a folder, which is not followed: name that in the data.yaml"
                 scan.trouble("linked_folder", f"{words}, or copy it here", path)
     return sorted(found)
+
+
+def forget_known_links(scan: Scan) -> None:
+    """Take back what was said of links to folders that were read, by this way or another."""
+    known = set(scan.folders)
+    for picture in scan.pictures.values():
+        known |= {path.parent for path in (picture.path, picture.label_file) if path}
+    above = {parent for folder in known for parent in folder.parents}
+    targets = {os.path.realpath(folder) for folder in known}
+    scan.troubles = [
+        trouble
+        for trouble in scan.troubles
+        if trouble.check != "linked_folder"
+        or (trouble.file not in known | above and os.path.realpath(trouble.file) not in targets)
+    ]
