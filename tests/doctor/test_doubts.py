@@ -16,7 +16,7 @@ from y7edge.data.dataset import Dataset, load
 from y7edge.doctor.examine import examine
 from y7edge.doctor.mend import Mended, mend
 
-IMAGE = "images/train/00003.jpg"
+IMAGE, LABEL = "images/train/00003.jpg", "labels/train/00003.txt"
 
 
 def messages(root: Path, check: str) -> list[str]:
@@ -133,3 +133,21 @@ def test_a_second_way_to_a_folder_is_no_other_folder(yolo: Path) -> None:
     (yolo / "images/more").mkdir()
     (yolo / "images/more/again").symlink_to(yolo / "images/train")
     assert messages(yolo, "linked_folder") == []
+
+
+@pytest.mark.parametrize("elsewhere", ["", "1 140 60 20 20\n"])
+def test_the_check_and_the_copy_agree_on_percent(
+    elsewhere: str, yolo: Path, tmp_path: Path
+) -> None:
+    """In pictures of 160 x 120; a label beyond 100 anywhere shows that it is pixels."""
+    (yolo / LABEL).write_text("1 80 60 40 30\n")
+    if elsewhere:
+        (yolo / LABEL).with_name("00002.txt").write_text(elsewhere)
+    asked = ["percent or pixels?" in words for words in messages(yolo, "pixels")]
+    assert asked == ([False, False] if elsewhere else [True])
+    _, copy = fixed(yolo, tmp_path / "out")
+    found = {sample.path.stem: sample.boxes for sample in copy.split("train")}
+    if elsewhere:
+        np.testing.assert_allclose(found["00003"], [[0.5, 0.5, 0.25, 0.25]], atol=1e-6)
+    else:
+        assert "00003" not in found

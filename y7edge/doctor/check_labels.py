@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.doctor.check_splits import nearly_same
-from y7edge.doctor.geometry import Grade, grade, outline_disagrees
+from y7edge.doctor.geometry import Grade, grade, may_be_percent, outline_disagrees
 from y7edge.doctor.records import RESPELLED, Corners, Label, Picture, Scan
 from y7edge.doctor.registry import Hit, Severity, at, check, from_scanner
 
@@ -62,12 +62,11 @@ def _not_finite(scan: Scan) -> Iterator[Hit]:
 @check("pixels", "error", "labels in pixels, not in shares of the picture",
        "divided by the picture's size where that fits, else left out")  # fmt: skip
 def _pixels(scan: Scan) -> Iterator[Hit]:
+    unit = "percent or pixels" if may_be_percent(scan) else "pixels"
     for picture, labels, box in _by_file(scan, "pixels"):
         largest = max((abs(v) for label in labels for v in label.values or ()), default=0.0)
         size = picture.facts.size
         known = f" ({size[0]}x{size[1]})" if size else ""
-        percent = largest <= 100 and size is not None and max(size) > 128
-        unit = "percent or pixels" if percent else "pixels"
         words = (
             f"{_count(labels)} up to {largest:g}, where shares from 0 to 1 are expected: {unit}? "
             f"Divide x and width by the picture's width, y and height by its height{known}"

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from y7edge.data.coco import SAME_EXTENT, overlap
-from y7edge.doctor.records import Corners, Label, Picture
+from y7edge.doctor.records import Corners, Label, Picture, Scan
 
 # As in the readers: printed labels are rounded, a box is called sticking out only beyond this.
 ROUNDING = 1e-3
@@ -14,6 +14,8 @@ NO_AREA = 1e-6
 _LEAST = 10  # of a picture so small, any box lies within the first pixels
 # No rounding or sloppy box reaches this many picture sizes: such numbers are pixels.
 _SURELY_PIXELS = 4.0
+# In larger pictures labels up to 100 may be percent: those in pixels would mostly reach further.
+_BEYOND_PERCENT = 128
 
 
 class Grade(NamedTuple):
@@ -42,6 +44,16 @@ def grade(label: Label, picture: Picture) -> Grade:
         return _shares(label, values, picture.facts.size)
     size = picture.size
     return Grade("", None) if size is None else _pixels(label, values, size)
+
+
+def may_be_percent(scan: Scan) -> bool:
+    """Whether the labels in pixels of a whole set might as well be percent."""
+    sides, largest = [0], 0.0
+    for picture, label in scan.labels():
+        if grade(label, picture).fault == "pixels":
+            largest = max(largest, *map(abs, label.values or ()))
+            sides += picture.facts.size or ()
+    return largest <= 100 and max(sides) > _BEYOND_PERCENT
 
 
 def outline_disagrees(label: Label) -> bool:

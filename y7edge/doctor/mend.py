@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from y7edge.doctor.check_pictures import LEAST_SIDE, SUFFIXES, boxes_in_stored_frame, readable
 from y7edge.doctor.check_splits import same_splits, shared_pictures
 from y7edge.doctor.examine import Report, examine
-from y7edge.doctor.geometry import NO_AREA, ROUNDING, grade, outline_disagrees
+from y7edge.doctor.geometry import NO_AREA, ROUNDING, grade, may_be_percent, outline_disagrees
 from y7edge.doctor.pictures import Progress, any_size
 from y7edge.doctor.places import require_copy, writing
 from y7edge.doctor.records import Label, Picture, Scan
@@ -114,7 +114,7 @@ def mend(report: Report, out: Path | str, *, progress: Progress | None = None) -
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".cleaned-"))
         try:
-            copy = _Copy(scan, folder, may_be_percent=_may_be_percent(scan))
+            copy = _Copy(scan, folder, may_be_percent=may_be_percent(scan))
             _write(copy, progress)
             if not copy.counts["labels"]:
                 reason = "nothing with a label is left to write; see the check"
@@ -342,19 +342,6 @@ def _outline(label: Label, picture: Picture) -> tuple[float, ...]:
     return tuple(
         value / (height if index % 2 else width) for index, value in enumerate(label.outline)
     )
-
-
-def _may_be_percent(scan: Scan) -> bool:
-    """Whether the labels in pixels of a whole set might as well be percent."""
-    large = [
-        max(map(abs, label.values or (0.0,)))
-        for picture, label in scan.labels()
-        if grade(label, picture).fault == "pixels"
-    ]
-    sides = [max(p.facts.size) for p in scan.pictures.values() if p.facts.size]
-    # Pixels of many labels would reach further, even in small pictures.
-    least = 128 if len(large) >= 20 else 200
-    return max(large, default=0) <= 100 and max(sides, default=0) > least
 
 
 def _turned(points: tuple[float, ...], orientation: int) -> tuple[float, ...]:
