@@ -151,3 +151,12 @@ def test_the_check_and_the_copy_agree_on_percent(
         np.testing.assert_allclose(found["00003"], [[0.5, 0.5, 0.25, 0.25]], atol=1e-6)
     else:
         assert "00003" not in found
+
+
+def test_a_stray_label_may_be_that_of_each_picture_of_its_name(yolo: Path, tmp_path: Path) -> None:
+    (yolo / "labels/other").mkdir()
+    (yolo / LABEL).rename(yolo / "labels/other/00003.txt")
+    (yolo / LABEL.replace("train", "val")).unlink()
+    _, copy = fixed(yolo, tmp_path / "out")
+    for split in ("train", "val"):
+        assert "00003" not in {sample.path.stem for sample in copy.split(split)}

@@ -6,6 +6,7 @@ It follows the rules of `y7edge.data.yolo` for where things are, and goes on whe
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,13 +93,14 @@ def _finish(scan: Scan) -> None:
     for picture in scan.pictures.values():
         read_labels(scan, picture, listing)
     find_strays(scan, label_path, ".txt")
-    bare = {
-        picture.path.stem: picture for picture in scan.pictures.values() if not picture.labelled
-    }
+    bare: dict[str, list[Picture]] = defaultdict(list)
+    for picture in scan.pictures.values():
+        if not picture.labelled:
+            bare[picture.path.stem].append(picture)
     for path in scan.orphan_labels:
-        if path.stem in bare:
+        for picture in bare.get(path.stem, ()):
             shown = readable(path, scan.root)
-            bare[path.stem].lost = f"{shown} has its name and no picture: move it there?"
+            picture.lost = f"{shown} has its name and no picture: move it there?"
 
 
 def _entry(scan: Scan, split: str, entry: str, root: Path, where: tuple[Path, int]) -> None:
