@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -160,3 +161,36 @@ def test_a_stray_label_may_be_that_of_each_picture_of_its_name(yolo: Path, tmp_p
     _, copy = fixed(yolo, tmp_path / "out")
     for split in ("train", "val"):
         assert "00003" not in {sample.path.stem for sample in copy.split(split)}
+
+
+def training_says(root: Path) -> str:
+    return "; ".join(load(root).warnings)
+
+
+@pytest.mark.parametrize("shift", [0, 60])
+def test_an_outline_of_several_parts_is_judged_by_all_of_them(shift: int, coco: Path) -> None:
+    def outlined(content: dict) -> None:
+        x, y, w, h = content["annotations"][0]["bbox"]
+        x = x + shift if x < 80 else x - shift
+        left = [x, y, x + w / 3, y, x, y + h]
+        right = [x + w, y, x + w, y + h, x + w * 2 / 3, y + h]
+        content["annotations"][0]["segmentation"] = [left, right]
+
+    of_json(coco, outlined)
+    assert len(messages(coco, "outline")) == (1 if shift else 0)
+    assert ("outlines that disagree" in training_says(coco)) == bool(shift)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_an_outline_with_a_point_that_is_no_number(
+    number: float, coco: Path, tmp_path: Path
+) -> None:
+    def outlined(content: dict) -> None:
+        x, y, w, h = content["annotations"][0]["bbox"]
+        content["annotations"][0]["segmentation"] = [[x, y, x + w, y, x + w, number, x, y + h]]
+
+    of_json(coco, outlined)
+    assert len(messages(coco, "outline")) == 1
+    assert "outlines that disagree" in training_says(coco)
+    mended, _ = fixed(coco, tmp_path / "out")
+    assert "its outline is left out" in {change.done for change in mended.changes}

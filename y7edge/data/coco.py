@@ -343,23 +343,36 @@ def _outline(
     tally: Tally,
 ) -> NDArray[np.float64] | None:
     """One outline (k, 2) in shares of the picture from the parts of a segmentation, or None."""
-    if not isinstance(segmentation, list) or not segmentation:
-        return None
     try:
-        parts = [np.array(part, np.float64).reshape(-1, 2) / scale for part in segmentation]
+        parts = [part / scale for part in parts_of(segmentation)]
     except (ValueError, TypeError, OverflowError):
         tally.add("outlines that are no lists of points, left out", 1, where)
         return None
-    parts = [part for part in parts if len(part) >= 3]
     if not parts:
         return None
-    points = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    hull = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
     # A point that is no number makes the hull, and this, no number.
-    if not overlap(hull, corners.tolist()) >= SAME_EXTENT:
+    if not overlap(hull_of(parts), corners.tolist()) >= SAME_EXTENT:
         tally.add("outlines that disagree with their box, left out", 1, where)
         return None
     return join(parts)
+
+
+def parts_of(segmentation: object) -> list[NDArray[np.float64]]:
+    """The parts (k, 2) of an outline that have three points or more; none of run lengths.
+
+    Raises:
+        ValueError, TypeError, OverflowError: One is no list of points.
+    """
+    if not isinstance(segmentation, list):
+        return []
+    parts = [np.array(part, np.float64).reshape(-1, 2) for part in segmentation]
+    return [part for part in parts if len(part) >= 3]
+
+
+def hull_of(parts: Sequence[NDArray[np.float64]]) -> tuple[float, ...]:
+    """The box x1, y1, x2, y2 around all parts; not a number where a point is none."""
+    points = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:

@@ -58,12 +58,11 @@ def may_be_percent(scan: Scan) -> bool:
 
 def outline_disagrees(label: Label) -> bool:
     """Whether an outline that came with a box is that of something else, as training judges it."""
-    if not label.outline or label.form != "sides" or not label.values or len(label.values) != 4:
+    if not label.hull or label.form != "sides" or not label.values or len(label.values) != 4:
         return False
-    xs, ys = label.outline[0::2], label.outline[1::2]
     x, y, wide, high = label.values
-    hull = (min(xs), min(ys), max(xs), max(ys))
-    return overlap(hull, (x, y, x + wide, y + high)) < SAME_EXTENT
+    # A point that is no number makes the hull, and this, no number.
+    return not overlap(label.hull, (x, y, x + wide, y + high)) >= SAME_EXTENT
 
 
 def _shares(label: Label, values: tuple[float, ...], size: tuple[float, float] | None) -> Grade:

@@ -32,6 +32,8 @@ class Label:
             x, y, x, y, ... in shares of the picture; ``corners`` x1, y1, x2, y2 and ``sides``
             x, y, width, height in pixels.
         outline: A polygon (x, y, x, y, ...) that came with a box, in pixels.
+        hull: The box x1, y1, x2, y2 around all parts of the outline that came with a box, in
+            pixels; not a number where a point is none.
         crowd: Whether it stands for more objects than anyone counted.
         named: Whether its class was written as a name where a number should be.
         mended: What it took to read it; empty: nothing.
@@ -46,6 +48,7 @@ class Label:
     form: Form = "box"
     item: str = ""
     outline: tuple[float, ...] = ()
+    hull: tuple[float, ...] = ()
     crowd: bool = False
     named: bool = False
     mended: str = ""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from y7edge.data.coco import hull_of, parts_of
 from y7edge.doctor.records import SPLITS, Label, Picture, Scan
 from y7edge.doctor.strays import find_strays
 from y7edge.doctor.texts import read_text
@@ -212,6 +213,7 @@ def _label(
         form="sides",
         item=item,
         outline=_outline(entry.get("segmentation")),
+        hull=_hull(entry.get("segmentation")),
         crowd=bool(entry.get("iscrowd")),
     )
 
@@ -223,3 +225,12 @@ def _outline(value: Any) -> tuple[float, ...]:
     numbers = [_number(number) for number in value[0]]
     whole = tuple(n for n in numbers if n is not None and math.isfinite(n))
     return whole if len(whole) == len(numbers) and len(whole) % 2 == 0 and len(whole) >= 6 else ()
+
+
+def _hull(value: Any) -> tuple[float, ...]:
+    """The box around all parts of an outline; none of what is no outline."""
+    try:
+        parts = parts_of(value)
+    except (ValueError, TypeError, OverflowError):
+        return ()
+    return hull_of(parts) if parts else ()
