@@ -194,3 +194,33 @@ def test_an_outline_with_a_point_that_is_no_number(
     assert "outlines that disagree" in training_says(coco)
     mended, _ = fixed(coco, tmp_path / "out")
     assert "its outline is left out" in {change.done for change in mended.changes}
+
+
+def test_a_dot_in_a_stem_is_no_suffix(voc: Path) -> None:
+    with (voc / "train.txt").open("a") as stream:
+        stream.write("train00001.v2\n")
+    (words,) = messages(voc, "list_entry")
+    assert words.startswith("'train00001.v2' is the stem of no picture")
+
+
+@pytest.mark.parametrize("written", ["images/{}.jpg", "images\\{}.JPG", "other/{}"])
+def test_a_path_where_a_stem_should_be(written: str, voc: Path) -> None:
+    (voc / "images/train00001.jpg").rename(voc / "images/train00001.v2.jpg")
+    text = (voc / "train.txt").read_text()
+    (voc / "train.txt").write_text(text.replace("train00001", written.format("train00001.v2")))
+    assert "write 'train00001.v2'" in messages(voc, "list_entry")[0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "fault"),
+    [
+        ((-1, 0, 1, 2), "but has -1, left out"),
+        ((0, 1, 3, 4), "but lacks 2"),
+        ((-2, -1, 0, 2), "but lacks 1 and has -2, -1, left out"),
+    ],
+)
+def test_numbers_of_names_with_gaps(numbers: tuple[int, ...], fault: str, yolo: Path) -> None:
+    rest = re.sub(r"(?ms)^names:.*?(?=^\w|\Z)", "", (yolo / "data.yaml").read_text())
+    names = "".join(f"  {number}: n{number}\n" for number in numbers)
+    (yolo / "data.yaml").write_text(f"{rest}\nnames:\n{names}")
+    assert messages(yolo, "names")[0].endswith(fault)

@@ -155,9 +155,11 @@ def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[
         scan.trouble("names", words, path, line)
     count = max((index for index in numbered if index < _MOST), default=-1) + 1
     missing = [index for index in range(count) if index not in numbered]
-    if missing or any(index < 0 for index in numbered):
-        shown = ", ".join(map(str, missing[:5])) or "none and has negative ones"
-        words = f"names should be numbered from 0 without gaps, but lacks {shown}"
+    negative = [index for index in numbered if index < 0]
+    if missing or negative:
+        faults = [f"lacks {', '.join(map(str, missing[:5]))}"] if missing else []
+        faults += [f"has {', '.join(map(str, negative[:5]))}, left out"] if negative else []
+        words = f"names should be numbered from 0 without gaps, but {' and '.join(faults)}"
         words += "; were they counted from 1? Then subtract 1" if missing == [0] else ""
         scan.trouble("names", words, path, line)
     return [numbered.get(index, str(index)) for index in range(count)]

@@ -74,7 +74,9 @@ def _list(scan: Scan, split: str, path: Path, by_stem: dict[str, Path], annotati
         image = by_stem.get(stem)
         if image is None:
             words = f"'{stem}' is the stem of no picture; remove the line or restore the file"
-            if (short := Path(stem.replace("\\", "/")).stem) in by_stem:
+            named = Path(stem.replace("\\", "/"))
+            # Other suffixes are parts of a stem: `a.v2` is not the picture `a`.
+            if (short := named.stem if is_image(named) else named.name) in by_stem:
                 words = f"'{stem}' is no stem; write '{short}'"
             scan.trouble("list_entry", words, path, number)
             continue
