@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -224,3 +226,11 @@ def test_numbers_of_names_with_gaps(numbers: tuple[int, ...], fault: str, yolo: 
     names = "".join(f"  {number}: n{number}\n" for number in numbers)
     (yolo / "data.yaml").write_text(f"{rest}\nnames:\n{names}")
     assert messages(yolo, "names")[0].endswith(fault)
+
+
+def test_scanners_put_no_checks_on_the_list() -> None:
+    """Else the order of the checks would depend on which module comes first."""
+    modules = ", ".join(f"y7edge.doctor.scan_{form}" for form in ("yolo", "voc", "coco"))
+    code = f"import {modules}, y7edge.doctor.registry as r; print(len(r.CHECKS))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]

@@ -142,7 +142,7 @@ def _print(report: Report, *, whole: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from y7edge.doctor.check_pictures import readable
+    from y7edge.doctor.shown import readable
 
     # A log has no width of its own: lines there are as long as they need to be.
     wide = sys.stdout is not None and sys.stdout.isatty()

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from y7edge.doctor.check_pictures import readable, within
 from y7edge.doctor.records import Picture, Scan
 from y7edge.doctor.registry import Hit, check, from_scanner
+from y7edge.doctor.shown import readable, within
 
 _REWRITTEN = "written anew in UTF-8"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from y7edge.doctor.geometry import grade
 from y7edge.doctor.records import Picture, Scan
@@ -211,14 +210,3 @@ def _ignored(scan: Scan) -> Iterator[Hit]:
         else:
             kind = f"called {path.suffix}" if path.suffix else "without a suffix"
             yield Hit(f"is a picture {kind}, so it is not read; rename it", path)
-
-
-def readable(path: Path, root: Path) -> str:
-    """A path for people, in one line: relative to the data set where it lies in it."""
-    shown = within(path, root) if path != root else path.name or str(path)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
-
-
-def within(path: Path, root: Path) -> str:
-    """A path relative to the data set where it lies in it."""
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)

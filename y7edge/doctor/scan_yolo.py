@@ -12,10 +12,10 @@ from pathlib import Path
 
 from y7edge.data.sample import is_image
 from y7edge.data.yolo import inner_path, label_path
-from y7edge.doctor.check_pictures import readable
 from y7edge.doctor.description import read_description, take_names
 from y7edge.doctor.label_files import Listing, read_labels
 from y7edge.doctor.records import SPLITS, Picture, Scan
+from y7edge.doctor.shown import readable
 from y7edge.doctor.strays import find_strays
 from y7edge.doctor.texts import read_text
 from y7edge.doctor.walking import files_below
