@@ -27,7 +27,14 @@ from y7edge.data.sample import Sample
 from y7edge.errors import DataError
 from y7edge.train.augment import Augmentation, Picture, augmented, rectangle
 from y7edge.train.labelled import bgr_view, targets
-from y7edge.train.memory import BatchMemory, Item, Made, ReusedMemory, Task
+from y7edge.train.memory import (
+    BatchMemory,
+    Item,
+    Made,
+    ReusedMemory,
+    Task,
+    keep_freed_memory,
+)
 from y7edge.train.picture_cache import Filling, Images, open_cache
 from y7edge.train.sampling import BatchPlan, Key, generator
 from y7edge.train.workers import PREFETCH, WorkerStart, one_pass, start_method
@@ -231,6 +238,7 @@ def loader(
     Raises:
         ConfigError: The batches under way would not fit into memory.
     """
+    keep_freed_memory()  # workers that are forked inherit it
     method = start_method(workers)
     memory = None
     if method == "fork":

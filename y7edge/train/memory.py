@@ -25,6 +25,9 @@ _SHARE = 0.8
 # Blocks for batches that are kept for later: one is enough where batches come and go.
 _KEPT = 3
 
+# Just below the largest that the C library's threshold rises to.
+_LARGE_PIECE = 31 << 20
+
 Item = tuple[Tensor, Tensor]
 
 
@@ -146,6 +149,17 @@ class ReusedMemory:
     def __reduce__(self) -> tuple[type[ReusedMemory], tuple[()]]:
         """Copies begin with nothing."""
         return ReusedMemory, ()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory of the size of pictures when it is freed.
+
+    The C library of Linux gives each such piece back to the system, which clears it page by page
+    when it is asked for again: as much work as decoding a small picture. Once a large piece was
+    freed it keeps smaller ones (mallopt(3), M_MMAP_THRESHOLD: the threshold is dynamic, up to 32
+    MiB). Elsewhere this does nothing.
+    """
+    np.empty(_LARGE_PIECE, np.uint8)
 
 
 # Workers name a memory by its address, which is the same after a fork.
