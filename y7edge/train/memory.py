@@ -123,8 +123,8 @@ class BatchMemory:
 class ReusedMemory:
     """Memory for batches that the training process makes itself.
 
-    New memory for each batch is cleared by the system page by page, which costs a tenth of what is
-    done in it. That of a batch is used again once no tensor shows it any more.
+    New memory for each batch is cleared by the system page by page, which is work for nothing. That
+    of a batch is used again once no tensor shows it any more.
     """
 
     def __init__(self) -> None:
