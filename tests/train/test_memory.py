@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import gc
-import pickle
 import platform
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ import torch
 
 from y7edge.errors import ConfigError
 from y7edge.train import memory
-from y7edge.train.memory import BatchMemory, Made, ReusedMemory, amount, available_memory
+from y7edge.train.memory import BatchMemory, Made, amount, available_memory
 from y7edge.train.sampling import Key
 
 SHAPE = (2, 3, 2, 2)
@@ -125,45 +122,6 @@ def test_the_smaller_of_both_counts(monkeypatch):
     assert available_memory() == 700
     monkeypatch.setattr(memory, "_meminfo", lambda _: None)
     assert available_memory() is None
-
-
-def test_memory_of_batches_that_are_gone_is_used_again_and_that_of_others_not():
-    memory = ReusedMemory()
-    first = torch.from_numpy(memory.empty((2, 3, 4, 4)))[1, :, 2]  # a part is enough to keep it
-    held = memory.empty((2, 3, 4, 4))
-    place = first.data_ptr() - 56
-    assert held.ctypes.data != place
-    del first
-    smaller = memory.empty((1, 3, 4, 4))
-    assert smaller.ctypes.data == place
-    del smaller
-    larger = memory.empty((9, 3, 4, 4))
-    assert larger.shape == (9, 3, 4, 4)
-    assert larger.flags.writeable
-
-
-def test_threads_get_memory_of_their_own():
-    memory = ReusedMemory()
-
-    def work(value):
-        for _ in range(300):
-            array = memory.empty((50, 50))
-            array[:] = value
-            assert (array == value).all()
-        return value
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(work, range(4))) == [0, 1, 2, 3]
-
-
-def test_a_copy_of_reused_memory_shares_nothing():
-    memory = ReusedMemory()
-    del_me = memory.empty((8,))
-    place = del_me.ctypes.data
-    del del_me
-    for other in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):  # noqa: S301
-        assert other.empty((8,)).ctypes.data != place
-    assert memory.empty((8,)).ctypes.data == place
 
 
 @pytest.mark.skipif(

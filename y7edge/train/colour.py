@@ -35,7 +35,7 @@ _LARGEST = 255
 _LINEAR = 0.02
 
 # Rows that are coloured at a time: what there is of them stays in the processor's cache.
-_ROWS = 160
+_ROWS = 320
 
 
 class Jitter:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
@@ -31,7 +31,6 @@ from y7edge.train.memory import (
     BatchMemory,
     Item,
     Made,
-    ReusedMemory,
     Task,
     keep_freed_memory,
 )
@@ -177,7 +176,6 @@ class _Work(Dataset["Item | Made"]):
 
     def __init__(self, shown: TrainingSet, memory: BatchMemory | None) -> None:
         self._shown, self._memory = shown, memory
-        self._reused = ReusedMemory()
 
     def __getitem__(self, task: Task) -> Item | Made:
         size = self._shown.size
@@ -185,9 +183,7 @@ class _Work(Dataset["Item | Made"]):
         slot = task.slot
         if self._memory is not None and slot is not None:
             images = self._memory.space(slot, shape)
-        elif get_worker_info() is None:
-            images = self._reused.empty(shape)
-        else:  # torch sends it to the training process, and knows when it was received
+        else:  # from a worker, torch sends it to the training process by itself
             images = np.empty(shape, np.uint8)
         labels = map(self._shown.write, task.keys, images)
         numbered = _numbered(list(labels))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import mmap
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,6 @@ from y7edge.train.sampling import Key
 
 # What may be taken of the memory that is free: the network, and the system, need some too.
 _SHARE = 0.8
-
-# Blocks for batches that are kept for later: one is enough where batches come and go.
-_KEPT = 3
 
 # Just below the largest that the C library's threshold rises to.
 _LARGE_PIECE = 31 << 20
@@ -118,37 +114,6 @@ class BatchMemory:
         # The tensor keeps this array, not only the block; when the array goes, all its users went.
         weakref.finalize(images, self._free.append, made.slot).atexit = False
         return torch.from_numpy(images), torch.from_numpy(made.targets)
-
-
-class ReusedMemory:
-    """Memory for batches that the training process makes itself.
-
-    New memory for each batch is cleared by the system page by page, which is work for nothing. That
-    of a batch is used again once no tensor shows it any more.
-    """
-
-    def __init__(self) -> None:
-        self._free: deque[NDArray[np.uint8]] = deque(maxlen=_KEPT)
-
-    def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An uint8 array of any content, which nobody else has.
-
-        It has to be kept by itself or as a tensor: numpy's views of it keep the block alone.
-        """
-        size = math.prod(shape)
-        try:
-            block = self._free.pop()
-        except IndexError:
-            block = np.empty(size, np.uint8)
-        if block.size < size:
-            block = np.empty(size, np.uint8)
-        array = block[:size].reshape(shape)
-        weakref.finalize(array, self._free.append, block).atexit = False
-        return array
-
-    def __reduce__(self) -> tuple[type[ReusedMemory], tuple[()]]:
-        """Copies begin with nothing."""
-        return ReusedMemory, ()
 
 
 def keep_freed_memory() -> None:
