@@ -84,13 +84,11 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
     if not path.is_file():
         raise ConfigError(f"{folder}: no {files.CONFIG}, so there is no run to go on with")
     config = replace(configfile.read(path), out=folder)
-    for name in ("data", "weights"):
-        place = getattr(config, name)
-        if place is not None and not Path(place).exists():
-            raise ConfigError(
-                f"{path}: {name}: nothing is at {place} any more; bring it back, or, if it was "
-                "moved, write its new place there"
-            )
+    if not Path(config.data).exists():
+        raise ConfigError(
+            f"{path}: data: nothing is at {config.data} any more; bring it back, or, if it was "
+            "moved, write its new place there"
+        )
     return _run(under_torchrun(config), progress, folder)
 
 
@@ -100,9 +98,7 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
     progress = progress if progress and ranks.first else Quiet()
     try:
         kept = None if folder is None else _read_state(folder, ranks, progress)
-        trainer = Trainer(config, progress, fabric=fabric, ranks=ranks, folder=folder)
-        if kept is not None:
-            trainer.restore(kept)
+        trainer = Trainer(config, progress, fabric=fabric, ranks=ranks, folder=folder, kept=kept)
         result = trainer.run()
     except (Y7EdgeError, OSError, KeyboardInterrupt):
         if ranks.first:

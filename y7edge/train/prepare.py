@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +18,6 @@ from y7edge.train.memory import Item
 from y7edge.train.sampling import BatchPlan, rect_plan
 from y7edge.train.start import Start, build_spec, loading_workers, start_model
 from y7edge.train.validate import require_labels
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def read_data(config: TrainConfig) -> Pictures:
     return pictures
 
 
-def make_model(config: TrainConfig, pictures: Pictures, say: Say) -> Start:
+def make_model(config: TrainConfig, pictures: Pictures) -> Start:
     """The model that a run starts with, with anchors that fit its data.
 
     Anchors are left alone where weights come along, which mean offsets from them.
@@ -57,16 +54,15 @@ def make_model(config: TrainConfig, pictures: Pictures, say: Say) -> Start:
     """
     torch.manual_seed(config.seed)
     names, fitting = pictures.data.names, None
+    notes: tuple[str, ...] = ()
     if config.autoanchor and config.weights is None:
         spec = build_spec(config, len(names))
         fitting, found = anchors.choose(
             pictures.train, spec, config.imgsz, config.hyper.anchor_t, config.seed
         )
-        say(found)
+        notes = (found,)
     start = start_model(config, names, anchors=fitting)
-    for note in start.notes:
-        say(note)
-    return start
+    return replace(start, notes=notes + start.notes)
 
 
 def make_loader(

@@ -54,13 +54,23 @@ class Position:
 
 @dataclass
 class Live:
-    """Everything of a run that changes while it trains; ``keeper`` is that of rank 0."""
+    """Everything of a run that changes while it trains, and what it began with.
+
+    Attributes:
+        ranks: its processes.
+        steps: weights, average, momenta and gradients.
+        plan: the weights of pictures.
+        keeper: its results; only rank 0 has one.
+        position: how far it has come.
+        start: facts of :class:`y7edge.train.start.Start`.
+    """
 
     ranks: Ranks
     steps: Steps
     plan: BatchPlan
     keeper: Keeper | None
     position: Position
+    start: Mapping[str, Any]
 
 
 def capture(live: Live, identity: Mapping[str, Any]) -> State:
@@ -85,6 +95,7 @@ def capture(live: Live, identity: Mapping[str, Any]) -> State:
             "average": average_facts,
             "scaler": scaler.state_dict() if scaler else {},
             "keeper": live.keeper.state() if live.keeper else {},
+            "start": dict(live.start),
             "identity": dict(identity),
         }
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,6 +49,11 @@ class Start:
     model: Model
     origin: str
     notes: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What :func:`start_again` needs, as JSON-able values."""
+        anchors = self.model.spec.anchors
+        return {"origin": self.origin, "notes": list(self.notes), "anchors": anchors}
 
 
 def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None) -> Spec:
@@ -108,6 +114,24 @@ def start_model(
         return start
     freeze_rows(start.model, config.freeze)
     return replace(start, notes=(*start.notes, _frozen_note(config, start.model)))
+
+
+def start_again(config: TrainConfig, names: Sequence[str], facts: Mapping[str, Any]) -> Start:
+    """The model of a run that is gone on with; a state of the run has its weights.
+
+    What it once began with is not needed any more: neither a file of weights nor a search for
+    anchors.
+
+    Args:
+        config: the run.
+        names: class names of the data, in order.
+        facts: of its first start.
+    """
+    anchors = tuple(tuple((w, h) for w, h in level) for level in facts["anchors"])
+    model = _model(config, names, anchors)
+    if config.freeze:
+        freeze_rows(model, config.freeze)
+    return Start(model, facts["origin"], tuple(facts["notes"]))
 
 
 def _model(config: TrainConfig, names: Sequence[str], anchors: Anchors | None) -> Model:

@@ -36,7 +36,7 @@ __all__ = [
     "save",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 HEADER = "y7edge-state"
 
 

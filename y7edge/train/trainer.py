@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from y7edge.train.results import EpochRow
 from y7edge.train.resume import Live, Position, capture, check, identity, require_finite, restore
 from y7edge.train.sampling import image_weights
 from y7edge.train.schedule import Schedule, nominal_batch, swa_begins, warmup_iterations
+from y7edge.train.start import Start, start_again
 from y7edge.train.statistics import whole_pictures
 from y7edge.train.steps import Steps, varied_sides
 from y7edge.train.timing import Timing
@@ -73,6 +74,7 @@ class Trainer:
         fabric: Any = None,
         ranks: Ranks | None = None,
         folder: Path | None = None,
+        kept: state.State | None = None,
         timing: Timing | None = None,
     ) -> None:
         """Make everything that the run needs; of all that can be wrong, find out now.
@@ -83,6 +85,7 @@ class Trainer:
             fabric: Lightning Fabric, launched; None opens one for a single process.
             ranks: the processes of the run; None: this one alone.
             folder: of a run that is resumed; None makes the one that the configuration names.
+            kept: where to go on with a run that is resumed; None begins one.
             timing: told which part of the work begins and ends.
 
         Raises:
@@ -92,11 +95,13 @@ class Trainer:
         self.fabric: Any = fabric or open_fabric(config)
         self.ranks = ranks or Ranks()
         device, recipe, say = self.fabric.device, config.hyper, self.progress.say
-        notes: list[str] = []
         with self.ranks.together():
             pictures = read_data(config)
-            start = make_model(config, pictures, notes.append)
-            for note in notes:
+            if kept is None:
+                start = make_model(config, pictures)
+            else:
+                start = start_again(config, pictures.data.names, kept.facts["start"])
+            for note in start.notes:
                 say(note)
             spec = start.model.spec
             self.shown, self.plan, self.loader = make_loader(
@@ -128,7 +133,7 @@ class Trainer:
         if self.weigh:
             self.plan.set_weights(self.weigh(None))
         self.identity = identity(config, pictures.data.digest, self.ranks.world, device)
-        self.keeper = self._make_keeper(folder, pictures, start.origin, nominal, notes)
+        self.keeper = self._make_keeper(folder, pictures, start, nominal)
         self.folder = cast(Path, self.ranks.from_first(self.keeper and self.keeper.folder))
         self.position = Position()
         self.interrupts = Interrupts()
@@ -137,6 +142,9 @@ class Trainer:
         self._clock = self._next_save = 0.0
         self.watch = Stopwatch(self.steps.schedule.iterations)
         say(self._introduction(pictures, start.origin))
+        self._start = start.facts()
+        if kept is not None:
+            self._restore(kept)
 
     def _introduction(self, pictures: Pictures, origin: str) -> str:
         config, schedule, world = self.config, self.steps.schedule, self.ranks.world
@@ -152,9 +160,8 @@ class Trainer:
         self,
         folder: Path | None,
         pictures: Pictures,
-        origin: str,
+        start: Start,
         nominal: int,
-        notes: Sequence[str],
     ) -> Keeper | None:
         """What writes the run's files; the first process alone has it."""
         with self.ranks.together():
@@ -162,7 +169,14 @@ class Trainer:
                 return None
             folder = folder or files.claim(self.config.out)
             data = pictures.data
-            return Keeper(folder, self.config, data, origin=origin, nominal=nominal, notes=notes)
+            return Keeper(
+                folder,
+                self.config,
+                data,
+                origin=start.origin,
+                nominal=nominal,
+                notes=start.notes,
+            )
 
     def _make_steps(self, model: Any, schedule: Schedule, timing: Timing | None) -> Steps:
         config, recipe = self.config, self.config.hyper
@@ -198,12 +212,8 @@ class Trainer:
         """Number of the next batch in the whole run, from 0."""
         return (self.position.epoch - 1) * self.batches + self.position.batch
 
-    def restore(self, kept: state.State) -> None:
-        """Go on where a state was taken.
-
-        Raises:
-            DataError: it was taken on other data.
-        """
+    def _restore(self, kept: state.State) -> None:
+        """Go on where a state was taken, which has to be on the same data."""
         with self.ranks.together():
             check(kept, self.identity, str(self.config.data), self.progress.say)
         live = self._live()
@@ -433,7 +443,7 @@ class Trainer:
         self._whole = True
 
     def _live(self) -> Live:
-        return Live(self.ranks, self.steps, self.plan, self.keeper, self.position)
+        return Live(self.ranks, self.steps, self.plan, self.keeper, self.position, self._start)
 
     def _save(self) -> None:
         """Keep the state of the run. All ranks come here together."""
