@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 
 from y7edge.doctor.records import Label, Scan
-from y7edge.doctor.registry import Hit, at, check, from_scanner
+from y7edge.doctor.registry import Checks, Hit, at
 from y7edge.doctor.texts import read_text
+
+CHECKS = Checks()
 
 _NAMES_FIX = "names as many as classes, gaps filled with numbers"
 
-from_scanner("names", "error", "names and nc that disagree or cannot be read", _NAMES_FIX)
+CHECKS.from_scanner("names", "error", "names and nc that disagree or cannot be read", _NAMES_FIX)
 
 
-@check("class_number", "error", "classes that are no whole number",
+@CHECKS.add("class_number", "error", "classes that are no whole number",
        "the number of the name is used, else the label is left out")  # fmt: skip
 def _class_number(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "yolo":
@@ -35,7 +37,7 @@ def _class_number(scan: Scan) -> Iterator[Hit]:
         yield at(picture, label, words)
 
 
-@check("class_range", "error", "classes that do not exist", "the label is left out")
+@CHECKS.add("class_range", "error", "classes that do not exist", "the label is left out")
 def _class_range(scan: Scan) -> Iterator[Hit]:
     for picture, label in scan.labels():
         if scan.layout != "yolo":
@@ -53,7 +55,7 @@ def _class_range(scan: Scan) -> Iterator[Hit]:
             yield at(picture, label, words)
 
 
-@check("shifted_ids", "error", "ids that seem to be counted from 1")
+@CHECKS.add("shifted_ids", "error", "ids that seem to be counted from 1")
 def _shifted_ids(scan: Scan) -> Iterator[Hit]:
     used = {label.class_id for _, label in scan.labels() if label.class_id is not None}
     if scan.layout != "yolo" or not used or (min(used), max(used)) != (1, scan.classes):
@@ -73,7 +75,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-@check("name_twice", "warning", "class names that stand twice, or nearly")
+@CHECKS.add("name_twice", "warning", "class names that stand twice, or nearly")
 def _name_twice(scan: Scan) -> Iterator[Hit]:
     seen: dict[str, int] = {}
     for index, name in enumerate(scan.names):
@@ -86,7 +88,7 @@ def _name_twice(scan: Scan) -> Iterator[Hit]:
             yield Hit(f"{words}: merge them or rename one", scan.source)
 
 
-@check("name_empty", "warning", "classes without a name", "named by their number")
+@CHECKS.add("name_empty", "warning", "classes without a name", "named by their number")
 def _name_empty(scan: Scan) -> Iterator[Hit]:
     for index, name in enumerate(scan.names):
         if not name.strip():
@@ -96,7 +98,7 @@ def _name_empty(scan: Scan) -> Iterator[Hit]:
             yield at(picture, label, "the object has no name")._replace(severity="error")
 
 
-@check("name_rare", "warning", "rare classes whose name resembles a frequent one")
+@CHECKS.add("name_rare", "warning", "rare classes whose name resembles a frequent one")
 def _name_rare(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "voc":  # elsewhere names are declared, a slip cannot make a new class
         return
@@ -118,7 +120,7 @@ def _alike(name: str, other: str) -> bool:
     return SequenceMatcher(None, name, other).ratio() >= 0.75 or other in swapped
 
 
-@check("classes_file", "warning", "a classes.txt that disagrees with the names")
+@CHECKS.add("classes_file", "warning", "a classes.txt that disagrees with the names")
 def _classes_file(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "yolo" or not scan.names:
         return
@@ -148,7 +150,7 @@ def _counts(scan: Scan, label: Label) -> bool:
     return label.class_id is not None and _exists(scan, label.class_id) and not label.crowd
 
 
-@check("class_balance", "warning", "classes without labels")
+@CHECKS.add("class_balance", "warning", "classes without labels")
 def _class_balance(scan: Scan) -> Iterator[Hit]:
     counts = per_class(scan)
     total: Counter[str] = Counter()
@@ -170,7 +172,7 @@ def _class_balance(scan: Scan) -> Iterator[Hit]:
         yield Hit(words, scan.source, severity="info")
 
 
-@check("class_shares", "info", "classes far rarer than others")
+@CHECKS.add("class_shares", "info", "classes far rarer than others")
 def _class_shares(scan: Scan) -> Iterator[Hit]:
     found = {i: c["train"] for i, c in per_class(scan).items() if c["train"]}
     if not found:

@@ -7,23 +7,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from y7edge.doctor.records import Picture, Scan
-from y7edge.doctor.registry import Hit, check, from_scanner
+from y7edge.doctor.registry import Checks, Hit
 from y7edge.doctor.shown import readable, within
+
+CHECKS = Checks()
 
 _REWRITTEN = "written anew in UTF-8"
 
-from_scanner("entry", "error", "entries of the data.yaml that lead nowhere", "left out")
-from_scanner("path_entry", "warning", "a path of the data.yaml that leads nowhere", "left out")
-from_scanner("folder", "error", "folders that cannot be read")
-from_scanner("linked_folder", "warning", "links to folders, passed over", "left out")
-from_scanner("test_entry", "info", "a test split that is described but not there", "left out")
-from_scanner("list_entry", "error", "list entries that lead to no picture", "left out")
-from_scanner("listed_twice", "warning", "pictures listed twice in one split", "kept once")
-from_scanner("label_name", "error", "label files whose name is nearly right", "used and renamed")
-from_scanner("other_name", "info", "annotations that name another file", "the file's name counts")
+CHECKS.from_scanner("entry", "error", "entries of the data.yaml that lead nowhere", "left out")
+CHECKS.from_scanner(
+    "path_entry", "warning", "a path of the data.yaml that leads nowhere", "left out"
+)
+CHECKS.from_scanner("folder", "error", "folders that cannot be read")
+CHECKS.from_scanner("linked_folder", "warning", "links to folders, passed over", "left out")
+CHECKS.from_scanner(
+    "test_entry", "info", "a test split that is described but not there", "left out"
+)
+CHECKS.from_scanner("list_entry", "error", "list entries that lead to no picture", "left out")
+CHECKS.from_scanner("listed_twice", "warning", "pictures listed twice in one split", "kept once")
+CHECKS.from_scanner(
+    "label_name", "error", "label files whose name is nearly right", "used and renamed"
+)
+CHECKS.from_scanner(
+    "other_name", "info", "annotations that name another file", "the file's name counts"
+)
 
 
-@check("encoding", "error", "text files that are not UTF-8", _REWRITTEN)
+@CHECKS.add("encoding", "error", "text files that are not UTF-8", _REWRITTEN)
 def _encoding(scan: Scan) -> Iterator[Hit]:
     for text in scan.texts:
         if text.encoding == "binary":
@@ -34,7 +44,7 @@ def _encoding(scan: Scan) -> Iterator[Hit]:
             yield Hit("is not UTF-8 (Windows-1252, read so here); save it as UTF-8", text.path)
 
 
-@check("unreadable_text", "error", "text files that cannot be opened",
+@CHECKS.add("unreadable_text", "error", "text files that cannot be opened",
        "left out, and the picture with its labels")  # fmt: skip
 def _unreadable(scan: Scan) -> Iterator[Hit]:
     for text in scan.texts:
@@ -42,7 +52,7 @@ def _unreadable(scan: Scan) -> Iterator[Hit]:
             yield Hit(f"cannot be read: {text.error}; restore it", text.path)
 
 
-@check("byte_order_mark", "warning", "text files with a byte order mark", _REWRITTEN)
+@CHECKS.add("byte_order_mark", "warning", "text files with a byte order mark", _REWRITTEN)
 def _byte_order_mark(scan: Scan) -> Iterator[Hit]:
     for text in scan.texts:
         if text.encoding == "utf-8-sig":
@@ -50,14 +60,14 @@ def _byte_order_mark(scan: Scan) -> Iterator[Hit]:
             yield Hit(words, text.path)
 
 
-@check("line_ends", "info", "text files with Windows line ends", _REWRITTEN)
+@CHECKS.add("line_ends", "info", "text files with Windows line ends", _REWRITTEN)
 def _line_ends(scan: Scan) -> Iterator[Hit]:
     for text in scan.texts:
         if text.carriage_returns:
             yield Hit("has Windows line ends (CRLF), which are understood", text.path)
 
 
-@check("missing_label", "warning", "pictures without a label file", "an empty one is written")
+@CHECKS.add("missing_label", "warning", "pictures without a label file", "an empty one is written")
 def _missing_label(scan: Scan) -> Iterator[Hit]:
     if _unlabelled(scan):
         return
@@ -81,7 +91,7 @@ def _unlabelled(scan: Scan) -> list[Picture]:
     return pictures if not any(picture.labelled for picture in pictures) else []
 
 
-@check("no_labels", "error", "no label at all")
+@CHECKS.add("no_labels", "error", "no label at all")
 def _no_labels(scan: Scan) -> Iterator[Hit]:
     if lost := _unlabelled(scan):
         where = lost[0].label_file
@@ -91,7 +101,7 @@ def _no_labels(scan: Scan) -> Iterator[Hit]:
         yield Hit(f"{len(scan.pictures)} pictures, and not one label", scan.source)
 
 
-@check("orphan_label", "warning", "labels without a picture", "left out")
+@CHECKS.add("orphan_label", "warning", "labels without a picture", "left out")
 def _orphan_label(scan: Scan) -> Iterator[Hit]:
     for path in scan.orphan_labels:
         words = "belongs to no picture: restore the picture or remove it"
@@ -100,7 +110,7 @@ def _orphan_label(scan: Scan) -> Iterator[Hit]:
         yield Hit(words, path)
 
 
-@check("orphan_picture", "info", "pictures that are in no split", "left out")
+@CHECKS.add("orphan_picture", "info", "pictures that are in no split", "left out")
 def _orphan_picture(scan: Scan) -> Iterator[Hit]:
     used = {path.parent for path in scan.pictures}
     folders: dict[Path, list[Path]] = defaultdict(list)
@@ -114,7 +124,7 @@ def _orphan_picture(scan: Scan) -> Iterator[Hit]:
         yield Hit(words, folder, picture=paths[0])
 
 
-@check("shared_label", "warning", "pictures that share a label file", "each gets its own")
+@CHECKS.add("shared_label", "warning", "pictures that share a label file", "each gets its own")
 def _shared_label(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "yolo":
         return
@@ -130,14 +140,14 @@ def _shared_label(scan: Scan) -> Iterator[Hit]:
             yield Hit(f"{names} {words}; rename one", paths[1], picture=paths[1])
 
 
-@check("path_letters", "info", "paths with letters beyond ASCII")
+@CHECKS.add("path_letters", "info", "paths with letters beyond ASCII")
 def _path_letters(scan: Scan) -> Iterator[Hit]:
     for path in _paths(scan):
         if not within(path, scan.root).isascii():
             yield Hit("its path has letters beyond ASCII, which some tools cannot open", path)
 
 
-@check("path_spaces", "info", "paths with spaces")
+@CHECKS.add("path_spaces", "info", "paths with spaces")
 def _path_spaces(scan: Scan) -> Iterator[Hit]:
     for path in _paths(scan):
         if any(letter.isspace() for letter in within(path, scan.root)):

@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 from y7edge.doctor.check_splits import nearly_same
 from y7edge.doctor.geometry import Grade, grade, may_be_percent, outline_disagrees
 from y7edge.doctor.records import RESPELLED, Corners, Label, Picture, Scan
-from y7edge.doctor.registry import Hit, Severity, at, check, from_scanner
+from y7edge.doctor.registry import Checks, Hit, Severity, at
+
+CHECKS = Checks()
 
 _DROPPED = "the label is left out"
 _NEAR = 0.95
 _FULL = 0.98
 STRIDE = 8  # of the finest level
 
-from_scanner("annotation", "error", "annotations that cannot be read", "the picture is left out")
-from_scanner("ids", "error", "ids that stand more than once", "written without ids")
+CHECKS.from_scanner(
+    "annotation", "error", "annotations that cannot be read", "the picture is left out"
+)
+CHECKS.from_scanner("ids", "error", "ids that stand more than once", "written without ids")
 
 
 def _graded(scan: Scan, fault: str) -> Iterator[tuple[Picture, Label, Grade]]:
@@ -30,7 +34,7 @@ def _graded(scan: Scan, fault: str) -> Iterator[tuple[Picture, Label, Grade]]:
             yield picture, label, found
 
 
-@check("columns", "error", "labels with the wrong count of numbers", _DROPPED)
+@CHECKS.add("columns", "error", "labels with the wrong count of numbers", _DROPPED)
 def _columns(scan: Scan) -> Iterator[Hit]:
     for picture, label, _ in _graded(scan, "columns"):
         count = len(label.values or ())
@@ -46,20 +50,20 @@ def _columns(scan: Scan) -> Iterator[Hit]:
         yield at(picture, label, words)
 
 
-@check("number", "error", "labels with something that is no number", _DROPPED)
+@CHECKS.add("number", "error", "labels with something that is no number", _DROPPED)
 def _number(scan: Scan) -> Iterator[Hit]:
     for picture, label, _ in _graded(scan, "number"):
         hint = "; numbers need a point and spaces between them" if "," in label.text else ""
         yield at(picture, label, f"expected numbers, found '{label.text[:60]}'{hint}")
 
 
-@check("not_finite", "error", "labels that are NaN or infinite", _DROPPED)
+@CHECKS.add("not_finite", "error", "labels that are NaN or infinite", _DROPPED)
 def _not_finite(scan: Scan) -> Iterator[Hit]:
     for picture, label, _ in _graded(scan, "not_finite"):
         yield at(picture, label, f"expected finite numbers, found '{label.text[:60]}'; remove it")
 
 
-@check("pixels", "error", "labels in pixels, not in shares of the picture",
+@CHECKS.add("pixels", "error", "labels in pixels, not in shares of the picture",
        "divided by the picture's size where that fits, else left out")  # fmt: skip
 def _pixels(scan: Scan) -> Iterator[Hit]:
     unit = "percent or pixels" if may_be_percent(scan) else "pixels"
@@ -74,7 +78,7 @@ def _pixels(scan: Scan) -> Iterator[Hit]:
         yield at(picture, labels[0], words, box)
 
 
-@check("twice", "error", "labels divided by the picture's size twice, or wrongly in shares",
+@CHECKS.add("twice", "error", "labels divided by the picture's size twice, or wrongly in shares",
        "multiplied by the picture's size")  # fmt: skip
 def _twice(scan: Scan) -> Iterator[Hit]:
     for picture, labels, box in _by_file(scan, "twice"):
@@ -98,34 +102,34 @@ def _count(labels: list[Label]) -> str:
     return "1 label" if len(labels) == 1 else f"{len(labels)} labels"
 
 
-@check("negative", "error", "boxes with negative sizes or exchanged corners", "put in order")
+@CHECKS.add("negative", "error", "boxes with negative sizes or exchanged corners", "put in order")
 def _negative(scan: Scan) -> Iterator[Hit]:
     for picture, label, found in _graded(scan, "negative"):
         words = f"width or height is negative (corners exchanged?): '{label.text[:60]}'; put right"
         yield at(picture, label, words, found.box)
 
 
-@check("no_area", "error", "boxes without area", _DROPPED)
+@CHECKS.add("no_area", "error", "boxes without area", _DROPPED)
 def _no_area(scan: Scan) -> Iterator[Hit]:
     for picture, label, found in _graded(scan, "no_area"):
         yield at(picture, label, f"the box has no area: '{label.text[:60]}'; remove it", found.box)
 
 
-@check("outside", "error", "boxes wholly outside the picture", _DROPPED)
+@CHECKS.add("outside", "error", "boxes wholly outside the picture", _DROPPED)
 def _outside(scan: Scan) -> Iterator[Hit]:
     for picture, label, found in _graded(scan, "outside"):
         words = f"the box lies outside the picture: '{label.text[:60]}'; remove or correct it"
         yield at(picture, label, words, found.box)
 
 
-@check("range", "error", "labels beyond 0 to 1", "clipped to the picture")
+@CHECKS.add("range", "error", "labels beyond 0 to 1", "clipped to the picture")
 def _range(scan: Scan) -> Iterator[Hit]:
     for picture, label, found in _graded(scan, "range"):
         words = f"expected shares from 0 to 1, found '{label.text[:60]}'; correct or clip it"
         yield at(picture, label, words, found.box)
 
 
-@check("sticks_out", "warning", "boxes sticking out of the picture", "clipped to the picture")
+@CHECKS.add("sticks_out", "warning", "boxes sticking out of the picture", "clipped to the picture")
 def _sticks_out(scan: Scan) -> Iterator[Hit]:
     for picture, label, found in _graded(scan, "sticks_out"):
         if found.box is None:
@@ -135,7 +139,7 @@ def _sticks_out(scan: Scan) -> Iterator[Hit]:
         yield at(picture, label, f"{words}; clip it", found.box)
 
 
-@check("outline", "warning", "outlines that disagree with their box", "the box is used")
+@CHECKS.add("outline", "warning", "outlines that disagree with their box", "the box is used")
 def _outline(scan: Scan) -> Iterator[Hit]:
     for picture, label in scan.labels():
         found = grade(label, picture)
@@ -144,7 +148,7 @@ def _outline(scan: Scan) -> Iterator[Hit]:
             yield at(picture, label, words, found.box)
 
 
-@check("corners", "error", "boxes written in another form, as corners x1 y1 x2 y2",
+@CHECKS.add("corners", "error", "boxes written in another form, as corners x1 y1 x2 y2",
        "converted where a whole set is so, else the pictures are left out")  # fmt: skip
 def _corners(scan: Scan) -> Iterator[Hit]:
     for reading in scan.readings:
@@ -159,7 +163,7 @@ def _corners(scan: Scan) -> Iterator[Hit]:
         yield Hit(words, reading.place, picture=picture, severity=severity)
 
 
-@check("separators", "error", "numbers with commas or semicolons",
+@CHECKS.add("separators", "error", "numbers with commas or semicolons",
        "written with points and spaces")  # fmt: skip
 def _separators(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
@@ -169,7 +173,7 @@ def _separators(scan: Scan) -> Iterator[Hit]:
             yield at(picture, labels[0], f"{words}; numbers need points and spaces between them")
 
 
-@check("duplicate", "warning", "labels that stand twice", "kept once")
+@CHECKS.add("duplicate", "warning", "labels that stand twice", "kept once")
 def _duplicate(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
         seen: dict[object, Label] = {}
@@ -182,7 +186,7 @@ def _duplicate(scan: Scan) -> Iterator[Hit]:
                 yield at(picture, label, words, grade(label, picture).box)
 
 
-@check("overlap", "info", "boxes nearly the same as another")
+@CHECKS.add("overlap", "info", "boxes nearly the same as another")
 def _overlap(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
         # What stands twice is a duplicate, and said so.
@@ -235,7 +239,7 @@ def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
             yield first, int(index), float(ious[near == first][0])
 
 
-@check("sliver", "warning", "boxes thinner than one pixel of their picture")
+@CHECKS.add("sliver", "warning", "boxes thinner than one pixel of their picture")
 def _sliver(scan: Scan) -> Iterator[Hit]:
     for picture, label in scan.labels():
         found, size = grade(label, picture), picture.facts.size
@@ -247,7 +251,7 @@ def _sliver(scan: Scan) -> Iterator[Hit]:
             yield at(picture, label, words, found.box)
 
 
-@check("whole_picture", "info", "boxes that cover the whole picture")
+@CHECKS.add("whole_picture", "info", "boxes that cover the whole picture")
 def _whole_picture(scan: Scan) -> Iterator[Hit]:
     for picture, label in scan.labels():
         found = grade(label, picture)
@@ -258,7 +262,7 @@ def _whole_picture(scan: Scan) -> Iterator[Hit]:
                 yield at(picture, label, words, found.box)
 
 
-@check("mixed_lines", "info", "label files with boxes and polygons",
+@CHECKS.add("mixed_lines", "info", "label files with boxes and polygons",
        "written line by line as they are")  # fmt: skip
 def _mixed_lines(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
@@ -268,7 +272,7 @@ def _mixed_lines(scan: Scan) -> Iterator[Hit]:
             yield at(picture, picture.labels[0], words)._replace(line=0)
 
 
-@check("same_labels", "warning", "different pictures with the same labels")
+@CHECKS.add("same_labels", "warning", "different pictures with the same labels")
 def _same_labels(scan: Scan) -> Iterator[Hit]:
     seen: dict[object, Picture] = {}
     for picture in scan.pictures.values():
@@ -292,7 +296,7 @@ def _sides(box: Corners, size: tuple[float, float]) -> tuple[float, float]:
     return (box[2] - box[0]) * size[0], (box[3] - box[1]) * size[1]
 
 
-@check("small", "info", f"boxes smaller than a stride ({STRIDE} pixels) of the network")
+@CHECKS.add("small", "info", f"boxes smaller than a stride ({STRIDE} pixels) of the network")
 def _small(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
         size = picture.facts.size

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 
 from y7edge.doctor.geometry import grade
 from y7edge.doctor.records import Picture, Scan
-from y7edge.doctor.registry import Hit, Run, check
+from y7edge.doctor.registry import Checks, Hit, Run
 from y7edge.doctor.strays import UNREAD_SUFFIXES
+
+CHECKS = Checks()
 
 _DROPPED = "the picture is left out"
 _LARGE = 89  # megapixels; from here on Pillow warns
@@ -56,28 +58,30 @@ def _damaged(kind: str) -> Run:
     return _each(words)
 
 
-check("empty_picture", "error", "empty picture files", _DROPPED)(_damaged("empty"))
-check("unreadable_picture", "error", "picture files that cannot be opened", _DROPPED)(
+CHECKS.add("empty_picture", "error", "empty picture files", _DROPPED)(_damaged("empty"))
+CHECKS.add("unreadable_picture", "error", "picture files that cannot be opened", _DROPPED)(
     _damaged("unreadable")
 )
-check("truncated_picture", "error", "pictures that are cut off", _DROPPED)(_damaged("truncated"))
-check("corrupt_picture", "error", "damaged pictures, or other files in their place", _DROPPED)(
+CHECKS.add("truncated_picture", "error", "pictures that are cut off", _DROPPED)(
+    _damaged("truncated")
+)
+CHECKS.add("corrupt_picture", "error", "damaged pictures, or other files in their place", _DROPPED)(
     _damaged("corrupt")
 )
 
 
-@check("suspicious_picture", "warning", "pictures that decode but show signs of damage")
+@CHECKS.add("suspicious_picture", "warning", "pictures that decode but show signs of damage")
 def _suspicious(scan: Scan) -> Iterator[Hit]:
     yield from _each(lambda p: f"{p.facts.doubt}; look at it" if p.facts.doubt else "")(scan)
 
 
-@check("plain_picture", "warning", "pictures of one colour only")
+@CHECKS.add("plain_picture", "warning", "pictures of one colour only")
 def _plain(scan: Scan) -> Iterator[Hit]:
     words = "shows nothing: every pixel has the same colour"
     yield from _each(lambda p: words if p.facts.flat else "")(scan)
 
 
-@check("tiny_picture", "error", f"pictures with a side below {LEAST_SIDE} pixels", _DROPPED)
+@CHECKS.add("tiny_picture", "error", f"pictures with a side below {LEAST_SIDE} pixels", _DROPPED)
 def _tiny(scan: Scan) -> Iterator[Hit]:
     def words(picture: Picture) -> str:
         size = picture.facts.size
@@ -88,7 +92,7 @@ def _tiny(scan: Scan) -> Iterator[Hit]:
     yield from _each(words)(scan)
 
 
-@check("large_picture", "info", "very large pictures")
+@CHECKS.add("large_picture", "info", "very large pictures")
 def _large(scan: Scan) -> Iterator[Hit]:
     def words(picture: Picture) -> str:
         pixels = math.prod(picture.facts.size or (0, 0)) / 1e6
@@ -126,7 +130,7 @@ def _whole_pixels(picture: Picture, size: tuple[int, int]) -> bool:
     return found >= 2
 
 
-@check("rotation", "warning", "pictures with an EXIF rotation",
+@CHECKS.add("rotation", "warning", "pictures with an EXIF rotation",
        "stored upright; boxes turned too where they were made without the rotation")  # fmt: skip
 def _rotation(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
@@ -154,7 +158,7 @@ def _rotation(scan: Scan) -> Iterator[Hit]:
             yield hit._replace(message=words)
 
 
-@check("size", "error", "sizes in annotations that disagree with the picture",
+@CHECKS.add("size", "error", "sizes in annotations that disagree with the picture",
        "the picture's own size is used if all boxes fit it, else it is left out")  # fmt: skip
 def _size(scan: Scan) -> Iterator[Hit]:
     for picture in scan.pictures.values():
@@ -176,7 +180,7 @@ def _size(scan: Scan) -> Iterator[Hit]:
             yield hit
 
 
-@check("suffix", "warning", "suffixes that disagree with the real format",
+@CHECKS.add("suffix", "warning", "suffixes that disagree with the real format",
        "copied under the right suffix")  # fmt: skip
 def _suffix(scan: Scan) -> Iterator[Hit]:
     def words(picture: Picture) -> str:
@@ -188,7 +192,7 @@ def _suffix(scan: Scan) -> Iterator[Hit]:
     yield from _each(words)(scan)
 
 
-@check("mode", "info", "pictures of an unusual kind")
+@CHECKS.add("mode", "info", "pictures of an unusual kind")
 def _mode(scan: Scan) -> Iterator[Hit]:
     def words(picture: Picture) -> str:
         facts = picture.facts
@@ -202,7 +206,7 @@ def _mode(scan: Scan) -> Iterator[Hit]:
     yield from _each(words)(scan)
 
 
-@check("ignored", "warning", "pictures in formats that are not read")
+@CHECKS.add("ignored", "warning", "pictures in formats that are not read")
 def _ignored(scan: Scan) -> Iterator[Hit]:
     for path in scan.ignored:
         if path.suffix.lower() in UNREAD_SUFFIXES:

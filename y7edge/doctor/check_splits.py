@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.doctor.records import SPLITS, Picture, Scan
-from y7edge.doctor.registry import Hit, check
+from y7edge.doctor.registry import Checks, Hit
+
+CHECKS = Checks()
 
 # Of 256 bits. Two photographs of the same slide, moved a little, differ in 27; the nearest of
 # different ones in 65.
@@ -36,7 +38,7 @@ _WAYS = {
 }
 
 
-@check("splits", "warning", "splits that are not there or not read")
+@CHECKS.add("splits", "warning", "splits that are not there or not read")
 def _splits(scan: Scan) -> Iterator[Hit]:
     labelled = any(picture.labels for picture in scan.pictures.values())
     for split in ("train", "val"):
@@ -67,7 +69,7 @@ def _key(picture: Picture) -> str:
     return picture.facts.digest or str(picture.path)
 
 
-@check("same_splits", "warning", "splits that are one and the same")
+@CHECKS.add("same_splits", "warning", "splits that are one and the same")
 def _same_splits(scan: Scan) -> Iterator[Hit]:
     for one, other in same_splits(scan):
         count = len(scan.in_split(one))
@@ -99,7 +101,7 @@ def _groups(scan: Scan) -> list[list[Picture]]:
     return list(groups.values())
 
 
-@check("leak", "error", "the same picture in two splits",
+@CHECKS.add("leak", "error", "the same picture in two splits",
        "left out of train, kept where the model is judged")  # fmt: skip
 def _leak(scan: Scan) -> Iterator[Hit]:
     for picture, split, first, other in shared_pictures(scan):
@@ -114,7 +116,7 @@ def _if_not(picture: Picture, same: Picture) -> Path | None:
     return None if picture is same else picture.path
 
 
-@check("twice_in_split", "warning", "the same picture twice in one split", "kept once")
+@CHECKS.add("twice_in_split", "warning", "the same picture twice in one split", "kept once")
 def _twice_in_split(scan: Scan) -> Iterator[Hit]:
     for group in _groups(scan):
         for index, picture in enumerate(group):
@@ -131,7 +133,7 @@ def _rows(picture: Picture) -> list[tuple[str, tuple[float, ...]]]:
     return sorted((label.raw_class, label.values or ()) for label in picture.labels)
 
 
-@check("near_leak", "warning", "nearly the same picture in two splits")
+@CHECKS.add("near_leak", "warning", "nearly the same picture in two splits")
 def _near_leak(scan: Scan) -> Iterator[Hit]:
     ignored = {frozenset(pair) for pair in same_splits(scan)}
     names = _names(scan)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-# Importing them puts their checks on the list, in this order.
 from y7edge.data import yolo
 from y7edge.data.sample import is_image
 from y7edge.doctor import check_classes, check_files, check_labels, check_pictures, check_splits
@@ -19,13 +18,19 @@ from y7edge.doctor.geometry import grade
 from y7edge.doctor.pictures import Progress, inspect_all
 from y7edge.doctor.readings import settle
 from y7edge.doctor.records import Scan
-from y7edge.doctor.registry import CHECKS, SEVERITIES, Finding
+from y7edge.doctor.registry import SEVERITIES, Check, Finding
 from y7edge.doctor.scan_coco import find_files, scan_coco
 from y7edge.doctor.scan_voc import layout_of, scan_voc
 from y7edge.doctor.scan_yolo import scan_description, scan_folder, scan_list
 from y7edge.errors import DataError
 
-MODULES = (check_files, check_pictures, check_labels, check_classes, check_splits)
+CHECKS: tuple[Check, ...] = (
+    *check_files.CHECKS,
+    *check_pictures.CHECKS,
+    *check_labels.CHECKS,
+    *check_classes.CHECKS,
+    *check_splits.CHECKS,
+)
 
 
 @dataclass(frozen=True, slots=True)

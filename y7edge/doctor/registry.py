@@ -1,7 +1,8 @@
-"""Findings, and the list of checks that make them.
+"""Findings, and lists of checks that make them.
 
 A check is a function that looks at a `Scan` and yields a `Hit` for each thing that it finds. The
-decorator `check` gives it a name, a severity and words for people, and puts it on the list.
+decorator `Checks.add` gives it a name, a severity and words for people, and puts it on its module's
+list; `y7edge.doctor.examine` joins the lists.
 """
 
 from __future__ import annotations
@@ -96,25 +97,24 @@ class Check:
         ]
 
 
-CHECKS: list[Check] = []
+class Checks(list[Check]):
+    """The checks of one module, in their order."""
 
+    def add(self, name: str, severity: Severity, title: str, fix: str = "") -> Callable[[Run], Run]:
+        """Put a function on the list."""
 
-def check(name: str, severity: Severity, title: str, fix: str = "") -> Callable[[Run], Run]:
-    """Put a function on the list of checks."""
+        def register(run: Run) -> Run:
+            self.append(Check(name, severity, title, fix, run))
+            return run
 
-    def register(run: Run) -> Run:
-        CHECKS.append(Check(name, severity, title, fix, run))
-        return run
+        return register
 
-    return register
+    def from_scanner(self, name: str, severity: Severity, title: str, fix: str = "") -> None:
+        """A check that the scanner makes by itself, as it must read the files anyway."""
+        self.add(name, severity, title, fix)(lambda scan: ())
 
 
 def at(picture: Picture, label: Label, message: str, box: Corners | None = None) -> Hit:
     """A hit on one label."""
     what = f"{label.item}: {message}" if label.item else message
     return Hit(what, label.file, label.line, picture.path, box)
-
-
-def from_scanner(name: str, severity: Severity, title: str, fix: str = "") -> None:
-    """A check that the scanner makes by itself, as it must read the files anyway."""
-    check(name, severity, title, fix)(lambda scan: ())

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from y7edge import page
 from y7edge.data.images import read_image
 from y7edge.doctor.complaints import complaints
-from y7edge.doctor.examine import Report
+from y7edge.doctor.examine import CHECKS, Report
 from y7edge.doctor.geometry import grade
 from y7edge.doctor.places import PAGE_TITLE, writing
 from y7edge.doctor.records import Corners, Picture
-from y7edge.doctor.registry import CHECKS, SEVERITIES, Finding
+from y7edge.doctor.registry import SEVERITIES, Finding
 from y7edge.doctor.shown import readable
 from y7edge.errors import DataError
 from y7edge.files import atomic_write
