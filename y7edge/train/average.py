@@ -24,10 +24,12 @@ class Average(Protocol):
     Attributes:
         model: the average, in float32 and in ``eval()``; it shares no memory with the trained one.
         updates: how many optimiser steps it has seen.
+        begins: first epoch (from 1) at whose end ``model`` is the average that the run is for.
     """
 
     model: Model
     updates: int
+    begins: int
 
     def update(self, model: Model) -> None:
         """Take in the trained model after an optimiser step."""
@@ -79,19 +81,20 @@ class Swa:
         model: the moving average until averaging begins, then the mean.
         updates: optimiser steps seen.
         count: epochs in the mean.
+        begins: the first epoch that counts.
     """
 
     def __init__(self, ema: ModelEma[Model], *, begins: int) -> None:
-        """Wait for epoch ``begins`` (from 1), the first that counts."""
+        """Wait for epoch ``begins``, from 1."""
         self.model: Model = ema.model
         self.updates, self.count = 0, 0
-        self._ema, self._begins = ema, begins
+        self._ema, self.begins = ema, begins
         self._ended = 0  # epochs
 
     def update(self, model: Model) -> None:
         """Move the moving average, as long as it is of use."""
         self.updates += 1
-        if self._ended + 1 < self._begins:
+        if self._ended + 1 < self.begins:
             self._ema.update(model)
 
     @torch.no_grad()
@@ -101,7 +104,7 @@ class Swa:
         The BatchNorms of frozen rows, which the trained model keeps in ``eval()``, keep theirs.
         """
         self._ended = epoch
-        if epoch < self._begins:
+        if epoch < self.begins:
             return
         self.count += 1
         new = model.state_dict()
@@ -127,6 +130,8 @@ class Swa:
 
 class NoAverage:
     """The trained weights themselves, copied at the end of each epoch."""
+
+    begins = 1
 
     def __init__(self, model: Model) -> None:
         self.model: Model = copy.deepcopy(model).float().eval().requires_grad_(False)

@@ -25,7 +25,10 @@ class ModelEma(Generic[ModelT]):
     Attributes:
         model: the average, in float32 and in ``eval()``; it shares no memory with the trained one.
         updates: how many times it was updated.
+        begins: the first epoch (from 1) at whose end it counts.
     """
+
+    begins = 1
 
     def __init__(self, model: ModelT, *, decay: float = 0.9999, tau: float = 2000.0) -> None:
         self.model: ModelT = copy.deepcopy(model).float().eval().requires_grad_(False)

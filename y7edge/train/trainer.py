@@ -31,7 +31,7 @@ from y7edge.train.progress import Progress, Quiet, Status, Stopwatch, peak_memor
 from y7edge.train.results import EpochRow
 from y7edge.train.resume import Live, Position, capture, check, identity, require_finite, restore
 from y7edge.train.sampling import image_weights
-from y7edge.train.schedule import Schedule, nominal_batch, swa_begins, warmup_iterations
+from y7edge.train.schedule import Schedule, nominal_batch, warmup_iterations
 from y7edge.train.start import Start, start_again
 from y7edge.train.statistics import whole_pictures
 from y7edge.train.steps import Steps, varied_sides
@@ -343,13 +343,11 @@ class Trainer:
         """Whether the last epoch is done, or the last that was judged ends the ``patience``."""
         patience, over = self.config.patience, self.position.epoch > self.config.epochs
         if self.keeper and not over and patience and (best := self.keeper.best):
-            # Epochs that nobody has judged may be better: they don't try anybody's patience.
+            # Epochs that nobody has judged may be better, and before its average begins a run has
+            # not shown what it is for: neither tries anybody's patience.
             judged = [row.epoch for row in self.keeper.rows if row.map50 is not None]
-            since, recipe = best.epoch, self.config.hyper
-            if recipe.average == "swa":  # what the run is for is there from this epoch on
-                first = swa_begins(recipe, self.config.epochs)
-                since = max(since, next((epoch for epoch in judged if epoch >= first), judged[-1]))
-            over = judged[-1] - since >= patience
+            begun = (epoch for epoch in judged if epoch >= self.average.begins)
+            over = judged[-1] - max(best.epoch, next(begun, judged[-1])) >= patience
             if over:
                 self.progress.say(f"no better fitness since epoch {best.epoch}: stopped")
         return self.ranks.from_first(over)
