@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -165,3 +166,23 @@ def test_pictures_of_one_name_get_names_of_their_own(yolo: Path, tmp_path: Path)
     mended = mend(examine(yolo), tmp_path / "out")
     assert len(load(tmp_path / "out").split("train")) == 10
     assert any("00003_2" in change.done for change in mended.changes)
+
+
+def test_voc_in_folders_of_splits_is_checked_and_mended(voc: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    for split, name in (("train", "train"), ("val", "valid")):
+        (exported / name).mkdir(parents=True)
+        for stem in (voc / f"{split}.txt").read_text().split():
+            shutil.copy(voc / "annotations" / f"{stem}.xml", exported / name)
+            shutil.copy(next((voc / "images").glob(f"{stem}.*")), exported / name)
+    clean = examine(exported)
+    assert {finding.check for finding in clean.findings} == {
+        finding.check for finding in examine(voc).findings
+    }
+    bare = sorted((exported / "train").glob("*.xml"))[0]
+    shutil.move(bare, bare.with_stem("stray"))
+    found = examine(exported).by_check()
+    assert [f.file.name for f in found["orphan_label", "warning"]] == ["stray.xml"]
+    assert [f.file.stem for f in found["missing_label", "error"]] == [bare.stem]
+    mend(examine(exported), tmp_path / "out")
+    assert len(load(tmp_path / "out").split("val")) == len(load(exported, ["val"]).split("val"))

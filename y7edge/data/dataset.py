@@ -119,5 +119,6 @@ def _plan(source: Path, splits: Sequence[str] | None) -> tuple[Path, Plan]:
             return source, voc.plan(source, splits)
     raise DataError(
         f"{source}: expected a data.yaml, or folders images/ and annotations/ (*.xml) with lists "
-        "train.txt and val.txt, or annotations/instances_train2017.json and the like, found none"
+        "train.txt and val.txt, or train/ and val/ with pictures and XML files, or "
+        "annotations/instances_train2017.json and the like, found none"
     )

@@ -1,8 +1,10 @@
 """Data sets in Pascal VOC form: one XML file of boxes per picture, lists of stems for the splits.
 
-Two layouts: ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``test.txt``; and that
-of the original challenge (``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``). Class names
-are those of ``classes.txt`` if there is one (one per line), else all in the annotations, sorted.
+Three layouts: ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``test.txt``; that of
+the original challenge (``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``); and a folder
+for each split, ``train/``, ``val/`` or ``valid/``, ``test/``, with pictures and their XML files
+side by side, as labelling services export it. Class names are those of ``classes.txt`` if there is
+one (one per line), else all in the annotations, sorted.
 
 Corners are taken as written, in pixels of the upright picture (EXIF rotation applied). The
 challenge itself counted pixels from 1; the tools that most people annotate with do not. Where the
@@ -26,20 +28,29 @@ from y7edge.errors import DataError
 
 _SPLITS = ("train", "val", "test")
 
+# What folders of splits are called, the better name last.
+_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 
-class _Layout(NamedTuple):
+# By split, pictures with their annotations.
+_Found = dict[str, list[tuple[Path, Path]]]
+
+
+class Layout(NamedTuple):
+    """Names of the folders of pictures, of annotations, and of the lists of splits."""
+
     images: str
     annotations: str
     lists: str
 
 
 _LAYOUTS = (
-    _Layout("images", "annotations", "."),
-    _Layout("JPEGImages", "Annotations", "ImageSets/Main"),
+    Layout("images", "annotations", "."),
+    Layout("JPEGImages", "Annotations", "ImageSets/Main"),
 )
 
 
-def _layout(folder: Path) -> _Layout | None:
+def layout_of(folder: Path) -> Layout | None:
+    """Which of the layouts with lists a folder has."""
     for layout in _LAYOUTS:
         annotations = folder / layout.annotations
         if (folder / layout.images).is_dir() and next(annotations.glob("*.xml"), None):
@@ -47,9 +58,19 @@ def _layout(folder: Path) -> _Layout | None:
     return None
 
 
+def split_folders(folder: Path) -> dict[str, Path]:
+    """By split, the folders that hold pictures and their annotations side by side."""
+    return {
+        split: folder / name
+        for split in _SPLITS
+        for name in _FOLDERS[split]
+        if next((folder / name).glob("*.xml"), None)
+    }
+
+
 def is_voc(folder: Path) -> bool:
-    """Whether the folder has pictures and annotations in one of the two layouts."""
-    return _layout(folder) is not None
+    """Whether the folder has pictures and annotations in one of the layouts."""
+    return layout_of(folder) is not None or bool(split_folders(folder))
 
 
 def plan(folder: Path, splits: Sequence[str] | None = None) -> Plan:
@@ -59,18 +80,32 @@ def plan(folder: Path, splits: Sequence[str] | None = None) -> Plan:
     lacks what is needed.
 
     Raises:
-        DataError: No such layout, or a listed picture or annotation is missing.
+        DataError: No such layout, or a picture or annotation is missing.
     """
-    layout = _layout(folder)
-    if layout is None:
-        raise DataError(f"{folder}: expected the folders images/ and annotations/ with XML files")
-    annotations = {path.stem: path for path in sorted((folder / layout.annotations).glob("*.xml"))}
-    images = {
-        path.stem: path
-        for path in sorted((folder / layout.images).iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    }
-    found: dict[str, list[tuple[Path, str]]] = {}
+    layout = layout_of(folder)
+    if layout is not None:
+        found = _listed(folder, layout, splits)
+        annotations = sorted((folder / layout.annotations).glob("*.xml"))
+    elif folders := split_folders(folder):
+        found = _side_by_side(folder, folders, splits)
+        annotations = [path for each in folders.values() for path in sorted(each.glob("*.xml"))]
+    else:
+        raise DataError(
+            f"{folder}: expected the folders images/ and annotations/ with XML files, or train/ "
+            "and val/ with pictures and XML files"
+        )
+    classes = _listed_names(folder)
+    pictures = (f"{split}\t{image}" for split, items in found.items() for image, _ in items)
+    return Plan(
+        (*map(str, annotations), str(classes), *pictures),
+        lambda: _read(folder, annotations, classes, found),
+    )
+
+
+def _listed(folder: Path, layout: Layout, splits: Sequence[str] | None) -> _Found:
+    annotations = {path.stem: path for path in (folder / layout.annotations).glob("*.xml")}
+    images = {path.stem: path for path in _images(folder / layout.images)}
+    found: _Found = {}
     for split in _SPLITS if splits is None else splits:
         listing = folder / layout.lists / f"{split}.txt"
         if splits is None and not listing.is_file():
@@ -82,36 +117,54 @@ def plan(folder: Path, splits: Sequence[str] | None = None) -> Plan:
                     f"{where}: expected the stem of a picture in {layout.images}/ and of an XML "
                     f"file in {layout.annotations}/, found '{stem}'"
                 )
-            found[split].append((images[stem], stem))
+            found[split].append((images[stem], annotations[stem]))
     if not found:
         raise DataError(f"{folder / layout.lists}: expected train.txt or val.txt, found neither")
-    classes = _listed_names(folder)
-    pictures = (f"{split}\t{image}" for split, items in found.items() for image, _ in items)
-    return Plan(
-        (*map(str, annotations.values()), str(classes), *pictures),
-        lambda: _read(folder, annotations, classes, found),
-    )
+    return found
+
+
+def _side_by_side(
+    folder: Path, folders: Mapping[str, Path], splits: Sequence[str] | None
+) -> _Found:
+    found: _Found = {}
+    for split in folders if splits is None else splits:
+        if split not in folders:
+            raise DataError(
+                f"{folder}: expected a folder {' or '.join(_FOLDERS.get(split, (split,)))} with "
+                f"pictures and XML files, found {', '.join(folders)}"
+            )
+        found[split] = []
+        for image in _images(folders[split]):
+            annotation = image.with_suffix(".xml")
+            if not annotation.is_file():
+                raise DataError(f"{image}: expected {annotation.name} beside the picture")
+            found[split].append((image, annotation))
+    return found
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _read(
     folder: Path,
-    annotations: Mapping[str, Path],
+    annotations: Sequence[Path],
     classes: tuple[str, ...] | None,
-    found: Mapping[str, Sequence[tuple[Path, str]]],
+    found: _Found,
 ) -> Reading:
     tally, watch = Tally(), Watch()
     trees = {}
-    for stem, path in annotations.items():
+    for path in annotations:
         watch.note(path)
-        trees[stem] = _parse(path)
+        trees[path] = _parse(path)
     names = _names(folder, trees) if classes is None else classes
     numbers = {name: names.index(name) for name in names}
     splits = {}
     for split, items in found.items():
         samples = []
-        for image, stem in items:
+        for image, path in items:
             watch.note(image)
-            samples.append(_sample(image, trees[stem], annotations[stem], numbers, tally))
+            samples.append(_sample(image, trees[path], path, numbers, tally))
         splits[split] = tuple(samples)
     return Reading(names, splits, tally.warnings(), watch.stamps)
 
@@ -135,7 +188,7 @@ def _listed_names(folder: Path) -> tuple[str, ...] | None:
     return tuple(name for _, name in _entries(listing, whole_line=True))
 
 
-def _names(folder: Path, trees: Mapping[str, ElementTree.Element]) -> tuple[str, ...]:
+def _names(folder: Path, trees: Mapping[Path, ElementTree.Element]) -> tuple[str, ...]:
     found = {
         (name.text or "").strip()
         for tree in trees.values()

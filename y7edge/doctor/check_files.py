@@ -76,7 +76,7 @@ def _missing_label(scan: Scan) -> Iterator[Hit]:
             continue
         where = readable(picture.label_file, scan.root)
         if scan.layout == "voc":
-            words = f"has no annotation {where}: annotate it or take it off the list"
+            words = f"has no annotation {where}: annotate it or leave it out"
             yield Hit(words, picture.path, picture=picture.path, severity="error")
         elif picture.lost:
             yield Hit(f"has no {where}, but {picture.lost}", picture.path, picture=picture.path)

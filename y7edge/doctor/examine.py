@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from y7edge.data import yolo
+from y7edge.data import voc, yolo
 from y7edge.data.sample import is_image
 from y7edge.doctor import check_classes, check_files, check_labels, check_pictures, check_splits
 from y7edge.doctor.check_classes import per_class
@@ -20,7 +20,7 @@ from y7edge.doctor.readings import settle
 from y7edge.doctor.records import Scan
 from y7edge.doctor.registry import SEVERITIES, Check, Finding
 from y7edge.doctor.scan_coco import find_files, scan_coco
-from y7edge.doctor.scan_voc import layout_of, scan_voc
+from y7edge.doctor.scan_voc import scan_voc
 from y7edge.doctor.scan_yolo import scan_description, scan_folder, scan_list
 from y7edge.errors import DataError
 
@@ -81,7 +81,7 @@ def scan_data(path: Path | str) -> Scan:
         raise DataError(f"{source}: expected a data.yaml or a data folder, found nothing there")
     if (found := yolo.find(source)) is not None:
         return scan_description(found)
-    if layout_of(source) is not None:
+    if voc.is_voc(source):
         return scan_voc(source)
     return scan_coco(source) if find_files(source) else scan_folder(source)
 

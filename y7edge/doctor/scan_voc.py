@@ -4,47 +4,45 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 from y7edge.data.sample import is_image
+from y7edge.data.voc import layout_of, split_folders
 from y7edge.doctor.records import SPLITS, Label, Picture, Scan
 from y7edge.doctor.strays import find_strays
 from y7edge.doctor.texts import read_text
 from y7edge.errors import DataError
 
-_LAYOUTS = (("images", "annotations", "."), ("JPEGImages", "Annotations", "ImageSets/Main"))
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _OBJECT = re.compile(r"<object[\s>]")
-
-
-def layout_of(folder: Path) -> tuple[Path, Path, Path] | None:
-    """The folders of pictures, annotations and lists, if this is such a data set."""
-    for images, boxes, lists in _LAYOUTS:
-        found = folder / boxes
-        if (folder / images).is_dir() and next(found.glob("*.xml"), None):
-            return folder / images, found, folder / lists
-    return None
 
 
 def scan_voc(folder: Path) -> Scan:
     """Scan a folder of pictures and XML annotations.
 
     Raises:
-        DataError: No such layout, or its lists lead to no picture.
+        DataError: No such layout, or no picture in it.
     """
     layout = layout_of(folder)
-    if layout is None:
-        raise DataError(f"{folder}: expected the folders images/ and annotations/ with XML files")
-    image_folder, annotations, lists = layout
-    scan = Scan(folder, folder, "voc", folders={image_folder, annotations})
-    by_stem: dict[str, Path] = {}
-    for image in sorted(image_folder.iterdir()):
-        if is_image(image):
-            other = by_stem.setdefault(image.stem, image)
-            if other != image:
-                words = f"{other.name} and {image.name} share the annotation {image.stem}.xml"
-                scan.trouble("shared_label", words, image)
+    scan = Scan(folder, folder, "voc")
+    if layout is not None:
+        _scan_lists(scan, *(folder / name for name in layout))
+    else:
+        _scan_folders(scan, split_folders(folder))
+    trees = {p.path: _annotation(scan, p) for p in scan.pictures.values()}
+    _take_names(scan, [tree for tree in trees.values() if tree is not None], folder)
+    for picture in scan.pictures.values():
+        _resolve_classes(scan, picture)
+    beside = None if layout is None else folder / layout.annotations
+    find_strays(scan, lambda image: (beside or image.parent) / f"{image.stem}.xml", ".xml")
+    return scan
+
+
+def _scan_lists(scan: Scan, image_folder: Path, annotations: Path, lists: Path) -> None:
+    scan.folders |= {image_folder, annotations}
+    by_stem = _by_stem(scan, image_folder)
     for split in SPLITS:
         if (lists / f"{split}.txt").is_file():
             scan.split_names.append(split)
@@ -57,13 +55,28 @@ def scan_voc(folder: Path) -> Scan:
             picture = Picture(image, ["train"], annotations / f"{image.stem}.xml")
             scan.pictures[image] = picture
     if not scan.pictures:
-        raise DataError(f"{folder}: its lists lead to no picture in {image_folder.name}/")
-    trees = {p.path: _annotation(scan, p) for p in scan.pictures.values()}
-    _take_names(scan, [tree for tree in trees.values() if tree is not None], folder)
-    for picture in scan.pictures.values():
-        _resolve_classes(scan, picture)
-    find_strays(scan, lambda path: annotations / f"{path.stem}.xml", ".xml")
-    return scan
+        raise DataError(f"{scan.root}: its lists lead to no picture in {image_folder.name}/")
+
+
+def _scan_folders(scan: Scan, folders: Mapping[str, Path]) -> None:
+    for split, folder in folders.items():
+        scan.folders.add(folder)
+        scan.split_names.append(split)
+        for image in _by_stem(scan, folder).values():
+            scan.pictures[image] = Picture(image, [split], image.with_suffix(".xml"))
+    if not scan.pictures:
+        raise DataError(f"{scan.root}: expected pictures beside its XML files, found none")
+
+
+def _by_stem(scan: Scan, folder: Path) -> dict[str, Path]:
+    by_stem: dict[str, Path] = {}
+    for image in sorted(folder.iterdir()):
+        if is_image(image):
+            other = by_stem.setdefault(image.stem, image)
+            if other != image:
+                words = f"{other.name} and {image.name} share the annotation {image.stem}.xml"
+                scan.trouble("shared_label", words, image)
+    return by_stem
 
 
 def _list(scan: Scan, split: str, path: Path, by_stem: dict[str, Path], annotations: Path) -> None:
