@@ -35,7 +35,7 @@ _LARGEST = 255
 _LINEAR = 0.02
 
 # Rows that are coloured at a time: what there is of them stays in the processor's cache.
-_ROWS = 320
+_ROWS = 160
 
 
 class Jitter:
@@ -71,7 +71,7 @@ class Jitter:
         linear = abs(hue - 1) <= _LINEAR
         if not linear:
             image = self.by_table(image)
-        height, width = image.shape[:2]
+        height = len(image)
         for top in range(0, height, _ROWS):
             rows = image[top : top + _ROWS]
             end = height - top if mirror in (0, -1) else top + len(rows)
@@ -79,13 +79,12 @@ class Jitter:
             if linear and hue != 1:
                 turned = cv2.transform(rows, self._turn, dst=scratch("turned", *rows.shape))
                 rows = np.asarray(turned, np.uint8)
-            work = target if mirror is None else scratch("colour planes", 3, len(rows), width)
-            cv2.split(rows, (work[2], work[1], work[0]))
+            cv2.split(rows, (target[2], target[1], target[0]))
             if linear:
-                _scale(work, max(saturation, 0.0), max(brightness, 0.0))
+                _scale(target, max(saturation, 0.0), max(brightness, 0.0))
             if mirror is not None:
-                for plane, flipped in zip(work, target, strict=True):
-                    cv2.flip(plane, mirror, dst=flipped)
+                for plane in target:
+                    cv2.flip(plane, mirror, dst=plane)
 
     def by_table(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The published way, for BGR (h, w, 3): to HSV, through a table, and back."""
