@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from y7edge.data.parts import bracket, nut, render, screw, washer
 from y7edge.data.tray import blend, photograph, tray
 from y7edge.files import atomic_write
-from y7edge.train.augment import Augmentation, Picture, augmented, rectangle
+from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle
 
 IMAGES = Path(__file__).parent / "images" / "augmentation"
 SIZE = 320  # of the pictures that are augmented

@@ -48,13 +48,13 @@ from y7edge.models import registry
 from y7edge.models.planning import reparameterize
 from y7edge.models.scaling import scale
 from y7edge.models.spec import Spec
-from y7edge.train import folder as files
 from y7edge.train import state
 from y7edge.train.config import TrainConfig
 from y7edge.train.loop import resume, train
 from y7edge.train.progress import Quiet, Status
 from y7edge.train.recipes import TINY
-from y7edge.train.results import EpochRow, read_csv
+from y7edge.train.record import folder as files
+from y7edge.train.record.results import EpochRow, read_csv
 
 DATA_SEED = 0
 SETTINGS = ("data", "pictures", "epochs", "imgsz", "width", "batch")  # the same in all of a folder

@@ -45,7 +45,7 @@ from y7edge.selftest import selftest
 from y7edge.train.config import TINY, TrainConfig
 from y7edge.train.loop import TrainResult, train
 from y7edge.train.progress import describe, for_terminal
-from y7edge.train.results import read_csv
+from y7edge.train.record.results import read_csv
 
 FOLDER = Path("runs/demo")
 TRAIN, VAL, JUDGED, FRESH = 800, 80, 150, 6  # pictures

@@ -18,7 +18,7 @@ from y7edge.benchmark import Report
 from y7edge.evaluate import Metrics
 from y7edge.export.folding import FoldReport
 from y7edge.train.config import TrainConfig
-from y7edge.train.results import EpochRow
+from y7edge.train.record.results import EpochRow
 
 LEAST_MAP50 = 0.90
 """What the artifact must reach on pictures from other seeds."""

@@ -40,11 +40,11 @@ import torch
 from y7edge.data.dataset import load
 from y7edge.data.sample import Sample
 from y7edge.errors import GateError, Y7EdgeError
-from y7edge.train import picture_cache
-from y7edge.train.augment import Augmentation
+from y7edge.train.augment.pipeline import Augmentation
 from y7edge.train.dataset import TrainingSet, loader
+from y7edge.train.loading import picture_cache
+from y7edge.train.loading.sampling import BatchPlan
 from y7edge.train.recipes import by_name
-from y7edge.train.sampling import BatchPlan
 
 BUDGETS = {"beyond": 1.5, "ram": 2.0}
 NOMINAL_DECODING = 5.25

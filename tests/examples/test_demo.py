@@ -25,7 +25,7 @@ from y7edge.models import weights
 from y7edge.runtimes import registry
 from y7edge.selftest import selftest
 from y7edge.train.config import TINY, TrainConfig
-from y7edge.train.results import EpochRow
+from y7edge.train.record.results import EpochRow
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "reference" / "demo.safetensors"

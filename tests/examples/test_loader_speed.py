@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.train import picture_cache
+from y7edge.train.loading import picture_cache
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,11 +16,11 @@ from y7edge.errors import CheckpointError, ConfigError, DataError, DeviceError, 
 from y7edge.evaluate import evaluate
 from y7edge.models import weights
 from y7edge.nn.build import create, to_checkpoint
-from y7edge.train.augment import Augmentation
+from y7edge.train.augment.pipeline import Augmentation
 from y7edge.train.config import TINY, TrainConfig
 from y7edge.train.loop import Trainer, resume, train
 from y7edge.train.progress import Quiet
-from y7edge.train.results import read_csv
+from y7edge.train.record.results import read_csv
 from y7edge.train.start import start_model
 
 STILL = Augmentation(
@@ -78,7 +78,7 @@ def run(data, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_more_reports(run, monkeypatch):
     """One run has drawn its curves and pages, which takes longer than all others train."""
-    monkeypatch.setattr("y7edge.train.keep.Keeper.finish", lambda *_: None)
+    monkeypatch.setattr("y7edge.train.record.keep.Keeper.finish", lambda *_: None)
 
 
 def test_run_leaves_whole_files(run):
@@ -255,7 +255,7 @@ def test_end_that_fails_leaves_a_run_to_go_on_with(data, tmp_path, monkeypatch):
 
     recorder = Recorder()
     with monkeypatch.context() as patch:
-        patch.setattr("y7edge.train.keep.Keeper.finish", fail)
+        patch.setattr("y7edge.train.record.keep.Keeper.finish", fail)
         with pytest.raises(OSError, match="No space"):
             train(config(data, tmp_path / "run"), progress=recorder)
     assert "all epochs are done and their weights kept" in recorder.lines[-1]

@@ -24,9 +24,9 @@ from y7edge.errors import CheckpointError, ConfigError, DataError, TrainingError
 from y7edge.models import weights
 from y7edge.train import state
 from y7edge.train.config import TINY, TrainConfig
-from y7edge.train.evidence import HEADER, NAME
 from y7edge.train.loop import resume, train
 from y7edge.train.progress import Quiet
+from y7edge.train.record.evidence import HEADER, NAME
 from y7edge.train.trainer import Trainer
 
 # Of a run of 3 epochs with 5 batches each.
@@ -51,7 +51,7 @@ def one_thread():
 def no_report():
     """Drawing curves and pages takes longer than these runs, and is tested with the keeper."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("y7edge.train.keep.Keeper.finish", lambda *_: None)
+        patch.setattr("y7edge.train.record.keep.Keeper.finish", lambda *_: None)
         yield
 
 

@@ -12,7 +12,7 @@ from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
 from y7edge.train import statistics
-from y7edge.train.augment import Augmentation
+from y7edge.train.augment.pipeline import Augmentation
 from y7edge.train.dataset import TrainingSet
 from y7edge.train.statistics import Moments, normalizers, reestimate, whole_pictures
 

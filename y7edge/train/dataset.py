@@ -8,8 +8,8 @@
         for images, targets in batches(pictures):
             ...
 
-What an item looks like depends on the set's seed and on its key (`y7edge.train.sampling`) alone:
-not on the number of workers, nor on what was drawn before, nor on how pictures are cached.
+What an item looks like depends on the set's seed and on its key (`y7edge.train.loading.sampling`)
+alone: not on the number of workers, nor on what was drawn before, nor on how pictures are cached.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
-from y7edge.train.augment import Augmentation, Picture, augmented, rectangle
-from y7edge.train.labelled import bgr_view, targets
-from y7edge.train.memory import (
+from y7edge.train.augment.labelled import bgr_view, targets
+from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle
+from y7edge.train.loading.memory import (
     BatchMemory,
     Item,
     Made,
     Task,
     keep_freed_memory,
 )
-from y7edge.train.picture_cache import Filling, Images, open_cache
-from y7edge.train.sampling import BatchPlan, Key, generator
-from y7edge.train.workers import PREFETCH, WorkerStart, one_pass, start_method
+from y7edge.train.loading.picture_cache import Filling, Images, open_cache
+from y7edge.train.loading.sampling import BatchPlan, Key, generator
+from y7edge.train.loading.workers import PREFETCH, WorkerStart, one_pass, start_method
 
 # Batches that may be in use beside those that workers make ahead: one just received, the one
 # before it, and one more for a caller that looks back.
@@ -68,7 +68,7 @@ class TrainingSet(Dataset[Item]):
             size: Longer side S of the network's input.
             augmentation: How pictures are changed; None only letterboxes them.
             seed: Other seeds give other crops, partners and colours.
-            cache: ``ram``, ``disk``, ``none``, or ``auto`` (`y7edge.train.picture_cache`).
+            cache: ``ram``, ``disk``, ``none``, or ``auto`` (`y7edge.train.loading.picture_cache`).
             close_at: First epoch, from 1, that shows pictures one at a time
                 (``augmentation.closed()``); None: there is none.
             progress: Called with (pictures done, of how many) while a cache is filled.

@@ -25,7 +25,7 @@ from torch import Tensor, distributed
 from y7edge import errors
 from y7edge.errors import ConfigError, DeviceError, TrainingError, Y7EdgeError
 from y7edge.train.config import TrainConfig
-from y7edge.train.workers import die_with
+from y7edge.train.loading.workers import die_with
 
 # The others wait for as long as rank 0 judges a model on a large set.
 PATIENCE = timedelta(hours=24)

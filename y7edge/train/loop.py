@@ -22,10 +22,10 @@ from torch import OutOfMemoryError, distributed
 
 from y7edge.errors import ConfigError, TrainingError, Y7EdgeError
 from y7edge.train import configfile, state
-from y7edge.train import folder as files
 from y7edge.train.config import TrainConfig
 from y7edge.train.distributed import Ranks, launch, open_fabric, under_torchrun
 from y7edge.train.progress import Progress, Quiet
+from y7edge.train.record import folder as files
 from y7edge.train.start import check_packages
 from y7edge.train.trainer import Trainer, TrainResult
 

@@ -14,8 +14,8 @@ from y7edge.train import anchors
 from y7edge.train.config import TrainConfig
 from y7edge.train.dataset import TrainingSet, loader
 from y7edge.train.distributed import Ranks
-from y7edge.train.memory import Item
-from y7edge.train.sampling import BatchPlan, rect_plan
+from y7edge.train.loading.memory import Item
+from y7edge.train.loading.sampling import BatchPlan, rect_plan
 from y7edge.train.start import Start, build_spec, loading_workers, start_model
 from y7edge.train.validate import require_labels
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from y7edge.errors import ConfigError
-from y7edge.train.augment_settings import Augmentation
+from y7edge.train.augment.settings import Augmentation
 
 AVERAGES = ("ema", "swa", "none")
 # That of the recipe p5: larger models have more to spare than tiny ones.

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from y7edge.errors import ConfigError, DataError, TrainingError
 from y7edge.train.config import TrainConfig
 from y7edge.train.distributed import Ranks
-from y7edge.train.folder import CONFIG
-from y7edge.train.keep import Keeper
-from y7edge.train.sampling import BatchPlan
+from y7edge.train.loading.sampling import BatchPlan
+from y7edge.train.record.folder import CONFIG
+from y7edge.train.record.keep import Keeper
 from y7edge.train.state import State
 from y7edge.train.steps import Steps, scaler_of
 

@@ -28,7 +28,7 @@ from y7edge.models import weights
 from y7edge.models.checkpoint import COUNTER, Checkpoint
 from y7edge.nn.build import from_checkpoint, to_checkpoint
 from y7edge.train.dataset import TrainingSet
-from y7edge.train.keep import weighted
+from y7edge.train.record.keep import weighted
 from y7edge.train.statistics import reestimate, whole_pictures
 from y7edge.train.validate import Validation
 

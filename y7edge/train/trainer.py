@@ -15,22 +15,23 @@ from torch import Tensor
 
 from y7edge.errors import ConfigError, TrainingError, Y7EdgeError
 from y7edge.evaluate import Metrics
-from y7edge.train import evidence, state
-from y7edge.train import folder as files
+from y7edge.train import state
 from y7edge.train.average import Average, average_for
 from y7edge.train.config import TrainConfig
 from y7edge.train.dataset import batches
 from y7edge.train.distributed import Ranks, open_fabric
 from y7edge.train.interrupts import Interrupts
-from y7edge.train.keep import Keeper
+from y7edge.train.loading.memory import Item
+from y7edge.train.loading.sampling import image_weights
 from y7edge.train.loss import TrainingLoss
-from y7edge.train.memory import Item
 from y7edge.train.optim import build_optimizer, scaled_weight_decay
 from y7edge.train.prepare import Pictures, make_loader, make_model, read_data, to_device
 from y7edge.train.progress import Progress, Quiet, Status, Stopwatch, peak_memory_mb
-from y7edge.train.results import EpochRow
+from y7edge.train.record import evidence
+from y7edge.train.record import folder as files
+from y7edge.train.record.keep import Keeper
+from y7edge.train.record.results import EpochRow
 from y7edge.train.resume import Live, Position, capture, check, identity, require_finite, restore
-from y7edge.train.sampling import image_weights
 from y7edge.train.schedule import Schedule, nominal_batch, warmup_iterations
 from y7edge.train.start import Start, start_again
 from y7edge.train.statistics import whole_pictures

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.train.coded import (
+from tests.train.augment.coded import (
     CODES,
     classes_of,
     coded_picture,
@@ -9,8 +9,8 @@ from tests.train.coded import (
     coloured,
     places,
 )
-from y7edge.train.augment import Augmentation, augmented
-from y7edge.train.mixing import copy_paste, filled, mixup, paste_in
+from y7edge.train.augment.mixing import copy_paste, filled, mixup, paste_in
+from y7edge.train.augment.pipeline import Augmentation, augmented
 
 SIZE = 160
 

@@ -12,7 +12,7 @@ from y7edge import __version__
 from y7edge.data.dataset import Dataset
 from y7edge.files import atomic_write
 from y7edge.train.config import TrainConfig
-from y7edge.train.folder import CONFIG
+from y7edge.train.record.folder import CONFIG
 
 # Whatever takes part in the numbers.
 _PACKAGES = (

@@ -16,7 +16,7 @@ from y7edge.models import shapes
 from y7edge.models.spec import Spec
 from y7edge.train.config import TrainConfig
 from y7edge.train.progress import clock
-from y7edge.train.results import EpochRow
+from y7edge.train.record.results import EpochRow
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.train.coded import check_labels_follow_pixels, classes_of, coded_picture, coded_set
+from tests.train.augment.coded import (
+    check_labels_follow_pixels,
+    classes_of,
+    coded_picture,
+    coded_set,
+)
 from y7edge.errors import ConfigError
-from y7edge.train.augment import Augmentation, Picture, augmented, rectangle, tensors
+from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle, tensors
 
 NO_COLOUR = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
 ALONE = {"mixup": 0.0, "paste_in": 0.0}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from y7edge.errors import ConfigError
-from y7edge.train.sampling import Key
+from y7edge.train.loading.sampling import Key
 
 # What may be taken of the memory that is free: the network, and the system, need some too.
 _SHARE = 0.8

@@ -17,8 +17,8 @@ import pytest
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError, DataError
-from y7edge.train import memory, picture_cache
-from y7edge.train.picture_cache import DiskCache, RamCache, Uncached, open_cache
+from y7edge.train.loading import memory, picture_cache
+from y7edge.train.loading.picture_cache import DiskCache, RamCache, Uncached, open_cache
 
 SIZE = 64
 Usage = namedtuple("Usage", "total used free")

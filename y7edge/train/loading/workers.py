@@ -1,8 +1,8 @@
 """Loading processes: how they start, how they end, and what is said when one fails.
 
 Workers die with the process that started them, however that ends. They leave nothing behind: the
-memory that they share has no name (`y7edge.train.memory`), and where torch makes a file in /dev/shm
-it unlinks it as soon as it is open.
+memory that they share has no name (`y7edge.train.loading.memory`), and where torch makes a file in
+/dev/shm it unlinks it as soon as it is open.
 """
 
 from __future__ import annotations

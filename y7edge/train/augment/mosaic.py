@@ -2,8 +2,8 @@
 
 Mosaics join four or nine pictures whose longer side is S on a canvas of 2S x 2S, as published for
 YOLOv7 (arXiv 2207.02696). The canvas itself is painted only where that is needed: mostly each
-picture goes straight to its place in the result (`y7edge.train.view`), and pictures whose place on
-the canvas is out of sight are not even decoded.
+picture goes straight to its place in the result (`y7edge.train.augment.view`), and pictures whose
+place on the canvas is out of sight are not even decoded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from y7edge.preprocess import PAD, letterbox_geometry
-from y7edge.train.labelled import Picture, Pictures, Polygon, clip_polygon, moved, resize
+from y7edge.train.augment.labelled import Picture, Pictures, Polygon, clip_polygon, moved, resize
 
 # A picture, and the column and row of the canvas at which it begins.
 _Placed = tuple[Picture, int, int]

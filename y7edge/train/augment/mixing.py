@@ -14,8 +14,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.train.labelled import Picture, Polygon, bgr_view, hull, moved, rgb_planes
-from y7edge.train.mosaic import joined
+from y7edge.train.augment.labelled import Picture, Polygon, bgr_view, hull, moved, rgb_planes
+from y7edge.train.augment.mosaic import joined
 
 # Objects are pasted where less than this share of every object that is there would be hidden.
 _LARGEST_OVERLAP = 0.30

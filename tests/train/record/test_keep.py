@@ -16,10 +16,10 @@ from y7edge.evaluate import evaluate
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train.board import Board
 from y7edge.train.config import TrainConfig
-from y7edge.train.keep import Keeper
-from y7edge.train.results import EpochRow, read_csv
+from y7edge.train.record.board import Board
+from y7edge.train.record.keep import Keeper
+from y7edge.train.record.results import EpochRow, read_csv
 from y7edge.train.validate import Validation
 
 ROW = EpochRow(1, 0.07, 0.02, 0.03, 0.01, 12.5, 400.0)

@@ -14,17 +14,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from y7edge.errors import TrainingError
-from y7edge.train.workers import WorkerStart, one_pass, start_method
+from y7edge.train.loading.workers import WorkerStart, one_pass, start_method
 
 LINUX = sys.platform == "linux"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 PARENT = """
 import sys, numpy as np, cv2
 from pathlib import Path
 from y7edge.data.sample import Sample
 from y7edge.train.dataset import TrainingSet, batches, loader
-from y7edge.train.sampling import BatchPlan
+from y7edge.train.loading.sampling import BatchPlan
 
 path = Path(sys.argv[1]) / "a.png"
 cv2.imwrite(str(path), np.zeros((64, 64, 3), np.uint8))

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.train.augment_settings import Augmentation
-from y7edge.train.scratch import scratch
+from y7edge.train.augment.scratch import scratch
+from y7edge.train.augment.settings import Augmentation
 
 # OpenCV's hue of 8-bit pictures goes round at 180.
 _HUES = 180

@@ -30,8 +30,8 @@ from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError, DataError
 from y7edge.files import atomic_write, cache_folder
 from y7edge.preprocess import letterbox_geometry
-from y7edge.train.labelled import resize
-from y7edge.train.memory import amount, spare_memory
+from y7edge.train.augment.labelled import resize
+from y7edge.train.loading.memory import amount, spare_memory
 
 _log = logging.getLogger(__name__)
 

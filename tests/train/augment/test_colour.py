@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from y7edge.data import synthetic
-from y7edge.train.augment import Augmentation, Picture, augmented
-from y7edge.train.colour import Jitter
+from y7edge.train.augment.colour import Jitter
+from y7edge.train.augment.pipeline import Augmentation, Picture, augmented
 
 STILL = Augmentation(translate=0, scale=0, fliplr=0, hsv_h=0, hsv_s=0, hsv_v=0).closed()
 

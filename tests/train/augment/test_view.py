@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.train.coded import coded_set
-from y7edge.train.augment import Augmentation, Picture
-from y7edge.train.colour import Jitter
-from y7edge.train.labelled import clip_polygon, moved
-from y7edge.train.mosaic import Area, Layout, Tile, four, nine, paint, single
-from y7edge.train.view import Mirror, View, draw_view, show
+from tests.train.augment.coded import coded_set
+from y7edge.train.augment.colour import Jitter
+from y7edge.train.augment.labelled import clip_polygon, moved
+from y7edge.train.augment.mosaic import Area, Layout, Tile, four, nine, paint, single
+from y7edge.train.augment.pipeline import Augmentation, Picture
+from y7edge.train.augment.view import Mirror, View, draw_view, show
 
 EVERYTHING = Area(-np.inf, -np.inf, np.inf, np.inf)
 

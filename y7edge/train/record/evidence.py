@@ -7,7 +7,7 @@ from pathlib import Path
 
 from y7edge.files import atomic_write
 from y7edge.train.dataset import TrainingSet, collate
-from y7edge.train.sampling import BatchPlan
+from y7edge.train.loading.sampling import BatchPlan
 
 NAME = "nan_batch.safetensors"
 HEADER = "y7edge-batch"

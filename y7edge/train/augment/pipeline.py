@@ -5,9 +5,10 @@ view in random colours, mixup, paste-in, all mirrored alike. Everything random c
 generator handed in: the same state of it gives the same picture. Differences from the published
 code, all of them small:
 
-* Labels lie on pixels exactly: no half pixel between the two (`y7edge.train.view`).
+* Labels lie on pixels exactly: no half pixel between the two (`y7edge.train.augment.view`).
 * Polygons and boxes can be mixed: each label is moved as what it is.
-* Hue is turned alike for all colours, and colours are not rounded to HSV (`y7edge.train.colour`).
+* Hue is turned alike for all colours, and colours are not rounded to HSV
+  (`y7edge.train.augment.colour`).
 * The two pictures of a mixup get the same colour jitter before they are blended, not after.
 * Paste-in takes objects of at most four further pictures, and none if the picture's own are without
   polygons, where the published code looks through mosaics until it has thirty objects.
@@ -22,13 +23,13 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.train.augment_settings import Augmentation
-from y7edge.train.colour import Jitter
-from y7edge.train.labelled import Picture, Pictures, bgr_view, rectangle, tensors
-from y7edge.train.mixing import copy_paste, mixup, paste_in
-from y7edge.train.mosaic import Area, Layout, Tile, four, nine, paint, single
-from y7edge.train.scratch import scratch
-from y7edge.train.view import Mirror, draw_view, show
+from y7edge.train.augment.colour import Jitter
+from y7edge.train.augment.labelled import Picture, Pictures, bgr_view, rectangle, tensors
+from y7edge.train.augment.mixing import copy_paste, mixup, paste_in
+from y7edge.train.augment.mosaic import Area, Layout, Tile, four, nine, paint, single
+from y7edge.train.augment.scratch import scratch
+from y7edge.train.augment.settings import Augmentation
+from y7edge.train.augment.view import Mirror, draw_view, show
 
 __all__ = [
     "Augmentation",

@@ -22,13 +22,14 @@ from y7edge.evaluate import Metrics, collect, judge
 from y7edge.judge.saving import save
 from y7edge.models import weights
 from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
-from y7edge.train import configfile, repeat, report
-from y7edge.train import folder as files
-from y7edge.train.batch_pictures import write_batch
-from y7edge.train.board import Board
+from y7edge.train import configfile
 from y7edge.train.config import TrainConfig
-from y7edge.train.report import Story
-from y7edge.train.results import EpochRow, write_csv, write_png
+from y7edge.train.record import folder as files
+from y7edge.train.record import repeat, report
+from y7edge.train.record.batch_pictures import write_batch
+from y7edge.train.record.board import Board
+from y7edge.train.record.report import Story
+from y7edge.train.record.results import EpochRow, write_csv, write_png
 from y7edge.train.validate import Validation
 
 _EARLY = 3  # batches that are drawn at the beginning

@@ -28,11 +28,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from y7edge.preprocess import PAD
-from y7edge.train.augment_settings import Augmentation
-from y7edge.train.colour import Jitter
-from y7edge.train.labelled import Picture, Polygon, bgr_view, clip_polygon, hull, moved
-from y7edge.train.mosaic import Area, Layout, Tile, paint
-from y7edge.train.scratch import scratch
+from y7edge.train.augment.colour import Jitter
+from y7edge.train.augment.labelled import Picture, Polygon, bgr_view, clip_polygon, hull, moved
+from y7edge.train.augment.mosaic import Area, Layout, Tile, paint
+from y7edge.train.augment.scratch import scratch
+from y7edge.train.augment.settings import Augmentation
 
 Matrix = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ import pytest
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError
-from y7edge.train.sampling import (
+from y7edge.train.loading.sampling import (
     BatchPlan,
     Key,
     RectPlan,

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from y7edge.errors import ConfigError
-from y7edge.train import memory
-from y7edge.train.memory import BatchMemory, Made, amount, available_memory
-from y7edge.train.sampling import Key
+from y7edge.train.loading import memory
+from y7edge.train.loading.memory import BatchMemory, Made, amount, available_memory
+from y7edge.train.loading.sampling import Key
 
 SHAPE = (2, 3, 2, 2)
 KEYS = [[Key(1, number)] for number in range(6)]
@@ -130,7 +130,7 @@ def test_the_smaller_of_both_counts(monkeypatch):
 def test_memory_of_pictures_is_kept_when_it_is_freed():
     script = """
 import resource, numpy as np
-from y7edge.train.memory import keep_freed_memory
+from y7edge.train.loading.memory import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):

@@ -1,0 +1,4 @@
+"""How pictures reach the loop: in which order, from which cache, through which processes.
+
+:mod:`y7edge.train.dataset` puts them together.
+"""
