@@ -185,3 +185,8 @@ def test_folders_of_splits_that_cannot_be(exported):
     (exported / "train" / "b.xml").unlink()
     with pytest.raises(DataError, match=r"train/b\.png: expected b\.xml beside the picture"):
         load(exported)
+
+
+def test_of_two_folders_for_a_split_the_usual_name_counts(exported):
+    write(exported, "c", SIZE, "val", "val")
+    assert [sample.path.name for sample in load(exported).split("val")] == ["c.png"]

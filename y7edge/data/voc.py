@@ -28,8 +28,8 @@ from y7edge.errors import DataError
 
 _SPLITS = ("train", "val", "test")
 
-# What folders of splits are called, the better name last.
-_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+# What folders of splits are called; where there are two, the first is taken.
+_FOLDERS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 # By split, pictures with their annotations.
 _Found = dict[str, list[tuple[Path, Path]]]
@@ -63,7 +63,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {
         split: folder / name
         for split in _SPLITS
-        for name in _FOLDERS[split]
+        for name in reversed(_FOLDERS[split])
         if next((folder / name).glob("*.xml"), None)
     }
 
