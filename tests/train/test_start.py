@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model, anchors_in_pixels, to_checkpoint
 from y7edge.train.config import TrainConfig
-from y7edge.train.start import build_spec, start_model
+from y7edge.train.start import build_spec, start_again, start_model
 
 NAMES = ("cat", "dog")
 
@@ -51,6 +52,15 @@ def test_weights_bring_their_anchors(trained):
 def test_anchors_that_were_chosen_for_the_data():
     anchors = tuple(((5.0, 6.0), (7.0, 8.0), (9.0, 10.0)) for _ in range(3))
     assert anchors_in_pixels(start_model(config(), NAMES, anchors=anchors).model) == anchors
+
+
+def test_a_run_starts_again_without_its_weights(trained):
+    first = start_model(config(weights=trained, freeze=(0,)), NAMES)
+    facts = json.loads(json.dumps(first.facts()))  # as a state keeps them
+    again = start_again(config(weights="/gone", freeze=(0,)), NAMES, facts)
+    assert again.model.spec == first.model.spec
+    assert (again.origin, again.notes) == (first.origin, first.notes)
+    assert not next(again.model.rows[0].parameters()).requires_grad
 
 
 def test_other_classes_are_said(trained):
