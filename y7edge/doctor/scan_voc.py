@@ -35,8 +35,9 @@ def scan_voc(folder: Path) -> Scan:
     _take_names(scan, [tree for tree in trees.values() if tree is not None], folder)
     for picture in scan.pictures.values():
         _resolve_classes(scan, picture)
-    beside = None if layout is None else folder / layout.annotations
-    find_strays(scan, lambda image: (beside or image.parent) / f"{image.stem}.xml", ".xml")
+    # Where each picture has its annotation beside it, all of them are known by now.
+    apart = None if layout is None else folder / layout.annotations
+    find_strays(scan, lambda image: apart and apart / f"{image.stem}.xml", ".xml")
     return scan
 
 
