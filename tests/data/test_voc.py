@@ -190,3 +190,12 @@ def test_folders_of_splits_that_cannot_be(exported):
 def test_of_two_folders_for_a_split_the_usual_name_counts(exported):
     write(exported, "c", SIZE, "val", "val")
     assert [sample.path.name for sample in load(exported).split("val")] == ["c.png"]
+
+
+@pytest.mark.parametrize("form", ["folder", "exported"])
+def test_what_a_mac_leaves_beside_files_is_passed_over(form, request):
+    root = request.getfixturevalue(form)
+    expected = {name: len(samples) for name, samples in load(root).splits.items()}
+    for path in [*root.rglob("*.png"), *root.rglob("*.xml")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert {name: len(samples) for name, samples in load(root).splits.items()} == expected

@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from y7edge.data.headers import label_size
-from y7edge.data.sample import IMAGE_SUFFIXES, Plan, Reading, Sample, Tally, Watch, sample
+from y7edge.data.sample import Plan, Reading, Sample, Tally, Watch, is_image, sample
 from y7edge.errors import DataError
 
 _SPLITS = ("train", "val", "test")
@@ -85,10 +85,10 @@ def plan(folder: Path, splits: Sequence[str] | None = None) -> Plan:
     layout = layout_of(folder)
     if layout is not None:
         found = _listed(folder, layout, splits)
-        annotations = sorted((folder / layout.annotations).glob("*.xml"))
+        annotations = _annotations(folder / layout.annotations)
     elif folders := split_folders(folder):
         found = _side_by_side(folder, folders, splits)
-        annotations = [path for each in folders.values() for path in sorted(each.glob("*.xml"))]
+        annotations = [path for each in folders.values() for path in _annotations(each)]
     else:
         raise DataError(
             f"{folder}: expected the folders images/ and annotations/ with XML files, or train/ "
@@ -103,7 +103,7 @@ def plan(folder: Path, splits: Sequence[str] | None = None) -> Plan:
 
 
 def _listed(folder: Path, layout: Layout, splits: Sequence[str] | None) -> _Found:
-    annotations = {path.stem: path for path in (folder / layout.annotations).glob("*.xml")}
+    annotations = {path.stem: path for path in _annotations(folder / layout.annotations)}
     images = {path.stem: path for path in _images(folder / layout.images)}
     found: _Found = {}
     for split in _SPLITS if splits is None else splits:
@@ -143,7 +143,12 @@ def _side_by_side(
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(filter(is_image, folder.iterdir()))
+
+
+def _annotations(folder: Path) -> list[Path]:
+    # Without "._name.xml", see `is_image`.
+    return sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))
 
 
 def _read(

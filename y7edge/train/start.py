@@ -112,7 +112,6 @@ def start_model(
         start = _from_weights(config, Path(config.weights), names, anchors)
     if not config.freeze:
         return start
-    freeze_rows(start.model, config.freeze)
     return replace(start, notes=(*start.notes, _frozen_note(config, start.model)))
 
 
@@ -129,15 +128,16 @@ def start_again(config: TrainConfig, names: Sequence[str], facts: Mapping[str, A
     """
     anchors = tuple(tuple((w, h) for w, h in level) for level in facts["anchors"])
     model = _model(config, names, anchors)
-    if config.freeze:
-        freeze_rows(model, config.freeze)
     return Start(model, facts["origin"], tuple(facts["notes"]))
 
 
 def _model(config: TrainConfig, names: Sequence[str], anchors: Anchors | None) -> Model:
+    """The model of a run with random weights, its frozen rows frozen."""
     # Rows of one's own may break the plan for RepConv's identity branch: that is what they are for.
     own = config.spec is not None
-    return Model(build_spec(config, len(names), anchors), allow_identity=own)
+    model = Model(build_spec(config, len(names), anchors), allow_identity=own)
+    freeze_rows(model, config.freeze)
+    return model
 
 
 def _from_weights(

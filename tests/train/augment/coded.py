@@ -11,6 +11,16 @@ from y7edge.train.augment.pipeline import Picture
 CODES = np.array([code for code in np.ndindex(4, 4, 4) if set(code) & {0, 3}]) * 85
 
 
+class Counting(list):
+    """Pictures, and how often one was asked for."""
+
+    asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        return super().__getitem__(index)
+
+
 def coded_picture(rng, height, width, first=0, outlined=False, side=24, background=114):
     """Up to four objects in a 2x2 grid, each in the colour of its class: boxes, or ellipses."""
     image = np.full((height, width, 3), background, np.uint8)

@@ -3,6 +3,7 @@ import pytest
 
 from tests.train.augment.coded import (
     CODES,
+    Counting,
     classes_of,
     coded_picture,
     coded_set,
@@ -125,13 +126,6 @@ def check_pasted(made, count):
 
 
 def test_without_polygons_nothing_is_pasted_and_nothing_more_is_asked_for():
-    class Counting(list):
-        asked = 0
-
-        def __getitem__(self, index):
-            self.asked += 1
-            return super().__getitem__(index)
-
     rng = np.random.default_rng(0)
     pictures = Counting(coded_set(rng, 112, 9))
     chosen = Augmentation(paste_in=1, copy_paste=1, mosaic9=0, mixup=0)

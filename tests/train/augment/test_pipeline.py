@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.train.augment.coded import (
+    Counting,
     check_labels_follow_pixels,
     classes_of,
     coded_picture,
@@ -90,13 +91,6 @@ def test_boxes_and_polygons_can_be_mixed():
 
 @pytest.mark.parametrize("nine", [0.0, 1.0])
 def test_pictures_out_of_sight_are_not_asked_for(nine):
-    class Counting(list):
-        asked = 0
-
-        def __getitem__(self, index):
-            self.asked += 1
-            return super().__getitem__(index)
-
     rng = np.random.default_rng(0)
     pictures = Counting(coded_set(rng, 112, 12))
     chosen = Augmentation(mosaic9=nine, scale=0.9, **NO_COLOUR, **ALONE)
