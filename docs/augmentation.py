@@ -16,8 +16,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.data.parts import bracket, nut, render, screw, washer
-from y7edge.data.tray import blend, photograph, tray
+from y7edge.data.synthetic.parts import bracket, nut, render, screw, washer
+from y7edge.data.synthetic.tray import blend, photograph, tray
 from y7edge.files import atomic_write
 from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle
 

@@ -25,27 +25,27 @@ from demo_report import Findings, FoldProof, Pictures, Step, write
 from numpy.typing import NDArray
 
 from y7edge import Detector, draw
-from y7edge.artifact import Artifact
-from y7edge.benchmark import Report, benchmark
+from y7edge.artifact.artifact import Artifact
+from y7edge.benchmark.measure import Report, benchmark
 from y7edge.data.dataset import Dataset, load
 from y7edge.data.images import read_image
 from y7edge.data.sample import Sample
-from y7edge.data.synthetic import generate, scene
-from y7edge.detections import Detections
+from y7edge.data.synthetic.scenes import generate, scene
+from y7edge.detect.detections import Detections
+from y7edge.detect.preprocess import Preprocessor
+from y7edge.detect.selftest import selftest
 from y7edge.errors import DigestError, GateError, Y7EdgeError
-from y7edge.evaluate import Metrics, evaluate
+from y7edge.evaluation.evaluate import Metrics, evaluate
+from y7edge.evaluation.predictions import labels
 from y7edge.export import export, verify
 from y7edge.export.folding import deviation, fold_checkpoint, inventory
 from y7edge.files import atomic_write
-from y7edge.judge.pictures import labels
 from y7edge.models import shapes, weights
 from y7edge.models.checkpoint import Checkpoint
-from y7edge.preprocess import Preprocessor
-from y7edge.selftest import selftest
-from y7edge.train.config import TINY, TrainConfig
-from y7edge.train.loop import TrainResult, train
-from y7edge.train.progress import describe, for_terminal
-from y7edge.train.record.results import read_csv
+from y7edge.train.output.results import read_csv
+from y7edge.train.run.loop import TrainResult, train
+from y7edge.train.run.progress import describe, for_terminal
+from y7edge.train.settings.config import TINY, TrainConfig
 
 FOLDER = Path("runs/demo")
 TRAIN, VAL, JUDGED, FRESH = 800, 80, 150, 6  # pictures

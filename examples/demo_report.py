@@ -12,13 +12,13 @@ from typing import Any
 
 import demo_charts
 
-from y7edge import page as html
-from y7edge.artifact import Artifact
-from y7edge.benchmark import Report
-from y7edge.evaluate import Metrics
+from y7edge import html
+from y7edge.artifact.artifact import Artifact
+from y7edge.benchmark.measure import Report
+from y7edge.evaluation.evaluate import Metrics
 from y7edge.export.folding import FoldReport
-from y7edge.train.config import TrainConfig
-from y7edge.train.record.results import EpochRow
+from y7edge.train.output.results import EpochRow
+from y7edge.train.settings.config import TrainConfig
 
 LEAST_MAP50 = 0.90
 """What the artifact must reach on pictures from other seeds."""

@@ -18,14 +18,14 @@ from y7edge.errors import RuntimeMissing
 if TYPE_CHECKING:
     from y7edge.export.folding import fold
     from y7edge.export.pipeline import export
-    from y7edge.export.verification import verify
+    from y7edge.export.proof.verify import verify
 
 __all__ = ["export", "fold", "verify"]
 
 _ELSEWHERE = {
     "export": "y7edge.export.pipeline",
     "fold": "y7edge.export.folding",
-    "verify": "y7edge.export.verification",
+    "verify": "y7edge.export.proof.verify",
 }
 
 

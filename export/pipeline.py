@@ -17,18 +17,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from y7edge import __version__
-from y7edge.artifact import Artifact
-from y7edge.errors import ConfigError, ExportError
-from y7edge.export import graph, parity
-from y7edge.export.folding import fold_checkpoint
-from y7edge.export.pictures import Images, gather
-from y7edge.export.probes import make_probes
-from y7edge.export.reference import Reference
-from y7edge.export.simplify import simplify as simplified
-from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import BuildRequest, Target
-from y7edge.files import atomic_write
-from y7edge.manifest import (
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import (
     Dim,
     InputInfo,
     LevelInfo,
@@ -39,6 +29,17 @@ from y7edge.manifest import (
     Thresholds,
     expected_shapes,
 )
+from y7edge.errors import ConfigError, ExportError
+from y7edge.export.folding import fold_checkpoint
+from y7edge.export.graph import build
+from y7edge.export.graph.simplify import simplify as simplified
+from y7edge.export.proof import parity
+from y7edge.export.proof.images import Images, gather
+from y7edge.export.proof.probes import make_probes
+from y7edge.export.proof.reference import Reference
+from y7edge.export.targets import registry as targets
+from y7edge.export.targets.base import BuildRequest, Target
+from y7edge.files import atomic_write
 from y7edge.models import shapes
 from y7edge.models.weights import Checkpoint
 from y7edge.runtimes.base import require
@@ -136,10 +137,10 @@ def _build(
     tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
     folded = fold_checkpoint(checkpoint)
     tell(f"write the graph: {choice.outputs}, {choice.precision}, {choice.height}x{choice.width}")
-    model = graph.build_graph(
+    model = build.build_graph(
         folded,
         outputs=choice.outputs,
-        precision=cast(graph.Precision, choice.precision),
+        precision=cast(build.Precision, choice.precision),
         height=choice.height,
         width=choice.width,
         batch=None if choice.batch == "dynamic" else choice.batch,
@@ -219,7 +220,7 @@ def _size(checkpoint: Checkpoint, imgsz: Size | None) -> tuple[int, int]:
 def _draft(checkpoint: Checkpoint, folded: Checkpoint, choice: _Choice) -> Manifest:
     """The manifest but for payload digest, probes and parity report."""
     spec = folded.spec
-    image = InputInfo(graph.INPUT, choice.batch, choice.height, choice.width)
+    image = InputInfo(build.INPUT, choice.batch, choice.height, choice.width)
     levels = tuple(
         LevelInfo(stride, anchors)
         for stride, anchors in zip(spec.strides, spec.anchors, strict=True)
@@ -239,7 +240,7 @@ def _draft(checkpoint: Checkpoint, folded: Checkpoint, choice: _Choice) -> Manif
         ),
         precision=choice.precision,
         target=choice.target.NAME,
-        opset=graph.OPSET,
+        opset=build.OPSET,
         payload_digest=_UNKNOWN_DIGEST,
         thresholds=Thresholds.of_checkpoint(checkpoint.meta),
         licence=_text(checkpoint.meta.get("licence")),
@@ -257,7 +258,7 @@ def _outputs(
             OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC"),
             OutputInfo("scores", "scores", expected["scores"], layout="NWC"),
         )
-    dtype = graph.DTYPES[cast(graph.Precision, choice.precision)].name
+    dtype = build.DTYPES[cast(build.Precision, choice.precision)].name
     return tuple(
         OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i, dtype=dtype)
         for i in range(len(levels))

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact import Artifact
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Dim, InputInfo, Manifest, OutputInfo
 from y7edge.errors import ConfigError, RuntimeMissing
-from y7edge.manifest import Dim, InputInfo, Manifest, OutputInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from y7edge.artifact import Artifact
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import MAX_BYTES, Manifest
 from y7edge.errors import ArtifactError, ConfigError, DeviceError
-from y7edge.manifest import MAX_BYTES, Manifest
 from y7edge.runtimes import _modelproto
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec, check_feeds, require
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import y7edge.runtimes
-from y7edge.artifact import Artifact
+from y7edge.artifact.artifact import Artifact
 from y7edge.errors import ArtifactError, ConfigError, RuntimeMissing
 from y7edge.runtimes.base import Runtime, Session, SessionOptions, require
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from y7edge.manifest import InputInfo, LevelInfo, Manifest, OutputInfo, Source, expected_shapes
+from y7edge.artifact.manifest import (
+    InputInfo,
+    LevelInfo,
+    Manifest,
+    OutputInfo,
+    Source,
+    expected_shapes,
+)
 from y7edge.runtimes.base import TensorSpec, check_feeds
 
 NAMES = ("nut", "washer", "screw")

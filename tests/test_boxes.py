@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from y7edge import nms as module
-from y7edge.nms import best_first, nms
+from y7edge import boxes as module
+from y7edge.boxes import best_first, nms
 
 
 def greedy(boxes, scores, classes, iou, max_det):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from y7edge import check
+from y7edge import environment
 from y7edge.cli import main
 from y7edge.runtimes import registry
 
 
 def test_this_installation_can_do_everything() -> None:
-    report = check.check()
+    report = environment.check()
     assert report.exit_code == 0
     assert report.ready == dict.fromkeys(("detect", "val", "export", "train"), True)
     assert not report.missing
@@ -24,12 +24,12 @@ def test_this_installation_can_do_everything() -> None:
 
 
 def test_every_runtime_is_reported() -> None:
-    assert [backend.name for backend in check.check().backends] == registry.names()
+    assert [backend.name for backend in environment.check().backends] == registry.names()
 
 
 def test_missing_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("y7edge.check.missing", lambda needs: list(needs))
-    report = check.check()
+    monkeypatch.setattr("y7edge.environment.missing", lambda needs: list(needs))
+    report = environment.check()
     assert not report.ready["detect"]
     assert report.exit_code == 3
     (backend,) = [b for b in report.backends if b.name == "onnxrt"]
@@ -40,14 +40,14 @@ def test_broken_engine_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcudart.so.12: no such file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    (backend,) = [b for b in check.check().backends if b.name == "onnxrt"]
+    (backend,) = [b for b in environment.check().backends if b.name == "onnxrt"]
     assert not backend.usable
     assert "cannot be used: libcudart.so.12" in backend.reason
 
 
 def test_missing_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    report = check.check()
+    report = environment.check()
     assert report.opencv["problem"]
     assert report.exit_code == 3
 
@@ -57,7 +57,7 @@ def test_missing_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     [("cv2", "cpu"), ("yaml", "eval"), ("torch", "export"), ("matplotlib", "train")],
 )
 def test_extra_of(package: str, extra: str) -> None:
-    assert check.extra_of(package) == extra
+    assert environment.extra_of(package) == extra
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,19 +16,13 @@ FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "ru
 
 # A module imports only from its own layer and from those before it; the longest prefix decides.
 LAYERS = (
-    ("y7edge", "y7edge.errors", "y7edge.detections", "y7edge.files", "y7edge.page"),
-    (
-        *("y7edge.models", "y7edge.artifact", "y7edge.manifest"),
-        *("y7edge.preprocess", "y7edge.postprocess", "y7edge.nms"),
-    ),
+    ("y7edge", "y7edge.errors", "y7edge.files", "y7edge.html", "y7edge.boxes"),
+    ("y7edge.models", "y7edge.artifact"),
     ("y7edge.runtimes",),
-    ("y7edge.sources", "y7edge.data", "y7edge.drawing", "y7edge.adapters"),
-    ("y7edge.doctor",),
-    ("y7edge.detector",),
-    (
-        *("y7edge.hotpath", "y7edge.benchmark", "y7edge.selftest", "y7edge.check"),
-        *("y7edge.evaluate", "y7edge.judge"),
-    ),
+    ("y7edge.data", "y7edge.sources"),
+    ("y7edge.detect",),
+    ("y7edge.evaluation",),
+    ("y7edge.adapters", "y7edge.benchmark", "y7edge.environment", "y7edge.live"),
     ("y7edge.nn",),
     ("y7edge.train",),
     ("y7edge.export",),
@@ -47,8 +41,8 @@ ENGINES = {
 # it is used. The longest prefix decides.
 TOP_LEVEL = {
     "y7edge": {"numpy", "cv2"},
-    **{f"y7edge.{m}": {"numpy"} for m in ("errors", "detections", "files", "page", "runtimes")},
-    **{f"y7edge.{m}": {"numpy"} for m in ("models", "artifact", "manifest")},
+    **{f"y7edge.{m}": {"numpy"} for m in ("errors", "files", "html", "boxes", "runtimes")},
+    **{f"y7edge.{m}": {"numpy"} for m in ("models", "artifact", "detect.detections")},
     "y7edge.nn": {"numpy", "torch"},
     "y7edge.train": {"numpy", "cv2", "torch", "rich"},
     "y7edge.export": {"numpy", "cv2", "onnx"},
@@ -59,7 +53,7 @@ TOP_LEVEL = {
 ONLY_IN = {
     "torch": (
         *("y7edge.nn", "y7edge.train"),
-        *("y7edge.export.folding", "y7edge.export.reference"),
+        *("y7edge.export.folding", "y7edge.export.proof.reference"),
     ),
     "onnx": ("y7edge.export",),
     "onnxsim": ("y7edge.export",),

@@ -16,9 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from y7edge.detections import Detection, Detections, Timing
-    from y7edge.detector import Detector
-    from y7edge.drawing import draw
+    from y7edge.detect.detections import Detection, Detections, Timing
+    from y7edge.detect.detector import Detector
+    from y7edge.detect.drawing import draw
     from y7edge.errors import (
         ArtifactError,
         CheckpointError,
@@ -60,11 +60,11 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "Detection": "y7edge.detections",
-    "Detections": "y7edge.detections",
-    "Detector": "y7edge.detector",
-    "Timing": "y7edge.detections",
-    "draw": "y7edge.drawing",
+    "Detection": "y7edge.detect.detections",
+    "Detections": "y7edge.detect.detections",
+    "Detector": "y7edge.detect.detector",
+    "Timing": "y7edge.detect.detections",
+    "draw": "y7edge.detect.drawing",
 }
 
 

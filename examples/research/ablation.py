@@ -1,8 +1,9 @@
 """The paper's ablations, made small: what does each trainable part bring, and how sure is that?
 
-    python examples/ablation.py                        # made pictures, a good hour on a core
-    python examples/ablation.py --data data.yaml --imgsz 320 --width 0.5 --epochs 60 --seeds 5
-    python examples/ablation.py --only auxiliary
+    cd examples/research
+    python ablation.py                        # synthetic images, a good hour on a core
+    python ablation.py --data data.yaml --imgsz 320 --width 0.5 --epochs 60 --seeds 5
+    python ablation.py --only auxiliary
 
 YOLOv7 (arXiv 2207.02696) adds to a plain detector what costs nothing once it is folded. This trains
 narrow models with and without each of these parts, with several seeds:
@@ -40,21 +41,21 @@ from ablation_report import Result, write
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from y7edge.data import synthetic
 from y7edge.data.dataset import load
+from y7edge.data.synthetic import scenes
 from y7edge.errors import ConfigError, Y7EdgeError
 from y7edge.files import atomic_write
 from y7edge.models import registry
 from y7edge.models.planning import reparameterize
 from y7edge.models.scaling import scale
 from y7edge.models.spec import Spec
-from y7edge.train import state
-from y7edge.train.config import TrainConfig
-from y7edge.train.loop import resume, train
-from y7edge.train.progress import Quiet, Status
-from y7edge.train.recipes import TINY
-from y7edge.train.record import folder as files
-from y7edge.train.record.results import EpochRow, read_csv
+from y7edge.train.output import folder as files
+from y7edge.train.output.results import EpochRow, read_csv
+from y7edge.train.run import state
+from y7edge.train.run.loop import resume, train
+from y7edge.train.run.progress import Quiet, Status
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.recipes import TINY
 
 DATA_SEED = 0
 SETTINGS = ("data", "pictures", "epochs", "imgsz", "width", "batch")  # the same in all of a folder
@@ -222,7 +223,7 @@ def made_pictures(options: argparse.Namespace) -> Path:
     folder: Path = options.out / "data"
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=options.out) as temporary:
-            made = synthetic.generate(
+            made = scenes.generate(
                 Path(temporary) / "data", options.pictures, options.judged, DATA_SEED
             ).parent
             try:

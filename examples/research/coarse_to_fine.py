@@ -1,6 +1,6 @@
 """Auxiliary heads at work: a narrow YOLOv7-W6, trained twice, folded, exported, judged.
 
-    python examples/coarse_to_fine.py                     # about half an hour on one core
+    python examples/research/coarse_to_fine.py                     # about half an hour on one core
 
 The paper (arXiv 2207.02696, section 4.2) lets the lead head decide what the auxiliary heads learn,
 and gives them coarser labels: more cells for each object. This script trains that assignment and
@@ -23,21 +23,21 @@ import torch
 
 from y7edge import Detector
 from y7edge.data.dataset import Dataset, load
-from y7edge.data.synthetic import generate
+from y7edge.data.synthetic.scenes import generate
 from y7edge.errors import GateError, Y7EdgeError
-from y7edge.evaluate import Metrics, evaluate
+from y7edge.evaluation.evaluate import Metrics, evaluate
 from y7edge.export import export
 from y7edge.export.folding import fold_checkpoint, inventory
 from y7edge.files import atomic_write
 from y7edge.models import weights
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.build import from_checkpoint
-from y7edge.train.config import TrainConfig
-from y7edge.train.dataset import TrainingSet, collate
-from y7edge.train.loop import train
-from y7edge.train.loss import TrainingLoss
-from y7edge.train.progress import for_terminal
-from y7edge.train.recipes import P6
+from y7edge.train.loading.dataset import TrainingSet, collate
+from y7edge.train.loss.loss import TrainingLoss
+from y7edge.train.run.loop import train
+from y7edge.train.run.progress import for_terminal
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.recipes import P6
 
 LEAST_MAP = 0.8  # mAP@0.5 of the exported file on pictures from other seeds
 SEED, JUDGED_SEED, JUDGED = 0, 1, 150

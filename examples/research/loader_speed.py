@@ -1,7 +1,7 @@
 """Measure what a training picture costs beside decoding, on one core.
 
-    python examples/loader_speed.py --data ../shared/data/bccd
-    python examples/loader_speed.py --data data.yaml --imgsz 640 --recipe tiny --pictures 256 --gate
+    python examples/research/loader_speed.py --data data.yaml
+    python examples/research/loader_speed.py --data data.yaml --imgsz 640 --recipe tiny --gate
 
 The unit is one ``cv2.imread`` of the same files in the same run: milliseconds say more about the
 machine than about a loader. Batch by batch, reading, items without and items with a cache are
@@ -41,10 +41,10 @@ from y7edge.data.dataset import load
 from y7edge.data.sample import Sample
 from y7edge.errors import GateError, Y7EdgeError
 from y7edge.train.augment.pipeline import Augmentation
-from y7edge.train.dataset import TrainingSet, loader
-from y7edge.train.loading import picture_cache
+from y7edge.train.loading import image_cache
+from y7edge.train.loading.dataset import TrainingSet, loader
 from y7edge.train.loading.sampling import BatchPlan
-from y7edge.train.recipes import by_name
+from y7edge.train.settings.recipes import by_name
 
 BUDGETS = {"beyond": 1.5, "ram": 2.0}
 NOMINAL_DECODING = 5.25
@@ -98,9 +98,9 @@ def measure(
     sets = [TrainingSet(samples, size, settings, cache=cache) for cache in ("none", "ram")]
     plan = BatchPlan(len(samples), min(BATCH, pictures, len(samples)))
     loaders = [loader(shown, plan) for shown in sets]
-    clock = Clock(picture_cache.read_image)
+    clock = Clock(image_cache.read_image)
     sums, files, shown, epoch = np.zeros(4), 0, 0, 0
-    with patch.object(picture_cache, "read_image", clock):
+    with patch.object(image_cache, "read_image", clock):
         while shown < pictures:
             epoch += 1
             plan.set_epoch(epoch)

@@ -1,7 +1,7 @@
 """Measure every published variant: size, work, and how exactly each step of the way keeps it.
 
-    python examples/model_table.py --markdown
-    python examples/model_table.py --models yolov7-tiny yolov7-w6 --imgsz 640
+    python examples/research/model_table.py --markdown
+    python examples/research/model_table.py --models yolov7-tiny yolov7-w6 --imgsz 640
 
 Columns:
 
@@ -37,13 +37,14 @@ import torch
 from y7edge.errors import ParityError, Y7EdgeError
 from y7edge.export import export
 from y7edge.export.folding import deviation
-from y7edge.models import official, registry
+from y7edge.models import registry
+from y7edge.models.published import official
 from y7edge.models.shapes import gflops, parameters
 from y7edge.nn import create, from_checkpoint
 from y7edge.nn.build import Model
 from y7edge.nn.random_weights import random_checkpoint
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "reference" / "golden"
+GOLDEN = Path(__file__).parents[2] / "tests" / "reference" / "golden"
 FOLD_SHAPE = (1, 3, 256, 256)  # of the input that a fold is measured on without a golden file
 
 

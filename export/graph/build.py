@@ -25,8 +25,8 @@ from onnx import TensorProto, helper
 
 from y7edge import __version__
 from y7edge.errors import ExportError
-from y7edge.export.decode_nodes import decode_level, join_levels
-from y7edge.export.nodes import NodeWriter
+from y7edge.export.graph.decode import decode_level, join_levels
+from y7edge.export.graph.nodes import NodeWriter
 from y7edge.models.shapes import POOLS
 from y7edge.models.spec import IMAGE, LEAKY_SLOPE, Row, Spec
 from y7edge.models.weights import Checkpoint

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from y7edge.export.nodes import NodeWriter
+from y7edge.export.graph.nodes import NodeWriter
 from y7edge.models.spec import Spec
 
 

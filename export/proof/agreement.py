@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.manifest import LevelInfo
+from y7edge.artifact.manifest import LevelInfo
 
 Floats = NDArray[np.float32]
 

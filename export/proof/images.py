@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data import dataset, synthetic
+from y7edge.artifact.manifest import InputInfo
+from y7edge.data import dataset
 from y7edge.data.images import read_image
+from y7edge.data.synthetic import scenes
+from y7edge.detect.preprocess import Preprocessor
 from y7edge.errors import DataError, RuntimeMissing
-from y7edge.manifest import InputInfo
-from y7edge.preprocess import Preprocessor
 
 COUNT = 8
 """How many pictures a proof uses unless told otherwise."""
@@ -60,7 +61,7 @@ def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> 
 
 
 def _scene(seed: int) -> NDArray[np.uint8]:
-    return synthetic.scene(seed, _SCENE_SIZE).image
+    return scenes.scene(seed, _SCENE_SIZE).image
 
 
 def _prepare(

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge import __version__
-from y7edge.artifact import Artifact
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest
+from y7edge.detect.selftest import dequantised, run_probe
 from y7edge.errors import ParityError
-from y7edge.export.agreement import (
+from y7edge.export.proof.agreement import (
     BEST,
     Candidate,
     CandidateAgreement,
@@ -29,13 +31,11 @@ from y7edge.export.agreement import (
     choose,
     decode,
 )
-from y7edge.export.pictures import Pictures
-from y7edge.export.probes import outputs_of, proved_batches
-from y7edge.export.reference import Answer, Reference
-from y7edge.manifest import Manifest
+from y7edge.export.proof.images import Pictures
+from y7edge.export.proof.probes import outputs_of, proved_batches
+from y7edge.export.proof.reference import Answer, Reference
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
-from y7edge.selftest import dequantised, run_probe
 
 SPREAD = 0.2
 """The candidates' scores must differ by this much, or nothing is proved."""

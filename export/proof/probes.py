@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from y7edge.export.agreement import Floats, decode
-from y7edge.export.reference import Answer, Reference
-from y7edge.manifest import Manifest, Probe, Samples
-from y7edge.selftest import RECIPE, input_crc32, probe_input
+from y7edge.artifact.manifest import Manifest, Probe, Samples
+from y7edge.detect.selftest import RECIPE, input_crc32, probe_input
+from y7edge.export.proof.agreement import Floats, decode
+from y7edge.export.proof.reference import Answer, Reference
 
 PROBES = 2
 """Inputs for each batch size that is proved."""

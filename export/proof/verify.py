@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from y7edge.artifact import Artifact
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import InputInfo
+from y7edge.detect.selftest import check_payload, load_undamaged
 from y7edge.errors import ParityError
-from y7edge.export import parity
-from y7edge.export.pictures import Images, gather
-from y7edge.export.reference import Reference
-from y7edge.manifest import InputInfo
+from y7edge.export.proof import parity
+from y7edge.export.proof.images import Images, gather
+from y7edge.export.proof.reference import Reference
 from y7edge.models.weights import Checkpoint
-from y7edge.selftest import check_payload, load_undamaged
 
 
 def verify(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from y7edge.artifact import Artifact
-from y7edge.manifest import Manifest
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest
 from y7edge.models.spec import Spec
 
 if TYPE_CHECKING:

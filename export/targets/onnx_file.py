@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 
-from y7edge.artifact import Artifact
+from y7edge.artifact.artifact import Artifact
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import onnxrt
 

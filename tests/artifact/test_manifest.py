@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from y7edge.errors import ArtifactError, DigestError
-from y7edge.manifest import (
+from y7edge.artifact.manifest import (
     MAX_BYTES,
     InputInfo,
     LevelInfo,
@@ -20,6 +19,7 @@ from y7edge.manifest import (
     Source,
     Thresholds,
 )
+from y7edge.errors import ArtifactError, DigestError
 
 ANCHORS = ((10.0, 13.5), (16.0, 30.0))
 

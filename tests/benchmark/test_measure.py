@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.fake_model import FakeSession, make_manifest
-from y7edge import hotpath
-from y7edge.benchmark import benchmark, percentiles
-from y7edge.detector import Detector
+from y7edge.artifact.manifest import LevelInfo, OutputInfo, expected_shapes
+from y7edge.benchmark import hotpath
+from y7edge.benchmark.hotpath import BUDGET, CANDIDATES, OBJECTS, Gate, measure_gate
+from y7edge.benchmark.measure import benchmark, percentiles
+from y7edge.detect.detector import Detector
+from y7edge.detect.postprocess import Criteria, Postprocessor
 from y7edge.errors import ConfigError, GateError
-from y7edge.hotpath import BUDGET, CANDIDATES, OBJECTS, Gate, measure_gate
-from y7edge.manifest import LevelInfo, OutputInfo, expected_shapes
-from y7edge.postprocess import Criteria, Postprocessor
 
 TINY = (
     LevelInfo(8, ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0))),

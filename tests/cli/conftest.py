@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from y7edge.data import synthetic
+from y7edge.data.synthetic import scenes
 from y7edge.models import weights
 from y7edge.models.checkpoint import Checkpoint
 
@@ -28,7 +28,7 @@ def data(narrow_tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> P
         (root / "images" / split).mkdir(parents=True)
         (root / "labels" / split).mkdir(parents=True)
         for seed in seeds:
-            picture = synthetic.scene(seed, (96, 128)).image
+            picture = scenes.scene(seed, (96, 128)).image
             cv2.imwrite(str(root / "images" / split / f"{seed}.png"), picture)
             lines = [f"{c} 0.{c + 3} 0.5 0.2 0.3\n" for c in range(len(narrow_tiny.names))]
             (root / "labels" / split / f"{seed}.txt").write_text("".join(lines))

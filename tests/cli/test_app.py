@@ -41,7 +41,7 @@ def test_errors_become_one_line_and_a_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("y7edge.check.check", _raiser(error))
+    monkeypatch.setattr("y7edge.environment.check", _raiser(error))
     assert main(["check"]) == code
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -53,7 +53,7 @@ def test_errors_become_one_line_and_a_code(
 
 def test_a_request_to_stop_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("y7edge.check.check", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("y7edge.environment.check", lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         assert main(["check"]) == 130
     finally:
@@ -63,7 +63,9 @@ def test_a_request_to_stop_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> N
 def test_message_of_several_lines_is_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("y7edge.check.check", _raiser(errors.DeviceError("the engine:\n  no\n")))
+    monkeypatch.setattr(
+        "y7edge.environment.check", _raiser(errors.DeviceError("the engine:\n  no\n"))
+    )
     main(["check"])
     assert capsys.readouterr().err == "error: the engine: no\n"
 
@@ -72,7 +74,7 @@ def test_message_of_several_lines_is_one(
 def test_traceback_shows_the_rest(
     line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("y7edge.check.check", _raiser(errors.ConfigError("x")))
+    monkeypatch.setattr("y7edge.environment.check", _raiser(errors.ConfigError("x")))
     assert main(line) == 1
     error = capsys.readouterr().err
     assert "raise_it" in error
@@ -83,7 +85,7 @@ def test_missing_package_names_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = ModuleNotFoundError("No module named 'matplotlib.figure'", name="matplotlib.figure")
-    monkeypatch.setattr("y7edge.check.check", _raiser(missing))
+    monkeypatch.setattr("y7edge.environment.check", _raiser(missing))
     assert main(["check"]) == 3
     assert "pip install 'y7edge[train]'" in capsys.readouterr().err
 

@@ -229,7 +229,9 @@ def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
 def test_benchmark_gate(
     budget: float, exits: int, artifact_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("y7edge.hotpath.BUDGET", {"pre": budget, "post": budget, "rest": budget})
+    monkeypatch.setattr(
+        "y7edge.benchmark.hotpath.BUDGET", {"pre": budget, "post": budget, "rest": budget}
+    )
     (record,) = run("benchmark", artifact_path, "--runs", "1", "--gate", exits=exits)
     assert record["gate"]["pre"] > 0  # the report comes before the verdict
 

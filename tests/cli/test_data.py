@@ -14,12 +14,12 @@ from PIL import Image
 
 from y7edge.cli import main
 from y7edge.cli.data import EXAMPLE
-from y7edge.data import synthetic
+from y7edge.data.synthetic import scenes
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    synthetic.generate(tmp_path / "parts", train=10, val=6, seed=3, size=(96, 128))
+    scenes.generate(tmp_path / "parts", train=10, val=6, seed=3, size=(96, 128))
     return tmp_path / "parts"
 
 

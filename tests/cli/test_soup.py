@@ -12,7 +12,7 @@ import pytest
 from y7edge.cli import main
 from y7edge.models import weights
 from y7edge.models.checkpoint import Checkpoint
-from y7edge.train import soup
+from y7edge.train.averaging import soup
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from y7edge.cli import main
-from y7edge.train.config import TrainConfig
-from y7edge.train.recipes import FINETUNE, P6, SMALL_DATA, TINY
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.recipes import FINETUNE, P6, SMALL_DATA, TINY
 
 Train = Callable[..., TrainConfig]
 
@@ -39,8 +39,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return call
 
-    monkeypatch.setattr("y7edge.train.loop.train", answer("train"))
-    monkeypatch.setattr("y7edge.train.loop.resume", answer("resume"))
+    monkeypatch.setattr("y7edge.train.run.loop.train", answer("train"))
+    monkeypatch.setattr("y7edge.train.run.loop.resume", answer("resume"))
     return calls
 
 
@@ -160,7 +160,7 @@ def test_a_profile_trains_nothing(
     def profile(config: TrainConfig, *, progress: Any = None) -> Any:
         return SimpleNamespace(to_dict=lambda: {"iterations": config.profile}, lines=list)
 
-    monkeypatch.setattr("y7edge.train.profile.profile", profile)
+    monkeypatch.setattr("y7edge.train.run.profile.profile", profile)
     assert main(["train", "--data", "d", "--profile", "9", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"iterations": 9}
     assert not asked

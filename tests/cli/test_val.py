@@ -70,7 +70,9 @@ def test_a_place_that_is_no_folder_is_refused_before_judging(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("y7edge.evaluate.collect", lambda *_: pytest.fail("judged first"))
+    monkeypatch.setattr(
+        "y7edge.evaluation.evaluate.collect", lambda *_: pytest.fail("judged first")
+    )
     (tmp_path / "file").touch()
     assert main([*words, "--save", str(tmp_path / "file")]) == 1
     assert "file: expected a folder that can be made" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from y7edge.data.dataset import load
-from y7edge.data.yolo import label_path
+from y7edge.data.formats.yolo import label_path
 from y7edge.errors import DataError, RuntimeMissing
 
 

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.data import label_cache, yolo
+from y7edge.data import label_cache
 from y7edge.data.dataset import load
+from y7edge.data.formats import yolo
 from y7edge.errors import DataError
 
 PICTURE = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
@@ -94,7 +95,7 @@ def test_what_is_recalled_is_what_was_read(folder, reads, cache):
 
 
 def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
-    from y7edge.data import coco
+    from y7edge.data.formats import coco
 
     (tmp_path / "a.png").write_bytes(PICTURE)
     entry = '{"image_id": 1, "category_id": 1, "bbox": [3, 4, 6, 8], "iscrowd": %d}'

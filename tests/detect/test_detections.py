@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from y7edge.detections import Detections, Timing
+from y7edge.detect.detections import Detections, Timing
 from y7edge.errors import ConfigError, DataError
 
 NAMES = ("nut", "washer", "screw")

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from tests.fake_model import NAMES, FakeSession, make_manifest
-from y7edge.artifact import Artifact
-from y7edge.detector import Detector, _placed
+from y7edge.artifact.artifact import Artifact
+from y7edge.detect.detector import Detector, _placed
+from y7edge.detect.postprocess import Boxes
+from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.errors import (
     ArtifactError,
     ConfigError,
@@ -17,8 +19,6 @@ from y7edge.errors import (
     DigestError,
     RuntimeMissing,
 )
-from y7edge.postprocess import Boxes
-from y7edge.preprocess import letterbox_geometry
 from y7edge.runtimes import onnxrt, registry
 
 
@@ -300,7 +300,7 @@ def test_without_torch_a_checkpoint_says_what_to_install(monkeypatch):
     def missing(name):
         raise ImportError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("y7edge.detector.import_module", missing)
+    monkeypatch.setattr("y7edge.detect.detector.import_module", missing)
     with pytest.raises(RuntimeMissing, match=r'needs torch: pip install "y7edge\[export\]"'):
         Detector("yolov7-tiny")
 

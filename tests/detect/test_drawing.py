@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from y7edge.detections import Detections
-from y7edge.drawing import class_colour, draw
+from y7edge.detect.detections import Detections
+from y7edge.detect.drawing import class_colour, draw
 from y7edge.errors import DataError
 
 NAMES = ("nut", "washer", "Unterlegscheibe mit Öse")

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from tests.ops_cases import arrays, table
+from tests.detect.ops_cases import arrays, table
+from y7edge.artifact.manifest import LevelInfo
+from y7edge.detect.postprocess import EVALUATION, Criteria, Postprocessor
 from y7edge.errors import ConfigError, DataError
-from y7edge.manifest import LevelInfo
-from y7edge.postprocess import EVALUATION, Criteria, Postprocessor
 
 ANCHORS = ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0))
 LEVELS = [LevelInfo(8, ANCHORS), LevelInfo(16, ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)))]

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.ops_cases import arrays, table
+from tests.detect.ops_cases import arrays, table
+from y7edge.detect.preprocess import Preprocessor, check_frame, letterbox_geometry, unletterbox
 from y7edge.errors import ConfigError, DataError
-from y7edge.preprocess import Preprocessor, check_frame, letterbox_geometry, unletterbox
 
 LETTERBOX = table()["letterbox"]
 RNG = np.random.default_rng(0)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests import tampering
+from y7edge.detect.selftest import RECIPE, probe_input, selftest
 from y7edge.errors import ArtifactError, DigestError, ParityError
 from y7edge.runtimes import onnxrt
-from y7edge.selftest import RECIPE, probe_input, selftest
 
 EXPECTED = [0.33785757, 0.4537662, 0.35262746]
 
@@ -34,7 +34,7 @@ def test_passes_on_what_was_exported(artifact_path):
 def test_needs_neither_torch_nor_onnx(artifact_path):
     script = (
         "import sys; sys.modules.update(torch=None, onnx=None, cv2=None)\n"
-        "from y7edge.selftest import selftest\n"
+        "from y7edge.detect.selftest import selftest\n"
         f"print(selftest({str(artifact_path)!r})['status'])"
     )
     done = subprocess.run(

@@ -5,9 +5,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tests.judged_tables import random_tables
-from y7edge.judge.average import COUNTS, SIZES, averages
-from y7edge.judge.tables import Tables
+from tests.evaluation.random_tables import random_tables
+from y7edge.evaluation.average_precision import COUNTS, SIZES, averages
+from y7edge.evaluation.tables import Tables
 
 CASES = {
     "usual": {},

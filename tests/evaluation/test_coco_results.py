@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from y7edge.data.coco_names import COCO_IDS
+from y7edge.data.formats.coco_names import COCO_IDS
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError
-from y7edge.judge.submission import write_submission
+from y7edge.evaluation.coco_results import write_submission
 
 FOUND = np.array([[1, 10.12345, 20, 30.5, 40, 0.1234567, 2], [0, 1, 2, 3, 4, 0.5, 79]])
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tests.judged_tables import random_tables
-from y7edge.judge.confusion import confusion
-from y7edge.judge.tables import Tables
+from tests.evaluation.random_tables import random_tables
+from y7edge.evaluation.confusion import confusion
+from y7edge.evaluation.tables import Tables
 
 
 def iou(a, b):

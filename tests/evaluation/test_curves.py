@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.judged_tables import random_tables
-from y7edge.judge.average import averages
-from y7edge.judge.curves import THRESHOLDS, Curves, curves, verdicts
-from y7edge.judge.tables import Tables
+from tests.evaluation.random_tables import random_tables
+from y7edge.evaluation.average_precision import averages
+from y7edge.evaluation.curves import THRESHOLDS, Curves, curves, verdicts
+from y7edge.evaluation.tables import Tables
 
 
 def iou(a, b):

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.judged_tables import random_tables
+from tests.evaluation.random_tables import random_tables
 from y7edge.data.dataset import Sample
-from y7edge.detections import Detections
+from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError, DataError, RuntimeMissing
-from y7edge.evaluate import evaluate, score
+from y7edge.evaluation.evaluate import evaluate, score
 
 
 def test_counts_more_than_coco_s_hundred_boxes():

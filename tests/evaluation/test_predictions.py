@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from y7edge.data.sample import Sample
-from y7edge.detections import Detections
-from y7edge.judge.pictures import beside, labels, write_predictions
+from y7edge.detect.detections import Detections
+from y7edge.evaluation.predictions import beside, labels, write_predictions
 
 
 def grey(folder, *sizes):

@@ -6,14 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.judged_tables import random_tables
+from tests.evaluation.random_tables import random_tables
 from y7edge.data.sample import Sample
-from y7edge.detections import Detections
-from y7edge.evaluate import judge
-from y7edge.judge.plots import write_confusion, write_curves
-from y7edge.judge.report import write_page
-from y7edge.judge.saving import save
-from y7edge.judge.tables import Tables
+from y7edge.detect.detections import Detections
+from y7edge.evaluation.evaluate import judge
+from y7edge.evaluation.plots import write_confusion, write_curves
+from y7edge.evaluation.report import write_page
+from y7edge.evaluation.saving import save
+from y7edge.evaluation.tables import Tables
 
 NAMES = ("a<b", "$x_$", "_c", "d")  # names that HTML and matplotlib could take for more
 

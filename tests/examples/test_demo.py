@@ -12,20 +12,20 @@ import onnx
 import pytest
 
 from y7edge import Detector
-from y7edge.artifact import Artifact
-from y7edge.benchmark import Report
+from y7edge.artifact.artifact import Artifact
+from y7edge.benchmark.hotpath import Gate
+from y7edge.benchmark.measure import Report
 from y7edge.data.dataset import load
-from y7edge.data.synthetic import NAMES, generate, scene
+from y7edge.data.synthetic.scenes import NAMES, generate, scene
+from y7edge.detect.selftest import selftest
 from y7edge.errors import ArtifactError, DigestError, GateError
-from y7edge.evaluate import ClassMetrics, Metrics, evaluate
+from y7edge.evaluation.evaluate import ClassMetrics, Metrics, evaluate
 from y7edge.export import export
 from y7edge.export.folding import FoldReport
-from y7edge.hotpath import Gate
 from y7edge.models import weights
 from y7edge.runtimes import registry
-from y7edge.selftest import selftest
-from y7edge.train.config import TINY, TrainConfig
-from y7edge.train.record.results import EpochRow
+from y7edge.train.output.results import EpochRow
+from y7edge.train.settings.config import TINY, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "reference" / "demo.safetensors"

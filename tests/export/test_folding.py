@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from tests.nn import golden as recipes
 from y7edge.export import folding
-from y7edge.models import official, registry
+from y7edge.models import registry
 from y7edge.models.checkpoint import Checkpoint, default_names
+from y7edge.models.published import official
 from y7edge.models.scaling import scale
 from y7edge.models.shapes import weight_shapes
 from y7edge.nn.build import Model, from_checkpoint, to_checkpoint

@@ -13,21 +13,23 @@ import onnx
 import pytest
 
 import y7edge.export
+from y7edge.detect.selftest import selftest
 from y7edge.errors import ConfigError, DeviceError, ExportError, ParityError, RuntimeMissing
-from y7edge.export import graph, parity, pipeline
+from y7edge.export import pipeline
 from y7edge.export.folding import fold_checkpoint
+from y7edge.export.graph import build as graph
 from y7edge.export.pipeline import export
+from y7edge.export.proof import parity
+from y7edge.export.proof.verify import verify
 from y7edge.export.targets import onnx_file
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import BuildRequest
-from y7edge.export.verification import verify
 from y7edge.models import registry as models
 from y7edge.models import weights
 from y7edge.models.scaling import scale
 from y7edge.models.shapes import parameters
 from y7edge.nn.random_weights import random_weights
 from y7edge.runtimes import base, onnxrt, registry
-from y7edge.selftest import selftest
 
 SIZE = (64, 96)
 
@@ -189,7 +191,7 @@ def test_without_the_extra_it_is_named(package):
         "from y7edge.errors import RuntimeMissing\n"
         "try:\n"
         "    y7edge.export.export, y7edge.export.verify\n"
-        "    from y7edge.export.reference import Reference\n"
+        "    from y7edge.export.proof.reference import Reference\n"
         "    Reference(None)\n"
         "except RuntimeMissing as error:\n"
         "    print(error)\n"
@@ -213,7 +215,7 @@ def miswritten(monkeypatch):
         arrays["rows.3.conv.bias"] = arrays["rows.3.conv.bias"] * np.float32(0.5)
         return real(replace(checkpoint, arrays=arrays), **options)
 
-    monkeypatch.setattr(pipeline.graph, "build_graph", build)
+    monkeypatch.setattr(pipeline.build, "build_graph", build)
 
 
 def test_beyond_tolerance_there_is_a_report_and_no_file(narrow_tiny, tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ class TestRandomWeights:
     )
     def test_scores_spread(self, name, nc):
         """What a proof of equality needs: the 100 best candidates differ by more than 0.2."""
-        from y7edge.data.synthetic import scene
+        from y7edge.data.synthetic.scenes import scene
 
         model = from_checkpoint(random_weights(scale(registry.get(name, nc=nc), width=0.5)))
         scenes = np.stack([scene(seed, size=(256, 256)).image[..., ::-1] for seed in range(8)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from y7edge.models import official
+from y7edge.models.published import official
 from y7edge.nn import create
 
 VARIANTS = [

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests import tampering
-from y7edge.artifact import Artifact
+from y7edge.artifact.artifact import Artifact
 from y7edge.errors import ArtifactError, ConfigError, DeviceError, DigestError
 from y7edge.runtimes import onnxrt, registry
 from y7edge.runtimes.base import SessionOptions, TensorSpec

@@ -8,8 +8,8 @@ import torch
 from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train.loss import TrainingLoss
-from y7edge.train.recipes import recipe_for
+from y7edge.train.loss.loss import TrainingLoss
+from y7edge.train.settings.recipes import recipe_for
 
 TARGETS = torch.tensor(
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from y7edge.manifest import Manifest
+from y7edge.artifact.manifest import Manifest
 
 
 @dataclass(frozen=True)

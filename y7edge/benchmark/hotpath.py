@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.detector import Detector
-from y7edge.manifest import Manifest, expected_shapes
-from y7edge.preprocess import letterbox_geometry
+from y7edge.artifact.manifest import Manifest, expected_shapes
+from y7edge.detect.detector import Detector
+from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.runtimes.base import TensorSpec
 
 FRAME_HW = (720, 1280)

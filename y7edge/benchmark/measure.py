@@ -4,7 +4,7 @@ Model and end-to-end are told apart, as percentiles after a warm-up, together wi
 on: device, threads, versions, digest of the model. Pictures per second are given by a ``Report``
 only, and there is none without these.
 
-``y7edge.hotpath`` measures the code around the engine against its budget.
+``y7edge.benchmark.hotpath`` measures the code around the engine against its budget.
 """
 
 from __future__ import annotations
@@ -22,9 +22,17 @@ import cv2
 import numpy as np
 
 from y7edge import __version__
-from y7edge.detector import Detector
+from y7edge.benchmark.hotpath import (
+    BUDGET,
+    FRAME_HW,
+    FRAMES,
+    Gate,
+    measure_gate,
+    opencv_threads,
+    pictures,
+)
+from y7edge.detect.detector import Detector
 from y7edge.errors import ConfigError, GateError
-from y7edge.hotpath import BUDGET, FRAME_HW, FRAMES, Gate, measure_gate, opencv_threads, pictures
 from y7edge.runtimes import registry
 
 _LEAST_RUNS = 20

@@ -135,7 +135,7 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
     if isinstance(error, Y7EdgeError):
         return str(error), error.exit_code
     if isinstance(error, ModuleNotFoundError) and error.name:
-        from y7edge.check import extra_of
+        from y7edge.environment import extra_of
 
         package = error.name.split(".")[0]
         extra = EXTRAS.get(command) or extra_of(package)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from y7edge.cli.console import show
-from y7edge.cli.kinds import say_random
+from y7edge.cli.models import say_random
 from y7edge.cli.options import Backend, Device, Json, Threads
 
 _Models = Annotated[
@@ -36,7 +36,7 @@ def benchmark(
     --json prints one JSON object for each artifact, on a line of its own. --gate compares the time
     around the engine with that of one cv2.resize, as measured in the same run.
     """
-    from y7edge.benchmark import benchmark as measure
+    from y7edge.benchmark.measure import benchmark as measure
 
     reports = []
     for model in models:

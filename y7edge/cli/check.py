@@ -11,7 +11,7 @@ from y7edge.cli.console import show, table
 from y7edge.cli.options import Json
 
 if TYPE_CHECKING:
-    from y7edge.check import Report
+    from y7edge.environment import Report
 
 
 def check(as_json: Json = False) -> None:
@@ -19,7 +19,7 @@ def check(as_json: Json = False) -> None:
 
     And why the others will not. Exits with 3 if pictures cannot be detected on here.
     """
-    from y7edge.check import check as look
+    from y7edge.environment import check as look
 
     report = look()
     record = {**asdict(report), "ok": report.exit_code == 0}

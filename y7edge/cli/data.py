@@ -18,7 +18,7 @@ from y7edge.cli.options import Json
 from y7edge.errors import GateError
 
 if TYPE_CHECKING:
-    from y7edge.doctor.examine import Report
+    from y7edge.data.check.examine import Report
 
 EXAMPLE = "y7edge data check data.yaml --save report.html"
 
@@ -71,10 +71,10 @@ def check(
     more. Exit code 4 if there are errors; warnings and infos do not fail. With --fix a cleaned
     copy is written, and it is the copy that is judged.
     """
-    from y7edge.doctor.examine import examine, record
-    from y7edge.doctor.mend import mend
-    from y7edge.doctor.places import require_copy, require_page
-    from y7edge.doctor.report import write_page
+    from y7edge.data.check.examine import examine, record
+    from y7edge.data.check.fix import mend
+    from y7edge.data.check.paths import require_copy, require_page
+    from y7edge.data.check.report import write_page
 
     _print_whatever_the_names()
     if save is not None:
@@ -142,7 +142,7 @@ def _print(report: Report, *, whole: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from y7edge.doctor.shown import readable
+    from y7edge.data.check.paths import readable
 
     # A log has no width of its own: lines there are as long as they need to be.
     wide = sys.stdout is not None and sys.stdout.isatty()

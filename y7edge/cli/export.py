@@ -9,11 +9,11 @@ import typer
 
 from y7edge.cli.console import facts, note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
-from y7edge.cli.kinds import say_random
+from y7edge.cli.models import say_random
 from y7edge.cli.options import Device, Images, Json, Size
 
 if TYPE_CHECKING:
-    from y7edge.artifact import Artifact
+    from y7edge.artifact.artifact import Artifact
 
 _Checkpoint = Annotated[
     str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from y7edge.cli.console import facts, show, table
-from y7edge.cli.kinds import kind_of
+from y7edge.cli.models import kind_of
 from y7edge.cli.options import ImageSize, Json, Size
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _variant(name: str, size: ImageSize | None) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path, size: ImageSize | None) -> dict[str, Any]:
-    from y7edge.manifest import Thresholds
+    from y7edge.artifact.manifest import Thresholds
     from y7edge.models import weights
 
     checkpoint = weights.load(path)

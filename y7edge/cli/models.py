@@ -11,7 +11,7 @@ from y7edge.errors import ConfigError
 from y7edge.models import registry
 
 if TYPE_CHECKING:
-    from y7edge.detector import Detector
+    from y7edge.detect.detector import Detector
 
 Kind = Literal["name", "checkpoint", "artifact"]
 
@@ -41,7 +41,7 @@ def say_random(text: str) -> None:
 
 def open_detector(text: str, imgsz: ImageSize | None, **options: Any) -> Detector:
     """A Detector for any of the three; says so if its weights are random."""
-    from y7edge.detector import Detector
+    from y7edge.detect.detector import Detector
 
     say_random(text)
     return Detector(text, imgsz=imgsz.pair if imgsz else None, **options)

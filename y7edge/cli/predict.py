@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from y7edge.cli.console import show
-from y7edge.cli.kinds import open_detector
+from y7edge.cli.models import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
 
 if TYPE_CHECKING:
-    from y7edge.detections import Detections
+    from y7edge.detect.detections import Detections
 
 _Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A picture, a video, a folder or a pattern.")
@@ -70,7 +70,7 @@ def predict(
         album = None
         if save is not None:
             from y7edge.cli.saving import Album
-            from y7edge.drawing import draw
+            from y7edge.detect.drawing import draw
 
             album = stack.enter_context(Album(save))
         for picture in open_source(source):

@@ -21,7 +21,7 @@ def selftest(
     Needs neither torch nor the checkpoint. Exits with 4 if the file was changed, or if this engine
     computes something else.
     """
-    from y7edge.selftest import selftest as repeat
+    from y7edge.detect.selftest import selftest as repeat
 
     with report_even_if_failed(as_json):
         report = repeat(artifact, backend=backend, device=device, threads=threads)

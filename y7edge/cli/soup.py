@@ -56,7 +56,7 @@ def soup(
     from y7edge.data.dataset import load
     from y7edge.models import weights
     from y7edge.nn.eager import pick_device
-    from y7edge.train.soup import check_out, cook, load_all
+    from y7edge.train.averaging.soup import check_out, cook, load_all
 
     check_out(out, checkpoints)
     loaded = load_all(checkpoints)

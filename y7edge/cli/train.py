@@ -16,9 +16,9 @@ from y7edge.cli.options import Json, UsageError
 from y7edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from y7edge.train.config import TrainConfig
-    from y7edge.train.loop import TrainResult
-    from y7edge.train.recipes import NamedRecipe
+    from y7edge.train.run.loop import TrainResult
+    from y7edge.train.settings.config import TrainConfig
+    from y7edge.train.settings.recipes import NamedRecipe
 
 # Words that people know from other commands, and Lightning Fabric's names for them.
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
@@ -248,8 +248,8 @@ def train(
         return
     if resume is None and data is None:
         raise UsageError("Missing option '--data'.", ctx=ctx)
-    from y7edge.train import loop
-    from y7edge.train.progress import for_terminal
+    from y7edge.train.run import loop
+    from y7edge.train.run.progress import for_terminal
 
     if resume is not None:
         require_alone(resume, given(ctx))
@@ -265,8 +265,8 @@ def train(
 
 
 def _profile(config: TrainConfig, as_json: bool) -> None:
-    from y7edge.train.profile import profile
-    from y7edge.train.progress import for_terminal
+    from y7edge.train.run.profile import profile
+    from y7edge.train.run.progress import for_terminal
 
     found = profile(config, progress=for_terminal())
     show(found.to_dict(), found.lines(), as_json=as_json)
@@ -301,7 +301,7 @@ def _show(result: TrainResult, as_json: bool) -> None:
 
 
 def _print(chosen: NamedRecipe, as_json: bool) -> None:
-    from y7edge.train.configfile import recipe_text
+    from y7edge.train.settings.configfile import recipe_text
 
     record = {"name": chosen.name, "values": chosen.recipe.to_dict(), "sources": chosen.sources}
     show(record, recipe_text(chosen).splitlines(), as_json=as_json)
@@ -313,7 +313,7 @@ def chosen_recipe(options: Mapping[str, Any]) -> NamedRecipe:
     Raises:
         ConfigError: no such recipe, or a change that cannot be.
     """
-    from y7edge.train.configfile import choose
+    from y7edge.train.settings.configfile import choose
 
     changes = parsed(options["changes"] or [])
     for name in ("label_smoothing", "average"):
@@ -359,8 +359,8 @@ def configured(options: Mapping[str, Any], chosen: NamedRecipe, command: str) ->
         ConfigError: an option out of its range, or two that contradict each other.
     """
     from y7edge.models import registry
-    from y7edge.train import freeze
-    from y7edge.train.config import TrainConfig
+    from y7edge.train.settings.config import TrainConfig
+    from y7edge.train.setup import freeze
 
     for text in _remarks(options):
         note(text)

@@ -11,14 +11,14 @@ import typer
 
 from y7edge import __version__
 from y7edge.cli.console import note, show, table
-from y7edge.cli.kinds import open_detector
+from y7edge.cli.models import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
 from y7edge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from y7edge.data.dataset import Dataset
-    from y7edge.detector import Detector
-    from y7edge.evaluate import Metrics
+    from y7edge.detect.detector import Detector
+    from y7edge.evaluation.evaluate import Metrics
 
 _Data = Annotated[
     Path,
@@ -58,10 +58,10 @@ def val(
     those at IoU 0.5 and the confidence of the best mean F1.
     """
     from y7edge.data.dataset import load
-    from y7edge.evaluate import collect, judge
-    from y7edge.judge.report import write_page
-    from y7edge.judge.saving import save as write
-    from y7edge.judge.submission import require_coco
+    from y7edge.evaluation.coco_results import require_coco
+    from y7edge.evaluation.evaluate import collect, judge
+    from y7edge.evaluation.report import write_page
+    from y7edge.evaluation.saving import save as write
 
     dataset = load(data, splits=[split])
     samples = dataset.split(split)

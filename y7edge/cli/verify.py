@@ -8,7 +8,7 @@ import typer
 
 from y7edge.cli.console import note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
-from y7edge.cli.kinds import say_random
+from y7edge.cli.models import say_random
 from y7edge.cli.options import Artifact, Device, Images, Json
 
 _Against = Annotated[
@@ -31,7 +31,7 @@ def verify(
 
     Exits with 4 if the file was changed, came from another checkpoint, or differs from its model.
     """
-    from y7edge.export.verification import verify as prove
+    from y7edge.export.proof.verify import verify as prove
     from y7edge.nn.source import open_checkpoint
 
     say_random(against)

@@ -1,8 +1,8 @@
 """Data sets in one form, whatever files they were read from.
 
-``load`` takes a ``data.yaml`` (YOLO labels: `y7edge.data.yolo`), a folder with one, a folder of
-Pascal VOC annotations (`y7edge.data.voc`), or a folder or file of COCO annotations
-(`y7edge.data.coco`).
+``load`` takes a ``data.yaml`` (YOLO labels: `y7edge.data.formats.yolo`), a folder with one, a
+folder of Pascal VOC annotations (`y7edge.data.formats.voc`), or a folder or file of COCO
+annotations (`y7edge.data.formats.coco`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from y7edge.data import coco, label_cache, voc, yolo
+from y7edge.data import label_cache
+from y7edge.data.formats import coco, voc, yolo
 from y7edge.data.sample import Plan, Sample, single_class
 from y7edge.errors import DataError
 

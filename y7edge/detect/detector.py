@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact import Artifact
-from y7edge.detections import Detections, Timing
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest
+from y7edge.detect.detections import Detections, Timing
+from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
+from y7edge.detect.preprocess import Color, Geometry, Preprocessor
 from y7edge.errors import ConfigError, DataError, DeviceError, RuntimeMissing
-from y7edge.manifest import Manifest
 from y7edge.models import registry as variants
-from y7edge.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
-from y7edge.preprocess import Color, Geometry, Preprocessor
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
 

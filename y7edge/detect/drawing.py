@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.detections import Detection, Detections
-from y7edge.preprocess import check_frame
+from y7edge.detect.detections import Detection, Detections
+from y7edge.detect.preprocess import check_frame
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Successive multiples of the golden ratio fall far from all earlier ones on the colour circle.

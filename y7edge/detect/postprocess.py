@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.artifact.manifest import LevelInfo
+from y7edge.boxes import MAX_CANDIDATES, best_first, nms
 from y7edge.errors import ConfigError, DataError
-from y7edge.manifest import LevelInfo
-from y7edge.nms import MAX_CANDIDATES, best_first, nms
 
 
 class Boxes(NamedTuple):

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge import __version__
-from y7edge.artifact import Artifact
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Manifest, Probe
 from y7edge.errors import ArtifactError, DigestError, ParityError
-from y7edge.manifest import Manifest, Probe
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 

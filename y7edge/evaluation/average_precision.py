@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.errors import RuntimeMissing
-from y7edge.judge.tables import Tables
+from y7edge.evaluation.tables import Tables
 
 SMALL, LARGE = 32.0**2, 96.0**2
 """Areas where medium begins and ends, square pixels."""

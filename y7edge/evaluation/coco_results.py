@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from y7edge.data.coco_names import COCO_IDS
+from y7edge.data.formats.coco_names import COCO_IDS
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError
+from y7edge.evaluation.tables import Table
 from y7edge.files import atomic_write
-from y7edge.judge.tables import Table
 
 
 def write_submission(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.judge.tables import Tables, overlaps
+from y7edge.evaluation.tables import Tables, overlaps
 
 CONF, IOU = 0.25, 0.45
 BACKGROUND = "background"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.judge.tables import Overlap, Tables, overlaps
+from y7edge.evaluation.tables import Overlap, Tables, overlaps
 
 IOU = 0.5
 THRESHOLDS = np.arange(1000) / 1000

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from y7edge.data.dataset import Sample
 from y7edge.data.images import read_image
-from y7edge.detections import Detections
+from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError, DataError
-from y7edge.judge.average import COUNTS, averages
-from y7edge.judge.confusion import Confusion, confusion
-from y7edge.judge.curves import THRESHOLDS, Curves, curves
-from y7edge.judge.tables import Table, Tables
+from y7edge.evaluation.average_precision import COUNTS, averages
+from y7edge.evaluation.confusion import Confusion, confusion
+from y7edge.evaluation.curves import THRESHOLDS, Curves, curves
+from y7edge.evaluation.tables import Table, Tables
 
 MAX_DETECTIONS = COUNTS[-1]
 PROTOCOL = (

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.evaluation.confusion import Confusion
+from y7edge.evaluation.curves import IOU, THRESHOLDS, Curves
 from y7edge.files import atomic_write
-from y7edge.judge.confusion import Confusion
-from y7edge.judge.curves import IOU, THRESHOLDS, Curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

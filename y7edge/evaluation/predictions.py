@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from y7edge.data.images import read_image
 from y7edge.data.sample import Sample
-from y7edge.detections import Detections
-from y7edge.drawing import draw
+from y7edge.detect.detections import Detections
+from y7edge.detect.drawing import draw
+from y7edge.detect.preprocess import PAD
 from y7edge.errors import DataError
 from y7edge.files import atomic_write
-from y7edge.preprocess import PAD
 
 Image = NDArray[np.uint8]
 

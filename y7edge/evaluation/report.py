@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from y7edge import page as html
-from y7edge.evaluate import ClassMetrics, Metrics
+from y7edge import html
+from y7edge.evaluation.average_precision import COUNTS
+from y7edge.evaluation.evaluate import ClassMetrics, Metrics
+from y7edge.evaluation.saving import Saved
 from y7edge.files import atomic_write
-from y7edge.judge.average import COUNTS
-from y7edge.judge.saving import Saved
 
 CAPTIONS = {
     "precision": "Precision: the share of what is kept that is right.",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from y7edge.data.sample import Sample
-from y7edge.detections import Detections
-from y7edge.evaluate import Metrics
-from y7edge.judge.pictures import Image, write_predictions
-from y7edge.judge.plots import write_confusion, write_curves
-from y7edge.judge.submission import write_submission
-from y7edge.judge.tables import Tables
+from y7edge.detect.detections import Detections
+from y7edge.evaluation.coco_results import write_submission
+from y7edge.evaluation.evaluate import Metrics
+from y7edge.evaluation.plots import write_confusion, write_curves
+from y7edge.evaluation.predictions import Image, write_predictions
+from y7edge.evaluation.tables import Tables
 
 CURVES, PREDICTIONS, RESULTS = "curves", "predictions", "predictions.json"
 

@@ -4,7 +4,7 @@ A ``.safetensors`` file holds nothing but a table of tensors and text, so that r
 run anything. The text is one entry, ``y7edge``: the schema version, the model's rows, its class
 names, its metadata, and a digest over rows, names and weights.
 
-``load`` takes the published ``.pt`` files as well: :mod:`y7edge.models.official`.
+``load`` takes the published ``.pt`` files as well: :mod:`y7edge.models.published.official`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from y7edge.errors import CheckpointError, ConfigError, RuntimeMissing
 from y7edge.files import atomic_write
-from y7edge.models import official
 from y7edge.models.checkpoint import COUNTER, Checkpoint, canonical_json, check, default_names
+from y7edge.models.published import official
 from y7edge.models.spec import Spec
 
 __all__ = ["Checkpoint", "default_names", "load", "save"]

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from y7edge import __version__
-from y7edge.errors import ConfigError, DeviceError
-from y7edge.manifest import (
+from y7edge.artifact.manifest import (
     InputInfo,
     LevelInfo,
     Manifest,
@@ -26,6 +25,7 @@ from y7edge.manifest import (
     Thresholds,
     expected_shapes,
 )
+from y7edge.errors import ConfigError, DeviceError
 from y7edge.models import shapes
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.build import Model, from_checkpoint

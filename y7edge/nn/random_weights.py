@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from y7edge.data.synthetic import scene
+from y7edge.data.synthetic.scenes import scene
 from y7edge.models import registry
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.shapes import weight_shapes

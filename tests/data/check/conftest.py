@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from y7edge.data import synthetic
+from y7edge.data.synthetic import scenes
 
 TRAIN, VAL = 9, 5
 
@@ -17,7 +17,7 @@ TRAIN, VAL = 9, 5
 @pytest.fixture(scope="session")
 def clean_yolo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clean") / "yolo"
-    synthetic.generate(root, train=TRAIN, val=VAL, seed=3, size=(120, 160))
+    scenes.generate(root, train=TRAIN, val=VAL, seed=3, size=(120, 160))
     return root
 
 
@@ -44,7 +44,7 @@ def clean_voc(clean_yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             stems.append(stem)
             shutil.copy(image, root / "images" / f"{stem}.jpg")
             objects = "".join(
-                f"<object>\n<name>{synthetic.NAMES[kind]}</name><bndbox><xmin>{x1}</xmin>"
+                f"<object>\n<name>{scenes.NAMES[kind]}</name><bndbox><xmin>{x1}</xmin>"
                 f"<ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>\n"
                 for kind, (x1, y1, x2, y2) in boxes_of(
                     clean_yolo / "labels" / split / f"{image.stem}.txt"
@@ -73,7 +73,7 @@ def clean_coco(clean_yolo: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
                 entry = {"id": len(annotations), "image_id": number, "category_id": kind * 3 + 1}
                 entry["bbox"] = [x1, y1, x2 - x1, y2 - y1]
                 annotations.append({**entry, "iscrowd": 0})
-        categories = [{"id": i * 3 + 1, "name": name} for i, name in enumerate(synthetic.NAMES)]
+        categories = [{"id": i * 3 + 1, "name": name} for i, name in enumerate(scenes.NAMES)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root

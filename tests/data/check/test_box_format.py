@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from y7edge.data import synthetic
+from y7edge.data.check.examine import examine
+from y7edge.data.check.fix import Mended, mend
+from y7edge.data.check.label_files import parse_line
 from y7edge.data.dataset import Dataset, load
-from y7edge.doctor.examine import examine
-from y7edge.doctor.label_files import parse_line
-from y7edge.doctor.mend import Mended, mend
+from y7edge.data.synthetic import scenes
 
 Change = Callable[[list[float]], list[float]]
 LABEL = "labels/train/00003.txt"
@@ -34,7 +34,7 @@ def top_left(v: list[float]) -> list[float]:
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("many") / "data"
-    synthetic.generate(root, train=12, val=3, seed=3, size=(96, 128))
+    scenes.generate(root, train=12, val=3, seed=3, size=(96, 128))
     return root
 
 
@@ -142,7 +142,7 @@ def spelled(change: Callable[[str], str]) -> Callable[[Path], object]:
     )
 
 
-NAMED = spelled(lambda text: f"{synthetic.NAMES[int(text[0])]} {text[2:]}")
+NAMED = spelled(lambda text: f"{scenes.NAMES[int(text[0])]} {text[2:]}")
 
 
 @pytest.mark.parametrize(

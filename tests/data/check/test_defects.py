@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from y7edge.data import synthetic
-from y7edge.doctor.examine import examine
+from y7edge.data.check.examine import examine
+from y7edge.data.synthetic import scenes
 from y7edge.errors import DataError
 
 IMAGE, LABEL = "images/train/00003.jpg", "labels/train/00003.txt"
@@ -380,7 +380,7 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
 
 
 def synthetic_png() -> bytes:
-    return bytes(cv2.imencode(".png", synthetic.scene(99, (120, 160)).image)[1].tobytes())
+    return bytes(cv2.imencode(".png", scenes.scene(99, (120, 160)).image)[1].tobytes())
 
 
 def found(root: Path) -> list[str]:

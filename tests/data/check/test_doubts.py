@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from y7edge.data.check.examine import CHECKS, examine
+from y7edge.data.check.fix import Mended, mend
 from y7edge.data.dataset import Dataset, load
-from y7edge.doctor.examine import CHECKS, examine
-from y7edge.doctor.mend import Mended, mend
 
 IMAGE, LABEL = "images/train/00003.jpg", "labels/train/00003.txt"
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from y7edge.data.check import fix as mending
+from y7edge.data.check.examine import examine
+from y7edge.data.check.fix import mend
 from y7edge.data.dataset import load
 from y7edge.data.images import read_image
-from y7edge.doctor import mend as mending
-from y7edge.doctor.examine import examine
-from y7edge.doctor.mend import mend
 from y7edge.errors import DataError
 
 _spec = importlib.util.spec_from_file_location("defects", Path(__file__).parent / "test_defects.py")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from y7edge.data.check import unreferenced
+from y7edge.data.check.examine import Report, examine
+from y7edge.data.check.fix import Mended, mend
+from y7edge.data.check.labels import _covering
+from y7edge.data.check.report import write_page
 from y7edge.data.dataset import Dataset, load
-from y7edge.doctor import walking
-from y7edge.doctor.check_labels import _covering
-from y7edge.doctor.examine import Report, examine
-from y7edge.doctor.mend import Mended, mend
-from y7edge.doctor.report import write_page
 from y7edge.errors import DataError
 
 IMAGE, LABEL = "images/train/00003.jpg", "labels/train/00003.txt"
@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_read(yolo: Path, monkeypatch: pytest.MonkeyPatc
         onerror(PermissionError(13, "Permission denied", str(yolo / "images/train/more")))
         return real(top)
 
-    monkeypatch.setattr(walking.os, "walk", walk)
+    monkeypatch.setattr(unreferenced.os, "walk", walk)
     report = examine(yolo)
     assert checks(report) == {"folder"}
     assert len(report.scan.pictures) == 14

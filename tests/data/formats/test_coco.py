@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from y7edge.data import coco
-from y7edge.data.coco_names import COCO_IDS, COCO_NAMES
 from y7edge.data.dataset import load
+from y7edge.data.formats import coco
+from y7edge.data.formats.coco_names import COCO_IDS, COCO_NAMES
 from y7edge.errors import DataError
 
 # Ids with gaps, not in order: classes go by id.

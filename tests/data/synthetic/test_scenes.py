@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.data import parts
 from y7edge.data.dataset import load
-from y7edge.data.synthetic import NAMES, generate, scene
+from y7edge.data.synthetic import parts
+from y7edge.data.synthetic.scenes import NAMES, generate, scene
 from y7edge.errors import ConfigError
 
 
@@ -73,8 +73,8 @@ def test_parts_too_much_hidden_are_not_labelled(monkeypatch):
         drawn.append(sprite)
         return sprite
 
-    monkeypatch.setattr("y7edge.data.synthetic.render", recorded)
-    monkeypatch.setattr("y7edge.data.synthetic._LEAST_VISIBLE", 0.9)
+    monkeypatch.setattr("y7edge.data.synthetic.scenes.render", recorded)
+    monkeypatch.setattr("y7edge.data.synthetic.scenes._LEAST_VISIBLE", 0.9)
     hidden = 0
     for seed in range(20):
         drawn.clear()

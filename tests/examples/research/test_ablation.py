@@ -13,11 +13,11 @@ from y7edge.data.dataset import load
 from y7edge.errors import ConfigError
 from y7edge.models.shapes import weight_shapes
 from y7edge.nn.build import Model
-from y7edge.train import state
-from y7edge.train.configfile import read, write
-from y7edge.train.start import start_model
+from y7edge.train.run import state
+from y7edge.train.settings.configfile import read, write
+from y7edge.train.setup.start import start_model
 
-FOLDER = Path(__file__).parents[2] / "examples"
+FOLDER = Path(__file__).parents[3] / "examples" / "research"
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_identity_branches_come_back_with_a_resumed_run(script, tmp_path):
 
 
 def test_pictures_are_made_once_also_by_two_at_a_time(script, tmp_path, monkeypatch):
-    real = script.synthetic.generate
+    real = script.scenes.generate
     wanted = options(script, tmp_path)
 
     def overtaken(folder, *counts):
@@ -105,9 +105,9 @@ def test_pictures_are_made_once_also_by_two_at_a_time(script, tmp_path, monkeypa
             real(tmp_path / "data", *counts)
         return real(folder, *counts)
 
-    monkeypatch.setattr(script.synthetic, "generate", overtaken)
+    monkeypatch.setattr(script.scenes, "generate", overtaken)
     described = script.made_pictures(wanted)
-    monkeypatch.setattr(script.synthetic, "generate", None)
+    monkeypatch.setattr(script.scenes, "generate", None)
     assert script.made_pictures(wanted) == described == tmp_path / "data" / "data.yaml"
     assert [len(load(described).split(name)) for name in ("train", "val")] == [4, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

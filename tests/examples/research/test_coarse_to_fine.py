@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from y7edge.data.dataset import load
-from y7edge.data.synthetic import NAMES, generate
+from y7edge.data.synthetic.scenes import NAMES, generate
 from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.random_weights import random_weights
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "coarse_to_fine.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "research" / "coarse_to_fine.py"
 
 
 @pytest.fixture(scope="module")

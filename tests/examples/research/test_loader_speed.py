@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.train.loading import picture_cache
+from y7edge.train.loading import image_cache
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def speed():
     threads = cv2.getNumThreads()
-    path = ROOT / "examples" / "loader_speed.py"
+    path = ROOT / "examples" / "research" / "loader_speed.py"
     spec = importlib.util.spec_from_file_location("loader_speed", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["loader_speed"] = module
@@ -64,7 +64,7 @@ def test_figures_add_up(speed, data, monkeypatch, capsys):
 
 
 def test_slow_decoding_counts_as_decoding_alone(speed, data, monkeypatch):
-    read = picture_cache.read_image
+    read = image_cache.read_image
 
     def slowly(path):
         end = time.process_time() + 0.02
@@ -72,7 +72,7 @@ def test_slow_decoding_counts_as_decoding_alone(speed, data, monkeypatch):
             pass
         return read(path)
 
-    monkeypatch.setattr(picture_cache, "read_image", slowly)
+    monkeypatch.setattr(image_cache, "read_image", slowly)
     (samples, settings) = speed.inputs(data, "train", "tiny")
     found = speed.measure(samples, 64, settings, pictures=6, repeats=1)
     each = found.decoding * found.imread_ms / found.decoded

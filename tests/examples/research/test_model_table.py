@@ -11,12 +11,12 @@ import pytest
 
 from y7edge.errors import ParityError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def table():
-    path = ROOT / "examples" / "model_table.py"
+    path = ROOT / "examples" / "research" / "model_table.py"
     spec = importlib.util.spec_from_file_location("model_table", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["model_table"] = module

@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from y7edge.errors import ExportError
-from y7edge.export import graph as written
 from y7edge.export.folding import fold_checkpoint
-from y7edge.export.graph import build_graph
+from y7edge.export.graph import build as written
+from y7edge.export.graph.build import build_graph
 from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.models.shapes import weight_shapes

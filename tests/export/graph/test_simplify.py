@@ -10,7 +10,7 @@ import onnxsim
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from y7edge.export.simplify import simplify
+from y7edge.export.graph.simplify import simplify
 
 
 @pytest.fixture

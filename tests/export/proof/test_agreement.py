@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from y7edge.export.agreement import (
+from y7edge.artifact.manifest import LevelInfo
+from y7edge.export.proof.agreement import (
     BEST,
     CandidateAgreement,
     Decoded,
@@ -18,9 +19,8 @@ from y7edge.export.agreement import (
     decode,
     iou,
 )
-from y7edge.manifest import LevelInfo
 
-GOLDEN = Path(__file__).parents[1] / "reference" / "golden"
+GOLDEN = Path(__file__).parents[2] / "reference" / "golden"
 
 
 def pair(seed=0, noise=0.01, axis=1):

@@ -10,12 +10,12 @@ import pytest
 
 from tests import tampering
 from y7edge.errors import DataError, DigestError, ParityError
-from y7edge.export import parity, pictures
-from y7edge.export import reference as references
-from y7edge.export.pictures import Pictures, gather
 from y7edge.export.pipeline import export
-from y7edge.export.reference import Reference
-from y7edge.export.verification import verify
+from y7edge.export.proof import images, parity
+from y7edge.export.proof import reference as references
+from y7edge.export.proof.images import Pictures, gather
+from y7edge.export.proof.reference import Reference
+from y7edge.export.proof.verify import verify
 from y7edge.models.spec import Spec
 from y7edge.nn.random_weights import random_weights
 from y7edge.runtimes import registry
@@ -255,15 +255,15 @@ def test_pictures_of_the_user_come_first(artifact, narrow_tiny, tmp_path):
 
 
 def test_then_those_of_the_recorded_data_set(artifact, tmp_path):
-    from y7edge.data import synthetic
+    from y7edge.data.synthetic import scenes
 
-    recorded = synthetic.generate(tmp_path / "data", train=3, val=2)
+    recorded = scenes.generate(tmp_path / "data", train=3, val=2)
     meta = {"data": {"path": str(recorded)}}
     found = gather(None, meta, artifact.manifest.input)
     assert (len(found.inputs), found.source) == (2, f"data set {recorded}")
     gone = gather(None, {"data": {"path": str(tmp_path / "gone")}}, artifact.manifest.input)
     assert gone.source.startswith("scenes made by y7edge (the recorded data set")
-    assert len(gone.inputs) == pictures.COUNT
+    assert len(gone.inputs) == images.COUNT
 
 
 def test_scenes_are_the_same_every_time(artifact, shown):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from y7edge.models.published import published_key
+from y7edge.models.published.keys import published_key
 from y7edge.models.shapes import downc_members, input_channels, sppcspc_members, weight_shapes
 from y7edge.models.spec import Row, Spec
 

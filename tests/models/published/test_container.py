@@ -11,11 +11,11 @@ import zipfile
 import pytest
 import torch
 
-from tests.models import hostile_files as hostile
-from tests.models import published_files as published
+from tests.models.published import hostile_files as hostile
+from tests.models.published import published_files as published
 from y7edge.errors import CheckpointError
-from y7edge.models import container, official
-from y7edge.models.container import opened
+from y7edge.models.published import container, official
+from y7edge.models.published.container import opened
 
 PLAIN = hostile.program(hostile.mapping(weight=hostile.tensor()))
 BOTH = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

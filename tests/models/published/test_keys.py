@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.published_files import to_deploy
+from tests.models.published.published_files import to_deploy
 from y7edge.errors import CheckpointError, ConfigError
 from y7edge.models import names, registry
-from y7edge.models.official import convert
-from y7edge.models.published import published_key
+from y7edge.models.published.keys import published_key
+from y7edge.models.published.official import convert
 from y7edge.models.shapes import weight_shapes
 from y7edge.nn import create
 
-REFERENCE = Path(__file__).parents[1] / "reference"
+REFERENCE = Path(__file__).parents[2] / "reference"
 TABLE = json.loads((REFERENCE / "table.json").read_text())
 GOLDEN = [name for name in names() if (REFERENCE / f"golden/model_{name}.json").exists()]
 HEADS = {  # row of the head: training form, deploy form

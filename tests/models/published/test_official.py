@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models import published_files as published
+from tests.models.published import published_files as published
 from y7edge.errors import CheckpointError
-from y7edge.models import official, registry, weights
-from y7edge.models.published import published_key
+from y7edge.models import registry, weights
+from y7edge.models.published import official
+from y7edge.models.published.keys import published_key
 from y7edge.nn import create, from_checkpoint
 
 TINY = registry.get("yolov7-tiny", nc=2)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.models import hostile_files as hostile
+from tests.models.published import hostile_files as hostile
 from y7edge.errors import CheckpointError
-from y7edge.models import official, screening, unpickle
-from y7edge.models.container import opened
+from y7edge.models.published import official, screening, unpickle
+from y7edge.models.published.container import opened
 
 CONTAINERS = ("zip", "legacy")
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.data import synthetic
+from y7edge.data.synthetic import scenes
 from y7edge.train.augment.colour import Jitter
 from y7edge.train.augment.pipeline import Augmentation, Picture, augmented
 
@@ -19,7 +19,7 @@ RANDOM = np.random.default_rng(0).integers(0, 256, (200, 60, 3), np.uint8)
 RANDOM[:2] = 0
 RANDOM[2:4] = 255
 RANDOM[4:6] = (0, 0, 255)
-IMAGES = {"random": RANDOM, "natural": synthetic.scene(0).image}
+IMAGES = {"random": RANDOM, "natural": scenes.scene(0).image}
 
 
 def jittered(image, factors):

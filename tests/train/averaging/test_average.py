@@ -5,19 +5,19 @@ import copy
 import pytest
 import torch
 
-from y7edge.data import synthetic
+from y7edge.data.synthetic import scenes
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train import state
-from y7edge.train.average import NoAverage, average_for
-from y7edge.train.config import TINY, TrainConfig
-from y7edge.train.ema import ModelEma
-from y7edge.train.freeze import freeze_rows
-from y7edge.train.loop import resume, train
-from y7edge.train.progress import Quiet
-from y7edge.train.schedule import Schedule, swa_begins
-from y7edge.train.statistics import reestimate
+from y7edge.train.averaging.average import NoAverage, average_for
+from y7edge.train.averaging.ema import ModelEma
+from y7edge.train.averaging.statistics import reestimate
+from y7edge.train.run import state
+from y7edge.train.run.loop import resume, train
+from y7edge.train.run.progress import Quiet
+from y7edge.train.run.schedule import Schedule, swa_begins
+from y7edge.train.settings.config import TINY, TrainConfig
+from y7edge.train.setup.freeze import freeze_rows
 
 SPEC = scale(registry.get("yolov7-tiny", nc=2), width=0.125)
 SWA = TINY.changed({"average": "swa", "swa_start": 0.5})
@@ -154,7 +154,7 @@ class StopAt(Quiet):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return synthetic.generate(tmp_path_factory.mktemp("data"), train=6, val=2, size=(96, 96))
+    return scenes.generate(tmp_path_factory.mktemp("data"), train=6, val=2, size=(96, 96))
 
 
 def config(data, out):

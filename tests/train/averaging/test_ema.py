@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from y7edge.train.ema import ModelEma
+from y7edge.train.averaging.ema import ModelEma
 
 GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "reference/golden/train.json").read_text(encoding="utf-8")
+    (Path(__file__).parents[2] / "reference/golden/train.json").read_text(encoding="utf-8")
 )["ema"]
 
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from y7edge.data import synthetic
 from y7edge.data.dataset import load
+from y7edge.data.synthetic import scenes
 from y7edge.errors import CheckpointError, ConfigError, DataError
 from y7edge.export.folding import fold_checkpoint
 from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.build import from_checkpoint
 from y7edge.nn.random_weights import random_weights
-from y7edge.train import soup
-from y7edge.train.dataset import TrainingSet
-from y7edge.train.soup import cook, load_all, mean, require_alike
-from y7edge.train.statistics import normalizers, reestimate, whole_pictures
+from y7edge.train.averaging import soup
+from y7edge.train.averaging.soup import cook, load_all, mean, require_alike
+from y7edge.train.averaging.statistics import normalizers, reestimate, whole_pictures
+from y7edge.train.loading.dataset import TrainingSet
 
 SPEC = scale(registry.get("yolov7-tiny", nc=4), width=0.125)
 
@@ -34,7 +34,7 @@ def three():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return load(synthetic.generate(tmp_path_factory.mktemp("data"), train=3, val=2, size=(96, 96)))
+    return load(scenes.generate(tmp_path_factory.mktemp("data"), train=3, val=2, size=(96, 96)))
 
 
 def test_mean_of_every_weight(three):

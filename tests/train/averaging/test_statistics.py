@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 
-from y7edge.data import synthetic
 from y7edge.data.dataset import load
+from y7edge.data.synthetic import scenes
 from y7edge.errors import DataError
 from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train import statistics
 from y7edge.train.augment.pipeline import Augmentation
-from y7edge.train.dataset import TrainingSet
-from y7edge.train.statistics import Moments, normalizers, reestimate, whole_pictures
+from y7edge.train.averaging import statistics
+from y7edge.train.averaging.statistics import Moments, normalizers, reestimate, whole_pictures
+from y7edge.train.loading.dataset import TrainingSet
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_no_pictures_are_refused(model):
 
 
 def test_whole_pictures_are_unchanged_and_always_the_same(tmp_path, monkeypatch):
-    data = load(synthetic.generate(tmp_path, train=5, val=1, size=(96, 128)))
+    data = load(scenes.generate(tmp_path, train=5, val=1, size=(96, 128)))
     shown = TrainingSet(data.split("train"), 64, Augmentation(), cache="ram")
     first = torch.cat([images.clone() for images in whole_pictures(shown, 2)])
     assert first.shape == (5, 3, 64, 64)

@@ -17,8 +17,8 @@ import pytest
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError, DataError
-from y7edge.train.loading import memory, picture_cache
-from y7edge.train.loading.picture_cache import DiskCache, RamCache, Uncached, open_cache
+from y7edge.train.loading import image_cache, memory
+from y7edge.train.loading.image_cache import DiskCache, RamCache, Uncached, open_cache
 
 SIZE = 64
 Usage = namedtuple("Usage", "total used free")
@@ -68,7 +68,7 @@ def test_pictures_are_those_decoded(samples, kind):
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_kept_pictures_are_not_decoded_again_and_cannot_be_changed(samples, kind, monkeypatch):
     kept = open_cache(kind, samples, SIZE)
-    monkeypatch.setattr(picture_cache, "read_image", no_reading)
+    monkeypatch.setattr(image_cache, "read_image", no_reading)
     for image in kept:
         with pytest.raises(ValueError, match="read-only"):
             image[0, 0] = 1
@@ -148,7 +148,7 @@ def test_a_forked_process_reads_the_block_where_it_lies(samples):
 def test_too_little_memory_is_told_beforehand(samples, monkeypatch):
     large = [sample(each.path, (640, 480)) for each in samples] * 10_000
     monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000_000)
-    monkeypatch.setattr(picture_cache, "read_image", no_reading)
+    monkeypatch.setattr(image_cache, "read_image", no_reading)
     with pytest.raises(ConfigError, match=r"take 46\.1 GB, of 8\.0 GB that can be spared: take ca"):
         open_cache("ram", large, 640)
 
@@ -159,7 +159,7 @@ def test_too_little_memory_is_told_beforehand(samples, monkeypatch):
 )
 def test_auto_keeps_what_is_small_and_fits(samples, monkeypatch, limit, free, kind):
     # Five pictures: 52,032 bytes.
-    monkeypatch.setattr(picture_cache, "CACHE_LIMIT", limit)
+    monkeypatch.setattr(image_cache, "CACHE_LIMIT", limit)
     monkeypatch.setattr(memory, "available_memory", lambda: free)
     assert isinstance(open_cache("auto", samples, SIZE), kind)
 
@@ -169,7 +169,7 @@ def test_auto_keeps_what_is_small_and_fits(samples, monkeypatch, limit, free, ki
 
 def test_a_later_run_decodes_nothing(samples, monkeypatch):
     before = [image.copy() for image in DiskCache(samples, SIZE)]
-    monkeypatch.setattr(picture_cache, "read_image", no_reading)
+    monkeypatch.setattr(image_cache, "read_image", no_reading)
     after = DiskCache(samples, SIZE)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -182,7 +182,7 @@ def test_pictures_are_known_by_content_not_by_path_or_time(samples, folder, monk
     first.rename(moved)
     shutil.copy(second, first)
     os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
-    monkeypatch.setattr(picture_cache, "read_image", no_reading)
+    monkeypatch.setattr(image_cache, "read_image", no_reading)
     kept = DiskCache([sample(first), sample(moved)], SIZE)
     assert kept[0].shape == (64, 32, 3)
     assert kept[1].shape == (32, 64, 3)
@@ -243,7 +243,7 @@ def full(_path, **_options):
 def test_a_disk_that_fills_is_an_error_while_filling_and_none_later(samples, monkeypatch, folder):
     kept = DiskCache(samples[:1], SIZE)
     (path,) = entries(folder)
-    monkeypatch.setattr(picture_cache, "atomic_write", full)
+    monkeypatch.setattr(image_cache, "atomic_write", full)
     with pytest.raises(DataError, match="No space left on device; make room, set Y7EDGE_CACHE"):
         DiskCache(samples, SIZE)
     cut(path)
@@ -254,7 +254,7 @@ def test_a_write_cut_short_leaves_nothing(samples, folder, monkeypatch):
     def failing(_image):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(picture_cache.zlib, "crc32", failing)
+    monkeypatch.setattr(image_cache.zlib, "crc32", failing)
     with pytest.raises(DataError, match="cannot keep a decoded picture"):
         DiskCache(samples, SIZE)
     assert entries(folder) == []
@@ -263,7 +263,7 @@ def test_a_write_cut_short_leaves_nothing(samples, folder, monkeypatch):
 def test_a_disk_too_small_is_told_beforehand(samples, monkeypatch, folder):
     free = Usage(0, 0, 30_000)
     DiskCache(samples[:3], SIZE)
-    monkeypatch.setattr(picture_cache.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: free)
     DiskCache(samples[:4], SIZE)  # what is there already needs no room
     with pytest.raises(ConfigError, match=r"cache disk: 0\.1 MB are needed .*, 0\.0 MB are free"):
         DiskCache(samples, 100)

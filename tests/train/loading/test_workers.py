@@ -23,7 +23,7 @@ PARENT = """
 import sys, numpy as np, cv2
 from pathlib import Path
 from y7edge.data.sample import Sample
-from y7edge.train.dataset import TrainingSet, batches, loader
+from y7edge.train.loading.dataset import TrainingSet, batches, loader
 from y7edge.train.loading.sampling import BatchPlan
 
 path = Path(sys.argv[1]) / "a.png"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from y7edge.train.assign import PlainAssigner, SimOTA
-from y7edge.train.candidates import propose
+from y7edge.train.loss.assign import PlainAssigner, SimOTA
+from y7edge.train.loss.candidates import propose
 
 ANCHORS = torch.tensor(  # the published set of yolov7, in grid units
     [

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from y7edge.errors import ConfigError
-from y7edge.train import assign, auxiliary
-from y7edge.train.assign import SimOTA
-from y7edge.train.auxiliary import CoarseToFine, Independent, LeadGuided, by_name
-from y7edge.train.candidates import distinct, propose
+from y7edge.train.loss import assign, auxiliary
+from y7edge.train.loss.assign import SimOTA
+from y7edge.train.loss.auxiliary import CoarseToFine, Independent, LeadGuided, by_name
+from y7edge.train.loss.candidates import distinct, propose
 
 CASES = ["none", "1_7", "0_7", "20_7_border", "crowded"]
 ANCHORS = torch.tensor(  # the published set of the P6 models, in grid units of strides 8 to 64

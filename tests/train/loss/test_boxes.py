@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from y7edge.train.boxes import corners, decode, similarity
+from y7edge.train.loss.boxes import corners, decode, similarity
 
-GOLDEN = Path(__file__).parents[1] / "reference" / "golden"
+GOLDEN = Path(__file__).parents[2] / "reference" / "golden"
 DEGENERATE = [2, 3, 4, 5, 8]  # empty or tiny: areas of the size of the small constant
 
 

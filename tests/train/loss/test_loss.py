@@ -12,13 +12,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from y7edge.errors import ConfigError
 from y7edge.models import registry
-from y7edge.train.assign import PlainAssigner, SimOTA
-from y7edge.train.auxiliary import CoarseToFine, by_name
-from y7edge.train.candidates import Assignment
-from y7edge.train.loss import ALONE, DetectionLoss, LossGains, TrainingLoss, scale_gains
-from y7edge.train.recipe import Recipe
+from y7edge.train.loss.assign import PlainAssigner, SimOTA
+from y7edge.train.loss.auxiliary import CoarseToFine, by_name
+from y7edge.train.loss.candidates import Assignment
+from y7edge.train.loss.loss import ALONE, DetectionLoss, LossGains, TrainingLoss, scale_gains
+from y7edge.train.settings.recipe import Recipe
 
-GOLDEN = Path(__file__).parents[1] / "reference" / "golden"
+GOLDEN = Path(__file__).parents[2] / "reference" / "golden"
 CASES = [case["case"] for case in json.loads((GOLDEN / "loss.json").read_text())["cases"]]
 NAMED_EXCEPTIONS = {
     "ota_p5_nonsquare_quirk": "the published assignment takes the height for the width too",

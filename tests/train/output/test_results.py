@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from y7edge.errors import ConfigError, DataError
-from y7edge.train.progress import Bar, Lines, Progress, Quiet, Status, clock, for_terminal
-from y7edge.train.record import folder
-from y7edge.train.record.keep import fitness
-from y7edge.train.record.results import EpochRow, read_csv, write_csv, write_png
+from y7edge.train.output import folder
+from y7edge.train.output.results import EpochRow, read_csv, write_csv, write_png
+from y7edge.train.output.writer import fitness
+from y7edge.train.run.progress import Bar, Lines, Progress, Quiet, Status, clock, for_terminal
 
 ROWS = [
     EpochRow(1, 0.07, 0.02, 0.03, 0.01, 12.5, 400.0),

@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from y7edge.data import synthetic
 from y7edge.data.dataset import load
-from y7edge.detector import Detector
-from y7edge.evaluate import evaluate
+from y7edge.data.synthetic import scenes
+from y7edge.detect.detector import Detector
+from y7edge.evaluation.evaluate import evaluate
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train.config import TrainConfig
-from y7edge.train.record.board import Board
-from y7edge.train.record.keep import Keeper
-from y7edge.train.record.results import EpochRow, read_csv
-from y7edge.train.validate import Validation
+from y7edge.train.output.board import Board
+from y7edge.train.output.results import EpochRow, read_csv
+from y7edge.train.output.writer import Keeper
+from y7edge.train.run.validate import Validation
+from y7edge.train.settings.config import TrainConfig
 
 ROW = EpochRow(1, 0.07, 0.02, 0.03, 0.01, 12.5, 400.0)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = synthetic.generate(tmp_path_factory.mktemp("data"), train=2, val=3, size=(96, 96))
+    path = scenes.generate(tmp_path_factory.mktemp("data"), train=2, val=3, size=(96, 96))
     return load(path)
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from y7edge.data import synthetic
+from y7edge.data.synthetic import scenes
 from y7edge.errors import ConfigError, DeviceError
-from y7edge.train.config import TrainConfig
-from y7edge.train.distributed import Ranks, open_fabric, under_torchrun
+from y7edge.train.run.distributed import Ranks, open_fabric, under_torchrun
+from y7edge.train.settings.config import TrainConfig
 
 # Models and pictures per batch: auxiliary heads with two times 8, a lead head with 8 and 7.
 CASES = {"yolov7-w6": 16, "yolov7-tiny": 15}
@@ -28,13 +28,13 @@ import numpy as np, torch
 from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train.average import average_for
-from y7edge.train.config import TrainConfig
-from y7edge.train.distributed import launch, open_fabric
-from y7edge.train.loss import TrainingLoss
-from y7edge.train.optim import build_optimizer
-from y7edge.train.schedule import Schedule
-from y7edge.train.steps import Steps
+from y7edge.train.averaging.average import average_for
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.run.distributed import launch, open_fabric
+from y7edge.train.loss.loss import TrainingLoss
+from y7edge.train.run.optim import build_optimizer
+from y7edge.train.run.schedule import Schedule
+from y7edge.train.run.steps import Steps
 
 devices, out = int(sys.argv[1]), sys.argv[2]
 config = TrainConfig(data="", batch=16, device="cpu", devices=devices)
@@ -133,7 +133,7 @@ def run(words, **options):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return synthetic.generate(tmp_path_factory.mktemp("data"), train=11, val=2, size=(96, 96))
+    return scenes.generate(tmp_path_factory.mktemp("data"), train=11, val=2, size=(96, 96))
 
 
 def command(data, out, devices, *more):

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from y7edge.train.interrupts import Interrupts
+from y7edge.train.run.interrupts import Interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from y7edge.train.config import P5
-from y7edge.train.optim import (
+from y7edge.train.run.optim import (
     Accumulator,
     apply,
     build_optimizer,
     parameter_groups,
     scaled_weight_decay,
 )
-from y7edge.train.schedule import Step, accumulation
+from y7edge.train.run.schedule import Step, accumulation
+from y7edge.train.settings.config import P5
 
 GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "reference/golden/train.json").read_text(encoding="utf-8")
+    (Path(__file__).parents[2] / "reference/golden/train.json").read_text(encoding="utf-8")
 )
 
 

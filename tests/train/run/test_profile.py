@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from y7edge.data import synthetic
+from y7edge.data.synthetic import scenes
 from y7edge.errors import ConfigError
-from y7edge.train.config import TrainConfig
-from y7edge.train.profile import PARTS, WARM_UP, profile
-from y7edge.train.progress import Quiet
-from y7edge.train.timing import PartTimes
+from y7edge.train.run.profile import PARTS, WARM_UP, profile
+from y7edge.train.run.progress import Quiet
+from y7edge.train.run.timing import PartTimes
+from y7edge.train.settings.config import TrainConfig
 
 
 class Steps(Quiet):
@@ -21,7 +21,7 @@ class Steps(Quiet):
 
 
 def test_times_of_the_parts_add_up(tmp_path, monkeypatch):
-    data = synthetic.generate(tmp_path / "data", train=6, val=2, size=(96, 96))
+    data = scenes.generate(tmp_path / "data", train=6, val=2, size=(96, 96))
     monkeypatch.chdir(tmp_path)
     steps = Steps()
     config = TrainConfig(

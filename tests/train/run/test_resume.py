@@ -19,15 +19,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from y7edge.data import synthetic
+from y7edge.data.synthetic import scenes
 from y7edge.errors import CheckpointError, ConfigError, DataError, TrainingError
 from y7edge.models import weights
-from y7edge.train import state
-from y7edge.train.config import TINY, TrainConfig
-from y7edge.train.loop import resume, train
-from y7edge.train.progress import Quiet
-from y7edge.train.record.evidence import HEADER, NAME
-from y7edge.train.trainer import Trainer
+from y7edge.train.output.bad_batch import HEADER, NAME
+from y7edge.train.run import state
+from y7edge.train.run.loop import resume, train
+from y7edge.train.run.progress import Quiet
+from y7edge.train.run.trainer import Trainer
+from y7edge.train.settings.config import TINY, TrainConfig
 
 # Of a run of 3 epochs with 5 batches each.
 EPOCHS, BATCHES = 3, 5
@@ -36,7 +36,7 @@ EPOCHS, BATCHES = 3, 5
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Ten pictures to train on, two to judge by."""
-    return synthetic.generate(tmp_path_factory.mktemp("data"), train=10, val=2, size=(96, 96))
+    return scenes.generate(tmp_path_factory.mktemp("data"), train=10, val=2, size=(96, 96))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,7 +51,7 @@ def one_thread():
 def no_report():
     """Drawing curves and pages takes longer than these runs, and is tested with the keeper."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("y7edge.train.record.keep.Keeper.finish", lambda *_: None)
+        patch.setattr("y7edge.train.output.writer.Keeper.finish", lambda *_: None)
         yield
 
 
@@ -169,7 +169,7 @@ def test_interrupt_while_judging_does_not_judge_twice(data, tmp_path, whole, mon
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            "y7edge.train.validate.Validation.__call__",
+            "y7edge.train.run.validate.Validation.__call__",
             lambda *_: os.kill(os.getpid(), signal.SIGINT),
         )
         train(config(data, out))
@@ -180,8 +180,8 @@ def test_interrupt_while_judging_does_not_judge_twice(data, tmp_path, whole, mon
 
 KILLED = """
 import os, signal, sys
-from y7edge.train.loop import resume, train
-from y7edge.train.progress import Quiet
+from y7edge.train.run.loop import resume, train
+from y7edge.train.run.progress import Quiet
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
@@ -322,7 +322,7 @@ def test_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_other_data_are_refused_and_another_thread_count_is_said(tmp_path):
-    data = synthetic.generate(tmp_path / "data", train=4, val=2, size=(96, 96))
+    data = scenes.generate(tmp_path / "data", train=4, val=2, size=(96, 96))
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(config(data, out), progress=StopAt(1, 1))

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from y7edge.errors import ConfigError
-from y7edge.train.config import P5, TINY, Recipe, TrainConfig
-from y7edge.train.schedule import (
+from y7edge.train.run.schedule import (
     Schedule,
     accumulation,
     cosine,
     nominal_batch,
     warmup_iterations,
 )
+from y7edge.train.settings.config import P5, TINY, Recipe, TrainConfig
 
 GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "reference/golden/train.json").read_text(encoding="utf-8")
+    (Path(__file__).parents[2] / "reference/golden/train.json").read_text(encoding="utf-8")
 )
 
 

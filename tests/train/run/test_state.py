@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from y7edge.errors import CheckpointError, TrainingError
-from y7edge.train import state
-from y7edge.train.state import PREVIOUS, STATE, State
+from y7edge.train.run import state
+from y7edge.train.run.state import PREVIOUS, STATE, State
 
 
 def some(epoch, batch=2):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from y7edge.train.steps import resized, varied_sides
+from y7edge.train.run.steps import resized, varied_sides
 
 
 def test_sides_are_multiples_of_the_stride_from_half_to_one_and_a_half():

@@ -8,8 +8,8 @@ import pytest
 
 from y7edge.errors import ConfigError
 from y7edge.models import registry
-from y7edge.train.config import TrainConfig
-from y7edge.train.recipes import TINY
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.recipes import TINY
 
 
 @pytest.mark.parametrize(

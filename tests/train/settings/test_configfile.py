@@ -11,10 +11,10 @@ import yaml
 
 from y7edge.errors import ConfigError
 from y7edge.models import registry
-from y7edge.train import configfile
-from y7edge.train.config import TrainConfig
-from y7edge.train.recipe import Recipe
-from y7edge.train.recipes import P5, P6, RECIPES, TINY
+from y7edge.train.settings import configfile
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.recipe import Recipe
+from y7edge.train.settings.recipes import P5, P6, RECIPES, TINY
 
 # A published hyper-parameter file, key for key, its comments and its trap: `1e-2` is text to YAML.
 PUBLISHED = """

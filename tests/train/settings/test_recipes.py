@@ -9,9 +9,9 @@ import pytest
 from y7edge.errors import ConfigError
 from y7edge.models import registry
 from y7edge.train.augment.settings import Augmentation
-from y7edge.train.config import TrainConfig
-from y7edge.train.recipe import Recipe, keys, ranges
-from y7edge.train.recipes import (
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.recipe import Recipe, keys, ranges
+from y7edge.train.settings.recipes import (
     FINETUNE,
     FINETUNE_CHANGES,
     P5,

@@ -13,9 +13,9 @@ import pytest
 
 from y7edge.data.sample import Sample
 from y7edge.models import registry
-from y7edge.train.anchors import Fit, choose, evolve, kmeans, recall, sizes_of
+from y7edge.train.setup.anchors import Fit, choose, evolve, kmeans, recall, sizes_of
 
-GOLDEN = Path(__file__).parents[1] / "reference" / "golden"
+GOLDEN = Path(__file__).parents[2] / "reference" / "golden"
 SPEC = registry.get("yolov7-tiny")
 
 
@@ -168,7 +168,7 @@ def test_anchors_are_kept_where_others_would_not_help(samples, message):
 
 
 def test_many_boxes_are_sampled(monkeypatch):
-    monkeypatch.setattr("y7edge.train.anchors._EXAMPLES", 50)
+    monkeypatch.setattr("y7edge.train.setup.anchors._EXAMPLES", 50)
     sizes = flat_boxes(300)
     chosen, _ = choose(of_pixels(sizes), SPEC, 640)
     assert chosen != choose(of_pixels(sizes[:50]), SPEC, 640)[0]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from y7edge.data.coco_names import COCO_NAMES
+from y7edge.data.formats.coco_names import COCO_NAMES
 from y7edge.errors import CheckpointError
 from y7edge.models import registry
 from y7edge.models.checkpoint import Checkpoint, default_names
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
-from y7edge.train.finetune import carry_over, class_map
+from y7edge.train.setup.finetune import carry_over, class_map
 
 OLD = ("cat", "dog", "horse")
 

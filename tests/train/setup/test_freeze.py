@@ -9,9 +9,9 @@ from y7edge.errors import ConfigError
 from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train import freeze
-from y7edge.train.optim import build_optimizer, parameter_groups
-from y7edge.train.recipes import TINY
+from y7edge.train.run.optim import build_optimizer, parameter_groups
+from y7edge.train.settings.recipes import TINY
+from y7edge.train.setup import freeze
 
 
 def small():

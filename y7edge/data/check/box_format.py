@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.doctor.records import Label, Picture, Reading, Scan
+from y7edge.data.formats.records import Label, Picture, Reading, Scan
 
 _WORDS = {
     "centre": "centre x, centre y, width, height",

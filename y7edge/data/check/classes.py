@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 
-from y7edge.doctor.records import Label, Scan
-from y7edge.doctor.registry import Checks, Hit, at
-from y7edge.doctor.texts import read_text
+from y7edge.data.check.registry import Checks, Hit, at
+from y7edge.data.formats.records import Label, Scan
+from y7edge.data.formats.text import read_text
 
 CHECKS = Checks()
 

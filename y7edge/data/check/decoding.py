@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.data.check.libjpeg import complaints
+from y7edge.data.formats.records import Facts
 from y7edge.data.images import read_image
-from y7edge.doctor.complaints import complaints
 from y7edge.errors import DataError, RuntimeMissing
 
 if TYPE_CHECKING:
@@ -48,44 +49,6 @@ _BEGINNINGS = (
     (b"PK", "a ZIP archive"),
     (b"%PDF", "a PDF"),
 )
-
-
-@dataclass(frozen=True)
-class Facts:
-    """One picture's file.
-
-    Attributes:
-        fault: Why it cannot be used, empty if it can; ``kind`` is ``empty``, ``unreadable``,
-            ``truncated`` or ``corrupt``.
-        doubt: Signs of damage in a file that decodes.
-        size: Width and height as OpenCV shows it, rotated as the camera noted.
-        stored: Width and height as stored.
-        orientation: The EXIF note, 1 to 8; 1 is upright.
-        format: What the content is, ``JPEG``.
-        mode: Pillow's mode, ``RGB``.
-        frames: Pictures in the file.
-        digest: Over the decoded pixels.
-        thumb: uint8 (32, 32), grey.
-        flat: Whether all pixels have one colour.
-    """
-
-    fault: str = ""
-    kind: str = ""
-    doubt: str = ""
-    size: tuple[int, int] | None = None
-    stored: tuple[int, int] | None = None
-    orientation: int = 1
-    format: str = ""
-    mode: str = ""
-    frames: int = 1
-    digest: str = ""
-    thumb: NDArray[np.uint8] | None = None
-    flat: bool = False
-
-    @property
-    def turned(self) -> bool:
-        """Whether width and height change places when the EXIF note is followed."""
-        return self.orientation in (5, 6, 7, 8)
 
 
 def inspect(path: Path) -> Facts:

@@ -10,24 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from y7edge.data import voc, yolo
+from y7edge.data.check import classes as check_classes
+from y7edge.data.check import files, images, labels
+from y7edge.data.check import splits as check_splits
+from y7edge.data.check.box_format import settle
+from y7edge.data.check.classes import per_class
+from y7edge.data.check.decoding import Progress, inspect_all
+from y7edge.data.check.geometry import grade
+from y7edge.data.check.registry import SEVERITIES, Check, Finding
+from y7edge.data.check.scan_coco import find_files, scan_coco
+from y7edge.data.check.scan_voc import scan_voc
+from y7edge.data.check.scan_yolo import scan_description, scan_folder, scan_list
+from y7edge.data.formats import voc, yolo
+from y7edge.data.formats.records import Scan
 from y7edge.data.sample import is_image
-from y7edge.doctor import check_classes, check_files, check_labels, check_pictures, check_splits
-from y7edge.doctor.check_classes import per_class
-from y7edge.doctor.geometry import grade
-from y7edge.doctor.pictures import Progress, inspect_all
-from y7edge.doctor.readings import settle
-from y7edge.doctor.records import Scan
-from y7edge.doctor.registry import SEVERITIES, Check, Finding
-from y7edge.doctor.scan_coco import find_files, scan_coco
-from y7edge.doctor.scan_voc import scan_voc
-from y7edge.doctor.scan_yolo import scan_description, scan_folder, scan_list
 from y7edge.errors import DataError
 
 CHECKS: tuple[Check, ...] = (
-    *check_files.CHECKS,
-    *check_pictures.CHECKS,
-    *check_labels.CHECKS,
+    *files.CHECKS,
+    *images.CHECKS,
+    *labels.CHECKS,
     *check_classes.CHECKS,
     *check_splits.CHECKS,
 )

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from y7edge.doctor.records import Picture, Scan
-from y7edge.doctor.registry import Checks, Hit
-from y7edge.doctor.shown import readable, within
+from y7edge.data.check.paths import readable, within
+from y7edge.data.check.registry import Checks, Hit
+from y7edge.data.formats.records import Picture, Scan
 
 CHECKS = Checks()
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from y7edge.doctor.check_pictures import LEAST_SIDE, SUFFIXES, boxes_in_stored_frame
-from y7edge.doctor.check_splits import same_splits, shared_pictures
-from y7edge.doctor.examine import Report, examine
-from y7edge.doctor.geometry import NO_AREA, ROUNDING, grade, may_be_percent, outline_disagrees
-from y7edge.doctor.pictures import Progress, any_size
-from y7edge.doctor.places import require_copy, writing
-from y7edge.doctor.records import Label, Picture, Scan
-from y7edge.doctor.shown import readable
+from y7edge.data.check.decoding import Progress, any_size
+from y7edge.data.check.examine import Report, examine
+from y7edge.data.check.geometry import NO_AREA, ROUNDING, grade, may_be_percent, outline_disagrees
+from y7edge.data.check.images import LEAST_SIDE, SUFFIXES, boxes_in_stored_frame
+from y7edge.data.check.paths import readable, require_copy, writing
+from y7edge.data.check.splits import same_splits, shared_pictures
+from y7edge.data.formats.records import Label, Picture, Scan
 from y7edge.errors import DataError
 
 _MANY = 0.1  # of the labels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from y7edge.data.coco import SAME_EXTENT, overlap
-from y7edge.doctor.records import Corners, Label, Picture, Scan
+from y7edge.data.formats.coco import SAME_EXTENT, overlap
+from y7edge.data.formats.records import Corners, Label, Picture, Scan
 
 # As in the readers: printed labels are rounded, a box is called sticking out only beyond this.
 ROUNDING = 1e-3

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from y7edge.doctor.geometry import grade
-from y7edge.doctor.records import Picture, Scan
-from y7edge.doctor.registry import Checks, Hit, Run
-from y7edge.doctor.strays import UNREAD_SUFFIXES
+from y7edge.data.check.geometry import grade
+from y7edge.data.check.registry import Checks, Hit, Run
+from y7edge.data.check.unreferenced import UNREAD_SUFFIXES
+from y7edge.data.formats.records import Picture, Scan
 
 CHECKS = Checks()
 

@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from y7edge.data.yolo import label_path
-from y7edge.doctor.records import RESPELLED, Form, Label, Picture, Scan
-from y7edge.doctor.texts import read_text
+from y7edge.data.formats.records import RESPELLED, Form, Label, Picture, Scan
+from y7edge.data.formats.text import read_text
+from y7edge.data.formats.yolo import label_path
 
 
 class Listing:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.doctor.check_splits import nearly_same
-from y7edge.doctor.geometry import Grade, grade, may_be_percent, outline_disagrees
-from y7edge.doctor.records import RESPELLED, Corners, Label, Picture, Scan
-from y7edge.doctor.registry import Checks, Hit, Severity, at
+from y7edge.data.check.geometry import Grade, grade, may_be_percent, outline_disagrees
+from y7edge.data.check.registry import Checks, Hit, Severity, at
+from y7edge.data.check.splits import nearly_same
+from y7edge.data.formats.records import RESPELLED, Corners, Label, Picture, Scan
 
 CHECKS = Checks()
 

@@ -1,4 +1,4 @@
-"""Where results may be written: never over the data, nor over anybody else's files."""
+"""How paths are reported, and where output may be written: never over data or foreign files."""
 
 from __future__ import annotations
 
@@ -81,3 +81,14 @@ def writing(what: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path}: cannot write {what}: {error.strerror or error}") from error
+
+
+def readable(path: Path, root: Path) -> str:
+    """A path for people, in one line: relative to the data set where it lies in it."""
+    shown = within(path, root) if path != root else path.name or str(path)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def within(path: Path, root: Path) -> str:
+    """A path relative to the data set where it lies in it."""
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)

@@ -2,7 +2,7 @@
 
 A check is a function that looks at a `Scan` and yields a `Hit` for each thing that it finds. The
 decorator `Checks.add` gives it a name, a severity and words for people, and puts it on its module's
-list; `y7edge.doctor.examine` joins the lists.
+list; `y7edge.data.check.examine` joins the lists.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from y7edge.doctor.records import Corners, Label, Picture, Scan
+from y7edge.data.formats.records import Corners, Label, Picture, Scan
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")

@@ -8,15 +8,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge import page
+from y7edge import html
+from y7edge.data.check.examine import CHECKS, Report
+from y7edge.data.check.geometry import grade
+from y7edge.data.check.libjpeg import complaints
+from y7edge.data.check.paths import PAGE_TITLE, readable, writing
+from y7edge.data.check.registry import SEVERITIES, Finding
+from y7edge.data.formats.records import Corners, Picture
 from y7edge.data.images import read_image
-from y7edge.doctor.complaints import complaints
-from y7edge.doctor.examine import CHECKS, Report
-from y7edge.doctor.geometry import grade
-from y7edge.doctor.places import PAGE_TITLE, writing
-from y7edge.doctor.records import Corners, Picture
-from y7edge.doctor.registry import SEVERITIES, Finding
-from y7edge.doctor.shown import readable
 from y7edge.errors import DataError
 from y7edge.files import atomic_write
 
@@ -29,7 +28,7 @@ _GREEN, _RED = (80, 200, 80), (40, 40, 230)
 def write_page(report: Report, path: Path | str) -> None:
     """Write a self-contained page with at most six pictures for each check."""
     destination = Path(path)
-    text = page.page(PAGE_TITLE, _body(report))
+    text = html.page(PAGE_TITLE, _body(report))
     with writing("the page", destination), atomic_write(destination) as temporary:
         # Names of files may hold bytes that are no UTF-8.
         temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
@@ -42,13 +41,13 @@ def _body(report: Report) -> list[str]:
     for severity in SEVERITIES:
         count = report.count(severity)
         figures.append((str(count), f"{severity}s", severity != "error" or not count))
-    parts = ["<h1>Data check</h1>", page.paragraph(str(scan.source), "lead"), page.tiles(figures)]
+    parts = ["<h1>Data check</h1>", html.paragraph(str(scan.source), "lead"), html.tiles(figures)]
     titles = {check.name: check.title for check in CHECKS}
     groups = report.by_check()
     rows = [(titles[n], s, str(len(g)), g[0].fix) for (n, s), g in groups.items()]
     words = "Nothing was found." if not rows else ""
-    overview = page.table(("check", "severity", "findings", "--fix"), rows) if rows else ""
-    parts.append(page.section("Findings", page.paragraph(words) if words else overview))
+    overview = html.table(("check", "severity", "findings", "--fix"), rows) if rows else ""
+    parts.append(html.section("Findings", html.paragraph(words) if words else overview))
     for (name, level), group in groups.items():
         parts.append(_group(report, f"{titles[name]} ({name}, {level})", group))
     parts.append(_summary(report))
@@ -66,9 +65,9 @@ def _group(report: Report, title: str, group: list[Finding]) -> str:
             name = readable(finding.file, root)
             caption = f"{name}{f':{finding.line}' if finding.line else ''}: {finding.message}"
             other = _drawn(report, finding.other, None) if finding.other else None
-            shown = page.image(drawn, name)
+            shown = html.image(drawn, name)
             figures.append(
-                page.pair(drawn, other, caption) if other else page.figure(shown, caption)
+                html.pair(drawn, other, caption) if other else html.figure(shown, caption)
             )
     lines = [
         f"{readable(f.file, root)}{f':{f.line}' if f.line else ''}: {f.message}"
@@ -78,7 +77,7 @@ def _group(report: Report, title: str, group: list[Finding]) -> str:
         lines.append(f"... and {len(group) - _LISTED} more (--json has all)")
     # As many columns as three figures would take: a single one is not blown up.
     figures += ["<figure></figure>"] * (3 - len(figures)) if figures else []
-    return page.section(title, page.grid(figures), page.code("\n".join(lines)))
+    return html.section(title, html.grid(figures), html.code("\n".join(lines)))
 
 
 def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | None:
@@ -138,9 +137,9 @@ def _summary(report: Report) -> str:
     classes = [(row["name"], *(str(row[s]) for s in splits)) for row in summary["classes"]]
     sides = [(side, *(f"{v:g}" for v in values)) for side, values in summary["box_sides"].items()]
     head = (f"pixels at {report.scan.imgsz}", "least", "5 %", "median", "95 %", "most")
-    return page.section(
+    return html.section(
         "What there is",
-        page.table(("split", "pictures", "labels", "without labels"), counts),
-        page.table(("class", *splits), classes),
-        page.table(head, sides) if sides else "",
+        html.table(("split", "pictures", "labels", "without labels"), counts),
+        html.table(("class", *splits), classes),
+        html.table(head, sides) if sides else "",
     )

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from y7edge.data.coco import hull_of, parts_of
-from y7edge.doctor.records import SPLITS, Label, Picture, Scan
-from y7edge.doctor.strays import find_strays
-from y7edge.doctor.texts import read_text
+from y7edge.data.check.unreferenced import find_strays
+from y7edge.data.formats.coco import hull_of, parts_of
+from y7edge.data.formats.records import SPLITS, Label, Picture, Scan
+from y7edge.data.formats.text import read_text
 from y7edge.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""Scanner for Pascal VOC folders; the layouts are those of `y7edge.data.voc`."""
+"""Scanner for Pascal VOC folders; the layouts are those of `y7edge.data.formats.voc`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+from y7edge.data.check.unreferenced import find_strays
+from y7edge.data.formats.records import SPLITS, Label, Picture, Scan
+from y7edge.data.formats.text import read_text
+from y7edge.data.formats.voc import layout_of, split_folders
 from y7edge.data.sample import is_image
-from y7edge.data.voc import layout_of, split_folders
-from y7edge.doctor.records import SPLITS, Label, Picture, Scan
-from y7edge.doctor.strays import find_strays
-from y7edge.doctor.texts import read_text
 from y7edge.errors import DataError
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")

@@ -1,6 +1,7 @@
 """Scanner for YOLO data: a ``data.yaml``, a list of pictures, or a folder of them.
 
-It follows the rules of `y7edge.data.yolo` for where things are, and goes on where that stops.
+It follows the rules of `y7edge.data.formats.yolo` for where things are, and continues where that
+stops.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from y7edge.data.check.label_files import Listing, read_labels
+from y7edge.data.check.paths import readable
+from y7edge.data.check.unreferenced import files_below, find_strays
+from y7edge.data.formats.description import read_description, take_names
+from y7edge.data.formats.records import SPLITS, Picture, Scan
+from y7edge.data.formats.text import read_text
+from y7edge.data.formats.yolo import inner_path, label_path
 from y7edge.data.sample import is_image
-from y7edge.data.yolo import inner_path, label_path
-from y7edge.doctor.description import read_description, take_names
-from y7edge.doctor.label_files import Listing, read_labels
-from y7edge.doctor.records import SPLITS, Picture, Scan
-from y7edge.doctor.shown import readable
-from y7edge.doctor.strays import find_strays
-from y7edge.doctor.texts import read_text
-from y7edge.doctor.walking import files_below
 from y7edge.errors import DataError
 
 _OTHER_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.doctor.records import SPLITS, Picture, Scan
-from y7edge.doctor.registry import Checks, Hit
+from y7edge.data.check.registry import Checks, Hit
+from y7edge.data.formats.records import SPLITS, Picture, Scan
 
 CHECKS = Checks()
 

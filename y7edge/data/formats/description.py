@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from y7edge.doctor.records import Scan
-from y7edge.doctor.texts import Text, read_text
+from y7edge.data.formats.records import Scan
+from y7edge.data.formats.text import Text, read_text
 from y7edge.errors import DataError, RuntimeMissing
 
 _MOST = 100_000  # classes, and values in a file

@@ -7,13 +7,53 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from y7edge.doctor.pictures import Facts
-from y7edge.doctor.texts import Text
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.data.formats.text import Text
 
 Form = Literal["box", "polygon", "corners", "sides"]
 Corners = tuple[float, float, float, float]
 RESPELLED = "commas or semicolons read as what they stand for"
 SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One picture's file.
+
+    Attributes:
+        fault: Why it cannot be used, empty if it can; ``kind`` is ``empty``, ``unreadable``,
+            ``truncated`` or ``corrupt``.
+        doubt: Signs of damage in a file that decodes.
+        size: Width and height as OpenCV shows it, rotated as the camera noted.
+        stored: Width and height as stored.
+        orientation: The EXIF note, 1 to 8; 1 is upright.
+        format: What the content is, ``JPEG``.
+        mode: Pillow's mode, ``RGB``.
+        frames: Pictures in the file.
+        digest: Over the decoded pixels.
+        thumb: uint8 (32, 32), grey.
+        flat: Whether all pixels have one colour.
+    """
+
+    fault: str = ""
+    kind: str = ""
+    doubt: str = ""
+    size: tuple[int, int] | None = None
+    stored: tuple[int, int] | None = None
+    orientation: int = 1
+    format: str = ""
+    mode: str = ""
+    frames: int = 1
+    digest: str = ""
+    thumb: NDArray[np.uint8] | None = None
+    flat: bool = False
+
+    @property
+    def turned(self) -> bool:
+        """Whether width and height change places when the EXIF note is followed."""
+        return self.orientation in (5, 6, 7, 8)
 
 
 @dataclass(slots=True)

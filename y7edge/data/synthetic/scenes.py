@@ -16,8 +16,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.data.parts import Part, Sprite, bracket, nut, render, screw, washer
-from y7edge.data.tray import Canvas, blend, cable, grey, photograph, scraps, tray
+from y7edge.data.synthetic.parts import Part, Sprite, bracket, nut, render, screw, washer
+from y7edge.data.synthetic.tray import Canvas, blend, cable, grey, photograph, scraps, tray
 from y7edge.errors import ConfigError
 from y7edge.files import atomic_write
 

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from y7edge.errors import CheckpointError
-from y7edge.models.screening import MAX_BYTES
-from y7edge.models.unpickle import Storage, Tensor, load
+from y7edge.models.published.screening import MAX_BYTES
+from y7edge.models.published.unpickle import Storage, Tensor, load
 
 MAX_RECORDS = 50_000  # of a zip; yolov7-e6e with optimiser state has about 4000
 _ZIP = b"PK\x03\x04"

@@ -1,8 +1,8 @@
 """Published ``.pt`` checkpoints, read without torch and without running what they carry.
 
-Such a file pickles the whole model object. :mod:`y7edge.models.unpickle` rebuilds it out of inert
-stand-ins; here it is walked as torch walks a module (``_modules``, ``_parameters``, ``_buffers``)
-for its weights; and :mod:`y7edge.models.published` gives them our names.
+Such a file pickles the whole model object. :mod:`y7edge.models.published.unpickle` rebuilds it out
+of inert stand-ins; here it is walked as torch walks a module (``_modules``, ``_parameters``,
+``_buffers``) for its weights; and :mod:`y7edge.models.published.keys` gives them our names.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from y7edge.errors import CheckpointError
 from y7edge.files import sha256_file
 from y7edge.models import registry
 from y7edge.models.checkpoint import COUNTER, Checkpoint, check, check_names, default_names
-from y7edge.models.container import Container, opened
-from y7edge.models.published import identify, translate
+from y7edge.models.published.container import Container, opened
+from y7edge.models.published.keys import identify, translate
+from y7edge.models.published.unpickle import PickledArray, StandIn, Tensor
 from y7edge.models.spec import BN_EPS, LEAKY_SLOPE, Anchors, Spec
-from y7edge.models.unpickle import PickledArray, StandIn, Tensor
 
 MAX_DEPTH = 16  # of modules inside of modules; published models have 6
 MAX_MODULES = 50_000  # walked in one model, shared ones each time; yolov7-e6e has about 1100

@@ -9,8 +9,8 @@ objects of our own, nothing is ever imported, and any other name is refused befo
   inside of it;
 * numpy scalars and arrays (``best_fitness``) become plain numbers and :class:`PickledArray`.
 
-Before it runs, a pickle is screened opcode by opcode (:mod:`y7edge.models.screening`) for what the
-machine itself would do wrong: registered extensions, memo and hash bombs.
+Before it runs, a pickle is screened opcode by opcode (:mod:`y7edge.models.published.screening`)
+for what the machine itself would do wrong: registered extensions, memo and hash bombs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.errors import CheckpointError
-from y7edge.models.screening import ByteStream, screen
+from y7edge.models.published.screening import ByteStream, screen
 
 MAX_CLASSES = 256  # different module classes in one file; a published one has about 20
 MAX_DIMENSIONS = 8  # of a tensor; anchor_grid has 6

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.preprocess import PAD, letterbox_geometry
+from y7edge.detect.preprocess import PAD, letterbox_geometry
 
 Polygon = NDArray[np.float64]
 

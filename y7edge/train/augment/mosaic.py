@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.preprocess import PAD, letterbox_geometry
+from y7edge.detect.preprocess import PAD, letterbox_geometry
 from y7edge.train.augment.labelled import Picture, Pictures, Polygon, clip_polygon, moved, resize
 
 # A picture, and the column and row of the canvas at which it begins.

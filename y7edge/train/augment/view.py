@@ -27,7 +27,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.preprocess import PAD
+from y7edge.detect.preprocess import PAD
 from y7edge.train.augment.colour import Jitter
 from y7edge.train.augment.labelled import Picture, Polygon, bgr_view, clip_polygon, hull, moved
 from y7edge.train.augment.mosaic import Area, Layout, Tile, paint

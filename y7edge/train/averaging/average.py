@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from y7edge.nn.build import Model
-from y7edge.train.ema import ModelEma
-from y7edge.train.recipe import Recipe
-from y7edge.train.schedule import swa_begins
-from y7edge.train.statistics import normalizers, reestimate
+from y7edge.train.averaging.ema import ModelEma
+from y7edge.train.averaging.statistics import normalizers, reestimate
+from y7edge.train.run.schedule import swa_begins
+from y7edge.train.settings.recipe import Recipe
 
 Pictures = Callable[[], Iterable[Tensor]]
 
@@ -72,8 +72,8 @@ class Swa:
     "Averaging Weights Leads to Wider Optima and Better Generalization" (arXiv 1803.05407): one
     contribution per epoch, as there, since weights of neighbouring steps are nearly the same and
     would only make the mean of one place more exact; the learning rate stays where it is when the
-    averaging begins (:meth:`y7edge.train.schedule.Schedule.at`), so that the epochs end in places
-    that are worth averaging. No model of the run ever had the mean weights, so no running
+    averaging begins (:meth:`y7edge.train.run.schedule.Schedule.at`), so that the epochs end in
+    places that are worth averaging. No model of the run ever had the mean weights, so no running
     statistics fit them: those of BatchNorm are estimated anew before it is judged. Until it begins,
     the moving average is what is judged and saved.
 

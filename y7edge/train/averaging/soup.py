@@ -23,14 +23,14 @@ import torch
 from y7edge import __version__
 from y7edge.data.dataset import Dataset
 from y7edge.errors import CheckpointError, ConfigError, DataError
-from y7edge.evaluate import Metrics
+from y7edge.evaluation.evaluate import Metrics
 from y7edge.models import weights
 from y7edge.models.checkpoint import COUNTER, Checkpoint
 from y7edge.nn.build import from_checkpoint, to_checkpoint
-from y7edge.train.dataset import TrainingSet
-from y7edge.train.record.keep import weighted
-from y7edge.train.statistics import reestimate, whole_pictures
-from y7edge.train.validate import Validation
+from y7edge.train.averaging.statistics import reestimate, whole_pictures
+from y7edge.train.loading.dataset import TrainingSet
+from y7edge.train.output.writer import weighted
+from y7edge.train.run.validate import Validation
 
 _BATCH = 16  # pictures in a forward pass, each normalised together
 
@@ -80,7 +80,7 @@ def cook(
         checkpoints: at least two by name, of one model in training or deploy form.
         data: with both splits.
         split: to judge by.
-        train_split: to estimate the statistics on, whole pictures (`y7edge.train.statistics`).
+        train_split: to estimate the statistics on (`y7edge.train.averaging.statistics`).
         imgsz: side of the input; None: the one that all were trained at.
         device: to do it on.
         progress: told what is at work.

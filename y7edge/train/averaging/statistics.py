@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from y7edge.errors import DataError
 from y7edge.nn.build import Model
-from y7edge.train.dataset import TrainingSet, batches, loader
+from y7edge.train.loading.dataset import TrainingSet, batches, loader
 from y7edge.train.loading.sampling import BatchPlan
 
 # Pictures that are enough: the paper above finds no gain beyond some thousand, each of which gives

@@ -27,6 +27,7 @@ from y7edge.data.sample import Sample
 from y7edge.errors import DataError
 from y7edge.train.augment.labelled import bgr_view, targets
 from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle
+from y7edge.train.loading.image_cache import Filling, Images, open_cache
 from y7edge.train.loading.memory import (
     BatchMemory,
     Item,
@@ -34,7 +35,6 @@ from y7edge.train.loading.memory import (
     Task,
     keep_freed_memory,
 )
-from y7edge.train.loading.picture_cache import Filling, Images, open_cache
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
 from y7edge.train.loading.workers import PREFETCH, WorkerStart, one_pass, start_method
 
@@ -68,7 +68,7 @@ class TrainingSet(Dataset[Item]):
             size: Longer side S of the network's input.
             augmentation: How pictures are changed; None only letterboxes them.
             seed: Other seeds give other crops, partners and colours.
-            cache: ``ram``, ``disk``, ``none``, or ``auto`` (`y7edge.train.loading.picture_cache`).
+            cache: ``ram``, ``disk``, ``none``, or ``auto`` (`y7edge.train.loading.image_cache`).
             close_at: First epoch, from 1, that shows pictures one at a time
                 (``augmentation.closed()``); None: there is none.
             progress: Called with (pictures done, of how many) while a cache is filled.

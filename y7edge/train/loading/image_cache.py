@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from y7edge.data.images import read_image
 from y7edge.data.sample import Sample
+from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.errors import ConfigError, DataError
 from y7edge.files import atomic_write, cache_folder
-from y7edge.preprocess import letterbox_geometry
 from y7edge.train.augment.labelled import resize
 from y7edge.train.loading.memory import amount, spare_memory
 

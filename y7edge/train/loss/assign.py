@@ -21,8 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from y7edge.train.boxes import corners, decode
-from y7edge.train.candidates import Assignment, distinct, propose, select
+from y7edge.train.loss.boxes import corners, decode
+from y7edge.train.loss.candidates import Assignment, distinct, propose, select
 
 # Probabilities in the class cost keep this distance from 0 and 1, where saturated logits would make
 # it infinite or, in the published form, NaN. Float32 still tells 1 - 1e-7 from 1.

@@ -22,8 +22,8 @@ from typing import Protocol
 from torch import Tensor
 
 from y7edge.errors import ConfigError
-from y7edge.train.assign import SimOTA
-from y7edge.train.candidates import Assignment
+from y7edge.train.loss.assign import SimOTA
+from y7edge.train.loss.candidates import Assignment
 
 FINE, COARSE = 0.5, 1.0  # cells that a target may reach beyond its own
 

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from y7edge.errors import ConfigError
 from y7edge.models.spec import Spec
-from y7edge.train import auxiliary
-from y7edge.train.assign import SimOTA
-from y7edge.train.boxes import corners, decode, similarity
-from y7edge.train.candidates import Assignment, Selection, constant, join, select, widen
-from y7edge.train.recipe import Recipe
+from y7edge.train.loss import auxiliary
+from y7edge.train.loss.assign import SimOTA
+from y7edge.train.loss.boxes import corners, decode, similarity
+from y7edge.train.loss.candidates import Assignment, Selection, constant, join, select, widen
+from y7edge.train.settings.recipe import Recipe
 
 # Weight of each level's objectness, finest first: small objects are many and hard.
 _BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from y7edge.files import atomic_write
-from y7edge.train.dataset import TrainingSet, collate
+from y7edge.train.loading.dataset import TrainingSet, collate
 from y7edge.train.loading.sampling import BatchPlan
 
 NAME = "nan_batch.safetensors"

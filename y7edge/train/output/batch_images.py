@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.detections import Detections
-from y7edge.drawing import draw
-from y7edge.judge.pictures import write_picture
+from y7edge.detect.detections import Detections
+from y7edge.detect.drawing import draw
+from y7edge.evaluation.predictions import write_picture
 
 _PICTURES = 16  # of a batch at most
 _SIDE = 320  # longer side of each, pixels

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from y7edge.errors import RuntimeMissing
-from y7edge.train.record.results import EpochRow
+from y7edge.train.output.results import EpochRow
 
 FOLDER = "tensorboard"
 

@@ -11,8 +11,8 @@ import torch
 from y7edge import __version__
 from y7edge.data.dataset import Dataset
 from y7edge.files import atomic_write
-from y7edge.train.config import TrainConfig
-from y7edge.train.record.folder import CONFIG
+from y7edge.train.output.folder import CONFIG
+from y7edge.train.settings.config import TrainConfig
 
 # Whatever takes part in the numbers.
 _PACKAGES = (

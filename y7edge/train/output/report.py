@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from y7edge import page as html
+from y7edge import html
 from y7edge.data.dataset import Dataset, Sample
-from y7edge.evaluate import Metrics
+from y7edge.evaluation import report
+from y7edge.evaluation.evaluate import Metrics
+from y7edge.evaluation.saving import Saved
 from y7edge.files import atomic_write
-from y7edge.judge import report
-from y7edge.judge.saving import Saved
 from y7edge.models import shapes
 from y7edge.models.spec import Spec
-from y7edge.train.config import TrainConfig
-from y7edge.train.progress import clock
-from y7edge.train.record.results import EpochRow
+from y7edge.train.output.results import EpochRow
+from y7edge.train.run.progress import clock
+from y7edge.train.settings.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 from y7edge.errors import DataError
-from y7edge.evaluate import Metrics
+from y7edge.evaluation.evaluate import Metrics
 from y7edge.files import atomic_write
 
 

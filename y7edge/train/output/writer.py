@@ -18,19 +18,19 @@ from torch import Tensor
 
 from y7edge import __version__
 from y7edge.data.dataset import Dataset
-from y7edge.evaluate import Metrics, collect, judge
-from y7edge.judge.saving import save
+from y7edge.evaluation.evaluate import Metrics, collect, judge
+from y7edge.evaluation.saving import save
 from y7edge.models import weights
 from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
-from y7edge.train import configfile
-from y7edge.train.config import TrainConfig
-from y7edge.train.record import folder as files
-from y7edge.train.record import repeat, report
-from y7edge.train.record.batch_pictures import write_batch
-from y7edge.train.record.board import Board
-from y7edge.train.record.report import Story
-from y7edge.train.record.results import EpochRow, write_csv, write_png
-from y7edge.train.validate import Validation
+from y7edge.train.output import folder as files
+from y7edge.train.output import repeat, report
+from y7edge.train.output.batch_images import write_batch
+from y7edge.train.output.board import Board
+from y7edge.train.output.report import Story
+from y7edge.train.output.results import EpochRow, write_csv, write_png
+from y7edge.train.run.validate import Validation
+from y7edge.train.settings import configfile
+from y7edge.train.settings.config import TrainConfig
 
 _EARLY = 3  # batches that are drawn at the beginning
 _JPG = ".jpg"

@@ -24,8 +24,8 @@ from torch import Tensor, distributed
 
 from y7edge import errors
 from y7edge.errors import ConfigError, DeviceError, TrainingError, Y7EdgeError
-from y7edge.train.config import TrainConfig
 from y7edge.train.loading.workers import die_with
+from y7edge.train.settings.config import TrainConfig
 
 # The others wait for as long as rank 0 judges a model on a large set.
 PATIENCE = timedelta(hours=24)

@@ -21,13 +21,14 @@ from pathlib import Path
 from torch import OutOfMemoryError, distributed
 
 from y7edge.errors import ConfigError, TrainingError, Y7EdgeError
-from y7edge.train import configfile, state
-from y7edge.train.config import TrainConfig
-from y7edge.train.distributed import Ranks, launch, open_fabric, under_torchrun
-from y7edge.train.progress import Progress, Quiet
-from y7edge.train.record import folder as files
-from y7edge.train.start import check_packages
-from y7edge.train.trainer import Trainer, TrainResult
+from y7edge.train.output import folder as files
+from y7edge.train.run import state
+from y7edge.train.run.distributed import Ranks, launch, open_fabric, under_torchrun
+from y7edge.train.run.progress import Progress, Quiet
+from y7edge.train.run.trainer import Trainer, TrainResult
+from y7edge.train.settings import configfile
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.setup.start import check_packages
 
 __all__ = ["Trainer", "TrainResult", "resume", "train"]
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from y7edge.errors import ConfigError
-from y7edge.train.recipe import Recipe
-from y7edge.train.schedule import Step, accumulation
+from y7edge.train.run.schedule import Step, accumulation
+from y7edge.train.settings.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)

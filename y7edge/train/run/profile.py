@@ -17,13 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from y7edge.errors import ConfigError
-from y7edge.train.config import TrainConfig
-from y7edge.train.distributed import open_fabric
-from y7edge.train.progress import Progress, Quiet, peak_memory_mb
-from y7edge.train.resume import Position
-from y7edge.train.start import check_packages
-from y7edge.train.timing import PartTimes
-from y7edge.train.trainer import Trainer
+from y7edge.train.run.distributed import open_fabric
+from y7edge.train.run.progress import Progress, Quiet, peak_memory_mb
+from y7edge.train.run.resume import Position
+from y7edge.train.run.timing import PartTimes
+from y7edge.train.run.trainer import Trainer
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.setup.start import check_packages
 
 # The first iterations allocate memory, choose kernels, start workers and draw their batches.
 WARM_UP = 4

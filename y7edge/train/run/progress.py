@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichBar
 
-from y7edge.train.record.results import EpochRow
+from y7edge.train.output.results import EpochRow
 
 try:
     import resource

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from y7edge.errors import ConfigError, DataError, TrainingError
-from y7edge.train.config import TrainConfig
-from y7edge.train.distributed import Ranks
 from y7edge.train.loading.sampling import BatchPlan
-from y7edge.train.record.folder import CONFIG
-from y7edge.train.record.keep import Keeper
-from y7edge.train.state import State
-from y7edge.train.steps import Steps, scaler_of
+from y7edge.train.output.folder import CONFIG
+from y7edge.train.output.writer import Keeper
+from y7edge.train.run.distributed import Ranks
+from y7edge.train.run.state import State
+from y7edge.train.run.steps import Steps, scaler_of
+from y7edge.train.settings.config import TrainConfig
 
 # Settings that a run may be gone on with in another way: where and how fast, not what.
 _FREE = {
@@ -62,7 +62,7 @@ class Live:
         plan: the weights of pictures.
         keeper: its results; only rank 0 has one.
         position: how far it has come.
-        start: facts of :class:`y7edge.train.start.Start`.
+        start: facts of :class:`y7edge.train.setup.start.Start`.
     """
 
     ranks: Ranks

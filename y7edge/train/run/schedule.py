@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from y7edge.train.config import Recipe
+from y7edge.train.settings.config import Recipe
 
 # The published nominal batch, and how far it may fall in a short run.
 PUBLISHED_NOMINAL_BATCH = 64

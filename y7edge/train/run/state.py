@@ -21,7 +21,7 @@ from torch import Tensor
 
 from y7edge.errors import CheckpointError, TrainingError
 from y7edge.files import atomic_write
-from y7edge.train.record.folder import BEST, LAST, PREVIOUS, STATE
+from y7edge.train.output.folder import BEST, LAST, PREVIOUS, STATE
 
 __all__ = [
     "HEADER",

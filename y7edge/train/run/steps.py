@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from y7edge.nn.build import Model
-from y7edge.train import freeze
-from y7edge.train.average import Average
-from y7edge.train.loss import LossParts, TrainingLoss
-from y7edge.train.optim import Accumulator, apply
-from y7edge.train.schedule import Schedule
-from y7edge.train.timing import NoTiming, Timing
+from y7edge.train.averaging.average import Average
+from y7edge.train.loss.loss import LossParts, TrainingLoss
+from y7edge.train.run.optim import Accumulator, apply
+from y7edge.train.run.schedule import Schedule
+from y7edge.train.run.timing import NoTiming, Timing
+from y7edge.train.setup import freeze
 
 # Keeps these draws apart from those of the pictures, which start from (seed, epoch, ...) too.
 _SIZES = 0x512E

@@ -14,30 +14,38 @@ import torch
 from torch import Tensor
 
 from y7edge.errors import ConfigError, TrainingError, Y7EdgeError
-from y7edge.evaluate import Metrics
-from y7edge.train import state
-from y7edge.train.average import Average, average_for
-from y7edge.train.config import TrainConfig
-from y7edge.train.dataset import batches
-from y7edge.train.distributed import Ranks, open_fabric
-from y7edge.train.interrupts import Interrupts
+from y7edge.evaluation.evaluate import Metrics
+from y7edge.train.averaging.average import Average, average_for
+from y7edge.train.averaging.statistics import whole_pictures
+from y7edge.train.loading.dataset import batches
 from y7edge.train.loading.memory import Item
 from y7edge.train.loading.sampling import image_weights
-from y7edge.train.loss import TrainingLoss
-from y7edge.train.optim import build_optimizer, scaled_weight_decay
-from y7edge.train.prepare import Pictures, make_loader, make_model, read_data, to_device
-from y7edge.train.progress import Progress, Quiet, Status, Stopwatch, peak_memory_mb
-from y7edge.train.record import evidence
-from y7edge.train.record import folder as files
-from y7edge.train.record.keep import Keeper
-from y7edge.train.record.results import EpochRow
-from y7edge.train.resume import Live, Position, capture, check, identity, require_finite, restore
-from y7edge.train.schedule import Schedule, nominal_batch, warmup_iterations
-from y7edge.train.start import Start, start_again
-from y7edge.train.statistics import whole_pictures
-from y7edge.train.steps import Steps, varied_sides
-from y7edge.train.timing import Timing
-from y7edge.train.validate import Validation
+from y7edge.train.loss.loss import TrainingLoss
+from y7edge.train.output import bad_batch
+from y7edge.train.output import folder as files
+from y7edge.train.output.results import EpochRow
+from y7edge.train.output.writer import Keeper
+from y7edge.train.run import state
+from y7edge.train.run.distributed import Ranks, open_fabric
+from y7edge.train.run.interrupts import Interrupts
+from y7edge.train.run.optim import build_optimizer, scaled_weight_decay
+from y7edge.train.run.progress import Progress, Quiet, Status, Stopwatch, peak_memory_mb
+from y7edge.train.run.resume import (
+    Live,
+    Position,
+    capture,
+    check,
+    identity,
+    require_finite,
+    restore,
+)
+from y7edge.train.run.schedule import Schedule, nominal_batch, warmup_iterations
+from y7edge.train.run.steps import Steps, varied_sides
+from y7edge.train.run.timing import Timing
+from y7edge.train.run.validate import Validation
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.setup.prepare import Pictures, make_loader, make_model, read_data, to_device
+from y7edge.train.setup.start import Start, start_again
 
 # Reading the loss makes the CPU wait for a GPU; a bar that moves every few iterations is enough.
 _READ_EVERY = 10
@@ -395,12 +403,12 @@ class Trainer:
         )
         with self.ranks.together():
             if self.ranks.first:
-                evidence.write_batch(
+                bad_batch.write_batch(
                     self.folder, self.shown, self.plan, epoch=epoch, batch=batch, reason=reason
                 )
         raise TrainingError(
             f"{reason}: lower lr0, lengthen the warm-up or train in 32-true; the batch is in "
-            f"{self.folder / evidence.NAME}, the last whole state in {self.folder}"
+            f"{self.folder / bad_batch.NAME}, the last whole state in {self.folder}"
         )
 
     def report(self) -> None:

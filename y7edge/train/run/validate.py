@@ -1,8 +1,8 @@
 """Judging a model while it trains, through the same Detector that runs on the robot.
 
 So a checkpoint's figures in training and those of ``y7edge val`` afterwards mean the same
-(``y7edge.evaluate.PROTOCOL``). The published training judged at NMS IoU 0.6, tested at 0.65 and
-reported at 0.7.
+(``y7edge.evaluation.evaluate.PROTOCOL``). The published training evaluated at NMS IoU 0.6, tested
+at 0.65 and reported at 0.7.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from y7edge.data.dataset import Sample
 from y7edge.data.images import read_image
-from y7edge.detector import Detector
+from y7edge.detect.detector import Detector
 from y7edge.errors import DataError
-from y7edge.evaluate import Metrics, evaluate
+from y7edge.evaluation.evaluate import Metrics, evaluate
 from y7edge.nn.build import Model, to_checkpoint
 from y7edge.nn.eager import EagerSession, describe
 from y7edge.runtimes.base import SessionOptions

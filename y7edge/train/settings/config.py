@@ -1,7 +1,7 @@
 """What a training run is: one frozen dataclass that says what to train on what, where, how long.
 
-It carries a :class:`~y7edge.train.recipe.Recipe`, the hyper-parameters; the named ones are in
-``recipes.py``. Three rules depart from the published recipe, because it was tuned for COCO's
+It carries a :class:`~y7edge.train.settings.recipe.Recipe`, the hyper-parameters; the named ones
+are in ``recipes.py``. Three rules depart from the published recipe, because it was tuned for COCO's
 118,000 pictures and 300 epochs and breaks on small sets; each is a function in ``schedule.py``
 with its reason, and each can be overridden here:
 
@@ -19,8 +19,8 @@ from typing import Any
 
 from y7edge.errors import ConfigError
 from y7edge.models.spec import Spec
-from y7edge.train.recipe import Recipe
-from y7edge.train.recipes import P5, TINY, recipe_for
+from y7edge.train.settings.recipe import Recipe
+from y7edge.train.settings.recipes import P5, TINY, recipe_for
 
 __all__ = ["P5", "TINY", "Recipe", "TrainConfig", "recipe_for"]
 

@@ -2,7 +2,8 @@
 
 A recipe is a flat file under the published names (``lr0``, ``box``, ``hsv_h``, ``mosaic``, ...): a
 published hyper-parameter file is read as it is. A run's ``config.yaml`` holds every field of
-:class:`~y7edge.train.config.TrainConfig`, the whole recipe in it; a run is resumed from it.
+:class:`~y7edge.train.settings.config.TrainConfig`, the recipe included; a run is resumed from
+it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 from y7edge.errors import ConfigError, RuntimeMissing
 from y7edge.files import atomic_write
 from y7edge.models.spec import Spec
-from y7edge.train.config import TrainConfig
-from y7edge.train.recipe import Recipe, nearest
-from y7edge.train.recipes import RECIPES, NamedRecipe, named_for
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.settings.recipe import Recipe, nearest
+from y7edge.train.settings.recipes import RECIPES, NamedRecipe, named_for
 
 # Keys of published files that mean nothing here, with the reason.
 UNUSED = {

@@ -15,7 +15,7 @@ from typing import Any
 from y7edge.errors import ConfigError
 from y7edge.models import registry
 from y7edge.models.spec import Spec
-from y7edge.train.recipe import Recipe, nearest
+from y7edge.train.settings.recipe import Recipe, nearest
 
 FILES = ("p5", "p6", "tiny", "custom")  # the published hyper-parameter files
 

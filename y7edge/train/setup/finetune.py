@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from y7edge.data.coco_names import COCO_NAMES
+from y7edge.data.formats.coco_names import COCO_NAMES
 from y7edge.errors import CheckpointError
 from y7edge.models.checkpoint import Checkpoint, default_names
 from y7edge.models.registry import kept_rows

@@ -10,14 +10,14 @@ from torch.utils.data import DataLoader
 
 from y7edge.data.dataset import Dataset, Sample, load
 from y7edge.models.spec import Spec
-from y7edge.train import anchors
-from y7edge.train.config import TrainConfig
-from y7edge.train.dataset import TrainingSet, loader
-from y7edge.train.distributed import Ranks
+from y7edge.train.loading.dataset import TrainingSet, loader
 from y7edge.train.loading.memory import Item
 from y7edge.train.loading.sampling import BatchPlan, rect_plan
-from y7edge.train.start import Start, build_spec, loading_workers, start_model
-from y7edge.train.validate import require_labels
+from y7edge.train.run.distributed import Ranks
+from y7edge.train.run.validate import require_labels
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.setup import anchors
+from y7edge.train.setup.start import Start, build_spec, loading_workers, start_model
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.models.spec import Anchors, Spec
 from y7edge.nn.build import Model
-from y7edge.train.config import TrainConfig
-from y7edge.train.finetune import carry_over
-from y7edge.train.freeze import freeze_rows
+from y7edge.train.settings.config import TrainConfig
+from y7edge.train.setup.finetune import carry_over
+from y7edge.train.setup.freeze import freeze_rows
 
 # Needed at the end of the first validated epoch at the latest: better missed before the first one.
 _NEEDED = (
@@ -93,8 +93,9 @@ def start_model(
 ) -> Start:
     """The model to train, its frozen rows frozen.
 
-    With ``config.weights``, everything that fits is copied (see :mod:`y7edge.train.finetune`), and
-    the anchors come along, as the weights mean offsets from them.
+    With ``config.weights``, everything that fits is copied (see
+    :mod:`y7edge.train.setup.finetune`), and the anchors come along, as weights predict
+    offsets from them.
 
     Args:
         config: the run.

@@ -1,0 +1,1 @@
+"""Rows and folded weights as an ONNX graph: writing it, simplifying it."""

@@ -1,0 +1,1 @@
+"""The proof that an artifact computes what its checkpoint computes."""

@@ -1,0 +1,1 @@
+"""Artifacts: their files, their manifest, the reports of what was proved about them."""

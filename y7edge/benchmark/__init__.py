@@ -1,0 +1,1 @@
+"""Latency with percentiles, and the budget of the code around the engine."""

@@ -1,0 +1,1 @@
+"""Synthetic scenes with exact labels, made from a seed; for the demo and the tests."""

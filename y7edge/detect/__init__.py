@@ -1,0 +1,1 @@
+"""What runs on a robot: Detector, Detections, pre- and post-processing, drawing, self-test."""

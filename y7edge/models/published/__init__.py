@@ -1,0 +1,1 @@
+"""Reading the checkpoints that the authors of YOLOv7 published (``.pt``), without torch."""

@@ -1,0 +1,1 @@
+"""The loss, and the assignment of targets to cells that it is computed on."""

@@ -1,0 +1,1 @@
+"""Settings of a training: the run's configuration, recipes, and their files."""
