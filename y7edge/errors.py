@@ -54,6 +54,10 @@ class ArtifactError(Y7EdgeError):
     """An artifact or its manifest cannot be read, or is of an unknown version."""
 
 
+class ArtifactMissing(ArtifactError, FileNotFoundError):  # noqa: N818 - reads as what happened
+    """A file of an artifact does not exist: the artifact itself, or one that belongs to it."""
+
+
 class DigestError(ArtifactError):
     """An artifact or its manifest was changed after it was proved."""
 
@@ -76,5 +80,13 @@ class DeviceError(Y7EdgeError):
     """The device asked for does not exist or the engine failed on it."""
 
 
+class DetectorClosed(DeviceError):  # noqa: N818 - reads as what happened
+    """A Detector or a session was used after ``close``."""
+
+
 class SourceError(Y7EdgeError):
-    """Pictures or video cannot be read from where they were asked for."""
+    """Images or video cannot be read from where they were asked for."""
+
+
+class OutputError(Y7EdgeError):
+    """A result cannot be written where it was asked for."""
