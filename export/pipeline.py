@@ -1,18 +1,15 @@
-"""The whole export: checkpoint, fold, graph, file, proof; and only then a file at the destination.
+"""The whole export: checkpoint, fold, graph, artifact, proof; only then files at the destination.
 
-Everything is built and proved in a temporary folder elsewhere. The destination is touched once, by
-a rename at the end: a failed or killed export leaves there what was there before.
+Everything is built and proved in a temporary folder elsewhere; see ``delivery`` for the last step.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -29,7 +26,8 @@ from y7edge.artifact.manifest import (
     Thresholds,
     expected_shapes,
 )
-from y7edge.errors import ConfigError, ExportError
+from y7edge.errors import ConfigError
+from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
 from y7edge.export.graph.simplify import simplify as simplified
@@ -38,17 +36,19 @@ from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.probes import make_probes
 from y7edge.export.proof.reference import Reference
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import BuildRequest, Target
-from y7edge.files import atomic_write
+from y7edge.export.targets.base import BuildRequest, Target, Unprovable
 from y7edge.models import shapes
-from y7edge.models.weights import Checkpoint
-from y7edge.runtimes.base import require
+from y7edge.models.checkpoint import Checkpoint
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import installed_versions, require
 
 Outputs = Literal["heads", "decoded"]
 Size = int | tuple[int, int]
 """Of the input: one number for a square, or (height, width)."""
 
 _UNKNOWN_DIGEST = "0" * 64  # until the target has written the payload
+_GRAPH_NEEDS = {"onnx": "y7edge[export]", "onnxsim": "y7edge[export]"}
+_GRAPH_PACKAGES = ("onnx", "onnxsim")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class _Choice:
     height: int
     width: int
     batch: Dim
+    options: Mapping[str, str]
+    unverified: str | None
 
 
 def export(
@@ -76,26 +78,32 @@ def export(
     images: Images | None = None,
     simplify: bool = True,
     device: str = "auto",
+    options: Mapping[str, str] | None = None,
+    unverified: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Make an artifact from a checkpoint and prove that it is the same model.
 
     Args:
         checkpoint: of any form; training form is what training writes.
-        out: the file to make. It appears only when everything has passed.
+        out: the main file to make. It appears only when everything has passed.
         target: what to build, a name of ``y7edge.export.targets.registry.names()``.
         outputs: "heads" (raw, per level) or "decoded" (boxes and scores).
         precision: "fp32" or "fp16".
         imgsz: of the input in pixels, multiples of the largest stride; None: as trained.
-        batch: pictures at once.
+        batch: images at once.
         dynamic: leave the batch open; it is proved at 1 and 3.
-        images: pictures for the proof; None: of the recorded data set, else made scenes.
+        images: images for the proof; None: of the recorded data set, else synthetic scenes.
         simplify: run onnx-simplifier, and keep its graph if the results are the same.
-        device: that the proof runs on.
-        progress: told what happens, one line each.
+        device: that the artifact is built for and proved on.
+        options: target options.
+        unverified: why an artifact is wanted that no engine here can run, for a target that has
+            no runtime; it goes into the manifest instead of a proof.
+        progress: called with one line for each step.
 
     Raises:
-        ConfigError: an option or a combination that cannot be.
+        ConfigError: an option or a combination that is not possible, or a destination that cannot
+            be written.
         RuntimeMissing: a package is not installed.
         ParityError: the artifact differs from the checkpoint, or nothing could be proved; the
             exception's ``report`` has the numbers.
@@ -103,37 +111,43 @@ def export(
     """
     destination = Path(out)
     tell = progress or (lambda _: None)
-    choice = _checked(checkpoint, destination, target, outputs, precision, imgsz, batch, dynamic)
+    choice = _Choice(
+        target=targets.get(target),
+        outputs=cast(Outputs, outputs),
+        precision=cast(Precision, precision),
+        **_input_size(checkpoint, imgsz),
+        batch="dynamic" if dynamic else batch,
+        options=options or {},
+        unverified=unverified,
+    )
+    _check(choice)
+    require_destination(destination, target, choice.target)
+    require(_GRAPH_NEEDS, f"target {target}")
     require(choice.target.NEEDS, f"target {target}")
     with tempfile.TemporaryDirectory(prefix="y7edge-export-") as folder:
-        path = Path(folder) / f"artifact{choice.target.SUFFIX}"
-        built, note = _build(checkpoint, choice, path, simplify, tell)
-        reference = Reference(checkpoint)
-        pictures = gather(images, checkpoint.meta, built.manifest.input)
-        probed = _with_probes(built, reference, tell)
-        report = parity.prove(probed, reference, pictures, device=device, progress=tell)
-        report["simplifier"] = note
-        parity.require_passed(report, f"nothing was written to {destination}: the artifact")
-        proved = replace(probed, manifest=replace(probed.manifest, parity=report))
-        choice.target.write_manifest(proved)
-        _move(proved.path, destination)
-    tell(f"proved; written to {destination}")
-    return Artifact(destination, proved.manifest)
-
-
-def _move(proved: Path, destination: Path) -> None:
-    """Copied and renamed: the two may lie on different disks."""
-    try:
-        with atomic_write(destination) as temporary:
-            shutil.copyfile(proved, temporary)
-    except OSError as error:
-        raise ExportError(f"cannot write {destination}: {error.strerror or error}") from error
+        built, note = _build(
+            checkpoint, choice, Path(folder), destination.name, simplify, device, tell
+        )
+        if choice.unverified is None:
+            proved = _prove(built, choice.target, destination, checkpoint, images, device, tell)
+        else:
+            proved = _unproved(built, choice)
+        proved = replace(proved, parity={**proved.parity, "simplifier": note})
+        artifact = deliver(replace(built, manifest=proved), choice.target, destination)
+    tell(f"{'proved' if choice.unverified is None else 'not proved'}; written to {destination}")
+    return artifact
 
 
 def _build(
-    checkpoint: Checkpoint, choice: _Choice, path: Path, simplify: bool, tell: Callable[[str], None]
+    checkpoint: Checkpoint,
+    choice: _Choice,
+    folder: Path,
+    name: str,
+    simplify: bool,
+    device: str,
+    tell: Callable[[str], None],
 ) -> tuple[Artifact, str]:
-    """Fold, write the graph, build the target's file; also what became of the simplification."""
+    """Fold, write the graph, build the artifact; also what became of the simplification."""
     tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
     folded = fold_checkpoint(checkpoint)
     tell(f"write the graph: {choice.outputs}, {choice.precision}, {choice.height}x{choice.width}")
@@ -149,72 +163,102 @@ def _build(
     if simplify:
         model, note = simplified(model)
         tell(note)
-    tell(f"build the {choice.target.NAME} file")
-    manifest = _draft(checkpoint, folded, choice)
-    return choice.target.build(BuildRequest(model, folded.spec, manifest, path)), note
+    tell(f"build the {choice.target.NAME} artifact")
+    graph, place = folder / "graph.onnx", folder / "artifact"
+    graph.write_bytes(model.SerializeToString(deterministic=True))
+    place.mkdir()
+    request = BuildRequest(
+        model=graph,
+        checkpoint=folded,
+        manifest=_draft(checkpoint, folded, choice),
+        folder=place,
+        name=name,
+        device=device,
+        options=choice.options,
+    )
+    return seal(choice.target.build(request), choice.target), note
 
 
-def _with_probes(built: Artifact, reference: Reference, tell: Callable[[str], None]) -> Artifact:
-    tell("ask the reference model for the probes")
-    limits = parity.tolerance(built.manifest.precision, parity.engine_of(built))
-    probes = make_probes(built.manifest, reference, limits.probe)
-    return replace(built, manifest=replace(built.manifest, probes=probes))
-
-
-def _checked(
-    checkpoint: Checkpoint,
+def _prove(
+    built: Artifact,
+    target: Target,
     destination: Path,
-    target: str,
-    outputs: str,
-    precision: str,
-    imgsz: Size | None,
-    batch: int,
-    dynamic: bool,
-) -> _Choice:
-    """The request with names resolved, or a ConfigError."""
-    chosen = targets.get(target)
-    if outputs not in get_args(Outputs):
-        raise ConfigError(f"outputs is {outputs!r}, expected one of {', '.join(get_args(Outputs))}")
-    if precision not in chosen.PRECISIONS:
-        known = ", ".join(chosen.PRECISIONS)
-        raise ConfigError(f"target {target} has no precision {precision!r}; choose from {known}")
-    if destination.suffix.lower() != chosen.SUFFIX or destination.is_dir():
-        raise ConfigError(f"{destination} is no name for {target}: expected FILE{chosen.SUFFIX}")
-    _require_writable(destination)
-    if not 1 <= batch <= 1024:
-        raise ConfigError(f"batch is {batch}, expected 1 to 1024, or dynamic=True")
-    height, width = _size(checkpoint, imgsz)
+    checkpoint: Checkpoint,
+    images: Images | None,
+    device: str,
+    tell: Callable[[str], None],
+) -> Manifest:
+    """Run the artifact in its own engine against the reference: probes and report, or an error."""
+    runtime = cast(str, target.RUNTIME)
+    reference = Reference(checkpoint)
+    prepared = gather(images, checkpoint.meta, built.manifest.input)
+    tell("run the reference model on the probes")
+    limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
+    manifest = replace(built.manifest, probes=make_probes(built.manifest, reference, limits.probe))
+    report = parity.prove(
+        replace(built, manifest=manifest),
+        reference,
+        prepared,
+        backend=runtime,
+        device=device,
+        progress=tell,
+    )
+    parity.require_passed(report, f"nothing was written to {destination}: the artifact")
+    return replace(manifest, parity=report)
+
+
+def _unproved(built: Artifact, choice: _Choice) -> Manifest:
+    report = {
+        "status": "unverified",
+        "reason": choice.unverified,
+        "cause": cast(Unprovable, choice.target.RUNTIME).reason,
+    }
+    return replace(built.manifest, parity=report)
+
+
+def _check(choice: _Choice) -> None:
+    """Raise ConfigError for what the target cannot build, and say what it can."""
+    target = choice.target
+    for what, asked, known in (
+        ("outputs", choice.outputs, target.OUTPUTS),
+        ("precision", choice.precision, target.PRECISIONS),
+        *(("option", option, tuple(target.OPTIONS)) for option in choice.options),
+    ):
+        if asked not in known:
+            raise ConfigError(
+                f"target {target.NAME} has no {what} {asked!r}; choose from "
+                f"{', '.join(known) or 'none: it has no options'}"
+            )
+    if choice.batch != "dynamic" and not 1 <= choice.batch <= 1024:
+        raise ConfigError(f"batch is {choice.batch}, expected 1 to 1024, or dynamic=True")
+    unprovable = isinstance(target.RUNTIME, Unprovable)
+    if unprovable and not choice.unverified:
+        raise ConfigError(
+            f"artifacts of target {target.NAME} cannot be proved here "
+            f"({cast(Unprovable, target.RUNTIME).reason}): "
+            "pass --unverified REASON to export one without a proof"
+        )
+    if choice.unverified is not None and not unprovable:
+        raise ConfigError(
+            f"target {target.NAME} is proved by runtime {target.RUNTIME}: leave --unverified out"
+        )
+
+
+def _input_size(checkpoint: Checkpoint, imgsz: Size | None) -> dict[str, int]:
+    """Height and width: what was asked for, else what the checkpoint was trained with."""
+    trained: Any = checkpoint.meta.get("imgsz", checkpoint.spec.imgsz)
+    size = trained if imgsz is None else imgsz
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+        raise ConfigError(f"imgsz is {size}, expected one number or (height, width)")
+    height, width = pair
     stride = checkpoint.spec.max_stride
     if min(height, width) < stride or height % stride or width % stride:
         raise ConfigError(
             f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
             f"{checkpoint.spec.name}"
         )
-    return _Choice(
-        target=chosen,
-        outputs=cast(Outputs, outputs),
-        precision=cast(Precision, precision),
-        height=height,
-        width=width,
-        batch="dynamic" if dynamic else batch,
-    )
-
-
-def _require_writable(destination: Path) -> None:
-    """Now, and not when all is proved; nothing is made yet, so that a failure leaves nothing."""
-    folder = next(path for path in destination.absolute().parents if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{destination} cannot be written: {folder} is no folder to write into")
-
-
-def _size(checkpoint: Checkpoint, imgsz: Size | None) -> tuple[int, int]:
-    """(height, width): what was asked for, else what the checkpoint was trained with."""
-    trained: Any = checkpoint.meta.get("imgsz", checkpoint.spec.imgsz)
-    size = trained if imgsz is None else imgsz
-    pair = size if isinstance(size, list | tuple) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-        raise ConfigError(f"imgsz is {size}, expected one number or (height, width)")
-    return pair[0], pair[1]
+    return {"height": height, "width": width}
 
 
 def _draft(checkpoint: Checkpoint, folded: Checkpoint, choice: _Choice) -> Manifest:
@@ -244,14 +288,19 @@ def _draft(checkpoint: Checkpoint, folded: Checkpoint, choice: _Choice) -> Manif
         payload_digest=_UNKNOWN_DIGEST,
         thresholds=Thresholds.of_checkpoint(checkpoint.meta),
         licence=_text(checkpoint.meta.get("licence")),
-        tools={"y7edge": __version__, "numpy": np.__version__, **choice.target.versions()},
+        tools={
+            "y7edge": __version__,
+            "numpy": np.__version__,
+            **installed_versions(*_GRAPH_PACKAGES),
+            **choice.target.versions(),
+        },
     )
 
 
 def _outputs(
     image: InputInfo, levels: tuple[LevelInfo, ...], nc: int, choice: _Choice
 ) -> tuple[OutputInfo, ...]:
-    """Outputs as ``graph.build_graph`` writes them."""
+    """Outputs as ``build.build_graph`` writes them."""
     expected = expected_shapes(image, levels, nc)
     if choice.outputs == "decoded":
         return (

@@ -1,23 +1,35 @@
-"""What a runtime is: three constants and four functions; what a session is: numpy in, numpy out.
+"""What a runtime is, and what an opened model (a session) is: numpy in, numpy out.
 
-A runtime is a module in this folder (or one named by an entry point of the group
-``y7edge.runtimes``) that fits the protocol ``Runtime``. It imports its engine inside functions.
+A runtime is a module in this folder, or one named by an entry point of the group
+``y7edge.runtimes``, with the members of the protocol :class:`Runtime`. It imports its engine inside
+functions only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, InputInfo, Manifest, OutputInfo
-from y7edge.errors import ConfigError, RuntimeMissing
+from y7edge.errors import (
+    ArtifactError,
+    ConfigError,
+    DetectorClosed,
+    DeviceError,
+    RuntimeMissing,
+    Y7EdgeError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,66 +65,173 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How to run: on which device, with how many threads.
+    """How to run an artifact.
 
-    ``device`` is "auto", "cpu", "cuda" or "cuda:1"; ``threads=None`` leaves it to the engine.
-    ``provider_options`` goes to the engine as it is. ``precision`` is a hint for engines that could
-    compute in less than the artifact's own; it is never a licence to do so.
+    Attributes:
+        device: "auto", or a name of the runtime's ``DEVICES``: "cpu", "cuda:1".
+        threads: Of the engine; None: the engine's own choice.
+        provider_options: Passed to the engine as they are.
+        check_payload: Compare the payload digest before opening. None: if the artifact has several
+            files, because a mix-up of files is likelier than tampering.
     """
 
     device: str = "auto"
     threads: int | None = None
     provider_options: Mapping[str, Any] = field(default_factory=dict)
-    precision: str | None = None
+    check_payload: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}, expected 1 or more")
 
 
-class Session(Protocol):
-    """An opened model. Single-threaded by contract: callers lock."""
+class Session(ABC):
+    """An opened model. Not thread-safe: callers lock.
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Tensors that ``infer`` takes."""
+    An engine's session implements ``_run`` and ``_close``. Whatever ``_run`` raises beside our own
+    errors is wrapped in a DeviceError here, once.
 
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Tensors that ``infer`` gives."""
+    Attributes:
+        inputs: Tensors that ``infer`` takes.
+        outputs: Tensors that ``infer`` returns.
+        device: Where it runs: "cpu", "cuda:0".
+        arithmetic: What is computed, in words; an engine may emulate what the device lacks.
+        versions: Of the engine's packages.
+    """
 
-    @property
-    def device(self) -> str:
-        """Where it really runs: "cpu", "cuda:0"..."""
+    ENGINE: ClassVar[str]
 
-    @property
-    def arithmetic(self) -> str:
-        """What is really computed, in words: an engine may emulate what the device lacks."""
+    def __init__(
+        self,
+        label: str,
+        manifest: Manifest,
+        *,
+        device: str,
+        arithmetic: str,
+        versions: Mapping[str, str],
+    ) -> None:
+        self.inputs = (TensorSpec.of_input(manifest.input),)
+        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
+        self.device = device
+        self.arithmetic = arithmetic
+        self.versions = dict(versions)
+        self._label = label
+        self._closed = False
+        self._process = os.getpid()
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; arrays by name in, new arrays by name out, in the engine's own dtypes."""
+        """Run once: arrays by name in, new arrays by name out, in the engine's own dtypes.
+
+        Raises:
+            ConfigError: the feeds are not the inputs that the model takes.
+            DetectorClosed: the session was closed.
+            DeviceError: the engine failed.
+        """
+        if self._closed:
+            raise DetectorClosed(f"the session of {self._label} was closed: open it again")
+        if self._process != os.getpid():
+            # The engine's threads are not there after a fork; a call would wait for them for ever.
+            raise DeviceError(
+                f"the session of {self._label} was opened in another process, and engines do not "
+                "survive a fork: open it in this process"
+            )
+        check_feeds(self.inputs, feeds)
+        try:
+            return self._run(feeds)
+        except Y7EdgeError:
+            raise
+        except Exception as error:  # vendors' exceptions share no base class but this
+            raise DeviceError(
+                f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
+            ) from error
 
     def close(self) -> None:
-        """Free the engine's memory; closing twice is allowed, inferring afterwards is not."""
+        """Free the engine's memory; closing twice is allowed."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the engine on checked feeds; return new arrays."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free the engine's memory."""
+
+    def _require_tensors(
+        self, inputs: Iterable[tuple[str, str, tuple[Dim, ...]]], outputs: Iterable[Any]
+    ) -> None:
+        """Raise ArtifactError unless these (name, dtype, shape) are the manifest's tensors."""
+        for found, specs in ((list(inputs), self.inputs), (list(outputs), self.outputs)):
+            expected = [(spec.name, spec.dtype, spec.shape) for spec in specs]
+            for (name, dtype, shape), wanted in zip(found, expected, strict=False):
+                if (name, dtype, shape) != wanted:
+                    raise ArtifactError(
+                        f"{self._label} has {name} {dtype} {shape} where its manifest says "
+                        f"{wanted[0]} {wanted[1]} {wanted[2]}: export it again"
+                    )
+            if len(found) != len(expected):
+                raise ArtifactError(
+                    f"{self._label} has {len(found)} inputs or outputs where its manifest says "
+                    f"{len(expected)}: export it again"
+                )
 
 
 class Runtime(Protocol):
     """A module that opens one family of files with one engine."""
 
     FORMATS: tuple[str, ...]
-    """Suffixes, with the dot."""
+    """Suffixes that it opens, in lower case, with the dot."""
     TARGETS: tuple[str, ...]
-    """Export targets (``manifest.target``) whose files it runs."""
+    """Export targets (``manifest.target``) whose artifacts it runs and proves."""
     NEEDS: Mapping[str, str]
     """Import name of each package that it needs -> what to install."""
+    DEVICES: tuple[str, ...]
+    """Device names that it understands beside "auto"; "cuda:N" stands for any index."""
+    DEVIATION: float
+    """Largest deviation of its fp32 results, as a fraction of an output's largest magnitude."""
+
+    def load_engine(self) -> Any:
+        """Import the engine, its telemetry switched off first: the one place that imports it."""
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """All files of the artifact at ``path``, the main one first, whether they exist or not."""
+
+    def read_manifest(self, path: Path) -> Manifest:
+        """Read the manifest of a file and check its own digest; needs no engine."""
+
+    def write_manifest(self, artifact: Artifact) -> None:
+        """Put the artifact's manifest into its files, in place of the one there."""
+
+    def payload_digest(self, files: Sequence[Path]) -> str:
+        """SHA-256 of everything but the manifest, over all files; needs no engine."""
 
     def open(self, artifact: Artifact, options: SessionOptions) -> Session:
         """Start a session; DeviceError if the device does not exist, never another one instead."""
 
-    def read_manifest(self, path: Path) -> Manifest:
-        """The manifest of a file, its own digest checked; needs no engine."""
-
-    def payload_digest(self, path: Path) -> str:
-        """SHA-256 of graph and tensors, metadata apart; needs no engine."""
-
     def versions(self) -> dict[str, str]:
-        """Versions of the engine's packages, for reports."""
+        """Versions of the engine's installed packages."""
+
+
+def parse_device(text: str, devices: Sequence[str]) -> tuple[str, int | None]:
+    """Split a device name into its kind and its index.
+
+    Args:
+        text: as a user wrote it: "auto", "cpu", "cuda:1".
+        devices: what is understood beside "auto"; "cuda:N" allows an index.
+
+    Raises:
+        ConfigError: ``text`` is none of them.
+    """
+    kind, colon, index = text.partition(":")
+    known = {"auto", *devices}
+    if not colon and kind in known:
+        return kind, None
+    if colon and f"{kind}:N" in known and re.fullmatch(r"[0-9]{1,3}", index):
+        return kind, int(index)
+    *most, last = "auto", *devices
+    raise ConfigError(f"device is {text!r}, expected {', '.join(most)} or {last}")
 
 
 def missing(needs: Mapping[str, str]) -> list[str]:
@@ -128,6 +247,22 @@ def require(needs: Mapping[str, str], purpose: str) -> None:
         raise RuntimeMissing(
             f"{purpose} needs {', '.join(absent)}, which is not installed: pip install {how}"
         )
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Versions of those of ``packages`` (names on PyPI) that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def one_line(error: Exception) -> str:
+    """An engine's message on one line, of bounded length."""
+    return " ".join(str(error).split())[:300]
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:

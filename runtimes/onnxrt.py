@@ -6,27 +6,31 @@ The manifest is the metadata property ``y7edge`` of the file.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import MAX_BYTES, Manifest
+from y7edge.artifact.manifest import MAX_BYTES, Dim, Manifest
 from y7edge.errors import ArtifactError, ConfigError, DeviceError
+from y7edge.files import atomic_write
 from y7edge.runtimes import _modelproto
-from y7edge.runtimes.base import Session, SessionOptions, TensorSpec, check_feeds, require
-
-# Since 1.29 ONNX Runtime reports to its maker over the network, also from Linux, unless this is set
-# before its first import. Whoever wants that sets the variable to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+from y7edge.runtimes.base import (
+    Session,
+    SessionOptions,
+    installed_versions,
+    one_line,
+    parse_device,
+    require,
+)
 
 FORMATS = (".onnx",)
 TARGETS = ("onnx",)
-NEEDS = {"onnxruntime": "y7edge[cpu]"}
+NEEDS = {"onnxruntime": "y7edge[onnxruntime]"}
+DEVICES = ("cpu", "cuda", "cuda:N")
+DEVIATION = 1e-4
 
 _KEY = "y7edge"
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -41,8 +45,25 @@ _DTYPES = {
 }
 
 
+def load_engine() -> Any:
+    """Import onnxruntime with its telemetry off.
+
+    Since 1.29 it reports to its maker over the network, also from Linux, unless the variable is set
+    before the first import. It stays as it is where the user has set it.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """The one file of an artifact."""
+    return (path,)
+
+
 def read_manifest(path: Path) -> Manifest:
-    """The manifest inside an .onnx file, its own digest checked.
+    """Read the manifest inside an .onnx file and check its own digest.
 
     Raises:
         ArtifactError: not an ONNX file, or one that y7edge did not make.
@@ -57,26 +78,23 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest.from_json(text, str(path))
 
 
-def payload_digest(path: Path) -> str:
+def write_manifest(artifact: Artifact) -> None:
+    """Put the artifact's manifest into its file, in place of all metadata that it had."""
+    payload = _modelproto.without_metadata(artifact.path)
+    with atomic_write(artifact.path) as temporary:
+        temporary.write_bytes(
+            payload + _modelproto.metadata_field(_KEY, artifact.manifest.to_json())
+        )
+
+
+def payload_digest(files: Sequence[Path]) -> str:
     """SHA-256 of graph and tensors: of everything in the file but its metadata."""
-    return _modelproto.payload_digest(path)
-
-
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Put ``manifest`` into an .onnx file in place of all metadata that it had."""
-    payload = _modelproto.without_metadata(path)
-    path.write_bytes(payload + _modelproto.metadata_field(_KEY, manifest.to_json()))
+    return _modelproto.payload_digest(files[0])
 
 
 def versions() -> dict[str, str]:
     """Versions of the installed onnxruntime packages; empty if there is none."""
-    found = {}
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions("onnxruntime", "onnxruntime-gpu")
 
 
 def open(artifact: Artifact, options: SessionOptions) -> Session:
@@ -104,65 +122,53 @@ def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
     try:
         results = engine.run(names, dict(feeds))
     except Exception as error:  # onnxruntime's exceptions share no base class but this
-        raise DeviceError(f"{path} failed in ONNX Runtime: {_line(error)}") from error
+        raise DeviceError(f"{path} failed in ONNX Runtime: {one_line(error)}") from error
     return dict(zip(names, results, strict=True))
 
 
-class _OnnxSession:
-    """One ``onnxruntime.InferenceSession`` and the tensors that the manifest promises."""
+class _OnnxSession(Session):
+    """One ``onnxruntime.InferenceSession``."""
+
+    ENGINE = "ONNX Runtime"
 
     def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
         manifest = artifact.manifest
-        self.inputs = (TensorSpec.of_input(manifest.input),)
-        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
-        self._names = [output.name for output in self.outputs]
-        self._path = artifact.path
         self._engine: Any = _start(artifact.path, options)
-        self.device = _device_of(self._engine, artifact.path, options)
-        self.arithmetic = _arithmetic(manifest.precision, self.device)
-        self._compare(self._engine.get_inputs(), self.inputs)
-        self._compare(self._engine.get_outputs(), self.outputs)
+        device = _device_of(self._engine, artifact.path, options)
+        super().__init__(
+            str(artifact.path),
+            manifest,
+            device=device,
+            arithmetic=_arithmetic(manifest.precision, device),
+            versions=versions(),
+        )
+        self._names = [output.name for output in self.outputs]
+        self._require_tensors(
+            *map(_tensors, (self._engine.get_inputs(), self._engine.get_outputs()))
+        )
 
-    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; the outputs are new arrays.
-
-        Raises:
-            ConfigError: the feeds are not the inputs that the model takes.
-            DeviceError: the engine failed, or the session was closed.
-        """
-        if self._engine is None:
-            raise DeviceError(f"the session of {self._path} was closed: open it again")
-        check_feeds(self.inputs, feeds)
-        try:
-            results = self._engine.run(self._names, dict(feeds))
-        except Exception as error:  # onnxruntime's exceptions share no base class but this
-            raise DeviceError(f"{self._path} failed in ONNX Runtime: {_line(error)}") from error
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        results = self._engine.run(self._names, dict(feeds))
         return dict(zip(self._names, results, strict=True))
 
-    def close(self) -> None:
-        """Free the engine's memory."""
+    def _close(self) -> None:
         self._engine = None
 
-    def _compare(self, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:
-        """The graph's own tensors against the manifest's."""
-        for tensor, spec in zip(found, expected, strict=False):
-            shape = tuple(d if isinstance(d, int) else "dynamic" for d in tensor.shape)
-            dtype = _DTYPES.get(tensor.type, tensor.type)
-            if (tensor.name, shape, dtype) != (spec.name, spec.shape, spec.dtype):
-                raise ArtifactError(
-                    f"{self._path} has {tensor.name} {dtype} {shape} where its manifest says "
-                    f"{spec.name} {spec.dtype} {spec.shape}: export it again"
-                )
-        if len(found) != len(expected):
-            raise ArtifactError(
-                f"{self._path} has {len(found)} inputs or outputs where its manifest says "
-                f"{len(expected)}: export it again"
-            )
+
+def _tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:
+    """Name, dtype and shape of the engine's own tensors."""
+    return [
+        (
+            tensor.name,
+            _DTYPES.get(tensor.type, tensor.type),
+            tuple(d if isinstance(d, int) else "dynamic" for d in tensor.shape),
+        )
+        for tensor in found
+    ]
 
 
 def _start(path: Path, options: SessionOptions) -> Any:
-    import onnxruntime as ort
-
+    ort = load_engine()
     providers = _providers(options, ort.get_available_providers())
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -170,32 +176,29 @@ def _start(path: Path, options: SessionOptions) -> Any:
     # fp32 is computed in fp32: on ARM, bf16 would be faster and differ by 0.1 %.
     settings.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
     if options.threads is not None:
-        if options.threads < 1:
-            raise ConfigError(f"threads is {options.threads}, expected 1 or more")
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
     try:
         return ort.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class but this
-        raise DeviceError(f"ONNX Runtime cannot open {path}: {_line(error)}") from error
+        raise DeviceError(f"ONNX Runtime cannot open {path}: {one_line(error)}") from error
 
 
 def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """Execution providers for a device; CPU stays last, for nodes that a GPU cannot run."""
-    match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d+))?", options.device)
-    if match is None or (match[2] and match[1] != "cuda"):
-        raise ConfigError(f"device is {options.device!r}, expected auto, cpu, cuda or cuda:N")
+    kind, index = parse_device(options.device, DEVICES)
     own = dict(options.provider_options)
-    if match[1] == "cuda" and _CUDA not in available:
+    if "use_tf32" in own:
+        raise ConfigError("use_tf32 cannot be set: an fp32 artifact is computed in fp32")
+    if kind == "cuda" and _CUDA not in available:
         raise DeviceError(
             f"device {options.device!r} was asked for, but this ONNX Runtime has only "
             f"{', '.join(available)}: pip install onnxruntime-gpu, or use device='cpu'"
         )
-    if match[1] == "cpu" or _CUDA not in available:
+    if kind == "cpu" or _CUDA not in available:
         return [(_CPU, own)]
     # TF32 keeps 10 bits of the mantissa: not fp32.
-    cuda = {"device_id": int(match[2] or 0), "use_tf32": 0, **own}
-    return [(_CUDA, cuda), (_CPU, {})]
+    return [(_CUDA, {"device_id": index or 0, "use_tf32": 0, **own}), (_CPU, {})]
 
 
 def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:
@@ -218,8 +221,3 @@ def _arithmetic(precision: str, device: str) -> str:
         return "float16 weights, float32 between layers (ONNX Runtime, cpu)"
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
     return f"{names[precision]} (ONNX Runtime, {device})"
-
-
-def _line(error: Exception) -> str:
-    """The engine's message on one line, of bounded length."""
-    return " ".join(str(error).split())[:300]

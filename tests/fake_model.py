@@ -12,7 +12,7 @@ from y7edge.artifact.manifest import (
     Source,
     expected_shapes,
 )
-from y7edge.runtimes.base import TensorSpec, check_feeds
+from y7edge.runtimes.base import Session
 
 NAMES = ("nut", "washer", "screw")
 LEVELS = (LevelInfo(8, ((16.0, 16.0),)), LevelInfo(16, ((32.0, 32.0),)))
@@ -44,26 +44,22 @@ def make_manifest(batch=1, outputs="heads", size=(64, 96), **changes) -> Manifes
     return Manifest(**{**fields, **changes})
 
 
-class FakeSession:
+class FakeSession(Session):
     """Sees an object of class 1, as large as an anchor, in every 8 x 8 cell that is white."""
 
-    device, arithmetic = "cpu", "none"
+    ENGINE = "nothing"
 
     def __init__(self, manifest: Manifest) -> None:
+        super().__init__("fake", manifest, device="cpu", arithmetic="none", versions={"fake": "1"})
         self.manifest = manifest
-        self.inputs = (TensorSpec.of_input(manifest.input),)
-        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
         self.batches: list[int] = []
         self.closed = 0
         self.fail = False
 
-    def infer(self, feeds):
-        check_feeds(self.inputs, feeds)
+    def _run(self, feeds):
         images = feeds["images"]
         if self.fail:
-            from y7edge.errors import DeviceError
-
-            raise DeviceError("the engine failed")
+            raise RuntimeError("the engine failed")
         self.batches.append(len(images))
         assert images.min() >= 0
         assert images.max() <= 1
@@ -92,5 +88,5 @@ class FakeSession:
             "scores": np.concatenate(scores, 2).transpose(0, 2, 1).astype(np.float32),
         }
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.closed += 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 import onnx
 from onnx import numpy_helper
 
+from y7edge.artifact.artifact import Artifact
 from y7edge.runtimes import onnxrt
 
 
@@ -24,8 +25,8 @@ def scale_weight(source, destination, name, factor=1.1, *, seal=False):
     destination.write_bytes(model.SerializeToString())
     if seal:
         manifest = onnxrt.read_manifest(destination)
-        digest = onnxrt.payload_digest(destination)
-        onnxrt.write_manifest(destination, replace(manifest, payload_digest=digest))
+        digest = onnxrt.payload_digest((destination,))
+        onnxrt.write_manifest(Artifact(destination, replace(manifest, payload_digest=digest)))
     return destination
 
 
@@ -41,5 +42,5 @@ def rewrite(source, destination, **changes):
     """Another manifest, its own digest fitting: as only who made the file should do."""
     destination.write_bytes(source.read_bytes())
     manifest = replace(onnxrt.read_manifest(source), **changes)
-    onnxrt.write_manifest(destination, manifest)
+    onnxrt.write_manifest(Artifact(destination, manifest))
     return destination

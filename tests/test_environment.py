@@ -33,7 +33,7 @@ def test_missing_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not report.ready["detect"]
     assert report.exit_code == 3
     (backend,) = [b for b in report.backends if b.name == "onnxrt"]
-    assert "pip install 'y7edge[cpu]'" in backend.reason
+    assert "pip install 'y7edge[onnxruntime]'" in backend.reason
 
 
 def test_broken_engine_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,13 @@ def test_missing_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("package", "extra"),
-    [("cv2", "cpu"), ("yaml", "eval"), ("torch", "export"), ("matplotlib", "train")],
+    [
+        ("cv2", "opencv"),
+        ("onnxruntime", "onnxruntime"),
+        ("yaml", "eval"),
+        ("torch", "export"),
+        ("matplotlib", "train"),
+    ],
 )
 def test_extra_of(package: str, extra: str) -> None:
     assert environment.extra_of(package) == extra
@@ -64,6 +70,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["ok"] is True
-    assert record["backends"][0]["formats"] == [".onnx"]
+    assert [b["name"] for b in record["backends"]] == registry.names()
+    assert all(b["formats"] for b in record["backends"])
     assert main(["check"]) == 0
     assert "onnxrt" in capsys.readouterr().out

@@ -1,8 +1,8 @@
-"""What is installed here, which backend will be used, and why the others will not.
+"""What is installed here, which backends are usable, and why the others are not.
 
-Packages are looked up, not imported (torch alone would take seconds); OpenCV is the exception,
-because on a Jetson it comes with the system and only it knows how it was built. So are engines
-which a backend would use: on small computers they are often there and broken.
+Packages are looked up, not imported (torch alone would take seconds). OpenCV is the exception: on a
+Jetson it comes with the system and only it knows how it was built. So are the engines of the
+runtimes: on small computers they are often installed and broken.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from y7edge.runtimes.base import missing
 # Import name -> (name on PyPI, extra that brings it), in the order of a report.
 PACKAGES = {
     "numpy": ("numpy", None),
-    "cv2": ("opencv-python", "cpu"),
-    "onnxruntime": ("onnxruntime", "cpu"),
+    "cv2": ("opencv-python", "opencv"),
     "yaml": ("pyyaml", "eval"),
     "faster_coco_eval": ("faster-coco-eval", "eval"),
     "safetensors": ("safetensors", "export"),
@@ -68,6 +67,9 @@ class Report:
 
 def extra_of(package: str) -> str:
     """The smallest extra that brings a package, by its import name."""
+    for runtime in registry.loadable():
+        if package in runtime.NEEDS:
+            return runtime.NEEDS[package].removeprefix("y7edge[").removesuffix("]")
     return PACKAGES.get(package, ("", None))[1] or "train"
 
 
@@ -81,7 +83,8 @@ def check() -> Report:
         for purpose, needs in _needs().items()
     }
     if not any(backend.usable for backend in backends):
-        lacking["detect"] += ("an engine (onnxruntime)",)
+        engines = sorted({name for runtime in registry.loadable() for name in runtime.NEEDS})
+        lacking["detect"] += (f"an engine (one of {', '.join(engines)})",)
     if not opencv["installed"]:
         lacking["detect"] += ("opencv-python",)
     return Report(
@@ -101,10 +104,10 @@ def _needs() -> dict[str, tuple[str, ...]]:
     by_extra: dict[str | None, tuple[str, ...]] = {}
     for pypi, extra in PACKAGES.values():
         by_extra[extra] = (*by_extra.get(extra, ()), pypi)
-    export = (*by_extra["cpu"], "pyyaml", *by_extra["export"])
+    export = (*by_extra["opencv"], "pyyaml", *by_extra["export"])
     return {
         "detect": (),
-        "val": (*by_extra["cpu"], *by_extra["eval"]),
+        "val": (*by_extra["opencv"], *by_extra["eval"]),
         "export": export,
         "train": (*export, "faster-coco-eval", *by_extra["train"]),
     }
@@ -145,8 +148,7 @@ def _backend(name: str) -> Backend:
         reason = f"{', '.join(absent)} is not installed: pip install {how}"
         return Backend(name, runtime.FORMATS, False, reason, {})
     try:
-        for package in runtime.NEEDS:
-            import_module(package)
+        runtime.load_engine()
     except Exception as error:  # an engine that is there and broken is a finding, not a failure
         line = " ".join(str(error).split())
         return Backend(name, runtime.FORMATS, False, f"installed, but cannot be used: {line}", {})

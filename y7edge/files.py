@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 @contextmanager
@@ -67,3 +69,72 @@ def sha256_file(path: Path | str) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def replace_files(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Copy several files or folders to their destinations: all of them, or none.
+
+    Everything is copied beside its destination first; then each copy is renamed into place, in the
+    order given. If that fails, what stood there before is put back. A kill between two renames
+    leaves some of them done, so the file that readers begin with goes last.
+
+    Args:
+        pairs: (source, destination); a folder replaces a folder, a file a file.
+
+    Raises:
+        OSError: a copy or a rename failed; the destinations are as they were.
+    """
+    with ExitStack() as stack:
+        copies = []
+        for source, destination in pairs:
+            folder = stack.enter_context(
+                TemporaryDirectory(dir=destination.parent, prefix=f".{destination.stem}-")
+            )
+            copies.append((_copy(source, Path(folder) / "new"), Path(folder) / "old", destination))
+        done: list[tuple[Path, Path]] = []
+        try:
+            for new, old, destination in copies:
+                _set_aside(destination, old)
+                done.append((old, destination))
+                new.replace(destination)
+        except BaseException:
+            for old, destination in reversed(done):
+                _restore(old, destination)
+            raise
+    for parent in {destination.parent for _, destination in pairs}:
+        _sync_folder(parent)
+
+
+def _copy(source: Path, destination: Path) -> Path:
+    """A copy of a file or folder, with plain permissions, on disk when this returns."""
+    if source.is_dir():
+        shutil.copytree(source, destination, copy_function=shutil.copyfile)
+        written = [path for path in destination.rglob("*") if path.is_file()]
+    else:
+        shutil.copyfile(source, destination)
+        written = [destination]
+    for path in written:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    return destination
+
+
+def _set_aside(destination: Path, old: Path) -> None:
+    """Keep what stands at ``destination`` as ``old``; a file stays there until it is replaced."""
+    if destination.is_dir() and not destination.is_symlink():
+        destination.rename(old)
+    elif destination.exists():
+        try:
+            old.hardlink_to(destination)
+        except OSError:  # the file system has no hard links
+            shutil.copyfile(destination, old)
+
+
+def _restore(old: Path, destination: Path) -> None:
+    """Put back what was set aside, or remove what now stands where nothing was."""
+    if destination.is_dir() and not destination.is_symlink():
+        shutil.rmtree(destination)
+    if old.exists():
+        old.replace(destination)
+    else:
+        destination.unlink(missing_ok=True)

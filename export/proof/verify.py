@@ -8,12 +8,13 @@ from typing import Any
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import InputInfo
-from y7edge.detect.selftest import check_payload, load_undamaged
+from y7edge.detect.selftest import load_undamaged
 from y7edge.errors import ParityError
 from y7edge.export.proof import parity
 from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.reference import Reference
 from y7edge.models.weights import Checkpoint
+from y7edge.runtimes import registry
 
 
 def verify(
@@ -52,7 +53,7 @@ def verify(
     manifest = artifact.manifest
     origin: dict[str, Any] = {"artifact": str(path), "payload_digest": None, "source_digest": None}
     if not ignore_digests:
-        origin["payload_digest"] = check_payload(artifact)
+        origin["payload_digest"] = registry.check_payload(artifact)
         origin["source_digest"] = against.digest
         if manifest.source.digest != against.digest:
             raise ParityError(

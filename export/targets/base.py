@@ -1,50 +1,89 @@
-"""What a target is: a module that turns a proved-to-be graph into one kind of file."""
+"""What a target is: a module that turns a folded model into the files of one toolchain.
+
+A target is a module in this folder, or one named by an entry point of the group
+``y7edge.targets``, with the members of the protocol :class:`Target`. It imports its toolkit inside
+functions only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
-from y7edge.models.spec import Spec
+from y7edge.models.checkpoint import Checkpoint
 
-if TYPE_CHECKING:
-    import onnx
+
+@dataclass(frozen=True)
+class Unprovable:
+    """In place of a runtime's name: why no engine here can run a target's artifacts."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
 class BuildRequest:
     """What to build.
 
-    ``manifest`` is complete but for the payload digest, which only the target can compute, and for
-    the parity report. ``path`` is a temporary place; the pipeline moves what was proved.
+    Attributes:
+        model: The ONNX file to convert, of the precision and with the outputs of ``manifest``.
+        checkpoint: The folded model, for converters that take no ONNX; None if there is none.
+        manifest: Complete but for the payload digest, the probes and the parity report.
+        folder: An empty folder to write into.
+        name: Name of the main file; side files take its stem.
+        images: Calibration inputs, each float32 (1, 3, H, W), RGB, 0 to 1; None if none were given.
+        device: That the artifact is built for, where the toolkit builds for one.
+        options: Target options, checked against the target's ``OPTIONS``.
     """
 
-    graph: onnx.ModelProto
-    spec: Spec
+    model: Path
+    checkpoint: Checkpoint | None
     manifest: Manifest
-    path: Path
+    folder: Path
+    name: str
+    images: tuple[NDArray[np.float32], ...] | None = None
+    device: str = "auto"
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Where the main file is to be written."""
+        return self.folder / self.name
 
 
 class Target(Protocol):
-    """A module in this folder."""
+    """A module that builds one kind of artifact."""
 
     NAME: str
     """What ``--target`` and ``manifest.target`` call it."""
     SUFFIX: str
-    """Of its file, with the dot."""
+    """Of its main file, with the dot."""
     NEEDS: Mapping[str, str]
     """Import name of each package that it needs -> what to install."""
     PRECISIONS: tuple[str, ...]
+    """Of ``fp32``, ``fp16``..., those that it can build."""
+    OUTPUTS: tuple[str, ...]
+    """Of ``heads`` and ``decoded``, those that it can build."""
+    RUNTIME: str | Unprovable
+    """Name of the runtime that proves its artifacts, or why there is none."""
+    OPTIONS: Mapping[str, str]
+    """Name of each option of its own -> what it does."""
+    NEEDS_CHECKPOINT: bool
+    """Whether it converts the folded checkpoint, so that an ONNX file alone is not enough."""
 
     def build(self, request: BuildRequest) -> Artifact:
-        """Write the file with its manifest; the artifact's manifest has the payload digest."""
+        """Write the files and describe them.
 
-    def write_manifest(self, artifact: Artifact) -> None:
-        """Put the artifact's manifest into its file, in place of the one there."""
+        The returned manifest has the outputs, dtypes and layouts that the converter made; its
+        payload digest is computed by the caller, who also writes it. The same request gives the
+        same bytes.
+        """
 
     def versions(self) -> dict[str, str]:
-        """Versions of the packages that shape the file."""
+        """Versions of the packages that shape the files."""

@@ -1,38 +1,28 @@
-"""Which targets exist: the files of this folder."""
+"""Which targets exist: the modules of this folder, and those of other packages.
+
+Other packages add theirs with an entry point of the group ``y7edge.targets``.
+"""
 
 from __future__ import annotations
 
-import pkgutil
-from functools import cache
-from importlib import import_module
 from typing import cast
 
-import y7edge.export.targets
-from y7edge.errors import ConfigError
 from y7edge.export.targets.base import Target
+from y7edge.plugins import Plugins
 
-_NOT_TARGETS = ("base", "registry")
-
-
-@cache
-def _all() -> dict[str, Target]:
-    package = y7edge.export.targets
-    files = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    modules = [import_module(f"{package.__name__}.{n}") for n in files if n not in _NOT_TARGETS]
-    return {module.NAME: cast(Target, module) for module in modules}
+TARGETS = Plugins("y7edge.export.targets", "y7edge.targets", "target", name_in="NAME")
 
 
 def names() -> list[str]:
     """All targets, whether what they need is installed or not."""
-    return list(_all())
+    return TARGETS.names()
 
 
 def get(name: str) -> Target:
     """The target module ``name``.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: no target has this name.
+        RuntimeMissing: another package announces it and it cannot be imported.
     """
-    if name not in _all():
-        raise ConfigError(f"there is no target {name!r}; choose from {', '.join(names())}")
-    return _all()[name]
+    return cast(Target, TARGETS.get(name))

@@ -1,21 +1,121 @@
-"""An artifact: a deployable file and the manifest that came with it."""
+"""An artifact: the files of one exported model, and the manifest that belongs to them."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from y7edge.artifact.manifest import Manifest
+from y7edge.artifact.manifest import MAX_BYTES, Manifest
+from y7edge.errors import ArtifactError, ArtifactMissing
+from y7edge.files import atomic_write
+
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model file for one engine (of several files: the main one) and its manifest."""
+    """An exported model for one engine.
+
+    Attributes:
+        path: The main file (or folder), which is what users name.
+        manifest: What the artifact says about itself.
+        side_files: The other files that belong to it; empty for most formats.
+    """
 
     path: Path
     manifest: Manifest
+    side_files: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files, the main one first."""
+        return (self.path, *self.side_files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.stat().st_size for file in _flat(self.files))
 
     @property
     def model_id(self) -> str:
         """Short name of exactly these weights and this graph: the payload digest's first digits."""
         return self.manifest.payload_digest[:16]
+
+
+def require_files(files: Sequence[Path]) -> None:
+    """Raise ArtifactMissing, naming the first of ``files`` that does not exist."""
+    for file in files:
+        if not file.exists():
+            whole = " and ".join(f.name for f in files)
+            hint = f"{files[0].name} is not whole without it, copy {whole} together"
+            if file == files[0]:
+                hint = "export one with `y7edge export`"
+            raise ArtifactMissing(f"there is no file {file}: {hint}")
+
+
+def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
+    """SHA-256 over the contents of several files, each preceded by its length.
+
+    Args:
+        files: in the order of the artifact; folders are walked in the order of their names.
+        first: the content to digest in place of the first file's (its payload, say).
+
+    Raises:
+        ArtifactError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for index, file in enumerate(_flat(files)):
+        try:
+            size = file.stat().st_size if index or first is None else len(first)
+            digest.update(size.to_bytes(8, "little"))
+            if not index and first is not None:
+                digest.update(first)
+                continue
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+        except OSError as error:
+            raise ArtifactError(f"cannot read {file}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _flat(files: Iterable[Path]) -> Iterator[Path]:
+    """Files, and the files below folders in the order of their paths."""
+    for file in files:
+        if file.is_dir():
+            yield from sorted(path for path in file.rglob("*") if path.is_file())
+        else:
+            yield file
+
+
+# --- the manifest as a file of its own, for formats that have no room for it ----------------------
+
+
+def sidecar(path: Path) -> Path:
+    """Where the manifest of an artifact stands if its format has no room for one."""
+    return path.with_name(path.name + ".json")
+
+
+def read_sidecar(path: Path) -> Manifest:
+    """Read the manifest beside an artifact.
+
+    Raises:
+        ArtifactMissing: there is none.
+        ArtifactError, DigestError: it cannot be used, or was changed.
+    """
+    file = sidecar(path)
+    require_files((path, file))
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {file}: {error.strerror or error}") from error
+    return Manifest.from_json(text, str(path))
+
+
+def write_sidecar(artifact: Artifact) -> None:
+    """Write the manifest beside an artifact, in place of the one there."""
+    with atomic_write(sidecar(artifact.path)) as temporary:
+        temporary.write_text(artifact.manifest.to_json(), encoding="utf-8")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from y7edge.artifact.manifest import Manifest, expected_shapes
 from y7edge.detect.detector import Detector
 from y7edge.detect.preprocess import letterbox_geometry
-from y7edge.runtimes.base import TensorSpec
+from y7edge.runtimes.base import Session
 
 FRAME_HW = (720, 1280)
 """Height and width of the pictures that are measured with."""
@@ -106,25 +106,25 @@ def _at_gate_size(manifest: Manifest) -> Manifest:
     return replace(manifest, input=image, outputs=outputs, nc=GATE_NC, names=names)
 
 
-class _Replay:
-    """A session that answers with prepared outputs, as new arrays like an engine's."""
+class _Replay(Session):
+    """A session that returns prepared outputs, as new arrays like an engine's."""
 
-    device, arithmetic = "none", "prepared outputs"
+    ENGINE = "none"
 
     def __init__(self, manifest: Manifest) -> None:
-        self.inputs = (TensorSpec.of_input(manifest.input),)
-        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
+        super().__init__(
+            manifest.model, manifest, device="none", arithmetic="prepared outputs", versions={}
+        )
         self._answers = [busy_outputs(manifest, seed) for seed in range(FRAMES)]
         self._calls = 0
 
-    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The next prepared answer."""
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self._calls += 1
         answer = self._answers[self._calls % FRAMES]
         return {name: array.copy() for name, array in answer.items()}
 
-    def close(self) -> None:
-        """Nothing to free."""
+    def _close(self) -> None:
+        self._answers = []
 
 
 def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:

@@ -33,7 +33,6 @@ from y7edge.benchmark.hotpath import (
 )
 from y7edge.detect.detector import Detector
 from y7edge.errors import ConfigError, GateError
-from y7edge.runtimes import registry
 
 _LEAST_RUNS = 20
 
@@ -193,11 +192,6 @@ def _measure(detector: Detector, warmup: int, runs: int, seconds: float) -> dict
 def _circumstances(detector: Detector) -> dict[str, Any]:
     """What the figures depend on."""
     manifest, info = detector.manifest, detector.info
-    # A checkpoint is run by the tools that it names; an artifact by whatever engine is here.
-    engines = dict(manifest.tools) if manifest.target == "checkpoint" else {}
-    for name in registry.names():
-        if manifest.target in registry.get(name).TARGETS:
-            engines |= registry.get(name).versions()
     return {
         "model": manifest.model,
         "model_digest": manifest.payload_digest,
@@ -207,7 +201,7 @@ def _circumstances(detector: Detector) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "frame_hw": FRAME_HW,
         "versions": {
-            **engines,
+            **info["versions"],
             "y7edge": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,

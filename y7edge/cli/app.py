@@ -54,8 +54,8 @@ COMMANDS: dict[Callable[..., None], str] = {
 EXTRAS = {
     "train": "train",
     "soup": "train",
-    "val": "cpu,eval",
-    "data": "cpu,eval",
+    "val": "opencv,eval",
+    "data": "opencv,eval",
     "export": "export",
     "verify": "export",
 }

@@ -21,26 +21,36 @@ _Checkpoint = Annotated[
         metavar="CHECKPOINT", help="A .safetensors or .pt file, or a variant's name (random)."
     ),
 ]
-_Out = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The artifact; default: NAME.onnx, here.")
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The artifact; default: NAME and the target's suffix, here."),
 ]
-_Target = Annotated[str, typer.Option(help="Format of the artifact.")]
+Target = Annotated[str, typer.Option(metavar="{targets}", help="Toolchain to build for.")]
 _Outputs = Annotated[
     str,
+    typer.Option(metavar="{outputs}", help="Raw heads by level, or boxes and scores before NMS."),
+]
+_Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Of weights and arithmetic.")]
+_Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
+_Dynamic = Annotated[bool, typer.Option("--dynamic", help="Any number of images at once.")]
+_Simplify = Annotated[bool, typer.Option(help="Run onnx-simplifier, if it changes no result.")]
+TargetOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="Option of the target; repeatable."),
+]
+Unverified = Annotated[
+    str | None,
     typer.Option(
-        metavar="heads|decoded", help="Raw heads by level, or boxes and scores before NMS."
+        metavar="REASON",
+        help="Export without a proof, for a target that no engine here can run.",
     ),
 ]
-_Precision = Annotated[str, typer.Option(metavar="fp32|fp16", help="Of weights and arithmetic.")]
-_Batch = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
-_Dynamic = Annotated[bool, typer.Option("--dynamic", help="Any number of pictures at once.")]
-_Simplify = Annotated[bool, typer.Option(help="Run onnx-simplifier, if it changes no result.")]
 
 
 def export(
     checkpoint: _Checkpoint,
-    out: _Out = None,
-    target: _Target = "onnx",
+    out: Out = None,
+    target: Target = "onnx",
     outputs: _Outputs = "heads",
     precision: _Precision = "fp32",
     imgsz: Size = None,
@@ -49,6 +59,8 @@ def export(
     images: Images = None,
     simplify: _Simplify = True,
     device: Device = "auto",
+    option: TargetOptions = None,
+    unverified: Unverified = None,
     as_json: Json = False,
 ) -> None:
     """Fold a checkpoint, write it as an artifact, and prove it.
@@ -63,7 +75,7 @@ def export(
     with report_even_if_failed(as_json):
         artifact = make(
             open_checkpoint(checkpoint),
-            out or Path(f"{Path(checkpoint).stem}.onnx"),
+            out or default_out(checkpoint, target),
             target=target,
             outputs=outputs,
             precision=precision,
@@ -73,21 +85,40 @@ def export(
             images=images,
             simplify=simplify,
             device=device,
+            options=target_options(option),
+            unverified=unverified,
             progress=note,
         )
-    record = _record(artifact)
-    show(
-        record,
-        [*facts({**record, "parity": None}), "", *parity_lines(record["parity"])],
-        as_json=as_json,
-    )
+    show_artifact(artifact, as_json=as_json)
 
 
-def _record(artifact: Artifact) -> dict[str, Any]:
+def default_out(source: str, target: str) -> Path:
+    """The file that an artifact is written to if none is named: here, called like its source."""
+    from y7edge.export.targets import registry
+
+    return Path(f"{Path(source).stem}{registry.get(target).SUFFIX}")
+
+
+def target_options(given: list[str] | None) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a dictionary.
+
+    Raises:
+        typer.BadParameter: a text without ``=``.
+    """
+    pairs = [text.partition("=") for text in given or ()]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise typer.BadParameter(f"--option: expected NAME=VALUE, not {name!r}")
+    return {name: value for name, _, value in pairs}
+
+
+def show_artifact(artifact: Artifact, *, as_json: bool) -> None:
+    """Print what was made, and its proof."""
     manifest = artifact.manifest
-    return {
+    record: dict[str, Any] = {
         "artifact": artifact.path,
-        "bytes": artifact.path.stat().st_size,
+        "files": list(artifact.files),
+        "bytes": artifact.size,
         "model": manifest.model,
         "target": manifest.target,
         "precision": manifest.precision,
@@ -96,3 +127,6 @@ def _record(artifact: Artifact) -> dict[str, Any]:
         "payload_digest": manifest.payload_digest,
         "parity": manifest.parity,
     }
+    names = " ".join(file.name for file in artifact.files)
+    lines = facts({**record, "files": names, "parity": None})
+    show(record, [*lines, "", *parity_lines(manifest.parity)], as_json=as_json)

@@ -1,8 +1,8 @@
-"""Help whose options stand under headings, so that a long list can be read."""
+"""Help texts: options under headings, and lists of what is available filled in when shown."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from typer.core import TyperCommand
 
@@ -19,9 +19,31 @@ class Grouped(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
+                record = _filled(record[0]), _filled(record[1])
                 plain = "Arguments" if parameter.param_type_name == "argument" else "Options"
                 title = getattr(parameter, "rich_help_panel", None) or plain
                 sections.setdefault(title, []).append(record)
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def _filled(text: str) -> str:
+    """``{devices}`` and the like replaced by what the registries list."""
+    if "{" not in text:
+        return text
+    from y7edge.export.targets import registry as targets
+    from y7edge.export.targets.base import Target
+    from y7edge.runtimes import registry as runtimes
+
+    known = [cast(Target, target) for target in targets.TARGETS.loadable()]
+    lists = {
+        "{devices}": ", ".join(runtimes.devices()),
+        "{backends}": ", ".join(runtimes.names()),
+        "{targets}": "|".join(targets.names()),
+        "{outputs}": "|".join(dict.fromkeys(output for t in known for output in t.OUTPUTS)),
+        "{precisions}": "|".join(dict.fromkeys(p for t in known for p in t.PRECISIONS)),
+    }
+    for name, found in lists.items():
+        text = text.replace(name, found)
+    return text

@@ -49,8 +49,11 @@ Size = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Backend = Annotated[str, typer.Option(help="Runtime for artifacts; auto lets the manifest decide.")]
+# Names in braces are filled in when help is shown (see ``grouped``): they depend on what is there.
+Device = Annotated[str, typer.Option(help="auto, or what the backend knows: {devices}.")]
+Backend = Annotated[
+    str, typer.Option(help="Runtime for artifacts: auto (the manifest decides), {backends}.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of the engine; default: the engine's own choice.")
 ]

@@ -247,6 +247,7 @@ class Detector:
             "target": manifest.target,
             "device": session.device,
             "arithmetic": session.arithmetic,
+            "versions": dict(session.versions),
             "licence": manifest.licence,
             "parity": manifest.parity.get("status"),
             **criteria,

@@ -30,7 +30,9 @@ from y7edge.models import shapes
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.build import Model, from_checkpoint
 from y7edge.nn.source import open_checkpoint
-from y7edge.runtimes.base import SessionOptions, TensorSpec, check_feeds
+from y7edge.runtimes.base import Session, SessionOptions, parse_device
+
+DEVICES = ("cpu", "cuda", "cuda:N")
 
 
 def open(
@@ -113,66 +115,56 @@ def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
     )
 
 
-class EagerSession:
+class EagerSession(Session):
     """A model in evaluation mode; heads come out as the convolution leaves them.
 
-    ``training`` code may go on changing the model between calls: nothing is copied.
+    Training may go on changing the model between calls: nothing is copied.
     """
+
+    ENGINE = "torch"
 
     def __init__(self, model: Model, manifest: Manifest, options: SessionOptions) -> None:
         self.manifest = manifest
-        self.inputs = (TensorSpec.of_input(manifest.input),)
-        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
         self._device = pick_device(options.device)
-        self.device = str(self._device)
-        self.arithmetic = f"float32 (torch {torch.__version__}, {self.device})"
+        super().__init__(
+            manifest.model,
+            manifest,
+            device=str(self._device),
+            arithmetic=f"float32 (torch {torch.__version__}, {self._device})",
+            versions={"torch": torch.__version__},
+        )
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._model: Model | None = model.to(self._device).eval()
 
-    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once; the outputs are new arrays.
-
-        Raises:
-            ConfigError: the feeds are not the inputs that the model takes.
-            DeviceError: torch failed, or the session was closed.
-        """
-        if self._model is None:
-            raise DeviceError("the session was closed: open the checkpoint again")
-        check_feeds(self.inputs, feeds)
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        assert self._model is not None
         images = torch.from_numpy(np.ascontiguousarray(feeds["images"])).to(self._device)
-        try:
-            # TF32 keeps 10 bits of the mantissa: not fp32.
-            with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-                heads = self._model(images)
-        except RuntimeError as error:
-            message = " ".join(str(error).split())[:300]
-            raise DeviceError(f"{self.manifest.model} failed in torch: {message}") from error
+        # TF32 keeps 10 bits of the mantissa: not fp32.
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            heads = self._model(images)
         return {
             spec.name: head.permute(0, 1, 4, 2, 3).flatten(1, 2).float().cpu().numpy()
             for spec, head in zip(self.outputs, heads, strict=True)
         }
 
-    def close(self) -> None:
-        """Let go of the model."""
+    def _close(self) -> None:
         self._model = None
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a command: ``auto`` (CUDA if there is, else the CPU), cpu, cuda, cuda:N.
+    """The torch device of a name of ``DEVICES``; "auto" is CUDA if there is, else the CPU.
 
     Raises:
-        ConfigError: no name of a device.
-        DeviceError: no such device here.
+        ConfigError: not such a name.
+        DeviceError: the device does not exist here.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N") from error
+    kind, index = parse_device(name, DEVICES)
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(kind) if index is None else torch.device(kind, index)
     count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
+    if kind == "cuda" and (index or 0) >= count:
         raise DeviceError(
             f"device {name!r} was asked for, but torch sees {count} CUDA devices: "
             "use device='cpu', or install a build of torch for this GPU"

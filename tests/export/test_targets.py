@@ -1,0 +1,277 @@
+"""What every target of the registry guarantees; and what other packages can add."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+
+from y7edge import Detector, plugins
+from y7edge.artifact.artifact import Artifact, digest_files, sidecar
+from y7edge.cli import main
+from y7edge.errors import ArtifactError, ConfigError, ExportError, RuntimeMissing
+from y7edge.export import delivery, export
+from y7edge.export.folding import fold_checkpoint
+from y7edge.export.graph import build as graph
+from y7edge.export.targets import registry as targets
+from y7edge.export.targets.base import BuildRequest, Unprovable
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import missing
+
+SIZE = (64, 96)
+
+
+@pytest.fixture
+def announce(monkeypatch):
+    """Announce modules as installed packages do: entry point name -> module, by group."""
+    modules: dict[str, dict[str, object]] = {}
+
+    class Point(EntryPoint):
+        def load(self):
+            return modules[self.group][self.name]
+
+    def add(group, name, module):
+        modules.setdefault(group, {})[name] = module
+        plugins._announced.cache_clear()
+
+    def points(group):
+        return [Point(name, "other.package", group) for name in modules.get(group, {})]
+
+    monkeypatch.setattr(plugins, "entry_points", points)
+    plugins._announced.cache_clear()
+    yield add
+    plugins._announced.cache_clear()
+
+
+def request(checkpoint, draft, folder, name):
+    folded = fold_checkpoint(checkpoint)
+    model = folder / "graph.onnx"
+    model.write_bytes(
+        graph.build_graph(folded, height=SIZE[0], width=SIZE[1]).SerializeToString(
+            deterministic=True
+        )
+    )
+    (folder / "out").mkdir()
+    return BuildRequest(model, folded, draft, folder / "out", name)
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_members(name):
+    target = targets.get(name)
+    assert name == target.NAME
+    assert target.SUFFIX.startswith(".")
+    assert target.PRECISIONS[0] == "fp32"
+    assert set(target.OUTPUTS) <= {"heads", "heads-sigmoid", "decoded", "nms"}
+    assert all(requirement.startswith("y7edge[") for requirement in target.NEEDS.values())
+    assert all(isinstance(text, str) and text for text in target.OPTIONS.values())
+    assert isinstance(target.NEEDS_CHECKPOINT, bool)
+    if not isinstance(target.RUNTIME, Unprovable):
+        runtime = registry.get(target.RUNTIME)
+        assert target.SUFFIX in runtime.FORMATS
+        assert name in runtime.TARGETS
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_the_same_request_gives_the_same_bytes(name, narrow_tiny, artifact_path, tmp_path):
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    draft = registry.load(artifact_path).manifest
+    built = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        made = target.build(request(narrow_tiny, draft, folder, f"robot{target.SUFFIX}"))
+        assert made.path == folder / "out" / f"robot{target.SUFFIX}"
+        assert set(made.files) == set((folder / "out").iterdir())
+        built.append(delivery.seal(made, target))
+    first, second = built
+    assert [f.read_bytes() for f in first.files] == [f.read_bytes() for f in second.files]
+    assert first.manifest == second.manifest
+    assert first.manifest.payload_digest != draft.payload_digest
+
+
+@pytest.mark.parametrize("name", targets.names())
+@pytest.mark.parametrize("outputs", ["heads", "decoded"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_kind_is_proved_and_found_again(name, outputs, precision, narrow_tiny, tmp_path):
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    out = tmp_path / f"m{target.SUFFIX}"
+    options = {"outputs": outputs, "precision": precision, "imgsz": SIZE}
+    made = export(narrow_tiny, out, target=name, **options)
+    assert registry.load(out) == made
+    assert (made.manifest.target, made.manifest.precision) == (name, precision)
+    assert made.manifest.parity["engine"] == target.RUNTIME
+    assert {file.name for file in made.files} == {file.name for file in tmp_path.iterdir()}
+    assert len(export(narrow_tiny, out, target=name, **options).files) == len(made.files)
+
+
+# --- what other packages add ---------------------------------------------------------------------
+
+
+class Paper:
+    """A target that nobody can run: the graph's size on paper, and a folder of notes beside it."""
+
+    NAME, SUFFIX, NEEDS = "paper", ".paper", {}
+    PRECISIONS, OUTPUTS = ("fp32",), ("heads",)
+    RUNTIME = Unprovable("paper has no engine")
+    OPTIONS: ClassVar = {"ink": "colour of the ink"}
+    NEEDS_CHECKPOINT = True
+
+    def __init__(self):
+        self.requests = []
+
+    def build(self, request):
+        self.requests.append(request)
+        request.path.write_text(f"{request.model.stat().st_size} {request.options.get('ink')}")
+        notes = request.path.with_suffix(".notes")
+        notes.mkdir()
+        (notes / "first.txt").write_text(request.checkpoint.spec.name)
+        return Artifact(request.path, request.manifest, (notes,))
+
+    def versions(self):
+        return {"paper": "1"}
+
+
+def test_an_artifact_that_cannot_be_run_needs_a_reason_and_says_so(
+    announce, narrow_tiny, tmp_path, capsys
+):
+    paper, out = Paper(), tmp_path / "m.paper"
+    announce("y7edge.targets", "paper", paper)
+    assert targets.names()[-1] == "paper"
+    with pytest.raises(ConfigError, match=r"paper has no engine.*--unverified REASON"):
+        export(narrow_tiny, out, target="paper", imgsz=SIZE)
+    assert list(tmp_path.iterdir()) == []
+    options = {"target": "paper", "imgsz": SIZE, "options": {"ink": "blue"}}
+    made = export(narrow_tiny, out, unverified="to read in the train", **options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.notes", "m.paper", "m.paper.json"]
+    assert "blue" in out.read_text()
+    assert made.manifest.parity["status"] == "unverified"
+    assert made.manifest.parity["reason"] == "to read in the train"
+    assert made.manifest.payload_digest == digest_files(made.files)
+    assert made.size == sum(f.stat().st_size for f in (out, tmp_path / "m.notes" / "first.txt"))
+    assert main(["info", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parity"]["status"] == "unverified"
+    with pytest.raises(ArtifactError, match="no runtime reads"):
+        Detector(out)
+    export(narrow_tiny, out, unverified="again", **options)
+    assert registry.load(out).manifest.parity["reason"] == "again"
+    (asked, _) = paper.requests
+    assert asked.checkpoint.spec.form == "folded"
+    assert asked.images is None
+
+
+def test_side_files_and_folders_of_others_are_not_replaced(announce, narrow_tiny, tmp_path):
+    announce("y7edge.targets", "paper", Paper())
+    notes = tmp_path / "m.notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("kept")
+    options = {"target": "paper", "imgsz": SIZE, "unverified": "x"}
+    with pytest.raises(ConfigError, match=r"m\.notes exists and does not belong to an artifact"):
+        export(narrow_tiny, tmp_path / "m.paper", **options)
+    sidecar(tmp_path / "n.paper").write_text("{}")
+    with pytest.raises(ConfigError, match=r"n\.paper\.json exists and does not belong"):
+        export(narrow_tiny, tmp_path / "n.paper", **options)
+    assert (notes / "mine.txt").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.notes", "n.paper.json"]
+
+
+def test_names_that_are_ours_are_not_replaced_and_broken_packages_not_in_the_way(
+    monkeypatch, narrow_tiny, artifact_path
+):
+    points = [
+        EntryPoint("onnx", "json", "y7edge.targets"),
+        EntryPoint("broken", "no_such_package_here", "y7edge.targets"),
+        EntryPoint("broken", "no_such_package_here", "y7edge.runtimes"),
+    ]
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group: [p for p in points if p.group == group]
+    )
+    plugins._announced.cache_clear()
+    try:
+        assert targets.get("onnx").__name__ == "y7edge.export.targets.onnx_file"
+        with pytest.raises(RuntimeMissing, match="no_such_package_here"):
+            targets.get("broken")
+        with pytest.raises(RuntimeMissing, match="no_such_package_here"):
+            registry.get("broken")
+        assert registry.load(artifact_path)
+        assert main(["export", "--help"]) == 0
+    finally:
+        plugins._announced.cache_clear()
+
+
+# --- the move ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_failed_rename_puts_everything_back(
+    announce, narrow_tiny, tmp_path, monkeypatch, failing
+):
+    announce("y7edge.targets", "paper", Paper())
+    options = {"target": "paper", "imgsz": SIZE}
+    out = tmp_path / "m.paper"
+    export(narrow_tiny, out, unverified="first", **options)
+    before = {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+    real, calls = Path.replace, []
+
+    def replace(self, target):
+        if self.name == "new":
+            calls.append(target)
+            if len(calls) == failing:
+                raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(ExportError, match=r"cannot write .*m\.paper: Input/output error"):
+        export(narrow_tiny, out, unverified="second", **options)
+    assert {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()} == before
+    monkeypatch.undo()
+
+
+def test_the_main_file_goes_last(announce, narrow_tiny, tmp_path, monkeypatch):
+    announce("y7edge.targets", "paper", Paper())
+    moved, real = [], delivery.replace_files
+
+    def noted(pairs):
+        moved.extend(destination.name for _, destination in pairs)
+        real(pairs)
+
+    monkeypatch.setattr(delivery, "replace_files", noted)
+    export(narrow_tiny, tmp_path / "m.paper", target="paper", imgsz=SIZE, unverified="x")
+    assert moved == ["m.notes", "m.paper.json", "m.paper"]
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_what_did_not_arrive_is_noticed(name, narrow_tiny, tmp_path, monkeypatch):
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    real = delivery.replace_files
+
+    def losing(pairs):
+        real(pairs)
+        last = pairs[0][1]
+        raw = bytearray(last.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        last.write_bytes(raw)
+
+    monkeypatch.setattr(delivery, "replace_files", losing)
+    with pytest.raises(ExportError, match="did not arrive as it was written"):
+        export(narrow_tiny, tmp_path / f"m{target.SUFFIX}", target=name, imgsz=SIZE)
+
+
+def test_a_runtime_of_another_package_opens_its_own_suffix(announce, tmp_path):
+    opened = []
+    rival = SimpleNamespace(
+        FORMATS=(".rival",), TARGETS=("rival",), NEEDS={}, DEVICES=("abacus",), DEVIATION=1e-4
+    )
+    announce("y7edge.runtimes", "rival", rival)
+    rival.read_manifest = opened.append
+    (tmp_path / "m.rival").write_bytes(b"1")
+    assert registry.find(tmp_path / "m.rival") is rival
+    assert "abacus" in registry.devices()

@@ -1,0 +1,66 @@
+"""Artifacts of every target, each in the runtime that proves it; used by the contract tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from y7edge.artifact.artifact import Artifact
+from y7edge.export.targets import registry as targets
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import missing
+
+SIZE = (64, 96)
+PROVABLE = [name for name in targets.names() if isinstance(targets.get(name).RUNTIME, str)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """An exported artifact and the runtime that opens it."""
+
+    artifact: Artifact
+    backend: str
+    runtime: ModuleType
+
+    def copy(self, folder: Path, name: str = "copy") -> Artifact:
+        """All of its files under another name."""
+        folder.mkdir(exist_ok=True)
+        main = folder / f"{name}{self.artifact.path.suffix}"
+        copied = self.runtime.files(main)
+        for source, destination in zip(self.artifact.files, copied, strict=True):
+            shutil.copyfile(source, destination)
+        return replace(self.artifact, path=main, side_files=copied[1:])
+
+
+@pytest.fixture(scope="session")
+def make(narrow_tiny, tmp_path_factory) -> Callable[..., Made]:
+    """Export the narrow model once for each target and set of options."""
+    made: dict[tuple, Made] = {}
+
+    def export_once(target: str, **options) -> Made:
+        from y7edge.export import export
+
+        module = targets.get(target)
+        runtime = registry.get(module.RUNTIME)
+        absent = missing({**module.NEEDS, **runtime.NEEDS})
+        if absent:
+            pytest.skip(f"target {target}: {', '.join(absent)} is not installed")
+        key = (target, *sorted(options.items()))
+        if key not in made:
+            out = tmp_path_factory.mktemp(target) / f"narrow{module.SUFFIX}"
+            artifact = export(narrow_tiny, out, target=target, **{"imgsz": SIZE, **options})
+            made[key] = Made(artifact, module.RUNTIME, runtime)
+        return made[key]
+
+    return export_once
+
+
+@pytest.fixture(params=PROVABLE)
+def made(request, make) -> Made:
+    """An fp32 artifact with heads, of each target in turn; not to be changed."""
+    return make(request.param)

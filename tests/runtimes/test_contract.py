@@ -1,0 +1,426 @@
+"""What every runtime of the registry guarantees; a new one is tested without being named here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from y7edge import Detector
+from y7edge.artifact.artifact import Artifact
+from y7edge.detect.selftest import selftest
+from y7edge.errors import (
+    ArtifactError,
+    ArtifactMissing,
+    ConfigError,
+    DetectorClosed,
+    DeviceError,
+    DigestError,
+    Y7EdgeError,
+)
+from y7edge.export.targets import registry as targets
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import Session, SessionOptions
+
+
+@pytest.fixture
+def session(made):
+    opened = registry.open_session(made.artifact, SessionOptions("cpu", 1), made.backend)
+    yield opened
+    opened.close()
+
+
+def images(artifact: Artifact, batch: int = 1) -> np.ndarray:
+    image = artifact.manifest.input
+    shape = (batch, 3, image.height, image.width)
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+# --- the module ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_members(name):
+    runtime = registry.get(name)
+    assert runtime.FORMATS and all(f.startswith(".") and f == f.lower() for f in runtime.FORMATS)
+    assert set(runtime.TARGETS) <= set(targets.names())
+    assert all(requirement.startswith("y7edge[") for requirement in runtime.NEEDS.values())
+    assert "auto" not in runtime.DEVICES
+    assert 0 < runtime.DEVIATION <= 1e-3
+    for function in ("load_engine", "files", "read_manifest", "write_manifest"):
+        assert callable(getattr(runtime, function))
+    for function in ("payload_digest", "open", "versions"):
+        assert callable(getattr(runtime, function))
+    main = Path("folder") / f"robot{runtime.FORMATS[0]}"
+    assert runtime.files(main)[0] == main
+    assert all(file.parent == main.parent for file in runtime.files(main))
+    assert all(file.name.startswith("robot.") for file in runtime.files(main))
+    assert registry.name_of(runtime) == name
+    assert name not in runtime.NEEDS, "a module must not carry the name of its engine"
+
+
+@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"garbage, not a model " * 50, b"\xff" * 1000], ids=repr
+)
+def test_garbage_is_refused_in_one_line(name, content, tmp_path):
+    runtime = registry.get(name)
+    files = runtime.files(tmp_path / f"model{runtime.FORMATS[0]}")
+    for file in files:
+        file.write_bytes(content)
+    for read in (lambda: runtime.read_manifest(files[0]), lambda: runtime.payload_digest(files)):
+        with pytest.raises(ArtifactError, match="model") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_folder_in_place_of_a_file_is_refused(name, tmp_path):
+    runtime = registry.get(name)
+    path = tmp_path / f"folder{runtime.FORMATS[0]}"
+    path.mkdir()
+    with pytest.raises(ArtifactError, match="folder"):
+        registry.load(path, name)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_all_files_are_known(made):
+    assert set(made.artifact.path.parent.iterdir()) == set(made.artifact.files)
+    assert made.runtime.files(made.artifact.path) == made.artifact.files
+    assert registry.load(made.artifact.path) == made.artifact
+    assert made.artifact.size == sum(file.stat().st_size for file in made.artifact.files)
+
+
+def test_the_manifest_is_read_and_written_without_changing_the_payload(made, tmp_path):
+    copy = made.copy(tmp_path)
+    before = [file.read_bytes() for file in copy.files]
+    made.runtime.write_manifest(copy)
+    assert [file.read_bytes() for file in copy.files] == before
+    names = ("a<b>&\"c'", "ö 日本", "washer")
+    changed = replace(copy, manifest=replace(copy.manifest, names=names))
+    made.runtime.write_manifest(changed)
+    assert made.runtime.read_manifest(copy.path) == changed.manifest
+    assert made.runtime.payload_digest(copy.files) == copy.manifest.payload_digest
+    assert Detector(copy.path, made.backend).names == names
+
+
+def test_the_main_file_cut_anywhere_is_refused(made, tmp_path):
+    copy = made.copy(tmp_path)
+    whole = copy.path.read_bytes()
+    for length in (1, 5, 100, len(whole) // 2, len(whole) - 10):
+        copy.path.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match=copy.path.name):
+            made.runtime.read_manifest(copy.path)
+
+
+@pytest.mark.parametrize("word", ["anchors", "conf", "iou", "stride"])
+def test_a_manifest_changed_by_one_byte_does_not_open(made, tmp_path, word):
+    copy = made.copy(tmp_path)
+    raw = bytearray(copy.path.read_bytes())
+    position = next(i for i in range(raw.rindex(word.encode()), len(raw)) if raw[i] in b"123456789")
+    raw[position] ^= 1
+    copy.path.write_bytes(raw)
+    with pytest.raises(DigestError, match="changed after it was proved"):
+        registry.load(copy.path)
+
+
+def test_each_file_changed_by_one_byte_is_noticed(made, tmp_path):
+    copy = made.copy(tmp_path)
+    for file in copy.files:
+        whole = file.read_bytes()
+        raw = bytearray(whole)
+        raw[len(raw) // 3] ^= 0x10
+        file.write_bytes(raw)
+        with pytest.raises(Y7EdgeError, match=copy.path.stem):
+            selftest(copy.path)
+        file.write_bytes(whole)
+    assert selftest(copy.path)
+
+
+def test_a_missing_side_file_is_named(made, tmp_path):
+    copy = made.copy(tmp_path)
+    for file in copy.side_files:
+        kept = file.read_bytes()
+        file.unlink()
+        with pytest.raises(ArtifactMissing, match=rf"{file.name}.*not whole") as caught:
+            Detector(copy.path)
+        assert isinstance(caught.value, FileNotFoundError)
+        file.write_bytes(kept)
+    with pytest.raises(ArtifactMissing, match="there is no file"):
+        Detector(copy.path.with_stem("none"))
+
+
+def test_files_of_two_artifacts_do_not_open_together(made, make, tmp_path):
+    other = make(made.artifact.manifest.target, imgsz=(96, 64))
+    copy, foreign = made.copy(tmp_path), other.artifact
+    for mine, theirs in zip(copy.side_files, foreign.side_files, strict=True):
+        kept = mine.read_bytes()
+        mine.write_bytes(bytes(reversed(theirs.read_bytes())))
+        with pytest.raises(DigestError, match="do not belong together"):
+            Detector(copy.path)
+        mine.write_bytes(kept)
+    assert Detector(copy.path)
+
+
+def test_the_payload_is_checked_when_asked(made, tmp_path):
+    copy = made.copy(tmp_path)
+    raw = bytearray(copy.files[-1].read_bytes())
+    position = len(raw) // 2
+    raw[position] ^= 1  # within weights: the engine would open it
+    copy.files[-1].write_bytes(raw)
+    with pytest.raises(DigestError):
+        registry.open_session(copy, SessionOptions("cpu", check_payload=True))
+
+
+# --- the session ---------------------------------------------------------------------------------
+
+
+def test_a_session_keeps_the_promises_of_the_manifest(made, session):
+    assert isinstance(session, Session)
+    manifest = made.artifact.manifest
+    assert [spec.name for spec in session.inputs] == [manifest.input.name]
+    assert [spec.name for spec in session.outputs] == [output.name for output in manifest.outputs]
+    results = session.infer({"images": images(made.artifact)})
+    assert list(results) == [output.name for output in manifest.outputs]
+    for output in manifest.outputs:
+        assert results[output.name].shape == output.shape
+        assert results[output.name].dtype == output.dtype
+    assert session.device == "cpu"
+    assert session.arithmetic.startswith("float32 (")
+    assert session.versions == made.runtime.versions() != {}
+
+
+def test_results_are_not_overwritten_by_the_next_call(made, session):
+    first = session.infer({"images": images(made.artifact)})
+    kept = {name: array.copy() for name, array in first.items()}
+    session.infer({"images": np.zeros_like(images(made.artifact))})
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, kept[name])
+        assert array.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda x: {}, "takes images; got nothing"),
+        (lambda x: {"images": x, "more": x}, "takes images"),
+        (lambda x: {"frames": x}, "got frames"),
+        (lambda x: {"images": x[:, :2]}, r"\(1, 2, 64, 96\), expected float32 \(1, 3, 64, 96\)"),
+        (lambda x: {"images": x[0]}, "expected"),
+        (lambda x: {"images": np.concatenate([x, x])}, "expected"),
+        (lambda x: {"images": x.astype(np.float64)}, "images is float64"),
+    ],
+)
+def test_wrong_feeds_are_named(made, session, change, problem):
+    with pytest.raises(ConfigError, match=problem):
+        session.infer(change(images(made.artifact)))
+
+
+def test_views_are_accepted_and_inputs_left_alone(made, session):
+    x = images(made.artifact)
+    expected = session.infer({"images": x})
+    np.testing.assert_array_equal(x, images(made.artifact))
+    for view in (np.asfortranarray(x), x[:, :, ::-1].copy()[:, :, ::-1]):
+        found = session.infer({"images": view})
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_failure_of_the_engine_is_wrapped_once(made, session, monkeypatch):
+    def fail(_):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(session, "_run", fail)
+    with pytest.raises(DeviceError, match=r"narrow.* failed in .*first line second line") as caught:
+        session.infer({"images": images(made.artifact)})
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_closing_twice_is_allowed_and_ends_it(made):
+    session = registry.open_session(made.artifact)
+    session.close()
+    session.close()
+    with pytest.raises(DetectorClosed, match="closed"):
+        session.infer({"images": images(made.artifact)})
+
+
+@pytest.mark.parametrize("batch", [{"batch": 2}, {"dynamic": True}], ids=str)
+@pytest.mark.parametrize("name", targets.names())
+def test_batches(make, name, batch):
+    made = make(name, **batch)
+    with Detector(made.artifact.path, device="cpu") as detector:
+        frames = [np.full((50, 70, 3), value, np.uint8) for value in (0, 90, 200)]
+        together = detector.batch(frames)
+        for found, frame in zip(together, frames, strict=True):
+            assert found.xyxy.shape == detector(frame).xyxy.shape
+
+
+# --- devices and threads -------------------------------------------------------------------------
+
+
+UNKNOWN = ("tpu", "cpu:0", "cuda:", "cuda:x", "", "auto:1", "CPU", "cpu\n")
+
+
+@pytest.mark.parametrize("device", UNKNOWN, ids=repr)
+def test_an_unknown_device_is_a_mistake(made, device):
+    with pytest.raises(ConfigError, match=r"expected auto, .*cpu"):
+        registry.open_session(made.artifact, SessionOptions(device))
+
+
+def test_a_device_is_never_replaced_by_another(made):
+    """What this machine lacks is a DeviceError, what it has is where the session runs."""
+    for device in made.runtime.DEVICES:
+        asked = device.replace(":N", ":7")
+        try:
+            session = registry.open_session(made.artifact, SessionOptions(asked))
+        except DeviceError as error:
+            assert asked in str(error)
+        else:
+            assert session.device.partition(":")[0] == asked.partition(":")[0]
+            session.close()
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_are_counted_from_one(threads):
+    with pytest.raises(ConfigError, match="threads"):
+        SessionOptions(threads=threads)
+
+
+def test_the_number_of_threads_is_kept(made):
+    """Counted by the system: the engine starts no more than it was given."""
+    script = (
+        "import os, sys\n"
+        "from y7edge import Detector\n"
+        "def count(): return len(os.listdir('/proc/self/task'))\n"
+        "from y7edge.runtimes import registry\n"
+        f"registry.get({made.backend!r}).load_engine()\n"
+        "before = count()\n"
+        f"detector = Detector({str(made.artifact.path)!r}, device='cpu', threads=1)\n"
+        "detector.warmup()\n"
+        "print(count() - before)\n"
+    )
+    assert int(_run(script)) <= 1
+
+
+def test_two_sessions_in_two_threads(made):
+    expected = registry.open_session(made.artifact, SessionOptions("cpu", 1))
+    wanted = expected.infer({"images": images(made.artifact)})
+    results, errors = [], []
+
+    def work():
+        try:
+            session = registry.open_session(made.artifact, SessionOptions("cpu", 1))
+            results.extend(session.infer({"images": images(made.artifact)}) for _ in range(5))
+            session.close()
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert not errors
+    assert len(results) == 10
+    for found in results:
+        for name, array in wanted.items():
+            np.testing.assert_allclose(found[name], array, atol=1e-4)
+
+
+def _in_child(path, backend, queue):
+    try:
+        session = registry.open_session(registry.load(path), SessionOptions("cpu", 1), backend)
+        found = session.infer({"images": images(registry.load(path))})
+        queue.put({name: float(array.sum()) for name, array in found.items()})
+    except BaseException as error:
+        queue.put(repr(error))
+
+
+def _used_in_child(session, artifact, queue):
+    try:
+        session.infer({"images": images(artifact)})
+        queue.put("it ran")
+    except BaseException as error:
+        queue.put(repr(error))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_session_does_not_hang_after_a_fork(made, session):
+    session.infer({"images": images(made.artifact)})
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_used_in_child, args=(session, made.artifact, queue))
+    child.start()
+    answer = queue.get(timeout=60)
+    child.join(60)
+    assert "DeviceError" in answer
+    assert "another process" in answer
+
+
+def test_a_spawned_process_opens_its_own(made, session):
+    expected = session.infer({"images": images(made.artifact)})
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(made.artifact.path, made.backend, queue))
+    child.start()
+    answer = queue.get(timeout=120)
+    child.join(60)
+    assert set(answer) == set(expected)
+    for name, array in expected.items():
+        assert answer[name] == pytest.approx(float(array.sum()), rel=1e-3)
+
+
+# --- quiet: no network, nothing in the home directory ---------------------------------------------
+
+# Sockets of families other than the machine's own are refused and noted, look-ups too.
+QUIET = """
+import os, socket, sys
+noted = []
+def refuse(*arguments, **_):
+    noted.append(arguments)
+    raise OSError("no network here")
+class Refused(socket.socket):
+    def __init__(self, family=-1, *rest, **more):
+        if family != getattr(socket, "AF_UNIX", None):
+            refuse("socket", family)
+        super().__init__(family, *rest, **more)
+socket.socket = Refused
+socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
+"""
+
+
+def test_no_network_and_nothing_in_the_home_directory(made, tmp_path):
+    script = QUIET + (
+        "from y7edge import Detector\n"
+        "from y7edge.detect.selftest import selftest\n"
+        f"Detector({str(made.artifact.path)!r}).warmup()\n"
+        f"selftest({str(made.artifact.path)!r})\n"
+        "print(noted)\n"
+    )
+    # In tests and on CI engines keep quiet by themselves: the child must not look like either.
+    hints = ("CI", "PYTEST_CURRENT_TEST", "PYTEST_VERSION", "ORT_DISABLE_TELEMETRY", "TF_BUILD")
+    environment = {k: v for k, v in os.environ.items() if k not in hints and "GITHUB" not in k}
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    for folder in (home, temporary):
+        folder.mkdir()
+    places = {"HOME": str(home), "TMPDIR": str(temporary), "XDG_CACHE_HOME": str(home / "cache")}
+    assert _run(script, {**environment, **places}).strip() == "[]"
+    assert not list(home.iterdir())
+    assert not list(temporary.iterdir())
+
+
+def _run(script: str, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
