@@ -262,7 +262,7 @@ def installed_versions(*packages: str) -> dict[str, str]:
 
 def one_line(error: Exception) -> str:
     """An engine's message on one line, of bounded length."""
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:

@@ -18,6 +18,7 @@ from onnx import helper
 
 from y7edge.errors import DeviceError
 from y7edge.runtimes import onnxrt
+from y7edge.runtimes.base import missing, one_line
 
 SEED = 0
 DYNAMIC_BATCH = 2  # pictures on which graphs of a dynamic batch are compared
@@ -36,6 +37,8 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     Returns:
         The model to keep, and one line that says what happened.
     """
+    if missing(onnxrt.NEEDS):
+        return model, "not simplified: ONNX Runtime, which compares the results, is not installed"
     try:
         import onnxsim
 
@@ -43,7 +46,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
         _clean(simplified, model)
         onnx.checker.check_model(simplified, full_check=True)
     except Exception as error:  # native code of others, no common base: a failure costs us nothing
-        return model, f"not simplified: onnx-simplifier failed ({_line(error)})"
+        return model, f"not simplified: onnx-simplifier failed ({one_line(error)})"
     if simplified.graph == model.graph:
         return model, "simplified: nothing to remove"
     change = _change(model, simplified)
@@ -78,7 +81,7 @@ def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
     try:
         expected, actual = _run(model, feeds), _run(simplified, feeds)
     except DeviceError as error:
-        return f"it could not be compared ({_line(error)})"
+        return f"it could not be compared ({one_line(error)})"
     changed = [name for name in expected if not np.array_equal(expected[name], actual[name])]
     return f"onnx-simplifier changed the results of {', '.join(changed)}" if changed else ""
 
@@ -100,8 +103,3 @@ def _run(model: onnx.ModelProto, feeds: dict[str, npt.NDArray[Any]]) -> dict[str
         path = Path(folder) / "model.onnx"
         onnx.save_model(model, path)
         return onnxrt.run_once(path, feeds)
-
-
-def _line(error: Exception) -> str:
-    """An exception on one line, of bounded length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -10,6 +10,7 @@ import onnxsim
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from y7edge.export.graph import simplify as simplifier
 from y7edge.export.graph.simplify import simplify
 
 
@@ -113,3 +114,10 @@ def test_a_crash_keeps_the_original(model, monkeypatch):
     assert kept is model
     assert note == "not simplified: onnx-simplifier failed (first line second line)"
     onnx.checker.check_model(kept)
+
+
+def test_without_the_engine_that_compares_the_graph_stays(model, monkeypatch):
+    monkeypatch.setattr(simplifier, "missing", lambda needs: list(needs))
+    kept, note = simplify(model)
+    assert kept is model
+    assert note.startswith("not simplified: ONNX Runtime")
