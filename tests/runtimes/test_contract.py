@@ -295,20 +295,23 @@ def test_threads_are_counted_from_one(threads):
         SessionOptions(threads=threads)
 
 
-def test_the_number_of_threads_is_kept(made):
-    """Counted by the system: the engine starts no more than it was given."""
+def test_one_thread_is_one_thread(made):
+    """By the processor time of the whole process, which a busy machine does not lengthen."""
     script = (
-        "import os, sys\n"
-        "from y7edge import Detector\n"
-        "def count(): return len(os.listdir('/proc/self/task'))\n"
+        "import time\n"
+        "import numpy as np\n"
         "from y7edge.runtimes import registry\n"
-        f"registry.get({made.backend!r}).load_engine()\n"
-        "before = count()\n"
-        f"detector = Detector({str(made.artifact.path)!r}, device='cpu', threads=1)\n"
-        "detector.warmup()\n"
-        "print(count() - before)\n"
+        "from y7edge.runtimes.base import SessionOptions\n"
+        f"artifact = registry.load({str(made.artifact.path)!r})\n"
+        "session = registry.open_session(artifact, SessionOptions('cpu', 1))\n"
+        "image = artifact.manifest.input\n"
+        "feeds = {'images': np.zeros((1, 3, image.height, image.width), np.float32)}\n"
+        "session.infer(feeds)\n"
+        "wall, cpu = time.perf_counter(), time.process_time()\n"
+        "while time.perf_counter() - wall < 1: session.infer(feeds)\n"
+        "print((time.process_time() - cpu) / (time.perf_counter() - wall))\n"
     )
-    assert int(_run(script)) <= 1
+    assert float(_run(script)) < 1.3
 
 
 def test_two_sessions_in_two_threads(made):
