@@ -1,0 +1,50 @@
+"""Target ``openvino``: OpenVINO IR, a graph (.xml) and its weights (.bin)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from y7edge.artifact.artifact import Artifact
+from y7edge.errors import ExportError
+from y7edge.export.targets.base import BuildRequest
+from y7edge.runtimes import ov
+from y7edge.runtimes.base import one_line
+
+NAME = "openvino"
+SUFFIX = ".xml"
+NEEDS = ov.NEEDS
+PRECISIONS = ("fp32", "fp16")
+OUTPUTS = ("heads", "decoded")
+RUNTIME = "ov"
+OPTIONS: Mapping[str, str] = {}
+NEEDS_CHECKPOINT = False
+
+
+def build(request: BuildRequest) -> Artifact:
+    """Convert the graph; precision stays that of its tensors.
+
+    Raises:
+        ExportError: OpenVINO cannot read the graph or write the files.
+    """
+    engine = ov.load_engine()
+    main, weights = ov.files(request.path)
+    try:
+        model = engine.Core().read_model(str(request.model))
+        for key in list(model.rt_info):  # metadata of the ONNX file, such as another manifest
+            del model.rt_info[key]
+        model.set_friendly_name(request.manifest.model)
+        # Nodes without a name are called after a counter of the process: other bytes every time.
+        for index, node in enumerate(model.get_ordered_ops()):
+            if node.get_friendly_name() == node.get_name():
+                node.set_friendly_name(f"{node.get_type_name()}_{index}")
+        # By default weights would be compressed to float16.
+        engine.save_model(model, str(main), compress_to_fp16=False)
+    except Exception as error:  # OpenVINO's exceptions share no base class but this
+        raise ExportError(f"OpenVINO cannot convert the graph: {one_line(error)}") from error
+    return Artifact(main, replace(request.manifest, opset=None), (weights,))
+
+
+def versions() -> dict[str, str]:
+    """Version of the converter."""
+    return ov.versions()

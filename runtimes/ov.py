@@ -1,0 +1,294 @@
+"""OpenVINO: IR files (.xml with .bin) on CPUs, Intel GPUs and NPUs (https://docs.openvino.ai).
+
+The manifest is the value of ``/net/rt_info/y7edge/manifest`` in the .xml file; it is read and
+written without the engine. The payload is the rest of the .xml file and the whole .bin file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.artifact.artifact import Artifact, digest_files
+from y7edge.artifact.manifest import Dim, Manifest
+from y7edge.errors import ArtifactError, ConfigError, DeviceError
+from y7edge.files import atomic_write
+from y7edge.runtimes.base import (
+    Session,
+    SessionOptions,
+    TensorSpec,
+    installed_versions,
+    one_line,
+    parse_device,
+    require,
+)
+
+FORMATS = (".xml",)
+TARGETS = ("openvino",)
+NEEDS = {"openvino": "y7edge[openvino]"}
+DEVICES = ("cpu", "gpu", "gpu:N", "npu")
+DEVIATION = 1e-4
+
+_PLACE = ["net", "rt_info", "y7edge"]
+_MAX_XML = 64 << 20  # the largest variant's graph has 2 MB; weights are in the .bin file
+# What decides the arithmetic belongs to the artifact, not to a call.
+_RESERVED = ("INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT")
+
+
+def load_engine() -> Any:
+    """Import openvino with its telemetry off.
+
+    Importing it reports to its maker over the network and writes into the home directory, unless
+    ``openvino_telemetry`` cannot be imported: then it takes a stand-in of its own.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """The graph and, beside it under the same name, the weights."""
+    return (path, path.with_suffix(".bin"))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest inside an IR's .xml file and check its own digest.
+
+    Raises:
+        ArtifactError: not an OpenVINO IR, or one that y7edge did not make.
+        DigestError: the manifest was changed after it was proved.
+    """
+    value = _Document(path).manifest
+    if value is None:
+        raise ArtifactError(
+            f"{path} has no y7edge manifest, so its classes, anchors and proof are unknown: make "
+            "an artifact with `y7edge export CHECKPOINT --target openvino --out FILE.xml`"
+        )
+    return Manifest.from_json(value, str(path))
+
+
+def write_manifest(artifact: Artifact) -> None:
+    """Put the artifact's manifest into its .xml file, in place of the one there."""
+    document = _Document(artifact.path)
+    head, tail = document.without_manifest()
+    with atomic_write(artifact.path) as temporary:
+        temporary.write_bytes(head + _element(artifact.manifest.to_json()) + tail)
+
+
+def payload_digest(files: Sequence[Path]) -> str:
+    """SHA-256 of the .xml file less its manifest, and of the .bin file."""
+    return digest_files(files, first=b"".join(_Document(files[0]).without_manifest()))
+
+
+def versions() -> dict[str, str]:
+    """Version of the installed openvino package; empty if there is none."""
+    return installed_versions("openvino")
+
+
+def open(artifact: Artifact, options: SessionOptions) -> Session:
+    """Start OpenVINO on an artifact; "auto" is the CPU.
+
+    Raises:
+        RuntimeMissing: openvino is not installed.
+        DeviceError: the device does not exist here, or the engine refuses the file.
+        ArtifactError: the graph's inputs and outputs are not those of the manifest.
+    """
+    require(NEEDS, f"opening {artifact.path.name}")
+    return _OpenVinoSession(artifact, options)
+
+
+class _OpenVinoSession(Session):
+    """One compiled model and one inference request."""
+
+    ENGINE = "OpenVINO"
+
+    def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
+        ov, manifest = load_engine(), artifact.manifest
+        kind, index = parse_device(options.device, DEVICES)
+        kind = "cpu" if kind == "auto" else kind
+        compiled = _compile(ov, artifact, options, kind, index)
+        device = kind if index is None else f"{kind}:{index}"
+        super().__init__(
+            str(artifact.path),
+            manifest,
+            device=device,
+            arithmetic=_arithmetic(compiled, manifest.precision, device),
+            versions=versions(),
+        )
+        self._require_tensors(
+            _tensors(compiled.inputs, self.inputs), _tensors(compiled.outputs, self.outputs)
+        )
+        self._tensor = ov.Tensor
+        self._request: Any = compiled.create_infer_request()
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        # The engine reads the array where it lies; its own results are overwritten by the next run.
+        given = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
+        for index, array in enumerate(given):
+            self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
+        self._request.infer()
+        return {
+            spec.name: np.array(self._request.get_output_tensor(index).data)
+            for index, spec in enumerate(self.outputs)
+        }
+
+    def _close(self) -> None:
+        self._request = None
+
+
+def _compile(
+    ov: Any, artifact: Artifact, options: SessionOptions, kind: str, index: int | None
+) -> Any:
+    own = dict(options.provider_options)
+    if taken := sorted(set(own) & set(_RESERVED)):
+        raise ConfigError(
+            f"{taken[0]} cannot be set: the precision is the artifact's, and its proof was made "
+            "with it; export with another --precision"
+        )
+    # Without the hint, CPUs with AMX compute fp32 models in bfloat16. What a CPU would do in
+    # float16 is slower than float32 with float16 weights.
+    reduced = artifact.manifest.precision == "fp16" and kind != "cpu"
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f16" if reduced else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if options.threads is not None and kind == "cpu":
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    name = kind.upper() if index is None else f"{kind.upper()}.{index}"
+    try:
+        core = ov.Core()
+        available = core.available_devices
+        if not any(device.split(".")[0] == kind.upper() for device in available):
+            raise DeviceError(
+                f"device {options.device!r} was asked for, but OpenVINO sees only "
+                f"{', '.join(available).lower()} here: install its driver, or use device='cpu'"
+            )
+        model = core.read_model(*map(str, artifact.files))
+        return core.compile_model(model, name, {**settings, **own})
+    except DeviceError:
+        raise
+    except Exception as error:  # OpenVINO's exceptions share no base class but this
+        raise DeviceError(f"OpenVINO cannot open {artifact.path}: {one_line(error)}") from error
+
+
+def _arithmetic(compiled: Any, precision: str, device: str) -> str:
+    """What the engine computes in, asked of the compiled model.
+
+    Raises:
+        DeviceError: an fp32 artifact would be computed in less.
+    """
+    names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+    code = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    computed = names.get(code, code)
+    if precision == "fp32" and computed != "float32":
+        raise DeviceError(
+            f"OpenVINO would compute this fp32 artifact in {computed} on {device}: use another "
+            "device, or export for this one with --precision fp16"
+        )
+    stored = "float16 weights, " if precision == "fp16" and computed == "float32" else ""
+    return f"{stored}{computed} (OpenVINO, {device})"
+
+
+def _tensors(
+    ports: Sequence[Any], specs: Sequence[TensorSpec]
+) -> list[tuple[str, str, tuple[Dim, ...]]]:
+    """Name, dtype and shape of the engine's own tensors; of several names, the expected one."""
+    expected = {spec.name for spec in specs}
+    return [
+        (
+            min(port.names & expected or port.names, default=""),
+            np.dtype(port.element_type.to_dtype()).name,
+            tuple("dynamic" if dim.is_dynamic else dim.get_length() for dim in port.partial_shape),
+        )
+        for port in ports
+    ]
+
+
+def _element(value: str) -> bytes:
+    """The element that holds a manifest; byte for byte what ``_Document`` expects."""
+    return f"<y7edge><manifest value={quoteattr(value)}/></y7edge>".encode()
+
+
+class _Document:
+    """The bytes of an .xml file, and where the manifest is in them.
+
+    Raises:
+        ArtifactError: not the .xml file of an OpenVINO IR.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack: list[str] = []
+        self._values: list[str] = []
+        self._begin: int | None = None
+        self._insert: int | None = None
+        try:
+            with path.open("rb") as stream:
+                self._data = stream.read(_MAX_XML + 1)
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+        if len(self._data) > _MAX_XML:
+            raise self._malformed(f"it has more than {_MAX_XML} bytes")
+        self._parser = expat.ParserCreate()
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.StartDoctypeDeclHandler = self._doctype
+        try:
+            self._parser.Parse(self._data, True)
+        except expat.ExpatError as error:
+            raise self._malformed(str(error)) from error
+        if self._insert is None:
+            raise self._malformed("it has no element net/rt_info")
+
+    @property
+    def manifest(self) -> str | None:
+        """The manifest's text, None if there is none."""
+        return self._values[0] if self._values else None
+
+    def without_manifest(self) -> tuple[bytes, bytes]:
+        """The file's bytes before and after the place of the manifest."""
+        assert self._insert is not None
+        if self._begin is None:
+            return self._data[: self._insert], self._data[self._insert :]
+        end = self._begin + len(_element(self._values[0]))
+        return self._data[: self._begin], self._data[end:]
+
+    def _malformed(self, problem: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self._path} is not the .xml file of an OpenVINO IR ({problem}): copy or export it "
+            "again"
+        )
+
+    def _doctype(self, *_: Any) -> None:
+        raise self._malformed("it declares a document type")
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self._stack.append(name)
+        if self._stack == _PLACE:
+            if self._begin is not None:
+                raise self._malformed("it has two elements rt_info/y7edge")
+            self._begin = self._parser.CurrentByteIndex
+        elif self._stack == [*_PLACE, "manifest"]:
+            self._values.append(attributes.get("value", ""))
+        elif self._stack[0] != "net":
+            raise self._malformed(f"its root is {name!r}, expected 'net'")
+
+    def _end(self, _: str) -> None:
+        if self._stack == _PLACE:
+            # Anything else in this element, or spelled in another way, is not what we wrote.
+            begin = self._begin or 0
+            whole = _element(self._values[0]) if len(self._values) == 1 else b""
+            if not whole or self._data[begin : begin + len(whole)] != whole:
+                raise self._malformed("its element rt_info/y7edge is not as y7edge writes it")
+        elif self._stack == _PLACE[:2]:
+            self._insert = self._parser.CurrentByteIndex
+        self._stack.pop()
