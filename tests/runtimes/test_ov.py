@@ -1,0 +1,150 @@
+"""OpenVINO: the .xml file read and written without the engine, and no bfloat16 behind our back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from y7edge.errors import ArtifactError, ConfigError, DeviceError
+from y7edge.runtimes import ov, registry
+from y7edge.runtimes.base import SessionOptions
+
+openvino = pytest.importorskip("openvino")
+
+
+@pytest.fixture
+def artifact(make):
+    return make("openvino").artifact
+
+
+def test_the_engine_reads_the_manifest_where_it_was_written(artifact):
+    model = ov.load_engine().Core().read_model(str(artifact.path))
+    assert model.get_rt_info(["y7edge", "manifest"]).value == artifact.manifest.to_json()
+    assert "framework" not in model.rt_info, "another manifest would travel along"
+    assert artifact.manifest.opset is None
+
+
+def test_weights_keep_their_precision(make):
+    sizes = [
+        make("openvino", precision=p).artifact.files[1].stat().st_size for p in ("fp32", "fp16")
+    ]
+    assert 1.9 < sizes[0] / sizes[1] < 2.1
+
+
+WHOLE = '<net name="x"><layers/><rt_info><y7edge><manifest value="{}"/></y7edge></rt_info></net>'
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<net><layers/></net>", "no element net/rt_info"),
+        ("<annotation><object/></annotation>", "its root is 'annotation'"),
+        ('<!DOCTYPE net [<!ENTITY a "b">]><net><rt_info/></net>', "declares a document type"),
+        ("<net><rt_info></net>", "mismatched tag"),
+        (WHOLE.replace("/></y7edge>", "/>  </y7edge>"), "is not as y7edge writes it"),
+        (WHOLE.replace("</rt_info>", "<y7edge/></rt_info>"), "two elements rt_info/y7edge"),
+        (WHOLE.replace('<manifest value="{}"/>', '<manifest value="{}"/>' * 2), "not as y7edge"),
+        (WHOLE.replace('<manifest value="{}"/>', ""), "not as y7edge writes it"),
+    ],
+)
+def test_other_xml_files_are_refused(tmp_path, text, problem):
+    path = tmp_path / "m.xml"
+    path.write_text(text)
+    with pytest.raises(ArtifactError, match=problem) as caught:
+        ov.read_manifest(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_foreign_ir_is_told_how_to_become_an_artifact(tmp_path):
+    path = tmp_path / "foreign.xml"
+    path.write_text("<net><layers/><rt_info></rt_info></net>")
+    with pytest.raises(ArtifactError, match=r"no y7edge manifest.*--target openvino"):
+        registry.load(path)
+
+
+def test_a_very_large_xml_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(ov, "_MAX_XML", 100)
+    path = tmp_path / "m.xml"
+    path.write_text(WHOLE + " " * 100)
+    with pytest.raises(ArtifactError, match="more than 100 bytes"):
+        ov.read_manifest(path)
+
+
+class Compiled:
+    """A compiled model that says it computes in another precision, as a CPU with AMX would."""
+
+    def __init__(self, model, computed):
+        self.model, self.computed = model, computed
+
+    def get_property(self, name):
+        return self.computed
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+class Recorder:
+    """Stands in for openvino: notes what a model is compiled with, and compiles it for the CPU."""
+
+    def __init__(self, monkeypatch, computed=None):
+        self.asked, recorder = [], self
+
+        class Core(openvino.Core):
+            @property
+            def available_devices(self):
+                return ["CPU", "GPU.0", "GPU.1"]
+
+            def compile_model(self, model, name, settings):
+                recorder.asked.append((name, settings))
+                hint = settings["INFERENCE_PRECISION_HINT"]
+                compiled = super().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+                return Compiled(compiled, computed) if computed else compiled
+
+        engine = type("Engine", (), {"Core": Core, "Tensor": openvino.Tensor})
+        monkeypatch.setattr(ov, "load_engine", lambda: engine)
+
+
+def test_fp32_is_asked_for_and_anything_less_refused(artifact, monkeypatch):
+    recorder = Recorder(monkeypatch)
+    session = ov.open(artifact, SessionOptions(threads=1))
+    assert session.arithmetic == "float32 (OpenVINO, cpu)"
+    (name, settings) = recorder.asked[0]
+    assert name == "CPU"
+    assert settings["INFERENCE_PRECISION_HINT"] == "f32"
+    assert settings["INFERENCE_NUM_THREADS"] == 1
+    Recorder(monkeypatch, computed=openvino.Type.bf16)
+    with pytest.raises(DeviceError, match="would compute this fp32 artifact in bfloat16"):
+        ov.open(artifact, SessionOptions())
+
+
+def test_fp16_is_computed_in_float16_on_a_gpu_only(artifact, make, monkeypatch):
+    half = make("openvino", precision="fp16").artifact
+    recorder = Recorder(monkeypatch)
+    assert ov.open(half, SessionOptions()).arithmetic == (
+        "float16 weights, float32 (OpenVINO, cpu)"
+    )
+    assert ov.open(half, SessionOptions("gpu:1")).device == "gpu:1"
+    (_, on_cpu), (name, on_gpu) = recorder.asked
+    assert on_cpu["INFERENCE_PRECISION_HINT"] == "f32"
+    assert (name, on_gpu["INFERENCE_PRECISION_HINT"]) == ("GPU.1", "f16")
+
+
+@pytest.mark.parametrize("key", ["INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT"])
+def test_the_precision_is_not_an_option_of_the_call(artifact, key):
+    with pytest.raises(ConfigError, match=f"{key} cannot be set"):
+        ov.open(artifact, SessionOptions(provider_options={key: "bf16"}))
+
+
+def test_other_options_reach_the_engine_and_unknown_ones_are_named(artifact):
+    session = ov.open(artifact, SessionOptions(provider_options={"PERF_COUNT": True}))
+    session.close()
+    with pytest.raises(DeviceError, match="NO_SUCH_OPTION"):
+        ov.open(artifact, SessionOptions(provider_options={"NO_SUCH_OPTION": 1}))
+
+
+def test_a_graph_that_contradicts_its_manifest_does_not_open(artifact):
+    heads = tuple(replace(o, shape=(1, 27, *o.shape[2:])) for o in artifact.manifest.outputs)
+    changed = replace(artifact.manifest, names=("a", "b", "c", "d"), nc=4, outputs=heads)
+    with pytest.raises(ArtifactError, match=r"head0 float32 \(1, 24, .*\(1, 27"):
+        ov.open(replace(artifact, manifest=changed), SessionOptions())
