@@ -11,16 +11,14 @@ The same content is always the same bytes, and any other bytes are refused.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
 import re
-import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NoReturn
 
+from y7edge.artifact.schema import decode
 from y7edge.errors import ArtifactError, DigestError
 
 SCHEMA = 1
@@ -296,14 +294,11 @@ class Manifest:
         digest = data.pop("digest", None)
         if digest != _digest(data):
             raise DigestError(_CHANGED.format(origin))
-        try:
-            manifest: Manifest = _decode(Manifest, data, "manifest")
-        except ArtifactError as error:
-            raise ArtifactError(f"the manifest of {origin} cannot be used: {error}") from error
-        return manifest
+        where = f"the manifest of {origin} cannot be used"
+        return decode(Manifest, data, origin=where, error=ArtifactError)
 
     def _body(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 _CHANGED = (
@@ -371,61 +366,3 @@ def _parse(text: str | bytes, origin: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number that a manifest may hold")
-
-
-# --- JSON values to the types that the dataclasses above declare ---------------------------------
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotated type ``kind``; ArtifactError names the place that does not fit."""
-    origin = get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if origin in (Union, types.UnionType):
-        return _decode_union(kind, value, where)
-    if origin is tuple and isinstance(value, list):
-        inner = get_args(kind)[0]
-        return tuple(_decode(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        inner = get_args(kind)[1]
-        return {key: _decode(inner, item, f"{where}.{key}") for key, item in value.items()}
-    if kind is Any or (origin is Literal and value in get_args(kind)):
-        return value
-    accepted = (int, float) if kind is float else kind
-    if (
-        origin is None
-        and isinstance(value, accepted)
-        and not (isinstance(value, bool) and kind is not bool)
-    ):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ArtifactError(f"{where} is not finite")
-        return value
-    raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected {_type_name(kind)}")
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected an object")
-    hints = get_type_hints(kind)
-    fields = {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
-    if fields.keys() != value.keys():
-        differing = ", ".join(sorted(fields.keys() ^ value.keys()))
-        raise ArtifactError(f"{where} lacks or does not know: {differing}")
-    return kind(**{name: _decode(fields[name], value[name], f"{where}.{name}") for name in fields})
-
-
-def _decode_union(kind: Any, value: Any, where: str) -> Any:
-    for option in get_args(kind):
-        if option is type(None):
-            if value is None:
-                return None
-            continue
-        try:
-            return _decode(option, value, where)
-        except ArtifactError:
-            continue
-    raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected {_type_name(kind)}")
-
-
-def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
