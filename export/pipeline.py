@@ -255,8 +255,8 @@ def _outputs(
     expected = expected_shapes(image, levels, nc)
     if choice.outputs == "decoded":
         return (
-            OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC"),
-            OutputInfo("scores", "scores", expected["scores"], layout="NWC"),
+            OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC", activation=None),
+            OutputInfo("scores", "scores", expected["scores"], layout="NWC", activation=None),
         )
     dtype = build.DTYPES[cast(build.Precision, choice.precision)].name
     return tuple(

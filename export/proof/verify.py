@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import InputInfo
+from y7edge.artifact.manifest import Letterbox
 from y7edge.detect.selftest import check_payload, load_undamaged
 from y7edge.errors import ParityError
 from y7edge.export.proof import parity
@@ -76,13 +76,14 @@ def _require_same_model(artifact: Artifact, against: Checkpoint, names: tuple[st
     """
     manifest, spec, image = artifact.manifest, against.spec, artifact.manifest.input
     anchors = [level.anchors for level in manifest.levels]
-    usual = InputInfo(image.name, image.batch, image.height, image.width)
+    # Name, size, layout and dtype are the export's to choose.
+    pixels = (image.color, image.scale, image.letterbox)
     for what, found, expected in (
         ("number of classes", manifest.nc, spec.nc),
         ("strides", manifest.strides, tuple(spec.strides)),
         ("class names", manifest.names, names),
         ("anchors", anchors, list(spec.anchors)),
-        ("input", image, usual),
+        ("input", pixels, ("rgb", 1 / 255, Letterbox())),
     ):
         if found != expected:
             pair = f"{str(found)[:80]} and not {str(expected)[:80]}"
