@@ -112,9 +112,9 @@ def export(
         pictures = gather(images, checkpoint.meta, built.manifest.input)
         probed = _with_probes(built, reference, tell)
         report = parity.prove(probed, reference, pictures, device=device, progress=tell)
-        report["simplifier"] = note
         parity.require_passed(report, f"nothing was written to {destination}: the artifact")
-        proved = replace(probed, manifest=replace(probed.manifest, parity=report))
+        record = replace(report, simplifier=note).to_dict()
+        proved = replace(probed, manifest=replace(probed.manifest, parity=record))
         choice.target.write_manifest(proved)
         _move(proved.path, destination)
     tell(f"proved; written to {destination}")

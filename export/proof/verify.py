@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Letterbox
+from y7edge.artifact.reports import Origin, ParityReport
 from y7edge.detect.selftest import check_payload, load_undamaged
 from y7edge.errors import ParityError
 from y7edge.export.proof import parity
@@ -24,7 +25,7 @@ def verify(
     device: str = "auto",
     ignore_digests: bool = False,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> ParityReport:
     """Check an artifact's digests, that it came from ``against``, and prove it again.
 
     What the manifest says of classes, anchors and input must be the checkpoint's too: its own
@@ -33,15 +34,14 @@ def verify(
     Args:
         path: the artifact.
         against: the checkpoint that it was exported from.
-        images: pictures for the proof; None: of the recorded data set, else made scenes.
+        images: images for the proof; None: of the recorded data set, else synthetic scenes.
         device: that the artifact runs on.
         ignore_digests: judge by the numbers alone, also a payload that was changed or an artifact
             of another checkpoint of the same shape.
         progress: told what happens, one line each.
 
     Returns:
-        The report of ``parity.prove``, with ``artifact``, ``payload_digest`` and ``source_digest``
-        (None where they were ignored).
+        The report of ``parity.prove`` with ``origin``.
 
     Raises:
         DigestError: file or manifest were changed, or are damaged.
@@ -50,21 +50,20 @@ def verify(
     """
     artifact = load_undamaged(path)
     manifest = artifact.manifest
-    origin: dict[str, Any] = {"artifact": str(path), "payload_digest": None, "source_digest": None}
+    origin = Origin(str(path))
     if not ignore_digests:
-        origin["payload_digest"] = check_payload(artifact)
-        origin["source_digest"] = against.digest
+        origin = Origin(str(path), check_payload(artifact), against.digest)
         if manifest.source.digest != against.digest:
             raise ParityError(
                 f"{path} was made from another checkpoint: its source is "
                 f"{manifest.source.digest[:16]}, the one given is {against.digest[:16]}; give the "
                 "checkpoint that it was exported from",
-                {"status": "failed", **origin},
+                ParityReport("failed", ("source digest",), origin=origin),
             )
     _require_same_model(artifact, against, manifest.names if ignore_digests else against.names)
-    pictures = gather(images, against.meta, manifest.input)
-    report = parity.prove(artifact, Reference(against), pictures, device=device, progress=progress)
-    report = {**origin, **report}
+    prepared = gather(images, against.meta, manifest.input)
+    report = parity.prove(artifact, Reference(against), prepared, device=device, progress=progress)
+    report = replace(report, origin=origin)
     parity.require_passed(report, str(path))
     return report
 
@@ -90,5 +89,5 @@ def _require_same_model(artifact: Artifact, against: Checkpoint, names: tuple[st
             raise ParityError(
                 f"{artifact.path} has other {what} than its checkpoint, {pair}: "
                 "give the checkpoint that it was exported from, or export it again",
-                {"status": "failed", "artifact": str(artifact.path), "problems": [what]},
+                ParityReport("failed", (what,), origin=Origin(str(artifact.path))),
             )

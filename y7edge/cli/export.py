@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
@@ -75,10 +76,10 @@ def export(
             device=device,
             progress=note,
         )
-    record = _record(artifact)
+    record, report = _record(artifact), ParityReport.from_dict(artifact.manifest.parity)
     show(
         record,
-        [*facts({**record, "parity": None}), "", *parity_lines(record["parity"])],
+        [*facts({**record, "parity": None}), "", *parity_lines(report)],
         as_json=as_json,
     )
 

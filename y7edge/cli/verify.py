@@ -14,9 +14,7 @@ from y7edge.cli.options import Artifact, Device, Images, Json
 _Against = Annotated[
     str, typer.Option(metavar="CHECKPOINT", help="The checkpoint, or the variant's name.")
 ]
-_IgnoreDigests = Annotated[
-    bool, typer.Option("--ignore-digests", help="Judge by the numbers alone.")
-]
+_IgnoreDigests = Annotated[bool, typer.Option("--ignore-digests", help="Compare the numbers only.")]
 
 
 def verify(
@@ -44,4 +42,5 @@ def verify(
             ignore_digests=ignore_digests,
             progress=note,
         )
-    show(report, [f"{artifact}: {report['status']}", *parity_lines(report)], as_json=as_json)
+    lines = [f"{artifact}: {report.status}", *parity_lines(report)]
+    show(report.to_dict(), lines, as_json=as_json)
