@@ -42,6 +42,7 @@ from y7edge.export.targets.base import BuildRequest, Target
 from y7edge.files import atomic_write
 from y7edge.models import shapes
 from y7edge.models.weights import Checkpoint
+from y7edge.runtimes import registry as runtimes
 from y7edge.runtimes.base import require
 
 Outputs = Literal["heads", "decoded"]
@@ -156,7 +157,8 @@ def _build(
 
 def _with_probes(built: Artifact, reference: Reference, tell: Callable[[str], None]) -> Artifact:
     tell("ask the reference model for the probes")
-    limits = parity.tolerance(built.manifest.precision, parity.engine_of(built))
+    deviation = runtimes.find(built.path).DEVIATION
+    limits = parity.tolerance(built.manifest.precision, deviation)
     probes = make_probes(built.manifest, reference, limits.probe)
     return replace(built, manifest=replace(built.manifest, probes=probes))
 

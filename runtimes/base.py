@@ -101,6 +101,8 @@ class Runtime(Protocol):
     """Export targets (``manifest.target``) whose files it runs."""
     NEEDS: Mapping[str, str]
     """Import name of each package that it needs -> what to install."""
+    DEVIATION: float
+    """Largest deviation of its fp32 arithmetic from the reference, as a fraction of the scale."""
 
     def open(self, artifact: Artifact, options: SessionOptions) -> Session:
         """Start a session; DeviceError if the device does not exist, never another one instead."""

@@ -54,19 +54,12 @@ _LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}
 Progress = Callable[[str], None]
 
 
-def tolerance(precision: str, engine: str) -> Tolerance:
-    """The limits for an artifact of this precision in this engine (a name of the registry)."""
+def tolerance(precision: str, deviation: float) -> Tolerance:
+    """The limits for an artifact of this precision; ``deviation`` is the runtime's constant."""
     if precision == "fp32":
-        # ONNX Runtime sums in nearly the reference's order; other engines use Winograd and FFT.
-        deviation = 1e-4 if engine == "onnxrt" else 1e-3
         return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
     # Half of the range is left to images brighter than those of the proof.
     return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, 0.015)
-
-
-def engine_of(artifact: Artifact) -> str:
-    """Name of the runtime that an artifact is proved and opened with."""
-    return registry.name_of(registry.find(artifact.path))
 
 
 def prove(
@@ -74,7 +67,9 @@ def prove(
     reference: Reference,
     images: ProofImages,
     *,
+    backend: str = "auto",
     device: str = "auto",
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Run an artifact and its reference on the same images and compare.
@@ -83,18 +78,21 @@ def prove(
         artifact: the file as it will be used.
         reference: the model that it came from.
         images: prepared for the artifact's input.
+        backend: name of the runtime; "auto" is the one that opens the file.
         device: of the engine.
+        threads: of the engine; None: its own choice.
         progress: called with one line per step.
 
     Raises:
+        ConfigError: the backend does not exist or does not read this kind of file.
         RuntimeMissing, DeviceError: the engine cannot be started or fails.
     """
     tell = progress or (lambda _: None)
-    manifest, engine = artifact.manifest, engine_of(artifact)
-    limits = tolerance(manifest.precision, engine)
+    manifest, runtime = artifact.manifest, registry.find(artifact.path, backend)
+    engine = registry.name_of(runtime)
     tell(f"reference: {reference.description}, {len(images.inputs)} images: {images.source}")
     answers = [reference.answer(pixels) for pixels in images.inputs]
-    session = registry.open_session(artifact, SessionOptions(device))
+    session = registry.open_session(artifact, SessionOptions(device, threads), backend)
     try:
         tell(f"{engine}: {session.arithmetic}")
         outputs, candidates = _compare_all(session, manifest, images, answers)
@@ -102,7 +100,6 @@ def prove(
     finally:
         session.close()
     peak = max(answers, key=lambda answer: answer.peak)
-    versions = registry.find(artifact.path).versions()
     measured = Measured(
         reference=reference.description,
         pictures=ImageSource(len(answers), images.source),
@@ -111,11 +108,11 @@ def prove(
         candidates=candidates,
         probes=probes,
         activations=Peak(peak.peak, peak.peak_at),
-        tolerance=limits,
+        tolerance=tolerance(manifest.precision, runtime.DEVIATION),
         engine=engine,
         device=session.device,
         arithmetic=session.arithmetic,
-        versions={"y7edge": __version__, "numpy": np.__version__, **versions},
+        versions={"y7edge": __version__, "numpy": np.__version__, **runtime.versions()},
     )
     status, problems = _verdict(measured)
     return ParityReport(status, problems, measured=_finite(measured))

@@ -22,7 +22,9 @@ def verify(
     against: Checkpoint,
     *,
     images: Images | None = None,
+    backend: str = "auto",
     device: str = "auto",
+    threads: int | None = None,
     ignore_digests: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
@@ -35,10 +37,12 @@ def verify(
         path: the artifact.
         against: the checkpoint that it was exported from.
         images: images for the proof; None: of the recorded data set, else synthetic scenes.
+        backend: name of the runtime; "auto" is the one that opens the file.
         device: that the artifact runs on.
-        ignore_digests: judge by the numbers alone, also a payload that was changed or an artifact
-            of another checkpoint of the same shape.
-        progress: told what happens, one line each.
+        threads: of the engine; None: its own choice.
+        ignore_digests: compare the numbers only, also of a payload that was changed or of an
+            artifact of another checkpoint of the same shape.
+        progress: called with one line per step.
 
     Returns:
         The report of ``parity.prove`` with ``origin``.
@@ -46,13 +50,14 @@ def verify(
     Raises:
         DigestError: file or manifest were changed, or are damaged.
         ParityError: the artifact is not this checkpoint's; ``report`` has the numbers.
+        ConfigError: the backend does not exist or does not read this kind of file.
         RuntimeMissing, DeviceError: the engine cannot be started.
     """
-    artifact = load_undamaged(path)
+    artifact = load_undamaged(path, backend)
     manifest = artifact.manifest
     origin = Origin(str(path))
     if not ignore_digests:
-        origin = Origin(str(path), check_payload(artifact), against.digest)
+        origin = Origin(str(path), check_payload(artifact, backend), against.digest)
         if manifest.source.digest != against.digest:
             raise ParityError(
                 f"{path} was made from another checkpoint: its source is "
@@ -62,7 +67,15 @@ def verify(
             )
     _require_same_model(artifact, against, manifest.names if ignore_digests else against.names)
     prepared = gather(images, against.meta, manifest.input)
-    report = parity.prove(artifact, Reference(against), prepared, device=device, progress=progress)
+    report = parity.prove(
+        artifact,
+        Reference(against),
+        prepared,
+        backend=backend,
+        device=device,
+        threads=threads,
+        progress=progress,
+    )
     report = replace(report, origin=origin)
     parity.require_passed(report, str(path))
     return report

@@ -9,7 +9,7 @@ import typer
 from y7edge.cli.console import note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Artifact, Device, Images, Json
+from y7edge.cli.options import Artifact, Backend, Device, Images, Json, Threads
 
 _Against = Annotated[
     str, typer.Option(metavar="CHECKPOINT", help="The checkpoint, or the variant's name.")
@@ -21,7 +21,9 @@ def verify(
     artifact: Artifact,
     against: _Against,
     images: Images = None,
+    backend: Backend = "auto",
     device: Device = "auto",
+    threads: Threads = None,
     ignore_digests: _IgnoreDigests = False,
     as_json: Json = False,
 ) -> None:
@@ -38,7 +40,9 @@ def verify(
             artifact,
             open_checkpoint(against),
             images=images,
+            backend=backend,
             device=device,
+            threads=threads,
             ignore_digests=ignore_digests,
             progress=note,
         )

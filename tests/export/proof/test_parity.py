@@ -17,7 +17,7 @@ from y7edge.artifact.reports import (
     TensorDifference,
     Tolerance,
 )
-from y7edge.errors import DataError, DigestError, ParityError
+from y7edge.errors import ConfigError, DataError, DigestError, ParityError
 from y7edge.export.pipeline import export
 from y7edge.export.proof import images, parity
 from y7edge.export.proof import reference as references
@@ -26,7 +26,7 @@ from y7edge.export.proof.reference import Reference
 from y7edge.export.proof.verify import verify
 from y7edge.models.spec import Spec
 from y7edge.nn.random_weights import random_weights
-from y7edge.runtimes import registry
+from y7edge.runtimes import onnxrt, registry
 
 SIZE = (96, 128)
 
@@ -59,6 +59,23 @@ def test_a_proof_says_what_was_compared(artifact_path, narrow_tiny):
     assert "not folded" in measured.reference
     assert measured.arithmetic == "float32 (ONNX Runtime, cpu)"
     assert measured.tolerance.deviation == 1e-4
+
+
+def test_the_tolerance_is_the_runtimes_own(artifact_path, narrow_tiny, monkeypatch):
+    monkeypatch.setattr(onnxrt, "DEVIATION", 1e-9)
+    with pytest.raises(ParityError, match=r"head0 deviates .* tolerance 1e-09") as caught:
+        verify(artifact_path, narrow_tiny, backend="onnxrt", threads=1)
+    assert caught.value.report.measured.tolerance.deviation == 1e-9
+
+
+def test_verify_takes_a_backend(artifact_path, narrow_tiny, shown):
+    report = verify(artifact_path, narrow_tiny, backend="onnxrt", device="cpu", threads=1)
+    assert report.measured.engine == "onnxrt"
+    with pytest.raises(ConfigError, match="no backend 'abacus'"):
+        verify(artifact_path, narrow_tiny, backend="abacus")
+    artifact, images = registry.load(artifact_path), ProofImages(shown.inputs[:1], "one")
+    with pytest.raises(ConfigError, match="threads is 0"):
+        parity.prove(artifact, Reference(narrow_tiny), images, threads=0)
 
 
 def test_each_single_convolution_is_caught_with_digests_ignored(
@@ -188,16 +205,16 @@ def test_activations_beyond_half_of_the_range_are_refused(narrow_tiny, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("precision", "engine", "limit"),
+    ("precision", "deviation", "limit"),
     [
-        ("fp32", "onnxrt", (1e-4, None, 0.999, 1e-3, None)),
-        ("fp32", "ov", (1e-3, None, 0.999, 1e-3, None)),
-        ("fp16", "onnxrt", (None, 0.9995, 0.95, 0.02, 32752.0)),
-        ("bf16", "trt", (None, 0.9995, 0.95, 0.02, pytest.approx(1.69e38, rel=0.01))),
+        ("fp32", 1e-4, (1e-4, None, 0.999, 1e-3, None)),
+        ("fp32", 1e-3, (1e-3, None, 0.999, 1e-3, None)),
+        ("fp16", 1e-4, (None, 0.9995, 0.95, 0.02, 32752.0)),
+        ("bf16", 1e-3, (None, 0.9995, 0.95, 0.02, pytest.approx(1.69e38, rel=0.01))),
     ],
 )
-def test_tolerances_are_those_of_the_design(precision, engine, limit):
-    t = parity.tolerance(precision, engine)
+def test_tolerances_are_those_of_the_design(precision, deviation, limit):
+    t = parity.tolerance(precision, deviation)
     assert (t.deviation, t.cosine, t.iou, t.score, t.peak) == limit
 
 
