@@ -246,11 +246,10 @@ def make_artifacts(checkpoint: Checkpoint, folder: Path, say: Say) -> list[Artif
 
 def repeat_proof(artifact: Path, checkpoint: Checkpoint, say: Say) -> None:
     """What is done again later: against the checkpoint, and on the robot without it."""
-    report = verify(artifact, checkpoint)
-    say(f"verify, against the checkpoint: {report['status']}")
+    say(f"verify, against the checkpoint: {verify(artifact, checkpoint).status}")
     report = selftest(artifact)
-    worst = max(probe["deviation"] for probe in report["probes"])
-    say(f"selftest, without checkpoint and torch: {report['status']}, deviation {worst:.1e}")
+    worst = max(probe.deviation for probe in report.probes)
+    say(f"selftest, without checkpoint and torch: {report.status}, deviation {worst:.1e}")
 
 
 def measure(artifact: Path, say: Say) -> Report:

@@ -26,6 +26,7 @@ from y7edge.artifact.manifest import (
     Thresholds,
     expected_shapes,
 )
+from y7edge.artifact.reports import ParityReport
 from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.folding import fold_checkpoint
@@ -129,11 +130,13 @@ def export(
             checkpoint, choice, Path(folder), destination.name, simplify, device, tell
         )
         if choice.unverified is None:
-            proved = _prove(built, choice.target, destination, checkpoint, images, device, tell)
+            proved, report = _prove(built, choice.target, checkpoint, images, device, tell)
+            parity.require_passed(report, f"nothing was written to {destination}: the artifact")
         else:
-            proved = _unproved(built, choice)
-        proved = replace(proved, parity={**proved.parity, "simplifier": note})
-        artifact = deliver(replace(built, manifest=proved), choice.target, destination)
+            proved, report = built, _unproved(choice)
+        record = replace(report, simplifier=note).to_dict()
+        manifest = replace(proved.manifest, parity=record)
+        artifact = deliver(replace(built, manifest=manifest), choice.target, destination)
     tell(f"{'proved' if choice.unverified is None else 'not proved'}; written to {destination}")
     return artifact
 
@@ -182,38 +185,28 @@ def _build(
 def _prove(
     built: Artifact,
     target: Target,
-    destination: Path,
     checkpoint: Checkpoint,
     images: Images | None,
     device: str,
     tell: Callable[[str], None],
-) -> Manifest:
-    """Run the artifact in its own engine against the reference: probes and report, or an error."""
+) -> tuple[Artifact, ParityReport]:
+    """Give the artifact its probes and compare it, in its own engine, with the reference."""
     runtime = cast(str, target.RUNTIME)
     reference = Reference(checkpoint)
     prepared = gather(images, checkpoint.meta, built.manifest.input)
     tell("run the reference model on the probes")
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
-    manifest = replace(built.manifest, probes=make_probes(built.manifest, reference, limits.probe))
+    probes = make_probes(built.manifest, reference, limits.probe)
+    probed = replace(built, manifest=replace(built.manifest, probes=probes))
     report = parity.prove(
-        replace(built, manifest=manifest),
-        reference,
-        prepared,
-        backend=runtime,
-        device=device,
-        progress=tell,
+        probed, reference, prepared, backend=runtime, device=device, progress=tell
     )
-    parity.require_passed(report, f"nothing was written to {destination}: the artifact")
-    return replace(manifest, parity=report)
+    return probed, report
 
 
-def _unproved(built: Artifact, choice: _Choice) -> Manifest:
-    report = {
-        "status": "unverified",
-        "reason": choice.unverified,
-        "cause": cast(Unprovable, choice.target.RUNTIME).reason,
-    }
-    return replace(built.manifest, parity=report)
+def _unproved(choice: _Choice) -> ParityReport:
+    problem = cast(Unprovable, choice.target.RUNTIME).reason
+    return ParityReport("unverified", (problem,), reason=choice.unverified)
 
 
 def _check(choice: _Choice) -> None:
@@ -304,8 +297,8 @@ def _outputs(
     expected = expected_shapes(image, levels, nc)
     if choice.outputs == "decoded":
         return (
-            OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC"),
-            OutputInfo("scores", "scores", expected["scores"], layout="NWC"),
+            OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC", activation=None),
+            OutputInfo("scores", "scores", expected["scores"], layout="NWC", activation=None),
         )
     dtype = build.DTYPES[cast(build.Precision, choice.precision)].name
     return tuple(

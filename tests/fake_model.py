@@ -26,7 +26,10 @@ def make_manifest(batch=1, outputs="heads", size=(64, 96), **changes) -> Manifes
             OutputInfo(f"head{i}", "head", shapes[f"head{i}"], level=i) for i in range(2)
         )
     else:
-        tensors = tuple(OutputInfo(role, role, shapes[role]) for role in ("boxes", "scores"))
+        tensors = tuple(
+            OutputInfo(role, role, shapes[role], layout="NWC", activation=None)
+            for role in ("boxes", "scores")
+        )
     fields = {
         "model": "fake",
         "nc": len(NAMES),

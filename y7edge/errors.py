@@ -7,8 +7,7 @@ for a user's mistake.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 
 class Y7EdgeError(Exception):
@@ -37,17 +36,28 @@ class ExportError(Y7EdgeError):
     """An artifact could not be made; nothing was left at the destination."""
 
 
+class Report(Protocol):
+    """What a ParityError carries: a report of :mod:`y7edge.artifact.reports`."""
+
+    @property
+    def status(self) -> str:
+        """The verdict."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+
+
 class ParityError(ExportError):
     """An artifact differs from the model that it came from, or could not be proved equal.
 
-    ``report`` holds the measured numbers, where there are some.
+    ``report`` has the verdict and what was measured; None where nothing was compared.
     """
 
     exit_code = 4
 
-    def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, message: str, report: Report | None = None) -> None:
         super().__init__(message)
-        self.report: Mapping[str, Any] = report or {}
+        self.report = report
 
 
 class ArtifactError(Y7EdgeError):

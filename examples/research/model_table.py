@@ -162,7 +162,7 @@ def _onnx(name: str, imgsz: int) -> Mapping[str, Any]:
             )
         except ParityError as error:
             _tell(f"{name}: {error}")
-            return error.report
+            return error.report.to_dict() if error.report else {}
     return artifact.manifest.parity
 
 

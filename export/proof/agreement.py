@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,15 @@ from y7edge.artifact.manifest import LevelInfo
 Floats = NDArray[np.float32]
 
 BEST = 100
-"""How many of the reference's best candidates are compared, over all pictures."""
+"""How many of the reference's best candidates are compared, over all images."""
 
 
 @dataclass
 class TensorAgreement:
-    """Agreement of one output over all pictures; ``add`` takes one picture after another.
+    """Agreement of one output over all images; ``add`` takes one image after another.
 
     The cosine is that of the values less the reference's mean of each channel: otherwise the bias
-    of a channel carries it, whatever the picture.
+    of a channel carries it, whatever the image.
     """
 
     channel_axis: int
@@ -35,7 +36,7 @@ class TensorAgreement:
     _count: int = 0
 
     def add(self, reference: Floats, found: Floats) -> None:
-        """Take in one picture's output, the same shape twice."""
+        """Take in one image's output, the same shape twice."""
         r = np.moveaxis(reference, self.channel_axis, 0).reshape(
             reference.shape[self.channel_axis], -1
         )
@@ -73,23 +74,26 @@ class TensorAgreement:
 
 @dataclass(frozen=True)
 class Decoded:
-    """All candidates of a picture: ``boxes`` (N, 4) cx, cy, w, h in pixels, ``scores`` (N, nc)."""
+    """All candidates of an image: ``boxes`` (N, 4) cx, cy, w, h in pixels, ``scores`` (N, nc)."""
 
     boxes: Floats
     scores: Floats
 
 
-def decode(heads: Sequence[Floats], levels: Sequence[LevelInfo], nc: int) -> Decoded:
-    """Decode one picture's heads, each (1, A x (5 + nc), H, W), without any threshold.
+def decode(
+    heads: Sequence[Floats], levels: Sequence[LevelInfo], nc: int, *, activated: bool = False
+) -> Decoded:
+    """Decode one image's heads, each (1, A x (5 + nc), H, W), without any threshold.
 
     N runs over levels, anchors, rows, columns. With one class the score is the objectness alone.
-    Written apart from the Detector's decoding, which it judges.
+    ``activated`` heads are probabilities, others logits. Independent of the Detector's decoding,
+    which the proof compares with this one.
     """
     boxes, scores = [], []
     for head, level in zip(heads, levels, strict=True):
         height, width = head.shape[2:]
         values = head.reshape(len(level.anchors), 5 + nc, height, width)
-        p = 1 / (1 + np.exp(-np.clip(values.astype(np.float32), -80, 80)))
+        p = values if activated else sigmoid(values)
         columns, rows = np.meshgrid(np.arange(width), np.arange(height))
         sides = np.array(level.anchors, np.float32)[:, :, None, None]
         centre_x = (2 * p[:, 0] - 0.5 + columns) * level.stride
@@ -101,37 +105,43 @@ def decode(heads: Sequence[Floats], levels: Sequence[LevelInfo], nc: int) -> Dec
     return Decoded(np.concatenate(boxes), np.concatenate(scores))
 
 
+def sigmoid(logits: Floats) -> Floats:
+    """Probabilities in float32."""
+    probability: NDArray[Any] = 1 / (1 + np.exp(-np.clip(logits.astype(np.float32), -80, 80)))
+    return probability
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """One of the reference's best: where it stands, its class, its score and its box."""
 
-    picture: int
+    image: int
     index: int
     class_id: int
     score: float
     box: Floats
 
 
-def candidates_of(picture: int, decoded: Decoded) -> list[Candidate]:
-    """What one picture offers to ``choose``: its best, and one of each rung, best first."""
+def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
+    """What one image offers to ``choose``: its best, and one of each rung, best first."""
     top = decoded.scores.max(axis=1)
     order = np.argsort(-top, kind="stable")
     _, rungs = np.unique(_rung(top[order]), return_index=True)
     taken = order[np.union1d(np.arange(min(BEST, len(order))), rungs)]
     classes = decoded.scores[taken].argmax(axis=1)
     return [
-        Candidate(picture, int(i), int(c), float(top[i]), decoded.boxes[i])
+        Candidate(image, int(i), int(c), float(top[i]), decoded.boxes[i])
         for i, c in zip(taken, classes, strict=True)
     ]
 
 
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The best of all pictures, and below them one candidate of each hundredth of score.
+    """The best of all images, and below them one candidate of each hundredth of score.
 
-    The best alone prove little of a good model on crowded pictures: their scores are all the same,
+    The best alone prove little of a good model on crowded images: their scores are all the same,
     near 1, where the sigmoid is flat.
     """
-    ranked = sorted(candidates, key=lambda c: (-c.score, c.picture, c.index))
+    ranked = sorted(candidates, key=lambda c: (-c.score, c.image, c.index))
     ladder = {int(_rung(np.float32(c.score))): c for c in reversed(ranked)}
     chosen = ranked[:BEST]
     return chosen + [c for rung, c in sorted(ladder.items(), reverse=True) if c not in chosen]

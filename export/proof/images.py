@@ -1,4 +1,4 @@
-"""Pictures that a proof is made with: the user's, else the data set's, else made scenes."""
+"""Images that a proof is made with: the user's, else the data set's, else synthetic scenes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from y7edge.detect.preprocess import Preprocessor
 from y7edge.errors import DataError, RuntimeMissing
 
 COUNT = 8
-"""How many pictures a proof uses unless told otherwise."""
+"""How many images a proof uses unless told otherwise."""
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _SCENE_SIZE = (480, 640)  # like a camera's: the letterbox is exercised too
 
 Images = str | Path | Sequence[str | Path]
-"""A picture, a folder of them, or a list of paths."""
+"""An image, a folder of them, or a list of paths."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ProofImages:
     """Prepared inputs, each (1, 3, H, W) float32 RGB 0..1, and where they came from."""
 
     inputs: tuple[NDArray[np.float32], ...]
     source: str
 
 
-def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> Pictures:
-    """Take up to 8 pictures and letterbox them to the model's input.
+def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> ProofImages:
+    """Take up to 8 images and letterbox them to the model's input.
 
     Args:
         images: the user's; None: those of the data set that ``meta`` records, if it is still where
@@ -46,7 +46,7 @@ def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> 
         image: the model's input.
 
     Raises:
-        DataError: ``images`` holds no picture, or one cannot be read.
+        DataError: ``images`` holds no image, or one cannot be read.
     """
     if images is not None:
         paths = _listed(images)
@@ -66,7 +66,7 @@ def _scene(seed: int) -> NDArray[np.uint8]:
 
 def _prepare(
     readers: Sequence[Callable[[], NDArray[np.uint8]]], source: str, image: InputInfo
-) -> Pictures:
+) -> ProofImages:
     preprocess = Preprocessor(
         image.height,
         image.width,
@@ -79,11 +79,11 @@ def _prepare(
         pixels = np.empty((1, 3, image.height, image.width), np.float32)
         preprocess(read(), out=pixels[0])
         inputs.append(pixels)
-    return Pictures(tuple(inputs), source)
+    return ProofImages(tuple(inputs), source)
 
 
 def _listed(images: Images) -> list[Path]:
-    """The pictures that the user named, 8 of them spread evenly over a longer list."""
+    """The images that the user named, 8 of them spread evenly over a longer list."""
     given = [images] if isinstance(images, str | Path) else list(images)
     found: list[Path] = []
     for path in map(Path, given):
@@ -92,12 +92,12 @@ def _listed(images: Images) -> list[Path]:
         else:
             found.append(path)
     if not found:
-        raise DataError(f"no pictures in {images}: expected a folder of {', '.join(_SUFFIXES)}")
+        raise DataError(f"no images in {images}: expected a folder of {', '.join(_SUFFIXES)}")
     return _spread(found)
 
 
 def _recorded(meta: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
-    """(path of the data set that the checkpoint was trained on, pictures of it if it is here)."""
+    """(path of the data set that the checkpoint was trained on, images of it if it is here)."""
     data = meta.get("data")
     path = data.get("path") if isinstance(data, Mapping) else None
     if not isinstance(path, str):

@@ -1,15 +1,15 @@
-"""The gate: an artifact, run in its own engine, against the unfolded model that it came from.
+"""Compare an artifact, run in its own engine, with the unfolded model that it came from.
 
-A proof is made on pictures, not on noise: 8 of the user's, of the data set, or made scenes. It says
-*passed*, *failed*, or *inconclusive* when the reference's scores hardly differ, so that agreement
-would mean nothing; inconclusive is not passed.
+A proof uses images, not noise: 8 of the user's, of the data set, or synthetic scenes. Its status is
+*passed*, *failed*, or *inconclusive* where the reference's scores hardly differ, so that agreement
+would mean nothing; inconclusive is a failure.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,21 +18,30 @@ from numpy.typing import NDArray
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
-from y7edge.detect.selftest import dequantised, run_probe
+from y7edge.artifact.reports import (
+    CandidateDifference,
+    ImageSource,
+    Measured,
+    ParityReport,
+    Peak,
+    Status,
+    TensorDifference,
+    Tolerance,
+)
+from y7edge.detect.selftest import as_input, dequantised, run_probe
 from y7edge.errors import ParityError
 from y7edge.export.proof.agreement import (
     BEST,
     Candidate,
     CandidateAgreement,
-    Decoded,
     Floats,
     TensorAgreement,
     candidates_of,
     choose,
     decode,
 )
-from y7edge.export.proof.images import Pictures
-from y7edge.export.proof.probes import outputs_of, proved_batches
+from y7edge.export.proof.images import ProofImages
+from y7edge.export.proof.probes import decode_outputs, outputs_of, proved_batches
 from y7edge.export.proof.reference import Answer, Reference
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
@@ -45,112 +54,97 @@ _LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """Limits of one precision; None: reported, not judged.
-
-    ``deviation`` (largest difference over largest magnitude) and ``cosine`` are those of each
-    output; ``iou`` and ``score`` those of the worst candidate; ``peak`` limits any activation;
-    ``probe`` is what a self-test accepts.
-    """
-
-    deviation: float | None
-    cosine: float | None
-    iou: float
-    score: float
-    peak: float | None
-    probe: float
-
-
 def tolerance(precision: str, deviation: float) -> Tolerance:
-    """The limits for a precision; ``deviation`` is the runtime's, for fp32."""
+    """The limits for an artifact of this precision; ``deviation`` is the runtime's constant."""
     if precision == "fp32":
         return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
-    # Half of the range is left to pictures brighter than those of the proof.
+    # Half of the range is left to images brighter than those of the proof.
     return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, 0.015)
 
 
 def prove(
     artifact: Artifact,
     reference: Reference,
-    pictures: Pictures,
+    images: ProofImages,
     *,
     backend: str = "auto",
     device: str = "auto",
+    threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Run an artifact and its reference on the same pictures and compare.
+) -> ParityReport:
+    """Run an artifact and its reference on the same images and compare.
 
     Args:
         artifact: the file as it will be used.
         reference: the model that it came from.
-        pictures: prepared for the artifact's input.
-        backend: a runtime's name, or "auto".
+        images: prepared for the artifact's input.
+        backend: name of the runtime; "auto" is the one that opens the file.
         device: of the engine.
-        progress: told what happens, one line each.
-
-    Returns:
-        The report, JSON-able: ``status`` ("passed", "failed", "inconclusive"), ``problems``,
-        ``reference``, ``pictures``, ``batches``, ``outputs`` (deviation and cosine of each, the
-        worst of all batch sizes), ``candidates``, ``probes``, ``activations``, ``tolerance``,
-        ``engine``, ``device``, ``arithmetic``, ``versions``. A number is None where it is not
-        finite.
+        threads: of the engine; None: its own choice.
+        progress: called with one line per step.
 
     Raises:
+        ConfigError: the backend does not exist or does not read this kind of file.
         RuntimeMissing, DeviceError: the engine cannot be started or fails.
     """
     tell = progress or (lambda _: None)
     manifest, runtime = artifact.manifest, registry.find(artifact.path, backend)
     engine = registry.name_of(runtime)
-    limits = tolerance(manifest.precision, runtime.DEVIATION)
-    tell(f"reference: {reference.description}, {len(pictures.inputs)} pictures: {pictures.source}")
-    answers = [reference.answer(pixels) for pixels in pictures.inputs]
-    session = registry.open_session(artifact, SessionOptions(device, check_payload=False), backend)
+    tell(f"reference: {reference.description}, {len(images.inputs)} images: {images.source}")
+    answers = [reference.answer(pixels) for pixels in images.inputs]
+    options = SessionOptions(device, threads, check_payload=False)
+    session = registry.open_session(artifact, options, backend)
     try:
         tell(f"{engine}: {session.arithmetic}")
-        measured = _measure(session, manifest, pictures, answers)
-        ran = {"device": session.device, "arithmetic": session.arithmetic}
+        outputs, candidates = _compare_all(session, manifest, images, answers)
+        probes = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
     finally:
         session.close()
     peak = max(answers, key=lambda answer: answer.peak)
-    versions = runtime.versions()
-    report = {
-        "reference": reference.description,
-        "pictures": {"count": len(answers), "source": pictures.source},
-        "batches": list(proved_batches(manifest)),
-        **measured,
-        "activations": {"peak": peak.peak, "at": peak.peak_at},
-        "engine": engine,
-        **ran,
-        "versions": {"y7edge": __version__, "numpy": np.__version__, **versions},
-    }
-    return {**_judge(report, limits), **_finite(report), "tolerance": asdict(limits)}
+    measured = Measured(
+        reference=reference.description,
+        pictures=ImageSource(len(answers), images.source),
+        batches=proved_batches(manifest),
+        outputs=outputs,
+        candidates=candidates,
+        probes=probes,
+        activations=Peak(peak.peak, peak.peak_at),
+        tolerance=tolerance(manifest.precision, runtime.DEVIATION),
+        engine=engine,
+        device=session.device,
+        arithmetic=session.arithmetic,
+        versions={"y7edge": __version__, "numpy": np.__version__, **runtime.versions()},
+    )
+    status, problems = _verdict(measured)
+    return ParityReport(status, problems, measured=_finite(measured))
 
 
-def require_passed(report: Mapping[str, Any], subject: str) -> None:
+def require_passed(report: ParityReport, subject: str) -> None:
     """Raise ParityError with the report unless the proof passed; ``subject`` begins the message."""
-    if report["status"] == "passed":
+    if report.status == "passed":
         return
-    verdict = "cannot be proved" if report["status"] == "inconclusive" else "differs from its model"
-    raise ParityError(f"{subject} {verdict}: {'; '.join(report['problems'])}", report)
+    verdict = "cannot be proved" if report.status == "inconclusive" else "differs from its model"
+    raise ParityError(f"{subject} {verdict}: {'; '.join(report.problems)}", report)
 
 
 def _choose(answers: Sequence[Answer], manifest: Manifest) -> list[Candidate]:
     """The reference's candidates that are compared, best first."""
     found: list[Candidate] = []
-    for picture, answer in enumerate(answers):
-        found += candidates_of(picture, decode(answer.heads, manifest.levels, manifest.nc))
+    for image, answer in enumerate(answers):
+        found += candidates_of(image, decode(answer.heads, manifest.levels, manifest.nc))
     return choose(found)
 
 
-def _run(session: Session, pictures: Pictures, batch: int) -> list[dict[str, Floats]]:
-    """Outputs for each picture, run ``batch`` at a time; the last batch is filled by repeating."""
-    (image,) = session.inputs
-    inputs = pictures.inputs
+def _run(
+    session: Session, manifest: Manifest, images: ProofImages, batch: int
+) -> list[dict[str, Floats]]:
+    """Outputs for each image, run ``batch`` at a time; the last batch is filled by repeating."""
+    inputs = images.inputs
     results: list[dict[str, Floats]] = []
     for start in range(0, len(inputs), batch):
         taken = [inputs[min(i, len(inputs) - 1)] for i in range(start, start + batch)]
-        given = session.infer({image.name: np.concatenate(taken)})
+        feed = as_input(np.concatenate(taken), manifest.input)
+        given = session.infer({manifest.input.name: feed})
         for i in range(min(batch, len(inputs) - start)):
             results.append(
                 {spec.name: _real(given[spec.name][i : i + 1], spec) for spec in session.outputs}
@@ -163,26 +157,19 @@ def _real(values: NDArray[Any], spec: TensorSpec) -> Floats:
     return real.astype(np.float32, copy=False)
 
 
-def _measure(
-    session: Session, manifest: Manifest, pictures: Pictures, answers: Sequence[Answer]
-) -> dict[str, Any]:
-    """``outputs``, ``candidates`` and ``probes`` of the report, over all batch sizes."""
+def _compare_all(
+    session: Session, manifest: Manifest, images: ProofImages, answers: Sequence[Answer]
+) -> tuple[dict[str, TensorDifference], CandidateDifference]:
+    """Outputs and candidates, the worst of all batch sizes."""
     chosen = _choose(answers, manifest)
-    outputs: dict[str, dict[str, float]] = {}
-    candidates = CandidateAgreement()
+    outputs: dict[str, tuple[float, float]] = {}
+    agreement = CandidateAgreement()
     for batch in proved_batches(manifest):
-        found = _run(session, pictures, batch)
-        _compare(found, answers, chosen, manifest, outputs, candidates)
-    return {
-        "outputs": outputs,
-        "candidates": {
-            "count": len(chosen),
-            "iou": candidates.iou,
-            "score_difference": candidates.score,
-            "score_spread": chosen[0].score - chosen[-1].score,
-        },
-        "probes": [run_probe(probe, session, manifest) for probe in manifest.probes],
-    }
+        found = _run(session, manifest, images, batch)
+        _compare(found, answers, chosen, manifest, outputs, agreement)
+    spread = chosen[0].score - chosen[-1].score
+    candidates = CandidateDifference(len(chosen), agreement.iou, agreement.score, spread)
+    return {name: TensorDifference(*worst) for name, worst in outputs.items()}, candidates
 
 
 def _compare(
@@ -190,78 +177,85 @@ def _compare(
     answers: Sequence[Answer],
     chosen: Sequence[Candidate],
     manifest: Manifest,
-    outputs: dict[str, dict[str, float]],
+    outputs: dict[str, tuple[float, float]],
     candidates: CandidateAgreement,
 ) -> None:
     """Take one batch size's results into ``outputs`` and ``candidates``: the worst is kept."""
-    heads = manifest.outputs[0].role == "head"
     agreements = {
-        output.name: TensorAgreement(channel_axis=1 if heads else 2) for output in manifest.outputs
+        output.name: TensorAgreement(channel_axis=1 if output.layout == "NCHW" else -1)
+        for output in manifest.outputs
     }
-    for picture, (result, answer) in enumerate(zip(found, answers, strict=True)):
+    for image, (result, answer) in enumerate(zip(found, answers, strict=True)):
         expected = outputs_of(answer, manifest)
         for name, agreement in agreements.items():
             agreement.add(expected[name], result[name])
-        decoded = (
-            decode(list(result.values()), manifest.levels, manifest.nc)
-            if heads
-            else Decoded(result["boxes"][0], result["scores"][0])
-        )
+        decoded = decode_outputs(result, manifest)
         for rank, candidate in enumerate(chosen):
-            if candidate.picture == picture:
+            if candidate.image == image:
                 candidates.add(candidate, decoded, is_best=rank < BEST)
     for name, agreement in agreements.items():
-        worst = outputs.setdefault(name, {"deviation": 0.0, "cosine": 1.0})
-        worst["deviation"] = float(np.maximum(worst["deviation"], agreement.deviation))
-        worst["cosine"] = float(np.minimum(worst["cosine"], agreement.cosine))
+        deviation, cosine = outputs.get(name, (0.0, 1.0))
+        outputs[name] = (  # unlike max() and min(), these keep NaN
+            float(np.maximum(deviation, agreement.deviation)),
+            float(np.minimum(cosine, agreement.cosine)),
+        )
 
 
-def _judge(report: Mapping[str, Any], limits: Tolerance) -> dict[str, Any]:
-    """``status`` and ``problems``. Comparisons are negated: what is not a number fails."""
+def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
+    """Status and problems. What is not a number is beyond every limit."""
+    limits, candidates, peak = measured.tolerance, measured.candidates, measured.activations
     problems = []
-    for name, measured in report["outputs"].items():
-        if limits.deviation is not None and not measured["deviation"] <= limits.deviation:
+    for name, found in measured.outputs.items():
+        if not _at_most(found.deviation, limits.deviation):
             problems.append(
-                f"{name} deviates by {measured['deviation']:.2g} of its largest value, tolerance "
+                f"{name} deviates by {found.deviation:.2g} of its largest value, tolerance "
                 f"{limits.deviation:g}"
             )
-        if limits.cosine is not None and not measured["cosine"] >= limits.cosine:
-            problems.append(f"{name} has cosine {measured['cosine']:.6f}, at least {limits.cosine}")
-    candidates = report["candidates"]
-    if not candidates["iou"] >= limits.iou:
-        problems.append(f"a candidate has IoU {candidates['iou']:.4f}, at least {limits.iou}")
-    if not candidates["score_difference"] <= limits.score:
+        if not _at_least(found.cosine, limits.cosine):
+            problems.append(f"{name} has cosine {found.cosine:.6f}, at least {limits.cosine}")
+    if not _at_least(candidates.iou, limits.iou):
+        problems.append(f"a candidate has IoU {candidates.iou:.4f}, at least {limits.iou}")
+    if not _at_most(candidates.score_difference, limits.score):
         problems.append(
-            f"a candidate's score differs by {candidates['score_difference']:.2g}, tolerance "
+            f"a candidate's score differs by {candidates.score_difference:.2g}, tolerance "
             f"{limits.score:g}"
         )
-    for probe in report["probes"]:
-        if not probe["passed"]:
-            problems.append(f"{probe['key']} deviates by {probe['deviation']}")
-    peak = report["activations"]
-    if limits.peak is not None and not peak["peak"] <= limits.peak:
+    for probe in measured.probes:
+        if not probe.passed:
+            problems.append(f"{probe.key} deviates by {probe.deviation}")
+    if not _at_most(peak.peak, limits.peak):
         problems.append(
-            f"an activation of {peak['at']} reaches {peak['peak']:.3g}, more than half of what "
+            f"an activation of {peak.at} reaches {peak.peak:.3g}, more than half of what "
             f"the format holds ({limits.peak:g}): use fp32"
         )
     if problems:
-        return {"status": "failed", "problems": problems}
-    if not candidates["score_spread"] >= SPREAD:
+        return "failed", tuple(problems)
+    if not _at_least(candidates.score_spread, SPREAD):
         problem = (
-            f"inconclusive, the reference's scores spread over {candidates['score_spread']:.3f} "
-            f"only, at least {SPREAD} is needed: give pictures with objects that it knows "
+            f"inconclusive, the reference's scores spread over {candidates.score_spread:.3f} "
+            f"only, at least {SPREAD} is needed: give images with objects that it knows "
             "(--images FOLDER), or train longer"
         )
-        return {"status": "inconclusive", "problems": [problem]}
-    return {"status": "passed", "problems": []}
+        return "inconclusive", (problem,)
+    return "passed", ()
+
+
+def _at_most(value: float | None, limit: float | None) -> bool:
+    return limit is None or (value is not None and value <= limit)
+
+
+def _at_least(value: float | None, limit: float | None) -> bool:
+    return limit is None or (value is not None and value >= limit)
 
 
 def _finite(value: Any) -> Any:
-    """The same with four digits of every number, None where it is not finite."""
+    """The same with four digits of every measured number, None where it is not finite."""
+    if is_dataclass(value) and not isinstance(value, type | Tolerance):
+        return replace(value, **{f.name: _finite(getattr(value, f.name)) for f in fields(value)})
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_finite(item) for item in value)
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from y7edge.artifact.manifest import Manifest, Probe, Samples
+from y7edge.artifact.manifest import Manifest, OutputInfo, Probe, Samples
 from y7edge.detect.selftest import RECIPE, input_crc32, probe_input
-from y7edge.export.proof.agreement import Floats, decode
+from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
 
 PROBES = 2
@@ -55,19 +55,36 @@ def proved_batches(manifest: Manifest) -> tuple[int, ...]:
     return (1, 3) if batch == "dynamic" else (int(batch),)
 
 
-def outputs_of(answer: Answer, manifest: Manifest) -> Mapping[str, Floats]:
-    """A reference answer as the outputs that an artifact has: heads, or boxes and scores."""
+def outputs_of(answer: Answer, manifest: Manifest) -> dict[str, Floats]:
+    """A reference answer as the artifact's outputs: their roles, layouts and activations."""
     if manifest.outputs[0].role == "head":
-        names = (output.name for output in manifest.outputs)
-        return dict(zip(names, answer.heads, strict=True))
-    pictures = [
+        pairs = zip(manifest.outputs, answer.heads, strict=True)
+        return {output.name: _as_output(head, output) for output, head in pairs}
+    images = [
         decode([head[i : i + 1] for head in answer.heads], manifest.levels, manifest.nc)
         for i in range(len(answer.heads[0]))
     ]
     return {
-        "boxes": np.stack([picture.boxes for picture in pictures]),
-        "scores": np.stack([picture.scores for picture in pictures]),
+        "boxes": np.stack([image.boxes for image in images]),
+        "scores": np.stack([image.scores for image in images]),
     }
+
+
+def decode_outputs(outputs: Mapping[str, Floats], manifest: Manifest) -> Decoded:
+    """Decode an artifact's outputs for one image, real values."""
+    if manifest.outputs[0].role != "head":
+        return Decoded(outputs["boxes"][0], outputs["scores"][0])
+    heads = [outputs[output.name] for output in manifest.outputs]
+    if manifest.outputs[0].layout == "NHWC":
+        heads = [head.transpose(0, 3, 1, 2) for head in heads]
+    activated = manifest.outputs[0].activation == "sigmoid"
+    return decode(heads, manifest.levels, manifest.nc, activated=activated)
+
+
+def _as_output(head: Floats, output: OutputInfo) -> Floats:
+    """Logits (B, C, H, W) in the layout and activation of an output."""
+    values = sigmoid(head) if output.activation == "sigmoid" else head
+    return values.transpose(0, 2, 3, 1) if output.layout == "NHWC" else values
 
 
 def _sample(name: str, tensor: Floats, key: str) -> Samples:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import y7edge
+from y7edge.artifact.reports import ParityReport
 from y7edge.errors import ParityError
 from y7edge.files import atomic_write, cache_folder
 from y7edge.models.weights import Checkpoint
@@ -81,7 +82,7 @@ class Reference:
         for level, head in enumerate(answer.heads):
             if not np.isfinite(head).all():
                 problem = f"inconclusive, head{level} of the checkpoint itself is NaN or infinite"
-                report = {"status": "inconclusive", "problems": [problem]}
+                report = ParityReport("inconclusive", (problem,))
                 raise ParityError(f"{problem}: train again, or take another checkpoint", report)
         _keep(path, answer)
         return answer

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import InputInfo
+from y7edge.artifact.manifest import Letterbox
+from y7edge.artifact.reports import Origin, ParityReport
 from y7edge.detect.selftest import load_undamaged
 from y7edge.errors import ParityError
 from y7edge.export.proof import parity
@@ -22,10 +23,12 @@ def verify(
     against: Checkpoint,
     *,
     images: Images | None = None,
+    backend: str = "auto",
     device: str = "auto",
+    threads: int | None = None,
     ignore_digests: bool = False,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> ParityReport:
     """Check an artifact's digests, that it came from ``against``, and prove it again.
 
     What the manifest says of classes, anchors and input must be the checkpoint's too: its own
@@ -34,38 +37,47 @@ def verify(
     Args:
         path: the artifact.
         against: the checkpoint that it was exported from.
-        images: pictures for the proof; None: of the recorded data set, else made scenes.
+        images: images for the proof; None: of the recorded data set, else synthetic scenes.
+        backend: name of the runtime; "auto" is the one that opens the file.
         device: that the artifact runs on.
-        ignore_digests: judge by the numbers alone, also a payload that was changed or an artifact
-            of another checkpoint of the same shape.
-        progress: told what happens, one line each.
+        threads: of the engine; None: its own choice.
+        ignore_digests: compare the numbers only, also of a payload that was changed or of an
+            artifact of another checkpoint of the same shape.
+        progress: called with one line per step.
 
     Returns:
-        The report of ``parity.prove``, with ``artifact``, ``payload_digest`` and ``source_digest``
-        (None where they were ignored).
+        The report of ``parity.prove`` with ``origin``.
 
     Raises:
         DigestError: file or manifest were changed, or are damaged.
         ParityError: the artifact is not this checkpoint's; ``report`` has the numbers.
+        ConfigError: the backend does not exist or does not read this kind of file.
         RuntimeMissing, DeviceError: the engine cannot be started.
     """
-    artifact = load_undamaged(path)
+    artifact = load_undamaged(path, backend)
     manifest = artifact.manifest
-    origin: dict[str, Any] = {"artifact": str(path), "payload_digest": None, "source_digest": None}
+    origin = Origin(str(path))
     if not ignore_digests:
-        origin["payload_digest"] = registry.check_payload(artifact)
-        origin["source_digest"] = against.digest
+        origin = Origin(str(path), registry.check_payload(artifact, backend), against.digest)
         if manifest.source.digest != against.digest:
             raise ParityError(
                 f"{path} was made from another checkpoint: its source is "
                 f"{manifest.source.digest[:16]}, the one given is {against.digest[:16]}; give the "
                 "checkpoint that it was exported from",
-                {"status": "failed", **origin},
+                ParityReport("failed", ("source digest",), origin=origin),
             )
     _require_same_model(artifact, against, manifest.names if ignore_digests else against.names)
-    pictures = gather(images, against.meta, manifest.input)
-    report = parity.prove(artifact, Reference(against), pictures, device=device, progress=progress)
-    report = {**origin, **report}
+    prepared = gather(images, against.meta, manifest.input)
+    report = parity.prove(
+        artifact,
+        Reference(against),
+        prepared,
+        backend=backend,
+        device=device,
+        threads=threads,
+        progress=progress,
+    )
+    report = replace(report, origin=origin)
     parity.require_passed(report, str(path))
     return report
 
@@ -77,18 +89,19 @@ def _require_same_model(artifact: Artifact, against: Checkpoint, names: tuple[st
     """
     manifest, spec, image = artifact.manifest, against.spec, artifact.manifest.input
     anchors = [level.anchors for level in manifest.levels]
-    usual = InputInfo(image.name, image.batch, image.height, image.width)
+    # Name, size, layout and dtype are the export's to choose.
+    pixels = (image.color, image.scale, image.letterbox)
     for what, found, expected in (
         ("number of classes", manifest.nc, spec.nc),
         ("strides", manifest.strides, tuple(spec.strides)),
         ("class names", manifest.names, names),
         ("anchors", anchors, list(spec.anchors)),
-        ("input", image, usual),
+        ("input", pixels, ("rgb", 1 / 255, Letterbox())),
     ):
         if found != expected:
             pair = f"{str(found)[:80]} and not {str(expected)[:80]}"
             raise ParityError(
                 f"{artifact.path} has other {what} than its checkpoint, {pair}: "
                 "give the checkpoint that it was exported from, or export it again",
-                {"status": "failed", "artifact": str(artifact.path), "problems": [what]},
+                ParityReport("failed", (what,), origin=Origin(str(artifact.path))),
             )

@@ -32,7 +32,15 @@ def manifest(batch=1):
         input=InputInfo("images", batch, 64, 96),
         outputs=(
             OutputInfo("head0", "head", (batch, 14, 8, 12), level=0),
-            OutputInfo("head1", "head", (batch, 14, 4, 6), level=1, dtype="float16"),
+            OutputInfo(
+                "head1",
+                "head",
+                (batch, 4, 6, 14),
+                level=1,
+                dtype="float16",
+                layout="NHWC",
+                activation="sigmoid",
+            ),
         ),
         levels=(LevelInfo(8, ANCHORS), LevelInfo(16, ANCHORS)),
         source=Source("a" * 64, "training", 6_000_000, 13.2),
@@ -107,7 +115,7 @@ def test_too_much_text_is_not_parsed():
 
 
 def test_a_newer_schema_is_named():
-    data = {**json.loads(manifest().to_json()), "schema": 2, "something": "new"}
+    data = {**json.loads(manifest().to_json()), "schema": 3, "something": "new"}
     with pytest.raises(ArtifactError, match="made by a newer y7edge") as caught:
         Manifest.from_json(sealed(data), "m.onnx")
     assert not isinstance(caught.value, DigestError)
@@ -135,6 +143,11 @@ def test_a_newer_schema_is_named():
         (("outputs", 0, "shape"), [1, 14, 8, 11], "head0 is"),
         (("outputs", 0, "role"), "boxes", "boxes"),
         (("outputs", 0, "level"), 1, "levels"),
+        (("outputs", 0, "activation"), None, "activation"),
+        (("outputs", 0, "activation"), "relu", "activation"),
+        (("outputs", 0, "layout"), "NWC", "layout"),
+        (("outputs", 0, "layout"), "NHWC", r"head0 is \(1, 14, 8, 12\), expected \(1, 8, 12, 14\)"),
+        (("input", "layout"), "NWHC", "layout"),
         (("levels", 0, "anchors", 0), [10.0], "anchor"),
         (("levels", 0, "anchors", 0), [10.0, -1.0], "anchor"),
         (("levels", 0, "stride"), 16, "finest first"),
@@ -159,6 +172,38 @@ def test_impossible_content_is_refused_by_place(path, value, problem):
     place[path[-1]] = value
     with pytest.raises(ArtifactError, match=problem):
         Manifest.from_json(sealed(data), "m.onnx")
+
+
+def test_the_input_has_the_shape_of_its_layout():
+    image = InputInfo("images", 1, 64, 96)
+    assert image.shape == (1, 3, 64, 96)
+    assert replace(image, layout="NHWC").shape == (1, 64, 96, 3)
+
+
+def in_schema_1(data):
+    """What the first version wrote of the same artifact."""
+    outputs = [
+        {k: v for k, v in output.items() if k != "activation"} | {"layout": "NCHW"}
+        for output in data["outputs"]
+    ]
+    outputs[1]["shape"] = [1, 14, 4, 6]
+    letterbox = {"pad": 100, "scaleup": True, "align": "center"}
+    image = {**data["input"], "letterbox": letterbox}
+    return {**data, "schema": 1, "input": image, "outputs": outputs}
+
+
+def test_schema_1_is_read_as_schema_2():
+    old = in_schema_1(json.loads(manifest().to_json()))
+    read = Manifest.from_json(sealed(old))
+    assert read.schema == 2
+    assert [output.activation for output in read.outputs] == ["logit", "logit"]
+    assert read.input.letterbox.pad == 100
+    assert Manifest.from_json(read.to_json()) == read
+    with pytest.raises(DigestError):  # the digest is that of the bytes in the file
+        Manifest.from_json(sealed(old).replace("1.2", "1.3"))
+    for key in ("input", "outputs"):
+        with pytest.raises(ArtifactError, match=r"m\.onnx cannot be used.*schema 1"):
+            Manifest.from_json(sealed({**old, key: None}), "m.onnx")
 
 
 def test_a_missing_entry_is_named():

@@ -30,7 +30,9 @@ def tiny_manifest(outputs="heads"):
     if outputs == "heads":
         heads = [OutputInfo(f"head{i}", "head", shapes[f"head{i}"], level=i) for i in range(3)]
         return replace(small, levels=TINY, outputs=tuple(heads))
-    decoded = [OutputInfo(role, role, shapes[role]) for role in ("boxes", "scores")]
+    decoded = [
+        OutputInfo(r, r, shapes[r], layout="NWC", activation=None) for r in ("boxes", "scores")
+    ]
     return replace(small, levels=TINY, outputs=tuple(decoded))
 
 

@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
+from tests import tampering
 from y7edge import Detector
+from y7edge.artifact.reports import ParityReport
 from y7edge.cli import main
 from y7edge.models import registry, weights
 from y7edge.models.checkpoint import Checkpoint
@@ -137,7 +139,30 @@ def test_export_without_proof_leaves_nothing(
 
 
 def test_verify(artifact_path: Path, checkpoint_path: Path, run: Run) -> None:
-    (report,) = run("verify", artifact_path, "--against", checkpoint_path)
+    command = ("verify", artifact_path, "--against", checkpoint_path)
+    (report,) = run(*command, "--backend", "onnxrt", "--threads", "1")
+    assert (report["status"], report["engine"]) == ("passed", "onnxrt")
+    run(*command, "--backend", "abacus", exits=1)
+
+
+def test_an_unverified_artifact_says_so(
+    artifact_path: Path,
+    checkpoint_path: Path,
+    tmp_path: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unverified = ParityReport("unverified", reason="no engine here").to_dict()
+    path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", parity=unverified)
+    (record,) = run("info", path)
+    assert record["parity"]["status"] == "unverified"
+    assert main(["info", str(path)]) == 0
+    assert "unverified: no engine here" in capsys.readouterr().out
+    (report,) = run("selftest", path)
+    assert (report["status"], report["parity"]) == ("passed", "unverified")
+    assert main(["selftest", str(path)]) == 0
+    assert "exported unverified" in capsys.readouterr().out
+    (report,) = run("verify", path, "--against", checkpoint_path)
     assert report["status"] == "passed"
 
 

@@ -21,21 +21,21 @@ EXPECTED = [0.33785757, 0.4537662, 0.35262746]
 
 def test_passes_on_what_was_exported(artifact_path):
     report = selftest(artifact_path)
-    assert report["status"] == "passed"
-    assert report["payload_digest"] == onnxrt.read_manifest(artifact_path).payload_digest
-    assert len(report["probes"]) == 2
-    for probe in report["probes"]:
-        assert set(probe["outputs"]) == {"head0", "head1", "head2"}
-        assert 0 < probe["deviation"] < 1e-5
-    assert {"y7edge", "numpy", "onnxruntime"} <= set(report["versions"])
-    json.dumps(report)
+    assert (report.status, report.parity) == ("passed", "passed")
+    assert report.payload_digest == onnxrt.read_manifest(artifact_path).payload_digest
+    assert len(report.probes) == 2
+    for probe in report.probes:
+        assert set(probe.outputs) == {"head0", "head1", "head2"}
+        assert 0 < probe.deviation < 1e-5
+    assert {"y7edge", "numpy", "onnxruntime"} <= set(report.versions)
+    json.dumps(report.to_dict())
 
 
 def test_needs_neither_torch_nor_onnx(artifact_path):
     script = (
         "import sys; sys.modules.update(torch=None, onnx=None, cv2=None)\n"
         "from y7edge.detect.selftest import selftest\n"
-        f"print(selftest({str(artifact_path)!r})['status'])"
+        f"print(selftest({str(artifact_path)!r}).status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -50,8 +50,8 @@ def test_every_single_convolution_is_noticed(artifact_path, tmp_path):
         changed = tampering.scale_weight(artifact_path, tmp_path / "m.onnx", name, seal=True)
         with pytest.raises(ParityError, match="deviates by") as caught:
             selftest(changed, threads=1)
-        assert caught.value.report["status"] == "failed"
-        assert max(p["deviation"] for p in caught.value.report["probes"]) > 10 * 1e-4, name
+        assert caught.value.report.status == "failed"
+        assert max(p.deviation for p in caught.value.report.probes) > 10 * 1e-4, name
 
 
 def test_a_changed_weight_is_refused_by_digest(artifact_path, tmp_path):

@@ -46,8 +46,8 @@ def test_every_kind_is_proved_verified_and_tested(narrow_tiny, tmp_path, outputs
     assert manifest.parity["status"] == "passed"
     assert "simplified" in manifest.parity["simplifier"]
     assert manifest.parity["batches"] == ([1, 3] if "dynamic" in batch else [batch.get("batch", 1)])
-    assert verify(path, narrow_tiny)["status"] == "passed"
-    assert selftest(path)["status"] == "passed"
+    assert verify(path, narrow_tiny).status == "passed"
+    assert selftest(path).status == "passed"
     assert [p.name for p in path.parent.iterdir()] == ["m.onnx"]
 
 
@@ -111,7 +111,7 @@ def test_one_class_and_four_levels(tmp_path):
 
 def test_a_saved_checkpoint_gives_the_same_artifact(narrow_tiny, artifact_path, tmp_path):
     weights.save(narrow_tiny, tmp_path / "c.safetensors")
-    assert verify(artifact_path, weights.load(tmp_path / "c.safetensors"))["status"] == "passed"
+    assert verify(artifact_path, weights.load(tmp_path / "c.safetensors")).status == "passed"
 
 
 def test_progress_is_told(narrow_tiny, tmp_path):
@@ -224,7 +224,7 @@ def test_beyond_tolerance_there_is_a_report_and_no_file(narrow_tiny, tmp_path, m
     with pytest.raises(ParityError, match=r"nothing was written to .*m\.onnx") as caught:
         export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE)
     assert caught.value.exit_code == 4
-    assert caught.value.report["outputs"]["head0"]["deviation"] > 1e-4
+    assert caught.value.report.measured.outputs["head0"].deviation > 1e-4
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from y7edge.artifact.schema import decode
 from y7edge.errors import ConfigError
 from y7edge.models import registry, shapes
 from y7edge.models.spec import IMAGE, Spec
@@ -64,10 +66,14 @@ def test_any_number_of_classes_keeps_the_body(name, nc):
     assert few[f"{head}lead.0.bias"] == (3 * (5 + nc),)
 
 
+def decoded(values):
+    return decode(Spec, values, origin="spec", error=ConfigError)
+
+
 @pytest.mark.parametrize("name", registry.names())
 def test_spec_survives_json(name):
     spec = registry.get(name, nc=7)
-    assert Spec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert decoded(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -89,24 +95,29 @@ def test_unknown_name_suggests_the_nearest():
         ({"nc": 0}, "nc must be"),
         ({"strides": (8, 16)}, "anchors"),
         ({"anchors": (((1.0, -1.0),),) * 3}, "positive"),
-        ({"form": "fused"}, "unknown"),
+        ({"form": "fused"}, "form: expected 'training' or"),
     ],
 )
 def test_contradictions_are_refused(change, message):
     values = registry.get("yolov7-tiny").to_dict() | change
     with pytest.raises(ConfigError, match=message):
-        Spec.from_dict(values)
+        decoded(values)
+
+
+def test_an_unknown_form_is_refused_where_a_spec_is_made():
+    with pytest.raises(ConfigError, match="form 'fused'"):
+        replace(registry.get("yolov7-tiny"), form="fused")
 
 
 def test_a_row_that_reads_ahead_is_refused():
     values = registry.get("yolov7-tiny").to_dict()
     values["rows"][5]["inputs"] = [6]
     with pytest.raises(ConfigError, match="earlier rows only"):
-        Spec.from_dict(values)
+        decoded(values)
 
 
 def test_maps_of_different_strides_cannot_meet():
     values = registry.get("yolov7-tiny").to_dict()
     values["rows"][6]["inputs"] = [5, 4, 3, 0]
     with pytest.raises(ConfigError, match="joins maps of strides"):
-        shapes.strides(Spec.from_dict(values))
+        shapes.strides(decoded(values))

@@ -11,20 +11,18 @@ The same content is always the same bytes, and any other bytes are refused.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
 import re
-import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NoReturn
 
+from y7edge.artifact.schema import decode
 from y7edge.errors import ArtifactError, DigestError
 
-SCHEMA = 1
-"""Version of the schema that this package writes, and the newest that it reads."""
+SCHEMA = 2
+"""Version of the schema that this package writes, and the newest that it reads; 1 is read too."""
 
 MAX_BYTES = 4 << 20
 """A manifest is some tens of kilobytes; more than this is not read at all."""
@@ -40,49 +38,48 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture is fitted into the input: grey padding, enlarging, alignment."""
+    """How an image is fitted into the input: resized, centred, padded with grey ``pad``."""
 
     pad: int = 114
-    scaleup: bool = True
-    align: Literal["center"] = "center"
 
     def __post_init__(self) -> None:
-        _check(0 <= self.pad <= 255, f"letterbox.pad is {self.pad}, expected 0 to 255")
+        _check(0 <= self.pad <= 255, f"pad is {self.pad}, expected 0 to 255")
 
 
 @dataclass(frozen=True)
 class InputInfo:
-    """The picture tensor: (batch, 3, height, width), values = 8-bit values x ``scale``."""
+    """The image tensor, values = 8-bit values x ``scale``; layout and dtype as the target chose."""
 
     name: str
     batch: Dim
     height: int
     width: int
-    layout: Literal["NCHW"] = "NCHW"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: str = "float32"
     color: Literal["rgb", "bgr"] = "rgb"
     scale: float = 1 / 255
     letterbox: Letterbox = field(default_factory=Letterbox)
 
     def __post_init__(self) -> None:
-        _check(_is_dim(self.batch), f"input.batch is {self.batch}, expected 1 to 1024 or 'dynamic'")
+        _check(_is_dim(self.batch), f"batch is {self.batch}, expected 1 to 1024 or 'dynamic'")
         for side in (self.height, self.width):
-            _check(8 <= side <= 16384, f"input size has a side of {side}, expected 8 to 16384")
-        _check(self.dtype in _DTYPES, f"input.dtype is {self.dtype!r}, expected one of {_DTYPES}")
-        _check(0 < self.scale <= 255, f"input.scale is {self.scale}, expected more than 0")
+            _check(8 <= side <= 16384, f"the size has a side of {side}, expected 8 to 16384")
+        _check(self.dtype in _DTYPES, f"dtype is {self.dtype!r}, expected one of {_DTYPES}")
+        _check(0 < self.scale <= 255, f"scale is {self.scale}, expected more than 0")
 
     @property
     def shape(self) -> tuple[Dim, ...]:
-        """(batch, 3, height, width)."""
-        return (self.batch, 3, self.height, self.width)
+        """(batch, 3, height, width), or (batch, height, width, 3) in layout NHWC."""
+        return in_layout((self.batch, 3, self.height, self.width), self.layout)
 
 
 @dataclass(frozen=True)
 class OutputInfo:
     """One output tensor.
 
-    ``head``: (batch, anchors x (5 + nc), rows, columns) of one level, before the sigmoid.
-    ``boxes``: (batch, N, 4) cx, cy, w, h in input pixels. ``scores``: (batch, N, nc).
+    ``head``: (batch, anchors x (5 + nc), rows, columns) of one level, or NHWC; ``activation`` says
+    whether the values are logits or have passed a sigmoid. ``boxes``: (batch, N, 4) cx, cy, w, h in
+    input pixels. ``scores``: (batch, N, nc). These two are NWC and have no activation.
     Real value of a quantised output = (value - ``zero_point``) x ``scale``.
     """
 
@@ -91,7 +88,8 @@ class OutputInfo:
     shape: tuple[Dim, ...]
     level: int | None = None
     dtype: str = "float32"
-    layout: str = "NCHW"
+    layout: Literal["NCHW", "NHWC", "NWC"] = "NCHW"
+    activation: Literal["logit", "sigmoid"] | None = "logit"
     scale: float | None = None
     zero_point: int | None = None
 
@@ -100,6 +98,11 @@ class OutputInfo:
         _check(
             (self.level is not None) == (self.role == "head"),
             f"output {self.name} is a {self.role} of level {self.level}",
+        )
+        _check(
+            (self.role == "head") == (self.activation is not None) == (self.layout != "NWC"),
+            f"output {self.name} is a {self.role} with activation {self.activation} in layout "
+            f"{self.layout}; a head has one, in NCHW or NHWC; boxes and scores have none, in NWC",
         )
 
 
@@ -122,16 +125,16 @@ class LevelInfo:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Defaults of the Detector: confidence, IoU of the NMS, boxes per picture."""
+    """Defaults of the Detector: confidence, IoU of the NMS, boxes per image."""
 
     conf: float = 0.25
     iou: float = 0.45
     max_det: int = 300
 
     def __post_init__(self) -> None:
-        _check(0 <= self.conf <= 1, f"thresholds.conf is {self.conf}, expected 0 to 1")
-        _check(0 <= self.iou <= 1, f"thresholds.iou is {self.iou}, expected 0 to 1")
-        _check(0 < self.max_det <= 100_000, f"thresholds.max_det is {self.max_det}")
+        _check(0 <= self.conf <= 1, f"conf is {self.conf}, expected 0 to 1")
+        _check(0 <= self.iou <= 1, f"iou is {self.iou}, expected 0 to 1")
+        _check(0 < self.max_det <= 100_000, f"max_det is {self.max_det}, expected 1 to 100000")
 
     @classmethod
     def of_checkpoint(cls, meta: Mapping[str, Any]) -> Thresholds:
@@ -155,7 +158,7 @@ class Source:
     gflops: float
 
     def __post_init__(self) -> None:
-        _check(bool(_HEX.fullmatch(self.digest)), "source.digest is not a SHA-256")
+        _check(bool(_HEX.fullmatch(self.digest)), "digest is not a SHA-256")
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Probe:
-    """One input by recipe, and what the reference model answered to it.
+    """One input by recipe, and the reference model's outputs for it.
 
     ``recipe`` names the function that makes the input from ``key`` and ``batch``; ``crc32`` is that
     of its float32 bytes. ``tolerance`` is the largest deviation allowed, as a part of the scale.
@@ -262,6 +265,7 @@ class Manifest:
             )
         for output in self.outputs:
             shape = expected[output.role if output.level is None else f"head{output.level}"]
+            shape = in_layout(shape, output.layout)
             _check(output.shape == shape, f"{output.name} is {output.shape}, expected {shape}")
 
     @property
@@ -280,30 +284,31 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str | bytes, origin: str = "the file") -> Manifest:
-        """Read canonical JSON; ``origin`` names the file in messages.
+        """Read canonical JSON of schema 1 or 2; ``origin`` names the file in messages.
 
         Raises:
             ArtifactError: not a manifest, of a newer schema, or with impossible content.
             DigestError: anything was changed since it was written.
         """
         data = _parse(text, origin)
+        digest = data.pop("digest", None)
+        if digest != _digest(data):
+            raise DigestError(_CHANGED.format(origin))
         schema = data.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
             raise ArtifactError(
                 f"{origin} was made by a newer y7edge (manifest schema {schema}, this one reads up "
                 f"to {SCHEMA}): update y7edge, or export again with this version"
             )
-        digest = data.pop("digest", None)
-        if digest != _digest(data):
-            raise DigestError(_CHANGED.format(origin))
+        where = f"the manifest of {origin} cannot be used"
         try:
-            manifest: Manifest = _decode(Manifest, data, "manifest")
-        except ArtifactError as error:
-            raise ArtifactError(f"the manifest of {origin} cannot be used: {error}") from error
-        return manifest
+            current = _from_schema_1(data) if schema == 1 else data
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{where}: expected schema 1, found no {error}") from error
+        return decode(Manifest, current, origin=where, error=ArtifactError)
 
     def _body(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 _CHANGED = (
@@ -315,7 +320,7 @@ _CHANGED = (
 def expected_shapes(
     image: InputInfo, levels: tuple[LevelInfo, ...], nc: int
 ) -> dict[str, tuple[Dim, ...]]:
-    """Shapes that outputs must have, by name: ``head0``, ``head1``..., ``boxes``, ``scores``."""
+    """Shapes of outputs by name: ``head0``, ``head1``... in NCHW, ``boxes`` and ``scores``."""
     shapes: dict[str, tuple[Dim, ...]] = {}
     candidates = 0
     for index, level in enumerate(levels):
@@ -326,6 +331,25 @@ def expected_shapes(
     shapes["boxes"] = (image.batch, candidates, 4)
     shapes["scores"] = (image.batch, candidates, nc)
     return shapes
+
+
+def in_layout(nchw: tuple[Dim, ...], layout: str) -> tuple[Dim, ...]:
+    """A shape of expected_shapes in the layout of a tensor."""
+    return (nchw[0], *nchw[2:], nchw[1]) if layout == "NHWC" else nchw
+
+
+def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
+    """The content of a schema-1 manifest as schema 2: activations added, unread fields dropped."""
+    image, outputs = data["input"], data["outputs"]
+    return {
+        **data,
+        "schema": SCHEMA,
+        "input": {**image, "letterbox": {"pad": image["letterbox"]["pad"]}},
+        "outputs": [
+            {**output, "activation": "logit" if output["role"] == "head" else None}
+            for output in outputs
+        ],
+    }
 
 
 def _check(condition: bool, problem: str) -> None:
@@ -371,61 +395,3 @@ def _parse(text: str | bytes, origin: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number that a manifest may hold")
-
-
-# --- JSON values to the types that the dataclasses above declare ---------------------------------
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotated type ``kind``; ArtifactError names the place that does not fit."""
-    origin = get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if origin in (Union, types.UnionType):
-        return _decode_union(kind, value, where)
-    if origin is tuple and isinstance(value, list):
-        inner = get_args(kind)[0]
-        return tuple(_decode(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        inner = get_args(kind)[1]
-        return {key: _decode(inner, item, f"{where}.{key}") for key, item in value.items()}
-    if kind is Any or (origin is Literal and value in get_args(kind)):
-        return value
-    accepted = (int, float) if kind is float else kind
-    if (
-        origin is None
-        and isinstance(value, accepted)
-        and not (isinstance(value, bool) and kind is not bool)
-    ):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ArtifactError(f"{where} is not finite")
-        return value
-    raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected {_type_name(kind)}")
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected an object")
-    hints = get_type_hints(kind)
-    fields = {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
-    if fields.keys() != value.keys():
-        differing = ", ".join(sorted(fields.keys() ^ value.keys()))
-        raise ArtifactError(f"{where} lacks or does not know: {differing}")
-    return kind(**{name: _decode(fields[name], value[name], f"{where}.{name}") for name in fields})
-
-
-def _decode_union(kind: Any, value: Any, where: str) -> Any:
-    for option in get_args(kind):
-        if option is type(None):
-            if value is None:
-                return None
-            continue
-        try:
-            return _decode(option, value, where)
-        except ArtifactError:
-            continue
-    raise ArtifactError(f"{where} is {str(value)[:60]!r}, expected {_type_name(kind)}")
-
-
-def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

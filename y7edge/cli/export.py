@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
@@ -129,4 +130,5 @@ def show_artifact(artifact: Artifact, *, as_json: bool) -> None:
     }
     names = " ".join(file.name for file in artifact.files)
     lines = facts({**record, "files": names, "parity": None})
-    show(record, [*lines, "", *parity_lines(manifest.parity)], as_json=as_json)
+    report = ParityReport.from_dict(manifest.parity)
+    show(record, [*lines, "", *parity_lines(report)], as_json=as_json)

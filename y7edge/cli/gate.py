@@ -1,12 +1,12 @@
-"""Gates: commands that prove, report, and exit with 4 when the figures are beyond tolerance."""
+"""Gates: commands that print a proof's report, and exit with 4 unless it passed."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import table, to_json
 from y7edge.errors import ParityError
 
@@ -17,27 +17,38 @@ def report_even_if_failed(as_json: bool) -> Iterator[None]:
     try:
         yield
     except ParityError as error:
-        if as_json and error.report:
-            print(to_json(error.report), flush=True)
-        elif "outputs" in error.report:
-            print("\n".join(parity_lines(error.report)), file=sys.stderr, flush=True)
+        if as_json and error.report is not None:
+            print(to_json(error.report.to_dict()), flush=True)
+        elif isinstance(error.report, ParityReport):
+            for line in parity_lines(error.report):
+                print(line, file=sys.stderr, flush=True)
         raise
 
 
-def parity_lines(report: Mapping[str, Any]) -> list[str]:
-    """A parity report for people: what was compared, outputs, candidates, arithmetic."""
-    pictures, candidates, limits = report["pictures"], report["candidates"], report["tolerance"]
-    rows = [
-        (name, found["deviation"], found["cosine"]) for name, found in report["outputs"].items()
-    ]
-    allowed = ("allowed", limits["deviation"], limits["cosine"])
+def parity_lines(report: ParityReport) -> list[str]:
+    """A parity report for people; empty where nothing was measured."""
+    measured = report.measured
+    if measured is None:
+        return [f"unverified: {report.reason}"] if report.status == "unverified" else []
+    images, candidates, limits = measured.pictures, measured.candidates, measured.tolerance
+    rows = [(name, found.deviation, found.cosine) for name, found in measured.outputs.items()]
     return [
-        f"compared with {report['reference']}, on {pictures['count']} pictures of",
-        f"{pictures['source']}",
-        *table([("output", "deviation", "cosine"), *rows, allowed]),
-        f"{candidates['count']} best candidates: least IoU {candidates['iou']:.6f} "
-        f"(allowed {limits['iou']}), largest difference of scores "
-        f"{candidates['score_difference']:.1e} (allowed {limits['score']}), "
-        f"scores spread over {candidates['score_spread']:.2f}",
-        f"computed in {report['arithmetic']}",
+        f"compared with {measured.reference}, on {images.count} images of",
+        f"{images.source}",
+        *table(
+            [
+                ("output", "deviation", "cosine"),
+                *rows,
+                ("allowed", limits.deviation, limits.cosine),
+            ]
+        ),
+        f"{candidates.count} best candidates: least IoU {_number(candidates.iou, '.6f')} "
+        f"(allowed {limits.iou}), largest difference of scores "
+        f"{_number(candidates.score_difference, '.1e')} (allowed {limits.score}), "
+        f"scores spread over {_number(candidates.score_spread, '.2f')}",
+        f"computed in {measured.arithmetic}",
     ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

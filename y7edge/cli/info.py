@@ -149,6 +149,7 @@ def _artifact(path: Path) -> dict[str, Any]:
 def _lines(record: dict[str, Any]) -> list[str]:
     """The record for people: nested values on one line each, long ones shortened."""
     parity = record["parity"] or {}
+    unverified = parity.get("status") == "unverified"
     flat = {
         **record,
         "strides": _joined(record["strides"]),
@@ -156,7 +157,7 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "imgsz": "x".join(map(str, record["imgsz"])) + " (height x width)",
         "inputs": _tensors(record["inputs"]),
         "outputs": _tensors(record["outputs"]),
-        "parity": parity.get("status"),
+        "parity": f"unverified: {parity.get('reason')}" if unverified else parity.get("status"),
         "thresholds": _thresholds(record.get("thresholds")),
         "licence": record.get("licence") or "not stated",
     }

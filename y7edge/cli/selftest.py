@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from y7edge.cli.console import show
 from y7edge.cli.gate import report_even_if_failed
 from y7edge.cli.options import Artifact, Backend, Device, Json, Threads
+
+if TYPE_CHECKING:
+    from y7edge.artifact.reports import SelftestReport
 
 
 def selftest(
@@ -25,17 +28,18 @@ def selftest(
 
     with report_even_if_failed(as_json):
         report = repeat(artifact, backend=backend, device=device, threads=threads)
-    show(report, _lines(report), as_json=as_json)
+    show(report.to_dict(), _lines(report), as_json=as_json)
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
+def _lines(report: SelftestReport) -> list[str]:
+    unverified = report.parity == "unverified"
     return [
-        f"{report['artifact']}: {report['status']}",
-        f"payload  unchanged ({report['payload_digest'][:16]}...)",
+        f"{report.artifact}: {report.status}",
+        f"payload  unchanged ({report.payload_digest[:16]}...)",
         *(
-            f"probe {probe['key']}  deviation {probe['deviation']:.2e}, "
-            f"allowed {probe['tolerance']:.0e}"
-            for probe in report["probes"]
+            f"probe {probe.key}  deviation {probe.deviation:.2e}, allowed {probe.tolerance:.0e}"
+            for probe in report.probes
         ),
-        f"computed in {report['arithmetic']}",
+        *(["exported unverified: these probes are its only proof"] if unverified else []),
+        f"computed in {report.arithmetic}",
     ]

@@ -9,21 +9,21 @@ import typer
 from y7edge.cli.console import note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Artifact, Device, Images, Json
+from y7edge.cli.options import Artifact, Backend, Device, Images, Json, Threads
 
 _Against = Annotated[
     str, typer.Option(metavar="CHECKPOINT", help="The checkpoint, or the variant's name.")
 ]
-_IgnoreDigests = Annotated[
-    bool, typer.Option("--ignore-digests", help="Judge by the numbers alone.")
-]
+_IgnoreDigests = Annotated[bool, typer.Option("--ignore-digests", help="Compare the numbers only.")]
 
 
 def verify(
     artifact: Artifact,
     against: _Against,
     images: Images = None,
+    backend: Backend = "auto",
     device: Device = "auto",
+    threads: Threads = None,
     ignore_digests: _IgnoreDigests = False,
     as_json: Json = False,
 ) -> None:
@@ -40,8 +40,11 @@ def verify(
             artifact,
             open_checkpoint(against),
             images=images,
+            backend=backend,
             device=device,
+            threads=threads,
             ignore_digests=ignore_digests,
             progress=note,
         )
-    show(report, [f"{artifact}: {report['status']}", *parity_lines(report)], as_json=as_json)
+    lines = [f"{artifact}: {report.status}", *parity_lines(report)]
+    show(report.to_dict(), lines, as_json=as_json)

@@ -1,8 +1,8 @@
-"""The proof repeated where the artifact runs: no torch, no onnx, no checkpoint, no pictures.
+"""Repeat the proof where the artifact runs, without torch, onnx, checkpoint or images.
 
-Two questions are answered. Is the file what was proved (payload digest)? Does the engine *here*
-compute what the model that it came from computed (probes: inputs made by recipe, whose reference
-outputs travel in the manifest)?
+The payload digest shows that the file is the one that was proved. The probes (inputs made by
+recipe, whose reference outputs travel in the manifest) show that the engine of this machine
+computes what the original model computed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Manifest, Probe
+from y7edge.artifact.manifest import InputInfo, Manifest, Probe
+from y7edge.artifact.reports import ProbeResult, SelftestReport
 from y7edge.errors import ArtifactError, DigestError, ParityError
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
@@ -56,13 +57,8 @@ def input_crc32(pixels: NDArray[np.float32]) -> int:
 
 def selftest(
     path: Path | str, *, backend: str = "auto", device: str = "auto", threads: int | None = None
-) -> dict[str, Any]:
+) -> SelftestReport:
     """Check an artifact's digests and repeat its probes in its own engine.
-
-    Returns:
-        ``status`` ("passed"), ``artifact``, ``payload_digest``, ``probes`` (for each the largest
-        deviation per output, as a part of that output's largest magnitude, and the tolerance),
-        ``device``, ``arithmetic``, ``versions``.
 
     Raises:
         DigestError: file or manifest were changed, or are damaged.
@@ -78,27 +74,27 @@ def selftest(
     options = SessionOptions(device, threads, check_payload=False)  # it has just been checked
     session = registry.open_session(artifact, options, backend)
     try:
-        results = [
-            run_probe(probe, session, artifact.manifest) for probe in artifact.manifest.probes
-        ]
-        failed = [result for result in results if not result["passed"]]
-        report = {
-            "status": "failed" if failed else "passed",
-            "artifact": str(path),
-            "payload_digest": digest,
-            "probes": results,
-            "device": session.device,
-            "arithmetic": session.arithmetic,
-            "versions": {"y7edge": __version__, "numpy": np.__version__, **runtime.versions()},
-        }
+        manifest = artifact.manifest
+        results = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
+        failed = [result for result in results if not result.passed]
+        report = SelftestReport(
+            status="failed" if failed else "passed",
+            artifact=str(path),
+            payload_digest=digest,
+            parity=str(manifest.parity.get("status")),
+            probes=results,
+            device=session.device,
+            arithmetic=session.arithmetic,
+            versions={"y7edge": __version__, "numpy": np.__version__, **runtime.versions()},
+        )
     finally:
         session.close()
     if failed:
         worst = failed[0]
         raise ParityError(
-            f"{path} computes something else here than where it was proved: probe {worst['key']} "
-            f"deviates by {worst['deviation']}, tolerance {worst['tolerance']} "
-            f"({report['arithmetic']}): update the engine, or use another device",
+            f"{path} computes something else here than where it was proved: probe {worst.key} "
+            f"deviates by {worst.deviation}, tolerance {worst.tolerance} "
+            f"({report.arithmetic}): update the engine, or use another device",
             report,
         )
     return report
@@ -119,12 +115,8 @@ def load_undamaged(path: Path | str, backend: str = "auto") -> Artifact:
         raise DigestError(str(error)) from error
 
 
-def run_probe(probe: Probe, session: Session, manifest: Manifest) -> dict[str, Any]:
+def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult:
     """Repeat one probe.
-
-    Returns:
-        ``key``, ``batch``, ``outputs`` (deviation of each), ``deviation`` (the largest),
-        ``tolerance``, ``passed``. A deviation is None where the engine gave NaN or infinity.
 
     Raises:
         ArtifactError: the input cannot be made as it was, or an output is missing.
@@ -136,24 +128,30 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> dict[str, A
             f"numpy {np.__version__} makes another input of probe {probe.key} than the one that "
             "was proved: use a newer y7edge, or another numpy"
         )
-    outputs = session.infer({image.name: pixels})
+    outputs = session.infer({image.name: as_input(pixels, image)})
     deviations = compare_samples(probe, outputs, session.outputs)
     finite = [value for value in deviations.values() if value is not None]
     worst = max(finite) if len(finite) == len(deviations) else None
-    return {
-        "key": probe.key,
-        "batch": probe.batch,
-        "outputs": deviations,
-        "deviation": worst,
-        "tolerance": probe.tolerance,
-        "passed": worst is not None and worst <= probe.tolerance,
-    }
+    passed = worst is not None and worst <= probe.tolerance
+    return ProbeResult(probe.key, probe.batch, deviations, worst, probe.tolerance, passed)
+
+
+def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
+    """Prepared pixels (B, 3, H, W) in the layout and dtype of the input.
+
+    Raises:
+        ArtifactError: the input is not of floats.
+    """
+    if not image.dtype.startswith("float"):
+        raise ArtifactError(f"the input is {image.dtype}; a proof feeds float32 or float16")
+    ordered = pixels.transpose(0, 2, 3, 1) if image.layout == "NHWC" else pixels
+    return np.ascontiguousarray(ordered, image.dtype)
 
 
 def compare_samples(
     probe: Probe, outputs: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
 ) -> dict[str, float | None]:
-    """Largest deviation from the probe's samples by output, in parts of the output's scale."""
+    """Largest deviation from the probe's samples by output, as fractions of the output's scale."""
     by_name = {spec.name: spec for spec in specs}
     deviations: dict[str, float | None] = {}
     for sample in probe.samples:

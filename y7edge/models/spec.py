@@ -10,7 +10,6 @@ real-time object detectors" (Wang, Bochkovskiy, Liao, arXiv 2207.02696).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -142,32 +141,6 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Spec:
-        """The inverse of :meth:`to_dict`, also of its JSON.
-
-        Raises:
-            ConfigError: an entry is missing, unknown, or of the wrong kind.
-        """
-        try:
-            plain = dict(values)
-            rows = tuple(
-                Row(**{**row, "inputs": tuple(int(i) for i in row["inputs"])})
-                for row in plain.pop("rows")
-            )
-            anchors = tuple(
-                tuple((float(w), float(h)) for w, h in level) for level in plain.pop("anchors")
-            )
-            strides = tuple(int(stride) for stride in plain.pop("strides"))
-            return cls(rows=rows, anchors=anchors, strides=strides, **plain)
-        except ConfigError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"not a model description: {error}; expected name, rows, nc, anchors, strides, "
-                "activation, form, imgsz as y7edge writes them"
-            ) from error
 
 
 def _check_anchors(name: str, anchors: Anchors) -> None:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.errors import CheckpointError, ConfigError, RuntimeMissing
+from y7edge.artifact.schema import decode
+from y7edge.errors import CheckpointError, RuntimeMissing
 from y7edge.files import atomic_write
 from y7edge.models.checkpoint import COUNTER, Checkpoint, canonical_json, check, default_names
 from y7edge.models.published import official
@@ -28,6 +30,21 @@ __all__ = ["Checkpoint", "default_names", "load", "save"]
 SCHEMA = 1
 HEADER = "y7edge"
 TORCH_SUFFIXES = (".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The entry ``y7edge`` of a file."""
+
+    schema: int
+    spec: Spec
+    names: tuple[str, ...]
+    meta: Mapping[str, Any]
+    digest: str
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise CheckpointError(f"schema is {self.schema}, expected {SCHEMA}")
 
 
 def save(checkpoint: Checkpoint, path: Path | str) -> None:
@@ -92,13 +109,14 @@ def load(path: Path | str) -> Checkpoint:
     if path.suffix.lower() in TORCH_SUFFIXES:
         return official.load(path)
     text, arrays = _read(path)
-    spec, names, meta, digest = _header(path, text)
-    checkpoint = Checkpoint(spec, arrays, names, meta)
+    header = _header(path, text)
+    checkpoint = Checkpoint(header.spec, arrays, header.names, header.meta)
     check(checkpoint, str(path))
-    if checkpoint.digest != digest:
+    if checkpoint.digest != header.digest:
         raise CheckpointError(
             f"{path}: the digest of its rows, names and weights is {checkpoint.digest[:12]}..., "
-            f"its header says {digest[:12]}...; it was altered after it was written, take a copy"
+            f"its header says {header.digest[:12]}...; it was altered after it was written: take "
+            "a copy"
         )
     return checkpoint
 
@@ -122,26 +140,19 @@ def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
         ) from error
 
 
-def _header(path: Path, text: str) -> tuple[Spec, tuple[str, ...], dict[str, Any], str]:
-    """Rows, names, metadata and digest out of the header's text."""
+def _header(path: Path, text: str) -> _Header:
+    """Decode the header's text."""
+    damaged = f"{path}: its {HEADER} header is damaged, take a copy of the file"
     try:
-        header = json.loads(text)
-        schema = header["schema"]
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise CheckpointError(
-                f"{path}: header schema {schema}, this y7edge reads up to {SCHEMA}; update y7edge"
-            )
-        if schema != SCHEMA:
-            raise ValueError(f"schema {schema!r}")
-        names, meta, digest = header["names"], header["meta"], header["digest"]
-        if not (isinstance(names, list) and isinstance(meta, dict) and isinstance(digest, str)):
-            raise ValueError("names, meta or digest is of the wrong kind")
-        return Spec.from_dict(header["spec"]), tuple(names), meta, digest
-    except (KeyError, TypeError, ValueError, ConfigError, RecursionError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{damaged}: {type(error).__name__}: {error}") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(
-            f"{path}: its {HEADER} header is damaged ({type(error).__name__}: {error}); expected "
-            "schema, spec, names, meta and digest as y7edge writes them: take a copy"
-        ) from error
+            f"{path}: header schema {schema}, this y7edge reads up to {SCHEMA}; update y7edge"
+        )
+    return decode(_Header, values, origin=damaged, error=CheckpointError)
 
 
 def _safetensors() -> Any:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_tiny_is_measured(table, monkeypatch, capsys):
 
 def test_without_golden_files_and_with_a_failed_proof(table, monkeypatch, capsys, tmp_path):
     outputs = {"head0": {"deviation": 0.5}, "head1": {"deviation": 0.25}}
-    report = {"status": "failed", "outputs": outputs}
+    record = {"status": "failed", "outputs": outputs}
+    report = SimpleNamespace(status="failed", to_dict=lambda: record)
 
     def failing(*_arguments, **_options):
         raise ParityError("it is another model", report)

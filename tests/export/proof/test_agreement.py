@@ -165,9 +165,9 @@ def test_the_best_of_all_pictures_come_first_then_a_ladder():
     )
     ladder = [round(c.score, 2) for c in chosen[BEST:]]
     assert ladder[-2:] == [0.3, 0.1]
-    assert len(chosen) == len({(c.picture, c.index) for c in chosen})
+    assert len(chosen) == len({(c.image, c.index) for c in chosen})
     assert all(c.class_id == 1 for c in chosen)
-    assert all(pictures[c.picture].scores[c.index, 1] == np.float32(c.score) for c in chosen)
+    assert all(pictures[c.image].scores[c.index, 1] == np.float32(c.score) for c in chosen)
 
 
 def test_candidates_are_compared_in_their_own_place():

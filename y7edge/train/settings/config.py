@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from y7edge.errors import ConfigError
 from y7edge.models.spec import Spec
@@ -120,14 +120,14 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             _require(value in known, name, f"one of {', '.join(known)}", value)
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.type == "bool":
-                _require(isinstance(value, bool), entry.name, "true or false", value)
-            if entry.type == "str":
-                _require(isinstance(value, str), entry.name, "text", value)
-            if str(entry.type).startswith("Path") and not (value is None and entry.name != "data"):
-                _require(isinstance(value, str | Path), entry.name, "a path", value)
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if kind is bool:
+                _require(isinstance(value, bool), name, "true or false", value)
+            if kind is str:
+                _require(isinstance(value, str), name, "text", value)
+            if Path in get_args(kind):
+                _require(isinstance(value, kind), name, "a path", value)
         self._check_together()
 
     def _check_together(self) -> None:

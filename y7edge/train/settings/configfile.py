@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from y7edge.artifact.schema import decode, nearest
 from y7edge.errors import ConfigError, RuntimeMissing
 from y7edge.files import atomic_write
-from y7edge.models.spec import Spec
 from y7edge.train.settings.config import TrainConfig
-from y7edge.train.settings.recipe import Recipe, nearest
+from y7edge.train.settings.recipe import Recipe
 from y7edge.train.settings.recipes import RECIPES, NamedRecipe, named_for
 
 # Keys of published files that mean nothing here, with the reason.
@@ -109,38 +109,10 @@ def read(path: Path | str) -> TrainConfig:
         RuntimeMissing: PyYAML is not installed.
     """
     values = _mapping(Path(path))
-    kinds = {f.name: str(f.type) for f in fields(TrainConfig)}
-    for name in values:
-        if name not in kinds:
-            raise ConfigError(f"{path}: there is no {name!r}{nearest(name, kinds)}")
-    if "data" not in values:
-        raise ConfigError(f"{path}: expected an entry 'data', found none")
-    for name, value in values.items():
-        values[name] = _of_kind(kinds[name], value)
-    try:
-        for name, build in (("recipe", Recipe().changed), ("spec", Spec.from_dict)):
-            value = values.get(name)
-            if isinstance(value, dict):
-                values[name] = build(value)
-            elif value is not None:
-                raise ConfigError(f"{name} must be entries of its own, or null, not {value!r}")
-        return TrainConfig(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _of_kind(kind: str, value: Any) -> Any:
-    """A value as YAML gives it, in the kind of its field where that is plain."""
-    if kind.startswith("Path") and isinstance(value, str):
-        return Path(value)
-    if kind.startswith("tuple") and isinstance(value, list):
-        return tuple(value)
-    if kind == "float" and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value  # refused by the field's range, which names it
-    return value
+    recipe = values.get("recipe")
+    if isinstance(recipe, dict):  # flat, under the published names
+        values["recipe"] = _changed(Recipe(), recipe, path)
+    return decode(TrainConfig, values, origin=str(path), error=ConfigError)
 
 
 def _recipe_values(path: Path) -> dict[str, Any]:
@@ -164,11 +136,11 @@ def _mapping(path: Path) -> dict[str, Any]:
     """The top-level mapping of a YAML file, refused if a key stands in it twice."""
     yaml = _yaml()
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = _number_loader(yaml)(path.read_text(encoding="utf-8"))
+        tree = loader.get_single_node()
         if isinstance(tree, yaml.MappingNode):
             _refuse_doubles(tree, path, yaml)
-        content = yaml.safe_load(text)
+        content = None if tree is None else loader.construct_document(tree)
     except ConfigError:
         raise
     except (OSError, UnicodeDecodeError) as error:
@@ -179,6 +151,14 @@ def _mapping(path: Path) -> dict[str, Any]:
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{path}: expected lines of `name: value`, found {found}")
     return content
+
+
+def _number_loader(yaml: Any) -> Any:
+    """PyYAML's safe loader, which also reads 1e-3 as a number: YAML 1.1 asks for a dot."""
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})
+    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return loader
 
 
 def _refuse_doubles(tree: Any, path: Path, yaml: Any) -> None:

@@ -7,13 +7,13 @@ a file and a :class:`Recipe` say the same. The named recipes and where their val
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from y7edge.artifact.schema import nearest
 from y7edge.errors import ConfigError
 from y7edge.train.augment.settings import Augmentation
 
@@ -156,16 +156,6 @@ def ranges() -> dict[str, Range]:
 def keys() -> tuple[str, ...]:
     """Every key of a recipe, in the order in which files have them."""
     return tuple(Recipe().to_dict())
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """What to say about an unknown name: the nearest one, all that are equally near, else all."""
-    text, known = str(name).lower(), list(known)
-    score = {k: difflib.SequenceMatcher(None, k, text).ratio() for k in known}
-    best = max(score.values())
-    if best < 0.5:
-        return f"; known are {', '.join(known)}"
-    return f", did you mean {' or '.join(repr(k) for k in known if score[k] == best)}?"
 
 
 def _value(name: str, value: object) -> object:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from y7edge.artifact.schema import nearest
 from y7edge.errors import ConfigError
 from y7edge.models import registry
 from y7edge.models.spec import Spec
-from y7edge.train.settings.recipe import Recipe, nearest
+from y7edge.train.settings.recipe import Recipe
 
 FILES = ("p5", "p6", "tiny", "custom")  # the published hyper-parameter files
 

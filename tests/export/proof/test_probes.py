@@ -1,0 +1,50 @@
+"""Reference outputs in the layout and activation that a target chose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.fake_model import make_manifest
+from y7edge.artifact.manifest import in_layout
+from y7edge.detect.selftest import as_input
+from y7edge.errors import ArtifactError
+from y7edge.export.proof.agreement import decode
+from y7edge.export.proof.probes import decode_outputs, outputs_of
+from y7edge.export.proof.reference import Answer
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("activation", ["logit", "sigmoid"])
+def test_an_answer_takes_the_form_of_the_outputs(layout, activation):
+    plain = make_manifest()
+    outputs = tuple(
+        replace(o, shape=in_layout(o.shape, layout), layout=layout, activation=activation)
+        for o in plain.outputs
+    )
+    manifest = replace(plain, outputs=outputs)
+    rng = np.random.default_rng(0)
+    heads = tuple(rng.normal(0, 3, o.shape).astype(np.float32) for o in plain.outputs)
+    found = outputs_of(Answer(heads, 1.0, ""), manifest)
+    for output, head in zip(outputs, heads, strict=True):
+        expected = 1 / (1 + np.exp(-head)) if activation == "sigmoid" else head
+        if layout == "NHWC":
+            expected = np.moveaxis(expected, 1, 3)
+        assert found[output.name].shape == output.shape
+        np.testing.assert_allclose(found[output.name], expected, rtol=1e-6)
+    decoded, expected = decode_outputs(found, manifest), decode(heads, plain.levels, plain.nc)
+    np.testing.assert_allclose(decoded.boxes, expected.boxes, rtol=1e-5)
+    np.testing.assert_allclose(decoded.scores, expected.scores, rtol=1e-5)
+
+
+def test_pixels_take_the_form_of_the_input():
+    image = make_manifest().input
+    pixels = np.random.default_rng(0).random((2, 3, 64, 96), np.float32)
+    np.testing.assert_array_equal(as_input(pixels, image), pixels)
+    fed = as_input(pixels, replace(image, layout="NHWC", dtype="float16"))
+    assert (fed.shape, fed.dtype, fed.flags.c_contiguous) == ((2, 64, 96, 3), np.float16, True)
+    np.testing.assert_array_equal(np.moveaxis(fed, 3, 1), pixels.astype(np.float16))
+    with pytest.raises(ArtifactError, match="the input is uint8"):
+        as_input(pixels, replace(image, dtype="uint8"))

@@ -1,0 +1,152 @@
+"""Decode JSON and YAML into dataclasses: the manifest, the model description, the settings.
+
+A field's type comes from its resolved annotation. Ranges are left to ``__post_init__``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from y7edge.errors import Y7EdgeError
+
+T = TypeVar("T")
+
+_WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    tuple: "a list",
+    Mapping: "named entries",
+    type(None): "null",
+}
+
+
+class _MisfitError(Exception):
+    """A value that does not fit; the text begins with its place."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}" if place else problem)
+
+
+def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeError]) -> T:
+    """Decode what a JSON or YAML parser gave into the dataclass ``kind``.
+
+    A whole number is accepted where a float is expected, a bool never where a number is. Missing
+    keys take the field's default. Values that are dataclasses already are taken as they are.
+
+    Args:
+        kind: the dataclass. Its fields may be other dataclasses, ``int``, ``float``, ``bool``,
+            ``str``, ``Path``, ``Any``, ``Literal``, tuples, mappings from text, and unions.
+        values: the parsed value.
+        origin: what messages begin with, usually the file's name.
+        error: class of the errors to raise.
+
+    Raises:
+        error: an unknown key (with the nearest known one), a missing key, a value of another type,
+            or one that ``__post_init__`` refuses. The message names the dotted place.
+    """
+    try:
+        made: T = _dataclass(kind, values, "")
+    except _MisfitError as problem:
+        raise error(f"{origin}: {problem}") from problem.__cause__
+    return made
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known ones, or all of them."""
+    text, known = str(name).lower(), list(known)
+    score = {k: difflib.SequenceMatcher(None, k, text).ratio() for k in known}
+    best = max(score.values())
+    if best < 0.5:
+        return f"; known are {', '.join(known)}"
+    return f", did you mean {' or '.join(repr(k) for k in known if score[k] == best)}?"
+
+
+def _dataclass(kind: Any, values: object, place: str) -> Any:
+    if isinstance(values, kind):
+        return values
+    if not isinstance(values, dict):
+        raise _MisfitError(place, f"expected {_WORDS[Mapping]}, found {_shown(values)}")
+    hints, fields = _hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    for name in values:
+        if name not in fields:
+            raise _MisfitError(place, f"there is no {name!r}{nearest(name, fields)}")
+    for name, field in fields.items():
+        lacks_default = field.default is field.default_factory is dataclasses.MISSING
+        if name not in values and lacks_default:
+            raise _MisfitError(place, f"expected an entry {name!r}, found none")
+    decoded = {
+        name: _value(hints[name], value, f"{place}.{name}".lstrip("."))
+        for name, value in values.items()
+    }
+    try:
+        return kind(**decoded)
+    except Y7EdgeError as error:
+        raise _MisfitError(place, str(error)) from error
+
+
+_hints = cache(get_type_hints)  # resolving them is most of the work for a model of 260 rows
+
+
+def _value(kind: Any, value: object, place: str) -> Any:
+    """``value`` as the annotated type ``kind``."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, place)
+    if origin in (Union, types.UnionType):
+        return _union(inner, value, place)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return tuple(_value(k, item, f"{place}[{i}]") for i, (k, item) in pairs)
+    elif origin is Mapping and isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {key: _value(inner[1], item, f"{place}.{key}") for key, item in value.items()}
+    elif kind is Any or (origin is Literal and isinstance(value, str) and value in inner):
+        return value
+    elif kind in (int, float) and isinstance(value, int | kind) and not isinstance(value, bool):
+        if abs(value) <= sys.float_info.max or kind is int:  # false for NaN
+            return kind(value)
+    elif kind in (bool, str, type(None)) and isinstance(value, kind):
+        return value
+    elif kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    raise _MisfitError(place, f"expected {_words(kind)}, found {_shown(value)}")
+
+
+def _union(kinds: tuple[Any, ...], value: object, place: str) -> Any:
+    """``value`` as the first of ``kinds`` that fits."""
+    if value is None and type(None) in kinds:
+        return None
+    present = [kind for kind in kinds if kind is not type(None)]
+    if len(present) == 1:  # its own message names the inner place
+        return _value(present[0], value, place)
+    for kind in present:
+        try:
+            return _value(kind, value, place)
+        except _MisfitError:
+            continue
+    words = " or ".join(_words(kind) for kind in kinds)
+    raise _MisfitError(place, f"expected {words}, found {_shown(value)}")
+
+
+def _words(kind: Any) -> str:
+    """A type as a message calls it."""
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple and get_args(kind)[-1] is not ...:
+        return f"a list of {len(get_args(kind))}"
+    return _WORDS.get(get_origin(kind) or kind, str(kind))
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:60]
