@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 from y7edge.errors import RuntimeMissing
 
 if TYPE_CHECKING:
+    from y7edge.export.conversion import build
     from y7edge.export.folding import fold
     from y7edge.export.pipeline import export
     from y7edge.export.proof.verify import verify
 
-__all__ = ["export", "fold", "verify"]
+__all__ = ["build", "export", "fold", "verify"]
 
 _ELSEWHERE = {
+    "build": "y7edge.export.conversion",
     "export": "y7edge.export.pipeline",
     "fold": "y7edge.export.folding",
     "verify": "y7edge.export.proof.verify",

@@ -37,7 +37,7 @@ from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.probes import make_probes
 from y7edge.export.proof.reference import Reference
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import BuildRequest, Target, Unprovable
+from y7edge.export.targets.base import BuildRequest, Target, Unprovable, require_offered
 from y7edge.models import shapes
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import registry
@@ -212,16 +212,7 @@ def _unproved(choice: _Choice) -> ParityReport:
 def _check(choice: _Choice) -> None:
     """Raise ConfigError for what the target cannot build, and say what it can."""
     target = choice.target
-    for what, asked, known in (
-        ("outputs", choice.outputs, target.OUTPUTS),
-        ("precision", choice.precision, target.PRECISIONS),
-        *(("option", option, tuple(target.OPTIONS)) for option in choice.options),
-    ):
-        if asked not in known:
-            raise ConfigError(
-                f"target {target.NAME} has no {what} {asked!r}; choose from "
-                f"{', '.join(known) or 'none: it has no options'}"
-            )
+    require_offered(target, choice.outputs, choice.precision, choice.options)
     if choice.batch != "dynamic" and not 1 <= choice.batch <= 1024:
         raise ConfigError(f"batch is {choice.batch}, expected 1 to 1024, or dynamic=True")
     unprovable = isinstance(target.RUNTIME, Unprovable)

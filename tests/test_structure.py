@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.blocking import BLOCKER
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "runtimes"}
 
@@ -242,20 +244,6 @@ def _public(
 
 
 # --- what an import brings in --------------------------------------------------------------------
-
-# Finders that no longer see some packages: as if those had never been installed.
-BLOCKER = """
-import sys
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] not in {blocked!r}:
-            return self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-"""
 
 
 def _python(code: str, *arguments: str) -> str:

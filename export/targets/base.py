@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
+from y7edge.errors import ConfigError
 from y7edge.models.checkpoint import Checkpoint
 
 
@@ -87,3 +88,19 @@ class Target(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that shape the files."""
+
+
+def require_offered(
+    target: Target, outputs: str, precision: str, options: Mapping[str, str]
+) -> None:
+    """Raise ConfigError for what a target cannot build, and say what it can."""
+    for what, asked, known in (
+        ("outputs", outputs, target.OUTPUTS),
+        ("precision", precision, target.PRECISIONS),
+        *(("option", option, tuple(target.OPTIONS)) for option in options),
+    ):
+        if asked not in known:
+            raise ConfigError(
+                f"target {target.NAME} has no {what} {asked!r}; choose from "
+                f"{', '.join(known) or 'none: it has no options'}"
+            )

@@ -20,6 +20,7 @@ import typer
 
 from y7edge import __version__
 from y7edge.cli.benchmark import benchmark
+from y7edge.cli.build import build
 from y7edge.cli.check import check
 from y7edge.cli.data import data
 from y7edge.cli.export import export
@@ -44,6 +45,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     soup: "y7edge soup a.safetensors b.safetensors --data data.yaml --out soup.safetensors",
     predict: "y7edge predict tiny.onnx pictures/ --save out/",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
+    build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
     selftest: "y7edge selftest tiny.onnx",
     benchmark: "y7edge benchmark tiny.onnx --threads 1 --json",

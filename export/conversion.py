@@ -1,0 +1,165 @@
+"""The last step on the robot: from a proved ONNX artifact to an artifact of another target.
+
+Needs neither torch nor onnx. The proof is that of the probes: samples of the reference's outputs,
+which the ONNX artifact carries, are compared with what the new artifact computes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from y7edge import __version__
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.reports import (
+    CandidateDifference,
+    ImageSource,
+    Measured,
+    ParityReport,
+    Peak,
+    TensorDifference,
+    Tolerance,
+)
+from y7edge.detect.selftest import load_undamaged, run_probe
+from y7edge.errors import ConfigError
+from y7edge.export.delivery import deliver, require_destination, seal
+from y7edge.export.proof import parity
+from y7edge.export.targets import registry as targets
+from y7edge.export.targets.base import BuildRequest, Target, Unprovable, require_offered
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import SessionOptions, require
+
+_SOURCE = "onnx"
+
+
+def build(
+    source: Path | str,
+    out: Path | str,
+    *,
+    target: str,
+    device: str = "auto",
+    options: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Artifact:
+    """Build another target's artifact from a proved ONNX artifact, and prove it by its probes.
+
+    Args:
+        source: an artifact of target ``onnx``.
+        out: the main file to make. It appears only when the probes have passed.
+        target: what to build.
+        device: that the artifact is built for and proved on.
+        options: target options.
+        progress: called with one line for each step.
+
+    Raises:
+        ConfigError: the target cannot be built from an ONNX artifact, or not from this one.
+        DigestError: the ONNX artifact was changed after it was proved.
+        RuntimeMissing: a package is not installed.
+        ParityError: the new artifact computes something else; ``report`` has the numbers.
+        ExportError: any other reason why there is no artifact.
+    """
+    destination, chosen = Path(out), targets.get(target)
+    tell = progress or (lambda _: None)
+    proved = load_undamaged(source)
+    _check(proved, chosen, options or {})
+    registry.check_payload(proved)
+    require_destination(destination, target, chosen)
+    require(chosen.NEEDS, f"target {target}")
+    runtime = cast(str, chosen.RUNTIME)
+    limits = parity.tolerance(proved.manifest.precision, registry.get(runtime).DEVIATION)
+    draft = replace(
+        proved.manifest,
+        target=target,
+        tools={**proved.manifest.tools, "y7edge": __version__, **chosen.versions()},
+        probes=tuple(replace(p, tolerance=limits.probe) for p in proved.manifest.probes),
+        parity={},
+    )
+    with tempfile.TemporaryDirectory(prefix="y7edge-export-") as folder:
+        tell(f"build the {target} artifact")
+        request = BuildRequest(
+            model=proved.path,
+            checkpoint=None,
+            manifest=draft,
+            folder=Path(folder),
+            name=destination.name,
+            device=device,
+            options=options or {},
+        )
+        built = seal(chosen.build(request), chosen)
+        tell("repeat the probes")
+        report = _repeat(built, runtime, device, limits, proved.path.name)
+        parity.require_passed(report, f"nothing was written to {destination}: the artifact")
+        manifest = replace(built.manifest, parity=report.to_dict())
+        made = deliver(replace(built, manifest=manifest), chosen, destination)
+    tell(f"proved; written to {destination}")
+    return made
+
+
+def _check(proved: Artifact, target: Target, options: Mapping[str, str]) -> None:
+    """Raise ConfigError unless the target can be built from this artifact."""
+    manifest = proved.manifest
+    if manifest.target != _SOURCE or manifest.parity.get("status") != "passed":
+        raise ConfigError(
+            f"{proved.path} is an artifact of target {manifest.target} with proof "
+            f"{manifest.parity.get('status')!r}; expected a proved one of target {_SOURCE}"
+        )
+    if not manifest.probes:
+        raise ConfigError(f"{proved.path} has no probes to prove an artifact by: export it again")
+    if target.NEEDS_CHECKPOINT:
+        raise ConfigError(
+            f"target {target.NAME} converts checkpoints, not ONNX files: use `y7edge export` where "
+            "the checkpoint is"
+        )
+    if isinstance(target.RUNTIME, Unprovable):
+        raise ConfigError(
+            f"artifacts of target {target.NAME} cannot be proved ({target.RUNTIME.reason}): use "
+            "`y7edge export --unverified REASON`"
+        )
+    outputs = "heads" if manifest.outputs[0].role == "head" else "decoded"
+    require_offered(target, outputs, manifest.precision, options)
+
+
+def _repeat(
+    built: Artifact, backend: str, device: str, limits: Tolerance, source: str
+) -> ParityReport:
+    """Repeat the probes in the artifact's own engine."""
+    session = registry.open_session(built, SessionOptions(device, check_payload=False), backend)
+    try:
+        probes = tuple(run_probe(p, session, built.manifest) for p in built.manifest.probes)
+    finally:
+        session.close()
+    outputs = {
+        name: TensorDifference(_worst([probe.outputs[name] for probe in probes]), None)
+        for name in probes[0].outputs
+    }
+    measured = Measured(
+        reference=f"samples of the reference in {source}",
+        pictures=ImageSource(len(probes), "probes"),
+        batches=tuple(dict.fromkeys(probe.batch for probe in probes)),
+        outputs=outputs,
+        candidates=CandidateDifference(0, None, None, None),
+        probes=probes,
+        activations=Peak(None, ""),
+        tolerance=limits,
+        engine=backend,
+        device=session.device,
+        arithmetic=session.arithmetic,
+        versions={"y7edge": __version__, "numpy": np.__version__, **session.versions},
+    )
+    problems = tuple(
+        f"{probe.key} deviates by {probe.deviation}, tolerance {probe.tolerance}"
+        for probe in probes
+        if not probe.passed
+    )
+    return ParityReport("failed" if problems else "passed", problems, measured=measured)
+
+
+def _worst(deviations: Sequence[float | None]) -> float | None:
+    """The largest; None, which stands for a value that is not finite, is larger than any."""
+    finite = [value for value in deviations if value is not None]
+    return max(finite) if len(finite) == len(deviations) else None

@@ -1,0 +1,158 @@
+"""``y7edge build``: other targets from a proved ONNX artifact, without torch and onnx."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests import tampering
+from tests.blocking import BLOCKER
+from y7edge import Detector
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.reports import ParityReport
+from y7edge.cli import main
+from y7edge.detect.selftest import selftest
+from y7edge.errors import ConfigError, DigestError, ParityError
+from y7edge.export import build, verify
+from y7edge.export.targets import registry as targets
+from y7edge.export.targets.base import Unprovable
+from y7edge.runtimes import onnxrt, registry
+from y7edge.runtimes.base import missing
+
+OTHERS = [
+    name
+    for name in targets.names()
+    if name != "onnx"
+    and not targets.get(name).NEEDS_CHECKPOINT
+    and not isinstance(targets.get(name).RUNTIME, Unprovable)
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_built_is_what_is_exported(name, artifact_path, narrow_tiny, tmp_path):
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    told = []
+    made = build(artifact_path, tmp_path / f"b{target.SUFFIX}", target=name, progress=told.append)
+    assert registry.load(made.path) == made
+    assert "written to" in told[-1]
+    source = registry.load(artifact_path).manifest
+    assert made.manifest.target == name
+    assert made.manifest.source == source.source
+    assert made.manifest.payload_digest != source.payload_digest
+    report = ParityReport.from_dict(made.manifest.parity)
+    assert report.status == "passed"
+    assert report.measured.engine == target.RUNTIME
+    assert set(report.measured.outputs) == {output.name for output in made.manifest.outputs}
+    assert selftest(made.path).status == "passed"
+    assert verify(made.path, narrow_tiny).status == "passed"
+    frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    expected, found = (Detector(p, conf=0.05)(frame) for p in (artifact_path, made.path))
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
+    np.testing.assert_array_equal(found.class_id, expected.class_id)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_needs_neither_torch_nor_onnx(name, artifact_path, tmp_path):
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    blocked = {"torch", "onnx", "onnxsim", "safetensors"}
+    out = tmp_path / f"b{target.SUFFIX}"
+    words = ["build", str(artifact_path), "--target", name, "--out", str(out), "--json"]
+    script = f"from y7edge.cli import main; sys.exit(main({words!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKER.format(blocked=blocked) + script],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parity"]["status"] == "passed"
+    assert out.exists()
+
+
+@pytest.fixture
+def rotten(monkeypatch):
+    """A target ``rotten`` in the registry: an .onnx file with one weight changed on the way."""
+
+    def converted(request):
+        name = tampering.convolutions_of(request.model)[0]
+        tampering.scale_weight(request.model, request.path, name, 1.5)
+        return Artifact(request.path, request.manifest)
+
+    onnx = targets.get("onnx")
+    fields = {name: getattr(onnx, name) for name in dir(onnx) if name.isupper()}
+    target = SimpleNamespace(
+        **{**fields, "NAME": "rotten"}, build=converted, versions=lambda: {"rotten": "1"}
+    )
+    real = targets.get
+    monkeypatch.setattr(targets, "get", lambda name: target if name == "rotten" else real(name))
+    return target
+
+
+def test_what_computes_something_else_is_not_written(rotten, artifact_path, tmp_path):
+    with pytest.raises(ParityError, match=r"nothing was written.*probe0-batch1 deviates") as caught:
+        build(artifact_path, tmp_path / "m.onnx", target="rotten")
+    assert caught.value.report.status == "failed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_requests_that_cannot_be_are_named(rotten, artifact_path, tmp_path):
+    out = tmp_path / "m.onnx"
+
+    def rejected(problem, source=artifact_path, **changes):
+        for name, value in changes.items():
+            setattr(rotten, name, value)
+        with pytest.raises(ConfigError, match=problem):
+            build(source, out, target="rotten")
+
+    rejected("converts checkpoints, not ONNX files", NEEDS_CHECKPOINT=True)
+    rejected("cannot be proved .no engine", NEEDS_CHECKPOINT=False, RUNTIME=Unprovable("no engine"))
+    rejected("no precision 'fp32'; choose from fp16", RUNTIME="onnxrt", PRECISIONS=("fp16",))
+    rejected("no outputs 'heads'", PRECISIONS=("fp32",), OUTPUTS=("decoded",))
+    rotten.OUTPUTS = ("heads",)
+    parity = {"status": "unverified", "problems": [], "reason": "x"}
+    unproved = tampering.rewrite(artifact_path, tmp_path / "unproved.onnx", parity=parity)
+    rejected("proof 'unverified'; expected a proved one", source=unproved)
+    bare = tampering.rewrite(artifact_path, tmp_path / "bare.onnx", probes=())
+    rejected("has no probes", source=bare)
+    assert not out.exists()
+
+
+def test_a_changed_source_is_refused(rotten, artifact_path, tmp_path):
+    name = tampering.convolutions_of(artifact_path)[0]
+    changed = tampering.scale_weight(artifact_path, tmp_path / "changed.onnx", name)
+    with pytest.raises(DigestError, match="changed after it was proved"):
+        build(changed, tmp_path / "m.onnx", target="rotten")
+
+
+def test_the_command(artifact_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if missing(targets.get("openvino").NEEDS):
+        pytest.skip("openvino is not installed")
+    assert main(["build", str(artifact_path), "--target", "openvino"]) == 0
+    assert "narrow.xml" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["narrow.bin", "narrow.xml"]
+    assert main(["build", str(artifact_path), "--target", "openvino", "--option", "fast"]) == 2
+    assert main(["build", str(artifact_path), "--target", "openvino", "--option", "a=b"]) == 1
+    assert "no option 'a'" in capsys.readouterr().err
+
+
+def test_a_probe_that_is_not_finite_fails(rotten, artifact_path, tmp_path, monkeypatch):
+    real = onnxrt._OnnxSession._run
+
+    def broken(self, feeds):
+        return {name: array * np.nan for name, array in real(self, feeds).items()}
+
+    monkeypatch.setattr(onnxrt._OnnxSession, "_run", broken)
+    with pytest.raises(ParityError) as caught:
+        build(artifact_path, tmp_path / "m.onnx", target="rotten")
+    assert caught.value.report.measured.outputs["head0"].deviation is None
+    assert replace(caught.value.report).to_dict()["status"] == "failed"
