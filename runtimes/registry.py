@@ -15,7 +15,7 @@ from typing import cast
 
 import y7edge.runtimes
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import ArtifactError, ConfigError, RuntimeMissing
+from y7edge.errors import ArtifactError, ArtifactMissing, ConfigError, RuntimeMissing
 from y7edge.runtimes.base import Runtime, Session, SessionOptions, require
 
 GROUP = "y7edge.runtimes"
@@ -69,12 +69,13 @@ def find(path: Path | str, backend: str = "auto") -> Runtime:
     """The runtime that opens ``path``: the one asked for, else by manifest, then by suffix.
 
     Raises:
-        ArtifactError: no such file, or no runtime reads this kind of file.
+        ArtifactMissing: no such file.
+        ArtifactError: no runtime reads this kind of file.
         ConfigError: ``backend`` does not exist or does not read this kind of file.
     """
     path = Path(path)
     if not path.exists():
-        raise ArtifactError(f"there is no file {path}: export one with `y7edge export`")
+        raise ArtifactMissing(f"there is no file {path}: export one with `y7edge export`")
     if backend != "auto":
         runtime = get(backend)
         if path.suffix.lower() not in runtime.FORMATS:

@@ -14,7 +14,7 @@ from y7edge.data.sample import Sample
 from y7edge.detect.detections import Detections
 from y7edge.detect.drawing import draw
 from y7edge.detect.preprocess import PAD
-from y7edge.errors import DataError
+from y7edge.errors import OutputError
 from y7edge.files import atomic_write
 
 Image = NDArray[np.uint8]
@@ -48,7 +48,8 @@ def write_predictions(
         The files.
 
     Raises:
-        DataError: a picture cannot be read or written.
+        DataError: an image cannot be read.
+        OutputError: an image cannot be written.
     """
     chosen = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
     paths = []
@@ -81,7 +82,7 @@ def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
         xyxy=corners.astype(np.float32),
         confidence=np.ones(len(corners), np.float32),
         class_id=sample.class_id,
-        image_size=(width, height),
+        image_wh=(width, height),
         names=tuple(names),
     )
 
@@ -90,11 +91,11 @@ def write_picture(picture: Image, path: Path) -> None:
     """Write a picture, whole or not at all.
 
     Raises:
-        DataError: OpenCV cannot write it.
+        OutputError: OpenCV cannot write it.
     """
     with atomic_write(path) as temporary:
         if not cv2.imwrite(str(temporary), picture, (cv2.IMWRITE_JPEG_QUALITY, 88)):
-            raise DataError(f"{path}: OpenCV cannot write the picture")
+            raise OutputError(f"{path}: OpenCV cannot write the image")
 
 
 def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detections]:

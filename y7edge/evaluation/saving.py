@@ -49,7 +49,8 @@ def save(
 
     Raises:
         ConfigError: COCO's ids for a data set of other than 80 classes.
-        DataError: a picture cannot be read or written.
+        DataError: an image cannot be read.
+        OutputError: an image cannot be written.
     """
     written = write_submission(
         tables.found, samples, folder / RESULTS, classes=len(names), coco_ids=coco_ids

@@ -30,7 +30,7 @@ def write_batch(
         path: the JPEG file.
 
     Raises:
-        DataError: it cannot be written.
+        OutputError: it cannot be written.
     """
     tiles = [
         _tile(image, targets[targets[:, 0] == index, 1:], names)
@@ -64,7 +64,7 @@ def _tile(
         xyxy=(corners * np.array(size * 2)).astype(np.float32),
         confidence=np.ones(len(labels), np.float32),
         class_id=labels[:, 0].astype(np.int32),
-        image_size=size,
+        image_wh=size,
         names=tuple(names),
     )
     return draw(scaled, boxes, confidence=False)
