@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.boxes import centred
+
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
@@ -157,7 +159,7 @@ def sample(
     tally.add("repeated boxes, kept once", len(usable) - len(kept), where)
     return Sample(
         path,
-        _centred(clipped[kept]).astype(np.float32),
+        centred(clipped[kept]).astype(np.float32),
         class_id[kept].astype(np.int32),
         _outlines([polygons[index] for index in kept]) if polygons else (),
         size,
@@ -167,17 +169,12 @@ def sample(
 def crowd_rows(corners: NDArray[np.float64], class_id: NDArray[np.int64]) -> NDArray[np.float32]:
     """`Sample.crowd` from corners (m, 4) in shares of the picture's size, clipped to it."""
     clipped = np.clip(corners, 0.0, 1.0)
-    rows = np.column_stack((class_id, _centred(clipped)))
+    rows = np.column_stack((class_id, centred(clipped)))
     return rows[_with_area(clipped)].astype(np.float32)
 
 
 def _with_area(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(((corners[:, 2:] - corners[:, :2]) > _NO_AREA).all(axis=1), np.bool_)
-
-
-def _centred(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = corners[:, :2], corners[:, 2:]
-    return np.hstack(((low + high) / 2, high - low))
 
 
 def _first_of_each(rows: NDArray[Any]) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import LevelInfo
-from y7edge.boxes import MAX_CANDIDATES, best_first, nms
+from y7edge.boxes import MAX_CANDIDATES, best_first, corners, nms
 from y7edge.errors import ConfigError, DataError
 
 
@@ -168,8 +168,8 @@ class Postprocessor:
         cell[:, 0], cell[:, 1] = column[rows], row[rows]
         known = self._anchors[anchor[rows]]
         centre = (doubled[:, :2] - np.float32(0.5) + cell) * known[:, :1]
-        half = np.square(doubled[:, 2:]) * known[:, 1:] / 2
-        return _finite(centre, half, score[chosen], class_id[chosen])
+        xyxy = corners(centre, np.square(doubled[:, 2:]) * known[:, 1:])
+        return _finite(xyxy, score[chosen], class_id[chosen])
 
     def _activate(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return _sigmoid(values) if self._logits else values
@@ -224,7 +224,7 @@ def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Crit
     rows, class_id, score = rows[above], class_id[above], score[above]
     chosen = _choose(score, class_id, criteria)
     picked: NDArray[Any] = boxes[rows[chosen]].astype(np.float32, copy=False)
-    return _finite(picked[:, :2], picked[:, 2:] / 2, score[chosen], class_id[chosen])
+    return _finite(corners(picked[:, :2], picked[:, 2:]), score[chosen], class_id[chosen])
 
 
 def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:
@@ -257,16 +257,8 @@ def _best(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.flo
     return column, largest
 
 
-def _finite(
-    centre: NDArray[Any],
-    half: NDArray[Any],
-    score: NDArray[np.float32],
-    class_id: NDArray[Any],
-) -> Boxes:
-    """Corner boxes from centres and half sizes, without those that have a NaN or an infinity."""
-    xyxy = np.empty((len(centre), 4), np.float32)
-    np.subtract(centre, half, out=xyxy[:, :2])
-    np.add(centre, half, out=xyxy[:, 2:])
+def _finite(xyxy: NDArray[Any], score: NDArray[np.float32], class_id: NDArray[Any]) -> Boxes:
+    """Drop boxes with a NaN or an infinity."""
     if not np.isfinite(xyxy).all():
         finite = np.isfinite(xyxy).all(axis=1)
         xyxy, score, class_id = xyxy[finite], score[finite], class_id[finite]

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.boxes import corners
 from y7edge.data.images import read_image
 from y7edge.data.sample import Sample
 from y7edge.detect.detections import Detections
@@ -76,11 +77,10 @@ def beside(image: Image, truth: Detections, found: Detections) -> Image:
 def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
     """The labels of a picture as detections of confidence 1."""
     height, width = image.shape[:2]
-    centre, half = sample.boxes[:, :2], sample.boxes[:, 2:] / 2
-    corners = np.hstack((centre - half, centre + half)) * (width, height, width, height)
+    xyxy = corners(sample.boxes[:, :2], sample.boxes[:, 2:]) * (width, height, width, height)
     return Detections(
-        xyxy=corners.astype(np.float32),
-        confidence=np.ones(len(corners), np.float32),
+        xyxy=xyxy.astype(np.float32),
+        confidence=np.ones(len(xyxy), np.float32),
         class_id=sample.class_id,
         image_wh=(width, height),
         names=tuple(names),
@@ -106,8 +106,8 @@ def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detection
     way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     scaled = np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
     ratio = np.array(size * 2, np.float32) / np.array((width, height) * 2, np.float32)
-    corners = (boxes.xyxy * ratio).astype(np.float32)
-    return scaled, Detections(corners, boxes.confidence, boxes.class_id, size, boxes.names)
+    xyxy = (boxes.xyxy * ratio).astype(np.float32)
+    return scaled, Detections(xyxy, boxes.confidence, boxes.class_id, size, boxes.names)
 
 
 def _headed(picture: Image, words: str) -> Image:
