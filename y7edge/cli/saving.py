@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -34,14 +33,9 @@ class Album:
             self._folder.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         with writing("the images", self._folder):
-            self._finish_video(kind, error, trace)
+            self._finish_video(*error)
 
     def add(self, picture: Picture, drawn: NDArray[np.uint8]) -> None:
         """Write one drawn image (H, W, 3) uint8 BGR.
@@ -86,16 +80,11 @@ class Album:
             raise OutputError(f"{source}: this OpenCV cannot write .mp4 files")
         return source, writer, stack
 
-    def _finish_video(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
+    def _finish_video(self, *error: Any) -> None:
         """Close the current video; after an error no file appears."""
         if self._video is not None:
             stack, self._video = self._video[2], None
-            stack.__exit__(kind, error, trace)
+            stack.__exit__(*(error or (None, None, None)))
 
     def _free_name(self, source: Path) -> Path:
         """Return a path that this run has not used yet: a glob may match equal names."""

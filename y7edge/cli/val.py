@@ -61,8 +61,8 @@ def val(
     from y7edge.data.dataset import load
     from y7edge.evaluation.coco_results import require_coco
     from y7edge.evaluation.evaluate import collect, judge
+    from y7edge.evaluation.report import save as write
     from y7edge.evaluation.report import write_page
-    from y7edge.evaluation.saving import save as write
 
     dataset = load(data, splits=[split])
     samples = dataset.split(split)

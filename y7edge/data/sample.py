@@ -25,8 +25,8 @@ Stamp = tuple[int, int, int] | None
 
 # Printed labels are rounded: a box is called sticking out, or without area, only beyond this share
 # of the picture.
-_ROUNDING = 1e-3
-_NO_AREA = 1e-6
+ROUNDING = 1e-3
+NO_AREA = 1e-6
 
 
 def is_image(path: Path) -> bool:
@@ -149,7 +149,7 @@ def sample(
     area = _with_area(corners)
     clipped = np.clip(corners, 0.0, 1.0)
     keep = area & _with_area(clipped)
-    sticking_out = keep & (np.abs(clipped - corners) > _ROUNDING).any(axis=1)
+    sticking_out = keep & (np.abs(clipped - corners) > ROUNDING).any(axis=1)
     tally.add("boxes without area, dropped", int((~area).sum()), where)
     tally.add("boxes outside the picture, dropped", int((area & ~keep).sum()), where)
     tally.add("boxes sticking out of the picture, clipped", int(sticking_out.sum()), where)
@@ -174,7 +174,7 @@ def crowd_rows(corners: NDArray[np.float64], class_id: NDArray[np.int64]) -> NDA
 
 
 def _with_area(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray(((corners[:, 2:] - corners[:, :2]) > _NO_AREA).all(axis=1), np.bool_)
+    return np.asarray(((corners[:, 2:] - corners[:, :2]) > NO_AREA).all(axis=1), np.bool_)
 
 
 def _first_of_each(rows: NDArray[Any]) -> NDArray[np.int64]:

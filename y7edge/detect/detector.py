@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -228,12 +227,12 @@ class Detector:
         )
         return self._detect(frames, color, list(origins), self._criteria)
 
-    def detect_for_evaluation(self, frame: NDArray[np.uint8], color: Color = "bgr") -> Detections:
-        """Detect with the thresholds that mAP is measured with, whatever the detector has.
+    def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
+        """Detect in a BGR image with the thresholds that mAP is measured with.
 
         Confidence above 0.001, every class of a box and not only its best, IoU 0.65, 300 boxes.
         """
-        return self._detect([frame], color, [(None, None, None)], EVALUATION)[0]
+        return self._detect([frame], "bgr", [(None, None, None)], EVALUATION)[0]
 
     def warmup(self, runs: int = 3) -> None:
         """Run on a grey image, so that engines which plan on first use have done so.
@@ -257,12 +256,7 @@ class Detector:
     def __enter__(self) -> Detector:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

@@ -34,16 +34,14 @@ def write_predictions(
     samples: Sequence[Sample],
     names: Sequence[str],
     folder: Path,
-    count: int = PICTURES,
 ) -> list[Path]:
-    """Write one picture for each of some samples: labels on the left, detections on the right.
+    """Write an image for each of ``PICTURES`` samples: labels left, detections right.
 
     Args:
         detect: a detector as a user would have it, at its own thresholds.
         samples: pictures and labels.
         names: class names.
         folder: where the pictures go, as ``000.jpg``, ``001.jpg``, ...
-        count: how many samples.
 
     Returns:
         The files.
@@ -52,7 +50,7 @@ def write_predictions(
         DataError: an image cannot be read.
         OutputError: an image cannot be written.
     """
-    chosen = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    chosen = np.linspace(0, len(samples) - 1, min(PICTURES, len(samples))).round().astype(int)
     paths = []
     for number, index in enumerate(chosen):
         sample = samples[index]
