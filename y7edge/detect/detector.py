@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,7 @@ CHECKPOINTS = (".safetensors", ".pt", ".pth")
 
 _MOST_AT_ONCE = 16  # images of a dynamic batch; a longer list would only cost memory
 
-_Origin = tuple[int | None, int | None, str | None]  # timestamp_ns, frame_id, source of an image
-_T = TypeVar("_T")
+_Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image, as far as known
 
 
 class Detector:
@@ -185,7 +184,8 @@ class Detector:
             DetectorClosed: the detector was closed.
             DeviceError: the engine failed.
         """
-        return self._detect([frame], color, [(timestamp_ns, frame_id, source)], self._criteria)[0]
+        origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        return self._detect([frame], color, self._criteria, [origin])[0]
 
     def batch(
         self,
@@ -218,21 +218,15 @@ class Detector:
                 f"batch() takes a list of images, not {type(frames).__name__}: "
                 "call the detector itself for one image"
             )
-        count = len(frames)
-        origins = zip(
-            _for_each("timestamp_ns", timestamp_ns, count),
-            _for_each("frame_id", frame_id, count),
-            _for_each("source", source, count),
-            strict=True,
-        )
-        return self._detect(frames, color, list(origins), self._criteria)
+        given = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        return self._detect(frames, color, self._criteria, _for_each(len(frames), given))
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
         """Detect in a BGR image with the thresholds that mAP is measured with.
 
         Confidence above 0.001, every class of a box and not only its best, IoU 0.65, 300 boxes.
         """
-        return self._detect([frame], "bgr", [(None, None, None)], EVALUATION)[0]
+        return self._detect([frame], "bgr", EVALUATION, [{}])[0]
 
     def warmup(self, runs: int = 3) -> None:
         """Run on a grey image, so that engines which plan on first use have done so.
@@ -307,8 +301,8 @@ class Detector:
         self,
         frames: Sequence[NDArray[np.uint8]],
         color: Color,
-        origins: Sequence[_Origin],
         criteria: Criteria,
+        origins: Sequence[_Origin],
     ) -> list[Detections]:
         """Run the engine on as many images at once as it takes."""
         called = self._clock()
@@ -317,24 +311,11 @@ class Detector:
         with self._lock:
             wait = self._ms_since(called)
             session = self._opened()
-            found: list[tuple[Boxes, Geometry, Timing]] = []
+            results = []
             for start in range(0, len(frames), step):
-                found += self._run(session, frames[start : start + step], color, criteria, wait)
-        return [
-            Detections(
-                *boxes,
-                (geometry.image_hw[1], geometry.image_hw[0]),
-                self._manifest.names,
-                timestamp_ns=timestamp_ns,
-                frame_id=frame_id,
-                source=source,
-                timing=timing,
-                model_id=self._model_id,
-            )
-            for (boxes, geometry, timing), (timestamp_ns, frame_id, source) in zip(
-                found, origins, strict=True
-            )
-        ]
+                part = slice(start, start + step)
+                results += self._run(session, frames[part], color, criteria, origins[part], wait)
+        return results
 
     def _run(
         self,
@@ -342,8 +323,9 @@ class Detector:
         frames: Sequence[NDArray[np.uint8]],
         color: Color,
         criteria: Criteria,
+        origins: Sequence[_Origin],
         wait: float,
-    ) -> list[tuple[Boxes, Geometry, Timing]]:
+    ) -> list[Detections]:
         """Call the engine once. The lock is held: buffers are shared between calls."""
         pixels = self._input_for(len(frames))
         # In a tensor of its own the preprocessor skips the grey border where it stayed the same.
@@ -362,7 +344,15 @@ class Detector:
         placed = [_placed(boxes, g) for boxes, g in zip(found, geometries, strict=True)]
         timing = Timing(wait, pre, infer, self._ms_since(started) / len(frames))
         return [
-            (boxes, geometry, timing) for boxes, geometry in zip(placed, geometries, strict=True)
+            Detections(
+                *boxes,
+                (geometry.image_hw[1], geometry.image_hw[0]),
+                self._manifest.names,
+                timing=timing,
+                model_id=self._model_id,
+                **origin,
+            )
+            for boxes, geometry, origin in zip(placed, geometries, origins, strict=True)
         ]
 
     def _input_for(self, count: int) -> NDArray[Any]:
@@ -387,24 +377,21 @@ class Detector:
         return self._postprocess.decoded(boxes, scores, criteria)
 
 
-def _for_each(name: str, values: Sequence[_T] | None, count: int) -> Sequence[_T | None]:
-    """Return ``values``, one for each of ``count`` images; DataError if they are not."""
-    if values is None:
-        return [None] * count
-    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != count:
-        raise DataError(f"{name} is {values!r}, expected a list of {count}, one for each image")
-    return values
+def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:
+    """Return the values of each of ``count`` images; DataError unless there is one for each."""
+    known = {name: values for name, values in given.items() if values is not None}
+    for name, values in known.items():
+        if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != count:
+            raise DataError(f"{name} is {values!r}, expected a list of {count}, one for each image")
+    return [{name: values[index] for name, values in known.items()} for index in range(count)]
 
 
 def _require_readable(outputs: Sequence[OutputInfo]) -> None:
     """Raise ArtifactError for outputs that the Detector cannot decode."""
     for output in outputs:
         real = output.dtype in ("float32", "float16")
-        if output.role == "head":
-            usable = output.layout == "NCHW" and real == (output.scale is None)
-        else:
-            usable = real
-        if not usable:
+        usable = output.layout == "NCHW" and real == (output.scale is None)
+        if not (usable if output.role == "head" else real):
             raise ArtifactError(
                 f"output {output.name} is a {output.role} of {output.dtype} {output.layout} with "
                 f"scale {output.scale}, expected float32 or float16, or for heads NCHW and a scale "
