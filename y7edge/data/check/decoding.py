@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from y7edge.data.check.libjpeg import complaints
 from y7edge.data.formats.records import Facts
 from y7edge.data.images import read_image
-from y7edge.errors import DataError, RuntimeMissing
+from y7edge.errors import DataError, needing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -187,10 +187,8 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
     Raises:
         RuntimeMissing: Pillow is not installed.
     """
-    try:
+    with needing("Pillow", "eval", "this"):
         import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise RuntimeMissing('this needs Pillow: pip install "y7edge[eval]"') from error
     wanted = list(paths)
     found: dict[Path, Facts] = {}
     with warnings.catch_warnings(), any_size(), ThreadPoolExecutor() as pool:

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from y7edge.boxes import corners
 from y7edge.data.headers import header_size
 from y7edge.data.sample import Plan, Reading, Sample, Tally, Watch, is_image, sample
-from y7edge.errors import DataError, RuntimeMissing
+from y7edge.errors import DataError, needing
 
 _SPLITS = ("train", "val", "test")
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -129,12 +129,8 @@ def label_path(image: Path) -> Path:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    try:
+    with needing("PyYAML", "eval", f"{path}: reading it"):
         import yaml
-    except ImportError as error:
-        raise RuntimeMissing(
-            f'{path}: reading it needs PyYAML: pip install "y7edge[eval]"'
-        ) from error
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = yaml.safe_load(text)
