@@ -277,10 +277,10 @@ def _least(
 ) -> Any:
     """Return a value of ``dtype`` below which no objectness is greater than ``conf``.
 
-    The exact decision is made on rounded probabilities. Their error, some 2^-24, is as much in
-    logits as the sigmoid is flat there, which is 1 / (p (1 - p)).
+    The exact decision is made on rounded probabilities, so the cut lies lower. Their error, some
+    2^-24, is as much in logits as the sigmoid is flat there, which is 1 / (p (1 - p)).
     """
-    cut = conf
+    cut = conf * (1 - 2**-20)
     if logits:
         if not 0 < conf < 1:
             cut = -math.inf if conf <= 0 else math.inf
@@ -290,8 +290,7 @@ def _least(
         return _below(cut, dtype)
     scale, zero_point = quantization
     limits = np.iinfo(dtype)
-    # One step lower, since the float32 product of the exact decision is rounded.
-    return dtype.type(np.clip(np.floor(cut / scale) + zero_point - 1, limits.min, limits.max))
+    return dtype.type(np.clip(np.floor(cut / scale) + zero_point, limits.min, limits.max))
 
 
 def _below(value: float, dtype: np.dtype[Any]) -> Any:
