@@ -342,7 +342,7 @@ def _large(image: Image, detections: Detections) -> bytes:
     twice = replace(
         detections,
         xyxy=detections.xyxy * 2,
-        image_size=(2 * detections.image_size[0], 2 * detections.image_size[1]),
+        image_wh=(2 * detections.image_wh[0], 2 * detections.image_wh[1]),
     )
     enlarged = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     return _jpeg(draw(np.asarray(enlarged, np.uint8), twice))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from y7edge import boxes as module
-from y7edge.boxes import best_first, nms
+from y7edge.boxes import best_first, centred, corners, intersections, nms
 
 
 def greedy(boxes, scores, classes, iou, max_det):
@@ -128,3 +128,19 @@ def test_time_has_a_bound_when_everything_passes(kind):
     # 30000 x 30000 IoUs would take several seconds, and 3.6 GB; this takes some 10 ms.
     assert time.thread_time() - started < 0.5
     assert len(kept) == (1 if kind == "all equal" else 300)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_corners_and_centres_are_inverse(dtype):
+    boxes = np.array([[5, 10, 2, 4], [0, 0, 0, 0], [-3, 1, 1, 8]], dtype)
+    found = corners(boxes[:, :2], boxes[:, 2:])
+    assert found.tolist() == [[4, 8, 6, 12], [0, 0, 0, 0], [-3.5, -3, -2.5, 5]]
+    np.testing.assert_array_equal(centred(found), boxes, strict=True)
+    assert corners(boxes[:0, :2], boxes[:0, 2:]).shape == centred(boxes[:0]).shape == (0, 4)
+
+
+def test_intersections_are_areas():
+    first = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float64)
+    second = np.array([[5, 5, 15, 15], [10, 0, 20, 10], [22, 21, 25, 40]], np.float64)
+    assert intersections(first, second).tolist() == [[25, 0, 0], [0, 0, 27]]
+    assert intersections(first, second[:0]).shape == (2, 0)

@@ -1,13 +1,13 @@
-"""Non-maximum suppression: exact, per class, deterministic, in numpy.
+"""Box arithmetic in numpy: conversions, intersections, and non-maximum suppression.
 
-Greedy suppression as everybody defines it: best score first, each kept box removes the boxes of its
-class whose IoU with it is greater than the threshold; equal scores keep their order. Classes are
-compared as numbers. (Shifting boxes by class x 4096 pixels, the published trick, joins boxes of two
-classes beyond that extent, and in half precision much earlier.)
+Suppression is exact, per class and deterministic. Greedy, as usual: best score first, each kept box
+removes the boxes of its class whose IoU with it is greater than the threshold; equal scores keep
+their order. Classes are compared as numbers. (Shifting boxes by class x 4096 pixels, the published
+trick, joins boxes of two classes beyond that extent, and in half precision much earlier.)
 
 Two ideas make it fast in numpy without a large matrix:
 
-* Only pairs that can overlap are looked at. Sorted by class and left side, the partners of a box
+* Only pairs that can overlap are compared. Sorted by class and left side, the partners of a box
   follow it directly: an IoU above t needs an overlap above t of the two intervals in x alone.
 * The greedy loop over boxes becomes a few rounds over pairs (better, worse). A box that is the
   worse one in no pair stays; the worse ones of its pairs go, with all pairs that they are in. Each
@@ -19,6 +19,8 @@ bound when tens of thousands of boxes come in.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,28 @@ MAX_CANDIDATES = 30_000
 _PER_CLASS = 256
 _BLOCK = 1024
 _SLACK = 1e-3  # on the threshold, where it only decides which pairs are worth computing
+
+
+def corners(centre: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
+    """Return boxes (N, 4) x1, y1, x2, y2 from their centres (N, 2) and sizes (N, 2)."""
+    half = size / 2
+    boxes = np.empty((len(half), 4), half.dtype)
+    np.subtract(centre, half, out=boxes[:, :2])
+    np.add(centre, half, out=boxes[:, 2:])
+    return boxes
+
+
+def centred(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Return boxes (N, 4) centre x, centre y, width, height from their corners (N, 4)."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return np.hstack(((low + high) / 2, high - low))
+
+
+def intersections(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Return the areas (n, m) that corner boxes (n, 4) share with corner boxes (m, 4)."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    return np.asarray(np.maximum(high - low, 0).prod(axis=2))
 
 
 def nms(

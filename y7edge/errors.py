@@ -7,6 +7,8 @@ for a user's mistake.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 
@@ -100,3 +102,12 @@ class SourceError(Y7EdgeError):
 
 class OutputError(Y7EdgeError):
     """A result cannot be written where it was asked for."""
+
+
+@contextmanager
+def needing(package: str, extra: str, purpose: str) -> Iterator[None]:
+    """Re-raise an ImportError of the block as RuntimeMissing that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise RuntimeMissing(f'{purpose} needs {package}: pip install "y7edge[{extra}]"') from error

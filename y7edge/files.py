@@ -11,6 +11,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from y7edge.errors import OutputError
+
+
+@contextmanager
+def writing(what: str, path: Path | str) -> Iterator[None]:
+    """Re-raise an OSError of the block as an OutputError that names the destination."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write {what}: {error.strerror or error}") from error
+
 
 @contextmanager
 def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:

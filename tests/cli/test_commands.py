@@ -233,11 +233,18 @@ def test_predict_only_some_classes(artifact_path: Path, data: Path, run: Run) ->
     assert {found["class_name"] for found in some[0]["detections"]} == {"nut", "washer"}
 
 
+def test_predict_with_other_thresholds(artifact_path: Path, data: Path, run: Run) -> None:
+    picture = next((data.parent / "images" / "val").iterdir())
+    words = ("predict", artifact_path, picture, "--conf", "0.01")
+    assert len(run(*words, "--max-det", "1")[0]["detections"]) == 1
+    assert len(run(*words)[0]["detections"]) > 1
+
+
 def test_predict_with_nothing_to_read(
     artifact_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(artifact_path), "no/such.jpg"]) == 1
-    assert capsys.readouterr().err.startswith("error: no/such.jpg: expected a picture")
+    assert capsys.readouterr().err.startswith("error: no/such.jpg: expected an image")
 
 
 def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:

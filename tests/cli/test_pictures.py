@@ -10,7 +10,7 @@ import pytest
 
 from y7edge.cli.pictures import Picture, open_source
 from y7edge.cli.saving import Album
-from y7edge.errors import SourceError
+from y7edge.errors import OutputError, SourceError
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_relative_pattern(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("nothing.jpg", "found nothing"),
         ("*.gif", "found nothing"),
-        ("empty", "a folder of pictures"),
+        ("empty", "a folder of images or videos"),
         ("**x.jpg", "a pattern such as"),
         ("notes.txt", "notes.txt"),
         ("broken.mp4", "no frame"),
@@ -86,7 +86,7 @@ def test_album_never_overwrites_what_is_read(folder: Path, frame: int | None) ->
     (folder / "v.avi").rename(folder / "v.mp4")
     before = source.read_bytes()
     image = np.zeros((24, 32, 3), np.uint8)
-    with pytest.raises(SourceError, match="another folder"), Album(folder) as album:
+    with pytest.raises(OutputError, match="another folder"), Album(folder) as album:
         album.add(Picture(source, image, frame), image)
     assert source.read_bytes() == before
 
@@ -110,6 +110,16 @@ def test_album_leaves_no_half_video(tmp_path: Path) -> None:
 
 def test_album_refuses_a_kind_that_cannot_be_written(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    with Album(tmp_path) as album, pytest.raises(SourceError):
+    with Album(tmp_path) as album, pytest.raises(OutputError):
         album.add(Picture(Path("a.unknown"), image), image)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_album_in_a_place_that_is_no_folder(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OutputError, match=r"file.*: cannot write the images: "),
+        Album(tmp_path / place),
+    ):
+        pytest.fail("entered")

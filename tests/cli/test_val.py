@@ -75,7 +75,7 @@ def test_a_place_that_is_no_folder_is_refused_before_judging(
     )
     (tmp_path / "file").touch()
     assert main([*words, "--save", str(tmp_path / "file")]) == 1
-    assert "file: expected a folder that can be made" in capsys.readouterr().err
+    assert "file: cannot write the evaluation: File exists" in capsys.readouterr().err
 
 
 def test_help_names_every_kind_of_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,3 +93,17 @@ def test_a_damaged_picture_is_one_line(words: list[str], data: Path, tmp_path: P
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {picture}: expected a picture")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_an_error_of_writing(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("y7edge.evaluation.report.write_page", fail)
+    assert main([*words, "--save", str(tmp_path / "out")]) == 1
+    assert "out: cannot write the evaluation: No space left on device" in capsys.readouterr().err

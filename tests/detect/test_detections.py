@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from y7edge.detect.detections import Detections, Timing
+from y7edge.detect.detections import Detections, Timing, class_ids
 from y7edge.errors import ConfigError, DataError
 
 NAMES = ("nut", "washer", "screw")
@@ -61,23 +61,82 @@ def test_rows_read_like_objects():
     ids=["slice", "mask", "indices", "empty list", "empty mask"],
 )
 def test_selection_is_a_new_object_with_everything_else(index, kept):
-    whole = three(tracker_id=[7, 8, 9], timestamp_ns=5, source="cam", timing=Timing(1, 2, 3, 4))
+    whole = three(
+        tracker_id=[7, 8, 9],
+        timestamp_ns=5,
+        source="cam",
+        timing=Timing(1, 2, 3, 4),
+        frame_id=6,
+        model_id="ab",
+    )
     part = whole[index]
     np.testing.assert_array_equal(part.xyxy, whole.xyxy[kept])
     np.testing.assert_array_equal(part.tracker_id, whole.tracker_id[kept])
-    assert (part.timestamp_ns, part.source, part.timing.total) == (5, "cam", 10)
-    assert part.names == NAMES
+    kept_fields = ("timestamp_ns", "frame_id", "source", "timing", "model_id", "names", "image_wh")
+    assert all(getattr(part, name) == getattr(whole, name) for name in kept_fields)
+    assert (part.timestamp_ns, part.frame_id, part.model_id) == (5, 6, "ab")
     assert part.xyxy.shape == (len(kept), 4)
 
 
 def test_filter_by_confidence_and_class():
-    assert len(three().filter(0.5)) == 2  # 0.5 itself stays
+    assert three().filter(0.5).confidence.tolist() == pytest.approx([0.9])  # 0.5 itself goes
     assert three().filter(classes=["screw"]).class_id.tolist() == [2, 2]
     assert three().filter(0.3, classes=[0, "screw"]).confidence.tolist() == pytest.approx(
         [0.9, 0.5]
     )
-    with pytest.raises(ConfigError, match=r"no class is named 'bolt'.*nut, washer, screw"):
-        three().filter(classes=["bolt"])
+    assert len(three().filter(classes=[])) == 0
+    with pytest.raises(ConfigError, match="no class 'nit'; the nearest is 'nut'"):
+        three().filter(classes=["nit"])
+
+
+def test_filter_without_confidence_keeps_a_confidence_of_zero():
+    found = Detections([[0, 0, 1, 1]], [0], [0], (8, 8))
+    assert len(found.filter()) == len(found.filter(classes="0")) == 1
+    assert len(found.filter(0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "expected"),
+    [
+        (["cat"], ("cat", "dog", "cat"), (0, 2)),
+        ("cat", ("cat", "dog", "cat"), (0, 2)),
+        (["0"], ("1", "2", "0"), (2,)),
+        (["0"], ("cat", "dog"), (0,)),
+        ([0], ("1", "2", "0"), (0,)),
+        (["1", 1], ("1", "2", "0"), (0, 1)),
+        (["07"], (*"abcdefgh",), (7,)),
+        ([9, "11"], (), (9, 11)),
+        ([np.int64(1)], ("cat", "dog"), (1,)),
+    ],
+)
+def test_classes_by_name_first_and_then_by_number(classes, names, expected):
+    assert class_ids(classes, names) == expected
+
+
+@pytest.mark.parametrize(
+    ("item", "names", "message"),
+    [
+        ("2", ("cat", "dog"), "no class 2; ids go from 0 to 1"),
+        ("-1", ("cat", "dog"), "no class '-1'; the nearest is"),
+        ("cat", (), "no class 'cat'; its class names are unknown"),
+        (-1, (), "no class -1; ids go from 0$"),
+        (1.0, ("cat", "dog"), r"by id or name, not as 1\.0"),
+        (True, ("cat", "dog"), "not as True"),
+    ],
+)
+def test_classes_that_do_not_exist(item, names, message):
+    with pytest.raises(ConfigError, match=message):
+        class_ids([item], names)
+
+
+def test_time_and_frame_are_plain_numbers():
+    found = three(timestamp_ns=np.int64(5), frame_id=np.uint8(7), source="cam")
+    assert (type(found.timestamp_ns), type(found.frame_id)) == (int, int)
+    record = json.loads(json.dumps(found.to_dict()))
+    assert (record["timestamp_ns"], record["frame_id"], record["source"]) == (5, 7, "cam")
+    for name, value in (("timestamp_ns", 1.5), ("frame_id", "7"), ("source", 0)):
+        with pytest.raises(DataError, match=f"{name} is {value!r}, expected a"):
+            three(**{name: value})
 
 
 def test_views():
@@ -119,7 +178,7 @@ def test_to_dict_is_json():
         ([[1, 2, 3, 4]], [1], [0.5], (8, 8), "class_id has dtype float64, expected integers"),
         ([[1, 2, np.nan, 4]], [1], [0], (8, 8), "not finite"),
         ([[1, 2, 3, 4]], ["x"], [0], (8, 8), "confidence cannot be read as float32"),
-        ([[1, 2, 3, 4]], [1], [0], (0, 8), r"image_size is \(0, 8\)"),
+        ([[1, 2, 3, 4]], [1], [0], (0, 8), r"image_wh is \(0, 8\)"),
     ],
 )
 def test_what_is_wrong_is_said(xyxy, confidence, class_id, size, message):

@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.fake_model import NAMES, FakeSession, make_manifest
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Thresholds
 from y7edge.detect.detector import Detector, _placed
 from y7edge.detect.postprocess import Boxes
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.errors import (
     ArtifactError,
+    ArtifactMissing,
     ConfigError,
     DataError,
+    DetectorClosed,
     DeviceError,
     DigestError,
     RuntimeMissing,
@@ -46,7 +50,7 @@ def test_a_picture_goes_in_and_boxes_in_its_pixels_come_out(batch, outputs):
     assert {tuple(np.rint(row.xyxy)) for row in found} == expected
     assert found.class_id.tolist() == [1, 1]
     assert found[0].class_name == "washer"
-    assert found.image_size == (192, 128)
+    assert found.image_wh == (192, 128)
     assert found.model_id == "ab" * 8
     assert found.timing.total > 0
     assert len(detector(picture())) == 0
@@ -72,7 +76,42 @@ def test_batch_gives_what_single_calls_give(batch, calls, outputs):
         alone = detector(frame)
         np.testing.assert_array_equal(found.xyxy, alone.xyxy)
         np.testing.assert_array_equal(found.confidence, alone.confidence)
-        assert found.image_size == alone.image_size
+        assert found.image_wh == alone.image_wh
+
+
+def test_time_frame_and_source_reach_the_result():
+    detector, _ = detector_over("dynamic")
+    found = detector(picture((32, 64)), timestamp_ns=12, frame_id=3, source="cam")
+    assert (found.timestamp_ns, found.frame_id, found.source) == (12, 3, "cam")
+    plain = detector(picture((32, 64)))
+    assert (plain.timestamp_ns, plain.frame_id, plain.source) == (None, None, None)
+
+
+@pytest.mark.parametrize("batch", [1, 3, "dynamic"])
+def test_each_image_of_a_batch_has_its_own_time_frame_and_source(batch):
+    detector, _ = detector_over(batch)
+    many = detector.batch(
+        [picture()] * 20,
+        timestamp_ns=range(20),
+        frame_id=[*range(19), None],
+        source=["a", "b"] * 10,
+    )
+    assert [found.timestamp_ns for found in many] == list(range(20))
+    assert [found.frame_id for found in many] == [*range(19), None]
+    assert [found.source for found in many] == ["a", "b"] * 10
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"source": "ab"}, {"timestamp_ns": 5}, {"frame_id": [1]}, {"frame_id": [1, 2, 3]}],
+    ids=["string", "number", "short", "long"],
+)
+def test_a_batch_takes_one_value_for_each_image(values):
+    detector, session = detector_over()
+    name = next(iter(values))
+    with pytest.raises(DataError, match=f"{name} is .*, expected a list of 2, one for each image"):
+        detector.batch([picture()] * 2, **values)
+    assert session.batches == []
 
 
 def test_what_lies_wholly_in_the_letterbox_border_is_no_object():
@@ -125,6 +164,12 @@ def test_thresholds_come_from_the_manifest_unless_given():
     manifest = make_manifest()
     info = Detector.from_session(FakeSession(manifest), manifest).info
     assert (info["conf"], info["iou"], info["max_det"]) == (0.25, 0.45, 300)
+    manifest = make_manifest(thresholds=Thresholds(conf=0.1, iou=0.2, max_det=1))
+    detector = Detector.from_session(FakeSession(manifest), manifest)
+    assert (detector.info["conf"], detector.info["iou"], detector.info["max_det"]) == (0.1, 0.2, 1)
+    assert len(detector(picture((32, 64), (160, 0)))) == 1
+    detector = Detector.from_session(FakeSession(manifest), manifest, max_det=2)
+    assert len(detector(picture((32, 64), (160, 0)))) == 2
     info = Detector.from_session(FakeSession(manifest), manifest, conf=0.5, iou=0.0).info
     assert (info["conf"], info["iou"]) == (0.5, 0.0)
     assert len(detector_over(conf=0.99)[0](picture((32, 64)))) == 0
@@ -155,6 +200,72 @@ def test_classes_by_id_or_name(classes, kept):
 def test_options_that_cannot_be_used(options, message):
     with pytest.raises(ConfigError, match=message):
         detector_over(**options)
+
+
+def test_classes_of_one_name_are_all_found():
+    manifest = make_manifest(names=("0", "part", "part"))
+    for classes, expected in (("part", (1, 2)), (["0"], (0,)), (["2"], (2,))):
+        info = Detector.from_session(FakeSession(manifest), manifest, classes=classes).info
+        assert info["classes"] == expected
+
+
+def quantised(dtype="int8", scale=0.1, zero_point=-20, layout="NCHW", role="head"):
+    """The fake's manifest with outputs of another type."""
+    manifest = make_manifest(outputs="heads" if role == "head" else "decoded")
+    changes = {"dtype": dtype, "scale": scale, "zero_point": zero_point, "layout": layout}
+    outputs = tuple(replace(output, **changes) for output in manifest.outputs)
+    return replace(manifest, outputs=outputs)
+
+
+def test_integer_heads_are_dequantised():
+    class Integers(FakeSession):
+        def infer(self, feeds):
+            heads = super().infer(feeds)
+            return {name: np.int8(np.rint(head / 0.1) - 20) for name, head in heads.items()}
+
+    manifest = quantised()
+    found = Detector.from_session(Integers(manifest), manifest)(picture((32, 64)))
+    expected = detector_over()[0](picture((32, 64)))
+    assert found.class_id.tolist() == expected.class_id.tolist() == [1]
+    np.testing.assert_array_equal(found.xyxy, expected.xyxy)
+    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"scale": None},
+        {"dtype": "float32"},
+        {"layout": "NHWC"},
+        {"role": "boxes"},
+    ],
+    ids=["integers without scale", "scale of floats", "layout", "integer boxes"],
+)
+def test_outputs_that_cannot_be_decoded_are_refused_at_open(outputs):
+    manifest = quantised(**outputs)
+    with pytest.raises(ArtifactError, match=r"output (head0|boxes) is a .*: export it again"):
+        Detector.from_session(FakeSession(manifest), manifest)
+
+
+def test_an_input_that_cannot_be_written_is_refused_at_open():
+    manifest = make_manifest()
+    manifest = replace(manifest, input=replace(manifest.input, dtype="int8"))
+    with pytest.raises(ConfigError, match="input is int8 NCHW"):
+        Detector.from_session(FakeSession(manifest), manifest)
+
+
+def test_an_input_of_bytes_gets_bytes():
+    class Bytes(FakeSession):
+        def infer(self, feeds):
+            images = feeds["images"]
+            assert images.dtype == np.uint8
+            self.inputs = (replace(self.inputs[0], dtype="float32"),)
+            return super().infer({"images": (images / 255).astype(np.float32)})
+
+    manifest = make_manifest(batch="dynamic")
+    manifest = replace(manifest, input=replace(manifest.input, dtype="uint8", scale=1.0))
+    detector = Detector.from_session(Bytes(manifest), manifest)
+    assert [len(found) for found in detector.batch([picture((32, 64)), picture()])] == [1, 0]
 
 
 def test_evaluation_ignores_the_thresholds():
@@ -202,7 +313,7 @@ def test_after_close_every_call_is_a_typed_error():
         lambda: detector.info,
         detector.warmup,
     ):
-        with pytest.raises(DeviceError, match="the detector was closed: open a new one"):
+        with pytest.raises(DetectorClosed, match="the detector was closed: open a new one"):
             call()
     assert detector.names == NAMES
 
@@ -290,8 +401,9 @@ def test_a_changed_manifest_is_refused(artifact_path, tmp_path):
 
 
 def test_files_and_names_that_do_not_exist(tmp_path):
-    with pytest.raises(ArtifactError, match=r"there is no file .*none\.onnx"):
-        Detector(tmp_path / "none.onnx")
+    for kind in (ArtifactMissing, FileNotFoundError):
+        with pytest.raises(kind, match=r"there is no file .*none\.onnx"):
+            Detector(tmp_path / "none.onnx")
     with pytest.raises(ConfigError, match="yolov7-tiny"):
         Detector("yolov7-tyni")
 

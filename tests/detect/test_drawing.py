@@ -5,7 +5,7 @@ import pytest
 
 from y7edge.detect.detections import Detections
 from y7edge.detect.drawing import class_colour, draw
-from y7edge.errors import DataError
+from y7edge.errors import ConfigError, DataError
 
 NAMES = ("nut", "washer", "Unterlegscheibe mit Öse")
 GREY = np.full((120, 160, 3), 100, np.uint8)
@@ -25,6 +25,20 @@ def test_a_new_picture_with_the_box_in_its_class_s_colour():
         assert tuple(drawn[y, x]) == class_colour(1)
     assert (drawn[60:85, 50:90] == 100).all()  # nothing inside
     assert (drawn[100:] == 100).all()
+
+
+def test_a_frame_in_rgb_gives_the_same_image_in_rgb():
+    image = np.random.default_rng(0).integers(0, 256, GREY.shape, dtype=np.uint8)
+    boxes = found([40, 50, 100, 90], [10, 60, 30, 90], class_id=[1, 2])
+    expected = draw(image, boxes)[..., ::-1]
+    np.testing.assert_array_equal(draw(image[..., ::-1], boxes, color="rgb"), expected)
+    with pytest.raises(ConfigError, match="color is 'rgba'"):
+        draw(image, boxes, color="rgba")
+
+
+def test_a_frame_of_another_size_is_refused():
+    with pytest.raises(DataError, match=r"frame is 120x160, but the detections are .* 160x120"):
+        draw(GREY.transpose(1, 0, 2), found([1, 2, 3, 4]))
 
 
 def test_nothing_found_is_a_copy():

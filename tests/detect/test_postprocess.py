@@ -7,6 +7,7 @@ import pytest
 
 from tests.detect.ops_cases import arrays, table
 from y7edge.artifact.manifest import LevelInfo
+from y7edge.detect import postprocess
 from y7edge.detect.postprocess import EVALUATION, Criteria, Postprocessor
 from y7edge.errors import ConfigError, DataError
 
@@ -135,6 +136,71 @@ def test_decoded_outputs_give_what_heads_give():
             np.testing.assert_allclose(a.xyxy, b.xyxy, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("nc", [1, NC])
+def test_sigmoid_heads_give_what_their_logits_give(dtype, nc):
+    logits = [head.clip(-6, 6) for head in random_heads(nc=nc, spread=3)]
+    heads = [sigmoid(head).astype(dtype) for head in logits]
+    back = [np.log(h / (1 - h)).astype(np.float32) for h in map(np.float64, heads)]
+    for criteria in (Criteria(), EVALUATION, Criteria(conf=0), Criteria(conf=0.9)):
+        (found,) = Postprocessor(LEVELS, nc, "sigmoid").heads(heads, criteria)
+        (expected,) = Postprocessor(LEVELS, nc).heads(back, criteria)
+        assert len(found.score) > 0
+        np.testing.assert_array_equal(found.class_id, expected.class_id)
+        np.testing.assert_allclose(found.score, expected.score, rtol=1e-5)
+        np.testing.assert_allclose(found.xyxy, expected.xyxy, rtol=1e-4, atol=1e-3)
+
+
+def test_another_activation_is_refused():
+    with pytest.raises(ConfigError, match='activation is \'relu\', expected "logit" or "sigmoid"'):
+        Postprocessor(LEVELS, NC, "relu")
+
+
+@pytest.mark.parametrize("activation", ["logit", "sigmoid"])
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("conf", [0.0, 1e-6, 0.001, 0.25, 0.5, 0.9, 0.999999, 1.0])
+@pytest.mark.parametrize(
+    ("dtype", "zero_point"), [("int8", -128), ("int8", 7), ("uint8", 0), ("int16", -5)]
+)
+def test_integer_heads_give_exactly_what_their_real_values_give(
+    activation, multi_label, conf, dtype, zero_point
+):
+    limits = np.iinfo(dtype)
+    low, high = (-9.0, 9.0) if activation == "logit" else (0.0, 1.0)
+    scale = (high - low) / (limits.max - limits.min)
+    rng = np.random.default_rng(0)
+    heads = [rng.integers(limits.min, limits.max + 1, h.shape, dtype) for h in random_heads()]
+    quantization = (scale, zero_point)
+    real = [(h.astype(np.float32) - np.float32(zero_point)) * np.float32(scale) for h in heads]
+    criteria = Criteria(conf, multi_label=multi_label)
+    (found,) = Postprocessor(LEVELS, NC, activation, [quantization] * 2).heads(heads, criteria)
+    (expected,) = Postprocessor(LEVELS, NC, activation).heads(real, criteria)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
+
+
+def test_integer_heads_are_thresholded_before_they_are_dequantised(monkeypatch):
+    seen = []
+    real = postprocess._dequantised
+
+    def spy(values, quantization):
+        seen.append(len(values))
+        return real(values, quantization)
+
+    monkeypatch.setattr(postprocess, "_dequantised", spy)
+    head = np.full((1, 3 * (5 + NC), 12, 16), -100, np.int8)
+    head[0, 4, 3, 3] = 100
+    Postprocessor(LEVELS[:1], NC, quantization=[(0.05, 0)]).heads([head], Criteria())
+    assert seen == [1]
+
+
+def test_one_step_of_an_integer_decides():
+    post = Postprocessor(LEVELS[:1], 1, "sigmoid", [(1 / 256, 0)])
+    head = np.zeros((1, 3 * 6, 1, 3), np.uint8)
+    head[0, 4] = 63, 64, 65  # 64 / 256 is conf itself
+    assert post.heads([head], Criteria(0.25, iou=1))[0].score.tolist() == [65 / 256]
+
+
 def test_pictures_of_a_batch_do_not_touch_each_other():
     heads, post = random_heads(batch=3), Postprocessor(LEVELS, NC)
     together = post.heads(heads, Criteria())
@@ -222,5 +288,7 @@ def test_outputs_of_another_shape():
         post.heads([heads[0], heads[1][:, :18]], Criteria())
     with pytest.raises(DataError, match="head0 is int8"):
         post.heads([head.astype(np.int8) for head in heads], Criteria())
+    with pytest.raises(DataError, match="head0 is float32, expected integers"):
+        Postprocessor(LEVELS, NC, quantization=[(0.1, 0)] * 2).heads(heads, Criteria())
     with pytest.raises(DataError, match=r"scores \(1, 9, 3\) do not fit"):
         post.decoded(np.zeros((1, 9, 4)), np.zeros((1, 9, 3)), Criteria())

@@ -10,14 +10,19 @@ from tests.evaluation.random_tables import random_tables
 from y7edge.data.dataset import Sample
 from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError, DataError, RuntimeMissing
-from y7edge.evaluation.evaluate import evaluate, score
+from y7edge.evaluation.evaluate import Metrics, evaluate, judge
+from y7edge.evaluation.tables import Tables
+
+
+def score(truth, found, images, names) -> Metrics:
+    return judge(Tables(truth, found, images), names)
 
 
 def test_counts_more_than_coco_s_hundred_boxes():
     # 150 objects in one picture, all found: with 100 boxes a picture recall would end at 2/3.
     corners = np.array([(x * 20.0, y * 20.0) for x in range(15) for y in range(10)])
     boxes = np.hstack((corners, np.full((150, 2), 10.0)))
-    truth = np.hstack((np.zeros((150, 2)), boxes))
+    truth = np.hstack((np.zeros((150, 2)), boxes, np.zeros((150, 1))))
     confidence = np.linspace(0.9, 0.1, 150)
     found = np.column_stack((np.zeros(150), boxes, confidence, np.zeros(150)))
     assert score(truth, found, 1, ["dot"]).map50_95 == pytest.approx(1.0)
@@ -25,7 +30,6 @@ def test_counts_more_than_coco_s_hundred_boxes():
 
 def test_nothing_found_scores_zero():
     truth, _ = random_tables(0)
-    truth = truth[:, :6]  # the crowd column may be left out
     metrics = score(truth, np.empty((0, 7)), 12, ["a", "b", "c", "d"])
     assert (metrics.map50, metrics.map50_95, metrics.map_large, metrics.ar1) == (0.0,) * 4
     assert metrics.conf is None
@@ -37,7 +41,7 @@ def test_no_labels_is_an_error():
     with pytest.raises(
         DataError, match="expected labels to compare with, found none in 3 pictures"
     ):
-        score(np.empty((0, 6)), np.empty((0, 7)), 3, ["a"])
+        score(np.empty((0, 7)), np.empty((0, 7)), 3, ["a"])
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from y7edge.data.sample import Sample
 from y7edge.detect.detections import Detections
+from y7edge.evaluation import predictions
 from y7edge.evaluation.predictions import beside, labels, write_predictions
 
 
@@ -37,7 +38,7 @@ def test_labels_are_left_and_detections_right(tmp_path):
     assert not colourful[120, 200:280].any()
 
 
-def test_pictures_are_spread_over_the_split(tmp_path):
+def test_pictures_are_spread_over_the_split(tmp_path, monkeypatch):
     samples = grey(tmp_path, *[(30 + index, 40) for index in range(9)])
     seen = []
 
@@ -45,7 +46,8 @@ def test_pictures_are_spread_over_the_split(tmp_path):
         seen.append(image.shape[0] - 30)
         return nothing(image)
 
-    paths = write_predictions(detect, samples, ("a",), tmp_path / "out", count=3)
+    monkeypatch.setattr(predictions, "PICTURES", 3)
+    paths = write_predictions(detect, samples, ("a",), tmp_path / "out")
     assert seen == [0, 4, 8]
     assert [path.name for path in paths] == ["000.jpg", "001.jpg", "002.jpg"]
     assert all(cv2.imread(str(path)) is not None for path in paths)

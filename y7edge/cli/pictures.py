@@ -1,4 +1,4 @@
-"""Pictures one by one, from whatever a user points at: a file, a folder, a glob or a video."""
+"""Read images one by one from a file, a folder, a glob pattern or a video."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError
 
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture (H, W, 3) uint8 BGR; ``frame`` counts from 0 within a video, None otherwise."""
+    """One image (H, W, 3) uint8 BGR; ``frame`` counts from 0 within a video, None otherwise."""
 
     source: Path
     image: NDArray[np.uint8]
@@ -25,10 +25,10 @@ class Picture:
 
 
 def open_source(source: str) -> Iterator[Picture]:
-    """All pictures of ``source``, in the order of their names; a video frame by frame.
+    """Yield all images of ``source``, in the order of their names; a video frame by frame.
 
     Raises:
-        SourceError: nothing is there, nothing in it is a picture, or one cannot be decoded.
+        SourceError: nothing is there, nothing in it is an image, or one cannot be decoded.
     """
     for path in _files(source):
         if path.suffix.lower() in _VIDEOS:
@@ -40,13 +40,12 @@ def open_source(source: str) -> Iterator[Picture]:
 def _files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        wanted = _IMAGES | _VIDEOS
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in wanted)
-        expected = "a folder of pictures"
+        found = sorted(f for f in path.iterdir() if is_image(f) or f.suffix.lower() in _VIDEOS)
+        expected = "a folder of images or videos"
     elif path.exists():
         return [path]
     else:
-        expected = "a picture, a video, a folder or a pattern such as 'pictures/*.jpg'"
+        expected = "an image, a video, a folder or a pattern such as 'images/*.jpg'"
         root = Path(path.anchor)
         try:
             found = sorted(f for f in root.glob(str(path.relative_to(root))) if f.is_file())

@@ -1,10 +1,9 @@
-"""``y7edge predict``: boxes on pictures and videos."""
+"""``y7edge predict``: boxes on images and videos."""
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,16 +17,29 @@ if TYPE_CHECKING:
     from y7edge.detect.detections import Detections
 
 _Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A picture, a video, a folder or a pattern.")
+    str, typer.Argument(metavar="SOURCE", help="An image, a video, a folder or a pattern.")
 ]
 _Save = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Write pictures with their boxes into it.")
+    Path | None, typer.Option(metavar="FOLDER", help="Write images with their boxes into it.")
 ]
-_Conf = Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence; model's own.")]
-_Iou = Annotated[float | None, typer.Option(min=0, max=1, help="IoU of the NMS; model's own.")]
-_MaxDet = Annotated[int, typer.Option("--max-det", min=1, help="Most boxes in a picture.")]
+_Conf = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Keep scores above this; default: the model's own."),
+]
+_Iou = Annotated[
+    float | None, typer.Option(min=0, max=1, help="IoU of the NMS; default: the model's own.")
+]
+_MaxDet = Annotated[
+    int | None,
+    typer.Option("--max-det", min=1, help="Most boxes in an image; default: the model's own."),
+]
 _Classes = Annotated[
-    list[str] | None, typer.Option("--class", metavar="CLASS", help="Only this name or id; repeat.")
+    list[str] | None,
+    typer.Option(
+        "--class",
+        metavar="CLASS",
+        help="Only this class: a name, or a number where no class has that name; repeat.",
+    ),
 ]
 
 
@@ -37,7 +49,7 @@ def predict(
     save: _Save = None,
     conf: _Conf = None,
     iou: _Iou = None,
-    max_det: _MaxDet = 300,
+    max_det: _MaxDet = None,
     classes: _Classes = None,
     imgsz: Size = None,
     backend: Backend = "auto",
@@ -45,10 +57,10 @@ def predict(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Detect objects in pictures and videos.
+    """Detect objects in images and videos.
 
-    --json prints one object for each picture: {"source", "image_size": [w, h], "detections":
-    [{"xyxy", "confidence", "class_id", "class_name"}]}, boxes in pixels of the picture; frames of
+    --json prints one object for each image: {"source", "image_size": [w, h], "detections":
+    [{"xyxy", "confidence", "class_id", "class_name"}]}, boxes in pixels of the image; frames of
     a video have "frame_id", from 0.
     """
     from y7edge.cli.pictures import open_source
@@ -64,7 +76,7 @@ def predict(
                 conf=conf,
                 iou=iou,
                 max_det=max_det,
-                classes=[int(c) if c.isdigit() else c for c in classes] if classes else None,
+                classes=classes or None,
             )
         )
         album = None
@@ -74,8 +86,7 @@ def predict(
 
             album = stack.enter_context(Album(save))
         for picture in open_source(source):
-            found = detector(picture.image)
-            found = replace(found, source=str(picture.source), frame_id=picture.frame)
+            found = detector(picture.image, source=str(picture.source), frame_id=picture.frame)
             show(found.to_dict(), [_line(found)], as_json=as_json)
             if album is not None:
                 album.add(picture, draw(picture.image, found))

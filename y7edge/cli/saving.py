@@ -1,24 +1,27 @@
-"""Drawn pictures into a folder: a picture under its own name, a video's frames as one .mp4."""
+"""Write drawn images into a folder: an image under its own name, a video's frames as one .mp4."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.cli.pictures import Picture
-from y7edge.errors import SourceError
-from y7edge.files import atomic_write
+from y7edge.errors import OutputError
+from y7edge.files import atomic_write, writing
 
 _FRAMES_PER_SECOND = 25.0
 
 
 class Album:
-    """A folder that pictures are written into; files appear whole, a video when it is finished."""
+    """A folder that images are written into; files appear whole, a video when it is finished.
+
+    Raises:
+        OutputError: on entry, exit or ``add``: the folder cannot be written into.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -26,32 +29,27 @@ class Album:
         self._video: tuple[Path, Any, ExitStack] | None = None
 
     def __enter__(self) -> Album:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with writing("the images", self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._finish_video(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        with writing("the images", self._folder):
+            self._finish_video(*error)
 
     def add(self, picture: Picture, drawn: NDArray[np.uint8]) -> None:
-        """Write one drawn picture (H, W, 3) uint8 BGR.
+        """Write one drawn image (H, W, 3) uint8 BGR.
 
         Raises:
-            SourceError: the folder cannot be written into, OpenCV cannot write such a file, or it
-                would take the place of the picture that it was drawn on.
+            OutputError: OpenCV cannot write such a file, or it would replace the image that it was
+                drawn on.
         """
-        try:
+        with writing("the images", self._folder):
             if picture.frame is None:
                 self._finish_video()
                 self._write(self._free_name(picture.source), drawn)
             else:
                 self._append(picture.source, drawn)
-        except OSError as error:
-            raise SourceError(f"{self._folder}: cannot write the pictures: {error}") from error
 
     def _write(self, path: Path, drawn: NDArray[np.uint8]) -> None:
         import cv2
@@ -59,7 +57,7 @@ class Album:
         try:
             _, content = cv2.imencode(path.suffix, drawn)
         except cv2.error as error:
-            raise SourceError(f"{path}: OpenCV cannot write this kind of picture") from error
+            raise OutputError(f"{path}: OpenCV cannot write this kind of image") from error
         with atomic_write(path) as temporary:
             temporary.write_bytes(content.tobytes())
 
@@ -79,22 +77,17 @@ class Album:
         writer = cv2.VideoWriter(str(temporary), codec, _FRAMES_PER_SECOND, size)
         stack.callback(writer.release)
         if not writer.isOpened():
-            raise SourceError(f"{source}: this OpenCV cannot write .mp4 files")
+            raise OutputError(f"{source}: this OpenCV cannot write .mp4 files")
         return source, writer, stack
 
-    def _finish_video(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
-        """Close the video at work; after an error its file does not appear at all."""
+    def _finish_video(self, *error: Any) -> None:
+        """Close the current video; after an error no file appears."""
         if self._video is not None:
             stack, self._video = self._video[2], None
-            stack.__exit__(kind, error, trace)
+            stack.__exit__(*(error or (None, None, None)))
 
     def _free_name(self, source: Path) -> Path:
-        """A name that this run has not used yet: folders of a glob may hold equal names."""
+        """Return a path that this run has not used yet: a glob may match equal names."""
         name, count = source.name, 1
         while name in self._taken:
             count += 1
@@ -102,5 +95,5 @@ class Album:
         self._taken.add(name)
         path = self._folder / name
         if path.exists() and source.exists() and path.samefile(source):
-            raise SourceError(f"{path} would be overwritten: save into another folder")
+            raise OutputError(f"{path} would be overwritten: save into another folder")
         return path

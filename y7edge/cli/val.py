@@ -13,7 +13,8 @@ from y7edge import __version__
 from y7edge.cli.console import note, show, table
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
-from y7edge.errors import ConfigError, DataError
+from y7edge.errors import DataError
+from y7edge.files import writing
 
 if TYPE_CHECKING:
     from y7edge.data.dataset import Dataset
@@ -26,12 +27,12 @@ _Data = Annotated[
         help="data.yaml, or a folder with one, or of Pascal VOC or COCO files.", metavar="DATA"
     ),
 ]
-_Split = Annotated[str, typer.Option(help="Which pictures of the data set: train, val or test.")]
+_Split = Annotated[str, typer.Option(help="Which images of the data set: train, val or test.")]
 _Save = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Write curves, confusion matrix, pictures, COCO results and a page into it.",
+        help="Write curves, confusion matrix, images, COCO results and a page into it.",
     ),
 ]
 _CocoIds = Annotated[
@@ -51,17 +52,17 @@ def val(
     coco_ids: _CocoIds = False,
     as_json: Json = False,
 ) -> None:
-    """Judge a model or an artifact by mAP.
+    """Evaluate a model or an artifact by mAP.
 
     One protocol for all: square letterbox, every class of a candidate counts, confidence from
-    0.001, NMS at IoU 0.65 within each class, 300 boxes a picture. Precision, recall and F1 are
+    0.001, NMS at IoU 0.65 within each class, 300 boxes per image. Precision, recall and F1 are
     those at IoU 0.5 and the confidence of the best mean F1.
     """
     from y7edge.data.dataset import load
     from y7edge.evaluation.coco_results import require_coco
     from y7edge.evaluation.evaluate import collect, judge
+    from y7edge.evaluation.report import save as write
     from y7edge.evaluation.report import write_page
-    from y7edge.evaluation.saving import save as write
 
     dataset = load(data, splits=[split])
     samples = dataset.split(split)
@@ -72,29 +73,20 @@ def val(
         if coco_ids:
             require_coco(len(dataset.names))
         if save is not None:
-            _require_folder(save)
+            with writing("the evaluation", save):  # now: evaluation can take minutes
+                save.mkdir(parents=True, exist_ok=True)
         predict, names = detector.detect_for_evaluation, dataset.names
         tables = collect(predict, samples, names, _counter(len(samples)))
         metrics = judge(tables, names)
         if save is not None:
-            saved = write(save, tables, metrics, samples, names, detector, coco_ids=coco_ids)
             lead = f"{model} on the split {split} of {data}, by y7edge {__version__}."
-            write_page(
-                f"Evaluation of {Path(model).name}", lead, metrics, saved, save / "report.html"
-            )
-            note(f"curves, pictures, COCO results and report.html are in {save}")
+            title = f"Evaluation of {Path(model).name}"
+            with writing("the evaluation", save):
+                saved = write(save, tables, metrics, samples, names, detector, coco_ids=coco_ids)
+                write_page(title, lead, metrics, saved, save / "report.html")
+            note(f"curves, images, COCO results and report.html are in {save}")
     record = {"model": model, "data": data, "split": split, **metrics.to_dict()}
     show(record, _lines(metrics), as_json=as_json)
-
-
-def _require_folder(save: Path) -> None:
-    """Make it now: minutes of judging should not end with nowhere to write."""
-    try:
-        save.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--save {save}: expected a folder that can be made and written into: {error.strerror}"
-        ) from error
 
 
 def _require_same_classes(detector: Detector, dataset: Dataset) -> None:
@@ -102,8 +94,8 @@ def _require_same_classes(detector: Detector, dataset: Dataset) -> None:
     known, labelled = tuple(detector.names), tuple(dataset.names)
     if len(known) != len(labelled):
         raise DataError(
-            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: judge it on a "
-            "data set with the classes that it was trained for"
+            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate it on "
+            "a data set with the classes that it was trained for"
         )
     if known != labelled:
         pair = next(p for p in zip(known, labelled, strict=True) if p[0] != p[1])
@@ -111,12 +103,12 @@ def _require_same_classes(detector: Detector, dataset: Dataset) -> None:
 
 
 def _counter(total: int) -> Callable[[int, int], None] | None:
-    """A count of pictures on a terminal; nothing in a log."""
+    """Return a counter of images for a terminal; None if stderr is a log."""
     if not sys.stderr.isatty():
         return None
 
     def show_count(done: int, of: int) -> None:
-        print(f"\r{done}/{of} pictures", end="\n" if done == total else "", file=sys.stderr)
+        print(f"\r{done}/{of} images", end="\n" if done == total else "", file=sys.stderr)
 
     return show_count
 
@@ -136,12 +128,12 @@ def _lines(metrics: Metrics) -> list[str]:
         ("large", m.map_large, m.ar_large),
     ]
     return [
-        f"{m.images} pictures; {m.protocol}",
+        f"{m.images} images; {m.protocol}",
         *table([head, *rows, total]),
         "",
         *table([("objects", "mAP@0.5:0.95", "average recall"), *sizes]),
         "",
-        "nothing was found right at any confidence"
+        "no detection was correct at any confidence"
         if m.conf is None
         else f"best F1 at confidence {m.conf:g}",
     ]

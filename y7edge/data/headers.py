@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from y7edge.data.sample import Tally
-from y7edge.errors import DataError, RuntimeMissing
+from y7edge.errors import DataError, RuntimeMissing, needing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,12 +32,8 @@ def picture_size(path: Path | str) -> tuple[int, int]:
         DataError: The file cannot be read, or has no header of a picture.
         RuntimeMissing: Pillow is not installed.
     """
-    try:
+    with needing("Pillow", "eval", f"{path}: reading its size"):
         from PIL import Image
-    except ImportError as error:
-        raise RuntimeMissing(
-            f'{path}: reading its size needs Pillow: pip install "y7edge[eval]"'
-        ) from error
     try:
         with Image.open(path) as picture:
             width, height = _stored_size(picture)

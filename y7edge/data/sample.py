@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.boxes import centred
+
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
@@ -23,8 +25,8 @@ Stamp = tuple[int, int, int] | None
 
 # Printed labels are rounded: a box is called sticking out, or without area, only beyond this share
 # of the picture.
-_ROUNDING = 1e-3
-_NO_AREA = 1e-6
+ROUNDING = 1e-3
+NO_AREA = 1e-6
 
 
 def is_image(path: Path) -> bool:
@@ -147,7 +149,7 @@ def sample(
     area = _with_area(corners)
     clipped = np.clip(corners, 0.0, 1.0)
     keep = area & _with_area(clipped)
-    sticking_out = keep & (np.abs(clipped - corners) > _ROUNDING).any(axis=1)
+    sticking_out = keep & (np.abs(clipped - corners) > ROUNDING).any(axis=1)
     tally.add("boxes without area, dropped", int((~area).sum()), where)
     tally.add("boxes outside the picture, dropped", int((area & ~keep).sum()), where)
     tally.add("boxes sticking out of the picture, clipped", int(sticking_out.sum()), where)
@@ -157,7 +159,7 @@ def sample(
     tally.add("repeated boxes, kept once", len(usable) - len(kept), where)
     return Sample(
         path,
-        _centred(clipped[kept]).astype(np.float32),
+        centred(clipped[kept]).astype(np.float32),
         class_id[kept].astype(np.int32),
         _outlines([polygons[index] for index in kept]) if polygons else (),
         size,
@@ -167,17 +169,12 @@ def sample(
 def crowd_rows(corners: NDArray[np.float64], class_id: NDArray[np.int64]) -> NDArray[np.float32]:
     """`Sample.crowd` from corners (m, 4) in shares of the picture's size, clipped to it."""
     clipped = np.clip(corners, 0.0, 1.0)
-    rows = np.column_stack((class_id, _centred(clipped)))
+    rows = np.column_stack((class_id, centred(clipped)))
     return rows[_with_area(clipped)].astype(np.float32)
 
 
 def _with_area(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray(((corners[:, 2:] - corners[:, :2]) > _NO_AREA).all(axis=1), np.bool_)
-
-
-def _centred(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = corners[:, :2], corners[:, 2:]
-    return np.hstack(((low + high) / 2, high - low))
+    return np.asarray(((corners[:, 2:] - corners[:, :2]) > NO_AREA).all(axis=1), np.bool_)
 
 
 def _first_of_each(rows: NDArray[Any]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""What a detector found in one picture: numpy arrays, and when and where the picture came from.
+"""The objects found in one image, as numpy arrays, with the image's capture time and source.
 
 Field names and shapes are those of supervision's ``Detections`` (``xyxy``, ``confidence``,
 ``class_id``, ``tracker_id``), so that code written for one reads the other.
@@ -6,7 +6,9 @@ Field names and shapes are those of supervision's ``Detections`` (``xyxy``, ``co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import difflib
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
@@ -18,7 +20,7 @@ from y7edge.errors import ConfigError, DataError
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds spent on one picture, stage by stage; pictures of one batch share ``infer``."""
+    """Milliseconds spent on one image, by stage; images of one batch share ``infer``."""
 
     wait: float = 0.0  # for the lock, while another call was being served
     pre: float = 0.0  # letterbox into the network's input
@@ -33,7 +35,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One object: corners in pixels of the source picture, confidence 0..1 and class."""
+    """One object: corners in pixels of the source image, confidence 0..1 and class."""
 
     left: float
     top: float
@@ -72,29 +74,29 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Objects of one picture, best first as a detector gives them.
+    """Objects of one image; a Detector returns them in descending order of confidence.
 
-    Arrays are copied on construction: a ``Detections`` owns its memory, and no later result writes
-    into it. A selection (``detections[mask]``, ``filter``) is a new object.
+    Arrays are copied on construction: a ``Detections`` owns its memory. A selection
+    (``detections[mask]``, ``filter``) is a new object with all other fields kept.
 
     Attributes:
-        xyxy: (N, 4) float32, left, top, right, bottom in pixels of the source picture.
+        xyxy: (N, 4) float32, left, top, right, bottom in pixels of the source image.
         confidence: (N,) float32, 0..1.
         class_id: (N,) int32, index into ``names``.
-        image_size: (width, height) of the source picture.
+        image_wh: (width, height) of the source image.
         names: class names; empty if unknown.
         tracker_id: (N,) int32 from a tracker, or None.
-        timestamp_ns: when the picture was captured, or None if its source does not say.
-        frame_id: running number of the picture in its source.
-        source: where the picture came from, as the user named it.
+        timestamp_ns: capture time in nanoseconds, on the clock of the source; None if unknown.
+        frame_id: number of the frame in its source, or None.
+        source: name of the source: a path, a URI, or None.
         timing: time spent per stage.
-        model_id: digest of the artifact that answered.
+        model_id: first digits of the artifact's payload digest.
     """
 
     xyxy: NDArray[np.float32]
     confidence: NDArray[np.float32]
     class_id: NDArray[np.int32]
-    image_size: tuple[int, int]
+    image_wh: tuple[int, int]
     names: tuple[str, ...] = ()
     tracker_id: NDArray[np.int32] | None = field(default=None, kw_only=True)
     timestamp_ns: int | None = field(default=None, kw_only=True)
@@ -112,6 +114,9 @@ class Detections:
         object.__setattr__(self, "names", tuple(self.names))
         if self.tracker_id is not None:
             object.__setattr__(self, "tracker_id", _owned("tracker_id", self.tracker_id, np.int32))
+        for name in ("timestamp_ns", "frame_id"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _whole(name, value))
         self._validate()
 
     def _validate(self) -> None:
@@ -126,14 +131,16 @@ class Detections:
         limit = len(self.names) or np.iinfo(np.int32).max
         if len(self) and not 0 <= self.class_id.min() <= self.class_id.max() < limit:
             raise DataError(f"class_id has values outside 0 to {limit - 1}")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise DataError(f"image_size is {self.image_size}, expected (width, height) in pixels")
+        if len(self.image_wh) != 2 or min(self.image_wh) < 1:
+            raise DataError(f"image_wh is {self.image_wh}, expected (width, height) in pixels")
+        if not isinstance(self.source, str | None):
+            raise DataError(f"source is {self.source!r}, expected a string or None")
 
     @classmethod
-    def empty(cls, image_size: tuple[int, int], names: Iterable[str] = ()) -> Detections:
-        """Nothing found in a picture of ``image_size`` (width, height)."""
+    def empty(cls, image_wh: tuple[int, int], names: Iterable[str] = ()) -> Detections:
+        """Return no detections for an image of ``image_wh`` (width, height)."""
         nothing = np.empty(0, np.float32)
-        return cls(nothing.reshape(0, 4), nothing, np.empty(0, np.int32), image_size, tuple(names))
+        return cls(nothing, nothing, np.empty(0, np.int32), image_wh, tuple(names))
 
     def __len__(self) -> int:
         return len(self.xyxy)
@@ -156,7 +163,7 @@ class Detections:
             return self._row(int(index))
         chosen = index if isinstance(index, slice) else np.asarray(index)
         if isinstance(chosen, np.ndarray) and chosen.size == 0:
-            chosen = chosen.astype(np.intp)  # [] is an empty choice; numpy would call it floats
+            chosen = chosen.astype(np.intp)  # numpy makes [] an array of floats
         try:
             return replace(
                 self,
@@ -184,24 +191,23 @@ class Detections:
         )
 
     def filter(
-        self, confidence: float = 0.0, classes: Iterable[int | str] | None = None
+        self, confidence: float | None = None, classes: str | Iterable[int | str] | None = None
     ) -> Detections:
-        """Those of at least ``confidence`` and of one of ``classes`` (ids or names; None: all).
+        """Select by confidence and class.
+
+        Args:
+            confidence: keep what is greater; None: any confidence.
+            classes: keep these classes, as :func:`class_ids` reads them; None: all.
 
         Raises:
             ConfigError: a class that the model does not have.
         """
-        mask = self.confidence >= np.float32(confidence)
+        mask = np.ones(len(self), np.bool_)
+        if confidence is not None:
+            mask = self.confidence > np.float32(confidence)
         if classes is not None:
-            mask &= np.isin(self.class_id, [self._class_id(item) for item in classes])
+            mask &= np.isin(self.class_id, class_ids(classes, self.names))
         return self[mask]
-
-    def _class_id(self, item: int | str) -> int:
-        if not isinstance(item, str):
-            return int(item)
-        if item not in self.names:
-            raise ConfigError(f"no class is named {item!r}; there are: {', '.join(self.names)}")
-        return self.names.index(item)
 
     @property
     def xywh(self) -> NDArray[np.float32]:
@@ -212,8 +218,8 @@ class Detections:
 
     @property
     def xyxyn(self) -> NDArray[np.float32]:
-        """(N, 4): corners as parts of the picture's width and height, 0..1."""
-        return np.divide(self.xyxy, np.array(self.image_size * 2, np.float32), dtype=np.float32)
+        """(N, 4): corners in normalized coordinates, 0..1."""
+        return np.divide(self.xyxy, np.array(self.image_wh * 2, np.float32), dtype=np.float32)
 
     @property
     def area(self) -> NDArray[np.float32]:
@@ -222,7 +228,7 @@ class Detections:
         return sides[:, 0] * sides[:, 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for ``json.dumps``; what is unknown is left out."""
+        """Return plain values for ``json.dumps``; unknown fields but ``source`` are left out."""
         rows = []
         for row in self:
             entry: dict[str, Any] = {
@@ -234,21 +240,62 @@ class Detections:
             if row.tracker_id is not None:
                 entry["tracker_id"] = row.tracker_id
             rows.append(entry)
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "source": self.source,
-            "image_size": list(self.image_size),
+            "image_size": list(self.image_wh),
             "detections": rows,
         }
         for name in ("timestamp_ns", "frame_id", "model_id"):
             if (value := getattr(self, name)) is not None:
-                told[name] = value
+                record[name] = value
         if self.timing is not None:
-            told["timing"] = {key: round(ms, 3) for key, ms in asdict(self.timing).items()}
-        return told
+            record["timing"] = {key: round(ms, 3) for key, ms in asdict(self.timing).items()}
+        return record
+
+
+def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple[int, ...]:
+    """Return the ids of classes given by name or number, ascending.
+
+    A string selects every class of that name. Only if there is none and the string is a number, it
+    selects the class with that id, as an integer always does.
+
+    Args:
+        classes: one name, or names and numbers.
+        names: class names by id; empty if unknown, and then only numbers can be given.
+
+    Raises:
+        ConfigError: a class that does not exist, or neither a name nor a number.
+    """
+    given = [classes] if isinstance(classes, str) else list(classes)
+    return tuple(sorted({found for item in given for found in _ids_of(item, names)}))
+
+
+def _ids_of(item: int | str, names: Sequence[str]) -> list[int]:
+    if isinstance(item, str):
+        if found := [index for index, name in enumerate(names) if name == item]:
+            return found
+        if not (item.isascii() and item.isdecimal()):
+            near = difflib.get_close_matches(item, names, n=1, cutoff=0.0)
+            hint = f"the nearest is {near[0]!r}" if near else "its class names are unknown"
+            raise ConfigError(f"the model has no class {item!r}; {hint}")
+        item = int(item)
+    if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
+        raise ConfigError(f"a class is given by id or name, not as {item!r}")
+    if item < 0 or (names and item >= len(names)):
+        last = f" to {len(names) - 1}" if names else ""
+        raise ConfigError(f"the model has no class {item}; ids go from 0{last}")
+    return [int(item)]
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise DataError(f"{name} is {value!r}, expected a whole number or None") from None
 
 
 def _owned(name: str, values: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    """A C-contiguous copy of ``values``; DataError if they cannot be ``dtype``."""
+    """Return a C-contiguous copy of ``values``; DataError if they cannot be ``dtype``."""
     try:
         array = np.asarray(values)
         if np.issubdtype(dtype, np.integer) and array.size and array.dtype.kind not in "iu":

@@ -1,13 +1,12 @@
-"""Detector: a picture in, objects out; the same on every engine, without torch and without onnx.
+"""Detector: an image in, objects out; the same on every engine, without torch and without onnx.
 
-A picture is letterboxed into the network's input, an engine's ``Session`` turns it into raw
-outputs, and numpy turns these into boxes in the picture's own pixels. What the network needs to be
-told (names, anchors, sizes, thresholds) comes from the artifact's manifest.
+An image is letterboxed into the network's input, an engine's ``Session`` turns it into raw outputs,
+and numpy turns these into boxes in the image's own pixels. Names, anchors, sizes and thresholds
+come from the artifact's manifest.
 """
 
 from __future__ import annotations
 
-import difflib
 import threading
 import time
 import warnings
@@ -15,18 +14,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Manifest
-from y7edge.detect.detections import Detections, Timing
-from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
+from y7edge.artifact.manifest import Manifest, OutputInfo
+from y7edge.detect.detections import Detections, Timing, class_ids
+from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor, Quantization
 from y7edge.detect.preprocess import Color, Geometry, Preprocessor
-from y7edge.errors import ConfigError, DataError, DeviceError, RuntimeMissing
+from y7edge.errors import ArtifactError, ConfigError, DataError, DetectorClosed, RuntimeMissing
 from y7edge.models import registry as variants
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
@@ -34,31 +32,36 @@ from y7edge.runtimes.base import Session, SessionOptions
 CHECKPOINTS = (".safetensors", ".pt", ".pth")
 """Suffixes of files that are run with torch; everything else is an artifact."""
 
-_MOST_AT_ONCE = 16  # pictures of a dynamic batch; a longer list would only cost memory
+_MOST_AT_ONCE = 16  # images of a dynamic batch; a longer list would only cost memory
+
+_Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image, as far as known
 
 
 class Detector:
-    """Finds objects in pictures.
+    """Find objects in images.
 
     Thread-safe: calls are serialised, and the time a call waited is in its result's ``timing``.
-    A context manager; after ``close`` every call is a DeviceError.
+    A context manager; after ``close`` every call raises DetectorClosed.
 
     Args:
         source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``) or
             the name of a variant, which gets random weights; the last two need torch.
         backend: a runtime's name; "auto" lets the artifact decide.
         device: "auto", "cpu", "cuda", "cuda:1".
-        conf: least score, exclusive; None: the manifest's.
+        conf: scores must be greater; None: the manifest's.
         iou: boxes are suppressed above this IoU with a better one; None: the manifest's.
-        max_det: most objects in a picture.
-        classes: ids or names of the classes to look for; None: all.
+        max_det: most objects in an image; None: the manifest's.
+        classes: the classes to look for, as ``class_ids`` reads them: by name, or by number where
+            no class has that name; None: all.
         agnostic: suppress across classes.
         threads: of the engine; None: its own choice.
         imgsz: input (height, width) of a checkpoint, or its side; that of an artifact is fixed.
-        provider_options: handed to the engine as they are.
+        provider_options: passed to the engine unchanged.
 
     Raises:
-        ConfigError: an option that cannot be used.
+        ConfigError: an option that cannot be used, or an input or output of the network that this
+            version cannot handle.
+        ArtifactMissing: there is no such file.
         ArtifactError, DigestError, CheckpointError: a file that cannot be used.
         RuntimeMissing: the engine is not installed.
         DeviceError: the device does not exist.
@@ -71,8 +74,8 @@ class Detector:
         device: str = "auto",
         conf: float | None = None,
         iou: float | None = None,
-        max_det: int = 300,
-        classes: Iterable[int | str] | None = None,
+        max_det: int | None = None,
+        classes: str | Iterable[int | str] | None = None,
         *,
         agnostic: bool = False,
         threads: int | None = None,
@@ -102,12 +105,12 @@ class Detector:
         *,
         conf: float | None = None,
         iou: float | None = None,
-        max_det: int = 300,
-        classes: Iterable[int | str] | None = None,
+        max_det: int | None = None,
+        classes: str | Iterable[int | str] | None = None,
         agnostic: bool = False,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> Detector:
-        """A detector over a session that is already open; it closes it in the end.
+        """Make a detector over an open session, which it will close.
 
         ``clock`` is what ``timing`` is measured with, in nanoseconds.
         """
@@ -121,17 +124,18 @@ class Detector:
         manifest: Manifest,
         conf: float | None,
         iou: float | None,
-        max_det: int,
-        classes: Iterable[int | str] | None,
+        max_det: int | None,
+        classes: str | Iterable[int | str] | None,
         agnostic: bool,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._manifest = manifest
+        defaults = manifest.thresholds
         self._criteria = Criteria(
-            conf=manifest.thresholds.conf if conf is None else conf,
-            iou=manifest.thresholds.iou if iou is None else iou,
-            max_det=max_det,
-            classes=None if classes is None else _class_ids(classes, manifest.names),
+            conf=defaults.conf if conf is None else conf,
+            iou=defaults.iou if iou is None else iou,
+            max_det=defaults.max_det if max_det is None else max_det,
+            classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
         image = manifest.input
@@ -141,57 +145,95 @@ class Detector:
             pad=image.letterbox.pad,
             order=image.color,
             scale=image.scale,
+            layout=image.layout,
+            dtype=image.dtype,
         )
-        self._postprocess = Postprocessor(manifest.levels, manifest.nc)
-        self._heads = [output.name for output in manifest.outputs if output.role == "head"]
+        _require_readable(manifest.outputs)
+        heads = [output for output in manifest.outputs if output.role == "head"]
+        self._postprocess = Postprocessor(
+            manifest.levels, manifest.nc, quantization=[_quantization(head) for head in heads]
+        )
+        self._heads = [output.name for output in heads]
         self._roles = {output.role: output.name for output in manifest.outputs}
-        self._batch: NDArray[np.float32] = self._preprocess.tensor
+        self._batch: NDArray[Any] = self._preprocess.tensor
         self._model_id = manifest.payload_digest[:16]
         self._session: Session | None = session
         self._clock = clock
         self._lock = threading.Lock()
 
-    def __call__(self, frame: NDArray[np.uint8], color: Color = "bgr") -> Detections:
-        """Objects in one picture, best first.
+    def __call__(
+        self,
+        frame: NDArray[np.uint8],
+        color: Color = "bgr",
+        *,
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
+        source: str | None = None,
+    ) -> Detections:
+        """Detect objects in one image, best first.
 
         Args:
-            frame: (H, W, 3) uint8; grey (H, W) and four channels with alpha are understood too.
+            frame: (H, W, 3) uint8; grey (H, W) and four channels with alpha are accepted too.
             color: order of its channels, "bgr" as OpenCV has it, or "rgb".
+            timestamp_ns: capture time, copied to the result, as are the next two.
+            frame_id: number of the frame in its source.
+            source: name of the source.
 
         Raises:
-            DataError: not a picture.
-            DeviceError: the engine failed, or the detector was closed.
+            DataError: not an image.
+            DetectorClosed: the detector was closed.
+            DeviceError: the engine failed.
         """
-        return self._detect([frame], color, self._criteria)[0]
+        origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        return self._detect([frame], color, self._criteria, [origin])[0]
 
-    def batch(self, frames: Sequence[NDArray[np.uint8]], color: Color = "bgr") -> list[Detections]:
-        """Objects in each of several pictures, of any sizes; a list for any list, also of none.
+    def batch(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        color: Color = "bgr",
+        *,
+        timestamp_ns: Sequence[int | None] | None = None,
+        frame_id: Sequence[int | None] | None = None,
+        source: Sequence[str | None] | None = None,
+    ) -> list[Detections]:
+        """Detect objects in several images of any sizes; an empty list gives an empty list.
 
-        They go to the engine together if the artifact's batch is dynamic, else one by one.
+        They go to the engine together if the artifact's batch is dynamic, else in the artifact's
+        batch size.
+
+        Args:
+            frames: images as for a call of the detector itself.
+            color: order of the channels of all of them.
+            timestamp_ns: one value for each image, as are the next two; None: unknown.
+            frame_id: numbers of the frames in their sources.
+            source: names of the sources.
 
         Raises:
-            DataError: not a list, or not pictures.
-            DeviceError: the engine failed, or the detector was closed.
+            DataError: not a list, not images, or not one value for each image.
+            DetectorClosed: the detector was closed.
+            DeviceError: the engine failed.
         """
         if isinstance(frames, np.ndarray) or not isinstance(frames, Sequence):
             raise DataError(
-                f"batch() takes a list of pictures, not {type(frames).__name__}: "
-                "call the detector itself for one picture"
+                f"batch() takes a list of images, not {type(frames).__name__}: "
+                "call the detector itself for one image"
             )
-        return self._detect(frames, color, self._criteria)
+        given = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        return self._detect(frames, color, self._criteria, _for_each(len(frames), given))
 
-    def detect_for_evaluation(self, frame: NDArray[np.uint8], color: Color = "bgr") -> Detections:
-        """Objects by the protocol that mAP is measured by, whatever thresholds the detector has.
+    def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
+        """Detect in a BGR image with the thresholds that mAP is measured with.
 
         Confidence above 0.001, every class of a box and not only its best, IoU 0.65, 300 boxes.
         """
-        return self._detect([frame], color, EVALUATION)[0]
+        return self._detect([frame], "bgr", EVALUATION, [{}])[0]
 
     def warmup(self, runs: int = 3) -> None:
-        """Run on a grey picture, so that engines which plan on first use have done so.
+        """Run on a grey image, so that engines which plan on first use have done so.
 
         Raises:
-            DeviceError: the engine failed, or the detector was closed.
+            DetectorClosed: the detector was closed.
+            DeviceError: the engine failed.
         """
         image = self._manifest.input
         grey = np.full((image.height, image.width, 3), image.letterbox.pad, np.uint8)
@@ -208,12 +250,7 @@ class Detector:
     def __enter__(self) -> Detector:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -223,15 +260,15 @@ class Detector:
 
     @property
     def manifest(self) -> Manifest:
-        """All that the artifact says about itself."""
+        """The artifact's manifest."""
         return self._manifest
 
     @property
     def info(self) -> dict[str, Any]:
-        """What runs here, where, and with which thresholds: plain values for logs.
+        """Model, device and thresholds as plain values, for logs.
 
         Raises:
-            DeviceError: the detector was closed.
+            DetectorClosed: the detector was closed.
         """
         session, manifest = self._opened(), self._manifest
         criteria = asdict(self._criteria)
@@ -258,13 +295,17 @@ class Detector:
 
     def _opened(self) -> Session:
         if self._session is None:
-            raise DeviceError("the detector was closed: open a new one")
+            raise DetectorClosed("the detector was closed: open a new one")
         return self._session
 
     def _detect(
-        self, frames: Sequence[NDArray[np.uint8]], color: Color, criteria: Criteria
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        color: Color,
+        criteria: Criteria,
+        origins: Sequence[_Origin],
     ) -> list[Detections]:
-        """Pictures in, results out, as many at once as the engine takes."""
+        """Run the engine on as many images at once as it takes."""
         called = self._clock()
         fixed = self._manifest.input.batch
         step = _MOST_AT_ONCE if fixed == "dynamic" else fixed
@@ -273,8 +314,8 @@ class Detector:
             session = self._opened()
             results = []
             for start in range(0, len(frames), step):
-                chunk = frames[start : start + step]
-                results += self._run(session, chunk, color, criteria, wait)
+                part = slice(start, start + step)
+                results += self._run(session, frames[part], color, criteria, origins[part], wait)
         return results
 
     def _run(
@@ -283,9 +324,10 @@ class Detector:
         frames: Sequence[NDArray[np.uint8]],
         color: Color,
         criteria: Criteria,
+        origins: Sequence[_Origin],
         wait: float,
     ) -> list[Detections]:
-        """One call of the engine. The lock is held: buffers are shared between calls."""
+        """Call the engine once. The lock is held: buffers are shared between calls."""
         pixels = self._input_for(len(frames))
         # In a tensor of its own the preprocessor skips the grey border where it stayed the same.
         alone = pixels is self._preprocess.tensor
@@ -309,24 +351,26 @@ class Detector:
                 self._manifest.names,
                 timing=timing,
                 model_id=self._model_id,
+                **origin,
             )
-            for boxes, geometry in zip(placed, geometries, strict=True)
+            for boxes, geometry, origin in zip(placed, geometries, origins, strict=True)
         ]
 
-    def _input_for(self, count: int) -> NDArray[np.float32]:
-        """The input for ``count`` pictures: a reused buffer, as large as the engine wants it."""
+    def _input_for(self, count: int) -> NDArray[Any]:
+        """Return the input for ``count`` images: a reused buffer, as large as the engine wants."""
         fixed = self._manifest.input.batch
         size = count if fixed == "dynamic" else fixed
         if size == 1:
             return self._preprocess.tensor
         if len(self._batch) < size:
-            self._batch = np.zeros((size, *self._preprocess.tensor.shape[1:]), np.float32)
+            tensor = self._preprocess.tensor
+            self._batch = np.zeros((size, *tensor.shape[1:]), tensor.dtype)
         return self._batch[:size]
 
     def _boxes(
         self, outputs: Mapping[str, NDArray[Any]], count: int, criteria: Criteria
     ) -> list[Boxes]:
-        """Boxes of the first ``count`` pictures; a fixed batch may have had empty places."""
+        """Decode the first ``count`` images; a fixed batch may have had empty places."""
         if self._heads:
             heads = [outputs[name][:count] for name in self._heads]
             return self._postprocess.heads(heads, criteria)
@@ -334,8 +378,34 @@ class Detector:
         return self._postprocess.decoded(boxes, scores, criteria)
 
 
+def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:
+    """Return the values of each of ``count`` images; DataError unless there is one for each."""
+    known = {name: values for name, values in given.items() if values is not None}
+    for name, values in known.items():
+        if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != count:
+            raise DataError(f"{name} is {values!r}, expected a list of {count}, one for each image")
+    return [{name: values[index] for name, values in known.items()} for index in range(count)]
+
+
+def _require_readable(outputs: Sequence[OutputInfo]) -> None:
+    """Raise ArtifactError for outputs that the Detector cannot decode."""
+    for output in outputs:
+        real = output.dtype in ("float32", "float16")
+        usable = output.layout == "NCHW" and real == (output.scale is None)
+        if not (usable if output.role == "head" else real):
+            raise ArtifactError(
+                f"output {output.name} is a {output.role} of {output.dtype} {output.layout} with "
+                f"scale {output.scale}, expected float32 or float16, or for heads NCHW and a scale "
+                "with integers: export it again"
+            )
+
+
+def _quantization(head: OutputInfo) -> Quantization | None:
+    return None if head.scale is None else (head.scale, head.zero_point or 0)
+
+
 def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
-    """Boxes in the picture's own pixels; what lies wholly in the letterbox's border goes."""
+    """Return boxes in the image's own pixels; drop those wholly in the letterbox's border."""
     corners = geometry.to_source(boxes.xyxy)
     inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
     if inside.all():
@@ -349,7 +419,7 @@ def _open(
     options: SessionOptions,
     imgsz: int | tuple[int, int] | None,
 ) -> tuple[Session, Manifest]:
-    """A session for an artifact, or with torch for a checkpoint or a variant's name."""
+    """Open a session for an artifact, or with torch for a checkpoint or a variant's name."""
     path = Path(source)
     if not path.is_file() and path.name == str(source) and not path.suffix:
         variants.get(path.name)  # a ConfigError that lists the names, if it is none of them
@@ -380,25 +450,6 @@ def _require_size(artifact: Artifact, imgsz: int | tuple[int, int] | None) -> No
 
 
 def _pair(imgsz: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size that may be the side of a square."""
+    """Return (height, width) of a size that may be the side of a square."""
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     return height, width
-
-
-def _class_ids(classes: Iterable[int | str], names: tuple[str, ...]) -> tuple[int, ...]:
-    """Class ids of ids and names mixed, ascending; ConfigError for one that does not exist."""
-    given = [classes] if isinstance(classes, str) else list(classes)
-    return tuple(sorted({_class_id(item, names) for item in given}))
-
-
-def _class_id(item: int | str, names: tuple[str, ...]) -> int:
-    if isinstance(item, str):
-        if item in names:
-            return names.index(item)
-        near = difflib.get_close_matches(item, names, n=1, cutoff=0.0)
-        raise ConfigError(f"the model has no class {item!r}; the nearest is {near[0]!r}")
-    if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
-        raise ConfigError(f"a class is given by id or name, not as {item!r}")
-    if not 0 <= item < len(names):
-        raise ConfigError(f"the model has no class {item}; ids go from 0 to {len(names) - 1}")
-    return int(item)

@@ -1,16 +1,17 @@
-"""Boxes on pictures: readable on any background, and each class always in the same colour."""
+"""Draw boxes: readable on any background, and each class always in the same colour."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.detect.detections import Detection, Detections
-from y7edge.detect.preprocess import check_frame
+from y7edge.detect.preprocess import Color, check_color, check_frame
+from y7edge.errors import DataError
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Successive multiples of the golden ratio fall far from all earlier ones on the colour circle.
@@ -20,45 +21,59 @@ Bgr = tuple[int, int, int]
 
 
 def draw(
-    image: NDArray[np.uint8], detections: Detections, *, confidence: bool = True
+    frame: NDArray[np.uint8],
+    detections: Detections,
+    *,
+    confidence: bool = True,
+    color: Color = "bgr",
 ) -> NDArray[np.uint8]:
-    """A copy of a picture with a box and a label for each detection, best on top.
+    """Return a copy of an image with a box and a label for each detection, best on top.
 
     Args:
-        image: (H, W, 3) uint8 in BGR; grey (H, W) and (H, W, 4) with alpha are understood too.
-        detections: boxes in this picture's pixels.
-        confidence: write it behind the class; labels made by people have none.
+        frame: (H, W, 3) uint8; grey (H, W) and (H, W, 4) with alpha are accepted too.
+        detections: boxes in this image's pixels.
+        confidence: write it after the class name; ground truth has none.
+        color: order of the frame's channels, "bgr" as OpenCV has it, or "rgb".
 
     Returns:
-        (H, W, 3) uint8 in BGR. Lines and letters grow with the picture.
+        (H, W, 3) uint8 in the frame's order. Lines and letters grow with the image.
 
     Raises:
-        DataError: not a picture.
+        DataError: not an image, or of another size than the one that the detections are of.
+        ConfigError: another ``color``.
     """
-    picture = check_frame(image)
-    if picture.ndim == 2:
-        canvas: NDArray[np.uint8] = np.repeat(picture[:, :, None], 3, axis=2)
+    check_color(color)
+    image = check_frame(frame)
+    height, width = image.shape[:2]
+    if (width, height) != tuple(detections.image_wh):
+        raise DataError(
+            f"the frame is {width}x{height}, but the detections are of an image of "
+            f"{detections.image_wh[0]}x{detections.image_wh[1]}: draw on the image that they were "
+            "found in"
+        )
+    if image.ndim == 2:
+        canvas: NDArray[Any] = np.repeat(image[:, :, None], 3, axis=2)
+    elif color == "rgb":
+        canvas = cv2.cvtColor(image[:, :, :3], cv2.COLOR_RGB2BGR)
     else:
-        canvas = picture[:, :, :3].copy()
-    thickness = max(1, round(sum(canvas.shape[:2]) / 600))
-    for detection in _worst_first(detections):
+        canvas = image[:, :, :3].copy()
+    thickness = max(1, round((height + width) / 600))
+    for index in np.argsort(detections.confidence, kind="stable"):
+        detection = detections[int(index)]
         colour = class_colour(detection.class_id)
         corners = [round(value) for value in detection.xyxy]
         cv2.rectangle(canvas, corners[:2], corners[2:], colour, thickness)
         _label(canvas, detection, colour, thickness, confidence)
+    if color == "rgb":
+        canvas = cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB)
     return canvas
 
 
 def class_colour(class_id: int) -> Bgr:
-    """Colour (blue, green, red) of a class; neighbouring ids get very different ones."""
+    """Return the colour (blue, green, red) of a class; neighbouring ids differ clearly."""
     hue = class_id * _GOLDEN % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0 if class_id % 2 == 0 else 0.75)
     return round(blue * 255), round(green * 255), round(red * 255)
-
-
-def _worst_first(detections: Detections) -> Iterator[Detection]:
-    for index in np.argsort(detections.confidence, kind="stable"):
-        yield detections[int(index)]
 
 
 def _label(
@@ -68,7 +83,7 @@ def _label(
     thickness: int,
     confidence: bool,
 ) -> None:
-    """Name and confidence on a filled strip above the box, or inside it at the picture's edge."""
+    """Name and confidence on a filled strip above the box, or inside it at the image's edge."""
     # OpenCV's fonts draw question marks for letters beyond ASCII; the id says more than these.
     name = detection.class_name if detection.class_name.isascii() else f"#{detection.class_id}"
     tracker = "" if detection.tracker_id is None else f" #{detection.tracker_id}"

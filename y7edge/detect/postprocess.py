@@ -9,9 +9,10 @@ with stride s, all in pixels of the network's input::
 A candidate has objectness > conf and then score = objectness x class probability > conf, both
 strictly; a model of one class never trains its class logit, so there the objectness is the score.
 
-Nearly every cell of a picture is background. So the objectness planes, contiguous as a convolution
-leaves them, are scanned as logits first, with a cut a little below conf, and only the cells that
-pass are decoded and then decided exactly. NaN never passes a comparison, so it is never selected.
+Nearly every cell of an image is background. So the objectness planes, contiguous as a convolution
+leaves them, are scanned in the engine's own type first (logits, probabilities or quantised
+integers), with a cut a little below conf; only the cells that pass are dequantised, activated and
+compared exactly. NaN never passes a comparison, so it is never selected.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import LevelInfo
-from y7edge.boxes import MAX_CANDIDATES, best_first, nms
+from y7edge.boxes import MAX_CANDIDATES, best_first, corners, nms
 from y7edge.errors import ConfigError, DataError
 
 
 class Boxes(NamedTuple):
-    """Boxes of one picture, in pixels of the network's input."""
+    """Boxes of one image, in pixels of the network's input."""
 
     xyxy: NDArray[np.float32]  # (N, 4) corners
     score: NDArray[np.float32]  # (N,)
@@ -45,7 +46,7 @@ class Criteria:
 
     conf: float = 0.25  # scores must be greater
     iou: float = 0.45  # boxes go whose IoU with a better one is greater
-    max_det: int = 300  # boxes per picture
+    max_det: int = 300  # boxes per image
     classes: tuple[int, ...] | None = None  # class ids to keep, before suppression; None: all
     agnostic: bool = False  # suppress across classes
     multi_label: bool = False  # every class above conf, not only the best: for evaluation
@@ -61,7 +62,10 @@ class Criteria:
 
 
 EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)
-"""The protocol that mAP is measured by."""
+"""The thresholds that mAP is measured with."""
+
+Quantization = tuple[float, int]
+"""(scale, zero point): real value = (value - zero point) x scale."""
 
 
 class Postprocessor:
@@ -70,10 +74,25 @@ class Postprocessor:
     Args:
         levels: stride and anchors of each head, finest first.
         nc: number of classes.
+        activation: what heads hold: "logit", or "sigmoid" for probabilities.
+        quantization: of each head, None for one that holds real numbers; None: all do.
+
+    Raises:
+        ConfigError: another activation.
     """
 
-    def __init__(self, levels: Sequence[LevelInfo], nc: int) -> None:
+    def __init__(
+        self,
+        levels: Sequence[LevelInfo],
+        nc: int,
+        activation: str = "logit",
+        quantization: Sequence[Quantization | None] | None = None,
+    ) -> None:
+        if activation not in ("logit", "sigmoid"):
+            raise ConfigError(f'activation is {activation!r}, expected "logit" or "sigmoid"')
         self._nc = nc
+        self._logits = activation == "logit"
+        self._quantization = list(quantization or [None] * len(levels))
         self._counts = [len(level.anchors) for level in levels]
         # Per anchor of all levels, coarse ones last: stride, width, height, in input pixels.
         self._anchors = np.array(
@@ -81,10 +100,11 @@ class Postprocessor:
         ).reshape(-1, 3)
 
     def heads(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> list[Boxes]:
-        """Boxes of each picture of a batch.
+        """Return the boxes of each image of a batch.
 
         Args:
-            heads: per level (B, anchors x (5 + nc), H, W) logits, float32 or float16.
+            heads: per level (B, anchors x (5 + nc), H, W), float32 or float16, or integers where
+                there is a quantization.
             criteria: which boxes to keep.
 
         Raises:
@@ -92,12 +112,12 @@ class Postprocessor:
         """
         self._check_heads(heads)
         return [
-            suppress(self.candidates([head[picture] for head in heads], criteria), criteria)
-            for picture in range(len(heads[0]))
+            suppress(self.candidates([head[index] for head in heads], criteria), criteria)
+            for index in range(len(heads[0]))
         ]
 
     def decoded(self, boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> list[Boxes]:
-        """Boxes of each picture of a batch.
+        """Return the boxes of each image of a batch.
 
         Args:
             boxes: (B, N, 4) centre x, centre y, width, height in input pixels.
@@ -119,26 +139,26 @@ class Postprocessor:
         ]
 
     def candidates(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> Boxes:
-        """Decoded candidates of one picture, before suppression.
+        """Return the decoded candidates of one image, before suppression.
 
         In the order level, anchor, row, column, class. ``heads``: per level
         (anchors x (5 + nc), H, W).
         """
         conf = np.float32(criteria.conf)
-        logits, anchor, row, column = self._gather(heads, criteria.conf)
-        activated = _sigmoid(logits[:, :5])
+        values, anchor, row, column = self._gather(heads, criteria.conf)
+        activated = self._activate(values[:, :5])
         objectness = activated[:, 4]
         class_id: NDArray[Any]
         if self._nc == 1:
             rows = np.flatnonzero(objectness > conf)
             score, class_id = objectness[rows], np.zeros(len(rows), np.int32)
         elif criteria.multi_label:
-            matrix = objectness[:, None] * _sigmoid(logits[:, 5:])
+            matrix = objectness[:, None] * self._activate(values[:, 5:])
             rows, class_id = np.nonzero(matrix > conf)
             score = matrix[rows, class_id]
         else:
-            class_id, best = _best(logits[:, 5:])
-            score = objectness * _sigmoid(best)
+            class_id, best = _best(values[:, 5:])
+            score = objectness * self._activate(best)
             rows = np.flatnonzero(score > conf)
             score, class_id = score[rows], class_id[rows]
         chosen = _choose(score, class_id, criteria)
@@ -148,48 +168,52 @@ class Postprocessor:
         cell[:, 0], cell[:, 1] = column[rows], row[rows]
         known = self._anchors[anchor[rows]]
         centre = (doubled[:, :2] - np.float32(0.5) + cell) * known[:, :1]
-        half = np.square(doubled[:, 2:]) * known[:, 1:] / 2
-        return _finite(centre, half, score[chosen], class_id[chosen])
+        xyxy = corners(centre, np.square(doubled[:, 2:]) * known[:, 1:])
+        return _finite(xyxy, score[chosen], class_id[chosen])
+
+    def _activate(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return _sigmoid(values) if self._logits else values
 
     def _gather(self, heads: Sequence[NDArray[Any]], conf: float) -> tuple[NDArray[Any], ...]:
-        """Cells whose objectness may be above ``conf``.
+        """Return the cells whose objectness may be above ``conf``.
 
-        Logits (K, 5 + nc) float32; index of the anchor over all levels, row and column (K,).
+        Values (K, 5 + nc) float32, dequantised; index of the anchor over all levels, row and
+        column (K,).
         """
         first = 0
-        logits, anchors, places = [], [], []
-        for head, count in zip(heads, self._counts, strict=True):
+        values, anchors, places = [], [], []
+        levels = zip(heads, self._counts, self._quantization, strict=True)
+        for head, count, quantization in levels:
             fields = head.reshape(count, 5 + self._nc, -1)
+            least = _least(conf, head.dtype, self._logits, quantization)
             # Flat, since numpy scans one row of booleans several times faster than a table.
-            flat = (fields[:, 4] > _logit_cut(conf, head.dtype)).reshape(-1).nonzero()[0]
+            flat = (fields[:, 4] >= least).reshape(-1).nonzero()[0]
             anchor, place = np.divmod(flat, fields.shape[2])
-            logits.append(fields[anchor, :, place])
+            values.append(_dequantised(fields[anchor, :, place], quantization))
             anchors.append(anchor + first)
             places.append(np.divmod(place, head.shape[2]))
             first += count
         row, column = np.concatenate(places, axis=1)
-        return (
-            np.concatenate(logits).astype(np.float32, copy=False),
-            np.concatenate(anchors),
-            row,
-            column,
-        )
+        return np.concatenate(values), np.concatenate(anchors), row, column
 
     def _check_heads(self, heads: Sequence[NDArray[Any]]) -> None:
         if len(heads) != len(self._counts):
             raise DataError(f"there are {len(heads)} heads, expected {len(self._counts)}")
-        for level, (head, count) in enumerate(zip(heads, self._counts, strict=True)):
+        levels = zip(heads, self._counts, self._quantization, strict=True)
+        for level, (head, count, quantization) in enumerate(levels):
             channels = count * (5 + self._nc)
             if head.ndim != 4 or head.shape[1] != channels or len(head) != len(heads[0]):
                 raise DataError(f"head{level} is {head.shape}, expected (B, {channels}, H, W)")
-            if head.dtype not in (np.float32, np.float16):
-                raise DataError(f"head{level} is {head.dtype}, expected float32 or float16")
+            real = head.dtype in (np.float32, np.float16)
+            if real if quantization else not real:
+                expected = "integers" if quantization else "float32 or float16"
+                raise DataError(f"head{level} is {head.dtype}, expected {expected}")
 
 
 def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> Boxes:
-    """Candidates of one picture from boxes (N, 4) cx, cy, w, h and scores (N, nc)."""
+    """Return the candidates of one image from boxes (N, 4) cx, cy, w, h and scores (N, nc)."""
     conf = np.float32(criteria.conf)
-    flat = np.flatnonzero(scores.reshape(-1) > _below(criteria.conf, scores.dtype))
+    flat = np.flatnonzero(scores.reshape(-1) >= _below(criteria.conf, scores.dtype))
     rows, class_id = np.divmod(flat, scores.shape[1])
     if not criteria.multi_label:
         rows = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
@@ -200,7 +224,7 @@ def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Crit
     rows, class_id, score = rows[above], class_id[above], score[above]
     chosen = _choose(score, class_id, criteria)
     picked: NDArray[Any] = boxes[rows[chosen]].astype(np.float32, copy=False)
-    return _finite(picked[:, :2], picked[:, 2:] / 2, score[chosen], class_id[chosen])
+    return _finite(corners(picked[:, :2], picked[:, 2:]), score[chosen], class_id[chosen])
 
 
 def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:
@@ -233,16 +257,8 @@ def _best(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.flo
     return column, largest
 
 
-def _finite(
-    centre: NDArray[Any],
-    half: NDArray[Any],
-    score: NDArray[np.float32],
-    class_id: NDArray[Any],
-) -> Boxes:
-    """Corner boxes from centres and half sizes, without those that have a NaN or an infinity."""
-    xyxy = np.empty((len(centre), 4), np.float32)
-    np.subtract(centre, half, out=xyxy[:, :2])
-    np.add(centre, half, out=xyxy[:, 2:])
+def _finite(xyxy: NDArray[Any], score: NDArray[np.float32], class_id: NDArray[Any]) -> Boxes:
+    """Drop boxes with a NaN or an infinity."""
     if not np.isfinite(xyxy).all():
         finite = np.isfinite(xyxy).all(axis=1)
         xyxy, score, class_id = xyxy[finite], score[finite], class_id[finite]
@@ -256,17 +272,35 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @lru_cache
-def _logit_cut(conf: float, dtype: np.dtype[Any]) -> Any:
-    """A logit of ``dtype`` at or below which no float32 sigmoid is greater than ``conf``.
+def _least(
+    conf: float, dtype: np.dtype[Any], logits: bool, quantization: Quantization | None
+) -> Any:
+    """Return a value of ``dtype`` below which no objectness is greater than ``conf``.
 
-    The exact decision is made on rounded probabilities. Their error, some 2^-24, is as much in
-    logits as the sigmoid is flat there, which is 1 / (p (1 - p)).
+    The exact decision is made on rounded probabilities, so the cut lies lower. Their error, some
+    2^-24, is as much in logits as the sigmoid is flat there, which is 1 / (p (1 - p)).
     """
-    if not 0 < conf < 1:
-        return dtype.type(-math.inf if conf <= 0 else math.inf)
-    return _below(math.log(conf / (1 - conf)) - 1e-3 - 2**-21 / (conf * (1 - conf)), dtype)
+    cut = conf * (1 - 2**-20)
+    if logits:
+        if not 0 < conf < 1:
+            cut = -math.inf if conf <= 0 else math.inf
+        else:
+            cut = math.log(conf / (1 - conf)) - 1e-3 - 2**-21 / (conf * (1 - conf))
+    if quantization is None:
+        return _below(cut, dtype)
+    scale, zero_point = quantization
+    limits = np.iinfo(dtype)
+    return dtype.type(np.clip(np.floor(cut / scale) + zero_point, limits.min, limits.max))
 
 
 def _below(value: float, dtype: np.dtype[Any]) -> Any:
-    """A number of ``dtype`` not above ``value``: what is greater than ``value`` is greater too."""
+    """Return a number of ``dtype`` not above ``value``."""
     return np.nextafter(dtype.type(value), dtype.type(-math.inf))
+
+
+def _dequantised(values: NDArray[Any], quantization: Quantization | None) -> NDArray[np.float32]:
+    real = values.astype(np.float32, copy=False)
+    if quantization is None:
+        return real
+    scale, zero_point = quantization
+    return (real - np.float32(zero_point)) * np.float32(scale)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.errors import RuntimeMissing
+from y7edge.errors import needing
 from y7edge.evaluation.tables import Tables
 
 SMALL, LARGE = 32.0**2, 96.0**2
@@ -53,12 +53,8 @@ def averages(tables: Tables, classes: int) -> Averages:
     Raises:
         RuntimeMissing: faster-coco-eval is not installed.
     """
-    try:
+    with needing("faster-coco-eval", "eval", "evaluation"):
         from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise RuntimeMissing(
-            'evaluation needs faster-coco-eval: pip install "y7edge[eval]"'
-        ) from error
     if not len(tables.found):
         return _nothing_found(tables, classes)
     reference = COCO(_annotations(tables, classes))

@@ -29,14 +29,10 @@ class Confusion:
     Attributes:
         matrix: (classes + 1, classes + 1) int64.
         names: class names, without the background.
-        conf: detections above it were counted.
-        iou: pairs above it were matched.
     """
 
     matrix: NDArray[np.int64]
     names: tuple[str, ...]
-    conf: float = CONF
-    iou: float = IOU
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -49,36 +45,34 @@ class Confusion:
             "rows": "truth",
             "columns": "prediction",
             "labels": list(self.labels),
-            "conf": self.conf,
-            "iou": self.iou,
+            "conf": CONF,
+            "iou": IOU,
             "matrix": self.matrix.tolist(),
         }
 
 
-def confusion(
-    tables: Tables, names: Sequence[str], conf: float = CONF, iou: float = IOU
-) -> Confusion:
+def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
     """Match detections with objects and count the pairs and what is left over."""
     background = len(names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    kept = Tables(tables.truth, tables.found[tables.found[:, 5] > conf], tables.images)
+    kept = Tables(tables.truth, tables.found[tables.found[:, 5] > CONF], tables.images)
     for overlap in overlaps(kept):
         truth = kept.truth[overlap.truth, 1].astype(int)
         found = kept.found[overlap.found, 6].astype(int)
         crowd = kept.truth[overlap.truth, 6] > 0
-        rows, columns = _pairs(overlap.iou * ~crowd, iou)
+        rows, columns = _pairs(overlap.iou * ~crowd)
         np.add.at(matrix, (truth[columns], found[rows]), 1)
         missed = np.setdiff1d(np.flatnonzero(~crowd), columns)
         np.add.at(matrix, (truth[missed], background), 1)
-        in_crowd = (overlap.iou > iou) & crowd & (found[:, None] == truth[None])
+        in_crowd = (overlap.iou > IOU) & crowd & (found[:, None] == truth[None])
         alone = np.setdiff1d(np.flatnonzero(~in_crowd.any(axis=1)), rows)
         np.add.at(matrix, (background, found[alone]), 1)
-    return Confusion(matrix, tuple(names), conf, iou)
+    return Confusion(matrix, tuple(names))
 
 
-def _pairs(iou: NDArray[np.float64], least: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _pairs(iou: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the pairs, one to one; rows come best confidence first."""
-    rows, columns = np.nonzero(iou > least)
+    rows, columns = np.nonzero(iou > IOU)
     # Stable: of equal overlaps the row of higher confidence, which comes first, stays first.
     order = np.argsort(-iou[rows, columns], kind="stable")
     row_taken, column_taken = np.zeros(iou.shape[0], bool), np.zeros(iou.shape[1], bool)

@@ -23,7 +23,6 @@ from y7edge.evaluation.confusion import Confusion, confusion
 from y7edge.evaluation.curves import THRESHOLDS, Curves, curves
 from y7edge.evaluation.tables import Table, Tables
 
-MAX_DETECTIONS = COUNTS[-1]
 PROTOCOL = (
     "square letterbox, multi-label, confidence 0.001, NMS IoU 0.65, 300 boxes a picture, "
     "COCO average precision by faster-coco-eval"
@@ -153,24 +152,6 @@ def _found_rows(index: int, detections: Detections, classes: int) -> Table:
     boxes[:, 2:] -= boxes[:, :2]
     rows = (np.full(len(boxes), index), boxes, detections.confidence, class_id)
     return np.column_stack(rows)
-
-
-def score(truth: Table, found: Table, images: int, names: Sequence[str]) -> Metrics:
-    """Figures from arrays of boxes; see :func:`judge`.
-
-    Args:
-        truth: (m, 6): image, class, left, top, width, height; a seventh column marks crowds by 1.
-        found: (n, 7): image, left, top, width, height, confidence, class.
-        images: Count of images, which are numbered from 0.
-        names: Class names.
-
-    Raises:
-        DataError: No labels.
-        RuntimeMissing: faster-coco-eval is not installed.
-    """
-    if truth.shape[1] == 6:
-        truth = np.column_stack((truth, np.zeros(len(truth))))
-    return judge(Tables(truth, found, images), names)
 
 
 def judge(tables: Tables, names: Sequence[str]) -> Metrics:

@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.boxes import corners
 from y7edge.data.images import read_image
 from y7edge.data.sample import Sample
 from y7edge.detect.detections import Detections
 from y7edge.detect.drawing import draw
 from y7edge.detect.preprocess import PAD
-from y7edge.errors import DataError
+from y7edge.errors import OutputError
 from y7edge.files import atomic_write
 
 Image = NDArray[np.uint8]
@@ -33,24 +34,23 @@ def write_predictions(
     samples: Sequence[Sample],
     names: Sequence[str],
     folder: Path,
-    count: int = PICTURES,
 ) -> list[Path]:
-    """Write one picture for each of some samples: labels on the left, detections on the right.
+    """Write an image for each of ``PICTURES`` samples: labels left, detections right.
 
     Args:
         detect: a detector as a user would have it, at its own thresholds.
         samples: pictures and labels.
         names: class names.
         folder: where the pictures go, as ``000.jpg``, ``001.jpg``, ...
-        count: how many samples.
 
     Returns:
         The files.
 
     Raises:
-        DataError: a picture cannot be read or written.
+        DataError: an image cannot be read.
+        OutputError: an image cannot be written.
     """
-    chosen = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    chosen = np.linspace(0, len(samples) - 1, min(PICTURES, len(samples))).round().astype(int)
     paths = []
     for number, index in enumerate(chosen):
         sample = samples[index]
@@ -75,13 +75,12 @@ def beside(image: Image, truth: Detections, found: Detections) -> Image:
 def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
     """The labels of a picture as detections of confidence 1."""
     height, width = image.shape[:2]
-    centre, half = sample.boxes[:, :2], sample.boxes[:, 2:] / 2
-    corners = np.hstack((centre - half, centre + half)) * (width, height, width, height)
+    xyxy = corners(sample.boxes[:, :2], sample.boxes[:, 2:]) * (width, height, width, height)
     return Detections(
-        xyxy=corners.astype(np.float32),
-        confidence=np.ones(len(corners), np.float32),
+        xyxy=xyxy.astype(np.float32),
+        confidence=np.ones(len(xyxy), np.float32),
         class_id=sample.class_id,
-        image_size=(width, height),
+        image_wh=(width, height),
         names=tuple(names),
     )
 
@@ -90,11 +89,11 @@ def write_picture(picture: Image, path: Path) -> None:
     """Write a picture, whole or not at all.
 
     Raises:
-        DataError: OpenCV cannot write it.
+        OutputError: OpenCV cannot write it.
     """
     with atomic_write(path) as temporary:
         if not cv2.imwrite(str(temporary), picture, (cv2.IMWRITE_JPEG_QUALITY, 88)):
-            raise DataError(f"{path}: OpenCV cannot write the picture")
+            raise OutputError(f"{path}: OpenCV cannot write the image")
 
 
 def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detections]:
@@ -105,8 +104,8 @@ def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detection
     way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     scaled = np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
     ratio = np.array(size * 2, np.float32) / np.array((width, height) * 2, np.float32)
-    corners = (boxes.xyxy * ratio).astype(np.float32)
-    return scaled, Detections(corners, boxes.confidence, boxes.class_id, size, boxes.names)
+    xyxy = (boxes.xyxy * ratio).astype(np.float32)
+    return scaled, Detections(xyxy, boxes.confidence, boxes.class_id, size, boxes.names)
 
 
 def _headed(picture: Image, words: str) -> Image:

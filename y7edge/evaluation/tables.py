@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.boxes import intersections
+
 Table = NDArray[np.float64]
 
 
@@ -62,11 +64,11 @@ def overlaps(tables: Tables) -> Iterator[Overlap]:
 
 def _iou(found: Table, truth: Table, crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
     """IoU (f, t) of boxes left, top, width, height; relative to the found box for crowds."""
-    low = np.maximum(found[:, None, :2], truth[None, :, :2])
-    high = np.minimum(
-        (found[:, :2] + found[:, 2:])[:, None], truth[None, :, :2] + truth[None, :, 2:]
-    )
-    shared = np.clip(high - low, 0, None).prod(axis=2)
+    shared = intersections(_corners(found), _corners(truth))
     own, other = found[:, 2:].prod(axis=1)[:, None], truth[:, 2:].prod(axis=1)[None]
     union = np.where(crowd[None], own, own + other - shared)
     return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
+
+
+def _corners(rows: Table) -> Table:
+    return np.hstack((rows[:, :2], rows[:, :2] + rows[:, 2:]))

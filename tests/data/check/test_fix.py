@@ -18,7 +18,7 @@ from y7edge.data.check.examine import examine
 from y7edge.data.check.fix import mend
 from y7edge.data.dataset import load
 from y7edge.data.images import read_image
-from y7edge.errors import DataError
+from y7edge.errors import DataError, OutputError
 
 _spec = importlib.util.spec_from_file_location("defects", Path(__file__).parent / "test_defects.py")
 assert _spec is not None
@@ -156,7 +156,7 @@ def test_a_copy_cut_short_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(mending, "_write_description", fail)
-    with pytest.raises(DataError, match="out: cannot write the cleaned copy: No space"):
+    with pytest.raises(OutputError, match="out: cannot write the cleaned copy: No space"):
         mend(examine(yolo), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

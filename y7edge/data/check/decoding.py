@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from y7edge.data.check.libjpeg import complaints
 from y7edge.data.formats.records import Facts
 from y7edge.data.images import read_image
-from y7edge.errors import DataError, RuntimeMissing
+from y7edge.errors import DataError, needing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,7 +82,7 @@ def inspect(path: Path) -> Facts:
         return _fault(content, error, stored)
     if kind in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
         return Facts("is cut off: it has no end-of-image marker", "truncated", stored=stored)
-    if kind == "JPEG" and (reason := _sent_as_text(content) or _illegal_marker(content)):
+    if kind == "JPEG" and (reason := _illegal_marker(content)):
         return Facts(reason, "corrupt", stored=stored)
     try:
         image = read_image(path)
@@ -125,17 +125,6 @@ def _fault(content: bytes, error: Exception, stored: tuple[int, int] | None) -> 
         reason = f"is no picture, but {meaning}" if meaning else f"is no picture: begins {head!r}"
         return Facts(reason, "corrupt")
     return Facts(f"is damaged: {reason}", "corrupt", stored=stored)
-
-
-def _sent_as_text(content: bytes) -> str:
-    """Whether somebody took the bytes of a file for lines and changed their ends.
-
-    Of compressed bytes, one in 256 is a line feed, and of these one in 256 ends a Windows line.
-    """
-    feeds = content.count(b"\n")
-    if feeds >= 8 and content.count(b"\r\n") == feeds:
-        return "is damaged: it was sent as text (ASCII mode), which changed its line ends"
-    return ""
 
 
 def _illegal_marker(content: bytes) -> str:
@@ -198,10 +187,8 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
     Raises:
         RuntimeMissing: Pillow is not installed.
     """
-    try:
+    with needing("Pillow", "eval", "this"):
         import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise RuntimeMissing('this needs Pillow: pip install "y7edge[eval]"') from error
     wanted = list(paths)
     found: dict[Path, Facts] = {}
     with warnings.catch_warnings(), any_size(), ThreadPoolExecutor() as pool:

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 from y7edge.data.check.decoding import Progress, any_size
 from y7edge.data.check.examine import Report, examine
-from y7edge.data.check.geometry import NO_AREA, ROUNDING, grade, may_be_percent, outline_disagrees
+from y7edge.data.check.geometry import grade, may_be_percent, outline_disagrees
 from y7edge.data.check.images import LEAST_SIDE, SUFFIXES, boxes_in_stored_frame
-from y7edge.data.check.paths import readable, require_copy, writing
+from y7edge.data.check.paths import readable, require_copy
 from y7edge.data.check.splits import same_splits, shared_pictures
 from y7edge.data.formats.records import Label, Picture, Scan
+from y7edge.data.sample import NO_AREA, ROUNDING
 from y7edge.errors import DataError
+from y7edge.files import writing
 
 _MANY = 0.1  # of the labels
 # How pictures that must be encoded again are saved.
@@ -107,6 +109,7 @@ def mend(report: Report, out: Path | str, *, progress: Progress | None = None) -
 
     Raises:
         DataError: ``out`` is not fit, or nothing with a label is left to write.
+        OutputError: the copy cannot be written.
     """
     destination, scan = Path(out), report.scan
     require_copy(destination, {scan.root, *scan.folders})

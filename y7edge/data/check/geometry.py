@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 from y7edge.data.formats.coco import SAME_EXTENT, overlap
 from y7edge.data.formats.records import Corners, Label, Picture, Scan
+from y7edge.data.sample import NO_AREA, ROUNDING
 
-# As in the readers: printed labels are rounded, a box is called sticking out only beyond this.
-ROUNDING = 1e-3
-NO_AREA = 1e-6
 _LEAST = 10  # of a picture so small, any box lies within the first pixels
 # No rounding or sloppy box reaches this many picture sizes: such numbers are pixels.
 _SURELY_PIXELS = 4.0

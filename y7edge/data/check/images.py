@@ -71,35 +71,32 @@ CHECKS.add("corrupt_picture", "error", "damaged pictures, or other files in thei
 
 
 @CHECKS.add("suspicious_picture", "warning", "pictures that decode but show signs of damage")
-def _suspicious(scan: Scan) -> Iterator[Hit]:
-    yield from _each(lambda p: f"{p.facts.doubt}; look at it" if p.facts.doubt else "")(scan)
+@_each
+def _suspicious(picture: Picture) -> str:
+    return f"{picture.facts.doubt}; look at it" if picture.facts.doubt else ""
 
 
 @CHECKS.add("plain_picture", "warning", "pictures of one colour only")
-def _plain(scan: Scan) -> Iterator[Hit]:
-    words = "shows nothing: every pixel has the same colour"
-    yield from _each(lambda p: words if p.facts.flat else "")(scan)
+@_each
+def _plain(picture: Picture) -> str:
+    return "shows nothing: every pixel has the same colour" if picture.facts.flat else ""
 
 
 @CHECKS.add("tiny_picture", "error", f"pictures with a side below {LEAST_SIDE} pixels", _DROPPED)
-def _tiny(scan: Scan) -> Iterator[Hit]:
-    def words(picture: Picture) -> str:
-        size = picture.facts.size
-        if size is None or min(size) >= LEAST_SIDE:
-            return ""
-        return f"is {size[0]}x{size[1]} pixels: nothing can be seen on it; remove it"
-
-    yield from _each(words)(scan)
+@_each
+def _tiny(picture: Picture) -> str:
+    size = picture.facts.size
+    if size is None or min(size) >= LEAST_SIDE:
+        return ""
+    return f"is {size[0]}x{size[1]} pixels: nothing can be seen on it; remove it"
 
 
 @CHECKS.add("large_picture", "info", "very large pictures")
-def _large(scan: Scan) -> Iterator[Hit]:
-    def words(picture: Picture) -> str:
-        pixels = math.prod(picture.facts.size or (0, 0)) / 1e6
-        many = f"has {pixels:.0f} megapixels, decoded in every epoch: cut it into tiles?"
-        return many if pixels > _LARGE else ""
-
-    yield from _each(words)(scan)
+@_each
+def _large(picture: Picture) -> str:
+    pixels = math.prod(picture.facts.size or (0, 0)) / 1e6
+    many = f"has {pixels:.0f} megapixels, decoded in every epoch: cut it into tiles?"
+    return many if pixels > _LARGE else ""
 
 
 def boxes_in_stored_frame(picture: Picture) -> bool:
@@ -182,28 +179,24 @@ def _size(scan: Scan) -> Iterator[Hit]:
 
 @CHECKS.add("suffix", "warning", "suffixes that disagree with the real format",
        "copied under the right suffix")  # fmt: skip
-def _suffix(scan: Scan) -> Iterator[Hit]:
-    def words(picture: Picture) -> str:
-        ending, real = picture.path.suffix.lower(), picture.facts.format
-        if not real or real in _FORMATS.get(ending, {real}):
-            return ""
-        return f"is a {real}, called {picture.path.suffix}; rename it"
-
-    yield from _each(words)(scan)
+@_each
+def _suffix(picture: Picture) -> str:
+    ending, real = picture.path.suffix.lower(), picture.facts.format
+    if not real or real in _FORMATS.get(ending, {real}):
+        return ""
+    return f"is a {real}, called {picture.path.suffix}; rename it"
 
 
 @CHECKS.add("mode", "info", "pictures of an unusual kind")
-def _mode(scan: Scan) -> Iterator[Hit]:
-    def words(picture: Picture) -> str:
-        facts = picture.facts
-        found = [_MODES[facts.mode]] if facts.mode in _MODES else []
-        if facts.mode.startswith(("I", "F")):
-            found.append(f"has more than 8 bits (mode {facts.mode}), scaled or cut to 8")
-        if facts.frames > 1:
-            found.append(f"holds {facts.frames} pictures ({facts.format}); the first one counts")
-        return "; ".join(found)
-
-    yield from _each(words)(scan)
+@_each
+def _mode(picture: Picture) -> str:
+    facts = picture.facts
+    found = [_MODES[facts.mode]] if facts.mode in _MODES else []
+    if facts.mode.startswith(("I", "F")):
+        found.append(f"has more than 8 bits (mode {facts.mode}), scaled or cut to 8")
+    if facts.frames > 1:
+        found.append(f"holds {facts.frames} pictures ({facts.format}); the first one counts")
+    return "; ".join(found)
 
 
 @CHECKS.add("ignored", "warning", "pictures in formats that are not read")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.boxes import intersections
 from y7edge.data.check.geometry import Grade, grade, may_be_percent, outline_disagrees
 from y7edge.data.check.registry import Checks, Hit, Severity, at
 from y7edge.data.check.splits import nearly_same
@@ -230,9 +231,7 @@ def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
         near = near[np.abs(boxes[near, 1] - boxes[index, 1]) <= slack[index, 1]]
         if not len(near):
             continue
-        low = np.maximum(boxes[near, :2], boxes[index, :2])
-        high = np.minimum(boxes[near, 2:], boxes[index, 2:])
-        shared = np.clip(high - low, 0, None).prod(axis=1)
+        shared = intersections(boxes[near], boxes[index, None])[:, 0]
         ious = shared / np.maximum(area[near] + area[index] - shared, 1e-12)
         if (ious > _NEAR).any():
             first = int(near[ious > _NEAR].min())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from y7edge.errors import DataError
@@ -68,19 +67,6 @@ def require_copy(out: Path, folders: Iterable[Path] = ()) -> None:
 def _shown(path: Path) -> str:
     """``Path("")`` is ``.``: nobody typed that."""
     return "" if path == Path() else str(path)
-
-
-@contextmanager
-def writing(what: str, path: Path) -> Iterator[None]:
-    """Turn what the system says of temporary files into words about the file that was meant.
-
-    Raises:
-        DataError: Something could not be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot write {what}: {error.strerror or error}") from error
 
 
 def readable(path: Path, root: Path) -> str:

@@ -12,12 +12,12 @@ from y7edge import html
 from y7edge.data.check.examine import CHECKS, Report
 from y7edge.data.check.geometry import grade
 from y7edge.data.check.libjpeg import complaints
-from y7edge.data.check.paths import PAGE_TITLE, readable, writing
+from y7edge.data.check.paths import PAGE_TITLE, readable
 from y7edge.data.check.registry import SEVERITIES, Finding
 from y7edge.data.formats.records import Corners, Picture
 from y7edge.data.images import read_image
 from y7edge.errors import DataError
-from y7edge.files import atomic_write
+from y7edge.files import atomic_write, writing
 
 _SHOWN = 6
 _LISTED = 200
@@ -26,7 +26,11 @@ _GREEN, _RED = (80, 200, 80), (40, 40, 230)
 
 
 def write_page(report: Report, path: Path | str) -> None:
-    """Write a self-contained page with at most six pictures for each check."""
+    """Write a self-contained page with at most six images for each check.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     destination = Path(path)
     text = html.page(PAGE_TITLE, _body(report))
     with writing("the page", destination), atomic_write(destination) as temporary:

@@ -61,8 +61,8 @@ def scan_coco(source: Path) -> Scan:
 
 def _split(path: Path, *, alone: bool) -> str:
     for text in (path.stem.lower(), path.parent.name.lower()):
-        for split, pattern in zip(SPLITS, ("train", "val", "test"), strict=True):
-            if pattern in text:
+        for split in SPLITS:
+            if split in text:
                 return split
     return "train" if alone else path.stem
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from y7edge.data.formats.records import Scan
 from y7edge.data.formats.text import Text, read_text
-from y7edge.errors import DataError, RuntimeMissing
+from y7edge.errors import DataError, needing
 
 _MOST = 100_000  # classes, and values in a file
 _SEPARATOR = re.compile(r"\s*[,;\n]\s*")
@@ -33,12 +33,8 @@ def read_description(path: Path) -> Description:
         DataError: It is no YAML, or no mapping.
         RuntimeMissing: PyYAML is not installed.
     """
-    try:
+    with needing("PyYAML", "eval", f"{path}: reading it"):
         import yaml
-    except ImportError as error:
-        raise RuntimeMissing(
-            f'{path}: reading it needs PyYAML: pip install "y7edge[eval]"'
-        ) from error
     description = Description(read_text(path))
     if description.text.error:
         raise DataError(f"{path}: cannot read it: {description.text.error}")

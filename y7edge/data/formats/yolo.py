@@ -35,9 +35,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.boxes import corners
 from y7edge.data.headers import header_size
 from y7edge.data.sample import Plan, Reading, Sample, Tally, Watch, is_image, sample
-from y7edge.errors import DataError, RuntimeMissing
+from y7edge.errors import DataError, needing
 
 _SPLITS = ("train", "val", "test")
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -128,12 +129,8 @@ def label_path(image: Path) -> Path:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    try:
+    with needing("PyYAML", "eval", f"{path}: reading it"):
         import yaml
-    except ImportError as error:
-        raise RuntimeMissing(
-            f'{path}: reading it needs PyYAML: pip install "y7edge[eval]"'
-        ) from error
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = yaml.safe_load(text)
@@ -322,7 +319,7 @@ def _clean_boxes(lines: Sequence[tuple[int, str]], nc: int) -> _Labels | None:
         and ((class_id >= 0) & (class_id < nc) & (class_id == np.floor(class_id))).all()
     ):
         return None
-    return _Labels(class_id.astype(np.int64), np.hstack((centres - sizes / 2, centres + sizes / 2)))
+    return _Labels(class_id.astype(np.int64), corners(centres, sizes))
 
 
 def _parse_line(line: str, nc: int, where: str) -> _Label:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from y7edge.boxes import centred
 from y7edge.data.synthetic.parts import Part, Sprite, bracket, nut, render, screw, washer
 from y7edge.data.synthetic.tray import Canvas, blend, cable, grey, photograph, scraps, tray
 from y7edge.errors import ConfigError
@@ -191,8 +192,7 @@ def generate(
 def _label_lines(made: Scene) -> str:
     height, width = made.image.shape[:2]
     corners = made.boxes.astype(np.float64) / (width, height, width, height)
-    middle, extent = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     return "".join(
         f"{kind} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
-        for kind, (x, y), (w, h) in zip(made.class_id, middle, extent, strict=True)
+        for kind, (x, y, w, h) in zip(made.class_id, centred(corners), strict=True)
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from y7edge.boxes import intersections
 from y7edge.train.augment.labelled import Picture, Polygon, bgr_view, hull, moved, rgb_planes
 from y7edge.train.augment.mosaic import joined
 
@@ -154,8 +155,7 @@ def _resized(cutout: _Cutout, width: int, height: int) -> _Cutout:
 
 
 def _is_free(box: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.maximum(high - low, 0).prod(axis=1)
+    shared = intersections(box[None], others)[0]
     area = (others[:, 2:] - others[:, :2]).prod(axis=1)
     return bool((shared < _LARGEST_OVERLAP * np.maximum(area, 1e-9)).all())
 

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from y7edge.boxes import corners
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
 from y7edge.train.augment.labelled import bgr_view, targets
@@ -133,8 +134,7 @@ class LabelledPictures:
         self._images = images
         self._ends = np.cumsum([0, *(len(sample.class_id) for sample in samples)]).tolist()
         boxes = np.concatenate([sample.boxes for sample in samples]).astype(np.float64)
-        half = boxes[:, 2:] / 2
-        self._corners = np.hstack((boxes[:, :2] - half, boxes[:, :2] + half))
+        self._corners = corners(boxes[:, :2], boxes[:, 2:])
         self._class_id = np.concatenate([s.class_id for s in samples]).astype(np.int64)
         self._polygons = [sample.polygons for sample in samples]
         self._sizes: dict[tuple[int, int], NDArray[np.float64]] = {}  # most sets have a few

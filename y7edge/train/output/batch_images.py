@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.boxes import corners
 from y7edge.detect.detections import Detections
 from y7edge.detect.drawing import draw
 from y7edge.evaluation.predictions import write_picture
@@ -30,7 +31,7 @@ def write_batch(
         path: the JPEG file.
 
     Raises:
-        DataError: it cannot be written.
+        OutputError: it cannot be written.
     """
     tiles = [
         _tile(image, targets[targets[:, 0] == index, 1:], names)
@@ -58,13 +59,11 @@ def _tile(
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     way = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     scaled = np.asarray(cv2.resize(bgr, size, interpolation=way), np.uint8)
-    half = labels[:, 3:] / 2
-    corners = np.hstack((labels[:, 1:3] - half, labels[:, 1:3] + half))
     boxes = Detections(
-        xyxy=(corners * np.array(size * 2)).astype(np.float32),
+        xyxy=(corners(labels[:, 1:3], labels[:, 3:]) * np.array(size * 2)).astype(np.float32),
         confidence=np.ones(len(labels), np.float32),
         class_id=labels[:, 0].astype(np.int32),
-        image_size=size,
+        image_wh=size,
         names=tuple(names),
     )
     return draw(scaled, boxes, confidence=False)

@@ -10,7 +10,7 @@ from y7edge import html
 from y7edge.data.dataset import Dataset, Sample
 from y7edge.evaluation import report
 from y7edge.evaluation.evaluate import Metrics
-from y7edge.evaluation.saving import Saved
+from y7edge.evaluation.report import Saved
 from y7edge.files import atomic_write
 from y7edge.models import shapes
 from y7edge.models.spec import Spec

@@ -19,7 +19,7 @@ from torch import Tensor
 from y7edge import __version__
 from y7edge.data.dataset import Dataset
 from y7edge.evaluation.evaluate import Metrics, collect, judge
-from y7edge.evaluation.saving import save
+from y7edge.evaluation.report import save
 from y7edge.models import weights
 from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
 from y7edge.train.output import folder as files

@@ -11,8 +11,7 @@ from y7edge.data.sample import Sample
 from y7edge.detect.detections import Detections
 from y7edge.evaluation.evaluate import judge
 from y7edge.evaluation.plots import write_confusion, write_curves
-from y7edge.evaluation.report import write_page
-from y7edge.evaluation.saving import save
+from y7edge.evaluation.report import save, write_page
 from y7edge.evaluation.tables import Tables
 
 NAMES = ("a<b", "$x_$", "_c", "d")  # names that HTML and matplotlib could take for more
