@@ -78,7 +78,7 @@ def run(data, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_more_reports(run, monkeypatch):
     """One run has drawn its curves and pages, which takes longer than all others train."""
-    monkeypatch.setattr("y7edge.train.output.writer.Keeper.finish", lambda *_: None)
+    monkeypatch.setattr("y7edge.train.output.writer.RunWriter.finish", lambda *_: None)
 
 
 def test_run_leaves_whole_files(run):
@@ -91,7 +91,6 @@ def test_run_leaves_whole_files(run):
         "results.png",
         "predictions.json",
         "config.yaml",
-        "repeat.txt",
         "report.html",
         "state.safetensors",
         "batches",
@@ -256,7 +255,7 @@ def test_end_that_fails_leaves_a_run_to_go_on_with(data, tmp_path, monkeypatch):
 
     recorder = Recorder()
     with monkeypatch.context() as patch:
-        patch.setattr("y7edge.train.output.writer.Keeper.finish", fail)
+        patch.setattr("y7edge.train.output.writer.RunWriter.finish", fail)
         with pytest.raises(OSError, match="No space"):
             train(config(data, tmp_path / "run"), progress=recorder)
     assert "all epochs are done and their weights kept" in recorder.lines[-1]

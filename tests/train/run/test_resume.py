@@ -49,9 +49,9 @@ def one_thread():
 
 @pytest.fixture(autouse=True, scope="module")
 def no_report():
-    """Drawing curves and pages takes longer than these runs, and is tested with the keeper."""
+    """Drawing curves and pages takes longer than these runs, and is tested with the writer."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("y7edge.train.output.writer.Keeper.finish", lambda *_: None)
+        patch.setattr("y7edge.train.output.writer.RunWriter.finish", lambda *_: None)
         yield
 
 

@@ -12,7 +12,7 @@ from y7edge.train.run.state import PREVIOUS, STATE, State
 
 
 def some(epoch, batch=2):
-    made = State({"epoch": epoch, "batch": batch, "keeper": {"rows": []}})
+    made = State({"epoch": epoch, "batch": batch, "writer": {"rows": []}})
     made.put("model", {"weight": torch.full((2, 3), float(epoch)), "count": torch.tensor(epoch)})
     return made
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from y7edge.errors import ConfigError, DataError, TrainingError
 from y7edge.train.loading.sampling import BatchPlan
 from y7edge.train.output.folder import CONFIG
-from y7edge.train.output.writer import Keeper
+from y7edge.train.output.writer import RunWriter
 from y7edge.train.run.distributed import Ranks
 from y7edge.train.run.state import State
 from y7edge.train.run.steps import Steps, scaler_of
@@ -60,7 +60,7 @@ class Live:
         ranks: its processes.
         steps: weights, average, momenta and gradients.
         plan: the weights of pictures.
-        keeper: its results; only rank 0 has one.
+        writer: its results; only rank 0 has one.
         position: how far it has come.
         start: facts of :class:`y7edge.train.setup.start.Start`.
     """
@@ -68,7 +68,7 @@ class Live:
     ranks: Ranks
     steps: Steps
     plan: BatchPlan
-    keeper: Keeper | None
+    writer: RunWriter | None
     position: Position
     start: Mapping[str, Any]
 
@@ -94,7 +94,7 @@ def capture(live: Live, identity: Mapping[str, Any]) -> State:
             "gathered": steps.accumulator.gathered,
             "average": average_facts,
             "scaler": scaler.state_dict() if scaler else {},
-            "keeper": live.keeper.state() if live.keeper else {},
+            "writer": live.writer.state() if live.writer else {},
             "start": dict(live.start),
             "identity": dict(identity),
         }
@@ -119,8 +119,8 @@ def restore(live: Live, state: State) -> None:
     steps.accumulator.gathered = int(facts["gathered"])
     if scaler := scaler_of(steps.fabric):
         scaler.load_state_dict(facts["scaler"])
-    if live.keeper:
-        live.keeper.restore(facts["keeper"])
+    if live.writer:
+        live.writer.restore(facts["writer"])
     parameters = dict(steps.model.named_parameters())
     for name, gradient in state.take("gradients").items():
         parameters[name].grad = _laid_out_as(parameters[name], gradient)

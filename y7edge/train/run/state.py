@@ -36,7 +36,7 @@ __all__ = [
     "save",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 HEADER = "y7edge-state"
 
 

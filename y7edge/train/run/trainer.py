@@ -24,7 +24,7 @@ from y7edge.train.loss.loss import TrainingLoss
 from y7edge.train.output import bad_batch
 from y7edge.train.output import folder as files
 from y7edge.train.output.results import EpochRow
-from y7edge.train.output.writer import Keeper
+from y7edge.train.output.writer import RunWriter
 from y7edge.train.run import state
 from y7edge.train.run.distributed import Ranks, open_fabric
 from y7edge.train.run.interrupts import Interrupts
@@ -71,7 +71,7 @@ class Trainer:
         steps: what happens to each batch; holds model, optimiser and average.
         plan: which pictures make up which batch.
         batches: iterations per epoch.
-        keeper: writes the files; None on all ranks but the first.
+        writer: writes the files; None on all ranks but the first.
         position: how far the run has come.
     """
 
@@ -142,8 +142,8 @@ class Trainer:
         if self.weigh:
             self.plan.set_weights(self.weigh(None))
         self.identity = identity(config, pictures.data.digest, self.ranks.world, device)
-        self.keeper = self._make_keeper(folder, pictures, start, nominal)
-        self.folder = cast(Path, self.ranks.from_first(self.keeper and self.keeper.folder))
+        self.writer = self._make_writer(folder, pictures, start, nominal)
+        self.folder = cast(Path, self.ranks.from_first(self.writer and self.writer.folder))
         self.position = Position()
         self.interrupts = Interrupts()
         self._unread: list[Tensor] = []  # loss parts of batches since the last reading
@@ -165,20 +165,20 @@ class Trainer:
             f"{f'{world} x ' if world > 1 else ''}{self.fabric.device}; {self.folder}"
         )
 
-    def _make_keeper(
+    def _make_writer(
         self,
         folder: Path | None,
         pictures: Pictures,
         start: Start,
         nominal: int,
-    ) -> Keeper | None:
+    ) -> RunWriter | None:
         """What writes the run's files; the first process alone has it."""
         with self.ranks.together():
             if not self.ranks.first:
                 return None
             folder = folder or files.claim(self.config.out)
             data = pictures.data
-            return Keeper(
+            return RunWriter(
                 folder,
                 self.config,
                 data,
@@ -284,8 +284,8 @@ class Trainer:
         """One batch: uint8 (B, 3, H, W) RGB and targets (n, 6)."""
         position = self.position
         side = self.sides(position.epoch, position.batch) if self.sides else None
-        if self.keeper:
-            self.keeper.batch(images, targets, closed=self._is_closed(position.epoch))
+        if self.writer:
+            self.writer.batch(images, targets, closed=self._is_closed(position.epoch))
         parts = self.steps(self.iteration, images, targets, side)
         self._unread.append(torch.stack((parts.box, parts.obj, parts.cls)))
         position.batch += 1
@@ -312,28 +312,28 @@ class Trainer:
             self._weigh_pictures(metrics)
         row = self._row()
         with self._breaking(), self.ranks.together():
-            if self.keeper:
-                self.keeper.add(row, self.average.model, metrics)
+            if self.writer:
+                self.writer.add(row, self.average.model, metrics)
         self.position = Position(position.epoch + 1)
-        if self.keeper:
-            self.progress.epoch(self.keeper.rows[-1])
+        if self.writer:
+            self.progress.epoch(self.writer.rows[-1])
         self._save()
 
     def _finish(self) -> TrainResult:
         """Draw curves and pictures, and sum up."""
         result: TrainResult | None = None
         with self.ranks.together():
-            if self.keeper and self.validation:
-                self.keeper.finish(self.validation, self.average.model)
-                result = self._result(self.keeper)
-                state.mark_finished(self.folder, self.identity, len(self.keeper.rows))
+            if self.writer and self.validation:
+                self.writer.finish(self.validation, self.average.model)
+                result = self._result(self.writer)
+                state.mark_finished(self.folder, self.identity, len(self.writer.rows))
         whole = self.ranks.from_first(result)
         if whole is None:
             raise TrainingError(f"{self.folder}: the first process gave no result")
         return whole
 
-    def _result(self, keeper: Keeper) -> TrainResult:
-        folder, rows, best = self.folder, keeper.rows, keeper.best
+    def _result(self, writer: RunWriter) -> TrainResult:
+        folder, rows, best = self.folder, writer.rows, writer.best
         if best is None:
             raise TrainingError(f"{folder}: the run ended before any epoch was judged")
         return TrainResult(
@@ -351,10 +351,10 @@ class Trainer:
     def _is_over(self) -> bool:
         """Whether the last epoch is done, or the last that was judged ends the ``patience``."""
         patience, over = self.config.patience, self.position.epoch > self.config.epochs
-        if self.keeper and not over and patience and (best := self.keeper.best):
+        if self.writer and not over and patience and (best := self.writer.best):
             # Epochs that nobody has judged may be better, and before its average begins a run has
             # not shown what it is for: neither tries anybody's patience.
-            judged = [row.epoch for row in self.keeper.rows if row.map50 is not None]
+            judged = [row.epoch for row in self.writer.rows if row.map50 is not None]
             begun = (epoch for epoch in judged if epoch >= self.average.begins)
             over = judged[-1] - max(best.epoch, next(begun, judged[-1])) >= patience
             if over:
@@ -450,7 +450,7 @@ class Trainer:
         self._whole = True
 
     def _live(self) -> Live:
-        return Live(self.ranks, self.steps, self.plan, self.keeper, self.position, self._start)
+        return Live(self.ranks, self.steps, self.plan, self.writer, self.position, self._start)
 
     def _save(self) -> None:
         """Keep the state of the run. All ranks come here together."""
@@ -472,8 +472,8 @@ class Trainer:
                 self.progress.say(f"stopped inside of a batch; the last whole state is kept: {how}")
             return
         self._save()
-        if self.keeper:
-            self.keeper.save(self.average.model, files.LAST, notes={"interrupted": True})
+        if self.writer:
+            self.writer.save(self.average.model, files.LAST, notes={"interrupted": True})
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped by an error"
         self.progress.say(f"{what}; the state so far is in {self.folder / state.STATE}: {how}")
 
