@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from y7edge.errors import TrainingError
-from y7edge.train.loading.workers import WorkerStart, one_pass, start_method
+from y7edge.train.loading.workers import one_pass, start_method, start_worker
 
 LINUX = sys.platform == "linux"
 ROOT = Path(__file__).parents[3]
 
 PARENT = """
 import sys, numpy as np, cv2
+from functools import partial
 from pathlib import Path
 from y7edge.data.sample import Sample
 from y7edge.train.loading.dataset import TrainingSet, batches, loader
@@ -69,12 +71,11 @@ def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(tmp_path):
 
 @pytest.mark.skipif(not LINUX, reason="elsewhere torch watches for the parent")
 @pytest.mark.parametrize(("parent", "code"), [(os.getpid, 0), (os.getppid, 1)])
-def test_a_worker_whose_parent_ended_before_it_asked_ends_too(monkeypatch, parent, code):
-    start = WorkerStart()
-    monkeypatch.setattr(start, "_parent", parent())
+def test_a_worker_whose_parent_ended_before_it_asked_ends_too(parent, code):
+    expected = parent()
     child = os.fork()
     if not child:
-        start(0)
+        start_worker(expected, 0)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
 
@@ -101,7 +102,7 @@ def numbers(count=1, **arguments):
         Numbers(**arguments),
         num_workers=count,
         persistent_workers=True,
-        worker_init_fn=WorkerStart(),
+        worker_init_fn=partial(start_worker, os.getpid()),
         multiprocessing_context=start_method(count),
     )
 

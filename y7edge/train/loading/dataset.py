@@ -15,7 +15,9 @@ alone: not on the number of workers, nor on what was drawn before, nor on how pi
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ from y7edge.train.loading.memory import (
     keep_freed_memory,
 )
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
-from y7edge.train.loading.workers import PREFETCH, WorkerStart, one_pass, start_method
+from y7edge.train.loading.workers import PREFETCH, one_pass, start_method, start_worker
 
 # Batches that may be in use beside those that workers make ahead: one just received, the one
 # before it, and one more for a caller that looks back.
@@ -247,7 +249,7 @@ def loader(
         sampler=_Tasks(plan, memory),
         collate_fn=_as_is,
         num_workers=workers,
-        worker_init_fn=WorkerStart(),
+        worker_init_fn=partial(start_worker, os.getpid()),
         multiprocessing_context=method,
         # Workers keep what they have: files of a cache that they checked, and their start-up time.
         persistent_workers=workers > 0,
