@@ -14,7 +14,7 @@ from y7edge.train.averaging.ema import ModelEma
 from y7edge.train.averaging.statistics import reestimate
 from y7edge.train.run import state
 from y7edge.train.run.loop import resume, train
-from y7edge.train.run.progress import Quiet
+from y7edge.train.run.progress import Progress
 from y7edge.train.run.schedule import Schedule, swa_begins
 from y7edge.train.settings.config import TINY, TrainConfig
 from y7edge.train.setup.freeze import freeze_rows
@@ -141,7 +141,7 @@ def test_recipe_chooses(model):
     assert isinstance(average_for(TINY.changed({"average": "none"}), model, 3), NoAverage)
 
 
-class StopAt(Quiet):
+class StopAt(Progress):
     """Presses Ctrl-C after a certain batch."""
 
     def __init__(self, epoch, batch) -> None:

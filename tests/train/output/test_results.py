@@ -11,7 +11,7 @@ from y7edge.errors import ConfigError, DataError
 from y7edge.train.output import folder
 from y7edge.train.output.results import EpochRow, read_csv, write_csv, write_png
 from y7edge.train.output.writer import fitness
-from y7edge.train.run.progress import Bar, Lines, Progress, Quiet, Status, clock, for_terminal
+from y7edge.train.run.progress import Bar, Lines, Progress, Status, clock, for_terminal
 
 ROWS = [
     EpochRow(1, 0.07, 0.02, 0.03, 0.01, 12.5, 400.0),
@@ -123,7 +123,9 @@ def test_bar_shows_losses_rate_memory_and_time_left():
     assert "mAP50-95 0.250" in shown
 
 
-@pytest.mark.parametrize("made", [Quiet(), Lines(io.StringIO()), Bar(Console(file=io.StringIO()))])
+@pytest.mark.parametrize(
+    "made", [Progress(), Lines(io.StringIO()), Bar(Console(file=io.StringIO()))]
+)
 def test_every_display_speaks_the_protocol(made):
     assert isinstance(made, Progress)
     made.close()  # also before anything was shown

@@ -45,7 +45,7 @@ def test_damaged_state_gives_way_to_the_one_before(tmp_path, damage):
     assert state.load(tmp_path, say=lines.append).facts["epoch"] == 1
     if damage != "missing":
         assert len(lines) == 1
-        assert f"going on from {PREVIOUS} (epoch 1, after 2 batches)" in lines[0]
+        assert f"resuming from {PREVIOUS} (epoch 1, after 2 batches)" in lines[0]
     # What is damaged must not take the place of what is whole at the next write.
     state.save(some(3), tmp_path)
     assert state.read(tmp_path / PREVIOUS).facts["epoch"] == 1

@@ -144,7 +144,7 @@ def another(spec=None):
         assigner="independent", rect=False, multi_scale=True, image_weights=True, freeze=(0, 7),
         epochs=7, batch=12, nominal_batch=8, patience=3, val_every=2, device="cpu", devices=2,
         nodes=3, sync_bn=True, precision="bf16-mixed", compile=True, workers=1, cache="disk",
-        out=Path("/runs/x"), checkpoint_minutes=0.5, profile=9, seed=5, licence="1.0",
+        out=Path("/runs/x"), checkpoint_minutes=0.5, report=False, profile=9, seed=5, licence="1.0",
         command="y7edge train --data 'my set.yaml'",
     )  # fmt: skip
 

@@ -53,6 +53,19 @@ TAGS = {name: f"{group}/{name}" for group, names in _GROUPS.items() for name in 
 """TensorBoard's tag of each column of ``results.csv`` but the epoch."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Paths and figures of a run; ``best`` and ``last`` are checkpoints of the averaged weights."""
+
+    folder: Path
+    best: Path
+    last: Path
+    metrics: EpochRow  # of the best epoch
+    epochs: int  # finished
+    seconds_per_epoch: float  # their mean, without validation
+    stopped_early: bool  # patience ended
+
+
 def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
     """Write the table; an mAP that wasn't measured is an empty field."""
     with (

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from y7edge import __version__
 from y7edge.data.dataset import Dataset
+from y7edge.errors import TrainingError
 from y7edge.evaluation.evaluate import Metrics, collect, judge
 from y7edge.evaluation.saving import save
 from y7edge.models import weights
@@ -25,7 +26,7 @@ from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
 from y7edge.train.output import folder as files
 from y7edge.train.output import report
 from y7edge.train.output.batch_images import write_batch
-from y7edge.train.output.results import TAGS, EpochRow, write_csv, write_png
+from y7edge.train.output.results import TAGS, EpochRow, TrainResult, write_csv, write_png
 from y7edge.train.run.validate import Validation
 from y7edge.train.settings import configfile
 from y7edge.train.settings.config import TrainConfig
@@ -199,6 +200,24 @@ class RunWriter:
             notes=self._notes,
         )
         report.write(summary, self.folder / files.REPORT)
+
+    def result(self) -> TrainResult:
+        """Paths and figures of the finished run.
+
+        Raises:
+            TrainingError: no epoch was evaluated.
+        """
+        if self.best is None:
+            raise TrainingError(f"{self.folder}: the run ended before any epoch was evaluated")
+        return TrainResult(
+            folder=self.folder,
+            best=self.folder / files.BEST,
+            last=self.folder / files.LAST,
+            metrics=self.best,
+            epochs=len(self.rows),
+            seconds_per_epoch=sum(row.seconds for row in self.rows) / len(self.rows),
+            stopped_early=len(self.rows) < self._config.epochs,
+        )
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to continue the same files, as JSON-able values."""

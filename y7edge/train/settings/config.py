@@ -91,6 +91,7 @@ class TrainConfig:
     cache: str = "auto"  # decoded pictures: ram, disk, none, or auto
     out: Path | str | None = None  # folder of the run; None: the next free runs/trainN
     checkpoint_minutes: float = 10.0  # between states inside an epoch, to resume from
+    report: bool = True  # curves, images and report.html at the end of the run
     profile: int = 0  # iterations to measure; 0: off
     seed: int = 0
 
