@@ -66,7 +66,8 @@ def test_every_switch_arrives(train: Train) -> None:
         "--no-autoanchor --recipe finetune --set lr0=1e-3 --set fliplr=0 --label-smoothing 0.1 "
         "--average swa --assigner lead --multi-scale --image-weights --cache ram --workers 2 "
         "--epochs 7 --batch 8 --patience 3 --device cpu --devices 2 --nodes 2 --sync-bn "
-        "--precision bf16 --compile --out o --checkpoint-minutes 2.5 --seed 4 --licence MIT"
+        "--precision bf16 --compile --out o --checkpoint-minutes 2.5 --no-report --seed 4 "
+        "--licence MIT"
     )
     changes = {"lr0": 1e-3, "fliplr": 0.0, "label_smoothing": 0.1, "average": "swa"}
     assert train(*line.split()) == TrainConfig(
@@ -74,8 +75,8 @@ def test_every_switch_arrives(train: Train) -> None:
         width=0.5, single_cls=True, autoanchor=False, recipe=FINETUNE.changed(changes),
         assigner="lead", multi_scale=True, image_weights=True, cache="ram", workers=2, epochs=7,
         batch=8, patience=3, device="cpu", devices=2, nodes=2, sync_bn=True,
-        precision="bf16-mixed", compile=True, out=Path("o"), checkpoint_minutes=2.5, seed=4,
-        licence="MIT", command=f"y7edge train --data d {line}",
+        precision="bf16-mixed", compile=True, out=Path("o"), checkpoint_minutes=2.5, report=False,
+        seed=4, licence="MIT", command=f"y7edge train --data d {line}",
     )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--rect --set mosaic=1", "--rect shows whole pictures; leave out --set mosaic"),
+        ("--rect --set mosaic=1", "--rect feeds whole images; leave out --set mosaic"),
         ("--rect --image-weights", "rect and image_weights contradict"),
         ("--set lr0", "--set takes NAME=VALUE, as lr0=0.02; found 'lr0'"),
         ("--set lr0=", "--set takes NAME=VALUE"),
@@ -221,7 +222,7 @@ def test_one_of_several_processes_speaks(
 def test_help_stands_under_headings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    headings = ["What to train:", "Recipe:", "How pictures are shown:", "Where:", "The run:"]
+    headings = ["What to train:", "Recipe:", "Images:", "Where:", "The run:"]
     positions = [text.index(heading) for heading in headings]
     assert positions == sorted(positions)
-    assert text.index("Recipe:") < text.index("--label-smoothing") < text.index("How pictures")
+    assert text.index("Recipe:") < text.index("--label-smoothing") < text.index("Images:")
