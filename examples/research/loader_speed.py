@@ -45,8 +45,9 @@ from y7edge.data.sample import Sample
 from y7edge.errors import GateError, Y7EdgeError
 from y7edge.train.augment.pipeline import Augmentation
 from y7edge.train.loading import dataset, image_cache
-from y7edge.train.loading.dataset import TrainingSet, batches, loader
+from y7edge.train.loading.dataset import TrainingSet, loader
 from y7edge.train.loading.sampling import BatchPlan
+from y7edge.train.loading.workers import batches
 from y7edge.train.settings.recipes import by_name
 
 BUDGETS = {"beyond": 1.5, "ram": 2.0}

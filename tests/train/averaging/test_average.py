@@ -9,8 +9,7 @@ from y7edge.data.synthetic import scenes
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train.averaging.average import NoAverage, average_for
-from y7edge.train.averaging.ema import ModelEma
+from y7edge.train.averaging.average import Average, ModelEma, average_for
 from y7edge.train.averaging.statistics import reestimate
 from y7edge.train.run import state
 from y7edge.train.run.loop import resume, train
@@ -138,7 +137,7 @@ def test_learning_rate_stays_from_there_on():
 
 def test_recipe_chooses(model):
     assert isinstance(average_for(TINY, model, 3), ModelEma)
-    assert isinstance(average_for(TINY.changed({"average": "none"}), model, 3), NoAverage)
+    assert isinstance(average_for(TINY.changed({"average": "none"}), model, 3), Average)
 
 
 class StopAt(Progress):

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from y7edge.errors import TrainingError
-from y7edge.train.loading.workers import one_pass, start_method, start_worker
+from y7edge.train.loading.workers import batches, start_method, start_worker
 
 LINUX = sys.platform == "linux"
 ROOT = Path(__file__).parents[3]
@@ -25,7 +25,8 @@ import sys, numpy as np, cv2
 from functools import partial
 from pathlib import Path
 from y7edge.data.sample import Sample
-from y7edge.train.loading.dataset import TrainingSet, batches, loader
+from y7edge.train.loading.dataset import TrainingSet, loader
+from y7edge.train.loading.workers import batches
 from y7edge.train.loading.sampling import BatchPlan
 
 path = Path(sys.argv[1]) / "a.png"
@@ -118,14 +119,14 @@ def numbers(count=1, **arguments):
 )
 def test_a_worker_that_dies_is_one_line(how, message):
     with pytest.raises(TrainingError, match=message) as caught:
-        list(one_pass(numbers(kill=5, how=how)))
+        list(batches(numbers(kill=5, how=how)))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not LINUX, reason="signals as Linux has them")
 def test_a_worker_that_dies_does_not_break_into_a_step():
     pictures = numbers()
-    running = one_pass(pictures)
+    running = batches(pictures)
     next(running)
     worker = pictures._iterator._workers[0]
     os.kill(worker.pid, signal.SIGKILL)
@@ -134,15 +135,15 @@ def test_a_worker_that_dies_does_not_break_into_a_step():
     with pytest.raises(TrainingError, match="was killed"):
         list(running)
     with pytest.raises(TrainingError, match="was killed"):
-        list(one_pass(pictures))
+        list(batches(pictures))
 
 
 def test_errors_that_are_none_of_the_workers_come_as_they_are():
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        list(one_pass(numbers(kill=1, error=RuntimeError("a fault of ours"))))
+        list(batches(numbers(kill=1, error=RuntimeError("a fault of ours"))))
 
 
 def test_a_full_shared_memory_is_one_line():
     error = RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space")
     with pytest.raises(TrainingError, match="no shared memory left for a batch: give /dev/shm"):
-        list(one_pass(numbers(kill=1, error=error)))
+        list(batches(numbers(kill=1, error=error)))

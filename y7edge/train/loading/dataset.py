@@ -38,7 +38,7 @@ from y7edge.train.loading.memory import (
     keep_freed_memory,
 )
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
-from y7edge.train.loading.workers import PREFETCH, one_pass, start_method, start_worker
+from y7edge.train.loading.workers import PREFETCH, start_method, start_worker
 
 # Batches that may be in use beside those that workers make ahead: one just received, the one
 # before it, and one more for a caller that looks back.
@@ -260,13 +260,3 @@ def loader(
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-def batches(pictures: DataLoader[Item]) -> Iterator[Item]:
-    """One pass over a loader, with what goes wrong in a worker process as one line.
-
-    Raises:
-        DataError: A picture cannot be read.
-        TrainingError: A worker died.
-    """
-    return one_pass(pictures)

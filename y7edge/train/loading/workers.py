@@ -65,7 +65,7 @@ def start_method(workers: int) -> str | None:
     return "fork" if workers and sys.platform == "linux" else None
 
 
-def one_pass(pictures: DataLoader[Batch]) -> Iterator[Batch]:
+def batches(pictures: DataLoader[Batch]) -> Iterator[Batch]:
     """One pass over a loader, with what goes wrong in a worker process as one line.
 
     A worker that dies is noticed when its batch is waited for, and not, as torch has it, by a

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from y7edge.errors import TrainingError, Y7EdgeError
 from y7edge.evaluation.evaluate import Metrics
-from y7edge.train.loading.dataset import batches
 from y7edge.train.loading.memory import Item
+from y7edge.train.loading.workers import batches
 from y7edge.train.output import bad_batch
 from y7edge.train.output import folder as files
 from y7edge.train.output.results import EpochRow, TrainResult
