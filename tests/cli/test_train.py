@@ -14,7 +14,7 @@ import yaml
 
 from y7edge.cli import main
 from y7edge.train.settings.config import TrainConfig
-from y7edge.train.settings.recipes import FINETUNE, P6, SMALL_DATA, TINY
+from y7edge.train.settings.recipes import P6, RECIPES, TINY
 
 Train = Callable[..., TrainConfig]
 
@@ -72,7 +72,8 @@ def test_every_switch_arrives(train: Train) -> None:
     changes = {"lr0": 1e-3, "fliplr": 0.0, "label_smoothing": 0.1, "average": "swa"}
     assert train(*line.split()) == TrainConfig(
         data=Path("d"), model="yolov7", weights=Path("w.pt"), freeze=tuple(range(51)), imgsz=320,
-        width=0.5, single_cls=True, autoanchor=False, recipe=FINETUNE.changed(changes),
+        width=0.5, single_cls=True, autoanchor=False,
+        recipe=RECIPES["finetune"].recipe.changed(changes),
         assigner="lead", multi_scale=True, image_weights=True, cache="ram", workers=2, epochs=7,
         batch=8, patience=3, device="cpu", devices=2, nodes=2, sync_bn=True,
         precision="bf16-mixed", compile=True, out=Path("o"), checkpoint_minutes=2.5, report=False,
@@ -122,7 +123,7 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
         ("--set =1", "--set takes NAME=VALUE"),
         ("--set lr0=fast", "--set: lr0 must be a number, not 'fast'"),
         ("--set lr=1", "--set: there is no 'lr', did you mean 'lr0' or 'lrf'?"),
-        ("--set mosaic=2", "--set: mosaic: expected a probability from 0 to 1, found 2.0"),
+        ("--set mosaic=2", "--set: mosaic must be a number from 0 to 1, not 2.0"),
         ("--set lr0=1 --set lr0=2", "--set lr0 is given twice: 1 and 2"),
         ("--set average=ema --average swa", "average is given by --set and by an option"),
         ("--average mean", "average must be ema, swa, none, not 'mean'"),
@@ -191,7 +192,7 @@ def test_recipes_are_printed(
     text = capsys.readouterr().out
     assert text.startswith("# small-data: ")
     assert "# the command line" in text.splitlines()[1]
-    assert yaml.safe_load(text) == SMALL_DATA.changed({"lr0": 0.02}).to_dict()
+    assert yaml.safe_load(text) == RECIPES["small-data"].recipe.changed({"lr0": 0.02}).to_dict()
     assert main([*line, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["name"], record["values"]["lr0"]) == ("small-data", 0.02)

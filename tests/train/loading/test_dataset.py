@@ -12,7 +12,7 @@ import torch
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError, DataError
-from y7edge.train.augment.pipeline import Augmentation
+from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading import memory
 from y7edge.train.loading.dataset import TrainingSet, collate, loader
 from y7edge.train.loading.sampling import BatchPlan, Key, rect_plan

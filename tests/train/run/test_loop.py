@@ -16,7 +16,7 @@ from y7edge.errors import CheckpointError, ConfigError, DataError, DeviceError, 
 from y7edge.evaluation.evaluate import evaluate
 from y7edge.models import weights
 from y7edge.nn.build import create, to_checkpoint
-from y7edge.train.augment.pipeline import Augmentation
+from y7edge.train.augment.settings import Augmentation
 from y7edge.train.output.results import read_csv
 from y7edge.train.run.loop import resume, train
 from y7edge.train.run.progress import Progress

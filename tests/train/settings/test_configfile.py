@@ -109,7 +109,7 @@ def test_printed_recipes_say_where_values_come_from():
     ("text", "message"),
     [
         ("lr0: 0.1\nmixupp: 1\n", r"my\.yaml: there is no 'mixupp', did you mean 'mixup'"),
-        ("mixup: 1.5", r"my\.yaml: mixup: expected a probability from 0 to 1, found 1\.5"),
+        ("mixup: 1.5", r"my\.yaml: mixup must be a number from 0 to 1, not 1\.5"),
         ("lr0: 0", r"my\.yaml: lr0 must be a positive number, not 0"),
         ("lr0: 1e", r"my\.yaml: lr0 must be a number, not '1e'"),
         ("mosaic: on", r"my\.yaml: mosaic must be a number, not True"),

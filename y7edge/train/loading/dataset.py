@@ -27,8 +27,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
-from y7edge.train.augment.labelled import bgr_view, targets
-from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle
+from y7edge.train.augment.labelled import Picture, Pictures, bgr_view, rectangle, targets
+from y7edge.train.augment.pipeline import augmented
+from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading.image_cache import Filling, Images, open_cache
 from y7edge.train.loading.memory import (
     BatchMemory,
@@ -125,7 +126,7 @@ class TrainingSet(Dataset[Item]):
         return self.augmentation.closed()
 
 
-class LabelledPictures:
+class LabelledPictures(Pictures):
     """Decoded pictures, longer side S, with their labels in pixels.
 
     All labels lie in two arrays, made once: what is left for each picture is a slice and a product.
@@ -144,7 +145,7 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> Picture:  # type: ignore[override]
         image = self._images[index]
         height, width = image.shape[:2]
         rows = slice(self._ends[index], self._ends[index + 1])
