@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from y7edge.data.synthetic.parts import bracket, nut, render, screw, washer
 from y7edge.data.synthetic.tray import blend, photograph, tray
 from y7edge.files import atomic_write
-from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle
+from y7edge.train.augment.labelled import Picture, rectangle
+from y7edge.train.augment.pipeline import augmented
+from y7edge.train.augment.settings import Augmentation
 
 IMAGES = Path(__file__).parent / "images" / "augmentation"
 SIZE = 320  # of the pictures that are augmented

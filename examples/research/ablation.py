@@ -39,7 +39,8 @@ from pathlib import Path
 
 from ablation_report import Result, write
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichBar
 
 from y7edge.data.dataset import load
 from y7edge.data.synthetic import scenes
@@ -53,7 +54,7 @@ from y7edge.train.output import folder as files
 from y7edge.train.output.results import EpochRow, read_csv
 from y7edge.train.run import state
 from y7edge.train.run.loop import resume, train
-from y7edge.train.run.progress import Quiet, Status
+from y7edge.train.run.progress import Progress, Status
 from y7edge.train.settings.config import TrainConfig
 from y7edge.train.settings.recipes import TINY
 
@@ -276,14 +277,14 @@ def figures(out: Path, name: str, seed: int) -> tuple[float, float]:
     return row.map50_95, row.map50
 
 
-class Whole(Quiet):
+class Whole(Progress):
     """One bar for all trainings on a terminal; a line for each of them anywhere."""
 
     def __init__(self, cells: Sequence[tuple[str, int]], epochs: int) -> None:
         self._epochs, self._count, self._done = epochs, len(cells), 0
         self._name = ""
         self._console = Console(stderr=True)
-        self._bar = Progress(
+        self._bar = RichBar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),

@@ -14,7 +14,7 @@ import yaml
 
 from y7edge.cli import main
 from y7edge.train.settings.config import TrainConfig
-from y7edge.train.settings.recipes import FINETUNE, P6, SMALL_DATA, TINY
+from y7edge.train.settings.recipes import P6, RECIPES, TINY
 
 Train = Callable[..., TrainConfig]
 
@@ -66,16 +66,18 @@ def test_every_switch_arrives(train: Train) -> None:
         "--no-autoanchor --recipe finetune --set lr0=1e-3 --set fliplr=0 --label-smoothing 0.1 "
         "--average swa --assigner lead --multi-scale --image-weights --cache ram --workers 2 "
         "--epochs 7 --batch 8 --patience 3 --device cpu --devices 2 --nodes 2 --sync-bn "
-        "--precision bf16 --compile --out o --checkpoint-minutes 2.5 --seed 4 --licence MIT"
+        "--precision bf16 --compile --out o --checkpoint-minutes 2.5 --no-report --seed 4 "
+        "--licence MIT"
     )
     changes = {"lr0": 1e-3, "fliplr": 0.0, "label_smoothing": 0.1, "average": "swa"}
     assert train(*line.split()) == TrainConfig(
         data=Path("d"), model="yolov7", weights=Path("w.pt"), freeze=tuple(range(51)), imgsz=320,
-        width=0.5, single_cls=True, autoanchor=False, recipe=FINETUNE.changed(changes),
+        width=0.5, single_cls=True, autoanchor=False,
+        recipe=RECIPES["finetune"].recipe.changed(changes),
         assigner="lead", multi_scale=True, image_weights=True, cache="ram", workers=2, epochs=7,
         batch=8, patience=3, device="cpu", devices=2, nodes=2, sync_bn=True,
-        precision="bf16-mixed", compile=True, out=Path("o"), checkpoint_minutes=2.5, seed=4,
-        licence="MIT", command=f"y7edge train --data d {line}",
+        precision="bf16-mixed", compile=True, out=Path("o"), checkpoint_minutes=2.5, report=False,
+        seed=4, licence="MIT", command=f"y7edge train --data d {line}",
     )  # fmt: skip
 
 
@@ -114,14 +116,14 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--rect --set mosaic=1", "--rect shows whole pictures; leave out --set mosaic"),
+        ("--rect --set mosaic=1", "--rect feeds whole images; leave out --set mosaic"),
         ("--rect --image-weights", "rect and image_weights contradict"),
         ("--set lr0", "--set takes NAME=VALUE, as lr0=0.02; found 'lr0'"),
         ("--set lr0=", "--set takes NAME=VALUE"),
         ("--set =1", "--set takes NAME=VALUE"),
         ("--set lr0=fast", "--set: lr0 must be a number, not 'fast'"),
         ("--set lr=1", "--set: there is no 'lr', did you mean 'lr0' or 'lrf'?"),
-        ("--set mosaic=2", "--set: mosaic: expected a probability from 0 to 1, found 2.0"),
+        ("--set mosaic=2", "--set: mosaic must be a number from 0 to 1, not 2.0"),
         ("--set lr0=1 --set lr0=2", "--set lr0 is given twice: 1 and 2"),
         ("--set average=ema --average swa", "average is given by --set and by an option"),
         ("--average mean", "average must be ema, swa, none, not 'mean'"),
@@ -190,7 +192,7 @@ def test_recipes_are_printed(
     text = capsys.readouterr().out
     assert text.startswith("# small-data: ")
     assert "# the command line" in text.splitlines()[1]
-    assert yaml.safe_load(text) == SMALL_DATA.changed({"lr0": 0.02}).to_dict()
+    assert yaml.safe_load(text) == RECIPES["small-data"].recipe.changed({"lr0": 0.02}).to_dict()
     assert main([*line, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["name"], record["values"]["lr0"]) == ("small-data", 0.02)
@@ -221,7 +223,7 @@ def test_one_of_several_processes_speaks(
 def test_help_stands_under_headings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    headings = ["What to train:", "Recipe:", "How pictures are shown:", "Where:", "The run:"]
+    headings = ["What to train:", "Recipe:", "Images:", "Where:", "The run:"]
     positions = [text.index(heading) for heading in headings]
     assert positions == sorted(positions)
-    assert text.index("Recipe:") < text.index("--label-smoothing") < text.index("How pictures")
+    assert text.index("Recipe:") < text.index("--label-smoothing") < text.index("Images:")

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.train.augment.pipeline import Augmentation
+from y7edge.train.augment.settings import Augmentation
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "augmentation.md").read_text(encoding="utf-8")

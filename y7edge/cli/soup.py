@@ -20,9 +20,9 @@ _Checkpoints = Annotated[
 ]
 _Data = Annotated[
     Path,
-    typer.Option(metavar="DATA", help="Data set with a split to judge by and one to train on."),
+    typer.Option(metavar="DATA", help="Data set with a split to evaluate on and one to train on."),
 ]
-_Split = Annotated[str, typer.Option(help="Split to judge by.")]
+_Split = Annotated[str, typer.Option(help="Split to evaluate on.")]
 _TrainSplit = Annotated[
     str, typer.Option(help="Split on which the average's BatchNorm statistics are estimated.")
 ]
@@ -48,27 +48,27 @@ def soup(
     """Average checkpoints, and keep the average only if it is better.
 
     The uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated
-    anew on the training pictures, then it is judged beside its ingredients as y7edge val does,
+    on the training images, then it is evaluated beside its ingredients as y7edge val does,
     by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95. If it is not better than the best of them, no file is
-    written and the exit code is 4. The split to judge by is used to choose: report figures on
-    another one.
+    written and the exit code is 4. The split is used to choose: report figures on another
+    one.
     """
     from y7edge.data.dataset import load
     from y7edge.models import weights
     from y7edge.nn.eager import pick_device
-    from y7edge.train.averaging.soup import check_out, cook, load_all
+    from y7edge.train.averaging.soup import check_out, load_all, make_soup
 
     check_out(out, checkpoints)
     loaded = load_all(checkpoints)
     dataset = load(data, splits=list({split: 0, train_split: 0}))
-    made = cook(
+    made = make_soup(
         loaded,
         dataset,
         split=split,
         train_split=train_split,
         imgsz=imgsz,
         device=pick_device(device),
-        progress=note,
+        say=note,
     )
     if made.better:
         weights.save(made.checkpoint, out)
@@ -79,7 +79,7 @@ def soup(
         "out": out if made.better else None,
     }
     head = ("", "mAP@0.5", "mAP@0.5:0.95", "fitness")
-    rows = [(t.name, t.map50, t.map50_95, t.fitness) for t in (*made.ingredients, made.average)]
+    rows = [(s.name, s.map50, s.map50_95, s.fitness) for s in (*made.ingredients, made.average)]
     kept = [f"the average is the best: {out}"] if made.better else []
     show(record, [*table([head, *rows]), *kept], as_json=as_json)
     if not made.better:

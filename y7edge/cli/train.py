@@ -1,11 +1,10 @@
-"""``y7edge train``: train a model on labelled pictures."""
+"""``y7edge train``: train a model on labelled images."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from y7edge.train.settings.config import TrainConfig
     from y7edge.train.settings.recipes import NamedRecipe
 
-# Words that people know from other commands, and Lightning Fabric's names for them.
+# Our names of precisions, and Lightning Fabric's.
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
-# What joins pictures, which --rect is there to avoid.
+# What joins images, which --rect avoids.
 JOINING = ("mosaic", "mixup", "copy_paste", "paste_in")
 
 
@@ -56,7 +55,7 @@ _Freeze = Annotated[
     _option(
         _WHAT,
         metavar="ROWS",
-        help="Rows that stay as they are: backbone; 50 for the first 50; 3,5 for those two; 0-50.",
+        help="Rows that are not trained: backbone; 50 for the first 50; 3,5 for those two; 0-50.",
     ),
 ]
 _Side = Annotated[int, _option(_WHAT, "--imgsz", min=32, help="Side of the square input, pixels.")]
@@ -112,39 +111,39 @@ _Print = Annotated[
     ),
 ]
 
-_SHOWN = "How pictures are shown"
+_IMAGES = "Images"
 _Rect = Annotated[
-    bool, _option(_SHOWN, "--rect", help="Batches of like shape, little padding; no mosaic.")
+    bool, _option(_IMAGES, "--rect", help="Batches of like shape, little padding; no mosaic.")
 ]
 _Scales = Annotated[
-    bool, _option(_SHOWN, "--multi-scale", help="Another input size each batch, 0.5 to 1.5 times.")
+    bool, _option(_IMAGES, "--multi-scale", help="Another input size each batch, 0.5 to 1.5 times.")
 ]
 _Drawn = Annotated[
     bool,
-    _option(_SHOWN, "--image-weights", help="Draw pictures of rare or badly learnt classes more."),
+    _option(_IMAGES, "--image-weights", help="Draw images of rare or badly learnt classes more."),
 ]
 _Cache = Annotated[
-    str, _option(_SHOWN, metavar="ram|disk|none|auto", help="Where decoded pictures are kept.")
+    str, _option(_IMAGES, metavar="ram|disk|none|auto", help="Where decoded images are kept.")
 ]
 _Workers = Annotated[
     int | None,
     _option(
-        _SHOWN, min=0, help="Processes that load pictures; default: 0 on a CPU, up to 8 for a GPU."
+        _IMAGES, min=0, help="Processes that load images; default: 0 on a CPU, up to 8 for a GPU."
     ),
 ]
 
 _LENGTH = "How long"
 _Epochs = Annotated[int, _option(_LENGTH, min=1)]
 _Batch = Annotated[
-    int, _option(_LENGTH, min=1, help="Pictures in one forward pass, over all devices.")
+    int, _option(_LENGTH, min=1, help="Images in one forward pass, over all devices.")
 ]
 _Patience = Annotated[
     int,
     _option(
         _LENGTH,
         min=0,
-        help="Stop at the first judged epoch that is so many behind the best (of SWA: of those of "
-        "the mean); 0: never.",
+        help="Stop at the first evaluated epoch that is so many behind the best (of SWA: of those "
+        "of the mean); 0: never.",
     ),
 ]
 
@@ -174,11 +173,15 @@ _Resume = Annotated[
     _option(
         _RUN,
         metavar="DIR",
-        help="Go on with the run in this folder, as it was started: no other options.",
+        help="Resume the run in this folder, with its own settings: no other options.",
     ),
 ]
 _Minutes = Annotated[
-    float, _option(_RUN, help="Between states inside an epoch, from which --resume goes on.")
+    float, _option(_RUN, help="Between states inside an epoch, from which --resume continues.")
+]
+_Report = Annotated[
+    bool,
+    _option(_RUN, "--report/--no-report", help="Write curves, images and report.html at the end."),
 ]
 _Seed = Annotated[int, _option(_RUN, min=0)]
 _Profile = Annotated[
@@ -187,7 +190,7 @@ _Profile = Annotated[
         _RUN,
         min=0,
         metavar="N",
-        help="Measure N iterations, say where time goes, and train nothing.",
+        help="Measure N iterations, report where time goes, and train nothing.",
     ),
 ]
 _Licence = Annotated[
@@ -228,35 +231,46 @@ def train(
     out: _Out = None,
     resume: _Resume = None,
     checkpoint_minutes: _Minutes = 10.0,
+    report: _Report = True,
     seed: _Seed = 0,
     profile: _Profile = 0,
     licence: _Licence = "unspecified",
     as_json: Json = False,
 ) -> None:
-    """Train a model on labelled pictures.
+    """Train a model on labelled images.
 
     From scratch, or from a checkpoint with --weights. The folder of the run gets best.safetensors
-    and last.safetensors, a table, curves, pictures and a report. What is saved is the average of
-    the weights; the best is that of the highest mAP on the split val.
+    and last.safetensors, a table, curves, images and a report. The average of the weights is saved;
+    best is the epoch of the highest mAP on the split val.
     """
-    options = dict(locals())
+    asked = parsed(changes or [], label_smoothing=label_smoothing, average=average)
     if print_recipe:
-        from y7edge.models import registry
-
-        registry.get(model)  # an unknown name is no model of the family p5
-        _print(chosen_recipe(options), as_json)
+        _print_recipe(recipe, model, asked, rect, as_json)
         return
-    if resume is None and data is None:
-        raise UsageError("Missing option '--data'.", ctx=ctx)
     from y7edge.train.run import loop
     from y7edge.train.run.progress import for_terminal
+    from y7edge.train.settings.config import TrainConfig
 
     if resume is not None:
         require_alone(resume, given(ctx))
         result = loop.resume(resume, progress=for_terminal())
+    elif data is None:
+        raise UsageError("Missing option '--data'.", ctx=ctx)
     else:
-        config = configured(options, chosen_recipe(options), command_line(ctx))
-        if config.profile:
+        config = TrainConfig(
+            data=data, model=model, weights=weights, imgsz=imgsz, width=width,
+            freeze=_frozen_rows(freeze or [], model),
+            single_cls=single_cls, autoanchor=autoanchor,
+            recipe=chosen_recipe(recipe, model, asked, rect=rect).recipe,
+            assigner=assigner, rect=rect, multi_scale=multi_scale, image_weights=image_weights,
+            cache=cache, workers=workers, epochs=epochs, batch=batch, patience=patience,
+            device=device, devices=devices, nodes=nodes, sync_bn=sync_bn,
+            precision=PRECISIONS.get(precision, precision), compile=compile, out=out,
+            checkpoint_minutes=checkpoint_minutes, report=report, profile=profile, seed=seed,
+            licence=licence, command=command_line(ctx),
+        )  # fmt: skip
+        _note_remarks(config)
+        if profile:
             _profile(config, as_json)
             return
         result = loop.train(config, progress=for_terminal())
@@ -273,7 +287,7 @@ def _profile(config: TrainConfig, as_json: bool) -> None:
 
 
 def require_alone(folder: Path, words: Iterable[str]) -> None:
-    """Refuse options beside ``--resume``, which would not be the run that is gone on with.
+    """Refuse other options beside ``--resume``.
 
     Raises:
         ConfigError: there are some; the message names them.
@@ -281,7 +295,7 @@ def require_alone(folder: Path, words: Iterable[str]) -> None:
     others = [name for name in words if name not in ("--resume", "--json")]
     if others:
         raise ConfigError(
-            f"--resume goes on with a run as it was started: leave out {', '.join(others)}, or "
+            f"--resume continues a run with its own settings: leave out {', '.join(others)}, or "
             f"start a new run with --weights {folder / 'last.safetensors'}"
         )
 
@@ -300,46 +314,47 @@ def _show(result: TrainResult, as_json: bool) -> None:
     show(record, facts(record), as_json=as_json)
 
 
-def _print(chosen: NamedRecipe, as_json: bool) -> None:
+def _print_recipe(
+    text: str | None, model: str, changes: Mapping[str, str], rect: bool, as_json: bool
+) -> None:
+    from y7edge.models import registry
     from y7edge.train.settings.configfile import recipe_text
 
+    registry.get(model)  # an unknown name is not a model of the family p5
+    chosen = chosen_recipe(text, model, changes, rect=rect)
     record = {"name": chosen.name, "values": chosen.recipe.to_dict(), "sources": chosen.sources}
     show(record, recipe_text(chosen).splitlines(), as_json=as_json)
 
 
-def chosen_recipe(options: Mapping[str, Any]) -> NamedRecipe:
-    """The recipe of ``--recipe`` with what ``--set`` and its shorthands change.
+def chosen_recipe(
+    text: str | None, model: str, changes: Mapping[str, str], *, rect: bool
+) -> NamedRecipe:
+    """The recipe of ``--recipe`` with its changes; ``rect`` turns off what joins images.
 
     Raises:
-        ConfigError: no such recipe, or a change that cannot be.
+        ConfigError: no such recipe, a change that cannot be, or one that contradicts ``rect``.
     """
     from y7edge.train.settings.configfile import choose
 
-    changes = parsed(options["changes"] or [])
-    for name in ("label_smoothing", "average"):
-        if options[name] is not None:
-            if name in changes:
-                raise ConfigError(f"{name} is given by --set and by an option of its own")
-            changes[name] = str(options[name])
-    chosen = choose(options["recipe"], options["model"])
+    chosen = choose(text, model)
     try:
         chosen = chosen.changed(changes, "the command line")
     except ConfigError as error:
         raise ConfigError(f"--set: {error}") from error
     joined = {name: getattr(chosen.recipe.augmentation, name, 0) for name in JOINING}
-    if options["rect"] and any(joined.values()):
+    if rect and any(joined.values()):
         wanted = [name for name in changes if joined.get(name)]
         if wanted:
-            raise ConfigError(f"--rect shows whole pictures; leave out --set {wanted[0]}")
+            raise ConfigError(f"--rect feeds whole images; leave out --set {wanted[0]}")
         chosen = chosen.changed(dict.fromkeys(joined, 0.0), "off by --rect")
     return chosen
 
 
-def parsed(changes: Sequence[str]) -> dict[str, str]:
-    """``["lr0=0.02", "average=swa"]`` as a mapping.
+def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
+    """``["lr0=0.02", "average=swa"]`` as a mapping, with what options of their own set.
 
     Raises:
-        ConfigError: one is not of the form NAME=VALUE, or a name is there twice.
+        ConfigError: one is not of the form NAME=VALUE, or a name is given twice.
     """
     values: dict[str, str] = {}
     for change in changes:
@@ -349,43 +364,32 @@ def parsed(changes: Sequence[str]) -> dict[str, str]:
         if name in values:
             raise ConfigError(f"--set {name} is given twice: {values[name]} and {value}")
         values[name] = value
+    for name, short in shorthands.items():
+        if short is not None:
+            if name in values:
+                raise ConfigError(f"{name} is given by --set and by an option of its own")
+            values[name] = str(short)
     return values
 
 
-def configured(options: Mapping[str, Any], chosen: NamedRecipe, command: str) -> TrainConfig:
-    """The run that the options describe.
-
-    Raises:
-        ConfigError: an option out of its range, or two that contradict each other.
-    """
+def _frozen_rows(texts: Sequence[str], model: str) -> tuple[int, ...]:
     from y7edge.models import registry
-    from y7edge.train.settings.config import TrainConfig
-    from y7edge.train.setup import freeze
+    from y7edge.train.setup.freeze import parse
 
-    for text in _remarks(options):
-        note(text)
-    asked = options["freeze"]
-    values = {f.name: options[f.name] for f in fields(TrainConfig) if f.name in options}
-    values |= {
-        "recipe": chosen.recipe,
-        "freeze": freeze.parse(asked, registry.get(options["model"])) if asked else (),
-        "precision": PRECISIONS.get(options["precision"], options["precision"]),
-        "command": command,
-    }
-    return TrainConfig(**values)
+    return parse(texts, registry.get(model)) if texts else ()
 
 
-def _remarks(options: Mapping[str, Any]) -> list[str]:
-    """What is allowed and does not do what someone might think."""
+def _note_remarks(config: TrainConfig) -> None:
+    """Note settings that are allowed and do not do what one might think."""
     remarks = []
-    alone = options["devices"] * options["nodes"] == 1 and "WORLD_SIZE" not in os.environ
-    if options["sync_bn"] and alone:
+    if config.sync_bn and config.devices * config.nodes == 1 and "WORLD_SIZE" not in os.environ:
         remarks.append("--sync-bn changes nothing on a single device")
-    if options["rect"]:
+    if config.rect:
         remarks.append("--rect: mosaic, mixup, copy-paste and paste-in are off")
-    if options["image_weights"] and options["single_cls"]:
+    if config.image_weights and config.single_cls:
         remarks.append("--image-weights with --single-cls: there are no rare classes")
-    return remarks if is_first() else []
+    for text in remarks if is_first() else []:
+        note(text)
 
 
 def is_first() -> bool:

@@ -15,7 +15,7 @@ from y7edge.models.shapes import weight_shapes
 from y7edge.nn.build import Model
 from y7edge.train.run import state
 from y7edge.train.settings.configfile import read, write
-from y7edge.train.setup.start import start_model
+from y7edge.train.setup.parts import start_model
 
 FOLDER = Path(__file__).parents[3] / "examples" / "research"
 

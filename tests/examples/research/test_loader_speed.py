@@ -111,3 +111,11 @@ def test_counts_start_at_one(speed, data, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(speed, monkeypatch, "--data", data, "--pictures", 0)
     assert "expected a whole number from 1, found 0" in capsys.readouterr().err
+
+
+def test_workers_are_measured_with_both_memories(speed, data, monkeypatch, capsys):
+    options = ("--data", data, "--imgsz", 64, "--workers", 1, "--repeats", 1, "--json")
+    assert run(speed, monkeypatch, *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"batch memory", "torch's own"}
+    assert all(value > 0 for value in found.values())

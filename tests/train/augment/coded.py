@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from y7edge.train.augment.pipeline import Picture
+from y7edge.train.augment.labelled import Picture
 
 # Far from the padding's grey, and from one another.
 CODES = np.array([code for code in np.ndindex(4, 4, 4) if set(code) & {0, 3}]) * 85

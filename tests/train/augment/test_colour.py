@@ -10,7 +10,9 @@ import pytest
 
 from y7edge.data.synthetic import scenes
 from y7edge.train.augment.colour import Jitter
-from y7edge.train.augment.pipeline import Augmentation, Picture, augmented
+from y7edge.train.augment.labelled import Picture
+from y7edge.train.augment.pipeline import augmented
+from y7edge.train.augment.settings import Augmentation
 
 STILL = Augmentation(translate=0, scale=0, fliplr=0, hsv_h=0, hsv_s=0, hsv_v=0).closed()
 

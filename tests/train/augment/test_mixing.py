@@ -11,7 +11,8 @@ from tests.train.augment.coded import (
     places,
 )
 from y7edge.train.augment.mixing import copy_paste, filled, mixup, paste_in
-from y7edge.train.augment.pipeline import Augmentation, augmented
+from y7edge.train.augment.pipeline import augmented
+from y7edge.train.augment.settings import Augmentation
 
 SIZE = 160
 

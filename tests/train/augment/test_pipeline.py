@@ -14,7 +14,9 @@ from tests.train.augment.coded import (
     coded_set,
 )
 from y7edge.errors import ConfigError
-from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle, tensors
+from y7edge.train.augment.labelled import Picture, rectangle, rgb_planes, targets
+from y7edge.train.augment.pipeline import augmented
+from y7edge.train.augment.settings import Augmentation
 
 NO_COLOUR = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
 ALONE = {"mixup": 0.0, "paste_in": 0.0}
@@ -175,7 +177,8 @@ def test_tensors_are_planes_in_rgb_and_shares():
     image = np.zeros((40, 80, 3), np.uint8)
     image[:] = (1, 2, 3)
     image[7, 9] = (4, 5, 6)
-    planes, labels = tensors(Picture(image, np.array([[8.0, 10, 24, 20]]), np.array([5])))
+    made = Picture(image, np.array([[8.0, 10, 24, 20]]), np.array([5]))
+    planes, labels = rgb_planes(made.image), targets(made)
     assert planes.dtype == np.uint8
     assert planes[:, 0, 0].tolist() == [3, 2, 1]
     assert planes[:, 7, 9].tolist() == [6, 5, 4]
@@ -205,21 +208,21 @@ def test_pictures_without_objects(degrees):
         made = augmented([empty] * 4, 1, 64, chosen, np.random.default_rng(0))
         assert made.boxes.shape == (0, 4)
         assert made.class_id.shape == (0,)
-        assert tensors(made)[1].shape == (0, 5)
+        assert targets(made).shape == (0, 5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mosaic": 1.5}, "mosaic: expected a probability from 0 to 1, found 1.5"),
-        ({"mosaic9": -1}, "mosaic9: expected a probability"),
-        ({"fliplr": -0.1}, "fliplr: expected a probability"),
-        ({"translate": -0.1}, "translate: expected a finite number from 0, found -0.1"),
-        ({"degrees": 400}, "degrees: expected 0 to 180, found 400"),
-        ({"perspective": 5.0}, "perspective: expected 0 to 0.01, found 5.0"),
-        ({"hsv_h": float("nan")}, "hsv_h: expected a finite number from 0, found nan"),
-        ({"scale": 1.0}, "scale: expected 0 or more and less than 1, found 1.0"),
-        ({"shear": 45}, "shear: expected 0 or more and less than 45, found 45"),
+        ({"mosaic": 1.5}, "mosaic must be a number from 0 to 1, not 1.5"),
+        ({"mosaic9": -1}, "mosaic9 must be a number from 0 to 1"),
+        ({"fliplr": -0.1}, "fliplr must be a number from 0 to 1"),
+        ({"translate": -0.1}, "translate must be 0 or more, not -0.1"),
+        ({"degrees": 400}, "degrees must be a number from 0 to 180, not 400"),
+        ({"perspective": 5.0}, "perspective must be a number from 0 to 0.01, not 5.0"),
+        ({"hsv_h": float("nan")}, "hsv_h must be 0 or more, not nan"),
+        ({"scale": 1.0}, "scale must be from 0 to below 1, not 1.0"),
+        ({"shear": 45}, "shear must be 0 or more and less than 45, not 45"),
     ],
 )
 def test_settings_that_cannot_be(options, message):

@@ -6,9 +6,9 @@ import pytest
 
 from tests.train.augment.coded import coded_set
 from y7edge.train.augment.colour import Jitter
-from y7edge.train.augment.labelled import clip_polygon, moved
+from y7edge.train.augment.labelled import Picture, clip_polygon, moved
 from y7edge.train.augment.mosaic import Area, Layout, Tile, four, nine, paint, single
-from y7edge.train.augment.pipeline import Augmentation, Picture
+from y7edge.train.augment.settings import Augmentation
 from y7edge.train.augment.view import Mirror, View, draw_view, show
 
 EVERYTHING = Area(-np.inf, -np.inf, np.inf, np.inf)

@@ -9,12 +9,11 @@ from y7edge.data.synthetic import scenes
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train.averaging.average import NoAverage, average_for
-from y7edge.train.averaging.ema import ModelEma
+from y7edge.train.averaging.average import Average, ModelEma, average_for
 from y7edge.train.averaging.statistics import reestimate
 from y7edge.train.run import state
 from y7edge.train.run.loop import resume, train
-from y7edge.train.run.progress import Quiet
+from y7edge.train.run.progress import Progress
 from y7edge.train.run.schedule import Schedule, swa_begins
 from y7edge.train.settings.config import TINY, TrainConfig
 from y7edge.train.setup.freeze import freeze_rows
@@ -138,10 +137,10 @@ def test_learning_rate_stays_from_there_on():
 
 def test_recipe_chooses(model):
     assert isinstance(average_for(TINY, model, 3), ModelEma)
-    assert isinstance(average_for(TINY.changed({"average": "none"}), model, 3), NoAverage)
+    assert isinstance(average_for(TINY.changed({"average": "none"}), model, 3), Average)
 
 
-class StopAt(Quiet):
+class StopAt(Progress):
     """Presses Ctrl-C after a certain batch."""
 
     def __init__(self, epoch, batch) -> None:

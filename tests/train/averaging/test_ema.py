@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from y7edge.train.averaging.ema import ModelEma
+from y7edge.train.averaging.average import ModelEma
 
 GOLDEN = json.loads(
     (Path(__file__).parents[2] / "reference/golden/train.json").read_text(encoding="utf-8")

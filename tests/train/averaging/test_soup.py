@@ -1,4 +1,4 @@
-"""The mean of checkpoints, what may be averaged, and what is judged."""
+"""The mean of checkpoints, what may be averaged, and what is evaluated."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from y7edge.models.scaling import scale
 from y7edge.nn.build import from_checkpoint
 from y7edge.nn.random_weights import random_weights
 from y7edge.train.averaging import soup
-from y7edge.train.averaging.soup import cook, load_all, mean, require_alike
+from y7edge.train.averaging.soup import load_all, make_soup, mean, require_alike
 from y7edge.train.averaging.statistics import normalizers, reestimate, whole_pictures
 from y7edge.train.loading.dataset import TrainingSet
 
@@ -85,8 +85,8 @@ def test_what_else_is_refused(three):
         require_alike({"a": first, "b": checkpoint(1, names=("bolt", "1", "2", "3"))})
 
 
-def test_average_is_judged_with_statistics_of_the_training_pictures(three, data):
-    made = cook(three, data)
+def test_average_is_evaluated_with_statistics_of_the_training_pictures(three, data):
+    made = make_soup(three, data)
     expected = from_checkpoint(mean(list(three.values())))
     shown = TrainingSet(data.split("train"), 64)
     reestimate(expected, (i.float() / 255 for i in whole_pictures(shown, 16)))
@@ -108,16 +108,16 @@ def test_average_is_judged_with_statistics_of_the_training_pictures(three, data)
 def test_average_has_to_beat_the_best(three, data, monkeypatch, last, better):
     figures = iter([0.1, 0.3, 0.2, last])
 
-    class Judged:
+    class Evaluated:
         def __init__(self, samples, names, imgsz) -> None:
-            assert len(samples) == 2  # the split to judge by
+            assert len(samples) == 2  # the split to evaluate on
 
         def __call__(self, model):
             value = next(figures)
             return type("Metrics", (), {"map50": value, "map50_95": value, "conf": 0.5})()
 
-    monkeypatch.setattr(soup, "Validation", Judged)
-    made = cook(three, data)
+    monkeypatch.setattr(soup, "Validation", Evaluated)
+    made = make_soup(three, data)
     assert made.best.name == "b.safetensors"
     assert made.better is better
 
@@ -125,12 +125,12 @@ def test_average_has_to_beat_the_best(three, data, monkeypatch, last, better):
 def test_input_size_has_to_be_one(three, data):
     other = {**three, "d": replace(checkpoint(4), meta={"imgsz": 96})}
     with pytest.raises(ConfigError, match=r"different input sizes .*d 96"):
-        cook(other, data)
+        make_soup(other, data)
 
 
 def test_data_of_other_classes_are_refused(three, data):
     with pytest.raises(DataError, match="has 1 classes, the checkpoints 4"):
-        cook(three, data.single_class())
+        make_soup(three, data.single_class())
 
 
 def test_paths_tell_files_of_one_name_apart(tmp_path, three):

@@ -11,7 +11,7 @@ from y7edge.errors import DataError
 from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train.augment.pipeline import Augmentation
+from y7edge.train.augment.settings import Augmentation
 from y7edge.train.averaging import statistics
 from y7edge.train.averaging.statistics import Moments, normalizers, reestimate, whole_pictures
 from y7edge.train.loading.dataset import TrainingSet

@@ -12,10 +12,11 @@ import torch
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError, DataError
-from y7edge.train.augment.pipeline import Augmentation
+from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading import memory
-from y7edge.train.loading.dataset import TrainingSet, batches, collate, loader
+from y7edge.train.loading.dataset import TrainingSet, collate, loader
 from y7edge.train.loading.sampling import BatchPlan, Key, rect_plan
+from y7edge.train.loading.workers import batches
 
 PLAIN = Augmentation(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, scale=0, translate=0, fliplr=0)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from y7edge.errors import TrainingError
-from y7edge.train.loading.workers import WorkerStart, one_pass, start_method
+from y7edge.train.loading.workers import batches, start_method, start_worker
 
 LINUX = sys.platform == "linux"
 ROOT = Path(__file__).parents[3]
 
 PARENT = """
 import sys, numpy as np, cv2
+from functools import partial
 from pathlib import Path
 from y7edge.data.sample import Sample
-from y7edge.train.loading.dataset import TrainingSet, batches, loader
+from y7edge.train.loading.dataset import TrainingSet, loader
+from y7edge.train.loading.workers import batches
 from y7edge.train.loading.sampling import BatchPlan
 
 path = Path(sys.argv[1]) / "a.png"
@@ -69,12 +72,11 @@ def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(tmp_path):
 
 @pytest.mark.skipif(not LINUX, reason="elsewhere torch watches for the parent")
 @pytest.mark.parametrize(("parent", "code"), [(os.getpid, 0), (os.getppid, 1)])
-def test_a_worker_whose_parent_ended_before_it_asked_ends_too(monkeypatch, parent, code):
-    start = WorkerStart()
-    monkeypatch.setattr(start, "_parent", parent())
+def test_a_worker_whose_parent_ended_before_it_asked_ends_too(parent, code):
+    expected = parent()
     child = os.fork()
     if not child:
-        start(0)
+        start_worker(expected, 0)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
 
@@ -101,7 +103,7 @@ def numbers(count=1, **arguments):
         Numbers(**arguments),
         num_workers=count,
         persistent_workers=True,
-        worker_init_fn=WorkerStart(),
+        worker_init_fn=partial(start_worker, os.getpid()),
         multiprocessing_context=start_method(count),
     )
 
@@ -117,14 +119,14 @@ def numbers(count=1, **arguments):
 )
 def test_a_worker_that_dies_is_one_line(how, message):
     with pytest.raises(TrainingError, match=message) as caught:
-        list(one_pass(numbers(kill=5, how=how)))
+        list(batches(numbers(kill=5, how=how)))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not LINUX, reason="signals as Linux has them")
 def test_a_worker_that_dies_does_not_break_into_a_step():
     pictures = numbers()
-    running = one_pass(pictures)
+    running = batches(pictures)
     next(running)
     worker = pictures._iterator._workers[0]
     os.kill(worker.pid, signal.SIGKILL)
@@ -133,15 +135,15 @@ def test_a_worker_that_dies_does_not_break_into_a_step():
     with pytest.raises(TrainingError, match="was killed"):
         list(running)
     with pytest.raises(TrainingError, match="was killed"):
-        list(one_pass(pictures))
+        list(batches(pictures))
 
 
 def test_errors_that_are_none_of_the_workers_come_as_they_are():
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        list(one_pass(numbers(kill=1, error=RuntimeError("a fault of ours"))))
+        list(batches(numbers(kill=1, error=RuntimeError("a fault of ours"))))
 
 
 def test_a_full_shared_memory_is_one_line():
     error = RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space")
     with pytest.raises(TrainingError, match="no shared memory left for a batch: give /dev/shm"):
-        list(one_pass(numbers(kill=1, error=error)))
+        list(batches(numbers(kill=1, error=error)))

@@ -10,8 +10,8 @@ import torch
 from y7edge.errors import ConfigError
 from y7edge.train.loss import assign, auxiliary
 from y7edge.train.loss.assign import SimOTA
-from y7edge.train.loss.auxiliary import CoarseToFine, Independent, LeadGuided, by_name
-from y7edge.train.loss.candidates import distinct, propose
+from y7edge.train.loss.auxiliary import by_name
+from y7edge.train.loss.candidates import Assignment, distinct, propose
 
 CASES = ["none", "1_7", "0_7", "20_7_border", "crowded"]
 ANCHORS = torch.tensor(  # the published set of the P6 models, in grid units of strides 8 to 64
@@ -45,10 +45,18 @@ def scene(counts, nc=4, size=(256, 256), seed=0, snap=0):
     return heads[:4], heads[4:], torch.cat((image, label, centre, sides), 1).float()
 
 
+def both(name, lead, aux, targets, anchors=ANCHORS, **options):
+    """The assignments of the lead and of the auxiliary head."""
+    made = by_name(name, **options)([*lead, *aux], targets, anchors)
+    first, second = made.sizes[: len(lead)], made.sizes[len(lead) :]
+    entries = made.entries.split_with_sizes((sum(first), sum(second)))
+    return Assignment(entries[0], first), Assignment(entries[1], second)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_coarse_to_fine_equals_the_published_assignment(loss_case, name):
     case = loss_case(f"aux_p6_{name}")
-    assigned = CoarseToFine()(case.heads, case.aux, case.targets, case.anchors)
+    assigned = both("coarse-to-fine", case.heads, case.aux, case.targets, case.anchors)
     for assignment, kind in zip(assigned, ("lead_match", "aux_match"), strict=True):
         for level, entries in enumerate(assignment.levels()):
             expected = case.arrays.get(f"{kind}/{level}", [])
@@ -94,7 +102,7 @@ def test_the_cost_is_computed_once_for_each_cell(monkeypatch, counts, size, snap
 
     monkeypatch.setattr(assign, "_judge", counting_judge)
     monkeypatch.setattr(assign, "_pairwise_iou", counting_iou)
-    CoarseToFine()(lead, aux, targets, ANCHORS)
+    both("coarse-to-fine", lead, aux, targets)
     assert len(judged) == len(compared) == 1
     heads, cells = judged[0]
     assert all(a is b for a, b in zip(heads, lead, strict=True)), "the lead's predictions decide"
@@ -120,7 +128,7 @@ def test_distinct_cells_lead_back_to_every_candidate():
 
 def test_independent_heads_decide_for_themselves():
     lead, aux, targets = scene((6, 9))
-    first, second = Independent()(lead, aux, targets, ANCHORS)
+    first, second = both("independent", lead, aux, targets)
     fine = SimOTA(reach=0.5, q0=20)
     assert first.entries.tolist() == fine(lead, targets, ANCHORS).entries.tolist()
     assert second.entries.tolist() == fine(aux, targets, ANCHORS).entries.tolist()
@@ -129,7 +137,7 @@ def test_independent_heads_decide_for_themselves():
 
 def test_lead_guided_uses_the_cells_of_the_lead_twice():
     lead, aux, targets = scene((6, 9))
-    first, second = LeadGuided()(lead, aux, targets, ANCHORS)
+    first, second = both("lead-guided", lead, aux, targets)
     fine = SimOTA(reach=0.5, q0=20)(lead, targets, ANCHORS)
     assert first.entries.tolist() == second.entries.tolist() == fine.entries.tolist()
 
@@ -137,7 +145,7 @@ def test_lead_guided_uses_the_cells_of_the_lead_twice():
 def test_coarse_cells_are_more_than_fine_ones():
     lead, aux, targets = scene((6, 9), seed=3)
     lead = [torch.zeros_like(head) for head in lead]  # every box is its anchor: k can reach 20
-    fine, coarse = CoarseToFine()(lead, aux, targets, ANCHORS)
+    fine, coarse = both("coarse-to-fine", lead, aux, targets)
     assert sum(coarse.sizes) > sum(fine.sizes)
 
 
@@ -149,7 +157,7 @@ def test_coarse_cells_are_more_than_fine_ones():
 )
 def test_nothing_to_match(name, targets):
     lead, aux, _ = scene((1, 1))
-    for assignment in by_name(name)(lead, aux, targets, ANCHORS):
+    for assignment in both(name, lead, aux, targets):
         assert assignment.sizes == (0, 0, 0, 0)
         assert assignment.entries.shape == (0, 5)
 
@@ -157,8 +165,8 @@ def test_nothing_to_match(name, targets):
 @pytest.mark.parametrize("name", auxiliary.names())
 def test_the_ratio_of_sides_is_handed_on(name):
     lead, aux, targets = scene((6, 9))
-    strict = by_name(name, anchor_t=1.2)(lead, aux, targets, ANCHORS)
-    for assignment, usual in zip(strict, by_name(name)(lead, aux, targets, ANCHORS), strict=True):
+    strict = both(name, lead, aux, targets, anchor_t=1.2)
+    for assignment, usual in zip(strict, both(name, lead, aux, targets), strict=True):
         assert 0 < sum(assignment.sizes) < sum(usual.sizes)
 
 

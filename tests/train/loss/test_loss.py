@@ -12,10 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from y7edge.errors import ConfigError
 from y7edge.models import registry
-from y7edge.train.loss.assign import PlainAssigner, SimOTA
-from y7edge.train.loss.auxiliary import CoarseToFine, by_name
-from y7edge.train.loss.candidates import Assignment
-from y7edge.train.loss.loss import ALONE, DetectionLoss, LossGains, TrainingLoss, scale_gains
+from y7edge.train.loss import auxiliary
+from y7edge.train.loss.assign import SimOTA
+from y7edge.train.loss.auxiliary import by_name
+from y7edge.train.loss.candidates import Assignment, join, propose
+from y7edge.train.loss.loss import DetectionLoss, LossGains, TrainingLoss, scale_gains
 from y7edge.train.settings.recipe import Recipe
 
 GOLDEN = Path(__file__).parents[2] / "reference" / "golden"
@@ -40,7 +41,7 @@ def run(case):
     spec = spec if case.aux else registry.without_auxiliary(spec)
     training = TrainingLoss(spec, case.anchors, recipe, max(record["img_hw"]))
     if record["case"].startswith("plain"):
-        assignment = PlainAssigner()(case.heads, case.targets, case.anchors)
+        assignment = propose(case.heads, case.targets, case.anchors, anchor_t=4.0, reach=0.5)
         return training.loss(case.heads, case.targets, assignment)
     return training([*case.heads, *case.aux], case.targets)
 
@@ -225,7 +226,7 @@ def maps(batch, nc=3, sides=P5, value=None, seed=0):
     return [head.requires_grad_() for head in made]
 
 
-def training_loss(nc=3, recipe=None, assigner="auto", ranks=ALONE, model="yolov7-tiny"):
+def training_loss(nc=3, recipe=None, assigner="auto", ranks=None, model="yolov7-tiny"):
     spec = registry.get(model, nc=nc)
     anchors = torch.tensor(spec.anchors) / torch.tensor(spec.strides)[:, None, None]
     return TrainingLoss(spec, anchors, recipe or Recipe(), 128, assigner, ranks)
@@ -279,7 +280,7 @@ def test_the_auxiliary_head_adds_a_quarter_of_its_own_loss():
     loss = training_loss().loss
     one, other = (SimOTA()(heads, targets, loss.anchors) for heads in (lead, aux))
     first, second = loss(lead, targets, one), loss(aux, targets, other)
-    both = loss([*lead, *aux], targets, one, other)
+    both = loss([*lead, *aux], targets, join((one, other)))
     for name in ("box", "obj", "cls", "total"):
         expected = getattr(first, name) + 0.25 * getattr(second, name)
         assert getattr(both, name).item() == pytest.approx(expected.item(), rel=1e-6)
@@ -290,13 +291,13 @@ def test_assigners_are_chosen_by_name(assigner):
     heads = maps(1, sides=P6 * 2)
     targets = boxes((3,), 3)
     loss = training_loss(assigner=assigner, model="yolov7-w6")
-    guided = by_name(assigner)(heads[:4], heads[4:], targets, loss.loss.anchors)
-    assert loss(heads, targets).total.item() == loss.loss(heads, targets, *guided).total.item()
+    assignment = by_name(assigner)(heads, targets, loss.loss.anchors)
+    assert loss(heads, targets).total.item() == loss.loss(heads, targets, assignment).total.item()
 
 
 def test_auto_takes_the_published_assigner():
-    assert training_loss(model="yolov7-tiny").guided is None
-    assert training_loss(model="yolov7-w6").guided == by_name("coarse-to-fine")
+    assert training_loss(model="yolov7-tiny").assign == SimOTA()
+    assert training_loss(model="yolov7-w6").assign.func is auxiliary.coarse_to_fine
 
 
 @pytest.mark.parametrize(
@@ -394,10 +395,8 @@ def operations(batch, per_picture, assigner, nc=80):
     targets[:, 1] = torch.arange(count) % nc
     loss = DetectionLoss(nc, anchors, UNIT)
     with profile(activities=[ProfilerActivity.CPU]) as record:
-        if isinstance(assigner, SimOTA):
-            loss(heads, targets, assigner(heads, targets, anchors))
-        else:
-            loss(heads * 2, targets, *assigner(heads, heads, targets, anchors))
+        heads = heads if isinstance(assigner, SimOTA) else heads * 2
+        loss(heads, targets, assigner(heads, targets, anchors))
     return record.events()
 
 
@@ -405,7 +404,7 @@ def operations(batch, per_picture, assigner, nc=80):
     ("assigner", "lists", "numbers"),
     # Waits for the device: for each reach the candidates and the kept ones, and how many a
     # picture has at most; for two reaches the latter of the distinct cells too.
-    [(SimOTA(), 2, 1), (CoarseToFine(), 4, 3)],
+    [(SimOTA(), 2, 1), (by_name("coarse-to-fine"), 4, 3)],
     ids=["lead", "coarse-to-fine"],
 )
 def test_operations_and_waits_do_not_grow_with_the_batch(assigner, lists, numbers):

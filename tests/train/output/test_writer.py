@@ -5,7 +5,6 @@ import re
 from dataclasses import asdict, replace
 
 import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -16,9 +15,8 @@ from y7edge.evaluation.evaluate import evaluate
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
-from y7edge.train.output.board import Board
 from y7edge.train.output.results import EpochRow, read_csv
-from y7edge.train.output.writer import Keeper
+from y7edge.train.output.writer import RunWriter
 from y7edge.train.run.validate import Validation
 from y7edge.train.settings.config import TrainConfig
 
@@ -41,11 +39,13 @@ def model():
     return made
 
 
-def keeper(data, folder, **changes):
+def writer(data, folder, **changes):
     config = TrainConfig(data=data.source, imgsz=64, epochs=2, width=0.125, command="y7edge x")
     folder.mkdir(exist_ok=True)
     config = replace(config, **changes)
-    return Keeper(folder, config, data, origin="random weights", nominal=64, notes=["anchors fit"])
+    return RunWriter(
+        folder, config, data, origin="random weights", nominal=64, notes=["anchors fit"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def metrics(data, model):
 
 @pytest.fixture(scope="module")
 def finished(data, model, metrics, tmp_path_factory):
-    """A run of two epochs: the first judged, the second not."""
-    kept = keeper(data, tmp_path_factory.mktemp("runs") / "first")
+    """A run of two epochs: the first evaluated, the second not."""
+    kept = writer(data, tmp_path_factory.mktemp("runs") / "first")
     kept.batch(*batch())
     kept.add(ROW, model, metrics)
     kept.add(replace(ROW, epoch=2), model)
@@ -74,16 +74,16 @@ def batch(count=5):
 def test_folder_holds_everything(finished):
     found = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*.*")}
     assert found == {
-        *("best.safetensors", "last.safetensors", "config.yaml", "repeat.txt", "report.html"),
+        *("best.safetensors", "last.safetensors", "config.yaml", "report.html"),
         *("results.csv", "results.png", "predictions.json", "batches/000.jpg"),
         *(f"curves/{name}.png" for name in ("precision", "recall", "f1", "pr", "confusion")),
         *(f"predictions/{index:03d}.jpg" for index in range(3)),
-        "tensorboard/events.out.tfevents.0000000000.y7edge",
+        next(name for name in found if name.startswith("tensorboard/events.out.tfevents.")),
         *({"image_ids.json"} & found),
     }
 
 
-def test_table_has_the_figures_of_the_judged_epoch(finished, metrics):
+def test_table_has_the_figures_of_the_evaluated_epoch(finished, metrics):
     first, second = read_csv(finished.folder / "results.csv")
     for name in ("map50", "map50_95", "map75", "map_small", "ar300", "recall", "f1", "conf"):
         assert getattr(first, name) == pytest.approx(getattr(metrics, name), rel=1e-5)
@@ -91,7 +91,7 @@ def test_table_has_the_figures_of_the_judged_epoch(finished, metrics):
 
 
 def test_best_threshold_reaches_whoever_uses_the_model(finished):
-    for name in ("best", "last"):  # the last epoch was not judged: the threshold before holds
+    for name in ("best", "last"):  # the last epoch was not evaluated: the threshold before holds
         path = finished.folder / f"{name}.safetensors"
         assert weights.load(path).meta["thresholds"] == {"conf": 0.437}
         with Detector(path) as detector:
@@ -99,16 +99,16 @@ def test_best_threshold_reaches_whoever_uses_the_model(finished):
 
 
 def test_nothing_found_right_leaves_the_default_threshold(data, model, metrics, tmp_path):
-    kept = keeper(data, tmp_path / "run")
+    kept = writer(data, tmp_path / "run")
     kept.add(ROW, model, replace(metrics, conf=None))
     assert weights.load(kept.folder / "best.safetensors").meta["thresholds"] == {}
 
 
 def test_best_is_the_fittest_and_the_earliest_of_equals(data, model, metrics, tmp_path):
-    kept = keeper(data, tmp_path / "run")
+    kept = writer(data, tmp_path / "run")
     figures = [(0.5, 0.2), (0.5, 0.3), (0.5, 0.3), (0.9, 0.25), None]
-    judged = [f and replace(metrics, map50=f[0], map50_95=f[1]) for f in figures]
-    better = [kept.add(replace(ROW, epoch=e), model, m) for e, m in enumerate(judged, 1)]
+    figures = [f and replace(metrics, map50=f[0], map50_95=f[1]) for f in figures]
+    better = [kept.add(replace(ROW, epoch=e), model, m) for e, m in enumerate(figures, 1)]
     assert better == [True, True, False, False, False]
     assert kept.best.epoch == 2
     assert weights.load(kept.folder / "best.safetensors").meta["epoch"] == 2
@@ -119,25 +119,24 @@ def test_page_shows_the_best_checkpoint_and_needs_no_other_file(finished, data):
     text = (finished.folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', text)
     with Detector(finished.folder / "best.safetensors") as detector:
-        judged = evaluate(detector.detect_for_evaluation, data.split("val"), data.names)
-    assert f"<b>{judged.map50:.3f}</b>" in text
-    for words in ("anchors fit", "y7edge x", "random weights", data.digest, "2 pictures"):
+        found = evaluate(detector.detect_for_evaluation, data.split("val"), data.names)
+    assert f"<b>{found.map50:.3f}</b>" in text
+    for words in ("anchors fit", "y7edge x", "random weights", data.digest, "2 images"):
         assert words in text
     assert text.count("<img") == 1 + 5 + 2 + 1  # course, plots, every other picture, batch
 
 
-def test_what_is_needed_to_repeat(finished, data):
-    text = (finished.folder / "repeat.txt").read_text(encoding="utf-8")
-    lines = {line.split()[0]: line for line in text.splitlines() if line}
-    assert lines["command"].endswith("y7edge x")
-    assert lines["seed"].split() == ["seed", "0"]
-    assert data.digest in lines["digest"]
-    for name in ("torch", "numpy", "opencv", "lightning-fabric"):
-        assert name in text
+def test_a_checkpoint_records_what_is_needed_to_repeat_the_run(finished, data):
+    meta = weights.load(finished.folder / "best.safetensors").meta
+    assert (meta["config"]["command"], meta["config"]["seed"]) == ("y7edge x", 0)
+    assert meta["data"]["digest"] == data.digest
+    assert meta["machine"].endswith(f"{torch.get_num_threads()} threads")
+    assert {"torch", "numpy", "lightning-fabric", "faster-coco-eval"} <= set(meta["versions"])
+    assert any(name.startswith("opencv-python") for name in meta["versions"])
 
 
 def test_three_batches_and_the_first_without_mosaic_are_drawn(data, tmp_path):
-    kept = keeper(data, tmp_path / "run")
+    kept = writer(data, tmp_path / "run")
     for closed in (False,) * 5 + (True,) * 2:
         kept.batch(*batch(), closed=closed)
     names = sorted(path.name for path in (kept.folder / "batches").iterdir())
@@ -157,12 +156,12 @@ def test_resumed_run_goes_on_as_if_it_had_not_stopped(data, model, metrics, tmp_
             figures = replace(metrics, map50_95=1 / number) if number != 2 else None
             kept.add(replace(ROW, epoch=number, box=1 / 3), model, figures)
 
-    whole, first = keeper(data, tmp_path / "whole"), keeper(data, tmp_path / "cut")
+    whole, first = writer(data, tmp_path / "whole"), writer(data, tmp_path / "cut")
     epochs(whole, (1, 2, 3, 4))
     epochs(first, (1, 2))
     state = json.loads(json.dumps(first.state()))
     epochs(first, (3,))  # lost: the run is killed before its state is kept again
-    second = keeper(data, tmp_path / "cut")
+    second = writer(data, tmp_path / "cut")
     second.restore(state)
     assert asdict(second.best) == asdict(first.best)
     epochs(second, (3, 4))
@@ -191,16 +190,14 @@ def test_tensorboard_shows_what_was_measured(finished):
     assert shown["at_best_f1/conf"] == [(1, pytest.approx(0.437))]
 
 
-def test_tensorboard_forgets_epochs_that_were_lost(tmp_path):
-    first = Board(tmp_path)
+def test_tensorboard_drops_epochs_that_a_resumed_run_repeats(data, model, tmp_path):
+    first = writer(data, tmp_path / "run")
     for epoch in (1, 2, 3):
-        first.add(replace(ROW, epoch=epoch, box=float(epoch)))
-    resumed = Board(tmp_path)
+        first.add(replace(ROW, epoch=epoch, box=float(epoch)), model)
+    # Never closed, as after kill -9: each epoch is on the disk when it is recorded.
+    assert scalars(tmp_path / "run")["loss/box"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    resumed = writer(data, tmp_path / "run")
     for epoch in (2, 3):
-        resumed.add(replace(ROW, epoch=epoch, box=10.0 * epoch))
-    assert scalars(tmp_path)["loss/box"] == [(1, 1.0), (2, 20.0), (3, 30.0)]
-
-
-def test_a_loss_that_is_no_number_is_left_out_of_the_events(tmp_path):
-    Board(tmp_path).add(replace(ROW, box=np.nan))
-    assert "loss/box" not in scalars(tmp_path)
+        resumed.add(replace(ROW, epoch=epoch, box=10.0 * epoch), model)
+    resumed.close()
+    assert scalars(tmp_path / "run")["loss/box"] == [(1, 1.0), (2, 20.0), (3, 30.0)]

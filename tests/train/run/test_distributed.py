@@ -157,7 +157,7 @@ def test_run_of_two_processes_is_that_of_one(data, tmp_path):
     done = run(command(data, two, 2, "--epochs", 2))
     assert losses(two) == [pytest.approx(row, rel=1e-4) for row in losses(one)]
     assert json.loads(done.stdout)["epochs"] == 2  # one record, of one process
-    assert done.stderr.count("11 pictures to train on") == 1
+    assert done.stderr.count("11 training images") == 1
     assert done.stderr.count("epoch 2:") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 

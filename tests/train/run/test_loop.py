@@ -16,12 +16,14 @@ from y7edge.errors import CheckpointError, ConfigError, DataError, DeviceError, 
 from y7edge.evaluation.evaluate import evaluate
 from y7edge.models import weights
 from y7edge.nn.build import create, to_checkpoint
-from y7edge.train.augment.pipeline import Augmentation
+from y7edge.train.augment.settings import Augmentation
 from y7edge.train.output.results import read_csv
-from y7edge.train.run.loop import Trainer, resume, train
-from y7edge.train.run.progress import Quiet
+from y7edge.train.run.loop import resume, train
+from y7edge.train.run.progress import Progress
+from y7edge.train.run.steps import varied_side
+from y7edge.train.run.trainer import Trainer
 from y7edge.train.settings.config import TINY, TrainConfig
-from y7edge.train.setup.start import start_model
+from y7edge.train.setup.parts import build, start_model
 
 STILL = Augmentation(
     mosaic=0, mixup=0, paste_in=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0
@@ -30,7 +32,7 @@ STILL = Augmentation(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Ten pictures to train on, four to judge by."""
+    """Ten training images, four validation images."""
     return scenes.generate(tmp_path_factory.mktemp("data"), train=10, val=4, size=(128, 128))
 
 
@@ -44,11 +46,17 @@ def one_thread():
 
 
 def config(data, out, **changes):
-    small = TrainConfig(data=data, width=0.125, imgsz=64, epochs=2, batch=4, out=out, workers=0)
-    return replace(small, **changes)
+    # One run draws its curves and pages, which takes longer than all others train.
+    small = TrainConfig(data, width=0.125, imgsz=64, epochs=2, batch=4, out=out, workers=0)
+    return replace(small, **{"report": False, **changes})
 
 
-class Recorder(Quiet):
+def trainer_of(config, progress=None):
+    progress = progress or Progress()
+    return Trainer(build(config, say=progress.say), progress)
+
+
+class Recorder(Progress):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
@@ -72,13 +80,9 @@ def run(data, tmp_path_factory):
     """One finished run, with what it said."""
     recorder = Recorder()
     out = tmp_path_factory.mktemp("runs") / "first"
-    return train(config(data, out, val_every=1, licence="CC0-1.0"), progress=recorder), recorder
-
-
-@pytest.fixture(autouse=True)
-def no_more_reports(run, monkeypatch):
-    """One run has drawn its curves and pages, which takes longer than all others train."""
-    monkeypatch.setattr("y7edge.train.output.writer.Keeper.finish", lambda *_: None)
+    return train(
+        config(data, out, val_every=1, licence="CC0-1.0", report=True), progress=recorder
+    ), recorder
 
 
 def test_run_leaves_whole_files(run):
@@ -91,7 +95,6 @@ def test_run_leaves_whole_files(run):
         "results.png",
         "predictions.json",
         "config.yaml",
-        "repeat.txt",
         "report.html",
         "state.safetensors",
         "batches",
@@ -104,7 +107,7 @@ def test_run_leaves_whole_files(run):
 
 def test_run_is_told_as_it_goes(run):
     result, recorder = run
-    assert "10 pictures to train on, 4 to judge by, 2 epochs at 64 px" in recorder.lines[1]
+    assert "10 training images, 4 validation images, 2 epochs at 64 px" in recorder.lines[1]
     assert [(s.epoch, s.iteration) for s in recorder.steps] == [
         (epoch, iteration) for epoch in (1, 2) for iteration in (1, 2, 3)
     ]
@@ -143,10 +146,13 @@ def test_equal_seeds_give_equal_weights(run, data, tmp_path):
 
 
 def test_saved_model_is_the_moving_average(data, tmp_path):
-    trainer = Trainer(config(data, tmp_path / "run", nominal_batch=4), Quiet())
+    trainer = trainer_of(config(data, tmp_path / "run", nominal_batch=4))
     result = trainer.run()
     saved = weights.load(result.last).arrays
-    average, trained = trainer.average.model.state_dict(), trainer.steps.model.state_dict()
+    average, trained = (
+        trainer.parts.steps.average.model.state_dict(),
+        trainer.parts.steps.model.state_dict(),
+    )
     key = "rows.0.conv.weight"
     assert np.array_equal(saved[key], average[key].numpy())
     assert not np.array_equal(saved[key], trained[key].numpy())
@@ -162,10 +168,10 @@ def test_saved_model_is_the_moving_average(data, tmp_path):
 )
 def test_no_gradient_is_thrown_away(data, tmp_path, nominal, updates):
     recipe = replace(TINY, warmup_epochs=0.0)
-    trainer = Trainer(config(data, tmp_path / "run", nominal_batch=nominal, recipe=recipe), Quiet())
+    trainer = trainer_of(config(data, tmp_path / "run", nominal_batch=nominal, recipe=recipe))
     trainer.run()
-    assert trainer.average.updates == updates
-    assert all(p.grad is None for p in trainer.steps.model.parameters())
+    assert trainer.parts.steps.average.updates == updates
+    assert all(p.grad is None for p in trainer.parts.steps.model.parameters())
 
 
 @pytest.mark.parametrize(("clip_norm", "clipped"), [(0.0, False), (0.25, True)])
@@ -217,11 +223,11 @@ def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
     assert "no better fitness since epoch 1: stopped" in recorder.lines
 
 
-def test_patience_waits_for_a_judgement(data, tmp_path):
+def test_patience_waits_for_an_evaluation(data, tmp_path):
     recipe = replace(TINY, lr0=1e-9, warmup_bias_lr=0.0)
     changes = {"epochs": 6, "patience": 1, "val_every": 2, "recipe": recipe}
     result = train(config(data, tmp_path / "run", **changes))
-    # The best is that of epoch 2; 3 is not judged, and 4, which is, is no better.
+    # The best is that of epoch 2; 3 is not evaluated, and 4, which is, is no better.
     assert (result.stopped_early, result.epochs, result.metrics.epoch) == (True, 4, 2)
 
 
@@ -256,10 +262,10 @@ def test_end_that_fails_leaves_a_run_to_go_on_with(data, tmp_path, monkeypatch):
 
     recorder = Recorder()
     with monkeypatch.context() as patch:
-        patch.setattr("y7edge.train.output.writer.Keeper.finish", fail)
+        patch.setattr("y7edge.train.output.writer.RunWriter.finish", fail)
         with pytest.raises(OSError, match="No space"):
-            train(config(data, tmp_path / "run"), progress=recorder)
-    assert "all epochs are done and their weights kept" in recorder.lines[-1]
+            train(config(data, tmp_path / "run", report=True), progress=recorder)
+    assert "all epochs are done and their weights saved" in recorder.lines[-1]
     assert resume(tmp_path / "run").epochs == 2
 
 
@@ -287,7 +293,7 @@ def test_loss_that_is_no_number_ends_the_run(data, tmp_path):
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
-def test_model_with_auxiliary_heads_trains_them_and_judges_by_the_lead(data, tmp_path):
+def test_model_with_auxiliary_heads_trains_them_and_evaluates_the_lead(data, tmp_path):
     recorder = Recorder()
     # Always the same pictures, so that a falling loss is not a matter of luck.
     changes = {
@@ -298,8 +304,8 @@ def test_model_with_auxiliary_heads_trains_them_and_judges_by_the_lead(data, tmp
         "epochs": 6,
         "recipe": replace(TINY, augmentation=STILL, lr0=0.05, obj=5.0, cls=5.0),
     }
-    trainer = Trainer(config(data, tmp_path / "run", **changes), recorder)
-    before = {k: v.clone() for k, v in trainer.steps.model.state_dict().items()}
+    trainer = trainer_of(config(data, tmp_path / "run", **changes), recorder)
+    before = {k: v.clone() for k, v in trainer.parts.steps.model.state_dict().items()}
     result = trainer.run()
     saved = weights.load(result.last)
     assert saved.spec.has_aux
@@ -313,30 +319,32 @@ def test_model_with_auxiliary_heads_trains_them_and_judges_by_the_lead(data, tmp
 
 def test_input_size_changes_from_batch_to_batch(data, tmp_path):
     sizes = []
-    trainer = Trainer(config(data, tmp_path / "run", multi_scale=True, imgsz=128), Quiet())
-    trainer.steps.model.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[2:]))
+    trainer = trainer_of(config(data, tmp_path / "run", multi_scale=True, imgsz=128))
+    trainer.parts.steps.model.register_forward_pre_hook(
+        lambda _, given: sizes.append(given[0].shape[2:])
+    )
     trainer.train_epoch()
     assert [tuple(size) for size in sizes] == [
-        (trainer.sides(1, batch),) * 2 for batch in range(trainer.batches)
+        (varied_side(128, 32, 0, 1, batch),) * 2 for batch in range(len(trainer.parts.plan))
     ]
 
 
 def test_last_epochs_show_pictures_one_at_a_time(data, tmp_path):
     recipe = replace(TINY, close_mosaic=1)
-    trainer = Trainer(config(data, tmp_path / "run", recipe=recipe), Quiet())
-    assert trainer.shown.close_at == 2
+    trainer = trainer_of(config(data, tmp_path / "run", recipe=recipe))
+    assert trainer.parts.shown.close_at == 2
 
 
 def test_pictures_of_badly_learnt_classes_come_more_often(data, tmp_path):
-    trainer = Trainer(config(data, tmp_path / "run", image_weights=True, val_every=1), Quiet())
-    before = trainer.plan.weights.copy()
-    trainer.validation = Scores(trainer.validation, [1.0, 1.0, 1.0, 0.0])
+    trainer = trainer_of(config(data, tmp_path / "run", image_weights=True, val_every=1))
+    before = trainer.parts.plan.weights.copy()
+    trainer.parts.validation = Scores(trainer.parts.validation, [1.0, 1.0, 1.0, 0.0])
     trainer.run()
     # Only pictures that show the last class are still worth drawing.
-    shows = np.array([3 in sample.class_id for sample in trainer.shown.samples])
-    assert not np.array_equal(trainer.plan.weights, before)
-    assert (trainer.plan.weights[shows] > 0).all()
-    assert not trainer.plan.weights[~shows].any()
+    shows = np.array([3 in sample.class_id for sample in trainer.parts.shown.samples])
+    assert not np.array_equal(trainer.parts.plan.weights, before)
+    assert (trainer.parts.plan.weights[shows] > 0).all()
+    assert not trainer.parts.plan.weights[~shows].any()
 
 
 class Scores:
@@ -361,9 +369,9 @@ class Scores:
 def test_fine_tuning_starts_from_everything_that_fits(run, data, tmp_path, caplog):
     checkpoint = weights.load(run[0].last)
     recorder = Recorder()
-    trainer = Trainer(config(data, tmp_path / "run", weights=run[0].last), recorder)
+    trainer = trainer_of(config(data, tmp_path / "run", weights=run[0].last), recorder)
     assert "fine-tuned from last.safetensors" in recorder.lines[-1]
-    start = trainer.steps.model.state_dict()
+    start = trainer.parts.steps.model.state_dict()
     assert all(np.array_equal(start[k].numpy(), v) for k, v in checkpoint.arrays.items())
 
 
@@ -412,8 +420,8 @@ def test_weights_of_which_a_layer_fits_by_chance_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("split", "label", "message"),
     [
-        ("train", "", "expected labels to train on, found none for 2 pictures such as "),
-        ("val", "", "expected labels to judge by, found none for 2 pictures such as "),
+        ("train", "", "expected labels to train on, found none for 2 images such as "),
+        ("val", "", "expected labels to evaluate on, found none for 2 images such as "),
         ("val", None, "1.jpg: expected a picture"),
     ],
 )
@@ -441,7 +449,7 @@ def test_a_test_split_with_faults_is_not_read(data, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("no picture\n")
     path.write_text(path.read_text().replace("test: images/train", f"test: {labels}"))
-    assert Trainer(config(path, tmp_path / "run"), Quiet()).batches == 3
+    assert len(trainer_of(config(path, tmp_path / "run")).parts.plan) == 3
 
 
 def test_a_picture_that_goes_missing_leaves_the_state_so_far(data, tmp_path, monkeypatch):

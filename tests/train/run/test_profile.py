@@ -8,12 +8,12 @@ import torch
 from y7edge.data.synthetic import scenes
 from y7edge.errors import ConfigError
 from y7edge.train.run.profile import PARTS, WARM_UP, profile
-from y7edge.train.run.progress import Quiet
+from y7edge.train.run.progress import Progress
 from y7edge.train.run.timing import PartTimes
 from y7edge.train.settings.config import TrainConfig
 
 
-class Steps(Quiet):
+class Steps(Progress):
     count = 0
 
     def step(self, status):

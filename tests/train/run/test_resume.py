@@ -25,9 +25,10 @@ from y7edge.models import weights
 from y7edge.train.output.bad_batch import HEADER, NAME
 from y7edge.train.run import state
 from y7edge.train.run.loop import resume, train
-from y7edge.train.run.progress import Quiet
+from y7edge.train.run.progress import Progress
 from y7edge.train.run.trainer import Trainer
 from y7edge.train.settings.config import TINY, TrainConfig
+from y7edge.train.setup.parts import build
 
 # Of a run of 3 epochs with 5 batches each.
 EPOCHS, BATCHES = 3, 5
@@ -35,7 +36,7 @@ EPOCHS, BATCHES = 3, 5
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Ten pictures to train on, two to judge by."""
+    """Ten training images, two validation images."""
     return scenes.generate(tmp_path_factory.mktemp("data"), train=10, val=2, size=(96, 96))
 
 
@@ -45,14 +46,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_report():
-    """Drawing curves and pages takes longer than these runs, and is tested with the keeper."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("y7edge.train.output.writer.Keeper.finish", lambda *_: None)
-        yield
 
 
 def config(data, out, **changes):
@@ -66,13 +59,14 @@ def config(data, out, **changes):
         nominal_batch=8,
         val_every=2,
         workers=0,
+        report=False,
         recipe=replace(TINY, warmup_epochs=0.4),
         out=out,
     )
     return replace(small, **changes)
 
 
-class StopAt(Quiet):
+class StopAt(Progress):
     """Presses Ctrl-C after a certain batch, and remembers what is said."""
 
     def __init__(self, epoch, batch) -> None:
@@ -113,14 +107,14 @@ def whole(data, tmp_path_factory):
     [
         pytest.param(1, 2, id="gradients of two batches wait, no momentum yet"),
         pytest.param(1, 5, id="behind the last batch of an epoch"),
-        pytest.param(3, 4, id="after a judged epoch"),
+        pytest.param(3, 4, id="after an evaluated epoch"),
     ],
 )
 def test_interrupted_run_ends_as_if_it_had_not_been(data, tmp_path, whole, epoch, batch):
     stop, out = StopAt(epoch, batch), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(config(data, out), progress=stop)
-    assert f"go on with y7edge train --resume {out}" in stop.lines[-1]
+    assert f"resume with y7edge train --resume {out}" in stop.lines[-1]
     assert weights.load(out / "last.safetensors").meta["interrupted"] is True
     kept = state.read(out / state.STATE).facts
     assert (kept["epoch"], kept["batch"]) == (epoch, batch)
@@ -165,7 +159,7 @@ def test_weights_that_a_run_began_with_are_not_needed_again(data, tmp_path, whol
     assert again.lines[: len(stop.lines) - 1] == stop.lines[:-1]
 
 
-def test_interrupt_while_judging_does_not_judge_twice(data, tmp_path, whole, monkeypatch):
+def test_interrupt_while_evaluating_does_not_average_twice(data, tmp_path, whole, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
@@ -181,13 +175,13 @@ def test_interrupt_while_judging_does_not_judge_twice(data, tmp_path, whole, mon
 KILLED = """
 import os, signal, sys
 from y7edge.train.run.loop import resume, train
-from y7edge.train.run.progress import Quiet
+from y7edge.train.run.progress import Progress
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
 from test_resume import config
 
-class Kill(Quiet):
+class Kill(Progress):
     steps = 0
     def step(self, status):
         self.steps += 1
@@ -257,7 +251,7 @@ def test_signal_ends_the_command_with_130_and_a_way_on(data, tmp_path, number):
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"go on with y7edge train --resume {out}" in said
+    assert f"resume with y7edge train --resume {out}" in said
     assert "Traceback" not in said
     assert state.read(out / state.STATE).facts["epoch"] >= 2
 
@@ -303,7 +297,7 @@ def test_state_cut_short_gives_way_to_the_one_before(data, tmp_path, whole):
     path.write_bytes(path.read_bytes()[:-100])
     again = StopAt(0, 0)
     resume(out, progress=again)
-    assert any("cut short" in line and "going on from" in line for line in again.lines)
+    assert any("cut short" in line and "resuming from" in line for line in again.lines)
     assert_equal_runs(out, whole)
 
 
@@ -313,11 +307,11 @@ def test_finished_run_says_so(whole):
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no run to go on with"):
+    with pytest.raises(ConfigError, match="no run to resume"):
         resume(tmp_path)
     (tmp_path / "data.yaml").touch()
     (tmp_path / "config.yaml").write_text(f"data: {tmp_path / 'data.yaml'}\n")
-    with pytest.raises(CheckpointError, match="no run to go on with"):
+    with pytest.raises(CheckpointError, match="no run to resume"):
         resume(tmp_path)
 
 
@@ -362,15 +356,15 @@ def test_edited_settings_and_moved_files_are_refused(data, tmp_path):
 
 def test_loss_that_is_no_number_leaves_its_batch(data, tmp_path):
     out = tmp_path / "run"
-    trainer = Trainer(config(data, out), Quiet())
-    real = trainer.steps.loss
+    trainer = Trainer(build(config(data, out)))
+    real = trainer.parts.steps.loss
 
     def broken(heads, targets):
         parts = real(heads, targets)
         spoiled = trainer.iteration == BATCHES + 1  # the second batch of the second epoch
         return replace(parts, box=parts.box * float("nan")) if spoiled else parts
 
-    trainer.steps.loss = broken
+    trainer.parts.steps.loss = broken
     with pytest.raises(TrainingError, match=r"no longer a number in epoch 2, batch 2 .*nan_batch"):
         trainer.run()
     with safe_open(out / NAME, framework="numpy") as file:
@@ -379,10 +373,10 @@ def test_loss_that_is_no_number_leaves_its_batch(data, tmp_path):
     assert "box nan" in facts["reason"]
     assert images.shape == (2, 3, 64, 64)
     # It is the very batch: the same keys give the same items.
-    trainer.plan.set_epoch(2, 1)
-    keys = next(iter(trainer.plan))
-    assert facts["pictures"] == [str(trainer.shown.samples[key.index].path) for key in keys]
+    trainer.parts.plan.set_epoch(2, 1)
+    keys = next(iter(trainer.parts.plan))
+    assert facts["pictures"] == [str(trainer.parts.shown.samples[key.index].path) for key in keys]
     for image, key in zip(images, keys, strict=True):
-        assert np.array_equal(image, trainer.shown[key][0].numpy())
+        assert np.array_equal(image, trainer.parts.shown[key][0].numpy())
     assert set(targets[:, 0]) <= {0.0, 1.0}
     assert state.load(out, say=pytest.fail).facts["epoch"] == 2

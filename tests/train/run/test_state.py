@@ -12,7 +12,7 @@ from y7edge.train.run.state import PREVIOUS, STATE, State
 
 
 def some(epoch, batch=2):
-    made = State({"epoch": epoch, "batch": batch, "keeper": {"rows": []}})
+    made = State({"epoch": epoch, "batch": batch, "writer": {"rows": []}})
     made.put("model", {"weight": torch.full((2, 3), float(epoch)), "count": torch.tensor(epoch)})
     return made
 
@@ -45,7 +45,7 @@ def test_damaged_state_gives_way_to_the_one_before(tmp_path, damage):
     assert state.load(tmp_path, say=lines.append).facts["epoch"] == 1
     if damage != "missing":
         assert len(lines) == 1
-        assert f"going on from {PREVIOUS} (epoch 1, after 2 batches)" in lines[0]
+        assert f"resuming from {PREVIOUS} (epoch 1, after 2 batches)" in lines[0]
     # What is damaged must not take the place of what is whole at the next write.
     state.save(some(3), tmp_path)
     assert state.read(tmp_path / PREVIOUS).facts["epoch"] == 1

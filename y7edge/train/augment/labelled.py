@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -41,14 +40,8 @@ class Picture:
         return self.polygons or (None,) * len(self.boxes)
 
 
-class Pictures(Protocol):
-    """Where augmentation takes its pictures from."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def __getitem__(self, index: int, /) -> Picture:
-        """A decoded picture whose longer side is the network's input size S. It is not changed."""
+Pictures = Sequence[Picture]
+"""Where augmentation takes its images from: decoded, the longer side the network's input size S."""
 
 
 def resize(image: NDArray[np.uint8], height_width: tuple[int, int]) -> NDArray[np.uint8]:
@@ -96,11 +89,6 @@ def bgr_view(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def rgb_planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The other way: a BGR image (h, w, 3) as RGB planes (3, h, w)."""
     return image.transpose(2, 0, 1)[::-1]
-
-
-def tensors(picture: Picture) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The arrays of a training item: uint8 (3, h, w), RGB, and its `targets`."""
-    return np.ascontiguousarray(rgb_planes(picture.image)), targets(picture)
 
 
 def targets(picture: Picture) -> NDArray[np.float32]:

@@ -24,21 +24,12 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from y7edge.train.augment.colour import Jitter
-from y7edge.train.augment.labelled import Picture, Pictures, bgr_view, rectangle, tensors
+from y7edge.train.augment.labelled import Picture, Pictures, bgr_view
 from y7edge.train.augment.mixing import copy_paste, mixup, paste_in
 from y7edge.train.augment.mosaic import Area, Layout, Tile, four, nine, paint, single
 from y7edge.train.augment.scratch import scratch
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.augment.view import Mirror, draw_view, show
-
-__all__ = [
-    "Augmentation",
-    "Picture",
-    "Pictures",
-    "augmented",
-    "rectangle",
-    "tensors",
-]
 
 _PASTED_FROM = 4  # further pictures that paste-in may decode
 

@@ -1,58 +1,49 @@
-"""How strongly training pictures are changed: one number each, under the published names."""
+"""Strengths and probabilities of augmentation, under the published names."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
-from y7edge.errors import ConfigError
+from y7edge.train.settings.ranges import (
+    BELOW_ONE,
+    FRACTION,
+    NOT_NEGATIVE,
+    Range,
+    check_ranges,
+    within,
+)
 
-_PROBABILITIES = ("mosaic", "mosaic9", "mixup", "copy_paste", "paste_in", "flipud", "fliplr")
-_STRENGTHS = ("hsv_h", "hsv_s", "hsv_v", "translate")
+_TURN = Range("a number from 0 to 180", high=180)
+_TILT = Range("a number from 0 to 0.01", high=0.01)
+_SHEAR = Range("0 or more and less than 45", high=45, open_high=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How strongly pictures are changed; the defaults are the published ones for yolov7-tiny.
+    """Strengths of augmentation; the defaults are the published ones for yolov7-tiny.
 
     Raises:
-        ConfigError: A probability outside 0..1, a strength that is negative or not finite, a shear
-            that folds pictures up, or a scale at which they vanish.
+        ConfigError: A value out of its range.
     """
 
-    mosaic: float = 1.0  # probability of joining several pictures
-    mosaic9: float = 0.2  # share of the mosaics that join nine pictures, not four
-    mixup: float = 0.05  # probability that a mosaic is blended with a second one
-    copy_paste: float = 0.0  # share of a mosaic's outlined objects that get a mirrored copy
-    paste_in: float = 0.05  # probability of pasting outlined objects of other pictures
-    hsv_h: float = 0.015  # largest relative change of hue,
-    hsv_s: float = 0.7  # of saturation
-    hsv_v: float = 0.4  # and of brightness
-    degrees: float = 0.0  # largest turn either way
-    translate: float = 0.1  # largest shift, as a share of the picture
-    scale: float = 0.5  # factors are drawn from 1 - scale to 1.1 + scale
-    shear: float = 0.0  # largest shear angle either way, in degrees
-    perspective: float = 0.0  # largest perspective coefficient (per pixel); 0.001 is much
-    flipud: float = 0.0  # probability of mirroring top to bottom
-    fliplr: float = 0.5  # probability of mirroring left to right
+    mosaic: float = within(FRACTION, 1.0)  # probability of joining several images
+    mosaic9: float = within(FRACTION, 0.2)  # fraction of mosaics that join nine images
+    mixup: float = within(FRACTION, 0.05)  # probability that a mosaic is blended with a second one
+    copy_paste: float = within(FRACTION, 0.0)  # fraction of outlined objects that are mirrored
+    paste_in: float = within(FRACTION, 0.05)  # probability of pasting objects of others
+    hsv_h: float = within(NOT_NEGATIVE, 0.015)  # largest relative change of hue,
+    hsv_s: float = within(NOT_NEGATIVE, 0.7)  # of saturation
+    hsv_v: float = within(NOT_NEGATIVE, 0.4)  # and of brightness
+    degrees: float = within(_TURN, 0.0)  # largest turn either way
+    translate: float = within(NOT_NEGATIVE, 0.1)  # largest shift, as a fraction of the image
+    scale: float = within(BELOW_ONE, 0.5)  # factors are drawn from 1 - scale to 1.1 + scale
+    shear: float = within(_SHEAR, 0.0)  # largest shear angle either way, in degrees
+    perspective: float = within(_TILT, 0.0)  # largest coefficient (per pixel)
+    flipud: float = within(FRACTION, 0.0)  # probability of mirroring top to bottom
+    fliplr: float = within(FRACTION, 0.5)  # probability of mirroring left to right
 
     def __post_init__(self) -> None:
-        for name in _PROBABILITIES:
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name}: expected a probability from 0 to 1, found {value}")
-        for name in _STRENGTHS:
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"{name}: expected a finite number from 0, found {value}")
-        for name, limit in (("degrees", 180), ("perspective", 0.01)):
-            value = getattr(self, name)
-            if not 0 <= value <= limit:
-                raise ConfigError(f"{name}: expected 0 to {limit}, found {value}")
-        if not 0 <= self.scale < 1:
-            raise ConfigError(f"scale: expected 0 or more and less than 1, found {self.scale}")
-        if not 0 <= self.shear < 45:
-            raise ConfigError(f"shear: expected 0 or more and less than 45, found {self.shear}")
+        check_ranges(self)
 
     def closed(self) -> Augmentation:
         """The same without what joins pictures: mosaic, mixup, copy-paste, paste-in.

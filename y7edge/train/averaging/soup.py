@@ -1,13 +1,9 @@
 """A uniform soup: the mean of the weights of several trainings of one model.
 
 "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time" (arXiv 2203.05482), the uniform one. It works for trainings that began with the same
-weights and ended in one valley; the mean of unrelated ones is mostly useless, which is why the
-result is judged before it is kept.
-
-Weights are averaged before the fold. Folding multiplies a convolution by its BatchNorm's scale over
-the root of its variance: the mean of such products is not the product of the means, so folded
-checkpoints are refused.
+inference time" (arXiv 2203.05482). It works for trainings that began with the same weights; the
+mean of unrelated ones is mostly useless, so the result is evaluated before it is kept. Weights are
+averaged before the fold, which is not linear: folded checkpoints are refused.
 """
 
 from __future__ import annotations
@@ -32,11 +28,11 @@ from y7edge.train.loading.dataset import TrainingSet
 from y7edge.train.output.writer import weighted
 from y7edge.train.run.validate import Validation
 
-_BATCH = 16  # pictures in a forward pass, each normalised together
+_BATCH = 16  # images in a forward pass, each normalised together
 
 
 @dataclass(frozen=True, slots=True)
-class Taste:
+class Scores:
     """The figures of one model."""
 
     name: str  # of its file, or "average"
@@ -47,16 +43,16 @@ class Taste:
 
 @dataclass(frozen=True, slots=True)
 class Soup:
-    """What came of it; ``checkpoint`` is the average, better than the best ingredient or not."""
+    """An evaluated average; ``checkpoint`` holds it, better than the best ingredient or not."""
 
-    ingredients: tuple[Taste, ...]
-    average: Taste
+    ingredients: tuple[Scores, ...]
+    average: Scores
     checkpoint: Checkpoint
 
     @property
-    def best(self) -> Taste:
+    def best(self) -> Scores:
         """The best ingredient, the first of equals."""
-        return max(self.ingredients, key=lambda taste: taste.fitness)
+        return max(self.ingredients, key=lambda one: one.fitness)
 
     @property
     def better(self) -> bool:
@@ -64,7 +60,7 @@ class Soup:
         return self.average.fitness > self.best.fitness
 
 
-def cook(
+def make_soup(
     checkpoints: Mapping[str, Checkpoint],
     data: Dataset,
     *,
@@ -72,25 +68,24 @@ def cook(
     train_split: str = "train",
     imgsz: int | None = None,
     device: torch.device | str = "cpu",
-    progress: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Soup:
-    """Average checkpoints, estimate the average's BatchNorm statistics, and judge all of them.
+    """Average checkpoints, estimate the average's BatchNorm statistics, and evaluate all of them.
 
     Args:
         checkpoints: at least two by name, of one model in training or deploy form.
         data: with both splits.
-        split: to judge by.
+        split: to evaluate on.
         train_split: to estimate the statistics on (`y7edge.train.averaging.statistics`).
         imgsz: side of the input; None: the one that all were trained at.
-        device: to do it on.
-        progress: told what is at work.
+        device: to compute on.
+        say: is called with each step.
 
     Raises:
         ConfigError: too few, checkpoints that differ in more than weights, or input sizes that do.
         CheckpointError: one of them is folded.
-        DataError: data with other classes, or pictures that cannot be read.
+        DataError: data with other classes, or images that cannot be read.
     """
-    say = progress or (lambda line: None)
     require_alike(checkpoints)
     side = imgsz or _side(checkpoints)
     first = next(iter(checkpoints.values()))
@@ -99,20 +94,20 @@ def cook(
             f"{data.source} has {len(data.names)} classes, the checkpoints {first.spec.nc}: take "
             "the data that they were trained on"
         )
-    judge = Validation(data.split(split), data.names, side)
+    evaluate = Validation(data.split(split), data.names, side)
     shown = TrainingSet(data.split(train_split), side, cache="none")
-    tastes = []
+    ingredients = []
     for name, checkpoint in checkpoints.items():
-        say(f"judging {name}")
-        tastes.append(_taste(name, judge(from_checkpoint(checkpoint).to(device))))
+        say(f"evaluating {name}")
+        ingredients.append(_scores(name, evaluate(from_checkpoint(checkpoint).to(device))))
     say("estimating statistics of the average")
     model = from_checkpoint(mean(list(checkpoints.values()))).to(device)
     reestimate(model, (i.to(device).float() / 255 for i in whole_pictures(shown, _BATCH)))
-    say("judging the average")
-    metrics = judge(model)
-    average = _taste("average", metrics)
-    meta = {"imgsz": side, **_meta(checkpoints, tastes, average, metrics, data, split)}
-    return Soup(tuple(tastes), average, to_checkpoint(model, first.names, meta))
+    say("evaluating the average")
+    metrics = evaluate(model)
+    average = _scores("average", metrics)
+    meta = {"imgsz": side, **_meta(checkpoints, ingredients, average, metrics, data, split)}
+    return Soup(tuple(ingredients), average, to_checkpoint(model, first.names, meta))
 
 
 def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
@@ -165,12 +160,11 @@ def _difference(first: Checkpoint, other: Checkpoint) -> str | None:
         return f"{len(theirs.rows)} rows, against {len(mine.rows)}"
     for old, new in zip(mine.rows, theirs.rows, strict=True):
         if old != new:
-            changes = ", ".join(
-                f"{key} {value!r}, against {asdict(old)[key]!r}"
-                for key, value in asdict(new).items()
-                if value != asdict(old)[key]
-            )
-            return f"row {old.index} has {changes}"
+            pairs = zip(asdict(new).items(), asdict(old).values(), strict=True)
+            changes = [
+                f"{key} {value!r}, against {was!r}" for (key, value), was in pairs if value != was
+            ]
+            return f"row {old.index} has {', '.join(changes)}"
     if first.names != other.names:
         pair = next(p for p in zip(other.names, first.names, strict=True) if p[0] != p[1])
         return f"class name {pair[0]!r}, against {pair[1]!r}"
@@ -191,22 +185,22 @@ def _side(checkpoints: Mapping[str, Checkpoint]) -> int:
     return int(next(iter(sides.values())))
 
 
-def _taste(name: str, metrics: Metrics) -> Taste:
-    return Taste(name, metrics.map50, metrics.map50_95, weighted(metrics.map50, metrics.map50_95))
+def _scores(name: str, metrics: Metrics) -> Scores:
+    return Scores(name, metrics.map50, metrics.map50_95, weighted(metrics.map50, metrics.map50_95))
 
 
 def _meta(
     checkpoints: Mapping[str, Checkpoint],
-    tastes: Sequence[Taste],
-    average: Taste,
+    ingredients: Sequence[Scores],
+    average: Scores,
     metrics: Metrics,
     data: Dataset,
     split: str,
 ) -> dict[str, Any]:
-    """What is kept with the weights."""
+    """The metadata of the average."""
     listed = [
-        {**asdict(taste), "digest": checkpoint.digest, "epoch": checkpoint.meta.get("epoch")}
-        for taste, checkpoint in zip(tastes, checkpoints.values(), strict=True)
+        {**asdict(one), "digest": checkpoint.digest, "epoch": checkpoint.meta.get("epoch")}
+        for one, checkpoint in zip(ingredients, checkpoints.values(), strict=True)
     ]
     sources = ", ".join(f"{entry['name']} (digest {entry['digest'][:16]})" for entry in listed)
     licences = sorted({str(c.meta.get("licence", "unspecified")) for c in checkpoints.values()})

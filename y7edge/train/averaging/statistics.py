@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from y7edge.errors import DataError
 from y7edge.nn.build import Model
-from y7edge.train.loading.dataset import TrainingSet, batches, loader
+from y7edge.train.loading.dataset import TrainingSet, loader
 from y7edge.train.loading.sampling import BatchPlan
+from y7edge.train.loading.workers import batches
 
 # Pictures that are enough: the paper above finds no gain beyond some thousand, each of which gives
 # hundreds of values to every channel.

@@ -15,7 +15,9 @@ alone: not on the number of workers, nor on what was drawn before, nor on how pi
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from y7edge.boxes import corners
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
-from y7edge.train.augment.labelled import bgr_view, targets
-from y7edge.train.augment.pipeline import Augmentation, Picture, augmented, rectangle
+from y7edge.train.augment.labelled import Picture, Pictures, bgr_view, rectangle, targets
+from y7edge.train.augment.pipeline import augmented
+from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading.image_cache import Filling, Images, open_cache
 from y7edge.train.loading.memory import (
     BatchMemory,
@@ -37,7 +40,7 @@ from y7edge.train.loading.memory import (
     keep_freed_memory,
 )
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
-from y7edge.train.loading.workers import PREFETCH, WorkerStart, one_pass, start_method
+from y7edge.train.loading.workers import PREFETCH, start_method, start_worker
 
 # Batches that may be in use beside those that workers make ahead: one just received, the one
 # before it, and one more for a caller that looks back.
@@ -124,7 +127,7 @@ class TrainingSet(Dataset[Item]):
         return self.augmentation.closed()
 
 
-class LabelledPictures:
+class LabelledPictures(Pictures):
     """Decoded pictures, longer side S, with their labels in pixels.
 
     All labels lie in two arrays, made once: what is left for each picture is a slice and a product.
@@ -142,7 +145,7 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> Picture:  # type: ignore[override]
         image = self._images[index]
         height, width = image.shape[:2]
         rows = slice(self._ends[index], self._ends[index + 1])
@@ -247,7 +250,7 @@ def loader(
         sampler=_Tasks(plan, memory),
         collate_fn=_as_is,
         num_workers=workers,
-        worker_init_fn=WorkerStart(),
+        worker_init_fn=partial(start_worker, os.getpid()),
         multiprocessing_context=method,
         # Workers keep what they have: files of a cache that they checked, and their start-up time.
         persistent_workers=workers > 0,
@@ -258,13 +261,3 @@ def loader(
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-def batches(pictures: DataLoader[Item]) -> Iterator[Item]:
-    """One pass over a loader, with what goes wrong in a worker process as one line.
-
-    Raises:
-        DataError: A picture cannot be read.
-        TrainingError: A worker died.
-    """
-    return one_pass(pictures)

@@ -65,7 +65,9 @@ class BatchMemory:
 
     It is mapped before the workers are forked, and cut into slots that are used over and over.
     Torch's own way is a new file in /dev/shm for each batch, which the system must clear page by
-    page, of which a container often has no more than 64 MB, and which could be left behind.
+    page, and of which a container often has no more than 64 MB. Measured with
+    ``examples/research/loader_speed.py --workers 2`` on two cores (512 synthetic scenes of 640 px,
+    16 per batch, recipe tiny, cache ram): 640 images/s with this memory, 440 with torch's way.
 
     A slot is free again as soon as no tensor shows it any more, so batches may be kept as long as
     anyone wants; when all slots are taken, torch's way has to do.

@@ -30,19 +30,16 @@ _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class WorkerStart:
-    """What a worker does first; made by the process that will start the workers."""
+def start_worker(parent: int, worker: int) -> None:
+    """Tie a worker to the process ``parent``, and leave signals and threads to others.
 
-    def __init__(self) -> None:
-        self._parent = os.getpid()
-
-    def __call__(self, worker: int) -> None:
-        """Tie the worker to its parent, and leave signals and threads to others."""
-        die_with(self._parent)
-        # Ctrl-C reaches every process of a terminal; the parent decides what becomes of the run.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # One process per core is parallel enough; OpenCV's threads would only compete.
-        cv2.setNumThreads(0)
+    Runs in the worker, first of all (``worker_init_fn``).
+    """
+    die_with(parent)
+    # Ctrl-C reaches every process of a terminal; the parent decides what becomes of the run.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One process per core is parallel enough; OpenCV's threads would only compete.
+    cv2.setNumThreads(0)
 
 
 def die_with(parent: int) -> None:
@@ -68,7 +65,7 @@ def start_method(workers: int) -> str | None:
     return "fork" if workers and sys.platform == "linux" else None
 
 
-def one_pass(pictures: DataLoader[Batch]) -> Iterator[Batch]:
+def batches(pictures: DataLoader[Batch]) -> Iterator[Batch]:
     """One pass over a loader, with what goes wrong in a worker process as one line.
 
     A worker that dies is noticed when its batch is waited for, and not, as torch has it, by a

@@ -3,11 +3,10 @@
     assigner = SimOTA(anchor_t=4.0)
     assignment = assigner(heads, targets, anchors)        # nothing here is differentiated
 
-An assigner is any callable of this signature; the loss takes what it returns. `SimOTA` is the
-lead-head assignment of YOLOv7 (arXiv 2207.02696), after the simplified optimal transport of YOLOX
-(arXiv 2107.08430): candidates of `candidates.propose`, a cost from the current predictions, a
-number of cells per target that follows from how well the predictions fit. `PlainAssigner` keeps
-every candidate.
+An assigner is any callable of this signature (`candidates.Assigner`); the loss takes what it
+returns. `SimOTA` is the lead-head assignment of YOLOv7 (arXiv 2207.02696), after the simplified
+optimal transport of YOLOX (arXiv 2107.08430): candidates of `candidates.propose`, a cost from the
+current predictions, a number of cells per target that follows from how well the predictions fit.
 
 How an auxiliary head is assigned, with the lead head or apart from it, is in `auxiliary.py`.
 """
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,33 +25,6 @@ from y7edge.train.loss.candidates import Assignment, distinct, propose, select
 # Probabilities in the class cost keep this distance from 0 and 1, where saturated logits would make
 # it infinite or, in the published form, NaN. Float32 still tells 1 - 1e-7 from 1.
 SATURATION = 1e-7
-
-
-class Assigner(Protocol):
-    """Decides which cells answer for which targets."""
-
-    def __call__(self, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor) -> Assignment:
-        """Assign targets to cells.
-
-        Args:
-            heads: per level raw logits (B, A, H, W, 5 + nc), finest level first.
-            targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
-            anchors: (L, A, 2) width and height in grid units of their level.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class PlainAssigner:
-    """Every candidate is a positive: the assignment without optimal transport."""
-
-    anchor_t: float = 4.0  # largest ratio of sides between a target and its anchors
-    reach: float = 0.5  # how near a neighbouring cell must be, in cells
-
-    @torch.no_grad()
-    def __call__(self, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor) -> Assignment:
-        """Assign every candidate to the target that proposed it; see `Assigner`."""
-        return propose(heads, targets, anchors, anchor_t=self.anchor_t, reach=self.reach)
 
 
 @dataclass(frozen=True)
@@ -82,7 +53,7 @@ class SimOTA:
     pairs: int = 1 << 22  # targets x candidates compared at a time
 
     def __call__(self, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor) -> Assignment:
-        """Assign by cost; see `Assigner`."""
+        """Assign by cost; see `candidates.Assigner`."""
         return self.reaching((self.reach,), heads, targets, anchors)[0]
 
     @torch.no_grad()

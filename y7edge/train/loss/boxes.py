@@ -1,22 +1,19 @@
-"""Boxes in training: decoding at grid cells, and the IoU family.
+"""Boxes in training: decoding at grid cells, and CIoU.
 
-GIoU: Rezatofighi et al., arXiv 1902.09630. DIoU and CIoU: Zheng et al., arXiv 1911.08287; the
-aspect term has its own gradient, with its weight alpha held constant, as the paper says.
+CIoU: Zheng et al., arXiv 1911.08287; the aspect term has its own gradient, with its weight alpha
+held constant, as the paper says.
 
-    decode(logits, anchors)            -> centre and size in grid units
-    corners(boxes)                     -> x1, y1, x2, y2
-    similarity(first, second, "ciou")  -> one number per pair
+    decode(logits, anchors)   -> centre and size in grid units
+    corners(boxes)            -> x1, y1, x2, y2
+    ciou(first, second)       -> one number per pair
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-Kind = Literal["iou", "giou", "diou", "ciou"]
 
 EPS = 1e-7
 
@@ -42,8 +39,8 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), -1)
 
 
-def similarity(first: Tensor, second: Tensor, kind: Kind = "iou") -> Tensor:
-    """IoU of paired boxes, or one of the measures built on it; 1 means equal.
+def ciou(first: Tensor, second: Tensor) -> Tensor:
+    """Complete IoU of paired boxes: IoU less a distance term and an aspect term; 1 means equal.
 
     The small constant is where the published implementation has it, because at the scale of grid
     units it is visible in the loss: on both heights, on the union, on the enclosing box, and on
@@ -52,10 +49,9 @@ def similarity(first: Tensor, second: Tensor, kind: Kind = "iou") -> Tensor:
     Args:
         first: (..., 4) x1, y1, x2, y2; the predictions, in any one unit.
         second: (..., 4) the targets; shapes broadcast.
-        kind: "iou", "giou", "diou" or "ciou".
 
     Returns:
-        (...): IoU in [0, 1], GIoU and DIoU in (-1, 1], CIoU below DIoU by the aspect term.
+        (...): at most 1.
     """
     width1, height1 = _size(first)
     width2, height2 = _size(second)
@@ -64,18 +60,11 @@ def similarity(first: Tensor, second: Tensor, kind: Kind = "iou") -> Tensor:
     intersection = overlap.prod(-1)
     union = width1 * height1 + width2 * height2 - intersection + EPS
     iou = intersection / union
-    if kind == "iou":
-        return iou
     enclosing = torch.maximum(first[..., 2:], second[..., 2:])
     enclosing = enclosing - torch.minimum(first[..., :2], second[..., :2])
-    if kind == "giou":
-        area = enclosing.prod(-1) + EPS
-        return iou - (area - union) / area
     diagonal = enclosing.square().sum(-1) + EPS
     centres = second[..., :2] + second[..., 2:] - first[..., :2] - first[..., 2:]
     diou = iou - centres.square().sum(-1) / 4 / diagonal
-    if kind == "diou":
-        return diou
     angle = torch.atan(width2 / (height2 + EPS)) - torch.atan(width1 / (height1 + EPS))
     aspect = 4 / math.pi**2 * angle.square()
     with torch.no_grad():

@@ -10,7 +10,7 @@ neighbours that the centre is close to: decoded centres reach half a cell beyond
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,15 @@ class Assignment:
         ids = constant(range(len(self.sizes)), self.entries)
         sizes = constant(self.sizes, self.entries)
         return ids.repeat_interleave(sizes, output_size=len(self.entries))
+
+
+Assigner = Callable[[Sequence[Tensor], Tensor, Tensor], Assignment]
+"""Chooses the cells that learn targets: ``(heads, targets, anchors) -> Assignment``.
+
+``heads`` are raw logits per level (B, A, H, W, 5 + nc), finest level first, those of an auxiliary
+head after the lead's; ``targets`` (n, 6) image, class, cx, cy, w, h, normalised to the network's
+input; ``anchors`` (L, A, 2) width and height in grid units of their level.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +88,6 @@ def select(heads: Sequence[Tensor], assignment: Assignment, anchors: Tensor) -> 
 
 def join(assignments: Sequence[Assignment]) -> Assignment:
     """Assignments of several heads as one of all their levels, one head's after the other's."""
-    if len(assignments) == 1:
-        return assignments[0]
     entries = torch.cat([assignment.entries for assignment in assignments])
     return Assignment(entries, sum((assignment.sizes for assignment in assignments), ()))
 

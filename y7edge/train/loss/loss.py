@@ -4,8 +4,7 @@
     parts = loss(heads, targets)                           # lead heads, then the auxiliary ones
     parts.total.backward()
 
-`TrainingLoss` puts together what training takes: `DetectionLoss`, which is told the cells, and
-the assigner that chooses them.
+`TrainingLoss` is `DetectionLoss`, which takes an assignment, together with the assigner of a model.
 
 YOLOv7, arXiv 2207.02696; CIoU: arXiv 1911.08287; focal weighting: arXiv 1708.02002.
 """
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -24,8 +22,9 @@ from y7edge.errors import ConfigError
 from y7edge.models.spec import Spec
 from y7edge.train.loss import auxiliary
 from y7edge.train.loss.assign import SimOTA
-from y7edge.train.loss.boxes import corners, decode, similarity
-from y7edge.train.loss.candidates import Assignment, Selection, constant, join, select, widen
+from y7edge.train.loss.boxes import ciou, corners, decode
+from y7edge.train.loss.candidates import Assigner, Assignment, Selection, constant, select, widen
+from y7edge.train.run.distributed import Ranks
 from y7edge.train.settings.recipe import Recipe
 
 # Weight of each level's objectness, finest first: small objects are many and hard.
@@ -34,33 +33,6 @@ _BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 _FOCAL_ALPHA = 0.25
 
 AUX_WEIGHT = 0.25  # of every term of the auxiliary head against the lead's
-
-
-class Ranks(Protocol):
-    """The processes that share a batch, each with some of its pictures."""
-
-    @property
-    def world(self) -> int:
-        """How many they are."""
-        ...
-
-    def sum(self, counts: Tensor, /) -> Tensor:
-        """The sum over all processes of a small int64 tensor, on its device, without gradient."""
-        ...
-
-
-@dataclass(frozen=True)
-class Alone:
-    """One process with the whole batch."""
-
-    world: int = 1
-
-    def sum(self, counts: Tensor, /) -> Tensor:
-        """The counts themselves."""
-        return counts
-
-
-ALONE = Alone()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +90,7 @@ class DetectionLoss:
         cls_pw: weight of positive class targets.
         obj_pw: weight of positive objectness targets.
         focal_gamma: exponent of focal weighting of objectness and class; 0 is off.
-        ranks: the processes that share the batch.
+        ranks: the processes that share the batch; None: this one has all of it.
 
     Raises:
         ConfigError: for a number of levels that has no published balance.
@@ -134,7 +106,7 @@ class DetectionLoss:
         cls_pw: float = 1.0,
         obj_pw: float = 1.0,
         focal_gamma: float = 0.0,
-        ranks: Ranks = ALONE,
+        ranks: Ranks | None = None,
     ) -> None:
         if len(anchors) not in _BALANCE:
             raise ConfigError(
@@ -148,10 +120,10 @@ class DetectionLoss:
         self.present, self.absent = 1 - label_smoothing / 2, label_smoothing / 2
         self.cls_pw, self.obj_pw = cls_pw, obj_pw
         self.focal_gamma = focal_gamma
-        self.ranks = ranks
+        self.ranks = ranks or Ranks()
 
     def __call__(
-        self, heads: Sequence[Tensor], targets: Tensor, *assignments: Assignment
+        self, heads: Sequence[Tensor], targets: Tensor, assignment: Assignment
     ) -> LossParts:
         """Loss of one batch, or of this process's pictures of it.
 
@@ -159,12 +131,11 @@ class DetectionLoss:
             heads: per level raw logits (B, A, H, W, 5 + nc), finest level first; those of the
                 auxiliary head, if any, after those of the lead head.
             targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
-            assignments: which cells learn which rows of ``targets``, of the lead head and of the
-                auxiliary head.
+            assignment: which cells of ``heads`` learn which rows of ``targets``.
         """
-        assignment = join(assignments)
+        anchors = self.anchors.repeat(len(heads) // len(self.anchors), 1, 1)
         with torch.autocast(targets.device.type, enabled=False):
-            cells = select(heads, assignment, self.anchors.repeat(len(assignments), 1, 1))
+            cells = select(heads, assignment, anchors)
             target = assignment.entries[:, 4]
             score = self._ciou(cells, targets[target, 2:6])
             # Means over the positives of each level, summed over the levels.
@@ -201,7 +172,7 @@ class DetectionLoss:
         wanted = boxes * cells.grid.repeat(1, 2)
         wanted = torch.cat((wanted[:, :2] - cells.corner, wanted[:, 2:]), dim=1)
         found = decode(cells.logits[:, :4], cells.anchor)
-        return similarity(corners(found), corners(wanted), "ciou")
+        return ciou(corners(found), corners(wanted))
 
     def _objectness_term(
         self, heads: Sequence[Tensor], assignment: Assignment, score: Tensor, per_cell: Tensor
@@ -255,7 +226,7 @@ class TrainingLoss:
         imgsz: training size in pixels, the longer side if not square.
         assigner: a name of `auxiliary.names()`; "lead" for a model without auxiliary head; "auto"
             for the published one of the model.
-        ranks: the processes that share the batch.
+        ranks: the processes that share the batch; None: this one has all of it.
 
     Raises:
         ConfigError: an assigner that isn't known or isn't for this model.
@@ -268,7 +239,7 @@ class TrainingLoss:
         recipe: Recipe,
         imgsz: int,
         assigner: str = "auto",
-        ranks: Ranks = ALONE,
+        ranks: Ranks | None = None,
     ) -> None:
         gains = LossGains(box=recipe.box, obj=recipe.obj, cls=recipe.cls)
         self.loss = DetectionLoss(
@@ -281,8 +252,7 @@ class TrainingLoss:
             focal_gamma=recipe.fl_gamma,
             ranks=ranks,
         )
-        self.assign = SimOTA(anchor_t=recipe.anchor_t)
-        self.guided = _guided(spec, assigner, recipe.anchor_t)
+        self.assign = _assigner(spec, assigner, recipe.anchor_t)
 
     def __call__(self, heads: Sequence[Tensor], targets: Tensor) -> LossParts:
         """Loss of one batch, or of this process's pictures of it.
@@ -291,15 +261,11 @@ class TrainingLoss:
             heads: per level raw logits (B, A, H, W, 5 + nc), lead head then auxiliary head.
             targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
         """
-        anchors = self.loss.anchors
-        if self.guided is None:
-            return self.loss(heads, targets, self.assign(heads, targets, anchors))
-        lead, aux = heads[: len(anchors)], heads[len(anchors) :]
-        return self.loss(heads, targets, *self.guided(lead, aux, targets, anchors))
+        return self.loss(heads, targets, self.assign(heads, targets, self.loss.anchors))
 
 
-def _guided(spec: Spec, assigner: str, anchor_t: float) -> auxiliary.Guided | None:
-    """The assigner of lead and auxiliary head; None for a lead head alone."""
+def _assigner(spec: Spec, assigner: str, anchor_t: float) -> Assigner:
+    """The assigner of this name for a model."""
     if assigner == "auto":
         assigner = auxiliary.names()[0] if spec.has_aux else "lead"
     if assigner == "lead":
@@ -308,7 +274,7 @@ def _guided(spec: Spec, assigner: str, anchor_t: float) -> auxiliary.Guided | No
                 f"{spec.name}: assigner lead is for models without auxiliary head; take one of "
                 f"{', '.join(auxiliary.names())}, or drop the auxiliary rows"
             )
-        return None
+        return SimOTA(anchor_t)
     guided = auxiliary.by_name(assigner, anchor_t=anchor_t)
     if not spec.has_aux:
         raise ConfigError(

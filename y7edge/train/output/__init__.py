@@ -1,4 +1,1 @@
-"""What a run leaves in its folder: checkpoints, table, curves, pictures, events, report.
-
-``keep`` writes it all, ``folder`` knows the names.
-"""
+"""Files of a run: checkpoints, table, curves, images, events, report; ``writer`` writes them."""

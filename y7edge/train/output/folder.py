@@ -1,4 +1,4 @@
-"""Where a run keeps its files."""
+"""Names of the files of a run, and its folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LAST = "last.safetensors"
 RESULTS = "results.csv"
 CURVES = "results.png"
 CONFIG = "config.yaml"
-REPEAT = "repeat.txt"
 REPORT = "report.html"
 BATCHES = "batches"
+EVENTS = "tensorboard"
 STATE = "state.safetensors"
 PREVIOUS = "state-previous.safetensors"
 
@@ -54,7 +54,7 @@ def check_free(out: Path | str | None) -> None:
     taken = [name for name in files if (folder / name).exists()]
     if taken:
         raise ConfigError(
-            f"{folder} already holds a run ({', '.join(taken)}): go on with it with "
+            f"{folder} already holds a run ({', '.join(taken)}): resume it with "
             f"--resume {folder}, give another --out, or remove the folder"
         )
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -1,10 +1,11 @@
-"""``report.html``: one page about a run that needs no other file and no network."""
+"""Write ``report.html``: one page about a run that needs no other file and no network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from y7edge import html
 from y7edge.data.dataset import Dataset, Sample
@@ -14,19 +15,20 @@ from y7edge.evaluation.report import Saved
 from y7edge.files import atomic_write
 from y7edge.models import shapes
 from y7edge.models.spec import Spec
+from y7edge.train.output.folder import CONFIG
 from y7edge.train.output.results import EpochRow
 from y7edge.train.run.progress import clock
 from y7edge.train.settings.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Story:
-    """What the page tells."""
+class Summary:
+    """What the report shows."""
 
     config: TrainConfig
     data: Dataset
     spec: Spec
-    origin: str  # where the weights began
+    meta: Mapping[str, Any]  # of the run's checkpoints
     rows: Sequence[EpochRow]
     best: EpochRow
     metrics: Metrics  # of the best checkpoint
@@ -34,32 +36,30 @@ class Story:
     curves: Path  # losses and mAP over the epochs
     batches: Sequence[Path]
     settings: str  # the text of config.yaml
-    nominal: int  # pictures for an optimiser step
-    repeat: str  # the text of repeat.txt
     notes: Sequence[str]
 
 
-def write(story: Story, path: Path) -> None:
+def write(run: Summary, path: Path) -> None:
     """Write the page."""
-    config = story.config
-    title = f"{story.spec.name} on {_short(story.data.source)}"
-    seconds = sum(row.seconds for row in story.rows)
+    config = run.config
+    title = f"{run.spec.name} on {_short(run.data.source)}"
+    seconds = sum(row.seconds for row in run.rows)
     lead = (
-        f"{len(story.rows)} of {config.epochs} epochs in {clock(seconds)}; epoch "
-        f"{story.best.epoch} was the best. All figures below are those of best.safetensors on the "
+        f"{len(run.rows)} of {config.epochs} epochs in {clock(seconds)}; epoch "
+        f"{run.best.epoch} was the best. All figures below are those of best.safetensors on the "
         f"split {config.val_split}."
     )
     body = [
         html.heading(title),
         html.paragraph(lead, "lead"),
-        report.tiles(story.metrics),
-        _what(story),
-        _course(story),
-        *report.sections(story.metrics, story.saved),
-        *_batches(story),
-        *_notes(story),
-        html.section("Settings", html.code(story.settings)),
-        html.section("To repeat it", html.code(story.repeat)),
+        report.tiles(run.metrics),
+        _what(run),
+        _history(run),
+        *report.sections(run.metrics, run.saved),
+        *_batches(run),
+        *_notes(run),
+        html.section("Settings", html.code(run.settings)),
+        html.section("To repeat it", html.code(_repeat(run))),
     ]
     with atomic_write(path) as temporary:
         temporary.write_text(html.page(title, body), encoding="utf-8")
@@ -70,18 +70,19 @@ def _short(path: Path) -> str:
     return path.parent.name if path.suffix else path.name
 
 
-def _what(story: Story) -> str:
-    config, spec = story.config, story.spec
+def _what(run: Summary) -> str:
+    config, spec = run.config, run.spec
+    nominal = run.meta["config"]["nominal_batch"]
     gflops = shapes.gflops(spec, config.imgsz, config.imgsz)
-    train, val = (story.data.split(s) for s in (config.train_split, config.val_split))
+    train, val = (run.data.split(s) for s in (config.train_split, config.val_split))
     rows = [
         ("model", f"{spec.name}, {shapes.parameters(spec):,} parameters, {gflops:.2f} GFLOPs"),
         ("input", f"{config.imgsz} x {config.imgsz} pixels"),
-        ("weights", story.origin),
-        ("data", f"{story.data.source}, {spec.nc} classes"),
+        ("weights", run.meta["provenance"]),
+        ("data", f"{run.data.source}, {spec.nc} classes"),
         ("train", _counted(train)),
         ("val", _counted(val)),
-        ("batch", f"{config.batch} pictures, an optimiser step every {story.nominal}"),
+        ("batch", f"{config.batch} images, an optimiser step every {nominal}"),
         ("licence of the weights", config.licence),
     ]
     return html.section("What was trained", html.pairs(rows))
@@ -89,24 +90,24 @@ def _what(story: Story) -> str:
 
 def _counted(samples: Sequence[Sample]) -> str:
     labels = sum(len(sample.boxes) for sample in samples)
-    return f"{len(samples)} pictures, {labels} labels"
+    return f"{len(samples)} images, {labels} labels"
 
 
-def _course(story: Story) -> str:
-    judged = [row for row in story.rows if row.map50 is not None]
+def _history(run: Summary) -> str:
+    evaluated = [row for row in run.rows if row.map50 is not None]
     table = html.table(
         ("epoch", "box", "obj", "cls", "mAP@0.5", "mAP@0.5:0.95", "precision", "recall", "F1"),
         [
             (
-                f"{row.epoch}, best" if row.epoch == story.best.epoch else str(row.epoch),
+                f"{row.epoch}, best" if row.epoch == run.best.epoch else str(row.epoch),
                 *(f"{loss:.4f}" for loss in (row.box, row.obj, row.cls)),
                 *map(report.figure, (row.map50, row.map50_95, row.precision, row.recall, row.f1)),
             )
-            for row in _thinned(judged, story.best)
+            for row in _thinned(evaluated, run.best)
         ],
     )
-    plot = html.image(story.curves.read_bytes(), "losses, mAP and learning rate over the epochs")
-    return html.section("Course", plot, table)
+    plot = html.image(run.curves.read_bytes(), "losses, mAP and learning rate over the epochs")
+    return html.section("History", plot, table)
 
 
 def _thinned(rows: Sequence[EpochRow], best: EpochRow, most: int = 20) -> list[EpochRow]:
@@ -120,18 +121,34 @@ def _thinned(rows: Sequence[EpochRow], best: EpochRow, most: int = 20) -> list[E
     ]
 
 
-def _batches(story: Story) -> list[str]:
-    if not story.batches:
+def _batches(run: Summary) -> list[str]:
+    if not run.batches:
         return []
-    pictures = [
+    images = [
         html.figure(html.image(path.read_bytes(), f"batch {path.stem}"), path.name)
-        for path in story.batches
+        for path in run.batches
     ]
-    words = "The first pictures of some batches, as the network saw them."
-    parts = (html.paragraph(words, "soft"), html.grid(pictures, wide=True))
+    words = "The first images of some training batches, after augmentation."
+    parts = (html.paragraph(words, "soft"), html.grid(images, wide=True))
     return [html.section("Batches", *parts)]
 
 
-def _notes(story: Story) -> list[str]:
-    lines = [*story.notes, *story.data.warnings]
+def _notes(run: Summary) -> list[str]:
+    lines = [*run.notes, *run.data.warnings]
     return [html.section("Notes", *(html.paragraph(line) for line in lines))] if lines else []
+
+
+def _repeat(run: Summary) -> str:
+    """Command, seed, data, machine and versions, one per line."""
+    data, versions = run.meta["data"], run.meta["versions"]
+    facts = {
+        "command": run.config.command or f"train(configfile.read({CONFIG!r}))",
+        "seed": run.config.seed,
+        "data": data["path"],
+        "digest": f"{data['digest']} (SHA-256 of names, labels, and the images' names and sizes)",
+        "machine": run.meta["machine"],
+        **{f"version {name}": number for name, number in versions.items()},
+    }
+    lines = [f"{name}: {value}" for name, value in facts.items()]
+    equal = "Equal versions, seed, data and threads on equal processors give equal weights."
+    return "\n".join((*lines, "", equal))

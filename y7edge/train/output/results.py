@@ -1,7 +1,4 @@
-"""The record of a run: ``results.csv``, one line for each epoch, and its curves, ``results.png``.
-
-Both are written anew, atomically, after each epoch: a run that is killed leaves whole files.
-"""
+"""The table of a run: ``results.csv``, one line per epoch, and its curves, ``results.png``."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from y7edge.files import atomic_write
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One epoch. The mAPs are those of the averaged weights; None where it wasn't judged."""
+    """One epoch. The mAPs are those of the averaged weights; None where it wasn't evaluated."""
 
     epoch: int  # from 1
     box: float  # loss parts, means over the epoch, times their gains
@@ -38,13 +35,35 @@ class EpochRow:
     f1: float | None = None
     conf: float | None = None  # ... which is this
 
-    def judged(self, metrics: Metrics) -> EpochRow:
+    def evaluated(self, metrics: Metrics) -> EpochRow:
         """The same epoch with the figures of its evaluation."""
-        return replace(self, **{name: getattr(metrics, name) for name in COLUMNS[_UNJUDGED:]})
+        return replace(self, **{name: getattr(metrics, name) for name in COLUMNS[_UNEVALUATED:]})
 
 
 COLUMNS = tuple(field.name for field in fields(EpochRow))
-_UNJUDGED = COLUMNS.index("map50")  # columns before the figures
+_UNEVALUATED = COLUMNS.index("map50")  # columns before the figures
+
+_GROUPS = {
+    "loss": ("box", "obj", "cls"),
+    "quality": ("map50", "map50_95", "map75", "map_small", "map_medium", "map_large", "ar300"),
+    "at_best_f1": ("precision", "recall", "f1", "conf"),
+    "run": ("lr", "seconds", "memory_mb"),
+}
+TAGS = {name: f"{group}/{name}" for group, names in _GROUPS.items() for name in names}
+"""TensorBoard's tag of each column of ``results.csv`` but the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Paths and figures of a run; ``best`` and ``last`` are checkpoints of the averaged weights."""
+
+    folder: Path
+    best: Path
+    last: Path
+    metrics: EpochRow  # of the best epoch
+    epochs: int  # finished
+    seconds_per_epoch: float  # their mean, without validation
+    stopped_early: bool  # patience ended
 
 
 def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
@@ -63,12 +82,12 @@ def read_csv(path: Path) -> list[EpochRow]:
     """Read what :func:`write_csv` wrote.
 
     Raises:
-        DataError: the file has other columns or fields that are no numbers.
+        DataError: the file has other columns or fields that are not numbers.
     """
     with path.open(newline="", encoding="utf-8") as stream:
         header, *lines = list(csv.reader(stream)) or [[]]
     # Runs of earlier versions have fewer columns of figures.
-    if tuple(header) != COLUMNS[: len(header)] or len(header) < _UNJUDGED:
+    if tuple(header) != COLUMNS[: len(header)] or len(header) < _UNEVALUATED:
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {header}")
     try:
         return [
@@ -76,7 +95,7 @@ def read_csv(path: Path) -> list[EpochRow]:
             for line in lines
         ]
     except ValueError as error:
-        raise DataError(f"{path}: a field is no number: {error}") from error
+        raise DataError(f"{path}: a field is not a number: {error}") from error
 
 
 def write_png(rows: Sequence[EpochRow], path: Path) -> None:
@@ -91,10 +110,10 @@ def write_png(rows: Sequence[EpochRow], path: Path) -> None:
     epochs = [row.epoch for row in rows]
     for part in ("box", "obj", "cls"):
         losses.plot(epochs, [getattr(row, part) for row in rows], label=part)
-    judged = [row for row in rows if row.map50 is not None]
+    evaluated = [row for row in rows if row.map50 is not None]
     for name, label in (("map50", "mAP@0.5"), ("map50_95", "mAP@0.5:0.95")):
-        values = [getattr(row, name) for row in judged]
-        quality.plot([row.epoch for row in judged], values, marker=".", label=label)
+        values = [getattr(row, name) for row in evaluated]
+        quality.plot([row.epoch for row in evaluated], values, marker=".", label=label)
     quality.set_ylim(0, 1)
     rate.plot(epochs, [row.lr for row in rows])
     titles = ("loss (training)", "mAP (validation)", "learning rate")
@@ -105,7 +124,7 @@ def write_png(rows: Sequence[EpochRow], path: Path) -> None:
     losses.legend()
     quality.legend(loc="lower right")
     with atomic_write(path) as temporary:
-        # No software version or date in the file: equal runs leave equal pictures.
+        # No software version or date in the file: equal runs give equal files.
         figure.savefig(temporary, dpi=100, metadata={"Software": None})
 
 

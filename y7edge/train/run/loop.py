@@ -2,13 +2,12 @@
 
     result = train(TrainConfig(data="data.yaml", model="yolov7-tiny", imgsz=320, epochs=60))
     result.best                                     # runs/train/best.safetensors
-    resume("runs/train")                            # after a run that was cut off
+    resume("runs/train")                            # after an interruption
 
-Batches are learnt from (``steps.py``) until an epoch is over; then an average of the weights is
-judged, saved and used (``trainer.py``). Between batches the state of the run is whole: there it is
-kept every few minutes (``state.py``, ``resume.py``), there it ends on Ctrl-C, and there it goes on
-when it is resumed. The recipe is that of YOLOv7 (arXiv 2207.02696) with the departures that
-``config.py`` names.
+The parts of a run are built first (``setup/parts.py``). After each epoch the average of the weights
+is evaluated and saved (``trainer.py``). The state is saved between batches, every few minutes and
+on Ctrl-C (``state.py``, ``resume.py``); a run is resumed from there. The recipe is that of YOLOv7
+(arXiv 2207.02696) with the departures that ``config.py`` names.
 """
 
 from __future__ import annotations
@@ -22,15 +21,16 @@ from torch import OutOfMemoryError, distributed
 
 from y7edge.errors import ConfigError, TrainingError, Y7EdgeError
 from y7edge.train.output import folder as files
+from y7edge.train.output.results import TrainResult
 from y7edge.train.run import state
 from y7edge.train.run.distributed import Ranks, launch, open_fabric, under_torchrun
-from y7edge.train.run.progress import Progress, Quiet
-from y7edge.train.run.trainer import Trainer, TrainResult
+from y7edge.train.run.progress import Progress
+from y7edge.train.run.trainer import Trainer
 from y7edge.train.settings import configfile
 from y7edge.train.settings.config import TrainConfig
-from y7edge.train.setup.start import check_packages
+from y7edge.train.setup.parts import build, check_packages
 
-__all__ = ["Trainer", "TrainResult", "resume", "train"]
+__all__ = ["TrainResult", "resume", "train"]
 
 
 def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
@@ -41,7 +41,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 
     Args:
         config: what to train on what.
-        progress: told how it goes; None shows nothing (``progress.for_terminal()`` does).
+        progress: is told how it goes; None shows nothing (``progress.for_terminal()`` does).
 
     Returns:
         Paths and figures of the run.
@@ -62,9 +62,9 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 
 
 def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResult:
-    """Go on with a run that was cut off, as if it had not been.
+    """Resume a run that was interrupted.
 
-    On a CPU the weights at the end are, bit by bit, those of a run that was never cut off.
+    On a CPU the weights at the end are, bit by bit, those of an uninterrupted run.
 
     Args:
         folder: of the run.
@@ -83,7 +83,7 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
     folder = Path(folder)
     path = folder / files.CONFIG
     if not path.is_file():
-        raise ConfigError(f"{folder}: no {files.CONFIG}, so there is no run to go on with")
+        raise ConfigError(f"{folder}: no {files.CONFIG}, so there is no run to resume")
     config = replace(configfile.read(path), out=folder)
     if not Path(config.data).exists():
         raise ConfigError(
@@ -96,11 +96,18 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
 def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = None) -> TrainResult:
     fabric = open_fabric(config)
     ranks = launch(fabric)
-    progress = progress if progress and ranks.first else Quiet()
+    progress = progress if progress and ranks.first else Progress()
     try:
         kept = None if folder is None else _read_state(folder, ranks, progress)
-        trainer = Trainer(config, progress, fabric=fabric, ranks=ranks, folder=folder, kept=kept)
-        result = trainer.run()
+        parts = build(
+            config,
+            say=progress.say,
+            fabric=fabric,
+            ranks=ranks,
+            folder=folder,
+            again=kept.facts["start"] if kept else None,
+        )
+        result = Trainer(parts, progress, kept).run()
     except (Y7EdgeError, OSError, KeyboardInterrupt):
         if ranks.first:
             raise
@@ -109,14 +116,14 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
         if _is_short_of_memory(error):
             raise TrainingError(
                 f"out of memory on {fabric.device} with batch {config.batch} at {config.imgsz} px: "
-                "take a smaller --batch or --imgsz, in a new run; weights of finished epochs are "
-                "kept, and can be gone on from with --weights"
+                "take a smaller --batch or --imgsz in a new run, from the weights of the finished "
+                "epochs with --weights"
             ) from error
         if ranks.world == 1 or not _is_lost_contact(error):
             raise
         raise TrainingError(
             f"another process of the run is gone ({' '.join(str(error).split())[:120]}): see what "
-            "it said; the last whole state is kept, go on with y7edge train --resume DIR"
+            "it said; the last whole state is kept, resume with y7edge train --resume DIR"
         ) from error
     finally:
         progress.close()

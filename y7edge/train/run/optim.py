@@ -7,8 +7,8 @@ from a high learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,17 +18,12 @@ from y7edge.train.run.schedule import Step, accumulation
 from y7edge.train.settings.recipe import Recipe
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterGroups:
+class ParameterGroups(NamedTuple):
     """The trained parameters of a model, each in one group, in the order of the state dict."""
 
     undecayed: tuple[nn.Parameter, ...]  # batch-norm weights, implicit add and multiply
     decayed: tuple[nn.Parameter, ...]  # convolution weights, the heads' included
     biases: tuple[nn.Parameter, ...]  # of batch norms and heads
-
-    def __iter__(self) -> Iterator[tuple[nn.Parameter, ...]]:
-        """Iterate over the groups, in the order in which the optimiser holds them."""
-        return iter((self.undecayed, self.decayed, self.biases))
 
 
 def parameter_groups(model: nn.Module) -> ParameterGroups:

@@ -14,16 +14,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from y7edge.errors import ConfigError
 from y7edge.train.run.distributed import open_fabric
-from y7edge.train.run.progress import Progress, Quiet, peak_memory_mb
+from y7edge.train.run.progress import Progress, peak_memory_mb
 from y7edge.train.run.resume import Position
 from y7edge.train.run.timing import PartTimes
 from y7edge.train.run.trainer import Trainer
 from y7edge.train.settings.config import TrainConfig
-from y7edge.train.setup.start import check_packages
+from y7edge.train.setup.parts import build, check_packages
 
 # The first iterations allocate memory, choose kernels, start workers and draw their batches.
 WARM_UP = 4
@@ -86,7 +87,7 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
 
     Args:
         config: the run; its folder is not made.
-        progress: told what is measured.
+        progress: is told what is measured.
 
     Raises:
         ConfigError: several devices, or nothing to measure.
@@ -99,22 +100,24 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
     times = PartTimes(fabric.device)
     with TemporaryDirectory() as folder:
         config = replace(config, out=Path(folder) / "run")
-        trainer = Trainer(config, progress or Quiet(), fabric=fabric, timing=times)
+        progress = progress or Progress()
+        parts = build(config, say=progress.say, fabric=fabric, timing=times)
+        trainer = Trainer(parts, progress)
         seconds = _timed(trainer, times, config.profile)
-        parts = {f"{name}_ms": 1e3 * seconds[name] / config.profile for name in PARTS}
+        spent = {f"{name}_ms": 1e3 * seconds[name] / config.profile for name in PARTS}
         whole = 1e3 * seconds["whole"] / config.profile
         return Profile(
             device=_device_name(trainer),
             batch=config.batch,
             imgsz=config.imgsz,
-            workers=trainer.loader.num_workers,
+            workers=trainer.parts.loader.num_workers,
             iterations=config.profile,
             images_per_second=seconds["images"] / seconds["whole"],
             iteration_ms=whole,
-            rest_ms=whole - sum(parts.values()),
+            rest_ms=whole - sum(spent.values()),
             memory_mb=peak_memory_mb(fabric.device),
             network_images_per_second=_network_alone(trainer, times, min(config.profile, 20)),
-            **parts,
+            **spent,
         )
 
 
@@ -143,8 +146,8 @@ def _endless(trainer: Trainer) -> Iterator[int]:
 
 def _network_alone(trainer: Trainer, times: PartTimes, iterations: int) -> float:
     """Pictures per second of forward and backward over one batch that is on the device."""
-    steps = trainer.steps
-    images = steps.prepared(next(iter(trainer.loader))[0])
+    steps = trainer.parts.steps
+    images = steps.prepared(next(iter(trainer.parts.loader))[0])
     for _ in range(2):
         _there_and_back(trainer, images)
     times.wait()
@@ -156,14 +159,10 @@ def _network_alone(trainer: Trainer, times: PartTimes, iterations: int) -> float
 
 
 def _there_and_back(trainer: Trainer, images: Tensor) -> None:
-    heads = trainer.steps.forward(images)
-    trainer.fabric.backward(sum(head.float().mean() for head in heads))
+    heads = trainer.parts.steps.forward(images)
+    trainer.parts.fabric.backward(sum(head.float().mean() for head in heads))
 
 
 def _device_name(trainer: Trainer) -> str:
-    device = trainer.fabric.device
-    if device.type != "cuda":
-        return str(device)
-    import torch
-
-    return torch.cuda.get_device_name(device)
+    device = trainer.parts.fabric.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

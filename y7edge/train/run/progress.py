@@ -1,14 +1,11 @@
-"""What a training run shows while it works: a bar on a terminal, plain lines anywhere else.
-
-The loop knows only the :class:`Progress` protocol, and by default the silent :class:`Quiet`.
-"""
+"""Progress of a training run: a bar on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
 import sys
 import time
 from dataclasses import dataclass
-from typing import IO, Protocol, runtime_checkable
+from typing import IO
 
 import torch
 from rich.console import Console
@@ -39,12 +36,11 @@ class Status:
     eta_seconds: float  # until the end of the run
 
 
-@runtime_checkable
-class Progress(Protocol):
-    """Something that is told how a run goes."""
+class Progress:
+    """Is told how a run goes, and shows nothing."""
 
     def say(self, line: str) -> None:
-        """A remark: what is trained on what, what was saved, why it stopped."""
+        """Show a remark: what is trained on what, what was saved, why it stopped."""
 
     def step(self, status: Status) -> None:
         """Called after iterations (not after every one on a GPU: reading the loss waits for it)."""
@@ -56,23 +52,7 @@ class Progress(Protocol):
         """Called once, however the run ends."""
 
 
-class Quiet:
-    """Shows nothing."""
-
-    def say(self, line: str) -> None:
-        """Drop the remark."""
-
-    def step(self, status: Status) -> None:
-        """Show nothing."""
-
-    def epoch(self, row: EpochRow) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class Lines:
+class Lines(Progress):
     """One line for each epoch, for logs and pipes."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
@@ -82,19 +62,13 @@ class Lines:
         """Print the remark."""
         print(line, file=self._stream, flush=True)
 
-    def step(self, status: Status) -> None:
-        """Print nothing: a log has no use for iterations."""
-
     def epoch(self, row: EpochRow) -> None:
-        """Print losses, learning rate, seconds and, where it was judged, mAP."""
+        """Print losses, learning rate, seconds and, where it was evaluated, mAP."""
         self.say(describe(row))
 
-    def close(self) -> None:
-        """Leave the stream open: it is not ours."""
 
-
-class Bar:
-    """A live bar for the epoch at work above one line for each finished epoch."""
+class Bar(Progress):
+    """A bar for the current epoch above one line for each finished epoch."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._bar = RichBar(
@@ -144,10 +118,10 @@ def for_terminal(stream: IO[str] | None = None) -> Progress:
 
 def describe(row: EpochRow) -> str:
     """One line about a finished epoch."""
-    judged = "" if row.map50 is None else f"  mAP50 {row.map50:.3f}  mAP50-95 {row.map50_95:.3f}"
+    figures = "" if row.map50 is None else f"  mAP50 {row.map50:.3f}  mAP50-95 {row.map50_95:.3f}"
     return (
         f"epoch {row.epoch}: box {row.box:.4f}  obj {row.obj:.4f}  cls {row.cls:.4f}  "
-        f"lr {row.lr:.5f}  {row.seconds:.1f} s  {row.memory_mb:.0f} MB{judged}"
+        f"lr {row.lr:.5f}  {row.seconds:.1f} s  {row.memory_mb:.0f} MB{figures}"
     )
 
 
@@ -159,7 +133,7 @@ def clock(seconds: float) -> str:
 
 
 class Stopwatch:
-    """Estimates the time left from the share of the work done."""
+    """Estimates the time left from the fraction of the work done."""
 
     def __init__(self, total: int, done: int = 0) -> None:
         """Start now, with ``done`` of ``total`` units done before."""

@@ -1,4 +1,4 @@
-"""From a run to its state and back, bit by bit.
+"""Save the state of a run and restore it, bit by bit.
 
 Nearly everything in a run is a function of its configuration and of the number of the batch: data,
 augmentation, learning rates, input sizes. What is left is gathered here: weights, their average,
@@ -18,17 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from y7edge.errors import ConfigError, DataError, TrainingError
-from y7edge.train.loading.sampling import BatchPlan
 from y7edge.train.output.folder import CONFIG
-from y7edge.train.output.writer import Keeper
-from y7edge.train.run.distributed import Ranks
 from y7edge.train.run.state import State
-from y7edge.train.run.steps import Steps, scaler_of
-from y7edge.train.settings.config import TrainConfig
+from y7edge.train.run.steps import scaler_of
+from y7edge.train.setup.parts import Parts
 
-# Settings that a run may be gone on with in another way: where and how fast, not what.
+# Settings that a resumed run may change: where and how fast, not what.
 _FREE = {
     *("data", "weights", "out", "command", "licence", "patience", "checkpoint_minutes", "profile"),
+    "report",
     *("device", "devices", "nodes", "sync_bn", "compile", "workers", "cache"),
 }
 
@@ -40,7 +38,7 @@ class Position:
     Attributes:
         epoch: the one at work, from 1.
         batch: how many of its batches are done.
-        closed: the epoch's batches are done and the average is ready to be judged.
+        closed: the epoch's batches are done and the average is ready to be evaluated.
         sums: of the loss parts box, obj and cls over those batches.
         seconds: that those batches took.
     """
@@ -52,35 +50,9 @@ class Position:
     seconds: float = 0.0
 
 
-@dataclass
-class Live:
-    """Everything of a run that changes while it trains, and what it began with.
-
-    Attributes:
-        ranks: its processes.
-        steps: weights, average, momenta and gradients.
-        plan: the weights of pictures.
-        keeper: its results; only rank 0 has one.
-        position: how far it has come.
-        start: facts of :class:`y7edge.train.setup.start.Start`.
-    """
-
-    ranks: Ranks
-    steps: Steps
-    plan: BatchPlan
-    keeper: Keeper | None
-    position: Position
-    start: Mapping[str, Any]
-
-
-def capture(live: Live, identity: Mapping[str, Any]) -> State:
-    """The state of a run between two batches. Every rank has to call this together.
-
-    Args:
-        live: the run.
-        identity: what the run is of, for :func:`check`.
-    """
-    steps, position = live.steps, live.position
+def capture(parts: Parts, position: Position) -> State:
+    """The state of a run between two batches. All ranks have to call this together."""
+    steps = parts.steps
     average, average_facts = steps.average.state()
     optimizer = steps.optimizer.state_dict()["state"]
     scaler = scaler_of(steps.fabric)
@@ -94,33 +66,33 @@ def capture(live: Live, identity: Mapping[str, Any]) -> State:
             "gathered": steps.accumulator.gathered,
             "average": average_facts,
             "scaler": scaler.state_dict() if scaler else {},
-            "keeper": live.keeper.state() if live.keeper else {},
-            "start": dict(live.start),
-            "identity": dict(identity),
+            "writer": parts.writer.state() if parts.writer else {},
+            "start": parts.start.facts(),
+            "identity": identity(parts),
         }
     )
     state.put("model", steps.model.state_dict())
     state.put("average", average)
-    state.put("gradients", _gradients(live))
+    state.put("gradients", _gradients(parts))
     for index, values in optimizer.items():
         # A momentum that isn't there yet is None.
         state.put(f"optimizer.{index}", {k: v for k, v in values.items() if v is not None})
     state.put("run", _generators(steps.fabric.device))
-    if live.plan.weights is not None:
-        state.put("run", {"image_weights": torch.from_numpy(live.plan.weights)})
+    if parts.plan.weights is not None:
+        state.put("run", {"image_weights": torch.from_numpy(parts.plan.weights)})
     return state
 
 
-def restore(live: Live, state: State) -> None:
+def restore(parts: Parts, state: State) -> Position:
     """Put a run where a state was taken."""
-    steps, facts = live.steps, state.facts
+    steps, facts = parts.steps, state.facts
     steps.model.load_state_dict(state.take("model"))
     steps.average.load(state.take("average"), facts["average"])
     steps.accumulator.gathered = int(facts["gathered"])
     if scaler := scaler_of(steps.fabric):
         scaler.load_state_dict(facts["scaler"])
-    if live.keeper:
-        live.keeper.restore(facts["keeper"])
+    if parts.writer:
+        parts.writer.restore(facts["writer"])
     parameters = dict(steps.model.named_parameters())
     for name, gradient in state.take("gradients").items():
         parameters[name].grad = _laid_out_as(parameters[name], gradient)
@@ -128,8 +100,8 @@ def restore(live: Live, state: State) -> None:
     kept = state.take("run")
     _restore_generators(steps.fabric.device, kept)
     if "image_weights" in kept:
-        live.plan.weights = kept["image_weights"].numpy()
-    live.position = Position(
+        parts.plan.weights = kept["image_weights"].numpy()
+    return Position(
         epoch=int(facts["epoch"]),
         batch=int(facts["batch"]),
         closed=bool(facts["closed"]),
@@ -138,30 +110,28 @@ def restore(live: Live, state: State) -> None:
     )
 
 
-def identity(
-    config: TrainConfig, data_digest: str, world: int, device: torch.device
-) -> dict[str, Any]:
+def identity(parts: Parts) -> dict[str, Any]:
     """What has to be the same for a resumed run to give the same result."""
-    settings = {k: v for k, v in config.to_dict().items() if k not in _FREE}
+    settings = {k: v for k, v in parts.config.to_dict().items() if k not in _FREE}
     return {
         "settings": json.loads(json.dumps(settings)),
-        "data": data_digest,
+        "data": parts.data.digest,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
-        "processes": world,
-        "device": device.type,
+        "processes": parts.ranks.world,
+        "device": parts.fabric.device.type,
         "machine": platform.machine(),
     }
 
 
 def check(state: State, now: Mapping[str, Any], source: str, say: Callable[[str], None]) -> None:
-    """Compare what a run began with and what it is to go on with.
+    """Compare what a run began with and what it is resumed with.
 
     Args:
         state: of the run.
         now: :func:`identity` of what is here.
         source: how the message calls the data.
-        say: told of differences that only cost the last bits.
+        say: is called with differences that only cost the last bits.
 
     Raises:
         DataError: the data are others.
@@ -221,15 +191,15 @@ def require_finite(model: nn.Module) -> None:
         )
 
 
-def _gradients(live: Live) -> dict[str, Tensor]:
+def _gradients(parts: Parts) -> dict[str, Tensor]:
     """Gradients that wait for an optimiser step: means over the ranks, as the step will use."""
-    if not live.steps.accumulator.gathered:
+    if not parts.steps.accumulator.gathered:
         return {}
     return {
-        name: live.ranks.sum(parameter.grad) / live.ranks.world
-        if live.ranks.world > 1
+        name: parts.ranks.sum(parameter.grad) / parts.ranks.world
+        if parts.ranks.world > 1
         else parameter.grad
-        for name, parameter in live.steps.model.named_parameters()
+        for name, parameter in parts.steps.model.named_parameters()
         if parameter.grad is not None
     }
 

@@ -1,4 +1,4 @@
-"""The state of a run on disk: what a killed run needs to go on as if nothing had happened.
+"""The state of a run on disk, from which a killed run is resumed.
 
 A safetensors file, never a pickle: arrays under dotted names (``model.rows.0.conv.weight``,
 ``optimizer.0.momentum_buffer``), and one JSON entry for everything that is not an array. The file
@@ -23,20 +23,7 @@ from y7edge.errors import CheckpointError, TrainingError
 from y7edge.files import atomic_write
 from y7edge.train.output.folder import BEST, LAST, PREVIOUS, STATE
 
-__all__ = [
-    "HEADER",
-    "PREVIOUS",
-    "SCHEMA",
-    "STATE",
-    "State",
-    "load",
-    "mark_finished",
-    "position",
-    "read",
-    "save",
-]
-
-SCHEMA = 2
+SCHEMA = 3
 HEADER = "y7edge-state"
 
 
@@ -48,7 +35,7 @@ class State:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def put(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add tensors under ``prefix.``; those on the CPU are shared, so save before going on."""
+        """Add tensors under ``prefix.``; CPU memory is shared: save before the next step."""
         for name, tensor in tensors.items():
             self.arrays[f"{prefix}.{name}"] = tensor.detach().cpu().contiguous().numpy()
 
@@ -96,7 +83,7 @@ def load(folder: Path, *, say: Callable[[str], None]) -> State:
 
     Args:
         folder: of the run.
-        say: told if the last one is damaged and the one before is taken.
+        say: is called if the last one is damaged and the one before is taken.
 
     Raises:
         CheckpointError: there is none, or none is whole; the message says what else is usable.
@@ -114,9 +101,9 @@ def load(folder: Path, *, say: Callable[[str], None]) -> State:
         if problems:
             # Else the next write would put the damaged file in the place of the whole one.
             (folder / STATE).unlink()
-            say(f"{problems[0]}; going on from {name} ({position(state)})")
+            say(f"{problems[0]}; resuming from {name} ({position(state)})")
         return state
-    found = "; ".join(problems) or f"{folder}: no {STATE}, so there is no run to go on with"
+    found = "; ".join(problems) or f"{folder}: no {STATE}, so there is no run to resume"
     raise CheckpointError(f"{found}; {_weights_left(folder)}")
 
 
@@ -147,7 +134,7 @@ def read(path: Path) -> State:
 
 
 def mark_finished(folder: Path, identity: Mapping[str, Any], epochs: int) -> None:
-    """Put a state without arrays in the place of the last one: there is nothing to go on with.
+    """Put a state without arrays in the place of the last one: there is nothing to resume.
 
     Raises:
         TrainingError: the disk takes no more.
@@ -158,7 +145,7 @@ def mark_finished(folder: Path, identity: Mapping[str, Any], epochs: int) -> Non
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> int:
-    """CRC-32 over all names and bytes: a failing disk, not an enemy, is what it is for."""
+    """CRC-32 over all names and bytes: detects corruption, not tampering."""
     value = 0
     for name in sorted(arrays):
         value = zlib.crc32(name.encode(), value)
@@ -167,15 +154,15 @@ def _checksum(arrays: Mapping[str, NDArray[Any]]) -> int:
 
 
 def _what_is_left(folder: Path) -> str:
-    """What a run can go on from after a write that failed."""
+    """What a run can resume from after a write that failed."""
     for name in (STATE, PREVIOUS):
         try:
             state = read(folder / name)
         except CheckpointError:
             continue
         return (
-            f"the state before it ({position(state)}) is kept in {name}; make room, then go on "
-            f"with y7edge train --resume {folder}"
+            f"the state before it ({position(state)}) is kept in {name}; make room, then "
+            f"resume with y7edge train --resume {folder}"
         )
     return f"no state was kept; {_weights_left(folder)}"
 

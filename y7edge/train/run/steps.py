@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from y7edge.train.averaging.average import Average
 from y7edge.train.loss.loss import LossParts, TrainingLoss
 from y7edge.train.run.optim import Accumulator, apply
 from y7edge.train.run.schedule import Schedule
-from y7edge.train.run.timing import NoTiming, Timing
+from y7edge.train.run.timing import Timing
 from y7edge.train.setup import freeze
 
-# Keeps these draws apart from those of the pictures, which start from (seed, epoch, ...) too.
+# Keeps these draws apart from those of the images, which start from (seed, epoch, ...) too.
 _SIZES = 0x512E
 
 
@@ -51,7 +50,7 @@ class Steps:
         self.loss, self.schedule, self.average = loss, schedule, average
         self.clip_norm = clip_norm
         self.accumulator = Accumulator()
-        self.timing: Timing = timing or NoTiming()
+        self.timing = timing or Timing()
         wanted: Any = torch.compile(model) if compiled else model
         self.forward, self.optimizer = fabric.setup(wanted, optimizer)
 
@@ -63,8 +62,8 @@ class Steps:
         Args:
             iteration: number in the whole run, from 0.
             images: uint8 (B, 3, H, W), RGB, of this process.
-            targets: float32 (n, 6): image, class, cx, cy, w, h as shares of the input.
-            side: longer side to resize the pictures to; None leaves them as they are.
+            targets: float32 (n, 6): image, class, normalized cx, cy, w, h.
+            side: longer side to resize the images to; None leaves them as they are.
         """
         step = self.schedule.at(iteration)
         apply(step, self.optimizer)
@@ -105,17 +104,16 @@ class Steps:
         return float(self.optimizer.param_groups[1]["lr"])
 
     def prepared(self, images: Tensor, side: int | None = None) -> Tensor:
-        """Bytes (B, 3, H, W) as the network takes them: floats from 0 to 1 on the device."""
+        """Convert bytes (B, 3, H, W) to the network's input: floats from 0 to 1 on the device."""
         images = images.to(self.fabric.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last).float().div_(255)
         if side is None:
             return images
-        stride = self.model.spec.max_stride
-        return resized(images, side, stride)
+        return resized(images, side, self.model.spec.max_stride)
 
 
 def resized(images: Tensor, side: int, stride: int) -> Tensor:
-    """Float pictures (B, 3, H, W) with their longer side ``side``; both multiples of ``stride``."""
+    """Float images (B, 3, H, W) with their longer side ``side``; both multiples of ``stride``."""
     height, width = images.shape[-2:]
     share = side / max(height, width)
     wanted = [max(2, -(-round(x * share) // stride)) * stride for x in (height, width)]
@@ -124,19 +122,15 @@ def resized(images: Tensor, side: int, stride: int) -> Tensor:
     return functional.interpolate(images, wanted, mode="bilinear", align_corners=False)
 
 
-def varied_sides(imgsz: int, stride: int, seed: int) -> Callable[[int, int], int]:
-    """Input sides for multi-scale training: (epoch, batch) to a side, the same on every process.
+def varied_side(imgsz: int, stride: int, seed: int, epoch: int, batch: int) -> int:
+    """The input side of a batch in multi-scale training, the same on every process.
 
     Any multiple of the largest stride from half of ``imgsz`` to one and a half, all equally likely;
     never a single cell, of which BatchNorm has no statistics.
     """
     low, high = max(-(-imgsz // (2 * stride)), 2), 3 * imgsz // (2 * stride)
-
-    def draw(epoch: int, batch: int) -> int:
-        rng = np.random.default_rng((seed, epoch, batch, _SIZES))
-        return stride * int(rng.integers(low, high + 1))
-
-    return draw
+    rng = np.random.default_rng((seed, epoch, batch, _SIZES))
+    return stride * int(rng.integers(low, high + 1))
 
 
 def scaler_of(fabric: Any) -> Any:

@@ -1,32 +1,23 @@
-"""Where the time of an iteration goes: seconds by part, on a CPU or on a GPU."""
+"""Measure where the time of an iteration goes: seconds by part, on a CPU or on a GPU."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
 
 import torch
 
 
-class Timing(Protocol):
-    """Told which part of the work begins and ends."""
+class Timing:
+    """Measures nothing; see `PartTimes`."""
 
     def part(self, name: str, *, host: bool = False) -> AbstractContextManager[None]:
-        """A block that is the work ``name``; blocks don't overlap. ``host``: none of a device's."""
-        ...
-
-
-class NoTiming:
-    """Measures nothing and costs nothing."""
-
-    def part(self, name: str, *, host: bool = False) -> AbstractContextManager[None]:
-        """A block like any other."""
+        """Enclose the work ``name``; blocks don't overlap. ``host``: no work of a device in it."""
         return nullcontext()
 
 
-class PartTimes:
+class PartTimes(Timing):
     """Seconds spent in each part since the last :meth:`collect`.
 
     A GPU works behind the program that drives it, so there the ends of a part are marked in its own
@@ -53,12 +44,12 @@ class PartTimes:
             self._add(name, time.perf_counter() - begin)
 
     def wait(self) -> None:
-        """Wait until the device has done all that it was told."""
+        """Wait until the device has finished its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def collect(self) -> dict[str, float]:
-        """Seconds by part; counts anew from here."""
+        """Seconds by part; start again from 0."""
         self.wait()
         for name, start, end in self._marks:
             self._add(name, start.elapsed_time(end) / 1e3)

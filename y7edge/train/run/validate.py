@@ -41,7 +41,7 @@ class Validation:
         Raises:
             DataError: no picture has a label, or one cannot be read.
         """
-        require_labels(samples, "judge by")
+        require_labels(samples, "evaluate on")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(_can_be_read, [sample.path for sample in samples]):
                 pass
@@ -69,7 +69,7 @@ def require_labels(samples: Sequence[Sample], purpose: str) -> None:
     """
     if not any(len(sample.boxes) for sample in samples):
         raise DataError(
-            f"expected labels to {purpose}, found none for {len(samples)} pictures such as "
+            f"expected labels to {purpose}, found none for {len(samples)} images such as "
             f"{samples[0].path}; labels stand in .txt files of a folder labels/ beside images/"
         )
 

@@ -12,13 +12,21 @@ with its reason, and each can be overridden here:
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from y7edge.errors import ConfigError
 from y7edge.models.spec import Spec
+from y7edge.train.settings.ranges import (
+    FROM_ONE,
+    FROM_ZERO,
+    POSITIVE,
+    Range,
+    check_ranges,
+    require,
+    within,
+)
 from y7edge.train.settings.recipe import Recipe
 from y7edge.train.settings.recipes import P5, TINY, recipe_for
 
@@ -27,21 +35,9 @@ __all__ = ["P5", "TINY", "Recipe", "TrainConfig", "recipe_for"]
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")  # names of Lightning Fabric
 ASSIGNERS = ("auto", "coarse-to-fine", "lead-guided", "independent", "lead")
 CACHES = ("auto", "ram", "disk", "none")
-
-
-def _require(fine: bool, name: str, expected: str, found: object) -> None:
-    if not fine:
-        raise ConfigError(f"{name} must be {expected}, not {found!r}")
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) <= sys.float_info.max
+_MAYBE = replace(FROM_ONE, optional=True)
+_WORKERS = replace(FROM_ZERO, optional=True)
+_SEED = Range("a whole number from 0, below 2**63", high=2**63 - 1, whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +53,9 @@ class TrainConfig:
     data: Path | str  # data.yaml, or a folder that a reader of y7edge.data knows
     model: str = "yolov7-tiny"  # name of a published variant
     spec: Spec | None = None  # rows of one's own instead of that variant's
-    width: float = 1.0  # multiplies every channel (y7edge.models.scaling)
+    width: float = within(POSITIVE, 1.0)  # multiplies every channel (y7edge.models.scaling)
     weights: Path | str | None = None  # checkpoint to start from; entries that fit are copied
-    imgsz: int = 640  # side of the square network input, pixels
+    imgsz: int = within(FROM_ONE, 640)  # side of the square network input, pixels
     train_split: str = "train"
     val_split: str = "val"
     single_cls: bool = False  # all classes are learnt as one
@@ -68,73 +64,60 @@ class TrainConfig:
     # How
     recipe: Recipe | None = None  # None: the published one of the model's family
     assigner: str = "auto"  # auto: coarse-to-fine with auxiliary heads, lead without
-    rect: bool = False  # batches of pictures of like shape, little padding; no mosaic
+    rect: bool = False  # batches of images of like shape, little padding; no mosaic
     multi_scale: bool = False  # the input size changes from batch to batch, 0.5 to 1.5 times imgsz
-    image_weights: bool = False  # pictures of rare or badly learnt classes are drawn more often
+    image_weights: bool = False  # images of rare or badly learnt classes are drawn more often
     freeze: tuple[int, ...] = ()  # indices of rows that stay as they are
 
     # How long
-    epochs: int = 300
-    batch: int = 16  # pictures per iteration, over all devices
-    nominal_batch: int | None = None  # pictures per optimiser step; None: the recipe's
-    patience: int = 0  # stop after so many epochs without a better fitness; 0: never
-    val_every: int | None = None  # epochs between validations; None: a twentieth of the run
+    epochs: int = within(FROM_ONE, 300)
+    batch: int = within(FROM_ONE, 16)  # images per iteration, over all devices
+    nominal_batch: int | None = within(_MAYBE, None)  # images per step; None: the recipe's
+    patience: int = within(FROM_ZERO, 0)  # epochs without better fitness to stop after; 0: any
+    val_every: int | None = within(_MAYBE, None)  # in epochs; None: a twentieth of the run
 
     # Where
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps
-    devices: int = 1  # processes on this machine, one for each device
-    nodes: int = 1  # machines
+    devices: int = within(FROM_ONE, 1)  # processes on this machine, one for each device
+    nodes: int = within(FROM_ONE, 1)  # machines
     sync_bn: bool = False  # BatchNorm statistics over all devices
     precision: str = "auto"  # auto, 32-true, 16-mixed, bf16-mixed (names of Lightning Fabric)
     compile: bool = False  # torch.compile
-    workers: int | None = None  # processes that load pictures; None: by loading_workers
-    cache: str = "auto"  # decoded pictures: ram, disk, none, or auto
+    workers: int | None = within(_WORKERS, None)  # processes that load images; None: by device
+    cache: str = "auto"  # decoded images: ram, disk, none, or auto
     out: Path | str | None = None  # folder of the run; None: the next free runs/trainN
-    checkpoint_minutes: float = 10.0  # between states inside an epoch, to resume from
-    profile: int = 0  # iterations to measure; 0: off
-    seed: int = 0
+    checkpoint_minutes: float = within(POSITIVE, 10.0)  # between states inside an epoch
+    report: bool = True  # curves, images and report.html at the end of the run
+    profile: int = within(FROM_ZERO, 0)  # iterations to measure; 0: off
+    seed: int = within(_SEED, 0)
 
     licence: str = "unspecified"  # of the weights, kept with them; yours to choose
     command: str = ""  # the command line that this run was started with
 
     def __post_init__(self) -> None:
-        for name in ("imgsz", "epochs", "batch", "devices", "nodes"):
-            value = getattr(self, name)
-            _require(_is_whole(value, 1), name, "a whole number from 1", value)
-        for name in ("nominal_batch", "val_every"):
-            value = getattr(self, name)
-            _require(value is None or _is_whole(value, 1), name, "a whole number from 1", value)
-        for name in ("patience", "seed", "profile"):
-            value = getattr(self, name)
-            _require(_is_whole(value, 0), name, "a whole number from 0", value)
-        fine = self.workers is None or _is_whole(self.workers, 0)
-        _require(fine, "workers", "a whole number from 0", self.workers)
-        _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
-        for name in ("width", "checkpoint_minutes"):
-            value = getattr(self, name)
-            _require(_is_number(value) and value > 0, name, "a positive number", value)
+        check_ranges(self)
         for name, known in (
             ("precision", PRECISIONS),
             ("assigner", ASSIGNERS),
             ("cache", CACHES),
         ):
             value = getattr(self, name)
-            _require(value in known, name, f"one of {', '.join(known)}", value)
+            require(value in known, name, f"one of {', '.join(known)}", value)
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if kind is bool:
-                _require(isinstance(value, bool), name, "true or false", value)
+                require(isinstance(value, bool), name, "true or false", value)
             if kind is str:
-                _require(isinstance(value, str), name, "text", value)
+                require(isinstance(value, str), name, "text", value)
             if Path in get_args(kind):
-                _require(isinstance(value, kind), name, "a path", value)
+                require(isinstance(value, kind), name, "a path", value)
         self._check_together()
 
     def _check_together(self) -> None:
         """Refuse settings of which each is fine and two are not."""
         rows = self.freeze
-        fine = isinstance(rows, tuple) and all(_is_whole(row, 0) for row in rows)
-        _require(fine, "freeze", "a tuple of row indices from 0", rows)
+        fine = isinstance(rows, tuple) and all(row in FROM_ZERO for row in rows)
+        require(fine, "freeze", "a tuple of row indices from 0", rows)
         parts = self.devices * self.nodes
         if self.batch % parts:
             up = -(-self.batch // parts) * parts

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def choose(text: str | None, model: str) -> NamedRecipe:
         model: name of the variant; its family's recipe fills in what a file leaves out.
 
     Raises:
-        ConfigError: neither a name nor a file, or a file that cannot be used.
+        ConfigError: neither a name nor a file, or a file that cannot be read, is not YAML, or has
+            a key twice, an unknown one (with the nearest), or a value out of its range.
+        RuntimeMissing: PyYAML is not installed.
     """
     family = named_for(model)
     if text is None:
@@ -52,38 +55,24 @@ def choose(text: str | None, model: str) -> NamedRecipe:
     if not path.is_file() and path.suffix.lower() not in SUFFIXES:
         hint = nearest(text, RECIPES)
         raise ConfigError(f"there is no recipe {text!r}, nor a file of this name{hint}")
-    values = _recipe_values(path)
-    recipe = _changed(family.recipe, values, path)
-    sources = {**family.sources, **dict.fromkeys(values, str(path))}
-    return NamedRecipe(str(path), f"read from {path}", recipe, sources)
+    values = _mapping(path)
+    unused = {key: values.pop(key) for key in UNUSED if key in values}
+    if unused:
+        reasons = "; ".join(f"{key} ({UNUSED[key]})" for key in unused)
+        _log.warning("%s: without effect here: %s", path, reasons)
+    try:
+        changed = family.changed(values, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return replace(changed, name=str(path), purpose=f"read from {path}")
 
 
-def read_recipe(path: Path | str, base: Recipe | None = None) -> Recipe:
-    """A recipe from a YAML file; what the file leaves out is taken from ``base``.
-
-    Keys that are known from published files and unused here get one note in the log.
-
-    Raises:
-        ConfigError: the file cannot be read or is no YAML, has a key twice or one that no recipe
-            has (with the nearest), or a value of another kind or out of its range.
-        RuntimeMissing: PyYAML is not installed.
-    """
-    return _changed(base or Recipe(), _recipe_values(Path(path)), path)
-
-
-def write_recipe(recipe: Recipe | NamedRecipe, path: Path | str) -> None:
-    """Write a recipe under the published names, whole or not at all."""
-    _write(recipe_text(recipe), path)
-
-
-def recipe_text(recipe: Recipe | NamedRecipe) -> str:
-    """A recipe as YAML; a named one with the source of each value in a comment behind it."""
-    if isinstance(recipe, Recipe):
-        return _dump(recipe.to_dict())
-    lines = [_dump({key: value}).rstrip() for key, value in recipe.recipe.to_dict().items()]
-    width = max(len(line) for line in lines)
-    sources = [recipe.sources.get(key, "") for key in recipe.recipe.to_dict()]
-    rows = [f"{line.ljust(width)}  # {source}" for line, source in zip(lines, sources, strict=True)]
+def recipe_text(recipe: NamedRecipe) -> str:
+    """A recipe as YAML, with the source of each value in a comment behind it."""
+    values = recipe.recipe.to_dict()
+    lines = {key: _dump({key: value}).rstrip() for key, value in values.items()}
+    width = max(map(len, lines.values()))
+    rows = [f"{line.ljust(width)}  # {recipe.sources[key]}" for key, line in lines.items()]
     return "\n".join((f"# {recipe.name}: {recipe.purpose}", *rows, ""))
 
 
@@ -111,25 +100,11 @@ def read(path: Path | str) -> TrainConfig:
     values = _mapping(Path(path))
     recipe = values.get("recipe")
     if isinstance(recipe, dict):  # flat, under the published names
-        values["recipe"] = _changed(Recipe(), recipe, path)
+        try:
+            values["recipe"] = Recipe().changed(recipe)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     return decode(TrainConfig, values, origin=str(path), error=ConfigError)
-
-
-def _recipe_values(path: Path) -> dict[str, Any]:
-    """The entries of a recipe's file but for the unused ones, about which it says a word."""
-    values = _mapping(path)
-    unused = {key: values.pop(key) for key in UNUSED if key in values}
-    if unused:
-        reasons = "; ".join(f"{key} ({UNUSED[key]})" for key in unused)
-        _log.warning("%s: without effect here: %s", path, reasons)
-    return values
-
-
-def _changed(base: Recipe, values: Mapping[str, Any], path: Path | str) -> Recipe:
-    try:
-        return base.changed(values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _mapping(path: Path) -> dict[str, Any]:

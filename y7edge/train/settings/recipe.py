@@ -7,52 +7,29 @@ a file and a :class:`Recipe` say the same. The named recipes and where their val
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from y7edge.artifact.schema import nearest
 from y7edge.errors import ConfigError
 from y7edge.train.augment.settings import Augmentation
+from y7edge.train.settings.ranges import (
+    BELOW_ONE,
+    FRACTION,
+    FROM_ZERO,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    check_ranges,
+    ranges,
+    within,
+)
 
 AVERAGES = ("ema", "swa", "none")
 # That of the recipe p5: larger models have more to spare than tiny ones.
 STRONG = Augmentation(translate=0.2, scale=0.9, mixup=0.15, paste_in=0.15)
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The values that a number may have; ``low`` and ``high`` belong to it unless ``open``."""
-
-    words: str  # how a message calls it
-    low: float = 0.0
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-    whole: bool = False
-    optional: bool = False  # None is a value, too
-
-    def __contains__(self, value: object) -> bool:
-        if value is None:
-            return self.optional
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
-            return False
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return abs(value) <= sys.float_info.max and above and below
-
-
-POSITIVE = Range("a positive number", open_low=True)
-NOT_NEGATIVE = Range("0 or more")
-SHARE = Range("a number from 0 to 1", high=1.0)
-BELOW_ONE = Range("from 0 to below 1", high=1.0, open_high=True)
-COUNT = Range("a whole number from 0", whole=True)
-
-
-def _within(bounds: Range, default: float | None) -> Any:
-    return field(default=default, metadata={"range": bounds})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +43,14 @@ class Recipe:
     """
 
     # Optimiser: SGD with Nesterov momentum
-    lr0: float = _within(POSITIVE, 0.01)  # initial learning rate, at the end of the warm-up
-    lrf: float = _within(SHARE, 0.1)  # the last learning rate as a share of lr0, cosine in between
-    momentum: float = _within(
+    lr0: float = within(POSITIVE, 0.01)  # initial learning rate, at the end of the warm-up
+    lrf: float = within(FRACTION, 0.1)  # the last learning rate as a fraction of lr0; cosine
+    momentum: float = within(
         Range("above 0 and below 1", high=1.0, open_low=True, open_high=True), 0.937
     )
-    weight_decay: float = _within(NOT_NEGATIVE, 0.0005)  # of convolution weights, per nominal batch
+    weight_decay: float = within(NOT_NEGATIVE, 0.0005)  # of convolution weights, per nominal batch
     # Pictures per optimiser step; None: by the length of the run (schedule.nominal_batch)
-    nominal_batch: int | None = _within(
+    nominal_batch: int | None = within(
         Range(
             "a whole number from 1 to 65536, or null", low=1, high=65536, whole=True, optional=True
         ),
@@ -81,42 +58,37 @@ class Recipe:
     )
 
     # Largest norm of the gradient of a step; 0: any. Steps sum over the pictures of a batch
-    clip_norm: float = _within(NOT_NEGATIVE, 0.0)
+    clip_norm: float = within(NOT_NEGATIVE, 0.0)
 
     # Warm-up
-    warmup_epochs: float = _within(NOT_NEGATIVE, 3.0)  # at most this many epochs ...
-    warmup_share: float = _within(SHARE, 0.1)  # ... and at most this share of the run
-    warmup_momentum: float = _within(BELOW_ONE, 0.8)  # momentum at the first iteration
-    warmup_bias_lr: float = _within(NOT_NEGATIVE, 0.1)  # of the biases at the first iteration
+    warmup_epochs: float = within(NOT_NEGATIVE, 3.0)  # at most this many epochs ...
+    warmup_share: float = within(FRACTION, 0.1)  # ... and at most this share of the run
+    warmup_momentum: float = within(BELOW_ONE, 0.8)  # momentum at the first iteration
+    warmup_bias_lr: float = within(NOT_NEGATIVE, 0.1)  # of the biases at the first iteration
 
     # Loss; gains before the scaling by levels, classes and picture size
-    box: float = _within(NOT_NEGATIVE, 0.05)
-    cls: float = _within(NOT_NEGATIVE, 0.3)
-    cls_pw: float = _within(POSITIVE, 1.0)  # weight of positives in the class loss
-    obj: float = _within(NOT_NEGATIVE, 0.7)
-    obj_pw: float = _within(POSITIVE, 1.0)  # weight of positives in the objectness loss
+    box: float = within(NOT_NEGATIVE, 0.05)
+    cls: float = within(NOT_NEGATIVE, 0.3)
+    cls_pw: float = within(POSITIVE, 1.0)  # weight of positives in the class loss
+    obj: float = within(NOT_NEGATIVE, 0.7)
+    obj_pw: float = within(POSITIVE, 1.0)  # weight of positives in the objectness loss
     # An anchor takes part if no side is this many times off the object's
-    anchor_t: float = _within(Range("above 1", low=1.0, open_low=True), 4.0)
-    fl_gamma: float = _within(NOT_NEGATIVE, 0.0)  # focal loss: exponent, 0 is off
-    label_smoothing: float = _within(BELOW_ONE, 0.0)  # 0.1: classes are learnt as 0.95 and 0.05
+    anchor_t: float = within(Range("above 1", low=1.0, open_low=True), 4.0)
+    fl_gamma: float = within(NOT_NEGATIVE, 0.0)  # focal loss: exponent, 0 is off
+    label_smoothing: float = within(BELOW_ONE, 0.0)  # 0.1: classes are learnt as 0.95 and 0.05
 
     # How pictures are changed
     augmentation: Augmentation = STRONG
-    close_mosaic: int = _within(COUNT, 0)  # so many last epochs without mosaic and mixup
+    close_mosaic: int = within(FROM_ZERO, 0)  # so many last epochs without mosaic and mixup
 
     # The average of the weights, which is what is judged and saved
     average: str = "ema"  # ema, swa or none
-    ema_decay: float = _within(BELOW_ONE, 0.9999)  # limit of the moving average's decay
-    ema_tau: float = _within(POSITIVE, 2000.0)  # updates until it has come to 63 % of the limit
-    swa_start: float = _within(BELOW_ONE, 0.75)  # share of the run before SWA begins to average
+    ema_decay: float = within(BELOW_ONE, 0.9999)  # limit of the moving average's decay
+    ema_tau: float = within(POSITIVE, 2000.0)  # updates until it has come to 63 % of the limit
+    swa_start: float = within(BELOW_ONE, 0.75)  # share of the run before SWA begins to average
 
     def __post_init__(self) -> None:
-        for name, bounds in ranges().items():
-            value = getattr(self, name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{name} must be a finite number, not {value!r}")
-            if value not in bounds:
-                raise ConfigError(f"{name} must be {bounds.words}, not {value!r}")
+        check_ranges(self)
         if self.average not in AVERAGES:
             raise ConfigError(f"average must be {', '.join(AVERAGES)}, not {self.average!r}")
 
@@ -148,9 +120,7 @@ class Recipe:
         return Recipe(**flat, augmentation=Augmentation(**inner))
 
 
-def ranges() -> dict[str, Range]:
-    """The ranges of a recipe's own numbers; those of the augmentation are checked by itself."""
-    return {f.name: f.metadata["range"] for f in fields(Recipe) if "range" in f.metadata}
+_RANGES = ranges(Recipe) | ranges(Augmentation)
 
 
 def keys() -> tuple[str, ...]:
@@ -162,21 +132,21 @@ def _value(name: str, value: object) -> object:
     """A value of the kind that a key has; what cannot be one stays, and its range refuses it."""
     if name == "average":
         return "none" if value is None else value
-    bounds = ranges().get(name)
+    bounds = _RANGES[name]
     if isinstance(value, str):
-        if bounds and bounds.optional and value.strip().lower() in ("", "null", "none", "~"):
+        if bounds.optional and value.strip().lower() in ("", "null", "none", "~"):
             return None
         try:
             value = float(value)
         except ValueError as error:
             raise ConfigError(f"{name} must be a number, not {value!r}") from error
-    if value is None and bounds and bounds.optional:
+    if value is None and bounds.optional:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} must be a number, not {value!r}")
     if not abs(value) <= sys.float_info.max:
         raise ConfigError(f"{name} must be a finite number, not {_short(value)}")
-    if bounds and bounds.whole and float(value).is_integer():
+    if bounds.whole and float(value).is_integer():
         return int(value)
     return value
 

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from y7edge.artifact.schema import nearest
-from y7edge.errors import ConfigError
 from y7edge.models import registry
 from y7edge.models.spec import Spec
 from y7edge.train.settings.recipe import Recipe
@@ -145,19 +143,6 @@ RECIPES: dict[str, NamedRecipe] = {
 P5 = RECIPES["p5"].recipe
 P6 = RECIPES["p6"].recipe
 TINY = RECIPES["tiny"].recipe
-FINETUNE = RECIPES["finetune"].recipe
-SMALL_DATA = RECIPES["small-data"].recipe
-
-
-def by_name(name: str) -> NamedRecipe:
-    """A named recipe.
-
-    Raises:
-        ConfigError: there is none of this name; the message has the nearest one.
-    """
-    if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
-    return RECIPES[name]
 
 
 def named_for(model: str | Spec) -> NamedRecipe:

@@ -14,7 +14,7 @@ from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model, anchors_in_pixels, to_checkpoint
 from y7edge.train.settings.config import TrainConfig
-from y7edge.train.setup.start import build_spec, start_again, start_model
+from y7edge.train.setup.parts import build_spec, start_again, start_model
 
 NAMES = ("cat", "dog")
 
