@@ -209,10 +209,10 @@ def test_classes_of_one_name_are_all_found():
         assert info["classes"] == expected
 
 
-def quantised(dtype="int8", scale=0.1, zero_point=-20, layout="NCHW", role="head"):
+def quantised(dtype="int8", scale=0.1, zero_point=-20, role="head"):
     """The fake's manifest with outputs of another type."""
     manifest = make_manifest(outputs="heads" if role == "head" else "decoded")
-    changes = {"dtype": dtype, "scale": scale, "zero_point": zero_point, "layout": layout}
+    changes = {"dtype": dtype, "scale": scale, "zero_point": zero_point}
     outputs = tuple(replace(output, **changes) for output in manifest.outputs)
     return replace(manifest, outputs=outputs)
 
@@ -233,13 +233,8 @@ def test_integer_heads_are_dequantised():
 
 @pytest.mark.parametrize(
     "outputs",
-    [
-        {"scale": None},
-        {"dtype": "float32"},
-        {"layout": "NHWC"},
-        {"role": "boxes"},
-    ],
-    ids=["integers without scale", "scale of floats", "layout", "integer boxes"],
+    [{"scale": None}, {"dtype": "float32"}, {"role": "boxes"}],
+    ids=["integers without scale", "scale of floats", "integer boxes"],
 )
 def test_outputs_that_cannot_be_decoded_are_refused_at_open(outputs):
     manifest = quantised(**outputs)

@@ -156,6 +156,21 @@ def test_another_activation_is_refused():
         Postprocessor(LEVELS, NC, "relu")
 
 
+def test_channels_last_heads_give_what_channels_first_give():
+    heads = random_heads(batch=2)
+    last = [np.ascontiguousarray(head.transpose(0, 2, 3, 1)) for head in heads]
+    post = Postprocessor(LEVELS, NC, layout="NHWC")
+    for criteria in (Criteria(), EVALUATION):
+        expected = Postprocessor(LEVELS, NC).heads(heads, criteria)
+        for a, b in zip(post.heads(last, criteria), expected, strict=True):
+            for one, other in zip(a, b, strict=True):
+                np.testing.assert_array_equal(one, other, strict=True)
+    with pytest.raises(DataError, match=r"head0 is \(2, 16, 27, 12\), expected"):
+        post.heads(heads, Criteria())
+    with pytest.raises(ConfigError, match="layout of the heads is 'NC4HW4'"):
+        Postprocessor(LEVELS, NC, layout="NC4HW4")
+
+
 @pytest.mark.parametrize("activation", ["logit", "sigmoid"])
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("conf", [0.0, 1e-6, 0.001, 0.25, 0.5, 0.9, 0.999999, 1.0])

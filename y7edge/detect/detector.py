@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Manifest, OutputInfo
+from y7edge.artifact.manifest import Manifest
 from y7edge.detect.detections import Detections, Timing, class_ids
-from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor, Quantization
+from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
 from y7edge.detect.preprocess import Color, Geometry, Preprocessor
 from y7edge.errors import ArtifactError, ConfigError, DataError, DetectorClosed, RuntimeMissing
 from y7edge.models import registry as variants
@@ -148,12 +148,8 @@ class Detector:
             layout=image.layout,
             dtype=image.dtype,
         )
-        _require_readable(manifest.outputs)
-        heads = [output for output in manifest.outputs if output.role == "head"]
-        self._postprocess = Postprocessor(
-            manifest.levels, manifest.nc, quantization=[_quantization(head) for head in heads]
-        )
-        self._heads = [output.name for output in heads]
+        self._postprocess = _postprocessor(manifest)
+        self._heads = [output.name for output in manifest.outputs if output.role == "head"]
         self._roles = {output.role: output.name for output in manifest.outputs}
         self._batch: NDArray[Any] = self._preprocess.tensor
         self._model_id = manifest.payload_digest[:16]
@@ -387,21 +383,26 @@ def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Or
     return [{name: values[index] for name, values in known.items()} for index in range(count)]
 
 
-def _require_readable(outputs: Sequence[OutputInfo]) -> None:
-    """Raise ArtifactError for outputs that the Detector cannot decode."""
-    for output in outputs:
+def _postprocessor(manifest: Manifest) -> Postprocessor:
+    """Return what decodes the artifact's outputs; ArtifactError if nothing can."""
+    for output in manifest.outputs:
         real = output.dtype in ("float32", "float16")
-        usable = output.layout == "NCHW" and real == (output.scale is None)
-        if not (usable if output.role == "head" else real):
+        if real != (output.scale is None) or not (real or output.role == "head"):
             raise ArtifactError(
-                f"output {output.name} is a {output.role} of {output.dtype} {output.layout} with "
-                f"scale {output.scale}, expected float32 or float16, or for heads NCHW and a scale "
-                "with integers: export it again"
+                f"output {output.name} is a {output.role} of {output.dtype} with scale "
+                f"{output.scale}, expected float32 or float16 without a scale, or a head of "
+                "integers with one: export it again"
             )
-
-
-def _quantization(head: OutputInfo) -> Quantization | None:
-    return None if head.scale is None else (head.scale, head.zero_point or 0)
+    heads = [output for output in manifest.outputs if output.role == "head"]
+    options: dict[str, Any] = {}
+    if len({head.layout for head in heads}) > 1:
+        raise ArtifactError("its heads have different layouts, expected one: export it again")
+    if heads:
+        options["layout"] = heads[0].layout
+        options["quantization"] = [
+            None if head.scale is None else (head.scale, head.zero_point or 0) for head in heads
+        ]
+    return Postprocessor(manifest.levels, manifest.nc, **options)
 
 
 def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:

@@ -76,9 +76,10 @@ class Postprocessor:
         nc: number of classes.
         activation: what heads hold: "logit", or "sigmoid" for probabilities.
         quantization: of each head, None for one that holds real numbers; None: all do.
+        layout: of the heads, "NCHW" or "NHWC".
 
     Raises:
-        ConfigError: another activation.
+        ConfigError: another activation or layout.
     """
 
     def __init__(
@@ -87,11 +88,15 @@ class Postprocessor:
         nc: int,
         activation: str = "logit",
         quantization: Sequence[Quantization | None] | None = None,
+        layout: str = "NCHW",
     ) -> None:
         if activation not in ("logit", "sigmoid"):
             raise ConfigError(f'activation is {activation!r}, expected "logit" or "sigmoid"')
+        if layout not in ("NCHW", "NHWC"):
+            raise ConfigError(f'the layout of the heads is {layout!r}, expected "NCHW" or "NHWC"')
         self._nc = nc
         self._logits = activation == "logit"
+        self._channels_last = layout == "NHWC"
         self._quantization = list(quantization or [None] * len(levels))
         self._counts = [len(level.anchors) for level in levels]
         # Per anchor of all levels, coarse ones last: stride, width, height, in input pixels.
@@ -103,13 +108,15 @@ class Postprocessor:
         """Return the boxes of each image of a batch.
 
         Args:
-            heads: per level (B, anchors x (5 + nc), H, W), float32 or float16, or integers where
-                there is a quantization.
+            heads: per level (B, anchors x (5 + nc), H, W), or (B, H, W, anchors x (5 + nc)) in
+                layout NHWC; float32 or float16, or integers where there is a quantization.
             criteria: which boxes to keep.
 
         Raises:
             DataError: heads of another shape or dtype.
         """
+        if self._channels_last:
+            heads = [np.moveaxis(head, -1, 1) for head in heads]
         self._check_heads(heads)
         return [
             suppress(self.candidates([head[index] for head in heads], criteria), criteria)
