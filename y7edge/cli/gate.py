@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from y7edge.artifact.reports import ParityReport
+from y7edge.artifact.reports import DetectionDifference, ParityReport
 from y7edge.cli.console import table, to_json
 from y7edge.errors import ParityError
 
@@ -46,7 +46,18 @@ def parity_lines(report: ParityReport) -> list[str]:
         f"(allowed {limits.iou}), largest difference of scores "
         f"{_number(candidates.score_difference, '.1e')} (allowed {limits.score}), "
         f"scores spread over {_number(candidates.score_spread, '.2f')}",
+        *_detection_lines(measured.detections),
         f"computed in {measured.arithmetic}",
+    ]
+
+
+def _detection_lines(found: DetectionDifference | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"{found.boxes} boxes of the Detector on {found.images} images, {found.unmatched} "
+        f"unmatched; largest difference of edges {_number(found.edge_difference, '.1e')} of the "
+        f"side, of scores {_number(found.score_difference, '.1e')}"
     ]
 
 
