@@ -15,7 +15,6 @@ tolerance of a threshold, or of each other, may go either way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,8 @@ from y7edge.export.proof.reference import Answer
 from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
+Kept = list[tuple[int, NDArray[np.intp]]]
+"""Of each box of the Detector that is a candidate: its class, and the candidates it may be."""
 
 
 def compare_detections(
@@ -41,16 +42,9 @@ def compare_detections(
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Detect in every image, before letterboxing, and compare with the reference's answers.
+    """Detect in every frame and compare with the reference's answers.
 
-    Args:
-        session: opened on the artifact.
-        manifest: of the artifact.
-        images: with the frames as they were read.
-        answers: the reference's, in the same order.
-        levels: the reference's.
-        conf: least score, in place of the manifest's.
-        limits: of the artifact's precision.
+    ``answers`` and ``levels`` are the reference's; ``conf`` takes the place of the manifest's.
     """
     max_det = manifest.thresholds.max_det
     # Not closed: the session is the caller's.
@@ -65,13 +59,6 @@ def compare_detections(
         unmatched += candidates.unmatched(found)
         edge, score = max(edge, candidates.edge), max(score, candidates.score)
     return DetectionDifference(len(answers), boxes, unmatched, edge, score)
-
-
-class _Kept(NamedTuple):
-    """A box that was not suppressed: its class, and the candidates that it may be."""
-
-    class_id: int
-    fits: NDArray[np.intp]
 
 
 class _Candidates:
@@ -107,13 +94,13 @@ class _Candidates:
     def unmatched(self, found: Detections) -> int:
         """How many boxes only the Detector or only the reference has."""
         taken: list[int] = []
-        kept: list[_Kept] = []
+        kept: Kept = []
         rows = zip(found.xyxy, found.confidence, found.class_id, strict=True)
         for box, confidence, class_id in rows:
             fits = self._fitting(box, float(confidence), int(class_id), taken)
             if len(fits):
                 taken.append(int(fits[0]))
-                kept.append(_Kept(int(class_id), fits))
+                kept.append((int(class_id), fits))
         return len(found) - len(kept) + self._overlapping(kept) + self._missing(kept, found)
 
     def _fitting(
@@ -134,19 +121,18 @@ class _Candidates:
             self.score = max(self.score, float(score[indices[0]]))
         return indices
 
-    def _overlapping(self, kept: list[_Kept]) -> int:
+    def _overlapping(self, kept: Kept) -> int:
         """Boxes that a better one should have suppressed."""
         limit = self._thresholds.iou + self._near_iou
         return sum(
             any(
-                better.class_id == box.class_id
-                and all((self._iou(i)[box.fits] > limit).all() for i in better.fits)
-                for better in kept[:place]
+                better == class_id and all((self._iou(i)[fits] > limit).all() for i in others)
+                for better, others in kept[:place]
             )
-            for place, box in enumerate(kept)
+            for place, (class_id, fits) in enumerate(kept)
         )
 
-    def _missing(self, kept: list[_Kept], found: Detections) -> int:
+    def _missing(self, kept: Kept, found: Detections) -> int:
         """Visible candidates above the threshold that are neither detected nor suppressed."""
         least = self._conf
         if len(found) >= self._thresholds.max_det:
@@ -154,7 +140,7 @@ class _Candidates:
         lacking = self._visible & (self._best > least + self._near_score)
         # Boxes in the border of the letterbox suppress others, and are dropped afterwards.
         hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
-        dropped = [_Kept(int(self._scores[i].argmax()), np.array([i])) for i in hidden]
+        dropped = [(int(self._scores[i].argmax()), np.array([i])) for i in hidden]
         for class_id, fits in kept + dropped:
             lacking[fits] = False
             for index in fits:

@@ -32,16 +32,11 @@ def parity_lines(report: ParityReport) -> list[str]:
         return [f"unverified: {report.reason}"] if report.status == "unverified" else []
     images, candidates, limits = measured.pictures, measured.candidates, measured.tolerance
     rows = [(name, found.deviation, found.cosine) for name, found in measured.outputs.items()]
+    allowed = ("allowed", limits.deviation, limits.cosine)
     return [
         f"compared with {measured.reference}, on {images.count} images of",
         f"{images.source}",
-        *table(
-            [
-                ("output", "deviation", "cosine"),
-                *rows,
-                ("allowed", limits.deviation, limits.cosine),
-            ]
-        ),
+        *table([("output", "deviation", "cosine"), *rows, allowed]),
         f"{candidates.count} best candidates: least IoU {_number(candidates.iou, '.6f')} "
         f"(allowed {limits.iou}), largest difference of scores "
         f"{_number(candidates.score_difference, '.1e')} (allowed {limits.score}), "
