@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +16,6 @@ from y7edge.artifact.manifest import InputInfo
 from y7edge.data import dataset
 from y7edge.data.images import read_image
 from y7edge.data.synthetic import scenes
-from y7edge.detect.preprocess import Preprocessor
 from y7edge.errors import DataError, RuntimeMissing
 
 COUNT = 8
@@ -30,8 +30,13 @@ Images = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class ProofImages:
-    """Prepared inputs, each (1, 3, H, W) float32 RGB 0..1, and where they came from."""
+    """Images and where they came from.
 
+    ``frames`` are as they were read, (h, w, 3) BGR uint8; ``inputs`` the same letterboxed, each
+    (1, 3, H, W) float32 RGB 0..1.
+    """
+
+    frames: tuple[NDArray[np.uint8], ...]
     inputs: tuple[NDArray[np.float32], ...]
     source: str
 
@@ -67,19 +72,27 @@ def _scene(seed: int) -> NDArray[np.uint8]:
 def _prepare(
     readers: Sequence[Callable[[], NDArray[np.uint8]]], source: str, image: InputInfo
 ) -> ProofImages:
-    preprocess = Preprocessor(
-        image.height,
-        image.width,
-        pad=image.letterbox.pad,
-        order=image.color,
-        scale=image.scale,
+    frames = tuple(read() for read in readers)
+    return ProofImages(frames, tuple(_letterboxed(frame, image) for frame in frames), source)
+
+
+def placement(frame_hw: tuple[int, int], image: InputInfo) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a resized image in the input."""
+    factor = min(image.height / frame_hw[0], image.width / frame_hw[1])
+    rows, columns = (max(1, round(side * factor)) for side in frame_hw)
+    spare = image.height - rows, image.width - columns
+    return round(spare[0] / 2 - 0.1), round(spare[1] / 2 - 0.1), rows, columns
+
+
+def _letterboxed(frame: NDArray[np.uint8], image: InputInfo) -> NDArray[np.float32]:
+    """Independent of the Detector's pre-processing, which the proof compares with this one."""
+    top, left, rows, columns = placement((frame.shape[0], frame.shape[1]), image)
+    canvas = np.full((image.height, image.width, 3), image.letterbox.pad, np.uint8)
+    canvas[top : top + rows, left : left + columns] = cv2.resize(
+        frame, (columns, rows), interpolation=cv2.INTER_LINEAR
     )
-    inputs = []
-    for read in readers:
-        pixels = np.empty((1, 3, image.height, image.width), np.float32)
-        preprocess(read(), out=pixels[0])
-        inputs.append(pixels)
-    return ProofImages(tuple(inputs), source)
+    planes = (canvas[..., ::-1] if image.color == "rgb" else canvas).transpose(2, 0, 1)
+    return np.ascontiguousarray(planes[None], np.float32) / np.float32(1 / image.scale)
 
 
 def _listed(images: Images) -> list[Path]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Manifest
+from y7edge.artifact.manifest import LevelInfo, Manifest
 from y7edge.artifact.reports import (
     CandidateDifference,
     ImageSource,
@@ -40,6 +40,7 @@ from y7edge.export.proof.agreement import (
     choose,
     decode,
 )
+from y7edge.export.proof.detections import compare_detections
 from y7edge.export.proof.images import ProofImages
 from y7edge.export.proof.probes import decode_outputs, outputs_of, proved_batches
 from y7edge.export.proof.reference import Answer, Reference
@@ -89,14 +90,20 @@ def prove(
     """
     tell = progress or (lambda _: None)
     manifest, runtime = artifact.manifest, registry.find(artifact.path, backend)
-    engine = registry.name_of(runtime)
+    engine, limits = registry.name_of(runtime), tolerance(manifest.precision, runtime.DEVIATION)
     tell(f"reference: {reference.description}, {len(images.inputs)} images: {images.source}")
     answers = [reference.answer(pixels) for pixels in images.inputs]
     options = SessionOptions(device, threads, check_payload=False)
     session = registry.open_session(artifact, options, backend)
     try:
         tell(f"{engine}: {session.arithmetic}")
-        outputs, candidates = _compare_all(session, manifest, images, answers)
+        chosen = _choose(answers, manifest)
+        outputs, candidates = _compare_all(session, manifest, images, answers, chosen)
+        # Low enough that there is something to detect.
+        conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
+        spec = reference.checkpoint.spec
+        levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
+        detections = compare_detections(session, manifest, images, answers, levels, conf, limits)
         probes = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
     finally:
         session.close()
@@ -109,11 +116,12 @@ def prove(
         candidates=candidates,
         probes=probes,
         activations=Peak(peak.peak, peak.peak_at),
-        tolerance=tolerance(manifest.precision, runtime.DEVIATION),
+        tolerance=limits,
         engine=engine,
         device=session.device,
         arithmetic=session.arithmetic,
         versions={"y7edge": __version__, "numpy": np.__version__, **runtime.versions()},
+        detections=detections,
     )
     status, problems = _verdict(measured)
     return ParityReport(status, problems, measured=_finite(measured))
@@ -158,10 +166,13 @@ def _real(values: NDArray[Any], spec: TensorSpec) -> Floats:
 
 
 def _compare_all(
-    session: Session, manifest: Manifest, images: ProofImages, answers: Sequence[Answer]
+    session: Session,
+    manifest: Manifest,
+    images: ProofImages,
+    answers: Sequence[Answer],
+    chosen: Sequence[Candidate],
 ) -> tuple[dict[str, TensorDifference], CandidateDifference]:
     """Outputs and candidates, the worst of all batch sizes."""
-    chosen = _choose(answers, manifest)
     outputs: dict[str, tuple[float, float]] = {}
     agreement = CandidateAgreement()
     for batch in proved_batches(manifest):
@@ -219,6 +230,12 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
         problems.append(
             f"a candidate's score differs by {candidates.score_difference:.2g}, tolerance "
             f"{limits.score:g}"
+        )
+    detections = measured.detections
+    if detections is not None and detections.unmatched:
+        problems.append(
+            f"{detections.unmatched} boxes differ between the Detector, which found "
+            f"{detections.boxes}, and the reference"
         )
     for probe in measured.probes:
         if not probe.passed:

@@ -43,6 +43,21 @@ class CandidateDifference:
 
 
 @dataclass(frozen=True)
+class DetectionDifference:
+    """The Detector's boxes against the reference's, after NMS, in pixels of the images.
+
+    ``boxes`` is how many the Detector returned, ``unmatched`` how many only one of the two has. Of
+    the others the largest distance of an edge, as a fraction of the box's side, and of a score.
+    """
+
+    images: int
+    boxes: int
+    unmatched: int
+    edge_difference: float | None
+    score_difference: float | None
+
+
+@dataclass(frozen=True)
 class Peak:
     """The largest magnitude of any activation, and its layer."""
 
@@ -95,6 +110,7 @@ class Measured:
     device: str
     arithmetic: str
     versions: Mapping[str, str]
+    detections: DetectionDifference | None = None  # not in artifacts of schema 1
 
 
 @dataclass(frozen=True)

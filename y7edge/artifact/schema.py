@@ -40,19 +40,14 @@ class _MisfitError(Exception):
 def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeError]) -> T:
     """Decode what a JSON or YAML parser gave into the dataclass ``kind``.
 
-    A whole number is accepted where a float is expected, a bool never where a number is. Missing
-    keys take the field's default. Values that are dataclasses already are taken as they are.
-
-    Args:
-        kind: the dataclass. Its fields may be other dataclasses, ``int``, ``float``, ``bool``,
-            ``str``, ``Path``, ``Any``, ``Literal``, tuples, mappings from text, and unions.
-        values: the parsed value.
-        origin: what messages begin with, usually the file's name.
-        error: class of the errors to raise.
+    Fields may be dataclasses, ``int``, ``float``, ``bool``, ``str``, ``Path``, ``Any``,
+    ``Literal`` of texts, tuples, mappings from text, and unions. A whole number is a float, a bool
+    is not a number. Missing keys take the field's default; dataclasses are taken as they are.
 
     Raises:
         error: an unknown key (with the nearest known one), a missing key, a value of another type,
-            or one that ``__post_init__`` refuses. The message names the dotted place.
+            or one that ``__post_init__`` refuses. The message begins with ``origin``, usually a
+            file's name, and names the dotted place.
     """
     try:
         made: T = _dataclass(kind, values, "")
@@ -81,8 +76,8 @@ def _dataclass(kind: Any, values: object, place: str) -> Any:
         if name not in fields:
             raise _MisfitError(place, f"there is no {name!r}{nearest(name, fields)}")
     for name, field in fields.items():
-        lacks_default = field.default is field.default_factory is dataclasses.MISSING
-        if name not in values and lacks_default:
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in values:
             raise _MisfitError(place, f"expected an entry {name!r}, found none")
     decoded = {
         name: _value(hints[name], value, f"{place}.{name}".lstrip("."))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from y7edge.artifact.reports import ParityReport
+from y7edge.artifact.reports import DetectionDifference, ParityReport
 from y7edge.cli.console import table, to_json
 from y7edge.errors import ParityError
 
@@ -32,21 +32,27 @@ def parity_lines(report: ParityReport) -> list[str]:
         return [f"unverified: {report.reason}"] if report.status == "unverified" else []
     images, candidates, limits = measured.pictures, measured.candidates, measured.tolerance
     rows = [(name, found.deviation, found.cosine) for name, found in measured.outputs.items()]
+    allowed = ("allowed", limits.deviation, limits.cosine)
     return [
         f"compared with {measured.reference}, on {images.count} images of",
         f"{images.source}",
-        *table(
-            [
-                ("output", "deviation", "cosine"),
-                *rows,
-                ("allowed", limits.deviation, limits.cosine),
-            ]
-        ),
+        *table([("output", "deviation", "cosine"), *rows, allowed]),
         f"{candidates.count} best candidates: least IoU {_number(candidates.iou, '.6f')} "
         f"(allowed {limits.iou}), largest difference of scores "
         f"{_number(candidates.score_difference, '.1e')} (allowed {limits.score}), "
         f"scores spread over {_number(candidates.score_spread, '.2f')}",
+        *_detection_lines(measured.detections),
         f"computed in {measured.arithmetic}",
+    ]
+
+
+def _detection_lines(found: DetectionDifference | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"{found.boxes} boxes of the Detector on {found.images} images, {found.unmatched} "
+        f"unmatched; largest difference of edges {_number(found.edge_difference, '.1e')} of the "
+        f"side, of scores {_number(found.score_difference, '.1e')}"
     ]
 
 

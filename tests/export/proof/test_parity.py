@@ -73,7 +73,10 @@ def test_verify_takes_a_backend(artifact_path, narrow_tiny, shown):
     assert report.measured.engine == "onnxrt"
     with pytest.raises(ConfigError, match="no backend 'abacus'"):
         verify(artifact_path, narrow_tiny, backend="abacus")
-    artifact, images = registry.load(artifact_path), ProofImages(shown.inputs[:1], "one")
+    artifact, images = (
+        registry.load(artifact_path),
+        ProofImages(shown.frames[:1], shown.inputs[:1], "one"),
+    )
     with pytest.raises(ConfigError, match="threads is 0"):
         parity.prove(artifact, Reference(narrow_tiny), images, threads=0)
 
@@ -86,7 +89,9 @@ def test_each_single_convolution_is_caught_with_digests_ignored(
     assert len(convolutions) == 58
     for name in convolutions:
         path = tampering.scale_weight(artifact_path, tmp_path / "m.onnx", name)
-        report = parity.prove(registry.load(path), reference, ProofImages(shown.inputs[:2], "two"))
+        report = parity.prove(
+            registry.load(path), reference, ProofImages(shown.frames[:2], shown.inputs[:2], "two")
+        )
         assert report.status == "failed", name
         assert max(o.deviation for o in report.measured.outputs.values()) > 10 * 1e-4, name
         with pytest.raises(ParityError, match="it differs from its model"):

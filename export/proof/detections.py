@@ -1,0 +1,164 @@
+"""Compare the boxes that the Detector returns with those that the reference's heads give.
+
+Letterbox and decoding stand here a second time on purpose (with ``images`` and ``agreement``): a
+proof must not share code with what it checks. Suppression is checked by its definition instead of
+run again, so that rounding at one threshold has no consequences for other boxes:
+
+* every box of the Detector is a candidate of the reference, no two the same one;
+* no two boxes of one class overlap by more than the threshold;
+* every other candidate overlaps a better box of its class by more than the threshold.
+
+Only the result of greedy suppression has all three properties. Scores and overlaps within the
+tolerance of a threshold, or of each other, may go either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.artifact.manifest import LevelInfo, Manifest
+from y7edge.artifact.reports import DetectionDifference, Tolerance
+from y7edge.detect.detections import Detections
+from y7edge.detect.detector import Detector
+from y7edge.export.proof.agreement import Decoded, decode
+from y7edge.export.proof.images import ProofImages, placement
+from y7edge.export.proof.reference import Answer
+from y7edge.runtimes.base import Session
+
+Wide = NDArray[np.float64]
+Kept = list[tuple[int, NDArray[np.intp]]]
+"""Of each box of the Detector that is a candidate: its class, and the candidates it may be."""
+
+
+def compare_detections(
+    session: Session,
+    manifest: Manifest,
+    images: ProofImages,
+    answers: Sequence[Answer],
+    levels: Sequence[LevelInfo],
+    conf: float,
+    limits: Tolerance,
+) -> DetectionDifference:
+    """Detect in every frame and compare with the reference's answers.
+
+    ``answers`` and ``levels`` are the reference's; ``conf`` takes the place of the manifest's.
+    """
+    max_det = manifest.thresholds.max_det
+    # Not closed: the session is the caller's.
+    detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
+    boxes = unmatched = 0
+    edge = score = 0.0
+    for frame, answer in zip(images.frames, answers, strict=True):
+        found = detector(frame)
+        decoded = decode(answer.heads, levels, manifest.nc)
+        candidates = _Candidates(decoded, frame, manifest, conf, limits)
+        boxes += len(found)
+        unmatched += candidates.unmatched(found)
+        edge, score = max(edge, candidates.edge), max(score, candidates.score)
+    return DetectionDifference(len(answers), boxes, unmatched, edge, score)
+
+
+class _Candidates:
+    """What could be detected in one image; after ``unmatched``, the largest differences."""
+
+    def __init__(
+        self,
+        decoded: Decoded,
+        frame: NDArray[np.uint8],
+        manifest: Manifest,
+        conf: float,
+        limits: Tolerance,
+    ) -> None:
+        self.edge = self.score = 0.0
+        self._conf, self._thresholds, self._limits = conf, manifest.thresholds, limits
+        # What is too near to a threshold to decide.
+        self._near_score = limits.deviation or limits.score
+        self._near_iou = limits.deviation or 1 - limits.iou
+        near = decoded.scores.max(axis=1) > conf - limits.score - self._near_score
+        self._scores = decoded.scores[near].astype(np.float64)
+        self._best = self._scores.max(axis=1, initial=0)
+        centre, size = np.split(decoded.boxes[near].astype(np.float64), 2, axis=1)
+        self._corners = np.hstack([centre - size / 2, centre + size / 2])
+        height, width = frame.shape[:2]
+        top, left, rows, columns = placement((height, width), manifest.input)
+        scale = np.array([width / columns, height / rows] * 2)
+        moved = (self._corners - [left, top, left, top]) * scale
+        self._placed = moved.clip(0, [width, height, width, height])
+        self._side = np.maximum((moved[:, 2:] - moved[:, :2])[:, [0, 1, 0, 1]], 1)
+        seen = (self._placed[:, 2:] - self._placed[:, :2]) > (1 - limits.iou) * self._side[:, :2]
+        self._visible = seen.all(axis=1)
+
+    def unmatched(self, found: Detections) -> int:
+        """How many boxes only the Detector or only the reference has."""
+        taken: list[int] = []
+        kept: Kept = []
+        rows = zip(found.xyxy, found.confidence, found.class_id, strict=True)
+        for box, confidence, class_id in rows:
+            fits = self._fitting(box, float(confidence), int(class_id), taken)
+            if len(fits):
+                taken.append(int(fits[0]))
+                kept.append((int(class_id), fits))
+        return len(found) - len(kept) + self._overlapping(kept) + self._missing(kept, found)
+
+    def _fitting(
+        self, box: Wide, confidence: float, class_id: int, taken: list[int]
+    ) -> NDArray[np.intp]:
+        """Indices of the candidates that are this box within the tolerance, the nearest first."""
+        edge = (np.abs(self._placed - box) / self._side).max(axis=1, initial=0)
+        score = np.abs(self._scores[:, class_id] - confidence)
+        fits = self._may_be(class_id) & (score <= self._limits.score)
+        fits &= edge <= 1 - self._limits.iou
+        fits[taken] = False
+        indices = np.flatnonzero(fits)
+        # Large boxes of several cells can be the same one, once clipped to the image.
+        distance = edge / (1 - self._limits.iou) + score / self._limits.score
+        indices = indices[np.argsort(distance[indices], kind="stable")]
+        if len(indices):
+            self.edge = max(self.edge, float(edge[indices[0]]))
+            self.score = max(self.score, float(score[indices[0]]))
+        return indices
+
+    def _overlapping(self, kept: Kept) -> int:
+        """Boxes that a better one should have suppressed."""
+        limit = self._thresholds.iou + self._near_iou
+        return sum(
+            any(
+                better == class_id and all((self._iou(i)[fits] > limit).all() for i in others)
+                for better, others in kept[:place]
+            )
+            for place, (class_id, fits) in enumerate(kept)
+        )
+
+    def _missing(self, kept: Kept, found: Detections) -> int:
+        """Visible candidates above the threshold that are neither detected nor suppressed."""
+        least = self._conf
+        if len(found) >= self._thresholds.max_det:
+            least = float(found.confidence.min()) + self._near_score
+        lacking = self._visible & (self._best > least + self._near_score)
+        # Boxes in the border of the letterbox suppress others, and are dropped afterwards.
+        hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
+        dropped = [(int(self._scores[i].argmax()), np.array([i])) for i in hidden]
+        for class_id, fits in kept + dropped:
+            lacking[fits] = False
+            for index in fits:
+                better = self._best <= self._scores[index, class_id] + 2 * self._near_score
+                overlap = self._iou(index) > self._thresholds.iou - self._near_iou
+                lacking &= ~(better & overlap & self._may_be(class_id))
+        return int(lacking.sum())
+
+    def _may_be(self, class_id: int) -> NDArray[np.bool_]:
+        """Candidates of which no class is clearly better than this one."""
+        tied: NDArray[np.bool_] = self._scores[:, class_id] >= self._best - 2 * self._near_score
+        return tied
+
+    def _iou(self, index: int | np.intp) -> Wide:
+        """IoU of one candidate with every one, in the input, not clipped to the image."""
+        one, every = self._corners[index], self._corners
+        sides = np.minimum(one[2:], every[:, 2:]) - np.maximum(one[:2], every[:, :2])
+        shared = sides.clip(0).prod(axis=1)
+        areas = (every[:, 2:] - every[:, :2]).prod(axis=1)
+        overlap: Wide = shared / np.maximum(areas[index] + areas - shared, 1e-9)
+        return overlap
