@@ -56,6 +56,40 @@ def test_a_picture_goes_in_and_boxes_in_its_pixels_come_out(batch, outputs):
     assert len(detector(picture())) == 0
 
 
+class Variant(FakeSession):
+    """The fake model with heads as other targets make them."""
+
+    def _run(self, feeds):
+        (name,) = feeds
+        heads = super()._run({name: feeds[name]})
+        for output in self.manifest.outputs:
+            if output.activation == "sigmoid":
+                heads[output.name] = 1 / (1 + np.exp(-heads[output.name]))
+            if output.layout == "NHWC":
+                heads[output.name] = heads[output.name].transpose(0, 2, 3, 1)
+        return heads
+
+
+@pytest.mark.parametrize("activation", ["logit", "sigmoid"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_heads_as_other_targets_make_them(activation, layout):
+    manifest = make_manifest()
+    outputs = tuple(
+        replace(
+            output,
+            activation=activation,
+            layout=layout,
+            shape=output.shape if layout == "NCHW" else (1, *output.shape[2:], output.shape[1]),
+        )
+        for output in manifest.outputs
+    )
+    changed = replace(manifest, outputs=outputs)
+    expected = Detector.from_session(FakeSession(manifest), manifest)(picture((32, 64), (160, 0)))
+    found = Detector.from_session(Variant(changed), changed)(picture((32, 64), (160, 0)))
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-3)
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
+
+
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])
 @pytest.mark.parametrize(
     ("batch", "calls"), [(1, [1] * 5), (3, [3, 3]), (8, [8]), ("dynamic", [5])]

@@ -395,10 +395,13 @@ def _postprocessor(manifest: Manifest) -> Postprocessor:
             )
     heads = [output for output in manifest.outputs if output.role == "head"]
     options: dict[str, Any] = {}
-    if len({head.layout for head in heads}) > 1:
-        raise ArtifactError("its heads have different layouts, expected one: export it again")
+    if len({(head.layout, head.activation) for head in heads}) > 1:
+        raise ArtifactError(
+            "its heads have different layouts or activations, expected one: export it again"
+        )
     if heads:
         options["layout"] = heads[0].layout
+        options["activation"] = heads[0].activation
         options["quantization"] = [
             None if head.scale is None else (head.scale, head.zero_point or 0) for head in heads
         ]
