@@ -209,6 +209,32 @@ def test_functions_are_short() -> None:
     assert p95[0] <= P95_FUNCTION, f"95th percentile: {p95}; longest: {lengths[-5:]}"
 
 
+def test_the_package_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    """Print files and lines by folder, and the longest of each kind."""
+    lengths = {m: path.read_text(encoding="utf-8").count("\n") for m, path in _modules().items()}
+    rooms: dict[str, list[int]] = {}
+    for module, path in _modules().items():
+        rooms.setdefault(str(path.parent.relative_to(ROOT)), []).append(lengths[module])
+    rows = [f"{room:<28} {len(v):>4} files {sum(v):>6} lines" for room, v in sorted(rooms.items())]
+    longest = max(lengths, key=lambda module: lengths[module])
+    function = max(_functions(), key=lambda found: _length(found[1]))
+    chain = max((_chain(module) for module in _modules()), key=len)
+    assert sum(map(sum, rooms.values())) == sum(lengths.values())
+    with capsys.disabled():
+        print("", *rows, sep="\n")
+        print(f"{'all':<28} {len(lengths):>4} files {sum(lengths.values()):>6} lines")
+        print(f"longest file: {longest}, {lengths[longest]} lines")
+        print(f"longest function: {function[0]}.{function[1].name}, {_length(function[1])} lines")
+        print(f"longest import chain: {len(chain)} modules, {' > '.join(chain)}")
+
+
+@cache
+def _chain(module: str) -> tuple[str, ...]:
+    """The longest chain of imports that run when ``module`` is imported, from it downwards."""
+    used = _imports(module, top_level=True) & set(_modules()) - {module}
+    return (module, *max(map(_chain, used), key=len, default=()))
+
+
 def test_hints_are_complete() -> None:
     lacking = []
     for module, node in _functions():
