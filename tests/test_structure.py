@@ -290,6 +290,14 @@ def test_import_brings_no_engine() -> None:
     assert not heavy & set(_python(code).split())
 
 
+def test_the_command_line_starts_without_runtimes_and_targets() -> None:
+    code = "import sys, y7edge.cli.app; print(*sys.modules)"
+    loaded = _python(code).split()
+    assert "y7edge.cli.export" in loaded
+    for package in ("y7edge.runtimes", "y7edge.export"):
+        assert not [name for name in loaded if name.startswith(package)]
+
+
 def test_import_is_quick() -> None:
     code = (
         "import time, numpy; start = time.perf_counter(); import y7edge;"

@@ -22,7 +22,7 @@ from y7edge.export.graph import build as graph
 from y7edge.export.pipeline import export
 from y7edge.export.proof import parity
 from y7edge.export.proof.verify import verify
-from y7edge.export.targets import onnx_file
+from y7edge.export.targets import registry as targets
 from y7edge.models import registry as models
 from y7edge.models import weights
 from y7edge.models.scaling import scale
@@ -31,6 +31,14 @@ from y7edge.nn.random_weights import random_weights
 from y7edge.runtimes import base, onnxrt, registry
 
 SIZE = (64, 96)
+
+
+def available(name):
+    """The target of this name; the test is skipped if what it needs is not installed."""
+    target = targets.get(name)
+    if absent := base.missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    return target
 
 
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])
@@ -242,22 +250,28 @@ def test_an_older_file_stays_what_it_was(narrow_tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", ["build", "prove", "write_manifest", "replace_files"])
-def test_whatever_fails_leaves_nothing(narrow_tiny, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("name", targets.names())
+def test_whatever_fails_leaves_nothing(narrow_tiny, tmp_path, monkeypatch, name, step):
+    target = available(name)
+
     def fail(*_, **__):
         raise DeviceError("broke")
 
-    owners = {"build": onnx_file, "prove": parity, "write_manifest": onnxrt}
+    runtime = registry.get(target.RUNTIME)
+    owners = {"build": target, "prove": parity, "write_manifest": runtime}
     monkeypatch.setattr(owners.get(step, delivery), step, fail)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(pipeline.tempfile, "tempdir", str(tmp_path / "temporary"))
     with pytest.raises(DeviceError, match="broke"):
-        export(narrow_tiny, tmp_path / "out" / "m.onnx", imgsz=SIZE)
+        export(narrow_tiny, tmp_path / "out" / f"m{target.SUFFIX}", target=name, imgsz=SIZE)
     assert not list((tmp_path / "out").glob("**/*"))
     assert not list((tmp_path / "temporary").iterdir())
 
 
-@pytest.mark.parametrize("word", ["graph", "reference", "onnxrt"])
-def test_a_killed_export_leaves_nothing(narrow_tiny, tmp_path, word):
+@pytest.mark.parametrize("name", targets.names())
+@pytest.mark.parametrize("word", ["graph", "reference", "float32"])
+def test_a_killed_export_leaves_nothing(narrow_tiny, tmp_path, name, word):
+    target = available(name)
     weights.save(narrow_tiny, tmp_path / "c.safetensors")
     out = tmp_path / "out"
     out.mkdir()
@@ -268,8 +282,8 @@ def test_a_killed_export_leaves_nothing(narrow_tiny, tmp_path, word):
         "def tell(line):\n"
         "    print(line, flush=True)\n"
         f"    if {word!r} in line: time.sleep(60)\n"
-        f"export(load({str(tmp_path / 'c.safetensors')!r}), {str(out / 'm.onnx')!r},"
-        f" imgsz={SIZE}, progress=tell)\n"
+        f"export(load({str(tmp_path / 'c.safetensors')!r}), "
+        f"{str(out / ('m' + target.SUFFIX))!r}, target={name!r}, imgsz={SIZE}, progress=tell)\n"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(

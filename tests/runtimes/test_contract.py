@@ -133,15 +133,17 @@ def test_a_manifest_changed_by_one_byte_does_not_open(made, tmp_path, word):
         registry.load(copy.path)
 
 
-def test_each_file_changed_by_one_byte_is_noticed(made, tmp_path):
+def test_each_file_changed_or_cut_is_noticed(made, tmp_path):
     copy = made.copy(tmp_path)
     for file in copy.files:
         whole = file.read_bytes()
-        raw = bytearray(whole)
-        raw[len(raw) // 3] ^= 0x10
-        file.write_bytes(raw)
-        with pytest.raises(Y7EdgeError, match=copy.path.stem):
-            selftest(copy.path)
+        flipped = bytearray(whole)
+        flipped[len(whole) // 3] ^= 0x10
+        for damaged in (flipped, whole[: len(whole) // 2], whole[:-1], b""):
+            file.write_bytes(damaged)
+            with pytest.raises(Y7EdgeError, match=copy.path.stem) as caught:
+                selftest(copy.path)
+            assert "\n" not in str(caught.value)
         file.write_bytes(whole)
     assert selftest(copy.path)
 
