@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).parents[3] / "examples" / "research" / "engine_speed.py"
 
 
@@ -20,7 +18,7 @@ def test_every_installed_target_is_measured(narrow_tiny, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     for name in script.targets.names():
         if script.missing(script.targets.get(name).NEEDS):
-            pytest.skip(f"target {name} is not installed")
+            continue
         for precision in script.targets.get(name).PRECISIONS:
             (line,) = [line for line in lines if line.startswith(f"{name} {precision}")]
             assert " ms " in line
