@@ -29,8 +29,8 @@ from y7edge.export.proof.reference import Answer
 from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
-Kept = list[tuple[int, NDArray[np.intp]]]
-"""Of each box of the Detector that is a candidate: its class, and the candidates it may be."""
+Kept = list[tuple[int, NDArray[np.intp], Wide]]
+"""Of each box that stays: its class, the candidates that it may be, their IoU with every one."""
 
 
 def compare_detections(
@@ -100,7 +100,7 @@ class _Candidates:
             fits = self._fitting(box, float(confidence), int(class_id), taken)
             if len(fits):
                 taken.append(int(fits[0]))
-                kept.append((int(class_id), fits))
+                kept.append((int(class_id), fits, self._iou(fits)))
         return len(found) - len(kept) + self._overlapping(kept) + self._missing(kept, found)
 
     def _fitting(
@@ -126,10 +126,10 @@ class _Candidates:
         limit = self._thresholds.iou + self._near_iou
         return sum(
             any(
-                better == class_id and all((self._iou(i)[fits] > limit).all() for i in others)
-                for better, others in kept[:place]
+                better == class_id and (overlap[:, fits] > limit).all()
+                for better, _, overlap in kept[:place]
             )
-            for place, (class_id, fits) in enumerate(kept)
+            for place, (class_id, fits, _) in enumerate(kept)
         )
 
     def _missing(self, kept: Kept, found: Detections) -> int:
@@ -140,13 +140,13 @@ class _Candidates:
         lacking = self._visible & (self._best > least + self._near_score)
         # Boxes in the border of the letterbox suppress others, and are dropped afterwards.
         hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
-        dropped = [(int(self._scores[i].argmax()), np.array([i])) for i in hidden]
-        for class_id, fits in kept + dropped:
+        classes = [int(self._scores[i].argmax()) for i in hidden]
+        dropped = [(c, hidden[[n]], self._iou(hidden[[n]])) for n, c in enumerate(classes)]
+        for class_id, fits, overlap in kept + dropped:
             lacking[fits] = False
-            for index in fits:
-                better = self._best <= self._scores[index, class_id] + 2 * self._near_score
-                overlap = self._iou(index) > self._thresholds.iou - self._near_iou
-                lacking &= ~(better & overlap & self._may_be(class_id))
+            not_better = self._best <= self._scores[fits, class_id, None] + 2 * self._near_score
+            near = overlap > self._thresholds.iou - self._near_iou
+            lacking &= ~((not_better & near).any(axis=0) & self._may_be(class_id))
         return int(lacking.sum())
 
     def _may_be(self, class_id: int) -> NDArray[np.bool_]:
@@ -154,11 +154,11 @@ class _Candidates:
         tied: NDArray[np.bool_] = self._scores[:, class_id] >= self._best - 2 * self._near_score
         return tied
 
-    def _iou(self, index: int | np.intp) -> Wide:
-        """IoU of one candidate with every one, in the input, not clipped to the image."""
-        one, every = self._corners[index], self._corners
-        sides = np.minimum(one[2:], every[:, 2:]) - np.maximum(one[:2], every[:, :2])
-        shared = sides.clip(0).prod(axis=1)
+    def _iou(self, indices: NDArray[np.intp]) -> Wide:
+        """IoU of some candidates with every one, in the input, not clipped to the image."""
+        some, every = self._corners[indices, None], self._corners
+        sides = np.minimum(some[..., 2:], every[:, 2:]) - np.maximum(some[..., :2], every[:, :2])
+        shared = sides.clip(0).prod(axis=2)
         areas = (every[:, 2:] - every[:, :2]).prod(axis=1)
-        overlap: Wide = shared / np.maximum(areas[index] + areas - shared, 1e-9)
+        overlap: Wide = shared / np.maximum(areas[indices, None] + areas - shared, 1e-9)
         return overlap

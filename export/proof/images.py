@@ -19,7 +19,7 @@ from y7edge.data.synthetic import scenes
 from y7edge.errors import DataError, RuntimeMissing
 
 COUNT = 8
-"""How many images a proof uses unless told otherwise."""
+"""How many images a proof uses at most."""
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _SCENE_SIZE = (480, 640)  # like a camera's: the letterbox is exercised too

@@ -1,4 +1,4 @@
-"""What the unfolded training model answers: the judge of every artifact.
+"""Outputs of the unfolded training model, which every artifact is compared with.
 
 It runs in torch, float32, on the CPU, once for each checkpoint and input; answers are kept on disk,
 in ``$Y7EDGE_CACHE``, else ``~/.cache/y7edge``. The key of an answer covers weights, input, torch
@@ -63,7 +63,7 @@ class Reference:
 
     @property
     def description(self) -> str:
-        """For reports: what judged."""
+        """The reference, for reports."""
         form = self.checkpoint.form
         state = "folded already" if form == "folded" else f"{form} form, not folded"
         return f"{state}, float32, torch {version('torch')}"

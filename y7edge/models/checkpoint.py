@@ -56,7 +56,7 @@ def canonical_json(value: Any) -> str:
 
 
 def default_names(nc: int) -> tuple[str, ...]:
-    """The class names of a model that was never told any: "0", "1", ..."""
+    """Class names of a model that has none: "0", "1", ..."""
     return tuple(str(index) for index in range(nc))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from y7edge.errors import ConfigError
 
-IMAGE = -1  # the input index that means the picture itself
+IMAGE = -1  # the input index that means the image itself
 BN_EPS = 1e-3  # not the framework's 1e-5: published weights are wrong with any other value
 BN_MOMENTUM = 0.03
 LEAKY_SLOPE = 0.1  # yolov7-tiny; every other variant uses SiLU
@@ -162,7 +162,7 @@ def _check_rows(name: str, rows: tuple[Row, ...], levels: int) -> None:
         ):
             raise ConfigError(
                 f"{name}: row {position} has index {row.index} and inputs {row.inputs}; rows are "
-                "numbered from 0 and read earlier rows only (-1 is the picture)"
+                "numbered from 0 and read earlier rows only (-1 is the image)"
             )
         if row.block not in get_args(Block):
             raise ConfigError(

@@ -36,7 +36,7 @@ def by_channel(values, axis):
     return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
 
-def test_deviation_is_relative_to_the_largest_magnitude_of_each_picture():
+def test_deviation_is_relative_to_the_largest_magnitude_of_each_image():
     agreement = TensorAgreement(channel_axis=1)
     worst = []
     for seed in range(3):
@@ -47,7 +47,7 @@ def test_deviation_is_relative_to_the_largest_magnitude_of_each_picture():
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_cosine_is_that_of_values_less_channel_means_over_all_pictures(axis):
+def test_cosine_is_that_of_values_less_channel_means_over_all_images(axis):
     pairs = [pair(seed, noise=0.3, axis=axis) for seed in range(3)]
     agreement = TensorAgreement(channel_axis=axis)
     for reference, found in pairs:
@@ -155,11 +155,11 @@ def scored(scores, nc=2):
     return Decoded(boxes, table)
 
 
-def test_the_best_of_all_pictures_come_first_then_a_ladder():
+def test_the_best_of_all_images_come_first_then_a_ladder():
     rng = np.random.default_rng(0)
-    pictures = [scored(rng.uniform(0.9, 0.99, 80)), scored([*rng.uniform(0.9, 0.99, 80), 0.3, 0.1])]
-    chosen = choose([c for i, p in enumerate(pictures) for c in candidates_of(i, p)])
-    everything = np.concatenate([p.scores[:, 1] for p in pictures])
+    images = [scored(rng.uniform(0.9, 0.99, 80)), scored([*rng.uniform(0.9, 0.99, 80), 0.3, 0.1])]
+    chosen = choose([c for i, p in enumerate(images) for c in candidates_of(i, p)])
+    everything = np.concatenate([p.scores[:, 1] for p in images])
     np.testing.assert_array_equal(
         [c.score for c in chosen[:BEST]], np.sort(everything)[::-1][:BEST]
     )
@@ -167,7 +167,7 @@ def test_the_best_of_all_pictures_come_first_then_a_ladder():
     assert ladder[-2:] == [0.3, 0.1]
     assert len(chosen) == len({(c.image, c.index) for c in chosen})
     assert all(c.class_id == 1 for c in chosen)
-    assert all(pictures[c.image].scores[c.index, 1] == np.float32(c.score) for c in chosen)
+    assert all(images[c.image].scores[c.index, 1] == np.float32(c.score) for c in chosen)
 
 
 def test_candidates_are_compared_in_their_own_place():

@@ -98,7 +98,7 @@ def test_each_single_convolution_is_caught_with_digests_ignored(
             parity.require_passed(report, "it")
 
 
-def test_verify_ignores_digests_only_when_told(artifact_path, narrow_tiny, tmp_path):
+def test_verify_ignores_digests_only_if_asked_to(artifact_path, narrow_tiny, tmp_path):
     name = tampering.convolutions_of(artifact_path)[30]
     path = tampering.scale_weight(artifact_path, tmp_path / "m.onnx", name)
     with pytest.raises(DigestError, match="payload digest"):
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_answers_nan_proves_nothing(narrow_tiny, tmp_path):
 # --- fp16 ----------------------------------------------------------------------------------------
 
 
-def test_fp16_is_judged_by_cosine_and_range(narrow_tiny, tmp_path):
+def test_fp16_is_compared_by_cosine_and_range(narrow_tiny, tmp_path):
     artifact = export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE, precision="fp16")
     report = artifact.manifest.parity
     assert report["tolerance"]["deviation"] is None
