@@ -77,10 +77,9 @@ def scale_gains(gains: LossGains, *, levels: int, nc: int, imgsz: int) -> LossGa
 class DetectionLoss:
     """Loss of a lead head, or of a lead and an auxiliary head; in float32 also under autocast.
 
-    Means over positives and cells are those of the whole batch, however its pictures fall on
-    processes: counts are summed over ``ranks`` (one exchange of a few integers), and what a
-    process contributes is multiplied by the number of processes, because gradients are averaged
-    over them afterwards. So their average is the gradient of one process with all pictures.
+    Means over positives and cells are those of the whole batch: counts are summed over ``ranks``,
+    and the loss of a process is multiplied by their number, because gradients are averaged over
+    them afterwards. The average is then the gradient of one process with all images.
 
     Args:
         nc: classes; with one class there is no class term.
@@ -216,9 +215,6 @@ class DetectionLoss:
 class TrainingLoss:
     """Assignment and loss as a recipe has them.
 
-    Models without auxiliary head are assigned by `SimOTA`, those with one by an assigner of
-    `auxiliary.py`.
-
     Args:
         spec: the model.
         anchors: (L, A, 2) width and height in grid units of their level, finest level first.
@@ -255,12 +251,7 @@ class TrainingLoss:
         self.assign = _assigner(spec, assigner, recipe.anchor_t)
 
     def __call__(self, heads: Sequence[Tensor], targets: Tensor) -> LossParts:
-        """Loss of one batch, or of this process's pictures of it.
-
-        Args:
-            heads: per level raw logits (B, A, H, W, 5 + nc), lead head then auxiliary head.
-            targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
-        """
+        """Assign, and return the loss; arguments as for :class:`DetectionLoss`."""
         return self.loss(heads, targets, self.assign(heads, targets, self.loss.anchors))
 
 

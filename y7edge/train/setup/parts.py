@@ -41,9 +41,14 @@ from y7edge.train.setup.finetune import carry_over
 from y7edge.train.setup.freeze import freeze_rows
 
 # Some are first used after hours: what is missing is reported before the first epoch.
-_NEEDED = (
-    *("cv2", "faster_coco_eval", "lightning_fabric", "matplotlib", "safetensors", "tensorboard"),
-)
+_NEEDED = [
+    "cv2",
+    "faster_coco_eval",
+    "lightning_fabric",
+    "matplotlib",
+    "safetensors",
+    "tensorboard",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,10 @@ def build(
     """
     fabric, ranks = fabric or open_fabric(config), ranks or Ranks()
     with ranks.together():
-        data = read_data(config)
+        # Other splits, which may have faults of their own, are not read.
+        data = load(config.data, splits=tuple({config.train_split: 0, config.val_split: 0}))
+        data = data.single_class() if config.single_cls else data
+        require_labels(data.split(config.train_split), "train on")
         names = data.names
         start = start_again(config, names, again) if again else make_model(config, data)
         for note in start.notes:
@@ -195,27 +203,11 @@ def check_packages() -> None:
         raise RuntimeMissing(f'training needs {", ".join(missing)}: pip install "y7edge[train]"')
 
 
-def read_data(config: TrainConfig) -> Dataset:
-    """The two splits of a run; others, which may have faults of their own, are not read.
-
-    Raises:
-        DataError: a split that is missing, cannot be read, or has no labels to train on.
-    """
-    data = load(config.data, splits=tuple({config.train_split: 0, config.val_split: 0}))
-    if config.single_cls:
-        data = data.single_class()
-    require_labels(data.split(config.train_split), "train on")
-    return data
-
-
 def make_model(config: TrainConfig, data: Dataset) -> Start:
-    """The model that a run starts with, with anchors that fit its data.
-
-    Anchors are left alone where weights come along, which predict offsets from them.
+    """The model that a run starts with, with anchors that fit its data unless weights come along.
 
     Raises:
-        ConfigError: the model cannot be trained like this.
-        CheckpointError: the weights don't fit.
+        ConfigError, CheckpointError: see :func:`start_model`.
     """
     torch.manual_seed(config.seed)
     names, fitting = data.names, None
@@ -326,9 +318,8 @@ def start_model(
 ) -> Start:
     """The model to train, its frozen rows frozen.
 
-    With ``config.weights``, everything that fits is copied (see
-    :mod:`y7edge.train.setup.finetune`), and the anchors come along, as weights predict
-    offsets from them.
+    With ``config.weights``, everything that fits is copied (:mod:`y7edge.train.setup.finetune`),
+    the anchors too, as weights predict offsets from them.
 
     Args:
         config: the run.
