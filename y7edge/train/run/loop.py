@@ -34,10 +34,10 @@ __all__ = ["TrainResult", "resume", "train"]
 
 
 def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
-    """Train a model and keep its best and last state in the run's folder.
+    """Train a model and keep its best and last weights in the run's folder.
 
     With several devices this very command is started again for each further one (or ``torchrun``
-    has started them all); the result is the same in all processes.
+    has started them all).
 
     Args:
         config: what to train on what.
