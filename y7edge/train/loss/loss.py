@@ -178,8 +178,8 @@ class DetectionLoss:
         )
         if self.recipe.fl_gamma <= 0:
             return each
-        chance = logits.sigmoid()
-        hit = expected * chance + (1 - expected) * (1 - chance)
+        score = logits.sigmoid()
+        hit = expected * score + (1 - expected) * (1 - score)
         alpha = expected * _FOCAL_ALPHA + (1 - expected) * (1 - _FOCAL_ALPHA)
         # Kept from 0, where a power below 1 has no slope.
         miss = (1 - hit).clamp(min=torch.finfo(hit.dtype).tiny)
