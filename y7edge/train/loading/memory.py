@@ -36,19 +36,12 @@ class Task(NamedTuple):
 
 @dataclass(slots=True)
 class Made:
-    """What a worker sends: where the images are, and the targets themselves.
+    """What a worker sends: where the images are, and the targets themselves."""
 
-    Attributes:
-        memory: Which batch memory.
-        slot: Where in it.
-        shape: (B, 3, H, W).
-        targets: float32 (n, 6).
-    """
-
-    memory: int
-    slot: int
-    shape: tuple[int, ...]
-    targets: NDArray[np.float32]
+    memory: int  # which batch memory
+    slot: int  # where in it
+    shape: tuple[int, ...]  # (B, 3, H, W)
+    targets: NDArray[np.float32]  # (n, 6)
 
     def item(self) -> Item:
         """The batch as tensors, in the process that asked for it."""
