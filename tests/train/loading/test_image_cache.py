@@ -74,16 +74,6 @@ def test_kept_pictures_are_not_decoded_again_and_cannot_be_changed(samples, kind
             image[0, 0] = 1
 
 
-@pytest.mark.parametrize(
-    ("kind", "steps"),
-    [("ram", [(i, 5) for i in range(1, 6)]), ("disk", [(i, 10) for i in range(1, 11)])],
-)
-def test_filling_tells_how_far_it_is(samples, kind, steps):
-    told = []
-    open_cache(kind, samples, SIZE, lambda *step: told.append(step))
-    assert told == steps
-
-
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_a_picture_that_cannot_be_read_is_named(samples, kind):
     samples[3].path.unlink()

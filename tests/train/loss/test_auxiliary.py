@@ -89,22 +89,22 @@ def test_one_cost_gives_what_two_runs_give(counts, size, snap, pairs):
 @pytest.mark.parametrize(("counts", "size", "snap"), SCENES, ids=IDS)
 def test_the_cost_is_computed_once_for_each_cell(monkeypatch, counts, size, snap):
     lead, aux, targets = scene(counts, size=size, seed=sum(counts), snap=snap)
-    judged, compared = [], []
-    judge, iou = assign._judge, assign._pairwise_iou
+    computed, compared = [], []
+    costs, iou = assign._costs, assign._pairwise_iou
 
-    def counting_judge(heads, cells, anchors):
-        judged.append((heads, torch.cat((cells.level[:, None], cells.entries[:, :4]), 1)))
-        return judge(heads, cells, anchors)
+    def counting_costs(heads, cells, anchors):
+        computed.append((heads, torch.cat((cells.level[:, None], cells.entries[:, :4]), 1)))
+        return costs(heads, cells, anchors)
 
     def counting_iou(boxes, image, corners):
         compared.append(len(image) * boxes.shape[2])
         return iou(boxes, image, corners)
 
-    monkeypatch.setattr(assign, "_judge", counting_judge)
+    monkeypatch.setattr(assign, "_costs", counting_costs)
     monkeypatch.setattr(assign, "_pairwise_iou", counting_iou)
     both("coarse-to-fine", lead, aux, targets)
-    assert len(judged) == len(compared) == 1
-    heads, cells = judged[0]
+    assert len(computed) == len(compared) == 1
+    heads, cells = computed[0]
     assert all(a is b for a, b in zip(heads, lead, strict=True)), "the lead's predictions decide"
     offered = set()
     for reach in (0.5, 1.0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from y7edge.train.loss import auxiliary
 from y7edge.train.loss.assign import SimOTA
 from y7edge.train.loss.auxiliary import by_name
 from y7edge.train.loss.candidates import Assignment, join, propose
-from y7edge.train.loss.loss import DetectionLoss, LossGains, TrainingLoss, scale_gains
+from y7edge.train.loss.loss import DetectionLoss, TrainingLoss, scaled
 from y7edge.train.settings.recipe import Recipe
+from y7edge.train.settings.recipes import RECIPES
 
 GOLDEN = Path(__file__).parents[2] / "reference" / "golden"
 CASES = [case["case"] for case in json.loads((GOLDEN / "loss.json").read_text())["cases"]]
@@ -26,7 +28,7 @@ NAMED_EXCEPTIONS = {
     "ota_p6_lead_only": "equal costs: the lowest index wins here, torch.topk's choice there",
 }
 EQUAL = [name for name in CASES if name not in NAMED_EXCEPTIONS]
-UNIT = LossGains(box=1.0, obj=1.0, cls=1.0)
+UNIT = Recipe(box=1.0, obj=1.0, cls=1.0)
 ANCHORS = torch.tensor([[[1.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0]]])
 
 
@@ -107,11 +109,9 @@ def test_width_and_height_apart_change_the_published_non_square_case(loss_case):
 
 def test_gains_are_scaled_as_published():
     table = json.loads((GOLDEN / "train.json").read_text())["loss_gain_scaling"]
-    recipes = {"p5": LossGains(0.05, 0.7, 0.3), "p6": LossGains(0.05, 0.7, 0.3)}
-    recipes["tiny"] = LossGains(box=0.05, obj=1.0, cls=0.5)
     assert table["columns"] == ["hyp file", "imgsz", "nc", "nl", "box", "cls", "obj"]
     for recipe, imgsz, nc, levels, box, cls, obj in table["rows"]:
-        gains = scale_gains(recipes[recipe], levels=levels, nc=nc, imgsz=imgsz)
+        gains = scaled(RECIPES[recipe].recipe, levels=levels, nc=nc, imgsz=imgsz)
         assert (gains.box, gains.cls, gains.obj) == pytest.approx((box, cls, obj), rel=1e-12)
 
 
@@ -169,7 +169,7 @@ def test_one_class_has_no_class_term():
 
 def test_total_is_per_batch():
     targets = torch.tensor([[0, 0, 0.375, 0.375, 0.25, 0.25]])
-    parts = DetectionLoss(3, ANCHORS, LossGains(0.3, 0.2, 0.1))(
+    parts = DetectionLoss(3, ANCHORS, Recipe(box=0.3, obj=0.2, cls=0.1))(
         small(batch=4), targets, assigned([0, 0, 1, 1, 0])
     )
     assert parts.total.item() == pytest.approx(4 * (parts.box + parts.obj + parts.cls).item())
@@ -191,7 +191,7 @@ def test_half_precision_heads_are_judged_in_float32(dtype):
 
 def test_gradient_is_that_of_the_value():
     targets = torch.tensor([[0, 2, 0.4, 0.35, 0.25, 0.2]])
-    loss = DetectionLoss(3, ANCHORS.double(), UNIT, label_smoothing=0.1, focal_gamma=1.5)
+    loss = DetectionLoss(3, ANCHORS.double(), replace(UNIT, label_smoothing=0.1, fl_gamma=1.5))
     heads = small(dtype=torch.float64)
 
     def value(logits):

@@ -1,9 +1,8 @@
-"""Where pictures lie on the canvas that a training picture shows a part of.
+"""Layouts of images on a canvas, of which a training image shows a part.
 
-Mosaics join four or nine pictures whose longer side is S on a canvas of 2S x 2S, as published for
-YOLOv7 (arXiv 2207.02696). The canvas itself is painted only where that is needed: mostly each
-picture goes straight to its place in the result (`y7edge.train.augment.view`), and pictures whose
-place on the canvas is out of sight are not even decoded.
+Mosaics join four or nine images whose longer side is S on a canvas of 2S x 2S, as published for
+YOLOv7 (arXiv 2207.02696). Mostly the canvas is never painted: each image goes straight to its place
+in the result (`y7edge.train.augment.view`), and images out of sight are not even decoded.
 """
 
 from __future__ import annotations
@@ -40,19 +39,12 @@ class Area(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tile:
-    """A picture on a canvas: its top left corner, and the part of it that the canvas holds.
-
-    Attributes:
-        picture: The whole picture.
-        left: Column of the canvas at which the picture begins; may be negative.
-        top: Row of the canvas at which the picture begins; may be negative.
-        part: x1, y1, x2, y2 of what lies on the canvas, in the picture's own pixels.
-    """
+    """An image on a canvas."""
 
     picture: Picture
-    left: int
+    left: int  # column and row of the canvas at which it begins; may be negative
     top: int
-    part: tuple[int, int, int, int]
+    part: tuple[int, int, int, int]  # x1, y1, x2, y2 of what lies on the canvas, in its own pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +127,7 @@ def nine(pictures: Pictures, numbers: list[int], size: int, rng: Generator, seen
 
 
 def _reach(index: int, s: int, w: int, h: int) -> Area:
-    """What a tile of nine cannot leave, given the width and height of the one in the middle."""
+    """Bounding area of tile ``index`` in a nine-tile mosaic, from the size of the middle one."""
     return (
         Area(s, s, s + w, s + h),
         Area(s, 0, 2 * s, s),

@@ -1,8 +1,4 @@
-"""Memory for intermediate pictures, used again and again.
-
-A picture of a megabyte that is allocated for each step is given back to the system and cleared by
-it each time, which costs as much as the step.
-"""
+"""Reused memory for intermediate images: allocating and clearing it costs as much as a step."""
 
 from __future__ import annotations
 
@@ -22,10 +18,7 @@ _buffers = _Buffers()
 
 
 def scratch(name: str, *shape: int) -> NDArray[np.uint8]:
-    """An uint8 array of any content; each thread has its own.
-
-    It is good until the same thread asks for ``name`` again: never to be kept or returned.
-    """
+    """An uint8 array of any content, valid until the same thread asks for ``name`` again."""
     size = math.prod(shape)
     buffer = _buffers.by_name.get(name)
     if buffer is None or buffer.size < size:

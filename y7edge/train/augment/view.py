@@ -5,13 +5,11 @@ As published for YOLOv7, with one filter for what is left of objects. Coordinate
 by half a pixel here (the published ones are not, which moves labels against pixels by up to half a
 pixel).
 
-Views that only scale and shift, as those of all published recipes, are not warped but put together
-from tiles, each resized by itself: a resize costs a third of a warp, and nothing is done for what
-does not show. A tile's edges, and the cuts through it at the view's edges, are rounded to whole
-pixels, source and result, which moves it by up to half a pixel; its labels follow what was done.
+Views that only scale and shift, as those of all published recipes, are not warped: the visible
+tiles are resized one by one, at a third of the cost. The edges of a tile are rounded to whole
+pixels, which moves it by up to half a pixel; its labels move with it.
 
-The picture is made as three planes, as the network takes it, and looks like any other: an array
-(h, w, 3), BGR, that is a view of them.
+Images are made as three planes for the network; the BGR array (h, w, 3) is a view of them.
 """
 
 from __future__ import annotations
@@ -90,19 +88,12 @@ _AS_IT_IS = Mirror()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What part of a canvas a picture shows, and how.
+    """What part of a canvas an image shows, and how."""
 
-    Attributes:
-        matrix: float64 (3, 3), from points (x, y, 1) of the canvas to those of the picture.
-        height: Of the picture.
-        width: Of the picture.
-        scale: The drawn factor, by which objects grow.
-    """
-
-    matrix: Matrix
-    height: int
+    matrix: Matrix  # (3, 3), from points (x, y, 1) of the canvas to those of the image
+    height: int  # of the image
     width: int
-    scale: float
+    scale: float  # the drawn factor, by which objects grow
 
     @property
     def upright(self) -> bool:

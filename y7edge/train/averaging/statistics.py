@@ -1,10 +1,8 @@
-"""Statistics of BatchNorm, estimated anew for weights that no training ever had.
+"""Statistics of BatchNorm for averaged weights, which no training ever had.
 
-Mean and variance of every BatchNorm's input over many pictures, pooled: what "precise BN" is in
-"Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576). Each batch is normalised by its own statistics
-on its way through the layers, as in training; the statistics of the batches are put together
-exactly, so that no batch counts more than another, as it does in a running mean, and the spread
-between batches is part of the variance, as it isn't in a mean of variances.
+Mean and variance of every BatchNorm's input over many images: "precise BN" of "Rethinking 'Batch'
+in BatchNorm" (arXiv 2105.07576). Each batch is normalised by its own statistics, as in training;
+these are pooled exactly, the spread between batches included.
 """
 
 from __future__ import annotations
@@ -23,8 +21,7 @@ from y7edge.train.loading.dataset import TrainingSet, loader
 from y7edge.train.loading.sampling import BatchPlan
 from y7edge.train.loading.workers import batches
 
-# Pictures that are enough: the paper above finds no gain beyond some thousand, each of which gives
-# hundreds of values to every channel.
+# Images that are enough: the paper above finds no gain beyond some thousand.
 ENOUGH = 4096
 
 
@@ -132,15 +129,14 @@ def _watching(layers: dict[str, Any]) -> Iterator[dict[str, Moments]]:
 
 
 def whole_pictures(shown: TrainingSet, batch: int, workers: int = 0) -> Iterator[Tensor]:
-    """Pictures of a set as they will be judged: whole, letterboxed, unchanged; uint8 (B, 3, S, S).
+    """Images of a set as they are evaluated: whole, letterboxed, unchanged; uint8 (B, 3, S, S).
 
-    Not the mosaics that were learnt from: the statistics are for the pictures that come. They are
-    mixed, the same way each time, since neighbours in a data set are often alike; of more than
-    ``ENOUGH`` the first that many are taken.
+    They are shuffled, the same way each time, since neighbours in a data set are often alike; of
+    more than ``ENOUGH`` the first are taken.
 
     Args:
-        shown: what is trained on; its cache is shared.
-        batch: pictures in a forward pass.
+        shown: the training images; their cache is shared.
+        batch: images in a forward pass.
         workers: processes that load, for this pass only.
     """
     plain = shown.unchanged()

@@ -1,4 +1,4 @@
-"""Pictures and labels for training, in batches, repeatable from a seed.
+"""Images and labels for training, in batches, repeatable from a seed.
 
     shown = TrainingSet(samples, 640, recipe.augmentation, seed=0, cache="ram")
     plan = BatchPlan(len(shown), 16, seed=0)
@@ -8,8 +8,7 @@
         for images, targets in batches(pictures):
             ...
 
-What an item looks like depends on the set's seed and on its key (`y7edge.train.loading.sampling`)
-alone: not on the number of workers, nor on what was drawn before, nor on how pictures are cached.
+An item depends on the set's seed and on its key (`y7edge.train.loading.sampling`) alone.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from y7edge.errors import DataError
 from y7edge.train.augment.labelled import Picture, Pictures, bgr_view, rectangle, targets
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
-from y7edge.train.loading.image_cache import Filling, Images, open_cache
+from y7edge.train.loading.image_cache import Images, open_cache
 from y7edge.train.loading.memory import (
     BatchMemory,
     Item,
@@ -63,32 +62,27 @@ class TrainingSet(Dataset[Item]):
         seed: int = 0,
         cache: str = "auto",
         close_at: int | None = None,
-        progress: Filling | None = None,
     ) -> None:
-        """Prepare the set, and read all pictures if they are cached.
+        """Prepare the set, and read all images if they are cached.
 
         Args:
-            samples: What to show.
+            samples: Images and labels.
             size: Longer side S of the network's input.
-            augmentation: How pictures are changed; None only letterboxes them.
-            seed: Other seeds give other crops, partners and colours.
+            augmentation: How images are changed; None only letterboxes them.
+            seed: Of the augmentation.
             cache: ``ram``, ``disk``, ``none``, or ``auto`` (`y7edge.train.loading.image_cache`).
-            close_at: First epoch, from 1, that shows pictures one at a time
-                (``augmentation.closed()``); None: there is none.
-            progress: Called with (pictures done, of how many) while a cache is filled.
+            close_at: First epoch, from 1, with ``augmentation.closed()``; None: there is none.
 
         Raises:
             ConfigError: A cache that does not fit into memory or onto the disk.
-            DataError: No samples, or a picture cannot be read.
+            DataError: No samples, or an image cannot be read.
         """
         if not samples:
             raise DataError("expected pictures to train on, found none")
         self.samples = tuple(samples)
         self.size, self.seed, self.close_at = size, seed, close_at
         self.augmentation = augmentation
-        self.pictures = LabelledPictures(
-            self.samples, open_cache(cache, self.samples, size, progress)
-        )
+        self.pictures = LabelledPictures(self.samples, open_cache(cache, self.samples, size))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -128,9 +122,9 @@ class TrainingSet(Dataset[Item]):
 
 
 class LabelledPictures(Pictures):
-    """Decoded pictures, longer side S, with their labels in pixels.
+    """Decoded images, longer side S, with their labels in pixels.
 
-    All labels lie in two arrays, made once: what is left for each picture is a slice and a product.
+    All labels lie in two arrays: each image takes a slice and a product.
     """
 
     def __init__(self, samples: Sequence[Sample], images: Images) -> None:
@@ -219,23 +213,22 @@ class Loader(DataLoader[Item]):
         return (made.item() if isinstance(made, Made) else made for made in super().__iter__())
 
     def check_worker_number_rationality(self) -> None:
-        """Say nothing: the number of workers was asked for, or follows from the cores."""
+        """Print no warning: the number of workers was asked for, or follows from the cores."""
 
 
 def loader(
     dataset: TrainingSet, plan: BatchPlan, *, workers: int = 0, pin: bool = False
 ) -> DataLoader[Item]:
-    """The batches of a plan; ``plan.set_epoch`` before each pass, without it every one is epoch 0.
+    """The batches of a plan; call ``plan.set_epoch`` before each pass.
 
     Args:
         dataset: What to load.
-        plan: Which pictures make up which batch.
-        workers: Processes that load; 0 loads in the calling one. Cached pictures are shared with
-            forked workers, and copied to each spawned one.
-        pin: Put batches into page-locked memory, from where a GPU fetches them by itself.
+        plan: Which images make up which batch.
+        workers: Processes that load; 0 loads in the calling one. Forked ones share cached images.
+        pin: Put batches into page-locked memory, for asynchronous copies to a GPU.
 
     Raises:
-        ConfigError: The batches under way would not fit into memory.
+        ConfigError: The prefetched batches would not fit into memory.
     """
     keep_freed_memory()  # workers that are forked inherit it
     method = start_method(workers)

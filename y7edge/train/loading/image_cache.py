@@ -1,10 +1,8 @@
-"""Decoded pictures, kept in memory or on disk: decoding is most of the work of an item.
+"""Decoded images, cached in memory or on disk: decoding is most of the work of an item.
 
-Pictures are given as an item needs them: upright, BGR, longer side resized to the input's; whether
-and how they are kept changes nothing about them. They are always decoded whole. JPEG's reduced
-decoding saves a fifth of the time on COCO's pictures at 320, but smooths where the detector's
-bilinear resize does not (1.8 grey levels on average, single pixels far more): a network would be
-trained on other pictures than it is shown later.
+Images are upright, BGR, the longer side resized to the input's, the same with and without a cache.
+JPEG's reduced decoding would save a fifth of the time on COCO at 320, but differs from the
+detector's bilinear resize (by 1.8 grey levels on average, single pixels far more).
 """
 
 from __future__ import annotations
@@ -44,12 +42,9 @@ _MAGIC = b"y7edgeP1"
 
 Image = NDArray[np.uint8]
 Images = Sequence[Image]
-Filling = Callable[[int, int], None]
 
 
-def open_cache(
-    kind: str, samples: Sequence[Sample], size: int, progress: Filling | None = None
-) -> Images:
+def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
     """The pictures of these samples by index: uint8 (h, w, 3), BGR, longer side ``size``.
 
     Pictures of a cache must not be written to, and cannot be.
@@ -60,7 +55,6 @@ def open_cache(
             ``auto`` is ``ram`` where that takes at most ``CACHE_LIMIT`` bytes, else ``none``.
         samples: Whose pictures.
         size: Their longer side in pixels.
-        progress: Called with (done, of how many) while a cache is filled.
 
     Raises:
         ConfigError: No such kind, or more memory or disk needed than there is.
@@ -71,9 +65,9 @@ def open_cache(
     if kind == "none":
         return Uncached(samples, size)
     if kind == "ram":
-        return RamCache(samples, size, progress)
+        return RamCache(samples, size)
     if kind == "disk":
-        return DiskCache(samples, size, progress)
+        return DiskCache(samples, size)
     raise ConfigError(f"cache: expected auto, ram, disk or none, found {kind!r}")
 
 
@@ -91,14 +85,9 @@ class Uncached(Images):
 
 
 class RamCache(Images):
-    """All pictures in one block of memory, which forked processes read where it lies.
+    """All images in one block of memory, which forked processes share."""
 
-    Nothing that changes, such as a reference count, lies among the pixels: no page is ever copied.
-    """
-
-    def __init__(
-        self, samples: Sequence[Sample], size: int, progress: Filling | None = None
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], size: int) -> None:
         room = _bytes(samples, size)
         self._starts = np.cumsum([0, *room])
         _require_memory(int(self._starts[-1]))
@@ -117,7 +106,7 @@ class RamCache(Images):
             self._block[start : start + image.size] = image.reshape(-1)
             self._shapes[index] = image.shape[:2]
 
-        _in_threads(fill, range(len(samples)), len(samples), progress)
+        _in_threads(fill, range(len(samples)))
         self._block.flags.writeable = False
 
     def __len__(self) -> int:
@@ -132,15 +121,12 @@ class RamCache(Images):
 
 
 class DiskCache(Images):
-    """One file per picture in the folder of caches, named after what the picture's file holds.
+    """One file per image in the folder of caches, named by the content of the image's file.
 
-    Any number of processes may fill the folder at the same time, and it may be deleted whenever no
-    run uses it: a file that is missing or damaged is made again.
+    Several processes may fill the folder at the same time; missing or damaged files are rewritten.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], size: int, progress: Filling | None = None
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], size: int) -> None:
         self._samples, self._size = samples, size
         self._folder = cache_folder("pictures")
         count = len(samples)
@@ -155,12 +141,10 @@ class DiskCache(Images):
             if not self._path(index).is_file():
                 self._keep(index, _decoded(samples[index].path, size))
 
-        both = progress and (lambda done, _: progress(done, 2 * count))
-        _in_threads(name, range(count), count, both)
+        _in_threads(name, range(count))
         missing = [i for i in range(count) if not self._path(i).is_file()]
         self._require_disk(sum(_bytes([samples[i] for i in missing], size)))
-        rest = progress and (lambda done, _: progress(2 * count - len(missing) + done, 2 * count))
-        _in_threads(keep, missing, len(missing), rest)
+        _in_threads(keep, missing)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -254,15 +238,12 @@ def _name(path: Path, size: int) -> str:
     return state.hexdigest()
 
 
-def _in_threads(
-    work: Callable[[int], None], indices: Iterable[int], count: int, progress: Filling | None
-) -> None:
+def _in_threads(work: Callable[[int], None], indices: Iterable[int]) -> None:
     """Do the work for all indices; OpenCV decodes without holding the interpreter."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        for done, _ in enumerate(pool.map(work, indices), 1):
-            if progress is not None:
-                progress(done, count)
+        for _ in pool.map(work, indices):
+            continue
     finally:
-        # After an error, or Ctrl-C, the pictures still waiting are of no use.
+        # After an error, or Ctrl-C, the images still waiting are of no use.
         pool.shutdown(cancel_futures=True)

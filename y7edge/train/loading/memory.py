@@ -36,19 +36,12 @@ class Task(NamedTuple):
 
 @dataclass(slots=True)
 class Made:
-    """What a worker sends: where the images are, and the targets themselves.
+    """What a worker sends: where the images are, and the targets themselves."""
 
-    Attributes:
-        memory: Which batch memory.
-        slot: Where in it.
-        shape: (B, 3, H, W).
-        targets: float32 (n, 6).
-    """
-
-    memory: int
-    slot: int
-    shape: tuple[int, ...]
-    targets: NDArray[np.float32]
+    memory: int  # which batch memory
+    slot: int  # where in it
+    shape: tuple[int, ...]  # (B, 3, H, W)
+    targets: NDArray[np.float32]  # (n, 6)
 
     def item(self) -> Item:
         """The batch as tensors, in the process that asked for it."""
@@ -63,14 +56,13 @@ class Made:
 class BatchMemory:
     """A block of memory that workers write batches to and the training process reads.
 
-    It is mapped before the workers are forked, and cut into slots that are used over and over.
-    Torch's own way is a new file in /dev/shm for each batch, which the system must clear page by
-    page, and of which a container often has no more than 64 MB. Measured with
+    It is mapped before the workers are forked, and cut into slots that are reused. Torch makes a
+    new file in /dev/shm for each batch, which the system must clear, and of which a container often
+    has no more than 64 MB. Measured with
     ``examples/research/loader_speed.py --workers 2`` on two cores (512 synthetic scenes of 640 px,
     16 per batch, recipe tiny, cache ram): 640 images/s with this memory, 440 with torch's way.
 
-    A slot is free again as soon as no tensor shows it any more, so batches may be kept as long as
-    anyone wants; when all slots are taken, torch's way has to do.
+    A slot is free again once no tensor uses it; when all slots are taken, torch's way is used.
     """
 
     def __init__(self, slots: int, size: int) -> None:
@@ -119,12 +111,11 @@ class BatchMemory:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep memory of the size of pictures when it is freed.
+    """Let this process keep freed memory of the size of images.
 
-    The C library of Linux gives each such piece back to the system, which clears it page by page
-    when it is asked for again: as much work as decoding a small picture. Once a large piece was
-    freed it keeps smaller ones (mallopt(3), M_MMAP_THRESHOLD: the threshold is dynamic, up to 32
-    MiB). Elsewhere this does nothing.
+    glibc returns each such piece to the system, which clears it when it is allocated again: as much
+    work as decoding a small image. Once a large piece was freed, glibc keeps smaller ones
+    (mallopt(3), M_MMAP_THRESHOLD: dynamic, up to 32 MiB). Elsewhere this does nothing.
     """
     np.empty(_LARGE_PIECE, np.uint8)
 
@@ -134,13 +125,13 @@ _MEMORIES: weakref.WeakValueDictionary[int, BatchMemory] = weakref.WeakValueDict
 
 
 def spare_memory() -> float:
-    """Bytes that caches and batches may take; without limit where nobody tells."""
+    """Memory budget of caches and batches in bytes; inf if unknown."""
     available = available_memory()
     return float("inf") if available is None else _SHARE * available
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take, also inside a container; None where nobody tells."""
+    """Bytes that a process may still take, also inside a container; None if unknown."""
     told = _meminfo(Path("/proc/meminfo"))
     limited = _cgroup(Path("/sys/fs/cgroup"))
     known = [value for value in (told, limited) if value is not None]

@@ -1,9 +1,7 @@
-"""Which pictures make up which batch: a pure function of seed and epoch.
+"""Which images make up which batch: a pure function of seed and epoch.
 
-A plan hands out keys, not indices: a key carries all that an item depends on, so that loading
-workers, which live through all epochs and work ahead, are never told where the run stands. Nothing
-is remembered from batch to batch either: a run resumed at batch n of an epoch sees what it would
-have seen.
+A plan yields keys, not indices: a key has everything that an item depends on, so loading workers
+need not know where the run is, and a run resumed at batch n of an epoch gets the same batches.
 """
 
 from __future__ import annotations
@@ -37,17 +35,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RectPlan:
-    """Shapes for batches of pictures of like aspect: less grey than a square of the same side.
+    """Shapes for batches of images of similar aspect: less padding than a square."""
 
-    Attributes:
-        aspect: float64 (N,), height / width of every picture.
-        size: Longer side of the network's input.
-        stride: Sides of the input are multiples of it.
-    """
-
-    aspect: NDArray[np.float64]
-    size: int
-    stride: int
+    aspect: NDArray[np.float64]  # (N,), height / width of every image
+    size: int  # longer side of the network's input
+    stride: int  # sides of the input are multiples of it
 
     def shape(self, indices: NDArray[np.int64]) -> tuple[int, int]:
         """The smallest input (height, width) that holds these pictures, longer side ``size``.
@@ -76,9 +68,8 @@ def rect_plan(samples: Sequence[Sample], size: int, stride: int) -> RectPlan:
 class BatchPlan(Sampler[list[Key]]):
     """The batches of an epoch as lists of keys, for one rank of a run.
 
-    Every rank makes the same plan and takes every ``world``-th picture of each batch: together the
-    ranks see what one process would. A last batch with fewer pictures than ranks is left out of
-    that epoch.
+    Every rank makes the same plan and takes every ``world``-th image of each batch. A last batch
+    with fewer images than ranks is left out of that epoch.
     """
 
     def __init__(
@@ -198,20 +189,17 @@ def _repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
 def image_weights(
     samples: Sequence[Sample], nc: int, class_map: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """How often to show each picture, so that rare and badly detected classes come more often.
+    """Weights (N,) by which images of rare and badly detected classes are drawn more often.
 
     The published rule: a class weighs 1 / (number of its objects), normalised, times
-    (1 - mAP of the class)^2; a picture weighs what its objects weigh together. Pictures without
-    objects are never drawn.
+    (1 - mAP of the class)^2; an image weighs what its objects weigh together. Images without
+    objects are never drawn. All weights are equal where there are no objects.
 
     Args:
-        samples: The training pictures.
+        samples: The training images.
         nc: Number of classes.
-        class_map: float64 (nc,), mAP of each class as judged last, NaN where nothing was judged;
-            None before the first judgement.
-
-    Returns:
-        float64 (N,) weights, all equal where there is nothing to choose by.
+        class_map: float64 (nc,), mAP of each class, NaN where unknown; None before the first
+            evaluation.
     """
     counts = np.stack([np.bincount(sample.class_id, minlength=nc) for sample in samples])
     rarity = 1 / np.maximum(counts.sum(axis=0), 1)
@@ -230,11 +218,10 @@ _reused = _Reused()
 
 
 def generator(seed: int, key: Key) -> np.random.Generator:
-    """The generator of a key: where all randomness of its item comes from.
+    """The generator of all randomness of a key's item, valid until the same thread's next call.
 
-    It is good until the same thread asks for the next: to make a new one takes as long as some of
-    the steps that it is made for. Philox (Salmon et al., SC 2011) is keyed by two numbers, here the
-    seed, and epoch with index; different keys give independent numbers.
+    Reused, since making one takes as long as some augmentations. Philox (Salmon et al., SC 2011) is
+    keyed by two numbers, here the seed, and epoch with index; different keys are independent.
     """
     made = _reused.generator
     made.bit_generator.state = {

@@ -1,8 +1,6 @@
-"""Loading processes: how they start, how they end, and what is said when one fails.
+"""Loading processes: how they start, how they end, and the error when one fails.
 
-Workers die with the process that started them, however that ends. They leave nothing behind: the
-memory that they share has no name (`y7edge.train.loading.memory`), and where torch makes a file in
-/dev/shm it unlinks it as soon as it is open.
+Workers die with the process that started them, however that ends, and leave nothing in /dev/shm.
 """
 
 from __future__ import annotations
@@ -43,9 +41,8 @@ def start_worker(parent: int, worker: int) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Have the system kill this process when its parent ends, even by kill -9.
+    """Have the system kill this process when its parent ends, even by kill -9; only on Linux.
 
-    Nothing elsewhere than on Linux, where torch's workers look for their parent every five seconds.
     The parent is the thread that started the process: a thread that ends takes it along.
     """
     if sys.platform != "linux":
@@ -57,22 +54,18 @@ def die_with(parent: int) -> None:
 
 
 def start_method(workers: int) -> str | None:
-    """How to start workers, for `DataLoader`: forked where that is safe, to share cached pictures.
-
-    Since Python 3.14 forking is no longer the default on Linux; macOS's own libraries do not
-    survive it.
-    """
+    """How to start workers, for `DataLoader`: forked on Linux, to share cached images."""
     return "fork" if workers and sys.platform == "linux" else None
 
 
 def batches(pictures: DataLoader[Batch]) -> Iterator[Batch]:
-    """One pass over a loader, with what goes wrong in a worker process as one line.
+    """One pass over a loader; errors of a worker process are one line.
 
-    A worker that dies is noticed when its batch is waited for, and not, as torch has it, by a
-    signal in the middle of whatever the training process does: the run is then between two steps.
+    A worker that dies is noticed when its batch is waited for, between two steps, and not, as in
+    torch, by a signal in the middle of one.
 
     Raises:
-        DataError: A picture cannot be read.
+        DataError: An image cannot be read.
         TrainingError: A worker died.
     """
     try:
@@ -90,11 +83,7 @@ def batches(pictures: DataLoader[Batch]) -> Iterator[Batch]:
 
 
 def _undisturbed(pictures: DataLoader[Batch]) -> Iterator[Batch]:
-    """The loader's iterator, without the signal handler that torch installs for it.
-
-    The handler raises wherever the main thread happens to be when a worker dies; waiting for a
-    batch finds out too, within five seconds.
-    """
+    """The loader's iterator, without torch's signal handler, which would raise anywhere."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         return iter(pictures)
     before = signal.getsignal(signal.SIGCHLD)

@@ -1,14 +1,11 @@
-"""Assigners: which cells of the heads learn which targets.
+"""SimOTA: choose the cells of a head that learn targets.
 
-    assigner = SimOTA(anchor_t=4.0)
-    assignment = assigner(heads, targets, anchors)        # nothing here is differentiated
+    assigner = SimOTA(anchor_t=4.0)                  # a `candidates.Assigner`
+    assignment = assigner(heads, targets, anchors)   # without gradients
 
-An assigner is any callable of this signature (`candidates.Assigner`); the loss takes what it
-returns. `SimOTA` is the lead-head assignment of YOLOv7 (arXiv 2207.02696), after the simplified
-optimal transport of YOLOX (arXiv 2107.08430): candidates of `candidates.propose`, a cost from the
-current predictions, a number of cells per target that follows from how well the predictions fit.
-
-How an auxiliary head is assigned, with the lead head or apart from it, is in `auxiliary.py`.
+The lead-head assignment of YOLOv7 (arXiv 2207.02696), after the simplified optimal transport of
+YOLOX (arXiv 2107.08430): candidates of `candidates.propose`, a cost from the current predictions, a
+number of cells per target that follows from how well the predictions fit.
 """
 
 from __future__ import annotations
@@ -66,10 +63,9 @@ class SimOTA:
     ) -> tuple[Assignment, ...]:
         """Assign once for each of several reaches, with IoU and cost computed once for all.
 
-        Sets of candidates of different reach are mostly the same cells, and each set repeats
-        cells that several targets propose. So the matrix has a column for each distinct cell and
-        anchor, and every set picks its own columns. That takes 16 bytes x ``pairs`` more, and a
-        ledger (the last term of the class's bound) for every reach.
+        The matrix has a column for each distinct cell and anchor, and the candidates of a reach
+        pick theirs. That takes 16 bytes x ``pairs`` more, and a ledger (the last term of the
+        class's bound) for every reach.
         """
         offers = [
             propose(heads, targets, anchors, anchor_t=self.anchor_t, reach=reach)
@@ -92,7 +88,7 @@ class SimOTA:
         """For each set of candidates: the row of ``targets`` that each (K,) ends up with, or -1."""
         batch = heads[0].shape[0]
         cells, columns = (offers[0], None) if len(offers) == 1 else distinct(offers, heads)
-        sheet = _Sheet(*_judge(heads, cells, anchors), cells.entries[:, 0], batch)
+        sheet = _Sheet(*_costs(heads, cells, anchors), cells.entries[:, 0], batch)
         views = (
             [_View(sheet.place, sheet.width, None)]
             if columns is None
@@ -166,8 +162,7 @@ class _View:
 class _Ledger:
     """Who took each candidate, and for whom it is cheapest, gathered chunk by chunk.
 
-    Only integer sums and minima are scattered, whose results don't depend on the order in which a
-    device does them.
+    Only integer sums and minima are scattered: their order doesn't matter.
     """
 
     def __init__(self, like: Tensor, width: int, targets: int) -> None:
@@ -212,15 +207,14 @@ def _places(picture: Tensor, batch: int) -> tuple[Tensor, int]:
     return picture * width + rank, width
 
 
-def _judge(
+def _costs(
     heads: Sequence[Tensor], candidates: Assignment, anchors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Predicted boxes of the candidates, and what calling them one class or another would cost.
+    """Predicted boxes of the candidates, and their cost for each class.
 
-    Boxes are normalised by width and height each, so that pictures need not be square: the
-    published code took the height for both. The cost of class c is the sum over all classes of
-    the binary cross-entropy of sqrt(class probability x objectness); it differs between classes
-    only in the term of c itself, so K x nc numbers say it all.
+    Boxes are normalised by width and height each (the published code took the height for both).
+    The cost of class c is the sum over all classes of the binary cross-entropy of
+    sqrt(class probability x objectness), which differs between classes only in the term of c.
 
     Returns:
         boxes (K, 4) x1, y1, x2, y2 normalised to the network's input, and costs (K, nc).
@@ -229,8 +223,8 @@ def _judge(
     boxes = decode(cells.logits[:, :4], cells.anchor)
     boxes[:, :2] += cells.corner
     boxes /= cells.grid.repeat(1, 2)
-    chance = cells.logits[:, 4:].sigmoid()
-    sure = (chance[:, 1:] * chance[:, :1]).sqrt_().clamp_(SATURATION, 1 - SATURATION)
+    scores = cells.logits[:, 4:].sigmoid()
+    sure = (scores[:, 1:] * scores[:, :1]).sqrt_().clamp_(SATURATION, 1 - SATURATION)
     other = sure.neg().log1p_()
     base = other.sum(1, keepdim=True)
     return corners(boxes), other.sub_(sure.log_()).sub_(base)

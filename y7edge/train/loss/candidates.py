@@ -1,4 +1,4 @@
-"""Candidates: the cells and anchors that may answer for a target.
+"""Candidates: the cells and anchors that may learn a target.
 
 A target is offered to every anchor of similar shape, in the cell of its centre and in the
 neighbours that the centre is close to: decoded centres reach half a cell beyond the own cell
@@ -23,7 +23,7 @@ _STEPS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Cells of the heads, each with the target that it answers for.
+    """Cells of the heads, each with the target that it learns.
 
     Entries are ordered by level, then step (own cell, left, upper, right, lower), anchor and
     target. The same cell and anchor may occur several times, for one target or for several.
@@ -139,11 +139,10 @@ def constant(values: Sequence[object], like: Tensor) -> Tensor:
 def propose(
     heads: Sequence[Tensor], targets: Tensor, anchors: Tensor, *, anchor_t: float, reach: float
 ) -> Assignment:
-    """Every cell and anchor that may answer for a target, with that target.
+    """Every cell and anchor that may learn a target, with that target.
 
-    A centre exactly on a grid line is within ``reach`` of both sides, and half a cell to the right
-    of it is still the own cell: that cell is entered again (three times for a grid corner). The
-    published training has these repeats in its sums and in its dynamic k, so they stay.
+    A target whose centre is exactly on a grid line gets its own cell once more (three times on a
+    grid corner). The published training has these repeats in its sums and in its dynamic k.
 
     Costs two waits for the device, whatever the batch.
 

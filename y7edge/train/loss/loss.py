@@ -12,7 +12,7 @@ YOLOv7, arXiv 2207.02696; CIoU: arXiv 1911.08287; focal weighting: arXiv 1708.02
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -36,15 +36,6 @@ AUX_WEIGHT = 0.25  # of every term of the auxiliary head against the lead's
 
 
 @dataclass(frozen=True, slots=True)
-class LossGains:
-    """Weights of the three terms."""
-
-    box: float
-    obj: float
-    cls: float
-
-
-@dataclass(frozen=True, slots=True)
 class LossParts:
     """What a step cost: scalars on the device of the heads, no wait needed to make them.
 
@@ -57,39 +48,32 @@ class LossParts:
     total: Tensor  # sum of the three x batch size, with gradient
 
 
-def scale_gains(gains: LossGains, *, levels: int, nc: int, imgsz: int) -> LossGains:
-    """Gains for other levels, classes and sizes than the 3, 80 and 640 of the published recipes.
+def scaled(recipe: Recipe, *, levels: int, nc: int, imgsz: int) -> Recipe:
+    """A recipe with gains for ``levels``, ``nc`` classes and a size of ``imgsz`` pixels.
 
-    Args:
-        gains: those of the recipe.
-        levels: detection levels of the model.
-        nc: classes.
-        imgsz: training size in pixels, the longer side if not square.
+    The gains of the published recipes are for 3 levels, 80 classes and 640 pixels (longer side).
     """
     share = 3 / levels
-    return LossGains(
-        box=gains.box * share,
-        obj=gains.obj * (imgsz / 640) ** 2 * share,
-        cls=gains.cls * nc / 80 * share,
+    return replace(
+        recipe,
+        box=recipe.box * share,
+        obj=recipe.obj * (imgsz / 640) ** 2 * share,
+        cls=recipe.cls * nc / 80 * share,
     )
 
 
 class DetectionLoss:
     """Loss of a lead head, or of a lead and an auxiliary head; in float32 also under autocast.
 
-    Means over positives and cells are those of the whole batch, however its pictures fall on
-    processes: counts are summed over ``ranks`` (one exchange of a few integers), and what a
-    process contributes is multiplied by the number of processes, because gradients are averaged
-    over them afterwards. So their average is the gradient of one process with all pictures.
+    Means over positives and cells are those of the whole batch: counts are summed over ``ranks``,
+    and the loss of a process is multiplied by their number, because gradients are averaged over
+    them afterwards. The average is then the gradient of one process with all images.
 
     Args:
         nc: classes; with one class there is no class term.
         anchors: (L, A, 2) width and height in grid units of their level, finest level first.
-        gains: weights of the terms, already scaled.
-        label_smoothing: e gives class targets 1 - e/2 and e/2.
-        cls_pw: weight of positive class targets.
-        obj_pw: weight of positive objectness targets.
-        focal_gamma: exponent of focal weighting of objectness and class; 0 is off.
+        recipe: weights of the terms (already scaled) and of positives, label smoothing (e gives
+            class targets 1 - e/2 and e/2), exponent of focal weighting.
         ranks: the processes that share the batch; None: this one has all of it.
 
     Raises:
@@ -97,16 +81,7 @@ class DetectionLoss:
     """
 
     def __init__(
-        self,
-        nc: int,
-        anchors: Tensor,
-        gains: LossGains,
-        *,
-        label_smoothing: float = 0.0,
-        cls_pw: float = 1.0,
-        obj_pw: float = 1.0,
-        focal_gamma: float = 0.0,
-        ranks: Ranks | None = None,
+        self, nc: int, anchors: Tensor, recipe: Recipe, ranks: Ranks | None = None
     ) -> None:
         if len(anchors) not in _BALANCE:
             raise ConfigError(
@@ -115,11 +90,8 @@ class DetectionLoss:
             )
         self.nc = nc
         self.anchors = anchors.detach()
-        self.gains = gains
+        self.recipe = recipe
         self.balance = _BALANCE[len(anchors)]
-        self.present, self.absent = 1 - label_smoothing / 2, label_smoothing / 2
-        self.cls_pw, self.obj_pw = cls_pw, obj_pw
-        self.focal_gamma = focal_gamma
         self.ranks = ranks or Ranks()
 
     def __call__(
@@ -141,10 +113,10 @@ class DetectionLoss:
             # Means over the positives of each level, summed over the levels.
             per_positive, per_cell, pictures = self._shares(heads, assignment, score)
             share = per_positive[cells.level]
-            box = self.gains.box * ((1 - score) * share).sum()
+            box = self.recipe.box * ((1 - score) * share).sum()
             obj = self._objectness_term(heads, assignment, score.detach(), per_cell)
-            obj = self.gains.obj * obj
-            cls = self.gains.cls * self._class_term(cells.logits[:, 5:], targets[target, 1], share)
+            obj = self.recipe.obj * obj
+            cls = self.recipe.cls * self._class_term(cells.logits[:, 5:], targets[target, 1], share)
             total = (box + obj + cls) * pictures
         return LossParts(box.detach(), obj.detach(), cls.detach(), total)
 
@@ -183,16 +155,17 @@ class DetectionLoss:
         for head, entries, level_score in zip(heads, assignment.levels(), scores, strict=True):
             seen = widen(head[..., 4])
             expected = _last_written(seen.shape, entries, level_score)
-            sums.append(self._cross_entropy(seen, expected, self.obj_pw).sum())
+            sums.append(self._cross_entropy(seen, expected, self.recipe.obj_pw).sum())
         return (torch.stack(sums) * per_cell).sum()
 
     def _class_term(self, logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
         """Mean over the classes, summed with weights ``share`` (N,); logits (N, nc)."""
         if self.nc == 1:
             return logits.new_zeros(())
-        expected = torch.full_like(logits, self.absent)
-        expected.scatter_(1, labels.long()[:, None], self.present)
-        return (self._cross_entropy(logits, expected, self.cls_pw).mean(1) * share).sum()
+        absent = self.recipe.label_smoothing / 2
+        expected = torch.full_like(logits, absent)
+        expected.scatter_(1, labels.long()[:, None], 1 - absent)
+        return (self._cross_entropy(logits, expected, self.recipe.cls_pw).mean(1) * share).sum()
 
     def _cross_entropy(self, logits: Tensor, expected: Tensor, positive: float) -> Tensor:
         """Binary cross-entropy of each element, focal if asked for.
@@ -203,21 +176,18 @@ class DetectionLoss:
         each = F.binary_cross_entropy_with_logits(
             logits, expected, pos_weight=weight, reduction="none"
         )
-        if self.focal_gamma <= 0:
+        if self.recipe.fl_gamma <= 0:
             return each
-        chance = logits.sigmoid()
-        hit = expected * chance + (1 - expected) * (1 - chance)
+        score = logits.sigmoid()
+        hit = expected * score + (1 - expected) * (1 - score)
         alpha = expected * _FOCAL_ALPHA + (1 - expected) * (1 - _FOCAL_ALPHA)
         # Kept from 0, where a power below 1 has no slope.
         miss = (1 - hit).clamp(min=torch.finfo(hit.dtype).tiny)
-        return each * alpha * miss**self.focal_gamma
+        return each * alpha * miss**self.recipe.fl_gamma
 
 
 class TrainingLoss:
     """Assignment and loss as a recipe has them.
-
-    Models without auxiliary head are assigned by `SimOTA`, those with one by an assigner of
-    `auxiliary.py`.
 
     Args:
         spec: the model.
@@ -241,26 +211,12 @@ class TrainingLoss:
         assigner: str = "auto",
         ranks: Ranks | None = None,
     ) -> None:
-        gains = LossGains(box=recipe.box, obj=recipe.obj, cls=recipe.cls)
-        self.loss = DetectionLoss(
-            spec.nc,
-            anchors,
-            scale_gains(gains, levels=spec.levels, nc=spec.nc, imgsz=imgsz),
-            label_smoothing=recipe.label_smoothing,
-            cls_pw=recipe.cls_pw,
-            obj_pw=recipe.obj_pw,
-            focal_gamma=recipe.fl_gamma,
-            ranks=ranks,
-        )
+        fitting = scaled(recipe, levels=spec.levels, nc=spec.nc, imgsz=imgsz)
+        self.loss = DetectionLoss(spec.nc, anchors, fitting, ranks)
         self.assign = _assigner(spec, assigner, recipe.anchor_t)
 
     def __call__(self, heads: Sequence[Tensor], targets: Tensor) -> LossParts:
-        """Loss of one batch, or of this process's pictures of it.
-
-        Args:
-            heads: per level raw logits (B, A, H, W, 5 + nc), lead head then auxiliary head.
-            targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
-        """
+        """Assign, and return the loss; arguments as for :class:`DetectionLoss`."""
         return self.loss(heads, targets, self.assign(heads, targets, self.loss.anchors))
 
 

@@ -1,4 +1,4 @@
-"""What is left of a batch whose loss was no number, for whoever wants to know why."""
+"""Dump the batch that produced a non-finite loss."""
 
 from __future__ import annotations
 
@@ -16,21 +16,13 @@ HEADER = "y7edge-batch"
 def write_batch(
     folder: Path, shown: TrainingSet, plan: BatchPlan, *, epoch: int, batch: int, reason: str
 ) -> Path:
-    """Make a batch once more, as all ranks together saw it, and write it down.
+    """Make a batch of all ranks again, and write it to ``folder``.
 
-    The file holds ``images`` uint8 (B, 3, H, W) RGB and ``targets`` float32 (n, 6), and in its
-    header, as JSON, the pictures' paths, the position and the reason.
-
-    Args:
-        folder: of the run.
-        shown: the set of the run.
-        plan: that of the run; its weights of pictures are taken along.
-        epoch: of the batch, from 1.
-        batch: its number in the epoch, from 0.
-        reason: what was wrong.
+    The file has ``images`` uint8 (B, 3, H, W) RGB and ``targets`` float32 (n, 6), and in its
+    header, as JSON, the images' paths, ``epoch`` (from 1), ``batch`` (from 0) and ``reason``.
 
     Raises:
-        OSError: the disk takes no more.
+        OSError: the file cannot be written.
     """
     from safetensors.torch import save_file
 

@@ -28,7 +28,7 @@ def claim(out: Path | str | None, root: Path | str = "runs") -> Path:
         root: parent of folders that nobody named.
 
     Raises:
-        ConfigError: ``out`` holds a run already, or is no folder.
+        ConfigError: ``out`` holds a run already, or is not a folder.
     """
     if out is None:
         return _next_free(Path(root))
@@ -42,11 +42,7 @@ def claim(out: Path | str | None, root: Path | str = "runs") -> Path:
 
 
 def check_free(out: Path | str | None) -> None:
-    """Refuse a folder that holds a run or cannot be written, before time is spent on another.
-
-    Raises:
-        ConfigError: it has the files of a run, is a file, or belongs to somebody else.
-    """
+    """Raise ConfigError for a folder that holds a run or cannot be written."""
     if out is None:
         return
     folder = Path(out)

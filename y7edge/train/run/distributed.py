@@ -1,9 +1,7 @@
-"""Several processes that train one model: who they are, what they agree on, how they end.
+"""Several processes that train one model: their sums, common decisions and errors.
 
-Each process has a *rank*; rank 0 (the *first*) writes, judges and decides, and the others follow.
-Devices, precision and the exchange of gradients are Lightning Fabric's; what is here is the rest:
-sums over all ranks, decisions that all of them take at the same iteration, and errors of one that
-end all of them with one message.
+Each process has a *rank*; rank 0 (the *first*) writes, evaluates and decides. Devices, precision
+and the exchange of gradients are Lightning Fabric's.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ from y7edge.errors import ConfigError, DeviceError, TrainingError, Y7EdgeError
 from y7edge.train.loading.workers import die_with
 from y7edge.train.settings.config import TrainConfig
 
-# The others wait for as long as rank 0 judges a model on a large set.
+# The others wait while rank 0 evaluates a model on a large set.
 PATIENCE = timedelta(hours=24)
 
-# With one of these somebody else than torchrun has told the processes where to meet.
+# With one of these set, the processes know where to meet without torchrun.
 _MEETING = ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID")
 
 T = TypeVar("T")
@@ -46,13 +44,13 @@ class Ranks:
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
-        # Decisions go over the CPU, whatever the device: they never wait for a GPU, and a long
-        # validation doesn't look like a GPU that hangs.
+        # On the CPU, whatever the device: decisions never wait for a GPU, and a long validation
+        # doesn't look like a GPU that hangs.
         self._talk = None if world == 1 else distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, judges and decides."""
+        """Whether this process writes, evaluates and decides."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -81,10 +79,9 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block on every rank; what is raised on one is raised on all of them.
+        """Run a block on every rank; an error on one is raised on all, so that none waits forever.
 
-        So that no rank waits for ever for one that has given up. The block itself must not
-        exchange anything.
+        The block itself must not exchange anything.
         """
         problem: BaseException | None = None
         try:
@@ -200,10 +197,10 @@ def _device(device: str) -> tuple[str, int]:
 
 
 def launch(fabric: Any) -> Ranks:
-    """Start the other processes, if Fabric has any to start, and meet them.
+    """Start the other processes, if Fabric has any to start, and connect to them.
 
     Fabric starts this very command again, once for each further device. Those processes print
-    nothing on standard output, and die with the one that started them.
+    nothing, and die with the one that started them.
     """
     if int(os.environ.get("LOCAL_RANK", 0)):
         # Elsewhere than on Linux a process notices at the next exchange that it is alone.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: noted at once, obeyed between two batches."""
+"""Handle Ctrl-C and SIGTERM between two batches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """Turns signals into a ``KeyboardInterrupt`` where the state of a run is whole.
 
-    A context manager; handlers are those of before when it ends. A second signal is obeyed at
-    once: whoever asks twice doesn't want to wait for the batch.
+    A context manager; restores the former handlers. A second signal raises at once.
     """
 
     def __init__(self) -> None:
@@ -25,7 +24,7 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        # Python hands signals to the main thread alone; in another there is nothing to hold back.
+        # Only the main thread gets signals.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
@@ -35,17 +34,13 @@ class Interrupts:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Obey what was asked since.
-
-        Raises:
-            KeyboardInterrupt: there was a signal.
-        """
+        """Raise KeyboardInterrupt if a signal is pending."""
         if self._asked:
             raise KeyboardInterrupt
 
     @contextmanager
     def free(self) -> Iterator[None]:
-        """Obey at once inside of this block, which leaves nothing half done."""
+        """Raise at once inside of this block, which can be interrupted anywhere."""
         self.check()
         self._free = True
         try:

@@ -34,10 +34,10 @@ __all__ = ["TrainResult", "resume", "train"]
 
 
 def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
-    """Train a model and keep its best and last state in the run's folder.
+    """Train a model and keep its best and last weights in the run's folder.
 
     With several devices this very command is started again for each further one (or ``torchrun``
-    has started them all); the result is the same in all processes.
+    has started them all).
 
     Args:
         config: what to train on what.
@@ -138,17 +138,13 @@ def _read_state(folder: Path, ranks: Ranks, progress: Progress) -> state.State:
     with ranks.together():
         if ranks.first:
             kept = state.load(folder, say=progress.say)
-            _require_unfinished(folder, kept)
+            if kept.facts.get("finished"):
+                raise ConfigError(
+                    f"{folder}: the run is finished after {kept.facts['epoch']} epochs; to train "
+                    f"on, start a new one with --weights {folder / files.LAST} and --epochs"
+                )
     with ranks.together():
         return kept or state.load(folder, say=progress.say)
-
-
-def _require_unfinished(folder: Path, kept: state.State) -> None:
-    if kept.facts.get("finished"):
-        raise ConfigError(
-            f"{folder}: the run is finished after {kept.facts['epoch']} epochs; to train on, start "
-            f"a new one with --weights {folder / files.LAST} and --epochs"
-        )
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:

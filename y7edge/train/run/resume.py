@@ -1,9 +1,8 @@
 """Save the state of a run and restore it, bit by bit.
 
-Nearly everything in a run is a function of its configuration and of the number of the batch: data,
-augmentation, learning rates, input sizes. What is left is gathered here: weights, their average,
-momenta, gradients that wait for an optimiser step, the scaler of fp16, generators, the sums of the
-epoch so far, the weights of pictures, and the rows of the results.
+Data, augmentation, learning rates and input sizes are functions of the configuration and the number
+of the batch. The state is the rest: weights, their average, momenta, gradients that wait for an
+optimiser step, fp16's scaler, generators, sums of the epoch, image weights, rows of the results.
 """
 
 from __future__ import annotations
@@ -33,21 +32,14 @@ _FREE = {
 
 @dataclass
 class Position:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Attributes:
-        epoch: the one at work, from 1.
-        batch: how many of its batches are done.
-        closed: the epoch's batches are done and the average is ready to be evaluated.
-        sums: of the loss parts box, obj and cls over those batches.
-        seconds: that those batches took.
-    """
-
-    epoch: int = 1
-    batch: int = 0
-    closed: bool = False
+    epoch: int = 1  # the current one
+    batch: int = 0  # how many of its batches are done
+    closed: bool = False  # all of them, and the average is ready to be evaluated
+    # Of the loss parts box, obj and cls over those batches
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    seconds: float = 0.0
+    seconds: float = 0.0  # that those batches took
 
 
 def capture(parts: Parts, position: Position) -> State:
@@ -129,13 +121,13 @@ def check(state: State, now: Mapping[str, Any], source: str, say: Callable[[str]
 
     Args:
         state: of the run.
-        now: :func:`identity` of what is here.
-        source: how the message calls the data.
+        now: :func:`identity` of the resumed run.
+        source: name of the data in messages.
         say: is called with differences that only cost the last bits.
 
     Raises:
-        DataError: the data are others.
-        ConfigError: so is a setting, for somebody has edited the run's configuration.
+        DataError: other data.
+        ConfigError: another setting in the run's configuration.
     """
     then = state.facts["identity"]
     _require_settings(then.get("settings", now["settings"]), now["settings"])

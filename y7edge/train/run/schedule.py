@@ -18,18 +18,16 @@ from y7edge.train.settings.config import Recipe
 PUBLISHED_NOMINAL_BATCH = 64
 SMALLEST_NOMINAL_BATCH = 16
 # Two time constants (2000 updates) of the published moving average: with fewer optimiser steps the
-# run ends before that average has formed, and 64 pictures a step are a luxury.
+# run ends before that average has formed.
 ENOUGH_STEPS = 4000
 
 
 def nominal_batch(pictures: int, epochs: int, batch: int) -> int:
-    """Pictures per optimiser step that suit the length of a run.
+    """Images per optimiser step for the length of a run.
 
-    The published recipe always gathers gradients of 64 pictures. On COCO that leaves half a
-    million steps; on 205 pictures and 60 epochs it leaves 190, and the model stays half trained
-    (measured with the published implementation: mAP@0.5 0.812, against 0.877 with 16). So: the
-    largest of 64, 32 and 16 that still leaves ``ENOUGH_STEPS``, and never less than the batch
-    itself up to 64, since splitting a batch is not on offer.
+    The largest of 64 (published), 32 and 16 that leaves ``ENOUGH_STEPS``, and at least the batch up
+    to 64. With 64, 205 images and 60 epochs make 190 steps, and the model stays half trained
+    (published implementation: mAP@0.5 0.812, against 0.877 with 16).
     """
     nominal = PUBLISHED_NOMINAL_BATCH
     while nominal > SMALLEST_NOMINAL_BATCH and pictures * epochs < ENOUGH_STEPS * nominal:
@@ -45,8 +43,7 @@ def accumulation(batch: int, nominal: int) -> int:
 def warmup_iterations(batches: int, epochs: int, recipe: Recipe) -> int:
     """Length of the warm-up: ``warmup_epochs``, but no more than ``warmup_share`` of the run.
 
-    The published warm-up lasts at least 1000 iterations, which is longer than a whole run on a
-    small set (13 batches times 60 epochs), so that the learning rate never gets to its schedule.
+    The published minimum of 1000 iterations is longer than a whole run on a small set.
     """
     return round(min(recipe.warmup_epochs * batches, recipe.warmup_share * batches * epochs))
 
@@ -59,9 +56,7 @@ def cosine(epoch: int, epochs: int, lrf: float) -> float:
 def swa_begins(recipe: Recipe, epochs: int) -> int:
     """The first epoch, from 1, whose weights SWA averages; at least the last one is.
 
-    From here on the learning rate stays as it is (arXiv 1803.05407, constant rate): one that went
-    on falling would leave the weights of all these epochs in nearly one place, where a mean gains
-    nothing.
+    From here on the learning rate is constant (arXiv 1803.05407), so that the weights differ.
     """
     return min(int(recipe.swa_start * epochs), epochs - 1) + 1
 

@@ -1,8 +1,8 @@
 """The state of a run on disk, from which a killed run is resumed.
 
 A safetensors file, never a pickle: arrays under dotted names (``model.rows.0.conv.weight``,
-``optimizer.0.momentum_buffer``), and one JSON entry for everything that is not an array. The file
-before the last is kept beside it, so that a disk which loses one of them loses minutes.
+``optimizer.0.momentum_buffer``), and one JSON entry for everything else. The file before the last
+is kept beside it.
 """
 
 from __future__ import annotations

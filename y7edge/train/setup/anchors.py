@@ -1,13 +1,12 @@
-"""Anchors that fit a data set: how well the present ones do, and better ones where they don't.
+"""Anchors that fit a data set: measure the present ones, and search better ones if needed.
 
     anchors, message = choose(samples, spec, imgsz=640)
     spec = replace(spec, anchors=anchors or spec.anchors)
 
 A box that no anchor is within a factor of 4 of, in width and in height, is never trained: the
-share of the others is the *best possible recall* (BPR). Below 98 % new anchors are sought, as the
-published training does: k-means over the boxes' sizes, then a thousand random mutations, each kept
-if it is fitter. Here all follows from a seed, and every box keeps its size (the published check
-draws random scales, so that its figure is another one each time).
+fraction of the others is the *best possible recall* (BPR). Below 98 % new anchors are searched, as
+in the published training: k-means over the boxes' sizes, then a thousand random mutations, each
+kept if it is fitter. Here all follows from a seed (the published check draws random scales).
 
 k-means++: Arthur and Vassilvitskii, "The advantages of careful seeding", 2007.
 """
@@ -71,18 +70,15 @@ def sizes_of(samples: Sequence[Sample], imgsz: int) -> NDArray[np.float64]:
     return np.concatenate(found)
 
 
-def kmeans(
-    sizes: ArrayLike, count: int, *, seed: int = 0, iterations: int = 30
-) -> NDArray[np.float64]:
+def kmeans(sizes: ArrayLike, count: int, *, seed: int = 0) -> NDArray[np.float64]:
     """Centres (count, 2) of clusters of sizes (n, 2), by area; Lloyd's steps from k-means++.
 
-    Clusters are those of the logarithms, because ratios of sides decide whether an anchor fits
-    (the published training clusters the sizes themselves, and leaves small boxes to chance). A
-    cluster that loses all its members stays where it is. Sides must be above 0.
+    Logarithms are clustered, because ratios of sides decide whether an anchor fits (the published
+    training clusters the sizes themselves). A cluster without members stays. Sides must be above 0.
     """
     points = _log(sizes)
     centres = _spread_out(points, count, np.random.default_rng(seed))
-    for _ in range(iterations):
+    for _ in range(30):
         member = _squares(points, centres).argmin(axis=1)
         members = np.bincount(member, minlength=count)[:, None]
         sums = np.stack([np.bincount(member, axis, minlength=count) for axis in points.T], axis=1)
@@ -135,7 +131,7 @@ def choose(
 
     Returns:
         The new anchors of each level, finest first, in pixels, or None to keep the model's; and
-        what was found and changed, as one line.
+        one line about what was found.
 
     Raises:
         DataError: a picture's header cannot be read.
@@ -202,8 +198,8 @@ def _spread_out(
     nearest = _squares(points, centres)[:, 0]
     while len(centres) < count:
         total = nearest.sum()
-        chance = nearest / total if total > 0 else None  # None: all points are centres already
-        drawn = points[random.choice(len(points), size=1, p=chance)]
+        weights = nearest / total if total > 0 else None  # None: all points are centres already
+        drawn = points[random.choice(len(points), size=1, p=weights)]
         centres = np.concatenate((centres, drawn))
         nearest = np.minimum(nearest, _squares(points, drawn)[:, 0])
     return centres

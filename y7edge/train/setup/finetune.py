@@ -1,10 +1,9 @@
-"""Starting from trained weights: what of a checkpoint fits a model, and what of its head.
+"""Start from trained weights: copy what fits of a checkpoint, the head by class name.
 
-Every row but the head is copied where key and shape agree. The rows of the head belong to classes,
-so they follow the class names: boxes and objectness always come along, a class whose name (case and
-outer spaces apart) the checkpoint knows brings its rows, the others start as a new model does.
-The published training compares shapes alone, so that other class counts lose the whole head and
-equal counts keep rows of the wrong classes.
+Every row but the head is copied where key and shape agree. In the head, boxes and objectness are
+always copied, and the rows of a class if the checkpoint has its name (case and outer spaces apart).
+The published training compares shapes alone: other class counts lose the whole head, and equal
+counts keep rows of the wrong classes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SHOWN = 12  # names in a note
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What came along: entries of the state dict, whole or in part, and what a user should know."""
+    """How many entries of the state dict were copied, whole or in part, and remarks."""
 
     entries: int
     total: int
@@ -45,7 +44,7 @@ class ClassMap:
 
 
 def carry_over(model: Model, checkpoint: Checkpoint, names: Sequence[str], source: str) -> Carried:
-    """Copy into ``model``, which is to know the classes ``names``, what fits of a checkpoint.
+    """Copy into ``model``, with the classes ``names``, what fits of a checkpoint.
 
     Anchors are left out: they are the spec's.
 
@@ -86,7 +85,7 @@ def carry_over(model: Model, checkpoint: Checkpoint, names: Sequence[str], sourc
 
 
 def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
-    """Which class of a checkpoint each new class goes on with.
+    """Which class of a checkpoint each new class continues.
 
     A checkpoint without names of its own ("0", "1", ...) is taken as COCO's if it has 80 classes,
     as the published files have it; else its classes are taken in order if they are as many.

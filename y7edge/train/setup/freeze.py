@@ -1,8 +1,7 @@
-"""Rows that a training leaves as they are: their weights and their BatchNorm statistics.
+"""Frozen rows: neither their weights nor their BatchNorm statistics change in a training.
 
-The published training only takes the gradients away; the running statistics go on moving, so that
-"frozen" rows give other features at the end than at the start. Here a frozen row is the same
-function before and after.
+The published training leaves the running statistics moving, so that "frozen" rows give other
+features at the end than at the start.
 """
 
 from __future__ import annotations
@@ -20,13 +19,11 @@ BACKBONE = "backbone"
 
 
 def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
-    """Indices of the rows that are asked for.
+    """Indices of the rows that ``--freeze`` names.
 
-    Args:
-        texts: ``["50"]``, one number n, is the first n rows (0 to n - 1), as published; several
-            numbers (``["3", "5"]`` or ``["3,5"]``) are exactly those rows; ``0-50`` is a range with
-            both ends; ``backbone`` is what stands in front of the pooling pyramid.
-        spec: the model's rows.
+    ``["50"]``, one number n, is the first n rows (0 to n - 1), as published; several numbers
+    (``["3", "5"]`` or ``["3,5"]``) are exactly those rows; ``0-50`` is a range with both ends;
+    ``backbone`` is the rows in front of the pooling pyramid.
 
     Raises:
         ConfigError: something else, or a row that the model does not have.
@@ -52,11 +49,7 @@ def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
 
 
 def check(rows: Iterable[int], spec: Spec) -> None:
-    """Refuse rows that a model does not have.
-
-    Raises:
-        ConfigError: an index beyond the last row; the message has the range.
-    """
+    """Raise ConfigError for rows that a model does not have."""
     beyond = [row for row in rows if row >= len(spec.rows)]
     if beyond:
         raise ConfigError(
@@ -89,10 +82,7 @@ def freeze_rows(model: Model, rows: Iterable[int]) -> None:
 
 
 def apply(model: Model) -> None:
-    """Put the BatchNorms of frozen rows into ``eval()``, which ``model.train()`` has taken away.
-
-    A row is frozen if it has parameters and none of them is trained.
-    """
+    """Put the BatchNorms of frozen rows back into ``eval()`` after ``model.train()``."""
     for row in model.rows:
         if is_frozen(row):
             for module in row.modules():

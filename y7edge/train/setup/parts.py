@@ -41,9 +41,14 @@ from y7edge.train.setup.finetune import carry_over
 from y7edge.train.setup.freeze import freeze_rows
 
 # Some are first used after hours: what is missing is reported before the first epoch.
-_NEEDED = (
-    *("cv2", "faster_coco_eval", "lightning_fabric", "matplotlib", "safetensors", "tensorboard"),
-)
+_NEEDED = [
+    "cv2",
+    "faster_coco_eval",
+    "lightning_fabric",
+    "matplotlib",
+    "safetensors",
+    "tensorboard",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +67,19 @@ class Start:
 
 @dataclass
 class Parts:
-    """What a run is made of, in one of its processes.
-
-    Attributes:
-        config: what to train on what.
-        fabric: Lightning Fabric, launched.
-        ranks: the processes of the run.
-        data: the data set, with the two splits of the run.
-        shown: the training images, augmented.
-        plan: which images make up which batch.
-        loader: the batches of the plan.
-        validation: the images to evaluate on; None on all ranks but the first.
-        start: what the run begins with.
-        steps: what happens to each batch; holds model, optimiser and average.
-        writer: writes the files; None on all ranks but the first.
-        folder: of the run.
-    """
+    """What a run is made of, in one of its processes."""
 
     config: TrainConfig
-    fabric: Any
+    fabric: Any  # Lightning Fabric, launched
     ranks: Ranks
-    data: Dataset
-    shown: TrainingSet
-    plan: BatchPlan
-    loader: DataLoader[Item]
-    validation: Validation | None
+    data: Dataset  # with the two splits of the run
+    shown: TrainingSet  # training images, augmented
+    plan: BatchPlan  # which images make up which batch
+    loader: DataLoader[Item]  # the batches of the plan
+    validation: Validation | None  # None on all ranks but the first
     start: Start
-    steps: Steps
-    writer: RunWriter | None
+    steps: Steps  # what happens to each batch; holds model, optimiser and average
+    writer: RunWriter | None  # writes the files; None on all ranks but the first
     folder: Path
 
     def introduction(self) -> str:
@@ -152,7 +142,10 @@ def build(
     """
     fabric, ranks = fabric or open_fabric(config), ranks or Ranks()
     with ranks.together():
-        data = read_data(config)
+        # Other splits, which may have faults of their own, are not read.
+        data = load(config.data, splits=tuple({config.train_split: 0, config.val_split: 0}))
+        data = data.single_class() if config.single_cls else data
+        require_labels(data.split(config.train_split), "train on")
         names = data.names
         start = start_again(config, names, again) if again else make_model(config, data)
         for note in start.notes:
@@ -195,27 +188,11 @@ def check_packages() -> None:
         raise RuntimeMissing(f'training needs {", ".join(missing)}: pip install "y7edge[train]"')
 
 
-def read_data(config: TrainConfig) -> Dataset:
-    """The two splits of a run; others, which may have faults of their own, are not read.
-
-    Raises:
-        DataError: a split that is missing, cannot be read, or has no labels to train on.
-    """
-    data = load(config.data, splits=tuple({config.train_split: 0, config.val_split: 0}))
-    if config.single_cls:
-        data = data.single_class()
-    require_labels(data.split(config.train_split), "train on")
-    return data
-
-
 def make_model(config: TrainConfig, data: Dataset) -> Start:
-    """The model that a run starts with, with anchors that fit its data.
-
-    Anchors are left alone where weights come along, which predict offsets from them.
+    """The model that a run starts with, with anchors that fit its data unless weights come along.
 
     Raises:
-        ConfigError: the model cannot be trained like this.
-        CheckpointError: the weights don't fit.
+        ConfigError, CheckpointError: see :func:`start_model`.
     """
     torch.manual_seed(config.seed)
     names, fitting = data.names, None
@@ -326,9 +303,8 @@ def start_model(
 ) -> Start:
     """The model to train, its frozen rows frozen.
 
-    With ``config.weights``, everything that fits is copied (see
-    :mod:`y7edge.train.setup.finetune`), and the anchors come along, as weights predict
-    offsets from them.
+    With ``config.weights``, everything that fits is copied (:mod:`y7edge.train.setup.finetune`),
+    the anchors too, as weights predict offsets from them.
 
     Args:
         config: the run.
