@@ -89,7 +89,7 @@ def test_a_run_without_warmup_starts_at_the_full_learning_rate():
     [
         ({"lr0": 0.0}, "lr0 must be a positive number, not 0.0"),
         ({"warmup_share": 1.5}, "warmup_share must be a number from 0 to 1, not 1.5"),
-        ({"lr0": float("inf")}, "lr0 must be a finite number, not inf"),
+        ({"lr0": float("inf")}, "lr0 must be a positive number, not inf"),
         ({"ema_decay": 1.0}, "ema_decay must be from 0 to below 1, not 1.0"),
     ],
 )
@@ -105,7 +105,7 @@ def test_recipe_refuses_what_it_cannot_use(changes, message):
         ({"batch": 1.5}, "batch must be a whole number from 1, not 1.5"),
         ({"patience": -1}, "patience must be a whole number from 0, not -1"),
         ({"width": 0.0}, "width must be a positive number, not 0.0"),
-        ({"seed": 2**63}, "seed must be below"),
+        ({"seed": 2**63}, r"seed must be a whole number from 0, below 2\*\*63"),
         ({"precision": "fp8"}, "precision must be one of auto, 32-true"),
     ],
 )

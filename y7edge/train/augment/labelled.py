@@ -19,19 +19,12 @@ Polygon = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A picture on its way to the network.
+    """An image with its labels."""
 
-    Attributes:
-        image: uint8 (h, w, 3), BGR.
-        boxes: float64 (n, 4), x1, y1, x2, y2 in pixels.
-        class_id: int64 (n,).
-        polygons: Each box's outline, float64 (k, 2) x, y in pixels, or None where there is only a
-            box; empty where no box has one.
-    """
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float64]
-    class_id: NDArray[np.int64]
+    image: NDArray[np.uint8]  # (h, w, 3), BGR
+    boxes: NDArray[np.float64]  # (n, 4), x1, y1, x2, y2 in pixels
+    class_id: NDArray[np.int64]  # (n,)
+    # Each box's outline (k, 2), x, y in pixels, or None; empty where no box has one
     polygons: tuple[Polygon | None, ...] = ()
 
     @property

@@ -39,19 +39,12 @@ class Area(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tile:
-    """A picture on a canvas: its top left corner, and the part of it that the canvas holds.
-
-    Attributes:
-        picture: The whole picture.
-        left: Column of the canvas at which the picture begins; may be negative.
-        top: Row of the canvas at which the picture begins; may be negative.
-        part: x1, y1, x2, y2 of what lies on the canvas, in the picture's own pixels.
-    """
+    """An image on a canvas."""
 
     picture: Picture
-    left: int
+    left: int  # column and row of the canvas at which it begins; may be negative
     top: int
-    part: tuple[int, int, int, int]
+    part: tuple[int, int, int, int]  # x1, y1, x2, y2 of what lies on the canvas, in its own pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)

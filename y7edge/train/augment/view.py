@@ -88,19 +88,12 @@ _AS_IT_IS = Mirror()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What part of a canvas a picture shows, and how.
+    """What part of a canvas an image shows, and how."""
 
-    Attributes:
-        matrix: float64 (3, 3), from points (x, y, 1) of the canvas to those of the picture.
-        height: Of the picture.
-        width: Of the picture.
-        scale: The drawn factor, by which objects grow.
-    """
-
-    matrix: Matrix
-    height: int
+    matrix: Matrix  # (3, 3), from points (x, y, 1) of the canvas to those of the image
+    height: int  # of the image
     width: int
-    scale: float
+    scale: float  # the drawn factor, by which objects grow
 
     @property
     def upright(self) -> bool:

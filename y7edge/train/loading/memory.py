@@ -31,24 +31,17 @@ class Task(NamedTuple):
     """What a worker is asked for."""
 
     keys: list[Key]
-    slot: int | None  # of the batch memory; None: the worker finds memory by itself
+    slot: int | None  # of the batch memory; None: the worker allocates memory
 
 
 @dataclass(slots=True)
 class Made:
-    """What a worker sends: where the images are, and the targets themselves.
+    """What a worker sends: where the images are, and the targets themselves."""
 
-    Attributes:
-        memory: Which batch memory.
-        slot: Where in it.
-        shape: (B, 3, H, W).
-        targets: float32 (n, 6).
-    """
-
-    memory: int
-    slot: int
-    shape: tuple[int, ...]
-    targets: NDArray[np.float32]
+    memory: int  # which batch memory
+    slot: int  # where in it
+    shape: tuple[int, ...]  # (B, 3, H, W)
+    targets: NDArray[np.float32]  # (n, 6)
 
     def item(self) -> Item:
         """The batch as tensors, in the process that asked for it."""
@@ -93,8 +86,7 @@ class BatchMemory:
     def tasks(self, batches: Iterable[list[Key]]) -> Iterator[Task]:
         """Give each batch a slot, as far as there are any.
 
-        A new pass may begin once the workers have ended the one before: what they made of it, and
-        nobody received, is forgotten.
+        Slots that the pass before filled, and whose batches were not received, are free again.
         """
         self._free.extend(self._under_way)
         self._under_way.clear()
@@ -139,9 +131,9 @@ def spare_memory() -> float:
 
 def available_memory() -> int | None:
     """Bytes that a process may still take, also inside a container; None if unknown."""
-    told = _meminfo(Path("/proc/meminfo"))
+    free = _meminfo(Path("/proc/meminfo"))
     limited = _cgroup(Path("/sys/fs/cgroup"))
-    known = [value for value in (told, limited) if value is not None]
+    known = [value for value in (free, limited) if value is not None]
     return min(known) if known else None
 
 

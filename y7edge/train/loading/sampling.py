@@ -35,17 +35,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RectPlan:
-    """Shapes for batches of images of similar aspect: less padding than a square.
+    """Shapes for batches of images of similar aspect: less padding than a square."""
 
-    Attributes:
-        aspect: float64 (N,), height / width of every picture.
-        size: Longer side of the network's input.
-        stride: Sides of the input are multiples of it.
-    """
-
-    aspect: NDArray[np.float64]
-    size: int
-    stride: int
+    aspect: NDArray[np.float64]  # (N,), height / width of every image
+    size: int  # longer side of the network's input
+    stride: int  # sides of the input are multiples of it
 
     def shape(self, indices: NDArray[np.int64]) -> tuple[int, int]:
         """The smallest input (height, width) that holds these pictures, longer side ``size``.

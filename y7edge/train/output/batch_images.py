@@ -1,4 +1,4 @@
-"""``batches/*.jpg``: batches as the network sees them, after augmentation, with their labels."""
+"""``batches/*.jpg``: training batches after augmentation, with their labels."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _GAP = 4
 def write_batch(
     images: NDArray[np.uint8], targets: NDArray[np.float32], names: Sequence[str], path: Path
 ) -> None:
-    """Write the first pictures of a batch as a square of tiles.
+    """Write the first images of a batch as a square of tiles.
 
     Args:
         images: (B, 3, H, W) RGB.
-        targets: (n, 6): image, class, centre x, centre y, width, height as shares of the picture.
+        targets: (n, 6): image, class, normalized centre x, centre y, width, height.
         names: class names.
         path: the JPEG file.
 

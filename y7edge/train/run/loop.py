@@ -41,7 +41,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 
     Args:
         config: what to train on what.
-        progress: is told how it goes; None shows nothing (``progress.for_terminal()`` does).
+        progress: displays the run; None shows nothing (``progress.for_terminal()`` does).
 
     Returns:
         Paths and figures of the run.
@@ -133,22 +133,18 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
 
 
 def _read_state(folder: Path, ranks: Ranks, progress: Progress) -> state.State:
-    """The state to go on from; the first rank alone looks for one that is whole."""
+    """The state to resume; only the first rank searches for an undamaged one."""
     kept = None
     with ranks.together():
         if ranks.first:
             kept = state.load(folder, say=progress.say)
-            _require_unfinished(folder, kept)
+            if kept.facts.get("finished"):
+                raise ConfigError(
+                    f"{folder}: the run is finished after {kept.facts['epoch']} epochs; to train "
+                    f"on, start a new one with --weights {folder / files.LAST} and --epochs"
+                )
     with ranks.together():
         return kept or state.load(folder, say=progress.say)
-
-
-def _require_unfinished(folder: Path, kept: state.State) -> None:
-    if kept.facts.get("finished"):
-        raise ConfigError(
-            f"{folder}: the run is finished after {kept.facts['epoch']} epochs; to train on, start "
-            f"a new one with --weights {folder / files.LAST} and --epochs"
-        )
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:

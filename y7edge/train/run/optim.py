@@ -47,11 +47,7 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
 
 
 def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
-    """Weight decay for the pictures that really make a step.
-
-    A step gathers ``batch * accumulate`` pictures, which is not always the nominal batch. The loss
-    is a sum over pictures, so the decay follows their number and keeps its weight against it.
-    """
+    """Weight decay scaled to the images of a step, as the loss is a sum over them."""
     return weight_decay * batch * accumulation(batch, nominal) / nominal
 
 
@@ -87,8 +83,8 @@ def apply(step: Step, optimizer: torch.optim.Optimizer) -> None:
 class Accumulator:
     """Says after which iterations the optimiser steps.
 
-    The count runs on over the end of an epoch, so that gradients gathered there are used by the
-    next step (the published training throws them away); the last ones of the run are used too.
+    Gradients left at the end of an epoch are used by the next step (the published training discards
+    them), and those at the end of the run by a last one.
 
     Attributes:
         gathered: backward passes since the last step.

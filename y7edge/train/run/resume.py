@@ -32,21 +32,14 @@ _FREE = {
 
 @dataclass
 class Position:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Attributes:
-        epoch: the one at work, from 1.
-        batch: how many of its batches are done.
-        closed: the epoch's batches are done and the average is ready to be evaluated.
-        sums: of the loss parts box, obj and cls over those batches.
-        seconds: that those batches took.
-    """
-
-    epoch: int = 1
-    batch: int = 0
-    closed: bool = False
+    epoch: int = 1  # the current one
+    batch: int = 0  # how many of its batches are done
+    closed: bool = False  # all of them, and the average is ready to be evaluated
+    # Of the loss parts box, obj and cls over those batches
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    seconds: float = 0.0
+    seconds: float = 0.0  # that those batches took
 
 
 def capture(parts: Parts, position: Position) -> State:

@@ -67,34 +67,19 @@ class Start:
 
 @dataclass
 class Parts:
-    """What a run is made of, in one of its processes.
-
-    Attributes:
-        config: what to train on what.
-        fabric: Lightning Fabric, launched.
-        ranks: the processes of the run.
-        data: the data set, with the two splits of the run.
-        shown: the training images, augmented.
-        plan: which images make up which batch.
-        loader: the batches of the plan.
-        validation: the images to evaluate on; None on all ranks but the first.
-        start: what the run begins with.
-        steps: what happens to each batch; holds model, optimiser and average.
-        writer: writes the files; None on all ranks but the first.
-        folder: of the run.
-    """
+    """What a run is made of, in one of its processes."""
 
     config: TrainConfig
-    fabric: Any
+    fabric: Any  # Lightning Fabric, launched
     ranks: Ranks
-    data: Dataset
-    shown: TrainingSet
-    plan: BatchPlan
-    loader: DataLoader[Item]
-    validation: Validation | None
+    data: Dataset  # with the two splits of the run
+    shown: TrainingSet  # training images, augmented
+    plan: BatchPlan  # which images make up which batch
+    loader: DataLoader[Item]  # the batches of the plan
+    validation: Validation | None  # None on all ranks but the first
     start: Start
-    steps: Steps
-    writer: RunWriter | None
+    steps: Steps  # what happens to each batch; holds model, optimiser and average
+    writer: RunWriter | None  # writes the files; None on all ranks but the first
     folder: Path
 
     def introduction(self) -> str:
