@@ -16,9 +16,9 @@ narrow models with and without each of these parts, with several seeds:
 * average: the exponential moving average of the weights, and the last weights themselves.
 
 All settings of an experiment share data, recipe, length, seeds and the order of the pictures.
-Models are judged once, after the last epoch, so that no best epoch is chosen for them; a training
-that belongs to two experiments is done once. Interrupt it whenever you like: the same command goes
-on, with the very step that it was at. Two may work in one folder side by side, one with
+Models are evaluated once, after the last epoch, so that no best epoch is chosen for them; a
+training that belongs to two experiments is done once. An interrupted run is resumed by the same
+command, at the same step. Two may work in one folder side by side, one with
 ``--only auxiliary``, the other with ``--only repconv implicit average``, which share no training;
 the command without ``--only`` then puts the results together.
 
@@ -133,7 +133,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on in {options.out}", file=sys.stderr)
+        print(f"interrupted: the same command resumes in {options.out}", file=sys.stderr)
         return 130
     return 0
 
@@ -144,7 +144,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--data", type=Path, help="default: made pictures of parts on a tray")
     parser.add_argument("--pictures", type=int, default=640, help="made, to train on")
-    parser.add_argument("--judged", type=int, default=100, help="made, to judge by")
+    parser.add_argument("--judged", type=int, default=100, help="synthetic images to evaluate on")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each setting")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--imgsz", type=int, default=128, help="a multiple of 64, from 128")
@@ -273,7 +273,7 @@ def trained(config: TrainConfig, progress: Whole) -> EpochRow:
 def figures(out: Path, name: str, seed: int) -> tuple[float, float]:
     """mAP@0.5:0.95 and mAP@0.5 of a finished training."""
     row = read_csv(place(out, name, seed) / files.RESULTS)[-1]
-    assert row.map50_95 is not None and row.map50 is not None  # the last epoch is always judged
+    assert row.map50_95 is not None and row.map50 is not None  # the last epoch is always evaluated
     return row.map50_95, row.map50
 
 

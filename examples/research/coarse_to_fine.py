@@ -1,4 +1,4 @@
-"""Auxiliary heads at work: a narrow YOLOv7-W6, trained twice, folded, exported, judged.
+"""Auxiliary heads at work: a narrow YOLOv7-W6, trained twice, folded, exported, evaluated.
 
     python examples/research/coarse_to_fine.py                     # about half an hour on one core
 
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train both, compare, fold, export, judge.
+    """Train both, compare, fold, export, evaluate.
 
     Raises:
         GateError: a claim does not hold; ``result.json`` is there nevertheless.

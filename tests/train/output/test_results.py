@@ -91,7 +91,7 @@ def test_place_that_cannot_hold_a_run_is_refused_before_any_work(tmp_path, monke
     folder.check_free("relative/run")
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(ConfigError, match=f"{tmp_path}: nobody but its owner may write there"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: only its owner may write there"):
         folder.check_free(tmp_path / "new" / "run")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import asdict, replace
 
 import cv2
@@ -196,6 +197,7 @@ def test_tensorboard_drops_epochs_that_a_resumed_run_repeats(data, model, tmp_pa
         first.add(replace(ROW, epoch=epoch, box=float(epoch)), model)
     # Never closed, as after kill -9: each epoch is on the disk when it is recorded.
     assert scalars(tmp_path / "run")["loss/box"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    time.sleep(1.1)  # TensorBoard reads files in the order of the second in their names
     resumed = writer(data, tmp_path / "run")
     for epoch in (2, 3):
         resumed.add(replace(ROW, epoch=epoch, box=10.0 * epoch), model)

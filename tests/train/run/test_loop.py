@@ -105,6 +105,12 @@ def test_run_leaves_whole_files(run):
     assert cv2.imread(str(result.folder / "results.png")) is not None
 
 
+def test_a_run_without_report_draws_nothing(data, tmp_path):
+    names = {path.name for path in train(config(data, tmp_path / "run")).folder.iterdir()}
+    assert not names & {"report.html", "results.png", "curves", "predictions", "predictions.json"}
+    assert {"best.safetensors", "last.safetensors", "results.csv", "state.safetensors"} <= names
+
+
 def test_run_is_told_as_it_goes(run):
     result, recorder = run
     assert "10 training images, 4 validation images, 2 epochs at 64 px" in recorder.lines[1]

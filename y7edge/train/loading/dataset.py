@@ -180,7 +180,7 @@ class _Work(Dataset["Item | Made"]):
         slot = task.slot
         if self._memory is not None and slot is not None:
             images = self._memory.space(slot, shape)
-        else:  # from a worker, torch sends it to the training process by itself
+        else:  # from a worker, torch sends it to the training process
             images = np.empty(shape, np.uint8)
         labels = map(self._shown.write, task.keys, images)
         numbered = _numbered(list(labels))

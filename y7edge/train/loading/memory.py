@@ -31,7 +31,7 @@ class Task(NamedTuple):
     """What a worker is asked for."""
 
     keys: list[Key]
-    slot: int | None  # of the batch memory; None: the worker finds memory by itself
+    slot: int | None  # of the batch memory; None: the worker allocates memory
 
 
 @dataclass(slots=True)
@@ -86,8 +86,7 @@ class BatchMemory:
     def tasks(self, batches: Iterable[list[Key]]) -> Iterator[Task]:
         """Give each batch a slot, as far as there are any.
 
-        A new pass may begin once the workers have ended the one before: what they made of it, and
-        nobody received, is forgotten.
+        Slots that the pass before filled, and whose batches were not received, are free again.
         """
         self._free.extend(self._under_way)
         self._under_way.clear()
@@ -132,9 +131,9 @@ def spare_memory() -> float:
 
 def available_memory() -> int | None:
     """Bytes that a process may still take, also inside a container; None if unknown."""
-    told = _meminfo(Path("/proc/meminfo"))
+    free = _meminfo(Path("/proc/meminfo"))
     limited = _cgroup(Path("/sys/fs/cgroup"))
-    known = [value for value in (told, limited) if value is not None]
+    known = [value for value in (free, limited) if value is not None]
     return min(known) if known else None
 
 

@@ -25,7 +25,7 @@ def claim(out: Path | str | None, root: Path | str = "runs") -> Path:
     Args:
         out: the folder asked for; None takes the next free one of ``root/train``,
             ``root/train2``, ``root/train3``, ...
-        root: parent of folders that nobody named.
+        root: parent of unnamed runs.
 
     Raises:
         ConfigError: ``out`` holds a run already, or is not a folder.
@@ -55,7 +55,7 @@ def check_free(out: Path | str | None) -> None:
         )
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "nobody but its owner may write there" if there.is_dir() else "it is a file"
+        what = "only its owner may write there" if there.is_dir() else "it is a file"
         raise ConfigError(f"{folder} cannot be made a folder for the run: {there}: {what}")
 
 

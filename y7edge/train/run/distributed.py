@@ -116,7 +116,7 @@ def under_torchrun(config: TrainConfig) -> TrainConfig:
     """The configuration with the devices and nodes that ``torchrun`` has started, if it has.
 
     Raises:
-        ConfigError: the configuration asks for others, or for machines that nobody has started.
+        ConfigError: the configuration asks for others, or for machines without a way to meet.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if config.nodes > 1 and not any(name in os.environ for name in _MEETING):
@@ -142,7 +142,7 @@ def open_fabric(config: TrainConfig) -> Any:
     ``mps``; ``config.precision`` is ``auto`` (fp16 mixed on CUDA, else fp32) or a name of Fabric's.
 
     Raises:
-        DeviceError: there is no such device here, or not so many, or it has not this precision.
+        DeviceError: no such device, not so many of them, or not this precision.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy

@@ -41,7 +41,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 
     Args:
         config: what to train on what.
-        progress: is told how it goes; None shows nothing (``progress.for_terminal()`` does).
+        progress: displays the run; None shows nothing (``progress.for_terminal()`` does).
 
     Returns:
         Paths and figures of the run.
@@ -133,7 +133,7 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
 
 
 def _read_state(folder: Path, ranks: Ranks, progress: Progress) -> state.State:
-    """The state to go on from; the first rank alone looks for one that is whole."""
+    """The state to resume; only the first rank searches for an undamaged one."""
     kept = None
     with ranks.together():
         if ranks.first:

@@ -47,7 +47,7 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
 
 
 def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
-    """Weight decay for the images of a step, ``batch * accumulate``: the loss sums over them."""
+    """Weight decay scaled to the images of a step, as the loss is a sum over them."""
     return weight_decay * batch * accumulation(batch, nominal) / nominal
 
 

@@ -87,7 +87,7 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
 
     Args:
         config: the run; its folder is not made.
-        progress: is told what is measured.
+        progress: displays remarks.
 
     Raises:
         ConfigError: several devices, or nothing to measure.

@@ -37,7 +37,7 @@ class Status:
 
 
 class Progress:
-    """Is told how a run goes, and shows nothing."""
+    """Receives the events of a run, and shows nothing."""
 
     def say(self, line: str) -> None:
         """Show a remark: what is trained on what, what was saved, why it stopped."""

@@ -32,7 +32,7 @@ class Trainer:
 
     Attributes:
         parts: what the run is made of.
-        progress: is told how it goes.
+        progress: displays the run.
         position: how far the run has come.
     """
 
@@ -43,7 +43,7 @@ class Trainer:
 
         Args:
             parts: what the run is made of.
-            progress: is told how it goes; None shows nothing.
+            progress: displays the run; None shows nothing.
             kept: the state to resume; None begins a run.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Judging a model while it trains, through the same Detector that runs on the robot.
+"""Evaluate a model while it trains, through the same Detector that runs on the robot.
 
 So a checkpoint's figures in training and those of ``y7edge val`` afterwards mean the same
 (``y7edge.evaluation.evaluate.PROTOCOL``). The published training evaluated at NMS IoU 0.6, tested
@@ -23,7 +23,7 @@ from y7edge.runtimes.base import SessionOptions
 
 
 class Validation:
-    """The pictures that a run is judged by.
+    """The images that a run is evaluated on.
 
     Attributes:
         samples: pictures and labels.

@@ -152,8 +152,8 @@ class TrainConfig:
     def validation_interval(self) -> int:
         """Epochs between validations.
 
-        Judging a small set can cost a third of an epoch, so by default about twenty looks are
-        spread over the run, however long it is; the last epoch is always judged.
+        Evaluating a small set can cost a third of an epoch, so by default there are about twenty in
+        a run, however long it is; the last epoch is always evaluated.
         """
         return self.val_every or max(1, round(self.epochs / 20))
 

@@ -81,7 +81,7 @@ class Recipe:
     augmentation: Augmentation = STRONG
     close_mosaic: int = within(FROM_ZERO, 0)  # so many last epochs without mosaic and mixup
 
-    # The average of the weights, which is what is judged and saved
+    # The average of the weights, which is evaluated and saved
     average: str = "ema"  # ema, swa or none
     ema_decay: float = within(BELOW_ONE, 0.9999)  # limit of the moving average's decay
     ema_tau: float = within(POSITIVE, 2000.0)  # updates until it has come to 63 % of the limit
