@@ -1,9 +1,8 @@
 """Compound scaling of concatenation-based models (YOLOv7 paper, section 3.2).
 
-When the depth of a computational block changes, the width of its concatenation changes with it. So
-depth and width cannot be scaled apart: the paper scales the depth of the blocks and lets the width
-of the transition layers follow by the same ratio as the blocks' outputs. yolov7 with depth 1.5
-gathers 5 maps where it gathered 4, hence transitions x 1.25: that is YOLOv7-X.
+The depth of a computational block changes the width of its concatenation. So the paper scales the
+depth of the blocks, and the width of the transition layers by the ratio of the blocks' outputs:
+yolov7 with depth 1.5 gathers 5 maps instead of 4, hence transitions x 1.25, which is YOLOv7-X.
 """
 
 from __future__ import annotations
@@ -15,21 +14,20 @@ from y7edge.errors import ConfigError
 from y7edge.models.draft import derived_channels
 from y7edge.models.spec import IMAGE, Row, Spec
 
-MULTIPLE = 8  # channel counts are rounded to this, which vector units and NPUs like
+MULTIPLE = 8  # channel counts are rounded to this, for vector units and NPUs
 
 
 def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
-    """A deeper, shallower, wider or narrower relative of a model.
+    """Scale the depth and width of a model.
 
     Args:
-        spec: the model to scale, in training or deploy form.
-        depth: factor on the number of 3x3 convolutions in each computational block; whole steps of
-            the block's gathering pattern, at least one. The width of the transition layers (all
-            outside of the blocks' inner layers) follows by the compound rule.
+        spec: a model in training or deploy form.
+        depth: factor on the number of 3x3 convolutions in each computational block, in whole steps
+            of its gathering pattern, at least one. The transition layers' width follows.
         width: factor on every channel count, rounded to a multiple of 8, at least 8.
 
     Returns:
-        A new spec named after the factors, such as ``yolov7-tiny-w0.25``; anchors and strides stay.
+        A spec named after the factors, such as ``yolov7-tiny-w0.25``; anchors and strides stay.
 
     Raises:
         ConfigError: a factor is not a positive, finite number, or the spec is folded.
@@ -44,17 +42,13 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
     lengths = _chain_lengths(spec, depth)
     ratio = transition_ratio(spec, depth)
     rows = _Rewriter(spec, lengths, ratio, width).rows()
-    suffix = "".join(
-        f"-{letter}{value:g}" for letter, value in (("d", depth), ("w", width)) if value != 1
-    )
+    factors = (("d", depth), ("w", width))
+    suffix = "".join(f"-{letter}{value:g}" for letter, value in factors if value != 1)
     return replace(spec, name=spec.name + suffix, rows=rows)
 
 
 def transition_ratio(spec: Spec, depth: float) -> Fraction:
-    """How the transition layers' width follows a depth factor: new over old gathered width.
-
-    The ratio is that of all blocks together; in the published models every block has the same.
-    """
+    """Return new over old gathered width for a depth factor, over all blocks together."""
     lengths = _chain_lengths(spec, depth)
     before = after = 0
     for stage, blocks in _stages(spec).items():
@@ -68,11 +62,11 @@ def transition_ratio(spec: Spec, depth: float) -> Fraction:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """One computational block: its chain, and every how many links the concatenation takes one."""
+    """One computational block."""
 
     chain: tuple[Row, ...]
     gather: Row
-    tap: int
+    tap: int  # every tap-th link of the chain is gathered
 
 
 def _stages(spec: Spec) -> dict[int, _Stage]:
@@ -94,7 +88,7 @@ def _chain_lengths(spec: Spec, depth: float) -> dict[int, int]:
 
 
 class _Rewriter:
-    """Writes the rows anew, chains longer or shorter, widths scaled, indices shifted."""
+    """Rewrite rows with other chain lengths and widths."""
 
     def __init__(self, spec: Spec, lengths: dict[int, int], ratio: Fraction, width: float) -> None:
         self._spec = spec
@@ -116,7 +110,7 @@ class _Rewriter:
         return tuple(self._new)
 
     def _chain(self, row: Row) -> None:
-        """Write the whole chain at its first link."""
+        """Write the whole chain when its first link is met."""
         stage = self._stages[row.stage]
         if row is not stage.chain[0]:
             return
@@ -144,6 +138,6 @@ class _Rewriter:
         self._new.append(replace(row, index=len(self._new), inputs=inputs, out=out))
 
     def _scaled(self, row: Row) -> int:
-        inner = row.role in ("split", "chain")  # the compound rule leaves these widths alone
+        inner = row.role in ("split", "chain")  # the compound rule keeps these widths
         exact = row.out * self._width * (1 if inner else self._ratio)
         return max(MULTIPLE, MULTIPLE * round(exact / MULTIPLE))

@@ -1,10 +1,8 @@
-"""Checkpoints on disk: safetensors and one JSON header, never a pickle.
+"""Checkpoints on disk: safetensors with one JSON header.
 
-A ``.safetensors`` file holds nothing but a table of tensors and text, so that reading one cannot
-run anything. The text is one entry, ``y7edge``: the schema version, the model's rows, its class
-names, its metadata, and a digest over rows, names and weights.
-
-``load`` takes the published ``.pt`` files as well: :mod:`y7edge.models.published.official`.
+The header is the metadata entry ``y7edge``: schema version, rows, class names, metadata, and a
+digest of rows, names and weights. ``load`` reads published ``.pt`` files too
+(:mod:`y7edge.models.published.official`).
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.schema import decode
-from y7edge.errors import CheckpointError, RuntimeMissing
+from y7edge.errors import CheckpointError, needing
 from y7edge.files import atomic_write
 from y7edge.models.checkpoint import COUNTER, Checkpoint, canonical_json, check, default_names
 from y7edge.models.published import official
@@ -48,13 +46,11 @@ class _Header:
 
 
 def save(checkpoint: Checkpoint, path: Path | str) -> None:
-    """Write a checkpoint, whole or not at all; the same checkpoint gives the same bytes.
-
-    Floats are stored as float32. What ``load`` would refuse is not written.
+    """Write a checkpoint atomically, floats as float32; equal checkpoints give equal bytes.
 
     Raises:
-        CheckpointError: weights or names that are not those of the rows, values that are not
-            finite, metadata that JSON cannot hold, or a disk that takes no more.
+        CheckpointError: weights or names do not fit the rows, values are not finite, metadata
+            cannot be JSON, or the file cannot be written.
         RuntimeMissing: safetensors is not installed.
     """
     safetensors = _safetensors()
@@ -90,7 +86,7 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
 def _stored(key: str, array: NDArray[Any]) -> NDArray[Any]:
     if key.endswith(COUNTER):
         return np.asarray(array)
-    # An overflow shows as infinity, which the check names together with its key.
+    # An overflow gives infinity, which the check reports with its key.
     with np.errstate(over="ignore"):
         return np.asarray(array, dtype=np.float32, order="C")
 
@@ -99,8 +95,8 @@ def load(path: Path | str) -> Checkpoint:
     """Read a checkpoint: our ``.safetensors``, or a published ``.pt``/``.pth``.
 
     Raises:
-        CheckpointError: the file is missing, cut short, altered, of another tool, of a newer
-            schema, or its weights are not those of its rows; for ``.pt`` also refused as unsafe.
+        CheckpointError: the file is missing, truncated, altered, of another tool or of a newer
+            schema, its weights do not fit its rows, or a ``.pt`` is refused as unsafe.
         RuntimeMissing: safetensors is not installed.
     """
     path = Path(path)
@@ -122,7 +118,7 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
-    """The header's text and all tensors of a safetensors file."""
+    """Return the header's text and all tensors of a safetensors file."""
     safetensors = _safetensors()
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -156,11 +152,7 @@ def _header(path: Path, text: str) -> _Header:
 
 
 def _safetensors() -> Any:
-    try:
+    with needing("safetensors", "export", "a checkpoint"):
         import safetensors
         import safetensors.numpy
-    except ImportError as error:
-        raise RuntimeMissing(
-            'checkpoints need safetensors, which is not installed: pip install "y7edge[export]"'
-        ) from error
     return safetensors
