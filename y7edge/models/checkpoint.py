@@ -38,6 +38,13 @@ class Checkpoint:
         """``training``, ``deploy`` or ``folded``."""
         return self.spec.form
 
+    @property
+    def imgsz(self) -> tuple[int, int]:
+        """(height, width) of the trained input, else the published one."""
+        size = self.meta.get("imgsz", self.spec.imgsz)
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(height), int(width)
+
     @cached_property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of rows, names and weights, without ``meta``."""
