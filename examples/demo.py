@@ -254,7 +254,8 @@ def repeat_proof(artifact: Path, checkpoint: Checkpoint, say: Say) -> None:
 
 def measure(artifact: Path, say: Say) -> Report:
     """Latency on one thread, and the code around the engine in units of one ``cv2.resize``."""
-    report = benchmark(artifact, threads=1, gate=True)
+    with Detector(artifact, threads=1) as detector:
+        report = benchmark(detector, str(artifact), threads=1, gate=True)
     model, whole = report.model_ms, report.end_to_end_ms
     say(
         f"on one thread: network {model['p50']:.2f} ms, end to end {whole['p50']:.2f} ms (medians; "

@@ -25,11 +25,9 @@ from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
 from y7edge.detect.preprocess import Color, Geometry, Preprocessor
 from y7edge.errors import ArtifactError, ConfigError, DataError, DetectorClosed, RuntimeMissing
 from y7edge.models import registry as variants
+from y7edge.models.checkpoint import SUFFIXES
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
-
-CHECKPOINTS = (".safetensors", ".pt", ".pth")
-"""Suffixes of files that run with torch; all others are artifacts."""
 
 _MAX_BATCH = 16  # images of a dynamic batch; more would only cost memory
 
@@ -407,7 +405,7 @@ def _open(
     path = Path(source)
     if not path.is_file() and path.name == str(source) and not path.suffix:
         variants.get(path.name)  # a ConfigError that lists the names, if it is none of them
-    elif path.suffix.lower() not in CHECKPOINTS:
+    elif path.suffix.lower() not in SUFFIXES:
         artifact = registry.load(path, backend)
         _require_size(artifact, imgsz)
         return registry.open_session(artifact, options, backend), artifact.manifest

@@ -16,6 +16,7 @@ from y7edge.errors import CheckpointError
 from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Form, Spec
 
+SUFFIXES = (".safetensors", ".pt", ".pth")  # of checkpoint files
 COUNTER = "num_batches_tracked"  # the only whole-number weight: int64, all others are floats
 
 

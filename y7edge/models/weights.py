@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from y7edge.artifact.schema import decode
 from y7edge.errors import CheckpointError, needing
 from y7edge.files import atomic_write
-from y7edge.models.checkpoint import COUNTER, Checkpoint, canonical_json, check, default_names
+from y7edge.models.checkpoint import (
+    COUNTER,
+    SUFFIXES,
+    Checkpoint,
+    canonical_json,
+    check,
+    default_names,
+)
 from y7edge.models.published import official
 from y7edge.models.spec import Spec
 
@@ -27,7 +34,6 @@ __all__ = ["Checkpoint", "default_names", "load", "save"]
 
 SCHEMA = 1
 HEADER = "y7edge"
-TORCH_SUFFIXES = (".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def load(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a .safetensors or .pt checkpoint")
-    if path.suffix.lower() in TORCH_SUFFIXES:
+    if path.suffix.lower() in SUFFIXES[1:]:
         return official.load(path)
     text, arrays = _read(path)
     header = _header(path, text)
