@@ -85,7 +85,7 @@ def nms(
 
 
 def best_first(scores: NDArray[np.float32], limit: int) -> NDArray[np.intp]:
-    """Return the indices of the ``limit`` best scores, descending; equal scores keep their order."""
+    """Return indices of the ``limit`` best scores, descending; equal scores keep their order."""
     if len(scores) <= limit:
         falling = -scores
         # Numpy's stable sort is several times slower than its fast one, and ties are rare.
