@@ -1,8 +1,8 @@
-"""COCO results: detections as the JSON list that COCO's own tools and servers take.
+"""COCO results: detections as the JSON list that COCO's tools and servers read.
 
-An image's id is the number in its file's name, as in COCO, if all pictures have one and no two the
-same; else they are numbered from 1, and a file beside it says which is which. Category ids count
-from 0 as everywhere here; COCO's own, 1 to 90 with gaps, on request.
+Image ids are the numbers in the file names, as in COCO, if all have different ones; else images are
+numbered from 1, and a file beside the results lists them. Category ids count from 0, or are those
+of COCO's files, 1 to 90 with gaps.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from y7edge.files import atomic_write
 def write_submission(
     found: Table, samples: Sequence[Sample], path: Path, *, classes: int, coco_ids: bool = False
 ) -> list[Path]:
-    """Write ``path`` and, if pictures had to be numbered, ``image_ids.json`` beside it.
+    """Write ``path`` and, if images had to be numbered, ``image_ids.json`` beside it.
 
-    Boxes are left, top, width, height in pixels of the picture to three decimals, scores to five.
+    Boxes are left, top, width, height in pixels of the image to three decimals, scores to five.
 
     Args:
         found: (n, 7): index into ``samples``, left, top, width, height, confidence, class.
-        samples: the pictures.
+        samples: the images.
         path: the JSON file.
         classes: count of classes.
         coco_ids: write the category ids of COCO's files.
@@ -42,7 +42,6 @@ def write_submission(
     if coco_ids:
         require_coco(classes)
     numbers = image_ids(samples)
-    named = numbers is not None
     ids = numbers or list(range(1, len(samples) + 1))
     results = [
         {
@@ -54,18 +53,14 @@ def write_submission(
         for image, *box, score, class_id in found.tolist()
     ]
     paths = [_write(results, path)]
-    if not named:
+    if numbers is None:
         mapping = {str(sample.path): number for sample, number in zip(samples, ids, strict=True)}
         paths.append(_write(mapping, path.with_name("image_ids.json")))
     return paths
 
 
 def require_coco(classes: int) -> None:
-    """Refuse COCO's category ids for other classes than its own.
-
-    Raises:
-        ConfigError: there are other than 80 classes.
-    """
+    """Raise ConfigError unless there are COCO's 80 classes."""
     if classes != len(COCO_IDS):
         raise ConfigError(
             f"COCO's category ids are for its {len(COCO_IDS)} classes, this data set has {classes}"
@@ -73,7 +68,7 @@ def require_coco(classes: int) -> None:
 
 
 def image_ids(samples: Sequence[Sample]) -> list[int] | None:
-    """The numbers that the pictures' files are named by; None if one isn't, or two are the same."""
+    """Return the numbers in the file names; None if one has none or two are equal."""
     stems = [sample.path.stem for sample in samples]
     if not all(stem.isascii() and stem.isdecimal() for stem in stems):
         return None

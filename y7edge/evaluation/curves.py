@@ -1,9 +1,8 @@
 """Precision, recall and F1 over the confidence threshold, and the threshold of the best F1.
 
-At IoU 0.5, over all pictures. A detection counts as right as COCO counts it: in order of
-confidence each takes the object of its class that it overlaps most and that is still free. The
-best threshold is the one of the highest F1, averaged over the classes that have labels; it is what
-a detector made from the checkpoint uses unless told otherwise.
+At IoU 0.5, over all images. Matching is COCO's: in order of confidence, each detection takes the
+unmatched object of its class with the largest IoU. The best threshold has the highest F1, averaged
+over the classes with labels; it is the default of a detector made from the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from y7edge.evaluation.tables import Overlap, Tables, overlaps
 
 IOU = 0.5
 THRESHOLDS = np.arange(1000) / 1000
-"""Confidence thresholds that are tried; what lies above one is kept."""
+"""Confidence thresholds; detections above one are kept."""
 
 _WRONG, _RIGHT, _IGNORED = 0, 1, -1
 
@@ -30,8 +29,8 @@ class Curves:
         precision: (classes, 1000) float64; NaN where nothing is kept.
         recall: (classes, 1000) float64.
         f1: (classes, 1000) float64; 0 where nothing is kept.
-        by_recall: (classes, 101) float64: precision at recall 0, 0.01, ... 1, made monotone as
-            for the average precision, which is its mean.
+        by_recall: (classes, 101) float64: monotone precision at recall 0, 0.01, ... 1, whose
+            mean is the average precision.
     """
 
     precision: NDArray[np.float64]
@@ -41,10 +40,7 @@ class Curves:
 
     @property
     def best(self) -> int | None:
-        """Index of the threshold of highest mean F1; None if nothing was found right.
-
-        Where several neighbours are as good, the middle one: the furthest from losing.
-        """
+        """Index of the threshold of highest mean F1, the middle of a plateau; None if F1 is 0."""
         mean = self.mean("f1")
         top = int(mean.argmax())
         if not mean[top] > 0:
@@ -54,7 +50,7 @@ class Curves:
         return top + (plateau - 1) // 2
 
     def mean(self, name: str) -> NDArray[np.float64]:
-        """Mean of a curve over the classes that have a value there; NaN where none has."""
+        """Return a curve's mean over the classes that have a value; NaN where none has."""
         values: NDArray[np.float64] = getattr(self, name)
         known = np.isfinite(values)
         count = known.sum(axis=0)
@@ -63,7 +59,7 @@ class Curves:
 
 
 def curves(tables: Tables, classes: int, by_recall: NDArray[np.float64]) -> Curves:
-    """Count what is kept and right at each threshold.
+    """Compute the curves.
 
     Args:
         tables: labels and detections.
@@ -90,7 +86,7 @@ def curves(tables: Tables, classes: int, by_recall: NDArray[np.float64]) -> Curv
 
 
 def verdicts(tables: Tables) -> NDArray[np.int8]:
-    """For each detection: 1 right, 0 wrong, -1 neither (it lies in a crowd of its class)."""
+    """Return for each detection: 1 correct, 0 false, -1 ignored (in a crowd of its class)."""
     verdict = np.zeros(len(tables.found), np.int8)
     for overlap in overlaps(tables):
         _judge(overlap, tables, verdict)
@@ -98,7 +94,7 @@ def verdicts(tables: Tables) -> NDArray[np.int8]:
 
 
 def _judge(overlap: Overlap, tables: Tables, verdict: NDArray[np.int8]) -> None:
-    """Set the verdicts of one picture, best detection first."""
+    """Set the verdicts of one image, best detection first."""
     same = tables.found[overlap.found, 6][:, None] == tables.truth[overlap.truth, 1][None]
     fits = same & (overlap.iou >= IOU)
     crowd = tables.truth[overlap.truth, 6] > 0
@@ -113,5 +109,5 @@ def _judge(overlap: Overlap, tables: Tables, verdict: NDArray[np.int8]) -> None:
 
 
 def _above(confidence: NDArray[np.float64]) -> NDArray[np.intp]:
-    """How many lie above each threshold."""
+    """Count the confidences above each threshold."""
     return len(confidence) - np.searchsorted(np.sort(confidence), THRESHOLDS, side="right")
