@@ -122,16 +122,7 @@ class Detector:
             classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
-        image = manifest.input
-        self._preprocess = Preprocessor(
-            image.height,
-            image.width,
-            pad=image.letterbox.pad,
-            order=image.color,
-            scale=image.scale,
-            layout=image.layout,
-            dtype=image.dtype,
-        )
+        self._preprocess = Preprocessor(manifest.input)
         self._postprocess = _postprocessor(manifest)
         self._heads = [output.name for output in manifest.outputs if output.role == "head"]
         self._roles = {output.role: output.name for output in manifest.outputs}
@@ -417,7 +408,7 @@ def _open(
             f'{source} is not an exported artifact and needs torch: pip install "y7edge[export]", '
             "or export it with `y7edge export` where torch is"
         ) from error
-    session = eager.open(source, options, **({} if imgsz is None else {"imgsz": _pair(imgsz)}))
+    session = eager.open(source, options, None if imgsz is None else _pair(imgsz))
     return session, session.manifest
 
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.artifact.manifest import InputInfo
 from y7edge.errors import ConfigError, DataError
 
 PAD = 114
@@ -92,30 +93,12 @@ class Preprocessor:
     Not thread-safe: work buffers and ``tensor``, the default destination, are reused. The border of
     ``tensor`` is only filled when the geometry changes.
 
-    Args:
-        height: of the input, in pixels.
-        width: of the input, in pixels.
-        pad: grey of the border, 0..255.
-        order: channel order of the input.
-        scale: factor from 0..255 to the input's values; 1 for uint8.
-        layout: of the input, "NCHW" or "NHWC".
-        dtype: of the input, one of ``DTYPES``.
-
     Raises:
         ConfigError: an input that is not supported.
     """
 
-    def __init__(
-        self,
-        height: int,
-        width: int,
-        *,
-        pad: int = PAD,
-        order: Color = "rgb",
-        scale: float = 1 / 255,
-        layout: str = "NCHW",
-        dtype: str = "float32",
-    ) -> None:
+    def __init__(self, network: InputInfo) -> None:
+        layout, dtype, scale = network.layout, network.dtype, network.scale
         if layout not in ("NCHW", "NHWC") or dtype not in DTYPES:
             raise ConfigError(
                 f"the network's input is {dtype} {layout}, expected {', '.join(DTYPES)} and NCHW "
@@ -123,14 +106,14 @@ class Preprocessor:
             )
         if dtype == "uint8" and scale != 1:
             raise ConfigError(f"the network's input is uint8 with scale {scale}, expected 1")
-        self._hw = height, width
+        self._hw = height, width = network.height, network.width
         self._channels_last = layout == "NHWC"
         shape = (height, width, 3) if self._channels_last else (3, height, width)
         self.tensor: NDArray[Any] = np.empty((1, *shape), dtype)
-        self._order = order
+        self._order = network.color
         # Dividing by 255 gives the nearest float32 for every value; multiplying by 1/255 does not.
         self._divisor = np.float32(1 / scale)
-        self._border = np.float32(pad) / self._divisor
+        self._border = np.float32(network.letterbox.pad) / self._divisor
         self._geometry: Geometry | None = None  # of the last image
         self._painted: Geometry | None = None  # whose border `tensor` has
         self._resized: NDArray[np.uint8] = np.empty(0, np.uint8)

@@ -32,16 +32,15 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
     Raises:
         ConfigError: a factor is not a positive, finite number, or the spec is folded.
     """
-    for factor, value in (("depth", depth), ("width", width)):
+    for name, value in (("depth", depth), ("width", width)):
         if not 0 < value < 100:
-            raise ConfigError(f"scale: {factor} must be a factor between 0 and 100, not {value}")
+            raise ConfigError(f"scale: {name} must be a factor between 0 and 100, not {value}")
     if spec.form == "folded":
         raise ConfigError(f"{spec.name}: a folded model cannot be scaled; scale it before training")
     if depth == 1 and width == 1:
         return spec
-    lengths = _chain_lengths(spec, depth)
-    ratio = transition_ratio(spec, depth)
-    rows = _Rewriter(spec, lengths, ratio, width).rows()
+    factor = Fraction(width).limit_denominator(1 << 16)
+    rows = _rewritten(spec, _chain_lengths(spec, depth), transition_ratio(spec, depth), factor)
     factors = (("d", depth), ("w", width))
     suffix = "".join(f"-{letter}{value:g}" for letter, value in factors if value != 1)
     return replace(spec, name=spec.name + suffix, rows=rows)
@@ -87,57 +86,40 @@ def _chain_lengths(spec: Spec, depth: float) -> dict[int, int]:
     }
 
 
-class _Rewriter:
+def _rewritten(
+    spec: Spec, lengths: dict[int, int], ratio: Fraction, width: Fraction
+) -> tuple[Row, ...]:
     """Rewrite rows with other chain lengths and widths."""
+    stages = _stages(spec)
+    new: list[Row] = []
+    position = {IMAGE: IMAGE}  # old index -> new index, without chains
+    links: dict[int, list[int]] = {}  # stage -> new indices of its chain
 
-    def __init__(self, spec: Spec, lengths: dict[int, int], ratio: Fraction, width: float) -> None:
-        self._spec = spec
-        self._lengths = lengths
-        self._ratio = ratio
-        self._width = Fraction(width).limit_denominator(1 << 16)
-        self._stages = _stages(spec)
-        self._new: list[Row] = []
-        self._position: dict[int, int] = {IMAGE: IMAGE}  # old index -> new index
-        self._links: dict[int, list[int]] = {}  # stage -> new indices of its chain
-
-    def rows(self) -> tuple[Row, ...]:
-        for row in self._spec.rows:
-            if row.role == "chain":
-                self._chain(row)
-            else:
-                self._append(row, self._inputs(row))
-                self._position[row.index] = len(self._new) - 1
-        return tuple(self._new)
-
-    def _chain(self, row: Row) -> None:
-        """Write the whole chain when its first link is met."""
-        stage = self._stages[row.stage]
-        if row is not stage.chain[0]:
-            return
-        links = self._links[row.stage] = []
-        for link in range(self._lengths[row.stage]):
-            source = self._position[row.inputs[0]] if link == 0 else links[-1]
-            self._append(row, (source,))
-            links.append(len(self._new) - 1)
-
-    def _inputs(self, row: Row) -> tuple[int, ...]:
-        if row.role != "gather":
-            return tuple(self._position[i] for i in row.inputs)
-        taps = self._links[row.stage][::-1][:: self._stages[row.stage].tap]
-        rest = [self._position[i] for i in row.inputs if self._spec.rows[i].role != "chain"]
-        return (*taps, *rest)
-
-    def _append(self, row: Row, inputs: tuple[int, ...]) -> None:
-        channels = [3 if i == IMAGE else self._new[i].out for i in inputs]
+    def append(row: Row, inputs: tuple[int, ...]) -> int:
         if row.block in ("concat", "sum", "reorg", "maxpool", "upsample"):
+            channels = [3 if i == IMAGE else new[i].out for i in inputs]
             out = derived_channels(row.block, channels)
-        elif row.block == "head":
-            out = 0
         else:
-            out = self._scaled(row)
-        self._new.append(replace(row, index=len(self._new), inputs=inputs, out=out))
+            out = 0 if row.block == "head" else _scaled(row, ratio, width)
+        new.append(replace(row, index=len(new), inputs=inputs, out=out))
+        return len(new) - 1
 
-    def _scaled(self, row: Row) -> int:
-        inner = row.role in ("split", "chain")  # the compound rule keeps these widths
-        exact = row.out * self._width * (1 if inner else self._ratio)
-        return max(MULTIPLE, MULTIPLE * round(exact / MULTIPLE))
+    for row in spec.rows:
+        if row.role == "chain":  # write the whole chain when its first link is met
+            if row is stages[row.stage].chain[0]:
+                chain = links[row.stage] = [append(row, (position[row.inputs[0]],))]
+                while len(chain) < lengths[row.stage]:
+                    chain.append(append(row, (chain[-1],)))
+        elif row.role == "gather":
+            taps = links[row.stage][::-1][:: stages[row.stage].tap]
+            rest = [position[i] for i in row.inputs if spec.rows[i].role != "chain"]
+            position[row.index] = append(row, (*taps, *rest))
+        else:
+            position[row.index] = append(row, tuple(position[i] for i in row.inputs))
+    return tuple(new)
+
+
+def _scaled(row: Row, ratio: Fraction, width: Fraction) -> int:
+    inner = row.role in ("split", "chain")  # the compound rule keeps these widths
+    exact = row.out * width * (1 if inner else ratio)
+    return max(MULTIPLE, MULTIPLE * round(exact / MULTIPLE))

@@ -49,13 +49,7 @@ def open(
         ConfigError: the size is not a multiple of the largest stride.
         DeviceError: the device does not exist.
     """
-    return of_checkpoint(open_checkpoint(source), options, imgsz)
-
-
-def of_checkpoint(
-    checkpoint: Checkpoint, options: SessionOptions, imgsz: tuple[int, int] | None = None
-) -> EagerSession:
-    """Run a checkpoint that is already loaded; see :func:`open`."""
+    checkpoint = open_checkpoint(source)
     manifest = describe(checkpoint, imgsz or checkpoint.imgsz)
     return EagerSession(from_checkpoint(checkpoint), manifest, options)
 
