@@ -21,9 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CANDIDATES = 30_000
-"""Boxes beyond these, by score, are ignored."""
-
+MAX_CANDIDATES = 30_000  # boxes beyond these, by score, are ignored
 _PER_CLASS = 256
 _BLOCK = 1024
 _SLACK = 1e-3  # on the threshold, where it only decides which pairs are worth computing

@@ -22,17 +22,12 @@ from y7edge.detect.detector import Detector
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.runtimes.base import Session
 
-FRAME_HW = (720, 1280)
-"""Height and width of the images."""
-
-FRAMES = 8
-"""Number of images, used in turn: a single one would stay in the cache."""
-
+FRAME_HW = (720, 1280)  # height and width of the images
+FRAMES = 8  # number of images, used in turn: a single one would stay in the cache
 BUDGET = {"pre": 2.2, "post": 3.0, "rest": 0.5}
 """Units of one ``cv2.resize``: letterbox; decoding and NMS; all else in ``detector(frame)``."""
 
-TOLERANCE = 1.1
-"""What the gate allows beyond the budget, as a factor."""
+TOLERANCE = 1.1  # what the gate allows beyond the budget, as a factor
 
 GATE_SIZE, GATE_NC = 640, 80
 OBJECTS, CANDIDATES = 100, 8

@@ -113,13 +113,9 @@ def benchmark(
 ) -> Report:
     """Measure a model by stage on synthetic images, for at most 20 seconds after 20 calls.
 
-    Args:
-        detector: the model; it stays open.
-        artifact: its name in the report.
-        threads: of OpenCV, and that the detector was opened with; None: their own choice.
-        warmup: calls before the first that counts.
-        runs: calls that count.
-        gate: measure the code around the engine too. Call ``Report.require_budget`` for a verdict.
+    ``artifact`` is the model's name in the report; ``threads`` those of OpenCV and of the detector;
+    ``warmup`` calls precede the ``runs`` that count. ``gate`` measures the code around the engine
+    too: call ``Report.require_budget`` for a verdict.
 
     Raises:
         ConfigError: ``warmup`` or ``runs`` is less than 1.

@@ -27,7 +27,12 @@ def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> N
     """
     if model is None:
         variants = _variants()
-        show({"variants": variants}, _variant_lines(variants), as_json=as_json)
+        rows = [
+            (v["name"], v["parameters"], v["gflops"], v["imgsz"][0], _joined(v["strides"]))
+            for v in variants
+        ]
+        lines = table([("name", "parameters", "GFLOPs", "at", "strides"), *rows])
+        show({"variants": variants}, lines, as_json=as_json)
         return
     kind, size = kind_of(model), imgsz.pair if imgsz else None
     if kind == "artifact":
@@ -43,14 +48,6 @@ def _variants() -> list[dict[str, Any]]:
     keys = ("name", "parameters", "gflops", "strides", "imgsz")
     records = [_of_spec(registry.get(name), None) for name in registry.names()]
     return [{key: record[key] for key in keys} for record in records]
-
-
-def _variant_lines(variants: list[dict[str, Any]]) -> list[str]:
-    rows = [
-        (v["name"], v["parameters"], v["gflops"], v["imgsz"][0], _joined(v["strides"]))
-        for v in variants
-    ]
-    return table([("name", "parameters", "GFLOPs", "at", "strides"), *rows])
 
 
 def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:

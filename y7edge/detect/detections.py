@@ -58,19 +58,9 @@ class Detection:
         return self.left, self.top, self.right, self.bottom
 
     @property
-    def width(self) -> float:
-        """Right minus left, in pixels."""
-        return self.right - self.left
-
-    @property
-    def height(self) -> float:
-        """Bottom minus top, in pixels."""
-        return self.bottom - self.top
-
-    @property
     def area(self) -> float:
         """Square pixels."""
-        return self.width * self.height
+        return (self.right - self.left) * (self.bottom - self.top)
 
     @property
     def center(self) -> tuple[float, float]:

@@ -145,8 +145,8 @@ class Detector:
 
         Args:
             frame: (H, W, 3) uint8; grey (H, W) and four channels with alpha are accepted too.
-            color: order of its channels, "bgr" or "rgb".
-            timestamp_ns: capture time, copied to the result, as are ``frame_id`` and ``source``.
+            color: order of its channels.
+            timestamp_ns: capture time; like ``frame_id`` and ``source`` copied to the result.
             frame_id: number of the frame in its source.
             source: name of the source.
 
@@ -169,12 +169,8 @@ class Detector:
     ) -> list[Detections]:
         """Detect objects in several images of any sizes, in batches of the artifact's size.
 
-        Args:
-            frames: images as for a call of the detector.
-            color: order of the channels of all of them.
-            timestamp_ns: one value for each image, as are ``frame_id`` and ``source``.
-            frame_id: numbers of the frames in their sources.
-            source: names of the sources.
+        The arguments are those of a call; ``timestamp_ns``, ``frame_id`` and ``source`` have one
+        value for each image.
 
         Raises:
             DataError: not a list, not images, or not one value for each image.

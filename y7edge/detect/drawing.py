@@ -33,10 +33,7 @@ def draw(
         frame: (H, W, 3) uint8; grey (H, W) and (H, W, 4) with alpha are accepted too.
         detections: boxes in this image's pixels.
         confidence: write it after the class name.
-        color: order of the frame's channels, "bgr" as OpenCV has it, or "rgb".
-
-    Returns:
-        (H, W, 3) uint8 in the frame's order. Lines and letters grow with the image.
+        color: order of the channels of the frame, and of the result (H, W, 3) uint8.
 
     Raises:
         DataError: not an image, or of another size than that of the detections.

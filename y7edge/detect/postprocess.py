@@ -63,8 +63,7 @@ class Criteria:
 EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)
 """The thresholds that mAP is measured with."""
 
-Quantization = tuple[float, int]
-"""(scale, zero point): real value = (value - zero point) x scale."""
+Quantization = tuple[float, int]  # (scale, zero point): real value = (value - zero point) x scale
 
 
 class Postprocessor:

@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from y7edge.artifact.manifest import InputInfo
 from y7edge.errors import ConfigError, DataError
 
-PAD = 114
-"""Grey of the padding, 0..255, in all channels."""
-
+PAD = 114  # grey of the padding, 0..255, in all channels
 Color = Literal["bgr", "rgb"]
 """Order of an image's channels; a fourth channel is alpha, and ignored."""
 

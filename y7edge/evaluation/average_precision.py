@@ -27,15 +27,10 @@ _AREAS = ((0.0, 1e10), (0.0, SMALL), (SMALL, LARGE), (LARGE, 1e10))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Averages:
-    """Precision and recall; -1 where a class has no labels.
+    """Precision and recall; -1 where a class has no labels."""
 
-    Attributes:
-        precision: (10 IoU, 101 recall, classes, 4 ``SIZES``) float64, at 300 boxes.
-        recall: (10 IoU, classes, 4 ``SIZES``, 4 ``COUNTS``) float64.
-    """
-
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]  # (10 IoU, 101 recall, classes, 4 ``SIZES``), at 300 boxes
+    recall: NDArray[np.float64]  # (10 IoU, classes, 4 ``SIZES``, 4 ``COUNTS``)
 
     def mean_precision(self, size: str = "all") -> float | None:
         """Return the mean over IoU, recall and classes; None if no object has that size."""

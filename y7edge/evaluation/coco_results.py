@@ -22,19 +22,10 @@ from y7edge.files import atomic_write
 def write_submission(
     found: Table, samples: Sequence[Sample], path: Path, *, classes: int, coco_ids: bool = False
 ) -> list[Path]:
-    """Write ``path`` and, if images had to be numbered, ``image_ids.json`` beside it.
+    """Write ``path`` and, if images had to be numbered, ``image_ids.json`` beside it; return both.
 
-    Boxes are left, top, width, height in pixels of the image to three decimals, scores to five.
-
-    Args:
-        found: (n, 7): index into ``samples``, left, top, width, height, confidence, class.
-        samples: the images.
-        path: the JSON file.
-        classes: count of classes.
-        coco_ids: write the category ids of COCO's files.
-
-    Returns:
-        The files.
+    ``found``: (n, 7) index into ``samples``, left, top, width, height, confidence, class. Boxes are
+    written as left, top, width, height in pixels with three decimals, scores with five.
 
     Raises:
         ConfigError: COCO's ids for a data set of other than 80 classes.
@@ -52,11 +43,14 @@ def write_submission(
         }
         for image, *box, score, class_id in found.tolist()
     ]
-    paths = [_write(results, path)]
+    contents: dict[Path, Any] = {path: results}
     if numbers is None:
-        mapping = {str(sample.path): number for sample, number in zip(samples, ids, strict=True)}
-        paths.append(_write(mapping, path.with_name("image_ids.json")))
-    return paths
+        paths = [str(sample.path) for sample in samples]
+        contents[path.with_name("image_ids.json")] = dict(zip(paths, ids, strict=True))
+    for file, content in contents.items():
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return list(contents)
 
 
 def require_coco(classes: int) -> None:
@@ -74,9 +68,3 @@ def image_ids(samples: Sequence[Sample]) -> list[int] | None:
         return None
     numbers = [int(stem) for stem in stems]
     return numbers if len(set(numbers)) == len(numbers) else None
-
-
-def _write(content: Any, path: Path) -> Path:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return path

@@ -23,15 +23,10 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confusion:
-    """Counts by true class (rows) and predicted class (columns), the background last.
+    """Counts by true class (rows) and predicted class (columns), the background last."""
 
-    Attributes:
-        matrix: (classes + 1, classes + 1) int64.
-        names: class names, without the background.
-    """
-
-    matrix: NDArray[np.int64]
-    names: tuple[str, ...]
+    matrix: NDArray[np.int64]  # (classes + 1, classes + 1)
+    names: tuple[str, ...]  # without the background
 
     @property
     def labels(self) -> tuple[str, ...]:

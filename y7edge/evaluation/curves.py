@@ -12,31 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.evaluation.tables import Overlap, Tables, overlaps
+from y7edge.evaluation.tables import Tables, overlaps
 
 IOU = 0.5
-THRESHOLDS = np.arange(1000) / 1000
-"""Confidence thresholds; detections above one are kept."""
+THRESHOLDS = np.arange(1000) / 1000  # confidence thresholds; detections above one are kept
 
 _WRONG, _RIGHT, _IGNORED = 0, 1, -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curves:
-    """Curves of each class over ``THRESHOLDS``; rows of classes without labels are NaN.
+    """Curves of each class over ``THRESHOLDS``; rows of classes without labels are NaN."""
 
-    Attributes:
-        precision: (classes, 1000) float64; NaN where nothing is kept.
-        recall: (classes, 1000) float64.
-        f1: (classes, 1000) float64; 0 where nothing is kept.
-        by_recall: (classes, 101) float64: monotone precision at recall 0, 0.01, ... 1, whose
-            mean is the average precision.
-    """
-
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    f1: NDArray[np.float64]
-    by_recall: NDArray[np.float64]
+    precision: NDArray[np.float64]  # (classes, 1000); NaN where nothing is kept
+    recall: NDArray[np.float64]  # (classes, 1000)
+    f1: NDArray[np.float64]  # (classes, 1000); 0 where nothing is kept
+    by_recall: NDArray[np.float64]  # (classes, 101): monotone precision at recall 0, 0.01, ... 1
 
     @property
     def best(self) -> int | None:
@@ -59,13 +50,7 @@ class Curves:
 
 
 def curves(tables: Tables, classes: int, by_recall: NDArray[np.float64]) -> Curves:
-    """Compute the curves.
-
-    Args:
-        tables: labels and detections.
-        classes: count of classes.
-        by_recall: (101, classes) precision at IoU 0.5 by recall; -1 for classes without labels.
-    """
+    """Compute the curves; ``by_recall`` is (101, classes), -1 for classes without labels."""
     verdict = verdicts(tables)
     counted = verdict != _IGNORED
     confidence, class_id = tables.found[counted, 5], tables.found[counted, 6].astype(int)
@@ -89,23 +74,18 @@ def verdicts(tables: Tables) -> NDArray[np.int8]:
     """Return for each detection: 1 correct, 0 false, -1 ignored (in a crowd of its class)."""
     verdict = np.zeros(len(tables.found), np.int8)
     for overlap in overlaps(tables):
-        _judge(overlap, tables, verdict)
+        same = tables.found[overlap.found, 6][:, None] == tables.truth[overlap.truth, 1][None]
+        fits = same & (overlap.iou >= IOU)
+        crowd = tables.truth[overlap.truth, 6] > 0
+        free = np.where(fits & ~crowd, overlap.iou, 0.0)
+        for row in np.flatnonzero(free.any(axis=1)):  # best detection first
+            column = int(free[row].argmax())
+            if free[row, column] > 0:
+                verdict[overlap.found[row]] = _RIGHT
+                free[:, column] = 0
+        in_crowd = overlap.found[(fits & crowd).any(axis=1)]
+        verdict[in_crowd[verdict[in_crowd] == _WRONG]] = _IGNORED
     return verdict
-
-
-def _judge(overlap: Overlap, tables: Tables, verdict: NDArray[np.int8]) -> None:
-    """Set the verdicts of one image, best detection first."""
-    same = tables.found[overlap.found, 6][:, None] == tables.truth[overlap.truth, 1][None]
-    fits = same & (overlap.iou >= IOU)
-    crowd = tables.truth[overlap.truth, 6] > 0
-    free = np.where(fits & ~crowd, overlap.iou, 0.0)
-    for row in np.flatnonzero(free.any(axis=1)):
-        column = int(free[row].argmax())
-        if free[row, column] > 0:
-            verdict[overlap.found[row]] = _RIGHT
-            free[:, column] = 0
-    in_crowd = overlap.found[(fits & crowd).any(axis=1)]
-    verdict[in_crowd[verdict[in_crowd] == _WRONG]] = _IGNORED
 
 
 def _above(confidence: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -81,6 +81,28 @@ class Metrics:
     confusion: Confusion | None = None
     curves: Curves | None = None
 
+    def class_rows(self) -> list[tuple[Any, ...]]:
+        """Return name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1 by class, then of all."""
+        total = (
+            "all",
+            self.labels,
+            self.map50,
+            self.map50_95,
+            self.precision,
+            self.recall,
+            self.f1,
+        )
+        rows = [
+            (c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1)
+            for c in self.per_class
+        ]
+        return [*rows, total]
+
+    def size_rows(self) -> list[tuple[str, float | None, float | None]]:
+        """Return size, mAP@0.5:0.95 and average recall by size of objects."""
+        sizes = [(s, getattr(self, f"map_{s}"), getattr(self, f"ar_{s}")) for s in _BY_SIZE]
+        return [("all", self.map50_95, self.ar300), *sizes]
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without the curves."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "curves"}
@@ -97,11 +119,8 @@ def evaluate(
 ) -> Metrics:
     """Detect in all images and compare with their labels.
 
-    Args:
-        predict: the detector, set up as ``PROTOCOL`` says.
-        samples: images and labels.
-        names: class names of the data set.
-        progress: called after each image with the counts of images done and in all.
+    ``predict`` is set up as ``PROTOCOL`` says; ``names`` are the classes of the data set;
+    ``progress`` is called after each image with the counts of images done and in all.
 
     Raises:
         DataError: an image cannot be read, or there are no labels.

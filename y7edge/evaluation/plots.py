@@ -69,8 +69,7 @@ def write_confusion(confusion: Confusion, path: Path) -> Path:
     # Lines separate the background from the classes.
     for line in (axes.axhline, axes.axvline):
         line(size - 1.5, color="#64748b", linewidth=0.8)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("truth")
+    axes.set(xlabel="prediction", ylabel="truth")
     axes.set_title(f"confidence above {CONF:g}, IoU above {MATCHED:g}", fontsize=10)
     return save(figure, path)
 
@@ -129,11 +128,7 @@ def _plain(name: str) -> str:
 
 
 def _finish(axes: Axes, x_label: str, y_label: str, title: str) -> None:
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_title(title)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 

@@ -20,8 +20,7 @@ from y7edge.files import atomic_write
 
 Image = NDArray[np.uint8]
 
-PICTURES = 12
-"""Number of images, spread evenly over the split."""
+PICTURES = 12  # number of images, spread evenly over the split
 
 # Limits of the longer side, pixels: text must be readable, and JPEG ends at 65500.
 _MIN, _MAX = 480, 960
@@ -36,14 +35,7 @@ def write_predictions(
 ) -> list[Path]:
     """Write ``PICTURES`` images ``000.jpg``, ``001.jpg``, ...: labels left, detections right.
 
-    Args:
-        detect: a detector at its own thresholds.
-        samples: images and labels.
-        names: class names.
-        folder: the destination.
-
-    Returns:
-        The files.
+    ``detect`` is a detector at its own thresholds. Returns the files.
 
     Raises:
         DataError: an image cannot be read.
@@ -73,13 +65,8 @@ def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
     """Return the labels of an image as detections of confidence 1."""
     height, width = image.shape[:2]
     xyxy = corners(sample.boxes[:, :2], sample.boxes[:, 2:]) * (width, height, width, height)
-    return Detections(
-        xyxy=xyxy.astype(np.float32),
-        confidence=np.ones(len(xyxy), np.float32),
-        class_id=sample.class_id,
-        image_wh=(width, height),
-        names=tuple(names),
-    )
+    ones = np.ones(len(xyxy), np.float32)
+    return Detections(xyxy, ones, sample.class_id, (width, height), tuple(names))
 
 
 def write_picture(picture: Image, path: Path) -> None:

@@ -48,14 +48,7 @@ def save(
 ) -> Saved:
     """Write ``curves/*.png``, ``predictions/*.jpg`` and ``predictions.json`` into a folder.
 
-    Args:
-        folder: the destination.
-        tables: all boxes, labelled and found.
-        metrics: computed from ``tables``.
-        samples: the images.
-        names: class names.
-        detect: a detector at its own thresholds, for the images.
-        coco_ids: category ids of COCO's files in the results.
+    ``detect`` is a detector at its own thresholds, for the images.
 
     Raises:
         ConfigError: COCO's ids for a data set of other than 80 classes.
@@ -131,10 +124,8 @@ def figure(value: float | None) -> str:
 
 
 def _classes(metrics: Metrics) -> str:
-    m = metrics
-    rows = [(c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1) for c in m.per_class]
-    rows.append(("all", m.labels, m.map50, m.map50_95, m.precision, m.recall, m.f1))
     head = ("class", "labels", "AP@0.5", "AP@0.5:0.95", "precision", "recall", "F1")
+    rows = metrics.class_rows()
     return html.table(head, [(name, str(n), *map(figure, scores)) for name, n, *scores in rows])
 
 
@@ -147,14 +138,9 @@ def _about(metrics: Metrics) -> str:
 
 
 def _sizes(metrics: Metrics) -> str:
-    sizes = (
-        ("all", metrics.map50_95, metrics.ar300),
-        ("small, up to 32 x 32 pixels", metrics.map_small, metrics.ar_small),
-        ("medium", metrics.map_medium, metrics.ar_medium),
-        ("large, from 96 x 96 pixels", metrics.map_large, metrics.ar_large),
-    )
+    limits = {"small": ", up to 32 x 32 pixels", "large": ", from 96 x 96 pixels"}
     counts = [(f"best {n} boxes", figure(getattr(metrics, f"ar{n}"))) for n in COUNTS]
     return html.table(
         ("objects", "mAP@0.5:0.95", "average recall, 300 boxes"),
-        [(name, figure(ap), figure(ar)) for name, ap, ar in sizes],
+        [(n + limits.get(n, ""), figure(ap), figure(ar)) for n, ap, ar in metrics.size_rows()],
     ) + html.table(("of each image and class", "average recall"), counts)

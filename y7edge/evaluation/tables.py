@@ -15,33 +15,20 @@ Table = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tables:
-    """Labels and detections of the same images.
+    """Labels and detections of the same images; boxes are in pixels."""
 
-    Attributes:
-        truth: (m, 7) float64: image, class, left, top, width, height, crowd. Images are numbered
-            from 0, boxes are in pixels. Crowd is 1 for a region with unlabelled objects, else 0.
-        found: (n, 7) float64: image, left, top, width, height, confidence, class.
-        images: count of images.
-    """
-
-    truth: Table
-    found: Table
-    images: int
+    truth: Table  # (m, 7): image, class, left, top, width, height, crowd
+    found: Table  # (n, 7): image, left, top, width, height, confidence, class
+    images: int  # count of images; they are numbered from 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlap:
-    """The boxes of one image and their IoU.
+    """The boxes of one image and their IoU."""
 
-    Attributes:
-        truth: (t,) rows of ``Tables.truth``.
-        found: (f,) rows of ``Tables.found``, best first.
-        iou: (f, t) float64; for a crowd region the fraction of the found box inside it, as in COCO.
-    """
-
-    truth: NDArray[np.intp]
-    found: NDArray[np.intp]
-    iou: NDArray[np.float64]
+    truth: NDArray[np.intp]  # (t,) rows of ``Tables.truth``
+    found: NDArray[np.intp]  # (f,) rows of ``Tables.found``, best first
+    iou: NDArray[np.float64]  # (f, t); for a crowd the fraction of the found box inside it
 
 
 def overlaps(tables: Tables) -> Iterator[Overlap]:

@@ -29,10 +29,8 @@ class BranchPlan:
 def plan(spec: Spec, *, allow_identity: bool = False) -> tuple[BranchPlan, ...]:
     """Plan the identity branch of every 3x3 convolution; the 3x3 and 1x1 branches always fit.
 
-    Args:
-        spec: any model that is not folded.
-        allow_identity: override the paper's rule, for experiments: equal channel counts and
-            stride 1 are enough.
+    ``allow_identity`` overrides the paper's rule, for experiments: then equal channel counts and
+    stride 1 are enough.
     """
     return tuple(
         _plan_row(spec, row, allow_identity)
@@ -42,11 +40,7 @@ def plan(spec: Spec, *, allow_identity: bool = False) -> tuple[BranchPlan, ...]:
 
 
 def check(spec: Spec, *, allow_identity: bool = False) -> None:
-    """Refuse identity branches that the plan does not allow.
-
-    Raises:
-        ConfigError: names the layer and the reason.
-    """
+    """Raise ConfigError for identity branches that the plan does not allow."""
     for verdict in plan(spec, allow_identity=allow_identity):
         row = spec.rows[verdict.row]
         if row.block == "repconv" and row.identity and not verdict.identity:
@@ -59,13 +53,9 @@ def check(spec: Spec, *, allow_identity: bool = False) -> None:
 def reparameterize(
     spec: Spec, rows: tuple[int, ...], *, identity: bool = False, allow_identity: bool = False
 ) -> Spec:
-    """Replace 3x3 convolutions by RepConv.
+    """Replace the 3x3 ``conv`` rows with these indices by RepConv.
 
-    Args:
-        spec: a model in training or deploy form.
-        rows: indices of 3x3 ``conv`` rows with stride 1.
-        identity: add the identity branch wherever channel counts are equal.
-        allow_identity: override the rule, as in :func:`plan`.
+    ``identity`` adds the identity branch wherever channel counts are equal.
 
     Raises:
         ConfigError: a row is not such a convolution, or the plan refuses its identity branch.

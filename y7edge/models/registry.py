@@ -46,14 +46,10 @@ def get(
     form: Form = "training",
     anchors: Sequence[Sequence[Sequence[float]]] | None = None,
 ) -> Spec:
-    """Return the spec of a published variant.
+    """Return the spec of a published variant for ``nc`` classes.
 
-    Args:
-        name: one of :func:`names`.
-        nc: number of classes.
-        form: ``training``, ``deploy`` or ``folded``.
-        anchors: (levels, anchors, 2) widths and heights in pixels of the network input, finest
-            level first; None: the published ones.
+    ``anchors``: (levels, anchors, 2) widths and heights in pixels of the network input, finest
+    level first; None: the published ones.
 
     Raises:
         ConfigError: unknown name or form, or unusable anchors.

@@ -20,14 +20,10 @@ MULTIPLE = 8  # channel counts are rounded to this, for vector units and NPUs
 def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
     """Scale the depth and width of a model.
 
-    Args:
-        spec: a model in training or deploy form.
-        depth: factor on the number of 3x3 convolutions in each computational block, in whole steps
-            of its gathering pattern, at least one. The transition layers' width follows.
-        width: factor on every channel count, rounded to a multiple of 8, at least 8.
-
-    Returns:
-        A spec named after the factors, such as ``yolov7-tiny-w0.25``; anchors and strides stay.
+    ``depth`` is a factor on the number of 3x3 convolutions in each computational block, in whole
+    steps of its gathering pattern, at least one; the transition layers' width follows. ``width`` is
+    a factor on every channel count, rounded to a multiple of 8. The new name has the factors, such
+    as ``yolov7-tiny-w0.25``.
 
     Raises:
         ConfigError: a factor is not a positive, finite number, or the spec is folded.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +61,12 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
     """
     safetensors = _safetensors()
     source = str(path)
-    stored = Checkpoint(
-        spec=checkpoint.spec,
-        arrays={key: _stored(key, array) for key, array in checkpoint.arrays.items()},
-        names=tuple(checkpoint.names),
-        meta=checkpoint.meta,
-    )
+    arrays = {key: _stored(key, array) for key, array in checkpoint.arrays.items()}
+    stored = replace(checkpoint, arrays=arrays, names=tuple(checkpoint.names))
     check(stored, source)
-    header = {
-        "schema": SCHEMA,
-        "spec": stored.spec.to_dict(),
-        "names": stored.names,
-        "meta": dict(stored.meta),
-        "digest": stored.digest,
-    }
+    header = _Header(SCHEMA, stored.spec, stored.names, dict(stored.meta), stored.digest)
     try:
-        text = canonical_json(header)
+        text = canonical_json(asdict(header))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"{source} was not written: its metadata cannot be JSON ({error}); "

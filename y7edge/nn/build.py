@@ -129,12 +129,7 @@ def create(
 ) -> Model:
     """Build a published variant with freshly initialised weights.
 
-    Args:
-        name: one of :func:`y7edge.models.names`.
-        nc: number of classes.
-        form: ``training``; ``deploy``: plain heads, no auxiliary rows, BatchNorm and RepConv still
-            there; ``folded``: plain convolutions.
-        anchors: (levels, anchors, 2) in pixels; None: the published ones.
+    The arguments are those of :func:`y7edge.models.get`; the forms are described at ``Spec``.
 
     Raises:
         ConfigError: unknown name or form, or unusable anchors.

@@ -39,10 +39,7 @@ def open(
 ) -> EagerSession:
     """Run a checkpoint file, or a variant's name with random weights.
 
-    Args:
-        source: path or name, as :func:`y7edge.nn.source.open_checkpoint` takes it.
-        options: device and threads.
-        imgsz: (height, width) of the input; None: as trained.
+    ``imgsz`` is (height, width) of the input; None: as trained.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -76,12 +73,7 @@ def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
     outputs = tuple(
         OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i) for i in range(spec.levels)
     )
-    source = Source(
-        digest=checkpoint.digest,
-        form=checkpoint.form,
-        parameters=shapes.parameters(spec),
-        gflops=round(shapes.gflops(spec, height, width), 4),
-    )
+    gflops = round(shapes.gflops(spec, height, width), 4)
     licence = checkpoint.meta.get("licence")
     return Manifest(
         model=spec.name,
@@ -90,7 +82,7 @@ def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
         input=image,
         outputs=outputs,
         levels=levels,
-        source=source,
+        source=Source(checkpoint.digest, checkpoint.form, shapes.parameters(spec), gflops),
         precision="fp32",
         target="checkpoint",
         opset=None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -53,9 +53,8 @@ def published_key(key: str) -> str:
 def _variants() -> dict[tuple[int, PublishedForm], tuple[str, ...]]:
     """Return variants by the row of their head and their form."""
     found: dict[tuple[int, PublishedForm], tuple[str, ...]] = {}
-    forms: tuple[PublishedForm, ...] = ("training", "deploy")
     for name in registry.names():
-        for form in forms:
+        for form in get_args(PublishedForm):
             head = registry.get(name, form=form).head.index
             found[head, form] = (*found.get((head, form), ()), name)
     return found

@@ -51,11 +51,8 @@ def convert(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Convert published keys to those of ``create(name, form=...).load_state_dict(strict=True)``.
 
     Form and number of classes follow from the keys. Values, tensors or arrays, are not changed;
-    ``anchor_grid`` is dropped, and BatchNorm counters that old files lack become zero.
-
-    Args:
-        state_dict: the published state dict.
-        name: one of :func:`y7edge.models.names`.
+    ``anchor_grid`` is dropped, and BatchNorm counters that old files lack become zero. ``name`` is
+    one of :func:`y7edge.models.names`.
 
     Raises:
         CheckpointError: the keys or shapes are not those of the variant.

@@ -170,12 +170,6 @@ class Inert(Sealed):
         return self._function(*arguments)
 
 
-class Marker(Sealed):
-    """A class that is only passed as an argument, never called."""
-
-    __slots__ = ()
-
-
 def _rebuild_tensor(
     storage: object, offset: object, size: object, stride: object, *_autograd: object
 ) -> Tensor:
@@ -247,7 +241,7 @@ def _reconstruct(kind: object, *_empty: object) -> PickledArray:
     return PickledArray()
 
 
-_NDARRAY = Marker()
+_NDARRAY = Sealed()  # only passed as an argument
 _KNOWN: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): PickledDict,
     ("__builtin__", "set"): Inert(_set),
