@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from y7edge import Detector, draw
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import InputInfo
 from y7edge.benchmark.measure import Report, benchmark
 from y7edge.data.dataset import Dataset, load
 from y7edge.data.images import read_image
@@ -211,7 +212,7 @@ def prove_fold(checkpoint: Checkpoint, samples: Sequence[Sample], say: Say) -> F
     """Fold, and compare both forms on pictures from other seeds."""
     before, after = inventory(checkpoint), inventory(fold_checkpoint(checkpoint))
     side = checkpoint.meta["imgsz"]
-    preprocess = Preprocessor(side, side)
+    preprocess = Preprocessor(InputInfo("images", 1, side, side))
     images = np.empty((4, 3, side, side), np.float32)
     for index, sample in enumerate(samples[: len(images)]):
         preprocess(read_image(sample.path), out=images[index])
@@ -254,7 +255,8 @@ def repeat_proof(artifact: Path, checkpoint: Checkpoint, say: Say) -> None:
 
 def measure(artifact: Path, say: Say) -> Report:
     """Latency on one thread, and the code around the engine in units of one ``cv2.resize``."""
-    report = benchmark(artifact, threads=1, gate=True)
+    with Detector(artifact, threads=1) as detector:
+        report = benchmark(detector, str(artifact), threads=1, gate=True)
     model, whole = report.model_ms, report.end_to_end_ms
     say(
         f"on one thread: network {model['p50']:.2f} ms, end to end {whole['p50']:.2f} ms (medians; "

@@ -1,20 +1,17 @@
 """Box arithmetic in numpy: conversions, intersections, and non-maximum suppression.
 
-Suppression is exact, per class and deterministic. Greedy, as usual: best score first, each kept box
-removes the boxes of its class whose IoU with it is greater than the threshold; equal scores keep
-their order. Classes are compared as numbers. (Shifting boxes by class x 4096 pixels, the published
-trick, joins boxes of two classes beyond that extent, and in half precision much earlier.)
+Suppression is greedy, exact and deterministic: best score first, each kept box removes the boxes of
+its class whose IoU with it is above the threshold; equal scores keep their order. Classes are
+compared as numbers: shifting boxes by class x 4096 pixels, as published, fails beyond that extent.
 
-Two ideas make it fast in numpy without a large matrix:
+It is fast in numpy for three reasons:
 
 * Only pairs that can overlap are compared. Sorted by class and left side, the partners of a box
-  follow it directly: an IoU above t needs an overlap above t of the two intervals in x alone.
-* The greedy loop over boxes becomes a few rounds over pairs (better, worse). A box that is the
-  worse one in no pair stays; the worse ones of its pairs go, with all pairs that they are in. Each
-  round decides at least the best box of what is left, and most decide nearly all.
-
-Boxes are taken in blocks by score, and it ends as soon as enough are kept, so that the cost has a
-bound when tens of thousands of boxes come in.
+  follow it directly: an IoU above t needs an overlap above t of the two intervals in x.
+* The greedy loop over boxes becomes a few rounds over pairs (better, worse). A box that is never
+  the worse one stays; the worse ones of its pairs go. Each round decides at least the best box that
+  is left, and most decide nearly all.
+* Boxes are processed in blocks by score, until enough are kept.
 """
 
 from __future__ import annotations
@@ -24,9 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CANDIDATES = 30_000
-"""Boxes beyond these, by score, are not looked at."""
-
+MAX_CANDIDATES = 30_000  # boxes beyond these, by score, are ignored
 _PER_CLASS = 256
 _BLOCK = 1024
 _SLACK = 1e-3  # on the threshold, where it only decides which pairs are worth computing
@@ -63,14 +58,14 @@ def nms(
     *,
     agnostic: bool = False,
 ) -> NDArray[np.intp]:
-    """Indices of the boxes that stay, best score first, at most ``max_det``.
+    """Return the indices of the kept boxes, best score first.
 
     Args:
         boxes: (N, 4) corners x1, y1, x2, y2.
-        scores: (N,); equal scores are taken in the given order.
+        scores: (N,).
         classes: (N,) class of each box.
-        iou: a box goes if its IoU with a better one of its class is greater than this.
-        max_det: number of boxes after which it ends.
+        iou: a box goes if its IoU with a better one of its class is greater.
+        max_det: maximum of boxes to keep.
         agnostic: compare boxes of different classes too.
     """
     order = best_first(scores, MAX_CANDIDATES)
@@ -88,7 +83,7 @@ def nms(
 
 
 def best_first(scores: NDArray[np.float32], limit: int) -> NDArray[np.intp]:
-    """Indices of the ``limit`` best scores, descending; equal scores in the given order."""
+    """Return indices of the ``limit`` best scores, descending; equal scores keep their order."""
     if len(scores) <= limit:
         falling = -scores
         # Numpy's stable sort is several times slower than its fast one, and ties are rare.
@@ -97,14 +92,14 @@ def best_first(scores: NDArray[np.float32], limit: int) -> NDArray[np.intp]:
         if (ranked[1:] == ranked[:-1]).any():
             return np.argsort(falling, kind="stable")
         return order
-    # Sorting millions of scores for a few thousand is what costs; a partition is linear.
+    # A partition is linear, sorting millions of scores is not.
     worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
     enough = np.flatnonzero(scores >= worst)
     return enough[np.argsort(-scores[enough], kind="stable")[:limit]]
 
 
 class _Candidates:
-    """Boxes in order of score, so that of two indices the smaller one is the better box."""
+    """Boxes in order of score: the smaller index is the better box."""
 
     def __init__(
         self, boxes: NDArray[np.float32], classes: NDArray[np.int32], threshold: float
@@ -113,9 +108,8 @@ class _Candidates:
         self.area = (self.right - self.left) * (self.bottom - self.top)
         self.classes = classes
         self.threshold = np.float32(threshold)
-        # An IoU above t needs that of the intervals in x above t, and then the box further right
-        # begins before left + (1 - t) width. Class and side make one key to sort by: in float64
-        # rounding keeps the order of sums, and a reach that is too long costs a comparison only.
+        # With an IoU above t the box further right begins before left + (1 - t) width. Class and
+        # left side make one sort key, in float64; a reach that is too long costs only comparisons.
         left = self.left.astype(np.float64)
         reach = np.maximum(left + (self.right - left) * (1 - max(threshold - _SLACK, 0)), left)
         extent = reach.max(initial=0) - left.min(initial=0) + 1
@@ -123,12 +117,12 @@ class _Candidates:
         self.reach = reach + classes * extent
 
     def block_size(self) -> int:
-        """How many boxes to take at once: pairs grow with the square of those of one class."""
+        """Return the number of boxes in a block; pairs grow with its square within a class."""
         most = int(np.bincount(self.classes).max(initial=1))
         return min(_PER_CLASS * len(self.classes) // most, _BLOCK) or 1
 
     def greedy(self, block: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Those of ``block``, ascending, that no kept better box in it suppresses."""
+        """Return those of ``block``, ascending, that no kept better box in it suppresses."""
         order = block[np.argsort(self.key[block])]
         stops = np.searchsorted(self.key[order], self.reach[order], side="right")
         first, second = _runs(np.arange(1, len(order) + 1), stops)
@@ -145,7 +139,7 @@ class _Candidates:
         return block[~lost[block]]
 
     def suppressed_by(self, kept: NDArray[np.intp], block: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Those of ``block`` that one of ``kept`` suppresses; can name one several times."""
+        """Return those of ``block`` that one of ``kept`` suppresses, possibly repeated."""
         kept = kept[np.argsort(self.key[kept])]
         block = block[np.argsort(self.key[block])]
         # Pairs where the kept box begins first (or both at once), then the others.
@@ -163,10 +157,10 @@ class _Candidates:
     def _suppressing(
         self, one: NDArray[np.intp], other: NDArray[np.intp]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """The pairs that are of one class and have an IoU above the threshold."""
+        """Return the pairs of one class with an IoU above the threshold."""
         top, bottom = self.top, self.bottom
         height = np.minimum(bottom[one], bottom[other]) - np.maximum(top[one], top[other])
-        # Most pairs that are near in x are apart in y: only the rest is worth the other gathers.
+        # Most pairs that are near in x are apart in y: skip the other gathers for them.
         near = (height > 0).nonzero()[0]
         one, other, height = one[near], other[near], height[near]
         left, right = self.left, self.right
@@ -181,7 +175,7 @@ class _Candidates:
 def _runs(
     starts: NDArray[np.intp], stops: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """All pairs (i, j) with ``starts[i] <= j < stops[i]``."""
+    """Return all pairs (i, j) with ``starts[i] <= j < stops[i]``."""
     counts = np.maximum(stops - starts, 0)
     which = np.repeat(np.arange(len(counts)), counts)
     before = np.cumsum(counts) - counts

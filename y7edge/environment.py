@@ -1,8 +1,7 @@
 """What is installed here, which backends are usable, and why the others are not.
 
-Packages are looked up, not imported (torch alone would take seconds). OpenCV is the exception: on a
-Jetson it comes with the system and only it knows how it was built. So are the engines of the
-runtimes: on small computers they are often installed and broken.
+Packages are looked up, not imported, except OpenCV, which alone knows its build options, and the
+engines of the runtimes, which are often installed but broken.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answer of ``y7edge check``."""
+    """The result of ``y7edge check``."""
 
     y7edge: str
     python: str
@@ -56,17 +55,17 @@ class Report:
     packages: dict[str, str | None]  # name on PyPI -> version; None: not installed
     opencv: dict[str, Any]  # installed, version, gstreamer, problem
     backends: tuple[Backend, ...]
-    ready: dict[str, bool]  # what can be done here: detect, val, export, train
-    missing: dict[str, tuple[str, ...]]  # what cannot -> the packages that it lacks
+    ready: dict[str, bool]  # by purpose: detect, val, export, train
+    missing: dict[str, tuple[str, ...]]  # packages that a purpose lacks
 
     @property
     def exit_code(self) -> int:
-        """0 if pictures can be detected on, else that of a missing dependency."""
+        """0 if detection works, else that of a missing dependency."""
         return 0 if self.ready["detect"] else RuntimeMissing.exit_code
 
 
 def extra_of(package: str) -> str:
-    """The smallest extra that brings a package, by its import name."""
+    """Return the smallest extra that installs a package, by its import name."""
     for runtime in registry.loadable():
         if package in runtime.NEEDS:
             return runtime.NEEDS[package].removeprefix("y7edge[").removesuffix("]")
@@ -74,7 +73,7 @@ def extra_of(package: str) -> str:
 
 
 def check() -> Report:
-    """Look at this installation; raises nothing about what it finds."""
+    """Inspect this installation."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
     opencv = _opencv()
     backends = tuple(_backend(name) for name in registry.names())
@@ -100,7 +99,7 @@ def check() -> Report:
 
 
 def _needs() -> dict[str, tuple[str, ...]]:
-    """What is done -> names on PyPI that it takes, after the extras of the package."""
+    """Return the PyPI names that each purpose needs, from the package's extras."""
     by_extra: dict[str | None, tuple[str, ...]] = {}
     for pypi, extra in PACKAGES.values():
         by_extra[extra] = (*by_extra.get(extra, ()), pypi)
@@ -114,7 +113,7 @@ def _needs() -> dict[str, tuple[str, ...]]:
 
 
 def _version(module: str, pypi: str) -> str | None:
-    """The version of an installed package; "unknown" for one that pip did not install."""
+    """Return the version of an installed package, "unknown" if pip did not install it."""
     if find_spec(module) is None:
         return None
     try:
@@ -126,7 +125,7 @@ def _version(module: str, pypi: str) -> str | None:
 
 
 def _opencv() -> dict[str, Any]:
-    """Version of cv2, and whether it was built with GStreamer (cameras of a Jetson need it)."""
+    """Return the version of cv2, and whether it has GStreamer, which a Jetson's cameras need."""
     try:
         cv2 = import_module("cv2")
     except ImportError as error:
@@ -137,7 +136,7 @@ def _opencv() -> dict[str, Any]:
 
 
 def _backend(name: str) -> Backend:
-    """Whether a runtime can be used here, and the reason."""
+    """Check whether a runtime can be used here."""
     try:
         runtime = registry.get(name)
     except RuntimeMissing as error:
@@ -149,7 +148,7 @@ def _backend(name: str) -> Backend:
         return Backend(name, runtime.FORMATS, False, reason, {})
     try:
         runtime.load_engine()
-    except Exception as error:  # an engine that is there and broken is a finding, not a failure
+    except Exception as error:  # a broken engine is a finding, not a failure
         line = " ".join(str(error).split())
         return Backend(name, runtime.FORMATS, False, f"installed, but cannot be used: {line}", {})
     reason = f"will be used for {', '.join(runtime.FORMATS)}"

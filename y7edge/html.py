@@ -1,8 +1,4 @@
-"""The pieces that pages are put together from: one HTML file that needs no other.
-
-Pictures are ``data:`` URIs, charts inline SVG, the style sheet is in the head, and there is no
-script: the page can be mailed, and read offline and on a phone.
-"""
+"""Pieces of HTML pages that are one file: images as ``data:`` URIs, inline SVG, no scripts."""
 
 from __future__ import annotations
 
@@ -59,7 +55,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f1f5f9; borde
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole document."""
+    """Return a whole document."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -70,22 +66,22 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def heading(title: str) -> str:
-    """The title at the top of the page."""
+    """Return the page's title."""
     return f"<h1>{escape(title)}</h1>"
 
 
 def section(title: str, *parts: str) -> str:
-    """A part of the page with a heading."""
+    """Return a section with a heading."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
 def paragraph(words: str, kind: str = "") -> str:
-    """Plain words; ``kind`` is a class of the style sheet, such as "soft"."""
+    """Return a paragraph of plain text; ``kind`` is a CSS class, such as "soft"."""
     return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
 
 
 def tiles(figures: Sequence[tuple[str, str, bool]]) -> str:
-    """Large figures in a row: the figure, what it is, whether it is as it should be."""
+    """Return large figures in a row: the figure, its description, whether it is good."""
     cells = (
         f'<div class="{"tile" if fine else "tile bad"}"><b>{escape(figure)}</b>'
         f"<span>{escape(words)}</span></div>"
@@ -95,14 +91,14 @@ def tiles(figures: Sequence[tuple[str, str, bool]]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | bool]]) -> str:
-    """A table that scrolls sideways where it is too wide; True and False become a verdict."""
+    """Return a table; True and False become "passed" and "failed"."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> str:
-    """Facts: names on the left, words on the right."""
+    """Return a table of names and values."""
     body = "".join(
         f'<tr><td>{escape(name)}</td><td class="words">{escape(value)}</td></tr>'
         for name, value in rows
@@ -118,7 +114,7 @@ def _cell(content: str | bool) -> str:
 
 
 def steps(items: Iterable[tuple[str, str, Sequence[str]]]) -> str:
-    """A list of what was done: a name, how long it took, lines of detail."""
+    """Return a list of steps: name, duration, lines of detail."""
     parts = []
     for name, took, details in items:
         below = "".join(f"<span>{escape(line)}</span>" for line in details)
@@ -127,33 +123,33 @@ def steps(items: Iterable[tuple[str, str, Sequence[str]]]) -> str:
 
 
 def image(content: bytes, words: str) -> str:
-    """A picture from its JPEG or PNG bytes; ``words`` say what it shows to who cannot see it."""
+    """Return an image from JPEG or PNG bytes; ``words`` is its alternative text."""
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
     data = base64.b64encode(content).decode("ascii")
     return f'<img alt="{escape(words)}" src="data:image/{kind};base64,{data}">'
 
 
 def figure(content: str, caption: str) -> str:
-    """A picture or chart with words below it."""
+    """Return an image or chart with a caption."""
     return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def pair(first: bytes, second: bytes, caption: str) -> str:
-    """Two pictures side by side with words below them."""
+    """Return two images side by side with a caption."""
     both = image(first, f"left: {caption}") + image(second, f"right: {caption}")
     return figure(f'<div class="pair">{both}</div>', caption)
 
 
 def grid(items: Iterable[str], *, wide: bool = False) -> str:
-    """As many columns as there is room for; ``wide`` ones hold pairs."""
+    """Return items in columns; ``wide`` columns are for pairs."""
     return f'<div class="{"grid wide" if wide else "grid"}">{"".join(items)}</div>'
 
 
 def column(items: Iterable[str]) -> str:
-    """One below the other, as wide as the page."""
+    """Return items below each other."""
     return f'<div class="column">{"".join(items)}</div>'
 
 
 def code(lines: str) -> str:
-    """Commands or other text in fixed width."""
+    """Return text in fixed width."""
     return f"<pre>{escape(lines)}</pre>"

@@ -5,12 +5,17 @@ import numpy as np
 import pytest
 
 from tests.detect.ops_cases import arrays, table
+from y7edge.artifact.manifest import InputInfo
 from y7edge.detect.preprocess import Preprocessor, check_frame, letterbox_geometry, unletterbox
 from y7edge.errors import ConfigError, DataError
 
 LETTERBOX = table()["letterbox"]
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (50, 80, 3), dtype=np.uint8)
+
+
+def preprocessor(height: int, width: int, **changes) -> Preprocessor:
+    return Preprocessor(InputInfo("images", 1, height, width, **changes))
 
 
 def pixels(tensor: np.ndarray) -> np.ndarray:
@@ -35,7 +40,7 @@ def test_geometry_equals_the_published_one():
 
 @pytest.mark.parametrize(("size", "name"), [(96, "out_fixed_96"), (64, "out_auto_64")])
 def test_pixels_equal_the_published_ones(size, name):
-    preprocess = Preprocessor(size, size)
+    preprocess = preprocessor(size, size)
     preprocess(arrays()["letterbox/image_u8"])
     np.testing.assert_array_equal(pixels(preprocess.tensor[0]), arrays()[f"letterbox/{name}"])
 
@@ -58,7 +63,7 @@ def test_mapping_back_equals_the_published_one(case):
 )
 def test_a_box_goes_back_to_where_it_came_from(image_hw):
     # The whole picture is white: where it lies in the input is seen, not computed.
-    preprocess = Preprocessor(96, 96)
+    preprocess = preprocessor(96, 96)
     geometry = preprocess(np.full((*image_hw, 3), 255, np.uint8))
     rows, columns = np.nonzero(preprocess.tensor[0, 0] == 1)
     seen = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
@@ -75,7 +80,7 @@ def test_boxes_are_clipped_to_the_picture():
 
 def test_values_are_the_nearest_float32_of_pixel_over_255():
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    preprocess = Preprocessor(16, 16)
+    preprocess = preprocessor(16, 16)
     preprocess(ramp)
     np.testing.assert_array_equal(
         preprocess.tensor[0, 1], (ramp / 255).astype(np.float32), strict=True
@@ -83,14 +88,14 @@ def test_values_are_the_nearest_float32_of_pixel_over_255():
 
 
 def test_channel_order():
-    preprocess = Preprocessor(32, 32)
+    preprocess = preprocessor(32, 32)
     blue = np.zeros((32, 32, 3), np.uint8)
     blue[..., 0] = 255
     preprocess(blue, "bgr")
     assert preprocess.tensor[0, :, 0, 0].tolist() == [0, 0, 1]
     preprocess(blue, "rgb")
     assert preprocess.tensor[0, :, 0, 0].tolist() == [1, 0, 0]
-    wants_bgr = Preprocessor(32, 32, order="bgr")
+    wants_bgr = preprocessor(32, 32, color="bgr")
     wants_bgr(blue, "bgr")
     assert wants_bgr.tensor[0, :, 0, 0].tolist() == [1, 0, 0]
     with pytest.raises(ConfigError, match="color is 'bggr'"):
@@ -100,10 +105,10 @@ def test_channel_order():
 @pytest.mark.parametrize("sizes", [[(50, 80)] * 3, [(50, 80), (80, 50), (30, 30), (50, 80)]])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_reused_buffers_give_what_new_ones_give(sizes, channels):
-    reused = Preprocessor(64, 96)
+    reused = preprocessor(64, 96)
     for height, width in sizes:
         frame = RNG.integers(0, 256, (height, width, channels), dtype=np.uint8)
-        fresh, out = Preprocessor(64, 96), np.full((3, 64, 96), np.nan, np.float32)
+        fresh, out = preprocessor(64, 96), np.full((3, 64, 96), np.nan, np.float32)
         assert reused(frame) == fresh(frame) == reused(frame, out=out)
         np.testing.assert_array_equal(reused.tensor, fresh.tensor)
         np.testing.assert_array_equal(out, fresh.tensor[0])
@@ -114,12 +119,12 @@ def test_reused_buffers_give_what_new_ones_give(sizes, channels):
 @pytest.mark.parametrize("color", ["bgr", "rgb"])
 def test_layouts_and_dtypes_hold_the_same_pixels(size, channels, color):
     frame = RNG.integers(0, 256, (50, 80, channels), dtype=np.uint8)
-    reference = Preprocessor(*size)
+    reference = preprocessor(*size)
     reference(frame, color)
     for layout, axes in (("NCHW", (0, 1, 2, 3)), ("NHWC", (0, 2, 3, 1))):
         expected = reference.tensor.transpose(axes)
         for dtype, scale in (("float32", 1 / 255), ("float16", 1 / 255), ("uint8", 1.0)):
-            other = Preprocessor(*size, layout=layout, dtype=dtype, scale=scale)
+            other = preprocessor(*size, layout=layout, dtype=dtype, scale=scale)
             out = np.zeros(expected.shape[1:], dtype)
             other(frame, color)
             other(frame, color, out)
@@ -138,11 +143,11 @@ def test_layouts_and_dtypes_hold_the_same_pixels(size, channels, color):
 )
 def test_inputs_that_cannot_be_written(options, message):
     with pytest.raises(ConfigError, match=message):
-        Preprocessor(64, 96, **options)
+        preprocessor(64, 96, **options)
 
 
 def test_own_tensor_survives_a_batch_in_between():
-    preprocess, out = Preprocessor(64, 96), np.empty((3, 64, 96), np.float32)
+    preprocess, out = preprocessor(64, 96), np.empty((3, 64, 96), np.float32)
     preprocess(PICTURE)
     before = preprocess.tensor.copy()
     preprocess(PICTURE[:10], out=out)
@@ -164,7 +169,7 @@ def test_own_tensor_survives_a_batch_in_between():
     ids=["flipped", "crop", "Fortran", "broadcast", "1x1", "20000x3", "3x40000"],
 )
 def test_odd_but_valid_pictures(frame):
-    preprocess = Preprocessor(64, 96)
+    preprocess = preprocessor(64, 96)
     geometry = preprocess(frame)
     expected = cv2.resize(
         frame.copy(order="C"), geometry.resized_hw[::-1], interpolation=cv2.INTER_LINEAR
@@ -178,13 +183,13 @@ def test_odd_but_valid_pictures(frame):
 def test_read_only_picture_is_left_alone():
     frame = PICTURE.copy()
     frame.flags.writeable = False
-    preprocess = Preprocessor(64, 96)
+    preprocess = preprocessor(64, 96)
     preprocess(frame)
     np.testing.assert_array_equal(frame, PICTURE)
 
 
 def test_grey_and_alpha_are_converted():
-    preprocess = Preprocessor(64, 96)
+    preprocess = preprocessor(64, 96)
     grey = PICTURE[..., 0]
     preprocess(np.repeat(grey[..., None], 3, 2))
     expected = preprocess.tensor.copy()

@@ -38,9 +38,7 @@ def test_nothing_found_scores_zero():
 
 
 def test_no_labels_is_an_error():
-    with pytest.raises(
-        DataError, match="expected labels to compare with, found none in 3 pictures"
-    ):
+    with pytest.raises(DataError, match="expected labels to compare with, found none in 3 images"):
         score(np.empty((0, 7)), np.empty((0, 7)), 3, ["a"])
 
 

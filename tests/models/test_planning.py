@@ -21,7 +21,7 @@ def test_published_repconvs_have_no_identity_branch():
     rows = [row.index for row in spec.rows if row.block == "repconv"]
     assert rows == [102, 103, 104]
     for row in rows:
-        assert verdict(spec, row).branches == ("dense", "pointwise")
+        assert not verdict(spec, row).identity
         assert "channels into" in verdict(spec, row).reason
 
 
@@ -77,5 +77,5 @@ def test_reparameterize_turns_plain_rows_into_repconvs():
 
 
 def test_reparameterize_refuses_what_is_no_3x3():
-    with pytest.raises(ConfigError, match="no 3x3 convolution"):
+    with pytest.raises(ConfigError, match="not a 3x3 convolution"):
         reparameterize(registry.get("yolov7-tiny"), (2,))

@@ -61,10 +61,12 @@ def joined(model: Model, rows: tuple[int, int], *, groups: int) -> ConvBlock:
     """
     blocks = [model.rows[index] for index in rows]
     first = blocks[0].conv
-    block = ConvBlock(
-        groups * first.in_channels, 2 * first.out_channels, first.kernel_size[0], 1,
-        model.spec.activation, groups=groups,
-    ).double()  # fmt: skip
+    width, kernel = 2 * first.out_channels, first.kernel_size[0]
+    block = ConvBlock(groups * first.in_channels, width, kernel, 1, model.spec.activation)
+    block.conv = nn.Conv2d(
+        groups * first.in_channels, width, kernel, padding=kernel // 2, groups=groups, bias=False
+    )
+    block = block.double()
     first_state, second_state = (each.state_dict() for each in blocks)
     for key, value in block.state_dict().items():
         if value.dim():  # all but the count of batches

@@ -1,8 +1,8 @@
-"""The hot path: what the code around the engine costs, and the gate that holds it to a budget.
+"""Measure the code around the engine, and compare it to a budget.
 
-The unit is one ``cv2.resize`` of the same picture to its letterboxed size, on one thread and in the
-same run, so that the budget is the same on every machine. The thread's processor time is counted
-and not the clock, since other programs that want the processor are not this code's fault.
+The unit is one ``cv2.resize`` of the same image to its letterboxed size, on one thread in the same
+run, so that one budget fits every machine. CPU time of the thread is measured, so that other
+programs don't count.
 """
 
 from __future__ import annotations
@@ -22,21 +22,16 @@ from y7edge.detect.detector import Detector
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.runtimes.base import Session
 
-FRAME_HW = (720, 1280)
-"""Height and width of the pictures that are measured with."""
-
-FRAMES = 8
-"""They are taken in turn: one alone would sit in the processor's cache."""
-
+FRAME_HW = (720, 1280)  # height and width of the images
+FRAMES = 8  # number of images, used in turn: a single one would stay in the cache
 BUDGET = {"pre": 2.2, "post": 3.0, "rest": 0.5}
 """Units of one ``cv2.resize``: letterbox; decoding and NMS; all else in ``detector(frame)``."""
 
-TOLERANCE = 1.1
-"""What the gate allows beyond the budget, as a factor."""
+TOLERANCE = 1.1  # what the gate allows beyond the budget, as a factor
 
 GATE_SIZE, GATE_NC = 640, 80
 OBJECTS, CANDIDATES = 100, 8
-"""What the gate's pictures hold: objects, and candidates for each before suppression."""
+"""Objects in the gate's images, and candidates of each before suppression."""
 
 _ROUNDS = 120
 
@@ -51,13 +46,8 @@ class Gate:
     rest: float
     budget: Mapping[str, float] = field(default_factory=lambda: dict(BUDGET))
 
-    @property
-    def passed(self) -> bool:
-        """Whether each figure is within its budget and the tolerance."""
-        return not self.beyond()
-
     def beyond(self) -> list[str]:
-        """What is beyond its budget, in words."""
+        """Describe each figure that is beyond its budget and the tolerance."""
         return [
             f"{stage} costs {getattr(self, stage):.2f} units, budget {units}"
             for stage, units in self.budget.items()
@@ -66,13 +56,13 @@ class Gate:
 
 
 def measure_gate(manifest: Manifest, rounds: int = _ROUNDS) -> Gate:
-    """Cost of the code around the engine, for a model with this manifest's levels and outputs.
+    """Measure the code around the engine for a model with this manifest's levels and outputs.
 
-    At 640 x 640 with 80 classes, whatever the artifact has, since the budget is for these; its
-    session is replaced by one that gives prepared outputs, 100 objects with 8 candidates each.
+    Always at 640 x 640 with 80 classes, which the budget is for, and with a session that returns
+    prepared outputs of 100 objects with 8 candidates each.
     """
     model = _at_gate_size(manifest)
-    frames, session = pictures(), _Replay(model)
+    frames, session = images(), _Replay(model)
     clock = time.thread_time_ns
     detector = Detector.from_session(session, model, conf=0.25, iou=0.45, clock=clock)
     image = model.input
@@ -95,7 +85,7 @@ def measure_gate(manifest: Manifest, rounds: int = _ROUNDS) -> Gate:
 
 
 def _at_gate_size(manifest: Manifest) -> Manifest:
-    """The same model as if it had an input of 640 x 640, a batch of 1 and 80 classes."""
+    """Return the manifest with an input of 640 x 640, a batch of 1 and 80 classes."""
     image = replace(manifest.input, batch=1, height=GATE_SIZE, width=GATE_SIZE)
     shapes = expected_shapes(image, manifest.levels, GATE_NC)
     outputs = tuple(
@@ -107,7 +97,7 @@ def _at_gate_size(manifest: Manifest) -> Manifest:
 
 
 class _Replay(Session):
-    """A session that returns prepared outputs, as new arrays like an engine's."""
+    """A session that returns copies of prepared outputs."""
 
     ENGINE = "none"
 
@@ -128,11 +118,10 @@ class _Replay(Session):
 
 
 def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
-    """Outputs of a network that sees 100 objects, each in 8 cells, and else nothing.
+    """Make the outputs for 100 objects with 8 candidates each.
 
-    Objects lie 64 pixels apart on a lattice, on the two finest levels; a candidate is the object's
-    own cell or the nearest one beside or above it, with any of the anchors, as a trained network
-    answers.
+    Objects are 64 pixels apart on a lattice, on the two finest levels; a candidate is the object's
+    cell or its nearest neighbour in x or y, with any anchor, as in a trained network.
     """
     rng = np.random.default_rng(seed)
     heads = []
@@ -152,7 +141,7 @@ def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
         kind, size = int(rng.integers(manifest.nc)), np.array(level.anchors[0]) * 1.5
         pairs = [(cell, anchor) for cell in cells for anchor in range(len(level.anchors))]
         for (x, y), anchor in pairs[:CANDIDATES]:
-            # The inverse of the decoding, with a little disagreement between the candidates.
+            # The inverse of the decoding, with a little noise between the candidates.
             offset = (centre + rng.normal(0, 0.05, 2) - (x, y) + 0.5) / 2
             extent = np.sqrt(size * rng.uniform(0.9, 1.1, 2) / level.anchors[anchor]) / 2
             head[anchor, :4, y, x] = _logit(np.concatenate([offset, extent]))
@@ -167,7 +156,7 @@ def _logit(probability: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """Heads (A, 5 + nc, H, W) as the outputs that the manifest names, decoded if it says so."""
+    """Convert heads (A, 5 + nc, H, W) to the outputs of the manifest."""
     if manifest.outputs[0].role == "head":
         return {
             output.name: head.reshape(1, -1, *head.shape[2:]).astype(output.dtype)
@@ -188,20 +177,20 @@ def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[st
     }
 
 
-def pictures() -> list[NDArray[np.uint8]]:
-    """Pictures (720, 1280, 3) with structure at several scales, always the same."""
+def images() -> list[NDArray[np.uint8]]:
+    """Make images (720, 1280, 3) uint8 with smooth structure, always the same."""
     rng = np.random.default_rng(0)
     height, width = FRAME_HW
     coarse = rng.integers(0, 256, (FRAMES, height // 20, width // 20, 3), dtype=np.uint8)
     return [
-        np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
-        for picture in coarse
+        np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+        for image in coarse
     ]
 
 
 @contextmanager
 def opencv_threads(threads: int | None) -> Iterator[None]:
-    """OpenCV with this many threads inside the block; None leaves it as it is."""
+    """Set OpenCV's number of threads inside the block; None leaves it unchanged."""
     before = cv2.getNumThreads()
     try:
         if threads is not None:

@@ -1,8 +1,4 @@
-"""How long a picture takes, measured so that the figure can be repeated.
-
-Model and end-to-end are told apart, as percentiles after a warm-up, together with what they depend
-on: device, threads, versions, digest of the model. Pictures per second are given by a ``Report``
-only, and there is none without these.
+"""Reproducible latency of a model, as percentiles after a warm-up, with what the figures depend on.
 
 ``y7edge.benchmark.hotpath`` measures the code around the engine against its budget.
 """
@@ -15,8 +11,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,14 +21,16 @@ from y7edge.benchmark.hotpath import (
     FRAME_HW,
     FRAMES,
     Gate,
+    images,
     measure_gate,
     opencv_threads,
-    pictures,
 )
 from y7edge.detect.detector import Detector
 from y7edge.errors import ConfigError, GateError
 
-_LEAST_RUNS = 20
+_STAGES = ("model_ms", "pre_ms", "post_ms", "end_to_end_ms")
+_MIN_RUNS = 20
+_MAX_SECONDS = 20.0  # stop after these, once _MIN_RUNS are counted
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Report:
     """Latency of one model on one machine. Milliseconds are {"p50", "p95", "p99"}.
 
     Raises:
-        ConfigError: something that the figures depend on is not stated.
+        ConfigError: a field that the figures depend on is empty.
     """
 
     artifact: str
@@ -67,8 +63,7 @@ class Report:
 
     def __post_init__(self) -> None:
         needed = ("model_digest", "device", "machine", "threads", "versions", "warmup", "runs")
-        unstated = [name for name in needed if not getattr(self, name)]
-        if unstated:
+        if unstated := [name for name in needed if not getattr(self, name)]:
             raise ConfigError(f"no rate is given without {', '.join(unstated)}: state it too")
         rates = {
             stage: round(1000 / times["p50"], 2)
@@ -79,27 +74,26 @@ class Report:
 
     def require_budget(self) -> None:
         """Raise GateError if the gate was measured and a figure is beyond its budget."""
-        if self.gate is not None and not self.gate.passed:
+        if self.gate is not None and (beyond := self.gate.beyond()):
             raise GateError(
-                f"{self.artifact}: {'; '.join(self.gate.beyond())} "
-                "(1 unit = one cv2.resize of the same picture; a tenth more is allowed)"
+                f"{self.artifact}: {'; '.join(beyond)} "
+                "(1 unit = one cv2.resize of the same image; a tenth more is allowed)"
             )
 
     def __str__(self) -> str:
-        stages = ("model_ms", "pre_ms", "post_ms", "end_to_end_ms")
         lines = [
             f"{self.artifact}: {self.model} {self.precision} {self.imgsz[0]}x{self.imgsz[1]}, "
             f"digest {self.model_digest[:16]}",
             f"{self.device} ({self.machine}), threads {self.threads}, "
             + ", ".join(f"{name} {version}" for name, version in self.versions.items()),
-            f"{self.runs} runs after {self.warmup} to warm up, {FRAMES} pictures of "
+            f"{self.runs} runs after {self.warmup} to warm up, {FRAMES} images of "
             f"{self.frame_hw[1]}x{self.frame_hw[0]} in turn, peak memory {self.peak_memory_mb} MB",
             *(
                 f"  {stage:<14}"
                 + "".join(f"  {name} {ms:8.2f}" for name, ms in getattr(self, stage).items())
-                for stage in stages
+                for stage in _STAGES
             ),
-            "  pictures per second at p50: "
+            "  images per second at p50: "
             + ", ".join(f"{rate} {stage}" for stage, rate in self.pictures_per_second.items()),
         ]
         if self.gate is not None:
@@ -109,109 +103,81 @@ class Report:
 
 
 def benchmark(
-    source: Path | str | Detector,
+    detector: Detector,
+    artifact: str,
     *,
     threads: int | None = None,
-    backend: str = "auto",
-    device: str = "auto",
     warmup: int = 5,
     runs: int = 100,
-    seconds: float = 20.0,
     gate: bool = False,
 ) -> Report:
-    """Measure a model stage by stage on synthetic pictures.
+    """Measure a model by stage on synthetic images, for at most 20 seconds after 20 calls.
 
-    Args:
-        source: what a ``Detector`` takes, or one that is open (and stays so).
-        threads: of the engine and of OpenCV; None: their own choice.
-        backend: a runtime's name, or "auto".
-        device: of the engine.
-        warmup: calls before the first that counts.
-        runs: calls that count.
-        seconds: after which it stops, but not before 20 calls.
-        gate: measure the code around the engine too (``Report.gate``). It never raises: call
-            ``Report.require_budget``, so that the report is there before the verdict.
+    ``artifact`` is the model's name in the report; ``threads`` those of OpenCV and of the detector;
+    ``warmup`` calls precede the ``runs`` that count. ``gate`` measures the code around the engine
+    too: call ``Report.require_budget`` for a verdict.
+
+    Raises:
+        ConfigError: ``warmup`` or ``runs`` is less than 1.
     """
     if warmup < 1 or runs < 1:
         raise ConfigError(f"warmup is {warmup} and runs is {runs}, expected 1 or more")
-    opened = isinstance(source, Detector)
-    detector = (
-        source
-        if isinstance(source, Detector)
-        else Detector(source, backend, device, threads=threads)
-    )
-    try:
-        with opencv_threads(threads):
-            stages = _measure(detector, warmup, runs, seconds)
-        return Report(
-            artifact=detector.manifest.model if opened else str(source),
-            threads=threads or f"the engine's own choice of {os.cpu_count()}",
-            warmup=warmup,
-            runs=len(stages["model_ms"]),
-            model_ms=percentiles(stages["model_ms"]),
-            pre_ms=percentiles(stages["pre_ms"]),
-            post_ms=percentiles(stages["post_ms"]),
-            end_to_end_ms=percentiles(stages["end_to_end_ms"]),
-            **_circumstances(detector),
-            peak_memory_mb=_peak_memory_mb(),
-            gate=measure_gate(detector.manifest) if gate else None,
-        )
-    finally:
-        if not opened:
-            detector.close()
-
-
-def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99."""
-    values = np.percentile(np.asarray(milliseconds), [50, 95, 99])
-    return {f"p{p}": round(float(v), 4) for p, v in zip((50, 95, 99), values, strict=True)}
-
-
-def _measure(detector: Detector, warmup: int, runs: int, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of every counted call, by stage."""
-    frames = pictures()
-    for index in range(warmup):
-        detector(frames[index % FRAMES])
-    stages: dict[str, list[float]] = {
-        key: [] for key in ("model_ms", "pre_ms", "post_ms", "end_to_end_ms")
-    }
-    begun = time.perf_counter()
-    for index in range(runs):
-        if index >= _LEAST_RUNS and time.perf_counter() - begun > seconds:
-            break
-        started = time.perf_counter_ns()
-        timing = detector(frames[index % FRAMES]).timing
-        stages["end_to_end_ms"].append((time.perf_counter_ns() - started) / 1e6)
-        if timing is not None:
-            stages["model_ms"].append(timing.infer)
-            stages["pre_ms"].append(timing.pre)
-            stages["post_ms"].append(timing.post)
-    return stages
-
-
-def _circumstances(detector: Detector) -> dict[str, Any]:
-    """What the figures depend on."""
+    with opencv_threads(threads):
+        stages = _measure(detector, warmup, runs)
     manifest, info = detector.manifest, detector.info
-    return {
-        "model": manifest.model,
-        "model_digest": manifest.payload_digest,
-        "precision": manifest.precision,
-        "imgsz": (manifest.input.height, manifest.input.width),
-        "device": info["device"],
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
-        "frame_hw": FRAME_HW,
-        "versions": {
+    return Report(
+        artifact=artifact,
+        model=manifest.model,
+        model_digest=manifest.payload_digest,
+        precision=manifest.precision,
+        imgsz=(manifest.input.height, manifest.input.width),
+        device=info["device"],
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        threads=threads or f"the engine's own choice of {os.cpu_count()}",
+        versions={
             **info["versions"],
             "y7edge": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
             "opencv": cv2.__version__,
         },
-    }
+        warmup=warmup,
+        runs=len(stages["model_ms"]),
+        frame_hw=FRAME_HW,
+        **{stage: percentiles(times) for stage, times in stages.items()},
+        peak_memory_mb=_peak_memory_mb(),
+        gate=measure_gate(manifest) if gate else None,
+    )
+
+
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Return p50, p95 and p99."""
+    values = np.percentile(np.asarray(milliseconds), [50, 95, 99])
+    return {f"p{p}": round(float(v), 4) for p, v in zip((50, 95, 99), values, strict=True)}
+
+
+def _measure(detector: Detector, warmup: int, runs: int) -> dict[str, list[float]]:
+    """Return milliseconds of every counted call, by stage."""
+    frames = images()
+    for index in range(warmup):
+        detector(frames[index % FRAMES])
+    stages: dict[str, list[float]] = {stage: [] for stage in _STAGES}
+    begun = time.perf_counter()
+    for index in range(runs):
+        if index >= _MIN_RUNS and time.perf_counter() - begun > _MAX_SECONDS:
+            break
+        started = time.perf_counter_ns()
+        timing = detector(frames[index % FRAMES]).timing
+        whole = (time.perf_counter_ns() - started) / 1e6
+        if timing is not None:
+            times = (timing.infer, timing.pre, timing.post, whole)
+            for stage, milliseconds in zip(_STAGES, times, strict=True):
+                stages[stage].append(milliseconds)
+    return stages
 
 
 def _peak_memory_mb() -> float | None:
-    """Most memory that this process has had, in MB; None where the system does not say."""
+    """Return the peak memory of this process in MB; None where unknown."""
     if sys.platform == "win32":
         return None
     import resource

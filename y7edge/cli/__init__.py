@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``y7edge`` with ``argv`` (default: the process's own arguments); give the exit code.
+    """Run ``y7edge`` with ``argv``, default the process's arguments; return the exit code.
 
-    0 ok, 1 any other error of ours, 2 usage, 3 missing dependency, 4 a gate failed (parity, mAP,
-    digest, speed), 130 interrupted.
+    0 ok, 1 any other error, 2 usage, 3 missing dependency, 4 a gate failed (parity, mAP, digest,
+    speed), 130 interrupted.
     """
     from y7edge.cli.app import run
 
-    # OpenCV warns of damaged pictures by lines about its own source; ours name the file.
+    # OpenCV's warnings of damaged images name its own source; ours name the file.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     return run(argv)

@@ -1,7 +1,7 @@
-"""The application: its commands in the order of the work, and what becomes of errors.
+"""The application: its commands, and the handling of errors.
 
-Every error ends as one line on standard error and an exit code; ``--traceback``, anywhere on the
-line, shows the rest. Commands return nothing; a failed gate is raised like any other error.
+Every error, also of a failed gate, becomes one line on standard error and an exit code;
+``--traceback``, anywhere on the command line, shows the traceback.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from y7edge.errors import RuntimeMissing, Y7EdgeError
 TRACEBACK = "--traceback"
 INTERRUPTED = 130
 
-# One line or more for each command, shown below its options.
+# An example of each command, shown below its options.
 COMMANDS: dict[Callable[..., None], str] = {
     train: "y7edge train --model yolov7-tiny --data data.yaml --imgsz 320 --epochs 60",
     val: "y7edge val tiny.onnx --data data.yaml --json",
@@ -52,7 +52,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     info: "y7edge info yolov7-w6",
     check: "y7edge check",
 }
-# What a command needs as a whole: naming the extra of each missing package would take many rounds.
+# Extras that a command needs as a whole, reported instead of those of a single missing package.
 EXTRAS = {
     "train": "train",
     "soup": "train",
@@ -107,14 +107,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
-        # Asked to stop by a service manager, as by Ctrl-C: temporary files are removed on the way.
+        # Handle a service manager's SIGTERM as Ctrl-C, so that temporary files are removed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = app(arguments, prog_name="y7edge", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output (head, less) has seen enough; the interpreter flushes once more.
+        # The reader of our output (head, less) ended; the interpreter flushes once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -123,13 +123,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         message, code = _explain(error, arguments[0])
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return code
-    if result == INTERRUPTED:  # late versions of typer turn the interrupt into this themselves
+    if result == INTERRUPTED:  # newer versions of typer return it themselves
         print("interrupted", file=sys.stderr)
     return result if isinstance(result, int) else 0
 
 
 def _explain(error: Any, command: str) -> tuple[str, int]:
-    """The line and the exit code for an error."""
+    """Return the message and the exit code of an error."""
     if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "y7edge"
@@ -143,7 +143,7 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
         extra = EXTRAS.get(command) or extra_of(package)
         message = f"this needs {package}, which is not installed: pip install 'y7edge[{extra}]'"
         return message, RuntimeMissing.exit_code
-    if isinstance(error, OSError) and error.strerror:  # a full disk, a folder of somebody else
+    if isinstance(error, OSError) and error.strerror:  # a full disk, no permission
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
     what = f"{type(error).__name__}: {error}"
     return f"internal error, please report it with the output of {TRACEBACK}: {what}", 1

@@ -1,4 +1,4 @@
-"""``y7edge benchmark``: how long a picture takes, stage by stage, with percentiles."""
+"""``y7edge benchmark``: latency by stage, with percentiles."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from y7edge.cli.console import show
-from y7edge.cli.models import say_random
+from y7edge.cli.models import open_detector
 from y7edge.cli.options import Backend, Device, Json, Threads
 
 _Models = Annotated[
@@ -31,7 +31,7 @@ def benchmark(
     gate: _Gate = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how long a picture takes, stage by stage.
+    """Measure latency by stage.
 
     --json prints one JSON object for each artifact, on a line of its own. --gate compares the time
     around the engine with that of one cv2.resize, as measured in the same run.
@@ -40,16 +40,8 @@ def benchmark(
 
     reports = []
     for model in models:
-        say_random(model)
-        report = measure(
-            model,
-            threads=threads,
-            backend=backend,
-            device=device,
-            warmup=warmup,
-            runs=runs,
-            gate=gate,
-        )
+        with open_detector(model, backend=backend, device=device, threads=threads) as detector:
+            report = measure(detector, model, threads=threads, warmup=warmup, runs=runs, gate=gate)
         show(report, [str(report)], as_json=as_json)
         reports.append(report)
     for report in reports:

@@ -1,4 +1,4 @@
-"""``y7edge check``: what is installed, which backend will be used, and why the others will not."""
+"""``y7edge check``: what is installed, and which backends are usable."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def check(as_json: Json = False) -> None:
-    """Say what is installed and which backend will be used.
+    """Show what is installed, and which backends are usable.
 
-    And why the others will not. Exits with 3 if pictures cannot be detected on here.
+    Exits with 3 if nothing here can run detection.
     """
     from y7edge.environment import check as look
 

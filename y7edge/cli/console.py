@@ -1,7 +1,7 @@
-"""What the command line prints: results on standard output, remarks and errors on standard error.
+"""Print results on standard output, remarks on standard error.
 
-A result is one record. ``--json`` prints it as one line of JSON that any parser takes (numbers that
-are not finite become null); otherwise the command's own lines for people are printed.
+A result is one record: with ``--json`` one line of strict JSON (numbers that are not finite become
+null), otherwise lines of text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 
 def to_json(record: Any) -> str:
-    """One line of strict JSON; numpy values, paths and dataclasses are turned into plain ones."""
+    """Return one line of strict JSON; converts numpy values, paths and dataclasses."""
     return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
 
 
@@ -37,22 +37,22 @@ def _plain(value: Any) -> Any:
 
 
 def show(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
-    """Print a result: ``record`` as JSON, or ``lines`` for people."""
-    text = to_json(record) if as_json else "\n".join(lines)
-    print(text, flush=True)
+    """Print a result: ``record`` as JSON, or ``lines``."""
+    print(to_json(record) if as_json else "\n".join(lines), flush=True)
 
 
 def note(text: str) -> None:
-    """Print a remark on standard error, where it cannot get into anybody's JSON."""
+    """Print a remark on standard error, apart from JSON."""
     print(text, file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Rows as aligned lines: text to the left, numbers to the right; the first row is the head."""
+    """Align rows, text to the left, numbers to the right; the first row is the header."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    numeric = [all(isinstance(v, int | float | None) for v in c) for c in _columns(rows[1:])]
-    numeric += [False] * (len(widths) - len(numeric))
+    columns = zip(*rows[1:], strict=True)
+    numeric = [all(isinstance(v, int | float | None) for v in column) for column in columns]
+    numeric = numeric or [False] * len(widths)
     return [
         "  ".join(
             text.rjust(width) if right else text.ljust(width)
@@ -62,10 +62,6 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
     ]
 
 
-def _columns(rows: Sequence[Sequence[object]]) -> list[tuple[object, ...]]:
-    return list(zip(*rows, strict=True))
-
-
 def _cell(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
@@ -73,6 +69,6 @@ def _cell(value: object) -> str:
 
 
 def facts(record: Mapping[str, object]) -> list[str]:
-    """A flat record as lines of ``name  value``; what is None is left out."""
+    """Return a flat record as lines of ``name  value``, without None."""
     width = max((len(key) for key in record), default=0)
     return [f"{k.ljust(width)}  {_cell(v)}" for k, v in record.items() if v is not None]

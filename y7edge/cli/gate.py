@@ -1,4 +1,4 @@
-"""Gates: commands that print a proof's report, and exit with 4 unless it passed."""
+"""Print the report of a proof, also of a failed one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def report_even_if_failed(as_json: bool) -> Iterator[None]:
 
 
 def parity_lines(report: ParityReport) -> list[str]:
-    """A parity report for people; empty where nothing was measured."""
+    """Return a parity report as lines; empty if nothing was measured."""
     measured = report.measured
     if measured is None:
         return [f"unverified: {report.reason}"] if report.status == "unverified" else []
@@ -35,7 +35,7 @@ def parity_lines(report: ParityReport) -> list[str]:
     allowed = ("allowed", limits.deviation, limits.cosine)
     return [
         f"compared with {measured.reference}, on {images.count} images of",
-        f"{images.source}",
+        images.source,
         *table([("output", "deviation", "cosine"), *rows, allowed]),
         f"{candidates.count} best candidates: least IoU {_number(candidates.iou, '.6f')} "
         f"(allowed {limits.iou}), largest difference of scores "

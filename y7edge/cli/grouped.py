@@ -1,4 +1,4 @@
-"""Help texts: options under headings, and lists of what is available filled in when shown."""
+"""Help texts: options under headings, with lists from the registries."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typer.core import TyperCommand
 
 
 class Grouped(TyperCommand):
-    """A command that lists each option under its ``rich_help_panel``, in the order of the panels.
-
-    typer groups them only in its coloured help, which draws boxes and cannot be piped or searched.
-    """
+    """A command whose help lists options by ``rich_help_panel``, as typer does in coloured help."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments and options, a section for each heading."""
+        """Write a section for each heading."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -29,7 +26,7 @@ class Grouped(TyperCommand):
 
 
 def _filled(text: str) -> str:
-    """``{devices}`` and the like replaced by what the registries list."""
+    """Replace ``{devices}`` and others by the registries' lists."""
     if "{" not in text:
         return text
     from y7edge.export.targets import registry as targets

@@ -1,19 +1,17 @@
-"""``y7edge info``: what a variant, a checkpoint or an artifact is; needs neither torch nor onnx."""
+"""``y7edge info``: describe a variant, checkpoint or artifact, without torch and onnx."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from y7edge.cli.console import facts, show, table
 from y7edge.cli.models import kind_of
-from y7edge.cli.options import ImageSize, Json, Size
-
-if TYPE_CHECKING:
-    from y7edge.models.spec import Spec
+from y7edge.cli.options import Json, Size
+from y7edge.models import Spec, registry, shapes
 
 _Subject = Annotated[
     str | None,
@@ -22,46 +20,39 @@ _Subject = Annotated[
 
 
 def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> None:
-    """Say what a variant, a checkpoint or an artifact is.
+    """Describe a variant, a checkpoint or an artifact.
 
     Without MODEL: the list of the published variants. GFLOPs are 2 x multiply-accumulates of the
     convolutions, at --imgsz or else at the model's own size.
     """
     if model is None:
         variants = _variants()
-        show({"variants": variants}, _variant_lines(variants), as_json=as_json)
+        rows = [
+            (v["name"], v["parameters"], v["gflops"], v["imgsz"][0], _joined(v["strides"]))
+            for v in variants
+        ]
+        lines = table([("name", "parameters", "GFLOPs", "at", "strides"), *rows])
+        show({"variants": variants}, lines, as_json=as_json)
         return
-    kind = kind_of(model)
+    kind, size = kind_of(model), imgsz.pair if imgsz else None
     if kind == "artifact":
         record = _artifact(Path(model))
     elif kind == "checkpoint":
-        record = _checkpoint(Path(model), imgsz)
+        record = _checkpoint(Path(model), size)
     else:
-        record = _variant(model, imgsz)
+        record = {"kind": "variant", **_of_spec(registry.get(model), size)}
     show(record, _lines(record), as_json=as_json)
 
 
 def _variants() -> list[dict[str, Any]]:
-    from y7edge.models import registry
-
     keys = ("name", "parameters", "gflops", "strides", "imgsz")
     records = [_of_spec(registry.get(name), None) for name in registry.names()]
     return [{key: record[key] for key in keys} for record in records]
 
 
-def _variant_lines(variants: list[dict[str, Any]]) -> list[str]:
-    rows = [
-        (v["name"], v["parameters"], v["gflops"], v["imgsz"][0], _joined(v["strides"]))
-        for v in variants
-    ]
-    return table([("name", "parameters", "GFLOPs", "at", "strides"), *rows])
-
-
-def _of_spec(spec: Spec, size: ImageSize | None) -> dict[str, Any]:
-    """What follows from the rows alone."""
-    from y7edge.models import shapes
-
-    height, width = size.pair if size else (spec.imgsz, spec.imgsz)
+def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Describe rows, for an input of (height, width)."""
+    height, width = size or (spec.imgsz, spec.imgsz)
     channels = [len(a) * spec.outputs_per_anchor for a in spec.anchors]
     return {
         "name": spec.name,
@@ -87,13 +78,7 @@ def _of_spec(spec: Spec, size: ImageSize | None) -> dict[str, Any]:
     }
 
 
-def _variant(name: str, size: ImageSize | None) -> dict[str, Any]:
-    from y7edge.models import registry
-
-    return {"kind": "variant", **_of_spec(registry.get(name), size)}
-
-
-def _checkpoint(path: Path, size: ImageSize | None) -> dict[str, Any]:
+def _checkpoint(path: Path, size: tuple[int, int] | None) -> dict[str, Any]:
     from y7edge.artifact.manifest import Thresholds
     from y7edge.models import weights
 
@@ -101,7 +86,7 @@ def _checkpoint(path: Path, size: ImageSize | None) -> dict[str, Any]:
     meta = dict(checkpoint.meta)
     return {
         "kind": "checkpoint",
-        **_of_spec(checkpoint.spec, size or _trained_size(meta)),
+        **_of_spec(checkpoint.spec, size or checkpoint.imgsz),
         "names": list(checkpoint.names),
         "thresholds": asdict(Thresholds.of_checkpoint(meta)),
         "licence": meta.pop("licence", None),
@@ -110,17 +95,10 @@ def _checkpoint(path: Path, size: ImageSize | None) -> dict[str, Any]:
     }
 
 
-def _trained_size(meta: dict[str, Any]) -> ImageSize | None:
-    size = meta.get("imgsz")
-    if isinstance(size, int):
-        return ImageSize(size, size)
-    return ImageSize(*size) if isinstance(size, list | tuple) else None
-
-
 def _artifact(path: Path) -> dict[str, Any]:
-    from y7edge.runtimes import registry
+    from y7edge.runtimes import registry as runtimes
 
-    manifest = registry.load(path).manifest
+    manifest = runtimes.load(path).manifest
     return {
         "kind": "artifact",
         "name": manifest.model,
@@ -147,7 +125,7 @@ def _artifact(path: Path) -> dict[str, Any]:
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
-    """The record for people: nested values on one line each, long ones shortened."""
+    """Return the record as lines, nested values on one line each."""
     parity = record["parity"] or {}
     unverified = parity.get("status") == "unverified"
     flat = {

@@ -1,4 +1,4 @@
-"""What stands for a model on the command line: a variant's name, a checkpoint, or an artifact."""
+"""Models on the command line: a variant's name, a checkpoint or an artifact."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from y7edge.cli.console import note
 from y7edge.cli.options import ImageSize
 from y7edge.errors import ConfigError
 from y7edge.models import registry
+from y7edge.models.checkpoint import SUFFIXES
 
 if TYPE_CHECKING:
     from y7edge.detect.detector import Detector
 
-Kind = Literal["name", "checkpoint", "artifact"]
 
-_CHECKPOINTS = (".safetensors", ".pt", ".pth")
-
-
-def kind_of(text: str) -> Kind:
-    """Which of the three ``text`` is; a file wins over a variant of the same name, a folder not.
+def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
+    """Return what ``text`` is; a file precedes a variant of the same name, a folder does not.
 
     Raises:
         ConfigError: it is neither a file nor a known name.
     """
     path = Path(text)
     if path.is_file() or (path.is_dir() and text not in registry.names()):
-        return "checkpoint" if path.suffix.lower() in _CHECKPOINTS else "artifact"
+        return "checkpoint" if path.suffix.lower() in SUFFIXES else "artifact"
     if path.suffix or path.name != text:
         raise ConfigError(f"there is no file {text}, and no variant is called so")
     registry.get(text)
@@ -34,13 +31,13 @@ def kind_of(text: str) -> Kind:
 
 
 def say_random(text: str) -> None:
-    """Tell the user when a bare name stands for a model: nothing was learnt."""
+    """Note that a variant's name gives random weights."""
     if kind_of(text) == "name":
         note(f"{text}: no checkpoint given, using seeded random weights")
 
 
-def open_detector(text: str, imgsz: ImageSize | None, **options: Any) -> Detector:
-    """A Detector for any of the three; says so if its weights are random."""
+def open_detector(text: str, imgsz: ImageSize | None = None, **options: Any) -> Detector:
+    """Open a Detector; note if its weights are random."""
     from y7edge.detect.detector import Detector
 
     say_random(text)

@@ -1,4 +1,4 @@
-"""Options that several commands share, under the names that people know from other tools."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-# typer carries its own click in late versions and depends on it in early ones; the parent class of
-# BadParameter is the error of wrong usage in both.
+# Newer versions of typer contain click, older ones depend on it; in both the parent class of
+# BadParameter is the usage error.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
 
@@ -23,11 +23,7 @@ class ImageSize:
 
     @classmethod
     def parse(cls, text: str) -> ImageSize:
-        """``640`` is square, ``384x640`` is height x width.
-
-        Raises:
-            typer.BadParameter: ``text`` is neither.
-        """
+        """Parse ``640`` (square) or ``384x640`` (height x width); typer.BadParameter otherwise."""
         match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", str(text).strip())
         if match is None or not int(match[1]) or not int(match[2] or match[1]):
             raise typer.BadParameter(f"expected 640, or height x width as 384x640, not {text!r}")
@@ -49,7 +45,7 @@ Size = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-# Names in braces are filled in when help is shown (see ``grouped``): they depend on what is there.
+# Names in braces are replaced when help is shown (see ``grouped``).
 Device = Annotated[str, typer.Option(help="auto, or what the backend knows: {devices}.")]
 Backend = Annotated[
     str, typer.Option(help="Runtime for artifacts: auto (the manifest decides), {backends}.")
@@ -59,7 +55,7 @@ Threads = Annotated[
 ]
 Images = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Pictures to compare on, instead of the data set's."),
+    typer.Option(metavar="FOLDER", help="Images to compare on, instead of the data set's."),
 ]
 Model = Annotated[
     str,

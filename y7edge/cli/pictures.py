@@ -1,4 +1,4 @@
-"""Read images one by one from a file, a folder, a glob pattern or a video."""
+"""Read images from a file, a folder, a glob pattern or a video."""
 
 from __future__ import annotations
 
@@ -71,11 +71,8 @@ def _frames(path: Path) -> Iterator[Picture]:
     video = cv2.VideoCapture(str(path))
     try:
         count = 0
-        while True:
-            there, image = video.read()
-            if not there:
-                break
-            yield Picture(path, np.asarray(image, dtype=np.uint8), count)
+        while (read := video.read())[0]:
+            yield Picture(path, np.asarray(read[1], dtype=np.uint8), count)
             count += 1
     finally:
         video.release()

@@ -1,8 +1,8 @@
-"""Write drawn images into a folder: an image under its own name, a video's frames as one .mp4."""
+"""Write drawn images into a folder: images under their names, a video's frames as one .mp4."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,19 @@ from y7edge.files import atomic_write, writing
 _FRAMES_PER_SECOND = 25.0
 
 
-class Album:
+class Album(AbstractContextManager["Album"]):
     """A folder that images are written into; files appear whole, a video when it is finished.
 
     Raises:
-        OutputError: on entry, exit or ``add``: the folder cannot be written into.
+        OutputError: the folder cannot be written into, also on exit and ``add``.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._taken: set[str] = set()
         self._video: tuple[Path, Any, ExitStack] | None = None
-
-    def __enter__(self) -> Album:
-        with writing("the images", self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        return self
+        with writing("the images", folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def __exit__(self, *error: Any) -> None:
         with writing("the images", self._folder):
@@ -41,15 +38,17 @@ class Album:
         """Write one drawn image (H, W, 3) uint8 BGR.
 
         Raises:
-            OutputError: OpenCV cannot write such a file, or it would replace the image that it was
-                drawn on.
+            OutputError: OpenCV cannot write such a file, or it would replace its source.
         """
         with writing("the images", self._folder):
-            if picture.frame is None:
+            if picture.frame is None or (self._video and self._video[0] != picture.source):
                 self._finish_video()
+            if picture.frame is None:
                 self._write(self._free_name(picture.source), drawn)
-            else:
-                self._append(picture.source, drawn)
+                return
+            if self._video is None:
+                self._video = self._start_video(picture.source, drawn)
+            self._video[1].write(drawn)
 
     def _write(self, path: Path, drawn: NDArray[np.uint8]) -> None:
         import cv2
@@ -61,19 +60,12 @@ class Album:
         with atomic_write(path) as temporary:
             temporary.write_bytes(content.tobytes())
 
-    def _append(self, source: Path, drawn: NDArray[np.uint8]) -> None:
-        if self._video is None or self._video[0] != source:
-            self._finish_video()
-            self._video = self._start_video(source, drawn)
-        self._video[1].write(drawn)
-
     def _start_video(self, source: Path, first: NDArray[np.uint8]) -> tuple[Path, Any, ExitStack]:
         import cv2
 
         stack = ExitStack()
         temporary = stack.enter_context(atomic_write(self._free_name(source.with_suffix(".mp4"))))
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        size = (first.shape[1], first.shape[0])
+        codec, size = cv2.VideoWriter.fourcc(*"mp4v"), (first.shape[1], first.shape[0])
         writer = cv2.VideoWriter(str(temporary), codec, _FRAMES_PER_SECOND, size)
         stack.callback(writer.release)
         if not writer.isOpened():
@@ -87,7 +79,7 @@ class Album:
             stack.__exit__(*(error or (None, None, None)))
 
     def _free_name(self, source: Path) -> Path:
-        """Return a path that this run has not used yet: a glob may match equal names."""
+        """Return an unused path; a glob may match equal names."""
         name, count = source.name, 1
         while name in self._taken:
             count += 1

@@ -1,4 +1,4 @@
-"""``y7edge selftest``: repeat an artifact's proof where it runs, without the checkpoint."""
+"""``y7edge selftest``: repeat an artifact's probes, without the checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def selftest(
     """Repeat an artifact's proof from its own probes.
 
     Needs neither torch nor the checkpoint. Exits with 4 if the file was changed, or if this engine
-    computes something else.
+    deviates.
     """
     from y7edge.detect.selftest import selftest as repeat
 

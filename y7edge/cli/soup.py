@@ -1,4 +1,4 @@
-"""``y7edge soup``: the mean of several trained models, kept if it is better than each of them."""
+"""``y7edge soup``: average trained models, and keep the average if it is better."""
 
 from __future__ import annotations
 
@@ -47,11 +47,10 @@ def soup(
 ) -> None:
     """Average checkpoints, and keep the average only if it is better.
 
-    The uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated
-    on the training images, then it is evaluated beside its ingredients as y7edge val does,
-    by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95. If it is not better than the best of them, no file is
-    written and the exit code is 4. The split is used to choose: report figures on another
-    one.
+    The uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated on
+    the training images; then it is compared to its ingredients by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
+    If it is not better than the best of them, no file is written and the exit code is 4. The split
+    is used to choose: report figures on another one.
     """
     from y7edge.data.dataset import load
     from y7edge.models import weights

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,60 +22,45 @@ if TYPE_CHECKING:
 
 # Our names of precisions, and Lightning Fabric's.
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
-# What joins images, which --rect avoids.
+# Augmentations that join images, off with --rect.
 JOINING = ("mosaic", "mixup", "copy_paste", "paste_in")
 
 
-def _option(panel: str, *names: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, **settings)
-
-
-_WHAT = "What to train"
+_what = partial(typer.Option, rich_help_panel="What to train")
 _Data = Annotated[
     Path | None,
-    _option(
-        _WHAT,
-        metavar="DATA",
-        help="data.yaml, or a folder with one, or of Pascal VOC or COCO files. Always needed, but "
-        "with --resume.",
-    ),
+    _what(metavar="DATA", help="data.yaml, or a folder with one, or of Pascal VOC or COCO files."),
 ]
-_Name = Annotated[
-    str, _option(_WHAT, "--model", help="Name of a variant; `y7edge info` lists them.")
-]
+_Name = Annotated[str, _what("--model", help="Name of a variant; `y7edge info` lists them.")]
 _Weights = Annotated[
     Path | None,
-    _option(
-        _WHAT,
+    _what(
         help="Checkpoint to start from, ours or a published .pt. The layers that fit are copied, "
-        "the head's rows by class name.",
+        "the head's rows by class name."
     ),
 ]
 _Freeze = Annotated[
     list[str] | None,
-    _option(
-        _WHAT,
+    _what(
         metavar="ROWS",
         help="Rows that are not trained: backbone; 50 for the first 50; 3,5 for those two; 0-50.",
     ),
 ]
-_Side = Annotated[int, _option(_WHAT, "--imgsz", min=32, help="Side of the square input, pixels.")]
-_Width = Annotated[float, _option(_WHAT, help="Multiplies every channel, in multiples of 8.")]
-_Single = Annotated[bool, _option(_WHAT, "--single-cls", help="Learn all classes as one.")]
+_Side = Annotated[int, _what("--imgsz", min=32, help="Side of the square input, pixels.")]
+_Width = Annotated[float, _what(help="Multiplies every channel, in multiples of 8.")]
+_Single = Annotated[bool, _what("--single-cls", help="Learn all classes as one.")]
 _Anchors = Annotated[
     bool,
-    _option(
-        _WHAT,
+    _what(
         "--autoanchor/--no-autoanchor",
         help="Fit new anchors where the old ones miss too many objects of the data.",
     ),
 ]
 
-_RECIPE = "Recipe"
+_recipe = partial(typer.Option, rich_help_panel="Recipe")
 _Recipe = Annotated[
     str | None,
-    _option(
-        _RECIPE,
+    _recipe(
         metavar="NAME|FILE",
         help="p5, p6, tiny, finetune, small-data, or a YAML file under the published names; what a "
         "file leaves out, and the default, is the published recipe of the model's family.",
@@ -82,21 +68,15 @@ _Recipe = Annotated[
 ]
 _Set = Annotated[
     list[str] | None,
-    _option(
-        _RECIPE, "--set", metavar="NAME=VALUE", help="Change one value of the recipe; repeat it."
-    ),
+    _recipe("--set", metavar="NAME=VALUE", help="Change one value of the recipe; repeat it."),
 ]
-_Smoothing = Annotated[
-    float | None, _option(_RECIPE, help="The same as --set label_smoothing=VALUE.")
-]
+_Smoothing = Annotated[float | None, _recipe(help="The same as --set label_smoothing=VALUE.")]
 _Average = Annotated[
-    str | None,
-    _option(_RECIPE, metavar="ema|swa|none", help="The average of the weights that is kept."),
+    str | None, _recipe(metavar="ema|swa|none", help="The average of the weights that is kept.")
 ]
 _Assigner = Annotated[
     str,
-    _option(
-        _RECIPE,
+    _recipe(
         metavar="NAME",
         help="auto, or, for models with auxiliary heads, coarse-to-fine (published), lead-guided, "
         "independent, or lead, which trains without those heads.",
@@ -104,97 +84,70 @@ _Assigner = Annotated[
 ]
 _Print = Annotated[
     bool,
-    _option(
-        _RECIPE,
+    _recipe(
         "--print-recipe",
         help="Print the recipe as YAML, with the source of each value, and train nothing.",
     ),
 ]
 
-_IMAGES = "Images"
-_Rect = Annotated[
-    bool, _option(_IMAGES, "--rect", help="Batches of like shape, little padding; no mosaic.")
-]
+_images = partial(typer.Option, rich_help_panel="Images")
+_Rect = Annotated[bool, _images("--rect", help="Batches of like shape, little padding; no mosaic.")]
 _Scales = Annotated[
-    bool, _option(_IMAGES, "--multi-scale", help="Another input size each batch, 0.5 to 1.5 times.")
+    bool, _images("--multi-scale", help="Another input size each batch, 0.5 to 1.5 times.")
 ]
 _Drawn = Annotated[
-    bool,
-    _option(_IMAGES, "--image-weights", help="Draw images of rare or badly learnt classes more."),
+    bool, _images("--image-weights", help="Draw images of rare or badly learnt classes more.")
 ]
 _Cache = Annotated[
-    str, _option(_IMAGES, metavar="ram|disk|none|auto", help="Where decoded images are kept.")
+    str, _images(metavar="ram|disk|none|auto", help="Where decoded images are kept.")
 ]
 _Workers = Annotated[
     int | None,
-    _option(
-        _IMAGES, min=0, help="Processes that load images; default: 0 on a CPU, up to 8 for a GPU."
-    ),
+    _images(min=0, help="Processes that load images; default: 0 on a CPU, up to 8 for a GPU."),
 ]
 
-_LENGTH = "How long"
-_Epochs = Annotated[int, _option(_LENGTH, min=1)]
-_Batch = Annotated[
-    int, _option(_LENGTH, min=1, help="Images in one forward pass, over all devices.")
-]
+_length = partial(typer.Option, rich_help_panel="How long")
+_Epochs = Annotated[int, _length(min=1)]
+_Batch = Annotated[int, _length(min=1, help="Images in one forward pass, over all devices.")]
 _Patience = Annotated[
     int,
-    _option(
-        _LENGTH,
+    _length(
         min=0,
         help="Stop at the first evaluated epoch that is so many behind the best (of SWA: of those "
         "of the mean); 0: never.",
     ),
 ]
 
-_WHERE = "Where"
-_Device = Annotated[str, _option(_WHERE, help="auto, cpu, cuda, cuda:N or mps.")]
-_Devices = Annotated[int, _option(_WHERE, min=1, help="Devices of this machine.")]
-_Nodes = Annotated[int, _option(_WHERE, min=1, help="Machines, each started by torchrun.")]
-_SyncBn = Annotated[
-    bool, _option(_WHERE, "--sync-bn", help="BatchNorm statistics over all devices.")
-]
+_where = partial(typer.Option, rich_help_panel="Where")
+_Device = Annotated[str, _where(help="auto, cpu, cuda, cuda:N or mps.")]
+_Devices = Annotated[int, _where(min=1, help="Devices of this machine.")]
+_Nodes = Annotated[int, _where(min=1, help="Machines, each started by torchrun.")]
+_SyncBn = Annotated[bool, _where("--sync-bn", help="BatchNorm statistics over all devices.")]
 _Precision = Annotated[
     str,
-    _option(
-        _WHERE,
-        metavar="fp32|fp16|bf16|auto",
-        help="auto: fp16 on CUDA, else fp32; a CPU has no fp16.",
-    ),
+    _where(metavar="fp32|fp16|bf16|auto", help="auto: fp16 on CUDA, else fp32; a CPU has no fp16."),
 ]
-_Compile = Annotated[bool, _option(_WHERE, "--compile", help="Use torch.compile.")]
+_Compile = Annotated[bool, _where("--compile", help="Use torch.compile.")]
 
-_RUN = "The run"
-_Out = Annotated[
-    Path | None, _option(_RUN, help="Folder of the run; default: the next free runs/trainN.")
-]
+_run = partial(typer.Option, rich_help_panel="The run")
+_Out = Annotated[Path | None, _run(help="Folder of the run; default: the next free runs/trainN.")]
 _Resume = Annotated[
     Path | None,
-    _option(
-        _RUN,
-        metavar="DIR",
-        help="Resume the run in this folder, with its own settings: no other options.",
-    ),
+    _run(metavar="DIR", help="Resume this run with its own settings: no other options."),
 ]
 _Minutes = Annotated[
-    float, _option(_RUN, help="Between states inside an epoch, from which --resume continues.")
+    float, _run(help="Between states inside an epoch, from which --resume continues.")
 ]
 _Report = Annotated[
-    bool,
-    _option(_RUN, "--report/--no-report", help="Write curves, images and report.html at the end."),
+    bool, _run("--report/--no-report", help="Write curves, images and report.html at the end.")
 ]
-_Seed = Annotated[int, _option(_RUN, min=0)]
+_Seed = Annotated[int, _run(min=0)]
 _Profile = Annotated[
     int,
-    _option(
-        _RUN,
-        min=0,
-        metavar="N",
-        help="Measure N iterations, report where time goes, and train nothing.",
-    ),
+    _run(min=0, metavar="N", help="Measure N iterations, report where time goes; train nothing."),
 ]
 _Licence = Annotated[
-    str, _option(_RUN, help="Licence of the weights, yours to choose; kept with them everywhere.")
+    str, _run(help="Licence of the weights, yours to choose; kept with them everywhere.")
 ]
 
 
@@ -248,6 +201,7 @@ def train(
         _print_recipe(recipe, model, asked, rect, as_json)
         return
     from y7edge.train.run import loop
+    from y7edge.train.run.profile import profile as measure
     from y7edge.train.run.progress import for_terminal
     from y7edge.train.settings.config import TrainConfig
 
@@ -271,27 +225,16 @@ def train(
         )  # fmt: skip
         _note_remarks(config)
         if profile:
-            _profile(config, as_json)
+            found = measure(config, progress=for_terminal())
+            show(found.to_dict(), found.lines(), as_json=as_json)
             return
         result = loop.train(config, progress=for_terminal())
     if is_first():
         _show(result, as_json)
 
 
-def _profile(config: TrainConfig, as_json: bool) -> None:
-    from y7edge.train.run.profile import profile
-    from y7edge.train.run.progress import for_terminal
-
-    found = profile(config, progress=for_terminal())
-    show(found.to_dict(), found.lines(), as_json=as_json)
-
-
 def require_alone(folder: Path, words: Iterable[str]) -> None:
-    """Refuse other options beside ``--resume``.
-
-    Raises:
-        ConfigError: there are some; the message names them.
-    """
+    """Raise ConfigError for other options beside ``--resume``."""
     others = [name for name in words if name not in ("--resume", "--json")]
     if others:
         raise ConfigError(
@@ -329,10 +272,10 @@ def _print_recipe(
 def chosen_recipe(
     text: str | None, model: str, changes: Mapping[str, str], *, rect: bool
 ) -> NamedRecipe:
-    """The recipe of ``--recipe`` with its changes; ``rect`` turns off what joins images.
+    """Return the recipe of ``--recipe`` with its changes; ``rect`` turns off ``JOINING``.
 
     Raises:
-        ConfigError: no such recipe, a change that cannot be, or one that contradicts ``rect``.
+        ConfigError: no such recipe, an invalid change, or one that contradicts ``rect``.
     """
     from y7edge.train.settings.configfile import choose
 
@@ -351,7 +294,7 @@ def chosen_recipe(
 
 
 def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
-    """``["lr0=0.02", "average=swa"]`` as a mapping, with what options of their own set.
+    """Parse ``["lr0=0.02", "average=swa"]``; ``shorthands`` are values of separate options.
 
     Raises:
         ConfigError: one is not of the form NAME=VALUE, or a name is given twice.
@@ -364,12 +307,10 @@ def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
         if name in values:
             raise ConfigError(f"--set {name} is given twice: {values[name]} and {value}")
         values[name] = value
-    for name, short in shorthands.items():
-        if short is not None:
-            if name in values:
-                raise ConfigError(f"{name} is given by --set and by an option of its own")
-            values[name] = str(short)
-    return values
+    given = {name: str(short) for name, short in shorthands.items() if short is not None}
+    if both := values.keys() & given.keys():
+        raise ConfigError(f"{min(both)} is given by --set and by an option of its own")
+    return values | given
 
 
 def _frozen_rows(texts: Sequence[str], model: str) -> tuple[int, ...]:
@@ -380,7 +321,7 @@ def _frozen_rows(texts: Sequence[str], model: str) -> tuple[int, ...]:
 
 
 def _note_remarks(config: TrainConfig) -> None:
-    """Note settings that are allowed and do not do what one might think."""
+    """Note settings without effect or with side effects."""
     remarks = []
     if config.sync_bn and config.devices * config.nodes == 1 and "WORLD_SIZE" not in os.environ:
         remarks.append("--sync-bn changes nothing on a single device")
@@ -393,12 +334,12 @@ def _note_remarks(config: TrainConfig) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process speaks for a run of several: others are started with the same line."""
+    """Return whether this is the first of several processes with the same command line."""
     return not any(int(os.environ.get(n) or 0) for n in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def given(ctx: typer.Context) -> dict[str, list[str]]:
-    """The options that stand on the command line, each with its words."""
+    """Return the options on the command line, each with its words."""
     found: dict[str, list[str]] = {}
     for option in ctx.command.params:
         source = ctx.get_parameter_source(option.name or "")
@@ -416,6 +357,6 @@ def given(ctx: typer.Context) -> dict[str, list[str]]:
 
 
 def command_line(ctx: typer.Context) -> str:
-    """The line that repeats this call."""
+    """Return the command line that repeats this call."""
     words = [word for option in given(ctx).values() for word in option]
     return shlex.join([*ctx.command_path.split(), *words])

@@ -114,26 +114,15 @@ def _counter(total: int) -> Callable[[int, int], None] | None:
 
 
 def _lines(metrics: Metrics) -> list[str]:
-    rows = [
-        (c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1)
-        for c in metrics.per_class
-    ]
-    m = metrics
-    total = ("all", m.labels, m.map50, m.map50_95, m.precision, m.recall, m.f1)
     head = ("class", "labels", "mAP@0.5", "mAP@0.5:0.95", "precision", "recall", "F1")
-    sizes = [
-        ("all", m.map50_95, m.ar300),
-        ("small", m.map_small, m.ar_small),
-        ("medium", m.map_medium, m.ar_medium),
-        ("large", m.map_large, m.ar_large),
-    ]
+    best = "no detection was correct at any confidence"
+    if metrics.conf is not None:
+        best = f"best F1 at confidence {metrics.conf:g}"
     return [
-        f"{m.images} images; {m.protocol}",
-        *table([head, *rows, total]),
+        f"{metrics.images} images; {metrics.protocol}",
+        *table([head, *metrics.class_rows()]),
         "",
-        *table([("objects", "mAP@0.5:0.95", "average recall"), *sizes]),
+        *table([("objects", "mAP@0.5:0.95", "average recall"), *metrics.size_rows()]),
         "",
-        "no detection was correct at any confidence"
-        if m.conf is None
-        else f"best F1 at confidence {m.conf:g}",
+        best,
     ]

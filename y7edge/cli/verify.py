@@ -1,4 +1,4 @@
-"""``y7edge verify``: prove an artifact again, against the checkpoint that it came from."""
+"""``y7edge verify``: prove an artifact again, against its checkpoint."""
 
 from __future__ import annotations
 

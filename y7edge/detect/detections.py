@@ -1,7 +1,6 @@
 """The objects found in one image, as numpy arrays, with the image's capture time and source.
 
-Field names and shapes are those of supervision's ``Detections`` (``xyxy``, ``confidence``,
-``class_id``, ``tracker_id``), so that code written for one reads the other.
+The fields ``xyxy``, ``confidence``, ``class_id`` and ``tracker_id`` are as in supervision.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -17,12 +16,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from y7edge.errors import ConfigError, DataError
 
+_DTYPES: dict[str, type[np.generic]] = {
+    "xyxy": np.float32,
+    "confidence": np.float32,
+    "class_id": np.int32,
+    "tracker_id": np.int32,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Milliseconds spent on one image, by stage; images of one batch share ``infer``."""
 
-    wait: float = 0.0  # for the lock, while another call was being served
+    wait: float = 0.0  # for the lock, held by another call
     pre: float = 0.0  # letterbox into the network's input
     infer: float = 0.0  # inside the engine
     post: float = 0.0  # decoding and suppression
@@ -52,19 +58,9 @@ class Detection:
         return self.left, self.top, self.right, self.bottom
 
     @property
-    def width(self) -> float:
-        """Right minus left, in pixels."""
-        return self.right - self.left
-
-    @property
-    def height(self) -> float:
-        """Bottom minus top, in pixels."""
-        return self.bottom - self.top
-
-    @property
     def area(self) -> float:
         """Square pixels."""
-        return self.width * self.height
+        return (self.right - self.left) * (self.bottom - self.top)
 
     @property
     def center(self) -> tuple[float, float]:
@@ -76,8 +72,7 @@ class Detection:
 class Detections:
     """Objects of one image; a Detector returns them in descending order of confidence.
 
-    Arrays are copied on construction: a ``Detections`` owns its memory. A selection
-    (``detections[mask]``, ``filter``) is a new object with all other fields kept.
+    Arrays are copied. A selection (``detections[mask]``, ``filter``) is a new object.
 
     Attributes:
         xyxy: (N, 4) float32, left, top, right, bottom in pixels of the source image.
@@ -86,10 +81,10 @@ class Detections:
         image_wh: (width, height) of the source image.
         names: class names; empty if unknown.
         tracker_id: (N,) int32 from a tracker, or None.
-        timestamp_ns: capture time in nanoseconds, on the clock of the source; None if unknown.
+        timestamp_ns: capture time in nanoseconds, on the clock of the source, or None.
         frame_id: number of the frame in its source, or None.
-        source: name of the source: a path, a URI, or None.
-        timing: time spent per stage.
+        source: path or URI, or None.
+        timing: time spent by stage.
         model_id: first digits of the artifact's payload digest.
     """
 
@@ -98,22 +93,21 @@ class Detections:
     class_id: NDArray[np.int32]
     image_wh: tuple[int, int]
     names: tuple[str, ...] = ()
-    tracker_id: NDArray[np.int32] | None = field(default=None, kw_only=True)
-    timestamp_ns: int | None = field(default=None, kw_only=True)
-    frame_id: int | None = field(default=None, kw_only=True)
-    source: str | None = field(default=None, kw_only=True)
-    timing: Timing | None = field(default=None, kw_only=True)
-    model_id: str | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    tracker_id: NDArray[np.int32] | None = None
+    timestamp_ns: int | None = None
+    frame_id: int | None = None
+    source: str | None = None
+    timing: Timing | None = None
+    model_id: str | None = None
 
     def __post_init__(self) -> None:
-        xyxy = _owned("xyxy", self.xyxy, np.float32)
-        # A bare [] is an empty table too, though numpy cannot know of how many columns.
-        object.__setattr__(self, "xyxy", xyxy.reshape(0, 4) if xyxy.size == 0 else xyxy)
-        object.__setattr__(self, "confidence", _owned("confidence", self.confidence, np.float32))
-        object.__setattr__(self, "class_id", _owned("class_id", self.class_id, np.int32))
+        for name, dtype in _DTYPES.items():
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _owned(name, values, dtype))
+        if not self.xyxy.size:  # numpy gives [] no columns
+            object.__setattr__(self, "xyxy", self.xyxy.reshape(0, 4))
         object.__setattr__(self, "names", tuple(self.names))
-        if self.tracker_id is not None:
-            object.__setattr__(self, "tracker_id", _owned("tracker_id", self.tracker_id, np.int32))
         for name in ("timestamp_ns", "frame_id"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _whole(name, value))
@@ -176,7 +170,7 @@ class Detections:
             raise DataError(f"cannot select from {len(self)} detections: {error}") from error
 
     def _row(self, index: int) -> Detection:
-        # IndexError and not ours: Python's own protocol for sequences relies on it.
+        # An IndexError stays one: Python's sequence protocol needs it.
         left, top, right, bottom = self.xyxy[index].tolist()
         class_id = int(self.class_id[index])
         return Detection(
@@ -193,11 +187,7 @@ class Detections:
     def filter(
         self, confidence: float | None = None, classes: str | Iterable[int | str] | None = None
     ) -> Detections:
-        """Select by confidence and class.
-
-        Args:
-            confidence: keep what is greater; None: any confidence.
-            classes: keep these classes, as :func:`class_ids` reads them; None: all.
+        """Keep confidences above ``confidence`` and classes in ``classes`` (see :func:`class_ids`).
 
         Raises:
             ConfigError: a class that the model does not have.
@@ -211,7 +201,7 @@ class Detections:
 
     @property
     def xywh(self) -> NDArray[np.float32]:
-        """(N, 4): left, top, width, height in pixels, as COCO has it."""
+        """(N, 4): left, top, width, height in pixels, as in COCO."""
         boxes = self.xyxy.copy()
         boxes[:, 2:] -= boxes[:, :2]
         return boxes
@@ -254,17 +244,13 @@ class Detections:
 
 
 def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple[int, ...]:
-    """Return the ids of classes given by name or number, ascending.
+    """Return the ids, ascending, of classes given by name or id.
 
-    A string selects every class of that name. Only if there is none and the string is a number, it
-    selects the class with that id, as an integer always does.
-
-    Args:
-        classes: one name, or names and numbers.
-        names: class names by id; empty if unknown, and then only numbers can be given.
+    A string selects every class of that name; if there is none, a decimal string is an id.
+    ``names`` are the class names by id; empty if unknown.
 
     Raises:
-        ConfigError: a class that does not exist, or neither a name nor a number.
+        ConfigError: a class that does not exist, or neither a name nor an id.
     """
     given = [classes] if isinstance(classes, str) else list(classes)
     return tuple(sorted({found for item in given for found in _ids_of(item, names)}))
@@ -301,7 +287,7 @@ def _owned(name: str, values: Any, dtype: type[np.generic]) -> NDArray[Any]:
         if np.issubdtype(dtype, np.integer) and array.size and array.dtype.kind not in "iu":
             raise DataError(f"{name} has dtype {array.dtype}, expected integers")
         return array.astype(dtype, order="C", copy=True)
+    except DataError:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{name} cannot be read as {dtype.__name__}: {error}") from error

@@ -1,8 +1,7 @@
-"""Detector: an image in, objects out; the same on every engine, without torch and without onnx.
+"""Detector: an image in, objects out, on every engine, without torch and onnx.
 
-An image is letterboxed into the network's input, an engine's ``Session`` turns it into raw outputs,
-and numpy turns these into boxes in the image's own pixels. Names, anchors, sizes and thresholds
-come from the artifact's manifest.
+An image is letterboxed into the network's input, the engine's ``Session`` computes raw outputs, and
+numpy decodes them into boxes in the image's pixels, all as the artifact's manifest says.
 """
 
 from __future__ import annotations
@@ -26,41 +25,36 @@ from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
 from y7edge.detect.preprocess import Color, Geometry, Preprocessor
 from y7edge.errors import ArtifactError, ConfigError, DataError, DetectorClosed, RuntimeMissing
 from y7edge.models import registry as variants
+from y7edge.models.checkpoint import SUFFIXES
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
 
-CHECKPOINTS = (".safetensors", ".pt", ".pth")
-"""Suffixes of files that are run with torch; everything else is an artifact."""
+_MAX_BATCH = 16  # images of a dynamic batch; more would only cost memory
 
-_MOST_AT_ONCE = 16  # images of a dynamic batch; a longer list would only cost memory
-
-_Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image, as far as known
+_Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image
 
 
 class Detector:
     """Find objects in images.
 
-    Thread-safe: calls are serialised, and the time a call waited is in its result's ``timing``.
-    A context manager; after ``close`` every call raises DetectorClosed.
+    A context manager. Thread-safe: calls are serialised; ``timing.wait`` is the time a call waited.
 
     Args:
         source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``) or
-            the name of a variant, which gets random weights; the last two need torch.
-        backend: a runtime's name; "auto" lets the artifact decide.
+            a variant's name, which gets random weights; the last two need torch.
+        backend: a runtime's name; "auto": the artifact's.
         device: "auto", "cpu", "cuda", "cuda:1".
         conf: scores must be greater; None: the manifest's.
         iou: boxes are suppressed above this IoU with a better one; None: the manifest's.
-        max_det: most objects in an image; None: the manifest's.
-        classes: the classes to look for, as ``class_ids`` reads them: by name, or by number where
-            no class has that name; None: all.
+        max_det: maximum of objects in an image; None: the manifest's.
+        classes: the classes to find, by name, or by id where no class has that name; None: all.
         agnostic: suppress across classes.
         threads: of the engine; None: its own choice.
         imgsz: input (height, width) of a checkpoint, or its side; that of an artifact is fixed.
         provider_options: passed to the engine unchanged.
 
     Raises:
-        ConfigError: an option that cannot be used, or an input or output of the network that this
-            version cannot handle.
+        ConfigError: an option, input or output that is not supported.
         ArtifactMissing: there is no such file.
         ArtifactError, DigestError, CheckpointError: a file that cannot be used.
         RuntimeMissing: the engine is not installed.
@@ -98,35 +92,25 @@ class Detector:
             )
 
     @classmethod
-    def from_session(
-        cls,
-        session: Session,
-        manifest: Manifest,
-        *,
-        conf: float | None = None,
-        iou: float | None = None,
-        max_det: int | None = None,
-        classes: str | Iterable[int | str] | None = None,
-        agnostic: bool = False,
-        clock: Callable[[], int] = time.perf_counter_ns,
-    ) -> Detector:
+    def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
         """Make a detector over an open session, which it will close.
 
-        ``clock`` is what ``timing`` is measured with, in nanoseconds.
+        ``options``: conf, iou, max_det, classes and agnostic as for ``Detector``; ``clock``, a
+        function that returns nanoseconds, measures ``timing``.
         """
         detector = cls.__new__(cls)
-        detector._set_up(session, manifest, conf, iou, max_det, classes, agnostic, clock)
+        detector._set_up(session, manifest, **options)
         return detector
 
     def _set_up(
         self,
         session: Session,
         manifest: Manifest,
-        conf: float | None,
-        iou: float | None,
-        max_det: int | None,
-        classes: str | Iterable[int | str] | None,
-        agnostic: bool,
+        conf: float | None = None,
+        iou: float | None = None,
+        max_det: int | None = None,
+        classes: str | Iterable[int | str] | None = None,
+        agnostic: bool = False,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._manifest = manifest
@@ -138,16 +122,7 @@ class Detector:
             classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
-        image = manifest.input
-        self._preprocess = Preprocessor(
-            image.height,
-            image.width,
-            pad=image.letterbox.pad,
-            order=image.color,
-            scale=image.scale,
-            layout=image.layout,
-            dtype=image.dtype,
-        )
+        self._preprocess = Preprocessor(manifest.input)
         self._postprocess = _postprocessor(manifest)
         self._heads = [output.name for output in manifest.outputs if output.role == "head"]
         self._roles = {output.role: output.name for output in manifest.outputs}
@@ -170,8 +145,8 @@ class Detector:
 
         Args:
             frame: (H, W, 3) uint8; grey (H, W) and four channels with alpha are accepted too.
-            color: order of its channels, "bgr" as OpenCV has it, or "rgb".
-            timestamp_ns: capture time, copied to the result, as are the next two.
+            color: order of its channels.
+            timestamp_ns: capture time; like ``frame_id`` and ``source`` copied to the result.
             frame_id: number of the frame in its source.
             source: name of the source.
 
@@ -192,17 +167,10 @@ class Detector:
         frame_id: Sequence[int | None] | None = None,
         source: Sequence[str | None] | None = None,
     ) -> list[Detections]:
-        """Detect objects in several images of any sizes; an empty list gives an empty list.
+        """Detect objects in several images of any sizes, in batches of the artifact's size.
 
-        They go to the engine together if the artifact's batch is dynamic, else in the artifact's
-        batch size.
-
-        Args:
-            frames: images as for a call of the detector itself.
-            color: order of the channels of all of them.
-            timestamp_ns: one value for each image, as are the next two; None: unknown.
-            frame_id: numbers of the frames in their sources.
-            source: names of the sources.
+        The arguments are those of a call; ``timestamp_ns``, ``frame_id`` and ``source`` have one
+        value for each image.
 
         Raises:
             DataError: not a list, not images, or not one value for each image.
@@ -218,14 +186,11 @@ class Detector:
         return self._detect(frames, color, self._criteria, _for_each(len(frames), given))
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
-        """Detect in a BGR image with the thresholds that mAP is measured with.
-
-        Confidence above 0.001, every class of a box and not only its best, IoU 0.65, 300 boxes.
-        """
+        """Detect in a BGR image for mAP: conf 0.001, all classes of a box, IoU 0.65, 300 boxes."""
         return self._detect([frame], "bgr", EVALUATION, [{}])[0]
 
     def warmup(self, runs: int = 3) -> None:
-        """Run on a grey image, so that engines which plan on first use have done so.
+        """Run on a grey image, for engines that plan on first use.
 
         Raises:
             DetectorClosed: the detector was closed.
@@ -301,10 +266,10 @@ class Detector:
         criteria: Criteria,
         origins: Sequence[_Origin],
     ) -> list[Detections]:
-        """Run the engine on as many images at once as it takes."""
+        """Split the images into batches and run them."""
         called = self._clock()
         fixed = self._manifest.input.batch
-        step = _MOST_AT_ONCE if fixed == "dynamic" else fixed
+        step = _MAX_BATCH if fixed == "dynamic" else fixed
         with self._lock:
             wait = self._ms_since(called)
             session = self._opened()
@@ -323,9 +288,9 @@ class Detector:
         origins: Sequence[_Origin],
         wait: float,
     ) -> list[Detections]:
-        """Call the engine once. The lock is held: buffers are shared between calls."""
+        """Run one batch, with the lock held: calls share buffers."""
         pixels = self._input_for(len(frames))
-        # In a tensor of its own the preprocessor skips the grey border where it stayed the same.
+        # In its own tensor the preprocessor keeps an unchanged border.
         alone = pixels is self._preprocess.tensor
         started = self._clock()
         geometries = [
@@ -353,7 +318,7 @@ class Detector:
         ]
 
     def _input_for(self, count: int) -> NDArray[Any]:
-        """Return the input for ``count`` images: a reused buffer, as large as the engine wants."""
+        """Return the reused input buffer for ``count`` images, in the engine's batch size."""
         fixed = self._manifest.input.batch
         size = count if fixed == "dynamic" else fixed
         if size == 1:
@@ -366,7 +331,7 @@ class Detector:
     def _boxes(
         self, outputs: Mapping[str, NDArray[Any]], count: int, criteria: Criteria
     ) -> list[Boxes]:
-        """Decode the first ``count`` images; a fixed batch may have had empty places."""
+        """Decode the first ``count`` images; the rest of a fixed batch is empty."""
         if self._heads:
             heads = [outputs[name][:count] for name in self._heads]
             return self._postprocess.heads(heads, criteria)
@@ -375,7 +340,7 @@ class Detector:
 
 
 def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:
-    """Return the values of each of ``count`` images; DataError unless there is one for each."""
+    """Return the values of each image; DataError unless there are ``count`` of each."""
     known = {name: values for name, values in given.items() if values is not None}
     for name, values in known.items():
         if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != count:
@@ -409,7 +374,7 @@ def _postprocessor(manifest: Manifest) -> Postprocessor:
 
 
 def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
-    """Return boxes in the image's own pixels; drop those wholly in the letterbox's border."""
+    """Return boxes in the image's pixels, without those in the letterbox's border."""
     corners = geometry.to_source(boxes.xyxy)
     inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
     if inside.all():
@@ -427,11 +392,11 @@ def _open(
     path = Path(source)
     if not path.is_file() and path.name == str(source) and not path.suffix:
         variants.get(path.name)  # a ConfigError that lists the names, if it is none of them
-    elif path.suffix.lower() not in CHECKPOINTS:
+    elif path.suffix.lower() not in SUFFIXES:
         artifact = registry.load(path, backend)
         _require_size(artifact, imgsz)
         return registry.open_session(artifact, options, backend), artifact.manifest
-    # By its dotted name: the one runtime that needs torch must not be imported with this module.
+    # Not an import statement: this module must not depend on torch.
     try:
         eager = import_module("y7edge.nn.eager")
     except ImportError as error:
@@ -439,7 +404,7 @@ def _open(
             f'{source} is not an exported artifact and needs torch: pip install "y7edge[export]", '
             "or export it with `y7edge export` where torch is"
         ) from error
-    session = eager.open(source, options, **({} if imgsz is None else {"imgsz": _pair(imgsz)}))
+    session = eager.open(source, options, None if imgsz is None else _pair(imgsz))
     return session, session.manifest
 
 

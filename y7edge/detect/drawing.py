@@ -1,4 +1,4 @@
-"""Draw boxes: readable on any background, and each class always in the same colour."""
+"""Draw boxes and labels, each class in its own colour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from y7edge.detect.preprocess import Color, check_color, check_frame
 from y7edge.errors import DataError
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Successive multiples of the golden ratio fall far from all earlier ones on the colour circle.
+# Multiples of the golden ratio are spread evenly over the colour circle.
 _GOLDEN = 0.618033988749895
 
 Bgr = tuple[int, int, int]
@@ -32,14 +32,11 @@ def draw(
     Args:
         frame: (H, W, 3) uint8; grey (H, W) and (H, W, 4) with alpha are accepted too.
         detections: boxes in this image's pixels.
-        confidence: write it after the class name; ground truth has none.
-        color: order of the frame's channels, "bgr" as OpenCV has it, or "rgb".
-
-    Returns:
-        (H, W, 3) uint8 in the frame's order. Lines and letters grow with the image.
+        confidence: write it after the class name.
+        color: order of the channels of the frame, and of the result (H, W, 3) uint8.
 
     Raises:
-        DataError: not an image, or of another size than the one that the detections are of.
+        DataError: not an image, or of another size than that of the detections.
         ConfigError: another ``color``.
     """
     check_color(color)
@@ -77,17 +74,13 @@ def class_colour(class_id: int) -> Bgr:
 
 
 def _label(
-    canvas: NDArray[np.uint8],
-    detection: Detection,
-    colour: Bgr,
-    thickness: int,
-    confidence: bool,
+    canvas: NDArray[np.uint8], detection: Detection, colour: Bgr, thickness: int, confidence: bool
 ) -> None:
-    """Name and confidence on a filled strip above the box, or inside it at the image's edge."""
-    # OpenCV's fonts draw question marks for letters beyond ASCII; the id says more than these.
+    """Write name and confidence above the box, or inside it at the image's edge."""
+    # OpenCV's fonts have only ASCII: write the id of other names.
     name = detection.class_name if detection.class_name.isascii() else f"#{detection.class_id}"
     tracker = "" if detection.tracker_id is None else f" #{detection.tracker_id}"
-    text = f"{name}{tracker} {detection.confidence:.2f}" if confidence else f"{name}{tracker}"
+    text = name + tracker + (f" {detection.confidence:.2f}" if confidence else "")
     scale = 0.4 + 0.15 * (thickness - 1)
     (width, height), baseline = cv2.getTextSize(text, _FONT, scale, 1)
     strip = height + baseline + 2
@@ -96,6 +89,6 @@ def _label(
     top = top if top >= 0 else max(0, round(detection.top))
     cv2.rectangle(canvas, (left, top), (left + width + 2, top + strip), colour, cv2.FILLED)
     blue, green, red = colour
-    # Luma by ITU-R BT.601: black letters on light colours, white ones on dark.
+    # Black on light colours, white on dark: luma by ITU-R BT.601.
     ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 128 else (255, 255, 255)
     cv2.putText(canvas, text, (left + 1, top + height + 1), _FONT, scale, ink, 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""Network outputs to boxes: decoding, choice of candidates, suppression. The reference in numpy.
+"""Network outputs to boxes in numpy: decoding, selection of candidates, suppression.
 
 Decoding (YOLOv7, arXiv 2207.02696), for logits t of an anchor (aw, ah) at cell (gx, gy) of a level
 with stride s, all in pixels of the network's input::
@@ -6,13 +6,12 @@ with stride s, all in pixels of the network's input::
     x = (2 sigmoid(tx) - 0.5 + gx) s        w = (2 sigmoid(tw))^2 aw
     y = (2 sigmoid(ty) - 0.5 + gy) s        h = (2 sigmoid(th))^2 ah
 
-A candidate has objectness > conf and then score = objectness x class probability > conf, both
-strictly; a model of one class never trains its class logit, so there the objectness is the score.
+A candidate has objectness > conf and score = objectness x class probability > conf. With one class
+the score is the objectness, since the class logit is not trained.
 
-Nearly every cell of an image is background. So the objectness planes, contiguous as a convolution
-leaves them, are scanned in the engine's own type first (logits, probabilities or quantised
-integers), with a cut a little below conf; only the cells that pass are dequantised, activated and
-compared exactly. NaN never passes a comparison, so it is never selected.
+Nearly every cell is background. So the objectness planes are first scanned in the engine's own type
+(logits, probabilities or quantised integers) with a threshold a little below conf; only cells that
+pass are dequantised, activated and compared exactly. NaN is never selected.
 """
 
 from __future__ import annotations
@@ -64,18 +63,17 @@ class Criteria:
 EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)
 """The thresholds that mAP is measured with."""
 
-Quantization = tuple[float, int]
-"""(scale, zero point): real value = (value - zero point) x scale."""
+Quantization = tuple[float, int]  # (scale, zero point): real value = (value - zero point) x scale
 
 
 class Postprocessor:
-    """Outputs of one model to boxes; stateless, so any number of threads may share one.
+    """Convert the outputs of one model to boxes; stateless, so threads may share one.
 
     Args:
         levels: stride and anchors of each head, finest first.
         nc: number of classes.
-        activation: what heads hold: "logit", or "sigmoid" for probabilities.
-        quantization: of each head, None for one that holds real numbers; None: all do.
+        activation: "logit", or "sigmoid" for heads of probabilities.
+        quantization: of each head; None for heads of real numbers.
         layout: of the heads, "NCHW" or "NHWC".
 
     Raises:
@@ -99,7 +97,7 @@ class Postprocessor:
         self._channels_last = layout == "NHWC"
         self._quantization = list(quantization or [None] * len(levels))
         self._counts = [len(level.anchors) for level in levels]
-        # Per anchor of all levels, coarse ones last: stride, width, height, in input pixels.
+        # By anchor, finest level first: stride, width, height, in input pixels.
         self._anchors = np.array(
             [(level.stride, *anchor) for level in levels for anchor in level.anchors], np.float32
         ).reshape(-1, 3)
@@ -107,10 +105,8 @@ class Postprocessor:
     def heads(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> list[Boxes]:
         """Return the boxes of each image of a batch.
 
-        Args:
-            heads: per level (B, anchors x (5 + nc), H, W), or (B, H, W, anchors x (5 + nc)) in
-                layout NHWC; float32 or float16, or integers where there is a quantization.
-            criteria: which boxes to keep.
+        ``heads``: by level (B, anchors x (5 + nc), H, W), in layout NHWC (B, H, W, anchors x
+        (5 + nc)); float32 or float16, integers where there is a quantization.
 
         Raises:
             DataError: heads of another shape or dtype.
@@ -126,10 +122,8 @@ class Postprocessor:
     def decoded(self, boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> list[Boxes]:
         """Return the boxes of each image of a batch.
 
-        Args:
-            boxes: (B, N, 4) centre x, centre y, width, height in input pixels.
-            scores: (B, N, nc) objectness x class probability (nc = 1: objectness).
-            criteria: which boxes to keep.
+        ``boxes``: (B, N, 4) centre x, centre y, width, height in input pixels. ``scores``:
+        (B, N, nc) objectness x class probability (nc = 1: objectness).
 
         Raises:
             DataError: arrays of another shape.
@@ -146,10 +140,9 @@ class Postprocessor:
         ]
 
     def candidates(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> Boxes:
-        """Return the decoded candidates of one image, before suppression.
+        """Return the candidates of one image, ordered by level, anchor, row, column, class.
 
-        In the order level, anchor, row, column, class. ``heads``: per level
-        (anchors x (5 + nc), H, W).
+        ``heads``: by level (anchors x (5 + nc), H, W).
         """
         conf = np.float32(criteria.conf)
         values, anchor, row, column = self._gather(heads, criteria.conf)
@@ -184,8 +177,7 @@ class Postprocessor:
     def _gather(self, heads: Sequence[NDArray[Any]], conf: float) -> tuple[NDArray[Any], ...]:
         """Return the cells whose objectness may be above ``conf``.
 
-        Values (K, 5 + nc) float32, dequantised; index of the anchor over all levels, row and
-        column (K,).
+        Dequantised values (K, 5 + nc) float32; index of the anchor over all levels, row, column.
         """
         first = 0
         values, anchors, places = [], [], []
@@ -193,7 +185,7 @@ class Postprocessor:
         for head, count, quantization in levels:
             fields = head.reshape(count, 5 + self._nc, -1)
             least = _least(conf, head.dtype, self._logits, quantization)
-            # Flat, since numpy scans one row of booleans several times faster than a table.
+            # Flat: numpy scans one row of booleans several times faster than a table.
             flat = (fields[:, 4] >= least).reshape(-1).nonzero()[0]
             anchor, place = np.divmod(flat, fields.shape[2])
             values.append(_dequantised(fields[anchor, :, place], quantization))
@@ -243,20 +235,20 @@ def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:
 def _choose(
     score: NDArray[np.float32], class_id: NDArray[Any], criteria: Criteria
 ) -> NDArray[np.intp] | slice:
-    """Which are of the classes asked for, and the best of them if suppression takes no more."""
+    """Select the classes of ``criteria``, and at most ``MAX_CANDIDATES``."""
     if criteria.classes is None and len(score) <= MAX_CANDIDATES:
         return slice(None)
     chosen = np.arange(len(score))
     if criteria.classes is not None:
         chosen = np.flatnonzero(np.isin(class_id, criteria.classes))
     if len(chosen) > MAX_CANDIDATES:
-        # Here and not only in nms: with every class of every cell, boxes would fill the memory.
+        # Before decoding: the boxes of every class of every cell could fill the memory.
         chosen = chosen[best_first(score[chosen], MAX_CANDIDATES)]
     return chosen
 
 
 def _best(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Column and value of the largest number in each row of (K, nc); NaN counts as the smallest."""
+    """Return column and value of the largest number in each row; NaN counts as the smallest."""
     column = values.argmax(axis=1)
     largest = values[np.arange(len(values)), column]
     if np.isnan(largest).any():  # numpy's argmax stops at a NaN
@@ -273,7 +265,7 @@ def _finite(xyxy: NDArray[Any], score: NDArray[np.float32], class_id: NDArray[An
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and the result is rightly 0
+    with np.errstate(over="ignore"):  # exp(100) overflows float32, and 0 is right
         probability: NDArray[np.float32] = np.reciprocal(1 + np.exp(-logits))
         return probability
 
@@ -284,8 +276,8 @@ def _least(
 ) -> Any:
     """Return a value of ``dtype`` below which no objectness is greater than ``conf``.
 
-    The exact decision is made on rounded probabilities, so the cut lies lower. Their error, some
-    2^-24, is as much in logits as the sigmoid is flat there, which is 1 / (p (1 - p)).
+    Probabilities are rounded by about 2^-24, in logits that divided by the sigmoid's slope
+    p (1 - p); so the threshold is lower by that.
     """
     cut = conf * (1 - 2**-20)
     if logits:

@@ -1,13 +1,11 @@
 """Letterbox: fit an image into the network's input, and map boxes back to the image.
 
-The image is scaled by one factor until it touches the input's nearer sides; the rest is filled with
-grey 114, half on each side. Geometry, rounding (half to even) and pixels are those of YOLOv7 as
-published, with two fixes:
+The image is scaled by one factor and centred on grey 114. Geometry, rounding (half to even) and
+pixels are those of the published YOLOv7, with two fixes:
 
-* A very elongated image keeps a side of at least 1 pixel (1 x 640 into 320 x 320 rounds to 0).
-* Boxes are mapped back by the whole pixels of padding that were added and by the factor that each
-  side was resized by. The published code takes half of the unrounded padding, which is half a pixel
-  off wherever the padding is odd.
+* A side of an elongated image keeps at least 1 pixel (1 x 640 into 320 x 320 rounds to 0).
+* Boxes are mapped back by the padding and the factors that were applied. The published code uses
+  half of the unrounded padding, which is half a pixel off where the padding is odd.
 """
 
 from __future__ import annotations
@@ -20,16 +18,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.artifact.manifest import InputInfo
 from y7edge.errors import ConfigError, DataError
 
-PAD = 114
-"""Grey of the padding, 0..255, in all channels."""
-
+PAD = 114  # grey of the padding, 0..255, in all channels
 Color = Literal["bgr", "rgb"]
 """Order of an image's channels; a fourth channel is alpha, and ignored."""
 
 DTYPES = ("float32", "float16", "uint8")
-"""Types of network input that can be written; uint8 takes pixel values as they are."""
+"""Supported types of network input; uint8 has pixel values unscaled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +54,7 @@ class Geometry:
 
 
 def letterbox_geometry(image_hw: tuple[int, int], target_hw: tuple[int, int] | int) -> Geometry:
-    """Compute the letterbox of an image (height, width) in an input (height, width).
-
-    One number as ``target_hw`` means a square.
-    """
+    """Compute the letterbox of an image (height, width) in an input (height, width) or a square."""
     height, width = image_hw
     output_hw = (target_hw, target_hw) if isinstance(target_hw, int) else target_hw
     factor = min(output_hw[0] / height, output_hw[1] / width)
@@ -84,11 +78,7 @@ def unletterbox(
     padding: tuple[float, float],
     image_hw: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Map corner boxes (N, 4): minus ``padding`` (x, y), over ``ratio`` (x, y), clipped.
-
-    Returns:
-        A new float32 array.
-    """
+    """Map corner boxes (N, 4): minus ``padding`` (x, y), over ``ratio`` (x, y), clipped."""
     height, width = image_hw
     moved: NDArray[np.float32] = boxes - np.array(padding * 2, np.float32)
     moved /= np.array(ratio * 2, np.float32)
@@ -98,34 +88,15 @@ def unletterbox(
 class Preprocessor:
     """Write images to the network's input: letterbox, channel order, layout, scale.
 
-    For one thread at a time. Work buffers are reused from call to call, and so is ``tensor``, the
-    input that images are written to by default. Its border is only filled when the geometry
-    changes: with a camera, once.
-
-    Args:
-        height: of the input, in pixels.
-        width: of the input, in pixels.
-        pad: grey of the border, 0..255.
-        order: channel order that the network expects.
-        scale: factor from 0..255 to what the network expects; 1 for uint8.
-        layout: of the input, "NCHW" or "NHWC".
-        dtype: of the input, one of ``DTYPES``.
+    Not thread-safe: work buffers and ``tensor``, the default destination, are reused. The border of
+    ``tensor`` is only filled when the geometry changes.
 
     Raises:
-        ConfigError: an input that cannot be written.
+        ConfigError: an input that is not supported.
     """
 
-    def __init__(
-        self,
-        height: int,
-        width: int,
-        *,
-        pad: int = PAD,
-        order: Color = "rgb",
-        scale: float = 1 / 255,
-        layout: str = "NCHW",
-        dtype: str = "float32",
-    ) -> None:
+    def __init__(self, network: InputInfo) -> None:
+        layout, dtype, scale = network.layout, network.dtype, network.scale
         if layout not in ("NCHW", "NHWC") or dtype not in DTYPES:
             raise ConfigError(
                 f"the network's input is {dtype} {layout}, expected {', '.join(DTYPES)} and NCHW "
@@ -133,16 +104,16 @@ class Preprocessor:
             )
         if dtype == "uint8" and scale != 1:
             raise ConfigError(f"the network's input is uint8 with scale {scale}, expected 1")
-        self._hw = height, width
+        self._hw = height, width = network.height, network.width
         self._channels_last = layout == "NHWC"
         shape = (height, width, 3) if self._channels_last else (3, height, width)
         self.tensor: NDArray[Any] = np.empty((1, *shape), dtype)
-        self._order = order
-        # A division by 255 and not a product with 1/255: it is the nearest float32 for every value.
+        self._order = network.color
+        # Dividing by 255 gives the nearest float32 for every value; multiplying by 1/255 does not.
         self._divisor = np.float32(1 / scale)
-        self._border = np.float32(pad) / self._divisor
-        self._geometry: Geometry | None = None  # of the last image; a camera's stays the same
-        self._painted: Geometry | None = None  # whose border `tensor` has at present
+        self._border = np.float32(network.letterbox.pad) / self._divisor
+        self._geometry: Geometry | None = None  # of the last image
+        self._painted: Geometry | None = None  # whose border `tensor` has
         self._resized: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._planes: list[NDArray[np.uint8]] = []
 
@@ -157,11 +128,10 @@ class Preprocessor:
         Args:
             frame: (H, W, 3) uint8; also (H, W) and (H, W, 1) grey and (H, W, 4) with alpha.
             color: order of the frame's channels.
-            out: one image of a larger batch, in layout and dtype of ``tensor``; all of it is
-                overwritten.
+            out: one image of a larger batch, in layout and dtype of ``tensor``.
 
         Raises:
-            DataError: not such an array.
+            DataError: not an image.
             ConfigError: another ``color``.
         """
         check_color(color)
@@ -202,17 +172,17 @@ class Preprocessor:
         return cv2.resize(image, (width, height), dst=self._resized, interpolation=cv2.INTER_LINEAR)
 
     def _split(self, image: NDArray[Any], color: Color) -> Sequence[NDArray[Any]]:
-        """Return three planes in the network's order, in buffers that the next call overwrites."""
+        """Return three planes in the input's order, in buffers that the next call overwrites."""
         if image.ndim == 2:
             return [image] * 3
         if len(self._planes) != image.shape[2] or self._planes[0].shape != image.shape[:2]:
             self._planes = [np.empty(image.shape[:2], np.uint8) for _ in range(image.shape[2])]
-        # Splitting bytes first keeps the slow part, conversion to float, on contiguous memory.
+        # Splitting bytes first: conversion to float is faster on contiguous memory.
         planes = cv2.split(image, self._planes)
         return planes[:3] if color == self._order else planes[2::-1]
 
     def _interleaved(self, image: NDArray[Any], color: Color) -> NDArray[Any]:
-        """Return the image with three channels in the network's order."""
+        """Return the image with three channels in the input's order."""
         channels = image.shape[2] if image.ndim == 3 else 1
         codes = {1: cv2.COLOR_GRAY2RGB, 3: None, 4: cv2.COLOR_BGRA2BGR}
         if color != self._order:
@@ -236,11 +206,7 @@ def check_color(color: str) -> None:
 
 
 def check_frame(frame: object) -> NDArray[np.uint8]:
-    """Return ``frame`` as a C-contiguous uint8 array (H, W), (H, W, 3) or (H, W, 4).
-
-    Raises:
-        DataError: not an image in such an array.
-    """
+    """Return an image C-contiguous as (H, W), (H, W, 3) or (H, W, 4); DataError if not uint8."""
     if not isinstance(frame, np.ndarray):
         raise DataError(
             f"an image must be a numpy array, not {type(frame).__name__}: "

@@ -1,8 +1,7 @@
 """Repeat the proof where the artifact runs, without torch, onnx, checkpoint or images.
 
-The payload digest shows that the file is the one that was proved. The probes (inputs made by
-recipe, whose reference outputs travel in the manifest) show that the engine of this machine
-computes what the original model computed.
+The payload digest shows that the file is the one that was proved. The probes (inputs by recipe with
+sampled reference outputs) show that this machine's engine computes what the model computed.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 
 RECIPE = "blocks"
-"""The one recipe for inputs so far: noise in squares of 32, 8 and 1 pixels, a third each.
+"""The recipe for inputs: the mean of noise in squares of 32, 8 and 1 pixels.
 
-Single pixels of noise average out within a few layers; the squares keep deep maps varied too.
+Noise of single pixels averages out within a few layers; squares keep deep maps varied.
 """
 
 _CELLS = (32, 8, 1)
 
 
 def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """The input (B, 3, H, W) float32, 0..1, that a recipe makes from a key; the same everywhere.
+    """Make the input (B, 3, H, W) float32, 0..1, of a recipe and a key.
 
     Raises:
-        ArtifactError: a recipe that this version does not know.
+        ArtifactError: an unknown recipe.
     """
     if recipe != RECIPE:
         raise ArtifactError(f"a probe's recipe is {recipe!r}; this y7edge knows {RECIPE!r}: update")
@@ -51,7 +50,7 @@ def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDAr
 
 
 def input_crc32(pixels: NDArray[np.float32]) -> int:
-    """CRC-32 of an input's little-endian bytes."""
+    """Return the CRC-32 of an input's little-endian bytes."""
     return zlib.crc32(pixels.astype("<f4", copy=False).tobytes())
 
 
@@ -62,7 +61,7 @@ def selftest(
 
     Raises:
         DigestError: file or manifest were changed, or are damaged.
-        ParityError: the engine computes something else here; ``report`` holds the numbers.
+        ParityError: a probe deviates beyond its tolerance; ``report`` has the numbers.
         ArtifactError: no such file, or no runtime reads it.
         RuntimeMissing, DeviceError: the engine cannot be started.
     """
@@ -71,7 +70,7 @@ def selftest(
     digest = registry.check_payload(artifact, backend)
     if not artifact.manifest.probes:
         raise ParityError(f"{path} has no probes to repeat: export it again")
-    options = SessionOptions(device, threads, check_payload=False)  # it has just been checked
+    options = SessionOptions(device, threads, check_payload=False)  # already checked
     session = registry.open_session(artifact, options, backend)
     try:
         manifest = artifact.manifest
@@ -101,12 +100,8 @@ def selftest(
 
 
 def load_undamaged(path: Path | str, backend: str = "auto") -> Artifact:
-    """Read an artifact where its integrity is the question.
-
-    Raises:
-        DigestError: also for a file so damaged that no manifest is found in it.
-    """
-    registry.find(path, backend)  # a path that is no file at all stays an ArtifactError
+    """Load an artifact; DigestError also for a file in which no manifest is found."""
+    registry.find(path, backend)  # a path that is not a file stays an ArtifactError
     try:
         return registry.load(path, backend)
     except DigestError:
@@ -116,11 +111,7 @@ def load_undamaged(path: Path | str, backend: str = "auto") -> Artifact:
 
 
 def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult:
-    """Repeat one probe.
-
-    Raises:
-        ArtifactError: the input cannot be made as it was, or an output is missing.
-    """
+    """Repeat one probe; ArtifactError if its input cannot be reproduced or an output is missing."""
     image = manifest.input
     pixels = probe_input(probe.recipe, probe.key, (probe.batch, 3, image.height, image.width))
     if input_crc32(pixels) != probe.crc32:
@@ -137,11 +128,7 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
 
 
 def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
-    """Prepared pixels (B, 3, H, W) in the layout and dtype of the input.
-
-    Raises:
-        ArtifactError: the input is not of floats.
-    """
+    """Convert pixels (B, 3, H, W) to the input's layout and dtype; ArtifactError if not float."""
     if not image.dtype.startswith("float"):
         raise ArtifactError(f"the input is {image.dtype}; a proof feeds float32 or float16")
     ordered = pixels.transpose(0, 2, 3, 1) if image.layout == "NHWC" else pixels
@@ -151,7 +138,7 @@ def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
 def compare_samples(
     probe: Probe, outputs: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
 ) -> dict[str, float | None]:
-    """Largest deviation from the probe's samples by output, as fractions of the output's scale."""
+    """Return the largest deviation from the samples by output, as a fraction of its scale."""
     by_name = {spec.name: spec for spec in specs}
     deviations: dict[str, float | None] = {}
     for sample in probe.samples:
@@ -165,7 +152,7 @@ def compare_samples(
 
 
 def dequantised(values: NDArray[Any], spec: TensorSpec) -> NDArray[np.float64]:
-    """Real values of a tensor as the engine gave it."""
+    """Convert a tensor of an engine to real values."""
     real = values.astype(np.float64)
     if spec.scale is None:
         return real

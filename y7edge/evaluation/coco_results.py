@@ -1,8 +1,8 @@
-"""COCO results: detections as the JSON list that COCO's own tools and servers take.
+"""COCO results: detections as the JSON list that COCO's tools and servers read.
 
-An image's id is the number in its file's name, as in COCO, if all pictures have one and no two the
-same; else they are numbered from 1, and a file beside it says which is which. Category ids count
-from 0 as everywhere here; COCO's own, 1 to 90 with gaps, on request.
+Image ids are the numbers in the file names, as in COCO, if all have different ones; else images are
+numbered from 1, and a file beside the results lists them. Category ids count from 0, or are those
+of COCO's files, 1 to 90 with gaps.
 """
 
 from __future__ import annotations
@@ -22,19 +22,10 @@ from y7edge.files import atomic_write
 def write_submission(
     found: Table, samples: Sequence[Sample], path: Path, *, classes: int, coco_ids: bool = False
 ) -> list[Path]:
-    """Write ``path`` and, if pictures had to be numbered, ``image_ids.json`` beside it.
+    """Write ``path`` and, if images had to be numbered, ``image_ids.json`` beside it; return both.
 
-    Boxes are left, top, width, height in pixels of the picture to three decimals, scores to five.
-
-    Args:
-        found: (n, 7): index into ``samples``, left, top, width, height, confidence, class.
-        samples: the pictures.
-        path: the JSON file.
-        classes: count of classes.
-        coco_ids: write the category ids of COCO's files.
-
-    Returns:
-        The files.
+    ``found``: (n, 7) index into ``samples``, left, top, width, height, confidence, class. Boxes are
+    written as left, top, width, height in pixels with three decimals, scores with five.
 
     Raises:
         ConfigError: COCO's ids for a data set of other than 80 classes.
@@ -42,7 +33,6 @@ def write_submission(
     if coco_ids:
         require_coco(classes)
     numbers = image_ids(samples)
-    named = numbers is not None
     ids = numbers or list(range(1, len(samples) + 1))
     results = [
         {
@@ -53,19 +43,18 @@ def write_submission(
         }
         for image, *box, score, class_id in found.tolist()
     ]
-    paths = [_write(results, path)]
-    if not named:
-        mapping = {str(sample.path): number for sample, number in zip(samples, ids, strict=True)}
-        paths.append(_write(mapping, path.with_name("image_ids.json")))
-    return paths
+    contents: dict[Path, Any] = {path: results}
+    if numbers is None:
+        paths = [str(sample.path) for sample in samples]
+        contents[path.with_name("image_ids.json")] = dict(zip(paths, ids, strict=True))
+    for file, content in contents.items():
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return list(contents)
 
 
 def require_coco(classes: int) -> None:
-    """Refuse COCO's category ids for other classes than its own.
-
-    Raises:
-        ConfigError: there are other than 80 classes.
-    """
+    """Raise ConfigError unless there are COCO's 80 classes."""
     if classes != len(COCO_IDS):
         raise ConfigError(
             f"COCO's category ids are for its {len(COCO_IDS)} classes, this data set has {classes}"
@@ -73,15 +62,9 @@ def require_coco(classes: int) -> None:
 
 
 def image_ids(samples: Sequence[Sample]) -> list[int] | None:
-    """The numbers that the pictures' files are named by; None if one isn't, or two are the same."""
+    """Return the numbers in the file names; None if one has none or two are equal."""
     stems = [sample.path.stem for sample in samples]
     if not all(stem.isascii() and stem.isdecimal() for stem in stems):
         return None
     numbers = [int(stem) for stem in stems]
     return numbers if len(set(numbers)) == len(numbers) else None
-
-
-def _write(content: Any, path: Path) -> Path:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return path

@@ -1,10 +1,9 @@
-"""The confusion matrix: which class was taken for which, what was missed, what was made up.
+"""The confusion matrix.
 
-Rows are the truth, columns the prediction, and the last of both is the background: an object that
-nothing was matched with stands in the last column of its row, a detection without an object in the
-last row of its column. Detections above confidence 0.25 (the published figures) are matched one to
-one with objects of any class that they overlap by more than IoU 0.45: the largest overlap first,
-of equal ones the higher confidence.
+Rows are the truth, columns the prediction; the last row and column are the background: missed
+objects count in the last column, detections without an object in the last row. Detections above
+confidence 0.25 are matched one to one with objects of any class at IoU above 0.45 (published
+figures): the largest IoU first, of equal ones the higher confidence.
 """
 
 from __future__ import annotations
@@ -24,15 +23,10 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confusion:
-    """Counts by true class (rows) and predicted class (columns), the background last.
+    """Counts by true class (rows) and predicted class (columns), the background last."""
 
-    Attributes:
-        matrix: (classes + 1, classes + 1) int64.
-        names: class names, without the background.
-    """
-
-    matrix: NDArray[np.int64]
-    names: tuple[str, ...]
+    matrix: NDArray[np.int64]  # (classes + 1, classes + 1)
+    names: tuple[str, ...]  # without the background
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -40,7 +34,7 @@ class Confusion:
         return (*self.names, BACKGROUND)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, with what rows and columns are, for JSON."""
+        """Return plain values for JSON."""
         return {
             "rows": "truth",
             "columns": "prediction",
@@ -52,7 +46,7 @@ class Confusion:
 
 
 def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
-    """Match detections with objects and count the pairs and what is left over."""
+    """Match detections with objects; count pairs, misses and false detections."""
     background = len(names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
     kept = Tables(tables.truth, tables.found[tables.found[:, 5] > CONF], tables.images)
@@ -71,9 +65,9 @@ def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
 
 
 def _pairs(iou: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the pairs, one to one; rows come best confidence first."""
+    """Return rows and columns of one-to-one pairs; rows are sorted by confidence."""
     rows, columns = np.nonzero(iou > IOU)
-    # Stable: of equal overlaps the row of higher confidence, which comes first, stays first.
+    # Stable: of equal overlaps the higher confidence stays first.
     order = np.argsort(-iou[rows, columns], kind="stable")
     row_taken, column_taken = np.zeros(iou.shape[0], bool), np.zeros(iou.shape[1], bool)
     chosen = []

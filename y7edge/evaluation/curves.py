@@ -1,9 +1,8 @@
 """Precision, recall and F1 over the confidence threshold, and the threshold of the best F1.
 
-At IoU 0.5, over all pictures. A detection counts as right as COCO counts it: in order of
-confidence each takes the object of its class that it overlaps most and that is still free. The
-best threshold is the one of the highest F1, averaged over the classes that have labels; it is what
-a detector made from the checkpoint uses unless told otherwise.
+At IoU 0.5, over all images. Matching is COCO's: in order of confidence, each detection takes the
+unmatched object of its class with the largest IoU. The best threshold has the highest F1, averaged
+over the classes with labels; it is the default of a detector made from the checkpoint.
 """
 
 from __future__ import annotations
@@ -13,38 +12,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.evaluation.tables import Overlap, Tables, overlaps
+from y7edge.evaluation.tables import Tables, overlaps
 
 IOU = 0.5
-THRESHOLDS = np.arange(1000) / 1000
-"""Confidence thresholds that are tried; what lies above one is kept."""
+THRESHOLDS = np.arange(1000) / 1000  # confidence thresholds; detections above one are kept
 
 _WRONG, _RIGHT, _IGNORED = 0, 1, -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curves:
-    """Curves of each class over ``THRESHOLDS``; rows of classes without labels are NaN.
+    """Curves of each class over ``THRESHOLDS``; rows of classes without labels are NaN."""
 
-    Attributes:
-        precision: (classes, 1000) float64; NaN where nothing is kept.
-        recall: (classes, 1000) float64.
-        f1: (classes, 1000) float64; 0 where nothing is kept.
-        by_recall: (classes, 101) float64: precision at recall 0, 0.01, ... 1, made monotone as
-            for the average precision, which is its mean.
-    """
-
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    f1: NDArray[np.float64]
-    by_recall: NDArray[np.float64]
+    precision: NDArray[np.float64]  # (classes, 1000); NaN where nothing is kept
+    recall: NDArray[np.float64]  # (classes, 1000)
+    f1: NDArray[np.float64]  # (classes, 1000); 0 where nothing is kept
+    by_recall: NDArray[np.float64]  # (classes, 101): monotone precision at recall 0, 0.01, ... 1
 
     @property
     def best(self) -> int | None:
-        """Index of the threshold of highest mean F1; None if nothing was found right.
-
-        Where several neighbours are as good, the middle one: the furthest from losing.
-        """
+        """Index of the threshold of highest mean F1, the middle of a plateau; None if F1 is 0."""
         mean = self.mean("f1")
         top = int(mean.argmax())
         if not mean[top] > 0:
@@ -54,7 +41,7 @@ class Curves:
         return top + (plateau - 1) // 2
 
     def mean(self, name: str) -> NDArray[np.float64]:
-        """Mean of a curve over the classes that have a value there; NaN where none has."""
+        """Return a curve's mean over the classes that have a value; NaN where none has."""
         values: NDArray[np.float64] = getattr(self, name)
         known = np.isfinite(values)
         count = known.sum(axis=0)
@@ -63,13 +50,7 @@ class Curves:
 
 
 def curves(tables: Tables, classes: int, by_recall: NDArray[np.float64]) -> Curves:
-    """Count what is kept and right at each threshold.
-
-    Args:
-        tables: labels and detections.
-        classes: count of classes.
-        by_recall: (101, classes) precision at IoU 0.5 by recall; -1 for classes without labels.
-    """
+    """Compute the curves; ``by_recall`` is (101, classes), -1 for classes without labels."""
     verdict = verdicts(tables)
     counted = verdict != _IGNORED
     confidence, class_id = tables.found[counted, 5], tables.found[counted, 6].astype(int)
@@ -90,28 +71,23 @@ def curves(tables: Tables, classes: int, by_recall: NDArray[np.float64]) -> Curv
 
 
 def verdicts(tables: Tables) -> NDArray[np.int8]:
-    """For each detection: 1 right, 0 wrong, -1 neither (it lies in a crowd of its class)."""
+    """Return for each detection: 1 correct, 0 false, -1 ignored (in a crowd of its class)."""
     verdict = np.zeros(len(tables.found), np.int8)
     for overlap in overlaps(tables):
-        _judge(overlap, tables, verdict)
+        same = tables.found[overlap.found, 6][:, None] == tables.truth[overlap.truth, 1][None]
+        fits = same & (overlap.iou >= IOU)
+        crowd = tables.truth[overlap.truth, 6] > 0
+        free = np.where(fits & ~crowd, overlap.iou, 0.0)
+        for row in np.flatnonzero(free.any(axis=1)):  # best detection first
+            column = int(free[row].argmax())
+            if free[row, column] > 0:
+                verdict[overlap.found[row]] = _RIGHT
+                free[:, column] = 0
+        in_crowd = overlap.found[(fits & crowd).any(axis=1)]
+        verdict[in_crowd[verdict[in_crowd] == _WRONG]] = _IGNORED
     return verdict
 
 
-def _judge(overlap: Overlap, tables: Tables, verdict: NDArray[np.int8]) -> None:
-    """Set the verdicts of one picture, best detection first."""
-    same = tables.found[overlap.found, 6][:, None] == tables.truth[overlap.truth, 1][None]
-    fits = same & (overlap.iou >= IOU)
-    crowd = tables.truth[overlap.truth, 6] > 0
-    free = np.where(fits & ~crowd, overlap.iou, 0.0)
-    for row in np.flatnonzero(free.any(axis=1)):
-        column = int(free[row].argmax())
-        if free[row, column] > 0:
-            verdict[overlap.found[row]] = _RIGHT
-            free[:, column] = 0
-    in_crowd = overlap.found[(fits & crowd).any(axis=1)]
-    verdict[in_crowd[verdict[in_crowd] == _WRONG]] = _IGNORED
-
-
 def _above(confidence: NDArray[np.float64]) -> NDArray[np.intp]:
-    """How many lie above each threshold."""
+    """Count the confidences above each threshold."""
     return len(confidence) - np.searchsorted(np.sort(confidence), THRESHOLDS, side="right")

@@ -1,8 +1,7 @@
-"""Mean average precision of anything that detects: checkpoints and artifacts, on any engine.
+"""Mean average precision of checkpoints and artifacts, on any engine, without torch.
 
 The definition is COCO's (101 recall points, IoU 0.50 to 0.95 in steps of 0.05), computed by
-faster-coco-eval, with up to 300 boxes a picture instead of COCO's 100. Needs no torch, so that an
-artifact can be judged on the machine where it will run.
+faster-coco-eval, with up to 300 boxes an image instead of COCO's 100.
 """
 
 from __future__ import annotations
@@ -29,16 +28,15 @@ PROTOCOL = (
 )
 
 Predict = Callable[[NDArray[np.uint8]], Detections]
-"""A BGR picture (H, W, 3) uint8 in, detections in its pixels out; found as ``PROTOCOL`` says."""
+"""A BGR image (H, W, 3) uint8 in, detections in its pixels out, found as ``PROTOCOL`` says."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """One class: its average precision at IoU 0.5 and over 0.5 to 0.95, and its count of labels.
+    """Average precision of one class at IoU 0.5 and over 0.5 to 0.95, and its count of labels.
 
-    Precision, recall and F1 are those at IoU 0.5 and the threshold ``Metrics.conf``. A class
-    without labels has no figures (None) and no part in the means; precision is None, too, where
-    nothing was found above the threshold.
+    Precision, recall and F1 are at IoU 0.5 and the threshold ``Metrics.conf``. Figures are None for
+    a class without labels, and precision also where nothing was found above the threshold.
     """
 
     name: str
@@ -52,11 +50,11 @@ class ClassMetrics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metrics:
-    """What an evaluation gave; means are over the classes that have labels.
+    """The result of an evaluation; means are over the classes that have labels.
 
-    Sizes are COCO's: objects of up to 32 x 32 pixels of the source picture are small, those from
-    96 x 96 large; None if no object has that size. The average recalls count the best 1, 10, 100
-    and 300 boxes of a class and picture; those by size count 300.
+    Small objects have up to 32 x 32 pixels of the source image, large ones from 96 x 96; None if no
+    object has that size. Average recalls count the best 1, 10, 100 and 300 boxes of a class and
+    image; those by size count 300.
     """
 
     map50: float
@@ -76,15 +74,37 @@ class Metrics:
     ar_small: float | None = None
     ar_medium: float | None = None
     ar_large: float | None = None
-    conf: float | None = None  # threshold of the best mean F1; None if nothing was found right
+    conf: float | None = None  # threshold of the best mean F1; None if that is 0
     precision: float | None = None  # at that threshold, as are recall and F1
     recall: float | None = None
     f1: float | None = None
     confusion: Confusion | None = None
     curves: Curves | None = None
 
+    def class_rows(self) -> list[tuple[Any, ...]]:
+        """Return name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1 by class, then of all."""
+        total = (
+            "all",
+            self.labels,
+            self.map50,
+            self.map50_95,
+            self.precision,
+            self.recall,
+            self.f1,
+        )
+        rows = [
+            (c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1)
+            for c in self.per_class
+        ]
+        return [*rows, total]
+
+    def size_rows(self) -> list[tuple[str, float | None, float | None]]:
+        """Return size, mAP@0.5:0.95 and average recall by size of objects."""
+        sizes = [(s, getattr(self, f"map_{s}"), getattr(self, f"ar_{s}")) for s in _BY_SIZE]
+        return [("all", self.map50_95, self.ar300), *sizes]
+
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON; the curves, thousands of numbers, are left out."""
+        """Return plain values for JSON, without the curves."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "curves"}
         plain["per_class"] = [asdict(item) for item in self.per_class]
         plain["confusion"] = self.confusion.to_dict() if self.confusion else None
@@ -97,17 +117,14 @@ def evaluate(
     names: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Metrics:
-    """Detect in all pictures and compare with their labels.
+    """Detect in all images and compare with their labels.
 
-    Args:
-        predict: The detector, set up as ``PROTOCOL`` says.
-        samples: Pictures and labels.
-        names: Class names of the data set.
-        progress: Called after each picture with how many are done, and how many there are.
+    ``predict`` is set up as ``PROTOCOL`` says; ``names`` are the classes of the data set;
+    ``progress`` is called after each image with the counts of images done and in all.
 
     Raises:
-        DataError: A picture cannot be read, or there are no labels to compare with.
-        ConfigError: The detector knows more classes than the data set.
+        DataError: an image cannot be read, or there are no labels.
+        ConfigError: the detector has more classes than the data set.
         RuntimeMissing: faster-coco-eval is not installed.
     """
     return judge(collect(predict, samples, names, progress), names)
@@ -119,9 +136,8 @@ def collect(
     names: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Tables:
-    """The first half of :func:`evaluate`: all boxes, labelled and found."""
-    truth = [np.empty((0, 7))]
-    found = [np.empty((0, 7))]
+    """Return all boxes, labelled and found; the arguments of :func:`evaluate`."""
+    truth, found = [np.empty((0, 7))], [np.empty((0, 7))]
     for index, sample in enumerate(samples):
         image = read_image(sample.path)
         truth.append(_truth_rows(index, sample, image.shape[0], image.shape[1]))
@@ -132,7 +148,7 @@ def collect(
 
 
 def _truth_rows(index: int, sample: Sample, height: int, width: int) -> Table:
-    """Labels and crowd regions of a picture in pixels."""
+    """Return the labels and crowd regions of an image in pixels."""
     boxes = np.vstack((sample.boxes, sample.crowd[:, 1:])).astype(np.float64)
     boxes *= (width, height, width, height)
     boxes[:, :2] -= boxes[:, 2:] / 2
@@ -150,21 +166,15 @@ def _found_rows(index: int, detections: Detections, classes: int) -> Table:
         )
     boxes = detections.xyxy.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    rows = (np.full(len(boxes), index), boxes, detections.confidence, class_id)
-    return np.column_stack(rows)
+    return np.column_stack((np.full(len(boxes), index), boxes, detections.confidence, class_id))
 
 
 def judge(tables: Tables, names: Sequence[str]) -> Metrics:
-    """The second half of :func:`evaluate`: all figures from all boxes.
-
-    Raises:
-        DataError: No labels.
-        RuntimeMissing: faster-coco-eval is not installed.
-    """
+    """Compute all figures from all boxes; raises DataError and RuntimeMissing as ``evaluate``."""
     objects = tables.truth[tables.truth[:, 6] == 0, 1].astype(int)
     labels = np.bincount(objects, minlength=len(names))
     if not labels.any():
-        raise DataError(f"expected labels to compare with, found none in {tables.images} pictures")
+        raise DataError(f"expected labels to compare with, found none in {tables.images} images")
     average = averages(tables, len(names))
     precision = average.precision[..., 0].mean(axis=1)  # (IoU, class)
     mean = precision[:, labels > 0].mean(axis=1)

@@ -1,7 +1,4 @@
-"""Plots of an evaluation as PNG files: precision, recall, F1, precision over recall, confusion.
-
-Equal figures give equal bytes, whatever the version of matplotlib calls itself.
-"""
+"""Plots of an evaluation as PNG files; equal figures give equal bytes."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMED = 10  # more classes than this are grey lines, which no legend could name
-_WRITTEN = 30  # more classes than this: colours alone tell the matrix
+_NAMED = 10  # more classes than this are grey lines without names
+_WRITTEN = 30  # a matrix of more classes has colours only
 
 
 def write_curves(curves: Curves, names: Sequence[str], folder: Path) -> list[Path]:
@@ -50,10 +47,9 @@ def write_curves(curves: Curves, names: Sequence[str], folder: Path) -> list[Pat
 
 
 def write_confusion(confusion: Confusion, path: Path) -> Path:
-    """Draw the matrix: letters are counts, colours shares of the row.
+    """Draw the matrix: numbers are counts, colours fractions of the row.
 
-    The background's row has no total to share: there it is the share of the column, how much of
-    what was called this class is none.
+    In the background's row they are fractions of the column: of the detections of that class.
     """
     matrix, labels = confusion.matrix, [_plain(label) for label in confusion.labels]
     size = len(labels)
@@ -61,28 +57,26 @@ def write_confusion(confusion: Confusion, path: Path) -> Path:
     figure, axes = canvas(side + 1.2, side, fitted=True)
     total = np.repeat(matrix.sum(axis=1, keepdims=True), size, axis=1)
     total[-1] = matrix.sum(axis=0)
-    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(
-        image, ax=axes, shrink=0.8, label="share of the row; of the column in the last row"
-    )
+    fraction = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
+    image = axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    label = "fraction of the row; of the column in the last row"
+    figure.colorbar(image, ax=axes, shrink=0.8, label=label)
     if size <= _WRITTEN:
-        _write_counts(axes, matrix, share)
+        _write_counts(axes, matrix, fraction)
     font = 9 if size <= 20 else 6
     axes.set_xticks(range(size), labels, rotation=45, ha="right", fontsize=font)
     axes.set_yticks(range(size), labels, fontsize=font)
-    # The background stands apart: its row and column are no class.
+    # Lines separate the background from the classes.
     for line in (axes.axhline, axes.axvline):
         line(size - 1.5, color="#64748b", linewidth=0.8)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("truth")
+    axes.set(xlabel="prediction", ylabel="truth")
     axes.set_title(f"confidence above {CONF:g}, IoU above {MATCHED:g}", fontsize=10)
     return save(figure, path)
 
 
 def canvas(width: float = 6.4, height: float = 4.4, *, fitted: bool = False) -> tuple[Figure, Axes]:
-    """A figure with one plot, of a size in inches; ``fitted`` makes room for long names."""
-    # The object interface: pyplot would keep global state and look for a display.
+    """Make a figure with one plot, size in inches; ``fitted`` makes room for long names."""
+    # pyplot would keep global state and look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -95,9 +89,9 @@ def canvas(width: float = 6.4, height: float = 4.4, *, fitted: bool = False) -> 
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure, whole or not at all."""
+    """Write a figure atomically."""
     with atomic_write(path) as temporary:
-        # No software version or date in the file: equal runs leave equal pictures.
+        # Without the software version, so that equal figures give equal files.
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
     return path
 
@@ -105,7 +99,7 @@ def save(figure: Figure, path: Path) -> Path:
 def _lines(
     axes: Axes, x: NDArray[np.float64], values: NDArray[np.float64], names: Sequence[str]
 ) -> None:
-    """One line for each class that has labels."""
+    """Draw a line for each class that has labels."""
     known = [index for index, line in enumerate(values) if np.isfinite(line).any()]
     for index in known:
         if len(known) <= _NAMED:
@@ -122,9 +116,9 @@ def _of_all(name: str, curves: Curves) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as it is: matplotlib hides labels that begin with _ and reads $ as formulas.
+    """Escape a name: matplotlib hides labels that begin with _ and reads $ as formulas.
 
-    What its font cannot draw is written as U+732B: empty boxes would tell no class from another.
+    Characters that its font lacks are written as U+732B.
     """
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
@@ -134,18 +128,14 @@ def _plain(name: str) -> str:
 
 
 def _finish(axes: Axes, x_label: str, y_label: str, title: str) -> None:
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_title(title)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
 
-def _write_counts(axes: Axes, matrix: NDArray[np.int64], share: NDArray[np.float64]) -> None:
+def _write_counts(axes: Axes, matrix: NDArray[np.int64], fraction: NDArray[np.float64]) -> None:
     font = 9 if len(matrix) <= 12 else 6
     for (row, column), count in np.ndenumerate(matrix):
         if count:
-            ink = "white" if share[row, column] > 0.55 else "#0f172a"
+            ink = "white" if fraction[row, column] > 0.55 else "#0f172a"
             axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=font)

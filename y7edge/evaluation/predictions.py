@@ -1,4 +1,4 @@
-"""``predictions/*.jpg``: what people labelled beside what a detector sees."""
+"""``predictions/*.jpg``: labels and detections side by side."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from y7edge.files import atomic_write
 
 Image = NDArray[np.uint8]
 
-PICTURES = 12
-"""How many are drawn, spread evenly over the split: shown, not chosen."""
+PICTURES = 12  # number of images, spread evenly over the split
 
-# Longer side of each of the two, pixels: small ones are enlarged so that letters can be read, and
-# a strip does not fill the memory or go beyond JPEG's 65500.
-_LEAST, _MOST = 480, 960
+# Limits of the longer side, pixels: text must be readable, and JPEG ends at 65500.
+_MIN, _MAX = 480, 960
 _HEADING, _GAP = 26, 6
 
 
@@ -35,16 +33,9 @@ def write_predictions(
     names: Sequence[str],
     folder: Path,
 ) -> list[Path]:
-    """Write an image for each of ``PICTURES`` samples: labels left, detections right.
+    """Write ``PICTURES`` images ``000.jpg``, ``001.jpg``, ...: labels left, detections right.
 
-    Args:
-        detect: a detector as a user would have it, at its own thresholds.
-        samples: pictures and labels.
-        names: class names.
-        folder: where the pictures go, as ``000.jpg``, ``001.jpg``, ...
-
-    Returns:
-        The files.
+    ``detect`` is a detector at its own thresholds. Returns the files.
 
     Raises:
         DataError: an image cannot be read.
@@ -55,15 +46,13 @@ def write_predictions(
     for number, index in enumerate(chosen):
         sample = samples[index]
         image = read_image(sample.path)
-        found = detect(image)
-        path = folder / f"{number:03d}.jpg"
-        write_picture(beside(image, labels(sample, image, names), found), path)
-        paths.append(path)
+        paths.append(folder / f"{number:03d}.jpg")
+        write_picture(beside(image, labels(sample, image, names), detect(image)), paths[-1])
     return paths
 
 
 def beside(image: Image, truth: Detections, found: Detections) -> Image:
-    """One picture twice, under a heading: with its labels, and with what was found."""
+    """Draw an image twice under headings, with its labels and with the detections."""
     drawn = []
     for boxes, confidence, word in ((truth, False, "labelled"), (found, True, "found")):
         enlarged, moved = _at_readable_size(image, boxes)
@@ -73,24 +62,15 @@ def beside(image: Image, truth: Detections, found: Detections) -> Image:
 
 
 def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
-    """The labels of a picture as detections of confidence 1."""
+    """Return the labels of an image as detections of confidence 1."""
     height, width = image.shape[:2]
     xyxy = corners(sample.boxes[:, :2], sample.boxes[:, 2:]) * (width, height, width, height)
-    return Detections(
-        xyxy=xyxy.astype(np.float32),
-        confidence=np.ones(len(xyxy), np.float32),
-        class_id=sample.class_id,
-        image_wh=(width, height),
-        names=tuple(names),
-    )
+    ones = np.ones(len(xyxy), np.float32)
+    return Detections(xyxy, ones, sample.class_id, (width, height), tuple(names))
 
 
 def write_picture(picture: Image, path: Path) -> None:
-    """Write a picture, whole or not at all.
-
-    Raises:
-        OutputError: OpenCV cannot write it.
-    """
+    """Write an image atomically; OutputError if OpenCV cannot write it."""
     with atomic_write(path) as temporary:
         if not cv2.imwrite(str(temporary), picture, (cv2.IMWRITE_JPEG_QUALITY, 88)):
             raise OutputError(f"{path}: OpenCV cannot write the image")
@@ -99,7 +79,7 @@ def write_picture(picture: Image, path: Path) -> None:
 def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detections]:
     height, width = image.shape[:2]
     longer = max(height, width)
-    factor = min(max(_LEAST, longer), _MOST) / longer
+    factor = min(max(_MIN, longer), _MAX) / longer
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     scaled = np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)

@@ -1,4 +1,4 @@
-"""Tables of boxes, the common form of labels and detections here, and what overlaps what."""
+"""Tables of labels and detections, and their overlaps."""
 
 from __future__ import annotations
 
@@ -15,39 +15,24 @@ Table = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tables:
-    """What people labelled and what a detector found in the same pictures.
+    """Labels and detections of the same images; boxes are in pixels."""
 
-    Attributes:
-        truth: (m, 7) float64: image, class, left, top, width, height, crowd. Images are numbered
-            from 0, boxes are in pixels of the picture. Crowd is 1 for a region with more objects
-            than were labelled, else 0.
-        found: (n, 7) float64: image, left, top, width, height, confidence, class.
-        images: count of pictures.
-    """
-
-    truth: Table
-    found: Table
-    images: int
+    truth: Table  # (m, 7): image, class, left, top, width, height, crowd
+    found: Table  # (n, 7): image, left, top, width, height, confidence, class
+    images: int  # count of images; they are numbered from 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlap:
-    """The boxes of one picture that were labelled and found, and their IoU.
+    """The boxes of one image and their IoU."""
 
-    Attributes:
-        truth: (t,) rows of ``Tables.truth``.
-        found: (f,) rows of ``Tables.found``, best first.
-        iou: (f, t) float64; for a crowd region the share of the found box that lies in it, as COCO
-            has it.
-    """
-
-    truth: NDArray[np.intp]
-    found: NDArray[np.intp]
-    iou: NDArray[np.float64]
+    truth: NDArray[np.intp]  # (t,) rows of ``Tables.truth``
+    found: NDArray[np.intp]  # (f,) rows of ``Tables.found``, best first
+    iou: NDArray[np.float64]  # (f, t); for a crowd the fraction of the found box inside it
 
 
 def overlaps(tables: Tables) -> Iterator[Overlap]:
-    """The overlaps within each picture, picture by picture."""
+    """Yield the overlaps of each image."""
     truth, found = tables.truth, tables.found
     order = np.lexsort((-found[:, 5], found[:, 0]))
     labelled = np.argsort(truth[:, 0], kind="stable")
@@ -63,7 +48,7 @@ def overlaps(tables: Tables) -> Iterator[Overlap]:
 
 
 def _iou(found: Table, truth: Table, crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """IoU (f, t) of boxes left, top, width, height; relative to the found box for crowds."""
+    """Return IoU (f, t) of boxes left, top, width, height; for crowds over the found area."""
     shared = intersections(_corners(found), _corners(truth))
     own, other = found[:, 2:].prod(axis=1)[:, None], truth[:, 2:].prod(axis=1)[None]
     union = np.where(crowd[None], own, own + other - shared)

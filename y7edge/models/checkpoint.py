@@ -1,4 +1,4 @@
-"""Checkpoint: a model's rows, its named weights, its class names and where they came from."""
+"""A model's rows with its weights, class names and metadata."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from y7edge.errors import CheckpointError
 from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Form, Spec
 
+SUFFIXES = (".safetensors", ".pt", ".pth")  # of checkpoint files
 COUNTER = "num_batches_tracked"  # the only whole-number weight: int64, all others are floats
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights with what is needed to use them; not to be changed once made.
+    """Weights with all that is needed to use them.
 
-    ``arrays`` holds the entries of :func:`y7edge.models.shapes.weight_shapes`, float32 (float64
-    while folding is proved), BatchNorm's counters int64. ``names`` has one entry for each class.
-    ``meta`` is whatever JSON can hold: imgsz, epoch, metrics, data, provenance, licence.
+    ``arrays``: the entries of :func:`y7edge.models.shapes.weight_shapes`, float32 (float64 while
+    folding is proved), counters int64. ``names``: one for each class. ``meta``: JSON values such as
+    imgsz, epoch, metrics, data, provenance, licence.
     """
 
     spec: Spec
@@ -38,9 +39,25 @@ class Checkpoint:
         """``training``, ``deploy`` or ``folded``."""
         return self.spec.form
 
+    @property
+    def imgsz(self) -> tuple[int, int]:
+        """(height, width) of the trained input, else the published one.
+
+        Raises:
+            CheckpointError: ``meta`` has something else under ``imgsz``.
+        """
+        size = self.meta.get("imgsz", self.spec.imgsz)
+        pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(pair) != 2 or not all(type(side) is int and 0 < side <= 16384 for side in pair):
+            raise CheckpointError(
+                f"the checkpoint's imgsz is {str(size)[:60]}, expected one number of pixels, or "
+                "height and width: give a size with --imgsz"
+            )
+        return pair[0], pair[1]
+
     @cached_property
     def digest(self) -> str:
-        """SHA-256, hexadecimal, over rows, names and weights; ``meta`` does not enter."""
+        """Hexadecimal SHA-256 of rows, names and weights, without ``meta``."""
         state = hashlib.sha256(canonical_json([self.spec.to_dict(), self.names]).encode())
         for key in sorted(self.arrays):
             array = self.arrays[key]
@@ -51,26 +68,20 @@ class Checkpoint:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON that is the same for the same value: sorted keys, no spaces, no NaN."""
+    """Return deterministic JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def default_names(nc: int) -> tuple[str, ...]:
-    """Class names of a model that has none: "0", "1", ..."""
+    """Return "0", "1", ... as class names."""
     return tuple(str(index) for index in range(nc))
 
 
 def check(checkpoint: Checkpoint, source: str) -> None:
-    """Refuse a checkpoint whose weights or names are not those of its rows.
-
-    Values must be finite: a diverged training is found here and not on the robot.
-
-    Args:
-        checkpoint: what to check.
-        source: how a message calls it, mostly its path.
+    """Check that weights and names fit the rows and are finite; ``source`` names it in messages.
 
     Raises:
-        CheckpointError: keys are missing or too many, a shape or dtype differs, a value is NaN or
+        CheckpointError: keys are missing or unexpected, a shape or dtype differs, a value is NaN or
             infinite, or there are not ``nc`` names.
     """
     spec, arrays = checkpoint.spec, checkpoint.arrays
@@ -99,7 +110,7 @@ def check(checkpoint: Checkpoint, source: str) -> None:
 
 
 def _check_anchors(checkpoint: Checkpoint, source: str) -> None:
-    """Refuse two sets: the torch module decodes with the array, other engines with the rows'."""
+    """Compare the array, which torch decodes with, to the spec, which other engines use."""
     spec = checkpoint.spec
     grid = checkpoint.arrays[f"rows.{spec.head.index}.anchors"]
     pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]
@@ -111,11 +122,7 @@ def _check_anchors(checkpoint: Checkpoint, source: str) -> None:
 
 
 def check_names(names: Sequence[str], nc: int, source: str) -> None:
-    """Refuse class names that are not ``nc`` strings.
-
-    Raises:
-        CheckpointError: another number of names, or an entry that is not text.
-    """
+    """Raise CheckpointError unless ``names`` are ``nc`` strings."""
     if len(names) != nc or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
             f"{source}: {len(names)} class names for {nc} classes; expected one text for each class"
@@ -123,11 +130,7 @@ def check_names(names: Sequence[str], nc: int, source: str) -> None:
 
 
 def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:
-    """Refuse weights whose keys are not exactly the expected ones.
-
-    Raises:
-        CheckpointError: names the first keys that are missing or not expected.
-    """
+    """Raise CheckpointError for missing or unexpected keys."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     if missing or unexpected:

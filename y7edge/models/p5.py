@@ -1,11 +1,13 @@
 """yolov7 and yolov7x: three levels at 640 px, max-pool + convolution transitions.
 
-X is yolov7 by compound scaling (chains 4 -> 6, transitions x 1.25) with two departures from the
-rule: its neck chains have full width and every second link is gathered, and its lead convolutions
-are plain where yolov7's are planned re-parameterised ones (``tests/models/test_scaling.py``).
+X is yolov7 by compound scaling (chains 4 -> 6, transitions x 1.25) with two exceptions: its neck
+chains have full width with every second link gathered, and its lead convolutions are plain where
+yolov7 has RepConv (``tests/models/test_scaling.py``).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from y7edge.models.draft import Draft
 from y7edge.models.spec import IMAGE, Row
@@ -19,78 +21,54 @@ STRIDES = (8, 16, 32)
 
 
 def yolov7() -> tuple[Row, ...]:
-    """Rows of yolov7 in training form."""
-    net = Draft()
-
-    # backbone
-    net.conv(32, 3, source=IMAGE)
-    net.conv(64, 3, 2)
-    net.conv(64, 3)
-    net.conv(128, 3, 2)
-    net.elan(64, 256, 4, tap=2)
-    net.mpconv(128)
-    p3 = net.elan(128, 512, 4, tap=2)
-    net.mpconv(256)
-    p4 = net.elan(256, 1024, 4, tap=2)
-    net.mpconv(512)
-    net.elan(256, 1024, 4, tap=2)
-    n5 = net.add("sppcspc", None, 512)
-
-    # top down
-    net.lift(256, p4)
-    n4 = net.elan(256, 256, 4, tap=1, chain=128)
-    net.lift(128, p3)
-    out3 = net.elan(128, 128, 4, tap=1, chain=64)
-
-    # bottom up
-    net.mpconv(128, lateral=n4)
-    out4 = net.elan(256, 256, 4, tap=1, chain=128)
-    net.mpconv(256, lateral=n5)
-    out5 = net.elan(512, 512, 4, tap=1, chain=256)
-
-    return net.head(
-        [
-            net.add("repconv", out3, 256, kernel=3),
-            net.add("repconv", out4, 512, kernel=3),
-            net.add("repconv", out5, 1024, kernel=3),
-        ]
-    )
+    """Return the rows of yolov7 in training form."""
+    return _p5(width=32, depth=4, narrow_neck=True, lead="repconv")
 
 
 def yolov7x() -> tuple[Row, ...]:
-    """Rows of yolov7x in training form."""
+    """Return the rows of yolov7x in training form."""
+    return _p5(width=40, depth=6, narrow_neck=False, lead="conv")
+
+
+def _p5(
+    width: int,  # of the stem; the transitions have multiples of it
+    depth: int,  # 3x3 convolutions in a chain
+    *,
+    narrow_neck: bool,  # neck chains of half width, every link gathered; else as in the backbone
+    lead: Literal["conv", "repconv"],
+) -> tuple[Row, ...]:
     net = Draft()
 
+    def neck(inner: int, out: int) -> int:
+        if narrow_neck:
+            return net.elan(inner, out, depth, tap=1, chain=inner // 2)
+        return net.elan(inner, out, depth, tap=2)
+
     # backbone
-    net.conv(40, 3, source=IMAGE)
-    net.conv(80, 3, 2)
-    net.conv(80, 3)
-    net.conv(160, 3, 2)
-    net.elan(64, 320, 6, tap=2)
-    net.mpconv(160)
-    p3 = net.elan(128, 640, 6, tap=2)
-    net.mpconv(320)
-    p4 = net.elan(256, 1280, 6, tap=2)
-    net.mpconv(640)
-    net.elan(256, 1280, 6, tap=2)
-    n5 = net.add("sppcspc", None, 640)
+    net.conv(width, 3, source=IMAGE)
+    net.conv(2 * width, 3, 2)
+    net.conv(2 * width, 3)
+    net.conv(4 * width, 3, 2)
+    net.elan(64, 8 * width, depth, tap=2)
+    net.mpconv(4 * width)
+    p3 = net.elan(128, 16 * width, depth, tap=2)
+    net.mpconv(8 * width)
+    p4 = net.elan(256, 32 * width, depth, tap=2)
+    net.mpconv(16 * width)
+    net.elan(256, 32 * width, depth, tap=2)
+    n5 = net.add("sppcspc", None, 16 * width)
 
     # top down
-    net.lift(320, p4)
-    n4 = net.elan(256, 320, 6, tap=2)
-    net.lift(160, p3)
-    out3 = net.elan(128, 160, 6, tap=2)
+    net.lift(8 * width, p4)
+    n4 = neck(256, 8 * width)
+    net.lift(4 * width, p3)
+    out3 = neck(128, 4 * width)
 
     # bottom up
-    net.mpconv(160, lateral=n4)
-    out4 = net.elan(256, 320, 6, tap=2)
-    net.mpconv(320, lateral=n5)
-    out5 = net.elan(512, 640, 6, tap=2)
+    net.mpconv(4 * width, lateral=n4)
+    out4 = neck(256, 8 * width)
+    net.mpconv(8 * width, lateral=n5)
+    out5 = neck(512, 16 * width)
 
-    return net.head(
-        [
-            net.conv(320, 3, source=out3),
-            net.conv(640, 3, source=out4),
-            net.conv(1280, 3, source=out5),
-        ]
-    )
+    outs = ((out3, 8 * width), (out4, 16 * width), (out5, 32 * width))
+    return net.head([net.add(lead, source, out, kernel=3) for source, out in outs])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from y7edge.errors import ConfigError
 from y7edge.models import p5, p6, tiny
@@ -13,7 +14,7 @@ from y7edge.models.spec import IMAGE, Activation, Anchors, Form, Row, Spec
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What makes a published model, its rows apart."""
+    """A published model."""
 
     rows: Callable[[], tuple[Row, ...]]
     anchors: Anchors
@@ -35,7 +36,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def names() -> list[str]:
-    """The published variants, smallest first."""
+    """Return the names of the published variants, smallest first."""
     return list(VARIANTS)
 
 
@@ -45,14 +46,10 @@ def get(
     form: Form = "training",
     anchors: Sequence[Sequence[Sequence[float]]] | None = None,
 ) -> Spec:
-    """A published variant for ``nc`` classes.
+    """Return the spec of a published variant for ``nc`` classes.
 
-    Args:
-        name: one of :func:`names`.
-        nc: number of classes.
-        form: ``training``, ``deploy`` or ``folded``.
-        anchors: (levels, anchors, 2) widths and heights in pixels of the network input, finest
-            level first; default the published ones.
+    ``anchors``: (levels, anchors, 2) widths and heights in pixels of the network input, finest
+    level first; None: the published ones.
 
     Raises:
         ConfigError: unknown name or form, or unusable anchors.
@@ -61,6 +58,8 @@ def get(
         near = difflib.get_close_matches(name, VARIANTS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"unknown model {name!r}: {hint}known are {', '.join(VARIANTS)}")
+    if form not in get_args(Form):
+        raise ConfigError(f"unknown form {form!r}: expected training, deploy or folded")
     variant = VARIANTS[name]
     spec = Spec(
         name=name,
@@ -73,11 +72,7 @@ def get(
     )
     if form == "training":
         return spec
-    if form == "deploy":
-        return deploy(spec)
-    if form == "folded":
-        return folded(spec)
-    raise ConfigError(f"unknown form {form!r}: expected training, deploy or folded")
+    return deploy(spec) if form == "deploy" else folded(spec)
 
 
 def _anchors(name: str, anchors: Sequence[Sequence[Sequence[float]]]) -> Anchors:
@@ -91,34 +86,24 @@ def _anchors(name: str, anchors: Sequence[Sequence[Sequence[float]]]) -> Anchors
 
 
 def deploy(spec: Spec) -> Spec:
-    """The same model as it is published for inference: plain head, rows of the auxiliary head gone.
-
-    Rows in front of the auxiliary ones keep their index; the head moves up behind them.
-    """
+    """Return the inference form: plain head, no auxiliary rows; only the head's index changes."""
     if spec.form != "training":
         return spec
     return replace(spec, rows=_without_aux(spec), form="deploy")
 
 
 def without_auxiliary(spec: Spec) -> Spec:
-    """The same model to be trained by its lead head alone: form and implicit knowledge stay.
-
-    Auxiliary rows go as in :func:`deploy`; a model without any is returned as it is.
-    """
+    """Remove the auxiliary rows only, to train by the lead head alone."""
     return replace(spec, rows=_without_aux(spec)) if spec.has_aux else spec
 
 
 def folded(spec: Spec) -> Spec:
-    """The rows of the model once BatchNorm, RepConv branches and implicit knowledge are folded."""
+    """Return the model with BatchNorm, RepConv branches and implicit knowledge folded."""
     return replace(spec, rows=_without_aux(spec), form="folded")
 
 
 def _without_aux(spec: Spec) -> tuple[Row, ...]:
-    """Keep what the lead head needs, renumbered.
-
-    The auxiliary rows stand at the end of every published model; renumbering by reachability also
-    covers descriptions where they do not.
-    """
+    """Keep the rows that the lead head needs, renumbered."""
     position = {old: new for new, old in enumerate(kept_rows(spec))} | {IMAGE: IMAGE}
     kept = [
         replace(spec.rows[old], index=new, inputs=tuple(position[i] for i in spec.rows[old].inputs))
@@ -130,7 +115,7 @@ def _without_aux(spec: Spec) -> tuple[Row, ...]:
 
 
 def kept_rows(spec: Spec) -> tuple[int, ...]:
-    """Indices of the rows, head apart, that the lead head depends on, in order.
+    """Return the indices of the rows that the lead head depends on, without the head.
 
     The n-th of them is row n of :func:`deploy` and :func:`folded`.
     """

@@ -1,9 +1,8 @@
 """Compound scaling of concatenation-based models (YOLOv7 paper, section 3.2).
 
-When the depth of a computational block changes, the width of its concatenation changes with it. So
-depth and width cannot be scaled apart: the paper scales the depth of the blocks and lets the width
-of the transition layers follow by the same ratio as the blocks' outputs. yolov7 with depth 1.5
-gathers 5 maps where it gathered 4, hence transitions x 1.25: that is YOLOv7-X.
+The depth of a computational block changes the width of its concatenation. So the paper scales the
+depth of the blocks, and the width of the transition layers by the ratio of the blocks' outputs:
+yolov7 with depth 1.5 gathers 5 maps instead of 4, hence transitions x 1.25, which is YOLOv7-X.
 """
 
 from __future__ import annotations
@@ -15,46 +14,36 @@ from y7edge.errors import ConfigError
 from y7edge.models.draft import derived_channels
 from y7edge.models.spec import IMAGE, Row, Spec
 
-MULTIPLE = 8  # channel counts are rounded to this, which vector units and NPUs like
+MULTIPLE = 8  # channel counts are rounded to this, for vector units and NPUs
 
 
 def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
-    """A deeper, shallower, wider or narrower relative of a model.
+    """Scale the depth and width of a model.
 
-    Args:
-        spec: the model to scale, in training or deploy form.
-        depth: factor on the number of 3x3 convolutions in each computational block; whole steps of
-            the block's gathering pattern, at least one. The width of the transition layers (all
-            outside of the blocks' inner layers) follows by the compound rule.
-        width: factor on every channel count, rounded to a multiple of 8, at least 8.
-
-    Returns:
-        A new spec named after the factors, such as ``yolov7-tiny-w0.25``; anchors and strides stay.
+    ``depth`` is a factor on the number of 3x3 convolutions in each computational block, in whole
+    steps of its gathering pattern, at least one; the transition layers' width follows. ``width`` is
+    a factor on every channel count, rounded to a multiple of 8. The new name has the factors, such
+    as ``yolov7-tiny-w0.25``.
 
     Raises:
         ConfigError: a factor is not a positive, finite number, or the spec is folded.
     """
-    for factor, value in (("depth", depth), ("width", width)):
+    for name, value in (("depth", depth), ("width", width)):
         if not 0 < value < 100:
-            raise ConfigError(f"scale: {factor} must be a factor between 0 and 100, not {value}")
+            raise ConfigError(f"scale: {name} must be a factor between 0 and 100, not {value}")
     if spec.form == "folded":
         raise ConfigError(f"{spec.name}: a folded model cannot be scaled; scale it before training")
     if depth == 1 and width == 1:
         return spec
-    lengths = _chain_lengths(spec, depth)
-    ratio = transition_ratio(spec, depth)
-    rows = _Rewriter(spec, lengths, ratio, width).rows()
-    suffix = "".join(
-        f"-{letter}{value:g}" for letter, value in (("d", depth), ("w", width)) if value != 1
-    )
+    factor = Fraction(width).limit_denominator(1 << 16)
+    rows = _rewritten(spec, _chain_lengths(spec, depth), transition_ratio(spec, depth), factor)
+    factors = (("d", depth), ("w", width))
+    suffix = "".join(f"-{letter}{value:g}" for letter, value in factors if value != 1)
     return replace(spec, name=spec.name + suffix, rows=rows)
 
 
 def transition_ratio(spec: Spec, depth: float) -> Fraction:
-    """How the transition layers' width follows a depth factor: new over old gathered width.
-
-    The ratio is that of all blocks together; in the published models every block has the same.
-    """
+    """Return new over old gathered width for a depth factor, over all blocks together."""
     lengths = _chain_lengths(spec, depth)
     before = after = 0
     for stage, blocks in _stages(spec).items():
@@ -68,11 +57,11 @@ def transition_ratio(spec: Spec, depth: float) -> Fraction:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """One computational block: its chain, and every how many links the concatenation takes one."""
+    """One computational block."""
 
     chain: tuple[Row, ...]
     gather: Row
-    tap: int
+    tap: int  # every tap-th link of the chain is gathered
 
 
 def _stages(spec: Spec) -> dict[int, _Stage]:
@@ -93,57 +82,40 @@ def _chain_lengths(spec: Spec, depth: float) -> dict[int, int]:
     }
 
 
-class _Rewriter:
-    """Writes the rows anew, chains longer or shorter, widths scaled, indices shifted."""
+def _rewritten(
+    spec: Spec, lengths: dict[int, int], ratio: Fraction, width: Fraction
+) -> tuple[Row, ...]:
+    """Rewrite rows with other chain lengths and widths."""
+    stages = _stages(spec)
+    new: list[Row] = []
+    position = {IMAGE: IMAGE}  # old index -> new index, without chains
+    links: dict[int, list[int]] = {}  # stage -> new indices of its chain
 
-    def __init__(self, spec: Spec, lengths: dict[int, int], ratio: Fraction, width: float) -> None:
-        self._spec = spec
-        self._lengths = lengths
-        self._ratio = ratio
-        self._width = Fraction(width).limit_denominator(1 << 16)
-        self._stages = _stages(spec)
-        self._new: list[Row] = []
-        self._position: dict[int, int] = {IMAGE: IMAGE}  # old index -> new index
-        self._links: dict[int, list[int]] = {}  # stage -> new indices of its chain
-
-    def rows(self) -> tuple[Row, ...]:
-        for row in self._spec.rows:
-            if row.role == "chain":
-                self._chain(row)
-            else:
-                self._append(row, self._inputs(row))
-                self._position[row.index] = len(self._new) - 1
-        return tuple(self._new)
-
-    def _chain(self, row: Row) -> None:
-        """Write the whole chain at its first link."""
-        stage = self._stages[row.stage]
-        if row is not stage.chain[0]:
-            return
-        links = self._links[row.stage] = []
-        for link in range(self._lengths[row.stage]):
-            source = self._position[row.inputs[0]] if link == 0 else links[-1]
-            self._append(row, (source,))
-            links.append(len(self._new) - 1)
-
-    def _inputs(self, row: Row) -> tuple[int, ...]:
-        if row.role != "gather":
-            return tuple(self._position[i] for i in row.inputs)
-        taps = self._links[row.stage][::-1][:: self._stages[row.stage].tap]
-        rest = [self._position[i] for i in row.inputs if self._spec.rows[i].role != "chain"]
-        return (*taps, *rest)
-
-    def _append(self, row: Row, inputs: tuple[int, ...]) -> None:
-        channels = [3 if i == IMAGE else self._new[i].out for i in inputs]
+    def append(row: Row, inputs: tuple[int, ...]) -> int:
         if row.block in ("concat", "sum", "reorg", "maxpool", "upsample"):
+            channels = [3 if i == IMAGE else new[i].out for i in inputs]
             out = derived_channels(row.block, channels)
-        elif row.block == "head":
-            out = 0
         else:
-            out = self._scaled(row)
-        self._new.append(replace(row, index=len(self._new), inputs=inputs, out=out))
+            out = 0 if row.block == "head" else _scaled(row, ratio, width)
+        new.append(replace(row, index=len(new), inputs=inputs, out=out))
+        return len(new) - 1
 
-    def _scaled(self, row: Row) -> int:
-        inner = row.role in ("split", "chain")  # the compound rule leaves these widths alone
-        exact = row.out * self._width * (1 if inner else self._ratio)
-        return max(MULTIPLE, MULTIPLE * round(exact / MULTIPLE))
+    for row in spec.rows:
+        if row.role == "chain":  # write the whole chain when its first link is met
+            if row is stages[row.stage].chain[0]:
+                chain = links[row.stage] = [append(row, (position[row.inputs[0]],))]
+                while len(chain) < lengths[row.stage]:
+                    chain.append(append(row, (chain[-1],)))
+        elif row.role == "gather":
+            taps = links[row.stage][::-1][:: stages[row.stage].tap]
+            rest = [position[i] for i in row.inputs if spec.rows[i].role != "chain"]
+            position[row.index] = append(row, (*taps, *rest))
+        else:
+            position[row.index] = append(row, tuple(position[i] for i in row.inputs))
+    return tuple(new)
+
+
+def _scaled(row: Row, ratio: Fraction, width: Fraction) -> int:
+    inner = row.role in ("split", "chain")  # the compound rule keeps these widths
+    exact = row.out * width * (1 if inner else ratio)
+    return max(MULTIPLE, MULTIPLE * round(exact / MULTIPLE))

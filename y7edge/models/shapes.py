@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,34 +17,30 @@ POOLS = (5, 9, 13)  # windows of the pyramid pooling inside sppcspc
 
 @dataclass(frozen=True, slots=True)
 class ConvInfo:
-    """One convolution of the model.
+    """One convolution of the model."""
 
-    ``name`` is the prefix of its weight's key, ``at`` the stride in pixels of its output map.
-    """
-
-    name: str
+    name: str  # prefix of its weight's key
     row: int
     cin: int
     cout: int
     kernel: int
     stride: int
-    at: int
-    groups: int = 1
+    at: int  # stride of its output map, pixels
     part: str = "body"  # "body", "lead", "aux" or "branch" (a parallel 1x1 of a RepConv)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """(cout, cin / groups, k, k)."""
-        return (self.cout, self.cin // self.groups, self.kernel, self.kernel)
+        """(cout, cin, k, k)."""
+        return (self.cout, self.cin, self.kernel, self.kernel)
 
 
 def input_channels(spec: Spec, row: Row) -> tuple[int, ...]:
-    """Channels of each map that a row reads; 3 for the picture."""
+    """Return the channels of each map that a row reads; 3 for the image."""
     return tuple(3 if i == IMAGE else spec.rows[i].out for i in row.inputs)
 
 
 def strides(spec: Spec) -> tuple[int, ...]:
-    """Pixels of the input for one cell of every row's output; 0 for the head.
+    """Return the stride in pixels of every row's output; 0 for the head.
 
     Raises:
         ConfigError: maps of different strides meet, or a level is not at its stated stride.
@@ -55,7 +52,7 @@ def strides(spec: Spec) -> tuple[int, ...]:
             raise ConfigError(f"{spec.name}: row {row.index} joins maps of strides {sorted(steps)}")
         at = steps.pop() * _ratio(row)
         if at.denominator != 1:
-            raise ConfigError(f"{spec.name}: row {row.index} has a map larger than the picture")
+            raise ConfigError(f"{spec.name}: row {row.index} has a map larger than the image")
         found.append(int(at))
     for level, (index, stride) in enumerate(zip(spec.lead_inputs, spec.strides, strict=True)):
         if found[index] != stride:
@@ -75,15 +72,14 @@ def _ratio(row: Row) -> Fraction:
 
 
 def convolutions(spec: Spec) -> tuple[ConvInfo, ...]:
-    """Every convolution, in the order of the weights; RepConv branches and auxiliary heads too."""
+    """Return all convolutions in the order of the weights, RepConv branches and heads included."""
     at = strides(spec)
     return tuple(info for row in spec.rows for info in _of_row(spec, row, at))
 
 
 def _of_row(spec: Spec, row: Row, at: tuple[int, ...]) -> Iterator[ConvInfo]:
     prefix, index, here = f"rows.{row.index}", row.index, at[row.index]
-    cin = input_channels(spec, row)[0]
-    cout = row.out
+    cin, cout = input_channels(spec, row)[0], row.out
     if row.block == "conv" or (row.block == "repconv" and spec.form == "folded"):
         yield ConvInfo(f"{prefix}.conv", index, cin, cout, row.kernel, row.stride, here)
     elif row.block == "repconv":
@@ -113,13 +109,13 @@ def _head(spec: Spec, prefix: str) -> Iterator[ConvInfo]:
 
 
 def downc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int, int]]:
-    """Members of a downc: (cin, cout, kernel, stride). Branches: cv1 -> cv2 and pool -> cv3."""
+    """Return members: (cin, cout, kernel, stride); branches are cv1 -> cv2 and pool -> cv3."""
     half = cout // 2
     return {"cv1": (cin, cin, 1, 1), "cv2": (cin, half, 3, 2), "cv3": (cin, half, 1, 1)}
 
 
 def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
-    """Members of an sppcspc: (cin, cout, kernel). cv2 is the bypass; cv5 reads cv4 and pools."""
+    """Return members: (cin, cout, kernel); cv2 is the bypass, cv5 reads cv4 and the pools."""
     return {
         "cv1": (cin, cout, 1),
         "cv2": (cin, cout, 1),
@@ -132,7 +128,7 @@ def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
 
 
 def weight_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Every entry of a model's state dict, in order: key to shape.
+    """Return the shape of every entry of a model's state dict, in order.
 
     Parameters and buffers of the rows, then the head's anchors (levels, anchors, 2) in grid units,
     its convolutions and, in training form, its implicit vectors.
@@ -168,43 +164,30 @@ def _head_shapes(spec: Spec, heads: list[ConvInfo]) -> dict[str, tuple[int, ...]
         shapes[f"{info.name}.bias"] = (info.cout,)
     if spec.implicit:
         lead = [info for info in heads if info.part == "lead"]
-        for level, info in enumerate(lead):
-            shapes[f"{prefix}.add.{level}"] = (1, info.cin, 1, 1)
-        for level, info in enumerate(lead):
-            shapes[f"{prefix}.mul.{level}"] = (1, info.cout, 1, 1)
+        shapes |= {f"{prefix}.add.{level}": (1, i.cin, 1, 1) for level, i in enumerate(lead)}
+        shapes |= {f"{prefix}.mul.{level}": (1, i.cout, 1, 1) for level, i in enumerate(lead)}
     return shapes
 
 
 def is_buffer(key: str) -> bool:
-    """Whether a key names a buffer (running statistics, anchors) and not a learnable parameter."""
+    """Return whether a key names a buffer (running statistics, anchors), not a parameter."""
     return key.rsplit(".", 1)[-1] in (*BN_BUFFERS, "anchors")
 
 
 def parameters(spec: Spec) -> int:
-    """Number of learnable values, as ``sum(p.numel() for p in model.parameters())`` counts them."""
-    total = 0
-    for key, shape in weight_shapes(spec).items():
-        if not is_buffer(key):
-            size = 1
-            for side in shape:
-                size *= side
-            total += size
-    return total
+    """Return the number of learnable values, ``sum(p.numel() for p in model.parameters())``."""
+    shapes = weight_shapes(spec).items()
+    return sum(math.prod(shape) for key, shape in shapes if not is_buffer(key))
 
 
 def gflops(spec: Spec, height: int, width: int) -> float:
-    """Billions of operations for one picture: 2 x multiply-accumulates of the convolutions.
+    """Return billions of operations for one image: 2 x multiply-accumulates of the convolutions.
 
-    Bias, BatchNorm, activations and pooling are not counted. A deploy or training RepConv counts
-    its branches, and a training head its auxiliary convolutions, since they are computed.
+    RepConv branches and auxiliary convolutions that the form has are counted; bias, BatchNorm,
+    activations and pooling are not.
     """
     operations = sum(
-        2
-        * info.cout
-        * (info.cin // info.groups)
-        * info.kernel**2
-        * (height / info.at)
-        * (width / info.at)
+        2 * math.prod(info.weight_shape) * (height / info.at) * (width / info.at)
         for info in convolutions(spec)
     )
     return operations / 1e9

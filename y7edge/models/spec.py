@@ -1,8 +1,7 @@
 """A model as a tuple of frozen rows: the single source of the torch module and of the ONNX graph.
 
-A row says which earlier rows it reads, which block it is, and its numbers. Everything else (channel
-counts of inputs, strides, weight names and shapes, operations) follows from the rows, in
-:mod:`y7edge.models.shapes`.
+A row has the rows that it reads, its block, and its numbers. Everything else (strides, weight names
+and shapes, operations) follows from the rows, in :mod:`y7edge.models.shapes`.
 
 The architectures are those of "YOLOv7: Trainable bag-of-freebies sets new state-of-the-art for
 real-time object detectors" (Wang, Bochkovskiy, Liao, arXiv 2207.02696).
@@ -41,11 +40,11 @@ Anchors = tuple[tuple[tuple[float, float], ...], ...]
 class Row:
     """One layer.
 
-    ``out`` is the number of output channels (0 for the head). ``role`` and ``stage`` say which part
-    of a computational block (ELAN) the row plays: ``split`` (the two 1x1 in front), ``chain`` (the
-    3x3 in series), ``gather`` (the concatenation), ``merge`` (the closing 1x1), all with the same
-    ``stage`` number; rows outside of such blocks have stage 0 and are *transition* layers in the
-    paper's words. ``identity`` asks for the identity branch of a ``repconv``.
+    ``out`` is the number of output channels (0 for the head). ``role`` is the part of the row in a
+    computational block (ELAN): ``split`` (the two 1x1 in front), ``chain`` (the 3x3 in series),
+    ``gather`` (the concatenation) or ``merge`` (the closing 1x1); the rows of one block have the
+    same ``stage``. Rows outside of blocks (the paper's *transition* layers) have stage 0.
+    ``identity``: a ``repconv`` has its identity branch.
     """
 
     index: int
@@ -63,11 +62,11 @@ class Row:
 class Spec:
     """A whole model: rows, classes, anchors.
 
-    ``anchors`` are (width, height) in pixels of the network input, three for each level, finest
-    level first; ``strides`` the levels' strides in pixels; ``imgsz`` the published input size.
+    ``anchors``: (width, height) in pixels of the network input by level, finest level first.
+    ``strides``: of the levels, in pixels. ``imgsz``: published side of the input, pixels.
     ``form``: *training* (implicit knowledge, auxiliary rows, BatchNorm, RepConv branches), *deploy*
     (plain head, no auxiliary rows, BatchNorm and RepConv still there), *folded* (plain
-    convolutions with bias only).
+    convolutions with bias).
     """
 
     name: str
@@ -80,7 +79,7 @@ class Spec:
     imgsz: int = 640
 
     def __post_init__(self) -> None:
-        """Refuse descriptions that no builder could follow."""
+        """Raise ConfigError for values that contradict each other."""
         if not isinstance(self.nc, int) or self.nc < 1:
             raise ConfigError(
                 f"{self.name}: nc must be a whole number of classes >= 1, not {self.nc!r}"
@@ -125,12 +124,12 @@ class Spec:
 
     @property
     def implicit(self) -> bool:
-        """Whether the head carries implicit knowledge (training form only)."""
+        """Whether the head has implicit knowledge."""
         return self.form == "training"
 
     @property
     def outputs_per_anchor(self) -> int:
-        """x, y, w, h, objectness, classes."""
+        """Count of x, y, w, h, objectness and classes."""
         return 5 + self.nc
 
     @property
@@ -147,19 +146,14 @@ def _check_anchors(name: str, anchors: Anchors) -> None:
     counts = {len(level) for level in anchors}
     if len(counts) != 1 or 0 in counts:
         raise ConfigError(f"{name}: every level needs the same number of anchors, found {counts}")
-    if not all(
-        side > 0 and side < float("inf") for level in anchors for pair in level for side in pair
-    ):
+    if not all(0 < side < float("inf") for level in anchors for pair in level for side in pair):
         raise ConfigError(f"{name}: anchors must be positive widths and heights in pixels")
 
 
 def _check_rows(name: str, rows: tuple[Row, ...], levels: int) -> None:
     for position, row in enumerate(rows):
-        if (
-            row.index != position
-            or not row.inputs
-            or not all(IMAGE <= i < position for i in row.inputs)
-        ):
+        earlier = row.inputs and all(IMAGE <= i < position for i in row.inputs)
+        if row.index != position or not earlier:
             raise ConfigError(
                 f"{name}: row {position} has index {row.index} and inputs {row.inputs}; rows are "
                 "numbered from 0 and read earlier rows only (-1 is the image)"

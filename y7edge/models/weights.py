@@ -1,17 +1,15 @@
-"""Checkpoints on disk: safetensors and one JSON header, never a pickle.
+"""Checkpoints on disk: safetensors with one JSON header.
 
-A ``.safetensors`` file holds nothing but a table of tensors and text, so that reading one cannot
-run anything. The text is one entry, ``y7edge``: the schema version, the model's rows, its class
-names, its metadata, and a digest over rows, names and weights.
-
-``load`` takes the published ``.pt`` files as well: :mod:`y7edge.models.published.official`.
+The header is the metadata entry ``y7edge``: schema version, rows, class names, metadata, and a
+digest of rows, names and weights. ``load`` reads published ``.pt`` files too
+(:mod:`y7edge.models.published.official`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.schema import decode
-from y7edge.errors import CheckpointError, RuntimeMissing
+from y7edge.errors import CheckpointError, needing
 from y7edge.files import atomic_write
-from y7edge.models.checkpoint import COUNTER, Checkpoint, canonical_json, check, default_names
+from y7edge.models.checkpoint import (
+    COUNTER,
+    SUFFIXES,
+    Checkpoint,
+    canonical_json,
+    check,
+    default_names,
+)
 from y7edge.models.published import official
 from y7edge.models.spec import Spec
 
@@ -29,7 +34,6 @@ __all__ = ["Checkpoint", "default_names", "load", "save"]
 
 SCHEMA = 1
 HEADER = "y7edge"
-TORCH_SUFFIXES = (".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -48,33 +52,21 @@ class _Header:
 
 
 def save(checkpoint: Checkpoint, path: Path | str) -> None:
-    """Write a checkpoint, whole or not at all; the same checkpoint gives the same bytes.
-
-    Floats are stored as float32. What ``load`` would refuse is not written.
+    """Write a checkpoint atomically, floats as float32; equal checkpoints give equal bytes.
 
     Raises:
-        CheckpointError: weights or names that are not those of the rows, values that are not
-            finite, metadata that JSON cannot hold, or a disk that takes no more.
+        CheckpointError: weights or names do not fit the rows, values are not finite, metadata
+            cannot be JSON, or the file cannot be written.
         RuntimeMissing: safetensors is not installed.
     """
     safetensors = _safetensors()
     source = str(path)
-    stored = Checkpoint(
-        spec=checkpoint.spec,
-        arrays={key: _stored(key, array) for key, array in checkpoint.arrays.items()},
-        names=tuple(checkpoint.names),
-        meta=checkpoint.meta,
-    )
+    arrays = {key: _stored(key, array) for key, array in checkpoint.arrays.items()}
+    stored = replace(checkpoint, arrays=arrays, names=tuple(checkpoint.names))
     check(stored, source)
-    header = {
-        "schema": SCHEMA,
-        "spec": stored.spec.to_dict(),
-        "names": stored.names,
-        "meta": dict(stored.meta),
-        "digest": stored.digest,
-    }
+    header = _Header(SCHEMA, stored.spec, stored.names, dict(stored.meta), stored.digest)
     try:
-        text = canonical_json(header)
+        text = canonical_json(asdict(header))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"{source} was not written: its metadata cannot be JSON ({error}); "
@@ -90,7 +82,7 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
 def _stored(key: str, array: NDArray[Any]) -> NDArray[Any]:
     if key.endswith(COUNTER):
         return np.asarray(array)
-    # An overflow shows as infinity, which the check names together with its key.
+    # An overflow gives infinity, which the check reports with its key.
     with np.errstate(over="ignore"):
         return np.asarray(array, dtype=np.float32, order="C")
 
@@ -99,14 +91,14 @@ def load(path: Path | str) -> Checkpoint:
     """Read a checkpoint: our ``.safetensors``, or a published ``.pt``/``.pth``.
 
     Raises:
-        CheckpointError: the file is missing, cut short, altered, of another tool, of a newer
-            schema, or its weights are not those of its rows; for ``.pt`` also refused as unsafe.
+        CheckpointError: the file is missing, truncated, altered, of another tool or of a newer
+            schema, its weights do not fit its rows, or a ``.pt`` is refused as unsafe.
         RuntimeMissing: safetensors is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a .safetensors or .pt checkpoint")
-    if path.suffix.lower() in TORCH_SUFFIXES:
+    if path.suffix.lower() in SUFFIXES[1:]:
         return official.load(path)
     text, arrays = _read(path)
     header = _header(path, text)
@@ -122,7 +114,7 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
-    """The header's text and all tensors of a safetensors file."""
+    """Return the header's text and all tensors of a safetensors file."""
     safetensors = _safetensors()
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -156,11 +148,7 @@ def _header(path: Path, text: str) -> _Header:
 
 
 def _safetensors() -> Any:
-    try:
+    with needing("safetensors", "export", "a checkpoint"):
         import safetensors
         import safetensors.numpy
-    except ImportError as error:
-        raise RuntimeMissing(
-            'checkpoints need safetensors, which is not installed: pip install "y7edge[export]"'
-        ) from error
     return safetensors

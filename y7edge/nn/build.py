@@ -1,4 +1,4 @@
-"""From rows to a torch module, from checkpoints to modules and back."""
+"""Build torch modules from rows, and convert between modules and checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from y7edge.errors import CheckpointError, ConfigError
 from y7edge.models import planning, registry
-from y7edge.models.checkpoint import Checkpoint
+from y7edge.models.checkpoint import Checkpoint, default_names
 from y7edge.models.shapes import input_channels, strides
 from y7edge.models.spec import IMAGE, Form, Row, Spec
 from y7edge.nn.blocks import SPPCSPC, Concat, ConvBlock, DownC, Reorg, RepConv, Sum
@@ -20,23 +20,21 @@ from y7edge.nn.head import Head
 
 
 class Model(nn.Module):
-    """A detector built from rows.
+    """A detector built from rows, with freshly initialised weights.
 
     ``model(images)`` takes float (B, 3, H, W), RGB, 0..1, with height and width multiples of the
-    largest stride, and gives raw outputs (B, anchors, H / stride, W / stride, 5 + nc), finest level
-    first: the lead's in evaluation mode; in training mode the lead's, then the auxiliary ones'.
+    largest stride, and returns raw outputs (B, anchors, H / stride, W / stride, 5 + nc), finest
+    level first: those of the lead head, in training mode followed by the auxiliary ones.
+
+    Raises:
+        ConfigError: the spec contradicts itself, or has a RepConv identity branch that the plan
+            does not allow (``allow_identity`` overrides the plan).
     """
 
     def __init__(self, spec: Spec, *, allow_identity: bool = False) -> None:
-        """Build the module of a spec with freshly initialised weights.
-
-        Raises:
-            ConfigError: the spec contradicts itself, or asks for a RepConv identity branch where
-                the plan allows none (``allow_identity`` overrides that rule).
-        """
         super().__init__()
         planning.check(spec, allow_identity=allow_identity)
-        strides(spec)  # checks that maps which meet are of one size
+        strides(spec)  # raises if maps of different sizes meet
         self.spec = spec
         self.rows = nn.ModuleList(_module(spec, row) for row in spec.rows)
         self._schedules = {
@@ -50,32 +48,32 @@ class Model(nn.Module):
         return cast(Head, self.rows[-1])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Raw outputs: lead, and in training mode the auxiliary ones behind them."""
+        """Return raw outputs: lead, and in training mode the auxiliary ones after them."""
         if self.training:
             return self.raw(images)
         return self.head.forward_lead(self._features(images, aux=False))
 
     def raw(self, images: Tensor) -> list[Tensor]:
-        """Raw outputs of the lead, then of the auxiliary heads, in either mode."""
+        """Return raw outputs of the lead, then of the auxiliary heads, in either mode."""
         maps = self._features(images, aux=self.spec.has_aux)
         levels = self.spec.levels
         return self.head.forward_lead(maps[:levels]) + self.head.forward_aux(maps[levels:])
 
     def decode(self, heads: Sequence[Tensor]) -> Tensor:
-        """Raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in input pixels, then probabilities."""
+        """Decode raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in pixels, then probabilities."""
         return self.head.decode(heads[: self.spec.levels])
 
     def _features(self, images: Tensor, *, aux: bool) -> list[Tensor]:
-        """Run the rows; every map is dropped behind its last reader.
+        """Run the rows; free each map after its last reader.
 
         Raises:
-            ConfigError: height or width is no multiple of the largest stride. By luck the maps of
-                such a picture can still meet, but boxes would be off.
+            ConfigError: height or width is not a multiple of the largest stride; boxes would be off
+                even where the maps happen to fit.
         """
         height, width = images.shape[-2:]
         if height % self.spec.max_stride or width % self.spec.max_stride:
             raise ConfigError(
-                f"pictures are {height}x{width}, expected multiples of {self.spec.max_stride}, the "
+                f"images are {height}x{width}, expected multiples of {self.spec.max_stride}, the "
                 f"largest stride of {self.spec.name}"
             )
         maps: dict[int, Tensor] = {IMAGE: images}
@@ -90,7 +88,7 @@ class Model(nn.Module):
 def _schedule(
     spec: Spec, order: Sequence[int], outputs: Sequence[int]
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """(row to run, maps that nobody reads after it) in order."""
+    """Return (row to run, maps that can be freed after it) in order."""
     last = {source: index for index in order for source in spec.rows[index].inputs}
     return [
         (index, tuple(s for s, reader in last.items() if reader == index and s not in outputs))
@@ -129,14 +127,9 @@ def create(
     form: Form = "training",
     anchors: Sequence[Sequence[Sequence[float]]] | None = None,
 ) -> Model:
-    """A published variant as a module, freshly initialised.
+    """Build a published variant with freshly initialised weights.
 
-    Args:
-        name: one of :func:`y7edge.models.names`.
-        nc: number of classes.
-        form: ``training``; ``deploy``: plain heads, no auxiliary rows, BatchNorm and RepConv still
-            there, as the published files have it; ``folded``: plain convolutions.
-        anchors: (levels, anchors, 2) in pixels, default the published ones.
+    The arguments are those of :func:`y7edge.models.get`; the forms are described at ``Spec``.
 
     Raises:
         ConfigError: unknown name or form, or unusable anchors.
@@ -145,12 +138,12 @@ def create(
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Model:
-    """The module of a checkpoint, in evaluation mode, float32.
+    """Build the module of a checkpoint, float32, in evaluation mode.
 
     Raises:
         CheckpointError: the arrays don't fit the rows.
     """
-    # What was trained with an identity branch by override is rebuilt as it was.
+    # It may have been trained with an identity branch by override.
     model = Model(checkpoint.spec, allow_identity=True)
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in checkpoint.arrays.items()}
     try:
@@ -166,27 +159,21 @@ def from_checkpoint(checkpoint: Checkpoint) -> Model:
 def to_checkpoint(
     model: Model, names: Sequence[str] | None = None, meta: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """A snapshot of a module: rows, weights, class names; anchors are those of the module.
+    """Copy a module's rows, weights and anchors.
 
     Args:
-        model: any :class:`Model`; it is not changed.
+        model: any :class:`Model`.
         names: class names, default "0", "1", ...
-        meta: JSON-able facts to keep with the weights (metrics, provenance, licence, ...).
+        meta: JSON values to keep with the weights (metrics, provenance, licence, ...).
     """
-    arrays = {
-        key: np.array(value.detach().cpu().numpy()) for key, value in model.state_dict().items()
-    }
+    arrays = {key: np.array(value.cpu().numpy()) for key, value in model.state_dict().items()}
     spec = replace(model.spec, anchors=anchors_in_pixels(model))
-    return Checkpoint(
-        spec=spec,
-        arrays=arrays,
-        names=tuple(names) if names is not None else tuple(str(i) for i in range(spec.nc)),
-        meta=dict(meta or {}),
-    )
+    known = default_names(spec.nc) if names is None else tuple(names)
+    return Checkpoint(spec, arrays, known, dict(meta or {}))
 
 
 def anchors_in_pixels(model: Model) -> tuple[tuple[tuple[float, float], ...], ...]:
-    """The head's anchors as (width, height) in pixels, finest level first."""
+    """Return the head's anchors as (width, height) in pixels, finest level first."""
     grid = model.head.anchors.detach().cpu().double()
     pixels = grid * torch.tensor(model.spec.strides, dtype=torch.float64)[:, None, None]
     return tuple(tuple((float(w), float(h)) for w, h in level) for level in pixels.tolist())

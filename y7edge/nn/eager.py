@@ -1,8 +1,7 @@
-"""A session over a checkpoint: the unfolded model itself, run by torch.
+"""A session that runs a checkpoint's unfolded model with torch.
 
-So that ``predict`` and ``val`` take checkpoints as they take artifacts, and training validates
-through the same Detector that the robot runs. The one runtime that is not found by listing a
-folder, since it needs torch.
+``predict`` and ``val`` use it for checkpoints, and training validates with it through the same
+Detector that runs artifacts. It is not in the registry of runtimes, since it needs torch.
 """
 
 from __future__ import annotations
@@ -40,38 +39,23 @@ def open(
 ) -> EagerSession:
     """Run a checkpoint file, or a variant's name with random weights.
 
-    Args:
-        source: path or name, as :func:`y7edge.nn.source.open_checkpoint` takes it.
-        options: device and threads.
-        imgsz: (height, width) of the input; None: as trained.
+    ``imgsz`` is (height, width) of the input; None: as trained.
 
     Raises:
-        CheckpointError: no usable checkpoint.
-        ConfigError: the size is no multiple of the largest stride.
+        CheckpointError: the checkpoint cannot be used.
+        ConfigError: the size is not a multiple of the largest stride.
         DeviceError: the device does not exist.
     """
-    return of_checkpoint(open_checkpoint(source), options, imgsz)
-
-
-def of_checkpoint(
-    checkpoint: Checkpoint, options: SessionOptions, imgsz: tuple[int, int] | None = None
-) -> EagerSession:
-    """Run a checkpoint that is already loaded; see :func:`open`."""
-    size = imgsz or _trained_size(checkpoint)
-    return EagerSession(from_checkpoint(checkpoint), describe(checkpoint, size), options)
-
-
-def _trained_size(checkpoint: Checkpoint) -> tuple[int, int]:
-    size = checkpoint.meta.get("imgsz", checkpoint.spec.imgsz)
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
+    checkpoint = open_checkpoint(source)
+    manifest = describe(checkpoint, imgsz or checkpoint.imgsz)
+    return EagerSession(from_checkpoint(checkpoint), manifest, options)
 
 
 def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
-    """What a Detector needs to know of a checkpoint, in the form that artifacts have it.
+    """Return the manifest of a checkpoint, for a Detector.
 
     Raises:
-        ConfigError: the size is no multiple of the largest stride.
+        ConfigError: the size is not a multiple of the largest stride.
     """
     spec, (height, width) = checkpoint.spec, imgsz
     stride = spec.max_stride
@@ -89,12 +73,7 @@ def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
     outputs = tuple(
         OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i) for i in range(spec.levels)
     )
-    source = Source(
-        digest=checkpoint.digest,
-        form=checkpoint.form,
-        parameters=shapes.parameters(spec),
-        gflops=round(shapes.gflops(spec, height, width), 4),
-    )
+    gflops = round(shapes.gflops(spec, height, width), 4)
     licence = checkpoint.meta.get("licence")
     return Manifest(
         model=spec.name,
@@ -103,7 +82,7 @@ def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
         input=image,
         outputs=outputs,
         levels=levels,
-        source=source,
+        source=Source(checkpoint.digest, checkpoint.form, shapes.parameters(spec), gflops),
         precision="fp32",
         target="checkpoint",
         opset=None,
@@ -116,9 +95,9 @@ def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
 
 
 class EagerSession(Session):
-    """A model in evaluation mode; heads come out as the convolution leaves them.
+    """Run a model in evaluation mode; outputs are the raw heads.
 
-    Training may go on changing the model between calls: nothing is copied.
+    The model is not copied, so training may change it between calls.
     """
 
     ENGINE = "torch"
@@ -153,10 +132,10 @@ class EagerSession(Session):
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of a name of ``DEVICES``; "auto" is CUDA if there is, else the CPU.
+    """Return the torch device of a name in ``DEVICES``; "auto" is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: not such a name.
+        ConfigError: an unknown name.
         DeviceError: the device does not exist here.
     """
     kind, index = parse_device(name, DEVICES)

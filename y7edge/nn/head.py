@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from y7edge.models.shapes import convolutions
 from y7edge.models.spec import Spec
 
-# Biases start so that a picture is expected to hold 8 objects of this size's grid, and classes are
-# equally rare (facts of the published recipe; the 640 is used for P6 models too).
+# Initial biases expect 8 objects in an image of this size, and equally rare classes (published
+# recipe; 640 for P6 models too).
 PRIOR_OBJECTS = 8
 PRIOR_SIZE = 640
 PRIOR_CLASS = 0.6
@@ -21,25 +21,23 @@ PRIOR_CLASS = 0.6
 class Head(nn.Module):
     """Lead and auxiliary 1x1 convolutions of all levels.
 
-    In training form the lead is wrapped in implicit knowledge ("You only learn one representation",
-    arXiv 2105.04206): ``mul * (conv(x + add))``, both learnt vectors.
+    In training form the lead has implicit knowledge ("You only learn one representation",
+    arXiv 2105.04206): ``mul * conv(x + add)`` with two learnt vectors.
     """
 
     anchors: Tensor
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
-        heads = [info for info in convolutions(spec) if info.part in ("lead", "aux")]
-        lead = [info for info in heads if info.part == "lead"]
+        infos = convolutions(spec)
+        lead, aux = ([i for i in infos if i.part == part] for part in ("lead", "aux"))
         self.per_anchor = spec.outputs_per_anchor
         self.strides = spec.strides
         pixels = torch.tensor(spec.anchors)
         strides = torch.tensor(spec.strides, dtype=pixels.dtype)
         self.register_buffer("anchors", pixels / strides[:, None, None])  # (L, A, 2) grid units
         self.lead = nn.ModuleList(nn.Conv2d(info.cin, info.cout, 1) for info in lead)
-        self.aux = nn.ModuleList(
-            nn.Conv2d(info.cin, info.cout, 1) for info in heads if info.part == "aux"
-        )
+        self.aux = nn.ModuleList(nn.Conv2d(info.cin, info.cout, 1) for info in aux)
         implicit = lead if spec.implicit else []
         self.add = nn.ParameterList(torch.randn(1, info.cin, 1, 1) * 0.02 for info in implicit)
         self.mul = nn.ParameterList(torch.randn(1, info.cout, 1, 1) * 0.02 + 1 for info in implicit)
@@ -55,7 +53,7 @@ class Head(nn.Module):
                     bias[:, 5:] += math.log(PRIOR_CLASS / (nc - 0.99))
 
     def forward_lead(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Raw lead outputs, (B, A, H, W, 5 + nc) each."""
+        """Return raw lead outputs, (B, A, H, W, 5 + nc) each."""
         outputs = []
         for level, (conv, x) in enumerate(zip(self.lead, maps, strict=True)):
             if self.add:
@@ -65,7 +63,7 @@ class Head(nn.Module):
         return outputs
 
     def forward_aux(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Raw auxiliary outputs, same layout."""
+        """Return raw auxiliary outputs, (B, A, H, W, 5 + nc) each."""
         return [self._split(conv(x)) for conv, x in zip(self.aux, maps, strict=True)]
 
     def _split(self, x: Tensor) -> Tensor:
@@ -73,10 +71,10 @@ class Head(nn.Module):
         return x.view(batch, -1, self.per_anchor, height, width).permute(0, 1, 3, 4, 2)
 
     def decode(self, heads: Sequence[Tensor]) -> Tensor:
-        """Raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in input pixels, then probabilities.
+        """Decode raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in pixels, then probabilities.
 
-        N runs over levels, then anchors, rows, columns. The centre reaches half a cell beyond its
-        own, the size up to four times the anchor.
+        N runs over levels, anchors, rows, columns. The centre reaches half a cell beyond its own,
+        the size up to four times the anchor.
         """
         decoded = []
         for level, (raw, stride) in enumerate(zip(heads, self.strides, strict=True)):

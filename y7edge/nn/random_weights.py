@@ -1,8 +1,8 @@
-"""Seeded random weights that behave like a trained model's, so that commands can be tried at once.
+"""Seeded random weights that behave like trained ones, so that every command can be tried.
 
-Plain random initialisation gives scores that hardly differ: nothing could be proved with them.
-Here BatchNorm statistics are calibrated on random pictures, so that activations stay near unit size
-through the whole network, and heads are scaled so that scores spread over 0 to 1.
+With plain random initialisation scores hardly differ. Here BatchNorm statistics are calibrated on
+synthetic images, so that activations keep unit size, and heads are scaled so that scores spread
+over 0 to 1.
 """
 
 from __future__ import annotations
@@ -21,19 +21,14 @@ from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 from y7edge.nn.build import Model, to_checkpoint
 
-# Standard deviations of the raw outputs. A trained detector says "nothing here" nearly everywhere,
-# with few, well-spread exceptions: so objectness is wide around a low middle.
+# Standard deviations of the raw outputs. A trained objectness is low nearly everywhere, with few,
+# well-spread exceptions: so it is wide around a low mean.
 BOX, OBJECTNESS, CLASSES = 0.8, 5.0, 2.0
-PICTURES = 4
+IMAGES = 4
 
 
 def random_checkpoint(name: str, nc: int = 80, seed: int = 0) -> Checkpoint:
-    """A published variant with seeded random weights, calibrated.
-
-    Args:
-        name: one of :func:`y7edge.models.names`.
-        nc: number of classes.
-        seed: another seed, other weights; the same seed gives the same ones.
+    """Return a published variant with seeded random weights.
 
     Raises:
         ConfigError: unknown name.
@@ -42,7 +37,7 @@ def random_checkpoint(name: str, nc: int = 80, seed: int = 0) -> Checkpoint:
 
 
 def random_weights(spec: Spec, seed: int = 0) -> Checkpoint:
-    """Seeded random, calibrated weights for any spec that has BatchNorm."""
+    """Return seeded random weights for any spec that has BatchNorm."""
     model = Model(spec, allow_identity=True)
     fixed = {key: value for key, value in model.state_dict().items() if key.endswith(".anchors")}
     values = {
@@ -66,7 +61,7 @@ def _generator(key: str, seed: int) -> np.random.Generator:
 
 
 def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Each tensor depends on its own key only, so that variants share what they share."""
+    """Seed by key, so that layers common to two variants get equal weights."""
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     noise = _generator(key, seed).standard_normal(shape, dtype=np.float32)
@@ -74,8 +69,8 @@ def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if norm and entry == "bias":
         return noise * np.float32(0.5)
     if norm:
-        # Small gains around random biases keep activations where SiLU is nearly straight: with
-        # gains of 1 a picture of other contrast would fade, or grow, a little in every layer.
+        # Small gains keep activations where SiLU is nearly linear: with gains of 1 an image of
+        # other contrast would fade, or grow, in every layer.
         gain, spread = (0.2, 0.02) if entry == "weight" else (1.0, 0.1)
         return noise * np.float32(spread) + np.float32(gain)
     if ".add." in key or ".mul." in key:
@@ -88,7 +83,7 @@ def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def _calibrate(model: Model, seed: int) -> None:
-    """Set BatchNorm statistics layer by layer to those of pictures, then the heads' scale."""
+    """Set BatchNorm statistics by layer to those of synthetic images, then scale the heads."""
     model.eval()
     hooks = [
         module.register_forward_pre_hook(_take_statistics)
@@ -106,9 +101,9 @@ def _calibrate(model: Model, seed: int) -> None:
         target = torch.full_like(mean, BOX)
         middle = torch.zeros_like(mean)
         target[:, 4], target[:, 5:] = OBJECTNESS, CLASSES
-        # These scenes' best cell is doubted: there will be better ones in more and larger ones.
+        # The best cell of these scenes gets a low score: other images have better ones.
         middle[:, 4] = -1 - OBJECTNESS * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
-        # So is its best class: the median of the largest of nc normal values is taken away.
+        # So does its best class: subtract the median of the largest of nc normal values.
         middle[:, 5:] = -CLASSES * NormalDist().inv_cdf(0.5 ** (1 / model.spec.nc))
         gain = (target / deviation).flatten()
         conv.weight.mul_(gain[:, None, None, None])
@@ -120,25 +115,24 @@ def _take_statistics(norm: nn.Module, inputs: tuple[Tensor]) -> None:
     assert norm.running_var is not None
     variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
     norm.running_mean.copy_(mean)
-    # One variance for the whole layer: a channel that these pictures leave flat would otherwise
-    # blow up on any other picture, and layer by layer so would everything behind it. The values
-    # drawn at random (about 1) keep the channels different.
+    # One variance for the layer: a channel that is flat on these images would otherwise explode on
+    # others. The values drawn at random (about 1) keep the channels different.
     norm.running_var.abs_().clamp_(min=0.5).mul_(variance.mean())
 
 
 def _scenes(side: int) -> Tensor:
-    """(4, 3, side, side) float32 RGB in 0..1: made-up pictures with the contrasts of real ones."""
-    pictures = [scene(index, size=(side, side)).image[..., ::-1] for index in range(PICTURES)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    """Return synthetic scenes (4, 3, side, side), float32 RGB in 0..1."""
+    images = [scene(index, size=(side, side)).image[..., ::-1] for index in range(IMAGES)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def _noise(side: int, seed: int) -> Tensor:
-    """(4, 3, side, side) float32 in 0..1: at every frequency more contrast than pictures have."""
-    noise = _generator("pictures", seed).random((PICTURES, 3, side, side), dtype=np.float32)
-    pictures = torch.from_numpy(noise)
-    for index in range(1, PICTURES):
-        cells = nn.functional.avg_pool2d(pictures[index], 4**index // 2)
+    """Return noise of several frequencies (4, 3, side, side), float32 in 0..1."""
+    noise = _generator("pictures", seed).random((IMAGES, 3, side, side), dtype=np.float32)
+    images = torch.from_numpy(noise)
+    for index in range(1, IMAGES):
+        cells = nn.functional.avg_pool2d(images[index], 4**index // 2)
         size = (side, side)
         blobs = nn.functional.interpolate(cells[None], size=size, mode="bilinear")[0]
-        pictures[index] = (blobs - blobs.min()) / (blobs.max() - blobs.min())
-    return pictures
+        images[index] = (blobs - blobs.min()) / (blobs.max() - blobs.min())
+    return images

@@ -1,4 +1,4 @@
-"""What users name on the command line, as a checkpoint: a model's name, or a file of weights."""
+"""Open what a user names: a model's name or a checkpoint file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from y7edge.nn.random_weights import random_checkpoint
 
 
 def open_checkpoint(source: str | Path, nc: int = 80, seed: int = 0) -> Checkpoint:
-    """A checkpoint from a path (``.safetensors`` of ours, published ``.pt``) or a model's name.
+    """Load a checkpoint (``.safetensors``, published ``.pt``), or make one from a model's name.
 
-    A name gives seeded random weights (:mod:`y7edge.nn.random_weights`), with ``nc`` classes, so
-    that every command can be tried without training; ``meta["provenance"]`` says so.
+    A name gives seeded random weights with ``nc`` classes (:mod:`y7edge.nn.random_weights`).
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no checkpoint.
+        CheckpointError: the file is missing, damaged, or not a checkpoint.
     """
     if isinstance(source, str) and source in registry.names() and not Path(source).is_file():
         return random_checkpoint(source, nc=nc, seed=seed)

@@ -122,8 +122,8 @@ def test_anchors_of_the_manifest_that_are_not_the_checkpoints_fail_an_export(mon
 def test_wrong_decoding_of_heads_fails_the_proof(exports, monkeypatch, step):
     real = postprocess.Postprocessor.__init__
 
-    def init(self, *given):
-        real(self, *given)
+    def init(self, *given, **options):
+        real(self, *given, **options)
         HEADS_BROKEN[step](self)
 
     monkeypatch.setattr(postprocess.Postprocessor, "__init__", init)
@@ -254,7 +254,7 @@ def test_the_letterbox_of_the_proof_is_the_detectors_to_the_bit(frame_hw, tmp_pa
     frame = np.random.default_rng(0).integers(0, 256, (*frame_hw, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), frame)
     found = gather(tmp_path, {}, image)
-    preprocess = Preprocessor(image.height, image.width)
+    preprocess = Preprocessor(image)
     preprocess(frame)
     np.testing.assert_array_equal(found.frames[0], frame)
     np.testing.assert_array_equal(found.inputs[0], preprocess.tensor)

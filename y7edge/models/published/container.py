@@ -1,10 +1,10 @@
-"""The two containers that ``torch.save`` writes, read without torch.
+"""Read the two containers that ``torch.save`` writes, without torch.
 
 Zip (torch >= 1.6): records ``NAME/data.pkl``, ``NAME/byteorder`` and, for each storage,
-``NAME/data/KEY``. Records are stored, never compressed: a file holds no more than its size.
+``NAME/data/KEY``, all uncompressed.
 
-Legacy stream: pickles of a magic number, a protocol version and facts about the writer's machine,
-then of the value, then of the list of storage keys; then for each key its length (int64) and bytes.
+Legacy stream: pickles of a magic number, a protocol version, facts about the machine, the value and
+the list of storage keys; then for each key its length (int64) and bytes.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _AGAIN = "copy or download it again"
 
 @dataclass(frozen=True)
 class Container:
-    """An open file: its value, and how to read its tensors while it is open."""
+    """An open file: its value, and access to its tensors while it is open."""
 
     kind: str  # "zip" or "legacy stream"
     value: Any
     _read: Callable[[Storage], bytes]
 
     def array(self, tensor: Tensor) -> NDArray[Any]:
-        """The numbers of a tensor, read-only; ask in turn for tensors that share a storage."""
+        """Read a tensor, read-only; only the last storage is cached, so read by storage."""
         return tensor.read(self._read(tensor.storage))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Container]:
-    """Open a file that ``torch.save`` wrote; only its pickle is read until arrays are asked for.
+    """Open a file that ``torch.save`` wrote and read its pickle.
 
     Raises:
         CheckpointError: no such file, of another format, damaged, or refused as unsafe.
@@ -102,7 +102,7 @@ def _zip(path: Path, stream: BinaryIO) -> Iterator[Container]:
 
 
 def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Records by their name inside of the archive's one folder, all of honest size."""
+    """Return records by name inside the archive's one folder, with declared sizes validated."""
     found = archive.infolist()
     if len(found) > MAX_RECORDS:
         raise CheckpointError(f"{path}: {len(found)} records, expected at most {MAX_RECORDS}")
@@ -113,7 +113,7 @@ def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
         if name in records:
             raise CheckpointError(f"{path}: record {name!r} is there twice; {_AGAIN}")
         records[name] = info
-    # Records that lie over one another would each pass for as large as the file.
+    # Overlapping records could each declare the size of the whole file.
     size = path.stat().st_size
     if (claimed := sum(info.file_size for info in found)) > size:
         raise CheckpointError(
@@ -179,14 +179,14 @@ def _legacy(path: Path, stream: BinaryIO) -> Iterator[Container]:
 
 
 def _check_preamble(path: Path, mapped: mmap.mmap) -> None:
-    """Read the three pickles in front of the value."""
+    """Check the three pickles in front of the value."""
     other = (
         f"{path}: neither of the formats of torch.save (a zip container, or a stream that starts "
         "with its magic number); expected a .pt checkpoint"
     )
     if mapped[0] not in _PICKLES or mapped[_TAR] == b"ustar":
         raise CheckpointError(other)
-    # Also of a file that is a bare pickle it is worth knowing what it wants to call.
+    # Loading it also reports what a bare pickle would call.
     magic, _ = load(mapped, str(path))
     if magic != _MAGIC:
         raise CheckpointError(other)
@@ -201,7 +201,7 @@ def _check_preamble(path: Path, mapped: mmap.mmap) -> None:
 
 
 def _places(path: Path, mapped: mmap.mmap, storages: list[Storage]) -> dict[str, slice]:
-    """Where each storage's bytes lie; they follow one another from the current position on."""
+    """Return where each storage's bytes are; they follow each other from the current position."""
     places: dict[str, slice] = {}
     for storage in storages:
         field = mapped.read(_LENGTH.size)

@@ -1,8 +1,7 @@
-"""The names that published weights go by, and which variant a set of them is.
+"""Translate the keys of published weights, and identify their variant.
 
-Keys are ``model.{row}.{member}``: the same rows as ours, other names of members. The row of the
-head and whether it has implicit tensors tell the variant and its form; only the two tiny models
-look the same, as they differ in nothing but the activation.
+Published keys are ``model.{row}.{member}``: our rows with other member names. The head's row and
+its implicit tensors identify variant and form; only the two tiny models look the same.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from y7edge.models.checkpoint import COUNTER, check_keys
 from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 
-# Ours to published, of what follows the row's number; the first that fits.
+# Our member name to the published one; the first that matches.
 _MEMBERS = (
     (re.compile(r"^dense\.conv\."), "rbr_dense.0."),
     (re.compile(r"^dense\.bn\."), "rbr_dense.1."),
@@ -35,13 +34,13 @@ _MEMBERS = (
 _HEAD = re.compile(r"model\.(\d+)\.m\.0\.weight")
 _IMPLICIT = re.compile(r"model\.\d+\.i[am]\.\d+\.implicit")
 _FOLDED = re.compile(r"model\.\d+\.(?:rbr_reparam|conv|cv\d+\.conv)\.bias")
-_ANCHOR_GRID = ".anchor_grid"  # in pixels: what ``anchors`` holds in cells, once more
+_ANCHOR_GRID = ".anchor_grid"  # ``anchors`` again, in pixels
 
 PublishedForm = Literal["training", "deploy"]
 
 
 def published_key(key: str) -> str:
-    """The published name of one of our weights."""
+    """Return the published name of one of our weights."""
     _, row, member = key.split(".", 2)
     for pattern, replacement in _MEMBERS:
         renamed, count = pattern.subn(replacement, member)
@@ -52,18 +51,17 @@ def published_key(key: str) -> str:
 
 @cache
 def _variants() -> dict[tuple[int, PublishedForm], tuple[str, ...]]:
-    """Variants by the row of their head and their form."""
+    """Return variants by the row of their head and their form."""
     found: dict[tuple[int, PublishedForm], tuple[str, ...]] = {}
-    forms: tuple[PublishedForm, ...] = ("training", "deploy")
     for name in registry.names():
-        for form in forms:
+        for form in get_args(PublishedForm):
             head = registry.get(name, form=form).head.index
             found[head, form] = (*found.get((head, form), ()), name)
     return found
 
 
 def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], PublishedForm]:
-    """The variants that the keys fit, and their form.
+    """Return the variants that the keys fit, and their form.
 
     Raises:
         CheckpointError: weights of another graph, or folded ones.
@@ -91,10 +89,10 @@ def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], Pu
 
 
 def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, dict[str, Any]]:
-    """Published weights under our keys, in our order.
+    """Return the spec, and the weights under our keys in our order.
 
-    Values are passed on untouched; anything with a ``shape`` will do. BatchNorm counters that very
-    old files lack are filled with zeros of the same kind.
+    Values, anything with a ``shape``, are not changed. BatchNorm counters that old files lack
+    become zero.
 
     Raises:
         CheckpointError: keys or shapes are not those of the variant.
@@ -124,7 +122,7 @@ def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, d
 
 
 def _classes(state: Mapping[str, Any], source: str) -> int:
-    """Number of classes, out of the first head convolution: 3 x (5 + classes) outputs."""
+    """Return the number of classes; the head convolution has 3 x (5 + classes) outputs."""
     key = next(key for key in state if _HEAD.fullmatch(key))
     shape = _shape(state[key])
     outputs = shape[0] if shape else 0
@@ -141,7 +139,7 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _zero_like(value: Any) -> Any:
-    """An int64 zero: a torch scalar beside torch tensors, else numpy's. Does not import torch."""
+    """Return an int64 zero: a torch scalar beside torch tensors, else numpy's."""
     if hasattr(value, "new_zeros"):
         return value.new_zeros(()).long()
     return np.zeros((), dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Published ``.pt`` checkpoints, read without torch and without running what they carry.
+"""Read published ``.pt`` checkpoints without torch and without executing their pickle.
 
-Such a file pickles the whole model object. :mod:`y7edge.models.published.unpickle` rebuilds it out
-of inert stand-ins; here it is walked as torch walks a module (``_modules``, ``_parameters``,
-``_buffers``) for its weights; and :mod:`y7edge.models.published.keys` gives them our names.
+Such a file pickles the whole model object. :mod:`y7edge.models.published.unpickle` rebuilds it from
+inert stand-ins, here its weights are collected as torch does (``_modules``, ``_parameters``,
+``_buffers``), and :mod:`y7edge.models.published.keys` renames them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from y7edge.models.published.unpickle import PickledArray, StandIn, Tensor
 from y7edge.models.spec import BN_EPS, LEAKY_SLOPE, Anchors, Spec
 
 MAX_DEPTH = 16  # of modules inside of modules; published models have 6
-MAX_MODULES = 50_000  # walked in one model, shared ones each time; yolov7-e6e has about 1100
+MAX_MODULES = 50_000  # visited in one model; yolov7-e6e has about 1100
 
 LICENCE = "not stated in the file; the weights that the YOLOv7 authors publish are under GPL-3.0"
 
@@ -37,7 +37,7 @@ _ACTIVATION = "torch.nn.modules.activation."
 
 @dataclass
 class _Model:
-    """What a file holds: weights by published key, and what the keys do not tell."""
+    """Weights by published key, and what the keys do not contain."""
 
     source: str
     entry: str  # "ema", "model", "bare model" or "state dict"
@@ -48,15 +48,11 @@ class _Model:
 
 
 def convert(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Published keys to ours: what ``create(name, form=...).load_state_dict(strict=True)`` takes.
+    """Convert published keys to those of ``create(name, form=...).load_state_dict(strict=True)``.
 
-    Training or deploy form is told by the keys, the number of classes by the head. Values are
-    passed on as they are, tensors or arrays; ``anchor_grid`` is dropped, ``anchors`` kept in grid
-    units, and BatchNorm counters that very old files lack become zero.
-
-    Args:
-        state_dict: the published state dict.
-        name: the variant, one of :func:`y7edge.models.names`.
+    Form and number of classes follow from the keys. Values, tensors or arrays, are not changed;
+    ``anchor_grid`` is dropped, and BatchNorm counters that old files lack become zero. ``name`` is
+    one of :func:`y7edge.models.names`.
 
     Raises:
         CheckpointError: the keys or shapes are not those of the variant.
@@ -66,10 +62,9 @@ def convert(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a published ``.pt`` file: of a training, stripped, re-parameterised, or a state dict.
+    """Read a published ``.pt`` file: training, stripped or re-parameterised, or a state dict.
 
-    The exponential moving average is taken where there is one. Half precision becomes float32.
-    Only tensors and plain values are rebuilt; a file that wants to call anything is refused.
+    The exponential moving average is used if there is one; half precision becomes float32.
 
     Raises:
         CheckpointError: the file is missing, damaged, refused as unsafe, or of another model.
@@ -96,12 +91,9 @@ def _model(value: Any, source: str) -> _Model:
         model = _Model(source, entry, names=content.attributes.get("names"))
         _walk(model, content, "", 0)
         return model
-    if (
-        isinstance(content, dict)
-        and content
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    ):
-        return _Model(source, "state dict", tensors=dict(content))
+    entries = content.items() if isinstance(content, dict) else ()
+    if entries and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in entries):
+        return _Model(source, "state dict", tensors=dict(entries))
     found = f"a {type(value).__name__}"
     if isinstance(value, dict):
         found = f"the entries {[str(key)[:40] for key in list(value)[:8] if isinstance(key, str)]}"
@@ -112,7 +104,7 @@ def _model(value: Any, source: str) -> _Model:
 
 
 def _walk(model: _Model, module: StandIn, prefix: str, depth: int) -> None:
-    """Collect tensors under the keys of a state dict, and look at settings on the way."""
+    """Collect tensors by state dict key, and check the settings of each module."""
     model.modules += 1
     if depth > MAX_DEPTH or model.modules > MAX_MODULES:
         raise CheckpointError(
@@ -139,7 +131,7 @@ def _members(model: _Model, module: StandIn, group: str, prefix: str) -> list[tu
 
 
 def _check_settings(model: _Model, module: StandIn, prefix: str) -> None:
-    """Compare what a state dict would lose: BatchNorm's eps, the activation and its slope."""
+    """Check what a state dict does not contain: BatchNorm's eps, the activation and its slope."""
     kind = module.qualified_name
     if kind.startswith(_BATCHNORM):
         expected, setting = BN_EPS, "eps"
@@ -161,7 +153,7 @@ def _check_settings(model: _Model, module: StandIn, prefix: str) -> None:
 
 
 def _variant(model: _Model) -> str:
-    """The variant's name; the activation tells the two tiny ones apart, the leaky one is first."""
+    """Return the variant's name; the activation distinguishes the two tiny ones."""
     names, _ = identify(model.tensors, model.source)
     expected = {name: _ACTIVATIONS[registry.get(name).activation] for name in names}
     fitting = [name for name in names if model.activations <= {expected[name]}]
@@ -175,18 +167,17 @@ def _variant(model: _Model) -> str:
 
 
 def _arrays(container: Container, tensors: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Read the tensors, float32 (counters int64), in the given order."""
+    """Read the tensors as float32 (counters int64), in the given order."""
 
     def place(key: str) -> tuple[str, int]:
         tensor = tensors[key]
         return (tensor.storage.key, tensor.offset) if isinstance(tensor, Tensor) else ("", 0)
 
     arrays = {}
-    # One storage after the other, as the container keeps the bytes of only one.
-    for key in sorted(tensors, key=place):
+    for key in sorted(tensors, key=place):  # the container caches one storage
         value = tensors[key]
         array = container.array(value) if isinstance(value, Tensor) else value
-        # A float64 beyond float32 turns infinite here, which the check of the whole finds.
+        # A float64 beyond float32 becomes infinite, which ``check`` reports.
         with np.errstate(over="ignore"):
             arrays[key] = array.astype(np.int64 if key.endswith(COUNTER) else np.float32)
     return {key: arrays[key] for key in tensors}
@@ -195,10 +186,9 @@ def _arrays(container: Container, tensors: Mapping[str, Any]) -> dict[str, NDArr
 def _anchors(
     spec: Spec, arrays: Mapping[str, NDArray[Any]], container: Container, model: _Model
 ) -> Anchors:
-    """The file's anchors in pixels: auto-anchor may have changed them, half precision rounded them.
+    """Return the file's anchors in pixels; auto-anchor may have changed them.
 
-    A published model decodes with ``anchor_grid``; a file in which it says something else than
-    ``anchors`` would detect differently here.
+    Published models decode with ``anchor_grid``, which therefore must agree with ``anchors``.
     """
     grid = arrays[f"rows.{spec.head.index}.anchors"].astype(np.float64)
     pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]
@@ -214,7 +204,7 @@ def _anchors(
 
 
 def _names(model: _Model, nc: int) -> tuple[str, ...]:
-    """Class names from the model's list or dictionary; "0", "1", ... where it has none."""
+    """Return class names from the model's list or dictionary, else "0", "1", ..."""
     names = model.names
     if isinstance(names, dict):
         names = [names.get(index) for index in range(len(names))]
@@ -222,7 +212,7 @@ def _names(model: _Model, nc: int) -> tuple[str, ...]:
         return default_names(nc)
     if not isinstance(names, list | tuple):
         raise CheckpointError(f"{model.source}: its class names are not a list")
-    # YAML reads unquoted names such as 7 and no as numbers and truth values.
+    # YAML reads unquoted names such as 7 and no as numbers and booleans.
     texts = tuple(str(n) if isinstance(n, int) and abs(n) < 2**31 else n for n in names)
     check_names(texts, nc, model.source)
     return texts

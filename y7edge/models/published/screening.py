@@ -1,19 +1,21 @@
-"""A look at every opcode of a pickle before it runs.
+"""Check every opcode of a pickle before it runs.
 
-Refusing names is not enough: the machine that runs a pickle can itself be made to allocate, to
-recurse or to skip the look-up of names. What is bounded here:
+Refusing names is not enough: the pickle machine itself can be made to allocate, to recurse or to
+skip the look-up of names. Checked here:
 
-* extension codes, which may be answered from a cache without asking for a name;
+* extension codes, which a cache may answer without a look-up;
 * memo slots, for which the C implementation allocates up to the highest index;
-* the number of values below a tuple, shared ones counted each time: hashing a tuple (as the key of
-  a dictionary) visits them all, recursively and without a limit of its own;
-* the number of opcodes. Lengths inside of opcodes are checked against the bytes that are there.
+* the number of values below a tuple, shared ones counted each time: hashing a tuple visits them
+  all, recursively and without a limit;
+* the number of opcodes. Lengths inside opcodes are checked against the bytes that are there.
 """
 
 from __future__ import annotations
 
+import io
+import mmap
 import pickletools
-from typing import Any, Protocol
+from typing import Any
 
 from y7edge.errors import CheckpointError
 
@@ -29,20 +31,7 @@ _FETCH = ("GET", "BINGET", "LONG_BINGET")
 _MARK = -1  # on the stack of weights
 
 
-class ByteStream(Protocol):
-    """What is read: bytes in memory, or a mapped file."""
-
-    def read(self, size: int = ..., /) -> bytes:
-        """Up to ``size`` bytes."""
-
-    def readline(self) -> bytes:
-        """Up to and with the next line feed."""
-
-    def tell(self) -> int:
-        """The position in bytes."""
-
-    def seek(self, position: int, /) -> Any:
-        """Go to a position in bytes."""
+ByteStream = io.BytesIO | mmap.mmap
 
 
 def screen(stream: ByteStream) -> None:
@@ -50,7 +39,7 @@ def screen(stream: ByteStream) -> None:
 
     Raises:
         CheckpointError: it does something that the published files never do.
-        ValueError: it is cut short, or an opcode is unknown.
+        ValueError: it is truncated, or an opcode is unknown.
     """
     start = stream.tell()
     stack = _Weights()
@@ -70,10 +59,10 @@ def screen(stream: ByteStream) -> None:
 
 
 class _Weights:
-    """The stack and the memo of the pickle machine; for each value, the number of values below it.
+    """The stack and memo of the pickle machine, with the number of values below each value.
 
-    A list or dictionary that grows after it was memorised is counted as it was then; neither can be
-    hashed, so that is no way around the bound on tuples.
+    A list or dictionary counts as it was when memoised; neither can be hashed, so the bound on
+    tuples holds.
     """
 
     def __init__(self) -> None:
@@ -81,7 +70,7 @@ class _Weights:
         self._memo: dict[int, int] = {}
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Do what the opcode does, with numbers of values."""
+        """Apply one opcode to the counts."""
         name = opcode.name
         if name in _STORE:
             self._memo[argument] = self._top()
@@ -99,7 +88,7 @@ class _Weights:
             self._combine(opcode)
 
     def _combine(self, opcode: pickletools.OpcodeInfo) -> None:
-        """Take what the opcode takes, and put one value that holds it all."""
+        """Replace what the opcode takes by one value that contains it all."""
         weight = 1
         taken = opcode.stack_before
         if pickletools.markobject in taken:
@@ -111,7 +100,7 @@ class _Weights:
         if opcode.name in _TUPLES and weight > MAX_TUPLE:
             raise CheckpointError(f"nests or repeats {weight} values inside of a tuple")
         if opcode.stack_after:
-            # Growing containers by themselves doubles the number each time; keep it a small one.
+            # Appending a container to itself doubles the count each time: keep the integer small.
             self._stack.append(min(weight, 2**62))
 
     def _top(self) -> int:

@@ -1,16 +1,13 @@
-"""Published checkpoints are pickles, and a pickle is a program. This reads one without running it.
+"""Unpickle a published checkpoint without importing or calling anything that it names.
 
-A pickle calls whatever it names. Here the names that a YOLOv7 checkpoint uses are answered by inert
-objects of our own, nothing is ever imported, and any other name is refused before it is called:
+The names that a YOLOv7 checkpoint uses resolve to inert objects; any other name is refused:
 
-* modules (``models.*``, ``torch.nn.modules.*``) become :class:`StandIn`, which keep the attributes
-  that the file gives them and do nothing else;
-* tensors become :class:`Tensor`, views of a :class:`Storage` that is not read yet, checked to lie
-  inside of it;
+* modules (``models.*``, ``torch.nn.modules.*``) become :class:`StandIn`, which keep attributes
+  only;
+* tensors become :class:`Tensor`, views inside a :class:`Storage` that is not read yet;
 * numpy scalars and arrays (``best_fitness``) become plain numbers and :class:`PickledArray`.
 
-Before it runs, a pickle is screened opcode by opcode (:mod:`y7edge.models.published.screening`)
-for what the machine itself would do wrong: registered extensions, memo and hash bombs.
+Before it runs, a pickle is screened (:mod:`y7edge.models.published.screening`).
 """
 
 from __future__ import annotations
@@ -33,15 +30,14 @@ MAX_SIDE = 2**40  # of a tensor or storage: bounds the arithmetic that checks th
 
 _STAND_INS = ("models.", "torch.nn.modules.")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-# How a reader knows the modules that pickles call by the name of their implementation.
+# The usual names of modules that pickles name by their implementation.
 _KNOWN_AS = {"posix": "os", "nt": "os", "__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class Sealed:
-    """An object that a pickle can pass on but not alter.
+    """An object that a pickle cannot change.
 
-    Without ``__setstate__`` the BUILD opcode would write attributes of its choice, also
-    ``__defaults__`` of a function and ``__class__`` of an instance.
+    Without ``__setstate__`` the BUILD opcode could write any attribute, even ``__class__``.
     """
 
     __slots__ = ()
@@ -52,17 +48,14 @@ class Sealed:
 
 
 class StandIn:
-    """In place of a module: its attributes, and none of its behaviour.
-
-    Each class of the file gets a subclass; ``qualified_name`` says which.
-    """
+    """Attributes of a module; each class of the file gets a subclass with its name."""
 
     __slots__ = ("attributes",)
     qualified_name: ClassVar[str] = ""
     attributes: dict[str, Any]
 
     def __new__(cls, *_args: object, **_keywords: object) -> StandIn:
-        """Ignore what a constructor would be told."""
+        """Ignore the arguments of the constructor."""
         made = super().__new__(cls)
         made.attributes = {}
         return made
@@ -75,12 +68,12 @@ class StandIn:
 
 
 class PickledDict(dict[Any, Any]):
-    """In place of ``collections.OrderedDict``; it has no attributes that could be set."""
+    """In place of ``collections.OrderedDict``, without attributes."""
 
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        """Ignore the attributes; ``torch`` hangs ``_metadata`` on state dicts."""
+        """Ignore attributes; torch sets ``_metadata`` on state dicts."""
 
 
 class StorageType(Sealed):
@@ -93,7 +86,7 @@ class StorageType(Sealed):
 
 
 class Storage(Sealed):
-    """A flat run of numbers in the file, found by its key; not read yet."""
+    """A flat array in the file, found by its key; not read yet."""
 
     __slots__ = ("dtype", "key", "length")
 
@@ -107,7 +100,7 @@ class Storage(Sealed):
 
 
 class Tensor(Sealed):
-    """A view of a storage: shape, and offset and strides in elements, all inside of the storage."""
+    """A view inside a storage; offset and strides are in elements."""
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
@@ -117,7 +110,7 @@ class Tensor(Sealed):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def read(self, data: bytes) -> NDArray[Any]:
-        """The numbers, out of the storage's bytes; read-only, and it keeps ``data`` alive."""
+        """Return a read-only view of the storage's bytes ``data``."""
         size = self.storage.dtype.itemsize
         return np.ndarray(
             self.shape,
@@ -138,14 +131,11 @@ class PickledDtype(Sealed):
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
-        """Accept only the state that a plain number type has."""
-        if not (
-            isinstance(state, tuple)
-            and len(state) >= 5
-            and state[1] in ("<", "|", "=")
-            and all(part is None for part in state[2:5])
-        ):
-            raise CheckpointError("describes a numpy type that is not a little-endian number")
+        """Accept only the state of a plain number type."""
+        match state:
+            case (_, "<" | "|" | "=", None, None, None, *_) if isinstance(state, tuple):
+                return
+        raise CheckpointError("describes a numpy type that is not a little-endian number")
 
 
 class PickledArray:
@@ -157,7 +147,7 @@ class PickledArray:
         self.values: NDArray[Any] = np.empty(0)
 
     def __setstate__(self, state: object) -> None:
-        """Take (version, shape, dtype, Fortran order, bytes), if they fit together."""
+        """Accept (version, shape, dtype, Fortran order, bytes) that fit together."""
         match state:
             case (int(), tuple() as shape, PickledDtype() as kind, bool(), bytes() as data):
                 sides = _whole_numbers(shape, "an array's shape")
@@ -168,7 +158,7 @@ class PickledArray:
 
 
 class Inert(Sealed):
-    """One of our functions in place of one that the file names."""
+    """Our function in place of one that the file names."""
 
     __slots__ = ("_function",)
 
@@ -178,12 +168,6 @@ class Inert(Sealed):
     def __call__(self, *arguments: object) -> object:
         """Rebuild the value."""
         return self._function(*arguments)
-
-
-class Marker(Sealed):
-    """A class that is only passed as an argument, never called."""
-
-    __slots__ = ()
 
 
 def _rebuild_tensor(
@@ -198,7 +182,7 @@ def _rebuild_tensor(
         raise CheckpointError(f"gives {len(strides)} strides to {len(shape)} dimensions")
     count = math.prod(shape)
     last = sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
-    # A view that repeats elements (stride 0) could stand for any amount of memory.
+    # A view that repeats elements (stride 0) could expand to any amount of memory.
     if count > storage.length or (count and start + last >= storage.length):
         raise CheckpointError(
             f"has a tensor of shape {shape}, strides {strides} at offset {start} "
@@ -208,11 +192,7 @@ def _rebuild_tensor(
 
 
 def _whole_numbers(values: object, what: str) -> tuple[int, ...]:
-    """Sides, strides or offsets that the arithmetic can bear.
-
-    Raises:
-        CheckpointError: too many, negative, huge, or not whole numbers.
-    """
+    """Return ``values``; CheckpointError unless they are a few small integers >= 0."""
     if not (
         isinstance(values, tuple)
         and len(values) <= MAX_DIMENSIONS
@@ -235,7 +215,7 @@ def _set(items: Iterable[Any] = ()) -> set[Any]:
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    # How protocol 2 writes bytes. Any other encoding would go through the registry of codecs.
+    # Protocol 2 writes bytes so. Any other encoding would use the registry of codecs.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise CheckpointError("encodes something else than text as latin1")
     return text.encode("latin-1")
@@ -248,14 +228,11 @@ def _dtype(code: object, *_flags: object) -> PickledDtype:
 
 
 def _scalar(kind: object, data: object) -> int | float | bool:
-    if not (
-        isinstance(kind, PickledDtype)
-        and isinstance(data, bytes)
-        and len(data) == kind.dtype.itemsize
-    ):
-        raise CheckpointError("gives a numpy number something else than its bytes")
-    number: int | float | bool = np.frombuffer(data, dtype=kind.dtype)[0].item()
-    return number
+    match kind, data:
+        case PickledDtype(), bytes() if len(data) == kind.dtype.itemsize:
+            number: int | float | bool = np.frombuffer(data, dtype=kind.dtype)[0].item()
+            return number
+    raise CheckpointError("gives a numpy number something else than its bytes")
 
 
 def _reconstruct(kind: object, *_empty: object) -> PickledArray:
@@ -264,7 +241,7 @@ def _reconstruct(kind: object, *_empty: object) -> PickledArray:
     return PickledArray()
 
 
-_NDARRAY = Marker()
+_NDARRAY = Sealed()  # only passed as an argument
 _KNOWN: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): PickledDict,
     ("__builtin__", "set"): Inert(_set),
@@ -286,7 +263,7 @@ _KNOWN: dict[tuple[str, str], object] = {
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Rebuilds what a YOLOv7 checkpoint holds and refuses everything else by name."""
+    """Rebuild what a YOLOv7 checkpoint contains; refuse all other names."""
 
     def __init__(self, stream: ByteStream) -> None:
         super().__init__(stream)
@@ -294,16 +271,16 @@ class RestrictedUnpickler(pickle.Unpickler):
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Answer a name with our own object; never imports.
+        """Resolve a name to an inert object, without importing.
 
         Raises:
-            CheckpointError: the name is none that a YOLOv7 checkpoint uses.
+            CheckpointError: a YOLOv7 checkpoint does not use the name.
         """
         known = _KNOWN.get((module, name))
         if known is not None:
             return known
         whole = f"{module}.{name}"
-        # A dotted name would reach through a module's own imports: models.common + os.system.
+        # A dotted name could reach a module's own imports: models.common + os.system.
         if module.startswith(_STAND_INS) and "." not in name and _DOTTED.fullmatch(whole):
             return self._stand_in(whole)
         shown = f"{_KNOWN_AS.get(module, module)}.{name}"
@@ -319,10 +296,10 @@ class RestrictedUnpickler(pickle.Unpickler):
         return self._classes[whole]
 
     def persistent_load(self, pid: object) -> Any:
-        """A storage by type, key, device and length; the legacy stream wraps classes, too."""
+        """Return a storage by type, key, device and length; the legacy stream wraps classes too."""
         match pid:
             case ("module", type() as kind, _, _) if issubclass(kind, StandIn):
-                return kind  # the source text that follows is for warnings only
+                return kind  # the source text that follows is only for warnings
             case ("storage", StorageType() as kind, str() as key, str(), int() as length, *rest):
                 if rest not in ([], [None]):
                     raise CheckpointError("has views of storages, as only torch < 0.4 wrote")
@@ -344,11 +321,7 @@ def _printable(name: str) -> str:
 
 
 def load(stream: ByteStream, source: str) -> tuple[Any, dict[str, Storage]]:
-    """The value of the pickle that starts where ``stream`` stands, which is left behind its end.
-
-    Args:
-        stream: bytes in memory or mapped; must be able to seek.
-        source: how messages call it, mostly the file's path.
+    """Load the pickle at the stream's position; ``source`` names it in messages.
 
     Returns:
         The value, and every storage that it refers to by key.
@@ -362,12 +335,12 @@ def load(stream: ByteStream, source: str) -> tuple[Any, dict[str, Storage]]:
         stream.seek(start)
         unpickler = RestrictedUnpickler(stream)
         return unpickler.load(), unpickler.storages
-    except CheckpointError as refusal:  # what it does, without its subject
+    except CheckpointError as refusal:  # a predicate without its subject
         raise CheckpointError(
             f"{source} {refusal}; a YOLOv7 checkpoint never does, so the file was refused and "
             "nothing in it was run: get it from a source you trust"
         ) from refusal
-    except Exception as error:  # a damaged pickle can raise anything at all
+    except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
             f"{source} holds a damaged pickle ({type(error).__name__}: {_printable(str(error))}); "
             "copy or download it again"
