@@ -29,8 +29,15 @@ from y7edge.detect.selftest import load_undamaged, run_probe
 from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.proof import parity
+from y7edge.export.proof.probes import adapted_probes
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import BuildRequest, Target, Unprovable, require_offered
+from y7edge.export.targets.base import (
+    BuildRequest,
+    Target,
+    Unprovable,
+    require_device,
+    require_offered,
+)
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import SessionOptions, require
 
@@ -69,6 +76,7 @@ def build(
     _check(proved, chosen, options or {})
     registry.check_payload(proved)
     require_destination(destination, target, chosen)
+    require_device(chosen, device)
     require(chosen.NEEDS, f"target {target}")
     runtime = cast(str, chosen.RUNTIME)
     limits = parity.tolerance(proved.manifest.precision, registry.get(runtime).DEVIATION)
@@ -76,7 +84,6 @@ def build(
         proved.manifest,
         target=target,
         tools={**proved.manifest.tools, "y7edge": __version__, **chosen.versions()},
-        probes=tuple(replace(p, tolerance=limits.probe) for p in proved.manifest.probes),
         parity={},
     )
     with tempfile.TemporaryDirectory(prefix="y7edge-export-") as folder:
@@ -91,6 +98,8 @@ def build(
             options=options or {},
         )
         built = seal(chosen.build(request), chosen)
+        probes = adapted_probes(proved.manifest, built.manifest, limits.probe)
+        built = replace(built, manifest=replace(built.manifest, probes=probes))
         tell("repeat the probes")
         report = _repeat(built, runtime, device, limits, proved.path.name)
         parity.require_passed(report, f"nothing was written to {destination}: the artifact")
@@ -110,6 +119,8 @@ def _check(proved: Artifact, target: Target, options: Mapping[str, str]) -> None
         )
     if not manifest.probes:
         raise ConfigError(f"{proved.path} has no probes to prove an artifact by: export it again")
+    if target.NAME == _SOURCE:
+        raise ConfigError(f"{proved.path} is an artifact of target {_SOURCE} already")
     if target.NEEDS_CHECKPOINT:
         raise ConfigError(
             f"target {target.NAME} converts checkpoints, not ONNX files: use `y7edge export` where "

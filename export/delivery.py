@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,33 +26,42 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
         ConfigError: the name does not fit the target, the folder cannot be written into, or files
             of others are in the way.
     """
-    suffix = destination.suffix.lower()
-    if suffix != target.SUFFIX:
+    if destination.suffix != target.SUFFIX:
         raise ConfigError(
             f"target {name} writes {target.SUFFIX} files; got {destination}: "
             f"use {destination.with_suffix(target.SUFFIX).name if destination.name else 'a name'}"
         )
-    folder = next(path for path in destination.absolute().parents if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{destination} cannot be written: {folder} is not a writable folder")
     files: tuple[Path, ...] = (destination, sidecar(destination))
     if isinstance(target.RUNTIME, str):
         files = registry.get(target.RUNTIME).files(destination)
-    require_replaceable(destination, files)
+    try:
+        str(destination).encode()  # engines take names as UTF-8
+        for file in files:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(file)  # names too long, or with a zero in them
+        above = destination.absolute().parents
+        folder = next(path for path in above if os.path.lexists(path))
+        fit = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        require_replaceable(destination, files)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{str(destination)[:200]!r} is not a usable name: {error}") from error
+    if not fit:
+        raise ConfigError(f"{destination} cannot be written: {folder} is not a writable folder")
 
 
 def require_replaceable(destination: Path, files: Iterable[Path]) -> None:
     """Refuse to overwrite what does not belong to an artifact at ``destination``.
 
-    The main file itself is replaced like any output file; a folder or a side file only if the
-    manifest of the artifact there says that it is ours.
+    An empty file is in nobody's way.
 
     Raises:
         ConfigError: a file or folder is in the way.
     """
     for file in files:
-        exposed = file.is_dir() if file == destination else file.exists()
-        if exposed and not _owns(destination, file):
+        empty = file.is_file() and not file.stat().st_size
+        if os.path.lexists(file) and not empty and not _owns(destination, file):
             raise ConfigError(
                 f"{file} exists and does not belong to an artifact {destination.name}: "
                 "remove it, or choose another name"
@@ -94,32 +104,43 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
 
     Raises:
         ConfigError: files of others are in the way.
-        ExportError: something could not be written, or did not arrive as it was.
+        ExportError: something could not be written, or cannot be read back as it was; what stood
+            at the destination before still stands there.
     """
-    files = artifact.files
     try:
         if isinstance(target.RUNTIME, Unprovable):
             write_sidecar(artifact)
-            files = (*files, sidecar(artifact.path))
+            files = (*artifact.files, sidecar(artifact.path))
         else:
             registry.get(target.RUNTIME).write_manifest(artifact)
+            files = registry.get(target.RUNTIME).files(artifact.path)
         moves = [(file, destination.parent / file.name) for file in files]
         require_replaceable(destination, [there for _, there in moves])
+        _require_readable(artifact, target, artifact.path)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        replace_files([*moves[1:], moves[0]])  # the main file last: it is what makes it an artifact
+        # The main file last: it is what makes it an artifact.
+        replace_files(
+            [*moves[1:], moves[0]], lambda: _require_readable(artifact, target, destination)
+        )
     except OSError as error:
         raise ExportError(f"cannot write {destination}: {error.strerror or error}") from error
-    return _read_back(artifact, target, destination)
+    return _read(artifact, target, destination)
 
 
-def _read_back(artifact: Artifact, target: Target, destination: Path) -> Artifact:
+def _read(artifact: Artifact, target: Target, path: Path) -> Artifact:
+    """The artifact as its files at ``path`` say."""
     if isinstance(target.RUNTIME, Unprovable):
-        side = tuple(destination.parent / file.name for file in artifact.side_files)
-        found = Artifact(destination, read_sidecar(destination), side)
-        digest = digest_files(found.files)
-    else:
-        found = registry.load(destination, target.RUNTIME)
-        digest = registry.get(target.RUNTIME).payload_digest(found.files)
-    if found.manifest != artifact.manifest or digest != artifact.manifest.payload_digest:
-        raise ExportError(f"{destination} did not arrive as it was written: check the disk")
-    return found
+        side = tuple(path.parent / file.name for file in artifact.side_files)
+        return Artifact(path, read_sidecar(path), side)
+    return registry.load(path, target.RUNTIME)
+
+
+def _require_readable(artifact: Artifact, target: Target, path: Path) -> None:
+    """Raise ExportError unless ``artifact`` can be read at ``path`` as it is."""
+    try:
+        found = _read(artifact, target, path)
+        same = found.manifest == artifact.manifest == seal(found, target).manifest
+    except ArtifactError as error:
+        raise ExportError(f"{path} cannot be read back: {error}") from error
+    if not same:
+        raise ExportError(f"{path} is not what was written: check the disk, and export again")

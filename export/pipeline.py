@@ -37,9 +37,15 @@ from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.probes import make_probes
 from y7edge.export.proof.reference import Reference
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import BuildRequest, Target, Unprovable, require_offered
+from y7edge.export.targets.base import (
+    BuildRequest,
+    Target,
+    Unprovable,
+    require_device,
+    require_offered,
+)
 from y7edge.models import shapes
-from y7edge.models.checkpoint import Checkpoint
+from y7edge.models.checkpoint import MAX_SIDE, Checkpoint
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import installed_versions, require
 
@@ -123,6 +129,7 @@ def export(
     )
     _check(choice)
     require_destination(destination, target, choice.target)
+    require_device(choice.target, device)
     require(_GRAPH_NEEDS, f"target {target}")
     require(choice.target.NEEDS, f"target {target}")
     with tempfile.TemporaryDirectory(prefix="y7edge-export-") as folder:
@@ -230,17 +237,16 @@ def _check(choice: _Choice) -> None:
 
 def _input_size(checkpoint: Checkpoint, imgsz: Size | None) -> dict[str, int]:
     """Height and width: what was asked for, else what the checkpoint was trained with."""
-    trained: Any = checkpoint.meta.get("imgsz", checkpoint.spec.imgsz)
-    size = trained if imgsz is None else imgsz
+    size = checkpoint.imgsz if imgsz is None else imgsz
     pair = size if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
         raise ConfigError(f"imgsz is {size}, expected one number or (height, width)")
     height, width = pair
     stride = checkpoint.spec.max_stride
-    if min(height, width) < stride or height % stride or width % stride:
+    if min(pair) < stride or height % stride or width % stride or max(pair) > MAX_SIDE:
         raise ConfigError(
             f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
-            f"{checkpoint.spec.name}"
+            f"{checkpoint.spec.name}, up to {MAX_SIDE}"
         )
     return {"height": height, "width": width}
 

@@ -31,6 +31,8 @@ from y7edge.errors import (
     Y7EdgeError,
 )
 
+MAX_THREADS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -81,8 +83,9 @@ class SessionOptions:
     check_payload: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads is {self.threads}, expected 1 or more")
+        count = self.threads
+        if count is not None and not (type(count) is int and 1 <= count <= MAX_THREADS):
+            raise ConfigError(f"threads is {count!r}, expected 1 to {MAX_THREADS}")
 
 
 class Session(ABC):
@@ -146,10 +149,13 @@ class Session(ABC):
             ) from error
 
     def close(self) -> None:
-        """Free the engine's memory; closing twice is allowed."""
-        if not self._closed:
-            self._closed = True
+        """Free the engine's memory; closing twice is allowed.
+
+        In a forked child nothing is freed: engines wait there for threads that do not exist.
+        """
+        if not self._closed and self._process == os.getpid():
             self._close()
+        self._closed = True
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -224,7 +230,7 @@ def parse_device(text: str, devices: Sequence[str]) -> tuple[str, int | None]:
     Raises:
         ConfigError: ``text`` is none of them.
     """
-    kind, colon, index = text.partition(":")
+    kind, colon, index = text.partition(":") if isinstance(text, str) else ("", "", "")
     known = {"auto", *devices}
     if not colon and kind in known:
         return kind, None

@@ -162,10 +162,14 @@ def _compile(
         "PERFORMANCE_HINT": "LATENCY",
     }
     if options.threads is not None and kind == "cpu":
+        if "INFERENCE_NUM_THREADS" in own:
+            raise ConfigError("give threads or INFERENCE_NUM_THREADS, not both")
         settings["INFERENCE_NUM_THREADS"] = options.threads
     name = kind.upper() if index is None else f"{kind.upper()}.{index}"
     try:
         core = ov.Core()
+        # Mapped weights would change with the file, and a shorter file would kill the process.
+        core.set_property({"ENABLE_MMAP": False})
         available = core.available_devices
         if not any(device.split(".")[0] == kind.upper() for device in available):
             raise DeviceError(
@@ -244,8 +248,10 @@ class _Document:
         self._parser.StartDoctypeDeclHandler = self._doctype
         try:
             self._parser.Parse(self._data, True)
-        except expat.ExpatError as error:
-            raise self._malformed(str(error)) from error
+        except ArtifactError:
+            raise
+        except (expat.ExpatError, LookupError, ValueError) as error:  # also unknown encodings
+            raise self._malformed(one_line(error)) from error
         if self._insert is None:
             raise self._malformed("it has no element net/rt_info")
 
@@ -291,4 +297,6 @@ class _Document:
                 raise self._malformed("its element rt_info/y7edge is not as y7edge writes it")
         elif self._stack == _PLACE[:2]:
             self._insert = self._parser.CurrentByteIndex
+            if not self._data.startswith(b"</", self._insert):
+                raise self._malformed("its element rt_info is empty")
         self._stack.pop()

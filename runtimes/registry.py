@@ -67,8 +67,7 @@ def find(path: Path | str, backend: str = "auto") -> Runtime:
         ConfigError: ``backend`` does not exist or does not read this kind of file.
     """
     path = Path(path)
-    if not path.exists():
-        raise ArtifactMissing(f"there is no file {path}: export one with `y7edge export`")
+    require_files((path,))
     suffix = path.suffix.lower()
     if backend != "auto":
         runtime = get(backend)
@@ -79,7 +78,7 @@ def find(path: Path | str, backend: str = "auto") -> Runtime:
     candidates = [runtime for runtime in loadable() if suffix in runtime.FORMATS]
     if not candidates:
         formats = ", ".join(sorted({form for runtime in loadable() for form in runtime.FORMATS}))
-        raise ArtifactError(f"no runtime reads {path.name}; files that can be opened: {formats}")
+        raise ArtifactError(f"no runtime reads {path}; files that can be opened: {formats}")
     if len(candidates) == 1:
         return candidates[0]
     return min(candidates, key=lambda runtime: _rank(runtime, path))

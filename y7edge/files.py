@@ -6,8 +6,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,7 +36,7 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     destination.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept because writers (onnx, cv2) choose their format by it.
     handle, name = tempfile.mkstemp(
-        dir=destination.parent, prefix=f".{destination.stem}-", suffix=destination.suffix
+        dir=destination.parent, prefix=f".{destination.stem[:32]}-", suffix=destination.suffix
     )
     os.close(handle)
     temporary = Path(name)
@@ -82,15 +82,19 @@ def sha256_file(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def replace_files(pairs: Sequence[tuple[Path, Path]]) -> None:
+def replace_files(
+    pairs: Sequence[tuple[Path, Path]], check: Callable[[], None] = lambda: None
+) -> None:
     """Copy several files or folders to their destinations: all of them, or none.
 
     Everything is copied beside its destination first; then each copy is renamed into place, in the
-    order given. If that fails, what stood there before is put back. A kill between two renames
-    leaves some of them done, so the file that readers begin with goes last.
+    order given. If that or ``check`` fails, what stood there before is put back. A kill between two
+    renames leaves some of them done, so the file that readers begin with goes last. Of two calls
+    for one folder the second waits.
 
     Args:
         pairs: (source, destination); a folder replaces a folder, a file a file.
+        check: called when everything is in place; it raises if something is wrong.
 
     Raises:
         OSError: a copy or a rename failed; the destinations are as they were.
@@ -99,18 +103,21 @@ def replace_files(pairs: Sequence[tuple[Path, Path]]) -> None:
         copies = []
         for source, destination in pairs:
             folder = stack.enter_context(
-                TemporaryDirectory(dir=destination.parent, prefix=f".{destination.stem}-")
+                TemporaryDirectory(dir=destination.parent, prefix=f".{destination.stem[:32]}-")
             )
             copies.append((_copy(source, Path(folder) / "new"), Path(folder) / "old", destination))
-        done: list[tuple[Path, Path]] = []
+        for parent in sorted({destination.parent for _, destination in pairs}):
+            stack.enter_context(_locked(parent))
+        done: list[tuple[Path, Path, bool]] = []
         try:
             for new, old, destination in copies:
+                done.append((old, destination, os.path.lexists(destination)))
                 _set_aside(destination, old)
-                done.append((old, destination))
                 new.replace(destination)
+            check()
         except BaseException:
-            for old, destination in reversed(done):
-                _restore(old, destination)
+            for old, destination, existed in reversed(done):
+                _restore(old, destination, existed)
             raise
     for parent in {destination.parent for _, destination in pairs}:
         _sync_folder(parent)
@@ -141,11 +148,29 @@ def _set_aside(destination: Path, old: Path) -> None:
             shutil.copyfile(destination, old)
 
 
-def _restore(old: Path, destination: Path) -> None:
+def _restore(old: Path, destination: Path, existed: bool) -> None:
     """Put back what was set aside, or remove what now stands where nothing was."""
+    if existed and not old.exists():
+        return  # it was not set aside yet, so it still stands there
     if destination.is_dir() and not destination.is_symlink():
         shutil.rmtree(destination)
-    if old.exists():
+    if existed:
         old.replace(destination)
     else:
         destination.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder among processes, where the system has such locks."""
+    descriptor = None
+    try:
+        with suppress(ImportError, AttributeError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)

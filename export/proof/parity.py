@@ -29,7 +29,7 @@ from y7edge.artifact.reports import (
     Tolerance,
 )
 from y7edge.detect.selftest import as_input, dequantised, run_probe
-from y7edge.errors import ParityError
+from y7edge.errors import ConfigError, ParityError
 from y7edge.export.proof.agreement import (
     BEST,
     Candidate,
@@ -57,6 +57,8 @@ Progress = Callable[[str], None]
 
 def tolerance(precision: str, deviation: float) -> Tolerance:
     """The limits for an artifact of this precision; ``deviation`` is the runtime's constant."""
+    if precision != "fp32" and precision not in _LARGEST:
+        raise ConfigError(f"precision {precision} has no limits that a proof could hold it to")
     if precision == "fp32":
         return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
     # Half of the range is left to images brighter than those of the proof.
@@ -240,6 +242,8 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
     for probe in measured.probes:
         if not probe.passed:
             problems.append(f"{probe.key} deviates by {probe.deviation}")
+        if probe.tolerance > limits.probe:
+            problems.append(f"{probe.key} allows {probe.tolerance}, at most {limits.probe:g}")
     if not _at_most(peak.peak, limits.peak):
         problems.append(
             f"an activation of {peak.at} reaches {peak.peak:.3g}, more than half of what "

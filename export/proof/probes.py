@@ -7,7 +7,9 @@ change of scale moves most, and evenly over the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,6 +51,44 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
     return tuple(probes)
 
 
+def adapted_probes(before: Manifest, after: Manifest, tolerance: float) -> tuple[Probe, ...]:
+    """The probes of ``before`` for the outputs of ``after``: their names, layouts, activations."""
+    pairs = {
+        old.name: (old, new)
+        for old in before.outputs
+        for new in after.outputs
+        if (old.role, old.level) == (new.role, new.level)
+    }
+    return tuple(
+        replace(
+            probe,
+            tolerance=tolerance,
+            samples=tuple(_adapted(s, probe.batch, *pairs[s.output]) for s in probe.samples),
+        )
+        for probe in before.probes
+    )
+
+
+def _adapted(samples: Samples, batch: int, old: OutputInfo, new: OutputInfo) -> Samples:
+    """Samples of a tensor as those of the same tensor in another layout or activation."""
+    if (old.layout, old.activation) == (new.layout, new.activation):
+        return replace(samples, output=new.name)
+    place = np.arange(batch * math.prod(map(int, old.shape[1:]))).reshape(batch, *old.shape[1:])
+    if old.layout != new.layout:
+        place = place.transpose((0, 2, 3, 1) if new.layout == "NHWC" else (0, 3, 1, 2))
+    found = np.empty(place.size, np.int64)
+    found[place.reshape(-1)] = np.arange(place.size)
+    values, scale = np.array(samples.values), samples.scale
+    if old.activation != new.activation:
+        values, scale = sigmoid(values), 1.0
+    return Samples(
+        output=new.name,
+        scale=scale,
+        indices=tuple(int(i) for i in found[list(samples.indices)]),
+        values=tuple(_rounded(float(v)) for v in values),
+    )
+
+
 def proved_batches(manifest: Manifest) -> tuple[int, ...]:
     """Batch sizes that a proof runs: the fixed one, or 1 and 3."""
     batch = manifest.input.batch
@@ -65,15 +105,16 @@ def outputs_of(answer: Answer, manifest: Manifest) -> dict[str, Floats]:
         for i in range(len(answer.heads[0]))
     ]
     return {
-        "boxes": np.stack([image.boxes for image in images]),
-        "scores": np.stack([image.scores for image in images]),
+        output.name: np.stack([getattr(image, output.role) for image in images])
+        for output in manifest.outputs
     }
 
 
 def decode_outputs(outputs: Mapping[str, Floats], manifest: Manifest) -> Decoded:
     """Decode an artifact's outputs for one image, real values."""
     if manifest.outputs[0].role != "head":
-        return Decoded(outputs["boxes"][0], outputs["scores"][0])
+        boxes, scores = (outputs[output.name][0] for output in manifest.outputs)
+        return Decoded(boxes, scores)
     heads = [outputs[output.name] for output in manifest.outputs]
     if manifest.outputs[0].layout == "NHWC":
         heads = [head.transpose(0, 3, 1, 2) for head in heads]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Letterbox
+from y7edge.artifact.manifest import Letterbox, Thresholds
 from y7edge.artifact.reports import Origin, ParityReport
 from y7edge.detect.selftest import load_undamaged
 from y7edge.errors import ParityError
@@ -66,7 +66,7 @@ def verify(
                 "checkpoint that it was exported from",
                 ParityReport("failed", ("source digest",), origin=origin),
             )
-    _require_same_model(artifact, against, manifest.names if ignore_digests else against.names)
+    _require_same_model(artifact, against, strict=not ignore_digests)
     prepared = gather(images, against.meta, manifest.input)
     report = parity.prove(
         artifact,
@@ -82,13 +82,15 @@ def verify(
     return report
 
 
-def _require_same_model(artifact: Artifact, against: Checkpoint, names: tuple[str, ...]) -> None:
+def _require_same_model(artifact: Artifact, against: Checkpoint, strict: bool) -> None:
     """Without equal levels and classes there is nothing to compare number by number.
 
     And heads may agree to the last bit while boxes or names that are made of them are wrong.
     """
     manifest, spec, image = artifact.manifest, against.spec, artifact.manifest.input
     anchors = [level.anchors for level in manifest.levels]
+    thresholds = Thresholds.of_checkpoint(against.meta) if strict else manifest.thresholds
+    names = against.names if strict else manifest.names
     # Name, size, layout and dtype are the export's to choose.
     pixels = (image.color, image.scale, image.letterbox)
     for what, found, expected in (
@@ -96,6 +98,7 @@ def _require_same_model(artifact: Artifact, against: Checkpoint, names: tuple[st
         ("strides", manifest.strides, tuple(spec.strides)),
         ("class names", manifest.names, names),
         ("anchors", anchors, list(spec.anchors)),
+        ("thresholds", manifest.thresholds, thresholds),
         ("input", pixels, ("rgb", 1 / 255, Letterbox())),
     ):
         if found != expected:

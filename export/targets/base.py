@@ -19,6 +19,8 @@ from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ConfigError
 from y7edge.models.checkpoint import Checkpoint
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import parse_device
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,9 @@ def require_offered(
                 f"target {target.NAME} has no {what} {asked!r}; choose from "
                 f"{', '.join(known) or 'none: it has no options'}"
             )
+
+
+def require_device(target: Target, device: str) -> None:
+    """Raise ConfigError unless the target's runtime understands this device name."""
+    if isinstance(target.RUNTIME, str):
+        parse_device(device, registry.get(target.RUNTIME).DEVICES)

@@ -9,17 +9,20 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from tests import tampering
 from tests.blocking import BLOCKER
 from y7edge import Detector
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import in_layout
 from y7edge.artifact.reports import ParityReport
 from y7edge.cli import main
 from y7edge.detect.selftest import selftest
 from y7edge.errors import ConfigError, DigestError, ParityError
-from y7edge.export import build, verify
+from y7edge.export import build, export, verify
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import Unprovable
 from y7edge.runtimes import onnxrt, registry
@@ -97,6 +100,62 @@ def rotten(monkeypatch):
     return target
 
 
+def turned(path, activated):
+    """The graph with its heads in NHWC, under other names, perhaps behind a sigmoid."""
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    for level, head in enumerate(model.graph.output):
+        source, name = head.name, f"output{level}"
+        if activated:
+            model.graph.node.append(helper.make_node("Sigmoid", [source], [f"{source}/s"]))
+            source = f"{source}/s"
+        model.graph.node.append(helper.make_node("Transpose", [source], [name], perm=[0, 2, 3, 1]))
+        batch, channels, rows, columns = (d.dim_value for d in head.type.tensor_type.shape.dim)
+        head.CopyFrom(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, rows, columns, channels])
+        )
+    return model
+
+
+@pytest.mark.parametrize("activated", [False, True])
+def test_targets_may_change_names_layouts_and_activations(
+    rotten, artifact_path, tmp_path, activated
+):
+    def converted(request):
+        request.path.write_bytes(turned(request.model, activated).SerializeToString())
+        outputs = tuple(
+            replace(
+                output,
+                name=f"output{output.level}",
+                layout="NHWC",
+                shape=in_layout(output.shape, "NHWC"),
+                activation="sigmoid" if activated else "logit",
+            )
+            for output in request.manifest.outputs
+        )
+        return Artifact(request.path, replace(request.manifest, outputs=outputs))
+
+    rotten.build = converted
+    made = build(artifact_path, tmp_path / "m.onnx", target="rotten")
+    assert selftest(made.path).status == "passed"
+    frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    expected, found = (Detector(p, conf=0.05)(frame) for p in (artifact_path, made.path))
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_metadata_does_not_travel_along(name, artifact_path, narrow_tiny, tmp_path):
+    """What is built from an artifact is what is built from its graph alone."""
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    image = registry.load(artifact_path).manifest.input
+    size = (image.height, image.width)
+    made = build(artifact_path, tmp_path / f"a{target.SUFFIX}", target=name)
+    same = export(narrow_tiny, tmp_path / f"b{target.SUFFIX}", target=name, imgsz=size)
+    assert made.manifest.payload_digest == same.manifest.payload_digest
+
+
 def test_what_computes_something_else_is_not_written(rotten, artifact_path, tmp_path):
     with pytest.raises(ParityError, match=r"nothing was written.*probe0-batch1 deviates") as caught:
         build(artifact_path, tmp_path / "m.onnx", target="rotten")
@@ -124,6 +183,11 @@ def test_requests_that_cannot_be_are_named(rotten, artifact_path, tmp_path):
     bare = tampering.rewrite(artifact_path, tmp_path / "bare.onnx", probes=())
     rejected("has no probes", source=bare)
     assert not out.exists()
+
+
+def test_an_artifact_is_not_built_from_itself(artifact_path, tmp_path):
+    with pytest.raises(ConfigError, match="is an artifact of target onnx already"):
+        build(artifact_path, tmp_path / "m.onnx", target="onnx")
 
 
 def test_a_changed_source_is_refused(rotten, artifact_path, tmp_path):

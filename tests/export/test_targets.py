@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 
+from tests.runtimes.conftest import PROVABLE
 from y7edge import Detector, plugins
 from y7edge.artifact.artifact import Artifact, digest_files, sidecar
 from y7edge.cli import main
@@ -89,14 +91,20 @@ def test_the_same_request_gives_the_same_bytes(name, narrow_tiny, artifact_path,
         assert set(made.files) == set((folder / "out").iterdir())
         built.append(delivery.seal(made, target))
     first, second = built
-    assert [f.read_bytes() for f in first.files] == [f.read_bytes() for f in second.files]
+    assert digest_files(first.files) == digest_files(second.files)
     assert first.manifest == second.manifest
     assert first.manifest.payload_digest != draft.payload_digest
 
 
-@pytest.mark.parametrize("name", targets.names())
-@pytest.mark.parametrize("outputs", ["heads", "decoded"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+KINDS = [
+    (name, outputs, precision)
+    for name in PROVABLE
+    for outputs in targets.get(name).OUTPUTS
+    for precision in targets.get(name).PRECISIONS
+]
+
+
+@pytest.mark.parametrize(("name", "outputs", "precision"), KINDS)
 def test_every_kind_is_proved_and_found_again(name, outputs, precision, narrow_tiny, tmp_path):
     target = targets.get(name)
     if absent := missing(target.NEEDS):
@@ -181,6 +189,33 @@ def test_side_files_and_folders_of_others_are_not_replaced(announce, narrow_tiny
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.notes", "n.paper.json"]
 
 
+@pytest.mark.parametrize("content", [b"<project>of Maven</project>", b"not empty"])
+def test_a_main_file_of_others_is_not_replaced(narrow_tiny, artifact_path, tmp_path, content):
+    out = tmp_path / "m.onnx"
+    out.write_bytes(content)
+    with pytest.raises(ConfigError, match="exists and does not belong to an artifact"):
+        export(narrow_tiny, out, imgsz=SIZE)
+    assert out.read_bytes() == content
+    out.write_bytes(b"")
+    export(narrow_tiny, out, imgsz=SIZE)
+    damaged = bytearray(out.read_bytes())
+    damaged[-30] ^= 1  # in the manifest: ours, and changed since
+    out.write_bytes(damaged)
+    assert registry.load(export(narrow_tiny, out, imgsz=SIZE).path)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 260 + ".onnx", "x\0y.onnx", "\udcff.onnx", "broken/m.onnx"], ids=ascii
+)
+def test_names_that_cannot_be_used_are_named_at_once(narrow_tiny, tmp_path, name):
+    (tmp_path / "broken").symlink_to("nowhere")
+    told = []
+    with pytest.raises(ConfigError, match=r"usable name|not a writable folder") as caught:
+        export(narrow_tiny, tmp_path / name, imgsz=SIZE, progress=told.append)
+    assert told == []
+    assert "\n" not in str(caught.value)
+
+
 def test_names_that_are_ours_are_not_replaced_and_broken_packages_not_in_the_way(
     monkeypatch, narrow_tiny, artifact_path
 ):
@@ -237,32 +272,94 @@ def test_the_main_file_goes_last(announce, narrow_tiny, tmp_path, monkeypatch):
     announce("y7edge.targets", "paper", Paper())
     moved, real = [], delivery.replace_files
 
-    def noted(pairs):
+    def noted(pairs, check):
         moved.extend(destination.name for _, destination in pairs)
-        real(pairs)
+        real(pairs, check)
 
     monkeypatch.setattr(delivery, "replace_files", noted)
     export(narrow_tiny, tmp_path / "m.paper", target="paper", imgsz=SIZE, unverified="x")
     assert moved == ["m.notes", "m.paper.json", "m.paper"]
 
 
-@pytest.mark.parametrize("name", targets.names())
-def test_what_did_not_arrive_is_noticed(name, narrow_tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", PROVABLE)
+def test_what_did_not_arrive_is_noticed_and_the_older_artifact_kept(
+    name, narrow_tiny, tmp_path, monkeypatch
+):
     target = targets.get(name)
     if absent := missing(target.NEEDS):
         pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
-    real = delivery.replace_files
+    out, real = tmp_path / f"m{target.SUFFIX}", delivery.replace_files
+    older = export(narrow_tiny, out, target=name, imgsz=SIZE, outputs=target.OUTPUTS[-1])
 
-    def losing(pairs):
-        real(pairs)
-        last = pairs[0][1]
-        raw = bytearray(last.read_bytes())
-        raw[len(raw) // 2] ^= 1
-        last.write_bytes(raw)
+    def losing(pairs, check):
+        def spoil():
+            largest = max((place for _, place in pairs), key=lambda path: path.stat().st_size)
+            raw = bytearray(largest.read_bytes())
+            raw[len(raw) // 2] ^= 1
+            largest.write_bytes(raw)
+            check()
+
+        real(pairs, spoil)
 
     monkeypatch.setattr(delivery, "replace_files", losing)
-    with pytest.raises(ExportError, match="did not arrive as it was written"):
-        export(narrow_tiny, tmp_path / f"m{target.SUFFIX}", target=name, imgsz=SIZE)
+    with pytest.raises(ExportError, match=r"is not what was written|cannot be read back"):
+        export(narrow_tiny, out, target=name, imgsz=SIZE)
+    assert registry.load(out) == older
+    assert registry.check_payload(older)
+
+
+@pytest.mark.parametrize("name", PROVABLE)
+def test_what_could_not_be_read_back_is_not_written(name, narrow_tiny, tmp_path, monkeypatch):
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    runtime, out = registry.get(target.RUNTIME), tmp_path / f"m{target.SUFFIX}"
+    older = export(narrow_tiny, out, target=name, imgsz=SIZE)
+
+    def unreadable(path):
+        raise ArtifactError("cannot be parsed")
+
+    monkeypatch.setattr(runtime, "read_manifest", unreadable)
+    monkeypatch.setattr(delivery, "require_replaceable", lambda *_: None)
+    with pytest.raises(ExportError, match="cannot be read back"):
+        export(narrow_tiny, out, target=name, imgsz=SIZE)
+    monkeypatch.undo()
+    assert registry.load(out) == older
+
+
+def _deliver(path, out, queue):
+    try:
+        proved = registry.load(path)
+        delivery.deliver(proved, targets.get(proved.manifest.target), out)
+        queue.put("")
+    except BaseException as error:
+        queue.put(repr(error))
+
+
+@pytest.mark.parametrize("name", PROVABLE)
+def test_two_at_once_leave_one_whole_artifact(name, narrow_tiny, tmp_path):
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    made = [
+        export(narrow_tiny, tmp_path / str(i) / f"m{target.SUFFIX}", target=name, imgsz=size)
+        for i, size in enumerate((SIZE, (96, 64)))
+    ]
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / f"m{target.SUFFIX}"
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    for _ in range(5):
+        workers = [
+            context.Process(target=_deliver, args=(artifact.path, out, queue)) for artifact in made
+        ]
+        for worker in workers:
+            worker.start()
+        assert [queue.get(timeout=60) for _ in workers] == ["", ""]
+        for worker in workers:
+            worker.join(60)
+        assert registry.check_payload(registry.load(out))
+        assert len(list(out.parent.iterdir())) == len(made[0].files)
 
 
 def test_a_runtime_of_another_package_opens_its_own_suffix(announce, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +34,29 @@ class Made:
         main = folder / f"{name}{self.artifact.path.suffix}"
         copied = self.runtime.files(main)
         for source, destination in zip(self.artifact.files, copied, strict=True):
-            shutil.copyfile(source, destination)
+            if source.is_dir():
+                shutil.copytree(source, destination)
+            else:
+                shutil.copyfile(source, destination)
         return replace(self.artifact, path=main, side_files=copied[1:])
+
+    @property
+    def manifest_file(self) -> int:
+        """Which of the files holds the manifest: the one that a changed manifest changes."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy = self.copy(Path(folder))
+            before = [file.read_bytes() for file in copy.files]
+            changed = replace(copy.manifest, licence="changed")
+            self.runtime.write_manifest(replace(copy, manifest=changed))
+            after = [file.read_bytes() for file in copy.files]
+        (index,) = [i for i in range(len(before)) if before[i] != after[i]]
+        return index
+
+    @property
+    def weights_file(self) -> int:
+        """Which of the files holds the weights: the largest one."""
+        sizes = [file.stat().st_size for file in self.artifact.files]
+        return sizes.index(max(sizes))
 
 
 @pytest.fixture(scope="session")

@@ -45,9 +45,21 @@ class Artifact:
 
 
 def require_files(files: Sequence[Path]) -> None:
-    """Raise ArtifactMissing, naming the first of ``files`` that does not exist."""
+    """Check that all files of an artifact can be read.
+
+    Raises:
+        ArtifactMissing: one of them does not exist.
+        ArtifactError: one of them is neither a regular file nor a folder: reading a pipe or a
+            device may never end.
+    """
     for file in files:
-        if not file.exists():
+        try:
+            there = file.exists()
+        except (OSError, ValueError) as error:  # a name too long, or with a zero in it
+            raise ArtifactError(f"{str(file)[:200]!r} is not a usable path: {error}") from error
+        if there and not (file.is_file() or file.is_dir()):
+            raise ArtifactError(f"{file} is not a regular file, but a pipe, socket or device")
+        if not there:
             whole = " and ".join(f.name for f in files)
             hint = f"{files[0].name} is not whole without it, copy {whole} together"
             if file == files[0]:

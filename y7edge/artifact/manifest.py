@@ -34,6 +34,10 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 _DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32")
 _HEX = re.compile(r"[0-9a-f]{64}")
+_KEY = re.compile(r"[\w.-]{1,64}")
+# Control characters, line separators, and what no UTF-8 text or XML file can hold.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+_MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,7 @@ class Probe:
         _check(0 < self.batch <= 1024, f"a probe has batch {self.batch}")
         _check(0 < self.tolerance < 1, f"a probe has tolerance {self.tolerance}")
         _check(len(self.samples) > 0, "a probe has no samples")
+        _check(bool(_KEY.fullmatch(self.key)), f"a probe has the key {self.key[:64]!r}")
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,7 @@ class Manifest:
             all(len(name) <= 256 for name in self.names),
             "a class name has more than 256 characters",
         )
+        _check_texts([self.model, self.target, self.licence, *self.names])
         _check(len(self.probes) <= 64, f"there are {len(self.probes)} probes, expected at most 64")
         _check(bool(_HEX.fullmatch(self.payload_digest)), "payload_digest is not a SHA-256")
         self._check_levels()
@@ -295,14 +301,19 @@ class Manifest:
         if digest != _digest(data):
             raise DigestError(_CHANGED.format(origin))
         schema = data.get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
+        if type(schema) is not int:
+            raise ArtifactError(f"the manifest of {origin} has no schema number")
+        if schema > SCHEMA:
             raise ArtifactError(
                 f"{origin} was made by a newer y7edge (manifest schema {schema}, this one reads up "
                 f"to {SCHEMA}): update y7edge, or export again with this version"
             )
         where = f"the manifest of {origin} cannot be used"
         try:
+            _check_texts(data)
             current = _from_schema_1(data) if schema == 1 else data
+        except ArtifactError as error:
+            raise ArtifactError(f"{where}: {error}") from error
         except (AttributeError, KeyError, TypeError) as error:
             raise ArtifactError(f"{where}: expected schema 1, found no {error}") from error
         return decode(Manifest, current, origin=where, error=ArtifactError)
@@ -355,6 +366,23 @@ def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
 def _check(condition: bool, problem: str) -> None:
     if not condition:
         raise ArtifactError(problem)
+
+
+def printable(text: str) -> str:
+    """``text`` with everything escaped that no line of a report may hold."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _check_texts(value: Any, depth: int = 0) -> None:
+    """Refuse control characters in any text, and nesting without end."""
+    _check(depth <= _MAX_DEPTH, f"its entries are nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, str) and _UNPRINTABLE.search(value):
+        raise ArtifactError(f"{printable(value[:64])!r} holds a character that cannot be printed")
+    if isinstance(value, dict):
+        _check_texts([*value, *value.values()], depth)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_texts(item, depth + 1)
 
 
 def _is_dim(value: Dim) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from y7edge.artifact.manifest import printable
 from y7edge.artifact.schema import decode
 from y7edge.errors import ArtifactError
 
@@ -175,6 +176,8 @@ class SelftestReport:
 
 def _plain(value: Any) -> Any:
     """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

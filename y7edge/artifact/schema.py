@@ -58,7 +58,7 @@ def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeErro
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known ones, or all of them."""
-    text, known = str(name).lower(), list(known)
+    text, known = str(name)[:64].lower(), list(known)
     score = {k: difflib.SequenceMatcher(None, k, text).ratio() for k in known}
     best = max(score.values())
     if best < 0.5:
@@ -74,7 +74,7 @@ def _dataclass(kind: Any, values: object, place: str) -> Any:
     hints, fields = _hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
         if name not in fields:
-            raise _MisfitError(place, f"there is no {name!r}{nearest(name, fields)}")
+            raise _MisfitError(place, f"there is no {str(name)[:64]!r}{nearest(name, fields)}")
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in values:

@@ -396,6 +396,10 @@ def _open(
         artifact = registry.load(path, backend)
         _require_size(artifact, imgsz)
         return registry.open_session(artifact, options, backend), artifact.manifest
+    if backend != "auto" or options.provider_options:
+        raise ConfigError(
+            f"{source} is run by torch: backend and provider_options are for artifacts"
+        )
     # Not an import statement: this module must not depend on torch.
     try:
         eager = import_module("y7edge.nn.eager")
@@ -420,5 +424,7 @@ def _require_size(artifact: Artifact, imgsz: int | tuple[int, int] | None) -> No
 
 def _pair(imgsz: int | tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) of a size that may be the side of a square."""
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    return height, width
+    pair = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    if not isinstance(pair, tuple | list) or [type(side) for side in pair] != [int, int]:
+        raise ConfigError(f"imgsz is {imgsz!r}, expected one number or (height, width)")
+    return pair[0], pair[1]

@@ -141,6 +141,8 @@ def compare_samples(
     """Return the largest deviation from the samples by output, as a fraction of its scale."""
     by_name = {spec.name: spec for spec in specs}
     deviations: dict[str, float | None] = {}
+    if {sample.output for sample in probe.samples} != set(by_name):
+        raise ArtifactError(f"probe {probe.key} has not one set of samples for each output")
     for sample in probe.samples:
         if sample.output not in by_name or max(sample.indices) >= outputs[sample.output].size:
             raise ArtifactError(f"probe {probe.key} asks for output {sample.output}, which differs")

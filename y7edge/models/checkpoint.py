@@ -17,6 +17,7 @@ from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Form, Spec
 
 SUFFIXES = (".safetensors", ".pt", ".pth")  # of checkpoint files
+MAX_SIDE = 16384  # of an input, pixels
 COUNTER = "num_batches_tracked"  # the only whole-number weight: int64, all others are floats
 
 
@@ -48,7 +49,7 @@ class Checkpoint:
         """
         size = self.meta.get("imgsz", self.spec.imgsz)
         pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        if len(pair) != 2 or not all(type(side) is int and 0 < side <= 16384 for side in pair):
+        if len(pair) != 2 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in pair):
             raise CheckpointError(
                 f"the checkpoint's imgsz is {str(size)[:60]}, expected one number of pixels, or "
                 "height and width: give a size with --imgsz"
