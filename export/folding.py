@@ -197,7 +197,6 @@ def _fold_one(checkpoint: Checkpoint, row: Row, info: ConvInfo) -> Convolution:
             (arrays[f"{prefix}.dense.conv.weight"], _norm(arrays, f"{prefix}.dense.bn")),
             (arrays[f"{prefix}.pointwise.conv.weight"], _norm(arrays, f"{prefix}.pointwise.bn")),
             _norm(arrays, f"{prefix}.identity") if row.identity else None,
-            groups=info.groups,
         )
     name = prefix + info.name.removeprefix(f"rows.{info.row}")
     weight = arrays[f"{name}.weight"]
