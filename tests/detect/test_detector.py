@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 import warnings
 from dataclasses import replace
 
@@ -497,3 +500,27 @@ def test_options_reach_the_engine(monkeypatch, tmp_path):
     assert isinstance(artifact, Artifact)
     assert (options.device, options.threads, options.provider_options) == ("cuda:1", 2, {"a": 1})
     assert backend == "onnxrt"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_is_told_even_while_a_call_holds_the_lock():
+    detector, _ = detector_over()
+    with detector._lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                detector.close()
+                detector(picture())
+            except DeviceError as error:
+                os._exit(0 if "another process" in str(error) else 2)
+            os._exit(3)
+        started = time.monotonic()
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() - started > 20:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.01)
+    assert status == 0
+    assert len(detector(picture())) == 0

@@ -45,7 +45,7 @@ def test_by_suffix_name_and_manifest(artifact_path, tmp_path):
     with pytest.raises(ArtifactMissing, match="there is no file"):
         registry.find(tmp_path / "none.onnx")
     (tmp_path / "m.tar").write_bytes(b"x")
-    with pytest.raises(ArtifactError, match=r"no runtime reads m\.tar.*\.onnx"):
+    with pytest.raises(ArtifactError, match=r"no runtime reads .*m\.tar.*\.onnx"):
         registry.find(tmp_path / "m.tar")
     with pytest.raises(ConfigError, match=r"reads \.onnx"):
         registry.find(tmp_path / "m.tar", "onnxrt")

@@ -6,6 +6,7 @@ numpy decodes them into boxes in the image's pixels, all as the artifact's manif
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import warnings
@@ -23,7 +24,14 @@ from y7edge.artifact.manifest import Manifest
 from y7edge.detect.detections import Detections, Timing, class_ids
 from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
 from y7edge.detect.preprocess import Color, Geometry, Preprocessor
-from y7edge.errors import ArtifactError, ConfigError, DataError, DetectorClosed, RuntimeMissing
+from y7edge.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    DetectorClosed,
+    DeviceError,
+    RuntimeMissing,
+)
 from y7edge.models import registry as variants
 from y7edge.models.checkpoint import SUFFIXES
 from y7edge.runtimes import registry
@@ -131,6 +139,7 @@ class Detector:
         self._session: Session | None = session
         self._clock = clock
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     def __call__(
         self,
@@ -202,7 +211,9 @@ class Detector:
             self(grey)
 
     def close(self) -> None:
-        """Free the engine; closing twice is allowed."""
+        """Free the engine; closing twice is allowed. Does nothing in a forked child."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             session, self._session = self._session, None
             if session is not None:
@@ -254,6 +265,14 @@ class Detector:
     def _ms_since(self, started_ns: int) -> float:
         return (self._clock() - started_ns) / 1e6
 
+    def _require_own_process(self) -> None:
+        """Raise DeviceError in a forked child, where engine and lock may never answer."""
+        if os.getpid() != self._process:
+            raise DeviceError(
+                "the detector was opened in another process, and engines do not survive a fork: "
+                "open one in this process"
+            )
+
     def _opened(self) -> Session:
         if self._session is None:
             raise DetectorClosed("the detector was closed: open a new one")
@@ -267,6 +286,7 @@ class Detector:
         origins: Sequence[_Origin],
     ) -> list[Detections]:
         """Split the images into batches and run them."""
+        self._require_own_process()
         called = self._clock()
         fixed = self._manifest.input.batch
         step = _MAX_BATCH if fixed == "dynamic" else fixed
