@@ -1,4 +1,4 @@
-"""``y7edge soup``: the mean of several trained models, kept if it is better than each of them."""
+"""``y7edge soup``: average several trained models; save the average if it is the best."""
 
 from __future__ import annotations
 
@@ -45,13 +45,12 @@ def soup(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Average checkpoints, and keep the average only if it is better.
+    """Average checkpoints, and save the average only if it is better.
 
     The uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated
-    on the training images, then it is evaluated beside its ingredients as y7edge val does,
-    by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95. If it is not better than the best of them, no file is
-    written and the exit code is 4. The split is used to choose: report figures on another
-    one.
+    on the training images, then all models are evaluated as y7edge val does, by
+    0.1 mAP@0.5 + 0.9 mAP@0.5:0.95. If the average is not better than the best of them, no file is
+    written and the exit code is 4. The split selects the model: report scores on another one.
     """
     from y7edge.data.dataset import load
     from y7edge.models import weights
@@ -61,29 +60,30 @@ def soup(
     check_out(out, checkpoints)
     loaded = load_all(checkpoints)
     dataset = load(data, splits=list({split: 0, train_split: 0}))
-    made = make_soup(
+    result = make_soup(
         loaded,
         dataset,
         split=split,
         train_split=train_split,
         imgsz=imgsz,
         device=pick_device(device),
-        say=note,
+        log=note,
     )
-    if made.better:
-        weights.save(made.checkpoint, out)
+    if result.better:
+        weights.save(result.checkpoint, out)
     record = {
-        "ingredients": made.ingredients,
-        "average": made.average,
-        "better": made.better,
-        "out": out if made.better else None,
+        "ingredients": result.ingredients,
+        "average": result.average,
+        "better": result.better,
+        "out": out if result.better else None,
     }
     head = ("", "mAP@0.5", "mAP@0.5:0.95", "fitness")
-    rows = [(s.name, s.map50, s.map50_95, s.fitness) for s in (*made.ingredients, made.average)]
-    kept = [f"the average is the best: {out}"] if made.better else []
-    show(record, [*table([head, *rows]), *kept], as_json=as_json)
-    if not made.better:
+    rows = [(s.name, s.map50, s.map50_95, s.fitness) for s in (*result.ingredients, result.average)]
+    saved = [f"the average is the best: {out}"] if result.better else []
+    show(record, [*table([head, *rows]), *saved], as_json=as_json)
+    if not result.better:
+        best = result.best
         raise GateError(
-            f"the average (fitness {made.average.fitness:.4f}) is not better than "
-            f"{made.best.name} ({made.best.fitness:.4f}): no file was written, use {made.best.name}"
+            f"the average (fitness {result.average.fitness:.4f}) is not better than {best.name} "
+            f"({best.fitness:.4f}): no file was written, use {best.name}"
         )
