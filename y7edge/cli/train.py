@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Our names of precisions, and Lightning Fabric's.
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
-# What joins images, which --rect avoids.
+# Settings that join images, which --rect turns off.
 JOINING = ("mosaic", "mixup", "copy_paste", "paste_in")
 
 
@@ -35,8 +35,8 @@ _Data = Annotated[
     _option(
         _WHAT,
         metavar="DATA",
-        help="data.yaml, or a folder with one, or of Pascal VOC or COCO files. Always needed, but "
-        "with --resume.",
+        help="data.yaml, or a folder with one, or of Pascal VOC or COCO files. Required without "
+        "--resume.",
     ),
 ]
 _Name = Annotated[
@@ -46,8 +46,8 @@ _Weights = Annotated[
     Path | None,
     _option(
         _WHAT,
-        help="Checkpoint to start from, ours or a published .pt. The layers that fit are copied, "
-        "the head's rows by class name.",
+        help="Initial checkpoint, .safetensors or a published .pt. Layers that fit are copied, "
+        "rows of the head by class name.",
     ),
 ]
 _Freeze = Annotated[
@@ -55,18 +55,18 @@ _Freeze = Annotated[
     _option(
         _WHAT,
         metavar="ROWS",
-        help="Rows that are not trained: backbone; 50 for the first 50; 3,5 for those two; 0-50.",
+        help="Rows to freeze: backbone; 50 for the first 50; 3,5 for these two; 0-50.",
     ),
 ]
 _Side = Annotated[int, _option(_WHAT, "--imgsz", min=32, help="Side of the square input, pixels.")]
 _Width = Annotated[float, _option(_WHAT, help="Multiplies every channel, in multiples of 8.")]
-_Single = Annotated[bool, _option(_WHAT, "--single-cls", help="Learn all classes as one.")]
+_Single = Annotated[bool, _option(_WHAT, "--single-cls", help="Train all classes as one.")]
 _Anchors = Annotated[
     bool,
     _option(
         _WHAT,
         "--autoanchor/--no-autoanchor",
-        help="Fit new anchors where the old ones miss too many objects of the data.",
+        help="Fit new anchors if the old ones miss too many objects.",
     ),
 ]
 
@@ -76,14 +76,14 @@ _Recipe = Annotated[
     _option(
         _RECIPE,
         metavar="NAME|FILE",
-        help="p5, p6, tiny, finetune, small-data, or a YAML file under the published names; what a "
-        "file leaves out, and the default, is the published recipe of the model's family.",
+        help="p5, p6, tiny, finetune, small-data, or a YAML file with the published names. "
+        "Default, also for what a file leaves out: the recipe of the model's family.",
     ),
 ]
 _Set = Annotated[
     list[str] | None,
     _option(
-        _RECIPE, "--set", metavar="NAME=VALUE", help="Change one value of the recipe; repeat it."
+        _RECIPE, "--set", metavar="NAME=VALUE", help="Change one value of the recipe; repeatable."
     ),
 ]
 _Smoothing = Annotated[
@@ -91,7 +91,7 @@ _Smoothing = Annotated[
 ]
 _Average = Annotated[
     str | None,
-    _option(_RECIPE, metavar="ema|swa|none", help="The average of the weights that is kept."),
+    _option(_RECIPE, metavar="ema|swa|none", help="Average of the weights to evaluate and save."),
 ]
 _Assigner = Annotated[
     str,
@@ -107,23 +107,23 @@ _Print = Annotated[
     _option(
         _RECIPE,
         "--print-recipe",
-        help="Print the recipe as YAML, with the source of each value, and train nothing.",
+        help="Print the recipe as YAML, with the source of each value, and exit.",
     ),
 ]
 
 _IMAGES = "Images"
 _Rect = Annotated[
-    bool, _option(_IMAGES, "--rect", help="Batches of like shape, little padding; no mosaic.")
+    bool, _option(_IMAGES, "--rect", help="Batches of similar aspect, little padding; no mosaic.")
 ]
 _Scales = Annotated[
-    bool, _option(_IMAGES, "--multi-scale", help="Another input size each batch, 0.5 to 1.5 times.")
+    bool, _option(_IMAGES, "--multi-scale", help="Random input size per batch, 0.5 to 1.5 times.")
 ]
 _Drawn = Annotated[
     bool,
-    _option(_IMAGES, "--image-weights", help="Draw images of rare or badly learnt classes more."),
+    _option(_IMAGES, "--image-weights", help="Draw images of rare or badly detected classes more."),
 ]
 _Cache = Annotated[
-    str, _option(_IMAGES, metavar="ram|disk|none|auto", help="Where decoded images are kept.")
+    str, _option(_IMAGES, metavar="ram|disk|none|auto", help="Where to cache decoded images.")
 ]
 _Workers = Annotated[
     int | None,
@@ -142,8 +142,7 @@ _Patience = Annotated[
     _option(
         _LENGTH,
         min=0,
-        help="Stop at the first evaluated epoch that is so many behind the best (of SWA: of those "
-        "of the mean); 0: never.",
+        help="Stop after so many epochs without better fitness (SWA: of the mean); 0: never.",
     ),
 ]
 
@@ -173,11 +172,11 @@ _Resume = Annotated[
     _option(
         _RUN,
         metavar="DIR",
-        help="Resume the run in this folder, with its own settings: no other options.",
+        help="Resume the run in this folder with its own settings; no other options.",
     ),
 ]
 _Minutes = Annotated[
-    float, _option(_RUN, help="Between states inside an epoch, from which --resume continues.")
+    float, _option(_RUN, help="Interval of saved states within an epoch, for --resume.")
 ]
 _Report = Annotated[
     bool,
@@ -190,12 +189,10 @@ _Profile = Annotated[
         _RUN,
         min=0,
         metavar="N",
-        help="Measure N iterations, report where time goes, and train nothing.",
+        help="Measure N iterations, report where time is spent, and exit.",
     ),
 ]
-_Licence = Annotated[
-    str, _option(_RUN, help="Licence of the weights, yours to choose; kept with them everywhere.")
-]
+_Licence = Annotated[str, _option(_RUN, help="Licence of the weights, saved with them.")]
 
 
 def train(
@@ -239,9 +236,9 @@ def train(
 ) -> None:
     """Train a model on labelled images.
 
-    From scratch, or from a checkpoint with --weights. The folder of the run gets best.safetensors
-    and last.safetensors, a table, curves, images and a report. The average of the weights is saved;
-    best is the epoch of the highest mAP on the split val.
+    From scratch, or from a checkpoint with --weights. Writes best.safetensors, last.safetensors, a
+    table, curves, images and a report into the folder of the run. The average of the weights is
+    saved; best is the epoch of the highest mAP on the split val.
     """
     asked = parsed(changes or [], label_smoothing=label_smoothing, average=average)
     if print_recipe:
@@ -287,15 +284,11 @@ def _profile(config: TrainConfig, as_json: bool) -> None:
 
 
 def require_alone(folder: Path, words: Iterable[str]) -> None:
-    """Refuse other options beside ``--resume``.
-
-    Raises:
-        ConfigError: there are some; the message names them.
-    """
+    """Raise ConfigError if there are other options beside ``--resume``."""
     others = [name for name in words if name not in ("--resume", "--json")]
     if others:
         raise ConfigError(
-            f"--resume continues a run with its own settings: leave out {', '.join(others)}, or "
+            f"--resume uses the run's own settings: omit {', '.join(others)}, or "
             f"start a new run with --weights {folder / 'last.safetensors'}"
         )
 
@@ -320,7 +313,7 @@ def _print_recipe(
     from y7edge.models import registry
     from y7edge.train.settings.configfile import recipe_text
 
-    registry.get(model)  # an unknown name is not a model of the family p5
+    registry.get(model)  # refuses an unknown name
     chosen = chosen_recipe(text, model, changes, rect=rect)
     record = {"name": chosen.name, "values": chosen.recipe.to_dict(), "sources": chosen.sources}
     show(record, recipe_text(chosen).splitlines(), as_json=as_json)
@@ -329,10 +322,10 @@ def _print_recipe(
 def chosen_recipe(
     text: str | None, model: str, changes: Mapping[str, str], *, rect: bool
 ) -> NamedRecipe:
-    """The recipe of ``--recipe`` with its changes; ``rect`` turns off what joins images.
+    """Return the recipe of ``--recipe`` with its changes; ``rect`` turns off what joins images.
 
     Raises:
-        ConfigError: no such recipe, a change that cannot be, or one that contradicts ``rect``.
+        ConfigError: no such recipe, an invalid change, or one that contradicts ``rect``.
     """
     from y7edge.train.settings.configfile import choose
 
@@ -345,13 +338,13 @@ def chosen_recipe(
     if rect and any(joined.values()):
         wanted = [name for name in changes if joined.get(name)]
         if wanted:
-            raise ConfigError(f"--rect feeds whole images; leave out --set {wanted[0]}")
+            raise ConfigError(f"--rect joins no images: omit --set {wanted[0]}")
         chosen = chosen.changed(dict.fromkeys(joined, 0.0), "off by --rect")
     return chosen
 
 
 def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
-    """``["lr0=0.02", "average=swa"]`` as a mapping, with what options of their own set.
+    """Parse ``["lr0=0.02", "average=swa"]``, and add values of separate options.
 
     Raises:
         ConfigError: one is not of the form NAME=VALUE, or a name is given twice.
@@ -360,14 +353,14 @@ def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
     for change in changes:
         name, _, value = (part.strip() for part in change.partition("="))
         if not name or not value:
-            raise ConfigError(f"--set takes NAME=VALUE, as lr0=0.02; found {change!r}")
+            raise ConfigError(f"--set takes NAME=VALUE, such as lr0=0.02; found {change!r}")
         if name in values:
             raise ConfigError(f"--set {name} is given twice: {values[name]} and {value}")
         values[name] = value
     for name, short in shorthands.items():
         if short is not None:
             if name in values:
-                raise ConfigError(f"{name} is given by --set and by an option of its own")
+                raise ConfigError(f"{name} is given by --set and by its own option")
             values[name] = str(short)
     return values
 
@@ -380,10 +373,10 @@ def _frozen_rows(texts: Sequence[str], model: str) -> tuple[int, ...]:
 
 
 def _note_remarks(config: TrainConfig) -> None:
-    """Note settings that are allowed and do not do what one might think."""
+    """Print notes on settings that have no effect or side effects."""
     remarks = []
     if config.sync_bn and config.devices * config.nodes == 1 and "WORLD_SIZE" not in os.environ:
-        remarks.append("--sync-bn changes nothing on a single device")
+        remarks.append("--sync-bn has no effect on a single device")
     if config.rect:
         remarks.append("--rect: mosaic, mixup, copy-paste and paste-in are off")
     if config.image_weights and config.single_cls:
@@ -393,12 +386,12 @@ def _note_remarks(config: TrainConfig) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process speaks for a run of several: others are started with the same line."""
+    """Whether this is the first process of a run; the others have the same command line."""
     return not any(int(os.environ.get(n) or 0) for n in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def given(ctx: typer.Context) -> dict[str, list[str]]:
-    """The options that stand on the command line, each with its words."""
+    """Return the options given on the command line, each with its words."""
     found: dict[str, list[str]] = {}
     for option in ctx.command.params:
         source = ctx.get_parameter_source(option.name or "")
@@ -416,6 +409,6 @@ def given(ctx: typer.Context) -> dict[str, list[str]]:
 
 
 def command_line(ctx: typer.Context) -> str:
-    """The line that repeats this call."""
+    """Return the command line that repeats this call."""
     words = [word for option in given(ctx).values() for word in option]
     return shlex.join([*ctx.command_path.split(), *words])
