@@ -28,23 +28,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from y7edge.boxes import corners
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
-from y7edge.train.augment.labelled import (
-    ImageSet,
-    LabelledImage,
-    bgr_view,
-    rectangle,
-    targets,
-)
+from y7edge.train.augment.labelled import ImageSet, LabelledImage, bgr_view, rectangle, targets
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading.image_cache import Images, open_cache
-from y7edge.train.loading.memory import (
-    BatchMemory,
-    Item,
-    Task,
-    WrittenBatch,
-    keep_freed_memory,
-)
+from y7edge.train.loading.memory import BatchMemory, Item, Task, WrittenBatch, keep_freed_memory
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
 from y7edge.train.loading.workers import PREFETCH, start_worker
 
