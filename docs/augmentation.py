@@ -1,4 +1,4 @@
-"""Make the pictures of docs/augmentation.md.
+"""Make the images of docs/augmentation.md.
 
     python docs/augmentation.py        # writes docs/images/augmentation/*.jpg
 
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from y7edge.data.synthetic.parts import bracket, nut, render, screw, washer
 from y7edge.data.synthetic.tray import blend, photograph, tray
 from y7edge.files import atomic_write
-from y7edge.train.augment.labelled import Picture, rectangle
+from y7edge.train.augment.labelled import LabelledImage, rectangle
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 
 IMAGES = Path(__file__).parent / "images" / "augmentation"
-SIZE = 320  # of the pictures that are augmented
+SIZE = 320  # of the images that are augmented
 SHOWN = 224  # of each in the strip
 SHAPES = ((SIZE, 240), (240, SIZE), (SIZE, SIZE), (260, SIZE))
 COLOURS = ((60, 60, 255), (255, 160, 0), (0, 220, 255), (60, 230, 60))  # of boxes, by class, BGR
@@ -52,7 +52,7 @@ SHOWCASE: dict[str, Augmentation] = {
 }
 
 
-def scene(seed: int) -> Picture:
+def scene(seed: int) -> LabelledImage:
     """Parts on a tray, apart from one another, with boxes and outlines."""
     rng = np.random.default_rng((7, seed))
     height, width = SHAPES[seed % len(SHAPES)]
@@ -68,7 +68,7 @@ def scene(seed: int) -> Picture:
             boxes.append(box)
             kinds.append(kind)
             outlines.append(outline)
-    return Picture(photograph(canvas, rng), np.array(boxes), np.array(kinds), tuple(outlines))
+    return LabelledImage(photograph(canvas, rng), np.array(boxes), np.array(kinds), tuple(outlines))
 
 
 def _lay(
@@ -97,25 +97,25 @@ def _lay(
 
 
 def strip(name: str) -> NDArray[np.uint8]:
-    """The picture for one setting: before, and three times after."""
-    pictures = [scene(seed) for seed in range(12)]
+    """The image for one setting: before, and three times after."""
+    images = [scene(seed) for seed in range(12)]
     settings = SHOWCASE[name]
     made = [
-        augmented(pictures, 0, SIZE, settings, np.random.default_rng((seed, 12)))
+        augmented(images, 0, SIZE, settings, np.random.default_rng((seed, 12)))
         for seed in range(1 if name.startswith("flip") else 12)
     ]
-    made.sort(key=lambda picture: -len(picture.boxes))  # those with most to see
-    sights = [rectangle(pictures[0], (SIZE, SIZE)), *made[:3]]
+    made.sort(key=lambda labelled: -len(labelled.boxes))  # those with most to see
+    sights = [rectangle(images[0], (SIZE, SIZE)), *made[:3]]
     gap = np.full((SHOWN, 6, 3), 255, np.uint8)
     row = [part for sight in sights for part in (_drawn(sight), gap)][:-1]
     return np.hstack(row)
 
 
-def _drawn(picture: Picture) -> NDArray[np.uint8]:
+def _drawn(labelled: LabelledImage) -> NDArray[np.uint8]:
     factor = SHOWN / SIZE
-    image = cv2.resize(picture.image, (SHOWN, SHOWN), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(labelled.image, (SHOWN, SHOWN), interpolation=cv2.INTER_AREA)
     for box, kind in zip(
-        (picture.boxes * factor).round().astype(int), picture.class_id, strict=True
+        (labelled.boxes * factor).round().astype(int), labelled.class_id, strict=True
     ):
         first, last = box[:2].tolist(), (box[2:] - 1).tolist()
         cv2.rectangle(image, first, last, COLOURS[kind], 1)
@@ -123,10 +123,10 @@ def _drawn(picture: Picture) -> NDArray[np.uint8]:
 
 
 def main() -> int:
-    """Write a picture for each setting."""
+    """Write an image for each setting."""
     missing = {field.name for field in fields(Augmentation)} ^ set(SHOWCASE)
     if missing:
-        print(f"no picture, or no setting, for {', '.join(sorted(missing))}", file=sys.stderr)
+        print(f"no image, or no setting, for {', '.join(sorted(missing))}", file=sys.stderr)
         return 1
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in SHOWCASE:

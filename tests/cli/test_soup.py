@@ -63,8 +63,8 @@ def test_average_is_written_only_if_it_is_better(
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("soup.onnx", "ends in .safetensors"),
-        ("nowhere/soup.safetensors", "there is no folder"),
+        ("soup.onnx", "must end in .safetensors"),
+        ("nowhere/soup.safetensors", "no folder"),
         (None, "is one of the ingredients"),
     ],
 )

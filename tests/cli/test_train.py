@@ -116,18 +116,18 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--rect --set mosaic=1", "--rect feeds whole images; leave out --set mosaic"),
+        ("--rect --set mosaic=1", "--rect joins no images: omit --set mosaic"),
         ("--rect --image-weights", "rect and image_weights contradict"),
-        ("--set lr0", "--set takes NAME=VALUE, as lr0=0.02; found 'lr0'"),
+        ("--set lr0", "--set takes NAME=VALUE, such as lr0=0.02; found 'lr0'"),
         ("--set lr0=", "--set takes NAME=VALUE"),
         ("--set =1", "--set takes NAME=VALUE"),
         ("--set lr0=fast", "--set: lr0 must be a number, not 'fast'"),
-        ("--set lr=1", "--set: there is no 'lr', did you mean 'lr0' or 'lrf'?"),
+        ("--set lr=1", "--set: unknown key 'lr', did you mean 'lr0' or 'lrf'?"),
         ("--set mosaic=2", "--set: mosaic must be a number from 0 to 1, not 2.0"),
         ("--set lr0=1 --set lr0=2", "--set lr0 is given twice: 1 and 2"),
-        ("--set average=ema --average swa", "average is given by --set and by an option"),
+        ("--set average=ema --average swa", "average is given by --set and by its own option"),
         ("--average mean", "average must be ema, swa, none, not 'mean'"),
-        ("--recipe tny", "there is no recipe 'tny', nor a file of this name, did you mean 'tiny'"),
+        ("--recipe tny", "no recipe or file is called 'tny', did you mean 'tiny'"),
         ("--recipe no.yaml", "no.yaml: cannot be read"),
         ("--freeze some", "freeze takes a number of rows"),
         ("--freeze 99", "yolov7-tiny has the rows 0 to 77, not 78"),
@@ -147,7 +147,7 @@ def test_what_is_refused(
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--sync-bn", "--sync-bn changes nothing on a single device"),
+        ("--sync-bn", "--sync-bn has no effect on a single device"),
         ("--image-weights --single-cls", "there are no rare classes"),
     ],
 )
@@ -180,7 +180,7 @@ def test_resume_takes_no_other_options(
     line = ["train", "--resume", "runs/x", "--data", "d", "--no-autoanchor", "--epochs", "300"]
     assert main(line) == 1
     error = capsys.readouterr().err
-    assert "leave out --data, --no-autoanchor, --epochs, or start a new run with" in error
+    assert "omit --data, --no-autoanchor, --epochs, or start a new run with" in error
     assert not asked
 
 

@@ -1,4 +1,4 @@
-"""docs/augmentation.md: it shows every setting, by pictures that its script makes."""
+"""docs/augmentation.md: it shows every setting, by images that its script makes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_every_setting_is_named_and_shown():
 
 
 @pytest.mark.parametrize(("name", "path"), SHOWN, ids=[name for name, _ in SHOWN])
-def test_pictures_are_there_and_small(name, path):
+def test_images_are_there_and_small(name, path):
     file = DOCS / path
     assert file.name == f"{name}.jpg"
     assert file.stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("name", ["mosaic", "paste_in", "degrees"])
-def test_pictures_are_as_the_script_makes_them(script, name):
+def test_images_are_as_the_script_makes_them(script, name):
     """Run docs/augmentation.py if this fails."""
     stored = cv2.imread(str(script.IMAGES / f"{name}.jpg")).astype(float)
     made = script.strip(name).astype(float)
@@ -51,5 +51,5 @@ def test_pictures_are_as_the_script_makes_them(script, name):
     assert np.abs(stored - made).mean() < 6  # JPEG's loss, and OpenCV's from version to version
 
 
-def test_every_setting_has_its_own_picture(script):
+def test_every_setting_has_its_own_image(script):
     assert list(script.SHOWCASE) == SETTINGS

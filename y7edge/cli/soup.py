@@ -67,7 +67,7 @@ def soup(
         train_split=train_split,
         imgsz=imgsz,
         device=pick_device(device),
-        say=note,
+        log=note,
     )
     if made.better:
         weights.save(made.checkpoint, out)

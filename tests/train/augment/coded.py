@@ -1,18 +1,18 @@
-"""Pictures whose objects can be told by their colour, to see whether labels stay with pixels."""
+"""Images whose objects have distinct colours, to check that labels follow pixels."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from y7edge.train.augment.labelled import Picture
+from y7edge.train.augment.labelled import LabelledImage
 
 # Far from the padding's grey, and from one another.
 CODES = np.array([code for code in np.ndindex(4, 4, 4) if set(code) & {0, 3}]) * 85
 
 
 class Counting(list):
-    """Pictures, and how often one was asked for."""
+    """Images, and how often one was read."""
 
     asked = 0
 
@@ -21,7 +21,7 @@ class Counting(list):
         return super().__getitem__(index)
 
 
-def coded_picture(rng, height, width, first=0, outlined=False, side=24, background=114):
+def coded_image(rng, height, width, first=0, outlined=False, side=24, background=114):
     """Up to four objects in a 2x2 grid, each in the colour of its class: boxes, or ellipses."""
     image = np.full((height, width, 3), background, np.uint8)
     boxes, classes, polygons = [], [], []
@@ -48,23 +48,23 @@ def coded_picture(rng, height, width, first=0, outlined=False, side=24, backgrou
         else:
             image[y1:y2, x1:x2] = colour
             boxes.append((x1, y1, x2, y2))
-    return Picture(
+    return LabelledImage(
         image, np.array(boxes, float).reshape(-1, 4), np.array(classes, int), tuple(polygons)
     )
 
 
 def coded_set(rng, size, count, outlined=False, **options):
-    """Pictures of the set, no two with a class in common, of different proportions."""
-    pictures = []
+    """Images of the set, no two with a class in common, of different proportions."""
+    images = []
     for index in range(count):
         short = int(rng.integers(round(0.7 * size), size + 1))
         shape = (size, short) if index % 2 else (short, size)
-        pictures.append(coded_picture(rng, *shape, 4 * index, outlined, **options))
-    return pictures
+        images.append(coded_image(rng, *shape, 4 * index, outlined, **options))
+    return images
 
 
 def coloured(image, class_id):
-    """Which pixels have about the colour of a class."""
+    """Mask of pixels of about the colour of a class."""
     low, high = CODES[class_id] - 40, CODES[class_id] + 40
     return cv2.inRange(image, low.astype(float), high.astype(float)) > 0
 
@@ -76,14 +76,14 @@ def places(mask):
     return np.column_stack((x, y, x + width, y + height))
 
 
-def check_labels_follow_pixels(picture, classes, tolerance, largest=28 * 1.6):
-    """Each label lies around a patch of its colour, and each patch that shows well has its label.
+def check_labels_follow_pixels(labelled, classes, tolerance, largest=28 * 1.6):
+    """Assert that labels and patches of their colour coincide.
 
     ``largest`` is the side of the largest object of which a remnant may be without a label.
     """
     for class_id in set(classes):
-        boxes = picture.boxes[picture.class_id == class_id]
-        found = places(coloured(picture.image, class_id))
+        boxes = labelled.boxes[labelled.class_id == class_id]
+        found = places(coloured(labelled.image, class_id))
         apart = np.abs(boxes[:, None] - found).max(axis=2)
         assert (apart.min(axis=1, initial=np.inf) <= tolerance).all(), (class_id, boxes, found)
         for place in found[apart.min(axis=0, initial=np.inf) > tolerance]:
@@ -91,5 +91,5 @@ def check_labels_follow_pixels(picture, classes, tolerance, largest=28 * 1.6):
             assert sides.min() <= 4 or sides.prod() < 0.13 * largest**2, (class_id, boxes, place)
 
 
-def classes_of(pictures):
-    return [class_id for picture in pictures for class_id in picture.class_id.tolist()]
+def classes_of(images):
+    return [class_id for labelled in images for class_id in labelled.class_id.tolist()]

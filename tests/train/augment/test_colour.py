@@ -1,4 +1,4 @@
-"""Colour jitter, held against HSV by definition, in floating point, and against the tables."""
+"""Colour jitter against floating-point HSV and against the tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from y7edge.data.synthetic import scenes
 from y7edge.train.augment.colour import Jitter
-from y7edge.train.augment.labelled import Picture
+from y7edge.train.augment.labelled import LabelledImage
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 
@@ -31,7 +31,7 @@ def jittered(image, factors):
 
 
 def by_definition(image, hue, saturation, brightness):
-    """What the factors mean, without the rounding of 8-bit HSV."""
+    """Multiply HSV in floating point."""
     hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_BGR2HSV)
     hsv *= (hue, saturation, brightness)
     hsv[..., 0] %= 360
@@ -39,9 +39,9 @@ def by_definition(image, hue, saturation, brightness):
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR) * 255.0
 
 
-def difference(made, expected):
+def difference(result, expected):
     """Mean and largest difference, by pixel."""
-    apart = np.abs(made - expected).max(axis=2)
+    apart = np.abs(result - expected).max(axis=2)
     return apart.mean(), apart.max()
 
 
@@ -63,7 +63,7 @@ def test_saturation_and_brightness_are_those_of_hsv(image, saturation, brightnes
 @pytest.mark.parametrize("others", [(1.0, 1.0), (0.5, 1.2), (1.5, 0.8)])
 @pytest.mark.parametrize(("name", "mean", "most"), [("random", 8, 33), ("natural", 2, 12)])
 def test_hue_is_near_the_published_one(hue, others, name, mean, most):
-    """Turned by the mean over all hues, of 0 to 2.7 of 180: not by each hue's own share."""
+    """All hues are shifted by the mean of 0 to 2.7 of 180."""
     factors = (hue, *others)
     found = difference(jittered(IMAGES[name], factors), by_definition(IMAGES[name], *factors))
     assert found[0] < mean
@@ -85,18 +85,18 @@ def test_hue_turns_all_colours_alike_and_greys_not_at_all(hue):
 def test_saturated_colours_keep_their_hue():
     # Cut off channel by channel, (0, 128, 255) would become (0, 39, 255).
     colours = np.array([[(0, 128, 255), (255, 60, 0), (40, 200, 90), (0, 255, 0)]], np.uint8)
-    made = jittered(colours, (1.0, 1.7, 1.0))
-    assert np.abs(made - by_definition(colours, 1, 1.7, 1)).max() < 2
-    assert made[0, 0] == pytest.approx([0, 128, 255], abs=1)
+    result = jittered(colours, (1.0, 1.7, 1.0))
+    assert np.abs(result - by_definition(colours, 1, 1.7, 1)).max() < 2
+    assert result[0, 0] == pytest.approx([0, 128, 255], abs=1)
     # Nor do those that are overexposed become another colour.
-    made = jittered(colours, (1.0, 1.0, 1.4))
-    assert made[0, 0] == pytest.approx([0, 128, 255], abs=1)
+    result = jittered(colours, (1.0, 1.0, 1.4))
+    assert result[0, 0] == pytest.approx([0, 128, 255], abs=1)
 
 
 @pytest.mark.parametrize("hue", [0.5, 0.9, 1.1, 1.6])
 def test_strong_turns_of_hue_take_the_published_tables(hue):
-    made = jittered(RANDOM, (hue, 1.2, 0.9))
-    assert (made == Jitter(hue, 1.2, 0.9).by_table(RANDOM)).all()
+    result = jittered(RANDOM, (hue, 1.2, 0.9))
+    assert (result == Jitter(hue, 1.2, 0.9).by_table(RANDOM)).all()
 
 
 def test_without_strength_nothing_changes():
@@ -104,12 +104,12 @@ def test_without_strength_nothing_changes():
 
 
 @pytest.mark.parametrize("factors", [(1.01, 0.4, 1.3), (0.99, 1.6, 0.7), (1.6, 1.2, 0.9)])
-def test_padding_is_coloured_as_pictures_are(factors):
+def test_padding_is_coloured_as_images_are(factors):
     grey = np.full((3, 3, 3), 114, np.uint8)
     assert np.abs(jittered(grey, factors) - min(114 * factors[2], 255)).max() <= 1
 
 
-def test_parts_of_pictures_are_read_and_written_in_place():
+def test_parts_of_images_are_read_and_written_in_place():
     planes = np.zeros((3, 260, 100), np.uint8)
     Jitter(1.01, 1.3, 1.2).apply(RANDOM[:190, 5:55], planes[:, 10:200, 20:70])
     whole = jittered(np.ascontiguousarray(RANDOM[:190, 5:55]), (1.01, 1.3, 1.2))
@@ -122,15 +122,15 @@ def test_parts_of_pictures_are_read_and_written_in_place():
     ("chosen", "channel"), [({"hsv_h": 0.5}, 0), ({"hsv_s": 0.9}, 1), ({"hsv_v": 0.9}, 2)]
 )
 def test_each_colour_setting_moves_its_own_channel(chosen, channel):
-    picture = Picture(
+    labelled = LabelledImage(
         np.full((4, 4, 3), (60, 120, 200), np.uint8), np.empty((0, 4)), np.empty(0, int)
     )
-    before = cv2.cvtColor(picture.image, cv2.COLOR_BGR2HSV)[0, 0].astype(int)
+    before = cv2.cvtColor(labelled.image, cv2.COLOR_BGR2HSV)[0, 0].astype(int)
     options = replace(STILL, **chosen)
     moved = []
     for seed in range(10):
-        made = augmented([picture], 0, 4, options, np.random.default_rng(seed)).image
-        after = cv2.cvtColor(made, cv2.COLOR_BGR2HSV)[0, 0].astype(int)
+        result = augmented([labelled], 0, 4, options, np.random.default_rng(seed)).image
+        after = cv2.cvtColor(result, cv2.COLOR_BGR2HSV)[0, 0].astype(int)
         others = [index for index in range(3) if index != channel]
         assert np.abs(after - before)[others].max() <= 4
         moved.append(after[channel] - before[channel])
@@ -140,7 +140,7 @@ def test_each_colour_setting_moves_its_own_channel(chosen, channel):
 
 @pytest.mark.parametrize("mirror", [-1, 0, 1])
 @pytest.mark.parametrize("factors", [(1.01, 1.3, 1.2), (1.0, 0.5, 0.9), (1.6, 1.0, 1.0)])
-def test_a_tall_picture_is_mirrored_as_a_whole(mirror, factors):
+def test_tall_image_is_mirrored_across_chunks(mirror, factors):
     image = np.random.default_rng(1).integers(0, 256, (700, 9, 3), np.uint8)
     planes = np.empty((3, *image.shape[:2]), np.uint8)
     Jitter(*factors).apply(image, planes, mirror)

@@ -10,11 +10,11 @@ from tests.train.augment.coded import (
     Counting,
     check_labels_follow_pixels,
     classes_of,
-    coded_picture,
+    coded_image,
     coded_set,
 )
 from y7edge.errors import ConfigError
-from y7edge.train.augment.labelled import Picture, rectangle, rgb_planes, targets
+from y7edge.train.augment.labelled import LabelledImage, rectangle, rgb_planes, targets
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 
@@ -35,7 +35,7 @@ STILL = Augmentation(translate=0, scale=0, fliplr=0, **NO_COLOUR).closed()
 def test_labels_follow_their_pixels(seed, scale, translate, joined, flipud, outlined):
     rng = np.random.default_rng(seed)
     size = 128
-    pictures = coded_set(rng, size, 9, outlined)
+    images = coded_set(rng, size, 9, outlined)
     chosen = Augmentation(
         mosaic=joined[0],
         mosaic9=joined[1],
@@ -45,14 +45,15 @@ def test_labels_follow_their_pixels(seed, scale, translate, joined, flipud, outl
         **NO_COLOUR,
         **ALONE,
     )
-    made = augmented(pictures, 0, size, chosen, rng)
-    assert made.image.shape == (size, size, 3)
-    assert (made.boxes >= 0).all()
-    assert (made.boxes <= size).all()
-    assert len(made.polygons) == (len(made.boxes) if outlined else 0)
-    # A sliver of an ellipse is narrower at the middle of its first row than at the row's edge.
-    tolerance = 2.1 if outlined else 1.6
-    check_labels_follow_pixels(made, classes_of(pictures), tolerance, largest=28 * (1.1 + scale))
+    result = augmented(images, 0, size, chosen, rng)
+    assert result.image.shape == (size, size, 3)
+    assert (result.boxes >= 0).all()
+    assert (result.boxes <= size).all()
+    assert len(result.polygons) == (len(result.boxes) if outlined else 0)
+    # A sliver of an ellipse, two pixels high with radius 28, is up to 1.4 pixels narrower per side
+    # at the middle of its first row than at the row's edge.
+    tolerance = 3.0 if outlined else 1.6
+    check_labels_follow_pixels(result, classes_of(images), tolerance, largest=28 * (1.1 + scale))
 
 
 @pytest.mark.parametrize(
@@ -62,88 +63,88 @@ def test_labels_follow_their_pixels(seed, scale, translate, joined, flipud, outl
 )
 @pytest.mark.parametrize("nine", [0.0, 1.0])
 def test_outlines_stay_tight_through_any_warp(strength, nine):
-    seen = 0
+    visible = 0
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        pictures = coded_set(rng, 160, 9, outlined=True)
+        images = coded_set(rng, 160, 9, outlined=True)
         options = {"mosaic9": nine, "scale": 0.0, **NO_COLOUR, **ALONE, **strength}
-        made = augmented(pictures, 0, 160, Augmentation(**options), rng)
-        check_labels_follow_pixels(made, classes_of(pictures), tolerance=2.1)
-        for line, box in zip(made.polygons, made.boxes, strict=True):
+        result = augmented(images, 0, 160, Augmentation(**options), rng)
+        check_labels_follow_pixels(result, classes_of(images), tolerance=2.1)
+        for line, box in zip(result.polygons, result.boxes, strict=True):
             np.testing.assert_allclose((*line.min(axis=0), *line.max(axis=0)), box)
-        seen += len(made.boxes)
-    assert seen > 30
+        visible += len(result.boxes)
+    assert visible > 30
 
 
 def test_boxes_and_polygons_can_be_mixed():
-    # By position, or all as what the first one is, labels would get other objects' places.
+    # Each label is transformed as box or polygon by itself.
     rng = np.random.default_rng(1)
     boxes, outlines = coded_set(rng, 128, 4), coded_set(rng, 128, 8, outlined=True)[4:]
-    pictures = [picture for pair in zip(boxes, outlines, strict=True) for picture in pair]
+    images = [labelled for pair in zip(boxes, outlines, strict=True) for labelled in pair]
     kinds = set()
     for seed in range(20):
         chosen = Augmentation(**NO_COLOUR, **ALONE)
-        made = augmented(pictures, seed % 8, 128, chosen, np.random.default_rng(seed))
-        check_labels_follow_pixels(made, classes_of(pictures), tolerance=1.6)
-        for line, class_id in zip(made.outlines, made.class_id, strict=True):
+        result = augmented(images, seed % 8, 128, chosen, np.random.default_rng(seed))
+        check_labels_follow_pixels(result, classes_of(images), tolerance=1.6)
+        for line, class_id in zip(result.outlines, result.class_id, strict=True):
             assert (line is None) == (class_id < 16)
-        kinds.add(frozenset(line is None for line in made.outlines))
+        kinds.add(frozenset(line is None for line in result.outlines))
     assert frozenset({True, False}) in kinds
 
 
 @pytest.mark.parametrize("nine", [0.0, 1.0])
-def test_pictures_out_of_sight_are_not_asked_for(nine):
+def test_images_out_of_sight_are_not_asked_for(nine):
     rng = np.random.default_rng(0)
-    pictures = Counting(coded_set(rng, 112, 12))
+    images = Counting(coded_set(rng, 112, 12))
     chosen = Augmentation(mosaic9=nine, scale=0.9, **NO_COLOUR, **ALONE)
     for seed in range(50):
-        augmented(pictures, 0, 112, chosen, np.random.default_rng(seed))
-    # Those whose place shows, and for nine those on whose size a place depends.
-    assert pictures.asked / 50 < (6.5 if nine else 3.6)
+        augmented(images, 0, 112, chosen, np.random.default_rng(seed))
+    # Visible images, and in a mosaic of nine those on whose size positions depend.
+    assert images.asked / 50 < (6.5 if nine else 3.6)
 
 
 @pytest.mark.parametrize("outlined", [False, True])
 def test_the_generator_decides_everything(outlined):
-    pictures = coded_set(np.random.default_rng(0), 112, 9, outlined)
+    images = coded_set(np.random.default_rng(0), 112, 9, outlined)
     chosen = Augmentation(mixup=0.5, paste_in=0.5, copy_paste=0.3, flipud=0.5, degrees=5)
-    made = [
-        augmented(pictures, 1, 112, chosen, np.random.default_rng(seed)) for seed in (3, 3, 4, 5)
+    result = [
+        augmented(images, 1, 112, chosen, np.random.default_rng(seed)) for seed in (3, 3, 4, 5)
     ]
-    assert (made[0].image == made[1].image).all()
-    np.testing.assert_array_equal(made[0].boxes, made[1].boxes)
-    assert all((a.image != b.image).any() for a, b in itertools.combinations(made[1:], 2))
+    assert (result[0].image == result[1].image).all()
+    np.testing.assert_array_equal(result[0].boxes, result[1].boxes)
+    assert all((a.image != b.image).any() for a, b in itertools.combinations(result[1:], 2))
 
 
 @pytest.mark.parametrize("degrees", [0.0, 10.0])
 def test_the_set_is_left_alone_and_results_are_one_s_own(degrees):
     rng = np.random.default_rng(0)
-    pictures = coded_set(rng, 112, 6, outlined=True)
-    before = [picture.image.copy() for picture in pictures]
+    images = coded_set(rng, 112, 6, outlined=True)
+    before = [labelled.image.copy() for labelled in images]
     chosen = Augmentation(copy_paste=0.5, paste_in=1.0, mixup=0.5, degrees=degrees)
-    first = augmented(pictures, 0, 112, chosen, rng)
+    first = augmented(images, 0, 112, chosen, rng)
     kept = first.image.copy()
     for index in range(6):
-        augmented(pictures, index, 112, chosen, rng)
-        augmented(pictures, index, 112, STILL, rng)
-    assert all((a == b.image).all() for a, b in zip(before, pictures, strict=True))
+        augmented(images, index, 112, chosen, rng)
+        augmented(images, index, 112, STILL, rng)
+    assert all((a == b.image).all() for a, b in zip(before, images, strict=True))
     assert (first.image == kept).all()
 
 
 def test_nothing_changes_without_strength():
     rng = np.random.default_rng(0)
-    picture = coded_picture(rng, 112, 112)
-    made = augmented([picture], 0, 112, STILL, rng)
-    assert (made.image == picture.image).all()
-    np.testing.assert_allclose(made.boxes, picture.boxes)
+    labelled = coded_image(rng, 112, 112)
+    result = augmented([labelled], 0, 112, STILL, rng)
+    assert (result.image == labelled.image).all()
+    np.testing.assert_allclose(result.boxes, labelled.boxes)
 
 
-def test_closing_leaves_single_pictures_only():
+def test_closing_leaves_single_images_only():
     rng = np.random.default_rng(0)
-    pictures = coded_set(rng, 112, 5, outlined=True)
+    images = coded_set(rng, 112, 5, outlined=True)
     full = Augmentation(mosaic=1, mixup=1, copy_paste=1, paste_in=1, **NO_COLOUR)
     for seed in range(10):
-        made = augmented(pictures, 2, 112, full.closed(), np.random.default_rng(seed))
-        assert set(made.class_id.tolist()) <= set(pictures[2].class_id.tolist())
+        result = augmented(images, 2, 112, full.closed(), np.random.default_rng(seed))
+        assert set(result.class_id.tolist()) <= set(images[2].class_id.tolist())
     names = {"mosaic", "mixup", "copy_paste", "paste_in"}
     changed = {
         f.name for f in fields(full) if getattr(full, f.name) != getattr(full.closed(), f.name)
@@ -154,31 +155,31 @@ def test_closing_leaves_single_pictures_only():
 @pytest.mark.parametrize("shape", [(96, 160), (160, 128), (64, 64)])
 def test_rectangles(shape):
     rng = np.random.default_rng(2)
-    pictures = coded_set(rng, 160, 4)
+    images = coded_set(rng, 160, 4)
     for seed in range(6):
         chosen = Augmentation(scale=0.2, **NO_COLOUR)
-        made = augmented(pictures, 0, 160, chosen, np.random.default_rng(seed), shape=shape)
-        assert made.image.shape[:2] == shape
-        assert set(made.class_id.tolist()) <= set(pictures[0].class_id.tolist())
-        check_labels_follow_pixels(made, classes_of(pictures), tolerance=1.7)
+        result = augmented(images, 0, 160, chosen, np.random.default_rng(seed), shape=shape)
+        assert result.image.shape[:2] == shape
+        assert set(result.class_id.tolist()) <= set(images[0].class_id.tolist())
+        check_labels_follow_pixels(result, classes_of(images), tolerance=1.7)
 
 
 def test_rectangle_centres_and_scales_labels():
-    picture = coded_picture(np.random.default_rng(3), 80, 160, outlined=True)
-    made = rectangle(picture, (320, 320))
-    assert made.image.shape == (320, 320, 3)
-    assert (made.image[:80] == 114).all()
-    assert (made.image[240:] == 114).all()
-    np.testing.assert_allclose(made.boxes, picture.boxes * 2 + (0, 80, 0, 80))
-    np.testing.assert_allclose(made.polygons[0], picture.polygons[0] * 2 + (0, 80))
+    labelled = coded_image(np.random.default_rng(3), 80, 160, outlined=True)
+    result = rectangle(labelled, (320, 320))
+    assert result.image.shape == (320, 320, 3)
+    assert (result.image[:80] == 114).all()
+    assert (result.image[240:] == 114).all()
+    np.testing.assert_allclose(result.boxes, labelled.boxes * 2 + (0, 80, 0, 80))
+    np.testing.assert_allclose(result.polygons[0], labelled.polygons[0] * 2 + (0, 80))
 
 
-def test_tensors_are_planes_in_rgb_and_shares():
+def test_targets_are_normalized_and_planes_are_rgb():
     image = np.zeros((40, 80, 3), np.uint8)
     image[:] = (1, 2, 3)
     image[7, 9] = (4, 5, 6)
-    made = Picture(image, np.array([[8.0, 10, 24, 20]]), np.array([5]))
-    planes, labels = rgb_planes(made.image), targets(made)
+    result = LabelledImage(image, np.array([[8.0, 10, 24, 20]]), np.array([5]))
+    planes, labels = rgb_planes(result.image), targets(result)
     assert planes.dtype == np.uint8
     assert planes[:, 0, 0].tolist() == [3, 2, 1]
     assert planes[:, 7, 9].tolist() == [6, 5, 4]
@@ -189,26 +190,26 @@ def test_tensors_are_planes_in_rgb_and_shares():
 @pytest.mark.parametrize(("flipud", "fliplr"), [(1, 0), (0, 1), (1, 1)])
 @pytest.mark.parametrize("joined", [0.0, 1.0])
 def test_flips_mirror_the_result(flipud, fliplr, joined):
-    pictures = coded_set(np.random.default_rng(2), 112, 5, outlined=True)
+    images = coded_set(np.random.default_rng(2), 112, 5, outlined=True)
     chosen = Augmentation(mosaic=joined, flipud=0, fliplr=0, **NO_COLOUR, **ALONE)
-    plain = augmented(pictures, 0, 112, chosen, np.random.default_rng(0))
+    plain = augmented(images, 0, 112, chosen, np.random.default_rng(0))
     chosen = replace(chosen, flipud=flipud, fliplr=fliplr)
-    made = augmented(pictures, 0, 112, chosen, np.random.default_rng(0))
+    result = augmented(images, 0, 112, chosen, np.random.default_rng(0))
     expected = plain.image[::-1] if flipud else plain.image
     expected = expected[:, ::-1] if fliplr else expected
-    assert np.abs(made.image - expected.astype(int)).max() <= 1  # resizing rounds
-    check_labels_follow_pixels(made, classes_of(pictures), tolerance=1.6)
+    assert np.abs(result.image - expected.astype(int)).max() <= 1  # resizing rounds
+    check_labels_follow_pixels(result, classes_of(images), tolerance=1.6)
 
 
 @pytest.mark.parametrize("degrees", [0.0, 20.0])
-def test_pictures_without_objects(degrees):
-    empty = Picture(np.zeros((64, 64, 3), np.uint8), np.empty((0, 4)), np.empty(0, np.int64))
+def test_images_without_objects(degrees):
+    empty = LabelledImage(np.zeros((64, 64, 3), np.uint8), np.empty((0, 4)), np.empty(0, np.int64))
     for joined in (0.0, 1.0):
         chosen = Augmentation(mosaic=joined, degrees=degrees, mixup=1, copy_paste=1, paste_in=1)
-        made = augmented([empty] * 4, 1, 64, chosen, np.random.default_rng(0))
-        assert made.boxes.shape == (0, 4)
-        assert made.class_id.shape == (0,)
-        assert targets(made).shape == (0, 5)
+        result = augmented([empty] * 4, 1, 64, chosen, np.random.default_rng(0))
+        assert result.boxes.shape == (0, 4)
+        assert result.class_id.shape == (0,)
+        assert targets(result).shape == (0, 5)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +226,6 @@ def test_pictures_without_objects(degrees):
         ({"shear": 45}, "shear must be 0 or more and less than 45, not 45"),
     ],
 )
-def test_settings_that_cannot_be(options, message):
+def test_invalid_settings(options, message):
     with pytest.raises(ConfigError, match=message):
         Augmentation(**options)

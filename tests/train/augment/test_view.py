@@ -6,59 +6,61 @@ import pytest
 
 from tests.train.augment.coded import coded_set
 from y7edge.train.augment.colour import Jitter
-from y7edge.train.augment.labelled import Picture, clip_polygon, moved
+from y7edge.train.augment.labelled import LabelledImage, clip_polygon, moved
 from y7edge.train.augment.mosaic import Area, Layout, Tile, four, nine, paint, single
 from y7edge.train.augment.settings import Augmentation
-from y7edge.train.augment.view import Mirror, View, draw_view, show
+from y7edge.train.augment.view import Mirror, View, draw_view, render
 
 EVERYTHING = Area(-np.inf, -np.inf, np.inf, np.inf)
 
 
 def kept(layout):
-    """The layout, with tiles that can be come by more than once."""
+    """The layout with tiles that can be iterated repeatedly."""
     return replace(layout, tiles=tuple(layout.tiles))
 
 
 def smooth_set(rng, size, count):
-    """Pictures without sharp edges, on which half a pixel makes a small difference."""
-    pictures = []
+    """Images without sharp edges, on which half a pixel makes a small difference."""
+    images = []
     for index in range(count):
         short = int(rng.integers(size // 2, size))
         height, width = (size, short) if index % 2 else (short, size)
         image = cv2.resize(rng.integers(0, 256, (5, 5, 3), np.uint8), (width, height))
         boxes = rng.uniform(0, 0.5, (6, 2))
         boxes = np.hstack((boxes, boxes + rng.uniform(0.1, 0.5, (6, 2)))) * ((width, height) * 2)
-        pictures.append(Picture(image, boxes, 6 * index + np.arange(6)))
-    return pictures
+        images.append(LabelledImage(image, boxes, 6 * index + np.arange(6)))
+    return images
 
 
 @pytest.mark.parametrize("join", [four, nine])
 def test_tiles_put_together_equal_a_warped_canvas(join):
     size, numbers = 160, list(range(9 if join is nine else 4))
     for seed in range(8):
-        pictures = smooth_set(np.random.default_rng(seed), size, 9)
+        images = smooth_set(np.random.default_rng(seed), size, 9)
         rng = np.random.default_rng(seed)
         view = draw_view((2 * size,) * 2, (size, size), Augmentation(scale=0.5), rng)
         state = rng.bit_generator.state
-        made = show(join(pictures, numbers, size, rng, view.seen()), view, Jitter())
+        result = render(join(images, numbers, size, rng, view.visible()), view, Jitter())
 
         rng.bit_generator.state = state
-        layout = kept(join(pictures, numbers, size, rng, EVERYTHING))
+        layout = kept(join(images, numbers, size, rng, EVERYTHING))
         slow = canvas_view(layout, view)
-        apart = np.abs(made.image.astype(int) - slow.image).max(axis=2)
+        apart = np.abs(result.image.astype(int) - slow.image).max(axis=2)
         # Seams may lie a pixel apart; elsewhere half a pixel, or a whole one when enlarged.
         assert np.median(apart) <= 3
         assert (apart > 12).mean() < 0.04
-        common = np.intersect1d(made.class_id, slow.class_id)
+        common = np.intersect1d(result.class_id, slow.class_id)
         assert len(common) > 0.9 * len(slow.class_id)
         for class_id in common:
             np.testing.assert_allclose(
-                made.boxes[made.class_id == class_id], slow.boxes[slow.class_id == class_id], atol=2
+                result.boxes[result.class_id == class_id],
+                slow.boxes[slow.class_id == class_id],
+                atol=2,
             )
 
 
 def canvas_view(layout, view):
-    """The published way: the whole canvas, warped; labels as hulls of the canvas's."""
+    """Warp the whole canvas, as published; labels are bounding boxes."""
     canvas = paint(layout)
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     matrix = np.linalg.inv(half) @ view.matrix @ half
@@ -71,47 +73,49 @@ def canvas_view(layout, view):
     )
     boxes = boxes.clip(0, view.width)
     sides = boxes[:, 2:] - boxes[:, :2]
-    share = sides.prod(axis=1) / ((canvas.boxes[:, 2:] - canvas.boxes[:, :2]) * view.scale).prod(
+    fraction = sides.prod(axis=1) / ((canvas.boxes[:, 2:] - canvas.boxes[:, :2]) * view.scale).prod(
         axis=1
     )
     keep = (
         (sides > 2).all(axis=1)
         & (sides.max(axis=1) / sides.min(axis=1).clip(1e-9) < 20)
-        & (share > 0.1)
+        & (fraction > 0.1)
     )
-    return Picture(image, boxes[keep], canvas.class_id[keep])
+    return LabelledImage(image, boxes[keep], canvas.class_id[keep])
 
 
 def test_views_move_pixels_and_boxes_alike_to_a_fraction():
-    # The middle of a bright box, weighed by brightness, lies in the middle of its label. A warp
-    # that forgets that OpenCV counts from pixel centres is up to 0.3 off here.
+    # The centroid of a bright box is the centre of its label. A warp that ignores that OpenCV
+    # counts from pixel centres is up to 0.3 off.
     image = np.full((64, 64, 3), 114, np.uint8)
     image[24:34, 20:36] = 254
     image = cv2.GaussianBlur(image, (0, 0), 3)  # without aliasing when shrunk
-    layout = kept(single(Picture(image, np.array([[20.0, 24, 36, 34]]), np.array([0])), 64, 64))
+    layout = kept(
+        single(LabelledImage(image, np.array([[20.0, 24, 36, 34]]), np.array([0])), 64, 64)
+    )
     for seed, degrees in [(seed, degrees) for seed in range(8) for degrees in (0.0, 1e-6)]:
         chosen = Augmentation(scale=0.5, translate=0.1, degrees=degrees)
         view = draw_view((64, 64), (64, 64), chosen, np.random.default_rng(seed))
         assert view.upright == (degrees == 0)
-        made = show(layout, view, Jitter())
-        profile = made.image[:, :, 0] - 114.0
+        result = render(layout, view, Jitter())
+        profile = result.image[:, :, 0] - 114.0
         weight = profile.sum()
         x = (profile.sum(axis=0) * (np.arange(64) + 0.5)).sum() / weight
         y = (profile.sum(axis=1) * (np.arange(64) + 0.5)).sum() / weight
-        centre = (made.boxes[0, :2] + made.boxes[0, 2:]) / 2
+        centre = (result.boxes[0, :2] + result.boxes[0, 2:]) / 2
         np.testing.assert_allclose((x, y), centre, atol=0.06)
 
 
-def shown(boxes, scale=1.0, polygons=(), degrees=0.0):
+def window(boxes, scale=1.0, polygons=(), degrees=0.0):
     image = np.zeros((100, 100, 3), np.uint8)
-    picture = Picture(image, np.array(boxes, float), np.arange(len(boxes)), polygons)
+    labelled = LabelledImage(image, np.array(boxes, float), np.arange(len(boxes)), polygons)
     angle = np.radians(degrees)
     matrix = np.diag((scale, scale, 1.0))
     matrix[:2, :2] = scale * np.array(
         [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
     )
-    layout = Layout((Tile(picture, 0, 0, (0, 0, 100, 100)),), 100, 100)
-    return show(layout, View(matrix, 100, 100, scale), Jitter())
+    layout = Layout((Tile(labelled, 0, 0, (0, 0, 100, 100)),), 100, 100)
+    return render(layout, View(matrix, 100, 100, scale), Jitter())
 
 
 def test_remnants_are_dropped():
@@ -125,32 +129,32 @@ def test_remnants_are_dropped():
         (10, 30, 49, 31.9),  # too thin: 20.5 to 1
         (10, 30, 49, 32.1),
     ]
-    assert shown(boxes, scale=2.0).class_id.tolist() == [0, 3, 5, 7]
+    assert window(boxes, scale=2.0).class_id.tolist() == [0, 3, 5, 7]
 
 
-def test_of_outlined_objects_smaller_remnants_are_kept():
-    # Each label by its own measure: one outlined object does not change what is kept of others.
+def test_smaller_remnants_of_outlined_objects_are_kept():
+    # An outlined object does not change the filter of others.
     box = (45.0, 10, 145, 40)
     square = np.array([(45.0, 10), (145, 10), (145, 40), (45, 40)])
-    assert shown([box, box], scale=2.0, polygons=(square, None)).class_id.tolist() == [0]
-    assert shown([box, box], scale=2.0, polygons=(None, square)).class_id.tolist() == [1]
+    assert window([box, box], scale=2.0, polygons=(square, None)).class_id.tolist() == [0]
+    assert window([box, box], scale=2.0, polygons=(None, square)).class_id.tolist() == [1]
 
 
 def test_scaling_alone_drops_nothing_for_its_lost_area():
-    # Shrunk to half, a quarter of the area is left of every box; that is not a loss.
+    # Scaling by half leaves a quarter of the area of every box, which is no loss.
     for scale in np.linspace(0.15, 1.0, 20):
-        assert shown([(40, 40, 60, 60)], scale=scale).class_id.tolist() == [0]
+        assert window([(40, 40, 60, 60)], scale=scale).class_id.tolist() == [0]
 
 
 @pytest.mark.parametrize("degrees", [0.0, 30.0])
-def test_polygons_are_cut_where_the_picture_ends(degrees):
+def test_polygons_are_cut_where_the_image_ends(degrees):
     angles = np.linspace(0, 2 * np.pi, 90, endpoint=False)
     circle = np.column_stack((np.cos(angles), np.sin(angles))) * 30 + (30, 60)
-    made = shown([(0, 30, 60, 90)], scale=1.5, polygons=(circle,), degrees=degrees)
-    line = made.polygons[0]
+    result = window([(0, 30, 60, 90)], scale=1.5, polygons=(circle,), degrees=degrees)
+    line = result.polygons[0]
     assert line.min() >= 0
     assert line.max() <= 100
-    np.testing.assert_allclose(made.boxes[0], (*line.min(axis=0), *line.max(axis=0)))
+    np.testing.assert_allclose(result.boxes[0], (*line.min(axis=0), *line.max(axis=0)))
     mask = np.zeros((100, 100), np.uint8)
     cv2.fillPoly(mask, [np.rint((line - 0.5) * 16).astype(np.int32)], 1, shift=4)
     y, x = np.mgrid[:100, :100] + 0.5
@@ -174,7 +178,7 @@ def test_clipping_concave_polygons():
 
 def test_four_tiles_meet_in_one_point():
     tiles = [
-        Picture(np.full((64, 64, 3), n, np.uint8), np.empty((0, 4)), np.empty(0, int))
+        LabelledImage(np.full((64, 64, 3), n, np.uint8), np.empty((0, 4)), np.empty(0, int))
         for n in (1, 2, 3, 4)
     ]
     canvas = paint(four(tiles, [0, 1, 2, 3], 64, np.random.default_rng(5), EVERYTHING)).image
@@ -190,7 +194,7 @@ def test_four_tiles_meet_in_one_point():
 def test_nine_tiles_touch_and_do_not_overlap():
     rng = np.random.default_rng(0)
     tiles = [
-        Picture(
+        LabelledImage(
             np.full((*rng.integers(30, 65, 2), 3), n, np.uint8), np.empty((0, 4)), np.empty(0, int)
         )
         for n in range(1, 10)
@@ -198,13 +202,13 @@ def test_nine_tiles_touch_and_do_not_overlap():
     for seed in range(20):
         layout = kept(nine(tiles, list(range(9)), 64, np.random.default_rng(seed), EVERYTHING))
         canvas = paint(layout).image[:, :, 0]
-        areas = [(canvas == tile.picture.image[0, 0, 0]).sum() for tile in layout.tiles]
+        areas = [(canvas == tile.labelled.image[0, 0, 0]).sum() for tile in layout.tiles]
         parts = [np.diff(np.reshape(tile.part, (2, 2)), axis=0).prod() for tile in layout.tiles]
         assert areas == parts  # nothing painted over
-        first = next(tile for tile in layout.tiles if tile.picture is tiles[0])
+        first = next(tile for tile in layout.tiles if tile.labelled is tiles[0])
         height, width = tiles[0].image.shape[:2]
         for tile in layout.tiles[1:]:
-            rows, columns = tile.picture.image.shape[:2]
+            rows, columns = tile.labelled.image.shape[:2]
             # Along one side of the middle one, or beyond a corner of it.
             assert (
                 tile.left in (first.left + width, first.left - columns)
@@ -216,16 +220,16 @@ def test_nine_tiles_touch_and_do_not_overlap():
 
 
 @pytest.mark.parametrize("join", [four, nine])
-def test_what_is_out_of_sight_changes_nothing(join):
-    pictures = coded_set(np.random.default_rng(0), 112, 9)
+def test_images_out_of_view_have_no_effect(join):
+    images = coded_set(np.random.default_rng(0), 112, 9)
     numbers = list(range(9 if join is nine else 4))
     for seed in range(20):
         rng = np.random.default_rng(seed)
         view = draw_view((224, 224), (112, 112), Augmentation(scale=0.9), rng)
         state = rng.bit_generator.state
-        culled = show(join(pictures, numbers, 112, rng, view.seen()), view, Jitter())
+        culled = render(join(images, numbers, 112, rng, view.visible()), view, Jitter())
         rng.bit_generator.state = state
-        full = show(join(pictures, numbers, 112, rng, EVERYTHING), view, Jitter())
+        full = render(join(images, numbers, 112, rng, EVERYTHING), view, Jitter())
         assert (culled.image == full.image).all()
         np.testing.assert_array_equal(culled.boxes, full.boxes)
 
@@ -238,20 +242,20 @@ def test_perspective_never_reaches_the_horizon():
         assert (corners @ view.matrix.T)[:, 2].min() > 0.09
 
 
-@pytest.mark.parametrize(("upside", "sideways"), [(True, False), (False, True), (True, True)])
-def test_mirroring_twice_is_nothing(upside, sideways):
-    picture = coded_set(np.random.default_rng(1), 112, 1, outlined=True)[0]
-    mirror = Mirror(upside=upside, sideways=sideways)
-    once = mirror.apply(picture)
-    rows, columns = (slice(None, None, -1 if flipped else 1) for flipped in (upside, sideways))
-    assert (once.image == picture.image[rows, columns]).all()
-    assert (once.boxes != picture.boxes).any()
+@pytest.mark.parametrize(("vertical", "horizontal"), [(True, False), (False, True), (True, True)])
+def test_mirroring_twice_is_the_identity(vertical, horizontal):
+    labelled = coded_set(np.random.default_rng(1), 112, 1, outlined=True)[0]
+    mirror = Mirror(vertical=vertical, horizontal=horizontal)
+    once = mirror.apply(labelled)
+    rows, columns = (slice(None, None, -1 if flipped else 1) for flipped in (vertical, horizontal))
+    assert (once.image == labelled.image[rows, columns]).all()
+    assert (once.boxes != labelled.boxes).any()
     twice = mirror.apply(once)
-    assert (twice.image == picture.image).all()
-    np.testing.assert_allclose(twice.boxes, picture.boxes)
-    np.testing.assert_allclose(twice.polygons[0], picture.polygons[0])
-    assert Mirror().apply(picture) is picture
-    assert moved(picture, picture.image).boxes.tolist() == picture.boxes.tolist()
+    assert (twice.image == labelled.image).all()
+    np.testing.assert_allclose(twice.boxes, labelled.boxes)
+    np.testing.assert_allclose(twice.polygons[0], labelled.polygons[0])
+    assert Mirror().apply(labelled) is labelled
+    assert moved(labelled, labelled.image).boxes.tolist() == labelled.boxes.tolist()
 
 
 @pytest.mark.parametrize("join", [four, nine])
@@ -260,15 +264,15 @@ def test_the_tile_at_any_point_is_found_by_that_point_alone(join):
     for seed in range(30):
         rng = np.random.default_rng(seed)
         tiles = [
-            Picture(
+            LabelledImage(
                 np.full((*rng.integers(20, 65, 2), 3), n, np.uint8), np.empty((0, 4)), numbers[:0]
             )
             for n in range(1, 10)
         ]
         full = paint_labelless(join(tiles, numbers, 64, np.random.default_rng(seed), EVERYTHING))
         for x, y in rng.integers(0, 128, (20, 2)):
-            seen = Area(x, y, x + 1, y + 1)
-            part = paint_labelless(join(tiles, numbers, 64, np.random.default_rng(seed), seen))
+            visible = Area(x, y, x + 1, y + 1)
+            part = paint_labelless(join(tiles, numbers, 64, np.random.default_rng(seed), visible))
             assert part[y, x] == full[y, x]
 
 
@@ -276,5 +280,5 @@ def paint_labelless(layout):
     canvas = np.full((layout.height, layout.width), 114, np.uint8)
     for tile in layout.tiles:
         x1, y1, x2, y2 = np.array(tile.part) + (tile.left, tile.top) * 2
-        canvas[y1:y2, x1:x2] = tile.picture.image[0, 0, 0]
+        canvas[y1:y2, x1:x2] = tile.labelled.image[0, 0, 0]
     return canvas

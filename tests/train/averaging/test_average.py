@@ -1,4 +1,4 @@
-"""SWA against means made by hand, and in runs that are cut off."""
+"""SWA against explicit means, and in interrupted runs."""
 
 import copy
 
@@ -28,13 +28,13 @@ def model():
     return Model(SPEC).train()
 
 
-def pictures():
+def images():
     generator = torch.Generator().manual_seed(0)
     return [torch.rand(2, 3, 64, 64, generator=generator) for _ in range(2)]
 
 
 def wander(model, epoch):
-    """As if an epoch had changed all weights and statistics."""
+    """Change all weights and statistics."""
     generator = torch.Generator().manual_seed(int(2 * epoch))
     with torch.no_grad():
         for value in model.state_dict().values():
@@ -49,18 +49,18 @@ def through(average, model, epochs, each=lambda epoch: None):
         for step in (0, 0.5):
             wander(model, epoch + step)
             average.update(model)
-        average.end_epoch(model, epoch, pictures)
+        average.end_epoch(model, epoch, images)
         ends.append({name: value.clone() for name, value in model.named_parameters()})
         each(epoch)
     return ends
 
 
 @pytest.mark.parametrize(
-    ("share", "epochs", "first"),
+    ("fraction", "epochs", "first"),
     [(0.75, 300, 226), (0.75, 4, 4), (0.5, 5, 3), (0.0, 3, 1), (0.99, 3, 3), (0.75, 1, 1)],
 )
-def test_averaging_begins_after_its_share_of_the_run(share, epochs, first):
-    assert swa_begins(TINY.changed({"swa_start": share}), epochs) == first
+def test_averaging_begins_after_its_fraction_of_the_run(fraction, epochs, first):
+    assert swa_begins(TINY.changed({"swa_start": fraction}), epochs) == first
 
 
 def test_swa_is_the_mean_of_the_ends_of_the_last_epochs(model):
@@ -80,7 +80,7 @@ def test_statistics_are_those_of_the_mean_weights(model):
     for name, value in expected.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
             value.fill_(7.0)
-    reestimate(expected, pictures())
+    reestimate(expected, images())
     found = average.model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
     assert not torch.allclose(found["rows.0.bn.running_mean"], model.rows[0].bn.running_mean)
@@ -89,12 +89,12 @@ def test_statistics_are_those_of_the_mean_weights(model):
 def test_frozen_rows_keep_their_statistics(model):
     freeze_rows(model, (0,))
     average = average_for(SWA, model, 1)
-    average.end_epoch(model, 1, pictures)
+    average.end_epoch(model, 1, images)
     assert torch.equal(average.model.rows[0].bn.running_var, model.rows[0].bn.running_var)
     assert not torch.equal(average.model.rows[1].bn.running_var, model.rows[1].bn.running_var)
 
 
-def test_until_averaging_begins_the_moving_average_is_judged(model):
+def test_moving_average_is_evaluated_until_averaging_begins(model):
     average, ema = average_for(SWA, model, 4), ModelEma(model, tau=TINY.ema_tau)
     for epoch in (1, 2):
         through(average, model, (epoch,))
@@ -141,7 +141,7 @@ def test_recipe_chooses(model):
 
 
 class StopAt(Progress):
-    """Presses Ctrl-C after a certain batch."""
+    """Press Ctrl-C after a certain batch."""
 
     def __init__(self, epoch, batch) -> None:
         self.at = (epoch, batch)

@@ -16,7 +16,7 @@ from y7edge.nn.build import from_checkpoint
 from y7edge.nn.random_weights import random_weights
 from y7edge.train.averaging import soup
 from y7edge.train.averaging.soup import load_all, make_soup, mean, require_alike
-from y7edge.train.averaging.statistics import normalizers, reestimate, whole_pictures
+from y7edge.train.averaging.statistics import letterboxed_batches, normalizers, reestimate
 from y7edge.train.loading.dataset import TrainingSet
 
 SPEC = scale(registry.get("yolov7-tiny", nc=4), width=0.125)
@@ -85,11 +85,11 @@ def test_what_else_is_refused(three):
         require_alike({"a": first, "b": checkpoint(1, names=("bolt", "1", "2", "3"))})
 
 
-def test_average_is_evaluated_with_statistics_of_the_training_pictures(three, data):
+def test_average_is_evaluated_with_statistics_of_the_training_images(three, data):
     made = make_soup(three, data)
     expected = from_checkpoint(mean(list(three.values())))
-    shown = TrainingSet(data.split("train"), 64)
-    reestimate(expected, (i.float() / 255 for i in whole_pictures(shown, 16)))
+    train_set = TrainingSet(data.split("train"), 64)
+    reestimate(expected, (i.float() / 255 for i in letterboxed_batches(train_set, 16)))
     found = from_checkpoint(made.checkpoint)
     for name in normalizers(expected):
         ours, theirs = found.get_submodule(name), expected.get_submodule(name)
@@ -133,7 +133,7 @@ def test_data_of_other_classes_are_refused(three, data):
         make_soup(three, data.single_class())
 
 
-def test_paths_tell_files_of_one_name_apart(tmp_path, three):
+def test_files_of_equal_name_are_named_by_path(tmp_path, three):
     from y7edge.models import weights
 
     paths = [tmp_path / name / "best.safetensors" for name in "ab"]

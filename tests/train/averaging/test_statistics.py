@@ -13,7 +13,7 @@ from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.averaging import statistics
-from y7edge.train.averaging.statistics import Moments, normalizers, reestimate, whole_pictures
+from y7edge.train.averaging.statistics import Moments, letterboxed_batches, normalizers, reestimate
 from y7edge.train.loading.dataset import TrainingSet
 
 
@@ -25,7 +25,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def image_batches():
     """Batches of different sizes and brightness: means of means would be another number."""
     generator = torch.Generator().manual_seed(1)
     shapes = ((3, 0.2), (2, 0.9), (1, 0.5))
@@ -34,7 +34,7 @@ def pictures():
 
 def test_moments_are_those_of_all_values_at_once():
     generator = torch.Generator().manual_seed(0)
-    # A mean far from zero: a difference of squares would lose all digits of the variance.
+    # A mean far from zero: a difference of squares would lose all digits.
     maps = [torch.randn(n, 4, 5, 7, generator=generator) * n + 1000 for n in (1, 3, 2)]
     moments = Moments(4, torch.device("cpu"))
     for each in maps:
@@ -44,16 +44,16 @@ def test_moments_are_those_of_all_values_at_once():
     assert torch.allclose(moments.variance, values.var(1), rtol=1e-4)
 
 
-def test_statistics_equal_those_of_a_float64_computation(model, pictures):
+def test_statistics_equal_those_of_a_float64_computation(model, image_batches):
     found, exact = copy.deepcopy(model), copy.deepcopy(model).double()
-    reestimate(found, pictures)
+    reestimate(found, image_batches)
     seen = {name: [] for name in normalizers(exact)}
     for name in seen:
         layer = exact.get_submodule(name)
         layer.train()
         layer.register_forward_pre_hook(lambda _, inputs, n=name: seen[n].append(inputs[0]))
     with torch.no_grad():
-        for images in pictures:
+        for images in image_batches:
             exact.raw(images.double())
     assert len(seen) > 100  # the auxiliary rows among them
     for name, maps in seen.items():
@@ -64,46 +64,46 @@ def test_statistics_equal_those_of_a_float64_computation(model, pictures):
         assert torch.allclose(layer.running_var.double(), values.var(1), rtol=2e-3), name
 
 
-def test_nothing_but_statistics_changes(model, pictures):
+def test_nothing_but_statistics_changes(model, image_batches):
     found = copy.deepcopy(model)
-    reestimate(found, pictures)
+    reestimate(found, image_batches)
     assert not any(layer.training for layer in found.modules())
     assert all(found.get_submodule(name).track_running_stats for name in normalizers(found))
     before, after = model.state_dict(), found.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var"}
     again = copy.deepcopy(model).train()
-    reestimate(again, pictures)
+    reestimate(again, image_batches)
     assert again.training
     assert all(torch.equal(value, after[name]) for name, value in again.state_dict().items())
 
 
-def test_layers_left_out_keep_theirs_and_normalise_by_them(model, pictures):
+def test_layers_left_out_keep_theirs_and_normalise_by_them(model, image_batches):
     found, names = copy.deepcopy(model), normalizers(model)
     first = "rows.1.bn"
-    reestimate(found, pictures, names=names - {first})
+    reestimate(found, image_batches, names=names - {first})
     assert torch.equal(found.rows[1].bn.running_mean, torch.zeros_like(found.rows[1].bn.bias))
-    maps = torch.cat([model.rows[1](model.rows[0](images)) for images in pictures])
+    maps = torch.cat([model.rows[1](model.rows[0](images)) for images in image_batches])
     values = model.rows[2].conv(maps).transpose(0, 1).flatten(1)
     assert torch.allclose(found.rows[2].bn.running_mean, values.mean(1), atol=1e-5)
 
 
-def test_no_pictures_are_refused(model):
-    with pytest.raises(DataError, match="expected pictures to estimate"):
+def test_no_images_are_refused(model):
+    with pytest.raises(DataError, match="expected images"):
         reestimate(copy.deepcopy(model), [])
 
 
-def test_whole_pictures_are_unchanged_and_always_the_same(tmp_path, monkeypatch):
+def test_letterboxed_images_are_not_augmented_and_reproducible(tmp_path, monkeypatch):
     data = load(scenes.generate(tmp_path, train=5, val=1, size=(96, 128)))
-    shown = TrainingSet(data.split("train"), 64, Augmentation(), cache="ram")
-    first = torch.cat([images.clone() for images in whole_pictures(shown, 2)])
+    train_set = TrainingSet(data.split("train"), 64, Augmentation(), cache="ram")
+    first = torch.cat([images.clone() for images in letterboxed_batches(train_set, 2)])
     assert first.shape == (5, 3, 64, 64)
-    assert (first[:, :, :8] == 114).all()  # 48 rows of picture between grey
+    assert (first[:, :, :8] == 114).all()  # 48 rows of image between grey
     plain = TrainingSet(data.split("train"), 64, None)
     wanted = {plain[0, index][0].numpy().tobytes() for index in range(5)}
     assert {image.numpy().tobytes() for image in first} == wanted
-    again = torch.cat([images.clone() for images in whole_pictures(shown, 2, workers=1)])
+    again = torch.cat([images.clone() for images in letterboxed_batches(train_set, 2, workers=1)])
     assert torch.equal(first, again)
-    assert shown.augmentation is not None
+    assert train_set.augmentation is not None
     monkeypatch.setattr(statistics, "ENOUGH", 3)
-    assert sum(len(images) for images in whole_pictures(shown, 2)) == 4
+    assert sum(len(images) for images in letterboxed_batches(train_set, 2)) == 4

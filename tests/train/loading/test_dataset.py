@@ -1,4 +1,4 @@
-"""Items and batches for training: what they hold, and that they depend on seed and key alone."""
+"""Items and batches for training: contents, and dependence on seed and key only."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ PLAIN = Augmentation(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, scale=0, translate=0, 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    """Ten pictures of 40 x 80 in different reds, each with one object; the last has none."""
-    folder = tmp_path_factory.mktemp("pictures")
-    made = []
+    """Ten images of 40 x 80 in different reds, each with one object; the last has none."""
+    folder = tmp_path_factory.mktemp("images")
+    result = []
     for index in range(10):
         image = np.full((40, 80, 3), (10, 20, 100 + 10 * index), np.uint8)
         path = folder / f"{index}.png"
         cv2.imwrite(str(path), image)
         count = int(index < 9)
         boxes = np.array([[0.5, 0.5, 0.25, 0.5]] * count, np.float32).reshape(-1, 4)
-        made.append(Sample(path, boxes, np.full(count, index % 3, np.int32)))
-    return made
+        result.append(Sample(path, boxes, np.full(count, index % 3, np.int32)))
+    return result
 
 
 def same(first, second):
@@ -41,11 +41,11 @@ def same(first, second):
 
 
 def reds(image):
-    """Which of the ten reds an image (3, H, W) shows, by number."""
+    """Return the index of the red of an image (3, H, W)."""
     return {round((int(red) - 100) / 10) for red in image[0].unique() if red != 114}
 
 
-def test_without_augmentation_pictures_are_letterboxed(samples):
+def test_without_augmentation_images_are_letterboxed(samples):
     image, labels = TrainingSet(samples, 64)[3]
     assert image.shape == (3, 64, 64)
     assert image.dtype == torch.uint8
@@ -67,10 +67,10 @@ def test_a_key_may_ask_for_a_shape(samples, settings):
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_an_item_depends_on_seed_and_key_alone(samples, mosaic):
     def item(seed, *key, before=()):
-        made = TrainingSet(samples, 64, Augmentation(mosaic=mosaic), seed=seed)
+        result = TrainingSet(samples, 64, Augmentation(mosaic=mosaic), seed=seed)
         for other in before:
-            made[other]
-        return made[Key(*key)]
+            result[other]
+        return result[Key(*key)]
 
     first = item(0, 2, 5)
     assert same(first, item(0, 2, 5, before=[(2, 1), (1, 5)]))
@@ -81,30 +81,30 @@ def test_an_item_depends_on_seed_and_key_alone(samples, mosaic):
 
 
 def test_mosaics_end_with_the_epoch_asked_for(samples):
-    made = TrainingSet(samples, 64, Augmentation(mosaic=1, scale=0), close_at=3)
-    shown = {e: [len(reds(made[e, i][0])) for i in range(10)] for e in (1, 2, 3, 4)}
-    assert max(shown[1]) > 1
-    assert max(shown[2]) > 1
+    result = TrainingSet(samples, 64, Augmentation(mosaic=1, scale=0), close_at=3)
+    visible = {e: [len(reds(result[e, i][0])) for i in range(10)] for e in (1, 2, 3, 4)}
+    assert max(visible[1]) > 1
+    assert max(visible[2]) > 1
     closed = TrainingSet(samples, 64, Augmentation(mosaic=1, scale=0).closed())
-    assert all(same(made[e, i], closed[e, i]) for e in (3, 4) for i in range(10))
+    assert all(same(result[e, i], closed[e, i]) for e in (3, 4) for i in range(10))
 
 
-def test_labels_are_those_of_the_picture(tmp_path):
-    """Boxes, classes and outlines of many pictures lie in a few arrays: each gets its own."""
-    made = []
+def test_labels_are_those_of_the_image(tmp_path):
+    """Labels are stored in a few arrays; each image gets its own."""
+    result = []
     for index, count in enumerate((2, 0, 1, 3)):
         path = tmp_path / f"{index}.png"
         cv2.imwrite(str(path), np.zeros((50, 100, 3), np.uint8))
         boxes = np.full((count, 4), 0.2 + index / 10, np.float32)
         line = np.array([[0, 0], [0.5, 0.5], [1, 0.25]], np.float32)
         lines = (None,) * (count - 1) + (line,) if index == 3 else ()
-        made.append(Sample(path, boxes, np.arange(count, dtype=np.int32) + index, lines))
-    pictures = TrainingSet(made, 200).pictures
-    assert [len(pictures[i].boxes) for i in range(4)] == [2, 0, 1, 3]
-    assert pictures[2].boxes == pytest.approx(np.array([[40, 20, 120, 60]]))
-    assert pictures[3].class_id.tolist() == [3, 4, 5]
-    assert pictures[2].polygons == ()
-    first, second, third = pictures[3].polygons
+        result.append(Sample(path, boxes, np.arange(count, dtype=np.int32) + index, lines))
+    images = TrainingSet(result, 200).images
+    assert [len(images[i].boxes) for i in range(4)] == [2, 0, 1, 3]
+    assert images[2].boxes == pytest.approx(np.array([[40, 20, 120, 60]]))
+    assert images[3].class_id.tolist() == [3, 4, 5]
+    assert images[2].polygons == ()
+    first, second, third = images[3].polygons
     assert first is None
     assert second is None
     assert third.tolist() == [[0, 0], [100, 50], [200, 25]]
@@ -112,13 +112,15 @@ def test_labels_are_those_of_the_picture(tmp_path):
 
 @pytest.mark.parametrize("cache", ["ram", "disk", "none"])
 def test_cached_or_not_is_the_same(samples, cache):
-    made = TrainingSet(samples, 64, Augmentation(), cache=cache)
-    assert all(same(made[1, i], TrainingSet(samples, 64, Augmentation())[1, i]) for i in range(10))
+    result = TrainingSet(samples, 64, Augmentation(), cache=cache)
+    assert all(
+        same(result[1, i], TrainingSet(samples, 64, Augmentation())[1, i]) for i in range(10)
+    )
 
 
 def test_collate_numbers_the_images(samples):
-    made = TrainingSet(samples, 64)
-    images, targets = collate([made[1], made[9], made[2]])
+    result = TrainingSet(samples, 64)
+    images, targets = collate([result[1], result[9], result[2]])
     assert images.shape == (3, 3, 64, 64)
     assert images.dtype == torch.uint8
     assert targets.dtype == torch.float32
@@ -132,99 +134,99 @@ def test_a_batch_without_objects(samples):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("rect", [False, True])
-def test_batches_are_those_of_the_plan_whoever_loads_them(samples, workers, rect):
-    made = TrainingSet(samples, 64, Augmentation(), seed=4)
+def test_batches_follow_the_plan_with_any_number_of_workers(samples, workers, rect):
+    result = TrainingSet(samples, 64, Augmentation(), seed=4)
     plan = BatchPlan(10, 4, seed=4, rect=rect_plan(samples, 64, 32) if rect else None)
-    pictures = loader(made, plan, workers=workers)
+    train_loader = loader(result, plan, workers=workers)
     for epoch, start in ((1, 0), (4, 1), (2, 2)):
         plan.set_epoch(epoch, start)
         keys = list(plan)
-        given = list(batches(pictures))
+        given = list(batches(train_loader))
         assert len(given) == 3 - start
         for batch, wanted in zip(given, keys, strict=True):
-            assert same(batch, collate([made[key] for key in wanted]))
+            assert same(batch, collate([result[key] for key in wanted]))
             assert batch[0].shape[2:] == ((32, 64) if rect else (64, 64))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_pass_that_was_left_half_way_does_not_show_in_the_next(samples, workers):
-    made = TrainingSet(samples, 64, Augmentation(), cache="ram")
+    result = TrainingSet(samples, 64, Augmentation(), cache="ram")
     plan = BatchPlan(10, 2)
-    pictures = loader(made, plan, workers=workers)
+    train_loader = loader(result, plan, workers=workers)
     plan.set_epoch(1)
-    next(batches(pictures))
+    next(batches(train_loader))
     plan.set_epoch(1, 3)
-    whole = list(batches(pictures))
+    whole = list(batches(train_loader))
     assert [len(batch[0]) for batch in whole] == [2, 2]
     plan.set_epoch(1, 3)
     assert all(
-        same(a, collate([made[k] for k in b])) for a, b in zip(whole, list(plan), strict=True)
+        same(a, collate([result[k] for k in b])) for a, b in zip(whole, list(plan), strict=True)
     )
 
 
-def test_two_ranks_get_the_pictures_of_one_process(samples):
-    made = TrainingSet(samples, 64, Augmentation())
-    alone = next(batches(loader(made, BatchPlan(10, 6, seed=1))))[0]
+def test_two_ranks_get_the_images_of_one_process(samples):
+    result = TrainingSet(samples, 64, Augmentation())
+    alone = next(batches(loader(result, BatchPlan(10, 6, seed=1))))[0]
     ranks = [
-        next(batches(loader(made, BatchPlan(10, 6, seed=1, rank=rank, world=2))))[0]
+        next(batches(loader(result, BatchPlan(10, 6, seed=1, rank=rank, world=2))))[0]
         for rank in (0, 1)
     ]
     assert torch.equal(torch.stack(ranks, dim=1).flatten(0, 1), alone)
 
 
 def test_workers_may_be_spawned(samples):
-    made = loader(TrainingSet(samples, 64, Augmentation()), BatchPlan(10, 5))
-    # What a spawned worker is sent.
-    sent = pickle.dumps((made.dataset, made.collate_fn, made.worker_init_fn))
+    result = loader(TrainingSet(samples, 64, Augmentation()), BatchPlan(10, 5))
+    # What a spawned worker receives.
+    sent = pickle.dumps((result.dataset, result.collate_fn, result.worker_init_fn))
     received, *_ = pickle.loads(sent)  # noqa: S301
-    task = next(iter(made.sampler))
-    assert same(received[task], made.dataset[task])
+    task = next(iter(result.sampler))
+    assert same(received[task], result.dataset[task])
 
 
-def test_without_workers_batches_are_made_in_the_same_memory_again(samples):
-    pictures = loader(TrainingSet(samples, 64, cache="ram"), BatchPlan(10, 2))
-    # Each batch is let go before the next is made: one place is enough.
-    assert len({images.data_ptr() for images, _ in batches(pictures)}) < 5
-    kept = [images for images, _ in batches(pictures)]
+def test_without_workers_memory_of_batches_is_reused(samples):
+    train_loader = loader(TrainingSet(samples, 64, cache="ram"), BatchPlan(10, 2))
+    # Each batch is freed before the next.
+    assert len({images.data_ptr() for images, _ in batches(train_loader)}) < 5
+    kept = [images for images, _ in batches(train_loader)]
     assert len({images.data_ptr() for images in kept}) == 5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="batches are shared by forked processes")
-def test_batches_of_workers_are_handed_over_in_shared_memory(samples):
+def test_workers_return_batches_in_shared_memory(samples):
     plan = BatchPlan(10, 4)
-    pictures = loader(TrainingSet(samples, 64, cache="ram"), plan, workers=1)
-    block = pictures.dataset._memory._block
+    train_loader = loader(TrainingSet(samples, 64, cache="ram"), plan, workers=1)
+    block = train_loader.dataset._memory._block
     low = block.__array_interface__["data"][0]
-    for images, _ in batches(pictures):
+    for images, _ in batches(train_loader):
         assert low <= images.data_ptr() < low + block.nbytes
     plan.set_epoch(2)
-    kept = list(batches(pictures))  # more than there is room for do not fail either
+    kept = list(batches(train_loader))  # more than there are slots
     plan.set_epoch(3)
-    more = list(batches(pictures))
+    more = list(batches(train_loader))
     for epoch, given in ((2, kept), (3, more)):
         plan.set_epoch(epoch)
-        wanted = [collate([pictures.dataset._shown[key] for key in keys]) for keys in plan]
+        wanted = [collate([train_loader.dataset._dataset[key] for key in keys]) for keys in plan]
         assert all(same(a, b) for a, b in zip(given, wanted, strict=True))
 
 
-def test_batches_under_way_must_fit_into_memory(samples, monkeypatch):
+def test_prefetched_batches_must_fit_into_memory(samples, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
-    made = TrainingSet(samples, 64, cache="none")
-    loader(made, BatchPlan(10, 4), workers=0)
-    with pytest.raises(ConfigError, match=r"take 0\.3 MB of memory, of 0\.1 MB that can be spared"):
-        loader(made, BatchPlan(10, 8, world=2), workers=2)
+    result = TrainingSet(samples, 64, cache="none")
+    loader(result, BatchPlan(10, 4), workers=0)
+    with pytest.raises(ConfigError, match=r"take 0\.3 MB, 0\.1 MB are available"):
+        loader(result, BatchPlan(10, 8, world=2), workers=2)
 
 
 def test_no_samples_is_an_error():
-    with pytest.raises(DataError, match="expected pictures to train on, found none"):
+    with pytest.raises(DataError, match="expected training images"):
         TrainingSet([], 64)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_is_named_in_one_line_by_workers_too(tmp_path, samples, workers):
+def test_an_unreadable_image_is_named_in_one_line_by_workers_too(tmp_path, samples, workers):
     lost = Sample(tmp_path / "lost.png", samples[0].boxes, samples[0].class_id)
-    made = loader(TrainingSet([lost], 64, cache="none"), BatchPlan(1, 1), workers=workers)
+    result = loader(TrainingSet([lost], 64, cache="none"), BatchPlan(1, 1), workers=workers)
     with pytest.raises(DataError) as caught:
-        list(batches(made))
-    assert str(caught.value).startswith(f"{lost.path}: cannot read the picture")
+        list(batches(result))
+    assert str(caught.value).startswith(f"{lost.path}: cannot read")
     assert "\n" not in str(caught.value)

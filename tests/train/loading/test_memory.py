@@ -1,4 +1,4 @@
-"""Batches in memory that is used over and over, and how much memory there is."""
+"""Reused memory of batches, and available memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from y7edge.errors import ConfigError
 from y7edge.train.loading import memory
-from y7edge.train.loading.memory import BatchMemory, Made, amount, available_memory
+from y7edge.train.loading.memory import BatchMemory, WrittenBatch, available_memory, format_bytes
 from y7edge.train.loading.sampling import Key
 
 SHAPE = (2, 3, 2, 2)
@@ -21,9 +21,9 @@ KEYS = [[Key(1, number)] for number in range(6)]
 
 
 def filled(block, slot, value):
-    """What a worker makes of a task: a batch full of one value."""
+    """Return what a worker would: a batch filled with one value."""
     block.space(slot, SHAPE)[:] = value
-    return Made(id(block), slot, SHAPE, np.full((1, 6), value, np.float32))
+    return WrittenBatch(id(block), slot, SHAPE, np.full((1, 6), value, np.float32))
 
 
 def test_a_batch_arrives_as_it_was_written():
@@ -36,7 +36,7 @@ def test_a_batch_arrives_as_it_was_written():
     assert targets.tolist() == [[7] * 6]
 
 
-def test_a_slot_is_used_again_once_nobody_looks_at_it():
+def test_slot_is_reused_once_nothing_references_it():
     block = BatchMemory(2, 24)
     tasks = block.tasks(KEYS)
     slots = []
@@ -48,7 +48,7 @@ def test_a_slot_is_used_again_once_nobody_looks_at_it():
     assert set(slots) == {0, 1}
 
 
-def test_batches_that_are_kept_are_never_written_over():
+def test_referenced_batches_are_not_overwritten():
     block = BatchMemory(3, 24)
     tasks = block.tasks(KEYS)
     kept = [filled(block, next(tasks).slot, value).item()[0][1:] for value in range(3)]
@@ -60,7 +60,7 @@ def test_batches_that_are_kept_are_never_written_over():
     assert [int(part.unique()) for part in (*kept, images)] == [0, 2, 9]
 
 
-def test_a_new_pass_takes_back_what_nobody_received():
+def test_new_pass_frees_slots_of_batches_not_received():
     block = BatchMemory(2, 24)
     before = block.tasks(KEYS)
     held, _ = filled(block, next(before).slot, 1).item()
@@ -71,10 +71,10 @@ def test_a_new_pass_takes_back_what_nobody_received():
     assert (held == 1).all()
 
 
-def test_two_memories_are_told_apart():
+def test_two_memories_are_distinguished():
     first, second = BatchMemory(1, 24), BatchMemory(1, 24)
-    made = [filled(block, 0, value) for block, value in ((first, 3), (second, 4))]
-    assert [int(one.item()[0].unique()) for one in made] == [3, 4]
+    result = [filled(block, 0, value) for block, value in ((first, 3), (second, 4))]
+    assert [int(one.item()[0].unique()) for one in result] == [3, 4]
 
 
 def test_a_pinned_batch_is_a_copy_that_frees_its_slot(monkeypatch):
@@ -88,16 +88,16 @@ def test_a_pinned_batch_is_a_copy_that_frees_its_slot(monkeypatch):
     assert targets.tolist() == [[5] * 6]
 
 
-def test_more_than_can_be_spared_is_an_error(monkeypatch):
+def test_too_large_memory_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     BatchMemory(2, 400)
-    with pytest.raises(ConfigError, match=r"take 0\.0 MB of memory, .*: take fewer workers or a"):
+    with pytest.raises(ConfigError, match=r"take 0\.0 MB, .*: take fewer workers or a"):
         BatchMemory(2, 401)
 
 
 def test_amounts_are_written_for_people():
-    assert amount(2_140_000_000) == "2.1 GB"
-    assert amount(340_000) == "0.3 MB"
+    assert format_bytes(2_140_000_000) == "2.1 GB"
+    assert format_bytes(340_000) == "0.3 MB"
 
 
 def test_memory_is_read_from_the_system_and_the_container(tmp_path):
@@ -127,7 +127,7 @@ def test_the_smaller_of_both_counts(monkeypatch):
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries have other ways with freed memory"
 )
-def test_memory_of_pictures_is_kept_when_it_is_freed():
+def test_freed_memory_of_images_is_not_returned():
     script = """
 import resource, numpy as np
 from y7edge.train.loading.memory import keep_freed_memory

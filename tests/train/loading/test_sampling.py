@@ -1,4 +1,4 @@
-"""Plans of batches: exact by seed and epoch, fair over ranks, resumable at any batch."""
+"""Batch plans: reproducible, equal over ranks, resumable at any batch."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def batches(plan, epoch=1, start=0):
     return list(plan)
 
 
-def indices(made):
-    return [[key.index for key in keys] for keys in made]
+def indices(result):
+    return [[key.index for key in keys] for keys in result]
 
 
-def test_an_epoch_shows_every_picture_once_and_its_key_says_which_epoch():
-    made = batches(BatchPlan(10, 4, seed=3), epoch=7)
-    assert [len(keys) for keys in made] == [4, 4, 2]
-    assert sorted(key for keys in made for key in keys) == [Key(7, i) for i in range(10)]
+def test_epoch_has_every_image_once_with_the_epoch_in_its_key():
+    result = batches(BatchPlan(10, 4, seed=3), epoch=7)
+    assert [len(keys) for keys in result] == [4, 4, 2]
+    assert sorted(key for keys in result for key in keys) == [Key(7, i) for i in range(10)]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -68,7 +68,7 @@ def test_a_pass_keeps_its_epoch_when_the_next_is_set():
 
 @pytest.mark.parametrize(("length", "kept"), [(48, 48), (49, 48), (50, 50), (53, 53)])
 @pytest.mark.parametrize("rect", [False, True])
-def test_two_ranks_see_what_one_process_sees(length, kept, rect):
+def test_two_ranks_get_the_images_of_one_process(length, kept, rect):
     shapes = RectPlan(np.linspace(0.4, 1.7, length), 64, 32) if rect else None
     ranks = [BatchPlan(length, 16, seed=1, rank=r, world=2, rect=shapes) for r in (0, 1)]
     alone = BatchPlan(length, 16, seed=1, rect=shapes)
@@ -102,10 +102,10 @@ def again(length, rank, epoch):
     [
         ({"batch": 6, "world": 4}, "expected a multiple of 4, the number of processes, found 6"),
         ({"batch": 0}, "found 0"),
-        ({"batch": 8, "world": 4, "length": 3}, "3 pictures are too few for 4 processes"),
+        ({"batch": 8, "world": 4, "length": 3}, "3 images are too few for 4 processes"),
     ],
 )
-def test_plans_that_cannot_be(arguments, message):
+def test_invalid_plans(arguments, message):
     with pytest.raises(ConfigError, match=message):
         BatchPlan(**{"length": 10, **arguments})
 
@@ -113,7 +113,7 @@ def test_plans_that_cannot_be(arguments, message):
 # --- weights -------------------------------------------------------------------------------------
 
 
-def test_weights_decide_how_often_a_picture_is_drawn():
+def test_weights_decide_how_often_an_image_is_drawn():
     plan = BatchPlan(4, 4, seed=0)
     plan.set_weights(np.array([0, 1, 1, 6]))
     drawn = Counter(key.index for epoch in range(500) for key in batches(plan, epoch)[0])
@@ -126,10 +126,10 @@ def test_weights_decide_how_often_a_picture_is_drawn():
     assert sorted(indices(batches(plan, 7))[0]) == [0, 1, 2, 3]
 
 
-def test_a_picture_drawn_again_is_another_item():
+def test_an_image_drawn_again_is_another_item():
     plan = BatchPlan(6, 4)
     plan.set_weights(np.array([0, 0, 1, 0, 0, 1]))
-    keys = [key for made in batches(plan, 3) for key in made]
+    keys = [key for result in batches(plan, 3) for key in result]
     assert len(set(keys)) == len(keys) == 6
     for index in (2, 5):
         repeats = [key.repeat for key in keys if key.index == index]
@@ -137,22 +137,22 @@ def test_a_picture_drawn_again_is_another_item():
 
 
 @pytest.mark.parametrize("weights", [[1, 2], [0, 0, 0], [1, -1, 2], [1, np.nan, 2]])
-def test_weights_that_cannot_be(weights):
+def test_invalid_weights(weights):
     with pytest.raises(ConfigError, match="weights: expected"):
         BatchPlan(3, 1).set_weights(np.array(weights))
 
 
 def test_image_weights_are_the_published_ones():
-    pictures = [sample([0, 0, 1]), sample([1, 1]), sample(), sample([2])]
+    samples = [sample([0, 0, 1]), sample([1, 1]), sample(), sample([2])]
     # Objects per class: 2, 3, 1; 1/count normalised: 3/11, 2/11, 6/11.
-    assert image_weights(pictures, 3) == pytest.approx(np.array([8, 4, 0, 6]) / 11)
-    judged = np.array([0.5, np.nan, 0.9])
-    assert image_weights(pictures, 3, judged) == pytest.approx(
+    assert image_weights(samples, 3) == pytest.approx(np.array([8, 4, 0, 6]) / 11)
+    scores = np.array([0.5, np.nan, 0.9])
+    assert image_weights(samples, 3, scores) == pytest.approx(
         np.array([2 * 3 * 0.25 + 2, 4, 0, 6 * 0.01]) / 11
     )
 
 
-def test_image_weights_with_nothing_to_choose_by_are_equal():
+def test_image_weights_without_objects_are_equal():
     assert image_weights([sample(), sample()], 2).tolist() == [1, 1]
     assert image_weights([sample([0]), sample()], 1, np.ones(1)).tolist() == [1, 1]
 
@@ -184,12 +184,12 @@ def test_batches_are_of_like_aspect_and_carry_their_shape():
              (1.5, 2.0): (64, 64)}  # fmt: skip
     orders, partners = set(), set()
     for epoch in range(20):
-        made = batches(plan, epoch)
-        met = {tuple(sorted(aspect[[k.index for k in keys]])): keys[0].shape for keys in made}
+        result = batches(plan, epoch)
+        met = {tuple(sorted(aspect[[k.index for k in keys]])): keys[0].shape for keys in result}
         assert met == pairs
-        assert all(key.shape == keys[0].shape for keys in made for key in keys)
-        orders.add(tuple(aspect[keys[0].index] > 1 for keys in made))
-        partners |= {tuple(sorted(k.index for k in keys)) for keys in made}
+        assert all(key.shape == keys[0].shape for keys in result for key in keys)
+        orders.add(tuple(aspect[keys[0].index] > 1 for keys in result))
+        partners |= {tuple(sorted(k.index for k in keys)) for keys in result}
     assert len(orders) > 1
     assert len(partners) > 4
 
@@ -214,7 +214,7 @@ def test_each_key_has_its_own_numbers_whatever_was_drawn_before():
         for key in keys:
             rng = generator(seed, key)
             drawn[seed, key] = rng.random(4).tolist()
-            rng.integers(7, size=3)  # leaves half a number behind
+            rng.integers(7, size=3)  # leaves half a word in the buffer
     assert len({number for numbers in drawn.values() for number in numbers}) == 4 * len(drawn)
     for (seed, key), numbers in reversed(drawn.items()):
         assert generator(seed, key).random(4).tolist() == numbers

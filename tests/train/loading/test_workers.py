@@ -1,4 +1,4 @@
-"""Loading processes: they end with their parent, and say what was wrong when one of them ends."""
+"""Loading processes: they end with their parent, and a dead one is reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from y7edge.errors import TrainingError
-from y7edge.train.loading.workers import batches, start_method, start_worker
+from y7edge.train.loading.workers import batches, start_worker
 
 LINUX = sys.platform == "linux"
 ROOT = Path(__file__).parents[3]
@@ -32,10 +32,10 @@ from y7edge.train.loading.sampling import BatchPlan
 path = Path(sys.argv[1]) / "a.png"
 cv2.imwrite(str(path), np.zeros((64, 64, 3), np.uint8))
 sample = Sample(path, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
-pictures = loader(TrainingSet([sample] * 4000, 64, cache="none"), BatchPlan(4000, 4), workers=2)
-running = batches(pictures)
+images = loader(TrainingSet([sample] * 4000, 64, cache="none"), BatchPlan(4000, 4), workers=2)
+running = batches(images)
 next(running)
-print(*[worker.pid for worker in pictures._iterator._workers], flush=True)
+print(*[worker.pid for worker in images._iterator._workers], flush=True)
 for _ in running:
     pass
 """
@@ -46,7 +46,7 @@ def runs(pid):
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
-    return state != "Z"  # ended, and not yet seen by whom it was handed to
+    return state != "Z"  # a zombie has ended
 
 
 @pytest.mark.skipif(not LINUX, reason="parents and shared memory are looked up as Linux has them")
@@ -82,7 +82,7 @@ def test_a_worker_whose_parent_ended_before_it_asked_ends_too(parent, code):
 
 
 class Numbers(torch.utils.data.Dataset):
-    """Tensors that are asked of workers; ``kill`` ends the worker that is asked for that one."""
+    """Tensors; the worker that loads number ``kill`` is killed."""
 
     def __init__(self, kill=None, how=signal.SIGKILL, error=None):
         self.kill, self.how, self.error = kill, how, error
@@ -104,7 +104,7 @@ def numbers(count=1, **arguments):
         num_workers=count,
         persistent_workers=True,
         worker_init_fn=partial(start_worker, os.getpid()),
-        multiprocessing_context=start_method(count),
+        multiprocessing_context="fork" if count and LINUX else None,
     )
 
 
@@ -113,8 +113,8 @@ def numbers(count=1, **arguments):
     ("how", "message"),
     [
         (signal.SIGKILL, r"\(process \d+\) was killed, .* memory ran out: take fewer workers"),
-        (signal.SIGBUS, r"ended on a bus error, .* shared memory: give /dev/shm more room"),
-        (signal.SIGTERM, r"ended with exit code -15: try --workers 0"),
+        (signal.SIGBUS, r"bus error, .* shared memory: enlarge /dev/shm"),
+        (signal.SIGTERM, r"ended with exit code -15: --workers 0"),
     ],
 )
 def test_a_worker_that_dies_is_one_line(how, message):
@@ -125,17 +125,17 @@ def test_a_worker_that_dies_is_one_line(how, message):
 
 @pytest.mark.skipif(not LINUX, reason="signals as Linux has them")
 def test_a_worker_that_dies_does_not_break_into_a_step():
-    pictures = numbers()
-    running = batches(pictures)
+    train_loader = numbers()
+    running = batches(train_loader)
     next(running)
-    worker = pictures._iterator._workers[0]
+    worker = train_loader._iterator._workers[0]
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     time.sleep(0.05)  # a step, in which SIGCHLD comes
     with pytest.raises(TrainingError, match="was killed"):
         list(running)
     with pytest.raises(TrainingError, match="was killed"):
-        list(batches(pictures))
+        list(batches(train_loader))
 
 
 def test_errors_that_are_none_of_the_workers_come_as_they_are():
@@ -145,5 +145,5 @@ def test_errors_that_are_none_of_the_workers_come_as_they_are():
 
 def test_a_full_shared_memory_is_one_line():
     error = RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space")
-    with pytest.raises(TrainingError, match="no shared memory left for a batch: give /dev/shm"):
+    with pytest.raises(TrainingError, match="no shared memory left for a batch: enlarge /dev/shm"):
         list(batches(numbers(kill=1, error=error)))

@@ -32,7 +32,7 @@ def rows(entries):
 
 
 def scene(counts, nc=4, height=128, width=128, seed=0, std=1.0):
-    """Random heads and targets of a batch; ``counts`` boxes per picture."""
+    """Random heads and targets of a batch; ``counts`` boxes per image."""
     random = torch.Generator().manual_seed(seed)
     heads = [
         std * torch.randn(len(counts), 3, height // s, width // s, 5 + nc, generator=random)
@@ -46,18 +46,18 @@ def scene(counts, nc=4, height=128, width=128, seed=0, std=1.0):
 
 
 def slow_simota(heads, targets, anchors, candidates, q0=10, square=False):
-    """Picture by picture and target by target, in double; ``square`` scales by height alone."""
+    """Image by image and target by target, in double; ``square`` scales by height alone."""
     height, width = heads[0].shape[2], heads[0].shape[3]
     scale = (height, height) if square else (width, height)
     found = [[] for _ in heads]
-    for picture in range(heads[0].shape[0]):
+    for image in range(heads[0].shape[0]):
         pool = [
             (level, *entry[:4])
             for level, entries in enumerate(candidates.levels())
             for entry in entries.tolist()
-            if entry[0] == picture
+            if entry[0] == image
         ]
-        wanted = [t for t in range(len(targets)) if targets[t, 0] == picture]
+        wanted = [t for t in range(len(targets)) if targets[t, 0] == image]
         cost = {t: [] for t in wanted}
         taken = {t: set() for t in wanted}
         for t in wanted:
@@ -65,12 +65,14 @@ def slow_simota(heads, targets, anchors, candidates, q0=10, square=False):
             box = (cx * scale[0], cy * scale[1], w * scale[0], h * scale[1])
             ious = []
             for level, _, a, gj, gi in pool:
-                logits = heads[level][picture, a, gj, gi].double()
+                logits = heads[level][image, a, gj, gi].double()
                 unit = height / heads[level].shape[2]
                 iou = slow_iou(slow_decode(logits, anchors[level, a].tolist(), gj, gi, unit), box)
-                chance = (logits[5:].sigmoid() * logits[4].sigmoid()).sqrt().clamp(1e-7, 1 - 1e-7)
-                sign = -torch.log1p(-chance)
-                sign[int(label)] = -chance[int(label)].log()
+                probability = (
+                    (logits[5:].sigmoid() * logits[4].sigmoid()).sqrt().clamp(1e-7, 1 - 1e-7)
+                )
+                sign = -torch.log1p(-probability)
+                sign[int(label)] = -probability[int(label)].log()
                 ious.append(iou)
                 cost[t].append(sign.sum().item() - 3 * math.log(iou + 1e-8))
             k = max(1, int(sum(sorted(ious, reverse=True)[:q0])))
@@ -265,7 +267,7 @@ def test_nothing_to_match(assigner, targets):
     assert assignment.entries.shape == (0, 5)
 
 
-def test_a_picture_whose_targets_have_no_candidates_leaves_the_others_alone():
+def test_an_image_whose_targets_have_no_candidates_leaves_the_others_alone():
     heads, targets = scene((5, 0))
     alone = SimOTA()(heads, targets, ANCHORS)
     speck = torch.tensor([[1, 0, 0.5, 0.5, 1e-4, 1e-4]])
@@ -300,7 +302,7 @@ class LivePeak(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.live = self.peak = 0
+        self.current = self.peak = 0
         self.users = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -309,15 +311,15 @@ class LivePeak(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 address, size = storage.data_ptr(), storage.nbytes()
-                self.live += 0 if self.users[address] else size
+                self.current += 0 if self.users[address] else size
                 self.users[address] += 1
                 weakref.finalize(tensor, self.drop, address, size)
-        self.peak = max(self.peak, self.live)
+        self.peak = max(self.peak, self.current)
         return result
 
     def drop(self, address, size):
         self.users[address] -= 1
-        self.live -= 0 if self.users[address] else size
+        self.current -= 0 if self.users[address] else size
 
 
 @pytest.mark.parametrize("reaches", [(0.5,), (0.5, 1.0)], ids=["fine", "fine-and-coarse"])
@@ -326,7 +328,7 @@ class LivePeak(TorchDispatchMode):
     [([300] * 16, 260), ([300] + [3] * 15, 40)],
     ids=["all-crowded", "one-crowded"],
 )
-def test_memory_is_bounded_on_crowded_pictures(counts, megabytes, reaches):
+def test_memory_is_bounded_on_crowded_images(counts, megabytes, reaches):
     _, targets = scene(counts, nc=80, seed=2)
     one, _ = scene([0], nc=80, height=640, width=640, seed=3)
     heads = [head.expand(len(counts), -1, -1, -1, -1) for head in one]
@@ -338,7 +340,7 @@ def test_memory_is_bounded_on_crowded_pictures(counts, megabytes, reaches):
         stated += 48 * len(counts) * most
     stated += 20 * len(candidates.entries) * 85
     with LivePeak() as memory:
-        assignments = assigner.reaching(reaches, heads, targets, ANCHORS)
+        assignments = assigner.for_reaches(reaches, heads, targets, ANCHORS)
     assert all(sum(assignment.sizes) > len(counts) for assignment in assignments)
     assert memory.peak < stated
     assert memory.peak < megabytes * len(reaches) * 1e6

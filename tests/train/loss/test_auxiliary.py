@@ -1,4 +1,4 @@
-"""Assignment of lead and auxiliary head: the published one, and what it shares between the two."""
+"""Assignment of lead and auxiliary head."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from y7edge.errors import ConfigError
-from y7edge.train.loss import assign, auxiliary
-from y7edge.train.loss.assign import SimOTA
-from y7edge.train.loss.auxiliary import by_name
+from y7edge.train.loss import assign
+from y7edge.train.loss.assign import SimOTA, by_name
 from y7edge.train.loss.candidates import Assignment, distinct, propose
 
 CASES = ["none", "1_7", "0_7", "20_7_border", "crowded"]
@@ -78,7 +77,7 @@ def test_one_cost_gives_what_two_runs_give(counts, size, snap, pairs):
     lead, _, targets = scene(counts, size=size, seed=sum(counts), snap=snap)
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(1))
     targets = targets[order]
-    together = SimOTA(q0=20, pairs=pairs).reaching((0.5, 1.0), lead, targets, ANCHORS)
+    together = SimOTA(q0=20, pairs=pairs).for_reaches((0.5, 1.0), lead, targets, ANCHORS)
     for reach, assignment in zip((0.5, 1.0), together, strict=True):
         apart = SimOTA(reach=reach, q0=20)(lead, targets, ANCHORS)
         assert assignment.sizes == apart.sizes
@@ -149,7 +148,7 @@ def test_coarse_cells_are_more_than_fine_ones():
     assert sum(coarse.sizes) > sum(fine.sizes)
 
 
-@pytest.mark.parametrize("name", auxiliary.names())
+@pytest.mark.parametrize("name", assign.AUXILIARY)
 @pytest.mark.parametrize(
     "targets",
     [torch.zeros(0, 6), torch.tensor([[0, 0, 0.5, 0.5, 1e-4, 1e-4]])],
@@ -162,7 +161,7 @@ def test_nothing_to_match(name, targets):
         assert assignment.entries.shape == (0, 5)
 
 
-@pytest.mark.parametrize("name", auxiliary.names())
+@pytest.mark.parametrize("name", assign.AUXILIARY)
 def test_the_ratio_of_sides_is_handed_on(name):
     lead, aux, targets = scene((6, 9))
     strict = both(name, lead, aux, targets, anchor_t=1.2)

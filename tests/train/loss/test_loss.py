@@ -1,4 +1,4 @@
-"""The loss against the published numbers, its named quirks and mends, and its cost."""
+"""The loss against the published numbers, its differences, and its cost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from y7edge.errors import ConfigError
 from y7edge.models import registry
-from y7edge.train.loss import auxiliary
-from y7edge.train.loss.assign import SimOTA
-from y7edge.train.loss.auxiliary import by_name
+from y7edge.train.loss import assign
+from y7edge.train.loss.assign import SimOTA, by_name
 from y7edge.train.loss.candidates import Assignment, join, propose
 from y7edge.train.loss.loss import DetectionLoss, TrainingLoss, scaled
 from y7edge.train.settings.recipe import Recipe
@@ -176,7 +175,7 @@ def test_total_is_per_batch():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_heads_are_judged_in_float32(dtype):
+def test_loss_of_half_precision_heads_is_float32(dtype):
     targets = torch.tensor([[0, 2, 0.375, 0.375, 0.25, 0.25]])
     loss, assignment = DetectionLoss(3, ANCHORS, UNIT), assigned([0, 0, 1, 1, 0])
     half = small(dtype=dtype)
@@ -233,7 +232,7 @@ def training_loss(nc=3, recipe=None, assigner="auto", ranks=None, model="yolov7-
 
 
 def boxes(counts, nc, seed=0):
-    """Targets of pictures with ``counts`` boxes each."""
+    """Targets of images with ``counts`` boxes each."""
     random = torch.Generator().manual_seed(seed)
     image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None]
     label = torch.randint(nc, image.shape, generator=random)
@@ -254,7 +253,7 @@ def test_saturated_logits_give_finite_losses_and_gradients(value, nc, gamma):
 
 
 @pytest.mark.parametrize("model", ["yolov7-tiny", "yolov7-w6"])
-def test_a_batch_without_pictures_costs_nothing(model):
+def test_loss_of_a_batch_without_images_is_zero(model):
     heads = maps(0, sides=P6 * 2 if model == "yolov7-w6" else P5)
     parts = training_loss(model=model)(heads, torch.zeros(0, 6))
     parts.total.backward()
@@ -262,7 +261,7 @@ def test_a_batch_without_pictures_costs_nothing(model):
 
 
 @pytest.mark.parametrize("nc", [1, 3])
-def test_a_picture_without_targets_adds_background_alone(nc):
+def test_an_image_without_targets_adds_background_alone(nc):
     heads, loss = maps(2, nc), training_loss(nc)
     loss(heads, boxes((4, 0), nc)).total.backward()
     for head in heads:
@@ -297,7 +296,7 @@ def test_assigners_are_chosen_by_name(assigner):
 
 def test_auto_takes_the_published_assigner():
     assert training_loss(model="yolov7-tiny").assign == SimOTA()
-    assert training_loss(model="yolov7-w6").assign.func is auxiliary.coarse_to_fine
+    assert training_loss(model="yolov7-w6").assign.func is assign.coarse_to_fine
 
 
 @pytest.mark.parametrize(
@@ -317,18 +316,18 @@ def test_assigners_that_do_not_fit_the_model_are_refused(model, assigner, messag
 
 
 class Recorder:
-    """Ranks that note what a process would send, and answer with given sums."""
+    """Ranks that record what a process sends, and return given sums."""
 
-    def __init__(self, world, answer=None):
-        self.world, self.answer, self.sent = world, answer, []
+    def __init__(self, world, total=None):
+        self.world, self.total, self.sent = world, total, []
 
     def sum(self, counts, /):
         self.sent.append(counts)
-        return counts if self.answer is None else self.answer
+        return counts if self.total is None else self.total
 
 
-def shares_of_ranks(heads, targets, model, split):
-    """Per rank: its loss, and the gradients of its heads, from its pictures and the sums of all."""
+def parts_of_ranks(heads, targets, model, split):
+    """Per rank: its loss, and the gradients of its heads, from its images and the sums of all."""
     parts = []
     for ids in split:
         own = [head.detach()[ids].clone().requires_grad_() for head in heads]
@@ -368,10 +367,10 @@ def test_gradients_of_ranks_average_to_that_of_the_whole_batch(model, counts, sp
     heads, targets = maps(len(counts), sides=sides, seed=5), boxes(counts, 3)
     whole = training_loss(model=model)(heads, targets)
     whole.total.backward()
-    totals, gradients = shares_of_ranks(heads, targets, model, split)
+    totals, gradients = parts_of_ranks(heads, targets, model, split)
     for level, head in enumerate(heads):
         # What data-parallel training leaves in a weight: the mean over ranks of the sums over
-        # each rank's pictures. Each picture is on one rank only, so every gradient is a share.
+        # each rank's images. Each image is on one rank only, so gradients are partial.
         for ids, grads in zip(split, gradients, strict=True):
             torch.testing.assert_close(
                 grads[level] / len(split), head.grad[ids], rtol=1e-5, atol=1e-8
@@ -384,12 +383,12 @@ def test_gradients_of_ranks_average_to_that_of_the_whole_batch(model, counts, sp
 # ---- cost
 
 
-def operations(batch, per_picture, assigner, nc=80):
+def operations(batch, per_image, assigner, nc=80):
     """Profiled operations of one assignment and loss at 320 pixels."""
     anchors = torch.tensor([[1.5, 2.0], [2.4, 4.5], [5.0, 3.5]]).repeat(3, 1, 1)
     random = torch.Generator().manual_seed(batch)
     heads = maps(batch, nc, sides=(40, 20, 10), seed=batch)
-    count = batch * per_picture
+    count = batch * per_image
     targets = 0.1 + 0.4 * torch.rand(count, 6, generator=random)
     targets[:, 0] = torch.arange(count) % batch
     targets[:, 1] = torch.arange(count) % nc
@@ -403,7 +402,7 @@ def operations(batch, per_picture, assigner, nc=80):
 @pytest.mark.parametrize(
     ("assigner", "lists", "numbers"),
     # Waits for the device: for each reach the candidates and the kept ones, and how many a
-    # picture has at most; for two reaches the latter of the distinct cells too.
+    # image has at most; for two reaches the latter of the distinct cells too.
     [(SimOTA(), 2, 1), (by_name("coarse-to-fine"), 4, 3)],
     ids=["lead", "coarse-to-fine"],
 )

@@ -1,4 +1,4 @@
-"""The files and lines that tell about a run."""
+"""Results, folder and progress of a run."""
 
 import io
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_table_of_an_earlier_version_is_read(tmp_path):
     assert read_csv(path) == [EpochRow(1, 0.07, 0.02, 0.03, 0.01, 12.5, 400.0, 0.5, 0.25)]
 
 
-def test_curves_are_a_picture_of_one_version(tmp_path):
+def test_curves_are_an_image_of_one_version(tmp_path):
     write_png(ROWS, tmp_path / "a.png")
     write_png(ROWS, tmp_path / "b.png")
     assert cv2.imread(str(tmp_path / "a.png")).shape == (360, 1200, 3)
@@ -60,38 +60,38 @@ def test_fitness_weighs_the_strict_figure_most():
 
 
 def test_unnamed_runs_get_the_next_free_folder(tmp_path):
-    names = [folder.claim(None, tmp_path).name for _ in range(3)]
+    names = [folder.create(None, tmp_path).name for _ in range(3)]
     assert names == ["train", "train2", "train3"]
 
 
-def test_folder_of_a_run_is_taken_by_its_files_alone(tmp_path):
+def test_folder_is_refused_only_for_files_of_a_run(tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert folder.claim(tmp_path) == tmp_path
+    assert folder.create(tmp_path) == tmp_path
     (tmp_path / "results.csv").touch()
     with pytest.raises(ConfigError, match=r"already holds a run \(results\.csv\)"):
-        folder.claim(tmp_path)
-    with pytest.raises(ConfigError, match="cannot be made a folder"):
-        folder.claim(tmp_path / "notes.txt")
+        folder.create(tmp_path)
+    with pytest.raises(ConfigError, match="cannot create the folder"):
+        folder.create(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state-previous.safetensors"])
-def test_folder_with_nothing_but_a_state_is_a_run_to_go_on_with(name, tmp_path):
-    # Of a run that was killed in its first epoch: the same command again would write over it.
+def test_folder_with_only_a_state_is_a_run_to_resume(name, tmp_path):
+    # A run that was killed in its first epoch must not be overwritten.
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=rf"holds a run \({name}\): resume it with --resume "):
         folder.check_free(tmp_path)
 
 
-def test_place_that_cannot_hold_a_run_is_refused_before_any_work(tmp_path, monkeypatch):
+def test_unwritable_folder_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ConfigError, match=r"cannot be made a folder .*file: it is a file"):
+        with pytest.raises(ConfigError, match=r"cannot create .*file: is a file"):
             folder.check_free(out)
     folder.check_free(tmp_path / "new" / "run")
     folder.check_free("relative/run")
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(ConfigError, match=f"{tmp_path}: only its owner may write there"):
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root
+    with pytest.raises(ConfigError, match=f"{tmp_path}: not writable"):
         folder.check_free(tmp_path / "new" / "run")
 
 
@@ -117,10 +117,10 @@ def test_bar_shows_losses_rate_memory_and_time_left():
     bar.step(replace(STATUS, iteration=13))
     bar.epoch(ROWS[1])
     bar.close()
-    shown = stream.getvalue()
+    text = stream.getvalue()
     for part in ("epoch 3/60", "13/13", "box 0.0710", "lr 0.00990", "812 MB", "left 1:02:05"):
-        assert part in shown
-    assert "mAP50-95 0.250" in shown
+        assert part in text
+    assert "mAP50-95 0.250" in text
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_bar_shows_losses_rate_memory_and_time_left():
 )
 def test_every_display_speaks_the_protocol(made):
     assert isinstance(made, Progress)
-    made.close()  # also before anything was shown
+    made.close()  # also before any output
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a run leaves behind: files, thresholds, events, and a page about it all."""
+"""The files of a run: checkpoints, thresholds, events and report."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def writer(data, folder, **changes):
 
 @pytest.fixture(scope="module")
 def metrics(data, model):
-    """Figures of an evaluation with a threshold that nothing else has."""
+    """Metrics with a unique threshold."""
     return replace(Validation(data.split("val"), data.names, 64)(model), conf=0.437)
 
 
@@ -91,7 +91,7 @@ def test_table_has_the_figures_of_the_evaluated_epoch(finished, metrics):
         assert getattr(second, name) is None
 
 
-def test_best_threshold_reaches_whoever_uses_the_model(finished):
+def test_best_threshold_is_the_default_of_the_detector(finished):
     for name in ("best", "last"):  # the last epoch was not evaluated: the threshold before holds
         path = finished.folder / f"{name}.safetensors"
         assert weights.load(path).meta["thresholds"] == {"conf": 0.437}
@@ -99,7 +99,7 @@ def test_best_threshold_reaches_whoever_uses_the_model(finished):
             assert detector.info["conf"] == 0.437
 
 
-def test_nothing_found_right_leaves_the_default_threshold(data, model, metrics, tmp_path):
+def test_without_true_positives_the_default_threshold_remains(data, model, metrics, tmp_path):
     kept = writer(data, tmp_path / "run")
     kept.add(ROW, model, replace(metrics, conf=None))
     assert weights.load(kept.folder / "best.safetensors").meta["thresholds"] == {}
@@ -124,7 +124,7 @@ def test_page_shows_the_best_checkpoint_and_needs_no_other_file(finished, data):
     assert f"<b>{found.map50:.3f}</b>" in text
     for words in ("anchors fit", "y7edge x", "random weights", data.digest, "2 images"):
         assert words in text
-    assert text.count("<img") == 1 + 5 + 2 + 1  # course, plots, every other picture, batch
+    assert text.count("<img") == 1 + 5 + 2 + 1  # course, plots, every other image, batch
 
 
 def test_a_checkpoint_records_what_is_needed_to_repeat_the_run(finished, data):
@@ -143,14 +143,14 @@ def test_three_batches_and_the_first_without_mosaic_are_drawn(data, tmp_path):
     names = sorted(path.name for path in (kept.folder / "batches").iterdir())
     assert names == ["000.jpg", "001.jpg", "002.jpg", "closed.jpg"]
     sheet = cv2.imread(str(kept.folder / "batches" / "000.jpg"))
-    assert sheet.shape == (2 * 320 + 4, 3 * 320 + 2 * 4, 3)  # five pictures: two rows of three
+    assert sheet.shape == (2 * 320 + 4, 3 * 320 + 2 * 4, 3)  # five images: two rows of three
     assert sheet[20, 20].tolist() == pytest.approx([0, 0, 200], abs=12)  # red is red
-    assert (sheet[330:, 700:] > 240).all()  # no sixth picture
+    assert (sheet[330:, 700:] > 240).all()  # no sixth image
     column = sheet[160, 70:90].astype(int)
     assert abs(column - column[0]).max() > 60  # the box's left side, at a quarter of the width
 
 
-def test_resumed_run_goes_on_as_if_it_had_not_stopped(data, model, metrics, tmp_path):
+def test_resumed_run_writes_the_files_of_an_uninterrupted_one(data, model, metrics, tmp_path):
     def epochs(kept, numbers):
         for number in numbers:
             kept.batch(*batch())
@@ -161,7 +161,7 @@ def test_resumed_run_goes_on_as_if_it_had_not_stopped(data, model, metrics, tmp_
     epochs(whole, (1, 2, 3, 4))
     epochs(first, (1, 2))
     state = json.loads(json.dumps(first.state()))
-    epochs(first, (3,))  # lost: the run is killed before its state is kept again
+    epochs(first, (3,))  # lost: the run is killed before its next state
     second = writer(data, tmp_path / "cut")
     second.restore(state)
     assert asdict(second.best) == asdict(first.best)
@@ -184,11 +184,11 @@ def scalars(folder):
 
 
 def test_tensorboard_shows_what_was_measured(finished):
-    shown = scalars(finished.folder)
-    assert shown["loss/box"] == [(1, pytest.approx(0.07)), (2, pytest.approx(0.07))]
-    assert shown["run/lr"][0] == (1, pytest.approx(0.01))
-    assert [step for step, _ in shown["quality/map50"]] == [1]
-    assert shown["at_best_f1/conf"] == [(1, pytest.approx(0.437))]
+    tags = scalars(finished.folder)
+    assert tags["loss/box"] == [(1, pytest.approx(0.07)), (2, pytest.approx(0.07))]
+    assert tags["run/lr"][0] == (1, pytest.approx(0.01))
+    assert [step for step, _ in tags["quality/map50"]] == [1]
+    assert tags["at_best_f1/conf"] == [(1, pytest.approx(0.437))]
 
 
 def test_tensorboard_drops_epochs_that_a_resumed_run_repeats(data, model, tmp_path):

@@ -1,4 +1,4 @@
-"""Two processes (CPU, gloo) learn what one learns from the same pictures, and end together."""
+"""Two processes (CPU, gloo) train as one does with all images, and end together."""
 
 import csv
 import json
@@ -18,10 +18,10 @@ from y7edge.errors import ConfigError, DeviceError
 from y7edge.train.run.distributed import Ranks, open_fabric, under_torchrun
 from y7edge.train.settings.config import TrainConfig
 
-# Models and pictures per batch: auxiliary heads with two times 8, a lead head with 8 and 7.
+# Models and images per batch: auxiliary heads with two times 8, a lead head with 8 and 7.
 CASES = {"yolov7-w6": 16, "yolov7-tiny": 15}
 
-# What the parts of a run make of batches of random pictures; written by rank 0.
+# What the parts of a run make of batches of random images; written by rank 0.
 GRADIENTS = """
 import sys
 import numpy as np, torch
@@ -50,21 +50,21 @@ targets[:, 2:4] += 0.3
 targets[:, 0] = (torch.rand(60) ** 3 * 16).floor()  # not the same number on each rank
 targets[:, 1] = torch.arange(60) % 3
 
-class Frozen(Steps):  # BatchNorm as in evaluation, where it does not mix pictures
+class Frozen(Steps):  # BatchNorm as in evaluation, where it does not mix images
     def train(self):
         super().train()
         for module in self.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
 
-def share(numbers):
+def part_of_rank(numbers):
     mine = torch.tensor(numbers[ranks.rank :: ranks.world])
     place = {int(old): new for new, old in enumerate(mine)}
     rows = targets[[int(image) in place for image in targets[:, 0]]].clone()
     rows[:, 0] = torch.tensor([float(place[int(image)]) for image in rows[:, 0]])
     return images[mine], rows
 
-def learn(name, pictures):
+def learn(name, images):
     torch.manual_seed(ranks.rank)  # the others take over the first one's weights
     spec = scale(registry.get(name, nc=3), width=0.125)
     model, recipe = Model(spec), config.hyper
@@ -78,10 +78,10 @@ def learn(name, pictures):
         schedule=Schedule(recipe, 9, 9, 16, 48, 0),  # three batches for a step
     )
     steps.train()
-    steps(0, *share(range(pictures)))
-    steps(1, *share(range(16 - pictures, 16)))
+    steps(0, *part_of_rank(range(images)))
+    steps(1, *part_of_rank(range(16 - images, 16)))
     gathered = {k: ranks.sum(p.grad) / ranks.world for k, p in model.named_parameters()}
-    parts = steps(2, *share(range(pictures)))
+    parts = steps(2, *part_of_rank(range(images)))
     yield "parts", ranks.sum(torch.stack((parts.box, parts.obj, parts.cls))) / ranks.world
     yield from ((f"gathered.{k}", gradient) for k, gradient in gathered.items())
     yield from ((f"moved.{k}", p.detach() - start[k]) for k, p in model.named_parameters())
@@ -94,7 +94,7 @@ if ranks.rank == 0:
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
-    """By number of processes: loss parts, gathered gradients, and what a step changed."""
+    """By number of processes: loss parts, accumulated gradients, and change by a step."""
     folder, found = tmp_path_factory.mktemp("learnt"), {}
     script = folder / "gradients.py"
     script.write_text(f"CASES = {CASES!r}\n{GRADIENTS}")
@@ -117,7 +117,7 @@ def test_two_processes_have_the_gradients_of_one(learnt, model):
 
 
 def run(words, **options):
-    """Run a command to its end; what it printed."""
+    """Run a command and return its output."""
     done = subprocess.run(
         [str(word) for word in words],
         capture_output=True,
@@ -137,7 +137,7 @@ def data(tmp_path_factory):
 
 
 def command(data, out, devices, *more):
-    # Rows in front of the head are frozen, so that BatchNorm doesn't depend on a rank's pictures.
+    # Rows in front of the head are frozen, so that BatchNorm doesn't depend on a rank's images.
     words = ["train", "--data", data, "--width", 0.125, "--imgsz", 64, "--batch", 4, "--freeze", 77]
     words += ["--device", "cpu", "--devices", devices, "--out", out, "--json", *more]
     return [sys.executable, "-m", "y7edge.cli", *words]
@@ -151,7 +151,7 @@ def losses(folder):
 
 
 def test_run_of_two_processes_is_that_of_one(data, tmp_path):
-    """From the command line; only the first process speaks and writes."""
+    """From the command line; only the first process prints and writes."""
     one, two = tmp_path / "one", tmp_path / "two"
     run(command(data, one, 1, "--epochs", 2))
     done = run(command(data, two, 2, "--epochs", 2))
@@ -163,7 +163,7 @@ def test_run_of_two_processes_is_that_of_one(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_end_with_the_first_one_and_the_run_goes_on(data, tmp_path):
+def test_processes_end_with_the_first_one_and_the_run_resumes(data, tmp_path):
     out, whole = tmp_path / "run", tmp_path / "whole"
     words = ["--epochs", 3, "--checkpoint-minutes", 1e-6]
     run(command(data, whole, 2, *words))
@@ -204,13 +204,13 @@ def test_the_first_process_speaks_for_another_that_ends(data, tmp_path, number, 
         time.sleep(0.05)
         assert process.poll() is None
     os.kill(children_of(process.pid)[0], number)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.count(text)) == (code, 1), said
-    assert "Traceback" not in said
+    _, output = process.communicate(timeout=60)
+    assert (process.returncode, output.count(text)) == (code, 1), output
+    assert "Traceback" not in output
 
 
 def children_of(pid):
-    """Processes of the run that a process has started (threads of it may have, too)."""
+    """Processes that a process, or a thread of it, has started."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += [int(word) for word in (task / "children").read_text().split()]
@@ -251,7 +251,7 @@ def test_torchrun_decides_on_processes(monkeypatch):
         under_torchrun(TrainConfig(data="", batch=12))
 
 
-def test_machines_that_nobody_started_are_not_waited_for(monkeypatch):
+def test_missing_machines_are_not_waited_for(monkeypatch):
     for name in ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     several = TrainConfig(data="", batch=8, devices=2, nodes=2)
@@ -267,6 +267,6 @@ def test_precision_is_the_one_asked_for_or_none():
 
 
 @pytest.mark.parametrize("device", ["cuda:9", "gpu", "cpu:1"])
-def test_device_that_is_not_here_is_refused(device):
-    with pytest.raises(DeviceError, match=f"device '{device}' is not here: expected cpu"):
+def test_unavailable_device_is_refused(device):
+    with pytest.raises(DeviceError, match=f"device '{device}' is not available: expected cpu"):
         open_fabric(TrainConfig(data="", device=device))

@@ -1,4 +1,4 @@
-"""Signals wait for the end of a batch, unless they come twice or where nothing is half done."""
+"""Signals wait for the end of a batch, unless repeated or in an immediate block."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def test_second_signal_is_obeyed_at_once():
 
 
 def test_free_block_is_left_at_once():
-    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.free():
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.immediate():
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("went on")
 

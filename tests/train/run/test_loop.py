@@ -1,4 +1,4 @@
-"""Whole training runs, small enough for seconds: files, figures, and every way to end."""
+"""Complete small training runs: files, scores, and ways to end."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from y7edge.train.augment.settings import Augmentation
 from y7edge.train.output.results import read_csv
 from y7edge.train.run.loop import resume, train
 from y7edge.train.run.progress import Progress
-from y7edge.train.run.steps import varied_side
+from y7edge.train.run.steps import random_side
 from y7edge.train.run.trainer import Trainer
 from y7edge.train.settings.config import TINY, TrainConfig
 from y7edge.train.setup.parts import build, start_model
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    # Kernels of this size only lose by being shared, and equal runs are to give equal bits.
+    # Small kernels are slower with threads, and equal runs must be bit-identical.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,16 +53,16 @@ def config(data, out, **changes):
 
 def trainer_of(config, progress=None):
     progress = progress or Progress()
-    return Trainer(build(config, say=progress.say), progress)
+    return Trainer(build(config, log=progress.log), progress)
 
 
 class Recorder(Progress):
-    """Remembers what it is told."""
+    """Record what is reported."""
 
     def __init__(self) -> None:
         self.lines, self.steps, self.rows, self.closed = [], [], [], 0
 
-    def say(self, line):
+    def log(self, line):
         self.lines.append(line)
 
     def step(self, status):
@@ -77,7 +77,7 @@ class Recorder(Progress):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """One finished run, with what it said."""
+    """A finished run, with its messages."""
     recorder = Recorder()
     out = tmp_path_factory.mktemp("runs") / "first"
     return train(
@@ -85,7 +85,7 @@ def run(data, tmp_path_factory):
     ), recorder
 
 
-def test_run_leaves_whole_files(run):
+def test_run_leaves_complete_files(run):
     result, _ = run
     names = {path.name for path in result.folder.iterdir()}
     assert names == {
@@ -111,7 +111,7 @@ def test_a_run_without_report_draws_nothing(data, tmp_path):
     assert {"best.safetensors", "last.safetensors", "results.csv", "state.safetensors"} <= names
 
 
-def test_run_is_told_as_it_goes(run):
+def test_progress_is_reported(run):
     result, recorder = run
     assert "10 training images, 4 validation images, 2 epochs at 64 px" in recorder.lines[1]
     assert [(s.epoch, s.iteration) for s in recorder.steps] == [
@@ -127,7 +127,7 @@ def test_run_is_told_as_it_goes(run):
     assert result.seconds_per_epoch == pytest.approx(np.mean([r.seconds for r in recorder.rows]))
 
 
-def test_checkpoint_says_where_it_comes_from(run, data):
+def test_checkpoint_has_its_provenance(run, data):
     result, _ = run
     checkpoint = weights.load(result.last)
     assert checkpoint.form == "training"
@@ -181,9 +181,7 @@ def test_no_gradient_is_thrown_away(data, tmp_path, nominal, updates):
 
 
 @pytest.mark.parametrize(("clip_norm", "clipped"), [(0.0, False), (0.25, True)])
-def test_gradients_are_clipped_where_the_recipe_says_so(
-    data, tmp_path, monkeypatch, clip_norm, clipped
-):
+def test_gradients_are_clipped_if_the_recipe_does(data, tmp_path, monkeypatch, clip_norm, clipped):
     norms, step = [], torch.optim.SGD.step
 
     def noted(self, *arguments, **options):
@@ -217,7 +215,7 @@ def test_figures_of_a_run_are_those_of_its_checkpoint(run, data, caplog, capsys)
         metrics = evaluate(detector.detect_for_evaluation, samples, detector.names)
     last = recorder.rows[-1]
     assert (metrics.map50, metrics.map50_95) == pytest.approx((last.map50, last.map50_95))
-    assert (capsys.readouterr().out, caplog.records) == ("", [])  # no chatter over the bar
+    assert (capsys.readouterr().out, caplog.records) == ("", [])  # no other output
 
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
@@ -233,7 +231,7 @@ def test_patience_waits_for_an_evaluation(data, tmp_path):
     recipe = replace(TINY, lr0=1e-9, warmup_bias_lr=0.0)
     changes = {"epochs": 6, "patience": 1, "val_every": 2, "recipe": recipe}
     result = train(config(data, tmp_path / "run", **changes))
-    # The best is that of epoch 2; 3 is not evaluated, and 4, which is, is no better.
+    # The best is that of epoch 2; 3 is not evaluated, and 4, which is, is not better.
     assert (result.stopped_early, result.epochs, result.metrics.epoch) == (True, 4, 2)
 
 
@@ -241,7 +239,7 @@ def test_patience_does_not_end_a_run_before_the_mean_that_it_is_for(data, tmp_pa
     recipe = replace(TINY, lr0=1e-9, warmup_bias_lr=0.0, average="swa", swa_start=0.5)
     changes = {"epochs": 8, "patience": 1, "val_every": 1, "recipe": recipe}
     result = train(config(data, tmp_path / "run", **changes))
-    # The mean begins with epoch 5, and 6 is no better.
+    # The mean begins with epoch 5, and 6 is not better.
     assert result.stopped_early
     assert result.epochs >= 6
 
@@ -253,7 +251,7 @@ def test_patience_does_not_end_a_run_before_the_mean_that_it_is_for(data, tmp_pa
         RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate"),
     ],
 )
-def test_want_of_memory_is_said(problem, data, tmp_path, monkeypatch):
+def test_out_of_memory_is_reported(problem, data, tmp_path, monkeypatch):
     def fail(*_):
         raise problem
 
@@ -262,7 +260,7 @@ def test_want_of_memory_is_said(problem, data, tmp_path, monkeypatch):
         train(config(data, tmp_path / "run"))
 
 
-def test_end_that_fails_leaves_a_run_to_go_on_with(data, tmp_path, monkeypatch):
+def test_run_can_be_resumed_if_its_report_fails(data, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -292,16 +290,16 @@ def test_interrupted_run_keeps_its_last_state(data, tmp_path):
     assert impatient.closed == 1
 
 
-def test_loss_that_is_no_number_ends_the_run(data, tmp_path):
+def test_non_finite_loss_ends_the_run(data, tmp_path):
     recipe = replace(TINY, lr0=1e12, warmup_epochs=0.0)
-    with pytest.raises(TrainingError, match=r"the loss is no longer a number in epoch \d"):
+    with pytest.raises(TrainingError, match=r"the loss is not finite in epoch \d"):
         train(config(data, tmp_path / "run", recipe=recipe, nominal_batch=4))
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
 def test_model_with_auxiliary_heads_trains_them_and_evaluates_the_lead(data, tmp_path):
     recorder = Recorder()
-    # Always the same pictures, so that a falling loss is not a matter of luck.
+    # Always the same images, so that a falling loss is not a matter of luck.
     changes = {
         "model": "yolov7-w6",
         "imgsz": 128,
@@ -331,30 +329,30 @@ def test_input_size_changes_from_batch_to_batch(data, tmp_path):
     )
     trainer.train_epoch()
     assert [tuple(size) for size in sizes] == [
-        (varied_side(128, 32, 0, 1, batch),) * 2 for batch in range(len(trainer.parts.plan))
+        (random_side(128, 32, 0, 1, batch),) * 2 for batch in range(len(trainer.parts.plan))
     ]
 
 
-def test_last_epochs_show_pictures_one_at_a_time(data, tmp_path):
+def test_last_epochs_show_images_one_at_a_time(data, tmp_path):
     recipe = replace(TINY, close_mosaic=1)
     trainer = trainer_of(config(data, tmp_path / "run", recipe=recipe))
-    assert trainer.parts.shown.close_at == 2
+    assert trainer.parts.train_set.close_at == 2
 
 
-def test_pictures_of_badly_learnt_classes_come_more_often(data, tmp_path):
+def test_images_of_badly_learnt_classes_come_more_often(data, tmp_path):
     trainer = trainer_of(config(data, tmp_path / "run", image_weights=True, val_every=1))
     before = trainer.parts.plan.weights.copy()
     trainer.parts.validation = Scores(trainer.parts.validation, [1.0, 1.0, 1.0, 0.0])
     trainer.run()
-    # Only pictures that show the last class are still worth drawing.
-    shows = np.array([3 in sample.class_id for sample in trainer.parts.shown.samples])
+    # Only images that show the last class are still worth drawing.
+    shows = np.array([3 in sample.class_id for sample in trainer.parts.train_set.samples])
     assert not np.array_equal(trainer.parts.plan.weights, before)
     assert (trainer.parts.plan.weights[shows] > 0).all()
     assert not trainer.parts.plan.weights[~shows].any()
 
 
 class Scores:
-    """A validation that finds what it is told for each class."""
+    """A validation with given scores of each class."""
 
     def __init__(self, validation, scores) -> None:
         self.validation, self.scores = validation, scores
@@ -387,14 +385,14 @@ def test_fine_tuning_starts_from_everything_that_fits(run, data, tmp_path, caplo
         ({"model": "yolov7-w6", "imgsz": 96}, ConfigError, "imgsz must be a multiple of 64"),
         ({"model": "yolov8"}, ConfigError, "yolov8"),
         ({"imgsz": 100}, ConfigError, "imgsz must be a multiple of 32 .* take 128"),
-        ({"device": "cuda:9"}, DeviceError, "device 'cuda:9' is not here: expected cpu"),
-        ({"device": "gpu"}, DeviceError, "device 'gpu' is not here: expected cpu"),
+        ({"device": "cuda:9"}, DeviceError, "device 'cuda:9' is not available: expected cpu"),
+        ({"device": "gpu"}, DeviceError, "device 'gpu' is not available: expected cpu"),
         ({"imgsz": 32}, ConfigError, "imgsz must be 64 or more"),
         ({"val_split": "test"}, DataError, "expected an entry 'test', found train, val"),
         ({"data": "nowhere.yaml"}, DataError, "nowhere.yaml"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_at_once(data, tmp_path, changes, error, message):
+def test_invalid_runs_are_refused_at_once(data, tmp_path, changes, error, message):
     out = tmp_path / "run"
     with pytest.raises(error, match=message):
         train(replace(config(data, out), **changes))
@@ -408,18 +406,18 @@ def test_finished_run_is_not_overwritten(run, data):
     assert weights.load(run[0].best).digest == before
 
 
-def test_weights_that_fit_nowhere_are_refused(data, tmp_path):
+def test_weights_that_do_not_fit_are_refused(data, tmp_path):
     path = tmp_path / "tiny.safetensors"
     weights.save(to_checkpoint(create("yolov7-tiny", nc=4)), path)
-    with pytest.raises(CheckpointError, match=r"of the 55 convolutions .* it fits 0, as it holds"):
+    with pytest.raises(CheckpointError, match=r"fits 0 of 55 convolutions"):
         train(config(data, tmp_path / "run", weights=path))
 
 
-def test_weights_of_which_a_layer_fits_by_chance_are_refused(tmp_path):
+def test_weights_of_which_one_layer_happens_to_fit_are_refused(tmp_path):
     path = tmp_path / "tiny.safetensors"
     weights.save(to_checkpoint(create("yolov7-tiny", nc=4)), path)
     # The first layer of both has 32 channels.
-    with pytest.raises(CheckpointError, match=r"of the \d+ convolutions of yolov7 it fits [1-9]"):
+    with pytest.raises(CheckpointError, match=r"fits [1-9] of \d+ convolutions of yolov7"):
         start_model(config("", None, model="yolov7", width=1.0, weights=path), "abcd")
 
 
@@ -428,20 +426,20 @@ def test_weights_of_which_a_layer_fits_by_chance_are_refused(tmp_path):
     [
         ("train", "", "expected labels to train on, found none for 2 images such as "),
         ("val", "", "expected labels to evaluate on, found none for 2 images such as "),
-        ("val", None, "1.jpg: expected a picture"),
+        ("val", None, "1.jpg: expected"),
     ],
 )
 def test_data_that_would_end_the_run_later_are_refused_at_once(tmp_path, split, label, message):
     for part in ("train", "val"):
         for index in range(2):
-            picture = tmp_path / "images" / part / f"{index}.jpg"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(picture), np.zeros((64, 64, 3), np.uint8))
-            picture.with_suffix(".txt").write_text("0 .5 .5 .2 .2")
+            image = tmp_path / "images" / part / f"{index}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(image), np.zeros((64, 64, 3), np.uint8))
+            image.with_suffix(".txt").write_text("0 .5 .5 .2 .2")
             if part == split and label is not None:
-                picture.with_suffix(".txt").write_text(label)
+                image.with_suffix(".txt").write_text(label)
     if label is None:
-        (tmp_path / "images" / split / "1.jpg").write_bytes(b"no picture")
+        (tmp_path / "images" / split / "1.jpg").write_bytes(b"no image")
     path = tmp_path / "data.yaml"
     path.write_text("train: images/train\nval: images/val\nnames: [a]\n")
     with pytest.raises(DataError, match=message):
@@ -453,14 +451,14 @@ def test_a_test_split_with_faults_is_not_read(data, tmp_path):
     path = tmp_path / "data.yaml"
     path.write_text(data.read_text() + f"\npath: {data.parent}\ntest: images/train\n")
     labels = tmp_path / "labels.txt"
-    labels.write_text("no picture\n")
+    labels.write_text("no image\n")
     path.write_text(path.read_text().replace("test: images/train", f"test: {labels}"))
     assert len(trainer_of(config(path, tmp_path / "run")).parts.plan) == 3
 
 
-def test_a_picture_that_goes_missing_leaves_the_state_so_far(data, tmp_path, monkeypatch):
+def test_an_image_that_goes_missing_leaves_the_state_so_far(data, tmp_path, monkeypatch):
     def fail(self, model):
-        raise DataError("lost.jpg: cannot read the picture")
+        raise DataError("lost.jpg: cannot read the image")
 
     monkeypatch.setattr("y7edge.train.run.validate.Validation.__call__", fail)
     with pytest.raises(DataError, match="lost"):

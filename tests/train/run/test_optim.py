@@ -24,7 +24,7 @@ GOLDEN = json.loads(
 @pytest.mark.parametrize(
     "row", GOLDEN["weight_decay_scaling"], ids=lambda row: f"batch{row['total_batch']}"
 )
-def test_weight_decay_follows_the_pictures_of_a_step(row):
+def test_weight_decay_follows_the_images_of_a_step(row):
     batch = row["total_batch"]
     assert accumulation(batch, 64) == row["accumulate"]
     assert scaled_weight_decay(0.0005, batch, 64) == pytest.approx(row["weight_decay"], rel=1e-12)
@@ -93,6 +93,6 @@ def test_step_is_nesterov_with_the_iterations_values():
 
 def test_gradients_left_at_the_end_of_an_epoch_are_kept():
     accumulator = Accumulator()
-    # Two epochs of 5 iterations, a step every 3: the second epoch's first step comes after one.
+    # Two epochs of 5 iterations, a step every 3: the second epoch's first step follows its first.
     stepped = [accumulator.due(3, last=i == 9) for i in range(10)]
     assert [i for i, due in enumerate(stepped) if due] == [2, 5, 8, 9]

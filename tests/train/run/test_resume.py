@@ -1,4 +1,4 @@
-"""A run that is cut off and resumed ends, bit by bit, where it would have ended anyway."""
+"""An interrupted and resumed run equals an uninterrupted one, bit by bit."""
 
 import csv
 import errno
@@ -22,7 +22,7 @@ from safetensors import safe_open
 from y7edge.data.synthetic import scenes
 from y7edge.errors import CheckpointError, ConfigError, DataError, TrainingError
 from y7edge.models import weights
-from y7edge.train.output.bad_batch import HEADER, NAME
+from y7edge.train.output.batch_files import BAD_BATCH, HEADER
 from y7edge.train.run import state
 from y7edge.train.run.loop import resume, train
 from y7edge.train.run.progress import Progress
@@ -49,7 +49,7 @@ def one_thread():
 
 
 def config(data, out, **changes):
-    # Four batches to a step: gradients wait at the end of an epoch, too. The warm-up is over early.
+    # Four batches per step, so that gradients are accumulated over the end of an epoch.
     small = TrainConfig(
         data=data,
         width=0.125,
@@ -67,12 +67,12 @@ def config(data, out, **changes):
 
 
 class StopAt(Progress):
-    """Presses Ctrl-C after a certain batch, and remembers what is said."""
+    """Press Ctrl-C after a certain batch; record messages."""
 
     def __init__(self, epoch, batch) -> None:
         self.at, self.lines = (epoch, batch), []
 
-    def say(self, line):
+    def log(self, line):
         self.lines.append(line)
 
     def step(self, status):
@@ -98,7 +98,7 @@ def rows(folder):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """The run that nobody cut off."""
+    """The uninterrupted run."""
     return train(config(data, tmp_path_factory.mktemp("whole") / "run", workers=2)).folder
 
 
@@ -110,7 +110,7 @@ def whole(data, tmp_path_factory):
         pytest.param(3, 4, id="after an evaluated epoch"),
     ],
 )
-def test_interrupted_run_ends_as_if_it_had_not_been(data, tmp_path, whole, epoch, batch):
+def test_interrupted_run_equals_an_uninterrupted_one(data, tmp_path, whole, epoch, batch):
     stop, out = StopAt(epoch, batch), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(config(data, out), progress=stop)
@@ -128,7 +128,7 @@ def test_interrupted_run_ends_as_if_it_had_not_been(data, tmp_path, whole, epoch
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"image_weights": True, "multi_scale": True}, id="drawn pictures and sizes"),
+        pytest.param({"image_weights": True, "multi_scale": True}, id="drawn images and sizes"),
         pytest.param({"recipe": replace(TINY, average="none", close_mosaic=1)}, id="no average"),
         pytest.param({"rect": True, "freeze": (0, 1, 2)}, id="shapes and frozen rows"),
     ],
@@ -142,7 +142,7 @@ def test_switches_resume_too(data, tmp_path, changes):
     assert_equal_runs(out, expected)
 
 
-def test_weights_that_a_run_began_with_are_not_needed_again(data, tmp_path, whole):
+def test_initial_weights_are_not_needed_to_resume(data, tmp_path, whole):
     own = whole / "last.safetensors"
     lent = tmp_path / "lent.safetensors"
     shutil.copy(own, lent)
@@ -211,7 +211,7 @@ def kill(data, out, *, steps, fresh, minutes):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_killed_run_ends_as_if_it_had_not_been(data, tmp_path, whole):
+def test_killed_run_equals_an_uninterrupted_one(data, tmp_path, whole):
     """Twice kill -9, with two workers, in the middle of an epoch and of an accumulation."""
     out = tmp_path / "run"
     kill(data, out, steps=3, fresh=True, minutes=1e-6)  # a state after every batch
@@ -223,7 +223,7 @@ def test_killed_run_ends_as_if_it_had_not_been(data, tmp_path, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_runs_killed_anywhere_end_as_if_they_had_not_been(data, tmp_path, whole, seed):
+def test_runs_killed_at_random_equal_an_uninterrupted_one(data, tmp_path, whole, seed):
     """Ten kill -9 in five runs, at random batches, with states after every batch or rarely."""
     draw, out = random.Random(seed), tmp_path / "run"
     minutes = draw.choice([1e-6, 10.0])
@@ -249,14 +249,14 @@ def test_signal_ends_the_command_with_130_and_a_way_on(data, tmp_path, number):
         time.sleep(0.1)
         assert process.poll() is None
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"resume with y7edge train --resume {out}" in said
-    assert "Traceback" not in said
+    assert f"resume with y7edge train --resume {out}" in output
+    assert "Traceback" not in output
     assert state.read(out / state.STATE).facts["epoch"] >= 2
 
 
-def test_worker_that_dies_leaves_the_state(data, tmp_path, whole):
+def test_state_is_kept_if_a_worker_dies(data, tmp_path, whole):
     class Killer(StopAt):
         def step(self, status):
             if (status.epoch, status.iteration) == self.at:
@@ -271,7 +271,7 @@ def test_worker_that_dies_leaves_the_state(data, tmp_path, whole):
     assert_equal_runs(out, whole)
 
 
-def test_full_disk_ends_the_run_with_the_state_before(data, tmp_path, whole, monkeypatch):
+def test_full_disk_ends_the_run_with_the_previous_state(data, tmp_path, whole, monkeypatch):
     out, writes, real = tmp_path / "run", [], state.atomic_write
 
     def filling(path):
@@ -289,7 +289,7 @@ def test_full_disk_ends_the_run_with_the_state_before(data, tmp_path, whole, mon
     assert_equal_runs(out, whole)
 
 
-def test_state_cut_short_gives_way_to_the_one_before(data, tmp_path, whole):
+def test_previous_state_is_used_if_the_last_is_truncated(data, tmp_path, whole):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(config(data, out), progress=StopAt(2, 3))
@@ -297,25 +297,25 @@ def test_state_cut_short_gives_way_to_the_one_before(data, tmp_path, whole):
     path.write_bytes(path.read_bytes()[:-100])
     again = StopAt(0, 0)
     resume(out, progress=again)
-    assert any("cut short" in line and "resuming from" in line for line in again.lines)
+    assert any("truncated" in line and "resuming from" in line for line in again.lines)
     assert_equal_runs(out, whole)
 
 
-def test_finished_run_says_so(whole):
-    with pytest.raises(ConfigError, match=r"finished after 3 epochs; to train on, .*--weights"):
+def test_finished_run_is_not_resumed(whole):
+    with pytest.raises(ConfigError, match=r"finished after 3 epochs; .*--weights"):
         resume(whole)
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no run to resume"):
+    with pytest.raises(ConfigError, match="expected the folder of a run"):
         resume(tmp_path)
     (tmp_path / "data.yaml").touch()
     (tmp_path / "config.yaml").write_text(f"data: {tmp_path / 'data.yaml'}\n")
-    with pytest.raises(CheckpointError, match="no run to resume"):
+    with pytest.raises(CheckpointError, match="expected the folder of a run"):
         resume(tmp_path)
 
 
-def test_other_data_are_refused_and_another_thread_count_is_said(tmp_path):
+def test_other_data_are_refused_and_another_thread_count_is_reported(tmp_path):
     data = scenes.generate(tmp_path / "data", train=4, val=2, size=(96, 96))
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -328,7 +328,7 @@ def test_other_data_are_refused_and_another_thread_count_is_said(tmp_path):
     assert any("threads 1 then, 2 now" in line for line in again.lines)
     label = next((tmp_path / "data").rglob("labels/train/*.txt"))
     label.write_text("0 .5 .5 .25 .25\n")
-    with pytest.raises(DataError, match="not the data that the run began with"):
+    with pytest.raises(DataError, match="data have changed"):
         resume(out)
 
 
@@ -343,7 +343,7 @@ def test_edited_settings_and_moved_files_are_refused(data, tmp_path):
         ("average: ema", "average: swa", "average 'swa', then 'ema'"),
         ("scale: 0.5", "scale: 0.4", r"scale 0\.4, then 0\.5"),
         ("epochs: 3", "epochs: 4", "epochs 4, then 3"),
-        (f"data: {data}", "data: /nowhere", r"config\.yaml: data: nothing is at /nowhere"),
+        (f"data: {data}", "data: /nowhere", r"config\.yaml: data: /nowhere does not exist"),
     ):
         assert line in text
         path.write_text(text.replace(line, other))
@@ -354,7 +354,7 @@ def test_edited_settings_and_moved_files_are_refused(data, tmp_path):
         resume(out, progress=StopAt(1, 2))
 
 
-def test_loss_that_is_no_number_leaves_its_batch(data, tmp_path):
+def test_batch_of_a_non_finite_loss_is_dumped(data, tmp_path):
     out = tmp_path / "run"
     trainer = Trainer(build(config(data, out)))
     real = trainer.parts.steps.loss
@@ -365,9 +365,9 @@ def test_loss_that_is_no_number_leaves_its_batch(data, tmp_path):
         return replace(parts, box=parts.box * float("nan")) if spoiled else parts
 
     trainer.parts.steps.loss = broken
-    with pytest.raises(TrainingError, match=r"no longer a number in epoch 2, batch 2 .*nan_batch"):
+    with pytest.raises(TrainingError, match=r"not finite in epoch 2, batch 2 .*nan_batch"):
         trainer.run()
-    with safe_open(out / NAME, framework="numpy") as file:
+    with safe_open(out / BAD_BATCH, framework="numpy") as file:
         facts = json.loads(file.metadata()[HEADER])
         images, targets = file.get_tensor("images"), file.get_tensor("targets")
     assert "box nan" in facts["reason"]
@@ -375,8 +375,10 @@ def test_loss_that_is_no_number_leaves_its_batch(data, tmp_path):
     # It is the very batch: the same keys give the same items.
     trainer.parts.plan.set_epoch(2, 1)
     keys = next(iter(trainer.parts.plan))
-    assert facts["pictures"] == [str(trainer.parts.shown.samples[key.index].path) for key in keys]
+    assert facts["pictures"] == [
+        str(trainer.parts.train_set.samples[key.index].path) for key in keys
+    ]
     for image, key in zip(images, keys, strict=True):
-        assert np.array_equal(image, trainer.parts.shown[key][0].numpy())
+        assert np.array_equal(image, trainer.parts.train_set[key][0].numpy())
     assert set(targets[:, 0]) <= {0.0, 1.0}
-    assert state.load(out, say=pytest.fail).facts["epoch"] == 2
+    assert state.load(out, log=pytest.fail).facts["epoch"] == 2

@@ -47,28 +47,28 @@ def test_every_iteration_equals_the_published_warmup(row):
     ("batches", "epochs", "expected"),
     [
         pytest.param(7393, 300, 3 * 7393, id="COCO: three epochs, as published"),
-        pytest.param(13, 60, 39, id="205 pictures: three epochs, not 1000 iterations"),
+        pytest.param(13, 60, 39, id="205 images: three epochs, not 1000 iterations"),
         pytest.param(13, 10, 13, id="short run: a tenth of it"),
         pytest.param(2, 1, 0, id="nothing to warm up"),
     ],
 )
-def test_warmup_is_a_share_of_the_run(batches, epochs, expected):
+def test_warmup_is_a_fraction_of_the_run(batches, epochs, expected):
     assert warmup_iterations(batches, epochs, TINY) == expected
 
 
 @pytest.mark.parametrize(
-    ("pictures", "epochs", "batch", "expected"),
+    ("images", "epochs", "batch", "expected"),
     [
         pytest.param(118_287, 300, 16, 64, id="COCO: the published one"),
         pytest.param(118_287, 300, 128, 64, id="a large batch is not the nominal one"),
-        pytest.param(205, 60, 16, 16, id="205 pictures"),
+        pytest.param(205, 60, 16, 16, id="205 images"),
         pytest.param(205, 60, 8, 16, id="small batches are gathered"),
         pytest.param(205, 60, 32, 32, id="a batch is not split"),
         pytest.param(1000, 150, 16, 32, id="between"),
     ],
 )
-def test_nominal_batch_follows_the_length_of_the_run(pictures, epochs, batch, expected):
-    assert nominal_batch(pictures, epochs, batch) == expected
+def test_nominal_batch_follows_the_length_of_the_run(images, epochs, batch, expected):
+    assert nominal_batch(images, epochs, batch) == expected
 
 
 def test_after_the_warmup_the_groups_share_one_learning_rate():

@@ -1,4 +1,4 @@
-"""The file that a killed run goes on from: whole or refused, and never the only one."""
+"""The state of a run: complete or refused, with a previous one."""
 
 import errno
 from contextlib import contextmanager
@@ -23,14 +23,14 @@ def test_state_comes_back_as_it_was(tmp_path):
     before.put("optimizer.10", {"momentum_buffer": image})
     before.put("optimizer.1", {"momentum_buffer": torch.zeros(0), "flags": torch.tensor([True])})
     state.save(before, tmp_path)
-    after = state.load(tmp_path, say=pytest.fail)
+    after = state.load(tmp_path, log=pytest.fail)
     assert after.facts == before.facts
     assert torch.equal(after.take("optimizer.10")["momentum_buffer"], image)
     assert set(after.take("optimizer.1")) == {"momentum_buffer", "flags"}  # not those of 10
     assert after.take("model")["count"].dtype == torch.int64
 
 
-def test_the_state_before_the_last_is_kept(tmp_path):
+def test_the_previous_state_is_kept(tmp_path):
     for epoch in (1, 2, 3):
         state.save(some(epoch), tmp_path)
     assert [state.read(tmp_path / name).facts["epoch"] for name in (STATE, PREVIOUS)] == [3, 2]
@@ -42,11 +42,11 @@ def test_damaged_state_gives_way_to_the_one_before(tmp_path, damage):
     state.save(some(2), tmp_path)
     spoil(tmp_path / STATE, damage)
     lines = []
-    assert state.load(tmp_path, say=lines.append).facts["epoch"] == 1
+    assert state.load(tmp_path, log=lines.append).facts["epoch"] == 1
     if damage != "missing":
         assert len(lines) == 1
         assert f"resuming from {PREVIOUS} (epoch 1, after 2 batches)" in lines[0]
-    # What is damaged must not take the place of what is whole at the next write.
+    # The next write must not replace the complete file by the damaged one.
     state.save(some(3), tmp_path)
     assert state.read(tmp_path / PREVIOUS).facts["epoch"] == 1
 
@@ -61,17 +61,17 @@ def spoil(path, damage):
         path.write_bytes(content[: -10 if damage == "cut" else 0])
 
 
-def test_what_else_is_usable_is_said(tmp_path):
+def test_message_names_the_usable_weights(tmp_path):
     state.save(some(1), tmp_path)
     spoil(tmp_path / STATE, "cut")
-    with pytest.raises(CheckpointError, match="nor are there weights of a finished epoch"):
-        state.load(tmp_path, say=pytest.fail)
+    with pytest.raises(CheckpointError, match="nor weights of a finished epoch"):
+        state.load(tmp_path, log=pytest.fail)
     (tmp_path / "last.safetensors").touch()
-    with pytest.raises(CheckpointError, match=r"cut short.*--weights .*last.safetensors"):
-        state.load(tmp_path, say=pytest.fail)
+    with pytest.raises(CheckpointError, match=r"truncated.*--weights .*last.safetensors"):
+        state.load(tmp_path, log=pytest.fail)
 
 
-def test_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
+def test_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
     state.save(some(1), tmp_path)
 
     @contextmanager
@@ -82,25 +82,25 @@ def test_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(state, "atomic_write", full)
         with pytest.raises(
-            TrainingError, match=r"No space left.*\(epoch 1, after 2 batches\) is kept in state"
+            TrainingError, match=r"No space left.*\(epoch 1, after 2 batches\) is in state"
         ):
             state.save(some(2), tmp_path)
-    assert state.load(tmp_path, say=pytest.fail).facts["epoch"] == 1
+    assert state.load(tmp_path, log=pytest.fail).facts["epoch"] == 1
 
 
-def test_file_of_another_tool_is_refused(tmp_path):
+def test_other_safetensors_files_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / STATE)
-    with pytest.raises(CheckpointError, match="not a whole state of a run"):
-        state.load(tmp_path, say=pytest.fail)
+    with pytest.raises(CheckpointError, match="not a complete state of a run"):
+        state.load(tmp_path, log=pytest.fail)
 
 
 def test_finished_run_leaves_no_arrays(tmp_path):
     state.save(some(1), tmp_path)
     state.save(some(2), tmp_path)
     state.mark_finished(tmp_path, {"data": "1234"}, 2)
-    left = state.load(tmp_path, say=pytest.fail)
+    left = state.load(tmp_path, log=pytest.fail)
     assert left.facts["finished"] is True
     assert not left.arrays
     assert not (tmp_path / PREVIOUS).exists()

@@ -1,4 +1,4 @@
-"""Recipes and runs as YAML: both ways, and what a file may not say."""
+"""Recipes and runs as YAML: reading, writing, and invalid files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_published_file_is_read_as_it_is(tmp_path, caplog):
     path = written(tmp_path, PUBLISHED)
     assert read(path) == P6
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{path}: without effect here: iou_t (")
+    assert record.getMessage().startswith(f"{path}: no effect: iou_t (")
     assert "loss_ota (" in record.getMessage()
     assert "anchors" not in record.getMessage()
 
@@ -76,7 +76,7 @@ def test_recipes_come_back_as_they_were_written(name, tmp_path, caplog):
     path = tmp_path / "recipe.yaml"
     path.write_text(configfile.recipe_text(RECIPES[name]))
     assert read(path) == RECIPES[name].recipe
-    # Nothing is left to the family's recipe.
+    # The file has every value of its family's recipe.
     assert list(yaml.safe_load(path.read_text())) == list(P5.to_dict())
     assert caplog.records == []
 
@@ -96,7 +96,7 @@ def test_a_file_may_leave_out_what_it_does_not_change(tmp_path):
     assert (chosen.sources["box"], chosen.sources["lr0"]) == (str(path), "published: file p6")
 
 
-def test_printed_recipes_say_where_values_come_from():
+def test_printed_recipes_have_the_source_of_each_value():
     text = configfile.recipe_text(RECIPES["finetune"])
     lines = text.splitlines()
     assert lines[0] == "# finetune: any model from trained weights"
@@ -108,12 +108,12 @@ def test_printed_recipes_say_where_values_come_from():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lr0: 0.1\nmixupp: 1\n", r"my\.yaml: there is no 'mixupp', did you mean 'mixup'"),
+        ("lr0: 0.1\nmixupp: 1\n", r"my\.yaml: unknown key 'mixupp', did you mean 'mixup'"),
         ("mixup: 1.5", r"my\.yaml: mixup must be a number from 0 to 1, not 1\.5"),
         ("lr0: 0", r"my\.yaml: lr0 must be a positive number, not 0"),
         ("lr0: 1e", r"my\.yaml: lr0 must be a number, not '1e'"),
         ("mosaic: on", r"my\.yaml: mosaic must be a number, not True"),
-        ("lr0: 1\nbox: 1\nlr0: 2", r"my\.yaml: 'lr0' stands in line 1 and again in line 3"),
+        ("lr0: 1\nbox: 1\nlr0: 2", r"my\.yaml: 'lr0' is in line 1 and again in line 3"),
         ("lr0: [1", r"my\.yaml: not YAML: .*line 1"),
         ("a: &x\n  b: *x\n", r"my\.yaml: "),
         ("- lr0\n", r"my\.yaml: expected lines of `name: value`, found a list"),
@@ -121,17 +121,17 @@ def test_printed_recipes_say_where_values_come_from():
         ("lr0: 0.1\n\x00", r"my\.yaml: not YAML"),
     ],
 )
-def test_files_that_cannot_be(text, message, tmp_path):
+def test_invalid_files(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         read(written(tmp_path, text))
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"lr0: 0.1 # \xe9t\xe9")
     for name in ("latin.yaml", "missing.yaml"):
         with pytest.raises(ConfigError, match=rf"{name}: cannot be read"):
             configfile.choose(str(tmp_path / name), "yolov7")
-    with pytest.raises(ConfigError, match=r"no recipe 'finetun', .* did you mean 'finetune'"):
+    with pytest.raises(ConfigError, match=r"no recipe .* 'finetun', did you mean 'finetune'"):
         configfile.choose("finetun", "yolov7")
 
 
@@ -164,7 +164,7 @@ def test_runs_come_back_as_they_were_written(own_rows, tmp_path):
     )
 
 
-def test_a_run_is_written_so_that_another_folder_can_go_on(tmp_path, monkeypatch):
+def test_run_is_written_with_absolute_paths(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     configfile.write(TrainConfig(data="set.yaml", weights="../w.pt"), tmp_path / "config.yaml")
@@ -184,14 +184,14 @@ def test_a_run_is_written_so_that_another_folder_can_go_on(tmp_path, monkeypatch
         ("data: d\nwidth: fast", "width: expected a finite number, found 'fast'"),
         ("data: d\nrect: 1", "rect: expected true or false, found 1"),
         ("data: d\nrecipe: tiny", "recipe: expected named entries, found 'tiny'"),
-        ("data: d\nrecipe: {lr: 1}", "there is no 'lr'"),
-        ("data: d\nrecipe:\n  lr0: 1\n  lr0: 2", "'lr0' stands in line 3 and again in line 4"),
+        ("data: d\nrecipe: {lr: 1}", "unknown key 'lr'"),
+        ("data: d\nrecipe:\n  lr0: 1\n  lr0: 2", "'lr0' is in line 3 and again in line 4"),
         ("data: d\nspec: {name: x}", "spec: expected an entry 'rows', found none"),
         ("data: d\nfreeze: [1, x]", r"freeze\[1\]: expected a whole number, found 'x'"),
         ("data: d\nbatch: 3\ndevices: 2", "batch must be a multiple of the 2 devices"),
     ],
 )
-def test_runs_that_cannot_be(text, message, tmp_path):
+def test_invalid_runs(text, message, tmp_path):
     with pytest.raises(ConfigError, match=rf"my\.yaml: {message}"):
         configfile.read(written(tmp_path, text))
 
@@ -202,7 +202,7 @@ def test_text_numbers_of_a_run(tmp_path):
     assert (config.width, config.hyper.lr0) == (0.5, 0.001)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_file_is_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "config.yaml"
     configfile.write(TrainConfig(data="/d"), path)
     before = path.read_bytes()

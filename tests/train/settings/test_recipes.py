@@ -54,9 +54,14 @@ def test_where_the_published_files_agree():
     assert (P5.warmup_epochs, P5.warmup_momentum, P5.warmup_bias_lr) == (3.0, 0.8, 0.1)
     assert (P5.cls_pw, P5.obj_pw, P5.anchor_t, P5.fl_gamma) == (1.0, 1.0, 4.0, 0.0)
     assert (P5.ema_decay, P5.ema_tau, P5.average, P5.close_mosaic) == (0.9999, 2000.0, "ema", 0)
-    shown = P5.augmentation
-    assert (shown.hsv_h, shown.hsv_s, shown.hsv_v, shown.fliplr) == (0.015, 0.7, 0.4, 0.5)
-    assert (shown.mosaic, shown.mosaic9, shown.copy_paste) == (1.0, 0.2, 0.0)
+    augmentation = P5.augmentation
+    assert (augmentation.hsv_h, augmentation.hsv_s, augmentation.hsv_v, augmentation.fliplr) == (
+        0.015,
+        0.7,
+        0.4,
+        0.5,
+    )
+    assert (augmentation.mosaic, augmentation.mosaic9, augmentation.copy_paste) == (1.0, 0.2, 0.0)
 
 
 def test_defaults_are_p5():
@@ -97,8 +102,10 @@ def test_each_family_has_its_recipe(model):
 
 def test_changes_under_published_names():
     changed = TINY.changed({"lr0": "2e-2", "mosaic": 0, "nominal_batch": "8", "average": "swa"})
-    shown = replace(TINY.augmentation, mosaic=0.0)
-    assert changed == replace(TINY, lr0=0.02, nominal_batch=8, average="swa", augmentation=shown)
+    augmentation = replace(TINY.augmentation, mosaic=0.0)
+    assert changed == replace(
+        TINY, lr0=0.02, nominal_batch=8, average="swa", augmentation=augmentation
+    )
     assert type(changed.nominal_batch) is int
     for nothing in (None, "null", "None"):
         assert changed.changed({"nominal_batch": nothing}).nominal_batch is None
@@ -109,16 +116,16 @@ def test_changes_under_published_names():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 1}, "there is no 'lr', did you mean 'lr0' or 'lrf'"),
+        ({"lr": 1}, "unknown key 'lr', did you mean 'lr0' or 'lrf'"),
         ({"Mixup_": 1}, "did you mean 'mixup'"),
-        ({"learningrate": 1}, "there is no 'learningrate'; known are lr0, lrf, "),
-        ({3: 1}, "there is no 3; known"),
+        ({"learningrate": 1}, "unknown key 'learningrate'; known are lr0, lrf, "),
+        ({3: 1}, "unknown key 3; known"),
         ({"lr0": "fast"}, "lr0 must be a number, not 'fast'"),
         ({"lr0": True}, "lr0 must be a number, not True"),
         ({"lr0": [1]}, r"lr0 must be a number, not \[1\]"),
         ({"mosaic": None}, "mosaic must be a number, not None"),
         ({"lr0": "nan"}, "lr0 must be a finite number, not nan"),
-        ({"lr0": 10**400}, "lr0 must be a finite number, not one of hundreds of digits"),
+        ({"lr0": 10**400}, "lr0 must be a finite number, not a number with hundreds of digits"),
         ({"nominal_batch": "inf"}, "nominal_batch must be a finite number, not inf"),
         ({"lr0": 0}, "lr0 must be a positive number, not 0"),
         ({"momentum": 1}, "momentum must be above 0 and below 1, not 1"),
@@ -134,7 +141,7 @@ def test_changes_under_published_names():
         ({"average": "mean"}, "average must be ema, swa, none, not 'mean'"),
     ],
 )
-def test_changes_that_cannot_be(changes, message):
+def test_invalid_changes(changes, message):
     with pytest.raises(ConfigError, match=message):
         TINY.changed(changes)
 
@@ -146,7 +153,7 @@ def test_every_number_is_checked(name):
             Recipe(**{name: wrong})
 
 
-def test_changed_values_say_who_changed_them():
+def test_changed_values_have_the_source_of_the_change():
     named = RECIPES["tiny"].changed({"lr0": 0.02}, "me")
     assert (named.sources["lr0"], named.recipe.lr0) == ("me", 0.02)
     assert named.sources["lrf"] == "published: file tiny"

@@ -20,7 +20,7 @@ SPEC = registry.get("yolov7-tiny")
 
 
 def sample(*sides, size=(640, 480), path="none.jpg"):
-    """A picture of boxes with these sides in shares of it."""
+    """An image with boxes of these normalized sides."""
     boxes = np.array([(0.5, 0.5, *pair) for pair in sides], np.float32).reshape(-1, 4)
     return Sample(Path(path), boxes, np.zeros(len(boxes), np.int32), size=size)
 
@@ -32,12 +32,12 @@ def flat_boxes(count, seed=0, aspect=12.0, low=30.0, high=600.0):
     return np.stack((width, width / aspect * random.uniform(0.8, 1.25, count)), axis=1)
 
 
-def of_pixels(sizes, per_picture=10):
-    """Samples of 640 x 640 pictures with boxes of these sizes."""
-    shares = sizes / 640
+def of_pixels(sizes, per_image=10):
+    """Samples of 640 x 640 images with boxes of these sizes."""
+    sides = sizes / 640
     return [
-        sample(*shares[i : i + per_picture].tolist(), size=(640, 640))
-        for i in range(0, len(shares), per_picture)
+        sample(*sides[i : i + per_image].tolist(), size=(640, 640))
+        for i in range(0, len(sides), per_image)
     ]
 
 
@@ -64,7 +64,7 @@ def test_recall_counts_anchors_within_the_threshold_only():
     assert recall(np.zeros((0, 2)), anchors) == Fit(0.0, 0.0)
 
 
-def test_sizes_are_those_of_pictures_with_their_longer_side_at_the_input_size(tmp_path):
+def test_sizes_are_those_of_images_with_their_longer_side_at_the_input_size(tmp_path):
     cv2.imwrite(str(tmp_path / "tall.png"), np.zeros((100, 50, 3), np.uint8))
     samples = [
         sample((0.5, 0.5), (0.1, 0.2), size=(640, 480)),
@@ -161,10 +161,10 @@ def test_the_size_of_the_input_counts():
     ],
     ids=["empty", "no-boxes", "fit", "few", "tiny", "thin", "thinner-than-any-anchor"],
 )
-def test_anchors_are_kept_where_others_would_not_help(samples, message):
-    chosen, said = choose(samples, SPEC, 640)
-    assert (chosen is None) == ("kept" in said)
-    assert re.search(message, said), said
+def test_anchors_are_kept_if_new_ones_are_not_better(samples, message):
+    chosen, message_found = choose(samples, SPEC, 640)
+    assert (chosen is None) == ("kept" in message_found)
+    assert re.search(message, message_found), message_found
 
 
 def test_many_boxes_are_sampled(monkeypatch):

@@ -1,4 +1,4 @@
-"""What comes along from a checkpoint: rows that fit, and head rows by class name."""
+"""Fine-tuning: rows that fit, and head rows by class name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from y7edge.models import registry
 from y7edge.models.checkpoint import Checkpoint, default_names
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
-from y7edge.train.setup.finetune import carry_over, class_map
+from y7edge.train.setup.finetune import class_map, copy_matching
 
 OLD = ("cat", "dog", "horse")
 
@@ -31,7 +31,7 @@ def model_of(spec, seed):
 
 
 def shaken(spec, names, seed=1):
-    """A checkpoint of which no two numbers are alike, BatchNorm included."""
+    """A checkpoint of distinct numbers, including BatchNorm."""
     model = model_of(spec, seed)
     with torch.no_grad():
         for value in model.state_dict().values():
@@ -59,8 +59,8 @@ def same(a, b):
 def test_equal_names_bring_everything():
     checkpoint = shaken(narrow(), OLD)
     model = model_of(narrow(), 2)
-    carried = carry_over(model, checkpoint, OLD, "old")
-    assert (carried.entries, carried.notes) == (carried.total, ())
+    copied = copy_matching(model, checkpoint, OLD, "old")
+    assert (copied.entries, copied.notes) == (copied.total, ())
     ours = model.state_dict()
     assert all(np.array_equal(ours[key].numpy(), checkpoint.arrays[key]) for key in ours)
 
@@ -70,7 +70,7 @@ def test_head_rows_follow_the_class_names():
     old = from_checkpoint(checkpoint)
     fresh, model = model_of(narrow(nc=4), 2), model_of(narrow(nc=4), 2)
     names = ("HORSE ", "cow", "cat", "sheep")
-    carried = carry_over(model, checkpoint, names, "old")
+    copied = copy_matching(model, checkpoint, names, "old")
     for level in range(3):
         assert same(head_rows(model, level, -1), head_rows(old, level, -1))
         assert same(head_rows(model, level, 0), head_rows(old, level, 2))
@@ -78,8 +78,8 @@ def test_head_rows_follow_the_class_names():
         for new in (1, 3):
             assert same(head_rows(model, level, new), head_rows(fresh, level, new))
         assert torch.equal(model.head.add[level], old.head.add[level])
-    assert carried.entries == carried.total
-    assert carried.notes == (
+    assert copied.entries == copied.total
+    assert copied.notes == (
         "head rows of boxes and objectness carried over; of classes by name: HORSE , cat; "
         "new: cow, sheep",
     )
@@ -88,25 +88,25 @@ def test_head_rows_follow_the_class_names():
 def test_equal_counts_of_other_classes_are_not_mixed_up():
     checkpoint = shaken(narrow(), OLD)
     old, model = from_checkpoint(checkpoint), model_of(narrow(), 2)
-    carry_over(model, checkpoint, ("dog", "cat", "bus"), "old")
+    copy_matching(model, checkpoint, ("dog", "cat", "bus"), "old")
     assert same(head_rows(model, 0, 0), head_rows(old, 0, 1))
     assert same(head_rows(model, 0, 1), head_rows(old, 0, 0))
     assert not same(head_rows(model, 0, 2), head_rows(old, 0, 2))
 
 
 @pytest.mark.parametrize("aux", [False, True])
-def test_deploy_form_goes_on_with_equal_outputs(aux):
+def test_deploy_form_starts_with_equal_outputs(aux):
     name = "yolov7-w6" if aux else "yolov7-tiny"
     deploy = shaken(narrow(name, form="deploy"), OLD)
     model = model_of(narrow(name), 2)
     fresh = {k: v.clone() for k, v in model.state_dict().items()}
-    carried = carry_over(model, deploy, OLD, "old")
+    copied = copy_matching(model, deploy, OLD, "old")
     side = 128 if aux else 64
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, theirs = model.eval()(images), from_checkpoint(deploy)(images)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    (note,) = carried.notes
+    (note,) = copied.notes
     assert "deploy form: implicit vectors start neutral" in note
     assert ("auxiliary heads start from scratch" in note) == aux
     if aux:
@@ -118,21 +118,21 @@ def test_deploy_form_goes_on_with_equal_outputs(aux):
 def test_auxiliary_heads_come_along_by_class_name():
     checkpoint = shaken(narrow("yolov7-w6"), OLD)
     old, model = from_checkpoint(checkpoint), model_of(narrow("yolov7-w6", nc=2), 2)
-    carried = carry_over(model, checkpoint, ("horse", "bus"), "old")
+    copied = copy_matching(model, checkpoint, ("horse", "bus"), "old")
     theirs = old.head.aux[3].weight.detach().view(3, 8, -1)
     ours = model.head.aux[3].weight.detach().view(3, 7, -1)
     assert torch.equal(ours[:, :5], theirs[:, :5])
     assert torch.equal(ours[:, 5], theirs[:, 7])
     assert not torch.equal(ours[:, 6], theirs[:, 6])
-    assert carried.entries == carried.total
+    assert copied.entries == copied.total
 
 
 def test_training_form_with_auxiliary_heads_serves_a_model_without():
     checkpoint = shaken(narrow("yolov7-w6"), OLD)
     without = replace(registry.deploy(narrow("yolov7-w6")), form="training")
     model = model_of(without, 2)
-    carried = carry_over(model, checkpoint, OLD, "old")
-    assert carried.entries == carried.total
+    copied = copy_matching(model, checkpoint, OLD, "old")
+    assert copied.entries == copied.total
     head = f"rows.{checkpoint.spec.head.index}.mul.0"
     assert np.array_equal(model.head.mul[0].detach().numpy(), checkpoint.arrays[head])
 
@@ -168,13 +168,13 @@ def test_long_lists_of_names_are_cut():
     assert note.endswith("new: m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11 and 8 more")
 
 
-def test_what_fits_nowhere_is_refused():
+def test_weights_that_do_not_fit_are_refused():
     checkpoint = to_checkpoint(model_of(scale(registry.get("yolov7-tiny", nc=3), width=0.25), 1))
-    with pytest.raises(CheckpointError, match=r"of the 55 convolutions .* it fits [1-9], as it"):
-        carry_over(model_of(narrow(), 2), checkpoint, OLD, "old")
+    with pytest.raises(CheckpointError, match=r"fits [1-9] of 55 convolutions"):
+        copy_matching(model_of(narrow(), 2), checkpoint, OLD, "old")
 
 
 def test_folded_weights_are_refused():
     spec = registry.folded(narrow())
-    with pytest.raises(CheckpointError, match="a folded checkpoint cannot be trained on"):
-        carry_over(model_of(narrow(), 2), Checkpoint(spec, {}, OLD), OLD, "old")
+    with pytest.raises(CheckpointError, match="a folded checkpoint cannot be trained"):
+        copy_matching(model_of(narrow(), 2), Checkpoint(spec, {}, OLD), OLD, "old")

@@ -1,4 +1,4 @@
-"""Frozen rows: which they are, and that nothing about them moves."""
+"""Frozen rows: selection, and that nothing in them changes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_rows_that_are_asked_for(texts, rows):
         (["79"], "yolov7-tiny has the rows 0 to 77, not 78"),
     ],
 )
-def test_rows_that_cannot_be(texts, message):
+def test_invalid_rows(texts, message):
     with pytest.raises(ConfigError, match=message):
         freeze.parse(texts, registry.get("yolov7-tiny"))
 
@@ -101,7 +101,7 @@ def test_frozen_parameters_are_in_no_group():
     assert all(p.requires_grad for group in groups for p in group)
 
 
-def test_a_model_that_is_frozen_whole_is_refused():
+def test_entirely_frozen_model_is_refused():
     model = small()
     freeze.freeze_rows(model, range(len(model.rows)))
     with pytest.raises(ConfigError, match="every row is frozen"):

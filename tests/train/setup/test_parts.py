@@ -1,4 +1,4 @@
-"""What a run begins with: rows, weights, anchors, frozen rows."""
+"""The start of a run: rows, weights, anchors, frozen rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model, anchors_in_pixels, to_checkpoint
 from y7edge.train.settings.config import TrainConfig
-from y7edge.train.setup.parts import build_spec, start_again, start_model
+from y7edge.train.setup.parts import build_spec, resume_model, start_model
 
 NAMES = ("cat", "dog")
 
@@ -57,30 +57,30 @@ def test_anchors_that_were_chosen_for_the_data():
 def test_a_run_starts_again_without_its_weights(trained):
     first = start_model(config(weights=trained, freeze=(0,)), NAMES)
     facts = json.loads(json.dumps(first.facts()))  # as a state keeps them
-    again = start_again(config(weights="/gone", freeze=(0,)), NAMES, facts)
+    again = resume_model(config(weights="/gone", freeze=(0,)), NAMES, facts)
     assert again.model.spec == first.model.spec
     assert (again.origin, again.notes) == (first.origin, first.notes)
     assert not next(again.model.rows[0].parameters()).requires_grad
 
 
-def test_other_classes_are_said(trained):
+def test_other_classes_are_reported(trained):
     (note,) = start_model(config(weights=trained), ("dog", "bus", "car")).notes
     assert note.endswith("of classes by name: dog; new: bus, car")
 
 
-def test_a_models_name_is_no_file_of_weights():
-    with pytest.raises(ConfigError, match=r"no weights come with the package: .* --model yolov7 "):
+def test_model_name_is_not_a_file_of_weights():
+    with pytest.raises(ConfigError, match=r"no weights: .* --model yolov7 "):
         start_model(config(weights="yolov7"), NAMES)
     with pytest.raises(CheckpointError, match="no such file"):
         start_model(config(weights="yolov8.pt"), NAMES)
 
 
-def test_rows_of_ones_own():
+def test_custom_rows():
     own = scale(registry.get("yolov7", nc=5), width=0.125)
     spec = build_spec(config(spec=own, model="yolov7-tiny", width=1.0), 2)
     assert spec == replace(own, nc=2)
     assert not build_spec(config(spec=registry.deploy(own)), 2).implicit
-    with pytest.raises(ConfigError, match=r"spec: yolov7-w0\.125 is folded: without BatchNorm"):
+    with pytest.raises(ConfigError, match=r"spec: yolov7-w0\.125 is folded"):
         build_spec(config(spec=registry.folded(own)), 2)
 
 
@@ -97,12 +97,12 @@ def test_rows_of_ones_own_may_have_an_identity_branch_against_the_plan():
     assert any(".identity." in key for key in model.state_dict())
 
 
-def test_frozen_rows_are_frozen_and_said(trained):
+def test_frozen_rows_are_frozen_and_reported(trained):
     start = start_model(config(weights=trained, freeze=(0, 1)), NAMES)
     frozen = {k.split(".")[1] for k, p in start.model.named_parameters() if not p.requires_grad}
     assert frozen == {"0", "1"}
     assert start.notes[-1].startswith("2 of 78 rows are frozen, ")
     (note,) = start_model(config(freeze=(0, 1)), NAMES).notes
-    assert note.endswith("they are random: freeze is meant for weights")
+    assert note.endswith("with random weights")
     with pytest.raises(ConfigError, match="has the rows 0 to 77, not 78"):
         start_model(config(freeze=(78,)), NAMES)

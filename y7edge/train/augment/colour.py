@@ -1,18 +1,17 @@
-"""Colour jitter: hue, saturation and brightness times random factors around 1.
+"""Colour jitter: multiply hue, saturation and brightness by random factors around 1.
 
 As published for YOLOv7 (arXiv 2207.02696), saturation and brightness of OpenCV's HSV are multiplied
-and cut off at 255. For that, the way to HSV and back is not needed: with the largest of a pixel's
-three values, V, the smallest, m, and factors s and v, each value c becomes
+and clipped at 255. This does not need a conversion to HSV: with the largest of a pixel's three
+values, V, the smallest, m, and factors s and v, each value c becomes
 
     V' - (V - c) k    where  V' = min(v V, 255)  and  k = min(s V' / V, V' / (V - m))
 
-of which k is s v unless s, or v, is beyond 1. Results lie within two grey levels of that at the
-published strengths; the published way rounds hue and saturation to 8 bits, and is further off.
+and k is s v unless s or v exceeds 1. Results lie within two grey levels of exact HSV at the
+published strengths; the published code, which rounds to 8-bit HSV, deviates more.
 
-Hue is published to be multiplied too: by up to 1.015 it turns a colour of hue h (of 180) by up to
-0.015 h, cut to a whole number. Here all hues are turned alike, by the mean of that over the circle
-(90 times the factor's distance from 1; 1.35 of 180 at the published strength) as a linear map of
-the colour. Factors too far from 1 for that take the published way.
+The published code multiplies hue too: a factor of 1.015 shifts hue h (of 180) by up to 0.015 h,
+truncated. Here all hues are shifted by the mean of that over the circle (90 times the factor's
+distance from 1), as a linear map of the colour. Factors too far from 1 use the published tables.
 """
 
 from __future__ import annotations
@@ -24,32 +23,28 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from y7edge.train.augment.scratch import scratch
+from y7edge.train.augment.labelled import scratch
 from y7edge.train.augment.settings import Augmentation
 
-# OpenCV's hue of 8-bit pictures goes round at 180.
-_HUES = 180
+_HUES = 180  # OpenCV's hues in 8 bits
 _LARGEST = 255
 
-# Largest distance of the hue's factor from 1 at which the turn is taken as linear.
-_LINEAR = 0.02
-
-# Rows that are coloured at a time: what there is of them stays in the processor's cache.
-_ROWS = 160
+_LINEAR = 0.02  # largest distance of the hue's factor from 1 for the linear map
+_ROWS = 160  # processed at a time, so that they stay in the processor's cache
 
 
 class Jitter:
-    """Changes of colour by fixed factors of hue, saturation and brightness."""
+    """Change colours by fixed factors of hue, saturation and brightness."""
 
     def __init__(self, hue: float = 1.0, saturation: float = 1.0, brightness: float = 1.0) -> None:
         self.factors = (hue, saturation, brightness)
-        # A turn about the axis of greys, to first order; the whole circle is 180 of hue.
+        # Rotation about the grey axis, to first order; the circle is 180 of hue.
         turn = (hue - 1) * math.pi / math.sqrt(3)
         self._turn = np.array([(1, turn, -turn), (-turn, 1, turn), (turn, -turn, 1)])  # of B, G, R
 
     @classmethod
     def draw(cls, settings: Augmentation, rng: Generator) -> Jitter:
-        """Factors from 1 - strength to 1 + strength."""
+        """Draw factors from 1 - strength to 1 + strength."""
         hue, saturation, brightness = rng.random(3).tolist()
         return cls(
             1 + (2 * hue - 1) * settings.hsv_h,
@@ -60,12 +55,10 @@ class Jitter:
     def apply(
         self, image: NDArray[np.uint8], planes: NDArray[np.uint8], mirror: int | None = None
     ) -> None:
-        """Write a picture in other colours, as planes.
+        """Write a BGR image (h, w, 3) in changed colours into uint8 RGB ``planes`` (3, h, w).
 
-        Args:
-            image: uint8 (h, w, 3), BGR; it may be a view of a larger one.
-            planes: uint8 (3, h, w), RGB: where the result goes; each may be a view of a larger one.
-            mirror: ``cv2.flip``'s code, to mirror it as well.
+        Both may be views of larger arrays. ``mirror`` is a code for ``cv2.flip``; None: don't
+        mirror.
         """
         hue, saturation, brightness = self.factors
         linear = abs(hue - 1) <= _LINEAR
@@ -87,12 +80,12 @@ class Jitter:
                     cv2.flip(plane, mirror, dst=plane)
 
     def by_table(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The published way, for BGR (h, w, 3): to HSV, through a table, and back."""
+        """Convert BGR (h, w, 3) to HSV, apply the table and convert back, as published."""
         hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), self.table())
         return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
 
     def table(self) -> NDArray[np.uint8]:
-        """New hue, saturation and brightness for each old one: uint8 (1, 256, 3)."""
+        """Return the new hue, saturation and brightness of each value: uint8 (1, 256, 3)."""
         table = np.outer(np.arange(_LARGEST + 1), self.factors)
         table[:, 0] %= _HUES
         return np.asarray(np.clip(table, 0, _LARGEST)[None], np.uint8)
@@ -104,18 +97,18 @@ def _scale(planes: NDArray[np.uint8], saturation: float, brightness: float) -> N
     largest, new, factor, spare = scratch("colour", 4, *red.shape)
     cv2.max(cv2.max(red, green, dst=largest), blue, dst=largest)
     overexposed = brightness > 1 and brightness * int(largest.max()) > _LARGEST
-    share = brightness * saturation
-    if not share or (saturation <= 1 and not overexposed):
+    fraction = brightness * saturation
+    if not fraction or (saturation <= 1 and not overexposed):
         for plane in planes:
-            cv2.addWeighted(largest, brightness - share, plane, share, 0, dst=plane)
+            cv2.addWeighted(largest, brightness - fraction, plane, fraction, 0, dst=plane)
         return
-    # V', and the factors k as shares of the largest that there can be, in 8 bits: both bounds are
-    # V' over something, and division saturates.
+    # V', and k relative to its largest possible value, in 8 bits: both bounds of k are quotients
+    # of V', and division saturates.
     cv2.convertScaleAbs(largest, dst=new, alpha=brightness)
     if saturation > 1:
         cv2.min(cv2.min(red, green, dst=spare), blue, dst=spare)
         cv2.subtract(largest, spare, dst=spare)
-        cv2.divide(new, spare, dst=factor, scale=_LARGEST / share)
+        cv2.divide(new, spare, dst=factor, scale=_LARGEST / fraction)
     if overexposed:
         bound = spare if saturation > 1 else factor
         cv2.divide(new, largest, dst=bound, scale=_LARGEST / brightness)
@@ -123,5 +116,5 @@ def _scale(planes: NDArray[np.uint8], saturation: float, brightness: float) -> N
             cv2.min(factor, spare, dst=factor)
     for plane in planes:
         cv2.subtract(largest, plane, dst=plane)
-        cv2.multiply(plane, factor, dst=plane, scale=share / _LARGEST)
+        cv2.multiply(plane, factor, dst=plane, scale=fraction / _LARGEST)
         cv2.subtract(new, plane, dst=plane)

@@ -1,10 +1,9 @@
-"""Pictures with their labels, on the way from a data set to the network.
-
-Coordinates are continuous pixels: pixel i spans i to i + 1.
-"""
+"""Images with labels in pixels. Coordinates are continuous: pixel i spans i to i + 1."""
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,29 +15,30 @@ from y7edge.detect.preprocess import PAD, letterbox_geometry
 
 Polygon = NDArray[np.float64]
 
+_buffers = threading.local()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class LabelledImage:
     """An image with its labels."""
 
     image: NDArray[np.uint8]  # (h, w, 3), BGR
     boxes: NDArray[np.float64]  # (n, 4), x1, y1, x2, y2 in pixels
     class_id: NDArray[np.int64]  # (n,)
-    # Each box's outline (k, 2), x, y in pixels, or None; empty where no box has one
-    polygons: tuple[Polygon | None, ...] = ()
+    polygons: tuple[Polygon | None, ...] = ()  # outline (k, 2) or None of each box; or empty
 
     @property
     def outlines(self) -> tuple[Polygon | None, ...]:
-        """``polygons`` with one entry for each box."""
+        """``polygons`` with one entry per box."""
         return self.polygons or (None,) * len(self.boxes)
 
 
-Pictures = Sequence[Picture]
-"""Where augmentation takes its images from: decoded, the longer side the network's input size S."""
+ImageSet = Sequence[LabelledImage]
+"""Decoded training images; the longer side is the network's input size S."""
 
 
 def resize(image: NDArray[np.uint8], height_width: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize bilinearly to (height, width); the image itself if it has that size."""
+    """Resize bilinearly to (height, width); return the image itself if it has that size."""
     if image.shape[:2] == height_width:
         return image
     return np.asarray(
@@ -47,56 +47,56 @@ def resize(image: NDArray[np.uint8], height_width: tuple[int, int]) -> NDArray[n
 
 
 def moved(
-    picture: Picture,
+    labelled: LabelledImage,
     image: NDArray[np.uint8],
     factor: Sequence[float] = (1.0, 1.0),
     offset: Sequence[float] = (0.0, 0.0),
-) -> Picture:
-    """The labels of a picture on another image: times ``factor`` (x, y), plus ``offset`` (x, y)."""
+) -> LabelledImage:
+    """Return the labels times ``factor`` (x, y) plus ``offset`` (x, y), on another image."""
     by, to = np.asarray(factor), np.asarray(offset)
-    low, high = picture.boxes[:, :2] * by + to, picture.boxes[:, 2:] * by + to
+    low, high = labelled.boxes[:, :2] * by + to, labelled.boxes[:, 2:] * by + to
     boxes = np.hstack((np.minimum(low, high), np.maximum(low, high)))  # negative factors mirror
-    polygons = tuple(None if line is None else line * by + to for line in picture.polygons)
-    return Picture(image, boxes, picture.class_id, polygons)
+    polygons = tuple(None if line is None else line * by + to for line in labelled.polygons)
+    return LabelledImage(image, boxes, labelled.class_id, polygons)
 
 
-def rectangle(picture: Picture, height_width: tuple[int, int]) -> Picture:
+def rectangle(labelled: LabelledImage, height_width: tuple[int, int]) -> LabelledImage:
     """Resize to fit (height, width), as the detector does, and pad with grey."""
-    geometry = letterbox_geometry(picture.image.shape[:2], height_width)
-    image = resize(picture.image, geometry.resized_hw)
+    geometry = letterbox_geometry(labelled.image.shape[:2], height_width)
+    image = resize(labelled.image, geometry.resized_hw)
     if geometry.resized_hw != geometry.output_hw:
         borders = (geometry.top, geometry.bottom, geometry.left, geometry.right)
         grey = (PAD, PAD, PAD)
         padded = cv2.copyMakeBorder(image, *borders, cv2.BORDER_CONSTANT, value=grey)
         image = np.asarray(padded, np.uint8)
-    height, width = picture.image.shape[:2]
+    height, width = labelled.image.shape[:2]
     factor = (geometry.resized_hw[1] / width, geometry.resized_hw[0] / height)
-    return moved(picture, image, factor, (geometry.left, geometry.top))
+    return moved(labelled, image, factor, (geometry.left, geometry.top))
 
 
 def bgr_view(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB planes (3, h, w) as a BGR image (h, w, 3), without copying anything."""
+    """View RGB planes (3, h, w) as a BGR image (h, w, 3)."""
     return planes[::-1].transpose(1, 2, 0)
 
 
 def rgb_planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The other way: a BGR image (h, w, 3) as RGB planes (3, h, w)."""
+    """View a BGR image (h, w, 3) as RGB planes (3, h, w)."""
     return image.transpose(2, 0, 1)[::-1]
 
 
-def targets(picture: Picture) -> NDArray[np.float32]:
-    """float32 (n, 5): class, and centre x, y, width, height as shares of the picture's size."""
-    height, width = picture.image.shape[:2]
-    low, high = picture.boxes[:, :2], picture.boxes[:, 2:]
-    made = np.empty((len(low), 5), np.float32)
-    made[:, 0] = picture.class_id
-    made[:, 1:3] = (low + high) / (2 * width, 2 * height)
-    made[:, 3:] = (high - low) / (width, height)
-    return made
+def targets(labelled: LabelledImage) -> NDArray[np.float32]:
+    """Return float32 (n, 5): class, and normalized centre x, y, width, height."""
+    height, width = labelled.image.shape[:2]
+    low, high = labelled.boxes[:, :2], labelled.boxes[:, 2:]
+    result = np.empty((len(low), 5), np.float32)
+    result[:, 0] = labelled.class_id
+    result[:, 1:3] = (low + high) / (2 * width, 2 * height)
+    result[:, 3:] = (high - low) / (width, height)
+    return result
 
 
 def clip_polygon(polygon: Polygon, low: Sequence[float], high: Sequence[float]) -> Polygon:
-    """The part of a polygon inside a rectangle, with as few as 0 points (Sutherland and Hodgman).
+    """Clip a polygon to a rectangle (Sutherland and Hodgman); the result may have 0 points.
 
     Parts that the rectangle separates stay joined along its border, which changes neither hull nor
     filled area.
@@ -119,7 +119,20 @@ def clip_polygon(polygon: Polygon, low: Sequence[float], high: Sequence[float]) 
 
 
 def hull(polygon: Polygon) -> NDArray[np.float64]:
-    """The upright box around a polygon, x1, y1, x2, y2; all 0 for one without points."""
+    """Return the bounding box x1, y1, x2, y2 of a polygon; zeros if it has no points."""
     if not len(polygon):
         return np.zeros(4)
     return np.concatenate((polygon.min(axis=0), polygon.max(axis=0)))
+
+
+def scratch(name: str, *shape: int) -> NDArray[np.uint8]:
+    """Return uninitialized uint8 memory, valid until the same thread asks for ``name`` again.
+
+    Allocation costs as much as an augmentation step.
+    """
+    size = math.prod(shape)
+    buffer: NDArray[np.uint8] | None = getattr(_buffers, name, None)
+    if buffer is None or buffer.size < size:
+        buffer = np.empty(size, np.uint8)
+        setattr(_buffers, name, buffer)
+    return buffer[:size].reshape(shape)

@@ -1,8 +1,8 @@
-"""Layouts of images on a canvas, of which a training image shows a part.
+"""Layouts of images on a canvas, of which a training image is a view.
 
 Mosaics join four or nine images whose longer side is S on a canvas of 2S x 2S, as published for
-YOLOv7 (arXiv 2207.02696). Mostly the canvas is never painted: each image goes straight to its place
-in the result (`y7edge.train.augment.view`), and images out of sight are not even decoded.
+YOLOv7 (arXiv 2207.02696). Usually the canvas is not painted: each visible image is resized straight
+into the result (`y7edge.train.augment.view`), and images out of view are not decoded.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from y7edge.detect.preprocess import PAD, letterbox_geometry
-from y7edge.train.augment.labelled import Picture, Pictures, Polygon, clip_polygon, moved, resize
+from y7edge.train.augment.labelled import (
+    ImageSet,
+    LabelledImage,
+    Polygon,
+    clip_polygon,
+    moved,
+    resize,
+)
 
-# A picture, and the column and row of the canvas at which it begins.
-_Placed = tuple[Picture, int, int]
+_Placed = tuple[LabelledImage, int, int]  # with its first column and row on the canvas
 
 
 class Area(NamedTuple):
-    """An upright rectangle on a canvas, in pixels."""
+    """A rectangle on a canvas, in pixels."""
 
     x1: float
     y1: float
@@ -31,27 +37,26 @@ class Area(NamedTuple):
     y2: float
 
     def meets(self, other: Area) -> bool:
-        """Whether the two have area in common."""
-        return max(self.x1, other.x1) < min(self.x2, other.x2) and max(self.y1, other.y1) < min(
-            self.y2, other.y2
-        )
+        """Whether the intersection has area."""
+        width = min(self.x2, other.x2) - max(self.x1, other.x1)
+        return width > 0 and min(self.y2, other.y2) > max(self.y1, other.y1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tile:
     """An image on a canvas."""
 
-    picture: Picture
-    left: int  # column and row of the canvas at which it begins; may be negative
+    labelled: LabelledImage
+    left: int  # first column and row on the canvas; may be negative
     top: int
-    part: tuple[int, int, int, int]  # x1, y1, x2, y2 of what lies on the canvas, in its own pixels
+    part: tuple[int, int, int, int]  # x1, y1, x2, y2 of the part on the canvas, in its own pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Tiles that don't overlap, on a canvas of ``height`` x ``width`` that is grey elsewhere.
+    """Tiles that don't overlap on a grey canvas of ``height`` x ``width``.
 
-    Tiles may be come by only once: a picture is decoded when its turn comes, and let go after it.
+    Tiles can be iterated once only, so that one decoded image at a time is in memory.
     """
 
     tiles: Iterable[Tile]
@@ -59,25 +64,21 @@ class Layout:
     width: int
 
 
-def single(picture: Picture, height: int, width: int) -> Layout:
-    """One picture, fitted into the canvas and centred as the detector does."""
-    geometry = letterbox_geometry(picture.image.shape[:2], (height, width))
-    image = resize(picture.image, geometry.resized_hw)
-    if image is not picture.image:
-        factor = np.divide(image.shape[1::-1], picture.image.shape[1::-1])
-        picture = moved(picture, image, factor.tolist())
-    return _laid([(picture, geometry.left, geometry.top)], height, width)
+def single(labelled: LabelledImage, height: int, width: int) -> Layout:
+    """Fit one image into the canvas and centre it, as the detector does."""
+    geometry = letterbox_geometry(labelled.image.shape[:2], (height, width))
+    image = resize(labelled.image, geometry.resized_hw)
+    if image is not labelled.image:
+        factor = np.divide(image.shape[1::-1], labelled.image.shape[1::-1])
+        labelled = moved(labelled, image, factor.tolist())
+    return _laid([(labelled, geometry.left, geometry.top)], height, width)
 
 
-def four(pictures: Pictures, numbers: list[int], size: int, rng: Generator, seen: Area) -> Layout:
-    """Join four pictures with one corner each at a random point around the canvas's middle.
+def four(images: ImageSet, numbers: list[int], size: int, rng: Generator, visible: Area) -> Layout:
+    """Join four images, whose corners meet at a random point around the canvas's centre.
 
-    Args:
-        pictures: Where they come from.
-        numbers: Which ones: top left, top right, bottom left, bottom right.
-        size: S; the canvas is twice as large.
-        rng: Gives the point.
-        seen: Part of the canvas that matters.
+    ``numbers`` are the indices of the top left, top right, bottom left and bottom right image; only
+    those that meet ``visible`` are read.
     """
     x, y = (int(value) for value in rng.uniform(size / 2, 3 * size / 2, 2))
 
@@ -85,41 +86,37 @@ def four(pictures: Pictures, numbers: list[int], size: int, rng: Generator, seen
         for index, number in enumerate(numbers):
             right, below = index % 2, index // 2
             corner = (x - size + right * size, y - size + below * size)
-            if Area(*corner, corner[0] + size, corner[1] + size).meets(seen):
-                picture = pictures[number]
-                height, width = picture.image.shape[:2]
-                yield picture, x - (1 - right) * width, y - (1 - below) * height
+            if Area(*corner, corner[0] + size, corner[1] + size).meets(visible):
+                labelled = images[number]
+                height, width = labelled.image.shape[:2]
+                yield labelled, x - (1 - right) * width, y - (1 - below) * height
 
     return _laid(tiles(), 2 * size, 2 * size)
 
 
-def nine(pictures: Pictures, numbers: list[int], size: int, rng: Generator, seen: Area) -> Layout:
-    """Join nine pictures around the first, and cut the canvas from them at a random place.
+def nine(images: ImageSet, numbers: list[int], size: int, rng: Generator, visible: Area) -> Layout:
+    """Join nine images around the first, and crop the canvas from them at a random place.
 
-    Args:
-        pictures: Where they come from.
-        numbers: Which ones: the middle, then clockwise from above it; each touches the one before.
-        size: S; the canvas is twice as large.
-        rng: Gives the place.
-        seen: Part of the canvas that matters.
+    ``numbers`` are the indices of the middle image, then clockwise from above it; only those that
+    meet ``visible`` are read.
     """
     cut_x, cut_y = (int(value) for value in rng.uniform(0, size, 2))
-    known: dict[int, Picture] = {}
+    known: dict[int, LabelledImage] = {}
 
-    def tile(index: int) -> Picture:
+    def tile(index: int) -> LabelledImage:
         if index not in known:
-            known[index] = pictures[numbers[index]]
+            known[index] = images[numbers[index]]
         return known[index]
 
     def extent(index: int) -> tuple[int, int]:
         height, width = tile(index).image.shape[:2]
         return int(width), int(height)
 
-    shown = Area(seen.x1 + cut_x, seen.y1 + cut_y, seen.x2 + cut_x, seen.y2 + cut_y)
+    window = Area(visible.x1 + cut_x, visible.y1 + cut_y, visible.x2 + cut_x, visible.y2 + cut_y)
 
     def tiles() -> Iterator[_Placed]:
         for index in range(9):
-            if _reach(index, size, *extent(0)).meets(shown):
+            if _reach(index, size, *extent(0)).meets(window):
                 left, top = _corner(index, size, extent)
                 yield tile(index), left - cut_x, top - cut_y
 
@@ -142,7 +139,7 @@ def _reach(index: int, s: int, w: int, h: int) -> Area:
 
 
 def _corner(index: int, s: int, extent: Callable[[int], tuple[int, int]]) -> tuple[int, int]:
-    """Top left corner of a tile of nine; asks for the sizes of those only that it depends on."""
+    """Top left corner of tile ``index`` of nine; reads only the sizes that it depends on."""
     w, h = extent(index)
     middle_w, middle_h = extent(0)
     right, bottom = s + middle_w, s + middle_h
@@ -168,53 +165,49 @@ def _corner(index: int, s: int, extent: Callable[[int], tuple[int, int]]) -> tup
 
 
 def _laid(placed: Iterable[_Placed], height: int, width: int) -> Layout:
-    """Tiles of pictures at columns and rows of the canvas, without those that lie off it."""
+    """Crop placed images to the canvas; drop those outside of it."""
 
     def tiles() -> Iterator[Tile]:
-        for picture, left, top in placed:
-            rows, columns = picture.image.shape[:2]
-            part = (
-                max(-left, 0),
-                max(-top, 0),
-                min(columns, width - left),
-                min(rows, height - top),
-            )
-            if part[0] < part[2] and part[1] < part[3]:
-                yield Tile(picture, left, top, part)
+        for labelled, left, top in placed:
+            rows, columns = labelled.image.shape[:2]
+            x1, y1 = max(-left, 0), max(-top, 0)
+            x2, y2 = min(columns, width - left), min(rows, height - top)
+            if x1 < x2 and y1 < y2:
+                yield Tile(labelled, left, top, (x1, y1, x2, y2))
 
     return Layout(tiles(), height, width)
 
 
-def paint(layout: Layout) -> Picture:
-    """The whole canvas as a picture, with labels cut off where it ends."""
+def paint(layout: Layout) -> LabelledImage:
+    """Draw the whole canvas, with labels clipped to it."""
     canvas = np.full((layout.height, layout.width, 3), PAD, np.uint8)
     parts = []
     for tile in layout.tiles:
         x1, y1, x2, y2 = tile.part
         rows = slice(tile.top + y1, tile.top + y2)
-        canvas[rows, tile.left + x1 : tile.left + x2] = tile.picture.image[y1:y2, x1:x2]
+        canvas[rows, tile.left + x1 : tile.left + x2] = tile.labelled.image[y1:y2, x1:x2]
         parts.append(moved(_cropped(tile), canvas, offset=(tile.left, tile.top)))
     return joined(canvas, parts)
 
 
-def _cropped(tile: Tile) -> Picture:
-    """A tile's picture with the labels of the part that the canvas holds, in its own pixels."""
-    picture, low, high = tile.picture, tile.part[:2], tile.part[2:]
-    boxes = np.clip(picture.boxes, low * 2, high * 2)
+def _cropped(tile: Tile) -> LabelledImage:
+    """Clip a tile's labels to the part that is on the canvas, in the tile's pixels."""
+    labelled, low, high = tile.labelled, tile.part[:2], tile.part[2:]
+    boxes = np.clip(labelled.boxes, low * 2, high * 2)
     kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     polygons = tuple(
         None if line is None else clip_polygon(line, low, high)
-        for line, keep in zip(picture.polygons, kept.tolist(), strict=False)
+        for line, keep in zip(labelled.polygons, kept.tolist(), strict=False)
         if keep
     )
-    return Picture(picture.image, boxes[kept], picture.class_id[kept], polygons)
+    return LabelledImage(labelled.image, boxes[kept], labelled.class_id[kept], polygons)
 
 
-def joined(image: NDArray[np.uint8], parts: Sequence[Picture]) -> Picture:
-    """The labels of several pictures, as they are, on one image."""
+def joined(image: NDArray[np.uint8], parts: Sequence[LabelledImage]) -> LabelledImage:
+    """Concatenate the labels of several images, unchanged, on one image."""
     boxes = np.concatenate([np.empty((0, 4)), *(part.boxes for part in parts)])
     class_id = np.concatenate([np.empty(0, np.int64), *(part.class_id for part in parts)])
     polygons: tuple[Polygon | None, ...] = ()
     if any(part.polygons for part in parts):
         polygons = tuple(line for part in parts for line in part.outlines)
-    return Picture(image, boxes, class_id, polygons)
+    return LabelledImage(image, boxes, class_id, polygons)

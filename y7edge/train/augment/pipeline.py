@@ -1,17 +1,16 @@
-"""The whole of augmentation: from a set of pictures to one that the network trains on.
+"""Augment a training image.
 
 The published recipe of YOLOv7 (arXiv 2207.02696), in its order: mosaic and copy-paste, a random
-view in random colours, mixup, paste-in, all mirrored alike. Everything random comes from a
-generator handed in: the same state of it gives the same picture. Differences from the published
-code, all of them small:
+view with colour jitter, mixup, paste-in; all images are mirrored alike. The same generator state
+gives the same image. Differences from the published code:
 
-* Labels lie on pixels exactly: no half pixel between the two (`y7edge.train.augment.view`).
-* Polygons and boxes can be mixed: each label is moved as what it is.
-* Hue is turned alike for all colours, and colours are not rounded to HSV
+* Labels match pixels exactly: no shift of half a pixel (`y7edge.train.augment.view`).
+* Polygons and boxes can be mixed in one image.
+* Hue is shifted equally for all colours, and colours are not rounded to HSV
   (`y7edge.train.augment.colour`).
-* The two pictures of a mixup get the same colour jitter before they are blended, not after.
-* Paste-in takes objects of at most four further pictures, and none if the picture's own are without
-  polygons, where the published code looks through mosaics until it has thirty objects.
+* The two images of a mixup get the same colour jitter before they are blended, not after.
+* Paste-in cuts objects from at most four further images, and does nothing if the image has no
+  polygons, where the published code searches mosaics until it has thirty objects.
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from y7edge.train.augment.colour import Jitter
-from y7edge.train.augment.labelled import Picture, Pictures, bgr_view
+from y7edge.train.augment.labelled import ImageSet, LabelledImage, bgr_view, scratch
 from y7edge.train.augment.mixing import copy_paste, mixup, paste_in
 from y7edge.train.augment.mosaic import Area, Layout, Tile, four, nine, paint, single
-from y7edge.train.augment.scratch import scratch
 from y7edge.train.augment.settings import Augmentation
-from y7edge.train.augment.view import Mirror, draw_view, show
+from y7edge.train.augment.view import Mirror, draw_view, render
 
-_PASTED_FROM = 4  # further pictures that paste-in may decode
+_PASTED_FROM = 4  # further images that paste-in may decode
 
 
 def augmented(
-    pictures: Pictures,
+    images: ImageSet,
     index: int,
     size: int,
     settings: Augmentation,
@@ -43,46 +41,41 @@ def augmented(
     *,
     shape: tuple[int, int] | None = None,
     planes: NDArray[np.uint8] | None = None,
-) -> Picture:
-    """One picture of the set, changed at random, perhaps joined with others of it.
+) -> LabelledImage:
+    """Return image ``index`` of a set, changed at random and possibly joined with others.
 
-    Args:
-        pictures: The set; those that do not show in the result are not asked for.
-        index: Which picture to begin with.
-        size: S, the side of the result, and the longer side of the set's pictures.
-        settings: How strongly pictures are changed.
-        rng: Where all randomness comes from.
-        shape: Height and width of the result, for batches of rectangles: mosaics, which are square,
-            are left out then.
-        planes: uint8 (3, height, width), RGB: where the result is written, such as its place in a
-            batch; None makes new ones. The result's image is a view of them.
+    Only visible images are read. ``size`` is S, the longer side of all images and the side of the
+    result. ``shape`` is the result's (height, width) instead in rectangular batches, which have no
+    mosaic. The result's image is a BGR view of ``planes``, uint8 (3, height, width) RGB; None: new.
     """
     canvas = shape or (size, size)
     if planes is None:
         planes = np.empty((3, *canvas), np.uint8)
-    look = _Look(settings, Jitter.draw(settings, rng), Mirror.draw(settings, rng))
+    appearance = _Appearance(settings, Jitter.draw(settings, rng), Mirror.draw(settings, rng))
     if shape is None and rng.random() < settings.mosaic:
-        picture = _mosaic(pictures, index, size, look, rng, planes)
+        labelled = _mosaic(images, index, size, appearance, rng, planes)
         if rng.random() < settings.mixup:
-            other = int(rng.integers(len(pictures)))
-            second = scratch("second picture", *planes.shape)
-            picture = mixup(picture, _mosaic(pictures, other, size, look, rng, second), rng)
+            other = int(rng.integers(len(images)))
+            second = scratch("second image", *planes.shape)
+            labelled = mixup(labelled, _mosaic(images, other, size, appearance, rng, second), rng)
     else:
         view = draw_view(canvas, canvas, settings, rng)
-        picture = show(single(pictures[index], *canvas), view, look.jitter, look.mirror, planes)
-    if rng.random() < settings.paste_in and any(line is not None for line in picture.polygons):
-        numbers = rng.integers(len(pictures), size=_PASTED_FROM).tolist()
-        sources = (look.mirror.apply(pictures[number]) for number in numbers)
-        picture = paste_in(picture, sources, rng)
+        labelled = render(
+            single(images[index], *canvas), view, appearance.jitter, appearance.mirror, planes
+        )
+    if rng.random() < settings.paste_in and any(line is not None for line in labelled.polygons):
+        numbers = rng.integers(len(images), size=_PASTED_FROM).tolist()
+        sources = (appearance.mirror.apply(images[number]) for number in numbers)
+        labelled = paste_in(labelled, sources, rng)
     image = bgr_view(planes)
-    if not np.may_share_memory(picture.image, image):  # mixed with others
-        np.copyto(image, picture.image)
-        picture = replace(picture, image=image)
-    return picture
+    if not np.may_share_memory(labelled.image, image):  # mixup and paste-in return new arrays
+        np.copyto(image, labelled.image)
+        labelled = replace(labelled, image=image)
+    return labelled
 
 
-class _Look(NamedTuple):
-    """What both pictures of a mixup have in common."""
+class _Appearance(NamedTuple):
+    """What both images of a mixup have in common."""
 
     settings: Augmentation
     jitter: Jitter
@@ -90,26 +83,26 @@ class _Look(NamedTuple):
 
 
 def _mosaic(
-    pictures: Pictures,
+    images: ImageSet,
     index: int,
     size: int,
-    look: _Look,
+    appearance: _Appearance,
     rng: Generator,
     planes: NDArray[np.uint8],
-) -> Picture:
-    """A random view of a mosaic of four or nine."""
-    settings = look.settings
+) -> LabelledImage:
+    """Return a random view of a mosaic of four or nine."""
+    settings = appearance.settings
     canvas = (2 * size, 2 * size)
     view = draw_view(canvas, (size, size), settings, rng)
-    # A copy pasted on the other side of the canvas can show where its original does not.
-    seen = Area(0, 0, *canvas) if settings.copy_paste else view.seen()
+    # A mirrored copy can be in view when its original is not.
+    visible = Area(0, 0, *canvas) if settings.copy_paste else view.visible()
     join, others = (nine, 8) if rng.random() < settings.mosaic9 else (four, 3)
-    numbers = [index, *rng.integers(len(pictures), size=others).tolist()]
-    layout = join(pictures, numbers, size, rng, seen)
+    numbers = [index, *rng.integers(len(images), size=others).tolist()]
+    layout = join(images, numbers, size, rng, visible)
     if settings.copy_paste:
         tiles = tuple(layout.tiles)
         layout = Layout(tiles, *canvas)
-        if any(tile.picture.polygons for tile in tiles):
+        if any(tile.labelled.polygons for tile in tiles):
             whole = copy_paste(paint(layout), settings.copy_paste, rng)
             layout = Layout((Tile(whole, 0, 0, (0, 0, *canvas)),), *canvas)
-    return show(layout, view, look.jitter, look.mirror, planes)
+    return render(layout, view, appearance.jitter, appearance.mirror, planes)

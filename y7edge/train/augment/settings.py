@@ -46,8 +46,5 @@ class Augmentation:
         check_ranges(self)
 
     def closed(self) -> Augmentation:
-        """The same without what joins pictures: mosaic, mixup, copy-paste, paste-in.
-
-        For the last epochs, so that training ends on pictures as the detector will see them.
-        """
+        """Turn off mosaic, mixup, copy-paste and paste-in, for epochs on unmixed images."""
         return replace(self, mosaic=0.0, mixup=0.0, copy_paste=0.0, paste_in=0.0)

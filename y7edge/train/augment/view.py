@@ -1,15 +1,14 @@
-"""Random views of a canvas: turned, scaled, sheared, tilted and shifted pictures and labels.
+"""Random views of a canvas: rotate, scale, shear, tilt and shift images and labels.
 
 As published for YOLOv7, with one filter for what is left of objects. Coordinates are continuous
-(pixel i spans i to i + 1); OpenCV's warps count from pixel centres, so their matrices are shifted
-by half a pixel here (the published ones are not, which moves labels against pixels by up to half a
-pixel).
+(pixel i spans i to i + 1), while OpenCV's warps count from pixel centres, so warp matrices are
+shifted by half a pixel (the published ones are not).
 
-Views that only scale and shift, as those of all published recipes, are not warped: the visible
-tiles are resized one by one, at a third of the cost. The edges of a tile are rounded to whole
-pixels, which moves it by up to half a pixel; its labels move with it.
+Views that only scale and shift, as in all published recipes, resize the visible tiles one by one,
+at a third of the cost of a warp. This rounds a tile's edges, and its labels with them, to whole
+pixels.
 
-Images are made as three planes for the network; the BGR array (h, w, 3) is a view of them.
+Results are RGB planes for the network, with a BGR view (h, w, 3).
 """
 
 from __future__ import annotations
@@ -27,68 +26,74 @@ from numpy.typing import NDArray
 
 from y7edge.detect.preprocess import PAD
 from y7edge.train.augment.colour import Jitter
-from y7edge.train.augment.labelled import Picture, Polygon, bgr_view, clip_polygon, hull, moved
+from y7edge.train.augment.labelled import (
+    LabelledImage,
+    Polygon,
+    bgr_view,
+    clip_polygon,
+    hull,
+    moved,
+    scratch,
+)
 from y7edge.train.augment.mosaic import Area, Layout, Tile, paint
-from y7edge.train.augment.scratch import scratch
 from y7edge.train.augment.settings import Augmentation
 
 Matrix = NDArray[np.float64]
 
-# Columns of a box that are the x and y of its corners.
-_CORNERS = np.array([(0, 1), (2, 1), (2, 3), (0, 3)])
+_CORNERS = np.array([(0, 1), (2, 1), (2, 3), (0, 3)])  # columns of a box: x, y of its corners
 
-# Objects are dropped at or below this side in pixels, from this ratio of sides on, and at or below
-# a share of their area: a polygon's box is tight, so that little of it is still something to see.
-_LEAST_SIDE = 2.0
-_LARGEST_RATIO = 20.0
-_LEAST_AREA = 0.10
-_LEAST_AREA_OUTLINED = 0.01
+# What must be left of an object
+_LEAST_SIDE = 2.0  # pixels
+_LARGEST_RATIO = 20.0  # of its sides
+_LEAST_AREA = 0.10  # fraction of its area
+_LEAST_AREA_OUTLINED = 0.01  # with a polygon, whose box stays tight
 
-# Perspective is shortened where points would be magnified more than this, or lie behind the viewer.
-_LEAST_DEPTH = 0.1
+_LEAST_DEPTH = 0.1  # limits perspective: smaller depths magnify too much or lie behind the viewer
 
 
 class Mirror(NamedTuple):
-    """Which ways a picture is mirrored."""
+    """The directions in which an image is mirrored."""
 
-    upside: bool = False
-    sideways: bool = False
+    vertical: bool = False
+    horizontal: bool = False
 
     @classmethod
     def draw(cls, settings: Augmentation, rng: Generator) -> Mirror:
-        """Each way with its probability."""
-        upside, sideways = rng.random(2).tolist()
-        return cls(upside < settings.flipud, sideways < settings.fliplr)
+        """Draw each direction with its probability."""
+        vertical, horizontal = rng.random(2).tolist()
+        return cls(vertical < settings.flipud, horizontal < settings.fliplr)
 
     @property
     def code(self) -> int | None:
-        """``cv2.flip``'s code for it; None: not at all."""
-        if self.upside:
-            return -1 if self.sideways else 0
-        return 1 if self.sideways else None
+        """The code for ``cv2.flip``; None: not mirrored."""
+        if self.vertical:
+            return -1 if self.horizontal else 0
+        return 1 if self.horizontal else None
 
-    def labels(self, picture: Picture) -> Picture:
-        """The labels of a picture, mirrored; its image as it is."""
+    def labels(self, labelled: LabelledImage) -> LabelledImage:
+        """Mirror the labels of an image whose pixels are mirrored already."""
         if not any(self):
-            return picture
-        height, width = picture.image.shape[:2]
-        signs = (-1 if self.sideways else 1, -1 if self.upside else 1)
-        return moved(picture, picture.image, signs, (width * self.sideways, height * self.upside))
+            return labelled
+        height, width = labelled.image.shape[:2]
+        signs = (-1 if self.horizontal else 1, -1 if self.vertical else 1)
+        return moved(
+            labelled, labelled.image, signs, (width * self.horizontal, height * self.vertical)
+        )
 
-    def apply(self, picture: Picture) -> Picture:
-        """A whole picture, mirrored."""
-        made = self.labels(picture)
+    def apply(self, labelled: LabelledImage) -> LabelledImage:
+        """Mirror an image and its labels."""
+        result = self.labels(labelled)
         if self.code is None:
-            return made
-        return replace(made, image=np.asarray(cv2.flip(picture.image, self.code), np.uint8))
+            return result
+        return replace(result, image=np.asarray(cv2.flip(labelled.image, self.code), np.uint8))
 
 
-_AS_IT_IS = Mirror()
+_NO_MIRROR = Mirror()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What part of a canvas an image shows, and how."""
+    """The part of a canvas that becomes an image."""
 
     matrix: Matrix  # (3, 3), from points (x, y, 1) of the canvas to those of the image
     height: int  # of the image
@@ -101,8 +106,8 @@ class View:
         (_, shear_x, _), (shear_y, _, _), (tilt_x, tilt_y, _) = self.matrix.tolist()
         return not any((shear_x, shear_y, tilt_x, tilt_y))
 
-    def seen(self) -> Area:
-        """The canvas area that the picture shows something of."""
+    def visible(self) -> Area:
+        """The canvas area of which the image contains a part."""
         if self.upright:
             (across, _, x), (_, down, y), _ = self.matrix.tolist()
             return Area(-x / across, -y / down, (self.width - x) / across, (self.height - y) / down)
@@ -114,24 +119,23 @@ class View:
 
 
 def draw_view(
-    canvas: tuple[int, int], picture: tuple[int, int], settings: Augmentation, rng: Generator
+    canvas: tuple[int, int], output: tuple[int, int], settings: Augmentation, rng: Generator
 ) -> View:
-    """Draw a view of a canvas (height, width) for a picture (height, width).
+    """Draw a view of a canvas (height, width) for an image of size ``output`` (height, width).
 
-    Its matrix is the product T S R P C of shift, shear, turn with scale, tilt, and the move of the
-    canvas's middle to the origin, which comes first.
+    Its matrix is the product T S R P C: shift, shear, rotation with scale, tilt, and the move of
+    the canvas's centre to the origin, which is applied first.
     """
     drawn = (2 * rng.random(8) - 1).tolist()
     tilts, angle, zoom, shears, moves = drawn[:2], drawn[2], drawn[3], drawn[4:6], drawn[6:]
-    # From 1 - scale to 1.1 + scale.
     scale = 1.05 + zoom * (settings.scale + 0.05) if settings.scale else 1.0
     x, y = (
         side * (0.5 + move * settings.translate)
-        for side, move in zip(picture[::-1], moves, strict=True)
+        for side, move in zip(output[::-1], moves, strict=True)
     )
     if not (settings.perspective or settings.degrees or settings.shear):
         rows = (scale, 0, x - scale * canvas[1] / 2), (0, scale, y - scale * canvas[0] / 2)
-        return View(np.array((*rows, (0, 0, 1))), *picture, scale)
+        return View(np.array((*rows, (0, 0, 1))), *output, scale)
     centre, tilt, turn, shear, shift = (np.eye(3) for _ in range(5))
     centre[:2, 2] = -canvas[1] / 2, -canvas[0] / 2
     tilt[2, :2] = np.array(tilts) * settings.perspective
@@ -143,38 +147,31 @@ def draw_view(
     turn[:2, :2] = [[cos, sin], [-sin, cos]]
     shear[0, 1], shear[1, 0] = np.tan(np.radians(np.array(shears) * settings.shear))
     shift[:2, 2] = x, y
-    return View(shift @ shear @ turn @ tilt @ centre, *picture, scale)
+    return View(shift @ shear @ turn @ tilt @ centre, *output, scale)
 
 
-def show(
+def render(
     layout: Layout,
     view: View,
     jitter: Jitter,
-    mirror: Mirror = _AS_IT_IS,
+    mirror: Mirror = _NO_MIRROR,
     planes: NDArray[np.uint8] | None = None,
-) -> Picture:
-    """The picture of a layout through a view, in jittered colours, with its labels.
+) -> LabelledImage:
+    """Draw a layout through a view into uint8 RGB ``planes`` (3, height, width); None: a new array.
 
-    Boxes become the upright hulls of their warped corners, or of their outlines where there are
-    any, clipped to the picture; what is left too small, too thin or too much cut off is dropped.
-
-    Args:
-        layout: What to show.
-        view: How.
-        jitter: In which colours.
-        mirror: What is done last.
-        planes: uint8 (3, height, width) of the view: where the picture is made, RGB; None makes new
-            ones.
+    Boxes become the bounding boxes of their warped corners, or of their outlines if they have any,
+    clipped to the image. Objects left too small, too thin or too much cut off are dropped. The
+    mirror is applied last.
     """
     if planes is None:
         planes = np.empty((3, view.height, view.width), np.uint8)
-    put = _assembled if view.upright else _warped
+    put = _resize_tiles if view.upright else _warp
     return mirror.labels(put(layout, view, jitter, mirror, planes))
 
 
-def _warped(
+def _warp(
     layout: Layout, view: View, jitter: Jitter, mirror: Mirror, planes: NDArray[np.uint8]
-) -> Picture:
+) -> LabelledImage:
     canvas = paint(layout)
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     of_centres = np.linalg.inv(half) @ view.matrix @ half
@@ -187,27 +184,30 @@ def _warped(
     corners = project(canvas.boxes[:, _CORNERS], view.matrix)
     after = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
     after = np.minimum(np.maximum(after, 0), (view.width, view.height) * 2)
-    outlines = [_outline(line, view.matrix, view) for line in canvas.polygons]
-    return _worth_keeping(
-        Picture(bgr_view(planes), after, canvas.class_id, tuple(outlines)),
+    outlines = [
+        None if line is None else clip_polygon(project(line, view.matrix), (0.0, 0.0), size)
+        for line in canvas.polygons
+    ]
+    return _without_remnants(
+        LabelledImage(bgr_view(planes), after, canvas.class_id, tuple(outlines)),
         canvas.boxes * view.scale,
     )
 
 
-def _assembled(
+def _resize_tiles(
     layout: Layout, view: View, jitter: Jitter, mirror: Mirror, planes: NDArray[np.uint8]
-) -> Picture:
+) -> LabelledImage:
     (across, _, x), (_, down, y), _ = view.matrix.tolist()
     labels = _TileLabels(view)
     canvas = scratch("assembled", view.height, view.width, 3)
     canvas[...] = PAD
-    with _quick_resize():
+    with _fast_resize():
         for tile in layout.tiles:
             x1, y1, x2, y2 = tile.part
             columns = _span(x1, x2, across, tile.left * across + x, view.width)
             rows = _span(y1, y2, down, tile.top * down + y, view.height)
             if columns and rows:
-                source = tile.picture.image[rows.start : rows.stop, columns.start : columns.stop]
+                source = tile.labelled.image[rows.start : rows.stop, columns.start : columns.stop]
                 target = canvas[rows.to : rows.till, columns.to : columns.till]
                 cv2.resize(source, target.shape[1::-1], dst=target, interpolation=cv2.INTER_LINEAR)
                 labels.add(tile, columns, rows)
@@ -216,8 +216,8 @@ def _assembled(
 
 
 @contextmanager
-def _quick_resize() -> Iterator[None]:
-    """Let this thread's OpenCV take Intel's resize where it has it: up to one grey level off."""
+def _fast_resize() -> Iterator[None]:
+    """Allow Intel's faster resize, up to one grey level off, in this thread's OpenCV."""
     before = cv2.ipp.useIPP_NotExact()
     cv2.ipp.setUseIPP_NotExact(True)
     try:
@@ -235,26 +235,26 @@ class _Span(NamedTuple):
     till: int
 
     def line(self) -> tuple[float, float]:
-        """Factor and shift that do the same to points."""
+        """Return the factor and shift that map points in the same way."""
         factor = (self.till - self.to) / (self.stop - self.start)
         return factor, self.to - self.start * factor
 
 
 def _span(start: int, stop: int, factor: float, shift: float, limit: int) -> _Span | None:
-    """Where pixels of a tile go under ``factor`` and ``shift``, as far as that is in 0..limit."""
+    """Map pixels of a tile by ``factor`` and ``shift``, cropped to 0..limit; None if empty."""
     low, high = round(start * factor + shift), round(stop * factor + shift)
     to, till = max(low, 0), min(high, limit)
     if to >= till:
         return None
     back = (stop - start) / (high - low)
     start, stop = start + round((to - low) * back), stop - round((high - till) * back)
-    if start >= stop:  # less than half a source pixel shows: that one, then
+    if start >= stop:  # less than half a source pixel is visible: take that one
         start, stop = min(start, stop), min(start, stop) + 1
     return _Span(start, stop, to, till)
 
 
 class _TileLabels:
-    """The labels of tiles, moved as their pixels are: all at once, when all tiles are there."""
+    """Collect the labels of tiles, and transform them all at once."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -265,54 +265,48 @@ class _TileLabels:
         self._outlined = False
 
     def add(self, tile: Tile, columns: _Span, rows: _Span) -> None:
-        """Those of one tile; its pixels are no longer needed then."""
-        picture = tile.picture
-        if not len(picture.boxes):
+        """Add the labels of one tile, whose pixels are no longer needed."""
+        labelled = tile.labelled
+        if not len(labelled.boxes):
             return
-        self._boxes.append(picture.boxes)
-        self._class_id.append(picture.class_id)
+        self._boxes.append(labelled.boxes)
+        self._class_id.append(labelled.class_id)
         (across, x), (down, y) = columns.line(), rows.line()
         low, high = tile.part[:2], tile.part[2:]
         to, till = (columns.to, rows.to), (columns.till, rows.till)
         move = (across, down) * 2 + (x, y) * 2
         self._moves.append((*low, *low, *high, *high, *move, *to, *to, *till, *till))
-        self._outlined = self._outlined or bool(picture.polygons)
-        for line in picture.outlines:
+        self._outlined = self._outlined or bool(labelled.polygons)
+        for line in labelled.outlines:
             if line is not None:
                 line = clip_polygon(line, low, high) * (across, down) + (x, y)
                 line = clip_polygon(line, (0.0, 0.0), (self._view.width, self._view.height))
             self._outlines.append(line)
 
-    def on(self, image: NDArray[np.uint8]) -> Picture:
-        """The image with the labels that are still worth keeping."""
+    def on(self, image: NDArray[np.uint8]) -> LabelledImage:
+        """Return the image with the labels that are large enough."""
         if not self._boxes:
-            return Picture(image, np.empty((0, 4)), np.empty(0, np.int64))
+            return LabelledImage(image, np.empty((0, 4)), np.empty(0, np.int64))
         counts = [len(boxes) for boxes in self._boxes]
         moves = np.repeat(np.array(self._moves).reshape(-1, 6, 4), counts, axis=0)
         low, high, factor, shift, to, till = (moves[:, index] for index in range(6))
         before = np.minimum(np.maximum(np.concatenate(self._boxes), low), high)
         after = np.minimum(np.maximum(before * factor + shift, to), till)
         outlines = tuple(self._outlines) if self._outlined else ()
-        picture = Picture(image, after, np.concatenate(self._class_id), outlines)
-        return _worth_keeping(picture, before * self._view.scale)
-
-
-def _outline(line: Polygon | None, matrix: Matrix, view: View) -> Polygon | None:
-    if line is None:
-        return None
-    return clip_polygon(project(line, matrix), (0.0, 0.0), (view.width, view.height))
+        labelled = LabelledImage(image, after, np.concatenate(self._class_id), outlines)
+        return _without_remnants(labelled, before * self._view.scale)
 
 
 def project(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
-    """Points (..., 2) moved by a matrix (3, 3)."""
+    """Transform points (..., 2) by a matrix (3, 3)."""
     homogeneous = points @ matrix.T[:2] + matrix.T[2]
     return np.asarray(homogeneous[..., :2] / homogeneous[..., 2:])
 
 
-def _worth_keeping(picture: Picture, before: NDArray[np.float64]) -> Picture:
-    """Labels that still show an object; ``before``: their boxes uncut, scaled as the picture."""
-    boxes, least_area = picture.boxes, _LEAST_AREA * np.ones(len(before))
-    for index, line in enumerate(picture.polygons):
+def _without_remnants(labelled: LabelledImage, before: NDArray[np.float64]) -> LabelledImage:
+    """Drop labels of which too little is left; ``before``: boxes uncut, in the image's scale."""
+    boxes, least_area = labelled.boxes, _LEAST_AREA * np.ones(len(before))
+    for index, line in enumerate(labelled.polygons):
         if line is not None:
             boxes[index], least_area[index] = hull(line), _LEAST_AREA_OUTLINED
     old, new = before[:, 2:] - before[:, :2], boxes[:, 2:] - boxes[:, :2]
@@ -320,5 +314,5 @@ def _worth_keeping(picture: Picture, before: NDArray[np.float64]) -> Picture:
     short, long = np.minimum(width, height), np.maximum(width, height)
     keep = (short > _LEAST_SIDE) & (long < _LARGEST_RATIO * short)
     keep &= width * height > least_area * old[:, 0] * old[:, 1]
-    kept = tuple(line for line, good in zip(picture.polygons, keep, strict=False) if good)
-    return Picture(picture.image, boxes[keep], picture.class_id[keep], kept)
+    kept = tuple(line for line, good in zip(labelled.polygons, keep, strict=False) if good)
+    return LabelledImage(labelled.image, boxes[keep], labelled.class_id[keep], kept)

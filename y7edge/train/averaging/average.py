@@ -1,4 +1,4 @@
-"""Averages of the weights over a run: evaluated, saved and used instead of the last ones."""
+"""Averages of the weights over a run, which are evaluated and saved."""
 
 from __future__ import annotations
 
@@ -19,38 +19,29 @@ Batches = Callable[[], Iterable[Tensor]]
 
 
 class Average:
-    """The trained weights themselves, copied at the end of each epoch.
+    """The trained weights, copied at the end of each epoch into ``model`` (float32, ``eval()``)."""
 
-    Attributes:
-        model: the average, in float32 and in ``eval()``; it shares no memory with the trained one.
-        updates: how many optimiser steps it has seen.
-        begins: first epoch (from 1) at whose end ``model`` is the average that the run is for.
-    """
-
-    begins = 1
+    begins = 1  # epoch (from 1) after which `model` is the final kind of average
 
     def __init__(self, model: Model) -> None:
         self.model: Model = copy.deepcopy(model).float().eval().requires_grad_(False)
-        self.updates = 0
+        self.updates = 0  # optimizer steps
 
     def update(self, model: Model) -> None:
-        """Take in the trained model after an optimiser step."""
+        """Update the average after an optimizer step."""
         self.updates += 1
 
     @torch.no_grad()
     def end_epoch(self, model: Model, epoch: int, images: Batches) -> None:
-        """Get ``self.model`` ready to be evaluated, at the end of an epoch.
+        """Prepare ``self.model`` for evaluation after an epoch (from 1).
 
-        Args:
-            model: the trained one.
-            epoch: that is finished, from 1.
-            images: makes an iterator over training images as they are evaluated, float
-                (B, 3, S, S) from 0 to 1 on the model's device, for statistics of BatchNorm.
+        ``images`` returns an iterator over letterboxed training images, float (B, 3, S, S) from 0
+        to 1 on the model's device, for BatchNorm statistics.
         """
         self.model.load_state_dict(model.state_dict())
 
     def state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-able facts from which :meth:`load` restores it bit by bit."""
+        """Return tensors and JSON values from which :meth:`load` restores it bit by bit."""
         return self.model.state_dict(), {"updates": self.updates}
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -60,11 +51,11 @@ class Average:
 
 
 class ModelEma(Average):
-    """Exponential moving average of all floating state: parameters, BatchNorm statistics, anchors.
+    """Exponential moving average of parameters, BatchNorm statistics and anchors.
 
     The decay grows with the number of updates, d(u) = limit * (1 - exp(-u / tau)), so that the
     random start is forgotten (YOLOv7's published training: limit 0.9999, tau 2000). Integer buffers
-    (BatchNorm's counters) keep their initial values, as published.
+    keep their initial values, as published.
     """
 
     def __init__(self, model: Model, *, decay: float = 0.9999, tau: float = 2000.0) -> None:
@@ -72,7 +63,7 @@ class ModelEma(Average):
         self._limit, self._tau = decay, tau
 
     def decay(self, updates: int) -> float:
-        """Fraction of the old average that is kept at an update (counted from 1)."""
+        """Fraction of the old average kept at an update (counted from 1)."""
         return self._limit * (1 - math.exp(-updates / self._tau))
 
     @torch.no_grad()
@@ -92,28 +83,22 @@ class ModelEma(Average):
 
 
 class Swa(ModelEma):
-    """Stochastic weight averaging: the equal mean of the weights at the ends of the last epochs.
+    """Stochastic weight averaging: the mean of the weights after each of the last epochs.
 
-    "Averaging Weights Leads to Wider Optima and Better Generalization" (arXiv 1803.05407): one
-    contribution per epoch, as there, since weights of neighbouring steps are nearly the same and
-    would only make the mean of one place more exact; the learning rate stays where it is when the
-    averaging begins (:meth:`y7edge.train.run.schedule.Schedule.at`), so that the epochs end in
-    places that are worth averaging. No model of the run ever had the mean weights, so no running
-    statistics fit them: those of BatchNorm are estimated again before it is evaluated. Until it
-    begins, the moving average is evaluated and saved.
-
-    Attributes:
-        count: epochs in the mean.
+    "Averaging Weights Leads to Wider Optima and Better Generalization" (arXiv 1803.05407). The
+    learning rate is constant once averaging begins (:meth:`y7edge.train.run.schedule.Schedule.at`).
+    BatchNorm statistics are estimated for the mean weights before they are evaluated. Until
+    averaging begins, the moving average is evaluated and saved.
     """
 
     def __init__(self, model: Model, *, begins: int, decay: float, tau: float) -> None:
-        """Wait for epoch ``begins``, from 1; ``decay`` and ``tau`` are the moving average's."""
+        """Begin at epoch ``begins``, from 1, with a moving average until then."""
         super().__init__(model, decay=decay, tau=tau)
-        self.begins, self.count = begins, 0
-        self._ended = 0  # epochs
+        self.begins, self.count = begins, 0  # count: epochs in the mean
+        self._ended = 0  # last finished epoch
 
     def update(self, model: Model) -> None:
-        """Move the moving average, as long as it is of use."""
+        """Update the moving average until it is no longer needed."""
         if self._ended + 1 < self.begins:
             super().update(model)
         else:
@@ -121,9 +106,9 @@ class Swa(ModelEma):
 
     @torch.no_grad()
     def end_epoch(self, model: Model, epoch: int, images: Batches) -> None:
-        """Take the weights into the mean, and estimate its statistics anew.
+        """Add the weights to the mean, and estimate its statistics.
 
-        The BatchNorms of frozen rows, which the trained model keeps in ``eval()``, keep theirs.
+        Frozen rows, whose BatchNorms are in ``eval()``, keep their statistics.
         """
         self._ended = epoch
         if epoch < self.begins:
@@ -135,11 +120,11 @@ class Swa(ModelEma):
                 mean.copy_(new[name])
             elif mean.is_floating_point():
                 mean.lerp_(new[name].to(mean.dtype), 1 / self.count)
-        live = [name for name, layer in model.named_modules() if layer.training]
-        reestimate(self.model, images(), names=normalizers(self.model) & set(live))
+        trained = [name for name, layer in model.named_modules() if layer.training]
+        reestimate(self.model, images(), names=normalizers(self.model) & set(trained))
 
     def state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-        """The mean, or what stands in for it, and the counts."""
+        """Return the average and its counts."""
         facts = {"updates": self.updates, "count": self.count, "ended": self._ended}
         return self.model.state_dict(), facts
 
@@ -150,13 +135,9 @@ class Swa(ModelEma):
 
 
 def average_for(recipe: Recipe, model: Model, epochs: int = 1) -> Average:
-    """The average that a recipe asks for, starting at ``model``.
+    """Create a recipe's average for a run of ``epochs``, starting at ``model``.
 
-    Args:
-        recipe: names it.
-        model: the one to be trained, before its BatchNorms become synchronised ones, of another
-            class.
-        epochs: of the whole run.
+    Call it before BatchNorms are converted to synchronized ones, which are another class.
     """
     if recipe.average == "none":
         return Average(model)

@@ -1,9 +1,8 @@
-"""A uniform soup: the mean of the weights of several trainings of one model.
+"""A uniform soup: the mean of the weights of several trained models.
 
 "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time" (arXiv 2203.05482). It works for trainings that began with the same weights; the
-mean of unrelated ones is mostly useless, so the result is evaluated before it is kept. Weights are
-averaged before the fold, which is not linear: folded checkpoints are refused.
+inference time" (arXiv 2203.05482). It works for runs that began with the same weights, so the
+result is evaluated before it is saved. Folding is not linear: folded checkpoints are refused.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from y7edge.evaluation.evaluate import Metrics
 from y7edge.models import weights
 from y7edge.models.checkpoint import COUNTER, Checkpoint
 from y7edge.nn.build import from_checkpoint, to_checkpoint
-from y7edge.train.averaging.statistics import reestimate, whole_pictures
+from y7edge.train.averaging.statistics import letterboxed_batches, reestimate
 from y7edge.train.loading.dataset import TrainingSet
 from y7edge.train.output.writer import weighted
 from y7edge.train.run.validate import Validation
 
-_BATCH = 16  # images in a forward pass, each normalised together
+_BATCH = 16  # images per forward pass for the statistics
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The figures of one model."""
+    """Scores of one model."""
 
     name: str  # of its file, or "average"
     map50: float
@@ -43,7 +42,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Soup:
-    """An evaluated average; ``checkpoint`` holds it, better than the best ingredient or not."""
+    """An evaluated average, and the models that it was made from."""
 
     ingredients: tuple[Scores, ...]
     average: Scores
@@ -51,7 +50,7 @@ class Soup:
 
     @property
     def best(self) -> Scores:
-        """The best ingredient, the first of equals."""
+        """The best ingredient; the first if several are equal."""
         return max(self.ingredients, key=lambda one: one.fitness)
 
     @property
@@ -68,21 +67,15 @@ def make_soup(
     train_split: str = "train",
     imgsz: int | None = None,
     device: torch.device | str = "cpu",
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Soup:
     """Average checkpoints, estimate the average's BatchNorm statistics, and evaluate all of them.
 
-    Args:
-        checkpoints: at least two by name, of one model in training or deploy form.
-        data: with both splits.
-        split: to evaluate on.
-        train_split: to estimate the statistics on (`y7edge.train.averaging.statistics`).
-        imgsz: side of the input; None: the one that all were trained at.
-        device: to compute on.
-        say: is called with each step.
+    Models are evaluated on ``split``; statistics are estimated on ``train_split``. ``imgsz`` is the
+    side of the input; None: that of the training. ``log`` is called with each step.
 
     Raises:
-        ConfigError: too few, checkpoints that differ in more than weights, or input sizes that do.
+        ConfigError: too few checkpoints, or they differ in more than weights, or in input size.
         CheckpointError: one of them is folded.
         DataError: data with other classes, or images that cannot be read.
     """
@@ -92,18 +85,18 @@ def make_soup(
     if len(data.names) != first.spec.nc:
         raise DataError(
             f"{data.source} has {len(data.names)} classes, the checkpoints {first.spec.nc}: take "
-            "the data that they were trained on"
+            "the data of their training"
         )
     evaluate = Validation(data.split(split), data.names, side)
-    shown = TrainingSet(data.split(train_split), side, cache="none")
+    train_set = TrainingSet(data.split(train_split), side, cache="none")
     ingredients = []
     for name, checkpoint in checkpoints.items():
-        say(f"evaluating {name}")
+        log(f"evaluating {name}")
         ingredients.append(_scores(name, evaluate(from_checkpoint(checkpoint).to(device))))
-    say("estimating statistics of the average")
+    log("estimating statistics of the average")
     model = from_checkpoint(mean(list(checkpoints.values()))).to(device)
-    reestimate(model, (i.to(device).float() / 255 for i in whole_pictures(shown, _BATCH)))
-    say("evaluating the average")
+    reestimate(model, (i.to(device).float() / 255 for i in letterboxed_batches(train_set, _BATCH)))
+    log("evaluating the average")
     metrics = evaluate(model)
     average = _scores("average", metrics)
     meta = {"imgsz": side, **_meta(checkpoints, ingredients, average, metrics, data, split)}
@@ -111,7 +104,7 @@ def make_soup(
 
 
 def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The mean of all floating entries, computed in float64; counters are those of the first."""
+    """Average all floating entries in float64; counters are those of the first."""
     first = checkpoints[0]
     arrays = dict(first.arrays)
     for key in arrays:
@@ -122,11 +115,11 @@ def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
 
 
 def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Refuse checkpoints whose mean means nothing; the message names the first difference.
+    """Refuse checkpoints that cannot be averaged; the message names the first difference.
 
     Raises:
         ConfigError: fewer than two, the same weights twice, or other rows, classes or anchors.
-        CheckpointError: a folded one.
+        CheckpointError: one is folded.
     """
     if len(checkpoints) < 2:
         raise ConfigError("a soup needs at least two checkpoints of one model")
@@ -141,8 +134,8 @@ def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
     for name, checkpoint in others:
         if difference := _difference(first, checkpoint):
             raise ConfigError(
-                f"{name} cannot be averaged with {one}: {difference}; a soup takes trainings of "
-                "one model from the same weights"
+                f"{name} cannot be averaged with {one}: {difference}; a soup takes models "
+                "trained from the same weights"
             )
         if checkpoint.digest in seen:
             raise ConfigError(f"{name} and {seen[checkpoint.digest]} are the same weights")
@@ -150,7 +143,7 @@ def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
 
 
 def _difference(first: Checkpoint, other: Checkpoint) -> str | None:
-    """What makes two checkpoints different models, if anything does."""
+    """Describe the first difference between two models; None if they are alike."""
     mine, theirs = first.spec, other.spec
     for what in ("name", "form", "nc", "activation", "strides", "anchors"):
         old, new = getattr(mine, what), getattr(theirs, what)
@@ -177,7 +170,7 @@ def _short(value: object) -> str:
 
 
 def _side(checkpoints: Mapping[str, Checkpoint]) -> int:
-    """The input size that all were trained at."""
+    """Return the input size that all were trained at."""
     sides = {name: c.meta.get("imgsz") or c.spec.imgsz for name, c in checkpoints.items()}
     if len(set(sides.values())) > 1:
         listed = ", ".join(f"{name} {side}" for name, side in sides.items())
@@ -197,7 +190,7 @@ def _meta(
     data: Dataset,
     split: str,
 ) -> dict[str, Any]:
-    """The metadata of the average."""
+    """Return the metadata of the average."""
     listed = [
         {**asdict(one), "digest": checkpoint.digest, "epoch": checkpoint.meta.get("epoch")}
         for one, checkpoint in zip(ingredients, checkpoints.values(), strict=True)
@@ -215,11 +208,11 @@ def _meta(
 
 
 def load_all(paths: Sequence[Path]) -> dict[str, Checkpoint]:
-    """Checkpoints by the shortest names that tell them apart: files, else whole paths.
+    """Load checkpoints, keyed by file name if those are unique, else by path.
 
     Raises:
-        ConfigError: a path given twice.
-        CheckpointError: one that cannot be read.
+        ConfigError: a path is given twice.
+        CheckpointError: one cannot be read.
     """
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
@@ -231,14 +224,14 @@ def load_all(paths: Sequence[Path]) -> dict[str, Checkpoint]:
 
 
 def check_out(out: Path, paths: Sequence[Path]) -> None:
-    """Refuse, before any work, a place where the average must not go.
+    """Refuse an output path that cannot be written, before any work.
 
     Raises:
-        ConfigError: another suffix than ours, no such folder, or one of the ingredients.
+        ConfigError: another suffix, no such folder, or one of the ingredients.
     """
     if out.suffix != ".safetensors":
-        raise ConfigError(f"{out}: a checkpoint ends in .safetensors: give --out such a name")
+        raise ConfigError(f"{out}: --out must end in .safetensors")
     if not out.parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {out.parent}: make it, or take another --out")
+        raise ConfigError(f"{out}: no folder {out.parent}: create it, or take another --out")
     if any(path.exists() and out.exists() and path.samefile(out) for path in paths):
-        raise ConfigError(f"{out} is one of the ingredients: give --out another name")
+        raise ConfigError(f"{out} is one of the ingredients: take another --out")

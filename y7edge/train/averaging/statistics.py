@@ -1,8 +1,8 @@
-"""Statistics of BatchNorm for averaged weights, which no training ever had.
+"""BatchNorm statistics for averaged weights.
 
-Mean and variance of every BatchNorm's input over many images: "precise BN" of "Rethinking 'Batch'
-in BatchNorm" (arXiv 2105.07576). Each batch is normalised by its own statistics, as in training;
-these are pooled exactly, the spread between batches included.
+"Precise BN" of "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576): mean and variance of every
+BatchNorm's input over many images. Each batch is normalized by its own statistics, as in training,
+which are pooled exactly, including the variance between batches.
 """
 
 from __future__ import annotations
@@ -21,29 +21,22 @@ from y7edge.train.loading.dataset import TrainingSet, loader
 from y7edge.train.loading.sampling import BatchPlan
 from y7edge.train.loading.workers import batches
 
-# Images that are enough: the paper above finds no gain beyond some thousand.
-ENOUGH = 4096
+ENOUGH = 4096  # images; the paper finds no gain from more
 
 
 class Moments:
-    """Mean and variance of each channel over any number of maps, in float64.
-
-    Attributes:
-        count: values seen in each channel.
-        mean: float64 (C,).
-        spread: float64 (C,), sum of squared distances from the mean.
-    """
+    """Mean and variance of each channel over any number of maps, in float64 (C,)."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
-        self.count = 0
+        self.count = 0  # values per channel
         self.mean = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.spread = torch.zeros_like(self.mean)
+        self.spread = torch.zeros_like(self.mean)  # sum of squared distances from the mean
 
     def add(self, maps: Tensor) -> None:
-        """Take in maps (B, C, H, W)."""
+        """Add maps (B, C, H, W)."""
         count = maps.numel() // maps.shape[1]
         variance, mean = torch.var_mean(maps.detach().float(), dim=(0, 2, 3), correction=0)
-        # Chan, Golub and LeVeque: two samples put together without a difference of large squares.
+        # Chan, Golub and LeVeque: combine two samples without cancellation.
         whole = self.count + count
         away = mean.double() - self.mean
         self.mean += away * (count / whole)
@@ -52,51 +45,47 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """float64 (C,), unbiased, as BatchNorm keeps it."""
+        """Unbiased variance, float64 (C,), as in BatchNorm."""
         return self.spread / max(self.count - 1, 1)
 
 
 def normalizers(model: nn.Module) -> set[str]:
-    """Names of the BatchNorms in a model."""
+    """Return the names of a model's BatchNorms."""
     return {name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
 
 
 @torch.no_grad()
 def reestimate(
-    model: Model, pictures: Iterable[Tensor], names: Collection[str] | None = None
+    model: Model, images: Iterable[Tensor], names: Collection[str] | None = None
 ) -> None:
-    """Replace the running statistics of a model's BatchNorms; nothing else of it changes.
+    """Replace the running statistics of a model's BatchNorms; change nothing else.
 
-    Args:
-        model: in ``eval()`` or not, which it keeps.
-        pictures: batches (B, 3, H, W) on the model's device, 0 to 1; the same ones in the same
-            order give the same statistics.
-        names: of the BatchNorms (``rows.0.bn``); the others keep theirs, and normalise by them.
-            None: all.
+    ``images`` are batches (B, 3, H, W) from 0 to 1 on the model's device. BatchNorms not in
+    ``names`` (such as ``rows.0.bn``; None: all) keep their statistics and normalize by them.
 
     Raises:
-        DataError: no pictures.
+        DataError: no images.
     """
     wanted = normalizers(model) if names is None else set(names)
     layers = {name: layer for name, layer in model.named_modules() if name in wanted}
-    with _normalising_by_batch(model, layers.values()), _watching(layers) as found:
-        for images in pictures:
-            model.raw(images)
+    with _batch_statistics(model, layers.values()), _input_moments(layers) as found:
+        for batch in images:
+            model.raw(batch)
     for name, layer in layers.items():
         if name not in found:
-            raise DataError("expected pictures to estimate statistics of BatchNorm on, found none")
+            raise DataError("expected images for BatchNorm statistics, found none")
         layer.running_mean.copy_(found[name].mean)
         layer.running_var.copy_(found[name].variance)
 
 
 @contextmanager
-def _normalising_by_batch(model: nn.Module, layers: Iterable[Any]) -> Iterator[None]:
-    """Layers in training mode, the rest of the model not; their momentum moves nothing."""
+def _batch_statistics(model: nn.Module, layers: Iterable[Any]) -> Iterator[None]:
+    """Normalize in these layers by batch statistics; don't update the running ones."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     for layer in (layers := list(layers)):
         layer.train()
-        layer.track_running_stats = False  # nor are batches counted
+        layer.track_running_stats = False  # also stops the counter
     try:
         yield
     finally:
@@ -107,8 +96,8 @@ def _normalising_by_batch(model: nn.Module, layers: Iterable[Any]) -> Iterator[N
 
 
 @contextmanager
-def _watching(layers: dict[str, Any]) -> Iterator[dict[str, Moments]]:
-    """Moments of what comes into each layer."""
+def _input_moments(layers: dict[str, Any]) -> Iterator[dict[str, Moments]]:
+    """Collect the moments of each layer's input."""
     found: dict[str, Moments] = {}
 
     def watch(name: str) -> Any:
@@ -128,18 +117,12 @@ def _watching(layers: dict[str, Any]) -> Iterator[dict[str, Moments]]:
             handle.remove()
 
 
-def whole_pictures(shown: TrainingSet, batch: int, workers: int = 0) -> Iterator[Tensor]:
-    """Images of a set as they are evaluated: whole, letterboxed, unchanged; uint8 (B, 3, S, S).
+def letterboxed_batches(train_set: TrainingSet, batch: int, workers: int = 0) -> Iterator[Tensor]:
+    """Iterate over at most ``ENOUGH`` letterboxed images of a set, uint8 (B, 3, S, S).
 
-    They are shuffled, the same way each time, since neighbours in a data set are often alike; of
-    more than ``ENOUGH`` the first are taken.
-
-    Args:
-        shown: the training images; their cache is shared.
-        batch: images in a forward pass.
-        workers: processes that load, for this pass only.
+    The order is shuffled, always in the same way, since neighbours in a data set are often alike.
     """
-    plain = shown.unchanged()
+    plain = train_set.without_augmentation()
     stream = batches(loader(plain, BatchPlan(len(plain), batch), workers=workers))
     for images, _ in islice(stream, -(-ENOUGH // batch)):
         yield images

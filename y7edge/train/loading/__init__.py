@@ -1,4 +1,1 @@
-"""How pictures reach the loop: in which order, from which cache, through which processes.
-
-:mod:`y7edge.train.loading.dataset` puts them together.
-"""
+"""Load training images: order, cache and loading processes; `dataset` combines them."""

@@ -1,20 +1,21 @@
-"""Images and labels for training, in batches, repeatable from a seed.
+"""Images and labels for training, in batches that are reproducible from a seed.
 
-    shown = TrainingSet(samples, 640, recipe.augmentation, seed=0, cache="ram")
-    plan = BatchPlan(len(shown), 16, seed=0)
-    pictures = loader(shown, plan, workers=2)
+    train_set = TrainingSet(samples, 640, recipe.augmentation, seed=0, cache="ram")
+    plan = BatchPlan(len(train_set), 16, seed=0)
+    train_loader = loader(train_set, plan, workers=2)
     for epoch in range(1, 301):
         plan.set_epoch(epoch)
-        for images, targets in batches(pictures):
+        for images, targets in batches(train_loader):
             ...
 
-An item depends on the set's seed and on its key (`y7edge.train.loading.sampling`) alone.
+An item depends only on the set's seed and its key (`y7edge.train.loading.sampling`).
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -27,30 +28,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from y7edge.boxes import corners
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
-from y7edge.train.augment.labelled import Picture, Pictures, bgr_view, rectangle, targets
+from y7edge.train.augment.labelled import ImageSet, LabelledImage, bgr_view, rectangle, targets
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading.image_cache import Images, open_cache
-from y7edge.train.loading.memory import (
-    BatchMemory,
-    Item,
-    Made,
-    Task,
-    keep_freed_memory,
-)
+from y7edge.train.loading.memory import BatchMemory, Item, Task, WrittenBatch, keep_freed_memory
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
-from y7edge.train.loading.workers import PREFETCH, start_method, start_worker
+from y7edge.train.loading.workers import PREFETCH, start_worker
 
-# Batches that may be in use beside those that workers make ahead: one just received, the one
-# before it, and one more for a caller that looks back.
-_SPARE = 3
+_SPARE = 3  # batches in use beside the prefetched ones: this one and two before it
 
 
 class TrainingSet(Dataset[Item]):
     """Samples as augmented network inputs.
 
-    Items are a uint8 tensor (3, H, W), RGB, and a float32 tensor (n, 5): class, and centre x, y,
-    width, height as shares of the input. H and W are the set's size, or the shape of the key.
+    Items are uint8 (3, H, W), RGB, and float32 (n, 5): class, and normalized centre x, y, width,
+    height. H and W are the set's size, or the shape of the key.
     """
 
     def __init__(
@@ -63,32 +56,27 @@ class TrainingSet(Dataset[Item]):
         cache: str = "auto",
         close_at: int | None = None,
     ) -> None:
-        """Prepare the set, and read all images if they are cached.
+        """Prepare the set; read all images if they are cached (`image_cache.open_cache`).
 
-        Args:
-            samples: Images and labels.
-            size: Longer side S of the network's input.
-            augmentation: How images are changed; None only letterboxes them.
-            seed: Of the augmentation.
-            cache: ``ram``, ``disk``, ``none``, or ``auto`` (`y7edge.train.loading.image_cache`).
-            close_at: First epoch, from 1, with ``augmentation.closed()``; None: there is none.
+        ``size`` is the longer side S of the network's input. Without ``augmentation``, images are
+        only letterboxed; from epoch ``close_at`` on, from 1, it is ``augmentation.closed()``.
 
         Raises:
-            ConfigError: A cache that does not fit into memory or onto the disk.
+            ConfigError: The cache does not fit into memory or onto the disk.
             DataError: No samples, or an image cannot be read.
         """
         if not samples:
-            raise DataError("expected pictures to train on, found none")
+            raise DataError("expected training images, found none")
         self.samples = tuple(samples)
         self.size, self.seed, self.close_at = size, seed, close_at
         self.augmentation = augmentation
-        self.pictures = LabelledPictures(self.samples, open_cache(cache, self.samples, size))
+        self.images = SampleImages(self.samples, open_cache(cache, self.samples, size))
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int] | Key) -> Item:
-        """The item of a key; (epoch, index) is enough, and a bare index means epoch 0."""
+        """Return the item of a key, or of (epoch, index), or of an index in epoch 0."""
         if not isinstance(key, Key):
             key = Key(*key) if isinstance(key, tuple) else Key(0, key)
         planes = np.empty((3, *(key.shape or (self.size, self.size))), np.uint8)
@@ -96,20 +84,20 @@ class TrainingSet(Dataset[Item]):
         return torch.from_numpy(planes), torch.from_numpy(labels)
 
     def write(self, key: Key, planes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Write the picture of a key into uint8 (3, H, W); what is returned are its labels."""
+        """Write the image of a key into uint8 (3, H, W), and return its labels."""
         settings = self._settings(key.epoch)
         if settings is None:
-            picture = rectangle(self.pictures[key.index], planes.shape[1:])
-            np.copyto(bgr_view(planes), picture.image)
+            labelled = rectangle(self.images[key.index], planes.shape[1:])
+            np.copyto(bgr_view(planes), labelled.image)
         else:
             rng = generator(self.seed, key)
-            picture = augmented(
-                self.pictures, key.index, self.size, settings, rng, shape=key.shape, planes=planes
+            labelled = augmented(
+                self.images, key.index, self.size, settings, rng, shape=key.shape, planes=planes
             )
-        return targets(picture)
+        return targets(labelled)
 
-    def unchanged(self) -> TrainingSet:
-        """The same pictures, only letterboxed; what is decoded and cached is shared."""
+    def without_augmentation(self) -> TrainingSet:
+        """Return the set with letterboxing only; both share the cache."""
         plain = copy.copy(self)
         plain.augmentation = None
         return plain
@@ -121,10 +109,10 @@ class TrainingSet(Dataset[Item]):
         return self.augmentation.closed()
 
 
-class LabelledPictures(Pictures):
+class SampleImages(ImageSet):
     """Decoded images, longer side S, with their labels in pixels.
 
-    All labels lie in two arrays: each image takes a slice and a product.
+    Labels are stored in two arrays, so that an image costs a slice and a product.
     """
 
     def __init__(self, samples: Sequence[Sample], images: Images) -> None:
@@ -139,7 +127,7 @@ class LabelledPictures(Pictures):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Picture:  # type: ignore[override]
+    def __getitem__(self, index: int) -> LabelledImage:  # type: ignore[override]
         image = self._images[index]
         height, width = image.shape[:2]
         rows = slice(self._ends[index], self._ends[index + 1])
@@ -150,14 +138,13 @@ class LabelledPictures(Pictures):
         size = self._sizes.get((width, height))
         if size is None:
             size = self._sizes[width, height] = np.array((width, height) * 2, np.float64)
-        return Picture(image, self._corners[rows] * size, self._class_id[rows], polygons)
+        return LabelledImage(image, self._corners[rows] * size, self._class_id[rows], polygons)
 
 
 def collate(items: Sequence[Item]) -> Item:
     """Stack items to images (B, 3, H, W) uint8 and targets (n, 6) float32.
 
-    A target is the index of its image in the batch, class, and centre x, y, width, height as shares
-    of the input.
+    A target is image (index in the batch), class, and normalized centre x, y, width, height.
     """
     numbered = _numbered([labels.numpy() for _, labels in items])
     return torch.stack([image for image, _ in items]), torch.from_numpy(numbered)
@@ -168,29 +155,29 @@ def _numbered(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.column_stack((numbers, np.concatenate(labels))).astype(np.float32)
 
 
-class _Work(Dataset["Item | Made"]):
-    """Whole batches, written where they are wanted: what a loader's workers run."""
+class _Work(Dataset["Item | WrittenBatch"]):
+    """Write whole batches; runs in the workers of a loader."""
 
-    def __init__(self, shown: TrainingSet, memory: BatchMemory | None) -> None:
-        self._shown, self._memory = shown, memory
+    def __init__(self, train_set: TrainingSet, memory: BatchMemory | None) -> None:
+        self._dataset, self._memory = train_set, memory
 
-    def __getitem__(self, task: Task) -> Item | Made:
-        size = self._shown.size
+    def __getitem__(self, task: Task) -> Item | WrittenBatch:
+        size = self._dataset.size
         shape = (len(task.keys), 3, *(task.keys[0].shape or (size, size)))
         slot = task.slot
         if self._memory is not None and slot is not None:
             images = self._memory.space(slot, shape)
-        else:  # from a worker, torch sends it to the training process
+        else:  # torch sends it to the training process
             images = np.empty(shape, np.uint8)
-        labels = map(self._shown.write, task.keys, images)
+        labels = map(self._dataset.write, task.keys, images)
         numbered = _numbered(list(labels))
         if self._memory is None or slot is None:
             return torch.from_numpy(images), torch.from_numpy(numbered)
-        return Made(id(self._memory), slot, shape, numbered)
+        return WrittenBatch(id(self._memory), slot, shape, numbered)
 
 
 class _Tasks(Sampler[Task]):
-    """A plan's batches, with the memory that each is written to."""
+    """Yield the batches of a plan, each with a slot in the batch memory."""
 
     def __init__(self, plan: BatchPlan, memory: BatchMemory | None) -> None:
         self._plan, self._memory = plan, memory
@@ -206,32 +193,33 @@ class _Tasks(Sampler[Task]):
 
 
 class Loader(DataLoader[Item]):
-    """Torch's loader, whose workers hand batches over in a `BatchMemory` if they can."""
+    """A `DataLoader` whose workers return batches in a `BatchMemory` if possible."""
 
     def __iter__(self) -> Any:
-        """A pass over the batches of the plan."""
-        return (made.item() if isinstance(made, Made) else made for made in super().__iter__())
+        """Iterate over the batches of the plan."""
+        return (
+            batch.item() if isinstance(batch, WrittenBatch) else batch
+            for batch in super().__iter__()
+        )
 
     def check_worker_number_rationality(self) -> None:
-        """Print no warning: the number of workers was asked for, or follows from the cores."""
+        """Print no warning: the number of workers was requested, or follows from the cores."""
 
 
 def loader(
     dataset: TrainingSet, plan: BatchPlan, *, workers: int = 0, pin: bool = False
 ) -> DataLoader[Item]:
-    """The batches of a plan; call ``plan.set_epoch`` before each pass.
+    """Load the batches of a plan; call ``plan.set_epoch`` before each pass.
 
-    Args:
-        dataset: What to load.
-        plan: Which images make up which batch.
-        workers: Processes that load; 0 loads in the calling one. Forked ones share cached images.
-        pin: Put batches into page-locked memory, for asynchronous copies to a GPU.
+    With 0 ``workers`` the calling process loads. ``pin`` uses page-locked memory, for asynchronous
+    copies to a GPU.
 
     Raises:
-        ConfigError: The prefetched batches would not fit into memory.
+        ConfigError: The prefetched batches do not fit into memory.
     """
-    keep_freed_memory()  # workers that are forked inherit it
-    method = start_method(workers)
+    keep_freed_memory()  # forked workers inherit it
+    # Forked workers share cached images.
+    method = "fork" if workers and sys.platform == "linux" else None
     memory = None
     if method == "fork":
         stride = plan.rect.stride if plan.rect else 1
@@ -241,16 +229,10 @@ def loader(
         _Work(dataset, memory),  # type: ignore[arg-type]
         batch_size=None,  # tasks are whole batches
         sampler=_Tasks(plan, memory),
-        collate_fn=_as_is,
         num_workers=workers,
         worker_init_fn=partial(start_worker, os.getpid()),
         multiprocessing_context=method,
-        # Workers keep what they have: files of a cache that they checked, and their start-up time.
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0,  # saves their start, and checking cached files again
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin,
     )
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

@@ -1,8 +1,8 @@
-"""Decoded images, cached in memory or on disk: decoding is most of the work of an item.
+"""Cache decoded images in memory or on disk: decoding is most of the work of an item.
 
-Images are upright, BGR, the longer side resized to the input's, the same with and without a cache.
-JPEG's reduced decoding would save a fifth of the time on COCO at 320, but differs from the
-detector's bilinear resize (by 1.8 grey levels on average, single pixels far more).
+Images are upright, BGR, with the longer side resized to the input's, whatever the cache. JPEG's
+reduced decoding would save a fifth of the time on COCO at 320, but differs from the detector's
+bilinear resize (by 1.8 grey levels on average, and far more in single pixels).
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.errors import ConfigError, DataError
 from y7edge.files import atomic_write, cache_folder
 from y7edge.train.augment.labelled import resize
-from y7edge.train.loading.memory import amount, spare_memory
+from y7edge.train.loading.memory import format_bytes, spare_memory
 
 _log = logging.getLogger(__name__)
 
-# "auto" keeps all pictures in memory if they take at most this many bytes.
-CACHE_LIMIT = 1 << 30
+CACHE_LIMIT = 1 << 30  # bytes up to which "auto" caches in memory
 
-# A kept picture: magic and version, height, width, CRC-32 of the pixels; then the pixels.
+# Header of a cached image: magic and version, height, width, CRC-32 of the pixels that follow.
 _HEAD = struct.Struct("<8sIII")
 _MAGIC = b"y7edgeP1"
 
@@ -45,20 +44,15 @@ Images = Sequence[Image]
 
 
 def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
-    """The pictures of these samples by index: uint8 (h, w, 3), BGR, longer side ``size``.
+    """Return the decoded images of samples: read-only uint8 (h, w, 3), BGR, longer side ``size``.
 
-    Pictures of a cache must not be written to, and cannot be.
-
-    Args:
-        kind: ``none`` decodes whenever asked; ``ram`` keeps all in one block of memory, which
-            forked processes share; ``disk`` keeps them in the folder of caches, for later runs too;
-            ``auto`` is ``ram`` where that takes at most ``CACHE_LIMIT`` bytes, else ``none``.
-        samples: Whose pictures.
-        size: Their longer side in pixels.
+    ``none`` decodes on each access; ``ram`` uses one block of memory, which forked processes share;
+    ``disk`` uses the cache folder, for later runs too; ``auto`` is ``ram`` if at most
+    ``CACHE_LIMIT`` bytes are needed, else ``none``.
 
     Raises:
-        ConfigError: No such kind, or more memory or disk needed than there is.
-        DataError: A picture cannot be read, or not be kept.
+        ConfigError: Unknown kind, or not enough memory or disk space.
+        DataError: An image cannot be read or cached.
     """
     if kind == "auto":
         kind = "ram" if sum(_bytes(samples, size)) <= min(CACHE_LIMIT, spare_memory()) else "none"
@@ -72,7 +66,7 @@ def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
 
 
 class Uncached(Images):
-    """Every picture is read and decoded whenever it is asked for."""
+    """Read and decode an image on each access."""
 
     def __init__(self, samples: Sequence[Sample], size: int) -> None:
         self._samples, self._size = samples, size
@@ -90,10 +84,16 @@ class RamCache(Images):
     def __init__(self, samples: Sequence[Sample], size: int) -> None:
         room = _bytes(samples, size)
         self._starts = np.cumsum([0, *room])
-        _require_memory(int(self._starts[-1]))
-        self._block = np.empty(int(self._starts[-1]), np.uint8)
+        needed = int(self._starts[-1])
+        if needed > spare_memory():
+            raise ConfigError(
+                f"cache ram: the decoded images take {format_bytes(needed)}, "
+                f"{format_bytes(spare_memory())} are available: take cache disk, a smaller imgsz, "
+                "or cache none"
+            )
+        self._block = np.empty(needed, np.uint8)
         self._shapes = np.zeros((len(samples), 2), np.int32)
-        # Pictures larger than was said; possible only where a file changed or its header lies.
+        # Images larger than expected, because a file changed or its header is wrong.
         self._others: dict[int, Image] = {}
 
         def fill(index: int) -> None:
@@ -121,7 +121,7 @@ class RamCache(Images):
 
 
 class DiskCache(Images):
-    """One file per image in the folder of caches, named by the content of the image's file.
+    """One file per image in the cache folder, named by the content of the image's file.
 
     Several processes may fill the folder at the same time; missing or damaged files are rewritten.
     """
@@ -131,20 +131,20 @@ class DiskCache(Images):
         self._folder = cache_folder("pictures")
         count = len(samples)
         self._names = [""] * count
-        # A worker checks a file's pixels when it first meets it.
+        # Each worker verifies a file's checksum once.
         self._checked = bytearray(count)
 
         def name(index: int) -> None:
             self._names[index] = _name(samples[index].path, size)
 
-        def keep(index: int) -> None:
+        def store(index: int) -> None:
             if not self._path(index).is_file():
-                self._keep(index, _decoded(samples[index].path, size))
+                self._store(index, _decoded(samples[index].path, size))
 
         _in_threads(name, range(count))
         missing = [i for i in range(count) if not self._path(i).is_file()]
         self._require_disk(sum(_bytes([samples[i] for i in missing], size)))
-        _in_threads(keep, missing)
+        _in_threads(store, missing)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -154,8 +154,8 @@ class DiskCache(Images):
         if image is None:
             image = _decoded(self._samples[index].path, self._size)
             try:
-                self._keep(index, image)
-            except DataError as error:  # the picture itself is there: no reason to end a run
+                self._store(index, image)
+            except DataError as error:  # the image itself was read: don't end the run
                 _log.warning("%s", error)
         return image
 
@@ -164,11 +164,11 @@ class DiskCache(Images):
         return self._folder / name[:2] / name
 
     def _read(self, index: int) -> Image | None:
-        """A kept picture; None if it is missing or damaged."""
+        """Return a cached image; None if it is missing or damaged."""
         try:
             with self._path(index).open("rb") as stream:
                 block = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):  # not there; empty
+        except (OSError, ValueError):  # missing, or empty
             return None
         if len(block) < _HEAD.size:
             return None
@@ -182,7 +182,7 @@ class DiskCache(Images):
             self._checked[index] = 1
         return pixels.reshape(height, width, 3)
 
-    def _keep(self, index: int, image: Image) -> None:
+    def _store(self, index: int, image: Image) -> None:
         path = self._path(index)
         try:
             with atomic_write(path, durable=False) as temporary, temporary.open("wb") as stream:
@@ -190,8 +190,8 @@ class DiskCache(Images):
                 stream.write(image.data)
         except OSError as error:
             raise DataError(
-                f"{path}: cannot keep a decoded picture: {error.strerror or error}; make room, set "
-                "Y7EDGE_CACHE to a folder elsewhere, or train with cache none"
+                f"{path}: cannot cache a decoded image: {error.strerror or error}; free disk "
+                "space, set Y7EDGE_CACHE to another folder, or train with cache none"
             ) from error
 
     def _require_disk(self, needed: int) -> None:
@@ -199,24 +199,16 @@ class DiskCache(Images):
         free = shutil.disk_usage(there).free
         if needed > free:
             raise ConfigError(
-                f"cache disk: {amount(needed)} are needed in {self._folder}, {amount(free)} are "
-                "free: make room, set Y7EDGE_CACHE to a folder elsewhere, or train with cache none"
+                f"cache disk: {self._folder} needs {format_bytes(needed)}, {format_bytes(free)} "
+                "are free: set Y7EDGE_CACHE to another folder, or train with cache none"
             )
 
 
-def _require_memory(needed: int) -> None:
-    if needed > spare_memory():
-        raise ConfigError(
-            f"cache ram: the decoded pictures take {amount(needed)}, of {amount(spare_memory())} "
-            "that can be spared: take cache disk, a smaller imgsz, or cache none"
-        )
-
-
 def _bytes(samples: Sequence[Sample], size: int) -> list[int]:
-    """What each picture takes; a square's where the reader did not tell its size."""
+    """Size of each decoded image; that of a square if the sample has no size."""
     sides: dict[tuple[int, int] | None, tuple[int, int]] = {None: (size, size)}
     for sample in samples:
-        if sample.size is not None and sample.size not in sides:  # most sets have a few sizes
+        if sample.size is not None and sample.size not in sides:
             sides[sample.size] = letterbox_geometry(sample.size[::-1], size).resized_hw
     return [3 * math.prod(sides[sample.size]) for sample in samples]
 
@@ -227,23 +219,22 @@ def _decoded(path: Path, size: int) -> Image:
 
 
 def _name(path: Path, size: int) -> str:
-    """What a kept picture is called: by the file's content, as paths and times of files may lie."""
+    """Name a cached image by its file's content, since paths and times may be reused."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise DataError(f"{path}: cannot read the picture: {error.strerror or error}") from error
-    # Versions of OpenCV may decode by a grey level differently.
+        raise DataError(f"{path}: cannot read the image: {error.strerror or error}") from error
+    # Versions of OpenCV may differ by a grey level.
     state = hashlib.blake2b(f"{size} {cv2.__version__}\n".encode(), digest_size=20)
     state.update(content.data)
     return state.hexdigest()
 
 
 def _in_threads(work: Callable[[int], None], indices: Iterable[int]) -> None:
-    """Do the work for all indices; OpenCV decodes without holding the interpreter."""
+    """Run ``work`` on all indices in threads; OpenCV releases the GIL while it decodes."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         for _ in pool.map(work, indices):
             continue
     finally:
-        # After an error, or Ctrl-C, the images still waiting are of no use.
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C

@@ -1,4 +1,4 @@
-"""How much memory is left, and the memory that batches travel in."""
+"""Available memory, and shared memory for batches."""
 
 from __future__ import annotations
 
@@ -18,37 +18,34 @@ from torch import Tensor
 from y7edge.errors import ConfigError
 from y7edge.train.loading.sampling import Key
 
-# What may be taken of the memory that is free: the network, and the system, need some too.
-_SHARE = 0.8
-
-# Just below the largest that the C library's threshold rises to.
-_LARGE_PIECE = 31 << 20
+_SPARE_FRACTION = 0.8  # of the available memory; the network and the system need the rest
+_LARGE_BLOCK = 31 << 20  # just below the largest dynamic threshold of glibc
 
 Item = tuple[Tensor, Tensor]
 
 
 class Task(NamedTuple):
-    """What a worker is asked for."""
+    """What a worker has to load."""
 
     keys: list[Key]
     slot: int | None  # of the batch memory; None: the worker allocates memory
 
 
 @dataclass(slots=True)
-class Made:
-    """What a worker sends: where the images are, and the targets themselves."""
+class WrittenBatch:
+    """What a worker returns: the place of the images, and the targets."""
 
-    memory: int  # which batch memory
-    slot: int  # where in it
+    memory: int  # id of the batch memory
+    slot: int
     shape: tuple[int, ...]  # (B, 3, H, W)
     targets: NDArray[np.float32]  # (n, 6)
 
     def item(self) -> Item:
-        """The batch as tensors, in the process that asked for it."""
+        """Return the batch as tensors, in the training process."""
         return _MEMORIES[self.memory].received(self)
 
     def pin_memory(self) -> Item:
-        """The batch in page-locked memory; called by the loader's own thread for that."""
+        """Return the batch in page-locked memory; called by the loader's pinning thread."""
         images, targets = self.item()
         return images.pin_memory(), targets.pin_memory()
 
@@ -56,81 +53,80 @@ class Made:
 class BatchMemory:
     """A block of memory that workers write batches to and the training process reads.
 
-    It is mapped before the workers are forked, and cut into slots that are reused. Torch makes a
-    new file in /dev/shm for each batch, which the system must clear, and of which a container often
-    has no more than 64 MB. Measured with
-    ``examples/research/loader_speed.py --workers 2`` on two cores (512 synthetic scenes of 640 px,
-    16 per batch, recipe tiny, cache ram): 640 images/s with this memory, 440 with torch's way.
+    It is mapped before the workers fork, and divided into slots that are reused. Torch instead
+    creates a file in /dev/shm for each batch, which the system must clear, and a container often
+    has only 64 MB there. Measured with ``examples/research/loader_speed.py --workers 2`` on two
+    cores (512 synthetic scenes of 640 px, batch 16, recipe tiny, cache ram): 640 images/s, 440 with
+    torch's.
 
-    A slot is free again once no tensor uses it; when all slots are taken, torch's way is used.
+    A slot is free again once no tensor uses it. While all slots are taken, torch's way is used.
     """
 
     def __init__(self, slots: int, size: int) -> None:
-        """Map memory for ``slots`` batches of ``size`` bytes; it is taken when first written to.
+        """Map memory for ``slots`` batches of ``size`` bytes.
 
         Raises:
-            ConfigError: More than can be spared.
+            ConfigError: Not enough memory.
         """
         needed = slots * size
         if needed > spare_memory():
             raise ConfigError(
-                f"batches on their way take {amount(needed)} of memory, of "
-                f"{amount(spare_memory())} that can be spared: take fewer workers or a smaller "
-                "batch"
+                f"prefetched batches take {format_bytes(needed)}, {format_bytes(spare_memory())} "
+                "are available: take fewer workers or a smaller batch"
             )
         self._block = np.frombuffer(mmap.mmap(-1, needed), np.uint8).reshape(slots, size)
         self._free = list(range(slots))
-        self._under_way: set[int] = set()
+        self._pending: set[int] = set()
         _MEMORIES[id(self)] = self
 
     def tasks(self, batches: Iterable[list[Key]]) -> Iterator[Task]:
-        """Give each batch a slot, as far as there are any.
+        """Assign a slot to each batch while there are free ones.
 
-        Slots that the pass before filled, and whose batches were not received, are free again.
+        Slots of batches of the previous pass that were not received are free again.
         """
-        self._free.extend(self._under_way)
-        self._under_way.clear()
+        self._free.extend(self._pending)
+        self._pending.clear()
         for keys in batches:
             slot = self._free.pop() if self._free else None
             if slot is not None:
-                self._under_way.add(slot)
+                self._pending.add(slot)
             yield Task(keys, slot)
 
     def space(self, slot: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """A slot as an array of that shape."""
+        """View a slot as an array of this shape."""
         return self._block[slot, : math.prod(shape)].reshape(shape)
 
-    def received(self, made: Made) -> Item:
-        """The tensors of what a worker made."""
-        images = self.space(made.slot, made.shape)
-        self._under_way.discard(made.slot)
-        # The tensor keeps this array, not only the block; when the array goes, all its users went.
-        weakref.finalize(images, self._free.append, made.slot).atexit = False
-        return torch.from_numpy(images), torch.from_numpy(made.targets)
+    def received(self, batch: WrittenBatch) -> Item:
+        """Return the tensors of a batch that a worker wrote."""
+        images = self.space(batch.slot, batch.shape)
+        self._pending.discard(batch.slot)
+        # The tensor references this array; once it is collected, nothing uses the slot.
+        weakref.finalize(images, self._free.append, batch.slot).atexit = False
+        return torch.from_numpy(images), torch.from_numpy(batch.targets)
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep freed memory of the size of images.
+    """Make glibc keep freed blocks of the size of images in this process.
 
-    glibc returns each such piece to the system, which clears it when it is allocated again: as much
-    work as decoding a small image. Once a large piece was freed, glibc keeps smaller ones
-    (mallopt(3), M_MMAP_THRESHOLD: dynamic, up to 32 MiB). Elsewhere this does nothing.
+    glibc returns each such block to the system, which clears it on the next allocation: as much
+    work as decoding a small image. Once a large block was freed, smaller ones are kept (mallopt(3),
+    M_MMAP_THRESHOLD: dynamic, up to 32 MiB). No effect with other C libraries.
     """
-    np.empty(_LARGE_PIECE, np.uint8)
+    np.empty(_LARGE_BLOCK, np.uint8)
 
 
-# Workers name a memory by its address, which is the same after a fork.
+# By id, which a fork does not change.
 _MEMORIES: weakref.WeakValueDictionary[int, BatchMemory] = weakref.WeakValueDictionary()
 
 
 def spare_memory() -> float:
     """Memory budget of caches and batches in bytes; inf if unknown."""
     available = available_memory()
-    return float("inf") if available is None else _SHARE * available
+    return float("inf") if available is None else _SPARE_FRACTION * available
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take, also inside a container; None if unknown."""
+    """Bytes available to this process, also inside a container; None if unknown."""
     free = _meminfo(Path("/proc/meminfo"))
     limited = _cgroup(Path("/sys/fs/cgroup"))
     known = [value for value in (free, limited) if value is not None]
@@ -147,7 +143,7 @@ def _meminfo(path: Path) -> int | None:
 
 
 def _cgroup(folder: Path) -> int | None:
-    """What a container (cgroup v2) has left; files read before, which can be dropped, are free."""
+    """Bytes left in a container (cgroup v2); cached files can be dropped and count as free."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())
@@ -158,6 +154,6 @@ def _cgroup(folder: Path) -> int | None:
     return None if limit == "max" else max(0, int(limit) - used + sum(files))
 
 
-def amount(count: float) -> str:
-    """A number of bytes for people: ``2.1 GB`` or ``0.3 MB``."""
+def format_bytes(count: float) -> str:
+    """Format a number of bytes: ``2.1 GB`` or ``0.3 MB``."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

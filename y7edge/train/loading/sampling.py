@@ -1,7 +1,7 @@
-"""Which images make up which batch: a pure function of seed and epoch.
+"""Batches as a pure function of seed and epoch.
 
-A plan yields keys, not indices: a key has everything that an item depends on, so loading workers
-need not know where the run is, and a run resumed at batch n of an epoch gets the same batches.
+A plan yields keys, not indices. A key holds all that an item depends on, so workers don't need the
+state of the run, and a run resumed at batch n of an epoch gets the same batches.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from y7edge.data.headers import picture_size
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError
 
-# Ratios such as 416 / 640 times 640 are whole numbers but for rounding, which must not add a cell.
-_DECIMALS = 6
+_DECIMALS = 6  # (416 / 640) * 640 must not round up to another cell
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """What an item of a training set depends on, beside the seed of the set."""
+    """What an item of a training set depends on, beside the set's seed."""
 
     epoch: int
     index: int  # into the samples
     shape: tuple[int, int] | None = None  # height, width of the input; None: the set's square
-    repeat: int = 0  # how often the picture came before in this epoch (weights draw it again)
+    repeat: int = 0  # how often the image was drawn before in this epoch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,24 +41,24 @@ class RectPlan:
     stride: int  # sides of the input are multiples of it
 
     def shape(self, indices: NDArray[np.int64]) -> tuple[int, int]:
-        """The smallest input (height, width) that holds these pictures, longer side ``size``.
+        """Return the smallest input (height, width) for these images, longer side ``size``.
 
-        As in the published rect mode: a square as soon as lying and standing pictures meet.
+        As in the published rect mode, a batch with landscape and portrait images is square.
         """
         low, high = self.aspect[indices].min(), self.aspect[indices].max()
         height, width = (high, 1.0) if high < 1 else (1.0, 1 / low) if low > 1 else (1.0, 1.0)
         return self._side(height), self._side(width)
 
-    def _side(self, share: float) -> int:
-        return math.ceil(round(share * self.size / self.stride, _DECIMALS)) * self.stride
+    def _side(self, ratio: float) -> int:
+        return math.ceil(round(ratio * self.size / self.stride, _DECIMALS)) * self.stride
 
 
 def rect_plan(samples: Sequence[Sample], size: int, stride: int) -> RectPlan:
-    """The plan for these samples; headers are read where a reader left the size open.
+    """Plan rectangles for samples; reads the headers of those without a size.
 
     Raises:
-        DataError: A picture's header cannot be read.
-        RuntimeMissing: Reading headers needs Pillow.
+        DataError: An image's header cannot be read.
+        RuntimeMissing: Pillow is not installed.
     """
     sizes = [sample.size or picture_size(sample.path) for sample in samples]
     return RectPlan(np.array([height / width for width, height in sizes]), size, stride)
@@ -68,8 +67,12 @@ def rect_plan(samples: Sequence[Sample], size: int, stride: int) -> RectPlan:
 class BatchPlan(Sampler[list[Key]]):
     """The batches of an epoch as lists of keys, for one rank of a run.
 
-    Every rank makes the same plan and takes every ``world``-th image of each batch. A last batch
-    with fewer images than ranks is left out of that epoch.
+    All ranks compute the same plan and take every ``world``-th image of each batch, which has
+    ``batch`` images over all ranks. A last batch with fewer images than ranks is dropped. With
+    ``rect``, images of similar aspect are grouped, and ``shuffle`` also shuffles the batches.
+
+    Raises:
+        ConfigError: ``batch`` is not a multiple of ``world``, or there are fewer images than ranks.
     """
 
     def __init__(
@@ -83,28 +86,13 @@ class BatchPlan(Sampler[list[Key]]):
         world: int = 1,
         rect: RectPlan | None = None,
     ) -> None:
-        """Plan passes over ``length`` pictures.
-
-        Args:
-            length: Number of pictures.
-            batch: Pictures per batch, over all ranks.
-            seed: Other seeds give other orders.
-            shuffle: In another order each epoch; else as they come.
-            rank: Which of the processes this is, from 0.
-            world: Number of processes.
-            rect: Batches of like aspect and common shape; with ``shuffle`` their order, and the
-                neighbours among pictures of equal aspect, change each epoch.
-
-        Raises:
-            ConfigError: A batch that the ranks cannot share evenly, or too few pictures for one.
-        """
         if batch < 1 or batch % world:
             raise ConfigError(
                 f"batch: expected a multiple of {world}, the number of processes, found {batch}"
             )
         if length < world:
             raise ConfigError(
-                f"{length} pictures are too few for {world} processes: take fewer devices"
+                f"{length} images are too few for {world} processes: take fewer devices"
             )
         self.length, self.batch, self.seed, self.shuffle = length, batch, seed, shuffle
         self.rank, self.world, self.rect = rank, world, rect
@@ -112,16 +100,16 @@ class BatchPlan(Sampler[list[Key]]):
         self.weights: NDArray[np.float64] | None = None
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Say which epoch the next pass is, and at which of its batches it begins."""
+        """Set the epoch of the next pass, and the batch at which it starts."""
         self.epoch, self.start = epoch, start
 
     def set_weights(self, weights: NDArray[np.float64] | None) -> None:
-        """Draw pictures with replacement by these weights (N,), or each once again (None).
+        """Draw images with replacement by these weights (N,), or each once (None).
 
-        Which are drawn depends on seed and epoch alone; all ranks need the same weights.
+        All ranks need the same weights.
 
         Raises:
-            ConfigError: Not one weight per picture, or not finite, negative, or all zero.
+            ConfigError: Wrong shape, or weights that are not finite, negative, or all zero.
         """
         if weights is None:
             self.weights = None
@@ -129,19 +117,19 @@ class BatchPlan(Sampler[list[Key]]):
         weights = np.asarray(weights, np.float64)
         if weights.shape != (self.length,):
             raise ConfigError(
-                f"weights: expected one for each of {self.length} pictures, found {weights.shape}"
+                f"weights: expected one for each of {self.length} images, found {weights.shape}"
             )
         if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
             raise ConfigError("weights: expected finite numbers from 0, not all of them 0")
         self.weights = weights / weights.sum()
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, wherever the next pass begins."""
+        """Return the batches of a complete epoch, whatever batch the next pass starts at."""
         whole, rest = divmod(self.length, self.batch)
         return whole + (rest >= self.world)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        # The plan is made here and now: a later set_epoch is for the next pass.
+        # Evaluated now: a later set_epoch is for the next pass.
         return iter(self._keys(self.epoch)[self.start :])
 
     def _keys(self, epoch: int) -> list[list[Key]]:
@@ -155,7 +143,7 @@ class BatchPlan(Sampler[list[Key]]):
         repeats = np.split(_repeats(np.concatenate(groups)), np.cumsum([len(g) for g in groups]))
         mine = slice(self.rank, None, self.world)
         batches = []
-        for group, repeat in zip(groups, repeats, strict=False):  # an empty rest ends the split
+        for group, repeat in zip(groups, repeats, strict=False):  # the split ends with an empty one
             shape = self.rect.shape(group) if self.rect is not None else None
             pairs = zip(group[mine].tolist(), repeat[mine].tolist(), strict=True)
             batches.append([Key(epoch, index, shape, again) for index, again in pairs])
@@ -164,7 +152,7 @@ class BatchPlan(Sampler[list[Key]]):
     def _groups(
         self, order: NDArray[np.int64], rng: np.random.Generator
     ) -> list[NDArray[np.int64]]:
-        """The indices of each batch, over all ranks."""
+        """Return the indices of each batch, over all ranks."""
         if self.rect is not None:
             order = order[np.argsort(self.rect.aspect[order], kind="stable")]
         groups = np.split(order, np.arange(self.batch, self.length, self.batch))
@@ -176,7 +164,7 @@ class BatchPlan(Sampler[list[Key]]):
 
 
 def _repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each entry occurred before in ``order``."""
+    """Count how often each entry occurred before in ``order``."""
     ranks = np.empty(len(order), np.int64)
     by_value = np.argsort(order, kind="stable")
     ordered = order[by_value]
@@ -189,17 +177,12 @@ def _repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
 def image_weights(
     samples: Sequence[Sample], nc: int, class_map: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Weights (N,) by which images of rare and badly detected classes are drawn more often.
+    """Weights (N,) that draw images of rare and badly detected classes more often.
 
-    The published rule: a class weighs 1 / (number of its objects), normalised, times
-    (1 - mAP of the class)^2; an image weighs what its objects weigh together. Images without
-    objects are never drawn. All weights are equal where there are no objects.
-
-    Args:
-        samples: The training images.
-        nc: Number of classes.
-        class_map: float64 (nc,), mAP of each class, NaN where unknown; None before the first
-            evaluation.
+    The published rule: a class weighs 1 / (number of its objects), normalized, times (1 - mAP of
+    the class)^2; an image weighs the sum over its objects. Images without objects are never drawn,
+    unless there are no objects at all: then weights are equal. ``class_map`` (nc,) is the mAP of
+    each class, NaN if unknown; None before the first evaluation.
     """
     counts = np.stack([np.bincount(sample.class_id, minlength=nc) for sample in samples])
     rarity = 1 / np.maximum(counts.sum(axis=0), 1)
@@ -218,13 +201,13 @@ _reused = _Reused()
 
 
 def generator(seed: int, key: Key) -> np.random.Generator:
-    """The generator of all randomness of a key's item, valid until the same thread's next call.
+    """Return the random generator of a key's item, valid until the same thread's next call.
 
-    Reused, since making one takes as long as some augmentations. Philox (Salmon et al., SC 2011) is
-    keyed by two numbers, here the seed, and epoch with index; different keys are independent.
+    It is reused, since creating one takes as long as some augmentations. Philox (Salmon et al., SC
+    2011) is keyed by two numbers: the seed, and epoch with index.
     """
-    made = _reused.generator
-    made.bit_generator.state = {
+    batch = _reused.generator
+    batch.bit_generator.state = {
         "bit_generator": "Philox",
         "state": {
             "counter": (0, 0, 0, key.repeat),
@@ -235,4 +218,4 @@ def generator(seed: int, key: Key) -> np.random.Generator:
         "has_uint32": 0,
         "uinteger": 0,
     }
-    return made
+    return batch

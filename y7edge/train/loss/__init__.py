@@ -1,1 +1,1 @@
-"""The loss, and the assignment of targets to cells that it is computed on."""
+"""The detection loss, and the assignment of targets to cells."""

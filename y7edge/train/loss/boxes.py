@@ -1,12 +1,4 @@
-"""Boxes in training: decoding at grid cells, and CIoU.
-
-CIoU: Zheng et al., arXiv 1911.08287; the aspect term has its own gradient, with its weight alpha
-held constant, as the paper says.
-
-    decode(logits, anchors)   -> centre and size in grid units
-    corners(boxes)            -> x1, y1, x2, y2
-    ciou(first, second)       -> one number per pair
-"""
+"""Decode boxes at grid cells, and compute CIoU (Zheng et al., arXiv 1911.08287)."""
 
 from __future__ import annotations
 
@@ -19,39 +11,28 @@ EPS = 1e-7
 
 
 def decode(logits: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes of the head's logits, in grid units.
+    """Decode logits (..., 4) x, y, w, h, with ``anchors`` (..., 2), to boxes in grid units.
 
-    Args:
-        logits: (..., 4) x, y, w, h before the sigmoid.
-        anchors: (..., 2) width and height in grid units, one per row of ``logits``.
-
-    Returns:
-        (..., 4): centre relative to the cell's upper left corner, in (-0.5, 1.5), then width and
-        height, between 0 and 4 times the anchor's.
+    Returns (..., 4): centre relative to the cell's upper left corner, in (-0.5, 1.5); width and
+    height, between 0 and 4 times the anchor's.
     """
     unit = logits.sigmoid()
     return torch.cat((unit[..., :2] * 2 - 0.5, (unit[..., 2:] * 2) ** 2 * anchors), -1)
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """(..., 4) centre x, centre y, width, height -> (..., 4) x1, y1, x2, y2, in the same unit."""
+    """Convert (..., 4) centre x, centre y, width, height to x1, y1, x2, y2."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat((centre - half, centre + half), -1)
 
 
 def ciou(first: Tensor, second: Tensor) -> Tensor:
-    """Complete IoU of paired boxes: IoU less a distance term and an aspect term; 1 means equal.
+    """Compute the complete IoU (...) of paired boxes (..., 4) x1, y1, x2, y2: at most 1.
 
-    The small constant is where the published implementation has it, because at the scale of grid
-    units it is visible in the loss: on both heights, on the union, on the enclosing box, and on
-    the heights once more inside the aspect term. Two empty boxes give 0, never NaN.
-
-    Args:
-        first: (..., 4) x1, y1, x2, y2; the predictions, in any one unit.
-        second: (..., 4) the targets; shapes broadcast.
-
-    Returns:
-        (...): at most 1.
+    ``first`` are the predictions, ``second`` the targets. The aspect term's weight alpha is
+    constant in the gradient, as in the paper. The epsilon is where the published implementation has
+    it, since it is visible in the loss in grid units: on both heights, on the union, on the
+    enclosing box, and again on the heights in the aspect term. Two empty boxes give 0.
     """
     width1, height1 = _size(first)
     width2, height2 = _size(second)
@@ -73,5 +54,5 @@ def ciou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Widths, and heights with the constant already on them."""
+    """Return widths, and heights plus epsilon."""
     return boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1] + EPS

@@ -1,11 +1,11 @@
 """Candidates: the cells and anchors that may learn a target.
 
-A target is offered to every anchor of similar shape, in the cell of its centre and in the
-neighbours that the centre is close to: decoded centres reach half a cell beyond the own cell
-(YOLOv7, arXiv 2207.02696, section 4.2: "fine" labels with ``reach`` 0.5, "coarse" ones with 1.0).
+A target is proposed to every anchor of similar shape, in the cell of its centre and in neighbours
+that the centre is close to (YOLOv7, arXiv 2207.02696, section 4.2: "fine" labels with ``reach``
+0.5, "coarse" ones with 1.0).
 
     candidates = propose(heads, targets, anchors, anchor_t=4.0, reach=0.5)   # an Assignment
-    selection = select(heads, candidates, anchors)          # what the heads say at those cells
+    selection = select(heads, candidates, anchors)          # predictions at those cells
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Own cell, left, upper, right, lower; in this order, because the order of the candidates decides
-# ties of cost and which of two targets writes a cell's objectness last.
+# Own cell, left, upper, right, lower. The order decides ties of cost, and which of two targets sets
+# a cell's objectness.
 _STEPS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
@@ -26,19 +26,19 @@ class Assignment:
     """Cells of the heads, each with the target that it learns.
 
     Entries are ordered by level, then step (own cell, left, upper, right, lower), anchor and
-    target. The same cell and anchor may occur several times, for one target or for several.
+    target. A cell and anchor may occur several times, for the same target or for others.
     """
 
     entries: Tensor  # (N, 5) int64: image, anchor, grid row, grid column, row of `targets`
     sizes: tuple[int, ...]  # entries per level, finest level first
 
     def levels(self) -> tuple[Tensor, ...]:
-        """The entries of each level, (n, 5), finest level first."""
+        """Return the entries of each level, (n, 5), finest level first."""
         return self.entries.split_with_sizes(self.sizes)
 
     @property
     def level(self) -> Tensor:
-        """(N,) int64: the level of each entry."""
+        """The level of each entry, (N,) int64."""
         ids = constant(range(len(self.sizes)), self.entries)
         sizes = constant(self.sizes, self.entries)
         return ids.repeat_interleave(sizes, output_size=len(self.entries))
@@ -48,14 +48,14 @@ Assigner = Callable[[Sequence[Tensor], Tensor, Tensor], Assignment]
 """Chooses the cells that learn targets: ``(heads, targets, anchors) -> Assignment``.
 
 ``heads`` are raw logits per level (B, A, H, W, 5 + nc), finest level first, those of an auxiliary
-head after the lead's; ``targets`` (n, 6) image, class, cx, cy, w, h, normalised to the network's
+head after the lead's; ``targets`` (n, 6) image, class, cx, cy, w, h, normalized to the network's
 input; ``anchors`` (L, A, 2) width and height in grid units of their level.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The heads at the cells of an assignment; one row per entry, all levels in one."""
+    """Predictions at the cells of an assignment; one row per entry of any level."""
 
     level: Tensor  # (N,) int64
     logits: Tensor  # (N, 5 + nc), float32 at least
@@ -67,8 +67,8 @@ class Selection:
 def select(heads: Sequence[Tensor], assignment: Assignment, anchors: Tensor) -> Selection:
     """Read the heads, per level (B, A, H, W, 5 + nc), at the cells of an assignment.
 
-    Gradients flow to the heads. Half-precision logits are widened here, so that nothing after
-    computes in less than float32. ``anchors`` is (L, A, 2) in grid units.
+    Gradients flow to the heads. Half-precision logits become float32. ``anchors`` is (L, A, 2) in
+    grid units.
     """
     rows = []
     for head, entries in zip(heads, assignment.levels(), strict=True):
@@ -87,7 +87,7 @@ def select(heads: Sequence[Tensor], assignment: Assignment, anchors: Tensor) -> 
 
 
 def join(assignments: Sequence[Assignment]) -> Assignment:
-    """Assignments of several heads as one of all their levels, one head's after the other's."""
+    """Concatenate assignments of several heads."""
     entries = torch.cat([assignment.entries for assignment in assignments])
     return Assignment(entries, sum((assignment.sizes for assignment in assignments), ()))
 
@@ -95,13 +95,12 @@ def join(assignments: Sequence[Assignment]) -> Assignment:
 def distinct(
     offers: Sequence[Assignment], heads: Sequence[Tensor]
 ) -> tuple[Assignment, tuple[Tensor, ...]]:
-    """The cells and anchors of several sets of candidates, each once.
+    """Return the distinct cells and anchors of several sets of candidates.
 
-    Costs two waits for the device.
+    Synchronizes with the device twice.
 
     Returns:
-        The cells by level, with -1 for a target; and for each set the row (K,) among them of each
-        of its entries.
+        The cells by level, with target -1; and for each set the row (K,) among them of its entries.
     """
     height, width = (max(head.shape[axis] for head in heads) for axis in (2, 3))
     shape = (len(heads), heads[0].shape[0], heads[0].shape[1], height, width)
@@ -119,19 +118,19 @@ def distinct(
 
 
 def widen(logits: Tensor) -> Tensor:
-    """Half-precision values as float32; wider ones as they are."""
+    """Convert half precision to float32; keep wider types."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def grid_sizes(heads: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Columns and rows of each level."""
+    """Return columns and rows of each level."""
     return [(head.shape[3], head.shape[2]) for head in heads]
 
 
 def constant(values: Sequence[object], like: Tensor) -> Tensor:
-    """A small tensor of the type and device of ``like``, sent without waiting for the device.
+    """Create a small tensor like ``like`` without synchronizing with the device.
 
-    ``torch.tensor(values, device=...)`` would wait until all queued work is done.
+    ``torch.tensor(values, device=...)`` would synchronize.
     """
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
@@ -139,20 +138,15 @@ def constant(values: Sequence[object], like: Tensor) -> Tensor:
 def propose(
     heads: Sequence[Tensor], targets: Tensor, anchors: Tensor, *, anchor_t: float, reach: float
 ) -> Assignment:
-    """Every cell and anchor that may learn a target, with that target.
+    """Return every cell and anchor that may learn a target, with that target.
 
-    A target whose centre is exactly on a grid line gets its own cell once more (three times on a
-    grid corner). The published training has these repeats in its sums and in its dynamic k.
+    A target whose centre is exactly on a grid line gets its own cell twice (three times on a grid
+    corner). The published training has these repeats in its sums and in its dynamic k.
 
-    Costs two waits for the device, whatever the batch.
-
-    Args:
-        heads: per level (B, A, H, W, 5 + nc); only the shapes are read.
-        targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
-        anchors: (L, A, 2) width and height in grid units of their level.
-        anchor_t: a target fits an anchor if neither side differs by this factor or more.
-        reach: a neighbour is offered if the centre is closer to it than this, in cells: 0.5 gives
-            up to three cells, 1.0 up to five.
+    Arguments as for `Assigner`; only the shapes of ``heads`` are read. A target fits an anchor if
+    both ratios of sides are below ``anchor_t``. ``reach`` is the largest distance of its centre to
+    a neighbouring cell, in cells: 0.5 proposes up to three cells, 1.0 up to five. Synchronizes with
+    the device twice.
     """
     grid = constant(grid_sizes(heads), targets)[:, None]  # (L, 1, 2)
     centre = targets[:, 2:4] * grid  # (L, n, 2)

@@ -1,10 +1,8 @@
-"""The detection loss: CIoU, objectness and class terms on cells that an assigner chose.
+"""The detection loss: CIoU, objectness and class terms on assigned cells.
 
     loss = TrainingLoss(spec, anchors, recipe, imgsz=640)  # anchors (L, A, 2) in grid units
     parts = loss(heads, targets)                           # lead heads, then the auxiliary ones
     parts.total.backward()
-
-`TrainingLoss` is `DetectionLoss`, which takes an assignment, together with the assigner of a model.
 
 YOLOv7, arXiv 2207.02696; CIoU: arXiv 1911.08287; focal weighting: arXiv 1708.02002.
 """
@@ -20,27 +18,21 @@ from torch import Tensor
 
 from y7edge.errors import ConfigError
 from y7edge.models.spec import Spec
-from y7edge.train.loss import auxiliary
-from y7edge.train.loss.assign import SimOTA
+from y7edge.train.loss.assign import AUXILIARY, SimOTA, by_name
 from y7edge.train.loss.boxes import ciou, corners, decode
 from y7edge.train.loss.candidates import Assigner, Assignment, Selection, constant, select, widen
 from y7edge.train.run.distributed import Ranks
 from y7edge.train.settings.recipe import Recipe
 
-# Weight of each level's objectness, finest first: small objects are many and hard.
+# Weight of each level's objectness, finest first
 _BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
-
 _FOCAL_ALPHA = 0.25
-
-AUX_WEIGHT = 0.25  # of every term of the auxiliary head against the lead's
+AUX_WEIGHT = 0.25  # of the auxiliary head relative to the lead
 
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
-    """What a step cost: scalars on the device of the heads, no wait needed to make them.
-
-    Of several processes' parts, the mean is that of the whole batch.
-    """
+    """Scalars on the device of the heads; their mean over processes is that of the batch."""
 
     box: Tensor  # weighted by its gain, without gradient
     obj: Tensor  # the same
@@ -49,35 +41,29 @@ class LossParts:
 
 
 def scaled(recipe: Recipe, *, levels: int, nc: int, imgsz: int) -> Recipe:
-    """A recipe with gains for ``levels``, ``nc`` classes and a size of ``imgsz`` pixels.
-
-    The gains of the published recipes are for 3 levels, 80 classes and 640 pixels (longer side).
-    """
-    share = 3 / levels
+    """Scale a recipe's gains, which are for 3 levels, 80 classes and 640 pixels (longer side)."""
+    fraction = 3 / levels
     return replace(
         recipe,
-        box=recipe.box * share,
-        obj=recipe.obj * (imgsz / 640) ** 2 * share,
-        cls=recipe.cls * nc / 80 * share,
+        box=recipe.box * fraction,
+        obj=recipe.obj * (imgsz / 640) ** 2 * fraction,
+        cls=recipe.cls * nc / 80 * fraction,
     )
 
 
 class DetectionLoss:
-    """Loss of a lead head, or of a lead and an auxiliary head; in float32 also under autocast.
+    """Loss of a lead head, or of a lead and an auxiliary head; float32 also under autocast.
 
     Means over positives and cells are those of the whole batch: counts are summed over ``ranks``,
     and the loss of a process is multiplied by their number, because gradients are averaged over
-    them afterwards. The average is then the gradient of one process with all images.
+    them. So gradients equal those of one process with all images.
 
-    Args:
-        nc: classes; with one class there is no class term.
-        anchors: (L, A, 2) width and height in grid units of their level, finest level first.
-        recipe: weights of the terms (already scaled) and of positives, label smoothing (e gives
-            class targets 1 - e/2 and e/2), exponent of focal weighting.
-        ranks: the processes that share the batch; None: this one has all of it.
+    ``anchors`` is (L, A, 2) width and height in grid units of their level, finest level first;
+    ``recipe`` has scaled gains. A single class has no class term. Label smoothing e gives class
+    targets 1 - e/2 and e/2.
 
     Raises:
-        ConfigError: for a number of levels that has no published balance.
+        ConfigError: a number of levels without published balance.
     """
 
     def __init__(
@@ -97,37 +83,36 @@ class DetectionLoss:
     def __call__(
         self, heads: Sequence[Tensor], targets: Tensor, assignment: Assignment
     ) -> LossParts:
-        """Loss of one batch, or of this process's pictures of it.
+        """Compute the loss of one batch, or of this process's images of it.
 
-        Args:
-            heads: per level raw logits (B, A, H, W, 5 + nc), finest level first; those of the
-                auxiliary head, if any, after those of the lead head.
-            targets: (n, 6) image, class, cx, cy, w, h; boxes normalised to the network's input.
-            assignment: which cells of ``heads`` learn which rows of ``targets``.
+        ``heads`` are raw logits per level (B, A, H, W, 5 + nc), finest level first, those of an
+        auxiliary head after the lead's; ``targets`` (n, 6) are image, class, cx, cy, w, h,
+        normalized.
         """
         anchors = self.anchors.repeat(len(heads) // len(self.anchors), 1, 1)
         with torch.autocast(targets.device.type, enabled=False):
             cells = select(heads, assignment, anchors)
             target = assignment.entries[:, 4]
             score = self._ciou(cells, targets[target, 2:6])
-            # Means over the positives of each level, summed over the levels.
-            per_positive, per_cell, pictures = self._shares(heads, assignment, score)
-            share = per_positive[cells.level]
-            box = self.recipe.box * ((1 - score) * share).sum()
+            per_positive, per_cell, images = self._weights(heads, assignment, score)
+            weight = per_positive[cells.level]
+            box = self.recipe.box * ((1 - score) * weight).sum()
             obj = self._objectness_term(heads, assignment, score.detach(), per_cell)
             obj = self.recipe.obj * obj
-            cls = self.recipe.cls * self._class_term(cells.logits[:, 5:], targets[target, 1], share)
-            total = (box + obj + cls) * pictures
+            cls = self.recipe.cls * self._class_term(
+                cells.logits[:, 5:], targets[target, 1], weight
+            )
+            total = (box + obj + cls) * images
         return LossParts(box.detach(), obj.detach(), cls.detach(), total)
 
-    def _shares(
+    def _weights(
         self, heads: Sequence[Tensor], assignment: Assignment, like: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What a positive and a cell of each level (H L,) weigh, and the pictures of the batch."""
+        """Return the weights of a positive and a cell of each level (H L,), and the batch size."""
         levels = len(heads)
         cells = [head.shape[:-1].numel() for head in heads]
         counts = constant((*assignment.sizes, *cells, len(heads[0])), assignment.entries)
-        positives, cells_of_all, pictures = (
+        positives, cells_of_all, images = (
             self.ranks.sum(counts).to(like.dtype).split_with_sizes((levels, levels, 1))
         )
         head_weight = [self.ranks.world * weight for weight in (1.0, AUX_WEIGHT)]
@@ -136,11 +121,11 @@ class DetectionLoss:
         return (
             weight / positives.clamp(min=1),
             weight * balance / cells_of_all.clamp(min=1),
-            pictures[0],
+            images[0],
         )
 
     def _ciou(self, cells: Selection, boxes: Tensor) -> Tensor:
-        """CIoU (N,) of the predictions with normalised target boxes (N, 4), in grid units."""
+        """Return CIoU (N,) of predictions with normalized target boxes (N, 4), in grid units."""
         wanted = boxes * cells.grid.repeat(1, 2)
         wanted = torch.cat((wanted[:, :2] - cells.corner, wanted[:, 2:]), dim=1)
         found = decode(cells.logits[:, :4], cells.anchor)
@@ -149,7 +134,7 @@ class DetectionLoss:
     def _objectness_term(
         self, heads: Sequence[Tensor], assignment: Assignment, score: Tensor, per_cell: Tensor
     ) -> Tensor:
-        """Sum over the cells, weighted by level (H L,); positives are to show their CIoU."""
+        """Sum over cells, weighted by level (H L,); the target of positives is their CIoU."""
         scores = score.clamp(min=0).split_with_sizes(assignment.sizes)
         sums = []
         for head, entries, level_score in zip(heads, assignment.levels(), scores, strict=True):
@@ -158,20 +143,17 @@ class DetectionLoss:
             sums.append(self._cross_entropy(seen, expected, self.recipe.obj_pw).sum())
         return (torch.stack(sums) * per_cell).sum()
 
-    def _class_term(self, logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
-        """Mean over the classes, summed with weights ``share`` (N,); logits (N, nc)."""
+    def _class_term(self, logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        """Sum over logits (N, nc) of means over the classes, weighted by ``weight`` (N,)."""
         if self.nc == 1:
             return logits.new_zeros(())
         absent = self.recipe.label_smoothing / 2
         expected = torch.full_like(logits, absent)
         expected.scatter_(1, labels.long()[:, None], 1 - absent)
-        return (self._cross_entropy(logits, expected, self.recipe.cls_pw).mean(1) * share).sum()
+        return (self._cross_entropy(logits, expected, self.recipe.cls_pw).mean(1) * weight).sum()
 
     def _cross_entropy(self, logits: Tensor, expected: Tensor, positive: float) -> Tensor:
-        """Binary cross-entropy of each element, focal if asked for.
-
-        ``positive`` weights the part that pulls up.
-        """
+        """Binary cross-entropy per element, focal if set; ``positive`` weights positive targets."""
         weight = None if positive == 1 else logits.new_full((), positive)
         each = F.binary_cross_entropy_with_logits(
             logits, expected, pos_weight=weight, reduction="none"
@@ -181,25 +163,20 @@ class DetectionLoss:
         score = logits.sigmoid()
         hit = expected * score + (1 - expected) * (1 - score)
         alpha = expected * _FOCAL_ALPHA + (1 - expected) * (1 - _FOCAL_ALPHA)
-        # Kept from 0, where a power below 1 has no slope.
+        # Above 0, where a power below 1 has no gradient.
         miss = (1 - hit).clamp(min=torch.finfo(hit.dtype).tiny)
         return each * alpha * miss**self.recipe.fl_gamma
 
 
 class TrainingLoss:
-    """Assignment and loss as a recipe has them.
+    """`DetectionLoss` together with a model's assigner.
 
-    Args:
-        spec: the model.
-        anchors: (L, A, 2) width and height in grid units of their level, finest level first.
-        recipe: gains before their scaling, weights and thresholds.
-        imgsz: training size in pixels, the longer side if not square.
-        assigner: a name of `auxiliary.names()`; "lead" for a model without auxiliary head; "auto"
-            for the published one of the model.
-        ranks: the processes that share the batch; None: this one has all of it.
+    ``anchors`` is (L, A, 2) in grid units of their level, finest first; ``recipe`` has unscaled
+    gains; ``imgsz`` is the longer side in pixels. ``assigner`` is a key of `assign.AUXILIARY`,
+    "lead" for a model without auxiliary head, or "auto" for the published one.
 
     Raises:
-        ConfigError: an assigner that isn't known or isn't for this model.
+        ConfigError: the assigner is unknown or not for this model.
     """
 
     def __init__(
@@ -216,22 +193,22 @@ class TrainingLoss:
         self.assign = _assigner(spec, assigner, recipe.anchor_t)
 
     def __call__(self, heads: Sequence[Tensor], targets: Tensor) -> LossParts:
-        """Assign, and return the loss; arguments as for :class:`DetectionLoss`."""
+        """Assign targets and compute the loss; arguments as for :class:`DetectionLoss`."""
         return self.loss(heads, targets, self.assign(heads, targets, self.loss.anchors))
 
 
 def _assigner(spec: Spec, assigner: str, anchor_t: float) -> Assigner:
-    """The assigner of this name for a model."""
+    """Return the assigner of this name for a model."""
     if assigner == "auto":
-        assigner = auxiliary.names()[0] if spec.has_aux else "lead"
+        assigner = "coarse-to-fine" if spec.has_aux else "lead"
     if assigner == "lead":
         if spec.has_aux:
             raise ConfigError(
                 f"{spec.name}: assigner lead is for models without auxiliary head; take one of "
-                f"{', '.join(auxiliary.names())}, or drop the auxiliary rows"
+                f"{', '.join(AUXILIARY)}, or drop the auxiliary rows"
             )
         return SimOTA(anchor_t)
-    guided = auxiliary.by_name(assigner, anchor_t=anchor_t)
+    guided = by_name(assigner, anchor_t=anchor_t)
     if not spec.has_aux:
         raise ConfigError(
             f"{spec.name} has no auxiliary head for assigner {assigner}; take auto or lead"
@@ -240,11 +217,11 @@ def _assigner(spec: Spec, assigner: str, anchor_t: float) -> Assigner:
 
 
 def _last_written(shape: torch.Size, entries: Tensor, score: Tensor) -> Tensor:
-    """Objectness targets (B, A, H, W): the score (n,) at the cells of ``entries``, 0 elsewhere.
+    """Return objectness targets (B, A, H, W): the score (n,) at ``entries``, 0 elsewhere.
 
-    A cell entered several times gets the score of its last entry, as in the published training.
-    There the outcome of such double writes is left to the device; here every entry of a cell
-    writes the last one's score, so that the order of the writes doesn't matter.
+    A cell with several entries gets the score of the last, as in the published training. Here every
+    entry of a cell writes that score, so that the order of writes, which a GPU doesn't guarantee,
+    has no effect.
     """
     image, anchor, row, column, _ = entries.unbind(1)
     _, anchors, height, width = shape

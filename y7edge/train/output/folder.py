@@ -1,4 +1,4 @@
-"""Names of the files of a run, and its folder."""
+"""The folder of a run, and the names of its files."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ STATE = "state.safetensors"
 PREVIOUS = "state-previous.safetensors"
 
 
-def claim(out: Path | str | None, root: Path | str = "runs") -> Path:
-    """Make the folder of a new run.
-
-    Args:
-        out: the folder asked for; None takes the next free one of ``root/train``,
-            ``root/train2``, ``root/train3``, ...
-        root: parent of unnamed runs.
+def create(out: Path | str | None, root: Path | str = "runs") -> Path:
+    """Create the folder of a run; None: the next free of ``root/train``, ``root/train2``, ...
 
     Raises:
         ConfigError: ``out`` holds a run already, or is not a folder.
     """
-    if out is None:
-        return _next_free(Path(root))
+    number = 1
+    while out is None:
+        folder = Path(root) / ("train" if number == 1 else f"train{number}")
+        try:
+            folder.mkdir(parents=True)  # not exist_ok: concurrent runs get different folders
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
     check_free(out)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made a folder for the run: {error}") from error
+        raise ConfigError(f"{folder}: cannot create the folder of the run: {error}") from error
     return folder
 
 
 def check_free(out: Path | str | None) -> None:
-    """Raise ConfigError for a folder that holds a run or cannot be written."""
+    """Raise ConfigError if a folder holds a run or cannot be written."""
     if out is None:
         return
     folder = Path(out)
@@ -55,18 +57,5 @@ def check_free(out: Path | str | None) -> None:
         )
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "only its owner may write there" if there.is_dir() else "it is a file"
-        raise ConfigError(f"{folder} cannot be made a folder for the run: {there}: {what}")
-
-
-def _next_free(root: Path) -> Path:
-    """Made with ``exist_ok=False``, so that two runs started together get two folders."""
-    number = 1
-    while True:
-        folder = root / ("train" if number == 1 else f"train{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+        what = "not writable" if there.is_dir() else "is a file"
+        raise ConfigError(f"{folder}: cannot create the folder of the run: {there}: {what}")

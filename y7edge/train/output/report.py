@@ -1,4 +1,4 @@
-"""Write ``report.html``: one page about a run that needs no other file and no network."""
+"""Write ``report.html``, a self-contained page about a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from y7edge.train.settings.config import TrainConfig
 
 @dataclass(frozen=True)
 class Summary:
-    """What the report shows."""
+    """Contents of the report."""
 
     config: TrainConfig
     data: Dataset
@@ -42,11 +42,12 @@ class Summary:
 def write(run: Summary, path: Path) -> None:
     """Write the page."""
     config = run.config
-    title = f"{run.spec.name} on {_short(run.data.source)}"
-    seconds = sum(row.seconds for row in run.rows)
+    source = run.data.source
+    title = f"{run.spec.name} on {source.parent.name if source.suffix else source.name}"
+    seconds, notes = sum(row.seconds for row in run.rows), [*run.notes, *run.data.warnings]
     lead = (
         f"{len(run.rows)} of {config.epochs} epochs in {clock(seconds)}; epoch "
-        f"{run.best.epoch} was the best. All figures below are those of best.safetensors on the "
+        f"{run.best.epoch} was the best. All scores below are those of best.safetensors on the "
         f"split {config.val_split}."
     )
     body = [
@@ -57,17 +58,12 @@ def write(run: Summary, path: Path) -> None:
         _history(run),
         *report.sections(run.metrics, run.saved),
         *_batches(run),
-        *_notes(run),
+        *([html.section("Notes", *map(html.paragraph, notes))] if notes else []),
         html.section("Settings", html.code(run.settings)),
-        html.section("To repeat it", html.code(_repeat(run))),
+        html.section("How to repeat it", html.code(_repeat(run))),
     ]
     with atomic_write(path) as temporary:
         temporary.write_text(html.page(title, body), encoding="utf-8")
-
-
-def _short(path: Path) -> str:
-    """The name that people call a data set by: that of its folder."""
-    return path.parent.name if path.suffix else path.name
 
 
 def _what(run: Summary) -> str:
@@ -82,7 +78,7 @@ def _what(run: Summary) -> str:
         ("data", f"{run.data.source}, {spec.nc} classes"),
         ("train", _counted(train)),
         ("val", _counted(val)),
-        ("batch", f"{config.batch} images, an optimiser step every {nominal}"),
+        ("batch", f"{config.batch} images, an optimizer step every {nominal}"),
         ("licence of the weights", config.licence),
     ]
     return html.section("What was trained", html.pairs(rows))
@@ -103,15 +99,15 @@ def _history(run: Summary) -> str:
                 *(f"{loss:.4f}" for loss in (row.box, row.obj, row.cls)),
                 *map(report.figure, (row.map50, row.map50_95, row.precision, row.recall, row.f1)),
             )
-            for row in _thinned(evaluated, run.best)
+            for row in _sampled(evaluated, run.best)
         ],
     )
     plot = html.image(run.curves.read_bytes(), "losses, mAP and learning rate over the epochs")
     return html.section("History", plot, table)
 
 
-def _thinned(rows: Sequence[EpochRow], best: EpochRow, most: int = 20) -> list[EpochRow]:
-    """At most about ``most`` rows, evenly spread; the best and the last are among them."""
+def _sampled(rows: Sequence[EpochRow], best: EpochRow, most: int = 20) -> list[EpochRow]:
+    """Select about ``most`` rows, evenly spaced; the best and the last are included."""
     step = -(-len(rows) // most)
     last = rows[-1].epoch if rows else 0
     return [
@@ -133,19 +129,14 @@ def _batches(run: Summary) -> list[str]:
     return [html.section("Batches", *parts)]
 
 
-def _notes(run: Summary) -> list[str]:
-    lines = [*run.notes, *run.data.warnings]
-    return [html.section("Notes", *(html.paragraph(line) for line in lines))] if lines else []
-
-
 def _repeat(run: Summary) -> str:
-    """Command, seed, data, machine and versions, one per line."""
+    """List command, seed, data, machine and versions, one per line."""
     data, versions = run.meta["data"], run.meta["versions"]
     facts = {
         "command": run.config.command or f"train(configfile.read({CONFIG!r}))",
         "seed": run.config.seed,
         "data": data["path"],
-        "digest": f"{data['digest']} (SHA-256 of names, labels, and the images' names and sizes)",
+        "digest": f"{data['digest']} (SHA-256 of class names, labels, names and sizes of images)",
         "machine": run.meta["machine"],
         **{f"version {name}": number for name, number in versions.items()},
     }

@@ -1,4 +1,4 @@
-"""The table of a run: ``results.csv``, one line per epoch, and its curves, ``results.png``."""
+"""The table of a run, ``results.csv``, with a line per epoch, and its plot, ``results.png``."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from y7edge.files import atomic_write
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One epoch. The mAPs are those of the averaged weights; None where it wasn't evaluated."""
+    """One epoch. The mAPs are those of the averaged weights; None if not evaluated."""
 
     epoch: int  # from 1
     box: float  # loss parts, means over the epoch, times their gains
     obj: float
     cls: float
     lr: float  # of the convolution weights, at the last iteration
-    seconds: float  # training alone, without validation
+    seconds: float  # without validation
     memory_mb: float  # peak: of the GPU, else of the process
     map50: float | None = None
     map50_95: float | None = None
     map75: float | None = None
-    map_small: float | None = None  # COCO's sizes; also None where no object has the size
+    map_small: float | None = None  # COCO's sizes; also None without such objects
     map_medium: float | None = None
     map_large: float | None = None
     ar300: float | None = None  # average recall of the 300 best boxes
-    precision: float | None = None  # means over the classes at the threshold of the best F1 ...
+    precision: float | None = None  # means over classes at the best F1's threshold
     recall: float | None = None
     f1: float | None = None
-    conf: float | None = None  # ... which is this
+    conf: float | None = None  # that threshold
 
     def evaluated(self, metrics: Metrics) -> EpochRow:
-        """The same epoch with the figures of its evaluation."""
+        """Return the row with the scores of its evaluation."""
         return replace(self, **{name: getattr(metrics, name) for name in COLUMNS[_UNEVALUATED:]})
 
 
 COLUMNS = tuple(field.name for field in fields(EpochRow))
-_UNEVALUATED = COLUMNS.index("map50")  # columns before the figures
+_UNEVALUATED = COLUMNS.index("map50")  # columns before the scores
 
 _GROUPS = {
     "loss": ("box", "obj", "cls"),
@@ -55,19 +55,19 @@ TAGS = {name: f"{group}/{name}" for group, names in _GROUPS.items() for name in 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Paths and figures of a run; ``best`` and ``last`` are checkpoints of the averaged weights."""
+    """Paths and scores of a run; ``best`` and ``last`` are checkpoints of the averaged weights."""
 
     folder: Path
     best: Path
     last: Path
     metrics: EpochRow  # of the best epoch
     epochs: int  # finished
-    seconds_per_epoch: float  # their mean, without validation
+    seconds_per_epoch: float  # mean, without validation
     stopped_early: bool  # patience ended
 
 
 def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
-    """Write the table; an mAP that wasn't measured is an empty field."""
+    """Write the table; a missing mAP is an empty field."""
     with (
         atomic_write(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as stream,
@@ -75,18 +75,19 @@ def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)
         for row in rows:
-            writer.writerow(["" if v is None else _short(v) for v in astuple(row)])
+            values = ["" if value is None else f"{value:.6g}" for value in astuple(row)[1:]]
+            writer.writerow([row.epoch, *values])
 
 
 def read_csv(path: Path) -> list[EpochRow]:
     """Read what :func:`write_csv` wrote.
 
     Raises:
-        DataError: the file has other columns or fields that are not numbers.
+        DataError: other columns, or fields that are not numbers.
     """
     with path.open(newline="", encoding="utf-8") as stream:
         header, *lines = list(csv.reader(stream)) or [[]]
-    # Runs of earlier versions have fewer columns of figures.
+    # Earlier versions had fewer columns of scores.
     if tuple(header) != COLUMNS[: len(header)] or len(header) < _UNEVALUATED:
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {header}")
     try:
@@ -99,8 +100,8 @@ def read_csv(path: Path) -> list[EpochRow]:
 
 
 def write_png(rows: Sequence[EpochRow], path: Path) -> None:
-    """Draw loss parts, mAP and learning rate over the epochs."""
-    # The object interface: pyplot would keep global state and look for a display.
+    """Plot loss parts, mAP and learning rate over the epochs."""
+    # Without pyplot, which has global state and needs a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -124,9 +125,5 @@ def write_png(rows: Sequence[EpochRow], path: Path) -> None:
     losses.legend()
     quality.legend(loc="lower right")
     with atomic_write(path) as temporary:
-        # No software version or date in the file: equal runs give equal files.
+        # Without software version, so that equal runs give equal files.
         figure.savefig(temporary, dpi=100, metadata={"Software": None})
-
-
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"

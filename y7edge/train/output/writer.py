@@ -1,7 +1,7 @@
-"""Write the files of a run, each atomically.
+"""Write the files of a run atomically.
 
-While it runs: best and last checkpoint, ``results.csv``, TensorBoard events and some training
-batches. At the end: curves, images and a report page.
+During the run: best and last checkpoint, ``results.csv``, TensorBoard events and some training
+batches. At the end: curves, images and a report.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from y7edge.models import weights
 from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
 from y7edge.train.output import folder as files
 from y7edge.train.output import report
-from y7edge.train.output.batch_images import write_batch
+from y7edge.train.output.batch_files import write_batch
 from y7edge.train.output.results import TAGS, EpochRow, TrainResult, write_csv, write_png
 from y7edge.train.run.validate import Validation
 from y7edge.train.settings import configfile
 from y7edge.train.settings.config import TrainConfig
 
-_EARLY = 3  # batches that are drawn at the beginning
+_EARLY = 3  # first batches to draw
 _JPG = ".jpg"
-# The packages that take part in a run's numbers; of the two builds of OpenCV one is installed.
+# Packages that influence results; one of the two builds of OpenCV is installed.
 _PACKAGES = (
     *("torch", "lightning-fabric", "numpy", "opencv-python", "opencv-python-headless"),
     *("faster-coco-eval", "safetensors"),
@@ -41,7 +41,7 @@ _PACKAGES = (
 
 
 def fitness(row: EpochRow) -> float:
-    """The figure that the best checkpoint is chosen by, see :func:`weighted`.
+    """Return the score that selects the best checkpoint, see :func:`weighted`.
 
     Raises:
         ValueError: the epoch was not evaluated.
@@ -52,18 +52,12 @@ def fitness(row: EpochRow) -> float:
 
 
 def weighted(map50: float, map50_95: float) -> float:
-    """One figure from two: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as published."""
+    """Return 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as published."""
     return 0.1 * map50 + 0.9 * map50_95
 
 
 class RunWriter:
-    """Writes the files of one run.
-
-    Attributes:
-        folder: of the run.
-        rows: the finished epochs.
-        best: the evaluated epoch of highest fitness so far; the earliest of equals.
-    """
+    """Write the files of one run."""
 
     def __init__(
         self,
@@ -75,24 +69,20 @@ class RunWriter:
         nominal: int,
         notes: Sequence[str] = (),
     ) -> None:
-        """Write ``config.yaml``.
+        """Write ``config.yaml`` into an existing folder.
 
-        Args:
-            folder: of the run; it exists.
-            config: what is trained on what.
-            data: the data set.
-            origin: where the weights began, in words.
-            nominal: images per optimiser step.
-            notes: remarks for the report.
+        ``origin`` describes the initial weights; ``nominal`` is the images per optimizer step.
         """
         self.folder = folder
         self.rows: list[EpochRow] = []
-        self.best: EpochRow | None = None
+        self.best: EpochRow | None = None  # of highest fitness; the earliest if equal
         self._config, self._data = config, data
         self._conf: float | None = None  # of the last evaluated epoch
-        self._drawn: list[str] = []  # names of the batches' files
+        self._drawn: list[str] = []  # file names of batches
         self._notes = tuple(notes)
         self._events: Any = None
+        cuda = torch.cuda.is_available()
+        processor = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
         self._meta = {
             "imgsz": config.imgsz,
             "data": {"path": str(data.source), "digest": data.digest},
@@ -100,17 +90,14 @@ class RunWriter:
             "provenance": f"y7edge {__version__}, {origin}",
             "licence": config.licence,
             "versions": _versions(),
-            "machine": _machine(),
+            "machine": f"{platform.machine()}, {platform.system()}, {processor}",
         }
         configfile.write(config, folder / files.CONFIG)
 
     def add(self, row: EpochRow, model: Model, metrics: Metrics | None = None) -> bool:
-        """Record a finished epoch; return whether it is the best so far.
+        """Record an epoch, whose ``model`` is the average; return whether it is the best so far.
 
-        Args:
-            row: its figures.
-            model: the average of the weights; saved as last, and as best if it is.
-            metrics: the evaluation of ``model``, if there was one; the row gets its figures.
+        The model is saved as last and, if it is the best, as best. ``metrics`` complete the row.
         """
         if metrics is not None:
             row, self._conf = row.evaluated(metrics), metrics.conf
@@ -126,7 +113,7 @@ class RunWriter:
         return better
 
     def save(self, model: Model, name: str, *, notes: Mapping[str, Any] | None = None) -> Path:
-        """Save a model under a file name, with the run's metadata and the last row's figures.
+        """Save a model with the run's metadata and the last row's scores.
 
         Its confidence threshold is that of the last evaluated epoch.
         """
@@ -143,17 +130,13 @@ class RunWriter:
         return path
 
     def batch(self, images: Tensor, targets: Tensor, *, closed: bool = False) -> None:
-        """Draw a training batch: the first three of the run, and the first without mosaic.
+        """Draw a training batch if it is one of the first three, or the first without mosaic.
 
-        Call it for every batch; the others are passed over.
-
-        Args:
-            images: uint8 (B, 3, H, W) RGB, on any device.
-            targets: float32 (n, 6): image, class, normalized centre x, centre y, width, height.
-            closed: mosaic and mixing are off by now.
+        ``images`` are uint8 (B, 3, H, W) RGB, on any device; ``targets`` float32 (n, 6): image,
+        class, normalized cx, cy, w, h. ``closed``: mosaic and mixing are off.
 
         Raises:
-            DataError: an image cannot be written.
+            OutputError: an image cannot be written.
         """
         early = sum(not name.startswith("closed") for name in self._drawn)
         if (closed and f"closed{_JPG}" in self._drawn) or (not closed and early == _EARLY):
@@ -164,11 +147,7 @@ class RunWriter:
         self._drawn.append(name)
 
     def finish(self, validation: Validation, model: Model) -> None:
-        """Evaluate the best checkpoint once more, and write curves, images and the report.
-
-        Args:
-            validation: the split that the run was evaluated on.
-            model: any model on the device to evaluate on; it is not changed.
+        """Evaluate the best checkpoint on the device of ``model``, and write plots and the report.
 
         Raises:
             DataError: an image cannot be read or written.
@@ -202,7 +181,7 @@ class RunWriter:
         report.write(summary, self.folder / files.REPORT)
 
     def result(self) -> TrainResult:
-        """Paths and figures of the finished run.
+        """Return paths and scores of the finished run.
 
         Raises:
             TrainingError: no epoch was evaluated.
@@ -220,7 +199,7 @@ class RunWriter:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to continue the same files, as JSON-able values."""
+        """Return what a resumed run needs to continue the files, as JSON values."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "best": None if self.best is None else asdict(self.best),
@@ -229,7 +208,7 @@ class RunWriter:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` was taken; the files follow after the next epoch."""
+        """Restore a :meth:`state`; the files are rewritten after the next epoch."""
         self.rows = [EpochRow(**row) for row in state["rows"]]
         self.best = None if state["best"] is None else EpochRow(**state["best"])
         self._conf = state["conf"]
@@ -245,7 +224,7 @@ class RunWriter:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Drops the epochs that a killed run logged after the state that was resumed from.
+            # Drops epochs that a killed run logged after its last state.
             self._events = SummaryWriter(self.folder / files.EVENTS, purge_step=row.epoch)
         for name, value in asdict(row).items():
             if name in TAGS and value is not None:
@@ -261,9 +240,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # the other OpenCV, or a build under another name
             continue
     return found
-
-
-def _machine() -> str:
-    cuda = torch.cuda.is_available()
-    processor = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
-    return f"{platform.machine()}, {platform.system()}, {processor}"

@@ -1,1 +1,1 @@
-"""A training run: the loop, its state on disk, resuming, several processes, progress."""
+"""A training run: the loop, its state, and distributed processes."""

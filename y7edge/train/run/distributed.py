@@ -1,7 +1,7 @@
-"""Several processes that train one model: their sums, common decisions and errors.
+"""Train one model in several processes: sums, decisions and errors.
 
-Each process has a *rank*; rank 0 (the *first*) writes, evaluates and decides. Devices, precision
-and the exchange of gradients are Lightning Fabric's.
+Each process has a *rank*; rank 0 (the *first*) writes, evaluates and decides. Lightning Fabric
+handles devices, precision and gradients.
 """
 
 from __future__ import annotations
@@ -25,28 +25,21 @@ from y7edge.errors import ConfigError, DeviceError, TrainingError, Y7EdgeError
 from y7edge.train.loading.workers import die_with
 from y7edge.train.settings.config import TrainConfig
 
-# The others wait while rank 0 evaluates a model on a large set.
-PATIENCE = timedelta(hours=24)
+TIMEOUT = timedelta(hours=24)  # other ranks wait while rank 0 evaluates
 
-# With one of these set, the processes know where to meet without torchrun.
-_MEETING = ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID")
+# One of these lets processes connect without torchrun.
+_RENDEZVOUS = ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID")
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a run as one of them sees them. With one process every call is free.
-
-    Attributes:
-        world: how many processes there are.
-        rank: number of this one.
-    """
+    """Process ``rank`` of ``world`` processes. With one process, all calls are no-ops."""
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
-        # On the CPU, whatever the device: decisions never wait for a GPU, and a long validation
-        # doesn't look like a GPU that hangs.
-        self._talk = None if world == 1 else distributed.new_group(backend="gloo", timeout=PATIENCE)
+        # On the CPU: decisions don't wait for a GPU, and a long validation does not time out NCCL.
+        self._group = None if world == 1 else distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     @property
     def first(self) -> bool:
@@ -54,7 +47,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, on each of them; without gradient."""
+        """Sum a tensor over all ranks, without gradient."""
         if self.world == 1:
             return tensor
         total = tensor.detach().clone()
@@ -62,50 +55,42 @@ class Ranks:
         return total
 
     def largest(self, value: int) -> int:
-        """The largest of the ranks' numbers: what any of them wants, all of them do."""
-        if self._talk is None:
+        """Return the largest of the ranks' numbers."""
+        if self._group is None:
             return value
         shared = torch.tensor(value)
-        distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=self._talk)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=self._group)
         return int(shared)
 
     def from_first(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
-        if self._talk is None:
+        """Return rank 0's value."""
+        if self._group is None:
             return value
         shared = [value]
-        distributed.broadcast_object_list(shared, src=0, group=self._talk)
+        distributed.broadcast_object_list(shared, src=0, group=self._group)
         return shared[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block on every rank; an error on one is raised on all, so that none waits forever.
+        """Run a block on every rank, and raise an error of one on all, so that none waits forever.
 
-        The block itself must not exchange anything.
+        The block must not communicate.
         """
         problem: BaseException | None = None
         try:
             yield
         except (Y7EdgeError, OSError, KeyboardInterrupt) as error:
-            if self._talk is None:
+            if self._group is None:
                 raise
             problem = error
         if self.largest(int(problem is not None)):
-            found = self._gather(None if problem is None else _described(problem))
-            raise problem or _rebuilt(next(text for text in found if text is not None))
-
-    def _gather(self, value: T) -> list[T]:
-        everyone: list[Any] = [None] * self.world
-        distributed.all_gather_object(everyone, value, group=self._talk)
-        return everyone
+            found: list[Any] = [None] * self.world
+            encoded = None if problem is None else (type(problem).__name__, str(problem))
+            distributed.all_gather_object(found, encoded, group=self._group)
+            raise problem or _decode(*next(each for each in found if each is not None))
 
 
-def _described(error: BaseException) -> tuple[str, str]:
-    return type(error).__name__, str(error)
-
-
-def _rebuilt(described: tuple[str, str]) -> BaseException:
-    name, text = described
+def _decode(name: str, text: str) -> BaseException:
     if name == KeyboardInterrupt.__name__:
         return KeyboardInterrupt()
     kind = getattr(errors, name, TrainingError)
@@ -113,52 +98,53 @@ def _rebuilt(described: tuple[str, str]) -> BaseException:
 
 
 def under_torchrun(config: TrainConfig) -> TrainConfig:
-    """The configuration with the devices and nodes that ``torchrun`` has started, if it has.
+    """Set the devices and nodes that ``torchrun`` started, if it did.
 
     Raises:
-        ConfigError: the configuration asks for others, or for machines without a way to meet.
+        ConfigError: the configuration has other numbers, or nodes that cannot find each other.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        if config.nodes > 1 and not any(name in os.environ for name in _MEETING):
+        if config.nodes > 1 and not any(name in os.environ for name in _RENDEZVOUS):
             raise ConfigError(
-                f"--nodes {config.nodes}: this process has no way to meet those of the other "
-                f"machines: start it on each of them with torchrun --nnodes {config.nodes} "
-                f"--nproc-per-node {config.devices} ... -m y7edge.cli train"
+                f"--nodes {config.nodes}: cannot connect to the other machines: start on each of "
+                f"them torchrun --nnodes {config.nodes} --nproc-per-node {config.devices} ... "
+                "-m y7edge.cli train"
             )
         return config
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if config.devices not in (1, local) or config.nodes not in (1, world // local):
         raise ConfigError(
-            f"torchrun started {world // local} nodes of {local} processes, --devices and --nodes "
-            f"say {config.nodes} of {config.devices}: leave them out under torchrun"
+            f"torchrun started {world // local} nodes of {local} processes, but --nodes is "
+            f"{config.nodes} and --devices {config.devices}: omit both with torchrun"
         )
     return replace(config, devices=local, nodes=world // local)
 
 
 def open_fabric(config: TrainConfig) -> Any:
-    """Lightning Fabric for a run, not launched yet: devices, casts, scaling under fp16, gradients.
+    """Configure Lightning Fabric for a run, without launching it.
 
-    ``config.device`` is ``auto`` (CUDA if there is, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or
-    ``mps``; ``config.precision`` is ``auto`` (fp16 mixed on CUDA, else fp32) or a name of Fabric's.
+    ``config.device`` is ``auto`` (CUDA if available, else the CPU), ``cpu``, ``cuda``, ``cuda:N``
+    or ``mps``; ``config.precision`` is ``auto`` (fp16 mixed on CUDA, else fp32) or a name of
+    Fabric's.
 
     Raises:
-        DeviceError: no such device, not so many of them, or not this precision.
+        DeviceError: no such device, too few of them, or unsupported precision.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it counts processes aloud
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # hides its list of processes
     kind, index = _device(config.device)
     available = torch.cuda.device_count() if kind == "cuda" else 1 if kind == "mps" else None
     if available is not None and index + config.devices > available:
         raise DeviceError(
-            f"{config.devices} devices from {kind}:{index} on are not here: found {available}"
+            f"{config.devices} devices from {kind}:{index} are not available: found {available}"
         )
     precision = config.precision
     if precision == "auto":
         precision = "16-mixed" if kind == "cuda" else "32-true"
     if precision == "16-mixed" and kind == "cpu":
-        # Fabric would take bf16 instead, and the run's files would say fp16.
+        # Fabric would use bf16, and the run's files would be wrong.
         raise DeviceError("a CPU has no fp16 training: take --precision bf16 or fp32")
     devices: Any = config.devices
     if kind == "cuda":
@@ -176,11 +162,7 @@ def open_fabric(config: TrainConfig) -> Any:
 
 
 def _device(device: str) -> tuple[str, int]:
-    """Kind and index of a device.
-
-    Raises:
-        DeviceError: there is no such device here.
-    """
+    """Parse a device into kind and index; refuse one that is not available."""
     kind, _, number = device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -189,7 +171,7 @@ def _device(device: str) -> tuple[str, int]:
     index = int(number) if number.isdecimal() else 0
     if index >= count or (number and not number.isdecimal()):
         raise DeviceError(
-            f"device {device!r} is not here: expected cpu"
+            f"device {device!r} is not available: expected cpu"
             + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
             + (", mps" if mps else "")
         )
@@ -197,18 +179,17 @@ def _device(device: str) -> tuple[str, int]:
 
 
 def launch(fabric: Any) -> Ranks:
-    """Start the other processes, if Fabric has any to start, and connect to them.
+    """Start the other processes, if any, and connect to them.
 
-    Fabric starts this very command again, once for each further device. Those processes print
-    nothing, and die with the one that started them.
+    Fabric starts the same command for each further device. Those processes print nothing, and die
+    with the first.
     """
     if int(os.environ.get("LOCAL_RANK", 0)):
-        # Elsewhere than on Linux a process notices at the next exchange that it is alone.
         die_with(os.getppid())
     fabric.launch()
     if fabric.world_size == 1:
         return Ranks()
-    # Of the head's vectors, (1, C, 1, 1), there are two layouts for the same bytes.
+    # The head's vectors (1, C, 1, 1) have two equivalent layouts.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if fabric.global_rank:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good

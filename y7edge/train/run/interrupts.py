@@ -13,20 +13,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Turns signals into a ``KeyboardInterrupt`` where the state of a run is whole.
+    """Turn signals into ``KeyboardInterrupt`` where the state of a run is consistent.
 
-    A context manager; restores the former handlers. A second signal raises at once.
+    A context manager that restores the previous handlers. A second signal raises immediately.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._free = False
+        self._pending = False
+        self._immediate = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        # Only the main thread gets signals.
+        # Only the main thread receives signals.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -35,21 +35,21 @@ class Interrupts:
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if a signal is pending."""
-        if self._asked:
+        if self._pending:
             raise KeyboardInterrupt
 
     @contextmanager
-    def free(self) -> Iterator[None]:
-        """Raise at once inside of this block, which can be interrupted anywhere."""
+    def immediate(self) -> Iterator[None]:
+        """Raise immediately inside this block."""
         self.check()
-        self._free = True
+        self._immediate = True
         try:
             yield
         finally:
-            self._free = False
+            self._immediate = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked or self._free:
-            self._asked = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._pending or self._immediate:
+            self._pending = True
             raise KeyboardInterrupt
-        self._asked = True
+        self._pending = True

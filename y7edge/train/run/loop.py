@@ -1,13 +1,13 @@
-"""Training from start to end.
+"""Train a model, or resume a run.
 
     result = train(TrainConfig(data="data.yaml", model="yolov7-tiny", imgsz=320, epochs=60))
     result.best                                     # runs/train/best.safetensors
     resume("runs/train")                            # after an interruption
 
-The parts of a run are built first (``setup/parts.py``). After each epoch the average of the weights
-is evaluated and saved (``trainer.py``). The state is saved between batches, every few minutes and
-on Ctrl-C (``state.py``, ``resume.py``); a run is resumed from there. The recipe is that of YOLOv7
-(arXiv 2207.02696) with the departures that ``config.py`` names.
+``setup/parts.py`` builds the parts of a run; ``trainer.py`` trains, and evaluates and saves the
+averaged weights after each epoch. The state is saved between batches, every few minutes and on
+Ctrl-C (``state.py``, ``resume.py``). The recipe is that of YOLOv7 (arXiv 2207.02696) with the
+changes that ``config.py`` lists.
 """
 
 from __future__ import annotations
@@ -34,26 +34,19 @@ __all__ = ["TrainResult", "resume", "train"]
 
 
 def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
-    """Train a model and keep its best and last weights in the run's folder.
+    """Train a model; save its best and last weights in the run's folder.
 
-    With several devices this very command is started again for each further one (or ``torchrun``
-    has started them all).
-
-    Args:
-        config: what to train on what.
-        progress: displays the run; None shows nothing (``progress.for_terminal()`` does).
-
-    Returns:
-        Paths and figures of the run.
+    With several devices, the same command is started again for each further one (unless
+    ``torchrun`` did). ``progress`` displays the run, see ``progress.for_terminal()``.
 
     Raises:
-        ConfigError: a setting that cannot be, or a folder that holds a run already.
-        DataError: data that cannot be read, or a split without pictures.
-        CheckpointError: weights to start from that don't fit.
+        ConfigError: an invalid setting, or a folder that holds a run already.
+        DataError: data that cannot be read, or a split without images.
+        CheckpointError: initial weights that don't fit.
         DeviceError: no such device.
         RuntimeMissing: a package is not installed.
-        TrainingError: the loss is no longer a number, a disk is full, or a process died.
-        KeyboardInterrupt: as it came, after the state was saved.
+        TrainingError: the loss is not finite, the disk is full, or a process died.
+        KeyboardInterrupt: after the state was saved.
     """
     check_packages()
     if not int(os.environ.get("LOCAL_RANK", 0)):
@@ -62,33 +55,25 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResu
 
 
 def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResult:
-    """Resume a run that was interrupted.
+    """Resume the interrupted run in a folder.
 
-    On a CPU the weights at the end are, bit by bit, those of an uninterrupted run.
-
-    Args:
-        folder: of the run.
-        progress: as for :func:`train`.
-
-    Returns:
-        Paths and figures of the whole run.
+    On a CPU the final weights equal those of an uninterrupted run, bit by bit.
 
     Raises:
         ConfigError: no run in this folder, or a finished one.
-        CheckpointError: no whole state is left.
-        DataError: the data are not those of the run.
+        CheckpointError: no complete state is left.
+        DataError: the data have changed.
         Y7EdgeError: as for :func:`train`.
     """
     check_packages()
     folder = Path(folder)
     path = folder / files.CONFIG
     if not path.is_file():
-        raise ConfigError(f"{folder}: no {files.CONFIG}, so there is no run to resume")
+        raise ConfigError(f"{folder}: no {files.CONFIG}: expected the folder of a run")
     config = replace(configfile.read(path), out=folder)
     if not Path(config.data).exists():
         raise ConfigError(
-            f"{path}: data: nothing is at {config.data} any more; bring it back, or, if it was "
-            "moved, write its new place there"
+            f"{path}: data: {config.data} does not exist; restore it, or write its new path there"
         )
     return _run(under_torchrun(config), progress, folder)
 
@@ -98,32 +83,33 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
     ranks = launch(fabric)
     progress = progress if progress and ranks.first else Progress()
     try:
-        kept = None if folder is None else _read_state(folder, ranks, progress)
+        saved = None if folder is None else _read_state(folder, ranks, progress)
         parts = build(
             config,
-            say=progress.say,
+            log=progress.log,
             fabric=fabric,
             ranks=ranks,
             folder=folder,
-            again=kept.facts["start"] if kept else None,
+            resumed=saved.facts["start"] if saved else None,
         )
-        result = Trainer(parts, progress, kept).run()
+        result = Trainer(parts, progress, saved).run()
     except (Y7EdgeError, OSError, KeyboardInterrupt):
         if ranks.first:
             raise
-        sys.exit(0)  # the first process says what happened, and gives the exit code
+        sys.exit(0)  # the first process reports the error
     except RuntimeError as error:
-        if _is_short_of_memory(error):
+        # A CPU raises a plain RuntimeError.
+        if isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
             raise TrainingError(
                 f"out of memory on {fabric.device} with batch {config.batch} at {config.imgsz} px: "
-                "take a smaller --batch or --imgsz in a new run, from the weights of the finished "
-                "epochs with --weights"
+                "start a new run with a smaller --batch or --imgsz, and the last epoch's --weights"
             ) from error
-        if ranks.world == 1 or not _is_lost_contact(error):
+        lost = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+        if ranks.world == 1 or not lost:
             raise
         raise TrainingError(
-            f"another process of the run is gone ({' '.join(str(error).split())[:120]}): see what "
-            "it said; the last whole state is kept, resume with y7edge train --resume DIR"
+            f"another process of the run died ({' '.join(str(error).split())[:120]}): see its "
+            "output; resume the last complete state with y7edge train --resume DIR"
         ) from error
     finally:
         progress.close()
@@ -133,25 +119,15 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
 
 
 def _read_state(folder: Path, ranks: Ranks, progress: Progress) -> state.State:
-    """The state to resume; only the first rank searches for an undamaged one."""
-    kept = None
+    """Read the state to resume; the first rank first, which skips a damaged one."""
+    saved = None
     with ranks.together():
         if ranks.first:
-            kept = state.load(folder, say=progress.say)
-            if kept.facts.get("finished"):
+            saved = state.load(folder, log=progress.log)
+            if saved.facts.get("finished"):
                 raise ConfigError(
-                    f"{folder}: the run is finished after {kept.facts['epoch']} epochs; to train "
-                    f"on, start a new one with --weights {folder / files.LAST} and --epochs"
+                    f"{folder}: the run is finished after {saved.facts['epoch']} epochs; to "
+                    f"continue, start a new one with --weights {folder / files.LAST} and --epochs"
                 )
     with ranks.together():
-        return kept or state.load(folder, say=progress.say)
-
-
-def _is_lost_contact(error: RuntimeError) -> bool:
-    """Whether an exchange between processes broke off."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
-
-
-def _is_short_of_memory(error: RuntimeError) -> bool:
-    """Whether the device has no memory left; on a CPU that is a plain ``RuntimeError``."""
-    return isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        return saved or state.load(folder, log=progress.log)

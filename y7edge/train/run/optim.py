@@ -1,13 +1,12 @@
 """SGD with Nesterov momentum over the published parameter groups, and gradient accumulation.
 
-Three groups (YOLOv7's published training): batch-norm weights and implicit tensors, which are not
-decayed; convolution weights, which are; and biases, which are not decayed and start the warm-up
-from a high learning rate.
+The groups of YOLOv7's published training: BatchNorm weights and implicit tensors, without weight
+decay; convolution weights, with weight decay; and biases, without it, which start the warm-up from
+a high learning rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,16 +20,15 @@ from y7edge.train.settings.recipe import Recipe
 class ParameterGroups(NamedTuple):
     """The trained parameters of a model, each in one group, in the order of the state dict."""
 
-    undecayed: tuple[nn.Parameter, ...]  # batch-norm weights, implicit add and multiply
+    undecayed: tuple[nn.Parameter, ...]  # BatchNorm weights, implicit add and multiply
     decayed: tuple[nn.Parameter, ...]  # convolution weights, the heads' included
-    biases: tuple[nn.Parameter, ...]  # of batch norms and heads
+    biases: tuple[nn.Parameter, ...]  # of BatchNorms and heads
 
 
 def parameter_groups(model: nn.Module) -> ParameterGroups:
-    """Sort a model's parameters by what they are, not by what they are called.
+    """Sort a model's trained parameters into groups.
 
-    A ``weight`` is decayed unless it belongs to a batch norm; what is neither weight nor bias (the
-    implicit tensors of the head) is not decayed. Frozen parameters are in no group.
+    A ``weight`` is decayed unless it belongs to a BatchNorm; implicit tensors are not decayed.
     """
     undecayed, decayed, biases = [], [], []
     for module in model.modules():
@@ -47,19 +45,19 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
 
 
 def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
-    """Weight decay scaled to the images of a step, as the loss is a sum over them."""
+    """Scale weight decay to the images of a step, since the loss is a sum over them."""
     return weight_decay * batch * accumulation(batch, nominal) / nominal
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, weight_decay: float) -> torch.optim.SGD:
-    """SGD over the model's three groups; learning rates and momentum are set by :func:`apply`.
+    """Create SGD over the model's groups; :func:`apply` sets learning rates and momentum.
 
     Raises:
         ConfigError: every parameter is frozen.
     """
     groups = parameter_groups(model)
     if not any(groups):
-        raise ConfigError("every row is frozen, nothing is left to train: freeze fewer rows")
+        raise ConfigError("every row is frozen: freeze fewer rows")
     return torch.optim.SGD(
         [
             {"params": list(parameters), "weight_decay": decay}
@@ -68,8 +66,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, weight_decay: float) -> to
         lr=recipe.lr0,
         momentum=recipe.momentum,
         nesterov=True,
-        # One kernel for all tensors of a group instead of three for each.
-        fused=_can_fuse(model.parameters()),
+        fused=all(p.device.type in ("cpu", "cuda") for p in model.parameters()),
     )
 
 
@@ -81,26 +78,19 @@ def apply(step: Step, optimizer: torch.optim.Optimizer) -> None:
 
 
 class Accumulator:
-    """Says after which iterations the optimiser steps.
+    """Decide after which iterations the optimizer steps.
 
-    Gradients left at the end of an epoch are used by the next step (the published training discards
-    them), and those at the end of the run by a last one.
-
-    Attributes:
-        gathered: backward passes since the last step.
+    Gradients left at the end of an epoch go into the next step (the published training discards
+    them), those at the end of the run into a last one.
     """
 
     def __init__(self) -> None:
-        self.gathered = 0
+        self.gathered = 0  # backward passes since the last step
 
     def due(self, accumulate: int, *, last: bool = False) -> bool:
-        """Count one backward pass; whether to step now. ``last``: the run ends here."""
+        """Count a backward pass; return whether to step now. ``last``: the run ends here."""
         self.gathered += 1
         if self.gathered < accumulate and not last:
             return False
         self.gathered = 0
         return True
-
-
-def _can_fuse(parameters: Iterable[nn.Parameter]) -> bool:
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)

@@ -1,8 +1,8 @@
-"""``y7edge train --profile N``: where the time of an iteration goes, measured on the real loop.
+"""``y7edge train --profile N``: measure where an iteration spends its time.
 
-The parts of a run are made as for a training, in a folder that is thrown away; N iterations are
-timed after a few that warm up. Beside it stands what the network alone would do: forward and
-backward over one batch that is already on the device, without data, loss and optimiser.
+The parts of a run are built as for training, in a temporary folder. N iterations are measured after
+some warm-up. For comparison, forward and backward are measured alone, on one batch that is already
+on the device.
 """
 
 from __future__ import annotations
@@ -26,88 +26,84 @@ from y7edge.train.run.trainer import Trainer
 from y7edge.train.settings.config import TrainConfig
 from y7edge.train.setup.parts import build, check_packages
 
-# The first iterations allocate memory, choose kernels, start workers and draw their batches.
-WARM_UP = 4
+WARM_UP = 4  # iterations that allocate memory, choose kernels and start workers
 PARTS = ("data", "forward", "loss", "backward", "optimizer")
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was measured; times are means over the iterations, in milliseconds."""
+    """Measurements; times are means over the iterations, in milliseconds."""
 
     device: str
-    batch: int  # pictures per iteration
+    batch: int  # images per iteration
     imgsz: int
     workers: int
     iterations: int
     images_per_second: float
     iteration_ms: float
     data_ms: float  # waiting for the loader
-    forward_ms: float  # with the way of the batch to the device
+    forward_ms: float  # with the copy to the device
     loss_ms: float  # with the assignment
     backward_ms: float
-    optimizer_ms: float  # with the average of the weights; a mean, though not every batch has one
-    rest_ms: float  # progress and what is between the parts
+    optimizer_ms: float  # with the average of the weights; not every iteration has a step
+    rest_ms: float  # everything else
     memory_mb: float  # peak: of the GPU, else of the process
     network_images_per_second: float  # forward and backward alone, on a fixed batch
 
     @property
     def data_share(self) -> float:
-        """Of an iteration: waiting for data."""
+        """Fraction of an iteration spent waiting for data."""
         return self.data_ms / self.iteration_ms
 
     @property
     def loss_share(self) -> float:
-        """Of an iteration without the waiting: assignment and loss."""
+        """Fraction of assignment and loss in an iteration, without waiting for data."""
         return self.loss_ms / (self.iteration_ms - self.data_ms)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return JSON values."""
         return {**asdict(self), "data_share": self.data_share, "loss_share": self.loss_share}
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """Format a table."""
         rows = [
             f"{name.removesuffix('_ms'):<10}{value:>10.2f} ms{value / self.iteration_ms:>8.1%}"
             for name, value in asdict(self).items()
             if name.endswith("_ms")
         ]
         return [
-            f"{self.iterations} iterations of {self.batch} pictures at {self.imgsz} px on "
+            f"{self.iterations} iterations of {self.batch} images at {self.imgsz} px on "
             f"{self.device}, {self.workers} loading workers",
             *rows,
-            f"{self.images_per_second:.1f} pictures/s; forward and backward alone "
+            f"{self.images_per_second:.1f} images/s; forward and backward alone "
             f"{self.network_images_per_second:.1f}; peak memory {self.memory_mb:.0f} MB; loss and "
-            f"assignment {self.loss_share:.1%} of the step without the wait for data",
+            f"assignment {self.loss_share:.1%} of the iteration without waiting for data",
         ]
 
 
 def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile:
     """Measure ``config.profile`` iterations of a run on one device.
 
-    Args:
-        config: the run; its folder is not made.
-        progress: displays remarks.
-
     Raises:
-        ConfigError: several devices, or nothing to measure.
+        ConfigError: several devices, or no iterations.
         Y7EdgeError: as for ``loop.train``.
     """
     if config.devices * config.nodes > 1 or config.profile < 1:
-        raise ConfigError("a profile takes --profile N with N from 1, on one device")
+        raise ConfigError("--profile N needs N from 1 and one device")
     check_packages()
     fabric = open_fabric(config)
-    times = PartTimes(fabric.device)
+    device = fabric.device
+    times = PartTimes(device)
     with TemporaryDirectory() as folder:
         config = replace(config, out=Path(folder) / "run")
         progress = progress or Progress()
-        parts = build(config, say=progress.say, fabric=fabric, timing=times)
+        parts = build(config, log=progress.log, fabric=fabric, timing=times)
         trainer = Trainer(parts, progress)
         seconds = _timed(trainer, times, config.profile)
         spent = {f"{name}_ms": 1e3 * seconds[name] / config.profile for name in PARTS}
         whole = 1e3 * seconds["whole"] / config.profile
         return Profile(
-            device=_device_name(trainer),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             batch=config.batch,
             imgsz=config.imgsz,
             workers=trainer.parts.loader.num_workers,
@@ -115,14 +111,14 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
             images_per_second=seconds["images"] / seconds["whole"],
             iteration_ms=whole,
             rest_ms=whole - sum(spent.values()),
-            memory_mb=peak_memory_mb(fabric.device),
+            memory_mb=peak_memory_mb(device),
             network_images_per_second=_network_alone(trainer, times, min(config.profile, 20)),
             **spent,
         )
 
 
 def _timed(trainer: Trainer, times: PartTimes, iterations: int) -> dict[str, float]:
-    """Seconds by part and of the whole over some iterations, and how many pictures they had."""
+    """Return the seconds of each part and in total, and the number of images."""
     batches, images, begin = _endless(trainer), 0, 0.0
     for number, count in enumerate(batches):
         if number < WARM_UP:
@@ -138,31 +134,26 @@ def _timed(trainer: Trainer, times: PartTimes, iterations: int) -> dict[str, flo
 
 
 def _endless(trainer: Trainer) -> Iterator[int]:
-    """Learn from batch after batch; gives the number of pictures of each."""
+    """Train on batch after batch; yield the number of images of each."""
     while True:
         yield from trainer.learn_epoch()
         trainer.position = Position(trainer.position.epoch + 1)
 
 
 def _network_alone(trainer: Trainer, times: PartTimes, iterations: int) -> float:
-    """Pictures per second of forward and backward over one batch that is on the device."""
+    """Return images per second of forward and backward over one batch on the device."""
     steps = trainer.parts.steps
-    images = steps.prepared(next(iter(trainer.parts.loader))[0])
+    images = steps.to_input(next(iter(trainer.parts.loader))[0])
     for _ in range(2):
-        _there_and_back(trainer, images)
+        _forward_backward(trainer, images)
     times.wait()
     begin = time.perf_counter()
     for _ in range(iterations):
-        _there_and_back(trainer, images)
+        _forward_backward(trainer, images)
     times.wait()
     return len(images) * iterations / (time.perf_counter() - begin)
 
 
-def _there_and_back(trainer: Trainer, images: Tensor) -> None:
+def _forward_backward(trainer: Trainer, images: Tensor) -> None:
     heads = trainer.parts.steps.forward(images)
     trainer.parts.fabric.backward(sum(head.float().mean() for head in heads))
-
-
-def _device_name(trainer: Trainer) -> str:
-    device = trainer.parts.fabric.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar on a terminal, plain lines anywhere else."""
+"""Display the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of a run after one iteration. Epochs and iterations count from 1."""
+    """The run after an iteration. Epochs and iterations count from 1."""
 
     epoch: int
     epochs: int
@@ -37,38 +37,38 @@ class Status:
 
 
 class Progress:
-    """Receives the events of a run, and shows nothing."""
+    """Receive the events of a run, and display nothing."""
 
-    def say(self, line: str) -> None:
-        """Show a remark: what is trained on what, what was saved, why it stopped."""
+    def log(self, line: str) -> None:
+        """Display a message."""
 
     def step(self, status: Status) -> None:
-        """Called after iterations (not after every one on a GPU: reading the loss waits for it)."""
+        """Called after iterations (every few on a GPU, since reading the loss synchronizes)."""
 
     def epoch(self, row: EpochRow) -> None:
-        """Called at the end of each epoch, with its line of ``results.csv``."""
+        """Called after each epoch with its line of ``results.csv``."""
 
     def close(self) -> None:
-        """Called once, however the run ends."""
+        """Called once at the end of the run."""
 
 
 class Lines(Progress):
-    """One line for each epoch, for logs and pipes."""
+    """Print a line per epoch, for logs and pipes."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = stream or sys.stderr
 
-    def say(self, line: str) -> None:
-        """Print the remark."""
+    def log(self, line: str) -> None:
+        """Print the message."""
         print(line, file=self._stream, flush=True)
 
     def epoch(self, row: EpochRow) -> None:
-        """Print losses, learning rate, seconds and, where it was evaluated, mAP."""
-        self.say(describe(row))
+        """Print losses, learning rate, seconds and mAP."""
+        self.log(describe(row))
 
 
-class Bar(Progress):
-    """A bar for the current epoch above one line for each finished epoch."""
+class Bar(Lines):
+    """Display a bar of the current epoch below a line per finished epoch."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._bar = RichBar(
@@ -81,12 +81,12 @@ class Bar(Progress):
         )
         self._task: TaskID | None = None
 
-    def say(self, line: str) -> None:
-        """Print the remark above the bar."""
+    def log(self, line: str) -> None:
+        """Print the message above the bar."""
         self._bar.console.print(line, markup=False, highlight=False)
 
     def step(self, status: Status) -> None:
-        """Move the bar; show loss parts, learning rate, memory and the time left."""
+        """Update the bar, loss parts, learning rate, memory and time left."""
         if self._task is None:
             self._bar.start()
             self._task = self._bar.add_task("", total=status.batches, status="")
@@ -101,23 +101,19 @@ class Bar(Progress):
             ),
         )
 
-    def epoch(self, row: EpochRow) -> None:
-        """Leave the epoch's line above the bar."""
-        self.say(describe(row))
-
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar."""
         self._bar.stop()
 
 
 def for_terminal(stream: IO[str] | None = None) -> Progress:
-    """A bar if ``stream`` (default: standard error) is a terminal, else plain lines."""
+    """Return a bar if ``stream`` (default: standard error) is a terminal, else plain lines."""
     stream = stream or sys.stderr
     return Bar(Console(file=stream)) if stream.isatty() else Lines(stream)
 
 
 def describe(row: EpochRow) -> str:
-    """One line about a finished epoch."""
+    """Format a finished epoch in one line."""
     figures = "" if row.map50 is None else f"  mAP50 {row.map50:.3f}  mAP50-95 {row.map50_95:.3f}"
     return (
         f"epoch {row.epoch}: box {row.box:.4f}  obj {row.obj:.4f}  cls {row.cls:.4f}  "
@@ -126,14 +122,14 @@ def describe(row: EpochRow) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, e.g. ``1:02:03``; minutes and seconds below an hour."""
+    """Format seconds as ``1:02:03``, or ``2:03`` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Stopwatch:
-    """Estimates the time left from the fraction of the work done."""
+    """Estimate the time left from the work done."""
 
     def __init__(self, total: int, done: int = 0) -> None:
         """Start now, with ``done`` of ``total`` units done before."""
@@ -141,13 +137,13 @@ class Stopwatch:
         self._total, self._before = total, done
 
     def left(self, done: int) -> float:
-        """Seconds until ``total`` units are done, at the pace since the start."""
+        """Return the seconds until ``total`` units are done, at the mean pace."""
         pace = (time.perf_counter() - self._start) / max(done - self._before, 1)
         return pace * (self._total - done)
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in units of 10**6 bytes: of the GPU, else of this process."""
+    """Peak memory in 10**6 bytes: of the GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e6
     if resource is None:  # Windows

@@ -1,8 +1,7 @@
-"""The state of a run on disk, from which a killed run is resumed.
+"""The state of a run on disk, for resuming.
 
-A safetensors file, never a pickle: arrays under dotted names (``model.rows.0.conv.weight``,
-``optimizer.0.momentum_buffer``), and one JSON entry for everything else. The file before the last
-is kept beside it.
+A safetensors file without pickle: arrays under dotted names (``model.rows.0.conv.weight``,
+``optimizer.0.momentum_buffer``), and a JSON entry for the rest. The previous file is kept.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ HEADER = "y7edge-state"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Arrays by dotted name, and JSON-able facts."""
+    """Arrays by dotted name, and JSON values."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def put(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add tensors under ``prefix.``; CPU memory is shared: save before the next step."""
+        """Add tensors under ``prefix.``; they share CPU memory: save before the next step."""
         for name, tensor in tensors.items():
             self.arrays[f"{prefix}.{name}"] = tensor.detach().cpu().contiguous().numpy()
 
     def take(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under ``prefix.``, by the rest of their names."""
+        """Return the tensors under ``prefix.``, by the rest of their names."""
         start = f"{prefix}."
         return {
             name.removeprefix(start): torch.from_numpy(array)
@@ -50,15 +49,15 @@ class State:
 
 
 def position(state: State) -> str:
-    """Where in the run a state was taken, in words."""
+    """Describe where in the run a state was captured."""
     return f"epoch {state.facts['epoch']}, after {state.facts['batch']} batches"
 
 
 def save(state: State, folder: Path) -> Path:
-    """Write a state, whole or not at all; the one before is kept as ``state-previous``.
+    """Write a state atomically; keep the previous one as ``state-previous``.
 
     Raises:
-        TrainingError: the disk takes no more; the message says what is still there.
+        TrainingError: the disk is full; the message states what is left.
     """
     import safetensors
     from safetensors.numpy import save_file
@@ -72,21 +71,17 @@ def save(state: State, folder: Path) -> Path:
                 path.replace(folder / PREVIOUS)
     except (OSError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise TrainingError(f"{path} cannot be written ({reason}): {_what_is_left(folder)}") from (
+        raise TrainingError(f"{path} cannot be written ({reason}): {_resumable(folder)}") from (
             error
         )
     return path
 
 
-def load(folder: Path, *, say: Callable[[str], None]) -> State:
-    """The last whole state of a run.
-
-    Args:
-        folder: of the run.
-        say: is called if the last one is damaged and the one before is taken.
+def load(folder: Path, *, log: Callable[[str], None]) -> State:
+    """Read the last complete state of a run; ``log`` reports a damaged one that is skipped.
 
     Raises:
-        CheckpointError: there is none, or none is whole; the message says what else is usable.
+        CheckpointError: no complete state; the message states what else is usable.
     """
     problems = []
     for name in (STATE, PREVIOUS):
@@ -99,19 +94,19 @@ def load(folder: Path, *, say: Callable[[str], None]) -> State:
             problems.append(str(error))
             continue
         if problems:
-            # Else the next write would put the damaged file in the place of the whole one.
+            # Otherwise the next write would replace the complete file by the damaged one.
             (folder / STATE).unlink()
-            say(f"{problems[0]}; resuming from {name} ({position(state)})")
+            log(f"{problems[0]}; resuming from {name} ({position(state)})")
         return state
-    found = "; ".join(problems) or f"{folder}: no {STATE}, so there is no run to resume"
-    raise CheckpointError(f"{found}; {_weights_left(folder)}")
+    found = "; ".join(problems) or f"{folder}: no {STATE}, expected the folder of a run"
+    raise CheckpointError(f"{found}; {_usable_weights(folder)}")
 
 
 def read(path: Path) -> State:
-    """One state file.
+    """Read one state file.
 
     Raises:
-        CheckpointError: it is cut short, altered, or not ours.
+        CheckpointError: it is truncated, altered, or another format.
     """
     import safetensors
 
@@ -125,19 +120,19 @@ def read(path: Path) -> State:
             raise ValueError(f"schema {schema!r}, expected {SCHEMA}")
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: not a whole state of a run ({' '.join(str(error).split())}): cut short, "
-            "damaged or of another tool"
+            f"{path}: not a complete state of a run ({' '.join(str(error).split())}): truncated, "
+            "damaged or another format"
         ) from error
     if checksum != _checksum(arrays):
-        raise CheckpointError(f"{path}: altered after it was written: its checksum doesn't fit")
+        raise CheckpointError(f"{path}: altered after it was written: wrong checksum")
     return State(facts, arrays)
 
 
 def mark_finished(folder: Path, identity: Mapping[str, Any], epochs: int) -> None:
-    """Put a state without arrays in the place of the last one: there is nothing to resume.
+    """Replace the state with one without arrays: there is nothing to resume.
 
     Raises:
-        TrainingError: the disk takes no more.
+        TrainingError: the disk is full.
     """
     facts = {"finished": True, "epoch": epochs, "batch": 0, "identity": dict(identity)}
     save(State(facts), folder)
@@ -153,22 +148,22 @@ def _checksum(arrays: Mapping[str, NDArray[Any]]) -> int:
     return value
 
 
-def _what_is_left(folder: Path) -> str:
-    """What a run can resume from after a write that failed."""
+def _resumable(folder: Path) -> str:
+    """Describe what a run can resume from after a failed write."""
     for name in (STATE, PREVIOUS):
         try:
             state = read(folder / name)
         except CheckpointError:
             continue
         return (
-            f"the state before it ({position(state)}) is kept in {name}; make room, then "
-            f"resume with y7edge train --resume {folder}"
+            f"the previous state ({position(state)}) is in {name}; free disk space, then resume "
+            f"with y7edge train --resume {folder}"
         )
-    return f"no state was kept; {_weights_left(folder)}"
+    return f"no state was saved; {_usable_weights(folder)}"
 
 
-def _weights_left(folder: Path) -> str:
+def _usable_weights(folder: Path) -> str:
     left = [name for name in (LAST, BEST) if (folder / name).exists()]
     if not left:
-        return "nor are there weights of a finished epoch: train anew"
-    return f"start a new run from its weights with --weights {folder / left[0]}"
+        return "nor weights of a finished epoch: start again"
+    return f"start a new run with --weights {folder / left[0]}"

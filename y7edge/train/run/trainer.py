@@ -1,4 +1,4 @@
-"""The loop over epochs and batches of one training run."""
+"""The loop over epochs and batches."""
 
 from __future__ import annotations
 
@@ -13,62 +13,48 @@ from y7edge.errors import TrainingError, Y7EdgeError
 from y7edge.evaluation.evaluate import Metrics
 from y7edge.train.loading.memory import Item
 from y7edge.train.loading.workers import batches
-from y7edge.train.output import bad_batch
 from y7edge.train.output import folder as files
+from y7edge.train.output.batch_files import BAD_BATCH, write_bad_batch
 from y7edge.train.output.results import EpochRow, TrainResult
 from y7edge.train.run import state
 from y7edge.train.run.interrupts import Interrupts
 from y7edge.train.run.progress import Progress, Status, Stopwatch, peak_memory_mb
 from y7edge.train.run.resume import Position, capture, check, identity, require_finite, restore
-from y7edge.train.run.steps import varied_side
+from y7edge.train.run.steps import random_side
 from y7edge.train.setup.parts import Parts
 
-# Reading the loss makes the CPU wait for a GPU; a bar that moves every few iterations is enough.
-_READ_EVERY = 10
+_READ_EVERY = 10  # iterations on a GPU, since reading the loss synchronizes
 
 
 class Trainer:
-    """Trains with the parts of a run, as one of its processes.
-
-    Attributes:
-        parts: what the run is made of.
-        progress: displays the run.
-        position: how far the run has come.
-    """
+    """Train with the parts of a run, as one of its processes."""
 
     def __init__(
-        self, parts: Parts, progress: Progress | None = None, kept: state.State | None = None
+        self, parts: Parts, progress: Progress | None = None, saved: state.State | None = None
     ) -> None:
-        """Begin a run, or resume it.
-
-        Args:
-            parts: what the run is made of.
-            progress: displays the run; None shows nothing.
-            kept: the state to resume; None begins a run.
+        """Begin a run, or resume it from the state ``saved``.
 
         Raises:
-            ConfigError, DataError: the state is that of other settings or other data.
+            ConfigError, DataError: the state has other settings or other data.
         """
         self.parts, self.progress = parts, progress or Progress()
         self.position = Position()
-        if kept is not None:
-            say = self.progress.say
+        if saved is not None:
+            log = self.progress.log
             with parts.ranks.together():
-                check(kept, identity(parts), str(parts.config.data), say)
-            self.position = restore(parts, kept)
-            say(f"resumed at {state.position(kept)}")
+                check(saved, identity(parts), str(parts.config.data), log)
+            self.position = restore(parts, saved)
+            log(f"resumed at {state.position(saved)}")
         self._watch = Stopwatch(parts.steps.schedule.iterations, done=self.iteration)
         self._interrupts = Interrupts()
-        self._unread: list[Tensor] = []  # loss parts of batches since the last reading
-        self._whole = True  # the state is that between two batches
+        self._unread: list[Tensor] = []  # loss parts not yet read from the device
+        self._consistent = True  # the state is that between two batches
         self._clock = self._next_save = 0.0
 
     @property
     def iteration(self) -> int:
-        """Number of the next batch in the whole run, from 0."""
+        """Number of the next batch in the run, from 0."""
         return (self.position.epoch - 1) * len(self.parts.plan) + self.position.batch
-
-    # --- the loop ---------------------------------------------------------------------------------
 
     def run(self) -> TrainResult:
         """Train to the last epoch, or until patience ends."""
@@ -80,7 +66,7 @@ class Trainer:
                     self.train_epoch()
                     self._end_epoch()
             except (KeyboardInterrupt, Y7EdgeError, OSError) as error:
-                self._keep_what_is_whole(error)
+                self._save_on_exit(error)
                 raise
             finally:
                 if self.parts.writer:
@@ -88,14 +74,14 @@ class Trainer:
         try:
             return self._finish()
         except (KeyboardInterrupt, Y7EdgeError, OSError):
-            self.progress.say(
-                "all epochs are done and their weights saved; for curves, images and report resume "
-                f"with y7edge train --resume {self.parts.folder}"
+            self.progress.log(
+                "all epochs are done and their weights saved; to write the report, resume with "
+                f"y7edge train --resume {self.parts.folder}"
             )
             raise
 
     def train_epoch(self) -> None:
-        """Train on the batches that are left of the current epoch."""
+        """Train on the remaining batches of the epoch; report and save states."""
         for _ in self.learn_epoch():
             self.report()
             due = self.parts.ranks.first and time.monotonic() >= self._next_save
@@ -104,13 +90,13 @@ class Trainer:
         self._read()
 
     def learn_epoch(self) -> Iterator[int]:
-        """The same batch by batch, without reports and states; yields their numbers of images."""
+        """Train on the remaining batches of the epoch; yield their numbers of images."""
         self.parts.steps.train()
         self.parts.plan.set_epoch(self.position.epoch, self.position.batch)
         self._clock = time.perf_counter()
         stream = batches(self.parts.loader)
         while (batch := self._next(stream)) is not None:
-            with self._breaking():
+            with self._updating():
                 self._learn(*batch)
             now = time.perf_counter()
             self.position.seconds += now - self._clock
@@ -118,21 +104,21 @@ class Trainer:
             yield len(batch[0])
 
     def _next(self, stream: Iterator[Item]) -> Item | None:
-        """The next batch; here, between two batches, all ranks stop if one of them has to."""
+        """Return the next batch; here all ranks stop if one has to."""
         parts = self.parts
         with parts.steps.timing.part("data", host=True), parts.ranks.together():
             self._interrupts.check()
             return next(stream, None)
 
     def _learn(self, images: Tensor, targets: Tensor) -> None:
-        """One batch: uint8 (B, 3, H, W) RGB and targets (n, 6)."""
+        """Train on a batch: uint8 (B, 3, H, W) RGB and targets (n, 6)."""
         position, config, steps = self.position, self.parts.config, self.parts.steps
         side = None
         if config.multi_scale:
             stride = steps.model.spec.max_stride
-            side = varied_side(config.imgsz, stride, config.seed, position.epoch, position.batch)
+            side = random_side(config.imgsz, stride, config.seed, position.epoch, position.batch)
         if self.parts.writer:
-            close_at = self.parts.shown.close_at
+            close_at = self.parts.train_set.close_at
             closed = close_at is not None and position.epoch >= close_at
             self.parts.writer.batch(images, targets, closed=closed)
         loss = steps(self.iteration, images, targets, side)
@@ -140,23 +126,23 @@ class Trainer:
         position.batch += 1
 
     def _end_epoch(self) -> None:
-        """Evaluate, save and report the finished epoch, and move on to the next."""
+        """Evaluate, save and report the finished epoch; begin the next."""
         position, parts = self.position, self.parts
         average = parts.steps.average
         if not position.closed:
-            with self._breaking():
-                average.end_epoch(parts.steps.model, position.epoch, parts.whole_images)
+            with self._updating():
+                average.end_epoch(parts.steps.model, position.epoch, parts.letterboxed_images)
                 position.closed = True
         metrics: Metrics | None = None
         last = position.epoch == parts.config.epochs
         if last or position.epoch % parts.config.validation_interval == 0:
             with parts.ranks.together():
                 if parts.validation:
-                    with self._interrupts.free():
+                    with self._interrupts.immediate():
                         metrics = parts.validation(average.model)
-            parts.weigh_images(metrics)
+            parts.update_image_weights(metrics)
         row = self._row()
-        with self._breaking(), parts.ranks.together():
+        with self._updating(), parts.ranks.together():
             if parts.writer:
                 parts.writer.add(row, average.model, metrics)
         self.position = Position(position.epoch + 1)
@@ -165,7 +151,7 @@ class Trainer:
         self._save()
 
     def _finish(self) -> TrainResult:
-        """Write the report, and sum up."""
+        """Write the report, and return the result."""
         parts, result = self.parts, None
         with parts.ranks.together():
             if (writer := parts.writer) and parts.validation:
@@ -175,11 +161,11 @@ class Trainer:
                 state.mark_finished(parts.folder, identity(parts), len(writer.rows))
         result = parts.ranks.from_first(result)
         if result is None:
-            raise TrainingError(f"{parts.folder}: the first process gave no result")
+            raise TrainingError(f"{parts.folder}: the first process returned no result")
         return result
 
     def _is_over(self) -> bool:
-        """Whether the last epoch is done, or the last evaluated one ends the ``patience``."""
+        """Whether the last epoch is done, or patience has ended."""
         config, writer = self.parts.config, self.parts.writer
         over = self.position.epoch > config.epochs
         if writer and not over and config.patience and (best := writer.best):
@@ -189,13 +175,11 @@ class Trainer:
             since = max(best.epoch, next(begun, evaluated[-1]))
             over = evaluated[-1] - since >= config.patience
             if over:
-                self.progress.say(f"no better fitness since epoch {best.epoch}: stopped")
+                self.progress.log(f"no better fitness since epoch {best.epoch}: stopped")
         return self.parts.ranks.from_first(over)
 
-    # --- losses -----------------------------------------------------------------------------------
-
     def report(self) -> None:
-        """Report where the epoch stands, if it is time to look at the losses."""
+        """Display the progress within the epoch."""
         position, device = self.position, self.parts.fabric.device
         if (position.batch - 1) % (1 if device.type == "cpu" else _READ_EVERY):
             return
@@ -224,75 +208,74 @@ class Trainer:
         return EpochRow(position.epoch, box, obj, cls, lr, position.seconds, memory)
 
     def _read(self) -> None:
-        """Add the loss parts that were not read yet to the sums of the epoch.
-
-        Raises:
-            TrainingError: one of them isn't finite.
-        """
+        """Add new loss parts to the sums of the epoch; refuse a loss that is not finite."""
         if not self._unread:
             return
         losses = self.parts.ranks.sum(torch.stack(self._unread)) / self.parts.ranks.world
         first = self.position.batch - len(self._unread)
         self._unread.clear()
         for batch, values in enumerate(losses.tolist(), start=first):
-            # One by one and in double precision: the same sums, whenever they are read.
+            # One by one and in double precision, so that sums don't depend on when they are read.
             sums = [old + new for old, new in zip(self.position.sums, values, strict=True)]
             self.position.sums = sums
             if not all(abs(value) < float("inf") for value in values):
                 self._refuse(batch, values)
 
     def _refuse(self, batch: int, values: list[float]) -> None:
-        """Stop for a loss that is not finite, and dump its batch."""
-        self._whole = False
+        """Stop for a non-finite loss, and dump its batch."""
+        self._consistent = False
         parts, epoch = self.parts, self.position.epoch
         box, obj, cls = values
         reason = (
-            f"the loss is no longer a number in epoch {epoch}, batch {batch + 1} "
+            f"the loss is not finite in epoch {epoch}, batch {batch + 1} "
             f"(box {box:.3g}, obj {obj:.3g}, cls {cls:.3g})"
         )
         with parts.ranks.together():
             if parts.ranks.first:
-                bad_batch.write_batch(
-                    parts.folder, parts.shown, parts.plan, epoch=epoch, batch=batch, reason=reason
+                write_bad_batch(
+                    parts.folder,
+                    parts.train_set,
+                    parts.plan,
+                    epoch=epoch,
+                    batch=batch,
+                    reason=reason,
                 )
         raise TrainingError(
             f"{reason}: lower lr0, lengthen the warm-up or train in 32-true; the batch is in "
-            f"{parts.folder / bad_batch.NAME}, the last whole state in {parts.folder}"
+            f"{parts.folder / BAD_BATCH}, the last complete state in {parts.folder}"
         )
 
-    # --- the state --------------------------------------------------------------------------------
-
     @contextmanager
-    def _breaking(self) -> Iterator[None]:
-        """A block at whose end, and only there, the state is whole again."""
-        self._whole = False
+    def _updating(self) -> Iterator[None]:
+        """Mark the state as inconsistent during the block, and after an error in it."""
+        self._consistent = False
         yield
-        self._whole = True
+        self._consistent = True
 
     def _save(self) -> None:
-        """Save the state of the run. All ranks come here together."""
+        """Save the state of the run; call it on all ranks."""
         self._read()
         parts = self.parts
-        with self._breaking():
+        with self._updating():
             with parts.ranks.together():
                 require_finite(parts.steps.model)
-            kept = capture(parts, self.position)
+            captured = capture(parts, self.position)
             with parts.ranks.together():
                 if parts.ranks.first:
-                    state.save(kept, parts.folder)
+                    state.save(captured, parts.folder)
         self._next_save = time.monotonic() + 60 * parts.config.checkpoint_minutes
 
-    def _keep_what_is_whole(self, error: BaseException) -> None:
-        """Save what there is when a run ends before its time, and say how to resume it."""
+    def _save_on_exit(self, error: BaseException) -> None:
+        """Save the state when a run ends early, and log how to resume."""
         folder = self.parts.folder
         how = f"resume with y7edge train --resume {folder}"
-        if not self._whole:
-            if not isinstance(error, TrainingError):  # whose message says what is left
-                self.progress.say(f"stopped inside of a batch; the last whole state is kept: {how}")
+        if not self._consistent:
+            if not isinstance(error, TrainingError):  # its message states what is left
+                self.progress.log(f"stopped inside a batch; the last complete state is kept: {how}")
             return
         self._save()
         if self.parts.writer:
             average = self.parts.steps.average.model
             self.parts.writer.save(average, files.LAST, notes={"interrupted": True})
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped by an error"
-        self.progress.say(f"{what}; the state so far is in {folder / files.STATE}: {how}")
+        self.progress.log(f"{what}; the state so far is in {folder / files.STATE}: {how}")

@@ -1,6 +1,6 @@
-"""Evaluate a model while it trains, through the same Detector that runs on the robot.
+"""Evaluate a model during training, with the Detector.
 
-So a checkpoint's figures in training and those of ``y7edge val`` afterwards mean the same
+Scores in training and those of ``y7edge val`` mean the same
 (``y7edge.evaluation.evaluate.PROTOCOL``). The published training evaluated at NMS IoU 0.6, tested
 at 0.65 and reported at 0.7.
 """
@@ -25,22 +25,12 @@ from y7edge.runtimes.base import SessionOptions
 class Validation:
     """The images that a run is evaluated on.
 
-    Attributes:
-        samples: pictures and labels.
-        names: class names.
+    Raises:
+        DataError: no image has a label, or one cannot be read.
     """
 
     def __init__(self, samples: Sequence[Sample], names: Sequence[str], imgsz: int) -> None:
-        """Keep what is needed, and find out now what would end the run at its first validation.
-
-        Args:
-            samples: pictures and labels.
-            names: class names.
-            imgsz: side of the square input, pixels.
-
-        Raises:
-            DataError: no picture has a label, or one cannot be read.
-        """
+        """Check that all images can be read; ``imgsz`` is the input's side in pixels."""
         require_labels(samples, "evaluate on")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(_can_be_read, [sample.path for sample in samples]):
@@ -50,11 +40,11 @@ class Validation:
         self._imgsz = imgsz
 
     def __call__(self, model: Model) -> Metrics:
-        """Average precision of a model in evaluation mode, on the device where it is."""
+        """Evaluate a model in evaluation mode, on its device."""
         return evaluate(self.detector(model).detect_for_evaluation, self.samples, self.names)
 
     def detector(self, model: Model, conf: float | None = None) -> Detector:
-        """A Detector over the module itself, at the default thresholds but for ``conf``."""
+        """Return a Detector of the module, at the default thresholds but for ``conf``."""
         manifest = describe(to_checkpoint(model, self.names), (self._imgsz, self._imgsz))
         options = SessionOptions(device=str(model.head.anchors.device))
         session = EagerSession(model, manifest, options)
@@ -62,15 +52,15 @@ class Validation:
 
 
 def require_labels(samples: Sequence[Sample], purpose: str) -> None:
-    """Refuse pictures that all show nothing: mostly their labels stand elsewhere.
+    """Refuse images without any label, which usually means that labels are in another folder.
 
     Raises:
-        DataError: none of them has a label.
+        DataError: no image has a label.
     """
     if not any(len(sample.boxes) for sample in samples):
         raise DataError(
             f"expected labels to {purpose}, found none for {len(samples)} images such as "
-            f"{samples[0].path}; labels stand in .txt files of a folder labels/ beside images/"
+            f"{samples[0].path}; YOLO labels are .txt files in a folder labels/ beside images/"
         )
 
 

@@ -1,13 +1,12 @@
-"""What a training run is: one frozen dataclass that says what to train on what, where, how long.
+"""Configuration of a training run.
 
-It carries a :class:`~y7edge.train.settings.recipe.Recipe`, the hyper-parameters; the named ones
-are in ``recipes.py``. Three rules depart from the published recipe, because it was tuned for COCO's
-118,000 pictures and 300 epochs and breaks on small sets; each is a function in ``schedule.py``
-with its reason, and each can be overridden here:
+It contains a :class:`~y7edge.train.settings.recipe.Recipe` of hyper-parameters; the named ones are
+in ``recipes.py``. The published recipe was tuned for 118,000 images and 300 epochs of COCO. Three
+rules differ, since it fails on small sets; see ``schedule.py``. All can be overridden here:
 
-* the warm-up is a share of the run (published: at least 1000 iterations, however short the run);
-* the nominal batch follows the length of the run (published: always 64);
-* gradients left over at the end of an epoch go into the next step (published: discarded).
+* the warm-up is a fraction of the run (published: at least 1000 iterations);
+* the nominal batch depends on the length of the run (published: always 64);
+* gradients left at the end of an epoch go into the next step (published: discarded).
 """
 
 from __future__ import annotations
@@ -42,43 +41,43 @@ _SEED = Range("a whole number from 0, below 2**63", high=2**63 - 1, whole=True)
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """One training run.
+    """Configuration of one run.
 
     Raises:
         ConfigError: a field is out of its range, or two contradict each other; the message names
-            them, the range and the value.
+            them.
     """
 
     # What
-    data: Path | str  # data.yaml, or a folder that a reader of y7edge.data knows
+    data: Path | str  # data.yaml, or a folder of a known format
     model: str = "yolov7-tiny"  # name of a published variant
-    spec: Spec | None = None  # rows of one's own instead of that variant's
+    spec: Spec | None = None  # custom rows instead of the variant's
     width: float = within(POSITIVE, 1.0)  # multiplies every channel (y7edge.models.scaling)
-    weights: Path | str | None = None  # checkpoint to start from; entries that fit are copied
+    weights: Path | str | None = None  # initial checkpoint; entries that fit are copied
     imgsz: int = within(FROM_ONE, 640)  # side of the square network input, pixels
     train_split: str = "train"
     val_split: str = "val"
-    single_cls: bool = False  # all classes are learnt as one
-    autoanchor: bool = True  # new anchors where the old ones miss objects of this data set
+    single_cls: bool = False  # train all classes as one
+    autoanchor: bool = True  # fit new anchors if the old ones miss objects
 
     # How
     recipe: Recipe | None = None  # None: the published one of the model's family
     assigner: str = "auto"  # auto: coarse-to-fine with auxiliary heads, lead without
-    rect: bool = False  # batches of images of like shape, little padding; no mosaic
-    multi_scale: bool = False  # the input size changes from batch to batch, 0.5 to 1.5 times imgsz
-    image_weights: bool = False  # images of rare or badly learnt classes are drawn more often
-    freeze: tuple[int, ...] = ()  # indices of rows that stay as they are
+    rect: bool = False  # batches of similar aspect, little padding; no mosaic
+    multi_scale: bool = False  # random input size per batch, 0.5 to 1.5 times imgsz
+    image_weights: bool = False  # draw images of rare or badly detected classes more often
+    freeze: tuple[int, ...] = ()  # indices of frozen rows
 
     # How long
     epochs: int = within(FROM_ONE, 300)
     batch: int = within(FROM_ONE, 16)  # images per iteration, over all devices
     nominal_batch: int | None = within(_MAYBE, None)  # images per step; None: the recipe's
-    patience: int = within(FROM_ZERO, 0)  # epochs without better fitness to stop after; 0: any
-    val_every: int | None = within(_MAYBE, None)  # in epochs; None: a twentieth of the run
+    patience: int = within(FROM_ZERO, 0)  # stop after epochs without better fitness; 0: never
+    val_every: int | None = within(_MAYBE, None)  # epochs; None: a twentieth of the run
 
     # Where
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps
-    devices: int = within(FROM_ONE, 1)  # processes on this machine, one for each device
+    devices: int = within(FROM_ONE, 1)  # processes on this machine, one per device
     nodes: int = within(FROM_ONE, 1)  # machines
     sync_bn: bool = False  # BatchNorm statistics over all devices
     precision: str = "auto"  # auto, 32-true, 16-mixed, bf16-mixed (names of Lightning Fabric)
@@ -91,16 +90,13 @@ class TrainConfig:
     profile: int = within(FROM_ZERO, 0)  # iterations to measure; 0: off
     seed: int = within(_SEED, 0)
 
-    licence: str = "unspecified"  # of the weights, kept with them; yours to choose
-    command: str = ""  # the command line that this run was started with
+    licence: str = "unspecified"  # of the weights; saved with them
+    command: str = ""  # command line of the run
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for name, known in (
-            ("precision", PRECISIONS),
-            ("assigner", ASSIGNERS),
-            ("cache", CACHES),
-        ):
+        choices = {"precision": PRECISIONS, "assigner": ASSIGNERS, "cache": CACHES}
+        for name, known in choices.items():
             value = getattr(self, name)
             require(value in known, name, f"one of {', '.join(known)}", value)
         for name, kind in get_type_hints(type(self)).items():
@@ -114,7 +110,7 @@ class TrainConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        """Refuse settings of which each is fine and two are not."""
+        """Check fields that depend on each other."""
         rows = self.freeze
         fine = isinstance(rows, tuple) and all(row in FROM_ZERO for row in rows)
         require(fine, "freeze", "a tuple of row indices from 0", rows)
@@ -122,26 +118,24 @@ class TrainConfig:
         if self.batch % parts:
             up = -(-self.batch // parts) * parts
             raise ConfigError(
-                f"batch must be a multiple of the {parts} devices that share it, not {self.batch}: "
-                f"take {up}"
+                f"batch must be a multiple of the {parts} devices, not {self.batch}: take {up}"
             )
         if self.devices > 1 and ":" in self.device:
             raise ConfigError(
-                f"device {self.device!r} is a single one, devices is {self.devices}: "
+                f"device {self.device!r} is one device, devices is {self.devices}: "
                 f"take {self.device.partition(':')[0]!r}"
             )
         if self.rect and self.image_weights:
             raise ConfigError(
-                "rect and image_weights contradict each other: one puts pictures of like shape "
-                "into a batch, the other draws them at random; give one of them"
+                "rect and image_weights contradict each other: one groups images by shape, the "
+                "other draws them at random; give one of them"
             )
 
     @property
     def hyper(self) -> Recipe:
-        """The recipe in force: the one given, else the published one of the model's family.
+        """The recipe in use: the given one, else the published one of the model's family.
 
-        ``nominal_batch`` of the run goes before the recipe's; ``rect`` shows whole pictures, so
-        mosaic and what builds on it are off.
+        ``nominal_batch`` of the run overrides the recipe's; ``rect`` turns mosaic and mixing off.
         """
         recipe = self.recipe or recipe_for(self.spec or self.model)
         if self.nominal_batch is not None:
@@ -150,15 +144,14 @@ class TrainConfig:
 
     @property
     def validation_interval(self) -> int:
-        """Epochs between validations.
+        """Epochs between validations; by default about twenty in a run, as they may be slow.
 
-        Evaluating a small set can cost a third of an epoch, so by default there are about twenty in
-        a run, however long it is; the last epoch is always evaluated.
+        The last epoch is always evaluated.
         """
         return self.val_every or max(1, round(self.epochs / 20))
 
     def to_dict(self) -> dict[str, Any]:
-        """The run as JSON-able values, for the checkpoint's header."""
+        """Return JSON values for the checkpoint's header."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["recipe"] = asdict(self.hyper)
         values["spec"] = self.spec.to_dict() if self.spec else None

@@ -1,9 +1,8 @@
-"""Recipes and runs as YAML: read with checks, written so that they read back exactly.
+"""Read and write recipes and runs as YAML; what was written reads back exactly.
 
-A recipe is a flat file under the published names (``lr0``, ``box``, ``hsv_h``, ``mosaic``, ...): a
-published hyper-parameter file is read as it is. A run's ``config.yaml`` holds every field of
-:class:`~y7edge.train.settings.config.TrainConfig`, the recipe included; a run is resumed from
-it.
+A recipe is a flat file with the published names (``lr0``, ``box``, ``hsv_h``, ``mosaic``, ...), so
+that published hyper-parameter files can be read. A run's ``config.yaml`` has every field of
+:class:`~y7edge.train.settings.config.TrainConfig`; a run is resumed from it.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from y7edge.train.settings.config import TrainConfig
 from y7edge.train.settings.recipe import Recipe
 from y7edge.train.settings.recipes import RECIPES, NamedRecipe, named_for
 
-# Keys of published files that mean nothing here, with the reason.
+# Keys of published files that have no effect here, with the reason.
 UNUSED = {
-    "iou_t": "nothing reads it, in the published program neither",
+    "iou_t": "unused, also in the published program",
     "loss_ota": "positives are always chosen by SimOTA",
-    "anchors": "they come from the model, the weights or the check of anchors",
+    "anchors": "taken from the model, the weights or the search for anchors",
 }
 SUFFIXES = (".yaml", ".yml")
 _PATHS = ("data", "weights", "out")
@@ -35,15 +34,13 @@ _log = logging.getLogger(__name__)
 
 
 def choose(text: str | None, model: str) -> NamedRecipe:
-    """The recipe that ``--recipe`` asks for.
+    """Return the recipe of ``--recipe``: a name, or a file; None: the one of the model's family.
 
-    Args:
-        text: a recipe's name, or a file; None is the published one of the model's family.
-        model: name of the variant; its family's recipe fills in what a file leaves out.
+    The family's recipe also fills in what a file leaves out.
 
     Raises:
-        ConfigError: neither a name nor a file, or a file that cannot be read, is not YAML, or has
-            a key twice, an unknown one (with the nearest), or a value out of its range.
+        ConfigError: unknown name, or a file that cannot be read, is not YAML, or has a duplicate or
+            unknown key or a value out of range.
         RuntimeMissing: PyYAML is not installed.
     """
     family = named_for(model)
@@ -54,12 +51,12 @@ def choose(text: str | None, model: str) -> NamedRecipe:
     path = Path(text)
     if not path.is_file() and path.suffix.lower() not in SUFFIXES:
         hint = nearest(text, RECIPES)
-        raise ConfigError(f"there is no recipe {text!r}, nor a file of this name{hint}")
+        raise ConfigError(f"no recipe or file is called {text!r}{hint}")
     values = _mapping(path)
     unused = {key: values.pop(key) for key in UNUSED if key in values}
     if unused:
         reasons = "; ".join(f"{key} ({UNUSED[key]})" for key in unused)
-        _log.warning("%s: without effect here: %s", path, reasons)
+        _log.warning("%s: no effect: %s", path, reasons)
     try:
         changed = family.changed(values, str(path))
     except ConfigError as error:
@@ -68,7 +65,7 @@ def choose(text: str | None, model: str) -> NamedRecipe:
 
 
 def recipe_text(recipe: NamedRecipe) -> str:
-    """A recipe as YAML, with the source of each value in a comment behind it."""
+    """Format a recipe as YAML, with the source of each value in a comment."""
     values = recipe.recipe.to_dict()
     lines = {key: _dump({key: value}).rstrip() for key, value in values.items()}
     width = max(map(len, lines.values()))
@@ -77,21 +74,19 @@ def recipe_text(recipe: NamedRecipe) -> str:
 
 
 def write(config: TrainConfig, path: Path | str) -> None:
-    """Write a run's configuration, its recipe in full; paths are made absolute.
-
-    So that a run can be resumed from another folder, and that it doesn't change with the named
-    recipes of a later version.
-    """
+    """Write a run's configuration with its complete recipe; paths are made absolute."""
     values = config.to_dict()
     for name in _PATHS:
         if values[name] is not None:
             values[name] = str(Path(os.path.abspath(values[name])))  # noqa: PTH100 - keeps links
     values["recipe"] = config.hyper.to_dict()
-    _write(f"# A training run of y7edge, with everything that decides it.\n{_dump(values)}", path)
+    text = f"# Configuration of a training run of y7edge.\n{_dump(values)}"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read(path: Path | str) -> TrainConfig:
-    """A run's configuration, checked as if it were new.
+    """Read a run's configuration, and check it.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; the message names both.
@@ -108,13 +103,13 @@ def read(path: Path | str) -> TrainConfig:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """The top-level mapping of a YAML file, refused if a key stands in it twice."""
+    """Read the top-level mapping of a YAML file; refuse duplicate keys."""
     yaml = _yaml()
     try:
         loader = _number_loader(yaml)(path.read_text(encoding="utf-8"))
         tree = loader.get_single_node()
         if isinstance(tree, yaml.MappingNode):
-            _refuse_doubles(tree, path, yaml)
+            _check_duplicates(tree, path, yaml)
         content = None if tree is None else loader.construct_document(tree)
     except ConfigError:
         raise
@@ -129,34 +124,29 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _number_loader(yaml: Any) -> Any:
-    """PyYAML's safe loader, which also reads 1e-3 as a number: YAML 1.1 asks for a dot."""
+    """PyYAML's safe loader, which also reads 1e-3 as a number (YAML 1.1 requires a dot)."""
     loader: Any = type("Loader", (yaml.SafeLoader,), {})
     number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
     loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     return loader
 
 
-def _refuse_doubles(tree: Any, path: Path, yaml: Any) -> None:
-    """PyYAML takes the last of equal keys without a word: here they are an error, at any depth."""
+def _check_duplicates(tree: Any, path: Path, yaml: Any) -> None:
+    """Raise ConfigError for equal keys, at any depth; PyYAML silently takes the last."""
     seen: dict[str, int] = {}
     for key, value in tree.value:
         name, line = str(key.value), key.start_mark.line + 1
         if name in seen:
             raise ConfigError(
-                f"{path}: {name!r} stands in line {seen[name]} and again in line {line}; keep one"
+                f"{path}: {name!r} is in line {seen[name]} and again in line {line}; keep one"
             )
         seen[name] = line
         if isinstance(value, yaml.MappingNode):
-            _refuse_doubles(value, path, yaml)
+            _check_duplicates(value, path, yaml)
 
 
 def _dump(values: Mapping[str, Any]) -> str:
     return str(_yaml().safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000))
-
-
-def _write(text: str, path: Path | str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _yaml() -> Any:

@@ -1,4 +1,4 @@
-"""Ranges of the numbers in settings, kept with the dataclass fields that they hold for."""
+"""Ranges of numbers in settings, stored with the dataclass fields."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from y7edge.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The values that a number may have; ``low`` and ``high`` belong to it unless ``open``."""
+    """The values that a number may have; ``low`` and ``high`` are included unless ``open``."""
 
-    words: str  # how a message calls it
+    words: str  # for messages
     low: float = 0.0
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
     whole: bool = False
-    optional: bool = False  # None is a value, too
+    optional: bool = False  # None is allowed
 
     def __contains__(self, value: object) -> bool:
         if value is None:
@@ -41,12 +41,12 @@ FROM_ONE = Range("a whole number from 1", low=1, whole=True)
 
 
 def within(bounds: Range, default: float | None) -> Any:
-    """A field of a dataclass with its range."""
+    """Create a dataclass field with a range."""
     return field(default=default, metadata={"range": bounds})
 
 
 def ranges(settings: Any) -> dict[str, Range]:
-    """The ranges of a dataclass, or of an instance, by field."""
+    """Return the ranges of a dataclass or an instance, by field."""
     return {f.name: f.metadata["range"] for f in fields(settings) if "range" in f.metadata}
 
 
@@ -61,6 +61,6 @@ def check_ranges(settings: Any) -> None:
 
 
 def require(fine: bool, name: str, expected: str, found: object) -> None:
-    """Raise ConfigError unless ``fine``: ``name`` must be ``expected``."""
+    """Raise ConfigError if ``fine`` is false: ``name`` must be ``expected``."""
     if not fine:
         raise ConfigError(f"{name} must be {expected}, not {found!r}")

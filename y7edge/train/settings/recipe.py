@@ -1,8 +1,7 @@
-"""What a recipe is: the hyper-parameters of one training, each with the range it may have.
+"""Hyper-parameters of a training, each with its range.
 
-The names are those of the published hyper-parameter files (YOLOv7, arXiv 2207.02696), so that such
-a file and a :class:`Recipe` say the same. The named recipes and where their values come from are in
-``recipes.py``; files are read and written by ``configfile.py``.
+The names are those of the published hyper-parameter files (YOLOv7, arXiv 2207.02696). Named recipes
+are in ``recipes.py``; ``configfile.py`` reads and writes files.
 """
 
 from __future__ import annotations
@@ -28,64 +27,57 @@ from y7edge.train.settings.ranges import (
 )
 
 AVERAGES = ("ema", "swa", "none")
-# That of the recipe p5: larger models have more to spare than tiny ones.
+_MOMENTUM = Range("above 0 and below 1", high=1.0, open_low=True, open_high=True)
+_NOMINAL = Range("a whole number from 1 to 65536, or null", 1, 65536, whole=True, optional=True)
+# Of the recipe p5: larger models can use more augmentation than tiny ones.
 STRONG = Augmentation(translate=0.2, scale=0.9, mixup=0.15, paste_in=0.15)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Hyper-parameters of optimiser, warm-up, loss, augmentation and average.
+    """Hyper-parameters of optimizer, warm-up, loss, augmentation and average.
 
     The defaults are those of ``yolov7`` at 640 px (the recipe ``p5``).
 
     Raises:
-        ConfigError: a value out of its range; the message names key, range and value.
+        ConfigError: a value is out of its range; the message names key, range and value.
     """
 
-    # Optimiser: SGD with Nesterov momentum
+    # Optimizer: SGD with Nesterov momentum
     lr0: float = within(POSITIVE, 0.01)  # initial learning rate, at the end of the warm-up
     lrf: float = within(FRACTION, 0.1)  # the last learning rate as a fraction of lr0; cosine
-    momentum: float = within(
-        Range("above 0 and below 1", high=1.0, open_low=True, open_high=True), 0.937
-    )
+    momentum: float = within(_MOMENTUM, 0.937)
     weight_decay: float = within(NOT_NEGATIVE, 0.0005)  # of convolution weights, per nominal batch
-    # Pictures per optimiser step; None: by the length of the run (schedule.nominal_batch)
-    nominal_batch: int | None = within(
-        Range(
-            "a whole number from 1 to 65536, or null", low=1, high=65536, whole=True, optional=True
-        ),
-        None,
-    )
-
-    # Largest norm of the gradient of a step; 0: any. Steps sum over the pictures of a batch
-    clip_norm: float = within(NOT_NEGATIVE, 0.0)
+    # Images per optimizer step; None: by the length of the run (schedule.nominal_batch)
+    nominal_batch: int | None = within(_NOMINAL, None)
+    clip_norm: float = within(NOT_NEGATIVE, 0.0)  # of a step's gradient, summed over images; 0: off
 
     # Warm-up
     warmup_epochs: float = within(NOT_NEGATIVE, 3.0)  # at most this many epochs ...
-    warmup_share: float = within(FRACTION, 0.1)  # ... and at most this share of the run
+    warmup_share: float = within(FRACTION, 0.1)  # ... and at most this fraction of the run
     warmup_momentum: float = within(BELOW_ONE, 0.8)  # momentum at the first iteration
     warmup_bias_lr: float = within(NOT_NEGATIVE, 0.1)  # of the biases at the first iteration
 
-    # Loss; gains before the scaling by levels, classes and picture size
+    # Loss; gains before the scaling by levels, classes and image size
     box: float = within(NOT_NEGATIVE, 0.05)
     cls: float = within(NOT_NEGATIVE, 0.3)
     cls_pw: float = within(POSITIVE, 1.0)  # weight of positives in the class loss
     obj: float = within(NOT_NEGATIVE, 0.7)
     obj_pw: float = within(POSITIVE, 1.0)  # weight of positives in the objectness loss
-    # An anchor takes part if no side is this many times off the object's
+    # An anchor fits an object if both ratios of sides are below this
     anchor_t: float = within(Range("above 1", low=1.0, open_low=True), 4.0)
     fl_gamma: float = within(NOT_NEGATIVE, 0.0)  # focal loss: exponent, 0 is off
-    label_smoothing: float = within(BELOW_ONE, 0.0)  # 0.1: classes are learnt as 0.95 and 0.05
+    label_smoothing: float = within(BELOW_ONE, 0.0)  # 0.1: classes are trained as 0.95 and 0.05
 
-    # How pictures are changed
+    # Augmentation
     augmentation: Augmentation = STRONG
-    close_mosaic: int = within(FROM_ZERO, 0)  # so many last epochs without mosaic and mixup
+    close_mosaic: int = within(FROM_ZERO, 0)  # number of last epochs without mosaic and mixup
 
-    # The average of the weights, which is evaluated and saved
+    # Average of the weights
     average: str = "ema"  # ema, swa or none
     ema_decay: float = within(BELOW_ONE, 0.9999)  # limit of the moving average's decay
-    ema_tau: float = within(POSITIVE, 2000.0)  # updates until it has come to 63 % of the limit
-    swa_start: float = within(BELOW_ONE, 0.75)  # share of the run before SWA begins to average
+    ema_tau: float = within(POSITIVE, 2000.0)  # updates until the decay reaches 63 % of the limit
+    swa_start: float = within(BELOW_ONE, 0.75)  # fraction of the run before averaging
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -93,7 +85,7 @@ class Recipe:
             raise ConfigError(f"average must be {', '.join(AVERAGES)}, not {self.average!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All values under their published names, flat, in the order of the keys."""
+        """Return all values under their published names, flat and in order."""
         values: dict[str, Any] = {}
         for entry in fields(self):
             if entry.name == "augmentation":
@@ -103,18 +95,16 @@ class Recipe:
         return values
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
-        """A recipe with some values replaced, given flat under their published names.
-
-        Values may be text, as YAML and command lines have it (``1e-3``, ``null``).
+        """Replace values, given flat under their published names, and possibly as text (``1e-3``).
 
         Raises:
-            ConfigError: a name that no recipe has (with the nearest one), a value of another kind
-                or out of its range.
+            ConfigError: unknown name (the message suggests the nearest), wrong type, or out of
+                range.
         """
         known = keys()
         for name in changes:
             if name not in known:
-                raise ConfigError(f"there is no {name!r}{nearest(name, known)}")
+                raise ConfigError(f"unknown key {name!r}{nearest(name, known)}")
         flat = self.to_dict() | {name: _value(name, value) for name, value in changes.items()}
         inner = {f.name: flat.pop(f.name) for f in fields(Augmentation)}
         return Recipe(**flat, augmentation=Augmentation(**inner))
@@ -124,12 +114,12 @@ _RANGES = ranges(Recipe) | ranges(Augmentation)
 
 
 def keys() -> tuple[str, ...]:
-    """Every key of a recipe, in the order in which files have them."""
+    """Return the keys of a recipe in the order of files."""
     return tuple(Recipe().to_dict())
 
 
 def _value(name: str, value: object) -> object:
-    """A value of the kind that a key has; what cannot be one stays, and its range refuses it."""
+    """Convert a value to the type of its key; ranges are checked later."""
     if name == "average":
         return "none" if value is None else value
     bounds = _RANGES[name]
@@ -145,11 +135,8 @@ def _value(name: str, value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{name} must be a number, not {value!r}")
     if not abs(value) <= sys.float_info.max:
-        raise ConfigError(f"{name} must be a finite number, not {_short(value)}")
+        found = "a number with hundreds of digits" if isinstance(value, int) else repr(value)
+        raise ConfigError(f"{name} must be a finite number, not {found}")
     if bounds.whole and float(value).is_integer():
         return int(value)
     return value
-
-
-def _short(value: float) -> str:
-    return "one of hundreds of digits" if isinstance(value, int) else repr(value)

@@ -1,9 +1,8 @@
-"""The named recipes, and where each of their values comes from.
+"""The named recipes, with the source of each value.
 
 ``p5``, ``p6`` and ``tiny`` are the published hyper-parameter files of YOLOv7 (arXiv 2207.02696),
-with what those files leave to the published program. ``finetune`` is the published file for custom
-data (``custom``) and ``small-data`` the published tiny one, each with the changes listed below and
-the reason for each.
+completed with constants of the published program. ``finetune`` is the published file for custom
+data (``custom``) and ``small-data`` the published tiny one, with the changes below.
 """
 
 from __future__ import annotations
@@ -50,54 +49,42 @@ PUBLISHED: dict[str, tuple[float, float, float, float]] = {
     "paste_in": (0.15, 0.15, 0.05, 0.0),
 }
 
-# What the files leave to the published program, and what that program does not have at all.
-BEYOND_THE_FILES: dict[str, tuple[Any, str]] = {
+# Values that are not in the files.
+NOT_IN_FILES: dict[str, tuple[Any, str]] = {
     "label_smoothing": (0.0, "published: default of the command line"),
-    "mosaic9": (0.2, "published: constant of the program, one mosaic in five joins nine pictures"),
+    "mosaic9": (0.2, "published: constant of the program, a fifth of the mosaics has nine images"),
     "ema_decay": (0.9999, "published: constant of the program"),
     "ema_tau": (2000.0, "published: constant of the program"),
-    "average": ("ema", "published: the only average that it has"),
-    "nominal_batch": (
-        None,
-        "ours: by the length of the run; the published 64 leaves a short one half trained",
-    ),
+    "average": ("ema", "published: the only average"),
+    "nominal_batch": (None, "ours: by the length of the run; published: 64"),
     "clip_norm": (0.0, "published: gradients are not clipped"),
-    "warmup_share": (
-        0.1,
-        "ours: the published warm-up of at least 1000 iterations can outlast a short run",
-    ),
+    "warmup_share": (0.1, "ours: the published minimum of 1000 iterations can exceed a run"),
     "close_mosaic": (0, "published: mosaic stays on to the last epoch"),
-    "swa_start": (0.75, "SWA (arXiv 1803.05407): averages the last quarter of its budget"),
+    "swa_start": (0.75, "SWA (arXiv 1803.05407): averages the last quarter of the run"),
 }
 
-# Fine-tuning: a model that already sees is changed gently.
+# Small changes to a trained model.
 FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
     "lr0": (0.002, "ours: a fifth of the published rate, so that trained features are kept"),
-    "warmup_bias_lr": (0.01, "ours: 0.1 tears trained biases off their values in a few steps"),
-    "warmup_epochs": (1.0, "ours: only the head's new rows have to settle"),
-    "close_mosaic": (10, "ours: the last epochs show whole pictures, as they will be met in use"),
+    "warmup_bias_lr": (0.01, "ours: 0.1 destroys trained biases in a few steps"),
+    "warmup_epochs": (1.0, "ours: only the head's new rows are untrained"),
+    "close_mosaic": (10, "ours: end on unmixed images, as in use"),
     "ema_decay": (0.999, "ours: a fine-tuning run is too short for an average over 10,000 steps"),
     "ema_tau": (500.0, "ours: with the shorter average"),
 }
 
-# A few hundred pictures from scratch, about an hour on a CPU.
+# A few hundred images from scratch, about an hour on a CPU.
 SMALL_DATA_CHANGES: dict[str, tuple[Any, str]] = {
-    "nominal_batch": (
-        8,
-        "ours: a short run needs many steps more than smooth ones (docs/small_data.md)",
-    ),
-    "ema_decay": (
-        0.995,
-        "ours: averages 200 steps; 10,000 are more than such a run has",
-    ),
+    "nominal_batch": (8, "ours: more steps in a short run (docs/small_data.md)"),
+    "ema_decay": (0.995, "ours: averages 200 steps; such a run has fewer than 10,000"),
     "ema_tau": (100.0, "ours: with the shorter average"),
-    "close_mosaic": (15, "ours: the last epochs show whole pictures, as they will be met in use"),
+    "close_mosaic": (15, "ours: end on unmixed images, as in use"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class NamedRecipe:
-    """A recipe with its name, what it is for, and the source of each value under its key."""
+    """A recipe with its name, purpose, and the source of each value by key."""
 
     name: str
     purpose: str
@@ -105,7 +92,7 @@ class NamedRecipe:
     sources: Mapping[str, str]
 
     def changed(self, changes: Mapping[str, Any], source: str) -> NamedRecipe:
-        """The same with some values replaced (see :meth:`Recipe.changed`), and their source."""
+        """Replace values (see :meth:`Recipe.changed`) and their source."""
         recipe = self.recipe.changed(changes)
         return replace(
             self, recipe=recipe, sources={**self.sources, **dict.fromkeys(changes, source)}
@@ -115,12 +102,12 @@ class NamedRecipe:
 def _named(
     name: str, purpose: str, file: str, changes: Mapping[str, tuple[Any, str]] | None = None
 ) -> NamedRecipe:
-    """The values of a published file, what the files leave open, and changes to both."""
+    """Create a recipe from a published file, what the files leave out, and changes."""
     column = FILES.index(file)
     rows: dict[str, tuple[Any, str]] = {
         key: (values[column], f"published: file {file}") for key, values in PUBLISHED.items()
     }
-    rows |= BEYOND_THE_FILES | dict(changes or {})
+    rows |= NOT_IN_FILES | dict(changes or {})
     recipe = Recipe().changed({key: value for key, (value, _) in rows.items()})
     return NamedRecipe(name, purpose, recipe, {key: source for key, (_, source) in rows.items()})
 
@@ -132,12 +119,7 @@ RECIPES: dict[str, NamedRecipe] = {
         _named("p6", "yolov7-w6, -e6, -d6 and -e6e from scratch at 1280 px", "p6"),
         _named("tiny", "yolov7-tiny and yolov7-tiny-silu from scratch", "tiny"),
         _named("finetune", "any model from trained weights", "custom", FINETUNE_CHANGES),
-        _named(
-            "small-data",
-            "a few hundred pictures from scratch, on a CPU",
-            "tiny",
-            SMALL_DATA_CHANGES,
-        ),
+        _named("small-data", "a few hundred images, on a CPU", "tiny", SMALL_DATA_CHANGES),
     )
 }
 P5 = RECIPES["p5"].recipe
@@ -146,15 +128,15 @@ TINY = RECIPES["tiny"].recipe
 
 
 def named_for(model: str | Spec) -> NamedRecipe:
-    """The published recipe of a model's family: ``tiny``, ``p6`` for those of stride 64, ``p5``."""
+    """Return the published recipe of a model: ``tiny``, ``p6`` (with stride 64), or ``p5``."""
     name = model if isinstance(model, str) else model.name
     if name.startswith("yolov7-tiny"):
         return RECIPES["tiny"]
-    # An unknown name is refused where the rows are built.
+    # build_spec refuses unknown names.
     known = registry.VARIANTS.get(name) if isinstance(model, str) else model
     return RECIPES["p6" if known and max(known.strides) >= 64 else "p5"]
 
 
 def recipe_for(model: str | Spec) -> Recipe:
-    """The values of :func:`named_for`."""
+    """Return the values of :func:`named_for`."""
     return named_for(model).recipe

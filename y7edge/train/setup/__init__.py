@@ -1,1 +1,1 @@
-"""What a run begins with: device, data, model, weights, anchors, frozen rows."""
+"""Build the parts of a run."""

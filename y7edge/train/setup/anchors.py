@@ -1,12 +1,12 @@
-"""Anchors that fit a data set: measure the present ones, and search better ones if needed.
+"""Fit anchors to a data set.
 
     anchors, message = choose(samples, spec, imgsz=640)
     spec = replace(spec, anchors=anchors or spec.anchors)
 
-A box that no anchor is within a factor of 4 of, in width and in height, is never trained: the
-fraction of the others is the *best possible recall* (BPR). Below 98 % new anchors are searched, as
-in the published training: k-means over the boxes' sizes, then a thousand random mutations, each
-kept if it is fitter. Here all follows from a seed (the published check draws random scales).
+A box is never trained unless some anchor is within a factor of 4 of it, in width and in height. The
+fraction of boxes with such an anchor is the *best possible recall* (BPR). Below 98 % new anchors
+are searched, as published: k-means over the boxes' sizes, then a thousand random mutations, each
+kept if it is fitter. Results are reproducible from a seed.
 
 k-means++: Arthur and Vassilvitskii, "The advantages of careful seeding", 2007.
 """
@@ -25,27 +25,23 @@ from y7edge.data.headers import picture_size
 from y7edge.data.sample import Sample
 from y7edge.models.spec import Anchors, Spec
 
-ENOUGH = 0.98  # best possible recall from which anchors are left alone
-SMALLEST = 2.0  # pixels: no anchor has a smaller side, boxes smaller in both sides are no example
-
-_EXAMPLES = 20_000  # boxes that the search looks at; more only make it slower
+ENOUGH = 0.98  # best possible recall that needs no search
+SMALLEST = 2.0  # pixels: least side of an anchor; boxes with both sides below are ignored
+_EXAMPLES = 20_000  # boxes used in the search
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """How well anchors fit boxes."""
 
-    bpr: float  # best possible recall: share of the boxes that some anchor fits
-    aat: float  # anchors that fit a box, on average
+    bpr: float  # best possible recall: fraction of boxes that some anchor fits
+    aat: float  # mean number of anchors that fit a box
 
 
 def recall(sizes: ArrayLike, anchors: ArrayLike, threshold: float = 4.0) -> Fit:
-    """How many boxes have an anchor, and how many anchors.
+    """Measure how anchors (..., 2) fit ``sizes`` (n, 2) of boxes: widths and heights in pixels.
 
-    Args:
-        sizes: (n, 2) widths and heights of boxes in pixels.
-        anchors: (..., 2) widths and heights in the same pixels.
-        threshold: an anchor fits if neither side differs by this factor or more.
+    An anchor fits if both ratios of sides are below ``threshold``.
     """
     gap = _gap(_log(sizes), _log(anchors))
     if not len(gap):
@@ -55,9 +51,9 @@ def recall(sizes: ArrayLike, anchors: ArrayLike, threshold: float = 4.0) -> Fit:
 
 
 def sizes_of(samples: Sequence[Sample], imgsz: int) -> NDArray[np.float64]:
-    """Widths and heights (n, 2) of all boxes, in pixels, with pictures' longer side at ``imgsz``.
+    """Return widths and heights (n, 2) of all boxes, in pixels, with images' longer side ``imgsz``.
 
-    Reads the header of each labelled picture whose size the samples don't tell.
+    Reads the headers of labelled images whose sample has no size.
 
     Raises:
         DataError: a header cannot be read.
@@ -71,15 +67,15 @@ def sizes_of(samples: Sequence[Sample], imgsz: int) -> NDArray[np.float64]:
 
 
 def kmeans(sizes: ArrayLike, count: int, *, seed: int = 0) -> NDArray[np.float64]:
-    """Centres (count, 2) of clusters of sizes (n, 2), by area; Lloyd's steps from k-means++.
+    """Cluster sizes (n, 2) above 0, and return the centres (count, 2) by area; k-means++.
 
     Logarithms are clustered, because ratios of sides decide whether an anchor fits (the published
-    training clusters the sizes themselves). A cluster without members stays. Sides must be above 0.
+    training clusters the sizes). Empty clusters keep their centre.
     """
     points = _log(sizes)
     centres = _spread_out(points, count, np.random.default_rng(seed))
     for _ in range(30):
-        member = _squares(points, centres).argmin(axis=1)
+        member = _squared_distances(points, centres).argmin(axis=1)
         members = np.bincount(member, minlength=count)[:, None]
         sums = np.stack([np.bincount(member, axis, minlength=count) for axis in points.T], axis=1)
         moved = np.where(members > 0, sums / np.maximum(members, 1), centres)
@@ -97,10 +93,10 @@ def evolve(
     generations: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Fitter anchors (k, 2) than those given, by area: random mutations, kept if they help.
+    """Mutate anchors randomly, keep improvements, and return them (k, 2) by area.
 
-    The fitness is the mean over boxes (n, 2) of how alike the best anchor is, which is the smaller
-    of the two ratios of sides (at most 1), and 0 where none fits.
+    The fitness is the mean over boxes (n, 2) of the smaller ratio of sides (at most 1) to the best
+    anchor, and 0 if none fits.
     """
     boxes = _log(sizes).astype(np.float32)
     best = np.maximum(np.asarray(anchors, dtype=np.float64).reshape(-1, 2), SMALLEST)
@@ -120,21 +116,16 @@ def evolve(
 def choose(
     samples: Sequence[Sample], spec: Spec, imgsz: int, threshold: float = 4.0, seed: int = 0
 ) -> tuple[Anchors | None, str]:
-    """Anchors for a data set, if those of the model leave boxes out and others do better.
+    """Search anchors for a data set if those of the model miss boxes.
 
-    Args:
-        samples: pictures to train on.
-        spec: the model.
-        imgsz: training size in pixels, the longer side of every picture.
-        threshold: largest ratio of sides between a box and its anchors.
-        seed: of the search.
+    ``imgsz`` is the longer side of all images, in pixels; ``threshold`` as for :func:`recall`.
 
     Returns:
-        The new anchors of each level, finest first, in pixels, or None to keep the model's; and
-        one line about what was found.
+        The new anchors of each level, finest first, in pixels, or None to keep the model's; and a
+        message.
 
     Raises:
-        DataError: a picture's header cannot be read.
+        DataError: an image's header cannot be read.
     """
     sizes = sizes_of(samples, imgsz)
     have = recall(sizes, spec.anchors, threshold)
@@ -160,18 +151,18 @@ def choose(
     return chosen, (
         f"anchors changed: best possible recall {have.bpr:.4f} -> {better.bpr:.4f}, "
         f"{have.aat:.2f} -> {better.aat:.2f} anchors per box; "
-        f"{_shown(spec.anchors)} -> {_shown(chosen)} pixels"
+        f"{_format(spec.anchors)} -> {_format(chosen)} pixels"
     )
 
 
 def _log(sides: ArrayLike) -> NDArray[np.float64]:
-    """Logarithms (n, 2) of widths and heights (..., 2); boxes without area are infinitely far."""
+    """Return logarithms (n, 2) of sides (..., 2); -inf for boxes without area."""
     with np.errstate(divide="ignore"):
         return np.log(np.asarray(sides, dtype=np.float64).reshape(-1, 2))
 
 
 def _gap(boxes: NDArray[Any], anchors: NDArray[Any]) -> NDArray[Any]:
-    """(n, k): logarithm of the larger ratio of sides, from logarithms of sides."""
+    """Return (n, k) logarithms of the larger ratio of sides, from logarithms of sides."""
     width, height = (np.abs(boxes[:, axis, None] - anchors[:, axis]) for axis in (0, 1))
     larger: NDArray[Any] = np.maximum(width, height, out=width)
     return larger
@@ -183,8 +174,10 @@ def _fitness(boxes: NDArray[np.float32], anchors: NDArray[np.float64], threshold
     return float(alike.mean(dtype=np.float64))
 
 
-def _squares(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, k) squared distances."""
+def _squared_distances(
+    points: NDArray[np.float64], centres: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (n, k) squared distances."""
     apart = points[:, None] - centres
     squares: NDArray[np.float64] = np.einsum("nka,nka->nk", apart, apart)
     return squares
@@ -193,15 +186,15 @@ def _squares(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArr
 def _spread_out(
     points: NDArray[np.float64], count: int, random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """k-means++: points drawn in proportion to the squared distance to those drawn before."""
+    """k-means++: draw points in proportion to the squared distance to those drawn before."""
     centres = points[random.integers(len(points), size=1)]
-    nearest = _squares(points, centres)[:, 0]
+    nearest = _squared_distances(points, centres)[:, 0]
     while len(centres) < count:
         total = nearest.sum()
-        weights = nearest / total if total > 0 else None  # None: all points are centres already
+        weights = nearest / total if total > 0 else None  # None: all points are centres
         drawn = points[random.choice(len(points), size=1, p=weights)]
         centres = np.concatenate((centres, drawn))
-        nearest = np.minimum(nearest, _squares(points, drawn)[:, 0])
+        nearest = np.minimum(nearest, _squared_distances(points, drawn)[:, 0])
     return centres
 
 
@@ -210,6 +203,6 @@ def _by_area(anchors: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.take(anchors, order, axis=0)
 
 
-def _shown(anchors: Anchors) -> str:
-    """Anchors as the published files write them: ``12,16 19,36 40,28 | ...``."""
+def _format(anchors: Anchors) -> str:
+    """Format anchors as in the published files: ``12,16 19,36 40,28 | ...``."""
     return " | ".join(" ".join(f"{w:.4g},{h:.4g}" for w, h in level) for level in anchors)

@@ -1,9 +1,9 @@
-"""Start from trained weights: copy what fits of a checkpoint, the head by class name.
+"""Initialize a model from a checkpoint: copy what fits, and the head by class name.
 
-Every row but the head is copied where key and shape agree. In the head, boxes and objectness are
-always copied, and the rows of a class if the checkpoint has its name (case and outer spaces apart).
-The published training compares shapes alone: other class counts lose the whole head, and equal
-counts keep rows of the wrong classes.
+Outside of the head, entries are copied if key and shape agree. In the head, boxes and objectness
+are always copied, and classes if the checkpoint has their name (ignoring case and outer spaces).
+The published training compares only shapes: another class count loses the whole head, and an equal
+count keeps rows of the wrong classes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from y7edge.models.registry import kept_rows
 from y7edge.models.spec import Spec
 from y7edge.nn.build import Model
 
-BOX_AND_OBJECTNESS = 5  # outputs of an anchor in front of its classes
-_SHOWN = 12  # names in a note
+BOX_AND_OBJECTNESS = 5  # outputs of an anchor before its classes
+_LISTED = 12  # names in a remark
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """How many entries of the state dict were copied, whole or in part, and remarks."""
+class Copied:
+    """How many entries of the state dict were copied, entirely or in part, and remarks."""
 
     entries: int
     total: int
@@ -37,29 +37,25 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """Pairs of (class of the new model, class of the checkpoint), and how they were found."""
+    """Pairs of (class of the new model, class of the checkpoint), and how they were matched."""
 
     pairs: tuple[tuple[int, int], ...]
     note: str = ""
 
 
-def carry_over(model: Model, checkpoint: Checkpoint, names: Sequence[str], source: str) -> Carried:
-    """Copy into ``model``, with the classes ``names``, what fits of a checkpoint.
+def copy_matching(
+    model: Model, checkpoint: Checkpoint, names: Sequence[str], source: str
+) -> Copied:
+    """Copy what fits of a checkpoint into ``model``, whose classes are ``names``; not the anchors.
 
-    Anchors are left out: they are the spec's.
-
-    Args:
-        model: changed in place.
-        checkpoint: training or deploy form, of the same family.
-        names: class names of the new model, in order.
-        source: how messages call the checkpoint.
+    ``source`` names the checkpoint in messages.
 
     Raises:
-        CheckpointError: the checkpoint is folded, or less than half of the convolutions fit.
+        CheckpointError: the checkpoint is folded, or fewer than half of the convolutions fit.
     """
     if checkpoint.form == "folded":
         raise CheckpointError(
-            f"{source}: a folded checkpoint cannot be trained on; give the one it was folded from"
+            f"{source}: a folded checkpoint cannot be trained; give the one it was folded from"
         )
     arrays = _renumbered(checkpoint, model.spec)
     own = {k: v for k, v in model.state_dict().items() if not k.endswith(".anchors")}
@@ -69,26 +65,26 @@ def carry_over(model: Model, checkpoint: Checkpoint, names: Sequence[str], sourc
         for key, value in own.items()
         if not key.startswith(head) and key in arrays and arrays[key].shape == tuple(value.shape)
     }
-    # Counters, and some layers by chance, fit any model.
+    # Not all entries, since counters fit any model.
     kernels = sum(key.endswith(".conv.weight") for key in own)
     found = sum(key.endswith(".conv.weight") for key in fitting)
     if found < kernels / 2:
         raise CheckpointError(
-            f"{source}: of the {kernels} convolutions of {model.spec.name} it fits {found}, as it "
-            f"holds {checkpoint.spec.name}; give the --model and --width that it was trained with"
+            f"{source}: {checkpoint.spec.name} fits {found} of {kernels} convolutions of "
+            f"{model.spec.name}; give the --model and --width that it was trained with"
         )
     classes = class_map(checkpoint.names, names)
     fitting |= _head(model, arrays, classes, checkpoint.spec.outputs_per_anchor)
     model.load_state_dict(fitting, strict=False)
     notes = [note for note in (classes.note, _form_note(model.spec, checkpoint.spec)) if note]
-    return Carried(len(fitting), len(own), tuple(notes))
+    return Copied(len(fitting), len(own), tuple(notes))
 
 
 def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
-    """Which class of a checkpoint each new class continues.
+    """Match each new class with a class of a checkpoint.
 
-    A checkpoint without names of its own ("0", "1", ...) is taken as COCO's if it has 80 classes,
-    as the published files have it; else its classes are taken in order if they are as many.
+    A checkpoint with unnamed classes ("0", "1", ...) is taken as COCO's if it has 80, as published
+    files have; else its classes are taken in order if their number is equal.
     """
     old, new = list(old), list(new)
     if old == new:
@@ -102,8 +98,8 @@ def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
             return ClassMap(tuple((i, i) for i in range(len(new))), note)
     known = {_key(name): index for index, name in reversed(list(enumerate(old)))}
     pairs = tuple((i, known[_key(n)]) for i, n in enumerate(new) if _key(n) in known)
-    carried = {i for i, _ in pairs}
-    fresh = [name for i, name in enumerate(new) if i not in carried]
+    copied = {i for i, _ in pairs}
+    fresh = [name for i, name in enumerate(new) if i not in copied]
     if not fresh and len(old) == len(new) and not assumed and all(i == j for i, j in pairs):
         return ClassMap(pairs)
     return ClassMap(
@@ -118,14 +114,14 @@ def _key(name: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more if names else "none"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more if names else "none"
 
 
 def _renumbered(checkpoint: Checkpoint, target: Spec) -> dict[str, Any]:
-    """The arrays under the keys of the target: auxiliary rows may be in one and not in the other.
+    """Return the arrays under the target's keys, where only one of both has auxiliary rows.
 
-    The n-th of the rows that the lead head depends on is row n where there are no auxiliary ones.
+    The n-th row that the lead head depends on is row n of a model without auxiliary rows.
     """
     source = checkpoint.spec
     if source.has_aux == target.has_aux:
@@ -144,7 +140,7 @@ def _renumbered(checkpoint: Checkpoint, target: Spec) -> dict[str, Any]:
 def _head(
     model: Model, arrays: Mapping[str, Any], classes: ClassMap, old_outputs: int
 ) -> dict[str, Tensor]:
-    """New values of the head's entries that a checkpoint can give, whole or in part."""
+    """Return new values of the head's entries, copied entirely or in part."""
     rows = (
         [*range(BOX_AND_OBJECTNESS), *(BOX_AND_OBJECTNESS + i for i, _ in classes.pairs)],
         [*range(BOX_AND_OBJECTNESS), *(BOX_AND_OBJECTNESS + j for _, j in classes.pairs)],
@@ -159,7 +155,7 @@ def _head(
         elif kind == "add" and given is not None and given.shape == tuple(own.shape):
             merged = torch.from_numpy(given.copy())
         elif kind in ("add", "mul") and plain:
-            # mul * (conv(x + add)) is then conv(x), which is what the deploy form has.
+            # mul * (conv(x + add)) is conv(x), as in the deploy form.
             merged = torch.zeros_like(own) if kind == "add" else torch.ones_like(own)
         else:
             merged = None
@@ -171,7 +167,7 @@ def _head(
 def _merged(
     own: Tensor, theirs: Tensor, old_outputs: int, rows: tuple[list[int], list[int]], spec: Spec
 ) -> Tensor | None:
-    """``own`` with some outputs of each anchor replaced; None where inputs or anchors differ.
+    """Replace some outputs of each anchor in ``own``; None if inputs or anchors differ.
 
     Weights are (A * outputs, cin, 1, 1), biases (A * outputs,), multipliers (1, A * outputs, 1, 1):
     all of them (A, outputs, rest) in memory.

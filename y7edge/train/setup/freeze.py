@@ -1,7 +1,6 @@
-"""Frozen rows: neither their weights nor their BatchNorm statistics change in a training.
+"""Freeze rows: their weights and BatchNorm statistics don't change in training.
 
-The published training leaves the running statistics moving, so that "frozen" rows give other
-features at the end than at the start.
+The published training still updates the running statistics of frozen rows.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ BACKBONE = "backbone"
 
 
 def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
-    """Indices of the rows that ``--freeze`` names.
+    """Return the indices of the rows that ``--freeze`` names.
 
-    ``["50"]``, one number n, is the first n rows (0 to n - 1), as published; several numbers
-    (``["3", "5"]`` or ``["3,5"]``) are exactly those rows; ``0-50`` is a range with both ends;
-    ``backbone`` is the rows in front of the pooling pyramid.
+    ``["50"]``, a single number n, means the first n rows (0 to n - 1), as published; several
+    numbers (``["3", "5"]`` or ``["3,5"]``) are those rows; ``0-50`` is a range including both ends;
+    ``backbone`` is the rows before the pooling pyramid.
 
     Raises:
-        ConfigError: something else, or a row that the model does not have.
+        ConfigError: anything else, or a row that the model does not have.
     """
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
     if texts and not parts:
-        raise ConfigError("freeze takes rows, found none")
+        raise ConfigError("freeze: expected rows, found none")
     rows: set[int] = set()
     for part in parts:
         if part.lower() == BACKBONE:
@@ -58,10 +57,10 @@ def check(rows: Iterable[int], spec: Spec) -> None:
 
 
 def backbone(spec: Spec) -> tuple[int, ...]:
-    """The rows in front of the pooling pyramid: 0 to 50 of yolov7.
+    """Return the rows before the pooling pyramid: 0 to 50 of yolov7.
 
-    The pyramid follows the last computational block before the first upsampling, in every variant.
-    (The published help says 50 *rows*, which leaves out the last of them.)
+    In every variant, the pyramid follows the last computational block before the first upsampling.
+    (The published help says 50 *rows*, which omits the last.)
     """
     top = next(row.index for row in spec.rows if row.block == "upsample")
     last = max(row.index for row in spec.rows[:top] if row.stage or row.block == "sum")
@@ -69,7 +68,7 @@ def backbone(spec: Spec) -> tuple[int, ...]:
 
 
 def freeze_rows(model: Model, rows: Iterable[int]) -> None:
-    """Take rows out of the training; ``apply`` has to follow every ``model.train()``.
+    """Freeze rows; call :func:`apply` after every ``model.train()``.
 
     Raises:
         ConfigError: a row that the model does not have.
@@ -91,6 +90,6 @@ def apply(model: Model) -> None:
 
 
 def is_frozen(row: nn.Module) -> bool:
-    """Whether a row has parameters and none of them is trained."""
+    """Whether a row has parameters, all of them frozen."""
     trained = [parameter.requires_grad for parameter in row.parameters()]
     return bool(trained) and not any(trained)

@@ -1,4 +1,4 @@
-"""Build the parts of a run from its configuration: data, model, loader, optimiser, files."""
+"""Build the parts of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from y7edge.models.scaling import scale
 from y7edge.models.spec import Anchors, Spec
 from y7edge.nn.build import Model
 from y7edge.train.averaging.average import average_for
-from y7edge.train.averaging.statistics import whole_pictures
+from y7edge.train.averaging.statistics import letterboxed_batches
 from y7edge.train.loading.dataset import TrainingSet, loader
 from y7edge.train.loading.memory import Item
 from y7edge.train.loading.sampling import BatchPlan, image_weights, rect_plan
@@ -37,18 +37,11 @@ from y7edge.train.run.timing import Timing
 from y7edge.train.run.validate import Validation, require_labels
 from y7edge.train.settings.config import TrainConfig
 from y7edge.train.setup.anchors import choose
-from y7edge.train.setup.finetune import carry_over
+from y7edge.train.setup.finetune import copy_matching
 from y7edge.train.setup.freeze import freeze_rows
 
-# Some are first used after hours: what is missing is reported before the first epoch.
-_NEEDED = [
-    "cv2",
-    "faster_coco_eval",
-    "lightning_fabric",
-    "matplotlib",
-    "safetensors",
-    "tensorboard",
-]
+# Checked before the first epoch, since some are used only at the end.
+NEEDS = ("cv2", "faster_coco_eval", "lightning_fabric", "matplotlib", "safetensors", "tensorboard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,108 +53,103 @@ class Start:
     notes: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """What :func:`start_again` needs, as JSON-able values."""
+        """Return what :func:`resume_model` needs, as JSON values."""
         anchors = self.model.spec.anchors
         return {"origin": self.origin, "notes": list(self.notes), "anchors": anchors}
 
 
 @dataclass
 class Parts:
-    """What a run is made of, in one of its processes."""
+    """The parts of a run, in one of its processes."""
 
     config: TrainConfig
     fabric: Any  # Lightning Fabric, launched
     ranks: Ranks
-    data: Dataset  # with the two splits of the run
-    shown: TrainingSet  # training images, augmented
-    plan: BatchPlan  # which images make up which batch
-    loader: DataLoader[Item]  # the batches of the plan
+    data: Dataset  # with the splits of the run
+    train_set: TrainingSet  # augmented
+    plan: BatchPlan
+    loader: DataLoader[Item]
     validation: Validation | None  # None on all ranks but the first
     start: Start
-    steps: Steps  # what happens to each batch; holds model, optimiser and average
-    writer: RunWriter | None  # writes the files; None on all ranks but the first
+    steps: Steps  # has model, optimizer and average
+    writer: RunWriter | None  # None on all ranks but the first
     folder: Path
 
     def introduction(self) -> str:
-        """One line about what is trained on what."""
+        """Describe the run in one line."""
         config, schedule, world = self.config, self.steps.schedule, self.ranks.world
         return (
             f"{self.steps.model.spec.name}, {len(self.data.names)} classes, {self.start.origin}: "
-            f"{len(self.shown)} training images, {len(self.data.split(config.val_split))} "
+            f"{len(self.train_set)} training images, {len(self.data.split(config.val_split))} "
             f"validation images, {config.epochs} epochs at {config.imgsz} px, batch "
             f"{config.batch}, a step every {schedule.nominal} images, warm-up over "
             f"{schedule.warmup} iterations, on {f'{world} x ' if world > 1 else ''}"
             f"{self.fabric.device}; {self.folder}"
         )
 
-    def whole_images(self) -> Iterator[Tensor]:
-        """Training images as they are evaluated, for statistics; the same on every rank."""
+    def letterboxed_images(self) -> Iterator[Tensor]:
+        """Iterate over network inputs for BatchNorm statistics; the same on every rank."""
         workers = self.loader.num_workers
-        for images in whole_pictures(self.shown, self.config.batch, workers):
-            yield self.steps.prepared(images)
+        for images in letterboxed_batches(self.train_set, self.config.batch, workers):
+            yield self.steps.to_input(images)
 
-    def weigh_images(self, metrics: Metrics | None) -> None:
-        """Draw images of badly detected classes more often from the next epoch on.
+    def update_image_weights(self, metrics: Metrics | None) -> None:
+        """With ``image_weights``, draw images of badly detected classes more often.
 
-        Args:
-            metrics: of the evaluation; the first rank's count. Without ``image_weights`` in the
-                configuration nothing happens.
+        ``metrics`` are those of the first rank's evaluation, if there was one.
         """
         if not self.config.image_weights:
             return
         weights = None
         if metrics is not None:
             scores = [np.nan if c.ap50_95 is None else c.ap50_95 for c in metrics.per_class]
-            weights = image_weights(self.shown.samples, self.start.model.spec.nc, np.array(scores))
+            weights = image_weights(
+                self.train_set.samples, self.start.model.spec.nc, np.array(scores)
+            )
         self.plan.set_weights(self.ranks.from_first(weights))
 
 
 def build(
     config: TrainConfig,
     *,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
     fabric: Any = None,
     ranks: Ranks | None = None,
     folder: Path | None = None,
-    again: Mapping[str, Any] | None = None,
+    resumed: Mapping[str, Any] | None = None,
     timing: Timing | None = None,
 ) -> Parts:
-    """Build all parts of a run; everything that can be wrong is found now.
+    """Build all parts of a run; report every error that can be found before training.
 
-    Args:
-        config: what to train on what.
-        say: is called with remarks, line by line.
-        fabric: Lightning Fabric, launched; None opens one for a single process.
-        ranks: the processes of the run; None: this one alone.
-        folder: of a run that is resumed; None makes the one that the configuration names.
-        again: facts of the first start of a run that is resumed.
-        timing: measures the parts of an iteration.
+    ``log`` is called with remarks. ``fabric`` is launched; None opens one for a single process,
+    which ``ranks`` None means too. To resume a run, ``folder`` is its folder and ``resumed`` the
+    :meth:`Start.facts` of its start.
 
     Raises:
         ConfigError, DataError, CheckpointError, DeviceError: see :func:`loop.train`.
     """
     fabric, ranks = fabric or open_fabric(config), ranks or Ranks()
     with ranks.together():
-        # Other splits, which may have faults of their own, are not read.
+        # Errors in other splits are irrelevant.
         data = load(config.data, splits=tuple({config.train_split: 0, config.val_split: 0}))
         data = data.single_class() if config.single_cls else data
         require_labels(data.split(config.train_split), "train on")
         names = data.names
-        start = start_again(config, names, again) if again else make_model(config, data)
+        start = resume_model(config, names, resumed) if resumed else make_model(config, data)
         for note in start.notes:
-            say(note)
-        shown, plan = _training_images(config, data, start.model.spec, ranks)
+            log(note)
+        train_set, plan = _training_images(config, data, start.model.spec, ranks)
         workers = loading_workers(config.workers, fabric.device)
-        pictures = loader(shown, plan, workers=workers, pin=fabric.device.type == "cuda")
+        images = loader(train_set, plan, workers=workers, pin=fabric.device.type == "cuda")
         validation = (
             Validation(data.split(config.val_split), names, config.imgsz) if ranks.first else None
         )
-    steps = _steps(config, fabric, ranks, start.model, len(shown), len(plan), timing)
+    steps = _steps(config, fabric, ranks, start.model, len(train_set), len(plan), timing)
     writer = None
     with ranks.together():
         if ranks.first:
             writer = RunWriter(
-                folder or files.claim(config.out),
+                folder or files.create(config.out),
                 config,
                 data,
                 origin=start.origin,
@@ -170,26 +158,26 @@ def build(
             )
     folder = cast(Path, ranks.from_first(writer and writer.folder))
     parts = Parts(
-        *(config, fabric, ranks, data, shown, plan, pictures, validation, start, steps, writer),
+        *(config, fabric, ranks, data, train_set, plan, images, validation, start, steps, writer),
         folder,
     )
-    say(parts.introduction())
+    log(parts.introduction())
     return parts
 
 
 def check_packages() -> None:
-    """Find out before the first epoch whether everything for the last one is installed.
+    """Check that all packages of a run are installed.
 
     Raises:
-        RuntimeMissing: a package is not there; the message says how to install it.
+        RuntimeMissing: a package is missing; the message states how to install it.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise RuntimeMissing(f'training needs {", ".join(missing)}: pip install "y7edge[train]"')
 
 
 def make_model(config: TrainConfig, data: Dataset) -> Start:
-    """The model that a run starts with, with anchors that fit its data unless weights come along.
+    """Create the initial model of a run; without weights, with anchors that fit its data.
 
     Raises:
         ConfigError, CheckpointError: see :func:`start_model`.
@@ -208,10 +196,10 @@ def make_model(config: TrainConfig, data: Dataset) -> Start:
 def _training_images(
     config: TrainConfig, data: Dataset, spec: Spec, ranks: Ranks
 ) -> tuple[TrainingSet, BatchPlan]:
-    """Training images, and which of them this rank gets when."""
+    """Create the training set, and the batch plan of this rank."""
     recipe, samples = config.hyper, data.split(config.train_split)
     last = recipe.close_mosaic
-    shown = TrainingSet(
+    train_set = TrainingSet(
         samples,
         config.imgsz,
         recipe.augmentation,
@@ -221,11 +209,16 @@ def _training_images(
     )
     rect = rect_plan(samples, config.imgsz, spec.max_stride) if config.rect else None
     plan = BatchPlan(
-        len(shown), config.batch, seed=config.seed, rank=ranks.rank, world=ranks.world, rect=rect
+        len(train_set),
+        config.batch,
+        seed=config.seed,
+        rank=ranks.rank,
+        world=ranks.world,
+        rect=rect,
     )
     if config.image_weights:
         plan.set_weights(image_weights(samples, spec.nc))
-    return shown, plan
+    return train_set, plan
 
 
 def _steps(
@@ -237,8 +230,8 @@ def _steps(
     batches: int,
     timing: Timing | None,
 ) -> Steps:
-    """Loss, schedule, optimiser and average around a model that is moved to its device."""
-    # Channels-last is 1.4 times faster on a CPU, and the layout that tensor cores want.
+    """Move a model to its device, and create loss, schedule, optimizer and average."""
+    # Channels-last is 1.4 times faster on a CPU, and the layout of tensor cores.
     model = model.to(fabric.device).train().to(memory_format=torch.channels_last)
     recipe = config.hyper
     nominal = recipe.nominal_batch or nominal_batch(images, config.epochs, config.batch)
@@ -250,8 +243,8 @@ def _steps(
     average = average_for(recipe, model, config.epochs)
     if config.sync_bn and ranks.world > 1:
         if fabric.device.type != "cuda":
-            raise ConfigError("sync_bn needs GPUs: leave it out on a CPU")
-        # After optimiser and average, which tell BatchNorms by their class.
+            raise ConfigError("sync_bn needs GPUs: omit it on a CPU")
+        # After optimizer and average, which recognize BatchNorms by class.
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return Steps(
         fabric,
@@ -267,18 +260,18 @@ def _steps(
 
 
 def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None) -> Spec:
-    """The rows that a run trains: those of the named variant, or its own (``config.spec``).
+    """Return the rows that a run trains: those of the named variant, or ``config.spec``.
 
     Raises:
-        ConfigError: unknown model, folded rows, a width that cannot be, or an input
-            size that the strides don't divide or that is a single cell of the largest.
+        ConfigError: unknown model, folded rows, an invalid width, or an input size that is not a
+            multiple of the strides or is a single cell of the largest.
     """
     if config.spec is None:
         spec = registry.get(config.model, nc=classes, anchors=anchors)
     elif config.spec.form == "folded":
         raise ConfigError(
-            f"spec: {config.spec.name} is folded: without BatchNorm it cannot be trained; expected "
-            "the training form, or the deploy form to do without implicit knowledge"
+            f"spec: {config.spec.name} is folded and cannot be trained; expected the training "
+            "form, or the deploy form, which has no implicit knowledge"
         )
     else:
         spec = replace(config.spec, nc=classes, anchors=anchors or config.spec.anchors)
@@ -291,7 +284,7 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
             f"not {config.imgsz}: take {up}"
         )
     if config.imgsz < 2 * spec.max_stride:
-        # BatchNorm has no statistics of the single cell that a batch of one would leave.
+        # BatchNorm has no statistics of a single cell.
         raise ConfigError(
             f"imgsz must be {2 * spec.max_stride} or more to train {spec.name}, not {config.imgsz}"
         )
@@ -301,19 +294,14 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
 def start_model(
     config: TrainConfig, names: Sequence[str], *, anchors: Anchors | None = None
 ) -> Start:
-    """The model to train, its frozen rows frozen.
+    """Create the model to train, with its frozen rows.
 
-    With ``config.weights``, everything that fits is copied (:mod:`y7edge.train.setup.finetune`),
-    the anchors too, as weights predict offsets from them.
-
-    Args:
-        config: the run.
-        names: class names of the data, in order.
-        anchors: in pixels, finest level first; None: the weights', else the published ones.
+    ``config.weights`` are copied where they fit (:mod:`y7edge.train.setup.finetune`). ``anchors``
+    are in pixels, finest level first; None: those of the weights, else the published ones.
 
     Raises:
-        ConfigError: the model cannot be trained (see :func:`build_spec`), rows to freeze that it
-            does not have, or a model's name where a file of weights is expected.
+        ConfigError: an invalid model (see :func:`build_spec`), rows to freeze that it does not
+            have, or a model's name instead of a file of weights.
         CheckpointError: the weights are folded, or most of them don't fit.
     """
     if config.weights is None:
@@ -325,26 +313,18 @@ def start_model(
     return replace(start, notes=(*start.notes, _frozen_note(config, start.model)))
 
 
-def start_again(config: TrainConfig, names: Sequence[str], facts: Mapping[str, Any]) -> Start:
-    """The model of a run that is resumed; a state of the run has its weights.
-
-    Neither the file of weights that it began with nor a search for anchors is needed.
-
-    Args:
-        config: the run.
-        names: class names of the data, in order.
-        facts: of its first start.
-    """
+def resume_model(config: TrainConfig, names: Sequence[str], facts: Mapping[str, Any]) -> Start:
+    """Create the model of a resumed run from the facts of its start; its state has the weights."""
     anchors = tuple(tuple((w, h) for w, h in level) for level in facts["anchors"])
     model = _model(config, names, anchors)
     return Start(model, facts["origin"], tuple(facts["notes"]))
 
 
 def _model(config: TrainConfig, names: Sequence[str], anchors: Anchors | None) -> Model:
-    """The model of a run with random weights, its frozen rows frozen."""
-    # Rows of one's own may break the plan for RepConv's identity branch: that is what they are for.
-    own = config.spec is not None
-    model = Model(build_spec(config, len(names), anchors), allow_identity=own)
+    """Create the model of a run with random weights, with its frozen rows."""
+    # Custom rows may place RepConv's identity branch anywhere, for ablations.
+    custom = config.spec is not None
+    model = Model(build_spec(config, len(names), anchors), allow_identity=custom)
     freeze_rows(model, config.freeze)
     return model
 
@@ -352,11 +332,11 @@ def _model(config: TrainConfig, names: Sequence[str], anchors: Anchors | None) -
 def _from_weights(
     config: TrainConfig, path: Path, names: Sequence[str], anchors: Anchors | None
 ) -> Start:
-    """A model with what a checkpoint can give it."""
+    """Create a model and copy what fits of a checkpoint."""
     if str(path) in registry.names() and not path.exists():
         raise ConfigError(
-            f"no weights come with the package: give --weights a file, .safetensors or .pt; "
-            f"--model {path} alone trains {path} from scratch"
+            f"the package has no weights: give --weights a file, .safetensors or .pt; "
+            f"--model {path} alone trains from scratch"
         )
     checkpoint = weights.load(path)
     if anchors is None:
@@ -365,10 +345,10 @@ def _from_weights(
         alike = len(old) == len(usual.anchors) and len(old[0]) == len(usual.anchors[0])
         anchors = old if alike else None
     model = _model(config, names, anchors)
-    carried = carry_over(model, checkpoint, names, str(path))
+    copied = copy_matching(model, checkpoint, names, str(path))
     source = f"{path.name} (digest {checkpoint.digest[:16]})"
-    origin = f"fine-tuned from {source}, {carried.entries} of {carried.total} entries"
-    return Start(model, origin, carried.notes)
+    origin = f"fine-tuned from {source}, {copied.entries} of {copied.total} entries"
+    return Start(model, origin, copied.notes)
 
 
 def _frozen_note(config: TrainConfig, model: Model) -> str:
@@ -378,14 +358,13 @@ def _frozen_note(config: TrainConfig, model: Model) -> str:
         f"{len(config.freeze)} of {len(model.rows)} rows are frozen, "
         f"{still / sum(count for count, _ in counts):.0%} of the parameters"
     )
-    return note if config.weights else f"{note}; they are random: freeze is meant for weights"
+    return note if config.weights else f"{note}, with random weights"
 
 
 def loading_workers(asked: int | None, device: torch.device) -> int:
-    """Processes that load images: as asked, else what the device leaves free.
+    """Return the number of loading processes, by default what the device leaves free.
 
-    On a CPU the network itself keeps all cores busy, and a process that loads only competes with
-    it; a GPU leaves the cores to loading.
+    On a CPU the network uses all cores; with a GPU the cores are free to load.
     """
     if asked is not None:
         return asked

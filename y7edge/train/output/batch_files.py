@@ -1,7 +1,8 @@
-"""``batches/*.jpg``: training batches after augmentation, with their labels."""
+"""Write training batches: ``batches/*.jpg`` with labels, and the batch of a non-finite loss."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,29 +14,31 @@ from y7edge.boxes import corners
 from y7edge.detect.detections import Detections
 from y7edge.detect.drawing import draw
 from y7edge.evaluation.predictions import write_picture
+from y7edge.files import atomic_write
+from y7edge.train.loading.dataset import TrainingSet, collate
+from y7edge.train.loading.sampling import BatchPlan
 
-_PICTURES = 16  # of a batch at most
+_IMAGES = 16  # drawn at most
 _SIDE = 320  # longer side of each, pixels
 _GAP = 4
+
+BAD_BATCH = "nan_batch.safetensors"
+HEADER = "y7edge-batch"
 
 
 def write_batch(
     images: NDArray[np.uint8], targets: NDArray[np.float32], names: Sequence[str], path: Path
 ) -> None:
-    """Write the first images of a batch as a square of tiles.
+    """Draw the first images of a batch with their labels as a grid, into a JPEG file.
 
-    Args:
-        images: (B, 3, H, W) RGB.
-        targets: (n, 6): image, class, normalized centre x, centre y, width, height.
-        names: class names.
-        path: the JPEG file.
+    ``images`` are (B, 3, H, W) RGB; ``targets`` (n, 6): image, class, normalized cx, cy, w, h.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     tiles = [
         _tile(image, targets[targets[:, 0] == index, 1:], names)
-        for index, image in enumerate(images[:_PICTURES])
+        for index, image in enumerate(images[:_IMAGES])
     ]
     columns = int(np.ceil(np.sqrt(len(tiles))))
     height, width = tiles[0].shape[:2]
@@ -52,7 +55,7 @@ def write_batch(
 def _tile(
     image: NDArray[np.uint8], labels: NDArray[np.float32], names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """One picture in BGR, scaled, with its boxes."""
+    """Return an image in BGR, scaled, with its boxes."""
     bgr = np.ascontiguousarray(image.transpose(1, 2, 0)[:, :, ::-1])
     height, width = bgr.shape[:2]
     factor = _SIDE / max(height, width)
@@ -67,3 +70,35 @@ def _tile(
         names=tuple(names),
     )
     return draw(scaled, boxes, confidence=False)
+
+
+def write_bad_batch(
+    folder: Path, train_set: TrainingSet, plan: BatchPlan, *, epoch: int, batch: int, reason: str
+) -> Path:
+    """Recompute a batch of all ranks, and write it to ``folder``.
+
+    The file has ``images`` uint8 (B, 3, H, W) RGB and ``targets`` float32 (n, 6). Its header has,
+    as JSON, the images' paths, ``epoch`` (from 1), ``batch`` (from 0) and ``reason``.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    whole = BatchPlan(plan.length, plan.batch, seed=plan.seed, shuffle=plan.shuffle, rect=plan.rect)
+    whole.weights = plan.weights
+    whole.set_epoch(epoch, batch)
+    keys = next(iter(whole))
+    images, targets = collate([train_set[key] for key in keys])
+    facts = {
+        "reason": reason,
+        "epoch": epoch,
+        "batch": batch,
+        "pictures": [str(train_set.samples[key.index].path) for key in keys],
+    }
+    path = folder / BAD_BATCH
+    with atomic_write(path) as temporary:
+        save_file(
+            {"images": images, "targets": targets}, temporary, metadata={HEADER: json.dumps(facts)}
+        )
+    return path
