@@ -70,9 +70,14 @@ def coloured(image, class_id):
 
 
 def places(mask):
-    """Boxes (n, 4) of a mask's connected parts, without specks."""
+    """Boxes (n, 4) of a mask's connected parts, without specks.
+
+    Thin parts are left out, too: where an object is blended into grey by interpolation, the border
+    may have the colour of another class.
+    """
     stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:]
-    x, y, width, height, _ = stats[stats[:, 4] >= 4].T
+    x, y, width, height, area = stats.T
+    x, y, width, height, _ = stats[(area >= 4) & (2 * area >= width * height)].T
     return np.column_stack((x, y, x + width, y + height))
 
 
@@ -85,7 +90,9 @@ def check_labels_follow_pixels(labelled, classes, tolerance, largest=28 * 1.6):
         boxes = labelled.boxes[labelled.class_id == class_id]
         found = places(coloured(labelled.image, class_id))
         apart = np.abs(boxes[:, None] - found).max(axis=2)
-        assert (apart.min(axis=1, initial=np.inf) <= tolerance).all(), (class_id, boxes, found)
+        clear = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 3  # smaller remnants may be too faint
+        near = apart.min(axis=1, initial=np.inf) <= tolerance
+        assert near[clear].all(), (class_id, boxes, found)
         for place in found[apart.min(axis=0, initial=np.inf) > tolerance]:
             sides = place[2:] - place[:2]
             assert sides.min() <= 4 or sides.prod() < 0.13 * largest**2, (class_id, boxes, place)
