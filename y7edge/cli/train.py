@@ -238,7 +238,7 @@ def require_alone(folder: Path, words: Iterable[str]) -> None:
     others = [name for name in words if name not in ("--resume", "--json")]
     if others:
         raise ConfigError(
-            f"--resume continues a run with its own settings: leave out {', '.join(others)}, or "
+            f"--resume uses the run's own settings: omit {', '.join(others)}, or "
             f"start a new run with --weights {folder / 'last.safetensors'}"
         )
 
@@ -288,7 +288,7 @@ def chosen_recipe(
     if rect and any(joined.values()):
         wanted = [name for name in changes if joined.get(name)]
         if wanted:
-            raise ConfigError(f"--rect feeds whole images; leave out --set {wanted[0]}")
+            raise ConfigError(f"--rect joins no images: omit --set {wanted[0]}")
         chosen = chosen.changed(dict.fromkeys(joined, 0.0), "off by --rect")
     return chosen
 
@@ -303,13 +303,13 @@ def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
     for change in changes:
         name, _, value = (part.strip() for part in change.partition("="))
         if not name or not value:
-            raise ConfigError(f"--set takes NAME=VALUE, as lr0=0.02; found {change!r}")
+            raise ConfigError(f"--set takes NAME=VALUE, such as lr0=0.02; found {change!r}")
         if name in values:
             raise ConfigError(f"--set {name} is given twice: {values[name]} and {value}")
         values[name] = value
     given = {name: str(short) for name, short in shorthands.items() if short is not None}
     if both := values.keys() & given.keys():
-        raise ConfigError(f"{min(both)} is given by --set and by an option of its own")
+        raise ConfigError(f"{min(both)} is given by --set and by its own option")
     return values | given
 
 
@@ -324,7 +324,7 @@ def _note_remarks(config: TrainConfig) -> None:
     """Note settings without effect or with side effects."""
     remarks = []
     if config.sync_bn and config.devices * config.nodes == 1 and "WORLD_SIZE" not in os.environ:
-        remarks.append("--sync-bn changes nothing on a single device")
+        remarks.append("--sync-bn has no effect on a single device")
     if config.rect:
         remarks.append("--rect: mosaic, mixup, copy-paste and paste-in are off")
     if config.image_weights and config.single_cls:
