@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.data import label_cache
+from y7edge.data import dataset, label_cache
 from y7edge.data.dataset import load
-from y7edge.data.formats import yolo
 from y7edge.errors import DataError
 
 PICTURE = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
@@ -51,10 +50,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How many label files the reader of YOLO sets has looked into."""
+    """How many images were read, not recalled."""
     count = []
-    read = yolo._read_sample
-    monkeypatch.setattr(yolo, "_read_sample", lambda *args: count.append(1) or read(*args))
+    made = dataset.sample_of
+    monkeypatch.setattr(dataset, "sample_of", lambda *args: count.append(1) or made(*args))
     return count
 
 

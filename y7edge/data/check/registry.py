@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from y7edge.data.formats.records import Corners, Label, Picture, Scan
-
-Severity = Literal["error", "warning", "info"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+from y7edge.data.formats.records import Corners, Effect, Entry, Label, Scan, Severity
 
 
 class Hit(NamedTuple):
@@ -24,7 +21,7 @@ class Hit(NamedTuple):
     message: str
     file: Path
     line: int = 0
-    picture: Path | None = None
+    image: Path | None = None
     box: Corners | None = None
     severity: Severity | None = None
     other: Path | None = None
@@ -40,10 +37,12 @@ class Finding:
         message: What was found, and the way out.
         file: The file that it is in.
         line: Its line, from 1; 0 where there is none.
-        picture: The picture that shows it.
-        box: The box that it is about: corners in shares of that picture.
+        image: The image that shows it.
+        box: The box that it is about: corners in fractions of that image.
         fix: What ``--fix`` does about it; empty: nothing.
-        other: A second picture, for comparison.
+        other: A second image, for comparison.
+        effect: What training does about it.
+        doubtful: Whether a repair would be a guess.
     """
 
     check: str
@@ -51,10 +50,12 @@ class Finding:
     message: str
     file: Path
     line: int = 0
-    picture: Path | None = None
+    image: Path | None = None
     box: Corners | None = None
     fix: str = ""
     other: Path | None = None
+    effect: Effect = "advice"
+    doubtful: bool = False
 
 
 Run = Callable[[Scan], Iterable[Hit]]
@@ -79,8 +80,7 @@ class Check:
     run: Run
 
     def findings(self, scan: Scan) -> list[Finding]:
-        """What it finds, and what the scanner noted under its name."""
-        noted = (Hit(t.message, t.file, t.line) for t in scan.troubles if t.check == self.name)
+        """What it finds."""
         return [
             Finding(
                 self.name,
@@ -88,12 +88,12 @@ class Check:
                 hit.message,
                 hit.file,
                 hit.line,
-                hit.picture,
+                hit.image,
                 hit.box,
                 self.fix,
                 hit.other,
             )
-            for hit in (*noted, *self.run(scan))
+            for hit in self.run(scan)
         ]
 
 
@@ -109,12 +109,8 @@ class Checks(list[Check]):
 
         return register
 
-    def from_scanner(self, name: str, severity: Severity, title: str, fix: str = "") -> None:
-        """A check that the scanner makes by itself, as it must read the files anyway."""
-        self.add(name, severity, title, fix)(lambda scan: ())
 
-
-def at(picture: Picture, label: Label, message: str, box: Corners | None = None) -> Hit:
+def at(entry: Entry, label: Label, message: str, box: Corners | None = None) -> Hit:
     """A hit on one label."""
     what = f"{label.item}: {message}" if label.item else message
-    return Hit(what, label.file, label.line, picture.path, box)
+    return Hit(what, label.file, label.line, entry.path, box)
