@@ -47,7 +47,7 @@ class Dataset:
     names: tuple[str, ...]
     splits: Mapping[str, tuple[Sample, ...]]
     warnings: tuple[str, ...] = ()
-    category_ids: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of one split.
@@ -151,8 +151,8 @@ def _read(scan: Scan) -> Reading:
         split: tuple(samples[id(entry)] for entry in scan.in_split(split) if not entry.tiny)
         for split in scan.split_names
     }
-    ids = {split: ids for split, ids in scan.category_ids.items() if None not in ids}
-    return Reading(tuple(scan.names), splits, scan.warnings(), ids, scan.watch.stamps)
+    names, ids = tuple(scan.names), scan.category_ids
+    return Reading(names, splits, scan.warnings(), ids, scan.watch.stamps)
 
 
 def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:

@@ -58,14 +58,15 @@ class Reading(NamedTuple):
         names: Class names.
         splits: Samples by split.
         warnings: What was changed while reading, one line each.
-        category_ids: By split, the category ids of a COCO file in the order of the names.
+        category_ids: By split, the category ids of a COCO file in the order of the names; None
+            for a grouping category that the file of another split has.
         watched: The files that it was read from, each with the `stamp` it had then.
     """
 
     names: tuple[str, ...]
     splits: Mapping[str, tuple[Sample, ...]]
     warnings: tuple[str, ...]
-    category_ids: Mapping[str, tuple[int | str, ...]]
+    category_ids: Mapping[str, tuple[int | str | None, ...]]
     watched: Mapping[str, Stamp]
 
 

@@ -1,8 +1,9 @@
 """COCO results: detections as the JSON list that COCO's own tools and servers take.
 
-An image's id is the number in its file's name, as in COCO, if all pictures have one and no two the
-same; else they are numbered from 1, and a file beside it says which is which. Category ids count
-from 0 as everywhere here; COCO's own, 1 to 90 with gaps, on request.
+Images and categories of a COCO data set have the ids of its own file, so that the results fit it.
+Elsewhere an image's id is the number in its file's name if all images have one and no two the same;
+else they are numbered from 1, and a file beside it says which is which. Category ids then count
+from 0; COCO's own, 1 to 90 with gaps, on request.
 """
 
 from __future__ import annotations
@@ -20,18 +21,26 @@ from y7edge.files import atomic_write
 
 
 def write_submission(
-    found: Table, samples: Sequence[Sample], path: Path, *, classes: int, coco_ids: bool = False
+    found: Table,
+    samples: Sequence[Sample],
+    path: Path,
+    *,
+    classes: int,
+    coco_ids: bool = False,
+    category_ids: Sequence[int | str | None] = (),
 ) -> list[Path]:
-    """Write ``path`` and, if pictures had to be numbered, ``image_ids.json`` beside it.
+    """Write ``path`` and, if images had to be numbered, ``image_ids.json`` beside it.
 
     Boxes are left, top, width, height in pixels of the picture to three decimals, scores to five.
 
     Args:
         found: (n, 7): index into ``samples``, left, top, width, height, confidence, class.
-        samples: the pictures.
+        samples: the images.
         path: the JSON file.
         classes: count of classes.
         coco_ids: write the category ids of COCO's files.
+        category_ids: those of the data set's own file, by class, None where it lacks one;
+            empty for other data.
 
     Returns:
         The files.
@@ -39,19 +48,22 @@ def write_submission(
     Raises:
         ConfigError: COCO's ids for a data set of other than 80 classes.
     """
+    categories: Sequence[int | str | None] = category_ids or range(classes)
     if coco_ids:
         require_coco(classes)
+        categories = COCO_IDS
     numbers = image_ids(samples)
     named = numbers is not None
-    ids = numbers or list(range(1, len(samples) + 1))
+    ids: Sequence[int | str] = numbers or range(1, len(samples) + 1)
     results = [
         {
             "image_id": ids[int(image)],
-            "category_id": COCO_IDS[int(class_id)] if coco_ids else int(class_id),
+            "category_id": categories[int(class_id)],
             "bbox": [round(side, 3) for side in box],
             "score": round(score, 5),
         }
         for image, *box, score, class_id in found.tolist()
+        if categories[int(class_id)] is not None
     ]
     paths = [_write(results, path)]
     if not named:
@@ -72,8 +84,11 @@ def require_coco(classes: int) -> None:
         )
 
 
-def image_ids(samples: Sequence[Sample]) -> list[int] | None:
-    """The numbers that the pictures' files are named by; None if one isn't, or two are the same."""
+def image_ids(samples: Sequence[Sample]) -> list[int] | list[int | str] | None:
+    """The ids of a COCO file, else the numbers that files are named by; None if they are not."""
+    known = [sample.image_id for sample in samples if sample.image_id is not None]
+    if len(known) == len(samples):
+        return known
     stems = [sample.path.stem for sample in samples]
     if not all(stem.isascii() and stem.isdecimal() for stem in stems):
         return None

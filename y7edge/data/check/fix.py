@@ -24,6 +24,7 @@ from y7edge.data.check.images import SUFFIXES
 from y7edge.data.check.paths import readable, require_copy
 from y7edge.data.check.splits import same_labels, same_splits, shared_entries
 from y7edge.data.dataset import sample_of
+from y7edge.data.formats.description import printable
 from y7edge.data.formats.geometry import used
 from y7edge.data.formats.records import Entry, Label, Scan
 from y7edge.data.headers import any_size
@@ -299,7 +300,7 @@ def _done(copy: _Copy, label: Label) -> str:
 
 def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
     scan = copy.scan
-    names = [name.strip() or str(index) for index, name in enumerate(scan.names)]
+    names = [printable(name).strip() or str(index) for index, name in enumerate(scan.names)]
     highest = max((x.class_id for _, x in scan.labels() if x.class_id is not None), default=-1)
     wanted = scan.classes or min(highest, 10_000) + 1
     names += [str(index) for index in range(len(names), wanted)]

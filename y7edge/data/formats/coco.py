@@ -231,21 +231,23 @@ class _Reader:
                 named[number] = (name, item.get("id"))
         if not named:
             self._problem("names", "expected categories, found none")
-        keys = _numbered((number, named[number][0]) for number in sorted(named))
-        groups = _groups(items)
-        scan, first = self.scan, not self.scan.category_ids
-        known = _numbered(enumerate(scan.names))
-        if first:
-            scan.names = [name for name, _ in keys]
-            known = {key: index for index, key in enumerate(keys)}
+        parents = {str(item.get("supercategory")) for item in items}
+        tops = {_key(i.get("id")) for i in items if i.get("supercategory") == "none"}
+        order = sorted(named)
+        # Categories that only group others, as Roboflow writes them, may be in one file only.
+        keys = _keys([(named[n][0], n in tops and named[n][0] in parents) for n in order])
+        scan = self.scan
+        if not scan.category_ids:
+            scan.names = [named[number][0] for number in order]
+            scan.groups = {index for index, key in enumerate(keys) if key[1]}
             check_names(scan, self.path)
-            scan.groups = {known[key] for key in keys if key[0] in groups}
-        elif other := {k[0] for k in keys.keys() ^ known.keys() if k[0] not in groups}:
+        whole = _keys([(name, index in scan.groups) for index, name in enumerate(scan.names)])
+        if other := {key[0] for key in {*keys} ^ {*whole} if not key[1]}:
             words = f"expected the categories of the other splits, {_brief(scan.names)}, found "
-            self._problem(
-                "names", f"{words}{_brief([k[0] for k in keys])}; differs: {_brief(other)}"
-            )
-        ids = {known[key]: number for key, number in keys.items() if key in known}
+            words += f"{_brief([key[0] for key in keys])}; differs: {_brief(other)}"
+            self._problem("names", words)
+        known = {key: index for index, key in enumerate(whole)}
+        ids = {known[key]: n for key, n in zip(keys, order, strict=True) if key in known}
         scan.category_ids[self.split] = tuple(
             named[ids[index]][1] if index in ids else None for index in range(len(scan.names))
         )
@@ -376,22 +378,14 @@ class _Reader:
         )
 
 
-def _numbered(names: Any) -> dict[tuple[str, int], Any]:
-    """Numbers by name; of two of one name the second counts as another one."""
-    count: Counter[str] = Counter()
-    found = {}
-    for number, name in names:
-        found[name, count[name]] = number
-        count[name] += 1
+def _keys(names: Sequence[tuple[str, bool]]) -> list[tuple[str, bool, int]]:
+    """Names, whether each is a group, and which of that name it is, counted from 0."""
+    count: Counter[tuple[str, bool]] = Counter()
+    found = []
+    for key in names:
+        found.append((*key, count[key]))
+        count[key] += 1
     return found
-
-
-def _groups(items: Sequence[Any]) -> set[str]:
-    """Names of categories that only group others, as Roboflow writes them."""
-    parents = {item.get("supercategory") for item in items
-               if isinstance(item.get("supercategory"), str)}  # fmt: skip
-    tops = {item.get("name") for item in items if item.get("supercategory") == "none"}
-    return {name for name in tops if isinstance(name, str) and name in parents}
 
 
 def _size(width: float | None, height: float | None) -> tuple[float, float] | None:

@@ -128,11 +128,16 @@ def take_names(scan: Scan, description: Description) -> None:
 def check_names(scan: Scan, path: Path, line: int = 0) -> None:
     """Note names that cannot be printed or written, and empty ones."""
     for index, name in enumerate(scan.names):
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        if printable(name) != name:
             words = f"expected class names of printable letters, found {name[:40]!a}"
             scan.problem("names", words, path, line)
         elif not name.strip():
             scan.problem("name_empty", f"class {index} has no name", path, line)
+
+
+def printable(name: str) -> str:
+    """A name without control characters and halves of surrogate pairs."""
+    return "".join(letter for letter in name if unicodedata.category(letter) not in ("Cc", "Cs"))
 
 
 def _parts(names: str, nc: int | None) -> list[str]:

@@ -184,7 +184,11 @@ class RunWriter:
         with validation.detector(best, conf=conf) as detector:
             tables = collect(detector.detect_for_evaluation, validation.samples, names)
             metrics = judge(tables, names)
-            saved = save(self.folder, tables, metrics, validation.samples, names, detector)
+            ids = self._data.category_ids.get(self._config.val_split, ())
+            saved = save(
+                *(self.folder, tables, metrics, validation.samples, names, detector),
+                category_ids=ids,
+            )
         summary = report.Summary(
             config=self._config,
             data=self._data,
