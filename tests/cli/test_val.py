@@ -91,7 +91,7 @@ def test_a_damaged_picture_is_one_line(words: list[str], data: Path, tmp_path: P
     command = [sys.executable, "-m", "y7edge.cli", *words[:-1], str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {picture}: expected a picture")
+    assert done.stderr.startswith(f"error: {picture}: expected an image")
     assert done.stderr.count("\n") == 1
 
 

@@ -41,6 +41,8 @@ class Dataset:
         warnings: What was changed while reading, one line each, with counts.
         category_ids: By split, the category ids of a COCO file in the order of the names; empty
             for other data.
+        levels: Lowest and highest level of which 8-bit images were made (`y7edge.data.images`), if
+            the ``data.yaml`` says so.
     """
 
     source: Path
@@ -48,6 +50,7 @@ class Dataset:
     splits: Mapping[str, tuple[Sample, ...]]
     warnings: tuple[str, ...] = ()
     category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
+    levels: tuple[int, int] | None = None
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of one split.
@@ -139,7 +142,8 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
     for warning in reading.warnings:
         _log.warning("%s: %s", scan.source, warning)
     return Dataset(
-        scan.source, reading.names, reading.splits, reading.warnings, reading.category_ids
+        *(scan.source, reading.names, reading.splits, reading.warnings, reading.category_ids),
+        levels=scan.levels,
     )
 
 

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from y7edge.data.check.examine import CHECKS, examine
 from y7edge.data.check.fix import Cleaned, write_copy
 from y7edge.data.dataset import Dataset, load
+from y7edge.data.images import read_image
 
 IMAGE, LABEL = "images/train/00003.jpg", "labels/train/00003.txt"
 
@@ -232,3 +234,29 @@ def test_files_come_before_images_labels_classes_and_splits() -> None:
     assert len(set(names)) == len(names)
     first = ("no_labels", "empty_image", "overlap", "name_twice", "same_splits")
     assert [name for name in names if name in first] == list(first)
+
+
+def test_low_contrast_of_16_bits_is_found_and_scaled_by_one_rule(
+    yolo: Path, tmp_path: Path
+) -> None:
+    for path in sorted((yolo / "images").glob("*/*.jpg")):
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        deep = 20_000 + 3 * grey.astype(np.uint16)
+        cv2.imwrite(str(path.with_suffix(".png")), deep)
+        path.unlink()
+    (words,) = messages(yolo, "low_contrast")
+    low, high = map(int, re.findall(r"levels (\d+) to (\d+)", words)[0])
+    assert 20_000 <= low < high <= 20_765
+    cleaned, copy = fixed(yolo, tmp_path / "out")
+    assert copy.levels == (low, high)
+    assert cleaned.after.count("warning") == 0
+    assert len(np.unique(read_image(copy.split("train")[0].path))) > 100
+    assert sum(map(len, boxes_of(copy))) == sum(map(len, boxes_of(load(yolo))))
+
+
+def test_16_bits_that_are_used_are_left_alone(yolo: Path, tmp_path: Path) -> None:
+    image = cv2.imread(str(yolo / IMAGE), cv2.IMREAD_GRAYSCALE)
+    (yolo / IMAGE).unlink()
+    cv2.imwrite(str((yolo / IMAGE).with_suffix(".png")), image.astype(np.uint16) * 257)
+    assert messages(yolo, "low_contrast") == []
+    assert fixed(yolo, tmp_path / "out")[1].levels is None

@@ -226,5 +226,5 @@ def test_an_unreadable_picture_is_named_in_one_line_by_workers_too(tmp_path, sam
     made = loader(TrainingSet([lost], 64, cache="none"), BatchPlan(1, 1), workers=workers)
     with pytest.raises(DataError) as caught:
         list(batches(made))
-    assert str(caught.value).startswith(f"{lost.path}: cannot read the picture")
+    assert str(caught.value).startswith(f"{lost.path}: cannot read the image")
     assert "\n" not in str(caught.value)

@@ -87,7 +87,7 @@ def test_filling_tells_how_far_it_is(samples, kind, steps):
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_a_picture_that_cannot_be_read_is_named(samples, kind):
     samples[3].path.unlink()
-    with pytest.raises(DataError, match=r"3\.png: cannot read the picture"):
+    with pytest.raises(DataError, match=r"3\.png: cannot read the (picture|image)"):
         open_cache(kind, samples, SIZE)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from y7edge.data.check.libjpeg import complaints
 from y7edge.data.formats.records import Facts
 from y7edge.data.headers import any_size, require_regular
-from y7edge.data.images import read_image
+from y7edge.data.images import read_deep, read_image
 from y7edge.errors import DataError, needing
 
 Progress = Callable[[int, int], None]
@@ -78,6 +78,7 @@ def inspect(path: Path) -> Facts:
         return Facts(reason, "corrupt")
     try:
         image = read_image(path)
+        deep = read_deep(path) if mode.startswith("I") else image
     except DataError as error:
         reason = f"is a {kind} ({mode}) that OpenCV, and so the training, cannot decode: {error}"
         return Facts(reason, "corrupt")
@@ -87,6 +88,7 @@ def inspect(path: Path) -> Facts:
         format=kind,
         mode=mode,
         frames=frames,
+        levels=(int(deep.min()), int(deep.max())) if deep.dtype == np.uint16 else None,
         digest=hashlib.blake2b(image.tobytes() + repr(image.shape).encode()).hexdigest()[:32],
         thumb=np.asarray(cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8),
         flat=bool((image == image[0, 0]).all()),

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from y7edge.boxes import corners
 from y7edge.data.check.decoding import Progress
 from y7edge.data.check.examine import Report, examine
-from y7edge.data.check.images import SUFFIXES
+from y7edge.data.check.images import SUFFIXES, levels_in_use
 from y7edge.data.check.paths import readable, require_copy
 from y7edge.data.check.splits import same_labels, same_splits, shared_entries
 from y7edge.data.dataset import sample_of
@@ -28,6 +29,7 @@ from y7edge.data.formats.description import printable
 from y7edge.data.formats.geometry import used
 from y7edge.data.formats.records import Entry, Label, Scan
 from y7edge.data.headers import any_size
+from y7edge.data.images import read_deep, to_bytes
 from y7edge.errors import DataError
 from y7edge.files import writing
 
@@ -100,6 +102,7 @@ class _Copy:
     taken: set[tuple[str, str]] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     losses: list[str] = field(default_factory=list)
+    levels: tuple[int, int] | None = None
 
     def note(self, file: Path, line: int, found: str, done: str) -> None:
         self.changes.append(Change(readable(file, self.scan.root), line, found, done))
@@ -125,7 +128,7 @@ def write_copy(report: Report, out: Path | str, *, progress: Progress | None = N
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".cleaned-"))
         try:
-            copy = _Copy(scan, folder)
+            copy = _Copy(scan, folder, levels=levels_in_use(scan) or scan.levels)
             _write(copy, progress)
             if not copy.counts["labels"]:
                 reason = "nothing with a label is left to write; see the check"
@@ -242,6 +245,10 @@ def _write_image(copy: _Copy, entry: Entry, split: str, lines: Sequence[str]) ->
         _upright(source, image)
         done = f"stored upright{', boxes turned' if entry.in_stored_frame else ''}"
         copy.note(source, 0, f"EXIF orientation {entry.frame.orientation}", done)
+    elif copy.levels and facts.levels:
+        scaled = to_bytes(np.asarray(read_deep(source), np.uint16), copy.levels)
+        image.write_bytes(cv2.imencode(image.suffix, scaled)[1].tobytes())
+        copy.note(source, 0, "16 bits, few levels of them used", "scaled to 8 bits")
     else:
         shutil.copyfile(source, image)
     if not entry.labelled and entry.label_file:
@@ -315,6 +322,8 @@ def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
             copy.note(scan.source, 0, f"nothing is left of split {split}", "split left out")
             if scan.in_split(split):  # else there was nothing
                 copy.losses.append(f"nothing is left of the split {split}")
+    if copy.levels:
+        lines.append(f"levels: {list(copy.levels)}  # of 16-bit images, scaled to 8 bits\n")
     lines.append("names:\n")
     # JSON is YAML, and quotes whatever needs it.
     lines += [f"  - {json.dumps(name, ensure_ascii=False)}\n" for name in names]

@@ -105,6 +105,26 @@ def _rotation(scan: Scan) -> Iterator[Hit]:
             yield hit._replace(message=words)
 
 
+_FEW_LEVELS = 64  # of 256
+
+
+@CHECKS.add("low_contrast", "warning", "16-bit images of which few grey levels are left",
+       "scaled to 8 bits by one rule, noted in the data.yaml")  # fmt: skip
+def _low_contrast(scan: Scan) -> Iterator[Hit]:
+    if levels := levels_in_use(scan):
+        low, high = levels
+        words = f"its 16-bit images use the levels {low} to {high} of 65535, of which "
+        words += f"{(high >> 8) - (low >> 8) + 1} are left in 8 bits; scale all by one rule "
+        yield Hit(f"{words}(y7edge.data.images.to_bytes), as --fix does", scan.source)
+
+
+def levels_in_use(scan: Scan) -> tuple[int, int] | None:
+    """The range that the 16-bit images of a set use together, if it is a small one."""
+    found = [entry.facts.levels for entry in scan.entries if entry.facts.levels]
+    low, high = (min(lo for lo, _ in found), max(hi for _, hi in found)) if found else (0, 65535)
+    return (low, high) if (high >> 8) - (low >> 8) + 1 < _FEW_LEVELS else None
+
+
 @CHECKS.add("suffix", "warning", "suffixes that disagree with the real format",
        "copied under the right suffix")  # fmt: skip
 @_each

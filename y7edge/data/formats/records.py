@@ -248,6 +248,7 @@ class Facts:
         format: What the content is, ``JPEG``.
         mode: Pillow's mode, ``RGB``.
         frames: Images in the file.
+        levels: Lowest and highest value of a 16-bit image.
         digest: Over the decoded pixels.
         thumb: uint8 (32, 32), grey.
         flat: Whether all pixels have one colour.
@@ -259,6 +260,7 @@ class Facts:
     format: str = ""
     mode: str = ""
     frames: int = 1
+    levels: tuple[int, int] | None = None
     digest: str = ""
     thumb: NDArray[np.uint8] | None = None
     flat: bool = False
@@ -325,6 +327,7 @@ class Scan:
         problems: Everything that was met.
         watch: The files that were read, in the state they had then.
         imgsz: Side of the network's input, pixels; what counts as a small box depends on it.
+        levels: How 8-bit images were made of 16-bit ones, if ``data.yaml`` says so.
         keypoints: Points, and numbers for each, that follow a box (``kpt_shape``).
     """
 
@@ -343,6 +346,7 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)
     imgsz: int = 640
+    levels: tuple[int, int] | None = None
     keypoints: tuple[int, int] | None = None
 
     @property

@@ -29,8 +29,9 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,8 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
     scan.add_text(description.text)
     take_names(scan, description)
     entries, lines = description.entries, description.lines
-    _take_keypoints(scan, entries.get("kpt_shape"), lines.get("kpt_shape", 0))
+    scan.keypoints = _pair(scan, entries, lines, "kpt_shape", "[points, 2 or 3]")
+    scan.levels = _pair(scan, entries, lines, "levels", "[lowest, highest] of 0 to 65535")
     root = path.parent / str(entries.get("path") or "").replace("\\", os.sep)
     if entries.get("path") and not root.is_dir():
         words = f"'path: {entries['path']}' leads nowhere; entries are sought beside this file"
@@ -125,19 +127,21 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
     return scan
 
 
-def _take_keypoints(scan: Scan, shape: object, line: int) -> None:
-    if shape is None:
-        return
-    numbers = (
-        [int(n) for n in shape if re.fullmatch(r"\d{1,4}", str(n))]
-        if isinstance(shape, list)
-        else []
-    )
-    if len(numbers) == 2 and numbers[0] > 0 and numbers[1] in (2, 3):
-        scan.keypoints = numbers[0], numbers[1]
-    else:
-        words = f"expected kpt_shape as [points, 2 or 3], found {str(shape)[:40]}"
-        scan.problem("names", words, scan.source, line)
+def _pair(
+    scan: Scan, entries: Mapping[str, Any], lines: Mapping[str, int], key: str, words: str
+) -> tuple[int, int] | None:
+    """An entry of two numbers, which must make sense."""
+    given = entries.get(key)
+    texts = given if isinstance(given, list) else []
+    numbers = [int(text) for text in texts if re.fullmatch(r"\d{1,5}", str(text))]
+    if len(numbers) == len(texts) == 2:
+        one, two = numbers
+        if (one > 0 and two in (2, 3)) if key == "kpt_shape" else one < two <= 65535:
+            return one, two
+    if given is not None:
+        message = f"expected {key} as {words}, found {str(given)[:40]}"
+        scan.problem("names", message, scan.source, lines[key])
+    return None
 
 
 def list_images(path: Path) -> Scan:

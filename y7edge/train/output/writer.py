@@ -95,7 +95,10 @@ class RunWriter:
         self._events: Any = None
         self._meta = {
             "imgsz": config.imgsz,
-            "data": {"path": str(data.source), "digest": data.digest},
+            "data": {
+                **{"path": str(data.source), "digest": data.digest},
+                **({"levels": list(data.levels)} if data.levels else {}),
+            },
             "config": {**config.to_dict(), "nominal_batch": nominal},
             "provenance": f"y7edge {__version__}, {origin}",
             "licence": config.licence,
