@@ -442,7 +442,7 @@ def test_lines_that_cannot_be(folder, line, message):
 def test_labels_that_are_no_text(folder):
     folder.picture("a.png", "")
     (folder.root / "labels/train/a.txt").write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(DataError, match=r"a\.txt: expected UTF-8, found UTF-16"):
+    with pytest.raises(DataError, match=r"a\.txt: expected text in UTF-8, found UTF-16"):
         load(folder.describe())
 
 

@@ -142,7 +142,7 @@ def _print(report: Report, *, whole: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from y7edge.data.check.paths import readable
+    from y7edge.data.check.paths import in_words
 
     # A log has no width of its own: lines there are as long as they need to be.
     wide = sys.stdout is not None and sys.stdout.isatty()
@@ -166,10 +166,8 @@ def _print(report: Report, *, whole: bool) -> None:
     if report.findings:
         table = Table("check", "severity", "count", "first", pad_edge=False, header_style="bold")
         for (name, severity), group in report.by_check().items():
-            first = group[0]
-            line = f":{first.line}" if first.line else ""
-            words = f"{readable(first.file, scan.root)}{line}: {first.message}"
-            table.add_row(name, Text(severity, _COLOURS[severity]), str(len(group)), Text(words))
+            words = Text(in_words(group[0], scan.root))
+            table.add_row(name, Text(severity, _COLOURS[severity]), str(len(group)), words)
         console.print(table)
         if any(len(group) > 1 for group in report.by_check().values()) and not whole:
             console.print("the first of each kind; --save report.html shows more, --json has all")

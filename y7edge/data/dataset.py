@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from y7edge.boxes import centred
 from y7edge.data import label_cache
-from y7edge.data.formats import coco, forms, geometry, voc, yolo
+from y7edge.data.formats import coco, geometry, voc, yolo
+from y7edge.data.formats.forms import settle
 from y7edge.data.formats.records import Entry, Label, Scan
 from y7edge.data.headers import any_size
 from y7edge.data.sample import Plan, Reading, Sample, is_image, single_class
@@ -32,24 +33,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images by split.
+    """Labelled images by split."""
 
-    Attributes:
-        source: The ``data.yaml`` or folder that it was read from.
-        names: Class names; ``Sample.class_id`` indexes them.
-        splits: Samples by name of the split: ``train``, ``val``, ``test``, as far as there are.
-        warnings: What was changed while reading, one line each, with counts.
-        category_ids: By split, the category ids of a COCO file in the order of the names; empty
-            for other data.
-        levels: Lowest and highest level of which 8-bit images were made (`y7edge.data.images`), if
-            the ``data.yaml`` says so.
-    """
-
-    source: Path
-    names: tuple[str, ...]
-    splits: Mapping[str, tuple[Sample, ...]]
-    warnings: tuple[str, ...] = ()
+    source: Path  # the ``data.yaml``, file or folder that it was read from
+    names: tuple[str, ...]  # class names; ``Sample.class_id`` indexes them
+    splits: Mapping[str, tuple[Sample, ...]]  # ``train``, ``val``, ``test``, as far as there are
+    warnings: tuple[str, ...] = ()  # what was changed while reading, one line each, with counts
+    # By split, the category ids of a COCO file in the order of the names; empty for other data.
     category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
+    # Of which 8-bit images were made (`y7edge.data.images`), if the ``data.yaml`` says so.
     levels: tuple[int, int] | None = None
 
     def split(self, name: str) -> tuple[Sample, ...]:
@@ -82,11 +74,9 @@ class Dataset:
         if self.names == wanted:
             return self
         if len(set(wanted)) != len(wanted) or sorted(wanted) != sorted(self.names):
-            here = [name for name in self.names if name not in wanted]
             raise DataError(
-                f"{self.source}: expected the classes {reprlib.repr(wanted)}, found "
-                f"{reprlib.repr(self.names)}"
-                + (f"; {reprlib.repr(here)} is not among them" if here else "")
+                f"{self.source}: expected the classes {reprlib.repr(wanted)}, found others or one "
+                f"twice, {reprlib.repr(self.names)}"
             )
         numbers = np.array([wanted.index(name) for name in self.names])
         order = np.argsort(numbers)
@@ -183,16 +173,19 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
     if not source.is_dir():
         found = "something else" if source.exists() else "nothing there"
         raise DataError(f"{source}: expected a data.yaml or a data folder, found {found}")
+    forms: dict[str, Callable[[], Scan]] = {}
     if (described := yolo.find(source)) is not None:
-        return yolo.describe(described, splits)
-    both = voc.is_voc(source)
+        forms[f"YOLO ({described.name})"] = partial(yolo.describe, described, splits)
     if coco.find_files(source):
-        scan = coco.describe(source, splits)
-        if both:
-            words = "holds annotations in two forms, COCO (JSON) and Pascal VOC (XML): the JSON is "
-            scan.problem("layout", f"{words}read; remove one, or name the file", source)
-        return scan
-    return voc.describe(source, splits) if both else yolo.search_folder(source)
+        forms["COCO (JSON)"] = partial(coco.describe, source, splits)
+    if voc.is_voc(source):
+        forms["Pascal VOC (XML)"] = partial(voc.describe, source, splits)
+    first, *others = forms or ("",)
+    scan = forms[first]() if forms else yolo.search_folder(source)
+    if others:
+        words = f"holds annotations as {' and '.join(forms)}: those as {first} are read; remove "
+        scan.problem("layout", f"{words}the others", source)
+    return scan
 
 
 def read_scan(scan: Scan) -> None:
@@ -200,7 +193,7 @@ def read_scan(scan: Scan) -> None:
     {"yolo": yolo, "coco": coco, "voc": voc}[scan.layout].read(scan)
     with any_size():
         geometry.measure(scan)
-    forms.settle(scan)
+    settle(scan)
     geometry.place(scan)
 
 

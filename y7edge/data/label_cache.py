@@ -1,4 +1,4 @@
-"""What was read of a data set, kept between runs: labels, sizes of pictures, warnings.
+"""What was read of a data set, kept between runs: labels, sizes of images, warnings.
 
 Reading a hundred thousand label files and headers takes minutes; looking whether they changed takes
 seconds. One file per data set and choice of splits lies in the folder that ``Y7EDGE_CACHE`` names,
@@ -6,7 +6,7 @@ else in ``~/.cache/y7edge``, below ``labels/``; it may be deleted at any time. S
 anew each time.
 
 What is kept counts only while everything it was read from is as it was: the list of files, and size
-and times (of the last write and of the last change) of each label file and picture. A change within
+and times (of the last write and of the last change) of each label file and image. A change within
 the same tick of the file system's clock (milliseconds) that keeps the size goes unseen.
 
 The file is written whole or not at all, so that several processes may write at once; a damaged one
@@ -33,7 +33,7 @@ from y7edge.files import atomic_write, cache_folder
 # To be raised whenever a reader reads the same files differently, or the file below changes.
 _VERSION = 3
 
-# Sets with fewer pictures are read in well under a second.
+# Sets with fewer images are read in well under a second.
 _WORTH_KEEPING = 500
 
 _log = logging.getLogger(__name__)

@@ -52,33 +52,21 @@ class Sample:
 
 
 class Reading(NamedTuple):
-    """What a reader gives.
-
-    Attributes:
-        names: Class names.
-        splits: Samples by split.
-        warnings: What was changed while reading, one line each.
-        category_ids: By split, the category ids of a COCO file in the order of the names; None
-            for a grouping category that the file of another split has.
-        watched: The files that it was read from, each with the `stamp` it had then.
-    """
+    """What a reader gives."""
 
     names: tuple[str, ...]
     splits: Mapping[str, tuple[Sample, ...]]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # what was changed while reading, one line each
+    # By split, the category ids of a COCO file in the order of the names; None for a grouping
+    # category that only the file of another split has.
     category_ids: Mapping[str, tuple[int | str | None, ...]]
-    watched: Mapping[str, Stamp]
+    watched: Mapping[str, Stamp]  # the files that it was read from, each as it was then
 
 
 class Plan(NamedTuple):
-    """What a reader would read, found without opening labels or images.
+    """What a reader would read, found without opening labels or images."""
 
-    Attributes:
-        identity: What distinguishes this plan from another of the same source: names, files.
-        read: Does the reading.
-    """
-
-    identity: tuple[str, ...]
+    identity: tuple[str, ...]  # distinguishes it from others of the same source: names, files
     read: Callable[[], Reading]
 
 

@@ -135,7 +135,7 @@ def test_annotations_that_cannot_be(folder, body, message):
         (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', r"a\.xml: refused, as"),
         (
             "<!DOCTYPE a []><annotation/>".encode("utf-16"),
-            r"a\.xml: expected UTF-8, found UTF-16",
+            r"a\.xml: expected text in UTF-8, found UTF-16",
         ),
     ],
     ids=["entity", "external", "utf-16"],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 
 from y7edge.data.check.registry import Checks, Hit, at
-from y7edge.data.formats.records import Label, Scan
+from y7edge.data.formats.records import Scan
 from y7edge.data.formats.text import read_text
 
 CHECKS = Checks()
@@ -23,10 +23,6 @@ def _shifted_ids(scan: Scan) -> Iterator[Hit]:
         "counted from 1? Then every label has a wrong name; subtract 1 from each"
     )
     yield Hit(words, scan.source)
-
-
-def _exists(scan: Scan, class_id: int) -> bool:
-    return class_id >= 0 and (not scan.classes or class_id < scan.classes)
 
 
 def _some(names: list[str]) -> str:
@@ -88,14 +84,10 @@ def per_class(scan: Scan) -> dict[int, Counter[str]]:
     for index in range(scan.classes):
         counts[index] = Counter()
     for entry, label in scan.labels():
-        if label.class_id is not None and _counts(scan, label):
+        if label.class_id is not None and scan.has_class(label.class_id) and not label.crowd:
             for split in dict.fromkeys(entry.splits):
                 counts[label.class_id][split] += 1
     return dict(sorted(counts.items()))
-
-
-def _counts(scan: Scan, label: Label) -> bool:
-    return label.class_id is not None and _exists(scan, label.class_id) and not label.crowd
 
 
 @CHECKS.add("class_balance", "warning", "classes without labels")

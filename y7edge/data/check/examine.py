@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from y7edge.data.check import files, images, labels
 from y7edge.data.check import splits as check_splits
 from y7edge.data.check.classes import per_class
 from y7edge.data.check.decoding import Progress, inspect_all
-from y7edge.data.check.registry import Check, Finding
+from y7edge.data.check.registry import Check
 from y7edge.data.dataset import open_scan, read_scan
 from y7edge.data.formats.records import KINDS, SEVERITIES, Problem, Scan
 from y7edge.errors import DataError
@@ -34,25 +34,19 @@ TITLES = {name: kind.title for name, kind in KINDS.items()} | {c.name: c.title f
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found.
-
-    Attributes:
-        scan: The data set as its files have it.
-        findings: Errors first, then warnings, then infos; in the order of the checks.
-        summary: Counts of images, labels and classes by split, and sizes of boxes.
-    """
+    """What was found."""
 
     scan: Scan
-    findings: tuple[Finding, ...]
-    summary: Mapping[str, Any]
+    findings: tuple[Problem, ...]  # errors first; then those of the parser, then of the checks
+    summary: Mapping[str, Any]  # counts by split, and sizes of boxes
 
     def count(self, severity: str) -> int:
         """How many findings of a severity there are."""
         return sum(finding.severity == severity for finding in self.findings)
 
-    def by_check(self) -> dict[tuple[str, str], list[Finding]]:
-        """Findings by check and severity, in order."""
-        groups: dict[tuple[str, str], list[Finding]] = {}
+    def by_check(self) -> dict[tuple[str, str], list[Problem]]:
+        """Problems by check and severity, in order."""
+        groups: dict[tuple[str, str], list[Problem]] = {}
         for finding in self.findings:
             groups.setdefault((finding.check, finding.severity), []).append(finding)
         return groups
@@ -89,28 +83,18 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
     return Report(scan, tuple(found), summarise(scan))
 
 
-def _findings(problems: Iterable[Problem]) -> list[Finding]:
-    """Findings from problems; faults that whole files have are one each."""
+def _findings(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems for the report; faults that whole files have are one each."""
     groups: dict[object, list[Problem]] = {}
     for problem in problems:
         whole = problem.check in _OF_FILES
         key = (problem.check, problem.file, problem.image) if whole else id(problem)
         groups.setdefault(key, []).append(problem)
     return [
-        Finding(
-            first.check,
-            first.severity,
-            first.message if len(group) == 1 else f"{len(group)} labels, as: {first.message}",
-            first.file,
-            first.line,
-            first.image,
-            first.box,
-            KINDS[first.check].fix if first.fixable else "",
-            effect=first.effect,
-            doubtful=not first.fixable,
-        )
-        for group in groups.values()
-        for first in group[:1]
+        first
+        if not rest
+        else replace(first, message=f"{len(rest) + 1} labels, as: {first.message}")
+        for first, *rest in groups.values()
     ]
 
 

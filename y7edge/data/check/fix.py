@@ -22,7 +22,7 @@ from y7edge.boxes import corners
 from y7edge.data.check.decoding import Progress
 from y7edge.data.check.examine import Report, examine
 from y7edge.data.check.images import SUFFIXES, levels_in_use
-from y7edge.data.check.paths import readable, require_copy
+from y7edge.data.check.paths import in_words, readable, require_copy
 from y7edge.data.check.splits import same_labels, same_splits, shared_entries
 from y7edge.data.dataset import sample_of
 from y7edge.data.formats.description import printable
@@ -53,21 +53,13 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """A cleaned copy.
-
-    Attributes:
-        out: Its folder.
-        changes: Everything that differs from the original.
-        unchanged: What was found and could not be fixed, one line each.
-        after: What the examination of the copy found.
-        losses: Data that the copy lacks, and doubts: the copy is not clean.
-    """
+    """A cleaned copy."""
 
     out: Path
-    changes: tuple[Change, ...]
-    unchanged: tuple[str, ...]
-    after: Report
-    losses: tuple[str, ...] = ()
+    changes: tuple[Change, ...]  # everything that differs from the original
+    unchanged: tuple[str, ...]  # what was found and could not be fixed, one line each
+    after: Report  # of the copy
+    losses: tuple[str, ...] = ()  # data that it lacks, and doubts: it is not clean
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -142,7 +134,7 @@ def write_copy(report: Report, out: Path | str, *, progress: Progress | None = N
             shutil.rmtree(folder, ignore_errors=True)
     after = examine(destination / "data.yaml", imgsz=scan.imgsz)
     left = tuple(
-        f"{readable(f.file, scan.root)}{f':{f.line}' if f.line else ''}: {f.message}"
+        in_words(f, scan.root)
         for f in report.findings
         if not f.fix and (f.severity != "info" or f.doubtful)
     )
@@ -163,7 +155,7 @@ def _write_changes(copy: _Copy) -> None:
 def _write(copy: _Copy, progress: Progress | None) -> None:
     scan = copy.scan
     left_out = _left_out(copy)
-    equal = dict(same_splits(scan))  # first split -> one with the same pictures
+    equal = dict(same_splits(scan))  # first split -> one with the same images
     aliases = {other: one for one, other in equal.items()}
     # Of images twice in a split the first is kept: rather one whose labels are its own.
     owners = Counter(entry.label_file for entry in scan.entries)

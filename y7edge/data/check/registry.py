@@ -8,11 +8,10 @@ list; `y7edge.data.check.examine` joins the lists.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from y7edge.data.formats.records import Corners, Effect, Entry, Label, Scan, Severity
+from y7edge.data.formats.records import Corners, Entry, Label, Problem, Scan, Severity
 
 
 class Hit(NamedTuple):
@@ -27,73 +26,24 @@ class Hit(NamedTuple):
     other: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One defect, or remark, of a data set.
-
-    Attributes:
-        check: Name of the check.
-        severity: Errors fail the gate; warnings deserve a look; infos are worth knowing.
-        message: What was found, and the way out.
-        file: The file that it is in.
-        line: Its line, from 1; 0 where there is none.
-        image: The image that shows it.
-        box: The box that it is about: corners in fractions of that image.
-        fix: What ``--fix`` does about it; empty: nothing.
-        other: A second image, for comparison.
-        effect: What training does about it.
-        doubtful: Whether a repair would be a guess.
-    """
-
-    check: str
-    severity: Severity
-    message: str
-    file: Path
-    line: int = 0
-    image: Path | None = None
-    box: Corners | None = None
-    fix: str = ""
-    other: Path | None = None
-    effect: Effect = "advice"
-    doubtful: bool = False
-
-
 Run = Callable[[Scan], Iterable[Hit]]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One entry of the list.
+class Check(NamedTuple):
+    """One entry of the list."""
 
-    Attributes:
-        name: Stands in tables and JSON.
-        severity: Of its findings, unless a finding says otherwise.
-        title: What it looks for, in a few words.
-        fix: What ``--fix`` does about it; empty: nothing.
-        run: Looks at a scan.
-    """
-
-    name: str
-    severity: Severity
-    title: str
-    fix: str
+    name: str  # stands in tables and JSON
+    severity: Severity  # of its findings, unless a finding says otherwise
+    title: str  # what it looks for, in a few words
+    fix: str  # what --fix does about it; empty: nothing
     run: Run
 
-    def findings(self, scan: Scan) -> list[Finding]:
+    def findings(self, scan: Scan) -> list[Problem]:
         """What it finds."""
+        found = ((hit, hit.severity or self.severity) for hit in self.run(scan))
         return [
-            Finding(
-                self.name,
-                hit.severity or self.severity,
-                hit.message,
-                hit.file,
-                hit.line,
-                hit.image,
-                hit.box,
-                self.fix,
-                hit.other,
-            )
-            for hit in self.run(scan)
+            Problem(self.name, "advice", severity, *hit[:5], self.fix, other=hit.other)
+            for hit, severity in found
         ]
 
 

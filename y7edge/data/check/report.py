@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from y7edge import html
 from y7edge.data.check.examine import TITLES, Report
 from y7edge.data.check.libjpeg import complaints
-from y7edge.data.check.paths import PAGE_TITLE, readable
-from y7edge.data.check.registry import Finding
-from y7edge.data.formats.records import SEVERITIES, Corners
+from y7edge.data.check.paths import PAGE_TITLE, in_words, readable
+from y7edge.data.formats.records import SEVERITIES, Corners, Problem
 from y7edge.data.images import read_image
 from y7edge.errors import DataError
 from y7edge.files import atomic_write, writing
@@ -56,7 +55,7 @@ def _body(report: Report) -> list[str]:
     return parts
 
 
-def _group(report: Report, title: str, group: list[Finding]) -> str:
+def _group(report: Report, title: str, group: list[Problem]) -> str:
     root = report.scan.root
     figures: list[str] = []
     for finding in group:
@@ -65,16 +64,13 @@ def _group(report: Report, title: str, group: list[Finding]) -> str:
         drawn = _drawn(report, finding.image, finding.box)
         if drawn is not None:
             name = readable(finding.file, root)
-            caption = f"{name}{f':{finding.line}' if finding.line else ''}: {finding.message}"
+            caption = in_words(finding, root)
             other = _drawn(report, finding.other, None) if finding.other else None
             shown = html.image(drawn, name)
             figures.append(
                 html.pair(drawn, other, caption) if other else html.figure(shown, caption)
             )
-    lines = [
-        f"{readable(f.file, root)}{f':{f.line}' if f.line else ''}: {f.message}"
-        for f in group[:_LISTED]
-    ]
+    lines = [in_words(finding, root) for finding in group[:_LISTED]]
     if len(group) > _LISTED:
         lines.append(f"... and {len(group) - _LISTED} more (--json has all)")
     # As many columns as three figures would take: a single one is not blown up.

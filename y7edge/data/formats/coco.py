@@ -48,9 +48,9 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
     folders = [path for path in sorted(folder.iterdir()) if not is_service(path.name)]
     layouts = (
         sorted((folder / "annotations").glob("*.json")),
-        [path / _ROBOFLOW for path in folders if is_file(path / _ROBOFLOW)],
-        sorted(folder.glob("*.json")),
-        [path for place in folders for path in sorted(place.glob("*.json"))],
+        [path / _ROBOFLOW for path in folders],
+        [path for path in sorted(folder.glob("*.json")) if _begins_as_one(path)],
+        [p for place in folders for p in sorted(place.glob("*.json")) if _begins_as_one(p)],
     )
     for paths in layouts:
         fitting = [p for p in paths if not p.name.startswith(".") and is_file(p)]
@@ -62,11 +62,9 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
             split = _split_of(path) or (own_names(path.parent.name) if inner else None)
             if split is not None:
                 found.setdefault(split, []).append(path)
-        if found:
-            return {split: found[split] for split in SPLITS if split in found}
         nameless = [path for path in instances or others if _begins_as_one(path)]
-        if nameless:
-            return {"train": nameless}
+        if found or nameless:
+            return {s: found[s] for s in SPLITS if s in found} or {"train": nameless}
     return {}
 
 
@@ -78,6 +76,8 @@ def _split_of(path: Path) -> str | None:
 
 def _begins_as_one(path: Path) -> bool:
     """Whether a file has the keys of a COCO file near its beginning or end."""
+    if not is_file(path):
+        return False
     try:
         with path.open("rb") as stream:
             head = stream.read(1 << 20)

@@ -78,7 +78,7 @@ def _note(
         image=pairs[0][0].path if file else None,
         effect="refused" if certain else "advice",
         severity="warning" if file else "error",
-        fixable=certain,
+        doubtful=not certain,
     )
 
 

@@ -56,10 +56,7 @@ def place(scan: Scan) -> None:
     for entry in scan.entries:
         entry.in_stored_frame = id(entry) in stored
         if entry.in_stored_frame and entry.labels:
-            words = "the boxes were made without the rotation that the camera noted (EXIF "
-            words += (
-                f"orientation {entry.frame.orientation if entry.frame else 1}); they are turned"
-            )
+            words = "its boxes were made without the rotation that the camera noted (EXIF): turned"
             scan.problem("rotation", words, entry.path, image=entry.path)
         scale = _scale(scan, entry)
         for label in entry.labels:
@@ -160,7 +157,7 @@ def _stored_frames(scan: Scan) -> set[int]:
             words = "images of this set are rotated (EXIF), and some boxes fit them only with the "
             words += f"rotation, these only with{'out' if stored else ''} it: correct them"
             scan.problem("rotation", words, entry.path,
-                         image=entry.path, effect="refused", fixable=False)  # fmt: skip
+                         image=entry.path, effect="refused", doubtful=True)  # fmt: skip
     # The size that is stated must not speak for the other one.
     stored_only = votes[True] and not votes[False]
     return {id(e) for e, f in turned if stored_only and _stated(e) in (None, f.stored, f.size)}
@@ -213,15 +210,9 @@ def _grade(scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | 
 
 
 def _note(scan: Scan, entry: Entry, label: Label, check: str, words: str, **other: object) -> None:
-    scan.problem(
-        check,
-        f"{label.item}: {words}" if label.item else words,
-        label.file,
-        label.line,
-        image=entry.path,
-        box=label.box,
-        **other,
-    )
+    words = f"{label.item}: {words}" if label.item else words
+    other |= {"image": entry.path, "box": label.box}
+    scan.problem(check, words, label.file, label.line, **other)
     if check != "separators" and not (check == "class_number" and label.named):
         label.fault = check
     label.refused |= scan.problems[-1].effect == "refused"
@@ -234,7 +225,7 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
     if label.form == "sides":
         wanted, text = "bbox as four finite numbers", reprlib.repr(label.raw.get("bbox"))
     label.fault = ""
-    if label.class_id is None or label.named or not _exists(scan, label.class_id):
+    if label.class_id is None or label.named or not scan.has_class(label.class_id):
         _note_class(scan, entry, label)
         if label.fault:
             return True  # columns in another order: its numbers mean nothing
@@ -246,9 +237,8 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
         hint = hint if label.form in ("box", "polygon") else ""
         _note(scan, entry, label, "number", f"expected {wanted}, found {text}{hint}")
     elif not all(map(math.isfinite, values)) or max(map(abs, values), default=0) >= _LARGEST:
-        words = f"expected {wanted if label.form == 'sides' else 'finite numbers'}, found {text}"
-        words += "; remove it"
-        _note(scan, entry, label, "not_finite", words)
+        kind = wanted if label.form == "sides" else "finite numbers"
+        _note(scan, entry, label, "not_finite", f"expected {kind}, found {text}; remove it")
     elif len(values) != 4 and label.form != "polygon":
         words = f"expected {wanted}, found {text}"
         if label.form == "box":
@@ -267,10 +257,6 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
     return True
 
 
-def _exists(scan: Scan, class_id: int) -> bool:
-    return class_id >= 0 and (not scan.classes or class_id < scan.classes)
-
-
 def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
     text, count, found = label.text[:60], scan.classes, label.raw_class[:60]
     if scan.layout != "yolo":
@@ -278,10 +264,8 @@ def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
         key, found = ("category_id to be ", found) if scan.layout == "coco" else ("", f"'{found}'")
         words = f"expected {key}one of the classes {known or '(there are none)'}, found {found}"
         words += "; correct it, or add the class"
-        if not label.raw_class:
-            _note(scan, entry, label, "name_empty", words, effect="refused", severity="error")
-        else:
-            _note(scan, entry, label, "class_range", words)
+        check = "class_range" if label.raw_class else "name_empty"
+        _note(scan, entry, label, check, words, effect="refused", severity="error")
     elif label.named:
         words = f"expected numbers, found '{text}'; {found} is {label.class_id}"
         _note(scan, entry, label, "class_number", words)
@@ -289,13 +273,10 @@ def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
         words = f"expected numbers, found '{text}'"
         if found.replace(".", "", 1).isdigit():
             words = f"expected a class from 0 to {count - 1}, found {found}: '{text}'"
-        if "," in label.text:
-            words += "; numbers need a point and spaces between them"
-        elif label.text.split()[-1].isdigit():
-            words += "; does it stand last?"
-        else:
-            words += "; correct or remove the line"
-        _note(scan, entry, label, "class_number", words)
+        last = label.text.split()[-1].isdigit()
+        hint = "does it stand last?" if last else "correct or remove the line"
+        hint = "numbers need a point and spaces between them" if "," in label.text else hint
+        _note(scan, entry, label, "class_number", f"{words}; {hint}")
     else:
         way = "the line or the names of the data.yaml"
         if label.class_id < 0:
@@ -453,12 +434,7 @@ def _take_outline(
 def turned(points: Points, orientation: int) -> Points:
     """Points (k, 2) in fractions of the stored image, as fractions of the upright one."""
     x, y = points[:, 0], points[:, 1]
-    moves = {
-        5: (y, x),
-        6: (1 - y, x),
-        7: (1 - y, 1 - x),
-        8: (y, 1 - x),
-    }
+    moves = {5: (y, x), 6: (1 - y, x), 7: (1 - y, 1 - x), 8: (y, 1 - x)}
     return np.stack(moves.get(orientation, (x, y)), axis=1)
 
 
@@ -475,4 +451,4 @@ def _settle_percent(scan: Scan) -> None:
     for index, problem in enumerate(scan.problems):
         if problem.check == "pixels" and (problem.file, problem.line) in files:
             words = f"{problem.message}: percent or pixels?"
-            scan.problems[index] = replace(problem, message=words, box=None, fixable=False)
+            scan.problems[index] = replace(problem, message=words, box=None, doubtful=True, fix="")

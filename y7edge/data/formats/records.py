@@ -138,30 +138,21 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem; its effect is set here and nowhere else.
+    """One problem, or remark; its effect is set here and nowhere else."""
 
-    Attributes:
-        check: A key of `KINDS`.
-        effect: ``refused``: training raises it; ``changed``: training reads on with a repair or a
-            dropped label; ``advice``: training reads the files as they are.
-        severity: For the report.
-        message: What was found, and the way out.
-        file: The file that it is in.
-        line: Its line, from 1; 0 where lines mean nothing.
-        image: The image that it is about.
-        box: The box that it is about: corners in fractions of the image.
-        fixable: Whether ``--fix`` repairs or drops it without a guess.
-    """
-
-    check: str
+    check: str  # a key of `KINDS`, or the name of a check
+    # ``refused``: training raises it; ``changed``: training reads on with a repair or a dropped
+    # label; ``advice``: training reads the files as they are.
     effect: Effect
-    severity: Severity
-    message: str
-    file: Path
-    line: int = 0
-    image: Path | None = None
-    box: Corners | None = None
-    fixable: bool = True
+    severity: Severity  # errors fail the gate
+    message: str  # what was found, and the way out
+    file: Path  # that it is in
+    line: int = 0  # from 1; 0 where lines mean nothing
+    image: Path | None = None  # that it is about
+    box: Corners | None = None  # that it is about: corners in fractions of the image
+    fix: str = ""  # what --fix does about it; empty: nothing
+    doubtful: bool = False  # whether a repair would be a guess
+    other: Path | None = None  # a second image, for comparison
 
     def error(self) -> DataError:
         """The problem as an exception."""
@@ -170,47 +161,27 @@ class Problem:
 
 @dataclass(slots=True)
 class Label:
-    """One label: as it is written, and where its box lies.
-
-    Attributes:
-        file: The file that it stands in.
-        line: Its line, from 1; 0 where lines mean nothing (JSON).
-        raw: The label as written: a line, or an entry of a JSON file.
-        raw_class: The class as written: a number, a name, a category.
-        class_id: The index that this means, perhaps beyond the names; None if it means none.
-        values: The numbers as written, without the class; None if one of them is not a number.
-        form: What the numbers are: ``box`` centre x, centre y, width, height and ``polygon``
-            x, y, x, y, ... in fractions of the image; ``corners`` x1, y1, x2, y2 and ``sides``
-            x, y, width, height in pixels.
-        item: What it is called where lines mean nothing: ``annotation 12``.
-        segmentation: A COCO outline as written.
-        crowd: Whether it stands for more objects than were counted.
-        named: Whether its class was written as a name where a number should be.
-        repaired: What it took to read it; empty: nothing.
-        fault: The first thing wrong with its numbers, a key of `KINDS`; empty: nothing.
-        box: Corners in fractions of the upright image, not clipped; None if there are none.
-        parts: Its outline, arrays (k, 2) in fractions of the upright image.
-        refused: Whether training refuses it.
-        repeats: Whether an earlier label of the image says the same.
-    """
+    """One label: as it is written, and where its box lies."""
 
     file: Path
-    line: int
-    raw: Any
-    raw_class: str
-    class_id: int | None
-    values: tuple[float, ...] | None
+    line: int  # from 1; 0 where lines mean nothing (JSON)
+    raw: Any  # the label as written: a line, or an entry of a JSON file
+    raw_class: str  # the class as written: a number, a name, a category
+    class_id: int | None  # the index that this means, perhaps beyond the names
+    values: tuple[float, ...] | None  # the numbers as written; None if one is not a number
+    # ``box`` centre x, centre y, width, height and ``polygon`` x, y, x, y, ... in fractions of the
+    # image; ``corners`` x1, y1, x2, y2 and ``sides`` x, y, width, height in pixels.
     form: Form = "box"
-    item: str = ""
-    segmentation: Any = None
-    crowd: bool = False
-    named: bool = False
-    repaired: str = ""
-    fault: str = ""
-    box: Corners | None = None
-    parts: Sequence[Points] = ()
-    refused: bool = False
-    repeats: bool = False
+    item: str = ""  # what it is called where lines mean nothing: ``annotation 12``
+    segmentation: Any = None  # a COCO outline as written
+    crowd: bool = False  # whether it stands for more objects than were counted
+    named: bool = False  # whether its class was written as a name where a number should be
+    repaired: str = ""  # what it took to read it
+    fault: str = ""  # the first thing wrong with its numbers, a key of `KINDS`
+    box: Corners | None = None  # in fractions of the upright image, not clipped
+    parts: Sequence[Points] = ()  # its outline, in fractions of the upright image
+    refused: bool = False  # whether training refuses it
+    repeats: bool = False  # whether an earlier label of the image says the same
 
     @property
     def text(self) -> str:
@@ -239,62 +210,35 @@ class Label:
 
 @dataclass(frozen=True)
 class Facts:
-    """What decoding an image showed.
+    """What decoding an image showed."""
 
-    Attributes:
-        fault: Why it cannot be used, empty if it can; ``kind`` is ``empty``, ``unreadable``,
-            ``truncated`` or ``corrupt``.
-        doubt: Signs of damage in a file that decodes.
-        format: What the content is, ``JPEG``.
-        mode: Pillow's mode, ``RGB``.
-        frames: Images in the file.
-        levels: Lowest and highest value of a 16-bit image.
-        digest: Over the decoded pixels.
-        thumb: uint8 (32, 32), grey.
-        flat: Whether all pixels have one colour.
-    """
-
-    fault: str = ""
-    kind: str = ""
-    doubt: str = ""
-    format: str = ""
-    mode: str = ""
-    frames: int = 1
-    levels: tuple[int, int] | None = None
-    digest: str = ""
-    thumb: NDArray[np.uint8] | None = None
-    flat: bool = False
+    fault: str = ""  # why it cannot be used
+    kind: str = ""  # of the fault: ``empty``, ``unreadable``, ``truncated`` or ``corrupt``
+    doubt: str = ""  # signs of damage in a file that decodes
+    format: str = ""  # what the content is, ``JPEG``
+    mode: str = ""  # of Pillow, ``RGB``
+    frames: int = 1  # images in the file
+    levels: tuple[int, int] | None = None  # lowest and highest value of a 16-bit image
+    digest: str = ""  # over the decoded pixels
+    thumb: NDArray[np.uint8] | None = None  # (32, 32), grey
+    flat: bool = False  # whether all pixels have one colour
 
 
 @dataclass(slots=True)
 class Entry:
-    """One image and all that is said about it.
-
-    Attributes:
-        path: Its file.
-        splits: The splits that it is in.
-        label_file: Where its labels stand or should stand.
-        labelled: Whether that is there.
-        labels: What it holds.
-        stated: Width and height that the annotation states, where it does.
-        frame: Size and rotation by the header; None where it cannot be read.
-        image_id: Its id in a COCO file, as written.
-        in_stored_frame: Whether its labels count in the image as stored, without EXIF rotation.
-        facts: What decoding it showed, if it was decoded.
-        lost: Why its labels cannot be used, though there are some; empty if they can.
-    """
+    """One image and all that is said about it."""
 
     path: Path
     splits: list[str] = field(default_factory=list)
-    label_file: Path | None = None
-    labelled: bool = True
+    label_file: Path | None = None  # where its labels stand or should stand
+    labelled: bool = True  # whether that is there
     labels: list[Label] = field(default_factory=list)
-    stated: tuple[float, float] | None = None
-    frame: Frame | None = None
-    image_id: Any = None
-    in_stored_frame: bool = False
+    stated: tuple[float, float] | None = None  # width and height by the annotation
+    frame: Frame | None = None  # size and rotation by the header; None where it cannot be read
+    image_id: Any = None  # in a COCO file, as written
+    in_stored_frame: bool = False  # whether labels count in the image without EXIF rotation
     facts: Facts = field(default_factory=Facts)
-    lost: str = ""
+    lost: str = ""  # why its labels cannot be used, though there are some
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -309,50 +253,35 @@ class Entry:
 
 @dataclass(slots=True)
 class Scan:
-    """A data set as its files have it.
+    """A data set as its files have it."""
 
-    Attributes:
-        source: The ``data.yaml``, JSON file or folder.
-        root: The folder that holds it all; paths are shown relative to it.
-        layout: ``yolo``, ``voc`` or ``coco``.
-        names: Class names.
-        nc: The count of classes as written, if it is.
-        entries: The images.
-        members: By split, its images in order.
-        split_names: The splits that the data set describes.
-        files: By split, the files of annotations (COCO).
-        annotations: Every file of annotations, also of images in no split (VOC).
-        category_ids: By split, the ids of a COCO file in the order of ``names``, as written.
-        groups: Classes that only group others (``supercategory``) and have no labels.
-        problems: Everything that was met.
-        watch: The files that were read, in the state they had then.
-        imgsz: Side of the network's input, pixels; what counts as a small box depends on it.
-        levels: How 8-bit images were made of 16-bit ones, if ``data.yaml`` says so.
-        keypoints: Points, and numbers for each, that follow a box (``kpt_shape``).
-    """
-
-    source: Path
-    root: Path
+    source: Path  # the ``data.yaml``, JSON file or folder
+    root: Path  # the folder that holds it all; paths are shown relative to it
     layout: Literal["yolo", "voc", "coco"]
     names: list[str] = field(default_factory=list)
-    nc: int | None = None
+    nc: int | None = None  # the count of classes as written
     entries: list[Entry] = field(default_factory=list)
-    members: dict[str, list[Entry]] = field(default_factory=dict)
-    split_names: list[str] = field(default_factory=list)
-    files: dict[str, Path] = field(default_factory=dict)
-    annotations: list[Path] = field(default_factory=list)
+    members: dict[str, list[Entry]] = field(default_factory=dict)  # by split, in its order
+    split_names: list[str] = field(default_factory=list)  # that the data set describes
+    files: dict[str, Path] = field(default_factory=dict)  # of annotations, by split (COCO)
+    annotations: list[Path] = field(default_factory=list)  # also of images in no split (VOC)
+    # By split, the ids of a COCO file in the order of ``names``, as written.
     category_ids: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    groups: set[int] = field(default_factory=set)
+    groups: set[int] = field(default_factory=set)  # classes that only group others
     problems: list[Problem] = field(default_factory=list)
-    watch: Watch = field(default_factory=Watch)
-    imgsz: int = 640
-    levels: tuple[int, int] | None = None
-    keypoints: tuple[int, int] | None = None
+    watch: Watch = field(default_factory=Watch)  # the files that were read
+    imgsz: int = 640  # side of the network's input, pixels: what is a small box?
+    levels: tuple[int, int] | None = None  # of which 8-bit images were made (``data.yaml``)
+    keypoints: tuple[int, int] | None = None  # points and numbers of each (``kpt_shape``)
 
     @property
     def classes(self) -> int:
         """How many classes there may be: the larger of names and nc; 0 if neither is known."""
         return max(len(self.names), self.nc or 0)
+
+    def has_class(self, class_id: int) -> bool:
+        """Whether there is a class of this number, as far as that is known."""
+        return class_id >= 0 and (not self.classes or class_id < self.classes)
 
     def labels(self) -> Iterator[tuple[Entry, Label]]:
         """Every label with its image."""
@@ -382,9 +311,8 @@ class Scan:
     def problem(self, check: str, message: str, file: Path, line: int = 0, **other: Any) -> None:
         """Note a problem; ``other`` are attributes of it that differ from those of its kind."""
         kind = KINDS[check]
-        values = {"effect": kind.effect, "severity": kind.severity, **other}
-        if values["effect"] == "refused":
-            values.setdefault("severity", "error")
+        fix = "" if other.get("doubtful") else kind.fix
+        values = {"effect": kind.effect, "severity": kind.severity, "fix": fix, **other}
         self.problems.append(Problem(check, message=message, file=file, line=line, **values))
 
     def require(self) -> None:
@@ -411,20 +339,17 @@ class Scan:
 
     def add_text(self, text: Text) -> Text:
         """Note a text file that was read, with what is wrong about it as a text."""
+        found = {
+            "binary": "zero bytes; restore it",
+            "cp1252": "other bytes (Windows-1252?); save it as UTF-8",
+        }.get(text.encoding, "UTF-16, as PowerShell writes it; save it as UTF-8")
         if text.error:
             self.problem("unreadable_text", f"cannot be read: {text.error}; restore it", text.path)
-        elif text.encoding == "binary":
-            words = "expected text, found zero bytes; restore it"
-            self.problem("encoding", words, text.path)
-        elif text.encoding.startswith("utf-16"):
-            words = "expected UTF-8, found UTF-16, as PowerShell writes it; save it as UTF-8"
-            self.problem("encoding", words, text.path)
-        elif text.encoding == "cp1252":
-            words = "expected UTF-8, found other bytes (Windows-1252?); save it as UTF-8"
-            self.problem("encoding", words, text.path)
         elif text.encoding == "utf-8-sig":
             words = "begins with a byte order mark, which other readers trip over; save it without"
             self.problem("byte_order_mark", words, text.path)
+        elif text.encoding != "utf-8":
+            self.problem("encoding", f"expected text in UTF-8, found {found}", text.path)
         if text.carriage_returns:
             self.problem("line_ends", "has Windows line ends (CRLF), which are read", text.path)
         return text

@@ -16,22 +16,15 @@ _MARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text file.
-
-    Attributes:
-        path: Where it stands.
-        content: Its text; what cannot be decoded is replaced.
-        encoding: ``utf-8``; ``utf-8-sig`` (with a byte order mark), ``utf-16``, or ``cp1252`` for
-            anything else that has letters beyond ASCII; ``binary`` is not text.
-        carriage_returns: Whether lines end as on Windows.
-        error: Why nothing could be read; empty if something was.
-    """
+    """A text file."""
 
     path: Path
-    content: str = ""
+    content: str = ""  # what cannot be decoded is replaced
+    # ``utf-8``; ``utf-8-sig`` (with a byte order mark), ``utf-16``, ``cp1252`` for anything else
+    # that has letters beyond ASCII; ``binary`` is not text.
     encoding: str = "utf-8"
-    carriage_returns: bool = False
-    error: str = ""
+    carriage_returns: bool = False  # whether lines end as on Windows
+    error: str = ""  # why nothing could be read
 
     @property
     def lines(self) -> list[tuple[int, str]]:

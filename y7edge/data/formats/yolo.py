@@ -44,6 +44,7 @@ from y7edge.data.formats.listing import (
     is_there,
     places_of,
     spellings,
+    tails,
 )
 from y7edge.data.formats.records import (
     RESPELLED,
@@ -60,7 +61,7 @@ from y7edge.data.sample import is_image
 from y7edge.errors import DataError
 
 _YAML_SUFFIXES = (".yaml", ".yml")
-_DESCRIBES = re.compile(rb"^(?:\{\s*)?['\"]?(train|val|test|names|nc)['\"]?\s*:", re.MULTILINE)
+_DESCRIBES = re.compile(r"^(?:\{\s*)?['\"]?(train|val|test|names|nc)['\"]?\s*:", re.MULTILINE)
 _LABELS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
 _FEW = 3  # lines that show what their columns are
 _MARGIN = 1e-3
@@ -73,17 +74,9 @@ def find(folder: Path) -> Path | None:
         if is_file(folder / f"data{suffix}"):
             return folder / f"data{suffix}"
     others = [path for path in folder.iterdir() if path.suffix in _YAML_SUFFIXES]
-    return others[0] if len(others) == 1 and _may_describe(others[0]) else None
-
-
-def _may_describe(path: Path) -> bool:
-    """Whether a yaml file is about data: beside COCO or VOC files there may be any other."""
-    if not is_file(path):
-        return False
-    try:
-        return _DESCRIBES.search(path.read_bytes().removeprefix(b"\xef\xbb\xbf")) is not None
-    except OSError:
-        return False
+    # Beside COCO or VOC files there may be a yaml file of any other tool.
+    one = len(others) == 1 and _DESCRIBES.search(read_text(others[0]).content)
+    return others[0] if one else None
 
 
 def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
@@ -219,11 +212,14 @@ class _Listing:
         scan = self.scan
         text = scan.add_text(read_text(path))
         for number, line in text.lines if text.usable else ():
-            inner = line.replace("\\", "/").removeprefix("./")
-            texts = (*spellings(line), inner.partition("/")[2].lstrip("/") or inner)
+            # Tools write a folder that only they have, or the path on another machine.
+            texts = (*spellings(line), *tails(line)[1:])
             folders = (path.parent, self.root, Path())
-            places = (folder / text for text in texts for folder in folders)
-            image = next(filter(is_there, places), None)
+            found = ((cut, f / text) for cut, text in enumerate(texts) for f in folders)
+            cut, image = next((pair for pair in found if is_there(pair[1])), (0, None))
+            if cut > len(spellings(line)):
+                words = f"'{line[:80]}' is not there; {image} is taken for it"
+                scan.problem("tool_path", words, path, number)
             if image is None or not image.is_file() or not is_image(image):
                 words = f"expected the path of an image, found no file '{line[:80]}'"
                 words += "" if image is None or not image.is_file() else " that is one"
@@ -316,7 +312,9 @@ def _find_lost(scan: Scan) -> None:
             other = os.path.relpath(elsewhere[entry.path.stem], scan.root)
             entry.lost = f"{other} has its name and no image: move it there?"
             words = f"has no {shown}, but {entry.lost}"
-        scan.problem("missing_label", words, entry.path, image=entry.path, fixable=not entry.lost)
+        scan.problem(
+            "missing_label", words, entry.path, image=entry.path, doubtful=bool(entry.lost)
+        )
 
 
 def label_root(path: Path) -> Path:
