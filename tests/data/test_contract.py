@@ -361,6 +361,26 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "yolo list, an image twice": (yolo_with(f"train: train.txt\nval: images/val\n{NAMES}"),
                                   "changed"),
     "yolo Roboflow": (yolo_with(f"train: ../images/train\nvalid: ../images/val\n{NAMES}"), "read"),
+    "yolo list of another machine": (
+        lambda root: (
+            yolo_set(root) / "train.txt"
+        ).write_text("D:\\data\\set\\images\\train\\train0.png\n/home/me/images/train/train1.png\n")
+        and (root / "data.yaml").write_text(f"train: train.txt\nval: images/val\n{NAMES}")
+        and root,
+        "changed",
+    ),
+    "yolo and coco": (lambda root: coco_set(yolo_set(root)), "changed"),
+    "a folder called data.yaml": (
+        lambda root: (coco_set(root) / "data.yaml").mkdir() or root, "read",
+    ),
+    "a folder called a.jpg": (
+        lambda root: (yolo_set(root) / "images/train/a.jpg").mkdir() or root, "read",
+    ),
+    "a label file that is a folder": (
+        lambda root: (yolo_set(root) / "labels/train/train0.txt").unlink()
+        or (root / "labels/train/train0.txt").mkdir() or root,
+        "refused",
+    ),
     "yolo no val": (yolo_with(f"train: images/train\n{NAMES}"), "refused"),
     "yolo key twice": (yolo_with(f"train: images/train\nval: images/val\nnames: [a]\n{NAMES}"),
                        "refused"),
@@ -470,7 +490,7 @@ def test_layouts(name: str, tmp_path: Path) -> None:
 
 # ---- generated sets: mild ones, which training reads, and wild ones, which it mostly refuses
 
-GENERATED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+GENERATED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NUMBER = st.one_of(
     st.floats(-0.2, 1.2).map(lambda v: f"{v:.4f}"),
     st.sampled_from(["0", "1", "0.5", "0.25", "2", "1e-7", "-0.1", "5", "nan", "x", "0,5"]),

@@ -62,12 +62,14 @@ def contents(data):
     return (
         data.names,
         data.warnings,
+        data.category_ids,
         data.digest,
         [
             (
                 split,
                 sample.path,
                 sample.size,
+                sample.image_id,
                 sample.boxes.tolist(),
                 sample.class_id.tolist(),
                 [None if outline is None else outline.tolist() for outline in sample.polygons],
@@ -103,7 +105,9 @@ def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
     listed = '{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}'
     path = tmp_path / "train.json"
     path.write_text(text % (listed, annotations))
-    made = contents(load(path))
+    data = load(path)
+    assert (data.category_ids, data.split("train")[0].image_id) == ({"train": (1,)}, 1)
+    made = contents(data)
     parses = []
     parse = coco._parse
     monkeypatch.setattr(coco, "_parse", lambda *args: parses.append(1) or parse(*args))

@@ -321,17 +321,14 @@ def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float])
     size = entry.size
     if size is None or min(size) < LEAST_SIDE or label.crowd:
         return
-    low, high = min(pixels), max(pixels)
-    whole = all(abs(value - round(value)) < 1e-2 for value in pixels)
-    if whole or low < -ROUNDING or high > 1 + ROUNDING:
-        return
-    if pixels[2] - pixels[0] > ROUNDING and pixels[3] - pixels[1] > ROUNDING:
-        a, b, c, d = pixels
-        label.box = (a, b, c, d)
-        words = (
-            f"'{label.text[:60]}' lies within the first pixel of the image: divided by its size "
-        )
-        words += "once too often? Multiply by width and height"
+    # What lies beyond the corner would be clipped, and then be in the first pixel all the same.
+    (x1, x2), (y1, y2) = (sorted(max(v, 0.0) for v in pixels[axis::2]) for axis in (0, 1))
+    box = (x1, y1, x2, y2)
+    whole = all(abs(value - round(value)) < 1e-2 for value in box)
+    if not whole and max(box) <= 1 + ROUNDING and min(x2 - x1, y2 - y1) > ROUNDING:
+        label.box = box
+        words = f"'{label.text[:60]}' lies within the first pixel of the image: "
+        words += "divided by its size once too often? Multiply by width and height"
         _note(scan, entry, label, "twice", words)
 
 
