@@ -68,9 +68,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cache_folder(kind: str) -> Path:
-    """Where things of one kind are kept between runs: in ``$Y7EDGE_CACHE``, or ~/.cache/y7edge."""
+    """Where things of one kind are kept between runs: in ``$Y7EDGE_CACHE``, or ~/.cache/y7edge.
+
+    A user without a home (a container run as any number) keeps them in the folder for temporary
+    files.
+    """
     chosen = os.environ.get("Y7EDGE_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "y7edge") / kind
+    try:
+        return (Path(chosen) if chosen else Path.home() / ".cache" / "y7edge") / kind
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"y7edge-{os.getuid()}" / kind
 
 
 def sha256_file(path: Path | str) -> str:

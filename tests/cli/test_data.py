@@ -33,7 +33,7 @@ def test_clean_data_pass(parts: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["data", "check", str(parts)]) == 0
     printed = capsys.readouterr()
     assert "0 errors, 0 warnings, 0 infos" in printed.out
-    assert "train: 10 pictures" in printed.out
+    assert "train: 10 images" in printed.out
     assert printed.err == ""
 
 
@@ -44,7 +44,7 @@ def test_errors_fail_the_gate(parts: Path, capsys: pytest.CaptureFixture[str]) -
     assert "class_range" in printed.out
     assert "00001.txt" in printed.out
     assert printed.err.count("\n") == 1
-    assert "2 errors (class_range, empty_picture)" in printed.err
+    assert "2 errors (class_range, empty_image)" in printed.err
 
 
 def test_json_has_everything(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,8 +52,8 @@ def test_json_has_everything(parts: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["data", "check", str(parts), "--json"]) == 4
     result = json.loads(capsys.readouterr().out)
     assert result["errors"] == 2
-    assert {f["check"] for f in result["findings"]} == {"class_range", "empty_picture"}
-    assert result["summary"]["splits"]["val"]["pictures"] == 6
+    assert {f["check"] for f in result["findings"]} == {"class_range", "empty_image"}
+    assert result["summary"]["splits"]["val"]["images"] == 6
 
 
 def test_the_size_of_the_input_decides_what_is_small(
@@ -70,7 +70,7 @@ def test_the_page_stands_alone(parts: Path, tmp_path: Path) -> None:
     main(["data", "check", str(parts), "--save", str(page)])
     text = page.read_text(encoding="utf-8")
     assert "data:image/jpeg;base64," in text
-    assert "class 7, but there are 4" in text
+    assert "expected a class from 0 to 3, found 7" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
 
 

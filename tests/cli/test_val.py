@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from y7edge.cli import main
+from y7edge.models.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_damaged_picture_is_one_line(words: list[str], data: Path, tmp_path: P
     command = [sys.executable, "-m", "y7edge.cli", *words[:-1], str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {picture}: expected a picture")
+    assert done.stderr.startswith(f"error: {picture}: expected an image")
     assert done.stderr.count("\n") == 1
 
 
@@ -107,3 +108,43 @@ def test_a_full_disk_is_an_error_of_writing(
     monkeypatch.setattr("y7edge.evaluation.report.write_page", fail)
     assert main([*words, "--save", str(tmp_path / "out")]) == 1
     assert "out: cannot write the evaluation: No space left on device" in capsys.readouterr().err
+
+
+def _with_names(data: Path, root: Path, names: list[str], numbers: list[int]) -> Path:
+    """A copy of the data with other names; class k becomes number ``numbers[k]``."""
+    shutil.copytree(data.parent, root)
+    for path in (root / "labels").glob("*/*.txt"):
+        rows = (line.split(" ", 1) for line in path.read_text().splitlines())
+        path.write_text("".join(f"{numbers[int(c)]} {rest}\n" for c, rest in rows))
+    text = (root / "data.yaml").read_text().split("names:")[0]
+    (root / "data.yaml").write_text(f"{text}names: {json.dumps(names)}\n")
+    return root / "data.yaml"
+
+
+def test_classes_are_matched_by_name_not_by_number(
+    words: list[str],
+    data: Path,
+    narrow_tiny: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = list(narrow_tiny.names)
+    moved = _with_names(data, tmp_path / "moved", [names[2], names[0], names[1]], [1, 2, 0])
+    records = []
+    for source in (data, moved):
+        assert main([*words[:-1], str(source), "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        records.append([record[key] for key in ("map50_95", "per_class", "confusion")])
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(("names", "code"), [(["a", "b", "c"], 1), (["0", "1", "2"], 0)])
+def test_other_names_are_refused_and_missing_ones_count_by_number(
+    names: list[str], code: int, words: list[str], data: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source = _with_names(data, tmp_path / "other", names, [0, 1, 2])
+    assert main([*words[:-1], str(source), "--json"]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert ("expected the classes" if code else "warning: class") in error

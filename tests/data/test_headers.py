@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.data.headers import label_size, picture_size
+from y7edge.data.headers import picture_size
 from y7edge.data.images import read_image
-from y7edge.data.sample import Tally
 from y7edge.errors import DataError, RuntimeMissing
 
 WIDE = np.zeros((10, 24, 3), np.uint8)
@@ -110,15 +109,15 @@ def test_only_the_header_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read the picture: No such file"),
-        (b"", "its header is none of a picture"),
-        (b"no picture", "its header is none of a picture"),
-        (jpeg()[:20], "cannot read the picture"),
-        (png()[:20], "cannot read the picture"),
-        (png()[:16] + bytes(8) + png()[24:], "cannot read the picture|0 x 0"),
-        (tiff(1)[:60], "cannot read the picture"),
-        (b"BM" + b"\xff" * 60, "cannot read the picture"),
-        (b"P6 999999999999 999999999999 255\n", "cannot read the picture"),
+        (None, "cannot read the image: No such file"),
+        (b"", "its header is not that of an image"),
+        (b"no picture", "its header is not that of an image"),
+        (jpeg()[:20], "cannot read the image"),
+        (png()[:20], "cannot read the image"),
+        (png()[:16] + bytes(8) + png()[24:], "cannot read the image|0 x 0"),
+        (tiff(1)[:60], "cannot read the image"),
+        (b"BM" + b"\xff" * 60, "cannot read the image"),
+        (b"P6 999999999999 999999999999 255\n", "cannot read the image"),
     ],
     ids=["missing", "empty", "text", "jpeg", "png", "png-size", "tiff", "bmp", "bomb"],
 )
@@ -136,32 +135,3 @@ def test_says_how_to_install_pillow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(RuntimeMissing, match=r'pip install "y7edge\[eval\]"'):
         picture_size(tmp_path / "a.jpg")
-
-
-@pytest.mark.parametrize(
-    ("stated", "expected", "warning"),
-    [
-        (None, (24, 10), None),
-        ((24.0, 10.0), (24, 10), None),
-        ((48.0, 20.0), (48.0, 20.0), "pictures scaled since they were labelled"),
-        ((77.0, 32.0), (77.0, 32.0), "pictures scaled since they were labelled"),
-        ((10.0, 24.0), (24, 10), "pictures of another size than labelled"),
-        ((640.0, 480.0), (24, 10), "pictures of another size than labelled"),
-    ],
-)
-def test_labels_refer_to_the_stated_size_only_in_the_same_proportions(
-    tmp_path, stated, expected, warning
-):
-    path, tally = tmp_path / "a.png", Tally()
-    path.write_bytes(png())
-    assert label_size(path, stated, tmp_path / "a.xml", tally) == (expected, (24, 10))
-    assert [text.split(",")[0] for text in tally.warnings()] == ([warning] if warning else [])
-
-
-def test_a_damaged_header_leaves_the_stated_size(tmp_path):
-    path, tally = tmp_path / "a.png", Tally()
-    path.write_bytes(b"damaged")
-    assert label_size(path, (30.0, 20.0), path, tally) == ((30.0, 20.0), None)
-    assert "without a readable header" in tally.warnings()[0]
-    with pytest.raises(DataError, match=r"a\.png: cannot read the picture"):
-        label_size(path, None, path, tally)

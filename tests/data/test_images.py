@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.data.images import read_image
+from y7edge.data.images import read_deep, read_image, to_bytes
 from y7edge.errors import DataError
 
 BGR = np.array([[[250, 10, 20], [30, 200, 40]]], np.uint8).repeat(8, 0).repeat(8, 1)
@@ -52,9 +52,9 @@ def test_applies_the_camera_s_rotation(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a picture, found an empty file"),
+        (b"", "expected an image, found an empty file"),
         (b"no picture", "found 10 bytes of something else or a damaged file"),
-        (None, "cannot read the picture"),
+        (None, "cannot read the image"),
     ],
     ids=["empty", "text", "missing"],
 )
@@ -66,3 +66,19 @@ def test_says_what_is_wrong_with_a_file(tmp_path, content, message):
         read_image(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_one_rule_keeps_the_grey_levels_of_low_contrast(tmp_path):
+    """86 levels of a 16-bit camera: the format's range leaves few of them, the one in use all."""
+    ramp = np.arange(20_000, 20_000 + 86 * 8, 8, np.uint16).reshape(1, -1).repeat(12, 0)
+    path = save(tmp_path / "a.png", ramp)
+    assert len(np.unique(read_image(path))) == 3
+    deep = read_deep(path)
+    assert deep.dtype == np.uint16
+    assert deep.shape == (12, 86, 3)
+    assert (deep[..., 0] == ramp).all()
+    scaled = to_bytes(deep, (20_000, 20_680))
+    assert scaled.dtype == np.uint8
+    assert len(np.unique(scaled)) == 86
+    assert (scaled.min(), scaled.max()) == (0, 255)
+    assert (to_bytes(deep, (21_000, 21_000)) == 0).all()

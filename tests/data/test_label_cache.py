@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.data import label_cache
+from y7edge.data import dataset, label_cache
 from y7edge.data.dataset import load
-from y7edge.data.formats import yolo
 from y7edge.errors import DataError
 
 PICTURE = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
@@ -51,10 +50,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How many label files the reader of YOLO sets has looked into."""
+    """How many images were read, not recalled."""
     count = []
-    read = yolo._read_sample
-    monkeypatch.setattr(yolo, "_read_sample", lambda *args: count.append(1) or read(*args))
+    made = dataset.sample_of
+    monkeypatch.setattr(dataset, "sample_of", lambda *args: count.append(1) or made(*args))
     return count
 
 
@@ -63,12 +62,14 @@ def contents(data):
     return (
         data.names,
         data.warnings,
+        data.category_ids,
         data.digest,
         [
             (
                 split,
                 sample.path,
                 sample.size,
+                sample.image_id,
                 sample.boxes.tolist(),
                 sample.class_id.tolist(),
                 [None if outline is None else outline.tolist() for outline in sample.polygons],
@@ -104,7 +105,9 @@ def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
     listed = '{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}'
     path = tmp_path / "train.json"
     path.write_text(text % (listed, annotations))
-    made = contents(load(path))
+    data = load(path)
+    assert (data.category_ids, data.split("train")[0].image_id) == ({"train": (1,)}, 1)
+    made = contents(data)
     parses = []
     parse = coco._parse
     monkeypatch.setattr(coco, "_parse", lambda *args: parses.append(1) or parse(*args))

@@ -1,6 +1,7 @@
 """COCO results: what the list holds, and how pictures and categories are numbered."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,17 @@ def test_category_ids_of_coco_on_request(tmp_path):
     assert [row["category_id"] for row in json.loads(path.read_text())] == [3, 90]
     with pytest.raises(ConfigError, match="for its 80 classes, this data set has 3"):
         write_submission(FOUND, pictures, path, classes=3, coco_ids=True)
+
+
+def test_a_coco_data_set_keeps_the_ids_of_its_own_file(tmp_path):
+    images = [
+        replace(s, image_id=i) for s, i in zip(samples("1.jpg", "b.jpg"), (70, "x"), strict=True)
+    ]
+    ids = [*range(100, 102), None, *range(103, 180)]  # class 2 is none of this file's
+    path = tmp_path / "predictions.json"
+    assert write_submission(FOUND, images, path, classes=80, category_ids=ids) == [path]
+    rows = json.loads(path.read_text())
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [(70, 179)]
 
 
 def test_category_ids_are_the_published_ones():

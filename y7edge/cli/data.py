@@ -34,7 +34,7 @@ _Data = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="data.yaml, COCO JSON, a list of pictures, or a folder (YOLO, COCO, Pascal VOC).",
+        help="data.yaml, COCO JSON, a list of images, or a folder (YOLO, COCO, Pascal VOC).",
     ),
 ]
 _Side = Annotated[
@@ -46,7 +46,7 @@ _Fix = Annotated[
 ]
 _Save = Annotated[
     Path | None,
-    typer.Option("--save", metavar="PAGE.html", help="Write a page with pictures of the findings."),
+    typer.Option("--save", metavar="PAGE.html", help="Write a page with images of the findings."),
 ]
 _CLASSES = 20  # rows of the table; the rest is in JSON and on the page
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
@@ -67,12 +67,12 @@ def check(
 ) -> None:
     """Look for everything that is wrong with a data set.
 
-    Damaged pictures, labels that cannot be, pictures in two splits, classes without labels and
+    Damaged images, labels that cannot be, images in two splits, classes without labels and
     more. Exit code 4 if there are errors; warnings and infos do not fail. With --fix a cleaned
-    copy is written, and it is the copy that is judged.
+    copy is written, and the exit code is that of the copy.
     """
     from y7edge.data.check.examine import examine, record
-    from y7edge.data.check.fix import mend
+    from y7edge.data.check.fix import write_copy
     from y7edge.data.check.paths import require_copy, require_page
     from y7edge.data.check.report import write_page
 
@@ -81,33 +81,33 @@ def check(
         require_page(save, fix)
     if fix is not None:
         require_copy(fix)
-    with _bar("pictures") as progress:
+    with _bar("images") as progress:
         report = examine(data, imgsz=imgsz, progress=progress)
     if save is not None:
         write_page(report, save)
     result: dict[str, Any] = record(report)
     errors, where = report.count("error"), data
-    mended = None
+    fixed = None
     if fix is not None:
         with _bar("copied") as progress:
-            mended = mend(report, fix, progress=progress)
-        result["fix"] = mended.record()
-        errors, where = mended.after.count("error"), fix
+            fixed = write_copy(report, fix, progress=progress)
+        result["fix"] = fixed.record()
+        errors, where = fixed.after.count("error"), fix
     if as_json:
         print(_ascii(to_json(result)), flush=True)
     else:
         _print(report, whole=save is not None)
         if save is not None:
             note(f"page: {save}")
-        if mended is not None:
-            print("\n".join(mended.lines()), flush=True)
+        if fixed is not None:
+            print("\n".join(fixed.lines()), flush=True)
     reasons = []
     if errors:
-        checks = {f.check for f in (mended.after if mended else report).findings
+        checks = {f.check for f in (fixed.after if fixed else report).findings
                   if f.severity == "error"}  # fmt: skip
         reasons.append(f"{errors} errors ({', '.join(sorted(checks))})")
-    if mended is not None:
-        reasons += mended.losses
+    if fixed is not None:
+        reasons += fixed.losses
     if reasons:
         raise GateError(f"{where}: {'; '.join(reasons)}")
 
@@ -142,7 +142,7 @@ def _print(report: Report, *, whole: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from y7edge.data.check.paths import readable
+    from y7edge.data.check.paths import in_words
 
     # A log has no width of its own: lines there are as long as they need to be.
     wide = sys.stdout is not None and sys.stdout.isatty()
@@ -150,7 +150,7 @@ def _print(report: Report, *, whole: bool) -> None:
     scan, summary = report.scan, report.summary
     for split, counts in summary["splits"].items():
         console.print(
-            f"{split}: {counts['pictures']} pictures ({counts['background']} without labels), "
+            f"{split}: {counts['images']} images ({counts['background']} without labels), "
             f"{counts['labels']} labels"
         )
     splits = list(summary["splits"])
@@ -166,10 +166,8 @@ def _print(report: Report, *, whole: bool) -> None:
     if report.findings:
         table = Table("check", "severity", "count", "first", pad_edge=False, header_style="bold")
         for (name, severity), group in report.by_check().items():
-            first = group[0]
-            line = f":{first.line}" if first.line else ""
-            words = f"{readable(first.file, scan.root)}{line}: {first.message}"
-            table.add_row(name, Text(severity, _COLOURS[severity]), str(len(group)), Text(words))
+            words = Text(in_words(group[0], scan.root))
+            table.add_row(name, Text(severity, _COLOURS[severity]), str(len(group)), words)
         console.print(table)
         if any(len(group) > 1 for group in report.by_check().values()) and not whole:
             console.print("the first of each kind; --save report.html shows more, --json has all")

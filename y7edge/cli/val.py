@@ -15,6 +15,7 @@ from y7edge.cli.models import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
 from y7edge.errors import DataError
 from y7edge.files import writing
+from y7edge.models.checkpoint import default_names
 
 if TYPE_CHECKING:
     from y7edge.data.dataset import Dataset
@@ -65,11 +66,12 @@ def val(
     from y7edge.evaluation.report import write_page
 
     dataset = load(data, splits=[split])
-    samples = dataset.split(split)
+    dataset.split(split)  # a DataError before the model is opened
     with open_detector(
         model, imgsz=imgsz, backend=backend, device=device, threads=threads
     ) as detector:
-        _require_same_classes(detector, dataset)
+        dataset = _same_classes(detector, dataset)
+        samples = dataset.split(split)
         if coco_ids:
             require_coco(len(dataset.names))
         if save is not None:
@@ -82,24 +84,37 @@ def val(
             lead = f"{model} on the split {split} of {data}, by y7edge {__version__}."
             title = f"Evaluation of {Path(model).name}"
             with writing("the evaluation", save):
-                saved = write(save, tables, metrics, samples, names, detector, coco_ids=coco_ids)
+                saved = write(
+                    *(save, tables, metrics, samples, names, detector),
+                    coco_ids=coco_ids,
+                    category_ids=dataset.category_ids.get(split, ()),
+                )
                 write_page(title, lead, metrics, saved, save / "report.html")
             note(f"curves, images, COCO results and report.html are in {save}")
     record = {"model": model, "data": data, "split": split, **metrics.to_dict()}
     show(record, _lines(metrics), as_json=as_json)
 
 
-def _require_same_classes(detector: Detector, dataset: Dataset) -> None:
-    """Other classes would give an mAP of 0 that looks like a bad model."""
-    known, labelled = tuple(detector.names), tuple(dataset.names)
+def _same_classes(detector: Detector, dataset: Dataset) -> Dataset:
+    """The data set with its classes numbered as the model's are, matched by name.
+
+    Numbers count only where one side has no names, or both have one class.
+
+    Raises:
+        DataError: Other classes, which would give an mAP of 0 that looks like a bad model.
+    """
+    known, labelled = tuple(detector.names), dataset.names
     if len(known) != len(labelled):
         raise DataError(
             f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate it on "
             "a data set with the classes that it was trained for"
         )
-    if known != labelled:
+    nameless = len(known) == 1 or default_names(len(known)) in (known, labelled)
+    if nameless and sorted(known) != sorted(labelled):
         pair = next(p for p in zip(known, labelled, strict=True) if p[0] != p[1])
         note(f"warning: class {pair[0]!r} of the model is {pair[1]!r} in {dataset.source}")
+        return dataset
+    return dataset.renamed(known)
 
 
 def _counter(total: int) -> Callable[[int, int], None] | None:

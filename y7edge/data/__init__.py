@@ -1,1 +1,1 @@
-"""Labelled pictures: readers of the common layouts, and scenes made by the package itself."""
+"""Labelled images: readers of the common layouts, and synthetic scenes."""

@@ -1,22 +1,29 @@
 """Data sets in one form, whatever files they were read from.
 
-``load`` takes a ``data.yaml`` (YOLO labels: `y7edge.data.formats.yolo`), a folder with one, a
-folder of Pascal VOC annotations (`y7edge.data.formats.voc`), or a folder or file of COCO
-annotations (`y7edge.data.formats.coco`).
+`open_scan` and `read_scan` are the one way into the parsers (`y7edge.data.formats`): ``load``
+raises the first problem that is refused and makes samples of the rest; ``data check`` reports all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.boxes import centred
 from y7edge.data import label_cache
-from y7edge.data.formats import coco, voc, yolo
-from y7edge.data.sample import Plan, Sample, single_class
+from y7edge.data.formats import coco, geometry, voc, yolo
+from y7edge.data.formats.forms import settle
+from y7edge.data.formats.records import Entry, Label, Scan
+from y7edge.data.headers import any_size
+from y7edge.data.sample import Plan, Reading, Sample, is_image, single_class
 from y7edge.errors import DataError
 
 __all__ = ["Dataset", "Sample", "load"]
@@ -26,43 +33,63 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled pictures by split.
+    """Labelled images by split."""
 
-    Attributes:
-        source: The ``data.yaml`` or folder that it was read from.
-        names: Class names; ``Sample.class_id`` indexes them.
-        splits: Samples by name of the split: ``train``, ``val``, ``test``, as far as there are.
-        warnings: What was mended while reading, one line each, with counts.
-    """
-
-    source: Path
-    names: tuple[str, ...]
-    splits: Mapping[str, tuple[Sample, ...]]
-    warnings: tuple[str, ...] = ()
+    source: Path  # the ``data.yaml``, file or folder that it was read from
+    names: tuple[str, ...]  # class names; ``Sample.class_id`` indexes them
+    splits: Mapping[str, tuple[Sample, ...]]  # ``train``, ``val``, ``test``, as far as there are
+    warnings: tuple[str, ...] = ()  # what was changed while reading, one line each, with counts
+    # By split, the category ids of a COCO file in the order of the names; empty for other data.
+    category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
+    # Of which 8-bit images were made (`y7edge.data.images`), if the ``data.yaml`` says so.
+    levels: tuple[int, int] | None = None
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of one split.
 
         Raises:
-            DataError: There is no such split, or it has no pictures.
+            DataError: There is no such split, or it has no images.
         """
         samples = self.splits.get(name, ())
         if not samples:
             found = ", ".join(key for key, value in self.splits.items() if value) or "no split"
-            raise DataError(f"{self.source}: expected pictures in split '{name}', found {found}")
+            raise DataError(f"{self.source}: expected images in split '{name}', found {found}")
         return samples
 
     def single_class(self) -> Dataset:
-        """The same pictures with one class, "object"; boxes that differed by class only are one."""
+        """The same images with one class, "object"; boxes that differed by class only are one."""
         splits = {
             split: tuple(single_class(sample) for sample in samples)
             for split, samples in self.splits.items()
         }
-        return replace(self, names=("object",), splits=splits)
+        return replace(self, names=("object",), splits=splits, category_ids={})
+
+    def renamed(self, names: Sequence[str]) -> Dataset:
+        """The same images with classes numbered as in ``names``, which holds each name once.
+
+        Raises:
+            DataError: The names of this data set are others, or one stands twice in another order.
+        """
+        wanted = tuple(names)
+        if self.names == wanted:
+            return self
+        if len(set(wanted)) != len(wanted) or sorted(wanted) != sorted(self.names):
+            raise DataError(
+                f"{self.source}: expected the classes {reprlib.repr(wanted)}, found others or one "
+                f"twice, {reprlib.repr(self.names)}"
+            )
+        numbers = np.array([wanted.index(name) for name in self.names])
+        order = np.argsort(numbers)
+        splits = {
+            split: tuple(_renumbered(sample, numbers) for sample in samples)
+            for split, samples in self.splits.items()
+        }
+        ids = {s: tuple(own[index] for index in order) for s, own in self.category_ids.items()}
+        return replace(self, names=wanted, splits=splits, category_ids=ids)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, labels, and the names and sizes of the pictures' files.
+        """SHA-256 over names, labels, and the names and sizes of the images' files.
 
         It tells whether two runs saw the same data; the folder may have moved in between. Outlines
         and crowd regions count where there are any.
@@ -71,7 +98,8 @@ class Dataset:
         for split, samples in self.splits.items():
             for sample in samples:
                 size = sample.path.stat().st_size
-                digest.update(f"\n{split}\t{sample.path.name}\t{size}\t".encode())
+                line = f"\n{split}\t{sample.path.name}\t{size}\t"
+                digest.update(line.encode("utf-8", "surrogateescape"))  # names need not be UTF-8
                 digest.update(sample.class_id.astype("<i4").tobytes())
                 digest.update(sample.boxes.astype("<f4").tobytes())
                 for outline in sample.polygons:
@@ -94,32 +122,119 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
         DataError: Nothing readable there, a split asked for is missing, or a label file is wrong.
         RuntimeMissing: A ``data.yaml`` needs PyYAML.
     """
-    source = Path(path)
-    if not source.exists():
-        raise DataError(f"{source}: expected a data.yaml or a data folder, found nothing there")
-    described, plan = _plan(source, splits)
-    reading = label_cache.reading(plan, described, splits)
+    scan = open_scan(path, splits)
+    scan.require()
+    listing = [f"{split}\t{e.path}" for split, members in scan.members.items() for e in members]
+    listing += [f"{split}\t{file}" for split, file in scan.files.items()]
+    described = (*scan.names, str(scan.keypoints), *map(str, scan.annotations), *scan.warnings())
+    plan = Plan((*described, *listing), lambda: _read(scan))
+    reading = label_cache.reading(plan, scan.source, splits)
     for warning in reading.warnings:
-        _log.warning("%s: %s", described, warning)
-    return Dataset(described, reading.names, reading.splits, reading.warnings)
-
-
-def _plan(source: Path, splits: Sequence[str] | None) -> tuple[Path, Plan]:
-    """What describes the data below ``source``, and the plan of the reader that knows it."""
-    if source.is_file() and source.suffix.lower() == ".json":
-        return source, coco.plan(source, splits)
-    if source.is_file():
-        return source, yolo.plan(source, splits)
-    if source.is_dir():
-        described = yolo.find(source)
-        if described is not None:
-            return described, yolo.plan(described, splits)
-        if coco.is_coco(source):
-            return source, coco.plan(source, splits)
-        if voc.is_voc(source):
-            return source, voc.plan(source, splits)
-    raise DataError(
-        f"{source}: expected a data.yaml, or folders images/ and annotations/ (*.xml) with lists "
-        "train.txt and val.txt, or train/ and val/ with pictures and XML files, or "
-        "annotations/instances_train2017.json and the like, found none"
+        _log.warning("%s: %s", scan.source, warning)
+    return Dataset(
+        *(scan.source, reading.names, reading.splits, reading.warnings, reading.category_ids),
+        levels=scan.levels,
     )
+
+
+def _read(scan: Scan) -> Reading:
+    read_scan(scan)
+    scan.require()
+    samples = {id(entry): sample_of(entry) for entry in scan.entries}
+    splits = {
+        split: tuple(samples[id(entry)] for entry in scan.in_split(split) if not entry.tiny)
+        for split in scan.split_names
+    }
+    names, ids = tuple(scan.names), scan.category_ids
+    return Reading(names, splits, scan.warnings(), ids, scan.watch.stamps)
+
+
+def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
+    """Find out how a data set is laid out, and list its images, without reading labels.
+
+    Args:
+        path: As for `load`; also a list of images, or a folder of images and YOLO labels, which
+            training refuses.
+        splits: As for `load`.
+
+    Raises:
+        DataError: Nothing there that can be read.
+        RuntimeMissing: A ``data.yaml`` needs PyYAML.
+    """
+    source = Path(path)
+    if source.is_file():
+        if is_image(source):
+            raise DataError(f"{source}: is an image; name the data.yaml, or the folder")
+        if source.suffix.lower() == ".json":
+            return coco.describe(source, splits)
+        if source.suffix.lower() == ".txt":
+            return yolo.list_images(source)
+        return yolo.describe(source, splits)
+    if not source.is_dir():
+        found = "something else" if source.exists() else "nothing there"
+        raise DataError(f"{source}: expected a data.yaml or a data folder, found {found}")
+    forms: dict[str, Callable[[], Scan]] = {}
+    if (described := yolo.find(source)) is not None:
+        forms[f"YOLO ({described.name})"] = partial(yolo.describe, described, splits)
+    if coco.find_files(source):
+        forms["COCO (JSON)"] = partial(coco.describe, source, splits)
+    if voc.is_voc(source):
+        forms["Pascal VOC (XML)"] = partial(voc.describe, source, splits)
+    first, *others = forms or ("",)
+    scan = forms[first]() if forms else yolo.search_folder(source)
+    if others:
+        words = f"holds annotations as {' and '.join(forms)}: those as {first} are read; remove "
+        scan.problem("layout", f"{words}the others", source)
+    return scan
+
+
+def read_scan(scan: Scan) -> None:
+    """Read the labels of a scan and the headers of its images, and place every box."""
+    {"yolo": yolo, "coco": coco, "voc": voc}[scan.layout].read(scan)
+    with any_size():
+        geometry.measure(scan)
+    settle(scan)
+    geometry.place(scan)
+
+
+def sample_of(entry: Entry, *, repaired: bool = False) -> Sample:
+    """The sample of an image: its usable boxes, clipped, each with its outline.
+
+    Points of outlines outside the image are moved to its edge, so that the hull of an outline stays
+    the box that was made from it.
+
+    Args:
+        entry: The image, placed.
+        repaired: Whether labels that training refuses count where their repair is certain.
+    """
+    labels = [label for label in entry.labels if geometry.used(label, repaired=repaired)]
+    crowd = [x for x in entry.labels if x.crowd and x.box is not None and not x.refused]
+    outlines = tuple(
+        np.clip(coco.join(label.parts), 0.0, 1.0).astype(np.float32) if label.parts else None
+        for label in labels
+    )
+    rows = np.column_stack(([label.class_id for label in crowd], _boxes(crowd))) if crowd else None
+    return Sample(
+        entry.path,
+        _boxes(labels).astype(np.float32),
+        np.array([label.class_id for label in labels], np.int32),
+        outlines if any(outline is not None for outline in outlines) else (),
+        entry.size,
+        np.zeros((0, 5), np.float32) if rows is None else _with_area(rows),
+        entry.image_id,
+    )
+
+
+def _renumbered(sample: Sample, numbers: NDArray[np.int64]) -> Sample:
+    crowd = sample.crowd.copy()
+    crowd[:, 0] = numbers[crowd[:, 0].astype(int)]
+    return replace(sample, class_id=numbers[sample.class_id].astype(np.int32), crowd=crowd)
+
+
+def _boxes(labels: Sequence[Label]) -> NDArray[np.float64]:
+    corners = np.array([label.box for label in labels], np.float64).reshape(-1, 4)
+    return centred(np.clip(corners, 0.0, 1.0))
+
+
+def _with_area(rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    return rows[(rows[:, 3:] > geometry.NO_AREA).all(axis=1)].astype(np.float32)

@@ -1,20 +1,21 @@
-"""Sizes of pictures from their headers, without decoding them.
+"""Sizes of images from their headers, without decoding them.
 
-Cameras store a picture as the sensor lies and note in EXIF how it was held; `read_image` applies
-the note, and labels refer to the upright picture. Four of the eight orientations (5 to 8) swap
-width and height. The published reader knows 6 and 8 only, and gives the others' labels a wrong
-picture size.
+Cameras store an image as the sensor lies and note in EXIF how it was held; `read_image` applies
+the orientation, and labels refer to the upright image. Four of the eight orientations (5 to 8) swap
+width and height. The published reader knows 6 and 8 only.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from y7edge.data.sample import Tally
-from y7edge.errors import DataError, RuntimeMissing, needing
+from y7edge.errors import DataError, needing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,96 +24,98 @@ _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 
 
-def picture_size(path: Path | str) -> tuple[int, int]:
-    """Width and height in pixels of the upright picture, as `read_image` gives it.
+class Frame(NamedTuple):
+    """Width and height of an image in pixels, upright and as stored, and its EXIF orientation."""
 
-    Only the header is read: a picture that breaks off later is not noticed.
+    size: tuple[int, int]
+    stored: tuple[int, int]
+    orientation: int = 1
+
+    @property
+    def turned(self) -> bool:
+        """Whether width and height change places when the EXIF orientation is followed."""
+        return self.orientation in _ON_ITS_SIDE
+
+
+def read_frame(path: Path | str) -> Frame:
+    """Size and orientation by the header; damage behind it is not noticed.
 
     Raises:
-        DataError: The file cannot be read, or has no header of a picture.
+        DataError: The file cannot be read, or its header is not that of an image.
         RuntimeMissing: Pillow is not installed.
     """
     with needing("Pillow", "eval", f"{path}: reading its size"):
         from PIL import Image
     try:
-        with Image.open(path) as picture:
-            width, height = _stored_size(picture)
-            if _orientation(picture, path) in _ON_ITS_SIDE:
-                width, height = height, width
+        require_regular(path)  # opening a pipe waits for ever
+        with Image.open(path) as opened:
+            width, height = stored = _stored_size(opened)
+            orientation = _orientation(opened, path)
     except OSError as error:
-        reason = error.strerror or "its header is none of a picture, or is damaged"
-        raise DataError(f"{path}: cannot read the picture: {reason}") from error
+        reason = error.strerror or "its header is not that of an image, or is damaged"
+        raise DataError(f"{path}: cannot read the image: {reason}") from error
+    except DataError:
+        raise
     # On damaged bytes Pillow's parsers raise nearly anything, SyntaxError included.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot read the picture's header: {reason}") from error
+        raise DataError(f"{path}: cannot read the image's header: {reason}") from error
     if width < 1 or height < 1:
-        raise DataError(f"{path}: expected a picture, found a size of {width} x {height} pixels")
-    return width, height
+        raise DataError(f"{path}: expected an image, found a size of {width} x {height} pixels")
+    known = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+    return Frame((height, width) if known in _ON_ITS_SIDE else stored, stored, known)
 
 
-def header_size(path: Path, tally: Tally) -> tuple[int, int] | None:
-    """`picture_size` for a reader of many: None, counted, where it fails; None without Pillow."""
-    try:
-        return picture_size(path)
-    except RuntimeMissing:
-        return None
-    except DataError:
-        tally.add("pictures without a readable header, size unknown", 1, path)
-        return None
-
-
-def label_size(
-    image: Path, stated: tuple[float, float] | None, where: Path, tally: Tally
-) -> tuple[tuple[float, float], tuple[int, int] | None]:
-    """The size that pixel labels refer to, and the picture's own as far as it is known.
-
-    Where an annotation states another size than the picture has, it is believed only if both have
-    the same proportions: then the picture was scaled, and labels keep to what they were made for.
-
-    Args:
-        image: The picture.
-        stated: Width and height that the annotation states, if it does.
-        where: The annotation's file, for warnings.
-        tally: Counts disagreements.
+def picture_size(path: Path | str) -> tuple[int, int]:
+    """Width and height in pixels of the upright image, as `read_image` gives it.
 
     Raises:
-        DataError: Neither the annotation nor the picture tells a size.
-        RuntimeMissing: The annotation does not, and Pillow is not installed.
+        DataError, RuntimeMissing: As `read_frame` does.
     """
-    if stated is None:
-        found = picture_size(image)
-        return found, found
-    header = header_size(image, tally)
-    if header is None or header == stated:
-        return stated, header
-    # Scaling rounds both sides to whole pixels.
-    width, height = stated
-    slack = max(width, header[0]) + max(height, header[1])
-    if abs(width * header[1] - height * header[0]) <= slack:
-        tally.add("pictures scaled since they were labelled, labels scaled with them", 1, where)
-        return stated, header
-    tally.add(
-        "pictures of another size than labelled, labels taken as pixels of the file", 1, where
-    )
-    return header, header
+    return read_frame(path).size
 
 
-def _stored_size(picture: Image.Image) -> tuple[int, int]:
-    if picture.format == "TIFF":
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Let Pillow open images of any size, without a warning: it takes large ones for attacks."""
+    try:
+        from PIL import Image
+    except ImportError:
+        yield
+        return
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def require_regular(path: Path | str) -> None:
+    """Refuse what would never end or has no content: pipes, devices, sockets, folders.
+
+    Raises:
+        DataError: It is one of them.
+        OSError: There is nothing.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - Path.stat costs twice as much
+        raise DataError(f"{path}: is not a regular file, but a folder, pipe, socket or device")
+
+
+def _stored_size(opened: Image.Image) -> tuple[int, int]:
+    if opened.format == "TIFF":
         # Some versions of Pillow have turned the size of a TIFF already; its tags are as stored.
-        tags = picture.tag_v2  # type: ignore[attr-defined]
+        tags = opened.tag_v2  # type: ignore[attr-defined]
         return int(tags[256]), int(tags[257])
-    return picture.size
+    return opened.size
 
 
-def _orientation(picture: Image.Image, path: Path | str) -> object:
-    if picture.format == "TIFF":
-        return picture.tag_v2.get(_ORIENTATION)  # type: ignore[attr-defined]
-    # Not `picture.getexif()`: it decodes a whole PNG to find a note behind the pixels, and believes
+def _orientation(opened: Image.Image, path: Path | str) -> object:
+    if opened.format == "TIFF":
+        return opened.tag_v2.get(_ORIENTATION)  # type: ignore[attr-defined]
+    # Not `opened.getexif()`: it decodes a whole PNG to find a note behind the pixels, and believes
     # XMP, which OpenCV does not.
-    content = picture.info.get("exif")
-    if picture.format == "PNG" and not content:
+    content = opened.info.get("exif")
+    if opened.format == "PNG" and not content:
         content = _exif_of_png(path)
     return _noted(content or b"")
 

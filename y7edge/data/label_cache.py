@@ -1,4 +1,4 @@
-"""What was read of a data set, kept between runs: labels, sizes of pictures, warnings.
+"""What was read of a data set, kept between runs: labels, sizes of images, warnings.
 
 Reading a hundred thousand label files and headers takes minutes; looking whether they changed takes
 seconds. One file per data set and choice of splits lies in the folder that ``Y7EDGE_CACHE`` names,
@@ -6,7 +6,7 @@ else in ``~/.cache/y7edge``, below ``labels/``; it may be deleted at any time. S
 anew each time.
 
 What is kept counts only while everything it was read from is as it was: the list of files, and size
-and times (of the last write and of the last change) of each label file and picture. A change within
+and times (of the last write and of the last change) of each label file and image. A change within
 the same tick of the file system's clock (milliseconds) that keeps the size goes unseen.
 
 The file is written whole or not at all, so that several processes may write at once; a damaged one
@@ -31,9 +31,9 @@ from y7edge.data.sample import Plan, Reading, Sample, stamp
 from y7edge.files import atomic_write, cache_folder
 
 # To be raised whenever a reader reads the same files differently, or the file below changes.
-_VERSION = 2
+_VERSION = 3
 
-# Sets with fewer pictures are read in well under a second.
+# Sets with fewer images are read in well under a second.
 _WORTH_KEEPING = 500
 
 _log = logging.getLogger(__name__)
@@ -114,6 +114,8 @@ def _pack(made: Reading, samples: Sequence[Sample], identity: str) -> dict[str, 
         "watched": list(made.watched),
         "names": made.names,
         "warnings": made.warnings,
+        "category_ids": made.category_ids,
+        "image_ids": [one.image_id for one in samples],
         "paths": [str(one.path) for one in samples],
         "splits": {
             split: [number[id(one)] for one in members] for split, members in made.splits.items()
@@ -153,9 +155,11 @@ def _unpack(header: Mapping[str, Any], archive: Mapping[str, NDArray[Any]]) -> R
             tuple(itertools.islice(outlines, outline_count)),
             (size[0], size[1]) if size[0] else None,
             next(crowds),
+            image_id,
         )
-        for path, size, outline_count in zip(
+        for path, image_id, size, outline_count in zip(
             header["paths"],
+            header["image_ids"],
             archive["sizes"].tolist(),
             archive["outline_counts"].tolist(),
             strict=True,
@@ -166,7 +170,8 @@ def _unpack(header: Mapping[str, Any], archive: Mapping[str, NDArray[Any]]) -> R
         for split, members in header["splits"].items()
     }
     # What was watched is of no use to whoever recalls it.
-    return Reading(tuple(header["names"]), splits, tuple(header["warnings"]), {})
+    ids = {split: tuple(own) for split, own in header["category_ids"].items()}
+    return Reading(tuple(header["names"]), splits, tuple(header["warnings"]), ids, {})
 
 
 def _cut(rows: NDArray[Any], counts: NDArray[np.int64]) -> Iterator[NDArray[Any]]:

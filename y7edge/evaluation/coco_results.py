@@ -1,8 +1,9 @@
 """COCO results: detections as the JSON list that COCO's tools and servers read.
 
-Image ids are the numbers in the file names, as in COCO, if all have different ones; else images are
-numbered from 1, and a file beside the results lists them. Category ids count from 0, or are those
-of COCO's files, 1 to 90 with gaps.
+Images and categories of a COCO data set have the ids of its own file. Elsewhere image ids are the
+numbers in the file names, if all have different ones; else images are numbered from 1, and a file
+beside the results lists them. Category ids then count from 0, or are those of COCO's files, 1 to 90
+with gaps.
 """
 
 from __future__ import annotations
@@ -20,28 +21,38 @@ from y7edge.files import atomic_write
 
 
 def write_submission(
-    found: Table, samples: Sequence[Sample], path: Path, *, classes: int, coco_ids: bool = False
+    found: Table,
+    samples: Sequence[Sample],
+    path: Path,
+    *,
+    classes: int,
+    coco_ids: bool = False,
+    category_ids: Sequence[int | str | None] = (),
 ) -> list[Path]:
     """Write ``path`` and, if images had to be numbered, ``image_ids.json`` beside it; return both.
 
     ``found``: (n, 7) index into ``samples``, left, top, width, height, confidence, class. Boxes are
     written as left, top, width, height in pixels with three decimals, scores with five.
+    ``category_ids``: those of the data set's own file by class, None where it lacks one.
 
     Raises:
         ConfigError: COCO's ids for a data set of other than 80 classes.
     """
+    categories: Sequence[int | str | None] = category_ids or range(classes)
     if coco_ids:
         require_coco(classes)
+        categories = COCO_IDS
     numbers = image_ids(samples)
-    ids = numbers or list(range(1, len(samples) + 1))
+    ids: Sequence[int | str] = numbers or range(1, len(samples) + 1)
     results = [
         {
             "image_id": ids[int(image)],
-            "category_id": COCO_IDS[int(class_id)] if coco_ids else int(class_id),
+            "category_id": categories[int(class_id)],
             "bbox": [round(side, 3) for side in box],
             "score": round(score, 5),
         }
         for image, *box, score, class_id in found.tolist()
+        if categories[int(class_id)] is not None
     ]
     contents: dict[Path, Any] = {path: results}
     if numbers is None:
@@ -61,8 +72,14 @@ def require_coco(classes: int) -> None:
         )
 
 
-def image_ids(samples: Sequence[Sample]) -> list[int] | None:
-    """Return the numbers in the file names; None if one has none or two are equal."""
+def image_ids(samples: Sequence[Sample]) -> list[int] | list[int | str] | None:
+    """Return the ids of a COCO file, else the numbers in the file names.
+
+    None if a name has no number, or two have the same.
+    """
+    known = [sample.image_id for sample in samples if sample.image_id is not None]
+    if len(known) == len(samples):
+        return known
     stems = [sample.path.stem for sample in samples]
     if not all(stem.isascii() and stem.isdecimal() for stem in stems):
         return None

@@ -45,10 +45,12 @@ def save(
     detect: Callable[[Image], Detections],
     *,
     coco_ids: bool = False,
+    category_ids: Sequence[int | str | None] = (),
 ) -> Saved:
     """Write ``curves/*.png``, ``predictions/*.jpg`` and ``predictions.json`` into a folder.
 
-    ``detect`` is a detector at its own thresholds, for the images.
+    ``detect`` is a detector at its own thresholds, for the images. ``category_ids``: those of the
+    data set's own file by class; empty if it has none.
 
     Raises:
         ConfigError: COCO's ids for a data set of other than 80 classes.
@@ -56,7 +58,12 @@ def save(
         OutputError: an image cannot be written.
     """
     written = write_submission(
-        tables.found, samples, folder / RESULTS, classes=len(names), coco_ids=coco_ids
+        tables.found,
+        samples,
+        folder / RESULTS,
+        classes=len(names),
+        coco_ids=coco_ids,
+        category_ids=category_ids,
     )
     plots: list[Path] = []
     if metrics.curves is not None:

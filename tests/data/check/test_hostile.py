@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from y7edge.data.check import unreferenced
 from y7edge.data.check.examine import Report, examine
-from y7edge.data.check.fix import Mended, mend
+from y7edge.data.check.fix import Cleaned, write_copy
 from y7edge.data.check.labels import _covering
 from y7edge.data.check.report import write_page
 from y7edge.data.dataset import Dataset, load
+from y7edge.data.formats import listing
 from y7edge.errors import DataError
 
 IMAGE, LABEL = "images/train/00003.jpg", "labels/train/00003.txt"
@@ -73,20 +73,22 @@ def test_files_that_are_none(kind: str, file: str, yolo: Path) -> None:
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if kind == "device" else path.name)
-    assert checks(examine(yolo)) & {"unreadable_picture", "unreadable_text"}
+    assert checks(examine(yolo)) & {"unreadable_image", "unreadable_text"}
 
 
 def test_a_folder_that_cannot_be_read(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.walk
+    real = os.scandir
+    (yolo / "images/train/more").mkdir()
 
-    def walk(top: Path, onerror: Callable[[OSError], object]) -> object:
-        onerror(PermissionError(13, "Permission denied", str(yolo / "images/train/more")))
+    def scandir(top: Path) -> object:
+        if Path(top).name == "more":
+            raise PermissionError(13, "Permission denied", str(top))
         return real(top)
 
-    monkeypatch.setattr(unreferenced.os, "walk", walk)
+    monkeypatch.setattr(listing.os, "scandir", scandir)
     report = examine(yolo)
     assert checks(report) == {"folder"}
-    assert len(report.scan.pictures) == 14
+    assert len(report.scan.entries) == 14
 
 
 def test_many_labels_in_one_file_take_seconds(yolo: Path) -> None:
@@ -120,7 +122,7 @@ def test_integers_of_many_digits(coco: Path) -> None:
 
 def test_a_picture_of_one_pixel_is_only_tiny(yolo: Path) -> None:
     Image.new("RGB", (1, 1)).save(yolo / IMAGE)
-    assert checks(examine(yolo)) == {"tiny_picture"}
+    assert checks(examine(yolo)) == {"tiny_image"}
 
 
 def test_large_pictures_are_sound(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +144,7 @@ def test_ids_counted_from_one(yolo: Path, tmp_path: Path) -> None:
         path.write_text("".join(f"{int(t[0]) + 1}{t[1:]}\n" for t in lines))
     report = examine(yolo)
     assert "shifted_ids" in checks(report)
-    assert "not mended: shifted_ids" in mend(report, tmp_path / "out").losses
+    assert "not fixed: shifted_ids" in write_copy(report, tmp_path / "out").losses
 
 
 def test_a_path_that_leads_nowhere(yolo: Path) -> None:
@@ -177,8 +179,8 @@ def test_a_picture_sent_as_text(yolo: Path, tmp_path: Path) -> None:
     body = raw[start:].replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     (yolo / IMAGE).write_bytes(raw[:start] + body)
     report = examine(yolo)
-    assert "corrupt_picture" in checks(report)
-    mend(report, tmp_path / "out")
+    assert "corrupt_image" in checks(report)
+    write_copy(report, tmp_path / "out")
     assert not (tmp_path / "out" / IMAGE).exists()
 
 
@@ -186,9 +188,9 @@ def messages(root: Path, check: str) -> list[str]:
     return [finding.message for finding in examine(root).findings if finding.check == check]
 
 
-def fixed(root: Path, out: Path) -> tuple[Mended, Dataset]:
-    mended = mend(examine(root), out)
-    return mended, load(out / "data.yaml")
+def fixed(root: Path, out: Path) -> tuple[Cleaned, Dataset]:
+    cleaned = write_copy(examine(root), out)
+    return cleaned, load(out / "data.yaml")
 
 
 def of_json(root: Path, change: Callable[[dict], object]) -> None:
@@ -237,8 +239,7 @@ def test_centres_under_the_names_of_corners(exchanged: bool, voc: Path, tmp_path
         )
     else:
         assert "centre x, centre y" in messages(voc, "corners")[0]
-        with pytest.raises(DataError, match="nothing with a label"):
-            mend(examine(voc), tmp_path / "out")
+        assert "not fixed: corners" in fixed(voc, tmp_path / "out")[0].losses
 
 
 def test_paths_in_a_list_of_stems(voc: Path) -> None:
@@ -247,19 +248,31 @@ def test_paths_in_a_list_of_stems(voc: Path) -> None:
     assert "write 'train00003'" in words
 
 
-def test_a_link_to_a_folder_is_not_passed_over_in_silence(yolo: Path, tmp_path: Path) -> None:
-    shutil.copytree(yolo / "images/val", tmp_path / "more")
-    (yolo / "images/train/more").symlink_to(tmp_path / "more")
-    (words,) = messages(yolo, "linked_folder")
-    assert "is not followed" in words
+@pytest.mark.parametrize("labels", ["beside", "parallel"])
+def test_a_link_to_a_folder_is_followed_once(labels: str, yolo: Path, tmp_path: Path) -> None:
+    before = len(load(yolo).split("train"))
+    for kind in ("images", "labels"):
+        place = tmp_path / "pool" / ("images" if labels == "beside" else kind)
+        shutil.copytree(yolo / kind / "val", place, dirs_exist_ok=True)
+        shutil.rmtree(yolo / kind / "val")
+    (yolo / "data.yaml").write_text(
+        (yolo / "data.yaml").read_text().replace("val: images/val", "val: images/train")
+    )
+    (yolo / "images/train/more").symlink_to(tmp_path / "pool/images")
+    (yolo / "images/train/again").symlink_to(tmp_path / "pool/images")
+    (tmp_path / "pool/images/loop").symlink_to(yolo / "images/train")
+    data = load(yolo)
+    assert len(data.split("train")) == before + 5
+    assert data.warnings == ()
+    assert sum(len(s.boxes) for s in data.split("train") if "again" in s.path.parts) > 5
 
 
 def test_images_that_share_an_id_are_both_left_out(coco: Path, tmp_path: Path) -> None:
     of_json(coco, lambda c: c["images"][3].update(id=1))
-    mended, copy = fixed(coco, tmp_path / "out")
+    cleaned, copy = fixed(coco, tmp_path / "out")
     assert {"00001", "00003"}.isdisjoint(sample.path.stem for sample in copy.split("train"))
     assert "Number the images anew" in messages(coco, "ids")[0]
-    assert sum("that of another picture" in change.found for change in mended.changes) == 2
+    assert sum("that of another image" in change.found for change in cleaned.changes) == 2
 
 
 def test_an_entry_that_stands_twice_keeps_its_picture(coco: Path, tmp_path: Path) -> None:
@@ -298,7 +311,10 @@ def test_a_json_without_categories(coco: Path) -> None:
     shutil.rmtree(coco / "images/val")
     (coco / "annotations/instances_val.json").unlink()
     of_json(coco, lambda c: c.update(categories=[]))
-    assert "is none of no categories; correct it" in messages(coco, "class_range")[0]
+    assert (
+        "one of the classes (there are none), found 1; correct it"
+        in messages(coco, "class_range")[0]
+    )
 
 
 def test_a_test_split_that_never_was_is_no_loss(yolo: Path, tmp_path: Path) -> None:
@@ -326,7 +342,7 @@ def test_percent_in_small_pictures_is_not_taken_for_pixels(yolo: Path, tmp_path:
         path.write_text("\n".join(lines))
     assert "percent or pixels?" in messages(yolo, "pixels")[0]
     with pytest.raises(DataError, match="nothing with a label"):
-        mend(examine(yolo), tmp_path / "out")
+        write_copy(examine(yolo), tmp_path / "out")
 
 
 def test_of_equal_pictures_the_one_with_its_own_labels_is_kept(yolo: Path, tmp_path: Path) -> None:
@@ -347,7 +363,7 @@ def test_one_class_spelled_in_two_ways(spelled: str, yolo: Path) -> None:
 def test_pictures_by_another_name(name: str, yolo: Path) -> None:
     (yolo / IMAGE).rename(yolo / "images/train" / name)
     (words,) = messages(yolo, "ignored")
-    assert "is a picture" in words
+    assert "is an image" in words
     assert "rename it" in words
 
 
@@ -381,11 +397,13 @@ def test_a_line_break_in_a_name_stays_in_its_line(yolo: Path, tmp_path: Path) ->
     (yolo / "images/train/a\nb.jpg").write_bytes(b"")
     report = examine(yolo)
     assert checks(report, "info") >= {"path_spaces"}
-    assert [c.file for c in mend(report, tmp_path / "out").changes] == [r"images/train/a\nb.jpg"]
+    assert [c.file for c in write_copy(report, tmp_path / "out").changes] == [
+        r"images/train/a\nb.jpg"
+    ]
 
 
 def test_a_picture_where_a_set_is_expected(yolo: Path) -> None:
-    with pytest.raises(DataError, match=r"is a picture; name the data.yaml"):
+    with pytest.raises(DataError, match=r"is an image; name the data.yaml"):
         examine(yolo / IMAGE)
 
 
@@ -394,7 +412,7 @@ def test_damage_is_told_in_the_page_only(yolo: Path, capfd: pytest.CaptureFixtur
     raw[-2:-2] = b"abcdef"  # of which libjpeg writes on standard error
     (yolo / IMAGE).write_bytes(raw)
     report = examine(yolo)
-    assert "suspicious_picture" in {f.check for f in report.findings}
+    assert "suspicious_image" in {f.check for f in report.findings}
     write_page(report, yolo.parent / "page.html")
     assert capfd.readouterr().err == ""
 
@@ -402,7 +420,7 @@ def test_damage_is_told_in_the_page_only(yolo: Path, capfd: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("-1 0.5 0.5 0.2 0.2", "they count from 0; correct or remove"),
+        ("-1 0.5 0.5 0.2 0.2", "correct or remove the line, as classes count from 0"),
         ("1.5 0.5 0.5 0.2 0.2", "correct or remove the line"),
         ("1 0.5 nan 0.2 0.2", "remove it"),
         ("1 0.5 0.5 -0.2 0.2", "put right"),

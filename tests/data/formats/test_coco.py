@@ -1,5 +1,6 @@
 import json
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from y7edge.data.dataset import load
 from y7edge.data.formats import coco
 from y7edge.data.formats.coco_names import COCO_IDS, COCO_NAMES
+from y7edge.data.formats.records import Scan
 from y7edge.errors import DataError
 
 # Ids with gaps, not in order: classes go by id.
@@ -173,25 +175,34 @@ def test_the_published_categories_become_classes_0_to_79(tmp_path):
 def test_classes_count_in_the_order_of_any_ids(ids, random):
     categories = [{"id": number, "name": str(number)} for number in ids]
     random.shuffle(categories)
-    classes, names = coco._categories(categories, "a.json")
+    classes, names = _classes(categories)
     assert [classes[number] for number in sorted(ids)] == list(range(len(ids)))
     assert names == tuple(map(str, sorted(ids)))
+
+
+def _classes(categories):
+    scan = Scan(Path("a.json"), Path(), "coco")
+    classes = coco._Reader(scan, "train", Path("a.json")).categories(categories)
+    assert not scan.problems
+    return classes, tuple(scan.names)
 
 
 def test_unusable_boxes_are_counted_at_their_picture(tmp_path):
     data = one(
         tmp_path,
         box(1, 7, 3, 20, 10, 0, 20),
-        box(2, 7, 3, 20, 10, -5, 20),
+        box(2, 7, 3, 25, 10, -5, 20),
         box(3, 7, 3, 220, 10, 5, 20),
         box(4, 7, 3, 190, 10, 50, 20),
         box(5, 7, 3, 190, 10, 50, 20),
     )
-    assert len(first(data).boxes) == 1
+    assert len(first(data).boxes) == 2
+    np.testing.assert_allclose(first(data).boxes[0], [0.1125, 0.2, 0.025, 0.2], rtol=1e-6)
     assert lines(data) == [
-        "boxes without area, dropped: 2",
-        "boxes outside the picture, dropped: 1",
-        "boxes sticking out of the picture, clipped: 2",
+        "boxes without area, dropped: 1",
+        "boxes with exchanged corners, put in order: 1",
+        "boxes outside the image, dropped: 1",
+        "boxes sticking out of the image, clipped: 2",
         "repeated boxes, kept once: 1",
     ]
     assert "a.png" in data.warnings[0]
@@ -243,14 +254,14 @@ def test_outlines_go_with_their_boxes(tmp_path):
         ([[]], None),
         ([[20, 10, 60, 30]], None),
         ("x", None),
-        ([[20, 10, 60, 10, 60]], "outlines that are no lists of points, left out: 1"),
-        ([["a"] * 8], "outlines that are no lists of points, left out: 1"),
-        ([[[20, 10], [60]]], "outlines that are no lists of points, left out: 1"),
+        ([[20, 10, 60, 10, 60]], "outlines that are not lists of points, left out: 1"),
+        ([["a"] * 8], "outlines that are not lists of points, left out: 1"),
+        ([[[20, 10], [60]]], "outlines that are not lists of points, left out: 1"),
         (
             [[20, 10, float("nan"), 10, 60, 30]],
             "outlines that disagree with their box, left out: 1",
         ),
-        ([[10**400] * 8], "outlines that are no lists of points, left out: 1"),
+        ([[10**400] * 8], "outlines that are not lists of points, left out: 1"),
         ([[value / 10 for value in SQUARE]], "outlines that disagree with their box, left out: 1"),
     ],
 )
@@ -300,11 +311,11 @@ def test_objects_in_several_parts_keep_their_extent(tmp_path):
 @pytest.mark.parametrize(
     ("size", "warning"),
     [
-        ({"width": 400, "height": 200}, "pictures scaled since they were labelled"),
-        ({"width": 100, "height": 200}, "pictures of another size than labelled"),
+        ({"width": 400, "height": 200}, "images scaled since they were labelled"),
+        ({"width": 100, "height": 200}, "images of another size than labelled"),
         ({"width": None}, None),
         ({"width": 0, "height": 0}, None),
-        ({"width": "200", "height": 100}, None),
+        ({"width": "200", "height": 100}, "numbers written as text"),
         ({"width": float("nan"), "height": 1e999}, None),
     ],
 )
@@ -348,7 +359,7 @@ def test_a_picture_listed_twice_is_one(tmp_path):
     path = write(tmp_path / "a.json", images, annotations, pictures=tmp_path)
     data = load(path)
     assert [sample.class_id.tolist() for sample in data.split("train")] == [[0, 1]]
-    assert lines(data) == ["pictures listed twice, their labels joined: 2"]
+    assert lines(data) == ["images listed twice, kept once: 2"]
 
 
 def test_pictures_that_are_not_there_are_left_out_and_counted(tmp_path):
@@ -356,9 +367,9 @@ def test_pictures_that_are_not_there_are_left_out_and_counted(tmp_path):
     write(path, [image(1, "a.png"), image(2, "b.png"), image(3, "x" * 5000)], [])
     data = load(path)
     assert len(data.split("train")) == 1
-    assert lines(data) == ["pictures listed but not there, left out: 2"]
+    assert lines(data) == ["images listed but not there, left out: 2"]
     (tmp_path / "images/a.png").unlink()
-    with pytest.raises(DataError, match="expected the pictures that it lists, found none in"):
+    with pytest.raises(DataError, match="expected the images that it lists, found none in"):
         load(path)
 
 
@@ -376,9 +387,9 @@ def test_pictures_that_are_not_there_are_left_out_and_counted(tmp_path):
         (box(4, 7, 3, 1, 2, 3, float("nan")), "annotation 4: expected bbox as four .* nan"),
         (box(4, 7, 3, 1, 2, 3, float("inf")), "annotation 4: expected bbox as four .* inf"),
         (box(4, 7, 3, 1, 2, 3, 10**400), "annotation 4: expected bbox as four finite numbers"),
-        (box(4, 7, 3, 1, 2, 3, "4"), "annotation 4: expected bbox as four finite numbers"),
-        ({"image_id": 7, "category_id": 3}, "annotation None: expected bbox .* found None"),
-        ({}, "annotation None: expected image_id"),
+        (box(4, 7, 3, 1, 2, 3, "4x"), "annotation 4: expected bbox as four finite numbers"),
+        ({"image_id": 7, "category_id": 3}, "annotation number 0: expected bbox .* found None"),
+        ({}, "annotation number 0: expected image_id"),
     ],
 )
 def test_annotations_that_cannot_be(tmp_path, annotation, message):
@@ -396,7 +407,7 @@ def test_annotations_that_cannot_be(tmp_path, annotation, message):
         (b"{", "cannot read it"),
         (b"[" * 100_000, "cannot read it"),
         (b'{"images": [' + b"9" * 10_000 + b"]}", "cannot read it|found 999"),
-        (b"\xff\xfe{\0}\0", "cannot read it"),
+        (b"\xff\xfe{\0}\0", "UTF-8, found UTF-16"),
         (b"[]", "with a list 'images', found none"),
         (b'{"images": 3}', "with a list 'images', found none"),
         (b'{"images": [3]}', "expected objects in the list 'images', found 3"),
@@ -418,7 +429,7 @@ def test_files_that_cannot_be(tmp_path, content, message):
     ("images", "categories", "message"),
     [
         ([], [], "expected categories, found none"),
-        ([], [{"id": "1", "name": "a"}], "whole number as id and a name, found '1' and 'a'"),
+        ([], [{"id": "x", "name": "a"}], "whole number as id and a name, found 'x' and 'a'"),
         ([], [{"id": 1}], "whole number as id and a name, found 1 and None"),
         ([], [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "category id once, found 1 again"),
         ([{"file_name": "a.png"}], CATEGORIES, "expected images with an id, found None"),

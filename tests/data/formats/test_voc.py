@@ -70,8 +70,8 @@ def test_size_comes_from_the_picture_if_need_be(folder, size):
 @pytest.mark.parametrize(
     ("stated", "expected", "warning"),
     [
-        ((400, 200), [0.05, 0.1, 0.1, 0.1], "pictures scaled since they were labelled"),
-        ((100, 200), [0.1, 0.2, 0.2, 0.2], "pictures of another size than labelled"),
+        ((400, 200), [0.05, 0.1, 0.1, 0.1], "images scaled since they were labelled"),
+        ((100, 200), [0.1, 0.2, 0.2, 0.2], "images of another size than labelled"),
         (("nan", "inf"), [0.1, 0.2, 0.2, 0.2], None),
     ],
 )
@@ -98,19 +98,25 @@ def test_unusable_boxes_are_dropped_and_counted(folder):
     assert len(data.split("train")[0].boxes) == 1
     assert [warning.split(" (")[0] for warning in data.warnings] == [
         "boxes without area, dropped: 1",
-        "boxes outside the picture, dropped: 1",
-        "boxes sticking out of the picture, clipped: 1",
+        "boxes outside the image, dropped: 1",
+        "boxes sticking out of the image, clipped: 1",
     ]
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (SIZE + obj("bee", 1, 2, "x", 4), r"a\.xml: expected a number in object/bndbox/xmax"),
-        (SIZE + obj("bee", 1, "nan", 3, 4), "expected a number in object/bndbox/ymin, found 'nan'"),
-        (SIZE + "<object><name>bee</name></object>", "number in object/bndbox/xmin, found ''"),
+        (
+            SIZE + obj("bee", 1, 2, "x", 4),
+            r"a\.xml:1: object 1: expected xmin, ymin, xmax, ymax as numbers, found 'bee 1 2 x 4'",
+        ),
+        (SIZE + obj("bee", 1, "nan", 3, 4), "expected finite numbers, found 'bee 1 nan 3 4'"),
+        (
+            SIZE + "<object><name>bee</name></object>",
+            "xmin, ymin, xmax, ymax as numbers, found 'bee - - - -'",
+        ),
         (SIZE + obj("bee", 1, 2, 3, 4) + obj(" ", 1, 2, 3, 4), "one of the classes bee, found ''"),
-        ("<broken>", "expected an XML annotation in UTF-8"),
+        ("<broken>", "expected a well-formed XML annotation"),
     ],
 )
 def test_annotations_that_cannot_be(folder, body, message):
@@ -129,7 +135,7 @@ def test_annotations_that_cannot_be(folder, body, message):
         (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', r"a\.xml: refused, as"),
         (
             "<!DOCTYPE a []><annotation/>".encode("utf-16"),
-            r"a\.xml: expected an XML annotation in UTF-8",
+            r"a\.xml: expected text in UTF-8, found UTF-16",
         ),
     ],
     ids=["entity", "external", "utf-16"],
@@ -154,7 +160,9 @@ def test_lists_that_lead_nowhere(folder):
 
 def test_a_class_that_classes_txt_lacks(folder):
     (folder / "classes.txt").write_text("bee\n")
-    with pytest.raises(DataError, match=r"a\.xml: expected one of the classes bee, found 'wasp'"):
+    with pytest.raises(
+        DataError, match=r"a\.xml:1: object 1: expected one of the classes bee, found 'wasp'"
+    ):
         load(folder)
 
 
@@ -183,7 +191,7 @@ def test_folders_of_splits_that_cannot_be(exported):
     with pytest.raises(DataError, match=r"expected a folder test with .*, found train, val$"):
         load(exported, splits=["train", "test"])
     (exported / "train" / "b.xml").unlink()
-    with pytest.raises(DataError, match=r"train/b\.png: expected b\.xml beside the picture"):
+    with pytest.raises(DataError, match=r"train/b\.png: expected b\.xml beside the image"):
         load(exported)
 
 

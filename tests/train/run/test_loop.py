@@ -426,7 +426,7 @@ def test_weights_of_which_one_layer_happens_to_fit_are_refused(tmp_path):
     [
         ("train", "", "expected labels to train on, found none for 2 images such as "),
         ("val", "", "expected labels to evaluate on, found none for 2 images such as "),
-        ("val", None, "1.jpg: expected"),
+        ("val", None, "1.jpg: expected an image"),
     ],
 )
 def test_data_that_would_end_the_run_later_are_refused_at_once(tmp_path, split, label, message):

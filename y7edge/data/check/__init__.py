@@ -1,5 +1,5 @@
-"""What is wrong with a data set: everything at once, where the readers stop at the first error.
+"""What is wrong with a data set: everything at once, where training stops at the first error.
 
-A lenient scanner per format gives raw records (`records`), pictures are decoded once (`pictures`),
-and independent checks (`registry`) turn both into findings. `mend` writes a cleaned copy.
+The parsers (`y7edge.data.formats`) note problems, images are decoded once (`decoding`), and checks
+(`registry`) find what looks wrong beyond that. `fix` writes a cleaned copy.
 """

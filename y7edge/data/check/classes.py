@@ -7,52 +7,10 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 
 from y7edge.data.check.registry import Checks, Hit, at
-from y7edge.data.formats.records import Label, Scan
+from y7edge.data.formats.records import Scan
 from y7edge.data.formats.text import read_text
 
 CHECKS = Checks()
-
-_NAMES_FIX = "names as many as classes, gaps filled with numbers"
-
-CHECKS.from_scanner("names", "error", "names and nc that disagree or cannot be read", _NAMES_FIX)
-
-
-@CHECKS.add("class_number", "error", "classes that are no whole number",
-       "the number of the name is used, else the label is left out")  # fmt: skip
-def _class_number(scan: Scan) -> Iterator[Hit]:
-    if scan.layout != "yolo":
-        return
-    for picture, label in scan.labels():
-        if label.class_id is not None and not label.named:
-            continue
-        words = f"expected a class number first, found '{label.text[:60]}'"
-        if label.raw_class in scan.names:
-            words += f"; {label.raw_class} is {scan.names.index(label.raw_class)}"
-        elif "," in label.text:
-            words += "; numbers need a point and spaces between them"
-        elif label.text.split()[-1].isdigit():
-            words += "; does it stand last?"
-        else:
-            words += "; correct or remove the line"
-        yield at(picture, label, words)
-
-
-@CHECKS.add("class_range", "error", "classes that do not exist", "the label is left out")
-def _class_range(scan: Scan) -> Iterator[Hit]:
-    for picture, label in scan.labels():
-        if scan.layout != "yolo":
-            if label.class_id is None and label.raw_class:
-                known = _some(scan.names) or "no categories"
-                words = f"class '{label.raw_class}' is none of {known}"
-                yield at(picture, label, f"{words}; correct it, or add the class")
-        elif label.class_id is not None and not _exists(scan, label.class_id):
-            words = (
-                f"class {label.class_id}, but there are {scan.classes} (0 to {scan.classes - 1}); "
-                "correct the line, or names"
-            )
-            if label.class_id < 0:
-                words = f"class {label.class_id}, but they count from 0; correct or remove the line"
-            yield at(picture, label, words)
 
 
 @CHECKS.add("shifted_ids", "error", "ids that seem to be counted from 1")
@@ -67,10 +25,6 @@ def _shifted_ids(scan: Scan) -> Iterator[Hit]:
     yield Hit(words, scan.source)
 
 
-def _exists(scan: Scan, class_id: int) -> bool:
-    return class_id >= 0 and (not scan.classes or class_id < scan.classes)
-
-
 def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
@@ -83,19 +37,9 @@ def _name_twice(scan: Scan) -> Iterator[Hit]:
         if not plain:
             continue
         first = seen.setdefault(plain, index)
-        if first != index:
+        if first != index and not scan.groups & {first, index}:
             words = f"classes {first} '{scan.names[first]}' and {index} '{name}' have one name"
             yield Hit(f"{words}: merge them or rename one", scan.source)
-
-
-@CHECKS.add("name_empty", "warning", "classes without a name", "named by their number")
-def _name_empty(scan: Scan) -> Iterator[Hit]:
-    for index, name in enumerate(scan.names):
-        if not name.strip():
-            yield Hit(f"class {index} has no name", scan.source)
-    for picture, label in scan.labels():
-        if scan.layout == "voc" and not label.raw_class:
-            yield at(picture, label, "the object has no name")._replace(severity="error")
 
 
 @CHECKS.add("name_rare", "warning", "rare classes whose name resembles a frequent one")
@@ -106,10 +50,10 @@ def _name_rare(scan: Scan) -> Iterator[Hit]:
     for name, count in counts.items():
         for other, frequent in counts.items():
             if name and count * 20 <= frequent and _alike(name.casefold(), other.casefold()):
-                picture, label = next((p, x) for p, x in scan.labels() if x.raw_class == name)
+                entry, label = next((p, x) for p, x in scan.labels() if x.raw_class == name)
                 words = f"class '{name}' ({count} labels) resembles '{other}' ({frequent}): "
                 words += f"did you mean {other}?"
-                yield at(picture, label, words)
+                yield at(entry, label, words)
 
 
 def _alike(name: str, other: str) -> bool:
@@ -124,7 +68,7 @@ def _alike(name: str, other: str) -> bool:
 def _classes_file(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "yolo" or not scan.names:
         return
-    folders = {p.label_file.parent for p in scan.pictures.values() if p.label_file}
+    folders = {e.label_file.parent for e in scan.entries if e.label_file}
     for folder in sorted({scan.root, *folders, *(f.parent for f in folders)}):
         path = folder / "classes.txt"
         if path.is_file():
@@ -139,15 +83,11 @@ def per_class(scan: Scan) -> dict[int, Counter[str]]:
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for index in range(scan.classes):
         counts[index] = Counter()
-    for picture, label in scan.labels():
-        if label.class_id is not None and _counts(scan, label):
-            for split in dict.fromkeys(picture.splits):
+    for entry, label in scan.labels():
+        if label.class_id is not None and scan.has_class(label.class_id) and not label.crowd:
+            for split in dict.fromkeys(entry.splits):
                 counts[label.class_id][split] += 1
     return dict(sorted(counts.items()))
-
-
-def _counts(scan: Scan, label: Label) -> bool:
-    return label.class_id is not None and _exists(scan, label.class_id) and not label.crowd
 
 
 @CHECKS.add("class_balance", "warning", "classes without labels")
@@ -159,16 +99,16 @@ def _class_balance(scan: Scan) -> Iterator[Hit]:
     if not total["train"]:
         return
     lacking = [index for index, found in counts.items() if not found["train"]]
-    judged = [index for index in lacking if counts[index]["val"]]
-    unused = [index for index in lacking if index not in judged]
-    unjudged = [i for i, found in counts.items() if found["train"] and not found["val"]]
-    if judged:
+    tested = [index for index in lacking if counts[index]["val"]]
+    unused = [index for index in lacking if index not in tested and index not in scan.groups]
+    untested = [i for i, found in counts.items() if found["train"] and not found["val"]]
+    if tested:
         words = "are in val but not in train, so they can never be found"
-        yield Hit(f"{_listed(scan, judged)} {words}", scan.source)
+        yield Hit(f"{_listed(scan, tested)} {words}", scan.source)
     if unused:
         yield Hit(f"{_listed(scan, unused)} have no label; remove them?", scan.source)
-    if unjudged and total["val"]:
-        words = f"{_listed(scan, unjudged)} have no label in val, so they are not judged"
+    if untested and total["val"]:
+        words = f"{_listed(scan, untested)} have no label in val, so they are not evaluated"
         yield Hit(words, scan.source, severity="info")
 
 

@@ -1,4 +1,4 @@
-"""What a picture's file really holds: decoded once, by Pillow and by OpenCV.
+"""What an image file really holds: decoded once, by Pillow and by OpenCV.
 
 OpenCV fills what a truncated JPEG lacks with grey and says nothing; Pillow tells. Pillow says
 nothing of damage inside a JPEG; a walk along its markers shows some of it.
@@ -9,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -24,17 +21,14 @@ from numpy.typing import NDArray
 
 from y7edge.data.check.libjpeg import complaints
 from y7edge.data.formats.records import Facts
-from y7edge.data.images import read_image
+from y7edge.data.headers import any_size, require_regular
+from y7edge.data.images import read_deep, read_image
 from y7edge.errors import DataError, needing
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Progress = Callable[[int, int], None]
 
 THUMB = 32
 _CHUNK = 32
-_ORIENTATION = 0x0112
 # Longest runs of one byte in the scans of 420 photographs: below 16.
 _RUN = re.compile(rb"(.)\1{63,}", re.DOTALL)
 # Within the scan of a JPEG, 0xFF is followed by 0 (stuffing), a restart marker or more 0xFF.
@@ -52,79 +46,67 @@ _BEGINNINGS = (
 
 
 def inspect(path: Path) -> Facts:
-    """Read, decode and measure one picture; never raises for what it holds."""
+    """Read, decode and measure one image; never raises for what it holds."""
     from PIL import Image
 
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe waits for ever
-            words = "is no regular file, but a folder, pipe, socket or device"
-            return Facts(words, "unreadable")
+        require_regular(path)  # reading a pipe waits for ever
         content = path.read_bytes()
     except OSError as error:
         return Facts(f"cannot be read: {error.strerror or error}", "unreadable")
+    except DataError as error:
+        return Facts(str(error).removeprefix(f"{path}: "), "unreadable")
     if not content.strip(b"\0"):
         return Facts("is empty" if not content else "holds nothing but zeros", "empty")
-    stored: tuple[int, int] | None = None
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            stored = opened.size
-            if stored[0] * stored[1] > _MOST_PIXELS:
-                words = f"has {stored[0]}x{stored[1]} pixels, more than OpenCV decodes"
-                return Facts(words, "corrupt", stored=stored)
+            width, height = opened.size
+            if width * height > _MOST_PIXELS:
+                words = f"has {width}x{height} pixels, more than OpenCV decodes"
+                return Facts(words, "corrupt")
             opened.verify()
         with Image.open(io.BytesIO(content)) as opened:
             kind, mode = opened.format or "", opened.mode
             frames = int(getattr(opened, "n_frames", 1))
             opened.load()
-            orientation = _orientation(opened)
     # Pillow's decoders raise whatever a damaged file provokes in them.
     except Exception as error:
-        return _fault(content, error, stored)
+        return _fault(content, error)
     if kind in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        return Facts("is cut off: it has no end-of-image marker", "truncated", stored=stored)
+        return Facts("is cut off: it has no end-of-image marker", "truncated")
     if kind == "JPEG" and (reason := _illegal_marker(content)):
-        return Facts(reason, "corrupt", stored=stored)
+        return Facts(reason, "corrupt")
     try:
         image = read_image(path)
+        deep = read_deep(path) if mode.startswith("I") else image
     except DataError as error:
         reason = f"is a {kind} ({mode}) that OpenCV, and so the training, cannot decode: {error}"
-        return Facts(reason, "corrupt", stored=stored)
-    height, width = image.shape[:2]
+        return Facts(reason, "corrupt")
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     return Facts(
         doubt=_doubt(image, content, kind),
-        size=(width, height),
-        stored=stored,
-        orientation=orientation,
         format=kind,
         mode=mode,
         frames=frames,
+        levels=(int(deep.min()), int(deep.max())) if deep.dtype == np.uint16 else None,
         digest=hashlib.blake2b(image.tobytes() + repr(image.shape).encode()).hexdigest()[:32],
         thumb=np.asarray(cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8),
         flat=bool((image == image[0, 0]).all()),
     )
 
 
-def _orientation(picture: Image.Image) -> int:
-    try:
-        value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged note is no note
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _fault(content: bytes, error: Exception, stored: tuple[int, int] | None) -> Facts:
+def _fault(content: bytes, error: Exception) -> Facts:
     from PIL import UnidentifiedImageError
 
     reason = " ".join(str(error).split()) or type(error).__name__
     if "truncated" in reason.lower() or "not enough" in reason.lower():
-        return Facts(f"is cut off: {reason}", "truncated", stored=stored)
+        return Facts(f"is cut off: {reason}", "truncated")
     if isinstance(error, UnidentifiedImageError):
         head = content.lstrip()[:32]
         meaning = next((words for start, words in _BEGINNINGS if head.startswith(start)), "")
-        reason = f"is no picture, but {meaning}" if meaning else f"is no picture: begins {head!r}"
+        reason = f"is not an image{f', but {meaning}' if meaning else f': begins {head!r}'}"
         return Facts(reason, "corrupt")
-    return Facts(f"is damaged: {reason}", "corrupt", stored=stored)
+    return Facts(f"is damaged: {reason}", "corrupt")
 
 
 def _illegal_marker(content: bytes) -> str:
@@ -148,7 +130,7 @@ def _illegal_marker(content: bytes) -> str:
 
 
 def _frame(content: bytes) -> int:
-    """Where the frame header of a JPEG begins: what stands before it may hold a small picture."""
+    """Where the frame header of a JPEG begins: what stands before it may hold a small image."""
     position = 2
     while position < len(content) - 4 and content[position] == 0xFF:
         code = content[position + 1]
@@ -173,7 +155,7 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
             f"its last {rows} of {len(image)} rows are plain grey, as where compressed data end "
             "early"
         )
-    # What follows the end of the picture is padding, of no harm.
+    # What follows the end of the image is padding, of no harm.
     run = _RUN.search(content, max(content.rfind(b"\xff\xda"), 0), content.rfind(b"\xff\xd9"))
     if run is not None and float(image.std()) > 8:
         count, position = len(run[0]), run.start()
@@ -182,7 +164,7 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
 
 
 def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path, Facts]:
-    """Inspect many pictures in threads (decoders work outside the interpreter's lock).
+    """Inspect many images in threads (decoders work outside the interpreter's lock).
 
     Raises:
         RuntimeMissing: Pillow is not installed.
@@ -203,18 +185,6 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
             if progress is not None:
                 progress(len(found), len(wanted))
     return found
-
-
-@contextmanager
-def any_size() -> Iterator[None]:
-    """Let Pillow open pictures of any size: it takes large ones for attacks."""
-    from PIL import Image
-
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def _padded(path: Path, said: str) -> bool:
@@ -239,4 +209,4 @@ def _with_complaint(path: Path, facts: Facts) -> Facts:
         return facts
     if all("extraneous" in line for line in said) and _padded(path, said[-1]):
         return replace(facts, doubt=facts.doubt or said[0])
-    return Facts(f"is damaged: {said[0]}", "corrupt", stored=facts.stored)
+    return Facts(f"is damaged: {said[0]}", "corrupt")

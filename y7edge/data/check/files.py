@@ -1,158 +1,149 @@
-"""Checks of files: encodings, names, what leads nowhere and what belongs to nothing."""
+"""Checks of files: what belongs to nothing, and names that other tools trip over."""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from y7edge.data.check.paths import readable, within
 from y7edge.data.check.registry import Checks, Hit
-from y7edge.data.formats.records import Picture, Scan
+from y7edge.data.formats import yolo
+from y7edge.data.formats.listing import files_below, is_file
+from y7edge.data.formats.records import Entry, Scan
+from y7edge.data.sample import IMAGE_SUFFIXES
 
 CHECKS = Checks()
 
-_REWRITTEN = "written anew in UTF-8"
-
-CHECKS.from_scanner("entry", "error", "entries of the data.yaml that lead nowhere", "left out")
-CHECKS.from_scanner(
-    "path_entry", "warning", "a path of the data.yaml that leads nowhere", "left out"
+# Images, or nearly: formats that no reader here takes, so that they are passed over in silence.
+UNREAD_SUFFIXES = frozenset(
+    {".avif", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".svg"}
 )
-CHECKS.from_scanner("folder", "error", "folders that cannot be read")
-CHECKS.from_scanner("linked_folder", "warning", "links to folders, passed over", "left out")
-CHECKS.from_scanner(
-    "test_entry", "info", "a test split that is described but not there", "left out"
-)
-CHECKS.from_scanner("list_entry", "error", "list entries that lead to no picture", "left out")
-CHECKS.from_scanner("listed_twice", "warning", "pictures listed twice in one split", "kept once")
-CHECKS.from_scanner(
-    "label_name", "error", "label files whose name is nearly right", "used and renamed"
-)
-CHECKS.from_scanner(
-    "other_name", "info", "annotations that name another file", "the file's name counts"
-)
-
-
-@CHECKS.add("encoding", "error", "text files that are not UTF-8", _REWRITTEN)
-def _encoding(scan: Scan) -> Iterator[Hit]:
-    for text in scan.texts:
-        if text.encoding == "binary":
-            yield Hit("is no text, it holds zero bytes; restore it", text.path)
-        elif text.encoding.startswith("utf-16"):
-            yield Hit("is UTF-16, as PowerShell writes it; save it as UTF-8", text.path)
-        elif text.encoding == "cp1252":
-            yield Hit("is not UTF-8 (Windows-1252, read so here); save it as UTF-8", text.path)
-
-
-@CHECKS.add("unreadable_text", "error", "text files that cannot be opened",
-       "left out, and the picture with its labels")  # fmt: skip
-def _unreadable(scan: Scan) -> Iterator[Hit]:
-    for text in scan.texts:
-        if text.error:
-            yield Hit(f"cannot be read: {text.error}; restore it", text.path)
-
-
-@CHECKS.add("byte_order_mark", "warning", "text files with a byte order mark", _REWRITTEN)
-def _byte_order_mark(scan: Scan) -> Iterator[Hit]:
-    for text in scan.texts:
-        if text.encoding == "utf-8-sig":
-            words = "begins with a byte order mark, at which other readers stumble; save it without"
-            yield Hit(words, text.path)
-
-
-@CHECKS.add("line_ends", "info", "text files with Windows line ends", _REWRITTEN)
-def _line_ends(scan: Scan) -> Iterator[Hit]:
-    for text in scan.texts:
-        if text.carriage_returns:
-            yield Hit("has Windows line ends (CRLF), which are understood", text.path)
-
-
-@CHECKS.add("missing_label", "warning", "pictures without a label file", "an empty one is written")
-def _missing_label(scan: Scan) -> Iterator[Hit]:
-    if _unlabelled(scan):
-        return
-    for picture in scan.pictures.values():
-        if picture.labelled or picture.label_file is None:
-            continue
-        where = readable(picture.label_file, scan.root)
-        if scan.layout == "voc":
-            words = f"has no annotation {where}: annotate it or leave it out"
-            yield Hit(words, picture.path, picture=picture.path, severity="error")
-        elif picture.lost:
-            yield Hit(f"has no {where}, but {picture.lost}", picture.path, picture=picture.path)
-        else:
-            words = f"has no {where}: taken as background; if that is right, make it an empty file"
-            yield Hit(words, picture.path, picture=picture.path)
-
-
-def _unlabelled(scan: Scan) -> list[Picture]:
-    """All pictures, if not one of them has a label file: then these are elsewhere."""
-    pictures = list(scan.pictures.values())
-    return pictures if not any(picture.labelled for picture in pictures) else []
+_TEXTS = frozenset({".json", ".txt", ".xml"})
+_NO_LABELS = {"classes", "labels", "names", "obj", "readme", "requirements", "train", "val"}
+_NO_LABELS |= {"test", "license", "notes", "predefined_classes", "readme.dataset", "valid"}
 
 
 @CHECKS.add("no_labels", "error", "no label at all")
 def _no_labels(scan: Scan) -> Iterator[Hit]:
-    if lost := _unlabelled(scan):
-        where = lost[0].label_file
-        words = f"none of {len(lost)} pictures has a label file; the first should be {where}"
-        yield Hit(f"{words}: is the folder called otherwise?", scan.source)
-    elif not any(picture.labels for picture in scan.pictures.values()):
-        yield Hit(f"{len(scan.pictures)} pictures, and not one label", scan.source)
+    entries = scan.entries
+    if entries and not any(entry.labelled for entry in entries):
+        words = f"none of {len(entries)} images has a label file; the first should be "
+        yield Hit(f"{words}{entries[0].label_file}: is the folder called otherwise?", scan.source)
+    elif not any(entry.labels for entry in entries):
+        yield Hit(f"{len(entries)} images, and not one label", scan.source)
 
 
-@CHECKS.add("orphan_label", "warning", "labels without a picture", "left out")
+@CHECKS.add("orphan_label", "warning", "labels without an image", "left out")
 def _orphan_label(scan: Scan) -> Iterator[Hit]:
-    for path in scan.orphan_labels:
-        words = "belongs to no picture: restore the picture or remove it"
-        if path.suffix != path.suffix.lower():
-            words = f"is not read: rename {path.suffix} to {path.suffix.lower()}"
-        yield Hit(words, path)
+    suffix = {"yolo": ".txt", "voc": ".xml"}.get(scan.layout)
+    owned = {_real(e.label_file) for e in scan.entries if e.label_file}
+    folders = {e.label_file.parent for e in scan.entries if e.label_file and suffix}
+    for path in _unreferenced(scan):
+        owned |= {_real(path.with_suffix(suffix or "")), _real(_label_of(scan, path))}
+    for path in _files(folders, "labels"):
+        is_label = path.suffix.lower() == suffix and path.stem.lower() not in _NO_LABELS
+        if is_label and _real(path) not in owned:
+            words = "belongs to no image: restore the image or remove it"
+            if path.suffix != suffix:
+                words = f"is not read: rename {path.suffix} to {suffix}"
+            yield Hit(words, path)
 
 
-@CHECKS.add("orphan_picture", "info", "pictures that are in no split", "left out")
-def _orphan_picture(scan: Scan) -> Iterator[Hit]:
-    used = {path.parent for path in scan.pictures}
+def _label_of(scan: Scan, image: Path) -> Path:
+    if scan.layout == "voc" and scan.annotations:
+        return scan.annotations[0].with_name(f"{image.stem}.xml")
+    return yolo.label_path(image)
+
+
+@CHECKS.add("orphan_image", "info", "images that are in no split", "left out")
+def _orphan_image(scan: Scan) -> Iterator[Hit]:
+    used = {entry.path.parent for entry in scan.entries}
     folders: dict[Path, list[Path]] = defaultdict(list)
-    for path in scan.orphan_pictures:
+    for path in _unreferenced(scan):
         if path.parent in used:
-            yield Hit("lies beside the others but is in no split", path, picture=path)
+            yield Hit("lies beside the others but is in no split", path, image=path)
         else:
             folders[path.parent].append(path)
     for folder, paths in folders.items():
-        words = f"{len(paths)} pictures in {readable(folder, scan.root)} are in no split"
-        yield Hit(words, folder, picture=paths[0])
+        words = f"{len(paths)} images in {readable(folder, scan.root)} are in no split"
+        yield Hit(words, folder, image=paths[0])
 
 
-@CHECKS.add("shared_label", "warning", "pictures that share a label file", "each gets its own")
+@CHECKS.add("ignored", "warning", "images in formats that are not read")
+def _ignored(scan: Scan) -> Iterator[Hit]:
+    for path in _image_files(scan):
+        if path.suffix.lower() in UNREAD_SUFFIXES:
+            yield Hit(f"{path.suffix} files are not read; convert it to JPEG or PNG", path)
+        elif path.suffix.lower() not in IMAGE_SUFFIXES and _begins_as_one(path):
+            kind = f"called {path.suffix}" if path.suffix else "without a suffix"
+            yield Hit(f"is an image {kind}, so it is not read; rename it", path)
+
+
+def _image_files(scan: Scan) -> list[Path]:
+    return list(_files({entry.path.parent for entry in scan.entries}, "images"))
+
+
+def _unreferenced(scan: Scan) -> list[Path]:
+    known = {_real(entry.path) for entry in scan.entries}
+    files = (path for path in _image_files(scan) if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [path for path in files if _real(path) not in known]
+
+
+def _begins_as_one(path: Path) -> bool:
+    """Whether a file whose name says otherwise is a JPEG or PNG."""
+    if path.suffix.lower() in _TEXTS:
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(8).startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+    except OSError:
+        return False
+
+
+def _real(path: Path) -> str:
+    """Where links lead; unlike `Path.resolve` it takes links in a circle as they are."""
+    return os.path.realpath(path)
+
+
+def _files(folders: set[Path], name: str) -> Iterator[Path]:
+    """Files of folders, and of all below the nearest folder called ``name``, each once."""
+    unnoted = Scan(Path(), Path(), "yolo")  # what cannot be read is known by now
+    seen: set[str] = set()
+    for folder in sorted(folders):
+        roots = [parent for parent in (folder, *folder.parents) if parent.name == name]
+        if not folder.is_dir():
+            continue
+        for path in files_below(unnoted, (roots or [folder])[0]):
+            fits = roots or path.parent == folder
+            if fits and not path.name.startswith(".") and is_file(path) and _real(path) not in seen:
+                seen.add(_real(path))
+                yield path
+
+
+@CHECKS.add("shared_label", "warning", "images that share a label file", "each gets its own")
 def _shared_label(scan: Scan) -> Iterator[Hit]:
-    if scan.layout != "yolo":
-        return
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for picture in scan.pictures.values():
-        stem = str(picture.label_file or picture.path.with_suffix(""))
-        groups[stem.lower()].append(picture.path)
-    for paths in groups.values():
-        if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
-            same = len({path.stem for path in paths}) == 1
-            words = "share one label file" if same else "differ in upper and lower case only"
-            yield Hit(f"{names} {words}; rename one", paths[1], picture=paths[1])
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in scan.entries if scan.layout == "yolo" else ():
+        groups[str(entry.label_file or entry.path.with_suffix("")).lower()].append(entry)
+    for entries in groups.values():
+        if len({entry.label_file for entry in entries}) > 1:
+            names = " and ".join(entry.path.name for entry in entries)
+            words = f"{names} differ in upper and lower case only; rename one"
+            yield Hit(words, entries[1].path, image=entries[1].path)
 
 
 @CHECKS.add("path_letters", "info", "paths with letters beyond ASCII")
 def _path_letters(scan: Scan) -> Iterator[Hit]:
-    for path in _paths(scan):
-        if not within(path, scan.root).isascii():
-            yield Hit("its path has letters beyond ASCII, which some tools cannot open", path)
+    for entry in scan.entries:
+        if not within(entry.path, scan.root).isascii():
+            words = "its path has letters beyond ASCII, which some tools cannot open"
+            yield Hit(words, entry.path)
 
 
 @CHECKS.add("path_spaces", "info", "paths with spaces")
 def _path_spaces(scan: Scan) -> Iterator[Hit]:
-    for path in _paths(scan):
-        if any(letter.isspace() for letter in within(path, scan.root)):
-            yield Hit("its path has spaces, at which scripts stumble", path)
-
-
-def _paths(scan: Scan) -> Iterator[Path]:
-    yield from scan.pictures
+    for entry in scan.entries:
+        if any(map(str.isspace, within(entry.path, scan.root))):
+            yield Hit("its path has spaces, which break some scripts", entry.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from y7edge.data.formats.records import Problem
 from y7edge.errors import DataError
 
 # What the head of every page of findings holds.
@@ -73,6 +74,12 @@ def readable(path: Path, root: Path) -> str:
     """A path for people, in one line: relative to the data set where it lies in it."""
     shown = within(path, root) if path != root else path.name or str(path)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def in_words(problem: Problem, root: Path) -> str:
+    """A problem in one line: file, line and message."""
+    line = f":{problem.line}" if problem.line else ""
+    return f"{readable(problem.file, root)}{line}: {problem.message}"
 
 
 def within(path: Path, root: Path) -> str:

@@ -8,14 +8,10 @@ list; `y7edge.data.check.examine` joins the lists.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from y7edge.data.formats.records import Corners, Label, Picture, Scan
-
-Severity = Literal["error", "warning", "info"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+from y7edge.data.formats.records import Corners, Entry, Label, Problem, Scan, Severity
 
 
 class Hit(NamedTuple):
@@ -24,76 +20,30 @@ class Hit(NamedTuple):
     message: str
     file: Path
     line: int = 0
-    picture: Path | None = None
+    image: Path | None = None
     box: Corners | None = None
     severity: Severity | None = None
-    other: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One defect, or remark, of a data set.
-
-    Attributes:
-        check: Name of the check.
-        severity: Errors fail the gate; warnings deserve a look; infos are worth knowing.
-        message: What was found, and the way out.
-        file: The file that it is in.
-        line: Its line, from 1; 0 where there is none.
-        picture: The picture that shows it.
-        box: The box that it is about: corners in shares of that picture.
-        fix: What ``--fix`` does about it; empty: nothing.
-        other: A second picture, for comparison.
-    """
-
-    check: str
-    severity: Severity
-    message: str
-    file: Path
-    line: int = 0
-    picture: Path | None = None
-    box: Corners | None = None
-    fix: str = ""
     other: Path | None = None
 
 
 Run = Callable[[Scan], Iterable[Hit]]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One entry of the list.
+class Check(NamedTuple):
+    """One entry of the list."""
 
-    Attributes:
-        name: Stands in tables and JSON.
-        severity: Of its findings, unless a finding says otherwise.
-        title: What it looks for, in a few words.
-        fix: What ``--fix`` does about it; empty: nothing.
-        run: Looks at a scan.
-    """
-
-    name: str
-    severity: Severity
-    title: str
-    fix: str
+    name: str  # stands in tables and JSON
+    severity: Severity  # of its findings, unless a finding says otherwise
+    title: str  # what it looks for, in a few words
+    fix: str  # what --fix does about it; empty: nothing
     run: Run
 
-    def findings(self, scan: Scan) -> list[Finding]:
-        """What it finds, and what the scanner noted under its name."""
-        noted = (Hit(t.message, t.file, t.line) for t in scan.troubles if t.check == self.name)
+    def findings(self, scan: Scan) -> list[Problem]:
+        """What it finds."""
+        found = ((hit, hit.severity or self.severity) for hit in self.run(scan))
         return [
-            Finding(
-                self.name,
-                hit.severity or self.severity,
-                hit.message,
-                hit.file,
-                hit.line,
-                hit.picture,
-                hit.box,
-                self.fix,
-                hit.other,
-            )
-            for hit in (*noted, *self.run(scan))
+            Problem(self.name, "advice", severity, *hit[:5], self.fix, other=hit.other)
+            for hit, severity in found
         ]
 
 
@@ -109,12 +59,8 @@ class Checks(list[Check]):
 
         return register
 
-    def from_scanner(self, name: str, severity: Severity, title: str, fix: str = "") -> None:
-        """A check that the scanner makes by itself, as it must read the files anyway."""
-        self.add(name, severity, title, fix)(lambda scan: ())
 
-
-def at(picture: Picture, label: Label, message: str, box: Corners | None = None) -> Hit:
+def at(entry: Entry, label: Label, message: str, box: Corners | None = None) -> Hit:
     """A hit on one label."""
     what = f"{label.item}: {message}" if label.item else message
-    return Hit(what, label.file, label.line, picture.path, box)
+    return Hit(what, label.file, label.line, entry.path, box)

@@ -1,4 +1,4 @@
-"""The report as one HTML file: tables, and pictures of what was found."""
+"""The report as one HTML file: tables, and images of what was found."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge import html
-from y7edge.data.check.examine import CHECKS, Report
-from y7edge.data.check.geometry import grade
+from y7edge.data.check.examine import TITLES, Report
 from y7edge.data.check.libjpeg import complaints
-from y7edge.data.check.paths import PAGE_TITLE, readable
-from y7edge.data.check.registry import SEVERITIES, Finding
-from y7edge.data.formats.records import Corners, Picture
+from y7edge.data.check.paths import PAGE_TITLE, in_words, readable
+from y7edge.data.formats.records import SEVERITIES, Corners, Problem
 from y7edge.data.images import read_image
 from y7edge.errors import DataError
 from y7edge.files import atomic_write, writing
@@ -40,43 +38,39 @@ def write_page(report: Report, path: Path | str) -> None:
 
 def _body(report: Report) -> list[str]:
     scan = report.scan
-    figures = [(str(len(scan.pictures)), "pictures", True)]
-    figures.append((str(sum(len(p.labels) for p in scan.pictures.values())), "labels", True))
+    figures = [(str(len(scan.entries)), "images", True)]
+    figures.append((str(sum(len(entry.labels) for entry in scan.entries)), "labels", True))
     for severity in SEVERITIES:
         count = report.count(severity)
         figures.append((str(count), f"{severity}s", severity != "error" or not count))
     parts = ["<h1>Data check</h1>", html.paragraph(str(scan.source), "lead"), html.tiles(figures)]
-    titles = {check.name: check.title for check in CHECKS}
     groups = report.by_check()
-    rows = [(titles[n], s, str(len(g)), g[0].fix) for (n, s), g in groups.items()]
+    rows = [(TITLES[n], s, str(len(g)), g[0].fix) for (n, s), g in groups.items()]
     words = "Nothing was found." if not rows else ""
     overview = html.table(("check", "severity", "findings", "--fix"), rows) if rows else ""
     parts.append(html.section("Findings", html.paragraph(words) if words else overview))
     for (name, level), group in groups.items():
-        parts.append(_group(report, f"{titles[name]} ({name}, {level})", group))
+        parts.append(_group(report, f"{TITLES[name]} ({name}, {level})", group))
     parts.append(_summary(report))
     return parts
 
 
-def _group(report: Report, title: str, group: list[Finding]) -> str:
+def _group(report: Report, title: str, group: list[Problem]) -> str:
     root = report.scan.root
     figures: list[str] = []
     for finding in group:
         if len(figures) == _SHOWN:
             break
-        drawn = _drawn(report, finding.picture, finding.box)
+        drawn = _drawn(report, finding.image, finding.box)
         if drawn is not None:
             name = readable(finding.file, root)
-            caption = f"{name}{f':{finding.line}' if finding.line else ''}: {finding.message}"
+            caption = in_words(finding, root)
             other = _drawn(report, finding.other, None) if finding.other else None
             shown = html.image(drawn, name)
             figures.append(
                 html.pair(drawn, other, caption) if other else html.figure(shown, caption)
             )
-    lines = [
-        f"{readable(f.file, root)}{f':{f.line}' if f.line else ''}: {f.message}"
-        for f in group[:_LISTED]
-    ]
+    lines = [in_words(finding, root) for finding in group[:_LISTED]]
     if len(group) > _LISTED:
         lines.append(f"... and {len(group) - _LISTED} more (--json has all)")
     # As many columns as three figures would take: a single one is not blown up.
@@ -85,9 +79,9 @@ def _group(report: Report, title: str, group: list[Finding]) -> str:
 
 
 def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | None:
-    """A picture, small, its labels in green and the one meant in red."""
-    picture = report.scan.pictures.get(path) if path else None
-    if path is None or (picture is not None and picture.facts.size is None):
+    """An image, small, its labels in green and the one meant in red."""
+    entry = next((e for e in report.scan.entries if e.path == path), None)
+    if path is None or (entry is not None and (entry.facts.fault or entry.size is None)):
         return None
     try:
         with complaints():  # they are findings by now
@@ -97,19 +91,14 @@ def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | 
     gain = min(1.0, _SIDE / max(image.shape[:2]))
     size = [max(1, round(side * gain)) for side in image.shape[1::-1]]
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    if picture is not None:
-        for box in _boxes(picture):
-            _rectangle(small, box, _GREEN, 1)
+    for label in entry.labels if entry is not None else ():
+        if label.box is not None:
+            _rectangle(small, label.box, _GREEN, 1)
     if meant is not None:
         _rectangle(small, meant, _RED, 2)
         _ring_if_small(small, meant)
     encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
     return bytes(encoded.tobytes())
-
-
-def _boxes(picture: Picture) -> list[Corners]:
-    found = (grade(label, picture).box for label in picture.labels)
-    return [box for box in found if box is not None]
 
 
 def _rectangle(
@@ -136,14 +125,14 @@ def _ring_if_small(image: NDArray[np.uint8], box: Corners) -> None:
 def _summary(report: Report) -> str:
     summary = report.summary
     splits = list(summary["splits"])
-    kinds = ("pictures", "labels", "background")
+    kinds = ("images", "labels", "background")
     counts = [(s, *(str(summary["splits"][s][kind]) for kind in kinds)) for s in splits]
     classes = [(row["name"], *(str(row[s]) for s in splits)) for row in summary["classes"]]
     sides = [(side, *(f"{v:g}" for v in values)) for side, values in summary["box_sides"].items()]
     head = (f"pixels at {report.scan.imgsz}", "least", "5 %", "median", "95 %", "most")
     return html.section(
         "What there is",
-        html.table(("split", "pictures", "labels", "without labels"), counts),
+        html.table(("split", "images", "labels", "without labels"), counts),
         html.table(("class", *splits), classes),
         html.table(head, sides) if sides else "",
     )

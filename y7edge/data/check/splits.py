@@ -1,4 +1,4 @@
-"""Checks across pictures: the same one twice, near the same, splits that lack something."""
+"""Checks across images: the same one twice, near the same, splits that lack something."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.data.check.registry import Checks, Hit
-from y7edge.data.formats.records import SPLITS, Picture, Scan
+from y7edge.data.formats.records import SPLITS, Entry, Scan
 
 CHECKS = Checks()
 
@@ -28,7 +28,7 @@ def _way(turns: int, mirrored: bool) -> Callable[[Grey], Grey]:
     return lambda grey: np.ascontiguousarray(np.rot90(grey[:, ::-1] if mirrored else grey, turns))
 
 
-# A picture may have been turned and mirrored on its way into the other split.
+# An image may have been turned and mirrored on its way into the other split.
 _WAYS = {
     f"{'mirrored, ' if mirrored else ''}{f'turned by {90 * turns} degrees, ' if turns else ''}": (
         _way(turns, mirrored)
@@ -38,21 +38,20 @@ _WAYS = {
 }
 
 
-@CHECKS.add("splits", "warning", "splits that are not there or not read")
+@CHECKS.add("splits", "error", "splits that are not there or not read")
 def _splits(scan: Scan) -> Iterator[Hit]:
-    labelled = any(picture.labels for picture in scan.pictures.values())
+    labelled = any(entry.labels for entry in scan.entries)
     for split in ("train", "val"):
         if split not in scan.split_names:
-            yield Hit(f"there is no split {split}", scan.source)
+            yield Hit(f"there is no split {split}, which training needs", scan.source)
         elif not scan.in_split(split):
-            words = f"the split {split} has no pictures"
-            yield Hit(words, scan.source, severity="error")
-        elif labelled and not any(picture.labels for picture in scan.in_split(split)):
-            yield Hit(f"the split {split} has no labels", scan.source)
+            yield Hit(f"the split {split} has no images", scan.source)
+        elif labelled and not any(entry.labels for entry in scan.in_split(split)):
+            yield Hit(f"the split {split} has no labels, which training refuses", scan.source)
 
 
 def same_splits(scan: Scan) -> list[tuple[str, str]]:
-    """Pairs of splits that hold the same pictures, all of them."""
+    """Pairs of splits that hold the same images, all of them."""
     contents = {s: {_key(p) for p in scan.in_split(s)} for s in _names(scan)}
     names = [name for name in contents if contents[name]]
     return [
@@ -65,75 +64,77 @@ def _names(scan: Scan) -> list[str]:
     return [split for split in order if split in scan.split_names]
 
 
-def _key(picture: Picture) -> str:
-    return picture.facts.digest or str(picture.path)
+def _key(entry: Entry) -> str:
+    return entry.facts.digest or str(entry.path)
 
 
 @CHECKS.add("same_splits", "warning", "splits that are one and the same")
 def _same_splits(scan: Scan) -> Iterator[Hit]:
     for one, other in same_splits(scan):
         count = len(scan.in_split(one))
-        words = f"{one} and {other} are the same {count} pictures"
+        words = f"{one} and {other} are the same {count} images"
         yield Hit(f"{words}: scores on {other} say nothing about new ones", scan.source)
 
 
-def shared_pictures(scan: Scan) -> list[tuple[Picture, str, Picture, str]]:
-    """Pictures (by their pixels) in two splits: the later of the two mentions, then the first."""
+def shared_entries(scan: Scan) -> list[tuple[Entry, str, Entry, str]]:
+    """Entrys (by their pixels) in two splits: the later of the two mentions, then the first."""
     ignored = {split for pair in same_splits(scan) for split in pair}
     groups = _groups(scan)
     found = []
     for group in groups:
         mentions = [(p, s) for p in group for s in dict.fromkeys(p.splits)]
         first, split = mentions[0]
-        for picture, other in mentions[1:]:
+        for entry, other in mentions[1:]:
             if other != split and not {split, other} <= ignored:
-                found.append((picture, other, first, split))
+                found.append((entry, other, first, split))
     return found
 
 
-def _groups(scan: Scan) -> list[list[Picture]]:
-    groups: dict[str, list[Picture]] = defaultdict(list)
-    for picture in scan.pictures.values():
-        if picture.facts.digest and not picture.facts.flat:
-            groups[picture.facts.digest].append(picture)
-        elif len(set(picture.splits)) > 1:
-            groups[str(picture.path)].append(picture)
+def _groups(scan: Scan) -> list[list[Entry]]:
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in scan.entries:
+        if entry.facts.digest and not entry.facts.flat:
+            groups[entry.facts.digest].append(entry)
+        elif len(set(entry.splits)) > 1:
+            groups[str(entry.path)].append(entry)
     return list(groups.values())
 
 
-@CHECKS.add("leak", "error", "the same picture in two splits",
-       "left out of train, kept where the model is judged")  # fmt: skip
+@CHECKS.add("leak", "error", "the same image in two splits",
+       "left out of train, kept where the model is evaluated")  # fmt: skip
 def _leak(scan: Scan) -> Iterator[Hit]:
-    for picture, split, first, other in shared_pictures(scan):
-        if picture is first:
+    for entry, split, first, other in shared_entries(scan):
+        if entry is first:
             words = f"is in {other} and in {split}; keep it in one"
         else:
-            words = f"({split}) is the same picture as {first.path.name} ({other}); keep one"
-        yield Hit(words, picture.path, picture=picture.path, other=_if_not(first, picture))
+            words = f"({split}) is the same image as {first.path.name} ({other}); keep one"
+        yield Hit(words, entry.path, image=entry.path, other=_if_not(first, entry))
 
 
-def _if_not(picture: Picture, same: Picture) -> Path | None:
-    return None if picture is same else picture.path
+def _if_not(entry: Entry, same: Entry) -> Path | None:
+    return None if entry is same else entry.path
 
 
-@CHECKS.add("twice_in_split", "warning", "the same picture twice in one split", "kept once")
+@CHECKS.add("twice_in_split", "warning", "the same image twice in one split", "kept once")
 def _twice_in_split(scan: Scan) -> Iterator[Hit]:
     for group in _groups(scan):
-        for index, picture in enumerate(group):
-            same = [p for p in group[:index] if set(p.splits) & set(picture.splits)]
+        for index, entry in enumerate(group):
+            same = [p for p in group[:index] if set(p.splits) & set(entry.splits)]
             if not same:
                 continue
-            words = f"is the same picture as {same[0].path.name} in the same split"
-            if _rows(same[0]) != _rows(picture):
+            words = f"is the same image as {same[0].path.name} in the same split"
+            if not same_labels(same[0], entry):
                 words += ", but its labels differ: one of them is wrong"
-            yield Hit(f"{words}; keep one", picture.path, picture=picture.path, other=same[0].path)
+            yield Hit(f"{words}; keep one", entry.path, image=entry.path, other=same[0].path)
 
 
-def _rows(picture: Picture) -> list[tuple[str, tuple[float, ...]]]:
-    return sorted((label.raw_class, label.values or ()) for label in picture.labels)
+def same_labels(one: Entry, other: Entry) -> bool:
+    """Whether two images have the same labels, in any order."""
+    rows = (sorted((x.raw_class, x.values or ()) for x in e.labels) for e in (one, other))
+    return next(rows) == next(rows)
 
 
-@CHECKS.add("near_leak", "warning", "nearly the same picture in two splits")
+@CHECKS.add("near_leak", "warning", "nearly the same image in two splits")
 def _near_leak(scan: Scan) -> Iterator[Hit]:
     ignored = {frozenset(pair) for pair in same_splits(scan)}
     names = _names(scan)
@@ -148,10 +149,10 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
     right = [p for p in scan.in_split(other) if _telling(p)]
     if not left or not right:
         return
-    signed = _signs([_thumb(picture) for picture in left])
+    signed = _signs([_thumb(entry) for entry in left])
     for words, move in _WAYS.items():
         for start in range(0, len(right), _CHUNK):
-            thumbs = [move(_thumb(picture)) for picture in right[start : start + _CHUNK]]
+            thumbs = [move(_thumb(entry)) for entry in right[start : start + _CHUNK]]
             distance = (256 - _signs(thumbs) @ signed.T) / 2
             for row, column in zip(*np.nonzero(distance <= _NEAR_BITS), strict=True):
                 second, first = right[start + row], left[column]
@@ -162,23 +163,23 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
                     f"({other}) {words}is nearly {first.path.name} ({one}): {alike:.1%} alike at "
                     "32x32; the same scene? Keep both in one split"
                 )
-                yield Hit(message, second.path, picture=second.path, other=first.path)
+                yield Hit(message, second.path, image=second.path, other=first.path)
 
 
-def nearly_same(one: Picture, other: Picture) -> bool:
-    """Whether two pictures look alike at 32x32."""
+def nearly_same(one: Entry, other: Entry) -> bool:
+    """Whether two images look alike at 32x32."""
     telling = _telling(one) and _telling(other)
     return telling and _correlation(_thumb(one), _thumb(other)) >= _NEAR_CORRELATION
 
 
-def _thumb(picture: Picture) -> Grey:
-    thumb = picture.facts.thumb
+def _thumb(entry: Entry) -> Grey:
+    thumb = entry.facts.thumb
     return np.zeros((1, 1), np.uint8) if thumb is None else thumb
 
 
-def _telling(picture: Picture) -> bool:
-    """Pictures without contrast all look alike."""
-    return float(_thumb(picture).std()) > 4
+def _telling(entry: Entry) -> bool:
+    """Entrys without contrast all look alike."""
+    return float(_thumb(entry).std()) > 4
 
 
 def _signs(thumbs: list[Grey]) -> NDArray[np.float32]:

@@ -2,13 +2,14 @@
 
 Layouts: ``annotations/instances_train2017.json`` (and ``val``) with ``train2017/`` or
 ``images/train2017/``; ``train.json`` and ``val.json`` with ``train/`` or ``images/``;
-``train/_annotations.coco.json`` beside its pictures (Roboflow); or the path of one file, which then
+``train/_annotations.coco.json`` beside its images (Roboflow); or the path of one file, which then
 is the split asked for.
 
 Category ids may have gaps, as the published ones do (80 classes, ids to 90): classes are numbered
-in the order of the ids, and named as the file names them. All files of a data set must agree.
+in the order of the ids of the first file, and matched by name in the others, which must have the
+same. The ids travel with the data set.
 
-A box is ``[x, y, width, height]`` in pixels of the upright picture (EXIF rotation applied). Where
+A box is ``[x, y, width, height]`` in pixels of the upright image (EXIF rotation applied). Where
 an outline has several parts (an object behind a pole), they are joined by bridges without area, so
 that its hull is that of the whole object; outlines as run lengths (RLE) are left out. Crowd regions
 (``iscrowd``) are kept apart in `Sample.crowd`.
@@ -17,153 +18,151 @@ that its hull is that of the whole object; outlines as run lengths (RLE) are lef
 from __future__ import annotations
 
 import json
-import posixpath
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PureWindowsPath
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data.headers import label_size
-from y7edge.data.sample import Plan, Reading, Sample, Tally, Watch, crowd_rows, sample
-from y7edge.errors import DataError
+from y7edge.data.formats.description import check_names
+from y7edge.data.formats.listing import is_file, is_service, tails
+from y7edge.data.formats.records import SPLIT_NAMES, SPLITS, Entry, Label, Scan, own_names
+from y7edge.data.formats.text import read_text
 
-_SPLITS = ("train", "val", "test")
 _ROBOFLOW = "_annotations.coco.json"
-_OTHER_KINDS = ("captions_", "panoptic_", "person_keypoints_", "stuff_", "image_info_")
+_OTHER_KINDS = re.compile(r"caption|keypoint|panoptic|stuff_|image_info|result|prediction")
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|valid|val|test)(?:ation|ing)?(?![a-z])")
-
-# An outline that shares less than this of its hull with its box belongs to something else.
-SAME_EXTENT = 0.5
-_LARGEST = 1e9  # pixels; no picture is as wide, and the product of two is still exact
+_LARGEST = 1e9  # pixels; no image is as wide, and the product of two is still exact
+_WORDS = {"true": True, "false": False, "yes": True, "no": False}
 
 
-def is_coco(folder: Path) -> bool:
-    """Whether the folder has annotation files of COCO kind whose names tell their split."""
-    return bool(_find(folder))
+def find_files(folder: Path) -> dict[str, list[Path]]:
+    """Annotation files by split, in the order of the splits; of the first layout that fits.
 
-
-def plan(source: Path, splits: Sequence[str] | None = None) -> Plan:
-    """Find the annotation files of a folder: of the splits named, which then must exist, or of all.
-
-    Reading the plan raises a DataError that names the file and the id of what is wrong.
-
-    Args:
-        source: A folder in one of the layouts, or one JSON file.
-        splits: Only these. A single file is read as the one split named, or, if None, as the one
-            that its name tells, else ``train``.
-
-    Raises:
-        DataError: A split is missing, or several files claim to be the same.
+    A single file whose name tells no split is that of ``train``.
     """
-    files = {split: paths[0] for split, paths in _chosen(source, splits).items()}
-    return Plan(
-        tuple(f"{split}\t{path}" for split, path in files.items()), lambda: _read(source, files)
-    )
-
-
-def _chosen(source: Path, splits: Sequence[str] | None) -> Mapping[str, list[Path]]:
-    if source.is_file():
-        wanted = [_split_of(source) or "train"] if splits is None else list(splits)
-        if len(wanted) != 1:
-            raise DataError(
-                f"{source}: expected a folder with a file for each of the splits "
-                f"{', '.join(wanted)}, found a single file, which can be one of them only"
-            )
-        return {wanted[0]: [source]}
-    found = _find(source)
-    if splits is not None:
-        missing = next((split for split in splits if split not in found), None)
-        if missing is not None:
-            raise DataError(
-                f"{source}: expected COCO annotations for the split '{missing}', "
-                f"found {', '.join(found) or 'none'}"
-            )
-        found = {split: found[split] for split in splits}
-    for split, paths in found.items():
-        if len(paths) > 1:
-            raise DataError(
-                f"{source}: expected one file for the split '{split}', found "
-                f"{', '.join(path.name for path in paths)}; name the one that is meant"
-            )
-    return found
-
-
-def _find(folder: Path) -> dict[str, list[Path]]:
-    """Annotation files by split, in the order of the splits; of the first layout that fits."""
+    folders = [path for path in sorted(folder.iterdir()) if not is_service(path.name)]
     layouts = (
         sorted((folder / "annotations").glob("*.json")),
-        sorted(folder.glob(f"*/{_ROBOFLOW}")),
-        sorted(folder.glob("*.json")),
+        [path / _ROBOFLOW for path in folders],
+        [path for path in sorted(folder.glob("*.json")) if _begins_as_one(path)],
+        [p for place in folders for p in sorted(place.glob("*.json")) if _begins_as_one(p)],
     )
     for paths in layouts:
-        instances = [path for path in paths if path.name.startswith("instances_")]
-        others = [path for path in paths if not path.name.startswith(_OTHER_KINDS)]
+        fitting = [p for p in paths if not p.name.startswith(".") and is_file(p)]
+        instances = [path for path in fitting if path.name.startswith("instances_")]
+        others = [path for path in fitting if not _OTHER_KINDS.search(path.name)]
         found: dict[str, list[Path]] = {}
         for path in instances or others:
-            split = _split_of(path)
+            inner = path.parent.parent == folder and path.parent.name != "annotations"
+            split = _split_of(path) or (own_names(path.parent.name) if inner else None)
             if split is not None:
                 found.setdefault(split, []).append(path)
-        if found:
-            return {split: found[split] for split in _SPLITS if split in found}
+        nameless = [path for path in instances or others if _begins_as_one(path)]
+        if found or nameless:
+            return {s: found[s] for s in SPLITS if s in found} or {"train": nameless}
     return {}
 
 
 def _split_of(path: Path) -> str | None:
     name = path.parent.name if path.name == _ROBOFLOW else path.stem
     match = _SPLIT_IN_NAME.search(name.lower())
-    if match is None:
-        return None
-    return "val" if match[1] == "valid" else match[1]
+    return None if match is None else own_names(match[1])
 
 
-def _read(source: Path, files: Mapping[str, Path]) -> Reading:
-    tally, watch = Tally(), Watch()
-    names: tuple[str, ...] | None = None
-    splits = {}
-    for split, path in files.items():
-        watch.note(path)
-        content = _parse(path)
-        classes, found = _categories(content["categories"], path)
-        if names is not None and found != names:
-            raise DataError(
-                f"{path}: expected the categories of the other splits, {_brief(names)}, "
-                f"found {_brief(found)}"
-            )
-        names = found
-        pictures = _images(content["images"], path, tally)
-        _assign(content["annotations"], pictures, classes, path)
-        unique = {picture.name: picture for picture in pictures.values()}
-        splits[split] = tuple(_samples(unique.values(), path, split, tally, watch))
-        if not splits[split]:
-            tried = ", ".join(map(str, _folders(path, split)))
-            raise DataError(f"{path}: expected the pictures that it lists, found none in {tried}")
-    if names is None:
-        raise DataError(f"{source}: expected COCO annotations, found none")
-    return Reading(names, splits, tally.warnings(), watch.stamps)
-
-
-def _parse(path: Path) -> dict[str, list[Any]]:
+def _begins_as_one(path: Path) -> bool:
+    """Whether a file has the keys of a COCO file near its beginning or end."""
+    if not is_file(path):
+        return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        with path.open("rb") as stream:
+            head = stream.read(1 << 20)
+            if path.stat().st_size > len(head):
+                stream.seek(-(1 << 16), 2)
+                head += stream.read()
+    except OSError:
+        return False
+    return b'"images"' in head and (b'"annotations"' in head or b'"categories"' in head)
+
+
+def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
+    """Find the annotation files of a folder: of the splits named, which then must exist, or of all.
+
+    Args:
+        source: A folder in one of the layouts, or one JSON file.
+        splits: Only these. A single file is read as the one split named, or, if None, as the one
+            that its name tells, else ``train``.
+    """
+    root = source if source.is_dir() else source.parent
+    scan = Scan(source, root.parent if root.name == "annotations" else root, "coco")
+    if source.is_file():
+        wanted = [_split_of(source) or "train"] if splits is None else list(splits)
+        if len(wanted) != 1:
+            words = f"expected a folder with a file for each of the splits {', '.join(wanted)}, "
+            words += "found a single file, which can be one of them only"
+            scan.problem("splits", words, source)
+        found = {split: [source] for split in wanted}
+    else:
+        found = find_files(source)
+    for split in found if splits is None else splits:
+        if split not in found:
+            there = ", ".join(found) or "none"
+            words = f"expected COCO annotations for the split '{split}', found {there}"
+            scan.problem("splits", words, source)
+            continue
+        if len(found[split]) > 1:
+            words = f"expected one file for the split '{split}', found "
+            words += f"{', '.join(p.name for p in found[split])}; name the one that is meant"
+            scan.problem("splits", words, source)
+        scan.split_names.append(split)
+        scan.files[split] = found[split][0]
+    return scan
+
+
+def read(scan: Scan) -> None:
+    """Read the annotation files, and find the images that they list."""
+    for split, path in scan.files.items():
+        scan.watch.note(path)
+        content = _parse(scan, path)
+        if content is None:
+            continue
+        reader = _Reader(scan, split, path)
+        classes = reader.categories(content["categories"])
+        entries = reader.images(content["images"])
+        reader.annotations(content["annotations"], entries, classes)
+        if not scan.in_split(split):
+            tried = ", ".join(map(str, reader.folders))
+            words = f"expected the images that it lists, found none in {tried}"
+            scan.problem("entry", words, path)
+
+
+def _parse(scan: Scan, path: Path) -> dict[str, list[Any]] | None:
+    text = scan.add_text(read_text(path))
+    if not text.usable:
+        return None
+    try:
+        content = json.loads(text.content)
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: expected COCO annotations, cannot read it: {reason}") from error
+        scan.problem("annotation", f"expected COCO annotations, cannot read it: {reason}", path)
+        return None
     lists: dict[str, list[Any]] = {}
     for key in ("images", "annotations", "categories"):
         found = content.get(key) if isinstance(content, dict) else None
         if not isinstance(found, list):
-            raise DataError(f"{path}: expected COCO annotations with a list '{key}', found none")
-        wrong = [item for item in found if not isinstance(item, dict)]
-        if wrong:
-            raise DataError(
-                f"{path}: expected objects in the list '{key}', found {_brief(wrong[0])}"
-            )
-        lists[key] = found
+            words = f"expected COCO annotations with a list '{key}', found none"
+            scan.problem("annotation", words, path)
+            if key == "images":
+                return None
+            found = []
+        lists[key] = [item for item in found if isinstance(item, dict)]
+        for item in [item for item in found if not isinstance(item, dict)][:1]:
+            words = f"expected objects in the list '{key}', found {_brief(item)}"
+            scan.problem("annotation", words, path)
     return lists
 
 
@@ -171,197 +170,252 @@ def _brief(value: object) -> str:
     return reprlib.repr(value)
 
 
-def _categories(items: Sequence[Any], path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Class by category id, and the names in the order of the ids."""
-    names: dict[int, str] = {}
-    for item in items:
-        number, name = item.get("id"), item.get("name")
-        if type(number) is not int or not isinstance(name, str):
-            raise DataError(
-                f"{path}: expected categories with a whole number as id and a name, "
-                f"found {_brief(number)} and {_brief(name)}"
-            )
-        if number in names:
-            raise DataError(f"{path}: expected each category id once, found {number} again")
-        names[number] = name
-    if not names:
-        raise DataError(f"{path}: expected categories, found none")
-    order = sorted(names)
-    classes = {number: index for index, number in enumerate(order)}
-    return classes, tuple(names[number] for number in order)
-
-
-@dataclass(slots=True)
-class _Picture:
-    """A picture as listed, and what its annotations say, in pixels."""
-
-    name: str
-    size: tuple[float, float] | None
-    boxes: list[tuple[float, ...]] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
-    crowd: list[bool] = field(default_factory=list)
-    segmentations: list[object] = field(default_factory=list)
-
-
-def _images(items: Sequence[Any], path: Path, tally: Tally) -> dict[Any, _Picture]:
-    """Pictures by id; the same file under two ids is one picture."""
-    by_name: dict[str, _Picture] = {}
-    by_id: dict[Any, _Picture] = {}
-    for item in items:
-        number = item.get("id")
-        if not isinstance(number, int | str):
-            raise DataError(f"{path}: expected images with an id, found {_brief(number)}")
-        name = _inside(item.get("file_name"), number, path)
-        if name in by_name:
-            tally.add("pictures listed twice, their labels joined", 1, path)
-        else:
-            width, height = item.get("width"), item.get("height")
-            stated = _is_length(width) and _is_length(height)
-            by_name[name] = _Picture(name, (float(width), float(height)) if stated else None)
-        if by_id.setdefault(number, by_name[name]).name != name:
-            raise DataError(
-                f"{path}: expected each image id once, found {_brief(number)} for "
-                f"{_brief(by_id[number].name)} and {_brief(name)}"
-            )
-    return by_id
-
-
-def _is_length(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < _LARGEST
-
-
-def _inside(name: object, number: object, path: Path) -> str:
-    """A picture's path below its folder; one that leads out of it is refused."""
-    text = name.replace("\\", "/") if isinstance(name, str) else ""
-    normal = posixpath.normpath(text)
-    windows = PureWindowsPath(text)
-    leads_out = normal.split("/")[0] == ".." or windows.drive or windows.root
-    if not text or leads_out or normal == "." or "\0" in text:
-        raise DataError(
-            f"{path}: image {_brief(number)}: expected a file name below the folder of the "
-            f"pictures, found {_brief(name)}"
-        )
-    return normal
-
-
-def _assign(
-    items: Sequence[Any], pictures: Mapping[Any, _Picture], classes: Mapping[int, int], path: Path
-) -> None:
-    """Give every annotation to its picture."""
-    for item in items:
-        picture = _known(pictures, item, "image_id", path)
-        class_id = _known(classes, item, "category_id", path)
-        box = item.get("bbox")
-        if not (
-            isinstance(box, list)
-            and len(box) == 4
-            # Bounds that NaN, infinity, and integers beyond any float fail.
-            and all(type(value) in (int, float) and -_LARGEST < value < _LARGEST for value in box)
-        ):
-            raise DataError(
-                f"{path}: annotation {_brief(item.get('id'))}: expected bbox as four finite "
-                f"numbers, found {_brief(box)}"
-            )
-        picture.boxes.append(tuple(box))
-        picture.classes.append(class_id)
-        picture.crowd.append(bool(item.get("iscrowd")))
-        picture.segmentations.append(item.get("segmentation"))
-
-
-def _known(table: Mapping[Any, Any], item: Mapping[str, Any], key: str, path: Path) -> Any:
-    value = item.get(key)
+def number_of(value: Any) -> float | None:
+    """A number, also one that is written as text; None if it is neither."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
     try:
-        return table[value]
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: annotation {_brief(item.get('id'))}: expected {key} to be one that the file "
-            f"lists, found {_brief(value)}"
-        ) from error
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
 
 
-def _folders(path: Path, split: str) -> list[Path]:
-    """Where the pictures of an annotation file may lie, likeliest first."""
+def _key(value: Any) -> Any:
+    """An id as it is compared: `7`, `7.0` and `"7"` are one; None if it is not an id."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,30}", value.strip()):
+        return int(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value
+
+
+class _Reader:
+    """Reads the lists of one file into a scan."""
+
+    def __init__(self, scan: Scan, split: str, path: Path) -> None:
+        self.scan, self.split, self.path = scan, split, path
+        self.folders = _folders(path, split, scan.root)
+        self._texts: set[str] = set()
+
+    def _problem(self, check: str, words: str, **other: Any) -> None:
+        self.scan.problem(check, words, self.path, **other)
+
+    def _number(self, value: Any, what: str) -> float | None:
+        if isinstance(value, str) and what not in self._texts and number_of(value) is not None:
+            self._texts.add(what)
+            self._problem("text_number", f"{what} is written as text, {_brief(value)}")
+        return number_of(value)
+
+    def _id(self, value: Any, what: str) -> Any:
+        if isinstance(value, str) and isinstance(_key(value), int):
+            self._number(value, what)
+        return _key(value)
+
+    def categories(self, items: Sequence[Any]) -> dict[Any, int]:
+        """Class by category id; classes are in the order of the ids of the first file."""
+        named: dict[Any, tuple[str, Any]] = {}
+        for item in items:
+            number, name = self._id(item.get("id"), "a category's id"), item.get("name")
+            if isinstance(name, int | float) and not isinstance(name, bool):
+                name = str(name)
+            if number is None or isinstance(number, str) or not isinstance(name, str):
+                words = "expected categories with a whole number as id and a name, found "
+                self._problem("names", f"{words}{_brief(item.get('id'))} and {_brief(name)}")
+            elif number in named:
+                words = f"expected each category id once, found {number} again, "
+                both = f"for {named[number][0]!r} and {name!r}"
+                self._problem("ids", f"{words}{both}: number them anew")
+            else:
+                named[number] = (name, item.get("id"))
+        if not named:
+            self._problem("names", "expected categories, found none")
+        parents = {str(item.get("supercategory")) for item in items}
+        tops = {_key(i.get("id")) for i in items if i.get("supercategory") == "none"}
+        order = sorted(named)
+        # Categories that only group others, as Roboflow writes them, may be in one file only.
+        keys = _keys([(named[n][0], n in tops and named[n][0] in parents) for n in order])
+        scan = self.scan
+        if not scan.category_ids:
+            scan.names = [named[number][0] for number in order]
+            scan.groups = {index for index, key in enumerate(keys) if key[1]}
+            check_names(scan, self.path)
+        whole = _keys([(name, index in scan.groups) for index, name in enumerate(scan.names)])
+        if other := {key[0] for key in {*keys} ^ {*whole} if not key[1]}:
+            words = f"expected the categories of the other splits, {_brief(scan.names)}, found "
+            words += f"{_brief([key[0] for key in keys])}; differs: {_brief(other)}"
+            self._problem("names", words)
+        known = {key: index for index, key in enumerate(whole)}
+        ids = {known[key]: n for key, n in zip(keys, order, strict=True) if key in known}
+        scan.category_ids[self.split] = tuple(
+            named[ids[index]][1] if index in ids else None for index in range(len(scan.names))
+        )
+        return {number: index for index, number in ids.items()}
+
+    def images(self, items: Sequence[Any]) -> dict[Any, Entry | None]:
+        """Entries by image id, None for those that are not there; one for a file listed twice."""
+        by_file: dict[Path, Entry] = {}
+        by_id: dict[Any, Entry | None] = {}
+        names: dict[Any, str] = {}
+        written: dict[Path, list[str]] = {}
+        last: tuple[Path, int] | None = None
+        for item in items:
+            number, name = self._id(item.get("id"), "an image's id"), item.get("file_name")
+            entry = None
+            if number is None:
+                words = f"expected images with an id, found {_brief(item.get('id'))}"
+                self._problem("annotation", words)
+            found, last = self._find(name, number, last)
+            if found is not None:
+                if found in by_file and tails(str(name)) == written[found]:
+                    words = f"image {_brief(number)}: '{name}' has two entries, their labels joined"
+                    self._problem("listed_twice", words, image=found)
+                elif found in by_file:
+                    words = f"image {_brief(number)}: '{name}' and another entry end in one file, "
+                    self._problem("ids", f"{words}{found.name}: correct the file names")
+                    by_file[found].lost = "two entries of different paths end in it"
+                else:
+                    written[found] = tails(str(name))
+                    stated = tuple(self._number(item.get(k), f"an image's {k}")
+                                   for k in ("width", "height"))  # fmt: skip
+                    by_file[found] = Entry(found, label_file=self.path, stated=_size(*stated))
+                    by_file[found].image_id = item.get("id")
+                entry = by_file[found]
+            if number in by_id and names[number] != str(name):
+                words = f"expected each image id once, found {_brief(number)} for "
+                words += f"{_brief(names[number])} and {_brief(name)}: whose are its annotations? "
+                self._problem("ids", f"{words}Number the images anew")
+                for one in filter(None, (by_id[number], entry)):
+                    one.lost = f"its image id {_brief(number)} is that of another image too"
+            elif number is not None:
+                by_id.setdefault(number, entry)
+                names.setdefault(number, str(name))
+        for one in by_file.values():
+            self.scan.add(self.split, one)
+        return by_id
+
+    def _find(
+        self, name: object, number: Any, last: tuple[Path, int] | None
+    ) -> tuple[Path | None, tuple[Path, int] | None]:
+        """The file of an image: sought first where the one before it was."""
+        text = name if isinstance(name, str) else ""
+        found = tails(text)
+        if last is not None and last[1] < len(found) and found[last[1]]:
+            path = last[0] / found[last[1]]
+            if is_file(path):
+                self._take(path, text, last[1] or not found[0])
+                return path, last
+        for depth, tail in enumerate(found):
+            for folder in self.folders if tail else ():
+                if is_file(folder / tail):
+                    self._take(folder / tail, text, depth)
+                    return folder / tail, (folder, depth)
+        label = f"image {_brief(number)}: expected "
+        if not any(found) or not found[0]:
+            words = f"{label}a file name below the folder of the images, found {_brief(name)}"
+            self._problem("annotation", words)
+        else:
+            for folder in self.folders:
+                self.scan.watch.note(folder / found[0])
+            words = f"{label}an image '{text[:80]}', found none; remove the entry or restore it"
+            self._problem("list_entry", words, effect="changed")
+        return None, last
+
+    def _take(self, path: Path, name: str, cut: object) -> None:
+        if cut:
+            words = f"'{name[:80]}' has the path of a tool; {path.name} is taken for it"
+            self._problem("tool_path", words, image=path)
+
+    def annotations(
+        self, items: Sequence[Any], entries: Mapping[Any, Entry | None], classes: Mapping[Any, int]
+    ) -> None:
+        """Give every annotation to its image."""
+        seen: Counter[str] = Counter()
+        for index, item in enumerate(items):
+            called = f"annotation {_brief(item['id']) if 'id' in item else f'number {index}'}"
+            if "id" in item:
+                key = str(item["id"])
+                seen[key] += 1
+                if seen[key] == 2:
+                    words = f"{called}: its id stands more than once; number them anew"
+                    self._problem("ids", words, effect="advice")
+            number = self._id(item.get("image_id"), "an annotation's image_id")
+            if number is None or number not in entries:
+                words = f"{called}: expected image_id to be one that the file lists, found "
+                words += f"{_brief(item.get('image_id'))}; correct or remove it"
+                self._problem("orphan_label", words)
+                continue
+            label = self._label(item, called, classes)
+            entry = entries[number]
+            if entry is not None:
+                entry.labels.append(label)
+
+    def _label(self, item: Any, called: str, classes: Mapping[Any, int]) -> Label:
+        category = self._id(item.get("category_id"), "an annotation's category_id")
+        box = item.get("bbox")
+        numbers = [self._number(v, "a bbox") for v in box] if isinstance(box, list) else []
+        values = None if None in numbers else tuple(n for n in numbers if n is not None)
+        crowd = item.get("iscrowd")
+        if isinstance(crowd, str):
+            self._number(crowd if number_of(crowd) is not None else "0", "iscrowd")
+            crowd = _WORDS.get(crowd.strip().lower(), number_of(crowd))
+            if crowd is None:
+                words = f"{called}: expected iscrowd 0 or 1, found {_brief(item['iscrowd'])}"
+                self._problem("number", words)
+        class_id = None if category is None else classes.get(category)
+        return Label(
+            self.path,
+            0,
+            item,
+            _brief(item.get("category_id")),
+            class_id,
+            values,
+            "sides",
+            called,
+            item.get("segmentation"),
+            bool(crowd),
+        )
+
+
+def _keys(names: Sequence[tuple[str, bool]]) -> list[tuple[str, bool, int]]:
+    """Names, whether each is a group, and which of that name it is, counted from 0."""
+    count: Counter[tuple[str, bool]] = Counter()
+    found = []
+    for key in names:
+        found.append((*key, count[key]))
+        count[key] += 1
+    return found
+
+
+def _size(width: float | None, height: float | None) -> tuple[float, float] | None:
+    """The stated size; zeros stay, to be reported."""
+    if width is None or height is None or not (0 <= width < _LARGEST and 0 <= height < _LARGEST):
+        return None
+    return width, height
+
+
+def _folders(path: Path, split: str, root: Path) -> list[Path]:
+    """Where the images of an annotation file may lie, likeliest first."""
     if path.name == _ROBOFLOW:
         return [path.parent]
     name = path.stem.removeprefix("instances_")
     bases = [path.parent]
     if path.parent.name.lower() == "annotations":
         bases.insert(0, path.parent.parent)
-    places = (name, f"images/{name}", split, f"images/{split}", "images", ".")
-    folders = dict.fromkeys(base / place for base in bases for place in places)
+    elif root != path.parent:
+        bases.append(root)
+    also = [*SPLIT_NAMES.get(split, (split,)), f"{split}2017"]
+    places = [name, f"images/{name}", *also, *(f"images/{one}" for one in also), "images", "data"]
+    folders = dict.fromkeys(base / place for base in bases for place in (*places, "."))
     return [folder for folder in folders if folder.is_dir()]
-
-
-def _samples(
-    pictures: Iterable[_Picture], path: Path, split: str, tally: Tally, watch: Watch
-) -> Iterator[Sample]:
-    folders = _folders(path, split)
-    for picture in pictures:
-        candidates = [folder / picture.name for folder in folders]
-        image = next((candidate for candidate in candidates if _is_file(candidate)), None)
-        if image is None:
-            for candidate in candidates:
-                watch.note(candidate)
-            tally.add("pictures listed but not there, left out", 1, path)
-            continue
-        watch.note(image)
-        yield _sample(image, picture, tally)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long or otherwise impossible
-        return False
-
-
-def _sample(image: Path, picture: _Picture, tally: Tally) -> Sample:
-    scale, size = label_size(image, picture.size, image, tally)
-    boxes = np.array(picture.boxes, np.float64).reshape(-1, 4)
-    corners = np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:])) / (*scale, *scale)
-    classes = np.array(picture.classes, np.int64)
-    crowd = np.array(picture.crowd, np.bool_)
-    objects = ~crowd
-    outlines = [
-        _outline(picture.segmentations[index], corners[index], scale, image, tally)
-        for index in np.flatnonzero(objects).tolist()
-    ]
-    made = sample(
-        image, corners[objects], classes[objects], image, tally, polygons=outlines, size=size
-    )
-    if not crowd.any():
-        return made
-    tally.add("crowd regions, kept apart and not learned from", int(crowd.sum()), image)
-    return replace(made, crowd=crowd_rows(corners[crowd], classes[crowd]))
-
-
-def _outline(
-    segmentation: object,
-    corners: NDArray[np.float64],
-    scale: tuple[float, float],
-    where: Path,
-    tally: Tally,
-) -> NDArray[np.float64] | None:
-    """One outline (k, 2) in shares of the picture from the parts of a segmentation, or None."""
-    try:
-        parts = [part / scale for part in parts_of(segmentation)]
-    except (ValueError, TypeError, OverflowError):
-        tally.add("outlines that are no lists of points, left out", 1, where)
-        return None
-    if not parts:
-        return None
-    # A point that is no number makes the hull, and this, no number.
-    if not overlap(hull_of(parts), corners.tolist()) >= SAME_EXTENT:
-        tally.add("outlines that disagree with their box, left out", 1, where)
-        return None
-    return join(parts)
 
 
 def parts_of(segmentation: object) -> list[NDArray[np.float64]]:
     """The parts (k, 2) of an outline that have three points or more; none of run lengths.
 
     Raises:
-        ValueError, TypeError, OverflowError: One is no list of points.
+        ValueError, TypeError, OverflowError: One is not a list of points.
     """
     if not isinstance(segmentation, list):
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def read_description(path: Path) -> Description:
     """Parse a ``data.yaml`` without giving its values types: YAML would make False of ``off``.
 
     Raises:
-        DataError: It is no YAML, or no mapping.
+        DataError: It is not YAML, or not a mapping.
         RuntimeMissing: PyYAML is not installed.
     """
     with needing("PyYAML", "eval", f"{path}: reading it"):
@@ -39,21 +40,24 @@ def read_description(path: Path) -> Description:
     if description.text.error:
         raise DataError(f"{path}: cannot read it: {description.text.error}")
     try:
-        node = yaml.compose(description.text.content.lstrip("\ufeff"), yaml.SafeLoader)
+        node = yaml.compose(description.text.content, yaml.SafeLoader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: expected a data.yaml, cannot read it: {reason}") from error
     if not isinstance(node, yaml.MappingNode):
-        raise DataError(f"{path}: expected a mapping with train, val and names")
+        kind = {"SequenceNode": "list", "NoneType": "nothing"}.get(type(node).__name__, "a text")
+        raise DataError(f"{path}: expected a mapping with train, val and names, found {kind}")
     try:
         weight = _weight(node, {}, set())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected a data.yaml, but an alias in it is circular") from error
     if weight > 20 * _MOST:
         raise DataError(f"{path}: expected a data.yaml, found aliases for {weight:.1e} values")
-    for key, _ in node.value:
-        description.lines[str(key.value)] = key.start_mark.line + 1
     description.entries = _plain(node, description.repeated)
+    for key, value in node.value:
+        description.lines[str(key.value)] = key.start_mark.line + 1
+        if value.tag == "tag:yaml.org,2002:null":
+            description.entries[str(key.value)] = None
     return description
 
 
@@ -89,8 +93,7 @@ def _plain(node: Any, repeated: list[tuple[str, int]]) -> Any:
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_plain(value, repeated) for value in node.value]
-    empty = node.tag == "tag:yaml.org,2002:null"
-    return None if empty else str(node.value)
+    return str(node.value)
 
 
 def take_names(scan: Scan, description: Description) -> None:
@@ -98,32 +101,43 @@ def take_names(scan: Scan, description: Description) -> None:
     path, lines = description.text.path, description.lines
     names, nc = description.entries.get("names"), description.entries.get("nc")
     for key, line in description.repeated:
-        scan.trouble("names", f"the entry '{key}' stands twice; the last one counts", path, line)
+        scan.problem("names", f"the entry '{key}' stands twice; remove one", path, line)
     if nc is not None:
-        try:
-            scan.nc = int(nc)
-        except (TypeError, ValueError):
-            scan.trouble("names", f"nc is {str(nc)[:40]!r}, no whole number", path, lines["nc"])
-    if scan.nc is not None and not 0 <= scan.nc <= _MOST:
-        words = f"nc is {str(nc)[:40]}, expected a count of classes up to {_MOST}"
-        scan.trouble("names", words, path, lines["nc"])
-        scan.nc = None
+        scan.nc = int(nc) if isinstance(nc, str) and re.fullmatch(r"0*[1-9]\d{0,6}", nc) else None
+        if scan.nc is None or scan.nc > _MOST:
+            words = f"expected nc to be a positive whole number, found {str(nc)[:40]!r}"
+            scan.problem("names", words, path, lines["nc"])
+            scan.nc = None
     line = lines.get("names", 0)
     if isinstance(names, dict):
         names = _numbered(scan, names, path, line)
-    if isinstance(names, str):
-        found = _parts(names, scan.nc)
-        scan.trouble("names", f"names is the text {names!r}, no list; write {found}", path, line)
-        names = found
-    if names is None:
-        words = "there is no entry names" + ("" if scan.nc else ", and no nc")
-        if not scan.nc:
-            scan.trouble("names", f"{words}: write the class names as a list", path, line)
-        names = [str(index) for index in range(scan.nc or 0)]
-    scan.names = ["" if name is None else str(name) for name in names]
+    elif names is None and scan.nc:
+        names = [str(index) for index in range(scan.nc)]
+    elif not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        words, given = "expected names as a list or a mapping from 0, found", names
+        names = _parts(given, scan.nc) if isinstance(given, str) and given else []
+        hint = f"; write {names}" if names else ""
+        scan.problem("names", f"{words} {str(given)[:80]}{hint}", path, line)
+    scan.names = names
     if scan.nc is not None and scan.nc != len(scan.names):
-        message = f"nc is {scan.nc}, but there are {len(scan.names)} names; correct one of them"
-        scan.trouble("names", message, path, lines.get("nc", 0))
+        words = f"expected as many names as nc says, found {len(scan.names)} and nc {scan.nc}"
+        scan.problem("names", f"{words}; correct one of them", path, lines.get("nc", 0))
+    check_names(scan, path, line)
+
+
+def check_names(scan: Scan, path: Path, line: int = 0) -> None:
+    """Note names that cannot be printed or written, and empty ones."""
+    for index, name in enumerate(scan.names):
+        if printable(name) != name:
+            words = f"expected class names of printable letters, found {name[:40]!a}"
+            scan.problem("names", words, path, line)
+        elif not name.strip():
+            scan.problem("name_empty", f"class {index} has no name", path, line)
+
+
+def printable(name: str) -> str:
+    """A name without control characters and halves of surrogate pairs."""
+    return "".join(letter for letter in name if unicodedata.category(letter) not in ("Cc", "Cs"))
 
 
 def _parts(names: str, nc: int | None) -> list[str]:
@@ -136,26 +150,22 @@ def _parts(names: str, nc: int | None) -> list[str]:
     return [part.strip(_WRAPPING) for part in parts]
 
 
-def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[Any]:
+def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[str]:
     """A mapping from numbers to names as a list; gaps are filled with numbers."""
-    numbered: dict[int, Any] = {}
-    for key, name in names.items():
-        try:
-            numbered[int(key)] = name
-        except ValueError:
-            message = f"names has the key '{key}' where a number from 0 should be"
-            scan.trouble("names", message, path, line)
-    beyond = [index for index in numbered if index >= _MOST]
-    if beyond:
-        words = f"names has {len(beyond)} keys beyond {_MOST}, as {str(beyond[0])[:40]}; left out"
-        scan.trouble("names", words, path, line)
-    count = max((index for index in numbered if index < _MOST), default=-1) + 1
+    whole = {int(key): str(n) for key, n in names.items() if re.fullmatch(r"-?\d{1,12}", key)}
+    numbered = {key: name for key, name in whole.items() if 0 <= key < _MOST}
+    faults = []
+    if others := [key for key in names if not re.fullmatch(r"-?\d{1,12}", key)]:
+        faults.append(f"has {', '.join(others)[:60]}, not a number")
+    count = max(numbered, default=-1) + 1
     missing = [index for index in range(count) if index not in numbered]
-    negative = [index for index in numbered if index < 0]
-    if missing or negative:
-        faults = [f"lacks {', '.join(map(str, missing[:5]))}"] if missing else []
-        faults += [f"has {', '.join(map(str, negative[:5]))}, left out"] if negative else []
-        words = f"names should be numbered from 0 without gaps, but {' and '.join(faults)}"
+    if missing:
+        faults.append(f"lacks {', '.join(map(str, missing[:5]))}")
+    if beyond := [key for key in whole if key not in numbered]:
+        faults.append(f"has {', '.join(map(str, beyond[:5]))}, left out")
+    if faults or not names:
+        words = f"expected names numbered from 0 without gaps, found {sorted(whole)[:20]}, but "
+        words += " and ".join(faults)
         words += "; were they counted from 1? Then subtract 1" if missing == [0] else ""
-        scan.trouble("names", words, path, line)
+        scan.problem("names", words, path, line)
     return [numbered.get(index, str(index)) for index in range(count)]

@@ -16,22 +16,15 @@ _MARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text file.
-
-    Attributes:
-        path: Where it stands.
-        content: Its text; what cannot be decoded is replaced.
-        encoding: ``utf-8``; ``utf-8-sig`` (with a byte order mark), ``utf-16``, or ``cp1252`` for
-            anything else that has letters beyond ASCII; ``binary`` is no text.
-        carriage_returns: Whether lines end as on Windows.
-        error: Why nothing could be read; empty if something was.
-    """
+    """A text file."""
 
     path: Path
-    content: str = ""
+    content: str = ""  # what cannot be decoded is replaced
+    # ``utf-8``; ``utf-8-sig`` (with a byte order mark), ``utf-16``, ``cp1252`` for anything else
+    # that has letters beyond ASCII; ``binary`` is not text.
     encoding: str = "utf-8"
-    carriage_returns: bool = False
-    error: str = ""
+    carriage_returns: bool = False  # whether lines end as on Windows
+    error: str = ""  # why nothing could be read
 
     @property
     def lines(self) -> list[tuple[int, str]]:
@@ -39,28 +32,30 @@ class Text:
         numbered = enumerate(self.content.splitlines(), 1)
         return [(number, line.strip()) for number, line in numbered if line.strip()]
 
+    @property
+    def usable(self) -> bool:
+        """Whether there is text to parse."""
+        return not self.error and self.encoding != "binary"
+
 
 def read_text(path: Path) -> Text:
     """Read a file that should be text; never raises for what it holds or that it is missing."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            return Text(path, error="no regular file, but a folder, pipe, socket or device")
+            return Text(path, error="not a regular file, but a folder, pipe, socket or device")
         raw = path.read_bytes()
-    except OSError as error:
-        return Text(path, error=error.strerror or str(error))
+    except (OSError, ValueError) as error:
+        return Text(path, error=getattr(error, "strerror", None) or str(error))
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "")
     if not encoding and b"\0" in raw:
-        # UTF-16 without its mark has a zero beside every ASCII letter; other files have no such.
+        # UTF-16 without its mark has a zero beside every ASCII letter; other files do not.
         halves = raw[1::2].count(0), raw[0::2].count(0)
         encoding = "binary"
         if max(halves) > 0.4 * len(raw):
             encoding = "utf-16-le" if halves[0] > halves[1] else "utf-16-be"
-    if not encoding:
-        try:
-            raw.decode("utf-8")
-            encoding = "utf-8"
-        except UnicodeDecodeError:
-            encoding = "cp1252"
-    codec = "latin-1" if encoding == "binary" else encoding
-    content = raw.decode(codec, errors="replace")
-    return Text(path, content, encoding, "\r\n" in content)
+    try:
+        content = raw.decode(encoding or "utf-8") if encoding != "binary" else ""
+    except UnicodeDecodeError:
+        encoding = encoding if encoding.startswith("utf-16") else "cp1252"
+        content = raw.decode(encoding, errors="replace")
+    return Text(path, content, encoding or "utf-8", "\r\n" in content)

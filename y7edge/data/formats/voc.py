@@ -1,42 +1,37 @@
-"""Data sets in Pascal VOC form: one XML file of boxes per picture, lists of stems for the splits.
+"""Data sets in Pascal VOC form: one XML file of boxes per image, lists of stems for the splits.
 
 Three layouts: ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``test.txt``; that of
 the original challenge (``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``); and a folder
-for each split, ``train/``, ``val/`` or ``valid/``, ``test/``, with pictures and their XML files
+for each split, ``train/``, ``val/`` or ``valid/``, ``test/``, with images and their XML files
 side by side, as labelling services export it. Class names are those of ``classes.txt`` if there is
 one (one per line), else all in the annotations, sorted.
 
-Corners are taken as written, in pixels of the upright picture (EXIF rotation applied). The
-challenge itself counted pixels from 1; the tools that most people annotate with do not. Where the
-``size`` that the annotation states is not the picture's, `y7edge.data.headers.label_size` decides.
-Objects marked ``difficult`` are objects like the others.
+Corners are taken as written, in pixels of the upright image (EXIF rotation applied). The
+challenge itself counted pixels from 1; the tools that most people annotate with do not. Objects
+marked ``difficult`` are objects like the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-import numpy as np
+from y7edge.data.formats.description import check_names
+from y7edge.data.formats.listing import images_in, is_file
+from y7edge.data.formats.records import SPLIT_NAMES, SPLITS, Entry, Label, Scan
+from y7edge.data.formats.text import Text, read_text
+from y7edge.data.sample import is_image
 
-from y7edge.data.headers import label_size
-from y7edge.data.sample import Plan, Reading, Sample, Tally, Watch, is_image, sample
-from y7edge.errors import DataError
-
-_SPLITS = ("train", "val", "test")
-
-# What folders of splits are called; where there are two, the first is taken.
-_FOLDERS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
-
-# By split, pictures with their annotations.
-_Found = dict[str, list[tuple[Path, Path]]]
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_OBJECT = re.compile(r"<object[\s>]")
 
 
 class Layout(NamedTuple):
-    """Names of the folders of pictures, of annotations, and of the lists of splits."""
+    """Names of the folders of images, of annotations, and of the lists of splits."""
 
     images: str
     annotations: str
@@ -52,207 +47,193 @@ _LAYOUTS = (
 def layout_of(folder: Path) -> Layout | None:
     """Which of the layouts with lists a folder has."""
     for layout in _LAYOUTS:
-        annotations = folder / layout.annotations
-        if (folder / layout.images).is_dir() and next(annotations.glob("*.xml"), None):
+        if (folder / layout.images).is_dir() and _annotations(folder / layout.annotations):
             return layout
     return None
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """By split, the folders that hold pictures and their annotations side by side."""
+    """By split, the folders that hold images and their annotations side by side."""
     return {
         split: folder / name
-        for split in _SPLITS
-        for name in reversed(_FOLDERS[split])
-        if next((folder / name).glob("*.xml"), None)
+        for split in SPLITS
+        for name in reversed(SPLIT_NAMES[split])
+        if _annotations(folder / name)
     }
 
 
 def is_voc(folder: Path) -> bool:
-    """Whether the folder has pictures and annotations in one of the layouts."""
+    """Whether the folder has images and annotations in one of the layouts."""
     return layout_of(folder) is not None or bool(split_folders(folder))
 
 
-def plan(folder: Path, splits: Sequence[str] | None = None) -> Plan:
-    """Find the pictures of a folder: of the splits named, which then must exist, or of all.
-
-    Reading the plan raises a DataError where an annotation is not well formed, defines entities, or
-    lacks what is needed.
-
-    Raises:
-        DataError: No such layout, or a picture or annotation is missing.
-    """
+def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
+    """Find the images of a folder: of the splits named, which then must exist, or of all."""
+    scan = Scan(folder, folder, "voc")
     layout = layout_of(folder)
     if layout is not None:
-        found = _listed(folder, layout, splits)
-        annotations = _annotations(folder / layout.annotations)
-    elif folders := split_folders(folder):
-        found = _side_by_side(folder, folders, splits)
-        annotations = [path for each in folders.values() for path in _annotations(each)]
+        _lists(scan, layout, splits)
+        scan.annotations = _annotations(folder / layout.annotations)
     else:
-        raise DataError(
-            f"{folder}: expected the folders images/ and annotations/ with XML files, or train/ "
-            "and val/ with pictures and XML files"
-        )
-    classes = _listed_names(folder)
-    pictures = (f"{split}\t{image}" for split, items in found.items() for image, _ in items)
-    return Plan(
-        (*map(str, annotations), str(classes), *pictures),
-        lambda: _read(folder, annotations, classes, found),
-    )
-
-
-def _listed(folder: Path, layout: Layout, splits: Sequence[str] | None) -> _Found:
-    annotations = {path.stem: path for path in _annotations(folder / layout.annotations)}
-    images = {path.stem: path for path in _images(folder / layout.images)}
-    found: _Found = {}
-    for split in _SPLITS if splits is None else splits:
-        listing = folder / layout.lists / f"{split}.txt"
-        if splits is None and not listing.is_file():
-            continue
-        found[split] = []
-        for where, stem in _entries(listing):
-            if stem not in images or stem not in annotations:
-                raise DataError(
-                    f"{where}: expected the stem of a picture in {layout.images}/ and of an XML "
-                    f"file in {layout.annotations}/, found '{stem}'"
-                )
-            found[split].append((images[stem], annotations[stem]))
-    if not found:
-        raise DataError(f"{folder / layout.lists}: expected train.txt or val.txt, found neither")
-    return found
-
-
-def _side_by_side(
-    folder: Path, folders: Mapping[str, Path], splits: Sequence[str] | None
-) -> _Found:
-    found: _Found = {}
-    for split in folders if splits is None else splits:
-        if split not in folders:
-            raise DataError(
-                f"{folder}: expected a folder {' or '.join(_FOLDERS.get(split, (split,)))} with "
-                f"pictures and XML files, found {', '.join(folders)}"
-            )
-        found[split] = []
-        for image in _images(folders[split]):
-            annotation = image.with_suffix(".xml")
-            if not annotation.is_file():
-                raise DataError(f"{image}: expected {annotation.name} beside the picture")
-            found[split].append((image, annotation))
-    return found
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(filter(is_image, folder.iterdir()))
+        folders = split_folders(folder)
+        for split in folders if splits is None else splits:
+            if split not in folders:
+                words = f"expected a folder {split} with images and XML files, found "
+                scan.problem("splits", f"{words}{', '.join(folders)}", folder)
+                continue
+            scan.split_names.append(split)
+            for image in images_in(folders[split]):
+                scan.add(split, Entry(image, label_file=image.with_suffix(".xml")))
+        scan.annotations = [path for each in folders.values() for path in _annotations(each)]
+    for entry in scan.entries:
+        entry.labelled = entry.label_file is not None and is_file(entry.label_file)
+        if not entry.labelled and entry.label_file is not None:
+            words = f"expected {entry.label_file.name} beside the image or in the annotations; "
+            words += "annotate it or leave it out"
+            scan.problem("missing_label", words, entry.path,
+                         image=entry.path, effect="refused", severity="error")  # fmt: skip
+    if is_file(folder / "classes.txt"):
+        scan.names = [line for _, line in scan.add_text(read_text(folder / "classes.txt")).lines]
+    return scan
 
 
 def _annotations(folder: Path) -> list[Path]:
-    # Without "._name.xml", see `is_image`.
+    # macOS leaves "._name.xml" beside files on foreign disks.
     return sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))
 
 
-def _read(
-    folder: Path,
-    annotations: Sequence[Path],
-    classes: tuple[str, ...] | None,
-    found: _Found,
-) -> Reading:
-    tally, watch = Tally(), Watch()
-    trees = {}
-    for path in annotations:
-        watch.note(path)
-        trees[path] = _parse(path)
-    names = _names(folder, trees) if classes is None else classes
-    numbers = {name: names.index(name) for name in names}
-    splits = {}
-    for split, items in found.items():
-        samples = []
-        for image, path in items:
-            watch.note(image)
-            samples.append(_sample(image, trees[path], path, numbers, tally))
-        splits[split] = tuple(samples)
-    return Reading(names, splits, tally.warnings(), watch.stamps)
+def _by_stem(scan: Scan, folder: Path) -> dict[str, Path]:
+    by_stem: dict[str, Path] = {}
+    for image in images_in(folder):
+        other = by_stem.setdefault(image.stem, image)
+        if other != image:
+            words = f"{other.name} and {image.name} share the annotation {image.stem}.xml"
+            scan.problem("shared_label", words, image, effect="refused", severity="error")
+    return by_stem
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
+    folder, annotations = scan.root / layout.images, scan.root / layout.annotations
+    by_stem = _by_stem(scan, folder)
+    entries = {stem: Entry(image, [], annotations / f"{stem}.xml") for stem, image in
+               by_stem.items()}  # fmt: skip
+    lists = scan.root / layout.lists
+    for split in SPLITS if splits is None else splits:
+        path = lists / f"{split}.txt"
+        if splits is None and not is_file(path):
+            continue
+        scan.split_names.append(split)
+        text = read_text(path)
+        if text.error:
+            words = f"expected a list, one stem per line: {text.error}"
+            scan.problem("splits", words, path)
+        for number, line in scan.add_text(text).lines if not text.error else ():
+            stem = line.split()[0]  # the challenge's lists have two columns
+            entry = entries.get(stem)
+            if entry is None:
+                words = f"expected the stem of an image in {layout.images}/, found '{stem}'; "
+                named = Path(stem.replace("\\", "/"))
+                # Other suffixes are parts of a stem: `a.v2` is not the image `a`.
+                short = named.stem if is_image(named) else named.name
+                words += f"write '{short}'" if short in by_stem else "remove the line or restore it"
+                scan.problem("list_entry", words, path, number)
+            elif not scan.add(split, entry):
+                words = f"{stem} is listed twice in {split}, it would count double"
+                scan.problem("listed_twice", words, path, number)
+    if not scan.split_names:
+        words = "expected train.txt or val.txt, found neither; every image is taken for training"
+        scan.problem("splits", words, lists)
+        scan.split_names.append("train")
+        for entry in entries.values():
+            scan.add("train", entry)
+
+
+def read(scan: Scan) -> None:
+    """Read the annotations."""
+    by_file = {entry.label_file: entry for entry in scan.entries if entry.labelled}
+    named = bool(scan.names)
+    found: set[str] = set()
+    for path in scan.annotations:
+        # Names are those of all annotations, so that they do not depend on the splits read.
+        entry = by_file.get(path)
+        if entry is None and named:
+            continue
+        scan.watch.note(path)
+        entry = entry or Entry(path)
+        _annotation(scan, entry, path)
+        found |= {label.raw_class for label in entry.labels}
+    if not named:
+        scan.names = sorted(found - {""})
+        if not scan.names:
+            words = "expected objects in the annotations, found none"
+            scan.problem("names", words, scan.source)
+        check_names(scan, scan.source)
+    numbers = {name: index for index, name in reversed(list(enumerate(scan.names)))}
+    for _, label in scan.labels():
+        label.class_id = numbers.get(label.raw_class)
+
+
+def _annotation(scan: Scan, entry: Entry, path: Path) -> None:
+    content = scan.add_text(read_text(path))
+    tree = _parse(scan, entry, content)
+    if tree is None:
+        return
+    items = list(tree.iterfind("object"))
+    for index, (item, line) in enumerate(zip(items, _lines(content, len(items)), strict=True)):
+        entry.labels.append(_label(item, path, line, index))
+    entry.stated = _stated(tree)
+    written = (tree.findtext("filename") or "").strip()
+    if written and re.split(r"[\\/]", written)[-1].rsplit(".", 1)[0] != path.stem:
+        words = f"is named after {entry.path.name} but says filename '{written[:80]}'"
+        scan.problem("other_name", words, path)
+
+
+def _parse(scan: Scan, entry: Entry, text: Text) -> ElementTree.Element | None:
+    reason, line = "", 0
+    # Entities can grow without bound or read other files; no annotation needs them.
+    if "<!DOCTYPE" in text.content or "<!ENTITY" in text.content:
+        reason = "refused, as it defines a document type or entities; remove them"
+        scan.problem("annotation", reason, text.path)
+    elif text.usable:
+        try:
+            # Without the declaration: its encoding does not hold for decoded text.
+            tree = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text.content))
+            if tree.tag == "annotation":
+                return tree
+            reason = f"its root is <{tree.tag[:80]}>, expected <annotation> without a namespace"
+        except ElementTree.ParseError as error:
+            reason, line = f"expected a well-formed XML annotation: {error}", error.position[0]
+        scan.problem("annotation", reason, text.path, line)
+    entry.lost = "has an annotation that cannot be read"
+    return None
+
+
+def _lines(text: Text, count: int) -> list[int]:
+    """The lines of the objects of a file; zeros if they cannot be found."""
+    content, lines, line, last = text.content, [], 1, 0
+    for match in _OBJECT.finditer(content):
+        line += content.count("\n", last, match.start())
+        last = match.start()
+        lines.append(line)
+    return lines if len(lines) == count else [0] * count
+
+
+def _label(item: ElementTree.Element, path: Path, line: int, index: int) -> Label:
+    texts = [(item.findtext(f"bndbox/{side}") or "").strip() for side in _SIDES]
+    name = (item.findtext("name") or "").strip()
+    values: tuple[float, ...] | None
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        # Entities can grow without bound or read other files; no annotation needs them. Only UTF-8
-        # is accepted, so that no other encoding hides them from this search.
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise DataError(f"{path}: refused, as it defines a document type or entities")
-        return ElementTree.fromstring(text)
-    except (OSError, UnicodeDecodeError, ElementTree.ParseError) as error:
-        raise DataError(f"{path}: expected an XML annotation in UTF-8: {error}") from error
+        values = tuple(float(text) for text in texts if text)
+    except ValueError:
+        values = None
+    shown = f"{name} {' '.join(text or '-' for text in texts)}"
+    return Label(path, line, shown, name, None, values, "corners", f"object {index + 1}")
 
 
-def _listed_names(folder: Path) -> tuple[str, ...] | None:
-    listing = folder / "classes.txt"
-    if not listing.is_file():
-        return None
-    return tuple(name for _, name in _entries(listing, whole_line=True))
-
-
-def _names(folder: Path, trees: Mapping[Path, ElementTree.Element]) -> tuple[str, ...]:
-    found = {
-        (name.text or "").strip()
-        for tree in trees.values()
-        for name in tree.iterfind("object/name")
-    }
-    found.discard("")  # an object without a name is refused where it stands
-    if not found:
-        raise DataError(f"{folder}: expected objects in the annotations, found none")
-    return tuple(sorted(found))
-
-
-def _entries(listing: Path, whole_line: bool = False) -> list[tuple[str, str]]:
-    """File and line, and the first word (the challenge's lists have two columns) or all of it."""
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listing}: expected a list, one entry per line: {error}") from error
-    return [
-        (f"{listing}:{number}", line.strip() if whole_line else line.split()[0])
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-
-
-def _sample(
-    image: Path, tree: ElementTree.Element, path: Path, numbers: Mapping[str, int], tally: Tally
-) -> Sample:
-    classes, corners = [], []
-    for item in tree.iterfind("object"):
-        name = (item.findtext("name") or "").strip()
-        if name not in numbers:
-            raise DataError(
-                f"{path}: expected one of the classes {', '.join(numbers)}, found '{name}'"
-            )
-        classes.append(numbers[name])
-        corners.append(
-            [_number(item, f"bndbox/{side}", path) for side in ("xmin", "ymin", "xmax", "ymax")]
-        )
-    (width, height), size = label_size(image, _stated_size(tree), path, tally)
-    boxes = np.array(corners, np.float64).reshape(-1, 4) / (width, height, width, height)
-    return sample(image, boxes, np.array(classes, np.int64), path, tally, size=size)
-
-
-def _stated_size(tree: ElementTree.Element) -> tuple[float, float] | None:
-    """Width and height in pixels, if the annotation states both."""
+def _stated(tree: ElementTree.Element) -> tuple[float, float] | None:
+    """Width and height in pixels, if the annotation states both; zeros stay, to be reported."""
     try:
         width, height = (float(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
     except ValueError:
         return None
-    # Some tools write zeros, or NaN.
-    return (width, height) if 0 < width < math.inf and 0 < height < math.inf else None
-
-
-def _number(item: ElementTree.Element, tag: str, path: Path) -> float:
-    text = item.findtext(tag, "")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{path}: expected a number in object/{tag}, found '{text.strip()}'")
-    return value
+    return (width, height) if math.isfinite(width) and math.isfinite(height) else None

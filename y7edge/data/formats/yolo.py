@@ -1,26 +1,26 @@
-"""Data sets in YOLO form: a ``data.yaml`` and one text file of labels per picture.
+"""Data sets in YOLO form: a ``data.yaml`` and one text file of labels per image.
 
-``data.yaml`` as people have it: ``train``, ``val``, ``test`` are each a folder of pictures
-(searched through), a list file with one picture per line, or a list of these; ``path`` is their
-root; ``names`` is a list or a mapping from 0; ``nc`` may stand beside or, alone, make numbers the
-names.
+``train``, ``val``, ``test`` of the ``data.yaml`` are each a folder of images (searched through), a
+list file with one image per line, or a list of these; ``path`` is their root; ``names`` is a list
+or a mapping from 0; ``nc`` may stand beside or, alone, make numbers the names.
 
-A path is looked for, in this order: under the root (``path``, itself relative to the folder of the
+A path is sought, in this order: under the root (``path``, itself relative to the folder of the
 ``data.yaml``); there without leading ``../`` (Roboflow writes ``../train/images`` and means
-``train/images``); beside the ``data.yaml`` (the data were moved and ``path`` was not corrected);
-under the working directory (the published files mean that). Where there is nothing of that name,
-backslashes are taken for slashes; and in a list a first folder that is not there is left out (CVAT
-writes ``data/images/train/a.jpg`` into an archive that has no ``data``).
+``train/images``); beside the ``data.yaml``; under the working directory (the published files mean
+that). Where there is nothing of that name, backslashes are taken for slashes; and in a list a first
+folder that is not there is left out (CVAT writes ``data/images/train/a.jpg`` into an archive that
+has no ``data``).
 
-The label file of a picture is found by replacing the **last** folder named ``images`` (``Images``,
-``IMAGES``) in its path by ``labels`` (``Labels``, ``LABELS``), and the suffix by ``.txt``; if there
-is none, it stands beside the picture. The
-published code replaces the first one, which goes wrong when the data lie below a folder that
-happens to be called ``images``. No label file, or an empty one: the picture shows no object.
+The label file of an image is found by replacing the **last** folder named ``images`` (``Images``,
+``IMAGES``) in its path by ``labels``, and the suffix by ``.txt``; else it stands beside the image;
+else its name differs only in case, accents or as a URL. (The published code replaces the first
+``images``, which goes wrong below a folder of that name.) No label file, or an empty one: the image
+shows no object.
 
-A label line is ``class cx cy w h`` or a polygon ``class x1 y1 x2 y2 x3 y3 ...``, told apart line by
-line by the count of numbers; the box of a polygon is its hull. All numbers are shares of the
-upright picture, which is the one that is read (EXIF rotation applied).
+A label line is ``class cx cy w h``, a polygon ``class x1 y1 x2 y2 x3 y3 ...`` whose box is its
+hull, or, with ``kpt_shape: [K, D]`` in the ``data.yaml``, a box and K keypoints of D numbers,
+which are not used. Lines that may be boxes with further columns are refused. All numbers are
+fractions of the upright image (EXIF rotation applied).
 """
 
 from __future__ import annotations
@@ -28,98 +28,217 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from y7edge.boxes import corners
-from y7edge.data.headers import header_size
-from y7edge.data.sample import Plan, Reading, Sample, Tally, Watch, is_image, sample
-from y7edge.errors import DataError, needing
+from y7edge.data.formats.description import read_description, take_names
+from y7edge.data.formats.listing import (
+    Names,
+    files_below,
+    images_below,
+    is_file,
+    is_there,
+    places_of,
+    spellings,
+    tails,
+)
+from y7edge.data.formats.records import (
+    RESPELLED,
+    SPLIT_NAMES,
+    SPLITS,
+    Entry,
+    Form,
+    Label,
+    Scan,
+    own_names,
+)
+from y7edge.data.formats.text import read_text
+from y7edge.data.sample import is_image
+from y7edge.errors import DataError
 
-_SPLITS = ("train", "val", "test")
 _YAML_SUFFIXES = (".yaml", ".yml")
-_DESCRIBES = re.compile(rb"^(?:\{\s*)?['\"]?(train|val|test|names|nc)['\"]?\s*:", re.MULTILINE)
+_DESCRIBES = re.compile(r"^(?:\{\s*)?['\"]?(train|val|test|names|nc)['\"]?\s*:", re.MULTILINE)
 _LABELS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
-
-# No rounding or sloppy box reaches this many picture sizes: such numbers are pixels.
-_SURELY_PIXELS = 4.0
+_FEW = 3  # lines that show what their columns are
+_MARGIN = 1e-3
+Where = tuple[Path, int]
 
 
 def find(folder: Path) -> Path | None:
     """The ``data.yaml`` of a folder: by that name, else its only yaml file that may be one."""
     for suffix in _YAML_SUFFIXES:
-        if (folder / f"data{suffix}").is_file():
+        if is_file(folder / f"data{suffix}"):
             return folder / f"data{suffix}"
     others = [path for path in folder.iterdir() if path.suffix in _YAML_SUFFIXES]
-    return others[0] if len(others) == 1 and _may_describe(others[0]) else None
+    # Beside COCO or VOC files there may be a yaml file of any other tool.
+    one = len(others) == 1 and _DESCRIBES.search(read_text(others[0]).content)
+    return others[0] if one else None
 
 
-def _may_describe(path: Path) -> bool:
-    """Whether a yaml file is about data: beside COCO or VOC files there may be any other."""
-    try:
-        return _DESCRIBES.search(path.read_bytes().removeprefix(b"\xef\xbb\xbf")) is not None
-    except OSError:
-        return False
-
-
-def plan(path: Path, splits: Sequence[str] | None = None) -> Plan:
-    """Find the pictures of a ``data.yaml``: of the splits named, which then must exist, or of all.
-
-    Reading the plan raises a DataError that names file and line where a label file is wrong.
+def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
+    """Find the images of a ``data.yaml``: of the splits named, which then must exist, or of all.
 
     Raises:
-        DataError: The file is not such a description, or a path in it leads nowhere.
+        DataError: It cannot be parsed.
         RuntimeMissing: PyYAML is not installed.
     """
-    content = _parse(path)
-    names = _names(content, path)
-    root = path.parent / str(content.get("path") or "").replace("\\", os.sep)
-    found: dict[str, list[Path]] = {}
-    absent = False
-    for split in _SPLITS if splits is None else splits:
-        entry = content.get(split)
-        if not entry:
+    scan = Scan(path, path.parent, "yolo")
+    description = read_description(path)
+    scan.add_text(description.text)
+    take_names(scan, description)
+    entries, lines = description.entries, description.lines
+    scan.keypoints = _pair(scan, entries, lines, "kpt_shape", "[points, 2 or 3]")
+    scan.levels = _pair(scan, entries, lines, "levels", "[lowest, highest] of 0 to 65535")
+    root = path.parent / str(entries.get("path") or "").replace("\\", os.sep)
+    if entries.get("path") and not root.is_dir():
+        words = f"'path: {entries['path']}' leads nowhere; entries are sought beside this file"
+        scan.problem("path_entry", words, path, lines["path"])
+    listing = _Listing(scan, root)
+    for split in SPLITS if splits is None else splits:
+        key = next((k for k in SPLIT_NAMES.get(split, (split,)) if entries.get(k)), None)
+        if key is None:
             if splits is not None:
-                there = ", ".join(str(key) for key in content if key != "names") or "none"
-                raise DataError(f"{path}: expected an entry '{split}', found {there}")
+                there = ", ".join(str(key) for key in entries if key != "names") or "none"
+                words = f"expected an entry '{split}', found {there}"
+                scan.problem("splits", words, path)
             continue
-        entries = entry if isinstance(entry, list) else [entry]
-        try:
-            found[split] = [image for item in entries for image in _images(str(item), root, path)]
-        except DataError:
+        if key != split:
+            words = f"the entry '{key}' is read as '{split}'; other tools expect that name"
+            scan.problem("splits", words, path, lines[key], effect="advice", severity="warning")
+        for item in entries[key] if isinstance(entries[key], list) else [entries[key]]:
             # Many files describe a test split that was never downloaded.
-            if splits is not None or split != "test":
-                raise
-            absent = True
-    if not found:
-        raise DataError(f"{path}: expected an entry 'train' or 'val', found neither")
-    listing = (f"{split}\t{image}" for split, images in found.items() for image in images)
-
-    def read() -> Reading:
-        tally = Tally()
-        tally.add("test split described but not there, left out", int(absent), path)
-        return _read(names, found, tally)
-
-    return Plan((*names, str(absent), *listing), read)
+            optional = splits is None and split == "test"
+            listing.entry(split, str(item), (path, lines[key]), optional=optional)
+        if split in scan.members or splits is not None or split != "test":
+            scan.split_names.append(split)
+    if not scan.split_names:
+        scan.problem("splits", "expected an entry 'train' or 'val', found neither", path)
+    return scan
 
 
-def _read(names: tuple[str, ...], found: Mapping[str, Sequence[Path]], tally: Tally) -> Reading:
-    watch = Watch()
-    # A picture in two splits is read, and counted, once.
-    samples = {
-        image: _read_sample(image, len(names), tally, watch)
-        for image in dict.fromkeys(image for images in found.values() for image in images)
-    }
-    splits = {split: tuple(samples[image] for image in images) for split, images in found.items()}
-    return Reading(names, splits, tally.warnings(), watch.stamps)
+def _pair(
+    scan: Scan, entries: Mapping[str, Any], lines: Mapping[str, int], key: str, words: str
+) -> tuple[int, int] | None:
+    """An entry of two numbers, which must make sense."""
+    given = entries.get(key)
+    texts = given if isinstance(given, list) else []
+    numbers = [int(text) for text in texts if re.fullmatch(r"\d{1,5}", str(text))]
+    if len(numbers) == len(texts) == 2:
+        one, two = numbers
+        if (one > 0 and two in (2, 3)) if key == "kpt_shape" else one < two <= 65535:
+            return one, two
+    if given is not None:
+        message = f"expected {key} as {words}, found {str(given)[:40]}"
+        scan.problem("names", message, scan.source, lines[key])
+    return None
+
+
+def list_images(path: Path) -> Scan:
+    """The images that a list file names, as split train (or val, test if it is named so)."""
+    split = next((name for name in SPLITS if name in path.stem.lower()), "train")
+    scan = Scan(path, path.parent, "yolo", split_names=[split])
+    _Listing(scan, path.parent).list_file(split, path)
+    return _undescribed(scan, "expected a data.yaml")
+
+
+def search_folder(folder: Path) -> Scan:
+    """All images below a folder; folders named train, val, test are splits."""
+    scan = Scan(folder, folder, "yolo")
+    listing = _Listing(scan, folder)
+    for image in images_below(scan, folder):
+        parts = image.relative_to(folder).parts[:-1]
+        named = [split for split in map(own_names, reversed(parts)) if split]
+        listing.add(named[0] if named else "train", image)
+    scan.split_names = [split for split in SPLITS if scan.in_split(split)]
+    return _undescribed(
+        scan,
+        "expected a data.yaml, or folders images/ and annotations/ (*.xml) with lists train.txt "
+        "and val.txt, or train/ and val/ with images and XML files, or "
+        "annotations/instances_train2017.json and the like",
+    )
+
+
+def _undescribed(scan: Scan, words: str) -> Scan:
+    if not scan.entries:
+        raise DataError(f"{scan.source}: {words}, found none of them, and no image")
+    words += ", found images only, and no class names"
+    scan.problem("undescribed", words, scan.source)
+    return scan
+
+
+class _Listing:
+    """Takes images into a scan, each once, by whatever path it is named."""
+
+    def __init__(self, scan: Scan, root: Path) -> None:
+        self.scan, self.root = scan, root
+        self._known: dict[tuple[str, str], Entry] = {}
+        self._folders: dict[Path, str] = {}
+
+    def entry(self, split: str, entry: str, where: Where, *, optional: bool = False) -> None:
+        """Take what one entry stands for: a folder's images, a list file's, or the one it names."""
+        scan, places = (
+            self.scan,
+            list(dict.fromkeys(places_of(entry, (self.root, self.scan.root, Path())))),
+        )
+        path = next(filter(is_there, places), None)
+        if path is None and optional:
+            words = f"'{split}: {entry}' leads nowhere; download it or remove the entry"
+            scan.problem("test_entry", words, *where)
+        elif path is None:
+            tried = ", ".join(map(str, places))
+            words = f"expected a folder or a list file '{entry}', found none: tried {tried}"
+            scan.problem("entry", words, *where)
+        elif path.is_dir():
+            images = images_below(scan, path)
+            for image in images:
+                self.add(split, image)
+            if not images:
+                words = f"expected images in '{entry}', found none in {path}"
+                scan.problem("entry", words, *where)
+        elif path.suffix.lower() == ".txt":
+            self.list_file(split, path)
+        elif is_image(path):
+            self.add(split, path)
+        else:
+            words = f"expected images in '{entry}', found none in {path}"
+            scan.problem("entry", words, *where)
+
+    def list_file(self, split: str, path: Path) -> None:
+        """Take the images that a list names, relative to its folder, the root or where we run."""
+        scan = self.scan
+        text = scan.add_text(read_text(path))
+        for number, line in text.lines if text.usable else ():
+            # Tools write a folder that only they have, or the path on another machine.
+            texts = (*spellings(line), *tails(line)[1:])
+            folders = (path.parent, self.root, Path())
+            found = ((cut, f / text) for cut, text in enumerate(texts) for f in folders)
+            cut, image = next((pair for pair in found if is_there(pair[1])), (0, None))
+            if cut > len(spellings(line)):
+                words = f"'{line[:80]}' is not there; {image} is taken for it"
+                scan.problem("tool_path", words, path, number)
+            if image is None or not image.is_file() or not is_image(image):
+                words = f"expected the path of an image, found no file '{line[:80]}'"
+                words += "" if image is None or not image.is_file() else " that is one"
+                scan.problem("list_entry", f"{words}; remove the line or restore it", path, number)
+            elif not self.add(split, image):
+                words = f"{image.name} is listed twice in {split}, it would count double"
+                scan.problem("listed_twice", words, path, number)
+
+    def add(self, split: str, path: Path) -> bool:
+        """Take an image; whether it was not in the split yet."""
+        folder = path.parent
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        key = (self._folders[folder], path.name)
+        return self.scan.add(split, self._known.setdefault(key, Entry(path)))
 
 
 def label_path(image: Path) -> Path:
-    """Where the labels of a picture stand (see the module's text for the rule)."""
+    """Where the labels of an image stand (see the module's text for the rule)."""
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] in _LABELS:
@@ -128,227 +247,191 @@ def label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    with needing("PyYAML", "eval", f"{path}: reading it"):
-        import yaml
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = yaml.safe_load(text)
-        if isinstance(content, dict):
-            # As they are written: YAML would make False of a class "off", and 7 of "007".
-            content["names"] = yaml.load(text, yaml.BaseLoader).get("names")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: expected a data.yaml, cannot read it: {reason}") from error
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path}: expected a mapping with train, val and names, found {type(content).__name__}"
-        )
-    return content
+def read(scan: Scan) -> None:
+    """Read the labels of all images."""
+    names = Names()
+    owners: dict[Path, list[Entry]] = defaultdict(list)
+    for entry in scan.entries:
+        _find_labels(scan, entry, names)
+        if entry.labelled and entry.label_file is not None:
+            owners[entry.label_file].append(entry)
+    for path, entries in owners.items():
+        text = scan.add_text(read_text(path))
+        if not text.usable:
+            for entry in entries:
+                entry.lost = f"its labels cannot be read: {text.error or 'they are not text'}"
+            continue
+        for entry in entries:
+            entry.labels = [parse_line(path, n, line, scan.names) for n, line in text.lines]
+        if len(entries) > 1:
+            shared = " and ".join(entry.path.name for entry in entries)
+            words = f"{shared} share one label file; rename one"
+            scan.problem("shared_label", words, entries[1].path, image=entries[1].path)
+    _settle_columns(scan)
+    _find_lost(scan)
 
 
-def _names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Class names from ``names`` and ``nc``, which must agree."""
-    names, nc = content.get("names"), content.get("nc")
-    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
-        raise DataError(f"{path}: expected nc to be a positive whole number, found {nc!r}")
-    if isinstance(names, dict):
-        try:
-            numbered = {int(key): name for key, name in names.items()}
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: expected names numbered from 0, found the keys {list(names)}"
-            ) from error
-        if sorted(numbered) != list(range(len(names))):
-            raise DataError(
-                f"{path}: expected names numbered from 0 without gaps, found {sorted(numbered)}"
-            )
-        names = [numbered[index] for index in range(len(numbered))]
-    if names is None and nc is not None:
-        names = [str(index) for index in range(nc)]
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise DataError(f"{path}: expected names as a list or a mapping from 0, found {names!r}")
-    if nc is not None and nc != len(names):
-        raise DataError(
-            f"{path}: expected as many names as nc says, found {len(names)} and nc {nc}"
-        )
-    return tuple(names)
-
-
-def _images(entry: str, root: Path, source: Path) -> list[Path]:
-    """The pictures that one entry stands for: a folder's, a list file's, or the one it names."""
-    path = _locate(entry, root, source)
-    if path.is_dir():
-        found = (image for image in path.rglob("*") if is_image(image))
-        images = sorted(found, key=lambda image: image.parts)
-    elif path.suffix.lower() == ".txt":
-        images = list(_listed(path, root))
-    else:
-        images = [path] if is_image(path) else []
-    if not images:
-        raise DataError(f"{source}: expected pictures in '{entry}', found none in {path}")
-    return images
-
-
-def _locate(entry: str, root: Path, source: Path) -> Path:
-    candidates: dict[Path, None] = {}  # in order, each once
-    for spelling in _spellings(entry):
-        stripped = spelling
-        while stripped.startswith("../"):
-            stripped = stripped[3:]
-        folders = (root / spelling, root / stripped, source.parent / spelling, Path(spelling))
-        candidates.update(dict.fromkeys(folders))
+def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
+    image = entry.path
+    wanted, beside = label_path(image), image.with_suffix(".txt")
+    candidates = dict.fromkeys((wanted, beside))
+    path = None
     for candidate in candidates:
-        if _is_there(candidate):
-            return candidate
-    tried = ", ".join(str(candidate) for candidate in candidates)
-    raise DataError(
-        f"{source}: expected a folder or a list file '{entry}', found none: tried {tried}"
-    )
+        scan.watch.note(candidate)
+        if os.path.lexists(candidate):
+            path = candidate
+            break
+    if path is None:
+        real = Path(os.path.realpath(image.parent)) / image.name  # of a linked folder
+        if real.parent != image.parent:
+            candidates |= dict.fromkeys((label_path(real), real.with_suffix(".txt")))
+        for candidate in candidates:
+            scan.watch.note(candidate.parent)
+            if (path := names.find(candidate)) is not None:
+                break
+        if path is not None and path not in candidates:
+            words = f"is not found by other tools: call it {wanted.name!a}"
+            scan.problem("label_name", words, path, image=image)
+    entry.label_file, entry.labelled = path or wanted, path is not None
 
 
-def _spellings(entry: str) -> tuple[str, ...]:
-    """A path as written, and as meant by who wrote it on Windows."""
-    return tuple(dict.fromkeys((entry.strip(), entry.strip().replace("\\", "/"))))
-
-
-def inner_path(entry: str) -> str:
-    """A line of a list without its first folder, which only the annotating tool had."""
-    path = entry.strip().replace("\\", "/").removeprefix("./")
-    return path.partition("/")[2].lstrip("/") or path
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that is too long or otherwise impossible
-        return False
-
-
-def _listed(path: Path, root: Path) -> Iterator[Path]:
-    """The pictures that a list file names, relative to its folder, the root or where we run."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a list of pictures, cannot read it: {error}") from error
-    for number, line in enumerate(lines, 1):
-        entry = line.strip()
-        if not entry:
-            continue
-        folders = (path.parent, root, Path())
-        texts = (*_spellings(entry), inner_path(entry))
-        candidates = (folder / text for text in texts for folder in folders)
-        image = next((candidate for candidate in candidates if _is_there(candidate)), None)
-        if image is None or not image.is_file():
-            raise DataError(
-                f"{path}:{number}: expected the path of a picture, found no file '{entry}'"
-            )
-        yield image
-
-
-def _read_sample(image: Path, nc: int, tally: Tally, watch: Watch) -> Sample:
-    path, text = _label_text(image, tally, watch)
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    labels = _clean_boxes(lines, nc)
-    if labels is None:
-        parsed = [_parse_line(line, nc, f"{path}:{number}") for number, line in lines]
-        labels = _Labels(
-            np.array([one.class_id for one in parsed], np.int64),
-            np.array([one.corners for one in parsed], np.float64).reshape(-1, 4),
-            [one.polygon for one in parsed],
+def _find_lost(scan: Scan) -> None:
+    """Note images without labels, and whose labels may stand elsewhere."""
+    bare = [entry for entry in scan.entries if not entry.labelled]
+    elsewhere: dict[str, Path] = {}
+    if bare:
+        owned = {entry.label_file for entry in scan.entries if entry.labelled}
+        for top in {label_root(e.label_file) for e in scan.entries if e.label_file}:
+            if top.is_dir():
+                elsewhere |= {p.stem: p for p in files_below(scan, top)
+                              if p.suffix.lower() == ".txt" and p not in owned}  # fmt: skip
+    for entry in bare:
+        shown = os.path.relpath(entry.label_file or entry.path, scan.root)
+        words = f"has no {shown}: taken as background; if that is right, make it an empty file"
+        if entry.path.stem in elsewhere:
+            other = os.path.relpath(elsewhere[entry.path.stem], scan.root)
+            entry.lost = f"{other} has its name and no image: move it there?"
+            words = f"has no {shown}, but {entry.lost}"
+        scan.problem(
+            "missing_label", words, entry.path, image=entry.path, doubtful=bool(entry.lost)
         )
-    watch.note(image)
-    size = header_size(image, tally)
-    return sample(
-        image,
-        labels.corners,
-        labels.class_id,
-        path,
-        tally,
-        polygons=labels.polygons,
-        size=size,
-    )
 
 
-def _label_text(image: Path, tally: Tally, watch: Watch) -> tuple[Path, str]:
-    """The label file of a picture and what it says; nothing if there is none."""
-    path = label_path(image)
-    for candidate in dict.fromkeys((path, image.with_suffix(".txt"))):
-        watch.note(candidate)
-        try:
-            return candidate, candidate.read_bytes().decode("utf-8-sig")
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{candidate}: expected a text file of labels, cannot read it: {error}"
-            ) from error
-    tally.add("pictures without a label file, taken as background", 1, path)
-    return path, ""
+def label_root(path: Path) -> Path:
+    """The nearest folder called ``labels`` above a label file, else its own folder."""
+    return next((p for p in path.parents if p.name in _LABELS.values()), path.parent)
 
 
-class _Labels(NamedTuple):
-    """Labels of one file: class (n,), corners (n, 4), and an outline or None for each, or none."""
-
-    class_id: NDArray[np.int64]
-    corners: NDArray[np.float64]
-    polygons: Sequence[NDArray[np.float64] | None] = ()
-
-
-class _Label(NamedTuple):
-    """One line: class, corners x1, y1, x2, y2, and the outline (k, 2) if it is one."""
-
-    class_id: int
-    corners: tuple[float, float, float, float]
-    polygon: NDArray[np.float64] | None = None
-
-
-def _clean_boxes(lines: Sequence[tuple[int, str]], nc: int) -> _Labels | None:
-    """Read all lines at once if they are boxes in order; else None, for a look at each line."""
-    tokens = [line.split() for _, line in lines]
-    if any(len(row) != 5 for row in tokens):
-        return None
+def parse_line(path: Path, number: int, line: str, names: Sequence[str] = ()) -> Label:
+    """One label line, however wrong; commas and class names are understood where they are clear."""
+    plain, named = _respelled(line), False
+    tokens = plain.split() or [""]
+    first, rest, class_id = tokens[0], tokens[1:], _class(tokens[0])
+    if class_id is None and (cut := _name_ends(tokens, names)):
+        first, rest, named = " ".join(tokens[:cut]), tokens[cut:], True
+        class_id = list(names).index(first)
+    values: tuple[float, ...] | None
     try:
-        rows = np.array([[float(token) for token in row] for row in tokens]).reshape(-1, 5)
+        values = tuple(map(float, rest))
+    except ValueError:
+        values = None
+    form: Form = "polygon" if len(rest) >= 6 and len(rest) % 2 == 0 else "box"
+    label = Label(path, number, line, first, class_id, values, form)
+    label.named = named
+    label.repaired = (
+        RESPELLED if plain != line else f"class {first!r} is {class_id}" if named else ""
+    )
+    return label
+
+
+def _respelled(line: str) -> str:
+    """A line with points in its numbers and spaces between them, if that makes it a label."""
+    if ";" in line:
+        plain = line.replace(";", " ").replace(",", ".")
+    elif "," not in line:
+        return line
+    else:
+        tokens = line.split()
+        spaced = "." in line or line.count(",") == 4 > len(tokens)
+        spaced = spaced or any(token[-1] == "," for token in tokens)
+        plain = line.replace(",", " " if spaced else ".")
+    values = [_number(token) for token in plain.split()[1:]]
+    usual = len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)
+    return plain if usual and None not in values else line
+
+
+def _name_ends(tokens: Sequence[str], names: Sequence[str]) -> int:
+    """How many of the first tokens are the name of one class, followed by numbers; 0 if none."""
+    for cut in range(1, min(len(tokens) - 3, 9)):
+        name = " ".join(tokens[:cut])
+        rest = [_number(token) for token in tokens[cut:]]
+        if None not in rest and list(names).count(name) == 1:
+            return cut
+    return 0
+
+
+def _number(token: str) -> float | None:
+    try:
+        return float(token)
     except ValueError:
         return None
-    class_id, centres, sizes = rows[:, 0], rows[:, 1:3], rows[:, 3:]
-    # Written so that NaN fails.
-    if not (
-        (np.abs(rows[:, 1:]) <= _SURELY_PIXELS).all()
-        and ((class_id >= 0) & (class_id < nc) & (class_id == np.floor(class_id))).all()
-    ):
+
+
+def _class(token: str) -> int | None:
+    value = _number(token)
+    if value is None or not math.isfinite(value) or value != int(value):
         return None
-    return _Labels(class_id.astype(np.int64), corners(centres, sizes))
+    return int(value)
 
 
-def _parse_line(line: str, nc: int, where: str) -> _Label:
-    """Class and corners (shares of the picture) of one label line."""
-    try:
-        numbers = [float(token) for token in line.split()]
-    except ValueError as error:
-        raise DataError(f"{where}: expected numbers, found '{line.strip()[:60]}'") from error
-    if not all(math.isfinite(number) for number in numbers):
-        raise DataError(f"{where}: expected finite numbers, found '{line.strip()[:60]}'")
-    if len(numbers) != 5 and (len(numbers) < 7 or len(numbers) % 2 == 0):
-        raise DataError(
-            f"{where}: expected 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...', "
-            f"found {len(numbers)} numbers"
-        )
-    class_id, *values = numbers
-    if class_id != int(class_id) or not 0 <= class_id < nc:
-        raise DataError(
-            f"{where}: expected a class from 0 to {nc - 1}, found {class_id:g}; "
-            "correct the line or the names of the data.yaml"
-        )
-    if max(map(abs, values)) > _SURELY_PIXELS:
-        raise DataError(
-            f"{where}: expected shares of the picture's size (0 to 1), found "
-            f"{max(values, key=abs):g}; divide pixels by the picture's width and height"
-        )
-    if len(values) > 4:
-        xs, ys = values[0::2], values[1::2]
-        polygon = np.array((xs, ys), np.float64).T
-        return _Label(int(class_id), (min(xs), min(ys), max(xs), max(ys)), polygon)
-    cx, cy, w, h = values
-    return _Label(int(class_id), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
+def _settle_columns(scan: Scan) -> None:
+    """Tell polygons from boxes with keypoints or further columns, over the whole set."""
+    groups: dict[int, list[Label]] = defaultdict(list)
+    for _, label in scan.labels():
+        if label.values is not None and len(label.values) > 4:
+            groups[len(label.values)].append(label)
+    if scan.keypoints is not None:
+        points, numbers = scan.keypoints
+        for label in groups.pop(4 + points * numbers, ()):
+            label.values, label.form = (label.values or ())[:4], "box"
+            words = f"{points} keypoints are not used, its box is"
+            scan.problem("keypoints", words, label.file, label.line)
+        for labels in groups.values():
+            for label in labels:
+                label.form, label.fault = "box", f"kpt_shape [{points}, {numbers}]"
+        return
+    # The count of columns is the same in all lines of a set of boxes; polygons differ.
+    for count, labels in groups.items():
+        if count % 2 == 0 and (reason := _further_columns(labels, alone=len(groups) == 1)):
+            for label in labels:
+                label.form, label.fault = "box", reason
+
+
+def _further_columns(labels: Sequence[Label], *, alone: bool) -> str:
+    """Why lines of 6 numbers or more may be boxes with further columns; empty if polygons."""
+    rows = np.unique(np.array([label.values for label in labels], np.float64), axis=0)
+    if not np.isfinite(rows).all():
+        return ""
+    head, tail = rows[:, :4], rows[:, 4:]
+    boxes = ((head >= -_MARGIN) & (head <= 1 + _MARGIN)).all(axis=1) & (head[:, 2:] > 0).all(axis=1)
+    beyond = boxes & ((tail > 1.5) | (tail < -0.5)).any(axis=1)
+    if beyond.mean() >= 0.3:
+        return "numbers beyond the image follow the first four"
+    if not alone or len(rows) < _FEW or not boxes.all():
+        return ""
+    # No polygon has a coordinate that is a whole number in every line.
+    if ((tail == np.floor(tail)).all(axis=0) & (tail == 1).any(axis=0)).any():
+        return "a column behind the first four holds whole numbers only"
+    points = tail.reshape(len(rows), -1, 2)
+    known = (points != 0).any(axis=2)  # a keypoint that is not visible is written as zeros
+    reach = np.abs(points - head[:, None, :2]) <= head[:, None, 2:] / 2 + _MARGIN
+    holds = (reach.all(axis=2) | ~known).all(axis=1)
+    # In a polygon the second point is near the others; a width and a height are anywhere.
+    seen = np.where(known[:, :, None], points, head[:, None, :2])
+    others = np.concatenate((head[:, None, :2], seen), axis=1)
+    low, high = others.min(axis=1), others.max(axis=1)
+    away = np.maximum(low - head[:, 2:], head[:, 2:] - high).max(axis=1)
+    far = away > (high - low).max(axis=1)
+    if holds.mean() >= 0.9 and far.mean() >= 0.3:
+        return "the first four numbers are a box that holds all points behind them"
+    return ""

@@ -44,13 +44,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    """A rendered part, to be laid over a picture.
+    """A rendered part, to be laid over an image.
 
     Attributes:
-        origin: Column and row of the sprite's first pixel in the picture; may be negative.
+        origin: Column and row of the sprite's first pixel in the image; may be negative.
         colour: float32 (n, n, 3) BGR, 0 to 255.
         alpha: float32 (n, n), the share of each pixel that the part covers.
-        extent: x1, y1, x2, y2 of the outline in the picture, where pixel i spans i to i + 1.
+        extent: x1, y1, x2, y2 of the outline in the image, where pixel i spans i to i + 1.
     """
 
     origin: tuple[int, int]
@@ -144,10 +144,10 @@ def render(
 
     Args:
         part: What to draw.
-        centre: Where its middle comes to lie, x and y in picture pixels.
+        centre: Where its middle comes to lie, x and y in image pixels.
         size: Length of its unit in pixels.
         angle: Its turn in radians.
-        light: Direction in the picture from which the light comes (unit vector x, y).
+        light: Direction in the image from which the light comes (unit vector x, y).
         rng: Chooses material and reflections.
     """
     turn = size * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

@@ -1,8 +1,8 @@
-"""Pictures of small parts on a tray, with exact labels, made from a seed.
+"""Images of small parts on a tray, with exact labels, made from a seed.
 
 Nuts, washers, screws and brackets lie under uneven light among litter, partly over one another.
 The classes share materials and sizes: a detector must learn shapes. The same seed gives the same
-picture, so that others can repeat a result, and a picture can serve as a probe by its seed alone.
+image, so that others can repeat a result, and an image can serve as a probe by its seed alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from y7edge.files import atomic_write
 
 NAMES = ("nut", "washer", "screw", "bracket")
 
-# How a class is made, and its longest side as a share of the picture's shorter one.
+# How a class is made, and its longest side as a share of the image's shorter one.
 _CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
     (nut, 0.19, 0.34),
     (washer, 0.19, 0.34),
@@ -32,7 +32,7 @@ _CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
     (bracket, 0.22, 0.38),
 )
 
-# A part of which less than this share shows is in the picture, but not in its labels.
+# A part of which less than this share shows is in the image, but not in its labels.
 _LEAST_VISIBLE = 0.4
 
 _SMALLEST_SIDE = 96
@@ -40,12 +40,12 @@ _SMALLEST_SIDE = 96
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A picture and its labels.
+    """A image and its labels.
 
     Attributes:
         image: uint8 (h, w, 3), BGR.
         boxes: float32 (n, 4) x1, y1, x2, y2 in pixels: each part's whole outline, as far as it lies
-            in the picture, including what other parts hide.
+            in the image, including what other parts hide.
         class_id: int32 (n,), index into ``NAMES``.
     """
 
@@ -55,7 +55,7 @@ class Scene:
 
 
 def scene(seed: int | Sequence[int], size: tuple[int, int] = (320, 320)) -> Scene:
-    """Make one picture.
+    """Make one image.
 
     Args:
         seed: Any non-negative number, or several, as numpy's generators take them.
@@ -129,7 +129,7 @@ def _place(
 def _window(
     shape: tuple[int, ...], sprite: Sprite, shift: tuple[int, int] = (0, 0)
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a sprite, moved by ``shift``, meets a picture: slices of that and of the sprite."""
+    """Where a sprite, moved by ``shift``, meets an image: slices of that and of the sprite."""
     side = sprite.alpha.shape[0]
     here, there = [], []
     for axis in (1, 0):  # rows, then columns
@@ -162,15 +162,15 @@ def generate(
 ) -> Path:
     """Write a data set in YOLO form and give the path of its ``data.yaml``.
 
-    The pictures of the two splits come from different seeds. ``data.yaml`` is written last: a
+    The images of the two splits come from different seeds. ``data.yaml`` is written last: a
     folder without it is an unfinished one.
 
     Args:
         folder: Where ``images/``, ``labels/`` and ``data.yaml`` go; made if missing.
-        train: Count of pictures to train with.
-        val: Count of pictures to judge by.
-        seed: Other seeds give other pictures.
-        size: Height and width of the pictures.
+        train: Count of images to train with.
+        val: Count of images to evaluate on.
+        seed: Other seeds give other images.
+        size: Height and width of the images.
     """
     root = Path(folder)
     for number, (split, count) in enumerate((("train", train), ("val", val))):

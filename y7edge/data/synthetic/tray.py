@@ -1,4 +1,4 @@
-"""What surrounds parts in a workshop picture: the tray, litter on it, and the camera's faults."""
+"""What surrounds parts in a workshop image: the tray, litter on it, and the camera's faults."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tray(rng: Generator, height: int, width: int) -> Canvas:
 
 
 def _smooth(rng: Generator, height: int, width: int, cells: int) -> NDArray[np.float32]:
-    """Noise of unit variance or below that changes over about 1/cells of the picture."""
+    """Noise of unit variance or below that changes over about 1/cells of the image."""
     coarse = rng.standard_normal((cells, cells), dtype=np.float32)
     return np.asarray(
         cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.float32
@@ -154,19 +154,19 @@ def photograph(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
     # Bright trays are exposed for, so that parts on them keep their shading.
     exposure = min(rng.uniform(0.75, 1.2), 210 / float(canvas.mean()))
     balance = rng.uniform(0.94, 1.06, 3) * exposure
-    picture = canvas
-    picture *= grey(light.astype(np.float32))
-    picture *= balance.astype(np.float32)
+    image = canvas
+    image *= grey(light.astype(np.float32))
+    image *= balance.astype(np.float32)
     blur = rng.uniform(0, 1.1) * min(height, width) / 320
     if blur > 0.3:
-        picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), blur), np.float32)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), blur), np.float32)
     if rng.random() < 0.15:
-        picture = np.asarray(cv2.filter2D(picture, -1, _motion(rng)), np.float32)
+        image = np.asarray(cv2.filter2D(image, -1, _motion(rng)), np.float32)
     # Equal in all channels: what cameras leave after their own noise reduction is brightness.
     noise = rng.standard_normal((height, width), dtype=np.float32)
-    picture += grey(noise * np.float32(rng.uniform(1, 7)))
-    np.rint(picture, out=picture)
-    return np.asarray(np.clip(picture, 0, 255, out=picture).astype(np.uint8))
+    image += grey(noise * np.float32(rng.uniform(1, 7)))
+    np.rint(image, out=image)
+    return np.asarray(np.clip(image, 0, 255, out=image).astype(np.uint8))
 
 
 def _motion(rng: Generator) -> NDArray[np.float32]:

@@ -85,7 +85,10 @@ class RunWriter:
         processor = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
         self._meta = {
             "imgsz": config.imgsz,
-            "data": {"path": str(data.source), "digest": data.digest},
+            "data": {
+                **{"path": str(data.source), "digest": data.digest},
+                **({"levels": list(data.levels)} if data.levels else {}),
+            },
             "config": {**config.to_dict(), "nominal_batch": nominal},
             "provenance": f"y7edge {__version__}, {origin}",
             "licence": config.licence,
@@ -163,7 +166,11 @@ class RunWriter:
         with validation.detector(best, conf=conf) as detector:
             tables = collect(detector.detect_for_evaluation, validation.samples, names)
             metrics = judge(tables, names)
-            saved = save(self.folder, tables, metrics, validation.samples, names, detector)
+            ids = self._data.category_ids.get(self._config.val_split, ())
+            saved = save(
+                *(self.folder, tables, metrics, validation.samples, names, detector),
+                category_ids=ids,
+            )
         summary = report.Summary(
             config=self._config,
             data=self._data,

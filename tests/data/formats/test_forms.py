@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from y7edge.data.check.examine import examine
-from y7edge.data.check.fix import Mended, mend
-from y7edge.data.check.label_files import parse_line
+from y7edge.data.check.fix import Cleaned, write_copy
 from y7edge.data.dataset import Dataset, load
+from y7edge.data.formats.yolo import parse_line
 from y7edge.data.synthetic import scenes
 
 Change = Callable[[list[float]], list[float]]
@@ -50,8 +50,8 @@ def rewrite(root: Path, change: Change, pattern: str = "*") -> None:
         path.write_text("".join(" ".join(row) + "\n" for row in changed))
 
 
-def fixed(root: Path, out: Path) -> Mended:
-    return mend(examine(root), out)
+def fixed(root: Path, out: Path) -> Cleaned:
+    return write_copy(examine(root), out)
 
 
 def same(one: Dataset, other: Dataset) -> None:
@@ -72,10 +72,10 @@ def test_corners_throughout_are_an_error_and_converted(
     rewrite(data, lambda v: [a * b for a, b in zip(corners(v), scale, strict=True)])
     report = examine(data)
     assert {f.check for f in report.findings if f.severity == "error"} >= {"corners"}
-    mended = mend(report, tmp_path / "out")
+    cleaned = write_copy(report, tmp_path / "out")
     same(load(many), load(tmp_path / "out"))
     assert "read as corners" in changes(tmp_path / "out")
-    assert mended.after.count("error") == 0
+    assert cleaned.after.count("error") == 0
 
 
 def test_left_and_top_throughout(data: Path, many: Path, tmp_path: Path) -> None:
@@ -88,15 +88,17 @@ def test_left_and_top_throughout(data: Path, many: Path, tmp_path: Path) -> None
     rewrite(data, top_left)
     report = examine(data)
     assert "corners" in {f.check for f in report.findings if f.severity == "error"}
-    mend(report, tmp_path / "out")
+    write_copy(report, tmp_path / "out")
     same(right, load(tmp_path / "out"))
 
 
-def test_corners_in_some_files_are_left_out_not_clipped(data: Path, tmp_path: Path) -> None:
+def test_corners_in_some_files_are_left_alone_and_the_copy_is_not_clean(
+    data: Path, tmp_path: Path
+) -> None:
     (data / LABEL).write_text("1 .6 .6 .9 .9\n2 .7 .1 .95 .4\n")
-    fixed(data, tmp_path / "out")
-    assert not (tmp_path / "out" / LABEL).exists()
-    assert "its labels may be corners" in changes(tmp_path / "out")
+    cleaned = fixed(data, tmp_path / "out")
+    same(load(data), load(tmp_path / "out"))
+    assert cleaned.losses == ("not fixed: corners",)
 
 
 def test_corners_in_most_files_are_an_error(data: Path) -> None:
@@ -121,7 +123,7 @@ def test_corners_in_coco(coco: Path, tmp_path: Path) -> None:
         path.write_text(json.dumps(whole))
     report = examine(coco)
     assert "corners" in {f.check for f in report.findings if f.severity == "error"}
-    mend(report, tmp_path / "out")
+    write_copy(report, tmp_path / "out")
     same(right, load(tmp_path / "out"))
 
 
@@ -157,9 +159,9 @@ def test_labels_that_are_clear_are_used(
     plant(data)
     report = examine(data)
     assert len({f.check for f in report.findings if f.severity == "error"}) == 1
-    mended = mend(report, tmp_path / "out")
-    assert mended.losses == ()
-    assert mended.changes
+    cleaned = write_copy(report, tmp_path / "out")
+    assert cleaned.losses == ()
+    assert cleaned.changes
     right = {tuple(s.boxes.round(4).ravel()) for s in load(many).split("train")}
     assert {tuple(s.boxes.round(4).ravel()) for s in load(tmp_path / "out").split("train")} == right
 
@@ -180,18 +182,18 @@ def test_labels_that_cannot_be_used_take_their_picture_along(
     plant: Callable[[Path], object], data: Path, tmp_path: Path
 ) -> None:
     plant(data)
-    mended = fixed(data, tmp_path / "out")
+    cleaned = fixed(data, tmp_path / "out")
     assert not (tmp_path / "out" / LABEL).exists()
     with (tmp_path / "out/changes.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert any(r["file"].endswith("00003.jpg") and r["done"] == "picture left out" for r in rows)
+    assert any(r["file"].endswith("00003.jpg") and r["done"] == "image left out" for r in rows)
     assert "class 'person' does not exist" not in changes(tmp_path / "out")
-    assert mended.after.count("error") == 0
+    assert cleaned.after.count("error") == 0
 
 
 @pytest.mark.parametrize("text", ["1,0,5,0,5,0,2,0,2", "1;2;3", "a,b", "1 .5 .5 .2,3 .2"])
 def test_guesses_are_not_made(text: str) -> None:
-    assert parse_line(Path("x"), 1, text).mended == ""
+    assert parse_line(Path("x"), 1, text).repaired == ""
 
 
 def test_names_of_several_words() -> None:

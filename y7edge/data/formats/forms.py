@@ -1,7 +1,7 @@
 """In which form the boxes of a whole set are written, where it is not the one they should have.
 
 Four numbers say nothing about what they are. A set says it: read in the right form its boxes lie
-within their pictures, read in a wrong one many stick out, all towards one side.
+within their images, read in a wrong one many stick out, all towards one side.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data.formats.records import Label, Picture, Reading, Scan
+from y7edge.data.formats.records import Entry, Label, Scan
 
 _WORDS = {
     "centre": "centre x, centre y, width, height",
@@ -26,62 +26,83 @@ _WANTED = {"yolo": "centre", "voc": "corners", "coco": "top_left"}
 # boxes may look like centres and sizes, so that is never certain.
 _OTHERS = {"centre": ("top_left",), "top_left": ("centre",), "corners": ("top_left", "centre")}
 _LOOSE = 0.01
-# Labels that are merely drawn with a loose hand do not leave their picture this far, in numbers.
+# Labels that are merely drawn with a loose hand do not leave their image this far, in numbers.
 _FAR, _FAR_IN_FILE = 0.1, 0.04
 _FEW, _ENOUGH, _MANY = 4, 8, 20
 _MOST = 0.5
 
 Rows = NDArray[np.float64]
-Entry = tuple[Picture, Label]
+Pair = tuple[Entry, Label]
 
 
 def settle(scan: Scan) -> None:
-    """Find what is written in another form; convert it where a whole set leaves no doubt.
+    """Find what is written in another form.
 
-    Converted labels get their numbers anew (their text stays); pictures whose labels may be either
-    are marked as lost.
+    Where a whole set leaves no doubt, training refuses it, and the labels get their numbers anew.
+    Where there is doubt it is only reported.
     """
-    groups: dict[Path, list[Entry]] = defaultdict(list)
-    for picture, label in scan.labels():
-        if _row(picture, label) is not None and label.class_id is not None:
+    groups: dict[Path, list[Pair]] = defaultdict(list)
+    for entry, label in scan.labels():
+        if entry.frame is not None and entry.frame.turned:
+            continue  # its labels may count in the other frame
+        if label.class_id is not None and _row(entry, label) is not None:
             key = label.file if scan.layout == "coco" else label.file.parent
-            groups[key].append((picture, label))
+            groups[key].append((entry, label))
     wanted = _WANTED[scan.layout]
-    found = {place: _form(_rows(entries), wanted) for place, entries in groups.items()}
+    found = {place: _form(_rows(pairs), wanted) for place, pairs in groups.items()}
     sure = {form for form, certain in found.values() if certain}
-    for place, entries in groups.items():
+    for place, pairs in groups.items():
         form, certain = found[place]
-        if not form and len(sure) == 1 and _follows(_rows(entries), wanted, min(sure)):
+        if not form and len(sure) == 1 and _follows(_rows(pairs), wanted, min(sure)):
             form, certain = min(sure), True
         if form:
-            _take(
-                scan, place, entries, Reading(place, None, _WORDS[form], 0, len(entries), certain)
-            )
-            for _, label in entries if certain else ():
+            _note(scan, place, pairs, form, certain=certain)
+            for _, label in pairs if certain else ():
                 label.values = _converted(label.values or (), form, wanted)
-                label.mended = f"read as {_WORDS[form]}"
+                label.repaired = f"read as {_WORDS[form]}"
         elif wanted == "centre":
-            _take_files(scan, entries)
+            _note_files(scan, pairs)
+
+
+def _note(
+    scan: Scan, place: Path, pairs: Sequence[Pair], form: str, *, certain: bool, file: bool = False
+) -> None:
+    beyond = int((~_fits(_rows(pairs), _WANTED[scan.layout], _LOOSE)).sum())
+    words = f"{beyond} of {len(pairs)} boxes leave the image, and "
+    words += f"{'all' if certain or file else 'nearly all'} would make sense as {_WORDS[form]}: "
+    words += "written in another form? Convert them"
+    scan.problem(
+        "corners",
+        words,
+        place,
+        image=pairs[0][0].path if file else None,
+        effect="refused" if certain else "advice",
+        severity="warning" if file else "error",
+        doubtful=not certain,
+    )
 
 
 def _follows(rows: Rows, wanted: str, form: str) -> bool:
-    """Whether a split too small to tell by itself is as the others."""
+    """Whether a split too small to show its form is as the others."""
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
     return len(rows) < _MANY and beyond > 0 and bool(_fits(rows, form, _LOOSE).all())
 
 
-def _rows(entries: Sequence[Entry]) -> Rows:
-    return np.array([_row(*entry) for entry in entries])
+def _rows(pairs: Sequence[Pair]) -> Rows:
+    return np.array([_row(*pair) for pair in pairs])
 
 
-def _row(picture: Picture, label: Label) -> tuple[float, ...] | None:
-    """The four numbers of a label in shares of the picture; None if they mean no such thing."""
+def _row(entry: Entry, label: Label) -> tuple[float, ...] | None:
+    """The four numbers of a label in fractions of the image; None if they mean no such thing."""
     values = label.values
     if label.form == "polygon" or values is None or len(values) != 4:
         return None
     if not all(map(math.isfinite, values)):
         return None
-    size = picture.facts.size if label.form == "box" else picture.size
+    size: tuple[float, float] | None = entry.size
+    stated = entry.stated if entry.stated and min(entry.stated) > 0 else None
+    if stated and (not size or abs(stated[0] * size[1] / (stated[1] * size[0]) - 1) < 0.01):
+        size = stated
     if label.form == "box" and max(map(abs, values)) <= 4:
         return values
     if size is None or max(map(abs, values)) <= 1:
@@ -90,7 +111,7 @@ def _row(picture: Picture, label: Label) -> tuple[float, ...] | None:
 
 
 def _fits(rows: Rows, form: str, slack: float) -> NDArray[np.bool_]:
-    """Which boxes lie within their picture, read in a form."""
+    """Which boxes lie within their image, read in a form."""
     first, second = rows[:, :2], rows[:, 2:]
     low, high = first, first + second
     if form == "corners":
@@ -131,21 +152,11 @@ def _converted(values: tuple[float, ...], form: str, wanted: str) -> tuple[float
     return (a + c / 2, b + d / 2, c, d) if wanted == "centre" else (a, b, c, d)
 
 
-def _take(scan: Scan, place: Path, entries: list[Entry], reading: Reading) -> None:
-    wanted = _WANTED[scan.layout]
-    rows = _rows(entries)
-    beyond = int((~_fits(rows, wanted, _LOOSE)).sum())
-    scan.readings.append(reading._replace(beyond=beyond))
-    if not reading.certain:
-        for picture, _ in entries:
-            picture.lost = f"its labels may be {reading.form}"
-
-
-def _take_files(scan: Scan, entries: list[Entry]) -> None:
+def _note_files(scan: Scan, pairs: Sequence[Pair]) -> None:
     """Single files of corners among others; an error where they are the most."""
-    files: dict[int, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        files[id(entry[0])].append(entry)
+    files: dict[Path, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        files[pair[1].file].append(pair)
     several = [group for group in files.values() if len(group) >= 2]
     found = []
     for group in several:
@@ -153,8 +164,6 @@ def _take_files(scan: Scan, entries: list[Entry]) -> None:
         far = 1 - _fits(rows, "centre", _FAR_IN_FILE).mean()
         if far >= 0.5 and _fits(rows, "corners", _LOOSE).all():
             found.append(group)
+    most = 2 * len(found) >= len(several) and len(found) >= _FEW
     for group in found:
-        picture = group[0][0]
-        most = 2 * len(found) >= len(several) and len(found) >= _FEW
-        reading = Reading(group[0][1].file, picture, _WORDS["corners"], 0, len(group), False, most)
-        _take(scan, picture.path, group, reading)
+        _note(scan, group[0][1].file, group, "corners", certain=False, file=not most)
