@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -36,3 +37,17 @@ def test_import_brings_no_library_at_all():
 def test_version_is_the_package_s():
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert y7edge.__version__ == declared[1]
+
+
+NAMES = {
+    "y7edge.nn": ["create"],
+    "y7edge.models": ["names"],
+    "y7edge.models.official": ["load", "convert"],
+    "y7edge.export": ["fold", "export", "verify", "build"],
+    "y7edge.data.dataset": ["load"],
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in NAMES.items() for n in names])
+def test_names_that_scripts_rely_on_stay_importable(module, name):
+    assert callable(getattr(importlib.import_module(module), name))

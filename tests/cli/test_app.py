@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 
@@ -53,7 +52,7 @@ def test_errors_become_one_line_and_a_code(
 
 def test_a_request_to_stop_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("y7edge.environment.check", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("y7edge.environment.check", lambda: signal.raise_signal(signal.SIGTERM))
     try:
         assert main(["check"]) == 130
     finally:

@@ -1,6 +1,5 @@
 """Signals wait for the end of a batch, unless repeated or in an immediate block."""
 
-import os
 import signal
 
 import pytest
@@ -11,7 +10,7 @@ from y7edge.train.run.interrupts import Interrupts
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_waits_until_it_is_asked_for(number):
     with Interrupts() as interrupts:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         done = True  # what comes before the check is not cut off
         with pytest.raises(KeyboardInterrupt):
             interrupts.check()
@@ -20,14 +19,14 @@ def test_signal_waits_until_it_is_asked_for(number):
 
 def test_second_signal_is_obeyed_at_once():
     with Interrupts():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_free_block_is_left_at_once():
     with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.immediate():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         pytest.fail("went on")
 
 

@@ -4,7 +4,6 @@ import csv
 import errno
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -77,7 +76,7 @@ class StopAt(Progress):
 
     def step(self, status):
         if (status.epoch, status.iteration) == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def assert_equal_runs(folder, expected):
@@ -164,7 +163,7 @@ def test_interrupt_while_evaluating_does_not_average_twice(data, tmp_path, whole
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
             "y7edge.train.run.validate.Validation.__call__",
-            lambda *_: os.kill(os.getpid(), signal.SIGINT),
+            lambda *_: signal.raise_signal(signal.SIGINT),
         )
         train(config(data, out))
     assert state.read(out / state.STATE).facts["closed"] is True
