@@ -225,7 +225,6 @@ class FoldReport:
     dtype: str
     heads: tuple[float, ...]
     layers: Mapping[int, float]
-    already_folded: bool
 
     @property
     def deviation(self) -> float:
@@ -250,13 +249,10 @@ def deviation(
     double: bool = False,
     by_layer: bool = False,
 ) -> FoldReport:
-    """Fold a model, run both forms on the same images and compare.
+    """Fold a model, run both forms on ``images`` (B, 3, H, W), RGB, 0 to 1, and compare.
 
-    Args:
-        checkpoint: of any form.
-        images: (B, 3, H, W), RGB, 0 to 1.
-        double: run both in float64, where only a mistake in the algebra remains visible.
-        by_layer: compare the output of every row too.
+    ``double``: run both in float64, where only a mistake in the algebra remains visible.
+    ``by_layer``: compare the output of every row too.
     """
     import torch
 
@@ -273,7 +269,6 @@ def deviation(
         dtype=str(dtype).removeprefix("torch."),
         heads=tuple(map(_relative, heads, plain_heads)),
         layers={row: _relative(a, b) for (row, a), b in pairs},
-        already_folded=checkpoint.form == "folded",
     )
 
 

@@ -104,7 +104,7 @@ class _GraphWriter:
         self.writer = NodeWriter(dtype)
         self._image = INPUT
         self._windows: dict[tuple[str, int], str] = {}  # (pooled tensor, window) -> result
-        self._blocks: dict[str, Callable[[Row, list[str]], object]] = {
+        self._blocks: dict[str, Callable[[Row, str, list[str]], object]] = {
             "conv": self._conv_row,
             "repconv": self._conv_row,
             "downc": self._downc,
@@ -121,7 +121,9 @@ class _GraphWriter:
         if self.writer.dtype != np.float32:
             self._image = self.writer.cast("/images/Cast", INPUT, self.writer.dtype)
         for row in self.spec.rows[:-1]:
-            self._blocks[row.block](row, [self._tensor(i) for i in row.inputs])
+            self._blocks[row.block](
+                row, row_tensor(row.index), [self._tensor(i) for i in row.inputs]
+            )
 
     def write_heads(
         self, batch: int | str, sizes: Sequence[tuple[int, int]]
@@ -204,17 +206,16 @@ class _GraphWriter:
         path, key = f"{row_tensor(index)}/lead/{level}", f"rows.{index}.lead.{level}"
         return self._conv(path, key, source, 1, output=output)
 
-    def _conv_row(self, row: Row, sources: list[str]) -> None:
+    def _conv_row(self, row: Row, path: str, sources: list[str]) -> None:
         key = f"rows.{row.index}.conv"
-        self._conv_act(row_tensor(row.index), key, sources[0], row.kernel, row.stride)
+        self._conv_act(path, key, sources[0], row.kernel, row.stride)
 
-    def _downc(self, row: Row, sources: list[str]) -> None:
+    def _downc(self, row: Row, path: str, sources: list[str]) -> None:
         strided = self._member(row, "cv2", self._member(row, "cv1", sources[0]), 3, 2)
-        halved = self._pool(f"{row_tensor(row.index)}/pool", sources[0], 2, 2)
-        self._concat(row, [strided, self._member(row, "cv3", halved)])
+        halved = self._pool(f"{path}/pool", sources[0], 2, 2)
+        self._concat(row, path, [strided, self._member(row, "cv3", halved)])
 
-    def _sppcspc(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _sppcspc(self, row: Row, path: str, sources: list[str]) -> None:
         spread = self._member(row, "cv1", sources[0])
         spread = self._member(row, "cv4", self._member(row, "cv3", spread, 3))
         windows = [self._window(f"{path}/pool{size}", spread, size) for size in POOLS]
@@ -224,30 +225,25 @@ class _GraphWriter:
         joined = self.writer.node(f"{path}/Concat", "Concat", [merged, bypass], axis=1)
         self._conv_act(f"{path}/cv7", f"rows.{row.index}.cv7.conv", joined, 1, output=path)
 
-    def _maxpool(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _maxpool(self, row: Row, path: str, sources: list[str]) -> None:
         if row.stride == 1:
             self._window(path, sources[0], row.kernel, path)
         else:
             self._pool(path, sources[0], row.kernel, row.stride, path)
 
-    def _upsample(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _upsample(self, row: Row, path: str, sources: list[str]) -> None:
         scales = self.writer.constant("upsample/scales", [1, 1, 2, 2], np.float32)
         mode = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         inputs = [sources[0], "", scales]
         self.writer.node(f"{path}/Resize", "Resize", inputs, path, mode="nearest", **mode)
 
-    def _concat(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _concat(self, row: Row, path: str, sources: list[str]) -> None:
         self.writer.node(f"{path}/Concat", "Concat", sources, path, axis=1)
 
-    def _sum(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _sum(self, row: Row, path: str, sources: list[str]) -> None:
         self.writer.node(f"{path}/Add", "Add", sources, path)
 
-    def _reorg(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _reorg(self, row: Row, path: str, sources: list[str]) -> None:
         constant = self.writer.constant
         end = constant("reorg/end", [np.iinfo(np.int64).max] * 2, np.int64)
         axes = constant("reorg/axes", [2, 3], np.int64)

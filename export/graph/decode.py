@@ -32,15 +32,8 @@ def decode_level(
 ) -> Decoded:
     """Decode one level's head (B, A * (5 + nc), H, W), its N in the order anchor, y, x.
 
+    ``head`` has the writer's dtype; ``map_size`` is (H, W); ``path`` is the prefix of nodes' names.
     Fields are cut out as whole planes, so that only those kept are transposed.
-
-    Args:
-        writer: receives the nodes.
-        spec: strides, anchors and classes.
-        level: 0 is the finest.
-        head: the tensor to decode, in the writer's dtype.
-        map_size: H, W of the level's map.
-        path: prefix of the nodes' names.
     """
     height, width = map_size
     cells, anchors = height * width, len(spec.anchors[level])

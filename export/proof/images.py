@@ -41,13 +41,10 @@ class ProofImages:
 
 
 def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> ProofImages:
-    """Read up to 8 images and letterbox them to the model's input.
+    """Read up to 8 images and letterbox them to the input ``image``.
 
-    Args:
-        images: the user's; None: those of the data set in the checkpoint's ``meta`` if it still
-            exists, else synthetic scenes.
-        meta: of the checkpoint.
-        image: the model's input.
+    ``images`` None: those of the data set in the checkpoint's ``meta`` if it still exists, else
+    synthetic scenes.
 
     Raises:
         DataError: ``images`` holds no image, or one cannot be read.

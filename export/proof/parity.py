@@ -75,14 +75,9 @@ def prove(
 ) -> ParityReport:
     """Run an artifact and its reference on the same images and compare.
 
-    Args:
-        artifact: the files to prove.
-        reference: the model that they came from.
-        images: letterboxed to the artifact's input.
-        backend: name of the runtime; "auto": the one that opens the file.
-        device: of the engine.
-        threads: of the engine; None: its own choice.
-        progress: called with one line per step.
+    ``images`` are letterboxed to the artifact's input. ``backend`` is the name of a runtime, "auto"
+    the one that opens the file; ``threads`` None is the engine's choice. ``progress`` is called
+    with one line per step.
 
     Raises:
         ConfigError: the backend does not exist or does not read this kind of file.
@@ -97,7 +92,8 @@ def prove(
     session = registry.open_session(artifact, options, backend)
     try:
         tell(f"{engine}: {session.arithmetic}")
-        chosen = _choose(answers, manifest)
+        decoded = [decode(answer.heads, manifest.levels, manifest.nc) for answer in answers]
+        chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
         outputs, candidates = _compare(session, manifest, images, answers, chosen)
         # Low enough to detect something.
         conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
@@ -133,12 +129,6 @@ def require_passed(report: ParityReport, subject: str) -> None:
         return
     verdict = "cannot be proved" if report.status == "inconclusive" else "differs from its model"
     raise ParityError(f"{subject} {verdict}: {'; '.join(report.problems)}", report)
-
-
-def _choose(answers: Sequence[Answer], manifest: Manifest) -> list[Candidate]:
-    """Return the reference's candidates that are compared, best first."""
-    decoded = [decode(answer.heads, manifest.levels, manifest.nc) for answer in answers]
-    return choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
 
 
 def _run(

@@ -63,7 +63,8 @@ class InputInfo:
     letterbox: Letterbox = field(default_factory=Letterbox)
 
     def __post_init__(self) -> None:
-        _check(_is_dim(self.batch), f"batch is {self.batch}, expected 1 to 1024 or 'dynamic'")
+        fits = self.batch == "dynamic" or (isinstance(self.batch, int) and 0 < self.batch <= 1024)
+        _check(fits, f"batch is {self.batch}, expected 1 to 1024 or 'dynamic'")
         for side in (self.height, self.width):
             _check(8 <= side <= 16384, f"the size has a side of {side}, expected 8 to 16384")
         _check(self.dtype in _DTYPES, f"dtype is {self.dtype!r}, expected one of {_DTYPES}")
@@ -374,10 +375,6 @@ def _check_texts(value: Any, depth: int = 0) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _check_texts(item, depth + 1)
-
-
-def _is_dim(value: Dim) -> bool:
-    return value == "dynamic" or (isinstance(value, int) and 0 < value <= 1024)
 
 
 # --- canonical JSON ------------------------------------------------------------------------------
