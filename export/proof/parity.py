@@ -92,7 +92,7 @@ def prove(
     session = registry.open_session(artifact, options, backend)
     try:
         tell(f"{engine}: {session.arithmetic}")
-        decoded = [decode(answer.heads, manifest.levels, manifest.nc) for answer in answers]
+        decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in answers)
         chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
         outputs, candidates = _compare(session, manifest, images, answers, chosen)
         # Low enough to detect something.
