@@ -1,6 +1,6 @@
-"""From a checkpoint to an artifact with its proof: fold, write, build, compare.
+"""Export a checkpoint as an artifact with its proof.
 
-Public names are imported on first use (PEP 562), so that folding needs no onnx::
+Public names are imported on first use, so that folding needs no onnx::
 
     from y7edge.export import export, verify
 

@@ -1,13 +1,14 @@
-"""The last step on the robot: from a proved ONNX artifact to an artifact of another target.
+"""Build another target's artifact from a proved ONNX artifact, without torch and onnx.
 
-Needs neither torch nor onnx. The proof is that of the probes: samples of the reference's outputs,
-which the ONNX artifact carries, are compared with what the new artifact computes.
+The new artifact is proved by the probes that the ONNX artifact carries: samples of the reference's
+outputs.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -55,20 +56,14 @@ def build(
 ) -> Artifact:
     """Build another target's artifact from a proved ONNX artifact, and prove it by its probes.
 
-    Args:
-        source: an artifact of target ``onnx``.
-        out: the main file to make. It appears only when the probes have passed.
-        target: what to build.
-        device: that the artifact is built for and proved on.
-        options: target options.
-        progress: called with one line for each step.
+    Args as in :func:`y7edge.export.pipeline.export`; ``source`` is an artifact of target ``onnx``.
 
     Raises:
         ConfigError: the target cannot be built from an ONNX artifact, or not from this one.
         DigestError: the ONNX artifact was changed after it was proved.
         RuntimeMissing: a package is not installed.
-        ParityError: the new artifact computes something else; ``report`` has the numbers.
-        ExportError: any other reason why there is no artifact.
+        ParityError: the new artifact deviates; ``report`` has the numbers.
+        ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
@@ -144,15 +139,16 @@ def _repeat(
         probes = tuple(run_probe(p, session, built.manifest) for p in built.manifest.probes)
     finally:
         session.close()
-    outputs = {
-        name: TensorDifference(_worst([probe.outputs[name] for probe in probes]), None)
+    # None stands for a value that is not finite: larger than any.
+    worst = {
+        name: max((p.outputs[name] for p in probes), key=lambda v: math.inf if v is None else v)
         for name in probes[0].outputs
     }
     measured = Measured(
         reference=f"samples of the reference in {source}",
         pictures=ImageSource(len(probes), "probes"),
         batches=tuple(dict.fromkeys(probe.batch for probe in probes)),
-        outputs=outputs,
+        outputs={name: TensorDifference(value, None) for name, value in worst.items()},
         candidates=CandidateDifference(0, None, None, None),
         probes=probes,
         activations=Peak(None, ""),
@@ -168,9 +164,3 @@ def _repeat(
         if not probe.passed
     )
     return ParityReport("failed" if problems else "passed", problems, measured=measured)
-
-
-def _worst(deviations: Sequence[float | None]) -> float | None:
-    """The largest; None, which stands for a value that is not finite, is larger than any."""
-    finite = [value for value in deviations if value is not None]
-    return max(finite) if len(finite) == len(deviations) else None

@@ -1,7 +1,6 @@
-"""How an artifact reaches its destination: all of its files, or none, and nothing of others.
+"""Move an artifact to its destination: all of its files or none, without touching other files.
 
-Artifacts are built and proved in a temporary folder. The destination is touched once, at the end: a
-failed export leaves there what was there before. Needs neither torch nor onnx.
+A failed export leaves the destination as it was. Needs neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from y7edge.runtimes import registry
 
 
 def require_destination(destination: Path, name: str, target: Target) -> None:
-    """Check before the work begins that an artifact may be written; nothing is made yet.
+    """Check before the work begins that an artifact may be written; create nothing.
 
     Raises:
-        ConfigError: the name does not fit the target, the folder cannot be written into, or files
-            of others are in the way.
+        ConfigError: the name does not fit the target, the folder is not writable, or other files
+            are in the way.
     """
     if destination.suffix != target.SUFFIX:
         raise ConfigError(
@@ -52,13 +51,7 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
 
 
 def require_replaceable(destination: Path, files: Iterable[Path]) -> None:
-    """Refuse to overwrite what does not belong to an artifact at ``destination``.
-
-    An empty file is in nobody's way.
-
-    Raises:
-        ConfigError: a file or folder is in the way.
-    """
+    """Raise ConfigError for a file that is not empty and belongs to no artifact here."""
     for file in files:
         empty = file.is_file() and not file.stat().st_size
         if os.path.lexists(file) and not empty and not _owns(destination, file):
@@ -69,7 +62,7 @@ def require_replaceable(destination: Path, files: Iterable[Path]) -> None:
 
 
 def _owns(destination: Path, file: Path) -> bool:
-    """Whether ``file`` belongs to the artifact that stands at ``destination``, if one does."""
+    """Return whether ``file`` belongs to an artifact at ``destination``."""
     try:
         registry.load(destination)
     except DigestError:
@@ -83,7 +76,7 @@ def _owns(destination: Path, file: Path) -> bool:
 
 
 def seal(artifact: Artifact, target: Target) -> Artifact:
-    """Compute the payload digest of files that a target has just built."""
+    """Add the payload digest of the files."""
     if isinstance(target.RUNTIME, Unprovable):
         digest = digest_files(artifact.files)
     else:
@@ -92,20 +85,15 @@ def seal(artifact: Artifact, target: Target) -> Artifact:
 
 
 def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
-    """Write the manifest, move all files, and check what arrived.
+    """Write the manifest, move all files, and return the artifact as read back.
 
-    Args:
-        artifact: in a temporary folder, its main file called like the destination.
-        target: that built it.
-        destination: where its main file goes; side files go beside it.
-
-    Returns:
-        The artifact as it was read back from its destination.
+    ``artifact`` is in a temporary folder, its main file named like ``destination``; side files go
+    beside it.
 
     Raises:
-        ConfigError: files of others are in the way.
-        ExportError: something could not be written, or cannot be read back as it was; what stood
-            at the destination before still stands there.
+        ConfigError: other files are in the way.
+        ExportError: a file could not be written, or cannot be read back unchanged; the destination
+            is as it was.
     """
     try:
         if isinstance(target.RUNTIME, Unprovable):
@@ -116,31 +104,30 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
             files = registry.get(target.RUNTIME).files(artifact.path)
         moves = [(file, destination.parent / file.name) for file in files]
         require_replaceable(destination, [there for _, there in moves])
-        _require_readable(artifact, target, artifact.path)
+        _read_back(artifact, target, artifact.path)
         destination.parent.mkdir(parents=True, exist_ok=True)
+        found: list[Artifact] = []
         # The main file last: it is what makes it an artifact.
         replace_files(
-            [*moves[1:], moves[0]], lambda: _require_readable(artifact, target, destination)
+            [*moves[1:], moves[0]],
+            lambda: found.append(_read_back(artifact, target, destination)),
         )
     except OSError as error:
         raise ExportError(f"cannot write {destination}: {error.strerror or error}") from error
-    return _read(artifact, target, destination)
+    return found[0]
 
 
-def _read(artifact: Artifact, target: Target, path: Path) -> Artifact:
-    """The artifact as its files at ``path`` say."""
-    if isinstance(target.RUNTIME, Unprovable):
-        side = tuple(path.parent / file.name for file in artifact.side_files)
-        return Artifact(path, read_sidecar(path), side)
-    return registry.load(path, target.RUNTIME)
-
-
-def _require_readable(artifact: Artifact, target: Target, path: Path) -> None:
-    """Raise ExportError unless ``artifact`` can be read at ``path`` as it is."""
+def _read_back(artifact: Artifact, target: Target, path: Path) -> Artifact:
+    """Read ``artifact`` from ``path``; raise ExportError unless it is unchanged."""
     try:
-        found = _read(artifact, target, path)
+        if isinstance(target.RUNTIME, Unprovable):
+            side = tuple(path.parent / file.name for file in artifact.side_files)
+            found = Artifact(path, read_sidecar(path), side)
+        else:
+            found = registry.load(path, target.RUNTIME)
         same = found.manifest == artifact.manifest == seal(found, target).manifest
     except ArtifactError as error:
         raise ExportError(f"{path} cannot be read back: {error}") from error
     if not same:
         raise ExportError(f"{path} is not what was written: check the disk, and export again")
+    return found

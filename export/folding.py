@@ -1,22 +1,17 @@
-"""Folding: a training model's weights turned into those of plain convolutions, and the proof of it.
+"""Fold a training model into plain convolutions, and prove that nothing changed.
 
-Three identities, all exact but for rounding, and therefore computed in float64:
+Three identities, exact but for rounding, computed in float64:
 
-* **Batch normalisation** behind a bias-free convolution is a scale and a shift per output channel
-  (Jacob et al. 2018, arXiv 1712.05877, section 3.2).
-* **RepConv**: a 3x3, a 1x1 and an identity branch, each with its own batch normalisation, sum to
-  one 3x3 convolution (Ding et al. 2021, RepVGG, arXiv 2101.03697).
+* **BatchNorm** behind a bias-free convolution is a scale and a shift per output channel (Jacob et
+  al. 2018, arXiv 1712.05877, section 3.2).
+* **RepConv**: a 3x3, a 1x1 and an identity branch, each with its own BatchNorm, sum to one 3x3
+  convolution (Ding et al. 2021, RepVGG, arXiv 2101.03697).
 * **Implicit knowledge**: a vector added before and one multiplied after the head's 1x1 convolution
   go into its weight and bias (Wang et al. 2021, YOLOR, arXiv 2105.04206).
-
-The functions on arrays know nothing of models; ``fold_checkpoint`` applies them row by row and
-drops what only training needs; ``fold`` gives the torch module. ``inventory`` and ``deviation``
-show that nothing was left over and that nothing changed.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +22,7 @@ import numpy.typing as npt
 
 from y7edge.models.registry import folded, kept_rows
 from y7edge.models.shapes import ConvInfo, convolutions, is_buffer, weight_shapes
-from y7edge.models.spec import BN_EPS, Row, Spec
+from y7edge.models.spec import BN_EPS, Row
 from y7edge.models.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -43,7 +38,7 @@ Float64 = npt.NDArray[np.float64]
 
 
 class BatchNorm(NamedTuple):
-    """The four arrays of a batch normalisation, each of shape (channels,)."""
+    """The arrays of a BatchNorm, each of shape (channels,)."""
 
     weight: npt.NDArray[Any]
     bias: npt.NDArray[Any]
@@ -52,48 +47,32 @@ class BatchNorm(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """A convolution's kernel (cout, cin / groups, k, k) and bias (cout,), in float64."""
+    """A convolution's kernel (cout, cin / groups, k, k) and bias (cout,), float64."""
 
     weight: Float64
     bias: Float64
 
 
-def fold_conv_bn(
-    weight: npt.NDArray[Any],
-    norm: BatchNorm,
-    bias: npt.NDArray[Any] | None = None,
-    *,
-    eps: float = BN_EPS,
-) -> Convolution:
-    """Fold a batch normalisation into the convolution in front of it.
+def fold_conv_bn(weight: npt.NDArray[Any], norm: BatchNorm) -> Convolution:
+    """Fold a BatchNorm into the bias-free convolution (cout, cin / groups, k, k) in front of it.
 
-    Exact at borders too, whatever the stride and the groups: the padding is applied before the
-    convolution in either form.
-
-    Args:
-        weight: kernel of shape (cout, cin / groups, k, k).
-        norm: statistics and affine part of the batch normalisation over cout channels.
-        bias: the convolution's own bias of shape (cout,); None for a bias-free one.
-        eps: what the batch normalisation adds to the variance.
+    Exact at borders too: padding is applied before the convolution in either form.
     """
     gamma, beta, mean, variance = (np.asarray(part, np.float64) for part in norm)
-    scale = gamma / np.sqrt(variance + eps)
-    shift = -mean if bias is None else np.asarray(bias, np.float64) - mean
+    scale = gamma / np.sqrt(variance + BN_EPS)
     kernel = np.asarray(weight, np.float64) * scale[:, None, None, None]
-    return Convolution(kernel, beta + scale * shift)
+    return Convolution(kernel, beta - scale * mean)
 
 
-def identity_kernel(channels: int, groups: int = 1, size: int = 3) -> Float64:
-    """The kernel (channels, channels / groups, size, size) of a convolution that changes nothing.
+def identity_kernel(channels: int, per_group: int) -> Float64:
+    """Return the kernel (channels, per_group, 3, 3) of a convolution that changes nothing.
 
-    In a grouped convolution an output channel sees only its own group, so that its 1 stands at the
-    input index *within* the group. The published fold places it at ``index % channels``, which is
-    wrong as soon as groups > 1.
+    ``per_group``: input channels of each group. The 1 is at the input index *within* the group; the
+    published fold places it at ``index % channels``, which is wrong for groups > 1.
     """
-    per_group = channels // groups
-    kernel = np.zeros((channels, per_group, size, size))
+    kernel = np.zeros((channels, per_group, 3, 3))
     index = np.arange(channels)
-    kernel[index, index % per_group, size // 2, size // 2] = 1.0
+    kernel[index, index % per_group, 1, 1] = 1.0
     return kernel
 
 
@@ -101,30 +80,18 @@ def fold_repconv(
     dense: tuple[npt.NDArray[Any], BatchNorm],
     pointwise: tuple[npt.NDArray[Any], BatchNorm],
     identity: BatchNorm | None = None,
-    *,
-    groups: int = 1,
-    eps: float = BN_EPS,
 ) -> Convolution:
     """Fold the parallel branches of a RepConv into one 3x3 convolution.
 
     Args:
-        dense: 3x3 kernel (cout, cin / groups, 3, 3) and its batch normalisation.
-        pointwise: 1x1 kernel (cout, cin / groups, 1, 1) and its batch normalisation.
-        identity: batch normalisation of the identity branch; None where there is none.
-        groups: of the dense and the pointwise convolution.
-        eps: of all the batch normalisations.
+        dense: 3x3 kernel (cout, cin / groups, 3, 3) and its BatchNorm.
+        pointwise: 1x1 kernel (cout, cin / groups, 1, 1) and its BatchNorm.
+        identity: BatchNorm of the identity branch, if there is one.
     """
-    size = np.shape(dense[0])[-1]
-    margin = size // 2
-    centred = np.pad(pointwise[0], [(0, 0), (0, 0), (margin, margin), (margin, margin)])
-    branches = [
-        fold_conv_bn(dense[0], dense[1], eps=eps),
-        fold_conv_bn(centred, pointwise[1], eps=eps),
-    ]
+    centred = np.pad(pointwise[0], [(0, 0), (0, 0), (1, 1), (1, 1)])
+    branches = [fold_conv_bn(*dense), fold_conv_bn(centred, pointwise[1])]
     if identity is not None:
-        channels = np.shape(dense[0])[0]
-        kernel = identity_kernel(channels, groups, size)
-        branches.append(fold_conv_bn(kernel, identity, eps=eps))
+        branches.append(fold_conv_bn(identity_kernel(*dense[0].shape[:2]), identity))
     weights, biases = zip(*branches, strict=True)
     return Convolution(np.sum(weights, axis=0), np.sum(biases, axis=0))
 
@@ -137,8 +104,7 @@ def fold_implicit(
 ) -> Convolution:
     """Fold implicit knowledge into a head: ``multiply * (weight (x + add) + bias)``.
 
-    The added vector goes through the *unscaled* kernel, so that it is folded first. It is exact
-    because the head is 1x1: with padding, the borders would not see the added vector.
+    Exact because the head is 1x1: with padding, the borders would not see the added vector.
 
     Args:
         weight: kernel (cout, cin, 1, 1).
@@ -148,22 +114,17 @@ def fold_implicit(
     """
     kernel = np.asarray(weight, np.float64)
     scale = np.asarray(multiply, np.float64).reshape(-1)
-    shifted = np.asarray(bias, np.float64) + kernel[:, :, 0, 0] @ np.asarray(
-        add, np.float64
-    ).reshape(-1)
+    shift = kernel[:, :, 0, 0] @ np.asarray(add, np.float64).reshape(-1)
+    shifted = np.asarray(bias, np.float64) + shift
     return Convolution(kernel * scale[:, None, None, None], scale * shifted)
 
 
 def fold_checkpoint(checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -> Checkpoint:
-    """Fold a training or deploy checkpoint into plain convolutions.
+    """Fold a checkpoint of any form into plain convolutions of ``dtype``.
 
-    Auxiliary rows and heads, batch normalisations, RepConv branches and implicit vectors are gone;
-    rows behind dropped ones move up. ``meta["folded_from"]`` names the source. A folded checkpoint
-    comes back as it is, and the log says so.
-
-    Args:
-        checkpoint: of any form; not changed.
-        dtype: of the folded arrays. The arithmetic is float64 always.
+    Auxiliary rows and heads, BatchNorm, RepConv branches and implicit vectors are removed; the
+    remaining rows are renumbered. ``meta["folded_from"]`` names the source. A folded checkpoint is
+    returned with a warning in the log.
     """
     if checkpoint.form == "folded":
         LOG.warning("%s is folded already: nothing to fold", checkpoint.spec.name)
@@ -189,7 +150,7 @@ def fold_checkpoint(checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -
 
 
 def _fold_one(checkpoint: Checkpoint, row: Row, info: ConvInfo) -> Convolution:
-    """The folded form of one convolution; ``row`` is where the source has it."""
+    """Fold one convolution, of ``row`` of the source."""
     arrays = checkpoint.arrays
     prefix = f"rows.{row.index}"
     if row.block == "repconv":
@@ -216,9 +177,9 @@ def _norm(arrays: Arrays, prefix: str) -> BatchNorm:
 
 
 def fold(model: Model) -> Model:
-    """The folded module: a new object in evaluation mode, ``model``'s device and dtype kept.
+    """Return the folded module, a new object in evaluation mode with ``model``'s device and dtype.
 
-    ``model`` stays as it is. Folding a folded module gives an equal new one, and the log says so.
+    A folded module gives an equal copy and a warning in the log.
     """
     import torch
 
@@ -232,18 +193,14 @@ def fold(model: Model) -> Model:
     return plain.eval()
 
 
-def inventory(model: Spec | Checkpoint) -> dict[str, int]:
-    """Count what a model is made of: of a spec by its rows, of a checkpoint by its arrays.
+def inventory(checkpoint: Checkpoint) -> dict[str, int]:
+    """Count the parts of a model by its arrays.
 
-    ``parallel_branches`` are the convolutions and batch normalisations side by side in RepConvs;
-    ``implicit`` the added and multiplied vectors of the head. After the fold, ``batch_norms``,
-    ``parallel_branches``, ``implicit`` and ``auxiliary`` are 0.
+    ``parallel_branches`` are the convolutions and BatchNorms of RepConvs, ``implicit`` the vectors
+    of the head. After the fold ``batch_norms``, ``parallel_branches``, ``implicit`` and
+    ``auxiliary`` are 0.
     """
-    shapes = (
-        weight_shapes(model)
-        if isinstance(model, Spec)
-        else {key: array.shape for key, array in model.arrays.items()}
-    )
+    shapes = {key: array.shape for key, array in checkpoint.arrays.items()}
     kernels = [key for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 4]
     norms = [key for key in shapes if key.endswith(".running_mean")]
     branches = (".dense.conv.weight", ".pointwise.conv.weight", ".identity.running_mean")
@@ -259,16 +216,15 @@ def inventory(model: Spec | Checkpoint) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class FoldReport:
-    """How far a folded model is from the model that it came from, on given pictures.
+    """Deviation of a folded model from its source on given images.
 
-    Deviations are largest absolute differences over the largest magnitude of the unfolded tensor:
-    ``heads`` by level, ``layers`` by the unfolded model's row (empty unless asked for).
+    Largest absolute difference over the largest magnitude of the unfolded tensor: ``heads`` by
+    level, ``layers`` by row of the unfolded model (empty unless asked for).
     """
 
     dtype: str
     heads: tuple[float, ...]
     layers: Mapping[int, float]
-    already_folded: bool
 
     @property
     def deviation(self) -> float:
@@ -277,56 +233,49 @@ class FoldReport:
 
     @property
     def tolerance(self) -> float:
-        """What rounding explains in this dtype."""
+        """The deviation that rounding explains in this dtype."""
         return TOLERANCES[self.dtype]
 
     @property
     def passed(self) -> bool:
-        """Whether rounding explains the deviation; never true of numbers that are not finite."""
+        """Whether the deviation is within the tolerance; False for NaN."""
         return self.deviation <= self.tolerance
 
 
 def deviation(
-    model: Checkpoint | Model,
+    checkpoint: Checkpoint,
     images: npt.NDArray[np.float32],
     *,
     double: bool = False,
     by_layer: bool = False,
 ) -> FoldReport:
-    """Fold a model, run both forms on the same pictures and compare.
+    """Fold a model, run both forms on ``images`` (B, 3, H, W), RGB, 0 to 1, and compare.
 
-    Args:
-        model: a checkpoint or a module in evaluation mode, of any form; not changed.
-        images: (B, 3, H, W), RGB, 0 to 1.
-        double: run both in float64, where only a mistake in the algebra remains visible.
-        by_layer: compare the output of every row too.
+    ``double``: run both in float64, where only a mistake in the algebra remains visible.
+    ``by_layer``: compare the output of every row too.
     """
     import torch
 
     from y7edge.nn.build import from_checkpoint
 
-    source = (
-        from_checkpoint(model) if isinstance(model, Checkpoint) else copy.deepcopy(model).eval()
-    )
     dtype = torch.float64 if double else torch.float32
-    source = source.to(dtype)
+    source = from_checkpoint(checkpoint).to(dtype)
     plain = fold(source)
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(next(plain.parameters()))
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(dtype)
     heads, maps = _run(source, x, kept_rows(source.spec) if by_layer else ())
     plain_heads, plain_maps = _run(plain, x, range(len(plain.spec.rows) - 1) if by_layer else ())
     pairs = zip(maps.items(), plain_maps.values(), strict=True)
     return FoldReport(
         dtype=str(dtype).removeprefix("torch."),
-        heads=tuple(_relative(a, b) for a, b in zip(heads, plain_heads, strict=True)),
+        heads=tuple(map(_relative, heads, plain_heads)),
         layers={row: _relative(a, b) for (row, a), b in pairs},
-        already_folded=source.spec.form == "folded",
     )
 
 
 def _run(
     model: Model, images: torch.Tensor, rows: Sequence[int]
 ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
-    """Raw lead heads, and the outputs of the given rows in order."""
+    """Return raw lead heads, and the outputs of the given rows in order."""
     import torch
 
     maps: dict[int, torch.Tensor] = {}
@@ -344,7 +293,7 @@ def _run(
 
 
 def _relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    """Largest difference over the largest magnitude of ``expected``."""
+    """Return the largest difference over the largest magnitude of ``expected``."""
     largest = float(expected.abs().max())
     difference = float((actual - expected).abs().max())
     return difference / largest if largest else difference

@@ -1,13 +1,15 @@
-"""Whole files or none: atomic writes, and digests of what was written."""
+"""Atomic writes of files and folders, and digests."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,12 +27,11 @@ def writing(what: str, path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it into place if the block succeeds.
+    """Yield a temporary path beside ``path``; rename it into place if the block succeeds.
 
-    The file is flushed to disk before the rename, so that after a power cut ``path`` holds either
-    its old content or the whole new one; ``durable=False`` leaves that to the system, for files
-    that are checked when read and can be made again. On any exception the temporary file is removed
-    and ``path`` stays as it was. The folder of ``path`` is made if missing.
+    The file is synced before the rename, so that after a power cut ``path`` has its old content or
+    the new one; ``durable=False`` skips that, for files that are checked when read and can be made
+    again. After an exception ``path`` is unchanged. A missing folder is created.
     """
     destination = Path(path)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes the file private; what we hand over has the permissions of a plain open().
+        # mkstemp makes the file private; use the permissions of a plain open().
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -57,7 +58,7 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can open folders."""
+    """Make a rename durable, where the system can open folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -68,20 +69,27 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cache_folder(kind: str) -> Path:
-    """Where things of one kind are kept between runs: in ``$Y7EDGE_CACHE``, or ~/.cache/y7edge.
+    """Return the cache folder of one kind: in ``$Y7EDGE_CACHE``, else ``~/.cache/y7edge``.
 
-    A user without a home (a container run as any number) keeps them in the folder for temporary
-    files.
+    For a user without a home directory it lasts as long as the process.
     """
     chosen = os.environ.get("Y7EDGE_CACHE")
     try:
         return (Path(chosen) if chosen else Path.home() / ".cache" / "y7edge") / kind
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"y7edge-{os.getuid()}" / kind
+        return _private_folder() / kind
+
+
+@cache
+def _private_folder() -> Path:
+    """Make a folder that others cannot have prepared, removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="y7edge-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -92,16 +100,12 @@ def sha256_file(path: Path | str) -> str:
 def replace_files(
     pairs: Sequence[tuple[Path, Path]], check: Callable[[], None] = lambda: None
 ) -> None:
-    """Copy several files or folders to their destinations: all of them, or none.
+    """Copy files or folders to their destinations: all of them, or none.
 
-    Everything is copied beside its destination first; then each copy is renamed into place, in the
-    order given. If that or ``check`` fails, what stood there before is put back. A kill between two
-    renames leaves some of them done, so the file that readers begin with goes last. Of two calls
-    for one folder the second waits.
-
-    Args:
-        pairs: (source, destination); a folder replaces a folder, a file a file.
-        check: called when everything is in place; it raises if something is wrong.
+    ``pairs`` of (source, destination) are copied beside their destinations first, then renamed into
+    place in the order given. If that or ``check`` raises, the former files are restored. A kill
+    between two renames leaves some of them done, so the file that readers open first goes last. Of
+    two calls for one folder the second waits.
 
     Raises:
         OSError: a copy or a rename failed; the destinations are as they were.
@@ -131,7 +135,7 @@ def replace_files(
 
 
 def _copy(source: Path, destination: Path) -> Path:
-    """A copy of a file or folder, with plain permissions, on disk when this returns."""
+    """Copy and sync a file or folder, with plain permissions."""
     if source.is_dir():
         shutil.copytree(source, destination, copy_function=shutil.copyfile)
         written = [path for path in destination.rglob("*") if path.is_file()]
@@ -145,7 +149,7 @@ def _copy(source: Path, destination: Path) -> Path:
 
 
 def _set_aside(destination: Path, old: Path) -> None:
-    """Keep what stands at ``destination`` as ``old``; a file stays there until it is replaced."""
+    """Keep ``destination`` as ``old``; a file also stays in place until it is replaced."""
     if destination.is_dir() and not destination.is_symlink():
         destination.rename(old)
     elif destination.exists():
@@ -156,9 +160,9 @@ def _set_aside(destination: Path, old: Path) -> None:
 
 
 def _restore(old: Path, destination: Path, existed: bool) -> None:
-    """Put back what was set aside, or remove what now stands where nothing was."""
+    """Restore the former file or folder, or remove a new one."""
     if existed and not old.exists():
-        return  # it was not set aside yet, so it still stands there
+        return  # not set aside yet
     if destination.is_dir() and not destination.is_symlink():
         shutil.rmtree(destination)
     if existed:
@@ -169,7 +173,7 @@ def _restore(old: Path, destination: Path, existed: bool) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder among processes, where the system has such locks."""
+    """Lock a folder among processes, where the system has such locks."""
     descriptor = None
     try:
         with suppress(ImportError, AttributeError, OSError):

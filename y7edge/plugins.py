@@ -1,8 +1,7 @@
-"""Extension modules: found by listing a folder, or announced by other packages as entry points.
+"""Find runtimes and targets: modules of a folder, and entry points of other packages.
 
-Runtimes and targets are found this way (``y7edge.runtimes.registry``,
-``y7edge.export.targets.registry``). A module of the folder cannot be replaced by another package,
-and one that is announced and cannot be imported is an error only for whoever asks for it.
+A module of the folder cannot be replaced by another package. An entry point that cannot be imported
+is an error only when it is used.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Plugins:
     name_in: str | None = None
 
     def names(self) -> list[str]:
-        """All names: the folder's, sorted, then those of other packages."""
+        """Return all names: the folder's, sorted, then those of other packages."""
         own = _own(self.package, self.name_in)
         return [*sorted(own), *sorted(set(_announced(self.group)) - set(own))]
 
@@ -43,7 +42,7 @@ class Plugins:
 
         Raises:
             ConfigError: no module has this name.
-            RuntimeMissing: another package announces it and it cannot be imported.
+            RuntimeMissing: another package announces it, but it cannot be imported.
         """
         own = _own(self.package, self.name_in)
         if name in own:
@@ -61,7 +60,7 @@ class Plugins:
         return module
 
     def loadable(self) -> Iterator[ModuleType]:
-        """All modules but those that another package announces and cannot deliver."""
+        """Yield all modules that can be imported."""
         for name in self.names():
             with suppress(RuntimeMissing):
                 yield self.get(name)
@@ -69,7 +68,7 @@ class Plugins:
 
 @cache
 def _own(package: str, name_in: str | None) -> dict[str, str]:
-    """Name -> import name of the modules in a folder; those that start with ``_`` are private."""
+    """Return the import names of a folder's modules by name; ``_`` marks private ones."""
     found = pkgutil.iter_modules(import_module(package).__path__)
     stems = [m.name for m in found if m.name not in _NOT_PLUGINS and not m.name.startswith("_")]
     modules = [f"{package}.{stem}" for stem in stems]

@@ -40,8 +40,8 @@ from y7edge.export.folding import deviation
 from y7edge.models import registry
 from y7edge.models.published import official
 from y7edge.models.shapes import gflops, parameters
-from y7edge.nn import create, from_checkpoint
-from y7edge.nn.build import Model
+from y7edge.nn import create
+from y7edge.nn.build import Model, to_checkpoint
 from y7edge.nn.random_weights import random_checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "reference" / "golden"
@@ -140,14 +140,13 @@ def _golden_and_fold(name: str, folder: Path) -> tuple[float | None, float, str]
     if not (folder / f"model_{name}.json").exists():
         _tell(f"{name}: no golden file in {folder}; fold with random weights")
         image = np.random.default_rng(0).random(FOLD_SHAPE, dtype=np.float32)
-        model = from_checkpoint(random_checkpoint(name))
-        return None, deviation(model, image).deviation, "random"
+        return None, deviation(random_checkpoint(name), image).deviation, "random"
     golden = Golden(folder, name)
     _tell(f"{name}: golden outputs")
     model = golden.model(name)
     difference = golden.difference(model)
     _tell(f"{name}: fold")
-    return difference, deviation(model, golden.image).deviation, "golden"
+    return difference, deviation(to_checkpoint(model), golden.image).deviation, "golden"
 
 
 def _onnx(name: str, imgsz: int) -> Mapping[str, Any]:

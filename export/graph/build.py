@@ -1,29 +1,27 @@
 """Rows and folded weights to ONNX, node by node.
 
-Nothing is traced: the graph is the rows. Node ``/row51/cv1/Conv`` is the convolution of member
-``cv1`` of row 51, its weights are the initializers ``rows.51.cv1.conv.weight`` and ``.bias``, and
-what row 51 gives is the tensor ``/row51``. The same checkpoint and versions give the same bytes.
-
-The forms chosen, where ONNX has several:
+Nothing is traced. Node ``/row51/cv1/Conv`` is the convolution of member ``cv1`` of row 51, its
+weights are the initializers ``rows.51.cv1.conv.weight`` and ``.bias``, and the output of row 51 is
+the tensor ``/row51``. The same checkpoint and versions give the same bytes.
 
 * SiLU is ``Mul(x, Sigmoid(x))``, which every engine fuses.
 * Space-to-depth is four strided ``Slice`` and a ``Concat``: ``SpaceToDepth`` orders its channels
-  (row, column) where the rows have (column, row), needs a ``Gather`` behind it, and is no faster
-  (ONNX Runtime, 1280 px: 7.7 ms against 7.9 ms; by reshape and transpose 23 ms).
-* Windows of 9 and 13 are windows of 5 in series: equal to the bit (a maximum of maxima is the
-  maximum, and padding never wins one) and 2.8 times as fast.
+  otherwise, needs a ``Gather`` behind it, and is no faster (ONNX Runtime, 1280 px: 7.7 ms against
+  7.9 ms).
+* Pooling windows of 9 and 13 are windows of 5 in series: equal to the bit, 2.8 times as fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from y7edge import __version__
+from y7edge.artifact.description import INPUT
 from y7edge.errors import ExportError
 from y7edge.export.graph.decode import decode_level, join_levels
 from y7edge.export.graph.nodes import NodeWriter
@@ -31,45 +29,48 @@ from y7edge.models.shapes import POOLS
 from y7edge.models.spec import IMAGE, LEAKY_SLOPE, Row, Spec
 from y7edge.models.weights import Checkpoint
 
-Outputs = Literal["heads", "decoded"]
-Precision = Literal["fp32", "fp16"]
-
 OPSET = 17
-IR_VERSION = 8  # what runtimes from 2022 on read; newer onnx packages would write newer ones
+IR_VERSION = 8  # read by runtimes from 2022 on; newer onnx packages write newer ones by default
 DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
-INPUT = "images"
 
 
 def build_graph(
     checkpoint: Checkpoint,
     *,
-    outputs: Outputs = "heads",
-    precision: Precision = "fp32",
+    outputs: str = "heads",
+    precision: str = "fp32",
     height: int,
     width: int,
     batch: int | None = 1,
 ) -> onnx.ModelProto:
     """Write a folded checkpoint as an ONNX model.
 
-    The input ``images`` is float32 (B, 3, height, width), RGB, 0 to 1; an fp16 graph casts it
-    itself. With ``heads`` the outputs are ``head0``..., finest level first, (B, A * (5 + nc), H, W)
-    as the convolution leaves them, float16 in an fp16 graph. With ``decoded`` they are ``boxes``
-    (B, N, 4), centre x, y, width, height in pixels, and ``scores`` (B, N, nc), objectness times
-    class (one class: objectness alone), float32 always; N runs over levels, anchors, y, x.
+    The input ``images`` is float32 (B, 3, height, width), RGB, 0 to 1, also in an fp16 graph.
+    ``heads`` are ``head0``..., finest level first, (B, A * (5 + nc), H, W) logits, float16 in an
+    fp16 graph. ``decoded`` are ``boxes`` (B, N, 4), centre x, y, width, height in pixels, and
+    ``scores`` (B, N, nc), objectness times class (one class: objectness alone), always float32; N
+    runs over levels, anchors, y, x.
 
     Args:
         checkpoint: of form "folded".
         outputs: "heads" or "decoded".
         precision: of weights and activations, "fp32" or "fp16".
         height: of the input in pixels, a multiple of the largest stride.
-        width: of the input in pixels, a multiple of the largest stride.
-        batch: pictures at once; None for a dynamic number.
+        width: the same.
+        batch: images at once; None: dynamic.
 
     Raises:
-        ExportError: the checkpoint is not folded, an option is unknown, or a size does not fit.
+        ExportError: the checkpoint is not folded, an option is unknown, or a weight is not finite
+            in this precision.
     """
     spec = checkpoint.spec
-    _check_request(checkpoint, outputs, precision, height, width, batch)
+    if spec.form != "folded":
+        raise ExportError(
+            f"{spec.name} is not folded but {spec.form!r}: call fold_checkpoint first"
+        )
+    for value, known in ((outputs, ("heads", "decoded")), (precision, tuple(DTYPES))):
+        if value not in known:
+            raise ExportError(f"a graph cannot have {value!r}, expected {' or '.join(known)}")
     graph = _GraphWriter(checkpoint, DTYPES[precision])
     graph.write_body()
     sizes = [(height // stride, width // stride) for stride in spec.strides]
@@ -90,12 +91,12 @@ def build_graph(
 
 
 def row_tensor(index: int) -> str:
-    """Name of the tensor that row ``index`` gives; the head's outputs have names of their own."""
+    """Return the name of a row's output tensor; the head's outputs have other names."""
     return f"/row{index}"
 
 
 class _GraphWriter:
-    """Writes the rows of one checkpoint, in order."""
+    """Write the rows of one checkpoint, in order."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: np.dtype[Any]) -> None:
         self.spec = checkpoint.spec
@@ -103,7 +104,7 @@ class _GraphWriter:
         self.writer = NodeWriter(dtype)
         self._image = INPUT
         self._windows: dict[tuple[str, int], str] = {}  # (pooled tensor, window) -> result
-        self._blocks: dict[str, Callable[[Row, list[str]], object]] = {
+        self._blocks: dict[str, Callable[[Row, str, list[str]], object]] = {
             "conv": self._conv_row,
             "repconv": self._conv_row,
             "downc": self._downc,
@@ -116,16 +117,18 @@ class _GraphWriter:
         }
 
     def write_body(self) -> None:
-        """Every row but the head."""
+        """Write every row but the head."""
         if self.writer.dtype != np.float32:
             self._image = self.writer.cast("/images/Cast", INPUT, self.writer.dtype)
         for row in self.spec.rows[:-1]:
-            self._blocks[row.block](row, [self._tensor(i) for i in row.inputs])
+            self._blocks[row.block](
+                row, row_tensor(row.index), [self._tensor(i) for i in row.inputs]
+            )
 
     def write_heads(
         self, batch: int | str, sizes: Sequence[tuple[int, int]]
     ) -> list[onnx.ValueInfoProto]:
-        """The head's convolutions as outputs."""
+        """Write the head's convolutions as outputs."""
         kind = helper.np_dtype_to_tensor_dtype(self.writer.dtype)
         channels = len(self.spec.anchors[0]) * self.spec.outputs_per_anchor
         return [
@@ -138,7 +141,7 @@ class _GraphWriter:
     def write_decoded(
         self, batch: int | str, sizes: Sequence[tuple[int, int]]
     ) -> list[onnx.ValueInfoProto]:
-        """The head's convolutions, decoded to boxes and scores."""
+        """Write the head's convolutions, decoded to boxes and scores."""
         path = row_tensor(self.spec.head.index)
         levels = [
             decode_level(
@@ -159,25 +162,16 @@ class _GraphWriter:
     def _conv(
         self, path: str, key: str, source: str, kernel: int, stride: int = 1, output: str = ""
     ) -> str:
-        """One convolution with bias."""
-        weights = [
-            self.writer.weight(f"{key}.{part}", self.arrays[f"{key}.{part}"])
-            for part in ("weight", "bias")
-        ]
-        return self.writer.node(
-            f"{path}/Conv",
-            "Conv",
-            [source, *weights],
-            output,
-            kernel_shape=[kernel, kernel],
-            strides=[stride, stride],
-            pads=[kernel // 2] * 4,
-        )
+        """Write a convolution with bias."""
+        keys = [f"{key}.weight", f"{key}.bias"]
+        inputs = [source, *(self.writer.weight(key, self.arrays[key]) for key in keys)]
+        shape = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+        return self.writer.node(f"{path}/Conv", "Conv", inputs, output, **shape)
 
     def _conv_act(
         self, path: str, key: str, source: str, kernel: int, stride: int = 1, output: str = ""
     ) -> str:
-        """A convolution and its activation; gives the tensor ``output``, by default ``path``."""
+        """Write a convolution and its activation; the tensor is ``output``, by default ``path``."""
         output = output or path
         x = self._conv(path, key, source, kernel, stride)
         if self.spec.activation == "leaky_relu":
@@ -187,24 +181,18 @@ class _GraphWriter:
         return self.writer.node(f"{path}/Mul", "Mul", [x, gate], output)
 
     def _member(self, row: Row, member: str, source: str, kernel: int = 1, stride: int = 1) -> str:
-        """Convolution ``member`` of a block of several."""
+        """Write convolution ``member`` of a block."""
         key = f"rows.{row.index}.{member}.conv"
         return self._conv_act(f"{row_tensor(row.index)}/{member}", key, source, kernel, stride)
 
     def _pool(self, path: str, source: str, window: int, stride: int, output: str = "") -> str:
-        """Maximum over ``window``; same padding at stride 1, none otherwise."""
-        return self.writer.node(
-            f"{path}/MaxPool",
-            "MaxPool",
-            [source],
-            output,
-            kernel_shape=[window, window],
-            strides=[stride, stride],
-            pads=[window // 2 if stride == 1 else 0] * 4,
-        )
+        """Write a max-pooling with padding at stride 1, without otherwise."""
+        pads = [window // 2 if stride == 1 else 0] * 4
+        shape = {"kernel_shape": [window] * 2, "strides": [stride] * 2, "pads": pads}
+        return self.writer.node(f"{path}/MaxPool", "MaxPool", [source], output, **shape)
 
     def _window(self, path: str, source: str, window: int, output: str = "") -> str:
-        """Maximum over ``window`` at stride 1, from a smaller one of ``source`` if there is."""
+        """Write a max-pooling at stride 1, on top of a smaller one of ``source`` if any."""
         step = POOLS[0]
         smaller = self._windows.get((source, window - step + 1))
         pooled = self._pool(path, smaller or source, step if smaller else window, 1, output)
@@ -212,23 +200,22 @@ class _GraphWriter:
         return pooled
 
     def _head(self, level: int, output: str = "") -> str:
-        """The 1x1 convolution of one level, without activation."""
+        """Write the 1x1 convolution of one level, without activation."""
         index = self.spec.head.index
         source = self._tensor(self.spec.lead_inputs[level])
         path, key = f"{row_tensor(index)}/lead/{level}", f"rows.{index}.lead.{level}"
         return self._conv(path, key, source, 1, output=output)
 
-    def _conv_row(self, row: Row, sources: list[str]) -> None:
+    def _conv_row(self, row: Row, path: str, sources: list[str]) -> None:
         key = f"rows.{row.index}.conv"
-        self._conv_act(row_tensor(row.index), key, sources[0], row.kernel, row.stride)
+        self._conv_act(path, key, sources[0], row.kernel, row.stride)
 
-    def _downc(self, row: Row, sources: list[str]) -> None:
+    def _downc(self, row: Row, path: str, sources: list[str]) -> None:
         strided = self._member(row, "cv2", self._member(row, "cv1", sources[0]), 3, 2)
-        halved = self._pool(f"{row_tensor(row.index)}/pool", sources[0], 2, 2)
-        self._concat(row, [strided, self._member(row, "cv3", halved)])
+        halved = self._pool(f"{path}/pool", sources[0], 2, 2)
+        self._concat(row, path, [strided, self._member(row, "cv3", halved)])
 
-    def _sppcspc(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _sppcspc(self, row: Row, path: str, sources: list[str]) -> None:
         spread = self._member(row, "cv1", sources[0])
         spread = self._member(row, "cv4", self._member(row, "cv3", spread, 3))
         windows = [self._window(f"{path}/pool{size}", spread, size) for size in POOLS]
@@ -238,72 +225,35 @@ class _GraphWriter:
         joined = self.writer.node(f"{path}/Concat", "Concat", [merged, bypass], axis=1)
         self._conv_act(f"{path}/cv7", f"rows.{row.index}.cv7.conv", joined, 1, output=path)
 
-    def _maxpool(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _maxpool(self, row: Row, path: str, sources: list[str]) -> None:
         if row.stride == 1:
             self._window(path, sources[0], row.kernel, path)
         else:
             self._pool(path, sources[0], row.kernel, row.stride, path)
 
-    def _upsample(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _upsample(self, row: Row, path: str, sources: list[str]) -> None:
         scales = self.writer.constant("upsample/scales", [1, 1, 2, 2], np.float32)
-        self.writer.node(
-            f"{path}/Resize",
-            "Resize",
-            [sources[0], "", scales],
-            path,
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
+        mode = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        inputs = [sources[0], "", scales]
+        self.writer.node(f"{path}/Resize", "Resize", inputs, path, mode="nearest", **mode)
 
-    def _concat(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _concat(self, row: Row, path: str, sources: list[str]) -> None:
         self.writer.node(f"{path}/Concat", "Concat", sources, path, axis=1)
 
-    def _sum(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _sum(self, row: Row, path: str, sources: list[str]) -> None:
         self.writer.node(f"{path}/Add", "Add", sources, path)
 
-    def _reorg(self, row: Row, sources: list[str]) -> None:
-        path = row_tensor(row.index)
+    def _reorg(self, row: Row, path: str, sources: list[str]) -> None:
         constant = self.writer.constant
         end = constant("reorg/end", [np.iinfo(np.int64).max] * 2, np.int64)
-        axes, steps = (
-            constant("reorg/axes", [2, 3], np.int64),
-            constant("reorg/steps", [2, 2], np.int64),
-        )
+        axes = constant("reorg/axes", [2, 3], np.int64)
+        steps = constant("reorg/steps", [2, 2], np.int64)
         parts = []
         for y, x in ((0, 0), (1, 0), (0, 1), (1, 1)):  # the row varies fastest
             start = constant(f"reorg/start{y}{x}", [y, x], np.int64)
             inputs = [sources[0], start, end, axes, steps]
             parts.append(self.writer.node(f"{path}/Slice{y}{x}", "Slice", inputs))
         self.writer.node(f"{path}/Concat", "Concat", parts, path, axis=1)
-
-
-def _check_request(
-    checkpoint: Checkpoint, outputs: str, precision: str, height: int, width: int, batch: int | None
-) -> None:
-    """Refuse what cannot be written, and say what can."""
-    spec = checkpoint.spec
-    if spec.form != "folded":
-        raise ExportError(
-            f"{spec.name}: the graph is written from a folded checkpoint, not from one of form "
-            f"{spec.form!r}; call fold_checkpoint first"
-        )
-    for value, kinds, name in ((outputs, Outputs, "outputs"), (precision, Precision, "precision")):
-        if value not in get_args(kinds):
-            raise ExportError(f"unknown {name} {value!r}: expected {' or '.join(get_args(kinds))}")
-    if batch is not None and batch < 1:
-        raise ExportError(f"batch must be 1 or more pictures, or dynamic, not {batch}")
-    step = spec.max_stride
-    if height < step or width < step or height % step or width % step:
-        near = "x".join(str(max(step, round(side / step) * step)) for side in (height, width))
-        raise ExportError(
-            f"{spec.name}: height and width of the input must be multiples of the largest stride "
-            f"{step}, not {height}x{width}; the nearest that fits is {near}"
-        )
 
 
 def _check_model(model: onnx.ModelProto, spec: Spec) -> None:

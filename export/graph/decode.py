@@ -1,4 +1,4 @@
-"""Decoding inside the graph: heads as the convolution leaves them to boxes and scores.
+"""Write the decoding of heads into the graph: boxes and scores.
 
 With s the stride of a level, g the cell and a the anchor in pixels, and o = sigmoid of the head:
 
@@ -6,9 +6,8 @@ With s the stride of a level, g the cell and a the anchor in pixels, and o = sig
     size   = (2 o)^2 a         = o^2 4a
     score  = objectness * class, and the objectness alone where there is one class
 
-The right-hand forms need two operations each. They round no more than the left-hand ones, because
-the factors are powers of two, and so agree with the model's own decode to the last bits. All of it
-is float32 whatever the precision of the graph: float16 knows no odd pixels above 2048.
+The right-hand forms need two operations each and round no more than the left-hand ones, because
+the factors are powers of two. Decoding is always float32: float16 has no odd integers above 2048.
 """
 
 from __future__ import annotations
@@ -33,16 +32,8 @@ def decode_level(
 ) -> Decoded:
     """Decode one level's head (B, A * (5 + nc), H, W), its N in the order anchor, y, x.
 
-    The channels are kept in front until the last step: fields are then cut out as whole planes, and
-    only what is kept is transposed.
-
-    Args:
-        writer: receives the nodes.
-        spec: strides, anchors and classes.
-        level: 0 is the finest.
-        head: the tensor to decode, in the writer's dtype.
-        map_size: H, W of the level's map.
-        path: prefix of the nodes' names.
+    ``head`` has the writer's dtype; ``map_size`` is (H, W); ``path`` is the prefix of nodes' names.
+    Fields are cut out as whole planes, so that only those kept are transposed.
     """
     height, width = map_size
     cells, anchors = height * width, len(spec.anchors[level])
@@ -68,7 +59,7 @@ def decode_level(
 def _boxes(
     writer: NodeWriter, spec: Spec, level: int, planes: str, map_size: tuple[int, int], path: str
 ) -> str:
-    """Centres and sizes in pixels as planes (B, A, 4, H * W)."""
+    """Write centres and sizes in pixels, as planes (B, A, 4, H * W)."""
     stride = spec.strides[level]
     rows, columns = np.indices(map_size).reshape(2, 1, 1, -1)
     corner = (np.stack([columns, rows], axis=2) - 0.5) * stride
@@ -88,23 +79,22 @@ def _boxes(
 
 
 def _cut(writer: NodeWriter, path: str, planes: str, start: int, stop: int) -> str:
-    """Fields ``start`` to ``stop`` of (B, A, 5 + nc, cells)."""
+    """Write a slice of fields ``start`` to ``stop`` of (B, A, 5 + nc, cells)."""
     bounds = [writer.constant(f"decode/{value}", [value], np.int64) for value in (start, stop)]
     axis = writer.constant("decode/2", [2], np.int64)
     return writer.node(f"{path}/Slice", "Slice", [planes, *bounds, axis])
 
 
 def _to_rows(writer: NodeWriter, path: str, planes: str, count: int, width: int) -> str:
-    """(B, A, width, cells) to (B, A * cells, width)."""
+    """Write (B, A, width, cells) as (B, A * cells, width)."""
     last = writer.node(f"{path}/Transpose", "Transpose", [planes], perm=[0, 1, 3, 2])
     shape = writer.constant(f"{path}/shape", [0, count, width], np.int64)
     return writer.node(f"{path}/Reshape", "Reshape", [last, shape])
 
 
 def join_levels(writer: NodeWriter, levels: list[Decoded], path: str) -> Decoded:
-    """All levels behind one another, finest first, as the graph's outputs ``boxes``, ``scores``."""
-    boxes = [level.boxes for level in levels]
-    scores = [level.scores for level in levels]
+    """Concatenate the levels, finest first, into the outputs ``boxes`` and ``scores``."""
+    boxes, scores = zip(*levels, strict=True)
     return Decoded(
         writer.node(f"{path}/boxes/Concat", "Concat", boxes, "boxes", axis=1),
         writer.node(f"{path}/scores/Concat", "Concat", scores, "scores", axis=1),

@@ -1,7 +1,6 @@
-"""Writing ONNX nodes by name: the small vocabulary in which the graph is written.
+"""Write ONNX nodes and initializers by name.
 
-Nothing here knows of models. A tensor is called after the node that makes it, unless it is told
-otherwise, so that a name in any engine's log leads back to the row.
+By default a tensor has the name of its node, so that names in an engine's log lead to the row.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from y7edge.errors import ExportError
 
 
 class NodeWriter:
-    """Collects the nodes and initializers of one graph, in the order in which they are written."""
+    """Collect the nodes and initializers of one graph, in the order of writing."""
 
     def __init__(self, dtype: npt.DTypeLike = np.float32) -> None:
         """``dtype``: of weights and activations, float32 or float16."""
@@ -28,26 +27,26 @@ class NodeWriter:
 
     @property
     def initializers(self) -> list[onnx.TensorProto]:
-        """The constants, in the order in which they were first used."""
+        """The constants, in the order of first use."""
         return list(self._initializers.values())
 
     def node(
         self, name: str, op: str, inputs: Sequence[str], output: str = "", **attributes: Any
     ) -> str:
-        """Append one node; return the name of the tensor that it makes, by default its own."""
+        """Append a node; return the name of its output, by default its own."""
         output = output or name
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
         return output
 
     def constant(self, name: str, values: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
-        """An initializer; written once even if asked for again under the same name."""
+        """Write an initializer, once for each name; return the name."""
         if name not in self._initializers:
             array = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
     def weight(self, name: str, values: npt.NDArray[Any]) -> str:
-        """An initializer in the graph's precision, under the weight's own key.
+        """Write an initializer in the graph's precision, named by the weight's key.
 
         Raises:
             ExportError: a value is not finite, or too large for the precision.
@@ -63,6 +62,6 @@ class NodeWriter:
         return self.constant(name, cast, self.dtype)
 
     def cast(self, name: str, source: str, dtype: npt.DTypeLike) -> str:
-        """A conversion of ``source`` to ``dtype``."""
+        """Write a conversion of ``source`` to ``dtype``."""
         to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.node(name, "Cast", [source], to=to)

@@ -1,8 +1,6 @@
-"""onnx-simplifier behind a gate: its graph is kept only if it is the same model, to the bit.
+"""Run onnx-simplifier, and keep its graph only if results and interface are equal to the bit.
 
-Our graphs leave it nothing to do. It is run because engines are tested against what it gives, and
-because a later block may be written less tightly. What it must not do is change a result, the
-interface, or the bytes from run to run.
+Our graphs leave it nothing to do; it is run because engines are tested against its graphs.
 """
 
 from __future__ import annotations
@@ -21,21 +19,14 @@ from y7edge.runtimes import onnxrt
 from y7edge.runtimes.base import missing, one_line
 
 SEED = 0
-DYNAMIC_BATCH = 2  # pictures on which graphs of a dynamic batch are compared
+DYNAMIC_BATCH = 2  # images on which graphs of a dynamic batch are compared
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """Give the simplified model if it is valid and equal to ``model``, else ``model`` itself.
+    """Return the simplified model if it is valid and equal, else ``model``; and a note in one line.
 
-    Equal are versions, inputs and outputs (names, shapes, types), and, to the bit, the results of
-    ONNX Runtime on a seeded input of the model's own shape. What onnx-simplifier adds beside the
-    graph (metadata, inferred shapes) is taken away.
-
-    Args:
-        model: not changed.
-
-    Returns:
-        The model to keep, and one line that says what happened.
+    Compared are versions, inputs and outputs (names, shapes, types), and the results of ONNX
+    Runtime on a seeded input. Metadata and inferred shapes that onnx-simplifier adds are removed.
     """
     if missing(onnxrt.NEEDS):
         return model, "not simplified: ONNX Runtime, which compares the results, is not installed"
@@ -45,7 +36,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
         simplified = onnxsim.simplify(model, check_n=0)[0]
         _clean(simplified, model)
         onnx.checker.check_model(simplified, full_check=True)
-    except Exception as error:  # native code of others, no common base: a failure costs us nothing
+    except Exception as error:  # native code without a common base class; the graph is kept
         return model, f"not simplified: onnx-simplifier failed ({one_line(error)})"
     if simplified.graph == model.graph:
         return model, "simplified: nothing to remove"
@@ -57,7 +48,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def _clean(simplified: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Take away, in place, what was added beside nodes and weights."""
+    """Remove, in place, what was added beside nodes and weights."""
     for owner in (simplified, simplified.graph, *simplified.graph.node):
         owner.ClearField("doc_string")
         if hasattr(owner, "metadata_props"):  # graphs and nodes have them since IR version 10
@@ -68,11 +59,9 @@ def _clean(simplified: onnx.ModelProto, model: onnx.ModelProto) -> None:
 
 
 def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
-    """What differs between two models that ought to be the same; empty if nothing does."""
-    if (model.ir_version, list(model.opset_import)) != (
-        simplified.ir_version,
-        list(simplified.opset_import),
-    ):
+    """Describe the difference of two models; empty if they are equal."""
+    versions = [(one.ir_version, list(one.opset_import)) for one in (model, simplified)]
+    if versions[0] != versions[1]:
         return "onnx-simplifier changed the opset or the IR version"
     for part in ("input", "output"):
         if list(getattr(model.graph, part)) != list(getattr(simplified.graph, part)):
@@ -87,7 +76,7 @@ def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
 
 
 def _feeds(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
-    """Seeded values from 0 to 1 for every input."""
+    """Return seeded values from 0 to 1 for every input."""
     rng = np.random.default_rng(SEED)
     feeds = {}
     for value in model.graph.input:

@@ -1,8 +1,7 @@
-"""Two measures of how well an artifact agrees with its reference: tensors, and candidates.
+"""Measure how an artifact agrees with its reference, by tensors and by candidates.
 
-Tensors tell whether the same function is computed; candidates (boxes before suppression) whether a
-user would notice. Both are needed: a tensor's worst value may belong to no object, and the best
-candidates may hide a broken level.
+Candidates are boxes before NMS. Both are needed: a tensor's worst value may belong to no object,
+and the best candidates may hide a broken level.
 """
 
 from __future__ import annotations
@@ -19,54 +18,49 @@ from y7edge.artifact.manifest import LevelInfo
 Floats = NDArray[np.float32]
 
 BEST = 100
-"""How many of the reference's best candidates are compared, over all images."""
+"""The number of the reference's best candidates that are compared, over all images."""
 
 
 @dataclass
 class TensorAgreement:
-    """Agreement of one output over all images; ``add`` takes one image after another.
+    """Agreement of one output over all images.
 
-    The cosine is that of the values less the reference's mean of each channel: otherwise the bias
-    of a channel carries it, whatever the image.
+    The cosine is taken after subtracting the reference's mean of each channel: otherwise a
+    channel's bias dominates it, whatever the image.
     """
 
     channel_axis: int
     deviation: float = 0.0
-    _sums: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros((5, 1)))
     _count: int = 0
 
     def add(self, reference: Floats, found: Floats) -> None:
-        """Take in one image's output, the same shape twice."""
-        r = np.moveaxis(reference, self.channel_axis, 0).reshape(
-            reference.shape[self.channel_axis], -1
+        """Add one image's outputs, two tensors of one shape."""
+        channels = reference.shape[self.channel_axis]
+        r, f = (
+            np.moveaxis(tensor, self.channel_axis, 0).reshape(channels, -1)
+            for tensor in (reference, found)
         )
-        f = np.moveaxis(found, self.channel_axis, 0).reshape(r.shape)
         scale = float(np.abs(r).max())
         worst = float(np.abs(f - r).max())
-        if worst:  # a reference of zeros has no scale, and needs none where it is met
+        if worst:  # a reference of zeros has no scale
             worst = worst / scale if scale else np.inf
         self.deviation = float(np.maximum(self.deviation, worst))  # unlike max(), keeps NaN
-        wide_r, wide_f = r.astype(np.float64), f.astype(np.float64)
-        parts = {
-            "r": wide_r.sum(1),
-            "f": wide_f.sum(1),
-            "rr": np.einsum("cn,cn->c", wide_r, wide_r),
-            "ff": np.einsum("cn,cn->c", wide_f, wide_f),
-            "rf": np.einsum("cn,cn->c", wide_r, wide_f),
-        }
-        for name, part in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + part
+        wide = r.astype(np.float64), f.astype(np.float64)
+        pairs = ((0, 0), (1, 1), (0, 1))
+        products = [np.einsum("cn,cn->c", wide[a], wide[b]) for a, b in pairs]
+        self._sums = self._sums + np.stack([wide[0].sum(1), wide[1].sum(1), *products])
         self._count += r.shape[1]
 
     @property
     def cosine(self) -> float:
-        """Cosine over all that was added; of what varies nowhere, 1 if it is the same, else NaN."""
-        s, n = self._sums, self._count
-        mean = s["r"] / n
-        with np.errstate(invalid="ignore"):  # infinities become NaN, which fails as it should
-            dot = (s["rf"] - mean * s["f"]).sum()
-            rr = (s["rr"] - mean * s["r"]).sum()
-            ff = (s["ff"] - 2 * mean * s["f"] + n * mean * mean).sum()
+        """Cosine over all images; of constant channels 1 if they are equal, else NaN."""
+        (sum_r, sum_f, sum_rr, sum_ff, sum_rf), n = self._sums, self._count
+        mean = sum_r / n
+        with np.errstate(invalid="ignore"):  # infinities become NaN, which fails the proof
+            dot = (sum_rf - mean * sum_f).sum()
+            rr = (sum_rr - mean * sum_r).sum()
+            ff = (sum_ff - 2 * mean * sum_f + n * mean * mean).sum()
         if rr == ff == 0:
             return 1.0
         return float(dot / np.sqrt(rr * ff)) if rr > 0 and ff > 0 else float("nan")
@@ -83,11 +77,11 @@ class Decoded:
 def decode(
     heads: Sequence[Floats], levels: Sequence[LevelInfo], nc: int, *, activated: bool = False
 ) -> Decoded:
-    """Decode one image's heads, each (1, A x (5 + nc), H, W), without any threshold.
+    """Decode one image's heads, each (1, A x (5 + nc), H, W), without a threshold.
 
     N runs over levels, anchors, rows, columns. With one class the score is the objectness alone.
-    ``activated`` heads are probabilities, others logits. Independent of the Detector's decoding,
-    which the proof compares with this one.
+    ``activated``: heads are probabilities, not logits. Independent of the Detector's decoding,
+    which the proof checks with it.
     """
     boxes, scores = [], []
     for head, level in zip(heads, levels, strict=True):
@@ -106,14 +100,14 @@ def decode(
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """Probabilities in float32."""
+    """Return probabilities, float32."""
     probability: NDArray[Any] = 1 / (1 + np.exp(-np.clip(logits.astype(np.float32), -80, 80)))
     return probability
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One of the reference's best: where it stands, its class, its score and its box."""
+    """A candidate of the reference; ``index`` is its place among the N of its image."""
 
     image: int
     index: int
@@ -123,7 +117,7 @@ class Candidate:
 
 
 def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
-    """What one image offers to ``choose``: its best, and one of each rung, best first."""
+    """Return one image's best candidates, and one of each hundredth of score, best first."""
     top = decoded.scores.max(axis=1)
     order = np.argsort(-top, kind="stable")
     _, rungs = np.unique(_rung(top[order]), return_index=True)
@@ -136,10 +130,10 @@ def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
 
 
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The best of all images, and below them one candidate of each hundredth of score.
+    """Choose the best of all images, and one candidate of each hundredth of score.
 
-    The best alone prove little of a good model on crowded images: their scores are all the same,
-    near 1, where the sigmoid is flat.
+    The best alone prove little: on crowded images their scores are near 1, where the sigmoid is
+    flat.
     """
     ranked = sorted(candidates, key=lambda c: (-c.score, c.image, c.index))
     ladder = {int(_rung(np.float32(c.score))): c for c in reversed(ranked)}
@@ -159,23 +153,19 @@ class CandidateAgreement:
     score: float = 0.0
 
     def add(self, candidate: Candidate, decoded: Decoded, *, is_best: bool) -> None:
-        """Compare one candidate with the artifact's answer in its place.
-
-        Boxes count among the best only: where nothing was found they are of no use to anybody.
-        """
-        overlap = iou(candidate.box, decoded.boxes[candidate.index]) if is_best else 1.0
-        difference = abs(
-            float(decoded.scores[candidate.index, candidate.class_id]) - candidate.score
-        )
-        self.iou = min(self.iou, overlap)
+        """Compare one candidate with the artifact's; boxes only of the best, near objects."""
+        score = float(decoded.scores[candidate.index, candidate.class_id])
+        difference = abs(score - candidate.score)
+        if is_best:
+            self.iou = min(self.iou, iou(candidate.box, decoded.boxes[candidate.index]))
         self.score = float(np.maximum(self.score, difference))  # unlike max(), keeps NaN
 
 
 def iou(a: Floats, b: Floats) -> float:
-    """IoU of two boxes cx, cy, w, h in pixels; 0 if one holds NaN.
+    """Return the IoU of two boxes cx, cy, w, h in pixels; 0 if one holds NaN.
 
-    A side below one pixel counts as one pixel: where a logit is saturated, boxes shrink to nothing,
-    and the last bit of their centres would decide.
+    Sides below one pixel count as one: where a logit is saturated boxes shrink to nothing, and the
+    last bit of their centres would decide.
     """
     first, second = a.astype(np.float64), b.astype(np.float64)
     first[2:], second[2:] = np.maximum(first[2:], 1), np.maximum(second[2:], 1)

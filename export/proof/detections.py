@@ -1,15 +1,15 @@
-"""Compare the boxes that the Detector returns with those that the reference's heads give.
+"""Compare the Detector's boxes with those of the reference's heads.
 
-Letterbox and decoding stand here a second time on purpose (with ``images`` and ``agreement``): a
-proof must not share code with what it checks. Suppression is checked by its definition instead of
-run again, so that rounding at one threshold has no consequences for other boxes:
+A proof must not share code with what it checks, so letterbox (``images``) and decoding
+(``agreement``) have a second implementation. NMS is checked by its definition, so that rounding at
+one threshold does not affect other boxes:
 
 * every box of the Detector is a candidate of the reference, no two the same one;
 * no two boxes of one class overlap by more than the threshold;
 * every other candidate overlaps a better box of its class by more than the threshold.
 
-Only the result of greedy suppression has all three properties. Scores and overlaps within the
-tolerance of a threshold, or of each other, may go either way.
+Only the result of greedy NMS has all three properties. Scores and overlaps within the tolerance of
+a threshold, or of each other, may go either way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
 Kept = list[tuple[int, NDArray[np.intp], Wide]]
-"""Of each box that stays: its class, the candidates that it may be, their IoU with every one."""
+"""For each matched box: its class, the candidates that it may be, their IoU with all."""
 
 
 def compare_detections(
@@ -42,12 +42,9 @@ def compare_detections(
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Detect in every frame and compare with the reference's answers.
-
-    ``answers`` and ``levels`` are the reference's; ``conf`` takes the place of the manifest's.
-    """
+    """Detect in every frame and compare with the reference's ``answers`` at threshold ``conf``."""
     max_det = manifest.thresholds.max_det
-    # Not closed: the session is the caller's.
+    # Not closed: the caller owns the session.
     detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
     boxes = unmatched = 0
     edge = score = 0.0
@@ -62,7 +59,7 @@ def compare_detections(
 
 
 class _Candidates:
-    """What could be detected in one image; after ``unmatched``, the largest differences."""
+    """The candidates of one image; after ``unmatched``, the largest differences."""
 
     def __init__(
         self,
@@ -74,7 +71,6 @@ class _Candidates:
     ) -> None:
         self.edge = self.score = 0.0
         self._conf, self._thresholds, self._limits = conf, manifest.thresholds, limits
-        # What is too near to a threshold to decide.
         self._near_score = limits.deviation or limits.score
         self._near_iou = limits.deviation or 1 - limits.iou
         near = decoded.scores.max(axis=1) > conf - limits.score - self._near_score
@@ -92,7 +88,7 @@ class _Candidates:
         self._visible = seen.all(axis=1)
 
     def unmatched(self, found: Detections) -> int:
-        """How many boxes only the Detector or only the reference has."""
+        """Count the boxes that only the Detector or only the reference has."""
         taken: list[int] = []
         kept: Kept = []
         rows = zip(found.xyxy, found.confidence, found.class_id, strict=True)
@@ -106,7 +102,7 @@ class _Candidates:
     def _fitting(
         self, box: Wide, confidence: float, class_id: int, taken: list[int]
     ) -> NDArray[np.intp]:
-        """Indices of the candidates that are this box within the tolerance, the nearest first."""
+        """Return the candidates that equal this box within the tolerance, the nearest first."""
         edge = (np.abs(self._placed - box) / self._side).max(axis=1, initial=0)
         score = np.abs(self._scores[:, class_id] - confidence)
         fits = self._may_be(class_id) & (score <= self._limits.score)
@@ -122,7 +118,7 @@ class _Candidates:
         return indices
 
     def _overlapping(self, kept: Kept) -> int:
-        """Boxes that a better one should have suppressed."""
+        """Count boxes that a better one should have suppressed."""
         limit = self._thresholds.iou + self._near_iou
         return sum(
             any(
@@ -133,12 +129,12 @@ class _Candidates:
         )
 
     def _missing(self, kept: Kept, found: Detections) -> int:
-        """Visible candidates above the threshold that are neither detected nor suppressed."""
+        """Count visible candidates above the threshold, neither detected nor suppressed."""
         least = self._conf
         if len(found) >= self._thresholds.max_det:
             least = float(found.confidence.min()) + self._near_score
         lacking = self._visible & (self._best > least + self._near_score)
-        # Boxes in the border of the letterbox suppress others, and are dropped afterwards.
+        # Boxes in the letterbox's border suppress others and are dropped afterwards.
         hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
         classes = [int(self._scores[i].argmax()) for i in hidden]
         dropped = [(c, hidden[[n]], self._iou(hidden[[n]])) for n, c in enumerate(classes)]
@@ -150,12 +146,12 @@ class _Candidates:
         return int(lacking.sum())
 
     def _may_be(self, class_id: int) -> NDArray[np.bool_]:
-        """Candidates of which no class is clearly better than this one."""
+        """Return the candidates for which no class is clearly better than this one."""
         tied: NDArray[np.bool_] = self._scores[:, class_id] >= self._best - 2 * self._near_score
         return tied
 
     def _iou(self, indices: NDArray[np.intp]) -> Wide:
-        """IoU of some candidates with every one, in the input, not clipped to the image."""
+        """Return the IoU of some candidates with all, in the input, not clipped to the image."""
         some, every = self._corners[indices, None], self._corners
         sides = np.minimum(some[..., 2:], every[:, 2:]) - np.maximum(some[..., :2], every[:, :2])
         shared = sides.clip(0).prod(axis=2)

@@ -1,19 +1,17 @@
 """Compare an artifact, run in its own engine, with the unfolded model that it came from.
 
-A proof uses images, not noise: 8 of the user's, of the data set, or synthetic scenes. Its status is
-*passed*, *failed*, or *inconclusive* where the reference's scores hardly differ, so that agreement
-would mean nothing; inconclusive is a failure.
+The status is *passed*, *failed*, or *inconclusive* if the reference's scores hardly differ, so that
+agreement would mean nothing; inconclusive is a failure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
@@ -45,10 +43,10 @@ from y7edge.export.proof.images import ProofImages
 from y7edge.export.proof.probes import decode_outputs, outputs_of, proved_batches
 from y7edge.export.proof.reference import Answer, Reference
 from y7edge.runtimes import registry
-from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
+from y7edge.runtimes.base import Session, SessionOptions
 
 SPREAD = 0.2
-"""The candidates' scores must differ by this much, or nothing is proved."""
+"""The least spread of the candidates' scores; below it the proof is inconclusive."""
 
 _LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}
 
@@ -56,12 +54,12 @@ Progress = Callable[[str], None]
 
 
 def tolerance(precision: str, deviation: float) -> Tolerance:
-    """The limits for an artifact of this precision; ``deviation`` is the runtime's constant."""
-    if precision != "fp32" and precision not in _LARGEST:
-        raise ConfigError(f"precision {precision} has no limits that a proof could hold it to")
+    """Return the limits for a precision; ``deviation`` is the runtime's constant."""
     if precision == "fp32":
         return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
-    # Half of the range is left to images brighter than those of the proof.
+    if precision not in _LARGEST:
+        raise ConfigError(f"there are no limits for a proof in precision {precision}")
+    # Half of the range is reserved for images brighter than those of the proof.
     return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, 0.015)
 
 
@@ -77,14 +75,9 @@ def prove(
 ) -> ParityReport:
     """Run an artifact and its reference on the same images and compare.
 
-    Args:
-        artifact: the file as it will be used.
-        reference: the model that it came from.
-        images: prepared for the artifact's input.
-        backend: name of the runtime; "auto" is the one that opens the file.
-        device: of the engine.
-        threads: of the engine; None: its own choice.
-        progress: called with one line per step.
+    ``images`` are letterboxed to the artifact's input. ``backend`` is the name of a runtime, "auto"
+    the one that opens the file; ``threads`` None is the engine's choice. ``progress`` is called
+    with one line per step.
 
     Raises:
         ConfigError: the backend does not exist or does not read this kind of file.
@@ -99,9 +92,10 @@ def prove(
     session = registry.open_session(artifact, options, backend)
     try:
         tell(f"{engine}: {session.arithmetic}")
-        chosen = _choose(answers, manifest)
-        outputs, candidates = _compare_all(session, manifest, images, answers, chosen)
-        # Low enough that there is something to detect.
+        decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in answers)
+        chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
+        outputs, candidates = _compare(session, manifest, images, answers, chosen)
+        # Low enough to detect something.
         conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
         spec = reference.checkpoint.spec
         levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
@@ -130,25 +124,17 @@ def prove(
 
 
 def require_passed(report: ParityReport, subject: str) -> None:
-    """Raise ParityError with the report unless the proof passed; ``subject`` begins the message."""
+    """Raise ParityError unless the proof passed; ``subject`` begins the message."""
     if report.status == "passed":
         return
     verdict = "cannot be proved" if report.status == "inconclusive" else "differs from its model"
     raise ParityError(f"{subject} {verdict}: {'; '.join(report.problems)}", report)
 
 
-def _choose(answers: Sequence[Answer], manifest: Manifest) -> list[Candidate]:
-    """The reference's candidates that are compared, best first."""
-    found: list[Candidate] = []
-    for image, answer in enumerate(answers):
-        found += candidates_of(image, decode(answer.heads, manifest.levels, manifest.nc))
-    return choose(found)
-
-
 def _run(
     session: Session, manifest: Manifest, images: ProofImages, batch: int
 ) -> list[dict[str, Floats]]:
-    """Outputs for each image, run ``batch`` at a time; the last batch is filled by repeating."""
+    """Return each image's outputs, run in batches; the last image fills the last batch."""
     inputs = images.inputs
     results: list[dict[str, Floats]] = []
     for start in range(0, len(inputs), batch):
@@ -156,66 +142,48 @@ def _run(
         feed = as_input(np.concatenate(taken), manifest.input)
         given = session.infer({manifest.input.name: feed})
         for i in range(min(batch, len(inputs) - start)):
-            results.append(
-                {spec.name: _real(given[spec.name][i : i + 1], spec) for spec in session.outputs}
-            )
+            one = {spec: given[spec.name][i : i + 1] for spec in session.outputs}
+            results.append({s.name: dequantised(v, s).astype(np.float32) for s, v in one.items()})
     return results
 
 
-def _real(values: NDArray[Any], spec: TensorSpec) -> Floats:
-    real = values if spec.scale is None else dequantised(values, spec)
-    return real.astype(np.float32, copy=False)
-
-
-def _compare_all(
+def _compare(
     session: Session,
     manifest: Manifest,
     images: ProofImages,
     answers: Sequence[Answer],
     chosen: Sequence[Candidate],
 ) -> tuple[dict[str, TensorDifference], CandidateDifference]:
-    """Outputs and candidates, the worst of all batch sizes."""
-    outputs: dict[str, tuple[float, float]] = {}
-    agreement = CandidateAgreement()
+    """Compare outputs and candidates; the worst of all batch sizes counts."""
+    worst: dict[str, tuple[float, float]] = {}
+    candidates = CandidateAgreement()
     for batch in proved_batches(manifest):
+        agreements = {
+            output.name: TensorAgreement(channel_axis=1 if output.layout == "NCHW" else -1)
+            for output in manifest.outputs
+        }
         found = _run(session, manifest, images, batch)
-        _compare(found, answers, chosen, manifest, outputs, agreement)
-    spread = chosen[0].score - chosen[-1].score
-    candidates = CandidateDifference(len(chosen), agreement.iou, agreement.score, spread)
-    return {name: TensorDifference(*worst) for name, worst in outputs.items()}, candidates
-
-
-def _compare(
-    found: Sequence[Mapping[str, Floats]],
-    answers: Sequence[Answer],
-    chosen: Sequence[Candidate],
-    manifest: Manifest,
-    outputs: dict[str, tuple[float, float]],
-    candidates: CandidateAgreement,
-) -> None:
-    """Take one batch size's results into ``outputs`` and ``candidates``: the worst is kept."""
-    agreements = {
-        output.name: TensorAgreement(channel_axis=1 if output.layout == "NCHW" else -1)
-        for output in manifest.outputs
-    }
-    for image, (result, answer) in enumerate(zip(found, answers, strict=True)):
-        expected = outputs_of(answer, manifest)
+        for image, (result, answer) in enumerate(zip(found, answers, strict=True)):
+            expected = outputs_of(answer, manifest)
+            for name, agreement in agreements.items():
+                agreement.add(expected[name], result[name])
+            decoded = decode_outputs(result, manifest)
+            for rank, candidate in enumerate(chosen):
+                if candidate.image == image:
+                    candidates.add(candidate, decoded, is_best=rank < BEST)
         for name, agreement in agreements.items():
-            agreement.add(expected[name], result[name])
-        decoded = decode_outputs(result, manifest)
-        for rank, candidate in enumerate(chosen):
-            if candidate.image == image:
-                candidates.add(candidate, decoded, is_best=rank < BEST)
-    for name, agreement in agreements.items():
-        deviation, cosine = outputs.get(name, (0.0, 1.0))
-        outputs[name] = (  # unlike max() and min(), these keep NaN
-            float(np.maximum(deviation, agreement.deviation)),
-            float(np.minimum(cosine, agreement.cosine)),
-        )
+            deviation, cosine = worst.get(name, (0.0, 1.0))
+            worst[name] = (  # unlike max() and min(), these keep NaN
+                float(np.maximum(deviation, agreement.deviation)),
+                float(np.minimum(cosine, agreement.cosine)),
+            )
+    spread = chosen[0].score - chosen[-1].score
+    difference = CandidateDifference(len(chosen), candidates.iou, candidates.score, spread)
+    return {name: TensorDifference(*values) for name, values in worst.items()}, difference
 
 
 def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
-    """Status and problems. What is not a number is beyond every limit."""
+    """Return status and problems; NaN is beyond every limit."""
     limits, candidates, peak = measured.tolerance, measured.candidates, measured.activations
     problems = []
     for name, found in measured.outputs.items():
@@ -246,15 +214,15 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
             problems.append(f"{probe.key} allows {probe.tolerance}, at most {limits.probe:g}")
     if not _at_most(peak.peak, limits.peak):
         problems.append(
-            f"an activation of {peak.at} reaches {peak.peak:.3g}, more than half of what "
-            f"the format holds ({limits.peak:g}): use fp32"
+            f"an activation of {peak.at} reaches {peak.peak:.3g}, more than half of the format's "
+            f"range ({limits.peak:g}): use fp32"
         )
     if problems:
         return "failed", tuple(problems)
     if not _at_least(candidates.score_spread, SPREAD):
         problem = (
             f"inconclusive, the reference's scores spread over {candidates.score_spread:.3f} "
-            f"only, at least {SPREAD} is needed: give images with objects that it knows "
+            f"only, at least {SPREAD} is needed: give images with objects that it detects "
             "(--images FOLDER), or train longer"
         )
         return "inconclusive", (problem,)
@@ -270,7 +238,7 @@ def _at_least(value: float | None, limit: float | None) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """The same with four digits of every measured number, None where it is not finite."""
+    """Round every measured number to four digits; None if it is not finite."""
     if is_dataclass(value) and not isinstance(value, type | Tolerance):
         return replace(value, **{f.name: _finite(getattr(value, f.name)) for f in fields(value)})
     if isinstance(value, dict):

@@ -1,8 +1,7 @@
-"""Probes: inputs by recipe with sampled reference outputs, for the self-test on the robot.
+"""Probes: inputs by recipe with sampled outputs of the reference, for the self-test.
 
-The samples come from the reference model, not from the artifact: a self-test repeats the proof, it
-does not compare the artifact with itself. Every level is sampled at its largest values, which any
-change of scale moves most, and evenly over the rest.
+Every output is sampled at its largest values, which a change of scale moves most, and evenly over
+the rest.
 """
 
 from __future__ import annotations
@@ -19,40 +18,34 @@ from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
 
 PROBES = 2
-"""Inputs for each batch size that is proved."""
+"""Inputs of the first batch size; further ones have one."""
 
 VALUES = 96
 """Sampled values of each output."""
 
 EXTREME = 32
-"""How many of them are the largest magnitudes."""
+"""Of them, those of the largest magnitudes."""
 
 
 def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> tuple[Probe, ...]:
-    """Ask the reference and sample what it says.
+    """Sample the reference's outputs for the artifact that ``manifest`` describes.
 
-    Args:
-        manifest: of the artifact to be; its input, outputs and levels count.
-        reference: the model that it comes from.
-        tolerance: largest deviation that a self-test accepts, as a part of the output's largest
-            magnitude.
+    ``tolerance``: the largest deviation that a self-test accepts, as a fraction of the output's
+    largest magnitude.
     """
-    image = manifest.input
+    image, batches = manifest.input, proved_batches(manifest)
     probes = []
-    for batch in proved_batches(manifest):
-        for number in range(PROBES if batch == proved_batches(manifest)[0] else 1):
-            key = f"probe{number}-batch{batch}"
-            pixels = probe_input(RECIPE, key, (batch, 3, image.height, image.width))
-            answer = reference.answer(pixels)
-            samples = tuple(
-                _sample(name, tensor, key) for name, tensor in outputs_of(answer, manifest).items()
-            )
-            probes.append(Probe(RECIPE, key, batch, input_crc32(pixels), tolerance, samples))
+    for number, batch in [*enumerate(batches[:1] * PROBES), *((0, b) for b in batches[1:])]:
+        key = f"probe{number}-batch{batch}"
+        pixels = probe_input(RECIPE, key, (batch, 3, image.height, image.width))
+        outputs = outputs_of(reference.answer(pixels), manifest)
+        samples = tuple(_sample(name, tensor) for name, tensor in outputs.items())
+        probes.append(Probe(RECIPE, key, batch, input_crc32(pixels), tolerance, samples))
     return tuple(probes)
 
 
 def adapted_probes(before: Manifest, after: Manifest, tolerance: float) -> tuple[Probe, ...]:
-    """The probes of ``before`` for the outputs of ``after``: their names, layouts, activations."""
+    """Convert the probes of ``before`` to the outputs' names, layouts, activations of ``after``."""
     pairs = {
         old.name: (old, new)
         for old in before.outputs
@@ -70,7 +63,7 @@ def adapted_probes(before: Manifest, after: Manifest, tolerance: float) -> tuple
 
 
 def _adapted(samples: Samples, batch: int, old: OutputInfo, new: OutputInfo) -> Samples:
-    """Samples of a tensor as those of the same tensor in another layout or activation."""
+    """Convert samples of a tensor to another layout or activation."""
     if (old.layout, old.activation) == (new.layout, new.activation):
         return replace(samples, output=new.name)
     place = np.arange(batch * math.prod(map(int, old.shape[1:]))).reshape(batch, *old.shape[1:])
@@ -90,16 +83,19 @@ def _adapted(samples: Samples, batch: int, old: OutputInfo, new: OutputInfo) -> 
 
 
 def proved_batches(manifest: Manifest) -> tuple[int, ...]:
-    """Batch sizes that a proof runs: the fixed one, or 1 and 3."""
+    """Return the batch sizes that a proof runs: the fixed one, or 1 and 3."""
     batch = manifest.input.batch
     return (1, 3) if batch == "dynamic" else (int(batch),)
 
 
 def outputs_of(answer: Answer, manifest: Manifest) -> dict[str, Floats]:
-    """A reference answer as the artifact's outputs: their roles, layouts and activations."""
+    """Convert a reference answer to the artifact's outputs: their roles, layouts, activations."""
     if manifest.outputs[0].role == "head":
-        pairs = zip(manifest.outputs, answer.heads, strict=True)
-        return {output.name: _as_output(head, output) for output, head in pairs}
+        found = {}
+        for output, head in zip(manifest.outputs, answer.heads, strict=True):
+            values = sigmoid(head) if output.activation == "sigmoid" else head
+            found[output.name] = values.transpose(0, 2, 3, 1) if output.layout == "NHWC" else values
+        return found
     images = [
         decode([head[i : i + 1] for head in answer.heads], manifest.levels, manifest.nc)
         for i in range(len(answer.heads[0]))
@@ -122,13 +118,7 @@ def decode_outputs(outputs: Mapping[str, Floats], manifest: Manifest) -> Decoded
     return decode(heads, manifest.levels, manifest.nc, activated=activated)
 
 
-def _as_output(head: Floats, output: OutputInfo) -> Floats:
-    """Logits (B, C, H, W) in the layout and activation of an output."""
-    values = sigmoid(head) if output.activation == "sigmoid" else head
-    return values.transpose(0, 2, 3, 1) if output.layout == "NHWC" else values
-
-
-def _sample(name: str, tensor: Floats, key: str) -> Samples:
+def _sample(name: str, tensor: Floats) -> Samples:
     flat = tensor.reshape(-1)
     count = min(VALUES, flat.size)
     extreme = np.argsort(-np.abs(flat), kind="stable")[: min(EXTREME, count)]
@@ -143,5 +133,5 @@ def _sample(name: str, tensor: Floats, key: str) -> Samples:
 
 
 def _rounded(value: float) -> float:
-    """Seven digits: as many as a float32 has, half the bytes of its repr."""
+    """Round to seven digits, those of a float32."""
     return float(f"{value:.7g}")

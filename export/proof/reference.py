@@ -1,8 +1,7 @@
-"""Outputs of the unfolded training model, which every artifact is compared with.
+"""Run the unfolded model, which every artifact is compared with.
 
-It runs in torch, float32, on the CPU, once for each checkpoint and input; answers are kept on disk,
-in ``$Y7EDGE_CACHE``, else ``~/.cache/y7edge``. The key of an answer covers weights, input, torch
-and the sources of the model, so that no other model's answer is taken for this one's.
+It runs in torch, float32, on the CPU. Answers are cached on disk by weights, input, version of
+torch and source code of the model (``$Y7EDGE_CACHE``, else ``~/.cache/y7edge``).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from y7edge.nn.build import Model
 
 CACHE_BYTES = 2 << 30
-"""The cache keeps its newest answers up to this size."""
+"""The cache keeps the answers used last, up to this size."""
 
 _SOURCES = ("nn", "models")
 _log = logging.getLogger(__name__)
@@ -42,9 +41,8 @@ _log = logging.getLogger(__name__)
 class Answer:
     """Reference outputs for one input.
 
-    ``heads``: per level (B, anchors x (5 + nc), H, W) float32, in the layout of an exported graph.
-    ``peak``: largest magnitude that any activation takes between two layers, before its
-    non-linearity; ``peak_at`` names the layer.
+    ``heads``: per level (B, anchors x (5 + nc), H, W) float32, as in an exported graph. ``peak``:
+    the largest magnitude of any activation before its non-linearity; ``peak_at`` names the layer.
     """
 
     heads: tuple[NDArray[np.float32], ...]
@@ -53,26 +51,26 @@ class Answer:
 
 
 class Reference:
-    """A checkpoint as it was trained: BatchNorm, branches and implicit knowledge in place."""
+    """A checkpoint as it was trained, with BatchNorm, branches and implicit knowledge."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path | None = None) -> None:
-        """Nothing runs yet; RuntimeMissing if torch is not installed."""
+        """Raise RuntimeMissing if torch is not installed; run nothing yet."""
         require({"torch": "y7edge[export]"}, "a proof")
         self.checkpoint = checkpoint
         self._folder = folder or cache_folder("reference")
 
     @property
     def description(self) -> str:
-        """The reference, for reports."""
+        """Description for reports."""
         form = self.checkpoint.form
         state = "folded already" if form == "folded" else f"{form} form, not folded"
         return f"{state}, float32, torch {version('torch')}"
 
     def answer(self, pixels: NDArray[np.float32]) -> Answer:
-        """What the model gives for an input (B, 3, H, W), from the cache if it was asked before.
+        """Return the outputs for an input (B, 3, H, W), from the cache if they are there.
 
         Raises:
-            ParityError: NaN or infinity, with which nothing can be compared.
+            ParityError: an output is NaN or infinite.
         """
         path = self._folder / f"{self._key(pixels)}.npz"
         kept = _read(path, self.checkpoint.spec.levels)
@@ -112,25 +110,19 @@ def _run(model: Model, pixels: NDArray[np.float32]) -> Answer:
     finally:
         for handle in handles:
             handle.remove()
-    heads = tuple(_as_convolution(raw) for raw in raws)
+    # (B, A, H, W, 5 + nc) to (B, A x (5 + nc), H, W)
+    planes = [np.ascontiguousarray(raw.transpose(0, 1, 4, 2, 3)) for raw in raws]
+    heads = tuple(p.reshape(len(p), -1, *p.shape[3:]) for p in planes)
     for level, head in enumerate(heads):
         peaks[f"head{level}"] = float(np.abs(head).max())
     peak_at = max(peaks, key=lambda name: peaks[name])
     return Answer(heads, peaks[peak_at], peak_at)
 
 
-def _as_convolution(raw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B, A, H, W, 5 + nc) to (B, A x (5 + nc), H, W)."""
-    batch, anchors, height, width, values = raw.shape
-    planes = raw.transpose(0, 1, 4, 2, 3)
-    return np.ascontiguousarray(planes).reshape(batch, anchors * values, height, width)
-
-
 def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
-    """Hooks that note the largest magnitude of what a folded graph computes at this module.
+    """Hook a module to record the largest magnitude that a folded graph has there.
 
-    A folded convolution gives what goes into the activation here; sums are the only other place
-    where values grow.
+    The input of an activation is the output of a folded convolution; elsewhere only sums grow.
     """
     from torch import nn
 
@@ -153,7 +145,7 @@ def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
 
 @cache
 def _code() -> str:
-    """Digest of the sources that make the reference, and of torch's version."""
+    """Digest the reference's source code and torch's version."""
     state = hashlib.sha256(version("torch").encode())
     root = Path(y7edge.__file__).parent
     for folder in _SOURCES:
@@ -163,7 +155,7 @@ def _code() -> str:
 
 
 def _read(path: Path, levels: int) -> Answer | None:
-    """A kept answer; None if there is none or it is damaged (the archive holds check sums)."""
+    """Return a cached answer; None if there is none or it is damaged (npz has check sums)."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             heads = tuple(kept[f"head{level}"] for level in range(levels))
@@ -178,7 +170,7 @@ def _read(path: Path, levels: int) -> Answer | None:
 
 
 def _keep(path: Path, answer: Answer) -> None:
-    """Write an answer; without a writable folder the proof only takes longer next time."""
+    """Write an answer; without a writable folder the next proof takes longer."""
     heads: dict[str, Any] = {f"head{level}": head for level, head in enumerate(answer.heads)}
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as stream:
@@ -189,7 +181,7 @@ def _keep(path: Path, answer: Answer) -> None:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the answers that were used least recently, beyond ``CACHE_BYTES``."""
+    """Remove the least recently used answers beyond ``CACHE_BYTES``."""
     files = [(path.stat(), path) for path in folder.glob("*.npz")]
     total = 0
     for stat, path in sorted(files, key=lambda item: -item[0].st_mtime):

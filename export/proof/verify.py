@@ -1,4 +1,4 @@
-"""The proof repeated against the checkpoint: is this file that model, unchanged?"""
+"""Repeat an artifact's proof against its checkpoint."""
 
 from __future__ import annotations
 
@@ -31,22 +31,10 @@ def verify(
 ) -> ParityReport:
     """Check an artifact's digests, that it came from ``against``, and prove it again.
 
-    What the manifest says of classes, anchors and input must be the checkpoint's too: its own
-    digest shows damage, but anybody can compute another.
-
-    Args:
-        path: the artifact.
-        against: the checkpoint that it was exported from.
-        images: images for the proof; None: of the recorded data set, else synthetic scenes.
-        backend: name of the runtime; "auto" is the one that opens the file.
-        device: that the artifact runs on.
-        threads: of the engine; None: its own choice.
-        ignore_digests: compare the numbers only, also of a payload that was changed or of an
-            artifact of another checkpoint of the same shape.
-        progress: called with one line per step.
-
-    Returns:
-        The report of ``parity.prove`` with ``origin``.
+    Classes, anchors and input of the manifest must be the checkpoint's too: a digest detects
+    damage, but anybody can compute another. ``images`` None: those of the recorded data set, else
+    synthetic scenes. With ``ignore_digests`` only the numbers are compared, also of a changed
+    payload or another checkpoint of the same shape. Other options as in ``parity.prove``.
 
     Raises:
         DigestError: file or manifest were changed, or are damaged.
@@ -83,15 +71,15 @@ def verify(
 
 
 def _require_same_model(artifact: Artifact, against: Checkpoint, strict: bool) -> None:
-    """Without equal levels and classes there is nothing to compare number by number.
+    """Raise ParityError unless levels, classes and input are the checkpoint's.
 
-    And heads may agree to the last bit while boxes or names that are made of them are wrong.
+    Otherwise heads could agree to the last bit while boxes or names are wrong.
     """
     manifest, spec, image = artifact.manifest, against.spec, artifact.manifest.input
     anchors = [level.anchors for level in manifest.levels]
     thresholds = Thresholds.of_checkpoint(against.meta) if strict else manifest.thresholds
     names = against.names if strict else manifest.names
-    # Name, size, layout and dtype are the export's to choose.
+    # The export chooses name, size, layout and dtype.
     pixels = (image.color, image.scale, image.letterbox)
     for what, found, expected in (
         ("number of classes", manifest.nc, spec.nc),

@@ -1,8 +1,7 @@
-"""What a target is: a module that turns a folded model into the files of one toolchain.
+"""The protocol of targets: modules that turn a folded model into the files of one toolchain.
 
-A target is a module in this folder, or one named by an entry point of the group
-``y7edge.targets``, with the members of the protocol :class:`Target`. It imports its toolkit inside
-functions only.
+A target is a module in this folder or of an entry point of the group ``y7edge.targets``. It imports
+its toolkit inside functions only.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from y7edge.runtimes.base import parse_device
 
 @dataclass(frozen=True)
 class Unprovable:
-    """In place of a runtime's name: why no engine here can run a target's artifacts."""
+    """The reason why no engine here can run a target's artifacts."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build.
+    """The input of a build.
 
     Attributes:
-        model: The ONNX file to convert, of the precision and with the outputs of ``manifest``.
+        model: The ONNX file to convert, with the precision and outputs of ``manifest``.
         checkpoint: The folded model, for converters that take no ONNX; None if there is none.
-        manifest: Complete but for the payload digest, the probes and the parity report.
+        manifest: Without payload digest, probes and parity report.
         folder: An empty folder to write into.
         name: Name of the main file; side files take its stem.
         images: Calibration inputs, each float32 (1, 3, H, W), RGB, 0 to 1; None if none were given.
-        device: That the artifact is built for, where the toolkit builds for one.
-        options: Target options, checked against the target's ``OPTIONS``.
+        device: The device to build for, where the toolkit builds for one.
+        options: Target options, known to be in ``OPTIONS``.
     """
 
     model: Path
@@ -56,7 +55,7 @@ class BuildRequest:
 
     @property
     def path(self) -> Path:
-        """Where the main file is to be written."""
+        """Path of the main file."""
         return self.folder / self.name
 
 
@@ -64,15 +63,15 @@ class Target(Protocol):
     """A module that builds one kind of artifact."""
 
     NAME: str
-    """What ``--target`` and ``manifest.target`` call it."""
+    """Its name in ``--target`` and in manifests."""
     SUFFIX: str
     """Of its main file, with the dot."""
     NEEDS: Mapping[str, str]
-    """Import name of each package that it needs -> what to install."""
+    """Import name of each package that it needs -> extra to install."""
     PRECISIONS: tuple[str, ...]
-    """Of ``fp32``, ``fp16``..., those that it can build."""
+    """Those of ``fp32``, ``fp16``... that it can build."""
     OUTPUTS: tuple[str, ...]
-    """Of ``heads`` and ``decoded``, those that it can build."""
+    """Those of ``heads`` and ``decoded`` that it can build."""
     RUNTIME: str | Unprovable
     """Name of the runtime that proves its artifacts, or why there is none."""
     OPTIONS: Mapping[str, str]
@@ -81,10 +80,9 @@ class Target(Protocol):
     """Whether it converts the folded checkpoint, so that an ONNX file alone is not enough."""
 
     def build(self, request: BuildRequest) -> Artifact:
-        """Write the files and describe them.
+        """Write the files; return them with a manifest of the outputs, dtypes and layouts made.
 
-        The returned manifest has the outputs, dtypes and layouts that the converter made; its
-        payload digest is computed by the caller, who also writes it. The same request gives the
+        The caller computes the payload digest and writes the manifest. The same request gives the
         same bytes.
         """
 
@@ -95,7 +93,7 @@ class Target(Protocol):
 def require_offered(
     target: Target, outputs: str, precision: str, options: Mapping[str, str]
 ) -> None:
-    """Raise ConfigError for what a target cannot build, and say what it can."""
+    """Raise ConfigError for what a target cannot build."""
     for what, asked, known in (
         ("outputs", outputs, target.OUTPUTS),
         ("precision", precision, target.PRECISIONS),

@@ -34,13 +34,13 @@ def build(request: BuildRequest) -> Artifact:
         for key in list(model.rt_info):  # metadata of the ONNX file, such as another manifest
             del model.rt_info[key]
         model.set_friendly_name(request.manifest.model)
-        # Nodes without a name are called after a counter of the process: other bytes every time.
+        # Nodes without a name are numbered by the process, which would change the bytes.
         for index, node in enumerate(model.get_ordered_ops()):
             if node.get_friendly_name() == node.get_name():
                 node.set_friendly_name(f"{node.get_type_name()}_{index}")
         # By default weights would be compressed to float16.
         engine.save_model(model, str(main), compress_to_fp16=False)
-    except Exception as error:  # OpenVINO's exceptions share no base class but this
+    except Exception as error:  # OpenVINO's exceptions share no other base class
         raise ExportError(f"OpenVINO cannot convert the graph: {one_line(error)}") from error
     return Artifact(main, replace(request.manifest, opset=None), (weights,))
 

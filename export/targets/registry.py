@@ -1,7 +1,4 @@
-"""Which targets exist: the modules of this folder, and those of other packages.
-
-Other packages add theirs with an entry point of the group ``y7edge.targets``.
-"""
+"""Targets: the modules of this folder, and entry points of the group ``y7edge.targets``."""
 
 from __future__ import annotations
 
@@ -14,15 +11,15 @@ TARGETS = Plugins("y7edge.export.targets", "y7edge.targets", "target", name_in="
 
 
 def names() -> list[str]:
-    """All targets, whether what they need is installed or not."""
+    """Return all targets, whether the packages that they need are installed or not."""
     return TARGETS.names()
 
 
 def get(name: str) -> Target:
-    """The target module ``name``.
+    """Return the target module ``name``.
 
     Raises:
         ConfigError: no target has this name.
-        RuntimeMissing: another package announces it and it cannot be imported.
+        RuntimeMissing: another package announces it, but it cannot be imported.
     """
     return cast(Target, TARGETS.get(name))

@@ -181,8 +181,8 @@ def findings(artifact_path):
         fold=FoldProof(
             counts,
             counts | {"batch_norms": 0},
-            FoldReport("float32", (1e-6,), {0: 0.0, 1: 2e-7}, False),
-            FoldReport("float64", (1e-15,), {}, False),
+            FoldReport("float32", (1e-6,), {0: 0.0, 1: 2e-7}),
+            FoldReport("float64", (1e-15,), {}),
         ),
         artifacts=[Artifact(artifact_path, registry.load(artifact_path).manifest)],
         benchmark=Report(
@@ -256,7 +256,7 @@ def test_page_is_self_contained_and_shows_what_was_measured(findings, tmp_path):
         ({"metrics": metrics(float("nan"))}, "mAP@0.5 is nan"),
         ({"shuffled_metrics": metrics(0.05)}, "shuffled mAP@0.5 is 0.0500"),
         (
-            {"fold": FoldReport("float32", (2e-4,), {0: 1e-5}, False)},
+            {"fold": FoldReport("float32", (2e-4,), {0: 1e-5})},
             "the fold deviates by 2.0e-04",
         ),
     ],

@@ -1,4 +1,4 @@
-"""An artifact: the files of one exported model, and the manifest that belongs to them."""
+"""An artifact: the files of one exported model, and their manifest."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Artifact:
     """An exported model for one engine.
 
     Attributes:
-        path: The main file (or folder), which is what users name.
-        manifest: What the artifact says about itself.
-        side_files: The other files that belong to it; empty for most formats.
+        path: The main file or folder.
+        manifest: Its description and proof.
+        side_files: Other files; empty for most formats.
     """
 
     path: Path
@@ -38,19 +38,13 @@ class Artifact:
         """Bytes of all files together."""
         return sum(file.stat().st_size for file in _flat(self.files))
 
-    @property
-    def model_id(self) -> str:
-        """Short name of exactly these weights and this graph: the payload digest's first digits."""
-        return self.manifest.payload_digest[:16]
-
 
 def require_files(files: Sequence[Path]) -> None:
     """Check that all files of an artifact can be read.
 
     Raises:
         ArtifactMissing: one of them does not exist.
-        ArtifactError: one of them is neither a regular file nor a folder: reading a pipe or a
-            device may never end.
+        ArtifactError: one of them is a pipe, socket or device, whose reading may never end.
     """
     for file in files:
         try:
@@ -68,11 +62,9 @@ def require_files(files: Sequence[Path]) -> None:
 
 
 def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
-    """SHA-256 over the contents of several files, each preceded by its length.
+    """Return the SHA-256 of the contents of files, each preceded by its length.
 
-    Args:
-        files: in the order of the artifact; folders are walked in the order of their names.
-        first: the content to digest in place of the first file's (its payload, say).
+    Folders are walked in the order of names; ``first`` replaces the first file's content.
 
     Raises:
         ArtifactError: a file cannot be read.
@@ -94,7 +86,7 @@ def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
 
 
 def _flat(files: Iterable[Path]) -> Iterator[Path]:
-    """Files, and the files below folders in the order of their paths."""
+    """Yield files, and the files below folders in the order of their paths."""
     for file in files:
         if file.is_dir():
             yield from sorted(path for path in file.rglob("*") if path.is_file())
@@ -102,11 +94,11 @@ def _flat(files: Iterable[Path]) -> Iterator[Path]:
             yield file
 
 
-# --- the manifest as a file of its own, for formats that have no room for it ----------------------
+# --- the manifest in a file beside the artifact, for formats that cannot hold it ------------------
 
 
 def sidecar(path: Path) -> Path:
-    """Where the manifest of an artifact stands if its format has no room for one."""
+    """Return the path of the manifest beside an artifact."""
     return path.with_name(path.name + ".json")
 
 
@@ -128,6 +120,6 @@ def read_sidecar(path: Path) -> Manifest:
 
 
 def write_sidecar(artifact: Artifact) -> None:
-    """Write the manifest beside an artifact, in place of the one there."""
+    """Write the manifest beside an artifact."""
     with atomic_write(sidecar(artifact.path)) as temporary:
         temporary.write_text(artifact.manifest.to_json(), encoding="utf-8")

@@ -1,12 +1,10 @@
-"""The manifest: everything that the training side tells the running side about one artifact.
+"""The manifest: everything that a Detector needs to know about an artifact, and its proof.
 
-It travels inside the artifact and carries two digests. Its own is checked at every open, so that
-class names, anchors or thresholds cannot change unnoticed. The payload digest covers graph and
-tensors; it costs a read of the whole file and is checked where that is the question (``selftest``,
-``verify``, ``build``).
+It carries two digests. Its own is checked at every open. The payload digest covers graph and
+tensors; checking it reads the whole file, as ``selftest``, ``verify`` and ``build`` do.
 
-On disk a manifest is *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers, no dates.
-The same content is always the same bytes, and any other bytes are refused.
+On disk a manifest is *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers, no dates. The
+same content is always the same bytes; other bytes are refused.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ from y7edge.artifact.schema import decode
 from y7edge.errors import ArtifactError, DigestError
 
 SCHEMA = 2
-"""Version of the schema that this package writes, and the newest that it reads; 1 is read too."""
+"""Version of the schema that this package writes; it reads 1 too."""
 
 MAX_BYTES = 4 << 20
-"""A manifest is some tens of kilobytes; more than this is not read at all."""
+"""The largest manifest that is read; usual are some tens of kilobytes."""
 
 Dim = int | Literal["dynamic"]
 """One dimension of a tensor."""
@@ -35,14 +33,14 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 _DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[\w.-]{1,64}")
-# Control characters, line separators, and what no UTF-8 text or XML file can hold.
+# Control characters, line separators, and characters that UTF-8 or XML cannot hold.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 _MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image is fitted into the input: resized, centred, padded with grey ``pad``."""
+    """Fitting of an image into the input: resized, centred, padded with grey ``pad``."""
 
     pad: int = 114
 
@@ -52,7 +50,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """The image tensor, values = 8-bit values x ``scale``; layout and dtype as the target chose."""
+    """The image tensor; its values are 8-bit values x ``scale``."""
 
     name: str
     batch: Dim
@@ -65,7 +63,8 @@ class InputInfo:
     letterbox: Letterbox = field(default_factory=Letterbox)
 
     def __post_init__(self) -> None:
-        _check(_is_dim(self.batch), f"batch is {self.batch}, expected 1 to 1024 or 'dynamic'")
+        fits = self.batch == "dynamic" or (isinstance(self.batch, int) and 0 < self.batch <= 1024)
+        _check(fits, f"batch is {self.batch}, expected 1 to 1024 or 'dynamic'")
         for side in (self.height, self.width):
             _check(8 <= side <= 16384, f"the size has a side of {side}, expected 8 to 16384")
         _check(self.dtype in _DTYPES, f"dtype is {self.dtype!r}, expected one of {_DTYPES}")
@@ -81,10 +80,9 @@ class InputInfo:
 class OutputInfo:
     """One output tensor.
 
-    ``head``: (batch, anchors x (5 + nc), rows, columns) of one level, or NHWC; ``activation`` says
-    whether the values are logits or have passed a sigmoid. ``boxes``: (batch, N, 4) cx, cy, w, h in
-    input pixels. ``scores``: (batch, N, nc). These two are NWC and have no activation.
-    Real value of a quantised output = (value - ``zero_point``) x ``scale``.
+    ``head``: (batch, anchors x (5 + nc), rows, columns) of one level, or NHWC, logits or sigmoids.
+    ``boxes``: (batch, N, 4) cx, cy, w, h in input pixels. ``scores``: (batch, N, nc). These two are
+    NWC without activation. Real value of a quantised output = (value - ``zero_point``) x ``scale``.
     """
 
     name: str
@@ -142,10 +140,7 @@ class Thresholds:
 
     @classmethod
     def of_checkpoint(cls, meta: Mapping[str, Any]) -> Thresholds:
-        """The defaults, with the confidence of the best F1 if training left one in ``meta``.
-
-        A damaged entry is no reason to refuse a checkpoint: the default serves.
-        """
+        """Return the defaults, with the confidence of the best F1 if ``meta`` has a valid one."""
         found = meta.get("thresholds")
         conf = found.get("conf") if isinstance(found, Mapping) else None
         usable = isinstance(conf, int | float) and not isinstance(conf, bool) and 0 <= conf <= 1
@@ -167,9 +162,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Samples:
-    """Some values of one reference output, by flat C-order index.
+    """Values of one reference output by flat C-order index.
 
-    ``scale`` is the largest magnitude of the whole tensor: deviations are given as parts of it.
+    ``scale``: the largest magnitude of the tensor; deviations are fractions of it.
     """
 
     output: str
@@ -189,8 +184,8 @@ class Samples:
 class Probe:
     """One input by recipe, and the reference model's outputs for it.
 
-    ``recipe`` names the function that makes the input from ``key`` and ``batch``; ``crc32`` is that
-    of its float32 bytes. ``tolerance`` is the largest deviation allowed, as a part of the scale.
+    ``recipe`` names the function that makes the input from ``key`` and ``batch``; ``crc32`` is of
+    its float32 bytes. ``tolerance``: the largest deviation allowed, as a fraction of the scale.
     """
 
     recipe: str
@@ -209,7 +204,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a Detector needs to know about one artifact, and the proof of it."""
+    """Everything that a Detector needs to know about an artifact, and its proof."""
 
     model: str
     nc: int
@@ -281,12 +276,12 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON of everything but the digest itself."""
-        return _digest(self._body())
+        """SHA-256 of the canonical JSON without the digest."""
+        return _digest(asdict(self))
 
     def to_json(self) -> str:
-        """Canonical JSON, digest included."""
-        return _canonical({**self._body(), "digest": self.digest})
+        """Return canonical JSON with the digest."""
+        return _canonical({**asdict(self), "digest": self.digest})
 
     @staticmethod
     def from_json(text: str | bytes, origin: str = "the file") -> Manifest:
@@ -318,9 +313,6 @@ class Manifest:
             raise ArtifactError(f"{where}: expected schema 1, found no {error}") from error
         return decode(Manifest, current, origin=where, error=ArtifactError)
 
-    def _body(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 _CHANGED = (
     "the manifest of {} was changed after it was proved: its digest does not match; export it "
@@ -331,7 +323,7 @@ _CHANGED = (
 def expected_shapes(
     image: InputInfo, levels: tuple[LevelInfo, ...], nc: int
 ) -> dict[str, tuple[Dim, ...]]:
-    """Shapes of outputs by name: ``head0``, ``head1``... in NCHW, ``boxes`` and ``scores``."""
+    """Return shapes of outputs by name: ``head0``... in NCHW, ``boxes`` and ``scores``."""
     shapes: dict[str, tuple[Dim, ...]] = {}
     candidates = 0
     for index, level in enumerate(levels):
@@ -345,20 +337,20 @@ def expected_shapes(
 
 
 def in_layout(nchw: tuple[Dim, ...], layout: str) -> tuple[Dim, ...]:
-    """A shape of expected_shapes in the layout of a tensor."""
+    """Convert an NCHW shape to a layout."""
     return (nchw[0], *nchw[2:], nchw[1]) if layout == "NHWC" else nchw
 
 
 def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
-    """The content of a schema-1 manifest as schema 2: activations added, unread fields dropped."""
-    image, outputs = data["input"], data["outputs"]
+    """Convert the content of schema 1: add activations, drop unread fields."""
+    image = data["input"]
     return {
         **data,
         "schema": SCHEMA,
         "input": {**image, "letterbox": {"pad": image["letterbox"]["pad"]}},
         "outputs": [
             {**output, "activation": "logit" if output["role"] == "head" else None}
-            for output in outputs
+            for output in data["outputs"]
         ],
     }
 
@@ -369,12 +361,12 @@ def _check(condition: bool, problem: str) -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` with everything escaped that no line of a report may hold."""
+    """Escape characters that a line of a report may not contain."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _check_texts(value: Any, depth: int = 0) -> None:
-    """Refuse control characters in any text, and nesting without end."""
+    """Refuse control characters in any text, and deep nesting."""
     _check(depth <= _MAX_DEPTH, f"its entries are nested more than {_MAX_DEPTH} deep")
     if isinstance(value, str) and _UNPRINTABLE.search(value):
         raise ArtifactError(f"{printable(value[:64])!r} holds a character that cannot be printed")
@@ -383,10 +375,6 @@ def _check_texts(value: Any, depth: int = 0) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _check_texts(item, depth + 1)
-
-
-def _is_dim(value: Dim) -> bool:
-    return value == "dynamic" or (isinstance(value, int) and 0 < value <= 1024)
 
 
 # --- canonical JSON ------------------------------------------------------------------------------
@@ -403,7 +391,7 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def _parse(text: str | bytes, origin: str) -> dict[str, Any]:
-    """JSON object of a manifest, if its bytes are canonical."""
+    """Parse the JSON object of a manifest; its bytes must be canonical."""
     raw = text.encode() if isinstance(text, str) else text
     if len(raw) > MAX_BYTES:
         raise ArtifactError(

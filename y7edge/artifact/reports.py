@@ -1,7 +1,4 @@
-"""Typed reports of a proof and of a self-test; ``to_dict`` gives the JSON that scripts read.
-
-A number is None where it was not finite.
-"""
+"""Typed reports of proofs and self-tests. Numbers that are not finite are None."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ from y7edge.artifact.schema import decode
 from y7edge.errors import ArtifactError
 
 Status = Literal["passed", "failed", "inconclusive", "unverified"]
-"""``unverified``: nobody compared it. ``inconclusive``: the comparison means nothing; a failure."""
+"""``unverified``: not compared. ``inconclusive``: the comparison proves nothing; a failure."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """How many images were compared, and where they came from."""
+    """Number and source of the images compared."""
 
     count: int
     source: str
@@ -27,7 +24,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """Of one output: largest deviation, as a fraction of the largest magnitude, and cosine."""
+    """Of an output: largest deviation as a fraction of the largest magnitude, and cosine."""
 
     deviation: float | None
     cosine: float | None
@@ -45,10 +42,10 @@ class CandidateDifference:
 
 @dataclass(frozen=True)
 class DetectionDifference:
-    """The Detector's boxes against the reference's, after NMS, in pixels of the images.
+    """The Detector's boxes against the reference's, after NMS.
 
-    ``boxes`` is how many the Detector returned, ``unmatched`` how many only one of the two has. Of
-    the others the largest distance of an edge, as a fraction of the box's side, and of a score.
+    ``boxes``: number that the Detector returned; ``unmatched``: number that only one of them has.
+    ``edge_difference`` is a fraction of the box's side.
     """
 
     images: int
@@ -60,7 +57,7 @@ class DetectionDifference:
 
 @dataclass(frozen=True)
 class Peak:
-    """The largest magnitude of any activation, and its layer."""
+    """The largest magnitude of an activation, and its layer."""
 
     peak: float | None
     at: str
@@ -82,9 +79,8 @@ class ProbeResult:
 class Tolerance:
     """Limits of one precision; None: reported only.
 
-    ``deviation`` (largest difference over largest magnitude) and ``cosine`` are those of each
-    output; ``iou`` and ``score`` those of the worst candidate; ``peak`` limits any activation;
-    ``probe`` is what a self-test accepts.
+    ``deviation`` and ``cosine`` of each output, ``iou`` and ``score`` of the worst candidate,
+    ``peak`` of any activation, ``probe`` of a self-test.
     """
 
     deviation: float | None
@@ -97,7 +93,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a comparison with the reference measured, the worst over all images and batch sizes."""
+    """Measurements of a proof, the worst over all images and batch sizes."""
 
     reference: str
     pictures: ImageSource  # the key that scripts read
@@ -116,7 +112,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Origin:
-    """What ``verify`` looked at; a digest is None where it was ignored."""
+    """The artifact of ``verify``, and its digests if they were checked."""
 
     artifact: str
     payload_digest: str | None = None
@@ -125,17 +121,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The proof of an artifact: the verdict, and what was measured where something was."""
+    """The proof of an artifact."""
 
     status: Status
     problems: tuple[str, ...] = ()
     reason: str | None = None  # why it is unverified
-    simplifier: str | None = None  # what became of the graph's simplification
+    simplifier: str | None = None  # result of the graph's simplification
     origin: Origin | None = None
     measured: Measured | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat record: the entries of ``origin`` and ``measured`` stand beside the others."""
+        """Return one flat JSON record, the entries of ``origin`` and ``measured`` included."""
         values = _plain(asdict(self))
         origin, measured = values.pop("origin") or {}, values.pop("measured") or {}
         own = {key: value for key, value in values.items() if value is not None}
@@ -169,13 +165,13 @@ class SelftestReport:
     versions: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return a JSON record."""
         record: dict[str, Any] = _plain(asdict(self))
         return record
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
+    """Convert tuples to lists, and escape texts."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):

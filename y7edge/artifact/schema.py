@@ -31,23 +31,23 @@ _WORDS = {
 
 
 class _MisfitError(Exception):
-    """A value that does not fit; the text begins with its place."""
+    """A value that does not fit; the message begins with its place."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}" if place else problem)
 
 
 def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeError]) -> T:
-    """Decode what a JSON or YAML parser gave into the dataclass ``kind``.
+    """Decode parsed JSON or YAML into the dataclass ``kind``.
 
     Fields may be dataclasses, ``int``, ``float``, ``bool``, ``str``, ``Path``, ``Any``,
-    ``Literal`` of texts, tuples, mappings from text, and unions. A whole number is a float, a bool
-    is not a number. Missing keys take the field's default; dataclasses are taken as they are.
+    ``Literal`` of texts, tuples, mappings from text, and unions. An int is accepted as a float, a
+    bool is not a number. Missing keys take the field's default.
 
     Raises:
         error: an unknown key (with the nearest known one), a missing key, a value of another type,
-            or one that ``__post_init__`` refuses. The message begins with ``origin``, usually a
-            file's name, and names the dotted place.
+            or one that ``__post_init__`` refuses. The message begins with ``origin`` and the
+            dotted place.
     """
     try:
         made: T = _dataclass(kind, values, "")
@@ -57,7 +57,7 @@ def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeErro
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known ones, or all of them."""
+    """Return the end of a message about an unknown name: the nearest known ones, or all."""
     text, known = str(name)[:64].lower(), list(known)
     score = {k: difflib.SequenceMatcher(None, k, text).ratio() for k in known}
     best = max(score.values())
@@ -70,7 +70,7 @@ def _dataclass(kind: Any, values: object, place: str) -> Any:
     if isinstance(values, kind):
         return values
     if not isinstance(values, dict):
-        raise _MisfitError(place, f"expected {_WORDS[Mapping]}, found {_shown(values)}")
+        raise _MisfitError(place, f"expected {_WORDS[Mapping]}, found {repr(values)[:60]}")
     hints, fields = _hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
         if name not in fields:
@@ -89,11 +89,11 @@ def _dataclass(kind: Any, values: object, place: str) -> Any:
         raise _MisfitError(place, str(error)) from error
 
 
-_hints = cache(get_type_hints)  # resolving them is most of the work for a model of 260 rows
+_hints = cache(get_type_hints)  # resolving them takes most of the time
 
 
 def _value(kind: Any, value: object, place: str) -> Any:
-    """``value`` as the annotated type ``kind``."""
+    """Convert ``value`` to the annotated type ``kind``."""
     origin, inner = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, place)
@@ -115,11 +115,11 @@ def _value(kind: Any, value: object, place: str) -> Any:
         return value
     elif kind is Path and isinstance(value, str | Path):
         return Path(value)
-    raise _MisfitError(place, f"expected {_words(kind)}, found {_shown(value)}")
+    raise _MisfitError(place, f"expected {_words(kind)}, found {repr(value)[:60]}")
 
 
 def _union(kinds: tuple[Any, ...], value: object, place: str) -> Any:
-    """``value`` as the first of ``kinds`` that fits."""
+    """Convert ``value`` to the first of ``kinds`` that fits."""
     if value is None and type(None) in kinds:
         return None
     present = [kind for kind in kinds if kind is not type(None)]
@@ -131,17 +131,13 @@ def _union(kinds: tuple[Any, ...], value: object, place: str) -> Any:
         except _MisfitError:
             continue
     words = " or ".join(_words(kind) for kind in kinds)
-    raise _MisfitError(place, f"expected {words}, found {_shown(value)}")
+    raise _MisfitError(place, f"expected {words}, found {repr(value)[:60]}")
 
 
 def _words(kind: Any) -> str:
-    """A type as a message calls it."""
+    """Describe a type for a message."""
     if get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple and get_args(kind)[-1] is not ...:
         return f"a list of {len(get_args(kind))}"
     return _WORDS.get(get_origin(kind) or kind, str(kind))
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:60]

@@ -43,7 +43,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     train: "y7edge train --model yolov7-tiny --data data.yaml --imgsz 320 --epochs 60",
     val: "y7edge val tiny.onnx --data data.yaml --json",
     soup: "y7edge soup a.safetensors b.safetensors --data data.yaml --out soup.safetensors",
-    predict: "y7edge predict tiny.onnx pictures/ --save out/",
+    predict: "y7edge predict tiny.onnx images/ --save out/",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",

@@ -80,7 +80,7 @@ def export(
             target=target,
             outputs=outputs,
             precision=precision,
-            imgsz=imgsz.pair if imgsz else None,
+            imgsz=imgsz,
             batch=batch,
             dynamic=dynamic,
             images=images,
@@ -94,14 +94,14 @@ def export(
 
 
 def default_out(source: str, target: str) -> Path:
-    """The file that an artifact is written to if none is named: here, called like its source."""
+    """Return the default artifact: named like its source, in the working directory."""
     from y7edge.export.targets import registry
 
     return Path(f"{Path(source).stem}{registry.get(target).SUFFIX}")
 
 
 def target_options(given: list[str] | None) -> dict[str, str]:
-    """``NAME=VALUE`` texts as a dictionary.
+    """Parse ``NAME=VALUE`` texts.
 
     Raises:
         typer.BadParameter: a text without ``=``.
@@ -114,7 +114,7 @@ def target_options(given: list[str] | None) -> dict[str, str]:
 
 
 def show_artifact(artifact: Artifact, *, as_json: bool) -> None:
-    """Print what was made, and its proof."""
+    """Print an artifact's description and proof."""
     manifest = artifact.manifest
     record: dict[str, Any] = {
         "artifact": artifact.path,

@@ -33,6 +33,10 @@ def parity_lines(report: ParityReport) -> list[str]:
     images, candidates, limits = measured.pictures, measured.candidates, measured.tolerance
     rows = [(name, found.deviation, found.cosine) for name, found in measured.outputs.items()]
     allowed = ("allowed", limits.deviation, limits.cosine)
+    if not candidates.count:  # built from an ONNX artifact, proved by its probes
+        compared = f"compared with {measured.reference}, {images.count} probes"
+        table_lines = table([("output", "deviation"), *(r[:2] for r in [*rows, allowed])])
+        return [compared, *table_lines, f"computed in {measured.arithmetic}"]
     return [
         f"compared with {measured.reference}, on {images.count} images of",
         images.source,

@@ -34,13 +34,13 @@ def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> N
         lines = table([("name", "parameters", "GFLOPs", "at", "strides"), *rows])
         show({"variants": variants}, lines, as_json=as_json)
         return
-    kind, size = kind_of(model), imgsz.pair if imgsz else None
+    kind = kind_of(model)
     if kind == "artifact":
         record = _artifact(Path(model))
     elif kind == "checkpoint":
-        record = _checkpoint(Path(model), size)
+        record = _checkpoint(Path(model), imgsz)
     else:
-        record = {"kind": "variant", **_of_spec(registry.get(model), size)}
+        record = {"kind": "variant", **_of_spec(registry.get(model), imgsz)}
     show(record, _lines(record), as_json=as_json)
 
 

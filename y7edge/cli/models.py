@@ -41,4 +41,4 @@ def open_detector(text: str, imgsz: ImageSize | None = None, **options: Any) -> 
     from y7edge.detect.detector import Detector
 
     say_random(text)
-    return Detector(text, imgsz=imgsz.pair if imgsz else None, **options)
+    return Detector(text, imgsz=imgsz, **options)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,8 +13,7 @@ import typer
 UsageError: Any = typer.BadParameter.__mro__[1]
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSize:
+class ImageSize(NamedTuple):
     """Height and width of a network's input, pixels."""
 
     height: int
@@ -28,11 +26,6 @@ class ImageSize:
         if match is None or not int(match[1]) or not int(match[2] or match[1]):
             raise typer.BadParameter(f"expected 640, or height x width as 384x640, not {text!r}")
         return cls(int(match[1]), int(match[2] or match[1]))
-
-    @property
-    def pair(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.height, self.width
 
 
 Size = Annotated[

@@ -63,7 +63,7 @@ def predict(
     [{"xyxy", "confidence", "class_id", "class_name"}]}, boxes in pixels of the image; frames of
     a video have "frame_id", from 0.
     """
-    from y7edge.cli.pictures import open_source
+    from y7edge.cli.images import Album, open_source
 
     with ExitStack() as stack:
         detector = stack.enter_context(
@@ -81,15 +81,14 @@ def predict(
         )
         album = None
         if save is not None:
-            from y7edge.cli.saving import Album
             from y7edge.detect.drawing import draw
 
             album = stack.enter_context(Album(save))
-        for picture in open_source(source):
-            found = detector(picture.image, source=str(picture.source), frame_id=picture.frame)
+        for one in open_source(source):
+            found = detector(one.image, source=str(one.source), frame_id=one.frame)
             show(found.to_dict(), [_line(found)], as_json=as_json)
             if album is not None:
-                album.add(picture, draw(picture.image, found))
+                album.add(one, draw(one.image, found))
 
 
 def _line(found: Detections) -> str:

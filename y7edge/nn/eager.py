@@ -7,6 +7,7 @@ Detector that runs artifacts. It is not in the registry of runtimes, since it ne
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from y7edge import __version__
-from y7edge.artifact.manifest import (
-    InputInfo,
-    LevelInfo,
-    Manifest,
-    OutputInfo,
-    Source,
-    Thresholds,
-    expected_shapes,
-)
-from y7edge.errors import ConfigError, DeviceError
-from y7edge.models import shapes
+from y7edge.artifact import description
+from y7edge.artifact.manifest import Manifest
+from y7edge.errors import DeviceError
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.build import Model, from_checkpoint
 from y7edge.nn.source import open_checkpoint
@@ -52,46 +45,14 @@ def open(
 
 
 def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
-    """Return the manifest of a checkpoint, for a Detector.
+    """Return the manifest of a checkpoint that a Detector runs unfolded.
 
     Raises:
         ConfigError: the size is not a multiple of the largest stride.
     """
-    spec, (height, width) = checkpoint.spec, imgsz
-    stride = spec.max_stride
-    if min(imgsz) < stride or height % stride or width % stride:
-        raise ConfigError(
-            f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
-            f"{spec.name}"
-        )
-    image = InputInfo("images", "dynamic", height, width)
-    levels = tuple(
-        LevelInfo(stride, anchors)
-        for stride, anchors in zip(spec.strides, spec.anchors, strict=True)
-    )
-    expected = expected_shapes(image, levels, spec.nc)
-    outputs = tuple(
-        OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i) for i in range(spec.levels)
-    )
-    gflops = round(shapes.gflops(spec, height, width), 4)
-    licence = checkpoint.meta.get("licence")
-    return Manifest(
-        model=spec.name,
-        nc=spec.nc,
-        names=checkpoint.names,
-        input=image,
-        outputs=outputs,
-        levels=levels,
-        source=Source(checkpoint.digest, checkpoint.form, shapes.parameters(spec), gflops),
-        precision="fp32",
-        target="checkpoint",
-        opset=None,
-        payload_digest=checkpoint.digest,
-        thresholds=Thresholds.of_checkpoint(checkpoint.meta),
-        licence=licence if isinstance(licence, str) else None,
-        tools={"y7edge": __version__, "torch": torch.__version__},
-        parity={"status": "source"},
-    )
+    tools = {"y7edge": __version__, "torch": torch.__version__}
+    described = description.describe(checkpoint, checkpoint.spec, imgsz, tools=tools)
+    return replace(described, parity={"status": "source"})
 
 
 class EagerSession(Session):

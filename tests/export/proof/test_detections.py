@@ -106,14 +106,14 @@ HEADS_BROKEN = {
 
 
 def test_anchors_of_the_manifest_that_are_not_the_checkpoints_fail_an_export(monkeypatch, tmp_path):
-    real = pipeline._draft
+    real = pipeline.describe
 
-    def draft(*given):
-        manifest = real(*given)
+    def draft(*given, **options):
+        manifest = real(*given, **options)
         levels = tuple(replace(v, anchors=v.anchors[::-1]) for v in manifest.levels)
         return replace(manifest, levels=levels)
 
-    monkeypatch.setattr(pipeline, "_draft", draft)
+    monkeypatch.setattr(pipeline, "describe", draft)
     with pytest.raises(ParityError, match="boxes differ between the Detector"):
         export(CHECKPOINT, tmp_path / "m.onnx", imgsz=160)
 

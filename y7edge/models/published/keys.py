@@ -19,7 +19,7 @@ from y7edge.models.checkpoint import COUNTER, check_keys
 from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 
-# Our member name to the published one; the first that matches.
+# Our member name to the published one; no result matches another pattern.
 _MEMBERS = (
     (re.compile(r"^dense\.conv\."), "rbr_dense.0."),
     (re.compile(r"^dense\.bn\."), "rbr_dense.1."),
@@ -43,9 +43,7 @@ def published_key(key: str) -> str:
     """Return the published name of one of our weights."""
     _, row, member = key.split(".", 2)
     for pattern, replacement in _MEMBERS:
-        renamed, count = pattern.subn(replacement, member)
-        if count:
-            return f"model.{row}.{renamed}"
+        member = pattern.sub(replacement, member)
     return f"model.{row}.{member}"
 
 

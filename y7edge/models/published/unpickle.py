@@ -255,10 +255,8 @@ _KNOWN: dict[tuple[str, str], object] = {
     ("torch", "LongStorage"): StorageType("<i8"),
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): Inert(_dtype),
-    ("numpy.core.multiarray", "_reconstruct"): Inert(_reconstruct),
-    ("numpy._core.multiarray", "_reconstruct"): Inert(_reconstruct),
-    ("numpy.core.multiarray", "scalar"): Inert(_scalar),
-    ("numpy._core.multiarray", "scalar"): Inert(_scalar),
+    **{(f"numpy.{c}.multiarray", "_reconstruct"): Inert(_reconstruct) for c in ("core", "_core")},
+    **{(f"numpy.{c}.multiarray", "scalar"): Inert(_scalar) for c in ("core", "_core")},
 }
 
 

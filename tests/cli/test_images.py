@@ -1,4 +1,4 @@
-"""Pictures from files, folders, patterns and videos, and drawn ones back into a folder."""
+"""Images from files, folders, patterns and videos, and drawn ones into a folder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from y7edge.cli.pictures import Picture, open_source
-from y7edge.cli.saving import Album
+from y7edge.cli.images import Album, SourceImage, open_source
 from y7edge.errors import OutputError, SourceError
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures, a video of three frames, and a file that is neither."""
+    """Two images, a video of three frames, and a file that is neither."""
     for name, value in (("b.png", 20), ("a.jpg", 10)):
         cv2.imwrite(str(tmp_path / name), np.full((24, 32, 3), value, np.uint8))
     _write_video(tmp_path / "v.avi", frames=3)
@@ -74,8 +73,8 @@ def test_unreadable_sources(folder: Path, source: str, problem: str) -> None:
 def test_album_keeps_names_apart(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     with Album(tmp_path / "out") as album:
-        album.add(Picture(Path("left/a.png"), image), image)
-        album.add(Picture(Path("right/a.png"), image + 9), image + 9)
+        album.add(SourceImage(Path("left/a.png"), image), image)
+        album.add(SourceImage(Path("right/a.png"), image + 9), image + 9)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-2.png", "a.png"]
     assert cv2.imread(str(tmp_path / "out" / "a-2.png")).max() == 9
 
@@ -87,7 +86,7 @@ def test_album_never_overwrites_what_is_read(folder: Path, frame: int | None) ->
     before = source.read_bytes()
     image = np.zeros((24, 32, 3), np.uint8)
     with pytest.raises(OutputError, match="another folder"), Album(folder) as album:
-        album.add(Picture(source, image, frame), image)
+        album.add(SourceImage(source, image, frame), image)
     assert source.read_bytes() == before
 
 
@@ -95,7 +94,7 @@ def test_album_writes_a_video(tmp_path: Path) -> None:
     with Album(tmp_path) as album:
         for index in range(4):
             image = np.full((24, 32, 3), 50 * index, np.uint8)
-            album.add(Picture(Path("v.avi"), image, index), image)
+            album.add(SourceImage(Path("v.avi"), image, index), image)
     assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
     assert len(list(open_source(str(tmp_path / "v.mp4")))) == 4
 
@@ -103,7 +102,7 @@ def test_album_writes_a_video(tmp_path: Path) -> None:
 def test_album_leaves_no_half_video(tmp_path: Path) -> None:
     image = np.zeros((24, 32, 3), np.uint8)
     with pytest.raises(RuntimeError), Album(tmp_path) as album:
-        album.add(Picture(Path("v.avi"), image, 0), image)
+        album.add(SourceImage(Path("v.avi"), image, 0), image)
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 
@@ -111,7 +110,7 @@ def test_album_leaves_no_half_video(tmp_path: Path) -> None:
 def test_album_refuses_a_kind_that_cannot_be_written(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     with Album(tmp_path) as album, pytest.raises(OutputError):
-        album.add(Picture(Path("a.unknown"), image), image)
+        album.add(SourceImage(Path("a.unknown"), image), image)
     assert not list(tmp_path.iterdir())
 
 

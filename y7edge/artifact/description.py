@@ -1,0 +1,93 @@
+"""Describe a checkpoint by a manifest, before or without an export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from y7edge.artifact.manifest import (
+    Dim,
+    InputInfo,
+    LevelInfo,
+    Manifest,
+    OutputInfo,
+    Precision,
+    Source,
+    Thresholds,
+    expected_shapes,
+)
+from y7edge.errors import ConfigError
+from y7edge.models import shapes
+from y7edge.models.checkpoint import MAX_SIDE, Checkpoint
+from y7edge.models.spec import Spec
+
+INPUT = "images"
+Outputs = Literal["heads", "decoded"]
+
+
+def describe(
+    checkpoint: Checkpoint,
+    spec: Spec,
+    imgsz: tuple[int, int],
+    *,
+    batch: Dim = "dynamic",
+    outputs: Outputs = "heads",
+    precision: Precision = "fp32",
+    target: str = "checkpoint",
+    opset: int | None = None,
+    tools: Mapping[str, str],
+) -> Manifest:
+    """Return a manifest without probes and parity; its payload digest is the checkpoint's.
+
+    ``spec`` has the rows that run, the checkpoint's own or folded ones; ``imgsz`` is (height,
+    width) of the input.
+
+    Raises:
+        ConfigError: the size is not a multiple of the largest stride, or too large.
+    """
+    (height, width), stride = imgsz, spec.max_stride
+    if any(side % stride or not stride <= side <= MAX_SIDE for side in imgsz):
+        near = "x".join(
+            str(min(max(stride, round(side / stride) * stride), MAX_SIDE // stride * stride))
+            for side in imgsz
+        )
+        raise ConfigError(
+            f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
+            f"{spec.name}, up to {MAX_SIDE}: the nearest that fits is {near}"
+        )
+    image = InputInfo(INPUT, batch, height, width)
+    levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
+    expected = expected_shapes(image, levels, spec.nc)
+    if outputs == "decoded":
+        described: tuple[OutputInfo, ...] = (
+            OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC", activation=None),
+            OutputInfo("scores", "scores", expected["scores"], layout="NWC", activation=None),
+        )
+    else:
+        dtype = "float16" if precision == "fp16" else "float32"
+        described = tuple(
+            OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i, dtype=dtype)
+            for i in range(spec.levels)
+        )
+    licence = checkpoint.meta.get("licence")
+    return Manifest(
+        model=spec.name,
+        nc=spec.nc,
+        names=checkpoint.names,
+        input=image,
+        outputs=described,
+        levels=levels,
+        source=Source(
+            digest=checkpoint.digest,
+            form=checkpoint.form,
+            parameters=shapes.parameters(spec),
+            gflops=round(shapes.gflops(spec, height, width), 4),
+        ),
+        precision=precision,
+        target=target,
+        opset=opset,
+        payload_digest=checkpoint.digest,
+        thresholds=Thresholds.of_checkpoint(checkpoint.meta),
+        licence=licence if isinstance(licence, str) else None,
+        tools=tools,
+    )
