@@ -229,3 +229,36 @@ def test_a_missing_entry_is_named():
 )
 def test_threshold_of_a_checkpoint(meta, conf):
     assert Thresholds.of_checkpoint(meta) == Thresholds(conf=conf)
+
+
+UNPRINTABLE = ("a\nb", "\x1b[31mred", "\x85", "\ud800", "\uffff", "\u2028")
+
+
+@pytest.mark.parametrize("text", UNPRINTABLE, ids=ascii)
+@pytest.mark.parametrize("field", ["names", "licence", "model"])
+def test_texts_that_no_line_can_hold_are_refused(text, field):
+    value = (text, "b") if field == "names" else text
+    with pytest.raises(ArtifactError, match="cannot be printed") as caught:
+        replace(manifest(), **{field: value})
+    assert str(caught.value).isprintable()
+
+
+def test_a_manifest_nested_without_end_is_refused():
+    nested = {}
+    for _ in range(100):
+        nested = {"a": nested}
+    with pytest.raises(ArtifactError, match="nested more than"):
+        Manifest.from_json(replace(manifest(), parity=nested).to_json())
+
+
+@pytest.mark.parametrize("schema", [None, True, "2"])
+def test_a_manifest_says_its_schema_as_a_number(schema):
+    body = json.loads(manifest().to_json())
+    del body["digest"], body["schema"]
+    if schema is not None:
+        body["schema"] = schema
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    body["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    sealed = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    with pytest.raises(ArtifactError, match="has no schema number"):
+        Manifest.from_json(sealed)

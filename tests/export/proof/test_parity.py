@@ -17,7 +17,8 @@ from y7edge.artifact.reports import (
     TensorDifference,
     Tolerance,
 )
-from y7edge.errors import ConfigError, DataError, DigestError, ParityError
+from y7edge.detect.selftest import selftest
+from y7edge.errors import ArtifactError, ConfigError, DataError, DigestError, ParityError
 from y7edge.export.pipeline import export
 from y7edge.export.proof import images, parity
 from y7edge.export.proof import reference as references
@@ -131,6 +132,8 @@ def test_verify_refuses_a_flipped_byte_of_graph_and_weights(artifact_path, narro
         (lambda m: {"levels": tuple(replace(v, anchors=v.anchors[::-1]) for v in m.levels)}, "anc"),
         (lambda m: {"input": replace(m.input, color="bgr")}, "input"),
         (lambda m: {"input": replace(m.input, scale=1.0)}, "input"),
+        (lambda m: {"thresholds": replace(m.thresholds, conf=0.999)}, "thresholds"),
+        (lambda m: {"thresholds": replace(m.thresholds, max_det=1)}, "thresholds"),
     ],
 )
 def test_a_manifest_with_a_new_digest_is_held_against_the_checkpoint(
@@ -139,6 +142,22 @@ def test_a_manifest_with_a_new_digest_is_held_against_the_checkpoint(
     path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", **change(artifact.manifest))
     with pytest.raises(ParityError, match=f"other {what}"):
         verify(path, narrow_tiny)
+
+
+def test_probes_that_allow_more_than_the_proof_does_are_refused(
+    artifact, artifact_path, narrow_tiny, tmp_path
+):
+    loose = tuple(replace(probe, tolerance=0.9) for probe in artifact.manifest.probes)
+    path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", probes=loose)
+    with pytest.raises(ParityError, match=r"probe0-batch1 allows 0\.9, at most 0\.0001"):
+        verify(path, narrow_tiny)
+
+
+def test_probes_without_samples_of_an_output_are_refused(artifact, artifact_path, tmp_path):
+    fewer = tuple(replace(p, samples=p.samples[:1]) for p in artifact.manifest.probes)
+    path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", probes=fewer)
+    with pytest.raises(ArtifactError, match="has not one set of samples for each output"):
+        selftest(path)
 
 
 def test_another_checkpoint_is_named(artifact_path, narrow_tiny):
