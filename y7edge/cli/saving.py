@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.cli.pictures import Picture
+from y7edge.cli.inputs import InputImage, utf8_path
 from y7edge.errors import OutputError
 from y7edge.files import atomic_write, writing
 
-_FRAMES_PER_SECOND = 25.0
+_DEFAULT_RATE = 25.0  # frames per second, where the source states none
+_LOSSLESS = ".png"  # holds every image that another format cannot
+_SUFFIXES = {s: s for s in (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")}
+_SUFFIXES |= {".jfif": ".jpg", ".jpe": ".jpg", ".mpo": ".jpg"}
+
+_Write = Callable[[NDArray[np.uint8]], None]
 
 
-class Album(AbstractContextManager["Album"]):
+class ImageWriter(AbstractContextManager["ImageWriter"]):
     """A folder that images are written into; files appear whole, a video when it is finished.
 
     Raises:
@@ -26,7 +32,7 @@ class Album(AbstractContextManager["Album"]):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._taken: set[str] = set()
-        self._video: tuple[Path, Any, ExitStack] | None = None
+        self._video: tuple[Path, _Write, ExitStack] | None = None
         with writing("the images", folder):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -34,43 +40,40 @@ class Album(AbstractContextManager["Album"]):
         with writing("the images", self._folder):
             self._finish_video(*error)
 
-    def add(self, picture: Picture, drawn: NDArray[np.uint8]) -> None:
+    def add(self, image: InputImage, drawn: NDArray[np.uint8]) -> None:
         """Write one drawn image (H, W, 3) uint8 BGR.
 
         Raises:
-            OutputError: OpenCV cannot write such a file, or it would replace its source.
+            OutputError: OpenCV cannot write it, it would replace its source, or the video before
+                it is incomplete.
         """
         with writing("the images", self._folder):
-            if picture.frame is None or (self._video and self._video[0] != picture.source):
+            if image.frame is None or (self._video and self._video[0] != image.source):
                 self._finish_video()
-            if picture.frame is None:
-                self._write(self._free_name(picture.source), drawn)
+            if image.frame is None:
+                self._write(image.source, drawn)
                 return
             if self._video is None:
-                self._video = self._start_video(picture.source, drawn)
-            self._video[1].write(drawn)
+                path = self._free_name(image.source.with_suffix(".mp4"))
+                size = (drawn.shape[1], drawn.shape[0])
+                stack = ExitStack()
+                write = stack.enter_context(_video_writer(path, image.rate or _DEFAULT_RATE, size))
+                self._video = image.source, write, stack
+            self._video[1](drawn)
 
-    def _write(self, path: Path, drawn: NDArray[np.uint8]) -> None:
-        import cv2
-
-        try:
-            _, content = cv2.imencode(path.suffix, drawn)
-        except cv2.error as error:
-            raise OutputError(f"{path}: OpenCV cannot write this kind of image") from error
+    def _write(self, source: Path, drawn: NDArray[np.uint8]) -> None:
+        """Write an image under a suffix that holds three channels of bytes."""
+        original = source.suffix.lower()
+        suffix = _SUFFIXES.get(original, _LOSSLESS)
+        content = _encode(drawn, suffix)
+        if content is None:  # such as a WebP file of more than 16,383 pixels in width
+            suffix = _LOSSLESS
+            content = _encode(drawn, suffix)
+        if content is None:
+            raise OutputError(f"{source}: OpenCV cannot encode an image of {drawn.shape}")
+        path = self._free_name(source if suffix == original else source.with_suffix(suffix))
         with atomic_write(path) as temporary:
-            temporary.write_bytes(content.tobytes())
-
-    def _start_video(self, source: Path, first: NDArray[np.uint8]) -> tuple[Path, Any, ExitStack]:
-        import cv2
-
-        stack = ExitStack()
-        temporary = stack.enter_context(atomic_write(self._free_name(source.with_suffix(".mp4"))))
-        codec, size = cv2.VideoWriter.fourcc(*"mp4v"), (first.shape[1], first.shape[0])
-        writer = cv2.VideoWriter(str(temporary), codec, _FRAMES_PER_SECOND, size)
-        stack.callback(writer.release)
-        if not writer.isOpened():
-            raise OutputError(f"{source}: this OpenCV cannot write .mp4 files")
-        return source, writer, stack
+            temporary.write_bytes(content)
 
     def _finish_video(self, *error: Any) -> None:
         """Close the current video; after an error no file appears."""
@@ -89,3 +92,49 @@ class Album(AbstractContextManager["Album"]):
         if path.exists() and source.exists() and path.samefile(source):
             raise OutputError(f"{path} would be overwritten: save into another folder")
         return path
+
+
+def _encode(image: NDArray[np.uint8], suffix: str) -> bytes | None:
+    import cv2
+
+    try:
+        is_encoded, content = cv2.imencode(suffix, image)
+    except cv2.error:
+        return None
+    return content.tobytes() if is_encoded else None
+
+
+@contextmanager
+def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_Write]:
+    """Give a function that appends a frame to an .mp4 file of ``size`` (width, height).
+
+    OpenCV reports no error while it writes, so the file is opened again before it is renamed.
+    """
+    import cv2
+
+    with atomic_write(path) as temporary:
+        name = utf8_path(temporary, OutputError)
+        writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        frames = 0
+
+        def write(frame: NDArray[np.uint8]) -> None:
+            nonlocal frames
+            # OpenCV drops frames of another size: a camera's resolution may change.
+            fits = frame.shape[1::-1] == size
+            writer.write(frame if fits else cv2.resize(frame, size))
+            frames += 1
+
+        try:
+            if not writer.isOpened():
+                raise OutputError(f"{path}: this OpenCV cannot write .mp4 files of {size} pixels")
+            yield write
+        finally:
+            writer.release()
+        saved = cv2.VideoCapture(name)
+        found = max(int(saved.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        saved.release()
+        if found != frames:
+            raise OutputError(
+                f"{path}: {frames} frames were written, the saved video has {found}: is the disk "
+                "full? Nothing was replaced"
+            )
