@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +275,21 @@ def test_predict_reports_bad_files_and_processes_the_others(
     assert count.endswith(": 2 of 4 files could not be read, or not to their end")
     saved = cv2.VideoCapture(str(tmp_path / "out" / "c.mp4"))
     assert saved.get(cv2.CAP_PROP_FRAME_COUNT) == len(frames)
+
+
+def test_predict_prints_one_line_for_each_damaged_file(artifact_path: Path, tmp_path: Path) -> None:
+    """In a process of its own: OpenCV and FFmpeg print past Python, and set it up at import."""
+    for name, content in (
+        ("a.pgm", b"P5 9 9 65535\n"),
+        ("b.webp", b"RIFF\x40\0\0\0WEBPVP8X" + bytes(20)),
+        ("c.mp4", b"\0\0\0\x18ftypisom" + bytes(12)),
+    ):
+        (tmp_path / name).write_bytes(content)
+    words = (sys.executable, "-m", "y7edge.cli", "predict", artifact_path, tmp_path)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines()), done.stderr
+    assert len(done.stderr.splitlines()) == 4
 
 
 def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:

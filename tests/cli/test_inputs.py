@@ -138,8 +138,14 @@ def test_a_recording_that_breaks_off(
 def test_a_video_whose_name_is_not_utf8(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4"))
     path.write_bytes(b"")
-    with pytest.raises(SourceError, match="rename it"):
+    with pytest.raises(SourceError, match=r"\\udcff.mp4.*rename it"):
         read_all(path)
+    image = np.zeros((24, 32, 3), np.uint8)
+    with (
+        pytest.raises(OutputError, match=r"\\udcff.mp4.*rename it"),
+        ImageWriter(tmp_path / "out") as writer,
+    ):
+        writer.add(InputImage(path, image, 0), image)
 
 
 def test_writer_keeps_names_apart(tmp_path: Path) -> None:

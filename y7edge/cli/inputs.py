@@ -43,12 +43,6 @@ class InputImage:
     rate: float | None = None
 
 
-def quiet_opencv() -> None:
-    """Keep OpenCV and FFmpeg from printing about damaged files; call it before cv2 is imported."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-
 def find_inputs(source: str) -> list[Path]:
     """Return the images and videos of ``source`` in the order of their names.
 

@@ -66,9 +66,8 @@ def predict(
     a video have "frame_id", from 0. A file that cannot be read is reported, the others are
     processed, and the exit code is 1.
     """
-    from y7edge.cli.inputs import find_inputs, quiet_opencv, read_input
+    from y7edge.cli.inputs import find_inputs, read_input
 
-    quiet_opencv()
     inputs, failures = find_inputs(source), list[SourceError]()
     with ExitStack() as stack:
         detector = stack.enter_context(

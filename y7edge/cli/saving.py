@@ -112,8 +112,9 @@ def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_W
     """
     import cv2
 
+    utf8_path(path, OutputError)
     with atomic_write(path) as temporary:
-        name = utf8_path(temporary, OutputError)
+        name = str(temporary.absolute())
         writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
         frames = 0
 
