@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +248,48 @@ def test_predict_with_nothing_to_read(
 ) -> None:
     assert main(["predict", str(artifact_path), "no/such.jpg"]) == 1
     assert capsys.readouterr().err.startswith("error: no/such.jpg: expected an image")
+
+
+def test_predict_reports_bad_files_and_processes_the_others(
+    artifact_path: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = next((data.parent / "images" / "val").iterdir())
+    for name in ("a.jpg", "d.jpg"):
+        shutil.copy(source, tmp_path / name)
+    (tmp_path / "b.jpg").write_bytes(b"")
+    writer = cv2.VideoWriter(str(tmp_path / "c.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(20):
+        writer.write(cv2.randu(np.empty((48, 64, 3), np.uint8), 0, 256))
+    writer.release()
+    os.truncate(tmp_path / "c.avi", (tmp_path / "c.avi").stat().st_size // 2)
+    words = ("predict", str(artifact_path), str(tmp_path), "--json")
+    assert main([*words, "--save", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    records = [json.loads(line) for line in out.splitlines()]
+    frames = [record["frame_id"] for record in records if "frame_id" in record]
+    whole = [Path(record["source"]).name for record in records if "frame_id" not in record]
+    assert (whole, frames) == (["a.jpg", "d.jpg"], list(range(len(frames))))
+    empty, broken, count = err.splitlines()
+    assert "b.jpg: expected an image, found an empty file" in empty
+    assert f"c.avi: breaks off: read {len(frames)} frames, expected 20" in broken
+    assert count.endswith(": 2 of 4 files could not be read, or not to their end")
+    saved = cv2.VideoCapture(str(tmp_path / "out" / "c.mp4"))
+    assert saved.get(cv2.CAP_PROP_FRAME_COUNT) == len(frames)
+
+
+def test_predict_prints_one_line_for_each_damaged_file(artifact_path: Path, tmp_path: Path) -> None:
+    """In a process of its own: OpenCV and FFmpeg print past Python, and set it up at import."""
+    for name, content in (
+        ("a.pgm", b"P5 9 9 65535\n"),
+        ("b.webp", b"RIFF\x40\0\0\0WEBPVP8X" + bytes(20)),
+        ("c.mp4", b"\0\0\0\x18ftypisom" + bytes(12)),
+    ):
+        (tmp_path / name).write_bytes(content)
+    words = (sys.executable, "-m", "y7edge.cli", "predict", artifact_path, tmp_path)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines()), done.stderr
+    assert len(done.stderr.splitlines()) == 4
 
 
 def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:

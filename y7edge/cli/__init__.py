@@ -14,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from y7edge.cli.app import run
 
-    # OpenCV's warnings of damaged images name its own source; ours name the file.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    # What OpenCV and FFmpeg print about damaged files names their own source; ours names the file.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     return run(argv)

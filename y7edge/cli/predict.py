@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from y7edge.cli.console import show
+from y7edge.cli.console import note, show
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
+from y7edge.errors import SourceError
 
 if TYPE_CHECKING:
     from y7edge.detect.detections import Detections
@@ -20,7 +21,8 @@ _Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="An image, a video, a folder or a pattern.")
 ]
 _Save = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Write images with their boxes into it.")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Write images and videos with their boxes into it."),
 ]
 _Conf = Annotated[
     float | None,
@@ -61,10 +63,12 @@ def predict(
 
     --json prints one object for each image: {"source", "image_size": [w, h], "detections":
     [{"xyxy", "confidence", "class_id", "class_name"}]}, boxes in pixels of the image; frames of
-    a video have "frame_id", from 0.
+    a video have "frame_id", from 0. A file that cannot be read is reported, the others are
+    processed, and the exit code is 1.
     """
-    from y7edge.cli.images import Album, open_source
+    from y7edge.cli.inputs import find_inputs, read_input
 
+    inputs, failures = find_inputs(source), list[SourceError]()
     with ExitStack() as stack:
         detector = stack.enter_context(
             open_detector(
@@ -79,16 +83,27 @@ def predict(
                 classes=classes or None,
             )
         )
-        album = None
+        writer = None
         if save is not None:
+            from y7edge.cli.saving import ImageWriter
             from y7edge.detect.drawing import draw
 
-            album = stack.enter_context(Album(save))
-        for one in open_source(source):
-            found = detector(one.image, source=str(one.source), frame_id=one.frame)
-            show(found.to_dict(), [_line(found)], as_json=as_json)
-            if album is not None:
-                album.add(one, draw(one.image, found))
+            writer = stack.enter_context(ImageWriter(save))
+        for path in inputs:
+            try:
+                for image in read_input(path):
+                    found = detector(image.image, source=str(path), frame_id=image.frame)
+                    show(found.to_dict(), [_line(found)], as_json=as_json)
+                    if writer is not None:
+                        writer.add(image, draw(image.image, found))
+            except SourceError as error:
+                failures.append(error)
+                if len(inputs) > 1:
+                    note(f"error: {error}")
+    # After the writer is closed: of a video that breaks off, the frames that were read are saved.
+    if failures:
+        count = f"{len(failures)} of {len(inputs)} files could not be read, or not to their end"
+        raise failures[0] if len(inputs) == 1 else SourceError(f"{source}: {count}")
 
 
 def _line(found: Detections) -> str:

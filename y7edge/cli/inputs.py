@@ -1,0 +1,153 @@
+"""Read images from a file, a folder, a glob pattern or a video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.cli.console import note
+from y7edge.data.headers import require_regular
+from y7edge.data.sample import is_image
+from y7edge.errors import DataError, SourceError, Y7EdgeError
+
+# What FFmpeg, which OpenCV reads videos with, opens under these names.
+_VIDEO_SUFFIXES = {
+    *(".264", ".265", ".3g2", ".3gp", ".amv", ".apng", ".asf", ".av1", ".avi", ".divx", ".dv"),
+    *(".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v"),
+    *(".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts"),
+    *(".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
+    *(".wtv", ".y4m"),
+}
+_HIGHEST_RATE = 1000  # MPEG-TS reports its clock of 90,000 where the rate is unknown
+
+
+@dataclass(frozen=True, eq=False)
+class InputImage:
+    """One image (H, W, 3) uint8 BGR.
+
+    Attributes:
+        source: The file that it was read from.
+        image: Its pixels.
+        frame: Its index in a video, from 0; None if the file is a single image.
+        rate: Frames per second of the video, where it states them.
+    """
+
+    source: Path
+    image: NDArray[np.uint8]
+    frame: int | None = None
+    rate: float | None = None
+
+
+def find_inputs(source: str) -> list[Path]:
+    """Return the images and videos of ``source`` in the order of their names.
+
+    In a folder and for a pattern the name decides; the number of other entries is printed. A
+    single file is returned whatever its name.
+
+    Raises:
+        SourceError: There is no image and no video, or the folder cannot be read.
+    """
+    path = Path(source)
+    expected = "an image, a video, a folder or a pattern such as 'images/*.jpg'"
+    try:
+        is_folder = path.is_dir()
+        if is_folder:
+            expected, entries = "a folder of images or videos", list(path.iterdir())
+        elif os.path.lexists(path):
+            return [path]
+        else:
+            root = Path(path.anchor)
+            entries = list(root.glob(str(path.relative_to(root))))
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # such as a ** that is not alone between slashes
+        raise SourceError(f"{source}: expected {expected}: {error}") from error
+    folders = {entry for entry in entries if os.path.isdir(entry)}  # noqa: PTH112 - never raises
+    found = {entry for entry in entries if is_image(entry) or _is_video(entry)} - folders
+    others = sorted(set(entries) - found - (set() if is_folder else folders))
+    if not found:
+        what = f"none among {len(others)} entries" if others else "nothing"
+        raise SourceError(f"{source}: expected {expected}, found {what}")
+    if others:
+        count = f"{len(others)}, such as {others[0].name}"
+        note(f"{source}: entries passed over, not images or videos by name: {count}")
+    return sorted(found)
+
+
+def read_input(path: Path) -> Iterator[InputImage]:
+    """Yield the image of a file, or the frames of a video or an animated GIF.
+
+    Raises:
+        SourceError: The file cannot be decoded. If a video ends before the number of frames that
+            it states, it is raised after the last frame.
+    """
+    from y7edge.data.images import read_image
+
+    if not _is_video(path):
+        try:
+            image = read_image(path)
+        except DataError as error:
+            if is_image(path):
+                raise SourceError(str(error)) from error
+        else:
+            yield InputImage(path, image)
+            return
+    yield from _read_video(path)
+
+
+def utf8_path(path: Path, error: type[Y7EdgeError]) -> str:
+    """Return an absolute path for OpenCV's video classes, which crash on names beyond UTF-8.
+
+    Raises:
+        error: The path is not UTF-8.
+    """
+    # Absolute, so that FFmpeg does not take a part before a colon for a protocol.
+    absolute = str(path.absolute())
+    try:
+        absolute.encode()
+    except UnicodeError as reason:
+        raise error(f"{absolute!a}: OpenCV cannot open a video of this name: rename it") from reason
+    return absolute
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in _VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def _read_video(path: Path) -> Iterator[InputImage]:
+    import cv2
+
+    try:
+        require_regular(path)  # opening a pipe waits for ever
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except DataError as error:
+        raise SourceError(str(error)) from error
+    video = cv2.VideoCapture(utf8_path(path, SourceError))
+    try:
+        expected, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
+        stated = rate if 0 < rate <= _HIGHEST_RATE else None
+        is_still = path.suffix.lower() == ".gif" and expected == 1
+        count, seconds = 0, 0.0
+        while (read := video.read())[0]:
+            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            image = np.asarray(read[1], dtype=np.uint8)
+            yield InputImage(path, image, None if is_still else count, stated)
+            count += 1
+    finally:
+        video.release()
+    if not count:
+        kind = "a video" if _is_video(path) else "an image or a video"
+        raise SourceError(f"{path}: expected {kind} that OpenCV decodes, found no frame in it")
+    # Some containers state a duration only, from which the number of frames is estimated; so the
+    # time of the last frame must be too early as well. It is 0 where the container has no times.
+    is_early = seconds * rate < expected - 2.5 and (seconds > 0 or count == 1)
+    if is_early and count < expected - 1:
+        raise SourceError(f"{path}: breaks off: read {count} frames, expected {expected:.0f}")

@@ -1,0 +1,141 @@
+"""Write drawn images into a folder: images under their names, a video's frames as one .mp4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.cli.inputs import InputImage, utf8_path
+from y7edge.errors import OutputError
+from y7edge.files import atomic_write, writing
+
+_DEFAULT_RATE = 25.0  # frames per second, where the source states none
+_LOSSLESS = ".png"  # holds every image that another format cannot
+_SUFFIXES = {s: s for s in (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")}
+_SUFFIXES |= {".jfif": ".jpg", ".jpe": ".jpg", ".mpo": ".jpg"}
+
+_Write = Callable[[NDArray[np.uint8]], None]
+
+
+class ImageWriter(AbstractContextManager["ImageWriter"]):
+    """A folder that images are written into; files appear whole, a video when it is finished.
+
+    Raises:
+        OutputError: the folder cannot be written into, also on exit and ``add``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken: set[str] = set()
+        self._video: tuple[Path, _Write, ExitStack] | None = None
+        with writing("the images", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __exit__(self, *error: Any) -> None:
+        with writing("the images", self._folder):
+            self._finish_video(*error)
+
+    def add(self, image: InputImage, drawn: NDArray[np.uint8]) -> None:
+        """Write one drawn image (H, W, 3) uint8 BGR.
+
+        Raises:
+            OutputError: OpenCV cannot write it, it would replace its source, or the video before
+                it is incomplete.
+        """
+        with writing("the images", self._folder):
+            if image.frame is None or (self._video and self._video[0] != image.source):
+                self._finish_video()
+            if image.frame is None:
+                self._write(image.source, drawn)
+                return
+            if self._video is None:
+                path = self._free_name(image.source.with_suffix(".mp4"))
+                size = (drawn.shape[1], drawn.shape[0])
+                stack = ExitStack()
+                write = stack.enter_context(_video_writer(path, image.rate or _DEFAULT_RATE, size))
+                self._video = image.source, write, stack
+            self._video[1](drawn)
+
+    def _write(self, source: Path, drawn: NDArray[np.uint8]) -> None:
+        """Write an image under a suffix that holds three channels of bytes."""
+        original = source.suffix.lower()
+        suffix = _SUFFIXES.get(original, _LOSSLESS)
+        content = _encode(drawn, suffix)
+        if content is None:  # such as a WebP file of more than 16,383 pixels in width
+            suffix = _LOSSLESS
+            content = _encode(drawn, suffix)
+        if content is None:
+            raise OutputError(f"{source}: OpenCV cannot encode an image of {drawn.shape}")
+        path = self._free_name(source if suffix == original else source.with_suffix(suffix))
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+
+    def _finish_video(self, *error: Any) -> None:
+        """Close the current video; after an error no file appears."""
+        if self._video is not None:
+            stack, self._video = self._video[2], None
+            stack.__exit__(*(error or (None, None, None)))
+
+    def _free_name(self, source: Path) -> Path:
+        """Return an unused path; a glob may match equal names."""
+        name, count = source.name, 1
+        while name in self._taken:
+            count += 1
+            name = f"{source.stem}-{count}{source.suffix}"
+        self._taken.add(name)
+        path = self._folder / name
+        if path.exists() and source.exists() and path.samefile(source):
+            raise OutputError(f"{path} would be overwritten: save into another folder")
+        return path
+
+
+def _encode(image: NDArray[np.uint8], suffix: str) -> bytes | None:
+    import cv2
+
+    try:
+        is_encoded, content = cv2.imencode(suffix, image)
+    except cv2.error:
+        return None
+    return content.tobytes() if is_encoded else None
+
+
+@contextmanager
+def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_Write]:
+    """Give a function that appends a frame to an .mp4 file of ``size`` (width, height).
+
+    OpenCV reports no error while it writes, so the file is opened again before it is renamed.
+    """
+    import cv2
+
+    utf8_path(path, OutputError)
+    with atomic_write(path) as temporary:
+        name = str(temporary.absolute())
+        writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        frames = 0
+
+        def write(frame: NDArray[np.uint8]) -> None:
+            nonlocal frames
+            # OpenCV drops frames of another size: a camera's resolution may change.
+            fits = frame.shape[1::-1] == size
+            writer.write(frame if fits else cv2.resize(frame, size))
+            frames += 1
+
+        try:
+            if not writer.isOpened():
+                raise OutputError(f"{path}: this OpenCV cannot write .mp4 files of {size} pixels")
+            yield write
+        finally:
+            writer.release()
+        saved = cv2.VideoCapture(name)
+        found = max(int(saved.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        saved.release()
+        if found != frames:
+            raise OutputError(
+                f"{path}: {frames} frames were written, the saved video has {found}: is the disk "
+                "full? Nothing was replaced"
+            )
