@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,11 @@ def _opening(f: Findings) -> list[str]:
 
 def _steps(f: Findings) -> str:
     done = ((step.title, f"{step.seconds:.1f} s", step.lines) for step in f.steps)
-    return html.section("Step by step", html.steps(done))
+    parts = []
+    for name, took, details in done:
+        below = "".join(f"<span>{escape(line)}</span>" for line in details)
+        parts.append(f"<li><b>{escape(name)}<i>{escape(took)}</i></b>{below}</li>")
+    return html.section("Step by step", f"<ol>{''.join(parts)}</ol>")
 
 
 def _training(f: Findings) -> str:

@@ -205,7 +205,12 @@ class Runtime(Protocol):
         """All files of the artifact at ``path``, the main one first, whether they exist or not."""
 
     def read_manifest(self, path: Path) -> Manifest:
-        """Read the manifest of a file and check its own digest; needs no engine."""
+        """Read the manifest of a file; needs no engine.
+
+        Raises:
+            ArtifactError: a file of another format, or one that y7edge did not make.
+            DigestError: the manifest was changed after it was proved.
+        """
 
     def write_manifest(self, artifact: Artifact) -> None:
         """Put the artifact's manifest into its files, in place of the one there."""
@@ -214,7 +219,13 @@ class Runtime(Protocol):
         """SHA-256 of everything but the manifest, over all files; needs no engine."""
 
     def open(self, artifact: Artifact, options: SessionOptions) -> Session:
-        """Start a session; DeviceError if the device does not exist, never another one instead."""
+        """Start a session; the registry has checked that files and engine are there.
+
+        Raises:
+            DeviceError: the device does not exist (never another one instead), or the engine
+                refuses the files.
+            ArtifactError: inputs or outputs are not those of the manifest.
+        """
 
     def versions(self) -> dict[str, str]:
         """Versions of the engine's installed packages."""

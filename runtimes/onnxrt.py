@@ -63,12 +63,7 @@ def files(path: Path) -> tuple[Path, ...]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest inside an .onnx file and check its own digest.
-
-    Raises:
-        ArtifactError: not an ONNX file, or one that y7edge did not make.
-        DigestError: the manifest was changed after it was proved.
-    """
+    """Read the manifest inside an .onnx file and check its own digest."""
     text = _modelproto.read_metadata(path, _KEY, MAX_BYTES)
     if text is None:
         raise ArtifactError(
@@ -98,24 +93,12 @@ def versions() -> dict[str, str]:
 
 
 def open(artifact: Artifact, options: SessionOptions) -> Session:
-    """Start ONNX Runtime on an artifact.
-
-    Raises:
-        RuntimeMissing: onnxruntime is not installed.
-        DeviceError: the device does not exist here, or the engine refuses the file.
-        ArtifactError: the graph's inputs and outputs are not those of the manifest.
-    """
-    require(NEEDS, f"opening {artifact.path.name}")
+    """Start ONNX Runtime on an artifact."""
     return _OnnxSession(artifact, options)
 
 
 def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run a bare .onnx file on the CPU, outputs by name: for graphs that are no artifacts yet.
-
-    Raises:
-        RuntimeMissing: onnxruntime is not installed.
-        DeviceError: the engine refuses the file or fails on it.
-    """
+    """Run a bare .onnx file on the CPU, outputs by name; DeviceError if the engine fails."""
     require(NEEDS, f"running {path.name}")
     engine = _start(path, SessionOptions(device="cpu"))
     names = [output.name for output in engine.get_outputs()]

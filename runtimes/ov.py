@@ -27,7 +27,6 @@ from y7edge.runtimes.base import (
     installed_versions,
     one_line,
     parse_device,
-    require,
 )
 
 FORMATS = (".xml",)
@@ -61,12 +60,7 @@ def files(path: Path) -> tuple[Path, ...]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest inside an IR's .xml file and check its own digest.
-
-    Raises:
-        ArtifactError: not an OpenVINO IR, or one that y7edge did not make.
-        DigestError: the manifest was changed after it was proved.
-    """
+    """Read the manifest inside an IR's .xml file and check its own digest."""
     value = _Document(path).manifest
     if value is None:
         raise ArtifactError(
@@ -95,14 +89,7 @@ def versions() -> dict[str, str]:
 
 
 def open(artifact: Artifact, options: SessionOptions) -> Session:
-    """Start OpenVINO on an artifact; "auto" is the CPU.
-
-    Raises:
-        RuntimeMissing: openvino is not installed.
-        DeviceError: the device does not exist here, or the engine refuses the file.
-        ArtifactError: the graph's inputs and outputs are not those of the manifest.
-    """
-    require(NEEDS, f"opening {artifact.path.name}")
+    """Start OpenVINO on an artifact; "auto" is the CPU."""
     return _OpenVinoSession(artifact, options)
 
 

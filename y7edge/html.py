@@ -113,15 +113,6 @@ def _cell(content: str | bool) -> str:
     return f"<td{kind}>{escape(content)}</td>"
 
 
-def steps(items: Iterable[tuple[str, str, Sequence[str]]]) -> str:
-    """Return a list of steps: name, duration, lines of detail."""
-    parts = []
-    for name, took, details in items:
-        below = "".join(f"<span>{escape(line)}</span>" for line in details)
-        parts.append(f"<li><b>{escape(name)}<i>{escape(took)}</i></b>{below}</li>")
-    return f"<ol>{''.join(parts)}</ol>"
-
-
 def image(content: bytes, words: str) -> str:
     """Return an image from JPEG or PNG bytes; ``words`` is its alternative text."""
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
