@@ -6,8 +6,10 @@ written without the engine. The payload is the rest of the .xml file and the who
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -52,6 +54,24 @@ def load_engine() -> Any:
     import openvino
 
     return openvino
+
+
+def open_core() -> Any:
+    """The one ``openvino.Core`` of this process, never freed.
+
+    A core gives the thread that compiles first an alternate signal stack and unmaps it when it is
+    freed. With several cores, freed in another order, the thread is left with an unmapped stack:
+    the next signal, such as Ctrl-C, crashes the process.
+    """
+    return _core(os.getpid())
+
+
+@cache
+def _core(process: int) -> Any:
+    core = load_engine().Core()
+    # Mapped weights would change with the file, and a shorter file would kill the process.
+    core.set_property({"ENABLE_MMAP": False})
+    return core
 
 
 def files(path: Path) -> tuple[Path, ...]:
@@ -99,10 +119,10 @@ class _OpenVinoSession(Session):
     ENGINE = "OpenVINO"
 
     def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
-        ov, manifest = load_engine(), artifact.manifest
+        manifest = artifact.manifest
         kind, index = parse_device(options.device, DEVICES)
         kind = "cpu" if kind == "auto" else kind
-        compiled = _compile(ov, artifact, options, kind, index)
+        compiled = _compile(artifact, options, kind, index)
         device = kind if index is None else f"{kind}:{index}"
         super().__init__(
             str(artifact.path),
@@ -114,7 +134,7 @@ class _OpenVinoSession(Session):
         self._require_tensors(
             _tensors(compiled.inputs, self.inputs), _tensors(compiled.outputs, self.outputs)
         )
-        self._tensor = ov.Tensor
+        self._tensor = load_engine().Tensor
         self._request: Any = compiled.create_infer_request()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -132,9 +152,7 @@ class _OpenVinoSession(Session):
         self._request = None
 
 
-def _compile(
-    ov: Any, artifact: Artifact, options: SessionOptions, kind: str, index: int | None
-) -> Any:
+def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int | None) -> Any:
     own = dict(options.provider_options)
     if taken := sorted(set(own) & set(_RESERVED)):
         raise ConfigError(
@@ -154,9 +172,7 @@ def _compile(
         settings["INFERENCE_NUM_THREADS"] = options.threads
     name = kind.upper() if index is None else f"{kind.upper()}.{index}"
     try:
-        core = ov.Core()
-        # Mapped weights would change with the file, and a shorter file would kill the process.
-        core.set_property({"ENABLE_MMAP": False})
+        core = open_core()
         available = core.available_devices
         if not any(device.split(".")[0] == kind.upper() for device in available):
             raise DeviceError(

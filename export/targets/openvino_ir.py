@@ -30,7 +30,7 @@ def build(request: BuildRequest) -> Artifact:
     engine = ov.load_engine()
     main, weights = ov.files(request.path)
     try:
-        model = engine.Core().read_model(str(request.model))
+        model = ov.open_core().read_model(str(request.model))
         for key in list(model.rt_info):  # metadata of the ONNX file, such as another manifest
             del model.rt_info[key]
         model.set_friendly_name(request.manifest.model)

@@ -360,6 +360,23 @@ def test_one_thread_is_one_thread(made):
     assert float(_run(script)) < 1.3
 
 
+def test_signals_arrive_after_sessions_were_closed(made):
+    """Engines that set an alternate signal stack must leave a valid one behind."""
+    script = (
+        "import gc, signal\n"
+        "from y7edge.runtimes import registry\n"
+        "from y7edge.runtimes.base import SessionOptions\n"
+        f"artifact = registry.load({str(made.artifact.path)!r})\n"
+        "sessions = [registry.open_session(artifact, SessionOptions('cpu', 1)) for _ in range(3)]\n"
+        "while sessions:\n"
+        "    sessions.pop(0).close()\n"
+        "    gc.collect()\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('arrived'))\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
+    assert _run(script).strip() == "arrived"
+
+
 def test_two_sessions_in_two_threads(made):
     expected = registry.open_session(made.artifact, SessionOptions("cpu", 1))
     wanted = expected.infer({"images": images(made.artifact)})

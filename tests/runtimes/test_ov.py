@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ def artifact(make):
 
 
 def test_the_engine_reads_the_manifest_where_it_was_written(artifact):
-    model = ov.load_engine().Core().read_model(str(artifact.path))
+    model = ov.open_core().read_model(str(artifact.path))
     assert model.get_rt_info(["y7edge", "manifest"]).value == artifact.manifest.to_json()
     assert "framework" not in model.rt_info, "another manifest would travel along"
     assert artifact.manifest.opset is None
@@ -88,21 +89,16 @@ class Recorder:
     """Stands in for openvino: notes what a model is compiled with, and compiles it for the CPU."""
 
     def __init__(self, monkeypatch, computed=None):
-        self.asked, recorder = [], self
+        self.asked, self.computed, self.core = [], computed, ov._core(os.getpid())
+        self.available_devices = ["CPU", "GPU.0", "GPU.1"]
+        self.read_model = self.core.read_model
+        monkeypatch.setattr(ov, "open_core", lambda: self)
 
-        class Core(openvino.Core):
-            @property
-            def available_devices(self):
-                return ["CPU", "GPU.0", "GPU.1"]
-
-            def compile_model(self, model, name, settings):
-                recorder.asked.append((name, settings))
-                hint = settings["INFERENCE_PRECISION_HINT"]
-                compiled = super().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-                return Compiled(compiled, computed) if computed else compiled
-
-        engine = type("Engine", (), {"Core": Core, "Tensor": openvino.Tensor})
-        monkeypatch.setattr(ov, "load_engine", lambda: engine)
+    def compile_model(self, model, name, settings):
+        self.asked.append((name, settings))
+        hint = settings["INFERENCE_PRECISION_HINT"]
+        compiled = self.core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        return Compiled(compiled, self.computed) if self.computed else compiled
 
 
 def test_fp32_is_asked_for_and_anything_less_refused(artifact, monkeypatch):
