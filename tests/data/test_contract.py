@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -490,7 +490,12 @@ def test_layouts(name: str, tmp_path: Path) -> None:
 
 # ---- generated sets: mild ones, which training reads, and wild ones, which it mostly refuses
 
-GENERATED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+GENERATED = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,  # a test that fails now and then keeps others from landing
+    suppress_health_check=[HealthCheck.too_slow],
+)
 NUMBER = st.one_of(
     st.floats(-0.2, 1.2).map(lambda v: f"{v:.4f}"),
     st.sampled_from(["0", "1", "0.5", "0.25", "2", "1e-7", "-0.1", "5", "nan", "x", "0,5"]),
@@ -557,6 +562,7 @@ def annotations(wild: bool) -> st.SearchStrategy[list[tuple]]:
     annotations(wild=False) | annotations(wild=False) | annotations(wild=True),
     st.sampled_from([*SIZES, *SIZES, (64, 96), (50, 50)]),
 )
+@example([(0, 1, 1, [1, 1, 1, 1], 0, None)], (192, 128))  # below a pixel in the scaled image
 def test_generated_coco(rows: list[tuple], size: tuple[int, int] | None) -> None:
     def edit(document: dict, split: str) -> None:
         for item in document["images"]:

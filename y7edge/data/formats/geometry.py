@@ -310,7 +310,8 @@ def _grade_pixels(
         return
     wide, high = scale
     label.box = (box[0] / wide, box[1] / high, box[2] / wide, box[3] / high)
-    _find_twice(scan, entry, label, box)
+    if entry.size:  # of the image, which may have been scaled since it was labelled
+        _find_twice(scan, entry, label, np.multiply(label.box, entry.size * 2).tolist())
 
 
 def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float]) -> None:
