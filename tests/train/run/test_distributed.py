@@ -189,7 +189,7 @@ def test_processes_end_with_the_first_one_and_the_run_resumes(data, tmp_path):
     ("number", "code", "text"),
     [
         pytest.param(signal.SIGINT, 130, "interrupted; the state so far is in", id="Ctrl-C"),
-        pytest.param(signal.SIGKILL, 1, "another process of the run is gone", id="kill -9"),
+        pytest.param(signal.SIGKILL, 1, "another process of the run died", id="kill -9"),
     ],
 )
 def test_the_first_process_speaks_for_another_that_ends(data, tmp_path, number, code, text):
