@@ -132,12 +132,7 @@ class Session(ABC):
         """
         if self._closed:
             raise DetectorClosed(f"the session of {self._label} was closed: open it again")
-        if self._process != os.getpid():
-            # The engine's threads are not there after a fork; a call would wait for them for ever.
-            raise DeviceError(
-                f"the session of {self._label} was opened in another process, and engines do not "
-                "survive a fork: open it in this process"
-            )
+        require_process(self._process, f"the session of {self._label}")
         check_feeds(self.inputs, feeds)
         try:
             return self._run(feeds)
@@ -229,6 +224,31 @@ class Runtime(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of the engine's installed packages."""
+
+
+def require_process(process: int, what: str) -> None:
+    """Raise DeviceError unless ``what`` was opened in this process, by its id.
+
+    An engine's threads are not there after a fork; a call would wait for them for ever.
+    """
+    if process != os.getpid():
+        raise DeviceError(
+            f"{what} was opened in another process, and engines do not survive a fork: open it in "
+            "this process"
+        )
+
+
+def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manifest:
+    """Decode the manifest found in a file; ArtifactError if there is none (None).
+
+    ``options`` are those of ``y7edge export`` that would have made such a file.
+    """
+    if text is None:
+        raise ArtifactError(
+            f"{path} has no y7edge manifest, so its classes, anchors and proof are unknown: make "
+            f"an artifact with `y7edge export CHECKPOINT {options}`"
+        )
+    return Manifest.from_json(text, str(path))
 
 
 def parse_device(text: str, devices: Sequence[str]) -> tuple[str, int | None]:

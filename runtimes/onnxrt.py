@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import MAX_BYTES, Dim, Manifest
-from y7edge.errors import ArtifactError, ConfigError, DeviceError
+from y7edge.errors import ConfigError, DeviceError
 from y7edge.files import atomic_write
 from y7edge.runtimes import _modelproto
 from y7edge.runtimes.base import (
     Session,
     SessionOptions,
+    decode_manifest,
     installed_versions,
     one_line,
     parse_device,
@@ -65,12 +66,7 @@ def files(path: Path) -> tuple[Path, ...]:
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest inside an .onnx file and check its own digest."""
     text = _modelproto.read_metadata(path, _KEY, MAX_BYTES)
-    if text is None:
-        raise ArtifactError(
-            f"{path} has no y7edge manifest, so its classes, anchors and proof are unknown: make "
-            "an artifact with `y7edge export CHECKPOINT --out FILE.onnx`"
-        )
-    return Manifest.from_json(text, str(path))
+    return decode_manifest(text, path, "--out FILE.onnx")
 
 
 def write_manifest(artifact: Artifact) -> None:

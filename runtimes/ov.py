@@ -26,6 +26,7 @@ from y7edge.runtimes.base import (
     Session,
     SessionOptions,
     TensorSpec,
+    decode_manifest,
     installed_versions,
     one_line,
     parse_device,
@@ -81,13 +82,7 @@ def files(path: Path) -> tuple[Path, ...]:
 
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest inside an IR's .xml file and check its own digest."""
-    value = _Document(path).manifest
-    if value is None:
-        raise ArtifactError(
-            f"{path} has no y7edge manifest, so its classes, anchors and proof are unknown: make "
-            "an artifact with `y7edge export CHECKPOINT --target openvino --out FILE.xml`"
-        )
-    return Manifest.from_json(value, str(path))
+    return decode_manifest(_Document(path).manifest, path, "--target openvino --out FILE.xml")
 
 
 def write_manifest(artifact: Artifact) -> None:

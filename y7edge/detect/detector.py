@@ -29,13 +29,12 @@ from y7edge.errors import (
     ConfigError,
     DataError,
     DetectorClosed,
-    DeviceError,
     RuntimeMissing,
 )
 from y7edge.models import registry as variants
 from y7edge.models.checkpoint import SUFFIXES
 from y7edge.runtimes import registry
-from y7edge.runtimes.base import Session, SessionOptions
+from y7edge.runtimes.base import Session, SessionOptions, require_process
 
 _MAX_BATCH = 16  # images of a dynamic batch; more would only cost memory
 
@@ -265,14 +264,6 @@ class Detector:
     def _ms_since(self, started_ns: int) -> float:
         return (self._clock() - started_ns) / 1e6
 
-    def _require_own_process(self) -> None:
-        """Raise DeviceError in a forked child, where engine and lock may never answer."""
-        if os.getpid() != self._process:
-            raise DeviceError(
-                "the detector was opened in another process, and engines do not survive a fork: "
-                "open one in this process"
-            )
-
     def _opened(self) -> Session:
         if self._session is None:
             raise DetectorClosed("the detector was closed: open a new one")
@@ -286,7 +277,8 @@ class Detector:
         origins: Sequence[_Origin],
     ) -> list[Detections]:
         """Split the images into batches and run them."""
-        self._require_own_process()
+        # Before the lock, which a forked child may find held for ever.
+        require_process(self._process, "the detector")
         called = self._clock()
         fixed = self._manifest.input.batch
         step = _MAX_BATCH if fixed == "dynamic" else fixed
