@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from y7edge.cli.console import note, show, table
-from y7edge.cli.options import Device, Json
+from y7edge.cli.options import Json
 from y7edge.errors import GateError
 
 _Checkpoints = Annotated[
@@ -33,6 +33,8 @@ _Side = Annotated[
     int | None,
     typer.Option("--imgsz", min=32, help="Side of the input; default: that of the training."),
 ]
+# The models are run by torch, whose devices are not those of the engines.
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def soup(
@@ -42,7 +44,7 @@ def soup(
     split: _Split = "val",
     train_split: _TrainSplit = "train",
     imgsz: _Side = None,
-    device: Device = "auto",
+    device: _Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Average checkpoints, and keep the average only if it is better.
