@@ -7,7 +7,6 @@ outputs.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from y7edge.export.targets.base import (
     require_device,
     require_offered,
 )
+from y7edge.files import temporary_folder
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import SessionOptions, require
 
@@ -81,13 +81,13 @@ def build(
         tools={**proved.manifest.tools, "y7edge": __version__, **chosen.versions()},
         parity={},
     )
-    with tempfile.TemporaryDirectory(prefix="y7edge-export-") as folder:
+    with temporary_folder() as folder:
         tell(f"build the {target} artifact")
         request = BuildRequest(
             model=proved.path,
             checkpoint=None,
             manifest=draft,
-            folder=Path(folder),
+            folder=folder,
             name=destination.name,
             device=device,
             options=options or {},

@@ -5,7 +5,6 @@ Everything is built and proved in a temporary folder; see ``delivery`` for the l
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from y7edge.export.targets.base import (
     require_device,
     require_offered,
 )
+from y7edge.files import temporary_folder
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.registry import folded
 from y7edge.runtimes import registry
@@ -105,13 +105,13 @@ def export(
         opset=build.OPSET,
         tools=_versions(chosen),
     )
-    with tempfile.TemporaryDirectory(prefix="y7edge-export-") as folder:
+    with temporary_folder() as folder:
         tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
         request = BuildRequest(
-            model=Path(folder) / "graph.onnx",
+            model=folder / "graph.onnx",
             checkpoint=fold_checkpoint(checkpoint),
             manifest=draft,
-            folder=Path(folder) / "artifact",
+            folder=folder / "artifact",
             name=destination.name,
             device=device,
             options=options or {},

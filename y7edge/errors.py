@@ -11,11 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from y7edge.text import one_line
+
 
 class Y7EdgeError(Exception):
-    """Base of all errors of the package; ``exit_code`` is what the command line exits with."""
+    """Base of all errors of the package; ``exit_code`` is what the command line exits with.
+
+    Its text is one line of bounded length, whatever names and paths of users stand in it.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message, fit for a terminal."""
+        return one_line(super().__str__())
 
 
 class ConfigError(Y7EdgeError, ValueError):

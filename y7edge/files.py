@@ -1,19 +1,108 @@
-"""Atomic writes of files and folders, and digests."""
+"""Reading regular files only; atomic writes of files and folders; locks, leftovers and digests."""
 
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from y7edge.errors import OutputError
+
+# Temporary files and folders begin so. Each is locked while its owner lives: see `_sweep`.
+_TEMPORARY = ".y7edge-"
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def require_regular(path: Path | str) -> None:
+    """Refuse what has no content or would never end: folders, pipes, sockets, devices.
+
+    Raises:
+        OSError: it is one of them, or cannot be found; ``strerror`` says which.
+    """
+    _require_regular(os.stat(path), path)  # noqa: PTH116 - Path.stat costs twice as much
+
+
+def _require_regular(found: os.stat_result, path: Path | str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"expected a regular file, found {kind}", str(path))
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a regular file for reading bytes; never waits for the other end of a pipe.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    require_regular(path)
+    stream = open(path, "rb", opener=_opener)  # noqa: SIM115 - Path.open has no opener
+    try:
+        _require_regular(os.fstat(stream.fileno()), path)  # it may have been replaced since
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_regular(path: Path | str, most: int) -> bytes:
+    """Return the content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or is larger.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        size = max(os.stat(path).st_size, len(content))  # noqa: PTH116
+        words = f"expected at most {most:,} bytes, found {size:,}"
+        raise OSError(errno.EFBIG, words, str(path))
+    return content
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether a regular file can be found; False, unlike `Path.is_file`, where asking fails."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether a folder can be found; False, unlike `Path.is_dir`, where asking fails."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words why reading or writing failed."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError):
+        return _FULL.get(error.errno or 0) or error.strerror or str(error)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# --- writing --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -22,7 +111,23 @@ def writing(what: str, path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path}: cannot write {what}: {error.strerror or error}") from error
+        raise OutputError(f"{path}: cannot write {what}: {reason(error)}") from error
+
+
+def require_replaceable(path: Path | str) -> None:
+    """Refuse a destination that is a link, a pipe, a socket or a device.
+
+    Raises:
+        OSError: it is one of them; ``strerror`` says which.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
+        words = f"{kind} stands there; remove it or choose another name"
+        raise OSError(errno.EEXIST, words, str(path))
 
 
 @contextmanager
@@ -32,29 +137,122 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     The file is synced before the rename, so that after a power cut ``path`` has its old content or
     the new one; ``durable=False`` skips that, for files that are checked when read and can be made
     again. After an exception ``path`` is unchanged. A missing folder is created.
+
+    Raises:
+        OSError: it cannot be written, or ``path`` is a link, pipe or device.
     """
     destination = Path(path)
+    require_replaceable(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept because writers (onnx, cv2) choose their format by it.
-    handle, name = tempfile.mkstemp(
-        dir=destination.parent, prefix=f".{destination.stem[:32]}-", suffix=destination.suffix
-    )
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes the file private; use the permissions of a plain open().
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        if durable:
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-        temporary.replace(destination)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _sweep(destination.parent)
+    with _temporary(lambda: _make_file(destination)) as temporary:
+        try:
+            yield temporary
+            # mkstemp makes the file private; use the permissions of a plain open().
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            if durable:
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+            temporary.replace(destination)
+        finally:
+            temporary.unlink(missing_ok=True)
     if durable:
         _sync_folder(destination.parent)
+
+
+def _make_file(destination: Path) -> Path:
+    # The suffix is kept because writers (onnx, cv2) choose their format by it.
+    handle, name = tempfile.mkstemp(
+        dir=destination.parent,
+        prefix=f"{_TEMPORARY}{destination.stem[:32]}-",
+        suffix=destination.suffix,
+    )
+    os.close(handle)
+    return Path(name)
+
+
+@contextmanager
+def temporary_folder(parent: Path | str | None = None) -> Iterator[Path]:
+    """Yield a new private folder, removed at the end; None: where the system keeps such folders.
+
+    What killed processes left in ``parent`` is removed first.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    place = Path(tempfile.gettempdir() if parent is None else parent)
+    _sweep(place)
+    with _temporary(lambda: Path(tempfile.mkdtemp(dir=place, prefix=_TEMPORARY))) as folder:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _temporary(make: Callable[[], Path]) -> Iterator[Path]:
+    """Lock what ``make`` makes, so that `_sweep` leaves it alone while this process lives."""
+    while True:
+        path = make()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, wait=False))
+            except (FileNotFoundError, BlockingIOError):  # being swept
+                continue
+            if path.exists():
+                yield path
+                return
+
+
+_swept: set[Path] = set()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files and folders of processes that were killed; once for each folder."""
+    place = folder.absolute()
+    if place in _swept:
+        return
+    _swept.add(place)
+    with suppress(OSError):
+        left = [Path(entry) for entry in os.scandir(place) if entry.name.startswith(_TEMPORARY)]
+        for path in left:
+            with suppress(OSError), locked(path, wait=False) as is_locked:
+                if not is_locked or path.is_symlink():
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Lock a file or folder among processes and threads, until the block or the process ends.
+
+    Yields whether it is locked: some systems, and some file systems, have no such locks.
+
+    Raises:
+        BlockingIOError: it is locked already, and ``wait`` is False.
+        OSError: it cannot be opened, and ``wait`` is False.
+    """
+    descriptor = None
+    try:
+        try:
+            import fcntl
+
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (ImportError, OSError) as error:
+            if isinstance(error, OSError) and not wait and error.errno not in _WITHOUT_LOCKS:
+                raise
+            yield False
+        else:
+            yield True
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -91,7 +289,7 @@ def _private_folder() -> Path:
 def sha256_file(path: Path | str) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -113,12 +311,11 @@ def replace_files(
     with ExitStack() as stack:
         copies = []
         for source, destination in pairs:
-            folder = stack.enter_context(
-                TemporaryDirectory(dir=destination.parent, prefix=f".{destination.stem[:32]}-")
-            )
-            copies.append((_copy(source, Path(folder) / "new"), Path(folder) / "old", destination))
+            require_replaceable(destination)
+            folder = stack.enter_context(temporary_folder(destination.parent))
+            copies.append((_copy(source, folder / "new"), folder / "old", destination))
         for parent in sorted({destination.parent for _, destination in pairs}):
-            stack.enter_context(_locked(parent))
+            stack.enter_context(locked(parent))
         done: list[tuple[Path, Path, bool]] = []
         try:
             for new, old, destination in copies:
@@ -169,19 +366,3 @@ def _restore(old: Path, destination: Path, existed: bool) -> None:
         old.replace(destination)
     else:
         destination.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock a folder among processes, where the system has such locks."""
-    descriptor = None
-    try:
-        with suppress(ImportError, AttributeError, OSError):
-            import fcntl
-
-            descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)

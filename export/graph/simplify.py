@@ -5,8 +5,6 @@ Our graphs leave it nothing to do; it is run because engines are tested against 
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import onnx
 from onnx import helper
 
 from y7edge.errors import DeviceError
+from y7edge.files import temporary_folder
 from y7edge.runtimes import onnxrt
 from y7edge.runtimes.base import missing, one_line
 
@@ -88,7 +87,7 @@ def _feeds(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
 
 
 def _run(model: onnx.ModelProto, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         onnx.save_model(model, path)
         return onnxrt.run_once(path, feeds)

@@ -140,7 +140,7 @@ def test_the_copy_takes_nobodys_place(
     assert main(["data", "check", str(parts), "--fix", out]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert ".cleaned-" not in error
+    assert ".y7edge-" not in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "link", "parts"]
 
 

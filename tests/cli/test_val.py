@@ -107,7 +107,7 @@ def test_a_full_disk_is_an_error_of_writing(
 
     monkeypatch.setattr("y7edge.evaluation.report.write_page", fail)
     assert main([*words, "--save", str(tmp_path / "out")]) == 1
-    assert "out: cannot write the evaluation: No space left on device" in capsys.readouterr().err
+    assert "out: cannot write the evaluation: the disk is full" in capsys.readouterr().err
 
 
 def _with_names(data: Path, root: Path, names: list[str], numbers: list[int]) -> Path:

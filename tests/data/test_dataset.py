@@ -325,7 +325,8 @@ def test_polygons_are_kept_beside_their_boxes(folder):
 
 
 COORDINATE = st.integers(-50, 150).map(lambda value: value / 100)
-BOX = st.tuples(*[COORDINATE] * 4)
+# A box within the first pixel of the image is refused as one divided by its size twice.
+BOX = st.tuples(*[COORDINATE] * 4).filter(lambda box: max(map(abs, box)) > 0.02)
 OUTLINE = st.lists(COORDINATE, min_size=6, max_size=14).map(lambda v: v[: len(v) // 2 * 2])
 
 

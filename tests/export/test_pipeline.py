@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 
@@ -263,7 +264,7 @@ def test_whatever_fails_leaves_nothing(narrow_tiny, tmp_path, monkeypatch, name,
     owners = {"build": target, "prove": parity, "write_manifest": runtime}
     monkeypatch.setattr(owners.get(step, delivery), step, fail)
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(pipeline.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     with pytest.raises(DeviceError, match="broke"):
         export(narrow_tiny, tmp_path / "out" / f"m{target.SUFFIX}", target=name, imgsz=SIZE)
     assert not list((tmp_path / "out").glob("**/*"))

@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from y7edge.artifact.schema import decode
 from y7edge.errors import ArtifactError, DigestError
+from y7edge.text import is_printable, printable
 
 SCHEMA = 2
 """Version of the schema that this package writes; it reads 1 too."""
@@ -33,8 +34,6 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 _DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[\w.-]{1,64}")
-# Control characters, line separators, and characters that UTF-8 or XML cannot hold.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 _MAX_DEPTH = 32
 
 
@@ -360,15 +359,10 @@ def _check(condition: bool, problem: str) -> None:
         raise ArtifactError(problem)
 
 
-def printable(text: str) -> str:
-    """Escape characters that a line of a report may not contain."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
 def _check_texts(value: Any, depth: int = 0) -> None:
     """Refuse control characters in any text, and deep nesting."""
     _check(depth <= _MAX_DEPTH, f"its entries are nested more than {_MAX_DEPTH} deep")
-    if isinstance(value, str) and _UNPRINTABLE.search(value):
+    if isinstance(value, str) and not is_printable(value):
         raise ArtifactError(f"{printable(value[:64])!r} holds a character that cannot be printed")
     if isinstance(value, dict):
         _check_texts([*value, *value.values()], depth)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from y7edge.artifact.manifest import printable
 from y7edge.artifact.schema import decode
 from y7edge.errors import ArtifactError
+from y7edge.text import printable
 
 Status = Literal["passed", "failed", "inconclusive", "unverified"]
 """``unverified``: not compared. ``inconclusive``: the comparison proves nothing; a failure."""

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.cli.console import note
-from y7edge.data.headers import require_regular
 from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError, Y7EdgeError
+from y7edge.files import require_regular
 
 # What FFmpeg, which OpenCV reads videos with, opens under these names.
 _VIDEO_SUFFIXES = {

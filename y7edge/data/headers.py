@@ -8,7 +8,6 @@ width and height. The published reader knows 6 and 8 only.
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from y7edge.errors import DataError, needing
+from y7edge.files import require_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,17 +88,6 @@ def any_size() -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-def require_regular(path: Path | str) -> None:
-    """Refuse what would never end or has no content: pipes, devices, sockets, folders.
-
-    Raises:
-        DataError: It is one of them.
-        OSError: There is nothing.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - Path.stat costs twice as much
-        raise DataError(f"{path}: is not a regular file, but a folder, pipe, socket or device")
 
 
 def _stored_size(opened: Image.Image) -> tuple[int, int]:

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data.headers import require_regular
 from y7edge.errors import DataError
+from y7edge.files import require_regular
 
 
 def read_image(path: Path | str) -> NDArray[np.uint8]:

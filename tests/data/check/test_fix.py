@@ -160,7 +160,7 @@ def test_a_copy_cut_short_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(mending, "_write_description", fail)
-    with pytest.raises(OutputError, match="out: cannot write the cleaned copy: No space"):
+    with pytest.raises(OutputError, match="out: cannot write the cleaned copy: the disk is full"):
         write_copy(examine(yolo), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from y7edge.data.check.libjpeg import complaints
 from y7edge.data.formats.records import Facts
-from y7edge.data.headers import any_size, require_regular
+from y7edge.data.headers import any_size
 from y7edge.data.images import read_deep, read_image
 from y7edge.errors import DataError, needing
+from y7edge.files import require_regular
 
 Progress = Callable[[int, int], None]
 

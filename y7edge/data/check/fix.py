@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,13 +24,13 @@ from y7edge.data.check.images import SUFFIXES, levels_in_use
 from y7edge.data.check.paths import in_words, readable, require_copy
 from y7edge.data.check.splits import same_labels, same_splits, shared_entries
 from y7edge.data.dataset import sample_of
-from y7edge.data.formats.description import printable
 from y7edge.data.formats.geometry import used
 from y7edge.data.formats.records import Entry, Label, Scan
 from y7edge.data.headers import any_size
 from y7edge.data.images import read_deep, to_bytes
 from y7edge.errors import DataError
-from y7edge.files import writing
+from y7edge.files import temporary_folder, writing
+from y7edge.text import without_active
 
 _MANY = 0.1  # of the labels
 _SAME_BOX = 1e-4  # within which the hull of an outline is the box that it came with
@@ -118,8 +117,7 @@ def write_copy(report: Report, out: Path | str, *, progress: Progress | None = N
     require_copy(destination, _folders(scan))
     with writing("the cleaned copy", destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".cleaned-"))
-        try:
+        with temporary_folder(destination.parent) as folder:
             copy = _Copy(scan, folder, levels=levels_in_use(scan) or scan.levels)
             _write(copy, progress)
             if not copy.counts["labels"]:
@@ -130,8 +128,6 @@ def write_copy(report: Report, out: Path | str, *, progress: Progress | None = N
             _write_changes(copy)
             folder.chmod(0o755)
             folder.replace(destination)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     after = examine(destination / "data.yaml", imgsz=scan.imgsz)
     left = tuple(
         in_words(f, scan.root)
@@ -299,7 +295,7 @@ def _done(copy: _Copy, label: Label) -> str:
 
 def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
     scan = copy.scan
-    names = [printable(name).strip() or str(index) for index, name in enumerate(scan.names)]
+    names = [without_active(name).strip() or str(index) for index, name in enumerate(scan.names)]
     highest = max((x.class_id for _, x in scan.labels() if x.class_id is not None), default=-1)
     wanted = scan.classes or min(highest, 10_000) + 1
     names += [str(index) for index in range(len(names), wanted)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from y7edge.data.formats.records import Problem
 from y7edge.errors import DataError
+from y7edge.text import printable
 
 # What the head of every page of findings holds.
 PAGE_TITLE = "Data check"
@@ -73,7 +74,7 @@ def _shown(path: Path) -> str:
 def readable(path: Path, root: Path) -> str:
     """A path for people, in one line: relative to the data set where it lies in it."""
     shown = within(path, root) if path != root else path.name or str(path)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    return printable(shown)
 
 
 def in_words(problem: Problem, root: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from y7edge.data.formats.records import Scan
 from y7edge.data.formats.text import Text, read_text
 from y7edge.errors import DataError, needing
+from y7edge.text import is_printable
 
 _MOST = 100_000  # classes, and values in a file
 _SEPARATOR = re.compile(r"\s*[,;\n]\s*")
@@ -128,16 +128,11 @@ def take_names(scan: Scan, description: Description) -> None:
 def check_names(scan: Scan, path: Path, line: int = 0) -> None:
     """Note names that cannot be printed or written, and empty ones."""
     for index, name in enumerate(scan.names):
-        if printable(name) != name:
+        if not is_printable(name):
             words = f"expected class names of printable letters, found {name[:40]!a}"
             scan.problem("names", words, path, line)
         elif not name.strip():
             scan.problem("name_empty", f"class {index} has no name", path, line)
-
-
-def printable(name: str) -> str:
-    """A name without control characters and halves of surrogate pairs."""
-    return "".join(letter for letter in name if unicodedata.category(letter) not in ("Cc", "Cs"))
 
 
 def _parts(names: str, nc: int | None) -> list[str]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from y7edge.errors import CheckpointError
 from y7edge.models.published.screening import ByteStream, screen
+from y7edge.text import one_line
 
 MAX_CLASSES = 256  # different module classes in one file; a published one has about 20
 MAX_DIMENSIONS = 8  # of a tensor; anchor_grid has 6
@@ -282,8 +283,8 @@ class RestrictedUnpickler(pickle.Unpickler):
         if module.startswith(_STAND_INS) and "." not in name and _DOTTED.fullmatch(whole):
             return self._stand_in(whole)
         shown = f"{_KNOWN_AS.get(module, module)}.{name}"
-        alias = "" if shown == whole else f" (as {_printable(whole)})"
-        raise CheckpointError(f"wants to call {_printable(shown)}{alias}")
+        alias = "" if shown == whole else f" (as {one_line(whole, 200)})"
+        raise CheckpointError(f"wants to call {one_line(shown, 200)}{alias}")
 
     def _stand_in(self, whole: str) -> type[StandIn]:
         if whole not in self._classes:
@@ -314,10 +315,6 @@ class RestrictedUnpickler(pickle.Unpickler):
         return storage
 
 
-def _printable(name: str) -> str:
-    return repr(name)[1:-1][:200]
-
-
 def load(stream: ByteStream, source: str) -> tuple[Any, dict[str, Storage]]:
     """Load the pickle at the stream's position; ``source`` names it in messages.
 
@@ -340,6 +337,6 @@ def load(stream: ByteStream, source: str) -> tuple[Any, dict[str, Storage]]:
         ) from refusal
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
-            f"{source} holds a damaged pickle ({type(error).__name__}: {_printable(str(error))}); "
-            "copy or download it again"
+            f"{source} holds a damaged pickle ({type(error).__name__}: "
+            f"{one_line(str(error), 200)}); copy or download it again"
         ) from error

@@ -59,7 +59,7 @@ def batches(images: DataLoader[Batch]) -> Iterator[Batch]:
         yield from _iterate(images)
     except DataError as error:
         # Torch's message is the worker's traceback; its last line is the error.
-        line = str(error).strip().splitlines()[-1]
+        line = str(error.args[0]).strip().splitlines()[-1]  # the rest is the worker's traceback
         raise DataError(line.removeprefix("y7edge.errors.DataError: ")) from error
     # A worker that dies while it sends a batch causes one of the last two.
     except (RuntimeError, OSError, EOFError) as error:
