@@ -26,7 +26,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
@@ -242,14 +242,21 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         try:
             import fcntl
 
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            # NFS locks only what is open for writing; a folder cannot be, and is not locked there.
+            way = os.O_RDONLY if is_folder(path) else os.O_RDWR
+            descriptor = os.open(path, way | os.O_NONBLOCK | os.O_NOFOLLOW)
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except (ImportError, OSError) as error:
             if isinstance(error, OSError) and not wait and error.errno not in _WITHOUT_LOCKS:
                 raise
             yield False
         else:
-            yield True
+            owner = os.getpid()
+            try:
+                yield True
+            finally:
+                if os.getpid() == owner:  # not left to forked children, which hold it open
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         if descriptor is not None:
             os.close(descriptor)

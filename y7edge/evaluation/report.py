@@ -82,7 +82,9 @@ def write_page(title: str, lead: str, metrics: Metrics, saved: Saved, path: Path
     start = [html.heading(title), html.paragraph(lead, "lead"), tiles(metrics)]
     body = [*start, *sections(metrics, saved)]
     with atomic_write(path) as temporary:
-        temporary.write_text(html.page(title, body), encoding="utf-8")
+        # Names of files need not be text.
+        page = html.page(title, body).encode("utf-8", "backslashreplace")
+        temporary.write_bytes(page)
 
 
 def tiles(metrics: Metrics) -> str:
