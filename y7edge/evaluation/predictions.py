@@ -70,10 +70,13 @@ def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
 
 
 def write_picture(picture: Image, path: Path) -> None:
-    """Write an image atomically; OutputError if OpenCV cannot write it."""
+    """Write a JPEG file atomically; OutputError if OpenCV cannot encode the image."""
+    # cv2.imwrite crashes on names that are not UTF-8.
+    done, content = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, 88))
+    if not done:
+        raise OutputError(f"{path}: OpenCV cannot write the image")
     with atomic_write(path) as temporary:
-        if not cv2.imwrite(str(temporary), picture, (cv2.IMWRITE_JPEG_QUALITY, 88)):
-            raise OutputError(f"{path}: OpenCV cannot write the image")
+        temporary.write_bytes(content.tobytes())
 
 
 def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detections]:

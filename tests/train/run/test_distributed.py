@@ -153,15 +153,52 @@ def losses(folder):
 
 
 def test_run_of_two_processes_is_that_of_one(data, tmp_path):
-    """From the command line; only the first process prints and writes."""
-    one, two = tmp_path / "one", tmp_path / "two"
+    """From the command line; only the first prints and writes; both use loopback only."""
+    one, two, scratch = (tmp_path / name for name in ("one", "two", "scratch"))
+    scratch.mkdir()
     run(command(data, one, 1, "--epochs", 2))
-    done = run(command(data, two, 2, "--epochs", 2))
+    process = subprocess.Popen(
+        [str(word) for word in command(data, two, 2, "--epochs", 2)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)},
+    )
+    addresses, places = set(), set()
+    while process.poll() is None:
+        try:
+            for pid in (process.pid, *children_of(process.pid)):
+                addresses |= listening(pid)
+        except FileNotFoundError:  # it has just ended
+            continue
+        places |= set(scratch.glob(".y7edge-*"))
+        time.sleep(0.01)
+    output, messages = process.communicate()
+    assert process.returncode == 0, messages
     assert losses(two) == [pytest.approx(row, rel=1e-4) for row in losses(one)]
-    assert json.loads(done.stdout)["epochs"] == 2  # one record, of one process
-    assert done.stderr.count("11 training images") == 1
-    assert done.stderr.count("epoch 2:") == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    assert json.loads(output)["epochs"] == 2  # one record, of one process
+    assert messages.count("11 training images") == 1
+    assert messages.count("epoch 2:") == 1
+    assert addresses == {"127.0.0.1"}
+    assert len(places) == 1  # where they met
+    assert not any(place.exists() for place in places)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "scratch", "two"]
+
+
+def listening(pid):
+    """Addresses that a process listens on."""
+    files = Path(f"/proc/{pid}/fd").iterdir()
+    links = [str(path.readlink()) for path in files if path.is_symlink()]
+    sockets = {link[len("socket:[") : -1] for link in links if link.startswith("socket:")}
+    addresses = set()
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            is_open = words[3] == "0A" or table.startswith("udp")
+            if is_open and words[9] in sockets:
+                packed = bytes.fromhex(words[1].partition(":")[0])
+                addresses.add(".".join(map(str, reversed(packed))) if len(packed) == 4 else "::")
+    return addresses
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ _FREE = {
     *("report", "device", "devices", "nodes", "sync_bn", "compile", "workers", "cache"),
 }
 
+_ON_GPU = "run.generator_cuda"
+
 
 def capture(parts: Parts, position: Position) -> State:
     """Capture the state between two batches; call it on all ranks."""
@@ -53,7 +55,9 @@ def capture(parts: Parts, position: Position) -> State:
     state.put("gradients", _gradients(parts))
     for index, values in optimizer.items():
         state.put(f"optimizer.{index}", {k: v for k, v in values.items() if v is not None})
-    state.put("run", _generators(parts))
+    state.put("run", {"generator": torch.get_rng_state()})
+    if (device := steps.fabric.device).type == "cuda":
+        state.put("run", {"generator_cuda": torch.cuda.get_rng_state(device)})
     if parts.plan.weights is not None:
         state.put("run", {"image_weights": torch.from_numpy(parts.plan.weights)})
     return state
@@ -103,35 +107,23 @@ def require_fitting(parts: Parts, state: State) -> None:
 
 
 def _misfit(parts: Parts, state: State) -> str | None:
-    """Describe the first array that does not fit the parts of the run."""
-    steps, arrays = parts.steps, state.arrays
-    parameters = dict(steps.model.named_parameters())
-    trained = [p for group in steps.optimizer.param_groups for p in group["params"]]
-    needed = {
-        **{f"model.{name}": tensor for name, tensor in steps.model.state_dict().items()},
-        **{f"average.{name}": tensor for name, tensor in steps.average.state()[0].items()},
-        "run.generator": torch.get_rng_state(),
-    }
-    allowed = {
-        **{f"gradients.{name}": parameter for name, parameter in parameters.items()},
-        **{f"optimizer.{i}.momentum_buffer": parameter for i, parameter in enumerate(trained)},
-        # Of another device, the generator of a GPU is passed over.
-        **{f"run.{name}": tensor for name, tensor in _generators(parts).items()},
-    }
-    if parts.plan.weights is not None:
-        needed["run.image_weights"] = torch.from_numpy(parts.plan.weights)
+    """Describe the first array that does not fit the parts of the run, which have not trained."""
+    arrays, needed = state.arrays, capture(parts, Position()).arrays
+    trained = [p for group in parts.steps.optimizer.param_groups for p in group["params"]]
+    tensors = {f"gradients.{name}": p for name, p in parts.steps.model.named_parameters()}
+    tensors |= {f"optimizer.{index}.momentum_buffer": p for index, p in enumerate(trained)}
+    allowed = {name: np.empty(p.shape, np.float32) for name, p in tensors.items()}
     for name in (*needed, *arrays):
+        if name == _ON_GPU and not (name in needed and name in arrays):
+            continue  # the run has changed its device
         if name not in arrays:
             return f"{name} is missing"
-        like, array = needed.get(name, allowed.get(name)), arrays[name]
+        array, like = arrays[name], needed.get(name, allowed.get(name))
         if like is None:
-            if name == "run.generator_cuda":
-                continue
             return f"{name} is unexpected"
-        wanted = str(like.dtype).removeprefix("torch.")
-        if array.shape != tuple(like.shape) or array.dtype.name != wanted:
-            return f"{name} is {array.dtype} {array.shape}, expected {wanted} {tuple(like.shape)}"
-        if name.endswith(".anchors") and not np.allclose(array, like.cpu()):
+        if array.shape != like.shape or array.dtype != like.dtype:
+            return f"{name} is {array.dtype} {array.shape}, expected {like.dtype} {like.shape}"
+        if name.endswith(".anchors") and name in needed and not np.allclose(array, like):
             return f"{name} are not those that the run began with"
         # Gradients under fp16 may overflow.
         if name in needed and array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -146,17 +138,10 @@ def _scaler_misfit(parts: Parts, state: State) -> str | None:
     scaler, values = scaler_of(parts.steps.fabric), state.facts.scaler
     if not scaler or not values:  # the run began without it, on a CPU
         return None
-    fits = values.keys() == scaler.state_dict().keys() and min(values.values()) >= 0
-    return None if fits and max(values.values()) < 2**31 else f"fp16's scaler has {dict(values)}"
-
-
-def _generators(parts: Parts) -> dict[str, Tensor]:
-    """Return the states of the random generators."""
-    device = parts.fabric.device
-    states = {"generator": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["generator_cuda"] = torch.cuda.get_rng_state(device)
-    return states
+    fits = values.keys() == scaler.state_dict().keys() and all(
+        0 <= value < (2**31 if isinstance(value, int) else 3e38) for value in values.values()
+    )
+    return None if fits else f"fp16's scaler has {dict(values)}"
 
 
 def identity(parts: Parts) -> Identity:
