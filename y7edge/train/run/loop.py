@@ -128,7 +128,7 @@ def _trainer(
         if saved and saved.facts.finished:
             raise ConfigError(
                 f"{folder}: the run is finished after {saved.facts.position.epoch} epochs; to "
-                f"continue, start a new one with --weights {Path(config.out or '') / files.LAST} "
+                f"continue, start a new one with --weights {config.out}/{files.LAST} "
                 "and --epochs"
             )
         parts = build(
