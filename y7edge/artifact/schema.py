@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from y7edge.artifact.bounds import MAX_DEPTH
 from y7edge.errors import Y7EdgeError
 
 T = TypeVar("T")
@@ -64,6 +66,40 @@ def nearest(name: object, known: Iterable[str]) -> str:
     if best < 0.5:
         return f"; known are {', '.join(known)}"
     return f", did you mean {' or '.join(repr(k) for k in known if score[k] == best)}?"
+
+
+def parse(text: str | bytes) -> Any:
+    """Parse JSON from a file.
+
+    Raises:
+        ValueError: it is damaged, or has NaN or infinity.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(_DEEP) from None
+
+
+_DEEP = f"its entries are nested more than {MAX_DEPTH} deep"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that it may hold")
+
+
+def texts(value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield every text in parsed JSON, keys too; ValueError if it is nested too deep."""
+    if depth > MAX_DEPTH:
+        raise ValueError(_DEEP)
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        if isinstance(value, Mapping):
+            yield from (key for key in value if isinstance(key, str))
+            value = value.values()
+        for item in value:
+            if isinstance(item, str | Mapping | list | tuple):
+                yield from texts(item, depth + 1)
 
 
 def _dataclass(kind: Any, values: object, place: str) -> Any:
