@@ -105,7 +105,7 @@ def _flat(files: Iterable[Path]) -> Iterator[Path]:
 
 def sidecar(path: Path) -> Path:
     """Return the path of the manifest beside an artifact."""
-    return path.with_name(path.name + ".json")
+    return path.parent / f"{path.name}.json"
 
 
 def read_sidecar(path: Path) -> Manifest:

@@ -14,6 +14,7 @@ MAX_DEPTH = 32  # of entries inside of entries
 MIN_SIDE, MAX_SIDE = 8, 16_384  # pixels
 MAX_PIXELS = 1 << 25  # of one image: 8192x4096
 MAX_BATCH = 1024
+MAX_DET = 100_000  # boxes of an image
 MAX_PROBES = 8  # an export makes two, and one more for a dynamic batch
 MAX_BATCH_PIXELS = 1 << 26  # of all images of a fixed batch: 163 of 640x640
 MAX_OUTPUTS = 1 << 29  # values of all outputs of a fixed batch

@@ -24,6 +24,13 @@ from y7edge.models.spec import Spec
 
 INPUT = "images"
 Outputs = Literal["heads", "decoded"]
+Size = int | tuple[int, int]
+"""Of the input: one number for a square, or (height, width)."""
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """Return (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def describe(

@@ -154,7 +154,8 @@ class Thresholds:
     def __post_init__(self) -> None:
         _check(0 <= self.conf <= 1, f"conf is {self.conf}, expected 0 to 1")
         _check(0 <= self.iou <= 1, f"iou is {self.iou}, expected 0 to 1")
-        _check(0 < self.max_det <= 100_000, f"max_det is {self.max_det}, expected 1 to 100000")
+        most = bounds.MAX_DET
+        _check(0 < self.max_det <= most, f"max_det is {self.max_det}, expected 1 to {most}")
 
     @classmethod
     def of_checkpoint(cls, meta: Mapping[str, Any]) -> Thresholds:
