@@ -23,7 +23,6 @@ from y7edge.data import label_cache
 from y7edge.data.formats import coco, geometry, voc, yolo
 from y7edge.data.formats.forms import settle
 from y7edge.data.formats.records import Entry, Label, Scan
-from y7edge.data.headers import any_size
 from y7edge.data.sample import Plan, Reading, Sample, is_image, single_class
 from y7edge.errors import DataError
 from y7edge.files import is_folder, reason, require_regular
@@ -196,8 +195,7 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
 def read_scan(scan: Scan) -> None:
     """Read the labels of a scan and the headers of its images, and place every box."""
     {"yolo": yolo, "coco": coco, "voc": voc}[scan.layout].read(scan)
-    with any_size():
-        geometry.measure(scan)
+    geometry.measure(scan)
     settle(scan)
     geometry.place(scan)
 

@@ -26,8 +26,8 @@ GROWING = {
     "wide": "a: &a [" + "x, " * 2000 + "]\nb: [" + "*a, " * 2000 + "]\n",
     "wide merge": "a: &a {" + ", ".join(f"k{i}: x" for i in range(2000)) + "}\n"
         + "b:\n" + "- <<: *a\n" * 2000,
-    "values": "b: [" + "x," * 300_000 + "]",
-    "keys": "".join(f"k{i}:\n" for i in range(140_000)),
+    "values": "b: [" + "x," * 211_000 + "]",
+    "keys": "".join(f"k{i}:\n" for i in range(106_000)),
 }  # fmt: skip
 DEEP = {
     "lists": "a: " + "[" * 100_000,

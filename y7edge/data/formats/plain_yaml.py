@@ -17,7 +17,7 @@ from y7edge.data.formats.text import Text, read_text
 from y7edge.errors import needing
 
 _LARGEST = 4 << 20  # bytes
-_MOST = 250_000  # values, aliases followed: a hundred thousand numbered names have twice as many
+_MOST = 210_000  # values, aliases followed: a hundred thousand numbered names have twice as many
 _DEEPEST = 32
 _TAGS: set[str | None] = {
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq")
