@@ -281,7 +281,8 @@ def _remove_left(path: Path) -> None:
         if not path.is_dir():
             path.unlink()
             return
-        for old in path.glob(f"{_OLD}/*"):  # the process was killed between two renames
+        kept = path / _OLD
+        for old in () if kept.is_symlink() else kept.glob("*"):  # killed between two renames
             if not os.path.lexists(path.parent / old.name):
                 old.rename(path.parent / old.name)
         shutil.rmtree(path)

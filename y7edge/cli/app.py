@@ -113,7 +113,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if any(not text or re.fullmatch("--[a-z-]+=", text) for text in arguments):
-            raise UsageError("expected no empty argument; is a variable of the shell not set?")
+            raise UsageError("expected no empty argument: a variable of the shell may not be set")
         result = app(arguments or ["--help"], prog_name="y7edge", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):

@@ -14,7 +14,7 @@ from y7edge.files import require_replaceable, writing
 # Newer versions of typer contain click, older ones depend on it; in both the parent class of
 # BadParameter is the usage error.
 UsageError: Any = typer.BadParameter.__mro__[1]
-_LONGEST_SIDE = 16_384
+_LONGEST_SIDE = 8192
 
 
 class ImageSize(NamedTuple):
@@ -26,11 +26,12 @@ class ImageSize(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> ImageSize:
         """Parse ``640`` (square) or ``384x640`` (height x width); typer.BadParameter otherwise."""
-        match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", str(text).strip())
+        match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", str(text).strip(), re.ASCII)
         sides = [int(side) for side in match.groups(match[1])] if match else [0]
         if not 0 < min(sides) <= max(sides) <= _LONGEST_SIDE:
             raise typer.BadParameter(
-                f"expected 640, or height x width as 384x640, up to {_LONGEST_SIDE}, not {text!r}"
+                f"expected 640, or height x width as 384x640, not {text!r}; "
+                f"a side has at most {_LONGEST_SIDE} pixels"
             )
         return cls(*sides)
 
