@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from y7edge.data.images import decode, reading
 from y7edge.data.sample import Sample
 from y7edge.detect.preprocess import letterbox_geometry
-from y7edge.errors import ConfigError, DataError, OutputError
+from y7edge.errors import ConfigError, OutputError
 from y7edge.files import atomic_write, cache_folder, is_file, is_folder, open_regular, writing
 from y7edge.train.augment.labelled import resize
 from y7edge.train.loading.memory import format_bytes, spare_memory
