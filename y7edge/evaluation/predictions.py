@@ -70,11 +70,11 @@ def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
 
 
 def write_picture(picture: Image, path: Path) -> None:
-    """Write a JPEG file atomically; OutputError if OpenCV cannot encode the image."""
-    # cv2.imwrite crashes on names that are not UTF-8.
-    done, content = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, 88))
-    if not done:
-        raise OutputError(f"{path}: OpenCV cannot write the image")
+    """Write an image as JPEG, atomically; OutputError if OpenCV cannot encode it."""
+    # Not cv2.imwrite: names that are not UTF-8 crash it.
+    is_encoded, content = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, 88))
+    if not is_encoded:
+        raise OutputError(f"{path}: OpenCV cannot encode the image")
     with atomic_write(path) as temporary:
         temporary.write_bytes(content.tobytes())
 

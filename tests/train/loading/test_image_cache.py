@@ -69,7 +69,7 @@ def test_images_are_those_decoded(samples, kind):
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_cached_images_are_read_only_and_not_decoded_again(samples, kind, monkeypatch):
     kept = open_cache(kind, samples, SIZE)
-    monkeypatch.setattr(image_cache, "read_image", no_reading)
+    monkeypatch.setattr(image_cache, "decode", no_reading)
     for image in kept:
         with pytest.raises(ValueError, match="read-only"):
             image[0, 0] = 1
@@ -139,7 +139,7 @@ def test_a_forked_process_reads_the_block_where_it_lies(samples):
 def test_too_little_memory_is_an_error_before_reading(samples, monkeypatch):
     large = [sample(each.path, (640, 480)) for each in samples] * 10_000
     monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000_000)
-    monkeypatch.setattr(image_cache, "read_image", no_reading)
+    monkeypatch.setattr(image_cache, "decode", no_reading)
     with pytest.raises(ConfigError, match=r"take 46\.1 GB, 8\.0 GB are available"):
         open_cache("ram", large, 640)
 
@@ -160,7 +160,7 @@ def test_auto_keeps_what_is_small_and_fits(samples, monkeypatch, limit, free, ki
 
 def test_a_later_run_decodes_nothing(samples, monkeypatch):
     before = [image.copy() for image in DiskCache(samples, SIZE)]
-    monkeypatch.setattr(image_cache, "read_image", no_reading)
+    monkeypatch.setattr(image_cache, "decode", no_reading)
     after = DiskCache(samples, SIZE)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -173,7 +173,7 @@ def test_images_are_known_by_content_not_by_path_or_time(samples, folder, monkey
     first.rename(moved)
     shutil.copy(second, first)
     os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
-    monkeypatch.setattr(image_cache, "read_image", no_reading)
+    monkeypatch.setattr(image_cache, "decode", no_reading)
     kept = DiskCache([sample(first), sample(moved)], SIZE)
     assert kept[0].shape == (64, 32, 3)
     assert kept[1].shape == (32, 64, 3)

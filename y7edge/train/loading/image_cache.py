@@ -23,10 +23,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data.images import read_image
+from y7edge.data.images import decode, reading
 from y7edge.data.sample import Sample
 from y7edge.detect.preprocess import letterbox_geometry
-from y7edge.errors import ConfigError, DataError, OutputError
+from y7edge.errors import ConfigError, OutputError
 from y7edge.files import atomic_write, cache_folder, is_file, is_folder, open_regular, writing
 from y7edge.train.augment.labelled import resize
 from y7edge.train.loading.memory import format_bytes, spare_memory
@@ -226,19 +226,17 @@ def _bytes(samples: Sequence[Sample], size: int) -> list[int]:
 
 
 def _decoded(path: Path, size: int) -> Image:
-    image = read_image(path)
-    return resize(image, letterbox_geometry(image.shape[:2], size).resized_hw)
+    with reading(path) as (content, _):
+        image = decode(content, path)
+        return resize(image, letterbox_geometry(image.shape[:2], size).resized_hw)
 
 
 def _name(path: Path, size: int) -> str:
     """Name a cached image by its file's content, since paths and times may be reused."""
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the image: {error.strerror or error}") from error
     # Versions of OpenCV may differ by a grey level.
     state = hashlib.blake2b(f"{size} {cv2.__version__}\n".encode(), digest_size=20)
-    state.update(content.data)
+    with reading(path) as (content, _):
+        state.update(content)
     return state.hexdigest()
 
 
