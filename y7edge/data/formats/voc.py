@@ -21,10 +21,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from y7edge.data.formats.description import check_names
-from y7edge.data.formats.listing import images_in, is_file
-from y7edge.data.formats.records import SPLIT_NAMES, SPLITS, Entry, Label, Scan
+from y7edge.data.formats.listing import images_in, listed
+from y7edge.data.formats.records import MOST_LABELS, SPLIT_NAMES, SPLITS, Entry, Label, Scan
 from y7edge.data.formats.text import Text, read_text
 from y7edge.data.sample import is_image
+from y7edge.files import is_file, is_folder
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _OBJECT = re.compile(r"<object[\s>]")
@@ -47,7 +48,7 @@ _LAYOUTS = (
 def layout_of(folder: Path) -> Layout | None:
     """Which of the layouts with lists a folder has."""
     for layout in _LAYOUTS:
-        if (folder / layout.images).is_dir() and _annotations(folder / layout.annotations):
+        if is_folder(folder / layout.images) and _annotations(folder / layout.annotations):
             return layout
     return None
 
@@ -99,7 +100,8 @@ def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
 
 def _annotations(folder: Path) -> list[Path]:
     # macOS leaves "._name.xml" beside files on foreign disks.
-    return sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))
+    paths = listed(folder) if is_folder(folder) else []
+    return [path for path in paths if path.suffix == ".xml" and not path.name.startswith(".")]
 
 
 def _by_stem(scan: Scan, folder: Path) -> dict[str, Path]:
@@ -179,6 +181,9 @@ def _annotation(scan: Scan, entry: Entry, path: Path) -> None:
     if tree is None:
         return
     items = list(tree.iterfind("object"))
+    if len(items) > MOST_LABELS:
+        scan.too_many([entry], path, len(items))
+        return
     for index, (item, line) in enumerate(zip(items, _lines(content, len(items)), strict=True)):
         entry.labels.append(_label(item, path, line, index))
     entry.stated = _stated(tree)
