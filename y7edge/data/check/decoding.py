@@ -229,8 +229,8 @@ def _padded(path: Path, said: str) -> bool:
     found = _EXTRANEOUS.search(said)
     if found is None:
         return False
-    count, content = int(found[1]), path.read_bytes()
-    end = content.rfind(b"\xff\xd9")
+    with reading(path) as (content, _):
+        count, end = int(found[1]), content.rfind(b"\xff\xd9")
     return count <= 64 or len(set(content[max(end - count, 0) : end])) == 1
 
 

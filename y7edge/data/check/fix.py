@@ -30,7 +30,7 @@ from y7edge.data.formats.records import Entry, Label, Scan
 from y7edge.data.images import read_deep, reading, to_bytes
 from y7edge.errors import DataError
 from y7edge.files import temporary_folder, writing
-from y7edge.text import without_active
+from y7edge.text import cell, printable, without_active
 
 _MANY = 0.1  # of the labels
 _SAME_BOX = 1e-4  # within which the hull of an outline is the box that it came with
@@ -80,7 +80,8 @@ class Cleaned:
             lines += ["not fixed, look at these:", *(f"  {line}" for line in self.unchanged)]
         lines += [f"lost: {words}" for words in self.losses]
         left = f"{self.after.count('error')} errors, {self.after.count('warning')} warnings"
-        return [*lines, f"the copy: {left}; every change is in {self.out / 'changes.csv'}"]
+        lines.append(f"the copy: {left}; every change is in {self.out / 'changes.csv'}")
+        return [printable(line) for line in lines]
 
 
 @dataclass(slots=True)
@@ -145,7 +146,8 @@ def _folders(scan: Scan) -> set[Path]:
 def _write_changes(copy: _Copy) -> None:
     path = copy.folder / "changes.csv"
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-        csv.writer(stream).writerows([Change._fields, *copy.changes])
+        rows = ((cell(c.file), c.line, cell(c.found), cell(c.done)) for c in copy.changes)
+        csv.writer(stream).writerows([Change._fields, *rows])
 
 
 def _write(copy: _Copy, progress: Progress | None) -> None:

@@ -18,6 +18,7 @@ that its hull is that of the whole object; outlines as run lengths (RLE) are lef
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 from collections import Counter
@@ -63,7 +64,7 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
         [p for place in folders for p in sorted(place.glob("*.json")) if _begins_as_one(p)],
     )
     for paths in layouts:
-        fitting = [p for p in paths if not p.name.startswith(".") and is_file(p)]
+        fitting = [p for p in paths if not p.name.startswith(".") and os.path.lexists(p)]
         instances = [path for path in fitting if path.name.startswith("instances_")]
         others = [path for path in fitting if not _OTHER_KINDS.search(path.name)]
         found: dict[str, list[Path]] = {}

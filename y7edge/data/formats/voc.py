@@ -14,6 +14,7 @@ marked ``difficult`` are objects like the others.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,8 +94,10 @@ def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
             words += "annotate it or leave it out"
             scan.problem("missing_label", words, entry.path,
                          image=entry.path, effect="refused", severity="error")  # fmt: skip
-    if is_file(folder / "classes.txt"):
-        scan.names = [line for _, line in scan.add_text(read_text(folder / "classes.txt")).lines]
+    listed_names = folder / "classes.txt"
+    if os.path.lexists(listed_names):
+        scan.names = [line for _, line in scan.add_text(read_text(listed_names)).lines]
+        check_names(scan, listed_names)
     return scan
 
 
@@ -122,7 +125,7 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
     lists = scan.root / layout.lists
     for split in SPLITS if splits is None else splits:
         path = lists / f"{split}.txt"
-        if splits is None and not is_file(path):
+        if splits is None and not os.path.lexists(path):
             continue
         scan.split_names.append(split)
         text = read_text(path)

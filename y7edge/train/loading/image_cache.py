@@ -27,7 +27,7 @@ from y7edge.data.images import decode, reading
 from y7edge.data.sample import Sample
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.errors import ConfigError, DataError
-from y7edge.files import atomic_write, cache_folder
+from y7edge.files import atomic_write, cache_folder, is_file, open_regular, reason
 from y7edge.train.augment.labelled import resize
 from y7edge.train.loading.memory import format_bytes, spare_memory
 
@@ -138,11 +138,11 @@ class DiskCache(Images):
             self._names[index] = _name(samples[index].path, size)
 
         def store(index: int) -> None:
-            if not self._path(index).is_file():
+            if not is_file(self._path(index)):
                 self._store(index, _decoded(samples[index].path, size))
 
         _in_threads(name, range(count))
-        missing = [i for i in range(count) if not self._path(i).is_file()]
+        missing = [i for i in range(count) if not is_file(self._path(i))]
         self._require_disk(sum(_bytes([samples[i] for i in missing], size)))
         _in_threads(store, missing)
 
@@ -166,7 +166,7 @@ class DiskCache(Images):
     def _read(self, index: int) -> Image | None:
         """Return a cached image; None if it is missing or damaged."""
         try:
-            with self._path(index).open("rb") as stream:
+            with open_regular(self._path(index)) as stream:
                 block = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):  # missing, or empty
             return None
@@ -190,7 +190,7 @@ class DiskCache(Images):
                 stream.write(image.data)
         except OSError as error:
             raise DataError(
-                f"{path}: cannot cache a decoded image: {error.strerror or error}; free disk "
+                f"{path}: cannot cache a decoded image: {reason(error)}; free disk "
                 "space, set Y7EDGE_CACHE to another folder, or train with cache none"
             ) from error
 
