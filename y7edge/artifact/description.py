@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from y7edge.artifact.manifest import (
     Dim,
@@ -55,7 +55,7 @@ def describe(
             f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
             f"{spec.name}, up to {MAX_SIDE}: the nearest that fits is {near}"
         )
-    image = InputInfo(INPUT, batch, height, width)
+    image = InputInfo(INPUT, batch, height, width, levels=_levels(checkpoint.meta))
     levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
     expected = expected_shapes(image, levels, spec.nc)
     if outputs == "decoded":
@@ -91,3 +91,12 @@ def describe(
         licence=licence if isinstance(licence, str) else None,
         tools=tools,
     )
+
+
+def _levels(meta: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The levels of 16-bit images that the training recorded of its data set, if it has some."""
+    data = meta.get("data")
+    levels = data.get("levels") if isinstance(data, Mapping) else None
+    if not isinstance(levels, list) or [type(level) for level in levels] != [int, int]:
+        return None
+    return levels[0], levels[1]

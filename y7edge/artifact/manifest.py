@@ -60,6 +60,7 @@ class InputInfo:
     color: Literal["rgb", "bgr"] = "rgb"
     scale: float = 1 / 255
     letterbox: Letterbox = field(default_factory=Letterbox)
+    levels: tuple[int, int] | None = None  # of 16-bit images, scaled to 8 bits from these
 
     def __post_init__(self) -> None:
         fits = self.batch == "dynamic" or (isinstance(self.batch, int) and 0 < self.batch <= 1024)
@@ -68,6 +69,8 @@ class InputInfo:
             _check(8 <= side <= 16384, f"the size has a side of {side}, expected 8 to 16384")
         _check(self.dtype in _DTYPES, f"dtype is {self.dtype!r}, expected one of {_DTYPES}")
         _check(0 < self.scale <= 255, f"scale is {self.scale}, expected more than 0")
+        low, high = self.levels or (0, 1)
+        _check(0 <= low < high <= 65535, f"levels are {self.levels}, expected two of 0 to 65535")
 
     @property
     def shape(self) -> tuple[Dim, ...]:

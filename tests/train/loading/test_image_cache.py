@@ -234,7 +234,7 @@ def test_full_disk_is_an_error_while_filling_and_a_warning_later(samples, monkey
     kept = DiskCache(samples[:1], SIZE)
     (path,) = entries(folder)
     monkeypatch.setattr(image_cache, "atomic_write", full)
-    with pytest.raises(DataError, match=r"No space left on device; .*Y7EDGE_CACHE"):
+    with pytest.raises(DataError, match=r"the disk is full; .*Y7EDGE_CACHE"):
         DiskCache(samples, SIZE)
     cut(path)
     assert np.array_equal(kept[0], Uncached(samples, SIZE)[0])
