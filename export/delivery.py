@@ -13,7 +13,7 @@ from pathlib import Path
 from y7edge.artifact.artifact import Artifact, digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.errors import ArtifactError, ConfigError, DigestError, ExportError, Y7EdgeError
 from y7edge.export.targets.base import Target, Unprovable
-from y7edge.files import reason, replace_files, require_replaceable
+from y7edge.files import is_file, is_folder, reason, replace_files, require_replaceable
 from y7edge.runtimes import registry
 
 
@@ -38,7 +38,7 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
             require_replaceable(file)  # nor a name that is too long
         above = destination.absolute().parents
         folder = next(path for path in above if os.path.lexists(path))
-        fit = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        fit = is_folder(folder) and os.access(folder, os.W_OK | os.X_OK)
         require_own(destination, files)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
@@ -52,7 +52,7 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
 def require_own(destination: Path, files: Iterable[Path]) -> None:
     """Raise ConfigError for a file that is not empty and belongs to no artifact here."""
     for file in files:
-        empty = file.is_file() and not file.stat().st_size
+        empty = is_file(file) and not file.stat().st_size
         if os.path.lexists(file) and not empty and not _owns(destination, file):
             raise ConfigError(
                 f"{file} exists and does not belong to an artifact {destination.name}: "

@@ -308,7 +308,9 @@ def _lock(path: Path, wait: bool, stack: ExitStack) -> bool:
     except ImportError:  # Windows
         return False
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        # NFS locks only what is open for writing; a folder cannot be, and is not locked there.
+        way = os.O_RDONLY if is_folder(path) else os.O_RDWR
+        descriptor = os.open(path, way | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         if wait:
             return False
@@ -320,7 +322,16 @@ def _lock(path: Path, wait: bool, stack: ExitStack) -> bool:
         raise
     except OSError:  # ENOLCK, ENOTSUP; of a network's file system EBADF, EINVAL
         return False
+    stack.callback(_unlock, descriptor, os.getpid())
     return True
+
+
+def _unlock(descriptor: int, owner: int) -> None:
+    """Release a lock in the process that took it: forked children hold the file open too."""
+    import fcntl
+
+    if os.getpid() == owner:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _sync(path: Path) -> None:
