@@ -16,7 +16,17 @@ HTML = f'<script>alert("{MARK}")</script><img src=x onerror={MARK}>'
 FORMULA = f"=cmd|' /C {MARK}'!A0"
 NAMES = (
     *("", " ", ".", "..", "../../outside/secret.jpg", "/etc/passwd", "~root", "C:\\x", "con", "-"),
-    *("a/b", "a\\b", "x" * 300, "x" * 100_000, "a\nb", "a\rb", "a\tb", "a\0b", "\x1b[2J\x1b]0;x\x07"),
+    *(
+        "a/b",
+        "a\\b",
+        "x" * 300,
+        "x" * 100_000,
+        "a\nb",
+        "a\rb",
+        "a\tb",
+        "a\0b",
+        "\x1b[2J\x1b]0;x\x07",
+    ),
     *("\u202eexe.gpj", "\u2028", "\ufeffname", "\x7f", "\x9b31m", "naïve ✓ 🚀", "\ud800", "\udcff"),
     *(HTML, FORMULA, "@SUM(1)", "+1", "%s%n{}{0}", "${HOME}", "`id`", "'; drop table", "null", "1"),
     *("🚀" * 200, "é" * 255, "person", "0", "\U0010ffff", "\ufffe", "a" + "\u0301" * 500),
@@ -61,9 +71,8 @@ def odd(rng: random.Random, old: Any = None) -> Any:
 def spots(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all values in a tree."""
     found = [at] if at else []
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
     if isinstance(tree, dict | list):
-        for key, value in pairs:
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             found += spots(value, (*at, key))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _file(name: str, content: bytes) -> Make:
     return make
 
 
-_VALUES = (
+_VALUES: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -119,10 +120,24 @@ _VALUES = (
     {"a": 1},
     "\x1b[2J",
 )
-_FACTS = ("epoch", "batch", "closed", "sums", "seconds", "gathered", "average", "scaler", "writer",
-          "start", "identity", "finished")  # fmt: skip
+_FACTS = (
+    "epoch",
+    "batch",
+    "closed",
+    "sums",
+    "seconds",
+    "gathered",
+    "average",
+    "scaler",
+    "writer",
+    "start",
+    "identity",
+    "finished",
+)
 STATES: dict[str, Make] = {
-    **{f"{name} is {str(value)[:12]!a}": _fact(name, value) for name in _FACTS for value in _VALUES},
+    **{
+        f"{name} is {str(value)[:12]!a}": _fact(name, value) for name in _FACTS for value in _VALUES
+    },
     "no facts": _state(lambda f, a: f.clear()),
     "no arrays": _state(lambda f, a: a.clear()),
     "finished": _fact("finished", True),
@@ -130,11 +145,15 @@ STATES: dict[str, Make] = {
     "batch beyond the last": _fact("batch", 10**6),
     "sums of texts": _fact("sums", ["a", "b", "c"]),
     "paths in the writer": _state(
-        lambda f, a: f["writer"].update(dict.fromkeys(f["writer"], "/etc/passwd"))),
+        lambda f, a: f["writer"].update(dict.fromkeys(f["writer"], "/etc/passwd"))
+    ),
     "deep facts": _fact("x", mutate.deep(300)),
-    "weights are NaN": _state(lambda f, a: [v.fill(np.nan) for k, v in a.items()
-                                            if v.dtype == np.float32] and None),
-    "generator of zeros": _state(lambda f, a: a.update({"run.generator": np.zeros(5056, np.uint8)})),
+    "weights are NaN": _state(
+        lambda f, a: [v.fill(np.nan) for k, v in a.items() if v.dtype == np.float32] and None
+    ),
+    "generator of zeros": _state(
+        lambda f, a: a.update({"run.generator": np.zeros(5056, np.uint8)})
+    ),
     "generator is short": _state(lambda f, a: a.update({"run.generator": np.zeros(3, np.uint8)})),
     "generator of floats": _state(lambda f, a: a.update({"run.generator": np.zeros(5056)})),
     "header deep": _text_state("[" * 100_000),
@@ -149,7 +168,7 @@ STATES: dict[str, Make] = {
     "results are letters": _file("results.csv", b"a,b\n1,2\n\xff\xfe"),
     "last is empty": _file("last.safetensors", b""),
     "config is empty": _file("config.yaml", b""),
-}  # fmt: skip
+}
 
 
 def read(path: Path) -> None:
@@ -169,10 +188,8 @@ def resume(path: Path) -> None:
         def step(self, status: object) -> None:
             raise KeyboardInterrupt
 
-    try:
+    with suppress(KeyboardInterrupt):
         go_on(path, progress=Stop())
-    except KeyboardInterrupt:
-        pass
 
 
 # --- caches ---------------------------------------------------------------------------------------
@@ -224,10 +241,12 @@ EDITS: dict[str, Callable[[Any, Path], object]] = {
     "a device": _special(lambda path: path.symlink_to("/dev/zero")),
     "a link to itself": _special(lambda path: path.symlink_to(path)),
     "an array of 2**60": lambda rng, path: path.write_bytes(
-        b"\x93NUMPY\x01\0v\0" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (2**60,), }"),
+        b"\x93NUMPY\x01\0v\0" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (2**60,), }"
+    ),
     "a picture of 2**31": lambda rng, path: path.write_bytes(
-        b"y7edgeP1" + struct.pack("<III", 2**31, 2**31, 0) + bytes(99)),
-}  # fmt: skip
+        b"y7edgeP1" + struct.pack("<III", 2**31, 2**31, 0) + bytes(99)
+    ),
+}
 CACHES: dict[str, Make] = {
     f"{kind}: {name}": _cached(kind, edit)
     for kind in ("labels", "pictures")
@@ -250,8 +269,15 @@ def use_pictures(path: Path) -> None:
 
 
 ATTACKS = (
-    Attack("state", 300, STATES, _mutated, {"read": read, "resume": resume},
-           ("train --resume {}", "train --resume {} --json")),
-    Attack("cache", 100, CACHES, _damaged_cache,
-           {"labels": use_labels, "pictures": use_pictures}, ()),
-)  # fmt: skip
+    Attack(
+        "state",
+        300,
+        STATES,
+        _mutated,
+        {"read": read, "resume": resume},
+        ("train --resume {}", "train --resume {} --json"),
+    ),
+    Attack(
+        "cache", 100, CACHES, _damaged_cache, {"labels": use_labels, "pictures": use_pictures}, ()
+    ),
+)
