@@ -1,5 +1,4 @@
 import struct
-import sys
 import zlib
 
 import cv2
@@ -8,7 +7,7 @@ import pytest
 
 from y7edge.data.headers import picture_size
 from y7edge.data.images import read_image
-from y7edge.errors import DataError, RuntimeMissing
+from y7edge.errors import DataError
 
 WIDE = np.zeros((10, 24, 3), np.uint8)
 
@@ -129,9 +128,3 @@ def test_says_what_is_wrong_with_a_file(tmp_path, content, message):
         picture_size(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_says_how_to_install_pillow(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(RuntimeMissing, match=r'pip install "y7edge\[eval\]"'):
-        picture_size(tmp_path / "a.jpg")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,9 @@ from y7edge.data import label_cache
 from y7edge.data.formats import coco, geometry, voc, yolo
 from y7edge.data.formats.forms import settle
 from y7edge.data.formats.records import Entry, Label, Scan
-from y7edge.data.headers import any_size
 from y7edge.data.sample import Plan, Reading, Sample, is_image, single_class
 from y7edge.errors import DataError
+from y7edge.files import is_folder, reason, require_regular
 
 __all__ = ["Dataset", "Sample", "load"]
 
@@ -162,7 +163,13 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
         RuntimeMissing: A ``data.yaml`` needs PyYAML.
     """
     source = Path(path)
-    if source.is_file():
+    if not is_folder(source):
+        try:
+            require_regular(source)
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be
+            there = os.path.lexists(source)
+            found = f": {reason(error)}" if there else ", found nothing there"
+            raise DataError(f"{source}: expected a data.yaml or a data folder{found}") from error
         if is_image(source):
             raise DataError(f"{source}: is an image; name the data.yaml, or the folder")
         if source.suffix.lower() == ".json":
@@ -170,9 +177,6 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
         if source.suffix.lower() == ".txt":
             return yolo.list_images(source)
         return yolo.describe(source, splits)
-    if not source.is_dir():
-        found = "something else" if source.exists() else "nothing there"
-        raise DataError(f"{source}: expected a data.yaml or a data folder, found {found}")
     forms: dict[str, Callable[[], Scan]] = {}
     if (described := yolo.find(source)) is not None:
         forms[f"YOLO ({described.name})"] = partial(yolo.describe, described, splits)
@@ -191,8 +195,7 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
 def read_scan(scan: Scan) -> None:
     """Read the labels of a scan and the headers of its images, and place every box."""
     {"yolo": yolo, "coco": coco, "voc": voc}[scan.layout].read(scan)
-    with any_size():
-        geometry.measure(scan)
+    geometry.measure(scan)
     settle(scan)
     geometry.place(scan)
 

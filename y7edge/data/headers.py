@@ -1,27 +1,38 @@
-"""Sizes of images from their headers, without decoding them.
+"""Sizes of images from their headers, without decoding them; and the bound on what is decoded.
 
 Cameras store an image as the sensor lies and note in EXIF how it was held; `read_image` applies
 the orientation, and labels refer to the upright image. Four of the eight orientations (5 to 8) swap
 width and height. The published reader knows 6 and 8 only.
+
+A file of kilobytes may state a size that takes gigabytes to decode. So a size is read here first,
+in every format that OpenCV decodes, and compared with `most_pixels`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from y7edge.errors import DataError, needing
-from y7edge.files import require_regular
-
-if TYPE_CHECKING:
-    from PIL import Image
+from y7edge.errors import ConfigError, DataError
+from y7edge.files import open_regular, reason
 
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
+_MOST_PIXELS = 1 << 27  # 134 megapixels, 400 MB of bytes
+_BEGINNING = 1 << 16  # bytes that hold the text of a header
+_LARGEST_BOXES = 1 << 26  # bytes that are searched for a size
+_MOST_PARTS = 100_000  # segments, chunks; an image of 200 MB has 25,000
+_FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323
+_DAMAGED = "its header is damaged or cut off"
+_GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM = re.compile(rb"P[1-6Ff]" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})\s")
 
 
 class Frame(NamedTuple):
@@ -30,6 +41,8 @@ class Frame(NamedTuple):
     size: tuple[int, int]
     stored: tuple[int, int]
     orientation: int = 1
+    pixels: int = 0  # that decoding it takes; more than its size has if it is stored in tiles
+    several: bool = False  # whether other images follow in the file
 
     @property
     def turned(self) -> bool:
@@ -37,76 +50,254 @@ class Frame(NamedTuple):
         return self.orientation in _ON_ITS_SIDE
 
 
+class _Found(NamedTuple):
+    """What a header says; ``exif`` is a note, or the orientation itself."""
+
+    width: int
+    height: int
+    exif: bytes | int = b""
+    pixels: int = 0
+    several: bool = False
+
+
 def read_frame(path: Path | str) -> Frame:
     """Size and orientation by the header; damage behind it is not noticed.
 
     Raises:
         DataError: The file cannot be read, or its header is not that of an image.
-        RuntimeMissing: Pillow is not installed.
     """
-    with needing("Pillow", "eval", f"{path}: reading its size"):
-        from PIL import Image
     try:
-        require_regular(path)  # opening a pipe waits for ever
-        with Image.open(path) as opened:
-            width, height = stored = _stored_size(opened)
-            orientation = _orientation(opened, path)
-    except OSError as error:
-        reason = error.strerror or "its header is not that of an image, or is damaged"
-        raise DataError(f"{path}: cannot read the image: {reason}") from error
-    except DataError:
-        raise
-    # On damaged bytes Pillow's parsers raise nearly anything, SyntaxError included.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot read the image's header: {reason}") from error
-    if width < 1 or height < 1:
-        raise DataError(f"{path}: expected an image, found a size of {width} x {height} pixels")
-    known = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-    return Frame((height, width) if known in _ON_ITS_SIDE else stored, stored, known)
+        with open_regular(path) as stream:
+            return frame_of(stream)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read the image: {reason(error)}") from error
 
 
 def picture_size(path: Path | str) -> tuple[int, int]:
     """Width and height in pixels of the upright image, as `read_image` gives it.
 
     Raises:
-        DataError, RuntimeMissing: As `read_frame` does.
+        DataError: As `read_frame` does.
     """
     return read_frame(path).size
 
 
-@contextmanager
-def any_size() -> Iterator[None]:
-    """Let Pillow open images of any size, without a warning: it takes large ones for attacks."""
+def most_pixels() -> int:
+    """How many pixels an image may have, and all together that threads decode at a time.
+
+    Raises:
+        ConfigError: ``Y7EDGE_MAX_PIXELS`` is not a positive whole number.
+    """
+    text = os.environ.get("Y7EDGE_MAX_PIXELS", "")
+    if not text:
+        return _MOST_PIXELS
+    if not re.fullmatch(r"0*[1-9][0-9]{0,11}", text):
+        words = f"expected a positive number of pixels, found {text[:40]!r}"
+        raise ConfigError(f"Y7EDGE_MAX_PIXELS: {words}")
+    return int(text)
+
+
+def too_large(width: int, height: int, pixels: int = 0) -> str:
+    """Why an image or the frames of a video are not decoded; empty if they are.
+
+    Args:
+        width: Of the image, and
+        height: its height, both in pixels.
+        pixels: That decoding it takes, where those are more.
+    """
+    most = most_pixels()
+    if max(width * height, pixels) <= most:
+        return ""
+    words = f"has {width}x{height} pixels"
+    words += f", and takes {pixels:,}" if pixels > width * height else ""
+    return f"{words}; at most {most:,} are decoded: set Y7EDGE_MAX_PIXELS for more"
+
+
+def frame_of(stream: BinaryIO) -> Frame:
+    """Size and orientation of an image whose content a stream holds.
+
+    Raises:
+        ValueError: It has no header of an image that OpenCV decodes.
+    """
+    stream.seek(0)
+    head = stream.read(32)
+    parse = next((parse for magic, parse in _FORMATS if magic.match(head)), None)
+    if parse is None:
+        raise ValueError("its header is not that of an image")
     try:
-        from PIL import Image
-    except ImportError:
-        yield
-        return
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+        found = parse(stream, head)
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
+        raise ValueError(_DAMAGED) from error
+    width, height = stored = found.width, found.height
+    if width < 1 or height < 1:
+        raise ValueError(f"expected an image, found a size of {width} x {height} pixels")
+    noted = found.exif if isinstance(found.exif, int) else _noted(found.exif)
+    known = noted if noted is not None and 1 <= noted <= 8 else 1
+    upright = (height, width) if known in _ON_ITS_SIDE else stored
+    return Frame(upright, stored, known, max(width * height, found.pixels), found.several)
 
 
-def _stored_size(opened: Image.Image) -> tuple[int, int]:
-    if opened.format == "TIFF":
-        # Some versions of Pillow have turned the size of a TIFF already; its tags are as stored.
-        tags = opened.tag_v2  # type: ignore[attr-defined]
-        return int(tags[256]), int(tags[257])
-    return opened.size
+def _jpeg(stream: BinaryIO, _: bytes) -> _Found:
+    """The segments before the first scan."""
+    size, exif = (0, 0), b""
+    stream.seek(2)
+    for _part in range(_MOST_PARTS):
+        first, code = stream.read(2)
+        if first != 0xFF or code in (0x00, 0xFF):  # garbage, or fill: decoders pass over them too
+            stream.seek(-1, os.SEEK_CUR)
+            continue
+        if code in _WITHOUT_LENGTH:
+            continue
+        (length,) = struct.unpack(">H", stream.read(2))
+        if code == 0xDA and size[0]:
+            return _Found(*size, exif)
+        if code in (0xD9, 0xDA):
+            break
+        content = stream.read(length - 2) if code == 0xE1 or code in _FRAME_HEADERS else b""
+        if code in _FRAME_HEADERS and not size[0]:
+            size = struct.unpack(">xHH", content[:5])[::-1]
+        elif code == 0xE1 and not exif and content.startswith(b"Exif\0\0"):
+            exif = content
+        stream.seek(max(length - 2, 0) - len(content), os.SEEK_CUR)
+    raise ValueError(_DAMAGED)
 
 
-def _orientation(opened: Image.Image, path: Path | str) -> object:
-    if opened.format == "TIFF":
-        return opened.tag_v2.get(_ORIENTATION)  # type: ignore[attr-defined]
-    # Not `opened.getexif()`: it decodes a whole PNG to find a note behind the pixels, and believes
-    # XMP, which OpenCV does not.
-    content = opened.info.get("exif")
-    if opened.format == "PNG" and not content:
-        content = _exif_of_png(path)
-    return _noted(content or b"")
+def _png(stream: BinaryIO, head: bytes) -> _Found:
+    """The first chunk, and the EXIF chunk wherever it stands; skips from chunk to chunk."""
+    width, height = struct.unpack(">II", head[16:24])
+    exif, several = b"", False
+    stream.seek(8)
+    for _part in range(_MOST_PARTS):
+        chunk = stream.read(8)
+        if len(chunk) < 8:
+            break
+        length, kind = struct.unpack(">I4s", chunk)
+        if kind == b"eXIf" and not exif:
+            exif = stream.read(min(length, _BEGINNING))
+            length -= len(exif)
+        several |= kind == b"acTL"
+        stream.seek(length + 4, os.SEEK_CUR)
+    return _Found(width, height, exif, several=several)
+
+
+def _webp(stream: BinaryIO, head: bytes) -> _Found:
+    kind = head[12:16]
+    if kind == b"VP8 ":
+        width, height = struct.unpack("<HH", head[26:30])
+        return _Found(width & 0x3FFF, height & 0x3FFF)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack("<I", head[21:25])
+        return _Found((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    flags, exif = head[20], b""
+    width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+    stream.seek(12)
+    for _part in range(_MOST_PARTS if flags & 8 else 0):
+        chunk = stream.read(8)
+        if len(chunk) < 8:
+            break
+        name, length = struct.unpack("<4sI", chunk)
+        if name == b"EXIF":
+            exif = stream.read(min(length, _BEGINNING))
+            break
+        stream.seek(length + length % 2, os.SEEK_CUR)
+    return _Found(width, height, exif, several=bool(flags & 2))
+
+
+def _tiff(stream: BinaryIO, head: bytes) -> _Found:
+    """The first directory; refuses tags that hold more than the file does."""
+    order = "<" if head[:2] == b"II" else ">"
+    big = struct.unpack(f"{order}H", head[2:4])[0] == 43
+    (start,) = struct.unpack(f"{order}Q", head[8:16]) if big else (
+        struct.unpack(f"{order}I", head[4:8]))  # fmt: skip
+    stream.seek(start)
+    (count,) = struct.unpack(f"{order}{'Q' if big else 'H'}", stream.read(8 if big else 2))
+    row = struct.Struct(f"{order}HHQ8s" if big else f"{order}HHI4s")
+    if count > 0xFFFF:
+        raise ValueError(_DAMAGED)
+    tags: dict[int, int] = {}
+    room = 0
+    for tag, kind, number, value in row.iter_unpack(stream.read(row.size * count)):
+        room += _BYTES.get(kind, 1) * number
+        form = {3: "H", 4: "I", 16: "Q"}.get(kind)
+        if form and number == 1:
+            (found,) = struct.unpack_from(f"{order}{form}", value)
+            tags[tag] = (
+                tags.get(tag, found) if tag == _ORIENTATION else max(tags.get(tag, 0), found)
+            )
+    following = stream.read(8 if big else 4)
+    stream.seek(0, os.SEEK_END)
+    if room > stream.tell() + _BEGINNING:
+        raise ValueError(_DAMAGED)
+    width, height = tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0)
+    tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_HEIGHT, 0)
+    return _Found(width, height, tags.get(_ORIENTATION, 1), tile, any(following))
+
+
+def _bmp(_: BinaryIO, head: bytes) -> _Found:
+    if struct.unpack("<I", head[14:18])[0] == 12:
+        return _Found(*struct.unpack("<HH", head[18:22]))
+    width, height = struct.unpack("<ii", head[18:26])
+    return _Found(width, abs(height))  # below zero: from the top to the bottom
+
+
+def _jpeg2000(stream: BinaryIO, _: bytes) -> _Found:
+    """The largest of what may be the codestream's size."""
+    stream.seek(0)
+    sizes = [
+        struct.unpack(">IIII", found) for found in _CODESTREAM.findall(stream.read(_LARGEST_BOXES))
+    ]
+    return _Found(*max(((x - left, y - top) for x, y, left, top in sizes), key=_area))
+
+
+def _avif(stream: BinaryIO, _: bytes) -> _Found:
+    """The largest of the sizes: that of the whole, not of a thumbnail or tile."""
+    stream.seek(0)
+    sizes = [struct.unpack(">II", found) for found in _EXTENT.findall(stream.read(_LARGEST_BOXES))]
+    return _Found(*max(sizes, key=_area))
+
+
+_CODESTREAM = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)
+_EXTENT = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _written(*patterns: bytes) -> Callable[[BinaryIO, bytes], _Found]:
+    """A parser of headers in letters: two numbers, or the largest of each that stand there."""
+
+    def parse(stream: BinaryIO, _: bytes) -> _Found:
+        stream.seek(0)
+        text = stream.read(_BEGINNING)
+        width, height = (max(map(int, re.findall(p, text)), default=0) for p in patterns)
+        return _Found(width, height)
+
+    return parse
+
+
+def _pnm(stream: BinaryIO, _: bytes) -> _Found:
+    stream.seek(0)
+    found = _PNM.match(stream.read(_BEGINNING))
+    if found is None:
+        raise ValueError(_DAMAGED)
+    return _Found(int(found[1]), int(found[2]))
+
+
+_FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, bytes], _Found]], ...] = (
+    (re.compile(rb"\xff\xd8"), _jpeg),
+    (re.compile(rb"\x89PNG\r\n\x1a\n....IHDR", re.DOTALL), _png),
+    (re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), _webp),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), _tiff),
+    (re.compile(rb"BM"), _bmp),
+    (re.compile(rb"GIF8[79]a"), lambda _, head: _Found(*struct.unpack("<HH", head[6:10]))),
+    (re.compile(rb"P[1-6Ff]\s"), _pnm),
+    (re.compile(rb"P7\s"), _written(rb"WIDTH\s+(\d{1,9})", rb"HEIGHT\s+(\d{1,9})")),
+    (re.compile(rb"#\?R"), _written(rb"\+X +(\d{1,9})", rb"-Y +(\d{1,9})")),
+    (re.compile(rb"\x59\xa6\x6a\x95"), lambda _, head: _Found(*struct.unpack(">II", head[4:12]))),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP"), _jpeg2000),
+    (re.compile(rb"....ftyp", re.DOTALL), _avif),
+)
 
 
 def _noted(exif: bytes) -> int | None:
@@ -125,15 +316,3 @@ def _noted(exif: bytes) -> int | None:
     except struct.error:
         return None
     return None
-
-
-def _exif_of_png(path: Path | str) -> bytes:
-    """The EXIF chunk of a PNG wherever it stands, or nothing; skips from chunk to chunk."""
-    with Path(path).open("rb", buffering=0) as stream:
-        stream.seek(8)
-        while len(head := stream.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf":
-                return stream.read(length)
-            stream.seek(length + 4, os.SEEK_CUR)
-    return b""

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+# What OpenCV and Pillow both decode, to 8 or 16 bits.
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {".bmp", ".dib", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png"}
+    | {".pnm", ".ppm", ".ras", ".sr", ".tif", ".tiff", ".webp"}
 )
 
 # Size, time of the last write, time of the last change of a file, or None where there was none.

@@ -10,8 +10,9 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from numpy.typing import NDArray
 
 from y7edge.data.check.libjpeg import complaints
 from y7edge.data.formats.records import Facts
-from y7edge.data.headers import any_size
-from y7edge.data.images import read_deep, read_image
+from y7edge.data.headers import Frame, too_large
+from y7edge.data.images import decode, read_image, reading
 from y7edge.errors import DataError, needing
-from y7edge.files import require_regular
+from y7edge.files import open_regular, reason
 
 Progress = Callable[[int, int], None]
 
@@ -35,7 +36,9 @@ _RUN = re.compile(rb"(.)\1{63,}", re.DOTALL)
 # Within the scan of a JPEG, 0xFF is followed by 0 (stuffing), a restart marker or more 0xFF.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-_MOST_PIXELS = 1 << 30  # of OpenCV
+_LARGEST_HEAD = 1 << 20
+# Of Pillow's, what OpenCV reads too: others may run programs (EPS).
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000", "SUN")
 _SEGMENTS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 _BEGINNINGS = (
     (b"version https://git-lfs", "a pointer of Git LFS: run `git lfs pull`"),
@@ -48,66 +51,80 @@ _BEGINNINGS = (
 
 def inspect(path: Path) -> Facts:
     """Read, decode and measure one image; never raises for what it holds."""
+    try:
+        with reading(path) as (content, frame):
+            return _measured(path, content, frame)
+    except DataError as error:
+        return _unread(path, str(error).removeprefix(f"{path}: "))
+
+
+def _unread(path: Path, words: str) -> Facts:
+    """Why a file is not decoded at all, in more words where its beginning says more."""
+    try:
+        with open_regular(path) as stream:
+            content = stream.read(_LARGEST_HEAD)
+    except (OSError, ValueError, MemoryError) as error:
+        return Facts(f"cannot be read: {reason(error)}", "unreadable")
+    if not content.strip(b"\0"):
+        return Facts("is empty" if not content else "holds nothing but zeros", "empty")
+    if words.startswith("has "):
+        return Facts(words, "corrupt")
+    return _fault(content, words)
+
+
+def _measured(path: Path, content: bytes, frame: Frame) -> Facts:
     from PIL import Image
 
     try:
-        require_regular(path)  # reading a pipe waits for ever
-        content = path.read_bytes()
-    except OSError as error:
-        return Facts(f"cannot be read: {error.strerror or error}", "unreadable")
-    except DataError as error:
-        return Facts(str(error).removeprefix(f"{path}: "), "unreadable")
-    if not content.strip(b"\0"):
-        return Facts("is empty" if not content else "holds nothing but zeros", "empty")
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            width, height = opened.size
-            if width * height > _MOST_PIXELS:
-                words = f"has {width}x{height} pixels, more than OpenCV decodes"
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
+            if words := too_large(*opened.size):  # another size than the header has
                 return Facts(words, "corrupt")
             opened.verify()
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             kind, mode = opened.format or "", opened.mode
-            frames = int(getattr(opened, "n_frames", 1))
+            # Counting the images of a TIFF or GIF takes long where there are very many.
+            several = frame.several or (kind != "TIFF" and getattr(opened, "is_animated", False))
             opened.load()
     # Pillow's decoders raise whatever a damaged file provokes in them.
     except Exception as error:
-        return _fault(content, error)
+        return _fault(content, " ".join(str(error).split()) or type(error).__name__)
     if kind in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
         return Facts("is cut off: it has no end-of-image marker", "truncated")
-    if kind == "JPEG" and (reason := _illegal_marker(content)):
-        return Facts(reason, "corrupt")
+    if kind == "JPEG" and (words := _illegal_marker(content)):
+        return Facts(words, "corrupt")
     try:
-        image = read_image(path)
-        deep = read_deep(path) if mode.startswith("I") else image
+        deep = decode(content, path, deep=True) if mode.startswith("I") else None
+        levels = (int(deep.min()), int(deep.max())) if deep is not None else None
+        levels = None if deep is None or deep.dtype != np.uint16 else levels
+        deep = None  # an image is large
+        image = decode(content, path)
     except DataError as error:
-        reason = f"is a {kind} ({mode}) that OpenCV, and so the training, cannot decode: {error}"
-        return Facts(reason, "corrupt")
+        words = f"is a {kind} ({mode}) that OpenCV, and so the training, cannot decode: {error}"
+        return Facts(words, "corrupt")
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    digest = hashlib.blake2b(image.data)
+    digest.update(repr(image.shape).encode())
     return Facts(
         doubt=_doubt(image, content, kind),
         format=kind,
         mode=mode,
-        frames=frames,
-        levels=(int(deep.min()), int(deep.max())) if deep.dtype == np.uint16 else None,
-        digest=hashlib.blake2b(image.tobytes() + repr(image.shape).encode()).hexdigest()[:32],
+        several=several,
+        levels=levels,
+        digest=digest.hexdigest()[:32],
         thumb=np.asarray(cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8),
-        flat=bool((image == image[0, 0]).all()),
+        flat=all(bool((row == image[0, 0]).all()) for row in image),
     )
 
 
-def _fault(content: bytes, error: Exception) -> Facts:
-    from PIL import UnidentifiedImageError
-
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if "truncated" in reason.lower() or "not enough" in reason.lower():
-        return Facts(f"is cut off: {reason}", "truncated")
-    if isinstance(error, UnidentifiedImageError):
+def _fault(content: bytes, words: str) -> Facts:
+    if "truncated" in words.lower() or "not enough" in words.lower():
+        return Facts(f"is cut off: {words}", "truncated")
+    if "cannot identify image" in words or words.startswith("expected an image"):
         head = content.lstrip()[:32]
         meaning = next((words for start, words in _BEGINNINGS if head.startswith(start)), "")
-        reason = f"is not an image{f', but {meaning}' if meaning else f': begins {head!r}'}"
-        return Facts(reason, "corrupt")
-    return Facts(f"is damaged: {reason}", "corrupt")
+        words = f"is not an image{f', but {meaning}' if meaning else f': begins {head!r}'}"
+        return Facts(words, "corrupt")
+    return Facts(f"is damaged: {words}", "corrupt")
 
 
 def _illegal_marker(content: bytes) -> str:
@@ -149,8 +166,12 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
     if kind != "JPEG":
         return ""
     # What is missing of a JPEG decodes as exactly this grey, from some row to the last.
-    same = np.all(np.abs(image.astype(np.int16) - 128) <= 1, axis=(1, 2))
-    rows = 0 if np.all(same) else int(np.argmin(np.flip(same)))
+    rows = 0
+    for row in image[::-1]:
+        if row.min() < 127 or row.max() > 129:
+            break
+        rows += 1
+    rows = 0 if rows == len(image) else rows
     if rows >= max(8, 0.02 * len(image)):
         return (
             f"its last {rows} of {len(image)} rows are plain grey, as where compressed data end "
@@ -162,6 +183,18 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
         count, position = len(run[0]), run.start()
         return f"{count} equal bytes at byte {position}, in the middle of compressed data"
     return ""
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Let Pillow open what `too_large` allows, without a warning."""
+    from PIL import Image
+
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path, Facts]:

@@ -18,7 +18,7 @@ CHECKS = Checks()
 
 # Images, or nearly: formats that no reader here takes, so that they are passed over in silence.
 UNREAD_SUFFIXES = frozenset(
-    {".avif", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".svg"}
+    {".avif", ".dng", ".exr", ".gif", ".hdr", ".heic", ".heif", ".jxl", ".pam", ".pfm", ".svg"}
 )
 _TEXTS = frozenset({".json", ".txt", ".xml"})
 _NO_LABELS = {"classes", "labels", "names", "obj", "readme", "requirements", "train", "val"}

@@ -6,6 +6,7 @@ The copy holds what training would read of the original, and what can be repaire
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections import Counter
@@ -18,16 +19,15 @@ import cv2
 import numpy as np
 
 from y7edge.boxes import corners
-from y7edge.data.check.decoding import Progress
+from y7edge.data.check.decoding import Progress, any_size
 from y7edge.data.check.examine import Report, examine
-from y7edge.data.check.images import SUFFIXES, levels_in_use
+from y7edge.data.check.images import SUFFIXES, is_called, levels_in_use
 from y7edge.data.check.paths import in_words, readable, require_copy
 from y7edge.data.check.splits import same_labels, same_splits, shared_entries
 from y7edge.data.dataset import sample_of
 from y7edge.data.formats.geometry import used
 from y7edge.data.formats.records import Entry, Label, Scan
-from y7edge.data.headers import any_size
-from y7edge.data.images import read_deep, to_bytes
+from y7edge.data.images import read_deep, reading, to_bytes
 from y7edge.errors import DataError
 from y7edge.files import temporary_folder, writing
 from y7edge.text import without_active
@@ -213,11 +213,9 @@ def _usable(copy: _Copy, entry: Entry) -> bool:
 
 def _write_image(copy: _Copy, entry: Entry, split: str, lines: Sequence[str]) -> None:
     facts, source = entry.facts, entry.path
-    suffix = SUFFIXES.get(facts.format, source.suffix.lower())
-    right = source.suffix.lower() in (suffix, ".jpeg", ".tiff", ".mpo", ".pgm")
-    if right and (suffix == ".jpg") == (source.suffix.lower() in (".jpg", ".jpeg", ".mpo")):
-        suffix = source.suffix
-    else:
+    suffix = source.suffix
+    if not is_called(facts.format, source):
+        suffix = SUFFIXES.get(facts.format, suffix)
         copy.note(source, 0, f"a {facts.format} called {source.suffix}", f"called {suffix}")
     stem, count = source.stem, 2
     while (split, stem.lower()) in copy.taken:
@@ -249,7 +247,7 @@ def _write_image(copy: _Copy, entry: Entry, split: str, lines: Sequence[str]) ->
 def _upright(source: Path, image: Path) -> None:
     from PIL import Image, ImageOps
 
-    with any_size(), Image.open(source) as opened:
+    with reading(source) as (content, _), any_size(), Image.open(io.BytesIO(content)) as opened:
         kind = "JPEG" if opened.format == "MPO" else opened.format
         turned = ImageOps.exif_transpose(opened)
         turned.save(image, kind, exif=b"", **_SAVING.get(kind or "", {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from y7edge.data.check.registry import Checks, Hit, Run
 from y7edge.data.formats.records import Entry, Scan
@@ -13,19 +14,16 @@ CHECKS = Checks()
 _DROPPED = "the image is left out"
 _LARGE = 89  # megapixels; from here on Pillow warns
 _FORMATS = {
-    ".jpg": {"JPEG", "MPO"},
-    ".jpeg": {"JPEG", "MPO"},
-    ".mpo": {"JPEG", "MPO"},
-    ".png": {"PNG"},
-    ".bmp": {"BMP", "DIB"},
-    ".webp": {"WEBP"},
-    ".tif": {"TIFF"},
-    ".tiff": {"TIFF"},
-    ".pgm": {"PPM"},
-    ".ppm": {"PPM"},
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), ("JPEG", "MPO")),
+    **dict.fromkeys((".bmp", ".dib"), ("BMP", "DIB")),
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
+    **dict.fromkeys((".pbm", ".pgm", ".pnm", ".ppm"), ("PPM",)),
+    **dict.fromkeys((".ras", ".sr"), ("SUN",)),
+    **{".png": ("PNG",), ".webp": ("WEBP",), ".jp2": ("JPEG2000",)},
 }
-SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp"}
-SUFFIXES |= {"TIFF": ".tif", "PPM": ".ppm", "DIB": ".bmp"}
+# The first suffix of each is what `--fix` calls it.
+SUFFIXES = {kind: suffix for suffix, kinds in reversed(_FORMATS.items()) for kind in kinds}
+SUFFIXES["PPM"] = ".ppm"
 _MODES = {
     "CMYK": "is CMYK, converted to RGB without a colour profile",
     "P": "has a palette",
@@ -125,12 +123,17 @@ def levels_in_use(scan: Scan) -> tuple[int, int] | None:
     return (low, high) if (high >> 8) - (low >> 8) + 1 < _FEW_LEVELS else None
 
 
+def is_called(kind: str, path: Path) -> bool:
+    """Whether a file's suffix is one of its format; true of suffixes that no format has."""
+    return kind in _FORMATS.get(path.suffix.lower(), (kind,))
+
+
 @CHECKS.add("suffix", "warning", "suffixes that disagree with the real format",
        "copied under the right suffix")  # fmt: skip
 @_each
 def _suffix(entry: Entry) -> str:
-    ending, real = entry.path.suffix.lower(), entry.facts.format
-    if not real or real in _FORMATS.get(ending, {real}):
+    real = entry.facts.format
+    if not real or is_called(real, entry.path):
         return ""
     return f"is a {real}, called {entry.path.suffix}; rename it"
 
@@ -142,6 +145,6 @@ def _mode(entry: Entry) -> str:
     found = [_MODES[facts.mode]] if facts.mode in _MODES else []
     if facts.mode.startswith(("I", "F")):
         found.append(f"has more than 8 bits (mode {facts.mode}), scaled or cut to 8")
-    if facts.frames > 1:
-        found.append(f"holds {facts.frames} images ({facts.format}); the first one counts")
+    if facts.several:
+        found.append(f"holds several images ({facts.format}); the first one counts")
     return "; ".join(found)

@@ -80,7 +80,7 @@ def readable(path: Path, root: Path) -> str:
 def in_words(problem: Problem, root: Path) -> str:
     """A problem in one line: file, line and message."""
     line = f":{problem.line}" if problem.line else ""
-    return f"{readable(problem.file, root)}{line}: {problem.message}"
+    return f"{readable(problem.file, root)}{line}: {printable(problem.message)}"
 
 
 def within(path: Path, root: Path) -> str:

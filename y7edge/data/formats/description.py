@@ -3,104 +3,43 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from y7edge.data.formats.plain_yaml import Tree, as_text, is_null, read_yaml
 from y7edge.data.formats.records import Scan
-from y7edge.data.formats.text import Text, read_text
-from y7edge.errors import DataError, needing
+from y7edge.errors import DataError
 from y7edge.text import is_printable
 
-_MOST = 100_000  # classes, and values in a file
+_MOST = 100_000  # classes
 _SEPARATOR = re.compile(r"\s*[,;\n]\s*")
 _WRAPPING = " \t\n[]'\""
 
 
-@dataclass(slots=True)
-class Description:
-    """Top-level entries as text, lists and mappings of text, and their lines from 1."""
-
-    text: Text
-    entries: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
-    repeated: list[tuple[str, int]] = field(default_factory=list)
-
-
-def read_description(path: Path) -> Description:
-    """Parse a ``data.yaml`` without giving its values types: YAML would make False of ``off``.
+def read_description(path: Path) -> Tree:
+    """Parse a ``data.yaml``: entries of text, and lists and mappings of text; None for nothing.
 
     Raises:
         DataError: It is not YAML, or not a mapping.
         RuntimeMissing: PyYAML is not installed.
     """
-    with needing("PyYAML", "eval", f"{path}: reading it"):
-        import yaml
-    description = Description(read_text(path))
-    if description.text.error:
-        raise DataError(f"{path}: cannot read it: {description.text.error}")
     try:
-        node = yaml.compose(description.text.content, yaml.SafeLoader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: expected a data.yaml, cannot read it: {reason}") from error
-    if not isinstance(node, yaml.MappingNode):
-        kind = {"SequenceNode": "list", "NoneType": "nothing"}.get(type(node).__name__, "a text")
+        tree = read_yaml(path, as_text)
+    except ValueError as error:
+        raise DataError(f"{path}: expected a data.yaml, {error}") from error
+    if not isinstance(tree.content, dict):
+        kind = "list" if isinstance(tree.content, list) else "a text"
+        kind = "nothing" if is_null(tree.content) else kind
         raise DataError(f"{path}: expected a mapping with train, val and names, found {kind}")
-    try:
-        weight = _weight(node, {}, set())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected a data.yaml, but an alias in it is circular") from error
-    if weight > 20 * _MOST:
-        raise DataError(f"{path}: expected a data.yaml, found aliases for {weight:.1e} values")
-    description.entries = _plain(node, description.repeated)
-    for key, value in node.value:
-        description.lines[str(key.value)] = key.start_mark.line + 1
-        if value.tag == "tag:yaml.org,2002:null":
-            description.entries[str(key.value)] = None
-    return description
+    tree.content = {k: None if is_null(value) else value for k, value in tree.content.items()}
+    return tree
 
 
-def _weight(node: Any, known: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for, aliases followed.
-
-    Raises:
-        ValueError: It holds itself.
-    """
-    if isinstance(node.value, str):
-        return 1
-    if id(node) in above:
-        raise ValueError("circular")
-    if id(node) not in known:
-        above.add(id(node))
-        parts = (part for entry in node.value
-                 for part in (entry if isinstance(entry, tuple) else (entry,)))  # fmt: skip
-        known[id(node)] = 1 + sum(_weight(part, known, above) for part in parts)
-        above.remove(id(node))
-    return known[id(node)]
-
-
-def _plain(node: Any, repeated: list[tuple[str, int]]) -> Any:
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            name = str(key.value)
-            if name in found:
-                repeated.append((name, key.start_mark.line + 1))
-            found[name] = _plain(value, repeated)
-        return found
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(value, repeated) for value in node.value]
-    return str(node.value)
-
-
-def take_names(scan: Scan, description: Description) -> None:
+def take_names(scan: Scan, description: Tree) -> None:
     """Put ``names`` and ``nc`` into a scan, with what is wrong about them."""
     path, lines = description.text.path, description.lines
-    names, nc = description.entries.get("names"), description.entries.get("nc")
-    for key, line in description.repeated:
+    names, nc = description.content.get("names"), description.content.get("nc")
+    for key, _, line in description.repeated:
         scan.problem("names", f"the entry '{key}' stands twice; remove one", path, line)
     if nc is not None:
         scan.nc = int(nc) if isinstance(nc, str) and re.fullmatch(r"0*[1-9]\d{0,6}", nc) else None

@@ -12,8 +12,8 @@ import numpy as np
 
 from y7edge.data.formats.coco import hull_of, overlap, parts_of
 from y7edge.data.formats.records import LEAST_SIDE, RESPELLED, Corners, Entry, Label, Points, Scan
-from y7edge.data.headers import read_frame
-from y7edge.errors import DataError, RuntimeMissing
+from y7edge.data.headers import read_frame, too_large
+from y7edge.errors import DataError
 
 # Printed labels are rounded: a box sticks out only beyond this fraction of the image.
 ROUNDING = 1e-3
@@ -33,14 +33,7 @@ def measure(scan: Scan) -> None:
     for entry in scan.entries:
         scan.watch.note(entry.path)
         try:
-            entry.frame = read_frame(entry.path)
-            if entry.tiny:
-                wide, high = entry.frame.size
-                words = f"is {wide}x{high} pixels: nothing can be seen on it; remove it"
-                scan.problem("tiny_image", words, entry.path, image=entry.path)
-        except RuntimeMissing:
-            if scan.layout != "yolo" and _stated(entry) is None:
-                raise
+            entry.frame = frame = read_frame(entry.path)
         except DataError as error:
             words = str(error).removeprefix(f"{entry.path}: ")
             needed = scan.layout != "yolo" and _stated(entry) is None
@@ -48,6 +41,14 @@ def measure(scan: Scan) -> None:
                 words += "; nor does its annotation state a size"
             scan.problem("header", words, entry.path,
                          image=entry.path, effect="refused" if needed else "changed")  # fmt: skip
+            continue
+        if words := too_large(*frame.stored, frame.pixels):
+            scan.problem("pixel_count", words, entry.path, image=entry.path)
+        if entry.tiny:
+            words = (
+                f"is {frame.size[0]}x{frame.size[1]} pixels: nothing can be seen on it; remove it"
+            )
+            scan.problem("tiny_image", words, entry.path, image=entry.path)
 
 
 def place(scan: Scan) -> None:

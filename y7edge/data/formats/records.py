@@ -87,6 +87,8 @@ KINDS: dict[str, Kind] = {
         "one is written, with classes named by number"),
     "header": Kind("error", "changed", "images without a readable header, size unknown",
         "the image is left out"),
+    "pixel_count": Kind("error", "refused", "images of more pixels than are decoded",
+        "the image is left out"),
     "tiny_image": Kind("error", "changed", "images with a side below 10 pixels, left out",
         "the image is left out"),
     "rotation": Kind("error", "changed", "boxes made without the camera's rotation, turned",
@@ -217,7 +219,7 @@ class Facts:
     doubt: str = ""  # signs of damage in a file that decodes
     format: str = ""  # what the content is, ``JPEG``
     mode: str = ""  # of Pillow, ``RGB``
-    frames: int = 1  # images in the file
+    several: bool = False  # whether the file holds more than one image
     levels: tuple[int, int] | None = None  # lowest and highest value of a 16-bit image
     digest: str = ""  # over the decoded pixels
     thumb: NDArray[np.uint8] | None = None  # (32, 32), grey

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from y7edge.files import read_regular, reason
+
+MOST_TEXT = 64 << 20  # bytes; of a list with half a million paths, say
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -38,14 +40,12 @@ class Text:
         return not self.error and self.encoding != "binary"
 
 
-def read_text(path: Path) -> Text:
-    """Read a file that should be text; never raises for what it holds or that it is missing."""
+def read_text(path: Path, *, most: int = MOST_TEXT) -> Text:
+    """Read a file of text of at most ``most`` bytes; never raises for what it holds or is."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return Text(path, error="not a regular file, but a folder, pipe, socket or device")
-        raw = path.read_bytes()
-    except (OSError, ValueError) as error:
-        return Text(path, error=getattr(error, "strerror", None) or str(error))
+        raw = read_regular(path, most)
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be
+        return Text(path, error=reason(error))
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "")
     if not encoding and b"\0" in raw:
         # UTF-16 without its mark has a zero beside every ASCII letter; other files do not.

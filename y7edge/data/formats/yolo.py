@@ -90,7 +90,7 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
     description = read_description(path)
     scan.add_text(description.text)
     take_names(scan, description)
-    entries, lines = description.entries, description.lines
+    entries, lines = description.content, description.lines
     scan.keypoints = _pair(scan, entries, lines, "kpt_shape", "[points, 2 or 3]")
     scan.levels = _pair(scan, entries, lines, "levels", "[lowest, highest] of 0 to 65535")
     root = path.parent / str(entries.get("path") or "").replace("\\", os.sep)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from y7edge.artifact.schema import decode, nearest
-from y7edge.errors import ConfigError, RuntimeMissing
-from y7edge.files import atomic_write
+from y7edge.data.formats.plain_yaml import as_value, read_yaml
+from y7edge.errors import ConfigError, needing
+from y7edge.files import atomic_write, is_file
 from y7edge.train.settings.config import TrainConfig
 from y7edge.train.settings.recipe import Recipe
 from y7edge.train.settings.recipes import RECIPES, NamedRecipe, named_for
@@ -49,7 +49,7 @@ def choose(text: str | None, model: str) -> NamedRecipe:
     if text in RECIPES:
         return RECIPES[text]
     path = Path(text)
-    if not path.is_file() and path.suffix.lower() not in SUFFIXES:
+    if not is_file(path) and path.suffix.lower() not in SUFFIXES:
         hint = nearest(text, RECIPES)
         raise ConfigError(f"no recipe or file is called {text!r}{hint}")
     values = _mapping(path)
@@ -104,56 +104,22 @@ def read(path: Path | str) -> TrainConfig:
 
 def _mapping(path: Path) -> dict[str, Any]:
     """Read the top-level mapping of a YAML file; refuse duplicate keys."""
-    yaml = _yaml()
     try:
-        loader = _number_loader(yaml)(path.read_text(encoding="utf-8"))
-        tree = loader.get_single_node()
-        if isinstance(tree, yaml.MappingNode):
-            _check_duplicates(tree, path, yaml)
-        content = None if tree is None else loader.construct_document(tree)
-    except ConfigError:
-        raise
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
+        tree = read_yaml(path, as_value)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not tree.text.encoding.startswith("utf-8"):
+        raise ConfigError(f"{path}: cannot be read: expected UTF-8, found {tree.text.encoding}")
+    if not isinstance(tree.content, dict):
+        found = "nothing" if tree.content is None else f"a {type(tree.content).__name__}"
         raise ConfigError(f"{path}: expected lines of `name: value`, found {found}")
-    return content
-
-
-def _number_loader(yaml: Any) -> Any:
-    """PyYAML's safe loader, which also reads 1e-3 as a number (YAML 1.1 requires a dot)."""
-    loader: Any = type("Loader", (yaml.SafeLoader,), {})
-    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    return loader
-
-
-def _check_duplicates(tree: Any, path: Path, yaml: Any) -> None:
-    """Raise ConfigError for equal keys, at any depth; PyYAML silently takes the last."""
-    seen: dict[str, int] = {}
-    for key, value in tree.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in seen:
-            raise ConfigError(
-                f"{path}: {name!r} is in line {seen[name]} and again in line {line}; keep one"
-            )
-        seen[name] = line
-        if isinstance(value, yaml.MappingNode):
-            _check_duplicates(value, path, yaml)
+    for name, first, again in tree.repeated:
+        words = f"{name!r} is in line {first} and again in line {again}; keep one"
+        raise ConfigError(f"{path}: {words}")
+    return tree.content
 
 
 def _dump(values: Mapping[str, Any]) -> str:
-    return str(_yaml().safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000))
-
-
-def _yaml() -> Any:
-    try:
+    with needing("PyYAML", "train", "writing YAML"):
         import yaml
-    except ImportError as error:
-        raise RuntimeMissing(
-            'reading and writing YAML needs PyYAML: pip install "y7edge[train]"'
-        ) from error
-    return yaml
+    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000))
