@@ -307,6 +307,22 @@ TEXTS = {
     "two keys": '{"a":1,"a":2}',
     "surrogate": '{"a":"\\ud800"}',
 }
+
+
+def _put(value: Any, name: str, *messages: Any) -> None:
+    for message in messages:
+        setattr(message, name, value)
+
+
+def _weights(change: Callable[[bytes], bytes]) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.raw_data:
+                tensor.raw_data = change(tensor.raw_data)
+
+    return edit
+
+
 GRAPHS: dict[str, Callable[[Any], object]] = {
     "external data in the secret": _external("../outside/secret.bin"),
     "external data absolute": _external("/etc/passwd"),
@@ -323,17 +339,13 @@ GRAPHS: dict[str, Callable[[Any], object]] = {
     "no nodes": lambda m: m.graph.ClearField("node"),
     "no outputs": lambda m: m.graph.ClearField("output"),
     "no inputs": lambda m: m.graph.ClearField("input"),
-    "opset 0": lambda m: setattr(m.opset_import[0], "version", 0),
-    "opset 2**62": lambda m: setattr(m.opset_import[0], "version", 2**62),
-    "ir version 2**62": lambda m: setattr(m, "ir_version", 2**62),
-    "names of escapes": lambda m: [setattr(n, "name", "\x1b[2J\n") for n in m.graph.node],
+    "opset 0": lambda m: _put(0, "version", m.opset_import[0]),
+    "opset 2**62": lambda m: _put(2**62, "version", m.opset_import[0]),
+    "ir version 2**62": lambda m: _put(2**62, "ir_version", m),
+    "names of escapes": lambda m: _put("\x1b[2J\n", "name", *m.graph.node),
     "an operator of escapes": _operator("", "\x1b[2J\u202e"),
-    "weights are NaN": lambda m: [
-        setattr(t, "raw_data", b"\xff" * len(t.raw_data)) for t in m.graph.initializer if t.raw_data
-    ],
-    "initializers are cut": lambda m: [
-        setattr(t, "raw_data", t.raw_data[:-1]) for t in m.graph.initializer
-    ],
+    "weights are NaN": _weights(lambda data: b"\xff" * len(data)),
+    "initializers are cut": _weights(lambda data: data[:-1]),
     "dimensions of 2**62": lambda m: [t.dims.append(2**62) for t in m.graph.initializer[:1]],
     "dimensions of -1": lambda m: [t.dims.append(-1) for t in m.graph.initializer[:1]],
     "a cycle": lambda m: m.graph.node[0].input.append(m.graph.node[-1].output[0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import struct
 import zipfile
 from collections.abc import Callable
@@ -220,7 +221,7 @@ def _official(place: Place) -> Path:
     return path
 
 
-def _changed_pickle(rng: Any, data: bytes) -> bytes:
+def _changed_pickle(rng: random.Random, data: bytes) -> bytes:
     """Change bytes, or exchange one whole value for a text, a number or a hostile call."""
     if rng.random() < 0.5:
         return mutate.raw(rng, data)
@@ -477,17 +478,19 @@ _METAS: tuple[Any, ...] = (
     "x",
     5,
 )
+
+
+def _entry(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], object]:
+    return lambda header, arrays: header.update({key: value})
+
+
 CHECKPOINTS: dict[str, Make] = {
     **{name: fitting(edit) for name, edit in SPECS.items()},
-    **{
-        f"meta {mutate.dumps(meta)[:30]}": _own(lambda h_, a, m=meta: h_.update(meta=m))
-        for meta in _METAS
-    },
+    **{f"meta {mutate.dumps(meta)[:30]}": _own(_entry("meta", meta)) for meta in _METAS},
     "names are one text": _own(lambda h_, a: h_.update(names="abc")),
     "names are numbers": _own(lambda h_, a: h_.update(names=[1, 2, 3])),
     **{
-        f"name {ascii(name)[:24]}": _own(lambda h_, a, n=name: h_.update(names=[n, "b", "c"]))
-        for name in mutate.NAMES
+        f"name {ascii(name)[:24]}": _own(_entry("names", [name, "b", "c"])) for name in mutate.NAMES
     },
     "schema is a list": _own(lambda h_, a: h_.update(schema=[1])),
     "schema is true": _own(lambda h_, a: h_.update(schema=True)),
@@ -572,7 +575,12 @@ def _own_mutated(place: Place) -> Path:
         return _write(place, header, arrays)
     if what < 0.75:
         spec = header["spec"]
-        return fitting(lambda old: (old.clear(), old.update(mutate.tree(rng, spec, 1)))[0])(place)
+
+        def change(old: dict[str, Any]) -> None:
+            old.clear()
+            old.update(mutate.tree(rng, spec, 1))
+
+        return fitting(change)(place)
     if what < 0.85:
         key = rng.choice(sorted(arrays))
         arrays[key] = rng.choice(

@@ -53,20 +53,20 @@ def _sets(folder: Path) -> None:
         annotations: list[Entry] = []
         for index in range(count):
             name = f"{split}{index}"
-            image = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+            coarse = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(yolo / "images" / split / f"{name}.jpg"), image)
             lines = [" ".join(map(str, box)) for box in boxes[: 2 + index % 2]]
             (yolo / "labels" / split / f"{name}.txt").write_text("\n".join(lines) + "\n")
             images.append({"id": index, "file_name": f"{name}.jpg", "width": 96, "height": 64})
-            for kind, cx, cy, w, h in boxes[: 2 + index % 2]:
+            for number, cx, cy, w, h in boxes[: 2 + index % 2]:
                 left, top = (cx - w / 2) * width, (cy - h / 2) * height
                 corners = [left, top, left + w * width, top, left + w * width, top + h * height]
                 annotations.append(
                     {
                         "id": len(annotations),
                         "image_id": index,
-                        "category_id": 1 + 3 * kind,
+                        "category_id": 1 + 3 * number,
                         "bbox": [left, top, w * width, h * height],
                         "area": w * h * width * height,
                         "iscrowd": 0,
@@ -83,18 +83,14 @@ def _sets(folder: Path) -> None:
     )
 
 
-def _as_coco(
-    folder: Path, yolo: Path, split: str, content: dict[str, list[Entry]]
-) -> None:
+def _as_coco(folder: Path, yolo: Path, split: str, content: dict[str, list[Entry]]) -> None:
     coco = folder / "coco"
     (coco / "annotations").mkdir(parents=True, exist_ok=True)
     shutil.copytree(yolo / "images" / split, coco / "images" / split)
     (coco / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
-def _as_voc(
-    folder: Path, yolo: Path, split: str, content: dict[str, list[Entry]]
-) -> None:
+def _as_voc(folder: Path, yolo: Path, split: str, content: dict[str, list[Entry]]) -> None:
     voc = folder / "voc"
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (voc / name).mkdir(parents=True, exist_ok=True)

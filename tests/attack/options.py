@@ -11,7 +11,6 @@ import numpy as np
 from tests.attack import mutate
 from tests.attack.base import Attack, Make, Place
 
-
 VALUES: tuple[Any, ...] = (
     None,
     True,

@@ -91,7 +91,8 @@ YAML = {
     "directives": "%YAML 9.9\n%TAG ! tag:x,2000:\n---\ntrain: a\n",
     "undefined alias": "train: *nothing\n",
     "names in html": f"train: images/train\nval: images/val\nnames: ['{mutate.HTML}', b, c]\n",
-    "names as formulas": f'train: images/train\nval: images/val\nnames: ["{mutate.FORMULA}", b, c]\n',
+    "names as formulas": "train: images/train\nval: images/val\n"
+    f'names: ["{mutate.FORMULA}", b, c]\n',
     "names of numbers": "train: images/train\nval: images/val\nnames: [1, 2.5, .nan]\n",
     "names all equal": "train: images/train\nval: images/val\nnames: [a, a, a]\n",
     "empty": "",
@@ -304,7 +305,8 @@ def _voc_xml(place: Place) -> Path:
 
 def _objects(count: int, name: str = "nut{}") -> str:
     objects = "".join(
-        f"<object><name>{name.format(i % 7)}</name><bndbox><xmin>{i % 50}</xmin><ymin>{i % 30}</ymin>"
+        f"<object><name>{name.format(i % 7)}</name><bndbox><xmin>{i % 50}</xmin>"
+        f"<ymin>{i % 30}</ymin>"
         f"<xmax>{60 + i % 30}</xmax><ymax>{40 + i % 20}</ymax></bndbox></object>"
         for i in range(count)
     )
