@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from tests.attack import artifacts, checkpoints, options, places, runs, sets, settings
-
-ALL = (
-    *sets.ATTACKS,
-    *settings.ATTACKS,
-    *checkpoints.ATTACKS,
-    *runs.ATTACKS,
-    *artifacts.ATTACKS,
-    *places.ATTACKS,
-    *options.ATTACKS,
+from tests.attack import (
+    artifacts,
+    checkpoints,
+    images,
+    options,
+    pickles,
+    places,
+    runs,
+    sets,
+    settings,
+    side_files,
 )
+
+MODULES = (
+    *(sets, images, settings, pickles, checkpoints, runs, artifacts, side_files, places, options),
+)
+ALL = tuple(attack for module in MODULES for attack in module.ATTACKS)
