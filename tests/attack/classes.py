@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.attack import (
     artifacts,
+    changing,
     checkpoints,
     images,
     options,
@@ -17,5 +18,6 @@ from tests.attack import (
 
 MODULES = (
     *(sets, images, settings, pickles, checkpoints, runs, artifacts, side_files, places, options),
+    changing,
 )
 ALL = tuple(attack for module in MODULES for attack in module.ATTACKS)
