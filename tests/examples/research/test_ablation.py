@@ -69,7 +69,7 @@ def test_settings_of_the_head(script):
 
 
 def options(script, out, *words):
-    small = {"pictures": 4, "judged": 2, "epochs": 1, "seeds": 1, "batch": 2}
+    small = {"images": 4, "judged": 2, "epochs": 1, "seeds": 1, "batch": 2}
     small |= {"imgsz": 128, "width": 0.0625}
     given = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     return script.parse(["--out", str(out), *given, *words])
