@@ -62,7 +62,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
     try:
         with open_regular(path) as stream:
             fields = _walk(stream, path)
-            graphs = sum(field[0] == _GRAPH for field in fields)
+            graphs = sum(field[:2] == (_GRAPH, _BYTES) for field in fields)
             if graphs != 1:  # engines would merge several
                 raise _MalformedError(f"it has {graphs or 'no'} graph{'s' * (graphs > 1)}")
             yield stream, fields

@@ -165,21 +165,34 @@ def _loop(model: Any) -> None:
 
     helper = onnx.helper
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["again"]), helper.make_node("Add", ["x", "x"], ["y"])],
+        [
+            helper.make_node("Identity", ["go"], ["again"]),
+            helper.make_node("Add", ["x", "x"], ["y"]),
+        ],
         "body",
-        [helper.make_tensor_value_info("i", 7, []), helper.make_tensor_value_info("go", 9, []),
-         helper.make_tensor_value_info("x", 1, [])],
+        [
+            helper.make_tensor_value_info("i", 7, []),
+            helper.make_tensor_value_info("go", 9, []),
+            helper.make_tensor_value_info("x", 1, []),
+        ],
         [helper.make_tensor_value_info("again", 9, []), helper.make_tensor_value_info("y", 1, [])],
-    )  # fmt: skip
-    model.graph.initializer.extend([
-        helper.make_tensor("rounds", 7, [], [2**62]), helper.make_tensor("yes", 9, [], [True]),
-        helper.make_tensor("zero", 1, [], [0.0])])  # fmt: skip
+    )
+    model.graph.initializer.extend(
+        [
+            helper.make_tensor("rounds", 7, [], [2**62]),
+            helper.make_tensor("yes", 9, [], [True]),
+            helper.make_tensor("zero", 1, [], [0.0]),
+        ]
+    )
     first = model.graph.output[0].name
     for each in model.graph.node:
         each.output[:] = [f"{name}_" if name == first else name for name in each.output]
-    model.graph.node.extend([
-        helper.make_node("Loop", ["rounds", "yes", "zero"], ["looped"], body=body),
-        helper.make_node("Add", [f"{first}_", "looped"], [first])])  # fmt: skip
+    model.graph.node.extend(
+        [
+            helper.make_node("Loop", ["rounds", "yes", "zero"], ["looped"], body=body),
+            helper.make_node("Add", [f"{first}_", "looped"], [first]),
+        ]
+    )
 
 
 _VALUES: tuple[Any, ...] = (
@@ -217,11 +230,18 @@ _KEYS = (
     "schema",
 )
 PARITIES: tuple[Any, ...] = (
-    {"status": 5}, {"status": ["passed"]}, {"status": "unverified", "reason": ["\n"]},
-    {"status": "unverified", "reason": "\x1b[2J"}, {"status": "passed", "measured": 5}, {"problems": 1},
-    {"status": "unverified", "reason": "x" * 10**6}, {"status": "passed\n"}, {str(i): i for i in range(9999)},
-    {"a": mutate.deep(30)}, {"a": mutate.deep(500)},
-)  # fmt: skip
+    {"status": 5},
+    {"status": ["passed"]},
+    {"status": "unverified", "reason": ["\n"]},
+    {"status": "unverified", "reason": "\x1b[2J"},
+    {"status": "passed", "measured": 5},
+    {"problems": 1},
+    {"status": "unverified", "reason": "x" * 10**6},
+    {"status": "passed\n"},
+    {str(i): i for i in range(9999)},
+    {"a": mutate.deep(30)},
+    {"a": mutate.deep(500)},
+)
 
 
 def _set(value: Any, *way: Any) -> Edit:
@@ -243,31 +263,39 @@ MANIFESTS: dict[str, Edit] = {
     "indices beyond": _set([10**12], "probes", 0, "samples", 0, "indices"),
     "scale is 1e308": _set(1e308, "probes", 0, "samples", 0, "scale"),
     "values are 1e308": lambda m: m["probes"][0]["samples"][0].update(
-        values=[1e308] * len(m["probes"][0]["samples"][0]["values"])),
+        values=[1e308] * len(m["probes"][0]["samples"][0]["values"])
+    ),
     "tolerance is tiny": _set(1e-300, "probes", 0, "tolerance"),
     "input of 16384": lambda m: m["input"].update(height=16384, width=16384),
     "input scale is 255": _set(255.0, "input", "scale"),
     "input is int8": _set("int8", "input", "dtype"),
     "input is NHWC": _set("NHWC", "input", "layout"),
     "input name": _set("x", "input", "name"),
-    "batch is dynamic": lambda m: [_set("dynamic", "input", "batch")(m),
-                                   [o["shape"].__setitem__(0, "dynamic") for o in m["outputs"]]],
-    "batch is 1024": lambda m: [_set(1024, "input", "batch")(m),
-                                [o["shape"].__setitem__(0, 1024) for o in m["outputs"]]],
+    "batch is dynamic": lambda m: [
+        _set("dynamic", "input", "batch")(m),
+        [o["shape"].__setitem__(0, "dynamic") for o in m["outputs"]],
+    ],
+    "batch is 1024": lambda m: [
+        _set(1024, "input", "batch")(m),
+        [o["shape"].__setitem__(0, 1024) for o in m["outputs"]],
+    ],
     "anchors are 1e5": lambda m: [level.update(anchors=[[1e5, 1e5]] * 3) for level in m["levels"]],
     "activation is none": lambda m: [o.update(activation="sigmoid") for o in m["outputs"]],
-    "quantised outputs": lambda m: [o.update(dtype="int8", scale=0.0, zero_point=10**9)
-                                    for o in m["outputs"]],
+    "quantised outputs": lambda m: [
+        o.update(dtype="int8", scale=0.0, zero_point=10**9) for o in m["outputs"]
+    ],
     "scale of outputs is NaN": lambda m: [o.update(scale=float("nan")) for o in m["outputs"]],
     "max_det of 10**5": _set(100_000, "thresholds", "max_det"),
     "conf of 0": _set(0.0, "thresholds", "conf"),
     "schema 1": _set(1, "schema"),
     "schema 1 of lists": lambda m: m.update(schema=1, outputs=[1], input=[]),
     "schema 10**400": _set(10**400, "schema"),
-    **{f"name {ascii(name)[:24]}": lambda m, n=name: m["names"].__setitem__(0, n)  # type: ignore[misc]
-       for name in mutate.NAMES},
+    **{
+        f"name {ascii(name)[:24]}": lambda m, n=name: m["names"].__setitem__(0, n)  # type: ignore[misc]
+        for name in mutate.NAMES
+    },
     **{f"licence {ascii(name)[:24]}": _set(name, "licence") for name in mutate.NAMES[:30]},
-}  # fmt: skip
+}
 TEXTS = {
     "deep": "[" * 100_000,
     "deep objects": '{"a":' * 50_000,
@@ -279,6 +307,22 @@ TEXTS = {
     "two keys": '{"a":1,"a":2}',
     "surrogate": '{"a":"\\ud800"}',
 }
+
+
+def _put(value: Any, name: str, *messages: Any) -> None:
+    for message in messages:
+        setattr(message, name, value)
+
+
+def _weights(change: Callable[[bytes], bytes]) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.raw_data:
+                tensor.raw_data = change(tensor.raw_data)
+
+    return edit
+
+
 GRAPHS: dict[str, Callable[[Any], object]] = {
     "external data in the secret": _external("../outside/secret.bin"),
     "external data absolute": _external("/etc/passwd"),
@@ -295,20 +339,18 @@ GRAPHS: dict[str, Callable[[Any], object]] = {
     "no nodes": lambda m: m.graph.ClearField("node"),
     "no outputs": lambda m: m.graph.ClearField("output"),
     "no inputs": lambda m: m.graph.ClearField("input"),
-    "opset 0": lambda m: setattr(m.opset_import[0], "version", 0),
-    "opset 2**62": lambda m: setattr(m.opset_import[0], "version", 2**62),
-    "ir version 2**62": lambda m: setattr(m, "ir_version", 2**62),
-    "names of escapes": lambda m: [setattr(n, "name", "\x1b[2J\n") for n in m.graph.node],
+    "opset 0": lambda m: _put(0, "version", m.opset_import[0]),
+    "opset 2**62": lambda m: _put(2**62, "version", m.opset_import[0]),
+    "ir version 2**62": lambda m: _put(2**62, "ir_version", m),
+    "names of escapes": lambda m: _put("\x1b[2J\n", "name", *m.graph.node),
     "an operator of escapes": _operator("", "\x1b[2J\u202e"),
-    "weights are NaN": lambda m: [setattr(t, "raw_data", b"\xff" * len(t.raw_data))
-                                  for t in m.graph.initializer if t.raw_data],
-    "initializers are cut": lambda m: [setattr(t, "raw_data", t.raw_data[:-1])
-                                       for t in m.graph.initializer],
+    "weights are NaN": _weights(lambda data: b"\xff" * len(data)),
+    "initializers are cut": _weights(lambda data: data[:-1]),
     "dimensions of 2**62": lambda m: [t.dims.append(2**62) for t in m.graph.initializer[:1]],
     "dimensions of -1": lambda m: [t.dims.append(-1) for t in m.graph.initializer[:1]],
     "a cycle": lambda m: m.graph.node[0].input.append(m.graph.node[-1].output[0]),
     "twice the output": lambda m: m.graph.node.append(m.graph.node[0]),
-}  # fmt: skip
+}
 
 
 def _prefixed(data: bytes) -> Make:
@@ -316,7 +358,8 @@ def _prefixed(data: bytes) -> Make:
     from y7edge.runtimes import _modelproto
 
     return lambda place: _onnx(
-        place, _manifest(place), data + _modelproto.without_metadata(place.material / "model.onnx"))  # fmt: skip
+        place, _manifest(place), data + _modelproto.without_metadata(place.material / "model.onnx")
+    )
 
 
 RAW: dict[str, Make] = {
@@ -354,8 +397,12 @@ def _onnx_mutated(place: Place) -> Path:
 # --- OpenVINO -------------------------------------------------------------------------------------
 
 
-def _xml(place: Place, manifest: object, edit: Callable[[str], str] = lambda t: t,
-         weights: Callable[[bytes], bytes] = lambda d: d) -> Path:  # fmt: skip
+def _xml(
+    place: Place,
+    manifest: object,
+    edit: Callable[[str], str] = lambda t: t,
+    weights: Callable[[bytes], bytes] = lambda d: d,
+) -> Path:
     """An .xml and a .bin file, with a manifest whose digests fit."""
     from y7edge.artifact.artifact import digest_files
 
@@ -419,7 +466,9 @@ def _ir_mutated(place: Place) -> Path:
 _LAUGHS = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 12))
 IRS: dict[str, Make] = {
     "a billion laughs": _whole(f'<!DOCTYPE x [<!ENTITY a0 "ha">{_LAUGHS}]><net>&a11;</net>'),
-    "external entity": _whole('<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><net>&a;</net>'),
+    "external entity": _whole(
+        '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><net>&a;</net>'
+    ),
     "deep": _whole("<net>" + "<a>" * 200_000),
     "deep rt_info": _whole("<net>" + "<rt_info>" * 50_000),
     "another root": _whole("<html/>"),
@@ -438,16 +487,19 @@ IRS: dict[str, Make] = {
     "precision is unknown": _ir(lambda t: t.replace('"f32"', '"f99"')),
     "ids are texts": _ir(lambda t: re.sub(r'layer id="\d+"', 'layer id="x"', t)),
     "ids are equal": _ir(lambda t: re.sub(r'layer id="\d+"', 'layer id="1"', t)),
-    "names of escapes": _ir(lambda t: re.sub(r'layer id="(\d+)" name="[^"]*"',
-                                             r'layer id="\1" name="&#x9b;31m"', t)),
+    "names of escapes": _ir(
+        lambda t: re.sub(r'layer id="(\d+)" name="[^"]*"', r'layer id="\1" name="&#x9b;31m"', t)
+    ),
     "pads of 2**31": _ir(lambda t: re.sub(r'pads_begin="[^"]*"', 'pads_begin="2147483647, 1"', t)),
     "strides of 0": _ir(lambda t: re.sub(r'strides="[^"]*"', 'strides="0, 0"', t)),
     "weights are short": lambda p: _xml(p, _manifest(p, "model.xml"), weights=lambda d: d[:-100]),
     "weights are empty": lambda p: _xml(p, _manifest(p, "model.xml"), weights=lambda d: b""),
-    "weights are NaN": lambda p: _xml(p, _manifest(p, "model.xml"), weights=lambda d: b"\xff" * len(d)),
+    "weights are NaN": lambda p: _xml(
+        p, _manifest(p, "model.xml"), weights=lambda d: b"\xff" * len(d)
+    ),
     **{name: _ir_manifest(edit) for name, edit in list(MANIFESTS.items())[::4]},
     **{name: (lambda p, t=text: _xml(p, t)) for name, text in TEXTS.items()},  # type: ignore[misc]
-}  # fmt: skip
+}
 
 
 # --- sidecars -------------------------------------------------------------------------------------
@@ -486,9 +538,11 @@ def _side_mutated(place: Place) -> Path:
 
 SIDECARS: dict[str, Make] = {
     **{name: _side_edit(edit) for name, edit in MANIFESTS.items()},
-    **{name: _sidecar(lambda p, t=text: t.encode("utf-8", "surrogatepass"))  # type: ignore[misc]
-       for name, text in TEXTS.items()},
-}  # fmt: skip
+    **{
+        name: _sidecar(lambda p, t=text: t.encode("utf-8", "surrogatepass"))  # type: ignore[misc]
+        for name, text in TEXTS.items()
+    },
+}
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -537,17 +591,36 @@ def gate(path: Path) -> None:
 
 
 COMMANDS = (
-    "info {}", "info {} --json", "selftest {} --json", "verify {} --against {material}/model.safetensors",
-    "predict {} {material}/images --json", "benchmark {} --runs 1 --warmup 1 --json --threads 1",
-    "build {} --target openvino --out {out}.xml", "val {} --data {material}/yolo --json --save {out}",
-)  # fmt: skip
+    "info {}",
+    "info {} --json",
+    "selftest {} --json",
+    "verify {} --against {material}/model.safetensors",
+    "predict {} {material}/images --json",
+    "benchmark {} --runs 1 --warmup 1 --json --threads 1",
+    "build {} --target openvino --out {out}.xml",
+    "val {} --data {material}/yolo --json --save {out}",
+)
 ATTACKS = (
-    Attack("onnx", 620, {**{k: _edited(v) for k, v in MANIFESTS.items()},
-                         **{k: _text(v) for k, v in TEXTS.items()},
-                         **{k: _graph(v) for k, v in GRAPHS.items()}, **RAW}, _onnx_mutated,
-           {"info": info, "detect": detect, "selftest": selftest, "digest": digest, "gate": gate},
-           COMMANDS),
-    Attack("openvino", 260, IRS, _ir_mutated,
-           {"info": info, "digest": digest, "detect": detect}, COMMANDS[:3]),
+    Attack(
+        "onnx",
+        620,
+        {
+            **{k: _edited(v) for k, v in MANIFESTS.items()},
+            **{k: _text(v) for k, v in TEXTS.items()},
+            **{k: _graph(v) for k, v in GRAPHS.items()},
+            **RAW,
+        },
+        _onnx_mutated,
+        {"info": info, "detect": detect, "selftest": selftest, "digest": digest, "gate": gate},
+        COMMANDS,
+    ),
+    Attack(
+        "openvino",
+        260,
+        IRS,
+        _ir_mutated,
+        {"info": info, "digest": digest, "detect": detect},
+        COMMANDS[:3],
+    ),
     Attack("sidecar", 160, SIDECARS, _side_mutated, {"info": info}, COMMANDS[:2]),
-)  # fmt: skip
+)

@@ -112,8 +112,10 @@ def prepare(one: Input, place: Place) -> Attempt:
         return Attempt(f"{name} -> {way}", path, lambda: attack.reads[way](path))
     out = place.inside / "made" / "out"
     out.parent.mkdir(exist_ok=True)
-    words = [word.format(str(path), out=str(out), material=str(place.material))
-             for word in way.split(" ")]  # fmt: skip
+    words = [
+        word.format(str(path), out=str(out), material=str(place.material))
+        for word in way.split(" ")
+    ]
     return Attempt(f"{name} -> y7edge {way}", path, argv=tuple(words))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
+import random
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ TENSORS = {
     "a storage of complex numbers": h.tensor(h.storage(kind="ComplexDoubleStorage")),
     "a storage that is a text": h.tensor(h.text("storage")),
     "a tensor for a shape": h.call(h.name("torch._utils", "_rebuild_tensor_v2"), h.tensor()),
-}  # fmt: skip
+}
 
 
 def _program(data: bytes, container: str) -> Make:
@@ -154,26 +154,41 @@ def _directory_of_a_million(data: bytearray) -> None:
 
 
 ZIPS: dict[str, Make] = {
-    "deflated bomb": _zip(lambda p: h.write_zip(p, h.program(h.tensor()), {"data/0": bytes(10**9)}, True)),
-    "deflated pickle bomb": _zip(lambda p: h.write_zip(
-        p, b"\x80\x02" + b"]" * 200_000_000, {}, True)),
+    "deflated bomb": _zip(
+        lambda p: h.write_zip(p, h.program(h.tensor()), {"data/0": bytes(10**9)}, True)
+    ),
+    "deflated pickle bomb": _zip(
+        lambda p: h.write_zip(p, b"\x80\x02" + b"]" * 200_000_000, {}, True)
+    ),
     "60,000 entries": _zip(_many_entries),
     "the directory counts a million": _zip(lambda p: _edited_zip(p, _directory_of_a_million)),
     "paths that escape": _zip(lambda p: h.write_zip(p, h.program(b"N"), {"../../../x": b"a"})),
     "two pickles": _zip(lambda p: h.write_zip(p, h.program(b"N"), {"data.pkl": h.program(b"N")})),
     "no pickle": _zip(lambda p: zipfile.ZipFile(p, "w").close()),
-    "a storage of odd length": _zip(lambda p: h.write_zip(
-        p, h.program(h.mapping(model=h.tensor())), {"data/0": b"abc"})),
-    "script": _zip(lambda p: h.write_zip(p, h.program(b"N"), {"code/a.py": b"import y7edge_canary"})),
-    "legacy storages of 2**63": _zip(lambda p: h.write_legacy(
-        p, h.program(h.mapping(model=h.tensor())), storages=struct.pack("<q", 2**62))),
-    "legacy keys": _zip(lambda p: h.write_legacy(
-        p, h.program(h.tensor()), keys=pickle.dumps(list(map(str, range(200_000))), 2))),
-    "legacy keys that call": _zip(lambda p: h.write_legacy(p, h.program(h.tensor()), keys=PROGRAMS["os.system"])),
+    "a storage of odd length": _zip(
+        lambda p: h.write_zip(p, h.program(h.mapping(model=h.tensor())), {"data/0": b"abc"})
+    ),
+    "script": _zip(
+        lambda p: h.write_zip(p, h.program(b"N"), {"code/a.py": b"import y7edge_canary"})
+    ),
+    "legacy storages of 2**63": _zip(
+        lambda p: h.write_legacy(
+            p, h.program(h.mapping(model=h.tensor())), storages=struct.pack("<q", 2**62)
+        )
+    ),
+    "legacy keys": _zip(
+        lambda p: h.write_legacy(
+            p, h.program(h.tensor()), keys=pickle.dumps(list(map(str, range(200_000))), 2)
+        )
+    ),
+    "legacy keys that call": _zip(
+        lambda p: h.write_legacy(p, h.program(h.tensor()), keys=PROGRAMS["os.system"])
+    ),
     "tar": _zip(lambda p: p.write_bytes(b"a.pkl" + bytes(252) + b"ustar" + bytes(762))),
-    "safetensors under another name": _zip(lambda p: p.write_bytes(
-        (8).to_bytes(8, "little") + b"{}      ")),
-}  # fmt: skip
+    "safetensors under another name": _zip(
+        lambda p: p.write_bytes((8).to_bytes(8, "little") + b"{}      ")
+    ),
+}
 PICKLES: dict[str, Make] = {
     **{
         f"{name} ({c})": _program(data, c)
@@ -206,7 +221,7 @@ def _official(place: Place) -> Path:
     return path
 
 
-def _changed_pickle(rng: Any, data: bytes) -> bytes:
+def _changed_pickle(rng: random.Random, data: bytes) -> bytes:
     """Change bytes, or exchange one whole value for a text, a number or a hostile call."""
     if rng.random() < 0.5:
         return mutate.raw(rng, data)
@@ -220,9 +235,19 @@ def _changed_pickle(rng: Any, data: bytes) -> bytes:
     ]
     at = rng.choice(values)
     calls = [h.call(h.name(*who), what) for who, what in CALLS.values()]
-    value = rng.choice((h.text(rng.choice(mutate.NAMES[:40]).encode("ascii", "ignore").decode()),
-                        h.number(rng.choice((0, -1, 2**31, 2**62))), b"N", b"]", b"}", b")", b"\x88",
-                        b"G" + struct.pack(">d", float("nan")), rng.choice(calls)))  # fmt: skip
+    value = rng.choice(
+        (
+            h.text(rng.choice(mutate.NAMES[:40]).encode("ascii", "ignore").decode()),
+            h.number(rng.choice((0, -1, 2**31, 2**62))),
+            b"N",
+            b"]",
+            b"}",
+            b")",
+            b"\x88",
+            b"G" + struct.pack(">d", float("nan")),
+            rng.choice(calls),
+        )
+    )
     return data[: places[at][0]] + value + data[places[at + 1][0] :]
 
 
@@ -237,20 +262,25 @@ def _parts(place: Place, name: str = "model.safetensors") -> tuple[dict[str, Any
         return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
+def _spec(values: Any) -> Any:
+    """The rows as the package decodes them; None if it refuses them or fails."""
+    from y7edge.artifact.schema import decode
+    from y7edge.errors import CheckpointError
+    from y7edge.models.spec import Spec
+
+    with suppress(Exception):
+        return decode(Spec, values, origin="", error=CheckpointError)
+    return None
+
+
 def seal(header: Any, arrays: dict[str, Any]) -> str:
     """A header with the digest of what it says, as only who made the file should have."""
-    from y7edge.models.checkpoint import canonical_json
+    from y7edge.models.checkpoint import Checkpoint
 
-    if isinstance(header, dict) and "spec" in header and "names" in header:
-        try:
-            state = hashlib.sha256(canonical_json([header["spec"], header["names"]]).encode())
-            for key in sorted(arrays):
-                array = np.ascontiguousarray(arrays[key])
-                state.update(canonical_json([key, array.dtype.str, array.shape]).encode())
-                state.update(array.tobytes())
-            header = {**header, "digest": state.hexdigest()}
-        except (ValueError, TypeError, UnicodeEncodeError):
-            pass
+    if isinstance(header, dict) and (spec := _spec(header.get("spec"))) is not None:
+        with suppress(Exception):
+            digest = Checkpoint(spec, arrays, header["names"], {}).digest
+            header = {**header, "digest": digest}
     return mutate.dumps(header)
 
 
@@ -275,19 +305,19 @@ def fitting(rows: Callable[[dict[str, Any]], object], fill: float = 0.01) -> Mak
     """Other rows, with weights of the shapes that they ask for, where these are small."""
 
     def make(place: Place) -> Path:
-        from y7edge.artifact.schema import decode
-        from y7edge.errors import CheckpointError, Y7EdgeError
         from y7edge.models.shapes import weight_shapes
-        from y7edge.models.spec import Spec
 
         header, arrays = _parts(place)
         rows(header["spec"])
-        try:
-            shapes = weight_shapes(decode(Spec, header["spec"], origin="", error=CheckpointError))
+        with suppress(Exception):  # refused by the package: the old weights will do
+            spec = _spec(header["spec"])
+            shapes = weight_shapes(spec)
             if sum(int(np.prod(s, dtype=object)) for s in shapes.values()) < 10**7:
-                arrays = {key: _filled(key, shape, arrays, fill) for key, shape in shapes.items()}
-        except (Y7EdgeError, ArithmeticError, ValueError, TypeError, LookupError):
-            pass  # refused by the package: the old weights will do
+                filled = {key: _filled(key, shape, arrays, fill) for key, shape in shapes.items()}
+                pixels, strides = np.array(spec.anchors), np.array(spec.strides, float)
+                with np.errstate(all="ignore"):
+                    grid = (pixels / strides[:, None, None]).astype(np.float32)
+                arrays = {**filled, f"rows.{spec.head.index}.anchors": grid}
         return _write(place, header, arrays)
 
     return make
@@ -309,8 +339,17 @@ def _tower(spec: dict[str, Any]) -> None:
     head, rows = spec["rows"][-1], spec["rows"][:-1]
     for _ in range(40):
         last = len(rows) - 1
-        rows.append({**rows[0], "index": last + 1, "inputs": [last, last], "block": "concat",
-                     "out": rows[-1]["out"] * 2, "kernel": 1, "stride": 1})  # fmt: skip
+        rows.append(
+            {
+                **rows[0],
+                "index": last + 1,
+                "inputs": [last, last],
+                "block": "concat",
+                "out": rows[-1]["out"] * 2,
+                "kernel": 1,
+                "stride": 1,
+            }
+        )
     spec["rows"] = [*rows, {**head, "index": len(rows)}]
 
 
@@ -319,8 +358,17 @@ def _long(count: int) -> Callable[[dict[str, Any]], None]:
         head, rows = spec["rows"][-1], spec["rows"][:-1]
         for _ in range(count):
             last = len(rows) - 1
-            rows.append({**rows[0], "index": last + 1, "inputs": [last, last], "block": "sum",
-                         "out": rows[-1]["out"], "kernel": 1, "stride": 1})  # fmt: skip
+            rows.append(
+                {
+                    **rows[0],
+                    "index": last + 1,
+                    "inputs": [last, last],
+                    "block": "sum",
+                    "out": rows[-1]["out"],
+                    "kernel": 1,
+                    "stride": 1,
+                }
+            )
         spec["rows"] = [*rows, {**head, "index": len(rows)}]
 
     return edit
@@ -386,24 +434,64 @@ SPECS: dict[str, Callable[[dict[str, Any]], object]] = {
     "activation of another": lambda s: s.update(activation="exec"),
 }
 _METAS: tuple[Any, ...] = (
-    {"imgsz": 16384}, {"imgsz": [16384, 16384]}, {"imgsz": 10**400}, {"imgsz": "x"}, {"imgsz": []},
-    {"imgsz": [33, 1]}, {"imgsz": True}, {"imgsz": [32.0, 32.0]}, {"thresholds": {"conf": "x"}},
-    {"thresholds": {"conf": float("nan")}}, {"thresholds": {"conf": -5}}, {"thresholds": [1]},
-    {"thresholds": {"conf": 10**400}}, {"licence": 5}, {"licence": {"a": [1]}}, {"licence": "x" * 10**6},
-    {"licence": "\x1b[2J"}, {"data": "/etc/passwd"}, {"data": "/dev/zero"}, {"data": 5},
-    {"data": {"path": "/dev/zero", "split": "val"}}, {"data": "\0"}, {"data": ["a"]},
-    {"data": "../outside"}, {"epoch": [1]}, {"epoch": "x"}, {"provenance": 5}, {"provenance": [[]]},
-    {"levels": [1, 2, 3]}, {"levels": "x"}, {"levels": [float("nan"), 1]}, {"levels": {"a": 1}},
-    {"metrics": [None]}, {"metrics": {"map50": "x"}}, {"config": 1}, {"recipe": "x"}, {"names": 4},
-    {"a": mutate.deep(300)}, {str(i): i for i in range(100_000)}, [], None, "x", 5,
-)  # fmt: skip
+    {"imgsz": 16384},
+    {"imgsz": [16384, 16384]},
+    {"imgsz": 10**400},
+    {"imgsz": "x"},
+    {"imgsz": []},
+    {"imgsz": [33, 1]},
+    {"imgsz": True},
+    {"imgsz": [32.0, 32.0]},
+    {"thresholds": {"conf": "x"}},
+    {"thresholds": {"conf": float("nan")}},
+    {"thresholds": {"conf": -5}},
+    {"thresholds": [1]},
+    {"thresholds": {"conf": 10**400}},
+    {"licence": 5},
+    {"licence": {"a": [1]}},
+    {"licence": "x" * 10**6},
+    {"licence": "\x1b[2J"},
+    {"data": "/etc/passwd"},
+    {"data": "/dev/zero"},
+    {"data": 5},
+    {"data": {"path": "/dev/zero", "split": "val"}},
+    {"data": "\0"},
+    {"data": ["a"]},
+    {"data": "../outside"},
+    {"epoch": [1]},
+    {"epoch": "x"},
+    {"provenance": 5},
+    {"provenance": [[]]},
+    {"levels": [1, 2, 3]},
+    {"levels": "x"},
+    {"levels": [float("nan"), 1]},
+    {"levels": {"a": 1}},
+    {"metrics": [None]},
+    {"metrics": {"map50": "x"}},
+    {"config": 1},
+    {"recipe": "x"},
+    {"names": 4},
+    {"a": mutate.deep(300)},
+    {str(i): i for i in range(100_000)},
+    [],
+    None,
+    "x",
+    5,
+)
+
+
+def _entry(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], object]:
+    return lambda header, arrays: header.update({key: value})
+
+
 CHECKPOINTS: dict[str, Make] = {
     **{name: fitting(edit) for name, edit in SPECS.items()},
-    **{f"meta {mutate.dumps(meta)[:30]}": _own(lambda h_, a, m=meta: h_.update(meta=m)) for meta in _METAS},
+    **{f"meta {mutate.dumps(meta)[:30]}": _own(_entry("meta", meta)) for meta in _METAS},
     "names are one text": _own(lambda h_, a: h_.update(names="abc")),
     "names are numbers": _own(lambda h_, a: h_.update(names=[1, 2, 3])),
-    **{f"name {ascii(name)[:24]}": _own(lambda h_, a, n=name: h_.update(names=[n, "b", "c"]))
-       for name in mutate.NAMES},
+    **{
+        f"name {ascii(name)[:24]}": _own(_entry("names", [name, "b", "c"])) for name in mutate.NAMES
+    },
     "schema is a list": _own(lambda h_, a: h_.update(schema=[1])),
     "schema is true": _own(lambda h_, a: h_.update(schema=True)),
     "schema of 10**400": _own(lambda h_, a: h_.update(schema=10**400)),
@@ -411,16 +499,24 @@ CHECKPOINTS: dict[str, Make] = {
     "header is a number": _own(lambda h_, a: "9" * 10_000),
     "header is nothing": _own(lambda h_, a: ""),
     "weights are NaN": _own(lambda h_, a: next(iter(a.values())).fill(np.nan)),
-    "weights are huge": _own(lambda h_, a: [v.fill(3e38) for v in a.values() if v.dtype == np.float32] and None),
-    "weights are tiny": _own(lambda h_, a: [v.fill(1e-40) for v in a.values() if v.dtype == np.float32] and None),
+    "weights are huge": _own(
+        lambda h_, a: [v.fill(3e38) for v in a.values() if v.dtype == np.float32] and None
+    ),
+    "weights are tiny": _own(
+        lambda h_, a: [v.fill(1e-40) for v in a.values() if v.dtype == np.float32] and None
+    ),
     "variances are negative": _own(
-        lambda h_, a: [v.fill(-1) for k, v in a.items() if k.endswith("running_var")] and None),
+        lambda h_, a: [v.fill(-1) for k, v in a.items() if k.endswith("running_var")] and None
+    ),
     "counters are negative": _own(
-        lambda h_, a: [v.fill(-(2**63)) for k, v in a.items() if k.endswith("tracked")] and None),
-    "100,000 more tensors": _own(lambda h_, a: a.update({f"x{i}": np.zeros(1) for i in range(30_000)})),
+        lambda h_, a: [v.fill(-(2**63)) for k, v in a.items() if k.endswith("tracked")] and None
+    ),
+    "100,000 more tensors": _own(
+        lambda h_, a: a.update({f"x{i}": np.zeros(1) for i in range(30_000)})
+    ),
     "an empty tensor": _own(lambda h_, a: a.update({next(iter(a)): np.zeros((0,), np.float32)})),
     "no tensors": _own(lambda h_, a: a.clear()),
-}  # fmt: skip
+}
 
 
 def _raw_safetensors(header: bytes, data: bytes = b"", size: int | None = None) -> Make:
@@ -438,18 +534,30 @@ RAW: dict[str, Make] = {
     "header of 100 MB": _raw_safetensors(b"{}", size=100_000_000),
     "deep header": _raw_safetensors(b"[" * 100_000),
     "tensor beyond the end": _raw_safetensors(
-        b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}'),
+        b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}'
+    ),
     "shape that overflows": _raw_safetensors(
-        b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}}'),
-    "offsets backwards": _raw_safetensors(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', bytes(4)),
-    "unknown dtype": _raw_safetensors(b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}', bytes(4)),
-    "bf16": _raw_safetensors(b'{"__metadata__":{"y7edge":"{}"},"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}', bytes(4)),
-    "f8": _raw_safetensors(b'{"__metadata__":{"y7edge":"{}"},"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}', bytes(4)),
+        b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}}'
+    ),
+    "offsets backwards": _raw_safetensors(
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', bytes(4)
+    ),
+    "unknown dtype": _raw_safetensors(
+        b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}', bytes(4)
+    ),
+    "bf16": _raw_safetensors(
+        b'{"__metadata__":{"y7edge":"{}"},"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}',
+        bytes(4),
+    ),
+    "f8": _raw_safetensors(
+        b'{"__metadata__":{"y7edge":"{}"},"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}',
+        bytes(4),
+    ),
     "metadata is a list": _raw_safetensors(b'{"__metadata__":[1]}'),
     "metadata is empty": _raw_safetensors(b'{"__metadata__":{}}'),
     "not utf-8": _raw_safetensors(b'{"\xff\xfe":{}}'),
     "nothing": lambda place: _raw_safetensors(b"", size=0)(place),
-}  # fmt: skip
+}
 
 
 def _own_mutated(place: Place) -> Path:
@@ -458,7 +566,8 @@ def _own_mutated(place: Place) -> Path:
     what = rng.random()
     if what < 0.55:
         header[rng.choice(("spec", "spec", "names", "meta"))] = mutate.tree(
-            rng, header[rng.choice(("spec", "spec", "spec", "meta"))])  # fmt: skip
+            rng, header[rng.choice(("spec", "spec", "spec", "meta"))]
+        )
         if rng.random() < 0.7:
             original = _parts(place)[0]
             part = rng.choice(("spec", "spec", "meta", "names"))
@@ -466,11 +575,22 @@ def _own_mutated(place: Place) -> Path:
         return _write(place, header, arrays)
     if what < 0.75:
         spec = header["spec"]
-        return fitting(lambda old: (old.clear(), old.update(mutate.tree(rng, spec, 1)))[0])(place)
+
+        def change(old: dict[str, Any]) -> None:
+            old.clear()
+            old.update(mutate.tree(rng, spec, 1))
+
+        return fitting(change)(place)
     if what < 0.85:
         key = rng.choice(sorted(arrays))
-        arrays[key] = rng.choice((arrays[key][None], arrays[key].astype(np.float16),
-                                  arrays[key].ravel(), np.zeros(3, np.uint8)))  # fmt: skip
+        arrays[key] = rng.choice(
+            (
+                arrays[key][None],
+                arrays[key].astype(np.float16),
+                arrays[key].ravel(),
+                np.zeros(3, np.uint8),
+            )
+        )
         return _write(place, header, arrays)
     path = _write(place, header, arrays)
     mutate.file(rng, path)
@@ -517,9 +637,16 @@ def export(path: Path) -> None:
 
     loaded = weights.load(path)
     draft = describe(
-        loaded, folded(loaded.spec), loaded.imgsz, batch=1, outputs="heads", precision="fp32",
-        target="onnx", opset=build.OPSET, tools={},
-    )  # fmt: skip
+        loaded,
+        folded(loaded.spec),
+        loaded.imgsz,
+        batch=1,
+        outputs="heads",
+        precision="fp32",
+        target="onnx",
+        opset=build.OPSET,
+        tools={},
+    )
     assert draft.to_json()
     fold_checkpoint(loaded)
 
@@ -536,26 +663,39 @@ def finetune(path: Path) -> None:
 
 
 def soup(path: Path) -> None:
-    """Compare it to itself, as a soup does."""
+    """Average it with the valid one, as a soup does."""
     from y7edge.train.averaging.soup import load_all, mean, require_alike
 
-    other = path.with_name("b" + path.suffix)
-    other.write_bytes(path.read_bytes())
-    loaded = load_all([path, other])
+    loaded = load_all([path, path.parents[3] / "material" / "model.safetensors"])
     require_alike(loaded)
-    mean([replace(one) for one in loaded.values()])
+    mean(list(loaded.values()))
 
 
 COMMANDS = (
-    "info {}", "info {} --json", "export {} --out {out}.onnx --imgsz 64x96 --json",
-    "predict {} {material}/images --json", "verify {material}/model.onnx --against {}",
+    "info {}",
+    "info {} --json",
+    "export {} --out {out}.onnx --imgsz 64x96 --json",
+    "predict {} {material}/images --json",
+    "verify {material}/model.onnx --against {}",
     "train --data {material}/yolo --weights {} --width 0.125 --imgsz 64 --profile 1 --batch 2",
     "val {} --data {material}/yolo --imgsz 64 --json",
     "soup {} {material}/model.safetensors --data {material}/yolo --out {out}.safetensors",
-)  # fmt: skip
+)
 ATTACKS = (
     Attack("pickle", 440, PICKLES, _official, {"load": load}, COMMANDS[:4]),
-    Attack("checkpoint", 640, {**CHECKPOINTS, **RAW}, _own_mutated,
-           {"load": load, "detect": detect, "detect_small": detect_small, "export": export,
-            "finetune": finetune, "soup": soup}, COMMANDS),
-)  # fmt: skip
+    Attack(
+        "checkpoint",
+        640,
+        {**CHECKPOINTS, **RAW},
+        _own_mutated,
+        {
+            "load": load,
+            "detect": detect,
+            "detect_small": detect_small,
+            "export": export,
+            "finetune": finetune,
+            "soup": soup,
+        },
+        COMMANDS,
+    ),
+)

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,10 +48,8 @@ class _Running:
     folder: Path
     report: int
     began: float
-    words: str = ""
     peak: float = 0.0
     killed: str = ""
-    lost: dict[str, float] = field(default_factory=dict)
 
 
 def run_all(
@@ -62,6 +60,7 @@ def run_all(
     folder: Path,
     jobs: int = 2,
     keep: bool = False,
+    seconds: float = SECONDS,
     maker: Callable[[Input, Place], Attempt] = prepare,
 ) -> Iterator[Verdict]:
     """Try inputs in ``jobs`` processes at a time; yield verdicts as they come."""
@@ -74,7 +73,7 @@ def run_all(
                 return
             time.sleep(0.003)
             for child in list(running):
-                if (status := _look(child)) is not None:
+                if (status := _look(child, seconds)) is not None:
                     running.remove(child)
                     verdict = _judge(child, *status)
                     if keep:
@@ -111,7 +110,7 @@ def _start(
     return _Running(one, pid, own, reading, time.monotonic())
 
 
-def _look(child: _Running) -> tuple[int, resource.struct_rusage] | None:
+def _look(child: _Running, seconds: float) -> tuple[int, resource.struct_rusage] | None:
     """The exit status of a child, None while it runs; kill it beyond its limits."""
     pid, status, usage = os.wait4(child.pid, os.WNOHANG)
     if pid:
@@ -124,7 +123,7 @@ def _look(child: _Running) -> tuple[int, resource.struct_rusage] | None:
         waited = _waited(child.pid)
         if child.peak > MEGABYTES:
             child.killed = "memory"
-        elif time.monotonic() - child.began - waited > SECONDS:
+        elif time.monotonic() - child.began - waited > seconds:
             child.killed = "hang"
         if child.killed:
             _kill(child.pid)
@@ -169,7 +168,9 @@ def _judge(child: _Running, status: int, usage: resource.struct_rusage) -> Verdi
     verdict.seconds = time.monotonic() - child.began
     verdict.megabytes = child.peak
     words = verdict.words.split(" -> ")[-1]
-    if child.killed:
+    if child.killed and not words:
+        verdict.outcome, verdict.where = "broken", f"{child.killed} while it was made"
+    elif child.killed:
         verdict.outcome, verdict.where = child.killed, words
         verdict.detail = f"after {verdict.seconds:.1f} s, {child.peak:.0f} MB"
     elif child.peak > MEGABYTES:
@@ -199,8 +200,11 @@ def _judge_surroundings(verdict: Verdict, child: _Running) -> None:
     """Whether anything beside the input's folder was touched or copied, or printed by C code."""
     outside = child.folder / "outside"
     left = {path.name: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
-    extra = [path.name for path in child.folder.iterdir()
-             if path.name not in ("inside", "outside", "stdout", "stderr")]  # fmt: skip
+    extra = [
+        path.name
+        for path in child.folder.iterdir()
+        if path.name not in ("inside", "outside", "stdout", "stderr")
+    ]
     if left != _OUTSIDE or extra:
         verdict.outcome, verdict.where = "outside", verdict.words.split(" -> ")[-1]
         verdict.detail = f"beside the input: {sorted(left)} {extra}"
@@ -285,7 +289,8 @@ def _child(
             os.execve(sys.executable, list(map(_encoded, arguments)), os.environ)
         say(**_try(attempt, own))
     except BaseException:
-        say(outcome="broken", detail=traceback.format_exc()[-1500:])
+        lines = traceback.format_exc().strip().splitlines()
+        say(outcome="broken", where=lines[-1][:100], detail="\n".join(lines)[-1500:])
         code = 1
     finally:
         with suppress(OSError, ValueError):
@@ -302,6 +307,9 @@ def _encoded(word: str) -> bytes:
 
 
 def _bounded(value: object) -> object:
+    """A report must fit into the pipe, or the child would wait for its reader."""
+    if isinstance(value, tuple):
+        return [word[:100] for word in value]
     return value[:1800] if isinstance(value, str) else value
 
 
@@ -315,7 +323,7 @@ def _surround(own: Path) -> None:
         opened = os.open(name, os.O_RDWR | os.O_CREAT)
         os.dup2(opened, number)
         os.close(opened)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -345,9 +353,14 @@ def _try(attempt: Attempt, own: Path) -> dict[str, object]:
 def _command(argv: tuple[str, ...]) -> dict[str, object]:
     from y7edge.cli import main
 
-    streams = [io.TextIOWrapper(io.FileIO(n, "wb", closefd=False), "utf-8",
-                                "surrogateescape" if n == 1 else "backslashreplace")
-               for n in (1, 2)]  # fmt: skip
+    streams = [
+        io.TextIOWrapper(
+            io.FileIO(n, "wb", closefd=False),
+            "utf-8",
+            "surrogateescape" if n == 1 else "backslashreplace",
+        )
+        for n in (1, 2)
+    ]
     with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
         try:
             code = main(list(argv))

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
+Entry = dict[str, Any]
 SIZE = (64, 96)
 CLASSES = ("nut", "washer", "schraube mit Öse")
 
@@ -47,23 +49,24 @@ def _sets(folder: Path) -> None:
     for split, count in (("train", 4), ("val", 2)):
         for kind in ("images", "labels"):
             (yolo / kind / split).mkdir(parents=True)
-        images, annotations = [], []
+        images: list[Entry] = []
+        annotations: list[Entry] = []
         for index in range(count):
             name = f"{split}{index}"
-            image = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+            coarse = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(yolo / "images" / split / f"{name}.jpg"), image)
             lines = [" ".join(map(str, box)) for box in boxes[: 2 + index % 2]]
             (yolo / "labels" / split / f"{name}.txt").write_text("\n".join(lines) + "\n")
             images.append({"id": index, "file_name": f"{name}.jpg", "width": 96, "height": 64})
-            for kind, cx, cy, w, h in boxes[: 2 + index % 2]:
+            for number, cx, cy, w, h in boxes[: 2 + index % 2]:
                 left, top = (cx - w / 2) * width, (cy - h / 2) * height
                 corners = [left, top, left + w * width, top, left + w * width, top + h * height]
                 annotations.append(
                     {
                         "id": len(annotations),
                         "image_id": index,
-                        "category_id": 1 + 3 * kind,
+                        "category_id": 1 + 3 * number,
                         "bbox": [left, top, w * width, h * height],
                         "area": w * h * width * height,
                         "iscrowd": 0,
@@ -80,16 +83,14 @@ def _sets(folder: Path) -> None:
     )
 
 
-def _as_coco(folder: Path, yolo: Path, split: str, content: dict[str, list[dict[str, object]]]
-             ) -> None:  # fmt: skip
+def _as_coco(folder: Path, yolo: Path, split: str, content: dict[str, list[Entry]]) -> None:
     coco = folder / "coco"
     (coco / "annotations").mkdir(parents=True, exist_ok=True)
     shutil.copytree(yolo / "images" / split, coco / "images" / split)
     (coco / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
-def _as_voc(folder: Path, yolo: Path, split: str, content: dict[str, list[dict[str, object]]]
-            ) -> None:  # fmt: skip
+def _as_voc(folder: Path, yolo: Path, split: str, content: dict[str, list[Entry]]) -> None:
     voc = folder / "voc"
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (voc / name).mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def _as_voc(folder: Path, yolo: Path, split: str, content: dict[str, list[dict[s
         objects = ""
         for entry in content["annotations"]:
             if entry["image_id"] == image["id"]:
-                x, y, w, h = entry["bbox"]  # type: ignore[misc, has-type]
+                x, y, w, h = entry["bbox"]
                 sides = zip(("xmin", "ymin", "xmax", "ymax"), (x, y, x + w, y + h), strict=True)
                 box = "".join(f"<{name}>{value:.1f}</{name}>" for name, value in sides)
                 objects += (
@@ -195,9 +196,16 @@ def _run(folder: Path) -> None:
                 raise KeyboardInterrupt
 
     config = TrainConfig(
-        data=folder / "yolo", width=0.125, imgsz=64, epochs=2, batch=2, workers=0,
-        report=False, autoanchor=False, out=folder / "run",
-    )  # fmt: skip
+        data=folder / "yolo",
+        width=0.125,
+        imgsz=64,
+        epochs=2,
+        batch=2,
+        workers=0,
+        report=False,
+        autoanchor=False,
+        out=folder / "run",
+    )
     try:
         train(config, progress=Stop())
     except KeyboardInterrupt:

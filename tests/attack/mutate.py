@@ -71,9 +71,8 @@ def odd(rng: random.Random, old: Any = None) -> Any:
 def spots(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all values in a tree."""
     found = [at] if at else []
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
     if isinstance(tree, dict | list):
-        for key, value in pairs:
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             found += spots(value, (*at, key))
     return found
 

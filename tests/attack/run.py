@@ -1,4 +1,4 @@
-"""Attack everything that comes in: thousands of hostile and damaged inputs, each in its own process.
+"""Attack everything that comes in: hostile and damaged inputs, each in a process of its own.
 
     python tests/attack/run.py                     all classes, about ten minutes on two cores
     python tests/attack/run.py --only coco         one class (repeat for more)
@@ -10,6 +10,9 @@ process killed by a signal, more than ten seconds or 2 GB, code run, files writt
 beside the input, and a command line with another exit code or output than documented. Equal --seed,
 equal inputs. Exits with 1 if there is a fault.
 """
+
+# The environment must be set before the imports.
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ import gc
 import importlib
 import pkgutil
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -37,10 +41,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.dont_write_bytecode = True
 
-from tests.attack.base import Attack, Input, Verdict
-from tests.attack.harness import run_all
+from tests.attack.base import Attack, Input, Verdict, prepare
+from tests.attack.harness import SECONDS, run_all
 
-COUNT = 5600
+COUNT, QUICK = 5600, 150
 COMMANDS = 0.045  # of all inputs: 250, of which a tenth in processes of their own
 
 
@@ -48,25 +52,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Attack; return 1 if there is a fault."""
     options = _parse(argv)
     warm()
-    from tests.attack import classes, material
+    from tests.attack import classes, material, planted
 
-    chosen = [a for a in classes.ALL if not options.only or a.name in options.only]
     if unknown := set(options.only) - {a.name for a in classes.ALL}:
-        sys.exit(
-            f"no class {', '.join(unknown)}; there are {', '.join(a.name for a in classes.ALL)}"
-        )
-    inputs = ([find(options.replay, classes.ALL)] if options.replay
-              else choose(chosen, options.count, options.seed))  # fmt: skip
+        known = ", ".join(a.name for a in classes.ALL)
+        sys.exit(f"no class {', '.join(unknown)}; there are {known}")
+    chosen = [a for a in classes.ALL if not options.only or a.name in options.only]
+    maker = planted.prepare if options.planted else prepare
+    if options.planted:
+        inputs = planted.inputs()
+    elif options.replay:
+        inputs = [find(options.replay, classes.ALL)]
+    else:
+        inputs = choose(chosen, QUICK if options.quick else options.count, options.seed)
     began, verdicts = time.monotonic(), list[Verdict]()
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
     valid = folder / "material"
     valid.mkdir()
-    material.forked(material.make_all, valid)
-    for verdict in run_all(
-        inputs, seed=options.seed, material=valid, folder=folder / "inputs",
-        jobs=options.jobs, keep=bool(options.replay),
-    ):  # fmt: skip
+    if not options.planted:
+        material.forked(material.make_all, valid)
+    tried = run_all(
+        inputs,
+        seed=options.seed,
+        material=valid,
+        folder=folder / "inputs",
+        jobs=options.jobs,
+        keep=bool(options.replay),
+        seconds=4.0 if options.planted else SECONDS,
+        maker=maker,
+    )
+    for verdict in tried:
         verdicts.append(verdict)
+        if options.list or options.planted:
+            print(f"{verdict.id}: {verdict.words}: {verdict.outcome}: {verdict.detail[:300]!a}")
         if sys.stderr.isatty() or len(verdicts) % 250 == 0:
             faults = sum(v.is_fault for v in verdicts)
             line = f"{len(verdicts)} of {len(inputs)} inputs, {faults} faults, {verdict.id}"
@@ -76,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.replay:
         print(f"folder: {verdicts[0].folder}")
     else:
-        import shutil
-
         shutil.rmtree(folder, ignore_errors=True)
     return int(any(v.is_fault for v in verdicts))
 
@@ -90,6 +106,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=COUNT, help="how many inputs (%(default)s)")
     parser.add_argument("--only", action="append", default=[], metavar="CLASS")
     parser.add_argument("--replay", metavar="ID", help="one input, by the id that was printed")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} inputs of all classes")
+    parser.add_argument("--planted", action="store_true", help="only faults made on purpose")
+    parser.add_argument("--list", action="store_true", help="print every verdict")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (%(default)s)")
     return parser.parse_args(argv)
 
@@ -123,8 +142,8 @@ def choose(attacks: Sequence[Attack], count: int, seed: int) -> list[Input]:
     for attack in attacks:
         mine = max(2, round(count * attack.weight / total))
         if attack.commands:
-            lines = max(1, round(count * COMMANDS * attack.weight
-                                 / sum(a.weight for a in attacks if a.commands)))  # fmt: skip
+            part = attack.weight / sum(a.weight for a in attacks if a.commands)
+            lines = max(1, round(count * COMMANDS * part)) if attack.reads else mine
             chosen += _of(attack, lines, seed, command=True)
             mine -= lines
         if attack.reads:
@@ -144,7 +163,7 @@ def _of(attack: Attack, count: int, seed: int, *, command: bool = False) -> list
     else:
         members += [("hand", len(hand) + number) for number in range(rest)]  # other seeds
     return [
-        Input(attack, sort, number, command, whole=command and index % 8 == 0)
+        Input(attack, sort, number, command, whole=command and index % 8 == 3)
         for index, (sort, number) in enumerate(members)
     ]
 
@@ -162,7 +181,9 @@ def find(text: str, attacks: Sequence[Attack]) -> Input:
 
 def show(verdicts: Sequence[Verdict], seconds: float, seed: int) -> None:
     """Print a table of classes, and the faults by kind."""
-    print(f"\n{'class':<14}{'tried':>7}{'ok':>7}{'refused':>9}{'faults':>8}{'slowest':>9}{'MB':>7}")
+    print(
+        f"\n{'class':<14}{'tried':>7}{'ok':>7}{'refused':>9}{'faults':>8}{'slowest':>9}{'mean':>7}{'MB':>7}"
+    )
     for name in dict.fromkeys(v.id.partition(":")[0].rstrip("!$") for v in verdicts):
         mine = [v for v in verdicts if v.id.partition(":")[0].rstrip("!$") == name]
         _row(name, mine)
@@ -181,8 +202,11 @@ def _row(name: str, verdicts: Sequence[Verdict]) -> None:
         return
     counts = Counter(v.outcome if not v.is_fault else "faults" for v in verdicts)
     slowest, most = max(v.seconds for v in verdicts), max(v.megabytes for v in verdicts)
-    print(f"{name:<14}{len(verdicts):>7}{counts['ok']:>7}{counts['refused']:>9}"
-          f"{counts['faults']:>8}{slowest:>8.1f}s{most:>7.0f}")  # fmt: skip
+    mean = sum(v.seconds for v in verdicts) / len(verdicts)
+    print(
+        f"{name:<14}{len(verdicts):>7}{counts['ok']:>7}{counts['refused']:>9}"
+        f"{counts['faults']:>8}{slowest:>8.1f}s{mean:>6.2f}s{most:>7.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +27,34 @@ def _state(edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> Make:
     """A state with other facts or arrays, and a checksum that fits."""
 
     def make(place: Place) -> Path:
-        from y7edge.train.output.folder import PREVIOUS, STATE
-        from y7edge.train.run import state
+        import safetensors
+
+        from y7edge.train.output.folder import STATE
+        from y7edge.train.run.state import HEADER
 
         folder = _run(place)
-        (folder / PREVIOUS).unlink(missing_ok=True)
-        old = state.read(folder / STATE)
-        facts, arrays = dict(old.facts), dict(old.arrays)
-        changed = edit(facts, arrays)
-        facts = changed if isinstance(changed, dict) else facts
-        (folder / STATE).unlink()
-        state.save(state.State(facts, arrays), folder)
+        with safetensors.safe_open(folder / STATE, framework="numpy") as file:
+            header = json.loads(file.metadata()[HEADER])
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        changed = edit(header["facts"], arrays)
+        if isinstance(changed, dict):
+            header["facts"] = changed
+        _seal(folder, mutate.dumps(header), arrays)
         return folder
 
     return make
+
+
+def _seal(folder: Path, text: str, arrays: dict[str, Any]) -> None:
+    """Write the only state of a run, with a checksum that fits."""
+    from safetensors.numpy import save_file
+
+    from y7edge.train.output.folder import PREVIOUS, STATE
+    from y7edge.train.run.state import CHECKSUM, HEADER, _checksum
+
+    (folder / PREVIOUS).unlink(missing_ok=True)
+    metadata = {HEADER: text, CHECKSUM: str(_checksum(text, arrays))}
+    save_file(arrays, folder / STATE, metadata=metadata)
 
 
 def _mutated(place: Place) -> Path:
@@ -46,7 +62,7 @@ def _mutated(place: Place) -> Path:
 
     what = place.rng.random()
     if what < 0.5:
-        return _state(lambda facts, arrays: mutate.tree(place.rng, facts))(place)
+        return _state(lambda facts, arrays: _other_facts(place.rng, facts))(place)
     if what < 0.65:
         return _state(lambda facts, arrays: _other_array(place.rng, arrays))(place)
     folder = _run(place)
@@ -54,6 +70,17 @@ def _mutated(place: Place) -> Path:
     files = [folder / STATE] * 3 + [p for p in folder.iterdir() if p.is_file()]
     mutate.file(place.rng, place.rng.choice(files), mutate.raw, mutate.raw, mutate.text)
     return folder
+
+
+def _other_facts(rng: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    """Changed facts; rarely the settings, most of the text, which must be those of the run."""
+    if rng.random() < 0.2:
+        return dict(mutate.tree(rng, {**facts}))
+    kept = facts["identity"].pop("settings")
+    changed = mutate.tree(rng, facts)
+    if isinstance(changed.get("identity"), dict):
+        changed["identity"].setdefault("settings", kept)
+    return dict(changed)
 
 
 def _other_array(rng: Any, arrays: dict[str, Any]) -> None:
@@ -75,20 +102,27 @@ def _other_array(rng: Any, arrays: dict[str, Any]) -> None:
         arrays[key] = rng.choice(changes)()
 
 
-def _fact(name: str, value: Any) -> Make:
-    return _state(lambda facts, arrays: facts.update({name: value}))
+def _fact(way: str, value: Any) -> Make:
+    """One fact, by its dotted name, with another value."""
+
+    def edit(facts: dict[str, Any], arrays: dict[str, Any]) -> None:
+        *outer, last = way.split(".")
+        holder = facts
+        for key in outer:
+            holder = holder[key]
+        holder[last] = value
+
+    return _state(edit)
+
+
+def _in_rows(key: str, value: Any) -> Make:
+    return _state(lambda f, a: [row.update({key: value}) for row in f["written"]["rows"]])
 
 
 def _text_state(text: str) -> Make:
     def make(place: Place) -> Path:
-        from safetensors.numpy import save_file
-
-        from y7edge.train.output.folder import PREVIOUS, STATE
-        from y7edge.train.run.state import HEADER
-
         folder = _run(place)
-        (folder / PREVIOUS).unlink(missing_ok=True)
-        save_file({"a": np.zeros(1)}, folder / STATE, metadata={HEADER: text})
+        _seal(folder, text, {"a": np.zeros(1)})
         return folder
 
     return make
@@ -103,7 +137,7 @@ def _file(name: str, content: bytes) -> Make:
     return make
 
 
-_VALUES = (
+_VALUES: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -119,45 +153,66 @@ _VALUES = (
     {"a": 1},
     "\x1b[2J",
 )
-_FACTS = ("epoch", "batch", "closed", "sums", "seconds", "gathered", "average", "scaler", "writer",
-          "start", "identity", "finished")  # fmt: skip
+_FACTS = (
+    *("position", "identity", "finished", "began", "average", "scaler", "gathered", "written"),
+    *("position.epoch", "position.batch", "position.closed", "position.sums", "position.seconds"),
+    *("identity.settings", "identity.data", "identity.torch", "identity.threads", "began.origin"),
+    *("began.notes", "began.anchors", "identity.device", "identity.processes", "x"),
+)
 STATES: dict[str, Make] = {
-    **{f"{name} is {str(value)[:12]!a}": _fact(name, value) for name in _FACTS for value in _VALUES},
+    **{
+        f"{name} is {str(value)[:12]!a}": _fact(name, value) for name in _FACTS for value in _VALUES
+    },
     "no facts": _state(lambda f, a: f.clear()),
     "no arrays": _state(lambda f, a: a.clear()),
     "finished": _fact("finished", True),
-    "epoch beyond the last": _fact("epoch", 99),
-    "batch beyond the last": _fact("batch", 10**6),
-    "sums of texts": _fact("sums", ["a", "b", "c"]),
-    "paths in the writer": _state(
-        lambda f, a: f["writer"].update(dict.fromkeys(f["writer"], "/etc/passwd"))),
+    "epoch beyond the last": _fact("position.epoch", 99),
+    "epoch of 2**62": _fact("position.epoch", 2**62),
+    "batch beyond the last": _fact("position.batch", 10**6),
+    "sums of infinity": _fact("position.sums", [float("inf")] * 3),
+    "anchors of zero": _fact("began.anchors", [[[0, 0]] * 3] * 3),
+    "anchors of 10**308": _fact("began.anchors", [[[1e308, 1e308]] * 3] * 3),
+    "anchors of another count": _fact("began.anchors", [[[9.0, 9.0]]] * 3),
+    "origin of escapes": _fact("began.origin", "\x1b[2J" + "x" * 100_000),
+    "notes of escapes": _fact("began.notes", ["\x1b[2J", mutate.HTML, "\ud800"]),
+    "updates of 2**62": _fact("average.updates", 2**62),
+    "updates of -1": _fact("average.updates", -1),
+    **{
+        f"{key} of rows is {value!a}": _in_rows(key, value)
+        for key in ("epoch", "box", "map50", "lr", "seconds", "memory_mb")
+        for value in (None, -1, 10**30, float("nan"), "/etc/passwd", [1])
+    },
+    "a million rows": _state(lambda f, a: f["written"].update(rows=f["written"]["rows"] * 20_000)),
     "deep facts": _fact("x", mutate.deep(300)),
-    "weights are NaN": _state(lambda f, a: [v.fill(np.nan) for k, v in a.items()
-                                            if v.dtype == np.float32] and None),
-    "generator of zeros": _state(lambda f, a: a.update({"run.generator": np.zeros(5056, np.uint8)})),
+    "weights are NaN": _state(
+        lambda f, a: [v.fill(np.nan) for k, v in a.items() if v.dtype == np.float32] and None
+    ),
+    "generator of zeros": _state(
+        lambda f, a: a.update({"run.generator": np.zeros(5056, np.uint8)})
+    ),
     "generator is short": _state(lambda f, a: a.update({"run.generator": np.zeros(3, np.uint8)})),
     "generator of floats": _state(lambda f, a: a.update({"run.generator": np.zeros(5056)})),
     "header deep": _text_state("[" * 100_000),
     "header of digits": _text_state("9" * 10_000),
     "header empty": _text_state("{}"),
-    "facts are a list": _text_state('{"schema":3,"facts":[],"checksum":0}'),
-    "facts are empty": _text_state('{"schema":3,"facts":{},"checksum":1213}'),
-    "checksum is text": _text_state('{"schema":3,"facts":{},"checksum":"x"}'),
+    "facts are a list": _text_state('{"schema":4,"facts":[]}'),
+    "facts are empty": _text_state('{"schema":4,"facts":{}}'),
+    "schema is a list": _text_state('{"schema":[4],"facts":{}}'),
+    "schema of 10**400": _text_state('{"schema":' + "9" * 400 + ',"facts":{}}'),
     "state is empty": _file("state.safetensors", b""),
     "state is zeros": _file("state.safetensors", bytes(10_000)),
     "results are zeros": _file("results.csv", bytes(1000)),
     "results are letters": _file("results.csv", b"a,b\n1,2\n\xff\xfe"),
     "last is empty": _file("last.safetensors", b""),
     "config is empty": _file("config.yaml", b""),
-}  # fmt: skip
+}
 
 
 def read(path: Path) -> None:
     """Read the last state."""
     from y7edge.train.run import state
 
-    found = state.load(path, log=lambda line: None)
-    state.position(found)
+    state.load(path, lambda found: str(found.facts.position), log=lambda line: None)
 
 
 def resume(path: Path) -> None:
@@ -169,10 +224,8 @@ def resume(path: Path) -> None:
         def step(self, status: object) -> None:
             raise KeyboardInterrupt
 
-    try:
+    with suppress(KeyboardInterrupt):
         go_on(path, progress=Stop())
-    except KeyboardInterrupt:
-        pass
 
 
 # --- caches ---------------------------------------------------------------------------------------
@@ -224,10 +277,12 @@ EDITS: dict[str, Callable[[Any, Path], object]] = {
     "a device": _special(lambda path: path.symlink_to("/dev/zero")),
     "a link to itself": _special(lambda path: path.symlink_to(path)),
     "an array of 2**60": lambda rng, path: path.write_bytes(
-        b"\x93NUMPY\x01\0v\0" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (2**60,), }"),
+        b"\x93NUMPY\x01\0v\0" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (2**60,), }"
+    ),
     "a picture of 2**31": lambda rng, path: path.write_bytes(
-        b"y7edgeP1" + struct.pack("<III", 2**31, 2**31, 0) + bytes(99)),
-}  # fmt: skip
+        b"y7edgeP1" + struct.pack("<III", 2**31, 2**31, 0) + bytes(99)
+    ),
+}
 CACHES: dict[str, Make] = {
     f"{kind}: {name}": _cached(kind, edit)
     for kind in ("labels", "pictures")
@@ -250,8 +305,15 @@ def use_pictures(path: Path) -> None:
 
 
 ATTACKS = (
-    Attack("state", 300, STATES, _mutated, {"read": read, "resume": resume},
-           ("train --resume {}", "train --resume {} --json")),
-    Attack("cache", 100, CACHES, _damaged_cache,
-           {"labels": use_labels, "pictures": use_pictures}, ()),
-)  # fmt: skip
+    Attack(
+        "state",
+        300,
+        STATES,
+        _mutated,
+        {"read": read, "resume": resume},
+        ("train --resume {}", "train --resume {} --json"),
+    ),
+    Attack(
+        "cache", 100, CACHES, _damaged_cache, {"labels": use_labels, "pictures": use_pictures}, ()
+    ),
+)

@@ -91,7 +91,8 @@ YAML = {
     "directives": "%YAML 9.9\n%TAG ! tag:x,2000:\n---\ntrain: a\n",
     "undefined alias": "train: *nothing\n",
     "names in html": f"train: images/train\nval: images/val\nnames: ['{mutate.HTML}', b, c]\n",
-    "names as formulas": f'train: images/train\nval: images/val\nnames: ["{mutate.FORMULA}", b, c]\n',
+    "names as formulas": "train: images/train\nval: images/val\n"
+    f'names: ["{mutate.FORMULA}", b, c]\n',
     "names of numbers": "train: images/train\nval: images/val\nnames: [1, 2.5, .nan]\n",
     "names all equal": "train: images/train\nval: images/val\nnames: [a, a, a]\n",
     "empty": "",
@@ -143,7 +144,10 @@ def _description(place: Place) -> Path:
 def _yaml_tree(rng: Any, data: bytes) -> bytes:
     import yaml
 
-    changed = mutate.tree(rng, yaml.safe_load(data))
+    try:
+        changed = mutate.tree(rng, yaml.safe_load(data))
+    except Exception:  # PyYAML's constructors raise what they like
+        return mutate.text(rng, data)
     try:
         return yaml.safe_dump(changed, allow_unicode=True).encode("utf-8", "surrogatepass")
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -249,7 +253,7 @@ COCO: dict[str, Make] = {
                 {**c["annotations"][0], "id": i, "bbox": [i % 60, i % 40, 9 + i % 13, 9 + i % 11]}
                 for i in range(30_000)
             ]
-        )  # fmt: skip
+        )
     ),
     "30,000 equal objects": _coco(lambda c: c.update(annotations=c["annotations"][:1] * 30_000)),
     "everything is null": _coco(lambda c: c.update(images=None, annotations=None, categories=None)),
@@ -301,7 +305,8 @@ def _voc_xml(place: Place) -> Path:
 
 def _objects(count: int, name: str = "nut{}") -> str:
     objects = "".join(
-        f"<object><name>{name.format(i % 7)}</name><bndbox><xmin>{i % 50}</xmin><ymin>{i % 30}</ymin>"
+        f"<object><name>{name.format(i % 7)}</name><bndbox><xmin>{i % 50}</xmin>"
+        f"<ymin>{i % 30}</ymin>"
         f"<xmax>{60 + i % 30}</xmax><ymax>{40 + i % 20}</ymax></bndbox></object>"
         for i in range(count)
     )
@@ -397,8 +402,9 @@ def _list(text: str) -> Make:
 
 
 def _list_mutated(place: Place) -> Path:
-    root = _list("".join(f"./images/train/train{i}.jpg\nROOT/images/train/train{i}.jpg\n"
-                         for i in range(4)))(place)  # fmt: skip
+    root = _list(
+        "".join(f"./images/train/train{i}.jpg\nROOT/images/train/train{i}.jpg\n" for i in range(4))
+    )(place)
     mutate.file(place.rng, root / "train.txt", mutate.text, mutate.raw)
     return root
 
@@ -421,8 +427,15 @@ LISTS: dict[str, Make] = {
 }
 
 
-def _png(width: int, height: int, depth: int = 8, kind: int = 2, *, rows: int | None = None,
-         extra: bytes = b"") -> bytes:  # fmt: skip
+def _png(
+    width: int,
+    height: int,
+    depth: int = 8,
+    kind: int = 2,
+    *,
+    rows: int | None = None,
+    extra: bytes = b"",
+) -> bytes:
     """A PNG of zeros; few bytes even when large."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -431,12 +444,17 @@ def _png(width: int, height: int, depth: int = 8, kind: int = 2, *, rows: int | 
         )
 
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind, 3)
-    line = b"\0" * (1 + (width * channels * depth + 7) // 8)
+    line = b"\0" * (0 if rows == 0 else 1 + (width * channels * depth + 7) // 8)
     pack = zlib.compressobj(9)
     data = b"".join(pack.compress(line) for _ in range(height if rows is None else rows))
     head = struct.pack(">IIBBBBB", width & 0xFFFFFFFF, height & 0xFFFFFFFF, depth, kind, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", data + pack.flush())
-            + chunk(b"IEND", b""))  # fmt: skip
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + extra
+        + chunk(b"IDAT", data + pack.flush())
+        + chunk(b"IEND", b"")
+    )
 
 
 def _jpeg_size(width: int, height: int) -> Callable[[bytes], bytes]:
@@ -448,13 +466,25 @@ def _jpeg_size(width: int, height: int) -> Callable[[bytes], bytes]:
 
 
 def _bmp(width: int, height: int) -> bytes:
-    return (b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
-            + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0))  # fmt: skip
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    )
 
 
 def _tiff(width: int, height: int, *, strip: int = 8, count: int = 10) -> bytes:
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
-            (273, 4, 1, strip), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, count)]  # fmt: skip
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, 1, strip),
+        (277, 3, 1, 1),
+        (278, 4, 1, height),
+        (279, 4, 1, count),
+    ]
     body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
     return b"II*\0" + struct.pack("<I", 8) + body + struct.pack("<I", 8)  # the next folder: itself
 
@@ -478,16 +508,20 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
     "tiff of 40,000 x 40,000": lambda: _tiff(40_000, 40_000, count=1_600_000_000),
     "ppm of 10**9": lambda: b"P6 1000000000 1000000000 255\n",
     "ppm of 5000 digits": lambda: b"P6 " + b"9" * 5000 + b" 1 255\n\0",
-    "gif of 65535": lambda: b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\2\2L\1\0;",
+    "gif of 65535": lambda: (
+        b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\2\2L\1\0;"
+    ),
     "webp of 16383": lambda: b"RIFF\x1e\0\0\0WEBPVP8L\x11\0\0\0/\xff\xff\xff\x0f" + bytes(12),
     "hdr": lambda: b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 100000 +X 100000\n",
     "exr": lambda: b"v/1\x01" + bytes(2000),
-    "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "svg": lambda: (
+        b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+    ),
     "postscript": lambda: b"%!PS\n(y7edge_canary) run\n",
     "zeros": lambda: bytes(100_000),
     "nothing": lambda: b"",
     "python": lambda: b"import y7edge_canary\n",
-}  # fmt: skip
+}
 
 
 def _ztxt(size: int) -> bytes:
@@ -617,11 +651,23 @@ COMMANDS = (
 )
 ATTACKS = (
     Attack("yolo", 420, {k: _line(v) for k, v in LINES.items()}, _yolo, READS, COMMANDS),
-    Attack("description", 480, {k: _described(v) for k, v in YAML.items()}, _description, READS,
-           COMMANDS),
+    Attack(
+        "description",
+        480,
+        {k: _described(v) for k, v in YAML.items()},
+        _description,
+        READS,
+        COMMANDS,
+    ),
     Attack("coco", 560, COCO, _coco_json, READS, COMMANDS),
     Attack("voc", 480, VOC, _voc_xml, READS, COMMANDS),
     Attack("list", 160, LISTS, _list_mutated, READS, COMMANDS[:3]),
-    Attack("image", 420, IMAGES, _image, {**READS, "decode": decode},
-           (*COMMANDS, "predict {material}/model.onnx {}/images/train --json --save {out}")),
-)  # fmt: skip
+    Attack(
+        "image",
+        420,
+        IMAGES,
+        _image,
+        {**READS, "decode": decode},
+        (*COMMANDS, "predict {material}/model.onnx {}/images/train --json --save {out}"),
+    ),
+)

@@ -136,23 +136,51 @@ def read(path: Path) -> None:
         weight_shapes(config.spec)
 
 
-_KEYS = ("imgsz", "epochs", "batch", "width", "model", "data", "spec", "recipe", "freeze", "device",
-         "seed", "workers", "nominal_batch", "out", "precision", "licence", "weights")  # fmt: skip
+_KEYS = (
+    "imgsz",
+    "epochs",
+    "batch",
+    "width",
+    "model",
+    "data",
+    "spec",
+    "recipe",
+    "freeze",
+    "device",
+    "seed",
+    "workers",
+    "nominal_batch",
+    "out",
+    "precision",
+    "licence",
+    "weights",
+)
 _rng = random.Random(0)
 CONFIGS: dict[str, Make] = {
-    **{f"{key}: {value[:20]}": _config(key, value)
-       for key in _KEYS for value in _rng.sample(VALUES, 4)},
+    **{
+        f"{key}: {value[:20]}": _config(key, value)
+        for key in _KEYS
+        for value in _rng.sample(VALUES, 4)
+    },
     "imgsz of 10**9": _config("imgsz", "1000000000"),
     "epochs of 10**30": _config("epochs", "1" + "0" * 30),
     "width of 10**9": _config("width", "1e9"),
     "width of 10**-9": _config("width", "1e-9"),
     "data is a device": _config("data", "/dev/zero"),
     **{k: _whole_config(v) for k, v in YAML.items() if len(v) < 2_000_000},
-}  # fmt: skip
+}
 ATTACKS = (
-    Attack("recipe", 320, {k: _recipe(v) for k, v in YAML.items()}
-           | {f"values {i}": _one_value for i in range(60)}, _mutated_recipe, {"choose": choose},
-           ("train --print-recipe --recipe {}", "train --print-recipe --json --recipe {}",
-            "train --data {material}/yolo --profile 1 --imgsz 32 --width 0.125 --recipe {}")),
+    Attack(
+        "recipe",
+        320,
+        {k: _recipe(v) for k, v in YAML.items()} | {f"values {i}": _one_value for i in range(60)},
+        _mutated_recipe,
+        {"choose": choose},
+        (
+            "train --print-recipe --recipe {}",
+            "train --print-recipe --json --recipe {}",
+            "train --data {material}/yolo --profile 1 --imgsz 32 --width 0.125 --recipe {}",
+        ),
+    ),
     Attack("config", 320, CONFIGS, _mutated_config, {"read": read}),
-)  # fmt: skip
+)

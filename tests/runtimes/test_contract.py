@@ -318,7 +318,7 @@ UNKNOWN = (None, "tpu", "cpu:0", "cuda:", "cuda:x", "", "auto:1", "CPU", "cpu\n"
 
 @pytest.mark.parametrize("device", UNKNOWN, ids=repr)
 def test_an_unknown_device_is_a_mistake(made, device):
-    with pytest.raises(ConfigError, match="device.* expected (auto|text)"):
+    with pytest.raises(ConfigError, match=r"device.* expected (auto|text)"):
         registry.open_session(made.artifact, SessionOptions(device))
 
 

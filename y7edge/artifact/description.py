@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from y7edge.artifact.bounds import MAX_SIDE
 from y7edge.artifact.manifest import (
@@ -84,7 +84,7 @@ def _manifest(
     opset: int | None,
     tools: Mapping[str, str],
 ) -> Manifest:
-    image = InputInfo(INPUT, batch, *imgsz)
+    image = InputInfo(INPUT, batch, *imgsz, levels=_levels(checkpoint.meta))
     levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
     expected = expected_shapes(image, levels, spec.nc)
     if outputs == "decoded":
@@ -120,3 +120,12 @@ def _manifest(
         licence=licence if isinstance(licence, str) else None,
         tools=tools,
     )
+
+
+def _levels(meta: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The levels of 16-bit images that the training recorded of its data set, if it has some."""
+    data = meta.get("data")
+    levels = data.get("levels") if isinstance(data, Mapping) else None
+    if not isinstance(levels, list) or [type(level) for level in levels] != [int, int]:
+        return None
+    return levels[0], levels[1]

@@ -60,6 +60,7 @@ class InputInfo:
     color: Literal["rgb", "bgr"] = "rgb"
     scale: float = 1 / 255
     letterbox: Letterbox = field(default_factory=Letterbox)
+    levels: tuple[int, int] | None = None  # of 16-bit images, scaled to 8 bits from these
 
     def __post_init__(self) -> None:
         least, most, images = bounds.MIN_SIDE, bounds.MAX_SIDE, self.images
@@ -76,6 +77,8 @@ class InputInfo:
         )
         _check(self.dtype in _DTYPES, f"dtype is {self.dtype!r}, expected one of {_DTYPES}")
         _check(0 < self.scale <= 255, f"scale is {self.scale}, expected more than 0")
+        low, high = self.levels or (0, 1)
+        _check(0 <= low < high <= 65535, f"levels are {self.levels}, expected two of 0 to 65535")
 
     @property
     def images(self) -> int:

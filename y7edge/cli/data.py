@@ -13,6 +13,7 @@ import typer
 from y7edge.cli.console import note, show
 from y7edge.cli.options import Json, out_file
 from y7edge.errors import GateError
+from y7edge.text import printable
 
 if TYPE_CHECKING:
     from y7edge.data.check.examine import Report
@@ -146,7 +147,7 @@ def _print(report: Report, *, whole: bool) -> None:
     splits = list(summary["splits"])
     classes = Table("class", *splits, box=None, pad_edge=False, header_style="bold")
     for row in summary["classes"][:_CLASSES]:
-        classes.add_row(Text(row["name"]), *(str(row[split]) for split in splits))
+        classes.add_row(Text(printable(row["name"])), *(str(row[split]) for split in splits))
     console.print(classes)
     if (more := len(summary["classes"]) - _CLASSES) > 0:
         console.print(f"... {more} more classes (--json has all)")

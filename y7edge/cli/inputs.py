@@ -78,8 +78,10 @@ def find_inputs(source: str) -> list[Path]:
     return sorted(found)
 
 
-def read_input(path: Path) -> Iterator[InputImage]:
+def read_input(path: Path, levels: tuple[int, int] | None = None) -> Iterator[InputImage]:
     """Yield the image of a file, or the frames of a video or an animated GIF.
+
+    16-bit images are scaled to 8 bits from ``levels``, those of the model.
 
     Raises:
         SourceError: The file cannot be decoded. If a video ends before the number of frames that
@@ -89,7 +91,7 @@ def read_input(path: Path) -> Iterator[InputImage]:
 
     if not _is_video(path):
         try:
-            image = read_image(path)
+            image = read_image(path, levels)
         except DataError as error:
             if is_image(path):
                 raise SourceError(str(error)) from error

@@ -98,7 +98,7 @@ def predict(
             writer = stack.enter_context(ImageWriter(save))
         for path in inputs:
             try:
-                for image in read_input(path):
+                for image in read_input(path, detector.manifest.input.levels):
                     found = detector(image.image, source=str(path), frame_id=image.frame)
                     show(found.to_dict(), [_line(found)], as_json=as_json)
                     if writer is not None:

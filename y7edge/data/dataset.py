@@ -42,7 +42,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()  # what was changed while reading, one line each, with counts
     # By split, the category ids of a COCO file in the order of the names; empty for other data.
     category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
-    # Of which 8-bit images were made (`y7edge.data.images`), if the ``data.yaml`` says so.
+    # From which 16-bit images are scaled to 8 bits, if the ``data.yaml`` says so.
     levels: tuple[int, int] | None = None
 
     def split(self, name: str) -> tuple[Sample, ...]:
@@ -132,8 +132,14 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
     reading = label_cache.reading(plan, scan.source, splits)
     for warning in reading.warnings:
         _log.warning("%s: %s", scan.source, warning)
+    splits_read = reading.splits
+    if scan.levels:
+        splits_read = {
+            split: tuple(replace(sample, levels=scan.levels) for sample in samples)
+            for split, samples in splits_read.items()
+        }
     return Dataset(
-        *(scan.source, reading.names, reading.splits, reading.warnings, reading.category_ids),
+        *(scan.source, reading.names, splits_read, reading.warnings, reading.category_ids),
         levels=scan.levels,
     )
 

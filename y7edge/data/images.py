@@ -30,17 +30,17 @@ from y7edge.files import open_regular, reason
 _LARGE = 64 << 20  # bytes of a file
 
 
-def read_image(path: Path | str) -> NDArray[np.uint8]:
+def read_image(path: Path | str, levels: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode an image into a BGR array (H, W, 3) uint8.
 
-    Grey images get three equal channels, 16-bit ones are scaled to 8 bits, transparency is
-    dropped, and the rotation that a camera noted (EXIF) is applied.
+    Grey images get three equal channels, 16-bit ones are scaled to 8 bits, from ``levels`` where
+    they are given; transparency is dropped, and the rotation that a camera noted (EXIF) is applied.
 
     Raises:
         DataError: The file cannot be read, is empty, or is not an image that OpenCV decodes.
     """
     with reading(path) as (content, _):
-        return cast("NDArray[np.uint8]", decode(content, path))
+        return decode(content, path, levels)
 
 
 def read_deep(path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
@@ -50,7 +50,7 @@ def read_deep(path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
         DataError: As `read_image` does.
     """
     with reading(path) as (content, _):
-        return cast("NDArray[np.uint16]", decode(content, path, deep=True))
+        return decode_deep(content, path)
 
 
 def to_bytes(image: NDArray[np.uint16], levels: tuple[int, int]) -> NDArray[np.uint8]:
@@ -106,13 +106,30 @@ def _frame(stream: BinaryIO, path: Path | str) -> Frame:
         ) from error
 
 
-def decode(content: bytes, path: Path | str, *, deep: bool = False) -> NDArray[Any]:
-    """Decode what `reading` yields, as `read_image` does, or as `read_deep`.
+def decode(
+    content: bytes, path: Path | str, levels: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Decode what `reading` yields, as `read_image` does.
 
     Raises:
         DataError: OpenCV does not decode it.
     """
-    flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if deep else 0)
+    if levels is not None and (deep := decode_deep(content, path)).dtype == np.uint16:
+        return to_bytes(cast("NDArray[np.uint16]", deep), levels)
+    return cast("NDArray[np.uint8]", _decoded(content, path, cv2.IMREAD_COLOR))
+
+
+def decode_deep(content: bytes, path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
+    """Decode what `reading` yields, as `read_deep` does.
+
+    Raises:
+        DataError: OpenCV does not decode it.
+    """
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    return cast("NDArray[np.uint16]", _decoded(content, path, flags))
+
+
+def _decoded(content: bytes, path: Path | str, flags: int) -> NDArray[Any]:
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.data.sample import Plan, Reading, Sample, stamp
-from y7edge.files import atomic_write, cache_folder
+from y7edge.files import atomic_write, cache_folder, open_regular
 
 # To be raised whenever a reader reads the same files differently, or the file below changes.
 _VERSION = 3
@@ -85,7 +85,7 @@ def _state(watched: Sequence[str]) -> str:
 def _recall(path: Path, identity: str) -> Reading | None:
     """The reading kept in a file, if it is of this plan and still holds."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
             if header["identity"] != identity or _state(header["watched"]) != header["state"]:
                 return None

@@ -42,6 +42,7 @@ class Sample:
         crowd: float32 (m, 5) class, centre x, centre y, width, height: regions with more objects
             than were labelled. Not learned from; an evaluation ignores what is found there.
         image_id: The image's id in a COCO file, as written there.
+        levels: From which the data set wants 16-bit images scaled to 8 bits, if it says so.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Sample:
     size: tuple[int, int] | None = None
     crowd: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 5), np.float32))
     image_id: int | str | None = None
+    levels: tuple[int, int] | None = None
 
 
 class Reading(NamedTuple):

@@ -158,6 +158,7 @@ class Detector:
 
         Args:
             frame: (H, W, 3) uint8; grey (H, W) and four channels with alpha are accepted too.
+                uint16 where the manifest's input has ``levels``, from which it is scaled.
             color: order of its channels.
             timestamp_ns: capture time; like ``frame_id`` and ``source`` copied to the result.
             frame_id: number of the frame in its source.

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import InputInfo
+from y7edge.data.images import to_bytes
 from y7edge.errors import ConfigError, DataError
 
 PAD = 114  # grey of the padding, 0..255, in all channels
@@ -109,7 +110,7 @@ class Preprocessor:
         self._channels_last = layout == "NHWC"
         shape = (height, width, 3) if self._channels_last else (3, height, width)
         self.tensor: NDArray[Any] = np.empty((1, *shape), dtype)
-        self._order = network.color
+        self._order, self._levels = network.color, network.levels
         # Dividing by 255 gives the nearest float32 for every value; multiplying by 1/255 does not.
         self._divisor = np.float32(1 / scale)
         self._border = np.float32(network.letterbox.pad) / self._divisor
@@ -128,6 +129,7 @@ class Preprocessor:
 
         Args:
             frame: (H, W, 3) uint8; also (H, W) and (H, W, 1) grey and (H, W, 4) with alpha.
+                uint16 where the input states ``levels``.
             color: order of the frame's channels.
             out: one image of a larger batch, in layout and dtype of ``tensor``.
 
@@ -136,7 +138,7 @@ class Preprocessor:
             ConfigError: another ``color``.
         """
         check_color(color)
-        image = check_frame(frame)
+        image = check_frame(frame, self._levels)
         height, width = self._hw
         geometry = self._geometry
         if geometry is None or geometry.image_hw != image.shape[:2]:
@@ -206,19 +208,26 @@ def check_color(color: str) -> None:
         raise ConfigError(f'color is {color!r}, expected "bgr" or "rgb"')
 
 
-def check_frame(frame: object) -> NDArray[np.uint8]:
-    """Return an image C-contiguous as (H, W), (H, W, 3) or (H, W, 4); DataError if not uint8."""
+def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Return an image C-contiguous as (H, W), (H, W, 3) or (H, W, 4); DataError if not uint8.
+
+    A uint16 image is scaled to 8 bits from ``levels``, where those are known.
+    """
     if not isinstance(frame, np.ndarray):
         raise DataError(
             f"an image must be a numpy array, not {type(frame).__name__}: "
             "use numpy.asarray(image), and color='rgb' if it comes from PIL"
         )
+    if frame.dtype == np.uint16 and levels is not None:
+        frame = to_bytes(frame, levels)
     if frame.dtype != np.uint8:
         advice = (
             "(frame * 255).astype(np.uint8) if its values are 0..1"
             if frame.dtype.kind == "f"
             else "frame.astype(np.uint8) if its values are 0..255"
         )
+        if frame.dtype == np.uint16:
+            advice += ", else y7edge.data.images.to_bytes(frame, (lowest, highest))"
         raise DataError(f"an image must be uint8, not {frame.dtype}: use {advice}")
     if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 3, 4)):
         raise DataError(

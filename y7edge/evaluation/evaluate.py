@@ -139,7 +139,7 @@ def collect(
     """Return all boxes, labelled and found; the arguments of :func:`evaluate`."""
     truth, found = [np.empty((0, 7))], [np.empty((0, 7))]
     for index, sample in enumerate(samples):
-        image = read_image(sample.path)
+        image = read_image(sample.path, sample.levels)
         truth.append(_truth_rows(index, sample, image.shape[0], image.shape[1]))
         found.append(_found_rows(index, predict(image), len(names)))
         if progress is not None:

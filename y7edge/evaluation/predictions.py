@@ -45,7 +45,7 @@ def write_predictions(
     paths = []
     for number, index in enumerate(chosen):
         sample = samples[index]
-        image = read_image(sample.path)
+        image = read_image(sample.path, sample.levels)
         paths.append(folder / f"{number:03d}.jpg")
         write_picture(beside(image, labels(sample, image, names), detect(image)), paths[-1])
     return paths

@@ -25,7 +25,8 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
     as ``yolov7-tiny-w0.25``.
 
     Raises:
-        ConfigError: a factor is not a positive, finite number, or the spec is folded.
+        ConfigError: a factor is not a positive, finite number, or the spec is folded,
+            or its blocks are not built as the published ones.
     """
     for name, value in (("depth", depth), ("width", width)):
         if not 0 < value < 100:
@@ -35,7 +36,12 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
     if depth == 1 and width == 1:
         return spec
     factor = Fraction(width).limit_denominator(1 << 16)
-    rows = _rewritten(spec, _chain_lengths(spec, depth), transition_ratio(spec, depth), factor)
+    try:
+        rows = _rewritten(spec, _chain_lengths(spec, depth), transition_ratio(spec, depth), factor)
+    except KeyError as error:
+        raise ConfigError(
+            f"{spec.name}: a row reads the inside of a chain; scale another"
+        ) from error
     factors = (("d", depth), ("w", width))
     suffix = "".join(f"-{letter}{value:g}" for letter, value in factors if value != 1)
     return replace(spec, name=spec.name + suffix, rows=rows)

@@ -39,7 +39,7 @@ Form = Literal["training", "deploy", "folded"]
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
 DERIVED = ("concat", "sum", "reorg", "maxpool", "upsample")  # blocks without a width of their own
-ROLES = ("", "split", "chain", "gather", "merge")
+ROLES = ("split", "chain", "gather", "merge")  # of rows inside of a computational block
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,8 @@ def _misfit(row: Row, channels: list[int]) -> str:
         return f"has kernel {row.kernel} and stride {row.stride}"
     if row.identity and (row.block != "repconv" or row.stride != 1 or row.out != channels[0]):
         return "cannot have an identity branch"
-    if row.role not in ROLES or not 0 <= row.stage <= bounds.MAX_ROWS:
+    staged = row.role in ROLES and 0 < row.stage <= bounds.MAX_ROWS
+    if not staged and (row.role, row.stage) != ("", 0):
         return f"has role {row.role!r} in stage {row.stage}"
     if row.block == "head":
         return f"has {row.out} channels, expected 0" if row.out else ""

@@ -193,11 +193,11 @@ def test_labels_that_cannot_be_used_take_their_picture_along(
 
 @pytest.mark.parametrize("text", ["1,0,5,0,5,0,2,0,2", "1;2;3", "a,b", "1 .5 .5 .2,3 .2"])
 def test_guesses_are_not_made(text: str) -> None:
-    assert parse_line(Path("x"), 1, text).repaired == ""
+    assert parse_line(Path("x"), 1, text, {}).repaired == ""
 
 
 def test_names_of_several_words() -> None:
-    label = parse_line(Path("x"), 1, "hard hat .5 .5 .2 .2", ("head", "hard hat"))
+    label = parse_line(Path("x"), 1, "hard hat .5 .5 .2 .2", {"head": 0, "hard hat": 1})
     assert (label.class_id, label.values) == (1, (0.5, 0.5, 0.2, 0.2))
 
 

@@ -9,8 +9,11 @@ from difflib import SequenceMatcher
 from y7edge.data.check.registry import Checks, Hit, at
 from y7edge.data.formats.records import Scan
 from y7edge.data.formats.text import read_text
+from y7edge.files import is_file
 
 CHECKS = Checks()
+
+_MOST_PAIRS = 40_000  # of names, that are compared
 
 
 @CHECKS.add("shifted_ids", "error", "ids that seem to be counted from 1")
@@ -47,13 +50,22 @@ def _name_rare(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "voc":  # elsewhere names are declared, a slip cannot make a new class
         return
     counts: Counter[str] = Counter(label.raw_class for _, label in scan.labels())
+    first: dict[str, Hit] = {}
+    for entry, label in scan.labels():
+        if label.raw_class not in first:
+            first[label.raw_class] = at(entry, label, "")
+    least = 20 * min(counts.values(), default=0)
+    frequent = [(name, count) for name, count in counts.most_common() if count >= least]
+    if len(counts) * len(frequent) > _MOST_PAIRS:
+        words = f"{len(counts)} names, too many to compare them all"
+        yield Hit(words, scan.source, severity="info")
     for name, count in counts.items():
-        for other, frequent in counts.items():
-            if name and count * 20 <= frequent and _alike(name.casefold(), other.casefold()):
-                entry, label = next((p, x) for p, x in scan.labels() if x.raw_class == name)
-                words = f"class '{name}' ({count} labels) resembles '{other}' ({frequent}): "
+        for other, often in frequent[: _MOST_PAIRS // len(counts)]:
+            if name and count * 20 <= often and _alike(name.casefold(), other.casefold()):
+                words = f"class '{name}' ({count} labels) resembles '{other}' ({often}): "
                 words += f"did you mean {other}?"
-                yield at(entry, label, words)
+                item = first[name].message
+                yield first[name]._replace(message=f"{item}{words}")
 
 
 def _alike(name: str, other: str) -> bool:
@@ -71,7 +83,7 @@ def _classes_file(scan: Scan) -> Iterator[Hit]:
     folders = {e.label_file.parent for e in scan.entries if e.label_file}
     for folder in sorted({scan.root, *folders, *(f.parent for f in folders)}):
         path = folder / "classes.txt"
-        if path.is_file():
+        if is_file(path):
             listed = [line for _, line in read_text(path).lines]
             if listed != [name.strip() for name in scan.names]:
                 words = f"lists {_some(listed)}; names are {_some(scan.names)}: which order is it?"

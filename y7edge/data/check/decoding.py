@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from y7edge.data.check.libjpeg import complaints
 from y7edge.data.formats.records import Facts
 from y7edge.data.headers import Frame, too_large
-from y7edge.data.images import decode, read_image, reading
+from y7edge.data.images import decode, decode_deep, read_image, reading
 from y7edge.errors import DataError, needing
 from y7edge.files import open_regular, reason
 
@@ -93,7 +93,7 @@ def _measured(path: Path, content: bytes, frame: Frame) -> Facts:
     if kind == "JPEG" and (words := _illegal_marker(content)):
         return Facts(words, "corrupt")
     try:
-        deep = decode(content, path, deep=True) if mode.startswith("I") else None
+        deep = decode_deep(content, path) if mode.startswith("I") else None
         levels = (int(deep.min()), int(deep.max())) if deep is not None else None
         levels = None if deep is None or deep.dtype != np.uint16 else levels
         deep = None  # an image is large
@@ -229,8 +229,8 @@ def _padded(path: Path, said: str) -> bool:
     found = _EXTRANEOUS.search(said)
     if found is None:
         return False
-    count, content = int(found[1]), path.read_bytes()
-    end = content.rfind(b"\xff\xd9")
+    with reading(path) as (content, _):
+        count, end = int(found[1]), content.rfind(b"\xff\xd9")
     return count <= 64 or len(set(content[max(end - count, 0) : end])) == 1
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from y7edge.data.check.paths import readable, within
 from y7edge.data.check.registry import Checks, Hit
 from y7edge.data.formats import yolo
-from y7edge.data.formats.listing import files_below, is_file
+from y7edge.data.formats.listing import files_below
 from y7edge.data.formats.records import Entry, Scan
 from y7edge.data.sample import IMAGE_SUFFIXES
+from y7edge.files import is_file, is_folder, open_regular
 
 CHECKS = Checks()
 
@@ -96,7 +97,7 @@ def _begins_as_one(path: Path) -> bool:
     if path.suffix.lower() in _TEXTS:
         return False
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(8).startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
     except OSError:
         return False
@@ -111,13 +112,15 @@ def _files(folders: set[Path], name: str) -> Iterator[Path]:
     """Files of folders, and of all below the nearest folder called ``name``, each once."""
     unnoted = Scan(Path(), Path(), "yolo")  # what cannot be read is known by now
     seen: set[str] = set()
+    tops: dict[tuple[Path, bool], None] = {}
     for folder in sorted(folders):
-        roots = [parent for parent in (folder, *folder.parents) if parent.name == name]
-        if not folder.is_dir():
-            continue
-        for path in files_below(unnoted, (roots or [folder])[0]):
-            fits = roots or path.parent == folder
-            if fits and not path.name.startswith(".") and is_file(path) and _real(path) not in seen:
+        root = next((parent for parent in (folder, *folder.parents) if parent.name == name), None)
+        if is_folder(folder):
+            tops[root or folder, root is not None] = None
+    for top, whole in tops:
+        for path in files_below(unnoted, top):
+            fits = (whole or path.parent == top) and not path.name.startswith(".")
+            if fits and is_file(path) and _real(path) not in seen:
                 seen.add(_real(path))
                 yield path
 

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +23,14 @@ from y7edge.data.check.decoding import Progress, any_size
 from y7edge.data.check.examine import Report, examine
 from y7edge.data.check.images import SUFFIXES, is_called, levels_in_use
 from y7edge.data.check.paths import in_words, readable, require_copy
-from y7edge.data.check.splits import same_labels, same_splits, shared_entries
+from y7edge.data.check.splits import labels_of, same_splits, shared_entries
 from y7edge.data.dataset import sample_of
 from y7edge.data.formats.geometry import used
 from y7edge.data.formats.records import Entry, Label, Scan
 from y7edge.data.images import read_deep, reading, to_bytes
 from y7edge.errors import DataError
 from y7edge.files import temporary_folder, writing
-from y7edge.text import without_active
+from y7edge.text import cell, printable, without_active
 
 _MANY = 0.1  # of the labels
 _SAME_BOX = 1e-4  # within which the hull of an outline is the box that it came with
@@ -80,7 +80,8 @@ class Cleaned:
             lines += ["not fixed, look at these:", *(f"  {line}" for line in self.unchanged)]
         lines += [f"lost: {words}" for words in self.losses]
         left = f"{self.after.count('error')} errors, {self.after.count('warning')} warnings"
-        return [*lines, f"the copy: {left}; every change is in {self.out / 'changes.csv'}"]
+        lines.append(f"the copy: {left}; every change is in {self.out / 'changes.csv'}")
+        return [printable(line) for line in lines]
 
 
 @dataclass(slots=True)
@@ -145,7 +146,8 @@ def _folders(scan: Scan) -> set[Path]:
 def _write_changes(copy: _Copy) -> None:
     path = copy.folder / "changes.csv"
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-        csv.writer(stream).writerows([Change._fields, *copy.changes])
+        rows = ((cell(c.file), c.line, cell(c.found), cell(c.done)) for c in copy.changes)
+        csv.writer(stream).writerows([Change._fields, *rows])
 
 
 def _write(copy: _Copy, progress: Progress | None) -> None:
@@ -156,19 +158,19 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
     # Of images twice in a split the first is kept: rather one whose labels are its own.
     owners = Counter(entry.label_file for entry in scan.entries)
     wanted = sorted(scan.entries, key=lambda entry: owners[entry.label_file] > 1)
-    seen: dict[tuple[str, str], list[Entry]] = {}
+    seen: set[tuple[object, ...]] = set()
     for number, entry in enumerate(wanted, 1):
         for split in dict.fromkeys(entry.splits):
             if split in aliases and aliases[split] in entry.splits:
                 continue
             if split in aliases or (entry.path, split) in left_out or not _usable(copy, entry):
                 continue
-            key = (split, entry.facts.digest)
             # With other labels one of them is wrong: nothing says which.
-            if not entry.facts.flat and any(same_labels(e, entry) for e in seen.get(key, ())):
+            key = (split, entry.facts.digest, *labels_of(entry))
+            if not entry.facts.flat and key in seen:
                 copy.note(entry.path, 0, "the same image twice", "image kept once")
                 continue
-            seen.setdefault(key, []).append(entry)
+            seen.add(key)
             lines = _label_lines(copy, entry)
             if entry.labels and not lines:
                 # Without labels it would pass for an image that shows nothing.
@@ -185,15 +187,18 @@ def _left_out(copy: _Copy) -> set[tuple[Path, str]]:
     """Cross-split duplicates to drop, preferably from train."""
     shared = shared_entries(copy.scan)
     train = {p.facts.digest for p in copy.scan.in_split("train")}
+    same: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for split, entries in copy.scan.members.items():
+        for entry in entries:
+            same[split, entry.facts.digest].append(entry)
     found: set[tuple[Path, str]] = set()
     emptied = train <= {first.facts.digest for _, _, first, _ in shared}
     for entry, split, first, other in shared:
         drop = (entry, split) if emptied or other != "train" else (first, other)
         # All copies of it within that split go.
-        for same in copy.scan.in_split(drop[1]):
-            if same.facts.digest == drop[0].facts.digest and (same.path, drop[1]) not in found:
-                found.add((same.path, drop[1]))
-                copy.note(same.path, 0, "in two splits", f"image left out of {drop[1]}")
+        for one in same.pop((drop[1], drop[0].facts.digest), ()):
+            found.add((one.path, drop[1]))
+            copy.note(one.path, 0, "in two splits", f"image left out of {drop[1]}")
     return found
 
 

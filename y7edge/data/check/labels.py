@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ CHECKS = Checks()
 
 _NEAR = 0.95
 _FULL = 0.98
+_MOST_PAIRS = 20_000_000  # of boxes of one image, that are compared
 STRIDE = 8  # of the finest level
 
 
@@ -28,7 +30,11 @@ def _overlap(scan: Scan) -> Iterator[Hit]:
         kept = [(x, x.box) for x in reversed(unique.values()) if x.sound and x.box]
         if len(kept) < 2:
             continue
-        for first, second, overlap in _covering(np.array([box for _, box in kept])):
+        boxes = np.array([box for _, box in kept])
+        if len(boxes) * _windows(boxes)[1].max() > _MOST_PAIRS:
+            words = f"has {len(boxes)} boxes, too near each other to compare all"
+            yield at(entry, kept[0][0], words)._replace(line=0)
+        for first, second, overlap in _covering(boxes):
             (one, _), (other, box) = kept[first], kept[second]
             same = one.kind == other.kind
             words = f"covers {one.place} with IoU {overlap:.3f}, "
@@ -51,14 +57,10 @@ def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
 
     Only those are compared whose left and upper edges are so near that it can be.
     """
-    order = np.argsort(boxes[:, 0], kind="stable")
-    lefts = boxes[order, 0]
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    slack = (1 / _NEAR - 1) * (boxes[:, 2:] - boxes[:, :2]) + 1e-12
-    starts = np.searchsorted(lefts, boxes[:, 0] - slack[:, 0], "left")
-    ends = np.searchsorted(lefts, boxes[:, 0] + slack[:, 0], "right")
-    for index in np.nonzero(ends - starts > 1)[0]:
-        near = order[starts[index] : ends[index]]
+    order, counts, starts, slack = _windows(boxes)
+    for index in np.nonzero(counts > 1)[0]:
+        near = order[starts[index] : starts[index] + min(counts[index], _MOST_PAIRS // len(boxes))]
         near = near[near < index]
         near = near[np.abs(boxes[near, 1] - boxes[index, 1]) <= slack[index, 1]]
         if not len(near):
@@ -68,6 +70,16 @@ def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
         if (ious > _NEAR).any():
             first = int(near[ious > _NEAR].min())
             yield first, int(index), float(ious[near == first][0])
+
+
+def _windows(boxes: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
+    """Indices by left edge; of each box, how many lie near there, from which on, and how near."""
+    order = np.argsort(boxes[:, 0], kind="stable")
+    lefts = boxes[order, 0]
+    slack = (1 / _NEAR - 1) * (boxes[:, 2:] - boxes[:, :2]) + 1e-12
+    starts = np.searchsorted(lefts, boxes[:, 0] - slack[:, 0], "left")
+    ends = np.searchsorted(lefts, boxes[:, 0] + slack[:, 0], "right")
+    return order, ends - starts, starts, slack
 
 
 @CHECKS.add("sliver", "warning", "boxes thinner than one pixel of their image")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from y7edge.data.formats.records import Problem
 from y7edge.errors import DataError
+from y7edge.files import is_folder, open_regular
 from y7edge.text import printable
 
 # What the head of every page of findings holds.
@@ -24,15 +26,15 @@ def require_page(path: Path, copy: Path | None = None) -> None:
     Raises:
         DataError: It is a folder, no HTML file by its name, or a file that is no such page.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise DataError(f"--save '{_shown(path)}': is a folder; name a file in it, as report.html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise DataError(f"--save '{path}': the page is HTML; name a file, as report.html")
-    if copy is not None and copy.resolve() in (path.resolve(), *path.resolve().parents):
+    if copy is not None and _real(copy) in (_real(path), *_real(path).parents):
         raise DataError(f"--save '{path}': lies within the cleaned copy {copy}; choose another")
-    if path.is_symlink() and not path.exists():
+    if os.path.lexists(path) and not os.path.exists(path):  # noqa: PTH110 - never raises
         raise DataError(f"--save '{path}': is a link that leads nowhere; remove it")
-    if path.exists() and not _is_page(path):
+    if os.path.lexists(path) and not _is_page(path):
         raise DataError(
             f"--save '{path}': something else stands there, no page of this command; it is not "
             "overwritten, choose another name"
@@ -40,10 +42,8 @@ def require_page(path: Path, copy: Path | None = None) -> None:
 
 
 def _is_page(path: Path) -> bool:
-    if not path.is_file():
-        return False
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return f"<title>{PAGE_TITLE}".encode() in stream.read(_HEAD)
     except OSError:
         return False
@@ -57,13 +57,21 @@ def require_copy(out: Path, folders: Iterable[Path] = ()) -> None:
     """
     if not out.name or out.name == "..":
         raise DataError(f"--fix '{_shown(out)}': expected the name of a new folder for the copy")
-    fit = not out.is_symlink() and (not out.exists() or (out.is_dir() and not any(out.iterdir())))
+    try:
+        resolved = _real(out)
+        fit = not out.is_symlink() and (not os.path.lexists(out) or not any(out.iterdir()))
+    except (OSError, ValueError):
+        fit = False
     if not fit:
         raise DataError(f"{out}: expected a new or empty folder for the cleaned copy")
-    resolved = out.resolve()
     for folder in folders:
-        if resolved == folder.resolve() or folder.resolve() in resolved.parents:
+        if _real(folder) in (resolved, *resolved.parents):
             raise DataError(f"{out}: lies within the data ({folder}), choose a folder outside it")
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; unlike `Path.resolve` it takes links in a circle as they are."""
+    return Path(os.path.realpath(path))
 
 
 def _shown(path: Path) -> str:

@@ -16,6 +16,7 @@ from y7edge.data.formats.records import SEVERITIES, Corners, Problem
 from y7edge.data.images import read_image
 from y7edge.errors import DataError
 from y7edge.files import atomic_write, writing
+from y7edge.text import printable
 
 _SHOWN = 6
 _LISTED = 200
@@ -43,7 +44,11 @@ def _body(report: Report) -> list[str]:
     for severity in SEVERITIES:
         count = report.count(severity)
         figures.append((str(count), f"{severity}s", severity != "error" or not count))
-    parts = ["<h1>Data check</h1>", html.paragraph(str(scan.source), "lead"), html.tiles(figures)]
+    parts = [
+        "<h1>Data check</h1>",
+        html.paragraph(printable(str(scan.source)), "lead"),
+        html.tiles(figures),
+    ]
     groups = report.by_check()
     rows = [(TITLES[n], s, str(len(g)), g[0].fix) for (n, s), g in groups.items()]
     words = "Nothing was found." if not rows else ""
@@ -127,7 +132,9 @@ def _summary(report: Report) -> str:
     splits = list(summary["splits"])
     kinds = ("images", "labels", "background")
     counts = [(s, *(str(summary["splits"][s][kind]) for kind in kinds)) for s in splits]
-    classes = [(row["name"], *(str(row[s]) for s in splits)) for row in summary["classes"]]
+    classes = [
+        (printable(row["name"]), *(str(row[s]) for s in splits)) for row in summary["classes"]
+    ]
     sides = [(side, *(f"{v:g}" for v in values)) for side, values in summary["box_sides"].items()]
     head = (f"pixels at {report.scan.imgsz}", "least", "5 %", "median", "95 %", "most")
     return html.section(

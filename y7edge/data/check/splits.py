@@ -20,6 +20,7 @@ CHECKS = Checks()
 _NEAR_BITS = 40
 _NEAR_CORRELATION = 0.9
 _CHUNK = 2048
+_MOST_NEAR = 20  # that are named for an image
 
 Grey = NDArray[np.uint8]
 
@@ -118,20 +119,27 @@ def _if_not(entry: Entry, same: Entry) -> Path | None:
 @CHECKS.add("twice_in_split", "warning", "the same image twice in one split", "kept once")
 def _twice_in_split(scan: Scan) -> Iterator[Hit]:
     for group in _groups(scan):
+        first: dict[str, tuple[int, Entry]] = {}
         for index, entry in enumerate(group):
-            same = [p for p in group[:index] if set(p.splits) & set(entry.splits)]
-            if not same:
+            earlier = min((first[s] for s in entry.splits if s in first), default=None, key=_index)
+            for split in entry.splits:
+                first.setdefault(split, (index, entry))
+            if earlier is None:
                 continue
-            words = f"is the same image as {same[0].path.name} in the same split"
-            if not same_labels(same[0], entry):
+            same = earlier[1]
+            words = f"is the same image as {same.path.name} in the same split"
+            if labels_of(same) != labels_of(entry):
                 words += ", but its labels differ: one of them is wrong"
-            yield Hit(f"{words}; keep one", entry.path, image=entry.path, other=same[0].path)
+            yield Hit(f"{words}; keep one", entry.path, image=entry.path, other=same.path)
 
 
-def same_labels(one: Entry, other: Entry) -> bool:
-    """Whether two images have the same labels, in any order."""
-    rows = (sorted((x.raw_class, x.values or ()) for x in e.labels) for e in (one, other))
-    return next(rows) == next(rows)
+def _index(found: tuple[int, Entry]) -> int:
+    return found[0]
+
+
+def labels_of(entry: Entry) -> tuple[object, ...]:
+    """The labels of an image in an order of their own: equal for images with the same."""
+    return tuple(sorted((label.raw_class, label.values or ()) for label in entry.labels))
 
 
 @CHECKS.add("near_leak", "warning", "nearly the same image in two splits")
@@ -154,7 +162,9 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
         for start in range(0, len(right), _CHUNK):
             thumbs = [move(_thumb(entry)) for entry in right[start : start + _CHUNK]]
             distance = (256 - _signs(thumbs) @ signed.T) / 2
-            for row, column in zip(*np.nonzero(distance <= _NEAR_BITS), strict=True):
+            found = distance <= _NEAR_BITS
+            found &= np.cumsum(found, axis=1, dtype=np.int32) <= _MOST_NEAR
+            for row, column in zip(*np.nonzero(found), strict=True):
                 second, first = right[start + row], left[column]
                 alike = _correlation(_thumb(first), thumbs[row])
                 if first.facts.digest == second.facts.digest or alike < _NEAR_CORRELATION:

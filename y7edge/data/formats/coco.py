@@ -18,6 +18,7 @@ that its hull is that of the whole object; outlines as run lengths (RLE) are lef
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 from collections import Counter
@@ -29,13 +30,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.data.formats.description import check_names
-from y7edge.data.formats.listing import is_file, is_service, tails
-from y7edge.data.formats.records import SPLIT_NAMES, SPLITS, Entry, Label, Scan, own_names
+from y7edge.data.formats.listing import Places, is_service, listed, tails
+from y7edge.data.formats.records import (
+    MOST_LABELS,
+    SPLIT_NAMES,
+    SPLITS,
+    Entry,
+    Label,
+    Scan,
+    own_names,
+)
 from y7edge.data.formats.text import read_text
+from y7edge.files import is_file, is_folder, open_regular
 
 _ROBOFLOW = "_annotations.coco.json"
 _OTHER_KINDS = re.compile(r"caption|keypoint|panoptic|stuff_|image_info|result|prediction")
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|valid|val|test)(?:ation|ing)?(?![a-z])")
+_LARGEST_FILE = 1 << 30  # bytes; the published one for training has 450 MB
 _LARGEST = 1e9  # pixels; no image is as wide, and the product of two is still exact
 _WORDS = {"true": True, "false": False, "yes": True, "no": False}
 
@@ -45,7 +56,7 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 
     A single file whose name tells no split is that of ``train``.
     """
-    folders = [path for path in sorted(folder.iterdir()) if not is_service(path.name)]
+    folders = [path for path in listed(folder) if not is_service(path.name)]
     layouts = (
         sorted((folder / "annotations").glob("*.json")),
         [path / _ROBOFLOW for path in folders],
@@ -53,7 +64,7 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
         [p for place in folders for p in sorted(place.glob("*.json")) if _begins_as_one(p)],
     )
     for paths in layouts:
-        fitting = [p for p in paths if not p.name.startswith(".") and is_file(p)]
+        fitting = [p for p in paths if not p.name.startswith(".") and os.path.lexists(p)]
         instances = [path for path in fitting if path.name.startswith("instances_")]
         others = [path for path in fitting if not _OTHER_KINDS.search(path.name)]
         found: dict[str, list[Path]] = {}
@@ -76,14 +87,12 @@ def _split_of(path: Path) -> str | None:
 
 def _begins_as_one(path: Path) -> bool:
     """Whether a file has the keys of a COCO file near its beginning or end."""
-    if not is_file(path):
-        return False
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(1 << 20)
-            if path.stat().st_size > len(head):
+            if stream.read(1 << 16):
                 stream.seek(-(1 << 16), 2)
-                head += stream.read()
+                head += stream.read(1 << 16)
     except OSError:
         return False
     return b'"images"' in head and (b'"annotations"' in head or b'"categories"' in head)
@@ -97,9 +106,9 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
         splits: Only these. A single file is read as the one split named, or, if None, as the one
             that its name tells, else ``train``.
     """
-    root = source if source.is_dir() else source.parent
+    root = source if is_folder(source) else source.parent
     scan = Scan(source, root.parent if root.name == "annotations" else root, "coco")
-    if source.is_file():
+    if is_file(source):
         wanted = [_split_of(source) or "train"] if splits is None else list(splits)
         if len(wanted) != 1:
             words = f"expected a folder with a file for each of the splits {', '.join(wanted)}, "
@@ -141,7 +150,7 @@ def read(scan: Scan) -> None:
 
 
 def _parse(scan: Scan, path: Path) -> dict[str, list[Any]] | None:
-    text = scan.add_text(read_text(path))
+    text = scan.add_text(read_text(path, most=_LARGEST_FILE))
     if not text.usable:
         return None
     try:
@@ -198,6 +207,7 @@ class _Reader:
         self.scan, self.split, self.path = scan, split, path
         self.folders = _folders(path, split, scan.root)
         self._texts: set[str] = set()
+        self._places = Places()
 
     def _problem(self, check: str, words: str, **other: Any) -> None:
         self.scan.problem(check, words, self.path, **other)
@@ -302,15 +312,16 @@ class _Reader:
         text = name if isinstance(name, str) else ""
         found = tails(text)
         if last is not None and last[1] < len(found) and found[last[1]]:
-            path = last[0] / found[last[1]]
-            if is_file(path):
+            path = self._places.find(last[0], found[last[1]])
+            if path is not None and is_file(path):
                 self._take(path, text, last[1] or not found[0])
                 return path, last
         for depth, tail in enumerate(found):
             for folder in self.folders if tail else ():
-                if is_file(folder / tail):
-                    self._take(folder / tail, text, depth)
-                    return folder / tail, (folder, depth)
+                path = self._places.find(folder, tail)
+                if path is not None and is_file(path):
+                    self._take(path, text, depth)
+                    return path, (folder, depth)
         label = f"image {_brief(number)}: expected "
         if not any(found) or not found[0]:
             words = f"{label}a file name below the folder of the images, found {_brief(name)}"
@@ -350,6 +361,9 @@ class _Reader:
             entry = entries[number]
             if entry is not None:
                 entry.labels.append(label)
+        for entry in self.scan.in_split(self.split):
+            if len(entry.labels) > MOST_LABELS:
+                self.scan.too_many([entry], self.path, len(entry.labels))
 
     def _label(self, item: Any, called: str, classes: Mapping[Any, int]) -> Label:
         category = self._id(item.get("category_id"), "an annotation's category_id")
@@ -408,7 +422,7 @@ def _folders(path: Path, split: str, root: Path) -> list[Path]:
     also = [*SPLIT_NAMES.get(split, (split,)), f"{split}2017"]
     places = [name, f"images/{name}", *also, *(f"images/{one}" for one in also), "images", "data"]
     folders = dict.fromkeys(base / place for base in bases for place in (*places, "."))
-    return [folder for folder in folders if folder.is_dir()]
+    return [folder for folder in folders if is_folder(folder)]
 
 
 def parts_of(segmentation: object) -> list[NDArray[np.float64]]:

@@ -7,6 +7,7 @@ whatever it is called.
 
 from __future__ import annotations
 
+import heapq
 import os
 import posixpath
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from y7edge.data.formats.records import Scan
 from y7edge.data.sample import is_image
+from y7edge.errors import DataError
+from y7edge.files import is_folder, reason
 
 _SERVICE = re.compile(
     r"\..*|__MACOSX|\$.*|@(eaDir|tmp|Recycle|Recently-Snapshot|sharebin)|#(recycle|snapshot)"
@@ -39,7 +42,7 @@ def files_below(scan: Scan, folder: Path) -> list[Path]:
     waiting = [folder]
     while waiting or links:
         if not waiting:  # links last: a folder is listed by its own path where it has one
-            link = links.pop(0)
+            link = heapq.heappop(links)
             real = os.path.realpath(link)
             if real in seen:
                 continue
@@ -55,13 +58,12 @@ def files_below(scan: Scan, folder: Path) -> list[Path]:
             if not is_folder:
                 found.append(path)
             elif is_service(item.name):
-                note_once(scan, "passed_over", "is a hidden or service folder, passed over", path)
+                scan.problem_once("passed_over", "is a hidden or service folder, passed over", path)
             elif item.is_symlink():
-                links.append(path)
+                heapq.heappush(links, path)
             elif (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
                 waiting.append(path)
-        links.sort()
     return sorted(found, key=lambda path: path.parts)
 
 
@@ -71,14 +73,8 @@ def _listed(scan: Scan, folder: Path) -> list[os.DirEntry[str]]:
             return list(items)
     except OSError as error:
         words = f"cannot be read: {error.strerror}; what is in it is missing here"
-        note_once(scan, "folder", words, folder)
+        scan.problem_once("folder", words, folder)
         return []
-
-
-def note_once(scan: Scan, check: str, words: str, path: Path) -> None:
-    """Note a problem unless it is known already."""
-    if not any(p.check == check and p.file == path for p in scan.problems):
-        scan.problem(check, words, path)
 
 
 def images_below(scan: Scan, folder: Path) -> list[Path]:
@@ -86,25 +82,41 @@ def images_below(scan: Scan, folder: Path) -> list[Path]:
     return [path for path in files_below(scan, folder) if is_image(path)]
 
 
+def listed(folder: Path) -> list[Path]:
+    """What a folder holds, in order.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {reason(error)}") from error
+
+
 def images_in(folder: Path) -> list[Path]:
     """The images of one folder, in order."""
-    return sorted(path for path in folder.iterdir() if is_image(path) and not path.is_dir())
+    return [path for path in listed(folder) if is_image(path) and not is_folder(path)]
 
 
 def is_there(path: Path) -> bool:
     """`Path.exists` for names that may be impossible."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
+    return os.path.exists(path)  # noqa: PTH110
 
 
-def is_file(path: Path) -> bool:
-    """`Path.is_file` for names that may be impossible."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+class Places:
+    """Finds files by relative paths; looks at each folder once that is not there."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, bool] = {}
+
+    def find(self, folder: Path, name: str) -> Path | None:
+        """The file or folder of that name, if there is one."""
+        place = os.path.join(folder, name)  # noqa: PTH118 - thousands may be sought
+        parent = os.path.dirname(place)  # noqa: PTH120
+        if parent not in self._folders:
+            self._folders[parent] = is_folder(parent)
+        return Path(place) if self._folders[parent] and os.path.exists(place) else None  # noqa: PTH110
 
 
 def spellings(entry: str) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+MOST_LABELS = 50_000  # of an image; more is a file of something else
 LEAST_SIDE = 10  # the published reader drops smaller images
 RESPELLED = "commas or semicolons read as what they stand for"
 
@@ -275,6 +276,7 @@ class Scan:
     imgsz: int = 640  # side of the network's input, pixels: what is a small box?
     levels: tuple[int, int] | None = None  # of which 8-bit images were made (``data.yaml``)
     keypoints: tuple[int, int] | None = None  # points and numbers of each (``kpt_shape``)
+    noted: set[tuple[str, Path]] = field(default_factory=set)  # checks and files, by `problem_once`
 
     @property
     def classes(self) -> int:
@@ -316,6 +318,19 @@ class Scan:
         fix = "" if other.get("doubtful") else kind.fix
         values = {"effect": kind.effect, "severity": kind.severity, "fix": fix, **other}
         self.problems.append(Problem(check, message=message, file=file, line=line, **values))
+
+    def problem_once(self, check: str, message: str, file: Path) -> None:
+        """Note a problem unless it is noted of this file already."""
+        if (check, file) not in self.noted:
+            self.noted.add((check, file))
+            self.problem(check, message, file)
+
+    def too_many(self, entries: Sequence[Entry], file: Path, count: int) -> None:
+        """Note a file with more labels for an image than there can be."""
+        words = f"expected at most {MOST_LABELS:,} labels for an image, found {count:,}; remove it"
+        self.problem("annotation", words, file, image=entries[0].path)
+        for entry in entries:
+            entry.lost, entry.labels = "has too many labels", []
 
     def require(self) -> None:
         """Raise the first problem that training refuses.

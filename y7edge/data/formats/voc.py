@@ -14,6 +14,7 @@ marked ``difficult`` are objects like the others.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from y7edge.data.formats.description import check_names
-from y7edge.data.formats.listing import images_in, is_file
-from y7edge.data.formats.records import SPLIT_NAMES, SPLITS, Entry, Label, Scan
+from y7edge.data.formats.listing import images_in, listed
+from y7edge.data.formats.records import MOST_LABELS, SPLIT_NAMES, SPLITS, Entry, Label, Scan
 from y7edge.data.formats.text import Text, read_text
 from y7edge.data.sample import is_image
+from y7edge.files import is_file, is_folder
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _OBJECT = re.compile(r"<object[\s>]")
@@ -47,7 +49,7 @@ _LAYOUTS = (
 def layout_of(folder: Path) -> Layout | None:
     """Which of the layouts with lists a folder has."""
     for layout in _LAYOUTS:
-        if (folder / layout.images).is_dir() and _annotations(folder / layout.annotations):
+        if is_folder(folder / layout.images) and _annotations(folder / layout.annotations):
             return layout
     return None
 
@@ -92,14 +94,17 @@ def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
             words += "annotate it or leave it out"
             scan.problem("missing_label", words, entry.path,
                          image=entry.path, effect="refused", severity="error")  # fmt: skip
-    if is_file(folder / "classes.txt"):
-        scan.names = [line for _, line in scan.add_text(read_text(folder / "classes.txt")).lines]
+    listed_names = folder / "classes.txt"
+    if os.path.lexists(listed_names):
+        scan.names = [line for _, line in scan.add_text(read_text(listed_names)).lines]
+        check_names(scan, listed_names)
     return scan
 
 
 def _annotations(folder: Path) -> list[Path]:
     # macOS leaves "._name.xml" beside files on foreign disks.
-    return sorted(path for path in folder.glob("*.xml") if not path.name.startswith("."))
+    paths = listed(folder) if is_folder(folder) else []
+    return [path for path in paths if path.suffix == ".xml" and not path.name.startswith(".")]
 
 
 def _by_stem(scan: Scan, folder: Path) -> dict[str, Path]:
@@ -120,7 +125,7 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
     lists = scan.root / layout.lists
     for split in SPLITS if splits is None else splits:
         path = lists / f"{split}.txt"
-        if splits is None and not is_file(path):
+        if splits is None and not os.path.lexists(path):
             continue
         scan.split_names.append(split)
         text = read_text(path)
@@ -179,6 +184,9 @@ def _annotation(scan: Scan, entry: Entry, path: Path) -> None:
     if tree is None:
         return
     items = list(tree.iterfind("object"))
+    if len(items) > MOST_LABELS:
+        scan.too_many([entry], path, len(items))
+        return
     for index, (item, line) in enumerate(zip(items, _lines(content, len(items)), strict=True)):
         entry.labels.append(_label(item, path, line, index))
     entry.stated = _stated(tree)

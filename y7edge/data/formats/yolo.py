@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,17 @@ import numpy as np
 from y7edge.data.formats.description import read_description, take_names
 from y7edge.data.formats.listing import (
     Names,
+    Places,
     files_below,
     images_below,
-    is_file,
     is_there,
+    listed,
     places_of,
     spellings,
     tails,
 )
 from y7edge.data.formats.records import (
+    MOST_LABELS,
     RESPELLED,
     SPLIT_NAMES,
     SPLITS,
@@ -59,6 +61,7 @@ from y7edge.data.formats.records import (
 from y7edge.data.formats.text import read_text
 from y7edge.data.sample import is_image
 from y7edge.errors import DataError
+from y7edge.files import is_file, is_folder
 
 _YAML_SUFFIXES = (".yaml", ".yml")
 _DESCRIBES = re.compile(r"^(?:\{\s*)?['\"]?(train|val|test|names|nc)['\"]?\s*:", re.MULTILINE)
@@ -73,7 +76,7 @@ def find(folder: Path) -> Path | None:
     for suffix in _YAML_SUFFIXES:
         if is_file(folder / f"data{suffix}"):
             return folder / f"data{suffix}"
-    others = [path for path in folder.iterdir() if path.suffix in _YAML_SUFFIXES]
+    others = [path for path in listed(folder) if path.suffix in _YAML_SUFFIXES]
     # Beside COCO or VOC files there may be a yaml file of any other tool.
     one = len(others) == 1 and _DESCRIBES.search(read_text(others[0]).content)
     return others[0] if one else None
@@ -94,7 +97,7 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
     scan.keypoints = _pair(scan, entries, lines, "kpt_shape", "[points, 2 or 3]")
     scan.levels = _pair(scan, entries, lines, "levels", "[lowest, highest] of 0 to 65535")
     root = path.parent / str(entries.get("path") or "").replace("\\", os.sep)
-    if entries.get("path") and not root.is_dir():
+    if entries.get("path") and not is_folder(root):
         words = f"'path: {entries['path']}' leads nowhere; entries are sought beside this file"
         scan.problem("path_entry", words, path, lines["path"])
     listing = _Listing(scan, root)
@@ -177,6 +180,7 @@ class _Listing:
         self.scan, self.root = scan, root
         self._known: dict[tuple[str, str], Entry] = {}
         self._folders: dict[Path, str] = {}
+        self._places = Places()
 
     def entry(self, split: str, entry: str, where: Where, *, optional: bool = False) -> None:
         """Take what one entry stands for: a folder's images, a list file's, or the one it names."""
@@ -192,7 +196,7 @@ class _Listing:
             tried = ", ".join(map(str, places))
             words = f"expected a folder or a list file '{entry}', found none: tried {tried}"
             scan.problem("entry", words, *where)
-        elif path.is_dir():
+        elif is_folder(path):
             images = images_below(scan, path)
             for image in images:
                 self.add(split, image)
@@ -215,14 +219,15 @@ class _Listing:
             # Tools write a folder that only they have, or the path on another machine.
             texts = (*spellings(line), *tails(line)[1:])
             folders = (path.parent, self.root, Path())
-            found = ((cut, f / text) for cut, text in enumerate(texts) for f in folders)
-            cut, image = next((pair for pair in found if is_there(pair[1])), (0, None))
+            found = ((cut, f, text) for cut, text in enumerate(texts) for f in folders)
+            there = ((cut, one) for cut, f, t in found if (one := self._places.find(f, t)))
+            cut, image = next(there, (0, None))
             if cut > len(spellings(line)):
                 words = f"'{line[:80]}' is not there; {image} is taken for it"
                 scan.problem("tool_path", words, path, number)
-            if image is None or not image.is_file() or not is_image(image):
+            if image is None or not is_file(image) or not is_image(image):
                 words = f"expected the path of an image, found no file '{line[:80]}'"
-                words += "" if image is None or not image.is_file() else " that is one"
+                words += "" if image is None or not is_file(image) else " that is one"
                 scan.problem("list_entry", f"{words}; remove the line or restore it", path, number)
             elif not self.add(split, image):
                 words = f"{image.name} is listed twice in {split}, it would count double"
@@ -251,6 +256,8 @@ def read(scan: Scan) -> None:
     """Read the labels of all images."""
     names = Names()
     owners: dict[Path, list[Entry]] = defaultdict(list)
+    count = Counter(scan.names)
+    known = {name: index for index, name in enumerate(scan.names) if count[name] == 1}
     for entry in scan.entries:
         _find_labels(scan, entry, names)
         if entry.labelled and entry.label_file is not None:
@@ -261,8 +268,12 @@ def read(scan: Scan) -> None:
             for entry in entries:
                 entry.lost = f"its labels cannot be read: {text.error or 'they are not text'}"
             continue
+        lines = text.lines
+        if len(lines) > MOST_LABELS:
+            scan.too_many(entries, path, len(lines))
+            continue
         for entry in entries:
-            entry.labels = [parse_line(path, n, line, scan.names) for n, line in text.lines]
+            entry.labels = [parse_line(path, n, line, known) for n, line in lines]
         if len(entries) > 1:
             shared = " and ".join(entry.path.name for entry in entries)
             words = f"{shared} share one label file; rename one"
@@ -302,7 +313,7 @@ def _find_lost(scan: Scan) -> None:
     if bare:
         owned = {entry.label_file for entry in scan.entries if entry.labelled}
         for top in {label_root(e.label_file) for e in scan.entries if e.label_file}:
-            if top.is_dir():
+            if is_folder(top):
                 elsewhere |= {p.stem: p for p in files_below(scan, top)
                               if p.suffix.lower() == ".txt" and p not in owned}  # fmt: skip
     for entry in bare:
@@ -322,14 +333,14 @@ def label_root(path: Path) -> Path:
     return next((p for p in path.parents if p.name in _LABELS.values()), path.parent)
 
 
-def parse_line(path: Path, number: int, line: str, names: Sequence[str] = ()) -> Label:
-    """One label line, however wrong; commas and class names are understood where they are clear."""
+def parse_line(path: Path, number: int, line: str, names: Mapping[str, int]) -> Label:
+    """One label line, however wrong; commas and names of one class are understood."""
     plain, named = _respelled(line), False
     tokens = plain.split() or [""]
     first, rest, class_id = tokens[0], tokens[1:], _class(tokens[0])
     if class_id is None and (cut := _name_ends(tokens, names)):
         first, rest, named = " ".join(tokens[:cut]), tokens[cut:], True
-        class_id = list(names).index(first)
+        class_id = names[first]
     values: tuple[float, ...] | None
     try:
         values = tuple(map(float, rest))
@@ -360,12 +371,11 @@ def _respelled(line: str) -> str:
     return plain if usual and None not in values else line
 
 
-def _name_ends(tokens: Sequence[str], names: Sequence[str]) -> int:
+def _name_ends(tokens: Sequence[str], names: Mapping[str, int]) -> int:
     """How many of the first tokens are the name of one class, followed by numbers; 0 if none."""
     for cut in range(1, min(len(tokens) - 3, 9)):
-        name = " ".join(tokens[:cut])
-        rest = [_number(token) for token in tokens[cut:]]
-        if None not in rest and list(names).count(name) == 1:
+        rest = tokens[cut:]
+        if " ".join(tokens[:cut]) in names and None not in map(_number, rest):
             return cut
     return 0
 

@@ -171,11 +171,11 @@ def _short(value: object) -> str:
 
 def _side(checkpoints: Mapping[str, Checkpoint]) -> int:
     """Return the input size that all were trained at."""
-    sides = {name: c.meta.get("imgsz") or c.spec.imgsz for name, c in checkpoints.items()}
+    sides = {name: max(c.imgsz) for name, c in checkpoints.items()}
     if len(set(sides.values())) > 1:
         listed = ", ".join(f"{name} {side}" for name, side in sides.items())
         raise ConfigError(f"trained at different input sizes ({listed}): choose one by imgsz")
-    return int(next(iter(sides.values())))
+    return next(iter(sides.values()))
 
 
 def _scores(name: str, metrics: Metrics) -> Scores:

@@ -80,7 +80,7 @@ class Uncached(Images):
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Image:  # type: ignore[override]
-        return _decoded(self._samples[index].path, self._size)
+        return _decoded(self._samples[index], self._size)
 
 
 class RamCache(Images):
@@ -102,7 +102,7 @@ class RamCache(Images):
         self._others: dict[int, Image] = {}
 
         def fill(index: int) -> None:
-            image = _decoded(samples[index].path, size)
+            image = _decoded(samples[index], size)
             if image.size > room[index]:
                 image.flags.writeable = False
                 self._others[index] = image
@@ -146,11 +146,11 @@ class DiskCache(Images):
         self._checked = bytearray(count)
 
         def name(index: int) -> None:
-            self._names[index] = _name(samples[index].path, size)
+            self._names[index] = _name(samples[index], size)
 
         def store(index: int) -> None:
             if not is_file(self._path(index)):
-                self._store(index, _decoded(samples[index].path, size))
+                self._store(index, _decoded(samples[index], size))
 
         _in_threads(name, range(count))
         missing = [i for i in range(count) if not is_file(self._path(i))]
@@ -164,7 +164,7 @@ class DiskCache(Images):
         image = self._read(index)
         if image is not None:
             return image
-        image = _decoded(self._samples[index].path, self._size)
+        image = _decoded(self._samples[index], self._size)
         if self._keeps:
             try:
                 self._store(index, image)
@@ -225,17 +225,19 @@ def _bytes(samples: Sequence[Sample], size: int) -> list[int]:
     return [3 * math.prod(sides[sample.size]) for sample in samples]
 
 
-def _decoded(path: Path, size: int) -> Image:
-    with reading(path) as (content, _):
-        image = decode(content, path)
+def _decoded(sample: Sample, size: int) -> Image:
+    with reading(sample.path) as (content, _):
+        image = decode(content, sample.path, sample.levels)
         return resize(image, letterbox_geometry(image.shape[:2], size).resized_hw)
 
 
-def _name(path: Path, size: int) -> str:
+def _name(sample: Sample, size: int) -> str:
     """Name a cached image by its file's content, since paths and times may be reused."""
     # Versions of OpenCV may differ by a grey level.
     state = hashlib.blake2b(f"{size} {cv2.__version__}\n".encode(), digest_size=20)
-    with reading(path) as (content, _):
+    if sample.levels:
+        state.update(f"{sample.levels}\n".encode())
+    with reading(sample.path) as (content, _):
         state.update(content)
     return state.hexdigest()
 

@@ -1,0 +1,92 @@
+"""The attack runs clean, and it notices what is at fault.
+
+Both run it in processes of their own: it forks, and must begin without threads.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.attack.planted import NAMES
+
+RUN = Path(__file__).with_name("run.py")
+
+
+def attack(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(RUN), *options], capture_output=True, text=True, check=False
+    )
+
+
+def counts(text: str, row: str) -> dict[str, int]:
+    """One row of the table."""
+    found = re.search(rf"^{row} +(\d+) +(\d+) +(\d+) +(\d+) ", text, re.MULTILINE)
+    assert found, text
+    return dict(zip(("tried", "ok", "refused", "faults"), map(int, found.groups()), strict=True))
+
+
+def test_the_attack_in_short() -> None:
+    done = attack("--quick")
+    assert counts(done.stdout, "all")["tried"] >= 140
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_the_whole_attack() -> None:
+    done = attack()
+    assert counts(done.stdout, "all")["tried"] >= 5000
+    assert counts(done.stdout, "command lines")["tried"] >= 200
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("option", ["--replay=coco", "--replay=nothing:m1", "--only=nothing"])
+def test_names_that_do_not_exist(option: str) -> None:
+    done = attack(option)
+    assert done.returncode == 1
+    assert "such as coco:m17" in done.stderr or "there are yolo" in done.stderr
+
+
+def test_planted_faults_are_noticed() -> None:
+    """A harness that cannot fail proves nothing: every outcome, each from a fault made for it."""
+    done = attack("--planted")
+    found = re.findall(r"^planted:h(\d+): .*?: (\w+): ", done.stdout, re.MULTILINE)
+    outcomes = {NAMES[int(number)]: outcome for number, outcome in found}
+    assert outcomes == {
+        "returns": "ok",
+        "typed error": "refused",
+        "raises ValueError": "raw",
+        "exits": "raw",
+        "sleeps": "hang",
+        "computes without end": "hang",
+        "deaf to signals": "hang",
+        "allocates": "memory",
+        "segfault": "killed",
+        "leaves without a word": "killed",
+        "writes outside": "outside",
+        "removes outside": "outside",
+        "writes outside from C": "outside",
+        "copies the secret": "leaked",
+        "os system": "executed",
+        "subprocess": "executed",
+        "eval of the mark": "executed",
+        "import of the mark": "executed",
+        "unpickles": "executed",
+        "connects": "executed",
+        "hides the error": "executed",
+        "empty message": "message",
+        "cannot be prepared": "broken",
+        "traceback in a command": "raw",
+        "internal error in a command": "raw",
+        "exit code 7": "output",
+        "escapes on stdout": "output",
+        "two error lines": "output",
+        "silent failure": "output",
+        "a line without end": "output",
+        "JSON with NaN": "output",
+    }
+    assert done.returncode == 1
