@@ -72,17 +72,17 @@ class Speed:
 
 
 class Clock:
-    """``read_image`` with a clock: processor time and number of calls so far."""
+    """``decode`` with a clock: processor time and number of calls so far."""
 
-    def __init__(self, read: Callable[[Path], Any]) -> None:
-        self.read = read
+    def __init__(self, decode: Callable[..., Any]) -> None:
+        self.decode = decode
         self.seconds, self.calls = 0.0, 0
 
-    def __call__(self, path: Path) -> Any:
-        """Read one image."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Decode one image."""
         start = time.process_time()
         try:
-            return self.read(path)
+            return self.decode(*arguments)
         finally:
             self.seconds += time.process_time() - start
             self.calls += 1
@@ -102,9 +102,9 @@ def measure(
     sets = [TrainingSet(samples, size, settings, cache=cache) for cache in ("none", "ram")]
     plan = BatchPlan(len(samples), min(BATCH, images, len(samples)))
     loaders = [loader(shown, plan) for shown in sets]
-    clock = Clock(image_cache.read_image)
+    clock = Clock(image_cache.decode)
     sums, files, shown, epoch = np.zeros(4), 0, 0, 0
-    with patch.object(image_cache, "read_image", clock):
+    with patch.object(image_cache, "decode", clock):
         while shown < images:
             epoch += 1
             plan.set_epoch(epoch)

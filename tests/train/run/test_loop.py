@@ -261,19 +261,6 @@ def test_out_of_memory_is_reported(problem, data, tmp_path, monkeypatch):
         train(config(data, tmp_path / "run"))
 
 
-def test_run_can_be_resumed_if_its_report_fails(data, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    recorder = Recorder()
-    with monkeypatch.context() as patch:
-        patch.setattr("y7edge.train.output.writer.RunWriter.finish", fail)
-        with pytest.raises(OSError, match="No space"):
-            train(config(data, tmp_path / "run", report=True), progress=recorder)
-    assert "all epochs are done and their weights saved" in recorder.lines[-1]
-    assert resume(tmp_path / "run").epochs == 2
-
-
 def test_interrupted_run_keeps_its_last_state(data, tmp_path):
     class Impatient(Recorder):
         def step(self, status):
