@@ -25,6 +25,7 @@ from y7edge.artifact.reports import (
     TensorDifference,
     Tolerance,
 )
+from y7edge.artifact.schema import checked
 from y7edge.detect.selftest import load_undamaged, run_probe
 from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
@@ -45,6 +46,7 @@ from y7edge.runtimes.base import SessionOptions, require
 _SOURCE = "onnx"
 
 
+@checked
 def build(
     source: Path | str,
     out: Path | str,

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact, digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.errors import ArtifactError, ConfigError, DigestError, ExportError, Y7EdgeError
 from y7edge.export.targets.base import Target, Unprovable
-from y7edge.files import replace_files
+from y7edge.files import is_file, is_folder, reason, replace_files, require_replaceable
 from y7edge.runtimes import registry
 
 
@@ -36,24 +35,24 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
     try:
         str(destination).encode()  # engines take names as UTF-8
         for file in files:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                os.lstat(file)  # names too long, or with a zero in them
+            require_replaceable(file)  # nor a name that is too long
         above = destination.absolute().parents
         folder = next(path for path in above if os.path.lexists(path))
-        fit = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-        require_replaceable(destination, files)
+        fit = is_folder(folder) and os.access(folder, os.W_OK | os.X_OK)
+        require_own(destination, files)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{str(destination)[:200]!r} is not a usable name: {error}") from error
+        name = str(destination)[:200]
+        raise ConfigError(f"{name!r} is not a usable name: {reason(error)}") from error
     if not fit:
         raise ConfigError(f"{destination} cannot be written: {folder} is not a writable folder")
 
 
-def require_replaceable(destination: Path, files: Iterable[Path]) -> None:
+def require_own(destination: Path, files: Iterable[Path]) -> None:
     """Raise ConfigError for a file that is not empty and belongs to no artifact here."""
     for file in files:
-        empty = file.is_file() and not file.stat().st_size
+        empty = is_file(file) and not file.stat().st_size
         if os.path.lexists(file) and not empty and not _owns(destination, file):
             raise ConfigError(
                 f"{file} exists and does not belong to an artifact {destination.name}: "
@@ -103,7 +102,7 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
             registry.get(target.RUNTIME).write_manifest(artifact)
             files = registry.get(target.RUNTIME).files(artifact.path)
         moves = [(file, destination.parent / file.name) for file in files]
-        require_replaceable(destination, [there for _, there in moves])
+        require_own(destination, [there for _, there in moves])
         _read_back(artifact, target, artifact.path)
         destination.parent.mkdir(parents=True, exist_ok=True)
         found: list[Artifact] = []
@@ -113,7 +112,7 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
             lambda: found.append(_read_back(artifact, target, destination)),
         )
     except OSError as error:
-        raise ExportError(f"cannot write {destination}: {error.strerror or error}") from error
+        raise ExportError(f"cannot write {destination}: {reason(error)}") from error
     return found[0]
 
 

@@ -14,9 +14,11 @@ import numpy as np
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.description import Outputs, describe
+from y7edge.artifact.bounds import MAX_BATCH
+from y7edge.artifact.description import Outputs, Size, describe, pair
 from y7edge.artifact.manifest import Precision
 from y7edge.artifact.reports import ParityReport
+from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.folding import fold_checkpoint
@@ -40,12 +42,10 @@ from y7edge.models.registry import folded
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import installed_versions, require
 
-Size = int | tuple[int, int]
-"""Of the input: one number for a square, or (height, width)."""
-
 _GRAPH_NEEDS = {"onnx": "y7edge[export]", "onnxsim": "y7edge[export]"}
 
 
+@checked
 def export(
     checkpoint: Checkpoint,
     out: Path | str,
@@ -97,7 +97,7 @@ def export(
     draft = describe(
         checkpoint,
         folded(checkpoint.spec),
-        _pair(checkpoint.imgsz if imgsz is None else imgsz),
+        checkpoint.imgsz if imgsz is None else pair(imgsz),
         batch="dynamic" if dynamic else batch,
         outputs=cast(Outputs, outputs),
         precision=cast(Precision, precision),
@@ -187,8 +187,8 @@ def _versions(target: Target) -> dict[str, str]:
 
 def _check(target: Target, batch: int, unverified: str | None) -> None:
     """Raise ConfigError for a batch size out of range, and for a contradicting ``unverified``."""
-    if not 1 <= batch <= 1024:
-        raise ConfigError(f"batch is {batch}, expected 1 to 1024, or dynamic=True")
+    if not 1 <= batch <= MAX_BATCH:
+        raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:
         raise ConfigError(
             f"artifacts of target {target.NAME} cannot be proved here ({target.RUNTIME.reason}): "
@@ -198,11 +198,3 @@ def _check(target: Target, batch: int, unverified: str | None) -> None:
         raise ConfigError(
             f"target {target.NAME} is proved by runtime {target.RUNTIME}: leave --unverified out"
         )
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    """Return (height, width)."""
-    pair = size if isinstance(size, list | tuple) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-        raise ConfigError(f"imgsz is {size}, expected one number or (height, width)")
-    return pair[0], pair[1]

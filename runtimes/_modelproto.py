@@ -1,29 +1,51 @@
-"""The few bytes of an ONNX file that the running side reads itself, so that it needs no onnx.
+"""What the running side reads of an ONNX file itself, so that it needs no onnx.
 
 An ONNX file is one protocol-buffers message, ``ModelProto``: a row of fields, each a tag, for most
-a length, and content (https://protobuf.dev/programming-guides/encoding/). Only this outermost row
-is walked; the graph, one field of it, is skipped or hashed as a whole. Fields may be repeated and
-appended, so a manifest is embedded by writing one ``metadata_props`` field after the payload.
+a length, and content (https://protobuf.dev/programming-guides/encoding/). Fields may be repeated
+and appended, so a manifest is embedded by writing one ``metadata_props`` field after the payload.
+
+The digest covers the file. So a tensor whose values are in another file is refused, wherever it
+stands; messages that can hold tensors are walked for that, all others are skipped. The file is
+read, not mapped: a mapped file that another program shortens kills the process.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from y7edge.errors import ArtifactError
+from y7edge.files import open_regular, reason
 
 _METADATA_PROPS = 14  # ModelProto.metadata_props: repeated StringStringEntryProto
 _KEY, _VALUE = 1, 2  # its two strings
 _GRAPH = 7
 _BLOCK = 1 << 20
+_MAX_FIELDS = 500_000  # yolov7-e6e has 13,000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_LARGEST = 1 << 29  # number of a field; engines take one beyond it for another
 
-Field = tuple[int, int, int, int]
-"""Number, start of the tag, start of the content, end."""
+# The messages that hold tensors, from the file down, and the fields that lead there (onnx.proto).
+_INSIDE = {
+    "ModelProto": {_GRAPH: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        **{5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto"},
+        **{22: "SparseTensorProto", 23: "SparseTensorProto"},
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+}
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a TensorProto
+
+Field = tuple[int, int, int, int, int]
+"""Number, wire type, start of the tag, start of the content, end."""
 
 
 class _MalformedError(ValueError):
@@ -31,23 +53,65 @@ class _MalformedError(ValueError):
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """The file's bytes; whatever breaks while they are walked becomes an ArtifactError."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
+    """The file and its outermost fields; whatever breaks in the block becomes an ArtifactError.
+
+    Raises:
+        ArtifactError: also for anything but one graph, and tensors in other files.
+    """
     try:
-        with (
-            path.open("rb") as stream,
-            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            yield data
+        with open_regular(path) as stream:
+            fields = _walk(stream, path)
+            graphs = sum(field[0] == _GRAPH for field in fields)
+            if graphs != 1:  # engines would merge several
+                raise _MalformedError(f"it has {graphs or 'no'} graph{'s' * (graphs > 1)}")
+            yield stream, fields
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # also an empty file, which cannot be mapped
+        raise ArtifactError(f"cannot read {path}: {reason(error)}") from error
+    except ValueError as error:
         raise ArtifactError(
             f"{path} is not a whole ONNX file ({error}): copy or export it again"
         ) from error
 
 
-def _varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
+def _walk(stream: BinaryIO, path: Path) -> list[Field]:
+    """The outermost fields; refuse tensors with external data in any message of the file."""
+    size, count = stream.seek(0, io.SEEK_END), 0
+    outermost: list[Field] = []
+    left = [("ModelProto", 0, size)]
+    while left:
+        message, begin, end = left.pop()
+        inside = _INSIDE.get(message, {})
+        for field in _fields(stream, begin, end):
+            count += 1
+            if count > _MAX_FIELDS:
+                raise _MalformedError(f"it has more than {_MAX_FIELDS} fields")
+            number, kind, _, content, stop = field
+            if message == "ModelProto":
+                outermost.append(field)
+            if message == "TensorProto":
+                if number == _EXTERNAL_DATA or (
+                    number == _DATA_LOCATION and _read(stream, content, stop) != b"\0"
+                ):
+                    raise ArtifactError(
+                        f"{path} keeps tensors in another file (external data), which its digest "
+                        "does not cover: export it again, or save it as one file with "
+                        "onnx.save(onnx.load(PATH), PATH)"
+                    )
+            elif kind == _BYTES and number in inside:
+                left.append((inside[number], content, stop))
+    return outermost
+
+
+def _read(stream: BinaryIO, begin: int, end: int) -> bytes:
+    stream.seek(begin)
+    data = stream.read(end - begin)
+    if len(data) < end - begin:
+        raise _MalformedError("it became shorter while it was read")
+    return data
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     """(value, position after it)."""
     value = 0
     for count in range(10):
@@ -57,51 +121,52 @@ def _varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * count)
         if byte < 0x80:
             return value, at + count + 1
-    raise _MalformedError(f"a number at byte {at} has no end")
+    raise _MalformedError("a number has no end")
 
 
-def _fields(data: bytes | mmap.mmap) -> Iterator[Field]:
-    """The outermost fields, in order, covering every byte."""
-    at = 0
-    while at < len(data):
-        start = at
-        tag, at = _varint(data, at)
+def _fields(stream: BinaryIO, begin: int, end: int) -> Iterator[Field]:
+    """The fields from ``begin`` to ``end``, in order, covering every byte."""
+    at = begin
+    while at < end:
+        head = _read(stream, at, min(at + 20, end))
+        tag, used = _varint(head, 0)
         number, kind = tag >> 3, tag & 7
+        content = at + used
         if kind == _VARINT:
-            content, (_, end) = at, _varint(data, at)
+            stop = at + _varint(head, used)[1]
         elif kind == _BYTES:
-            length, content = _varint(data, at)
-            end = content + length
+            length, used = _varint(head, used)
+            content = at + used
+            stop = content + length
         elif kind in (_FIXED32, _FIXED64):
-            content, end = at, at + (4 if kind == _FIXED32 else 8)
+            stop = content + (4 if kind == _FIXED32 else 8)
         else:
-            raise _MalformedError(f"byte {start} starts no field")
-        if number == 0 or end > len(data):
-            raise _MalformedError(f"it has {len(data)} bytes, a field ends at {end}")
-        yield number, start, content, end
-        at = end
+            raise _MalformedError(f"byte {at} starts no field")
+        if not 0 < number < _LARGEST or stop > end:
+            raise _MalformedError(f"a field that begins at byte {at} ends at {stop}, not by {end}")
+        yield number, kind, at, content, stop
+        at = stop
 
 
 def read_metadata(path: Path, key: str, limit: int) -> bytes | None:
     """The value of one metadata property, None if the file has none of this key.
 
     Raises:
-        ArtifactError: not an ONNX file, truncated, or with a value of more than ``limit`` bytes.
+        ArtifactError: not an ONNX file, truncated, with tensors in other files, or with a value of
+            more than ``limit`` bytes.
     """
     found: list[bytes] = []
-    with _mapped(path) as data:
-        numbers = set()
-        for number, _, content, end in _fields(data):
-            numbers.add(number)
+    with _opened(path) as (stream, fields):
+        for number, _, _, content, end in fields:
             if number == _METADATA_PROPS:
                 if end - content > limit + 1024:
                     raise _MalformedError(f"its metadata has an entry of {end - content} bytes")
-                entry = data[content:end]
-                parts = {n: entry[c:e] for n, _, c, e in _fields(entry)}
+                entry = io.BytesIO(_read(stream, content, end))
+                parts = {
+                    n: _read(entry, c, e) for n, _, _, c, e in _fields(entry, 0, end - content)
+                }
                 if parts.get(_KEY) == key.encode():
                     found.append(parts.get(_VALUE, b""))
-        if _GRAPH not in numbers:
-            raise _MalformedError("it has no graph")
         if len(found) > 1:
             raise _MalformedError(f"it has {len(found)} entries {key!r} in its metadata")
     return found[0] if found else None
@@ -111,21 +176,21 @@ def payload_digest(path: Path) -> str:
     """SHA-256 of every field but the metadata, in file order.
 
     Raises:
-        ArtifactError: not an ONNX file, or truncated.
+        ArtifactError: not an ONNX file, truncated, or with tensors in other files.
     """
     digest = hashlib.sha256()
-    with _mapped(path) as data:
-        for number, start, _, end in _fields(data):
+    with _opened(path) as (stream, fields):
+        for number, _, start, _, end in fields:
             if number != _METADATA_PROPS:
                 for at in range(start, end, _BLOCK):
-                    digest.update(data[at : min(at + _BLOCK, end)])
+                    digest.update(_read(stream, at, min(at + _BLOCK, end)))
     return digest.hexdigest()
 
 
 def without_metadata(path: Path) -> bytes:
     """The payload: the file's bytes, its metadata taken out."""
-    with _mapped(path) as data:
-        kept = [data[s:e] for n, s, _, e in _fields(data) if n != _METADATA_PROPS]
+    with _opened(path) as (stream, fields):
+        kept = [_read(stream, s, e) for n, _, s, _, e in fields if n != _METADATA_PROPS]
     return b"".join(kept)
 
 

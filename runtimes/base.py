@@ -11,17 +11,18 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Dim, InputInfo, Manifest, OutputInfo
+from y7edge.artifact.schema import require_fit
 from y7edge.errors import (
     ArtifactError,
     ConfigError,
@@ -83,9 +84,9 @@ class SessionOptions:
     check_payload: bool | None = None
 
     def __post_init__(self) -> None:
-        count = self.threads
-        if count is not None and not (type(count) is int and 1 <= count <= MAX_THREADS):
-            raise ConfigError(f"threads is {count!r}, expected 1 to {MAX_THREADS}")
+        require_fit(SessionOptions, {f.name: getattr(self, f.name) for f in fields(self)})
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise ConfigError(f"threads is {self.threads}, expected 1 to {MAX_THREADS}")
 
 
 class Session(ABC):
@@ -151,6 +152,10 @@ class Session(ABC):
         if not self._closed and self._process == os.getpid():
             self._close()
         self._closed = True
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied."""
+        refuse_copy(f"the session of {self._label}")
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -238,6 +243,14 @@ def require_process(process: int, what: str) -> None:
         )
 
 
+def refuse_copy(what: str) -> NoReturn:
+    """Raise the DeviceError for ``what`` that was pickled or copied: engines stay in a process."""
+    raise DeviceError(
+        f"{what} cannot be pickled or copied: give the artifact's path to the other process, and "
+        "open it there with Detector(path)"
+    )
+
+
 def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manifest:
     """Decode the manifest found in a file; ArtifactError if there is none (None).
 
@@ -261,7 +274,7 @@ def parse_device(text: str, devices: Sequence[str]) -> tuple[str, int | None]:
     Raises:
         ConfigError: ``text`` is none of them.
     """
-    kind, colon, index = text.partition(":") if isinstance(text, str) else ("", "", "")
+    kind, colon, index = text.partition(":")
     known = {"auto", *devices}
     if not colon and kind in known:
         return kind, None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from y7edge.artifact.artifact import Artifact, digest_files
 from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ArtifactError, ConfigError, DeviceError
-from y7edge.files import atomic_write
+from y7edge.files import atomic_write, read_regular, reason
 from y7edge.runtimes.base import (
     Session,
     SessionOptions,
@@ -39,7 +39,8 @@ DEVICES = ("cpu", "gpu", "gpu:N", "npu")
 DEVIATION = 1e-4
 
 _PLACE = ["net", "rt_info", "y7edge"]
-_MAX_XML = 64 << 20  # the largest variant's graph has 2 MB; weights are in the .bin file
+_MAX_XML = 32 << 20  # bytes; the largest variant's graph has 2 MB; weights are in the .bin file
+_MAX_ELEMENTS = 500_000  # of it; the largest variant has 40,000
 # What decides the arithmetic belongs to the artifact, not to a call.
 _RESERVED = ("INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT")
 
@@ -233,13 +234,11 @@ class _Document:
         self._values: list[str] = []
         self._begin: int | None = None
         self._insert: int | None = None
+        self._elements = 0
         try:
-            with path.open("rb") as stream:
-                self._data = stream.read(_MAX_XML + 1)
+            self._data = read_regular(path, _MAX_XML)
         except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
-        if len(self._data) > _MAX_XML:
-            raise self._malformed(f"it has more than {_MAX_XML} bytes")
+            raise ArtifactError(f"cannot read {path}: {reason(error)}") from error
         self._parser = expat.ParserCreate()
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
@@ -277,6 +276,9 @@ class _Document:
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._stack.append(name)
+        self._elements += 1
+        if self._elements > _MAX_ELEMENTS:
+            raise self._malformed(f"it has more than {_MAX_ELEMENTS} elements")
         if self._stack == _PLACE:
             if self._begin is not None:
                 raise self._malformed("it has two elements rt_info/y7edge")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from y7edge.artifact.artifact import Artifact, read_sidecar, require_files, sidecar
+from y7edge.artifact.schema import checked
 from y7edge.errors import (
     ArtifactError,
     ArtifactMissing,
@@ -18,6 +19,7 @@ from y7edge.errors import (
     DigestError,
     RuntimeMissing,
 )
+from y7edge.files import is_file
 from y7edge.plugins import Plugins
 from y7edge.runtimes.base import Runtime, Session, SessionOptions, missing, require
 
@@ -29,6 +31,7 @@ def names() -> list[str]:
     return RUNTIMES.names()
 
 
+@checked
 def get(name: str) -> Runtime:
     """The runtime module ``name``.
 
@@ -58,6 +61,7 @@ def devices() -> list[str]:
     return sorted({device for runtime in loadable() for device in runtime.DEVICES})
 
 
+@checked
 def find(path: Path | str, backend: str = "auto") -> Runtime:
     """The runtime that opens ``path``: the one asked for, else by suffix and manifest.
 
@@ -97,6 +101,7 @@ def _rank(runtime: Runtime, path: Path) -> int:
     return 1 if missing(runtime.NEEDS) else 0
 
 
+@checked
 def load(path: Path | str, backend: str = "auto") -> Artifact:
     """Read an artifact's manifest and check its digest; no payload is read, no engine imported.
 
@@ -113,7 +118,7 @@ def load(path: Path | str, backend: str = "auto") -> Artifact:
     except ArtifactMissing:
         raise
     except ArtifactError:
-        if not sidecar(path).exists():
+        if not is_file(sidecar(path)):
             raise
         return Artifact(path, read_sidecar(path))
     return Artifact(path, runtime.read_manifest(path), runtime.files(path)[1:])
@@ -140,6 +145,7 @@ def check_payload(artifact: Artifact, backend: str = "auto") -> str:
     return digest
 
 
+@checked
 def open_session(
     artifact: Artifact, options: SessionOptions | None = None, backend: str = "auto"
 ) -> Session:

@@ -6,9 +6,11 @@ import atexit
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
@@ -19,15 +21,27 @@ from y7edge.errors import OutputError
 
 # Temporary files and folders begin so. Each is locked while its owner lives: see `_sweep`.
 _TEMPORARY = ".y7edge-"
+_OLD = "old"  # the folder in a temporary one that keeps what is being replaced
 _KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_WORDS = {
+    errno.ENOSPC: "the disk is full: free some space, or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up: free some space, or write elsewhere",
+    errno.EFBIG: "the file is larger than the system allows: raise `ulimit -f`, or write elsewhere",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+}
+_NO_MEMORY = "not enough memory: close other programs, or use smaller images or batches"
+# How engines and OpenCV say it: their exceptions are of no type of their own.
+_OUT_OF_MEMORY = re.compile(
+    r"bad.?alloc|out of memory|insufficient memory|(unable|failed|not|n't) (to )?allocate", re.I
+)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -39,7 +53,11 @@ def require_regular(path: Path | str) -> None:
     Raises:
         OSError: it is one of them, or cannot be found; ``strerror`` says which.
     """
-    _require_regular(os.stat(path), path)  # noqa: PTH116 - Path.stat costs twice as much
+    try:
+        found = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much
+    except ValueError as error:  # a zero in it, or half of a surrogate pair
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+    _require_regular(found, path)
 
 
 def _require_regular(found: os.stat_result, path: Path | str) -> None:
@@ -75,9 +93,13 @@ def read_regular(path: Path | str, most: int) -> bytes:
         OSError: it cannot be read, is not a regular file, or is larger.
     """
     with open_regular(path) as stream:
-        content = stream.read(most + 1)
+        size = os.fstat(stream.fileno()).st_size
+        # Python takes memory for as much as is asked for, however short the file is.
+        content = stream.read(min(size, most) + 1)
+        if size < len(content) <= most:  # it grows, or has no size, as those in /proc
+            content += stream.read(most + 1 - len(content))
     if len(content) > most:
-        size = max(os.stat(path).st_size, len(content))  # noqa: PTH116
+        size = max(size, len(content))
         words = f"expected at most {most:,} bytes, found {size:,}"
         raise OSError(errno.EFBIG, words, str(path))
     return content
@@ -95,11 +117,22 @@ def is_folder(path: Path | str) -> bool:
 
 def reason(error: BaseException) -> str:
     """Say in a few words why reading or writing failed."""
-    if isinstance(error, MemoryError):
-        return "not enough memory"
+    if is_out_of_memory(error):
+        return _NO_MEMORY
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    words = str(error)
     if isinstance(error, OSError):
-        return _FULL.get(error.errno or 0) or error.strerror or str(error)
-    return " ".join(str(error).split()) or type(error).__name__
+        words = error.strerror or words
+        if error.errno in _WORDS and words == os.strerror(error.errno):
+            words = _WORDS[error.errno]
+    return " ".join(words.split()) or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, the system, OpenCV or an engine had no memory for what was asked."""
+    is_known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return is_known or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -114,18 +147,22 @@ def writing(what: str, path: Path | str) -> Iterator[None]:
         raise OutputError(f"{path}: cannot write {what}: {reason(error)}") from error
 
 
-def require_replaceable(path: Path | str) -> None:
+def require_replaceable(path: Path | str, *, file: bool = True, folder: bool = True) -> None:
     """Refuse a destination that is a link, a pipe, a socket or a device.
+
+    ``file`` and ``folder``: whether one of those may stand there.
 
     Raises:
         OSError: it is one of them; ``strerror`` says which.
     """
     try:
         mode = os.lstat(path).st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+    if not (file and stat.S_ISREG(mode)) and not (folder and stat.S_ISDIR(mode)):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         words = f"{kind} stands there; remove it or choose another name"
         raise OSError(errno.EEXIST, words, str(path))
 
@@ -139,22 +176,21 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     again. After an exception ``path`` is unchanged. A missing folder is created.
 
     Raises:
-        OSError: it cannot be written, or ``path`` is a link, pipe or device.
+        OSError: it cannot be written, or ``path`` is a folder, link, pipe or device.
     """
     destination = Path(path)
-    require_replaceable(destination)
+    require_replaceable(destination, folder=False)
     destination.parent.mkdir(parents=True, exist_ok=True)
     _sweep(destination.parent)
     with _temporary(lambda: _make_file(destination)) as temporary:
         try:
             yield temporary
+            if durable:
+                _sync(temporary)
             # mkstemp makes the file private; use the permissions of a plain open().
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
-            if durable:
-                with temporary.open("rb") as written:
-                    os.fsync(written.fileno())
             temporary.replace(destination)
         finally:
             temporary.unlink(missing_ok=True)
@@ -162,12 +198,18 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
         _sync_folder(destination.parent)
 
 
+def write_text(path: Path | str, content: str, *, durable: bool = True) -> None:
+    """Write a text file as `atomic_write` does, in UTF-8; halves of surrogate pairs are escaped."""
+    with atomic_write(path, durable=durable) as temporary:
+        temporary.write_bytes(content.encode("utf-8", "backslashreplace"))
+
+
 def _make_file(destination: Path) -> Path:
     # The suffix is kept because writers (onnx, cv2) choose their format by it.
     handle, name = tempfile.mkstemp(
         dir=destination.parent,
         prefix=f"{_TEMPORARY}{destination.stem[:32]}-",
-        suffix=destination.suffix,
+        suffix=destination.suffix[:16],
     )
     os.close(handle)
     return Path(name)
@@ -206,25 +248,44 @@ def _temporary(make: Callable[[], Path]) -> Iterator[Path]:
                 return
 
 
-_swept: set[Path] = set()
+_next_sweep: dict[Path, float] = {}
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files and folders of processes that were killed; once for each folder."""
-    place = folder.absolute()
-    if place in _swept:
+    """Remove temporary files and folders of processes that were killed.
+
+    Only files and folders of this user that no living process has locked; links are not followed.
+    It takes at most a hundredth of the time, however many files are written into the folder.
+    """
+    place, begun = folder.absolute(), time.monotonic()
+    if begun < _next_sweep.get(place, 0):
         return
-    _swept.add(place)
-    with suppress(OSError):
-        left = [Path(entry) for entry in os.scandir(place) if entry.name.startswith(_TEMPORARY)]
-        for path in left:
-            with suppress(OSError), locked(path, wait=False) as is_locked:
-                if not is_locked or path.is_symlink():
-                    continue
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+    with suppress(OSError), os.scandir(place) as entries:
+        for left in [Path(entry) for entry in entries if entry.name.startswith(_TEMPORARY)]:
+            with suppress(OSError):
+                _remove_left(left)
+    if len(_next_sweep) > 1000:
+        _next_sweep.clear()
+    now = time.monotonic()
+    _next_sweep[place] = now + 100 * (now - begun)
+
+
+def _remove_left(path: Path) -> None:
+    found = path.lstat()
+    is_own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+    if not is_own or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        return
+    with locked(path, wait=False) as is_locked:
+        if not is_locked:
+            return
+        if not path.is_dir():
+            path.unlink()
+            return
+        kept = path / _OLD
+        for old in () if kept.is_symlink() else kept.glob("*"):  # killed between two renames
+            if not os.path.lexists(path.parent / old.name):
+                old.rename(path.parent / old.name)
+        shutil.rmtree(path)
 
 
 @contextmanager
@@ -237,33 +298,60 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         BlockingIOError: it is locked already, and ``wait`` is False.
         OSError: it cannot be opened, and ``wait`` is False.
     """
-    descriptor = None
-    try:
-        try:
-            import fcntl
+    with ExitStack() as stack:
+        yield _lock(path, wait, stack)
 
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except (ImportError, OSError) as error:
-            if isinstance(error, OSError) and not wait and error.errno not in _WITHOUT_LOCKS:
-                raise
-            yield False
-        else:
-            yield True
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+
+def _lock(path: Path, wait: bool, stack: ExitStack) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        # NFS locks only what is open for writing; a folder cannot be, and is not locked there.
+        way = os.O_RDONLY if is_folder(path) else os.O_RDWR
+        descriptor = os.open(path, way | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        if wait:
+            return False
+        raise
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # ENOLCK, ENOTSUP; of a network's file system EBADF, EINVAL
+        return False
+    stack.callback(_unlock, descriptor, os.getpid())
+    return True
+
+
+def _unlock(descriptor: int, owner: int) -> None:
+    """Release a lock in the process that took it: forked children hold the file open too."""
+    import fcntl
+
+    if os.getpid() == owner:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system can open folders."""
+    """Make a rename durable, where the system can open and sync folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def cache_folder(kind: str) -> Path:
@@ -281,9 +369,10 @@ def cache_folder(kind: str) -> Path:
 @cache
 def _private_folder() -> Path:
     """Make a folder that others cannot have prepared, removed when the process ends."""
-    folder = tempfile.mkdtemp(prefix="y7edge-cache-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    stack = ExitStack()
+    folder = stack.enter_context(temporary_folder())
+    atexit.register(stack.close)
+    return folder
 
 
 def sha256_file(path: Path | str) -> str:
@@ -313,7 +402,9 @@ def replace_files(
         for source, destination in pairs:
             require_replaceable(destination)
             folder = stack.enter_context(temporary_folder(destination.parent))
-            copies.append((_copy(source, folder / "new"), folder / "old", destination))
+            (folder / _OLD).mkdir()
+            old = folder / _OLD / destination.name
+            copies.append((_copy(source, folder / "new"), old, destination))
         for parent in sorted({destination.parent for _, destination in pairs}):
             stack.enter_context(locked(parent))
         done: list[tuple[Path, Path, bool]] = []
@@ -340,8 +431,7 @@ def _copy(source: Path, destination: Path) -> Path:
         shutil.copyfile(source, destination)
         written = [destination]
     for path in written:
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _sync(path)
     return destination
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Iterable, Sequence
-from html import escape
+
+from y7edge.text import printable
 
 _STYLE = """
 :root { color-scheme: light; --ink: #0f172a; --soft: #475569; --line: #e2e8f0; --accent: #0f766e }
@@ -52,6 +54,11 @@ li span { display: block; color: var(--soft); font-size: .9rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f1f5f9; border-radius: 8px;
       padding: .8rem 1rem; font-size: .85rem; margin: .25rem 0 .9rem }
 """
+
+
+def escape(text: str) -> str:
+    """Return a text for HTML; of control characters only ends of lines stay as they are."""
+    return html.escape("\n".join(map(printable, text.split("\n"))))
 
 
 def page(title: str, body: Iterable[str]) -> str:

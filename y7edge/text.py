@@ -10,8 +10,8 @@ import re
 _ACTIVE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-# What a spreadsheet takes for a formula, if a cell begins with it.
-_FORMULA = tuple("=+-@\t\r")
+# What a spreadsheet takes for a formula, if a cell begins with it; the last four are full-width.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 _LONGEST = 2000
 
 
@@ -46,4 +46,4 @@ def cell(text: str) -> str:
     See "CSV Injection", OWASP.
     """
     shown = printable(text)
-    return f"'{shown}" if shown.startswith(_FORMULA) else shown
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown

@@ -16,6 +16,7 @@ from y7edge.data import dataset
 from y7edge.data.images import read_image
 from y7edge.data.synthetic import scenes
 from y7edge.errors import DataError, RuntimeMissing
+from y7edge.files import is_file, is_folder, reason, require_regular
 
 COUNT = 8
 """The most images that a proof uses."""
@@ -90,10 +91,14 @@ def _listed(images: Images) -> list[Path]:
     given = [images] if isinstance(images, str | Path) else list(images)
     found: list[Path] = []
     for path in map(Path, given):
-        if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
-        else:
-            found.append(path)
+        try:
+            if is_folder(path):
+                found += sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            else:
+                require_regular(path)
+                found.append(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if not found:
         raise DataError(f"no images in {images}: expected a folder of {', '.join(_SUFFIXES)}")
     return found
@@ -105,7 +110,7 @@ def _recorded(meta: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
     path = data.get("path") if isinstance(data, Mapping) else None
     if not isinstance(path, str):
         return None, []
-    if not Path(path).exists():
+    if not is_file(path) and not is_folder(path):
         return path, []
     try:
         splits = dataset.load(path).splits

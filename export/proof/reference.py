@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import y7edge
 from y7edge.artifact.reports import ParityReport
 from y7edge.errors import ParityError
-from y7edge.files import atomic_write, cache_folder
+from y7edge.files import atomic_write, cache_folder, open_regular
 from y7edge.models.weights import Checkpoint
 from y7edge.runtimes.base import require
 
@@ -157,13 +157,13 @@ def _code() -> str:
 def _read(path: Path, levels: int) -> Answer | None:
     """Return a cached answer; None if there is none or it is damaged (npz has check sums)."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as kept:
             heads = tuple(kept[f"head{level}"] for level in range(levels))
             answer = Answer(heads, float(kept["peak"]), str(kept["peak_at"]))
         path.touch()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         _log.info("%s cannot be used and is made again: %s", path, error)
         return None
     return answer

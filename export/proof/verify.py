@@ -9,6 +9,7 @@ from pathlib import Path
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Letterbox, Thresholds
 from y7edge.artifact.reports import Origin, ParityReport
+from y7edge.artifact.schema import checked
 from y7edge.detect.selftest import load_undamaged
 from y7edge.errors import ParityError
 from y7edge.export.proof import parity
@@ -18,6 +19,7 @@ from y7edge.models.weights import Checkpoint
 from y7edge.runtimes import registry
 
 
+@checked
 def verify(
     path: Path | str,
     against: Checkpoint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from y7edge.artifact.schema import checked
 from y7edge.export.targets.base import Target
 from y7edge.plugins import Plugins
 
@@ -15,6 +16,7 @@ def names() -> list[str]:
     return TARGETS.names()
 
 
+@checked
 def get(name: str) -> Target:
     """Return the target module ``name``.
 

@@ -76,7 +76,7 @@ def test_a_place_that_is_no_folder_is_refused_before_judging(
     )
     (tmp_path / "file").touch()
     assert main([*words, "--save", str(tmp_path / "file")]) == 1
-    assert "file: cannot write the evaluation: File exists" in capsys.readouterr().err
+    assert "file: cannot write the results: a file stands there" in capsys.readouterr().err
 
 
 def test_help_names_every_kind_of_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -320,7 +320,7 @@ def test_what_could_not_be_read_back_is_not_written(name, narrow_tiny, tmp_path,
         raise ArtifactError("cannot be parsed")
 
     monkeypatch.setattr(runtime, "read_manifest", unreadable)
-    monkeypatch.setattr(delivery, "require_replaceable", lambda *_: None)
+    monkeypatch.setattr(delivery, "require_own", lambda *_: None)
     with pytest.raises(ExportError, match="cannot be read back"):
         export(narrow_tiny, out, target=name, imgsz=SIZE)
     monkeypatch.undo()

@@ -202,11 +202,11 @@ def test_pipes_and_devices_are_refused_at_once(made, tmp_path):
         kept = file.read_bytes()
         file.unlink()
         os.mkfifo(file)
-        with pytest.raises(ArtifactError, match="not a regular file"):
+        with pytest.raises(ArtifactError, match="expected a regular file, found a"):
             selftest(copy.path)
         file.unlink()
         file.symlink_to("/dev/zero")
-        with pytest.raises(ArtifactError, match="not a regular file"):
+        with pytest.raises(ArtifactError, match="expected a regular file, found a"):
             selftest(copy.path)
         file.unlink()
         file.write_bytes(kept)
@@ -318,7 +318,7 @@ UNKNOWN = (None, "tpu", "cpu:0", "cuda:", "cuda:x", "", "auto:1", "CPU", "cpu\n"
 
 @pytest.mark.parametrize("device", UNKNOWN, ids=repr)
 def test_an_unknown_device_is_a_mistake(made, device):
-    with pytest.raises(ConfigError, match="expected auto"):
+    with pytest.raises(ConfigError, match="device.* expected (auto|text)"):
         registry.open_session(made.artifact, SessionOptions(device))
 
 

@@ -68,7 +68,7 @@ def test_a_very_large_xml_file_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(ov, "_MAX_XML", 100)
     path = tmp_path / "m.xml"
     path.write_text(WHOLE + " " * 100)
-    with pytest.raises(ArtifactError, match="more than 100 bytes"):
+    with pytest.raises(ArtifactError, match="at most 100 bytes"):
         ov.read_manifest(path)
 
 

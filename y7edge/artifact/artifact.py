@@ -9,7 +9,14 @@ from pathlib import Path
 
 from y7edge.artifact.manifest import MAX_BYTES, Manifest
 from y7edge.errors import ArtifactError, ArtifactMissing
-from y7edge.files import atomic_write
+from y7edge.files import (
+    atomic_write,
+    is_folder,
+    open_regular,
+    read_regular,
+    reason,
+    require_regular,
+)
 
 _BLOCK = 1 << 20
 
@@ -44,21 +51,20 @@ def require_files(files: Sequence[Path]) -> None:
 
     Raises:
         ArtifactMissing: one of them does not exist.
-        ArtifactError: one of them is a pipe, socket or device, whose reading may never end.
+        ArtifactError: one of them is a pipe, socket or device, or has an impossible name.
     """
     for file in files:
         try:
-            there = file.exists()
-        except (OSError, ValueError) as error:  # a name too long, or with a zero in it
-            raise ArtifactError(f"{str(file)[:200]!r} is not a usable path: {error}") from error
-        if there and not (file.is_file() or file.is_dir()):
-            raise ArtifactError(f"{file} is not a regular file, but a pipe, socket or device")
-        if not there:
+            if not is_folder(file):
+                require_regular(file)
+        except FileNotFoundError as error:
             whole = " and ".join(f.name for f in files)
             hint = f"{files[0].name} is not whole without it, copy {whole} together"
             if file == files[0]:
                 hint = "export one with `y7edge export`"
-            raise ArtifactMissing(f"there is no file {file}: {hint}")
+            raise ArtifactMissing(f"there is no file {file}: {hint}") from error
+        except (OSError, ValueError) as error:  # also a name too long, or with a zero in it
+            raise ArtifactError(f"{file} cannot be read: {reason(error)}") from error
 
 
 def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
@@ -77,19 +83,19 @@ def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
             if not index and first is not None:
                 digest.update(first)
                 continue
-            with file.open("rb") as stream:
+            with open_regular(file) as stream:
                 while block := stream.read(_BLOCK):
                     digest.update(block)
         except OSError as error:
-            raise ArtifactError(f"cannot read {file}: {error.strerror or error}") from error
+            raise ArtifactError(f"cannot read {file}: {reason(error)}") from error
     return digest.hexdigest()
 
 
 def _flat(files: Iterable[Path]) -> Iterator[Path]:
     """Yield files, and the files below folders in the order of their paths."""
     for file in files:
-        if file.is_dir():
-            yield from sorted(path for path in file.rglob("*") if path.is_file())
+        if is_folder(file):
+            yield from sorted(path for path in file.rglob("*") if not is_folder(path))
         else:
             yield file
 
@@ -99,7 +105,7 @@ def _flat(files: Iterable[Path]) -> Iterator[Path]:
 
 def sidecar(path: Path) -> Path:
     """Return the path of the manifest beside an artifact."""
-    return path.with_name(path.name + ".json")
+    return path.parent / f"{path.name}.json"
 
 
 def read_sidecar(path: Path) -> Manifest:
@@ -112,10 +118,9 @@ def read_sidecar(path: Path) -> Manifest:
     file = sidecar(path)
     require_files((path, file))
     try:
-        with file.open("rb") as stream:
-            text = stream.read(MAX_BYTES + 1)
+        text = read_regular(file, MAX_BYTES)
     except OSError as error:
-        raise ArtifactError(f"cannot read {file}: {error.strerror or error}") from error
+        raise ArtifactError(f"cannot read {file}: {reason(error)}") from error
     return Manifest.from_json(text, str(path))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from y7edge.artifact.bounds import MAX_SIDE
 from y7edge.artifact.manifest import (
     Dim,
     InputInfo,
@@ -16,13 +17,20 @@ from y7edge.artifact.manifest import (
     Thresholds,
     expected_shapes,
 )
-from y7edge.errors import ConfigError
+from y7edge.errors import ArtifactError, ConfigError
 from y7edge.models import shapes
-from y7edge.models.checkpoint import MAX_SIDE, Checkpoint
+from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.spec import Spec
 
 INPUT = "images"
 Outputs = Literal["heads", "decoded"]
+Size = int | tuple[int, int]
+"""Of the input: one number for a square, or (height, width)."""
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """Return (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def describe(
@@ -43,19 +51,40 @@ def describe(
     width) of the input.
 
     Raises:
-        ConfigError: the size is not a multiple of the largest stride, or too large.
+        ConfigError: the size is not a multiple of the largest stride, or too large; or so is the
+            batch.
     """
     (height, width), stride = imgsz, spec.max_stride
     if any(side % stride or not stride <= side <= MAX_SIDE for side in imgsz):
         near = "x".join(
-            str(min(max(stride, round(side / stride) * stride), MAX_SIDE // stride * stride))
+            str(max(1, min(round(min(side, MAX_SIDE) / stride), MAX_SIDE // stride)) * stride)
             for side in imgsz
         )
         raise ConfigError(
             f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
             f"{spec.name}, up to {MAX_SIDE}: the nearest that fits is {near}"
         )
-    image = InputInfo(INPUT, batch, height, width, levels=_levels(checkpoint.meta))
+    shapes.require_affordable(spec, height, width)
+    try:
+        return _manifest(checkpoint, spec, imgsz, batch, outputs, precision, target, opset, tools)
+    except ArtifactError as error:
+        raise ConfigError(
+            f"{spec.name} at {height}x{width} cannot be described: {error}"
+        ) from error
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    spec: Spec,
+    imgsz: tuple[int, int],
+    batch: Dim,
+    outputs: Outputs,
+    precision: Precision,
+    target: str,
+    opset: int | None,
+    tools: Mapping[str, str],
+) -> Manifest:
+    image = InputInfo(INPUT, batch, *imgsz, levels=_levels(checkpoint.meta))
     levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
     expected = expected_shapes(image, levels, spec.nc)
     if outputs == "decoded":
@@ -81,7 +110,7 @@ def describe(
             digest=checkpoint.digest,
             form=checkpoint.form,
             parameters=shapes.parameters(spec),
-            gflops=round(shapes.gflops(spec, height, width), 4),
+            gflops=round(shapes.gflops(spec, *imgsz), 4),
         ),
         precision=precision,
         target=target,

@@ -14,11 +14,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from y7edge.artifact.schema import decode
+from y7edge.artifact import bounds
+from y7edge.artifact.schema import decode, parse, texts
 from y7edge.errors import ArtifactError, DigestError
-from y7edge.text import is_printable, printable
+from y7edge.text import is_printable
 
 SCHEMA = 2
 """Version of the schema that this package writes; it reads 1 too."""
@@ -34,7 +35,6 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 _DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[\w.-]{1,64}")
-_MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,32 @@ class InputInfo:
     levels: tuple[int, int] | None = None  # of 16-bit images, scaled to 8 bits from these
 
     def __post_init__(self) -> None:
-        fits = self.batch == "dynamic" or (isinstance(self.batch, int) and 0 < self.batch <= 1024)
-        _check(fits, f"batch is {self.batch}, expected 1 to 1024 or 'dynamic'")
+        least, most, images = bounds.MIN_SIDE, bounds.MAX_SIDE, self.images
+        _check(
+            0 < images <= bounds.MAX_BATCH,
+            f"batch is {self.batch}, expected 1 to {bounds.MAX_BATCH} or 'dynamic'",
+        )
         for side in (self.height, self.width):
-            _check(8 <= side <= 16384, f"the size has a side of {side}, expected 8 to 16384")
+            _check(least <= side <= most, f"a side has {side} pixels, expected {least} to {most}")
+        _check(
+            self.pixels <= bounds.MAX_PIXELS and images * self.pixels <= bounds.MAX_BATCH_PIXELS,
+            f"{images} images of {self.height}x{self.width} are more than {bounds.MAX_PIXELS} "
+            f"pixels each, or {bounds.MAX_BATCH_PIXELS} together",
+        )
         _check(self.dtype in _DTYPES, f"dtype is {self.dtype!r}, expected one of {_DTYPES}")
         _check(0 < self.scale <= 255, f"scale is {self.scale}, expected more than 0")
         low, high = self.levels or (0, 1)
         _check(0 <= low < high <= 65535, f"levels are {self.levels}, expected two of 0 to 65535")
+
+    @property
+    def images(self) -> int:
+        """The batch size; 1 if it is dynamic."""
+        return self.batch if isinstance(self.batch, int) else 1
+
+    @property
+    def pixels(self) -> int:
+        """Height x width."""
+        return self.height * self.width
 
     @property
     def shape(self) -> tuple[Dim, ...]:
@@ -118,11 +136,12 @@ class LevelInfo:
     anchors: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        _check(0 < self.stride <= 1024, f"a level has stride {self.stride}")
-        _check(0 < len(self.anchors) <= 64, f"a level has {len(self.anchors)} anchors")
+        _check(0 < self.stride <= bounds.MAX_STRIDE, f"a level has stride {self.stride}")
+        count = len(self.anchors)
+        _check(0 < count <= bounds.MAX_ANCHORS, f"a level has {count} anchors")
         for anchor in self.anchors:
             _check(
-                len(anchor) == 2 and all(0 < side <= 1e5 for side in anchor),
+                len(anchor) == 2 and all(0 < side <= bounds.MAX_ANCHOR for side in anchor),
                 f"an anchor is {anchor}, expected (width, height) in pixels",
             )
 
@@ -138,7 +157,8 @@ class Thresholds:
     def __post_init__(self) -> None:
         _check(0 <= self.conf <= 1, f"conf is {self.conf}, expected 0 to 1")
         _check(0 <= self.iou <= 1, f"iou is {self.iou}, expected 0 to 1")
-        _check(0 < self.max_det <= 100_000, f"max_det is {self.max_det}, expected 1 to 100000")
+        most = bounds.MAX_DET
+        _check(0 < self.max_det <= most, f"max_det is {self.max_det}, expected 1 to {most}")
 
     @classmethod
     def of_checkpoint(cls, meta: Mapping[str, Any]) -> Thresholds:
@@ -198,7 +218,7 @@ class Probe:
     samples: tuple[Samples, ...]
 
     def __post_init__(self) -> None:
-        _check(0 < self.batch <= 1024, f"a probe has batch {self.batch}")
+        _check(0 < self.batch <= bounds.MAX_BATCH, f"a probe has batch {self.batch}")
         _check(0 < self.tolerance < 1, f"a probe has tolerance {self.tolerance}")
         _check(len(self.samples) > 0, "a probe has no samples")
         _check(bool(_KEY.fullmatch(self.key)), f"a probe has the key {self.key[:64]!r}")
@@ -229,22 +249,23 @@ class Manifest:
     def __post_init__(self) -> None:
         _check(self.schema == SCHEMA, f"schema is {self.schema}, expected {SCHEMA}")
         _check(
-            0 < self.nc == len(self.names) <= 65536,
+            0 < self.nc == len(self.names) <= bounds.MAX_CLASSES,
             f"nc is {self.nc} and there are {len(self.names)} class names",
         )
         _check(
-            all(len(name) <= 256 for name in self.names),
-            "a class name has more than 256 characters",
+            all(len(name) <= bounds.MAX_NAME for name in self.names),
+            f"a class name has more than {bounds.MAX_NAME} characters",
         )
         _check_texts([self.model, self.target, self.licence, *self.names])
-        _check(len(self.probes) <= 64, f"there are {len(self.probes)} probes, expected at most 64")
+        self._check_probes()
         _check(bool(_HEX.fullmatch(self.payload_digest)), "payload_digest is not a SHA-256")
         self._check_levels()
         self._check_outputs()
 
     def _check_levels(self) -> None:
         strides = self.strides
-        _check(0 < len(strides) <= 8, f"there are {len(strides)} levels, expected 1 to 8")
+        most = bounds.MAX_LEVELS
+        _check(0 < len(strides) <= most, f"there are {len(strides)} levels, expected 1 to {most}")
         _check(
             list(strides) == sorted(set(strides)), f"strides are {strides}, expected finest first"
         )
@@ -252,6 +273,13 @@ class Manifest:
             self.input.height % strides[-1] == 0 and self.input.width % strides[-1] == 0,
             f"input is {self.input.height}x{self.input.width}, not a multiple of {strides[-1]}",
         )
+
+    def _check_probes(self) -> None:
+        count, most = len(self.probes), bounds.MAX_PROBES
+        _check(count <= most, f"there are {count} probes, expected at most {most}")
+        for probe in self.probes:
+            fits = probe.batch * self.input.pixels <= bounds.MAX_BATCH_PIXELS
+            _check(fits, f"a probe has {probe.batch} images of this size, too many")
 
     def _check_outputs(self) -> None:
         roles = tuple(output.role for output in self.outputs)
@@ -266,6 +294,14 @@ class Manifest:
                 roles == ("boxes", "scores"),
                 f"outputs are {', '.join(roles)}; expected one head per level, or boxes and scores",
             )
+        values = sum(
+            len(level.anchors) * (5 + self.nc) * (self.input.pixels // level.stride**2)
+            for level in self.levels
+        )
+        _check(
+            values * self.input.images <= bounds.MAX_OUTPUTS,
+            f"its outputs have {values} values for an image, too many",
+        )
         for output in self.outputs:
             shape = expected[output.role if output.level is None else f"head{output.level}"]
             shape = in_layout(shape, output.layout)
@@ -309,7 +345,7 @@ class Manifest:
         try:
             _check_texts(data)
             current = _from_schema_1(data) if schema == 1 else data
-        except ArtifactError as error:
+        except (ArtifactError, ValueError) as error:
             raise ArtifactError(f"{where}: {error}") from error
         except (AttributeError, KeyError, TypeError) as error:
             raise ArtifactError(f"{where}: expected schema 1, found no {error}") from error
@@ -362,16 +398,11 @@ def _check(condition: bool, problem: str) -> None:
         raise ArtifactError(problem)
 
 
-def _check_texts(value: Any, depth: int = 0) -> None:
-    """Refuse control characters in any text, and deep nesting."""
-    _check(depth <= _MAX_DEPTH, f"its entries are nested more than {_MAX_DEPTH} deep")
-    if isinstance(value, str) and not is_printable(value):
-        raise ArtifactError(f"{printable(value[:64])!r} holds a character that cannot be printed")
-    if isinstance(value, dict):
-        _check_texts([*value, *value.values()], depth)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_texts(item, depth + 1)
+def _check_texts(value: Any) -> None:
+    """Refuse control characters in any text."""
+    for text in texts(value):
+        if not is_printable(text):
+            raise ArtifactError(f"{text[:64]!r} holds a character that cannot be printed")
 
 
 # --- canonical JSON ------------------------------------------------------------------------------
@@ -395,7 +426,7 @@ def _parse(text: str | bytes, origin: str) -> dict[str, Any]:
             f"the manifest of {origin} has {len(raw)} bytes, more than {MAX_BYTES}: not one of ours"
         )
     try:
-        data = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        data = parse(raw.decode())
         # Bytes that mean the same (1E-05 for 1e-05, a repeated key) are still not what was proved.
         unchanged = isinstance(data, dict) and _canonical(data).encode() == raw
     except (ValueError, RecursionError) as error:
@@ -404,7 +435,3 @@ def _parse(text: str | bytes, origin: str) -> dict[str, Any]:
         raise DigestError(_CHANGED.format(origin))
     checked: dict[str, Any] = data
     return checked
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that a manifest may hold")

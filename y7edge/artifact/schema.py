@@ -1,5 +1,7 @@
 """Decode JSON and YAML into dataclasses: the manifest, the model description, the settings.
 
+The same decoder checks the options of public functions: see :func:`checked`.
+
 A field's type comes from its resolved annotation. Ranges are left to ``__post_init__``.
 """
 
@@ -7,16 +9,32 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import json
 import sys
 import types
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from y7edge.errors import Y7EdgeError
+import numpy as np
+
+from y7edge.artifact.bounds import MAX_DEPTH
+from y7edge.errors import ConfigError, Y7EdgeError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _WORDS = {
     int: "a whole number",
@@ -25,7 +43,10 @@ _WORDS = {
     str: "text",
     Path: "a path",
     tuple: "a list",
+    Sequence: "a list",
+    Iterable: "several values",
     Mapping: "named entries",
+    Callable: "a function",
     type(None): "null",
 }
 
@@ -56,6 +77,37 @@ def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeErro
     return made
 
 
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Check the arguments of a public function against its annotations, at every call.
+
+    Raises:
+        ConfigError: one does not fit; the message begins with its name. Python's own TypeError for
+            a missing or unknown argument stays.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        require_fit(function, signature.bind(*args, **kwargs).arguments)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def require_fit(owner: Any, values: Mapping[str, object]) -> None:
+    """Raise ConfigError unless values fit the annotations that ``owner`` has for their names.
+
+    A scalar of numpy counts as the number that it holds.
+    """
+    hints = _hints(owner)
+    for name, value in values.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        try:
+            _value(hints.get(name, Any), plain, name)
+        except _MisfitError as problem:
+            raise ConfigError(str(problem)) from problem.__cause__
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the nearest known ones, or all."""
     text, known = str(name)[:64].lower(), list(known)
@@ -64,6 +116,40 @@ def nearest(name: object, known: Iterable[str]) -> str:
     if best < 0.5:
         return f"; known are {', '.join(known)}"
     return f", did you mean {' or '.join(repr(k) for k in known if score[k] == best)}?"
+
+
+def parse(text: str | bytes) -> Any:
+    """Parse JSON from a file.
+
+    Raises:
+        ValueError: it is damaged, or has NaN or infinity.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(_DEEP) from None
+
+
+_DEEP = f"its entries are nested more than {MAX_DEPTH} deep"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that it may hold")
+
+
+def texts(value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield every text in parsed JSON, keys too; ValueError if it is nested too deep."""
+    if depth > MAX_DEPTH:
+        raise ValueError(_DEEP)
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        if isinstance(value, Mapping):
+            yield from (key for key in value if isinstance(key, str))
+            value = value.values()
+        for item in value:
+            if isinstance(item, str | Mapping | list | tuple):
+                yield from texts(item, depth + 1)
 
 
 def _dataclass(kind: Any, values: object, place: str) -> Any:
@@ -99,23 +185,31 @@ def _value(kind: Any, value: object, place: str) -> Any:
         return _dataclass(kind, value, place)
     if origin in (Union, types.UnionType):
         return _union(inner, value, place)
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+    if origin in (tuple, Sequence) and isinstance(value, list | tuple):
+        kinds = inner[:1] * len(value) if inner[-1] is ... or origin is Sequence else inner
         if len(kinds) == len(value):
             pairs = enumerate(zip(kinds, value, strict=True))
             return tuple(_value(k, item, f"{place}[{i}]") for i, (k, item) in pairs)
-    elif origin is Mapping and isinstance(value, dict) and all(isinstance(k, str) for k in value):
+    elif (
+        origin is Mapping and isinstance(value, Mapping) and all(isinstance(k, str) for k in value)
+    ):
         return {key: _value(inner[1], item, f"{place}.{key}") for key, item in value.items()}
     elif kind is Any or (origin is Literal and isinstance(value, str) and value in inner):
         return value
     elif kind in (int, float) and isinstance(value, int | kind) and not isinstance(value, bool):
         if abs(value) <= sys.float_info.max or kind is int:  # false for NaN
             return kind(value)
-    elif kind in (bool, str, type(None)) and isinstance(value, kind):
-        return value
     elif kind is Path and isinstance(value, str | Path):
         return Path(value)
+    elif kind not in (int, float) and isinstance(value, _class(kind)):
+        return value
     raise _MisfitError(place, f"expected {_words(kind)}, found {repr(value)[:60]}")
+
+
+def _class(kind: Any) -> type:
+    """Return the class of a type that is not looked into: an iterable may be a generator."""
+    kind = get_origin(kind) or kind
+    return kind if isinstance(kind, type) and kind not in (tuple, Sequence, Mapping) else type(...)
 
 
 def _union(kinds: tuple[Any, ...], value: object, place: str) -> Any:

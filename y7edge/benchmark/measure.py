@@ -30,7 +30,7 @@ from y7edge.errors import ConfigError, GateError
 
 _STAGES = ("model_ms", "pre_ms", "post_ms", "end_to_end_ms")
 _MIN_RUNS = 20
-_MAX_SECONDS = 20.0  # stop after these, once _MIN_RUNS are counted
+_MAX_SECONDS = 20.0  # stop after these, once _MIN_RUNS are counted; so long also to warm up
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def benchmark(
 ) -> Report:
     """Measure a model by stage on synthetic images, for at most 20 seconds after 20 calls.
 
+    No more calls to warm up are begun after another 20 seconds.
+
     ``artifact`` is the model's name in the report; ``threads`` those of OpenCV and of the detector;
     ``warmup`` calls precede the ``runs`` that count. ``gate`` measures the code around the engine
     too: call ``Report.require_budget`` for a verdict.
@@ -123,7 +125,7 @@ def benchmark(
     if warmup < 1 or runs < 1:
         raise ConfigError(f"warmup is {warmup} and runs is {runs}, expected 1 or more")
     with opencv_threads(threads):
-        stages = _measure(detector, warmup, runs)
+        warmup, stages = _measure(detector, warmup, runs)
     manifest, info = detector.manifest, detector.info
     return Report(
         artifact=artifact,
@@ -156,11 +158,14 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": round(float(v), 4) for p, v in zip((50, 95, 99), values, strict=True)}
 
 
-def _measure(detector: Detector, warmup: int, runs: int) -> dict[str, list[float]]:
-    """Return milliseconds of every counted call, by stage."""
-    frames = images()
+def _measure(detector: Detector, warmup: int, runs: int) -> tuple[int, dict[str, list[float]]]:
+    """Return the count of calls to warm up, and milliseconds of every counted call by stage."""
+    frames, begun = images(), time.perf_counter()
     for index in range(warmup):
         detector(frames[index % FRAMES])
+        if time.perf_counter() - begun > _MAX_SECONDS:
+            warmup = index + 1
+            break
     stages: dict[str, list[float]] = {stage: [] for stage in _STAGES}
     begun = time.perf_counter()
     for index in range(runs):
@@ -173,7 +178,7 @@ def _measure(detector: Detector, warmup: int, runs: int) -> dict[str, list[float
             times = (timing.infer, timing.pre, timing.post, whole)
             for stage, milliseconds in zip(_STAGES, times, strict=True):
                 stages[stage].append(milliseconds)
-    return stages
+    return warmup, stages
 
 
 def _peak_memory_mb() -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from y7edge import __version__
 from y7edge.cli.benchmark import benchmark
 from y7edge.cli.build import build
 from y7edge.cli.check import check
+from y7edge.cli.console import drop_unprinted, note, open_streams
 from y7edge.cli.data import data
 from y7edge.cli.export import export
 from y7edge.cli.grouped import Grouped
@@ -34,6 +36,8 @@ from y7edge.cli.train import train
 from y7edge.cli.val import val
 from y7edge.cli.verify import verify
 from y7edge.errors import RuntimeMissing, Y7EdgeError
+from y7edge.files import is_out_of_memory, reason
+from y7edge.text import one_line
 
 TRACEBACK = "--traceback"
 INTERRUPTED = 130
@@ -101,30 +105,33 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     wants_traceback = TRACEBACK in arguments
     arguments = [text for text in arguments if text != TRACEBACK]
-    if not arguments:
-        app(["--help"], prog_name="y7edge", standalone_mode=False)
-        return 2
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    open_streams()
+    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING)
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
         # Handle a service manager's SIGTERM as Ctrl-C, so that temporary files are removed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = app(arguments, prog_name="y7edge", standalone_mode=False)
+        if any(not text or re.fullmatch("--[a-z-]+=", text) for text in arguments):
+            raise UsageError("expected no empty argument: a variable of the shell may not be set")
+        result = app(arguments or ["--help"], prog_name="y7edge", standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output (head, less) ended; the interpreter flushes once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_unprinted()  # the reader of our output (head, less) ended
         return 1
     except Exception as error:
-        if wants_traceback:
-            traceback.print_exc()
-        message, code = _explain(error, arguments[0])
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        for line in traceback.format_exc().splitlines() if wants_traceback else ():
+            note(line)
+        message, code = _explain(error, (arguments or [""])[0])
+        note(f"error: {one_line(message)}")
+        drop_unprinted()
         return code
+    if not arguments:
+        return 2
     if result == INTERRUPTED:  # newer versions of typer return it themselves
-        print("interrupted", file=sys.stderr)
+        note("interrupted")
     return result if isinstance(result, int) else 0
 
 
@@ -134,8 +141,10 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "y7edge"
         return f"{error.format_message().rstrip('.')}. See `{where} --help`.", 2
+    lacks_memory = is_out_of_memory(error.__cause__ or error)
     if isinstance(error, Y7EdgeError):
-        return str(error), error.exit_code
+        start = "not enough memory: " if lacks_memory else ""
+        return str(error) if start in str(error) else f"{start}{error}", error.exit_code
     if isinstance(error, ModuleNotFoundError) and error.name:
         from y7edge.environment import extra_of
 
@@ -143,11 +152,21 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
         extra = EXTRAS.get(command) or extra_of(package)
         message = f"this needs {package}, which is not installed: pip install 'y7edge[{extra}]'"
         return message, RuntimeMissing.exit_code
-    if isinstance(error, OSError) and error.strerror:  # a full disk, no permission
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
+    if isinstance(error, OSError | RecursionError) or lacks_memory:
+        name = getattr(error, "filename", None)
+        start = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
+        return f"{start}{reason(error)}", 1
     what = f"{type(error).__name__}: {error}"
     return f"internal error, please report it with the output of {TRACEBACK}: {what}", 1
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    note(f"warning: {one_line(str(message))}")
+
+
+class _Remarks(logging.Handler):
+    """Print what libraries log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record in one line."""
+        note(one_line(self.format(record)))

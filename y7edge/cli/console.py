@@ -1,25 +1,50 @@
-"""Print results on standard output, remarks on standard error.
+"""Print results on standard output, remarks on standard error; all that is printed passes here.
 
-A result is one record: with ``--json`` one line of strict JSON (numbers that are not finite become
-null), otherwise lines of text.
+A result is one record: with ``--json`` one line of strict JSON in ASCII (numbers that are not
+finite become null), otherwise lines of text. Whatever names of users stand in it, no character acts
+on a terminal, and every encoding can hold it.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from y7edge.text import printable
+
+
+def open_streams() -> None:
+    """Let both streams take every character; a closed one drops what is printed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_unprinted() -> None:
+    """Drop what standard output did not take: the interpreter would flush it once more."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 
 def to_json(record: Any) -> str:
-    """Return one line of strict JSON; converts numpy values, paths and dataclasses."""
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
+    """Return one line of strict ASCII JSON; converts numpy values, paths and dataclasses."""
+    return json.dumps(_plain(record), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -38,12 +63,13 @@ def _plain(value: Any) -> Any:
 
 def show(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Print a result: ``record`` as JSON, or ``lines``."""
-    print(to_json(record) if as_json else "\n".join(lines), flush=True)
+    print(to_json(record) if as_json else "\n".join(map(printable, lines)), flush=True)
 
 
 def note(text: str) -> None:
-    """Print a remark on standard error, apart from JSON."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a remark of one line on standard error, apart from JSON."""
+    with suppress(OSError):  # a full disk, a closed pipe: the work goes on without it
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
@@ -65,7 +91,7 @@ def table(rows: Sequence[Sequence[object]]) -> list[str]:
 def _cell(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def facts(record: Mapping[str, object]) -> list[str]:

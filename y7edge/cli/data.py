@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from y7edge.cli.console import note, to_json
-from y7edge.cli.options import Json
+from y7edge.cli.console import note, show
+from y7edge.cli.options import Json, out_file
 from y7edge.errors import GateError
 from y7edge.text import printable
 
@@ -47,7 +44,12 @@ _Fix = Annotated[
 ]
 _Save = Annotated[
     Path | None,
-    typer.Option("--save", metavar="PAGE.html", help="Write a page with images of the findings."),
+    typer.Option(
+        "--save",
+        metavar="PAGE.html",
+        help="Write a page with images of the findings.",
+        callback=out_file,
+    ),
 ]
 _CLASSES = 20  # rows of the table; the rest is in JSON and on the page
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
@@ -77,7 +79,6 @@ def check(
     from y7edge.data.check.paths import require_copy, require_page
     from y7edge.data.check.report import write_page
 
-    _print_whatever_the_names()
     if save is not None:
         require_page(save, fix)
     if fix is not None:
@@ -95,13 +96,13 @@ def check(
         result["fix"] = fixed.record()
         errors, where = fixed.after.count("error"), fix
     if as_json:
-        print(_ascii(to_json(result)), flush=True)
+        show(result, (), as_json=True)
     else:
         _print(report, whole=save is not None)
         if save is not None:
             note(f"page: {save}")
         if fixed is not None:
-            print("\n".join(fixed.lines()), flush=True)
+            show(None, fixed.lines(), as_json=False)
     reasons = []
     if errors:
         checks = {f.check for f in (fixed.after if fixed else report).findings
@@ -111,17 +112,6 @@ def check(
         reasons += fixed.losses
     if reasons:
         raise GateError(f"{where}: {'; '.join(reasons)}")
-
-
-def _print_whatever_the_names() -> None:
-    """Names of files hold letters, and bytes, that a terminal or a log may not be able to show."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _ascii(text: str) -> str:
-    """JSON in ASCII, which every encoding can hold, halves of surrogate pairs included."""
-    return re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
 
 
 @contextmanager

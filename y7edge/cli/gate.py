@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from y7edge.artifact.reports import DetectionDifference, ParityReport
-from y7edge.cli.console import table, to_json
+from y7edge.cli.console import note, show, table
 from y7edge.errors import ParityError
 
 
@@ -18,10 +17,10 @@ def report_even_if_failed(as_json: bool) -> Iterator[None]:
         yield
     except ParityError as error:
         if as_json and error.report is not None:
-            print(to_json(error.report.to_dict()), flush=True)
+            show(error.report.to_dict(), (), as_json=True)
         elif isinstance(error.report, ParityReport):
             for line in parity_lines(error.report):
-                print(line, file=sys.stderr, flush=True)
+                note(line)
         raise
 
 

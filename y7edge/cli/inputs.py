@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from y7edge.cli.console import note
 from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError, Y7EdgeError
-from y7edge.files import require_regular
+from y7edge.files import is_folder, open_regular, reason
 
 # What FFmpeg, which OpenCV reads videos with, opens under these names.
 _VIDEO_SUFFIXES = {
@@ -55,8 +55,7 @@ def find_inputs(source: str) -> list[Path]:
     path = Path(source)
     expected = "an image, a video, a folder or a pattern such as 'images/*.jpg'"
     try:
-        is_folder = path.is_dir()
-        if is_folder:
+        if is_folder(path):
             expected, entries = "a folder of images or videos", list(path.iterdir())
         elif os.path.lexists(path):
             return [path]
@@ -64,12 +63,12 @@ def find_inputs(source: str) -> list[Path]:
             root = Path(path.anchor)
             entries = list(root.glob(str(path.relative_to(root))))
     except OSError as error:
-        raise SourceError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise SourceError(f"{source}: cannot be read: {reason(error)}") from error
     except ValueError as error:  # such as a ** that is not alone between slashes
         raise SourceError(f"{source}: expected {expected}: {error}") from error
-    folders = {entry for entry in entries if os.path.isdir(entry)}  # noqa: PTH112 - never raises
+    folders = set(filter(is_folder, entries))
     found = {entry for entry in entries if is_image(entry) or _is_video(entry)} - folders
-    others = sorted(set(entries) - found - (set() if is_folder else folders))
+    others = sorted(set(entries) - found - (set() if is_folder(path) else folders))
     if not found:
         what = f"none among {len(others)} entries" if others else "nothing"
         raise SourceError(f"{source}: expected {expected}, found {what}")
@@ -125,13 +124,9 @@ def _read_video(path: Path) -> Iterator[InputImage]:
     import cv2
 
     try:
-        require_regular(path)  # opening a pipe waits for ever
-        with path.open("rb"):
-            pass
+        open_regular(path).close()
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except DataError as error:
-        raise SourceError(str(error)) from error
+        raise SourceError(f"{path}: cannot be read: {reason(error)}") from error
     video = cv2.VideoCapture(utf8_path(path, SourceError))
     try:
         expected, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)

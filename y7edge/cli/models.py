@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from y7edge.cli.console import note
 from y7edge.cli.options import ImageSize
 from y7edge.errors import ConfigError
+from y7edge.files import is_file, is_folder, reason, require_regular
 from y7edge.models import registry
 from y7edge.models.checkpoint import SUFFIXES
 
@@ -22,8 +24,13 @@ def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
         ConfigError: it is neither a file nor a known name.
     """
     path = Path(text)
-    if path.is_file() or (path.is_dir() and text not in registry.names()):
+    if is_file(path) or (is_folder(path) and text not in registry.names()):
         return "checkpoint" if path.suffix.lower() in SUFFIXES else "artifact"
+    if os.path.lexists(path) and not is_folder(path):
+        try:
+            require_regular(path)
+        except OSError as error:
+            raise ConfigError(f"{text}: cannot read the model: {reason(error)}") from error
     if path.suffix or path.name != text:
         raise ConfigError(f"there is no file {text}, and no variant is called so")
     registry.get(text)

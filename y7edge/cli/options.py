@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from y7edge.files import require_replaceable, writing
+
 # Newer versions of typer contain click, older ones depend on it; in both the parent class of
 # BadParameter is the usage error.
 UsageError: Any = typer.BadParameter.__mro__[1]
+_LONGEST_SIDE = 8192
 
 
 class ImageSize(NamedTuple):
@@ -22,10 +26,37 @@ class ImageSize(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> ImageSize:
         """Parse ``640`` (square) or ``384x640`` (height x width); typer.BadParameter otherwise."""
-        match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", str(text).strip())
-        if match is None or not int(match[1]) or not int(match[2] or match[1]):
-            raise typer.BadParameter(f"expected 640, or height x width as 384x640, not {text!r}")
-        return cls(int(match[1]), int(match[2] or match[1]))
+        match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", str(text).strip(), re.ASCII)
+        sides = [int(side) for side in match.groups(match[1])] if match else [0]
+        if not 0 < min(sides) <= max(sides) <= _LONGEST_SIDE:
+            raise typer.BadParameter(
+                f"expected 640, or height x width as 384x640, not {text!r}; "
+                f"a side has at most {_LONGEST_SIDE} pixels"
+            )
+        return cls(*sides)
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse ``nan``, which no range of typer does; the callback of an option."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected a number, not {value}")
+    return value
+
+
+def out_file(path: Path | None) -> Path | None:
+    """Refuse a folder, link, pipe or device before the work begins; the callback of an option."""
+    if path is not None:
+        with writing("the result", path):
+            require_replaceable(path, folder=False)
+    return path
+
+
+def out_folder(path: Path | None) -> Path | None:
+    """Refuse what is not a folder before the work begins; the callback of an option."""
+    if path is not None:
+        with writing("the results", path):
+            require_replaceable(path, file=False)
+    return path
 
 
 Size = Annotated[

@@ -11,7 +11,7 @@ import typer
 
 from y7edge.cli.console import note, show
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
+from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads, finite, out_folder
 from y7edge.errors import SourceError
 
 if TYPE_CHECKING:
@@ -22,14 +22,21 @@ _Source = Annotated[
 ]
 _Save = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Write images and videos with their boxes into it."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Write images and videos with their boxes into it.",
+        callback=out_folder,
+    ),
 ]
 _Conf = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Keep scores above this; default: the model's own."),
+    typer.Option(
+        min=0, max=1, callback=finite, help="Keep scores above this; default: the model's own."
+    ),
 ]
 _Iou = Annotated[
-    float | None, typer.Option(min=0, max=1, help="IoU of the NMS; default: the model's own.")
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="IoU of the NMS; default: the model's own."),
 ]
 _MaxDet = Annotated[
     int | None,

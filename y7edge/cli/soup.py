@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from y7edge.cli.console import note, show, table
-from y7edge.cli.options import Json
+from y7edge.cli.options import Json, out_file
 from y7edge.errors import GateError
 
 _Checkpoints = Annotated[
@@ -27,7 +27,12 @@ _TrainSplit = Annotated[
     str, typer.Option(help="Split on which the average's BatchNorm statistics are estimated.")
 ]
 _Out = Annotated[
-    Path, typer.Option(metavar="FILE", help="The average (.safetensors), written if it is better.")
+    Path,
+    typer.Option(
+        metavar="FILE",
+        help="The average (.safetensors), written if it is better.",
+        callback=out_file,
+    ),
 ]
 _Side = Annotated[
     int | None,

@@ -12,7 +12,7 @@ import typer
 from y7edge import __version__
 from y7edge.cli.console import note, show, table
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads
+from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads, out_folder
 from y7edge.errors import DataError
 from y7edge.files import writing
 from y7edge.models.checkpoint import default_names
@@ -33,6 +33,7 @@ _Save = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
+        callback=out_folder,
         help="Write curves, confusion matrix, images, COCO results and a page into it.",
     ),
 ]

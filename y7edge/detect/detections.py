@@ -260,7 +260,7 @@ def _ids_of(item: int | str, names: Sequence[str]) -> list[int]:
     if isinstance(item, str):
         if found := [index for index, name in enumerate(names) if name == item]:
             return found
-        if not (item.isascii() and item.isdecimal()):
+        if not (item.isascii() and item.isdecimal() and len(item) < 10):
             near = difflib.get_close_matches(item, names, n=1, cutoff=0.0)
             hint = f"the nearest is {near[0]!r}" if near else "its class names are unknown"
             raise ConfigError(f"the model has no class {item!r}; {hint}")

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.description import Size, pair
 from y7edge.artifact.manifest import Manifest
+from y7edge.artifact.schema import checked
 from y7edge.detect.detections import Detections, Timing, class_ids
 from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
 from y7edge.detect.preprocess import Color, Geometry, Preprocessor
@@ -31,10 +33,11 @@ from y7edge.errors import (
     DetectorClosed,
     RuntimeMissing,
 )
+from y7edge.files import is_file
 from y7edge.models import registry as variants
 from y7edge.models.checkpoint import SUFFIXES
 from y7edge.runtimes import registry
-from y7edge.runtimes.base import Session, SessionOptions, require_process
+from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
 _MAX_BATCH = 16  # images of a dynamic batch; more would only cost memory
 
@@ -68,6 +71,7 @@ class Detector:
         DeviceError: the device does not exist.
     """
 
+    @checked
     def __init__(
         self,
         source: str | Path,
@@ -80,7 +84,7 @@ class Detector:
         *,
         agnostic: bool = False,
         threads: int | None = None,
-        imgsz: int | tuple[int, int] | None = None,
+        imgsz: Size | None = None,
         provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         options = SessionOptions(device, threads, provider_options or {})
@@ -95,7 +99,7 @@ class Detector:
             warnings.warn(
                 f"{source} was never compared with the model it came from ({reason}): "
                 "run `y7edge selftest` or `y7edge verify` where its engine is",
-                stacklevel=2,
+                stacklevel=3,  # behind `checked`
             )
 
     @classmethod
@@ -109,6 +113,7 @@ class Detector:
         detector._set_up(session, manifest, **options)
         return detector
 
+    @checked
     def _set_up(
         self,
         session: Session,
@@ -192,12 +197,14 @@ class Detector:
                 "call the detector itself for one image"
             )
         given = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        frames = list(frames)  # a sequence need not have slices
         return self._detect(frames, color, self._criteria, _for_each(len(frames), given))
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
         """Detect in a BGR image for mAP: conf 0.001, all classes of a box, IoU 0.65, 300 boxes."""
         return self._detect([frame], "bgr", EVALUATION, [{}])[0]
 
+    @checked
     def warmup(self, runs: int = 3) -> None:
         """Run on a grey image, for engines that plan on first use.
 
@@ -218,6 +225,10 @@ class Detector:
             session, self._session = self._session, None
             if session is not None:
                 session.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied."""
+        refuse_copy("a detector")
 
     def __enter__(self) -> Detector:
         return self
@@ -356,7 +367,8 @@ def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Or
     """Return the values of each image; DataError unless there are ``count`` of each."""
     known = {name: values for name, values in given.items() if values is not None}
     for name, values in known.items():
-        if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != count:
+        listed = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str)
+        if not listed or len(values) != count:
             raise DataError(f"{name} is {values!r}, expected a list of {count}, one for each image")
     return [{name: values[index] for name, values in known.items()} for index in range(count)]
 
@@ -399,11 +411,11 @@ def _open(
     source: str | Path,
     backend: str,
     options: SessionOptions,
-    imgsz: int | tuple[int, int] | None,
+    imgsz: Size | None,
 ) -> tuple[Session, Manifest]:
     """Open a session for an artifact, or with torch for a checkpoint or a variant's name."""
     path = Path(source)
-    if not path.is_file() and path.name == str(source) and not path.suffix:
+    if not is_file(path) and path.name == str(source) and not path.suffix:
         variants.get(path.name)  # a ConfigError that lists the names, if it is none of them
     elif path.suffix.lower() not in SUFFIXES:
         artifact = registry.load(path, backend)
@@ -421,23 +433,15 @@ def _open(
             f'{source} is not an exported artifact and needs torch: pip install "y7edge[export]", '
             "or export it with `y7edge export` where torch is"
         ) from error
-    session = eager.open(source, options, None if imgsz is None else _pair(imgsz))
+    session = eager.open(source, options, None if imgsz is None else pair(imgsz))
     return session, session.manifest
 
 
-def _require_size(artifact: Artifact, imgsz: int | tuple[int, int] | None) -> None:
+def _require_size(artifact: Artifact, imgsz: Size | None) -> None:
     image = artifact.manifest.input
-    if imgsz is not None and _pair(imgsz) != (image.height, image.width):
-        height, width = _pair(imgsz)
+    if imgsz is not None and pair(imgsz) != (image.height, image.width):
+        height, width = pair(imgsz)
         raise ConfigError(
             f"{artifact.path} has an input of {image.height}x{image.width}, which is fixed: "
             f"export it again with --imgsz {height}x{width}"
         )
-
-
-def _pair(imgsz: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) of a size that may be the side of a square."""
-    pair = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    if not isinstance(pair, tuple | list) or [type(side) for side in pair] != [int, int]:
-        raise ConfigError(f"imgsz is {imgsz!r}, expected one number or (height, width)")
-    return pair[0], pair[1]

@@ -17,16 +17,17 @@ pass are dequantised, activated and compared exactly. NaN is never selected.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.artifact.bounds import MAX_DET
 from y7edge.artifact.manifest import LevelInfo
+from y7edge.artifact.schema import require_fit
 from y7edge.boxes import MAX_CANDIDATES, best_first, corners, nms
 from y7edge.errors import ConfigError, DataError
 
@@ -51,13 +52,13 @@ class Criteria:
     multi_label: bool = False  # every class above conf, not only the best: for evaluation
 
     def __post_init__(self) -> None:
+        require_fit(Criteria, {f.name: getattr(self, f.name) for f in fields(self)})
         for name in ("conf", "iou"):
             value = getattr(self, name)
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not (number and 0 <= value <= 1):
+            if not 0 <= value <= 1:
                 raise ConfigError(f"{name} is {value!r}, expected a number from 0 to 1")
-        if isinstance(self.max_det, bool) or not isinstance(self.max_det, int) or self.max_det < 1:
-            raise ConfigError(f"max_det is {self.max_det!r}, expected a whole number from 1")
+        if not 1 <= self.max_det <= MAX_DET:
+            raise ConfigError(f"max_det is {self.max_det!r}, expected 1 to {MAX_DET}")
 
 
 EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)

@@ -23,6 +23,7 @@ from y7edge.data.images import to_bytes
 from y7edge.errors import ConfigError, DataError
 
 PAD = 114  # grey of the padding, 0..255, in all channels
+MAX_VALUES = 1 << 30  # of an image; a view that repeats pixels can claim any number
 Color = Literal["bgr", "rgb"]
 """Order of an image's channels; a fourth channel is alpha, and ignored."""
 
@@ -203,7 +204,7 @@ class Preprocessor:
 
 def check_color(color: str) -> None:
     """Raise ConfigError unless ``color`` is an order of channels."""
-    if color not in ("bgr", "rgb"):
+    if not isinstance(color, str) or color not in ("bgr", "rgb"):
         raise ConfigError(f'color is {color!r}, expected "bgr" or "rgb"')
 
 
@@ -233,7 +234,8 @@ def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray
             f"an image must have shape (height, width, 3), or 1 or 4 channels; got {frame.shape}"
             + (": pass one image at a time, or use batch()" if frame.ndim == 4 else "")
         )
-    if frame.size == 0:
-        raise DataError(f"an image must not be empty; got shape {frame.shape}")
+    if not 0 < frame.size <= MAX_VALUES:
+        what = f"have more than {MAX_VALUES} values" if frame.size else "be empty"
+        raise DataError(f"an image must not {what}; got shape {frame.shape}")
     image = frame[:, :, 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
     return np.ascontiguousarray(image)

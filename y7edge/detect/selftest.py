@@ -18,6 +18,7 @@ from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import InputInfo, Manifest, Probe
 from y7edge.artifact.reports import ProbeResult, SelftestReport
+from y7edge.artifact.schema import checked
 from y7edge.errors import ArtifactError, DigestError, ParityError
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
@@ -54,6 +55,7 @@ def input_crc32(pixels: NDArray[np.float32]) -> int:
     return zlib.crc32(pixels.astype("<f4", copy=False).tobytes())
 
 
+@checked
 def selftest(
     path: Path | str, *, backend: str = "auto", device: str = "auto", threads: int | None = None
 ) -> SelftestReport:

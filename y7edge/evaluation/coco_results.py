@@ -17,7 +17,7 @@ from y7edge.data.formats.coco_names import COCO_IDS
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError
 from y7edge.evaluation.tables import Table
-from y7edge.files import atomic_write
+from y7edge.files import write_text
 
 
 def write_submission(
@@ -59,8 +59,7 @@ def write_submission(
         paths = [str(sample.path) for sample in samples]
         contents[path.with_name("image_ids.json")] = dict(zip(paths, ids, strict=True))
     for file, content in contents.items():
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        write_text(file, json.dumps(content, ensure_ascii=False))
     return list(contents)
 
 

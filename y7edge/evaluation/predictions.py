@@ -70,10 +70,13 @@ def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
 
 
 def write_picture(picture: Image, path: Path) -> None:
-    """Write an image atomically; OutputError if OpenCV cannot write it."""
+    """Write an image as JPEG, atomically; OutputError if OpenCV cannot encode it."""
+    # Not cv2.imwrite: names that are not UTF-8 crash it.
+    is_encoded, content = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, 88))
+    if not is_encoded:
+        raise OutputError(f"{path}: OpenCV cannot encode the image")
     with atomic_write(path) as temporary:
-        if not cv2.imwrite(str(temporary), picture, (cv2.IMWRITE_JPEG_QUALITY, 88)):
-            raise OutputError(f"{path}: OpenCV cannot write the image")
+        temporary.write_bytes(content.tobytes())
 
 
 def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detections]:

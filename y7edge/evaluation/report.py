@@ -15,7 +15,7 @@ from y7edge.evaluation.evaluate import Metrics
 from y7edge.evaluation.plots import write_confusion, write_curves
 from y7edge.evaluation.predictions import Image, write_predictions
 from y7edge.evaluation.tables import Tables
-from y7edge.files import atomic_write
+from y7edge.files import write_text
 
 CAPTIONS = {
     "precision": "Precision: the fraction of the detections that is correct.",
@@ -81,8 +81,7 @@ def write_page(title: str, lead: str, metrics: Metrics, saved: Saved, path: Path
     """Write a page about one evaluation; plots and images are embedded."""
     start = [html.heading(title), html.paragraph(lead, "lead"), tiles(metrics)]
     body = [*start, *sections(metrics, saved)]
-    with atomic_write(path) as temporary:
-        temporary.write_text(html.page(title, body), encoding="utf-8")
+    write_text(path, html.page(title, body))
 
 
 def tiles(metrics: Metrics) -> str:

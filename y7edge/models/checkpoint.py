@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.errors import CheckpointError
-from y7edge.models.shapes import weight_shapes
+from y7edge.artifact import bounds
+from y7edge.artifact.schema import decode, texts
+from y7edge.errors import CheckpointError, ConfigError
+from y7edge.files import open_regular, reason
+from y7edge.models.shapes import require_affordable, weight_shapes
 from y7edge.models.spec import Form, Spec
+from y7edge.text import is_printable
 
 SUFFIXES = (".safetensors", ".pt", ".pth")  # of checkpoint files
-MAX_SIDE = 16384  # of an input, pixels
 COUNTER = "num_batches_tracked"  # the only whole-number weight: int64, all others are floats
 
 
@@ -45,16 +50,10 @@ class Checkpoint:
         """(height, width) of the trained input, else the published one.
 
         Raises:
-            CheckpointError: ``meta`` has something else under ``imgsz``.
+            CheckpointError: ``meta`` has something else under a known name.
         """
-        size = self.meta.get("imgsz", self.spec.imgsz)
-        pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        if len(pair) != 2 or not all(type(side) is int and 0 < side <= MAX_SIDE for side in pair):
-            raise CheckpointError(
-                f"the checkpoint's imgsz is {str(size)[:60]}, expected one number of pixels, or "
-                "height and width: give a size with --imgsz"
-            )
-        return pair[0], pair[1]
+        size = _known(self.meta, "meta").imgsz or self.spec.imgsz
+        return size if isinstance(size, tuple) else (size, size)
 
     @cached_property
     def digest(self) -> str:
@@ -68,6 +67,19 @@ class Checkpoint:
         return state.hexdigest()
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a checkpoint's file; CheckpointError if that, or reading in the block, fails."""
+    try:
+        with open_regular(path) as stream:
+            yield stream
+    except FileNotFoundError as error:
+        expected = "expected a .safetensors or .pt checkpoint"
+        raise CheckpointError(f"{path}: no such file; {expected}") from error
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
+
+
 def canonical_json(value: Any) -> str:
     """Return deterministic JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -78,16 +90,33 @@ def default_names(nc: int) -> tuple[str, ...]:
     return tuple(str(index) for index in range(nc))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """The entries of ``meta`` that code reads."""
+
+    imgsz: int | tuple[int, int] | None = None
+    epoch: int | None = None
+    licence: str | None = None
+    thresholds: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] | None = None
+
+
+def _known(meta: Mapping[str, Any], origin: str) -> _Known:
+    """Return the known entries; CheckpointError for one of another type."""
+    present = {entry.name: meta[entry.name] for entry in fields(_Known) if entry.name in meta}
+    return decode(_Known, present, origin=origin, error=CheckpointError)
+
+
 def check(checkpoint: Checkpoint, source: str) -> None:
     """Check that weights and names fit the rows and are finite; ``source`` names it in messages.
 
     Raises:
         CheckpointError: keys are missing or unexpected, a shape or dtype differs, a value is NaN or
-            infinite, or there are not ``nc`` names.
+            infinite, there are not ``nc`` names, ``meta`` has something unusable, or the model is
+            beyond :mod:`y7edge.artifact.bounds`.
     """
     spec, arrays = checkpoint.spec, checkpoint.arrays
-    check_names(checkpoint.names, spec.nc, source)
-    expected = weight_shapes(spec)
+    expected = check_description(checkpoint, source)
     check_keys(arrays, expected, f"{source} ({spec.name}, {spec.form} form)")
     for key, shape in expected.items():
         array = arrays[key]
@@ -110,6 +139,27 @@ def check(checkpoint: Checkpoint, source: str) -> None:
     _check_anchors(checkpoint, source)
 
 
+def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[int, ...]]:
+    """Check all but the weights, and return the shapes that these must have.
+
+    Raises:
+        CheckpointError: as :func:`check`.
+    """
+    spec = checkpoint.spec
+    check_names(checkpoint.names, spec.nc, source)
+    try:
+        _known(checkpoint.meta, f"{source}: meta")
+        for _ in texts(checkpoint.meta):
+            pass
+        sides = checkpoint.imgsz
+        if not all(bounds.MIN_SIDE <= side <= bounds.MAX_SIDE for side in sides):
+            raise ConfigError(f"imgsz is {sides}, expected {bounds.MIN_SIDE} to {bounds.MAX_SIDE}")
+        require_affordable(spec, *sides)
+        return weight_shapes(spec)
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
 def _check_anchors(checkpoint: Checkpoint, source: str) -> None:
     """Compare the array, which torch decodes with, to the spec, which other engines use."""
     spec = checkpoint.spec
@@ -123,11 +173,17 @@ def _check_anchors(checkpoint: Checkpoint, source: str) -> None:
 
 
 def check_names(names: Sequence[str], nc: int, source: str) -> None:
-    """Raise CheckpointError unless ``names`` are ``nc`` strings."""
+    """Raise CheckpointError unless ``names`` are ``nc`` printable strings of bounded length."""
     if len(names) != nc or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
             f"{source}: {len(names)} class names for {nc} classes; expected one text for each class"
         )
+    for name in names:
+        if len(name) > bounds.MAX_NAME or not is_printable(name):
+            raise CheckpointError(
+                f"{source}: the class name {name[:64]!r} is longer than {bounds.MAX_NAME} letters, "
+                "or has one that cannot be printed: train with another name"
+            )
 
 
 def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any], source: str) -> None:

@@ -6,7 +6,7 @@ row before it.
 
 from __future__ import annotations
 
-from y7edge.models.spec import IMAGE, Block, Row
+from y7edge.models.spec import IMAGE, Block, Row, derived_channels
 
 
 class Draft:
@@ -95,10 +95,3 @@ class Draft:
         """Append the detection head and return all rows."""
         self.add("head", tuple(inputs), 0)
         return tuple(self.rows)
-
-
-def derived_channels(block: Block, inputs: list[int]) -> int:
-    """Return the output channels of a block that has no width of its own."""
-    if block == "concat":
-        return sum(inputs)
-    return 4 * inputs[0] if block == "reorg" else inputs[0]

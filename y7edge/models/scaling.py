@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from y7edge.errors import ConfigError
-from y7edge.models.draft import derived_channels
-from y7edge.models.spec import IMAGE, Row, Spec
+from y7edge.models.spec import DERIVED, IMAGE, Row, Spec, derived_channels
 
 MULTIPLE = 8  # channel counts are rounded to this, for vector units and NPUs
 
@@ -69,8 +68,10 @@ def _stages(spec: Spec) -> dict[int, _Stage]:
     for stage in sorted({row.stage for row in spec.rows} - {0}):
         rows = [row for row in spec.rows if row.stage == stage]
         chain = tuple(row for row in rows if row.role == "chain")
-        gather = next(row for row in rows if row.role == "gather")
-        taken = sum(1 for i in gather.inputs if spec.rows[i].role == "chain")
+        gather = next((row for row in rows if row.role == "gather"), None)
+        taken = sum(1 for i in gather.inputs if spec.rows[i] in chain) if gather else 0
+        if gather is None or not taken:
+            raise ConfigError(f"{spec.name}: stage {stage} gathers no chain; it cannot be scaled")
         stages[stage] = _Stage(chain, gather, len(chain) // taken)
     return stages
 
@@ -92,7 +93,7 @@ def _rewritten(
     links: dict[int, list[int]] = {}  # stage -> new indices of its chain
 
     def append(row: Row, inputs: tuple[int, ...]) -> int:
-        if row.block in ("concat", "sum", "reorg", "maxpool", "upsample"):
+        if row.block in DERIVED:
             channels = [3 if i == IMAGE else new[i].out for i in inputs]
             out = derived_channels(row.block, channels)
         else:

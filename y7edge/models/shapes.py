@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from y7edge.artifact import bounds
 from y7edge.errors import ConfigError
 from y7edge.models.spec import IMAGE, Row, Spec
 
 BN_PARAMETERS = ("weight", "bias")
 BN_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 POOLS = (5, 9, 13)  # windows of the pyramid pooling inside sppcspc
+_INNER = {"sppcspc": 7, "repconv": 3, "downc": 3}  # maps inside of a block, in sizes of its output
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,9 @@ def strides(spec: Spec) -> tuple[int, ...]:
         if len(steps) != 1:
             raise ConfigError(f"{spec.name}: row {row.index} joins maps of strides {sorted(steps)}")
         at = steps.pop() * _ratio(row)
-        if at.denominator != 1:
-            raise ConfigError(f"{spec.name}: row {row.index} has a map larger than the image")
+        if at.denominator != 1 or at > bounds.MAX_STRIDE:
+            what = "larger than the image" if at < 1 else f"of stride {at}"
+            raise ConfigError(f"{spec.name}: row {row.index} has a map {what}")
         found.append(int(at))
     for level, (index, stride) in enumerate(zip(spec.lead_inputs, spec.strides, strict=True)):
         if found[index] != stride:
@@ -72,9 +75,18 @@ def _ratio(row: Row) -> Fraction:
 
 
 def convolutions(spec: Spec) -> tuple[ConvInfo, ...]:
-    """Return all convolutions in the order of the weights, RepConv branches and heads included."""
+    """Return all convolutions in the order of the weights, RepConv branches and heads included.
+
+    Raises:
+        ConfigError: maps don't fit together, or there are more than ``MAX_PARAMETERS``.
+    """
     at = strides(spec)
-    return tuple(info for row in spec.rows for info in _of_row(spec, row, at))
+    found = tuple(info for row in spec.rows for info in _of_row(spec, row, at))
+    if (count := sum(math.prod(info.weight_shape) for info in found)) > bounds.MAX_PARAMETERS:
+        raise ConfigError(
+            f"{spec.name}: {count} parameters, expected at most {bounds.MAX_PARAMETERS}"
+        )
+    return found
 
 
 def _of_row(spec: Spec, row: Row, at: tuple[int, ...]) -> Iterator[ConvInfo]:
@@ -191,3 +203,31 @@ def gflops(spec: Spec, height: int, width: int) -> float:
         for info in convolutions(spec)
     )
     return operations / 1e9
+
+
+def require_affordable(spec: Spec, height: int, width: int) -> None:
+    """Refuse a model that would take too much memory or time for one image of this size.
+
+    Raises:
+        ConfigError: it is beyond ``MAX_PIXELS``, ``MAX_LIVE`` or ``MAX_TOUCHED``.
+    """
+    at, pixels = strides(spec), height * width
+    last = {source: row.index for row in spec.rows for source in row.inputs}
+    values = {IMAGE: 3 * pixels}
+    live = peak = touched = values[IMAGE]
+    for row in spec.rows[:-1]:
+        size = values[row.index] = row.out * pixels // at[row.index] ** 2
+        live += size
+        peak = max(peak, live + (_INNER.get(row.block, 1) - 1) * size)
+        touched += size * row.kernel**2 if row.block == "maxpool" else size
+        live -= sum(values[i] for i in {*row.inputs, row.index} if last.get(i, -1) <= row.index)
+    for what, found, most in (
+        ("pixels", pixels, bounds.MAX_PIXELS),
+        ("values in memory at once", peak, bounds.MAX_LIVE),
+        ("values to compute", touched, bounds.MAX_TOUCHED),
+    ):
+        if found > most:
+            raise ConfigError(
+                f"{spec.name} at {height}x{width} has {found:,} {what}, expected at most "
+                f"{most:,}: give a smaller --imgsz"
+            )

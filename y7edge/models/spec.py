@@ -9,10 +9,13 @@ real-time object detectors" (Wang, Bochkovskiy, Liao, arXiv 2207.02696).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from y7edge.artifact import bounds
 from y7edge.errors import ConfigError
+from y7edge.text import is_printable
 
 IMAGE = -1  # the input index that means the image itself
 BN_EPS = 1e-3  # not the framework's 1e-5: published weights are wrong with any other value
@@ -20,7 +23,7 @@ BN_MOMENTUM = 0.03
 LEAKY_SLOPE = 0.1  # yolov7-tiny; every other variant uses SiLU
 
 Block = Literal[
-    "conv",  # k x k convolution -> BatchNorm -> activation; padding k // 2
+    "conv",  # k x k convolution, k odd -> BatchNorm -> activation; padding k // 2
     "repconv",  # 3x3 + 1x1 (+ identity) branches, each with BatchNorm, summed -> activation
     "downc",  # halves the map by two branches: 1x1 -> 3x3 stride 2, and max-pool -> 1x1
     "sppcspc",  # spatial pyramid pooling (5, 9, 13) inside a cross-stage partial block
@@ -34,6 +37,9 @@ Block = Literal[
 Activation = Literal["silu", "leaky_relu"]
 Form = Literal["training", "deploy", "folded"]
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
+
+DERIVED = ("concat", "sum", "reorg", "maxpool", "upsample")  # blocks without a width of their own
+ROLES = ("", "split", "chain", "gather", "merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +85,24 @@ class Spec:
     imgsz: int = 640
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for values that contradict each other."""
-        if not isinstance(self.nc, int) or self.nc < 1:
+        """Raise ConfigError for values that contradict each other, or are out of bounds."""
+        name = self.name
+        if len(name) > bounds.MAX_NAME or not is_printable(name):
+            raise ConfigError(f"{name!r} is no name: expected at most {bounds.MAX_NAME} letters")
+        if type(self.nc) is not int or not 0 < self.nc <= bounds.MAX_CLASSES:
             raise ConfigError(
-                f"{self.name}: nc must be a whole number of classes >= 1, not {self.nc!r}"
+                f"{name}: nc must be a whole number of classes from 1 to {bounds.MAX_CLASSES}, "
+                f"not {self.nc!r}"
             )
-        if len(self.anchors) != len(self.strides) or not self.anchors:
-            raise ConfigError(
-                f"{self.name}: anchors of {len(self.anchors)} levels, {len(self.strides)} strides; "
-                "give one list of (width, height) pairs for each level"
-            )
-        _check_anchors(self.name, self.anchors)
+        if not 0 < self.imgsz <= bounds.MAX_SIDE:
+            raise ConfigError(f"{name}: imgsz is {self.imgsz}, expected 1 to {bounds.MAX_SIDE}")
         if self.form not in get_args(Form) or self.activation not in get_args(Activation):
             raise ConfigError(
-                f"{self.name}: form {self.form!r} or activation {self.activation!r} is unknown; "
+                f"{name}: form {self.form!r} or activation {self.activation!r} is unknown; "
                 f"known: {', '.join(get_args(Form))}; {', '.join(get_args(Activation))}"
             )
-        _check_rows(self.name, self.rows, len(self.strides))
+        _check_levels(name, self.anchors, self.strides)
+        _check_rows(name, self.rows, len(self.strides))
 
     @property
     def head(self) -> Row:
@@ -142,15 +149,35 @@ class Spec:
         return asdict(self)
 
 
-def _check_anchors(name: str, anchors: Anchors) -> None:
+def derived_channels(block: Block, inputs: Sequence[int]) -> int:
+    """Return the output channels of a block that has no width of its own."""
+    if block == "concat":
+        return sum(inputs)
+    return 4 * inputs[0] if block == "reorg" else inputs[0]
+
+
+def _check_levels(name: str, anchors: Anchors, strides: tuple[int, ...]) -> None:
+    if len(anchors) != len(strides) or not 0 < len(anchors) <= bounds.MAX_LEVELS:
+        raise ConfigError(
+            f"{name}: anchors of {len(anchors)} levels, {len(strides)} strides; give one list of "
+            f"(width, height) pairs for each of 1 to {bounds.MAX_LEVELS} levels"
+        )
+    if list(strides) != sorted(set(strides)) or not 0 < strides[0] <= strides[-1]:
+        raise ConfigError(f"{name}: strides are {strides}, expected finest first")
     counts = {len(level) for level in anchors}
-    if len(counts) != 1 or 0 in counts:
-        raise ConfigError(f"{name}: every level needs the same number of anchors, found {counts}")
-    if not all(0 < side < float("inf") for level in anchors for pair in level for side in pair):
+    if len(counts) != 1 or not 0 < max(counts) <= bounds.MAX_ANCHORS:
+        raise ConfigError(
+            f"{name}: every level needs the same number of anchors, up to {bounds.MAX_ANCHORS}, "
+            f"found {counts}"
+        )
+    sides = [side for level in anchors for pair in level for side in pair]
+    if not all(0 < side <= bounds.MAX_ANCHOR for side in sides):
         raise ConfigError(f"{name}: anchors must be positive widths and heights in pixels")
 
 
 def _check_rows(name: str, rows: tuple[Row, ...], levels: int) -> None:
+    if len(rows) > bounds.MAX_ROWS:
+        raise ConfigError(f"{name}: {len(rows)} rows, expected at most {bounds.MAX_ROWS}")
     for position, row in enumerate(rows):
         earlier = row.inputs and all(IMAGE <= i < position for i in row.inputs)
         if row.index != position or not earlier:
@@ -163,10 +190,42 @@ def _check_rows(name: str, rows: tuple[Row, ...], levels: int) -> None:
                 f"{name}: row {position} is of the unknown block {row.block!r}; "
                 f"known are {', '.join(get_args(Block))}"
             )
+        problem = _misfit(row, [3 if i == IMAGE else rows[i].out for i in row.inputs])
+        if problem:
+            raise ConfigError(f"{name}: row {position} ({row.block}) {problem}")
     if not rows or rows[-1].block != "head" or any(row.block == "head" for row in rows[:-1]):
         raise ConfigError(f"{name}: the last row, and only the last, must be the head")
-    if len(rows[-1].inputs) not in (levels, 2 * levels):
+    if len(rows[-1].inputs) not in (levels, 2 * levels) or IMAGE in rows[-1].inputs:
         raise ConfigError(
             f"{name}: the head reads {len(rows[-1].inputs)} rows; expected {levels} lead levels, "
             "alone or followed by as many auxiliary ones"
         )
+
+
+_WINDOWS = {  # (kernel, stride) of blocks that have a choice
+    "conv": [(k, s) for k in range(1, bounds.MAX_KERNEL + 1, 2) for s in (1, 2)],
+    "repconv": [(3, 1), (3, 2)],
+    "maxpool": [(2, 2), (5, 1), (9, 1), (13, 1)],
+}
+
+
+def _misfit(row: Row, channels: list[int]) -> str:
+    """Return what is impossible about a row that reads maps of these channels; empty: nothing."""
+    several = {"sum": 2, "concat": bounds.MAX_INPUTS, "head": bounds.MAX_INPUTS}
+    if len(channels) > several.get(row.block, 1) or (row.block == "sum" and len(channels) < 2):
+        return f"reads {len(channels)} maps"
+    if (row.kernel, row.stride) not in _WINDOWS.get(row.block, [(1, 1)]):
+        return f"has kernel {row.kernel} and stride {row.stride}"
+    if row.identity and (row.block != "repconv" or row.stride != 1 or row.out != channels[0]):
+        return "cannot have an identity branch"
+    if row.role not in ROLES or not 0 <= row.stage <= bounds.MAX_ROWS:
+        return f"has role {row.role!r} in stage {row.stage}"
+    if row.block == "head":
+        return f"has {row.out} channels, expected 0" if row.out else ""
+    if not 0 < row.out <= bounds.MAX_CHANNELS or (row.block == "downc" and row.out % 2):
+        return f"has {row.out} channels"
+    if row.block in DERIVED and row.out != derived_channels(row.block, channels):
+        return f"has {row.out} channels, and reads maps of {channels}"
+    if row.block == "sum" and channels[0] != channels[1]:
+        return f"adds maps of {channels} channels"
+    return ""

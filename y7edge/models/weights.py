@@ -7,25 +7,28 @@ digest of rows, names and weights. ``load`` reads published ``.pt`` files too
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.schema import decode
+from y7edge.artifact import bounds
+from y7edge.artifact.schema import decode, parse
 from y7edge.errors import CheckpointError, needing
-from y7edge.files import atomic_write
+from y7edge.files import atomic_write, reason
 from y7edge.models.checkpoint import (
     COUNTER,
     SUFFIXES,
     Checkpoint,
     canonical_json,
     check,
+    check_description,
     default_names,
+    opened,
 )
 from y7edge.models.published import official
 from y7edge.models.spec import Spec
@@ -76,7 +79,7 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
         with atomic_write(path) as temporary:
             safetensors.numpy.save_file(dict(stored.arrays), temporary, metadata={HEADER: text})
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{source}: cannot be written: {error}") from error
+        raise CheckpointError(f"{source}: cannot be written: {reason(error)}") from error
 
 
 def _stored(key: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -96,12 +99,10 @@ def load(path: Path | str) -> Checkpoint:
         RuntimeMissing: safetensors is not installed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a .safetensors or .pt checkpoint")
     if path.suffix.lower() in SUFFIXES[1:]:
         return official.load(path)
-    text, arrays = _read(path)
-    header = _header(path, text)
+    with opened(path) as stream:
+        header, arrays = _read(path, stream)
     checkpoint = Checkpoint(header.spec, arrays, header.names, header.meta)
     check(checkpoint, str(path))
     if checkpoint.digest != header.digest:
@@ -113,19 +114,38 @@ def load(path: Path | str) -> Checkpoint:
     return checkpoint
 
 
-def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
-    """Return the header's text and all tensors of a safetensors file."""
+def _read(path: Path, stream: BinaryIO) -> tuple[_Header, dict[str, NDArray[Any]]]:
+    """Return the header and all tensors of a safetensors file.
+
+    The file is read, not mapped: a mapped file that another program shortens kills the process.
+    Nothing is read that the header's rows have no place for.
+    """
     safetensors = _safetensors()
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
-            if HEADER not in metadata:
-                raise CheckpointError(
-                    f"{path}: a safetensors file of another tool: its metadata has no entry "
-                    f"{HEADER!r}; expected a checkpoint that y7edge wrote"
-                )
-            return metadata[HEADER], {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > bounds.MAX_HEADER:
+            raise ValueError(f"a header of {length} bytes, expected at most {bounds.MAX_HEADER}")
+        entries = parse(stream.read(length))
+        if not isinstance(entries, dict):
+            raise ValueError("its header is no JSON object")
+        metadata = entries.get("__metadata__")
+        text = metadata.get(HEADER) if isinstance(metadata, dict) else None
+        if not isinstance(text, str):
+            raise CheckpointError(
+                f"{path}: a safetensors file of another tool: its metadata has no entry "
+                f"{HEADER!r}; expected a checkpoint that y7edge wrote"
+            )
+        header = _header(path, text)
+        shapes = check_description(
+            Checkpoint(header.spec, {}, header.names, header.meta), str(path)
+        )
+        most = 8 + length + 8 * sum(map(math.prod, shapes.values()))
+        stream.seek(0)
+        content = stream.read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"it has more than the {most} bytes that its rows have place for")
+        return header, safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({error}); it is cut short, damaged or of "
             "another format: copy or download it again"
@@ -136,9 +156,9 @@ def _header(path: Path, text: str) -> _Header:
     """Decode the header's text."""
     damaged = f"{path}: its {HEADER} header is damaged, take a copy of the file"
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{damaged}: {type(error).__name__}: {error}") from error
+        values = parse(text)
+    except ValueError as error:
+        raise CheckpointError(f"{damaged}: {error}") from error
     schema = values.get("schema") if isinstance(values, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from y7edge.errors import CheckpointError, ConfigError
 from y7edge.models import planning, registry
 from y7edge.models.checkpoint import Checkpoint, default_names
-from y7edge.models.shapes import input_channels, strides
+from y7edge.models.shapes import convolutions, input_channels
 from y7edge.models.spec import IMAGE, Form, Row, Spec
 from y7edge.nn.blocks import SPPCSPC, Concat, ConvBlock, DownC, Reorg, RepConv, Sum
 from y7edge.nn.head import Head
@@ -34,7 +34,7 @@ class Model(nn.Module):
     def __init__(self, spec: Spec, *, allow_identity: bool = False) -> None:
         super().__init__()
         planning.check(spec, allow_identity=allow_identity)
-        strides(spec)  # raises if maps of different sizes meet
+        convolutions(spec)  # raises if maps of different sizes meet, or it is too large
         self.spec = spec
         self.rows = nn.ModuleList(_module(spec, row) for row in spec.rows)
         self._schedules = {

@@ -85,8 +85,8 @@ def test_a_tar_archive(tmp_path):
 
 
 def test_no_file_and_an_empty_one(tmp_path):
-    refused(tmp_path / "absent.pt", "cannot be opened")
-    refused(tmp_path, "cannot be opened")
+    refused(tmp_path / "absent.pt", "no such file")
+    refused(tmp_path, "found a folder")
     (tmp_path / "m.pt").touch()
     refused(tmp_path / "m.pt", "is empty")
 

@@ -176,7 +176,7 @@ def test_swa_run_resumed_ends_as_if_it_had_not_been_cut_off(data, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(config(data, out), progress=StopAt(4, 2))
-    assert state.read(out / state.STATE).facts["average"]["count"] == 1
+    assert state.read(out / state.STATE).facts.average.count == 1
     resume(out)
     found = weights.load(out / "last.safetensors")
     assert found.digest == weights.load(expected.last).digest

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
+from y7edge import files
 from y7edge.data.sample import Sample
-from y7edge.errors import ConfigError, DataError
+from y7edge.errors import ConfigError, DataError, OutputError
 from y7edge.train.loading import image_cache, memory
 from y7edge.train.loading.image_cache import DiskCache, RamCache, Uncached, open_cache
 
@@ -234,7 +235,7 @@ def test_full_disk_is_an_error_while_filling_and_a_warning_later(samples, monkey
     kept = DiskCache(samples[:1], SIZE)
     (path,) = entries(folder)
     monkeypatch.setattr(image_cache, "atomic_write", full)
-    with pytest.raises(DataError, match=r"the disk is full; .*Y7EDGE_CACHE"):
+    with pytest.raises(OutputError, match="cache of decoded images: the disk is full"):
         DiskCache(samples, SIZE)
     cut(path)
     assert np.array_equal(kept[0], Uncached(samples, SIZE)[0])
@@ -245,7 +246,7 @@ def test_failed_write_leaves_no_file(samples, folder, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(image_cache.zlib, "crc32", failing)
-    with pytest.raises(DataError, match="cannot cache a decoded image"):
+    with pytest.raises(OutputError, match="the disk is full"):
         DiskCache(samples, SIZE)
     assert entries(folder) == []
 
@@ -255,8 +256,102 @@ def test_too_little_disk_space_is_an_error_before_writing(samples, monkeypatch, 
     DiskCache(samples[:3], SIZE)
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: free)
     DiskCache(samples[:4], SIZE)  # cached images need no more space
-    with pytest.raises(ConfigError, match=r"cache disk: .* 0\.1 MB, 0\.0 MB are free"):
+    with pytest.raises(OutputError, match=r"cache disk: .* 0\.1 MB, 0\.0 MB are free"):
         DiskCache(samples, 100)
+
+
+def no_home(folder, monkeypatch):
+    monkeypatch.delenv("Y7EDGE_CACHE")
+    monkeypatch.setenv("HOME", str(folder / "none"))
+    folder.parent.parent.mkdir(exist_ok=True)
+    (folder / "none").parent.mkdir(parents=True)
+    (folder / "none").touch()
+
+
+def no_private_folder(folder, monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.delenv("Y7EDGE_CACHE")
+    monkeypatch.setattr(Path, "home", lambda: exec("raise RuntimeError"))
+    monkeypatch.setattr(files.tempfile, "mkdtemp", fail)
+    files._private_folder.cache_clear()
+
+
+def a_file(folder, monkeypatch):
+    folder.parent.touch()
+
+
+def a_pipe(folder, monkeypatch):
+    os.mkfifo(folder.parent)
+
+
+def a_dangling_link(folder, monkeypatch):
+    folder.parent.symlink_to("/nowhere/at/all")
+
+
+def too_long(folder, monkeypatch):
+    monkeypatch.setenv("Y7EDGE_CACHE", "/tmp/" + "x" * 300)
+
+
+def read_only(folder, monkeypatch):
+    monkeypatch.setattr(image_cache, "atomic_write", refusing(errno.EROFS))
+
+
+def no_permission(folder, monkeypatch):
+    monkeypatch.setattr(image_cache, "atomic_write", refusing(errno.EACCES))
+
+
+def full_while_writing(folder, monkeypatch):
+    monkeypatch.setattr(image_cache, "atomic_write", full)
+
+
+def full_before(folder, monkeypatch):
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: Usage(0, 0, 0))
+
+
+def refusing(number):
+    @contextmanager
+    def refuse(_path, **_options):
+        raise OSError(number, os.strerror(number))
+        yield
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        *(no_home, no_private_folder, a_file, a_pipe, a_dangling_link, too_long),
+        *(read_only, no_permission, full_while_writing, full_before),
+    ],
+)
+def test_a_run_goes_on_without_a_cache_that_cannot_be_written(
+    samples, folder, trouble, monkeypatch, caplog
+):
+    trouble(folder, monkeypatch)
+    images = open_cache("disk", samples, SIZE)
+    expected = Uncached(samples, SIZE)
+    assert all(np.array_equal(one, two) for one, two in zip(images, expected, strict=True))
+    (line,) = caplog.messages
+    assert "training without it" in line
+
+
+def test_a_cache_that_fills_up_later_warns_once(samples, folder, monkeypatch, caplog):
+    kept = DiskCache(samples, SIZE)
+    for path in entries(folder):
+        path.unlink()
+    monkeypatch.setattr(image_cache, "atomic_write", full)
+    assert [image.shape for image in kept] == [image.shape for image in Uncached(samples, SIZE)]
+    assert len(caplog.messages) == 1
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(samples, folder):
+    kept = DiskCache(samples[:1], SIZE)
+    (path,) = entries(folder)
+    path.unlink()
+    os.mkfifo(path)
+    assert np.array_equal(kept[0], Uncached(samples, SIZE)[0])
 
 
 def fill(samples, results):

@@ -1,6 +1,7 @@
 """Results, folder and progress of a run."""
 
 import io
+from contextlib import ExitStack
 from dataclasses import replace
 
 import cv2
@@ -60,18 +61,18 @@ def test_fitness_weighs_the_strict_figure_most():
 
 
 def test_unnamed_runs_get_the_next_free_folder(tmp_path):
-    names = [folder.create(None, tmp_path).name for _ in range(3)]
+    names = [folder.create(None, ExitStack(), tmp_path).name for _ in range(3)]
     assert names == ["train", "train2", "train3"]
 
 
 def test_folder_is_refused_only_for_files_of_a_run(tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert folder.create(tmp_path) == tmp_path
+    assert folder.create(tmp_path, ExitStack()) == tmp_path
     (tmp_path / "results.csv").touch()
     with pytest.raises(ConfigError, match=r"already holds a run \(results\.csv\)"):
-        folder.create(tmp_path)
+        folder.create(tmp_path, ExitStack())
     with pytest.raises(ConfigError, match="cannot create the folder"):
-        folder.create(tmp_path / "notes.txt")
+        folder.create(tmp_path / "notes.txt", ExitStack())
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state-previous.safetensors"])

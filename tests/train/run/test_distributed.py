@@ -24,6 +24,7 @@ CASES = {"yolov7-w6": 16, "yolov7-tiny": 15}
 # What the parts of a run make of batches of random images; written by rank 0.
 GRADIENTS = """
 import sys
+from contextlib import ExitStack
 import numpy as np, torch
 from y7edge.models import registry
 from y7edge.models.scaling import scale
@@ -41,7 +42,8 @@ config = TrainConfig(data="", batch=16, device="cpu", devices=devices)
 object.__setattr__(config, "precision", "64-true")  # rounding would hide what is asked for
 torch.set_default_dtype(torch.float64)
 fabric = open_fabric(config)
-ranks = launch(fabric)
+held = ExitStack()
+ranks = launch(fabric, held)
 torch.set_num_threads(1)
 torch.manual_seed(7)
 images = torch.randint(0, 256, (16, 3, 128, 128), dtype=torch.uint8)

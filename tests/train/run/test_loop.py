@@ -101,6 +101,7 @@ def test_run_leaves_complete_files(run):
         "curves",
         "predictions",
         "tensorboard",
+        ".lock",
     }
     assert cv2.imread(str(result.folder / "results.png")) is not None
 

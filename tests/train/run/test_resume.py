@@ -115,8 +115,8 @@ def test_interrupted_run_equals_an_uninterrupted_one(data, tmp_path, whole, epoc
         train(config(data, out), progress=stop)
     assert f"resume with y7edge train --resume {out}" in stop.lines[-1]
     assert weights.load(out / "last.safetensors").meta["interrupted"] is True
-    kept = state.read(out / state.STATE).facts
-    assert (kept["epoch"], kept["batch"]) == (epoch, batch)
+    kept = state.read(out / state.STATE).facts.position
+    assert (kept.epoch, kept.batch) == (epoch, batch)
     again = StopAt(0, 0)
     result = resume(out, progress=again)
     assert f"resumed at epoch {epoch}, after {batch} batches" in again.lines
@@ -166,7 +166,7 @@ def test_interrupt_while_evaluating_does_not_average_twice(data, tmp_path, whole
             lambda *_: signal.raise_signal(signal.SIGINT),
         )
         train(config(data, out))
-    assert state.read(out / state.STATE).facts["closed"] is True
+    assert state.read(out / state.STATE).facts.position.closed
     resume(out)
     assert_equal_runs(out, whole)
 
@@ -214,7 +214,7 @@ def test_killed_run_equals_an_uninterrupted_one(data, tmp_path, whole):
     """Twice kill -9, with two workers, in the middle of an epoch and of an accumulation."""
     out = tmp_path / "run"
     kill(data, out, steps=3, fresh=True, minutes=1e-6)  # a state after every batch
-    assert state.read(out / state.STATE).facts["gathered"] > 0
+    assert state.read(out / state.STATE).facts.gathered > 0
     kill(data, out, steps=6, fresh=False, minutes=1e-6)
     resume(out)
     assert_equal_runs(out, whole)
@@ -252,7 +252,7 @@ def test_signal_ends_the_command_with_130_and_a_way_on(data, tmp_path, number):
     assert process.returncode == 130
     assert f"resume with y7edge train --resume {out}" in output
     assert "Traceback" not in output
-    assert state.read(out / state.STATE).facts["epoch"] >= 2
+    assert state.read(out / state.STATE).facts.position.epoch >= 2
 
 
 def test_state_is_kept_if_a_worker_dies(data, tmp_path, whole):
@@ -281,7 +281,7 @@ def test_full_disk_ends_the_run_with_the_previous_state(data, tmp_path, whole, m
 
     with monkeypatch.context() as patch:
         patch.setattr(state, "atomic_write", filling)
-        with pytest.raises(TrainingError, match=r"No space left.*\(epoch 2, after 0 batches\)"):
+        with pytest.raises(TrainingError, match=r"the disk is full.*\(epoch 2, after 0 batches\)"):
             train(config(data, out))
     assert len(writes) == 3
     resume(out)
@@ -380,4 +380,4 @@ def test_batch_of_a_non_finite_loss_is_dumped(data, tmp_path):
     for image, key in zip(images, keys, strict=True):
         assert np.array_equal(image, trainer.parts.train_set[key][0].numpy())
     assert set(targets[:, 0]) <= {0.0, 1.0}
-    assert state.load(out, log=pytest.fail).facts["epoch"] == 2
+    assert state.read(out / state.STATE).facts.position.epoch == 2

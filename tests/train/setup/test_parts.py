@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -56,8 +55,7 @@ def test_anchors_that_were_chosen_for_the_data():
 
 def test_a_run_starts_again_without_its_weights(trained):
     first = start_model(config(weights=trained, freeze=(0,)), NAMES)
-    facts = json.loads(json.dumps(first.facts()))  # as a state keeps them
-    again = resume_model(config(weights="/gone", freeze=(0,)), NAMES, facts)
+    again = resume_model(config(weights="/gone", freeze=(0,)), NAMES, first.began())
     assert again.model.spec == first.model.spec
     assert (again.origin, again.notes) == (first.origin, first.notes)
     assert not next(again.model.rows[0].parameters()).requires_grad

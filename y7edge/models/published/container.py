@@ -10,8 +10,8 @@ the list of storage keys; then for each key its length (int64) and bytes.
 from __future__ import annotations
 
 import io
-import mmap
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,14 +23,18 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from y7edge.errors import CheckpointError
+from y7edge.models import checkpoint
 from y7edge.models.published.screening import MAX_BYTES
 from y7edge.models.published.unpickle import Storage, Tensor, load
 
 MAX_RECORDS = 50_000  # of a zip; yolov7-e6e with optimiser state has about 4000
 _ZIP = b"PK\x03\x04"
+_MAX_DIRECTORY = 8 << 20  # bytes; an entry has about 100
+_MAX_STREAM = 2 << 30  # bytes of a legacy stream, which is kept in memory
 _ENCRYPTED = 0x1  # bit of a zip record's flags
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_PREAMBLE = 1000  # opcodes of each pickle in front of the value; usual are about 20
 _LENGTH = struct.Struct("<q")
 _PICKLES = b"\x80c("  # how pickles start: PROTO, or in protocol 0 GLOBAL and MARK
 _TAR = slice(257, 262)  # where a tar archive says "ustar"
@@ -57,13 +61,7 @@ def opened(path: Path) -> Iterator[Container]:
     Raises:
         CheckpointError: no such file, of another format, damaged, or refused as unsafe.
     """
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be opened ({error.strerror}); expected a .pt checkpoint"
-        ) from error
-    with stream:
+    with checkpoint.opened(path) as stream:
         start = stream.read(len(_ZIP))
         stream.seek(0)
         if not start:
@@ -72,10 +70,29 @@ def opened(path: Path) -> Iterator[Container]:
             yield container
 
 
+class _Bounded:
+    """A stream that refuses large reads; ``most`` bounds the directory of a zip, then is lifted.
+
+    zipfile reads the directory at once, whatever size the file says, and keeps all of its entries.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.most = stream, _MAX_DIRECTORY
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as the stream does; BadZipFile for more than ``most`` bytes."""
+        if size > self.most:
+            raise zipfile.BadZipFile(f"a directory of {size} bytes, expected at most {self.most}")
+        return self._stream.read(size)
+
+
 @contextmanager
 def _zip(path: Path, stream: BinaryIO) -> Iterator[Container]:
+    bounded = _Bounded(stream)
     try:
-        archive = zipfile.ZipFile(stream)
+        archive = zipfile.ZipFile(bounded)
+        bounded.most = sys.maxsize
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: a damaged zip container ({error}); {_AGAIN}") from error
     with archive:
@@ -162,36 +179,45 @@ def _check_lengths(
 
 @contextmanager
 def _legacy(path: Path, stream: BinaryIO) -> Iterator[Container]:
-    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        _check_preamble(path, mapped)
-        value, storages = load(mapped, str(path))
-        keys, _ = load(mapped, str(path))
-        listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-        if not listed or sorted(keys) != sorted(storages):
-            raise CheckpointError(f"{path}: its list of storages is not that of its pickle")
-        places = _places(path, mapped, [storages[key] for key in keys])
+    start = stream.read(1 << 16)
+    _check_preamble(path, io.BytesIO(start), start)
+    stream.seek(0)
+    # Read, not mapped: a mapped file that another program shortens kills the process.
+    content = stream.read(_MAX_STREAM + 1)
+    if len(content) > _MAX_STREAM:
+        raise CheckpointError(
+            f"{path}: a stream of more than {_MAX_STREAM} bytes; save it with torch 1.6 or newer"
+        )
+    pickles = io.BytesIO(content)
+    _check_preamble(path, pickles, content)  # again, to stand behind it
+    value, storages = load(pickles, str(path))
+    keys, _ = load(pickles, str(path), 3 * MAX_RECORDS)
+    listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not listed or sorted(keys) != sorted(storages):
+        raise CheckpointError(f"{path}: its list of storages is not that of its pickle")
+    places = _places(path, content, pickles.tell(), [storages[key] for key in keys])
 
-        @lru_cache(maxsize=1)
-        def read(storage: Storage) -> bytes:
-            return mapped[places[storage.key]]
+    @lru_cache(maxsize=1)
+    def read(storage: Storage) -> bytes:
+        return content[places[storage.key]]
 
-        yield Container("legacy stream", value, read)
+    yield Container("legacy stream", value, read)
 
 
-def _check_preamble(path: Path, mapped: mmap.mmap) -> None:
+def _check_preamble(path: Path, pickles: io.BytesIO, content: bytes) -> None:
     """Check the three pickles in front of the value."""
     other = (
         f"{path}: neither of the formats of torch.save (a zip container, or a stream that starts "
         "with its magic number); expected a .pt checkpoint"
     )
-    if mapped[0] not in _PICKLES or mapped[_TAR] == b"ustar":
+    if content[0] not in _PICKLES or content[_TAR] == b"ustar":
         raise CheckpointError(other)
     # Loading it also reports what a bare pickle would call.
-    magic, _ = load(mapped, str(path))
+    magic, _ = load(pickles, str(path), _PREAMBLE)
     if magic != _MAGIC:
         raise CheckpointError(other)
-    protocol, _ = load(mapped, str(path))
-    machine, _ = load(mapped, str(path))
+    protocol, _ = load(pickles, str(path), _PREAMBLE)
+    machine, _ = load(pickles, str(path), _PREAMBLE)
     if protocol != _PROTOCOL or not isinstance(machine, dict):
         raise CheckpointError(f"{path}: a stream of an unknown version; save it with a newer torch")
     if machine.get("little_endian") is not True:
@@ -200,19 +226,18 @@ def _check_preamble(path: Path, mapped: mmap.mmap) -> None:
         )
 
 
-def _places(path: Path, mapped: mmap.mmap, storages: list[Storage]) -> dict[str, slice]:
-    """Return where each storage's bytes are; they follow each other from the current position."""
+def _places(path: Path, content: bytes, at: int, storages: list[Storage]) -> dict[str, slice]:
+    """Return where each storage's bytes are; they follow each other from position ``at``."""
     places: dict[str, slice] = {}
     for storage in storages:
-        field = mapped.read(_LENGTH.size)
-        start = mapped.tell()
-        if len(field) < _LENGTH.size or start + storage.nbytes > len(mapped):
+        start = at + _LENGTH.size
+        at = start + storage.nbytes
+        if at > len(content):
             raise CheckpointError(f"{path}: cut short inside of storage {storage.key}; {_AGAIN}")
-        if (length := _LENGTH.unpack(field)[0]) != storage.length:
+        if (length := _LENGTH.unpack_from(content, start - _LENGTH.size)[0]) != storage.length:
             raise CheckpointError(
                 f"{path}: storage {storage.key} has {length} elements, its pickle says "
                 f"{storage.length}; {_AGAIN}"
             )
-        places[storage.key] = slice(start, start + storage.nbytes)
-        mapped.seek(start + storage.nbytes)
+        places[storage.key] = slice(start, at)
     return places

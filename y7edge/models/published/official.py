@@ -76,7 +76,8 @@ def load(path: Path | str) -> Checkpoint:
         spec, tensors = translate(model.tensors, variant, str(path))
         arrays = _arrays(container, tensors)
         spec = replace(spec, anchors=_anchors(spec, arrays, container, model))
-    checkpoint = Checkpoint(spec, arrays, _names(model, spec.nc), _meta(path, container, model))
+        meta = _meta(path, container, model)
+    checkpoint = Checkpoint(spec, arrays, _names(model, spec.nc), meta)
     check(checkpoint, str(path))
     return checkpoint
 

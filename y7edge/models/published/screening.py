@@ -7,55 +7,70 @@ skip the look-up of names. Checked here:
 * memo slots, for which the C implementation allocates up to the highest index;
 * the number of values below a tuple, shared ones counted each time: hashing a tuple visits them
   all, recursively and without a limit;
+* keys of dictionaries and members of sets: hashes of tuples and of large integers can be made to
+  collide, and a long text can be compared with its copy over and over;
 * the number of opcodes. Lengths inside opcodes are checked against the bytes that are there.
 """
 
 from __future__ import annotations
 
 import io
-import mmap
 import pickletools
 from typing import Any
 
 from y7edge.errors import CheckpointError
 
-MAX_OPCODES = 2_000_000  # yolov7-e6e, model and average with optimiser state, has about a quarter
+MAX_OPCODES = 1_000_000  # yolov7-e6e, model and average with optimiser state, has about a half
 MAX_BYTES = 256 * 2**20  # of the pickle, tensors apart; published ones stay below 2 MiB
+MAX_KEY = 4096  # letters or bytes of a key
+MAX_LARGE = 16  # integers beyond 64 bits; the legacy stream begins with one
 MAX_TUPLE = 10_000  # values below one tuple; a tensor's arguments are about 20
 
 _EXTENSIONS = ("EXT1", "EXT2", "EXT4")
-_OUT_OF_BAND = ("PERSID", "NEXT_BUFFER", "READONLY_BUFFER")
+_NEVER = ("PERSID", "NEXT_BUFFER", "READONLY_BUFFER", "FROZENSET")
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
 _STORE = ("PUT", "BINPUT", "LONG_BINPUT")
 _FETCH = ("GET", "BINGET", "LONG_BINGET")
+# Which of the values that an opcode takes are keys, from the top of the stack.
+_KEYS = {
+    "SETITEM": slice(1, 2),
+    "SETITEMS": slice(1, None, 2),
+    "DICT": slice(1, None, 2),
+    "ADDITEMS": slice(None),
+}
 _MARK = -1  # on the stack of weights
 
 
-ByteStream = io.BytesIO | mmap.mmap
-
-
-def screen(stream: ByteStream) -> None:
-    """Read one pickle to its end without running it.
+def screen(stream: io.BytesIO, most: int | None = None) -> None:
+    """Read one pickle of at most ``most`` opcodes (MAX_OPCODES) to its end without running it.
 
     Raises:
         CheckpointError: it does something that the published files never do.
         ValueError: it is truncated, or an opcode is unknown.
     """
-    start = stream.tell()
-    stack = _Weights()
+    start, most = stream.tell(), most or MAX_OPCODES
+    stack, large = _Weights(), 0
     argument: Any
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name in _EXTENSIONS:
             raise CheckpointError(
                 f"uses extension code {argument}, which can stand for any function"
             )
-        if opcode.name in _OUT_OF_BAND:
+        if opcode.name in _NEVER:
             raise CheckpointError(f"uses the opcode {opcode.name}, which torch never writes")
-        if count >= MAX_OPCODES or stream.tell() - start > MAX_BYTES:
-            raise CheckpointError(f"is longer than {MAX_OPCODES} opcodes or {MAX_BYTES} bytes")
+        if count >= most or stream.tell() - start > MAX_BYTES:
+            raise CheckpointError(f"is longer than {most} opcodes or {MAX_BYTES} bytes")
+        if isinstance(argument, int) and not -(2**63) <= argument < 2**64:
+            large += 1
+            if large > MAX_LARGE or argument.bit_length() > 128:
+                raise CheckpointError("has integers of more than 64 bits")
         if opcode.name in _STORE and not 0 <= argument <= count:
             raise CheckpointError(f"uses memo slot {argument} after {count} opcodes")
         stack.step(opcode, argument)
+
+
+class _NoKey(int):
+    """The weight of a value that may not be a key: a long text, or made of other values."""
 
 
 class _Weights:
@@ -84,24 +99,29 @@ class _Weights:
             self._stack.append(self._top())
         elif name == "MARK":
             self._stack.append(_MARK)
+        elif isinstance(argument, str | bytes | bytearray) and len(argument) > MAX_KEY:
+            self._stack.append(_NoKey(1))
         else:
             self._combine(opcode)
 
     def _combine(self, opcode: pickletools.OpcodeInfo) -> None:
         """Replace what the opcode takes by one value that contains it all."""
-        weight = 1
+        popped: list[int] = []
         taken = opcode.stack_before
         if pickletools.markobject in taken:
             while (value := self._pop()) != _MARK:
-                weight += value
+                popped.append(value)
             taken = taken[: taken.index(pickletools.markobject)]
-        for _ in taken:
-            weight += max(self._pop(), 0)
+        popped += [max(self._pop(), 0) for _ in taken]
+        if opcode.name in _KEYS and any(isinstance(v, _NoKey) for v in popped[_KEYS[opcode.name]]):
+            raise CheckpointError("has a key that is no number or short text")
+        weight = 1 + sum(popped)
         if opcode.name in _TUPLES and weight > MAX_TUPLE:
             raise CheckpointError(f"nests or repeats {weight} values inside of a tuple")
         if opcode.stack_after:
             # Appending a container to itself doubles the count each time: keep the integer small.
-            self._stack.append(min(weight, 2**62))
+            weight = min(weight, 2**62)
+            self._stack.append(_NoKey(weight) if opcode.stack_before else weight)
 
     def _top(self) -> int:
         if not self._stack:

@@ -12,6 +12,7 @@ Before it runs, a pickle is screened (:mod:`y7edge.models.published.screening`).
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import re
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.errors import CheckpointError
-from y7edge.models.published.screening import ByteStream, screen
+from y7edge.models.published.screening import MAX_KEY, screen
 from y7edge.text import one_line
 
 MAX_CLASSES = 256  # different module classes in one file; a published one has about 20
@@ -72,6 +73,11 @@ class PickledDict(dict[Any, Any]):
     """In place of ``collections.OrderedDict``, without attributes."""
 
     __slots__ = ()
+
+    def __init__(self, items: object = ()) -> None:
+        if not isinstance(items, list | tuple):
+            raise CheckpointError("makes a dictionary of something else than a list")
+        super().__init__((_key(pair[0]), pair[1]) for pair in items)
 
     def __setstate__(self, state: object) -> None:
         """Ignore attributes; torch sets ``_metadata`` on state dicts."""
@@ -212,7 +218,14 @@ def _rebuild_parameter(data: object, *_autograd: object) -> Tensor:
 def _set(items: Iterable[Any] = ()) -> set[Any]:
     if not isinstance(items, list | tuple):
         raise CheckpointError("makes a set of something else than a list")
-    return set(items)
+    return {_key(item) for item in items}
+
+
+def _key(value: object) -> object:
+    """Refuse what the screening refuses as a key."""
+    if not isinstance(value, str | int) or (isinstance(value, str) and len(value) > MAX_KEY):
+        raise CheckpointError("has a key that is no number or short text")
+    return value
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
@@ -264,7 +277,7 @@ _KNOWN: dict[tuple[str, str], object] = {
 class RestrictedUnpickler(pickle.Unpickler):
     """Rebuild what a YOLOv7 checkpoint contains; refuse all other names."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
         self._classes: dict[str, type[StandIn]] = {}
         self.storages: dict[str, Storage] = {}
@@ -315,8 +328,12 @@ class RestrictedUnpickler(pickle.Unpickler):
         return storage
 
 
-def load(stream: ByteStream, source: str) -> tuple[Any, dict[str, Storage]]:
+def load(
+    stream: io.BytesIO, source: str, most: int | None = None
+) -> tuple[Any, dict[str, Storage]]:
     """Load the pickle at the stream's position; ``source`` names it in messages.
+
+    ``most``: as for :func:`y7edge.models.published.screening.screen`.
 
     Returns:
         The value, and every storage that it refers to by key.
@@ -326,7 +343,7 @@ def load(stream: ByteStream, source: str) -> tuple[Any, dict[str, Storage]]:
     """
     try:
         start = stream.tell()
-        screen(stream)
+        screen(stream, most)
         stream.seek(start)
         unpickler = RestrictedUnpickler(stream)
         return unpickler.load(), unpickler.storages

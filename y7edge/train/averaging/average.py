@@ -5,17 +5,31 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from y7edge.errors import CheckpointError
 from y7edge.nn.build import Model
 from y7edge.train.averaging.statistics import normalizers, reestimate
 from y7edge.train.run.schedule import swa_begins
 from y7edge.train.settings.recipe import Recipe
 
 Batches = Callable[[], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What an average has seen so far."""
+
+    updates: int = 0  # optimizer steps
+    count: int = 0  # epochs in the mean
+    ended: int = 0  # last finished epoch
+
+    def __post_init__(self) -> None:
+        if not all(0 <= value < 2**53 for value in (self.updates, self.count, self.ended)):
+            raise CheckpointError(f"expected counts from 0, found {self}")
 
 
 class Average:
@@ -26,6 +40,8 @@ class Average:
     def __init__(self, model: Model) -> None:
         self.model: Model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.updates = 0  # optimizer steps
+        self.count = 0  # epochs in the mean, if it is one
+        self._ended = 0  # last finished epoch
 
     def update(self, model: Model) -> None:
         """Update the average after an optimizer step."""
@@ -40,14 +56,14 @@ class Average:
         """
         self.model.load_state_dict(model.state_dict())
 
-    def state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-        """Return tensors and JSON values from which :meth:`load` restores it bit by bit."""
-        return self.model.state_dict(), {"updates": self.updates}
+    def state(self) -> tuple[Mapping[str, Tensor], Counts]:
+        """Return tensors and counts from which :meth:`load` restores it bit by bit."""
+        return self.model.state_dict(), Counts(self.updates, self.count, self._ended)
 
-    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], counts: Counts) -> None:
         """Restore what :meth:`state` returned."""
         self.model.load_state_dict(tensors)
-        self.updates = int(facts["updates"])
+        self.updates, self.count, self._ended = counts.updates, counts.count, counts.ended
 
 
 class ModelEma(Average):
@@ -94,8 +110,7 @@ class Swa(ModelEma):
     def __init__(self, model: Model, *, begins: int, decay: float, tau: float) -> None:
         """Begin at epoch ``begins``, from 1, with a moving average until then."""
         super().__init__(model, decay=decay, tau=tau)
-        self.begins, self.count = begins, 0  # count: epochs in the mean
-        self._ended = 0  # last finished epoch
+        self.begins = begins
 
     def update(self, model: Model) -> None:
         """Update the moving average until it is no longer needed."""
@@ -122,16 +137,6 @@ class Swa(ModelEma):
                 mean.lerp_(new[name].to(mean.dtype), 1 / self.count)
         trained = [name for name, layer in model.named_modules() if layer.training]
         reestimate(self.model, images(), names=normalizers(self.model) & set(trained))
-
-    def state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-        """Return the average and its counts."""
-        facts = {"updates": self.updates, "count": self.count, "ended": self._ended}
-        return self.model.state_dict(), facts
-
-    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
-        super().load(tensors, facts)
-        self.count, self._ended = int(facts["count"]), int(facts["ended"])
 
 
 def average_for(recipe: Recipe, model: Model, epochs: int = 1) -> Average:

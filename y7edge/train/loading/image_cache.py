@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from y7edge.data.images import decode, reading
 from y7edge.data.sample import Sample
 from y7edge.detect.preprocess import letterbox_geometry
-from y7edge.errors import ConfigError, DataError
-from y7edge.files import atomic_write, cache_folder, is_file, open_regular, reason
+from y7edge.errors import ConfigError, OutputError
+from y7edge.files import atomic_write, cache_folder, is_file, is_folder, open_regular, writing
 from y7edge.train.augment.labelled import resize
 from y7edge.train.loading.memory import format_bytes, spare_memory
 
@@ -47,12 +47,13 @@ def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
     """Return the decoded images of samples: read-only uint8 (h, w, 3), BGR, longer side ``size``.
 
     ``none`` decodes on each access; ``ram`` uses one block of memory, which forked processes share;
-    ``disk`` uses the cache folder, for later runs too; ``auto`` is ``ram`` if at most
-    ``CACHE_LIMIT`` bytes are needed, else ``none``.
+    ``disk`` uses the cache folder, for later runs too, and is ``none``, with a warning, if that
+    cannot be written; ``auto`` is ``ram`` if at most ``CACHE_LIMIT`` bytes are needed, else
+    ``none``.
 
     Raises:
-        ConfigError: Unknown kind, or not enough memory or disk space.
-        DataError: An image cannot be read or cached.
+        ConfigError: Unknown kind, or not enough memory.
+        DataError: An image cannot be read.
     """
     if kind == "auto":
         kind = "ram" if sum(_bytes(samples, size)) <= min(CACHE_LIMIT, spare_memory()) else "none"
@@ -61,7 +62,11 @@ def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
     if kind == "ram":
         return RamCache(samples, size)
     if kind == "disk":
-        return DiskCache(samples, size)
+        try:
+            return DiskCache(samples, size)
+        except OutputError as error:
+            _log.warning("%s: training without it", error)
+            return Uncached(samples, size)
     raise ConfigError(f"cache: expected auto, ram, disk or none, found {kind!r}")
 
 
@@ -124,11 +129,17 @@ class DiskCache(Images):
     """One file per image in the cache folder, named by the content of the image's file.
 
     Several processes may fill the folder at the same time; missing or damaged files are rewritten.
+
+    Raises:
+        DataError: An image cannot be read.
+        OutputError: The folder cannot be written, or lacks space.
     """
 
     def __init__(self, samples: Sequence[Sample], size: int) -> None:
         self._samples, self._size = samples, size
-        self._folder = cache_folder("pictures")
+        self._keeps = True  # until a file cannot be written
+        with writing("the cache of decoded images", "Y7EDGE_CACHE"):
+            self._folder = cache_folder("pictures")
         count = len(samples)
         self._names = [""] * count
         # Each worker verifies a file's checksum once.
@@ -151,11 +162,14 @@ class DiskCache(Images):
 
     def __getitem__(self, index: int) -> Image:  # type: ignore[override]
         image = self._read(index)
-        if image is None:
-            image = _decoded(self._samples[index], self._size)
+        if image is not None:
+            return image
+        image = _decoded(self._samples[index], self._size)
+        if self._keeps:
             try:
                 self._store(index, image)
-            except DataError as error:  # the image itself was read: don't end the run
+            except OutputError as error:  # the image itself was read: don't end the run
+                self._keeps = False
                 _log.warning("%s", error)
         return image
 
@@ -184,23 +198,21 @@ class DiskCache(Images):
 
     def _store(self, index: int, image: Image) -> None:
         path = self._path(index)
-        try:
-            with atomic_write(path, durable=False) as temporary, temporary.open("wb") as stream:
-                stream.write(_HEAD.pack(_MAGIC, *image.shape[:2], zlib.crc32(image.data)))
-                stream.write(image.data)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot cache a decoded image: {reason(error)}; free disk "
-                "space, set Y7EDGE_CACHE to another folder, or train with cache none"
-            ) from error
+        with (
+            writing("the cache of decoded images", path),
+            atomic_write(path, durable=False) as temporary,
+            temporary.open("wb") as stream,
+        ):
+            stream.write(_HEAD.pack(_MAGIC, *image.shape[:2], zlib.crc32(image.data)))
+            stream.write(image.data)
 
     def _require_disk(self, needed: int) -> None:
-        there = next(folder for folder in (self._folder, *self._folder.parents) if folder.exists())
-        free = shutil.disk_usage(there).free
+        places = (self._folder, *self._folder.absolute().parents)
+        free = shutil.disk_usage(next(place for place in places if is_folder(place))).free
         if needed > free:
-            raise ConfigError(
+            raise OutputError(
                 f"cache disk: {self._folder} needs {format_bytes(needed)}, {format_bytes(free)} "
-                "are free: set Y7EDGE_CACHE to another folder, or train with cache none"
+                "are free; set Y7EDGE_CACHE to another folder"
             )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from y7edge.errors import ConfigError
+from y7edge.files import locked, reason, require_replaceable
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
@@ -17,45 +19,75 @@ BATCHES = "batches"
 EVENTS = "tensorboard"
 STATE = "state.safetensors"
 PREVIOUS = "state-previous.safetensors"
+LOCK = ".lock"
 
 
-def create(out: Path | str | None, root: Path | str = "runs") -> Path:
+def create(out: Path | str | None, held: ExitStack, root: Path | str = "runs") -> Path:
     """Create the folder of a run; None: the next free of ``root/train``, ``root/train2``, ...
 
+    It is claimed until ``held`` is closed.
+
     Raises:
-        ConfigError: ``out`` holds a run already, or is not a folder.
+        ConfigError: ``out`` holds a run already, another run has claimed it, or it is not a folder.
     """
-    number = 1
-    while out is None:
-        folder = Path(root) / ("train" if number == 1 else f"train{number}")
-        try:
-            folder.mkdir(parents=True)  # not exist_ok: concurrent runs get different folders
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
     check_free(out)
-    folder = Path(out)
+    number, folder = 1, Path(root) / "train" if out is None else Path(out)
+    while True:
+        try:
+            # Concurrent runs without a name get different folders.
+            folder.mkdir(parents=True, exist_ok=out is not None)
+        except FileExistsError as error:
+            if out is not None:
+                raise ConfigError(f"{folder}: expected a folder, found a file") from error
+            number += 1
+            folder = Path(root) / f"train{number}"
+        except OSError as error:
+            words = f"cannot create the folder of the run: {reason(error)}"
+            raise ConfigError(f"{folder}: {words}") from error
+        else:
+            claim(folder, held)
+            check_free(folder)  # another run may have ended there since
+            return folder
+
+
+def claim(folder: Path, held: ExitStack) -> None:
+    """Lock the folder of a run against other runs until ``held`` is closed or the process ends.
+
+    The lock is on a file in it: who delivers an artifact to the folder locks the folder itself.
+
+    Raises:
+        ConfigError: another run has claimed it, or it cannot be written.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / LOCK
+        path.touch()
+        held.enter_context(locked(path, wait=False))
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"{folder}: a run is going on in this folder: wait for its end, or take another folder"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot create the folder of the run: {error}") from error
-    return folder
+        raise ConfigError(f"{folder}: cannot be written: {reason(error)}") from error
 
 
 def check_free(out: Path | str | None) -> None:
-    """Raise ConfigError if a folder holds a run or cannot be written."""
+    """Raise ConfigError if a folder holds a run, cannot be written, or is a link or pipe."""
     if out is None:
         return
     folder = Path(out)
     files = (BEST, LAST, RESULTS, STATE, PREVIOUS)
-    taken = [name for name in files if (folder / name).exists()]
+    taken = [name for name in files if os.path.lexists(folder / name)]
     if taken:
         raise ConfigError(
             f"{folder} already holds a run ({', '.join(taken)}): resume it with "
             f"--resume {folder}, give another --out, or remove the folder"
         )
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    places = (folder, *folder.absolute().parents)
+    there = next(place for place in places if os.path.exists(place))  # noqa: PTH110 - never raises
+    try:
+        require_replaceable(folder if there.is_dir() else there)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be the folder of a run: {reason(error)}") from error
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "not writable" if there.is_dir() else "is a file"
         raise ConfigError(f"{folder}: cannot create the folder of the run: {there}: {what}")

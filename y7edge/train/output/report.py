@@ -63,7 +63,9 @@ def write(run: Summary, path: Path) -> None:
         html.section("How to repeat it", html.code(_repeat(run))),
     ]
     with atomic_write(path) as temporary:
-        temporary.write_text(html.page(title, body), encoding="utf-8")
+        # Names of files need not be text.
+        page = html.page(title, body).encode("utf-8", "backslashreplace")
+        temporary.write_bytes(page)
 
 
 def _what(run: Summary) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
-from y7edge.errors import DataError
+from y7edge.errors import CheckpointError, DataError
 from y7edge.evaluation.evaluate import Metrics
 from y7edge.files import atomic_write
 
@@ -38,6 +38,29 @@ class EpochRow:
     def evaluated(self, metrics: Metrics) -> EpochRow:
         """Return the row with the scores of its evaluation."""
         return replace(self, **{name: getattr(metrics, name) for name in COLUMNS[_UNEVALUATED:]})
+
+
+DRAWN = ("000.jpg", "001.jpg", "002.jpg", "closed.jpg")
+"""File names of drawn training batches: the first three, and the first without mosaic."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written of a run: its rows, the last threshold, the files of drawn batches."""
+
+    rows: tuple[EpochRow, ...] = ()
+    conf: float | None = None
+    batches: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if [row.epoch for row in self.rows] != list(range(1, len(self.rows) + 1)):
+            raise CheckpointError("expected a row for each epoch, from 1")
+        if any((row.map50 is None) != (row.map50_95 is None) for row in self.rows):
+            raise CheckpointError("a row has only one mAP")
+        if self.conf is not None and not 0 <= self.conf <= 1:
+            raise CheckpointError(f"conf is {self.conf}, expected 0 to 1")
+        if len(set(self.batches)) < len(self.batches) or not set(self.batches) <= set(DRAWN):
+            raise CheckpointError(f"batches are {self.batches}, expected some of {DRAWN}")
 
 
 COLUMNS = tuple(field.name for field in fields(EpochRow))

@@ -6,8 +6,12 @@ batches. At the end: curves, images and a report.
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,18 +25,28 @@ from y7edge.data.dataset import Dataset
 from y7edge.errors import TrainingError
 from y7edge.evaluation.evaluate import Metrics, collect, judge
 from y7edge.evaluation.report import save
+from y7edge.files import is_file, reason, writing
 from y7edge.models import weights
 from y7edge.nn.build import Model, from_checkpoint, to_checkpoint
+from y7edge.text import one_line
 from y7edge.train.output import folder as files
 from y7edge.train.output import report
 from y7edge.train.output.batch_files import write_batch
-from y7edge.train.output.results import TAGS, EpochRow, TrainResult, write_csv, write_png
+from y7edge.train.output.results import (
+    DRAWN,
+    TAGS,
+    EpochRow,
+    TrainResult,
+    Written,
+    write_csv,
+    write_png,
+)
 from y7edge.train.run.validate import Validation
 from y7edge.train.settings import configfile
 from y7edge.train.settings.config import TrainConfig
 
-_EARLY = 3  # first batches to draw
-_JPG = ".jpg"
+*_EARLY, _CLOSED = DRAWN
+_log = logging.getLogger(__name__)
 # Packages that influence results; one of the two builds of OpenCV is installed.
 _PACKAGES = (
     *("torch", "lightning-fabric", "numpy", "opencv-python", "opencv-python-headless"),
@@ -80,7 +94,8 @@ class RunWriter:
         self._conf: float | None = None  # of the last evaluated epoch
         self._drawn: list[str] = []  # file names of batches
         self._notes = tuple(notes)
-        self._events: Any = None
+        self._events: Path | None = None  # of TensorBoard
+        self._without: set[str] = set()  # files that cannot be written, and are left out
         cuda = torch.cuda.is_available()
         processor = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
         self._meta = {
@@ -95,7 +110,8 @@ class RunWriter:
             "versions": _versions(),
             "machine": f"{platform.machine()}, {platform.system()}, {processor}",
         }
-        configfile.write(config, folder / files.CONFIG)
+        with writing("the settings of the run", folder / files.CONFIG):
+            configfile.write(config, folder / files.CONFIG)
 
     def add(self, row: EpochRow, model: Model, metrics: Metrics | None = None) -> bool:
         """Record an epoch, whose ``model`` is the average; return whether it is the best so far.
@@ -111,8 +127,11 @@ class RunWriter:
         self.save(model, files.LAST)
         if better:
             self.save(model, files.BEST)
-        write_csv(self.rows, self.folder / files.RESULTS)
-        self._log(row)
+        with writing("the table of the run", self.folder / files.RESULTS):
+            write_csv(self.rows, self.folder / files.RESULTS)
+        if files.EVENTS not in self._without:
+            with self._optional(files.EVENTS):
+                self._add_events(row)
         return better
 
     def save(self, model: Model, name: str, *, notes: Mapping[str, Any] | None = None) -> Path:
@@ -137,17 +156,24 @@ class RunWriter:
 
         ``images`` are uint8 (B, 3, H, W) RGB, on any device; ``targets`` float32 (n, 6): image,
         class, normalized cx, cy, w, h. ``closed``: mosaic and mixing are off.
-
-        Raises:
-            OutputError: an image cannot be written.
         """
-        early = sum(not name.startswith("closed") for name in self._drawn)
-        if (closed and f"closed{_JPG}" in self._drawn) or (not closed and early == _EARLY):
+        left = [name for name in ([_CLOSED] if closed else _EARLY) if name not in self._drawn]
+        if not left or files.BATCHES in self._without:
             return
-        name = f"closed{_JPG}" if closed else f"{early:03d}{_JPG}"
-        path = self.folder / files.BATCHES / name
-        write_batch(images.cpu().numpy(), targets.cpu().numpy(), self._data.names, path)
-        self._drawn.append(name)
+        path = self.folder / files.BATCHES / left[0]
+        with self._optional(files.BATCHES):
+            write_batch(images.cpu().numpy(), targets.cpu().numpy(), self._data.names, path)
+            self._drawn.append(left[0])
+
+    @contextmanager
+    def _optional(self, name: str) -> Iterator[None]:
+        """Write what the run can do without; after a failure it is left out, with one warning."""
+        try:
+            yield
+        except Exception as error:
+            self._without.add(name)
+            path = self.folder / name
+            _log.warning("%s", one_line(f"{path}: not written any more: {reason(error)}"))
 
     def finish(self, validation: Validation, model: Model) -> None:
         """Evaluate the best checkpoint on the device of ``model``, and write plots and the report.
@@ -171,6 +197,7 @@ class RunWriter:
                 *(self.folder, tables, metrics, validation.samples, names, detector),
                 category_ids=ids,
             )
+        drawn = self.folder / files.BATCHES
         summary = report.Summary(
             config=self._config,
             data=self._data,
@@ -181,11 +208,15 @@ class RunWriter:
             metrics=metrics,
             saved=saved,
             curves=self.folder / files.CURVES,
-            batches=[self.folder / files.BATCHES / name for name in self._drawn],
+            batches=[path for name in self._drawn if self._has(path := drawn / name)],
             settings=(self.folder / files.CONFIG).read_text(encoding="utf-8"),
             notes=self._notes,
         )
         report.write(summary, self.folder / files.REPORT)
+
+    def _has(self, path: Path) -> bool:
+        """Whether a file lies in the folder of the run, and not where a link leads."""
+        return is_file(path) and path.resolve().is_relative_to(self.folder.resolve())
 
     def result(self) -> TrainResult:
         """Return paths and scores of the finished run.
@@ -205,38 +236,42 @@ class RunWriter:
             stopped_early=len(self.rows) < self._config.epochs,
         )
 
-    def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs to continue the files, as JSON values."""
-        return {
-            "rows": [asdict(row) for row in self.rows],
-            "best": None if self.best is None else asdict(self.best),
-            "conf": self._conf,
-            "batches": list(self._drawn),
-        }
+    def state(self) -> Written:
+        """Return what a resumed run needs to continue the files."""
+        return Written(tuple(self.rows), self._conf, tuple(self._drawn))
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Written) -> None:
         """Restore a :meth:`state`; the files are rewritten after the next epoch."""
-        self.rows = [EpochRow(**row) for row in state["rows"]]
-        self.best = None if state["best"] is None else EpochRow(**state["best"])
-        self._conf = state["conf"]
-        self._drawn = list(state["batches"])
+        self.rows, self._conf, self._drawn = list(state.rows), state.conf, list(state.batches)
+        evaluated = [row for row in self.rows if row.map50 is not None]
+        self.best = max(evaluated, key=fitness, default=None)  # the first of several equal
 
-    def close(self) -> None:
-        """Close the event file."""
-        if self._events is not None:
-            self._events.close()
+    def _add_events(self, row: EpochRow) -> None:
+        """Add an epoch to the TensorBoard events; steps are epochs.
 
-    def _log(self, row: EpochRow) -> None:
-        """Add an epoch to the TensorBoard events; steps are epochs."""
+        Not by torch's SummaryWriter: on a full disk its thread ends with a traceback.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        now, step, new = time.time(), row.epoch, []
         if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Drops epochs that a killed run logged after its last state.
-            self._events = SummaryWriter(self.folder / files.EVENTS, purge_step=row.epoch)
-        for name, value in asdict(row).items():
-            if name in TAGS and value is not None:
-                self._events.add_scalar(TAGS[name], value, row.epoch)
-        self._events.flush()
+            name = f"events.out.tfevents.{int(now):010d}.{platform.node()}.{os.getpid()}"
+            self._events = self.folder / files.EVENTS / name
+            self._events.parent.mkdir(exist_ok=True)
+            start = SessionLog(status=SessionLog.START)
+            # The second drops epochs that a killed run logged after its last state.
+            new = [Event(file_version="brain.Event:2"), Event(step=step, session_log=start)]
+        scores = [
+            Summary.Value(tag=TAGS[name], simple_value=value)
+            for name, value in asdict(row).items()
+            if name in TAGS and value is not None
+        ]
+        with self._events.open("ab") as stream:
+            for event in (*new, Event(step=step, summary=Summary(value=scores))):
+                event.wall_time = now
+                RecordWriter(stream).write(event.SerializeToString())
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 
 from y7edge import errors
 from y7edge.errors import ConfigError, DeviceError, TrainingError, Y7EdgeError
+from y7edge.files import temporary_folder
 from y7edge.train.loading.workers import die_with
 from y7edge.train.settings.config import TrainConfig
 
@@ -29,6 +30,7 @@ TIMEOUT = timedelta(hours=24)  # other ranks wait while rank 0 evaluates
 
 # One of these lets processes connect without torchrun.
 _RENDEZVOUS = ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID")
+_MEETING = "Y7EDGE_TRAIN_STORE"  # where the processes of one machine find each other
 
 T = TypeVar("T")
 
@@ -131,7 +133,6 @@ def open_fabric(config: TrainConfig) -> Any:
         DeviceError: no such device, too few of them, or unsupported precision.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # hides its list of processes
     kind, index = _device(config.device)
@@ -151,7 +152,7 @@ def open_fabric(config: TrainConfig) -> Any:
         devices = list(range(index, index + config.devices))
     strategy: Any = "auto"
     if config.devices * config.nodes > 1:
-        strategy = DDPStrategy(timeout=timedelta(minutes=30))
+        strategy = _strategy(config.devices)
     return Fabric(
         accelerator=kind,
         devices=devices,
@@ -178,14 +179,50 @@ def _device(device: str) -> tuple[str, int]:
     return kind, index
 
 
-def launch(fabric: Any) -> Ranks:
-    """Start the other processes, if any, and connect to them.
+def _strategy(devices: int) -> Any:
+    """Return Fabric's data-parallel strategy, whose processes meet in a file if `launch` names one.
+
+    Fabric's own way is a TCP port, which torch opens on all interfaces.
+    """
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    timeout = timedelta(minutes=30)
+
+    class MeetInFile(DDPStrategy):
+        def setup_environment(self) -> None:
+            if place := os.environ.get(_MEETING):
+                on_gpu = self.root_device.type == "cuda"
+                if self.accelerator:
+                    self.accelerator.setup_device(self.root_device)
+                distributed.init_process_group(
+                    "nccl" if on_gpu else "gloo",
+                    store=distributed.FileStore(place, devices),  # type: ignore[attr-defined]
+                    rank=int(os.environ.get("LOCAL_RANK", 0)),
+                    world_size=devices,
+                    timeout=timeout,
+                    device_id=self.root_device if on_gpu else None,
+                )
+            super().setup_environment()
+
+    return MeetInFile(timeout=timeout)
+
+
+def launch(fabric: Any, held: ExitStack) -> Ranks:
+    """Start the other processes, if any, and connect to them until ``held`` is closed.
 
     Fabric starts the same command for each further device. Those processes print nothing, and die
-    with the first.
+    with the first. On one machine they connect over the loopback interface only.
     """
     if int(os.environ.get("LOCAL_RANK", 0)):
         die_with(os.getppid())
+    strategy = fabric.strategy
+    environment = getattr(strategy, "cluster_environment", None)
+    if environment is not None and strategy.num_nodes == 1:
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+        if not environment.creates_processes_externally:
+            os.environ[_MEETING] = str(held.enter_context(temporary_folder()) / "store")
+            held.callback(os.environ.pop, _MEETING)
     fabric.launch()
     if fabric.world_size == 1:
         return Ranks()

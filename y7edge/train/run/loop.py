@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import OutOfMemoryError, distributed
 
 from y7edge.errors import ConfigError, TrainingError, Y7EdgeError
+from y7edge.files import is_file
 from y7edge.train.output import folder as files
 from y7edge.train.output.results import TrainResult
 from y7edge.train.run import state
@@ -68,7 +71,7 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
     check_packages()
     folder = Path(folder)
     path = folder / files.CONFIG
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError(f"{folder}: no {files.CONFIG}: expected the folder of a run")
     config = replace(configfile.read(path), out=folder)
     if not Path(config.data).exists():
@@ -80,54 +83,68 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
 
 def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = None) -> TrainResult:
     fabric = open_fabric(config)
-    ranks = launch(fabric)
-    progress = progress if progress and ranks.first else Progress()
-    try:
-        saved = None if folder is None else _read_state(folder, ranks, progress)
+    with ExitStack() as held:
+        ranks = launch(fabric, held)
+        progress = progress if progress and ranks.first else Progress()
+        try:
+            result = _trainer(config, fabric, ranks, progress, folder, held).run()
+        except (Y7EdgeError, OSError, KeyboardInterrupt):
+            if ranks.first:
+                raise
+            sys.exit(0)  # the first process reports the error
+        except RuntimeError as error:
+            # A CPU raises a plain RuntimeError.
+            if isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+                raise TrainingError(
+                    f"out of memory on {fabric.device} with batch {config.batch} at {config.imgsz} "
+                    "px: start a new run with a smaller --batch or --imgsz, and the last epoch's "
+                    "--weights"
+                ) from error
+            lost = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+            if ranks.world == 1 or not lost:
+                raise
+            raise TrainingError(
+                f"another process of the run died ({' '.join(str(error).split())[:120]}): see its "
+                "output; resume the last complete state with y7edge train --resume DIR"
+            ) from error
+        finally:
+            progress.close()
+        if ranks.world > 1:
+            distributed.destroy_process_group()
+    return result
+
+
+def _trainer(
+    config: TrainConfig,
+    fabric: Any,
+    ranks: Ranks,
+    progress: Progress,
+    folder: Path | None,
+    held: ExitStack,
+) -> Trainer:
+    """Begin a run, or resume the one in ``folder``, which is claimed until ``held`` is closed."""
+
+    def begin(saved: state.State | None) -> Trainer:
+        if saved and saved.facts.finished:
+            raise ConfigError(
+                f"{folder}: the run is finished after {saved.facts.position.epoch} epochs; to "
+                f"continue, start a new one with --weights {Path(config.out or '') / files.LAST} "
+                "and --epochs"
+            )
         parts = build(
             config,
             log=progress.log,
             fabric=fabric,
             ranks=ranks,
             folder=folder,
-            resumed=saved.facts["start"] if saved else None,
+            resumed=saved.facts.began if saved else None,
+            held=held,
         )
-        result = Trainer(parts, progress, saved).run()
-    except (Y7EdgeError, OSError, KeyboardInterrupt):
-        if ranks.first:
-            raise
-        sys.exit(0)  # the first process reports the error
-    except RuntimeError as error:
-        # A CPU raises a plain RuntimeError.
-        if isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-            raise TrainingError(
-                f"out of memory on {fabric.device} with batch {config.batch} at {config.imgsz} px: "
-                "start a new run with a smaller --batch or --imgsz, and the last epoch's --weights"
-            ) from error
-        lost = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
-        if ranks.world == 1 or not lost:
-            raise
-        raise TrainingError(
-            f"another process of the run died ({' '.join(str(error).split())[:120]}): see its "
-            "output; resume the last complete state with y7edge train --resume DIR"
-        ) from error
-    finally:
-        progress.close()
-    if ranks.world > 1:
-        distributed.destroy_process_group()
-    return result
+        return Trainer(parts, progress, saved)
 
-
-def _read_state(folder: Path, ranks: Ranks, progress: Progress) -> state.State:
-    """Read the state to resume; the first rank first, which skips a damaged one."""
-    saved = None
+    if folder is None:
+        return begin(None)
     with ranks.together():
         if ranks.first:
-            saved = state.load(folder, log=progress.log)
-            if saved.facts.get("finished"):
-                raise ConfigError(
-                    f"{folder}: the run is finished after {saved.facts['epoch']} epochs; to "
-                    f"continue, start a new one with --weights {folder / files.LAST} and --epochs"
-                )
-    with ranks.together():
-        return saved or state.load(folder, log=progress.log)
+            files.claim(folder, held)
+    return state.load(folder, begin, log=progress.log, ranks=ranks)

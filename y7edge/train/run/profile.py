@@ -10,17 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from y7edge.errors import ConfigError
+from y7edge.files import temporary_folder
 from y7edge.train.run.distributed import open_fabric
 from y7edge.train.run.progress import Progress, peak_memory_mb
-from y7edge.train.run.resume import Position
+from y7edge.train.run.state import Position
 from y7edge.train.run.timing import PartTimes
 from y7edge.train.run.trainer import Trainer
 from y7edge.train.settings.config import TrainConfig
@@ -94,8 +93,8 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
     fabric = open_fabric(config)
     device = fabric.device
     times = PartTimes(device)
-    with TemporaryDirectory() as folder:
-        config = replace(config, out=Path(folder) / "run")
+    with temporary_folder() as folder:
+        config = replace(config, out=folder / "run")
         progress = progress or Progress()
         parts = build(config, log=progress.log, fabric=fabric, timing=times)
         trainer = Trainer(parts, progress)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichBar
 
+from y7edge.text import printable
 from y7edge.train.output.results import EpochRow
 
 try:
@@ -60,7 +61,7 @@ class Lines(Progress):
 
     def log(self, line: str) -> None:
         """Print the message."""
-        print(line, file=self._stream, flush=True)
+        print(printable(line), file=self._stream, flush=True)
 
     def epoch(self, row: EpochRow) -> None:
         """Print losses, learning rate, seconds and mAP."""
@@ -83,7 +84,7 @@ class Bar(Lines):
 
     def log(self, line: str) -> None:
         """Print the message above the bar."""
-        self._bar.console.print(line, markup=False, highlight=False)
+        self._bar.console.print(printable(line), markup=False, highlight=False)
 
     def step(self, status: Status) -> None:
         """Update the bar, loss parts, learning rate, memory and time left."""

@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from y7edge.errors import ConfigError, DataError, TrainingError
+from y7edge.errors import CheckpointError, ConfigError, DataError, TrainingError
 from y7edge.train.output.folder import CONFIG
-from y7edge.train.run.state import State
+from y7edge.train.output.results import Written
+from y7edge.train.run.state import Facts, Identity, Position, State
 from y7edge.train.run.steps import scaler_of
 from y7edge.train.setup.parts import Parts
 
@@ -29,57 +31,44 @@ _FREE = {
 }
 
 
-@dataclass
-class Position:
-    """Progress of a run."""
-
-    epoch: int = 1  # the current epoch
-    batch: int = 0  # finished batches
-    closed: bool = False  # the epoch is trained, and the average prepared
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of box, obj and cls losses
-    seconds: float = 0.0  # of the finished batches
-
-
 def capture(parts: Parts, position: Position) -> State:
     """Capture the state between two batches; call it on all ranks."""
     steps = parts.steps
-    average, average_facts = steps.average.state()
+    average, counts = steps.average.state()
     optimizer = steps.optimizer.state_dict()["state"]
     scaler = scaler_of(steps.fabric)
     state = State(
-        {
-            **asdict(position),
-            "gathered": steps.accumulator.gathered,
-            "average": average_facts,
-            "scaler": scaler.state_dict() if scaler else {},
-            "writer": parts.writer.state() if parts.writer else {},
-            "start": parts.start.facts(),
-            "identity": identity(parts),
-        }
+        Facts(
+            replace(position),
+            identity(parts),
+            began=parts.start.began(),
+            average=counts,
+            scaler=scaler.state_dict() if scaler else {},
+            gathered=steps.accumulator.gathered,
+            written=parts.writer.state() if parts.writer else Written(),
+        )
     )
     state.put("model", steps.model.state_dict())
     state.put("average", average)
     state.put("gradients", _gradients(parts))
     for index, values in optimizer.items():
         state.put(f"optimizer.{index}", {k: v for k, v in values.items() if v is not None})
-    state.put("run", {"generator": torch.get_rng_state()})
-    if (device := steps.fabric.device).type == "cuda":
-        state.put("run", {"generator_cuda": torch.cuda.get_rng_state(device)})
+    state.put("run", _generators(parts))
     if parts.plan.weights is not None:
         state.put("run", {"image_weights": torch.from_numpy(parts.plan.weights)})
     return state
 
 
 def restore(parts: Parts, state: State) -> Position:
-    """Restore a state, and return its position."""
+    """Restore a state that :func:`require_fitting` has checked, and return its position."""
     steps, facts = parts.steps, state.facts
     steps.model.load_state_dict(state.take("model"))
-    steps.average.load(state.take("average"), facts["average"])
-    steps.accumulator.gathered = int(facts["gathered"])
+    steps.average.load(state.take("average"), facts.average)
+    steps.accumulator.gathered = facts.gathered
     if scaler := scaler_of(steps.fabric):
-        scaler.load_state_dict(facts["scaler"])
+        scaler.load_state_dict(dict(facts.scaler) or scaler.state_dict())
     if parts.writer:
-        parts.writer.restore(facts["writer"])
+        parts.writer.restore(facts.written)
     parameters = dict(steps.model.named_parameters())
     for name, gradient in state.take("gradients").items():
         parameters[name].grad = _in_layout_of(parameters[name], gradient)
@@ -90,25 +79,102 @@ def restore(parts: Parts, state: State) -> Position:
         torch.cuda.set_rng_state(run["generator_cuda"], device)
     if "image_weights" in run:
         parts.plan.weights = run["image_weights"].numpy()
-    return Position(**{entry.name: facts[entry.name] for entry in fields(Position)})
+    return replace(facts.position)
 
 
-def identity(parts: Parts) -> dict[str, Any]:
-    """What must be equal for a resumed run to give the same result."""
-    settings = {k: v for k, v in parts.config.to_dict().items() if k not in _FREE}
-    return {
-        "settings": json.loads(json.dumps(settings)),
-        "data": parts.data.digest,
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "processes": parts.ranks.world,
-        "device": parts.fabric.device.type,
-        "machine": platform.machine(),
+def require_fitting(parts: Parts, state: State) -> None:
+    """Refuse a state whose values do not fit the run.
+
+    Raises:
+        CheckpointError: an array is missing, unexpected, of another shape or type, or not finite;
+            the position is behind the end of the run; or values of the scaler are missing.
+    """
+    position, written = state.facts.position, state.facts.written
+    epochs, batches = parts.config.epochs, len(parts.plan)
+    problem: str | None
+    if position.epoch > epochs + 1 or position.batch > batches:
+        problem = f"it is at {position}, of {epochs} epochs with {batches} batches"
+    elif len(written.rows) != position.epoch - 1:
+        problem = f"it has rows of {len(written.rows)} epochs in epoch {position.epoch}"
+    else:
+        problem = _misfit(parts, state) or _scaler_misfit(parts, state)
+    if problem:
+        raise CheckpointError(f"{parts.folder}: a state does not fit the run: {problem}")
+
+
+def _misfit(parts: Parts, state: State) -> str | None:
+    """Describe the first array that does not fit the parts of the run."""
+    steps, arrays = parts.steps, state.arrays
+    parameters = dict(steps.model.named_parameters())
+    trained = [p for group in steps.optimizer.param_groups for p in group["params"]]
+    needed = {
+        **{f"model.{name}": tensor for name, tensor in steps.model.state_dict().items()},
+        **{f"average.{name}": tensor for name, tensor in steps.average.state()[0].items()},
+        "run.generator": torch.get_rng_state(),
     }
+    allowed = {
+        **{f"gradients.{name}": parameter for name, parameter in parameters.items()},
+        **{f"optimizer.{i}.momentum_buffer": parameter for i, parameter in enumerate(trained)},
+        # Of another device, the generator of a GPU is passed over.
+        **{f"run.{name}": tensor for name, tensor in _generators(parts).items()},
+    }
+    if parts.plan.weights is not None:
+        needed["run.image_weights"] = torch.from_numpy(parts.plan.weights)
+    for name in (*needed, *arrays):
+        if name not in arrays:
+            return f"{name} is missing"
+        like, array = needed.get(name, allowed.get(name)), arrays[name]
+        if like is None:
+            if name == "run.generator_cuda":
+                continue
+            return f"{name} is unexpected"
+        wanted = str(like.dtype).removeprefix("torch.")
+        if array.shape != tuple(like.shape) or array.dtype.name != wanted:
+            return f"{name} is {array.dtype} {array.shape}, expected {wanted} {tuple(like.shape)}"
+        if name.endswith(".anchors") and not np.allclose(array, like.cpu()):
+            return f"{name} are not those that the run began with"
+        # Gradients under fp16 may overflow.
+        if name in needed and array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"{name} is not finite"
+    weights = arrays.get("run.image_weights")
+    if weights is not None and (weights.min() < 0 or not np.isclose(weights.sum(), 1)):
+        return "run.image_weights are not probabilities"
+    return None
 
 
-def check(state: State, now: Mapping[str, Any], source: str, log: Callable[[str], None]) -> None:
-    """Compare the state's :func:`identity` with the present one, ``now``.
+def _scaler_misfit(parts: Parts, state: State) -> str | None:
+    scaler, values = scaler_of(parts.steps.fabric), state.facts.scaler
+    if not scaler or not values:  # the run began without it, on a CPU
+        return None
+    fits = values.keys() == scaler.state_dict().keys() and min(values.values()) >= 0
+    return None if fits and max(values.values()) < 2**31 else f"fp16's scaler has {dict(values)}"
+
+
+def _generators(parts: Parts) -> dict[str, Tensor]:
+    """Return the states of the random generators."""
+    device = parts.fabric.device
+    states = {"generator": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["generator_cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def identity(parts: Parts) -> Identity:
+    """Return what must be equal for a resumed run to give the same result."""
+    settings = {k: v for k, v in parts.config.to_dict().items() if k not in _FREE}
+    return Identity(
+        settings=json.loads(json.dumps(settings)),
+        data=parts.data.digest,
+        torch=str(torch.__version__),
+        threads=torch.get_num_threads(),
+        processes=parts.ranks.world,
+        device=parts.fabric.device.type,
+        machine=platform.machine(),
+    )
+
+
+def check(then: Identity, now: Identity, source: str, log: Callable[[str], None]) -> None:
+    """Compare a state's :func:`identity` with the present one, ``now``.
 
     ``source`` names the data in messages; ``log`` is called with differences that only change the
     last bits.
@@ -117,17 +183,17 @@ def check(state: State, now: Mapping[str, Any], source: str, log: Callable[[str]
         DataError: other data.
         ConfigError: a setting has changed.
     """
-    then = state.facts["identity"]
-    _require_settings(then.get("settings", now["settings"]), now["settings"])
-    if then["data"] != now["data"]:
+    _require_settings(then.settings, now.settings)
+    if then.data != now.data:
         raise DataError(
-            f"{source}: the data have changed since the run began (digest {now['data'][:16]}, "
-            f"then {then['data'][:16]}): restore them, or start a new run with --weights"
+            f"{source}: the data have changed since the run began (digest {now.data[:16]}, "
+            f"then {then.data[:16]}): restore them, or start a new run with --weights"
         )
+    before = asdict(then)
     changed = [
-        f"{name} {then.get(name)} then, {value} now"
-        for name, value in now.items()
-        if name != "settings" and then.get(name) != value
+        f"{name} {before[name]} then, {value} now"
+        for name, value in asdict(now).items()
+        if name != "settings" and before[name] != value
     ]
     if changed:
         log(f"the result will not be bit-identical: {'; '.join(changed)}")
@@ -152,7 +218,8 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the values of the recipe into the settings."""
     flat = dict(settings)
     for inner in ("recipe", "augmentation"):
-        flat |= flat.pop(inner)
+        values = flat.pop(inner, {})
+        flat |= values if isinstance(values, Mapping) else {inner: values}
     return flat
 
 

@@ -7,30 +7,99 @@ A safetensors file without pickle: arrays under dotted names (``model.rows.0.con
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from y7edge.artifact.schema import decode
 from y7edge.errors import CheckpointError, TrainingError
-from y7edge.files import atomic_write
+from y7edge.files import atomic_write, is_folder, reason, require_regular
+from y7edge.models.spec import Anchors
+from y7edge.train.averaging.average import Counts
 from y7edge.train.output.folder import BEST, LAST, PREVIOUS, STATE
+from y7edge.train.output.results import Written
+from y7edge.train.run.distributed import Ranks
 
-SCHEMA = 3
+SCHEMA = 4
 HEADER = "y7edge-state"
+CHECKSUM = "checksum"
+
+T = TypeVar("T")
+
+
+@dataclass
+class Position:
+    """Progress of a run."""
+
+    epoch: int = 1  # the current epoch
+    batch: int = 0  # finished batches
+    closed: bool = False  # the epoch is trained, and the average prepared
+    sums: tuple[float, ...] = (0.0, 0.0, 0.0)  # of box, obj and cls losses
+    seconds: float = 0.0  # of the finished batches
+
+    def __post_init__(self) -> None:
+        if self.epoch < 1 or self.batch < 0 or self.seconds < 0 or len(self.sums) != 3:
+            raise CheckpointError(f"expected a position within a run, found {self}")
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, after {self.batch} batches"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be equal for a resumed run to give the same result."""
+
+    settings: Mapping[str, Any]
+    data: str  # digest
+    torch: str
+    threads: int
+    processes: int
+    device: str
+    machine: str
+
+
+@dataclass(frozen=True)
+class Began:
+    """How a run began: the source of its weights, remarks, and its anchors."""
+
+    origin: str
+    notes: tuple[str, ...]
+    anchors: Anchors
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a state has beside its arrays. A finished run has only the first three."""
+
+    position: Position
+    identity: Identity
+    finished: bool = False
+    began: Began | None = None
+    average: Counts = field(default_factory=Counts)
+    scaler: Mapping[str, int | float] = field(default_factory=dict)  # of fp16
+    gathered: int = 0  # backward passes since the last optimizer step
+    written: Written = field(default_factory=Written)
+
+    def __post_init__(self) -> None:
+        if not self.finished and self.began is None:
+            raise CheckpointError("expected an entry 'began', found none")
+        if not 0 <= self.gathered < 2**31:
+            raise CheckpointError(f"gathered is {self.gathered}, expected a number of batches")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Arrays by dotted name, and JSON values."""
+    """Facts, and arrays by dotted name."""
 
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def put(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
@@ -48,11 +117,6 @@ class State:
         }
 
 
-def position(state: State) -> str:
-    """Describe where in the run a state was captured."""
-    return f"epoch {state.facts['epoch']}, after {state.facts['batch']} batches"
-
-
 def save(state: State, folder: Path) -> Path:
     """Write a state atomically; keep the previous one as ``state-previous``.
 
@@ -63,41 +127,52 @@ def save(state: State, folder: Path) -> Path:
     from safetensors.numpy import save_file
 
     path = folder / STATE
-    text = json.dumps({"schema": SCHEMA, "facts": state.facts, "checksum": _checksum(state.arrays)})
+    text = json.dumps({"schema": SCHEMA, "facts": asdict(state.facts)})
+    checksum = str(_checksum(text, state.arrays))
     try:
         with atomic_write(path) as temporary:
-            save_file(state.arrays, temporary, metadata={HEADER: text})
+            save_file(state.arrays, temporary, metadata={HEADER: text, CHECKSUM: checksum})
             if path.exists():
                 path.replace(folder / PREVIOUS)
     except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise TrainingError(f"{path} cannot be written ({reason}): {_resumable(folder)}") from (
-            error
-        )
+        raise TrainingError(
+            f"{path} cannot be written ({reason(error)}): {_resumable(folder)}"
+        ) from error
     return path
 
 
-def load(folder: Path, *, log: Callable[[str], None]) -> State:
-    """Read the last complete state of a run; ``log`` reports a damaged one that is skipped.
+def load(
+    folder: Path,
+    use: Callable[[State], T],
+    *,
+    log: Callable[[str], None],
+    ranks: Ranks | None = None,
+) -> T:
+    """Return what ``use`` makes of the last usable state of a run; call it on all ranks.
+
+    A state is not usable if it is damaged, or if ``use`` raises CheckpointError; ``log`` reports
+    one that is skipped.
 
     Raises:
-        CheckpointError: no complete state; the message states what else is usable.
+        CheckpointError: no usable state; the message states what else is usable.
     """
-    problems = []
+    ranks, problems = ranks or Ranks(), list[str]()
     for name in (STATE, PREVIOUS):
         path = folder / name
-        if not path.exists():
+        if not ranks.from_first(os.path.lexists(path) and not is_folder(path)):
             continue
         try:
-            state = read(path)
+            with ranks.together():
+                state = read(path)
+            made = use(state)
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        if problems:
+        if problems and ranks.first:
             # Otherwise the next write would replace the complete file by the damaged one.
             (folder / STATE).unlink()
-            log(f"{problems[0]}; resuming from {name} ({position(state)})")
-        return state
+            log(f"{problems[0]}; resuming from {name} ({state.facts.position})")
+        return made
     found = "; ".join(problems) or f"{folder}: no {STATE}, expected the folder of a run"
     raise CheckpointError(f"{found}; {_usable_weights(folder)}")
 
@@ -110,41 +185,46 @@ def read(path: Path) -> State:
     """
     import safetensors
 
+    broken = (
+        *(safetensors.SafetensorError, OSError, MemoryError, RecursionError),
+        *(ValueError, KeyError, TypeError, AttributeError),
+    )
     try:
+        require_regular(path)
         with safetensors.safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {})[HEADER]
+            metadata = file.metadata()
+            text, checksum = metadata[HEADER], metadata[CHECKSUM]
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         header = json.loads(text)
-        schema, facts, checksum = header["schema"], header["facts"], header["checksum"]
-        if schema != SCHEMA or not isinstance(facts, dict):
+        schema, facts = header["schema"], header["facts"]
+        if schema != SCHEMA:
             raise ValueError(f"schema {schema!r}, expected {SCHEMA}")
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except broken as error:
         raise CheckpointError(
-            f"{path}: not a complete state of a run ({' '.join(str(error).split())}): truncated, "
-            "damaged or another format"
+            f"{path}: not a complete state of a run ({reason(error)}): truncated, damaged or "
+            "another format"
         ) from error
-    if checksum != _checksum(arrays):
+    if checksum != str(_checksum(text, arrays)):
         raise CheckpointError(f"{path}: altered after it was written: wrong checksum")
-    return State(facts, arrays)
+    return State(decode(Facts, facts, origin=str(path), error=CheckpointError), arrays)
 
 
-def mark_finished(folder: Path, identity: Mapping[str, Any], epochs: int) -> None:
+def mark_finished(folder: Path, identity: Identity, epochs: int) -> None:
     """Replace the state with one without arrays: there is nothing to resume.
 
     Raises:
         TrainingError: the disk is full.
     """
-    facts = {"finished": True, "epoch": epochs, "batch": 0, "identity": dict(identity)}
-    save(State(facts), folder)
+    save(State(Facts(Position(epochs), identity, finished=True)), folder)
     (folder / PREVIOUS).unlink(missing_ok=True)
 
 
-def _checksum(arrays: Mapping[str, NDArray[Any]]) -> int:
-    """CRC-32 over all names and bytes: detects corruption, not tampering."""
-    value = 0
-    for name in sorted(arrays):
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).data, value)
+def _checksum(text: str, arrays: Mapping[str, NDArray[Any]]) -> int:
+    """CRC-32 over the header, and all names, types and bytes: detects corruption, not tampering."""
+    value = zlib.crc32(text.encode())
+    for name, array in sorted(arrays.items()):
+        value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
+        value = zlib.crc32(np.ascontiguousarray(array).reshape(-1).data, value)
     return value
 
 
@@ -156,8 +236,8 @@ def _resumable(folder: Path) -> str:
         except CheckpointError:
             continue
         return (
-            f"the previous state ({position(state)}) is in {name}; free disk space, then resume "
-            f"with y7edge train --resume {folder}"
+            f"the previous state ({state.facts.position}) is in {name}; free disk space, then "
+            f"resume with y7edge train --resume {folder}"
         )
     return f"no state was saved; {_usable_weights(folder)}"
 

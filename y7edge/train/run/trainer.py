@@ -11,16 +11,27 @@ from torch import Tensor
 
 from y7edge.errors import TrainingError, Y7EdgeError
 from y7edge.evaluation.evaluate import Metrics
+from y7edge.files import reason
 from y7edge.train.loading.memory import Item
 from y7edge.train.loading.workers import batches
 from y7edge.train.output import folder as files
 from y7edge.train.output.batch_files import BAD_BATCH, write_bad_batch
 from y7edge.train.output.results import EpochRow, TrainResult
+from y7edge.train.output.writer import RunWriter
 from y7edge.train.run import state
 from y7edge.train.run.interrupts import Interrupts
 from y7edge.train.run.progress import Progress, Status, Stopwatch, peak_memory_mb
-from y7edge.train.run.resume import Position, capture, check, identity, require_finite, restore
+from y7edge.train.run.resume import (
+    capture,
+    check,
+    identity,
+    require_finite,
+    require_fitting,
+    restore,
+)
+from y7edge.train.run.state import Position
 from y7edge.train.run.steps import random_side
+from y7edge.train.run.validate import Validation
 from y7edge.train.setup.parts import Parts
 
 _READ_EVERY = 10  # iterations on a GPU, since reading the loss synchronizes
@@ -36,15 +47,17 @@ class Trainer:
 
         Raises:
             ConfigError, DataError: the state has other settings or other data.
+            CheckpointError: the state does not fit the run.
         """
         self.parts, self.progress = parts, progress or Progress()
         self.position = Position()
         if saved is not None:
             log = self.progress.log
             with parts.ranks.together():
-                check(saved, identity(parts), str(parts.config.data), log)
+                check(saved.facts.identity, identity(parts), str(parts.config.data), log)
+                require_fitting(parts, saved)
             self.position = restore(parts, saved)
-            log(f"resumed at {state.position(saved)}")
+            log(f"resumed at {self.position}")
         self._watch = Stopwatch(parts.steps.schedule.iterations, done=self.iteration)
         self._interrupts = Interrupts()
         self._unread: list[Tensor] = []  # loss parts not yet read from the device
@@ -68,17 +81,7 @@ class Trainer:
             except (KeyboardInterrupt, Y7EdgeError, OSError) as error:
                 self._save_on_exit(error)
                 raise
-            finally:
-                if self.parts.writer:
-                    self.parts.writer.close()
-        try:
-            return self._finish()
-        except (KeyboardInterrupt, Y7EdgeError, OSError):
-            self.progress.log(
-                "all epochs are done and their weights saved; to write the report, resume with "
-                f"y7edge train --resume {self.parts.folder}"
-            )
-            raise
+        return self._finish()
 
     def train_epoch(self) -> None:
         """Train on the remaining batches of the epoch; report and save states."""
@@ -155,14 +158,29 @@ class Trainer:
         parts, result = self.parts, None
         with parts.ranks.together():
             if (writer := parts.writer) and parts.validation:
-                if parts.config.report:
-                    writer.finish(parts.validation, parts.steps.average.model)
                 result = writer.result()
-                state.mark_finished(parts.folder, identity(parts), len(writer.rows))
+                self._report(writer, parts.validation, len(writer.rows))
         result = parts.ranks.from_first(result)
         if result is None:
             raise TrainingError(f"{parts.folder}: the first process returned no result")
         return result
+
+    def _report(self, writer: RunWriter, validation: Validation, epochs: int) -> None:
+        """Write the report, and mark the run as finished; that fails without failing the run."""
+        parts, folder = self.parts, self.parts.folder
+        try:
+            if parts.config.report:
+                writer.finish(validation, parts.steps.average.model)
+            state.mark_finished(folder, identity(parts), epochs)
+        except (Exception, KeyboardInterrupt) as error:
+            what = files.REPORT if parts.config.report else files.STATE
+            self.progress.log(
+                f"warning: {folder}: {what} cannot be written: {reason(error)}; all epochs are "
+                "done and their weights saved; to write it, resume with y7edge train --resume "
+                f"{folder}"
+            )
+            if isinstance(error, KeyboardInterrupt):
+                raise
 
     def _is_over(self) -> bool:
         """Whether the last epoch is done, or patience has ended."""
@@ -216,8 +234,8 @@ class Trainer:
         self._unread.clear()
         for batch, values in enumerate(losses.tolist(), start=first):
             # One by one and in double precision, so that sums don't depend on when they are read.
-            sums = [old + new for old, new in zip(self.position.sums, values, strict=True)]
-            self.position.sums = sums
+            pairs = zip(self.position.sums, values, strict=True)
+            self.position.sums = tuple(old + new for old, new in pairs)
             if not all(abs(value) < float("inf") for value in values):
                 self._refuse(batch, values)
 

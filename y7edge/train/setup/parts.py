@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from y7edge.artifact.manifest import MAX_BYTES
 from y7edge.data.dataset import Dataset, load
-from y7edge.errors import ConfigError, RuntimeMissing
+from y7edge.errors import ArtifactError, CheckpointError, ConfigError, DataError, RuntimeMissing
 from y7edge.evaluation.evaluate import Metrics
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.models.spec import Anchors, Spec
-from y7edge.nn.build import Model
+from y7edge.nn.build import Model, to_checkpoint
+from y7edge.nn.eager import describe
 from y7edge.train.averaging.average import average_for
 from y7edge.train.averaging.statistics import letterboxed_batches
 from y7edge.train.loading.dataset import TrainingSet, loader
@@ -32,6 +35,7 @@ from y7edge.train.output.writer import RunWriter
 from y7edge.train.run.distributed import Ranks, open_fabric
 from y7edge.train.run.optim import build_optimizer, scaled_weight_decay
 from y7edge.train.run.schedule import Schedule, nominal_batch, warmup_iterations
+from y7edge.train.run.state import Began
 from y7edge.train.run.steps import Steps
 from y7edge.train.run.timing import Timing
 from y7edge.train.run.validate import Validation, require_labels
@@ -52,10 +56,9 @@ class Start:
     origin: str
     notes: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, Any]:
-        """Return what :func:`resume_model` needs, as JSON values."""
-        anchors = self.model.spec.anchors
-        return {"origin": self.origin, "notes": list(self.notes), "anchors": anchors}
+    def began(self) -> Began:
+        """Return what :func:`resume_model` needs."""
+        return Began(self.origin, self.notes, self.model.spec.anchors)
 
 
 @dataclass
@@ -116,14 +119,15 @@ def build(
     fabric: Any = None,
     ranks: Ranks | None = None,
     folder: Path | None = None,
-    resumed: Mapping[str, Any] | None = None,
+    resumed: Began | None = None,
     timing: Timing | None = None,
+    held: ExitStack | None = None,
 ) -> Parts:
     """Build all parts of a run; report every error that can be found before training.
 
     ``log`` is called with remarks. ``fabric`` is launched; None opens one for a single process,
     which ``ranks`` None means too. To resume a run, ``folder`` is its folder and ``resumed`` the
-    :meth:`Start.facts` of its start.
+    :meth:`Start.began` of its start; the folder of a new run is claimed until ``held`` is closed.
 
     Raises:
         ConfigError, DataError, CheckpointError, DeviceError: see :func:`loop.train`.
@@ -136,6 +140,7 @@ def build(
         require_labels(data.split(config.train_split), "train on")
         names = data.names
         start = resume_model(config, names, resumed) if resumed else make_model(config, data)
+        _require_exportable(start.model, config, data)
         for note in start.notes:
             log(note)
         train_set, plan = _training_images(config, data, start.model.spec, ranks)
@@ -149,7 +154,7 @@ def build(
     with ranks.together():
         if ranks.first:
             writer = RunWriter(
-                folder or files.create(config.out),
+                folder or files.create(config.out, held or ExitStack()),
                 config,
                 data,
                 origin=start.origin,
@@ -191,6 +196,25 @@ def make_model(config: TrainConfig, data: Dataset) -> Start:
         notes = (found,)
     start = start_model(config, names, anchors=fitting)
     return replace(start, notes=notes + start.notes)
+
+
+def _require_exportable(model: Model, config: TrainConfig, data: Dataset) -> None:
+    """Refuse names and texts that no manifest can hold, before they cost a training.
+
+    Raises:
+        DataError: there are too many names, or one is too long or cannot be printed.
+    """
+    meta = {"licence": config.licence}
+    try:
+        checkpoint = to_checkpoint(model, data.names, meta)
+        size = len(describe(checkpoint, (config.imgsz, config.imgsz)).to_json().encode())
+    except ArtifactError as error:
+        raise DataError(f"{data.source}: a trained model could not be exported: {error}") from error
+    if size > MAX_BYTES // 2:  # the rest is left to its proof
+        raise DataError(
+            f"{data.source}: a trained model could not be exported: the names of its "
+            f"{len(data.names)} classes take {size:,} bytes, expected at most {MAX_BYTES // 2:,}"
+        )
 
 
 def _training_images(
@@ -313,11 +337,18 @@ def start_model(
     return replace(start, notes=(*start.notes, _frozen_note(config, start.model)))
 
 
-def resume_model(config: TrainConfig, names: Sequence[str], facts: Mapping[str, Any]) -> Start:
-    """Create the model of a resumed run from the facts of its start; its state has the weights."""
-    anchors = tuple(tuple((w, h) for w, h in level) for level in facts["anchors"])
-    model = _model(config, names, anchors)
-    return Start(model, facts["origin"], tuple(facts["notes"]))
+def resume_model(config: TrainConfig, names: Sequence[str], began: Began) -> Start:
+    """Create the model of a resumed run; its state has the weights.
+
+    Raises:
+        CheckpointError: the anchors do not fit the model.
+    """
+    build_spec(config, len(names))  # what is wrong with the configuration is not the state's fault
+    try:
+        model = _model(config, names, began.anchors)
+    except ConfigError as error:
+        raise CheckpointError(f"anchors of the state: {error}") from error
+    return Start(model, began.origin, began.notes)
 
 
 def _model(config: TrainConfig, names: Sequence[str], anchors: Anchors | None) -> Model:
