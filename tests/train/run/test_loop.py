@@ -18,7 +18,7 @@ from y7edge.models import weights
 from y7edge.nn.build import create, to_checkpoint
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.output.results import read_csv
-from y7edge.train.run.loop import resume, train
+from y7edge.train.run.loop import train
 from y7edge.train.run.progress import Progress
 from y7edge.train.run.steps import random_side
 from y7edge.train.run.trainer import Trainer
