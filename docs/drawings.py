@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/concepts.md.
+"""Draw the figures of docs/concepts.md.
 
     python docs/drawings.py            # writes docs/images/*.svg
 

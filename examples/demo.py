@@ -1,9 +1,9 @@
-"""The whole way on made pictures: train, fold, export, prove, benchmark, detect.
+"""The whole way on synthetic images: train, fold, export, prove, benchmark, detect.
 
     make demo            # or: python examples/demo.py
 
-Makes pictures of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, writes ONNX
-files with their proofs, measures their speed, and judges them on pictures from other seeds. Leaves
+Makes images of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, writes ONNX
+files with their proofs, measures their speed, and evaluates them on images from other seeds. Leaves
 everything in ``runs/demo``; ``report.html`` shows it. Exits with 4 if a figure is not as it must
 be. Takes some eight minutes on two cores, most of them training.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from demo_checks import detect_without_torch, shuffle_head
-from demo_report import Findings, FoldProof, Pictures, Step, write
+from demo_report import Drawn, Findings, FoldProof, Step, write
 from numpy.typing import NDArray
 
 from y7edge import Detector, draw
@@ -49,8 +49,8 @@ from y7edge.train.run.progress import describe, for_terminal
 from y7edge.train.settings.config import TINY, TrainConfig
 
 FOLDER = Path("runs/demo")
-TRAIN, VAL, JUDGED, FRESH = 800, 80, 150, 6  # pictures
-SEED, JUDGED_SEED, FRESH_SEED = 0, 1, 2  # training and validation, judging, showing
+TRAIN, VAL, EVALUATED, FRESH = 800, 80, 150, 6  # images
+SEED, OTHER_SEED, FRESH_SEED = 0, 1, 2  # training and validation, evaluation, detection
 FRESH_SIZE = (640, 640)
 
 Image = NDArray[np.uint8]
@@ -59,7 +59,7 @@ Say = Callable[[str], None]
 
 def training(data: Path, out: Path) -> TrainConfig:
     """The run, with each departure from the published recipe and its reason."""
-    # Every picture is used as it is but for flips, size and colour: a mosaic of trays at 160 px
+    # Every image is used as it is but for flips, size and colour: a mosaic of trays at 160 px
     # would leave parts of a few pixels, and what a part lies on says nothing about it.
     augmentation = replace(TINY.augmentation, mosaic=0.0, scale=0.3, flipud=0.5)
     recipe = replace(
@@ -115,7 +115,7 @@ class Journal:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """The artifact, the checkpoint that it came from, and the artifact with its head shuffled."""
 
     artifact: Metrics
@@ -146,15 +146,15 @@ def run(folder: Path) -> None:
         ParityError: an export could not be proved.
     """
     journal = Journal()
-    with journal.step("Make pictures") as say:
-        data, judged = make_data(folder, say)
+    with journal.step("Make images") as say:
+        data, others = make_data(folder, say)
     with journal.step("Train") as say:
         config = training(data.source, folder / "train")
         result = train(config, progress=for_terminal())
         checkpoint = weights.load(result.best)
         say(_trained(checkpoint, result))
     with journal.step("Fold") as say:
-        fold = prove_fold(checkpoint, judged.split("val"), say)
+        fold = prove_fold(checkpoint, others.split("val"), say)
     with journal.step("Export and prove") as say:
         artifacts = make_artifacts(checkpoint, folder, say)
     artifact = artifacts[0].path
@@ -162,14 +162,14 @@ def run(folder: Path) -> None:
         repeat_proof(artifact, checkpoint, say)
     with journal.step("Measure the speed") as say:
         speed = measure(artifact, say)
-    with journal.step("Judge on pictures from other seeds") as say:
-        judgement = judge(artifact, result.best, judged, say)
-    with journal.step("Detect in fresh pictures") as say:
+    with journal.step("Evaluate on images from other seeds") as say:
+        evaluation = compare(artifact, result.best, others, say)
+    with journal.step("Detect in fresh images") as say:
         fresh, without_torch = detect_fresh(artifact, folder, say)
-    pictures = show(artifact, _shuffled(artifact), judged, fresh)
+    drawn = show(artifact, _shuffled(artifact), others, fresh)
     findings = Findings(
         config=config,
-        counts={"train": TRAIN, "val": VAL, "judged": JUDGED},
+        counts={"train": TRAIN, "val": VAL, "evaluation": EVALUATED},
         epochs=read_csv(folder / "train" / "results.csv"),
         best=result.metrics,
         parameters=shapes.parameters(checkpoint.spec),
@@ -177,27 +177,27 @@ def run(folder: Path) -> None:
         fold=fold,
         artifacts=artifacts,
         benchmark=speed,
-        metrics=judgement.artifact,
-        checkpoint_metrics=judgement.checkpoint,
-        shuffled_metrics=judgement.shuffled,
-        moved=judgement.moved,
-        refusal=judgement.refusal,
+        metrics=evaluation.artifact,
+        checkpoint_metrics=evaluation.checkpoint,
+        shuffled_metrics=evaluation.shuffled,
+        moved=evaluation.moved,
+        refusal=evaluation.refusal,
         without_torch=without_torch,
-        pictures=pictures,
+        drawn=drawn,
         steps=journal.steps,
     )
     finish(findings, folder)
 
 
 def make_data(folder: Path, say: Say) -> tuple[Dataset, Dataset]:
-    """Pictures to train with, and others to judge by."""
+    """Images to train with, and others to evaluate on."""
     for name in ("data", "judged", "train", "fresh", "found"):
         shutil.rmtree(folder / name, ignore_errors=True)
     data = load(generate(folder / "data", TRAIN, VAL, seed=SEED))
-    judged = load(generate(folder / "judged", 0, JUDGED, seed=JUDGED_SEED), ["val"])
-    say(f"{TRAIN} pictures to train with and {VAL} to choose the best epoch by: {data.source}")
-    say(f"{JUDGED} pictures from other seeds to judge by: {judged.source}")
-    return data, judged
+    others = load(generate(folder / "judged", 0, EVALUATED, seed=OTHER_SEED), ["val"])
+    say(f"{TRAIN} images to train with and {VAL} to choose the best epoch by: {data.source}")
+    say(f"{EVALUATED} images from other seeds to evaluate on: {others.source}")
+    return data, others
 
 
 def _trained(checkpoint: Checkpoint, result: TrainResult) -> str:
@@ -209,7 +209,7 @@ def _trained(checkpoint: Checkpoint, result: TrainResult) -> str:
 
 
 def prove_fold(checkpoint: Checkpoint, samples: Sequence[Sample], say: Say) -> FoldProof:
-    """Fold, and compare both forms on pictures from other seeds."""
+    """Fold, and compare both forms on images from other seeds."""
     before, after = inventory(checkpoint), inventory(fold_checkpoint(checkpoint))
     side = checkpoint.meta["imgsz"]
     preprocess = Preprocessor(InputInfo("images", 1, side, side))
@@ -268,15 +268,15 @@ def measure(artifact: Path, say: Say) -> Report:
     return report
 
 
-def judge(artifact: Path, checkpoint: Path, judged: Dataset, say: Say) -> Judgement:
-    """Judge artifact, checkpoint, and artifact with its head shuffled on the same pictures."""
+def compare(artifact: Path, checkpoint: Path, others: Dataset, say: Say) -> Evaluation:
+    """Evaluate artifact, checkpoint, and artifact with its head shuffled on the same images."""
     shuffled = _shuffled(artifact)
     moved = shuffle_head(artifact, shuffled)
 
     def score(path: Path, name: str) -> Metrics:
         with Detector(path) as detector:
             predict = detector.detect_for_evaluation
-            metrics = evaluate(predict, judged.split("val"), judged.names)
+            metrics = evaluate(predict, others.split("val"), others.names)
         say(f"{name}: mAP@0.5 {metrics.map50:.4f}, mAP@0.5:0.95 {metrics.map50_95:.4f}")
         return metrics
 
@@ -286,7 +286,7 @@ def judge(artifact: Path, checkpoint: Path, judged: Dataset, say: Say) -> Judgem
     try:
         selftest(shuffled)
     except DigestError as error:
-        return Judgement(found, before, broken, moved, refusal=str(error))
+        return Evaluation(found, before, broken, moved, refusal=str(error))
     raise GateError(f"{shuffled}: expected the self-test to refuse it, but it passed")
 
 
@@ -295,10 +295,10 @@ def _shuffled(artifact: Path) -> Path:
 
 
 def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], int]:
-    """Pictures made just now, detected in here and by a process without torch.
+    """Images made just now, detected in here and by a process without torch.
 
     Returns:
-        The pictures with their boxes, and the count of parts found.
+        The images with their boxes, and the count of parts found.
 
     Raises:
         GateError: the two don't find the same.
@@ -320,27 +320,27 @@ def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], i
         with atomic_write(folder / "found" / path.name) as temporary:
             temporary.write_bytes(_jpeg(drawn[-1]))
     count = sum(map(len, found))
-    say(f"{count} parts in {FRESH} pictures, also where torch and onnx cannot be imported")
-    say(f"pictures with boxes: {folder / 'found'}")
+    say(f"{count} parts in {FRESH} images, also where torch and onnx cannot be imported")
+    say(f"images with boxes: {folder / 'found'}")
     return drawn, count
 
 
-def show(artifact: Path, shuffled: Path, judged: Dataset, fresh: Sequence[Image]) -> Pictures:
-    """The page's pictures. Those that are judged by are spread evenly over the set, not chosen."""
-    samples = judged.split("val")
+def show(artifact: Path, shuffled: Path, others: Dataset, fresh: Sequence[Image]) -> Drawn:
+    """The page's images. Those of the evaluation set are spread evenly over it, not chosen."""
+    samples = others.split("val")
     beside, apart = [], []
     with Detector(artifact) as detector, Detector(shuffled) as broken:
         for index in np.linspace(0, len(samples) - 1, 6).round().astype(int):
             image = read_image(samples[index].path)
-            truth = _large(image, labels(samples[index], image, judged.names))
+            truth = _large(image, labels(samples[index], image, others.names))
             found = _large(image, detector(image))
             beside.append((truth, found))
             apart.append((found, _large(image, broken(image))))
-    return Pictures([_jpeg(image) for image in fresh], beside, apart[:4])
+    return Drawn([_jpeg(image) for image in fresh], beside, apart[:4])
 
 
 def _large(image: Image, detections: Detections) -> bytes:
-    """A picture at twice its size with boxes, so that their labels can be read."""
+    """An image at twice its size with boxes, so that their labels can be read."""
     twice = replace(
         detections,
         xyxy=detections.xyxy * 2,
@@ -355,7 +355,7 @@ def _jpeg(image: Image, quality: int = 85) -> bytes:
 
 
 def finish(findings: Findings, folder: Path) -> None:
-    """Write the page and the README's picture; then the verdict."""
+    """Write the page and the README's image; then the verdict."""
     with atomic_write(folder / "report.html") as temporary:
         write(findings, temporary)
     first = [read_image(folder / "found" / f"{number}.jpg") for number in range(3)]

@@ -1,4 +1,4 @@
-"""Charts of the demo's page as inline SVG: no script, no font and no picture to load."""
+"""Charts of the demo's page as inline SVG: no script, no font and no image to load."""
 
 from __future__ import annotations
 

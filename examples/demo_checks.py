@@ -70,13 +70,13 @@ def shuffle_head(artifact: Path, out: Path, seed: int = 0) -> int:
     return moved
 
 
-def detect_without_torch(artifact: Path, pictures: Sequence[Path]) -> list[list[dict[str, Any]]]:
-    """Detections of each picture, found by a process that can import neither torch nor onnx.
+def detect_without_torch(artifact: Path, images: Sequence[Path]) -> list[list[dict[str, Any]]]:
+    """Detections of each image, found by a process that can import neither torch nor onnx.
 
     Raises:
         GateError: that process failed; the message ends with its last line.
     """
-    command = [sys.executable, "-c", _CHILD, str(artifact), *map(str, pictures)]
+    command = [sys.executable, "-c", _CHILD, str(artifact), *map(str, images)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -22,7 +22,7 @@ from y7edge.train.output.results import EpochRow
 from y7edge.train.settings.config import TrainConfig
 
 LEAST_MAP50 = 0.90
-"""What the artifact must reach on pictures from other seeds."""
+"""What the artifact must reach on images from other seeds."""
 
 MOST_SHUFFLED_MAP50 = 0.05
 """What it must stay below with its head's weights in another order."""
@@ -48,7 +48,7 @@ class FoldProof:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Drawn:
     """JPEG files that the page shows; pairs are left and right."""
 
     fresh: Sequence[bytes]
@@ -61,7 +61,7 @@ class Findings:
     """All that the demo measured."""
 
     config: TrainConfig
-    counts: Mapping[str, int]  # pictures: train, val, judged
+    counts: Mapping[str, int]  # images: train, val, evaluation
     epochs: Sequence[EpochRow]
     best: EpochRow
     parameters: int
@@ -69,13 +69,13 @@ class Findings:
     fold: FoldProof
     artifacts: Sequence[Artifact]  # the first is the one that is used
     benchmark: Report
-    metrics: Metrics  # of the artifact, on pictures from other seeds
+    metrics: Metrics  # of the artifact, on images from other seeds
     checkpoint_metrics: Metrics  # of the checkpoint, on the same
     shuffled_metrics: Metrics
     moved: int  # weights that the shuffle moved
     refusal: str  # what the self-test says about the shuffled file
     without_torch: int  # detections by a process that cannot import torch
-    pictures: Pictures
+    drawn: Drawn
     steps: Sequence[Step]
 
     def beyond(self) -> list[str]:
@@ -105,7 +105,7 @@ def write(findings: Findings, path: Path) -> None:
         _fold(findings),
         _parity(findings),
         _speed(findings),
-        _judged(findings),
+        _evaluation(findings),
         _shuffled(findings),
         _steps(findings),
         _reproduce(findings),
@@ -119,7 +119,7 @@ def _opening(f: Findings) -> list[str]:
     figures = [
         (
             f"{f.metrics.map50:.3f}",
-            f"mAP@0.5 of the ONNX file on {f.metrics.images} pictures from other seeds",
+            f"mAP@0.5 of the ONNX file on {f.metrics.images} images from other seeds",
             f.metrics.map50 >= LEAST_MAP50,
         ),
         (
@@ -130,7 +130,7 @@ def _opening(f: Findings) -> list[str]:
         ),
         (
             f"{f.benchmark.end_to_end_ms['p50']:.1f} ms",
-            f"a {f.benchmark.frame_hw[1]}x{f.benchmark.frame_hw[0]} picture, end to end, median, "
+            f"a {f.benchmark.frame_hw[1]}x{f.benchmark.frame_hw[0]} image, end to end, median, "
             f"threads: {f.benchmark.threads}",
             True,
         ),
@@ -139,10 +139,10 @@ def _opening(f: Findings) -> list[str]:
             "mAP@0.5 of the same file with its head's weights shuffled",
             f.shuffled_metrics.map50 < MOST_SHUFFLED_MAP50,
         ),
-        (_clock(sum(s.seconds for s in f.steps)), "from no pictures at all to this page", True),
+        (_clock(sum(s.seconds for s in f.steps)), "in all", True),
     ]
     return [
-        "<h1>Parts on a tray: from pictures to a proved detector</h1>",
+        "<h1>Parts on a tray: from images to a proved detector</h1>",
         html.paragraph(
             "A narrow YOLOv7-tiny was trained, folded into plain convolutions, written as ONNX, "
             "compared with the model it came from, and run without PyTorch. Everything below was "
@@ -168,26 +168,26 @@ def _training(f: Findings) -> str:
         part: [(row.epoch, getattr(row, part)) for row in f.epochs]
         for part in ("box", "obj", "cls")
     }
-    judged = [row for row in f.epochs if row.map50 is not None]
+    evaluated = [row for row in f.epochs if row.map50 is not None]
     quality = {
-        "mAP@0.5": [(row.epoch, row.map50 or 0.0) for row in judged],
-        "mAP@0.5:0.95": [(row.epoch, row.map50_95 or 0.0) for row in judged],
+        "mAP@0.5": [(row.epoch, row.map50 or 0.0) for row in evaluated],
+        "mAP@0.5:0.95": [(row.epoch, row.map50_95 or 0.0) for row in evaluated],
     }
     seconds = sum(row.seconds for row in f.epochs)
     return html.section(
         "Training",
         html.paragraph(
             f"{c.model} at {c.width:g} of its width, {f.parameters:,} parameters, {f.gflops:.2f} "
-            f"GFLOPs at {c.imgsz}x{c.imgsz}; random weights, {f.counts['train']} pictures, "
+            f"GFLOPs at {c.imgsz}x{c.imgsz}; random weights, {f.counts['train']} images, "
             f"{c.epochs} epochs, batch {c.batch}, seed {c.seed}, in {seconds:.0f} s. Nuts, "
             "washers, screws and brackets share colours and sizes: only their shape tells them "
-            f"apart. Epoch {f.best.epoch} was the best on the {f.counts['val']} pictures of the "
+            f"apart. Epoch {f.best.epoch} was the best on the {f.counts['val']} images of the "
             "validation split, and is used from here on."
         ),
         html.grid(
             [
                 html.figure(
-                    demo_charts.lines(losses, x_label="epoch"), "Loss on the training pictures"
+                    demo_charts.lines(losses, x_label="epoch"), "Loss on the training images"
                 ),
                 html.figure(
                     demo_charts.lines(quality, x_label="epoch", top=1.0),
@@ -217,7 +217,7 @@ def _fold(f: Findings) -> str:
         "Fold",
         html.paragraph(
             "BatchNorm and implicit knowledge went into the convolutions, computed in float64. "
-            "Both forms then saw the same pictures; deviations are the largest difference over "
+            "Both forms then saw the same images; deviations are the largest difference over "
             "the largest magnitude."
         ),
         html.table(("operations", "trained", "folded"), counts),
@@ -239,7 +239,7 @@ def _parity(f: Findings) -> str:
     return html.section(
         "Proof of the ONNX files",
         html.paragraph(
-            f"Each file was run by its own engine on {first['pictures']['count']} pictures "
+            f"Each file was run by its own engine on {first['pictures']['count']} images "
             f"({first['pictures']['source']}) and compared with the trained model before the fold. "
             "Without this proof there is no file. Candidates are the reference's best boxes before "
             "suppression, and one of each hundredth of score."
@@ -311,7 +311,7 @@ def _speed(f: Findings) -> str:
     rows = [(name, *(f"{ms[p]:.2f}" for p in ("p50", "p95", "p99"))) for name, ms in stages.items()]
     parts = [
         html.paragraph(
-            f"Milliseconds a picture of {b.frame_hw[1]}x{b.frame_hw[0]}, {b.runs} runs after "
+            f"Milliseconds an image of {b.frame_hw[1]}x{b.frame_hw[0]}, {b.runs} runs after "
             f"{b.warmup} to warm up, threads: {b.threads}."
         ),
         html.table(("stage", "p50", "p95", "p99"), rows),
@@ -324,7 +324,7 @@ def _speed(f: Findings) -> str:
         parts += [
             html.paragraph(
                 "The code around the engine, for any machine: at 640x640 with 80 classes and 100 "
-                "objects, in units of one cv2.resize of the same picture to its letterboxed size "
+                "objects, in units of one cv2.resize of the same image to its letterboxed size "
                 f"(here {b.gate.unit_ms:.2f} ms)."
             ),
             html.table(("stage", "units", "budget"), costs),
@@ -342,20 +342,20 @@ def _speed(f: Findings) -> str:
 
 def _fresh(f: Findings) -> str:
     return html.section(
-        "Fresh pictures",
+        "Fresh images",
         html.paragraph(
             "Made after training, from seeds of their own, and shown in the order in which they "
             f"were made. A process that can import neither torch nor onnx found the same "
             f"{f.without_torch} parts in them."
         ),
         html.grid(
-            html.image(jpeg, f"fresh picture {number} with the boxes found")
-            for number, jpeg in enumerate(f.pictures.fresh, 1)
+            html.image(jpeg, f"fresh image {number} with the boxes found")
+            for number, jpeg in enumerate(f.drawn.fresh, 1)
         ),
     )
 
 
-def _judged(f: Findings) -> str:
+def _evaluation(f: Findings) -> str:
     by_class = zip(f.metrics.per_class, f.checkpoint_metrics.per_class, strict=True)
     rows = [
         (a.name, str(a.labels), *(_precision(v) for v in (a.ap50, a.ap50_95, c.ap50, c.ap50_95)))
@@ -366,19 +366,19 @@ def _judged(f: Findings) -> str:
     rows.append(("all", str(a.labels), *map(_precision, means)))
     header = ("class", "labels", "ONNX @0.5", "@0.5:0.95", "checkpoint @0.5", "@0.5:0.95")
     return html.section(
-        "Judged on pictures from other seeds",
+        "Evaluated on images from other seeds",
         html.paragraph(
-            f"{a.images} pictures that took no part in training, nor in choosing the best epoch. "
+            f"{a.images} images that took no part in training, nor in choosing the best epoch. "
             f"Protocol: {a.protocol}. At least {LEAST_MAP50:.2f} at 0.5 is needed."
         ),
         html.table(header, rows),
         html.paragraph(
-            "Labels on the left, predictions on the right, pictures spread evenly over the set. "
+            "Labels on the left, predictions on the right, images spread evenly over the set. "
             "A part that is hidden by more than 60 % has no label.",
             "soft",
         ),
         html.grid(
-            (html.pair(*two, "labels | predictions") for two in f.pictures.beside_labels),
+            (html.pair(*two, "labels | predictions") for two in f.drawn.beside_labels),
             wide=True,
         ),
     )
@@ -400,7 +400,7 @@ def _shuffled(f: Findings) -> str:
         ),
         html.code(f.refusal),
         html.grid(
-            (html.pair(*two, "as trained | head shuffled") for two in f.pictures.shuffled),
+            (html.pair(*two, "as trained | head shuffled") for two in f.drawn.shuffled),
             wide=True,
         ),
     )
@@ -423,7 +423,7 @@ def _reproduce(f: Findings) -> str:
             f"y7edge benchmark {artifact.path} --threads 1 --gate"
         ),
         html.paragraph(
-            "The same seeds give the same pictures everywhere. Trained weights differ in their "
+            "The same seeds give the same images everywhere. Trained weights differ in their "
             "last digits between processors and numbers of threads, and so does what follows."
         ),
         html.paragraph(f"Settings: {settings}.", "soft"),

@@ -17,7 +17,7 @@ from y7edge.errors import Y7EdgeError
 
 
 def convert(source: Path, target: Path) -> Path:
-    """Copy pictures, write labels and ``data.yaml``; gives the path of the latter."""
+    """Copy images, write labels and ``data.yaml``; gives the path of the latter."""
     data = load(source)
     for split, samples in data.splits.items():
         images, labels = target / "images" / split, target / "labels" / split

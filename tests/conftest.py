@@ -13,7 +13,7 @@ NAMES = ("nut", "washer", "schraube mit Öse")
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory):
-    """Reference answers are kept apart from the user's, and are new in every run."""
+    """Reference outputs are kept apart from the user's, and are new in every run."""
     before = os.environ.get("Y7EDGE_CACHE")
     os.environ["Y7EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield

@@ -1,4 +1,4 @@
-"""A model without an engine: a manifest, and a session that answers by looking at the picture."""
+"""A model without an engine: a manifest, and a session that finds bright places in the image."""
 
 from __future__ import annotations
 

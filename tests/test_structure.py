@@ -256,7 +256,7 @@ def test_docstrings(module: str) -> None:
 def _public(
     node: ast.Module | ast.ClassDef, name: str
 ) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """A module or class and its public names; functions inside functions are nobody's business."""
+    """A module or class and its public names; functions inside functions are not counted."""
     yield name, node
     for child in node.body:
         if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -332,8 +332,8 @@ def test_detection_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:
 import numpy
 from y7edge import Detector
 with Detector(sys.argv[1], conf=0.05) as detector:
-    picture = numpy.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=numpy.uint8)
-    print(len(detector(picture)))
+    image = numpy.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=numpy.uint8)
+    print(len(detector(image)))
 """
     blocked = {"torch", "onnx", "onnxsim", "safetensors", "typer", "rich"}
     assert int(_python(BLOCKER.format(blocked=blocked) + code, str(artifact))) > 0

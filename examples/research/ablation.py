@@ -15,7 +15,7 @@ narrow models with and without each of these parts, with several seeds:
 * implicit: the head with and without implicit knowledge;
 * average: the exponential moving average of the weights, and the last weights themselves.
 
-All settings of an experiment share data, recipe, length, seeds and the order of the pictures.
+All settings of an experiment share data, recipe, length, seeds and the order of the images.
 Models are evaluated once, after the last epoch, so that no best epoch is chosen for them; a
 training that belongs to two experiments is done once. An interrupted run is resumed by the same
 command, at the same step. Two may work in one folder side by side, one with
@@ -59,9 +59,9 @@ from y7edge.train.settings.config import TrainConfig
 from y7edge.train.settings.recipes import TINY
 
 DATA_SEED = 0
-SETTINGS = ("data", "pictures", "epochs", "imgsz", "width", "batch")  # the same in all of a folder
+SETTINGS = ("data", "images", "epochs", "imgsz", "width", "batch")  # the same in all of a folder
 
-# As in the demo: whole pictures, as parts of a mosaic would be a few pixels wide; gains raised,
+# As in the demo: whole images, as parts of a mosaic would be a few pixels wide; gains raised,
 # which the published rule shrinks with few classes and small inputs; an average that forms early.
 # Clipping, as a coarse level that has a single positive in a batch throws such small models off.
 RECIPE = replace(
@@ -142,13 +142,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--data", type=Path, help="default: made pictures of parts on a tray")
-    parser.add_argument("--pictures", type=int, default=640, help="made, to train on")
+    parser.add_argument("--data", type=Path, help="default: synthetic images of parts on a tray")
+    parser.add_argument("--images", type=int, default=640, help="made, to train on")
     parser.add_argument("--judged", type=int, default=100, help="synthetic images to evaluate on")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each setting")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--imgsz", type=int, default=128, help="a multiple of 64, from 128")
-    parser.add_argument("--width", type=float, default=0.25, help="share of the channels")
+    parser.add_argument("--width", type=float, default=0.25, help="fraction of the channels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     return parser.parse_args(words)
@@ -214,7 +214,7 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
     values = {name: getattr(options, name) for name in SETTINGS}
     recipe = {name: value for name, value in RECIPE.to_dict().items() if value is not None}
     return values | {
-        "data": str(options.data) if options.data else "made pictures",
+        "data": str(options.data) if options.data else "synthetic images",
         "recipe": recipe,
     }
 
@@ -225,7 +225,7 @@ def made_pictures(options: argparse.Namespace) -> Path:
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=options.out) as temporary:
             made = scenes.generate(
-                Path(temporary) / "data", options.pictures, options.judged, DATA_SEED
+                Path(temporary) / "data", options.images, options.judged, DATA_SEED
             ).parent
             try:
                 made.rename(folder)

@@ -140,7 +140,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         _draw_ours(ours, compared)
         ours.set_title(TITLES[experiment].replace(" of ", "\nof ").replace(" in ", "\nin "), size=9)
         _draw_paper(theirs, experiment, list(compared))
-    panels[0][0].set_ylabel("here: mAP@0.5:0.95\nnarrow models, few pictures", size=8)
+    panels[0][0].set_ylabel("here: mAP@0.5:0.95\nnarrow models, few images", size=8)
     panels[1][0].set_ylabel("paper: COCO AP\nfull-size models", size=8, color="#64748b")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=90, metadata={"Software": None})
@@ -148,7 +148,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 def _draw_ours(axes: Axes, compared: Mapping[str, Sequence[Result]]) -> None:
     seeds = len(next(iter(compared.values())))
-    for seed in range(seeds):  # what was trained on the same pictures in the same order
+    for seed in range(seeds):  # what was trained on the same images in the same order
         values = [found[seed].map50_95 for found in compared.values()]
         axes.plot(values, color="#cbd5e1", linewidth=0.8, zorder=1)
     for index, found in enumerate(compared.values()):

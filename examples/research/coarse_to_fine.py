@@ -4,10 +4,11 @@
 
 The paper (arXiv 2207.02696, section 4.2) lets the lead head decide what the auxiliary heads learn,
 and gives them coarser labels: more cells for each object. This script trains that assignment and
-the independent one, in which an auxiliary head decides for itself, on the same made pictures with
-the same seed. It then shows that gradients reach the auxiliary rows, that the two assignments lead
-to different models, that nothing auxiliary is left after the fold, and that the exported file,
-proved, finds parts in pictures from other seeds. Exits with 4 if one of these does not hold.
+the independent one, in which an auxiliary head chooses its own positives, on the same synthetic
+images with the same seed. It then shows that gradients reach the auxiliary rows, that the two
+assignments lead to different models, that nothing auxiliary is left after the fold, and that the
+exported file, proved, finds parts in images from other seeds. Exits with 4 if one of these does
+not hold.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from y7edge.train.run.progress import for_terminal
 from y7edge.train.settings.config import TrainConfig
 from y7edge.train.settings.recipes import P6
 
-LEAST_MAP = 0.8  # mAP@0.5 of the exported file on pictures from other seeds
-SEED, JUDGED_SEED, JUDGED = 0, 1, 150
+LEAST_MAP = 0.8  # mAP@0.5 of the exported file on images from other seeds
+SEED, OTHER_SEED, EVALUATED = 0, 1, 150
 
 
 def main() -> int:
@@ -61,7 +62,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/coarse_to_fine"))
-    parser.add_argument("--pictures", type=int, default=800, help="to train on")
+    parser.add_argument("--images", type=int, default=800, help="to train on")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--imgsz", type=int, default=192, help="a multiple of 64, from 128")
     parser.add_argument("--width", type=float, default=0.25)
@@ -75,8 +76,8 @@ def run(options: argparse.Namespace) -> None:
         GateError: a claim does not hold; ``result.json`` is there nevertheless.
     """
     out: Path = options.out
-    data = load(generate(out / "data", options.pictures, 80, seed=SEED))
-    judged = load(generate(out / "judged", 0, JUDGED, seed=JUDGED_SEED), ["val"])
+    data = load(generate(out / "data", options.images, 80, seed=SEED))
+    evaluated = load(generate(out / "judged", 0, EVALUATED, seed=OTHER_SEED), ["val"])
     trained = {name: _train(name, data, options) for name in ("coarse-to-fine", "independent")}
     guided, independent = trained.values()
     gradients = auxiliary_gradients(guided, data)
@@ -84,8 +85,8 @@ def run(options: argparse.Namespace) -> None:
     before, after = inventory(guided), inventory(fold_checkpoint(guided))
     artifact = export(guided, out / "coarse_to_fine.onnx")
     found = {
-        "artifact": _score(artifact.path, judged),
-        **{name: _score(out / name / "best.safetensors", judged) for name in trained},
+        "artifact": _score(artifact.path, evaluated),
+        **{name: _score(out / name / "best.safetensors", evaluated) for name in trained},
     }
     result = {
         "map50": {name: metrics.map50 for name, metrics in found.items()},
@@ -111,7 +112,7 @@ def _require(holds: bool, claim: str) -> None:
 
 def _train(assigner: str, data: Dataset, options: argparse.Namespace) -> Checkpoint:
     # As in the demo: trays are shown whole, steps are small and many, and the gains, which the
-    # published rule shrinks with few classes and small pictures, are raised again. A level averages
+    # published rule shrinks with few classes and small images, are raised again. A level averages
     # over its own positives: a single one, on a coarse level that had none for a while, would throw
     # the model off, were its gradient not clipped.
     recipe = replace(
@@ -176,9 +177,9 @@ def distance(one: Checkpoint, other: Checkpoint) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
 
-def _score(path: Path, judged: Dataset) -> Metrics:
+def _score(path: Path, evaluated: Dataset) -> Metrics:
     with Detector(path) as detector:
-        return evaluate(detector.detect_for_evaluation, judged.split("val"), judged.names)
+        return evaluate(detector.detect_for_evaluation, evaluated.split("val"), evaluated.names)
 
 
 if __name__ == "__main__":

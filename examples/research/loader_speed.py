@@ -1,4 +1,4 @@
-"""Measure what a training picture costs beside decoding, on one core.
+"""Measure what a training image costs beside decoding, on one core.
 
     python examples/research/loader_speed.py --data data.yaml
     python examples/research/loader_speed.py --data data.yaml --imgsz 640 --recipe tiny --gate
@@ -8,19 +8,19 @@ machine than about a loader. Batch by batch, reading, items without and items wi
 measured in turn, as processor time of one thread, over whole passes of the data; each batch counts
 as in the fastest of its repeats: what else runs on the machine touches all alike, or not at all.
 
-* whole: a picture of a batch, without cache, from files to its place in the batch;
-* decoding: what of that is decoding files, of all pictures that the recipe joins (those whose place
+* whole: an image of a batch, without cache, from files to its place in the batch;
+* decoding: what of that is decoding files, of all images that the recipe joins (those whose place
   turns out to be out of sight are not decoded);
 * beyond: the rest: resizing, augmentation, labels, batch;
 * nominal: the whole without 5.25 units, which is what a mosaic's decoding is said to cost (four or
-  nine pictures, and mixup's); less is decoded, so that this is less than what is beyond decoding;
+  nine images, and mixup's); less is decoded, so that this is less than what is beyond decoding;
 * ram: the whole with ``cache ram``.
 
 ``--workers N`` measures images per second from worker processes instead, with ``cache ram``: with
 `BatchMemory`, and with torch's own shared memory. Passes alternate; the fastest of each counts.
 
 Exit code 4 with ``--gate`` if a figure is beyond its budget: beyond decoding 1.5 units, with cache
-ram 2 (of the recipe tiny at 640 on BCCD's pictures).
+ram 2 (of the recipe tiny at 640 on BCCD's images).
 """
 
 from __future__ import annotations
@@ -58,57 +58,57 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Speed:
-    """Costs of one training picture in units of one ``cv2.imread``."""
+    """Costs of one training image in units of one ``cv2.imread``."""
 
     whole: float
     decoding: float
     beyond: float
     nominal: float
     ram: float
-    decoded: float  # files per training picture
+    decoded: float  # files per training image
     imread_ms: float
-    pictures: int  # measured
+    images: int  # measured
     imgsz: int
 
 
 class Clock:
-    """``read_image`` with a clock: processor time and number of calls so far."""
+    """``decode`` with a clock: processor time and number of calls so far."""
 
-    def __init__(self, read: Callable[[Path], Any]) -> None:
-        self.read = read
+    def __init__(self, decode: Callable[..., Any]) -> None:
+        self.decode = decode
         self.seconds, self.calls = 0.0, 0
 
-    def __call__(self, path: Path) -> Any:
-        """Read one picture."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Decode one image."""
         start = time.process_time()
         try:
-            return self.read(path)
+            return self.decode(*arguments)
         finally:
             self.seconds += time.process_time() - start
             self.calls += 1
 
 
 def inputs(data: Path | str, split: str, recipe: str) -> tuple[Sequence[Sample], Augmentation]:
-    """Pictures to measure on, and how the recipe of that name changes them."""
+    """Images to measure on, and how the recipe of that name changes them."""
     return load(data, (split,)).split(split), choose(recipe, "yolov7-tiny").recipe.augmentation
 
 
 def measure(
-    samples: Sequence[Sample], size: int, settings: Augmentation, pictures: int, repeats: int
+    samples: Sequence[Sample], size: int, settings: Augmentation, images: int, repeats: int
 ) -> Speed:
     """Time reading, items without and items with a cache, batch by batch in turn."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     sets = [TrainingSet(samples, size, settings, cache=cache) for cache in ("none", "ram")]
-    plan = BatchPlan(len(samples), min(BATCH, pictures, len(samples)))
+    plan = BatchPlan(len(samples), min(BATCH, images, len(samples)))
     loaders = [loader(shown, plan) for shown in sets]
-    clock = Clock(image_cache.read_image)
+    clock = Clock(image_cache.decode)
     sums, files, shown, epoch = np.zeros(4), 0, 0, 0
-    with patch.object(image_cache, "read_image", clock):
-        while shown < pictures:
+    with patch.object(image_cache, "decode", clock):
+        while shown < images:
             epoch += 1
             plan.set_epoch(epoch)
-            count = min(len(plan), -(-(pictures - shown) // plan.batch))
+            count = min(len(plan), -(-(images - shown) // plan.batch))
             keys = [key for batch in islice(plan, count) for key in batch]
             before = clock.calls
             rounds = [_pass(samples, loaders, plan, count, clock) for _ in range(repeats)]
@@ -124,7 +124,7 @@ def measure(
         ram=ram / imread,
         decoded=files / shown,
         imread_ms=1e3 * imread / shown,
-        pictures=shown,
+        images=shown,
         imgsz=size,
     )
 
@@ -184,7 +184,7 @@ def from_workers(
 def table(speed: Speed) -> str:
     """The figures as lines of text."""
     lines = [
-        f"{speed.pictures} pictures at {speed.imgsz} px, one thread; "
+        f"{speed.images} images at {speed.imgsz} px, one thread; "
         f"unit: one cv2.imread, {speed.imread_ms:.2f} ms",
         f"whole item, no cache   {speed.whole:5.2f}",
         f"  decoding             {speed.decoding:5.2f}   of {speed.decoded:.2f} files",
@@ -221,7 +221,7 @@ def main() -> int:
     parser.add_argument("--split", default="train")
     parser.add_argument("--imgsz", type=_count, default=640)
     parser.add_argument("--recipe", default="tiny", help="p5, p6, tiny, finetune or small-data")
-    parser.add_argument("--pictures", type=_count, default=256, help="how many to measure")
+    parser.add_argument("--images", type=_count, default=256, help="how many to measure")
     parser.add_argument("--repeats", type=_count, default=REPEATS, help="of each batch")
     parser.add_argument("--workers", type=_count, help="measure images/s from worker processes")
     parser.add_argument("--json", action="store_true")
@@ -234,7 +234,7 @@ def main() -> int:
             lines = [f"{name:<14}{speed:8.0f} images/s" for name, speed in found.items()]
             print(json.dumps(found) if options.json else "\n".join(lines))
             return 0
-        speed = measure(samples, options.imgsz, settings, options.pictures, options.repeats)
+        speed = measure(samples, options.imgsz, settings, options.images, options.repeats)
         print(json.dumps(asdict(speed)) if options.json else table(speed))
         if options.gate:
             gate(speed)

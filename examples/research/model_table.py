@@ -13,7 +13,7 @@ Columns:
 * fold: largest difference that the fold makes in float32, as a part of the output's largest
   magnitude, with golden weights, or seeded random ones;
 * ONNX: the same for the exported file in ONNX Runtime against the unfolded model, with seeded
-  random weights, on 8 made pictures, as the export's own proof reports it.
+  random weights, on 8 synthetic images, as the export's own proof reports it.
 
 Progress goes to stderr. Exit code 4 if a proof fails. All eight take some minutes and, for the
 largest, a few GB of memory.

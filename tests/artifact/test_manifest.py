@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from y7edge.artifact import bounds
 from y7edge.artifact.manifest import (
     MAX_BYTES,
     InputInfo,
@@ -172,6 +173,67 @@ def test_impossible_content_is_refused_by_place(path, value, problem):
     place[path[-1]] = value
     with pytest.raises(ArtifactError, match=problem):
         Manifest.from_json(sealed(data), "m.onnx")
+
+
+ODD = (
+    *(None, True, -1, 0, 1, 10**9, 10**400, 1.5, -0.5, 1e300, "", "x", "a" * 5000, "\x1b[2J"),
+    *([], {}, [[]], [1], ["x"], {"x": 1}, [None], [[[[1]]]], [10**9] * 4),
+)
+
+
+def places(value, path=()):
+    """Every place in parsed JSON."""
+    if isinstance(value, dict | list):
+        for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield (*path, step)
+            yield from places(item, (*path, step))
+
+
+def test_an_odd_value_at_any_place_is_an_error_of_ours_or_valid():
+    refused = 0
+    for path in places(json.loads(manifest().to_json())):
+        for value in ODD:
+            data = json.loads(manifest().to_json())
+            place = data
+            for step in path[:-1]:
+                place = place[step]
+            place[path[-1]] = value
+            try:
+                made = Manifest.from_json(sealed(data), "m.onnx")
+            except ArtifactError as error:
+                refused += 1
+                assert "m.onnx" in str(error) and "\n" not in str(error)
+            else:
+                assert made.input.images * made.input.pixels <= bounds.MAX_BATCH_PIXELS
+    assert refused > 2000
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"batch": 1024, "height": 640, "width": 640}, "1024 images of 640x640"),
+        ({"height": 16384, "width": 16384}, "1 images of 16384x16384"),
+        ({"batch": "dynamic", "height": 16384, "width": 4096}, "of 16384x4096"),
+        ({"batch": 0}, "batch is 0"),
+        ({"batch": 1025}, "batch is 1025"),
+        ({"height": 2**40}, "a side has"),
+    ],
+)
+def test_an_input_that_would_take_all_memory(change, problem):
+    with pytest.raises(ArtifactError, match=problem):
+        InputInfo("images", **{"batch": 1, "height": 64, "width": 96, **change})
+
+
+def test_outputs_and_probes_that_would_take_all_memory():
+    names = tuple(str(index) for index in range(65_000))
+    image = InputInfo("images", 1, 4096, 4096)
+    with pytest.raises(ArtifactError, match=r"outputs have .* values for an image"):
+        replace(manifest(), nc=len(names), names=names, input=image)
+    wide = replace(manifest("dynamic").probes[0], batch=1024)
+    with pytest.raises(ArtifactError, match="a probe has 1024 images"):
+        replace(manifest("dynamic"), input=InputInfo("images", "dynamic", 640, 640), probes=(wide,))
+    with pytest.raises(ArtifactError, match="65 probes, expected at most 8"):
+        replace(manifest(), probes=manifest().probes * 65)
 
 
 def test_the_input_has_the_shape_of_its_layout():

@@ -22,14 +22,14 @@ def checkpoint_path(narrow_tiny: Checkpoint, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def data(narrow_tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures to train on and three to judge by, each with one object of each class."""
+    """Six images to train on and three to evaluate on, each with one object of each class."""
     root = tmp_path_factory.mktemp("data")
     for split, seeds in (("train", range(6)), ("val", range(6, 9))):
         (root / "images" / split).mkdir(parents=True)
         (root / "labels" / split).mkdir(parents=True)
         for seed in seeds:
-            picture = scenes.scene(seed, (96, 128)).image
-            cv2.imwrite(str(root / "images" / split / f"{seed}.png"), picture)
+            image = scenes.scene(seed, (96, 128)).image
+            cv2.imwrite(str(root / "images" / split / f"{seed}.png"), image)
             lines = [f"{c} 0.{c + 3} 0.5 0.2 0.3\n" for c in range(len(narrow_tiny.names))]
             (root / "labels" / split / f"{seed}.txt").write_text("".join(lines))
     names = "".join(f"  - {name}\n" for name in narrow_tiny.names)

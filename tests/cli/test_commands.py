@@ -118,7 +118,7 @@ def test_export_of_a_name_says_that_its_weights_are_random(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "yolov7-tiny").mkdir()  # a folder of this name is no model
+    (tmp_path / "yolov7-tiny").mkdir()  # a folder of this name is not a model
     assert main(["export", "yolov7-tiny", "--imgsz", "64"]) == 0
     printed = capsys.readouterr()
     assert "random weights" in printed.err
@@ -213,32 +213,32 @@ def test_val_with_other_classes(
 
 
 def test_predict(artifact_path: Path, data: Path, tmp_path: Path, run: Run) -> None:
-    pictures = sorted((data.parent / "images" / "val").iterdir())
-    words = ("predict", artifact_path, pictures[0].parent, "--conf", "0.1")
+    images = sorted((data.parent / "images" / "val").iterdir())
+    words = ("predict", artifact_path, images[0].parent, "--conf", "0.1")
     records = run(*words, "--save", tmp_path / "out")
-    assert [record["source"] for record in records] == list(map(str, pictures))
+    assert [record["source"] for record in records] == list(map(str, images))
     with Detector(artifact_path, conf=0.1) as detector:
-        expected = detector(cv2.imread(str(pictures[0]))).to_dict()
+        expected = detector(cv2.imread(str(images[0]))).to_dict()
     assert records[0]["image_size"] == [128, 96]
     assert records[0]["detections"] == expected["detections"]
     keys = {"xyxy", "confidence", "class_id", "class_name"}
     assert all(set(found) >= keys for record in records for found in record["detections"])
-    saved = tmp_path / "out" / pictures[0].name
-    drawn = bool(np.any(cv2.imread(str(saved)) != cv2.imread(str(pictures[0]))))
+    saved = tmp_path / "out" / images[0].name
+    drawn = bool(np.any(cv2.imread(str(saved)) != cv2.imread(str(images[0]))))
     assert drawn == bool(expected["detections"])
 
 
 def test_predict_only_some_classes(artifact_path: Path, data: Path, run: Run) -> None:
-    picture = next((data.parent / "images" / "val").iterdir())
-    words = ("predict", artifact_path, picture, "--conf", "0.01")
+    image = next((data.parent / "images" / "val").iterdir())
+    words = ("predict", artifact_path, image, "--conf", "0.01")
     everything, some = run(*words), run(*words, "--class", "washer", "--class", "0")
     assert {found["class_id"] for found in everything[0]["detections"]} == {0, 1, 2}
     assert {found["class_name"] for found in some[0]["detections"]} == {"nut", "washer"}
 
 
 def test_predict_with_other_thresholds(artifact_path: Path, data: Path, run: Run) -> None:
-    picture = next((data.parent / "images" / "val").iterdir())
-    words = ("predict", artifact_path, picture, "--conf", "0.01")
+    image = next((data.parent / "images" / "val").iterdir())
+    words = ("predict", artifact_path, image, "--conf", "0.01")
     assert len(run(*words, "--max-det", "1")[0]["detections"]) == 1
     assert len(run(*words)[0]["detections"]) > 1
 

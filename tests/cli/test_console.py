@@ -21,7 +21,7 @@ class _Record:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (float("nan"), None),  # NaN is no JSON
+        (float("nan"), None),  # NaN is not JSON
         (np.float32("inf"), None),
         (np.float32(0.5), 0.5),
         (np.arange(3), [0, 1, 2]),

@@ -251,6 +251,11 @@ def test_streams_that_are_full_or_closed(
     assert (done.returncode, done.stderr.splitlines()) == (usual if code is None else code, lines)
 
 
+def test_a_reader_that_ends(closed: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = closed("info --json", "| (exec <&-; sleep 3)")
+    assert done.stderr == ""
+
+
 def test_benchmark_on_a_full_disk(
     artifact_path: Path, closed: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

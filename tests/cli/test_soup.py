@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def test_average_is_written_only_if_it_is_better(
         ("soup.onnx", "must end in .safetensors"),
         ("nowhere/soup.safetensors", "no folder"),
         (None, "is one of the ingredients"),
+        ("link.safetensors", "a link stands there"),
+        ("pipe.safetensors", "a pipe stands there"),
+        ("folder.safetensors", "a folder stands there"),
     ],
 )
 def test_wrong_destinations_are_refused_before_any_work(
@@ -76,6 +80,9 @@ def test_wrong_destinations_are_refused_before_any_work(
     out: str | None,
     message: str,
 ) -> None:
+    (tmp_path / "link.safetensors").symlink_to(pair[0])
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
     place = str(tmp_path / out) if out else pair[0]
     assert main(["soup", *pair, "--data", str(data), "--out", place]) == 1
     printed = capsys.readouterr()

@@ -41,7 +41,7 @@ def test_table_for_people(words: list[str], capsys: pytest.CaptureFixture[str]) 
 def test_saves_curves_pictures_results_and_a_page(
     words: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "judged"
+    out = tmp_path / "evaluated"
     assert main([*words, "--save", str(out), "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["images"] == 3  # the remark about files is not in the JSON
@@ -53,7 +53,7 @@ def test_saves_curves_pictures_results_and_a_page(
         *("predictions.json", "report.html"),
     }
     results = json.loads((out / "predictions.json").read_text())
-    assert {row["image_id"] for row in results} <= {6, 7, 8}  # the names of the pictures
+    assert {row["image_id"] for row in results} <= {6, 7, 8}  # the names of the images
     assert results and set(results[0]) == {"image_id", "category_id", "bbox", "score"}
 
 
@@ -72,7 +72,7 @@ def test_a_place_that_is_no_folder_is_refused_before_judging(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "y7edge.evaluation.evaluate.collect", lambda *_: pytest.fail("judged first")
+        "y7edge.evaluation.evaluate.collect", lambda *_: pytest.fail("evaluated first")
     )
     (tmp_path / "file").touch()
     assert main([*words, "--save", str(tmp_path / "file")]) == 1
@@ -87,12 +87,12 @@ def test_help_names_every_kind_of_data(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_damaged_picture_is_one_line(words: list[str], data: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(data.parent, root)
-    picture = root / "images/val/6.png"
-    picture.write_bytes(picture.read_bytes()[:3000])
+    image = root / "images/val/6.png"
+    image.write_bytes(image.read_bytes()[:3000])
     command = [sys.executable, "-m", "y7edge.cli", *words[:-1], str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {picture}: expected an image")
+    assert done.stderr.startswith(f"error: {image}: expected an image")
     assert done.stderr.count("\n") == 1
 
 

@@ -155,10 +155,10 @@ def test_empty():
 
 
 def test_to_dict_is_json():
-    told = json.loads(json.dumps(three(source="a.jpg", tracker_id=[1, 2, 3]).to_dict()))
-    assert told["source"] == "a.jpg"
-    assert told["image_size"] == [200, 100]
-    assert told["detections"][0] == {
+    record = json.loads(json.dumps(three(source="a.jpg", tracker_id=[1, 2, 3]).to_dict()))
+    assert record["source"] == "a.jpg"
+    assert record["image_size"] == [200, 100]
+    assert record["detections"][0] == {
         "xyxy": [10, 20, 30, 60],
         "confidence": pytest.approx(0.9),
         "class_id": 2,

@@ -35,7 +35,7 @@ def detector_over(batch=1, outputs="heads", **options) -> tuple[Detector, FakeSe
     return Detector.from_session(session, manifest, **options), session
 
 
-def picture(*places, size=(128, 192)) -> np.ndarray:
+def frame_with(*places, size=(128, 192)) -> np.ndarray:
     """Black, with white squares of 16 x 16 at (left, top): cells of a network half as large."""
     frame = np.zeros((*size, 3), np.uint8)
     for left, top in places:
@@ -47,8 +47,8 @@ def picture(*places, size=(128, 192)) -> np.ndarray:
 @pytest.mark.parametrize("batch", [1, 3, "dynamic"])
 def test_a_picture_goes_in_and_boxes_in_its_pixels_come_out(batch, outputs):
     detector, _ = detector_over(batch, outputs)
-    found = detector(picture((32, 64), (160, 0)))
-    # The fake's box is 16 x 16 around the cell in the network, twice that in the picture.
+    found = detector(frame_with((32, 64), (160, 0)))
+    # The fake's box is 16 x 16 around the cell in the network, twice that in the image.
     expected = {(24, 56, 56, 88), (152, 0, 184, 24)}
     assert {tuple(np.rint(row.xyxy)) for row in found} == expected
     assert found.class_id.tolist() == [1, 1]
@@ -56,7 +56,7 @@ def test_a_picture_goes_in_and_boxes_in_its_pixels_come_out(batch, outputs):
     assert found.image_wh == (192, 128)
     assert found.model_id == "ab" * 8
     assert found.timing.total > 0
-    assert len(detector(picture())) == 0
+    assert len(detector(frame_with())) == 0
 
 
 class Variant(FakeSession):
@@ -87,8 +87,10 @@ def test_heads_as_other_targets_make_them(activation, layout):
         for output in manifest.outputs
     )
     changed = replace(manifest, outputs=outputs)
-    expected = Detector.from_session(FakeSession(manifest), manifest)(picture((32, 64), (160, 0)))
-    found = Detector.from_session(Variant(changed), changed)(picture((32, 64), (160, 0)))
+    expected = Detector.from_session(FakeSession(manifest), manifest)(
+        frame_with((32, 64), (160, 0))
+    )
+    found = Detector.from_session(Variant(changed), changed)(frame_with((32, 64), (160, 0)))
     np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-3)
     np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
 
@@ -100,11 +102,11 @@ def test_heads_as_other_targets_make_them(activation, layout):
 def test_batch_gives_what_single_calls_give(batch, calls, outputs):
     detector, session = detector_over(batch, outputs)
     frames = [
-        picture((32, 64)),
-        picture((0, 0), (64, 64), size=(200, 100)),
-        picture(),
-        picture((16, 16), size=(64, 96)),
-        picture((80, 80)),
+        frame_with((32, 64)),
+        frame_with((0, 0), (64, 64), size=(200, 100)),
+        frame_with(),
+        frame_with((16, 16), size=(64, 96)),
+        frame_with((80, 80)),
     ]
     together = detector.batch(frames)
     assert session.batches == calls
@@ -118,9 +120,9 @@ def test_batch_gives_what_single_calls_give(batch, calls, outputs):
 
 def test_time_frame_and_source_reach_the_result():
     detector, _ = detector_over("dynamic")
-    found = detector(picture((32, 64)), timestamp_ns=12, frame_id=3, source="cam")
+    found = detector(frame_with((32, 64)), timestamp_ns=12, frame_id=3, source="cam")
     assert (found.timestamp_ns, found.frame_id, found.source) == (12, 3, "cam")
-    plain = detector(picture((32, 64)))
+    plain = detector(frame_with((32, 64)))
     assert (plain.timestamp_ns, plain.frame_id, plain.source) == (None, None, None)
 
 
@@ -128,7 +130,7 @@ def test_time_frame_and_source_reach_the_result():
 def test_each_image_of_a_batch_has_its_own_time_frame_and_source(batch):
     detector, _ = detector_over(batch)
     many = detector.batch(
-        [picture()] * 20,
+        [frame_with()] * 20,
         timestamp_ns=range(20),
         frame_id=[*range(19), None],
         source=["a", "b"] * 10,
@@ -147,7 +149,7 @@ def test_a_batch_takes_one_value_for_each_image(values):
     detector, session = detector_over()
     name = next(iter(values))
     with pytest.raises(DataError, match=f"{name} is .*, expected a list of 2, one for each image"):
-        detector.batch([picture()] * 2, **values)
+        detector.batch([frame_with()] * 2, **values)
     assert session.batches == []
 
 
@@ -164,19 +166,19 @@ def test_what_lies_wholly_in_the_letterbox_border_is_no_object():
 def test_batch_is_a_list_for_any_list():
     detector, session = detector_over("dynamic")
     assert detector.batch([]) == []
-    assert len(detector.batch([picture()])) == 1
-    assert len(detector.batch([picture()] * 35)) == 35
+    assert len(detector.batch([frame_with()])) == 1
+    assert len(detector.batch([frame_with()] * 35)) == 35
     assert session.batches == [1, 16, 16, 3]
-    for wrong in (picture(), np.stack([picture()] * 2), "frames", iter([picture()])):
+    for wrong in (frame_with(), np.stack([frame_with()] * 2), "frames", iter([frame_with()])):
         with pytest.raises(DataError):
             detector.batch(wrong)
 
 
 def test_results_do_not_change_with_later_calls():
     detector, _ = detector_over()
-    first = detector(picture((32, 64)))
+    first = detector(frame_with((32, 64)))
     before = first.xyxy.copy()
-    detector(picture((96, 32)))
+    detector(frame_with((96, 32)))
     np.testing.assert_array_equal(first.xyxy, before)
 
 
@@ -204,12 +206,12 @@ def test_thresholds_come_from_the_manifest_unless_given():
     manifest = make_manifest(thresholds=Thresholds(conf=0.1, iou=0.2, max_det=1))
     detector = Detector.from_session(FakeSession(manifest), manifest)
     assert (detector.info["conf"], detector.info["iou"], detector.info["max_det"]) == (0.1, 0.2, 1)
-    assert len(detector(picture((32, 64), (160, 0)))) == 1
+    assert len(detector(frame_with((32, 64), (160, 0)))) == 1
     detector = Detector.from_session(FakeSession(manifest), manifest, max_det=2)
-    assert len(detector(picture((32, 64), (160, 0)))) == 2
+    assert len(detector(frame_with((32, 64), (160, 0)))) == 2
     info = Detector.from_session(FakeSession(manifest), manifest, conf=0.5, iou=0.0).info
     assert (info["conf"], info["iou"]) == (0.5, 0.0)
-    assert len(detector_over(conf=0.99)[0](picture((32, 64)))) == 0
+    assert len(detector_over(conf=0.99)[0](frame_with((32, 64)))) == 0
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_thresholds_come_from_the_manifest_unless_given():
 )
 def test_classes_by_id_or_name(classes, kept):
     detector, _ = detector_over(classes=classes)
-    assert len(detector(picture((32, 64)))) == kept
+    assert len(detector(frame_with((32, 64)))) == kept
 
 
 @pytest.mark.parametrize(
@@ -261,8 +263,8 @@ def test_integer_heads_are_dequantised():
             return {name: np.int8(np.rint(head / 0.1) - 20) for name, head in heads.items()}
 
     manifest = quantised()
-    found = Detector.from_session(Integers(manifest), manifest)(picture((32, 64)))
-    expected = detector_over()[0](picture((32, 64)))
+    found = Detector.from_session(Integers(manifest), manifest)(frame_with((32, 64)))
+    expected = detector_over()[0](frame_with((32, 64)))
     assert found.class_id.tolist() == expected.class_id.tolist() == [1]
     np.testing.assert_array_equal(found.xyxy, expected.xyxy)
     np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-6)
@@ -297,19 +299,19 @@ def test_an_input_of_bytes_gets_bytes():
     manifest = make_manifest(batch="dynamic")
     manifest = replace(manifest, input=replace(manifest.input, dtype="uint8", scale=1.0))
     detector = Detector.from_session(Bytes(manifest), manifest)
-    assert [len(found) for found in detector.batch([picture((32, 64)), picture()])] == [1, 0]
+    assert [len(found) for found in detector.batch([frame_with((32, 64)), frame_with()])] == [1, 0]
 
 
 def test_evaluation_ignores_the_thresholds():
     detector, _ = detector_over(conf=0.99, classes=[0])
-    frame = picture((32, 64))
+    frame = frame_with((32, 64))
     assert len(detector(frame)) == 0
     assert 1 in detector.detect_for_evaluation(frame).class_id
 
 
 @pytest.mark.parametrize(
     "frame",
-    [None, "a.jpg", picture().astype(np.float32), np.empty((0, 5, 3), np.uint8)],
+    [None, "a.jpg", frame_with().astype(np.float32), np.empty((0, 5, 3), np.uint8)],
     ids=["None", "path", "float", "empty"],
 )
 def test_bad_pictures_are_refused_and_the_detector_goes_on(frame):
@@ -317,17 +319,17 @@ def test_bad_pictures_are_refused_and_the_detector_goes_on(frame):
     with pytest.raises(DataError):
         detector(frame)
     with pytest.raises(DataError):
-        detector.batch([picture(), frame])
-    assert len(detector(picture((32, 64)))) == 1
+        detector.batch([frame_with(), frame])
+    assert len(detector(frame_with((32, 64)))) == 1
 
 
 def test_an_engine_that_fails_leaves_the_detector_usable():
     detector, session = detector_over()
     session.fail = True
     with pytest.raises(DeviceError, match="the engine failed"):
-        detector(picture())
+        detector(frame_with())
     session.fail = False
-    assert len(detector(picture((32, 64)))) == 1
+    assert len(detector(frame_with((32, 64)))) == 1
 
 
 def test_after_close_every_call_is_a_typed_error():
@@ -339,9 +341,9 @@ def test_after_close_every_call_is_a_typed_error():
     detector.close()
     assert session.closed == 1
     for call in (
-        lambda: detector(picture()),
-        lambda: detector.batch([picture()]),
-        lambda: detector.detect_for_evaluation(picture()),
+        lambda: detector(frame_with()),
+        lambda: detector.batch([frame_with()]),
+        lambda: detector.detect_for_evaluation(frame_with()),
         lambda: detector.info,
         detector.warmup,
     ):
@@ -366,7 +368,7 @@ def test_calls_from_many_threads_are_serialised():
     wrong = []
 
     def work(column):
-        frame = picture((32 * column, 64))
+        frame = frame_with((32 * column, 64))
         for _ in range(30):
             found = detector(frame)
             if len(found) != 1 or abs(found[0].center[0] - 32 * column - 8) > 4.1:
@@ -384,7 +386,7 @@ def test_time_spent_waiting_is_told():
     detector, _ = detector_over()
     with detector._lock:
         results = []
-        thread = threading.Thread(target=lambda: results.append(detector(picture())))
+        thread = threading.Thread(target=lambda: results.append(detector(frame_with())))
         thread.start()
         thread.join(0.05)
         assert not results
@@ -466,8 +468,8 @@ def test_an_unverified_artifact_warns_once(monkeypatch, tmp_path):
     )
     with pytest.warns(UserWarning, match=r"never compared .*\(no such engine here\)") as caught:
         detector = Detector(path)
-        detector(picture())
-        detector(picture())
+        detector(frame_with())
+        detector(frame_with())
     assert len(caught) == 1
     assert caught[0].filename == __file__
 
@@ -476,7 +478,7 @@ def test_a_proved_artifact_does_not_warn(monkeypatch, tmp_path):
     path, _ = open_faked(monkeypatch, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Detector(path)(picture())
+        Detector(path)(frame_with())
 
 
 def test_options_are_checked_and_the_session_freed_if_they_are_wrong(monkeypatch, tmp_path):
@@ -510,7 +512,7 @@ def test_a_forked_child_is_told_even_while_a_call_holds_the_lock():
         if child == 0:
             try:
                 detector.close()
-                detector(picture())
+                detector(frame_with())
             except DeviceError as error:
                 os._exit(0 if "another process" in str(error) else 2)
             os._exit(3)
@@ -523,4 +525,4 @@ def test_a_forked_child_is_told_even_while_a_call_holds_the_lock():
                 os.kill(child, signal.SIGKILL)
             time.sleep(0.01)
     assert status == 0
-    assert len(detector(picture())) == 0
+    assert len(detector(frame_with())) == 0

@@ -100,3 +100,13 @@ def test_labels_of_people_have_no_confidence():
         for wanted in (True, False)
     ]
     assert lengths[0] > lengths[1] + 20
+
+
+@pytest.mark.parametrize(
+    "name", ["Öse", "a\nb", "\x1b[31m", "\ud800", "\x7f", "猫", "x" * 5000, ""]
+)
+def test_names_that_the_font_lacks_are_drawn_as_their_number(name):
+    boxes = ([40.0, 50, 100, 90],)
+    drawn = draw(GREY, Detections(boxes, [0.9], [0], (160, 120), (name,)))
+    number = draw(GREY, Detections(boxes, [0.9], [0], (160, 120), ("#0",)))
+    assert np.array_equal(drawn, number) == (name not in ("", "x" * 5000))

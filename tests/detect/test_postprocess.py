@@ -122,8 +122,8 @@ def test_a_score_equal_to_conf_is_not_enough(multi_label):
 def test_decoded_outputs_give_what_heads_give():
     heads = random_heads(batch=2)
     boxes, scores = [], []
-    for picture in range(2):
-        box, objectness, classes = decode([head[picture] for head in heads], NC)
+    for image in range(2):
+        box, objectness, classes = decode([head[image] for head in heads], NC)
         boxes.append(box)
         scores.append(objectness[:, None] * classes)
     post = Postprocessor(LEVELS, NC)
@@ -219,8 +219,8 @@ def test_one_step_of_an_integer_decides():
 def test_pictures_of_a_batch_do_not_touch_each_other():
     heads, post = random_heads(batch=3), Postprocessor(LEVELS, NC)
     together = post.heads(heads, Criteria())
-    for picture, boxes in enumerate(together):
-        (alone,) = post.heads([head[picture : picture + 1] for head in heads], Criteria())
+    for image, boxes in enumerate(together):
+        (alone,) = post.heads([head[image : image + 1] for head in heads], Criteria())
         for a, b in zip(boxes, alone, strict=True):
             np.testing.assert_array_equal(a, b)
 

@@ -11,7 +11,7 @@ from y7edge.errors import ConfigError, DataError
 
 LETTERBOX = table()["letterbox"]
 RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 256, (50, 80, 3), dtype=np.uint8)
+FRAME = RNG.integers(0, 256, (50, 80, 3), dtype=np.uint8)
 
 
 def preprocessor(height: int, width: int, **changes) -> Preprocessor:
@@ -19,7 +19,7 @@ def preprocessor(height: int, width: int, **changes) -> Preprocessor:
 
 
 def pixels(tensor: np.ndarray) -> np.ndarray:
-    """A (3, H, W) RGB tensor as an (H, W, 3) BGR picture."""
+    """A (3, H, W) RGB tensor as an (H, W, 3) BGR image."""
     return np.rint(tensor * 255).astype(np.uint8)[::-1].transpose(1, 2, 0)
 
 
@@ -62,7 +62,7 @@ def test_mapping_back_equals_the_published_one(case):
     "image_hw", [(427, 640), (100, 37), (333, 500), (1, 640), (640, 1), (720, 1280), (96, 96)]
 )
 def test_a_box_goes_back_to_where_it_came_from(image_hw):
-    # The whole picture is white: where it lies in the input is seen, not computed.
+    # The whole image is white: where it lies in the input is seen, not computed.
     preprocess = preprocessor(96, 96)
     geometry = preprocess(np.full((*image_hw, 3), 255, np.uint8))
     rows, columns = np.nonzero(preprocess.tensor[0, 0] == 1)
@@ -148,21 +148,21 @@ def test_inputs_that_cannot_be_written(options, message):
 
 def test_own_tensor_survives_a_batch_in_between():
     preprocess, out = preprocessor(64, 96), np.empty((3, 64, 96), np.float32)
-    preprocess(PICTURE)
+    preprocess(FRAME)
     before = preprocess.tensor.copy()
-    preprocess(PICTURE[:10], out=out)
-    preprocess(PICTURE)
+    preprocess(FRAME[:10], out=out)
+    preprocess(FRAME)
     np.testing.assert_array_equal(preprocess.tensor, before)
 
 
 @pytest.mark.parametrize(
     "frame",
     [
-        PICTURE[::-1, ::-1],
-        PICTURE[5:45, 7:70],
-        np.asfortranarray(PICTURE),
-        np.broadcast_to(PICTURE[:1], (40, 80, 3)),
-        PICTURE[:1, :1],
+        FRAME[::-1, ::-1],
+        FRAME[5:45, 7:70],
+        np.asfortranarray(FRAME),
+        np.broadcast_to(FRAME[:1], (40, 80, 3)),
+        FRAME[:1, :1],
         RNG.integers(0, 256, (20000, 3, 3), dtype=np.uint8),
         RNG.integers(0, 256, (3, 40000, 3), dtype=np.uint8),
     ],
@@ -181,24 +181,24 @@ def test_odd_but_valid_pictures(frame):
 
 
 def test_read_only_picture_is_left_alone():
-    frame = PICTURE.copy()
+    frame = FRAME.copy()
     frame.flags.writeable = False
     preprocess = preprocessor(64, 96)
     preprocess(frame)
-    np.testing.assert_array_equal(frame, PICTURE)
+    np.testing.assert_array_equal(frame, FRAME)
 
 
 def test_grey_and_alpha_are_converted():
     preprocess = preprocessor(64, 96)
-    grey = PICTURE[..., 0]
+    grey = FRAME[..., 0]
     preprocess(np.repeat(grey[..., None], 3, 2))
     expected = preprocess.tensor.copy()
     for frame in (grey, grey[..., None]):
         preprocess(frame)
         np.testing.assert_array_equal(preprocess.tensor, expected)
-    preprocess(PICTURE)
+    preprocess(FRAME)
     expected = preprocess.tensor.copy()
-    alpha = np.dstack([PICTURE, RNG.integers(0, 256, PICTURE.shape[:2], dtype=np.uint8)])
+    alpha = np.dstack([FRAME, RNG.integers(0, 256, FRAME.shape[:2], dtype=np.uint8)])
     preprocess(alpha)
     np.testing.assert_array_equal(preprocess.tensor, expected)
     preprocess(alpha[..., [2, 1, 0, 3]], "rgb")
@@ -211,14 +211,14 @@ def test_grey_and_alpha_are_converted():
         (None, "numpy array, not NoneType"),
         ([[1, 2, 3]], "numpy array, not list"),
         ("a.jpg", "numpy array, not str"),
-        (PICTURE.astype(np.float32) / 255, r"not float32: use \(frame \* 255\)\.astype"),
-        (PICTURE.astype(np.uint16), r"not uint16: use frame\.astype\(np\.uint8\)"),
-        (PICTURE > 3, "not bool"),
-        (PICTURE[:0], r"must not be empty; got shape \(0, 80, 3\)"),
-        (PICTURE[:, :0], "must not be empty"),
-        (PICTURE[..., :2], r"got \(50, 80, 2\)"),
-        (PICTURE[None], r"got \(1, 50, 80, 3\): pass one image at a time"),
-        (PICTURE[0, 0], r"got \(3,\)"),
+        (FRAME.astype(np.float32) / 255, r"not float32: use \(frame \* 255\)\.astype"),
+        (FRAME.astype(np.uint16), r"not uint16: use frame\.astype\(np\.uint8\)"),
+        (FRAME > 3, "not bool"),
+        (FRAME[:0], r"must not be empty; got shape \(0, 80, 3\)"),
+        (FRAME[:, :0], "must not be empty"),
+        (FRAME[..., :2], r"got \(50, 80, 2\)"),
+        (FRAME[None], r"got \(1, 50, 80, 3\): pass one image at a time"),
+        (FRAME[0, 0], r"got \(3,\)"),
     ],
 )
 def test_what_is_no_picture_is_said_in_one_line(frame, message):

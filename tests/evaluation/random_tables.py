@@ -1,4 +1,4 @@
-"""Random labels and detections, for whatever judges them."""
+"""Random labels and detections, to evaluate."""
 
 import numpy as np
 

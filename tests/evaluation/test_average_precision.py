@@ -20,7 +20,7 @@ CASES = {
 }
 
 
-def judged_by_pycocotools(truth, found, images, classes):
+def by_pycocotools(truth, found, images, classes):
     """Precision (10, 101, classes, sizes) and recall (10, classes, sizes, counts)."""
     reference = COCO()
     reference.dataset = {
@@ -40,12 +40,12 @@ def judged_by_pycocotools(truth, found, images, classes):
         ],
     }
     reference.createIndex()
-    judge = COCOeval(reference, reference.loadRes(found), "bbox")
-    assert judge.params.areaRngLbl == list(SIZES)  # their own areas, not ours
-    judge.params.maxDets = list(COUNTS)
-    judge.evaluate()
-    judge.accumulate()
-    return judge.eval["precision"][..., -1], judge.eval["recall"]
+    evaluator = COCOeval(reference, reference.loadRes(found), "bbox")
+    assert evaluator.params.areaRngLbl == list(SIZES)  # their own areas, not ours
+    evaluator.params.maxDets = list(COUNTS)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator.eval["precision"][..., -1], evaluator.eval["recall"]
 
 
 @pytest.mark.parametrize(("seed", "options"), list(enumerate(CASES.values())), ids=list(CASES))
@@ -53,7 +53,7 @@ def test_agrees_with_pycocotools(seed, options, capsys):
     truth, found = random_tables(seed, **options)
     images, classes = options.get("images", 12), options.get("classes", 4)
     ours = averages(Tables(truth, found, images), classes)
-    precision, recall = judged_by_pycocotools(truth, found, images, classes)
+    precision, recall = by_pycocotools(truth, found, images, classes)
     capsys.readouterr()
     assert ours.precision == pytest.approx(precision, abs=1e-6)
     assert ours.recall == pytest.approx(recall, abs=1e-6)
@@ -70,7 +70,7 @@ def test_agrees_with_pycocotools(seed, options, capsys):
 
 
 def test_nothing_found_is_judged_as_one_hopeless_box_is():
-    # The judge takes no empty list: a box of another class far away is as good as none.
+    # The evaluator takes no empty list: a box of another class far away is as good as none.
     truth, _ = random_tables(3, unlabelled=(3,), labels=5)
     nowhere = np.array([[0, 9000, 9000, 1, 1, 0.5, 3]], float)
     ours = averages(Tables(truth, nowhere[:0], 12), 4)

@@ -1,4 +1,4 @@
-"""COCO results: what the list holds, and how pictures and categories are numbered."""
+"""COCO results: what the list holds, and how images and categories are numbered."""
 
 import json
 from dataclasses import replace
@@ -21,8 +21,8 @@ def samples(*names):
 
 
 def test_pictures_named_by_numbers_keep_them(tmp_path):
-    pictures = samples("a/000000397133.jpg", "b/37777.png")
-    (path,) = write_submission(FOUND, pictures, tmp_path / "predictions.json", classes=80)
+    images = samples("a/000000397133.jpg", "b/37777.png")
+    (path,) = write_submission(FOUND, images, tmp_path / "predictions.json", classes=80)
     assert json.loads(path.read_text()) == [
         {"image_id": 37777, "category_id": 2, "bbox": [10.123, 20, 30.5, 40], "score": 0.12346},
         {"image_id": 397133, "category_id": 79, "bbox": [1, 2, 3, 4], "score": 0.5},
@@ -44,12 +44,12 @@ def test_other_pictures_are_numbered_and_listed(tmp_path, names):
 
 
 def test_category_ids_of_coco_on_request(tmp_path):
-    pictures = samples("1.jpg", "2.jpg")
+    images = samples("1.jpg", "2.jpg")
     path = tmp_path / "predictions.json"
-    write_submission(FOUND, pictures, path, classes=80, coco_ids=True)
+    write_submission(FOUND, images, path, classes=80, coco_ids=True)
     assert [row["category_id"] for row in json.loads(path.read_text())] == [3, 90]
     with pytest.raises(ConfigError, match="for its 80 classes, this data set has 3"):
-        write_submission(FOUND, pictures, path, classes=3, coco_ids=True)
+        write_submission(FOUND, images, path, classes=3, coco_ids=True)
 
 
 def test_a_coco_data_set_keeps_the_ids_of_its_own_file(tmp_path):

@@ -50,7 +50,7 @@ def test_counts_are_those_of_plain_loops(seed):
 
 
 def one_box(*rows):
-    """Detections x, confidence, class of 10 x 10 pixels in the first picture."""
+    """Detections x, confidence, class of 10 x 10 pixels in the first image."""
     return np.array([[0, x, 0, 10, 10, conf, c] for x, conf, c in rows], float).reshape(-1, 7)
 
 

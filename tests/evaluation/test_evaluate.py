@@ -19,7 +19,7 @@ def score(truth, found, images, names) -> Metrics:
 
 
 def test_counts_more_than_coco_s_hundred_boxes():
-    # 150 objects in one picture, all found: with 100 boxes a picture recall would end at 2/3.
+    # 150 objects in one image, all found: with 100 boxes an image recall would end at 2/3.
     corners = np.array([(x * 20.0, y * 20.0) for x in range(15) for y in range(10)])
     boxes = np.hstack((corners, np.full((150, 2), 10.0)))
     truth = np.hstack((np.zeros((150, 2)), boxes, np.zeros((150, 1))))
@@ -44,7 +44,7 @@ def test_no_labels_is_an_error():
 
 @pytest.fixture
 def samples(tmp_path):
-    """Two pictures that are not square, so that a swap of width and height shows."""
+    """Two images that are not square, so that a swap of width and height shows."""
     made = []
     for index, (height, width) in enumerate(((40, 100), (80, 30))):
         path = tmp_path / f"{index}.png"

@@ -11,7 +11,7 @@ from y7edge.evaluation.predictions import beside, labels, write_predictions
 
 
 def grey(folder, *sizes):
-    """Samples of grey pictures (height, width) with one box each."""
+    """Samples of grey images (height, width) with one box each."""
     samples = []
     for index, (height, width) in enumerate(sizes):
         path = folder / f"{index}.png"

@@ -142,12 +142,12 @@ def test_the_whole_demo_with_a_model_that_needs_no_training(tmp_path, monkeypatc
     CONFIG = demo.training
     monkeypatch.setattr(demo, "training", training)
     monkeypatch.setattr(demo, "FOLDER", tmp_path)
-    for name, count in (("TRAIN", 16), ("VAL", 8), ("JUDGED", 40)):
+    for name, count in (("TRAIN", 16), ("VAL", 8), ("EVALUATED", 40)):
         monkeypatch.setattr(demo, name, count)
     assert demo.main() == 0, capsys.readouterr().err
     assert_self_contained((tmp_path / "report.html").read_text(encoding="utf-8"))
     monkeypatch.setattr("demo_report.LEAST_MAP50", 1.01)
-    assert demo.main() == 4  # also: what the first run left is in nobody's way
+    assert demo.main() == 4  # also: files of an earlier run do not disturb
     assert "mAP@0.5 is" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def metrics(map50: float) -> Metrics:
 
 @pytest.fixture
 def findings(artifact_path):
-    from demo_report import Findings, FoldProof, Pictures, Step
+    from demo_report import Drawn, Findings, FoldProof, Step
 
     ms = {"p50": 1.5, "p95": 2.0, "p99": 3.0}
     counts = dict.fromkeys(
@@ -170,7 +170,7 @@ def findings(artifact_path):
     jpeg = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     return Findings(
         config=TrainConfig(data="d", epochs=2, width=0.25),
-        counts={"train": 5, "val": 3, "judged": 7},
+        counts={"train": 5, "val": 3, "evaluation": 7},
         epochs=[
             EpochRow(1, 0.07, 0.02, 0.04, 0.01, 4.0, 500.0),
             EpochRow(2, 0.05, 0.01, 0.02, 0.001, 4.0, 500.0, 0.8, 0.4),
@@ -197,7 +197,7 @@ def findings(artifact_path):
         moved=4321,
         refusal="the <graph> was changed & refused",
         without_torch=31,
-        pictures=Pictures([jpeg], [(jpeg, jpeg)], [(jpeg, jpeg)]),
+        drawn=Drawn([jpeg], [(jpeg, jpeg)], [(jpeg, jpeg)]),
         steps=[Step("Train", ("said \"this\" <b>",), 61.4)],
     )  # fmt: skip
 

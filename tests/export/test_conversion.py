@@ -42,10 +42,10 @@ def test_what_is_built_is_what_is_exported(name, artifact_path, narrow_tiny, tmp
     target = targets.get(name)
     if absent := missing(target.NEEDS):
         pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
-    told = []
-    made = build(artifact_path, tmp_path / f"b{target.SUFFIX}", target=name, progress=told.append)
+    lines = []
+    made = build(artifact_path, tmp_path / f"b{target.SUFFIX}", target=name, progress=lines.append)
     assert registry.load(made.path) == made
-    assert "written to" in told[-1]
+    assert "written to" in lines[-1]
     source = registry.load(artifact_path).manifest
     assert made.manifest.target == name
     assert made.manifest.source == source.source

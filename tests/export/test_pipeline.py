@@ -125,9 +125,9 @@ def test_a_saved_checkpoint_gives_the_same_artifact(narrow_tiny, artifact_path, 
 
 
 def test_progress_is_told(narrow_tiny, tmp_path):
-    told = []
-    export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE, progress=told.append)
-    text = "\n".join(told)
+    lines = []
+    export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE, progress=lines.append)
+    text = "\n".join(lines)
     for part in ("fold", "graph", "reference", "scenes made by y7edge", "onnxrt", "m.onnx"):
         assert part in text
 
@@ -173,10 +173,10 @@ def test_requests_that_cannot_be_are_named_at_once(narrow_tiny, tmp_path, option
 @pytest.mark.parametrize("place", ["file/m.onnx", "file/folder/m.onnx"])
 def test_a_place_that_cannot_be_written_is_named_at_once(narrow_tiny, tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
-    told = []
+    lines = []
     with pytest.raises(ConfigError, match="file is not a writable folder"):
-        export(narrow_tiny, tmp_path / place, imgsz=SIZE, progress=told.append)
-    assert told == []
+        export(narrow_tiny, tmp_path / place, imgsz=SIZE, progress=lines.append)
+    assert lines == []
 
 
 def test_a_full_disk_is_an_export_error(narrow_tiny, tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_every_kind_is_proved_and_found_again(name, outputs, precision, narrow_t
 
 
 class Paper:
-    """A target that nobody can run: the graph's size on paper, and a folder of notes beside it."""
+    """A target without a runtime: the graph's size on paper, and a folder of notes beside it."""
 
     NAME, SUFFIX, NEEDS = "paper", ".paper", {}
     PRECISIONS, OUTPUTS = ("fp32",), ("heads",)
@@ -209,10 +209,10 @@ def test_a_main_file_of_others_is_not_replaced(narrow_tiny, artifact_path, tmp_p
 )
 def test_names_that_cannot_be_used_are_named_at_once(narrow_tiny, tmp_path, name):
     (tmp_path / "broken").symlink_to("nowhere")
-    told = []
+    lines = []
     with pytest.raises(ConfigError, match=r"usable name|not a writable folder") as caught:
-        export(narrow_tiny, tmp_path / name, imgsz=SIZE, progress=told.append)
-    assert told == []
+        export(narrow_tiny, tmp_path / name, imgsz=SIZE, progress=lines.append)
+    assert lines == []
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Own checkpoints: what is saved is what is loaded; damage and strangers are told apart."""
+"""Own checkpoints: what is saved is loaded; damaged files and other formats are refused."""
 
 from __future__ import annotations
 

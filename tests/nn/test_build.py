@@ -88,7 +88,7 @@ def test_checkpoint_round_trip_keeps_outputs():
 
 
 def test_intermediate_maps_are_dropped():
-    """A map that nobody reads any more is freed: memory would be the sum of all maps else."""
+    """A map is freed after its last use, or memory would be the sum of all maps."""
     model = Model(scale(registry.get("yolov7", nc=1), width=0.125))
     dropped = [i for _, finished in model._schedules[False] for i in finished]
     assert len(dropped) == len(set(dropped))

@@ -103,7 +103,7 @@ class GroupedELAN(nn.Module):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["evaluation", "training"])
 def run(request):
-    """A narrow yolov7-e6e in float64, and the output of each of its rows on a wide picture.
+    """A narrow yolov7-e6e in float64, and the output of each of its rows on a wide image.
 
     In training mode BatchNorm takes the batch's statistics, channel by channel: equal all the same.
     """

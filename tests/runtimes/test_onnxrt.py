@@ -112,7 +112,7 @@ def test_runs_as_the_manifest_says(artifact, session):
 
 
 def test_the_engine_does_not_report_to_its_maker(artifact_path, tmp_path):
-    # Its telemetry leaves a session file in the temporary folder; in tests it is silent by itself.
+    # Its telemetry leaves a session file in the temporary folder; in tests it is off.
     silencers = ("ORT_DISABLE_TELEMETRY", "CI", "PYTEST_CURRENT_TEST", "PYTEST_VERSION")
     environment = {k: v for k, v in os.environ.items() if k not in silencers}
     script = f"from y7edge import Detector; Detector({str(artifact_path)!r}).warmup()"

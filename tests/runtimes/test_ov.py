@@ -72,6 +72,14 @@ def test_a_very_large_xml_file_is_not_read(tmp_path, monkeypatch):
         ov.read_manifest(path)
 
 
+@pytest.mark.parametrize("inner", ["<a/>" * 600_000, "<a>" * 600_000], ids=["many", "deep"])
+def test_elements_without_an_end_are_not_walked(tmp_path, inner):
+    path = tmp_path / "m.xml"
+    path.write_text(f"<net>{inner}")
+    with pytest.raises(ArtifactError, match="more than 500000 elements"):
+        ov.read_manifest(path)
+
+
 class Compiled:
     """A compiled model that says it computes in another precision, as a CPU with AMX would."""
 

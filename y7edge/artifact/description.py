@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from y7edge.artifact.bounds import MAX_SIDE
@@ -33,6 +34,16 @@ def pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """Re-raise what a manifest refuses as a ConfigError: the user chose it."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ConfigError(f"the model cannot be described: {error}") from error
+
+
+@_as_options()
 def describe(
     checkpoint: Checkpoint,
     spec: Spec,
@@ -65,25 +76,6 @@ def describe(
             f"{spec.name}, up to {MAX_SIDE}: the nearest that fits is {near}"
         )
     shapes.require_affordable(spec, height, width)
-    try:
-        return _manifest(checkpoint, spec, imgsz, batch, outputs, precision, target, opset, tools)
-    except ArtifactError as error:
-        raise ConfigError(
-            f"{spec.name} at {height}x{width} cannot be described: {error}"
-        ) from error
-
-
-def _manifest(
-    checkpoint: Checkpoint,
-    spec: Spec,
-    imgsz: tuple[int, int],
-    batch: Dim,
-    outputs: Outputs,
-    precision: Precision,
-    target: str,
-    opset: int | None,
-    tools: Mapping[str, str],
-) -> Manifest:
     image = InputInfo(INPUT, batch, *imgsz, levels=_levels(checkpoint.meta))
     levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
     expected = expected_shapes(image, levels, spec.nc)

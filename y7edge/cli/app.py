@@ -23,7 +23,7 @@ from y7edge import __version__
 from y7edge.cli.benchmark import benchmark
 from y7edge.cli.build import build
 from y7edge.cli.check import check
-from y7edge.cli.console import drop_unprinted, note, open_streams
+from y7edge.cli.console import note, open_streams
 from y7edge.cli.data import data
 from y7edge.cli.export import export
 from y7edge.cli.grouped import Grouped
@@ -119,14 +119,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except BrokenPipeError:
-        drop_unprinted()  # the reader of our output (head, less) ended
+        # The reader of our output (head, less) ended; the interpreter flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         for line in traceback.format_exc().splitlines() if wants_traceback else ():
             note(line)
         message, code = _explain(error, (arguments or [""])[0])
         note(f"error: {one_line(message)}")
-        drop_unprinted()
         return code
     if not arguments:
         return 2

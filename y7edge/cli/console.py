@@ -33,15 +33,6 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def drop_unprinted() -> None:
-    """Drop what standard output did not take: the interpreter would flush it once more."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def to_json(record: Any) -> str:
     """Return one line of strict ASCII JSON; converts numpy values, paths and dataclasses."""
     return json.dumps(_plain(record), allow_nan=False)

@@ -77,8 +77,10 @@ def _label(
     canvas: NDArray[np.uint8], detection: Detection, colour: Bgr, thickness: int, confidence: bool
 ) -> None:
     """Write name and confidence above the box, or inside it at the image's edge."""
-    # OpenCV's fonts have only ASCII: write the id of other names.
-    name = detection.class_name if detection.class_name.isascii() else f"#{detection.class_id}"
+    # OpenCV's fonts have only printable ASCII: write the id of other names.
+    name = detection.class_name
+    if not (name.isascii() and name.isprintable()):
+        name = f"#{detection.class_id}"
     tracker = "" if detection.tracker_id is None else f" #{detection.tracker_id}"
     text = name + tracker + (f" {detection.confidence:.2f}" if confidence else "")
     scale = 0.4 + 0.15 * (thickness - 1)

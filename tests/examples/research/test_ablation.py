@@ -69,7 +69,7 @@ def test_settings_of_the_head(script):
 
 
 def options(script, out, *words):
-    small = {"pictures": 4, "judged": 2, "epochs": 1, "seeds": 1, "batch": 2}
+    small = {"images": 4, "judged": 2, "epochs": 1, "seeds": 1, "batch": 2}
     small |= {"imgsz": 128, "width": 0.0625}
     given = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     return script.parse(["--out", str(out), *given, *words])
@@ -134,7 +134,7 @@ def test_every_training_is_done_once_and_goes_on_where_it_was(script, tmp_path, 
         patch.setattr(script, "Whole", Interrupting)
         script.run(chosen)
     kept = state.read(tmp_path / "trainings" / "p5-seed0" / state.STATE).facts
-    assert (kept["epoch"], kept["batch"]) == (1, 1)
+    assert (kept.epoch, kept.batch) == (1, 1)
     with pytest.raises(KeyboardInterrupt):  # before the first state
         script.run(chosen)
     script.run(chosen)

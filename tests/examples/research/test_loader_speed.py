@@ -32,7 +32,7 @@ def speed():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Six noisy pictures with a label each, as a YOLO folder."""
+    """Six noisy images with a label each, as a YOLO folder."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for name in ("images", "labels"):
@@ -51,30 +51,30 @@ def run(speed, monkeypatch, *arguments):
 
 
 def test_figures_add_up(speed, data, monkeypatch, capsys):
-    options = ("--data", data, "--imgsz", 64, "--pictures", 7, "--repeats", 2, "--json")
+    options = ("--data", data, "--imgsz", 64, "--images", 7, "--repeats", 2, "--json")
     assert run(speed, monkeypatch, *options) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["pictures"] == 12
+    assert found["images"] == 12
     assert found["imgsz"] == 64
     assert found["whole"] == pytest.approx(found["decoding"] + found["beyond"])
     assert found.pop("nominal") == pytest.approx(found["whole"] - 5.25)
     assert min(found.values()) > 0
-    # A mosaic of four or nine, some of whose pictures are out of sight.
+    # A mosaic of four or nine, some of whose images are out of sight.
     assert 1 < found["decoded"] < 9
 
 
 def test_slow_decoding_counts_as_decoding_alone(speed, data, monkeypatch):
-    read = image_cache.read_image
+    decode = image_cache.decode
 
-    def slowly(path):
+    def slowly(*arguments):
         end = time.process_time() + 0.02
         while time.process_time() < end:
             pass
-        return read(path)
+        return decode(*arguments)
 
-    monkeypatch.setattr(image_cache, "read_image", slowly)
+    monkeypatch.setattr(image_cache, "decode", slowly)
     (samples, settings) = speed.inputs(data, "train", "tiny")
-    found = speed.measure(samples, 64, settings, pictures=6, repeats=1)
+    found = speed.measure(samples, 64, settings, images=6, repeats=1)
     each = found.decoding * found.imread_ms / found.decoded
     assert 20 < each < 40
     assert found.beyond * found.imread_ms < 20
@@ -91,7 +91,7 @@ def test_slow_decoding_counts_as_decoding_alone(speed, data, monkeypatch):
 )
 def test_the_gate(speed, data, monkeypatch, capsys, budgets, code, message):
     monkeypatch.setattr(speed, "BUDGETS", budgets)
-    options = ("--data", data, "--imgsz", 64, "--pictures", 1, "--repeats", 1, "--gate")
+    options = ("--data", data, "--imgsz", 64, "--images", 1, "--repeats", 1, "--gate")
     assert run(speed, monkeypatch, *options) == code
     out, err = capsys.readouterr()
     assert message in err
@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(speed, data, monkeypatch, capsys, options, messag
 
 def test_counts_start_at_one(speed, data, monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        run(speed, monkeypatch, "--data", data, "--pictures", 0)
+        run(speed, monkeypatch, "--data", data, "--images", 0)
     assert "expected a whole number from 1, found 0" in capsys.readouterr().err
 
 

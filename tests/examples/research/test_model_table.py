@@ -1,4 +1,4 @@
-"""The table of variants: what it prints is what is measured, and a failed proof is told."""
+"""The table of variants: it prints what is measured, and reports a failed proof."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def run(model, images):
     return dict(zip(names, session.run(None, {"images": images}), strict=True))
 
 
-def pictures(batch, size=SIZE):
+def random_images(batch, size=SIZE):
     return np.random.default_rng(0).random((batch, 3, *size), dtype=np.float32)
 
 
@@ -71,7 +71,7 @@ def assert_close(actual, expected, tolerance=1e-4):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_heads_equal_the_training_model(name):
-    images = pictures(2)
+    images = random_images(2)
     heads, _ = reference(name, images)
     outputs = run(build(name, batch=2), images)
     assert list(outputs) == [f"head{level}" for level in range(len(heads))]
@@ -82,7 +82,7 @@ def test_heads_equal_the_training_model(name):
 
 @pytest.mark.parametrize("name", ["yolov7-tiny", "yolov7-w6"])
 def test_decoded_equals_the_models_own_decode(name):
-    images = pictures(2)
+    images = random_images(2)
     _, decoded = reference(name, images)
     outputs = run(build(name, outputs="decoded", batch=2), images)
     assert list(outputs) == ["boxes", "scores"]
@@ -91,7 +91,7 @@ def test_decoded_equals_the_models_own_decode(name):
 
 
 def test_one_class_scores_are_the_objectness_alone():
-    images = pictures(1)
+    images = random_images(1)
     _, decoded = reference("yolov7-tiny", images, nc=1)
     scores = run(build("yolov7-tiny", nc=1, outputs="decoded"), images)["scores"]
     np.testing.assert_allclose(scores, decoded[..., 4:5], atol=1e-3)
@@ -100,7 +100,7 @@ def test_one_class_scores_are_the_objectness_alone():
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_dynamic_batch(outputs, batch):
-    images = pictures(batch)
+    images = random_images(batch)
     model = build("yolov7-tiny", outputs=outputs, batch=None)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     fixed = run(build("yolov7-tiny", outputs=outputs, batch=batch), images)
@@ -110,8 +110,8 @@ def test_dynamic_batch(outputs, batch):
 
 @pytest.mark.parametrize("size", [(32, 32), (384, 640), (96, 32)], ids=str)
 def test_any_multiple_of_the_largest_stride(size):
-    heads, _ = reference("yolov7-tiny", pictures(1, size))
-    outputs = run(build("yolov7-tiny", size=size), pictures(1, size))
+    heads, _ = reference("yolov7-tiny", random_images(1, size))
+    outputs = run(build("yolov7-tiny", size=size), random_images(1, size))
     for actual, expected in zip(outputs.values(), heads, strict=True):
         assert_close(actual, expected)
 
@@ -119,7 +119,7 @@ def test_any_multiple_of_the_largest_stride(size):
 def test_declared_shapes_are_those_that_come_out():
     for outputs in ("heads", "decoded"):
         model = build("yolov7-e6e", outputs=outputs)
-        results = run(model, pictures(1))
+        results = run(model, random_images(1))
         for value in model.graph.output:
             declared = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
             assert declared == results[value.name].shape
@@ -135,8 +135,8 @@ def test_fp16_is_float16_between_a_float32_input_and_native_heads(name):
     assert {v.type.tensor_type.elem_type for v in model.graph.output} == {TensorProto.FLOAT16}
     weights = [t for t in model.graph.initializer if t.name.startswith("rows.")]
     assert {t.data_type for t in weights} == {TensorProto.FLOAT16}
-    heads, _ = reference(name, pictures(1))
-    for actual, expected in zip(run(model, pictures(1)).values(), heads, strict=True):
+    heads, _ = reference(name, random_images(1))
+    for actual, expected in zip(run(model, random_images(1)).values(), heads, strict=True):
         assert_close(actual, expected, 5e-2)
 
 
@@ -144,7 +144,7 @@ def test_fp16_graph_decodes_in_float32():
     # Beyond 2048 px float16 has no odd numbers, beyond 4096 only every fourth; centres must be as
     # fine there as anywhere. What remains is the rounding of the logits.
     size = (32, 5120)
-    images = pictures(1, size)
+    images = random_images(1, size)
     _, expected = reference("yolov7-tiny", images)
     model = build("yolov7-tiny", precision="fp16", size=size, outputs="decoded")
     decoded = run(model, images)

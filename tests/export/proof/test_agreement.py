@@ -173,7 +173,7 @@ def test_the_best_of_all_images_come_first_then_a_ladder():
 def test_candidates_are_compared_in_their_own_place():
     reference = scored([0.9, 0.5, 0.1])
     found = scored([0.9, 0.48, 0.1])
-    found.boxes[2, 0] += 20  # far from the best: of no use to anybody
+    found.boxes[2, 0] += 20  # far from the best: matches none
     found.scores[:, 0] = 0.7  # of another class
     agreement = CandidateAgreement()
     for rank, candidate in enumerate(candidates_of(0, reference)):

@@ -135,7 +135,7 @@ def test_wrong_decoding_of_heads_fails_the_proof(exports, monkeypatch, step):
 
 
 class Prepared(FakeSession):
-    """Answers with the given heads whatever it is fed."""
+    """Return the given heads for any input."""
 
     def __init__(self, manifest, heads):
         super().__init__(manifest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -359,6 +361,28 @@ def test_the_reference_runs_once_for_each_checkpoint_and_input(
     Reference(narrow_tiny, tmp_path).answer(shown.inputs[1])
     Reference(random_weights(narrow_tiny.spec, seed=1), tmp_path).answer(shown.inputs[0])
     assert len(counted) == 3
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "text", "bomb"])
+def test_an_answer_that_cannot_be_read_is_made_again(narrow_tiny, shown, tmp_path, what):
+    reference = Reference(narrow_tiny, tmp_path)
+    expected = reference.answer(shown.inputs[0])
+    (path,) = tmp_path.glob("*.npz")
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "text":
+        path.write_text("text")
+    else:  # a header that claims 10 TB
+        with zipfile.ZipFile(path, "w") as archive:
+            shape = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,), }"
+            header = shape.ljust(117) + b"\n"
+            archive.writestr("head0.npy", b"\x93NUMPY\x01\x00" + bytes([118, 0]) + header)
+    found = reference.answer(shown.inputs[0])
+    for a, b in zip(found.heads, expected.heads, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])

@@ -219,7 +219,7 @@ def test_class_names_that_do_not_fit_are_refused(tmp_path, names):
         official.load(path)
 
 
-# Files that are no detection model.
+# Files that are not a detection model.
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_old_ways_to_call_are_refused(tmp_path, canary, old_opcode):
 
 
 def test_extension_codes_are_refused_though_they_are_cached(tmp_path, canary):
-    """The C implementation answers a cached code without asking find_class."""
+    """The C implementation returns a cached code's class without asking find_class."""
     copyreg.add_extension("posix", "system", 77)
     try:
         evil = b"\x80\x02\x82\x4d" + hostile.tuple_of(hostile.text(f"touch {canary}")) + b"R."

@@ -18,7 +18,7 @@ from y7edge.models import weights
 from y7edge.nn.build import create, to_checkpoint
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.output.results import read_csv
-from y7edge.train.run.loop import resume, train
+from y7edge.train.run.loop import train
 from y7edge.train.run.progress import Progress
 from y7edge.train.run.steps import random_side
 from y7edge.train.run.trainer import Trainer
@@ -259,19 +259,6 @@ def test_out_of_memory_is_reported(problem, data, tmp_path, monkeypatch):
     monkeypatch.setattr("y7edge.train.run.trainer.Trainer._learn", fail)
     with pytest.raises(TrainingError, match=r"out of memory on cpu with batch 4 at 64 px.*--batch"):
         train(config(data, tmp_path / "run"))
-
-
-def test_run_can_be_resumed_if_its_report_fails(data, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    recorder = Recorder()
-    with monkeypatch.context() as patch:
-        patch.setattr("y7edge.train.output.writer.RunWriter.finish", fail)
-        with pytest.raises(OSError, match="No space"):
-            train(config(data, tmp_path / "run", report=True), progress=recorder)
-    assert "all epochs are done and their weights saved" in recorder.lines[-1]
-    assert resume(tmp_path / "run").epochs == 2
 
 
 def test_interrupted_run_keeps_its_last_state(data, tmp_path):

@@ -19,6 +19,7 @@ from y7edge.files import atomic_write, writing
 from y7edge.text import printable
 
 _SHOWN = 6
+_DRAWN = 2000  # labels of an image; more would cover it
 _LISTED = 200
 _SIDE = 420
 _GREEN, _RED = (80, 200, 80), (40, 40, 230)
@@ -96,7 +97,7 @@ def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | 
     gain = min(1.0, _SIDE / max(image.shape[:2]))
     size = [max(1, round(side * gain)) for side in image.shape[1::-1]]
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    for label in entry.labels if entry is not None else ():
+    for label in entry.labels[:_DRAWN] if entry is not None else ():
         if label.box is not None:
             _rectangle(small, label.box, _GREEN, 1)
     if meant is not None:

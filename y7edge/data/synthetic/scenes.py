@@ -40,7 +40,7 @@ _SMALLEST_SIDE = 96
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A image and its labels.
+    """An image and its labels.
 
     Attributes:
         image: uint8 (h, w, 3), BGR.

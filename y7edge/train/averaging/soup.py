@@ -19,7 +19,6 @@ from y7edge import __version__
 from y7edge.data.dataset import Dataset
 from y7edge.errors import CheckpointError, ConfigError, DataError
 from y7edge.evaluation.evaluate import Metrics
-from y7edge.files import reason, require_replaceable
 from y7edge.models import weights
 from y7edge.models.checkpoint import COUNTER, Checkpoint
 from y7edge.nn.build import from_checkpoint, to_checkpoint
@@ -228,15 +227,11 @@ def check_out(out: Path, paths: Sequence[Path]) -> None:
     """Refuse an output path that cannot be written, before any work.
 
     Raises:
-        ConfigError: another suffix, no such folder, a link or pipe, or one of the ingredients.
+        ConfigError: another suffix, no such folder, or one of the ingredients.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: --out must end in .safetensors")
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: no folder {out.parent}: create it, or take another --out")
-    try:
-        require_replaceable(out)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written: {reason(error)}") from error
     if any(path.exists() and out.exists() and path.samefile(out) for path in paths):
         raise ConfigError(f"{out} is one of the ingredients: take another --out")

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from y7edge.errors import ConfigError
-from y7edge.files import locked, reason, require_replaceable
+from y7edge.files import is_folder, locked, reason, require_replaceable
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
@@ -82,12 +82,13 @@ def check_free(out: Path | str | None) -> None:
             f"{folder} already holds a run ({', '.join(taken)}): resume it with "
             f"--resume {folder}, give another --out, or remove the folder"
         )
+    problem = f"{folder}: cannot create the folder of the run"
+    try:
+        require_replaceable(folder, file=False)
+    except OSError as error:
+        raise ConfigError(f"{problem}: {reason(error)}") from error
     places = (folder, *folder.absolute().parents)
     there = next(place for place in places if os.path.exists(place))  # noqa: PTH110 - never raises
-    try:
-        require_replaceable(folder if there.is_dir() else there)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be the folder of a run: {reason(error)}") from error
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "not writable" if there.is_dir() else "is a file"
-        raise ConfigError(f"{folder}: cannot create the folder of the run: {there}: {what}")
+    if not is_folder(there) or not os.access(there, os.W_OK | os.X_OK):
+        what = "not writable" if is_folder(there) else "is a file"
+        raise ConfigError(f"{problem}: {there}: {what}")
