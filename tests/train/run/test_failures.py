@@ -240,6 +240,7 @@ MISFITS = {
     "gradient's shape": lambda s: {(k := first(s, "gradients.")): s.arrays[k][..., None]},
     "gradient's dtype": lambda s: {(k := first(s, "gradients.")): s.arrays[k].astype(np.int8)},
     "generator's size": lambda s: {"run.generator": s.arrays["run.generator"][:-1]},
+    "generator of zeros": lambda s: {"run.generator": 0 * s.arrays["run.generator"]},
     "negative probability": lambda s: {"run.image_weights": np.array([-1.0, 1, 0.5, 0.5])},
     "no probabilities": lambda s: {"run.image_weights": np.zeros(4)},
     "nan as probability": lambda s: {"run.image_weights": np.full(4, np.nan)},
