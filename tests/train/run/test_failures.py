@@ -30,6 +30,7 @@ from y7edge.train.run.trainer import Trainer
 from y7edge.train.settings.config import TINY, TrainConfig
 from y7edge.train.setup.parts import build
 
+REAL = files.atomic_write
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -240,6 +241,7 @@ MISFITS = {
     "gradient's shape": lambda s: {(k := first(s, "gradients.")): s.arrays[k][..., None]},
     "gradient's dtype": lambda s: {(k := first(s, "gradients.")): s.arrays[k].astype(np.int8)},
     "generator's size": lambda s: {"run.generator": s.arrays["run.generator"][:-1]},
+    "generator of zeros": lambda s: {"run.generator": 0 * s.arrays["run.generator"]},
     "negative probability": lambda s: {"run.image_weights": np.array([-1.0, 1, 0.5, 0.5])},
     "no probabilities": lambda s: {"run.image_weights": np.zeros(4)},
     "nan as probability": lambda s: {"run.image_weights": np.full(4, np.nan)},
@@ -323,7 +325,6 @@ def data_set(folder, names):
     [
         pytest.param(["a" * 257], "x", id="257 letters"),
         pytest.param(["a", "ü" * 300], "x", id="300 letters"),
-        pytest.param(["\\ud83d\\ude00"], "x", id="halves of a surrogate pair"),
         pytest.param(["\\ud83d"], "x", id="one half"),
         pytest.param(["\\e[31mred"], "x", id="terminal escape"),
         pytest.param(["a\\nb"], "x", id="line break"),
@@ -335,14 +336,15 @@ def data_set(folder, names):
 )
 def test_what_no_artifact_can_hold_is_refused_before_the_first_epoch(tmp_path, names, licence):
     path = data_set(tmp_path, names)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(
+        (DataError, ConfigError), match="65536" if len(names) > 65536 else str(path)
+    ):
         train(config(path, tmp_path / "run", licence=licence, autoanchor=False))
-    assert str(caught.value).startswith(str(tmp_path / "data.yaml"))
     assert not (tmp_path / "run").exists()
 
 
 def test_the_longest_names_train_and_are_reported(tmp_path):
-    names = ["a" * 256, "$\\\\frac{x$", "<b>&", "=1+1", "日本"]
+    names = ["a" * 256, "\\ud83d\\ude00", "$\\\\frac{x$", "<b>&", "=1+1", "日本"]
     path = data_set(tmp_path, names)
     recorder = Recorder()
     result = train(config(path, tmp_path / "run", report=True, epochs=1), progress=recorder)
@@ -367,7 +369,7 @@ def test_data_in_a_folder_whose_name_is_not_utf8(tmp_path):
 
 @contextmanager
 def full(path, **_options):
-    with files.atomic_write(path) as temporary:
+    with REAL(path) as temporary:
         yield temporary
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
 
@@ -385,7 +387,7 @@ OPTIONAL = {
     "report.html": "y7edge.train.output.report",
     "pr.png": "y7edge.evaluation.plots",
     "confusion.png": "y7edge.evaluation.plots",
-    "predictions.json": "y7edge.evaluation.coco_results",
+    "predictions.json": "y7edge.files",
     "001.jpg": "y7edge.evaluation.predictions",  # a prediction, and a training batch
 }
 
@@ -397,7 +399,7 @@ def fill_disk(patch, module, name, after=0):
     def write(path, **options):
         written.append(Path(path).name)
         failing = Path(path).name == name and written.count(name) > after
-        return (full if failing else files.atomic_write)(path, **options)
+        return (full if failing else REAL)(path, **options)
 
     patch.setattr(f"{module}.atomic_write", write)
 

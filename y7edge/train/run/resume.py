@@ -131,6 +131,13 @@ def _misfit(parts: Parts, state: State) -> str | None:
     weights = arrays.get("run.image_weights")
     if weights is not None and (weights.min() < 0 or not np.isclose(weights.sum(), 1)):
         return "run.image_weights are not probabilities"
+    run = state.take("run")
+    try:
+        torch.Generator().set_state(run["generator"])
+        if _ON_GPU in needed and _ON_GPU in arrays:
+            torch.Generator(parts.fabric.device).set_state(run["generator_cuda"])
+    except RuntimeError as error:
+        return f"run.generator is not one: {error}"
     return None
 
 

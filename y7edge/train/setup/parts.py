@@ -208,7 +208,7 @@ def _require_exportable(model: Model, config: TrainConfig, data: Dataset) -> Non
     try:
         checkpoint = to_checkpoint(model, data.names, meta)
         size = len(describe(checkpoint, (config.imgsz, config.imgsz)).to_json().encode())
-    except ArtifactError as error:
+    except (ArtifactError, ConfigError) as error:
         raise DataError(f"{data.source}: a trained model could not be exported: {error}") from error
     if size > MAX_BYTES // 2:  # the rest is left to its proof
         raise DataError(
