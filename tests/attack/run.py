@@ -52,7 +52,6 @@ COMMANDS = 0.045  # of all inputs: 250, of which a tenth in processes of their o
 def main(argv: Sequence[str] | None = None) -> int:
     """Attack; return 1 if there is a fault."""
     options = _parse(argv)
-    warm()
     from tests.attack import classes, planted
 
     if unknown := set(options.only) - {a.name for a in classes.ALL}:
@@ -66,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs = [find(options.replay, classes.ALL)]
     else:
         inputs = choose(chosen, QUICK if options.quick else options.count, options.seed)
+    warm()
     began = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
