@@ -68,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warm()
     began = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder = Path(tempfile.mkdtemp(prefix="attack-"))
+    # Paths stand in some of the files: letters only, always as many, so that seeds decide alone.
+    name = "".join(chr(ord("a") + int(digit)) for digit in f"{os.getpid():010}")
+    folder = Path(tempfile.gettempdir(), f"attack-{name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
         verdicts = _attack(inputs, folder, options, maker)
     finally:
