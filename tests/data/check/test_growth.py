@@ -170,3 +170,18 @@ def test_numbers_beyond_reason(number: str, yolo: Path, voc: Path) -> None:
                 load(root)
             except DataError as error:
                 assert "00003" in str(error)
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "coco"])
+def test_an_underscore_is_no_part_of_a_number(form: str, request: pytest.FixtureRequest) -> None:
+    root: Path = request.getfixturevalue(form)
+    if form == "yolo":
+        (root / LABEL).write_text("0 .5 .5 .2_5 .2\n")
+    elif form == "voc":
+        text = (root / XML).read_text()
+        place = text.index("<xmin>") + 6
+        (root / XML).write_text(f"{text[:place]}1_0{text[text.index('</xmin>') :]}")
+    else:
+        of_json(root, lambda c: c["annotations"][0].update(bbox=["1_0", 1, 9, 9]))
+    with pytest.raises(DataError, match=r"expected .*(numbers|finite)"):
+        load(root)
