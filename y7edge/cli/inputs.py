@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from y7edge.cli.console import note
 from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError, Y7EdgeError
-from y7edge.files import is_folder, open_regular, reason
+from y7edge.files import is_folder, is_utf8, open_regular, reason
 
 # What FFmpeg, which OpenCV reads videos with, opens under these names.
 _VIDEO_SUFFIXES = {
@@ -109,10 +109,8 @@ def utf8_path(path: Path, error: type[Y7EdgeError]) -> str:
     """
     # Absolute, so that FFmpeg does not take a part before a colon for a protocol.
     absolute = str(path.absolute())
-    try:
-        absolute.encode()
-    except UnicodeError as reason:
-        raise error(f"{absolute!a}: OpenCV cannot open a video of this name: rename it") from reason
+    if not is_utf8(absolute):
+        raise error(f"{absolute!a}: OpenCV cannot open a video of this name: rename it")
     return absolute
 
 
