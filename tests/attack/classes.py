@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from tests.attack import artifacts, checkpoints, options, places, runs, sets, settings
-
-ALL = (
-    *sets.ATTACKS,
-    *settings.ATTACKS,
-    *checkpoints.ATTACKS,
-    *runs.ATTACKS,
-    *artifacts.ATTACKS,
-    *places.ATTACKS,
-    *options.ATTACKS,
+from tests.attack import (
+    artifacts,
+    changing,
+    checkpoints,
+    images,
+    options,
+    pickles,
+    places,
+    runs,
+    sets,
+    settings,
+    side_files,
 )
+
+MODULES = (
+    *(sets, images, settings, pickles, checkpoints, runs, artifacts, side_files, places, options),
+    changing,
+)
+ALL = tuple(attack for module in MODULES for attack in module.ATTACKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -29,6 +30,7 @@ LONGEST = 2100  # characters of a message
 EXIT_CODES = (0, 1, 2, 3, 4, 130)
 ROOT = Path(__file__).parents[2]
 _LARGEST_FILE = 512 << 20
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _OUTSIDE = {"secret.jpg": secret_image(), "secret.txt": SECRET, "secret.bin": SECRET}
 _SURROUNDINGS = {
     "HOME": "home",
@@ -37,6 +39,8 @@ _SURROUNDINGS = {
     "MPLCONFIGDIR": "home",
     "XDG_CACHE_HOME": "home",
 }
+
+Maker = Callable[[Input, Place], Attempt]
 
 
 @dataclass
@@ -61,7 +65,7 @@ def run_all(
     jobs: int = 2,
     keep: bool = False,
     seconds: float = SECONDS,
-    maker: Callable[[Input, Place], Attempt] = prepare,
+    maker: Maker = prepare,
 ) -> Iterator[Verdict]:
     """Try inputs in ``jobs`` processes at a time; yield verdicts as they come."""
     waiting, running = iter(inputs), list[_Running]()
@@ -90,9 +94,7 @@ def run_all(
 # --- the parent -----------------------------------------------------------------------------------
 
 
-def _start(
-    one: Input, seed: int, material: Path, folder: Path, maker: Callable[[Input, Place], Attempt]
-) -> _Running:
+def _start(one: Input, seed: int, material: Path, folder: Path, maker: Maker) -> _Running:
     own = folder / one.id.replace(":", "-").replace("$", "-cli").replace("!", "-process")
     shutil.rmtree(own, ignore_errors=True)
     for name in ("outside", *(f"inside/{name}" for name in _SURROUNDINGS.values())):
@@ -269,7 +271,7 @@ def _child(
     material: Path,
     own: Path,
     report: int,
-    maker: Callable[[Input, Place], Attempt],
+    maker: Maker,
 ) -> NoReturn:
     """Prepare and try one input, and report; never returns."""
     code = 0
@@ -318,6 +320,8 @@ def _surround(own: Path) -> None:
     os.environ.update({name: str(inside / folder) for name, folder in _SURROUNDINGS.items()})
     os.environ["PYTHONPATH"] = str(ROOT)
     tempfile.tempdir = None
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.chdir(inside)
     for number, name in ((0, os.devnull), (1, own / "stdout"), (2, own / "stderr")):
         opened = os.open(name, os.O_RDWR | os.O_CREAT)

@@ -31,6 +31,7 @@ import importlib
 import pkgutil
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -42,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.dont_write_bytecode = True
 
 from tests.attack.base import Attack, Input, Verdict, prepare
-from tests.attack.harness import SECONDS, run_all
+from tests.attack.harness import SECONDS, Maker, run_all
 
 COUNT, QUICK = 5600, 150
 COMMANDS = 0.045  # of all inputs: 250, of which a tenth in processes of their own
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Attack; return 1 if there is a fault."""
     options = _parse(argv)
     warm()
-    from tests.attack import classes, material, planted
+    from tests.attack import classes, planted
 
     if unknown := set(options.only) - {a.name for a in classes.ALL}:
         known = ", ".join(a.name for a in classes.ALL)
@@ -65,9 +66,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs = [find(options.replay, classes.ALL)]
     else:
         inputs = choose(chosen, QUICK if options.quick else options.count, options.seed)
-    began, verdicts = time.monotonic(), list[Verdict]()
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
-    valid = folder / "material"
+    try:
+        verdicts = _attack(inputs, folder, options, maker)
+    finally:
+        if not options.replay:
+            shutil.rmtree(folder, ignore_errors=True)
+    show(verdicts, time.monotonic() - began, options.seed)
+    if options.replay:
+        print(f"folder: {verdicts[0].folder}")
+    return int(any(v.is_fault for v in verdicts))
+
+
+def _attack(
+    inputs: Sequence[Input], folder: Path, options: argparse.Namespace, maker: Maker
+) -> list[Verdict]:
+    """Try the inputs, and print how far it is."""
+    from tests.attack import material
+
+    valid, verdicts = folder / "material", list[Verdict]()
     valid.mkdir()
     if not options.planted:
         material.forked(material.make_all, valid)
@@ -90,12 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = f"{len(verdicts)} of {len(inputs)} inputs, {faults} faults, {verdict.id}"
             end = "\r" if sys.stderr.isatty() else "\n"
             print(f"{line:<78}", end=end, file=sys.stderr, flush=True)
-    show(verdicts, time.monotonic() - began, options.seed)
-    if options.replay:
-        print(f"folder: {verdicts[0].folder}")
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-    return int(any(v.is_fault for v in verdicts))
+    return verdicts
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

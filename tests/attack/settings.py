@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.attack import mutate
 from tests.attack.base import Attack, Make, Place
-from tests.attack.sets import YAML, _write, _yaml_tree
+from tests.attack.sets import YAML, _yaml_tree, write
 
 VALUES = (
     *(
@@ -62,7 +62,7 @@ def _recipe_text(place: Place | None = None) -> str:
 def _recipe(text: str) -> Make:
     def make(place: Place) -> Path:
         path = place.inside / "recipe.yaml"
-        _write(path, text)
+        write(path, text)
         return path
 
     return make
@@ -91,7 +91,7 @@ def _config(key: str, value: str) -> Make:
         path = _config_path(place)
         lines = path.read_text(encoding="utf-8").splitlines()
         lines = [line for line in lines if not line.startswith(f"{key}:")]
-        _write(path, "\n".join([*lines, f"{key}: {value}"]) + "\n")
+        write(path, "\n".join([*lines, f"{key}: {value}"]) + "\n")
         return path
 
     return make
@@ -100,7 +100,7 @@ def _config(key: str, value: str) -> Make:
 def _whole_config(text: str) -> Make:
     def make(place: Place) -> Path:
         path = _config_path(place)
-        _write(path, text)
+        write(path, text)
         return path
 
     return make
