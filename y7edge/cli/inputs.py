@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.cli.console import note
+from y7edge.data.headers import too_large
 from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError, Y7EdgeError
 from y7edge.files import is_folder, is_utf8, open_regular, reason
@@ -127,6 +128,9 @@ def _read_video(path: Path) -> Iterator[InputImage]:
         raise SourceError(f"{path}: cannot be read: {reason(error)}") from error
     video = cv2.VideoCapture(utf8_path(path, SourceError))
     try:
+        sides = (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        if words := too_large(*map(int, sides)):
+            raise SourceError(f"{path}: {words}")
         expected, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
         stated = rate if 0 < rate <= _HIGHEST_RATE else None
         is_still = path.suffix.lower() == ".gif" and expected == 1
