@@ -13,7 +13,7 @@ from pathlib import Path
 from y7edge.artifact.artifact import Artifact, digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.errors import ArtifactError, ConfigError, DigestError, ExportError, Y7EdgeError
 from y7edge.export.targets.base import Target, Unprovable
-from y7edge.files import is_file, is_folder, reason, replace_files, require_replaceable
+from y7edge.files import is_file, is_folder, is_utf8, reason, replace_files, require_replaceable
 from y7edge.runtimes import registry
 
 
@@ -32,8 +32,9 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
     files: tuple[Path, ...] = (destination, sidecar(destination))
     if isinstance(target.RUNTIME, str):
         files = registry.get(target.RUNTIME).files(destination)
+    if not is_utf8(destination):
+        raise ConfigError(f"{destination} is not a usable name: engines open UTF-8 paths only")
     try:
-        str(destination).encode()  # engines take names as UTF-8
         for file in files:
             require_replaceable(file)  # nor a name that is too long
         above = destination.absolute().parents

@@ -19,7 +19,7 @@ from y7edge.errors import (
     DigestError,
     RuntimeMissing,
 )
-from y7edge.files import is_file
+from y7edge.files import is_file, is_utf8
 from y7edge.plugins import Plugins
 from y7edge.runtimes.base import Runtime, Session, SessionOptions, missing, require
 
@@ -153,6 +153,7 @@ def open_session(
 
     Raises:
         ArtifactMissing: a file of the artifact does not exist.
+        ArtifactError: its path is not UTF-8.
         RuntimeMissing: the engine's package is not installed; the message says what to install.
         DigestError: the payload was checked (``SessionOptions.check_payload``) and has changed.
         DeviceError: the device asked for does not exist or the engine refuses the file.
@@ -160,6 +161,8 @@ def open_session(
     options = options or SessionOptions()
     runtime = find(artifact.path, backend)
     require_files(artifact.files)
+    if not is_utf8(artifact.path):
+        raise ArtifactError(f"{artifact.path}: engines open no path that is not UTF-8: rename it")
     require(runtime.NEEDS, f"opening {artifact.path.name}")
     if options.check_payload or (options.check_payload is None and artifact.side_files):
         check_payload(artifact, backend)

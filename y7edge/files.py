@@ -115,6 +115,15 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def is_utf8(path: Path | str) -> bool:
+    """Whether a name is UTF-8: Linux allows all bytes, engines and OpenCV's videos do not."""
+    try:
+        str(path).encode()
+    except UnicodeError:
+        return False
+    return True
+
+
 def reason(error: BaseException) -> str:
     """Say in a few words why reading or writing failed."""
     if is_out_of_memory(error):

@@ -135,6 +135,12 @@ def test_a_recording_that_breaks_off(
         assert f"breaks off: read {len(frames)} frames, expected 100" in str(caught.value)
 
 
+def test_a_video_of_too_many_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("Y7EDGE_MAX_PIXELS", "100")
+    with pytest.raises(SourceError, match=r"v\.avi: has 32x24 pixels; at most 100 "):
+        read_all(folder / "v.avi")
+
+
 def test_a_video_whose_name_is_not_utf8(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4"))
     path.write_bytes(b"")

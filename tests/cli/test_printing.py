@@ -18,6 +18,7 @@ import pytest
 from y7edge.cli import app, main
 from y7edge.cli.console import facts, note, show, table, to_json
 from y7edge.errors import DataError, DeviceError
+from y7edge.files import is_utf8
 from y7edge.text import is_printable
 
 # Names of files, as bytes: what Linux allows, archives and cameras make, and attackers try.
@@ -99,6 +100,9 @@ def test_every_command_prints_hostile_names_clean(
             remarks = _clean(err)
             assert not code or remarks[-1].startswith("error: ")
     assert b"\x1b" not in (folder / "page.html").read_bytes()
+    if not is_utf8(own):
+        assert main(["selftest", own]) == 1
+        assert "engines open no path that is not UTF-8: rename it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from pathlib import Path
 from y7edge.artifact.manifest import MAX_BYTES, Manifest
 from y7edge.errors import ArtifactError, ArtifactMissing
 from y7edge.files import (
-    atomic_write,
     is_folder,
     open_regular,
     read_regular,
     reason,
     require_regular,
+    write_text,
 )
 
 _BLOCK = 1 << 20
@@ -126,5 +126,4 @@ def read_sidecar(path: Path) -> Manifest:
 
 def write_sidecar(artifact: Artifact) -> None:
     """Write the manifest beside an artifact."""
-    with atomic_write(sidecar(artifact.path)) as temporary:
-        temporary.write_text(artifact.manifest.to_json(), encoding="utf-8")
+    write_text(sidecar(artifact.path), artifact.manifest.to_json())

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.cli.console import note
+from y7edge.data.headers import too_large
 from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError, Y7EdgeError
-from y7edge.files import is_folder, open_regular, reason
+from y7edge.files import is_folder, is_utf8, open_regular, reason
 
 # What FFmpeg, which OpenCV reads videos with, opens under these names.
 _VIDEO_SUFFIXES = {
@@ -109,10 +110,8 @@ def utf8_path(path: Path, error: type[Y7EdgeError]) -> str:
     """
     # Absolute, so that FFmpeg does not take a part before a colon for a protocol.
     absolute = str(path.absolute())
-    try:
-        absolute.encode()
-    except UnicodeError as reason:
-        raise error(f"{absolute!a}: OpenCV cannot open a video of this name: rename it") from reason
+    if not is_utf8(absolute):
+        raise error(f"{absolute!a}: OpenCV cannot open a video of this name: rename it")
     return absolute
 
 
@@ -129,6 +128,9 @@ def _read_video(path: Path) -> Iterator[InputImage]:
         raise SourceError(f"{path}: cannot be read: {reason(error)}") from error
     video = cv2.VideoCapture(utf8_path(path, SourceError))
     try:
+        sides = (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        if words := too_large(*map(int, sides)):
+            raise SourceError(f"{path}: {words}")
         expected, rate = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
         stated = rate if 0 < rate <= _HIGHEST_RATE else None
         is_still = path.suffix.lower() == ".gif" and expected == 1

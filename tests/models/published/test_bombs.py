@@ -73,7 +73,8 @@ BOMBS = {
 @pytest.mark.parametrize("container", ["zip", "legacy"])
 @pytest.mark.parametrize("value", BOMBS.values(), ids=list(BOMBS))
 def test_a_pickle_that_would_take_all_time_or_memory(tmp_path, value, container):
-    refused(hostile.write(tmp_path / "m.pt", hostile.program(value), container))
+    path = hostile.write(tmp_path / "m.pt", hostile.program(value), container)
+    refused(path, "a YOLOv7 checkpoint never does|holds a damaged pickle")
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_file_is_written_atomically(tmp_path, monkeypatch):
     def fail(self, *_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="No space"):
         configfile.write(TrainConfig(data="/e"), path)
     assert path.read_bytes() == before

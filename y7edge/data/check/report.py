@@ -15,7 +15,7 @@ from y7edge.data.check.paths import PAGE_TITLE, in_words, readable
 from y7edge.data.formats.records import SEVERITIES, Corners, Problem
 from y7edge.data.images import read_image
 from y7edge.errors import DataError
-from y7edge.files import atomic_write, writing
+from y7edge.files import write_text, writing
 from y7edge.text import printable
 
 _SHOWN = 6
@@ -33,9 +33,8 @@ def write_page(report: Report, path: Path | str) -> None:
     """
     destination = Path(path)
     text = html.page(PAGE_TITLE, _body(report))
-    with writing("the page", destination), atomic_write(destination) as temporary:
-        # Names of files may hold bytes that are no UTF-8.
-        temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+    with writing("the page", destination):
+        write_text(destination, text)
 
 
 def _body(report: Report) -> list[str]:

@@ -39,6 +39,7 @@ from y7edge.data.formats.records import (
     Label,
     Scan,
     own_names,
+    written_number,
 )
 from y7edge.data.formats.text import read_text
 from y7edge.files import is_file, is_folder, open_regular
@@ -184,7 +185,7 @@ def number_of(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return float(value)
+        return written_number(value) if isinstance(value, str) else float(value)
     except (ValueError, OverflowError):
         return None
 

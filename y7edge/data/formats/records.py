@@ -372,6 +372,17 @@ class Scan:
         return text
 
 
+def written_number(text: str) -> float:
+    """The number that a text is.
+
+    Raises:
+        ValueError: It is none; nor is ``1_0``, which only Python takes for ten.
+    """
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
+
+
 def own_names(label: str) -> str | None:
     """The split that a name of a folder, file or entry means, whatever its case; None if none."""
     for split, names in SPLIT_NAMES.items():

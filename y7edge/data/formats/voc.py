@@ -23,7 +23,15 @@ from xml.etree import ElementTree
 
 from y7edge.data.formats.description import check_names
 from y7edge.data.formats.listing import images_in, listed
-from y7edge.data.formats.records import MOST_LABELS, SPLIT_NAMES, SPLITS, Entry, Label, Scan
+from y7edge.data.formats.records import (
+    MOST_LABELS,
+    SPLIT_NAMES,
+    SPLITS,
+    Entry,
+    Label,
+    Scan,
+    written_number,
+)
 from y7edge.data.formats.text import Text, read_text
 from y7edge.data.sample import is_image
 from y7edge.files import is_file, is_folder
@@ -231,7 +239,7 @@ def _label(item: ElementTree.Element, path: Path, line: int, index: int) -> Labe
     name = (item.findtext("name") or "").strip()
     values: tuple[float, ...] | None
     try:
-        values = tuple(float(text) for text in texts if text)
+        values = tuple(written_number(text) for text in texts if text)
     except ValueError:
         values = None
     shown = f"{name} {' '.join(text or '-' for text in texts)}"

@@ -57,6 +57,7 @@ from y7edge.data.formats.records import (
     Label,
     Scan,
     own_names,
+    written_number,
 )
 from y7edge.data.formats.text import read_text
 from y7edge.data.sample import is_image
@@ -343,7 +344,7 @@ def parse_line(path: Path, number: int, line: str, names: Mapping[str, int]) -> 
         class_id = names[first]
     values: tuple[float, ...] | None
     try:
-        values = tuple(map(float, rest))
+        values = tuple(map(written_number, rest))
     except ValueError:
         values = None
     form: Form = "polygon" if len(rest) >= 6 and len(rest) % 2 == 0 else "box"
@@ -382,7 +383,7 @@ def _name_ends(tokens: Sequence[str], names: Mapping[str, int]) -> int:
 
 def _number(token: str) -> float | None:
     try:
-        return float(token)
+        return written_number(token)
     except ValueError:
         return None
 

@@ -20,7 +20,7 @@ from y7edge.boxes import centred
 from y7edge.data.synthetic.parts import Part, Sprite, bracket, nut, render, screw, washer
 from y7edge.data.synthetic.tray import Canvas, blend, cable, grey, photograph, scraps, tray
 from y7edge.errors import ConfigError
-from y7edge.files import atomic_write
+from y7edge.files import write_text
 
 NAMES = ("nut", "washer", "screw", "bracket")
 
@@ -184,8 +184,7 @@ def generate(
             (labels / f"{index:05d}.txt").write_text(_label_lines(made), encoding="utf-8")
     names = "".join(f"  {index}: {name}\n" for index, name in enumerate(NAMES))
     text = f"# Parts on a tray, seed {seed}\ntrain: images/train\nval: images/val\nnames:\n{names}"
-    with atomic_write(root / "data.yaml") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(root / "data.yaml", text)
     return root / "data.yaml"
 
 

@@ -12,7 +12,7 @@ from y7edge.data.dataset import Dataset, Sample
 from y7edge.evaluation import report
 from y7edge.evaluation.evaluate import Metrics
 from y7edge.evaluation.report import Saved
-from y7edge.files import atomic_write
+from y7edge.files import write_text
 from y7edge.models import shapes
 from y7edge.models.spec import Spec
 from y7edge.train.output.folder import CONFIG
@@ -62,10 +62,7 @@ def write(run: Summary, path: Path) -> None:
         html.section("Settings", html.code(run.settings)),
         html.section("How to repeat it", html.code(_repeat(run))),
     ]
-    with atomic_write(path) as temporary:
-        # Names of files need not be text.
-        page = html.page(title, body).encode("utf-8", "backslashreplace")
-        temporary.write_bytes(page)
+    write_text(path, html.page(title, body))
 
 
 def _what(run: Summary) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from y7edge.artifact.schema import decode, nearest
 from y7edge.data.formats.plain_yaml import as_value, read_yaml
 from y7edge.errors import ConfigError, needing
-from y7edge.files import atomic_write, is_file
+from y7edge.files import is_file, write_text
 from y7edge.train.settings.config import TrainConfig
 from y7edge.train.settings.recipe import Recipe
 from y7edge.train.settings.recipes import RECIPES, NamedRecipe, named_for
@@ -80,9 +80,7 @@ def write(config: TrainConfig, path: Path | str) -> None:
         if values[name] is not None:
             values[name] = str(Path(os.path.abspath(values[name])))  # noqa: PTH100 - keeps links
     values["recipe"] = config.hyper.to_dict()
-    text = f"# Configuration of a training run of y7edge.\n{_dump(values)}"
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, f"# Configuration of a training run of y7edge.\n{_dump(values)}")
 
 
 def read(path: Path | str) -> TrainConfig:
