@@ -265,7 +265,7 @@ def trained(config: TrainConfig, progress: Whole) -> EpochRow:
         # Nothing, or what a training left that was killed before its first state.
         shutil.rmtree(folder, ignore_errors=True)
         train(config, progress=progress)
-    elif not state.read(folder / state.STATE).facts.get("finished"):
+    elif not state.read(folder / state.STATE).facts.finished:
         resume(folder, progress=progress)
     return read_csv(folder / files.RESULTS)[-1]
 

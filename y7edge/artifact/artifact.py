@@ -19,6 +19,7 @@ from y7edge.files import (
 )
 
 _BLOCK = 1 << 20
+_LARGEST = 4 << 30  # bytes of a file; yolov7-e6e has 0.7 GB
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,15 @@ def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
     Folders are walked in the order of names; ``first`` replaces the first file's content.
 
     Raises:
-        ArtifactError: a file cannot be read.
+        ArtifactError: a file cannot be read, or is larger than any artifact.
     """
     digest = hashlib.sha256()
     for index, file in enumerate(_flat(files)):
         try:
             size = file.stat().st_size if index or first is None else len(first)
+            if size > _LARGEST:
+                words = f"expected at most {_LARGEST:,} bytes of an artifact, found {size:,}"
+                raise ArtifactError(f"{file}: {words}")
             digest.update(size.to_bytes(8, "little"))
             if not index and first is not None:
                 digest.update(first)

@@ -367,7 +367,8 @@ def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Or
     """Return the values of each image; DataError unless there are ``count`` of each."""
     known = {name: values for name, values in given.items() if values is not None}
     for name, values in known.items():
-        listed = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str)
+        values = values.tolist() if isinstance(values, np.ndarray) else values
+        listed = isinstance(values, Sequence) and not isinstance(values, str)
         if not listed or len(values) != count:
             raise DataError(f"{name} is {values!r}, expected a list of {count}, one for each image")
     return [{name: values[index] for name, values in known.items()} for index in range(count)]

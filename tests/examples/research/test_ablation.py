@@ -134,7 +134,7 @@ def test_every_training_is_done_once_and_goes_on_where_it_was(script, tmp_path, 
         patch.setattr(script, "Whole", Interrupting)
         script.run(chosen)
     kept = state.read(tmp_path / "trainings" / "p5-seed0" / state.STATE).facts
-    assert (kept.epoch, kept.batch) == (1, 1)
+    assert (kept.position.epoch, kept.position.batch) == (1, 1)
     with pytest.raises(KeyboardInterrupt):  # before the first state
         script.run(chosen)
     script.run(chosen)

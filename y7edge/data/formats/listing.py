@@ -38,13 +38,18 @@ def files_below(scan: Scan, folder: Path) -> list[Path]:
     """All files below a folder in order; problems are noted once for each folder."""
     found: list[Path] = []
     links: list[Path] = []
-    seen = {os.path.realpath(folder)}
+    root = os.path.realpath(folder)
+    if root == os.path.dirname(root):  # noqa: PTH120 - the same as below
+        words = "is the root of the file system; name the folder of the images"
+        scan.problem_once("folder", words, folder)
+        return []
+    seen = {root}
     waiting = [folder]
     while waiting or links:
         if not waiting:  # links last: a folder is listed by its own path where it has one
             link = heapq.heappop(links)
             real = os.path.realpath(link)
-            if real in seen:
+            if real in seen or root.startswith(os.path.join(real, "")):  # noqa: PTH118 - a loop
                 continue
             seen.add(real)
             waiting.append(link)

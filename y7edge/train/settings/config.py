@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
+from y7edge.artifact.schema import require_fit
 from y7edge.errors import ConfigError
 from y7edge.models.spec import Spec
 from y7edge.train.settings.ranges import (
@@ -94,19 +95,12 @@ class TrainConfig:
     command: str = ""  # command line of the run
 
     def __post_init__(self) -> None:
+        require_fit(TrainConfig, {f.name: getattr(self, f.name) for f in fields(self)})
         check_ranges(self)
         choices = {"precision": PRECISIONS, "assigner": ASSIGNERS, "cache": CACHES}
         for name, known in choices.items():
             value = getattr(self, name)
             require(value in known, name, f"one of {', '.join(known)}", value)
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if kind is bool:
-                require(isinstance(value, bool), name, "true or false", value)
-            if kind is str:
-                require(isinstance(value, str), name, "text", value)
-            if Path in get_args(kind):
-                require(isinstance(value, kind), name, "a path", value)
         self._check_together()
 
     def _check_together(self) -> None:
