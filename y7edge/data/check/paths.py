@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from y7edge.data.formats.records import Problem
@@ -79,6 +80,7 @@ def _shown(path: Path) -> str:
     return "" if path == Path() else str(path)
 
 
+@lru_cache(maxsize=1)  # of a file with a million problems, say
 def readable(path: Path, root: Path) -> str:
     """A path for people, in one line: relative to the data set where it lies in it."""
     shown = within(path, root) if path != root else path.name or str(path)

@@ -29,7 +29,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,23 +216,34 @@ class _Listing:
         """Take the images that a list names, relative to its folder, the root or where we run."""
         scan = self.scan
         text = scan.add_text(read_text(path))
+        folders = dict.fromkeys(map(str, (path.parent, self.root, Path())))
+        again: dict[str, tuple[str, str]] = {}  # line -> the problem that another such line is
         for number, line in text.lines if text.usable else ():
-            # Tools write a folder that only they have, or the path on another machine.
-            texts = (*spellings(line), *tails(line)[1:])
-            folders = (path.parent, self.root, Path())
-            found = ((cut, f, text) for cut, text in enumerate(texts) for f in folders)
-            there = ((cut, one) for cut, f, t in found if (one := self._places.find(f, t)))
-            cut, image = next(there, (0, None))
-            if cut > len(spellings(line)):
-                words = f"'{line[:80]}' is not there; {image} is taken for it"
-                scan.problem("tool_path", words, path, number)
+            if line in again:
+                scan.problem(*again[line], path, number)
+                continue
+            image = self._found(folders, spellings(line))
+            if image is None:
+                # Tools write a folder that only they have, or the path on another machine.
+                cut = tails(line)[1:]
+                image = self._found(folders, cut)
+                if image is not None and self._found(folders, cut[:1]) is None:
+                    words = f"'{line[:80]}' is not there; {image} is taken for it"
+                    scan.problem("tool_path", words, path, number)
             if image is None or not is_file(image) or not is_image(image):
                 words = f"expected the path of an image, found no file '{line[:80]}'"
                 words += "" if image is None or not is_file(image) else " that is one"
-                scan.problem("list_entry", f"{words}; remove the line or restore it", path, number)
-            elif not self.add(split, image):
-                words = f"{image.name} is listed twice in {split}, it would count double"
-                scan.problem("listed_twice", words, path, number)
+                again[line] = "list_entry", f"{words}; remove the line or restore it"
+                scan.problem(*again[line], path, number)
+                continue
+            words = f"{image.name} is listed twice in {split}, it would count double"
+            again[line] = "listed_twice", words
+            if not self.add(split, image):
+                scan.problem(*again[line], path, number)
+
+    def _found(self, folders: Iterable[str], names: Iterable[str]) -> Path | None:
+        found = (self._places.find(folder, name) for name in names for folder in folders)
+        return next(filter(None, found), None)
 
     def add(self, split: str, path: Path) -> bool:
         """Take an image; whether it was not in the split yet."""
