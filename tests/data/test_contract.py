@@ -414,6 +414,10 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "refused",
     ),
     "keypoints, one label": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .5 .51 .45 .5"), "refused"),
+    "polygons, a few like keypoints": (
+        lambda root: yolo_set(root, "0 .5 .5 .2 .2 .5 .5# .45 .5\n0 .8 .8 .9 .8 .9 .9 .9 .95 .8 .9"),
+        "read",
+    ),
     "triangles": (lambda root: yolo_set(root, "0 .2# .3 .6 .3 .4 .7"), "read"),
     "confidence": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .9"), "refused"),
     "oriented boxes": (lambda root: yolo_set(root, "0 .4# .4 .6 .4 .6 .5 .4 .5"), "read"),
