@@ -415,7 +415,9 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "keypoints, one label": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .5 .51 .45 .5"), "refused"),
     "polygons, a few like keypoints": (
-        lambda root: yolo_set(root, "0 .5 .5 .2 .2 .5 .5# .45 .5\n0 .8 .8 .9 .8 .9 .9 .9 .95 .8 .9"),
+        lambda root: yolo_set(
+            root, "0 .5 .5 .2 .2 .5 .5# .45 .5\n0 .8 .8 .9 .8 .9 .9 .9 .95 .8 .9"
+        ),
         "read",
     ),
     "triangles": (lambda root: yolo_set(root, "0 .2# .3 .6 .3 .4 .7"), "read"),

@@ -3,8 +3,8 @@
 Three layouts: ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``test.txt``; that of
 the original challenge (``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``); and a folder
 for each split, ``train/``, ``val/`` or ``valid/``, ``test/`` (searched through), with images and
-their XML files side by side, as labelling services export it. Class names are those of ``classes.txt`` if there is
-one (one per line), else all in the annotations, sorted.
+their XML files side by side, as labelling services export it. Class names are those of
+``classes.txt`` if there is one (one per line), else all in the annotations, sorted.
 
 Corners are taken as written, in pixels of the upright image (EXIF rotation applied). The
 challenge itself counted pixels from 1; the tools that most people annotate with do not. Objects

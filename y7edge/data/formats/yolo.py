@@ -415,13 +415,14 @@ def _settle_columns(scan: Scan) -> None:
                 label.form, label.fault = "box", f"kpt_shape [{points}, {numbers}]"
         return
     rows = {
-        count: np.unique(np.array([label.values for label in labels], np.float64), axis=0)
+        count: np.array([*{label.values for label in labels}], np.float64)
         for count, labels in groups.items()
         if count % 2 == 0
     }
+    whole = _further_points([*rows.values()]) if rows else ""
     for count, own in rows.items():
-        shown = [own] if len(own) >= _MANY else [*rows.values()]
-        reason = _further_columns(own, alone=len(groups) == 1) or _further_points(shown)
+        held = _further_points([own]) if len(own) >= _MANY else whole
+        reason = _further_columns(own, alone=len(groups) == 1) or held
         for label in groups[count] if reason else ():
             label.form, label.fault = "box", reason
 
