@@ -148,3 +148,27 @@ def test_other_names_are_refused_and_missing_ones_count_by_number(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert ("expected the classes" if code else "warning: class") in error
+
+
+@pytest.mark.parametrize("grouped", ["data", "model"])
+def test_classes_without_labels_may_be_on_one_side_only(
+    grouped: str, words: list[str], data: Path, narrow_tiny: Checkpoint, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """As categories that only group others, which may be in one file of a data set only."""
+    names = list(narrow_tiny.names)
+    if grouped == "data":
+        source = _with_names(data, tmp_path / "set", ["parts", *names], [1, 2, 3])
+    else:
+        source = _with_names(data, tmp_path / "set", names[1:], [0, 0, 1])
+        for path in (source.parent / "labels").glob("*/*.txt"):
+            path.write_text("0 .5 .5 .2 .2\n")
+    assert main([*words[:-1], str(source), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "parts" in printed.err if grouped == "data" else names[0] in printed.err
+    labels = {row["name"]: row["labels"] for row in json.loads(printed.out)["per_class"]}
+    assert list(labels) == names
+    assert (labels[names[0]] > 0) is (grouped == "data")
+    refused = _with_names(data, tmp_path / "refused", [*names[:2], "cog"], [0, 1, 2])
+    assert main([*words[:-1], str(refused)]) == 1
+    assert "expected the classes" in capsys.readouterr().err

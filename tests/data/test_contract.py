@@ -401,6 +401,26 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "pose, 3 dims, undeclared": (pose(4, 3), "refused"),
     "tracker": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .9 1#"), "refused"),
     "tracker, few ids": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .9# 1"), "refused"),
+    "tracker, two scores": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .9# .8#"), "refused"),
+    "tracker, speed": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .0# -.0#"), "refused"),
+    "tracker, score and speed": (
+        lambda root: yolo_set(root, "0 .5 .5 .2 .2 .9# .8# .03 .02#"), "refused",
+    ),
+    "tracker, beside boxes": (
+        lambda root: yolo_set(root, "0 .5 .5 .2 .2 .9# .8#\n1 .3 .3 .1 .1"), "refused",
+    ),
+    "keypoints, two counts": (
+        lambda root: yolo_set(root, "0 .5 .5 .2 .2 .5 .5# .45 .5\n0 .3 .3 .1 .1 .3 .3#"),
+        "refused",
+    ),
+    "keypoints, one label": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .5 .51 .45 .5"), "refused"),
+    "polygons, a few like keypoints": (
+        lambda root: yolo_set(
+            root, "0 .5 .5 .2 .2 .5 .5# .45 .5\n0 .8 .8 .9 .8 .9 .9 .9 .95 .8 .9"
+        ),
+        "read",
+    ),
+    "triangles": (lambda root: yolo_set(root, "0 .2# .3 .6 .3 .4 .7"), "read"),
     "confidence": (lambda root: yolo_set(root, "0 .5 .5 .2 .2 .9"), "refused"),
     "oriented boxes": (lambda root: yolo_set(root, "0 .4# .4 .6 .4 .6 .5 .4 .5"), "read"),
     "class by name": (lambda root: yolo_set(root, "nut .5 .5 .2 .2"), "refused"),

@@ -87,6 +87,8 @@ def test_filter_by_confidence_and_class():
     assert len(three().filter(classes=[])) == 0
     with pytest.raises(ConfigError, match="no class 'nit'; the nearest is 'nut'"):
         three().filter(classes=["nit"])
+    with pytest.raises(ConfigError, match="several names or ids, found 5"):
+        three().filter(classes=5)
 
 
 def test_filter_without_confidence_keeps_a_confidence_of_zero():

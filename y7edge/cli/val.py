@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,17 +106,20 @@ def _same_classes(detector: Detector, dataset: Dataset) -> Dataset:
         DataError: Other classes, which would give an mAP of 0 that looks like a bad model.
     """
     known, labelled = tuple(detector.names), dataset.names
-    if len(known) != len(labelled):
+    if len(known) != len(labelled) and not set(known) & set(labelled):
         raise DataError(
             f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate it on "
             "a data set with the classes that it was trained for"
         )
     nameless = len(known) == 1 or default_names(len(known)) in (known, labelled)
-    if nameless and sorted(known) != sorted(labelled):
+    if nameless and len(known) == len(labelled) and sorted(known) != sorted(labelled):
         pair = next(p for p in zip(known, labelled, strict=True) if p[0] != p[1])
         note(f"warning: class {pair[0]!r} of the model is {pair[1]!r} in {dataset.source}")
         return dataset
-    return dataset.renamed(known)
+    renamed = dataset.renamed(known)
+    if other := sorted(set(known) ^ set(labelled)):
+        note(f"warning: only the model or {dataset.source} has the classes {reprlib.repr(other)}")
+    return renamed
 
 
 def _counter(total: int) -> Callable[[int, int], None] | None:

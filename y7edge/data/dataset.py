@@ -68,24 +68,31 @@ class Dataset:
     def renamed(self, names: Sequence[str]) -> Dataset:
         """The same images with classes numbered as in ``names``, which holds each name once.
 
+        Classes that no label has, as those that only group others, may be on one side only.
+
         Raises:
-            DataError: The names of this data set are others, or one stands twice in another order.
+            DataError: Labels have a class of another name, or one of its names stands twice.
         """
         wanted = tuple(names)
         if self.names == wanted:
             return self
-        if len(set(wanted)) != len(wanted) or sorted(wanted) != sorted(self.names):
+        samples = [sample for split in self.splits.values() for sample in split]
+        used = {self.names[c] for s in samples for c in (*s.class_id, *s.crowd[:, 0].astype(int))}
+        twice = len(set(wanted)) != len(wanted) or len(set(self.names)) != len(self.names)
+        if twice or not used <= set(wanted) or not set(self.names) & set(wanted):
             raise DataError(
                 f"{self.source}: expected the classes {reprlib.repr(wanted)}, found others or one "
                 f"twice, {reprlib.repr(self.names)}"
             )
-        numbers = np.array([wanted.index(name) for name in self.names])
-        order = np.argsort(numbers)
+        numbers = np.array([wanted.index(name) if name in wanted else -1 for name in self.names])
         splits = {
             split: tuple(_renumbered(sample, numbers) for sample in samples)
             for split, samples in self.splits.items()
         }
-        ids = {s: tuple(own[index] for index in order) for s, own in self.category_ids.items()}
+        ids = {
+            split: tuple(dict(zip(self.names, own, strict=True)).get(name) for name in wanted)
+            for split, own in self.category_ids.items()
+        }
         return replace(self, names=wanted, splits=splits, category_ids=ids)
 
     @cached_property

@@ -252,6 +252,8 @@ def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple
     Raises:
         ConfigError: a class that does not exist, or neither a name nor an id.
     """
+    if not isinstance(classes, Iterable):
+        raise ConfigError(f"classes: expected a name, or several names or ids, found {classes!r}")
     given = [classes] if isinstance(classes, str) else list(classes)
     return tuple(sorted({found for item in given for found in _ids_of(item, names)}))
 

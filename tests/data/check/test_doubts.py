@@ -252,6 +252,10 @@ def test_low_contrast_of_16_bits_is_found_and_scaled_by_one_rule(
     assert cleaned.after.count("warning") == 0
     assert len(np.unique(read_image(copy.split("train")[0].path))) > 100
     assert sum(map(len, boxes_of(copy))) == sum(map(len, boxes_of(load(yolo))))
+    with (yolo / "data.yaml").open("a") as stream:
+        stream.write("levels: [19000, 21000]\n")
+    assert messages(yolo, "low_contrast") == []
+    assert fixed(yolo, tmp_path / "again")[1].levels == (19_000, 21_000)
 
 
 def test_16_bits_that_are_used_are_left_alone(yolo: Path, tmp_path: Path) -> None:

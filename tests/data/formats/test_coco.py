@@ -380,7 +380,10 @@ def test_pictures_that_are_not_there_are_left_out_and_counted(tmp_path):
     ("annotation", "message"),
     [
         (box(4, 8, 3, 1, 2, 3, 4), "annotation 4: expected image_id to be one .* found 8"),
-        (box(4, 7, 1, 1, 2, 3, 4), "annotation 4: expected category_id to be one .* found 1"),
+        (
+            box(4, 7, 1, 1, 2, 3, 4),
+            "annotation 4: expected category_id to be the id of one .* found 1",
+        ),
         (box(4, 7, [3], 1, 2, 3, 4), r"annotation 4: expected category_id .* found \[3\]"),
         (box("z\n", "q" * 500, 3), r"annotation 'z\\n': expected image_id .* found 'qqqq"),
         (box(4, 7, 3, 1, 2, 3), r"annotation 4: expected bbox as four .* found \[1, 2, 3\]"),

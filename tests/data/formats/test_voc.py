@@ -200,6 +200,26 @@ def test_of_two_folders_for_a_split_the_usual_name_counts(exported):
     assert [sample.path.name for sample in load(exported).split("val")] == ["c.png"]
 
 
+def test_folders_of_splits_are_searched_through_and_links_followed(exported):
+    write(exported, "c", SIZE + obj("bee", 0, 0, 9, 9), "train/more", "train/more")
+    write(exported, "d", SIZE + obj("bee", 0, 0, 9, 9), "elsewhere", "elsewhere")
+    write(exported, "e", SIZE, "train/.ipynb_checkpoints", "train/.ipynb_checkpoints")
+    (exported / "train" / "link").symlink_to(exported / "elsewhere")
+    (exported / "train" / "loop").symlink_to(exported / "train")
+    data = load(exported)
+    assert [sample.path.name for sample in data.split("train")] == [f"{x}.png" for x in "abdc"]
+    assert data.warnings[0].startswith("hidden and service folders, passed over: 1")
+
+
+def test_lists_may_have_stems_with_spaces_and_other_names(folder):
+    write(folder, "my photo", SIZE)
+    (folder / "val.txt").rename(folder / "valid.txt")
+    (folder / "train.txt").write_text("my photo\na  1\n")
+    data = load(folder)
+    assert [sample.path.name for sample in data.split("train")] == ["my photo.png", "a.png"]
+    assert [sample.path.name for sample in data.split("val")] == ["b.png"]
+
+
 @pytest.mark.parametrize("form", ["folder", "exported"])
 def test_what_a_mac_leaves_beside_files_is_passed_over(form, request):
     root = request.getfixturevalue(form)

@@ -119,7 +119,7 @@ def write_copy(report: Report, out: Path | str, *, progress: Progress | None = N
     with writing("the cleaned copy", destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(destination.parent) as folder:
-            copy = _Copy(scan, folder, levels=levels_in_use(scan) or scan.levels)
+            copy = _Copy(scan, folder, levels=scan.levels or levels_in_use(scan))
             _write(copy, progress)
             if not copy.counts["labels"]:
                 reason = "nothing with a label is left to write; see the check"
@@ -239,7 +239,7 @@ def _write_image(copy: _Copy, entry: Entry, split: str, lines: Sequence[str]) ->
     elif copy.levels and facts.levels:
         scaled = to_bytes(np.asarray(read_deep(source), np.uint16), copy.levels)
         image.write_bytes(cv2.imencode(image.suffix, scaled)[1].tobytes())
-        copy.note(source, 0, "16 bits, few levels of them used", "scaled to 8 bits")
+        copy.note(source, 0, "16 bits", "scaled to 8 bits")
     else:
         shutil.copyfile(source, image)
     if not entry.labelled and entry.label_file:

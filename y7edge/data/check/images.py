@@ -112,12 +112,14 @@ def _low_contrast(scan: Scan) -> Iterator[Hit]:
     if levels := levels_in_use(scan):
         low, high = levels
         words = f"its 16-bit images use the levels {low} to {high} of 65535, of which "
-        words += f"{(high >> 8) - (low >> 8) + 1} are left in 8 bits; scale all by one rule "
-        yield Hit(f"{words}(y7edge.data.images.to_bytes), as --fix does", scan.source)
+        words += f"{(high >> 8) - (low >> 8) + 1} are left in 8 bits; scale all by one rule: write "
+        yield Hit(f"{words}'levels: [{low}, {high}]' into a data.yaml, or use --fix", scan.source)
 
 
 def levels_in_use(scan: Scan) -> tuple[int, int] | None:
-    """The range that the 16-bit images of a set use together, if it is a small one."""
+    """The range that the 16-bit images of a set use together, if it is a small one and no rule."""
+    if scan.levels:
+        return None
     found = [entry.facts.levels for entry in scan.entries if entry.facts.levels]
     low, high = (min(lo for lo, _ in found), max(hi for _, hi in found)) if found else (0, 65535)
     return (low, high) if (high >> 8) - (low >> 8) + 1 < _FEW_LEVELS else None

@@ -262,7 +262,9 @@ def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
     text, count, found = label.text[:60], scan.classes, label.raw_class[:60]
     if scan.layout != "yolo":
         known = ", ".join(scan.names[:8]) + (", ..." if len(scan.names) > 8 else "")
-        key, found = ("category_id to be ", found) if scan.layout == "coco" else ("", f"'{found}'")
+        key, found = (
+            ("category_id to be the id of ", found) if scan.layout == "coco" else ("", f"'{found}'")
+        )
         words = f"expected {key}one of the classes {known or '(there are none)'}, found {found}"
         words += "; correct it, or add the class"
         check = "class_range" if label.raw_class else "name_empty"

@@ -2,9 +2,9 @@
 
 Three layouts: ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``test.txt``; that of
 the original challenge (``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``); and a folder
-for each split, ``train/``, ``val/`` or ``valid/``, ``test/``, with images and their XML files
-side by side, as labelling services export it. Class names are those of ``classes.txt`` if there is
-one (one per line), else all in the annotations, sorted.
+for each split, ``train/``, ``val/`` or ``valid/``, ``test/`` (searched through), with images and
+their XML files side by side, as labelling services export it. Class names are those of
+``classes.txt`` if there is one (one per line), else all in the annotations, sorted.
 
 Corners are taken as written, in pixels of the upright image (EXIF rotation applied). The
 challenge itself counted pixels from 1; the tools that most people annotate with do not. Objects
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from y7edge.data.formats.description import check_names
-from y7edge.data.formats.listing import images_in, listed
+from y7edge.data.formats.listing import files_below, images_below, images_in, listed
 from y7edge.data.formats.records import (
     MOST_LABELS,
     SPLIT_NAMES,
@@ -92,9 +92,13 @@ def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
                 scan.problem("splits", f"{words}{', '.join(folders)}", folder)
                 continue
             scan.split_names.append(split)
-            for image in images_in(folders[split]):
+            for image in images_below(scan, folders[split]):
                 scan.add(split, Entry(image, label_file=image.with_suffix(".xml")))
-        scan.annotations = [path for each in folders.values() for path in _annotations(each)]
+        scan.annotations = [
+            path
+            for each in folders.values()
+            for path in filter(_is_annotation, files_below(scan, each))
+        ]
     for entry in scan.entries:
         entry.labelled = entry.label_file is not None and is_file(entry.label_file)
         if not entry.labelled and entry.label_file is not None:
@@ -110,9 +114,12 @@ def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
 
 
 def _annotations(folder: Path) -> list[Path]:
+    return list(filter(_is_annotation, listed(folder))) if is_folder(folder) else []
+
+
+def _is_annotation(path: Path) -> bool:
     # macOS leaves "._name.xml" beside files on foreign disks.
-    paths = listed(folder) if is_folder(folder) else []
-    return [path for path in paths if path.suffix == ".xml" and not path.name.startswith(".")]
+    return path.suffix == ".xml" and not path.name.startswith(".")
 
 
 def _by_stem(scan: Scan, folder: Path) -> dict[str, Path]:
@@ -132,7 +139,8 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
                by_stem.items()}  # fmt: skip
     lists = scan.root / layout.lists
     for split in SPLITS if splits is None else splits:
-        path = lists / f"{split}.txt"
+        paths = [lists / f"{name}.txt" for name in SPLIT_NAMES.get(split, (split,))]
+        path = next(filter(os.path.lexists, paths), paths[0])
         if splits is None and not os.path.lexists(path):
             continue
         scan.split_names.append(split)
@@ -141,7 +149,8 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
             words = f"expected a list, one stem per line: {text.error}"
             scan.problem("splits", words, path)
         for number, line in scan.add_text(text).lines if not text.error else ():
-            stem = line.split()[0]  # the challenge's lists have two columns
+            # The challenge's lists have two columns; stems may have spaces.
+            stem = line if line in entries else line.split()[0]
             entry = entries.get(stem)
             if entry is None:
                 words = f"expected the stem of an image in {layout.images}/, found '{stem}'; "
