@@ -33,9 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from y7edge.data.formats.columns import settle_columns
 from y7edge.data.formats.description import read_description, take_names
 from y7edge.data.formats.listing import (
     Names,
@@ -56,7 +54,6 @@ from y7edge.data.formats.records import (
     Entry,
     Form,
     Label,
-    Points,
     Scan,
     own_names,
     written_number,
@@ -69,9 +66,6 @@ from y7edge.files import is_file, is_folder
 _YAML_SUFFIXES = (".yaml", ".yml")
 _DESCRIBES = re.compile(r"^(?:\{\s*)?['\"]?(train|val|test|names|nc)['\"]?\s*:", re.MULTILINE)
 _LABELS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
-_FEW = 3  # lines that show what their columns are
-_MANY = 8  # that show it whatever the others are
-_MARGIN = 1e-3
 Where = tuple[Path, int]
 
 
@@ -293,7 +287,7 @@ def read(scan: Scan) -> None:
             shared = " and ".join(entry.path.name for entry in entries)
             words = f"{shared} share one label file; rename one"
             scan.problem("shared_label", words, entries[1].path, image=entries[1].path)
-    _settle_columns(scan)
+    settle_columns(scan)
     _find_lost(scan)
 
 
@@ -407,99 +401,3 @@ def _class(token: str) -> int | None:
     if value is None or not math.isfinite(value) or value != int(value):
         return None
     return int(value)
-
-
-def _settle_columns(scan: Scan) -> None:
-    """Tell polygons from boxes with keypoints or further columns, over the whole set."""
-    groups: dict[int, list[Label]] = defaultdict(list)
-    for _, label in scan.labels():
-        if label.values is not None and len(label.values) > 4:
-            groups[len(label.values)].append(label)
-    if scan.keypoints is not None:
-        points, numbers = scan.keypoints
-        for label in groups.pop(4 + points * numbers, ()):
-            label.values, label.form = (label.values or ())[:4], "box"
-            words = f"{points} keypoints are not used, its box is"
-            scan.problem("keypoints", words, label.file, label.line)
-        for labels in groups.values():
-            for label in labels:
-                label.form, label.fault = "box", f"kpt_shape [{points}, {numbers}]"
-        return
-    rows = {
-        count: np.array([*{label.values for label in labels}], np.float64)
-        for count, labels in groups.items()
-        if count % 2 == 0
-    }
-    whole = _further_points([*rows.values()]) if rows else ""
-    for count, own in rows.items():
-        held = _further_points([own]) if len(own) >= _MANY else whole
-        reason = _further_columns(own, alone=len(groups) == 1) or held
-        for label in groups[count] if reason else ():
-            label.form, label.fault = "box", reason
-
-
-def _begins_with_box(rows: Points) -> float:
-    """In what fraction of the lines the first four numbers are a box within the image."""
-    centre, half = rows[:, :2], rows[:, 2:4] / 2
-    inside = (centre >= half - _MARGIN) & (centre <= 1 - half + _MARGIN) & (half > 0)
-    return float(inside.all(axis=1).mean())
-
-
-def _further_columns(rows: Points, *, alone: bool) -> str:
-    """Why lines of one count of numbers may be boxes with further columns; empty if polygons."""
-    if not np.isfinite(rows).all():
-        return ""
-    head, tail = rows[:, :4], rows[:, 4:]
-    boxes = ((head >= -_MARGIN) & (head <= 1 + _MARGIN)).all(axis=1) & (head[:, 2:] > 0).all(axis=1)
-    if (boxes & ((tail > 1.5) | (tail < -0.5)).any(axis=1)).mean() >= 0.3:
-        return "numbers beyond the image follow the first four"
-    # The count of columns is the same in all lines of a set of boxes; polygons differ.
-    if not alone or len(rows) < _FEW or not boxes.all():
-        return ""
-    # No polygon has a coordinate that is a whole number in every line.
-    if ((tail == np.floor(tail)).all(axis=0) & (tail == 1).any(axis=0)).any():
-        return "a column behind the first four holds whole numbers only"
-    if tail.shape[1] == 2 and _begins_with_box(rows) >= 0.95:  # half of all triangles do
-        return "the first four numbers are a box in all lines, and two follow it"
-    return ""
-
-
-def _further_points(groups: Sequence[Points]) -> str:
-    """Why lines, grouped by their count of numbers, may be boxes with points behind them."""
-    if not all(np.isfinite(rows).all() and _begins_with_box(rows) >= 0.9 for rows in groups):
-        return ""
-    held, far, crossed = [], [], []
-    for rows in groups:
-        head, points = rows[:, :4], rows.reshape(len(rows), -1, 2)
-        known = (points != 0).any(axis=2)  # a keypoint that is not visible is written as zeros
-        reach = np.abs(points - head[:, None, :2]) <= head[:, None, 2:] / 2 + _MARGIN
-        held.append((reach | ~known[:, :, None])[:, 2:].all(axis=(1, 2)))
-        # In a polygon the second point is near the others; a width and a height are anywhere.
-        others = np.where(known[:, :, None], points, points[:, :1])
-        others[:, 1] = others[:, 0]
-        low, high = others.min(axis=1), others.max(axis=1)
-        away = np.maximum(low - head[:, 2:], head[:, 2:] - high).max(axis=1)
-        far.append(away > (high - low).max(axis=1))
-        crossed.append(_crossing(points))
-    if np.concatenate(held).mean() >= 0.9 and np.concatenate(far).mean() >= 0.3:
-        return "the first four numbers are a box that holds all points behind them"
-    if sum(map(len, groups)) >= _FEW and np.concatenate(crossed).mean() >= 0.3:
-        return "the first four numbers are a box, and as polygons many lines would cross themselves"
-    return ""
-
-
-def _crossing(points: Points) -> NDArray[np.bool_]:
-    """Which polygons (n, k, 2) have sides that cross, among the first eight."""
-    path = np.concatenate((points, points[:, :1]), axis=1)[:, :9]
-    found = np.zeros(len(path), np.bool_)
-    for i in range(path.shape[1] - 3):
-        for j in range(i + 2, path.shape[1] - 1):
-            a, b, c, d = (path[:, k] for k in (i, i + 1, j, j + 1))
-            found |= (_side(a, b, c) * _side(a, b, d) < 0) & (_side(c, d, a) * _side(c, d, b) < 0)
-    return found
-
-
-def _side(a: Points, b: Points, c: Points) -> Points:
-    """On which side of the lines from ``a`` to ``b`` the points ``c`` (n, 2) lie, as a sign."""
-    u, v = b - a, c - a
-    return np.sign(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])
