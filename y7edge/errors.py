@@ -32,7 +32,7 @@ class ConfigError(Y7EdgeError, ValueError):
 
 
 class DataError(Y7EdgeError, ValueError):
-    """A picture, a label file or a data set that cannot be used."""
+    """An image, a label file or a data set that cannot be used."""
 
 
 class CheckpointError(Y7EdgeError):
@@ -40,7 +40,7 @@ class CheckpointError(Y7EdgeError):
 
 
 class TrainingError(Y7EdgeError):
-    """A training run that cannot go on, such as one whose loss is no longer a number."""
+    """A training run that cannot go on, such as one with a non-finite loss."""
 
 
 class ExportError(Y7EdgeError):

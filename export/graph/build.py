@@ -6,7 +6,7 @@ the tensor ``/row51``. The same checkpoint and versions give the same bytes.
 
 * SiLU is ``Mul(x, Sigmoid(x))``, which every engine fuses.
 * Space-to-depth is four strided ``Slice`` and a ``Concat``: ``SpaceToDepth`` orders its channels
-  otherwise, needs a ``Gather`` behind it, and is no faster (ONNX Runtime, 1280 px: 7.7 ms against
+  otherwise, needs a ``Gather`` behind it, and is not faster (ONNX Runtime, 1280 px: 7.7 ms against
   7.9 ms).
 * Pooling windows of 9 and 13 are windows of 5 in series: equal to the bit, 2.8 times as fast.
 """

@@ -37,25 +37,25 @@ def compare_detections(
     session: Session,
     manifest: Manifest,
     images: ProofImages,
-    answers: Sequence[Answer],
+    expected: Sequence[Answer],
     levels: Sequence[LevelInfo],
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Detect in every frame and compare with the reference's ``answers`` at threshold ``conf``."""
+    """Detect in every frame and compare with the reference's ``expected`` at threshold ``conf``."""
     max_det = manifest.thresholds.max_det
     # Not closed: the caller owns the session.
     detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
     boxes = unmatched = 0
     edge = score = 0.0
-    for frame, answer in zip(images.frames, answers, strict=True):
+    for frame, answer in zip(images.frames, expected, strict=True):
         found = detector(frame)
         decoded = decode(answer.heads, levels, manifest.nc)
         candidates = _Candidates(decoded, frame, manifest, conf, limits)
         boxes += len(found)
         unmatched += candidates.unmatched(found)
         edge, score = max(edge, candidates.edge), max(score, candidates.score)
-    return DetectionDifference(len(answers), boxes, unmatched, edge, score)
+    return DetectionDifference(len(expected), boxes, unmatched, edge, score)
 
 
 class _Candidates:

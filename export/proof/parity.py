@@ -58,7 +58,7 @@ def tolerance(precision: str, deviation: float) -> Tolerance:
     if precision == "fp32":
         return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
     if precision not in _LARGEST:
-        raise ConfigError(f"there are no limits for a proof in precision {precision}")
+        raise ConfigError(f"no limits are known for a proof in precision {precision}")
     # Half of the range is reserved for images brighter than those of the proof.
     return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, 0.015)
 
@@ -87,26 +87,26 @@ def prove(
     manifest, runtime = artifact.manifest, registry.find(artifact.path, backend)
     engine, limits = registry.name_of(runtime), tolerance(manifest.precision, runtime.DEVIATION)
     tell(f"reference: {reference.description}, {len(images.inputs)} images: {images.source}")
-    answers = [reference.answer(pixels) for pixels in images.inputs]
+    expected = [reference.answer(pixels) for pixels in images.inputs]
     options = SessionOptions(device, threads, check_payload=False)
     session = registry.open_session(artifact, options, backend)
     try:
         tell(f"{engine}: {session.arithmetic}")
-        decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in answers)
+        decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in expected)
         chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
-        outputs, candidates = _compare(session, manifest, images, answers, chosen)
+        outputs, candidates = _compare(session, manifest, images, expected, chosen)
         # Low enough to detect something.
         conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
         spec = reference.checkpoint.spec
         levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
-        detections = compare_detections(session, manifest, images, answers, levels, conf, limits)
+        detections = compare_detections(session, manifest, images, expected, levels, conf, limits)
         probes = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
     finally:
         session.close()
-    peak = max(answers, key=lambda answer: answer.peak)
+    peak = max(expected, key=lambda answer: answer.peak)
     measured = Measured(
         reference=reference.description,
-        pictures=ImageSource(len(answers), images.source),
+        pictures=ImageSource(len(expected), images.source),
         batches=proved_batches(manifest),
         outputs=outputs,
         candidates=candidates,
@@ -151,7 +151,7 @@ def _compare(
     session: Session,
     manifest: Manifest,
     images: ProofImages,
-    answers: Sequence[Answer],
+    references: Sequence[Answer],
     chosen: Sequence[Candidate],
 ) -> tuple[dict[str, TensorDifference], CandidateDifference]:
     """Compare outputs and candidates; the worst of all batch sizes counts."""
@@ -163,7 +163,7 @@ def _compare(
             for output in manifest.outputs
         }
         found = _run(session, manifest, images, batch)
-        for image, (result, answer) in enumerate(zip(found, answers, strict=True)):
+        for image, (result, answer) in enumerate(zip(found, references, strict=True)):
             expected = outputs_of(answer, manifest)
             for name, agreement in agreements.items():
                 agreement.add(expected[name], result[name])

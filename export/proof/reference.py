@@ -1,6 +1,6 @@
 """Run the unfolded model, which every artifact is compared with.
 
-It runs in torch, float32, on the CPU. Answers are cached on disk by weights, input, version of
+It runs in torch, float32, on the CPU. Outputs are cached on disk by weights, input, version of
 torch and source code of the model (``$Y7EDGE_CACHE``, else ``~/.cache/y7edge``).
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from y7edge.nn.build import Model
 
 CACHE_BYTES = 2 << 30
-"""The cache keeps the answers used last, up to this size."""
+"""The cache keeps the outputs used last, up to this size."""
 
 _SOURCES = ("nn", "models")
 _log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def _keep(path: Path, answer: Answer) -> None:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the least recently used answers beyond ``CACHE_BYTES``."""
+    """Remove the least recently used outputs beyond ``CACHE_BYTES``."""
     files = [(path.stat(), path) for path in folder.glob("*.npz")]
     total = 0
     for stat, path in sorted(files, key=lambda item: -item[0].st_mtime):

@@ -34,7 +34,7 @@ def verify(
     """Check an artifact's digests, that it came from ``against``, and prove it again.
 
     Classes, anchors and input of the manifest must be the checkpoint's too: a digest detects
-    damage, but anybody can compute another. ``images`` None: those of the recorded data set, else
+    damage, but anyone can compute another. ``images`` None: those of the recorded data set, else
     synthetic scenes. With ``ignore_digests`` only the numbers are compared, also of a changed
     payload or another checkpoint of the same shape. Other options as in ``parity.prove``.
 

@@ -252,7 +252,7 @@ def _use(kind: str, root: Path) -> None:
 
     label_cache._WORTH_KEEPING = 1  # a small set is kept too
     data = dataset.load(root)
-    if kind == "pictures":
+    if kind == "images":
         from y7edge.train.loading.image_cache import open_cache
 
         images = open_cache("disk", data.split("train"), 64)
@@ -279,19 +279,19 @@ EDITS: dict[str, Callable[[Any, Path], object]] = {
     "an array of 2**60": lambda rng, path: path.write_bytes(
         b"\x93NUMPY\x01\0v\0" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (2**60,), }"
     ),
-    "a picture of 2**31": lambda rng, path: path.write_bytes(
+    "an image of 2**31": lambda rng, path: path.write_bytes(
         b"y7edgeP1" + struct.pack("<III", 2**31, 2**31, 0) + bytes(99)
     ),
 }
 CACHES: dict[str, Make] = {
     f"{kind}: {name}": _cached(kind, edit)
-    for kind in ("labels", "pictures")
+    for kind in ("labels", "images")
     for name, edit in EDITS.items()
 }
 
 
 def _damaged_cache(place: Place) -> Path:
-    return _cached(place.rng.choice(("labels", "pictures")), EDITS["changed"])(place)
+    return _cached(place.rng.choice(("labels", "images")), EDITS["changed"])(place)
 
 
 def use_labels(path: Path) -> None:
@@ -299,9 +299,9 @@ def use_labels(path: Path) -> None:
     _use("labels", path)
 
 
-def use_pictures(path: Path) -> None:
-    """Read the pictures again, with the cache as it is."""
-    _use("pictures", path)
+def use_images(path: Path) -> None:
+    """Read the images again, with the cache as it is."""
+    _use("images", path)
 
 
 ATTACKS = (
@@ -313,7 +313,5 @@ ATTACKS = (
         {"read": read, "resume": resume},
         ("train --resume {}", "train --resume {} --json"),
     ),
-    Attack(
-        "cache", 100, CACHES, _damaged_cache, {"labels": use_labels, "pictures": use_pictures}, ()
-    ),
+    Attack("cache", 100, CACHES, _damaged_cache, {"labels": use_labels, "images": use_images}, ()),
 )

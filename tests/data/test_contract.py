@@ -45,7 +45,7 @@ ONE_OF_TWO = {"leak", "twice_in_split", "same_splits"}
 
 def refused_by_check(report: Report) -> list[str]:
     found = [f.message for f in report.findings if f.effect == "refused"]
-    # What a split lacks as a whole is no matter of a parser, but training refuses it.
+    # What a split lacks as a whole no parser sees, but training refuses it.
     return found + [f.message for f in report.findings if f.check == "splits" and "there is no s" in
                     f.message]  # fmt: skip
 
@@ -105,7 +105,7 @@ def same_reading(report: Report, data: Dataset) -> None:
         unique = {id(s): s for split in data.splits for s in data.splits[split]}.values()
         assert sum(len(sample.boxes) for sample in unique) == labels - dropped
     findings = Counter(f["check"] for f in record(report)["findings"] if f["effect"] == "changed")
-    grouped = {"missing_label", "header", "keypoints"}  # told once for a file, or for all
+    grouped = {"missing_label", "header", "keypoints"}  # reported once for a file, or for all
     for check, count in counted.items():
         assert check in grouped or findings[check] == count
 
@@ -135,7 +135,9 @@ def test_planted_defects(
 # ---- layouts
 
 
-def picture(path: Path, seed: int, size: tuple[int, int] = (96, 64), orientation: int = 1) -> None:
+def save_image(
+    path: Path, seed: int, size: tuple[int, int] = (96, 64), orientation: int = 1
+) -> None:
     """A noisy image; with an orientation of 6 it is stored on its side."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 255, (size[1], size[0], 3), np.uint8)
@@ -148,7 +150,7 @@ def picture(path: Path, seed: int, size: tuple[int, int] = (96, 64), orientation
 def yolo_set(root: Path, line: str = "0 .5 .5 .2 .25", names: str = "[nut, bolt]") -> Path:
     for number, split in enumerate(SPLITS):
         for index in range(3):
-            picture(root / f"images/{split}/{split}{index}.png", 10 * number + index)
+            save_image(root / f"images/{split}/{split}{index}.png", 10 * number + index)
             label = root / f"labels/{split}/{split}{index}.txt"
             label.parent.mkdir(parents=True, exist_ok=True)
             label.write_text(f"{line.replace('#', str(index))}\n")
@@ -176,7 +178,7 @@ def coco_set(root: Path, edit: Callable[[dict, str], object] = lambda *_: None,
     for number, split in enumerate(SPLITS):
         for index in range(3):
             place = root / images_at.format(split) / f"{split}{index}.png"
-            picture(place, 10 * number + index, orientation=orientation)
+            save_image(place, 10 * number + index, orientation=orientation)
         document = coco_document(split, number)
         edit(document, split)
         path = root / json_at.format(split)
@@ -197,7 +199,7 @@ def voc_set(root: Path, images: str, annotations: str, lists: str | None) -> Pat
     for number, split in enumerate(SPLITS):
         stems = [f"{split}{index}" for index in range(3)]
         for index, stem in enumerate(stems):
-            picture(root / images.format(split) / f"{stem}.png", 10 * number + index)
+            save_image(root / images.format(split) / f"{stem}.png", 10 * number + index)
             path = root / annotations.format(split) / f"{stem}.xml"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(voc_xml(("nut", "bolt")[index % 2], (5 + index, 7, 30, 40 + number)))
@@ -250,7 +252,7 @@ def beside(name: str) -> Callable[[Path], Path]:
     """A folder of its own among the training images."""
 
     def make(root: Path) -> Path:
-        picture(yolo_set(root) / "images/train" / name / "x.png", 99)
+        save_image(yolo_set(root) / "images/train" / name / "x.png", 99)
         return root
 
     return make
@@ -304,7 +306,7 @@ def upright(stored_frame: bool) -> Callable[[Path], Path]:
         for number, split in enumerate(SPLITS):
             for index in range(3):
                 place = root / split / f"{split}{index}.png"
-                picture(place, 10 * number + index, (64, 96), orientation=6)
+                save_image(place, 10 * number + index, (64, 96), orientation=6)
             document = coco_document(split, number, width=96, height=64)
             edit(document, split)
             (root / f"{split}.json").write_text(json.dumps(document))
@@ -611,7 +613,7 @@ def objects(wild: bool) -> st.SearchStrategy[list[tuple[str, list]]]:
 def test_generated_voc(rows: list[tuple[str, list]], orientation: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = voc_set(Path(place) / "data", "images", "annotations", ".")
-        picture(root / "images/train1.png", 77, orientation=orientation)
+        save_image(root / "images/train1.png", 77, orientation=orientation)
         for number, (name, box) in enumerate(rows):
             path = root / f"annotations/train{number % 3}.xml"
             tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=False)

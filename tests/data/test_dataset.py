@@ -22,7 +22,7 @@ class Folder:
     def __init__(self, root):
         self.root = root
 
-    def picture(self, name, label=None, split="train"):
+    def image(self, name, label=None, split="train"):
         path = self.root / "images" / split / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
@@ -38,9 +38,9 @@ class Folder:
         return path
 
     def train(self, *labels):
-        """Load one picture per label text; the boxes and classes of the first, and warnings."""
+        """Load one image per label text; the boxes and classes of the first, and warnings."""
         for index, label in enumerate(labels):
-            self.picture(f"{index}.png", label)
+            self.image(f"{index}.png", label)
         data = load(self.describe())
         sample = data.split("train")[0]
         return sample.boxes, sample.class_id.tolist(), data.warnings
@@ -71,7 +71,7 @@ def stems(data, split="train"):
     ],
 )
 def test_names_in_all_their_forms(folder, names, expected):
-    folder.picture("a.png", "")
+    folder.image("a.png", "")
     assert load(folder.describe(f"train: images/train\n{names}\n")).names == expected
 
 
@@ -89,21 +89,21 @@ def test_names_in_all_their_forms(folder, names, expected):
     ],
 )
 def test_names_that_cannot_be(folder, names, message):
-    folder.picture("a.png", "")
+    folder.image("a.png", "")
     with pytest.raises(DataError, match=message):
         load(folder.describe(f"train: images/train\n{names}\n"))
 
 
 def test_a_folder_is_searched_through_in_order(folder):
     for name in ("b.png", "deeper/c.JPG", "a.png", "._a.png", "readme.png.txt"):
-        folder.picture(name, "") if not name.endswith("txt") else None
+        folder.image(name, "") if not name.endswith("txt") else None
     assert stems(load(folder.describe())) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("entry", ["images/list.txt", "list.txt"])
 def test_a_list_file_names_pictures_from_where_it_stands_or_the_root(folder, entry):
-    folder.picture("a.png", "0 .5 .5 .2 .2")
-    folder.picture("b.png", "")
+    folder.image("a.png", "0 .5 .5 .2 .2")
+    folder.image("b.png", "")
     lines = {"list.txt": "./images/train/b.png\n\nimages/train/a.png\n"}
     lines["images/list.txt"] = "train/b.png\n./train/a.png\n"
     (folder.root / entry).write_text(lines[entry])
@@ -120,16 +120,16 @@ def test_a_list_file_names_pictures_from_where_it_stands_or_the_root(folder, ent
     ],
 )
 def test_paths_as_written_on_windows(folder, text):
-    folder.picture("a.png", "")
-    folder.picture("b.png", "", split="val")
+    folder.image("a.png", "")
+    folder.image("b.png", "", split="val")
     (folder.root / "list.TXT").write_bytes(b"\xef\xbb\xbfimages\\val\\b.png \r\n\r\n")
     data = load(folder.describe(f"{text}\nnc: 1\n"))
     assert (stems(data), stems(data, "val")) == (["a"], ["b"])
 
 
 def test_a_list_of_folders_and_splits(folder):
-    folder.picture("a.png", "", split="one")
-    folder.picture("b.png", "", split="two")
+    folder.image("a.png", "", split="one")
+    folder.image("b.png", "", split="two")
     text = "train: [images/two, images/one]\nval: images/one\ntest:\nnc: 1\n"
     data = load(folder.describe(text))
     assert stems(data) == ["b", "a"]
@@ -151,7 +151,7 @@ def test_a_list_of_folders_and_splits(folder):
 )
 def test_paths_are_looked_for_where_people_mean_them(tmp_path, text):
     inner = Folder(tmp_path / "data")
-    inner.picture("a.png", "0 .5 .5 .2 .2")
+    inner.image("a.png", "0 .5 .5 .2 .2")
     text = text.format(root=inner.root)
     data = load(Folder(tmp_path).describe(f"{text}\nnc: 1\n", name="my.yaml"))
     assert [len(sample.boxes) for sample in data.split("train")] == [1]
@@ -160,14 +160,14 @@ def test_paths_are_looked_for_where_people_mean_them(tmp_path, text):
 @pytest.mark.parametrize("line", ["data/images/train/a.png", r".\data\images\train\a.png"])
 def test_lists_as_cvat_writes_them(folder, line):
     # Its archives have images/ and labels/ at the top, its lists a folder "data" around them.
-    folder.picture("a.png", "0 .5 .5 .2 .2")
+    folder.image("a.png", "0 .5 .5 .2 .2")
     (folder.root / "train.txt").write_text(f"{line}\n")
     data = load(folder.describe("train: train.txt\nnc: 1\n"))
     assert [len(sample.boxes) for sample in data.split("train")] == [1]
 
 
 def test_paths_from_the_working_directory_come_last(folder, monkeypatch, tmp_path_factory):
-    folder.picture("a.png", "0 .5 .5 .2 .2")
+    folder.image("a.png", "0 .5 .5 .2 .2")
     elsewhere = Folder(tmp_path_factory.mktemp("elsewhere"))
     monkeypatch.chdir(folder.root)
     data = load(elsewhere.describe("train: ./images/train\nnc: 1\n"))
@@ -175,7 +175,7 @@ def test_paths_from_the_working_directory_come_last(folder, monkeypatch, tmp_pat
 
 
 def test_a_folder_stands_for_its_data_yaml(folder):
-    folder.picture("a.png", "")
+    folder.image("a.png", "")
     folder.describe()
     folder.describe("nonsense", name="other.yaml")
     assert load(folder.root).source == folder.root / "data.yaml"
@@ -183,7 +183,7 @@ def test_a_folder_stands_for_its_data_yaml(folder):
 
 @pytest.mark.parametrize("text", ["train: images/train\nnc: 1", "{train: images/train, nc: 1}"])
 def test_a_yaml_file_of_any_name_if_it_is_about_data(folder, text):
-    folder.picture("a.png", "")
+    folder.image("a.png", "")
     found = folder.describe(text, name="tray.yaml")
     assert load(folder.root).source == found
     found.write_text("version: 2\nbuild: {train: yes}\n")  # some other tool's
@@ -192,7 +192,7 @@ def test_a_yaml_file_of_any_name_if_it_is_about_data(folder, text):
 
 
 def test_a_missing_test_split_is_left_out_unless_asked_for(folder):
-    folder.picture("a.png", "")
+    folder.image("a.png", "")
     path = folder.describe("train: images/train\ntest: images/test\nnc: 1\n")
     data = load(path)
     assert set(data.splits) == {"train"}
@@ -202,8 +202,8 @@ def test_a_missing_test_split_is_left_out_unless_asked_for(folder):
 
 
 def test_only_the_splits_asked_for_are_read(folder):
-    folder.picture("a.png", "")
-    folder.picture("b.png", "broken", split="val")
+    folder.image("a.png", "")
+    folder.image("b.png", "broken", split="val")
     path = folder.describe("train: images/train\nval: images/val\nnc: 1\n")
     assert set(load(path, splits=["train"]).splits) == {"train"}
     with pytest.raises(DataError, match=r"b\.txt:1"):
@@ -228,7 +228,7 @@ def test_only_the_splits_asked_for_are_read(folder):
     ],
 )
 def test_descriptions_that_lead_nowhere(folder, text, message):
-    folder.picture("a.png", "")
+    folder.image("a.png", "")
     (folder.root / "lost.txt").write_text("images/train/a.png\nimages/train/x.png\n")
     with pytest.raises(DataError, match=message) as caught:
         load(folder.describe(text))
@@ -246,7 +246,7 @@ def test_nothing_there(tmp_path):
 
 
 def test_a_split_that_is_not_there(folder):
-    folder.picture("a.png", "")
+    folder.image("a.png", "")
     with pytest.raises(DataError, match="expected images in split 'val', found train"):
         load(folder.describe()).split("val")
 
@@ -261,8 +261,8 @@ def test_says_how_to_install_pyyaml(folder, monkeypatch):
 
 
 def test_labels_stand_beside_pictures_if_not_below_labels(folder):
-    folder.picture("a.png").with_suffix(".txt").write_text("1 .5 .5 .2 .2")
-    folder.picture("b.png", "0 .5 .5 .2 .2").with_suffix(".txt").write_text("1 .5 .5 .2 .2")
+    folder.image("a.png").with_suffix(".txt").write_text("1 .5 .5 .2 .2")
+    folder.image("b.png", "0 .5 .5 .2 .2").with_suffix(".txt").write_text("1 .5 .5 .2 .2")
     samples = load(folder.describe()).split("train")
     assert [sample.class_id.tolist() for sample in samples] == [[1], [0]]
 
@@ -313,7 +313,7 @@ def test_polygons_are_kept_beside_their_boxes(folder):
         "1 .1 .2 .5 .6 .3 .4",  # repeated
         "0 .2 .2 .1 .1",
     ]
-    folder.picture("a.png", "\n".join(lines))
+    folder.image("a.png", "\n".join(lines))
     (sample,) = load(folder.describe()).split("train")
     plain, triangle, clipped, last = sample.polygons
     assert plain is None
@@ -336,7 +336,7 @@ def test_boxes_outlines_and_classes_stay_together(rows):
     lines = [" ".join(map(str, (class_id, *values))) for class_id, values in rows]
     with tempfile.TemporaryDirectory() as name:
         folder = Folder(Path(name))
-        folder.picture("a.png", "\n".join(lines))
+        folder.image("a.png", "\n".join(lines))
         data = load(folder.describe("train: images/train\nnc: 4"))
     (sample,) = data.split("train")
     expected = {}
@@ -433,7 +433,7 @@ def test_warnings_are_summed_over_files_and_logged(folder, caplog):
     ],
 )
 def test_lines_that_cannot_be(folder, line, message):
-    folder.picture("a.png", f"0 .5 .5 .1 .1\n\n{line}\n")
+    folder.image("a.png", f"0 .5 .5 .1 .1\n\n{line}\n")
     with pytest.raises(DataError, match=message) as caught:
         load(folder.describe())
     assert str(caught.value).startswith(f"{folder.root / 'labels' / 'train' / 'a.txt'}:3: ")
@@ -441,18 +441,18 @@ def test_lines_that_cannot_be(folder, line, message):
 
 
 def test_labels_that_are_no_text(folder):
-    folder.picture("a.png", "")
+    folder.image("a.png", "")
     (folder.root / "labels/train/a.txt").write_bytes(b"\xff\xfe\x80")
     with pytest.raises(DataError, match=r"a\.txt: expected text in UTF-8, found UTF-16"):
         load(folder.describe())
 
 
-# ---- sizes of pictures
+# ---- sizes of images
 
 
 def test_sizes_come_from_the_headers(folder, monkeypatch):
-    folder.picture("a.png", "")
-    folder.picture("b.png", "").write_bytes(b"damaged")
+    folder.image("a.png", "")
+    folder.image("b.png", "").write_bytes(b"damaged")
     data = load(folder.describe())
     assert [sample.size for sample in data.split("train")] == [(30, 20), None]
     assert data.warnings[0].startswith("images without a readable header, size unknown: 1")
@@ -464,7 +464,7 @@ def test_sizes_come_from_the_headers(folder, monkeypatch):
 
 
 def test_single_class_merges_boxes_that_differ_by_class_only(folder):
-    folder.picture("a.png", "1 .5 .5 .2 .2\n0 .1 .1 .3 .1 .2 .3\n0 .5 .5 .2 .2\n1 .2 .2 .1 .1")
+    folder.image("a.png", "1 .5 .5 .2 .2\n0 .1 .1 .3 .1 .2 .3\n0 .5 .5 .2 .2\n1 .2 .2 .1 .1")
     data = load(folder.describe())
     single = data.single_class()
     (sample,) = single.split("train")
@@ -484,7 +484,7 @@ def test_single_class_merges_boxes_that_differ_by_class_only(folder):
 def test_digest_follows_the_data_but_not_their_place(tmp_path):
     def digest(place, label="0 .5 .5 .2 .2", names="[cat, dog]", size=20):
         made = Folder(tmp_path / place)
-        path = made.picture("a.png", label)
+        path = made.image("a.png", label)
         cv2.imwrite(str(path), np.zeros((size, 30, 3), np.uint8))
         return load(made.describe(f"train: images/train\nnames: {names}\n")).digest
 
@@ -500,7 +500,7 @@ def test_digest_follows_the_data_but_not_their_place(tmp_path):
 
 
 def test_the_digest_of_boxes_is_the_one_that_checkpoints_record(folder):
-    path = folder.picture("a.png", "1 .5 .5 .25 .5\n0 .25 .25 .5 .5")
+    path = folder.image("a.png", "1 .5 .5 .25 .5\n0 .25 .25 .5 .5")
     path.write_bytes(bytes(100))
     expected = hashlib.sha256(b"('cat', 'dog')\ntrain\ta.png\t100\t")
     expected.update(struct.pack("<2i", 1, 0))

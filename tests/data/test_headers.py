@@ -110,7 +110,7 @@ def test_only_the_header_is_read(tmp_path):
     [
         (None, "cannot read the image: No such file"),
         (b"", "its header is not that of an image"),
-        (b"no picture", "its header is not that of an image"),
+        (b"not an image", "its header is not that of an image"),
         (jpeg()[:20], "cannot read the image"),
         (png()[:20], "cannot read the image"),
         (png()[:16] + bytes(8) + png()[24:], "cannot read the image|0 x 0"),

@@ -53,7 +53,7 @@ def test_applies_the_camera_s_rotation(tmp_path):
     ("content", "message"),
     [
         (b"", "expected an image, found an empty file"),
-        (b"no picture", "found 10 bytes of something else or a damaged file"),
+        (b"not an image", "found 12 bytes of something else or a damaged file"),
         (None, "cannot read the image"),
     ],
     ids=["empty", "text", "missing"],

@@ -12,7 +12,7 @@ from y7edge.data import dataset, label_cache
 from y7edge.data.dataset import load
 from y7edge.errors import DataError
 
-PICTURE = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
+IMAGE = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
 SQUARE = ".1 .1 .3 .1 .3 .3 .1 .3"
 
 
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Boxes, outlines, both, none, no file; two splits that share a picture; things to mend."""
+    """Boxes, outlines, both, none, no file; two splits that share an image; things to repair."""
     root = tmp_path / "data"
     labels = {
         "a": "0 .5 .5 .2 .2\n1 .5 .5 0 .2",
@@ -39,7 +39,7 @@ def folder(tmp_path):
     for kind in ("images", "labels"):
         (root / kind).mkdir(parents=True)
     for name, text in labels.items():
-        (root / f"images/{name}.png").write_bytes(PICTURE)
+        (root / f"images/{name}.png").write_bytes(IMAGE)
         if text is not None:
             (root / f"labels/{name}.txt").write_text(text)
     (root / "images/d.png").write_bytes(b"damaged")
@@ -90,7 +90,7 @@ def test_what_is_recalled_is_what_was_read(folder, reads, cache):
     assert len(reads) == 5
     assert contents(recalled) == contents(made)
     assert [type(one.path) for one in recalled.split("train")] == [type(folder)] * 5
-    # A picture in two splits is one sample, as it was.
+    # An image in two splits is one sample, as it was.
     assert recalled.split("val")[1] is recalled.split("train")[1]
     assert len(list(cache.iterdir())) == 1
 
@@ -98,7 +98,7 @@ def test_what_is_recalled_is_what_was_read(folder, reads, cache):
 def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
     from y7edge.data.formats import coco
 
-    (tmp_path / "a.png").write_bytes(PICTURE)
+    (tmp_path / "a.png").write_bytes(IMAGE)
     entry = '{"image_id": 1, "category_id": 1, "bbox": [3, 4, 6, 8], "iscrowd": %d}'
     annotations = f"[{entry % 0}, {entry % 1}]"
     text = '{"categories": [{"id": 1, "name": "a"}], "images": [%s], "annotations": %s}'
@@ -113,8 +113,8 @@ def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
     monkeypatch.setattr(coco, "_parse", lambda *args: parses.append(1) or parse(*args))
     assert contents(load(path)) == made
     assert not parses
-    # A picture that was missing, and counted so, has come.
-    (tmp_path / "b.png").write_bytes(PICTURE)
+    # An image that was missing, and counted so, has come.
+    (tmp_path / "b.png").write_bytes(IMAGE)
     assert len(load(path).split("train")) == 2
     assert parses
 
@@ -126,8 +126,8 @@ def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
         lambda root: (root / "labels/a.txt").unlink(),
         lambda root: (root / "labels/e.txt").write_text("1 .5 .5 .2 .2"),
         lambda root: (root / "images/e.txt").write_text("1 .5 .5 .2 .2"),
-        lambda root: (root / "images/f.png").write_bytes(PICTURE),
-        lambda root: (root / "images/d.png").write_bytes(PICTURE),
+        lambda root: (root / "images/f.png").write_bytes(IMAGE),
+        lambda root: (root / "images/d.png").write_bytes(IMAGE),
         lambda root: (root / "val.txt").write_text("images/b.png\nimages/e.png\n"),
         lambda root: (root / "data.yaml").write_text("train: images\nval: val.txt\nnc: 2\n"),
     ],
@@ -136,8 +136,8 @@ def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
         "removed",
         "new-label",
         "new-label-beside",
-        "new-picture",
-        "mended-picture",
+        "new-image",
+        "repaired-image",
         "other-order",
         "other-names",
     ],

@@ -10,12 +10,12 @@ from tests.evaluation.random_tables import random_tables
 from y7edge.data.dataset import Sample
 from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError, DataError, RuntimeMissing
-from y7edge.evaluation.evaluate import Metrics, evaluate, judge
+from y7edge.evaluation.evaluate import Metrics, evaluate, metrics_of
 from y7edge.evaluation.tables import Tables
 
 
 def score(truth, found, images, names) -> Metrics:
-    return judge(Tables(truth, found, images), names)
+    return metrics_of(Tables(truth, found, images), names)
 
 
 def test_counts_more_than_coco_s_hundred_boxes():

@@ -46,7 +46,7 @@ def test_pictures_are_spread_over_the_split(tmp_path, monkeypatch):
         seen.append(image.shape[0] - 30)
         return nothing(image)
 
-    monkeypatch.setattr(predictions, "PICTURES", 3)
+    monkeypatch.setattr(predictions, "COUNT", 3)
     paths = write_predictions(detect, samples, ("a",), tmp_path / "out")
     assert seen == [0, 4, 8]
     assert [path.name for path in paths] == ["000.jpg", "001.jpg", "002.jpg"]

@@ -9,7 +9,7 @@ import pytest
 from tests.evaluation.random_tables import random_tables
 from y7edge.data.sample import Sample
 from y7edge.detect.detections import Detections
-from y7edge.evaluation.evaluate import judge
+from y7edge.evaluation.evaluate import metrics_of
 from y7edge.evaluation.plots import write_confusion, write_curves
 from y7edge.evaluation.report import save, write_page
 from y7edge.evaluation.tables import Tables
@@ -23,7 +23,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     truth, found = random_tables(0, unlabelled=(3,))
     tables = Tables(truth, found, 12)
-    metrics = judge(tables, NAMES)
+    metrics = metrics_of(tables, NAMES)
     samples = []
     for index in range(12):
         path = folder / f"{index}.png"
@@ -58,7 +58,7 @@ def test_equal_figures_give_equal_plots(saved, tmp_path):
 def test_plots_take_any_number_of_classes(classes, tmp_path):
     truth, found = random_tables(0, classes=classes)
     names = [f"class {index}" for index in range(classes)]
-    metrics = judge(Tables(truth, found, 12), names)
+    metrics = metrics_of(Tables(truth, found, 12), names)
     assert len(write_curves(metrics.curves, names, tmp_path)) == 4
     assert write_confusion(metrics.confusion, tmp_path / "confusion.png").stat().st_size > 0
 
@@ -67,17 +67,17 @@ def test_plots_take_any_number_of_classes(classes, tmp_path):
 def test_names_that_the_font_lacks_can_be_told_apart(tmp_path):
     truth, found = random_tables(0)
     names = ["猫", "犬", "größe", "d"]
-    metrics = judge(Tables(truth, found, 12), names)
+    metrics = metrics_of(Tables(truth, found, 12), names)
     one = write_confusion(metrics.confusion, tmp_path / "one.png")
     write_curves(metrics.curves, names, tmp_path)
-    metrics = judge(Tables(truth, found, 12), ["犬", "猫", "größe", "d"])
+    metrics = metrics_of(Tables(truth, found, 12), ["犬", "猫", "größe", "d"])
     other = write_confusion(metrics.confusion, tmp_path / "other.png")
     assert one.read_bytes() != other.read_bytes()
 
 
 def test_plots_of_nothing_found(tmp_path):
     truth, _ = random_tables(0)
-    metrics = judge(Tables(truth, np.empty((0, 7)), 12), NAMES)
+    metrics = metrics_of(Tables(truth, np.empty((0, 7)), 12), NAMES)
     assert len(write_curves(metrics.curves, NAMES, tmp_path)) == 4
 
 

@@ -51,7 +51,7 @@ def find_inputs(source: str) -> list[Path]:
     single file is returned whatever its name.
 
     Raises:
-        SourceError: There is no image and no video, or the folder cannot be read.
+        SourceError: Found neither image nor video, or the folder cannot be read.
     """
     path = Path(source)
     expected = "an image, a video, a folder or a pattern such as 'images/*.jpg'"

@@ -32,7 +32,7 @@ def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
         except OSError as error:
             raise ConfigError(f"{text}: cannot read the model: {reason(error)}") from error
     if path.suffix or path.name != text:
-        raise ConfigError(f"there is no file {text}, and no variant is called so")
+        raise ConfigError(f"there is no file {text}, and no variant has this name")
     registry.get(text)
     return "name"
 

@@ -63,7 +63,7 @@ def val(
     """
     from y7edge.data.dataset import load
     from y7edge.evaluation.coco_results import require_coco
-    from y7edge.evaluation.evaluate import collect, judge
+    from y7edge.evaluation.evaluate import collect, metrics_of
     from y7edge.evaluation.report import save as write
     from y7edge.evaluation.report import write_page
 
@@ -81,7 +81,7 @@ def val(
                 save.mkdir(parents=True, exist_ok=True)
         predict, names = detector.detect_for_evaluation, dataset.names
         tables = collect(predict, samples, names, _counter(len(samples)))
-        metrics = judge(tables, names)
+        metrics = metrics_of(tables, names)
         if save is not None:
             lead = f"{model} on the split {split} of {data}, by y7edge {__version__}."
             title = f"Evaluation of {Path(model).name}"

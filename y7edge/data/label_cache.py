@@ -92,7 +92,7 @@ def _recall(path: Path, identity: str) -> Reading | None:
             return _unpack(header, archive)
     except FileNotFoundError:
         return None
-    # Whatever is wrong with a file that can be made anew is no reason to stop.
+    # A damaged cache file is not an error: it is written again.
     except Exception as error:
         _log.info("%s: damaged, made anew: %s", path, " ".join(str(error).split()))
         return None
@@ -169,7 +169,7 @@ def _unpack(header: Mapping[str, Any], archive: Mapping[str, NDArray[Any]]) -> R
         split: tuple(samples[index] for index in members)
         for split, members in header["splits"].items()
     }
-    # What was watched is of no use to whoever recalls it.
+    # The caller of a recalled scan does not need its watches.
     ids = {split: tuple(own) for split, own in header["category_ids"].items()}
     return Reading(tuple(header["names"]), splits, tuple(header["warnings"]), ids, {})
 

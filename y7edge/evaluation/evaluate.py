@@ -23,7 +23,7 @@ from y7edge.evaluation.curves import THRESHOLDS, Curves, curves
 from y7edge.evaluation.tables import Table, Tables
 
 PROTOCOL = (
-    "square letterbox, multi-label, confidence 0.001, NMS IoU 0.65, 300 boxes a picture, "
+    "square letterbox, multi-label, confidence 0.001, NMS IoU 0.65, 300 boxes per image, "
     "COCO average precision by faster-coco-eval"
 )
 
@@ -127,7 +127,7 @@ def evaluate(
         ConfigError: the detector has more classes than the data set.
         RuntimeMissing: faster-coco-eval is not installed.
     """
-    return judge(collect(predict, samples, names, progress), names)
+    return metrics_of(collect(predict, samples, names, progress), names)
 
 
 def collect(
@@ -169,7 +169,7 @@ def _found_rows(index: int, detections: Detections, classes: int) -> Table:
     return np.column_stack((np.full(len(boxes), index), boxes, detections.confidence, class_id))
 
 
-def judge(tables: Tables, names: Sequence[str]) -> Metrics:
+def metrics_of(tables: Tables, names: Sequence[str]) -> Metrics:
     """Compute all figures from all boxes; raises DataError and RuntimeMissing as ``evaluate``."""
     objects = tables.truth[tables.truth[:, 6] == 0, 1].astype(int)
     labels = np.bincount(objects, minlength=len(names))

@@ -20,7 +20,7 @@ from y7edge.files import atomic_write
 
 Image = NDArray[np.uint8]
 
-PICTURES = 12  # number of images, spread evenly over the split
+COUNT = 12  # number of images, spread evenly over the split
 
 # Limits of the longer side, pixels: text must be readable, and JPEG ends at 65500.
 _MIN, _MAX = 480, 960
@@ -33,7 +33,7 @@ def write_predictions(
     names: Sequence[str],
     folder: Path,
 ) -> list[Path]:
-    """Write ``PICTURES`` images ``000.jpg``, ``001.jpg``, ...: labels left, detections right.
+    """Write ``COUNT`` images ``000.jpg``, ``001.jpg``, ...: labels left, detections right.
 
     ``detect`` is a detector at its own thresholds. Returns the files.
 
@@ -41,13 +41,13 @@ def write_predictions(
         DataError: an image cannot be read.
         OutputError: an image cannot be written.
     """
-    chosen = np.linspace(0, len(samples) - 1, min(PICTURES, len(samples))).round().astype(int)
+    chosen = np.linspace(0, len(samples) - 1, min(COUNT, len(samples))).round().astype(int)
     paths = []
     for number, index in enumerate(chosen):
         sample = samples[index]
         image = read_image(sample.path, sample.levels)
         paths.append(folder / f"{number:03d}.jpg")
-        write_picture(beside(image, labels(sample, image, names), detect(image)), paths[-1])
+        write_image(beside(image, labels(sample, image, names), detect(image)), paths[-1])
     return paths
 
 
@@ -69,10 +69,10 @@ def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
     return Detections(xyxy, ones, sample.class_id, (width, height), tuple(names))
 
 
-def write_picture(picture: Image, path: Path) -> None:
+def write_image(image: Image, path: Path) -> None:
     """Write an image as JPEG, atomically; OutputError if OpenCV cannot encode it."""
     # Not cv2.imwrite: names that are not UTF-8 crash it.
-    is_encoded, content = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, 88))
+    is_encoded, content = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 88))
     if not is_encoded:
         raise OutputError(f"{path}: OpenCV cannot encode the image")
     with atomic_write(path) as temporary:
@@ -91,9 +91,9 @@ def _at_readable_size(image: Image, boxes: Detections) -> tuple[Image, Detection
     return scaled, Detections(xyxy, boxes.confidence, boxes.class_id, size, boxes.names)
 
 
-def _headed(picture: Image, words: str) -> Image:
-    heading = np.full((_HEADING, picture.shape[1], 3), PAD // 3, np.uint8)
+def _headed(image: Image, words: str) -> Image:
+    heading = np.full((_HEADING, image.shape[1], 3), PAD // 3, np.uint8)
     cv2.putText(
         heading, words, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA
     )
-    return np.vstack((heading, picture))
+    return np.vstack((heading, image))

@@ -56,12 +56,12 @@ def content(change: Callable[[bytes], bytes], file: str = IMAGE) -> Plant:
 
 
 def saved(change: Callable[[Image.Image], Image.Image], file: str = IMAGE, **options) -> Plant:
-    """One picture decoded, changed and saved under its name."""
+    """One image decoded, changed and saved under its name."""
 
     def plant(root: Path) -> None:
-        with Image.open(root / IMAGE) as picture:
-            picture.load()
-            changed = change(picture)
+        with Image.open(root / IMAGE) as opened:
+            opened.load()
+            changed = change(opened)
         (root / IMAGE).unlink()
         changed.save(root / file, **options)
 
@@ -77,11 +77,11 @@ def both(*plants: Plant) -> Plant:
 
 
 def png_with_a_wrong_checksum(root: Path) -> None:
-    picture = Image.open(root / IMAGE)
-    picture.load()
+    opened = Image.open(root / IMAGE)
+    opened.load()
     (root / IMAGE).unlink()
     path = (root / IMAGE).with_suffix(".png")
-    picture.save(path)
+    opened.save(path)
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 0x55
     path.write_bytes(raw)
@@ -90,11 +90,11 @@ def png_with_a_wrong_checksum(root: Path) -> None:
 def turned(orientation: int) -> Plant:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return saved(lambda picture: picture, quality=95, exif=exif)
+    return saved(lambda opened: opened, quality=95, exif=exif)
 
 
 def whole_pixels(root: Path) -> None:
-    """Labels drawn in the stored frame, 160x120, on a picture that is shown as 120x160."""
+    """Labels drawn in the stored frame, 160x120, on an image that is shown as 120x160."""
     turned(6)(root)
     corners = [(13, 17, 51, 67), (21, 31, 77, 103), (91, 11, 157, 113)]
     rows = [
@@ -106,7 +106,7 @@ def whole_pixels(root: Path) -> None:
 
 
 def listed(entries: str) -> Plant:
-    """Train by a list file with every picture, then ``entries``."""
+    """Train by a list file with every image, then ``entries``."""
 
     def plant(root: Path) -> None:
         paths = sorted((root / "images/train").iterdir())
@@ -147,13 +147,13 @@ def noise_within(raw: bytes) -> bytes:
 
 
 def sixteen_bits(root: Path) -> None:
-    picture = cv2.imread(str(root / IMAGE), cv2.IMREAD_GRAYSCALE)
+    grey = cv2.imread(str(root / IMAGE), cv2.IMREAD_GRAYSCALE)
     (root / IMAGE).unlink()
-    cv2.imwrite(str((root / IMAGE).with_suffix(".png")), picture.astype(np.uint16) * 257)
+    cv2.imwrite(str((root / IMAGE).with_suffix(".png")), grey.astype(np.uint16) * 257)
 
 
 YOLO: dict[str, tuple[Plant, list[str]]] = {
-    # pictures
+    # images
     "empty": (content(lambda raw: b""), ["empty_image error"]),
     "zeros": (content(lambda raw: bytes(900)), ["empty_image error"]),
     "truncated": (content(lambda raw: raw[: len(raw) // 2]), ["truncated_image error"]),
@@ -194,7 +194,7 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     "16 bits": (sixteen_bits, ["mode info"]),
     "gif": (
         saved(lambda p: p, IMAGE.replace("jpg", "gif")),
-        ["ignored warning", "orphan_label warning"],
+        ["ignored warning", "unreferenced_label warning"],
     ),
     # labels
     "five numbers": (line("1 .5 .5 .2 .2 .9"), ["columns error"]),
@@ -227,7 +227,7 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     "sticks out": (line("1 .95 .5 .2 .2"), ["sticks_out warning"]),
     "sliver": (line("1 .5 .5 .004 .2"), ["sliver warning", "small info"]),
     "small": (line("1 .5 .5 .01 .2"), ["small info"]),
-    "whole picture": (line("1 .5 .5 1 1"), ["whole_image info"]),
+    "whole image": (line("1 .5 .5 1 1"), ["whole_image info"]),
     "twin": (
         both(line("1 .5 .5 .2 .2"), line("1 .5 .5 .2 .2")),
         ["duplicate warning"],
@@ -259,14 +259,14 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
         ["class_balance warning"],
     ),
     "never trained": (without_class("train", 2), ["class_balance warning"]),
-    "never judged": (without_class("val", 2), ["class_balance info"]),
+    "never evaluated": (without_class("val", 2), ["class_balance info"]),
     "classes.txt": (
         lambda root: (root / "labels/classes.txt").write_text("screw\nnut\nwasher\nbracket\n"),
         ["classes_file warning"],
     ),
     # files
     "no label file": (lambda root: (root / LABEL).unlink(), ["missing_label warning"]),
-    "no picture": (lambda root: (root / IMAGE).unlink(), ["orphan_label warning"]),
+    "no image": (lambda root: (root / IMAGE).unlink(), ["unreferenced_label warning"]),
     "no labels": (
         lambda root: (root / "labels").rename(root / "annotation"),
         ["no_labels error"],
@@ -369,9 +369,9 @@ YOLO: dict[str, tuple[Plant, list[str]]] = {
     ),
     "one split": (
         data_yaml("val: images/val", "val: images/train"),
-        ["orphan_image info", "same_splits warning"],
+        ["unreferenced_image info", "same_splits warning"],
     ),
-    "no val": (data_yaml("val: images/val", ""), ["orphan_image info", "splits error"]),
+    "no val": (data_yaml("val: images/val", ""), ["unreferenced_image info", "splits error"]),
     "valid": (
         data_yaml("val: images/val", "valid: images/val"),
         ["splits warning"],
@@ -454,15 +454,15 @@ VOC: dict[str, tuple[Plant, list[str]]] = {
         lambda root: (root / "annotations/train00003.xml").unlink(),
         ["missing_label error"],
     ),
-    "no picture": (
+    "no image": (
         lambda root: (root / "images/train00003.jpg").unlink(),
-        ["list_entry error", "orphan_label warning"],
+        ["list_entry error", "unreferenced_label warning"],
     ),
     "unlisted": (
         lambda root: (root / "train.txt").write_text(
             (root / "train.txt").read_text().replace("train00003\n", "")
         ),
-        ["orphan_image info"],
+        ["unreferenced_image info"],
     ),
     "listed in both": (
         lambda root: (root / "val.txt").write_text((root / "val.txt").read_text() + "train00003\n"),
@@ -523,10 +523,10 @@ COCO: dict[str, tuple[Plant, list[str]]] = {
     ),
     "image": (
         of_json(lambda c: c["annotations"][5].update(image_id=999)),
-        ["orphan_label error"],
+        ["unreferenced_label error"],
     ),
     "image twice": (of_json(lambda c: c["images"][1].update(id=0)), ["ids error"]),
-    "lost picture": (
+    "lost image": (
         lambda root: (root / "images/train/00003.jpg").unlink(),
         ["list_entry error"],
     ),
@@ -545,7 +545,7 @@ def test_defects_of_coco(name: str, coco: Path) -> None:
     plant, expected = COCO[name]
     plant(coco)
     # What hangs on a lost image (its labels, its file) is found as well.
-    follows = {"orphan_image info", "orphan_label error"} - set(expected)
+    follows = {"unreferenced_image info", "unreferenced_label error"} - set(expected)
     assert [x for x in found(coco) if x not in follows] == sorted(expected)
 
 

@@ -72,7 +72,7 @@ def test_corners_exchanged_in_some_boxes_are_no_other_form(
     def rewritten(match: re.Match[str], *, exchange: bool) -> str:
         nonlocal seen
         seen += 1
-        # In the upper left half, where sizes would lie within the picture too.
+        # In the upper left half, where sizes would lie within the image too.
         x1, y1, x2, y2 = (float(text) / 2 for text in match.groups())
         if exchange and seen % 5 == 0:
             x1, x2 = (x2, x1) if "x" in axes else (x1, x2)
@@ -128,7 +128,7 @@ def test_strays_in_a_linked_folder_are_found(folder: str, yolo: Path, tmp_path: 
     (yolo / folder).symlink_to(tmp_path / "elsewhere")
     (yolo / IMAGE).unlink()
     (yolo / "images/train/x.heic").write_bytes(b"x")
-    assert len(messages(yolo, "orphan_label")) == 1
+    assert len(messages(yolo, "unreferenced_label")) == 1
     assert len(messages(yolo, "ignored")) == 1
 
 
@@ -142,7 +142,7 @@ def test_a_second_way_to_a_folder_is_no_other_folder(yolo: Path) -> None:
 def test_the_check_and_the_copy_agree_on_percent(
     elsewhere: str, yolo: Path, tmp_path: Path
 ) -> None:
-    """In pictures of 160 x 120; a label beyond 100 anywhere shows that it is pixels."""
+    """In images of 160 x 120; a label beyond 100 anywhere shows that it is pixels."""
     (yolo / LABEL).write_text("1 80 60 40 30\n")
     if elsewhere:
         (yolo / LABEL).with_name("00002.txt").write_text(elsewhere)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from y7edge.data.check import fix as mending
+from y7edge.data.check import fix as fixing
 from y7edge.data.check.examine import examine
 from y7edge.data.check.fix import write_copy
 from y7edge.data.dataset import load
@@ -87,10 +87,10 @@ def test_clean_data_are_copied_as_they_are(yolo: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_boxes_turn_with_the_picture(orientation: int, voc: Path, tmp_path: Path) -> None:
     """A dark square, labelled in the stored frame, is where the box of the copy is."""
-    picture = np.full((120, 160, 3), 220, np.uint8)
-    picture[20:50, 90:140] = 20
+    pixels = np.full((120, 160, 3), 220, np.uint8)
+    pixels[20:50, 90:140] = 20
     path = voc / "images/train00003.jpg"
-    Image.fromarray(picture).save(path, quality=95, exif=defects.exif(orientation))
+    Image.fromarray(pixels).save(path, quality=95, exif=defects.exif(orientation))
     (voc / "annotations/train00003.xml").write_text(
         "<annotation><size><width>160</width><height>120</height></size><object><name>nut</name>"
         "<bndbox><xmin>90</xmin><ymin>20</ymin><xmax>140</xmax><ymax>50</ymax></bndbox></object>"
@@ -159,7 +159,7 @@ def test_a_copy_cut_short_leaves_nothing(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mending, "_write_description", fail)
+    monkeypatch.setattr(fixing, "_write_description", fail)
     with pytest.raises(OutputError, match="out: cannot write the cleaned copy: the disk is full"):
         write_copy(examine(yolo), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -184,9 +184,9 @@ def test_voc_in_folders_of_splits_is_checked_and_mended(voc: Path, tmp_path: Pat
         finding.check for finding in examine(voc).findings
     }
     bare = sorted((exported / "train").glob("*.xml"))[0]
-    shutil.move(bare, bare.with_stem("stray"))
+    shutil.move(bare, bare.with_stem("unused"))
     found = examine(exported).by_check()
-    assert [f.file.name for f in found["orphan_label", "warning"]] == ["stray.xml"]
+    assert [f.file.name for f in found["unreferenced_label", "warning"]] == ["unused.xml"]
     assert [f.file.stem for f in found["missing_label", "error"]] == [bare.stem]
     write_copy(examine(exported), tmp_path / "out")
     assert len(load(tmp_path / "out").split("val")) == len(load(exported, ["val"]).split("val"))

@@ -132,8 +132,8 @@ def test_large_pictures_are_sound(yolo: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_frames_of_one_scene_may_have_the_same_labels(yolo: Path) -> None:
-    with Image.open(yolo / IMAGE) as picture:
-        picture.save(yolo / "images/train/x.jpg", quality=60)
+    with Image.open(yolo / IMAGE) as opened:
+        opened.save(yolo / "images/train/x.jpg", quality=60)
     (yolo / "labels/train/x.txt").write_text((yolo / LABEL).read_text())
     assert "same_labels" not in checks(examine(yolo), "warning")
 
@@ -172,8 +172,8 @@ def test_letters_that_changed_places(voc: Path) -> None:
 
 
 def test_a_picture_sent_as_text(yolo: Path, tmp_path: Path) -> None:
-    with Image.open(yolo / IMAGE) as picture:
-        picture.resize((640, 480)).save(yolo / IMAGE, quality=98)
+    with Image.open(yolo / IMAGE) as opened:
+        opened.resize((640, 480)).save(yolo / IMAGE, quality=98)
     raw = (yolo / IMAGE).read_bytes()
     start = raw.rfind(b"\xff\xda") + 14
     body = raw[start:].replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
@@ -346,8 +346,8 @@ def test_percent_in_small_pictures_is_not_taken_for_pixels(yolo: Path, tmp_path:
 
 
 def test_of_equal_pictures_the_one_with_its_own_labels_is_kept(yolo: Path, tmp_path: Path) -> None:
-    with Image.open(yolo / IMAGE) as picture:
-        picture.save(yolo / "images/train/00002.png")  # takes the labels of 00002.jpg
+    with Image.open(yolo / IMAGE) as opened:
+        opened.save(yolo / "images/train/00002.png")  # takes the labels of 00002.jpg
     _, copy = fixed(yolo, tmp_path / "out")
     assert "00003.jpg" in {sample.path.name for sample in copy.split("train")}
 

@@ -115,7 +115,7 @@ def test_a_name_that_cannot_be_stops_nothing(name: str, yolo: Path, coco: Path, 
         (folder / file).write_bytes(text.encode("utf-8", "surrogateescape"))
     text = (yolo / "data.yaml").read_text().replace("train: images/train", "train: l.txt")
     (yolo / "data.yaml").write_text(text)
-    for folder in (yolo, voc) if "\0" not in name else ():  # a list with that is no text
+    for folder in (yolo, voc) if "\0" not in name else ():  # a list with that is not text
         assert len(examine(folder).scan.in_split("train")) >= 1
     (yolo / "data.yaml").write_text(f"path: {json.dumps(name)}\ntrain: {json.dumps(name)}\n"
                                     "val: images/val\nnames: [a, b, c, d]\n")  # fmt: skip

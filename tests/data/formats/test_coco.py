@@ -28,22 +28,22 @@ def box(number, image_id, category, *bbox, **more):
     return {"id": number, "image_id": image_id, "category_id": category, "bbox": list(bbox), **more}
 
 
-def write(path, images, annotations, categories=CATEGORIES, pictures=None):
+def write(path, images, annotations, categories=CATEGORIES, folder=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(content))
     for entry in images:
-        if pictures is not None:
-            place = pictures / entry["file_name"]
+        if folder is not None:
+            place = folder / entry["file_name"]
             place.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(place), np.zeros((100, 200, 3), np.uint8))
     return path
 
 
 def one(tmp_path, *annotations, **more):
-    """Load one picture of 200 x 100 pixels with these annotations."""
+    """Load one image of 200 x 100 pixels with these annotations."""
     path = tmp_path / "train.json"
-    write(path, [image(7, "a.png")], list(annotations), pictures=tmp_path / "images", **more)
+    write(path, [image(7, "a.png")], list(annotations), folder=tmp_path / "images", **more)
     return load(path)
 
 
@@ -59,7 +59,7 @@ def lines(data):
 
 
 @pytest.mark.parametrize(
-    ("files", "pictures"),
+    ("files", "folder"),
     [
         ("annotations/instances_{}2017.json", "{}2017"),
         ("annotations/instances_{}2017.json", "images/{}2017"),
@@ -72,18 +72,18 @@ def lines(data):
         ("{}/_annotations.coco.json", "{}"),
     ],
 )
-def test_layouts(tmp_path, files, pictures):
+def test_layouts(tmp_path, files, folder):
     for split, entry in (("train", "a.png"), ("val", "b.png")):
         write(
             tmp_path / files.format(split),
             [image(1, entry)],
             [box(1, 1, 17, 20, 10, 40, 20)],
-            pictures=tmp_path / pictures.format(split),
+            folder=tmp_path / folder.format(split),
         )
     data = load(tmp_path)
     assert data.names == NAMES
     assert list(data.splits) == ["train", "val"]
-    assert first(data, "val").path == tmp_path / pictures.format("val") / "b.png"
+    assert first(data, "val").path == tmp_path / folder.format("val") / "b.png"
     assert first(data, "val").class_id.tolist() == [1]
     assert data.warnings == ()
     assert list(load(tmp_path, ["val"]).splits) == ["val"]
@@ -93,7 +93,7 @@ def test_layouts(tmp_path, files, pictures):
 
 def test_roboflow_s_valid_is_val(tmp_path):
     path = tmp_path / "valid/_annotations.coco.json"
-    write(path, [image(0, "a.jpg")], [], pictures=tmp_path / "valid")
+    write(path, [image(0, "a.jpg")], [], folder=tmp_path / "valid")
     assert list(load(tmp_path).splits) == ["val"]
 
 
@@ -108,7 +108,7 @@ def test_other_kinds_of_annotations_beside_them_are_passed_over(tmp_path):
 
 def test_a_yaml_file_of_another_tool_beside_them(tmp_path):
     path = tmp_path / "train/_annotations.coco.json"
-    write(path, [image(0, "a.jpg")], [], pictures=tmp_path / "train")
+    write(path, [image(0, "a.jpg")], [], folder=tmp_path / "train")
     (tmp_path / "dvc.yaml").write_text("stages:\n  train:\n    cmd: true\n")
     assert list(load(tmp_path).splits) == ["train"]
 
@@ -121,7 +121,7 @@ def test_two_files_for_a_split(tmp_path):
 
 
 def test_a_single_file_is_the_split_asked_for(tmp_path):
-    path = write(tmp_path / "things.json", [image(1, "a.png")], [], pictures=tmp_path / "images")
+    path = write(tmp_path / "things.json", [image(1, "a.png")], [], folder=tmp_path / "images")
     assert list(load(path).splits) == ["train"]
     assert list(load(path, ["test"]).splits) == ["test"]
     with pytest.raises(DataError, match="splits train, val, found a single file"):
@@ -131,12 +131,12 @@ def test_a_single_file_is_the_split_asked_for(tmp_path):
 
 
 def test_splits_must_agree_on_categories(tmp_path):
-    write(tmp_path / "train.json", [image(1, "a.png")], [], pictures=tmp_path)
+    write(tmp_path / "train.json", [image(1, "a.png")], [], folder=tmp_path)
     other = [{"id": 1, "name": "bee"}]
-    write(tmp_path / "val.json", [image(1, "a.png")], [], other, pictures=tmp_path)
+    write(tmp_path / "val.json", [image(1, "a.png")], [], other, folder=tmp_path)
     with pytest.raises(DataError, match=r"val\.json: expected the categories of the other splits"):
         load(tmp_path)
-    # Other ids for the same names are no disagreement.
+    # Other ids for the same names are not a disagreement.
     other = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
     write(tmp_path / "val.json", [image(1, "a.png")], [box(1, 1, 2, 1, 1, 9, 9)], other)
     assert first(load(tmp_path), "val").class_id.tolist() == [2]
@@ -305,7 +305,7 @@ def test_objects_in_several_parts_keep_their_extent(tmp_path):
     np.testing.assert_allclose((*outline.min(0), *outline.max(0)), (0.1, 0.1, 0.3, 0.3), rtol=1e-6)
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_objects_in_several_parts_keep_their_extent(tmp_path):
 )
 def test_sizes_are_checked_with_the_picture(tmp_path, size, warning):
     images = [image(7, "a.png", **size)]
-    path = write(tmp_path / "a.json", images, [box(1, 7, 3, 20, 10, 40, 20)], pictures=tmp_path)
+    path = write(tmp_path / "a.json", images, [box(1, 7, 3, 20, 10, 40, 20)], folder=tmp_path)
     data = load(path)
     scale = 0.5 if warning and "scaled" in warning else 1
     np.testing.assert_allclose(first(data).boxes, np.full((1, 4), 0.2 * scale), rtol=1e-6)
@@ -356,14 +356,14 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name):
 def test_a_picture_listed_twice_is_one(tmp_path):
     images = [image(1, "a.png"), image(2, "./a.png"), image(1, "a.png")]
     annotations = [box(1, 1, 3, 20, 10, 40, 20), box(2, 2, 17, 20, 10, 40, 20)]
-    path = write(tmp_path / "a.json", images, annotations, pictures=tmp_path)
+    path = write(tmp_path / "a.json", images, annotations, folder=tmp_path)
     data = load(path)
     assert [sample.class_id.tolist() for sample in data.split("train")] == [[0, 1]]
     assert lines(data) == ["images listed twice, kept once: 2"]
 
 
 def test_pictures_that_are_not_there_are_left_out_and_counted(tmp_path):
-    path = write(tmp_path / "a.json", [image(1, "a.png")], [], pictures=tmp_path / "images")
+    path = write(tmp_path / "a.json", [image(1, "a.png")], [], folder=tmp_path / "images")
     write(path, [image(1, "a.png"), image(2, "b.png"), image(3, "x" * 5000)], [])
     data = load(path)
     assert len(data.split("train")) == 1
@@ -451,14 +451,14 @@ def test_lists_that_cannot_be(tmp_path, images, categories, message):
 
 
 def test_time_grows_with_the_file_only(tmp_path):
-    """40 times the annotations on one picture take far less than 1600 times as long."""
+    """40 times the annotations on one image take far less than 1600 times as long."""
 
     def seconds(count):
         annotations = [
             box(n, 7, 3, n % 150, 10, 40 + n / count, 20, segmentation=[SQUARE] * 3)
             for n in range(count)
         ]
-        path = write(tmp_path / "train.json", [image(7, "a.png")], annotations, pictures=tmp_path)
+        path = write(tmp_path / "train.json", [image(7, "a.png")], annotations, folder=tmp_path)
         start = time.process_time()
         assert len(first(load(path)).boxes) == count
         return time.process_time() - start

@@ -168,7 +168,7 @@ def test_a_class_that_classes_txt_lacks(folder):
 
 @pytest.fixture
 def exported(tmp_path):
-    """A folder for each split, with pictures and annotations side by side."""
+    """A folder for each split, with images and annotations side by side."""
     write(tmp_path, "a", SIZE + obj("wasp", 20, 10, 60, 30), "train", "train")
     write(tmp_path, "b", SIZE, "train", "train")
     write(tmp_path, "a", SIZE + obj("bee", 0, 0, 100, 50), "valid", "valid")
@@ -180,10 +180,10 @@ def test_reads_folders_of_splits(exported):
     assert data.names == ("bee", "wasp")
     assert [sample.path.name for sample in data.split("train")] == ["a.png", "b.png"]
     assert [len(sample.boxes) for sample in data.split("train")] == [1, 0]
-    (judged,) = data.split("val")  # of the same name as another split's
-    assert judged.path == exported / "valid" / "a.png"
-    assert judged.class_id.tolist() == [0]
-    np.testing.assert_allclose(judged.boxes, [[0.25, 0.25, 0.5, 0.5]])
+    (sample,) = data.split("val")  # of the same name as another split's
+    assert sample.path == exported / "valid" / "a.png"
+    assert sample.class_id.tolist() == [0]
+    np.testing.assert_allclose(sample.boxes, [[0.25, 0.25, 0.5, 0.5]])
     assert load(exported, splits=["val"]).names == data.names
 
 

@@ -77,7 +77,7 @@ def test_outlines_stay_tight_through_any_warp(strength, nine):
 
 
 def test_boxes_and_polygons_can_be_mixed():
-    # Each label is transformed as box or polygon by itself.
+    # Each label is transformed independently, as box or polygon.
     rng = np.random.default_rng(1)
     boxes, outlines = coded_set(rng, 128, 4), coded_set(rng, 128, 8, outlined=True)[4:]
     images = [labelled for pair in zip(boxes, outlines, strict=True) for labelled in pair]

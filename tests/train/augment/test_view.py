@@ -141,7 +141,7 @@ def test_smaller_remnants_of_outlined_objects_are_kept():
 
 
 def test_scaling_alone_drops_nothing_for_its_lost_area():
-    # Scaling by half leaves a quarter of the area of every box, which is no loss.
+    # Scaling by half leaves a quarter of the area of every box, which drops none.
     for scale in np.linspace(0.15, 1.0, 20):
         assert window([(40, 40, 60, 60)], scale=scale).class_id.tolist() == [0]
 

@@ -45,7 +45,7 @@ def samples(tmp_path):
 def folder(tmp_path, monkeypatch):
     """The cache folder of this test."""
     monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pictures"
+    return tmp_path / "cache" / "images"
 
 
 def no_reading(path):

@@ -578,7 +578,7 @@ resume(out) if out.exists() else train(config({data!r}, out, cache="disk"))
 def test_leftovers_of_killed_runs_are_removed_by_the_next(data, tmp_path, whole, monkeypatch):
     """kill -9 inside every kind of write; then the run is resumed."""
     out, cache = tmp_path / "run", tmp_path / "cache"
-    for word in ("pictures", "batches", "state", "results.csv", "best"):
+    for word in ("images", "batches", "state", "results.csv", "best"):
         here = str(Path(__file__).parent)
         code = KILLED.format(here=here, out=str(out), data=str(data), word=word)
         done = subprocess.run(
@@ -591,7 +591,7 @@ def test_leftovers_of_killed_runs_are_removed_by_the_next(data, tmp_path, whole,
         )
         assert done.returncode == -9, done.stderr
         left = [path for path in tmp_path.rglob(".y7edge-*") if path.read_bytes() == b"half"]
-        assert any(path.is_relative_to(cache if word == "pictures" else out) for path in left)
+        assert any(path.is_relative_to(cache if word == "images" else out) for path in left)
     monkeypatch.setenv("Y7EDGE_CACHE", str(cache))
     resume(out)
     assert not list(tmp_path.rglob(".y7edge-*"))

@@ -36,8 +36,8 @@ def _no_labels(scan: Scan) -> Iterator[Hit]:
         yield Hit(f"{len(entries)} images, and not one label", scan.source)
 
 
-@CHECKS.add("orphan_label", "warning", "labels without an image", "left out")
-def _orphan_label(scan: Scan) -> Iterator[Hit]:
+@CHECKS.add("unreferenced_label", "warning", "labels without an image", "left out")
+def _unreferenced_label(scan: Scan) -> Iterator[Hit]:
     suffix = {"yolo": ".txt", "voc": ".xml"}.get(scan.layout)
     owned = {_real(e.label_file) for e in scan.entries if e.label_file}
     folders = {e.label_file.parent for e in scan.entries if e.label_file and suffix}
@@ -58,8 +58,8 @@ def _label_of(scan: Scan, image: Path) -> Path:
     return yolo.label_path(image)
 
 
-@CHECKS.add("orphan_image", "info", "images that are in no split", "left out")
-def _orphan_image(scan: Scan) -> Iterator[Hit]:
+@CHECKS.add("unreferenced_image", "info", "images that are in no split", "left out")
+def _unreferenced_image(scan: Scan) -> Iterator[Hit]:
     used = {entry.path.parent for entry in scan.entries}
     folders: dict[Path, list[Path]] = defaultdict(list)
     for path in _unreferenced(scan):

@@ -324,7 +324,8 @@ def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
 
 def _note_problems(copy: _Copy, report: Report) -> None:
     """Findings that the copy fixes by what it is: files left out, or written anew."""
-    noted = {"encoding", "byte_order_mark", "line_ends", "orphan_label", "orphan_image", "size"}
+    noted = {"encoding", "byte_order_mark", "line_ends", "size"}
+    noted |= {"unreferenced_label", "unreferenced_image"}
     noted |= {"path_entry", "label_name", "unreadable_text", "entry", "test_entry", "list_entry"}
     noted |= {"listed_twice", "names", "ids", "annotation", "undescribed", "rescaled"}
     noted |= {"passed_over", "tool_path", "text_number", "keypoints", "outline", "outline_points"}

@@ -1,4 +1,4 @@
-"""Checks of labels that no parser needs: what is right by itself, and yet looks wrong."""
+"""Checks of labels that parse, but look wrong."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def require_page(path: Path, copy: Path | None = None) -> None:
         copy: Where a cleaned copy is to be written, if one is.
 
     Raises:
-        DataError: It is a folder, no HTML file by its name, or a file that is no such page.
+        DataError: It is a folder, not an HTML file by its name, or a file that is not such a page.
     """
     if is_folder(path):
         raise DataError(f"--save '{_shown(path)}': is a folder; name a file in it, as report.html")
@@ -54,7 +54,7 @@ def require_copy(out: Path, folders: Iterable[Path] = ()) -> None:
     """Refuse a place for the cleaned copy that is taken, or within the data.
 
     Raises:
-        DataError: It is no new or empty folder with a name, or lies within one of ``folders``.
+        DataError: It is not a new or empty folder with a name, or lies within one of ``folders``.
     """
     if not out.name or out.name == "..":
         raise DataError(f"--fix '{_shown(out)}': expected the name of a new folder for the copy")
@@ -76,7 +76,7 @@ def _real(path: Path) -> Path:
 
 
 def _shown(path: Path) -> str:
-    """``Path("")`` is ``.``: nobody typed that."""
+    """Return the path as typed: ``Path("")`` prints as ``.``."""
     return "" if path == Path() else str(path)
 
 

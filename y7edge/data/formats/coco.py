@@ -356,7 +356,7 @@ class _Reader:
             if number is None or number not in entries:
                 words = f"{called}: expected image_id to be one that the file lists, found "
                 words += f"{_brief(item.get('image_id'))}; correct or remove it"
-                self._problem("orphan_label", words)
+                self._problem("unreferenced_label", words)
                 continue
             label = self._label(item, called, classes)
             entry = entries[number]

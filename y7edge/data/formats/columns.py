@@ -1,4 +1,4 @@
-"""The meaning of the columns of YOLO labels: polygons, or boxes with keypoints or further columns."""
+"""Tell polygons from boxes with keypoints or further columns, in labels of YOLO form."""
 
 from __future__ import annotations
 

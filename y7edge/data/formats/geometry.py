@@ -132,7 +132,7 @@ def _pixel_corners(label: Label) -> Corners | None:
 def _stored_frames(scan: Scan) -> set[int]:
     """Ids of entries whose boxes count in the image as stored, without the EXIF rotation.
 
-    What an annotation states is no evidence: tools state either size. Boxes that fit one frame and
+    What an annotation states proves nothing: tools state either size. Boxes that fit one frame and
     leave the other are, for all rotated images of the set; where there are none, or both, boxes are
     those of the upright image.
     """
@@ -167,7 +167,7 @@ def _stored_frames(scan: Scan) -> set[int]:
 def _whole_pixels(entry: Entry, size: tuple[int, int]) -> bool:
     """Whether all corners, counted in a frame of this size, fall on whole pixels.
 
-    Labels drawn with a mouse do in the frame that they were drawn in, and by chance in no other.
+    Labels drawn with a mouse do in the frame that they were drawn in, and rarely in another.
     """
     found = 0
     for label in entry.labels:

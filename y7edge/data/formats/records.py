@@ -78,7 +78,7 @@ KINDS: dict[str, Kind] = {
     "annotation": Kind("error", "refused", "annotations that cannot be read",
         "the image is left out"),
     "ids": Kind("error", "refused", "ids that stand more than once", "written without ids"),
-    "orphan_label": Kind("error", "refused", "labels without an image", "left out"),
+    "unreferenced_label": Kind("error", "refused", "labels without an image", "left out"),
     "text_number": Kind("warning", "changed", "numbers written as text, read as numbers",
         "written as numbers"),
     "names": Kind("error", "refused", "class names that disagree or cannot be read",
@@ -179,7 +179,7 @@ class Label:
     segmentation: Any = None  # a COCO outline as written
     crowd: bool = False  # whether it stands for more objects than were counted
     named: bool = False  # whether its class was written as a name where a number should be
-    repaired: str = ""  # what it took to read it
+    repaired: str = ""  # the repair that reading it needed
     fault: str = ""  # the first thing wrong with its numbers, a key of `KINDS`
     box: Corners | None = None  # in fractions of the upright image, not clipped
     parts: Sequence[Points] = ()  # its outline, in fractions of the upright image

@@ -49,7 +49,7 @@ class Sprite:
     Attributes:
         origin: Column and row of the sprite's first pixel in the image; may be negative.
         colour: float32 (n, n, 3) BGR, 0 to 255.
-        alpha: float32 (n, n), the share of each pixel that the part covers.
+        alpha: float32 (n, n), the fraction of each pixel that the part covers.
         extent: x1, y1, x2, y2 of the outline in the image, where pixel i spans i to i + 1.
     """
 

@@ -24,7 +24,7 @@ from y7edge.files import write_text
 
 NAMES = ("nut", "washer", "screw", "bracket")
 
-# How a class is made, and its longest side as a share of the image's shorter one.
+# How a class is made, and its longest side as a fraction of the image's shorter one.
 _CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
     (nut, 0.19, 0.34),
     (washer, 0.19, 0.34),

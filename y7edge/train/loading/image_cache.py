@@ -139,7 +139,7 @@ class DiskCache(Images):
         self._samples, self._size = samples, size
         self._keeps = True  # until a file cannot be written
         with writing("the cache of decoded images", "Y7EDGE_CACHE"):
-            self._folder = cache_folder("pictures")
+            self._folder = cache_folder("images")
         count = len(samples)
         self._names = [""] * count
         # Each worker verifies a file's checksum once.

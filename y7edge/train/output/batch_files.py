@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from y7edge.boxes import corners
 from y7edge.detect.detections import Detections
 from y7edge.detect.drawing import draw
-from y7edge.evaluation.predictions import write_picture
+from y7edge.evaluation.predictions import write_image
 from y7edge.files import atomic_write
 from y7edge.train.loading.dataset import TrainingSet, collate
 from y7edge.train.loading.sampling import BatchPlan
@@ -49,7 +49,7 @@ def write_batch(
     for index, tile in enumerate(tiles):
         top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
         sheet[top : top + height, left : left + width] = tile
-    write_picture(sheet, path)
+    write_image(sheet, path)
 
 
 def _tile(

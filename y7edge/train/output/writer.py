@@ -23,7 +23,7 @@ from torch import Tensor
 from y7edge import __version__
 from y7edge.data.dataset import Dataset
 from y7edge.errors import TrainingError
-from y7edge.evaluation.evaluate import Metrics, collect, judge
+from y7edge.evaluation.evaluate import Metrics, collect, metrics_of
 from y7edge.evaluation.report import save
 from y7edge.files import is_file, reason, writing
 from y7edge.models import weights
@@ -191,7 +191,7 @@ class RunWriter:
         names = self._data.names
         with validation.detector(best, conf=conf) as detector:
             tables = collect(detector.detect_for_evaluation, validation.samples, names)
-            metrics = judge(tables, names)
+            metrics = metrics_of(tables, names)
             ids = self._data.category_ids.get(self._config.val_split, ())
             saved = save(
                 *(self.folder, tables, metrics, validation.samples, names, detector),
