@@ -148,6 +148,7 @@ def test_reading_takes_no_memory_for_what_is_not_there(tmp_path: Path) -> None:
         (OSError(errno.EFBIG, "expected at most 9 bytes"), "expected at most 9 bytes"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
         (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
         (OSError("words"), "words"),
         (OSError(), "OSError"),
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
