@@ -181,8 +181,9 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         available = core.available_devices
         if not any(device.split(".")[0] == kind.upper() for device in available):
             raise DeviceError(
-                f"device {options.device!r} was asked for, but OpenVINO sees only "
-                f"{', '.join(available).lower()} here: install its driver, or use device='cpu'"
+                f"device {options.device!r} was asked for, but OpenVINO sees "
+                f"{', '.join(available).lower() or 'none'} here: install its driver, or use "
+                "device='cpu'"
             )
         model = core.read_model(*map(str, artifact.files))
         return core.compile_model(model, name, {**settings, **own})

@@ -141,6 +141,7 @@ def test_reading_takes_no_memory_for_what_is_not_there(tmp_path: Path) -> None:
         (RuntimeError("Failed to allocate memory for requested buffer of size 9"),
          "not enough memory"),
         (ValueError("(-4:Insufficient memory) Failed to allocate 9 bytes"), "not enough memory"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "not enough memory"),
         (FULL, "the disk is full"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "the disk quota is used up"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "too many files are open"),

@@ -40,7 +40,9 @@ _WORDS = {
 _NO_MEMORY = "not enough memory: close other programs, or use smaller images or batches"
 # How engines and OpenCV say it: their exceptions are of no type of their own.
 _OUT_OF_MEMORY = re.compile(
-    r"bad.?alloc|out of memory|insufficient memory|(unable|failed|not|n't) (to )?allocate", re.I
+    r"bad.?alloc|out of memory|insufficient memory|(unable|failed|not|n't) (to )?allocate"
+    "|failed to map segment",  # of a library that is loaded
+    re.I,
 )
 _IN_RUST = re.compile(r"\(os error (\d{1,4})\)")  # how safetensors reports an errno
 
