@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import gettempdir
 from typing import cast
 
 import numpy as np
@@ -39,7 +40,7 @@ from y7edge.export.targets.base import (
     require_device,
     require_offered,
 )
-from y7edge.files import temporary_folder
+from y7edge.files import temporary_folder, writing
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import SessionOptions, require
 
@@ -83,7 +84,7 @@ def build(
         tools={**proved.manifest.tools, "y7edge": __version__, **chosen.versions()},
         parity={},
     )
-    with temporary_folder() as folder:
+    with writing("temporary files", gettempdir()), temporary_folder() as folder:
         tell(f"build the {target} artifact")
         request = BuildRequest(
             model=proved.path,

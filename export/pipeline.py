@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import gettempdir
 from typing import cast
 
 import numpy as np
@@ -36,7 +37,7 @@ from y7edge.export.targets.base import (
     require_device,
     require_offered,
 )
-from y7edge.files import temporary_folder
+from y7edge.files import temporary_folder, writing
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.registry import folded
 from y7edge.runtimes import registry
@@ -105,7 +106,7 @@ def export(
         opset=build.OPSET,
         tools=_versions(chosen),
     )
-    with temporary_folder() as folder:
+    with writing("temporary files", gettempdir()), temporary_folder() as folder:
         tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
         request = BuildRequest(
             model=folder / "graph.onnx",

@@ -7,6 +7,7 @@ functions only.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +124,7 @@ class Session(ABC):
         self._label = label
         self._closed = False
         self._process = os.getpid()
+        _SESSIONS.add(self)
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once: arrays by name in, new arrays by name out, in the engine's own dtypes.
@@ -182,6 +185,23 @@ class Session(ABC):
                     f"{self._label} has {len(found)} inputs or outputs where its manifest says "
                     f"{len(expected)}: export it again"
                 )
+
+
+_SESSIONS: WeakSet[Session] = WeakSet()
+
+
+def keep(thing: object) -> None:
+    """Keep an object for good: not even the end of the process frees it."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _keep_sessions() -> None:
+    for session in list(_SESSIONS):
+        keep(session)
+
+
+if hasattr(os, "register_at_fork"):  # in the child, freeing would wait for threads not there
+    os.register_at_fork(after_in_child=_keep_sessions)
 
 
 class Runtime(Protocol):

@@ -28,6 +28,7 @@ from y7edge.runtimes.base import (
     TensorSpec,
     decode_manifest,
     installed_versions,
+    keep,
     one_line,
     parse_device,
 )
@@ -65,15 +66,23 @@ def open_core() -> Any:
     freed. With several cores, freed in another order, the thread is left with an unmapped stack:
     the next signal, such as Ctrl-C, crashes the process.
     """
-    return _core(os.getpid())
+    core, process = _core()
+    if process != os.getpid():
+        raise DeviceError(
+            "OpenVINO was in use when this process was forked, and its threads do not survive that:"
+            " open no artifact before the fork, or start processes with multiprocessing's 'spawn'"
+        )
+    return core
 
 
 @cache
-def _core(process: int) -> Any:
+def _core() -> tuple[Any, int]:
+    """The core, and the process that made it."""
     core = load_engine().Core()
     # Mapped weights would change with the file, and a shorter file would kill the process.
     core.set_property({"ENABLE_MMAP": False})
-    return core
+    keep(core)
+    return core, os.getpid()
 
 
 def files(path: Path) -> tuple[Path, ...]:
@@ -172,8 +181,9 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         available = core.available_devices
         if not any(device.split(".")[0] == kind.upper() for device in available):
             raise DeviceError(
-                f"device {options.device!r} was asked for, but OpenVINO sees only "
-                f"{', '.join(available).lower()} here: install its driver, or use device='cpu'"
+                f"device {options.device!r} was asked for, but OpenVINO sees "
+                f"{', '.join(available).lower() or 'none'} here: install its driver, or use "
+                "device='cpu'"
             )
         model = core.read_model(*map(str, artifact.files))
         return core.compile_model(model, name, {**settings, **own})

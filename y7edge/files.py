@@ -40,8 +40,11 @@ _WORDS = {
 _NO_MEMORY = "not enough memory: close other programs, or use smaller images or batches"
 # How engines and OpenCV say it: their exceptions are of no type of their own.
 _OUT_OF_MEMORY = re.compile(
-    r"bad.?alloc|out of memory|insufficient memory|(unable|failed|not|n't) (to )?allocate", re.I
+    r"bad.?alloc|out of memory|insufficient memory|(unable|failed|not|n't) (to )?allocate"
+    "|failed to map segment",  # of a library that is loaded
+    re.I,
 )
+_IN_RUST = re.compile(r"\(os error (\d{1,4})\)")  # how safetensors reports an errno
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -131,6 +134,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     words = str(error)
+    if found := _IN_RUST.search(words):
+        error = OSError(int(found[1]), os.strerror(int(found[1])))
     if isinstance(error, OSError):
         words = error.strerror or words
         if error.errno in _WORDS and words == os.strerror(error.errno):
@@ -231,9 +236,12 @@ def temporary_folder(parent: Path | str | None = None) -> Iterator[Path]:
     What killed processes left in ``parent`` is removed first.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be made, or engines and torch could not open files in the system's.
     """
     place = Path(tempfile.gettempdir() if parent is None else parent)
+    if parent is None and not is_utf8(place):
+        words = "engines open UTF-8 paths only: set TMPDIR to another folder"
+        raise OSError(errno.EINVAL, words, str(place))
     _sweep(place)
     with _temporary(lambda: Path(tempfile.mkdtemp(dir=place, prefix=_TEMPORARY))) as folder:
         try:

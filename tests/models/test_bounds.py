@@ -56,6 +56,14 @@ def test_the_largest_published_models_are_far_below_the_bounds():
         shapes.require_affordable(registry.get("yolov7-e6e"), 4096, 4096)
 
 
+@pytest.mark.parametrize("size", [(2176, 3840), (2560, 2560), (2560, 4096)], ids=str)
+def test_a_size_that_a_user_asks_for_may_be_larger(size):
+    for name in registry.names():
+        shapes.require_affordable(registry.get(name), *size, asked=True)
+    with pytest.raises(ConfigError, match="values in memory at once"):
+        shapes.require_affordable(registry.get("yolov7-d6"), 3840, 3840, asked=True)
+
+
 @pytest.mark.parametrize("entry", ["kernel", "stride", "out", "stage", "index", "inputs", "block",
                                    "role", "identity"])  # fmt: skip
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ MAX_PROBES = 8  # an export makes two, and one more for a dynamic batch
 MAX_BATCH_PIXELS = 1 << 26  # of all images of a fixed batch: 163 of 640x640
 MAX_OUTPUTS = 1 << 29  # values of all outputs of a fixed batch
 MAX_LIVE = 400_000_000  # values of the maps that are kept at once, for one image: 1.6 GB
+MAX_ASKED = 2 * MAX_LIVE  # where a user asks for the size: all published models at 4096x2560
 MAX_TOUCHED = 1 << 33  # values that all rows read and write, for one image
 
 # The levels of the head.

@@ -75,7 +75,7 @@ def describe(
             f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
             f"{spec.name}, up to {MAX_SIDE}: the nearest that fits is {near}"
         )
-    shapes.require_affordable(spec, height, width)
+    shapes.require_affordable(spec, height, width, asked=True)
     image = InputInfo(INPUT, batch, *imgsz, levels=_levels(checkpoint.meta))
     levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
     expected = expected_shapes(image, levels, spec.nc)

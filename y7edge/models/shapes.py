@@ -205,8 +205,10 @@ def gflops(spec: Spec, height: int, width: int) -> float:
     return operations / 1e9
 
 
-def require_affordable(spec: Spec, height: int, width: int) -> None:
+def require_affordable(spec: Spec, height: int, width: int, *, asked: bool = False) -> None:
     """Refuse a model that would take too much memory or time for one image of this size.
+
+    ``asked``: the size is the user's or was checked before, not what a file states.
 
     Raises:
         ConfigError: it is beyond ``MAX_PIXELS``, ``MAX_LIVE`` or ``MAX_TOUCHED``.
@@ -223,7 +225,7 @@ def require_affordable(spec: Spec, height: int, width: int) -> None:
         live -= sum(values[i] for i in {*row.inputs, row.index} if last.get(i, -1) <= row.index)
     for what, found, most in (
         ("pixels", pixels, bounds.MAX_PIXELS),
-        ("values in memory at once", peak, bounds.MAX_LIVE),
+        ("values in memory at once", peak, bounds.MAX_ASKED if asked else bounds.MAX_LIVE),
         ("values to compute", touched, bounds.MAX_TOUCHED),
     ):
         if found > most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -10,13 +11,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from y7edge.errors import CheckpointError, ConfigError
+from y7edge.errors import CheckpointError, ConfigError, DeviceError
 from y7edge.models import planning, registry
 from y7edge.models.checkpoint import Checkpoint, default_names
 from y7edge.models.shapes import convolutions, input_channels
 from y7edge.models.spec import IMAGE, Form, Row, Spec
 from y7edge.nn.blocks import SPPCSPC, Concat, ConvBlock, DownC, Reorg, RepConv, Sum
 from y7edge.nn.head import Head
+
+if hasattr(os, "register_at_fork"):  # in the child, a call of several threads would wait for ever
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+_PROCESS = os.getpid()
+
+
+def set_threads(count: int) -> None:
+    """Set the number of threads that torch computes with.
+
+    Raises:
+        DeviceError: several, in a process that was forked after torch was imported here.
+    """
+    if count > 1 and os.getpid() != _PROCESS:
+        raise DeviceError(
+            f"threads is {count}, but torch has one thread in a forked process: leave it out, or "
+            "start processes with multiprocessing's 'spawn'"
+        )
+    torch.set_num_threads(count)
 
 
 class Model(nn.Module):

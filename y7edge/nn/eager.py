@@ -20,7 +20,7 @@ from y7edge.artifact import description
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import DeviceError
 from y7edge.models.checkpoint import Checkpoint
-from y7edge.nn.build import Model, from_checkpoint
+from y7edge.nn.build import Model, from_checkpoint, set_threads
 from y7edge.nn.source import open_checkpoint
 from y7edge.runtimes.base import Session, SessionOptions, parse_device
 
@@ -74,7 +74,7 @@ class EagerSession(Session):
             versions={"torch": torch.__version__},
         )
         if options.threads is not None:
-            torch.set_num_threads(options.threads)
+            set_threads(options.threads)
         self._model: Model | None = model.to(self._device).eval()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -21,6 +21,7 @@ from y7edge.errors import ArtifactError, CheckpointError, ConfigError, DataError
 from y7edge.evaluation.evaluate import Metrics
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
+from y7edge.models.shapes import require_affordable
 from y7edge.models.spec import Anchors, Spec
 from y7edge.nn.build import Model, to_checkpoint
 from y7edge.nn.eager import describe
@@ -206,6 +207,7 @@ def _require_exportable(model: Model, config: TrainConfig, data: Dataset) -> Non
     """
     meta = {"licence": config.licence}
     try:
+        require_affordable(model.spec, config.imgsz, config.imgsz)  # as a checkpoint that is read
         checkpoint = to_checkpoint(model, data.names, meta)
         size = len(describe(checkpoint, (config.imgsz, config.imgsz)).to_json().encode())
     except (ArtifactError, ConfigError) as error:
