@@ -65,6 +65,16 @@ def test_unnamed_runs_get_the_next_free_folder(tmp_path):
     assert names == ["train", "train2", "train3"]
 
 
+def test_the_folder_of_a_run_that_is_going_on(tmp_path):
+    with ExitStack() as held:
+        folder.claim(tmp_path, held)
+        (tmp_path / "results.csv").touch()
+        with pytest.raises(ConfigError, match="a run is going on in this folder"):
+            folder.check_free(tmp_path)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        folder.check_free(tmp_path)
+
+
 def test_folder_is_refused_only_for_files_of_a_run(tmp_path):
     (tmp_path / "notes.txt").touch()
     assert folder.create(tmp_path, ExitStack()) == tmp_path

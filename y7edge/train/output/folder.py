@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from y7edge.errors import ConfigError
-from y7edge.files import is_folder, locked, reason, require_replaceable
+from y7edge.files import is_file, is_folder, locked, reason, require_replaceable
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
@@ -46,7 +46,7 @@ def create(out: Path | str | None, held: ExitStack, root: Path | str = "runs") -
             raise ConfigError(f"{folder}: {words}") from error
         else:
             claim(folder, held)
-            check_free(folder)  # another run may have ended there since
+            _check_empty(folder)  # another run may have ended there since
             return folder
 
 
@@ -75,13 +75,10 @@ def check_free(out: Path | str | None) -> None:
     if out is None:
         return
     folder = Path(out)
-    files = (BEST, LAST, RESULTS, STATE, PREVIOUS)
-    taken = [name for name in files if os.path.lexists(folder / name)]
-    if taken:
-        raise ConfigError(
-            f"{folder} already holds a run ({', '.join(taken)}): resume it with "
-            f"--resume {folder}, give another --out, or remove the folder"
-        )
+    if is_file(folder / LOCK):
+        with ExitStack() as held:
+            claim(folder, held)
+    _check_empty(folder)
     problem = f"{folder}: cannot create the folder of the run"
     try:
         require_replaceable(folder, file=False)
@@ -92,3 +89,12 @@ def check_free(out: Path | str | None) -> None:
     if not is_folder(there) or not os.access(there, os.W_OK | os.X_OK):
         what = "not writable" if is_folder(there) else "is a file"
         raise ConfigError(f"{problem}: {there}: {what}")
+
+
+def _check_empty(folder: Path) -> None:
+    files = (BEST, LAST, RESULTS, STATE, PREVIOUS)
+    if taken := [name for name in files if os.path.lexists(folder / name)]:
+        raise ConfigError(
+            f"{folder} already holds a run ({', '.join(taken)}): resume it with "
+            f"--resume {folder}, give another --out, or remove the folder"
+        )
