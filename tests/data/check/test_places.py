@@ -261,3 +261,16 @@ def test_no_output_acts_on_a_terminal_or_a_browser(
     assert all(map(is_printable, cells))
     assert not any(cell.startswith(("=", "+", "@")) for cell in cells)
     assert json.dumps(record(examine(yolo)), default=str)
+
+
+def test_the_root_of_the_file_system_is_not_searched(yolo: Path) -> None:
+    text = (yolo / "data.yaml").read_text().replace("train: images/train", "train: /")
+    (yolo / "data.yaml").write_text(text)
+    (yolo / "images/val/up").symlink_to("/")
+    (yolo / "images/val/loop").symlink_to("..")
+    start = time.process_time()
+    scan = examine(yolo).scan
+    assert time.process_time() - start < 10
+    assert len(scan.in_split("val")) == 5
+    (problem,) = [p for p in scan.problems if p.check == "folder"]
+    assert "is the root of the file system" in problem.message
