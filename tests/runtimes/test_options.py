@@ -28,6 +28,7 @@ ODD = {
     "3": 3,
     "-1": -1,
     "huge": 10**400,
+    "huge and negative": -(10**400),
     "large": 10**12,
     "half": 1.5,
     "nan": float("nan"),

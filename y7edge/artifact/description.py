@@ -68,8 +68,7 @@ def describe(
     (height, width), stride = imgsz, spec.max_stride
     if any(side % stride or not stride <= side <= MAX_SIDE for side in imgsz):
         near = "x".join(
-            str(max(1, min(round(min(side, MAX_SIDE) / stride), MAX_SIDE // stride)) * stride)
-            for side in imgsz
+            str(stride * max(1, round(max(0, min(side, MAX_SIDE)) / stride))) for side in imgsz
         )
         raise ConfigError(
             f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
