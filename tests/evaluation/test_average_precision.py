@@ -69,7 +69,7 @@ def test_agrees_with_pycocotools(seed, options, capsys):
         assert ours.mean_recall(count) == pytest.approx(known[known > -1].mean(), abs=1e-6)
 
 
-def test_nothing_found_is_judged_as_one_hopeless_box_is():
+def test_no_detections_score_as_one_false_detection():
     # The evaluator takes no empty list: a box of another class far away is as good as none.
     truth, _ = random_tables(3, unlabelled=(3,), labels=5)
     nowhere = np.array([[0, 9000, 9000, 1, 1, 0.5, 3]], float)

@@ -20,7 +20,7 @@ def samples(*names):
     return [Sample(Path(name), *nothing) for name in names]
 
 
-def test_pictures_named_by_numbers_keep_them(tmp_path):
+def test_numeric_file_names_are_image_ids(tmp_path):
     images = samples("a/000000397133.jpg", "b/37777.png")
     (path,) = write_submission(FOUND, images, tmp_path / "predictions.json", classes=80)
     assert json.loads(path.read_text()) == [
@@ -34,7 +34,7 @@ def test_pictures_named_by_numbers_keep_them(tmp_path):
     [("7.jpg", "car.jpg"), ("7.jpg", "x/7.png"), ("7.jpg", "007.png"), ("²5.jpg", "2.jpg")],
     ids=["a-word", "twice", "twice-with-zeros", "no-ascii-digit"],
 )
-def test_other_pictures_are_numbered_and_listed(tmp_path, names):
+def test_other_images_are_numbered_and_listed(tmp_path, names):
     path, listed = write_submission(
         FOUND, samples(*names), tmp_path / "predictions.json", classes=80
     )
@@ -52,7 +52,7 @@ def test_category_ids_of_coco_on_request(tmp_path):
         write_submission(FOUND, images, path, classes=3, coco_ids=True)
 
 
-def test_a_coco_data_set_keeps_the_ids_of_its_own_file(tmp_path):
+def test_coco_data_set_keeps_its_annotation_ids(tmp_path):
     images = [
         replace(s, image_id=i) for s, i in zip(samples("1.jpg", "b.jpg"), (70, "x"), strict=True)
     ]

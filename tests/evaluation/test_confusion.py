@@ -43,7 +43,7 @@ def counted(truth, found, classes):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_counts_are_those_of_plain_loops(seed):
+def test_matrix_equals_plain_loops(seed):
     truth, found = random_tables(seed, images=3, labels=20, found=90)
     names = ["a", "b", "c", "d"]
     assert (confusion(Tables(truth, found, 3), names).matrix == counted(truth, found, 4)).all()
@@ -77,7 +77,7 @@ def test_rows_are_the_truth_and_columns_the_prediction(found, expected):
     assert cells == expected
 
 
-def test_every_object_stands_in_the_row_of_its_class():
+def test_row_sums_are_object_counts():
     truth, found = random_tables(5)
     matrix = confusion(Tables(truth, found, 12), list("abcd")).matrix
     assert (matrix[:4].sum(axis=1) == np.bincount(truth[:, 1].astype(int), minlength=4)).all()

@@ -40,7 +40,7 @@ def made(truth, found, images=12, classes=4):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_verdicts_are_those_of_plain_loops(seed):
+def test_verdicts_equal_plain_loops(seed):
     truth, found = random_tables(seed, images=4)
     verdict = verdicts(Tables(truth, found, 4))
     assert set(np.flatnonzero(verdict == 1)) == right_ones(truth, found)
@@ -48,7 +48,7 @@ def test_verdicts_are_those_of_plain_loops(seed):
 
 
 @pytest.mark.parametrize("threshold", [0, 137, 500, 998])
-def test_curves_are_counts_of_what_lies_above_a_threshold(threshold):
+def test_curves_equal_counts_above_the_threshold(threshold):
     truth, found = random_tables(1, unlabelled=(2,))
     right = right_ones(truth, found)
     drawn = made(truth, found)
@@ -87,7 +87,7 @@ def f1_of(values):
     ],
     ids=["peak", "plateau", "first-of-two", "all-equal", "nothing-right"],
 )
-def test_place_of_the_best_threshold(values, best):
+def test_best_threshold_is_the_middle_of_a_plateau(values, best):
     assert f1_of(values) == best
 
 
@@ -100,7 +100,7 @@ def test_area_under_precision_over_recall_is_the_average_precision():
     )
 
 
-def test_what_lies_in_a_crowd_counts_neither_way():
+def test_detections_in_a_crowd_are_ignored():
     truth = np.array([[0, 0, 0, 0, 10, 10, 0], [0, 0, 20, 0, 40, 40, 1]], float)
     found = np.array(
         [

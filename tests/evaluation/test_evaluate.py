@@ -18,7 +18,7 @@ def score(truth, found, images, names) -> Metrics:
     return metrics_of(Tables(truth, found, images), names)
 
 
-def test_counts_more_than_coco_s_hundred_boxes():
+def test_up_to_300_boxes_count():
     # 150 objects in one image, all found: with 100 boxes an image recall would end at 2/3.
     corners = np.array([(x * 20.0, y * 20.0) for x in range(15) for y in range(10)])
     boxes = np.hstack((corners, np.full((150, 2), 10.0)))
@@ -54,7 +54,7 @@ def samples(tmp_path):
     return made
 
 
-def test_boxes_are_compared_in_pixels_of_the_picture(samples):
+def test_boxes_are_compared_in_image_pixels(samples):
     expected = {
         0: [[30, 16, 70, 24], [15, 10, 25, 14]],
         1: [[9, 32, 21, 48], [4.5, 20, 7.5, 28]],
@@ -84,7 +84,7 @@ def test_boxes_are_compared_in_pixels_of_the_picture(samples):
     assert (metrics.map_medium, metrics.map_large, metrics.ar_large) == (None, None, None)
 
 
-def test_a_crowd_is_neither_missed_nor_found_in_vain(samples):
+def test_crowd_regions_are_ignored(samples):
     crowd = np.array([[1, 0.75, 0.75, 0.5, 0.5]], np.float32)
     samples = [replace(samples[0], crowd=crowd)]
 
@@ -111,7 +111,7 @@ def test_json_has_all_but_the_curves():
     assert json.loads(json.dumps(record)) == record | {"per_class": list(record["per_class"])}
 
 
-def test_figures_at_the_best_threshold_are_those_of_what_is_kept():
+def test_precision_and_recall_are_at_the_best_threshold():
     truth, found = random_tables(6)
     metrics = score(truth, found, 12, ["a", "b", "c", "d"])
     kept = score(truth, found[found[:, 5] > metrics.conf], 12, ["a", "b", "c", "d"])
@@ -127,11 +127,11 @@ def test_refuses_a_detector_of_more_classes(samples):
         size = (image.shape[1], image.shape[0])
         return Detections(box, np.array([0.5]), np.array([7]), size)
 
-    with pytest.raises(ConfigError, match="gave class 7, but the data set has 2 classes"):
+    with pytest.raises(ConfigError, match="class 7, the data set has 2 classes"):
         evaluate(predict, samples, ["a", "b"])
 
 
-def test_says_how_to_install_the_judge(monkeypatch):
+def test_missing_evaluator_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     truth, found = random_tables(0)
     with pytest.raises(RuntimeMissing, match=r'pip install "y7edge\[eval\]"'):

@@ -38,7 +38,7 @@ def test_labels_are_left_and_detections_right(tmp_path):
     assert not colourful[120, 200:280].any()
 
 
-def test_pictures_are_spread_over_the_split(tmp_path, monkeypatch):
+def test_images_are_spread_over_the_split(tmp_path, monkeypatch):
     samples = grey(tmp_path, *[(30 + index, 40) for index in range(9)])
     seen = []
 
@@ -54,6 +54,6 @@ def test_pictures_are_spread_over_the_split(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 20000), (20000, 1)])
-def test_a_strip_does_not_fill_the_memory(tmp_path, size):
+def test_extreme_aspect_ratios_use_little_memory(tmp_path, size):
     (path,) = write_predictions(nothing, grey(tmp_path, size), ("a",), tmp_path / "out")
     assert max(cv2.imread(str(path)).shape) <= 2 * 960 + 6

@@ -64,7 +64,7 @@ def test_plots_take_any_number_of_classes(classes, tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_that_the_font_lacks_can_be_told_apart(tmp_path):
+def test_characters_missing_in_the_font_become_code_points(tmp_path):
     truth, found = random_tables(0)
     names = ["猫", "犬", "größe", "d"]
     metrics = metrics_of(Tables(truth, found, 12), names)
@@ -81,7 +81,7 @@ def test_plots_of_nothing_found(tmp_path):
     assert len(write_curves(metrics.curves, NAMES, tmp_path)) == 4
 
 
-def test_page_needs_no_other_file(saved):
+def test_page_is_self_contained(saved):
     folder, files, metrics = saved
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', text)

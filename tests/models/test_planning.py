@@ -22,10 +22,10 @@ def test_published_repconvs_have_no_identity_branch():
     assert rows == [102, 103, 104]
     for row in rows:
         assert not verdict(spec, row).identity
-        assert "channels into" in verdict(spec, row).reason
+        assert "output channels" in verdict(spec, row).reason
 
 
-def test_gathered_links_of_a_chain_get_none_and_ungathered_ones_may():
+def test_identity_is_planned_only_for_links_that_are_not_concatenated():
     spec = registry.get("yolov7")  # chain 6, 7, 8, 9 of which 7 and 9 are concatenated
     for row in (7, 9):
         assert not verdict(spec, row).identity
@@ -34,7 +34,7 @@ def test_gathered_links_of_a_chain_get_none_and_ungathered_ones_may():
     assert verdict(spec, 6).identity
 
 
-def test_a_residual_addition_counts_too_through_pooling():
+def test_residual_addition_behind_pooling_is_found():
     spec = registry.get("yolov7")
     rows = list(spec.rows)
     # Row 25 pools row 24's map; let a 3x3 stand in front of the pool and an addition behind it.
@@ -44,11 +44,11 @@ def test_a_residual_addition_counts_too_through_pooling():
     assert "residual addition in row 29" in verdict(changed, 24).reason
 
 
-def test_strided_convolutions_get_none():
+def test_strided_convolutions_get_no_identity():
     assert verdict(registry.get("yolov7"), 1).reason == "its stride is not 1"
 
 
-def test_override():
+def test_allow_identity_overrides_the_plan():
     spec = registry.get("yolov7")
     assert verdict(spec, 7, allow_identity=True).identity
     with pytest.raises(ConfigError, match=r"concatenation.*diversity of gradients.*allow_identity"):
@@ -56,9 +56,9 @@ def test_override():
     check(_asking(spec, 7), allow_identity=True)
 
 
-def test_builder_refuses_what_the_plan_refuses():
+def test_builder_checks_the_plan():
     spec = _asking(registry.get("yolov7", nc=1), 7)
-    with pytest.raises(ConfigError, match="asks for an identity branch"):
+    with pytest.raises(ConfigError, match="has an identity branch"):
         Model(spec)
     assert Model(spec, allow_identity=True).rows[7].identity is not None
 
@@ -69,13 +69,13 @@ def _asking(spec, index):
     return replace(spec, rows=tuple(rows))
 
 
-def test_reparameterize_turns_plain_rows_into_repconvs():
+def test_reparameterize_replaces_convolutions():
     spec = reparameterize(registry.get("yolov7-tiny", nc=1), (74, 75, 76), identity=True)
     assert [spec.rows[i].block for i in (74, 75, 76)] == ["repconv"] * 3
     assert not any(spec.rows[i].identity for i in (74, 75, 76))  # 64 -> 128 channels
     Model(spec)
 
 
-def test_reparameterize_refuses_what_is_no_3x3():
+def test_reparameterize_refuses_other_kernels():
     with pytest.raises(ConfigError, match="not a 3x3 convolution"):
         reparameterize(registry.get("yolov7-tiny"), (2,))

@@ -27,7 +27,7 @@ def test_without_auxiliary_keeps_the_form_and_the_lead_head(name):
 
 
 @pytest.mark.parametrize("name", P6)
-def test_without_auxiliary_drops_weights_and_renames_none_but_the_heads(name):
+def test_without_auxiliary_renames_only_the_heads_weights(name):
     spec = registry.get(name)
     lead = registry.without_auxiliary(spec)
     before, after = weight_shapes(spec), weight_shapes(lead)
@@ -42,12 +42,12 @@ def test_without_auxiliary_drops_weights_and_renames_none_but_the_heads(name):
 
 
 @pytest.mark.parametrize("form", ["training", "deploy", "folded"])
-def test_a_model_without_auxiliary_head_is_returned_as_it_is(form):
+def test_without_auxiliary_returns_a_plain_model_unchanged(form):
     spec = registry.get("yolov7-tiny", form=form)
     assert registry.without_auxiliary(spec) is spec
 
 
-def test_auxiliary_rows_need_not_stand_at_the_end():
+def test_auxiliary_rows_may_be_anywhere():
     spec = registry.get("yolov7-w6")
     finest = spec.lead_inputs[0]
     rows = list(spec.rows[:-1])

@@ -34,7 +34,7 @@ def test_transitions_follow_the_depth_by_the_published_ratio(name, depth, ratio)
     assert transition_ratio(registry.get(name), depth) == ratio
 
 
-def test_yolov7_to_x():
+def test_scaled_yolov7_equals_x():
     """Depth 1.5 gives X but for its neck, whose chains are full width with every second link
     gathered (the paper's stack scaling of the neck), and its plain lead convolutions."""
     published = registry.get("yolov7x")
@@ -52,7 +52,7 @@ def test_yolov7_to_x():
 
 
 @pytest.mark.parametrize(("name", "depth"), [("yolov7-e6", 1.5), ("yolov7-d6", 2.0)])
-def test_w6_to_e6_and_d6(name, depth):
+def test_scaled_w6_equals_e6_and_d6(name, depth):
     """All but the transition block (3x3 stride 2 -> downc) and the auxiliary rows' widths, which W6
     has wider than the rule (320 where its lead has 256) and E6 and D6 as wide as their lead."""
     published = registry.get(name)
@@ -77,7 +77,7 @@ def test_width_scales_every_channel_in_eights(name, width):
     shapes.strides(scaled)
 
 
-def test_names_say_the_factors():
+def test_name_contains_the_factors():
     assert scale(registry.get("yolov7-tiny"), width=0.25).name == "yolov7-tiny-w0.25"
     assert scale(registry.get("yolov7"), depth=1.5, width=0.5).name == "yolov7-d1.5-w0.5"
 
@@ -96,11 +96,11 @@ def test_any_depth_gives_a_model_that_can_be_built(name, depth):
 
 
 @pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf")])
-def test_impossible_factors_are_refused(factor):
+def test_invalid_factors_are_refused(factor):
     with pytest.raises(ConfigError, match="factor between"):
         scale(registry.get("yolov7"), width=factor)
 
 
-def test_a_folded_model_is_not_scaled():
+def test_folded_model_is_refused():
     with pytest.raises(ConfigError, match="before training"):
         scale(registry.get("yolov7", form="folded"), width=0.5)

@@ -71,13 +71,13 @@ def decoded(values):
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_spec_survives_json(name):
+def test_spec_json_round_trip(name):
     spec = registry.get(name, nc=7)
     assert decoded(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_deploy_keeps_rows_in_front_of_the_auxiliary_ones(name):
+def test_deploy_keeps_rows_before_the_auxiliary_ones(name):
     training, deploy = registry.get(name), registry.deploy(registry.get(name))
     assert deploy.rows[:-1] == training.rows[: len(deploy.rows) - 1]
     assert not deploy.has_aux
@@ -104,12 +104,12 @@ def test_contradictions_are_refused(change, message):
         decoded(values)
 
 
-def test_an_unknown_form_is_refused_where_a_spec_is_made():
+def test_unknown_form_is_refused():
     with pytest.raises(ConfigError, match="form 'fused'"):
         replace(registry.get("yolov7-tiny"), form="fused")
 
 
-def test_a_row_that_reads_ahead_is_refused():
+def test_row_that_reads_a_later_row_is_refused():
     values = registry.get("yolov7-tiny").to_dict()
     values["rows"][5]["inputs"] = [6]
     with pytest.raises(ConfigError, match="earlier rows only"):

@@ -85,7 +85,7 @@ def test_round_trip(tmp_path, form):
     assert read.digest == made.digest
 
 
-def test_bytes_are_the_same_each_time(tmp_path, path):
+def test_saved_bytes_are_deterministic(tmp_path, path):
     made = checkpoint()
     backwards = dict(reversed(made.arrays.items()))
     meta = {"metrics": {"map50": 0.5}}
@@ -109,11 +109,11 @@ def test_float64_is_stored_as_float32(tmp_path):
     ],
     ids=["spec", "names", "arrays"],
 )
-def test_the_digest_tells_models_apart(change):
+def test_digest_differs_between_models(change):
     assert checkpoint(**change).digest != checkpoint().digest
 
 
-def test_the_digest_leaves_metadata_out():
+def test_digest_excludes_metadata():
     assert checkpoint(meta={}).digest == checkpoint().digest
 
 
@@ -133,25 +133,25 @@ COUNTER = "rows.0.bn.num_batches_tracked"
     ("change", "match"),
     [
         ({"names": ("nut",)}, "1 class names for 3 classes"),
-        ({"names": ("nut", "washer", 3)}, "one text for each class"),
+        ({"names": ("nut", "washer", 3)}, "3 class names"),
         ({"arrays": changed_array(KEY, np.zeros(9, np.float32))}, r"bn\.bias has shape \(9,\)"),
         ({"arrays": changed_array(KEY, np.array([np.nan] * 8))}, "NaN or infinity"),
         ({"arrays": changed_array(KEY, np.array([1e300] * 8))}, "NaN or infinity"),
         ({"arrays": changed_array(COUNTER, np.array(1.0))}, "expected int64"),
         ({"arrays": changed_array("rows.99.conv.weight", np.zeros(1))}, "unexpected rows.99"),
-        ({"arrays": changed_array("rows.77.anchors", np.ones((3, 3, 2)))}, "must be the same"),
+        ({"arrays": changed_array("rows.77.anchors", np.ones((3, 3, 2)))}, "expected equal ones"),
         ({"arrays": {}}, "missing rows.0.conv.weight, .* and 340 more"),
-        ({"meta": {"loss": float("nan")}}, "its metadata cannot be JSON"),
-        ({"meta": {"path": object()}}, "its metadata cannot be JSON"),
+        ({"meta": {"loss": float("nan")}}, "metadata is not valid JSON"),
+        ({"meta": {"path": object()}}, "metadata is not valid JSON"),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, change, match):
+def test_invalid_checkpoint_is_not_saved(tmp_path, change, match):
     with pytest.raises(CheckpointError, match=match):
         save(checkpoint(**change), tmp_path / "m.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_save_leaves_the_old_file(path):
+def test_failed_save_keeps_the_old_file(path):
     before = path.read_bytes()
     with pytest.raises(CheckpointError):
         save(checkpoint(names=()), path)
@@ -159,32 +159,32 @@ def test_a_failed_save_leaves_the_old_file(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_no_file(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     refused(tmp_path / "absent.safetensors", "no such file")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 300, 0.5, 0.9999])
-def test_a_file_cut_short(path, keep):
+def test_truncated_file_is_refused(path, keep):
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
-    refused(path, "not a whole safetensors file")
+    refused(path, "not a complete safetensors file")
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(99), b"{}", b"\x89PNG" * 9])
-def test_another_format(path, content):
+def test_other_formats_are_refused(path, content):
     path.write_bytes(content)
-    refused(path, "not a whole safetensors file")
+    refused(path, "not a complete safetensors file")
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
-def test_a_file_of_another_tool(path, metadata):
+def test_file_of_another_tool_is_refused(path, metadata):
     header, payload = split(path)
     header.pop("__metadata__")
     join(path, header if metadata is None else {"__metadata__": metadata, **header}, payload)
     refused(path, "of another tool")
 
 
-def test_a_newer_schema(path):
+def test_newer_schema_is_refused(path):
     edit(path, lambda ours: ours.update(schema=2))
     refused(path, "header schema 2, this y7edge reads up to 1; update y7edge")
 
@@ -203,13 +203,13 @@ def test_a_newer_schema(path):
         lambda ours: ours["spec"].update(surplus=1),
     ],
 )
-def test_a_damaged_header(path, change):
+def test_damaged_header_is_refused(path, change):
     edit(path, change)
     refused(path, "y7edge header is damaged")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '"x"', "[" * 100_000])
-def test_a_header_that_is_no_json_object(path, text):
+def test_header_that_is_not_a_json_object_is_refused(path, text):
     header, payload = split(path)
     header["__metadata__"]["y7edge"] = text
     join(path, header, payload)
@@ -219,26 +219,26 @@ def test_a_header_that_is_no_json_object(path, text):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda ours: ours["names"].reverse(), "was altered after it was written"),
-        (lambda ours: ours["spec"].update(activation="silu"), "was altered"),
+        (lambda ours: ours["names"].reverse(), "was changed after it was written"),
+        (lambda ours: ours["spec"].update(activation="silu"), "was changed"),
         (lambda ours: ours["names"].pop(), "2 class names for 3 classes"),
         (lambda ours: ours["spec"].update(nc=4, name="other"), "class names"),
-        (lambda ours: ours["spec"]["anchors"][0][0].reverse(), "anchors among its weights"),
+        (lambda ours: ours["spec"]["anchors"][0][0].reverse(), "anchors of the weights"),
     ],
 )
-def test_an_altered_header(path, change, match):
+def test_changed_header_is_refused(path, change, match):
     edit(path, change)
     refused(path, match)
 
 
-def test_an_altered_weight(path):
+def test_changed_weight_is_refused(path):
     data = bytearray(path.read_bytes())
     data[-1000] ^= 1
     path.write_bytes(data)
-    refused(path, "was altered|NaN")
+    refused(path, "was changed|NaN")
 
 
-def test_another_dtype_or_key(path):
+def test_wrong_dtype_or_key_is_refused(path):
     header, payload = split(path)
     renamed = {key.replace("rows.3.", "rows.333."): value for key, value in header.items()}
     join(path, renamed, payload)
@@ -248,7 +248,7 @@ def test_another_dtype_or_key(path):
     refused(path, "num_batches_tracked is float64, expected int64")
 
 
-def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
+def test_full_disk_keeps_the_old_file(path, monkeypatch):
     before = path.read_bytes()
 
     def full(descriptor):
@@ -267,7 +267,7 @@ def test_without_safetensors(path, monkeypatch):
         load(path)
 
 
-def test_a_published_file_is_passed_on(tmp_path):
+def test_pt_suffix_uses_the_published_reader(tmp_path):
     (tmp_path / "m.PT").write_bytes(b"GIF89a")
-    with pytest.raises(CheckpointError, match=r"formats of torch\.save"):
+    with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
         weights.load(tmp_path / "m.PT")

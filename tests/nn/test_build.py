@@ -18,7 +18,7 @@ from y7edge.nn.random_weights import random_checkpoint, random_weights
 
 @pytest.mark.parametrize("form", ["training", "deploy", "folded"])
 @pytest.mark.parametrize("name", registry.names())
-def test_state_dict_is_what_the_rows_say(name, form):
+def test_state_dict_follows_the_rows(name, form):
     spec = scale(registry.get(name, nc=3), width=0.125)
     spec = {"training": spec, "deploy": registry.deploy(spec), "folded": registry.folded(spec)}[
         form
@@ -65,7 +65,7 @@ def test_batch_norm_has_the_published_constants():
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.03)}
 
 
-def test_own_anchors_reach_the_head_and_the_checkpoint():
+def test_custom_anchors_reach_head_and_checkpoint():
     anchors = [
         [[3, 4], [5, 6], [7, 8]],
         [[9, 10], [11, 12], [13, 14]],
@@ -87,7 +87,7 @@ def test_checkpoint_round_trip_keeps_outputs():
             assert torch.equal(first, second)
 
 
-def test_intermediate_maps_are_dropped():
+def test_intermediate_maps_are_freed():
     """A map is freed after its last use, or memory would be the sum of all maps."""
     model = Model(scale(registry.get("yolov7", nc=1), width=0.125))
     dropped = [i for _, finished in model._schedules[False] for i in finished]
@@ -122,7 +122,7 @@ class TestRandomWeights:
 
 
 @pytest.mark.parametrize("size", [(100, 128), (128, 100)])
-def test_a_size_that_the_strides_do_not_divide_is_refused(size):
+def test_size_not_divisible_by_the_stride_is_refused(size):
     # At 100 all maps of this model happen to meet, but the grid would stand for 96 pixels.
     model = Model(scale(registry.get("yolov7-tiny", nc=1), width=0.125)).eval()
     with pytest.raises(ConfigError, match="expected multiples of 32, the largest stride"):

@@ -158,7 +158,7 @@ def weights(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("sum_row", SUMS)
-def test_without_the_shuffle_it_is_another_function(run, sum_row):
+def test_shuffle_is_required(run, sum_row):
     model, maps = run
     pair = pair_of(model.spec, sum_row)
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def test_maps_of_one_width_are_shuffled_as_in_shufflenet():
     assert torch.equal(shuffled(list(x.chunk(5, dim=1))), transposed)
 
 
-def test_auxiliary_heads_hang_on_one_group():
+def test_auxiliary_heads_read_one_group():
     """The paper's partial auxiliary head: before the groups are merged, on the second of them."""
     spec = registry.get("yolov7-e6e")
     seconds = {pair_of(spec, index).closing[1] for index in SUMS}

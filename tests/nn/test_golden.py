@@ -47,7 +47,7 @@ def test_outputs(golden, name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_wide_picture(golden, name):
+def test_wide_image(golden, name):
     """At 128 px the deepest maps are 2x2: pool sizes and swapped axes would go unnoticed."""
     description = golden.description(name)
     probe = description["nonsquare_probe"]
@@ -65,7 +65,7 @@ def test_wide_picture(golden, name):
 
 
 @pytest.mark.parametrize("name", ["yolov7-tiny", "yolov7-w6"])
-def test_weights_regenerate(golden, name):
+def test_golden_weights_can_be_regenerated(golden, name):
     """The recipes themselves give the stored first values, else every other comparison is void."""
     description = golden.description(name)
     published = golden.state_dict(description)

@@ -1,4 +1,4 @@
-"""``y7edge soup``: average trained models, and keep the average if it is better."""
+"""``y7edge soup``: average trained models, and write the average if it is better."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _Side = Annotated[
     int | None,
     typer.Option("--imgsz", min=32, help="Side of the input; default: that of the training."),
 ]
-# The models are run by torch, whose devices are not those of the engines.
+# Models run with torch, whose devices differ from those of engines.
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -52,12 +52,12 @@ def soup(
     device: _Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Average checkpoints, and keep the average only if it is better.
+    """Average checkpoints, and write the average only if it is better.
 
-    The uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated on
-    the training images; then it is compared to its ingredients by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
-    If it is not better than the best of them, no file is written and the exit code is 4. The split
-    is used to choose: report figures on another one.
+    Makes a uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated
+    on the training images. Average and ingredients are compared by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
+    If the average is not better than the best ingredient, no file is written and the exit code is
+    4. The split selects a model: report scores on another one.
     """
     from y7edge.data.dataset import load
     from y7edge.models import weights

@@ -22,38 +22,38 @@ if TYPE_CHECKING:
 
 # Our names of precisions, and Lightning Fabric's.
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
-# Augmentations that join images, off with --rect.
+# Augmentations that join images; --rect turns them off.
 JOINING = ("mosaic", "mixup", "copy_paste", "paste_in")
 
 
 _what = partial(typer.Option, rich_help_panel="What to train")
 _Data = Annotated[
     Path | None,
-    _what(metavar="DATA", help="data.yaml, or a folder with one, or of Pascal VOC or COCO files."),
+    _what(metavar="DATA", help="data.yaml or its folder, or a folder of Pascal VOC or COCO files."),
 ]
 _Name = Annotated[str, _what("--model", help="Name of a variant; `y7edge info` lists them.")]
 _Weights = Annotated[
     Path | None,
     _what(
-        help="Checkpoint to start from, ours or a published .pt. The layers that fit are copied, "
-        "the head's rows by class name."
+        help="Initial checkpoint, .safetensors or a published .pt. Layers that fit are copied; "
+        "rows of the head are matched by class name."
     ),
 ]
 _Freeze = Annotated[
     list[str] | None,
     _what(
         metavar="ROWS",
-        help="Rows that are not trained: backbone; 50 for the first 50; 3,5 for those two; 0-50.",
+        help="Rows to freeze: backbone; 50 (the first 50); 3,5 (these two); 0-50 (a range).",
     ),
 ]
 _Side = Annotated[int, _what("--imgsz", min=32, help="Side of the square input, pixels.")]
-_Width = Annotated[float, _what(help="Multiplies every channel, in multiples of 8.")]
-_Single = Annotated[bool, _what("--single-cls", help="Learn all classes as one.")]
+_Width = Annotated[float, _what(help="Factor on all channels, rounded to multiples of 8.")]
+_Single = Annotated[bool, _what("--single-cls", help="Train all classes as one.")]
 _Anchors = Annotated[
     bool,
     _what(
         "--autoanchor/--no-autoanchor",
-        help="Fit new anchors where the old ones miss too many objects of the data.",
+        help="Fit new anchors if the old ones miss too many objects of the data.",
     ),
 ]
 
@@ -62,44 +62,46 @@ _Recipe = Annotated[
     str | None,
     _recipe(
         metavar="NAME|FILE",
-        help="p5, p6, tiny, finetune, small-data, or a YAML file under the published names; what a "
-        "file leaves out, and the default, is the published recipe of the model's family.",
+        help="p5, p6, tiny, finetune, small-data, or a YAML file with the published names. The "
+        "default, also for values missing in a file, is the recipe of the model's family.",
     ),
 ]
 _Set = Annotated[
     list[str] | None,
-    _recipe("--set", metavar="NAME=VALUE", help="Change one value of the recipe; repeat it."),
+    _recipe("--set", metavar="NAME=VALUE", help="Change one value of the recipe; repeatable."),
 ]
 _Smoothing = Annotated[float | None, _recipe(help="The same as --set label_smoothing=VALUE.")]
 _Average = Annotated[
-    str | None, _recipe(metavar="ema|swa|none", help="The average of the weights that is kept.")
+    str | None, _recipe(metavar="ema|swa|none", help="Average of the weights to evaluate and save.")
 ]
 _Assigner = Annotated[
     str,
     _recipe(
         metavar="NAME",
-        help="auto, or, for models with auxiliary heads, coarse-to-fine (published), lead-guided, "
-        "independent, or lead, which trains without those heads.",
+        help="auto; for models with auxiliary heads also coarse-to-fine (published), lead-guided, "
+        "independent, or lead (train without auxiliary heads).",
     ),
 ]
 _Print = Annotated[
     bool,
     _recipe(
         "--print-recipe",
-        help="Print the recipe as YAML, with the source of each value, and train nothing.",
+        help="Print the recipe as YAML, with the source of each value, instead of training.",
     ),
 ]
 
 _images = partial(typer.Option, rich_help_panel="Images")
-_Rect = Annotated[bool, _images("--rect", help="Batches of like shape, little padding; no mosaic.")]
+_Rect = Annotated[
+    bool, _images("--rect", help="Batches of images of similar shape, less padding; no mosaic.")
+]
 _Scales = Annotated[
-    bool, _images("--multi-scale", help="Another input size each batch, 0.5 to 1.5 times.")
+    bool, _images("--multi-scale", help="Random input size per batch, 0.5 to 1.5 times --imgsz.")
 ]
 _Drawn = Annotated[
-    bool, _images("--image-weights", help="Draw images of rare or badly learnt classes more.")
+    bool, _images("--image-weights", help="Draw images of rare or badly detected classes more.")
 ]
 _Cache = Annotated[
-    str, _images(metavar="ram|disk|none|auto", help="Where decoded images are kept.")
+    str, _images(metavar="ram|disk|none|auto", help="Where to cache decoded images.")
 ]
 _Workers = Annotated[
     int | None,
@@ -113,8 +115,8 @@ _Patience = Annotated[
     int,
     _length(
         min=0,
-        help="Stop at the first evaluated epoch that is so many behind the best (of SWA: of those "
-        "of the mean); 0: never.",
+        help="Stop after so many epochs without a better evaluation (with SWA, counted once "
+        "averaging has begun); 0: never.",
     ),
 ]
 
@@ -133,10 +135,10 @@ _run = partial(typer.Option, rich_help_panel="The run")
 _Out = Annotated[Path | None, _run(help="Folder of the run; default: the next free runs/trainN.")]
 _Resume = Annotated[
     Path | None,
-    _run(metavar="DIR", help="Resume this run with its own settings: no other options."),
+    _run(metavar="DIR", help="Resume this run with its own settings; takes no other options."),
 ]
 _Minutes = Annotated[
-    float, _run(help="Between states inside an epoch, from which --resume continues.")
+    float, _run(help="Minutes between saved states inside an epoch, for --resume.")
 ]
 _Report = Annotated[
     bool, _run("--report/--no-report", help="Write curves, images and report.html at the end.")
@@ -144,10 +146,10 @@ _Report = Annotated[
 _Seed = Annotated[int, _run(min=0)]
 _Profile = Annotated[
     int,
-    _run(min=0, metavar="N", help="Measure N iterations, report where time goes; train nothing."),
+    _run(min=0, metavar="N", help="Measure the time of N iterations instead of training."),
 ]
 _Licence = Annotated[
-    str, _run(help="Licence of the weights, yours to choose; kept with them everywhere.")
+    str, _run(help="Licence of the weights; stored in checkpoints and exported files.")
 ]
 
 
@@ -192,9 +194,9 @@ def train(
 ) -> None:
     """Train a model on labelled images.
 
-    From scratch, or from a checkpoint with --weights. The folder of the run gets best.safetensors
-    and last.safetensors, a table, curves, images and a report. The average of the weights is saved;
-    best is the epoch of the highest mAP on the split val.
+    Starts from random weights, or from a checkpoint with --weights. Writes best.safetensors and
+    last.safetensors, a table, curves, images and a report to the folder of the run. The average of
+    the weights is saved; the best epoch is the one with the highest mAP on the split val.
     """
     asked = parsed(changes or [], label_smoothing=label_smoothing, average=average)
     if print_recipe:
@@ -263,7 +265,7 @@ def _print_recipe(
     from y7edge.models import registry
     from y7edge.train.settings.configfile import recipe_text
 
-    registry.get(model)  # an unknown name is not a model of the family p5
+    registry.get(model)  # raises ConfigError for an unknown name
     chosen = chosen_recipe(text, model, changes, rect=rect)
     record = {"name": chosen.name, "values": chosen.recipe.to_dict(), "sources": chosen.sources}
     show(record, recipe_text(chosen).splitlines(), as_json=as_json)
@@ -297,7 +299,7 @@ def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
     """Parse ``["lr0=0.02", "average=swa"]``; ``shorthands`` are values of separate options.
 
     Raises:
-        ConfigError: one is not of the form NAME=VALUE, or a name is given twice.
+        ConfigError: a change is not NAME=VALUE, or a name is given twice.
     """
     values: dict[str, str] = {}
     for change in changes:

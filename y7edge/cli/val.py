@@ -1,4 +1,4 @@
-"""``y7edge val``: mAP of anything that detects, by one protocol."""
+"""``y7edge val``: evaluate checkpoints and artifacts by mAP, with one protocol."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 _Data = Annotated[
     Path,
     typer.Option(
-        help="data.yaml, or a folder with one, or of Pascal VOC or COCO files.", metavar="DATA"
+        help="data.yaml or its folder, or a folder of Pascal VOC or COCO files.", metavar="DATA"
     ),
 ]
-_Split = Annotated[str, typer.Option(help="Which images of the data set: train, val or test.")]
+_Split = Annotated[str, typer.Option(help="Split of the data set: train, val or test.")]
 _Save = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
         callback=out_folder,
-        help="Write curves, confusion matrix, images, COCO results and a page into it.",
+        help="Write curves, confusion matrix, images, COCO results and a report to this folder.",
     ),
 ]
 _CocoIds = Annotated[
@@ -57,9 +57,9 @@ def val(
 ) -> None:
     """Evaluate a model or an artifact by mAP.
 
-    One protocol for all: square letterbox, every class of a candidate counts, confidence from
-    0.001, NMS at IoU 0.65 within each class, 300 boxes per image. Precision, recall and F1 are
-    those at IoU 0.5 and the confidence of the best mean F1.
+    The protocol is the same for all: square letterbox, multi-label, confidence 0.001, NMS IoU
+    0.65 within each class, 300 boxes per image. Precision, recall and F1 are those at IoU 0.5
+    and the confidence of the best mean F1.
     """
     from y7edge.data.dataset import load
     from y7edge.evaluation.coco_results import require_coco
@@ -68,7 +68,7 @@ def val(
     from y7edge.evaluation.report import write_page
 
     dataset = load(data, splits=[split])
-    dataset.split(split)  # a DataError before the model is opened
+    dataset.split(split)  # raises DataError before the model is opened
     with open_detector(
         model, imgsz=imgsz, backend=backend, device=device, threads=threads
     ) as detector:
@@ -77,7 +77,7 @@ def val(
         if coco_ids:
             require_coco(len(dataset.names))
         if save is not None:
-            with writing("the evaluation", save):  # now: evaluation can take minutes
+            with writing("the evaluation", save):  # before the evaluation, which may take minutes
                 save.mkdir(parents=True, exist_ok=True)
         predict, names = detector.detect_for_evaluation, dataset.names
         tables = collect(predict, samples, names, _counter(len(samples)))
@@ -98,12 +98,12 @@ def val(
 
 
 def _same_classes(detector: Detector, dataset: Dataset) -> Dataset:
-    """The data set with its classes numbered as the model's are, matched by name.
+    """Return the data set with the class indices of the model, matched by name.
 
-    Numbers count only where one side has no names, or both have one class.
+    Classes are matched by index if the model or the data set has no names, or both have one class.
 
     Raises:
-        DataError: Other classes, which would give an mAP of 0 that looks like a bad model.
+        DataError: different numbers of classes, and no common name. The mAP would be 0.
     """
     known, labelled = tuple(detector.names), dataset.names
     if len(known) != len(labelled) and not set(known) & set(labelled):

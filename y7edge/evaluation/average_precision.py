@@ -1,4 +1,4 @@
-"""Average precision and recall as COCO defines them, by faster-coco-eval.
+"""Compute average precision and recall as defined by COCO, with faster-coco-eval.
 
 101 recall points, IoU 0.50 to 0.95 in steps of 0.05; small is up to 32 x 32 pixels of the source
 image, large from 96 x 96. An object's area is that of its box (COCO uses the outline's). Crowd
@@ -19,7 +19,7 @@ SMALL, LARGE = 32.0**2, 96.0**2
 """Limits of medium areas, square pixels."""
 
 COUNTS = (1, 10, 100, 300)
-"""Best boxes of an image and class that count; 300 is our protocol, COCO's ends at 100."""
+"""Numbers of boxes per image and class that are evaluated; COCO's largest is 100."""
 
 SIZES = ("all", "small", "medium", "large")
 _AREAS = ((0.0, 1e10), (0.0, SMALL), (SMALL, LARGE), (LARGE, 1e10))
@@ -50,14 +50,14 @@ def averages(tables: Tables, classes: int) -> Averages:
     with needing("faster-coco-eval", "eval", "evaluation"):
         from faster_coco_eval import COCO, COCOeval_faster
     reference = COCO(_annotations(tables, classes))
-    # It takes no empty list: an empty box of score 0 changes no figure.
+    # An empty list is an error; an empty box of score 0 does not change the result.
     found = tables.found if len(tables.found) else np.zeros((1, 7))
     coco = COCOeval_faster(reference, reference.loadRes(found), iouType="bbox")
     coco.params.maxDets = list(COUNTS)
     coco.params.areaRng, coco.params.areaRngLbl = [list(area) for area in _AREAS], list(SIZES)
     coco.evaluate()
     coco.accumulate()
-    # Its summary is not used: it expects COCO's 100 detections.
+    # Without summarize(), which requires 100 boxes.
     precision = np.asarray(coco.eval["precision"], np.float64)[..., -1]
     return Averages(precision, np.asarray(coco.eval["recall"], np.float64))
 

@@ -1,9 +1,9 @@
 """COCO results: detections as the JSON list that COCO's tools and servers read.
 
-Images and categories of a COCO data set have the ids of its own file. Elsewhere image ids are the
-numbers in the file names, if all have different ones; else images are numbered from 1, and a file
-beside the results lists them. Category ids then count from 0, or are those of COCO's files, 1 to 90
-with gaps.
+Images and categories of a COCO data set keep the ids of its annotation file. In other data sets the
+image id is the file name (``17.jpg``) if all names are different numbers. Otherwise images are
+numbered from 1, and ``image_ids.json`` lists them. Category ids count from 0; on request they are
+COCO's, 1 to 90 with gaps.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def write_submission(
     coco_ids: bool = False,
     category_ids: Sequence[int | str | None] = (),
 ) -> list[Path]:
-    """Write ``path`` and, if images had to be numbered, ``image_ids.json`` beside it; return both.
+    """Write ``path``, and ``image_ids.json`` beside it if images are numbered; return the paths.
 
     ``found``: (n, 7) index into ``samples``, left, top, width, height, confidence, class. Boxes are
     written as left, top, width, height in pixels with three decimals, scores with five.
-    ``category_ids``: those of the data set's own file by class, None where it lacks one.
+    ``category_ids``: ids of the data set's annotation file by class; None: not in that file.
 
     Raises:
-        ConfigError: COCO's ids for a data set of other than 80 classes.
+        ConfigError: ``coco_ids`` for a data set that does not have 80 classes.
     """
     categories: Sequence[int | str | None] = category_ids or range(classes)
     if coco_ids:

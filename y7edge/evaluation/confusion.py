@@ -1,9 +1,9 @@
-"""The confusion matrix.
+"""Compute the confusion matrix.
 
 Rows are the truth, columns the prediction; the last row and column are the background: missed
 objects count in the last column, detections without an object in the last row. Detections above
-confidence 0.25 are matched one to one with objects of any class at IoU above 0.45 (published
-figures): the largest IoU first, of equal ones the higher confidence.
+confidence 0.25 are matched one to one with objects of any class at IoU above 0.45 (the published
+thresholds), in order of decreasing IoU. Ties are matched in order of decreasing confidence.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
 def _pairs(iou: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return rows and columns of one-to-one pairs; rows are sorted by confidence."""
     rows, columns = np.nonzero(iou > IOU)
-    # Stable: of equal overlaps the higher confidence stays first.
+    # A stable sort keeps equal IoUs in order of confidence.
     order = np.argsort(-iou[rows, columns], kind="stable")
     row_taken, column_taken = np.zeros(iou.shape[0], bool), np.zeros(iou.shape[1], bool)
     chosen = []

@@ -1,8 +1,9 @@
-"""Precision, recall and F1 over the confidence threshold, and the threshold of the best F1.
+"""Compute precision, recall and F1 over the confidence threshold, and the threshold of the best F1.
 
-At IoU 0.5, over all images. Matching is COCO's: in order of confidence, each detection takes the
-unmatched object of its class with the largest IoU. The best threshold has the highest F1, averaged
-over the classes with labels; it is the default of a detector made from the checkpoint.
+All values are at IoU 0.5, over all images. Detections are matched as in COCO: in order of
+confidence, each takes the unmatched object of its class with the largest IoU. The best threshold
+has the highest F1, averaged over the classes with labels. It becomes the default threshold of
+detectors of the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _WRONG, _RIGHT, _IGNORED = 0, 1, -1
 class Curves:
     """Curves of each class over ``THRESHOLDS``; rows of classes without labels are NaN."""
 
-    precision: NDArray[np.float64]  # (classes, 1000); NaN where nothing is kept
+    precision: NDArray[np.float64]  # (classes, 1000); NaN if no detection is above the threshold
     recall: NDArray[np.float64]  # (classes, 1000)
-    f1: NDArray[np.float64]  # (classes, 1000); 0 where nothing is kept
+    f1: NDArray[np.float64]  # (classes, 1000); 0 if no detection is above the threshold
     by_recall: NDArray[np.float64]  # (classes, 101): monotone precision at recall 0, 0.01, ... 1
 
     @property
@@ -41,7 +42,7 @@ class Curves:
         return top + (plateau - 1) // 2
 
     def mean(self, name: str) -> NDArray[np.float64]:
-        """Return a curve's mean over the classes that have a value; NaN where none has."""
+        """Return a curve's mean over the classes that have a value; NaN if none has."""
         values: NDArray[np.float64] = getattr(self, name)
         known = np.isfinite(values)
         count = known.sum(axis=0)

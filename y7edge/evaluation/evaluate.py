@@ -1,4 +1,4 @@
-"""Mean average precision of checkpoints and artifacts, on any engine, without torch.
+"""Compute the mean average precision of detectors, on any engine, without torch.
 
 The definition is COCO's (101 recall points, IoU 0.50 to 0.95 in steps of 0.05), computed by
 faster-coco-eval, with up to 300 boxes an image instead of COCO's 100.
@@ -28,15 +28,15 @@ PROTOCOL = (
 )
 
 Predict = Callable[[NDArray[np.uint8]], Detections]
-"""A BGR image (H, W, 3) uint8 in, detections in its pixels out, found as ``PROTOCOL`` says."""
+"""Detect in a BGR uint8 image (H, W, 3) by ``PROTOCOL``; boxes are in pixels of the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
     """Average precision of one class at IoU 0.5 and over 0.5 to 0.95, and its count of labels.
 
-    Precision, recall and F1 are at IoU 0.5 and the threshold ``Metrics.conf``. Figures are None for
-    a class without labels, and precision also where nothing was found above the threshold.
+    Precision, recall and F1 are at IoU 0.5 and the threshold ``Metrics.conf``. All are None for a
+    class without labels; precision is also None if no detection is above the threshold.
     """
 
     name: str
@@ -119,8 +119,8 @@ def evaluate(
 ) -> Metrics:
     """Detect in all images and compare with their labels.
 
-    ``predict`` is set up as ``PROTOCOL`` says; ``names`` are the classes of the data set;
-    ``progress`` is called after each image with the counts of images done and in all.
+    ``predict`` detects by ``PROTOCOL``; ``names`` are the classes of the data set; ``progress`` is
+    called after each image with the number of evaluated images and the number of all images.
 
     Raises:
         DataError: an image cannot be read, or there are no labels.
@@ -136,7 +136,7 @@ def collect(
     names: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Tables:
-    """Return all boxes, labelled and found; the arguments of :func:`evaluate`."""
+    """Return all labels and detections; arguments as for :func:`evaluate`."""
     truth, found = [np.empty((0, 7))], [np.empty((0, 7))]
     for index, sample in enumerate(samples):
         image = read_image(sample.path, sample.levels)
@@ -161,8 +161,8 @@ def _found_rows(index: int, detections: Detections, classes: int) -> Table:
     class_id = detections.class_id
     if len(class_id) and class_id.max() >= classes:
         raise ConfigError(
-            f"the detector gave class {class_id.max()}, but the data set has {classes} classes; "
-            "evaluate it on a data set with the classes that it was trained for"
+            f"the detector returned class {class_id.max()}, the data set has {classes} classes; "
+            "evaluate on a data set with the classes that the model was trained for"
         )
     boxes = detections.xyxy.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
@@ -170,7 +170,7 @@ def _found_rows(index: int, detections: Detections, classes: int) -> Table:
 
 
 def metrics_of(tables: Tables, names: Sequence[str]) -> Metrics:
-    """Compute all figures from all boxes; raises DataError and RuntimeMissing as ``evaluate``."""
+    """Compute metrics of labels and detections; raises DataError, RuntimeMissing as `evaluate`."""
     objects = tables.truth[tables.truth[:, 6] == 0, 1].astype(int)
     labels = np.bincount(objects, minlength=len(names))
     if not labels.any():

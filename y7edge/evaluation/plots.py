@@ -1,4 +1,4 @@
-"""Plots of an evaluation as PNG files; equal figures give equal bytes."""
+"""Write the plots of an evaluation as PNG files; equal metrics give equal bytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMED = 10  # more classes than this are grey lines without names
-_WRITTEN = 30  # a matrix of more classes has colours only
+_NAMED = 10  # with more classes, curves are grey lines without names
+_WRITTEN = 30  # with more rows, the matrix has no numbers
 
 
 def write_curves(curves: Curves, names: Sequence[str], folder: Path) -> list[Path]:
@@ -49,7 +49,7 @@ def write_curves(curves: Curves, names: Sequence[str], folder: Path) -> list[Pat
 def write_confusion(confusion: Confusion, path: Path) -> Path:
     """Draw the matrix: numbers are counts, colours fractions of the row.
 
-    In the background's row they are fractions of the column: of the detections of that class.
+    In the last row, the background, colours are fractions of the column.
     """
     matrix, labels = confusion.matrix, [_plain(label) for label in confusion.labels]
     size = len(labels)
@@ -91,7 +91,7 @@ def canvas(width: float = 6.4, height: float = 4.4, *, fitted: bool = False) -> 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure atomically."""
     with atomic_write(path) as temporary:
-        # Without the software version, so that equal figures give equal files.
+        # Without matplotlib's version, so that equal figures give equal files.
         figure.savefig(temporary, dpi=110, metadata={"Software": None})
     return path
 
@@ -116,9 +116,9 @@ def _of_all(name: str, curves: Curves) -> str:
 
 
 def _plain(name: str) -> str:
-    """Escape a name: matplotlib hides labels that begin with _ and reads $ as formulas.
+    """Escape a name for matplotlib, which hides labels that begin with _ and parses $ as math.
 
-    Characters that its font lacks are written as U+732B.
+    Characters missing in its font become code points such as U+732B.
     """
     from matplotlib.font_manager import FontProperties, findfont, get_font
 

@@ -1,4 +1,4 @@
-"""``predictions/*.jpg``: labels and detections side by side."""
+"""Draw ``predictions/*.jpg``: labels and detections side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Image = NDArray[np.uint8]
 
 COUNT = 12  # number of images, spread evenly over the split
 
-# Limits of the longer side, pixels: text must be readable, and JPEG ends at 65500.
+# Limits of the longer side in pixels, for readable text; JPEG allows 65500.
 _MIN, _MAX = 480, 960
 _HEADING, _GAP = 26, 6
 
@@ -35,7 +35,7 @@ def write_predictions(
 ) -> list[Path]:
     """Write ``COUNT`` images ``000.jpg``, ``001.jpg``, ...: labels left, detections right.
 
-    ``detect`` is a detector at its own thresholds. Returns the files.
+    ``detect`` is a detector at its default thresholds. Returns the paths.
 
     Raises:
         DataError: an image cannot be read.
@@ -52,7 +52,7 @@ def write_predictions(
 
 
 def beside(image: Image, truth: Detections, found: Detections) -> Image:
-    """Draw an image twice under headings, with its labels and with the detections."""
+    """Draw an image twice, left with its labels and right with the detections."""
     drawn = []
     for boxes, confidence, word in ((truth, False, "labelled"), (found, True, "found")):
         enlarged, moved = _at_readable_size(image, boxes)
@@ -71,7 +71,7 @@ def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
 
 def write_image(image: Image, path: Path) -> None:
     """Write an image as JPEG, atomically; OutputError if OpenCV cannot encode it."""
-    # Not cv2.imwrite: names that are not UTF-8 crash it.
+    # cv2.imwrite crashes for names that are not UTF-8.
     is_encoded, content = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 88))
     if not is_encoded:
         raise OutputError(f"{path}: OpenCV cannot encode the image")

@@ -1,4 +1,4 @@
-"""The files of an evaluation: plots, images, COCO results, and an HTML page."""
+"""Write the files of an evaluation: plots, images, COCO results, and an HTML page."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def save(
 ) -> Saved:
     """Write ``curves/*.png``, ``predictions/*.jpg`` and ``predictions.json`` into a folder.
 
-    ``detect`` is a detector at its own thresholds, for the images. ``category_ids``: those of the
-    data set's own file by class; empty if it has none.
+    ``detect`` is a detector at its default thresholds, which draws the images. ``category_ids``:
+    ids of the data set's annotation file by class; empty if it has none.
 
     Raises:
-        ConfigError: COCO's ids for a data set of other than 80 classes.
+        ConfigError: ``coco_ids`` for a data set that does not have 80 classes.
         DataError: an image cannot be read.
         OutputError: an image cannot be written.
     """
@@ -85,7 +85,7 @@ def write_page(title: str, lead: str, metrics: Metrics, saved: Saved, path: Path
 
 
 def tiles(metrics: Metrics) -> str:
-    """Return the four main figures."""
+    """Return the main metrics as HTML tiles."""
     conf, words = "none", "best confidence threshold: no detection is correct, 0.25 is the default"
     if metrics.conf is not None:
         conf = f"{metrics.conf:.3f}"
@@ -100,12 +100,12 @@ def tiles(metrics: Metrics) -> str:
 
 
 def sections(metrics: Metrics, saved: Saved) -> list[str]:
-    """Return tables, curves, confusion and images."""
+    """Return HTML sections with tables, curves, the confusion matrix and images."""
     curves = [
         html.figure(html.image(path.read_bytes(), path.stem), CAPTIONS[path.stem])
         for path in saved.plots
     ]
-    images = [path.read_bytes() for path in saved.predictions[::2]]  # every second: a short page
+    images = [path.read_bytes() for path in saved.predictions[::2]]  # half, for a short page
     parts = [
         html.section("Classes", _classes(metrics), html.paragraph(_about(metrics), "soft")),
         html.section("Sizes and recall", _sizes(metrics)),
@@ -125,7 +125,7 @@ def sections(metrics: Metrics, saved: Saved) -> list[str]:
 
 
 def figure(value: float | None) -> str:
-    """Format a figure with three decimals, None as a dash."""
+    """Format a metric with three decimals, None as a dash."""
     return "–" if value is None else f"{value:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""A model's rows with its weights, class names and metadata."""
+"""Define checkpoints (rows, weights, class names and metadata), and check them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ COUNTER = "num_batches_tracked"  # the only whole-number weight: int64, all othe
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights with all that is needed to use them.
+    """Rows, weights, class names and metadata of a model.
 
-    ``arrays``: the entries of :func:`y7edge.models.shapes.weight_shapes`, float32 (float64 while
-    folding is proved), counters int64. ``names``: one for each class. ``meta``: JSON values such as
+    ``arrays``: the entries of :func:`y7edge.models.shapes.weight_shapes`, float32 (float64 in the
+    proof of folding), counters int64. ``names``: one for each class. ``meta``: JSON values such as
     imgsz, epoch, metrics, data, provenance, licence.
     """
 
@@ -50,7 +50,7 @@ class Checkpoint:
         """(height, width) of the trained input, else the published one.
 
         Raises:
-            CheckpointError: ``meta`` has something else under a known name.
+            CheckpointError: an entry of ``meta`` has the wrong type.
         """
         size = _known(self.meta, "meta").imgsz or self.spec.imgsz
         return size if isinstance(size, tuple) else (size, size)
@@ -69,7 +69,7 @@ class Checkpoint:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a checkpoint's file; CheckpointError if that, or reading in the block, fails."""
+    """Open a checkpoint's file; errors of opening and reading become CheckpointError."""
     try:
         with open_regular(path) as stream:
             yield stream
@@ -92,7 +92,7 @@ def default_names(nc: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Known:
-    """The entries of ``meta`` that code reads."""
+    """The entries of ``meta`` whose types are checked."""
 
     imgsz: int | tuple[int, int] | None = None
     epoch: int | None = None
@@ -102,7 +102,7 @@ class _Known:
 
 
 def _known(meta: Mapping[str, Any], origin: str) -> _Known:
-    """Return the known entries; CheckpointError for one of another type."""
+    """Decode the entries of ``meta`` that are in ``_Known``; CheckpointError for a wrong type."""
     present = {entry.name: meta[entry.name] for entry in fields(_Known) if entry.name in meta}
     return decode(_Known, present, origin=origin, error=CheckpointError)
 
@@ -112,8 +112,8 @@ def check(checkpoint: Checkpoint, source: str) -> None:
 
     Raises:
         CheckpointError: keys are missing or unexpected, a shape or dtype differs, a value is NaN or
-            infinite, there are not ``nc`` names, ``meta`` has something unusable, or the model is
-            beyond :mod:`y7edge.artifact.bounds`.
+            infinite, there are not ``nc`` names, an entry of ``meta`` has the wrong type, or the
+            model exceeds :mod:`y7edge.artifact.bounds`.
     """
     spec, arrays = checkpoint.spec, checkpoint.arrays
     expected = check_description(checkpoint, source)
@@ -123,8 +123,7 @@ def check(checkpoint: Checkpoint, source: str) -> None:
         if array.shape != shape:
             raise CheckpointError(
                 f"{source}: {key} has shape {array.shape}, expected {shape} for {spec.name} with "
-                f"{spec.nc} classes in {spec.form} form; its header and its weights do not belong "
-                "together"
+                f"{spec.nc} classes in {spec.form} form; the header does not match the weights"
             )
         kinds = ("int64",) if key.endswith(COUNTER) else ("float32", "float64")
         if array.dtype.name not in kinds:
@@ -133,17 +132,17 @@ def check(checkpoint: Checkpoint, source: str) -> None:
             )
         if not np.isfinite(array).all():
             raise CheckpointError(
-                f"{source}: {key} holds NaN or infinity; a training that diverged leaves such "
-                "weights, take an earlier checkpoint"
+                f"{source}: {key} contains NaN or infinity, probably because training diverged; "
+                "use an earlier checkpoint"
             )
     _check_anchors(checkpoint, source)
 
 
 def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[int, ...]]:
-    """Check all but the weights, and return the shapes that these must have.
+    """Check everything except the weights, and return their expected shapes.
 
     Raises:
-        CheckpointError: as :func:`check`.
+        CheckpointError: see :func:`check`.
     """
     spec = checkpoint.spec
     check_names(checkpoint.names, spec.nc, source)
@@ -161,14 +160,14 @@ def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[in
 
 
 def _check_anchors(checkpoint: Checkpoint, source: str) -> None:
-    """Compare the array, which torch decodes with, to the spec, which other engines use."""
+    """Check that the anchors of the weights (for torch) and of the spec (for engines) are equal."""
     spec = checkpoint.spec
     grid = checkpoint.arrays[f"rows.{spec.head.index}.anchors"]
     pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]
     if not np.allclose(pixels, np.array(spec.anchors), rtol=1e-3, atol=0.0):
         raise CheckpointError(
-            f"{source}: the anchors among its weights are {pixels.round(2).tolist()} pixels, its "
-            f"description has {np.array(spec.anchors).tolist()}; they must be the same"
+            f"{source}: the anchors of the weights are {pixels.round(2).tolist()} pixels, those of "
+            f"the header {np.array(spec.anchors).tolist()}; expected equal ones"
         )
 
 
@@ -176,13 +175,13 @@ def check_names(names: Sequence[str], nc: int, source: str) -> None:
     """Raise CheckpointError unless ``names`` are ``nc`` printable strings of bounded length."""
     if len(names) != nc or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
-            f"{source}: {len(names)} class names for {nc} classes; expected one text for each class"
+            f"{source}: {len(names)} class names for {nc} classes; expected one string per class"
         )
     for name in names:
         if len(name) > bounds.MAX_NAME or not is_printable(name):
             raise CheckpointError(
-                f"{source}: the class name {name[:64]!r} is longer than {bounds.MAX_NAME} letters, "
-                "or has one that cannot be printed: train with another name"
+                f"{source}: class name {name[:64]!r}: expected at most {bounds.MAX_NAME} printable "
+                "characters; train with another name"
             )
 
 
@@ -195,11 +194,11 @@ def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any], source: st
         listed = "; ".join(f"{word} {_some(keys)}" for word, keys in faults if keys)
         raise CheckpointError(
             f"{source}: {listed}; expected {len(expected)} entries, found {len(found)}: the file "
-            "is damaged or of another model"
+            "is damaged or belongs to another model"
         )
 
 
 def _some(keys: Sequence[str]) -> str:
-    # Keys come from files: repr keeps a hostile one from writing over the terminal.
+    # repr escapes control characters, which keys of a hostile file may contain.
     shown = ", ".join(repr(key)[1:-1][:80] for key in keys[:3])
     return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

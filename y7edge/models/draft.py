@@ -1,4 +1,4 @@
-"""Row by row description of a network, used by the family files.
+"""Append the rows of a network one by one; the model families are written with it.
 
 Every method appends rows and returns the index of the last one. Without ``source`` a row reads the
 row before it.
@@ -27,7 +27,7 @@ class Draft:
         role: str = "",
         stage: int = 0,
     ) -> int:
-        """Append one row; ``out`` may be left out where it follows from the inputs."""
+        """Append one row; ``out`` is not needed for blocks whose width follows from the inputs."""
         index = len(self.rows)
         if inputs is None:
             inputs = index - 1
@@ -39,11 +39,11 @@ class Draft:
         return index
 
     def conv(self, out: int, kernel: int = 1, stride: int = 1, source: int | None = None) -> int:
-        """Convolution -> BatchNorm -> activation."""
+        """Append convolution -> BatchNorm -> activation."""
         return self.add("conv", source, out, kernel=kernel, stride=stride)
 
     def pool(self, kernel: int = 2, source: int | None = None) -> int:
-        """Max-pool: kernel 2 halves the map, 5, 9 and 13 keep its size."""
+        """Append a max-pool: kernel 2 halves the map, 5, 9 and 13 keep its size."""
         return self.add("maxpool", source, kernel=kernel, stride=2 if kernel == 2 else 1)
 
     def elan(
@@ -56,10 +56,10 @@ class Draft:
         chain: int | None = None,
         source: int | None = None,
     ) -> int:
-        """Efficient layer aggregation: two 1x1, a chain of 3x3, a concatenation, a closing 1x1.
+        """Append an ELAN block: two 1x1, a chain of 3x3, a concatenation, a closing 1x1.
 
-        ``width`` is that of the two 1x1, ``chain`` that of the ``depth`` 3x3 (default the same).
-        Every ``tap``-th of the chain is concatenated, last first.
+        The two 1x1 have ``width`` channels, the ``depth`` 3x3 have ``chain`` (default: ``width``).
+        Every ``tap``-th 3x3 is concatenated, last first.
         """
         self._stages += 1
         stage = self._stages
@@ -85,7 +85,7 @@ class Draft:
         return self.add("concat", branches if lateral is None else (*branches, lateral))
 
     def lift(self, width: int, lateral: int) -> int:
-        """Top-down step: 1x1 and upsample, concatenated behind a 1x1 of ``lateral``."""
+        """Append a top-down step: 1x1 and upsample, concatenated after a 1x1 of ``lateral``."""
         self.conv(width)
         upper = self.add("upsample")
         side = self.conv(width, source=lateral)

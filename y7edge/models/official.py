@@ -1,4 +1,4 @@
-"""``y7edge.models.published.official``, under the name that scripts rely on."""
+"""Public alias of ``y7edge.models.published.official``."""
 
 from y7edge.models.published.official import convert, load
 

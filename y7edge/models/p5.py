@@ -1,8 +1,8 @@
-"""yolov7 and yolov7x: three levels at 640 px, max-pool + convolution transitions.
+"""Define yolov7 and yolov7x: three levels at 640 px, max-pool + convolution transitions.
 
-X is yolov7 by compound scaling (chains 4 -> 6, transitions x 1.25) with two exceptions: its neck
-chains have full width with every second link gathered, and its lead convolutions are plain where
-yolov7 has RepConv (``tests/models/test_scaling.py``).
+yolov7x is yolov7 after compound scaling (chains 4 -> 6, transitions x 1.25) with two exceptions:
+its neck chains have full width and every second link is gathered, and its lead convolutions are
+plain instead of RepConv (``tests/models/test_scaling.py``).
 """
 
 from __future__ import annotations

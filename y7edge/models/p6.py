@@ -1,6 +1,6 @@
-"""yolov7-w6, -e6, -d6 and -e6e: four levels at 1280 px, space-to-depth stem, auxiliary head.
+"""Define yolov7-w6, -e6, -d6 and -e6e: four levels at 1280 px, auxiliary head.
 
-E6 and D6 are W6 by compound scaling (chains 4 -> 6 and 8, transitions x 1.25 and x 1.5) with
+E6 and D6 are W6 after compound scaling (chains 4 -> 6 and 8, transitions x 1.25 and x 1.5) with
 another transition block, ``downc``. E6E is E6 with extended ELANs: two in parallel on one input,
 summed, which equals expand / shuffle / merge with group convolutions (``docs/concepts.md``).
 """
@@ -20,7 +20,7 @@ ANCHORS = (
 )
 STRIDES = (8, 16, 32, 64)
 
-CHAINS = (64, 128, 256, 384, 512)  # widths inside the blocks, P2 to P6: the same in all four
+CHAINS = (64, 128, 256, 384, 512)  # widths inside the blocks, P2 to P6, in all four models
 
 
 def w6() -> tuple[Row, ...]:
@@ -57,13 +57,13 @@ def _p6(
         return net.conv(out, 3, 2) if down == "conv" else net.add("downc", None, out)
 
     def block(inner: int, out: int, *, tap: int, chain: int) -> tuple[int, int]:
-        """Add an ELAN, or the sum of two; return its output and what the auxiliary head reads."""
+        """Append an ELAN, or the sum of two; return its row and that for the auxiliary head."""
         source = len(net.rows) - 1
         first = net.elan(inner, out, depth, tap=tap, chain=chain, source=source)
         if not extended:
             return first, first
         second = net.elan(inner, out, depth, tap=tap, chain=chain, source=source)
-        # The auxiliary head reads one ELAN only: the paper's partial auxiliary head.
+        # The paper's partial auxiliary head reads one ELAN only.
         return net.add("sum", (second, first)), second
 
     neck = (2 * width, 4 * width, 6 * width, 8 * width)  # P3 to P6

@@ -1,4 +1,4 @@
-"""Planned re-parameterised convolution: which branches a RepConv may have.
+"""Plan re-parameterised convolutions: decide which branches a RepConv may have.
 
 RepConv sums a 3x3, a 1x1 and an identity branch. Residual additions and concatenations already have
 an identity path; a second one reduces the diversity of gradients (YOLOv7 paper, section 4.1). So a
@@ -14,7 +14,7 @@ from y7edge.errors import ConfigError
 from y7edge.models.shapes import input_channels
 from y7edge.models.spec import Row, Spec
 
-PASSES_THROUGH = ("maxpool", "upsample", "reorg")  # blocks that pass a map on
+PASSES_THROUGH = ("maxpool", "upsample", "reorg")  # blocks that only resample a map
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ def check(spec: Spec, *, allow_identity: bool = False) -> None:
         row = spec.rows[verdict.row]
         if row.block == "repconv" and row.identity and not verdict.identity:
             raise ConfigError(
-                f"{spec.name}: row {row.index} asks for an identity branch, but {verdict.reason}; "
-                "leave it out, or pass allow_identity=True for an experiment"
+                f"{spec.name}: row {row.index} has an identity branch, but {verdict.reason}; "
+                "remove it, or pass allow_identity=True for an experiment"
             )
 
 
@@ -67,8 +67,8 @@ def reparameterize(
         row = spec.rows[index] if 0 <= index < len(spec.rows) else spec.head
         if row.block != "conv" or row.kernel != 3 or row.stride != 1:
             raise ConfigError(
-                f"{spec.name}: row {index} is not a 3x3 convolution with stride 1, which is all "
-                "that RepConv can replace"
+                f"{spec.name}: row {index} is not a 3x3 convolution with stride 1; RepConv cannot "
+                "replace it"
             )
         new[index] = replace(row, block="repconv", identity=identity and _fits(spec, row))
     planned = replace(spec, rows=tuple(new))
@@ -81,16 +81,16 @@ def _plan_row(spec: Spec, row: Row, allow_identity: bool) -> BranchPlan:
         return BranchPlan(row.index, False, "its stride is not 1")
     if not _fits(spec, row):
         cin = input_channels(spec, row)[0]
-        return BranchPlan(row.index, False, f"it turns {cin} channels into {row.out}")
+        return BranchPlan(row.index, False, f"it has {cin} input and {row.out} output channels")
     meeting = None if allow_identity else _meeting(spec, row.index)
     if meeting is None:
-        return BranchPlan(row.index, True, "nothing speaks against it")
+        return BranchPlan(row.index, True, "no addition or concatenation reads its output")
     what = "a residual addition" if meeting.block == "sum" else "a concatenation"
     return BranchPlan(
         row.index,
         False,
-        f"its output meets {what} in row {meeting.index}, which already carries an identity "
-        "path: a second one takes away the diversity of gradients (YOLOv7 paper, section 4.1)",
+        f"its output meets {what} in row {meeting.index}, which already has an identity path: a "
+        "second one reduces the diversity of gradients (YOLOv7 paper, section 4.1)",
     )
 
 

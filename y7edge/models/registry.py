@@ -1,4 +1,4 @@
-"""The published variants by name, and the steps from training to deploy and folded rows."""
+"""Look up the published variants, and convert rows to the deploy and folded forms."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
         rows = _rewritten(spec, _chain_lengths(spec, depth), transition_ratio(spec, depth), factor)
     except KeyError as error:
         raise ConfigError(
-            f"{spec.name}: a row reads the inside of a chain; scale another"
+            f"{spec.name}: a row reads a link of another block's chain; it cannot be scaled"
         ) from error
     factors = (("d", depth), ("w", width))
     suffix = "".join(f"-{letter}{value:g}" for letter, value in factors if value != 1)
@@ -48,7 +48,7 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
 
 
 def transition_ratio(spec: Spec, depth: float) -> Fraction:
-    """Return new over old gathered width for a depth factor, over all blocks together."""
+    """Return the ratio of new to old concatenated width, summed over blocks, for a depth factor."""
     lengths = _chain_lengths(spec, depth)
     before = after = 0
     for stage, blocks in _stages(spec).items():
@@ -108,7 +108,7 @@ def _rewritten(
         return len(new) - 1
 
     for row in spec.rows:
-        if row.role == "chain":  # write the whole chain when its first link is met
+        if row.role == "chain":  # append the whole chain at its first link
             if row is stages[row.stage].chain[0]:
                 chain = links[row.stage] = [append(row, (position[row.inputs[0]],))]
                 while len(chain) < lengths[row.stage]:
@@ -123,6 +123,6 @@ def _rewritten(
 
 
 def _scaled(row: Row, ratio: Fraction, width: Fraction) -> int:
-    inner = row.role in ("split", "chain")  # the compound rule keeps these widths
+    inner = row.role in ("split", "chain")  # not changed by compound scaling
     exact = row.out * width * (1 if inner else ratio)
     return max(MULTIPLE, MULTIPLE * round(exact / MULTIPLE))

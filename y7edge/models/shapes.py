@@ -1,4 +1,4 @@
-"""What follows from the rows: channels, strides, weight names and shapes, parameters, GFLOPs."""
+"""Compute channels, strides, weight names and shapes, parameters and GFLOPs from rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from y7edge.models.spec import IMAGE, Row, Spec
 BN_PARAMETERS = ("weight", "bias")
 BN_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 POOLS = (5, 9, 13)  # windows of the pyramid pooling inside sppcspc
-_INNER = {"sppcspc": 7, "repconv": 3, "downc": 3}  # maps inside of a block, in sizes of its output
+_INNER = {"sppcspc": 7, "repconv": 3, "downc": 3}  # memory of a block, in multiples of its output
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def _ratio(row: Row) -> Fraction:
 
 
 def convolutions(spec: Spec) -> tuple[ConvInfo, ...]:
-    """Return all convolutions in the order of the weights, RepConv branches and heads included.
+    """Return all convolutions in the order of the weights, including RepConv branches and heads.
 
     Raises:
         ConfigError: maps don't fit together, or there are more than ``MAX_PARAMETERS``.
@@ -121,13 +121,13 @@ def _head(spec: Spec, prefix: str) -> Iterator[ConvInfo]:
 
 
 def downc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int, int]]:
-    """Return members: (cin, cout, kernel, stride); branches are cv1 -> cv2 and pool -> cv3."""
+    """Return (cin, cout, kernel, stride) by member; branches are cv1 -> cv2 and pool -> cv3."""
     half = cout // 2
     return {"cv1": (cin, cin, 1, 1), "cv2": (cin, half, 3, 2), "cv3": (cin, half, 1, 1)}
 
 
 def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
-    """Return members: (cin, cout, kernel); cv2 is the bypass, cv5 reads cv4 and the pools."""
+    """Return (cin, cout, kernel) by member; cv2 is the bypass, cv5 reads cv4 and the pools."""
     return {
         "cv1": (cin, cout, 1),
         "cv2": (cin, cout, 1),
@@ -195,7 +195,7 @@ def parameters(spec: Spec) -> int:
 def gflops(spec: Spec, height: int, width: int) -> float:
     """Return billions of operations for one image: 2 x multiply-accumulates of the convolutions.
 
-    RepConv branches and auxiliary convolutions that the form has are counted; bias, BatchNorm,
+    RepConv branches and auxiliary convolutions of the form are included; bias, BatchNorm,
     activations and pooling are not.
     """
     operations = sum(
@@ -206,12 +206,13 @@ def gflops(spec: Spec, height: int, width: int) -> float:
 
 
 def require_affordable(spec: Spec, height: int, width: int, *, asked: bool = False) -> None:
-    """Refuse a model that would take too much memory or time for one image of this size.
+    """Check that a model needs a bounded amount of memory and time for one image of this size.
 
-    ``asked``: the size is the user's or was checked before, not what a file states.
+    ``asked``: the size comes from the user or was checked before. Sizes that a file states have a
+    lower limit.
 
     Raises:
-        ConfigError: it is beyond ``MAX_PIXELS``, ``MAX_LIVE`` or ``MAX_TOUCHED``.
+        ConfigError: it exceeds ``MAX_PIXELS``, ``MAX_LIVE`` (``MAX_ASKED``) or ``MAX_TOUCHED``.
     """
     at, pixels = strides(spec), height * width
     last = {source: row.index for row in spec.rows for source in row.inputs}

@@ -1,7 +1,7 @@
-"""A model as a tuple of frozen rows: the single source of the torch module and of the ONNX graph.
+"""Describe models as tuples of rows, from which the torch module and the ONNX graph are built.
 
-A row has the rows that it reads, its block, and its numbers. Everything else (strides, weight names
-and shapes, operations) follows from the rows, in :mod:`y7edge.models.shapes`.
+A row has its inputs, its block and the block's parameters. :mod:`y7edge.models.shapes` computes
+everything else (strides, weight names and shapes, operations) from the rows.
 
 The architectures are those of "YOLOv7: Trainable bag-of-freebies sets new state-of-the-art for
 real-time object detectors" (Wang, Bochkovskiy, Liao, arXiv 2207.02696).
@@ -18,7 +18,7 @@ from y7edge.errors import ConfigError
 from y7edge.text import is_printable
 
 IMAGE = -1  # the input index that means the image itself
-BN_EPS = 1e-3  # not the framework's 1e-5: published weights are wrong with any other value
+BN_EPS = 1e-3  # required by the published weights; torch's default is 1e-5
 BN_MOMENTUM = 0.03
 LEAKY_SLOPE = 0.1  # yolov7-tiny; every other variant uses SiLU
 
@@ -38,7 +38,7 @@ Activation = Literal["silu", "leaky_relu"]
 Form = Literal["training", "deploy", "folded"]
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
-DERIVED = ("concat", "sum", "reorg", "maxpool", "upsample")  # blocks without a width of their own
+DERIVED = ("concat", "sum", "reorg", "maxpool", "upsample")  # their width follows from the inputs
 ROLES = ("split", "chain", "gather", "merge")  # of rows inside of a computational block
 
 
@@ -88,7 +88,9 @@ class Spec:
         """Raise ConfigError for values that contradict each other, or are out of bounds."""
         name = self.name
         if len(name) > bounds.MAX_NAME or not is_printable(name):
-            raise ConfigError(f"{name!r} is no name: expected at most {bounds.MAX_NAME} letters")
+            raise ConfigError(
+                f"model name {name!r}: expected at most {bounds.MAX_NAME} printable characters"
+            )
         if type(self.nc) is not int or not 0 < self.nc <= bounds.MAX_CLASSES:
             raise ConfigError(
                 f"{name}: nc must be a whole number of classes from 1 to {bounds.MAX_CLASSES}, "
@@ -121,7 +123,7 @@ class Spec:
 
     @property
     def aux_inputs(self) -> tuple[int, ...]:
-        """Rows that feed the auxiliary head, finest level first; empty where there is none."""
+        """Rows that feed the auxiliary head, finest level first; empty without one."""
         return self.head.inputs[self.levels :]
 
     @property
@@ -145,12 +147,12 @@ class Spec:
         return max(self.strides)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def derived_channels(block: Block, inputs: Sequence[int]) -> int:
-    """Return the output channels of a block that has no width of its own."""
+    """Return the output channels of a block in ``DERIVED``."""
     if block == "concat":
         return sum(inputs)
     return 4 * inputs[0] if block == "reorg" else inputs[0]
@@ -187,7 +189,7 @@ def _check_rows(name: str, rows: tuple[Row, ...], levels: int) -> None:
             )
         if row.block not in get_args(Block):
             raise ConfigError(
-                f"{name}: row {position} is of the unknown block {row.block!r}; "
+                f"{name}: row {position} has the unknown block {row.block!r}; "
                 f"known are {', '.join(get_args(Block))}"
             )
         problem = _misfit(row, [3 if i == IMAGE else rows[i].out for i in row.inputs])
@@ -202,7 +204,7 @@ def _check_rows(name: str, rows: tuple[Row, ...], levels: int) -> None:
         )
 
 
-_WINDOWS = {  # (kernel, stride) of blocks that have a choice
+_WINDOWS = {  # allowed (kernel, stride); other blocks have (1, 1)
     "conv": [(k, s) for k in range(1, bounds.MAX_KERNEL + 1, 2) for s in (1, 2)],
     "repconv": [(3, 1), (3, 2)],
     "maxpool": [(2, 2), (5, 1), (9, 1), (13, 1)],
@@ -210,7 +212,7 @@ _WINDOWS = {  # (kernel, stride) of blocks that have a choice
 
 
 def _misfit(row: Row, channels: list[int]) -> str:
-    """Return what is impossible about a row that reads maps of these channels; empty: nothing."""
+    """Describe why a row with inputs of these channels is invalid; empty if it is valid."""
     several = {"sum": 2, "concat": bounds.MAX_INPUTS, "head": bounds.MAX_INPUTS}
     if len(channels) > several.get(row.block, 1) or (row.block == "sum" and len(channels) < 2):
         return f"reads {len(channels)} maps"

@@ -1,4 +1,4 @@
-"""yolov7-tiny (LeakyReLU) and yolov7-tiny-silu: short ELANs, max-pool transitions, three levels."""
+"""Define yolov7-tiny and yolov7-tiny-silu: short ELANs, max-pool transitions, three levels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STRIDES = (8, 16, 32)
 
 
 def tiny() -> tuple[Row, ...]:
-    """Rows of yolov7-tiny in training form."""
+    """Return the rows of yolov7-tiny in training form."""
     net = Draft()
 
     # backbone

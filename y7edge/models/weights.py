@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors with one JSON header.
+"""Save and load checkpoints: safetensors files with one JSON header.
 
 The header is the metadata entry ``y7edge``: schema version, rows, class names, metadata, and a
 digest of rows, names and weights. ``load`` reads published ``.pt`` files too
@@ -72,8 +72,8 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
         text = canonical_json(asdict(header))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{source} was not written: its metadata cannot be JSON ({error}); "
-            "use text, finite numbers, lists and dictionaries"
+            f"{source} was not written: the metadata is not valid JSON ({error}); "
+            "use strings, finite numbers, lists and dictionaries"
         ) from error
     try:
         with atomic_write(path) as temporary:
@@ -85,7 +85,7 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
 def _stored(key: str, array: NDArray[Any]) -> NDArray[Any]:
     if key.endswith(COUNTER):
         return np.asarray(array)
-    # An overflow gives infinity, which the check reports with its key.
+    # An overflow becomes infinity, which ``check`` reports with its key.
     with np.errstate(over="ignore"):
         return np.asarray(array, dtype=np.float32, order="C")
 
@@ -107,9 +107,9 @@ def load(path: Path | str) -> Checkpoint:
     check(checkpoint, str(path))
     if checkpoint.digest != header.digest:
         raise CheckpointError(
-            f"{path}: the digest of its rows, names and weights is {checkpoint.digest[:12]}..., "
-            f"its header says {header.digest[:12]}...; it was altered after it was written: take "
-            "a copy"
+            f"{path}: the digest of rows, names and weights is {checkpoint.digest[:12]}..., "
+            f"expected {header.digest[:12]}... by the header: the file was changed after it was "
+            "written; restore a copy"
         )
     return checkpoint
 
@@ -118,7 +118,7 @@ def _read(path: Path, stream: BinaryIO) -> tuple[_Header, dict[str, NDArray[Any]
     """Return the header and all tensors of a safetensors file.
 
     The file is read, not mapped: a mapped file that another program shortens kills the process.
-    Nothing is read that the header's rows have no place for.
+    No more bytes are read than the rows of the header need.
     """
     safetensors = _safetensors()
     try:
@@ -127,13 +127,13 @@ def _read(path: Path, stream: BinaryIO) -> tuple[_Header, dict[str, NDArray[Any]
             raise ValueError(f"a header of {length} bytes, expected at most {bounds.MAX_HEADER}")
         entries = parse(stream.read(length))
         if not isinstance(entries, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
         metadata = entries.get("__metadata__")
         text = metadata.get(HEADER) if isinstance(metadata, dict) else None
         if not isinstance(text, str):
             raise CheckpointError(
-                f"{path}: a safetensors file of another tool: its metadata has no entry "
-                f"{HEADER!r}; expected a checkpoint that y7edge wrote"
+                f"{path}: a safetensors file of another tool, without metadata entry {HEADER!r}; "
+                "expected a checkpoint of y7edge"
             )
         header = _header(path, text)
         shapes = check_description(
@@ -143,18 +143,18 @@ def _read(path: Path, stream: BinaryIO) -> tuple[_Header, dict[str, NDArray[Any]
         stream.seek(0)
         content = stream.read(most + 1)
         if len(content) > most:
-            raise ValueError(f"it has more than the {most} bytes that its rows have place for")
+            raise ValueError(f"longer than the {most} bytes that its rows need")
         return header, safetensors.numpy.load(content)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({error}); it is cut short, damaged or of "
-            "another format: copy or download it again"
+            f"{path}: not a complete safetensors file ({error}): truncated, damaged or another "
+            "format; copy or download it again"
         ) from error
 
 
 def _header(path: Path, text: str) -> _Header:
     """Decode the header's text."""
-    damaged = f"{path}: its {HEADER} header is damaged, take a copy of the file"
+    damaged = f"{path}: the {HEADER} header is damaged, restore a copy of the file"
     try:
         values = parse(text)
     except ValueError as error:

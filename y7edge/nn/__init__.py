@@ -1,4 +1,4 @@
-"""The rows as torch modules: blocks, the head, the builder, seeded random weights."""
+"""Build models as torch modules: blocks, head, builder, seeded random weights."""
 
 from y7edge.nn.build import Model, create, from_checkpoint, to_checkpoint
 

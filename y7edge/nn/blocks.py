@@ -1,4 +1,4 @@
-"""Building blocks as torch modules: one class for each kind of row that has weights.
+"""Define the blocks of a model as torch modules.
 
 All take and return float tensors (B, C, H, W). ``plain=True`` builds the folded form: convolutions
 with bias, no BatchNorm.
@@ -37,7 +37,7 @@ class ConvNorm(nn.Module):
         self.bn = nn.Identity() if plain else batch_norm(cout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, cin, H, W) to (B, cout, H / stride, W / stride)."""
+        """Map (B, cin, H, W) to (B, cout, H / stride, W / stride)."""
         return cast(Tensor, self.bn(self.conv(x)))
 
 
@@ -51,12 +51,12 @@ class ConvBlock(ConvNorm):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, cin, H, W) to (B, cout, H / stride, W / stride)."""
+        """Map (B, cin, H, W) to (B, cout, H / stride, W / stride)."""
         return cast(Tensor, self.act(super().forward(x)))
 
 
 class RepConv(nn.Module):
-    """Re-parameterised convolution in training form: 3x3, 1x1 and, if planned, identity, summed.
+    """Re-parameterised convolution in training form: the sum of 3x3, 1x1 and optional identity.
 
     "RepVGG: Making VGG-style ConvNets great again" (arXiv 2101.03697); the plan of identity
     branches is in :mod:`y7edge.models.planning`.
@@ -72,7 +72,7 @@ class RepConv(nn.Module):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, cin, H, W) to (B, cout, H / stride, W / stride)."""
+        """Map (B, cin, H, W) to (B, cout, H / stride, W / stride)."""
         total = self.dense(x) + self.pointwise(x)
         if self.identity is not None:
             total = total + self.identity(x)
@@ -91,7 +91,7 @@ class DownC(nn.Module):
         self.pool = nn.MaxPool2d(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, cout, H / 2, W / 2)."""
+        """Map (B, C, H, W) to (B, cout, H / 2, W / 2)."""
         return torch.cat((self.cv2(self.cv1(x)), self.cv3(self.pool(x))), dim=1)
 
 
@@ -106,7 +106,7 @@ class SPPCSPC(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, cout, H, W)."""
+        """Map (B, C, H, W) to (B, cout, H, W)."""
         inner = self.cv4(self.cv3(self.cv1(x)))
         # Windows of 9 and 13 equal a window of 5 applied two and three times.
         pools, window = [inner], POOLS[0]
@@ -120,7 +120,7 @@ class Reorg(nn.Module):
     """Space to depth in the order (even row, even column), (odd, even), (even, odd), (odd, odd)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, 4 C, H / 2, W / 2)."""
+        """Map (B, C, H, W) to (B, 4 C, H / 2, W / 2)."""
         even, odd = x[..., ::2, :], x[..., 1::2, :]
         return torch.cat((even[..., ::2], odd[..., ::2], even[..., 1::2], odd[..., 1::2]), dim=1)
 

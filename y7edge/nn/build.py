@@ -19,20 +19,20 @@ from y7edge.models.spec import IMAGE, Form, Row, Spec
 from y7edge.nn.blocks import SPPCSPC, Concat, ConvBlock, DownC, Reorg, RepConv, Sum
 from y7edge.nn.head import Head
 
-if hasattr(os, "register_at_fork"):  # in the child, a call of several threads would wait for ever
+if hasattr(os, "register_at_fork"):  # torch's threads do not survive a fork; using them would hang
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 _PROCESS = os.getpid()
 
 
 def set_threads(count: int) -> None:
-    """Set the number of threads that torch computes with.
+    """Set the number of torch's threads.
 
     Raises:
-        DeviceError: several, in a process that was forked after torch was imported here.
+        DeviceError: more than one, in a process that was forked after this module was imported.
     """
     if count > 1 and os.getpid() != _PROCESS:
         raise DeviceError(
-            f"threads is {count}, but torch has one thread in a forked process: leave it out, or "
+            f"threads is {count}, but torch has one thread in a forked process: omit threads, or "
             "start processes with multiprocessing's 'spawn'"
         )
     torch.set_num_threads(count)
@@ -86,8 +86,8 @@ class Model(nn.Module):
         """Run the rows; free each map after its last reader.
 
         Raises:
-            ConfigError: height or width is not a multiple of the largest stride; boxes would be off
-                even where the maps happen to fit.
+            ConfigError: height or width is not a multiple of the largest stride. Some such sizes
+                would run, but with wrong boxes.
         """
         height, width = images.shape[-2:]
         if height % self.spec.max_stride or width % self.spec.max_stride:
@@ -162,7 +162,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> Model:
     Raises:
         CheckpointError: the arrays don't fit the rows.
     """
-    # It may have been trained with an identity branch by override.
+    # The checkpoint may have been trained with allow_identity.
     model = Model(checkpoint.spec, allow_identity=True)
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in checkpoint.arrays.items()}
     try:
@@ -178,7 +178,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> Model:
 def to_checkpoint(
     model: Model, names: Sequence[str] | None = None, meta: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """Copy a module's rows, weights and anchors.
+    """Copy a module's rows, weights and anchors into a checkpoint.
 
     Args:
         model: any :class:`Model`.

@@ -1,6 +1,6 @@
-"""A session that runs a checkpoint's unfolded model with torch.
+"""Run the unfolded model of a checkpoint with torch, as a runtime session.
 
-``predict`` and ``val`` use it for checkpoints, and training validates with it through the same
+``predict`` and ``val`` use it for checkpoints. Training uses it for validation, with the same
 Detector that runs artifacts. It is not in the registry of runtimes, since it needs torch.
 """
 
@@ -30,7 +30,7 @@ DEVICES = ("cpu", "cuda", "cuda:N")
 def open(
     source: str | Path, options: SessionOptions, imgsz: tuple[int, int] | None = None
 ) -> EagerSession:
-    """Run a checkpoint file, or a variant's name with random weights.
+    """Open a session of a checkpoint file, or of a variant's name with random weights.
 
     ``imgsz`` is (height, width) of the input; None: as trained.
 
@@ -45,7 +45,7 @@ def open(
 
 
 def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
-    """Return the manifest of a checkpoint that a Detector runs unfolded.
+    """Return the manifest of an unfolded checkpoint, for a Detector.
 
     Raises:
         ConfigError: the size is not a multiple of the largest stride.
@@ -80,7 +80,7 @@ class EagerSession(Session):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         assert self._model is not None
         images = torch.from_numpy(np.ascontiguousarray(feeds["images"])).to(self._device)
-        # TF32 keeps 10 bits of the mantissa: not fp32.
+        # TF32 has a mantissa of 10 bits only.
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             heads = self._model(images)
         return {

@@ -1,4 +1,4 @@
-"""The detection head: 1x1 convolutions, implicit knowledge, auxiliary convolutions, decoding."""
+"""Define the detection head: 1x1 convolutions, implicit knowledge, auxiliary head, decoding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from y7edge.models.shapes import convolutions
 from y7edge.models.spec import Spec
 
-# Initial biases expect 8 objects in an image of this size, and equally rare classes (published
-# recipe; 640 for P6 models too).
+# Initial biases assume 8 objects in an image of this size, and equally rare classes (published
+# recipe; 640 also for P6 models).
 PRIOR_OBJECTS = 8
 PRIOR_SIZE = 640
 PRIOR_CLASS = 0.6
@@ -73,8 +73,8 @@ class Head(nn.Module):
     def decode(self, heads: Sequence[Tensor]) -> Tensor:
         """Decode raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in pixels, then probabilities.
 
-        N runs over levels, anchors, rows, columns. The centre reaches half a cell beyond its own,
-        the size up to four times the anchor.
+        N runs over levels, anchors, rows, columns. Centres lie at most half a cell outside of their
+        cell; sizes are at most four times the anchor's.
         """
         decoded = []
         for level, (raw, stride) in enumerate(zip(heads, self.strides, strict=True)):

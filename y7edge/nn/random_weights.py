@@ -1,7 +1,7 @@
-"""Seeded random weights that behave like trained ones, so that every command can be tried.
+"""Create seeded random weights whose outputs resemble those of trained ones, to try commands.
 
 With plain random initialisation scores hardly differ. Here BatchNorm statistics are calibrated on
-synthetic images, so that activations keep unit size, and heads are scaled so that scores spread
+synthetic images, so that activations have unit variance, and heads are scaled so that scores spread
 over 0 to 1.
 """
 
@@ -21,8 +21,8 @@ from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 from y7edge.nn.build import Model, to_checkpoint
 
-# Standard deviations of the raw outputs. A trained objectness is low nearly everywhere, with few,
-# well-spread exceptions: so it is wide around a low mean.
+# Standard deviations of the raw outputs. Trained objectness is low in nearly all cells, and spread
+# widely in the others: hence a large deviation around a low mean.
 BOX, OBJECTNESS, CLASSES = 0.8, 5.0, 2.0
 IMAGES = 4
 
@@ -61,7 +61,7 @@ def _generator(key: str, seed: int) -> np.random.Generator:
 
 
 def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Seed by key, so that layers common to two variants get equal weights."""
+    """Draw a weight, seeded by its key: layers common to two variants get equal weights."""
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     noise = _generator(key, seed).standard_normal(shape, dtype=np.float32)
@@ -69,8 +69,8 @@ def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if norm and entry == "bias":
         return noise * np.float32(0.5)
     if norm:
-        # Small gains keep activations where SiLU is nearly linear: with gains of 1 an image of
-        # other contrast would fade, or grow, in every layer.
+        # Small gains keep activations where SiLU is nearly linear. With gains of 1, activations of
+        # images with another contrast would shrink or grow in every layer.
         gain, spread = (0.2, 0.02) if entry == "weight" else (1.0, 0.1)
         return noise * np.float32(spread) + np.float32(gain)
     if ".add." in key or ".mul." in key:
@@ -83,7 +83,7 @@ def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def _calibrate(model: Model, seed: int) -> None:
-    """Set BatchNorm statistics by layer to those of synthetic images, then scale the heads."""
+    """Set BatchNorm statistics to those of synthetic images, then scale the heads."""
     model.eval()
     hooks = [
         module.register_forward_pre_hook(_take_statistics)
@@ -101,9 +101,9 @@ def _calibrate(model: Model, seed: int) -> None:
         target = torch.full_like(mean, BOX)
         middle = torch.zeros_like(mean)
         target[:, 4], target[:, 5:] = OBJECTNESS, CLASSES
-        # The best cell of these scenes gets a low score: other images have better ones.
+        # The best cell of these scenes gets a low score, since cells of other images score higher.
         middle[:, 4] = -1 - OBJECTNESS * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
-        # So does its best class: subtract the median of the largest of nc normal values.
+        # The same for its best class: subtract the median of the maximum of nc normal values.
         middle[:, 5:] = -CLASSES * NormalDist().inv_cdf(0.5 ** (1 / model.spec.nc))
         gain = (target / deviation).flatten()
         conv.weight.mul_(gain[:, None, None, None])
@@ -115,8 +115,8 @@ def _take_statistics(norm: nn.Module, inputs: tuple[Tensor]) -> None:
     assert norm.running_var is not None
     variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
     norm.running_mean.copy_(mean)
-    # One variance for the layer: a channel that is flat on these images would otherwise explode on
-    # others. The values drawn at random (about 1) keep the channels different.
+    # One variance per layer: a channel that is constant on these images would otherwise explode on
+    # others. The random values (about 1) keep the channels different.
     norm.running_var.abs_().clamp_(min=0.5).mul_(variance.mean())
 
 

@@ -1,4 +1,4 @@
-"""Open what a user names: a model's name or a checkpoint file."""
+"""Open a checkpoint by its path, or create one from a model's name."""
 
 from __future__ import annotations
 

@@ -72,9 +72,9 @@ BOMBS = {
 
 @pytest.mark.parametrize("container", ["zip", "legacy"])
 @pytest.mark.parametrize("value", BOMBS.values(), ids=list(BOMBS))
-def test_a_pickle_that_would_take_all_time_or_memory(tmp_path, value, container):
+def test_expensive_pickle_is_refused_or_fast(tmp_path, value, container):
     path = hostile.write(tmp_path / "m.pt", hostile.program(value), container)
-    refused(path, "a YOLOv7 checkpoint never does|holds a damaged pickle")
+    refused(path, "unlike any YOLOv7 checkpoint|has a damaged pickle")
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_a_pickle_that_would_take_all_time_or_memory(tmp_path, value, container)
     )],
     ids=["a list in itself", "nested lists", "integers as keys"],
 )  # fmt: skip
-def test_a_pickle_that_is_only_large(tmp_path, value):
-    refused(hostile.write(tmp_path / "m.pt", hostile.program(value), "zip"), "no model in it")
+def test_large_harmless_pickle_is_read(tmp_path, value):
+    refused(hostile.write(tmp_path / "m.pt", hostile.program(value), "zip"), "no model")
 
 
-def test_state_as_torch_writes_it_stays_readable(tmp_path):
+def test_optimizer_state_of_torch_is_read(tmp_path):
     state = {0: {"step": 3}, 140_203_123_456_789: {"step": 4}, "names": {"a", "b"}}
     data = pickle.dumps(state, protocol=2)
     path = hostile.write_zip(tmp_path / "m.pt", data)
@@ -96,13 +96,13 @@ def test_state_as_torch_writes_it_stays_readable(tmp_path):
         assert file.value == state
 
 
-def test_the_preamble_of_a_legacy_stream_is_short(tmp_path):
+def test_long_preamble_is_refused(tmp_path):
     path = tmp_path / "m.pt"
     path.write_bytes(hostile.program(b"(" + b"N" * 5000 + b"l"))
     refused(path, "longer than 1000 opcodes")
 
 
-def test_a_long_legacy_stream_is_not_read(tmp_path, monkeypatch):
+def test_long_legacy_stream_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(container, "_MAX_STREAM", 1000)
     path = hostile.write_legacy(tmp_path / "m.pt", hostile.program(items([b"K\x01"] * 2000)))
     refused(path, "save it with torch 1.6 or newer")
@@ -137,13 +137,13 @@ def directory(count, size=None):
     ],
     ids=["million", "many", "lying", "empty", "short", "zeros"],
 )
-def test_directories(tmp_path, content, match):
+def test_invalid_zip_directories_are_refused(tmp_path, content, match):
     (tmp_path / "m.pt").write_bytes(content)
     refused(tmp_path / "m.pt", match)
 
 
 @pytest.mark.parametrize("offset", [6, 8])
-def test_an_encrypted_record(tmp_path, offset):
+def test_encrypted_record_is_refused(tmp_path, offset):
     path = hostile.write_zip(tmp_path / "m.pt", hostile.program(b"}"))
     data = bytearray(path.read_bytes())
     data[data.find(b"PK\x03\x04" if offset == 6 else b"PK\x01\x02") + offset] |= 1
@@ -151,7 +151,7 @@ def test_an_encrypted_record(tmp_path, offset):
     refused(path)
 
 
-def test_overlapping_records(tmp_path):
+def test_overlapping_records_are_refused(tmp_path):
     path = hostile.write_zip(tmp_path / "m.pt", hostile.program(b"}"), {"data/0": bytes(100_000)})
     with zipfile.ZipFile(path) as archive:
         at = next(i for i in archive.infolist() if i.filename.endswith("data/0")).header_offset
@@ -165,14 +165,14 @@ def test_overlapping_records(tmp_path):
     size, start = len(copies), struct.unpack("<I", data[end + 16 : end + 20])[0]
     tail = b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, 40, 40, size, start, 0)
     path.write_bytes(bytes(data[:start]) + copies + tail)
-    refused(path, "twice|claim|damaged|record")
+    refused(path, "duplicate|damaged|record")
 
 
 # --- the file -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_what_is_no_file(tmp_path, suffix):
+def test_non_regular_files_are_refused(tmp_path, suffix):
     pipe, folder, device = (tmp_path / f"{name}{suffix}" for name in ("pipe", "folder", "device"))
     os.mkfifo(pipe)
     folder.mkdir()
@@ -183,7 +183,7 @@ def test_what_is_no_file(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_file_cut_off_while_it_is_open(tmp_path, legacy):
+def test_file_truncated_while_open(tmp_path, legacy):
     torch = pytest.importorskip("torch")
     state = {f"w{index}": torch.full((50_000,), float(index)) for index in range(10)}
     path = published.write(tmp_path / "m.pt", state, legacy=legacy)

@@ -91,7 +91,7 @@ def test_torch_tensors_load_strictly(form):
     assert torch.equal(module.state_dict()["rows.77.lead.1.bias"], state["model.77.m.1.bias"])
 
 
-def test_missing_counters_become_zero_of_the_same_kind():
+def test_missing_counters_become_zero_of_the_same_library():
     state = {k: v for k, v in golden("yolov7-tiny").items() if "num_batches" not in k}
     counter = convert(state, "yolov7-tiny")["rows.0.bn.num_batches_tracked"]
     assert isinstance(counter, np.ndarray) and counter.dtype == np.int64 and counter == 0
@@ -114,7 +114,7 @@ def renamed(pattern, replacement):
         (without(r"^model\.4\.conv"), r"missing model\.4\.conv\.weight; expected 343"),
         (without(r"77\.anchors"), r"missing model\.77\.anchors"),
         (lambda s: {**s, "model.8.w": s["model.0.bn.bias"]}, r"unexpected model\.8\.w"),
-        (lambda s: {**s, "model.4.conv.weight": np.zeros((1, 1, 1, 1))}, "models of other widths"),
+        (lambda s: {**s, "model.4.conv.weight": np.zeros((1, 1, 1, 1))}, "other widths"),
         (lambda s: {**s, "model.4.conv.weight": 3.0}, "has shape None"),
         (lambda s: {**s, "model.77.m.0.weight": np.zeros((256, 128, 1, 1))}, "256 outputs"),
         (lambda s: {**s, "model.77.m.0.weight": np.zeros((15, 128, 1, 1))}, "15 outputs"),
@@ -132,7 +132,7 @@ def test_other_weights_are_refused(change, match):
         convert(change(golden("yolov7-tiny")), "yolov7-tiny")
 
 
-def test_the_name_must_fit():
+def test_name_must_match_the_keys():
     state = golden("yolov7")
     with pytest.raises(CheckpointError, match="weights of yolov7 in training form, not of yolov7x"):
         convert(state, "yolov7x")

@@ -91,7 +91,7 @@ def test_a_pinned_batch_is_a_copy_that_frees_its_slot(monkeypatch):
 def test_too_large_memory_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     BatchMemory(2, 400)
-    with pytest.raises(ConfigError, match=r"take 0\.0 MB, .*: take fewer workers or a"):
+    with pytest.raises(ConfigError, match=r"take 0\.0 MB, .*: use fewer workers or a"):
         BatchMemory(2, 401)
 
 

@@ -112,7 +112,7 @@ def numbers(count=1, **arguments):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (signal.SIGKILL, r"\(process \d+\) was killed, .* memory ran out: take fewer workers"),
+        (signal.SIGKILL, r"\(process \d+\) was killed, .* memory ran out: use fewer workers"),
         (signal.SIGBUS, r"bus error, .* shared memory: enlarge /dev/shm"),
         (signal.SIGTERM, r"ended with exit code -15: --workers 0"),
     ],

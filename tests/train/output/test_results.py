@@ -69,7 +69,7 @@ def test_the_folder_of_a_run_that_is_going_on(tmp_path):
     with ExitStack() as held:
         folder.claim(tmp_path, held)
         (tmp_path / "results.csv").touch()
-        with pytest.raises(ConfigError, match="a run is going on in this folder"):
+        with pytest.raises(ConfigError, match="another run is using this folder"):
             folder.check_free(tmp_path)
     with pytest.raises(ConfigError, match="already holds a run"):
         folder.check_free(tmp_path)

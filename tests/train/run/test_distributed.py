@@ -301,7 +301,7 @@ def test_missing_machines_are_not_waited_for(monkeypatch):
 
 
 def test_precision_is_the_one_asked_for_or_none():
-    with pytest.raises(DeviceError, match="take --precision bf16 or fp32"):
+    with pytest.raises(DeviceError, match="use --precision bf16 or fp32"):
         open_fabric(TrainConfig(data="", device="cpu", precision="16-mixed"))
 
 

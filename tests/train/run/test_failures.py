@@ -110,7 +110,7 @@ def test_of_two_runs_in_one_folder_one_is_refused(data, tmp_path):
     words = ["--data", data, "--width", 0.125, "--imgsz", 64, "--batch", 2, "--no-report"]
     (code, _), (other, output) = together(*words, "--epochs", 20, "--out", out)
     assert (code, other) == (0, 1)
-    assert re.search(r"error: .*(a run is going on|already holds a run)", output)
+    assert re.search(r"error: .*(another run is using|already holds a run)", output)
     assert weights.load(out / "last.safetensors").meta["epoch"] == 20
 
 
@@ -121,19 +121,19 @@ def test_of_two_that_resume_one_run_one_is_refused(data, tmp_path):
         train(config(data, out, epochs=20), progress=Recorder((2, 1)))
     (code, _), (other, output) = together("--resume", out)
     assert (code, other) == (0, 1), output
-    assert re.search(r"error: .*(a run is going on|the run is finished)", output)
+    assert re.search(r"error: .*(another run is using|the run is finished)", output)
     assert "Traceback" not in output
 
 
 def test_a_claimed_folder_is_refused_until_its_owner_ends(data, stopped):
     with ExitStack() as held:
         folder.claim(stopped, held)
-        with pytest.raises(ConfigError, match="a run is going on in this folder"):
+        with pytest.raises(ConfigError, match="another run is using this folder"):
             resume(stopped)
         for name in ("state", "state-previous", "last", "best"):
             (stopped / f"{name}.safetensors").unlink(missing_ok=True)
         (stopped / "results.csv").unlink()
-        with pytest.raises(ConfigError, match="a run is going on in this folder"):
+        with pytest.raises(ConfigError, match="another run is using this folder"):
             train(config(data, stopped))
     train(config(data, stopped))
 
@@ -156,7 +156,7 @@ def test_a_lock_is_released_by_the_death_of_its_owner(tmp_path):
         [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert owner.stdout.readline() == b"held\n"
-    with pytest.raises(ConfigError, match="going on"):
+    with pytest.raises(ConfigError, match="another run"):
         folder.claim(tmp_path, ExitStack())
     owner.kill()
     owner.communicate()
@@ -462,7 +462,7 @@ def test_a_full_disk_ends_the_events_with_a_warning(data, tmp_path, whole, monke
     monkeypatch.setattr(Path, "open", opened)
     train(config(data, tmp_path / "run"))
     (line,) = caplog.messages
-    assert "tensorboard: not written any more: the disk is full" in line
+    assert "tensorboard: no longer written: the disk is full" in line
     assert_equal_runs(tmp_path / "run", whole)
 
 

@@ -258,7 +258,7 @@ def test_state_that_does_not_fit_the_run_gives_way(tmp_path):
 def test_message_names_the_usable_weights(tmp_path):
     state.save(some(1), tmp_path)
     cut(tmp_path / STATE)
-    with pytest.raises(CheckpointError, match="nor weights of a finished epoch"):
+    with pytest.raises(CheckpointError, match="no weights of a finished epoch"):
         load(tmp_path)
     (tmp_path / "last.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"truncated.*--weights .*last.safetensors"):

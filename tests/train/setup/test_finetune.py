@@ -80,8 +80,7 @@ def test_head_rows_follow_the_class_names():
         assert torch.equal(model.head.add[level], old.head.add[level])
     assert copied.entries == copied.total
     assert copied.notes == (
-        "head rows of boxes and objectness carried over; of classes by name: HORSE , cat; "
-        "new: cow, sheep",
+        "head: boxes and objectness copied; classes copied by name: HORSE , cat; new: cow, sheep",
     )
 
 
@@ -107,7 +106,7 @@ def test_deploy_form_starts_with_equal_outputs(aux):
         ours, theirs = model.eval()(images), from_checkpoint(deploy)(images)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     (note,) = copied.notes
-    assert "deploy form: implicit vectors start neutral" in note
+    assert "deploy form: implicit vectors start without effect" in note
     assert ("auxiliary heads start from scratch" in note) == aux
     if aux:
         last = model.spec.head.index
@@ -145,7 +144,7 @@ def test_training_form_with_auxiliary_heads_serves_a_model_without():
         (("a", "b"), ("b", "a"), ((0, 1), (1, 0)), "by name: b, a; new: none"),
         (("a", "b"), ("c", "d"), (), "by name: none; new: c, d"),
         (("a", "a"), ("a",), ((0, 0),), "by name: a; new: none"),
-        (("0", "1"), ("x", "y"), ((0, 0), (1, 1)), "name no classes; their 2 are taken in order"),
+        (("0", "1"), ("x", "y"), ((0, 0), (1, 1)), "their 2 classes are used in order"),
         (("0", "1"), ("x", "1", "z"), ((1, 1),), "by name: 1; new: x, z"),
     ],
 )
@@ -158,7 +157,7 @@ def test_class_map(old, new, pairs, note):
 def test_eighty_unnamed_classes_are_those_of_coco():
     found = class_map(default_names(80), ("Zebra", "giraffe", "blood cell"))
     assert found.pairs == ((0, 22), (1, 23))
-    assert found.note.endswith("new: blood cell, taking its 80 unnamed classes as those of COCO")
+    assert found.note.endswith("new: blood cell; assumed COCO's names for its 80 unnamed classes")
     assert len(set(COCO_NAMES)) == 80
     assert (COCO_NAMES[0], COCO_NAMES[55], COCO_NAMES[79]) == ("person", "cake", "toothbrush")
 

@@ -63,11 +63,11 @@ def test_a_run_starts_again_without_its_weights(trained):
 
 def test_other_classes_are_reported(trained):
     (note,) = start_model(config(weights=trained), ("dog", "bus", "car")).notes
-    assert note.endswith("of classes by name: dog; new: bus, car")
+    assert note.endswith("copied by name: dog; new: bus, car")
 
 
 def test_model_name_is_not_a_file_of_weights():
-    with pytest.raises(ConfigError, match=r"no weights: .* --model yolov7 "):
+    with pytest.raises(ConfigError, match=r"found a model.s name; .* --model yolov7$"):
         start_model(config(weights="yolov7"), NAMES)
     with pytest.raises(CheckpointError, match="no such file"):
         start_model(config(weights="yolov8.pt"), NAMES)

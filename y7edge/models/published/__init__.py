@@ -1,1 +1,1 @@
-"""Reading the checkpoints that the authors of YOLOv7 published (``.pt``), without torch."""
+"""Read the checkpoints published by the authors of YOLOv7 (``.pt``), without torch."""

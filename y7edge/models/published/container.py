@@ -37,20 +37,21 @@ _PROTOCOL = 1001
 _PREAMBLE = 1000  # opcodes of each pickle in front of the value; usual are about 20
 _LENGTH = struct.Struct("<q")
 _PICKLES = b"\x80c("  # how pickles start: PROTO, or in protocol 0 GLOBAL and MARK
-_TAR = slice(257, 262)  # where a tar archive says "ustar"
+_TAR = slice(257, 262)  # position of "ustar" in a tar archive
 _AGAIN = "copy or download it again"
+_BYTE_ORDER = "byte order is not little-endian; save the file again on a little-endian machine"
 
 
 @dataclass(frozen=True)
 class Container:
-    """An open file: its value, and access to its tensors while it is open."""
+    """The content of an open file; tensors can be read until it is closed."""
 
     kind: str  # "zip" or "legacy stream"
     value: Any
     _read: Callable[[Storage], bytes]
 
     def array(self, tensor: Tensor) -> NDArray[Any]:
-        """Read a tensor, read-only; only the last storage is cached, so read by storage."""
+        """Read a tensor, read-only. Only the last storage is cached: read tensors by storage."""
         return tensor.read(self._read(tensor.storage))
 
 
@@ -59,7 +60,7 @@ def opened(path: Path) -> Iterator[Container]:
     """Open a file that ``torch.save`` wrote and read its pickle.
 
     Raises:
-        CheckpointError: no such file, of another format, damaged, or refused as unsafe.
+        CheckpointError: the file is missing, damaged, unsafe, or has another format.
     """
     with checkpoint.opened(path) as stream:
         start = stream.read(len(_ZIP))
@@ -71,9 +72,9 @@ def opened(path: Path) -> Iterator[Container]:
 
 
 class _Bounded:
-    """A stream that refuses large reads; ``most`` bounds the directory of a zip, then is lifted.
+    """A stream that refuses to read more than ``most`` bytes at once.
 
-    zipfile reads the directory at once, whatever size the file says, and keeps all of its entries.
+    This limits a zip's directory, which zipfile reads at once, with the size that the file states.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -81,7 +82,7 @@ class _Bounded:
         self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
 
     def read(self, size: int = -1) -> bytes:
-        """Read as the stream does; BadZipFile for more than ``most`` bytes."""
+        """Read from the stream; BadZipFile for more than ``most`` bytes."""
         if size > self.most:
             raise zipfile.BadZipFile(f"a directory of {size} bytes, expected at most {self.most}")
         return self._stream.read(size)
@@ -105,9 +106,7 @@ def _zip(path: Path, stream: BinaryIO) -> Iterator[Container]:
                 raise CheckpointError(f"{path}: record {name}: {error}; {_AGAIN}") from error
 
         if "byteorder" in records and content("byteorder") != b"little":
-            raise CheckpointError(
-                f"{path}: not of little-endian byte order; save it again on such a machine"
-            )
+            raise CheckpointError(f"{path}: {_BYTE_ORDER}")
         value, storages = load(io.BytesIO(content("data.pkl")), str(path))
         _check_lengths(path, storages, records)
 
@@ -128,13 +127,13 @@ def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
         name = info.filename.partition("/")[2]
         _check_record(path, info, found[0].filename.partition("/")[0])
         if name in records:
-            raise CheckpointError(f"{path}: record {name!r} is there twice; {_AGAIN}")
+            raise CheckpointError(f"{path}: duplicate record {name!r}; {_AGAIN}")
         records[name] = info
     # Overlapping records could each declare the size of the whole file.
     size = path.stat().st_size
     if (claimed := sum(info.file_size for info in found)) > size:
         raise CheckpointError(
-            f"{path}: its records claim {claimed} bytes in a file of {size}; {_AGAIN}"
+            f"{path}: its records have {claimed} bytes in a file of {size}; {_AGAIN}"
         )
     if "constants.pkl" in records:
         raise CheckpointError(
@@ -142,7 +141,7 @@ def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
             "not a checkpoint; take the .pt file that it was traced from"
         )
     if "data.pkl" not in records:
-        raise CheckpointError(f"{path}: a zip archive without data.pkl, torch.save writes one")
+        raise CheckpointError(f"{path}: a zip archive without data.pkl; expected a .pt checkpoint")
     if records["data.pkl"].file_size > MAX_BYTES:
         raise CheckpointError(f"{path}: its data.pkl is larger than {MAX_BYTES} bytes")
     return records
@@ -153,14 +152,14 @@ def _check_record(path: Path, info: zipfile.ZipInfo, folder: str) -> None:
     strange = {"", ".", ".."} & set(parts) or "\\" in info.filename or ":" in info.filename
     if strange or len(parts) < 2 or parts[0] != folder:
         raise CheckpointError(
-            f"{path}: record {info.filename[:80]!r}, expected all of them in one folder; "
+            f"{path}: record {info.filename[:80]!r}, expected all records in one folder; "
             "torch.save did not write this file"
         )
     stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
     if not stored or info.flag_bits & _ENCRYPTED:
         raise CheckpointError(
-            f"{path}: record {info.filename[:80]!r} is compressed or encrypted; torch.save stores "
-            "records as they are: save the checkpoint again with it"
+            f"{path}: record {info.filename[:80]!r} is compressed or encrypted, expected an "
+            "uncompressed one; save the checkpoint again with torch.save"
         )
 
 
@@ -172,8 +171,8 @@ def _check_lengths(
         found = None if record is None else record.file_size
         if found != storage.nbytes:
             raise CheckpointError(
-                f"{path}: storage {key} has {found or 'no'} bytes, its pickle says "
-                f"{storage.nbytes}; {_AGAIN}"
+                f"{path}: storage {key} has {found or 'no'} bytes, expected {storage.nbytes} by "
+                f"its pickle; {_AGAIN}"
             )
 
 
@@ -189,12 +188,12 @@ def _legacy(path: Path, stream: BinaryIO) -> Iterator[Container]:
             f"{path}: a stream of more than {_MAX_STREAM} bytes; save it with torch 1.6 or newer"
         )
     pickles = io.BytesIO(content)
-    _check_preamble(path, pickles, content)  # again, to stand behind it
+    _check_preamble(path, pickles, content)  # again, to move behind it
     value, storages = load(pickles, str(path))
     keys, _ = load(pickles, str(path), 3 * MAX_RECORDS)
     listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not listed or sorted(keys) != sorted(storages):
-        raise CheckpointError(f"{path}: its list of storages is not that of its pickle")
+        raise CheckpointError(f"{path}: its list of storages does not match its pickle; {_AGAIN}")
     places = _places(path, content, pickles.tell(), [storages[key] for key in keys])
 
     @lru_cache(maxsize=1)
@@ -207,12 +206,12 @@ def _legacy(path: Path, stream: BinaryIO) -> Iterator[Container]:
 def _check_preamble(path: Path, pickles: io.BytesIO, content: bytes) -> None:
     """Check the three pickles in front of the value."""
     other = (
-        f"{path}: neither of the formats of torch.save (a zip container, or a stream that starts "
-        "with its magic number); expected a .pt checkpoint"
+        f"{path}: not a file of torch.save (a zip container, or a stream that starts with its "
+        "magic number); expected a .pt checkpoint"
     )
     if content[0] not in _PICKLES or content[_TAR] == b"ustar":
         raise CheckpointError(other)
-    # Loading it also reports what a bare pickle would call.
+    # For a bare pickle, this reports the function that it would call.
     magic, _ = load(pickles, str(path), _PREAMBLE)
     if magic != _MAGIC:
         raise CheckpointError(other)
@@ -221,23 +220,21 @@ def _check_preamble(path: Path, pickles: io.BytesIO, content: bytes) -> None:
     if protocol != _PROTOCOL or not isinstance(machine, dict):
         raise CheckpointError(f"{path}: a stream of an unknown version; save it with a newer torch")
     if machine.get("little_endian") is not True:
-        raise CheckpointError(
-            f"{path}: not of little-endian byte order; save it again on such a machine"
-        )
+        raise CheckpointError(f"{path}: {_BYTE_ORDER}")
 
 
 def _places(path: Path, content: bytes, at: int, storages: list[Storage]) -> dict[str, slice]:
-    """Return where each storage's bytes are; they follow each other from position ``at``."""
+    """Return the position of each storage's bytes; storages are consecutive from ``at`` on."""
     places: dict[str, slice] = {}
     for storage in storages:
         start = at + _LENGTH.size
         at = start + storage.nbytes
         if at > len(content):
-            raise CheckpointError(f"{path}: cut short inside of storage {storage.key}; {_AGAIN}")
+            raise CheckpointError(f"{path}: truncated inside storage {storage.key}; {_AGAIN}")
         if (length := _LENGTH.unpack_from(content, start - _LENGTH.size)[0]) != storage.length:
             raise CheckpointError(
-                f"{path}: storage {storage.key} has {length} elements, its pickle says "
-                f"{storage.length}; {_AGAIN}"
+                f"{path}: storage {storage.key} has {length} elements, expected {storage.length} "
+                f"by its pickle; {_AGAIN}"
             )
         places[storage.key] = slice(start, at)
     return places

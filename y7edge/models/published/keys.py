@@ -1,7 +1,7 @@
 """Translate the keys of published weights, and identify their variant.
 
 Published keys are ``model.{row}.{member}``: our rows with other member names. The head's row and
-its implicit tensors identify variant and form; only the two tiny models look the same.
+its implicit tensors identify variant and form, except that the two tiny models have equal keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from y7edge.models.checkpoint import COUNTER, check_keys
 from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 
-# Our member name to the published one; no result matches another pattern.
+# Our member names and the published ones; no published name matches another pattern.
 _MEMBERS = (
     (re.compile(r"^dense\.conv\."), "rbr_dense.0."),
     (re.compile(r"^dense\.bn\."), "rbr_dense.1."),
@@ -34,7 +34,7 @@ _MEMBERS = (
 _HEAD = re.compile(r"model\.(\d+)\.m\.0\.weight")
 _IMPLICIT = re.compile(r"model\.\d+\.i[am]\.\d+\.implicit")
 _FOLDED = re.compile(r"model\.\d+\.(?:rbr_reparam|conv|cv\d+\.conv)\.bias")
-_ANCHOR_GRID = ".anchor_grid"  # ``anchors`` again, in pixels
+_ANCHOR_GRID = ".anchor_grid"  # a copy of ``anchors`` in pixels
 
 PublishedForm = Literal["training", "deploy"]
 
@@ -59,15 +59,15 @@ def _variants() -> dict[tuple[int, PublishedForm], tuple[str, ...]]:
 
 
 def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], PublishedForm]:
-    """Return the variants that the keys fit, and their form.
+    """Return the variants that have these keys, and their form.
 
     Raises:
         CheckpointError: weights of another graph, or folded ones.
     """
     if any(_FOLDED.fullmatch(key) for key in state):
         raise CheckpointError(
-            f"{source}: already folded weights (convolutions with a bias, no BatchNorm), which can "
-            "be neither trained nor proved; take the .pt file from before the fold"
+            f"{source}: already folded weights (convolutions with a bias, no BatchNorm), which "
+            "cannot be trained or proved; use the .pt file from before the folding"
         )
     heads = [int(match[1]) for key in state if (match := _HEAD.fullmatch(key))]
     implicit = any(_IMPLICIT.fullmatch(key) for key in state)
@@ -81,16 +81,15 @@ def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], Pu
     else:
         found = f"{len(heads)} detection heads (model.N.m.0.weight) among {len(state)} entries"
     raise CheckpointError(
-        f"{source}: {found}, which is none of the detection models {', '.join(registry.names())}; "
-        "mask, pose and u6 files are other graphs, and changed configurations are not read"
+        f"{source}: {found}, expected one of the detection models {', '.join(registry.names())}; "
+        "mask, pose and u6 models and changed configurations are not supported"
     )
 
 
 def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, dict[str, Any]]:
     """Return the spec, and the weights under our keys in our order.
 
-    Values, anything with a ``shape``, are not changed. BatchNorm counters that old files lack
-    become zero.
+    Values, anything with a ``shape``, are not changed. Missing BatchNorm counters become zero.
 
     Raises:
         CheckpointError: keys or shapes are not those of the variant.
@@ -101,7 +100,7 @@ def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, d
     if name not in fitting:
         raise CheckpointError(
             f"{source}: weights of {' or '.join(fitting)} in {form} form, not of {name}; "
-            "give that name"
+            "pass that name"
         )
     spec = registry.get(name, nc=_classes(state, source), form=form)
     expected = {published_key(key): (key, shape) for key, shape in weight_shapes(spec).items()}
@@ -114,7 +113,7 @@ def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, d
         if _shape(found[published]) != shape:
             raise CheckpointError(
                 f"{source}: {published} has shape {_shape(found[published])}, expected {shape} for "
-                f"{name} with {spec.nc} classes; models of other widths are not read"
+                f"{name} with {spec.nc} classes; other widths are not supported"
             )
     return spec, {key: found[published] for published, (key, _) in expected.items()}
 
@@ -137,7 +136,7 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _zero_like(value: Any) -> Any:
-    """Return an int64 zero: a torch scalar beside torch tensors, else numpy's."""
+    """Return an int64 zero: of torch if ``value`` is a torch tensor, else of numpy."""
     if hasattr(value, "new_zeros"):
         return value.new_zeros(()).long()
     return np.zeros((), dtype=np.int64)

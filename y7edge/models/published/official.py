@@ -1,7 +1,7 @@
 """Read published ``.pt`` checkpoints without torch and without executing their pickle.
 
 Such a file pickles the whole model object. :mod:`y7edge.models.published.unpickle` rebuilds it from
-inert stand-ins, here its weights are collected as torch does (``_modules``, ``_parameters``,
+inert stand-ins. This module collects its weights as torch does (``_modules``, ``_parameters``,
 ``_buffers``), and :mod:`y7edge.models.published.keys` renames them.
 """
 
@@ -25,7 +25,7 @@ from y7edge.models.published.keys import identify, translate
 from y7edge.models.published.unpickle import PickledArray, StandIn, Tensor
 from y7edge.models.spec import BN_EPS, LEAKY_SLOPE, Anchors, Spec
 
-MAX_DEPTH = 16  # of modules inside of modules; published models have 6
+MAX_DEPTH = 16  # of nested modules; published models have 6
 MAX_MODULES = 50_000  # visited in one model; yolov7-e6e has about 1100
 
 LICENCE = "not stated in the file; the weights that the YOLOv7 authors publish are under GPL-3.0"
@@ -37,7 +37,7 @@ _ACTIVATION = "torch.nn.modules.activation."
 
 @dataclass
 class _Model:
-    """Weights by published key, and what the keys do not contain."""
+    """Weights by published key, activations and class names."""
 
     source: str
     entry: str  # "ema", "model", "bare model" or "state dict"
@@ -51,12 +51,12 @@ def convert(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Convert published keys to those of ``create(name, form=...).load_state_dict(strict=True)``.
 
     Form and number of classes follow from the keys. Values, tensors or arrays, are not changed;
-    ``anchor_grid`` is dropped, and BatchNorm counters that old files lack become zero. ``name`` is
-    one of :func:`y7edge.models.names`.
+    ``anchor_grid`` is dropped, and missing BatchNorm counters become zero. ``name`` is one of
+    :func:`y7edge.models.names`.
 
     Raises:
         CheckpointError: the keys or shapes are not those of the variant.
-        ConfigError: no such variant.
+        ConfigError: ``name`` is unknown.
     """
     return translate(state_dict, name, "the state dict")[1]
 
@@ -99,8 +99,8 @@ def _model(value: Any, source: str) -> _Model:
     if isinstance(value, dict):
         found = f"the entries {[str(key)[:40] for key in list(value)[:8] if isinstance(key, str)]}"
     raise CheckpointError(
-        f"{source}: no model in it: found {found}, expected a model, its state dict, or a "
-        "dictionary with 'ema' or 'model'"
+        f"{source}: no model: found {found}, expected a model, a state dict, or a dictionary with "
+        "'ema' or 'model'"
     )
 
 
@@ -110,7 +110,7 @@ def _walk(model: _Model, module: StandIn, prefix: str, depth: int) -> None:
     if depth > MAX_DEPTH or model.modules > MAX_MODULES:
         raise CheckpointError(
             f"{model.source}: more than {MAX_MODULES} modules, or nested deeper than {MAX_DEPTH}; "
-            "no YOLOv7 model is"
+            "expected a YOLOv7 model"
         )
     _check_settings(model, module, prefix)
     for group in ("_parameters", "_buffers"):
@@ -132,7 +132,7 @@ def _members(model: _Model, module: StandIn, group: str, prefix: str) -> list[tu
 
 
 def _check_settings(model: _Model, module: StandIn, prefix: str) -> None:
-    """Check what a state dict does not contain: BatchNorm's eps, the activation and its slope."""
+    """Check settings that state dicts do not contain: BatchNorm's eps, activation and slope."""
     kind = module.qualified_name
     if kind.startswith(_BATCHNORM):
         expected, setting = BN_EPS, "eps"
@@ -147,9 +147,8 @@ def _check_settings(model: _Model, module: StandIn, prefix: str) -> None:
     if not isinstance(value, float) or not math.isclose(value, expected, rel_tol=1e-6):
         shown = value if isinstance(value, float) else f"of type {type(value).__name__}"
         raise CheckpointError(
-            f"{model.source}: {prefix.removesuffix('.')!r} has {setting} {shown}, every YOLOv7 has "
-            f"{expected}; its weights would give other results here: train it on from them with "
-            f"{expected}"
+            f"{model.source}: {prefix.removesuffix('.')!r} has {setting} {shown}, expected "
+            f"{expected} as in every YOLOv7; fine-tune the model with {expected}"
         )
 
 
@@ -161,8 +160,8 @@ def _variant(model: _Model) -> str:
     if not fitting:
         raise CheckpointError(
             f"{model.source}: activations {', '.join(sorted(model.activations))[:200]}, expected "
-            f"{' or '.join(expected.values())} alone for {' or '.join(names)}; a changed "
-            "configuration is not read"
+            f"only {' or '.join(expected.values())} for {' or '.join(names)}; changed "
+            "configurations are not supported"
         )
     return fitting[0]
 
@@ -178,7 +177,7 @@ def _arrays(container: Container, tensors: Mapping[str, Any]) -> dict[str, NDArr
     for key in sorted(tensors, key=place):  # the container caches one storage
         value = tensors[key]
         array = container.array(value) if isinstance(value, Tensor) else value
-        # A float64 beyond float32 becomes infinite, which ``check`` reports.
+        # An overflow becomes infinity, which ``check`` reports.
         with np.errstate(over="ignore"):
             arrays[key] = array.astype(np.int64 if key.endswith(COUNTER) else np.float32)
     return {key: arrays[key] for key in tensors}
@@ -187,9 +186,9 @@ def _arrays(container: Container, tensors: Mapping[str, Any]) -> dict[str, NDArr
 def _anchors(
     spec: Spec, arrays: Mapping[str, NDArray[Any]], container: Container, model: _Model
 ) -> Anchors:
-    """Return the file's anchors in pixels; auto-anchor may have changed them.
+    """Return the file's anchors in pixels, which auto-anchor may have changed.
 
-    Published models decode with ``anchor_grid``, which therefore must agree with ``anchors``.
+    Published models decode with ``anchor_grid``, so it must be equal to ``anchors``.
     """
     grid = arrays[f"rows.{spec.head.index}.anchors"].astype(np.float64)
     pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]
@@ -198,8 +197,8 @@ def _anchors(
         decoding = container.array(stored).astype(np.float64)
         if decoding.size != pixels.size or not np.allclose(decoding.ravel(), pixels.ravel(), 1e-2):
             raise CheckpointError(
-                f"{model.source}: anchor_grid (pixels) and anchors (cells) are not the same "
-                "anchors; save the model again with both set"
+                f"{model.source}: anchor_grid (pixels) and anchors (cells) differ; save the model "
+                "again with equal ones"
             )
     return tuple(tuple((float(w), float(h)) for w, h in level) for level in pixels)
 

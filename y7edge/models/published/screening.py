@@ -1,15 +1,15 @@
 """Check every opcode of a pickle before it runs.
 
-Refusing names is not enough: the pickle machine itself can be made to allocate, to recurse or to
-skip the look-up of names. Checked here:
+Refusing names is not enough: opcodes alone can exhaust memory or the stack, or bypass the look-up
+of names. Checked here:
 
-* extension codes, which a cache may answer without a look-up;
+* extension codes, which may be resolved from a cache, without a look-up;
 * memo slots, for which the C implementation allocates up to the highest index;
 * the number of values below a tuple, shared ones counted each time: hashing a tuple visits them
   all, recursively and without a limit;
 * keys of dictionaries and members of sets: hashes of tuples and of large integers can be made to
-  collide, and a long text can be compared with its copy over and over;
-* the number of opcodes. Lengths inside opcodes are checked against the bytes that are there.
+  collide, and comparing long equal strings takes time;
+* the number of opcodes. Lengths inside opcodes are checked against the available bytes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 from y7edge.errors import CheckpointError
 
 MAX_OPCODES = 1_000_000  # yolov7-e6e, model and average with optimiser state, has about a half
-MAX_BYTES = 256 * 2**20  # of the pickle, tensors apart; published ones stay below 2 MiB
-MAX_KEY = 4096  # letters or bytes of a key
+MAX_BYTES = 256 * 2**20  # of the pickle, without tensors; published ones are below 2 MiB
+MAX_KEY = 4096  # characters or bytes of a key
 MAX_LARGE = 16  # integers beyond 64 bits; the legacy stream begins with one
 MAX_TUPLE = 10_000  # values below one tuple; a tensor's arguments are about 20
 
@@ -31,7 +31,7 @@ _NEVER = ("PERSID", "NEXT_BUFFER", "READONLY_BUFFER", "FROZENSET")
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
 _STORE = ("PUT", "BINPUT", "LONG_BINPUT")
 _FETCH = ("GET", "BINGET", "LONG_BINGET")
-# Which of the values that an opcode takes are keys, from the top of the stack.
+# Positions of the keys among the values that an opcode takes, from the top of the stack.
 _KEYS = {
     "SETITEM": slice(1, 2),
     "SETITEMS": slice(1, None, 2),
@@ -42,11 +42,11 @@ _MARK = -1  # on the stack of weights
 
 
 def screen(stream: io.BytesIO, most: int | None = None) -> None:
-    """Read one pickle of at most ``most`` opcodes (MAX_OPCODES) to its end without running it.
+    """Check one pickle of at most ``most`` opcodes (MAX_OPCODES) without running it.
 
     Raises:
-        CheckpointError: it does something that the published files never do.
-        ValueError: it is truncated, or an opcode is unknown.
+        CheckpointError: the pickle is unsafe or too large.
+        ValueError: the pickle is truncated, or an opcode is unknown.
     """
     start, most = stream.tell(), most or MAX_OPCODES
     stack, large = _Weights(), 0
@@ -70,7 +70,7 @@ def screen(stream: io.BytesIO, most: int | None = None) -> None:
 
 
 class _NoKey(int):
-    """The weight of a value that may not be a key: a long text, or made of other values."""
+    """The weight of a value that must not be a key: a long string, or a container."""
 
 
 class _Weights:
@@ -105,7 +105,7 @@ class _Weights:
             self._combine(opcode)
 
     def _combine(self, opcode: pickletools.OpcodeInfo) -> None:
-        """Replace what the opcode takes by one value that contains it all."""
+        """Replace the values that an opcode takes by one that contains them."""
         popped: list[int] = []
         taken = opcode.stack_before
         if pickletools.markobject in taken:
@@ -114,7 +114,7 @@ class _Weights:
             taken = taken[: taken.index(pickletools.markobject)]
         popped += [max(self._pop(), 0) for _ in taken]
         if opcode.name in _KEYS and any(isinstance(v, _NoKey) for v in popped[_KEYS[opcode.name]]):
-            raise CheckpointError("has a key that is no number or short text")
+            raise CheckpointError("has a key that is not a number or a short string")
         weight = 1 + sum(popped)
         if opcode.name in _TUPLES and weight > MAX_TUPLE:
             raise CheckpointError(f"nests or repeats {weight} values inside of a tuple")

@@ -1,10 +1,10 @@
-"""Unpickle a published checkpoint without importing or calling anything that it names.
+"""Unpickle a published checkpoint without importing or calling the functions that it names.
 
-The names that a YOLOv7 checkpoint uses resolve to inert objects; any other name is refused:
+Names that YOLOv7 checkpoints use are resolved to inert objects; all others are refused:
 
 * modules (``models.*``, ``torch.nn.modules.*``) become :class:`StandIn`, which keep attributes
   only;
-* tensors become :class:`Tensor`, views inside a :class:`Storage` that is not read yet;
+* tensors become :class:`Tensor`, views of a :class:`Storage` that is read later;
 * numpy scalars and arrays (``best_fitness``) become plain numbers and :class:`PickledArray`.
 
 Before it runs, a pickle is screened (:mod:`y7edge.models.published.screening`).
@@ -32,7 +32,7 @@ MAX_SIDE = 2**40  # of a tensor or storage: bounds the arithmetic that checks th
 
 _STAND_INS = ("models.", "torch.nn.modules.")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-# The usual names of modules that pickles name by their implementation.
+# Public names of modules for which pickles have implementation names.
 _KNOWN_AS = {"posix": "os", "nt": "os", "__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
@@ -65,7 +65,7 @@ class StandIn:
     def __setstate__(self, state: object) -> None:
         """Keep the attributes, by name."""
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-            raise CheckpointError(f"gives {self.qualified_name} something else than a state")
+            raise CheckpointError(f"has {self.qualified_name} with an invalid state")
         self.attributes = dict(state)
 
 
@@ -76,7 +76,7 @@ class PickledDict(dict[Any, Any]):
 
     def __init__(self, items: object = ()) -> None:
         if not isinstance(items, list | tuple):
-            raise CheckpointError("makes a dictionary of something else than a list")
+            raise CheckpointError("builds a dictionary from something other than a list")
         super().__init__((_key(pair[0]), pair[1]) for pair in items)
 
     def __setstate__(self, state: object) -> None:
@@ -161,11 +161,11 @@ class PickledArray:
                 if math.prod(sides) * kind.dtype.itemsize == len(data):
                     self.values = np.frombuffer(data, dtype=kind.dtype)
                     return
-        raise CheckpointError("gives a numpy array a state that does not fit it")
+        raise CheckpointError("has a numpy array with an invalid state")
 
 
 class Inert(Sealed):
-    """Our function in place of one that the file names."""
+    """A safe function in place of one that the file names."""
 
     __slots__ = ("_function",)
 
@@ -181,19 +181,19 @@ def _rebuild_tensor(
     storage: object, offset: object, size: object, stride: object, *_autograd: object
 ) -> Tensor:
     if not isinstance(storage, Storage):
-        raise CheckpointError("builds a tensor on something else than a storage")
+        raise CheckpointError("builds a tensor on something other than a storage")
     shape = _whole_numbers(size, "a tensor's shape")
     strides = _whole_numbers(stride, "a tensor's strides")
     (start,) = _whole_numbers((offset,), "a tensor's offset")
     if len(shape) != len(strides):
-        raise CheckpointError(f"gives {len(strides)} strides to {len(shape)} dimensions")
+        raise CheckpointError(f"has {len(strides)} strides for {len(shape)} dimensions")
     count = math.prod(shape)
     last = sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
-    # A view that repeats elements (stride 0) could expand to any amount of memory.
+    # A view that repeats elements (stride 0) could have any size.
     if count > storage.length or (count and start + last >= storage.length):
         raise CheckpointError(
             f"has a tensor of shape {shape}, strides {strides} at offset {start} "
-            f"in a storage of {storage.length} elements: outside of it"
+            f"outside of a storage of {storage.length} elements"
         )
     return Tensor(storage, start, shape, strides)
 
@@ -205,39 +205,39 @@ def _whole_numbers(values: object, what: str) -> tuple[int, ...]:
         and len(values) <= MAX_DIMENSIONS
         and all(type(value) is int and 0 <= value <= MAX_SIDE for value in values)
     ):
-        raise CheckpointError(f"gives {what} that is not of small whole numbers >= 0")
+        raise CheckpointError(f"has {what} that is not made of small integers >= 0")
     return values
 
 
 def _rebuild_parameter(data: object, *_autograd: object) -> Tensor:
     if not isinstance(data, Tensor):
-        raise CheckpointError("makes a parameter of something else than a tensor")
+        raise CheckpointError("builds a parameter from something other than a tensor")
     return data
 
 
 def _set(items: Iterable[Any] = ()) -> set[Any]:
     if not isinstance(items, list | tuple):
-        raise CheckpointError("makes a set of something else than a list")
+        raise CheckpointError("builds a set from something other than a list")
     return {_key(item) for item in items}
 
 
 def _key(value: object) -> object:
-    """Refuse what the screening refuses as a key."""
+    """Return a key; CheckpointError for keys that the screening refuses."""
     if not isinstance(value, str | int) or (isinstance(value, str) and len(value) > MAX_KEY):
-        raise CheckpointError("has a key that is no number or short text")
+        raise CheckpointError("has a key that is not a number or a short string")
     return value
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    # Protocol 2 writes bytes so. Any other encoding would use the registry of codecs.
+    # Protocol 2 encodes bytes as latin1. Other encodings would use the registry of codecs.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise CheckpointError("encodes something else than text as latin1")
+        raise CheckpointError("encodes something other than text as latin1")
     return text.encode("latin-1")
 
 
 def _dtype(code: object, *_flags: object) -> PickledDtype:
     if not isinstance(code, str) or code not in PickledDtype.codes:
-        raise CheckpointError(f"wants the numpy type {str(code)[:40]!r}, not a plain number")
+        raise CheckpointError(f"has the numpy type {str(code)[:40]!r}, not a plain number")
     return PickledDtype(code)
 
 
@@ -246,12 +246,12 @@ def _scalar(kind: object, data: object) -> int | float | bool:
         case PickledDtype(), bytes() if len(data) == kind.dtype.itemsize:
             number: int | float | bool = np.frombuffer(data, dtype=kind.dtype)[0].item()
             return number
-    raise CheckpointError("gives a numpy number something else than its bytes")
+    raise CheckpointError("has a numpy number with invalid bytes")
 
 
 def _reconstruct(kind: object, *_empty: object) -> PickledArray:
     if kind is not _NDARRAY:
-        raise CheckpointError("reconstructs something else than a numpy.ndarray")
+        raise CheckpointError("reconstructs something other than a numpy.ndarray")
     return PickledArray()
 
 
@@ -275,7 +275,7 @@ _KNOWN: dict[tuple[str, str], object] = {
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Rebuild what a YOLOv7 checkpoint contains; refuse all other names."""
+    """Unpickle the types that YOLOv7 checkpoints contain; refuse all other names."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
@@ -286,7 +286,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         """Resolve a name to an inert object, without importing.
 
         Raises:
-            CheckpointError: a YOLOv7 checkpoint does not use the name.
+            CheckpointError: YOLOv7 checkpoints do not use this name.
         """
         known = _KNOWN.get((module, name))
         if known is not None:
@@ -297,7 +297,7 @@ class RestrictedUnpickler(pickle.Unpickler):
             return self._stand_in(whole)
         shown = f"{_KNOWN_AS.get(module, module)}.{name}"
         alias = "" if shown == whole else f" (as {one_line(whole, 200)})"
-        raise CheckpointError(f"wants to call {one_line(shown, 200)}{alias}")
+        raise CheckpointError(f"would call {one_line(shown, 200)}{alias}")
 
     def _stand_in(self, whole: str) -> type[StandIn]:
         if whole not in self._classes:
@@ -316,15 +316,15 @@ class RestrictedUnpickler(pickle.Unpickler):
                 if rest not in ([], [None]):
                     raise CheckpointError("has views of storages, as only torch < 0.4 wrote")
                 return self._storage(key, kind.dtype, length)
-        raise CheckpointError("refers to something outside that is not a storage")
+        raise CheckpointError("has a persistent id that is not a storage")
 
     def _storage(self, key: str, dtype: np.dtype[Any], length: int) -> Storage:
         if not re.fullmatch(r"[0-9]{1,20}", key, re.ASCII):
-            raise CheckpointError(f"calls a storage {key[:80]!r}, not by a number")
+            raise CheckpointError(f"has a storage key {key[:80]!r}, not a number")
         _whole_numbers((length,), "a storage's length")
         storage = self.storages.setdefault(key, Storage(key, dtype, length))
         if (storage.dtype, storage.length) != (dtype, length):
-            raise CheckpointError(f"describes storage {key} in two ways")
+            raise CheckpointError(f"has two descriptions of storage {key}")
         return storage
 
 
@@ -336,7 +336,7 @@ def load(
     ``most``: as for :func:`y7edge.models.published.screening.screen`.
 
     Returns:
-        The value, and every storage that it refers to by key.
+        The value, and its storages by key.
 
     Raises:
         CheckpointError: something is refused, or the pickle is damaged.
@@ -347,13 +347,13 @@ def load(
         stream.seek(start)
         unpickler = RestrictedUnpickler(stream)
         return unpickler.load(), unpickler.storages
-    except CheckpointError as refusal:  # a predicate without its subject
+    except CheckpointError as refusal:  # its message is a predicate
         raise CheckpointError(
-            f"{source} {refusal}; a YOLOv7 checkpoint never does, so the file was refused and "
-            "nothing in it was run: get it from a source you trust"
+            f"{source} {refusal}, unlike any YOLOv7 checkpoint: the file was refused before any "
+            "code in it ran; get it from a source you trust"
         ) from refusal
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
-            f"{source} holds a damaged pickle ({type(error).__name__}: "
+            f"{source} has a damaged pickle ({type(error).__name__}: "
             f"{one_line(str(error), 200)}); copy or download it again"
         ) from error

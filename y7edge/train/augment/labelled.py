@@ -1,4 +1,4 @@
-"""Images with labels in pixels. Coordinates are continuous: pixel i spans i to i + 1."""
+"""Resize images with their labels. Coordinates are continuous pixels: pixel i spans i to i + 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts of images on a canvas, of which a training image is a view.
+"""Lay out images on a canvas; a training image is a view of the canvas.
 
 Mosaics join four or nine images whose longer side is S on a canvas of 2S x 2S, as published for
 YOLOv7 (arXiv 2207.02696). Usually the canvas is not painted: each visible image is resized straight
@@ -37,7 +37,7 @@ class Area(NamedTuple):
     y2: float
 
     def meets(self, other: Area) -> bool:
-        """Whether the intersection has area."""
+        """Return whether the intersection has area."""
         width = min(self.x2, other.x2) - max(self.x1, other.x1)
         return width > 0 and min(self.y2, other.y2) > max(self.y1, other.y1)
 
@@ -124,7 +124,7 @@ def nine(images: ImageSet, numbers: list[int], size: int, rng: Generator, visibl
 
 
 def _reach(index: int, s: int, w: int, h: int) -> Area:
-    """Bounding area of tile ``index`` in a nine-tile mosaic, from the size of the middle one."""
+    """Return the bounds of tile ``index`` in a nine-tile mosaic, from the middle one's size."""
     return (
         Area(s, s, s + w, s + h),
         Area(s, 0, 2 * s, s),
@@ -139,7 +139,7 @@ def _reach(index: int, s: int, w: int, h: int) -> Area:
 
 
 def _corner(index: int, s: int, extent: Callable[[int], tuple[int, int]]) -> tuple[int, int]:
-    """Top left corner of tile ``index`` of nine; reads only the sizes that it depends on."""
+    """Return the top left corner of tile ``index`` of nine; call ``extent`` only if needed."""
     w, h = extent(index)
     middle_w, middle_h = extent(0)
     right, bottom = s + middle_w, s + middle_h

@@ -75,7 +75,7 @@ def augmented(
 
 
 class _Appearance(NamedTuple):
-    """What both images of a mixup have in common."""
+    """Settings and random choices that both images of a mixup share."""
 
     settings: Augmentation
     jitter: Jitter

@@ -1,4 +1,4 @@
-"""Strengths and probabilities of augmentation, under the published names."""
+"""Define strengths and probabilities of augmentation, under the published names."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Augmentation:
     mosaic9: float = within(FRACTION, 0.2)  # fraction of mosaics that join nine images
     mixup: float = within(FRACTION, 0.05)  # probability that a mosaic is blended with a second one
     copy_paste: float = within(FRACTION, 0.0)  # fraction of outlined objects that are mirrored
-    paste_in: float = within(FRACTION, 0.05)  # probability of pasting objects of others
-    hsv_h: float = within(NOT_NEGATIVE, 0.015)  # largest relative change of hue,
-    hsv_s: float = within(NOT_NEGATIVE, 0.7)  # of saturation
-    hsv_v: float = within(NOT_NEGATIVE, 0.4)  # and of brightness
-    degrees: float = within(_TURN, 0.0)  # largest turn either way
+    paste_in: float = within(FRACTION, 0.05)  # probability of pasting objects of other images
+    hsv_h: float = within(NOT_NEGATIVE, 0.015)  # largest relative change of hue
+    hsv_s: float = within(NOT_NEGATIVE, 0.7)  # largest relative change of saturation
+    hsv_v: float = within(NOT_NEGATIVE, 0.4)  # largest relative change of brightness
+    degrees: float = within(_TURN, 0.0)  # largest rotation in either direction
     translate: float = within(NOT_NEGATIVE, 0.1)  # largest shift, as a fraction of the image
     scale: float = within(BELOW_ONE, 0.5)  # factors are drawn from 1 - scale to 1.1 + scale
-    shear: float = within(_SHEAR, 0.0)  # largest shear angle either way, in degrees
+    shear: float = within(_SHEAR, 0.0)  # largest shear angle in either direction, in degrees
     perspective: float = within(_TILT, 0.0)  # largest coefficient (per pixel)
     flipud: float = within(FRACTION, 0.0)  # probability of mirroring top to bottom
     fliplr: float = within(FRACTION, 0.5)  # probability of mirroring left to right

@@ -1,6 +1,6 @@
-"""Random views of a canvas: rotate, scale, shear, tilt and shift images and labels.
+"""Draw random views of a canvas: rotate, scale, shear, tilt and shift images and labels.
 
-As published for YOLOv7, with one filter for what is left of objects. Coordinates are continuous
+As published for YOLOv7, with one filter for objects that are cut off. Coordinates are continuous
 (pixel i spans i to i + 1), while OpenCV's warps count from pixel centres, so warp matrices are
 shifted by half a pixel (the published ones are not).
 
@@ -42,11 +42,11 @@ Matrix = NDArray[np.float64]
 
 _CORNERS = np.array([(0, 1), (2, 1), (2, 3), (0, 3)])  # columns of a box: x, y of its corners
 
-# What must be left of an object
+# Objects that are cut off beyond these limits are dropped.
 _LEAST_SIDE = 2.0  # pixels
 _LARGEST_RATIO = 20.0  # of its sides
 _LEAST_AREA = 0.10  # fraction of its area
-_LEAST_AREA_OUTLINED = 0.01  # with a polygon, whose box stays tight
+_LEAST_AREA_OUTLINED = 0.01  # the same for objects with a polygon, whose box stays tight
 
 _LEAST_DEPTH = 0.1  # limits perspective: smaller depths magnify too much or lie behind the viewer
 
@@ -102,12 +102,12 @@ class View:
 
     @property
     def upright(self) -> bool:
-        """Whether it only scales and shifts."""
+        """Whether the view only scales and shifts."""
         (_, shear_x, _), (shear_y, _, _), (tilt_x, tilt_y, _) = self.matrix.tolist()
         return not any((shear_x, shear_y, tilt_x, tilt_y))
 
     def visible(self) -> Area:
-        """The canvas area of which the image contains a part."""
+        """Return the bounding area of the visible part of the canvas."""
         if self.upright:
             (across, _, x), (_, down, y), _ = self.matrix.tolist()
             return Area(-x / across, -y / down, (self.width - x) / across, (self.height - y) / down)
@@ -227,7 +227,7 @@ def _fast_resize() -> Iterator[None]:
 
 
 class _Span(NamedTuple):
-    """Along one axis, pixels ``start`` to ``stop`` of a tile go to ``to`` to ``till`` of a view."""
+    """Pixels ``start:stop`` of a tile are drawn to pixels ``to:till`` of a view, on one axis."""
 
     start: int
     stop: int
@@ -235,7 +235,7 @@ class _Span(NamedTuple):
     till: int
 
     def line(self) -> tuple[float, float]:
-        """Return the factor and shift that map points in the same way."""
+        """Return the factor and shift that map points of the tile to the view."""
         factor = (self.till - self.to) / (self.stop - self.start)
         return factor, self.to - self.start * factor
 
@@ -265,7 +265,7 @@ class _TileLabels:
         self._outlined = False
 
     def add(self, tile: Tile, columns: _Span, rows: _Span) -> None:
-        """Add the labels of one tile, whose pixels are no longer needed."""
+        """Add the labels of one tile."""
         labelled = tile.labelled
         if not len(labelled.boxes):
             return
@@ -304,7 +304,7 @@ def project(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
 
 
 def _without_remnants(labelled: LabelledImage, before: NDArray[np.float64]) -> LabelledImage:
-    """Drop labels of which too little is left; ``before``: boxes uncut, in the image's scale."""
+    """Drop objects that are cut off too much; ``before``: uncut boxes at the image's scale."""
     boxes, least_area = labelled.boxes, _LEAST_AREA * np.ones(len(before))
     for index, line in enumerate(labelled.polygons):
         if line is not None:

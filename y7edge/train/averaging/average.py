@@ -1,4 +1,4 @@
-"""Averages of the weights over a run, which are evaluated and saved."""
+"""Average the weights over a run; the averages are evaluated and saved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Batches = Callable[[], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class Counts:
-    """What an average has seen so far."""
+    """Counters of an average."""
 
     updates: int = 0  # optimizer steps
     count: int = 0  # epochs in the mean
@@ -79,7 +79,7 @@ class ModelEma(Average):
         self._limit, self._tau = decay, tau
 
     def decay(self, updates: int) -> float:
-        """Fraction of the old average kept at an update (counted from 1)."""
+        """Return the fraction of the old average kept at an update (counted from 1)."""
         return self._limit * (1 - math.exp(-updates / self._tau))
 
     @torch.no_grad()

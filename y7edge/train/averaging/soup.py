@@ -1,8 +1,8 @@
-"""A uniform soup: the mean of the weights of several trained models.
+"""Make a uniform soup: the mean of the weights of several trained models.
 
 "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time" (arXiv 2203.05482). It works for runs that began with the same weights, so the
-result is evaluated before it is saved. Folding is not linear: folded checkpoints are refused.
+inference time" (arXiv 2203.05482). It works only for runs that began with the same weights, so the
+result is evaluated before it is saved. Folded checkpoints are refused, since folding is not linear.
 """
 
 from __future__ import annotations
@@ -75,17 +75,17 @@ def make_soup(
     side of the input; None: that of the training. ``log`` is called with each step.
 
     Raises:
-        ConfigError: too few checkpoints, or they differ in more than weights, or in input size.
-        CheckpointError: one of them is folded.
-        DataError: data with other classes, or images that cannot be read.
+        ConfigError: too few checkpoints, or checkpoints that differ in more than their weights.
+        CheckpointError: a checkpoint is folded.
+        DataError: the data have other classes, or an image cannot be read.
     """
     require_alike(checkpoints)
     side = imgsz or _side(checkpoints)
     first = next(iter(checkpoints.values()))
     if len(data.names) != first.spec.nc:
         raise DataError(
-            f"{data.source} has {len(data.names)} classes, the checkpoints {first.spec.nc}: take "
-            "the data of their training"
+            f"{data.source} has {len(data.names)} classes, the checkpoints {first.spec.nc}: use "
+            "the data that they were trained on"
         )
     evaluate = Validation(data.split(split), data.names, side)
     train_set = TrainingSet(data.split(train_split), side, cache="none")
@@ -115,10 +115,10 @@ def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
 
 
 def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Refuse checkpoints that cannot be averaged; the message names the first difference.
+    """Check that checkpoints can be averaged; the message names the first difference.
 
     Raises:
-        ConfigError: fewer than two, the same weights twice, or other rows, classes or anchors.
+        ConfigError: fewer than two, equal weights, or different rows, classes or anchors.
         CheckpointError: one is folded.
     """
     if len(checkpoints) < 2:
@@ -134,7 +134,7 @@ def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
     for name, checkpoint in others:
         if difference := _difference(first, checkpoint):
             raise ConfigError(
-                f"{name} cannot be averaged with {one}: {difference}; a soup takes models "
+                f"{name} cannot be averaged with {one}: {difference}; a soup needs models "
                 "trained from the same weights"
             )
         if checkpoint.digest in seen:
@@ -174,7 +174,7 @@ def _side(checkpoints: Mapping[str, Checkpoint]) -> int:
     sides = {name: max(c.imgsz) for name, c in checkpoints.items()}
     if len(set(sides.values())) > 1:
         listed = ", ".join(f"{name} {side}" for name, side in sides.items())
-        raise ConfigError(f"trained at different input sizes ({listed}): choose one by imgsz")
+        raise ConfigError(f"trained at different input sizes ({listed}): set imgsz")
     return next(iter(sides.values()))
 
 
@@ -224,14 +224,14 @@ def load_all(paths: Sequence[Path]) -> dict[str, Checkpoint]:
 
 
 def check_out(out: Path, paths: Sequence[Path]) -> None:
-    """Refuse an output path that cannot be written, before any work.
+    """Check that an output path can be written.
 
     Raises:
-        ConfigError: another suffix, no such folder, or one of the ingredients.
+        ConfigError: the suffix is wrong, the folder does not exist, or it is an ingredient.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: --out must end in .safetensors")
     if not out.parent.is_dir():
-        raise ConfigError(f"{out}: no folder {out.parent}: create it, or take another --out")
+        raise ConfigError(f"{out}: no folder {out.parent}: create it, or give another --out")
     if any(path.exists() and out.exists() and path.samefile(out) for path in paths):
-        raise ConfigError(f"{out} is one of the ingredients: take another --out")
+        raise ConfigError(f"{out} is one of the ingredients: give another --out")

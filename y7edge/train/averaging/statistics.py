@@ -1,8 +1,8 @@
-"""BatchNorm statistics for averaged weights.
+"""Estimate BatchNorm statistics for averaged weights.
 
 "Precise BN" of "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576): mean and variance of every
-BatchNorm's input over many images. Each batch is normalized by its own statistics, as in training,
-which are pooled exactly, including the variance between batches.
+BatchNorm's input over many images. Each batch is normalized by its own statistics, as in training.
+The statistics of batches are pooled exactly, including the variance between batches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images and labels for training, in batches that are reproducible from a seed.
+"""Load images and labels for training, in batches that are reproducible from a seed.
 
     train_set = TrainingSet(samples, 640, recipe.augmentation, seed=0, cache="ram")
     plan = BatchPlan(len(train_set), 16, seed=0)
@@ -36,7 +36,7 @@ from y7edge.train.loading.memory import BatchMemory, Item, Task, WrittenBatch, k
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
 from y7edge.train.loading.workers import PREFETCH, start_worker
 
-_SPARE = 3  # batches in use beside the prefetched ones: this one and two before it
+_SPARE = 3  # batches in use besides the prefetched ones: the current and the two before
 
 
 class TrainingSet(Dataset[Item]):
@@ -76,7 +76,7 @@ class TrainingSet(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int] | Key) -> Item:
-        """Return the item of a key, or of (epoch, index), or of an index in epoch 0."""
+        """Return the item of a key, of (epoch, index), or of an index in epoch 0."""
         if not isinstance(key, Key):
             key = Key(*key) if isinstance(key, tuple) else Key(0, key)
         planes = np.empty((3, *(key.shape or (self.size, self.size))), np.uint8)
@@ -203,7 +203,7 @@ class Loader(DataLoader[Item]):
         )
 
     def check_worker_number_rationality(self) -> None:
-        """Print no warning: the number of workers was requested, or follows from the cores."""
+        """Skip torch's warning about the number of workers."""
 
 
 def loader(
@@ -217,7 +217,7 @@ def loader(
     Raises:
         ConfigError: The prefetched batches do not fit into memory.
     """
-    keep_freed_memory()  # forked workers inherit it
+    keep_freed_memory()  # also in forked workers
     # Forked workers share cached images.
     method = "fork" if workers and sys.platform == "linux" else None
     memory = None
@@ -232,7 +232,7 @@ def loader(
         num_workers=workers,
         worker_init_fn=partial(start_worker, os.getpid()),
         multiprocessing_context=method,
-        persistent_workers=workers > 0,  # saves their start, and checking cached files again
+        persistent_workers=workers > 0,  # start and check cached files only once
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin,
     )

@@ -47,9 +47,9 @@ def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
     """Return the decoded images of samples: read-only uint8 (h, w, 3), BGR, longer side ``size``.
 
     ``none`` decodes on each access; ``ram`` uses one block of memory, which forked processes share;
-    ``disk`` uses the cache folder, for later runs too, and is ``none``, with a warning, if that
-    cannot be written; ``auto`` is ``ram`` if at most ``CACHE_LIMIT`` bytes are needed, else
-    ``none``.
+    ``disk`` uses the cache folder, which later runs share, and falls back to ``none`` with a
+    warning if the folder cannot be written; ``auto`` is ``ram`` if at most ``CACHE_LIMIT`` bytes
+    are needed, else ``none``.
 
     Raises:
         ConfigError: Unknown kind, or not enough memory.
@@ -93,8 +93,8 @@ class RamCache(Images):
         if needed > spare_memory():
             raise ConfigError(
                 f"cache ram: the decoded images take {format_bytes(needed)}, "
-                f"{format_bytes(spare_memory())} are available: take cache disk, a smaller imgsz, "
-                "or cache none"
+                f"{format_bytes(spare_memory())} are available: use cache disk or none, or a "
+                "smaller imgsz"
             )
         self._block = np.empty(needed, np.uint8)
         self._shapes = np.zeros((len(samples), 2), np.int32)
@@ -217,7 +217,7 @@ class DiskCache(Images):
 
 
 def _bytes(samples: Sequence[Sample], size: int) -> list[int]:
-    """Size of each decoded image; that of a square if the sample has no size."""
+    """Return the bytes of each decoded image; those of a square if the sample has no size."""
     sides: dict[tuple[int, int] | None, tuple[int, int]] = {None: (size, size)}
     for sample in samples:
         if sample.size is not None and sample.size not in sides:
@@ -232,7 +232,7 @@ def _decoded(sample: Sample, size: int) -> Image:
 
 
 def _name(sample: Sample, size: int) -> str:
-    """Name a cached image by its file's content, since paths and times may be reused."""
+    """Return the file name of a cached image: a hash of content, since paths may be reused."""
     # Versions of OpenCV may differ by a grey level.
     state = hashlib.blake2b(f"{size} {cv2.__version__}\n".encode(), digest_size=20)
     if sample.levels:

@@ -1,4 +1,4 @@
-"""Available memory, and shared memory for batches."""
+"""Measure available memory, and share memory for batches between processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Item = tuple[Tensor, Tensor]
 
 
 class Task(NamedTuple):
-    """What a worker has to load."""
+    """A batch for a worker to load."""
 
     keys: list[Key]
     slot: int | None  # of the batch memory; None: the worker allocates memory
@@ -33,7 +33,7 @@ class Task(NamedTuple):
 
 @dataclass(slots=True)
 class WrittenBatch:
-    """What a worker returns: the place of the images, and the targets."""
+    """A batch from a worker: the images' slot in the batch memory, and the targets."""
 
     memory: int  # id of the batch memory
     slot: int
@@ -54,12 +54,12 @@ class BatchMemory:
     """A block of memory that workers write batches to and the training process reads.
 
     It is mapped before the workers fork, and divided into slots that are reused. Torch instead
-    creates a file in /dev/shm for each batch, which the system must clear, and a container often
-    has only 64 MB there. Measured with ``examples/research/loader_speed.py --workers 2`` on two
-    cores (512 synthetic scenes of 640 px, batch 16, recipe tiny, cache ram): 640 images/s, 440 with
-    torch's.
+    creates a file in /dev/shm for each batch, which the system must clear; in containers /dev/shm
+    often has only 64 MB. ``examples/research/loader_speed.py --workers 2`` on two cores (512
+    synthetic scenes of 640 px, batch 16, recipe tiny, cache ram) loads 640 images/s, with torch's
+    files 440.
 
-    A slot is free again once no tensor uses it. While all slots are taken, torch's way is used.
+    A slot is free again once no tensor uses it. Without free slots, torch transfers the batch.
     """
 
     def __init__(self, slots: int, size: int) -> None:
@@ -72,7 +72,7 @@ class BatchMemory:
         if needed > spare_memory():
             raise ConfigError(
                 f"prefetched batches take {format_bytes(needed)}, {format_bytes(spare_memory())} "
-                "are available: take fewer workers or a smaller batch"
+                "are available: use fewer workers or a smaller batch"
             )
         self._block = np.frombuffer(mmap.mmap(-1, needed), np.uint8).reshape(slots, size)
         self._free = list(range(slots))
@@ -82,7 +82,7 @@ class BatchMemory:
     def tasks(self, batches: Iterable[list[Key]]) -> Iterator[Task]:
         """Assign a slot to each batch while there are free ones.
 
-        Slots of batches of the previous pass that were not received are free again.
+        This frees the slots of batches of the previous pass that were never received.
         """
         self._free.extend(self._pending)
         self._pending.clear()
@@ -108,25 +108,25 @@ class BatchMemory:
 def keep_freed_memory() -> None:
     """Make glibc keep freed blocks of the size of images in this process.
 
-    glibc returns each such block to the system, which clears it on the next allocation: as much
-    work as decoding a small image. Once a large block was freed, smaller ones are kept (mallopt(3),
-    M_MMAP_THRESHOLD: dynamic, up to 32 MiB). No effect with other C libraries.
+    By default it returns them to the system, which clears them on the next allocation. This takes
+    as long as decoding a small image. Once a large block was freed, smaller ones are kept
+    (mallopt(3), M_MMAP_THRESHOLD: dynamic, up to 32 MiB). No effect with other C libraries.
     """
     np.empty(_LARGE_BLOCK, np.uint8)
 
 
-# By id, which a fork does not change.
+# Ids are the same in forked processes.
 _MEMORIES: weakref.WeakValueDictionary[int, BatchMemory] = weakref.WeakValueDictionary()
 
 
 def spare_memory() -> float:
-    """Memory budget of caches and batches in bytes; inf if unknown."""
+    """Return the memory budget of caches and batches in bytes; inf if unknown."""
     available = available_memory()
     return float("inf") if available is None else _SPARE_FRACTION * available
 
 
 def available_memory() -> int | None:
-    """Bytes available to this process, also inside a container; None if unknown."""
+    """Return the bytes available to this process, also in a container; None if unknown."""
     free = _meminfo(Path("/proc/meminfo"))
     limited = _cgroup(Path("/sys/fs/cgroup"))
     known = [value for value in (free, limited) if value is not None]
@@ -143,7 +143,7 @@ def _meminfo(path: Path) -> int | None:
 
 
 def _cgroup(folder: Path) -> int | None:
-    """Bytes left in a container (cgroup v2); cached files can be dropped and count as free."""
+    """Return the bytes free in a container (cgroup v2), including droppable cached files."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

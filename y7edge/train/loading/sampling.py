@@ -1,7 +1,7 @@
-"""Batches as a pure function of seed and epoch.
+"""Plan batches as a pure function of seed and epoch.
 
-A plan yields keys, not indices. A key holds all that an item depends on, so workers don't need the
-state of the run, and a run resumed at batch n of an epoch gets the same batches.
+A plan yields keys, not indices. An item depends only on its key and the seed, so workers don't need
+the state of the run, and a run resumed at batch n of an epoch gets the same batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DECIMALS = 6  # (416 / 640) * 640 must not round up to another cell
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """What an item of a training set depends on, beside the set's seed."""
+    """The key of an item; the item depends only on it and on the set's seed."""
 
     epoch: int
     index: int  # into the samples
@@ -92,7 +92,7 @@ class BatchPlan(Sampler[list[Key]]):
             )
         if length < world:
             raise ConfigError(
-                f"{length} images are too few for {world} processes: take fewer devices"
+                f"{length} images are too few for {world} processes: use fewer devices"
             )
         self.length, self.batch, self.seed, self.shuffle = length, batch, seed, shuffle
         self.rank, self.world, self.rect = rank, world, rect
@@ -124,12 +124,12 @@ class BatchPlan(Sampler[list[Key]]):
         self.weights = weights / weights.sum()
 
     def __len__(self) -> int:
-        """Return the batches of a complete epoch, whatever batch the next pass starts at."""
+        """Return the batches of a complete epoch, even if the next pass starts later."""
         whole, rest = divmod(self.length, self.batch)
         return whole + (rest >= self.world)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        # Evaluated now: a later set_epoch is for the next pass.
+        # The list is made here, so that a later set_epoch affects the next pass only.
         return iter(self._keys(self.epoch)[self.start :])
 
     def _keys(self, epoch: int) -> list[list[Key]]:
@@ -177,7 +177,7 @@ def _repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
 def image_weights(
     samples: Sequence[Sample], nc: int, class_map: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Weights (N,) that draw images of rare and badly detected classes more often.
+    """Return weights (N,) that draw images of rare and badly detected classes more often.
 
     The published rule: a class weighs 1 / (number of its objects), normalized, times (1 - mAP of
     the class)^2; an image weighs the sum over its objects. Images without objects are never drawn,

@@ -1,6 +1,6 @@
-"""Loading processes: start, end, and the error when one fails.
+"""Start and end loading processes, and report their errors.
 
-Workers die with the process that started them, and leave nothing in /dev/shm.
+Workers end with the process that started them, and leave no files in /dev/shm.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start_worker(parent: int, worker: int) -> None:
-    """Tie a worker to the process ``parent``, without Ctrl-C and threads (``worker_init_fn``)."""
+    """Set up a worker of the process ``parent``: no Ctrl-C, no threads (``worker_init_fn``)."""
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     cv2.setNumThreads(0)  # there is a process per core already
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, even by kill -9; only on Linux.
+    """Make the kernel kill this process when its parent ends, even by kill -9 (Linux only).
 
-    The parent is the *thread* that started the process.
+    It already ends with the *thread* that started it.
     """
     if sys.platform != "linux":
         return
@@ -48,8 +48,8 @@ def die_with(parent: int) -> None:
 def batches(images: DataLoader[Batch]) -> Iterator[Batch]:
     """Iterate once over a loader; report a worker's error in one line.
 
-    A worker's death is noticed between two steps, while its batch is awaited. Torch would raise
-    from a signal handler, at any point.
+    A dead worker is reported when its batch is awaited. By default torch raises the error in a
+    signal handler, possibly within a training step.
 
     Raises:
         DataError: An image cannot be read.
@@ -59,7 +59,7 @@ def batches(images: DataLoader[Batch]) -> Iterator[Batch]:
         yield from _iterate(images)
     except DataError as error:
         # Torch's message is the worker's traceback; its last line is the error.
-        line = str(error.args[0]).strip().splitlines()[-1]  # the rest is the worker's traceback
+        line = str(error.args[0]).strip().splitlines()[-1]
         raise DataError(line.removeprefix("y7edge.errors.DataError: ")) from error
     # A worker that dies while it sends a batch causes one of the last two.
     except (RuntimeError, OSError, EOFError) as error:
@@ -84,7 +84,7 @@ def _iterate(images: DataLoader[Batch]) -> Iterator[Batch]:
 def _worker_failure(error: Exception, images: DataLoader[Any]) -> str | None:
     """Explain an error that comes from a worker or from shared memory; None for others."""
     enough = (
-        f"enlarge {_SHARED_MEMORY} (docker run --shm-size 2g, or --ipc host), or take fewer "
+        f"enlarge {_SHARED_MEMORY} (docker run --shm-size 2g, or --ipc host), or use fewer "
         "workers (--workers 0 needs none)"
     )
     if "allocate shared memory" in str(error):
@@ -98,8 +98,8 @@ def _worker_failure(error: Exception, images: DataLoader[Any]) -> str | None:
         who = f"a loading worker (process {worker.pid})"
         if worker.exitcode == -signal.SIGKILL:
             return (
-                f"{who} was killed, most likely because memory ran out: take fewer workers "
-                "(--workers N), or cache none or disk instead of ram"
+                f"{who} was killed, most likely because memory ran out: use fewer workers "
+                "(--workers N), or --cache none or disk instead of ram"
             )
         if worker.exitcode == -signal.SIGBUS:
             return f"{who} had a bus error, most likely out of shared memory: {enough}"

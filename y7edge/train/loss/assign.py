@@ -1,12 +1,12 @@
-"""SimOTA: assign targets to cells of the lead head and of an auxiliary head.
+"""Assign targets to cells of the lead head and of an auxiliary head by SimOTA.
 
     assign = SimOTA(anchor_t=4.0)                # a `candidates.Assigner` of one head
     assign = by_name("coarse-to-fine")           # of lead and auxiliary head
     assignment = assign(heads, targets, anchors)
 
-The lead-head assignment of YOLOv7 (arXiv 2207.02696, section 4.2 and figure 5), after the
-simplified optimal transport of YOLOX (arXiv 2107.08430): candidates of `candidates.propose`, a cost
-from the current predictions, and a number of cells per target that depends on the fit of these.
+The lead-head assignment of YOLOv7 (arXiv 2207.02696, section 4.2 and figure 5) uses the simplified
+optimal transport of YOLOX (arXiv 2107.08430). Candidates are those of `candidates.propose`. Their
+cost, and the number of cells per target, are computed from the current predictions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from y7edge.errors import ConfigError
 from y7edge.train.loss.boxes import corners, decode
 from y7edge.train.loss.candidates import Assigner, Assignment, distinct, join, propose, select
 
-# Distance of probabilities in the class cost from 0 and 1, where saturated logits would make it
+# Probabilities in the class cost are clamped to this distance from 0 and 1, where the cost would be
 # infinite or, in the published form, NaN. Float32 can represent 1 - 1e-7.
 SATURATION = 1e-7
 
@@ -31,7 +31,7 @@ SATURATION = 1e-7
 class SimOTA:
     """Dynamic-k matching by classification and box cost, per image but for all at once.
 
-    All targets of an image compete for all its candidates, whichever target proposed them:
+    All targets of an image compete for all its candidates, including those of other targets:
 
         cost = class cost + 3 * -ln(IoU + 1e-8)
         k    = max(1, int(sum of the target's q0 largest IoUs))
@@ -72,7 +72,7 @@ class SimOTA:
             propose(heads, targets, anchors, anchor_t=self.anchor_t, reach=reach)
             for reach in reaches
         ]
-        # The own cell is proposed with every reach.
+        # A target's own cell is a candidate with every reach.
         if not sum(offers[0].sizes):
             return tuple(offers)
         with torch.autocast(targets.device.type, enabled=False):
@@ -116,8 +116,8 @@ class _CellTable:
     """Boxes and costs of candidate cells, arranged by image as (B, W).
 
     W is one more than the most cells of an image, so that the last column is always padding, with
-    an empty box (no IoU) and infinite cost. Tensors are filled, since `zeros` uses a different
-    number of kernels for small tensors and large, and ours is to be constant.
+    an empty box (no IoU) and infinite cost. Tensors are created by filling: the number of kernels
+    of `zeros` depends on the size, and here it must be constant.
     """
 
     def __init__(self, boxes: Tensor, class_cost: Tensor, image: Tensor, batch: int) -> None:
@@ -161,9 +161,9 @@ class _View:
 
 
 class _Owners:
-    """Who took each candidate, and for whom it is cheapest, accumulated over chunks.
+    """For each candidate, the targets that took it and the cheapest one, over all chunks.
 
-    Only integer sums and minima are scattered, which don't depend on the order.
+    Only integer sums and minima are scattered, so the result does not depend on their order.
     """
 
     def __init__(self, like: Tensor, width: int, targets: int) -> None:
@@ -274,8 +274,7 @@ def coarse_to_fine(
 ) -> Assignment:
     """Assign both heads by the lead's predictions (figure 5 e), as published.
 
-    The auxiliary head, which is to have high recall, gets all four neighbours of a cell as
-    candidates.
+    The auxiliary head, for high recall, gets all four neighbours of a cell as candidates.
     """
     return join(assign.for_reaches((FINE, COARSE), heads[: len(anchors)], targets, anchors))
 

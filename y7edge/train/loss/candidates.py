@@ -1,8 +1,8 @@
-"""Candidates: the cells and anchors that may learn a target.
+"""Propose candidates: the cells and anchors that may learn a target.
 
-A target is proposed to every anchor of similar shape, in the cell of its centre and in neighbours
-that the centre is close to (YOLOv7, arXiv 2207.02696, section 4.2: "fine" labels with ``reach``
-0.5, "coarse" ones with 1.0).
+A target is proposed to every anchor of similar shape, in the cell of its centre and in adjacent
+cells close to the centre (YOLOv7, arXiv 2207.02696, section 4.2: "fine" labels with ``reach`` 0.5,
+"coarse" ones with 1.0).
 
     candidates = propose(heads, targets, anchors, anchor_t=4.0, reach=0.5)   # an Assignment
     selection = select(heads, candidates, anchors)          # predictions at those cells
@@ -45,7 +45,7 @@ class Assignment:
 
 
 Assigner = Callable[[Sequence[Tensor], Tensor, Tensor], Assignment]
-"""Chooses the cells that learn targets: ``(heads, targets, anchors) -> Assignment``.
+"""Choose the cells that learn targets: ``(heads, targets, anchors) -> Assignment``.
 
 ``heads`` are raw logits per level (B, A, H, W, 5 + nc), finest level first, those of an auxiliary
 head after the lead's; ``targets`` (n, 6) image, class, cx, cy, w, h, normalized to the network's
@@ -100,7 +100,7 @@ def distinct(
     Synchronizes with the device twice.
 
     Returns:
-        The cells by level, with target -1; and for each set the row (K,) among them of its entries.
+        The cells by level, with target -1; and for each set the rows (K,) of its entries in them.
     """
     height, width = (max(head.shape[axis] for head in heads) for axis in (2, 3))
     shape = (len(heads), heads[0].shape[0], heads[0].shape[1], height, width)

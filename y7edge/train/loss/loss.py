@@ -1,4 +1,4 @@
-"""The detection loss: CIoU, objectness and class terms on assigned cells.
+"""Compute the detection loss: CIoU, objectness and class terms on assigned cells.
 
     loss = TrainingLoss(spec, anchors, recipe, imgsz=640)  # anchors (L, A, 2) in grid units
     parts = loss(heads, targets)                           # lead heads, then the auxiliary ones
@@ -54,8 +54,8 @@ def scaled(recipe: Recipe, *, levels: int, nc: int, imgsz: int) -> Recipe:
 class DetectionLoss:
     """Loss of a lead head, or of a lead and an auxiliary head; float32 also under autocast.
 
-    Means over positives and cells are those of the whole batch: counts are summed over ``ranks``,
-    and the loss of a process is multiplied by their number, because gradients are averaged over
+    Means over positives and cells are those of the whole batch: counts are summed over ``ranks``.
+    The loss of a process is multiplied by the number of ranks, because gradients are averaged over
     them. So gradients equal those of one process with all images.
 
     ``anchors`` is (L, A, 2) width and height in grid units of their level, finest level first;
@@ -63,7 +63,7 @@ class DetectionLoss:
     targets 1 - e/2 and e/2.
 
     Raises:
-        ConfigError: a number of levels without published balance.
+        ConfigError: not 3 or 4 levels.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class DetectionLoss:
         score = logits.sigmoid()
         hit = expected * score + (1 - expected) * (1 - score)
         alpha = expected * _FOCAL_ALPHA + (1 - expected) * (1 - _FOCAL_ALPHA)
-        # Above 0, where a power below 1 has no gradient.
+        # At 0, the gradient of a power below 1 is infinite.
         miss = (1 - hit).clamp(min=torch.finfo(hit.dtype).tiny)
         return each * alpha * miss**self.recipe.fl_gamma
 
@@ -219,9 +219,8 @@ def _assigner(spec: Spec, assigner: str, anchor_t: float) -> Assigner:
 def _last_written(shape: torch.Size, entries: Tensor, score: Tensor) -> Tensor:
     """Return objectness targets (B, A, H, W): the score (n,) at ``entries``, 0 elsewhere.
 
-    A cell with several entries gets the score of the last, as in the published training. Here every
-    entry of a cell writes that score, so that the order of writes, which a GPU doesn't guarantee,
-    has no effect.
+    A cell with several entries gets the score of the last, as in the published training. Every
+    entry of the cell writes this score, because a GPU does not guarantee the order of writes.
     """
     image, anchor, row, column, _ = entries.unbind(1)
     _, anchors, height, width = shape

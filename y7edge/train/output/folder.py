@@ -1,4 +1,4 @@
-"""The folder of a run, and the names of its files."""
+"""Create and lock the folder of a run, and name its files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def create(out: Path | str | None, held: ExitStack, root: Path | str = "runs") -
 def claim(folder: Path, held: ExitStack) -> None:
     """Lock the folder of a run against other runs until ``held`` is closed or the process ends.
 
-    The lock is on a file in it: who delivers an artifact to the folder locks the folder itself.
+    It locks a file in the folder, because exporting an artifact into it locks the folder itself.
 
     Raises:
         ConfigError: another run has claimed it, or it cannot be written.
@@ -64,7 +64,7 @@ def claim(folder: Path, held: ExitStack) -> None:
         held.enter_context(locked(path, wait=False))
     except BlockingIOError as error:
         raise ConfigError(
-            f"{folder}: a run is going on in this folder: wait for its end, or take another folder"
+            f"{folder}: another run is using this folder: wait until it ends, or give another --out"
         ) from error
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {reason(error)}") from error

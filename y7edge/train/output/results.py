@@ -1,4 +1,4 @@
-"""The table of a run, ``results.csv``, with a line per epoch, and its plot, ``results.png``."""
+"""Write and read ``results.csv``, with a line per epoch of a run, and plot ``results.png``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from y7edge.files import atomic_write
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One epoch. The mAPs are those of the averaged weights; None if not evaluated."""
+    """Losses and scores of one epoch; scores are of the averaged weights, None if not evaluated."""
 
     epoch: int  # from 1
     box: float  # loss parts, means over the epoch, times their gains
@@ -46,7 +46,7 @@ DRAWN = ("000.jpg", "001.jpg", "002.jpg", "closed.jpg")
 
 @dataclass(frozen=True)
 class Written:
-    """What was written of a run: its rows, the last threshold, the files of drawn batches."""
+    """The written results of a run: its rows, the last threshold, the files of drawn batches."""
 
     rows: tuple[EpochRow, ...] = ()
     conf: float | None = None
@@ -73,7 +73,7 @@ _GROUPS = {
     "run": ("lr", "seconds", "memory_mb"),
 }
 TAGS = {name: f"{group}/{name}" for group, names in _GROUPS.items() for name in names}
-"""TensorBoard's tag of each column of ``results.csv`` but the epoch."""
+"""TensorBoard's tag of each column of ``results.csv``, except the epoch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class RunWriter:
         self._drawn: list[str] = []  # file names of batches
         self._notes = tuple(notes)
         self._events: Path | None = None  # of TensorBoard
-        self._without: set[str] = set()  # files that cannot be written, and are left out
+        self._without: set[str] = set()  # optional files that could not be written
         cuda = torch.cuda.is_available()
         processor = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
         self._meta = {
@@ -167,13 +167,13 @@ class RunWriter:
 
     @contextmanager
     def _optional(self, name: str) -> Iterator[None]:
-        """Write what the run can do without; after a failure it is left out, with one warning."""
+        """Write an optional file; after a failure, warn once and do not write it again."""
         try:
             yield
         except Exception as error:
             self._without.add(name)
             path = self.folder / name
-            _log.warning("%s", one_line(f"{path}: not written any more: {reason(error)}"))
+            _log.warning("%s", one_line(f"{path}: no longer written: {reason(error)}"))
 
     def finish(self, validation: Validation, model: Model) -> None:
         """Evaluate the best checkpoint on the device of ``model``, and write plots and the report.
@@ -215,7 +215,7 @@ class RunWriter:
         report.write(summary, self.folder / files.REPORT)
 
     def _has(self, path: Path) -> bool:
-        """Whether a file lies in the folder of the run, and not where a link leads."""
+        """Return whether a file exists inside the folder of the run, after resolving links."""
         return is_file(path) and path.resolve().is_relative_to(self.folder.resolve())
 
     def result(self) -> TrainResult:
@@ -249,7 +249,7 @@ class RunWriter:
     def _add_events(self, row: EpochRow) -> None:
         """Add an epoch to the TensorBoard events; steps are epochs.
 
-        Not by torch's SummaryWriter: on a full disk its thread ends with a traceback.
+        torch's SummaryWriter is not used: on a full disk its thread ends with a traceback.
         """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -261,7 +261,7 @@ class RunWriter:
             self._events = self.folder / files.EVENTS / name
             self._events.parent.mkdir(exist_ok=True)
             start = SessionLog(status=SessionLog.START)
-            # The second drops epochs that a killed run logged after its last state.
+            # The second event drops epochs that a killed run logged after its last state.
             new = [Event(file_version="brain.Event:2"), Event(step=step, session_log=start)]
         scores = [
             Summary.Value(tag=TAGS[name], simple_value=value)

@@ -30,7 +30,7 @@ TIMEOUT = timedelta(hours=24)  # other ranks wait while rank 0 evaluates
 
 # One of these lets processes connect without torchrun.
 _RENDEZVOUS = ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID")
-_MEETING = "Y7EDGE_TRAIN_STORE"  # where the processes of one machine find each other
+_MEETING = "Y7EDGE_TRAIN_STORE"  # path of the file by which processes of one machine connect
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
-        # On the CPU: decisions don't wait for a GPU, and a long validation does not time out NCCL.
+        # A CPU group: decisions don't wait for a GPU, and a long validation can't time out NCCL.
         self._group = None if world == 1 else distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     @property
@@ -74,7 +74,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block on every rank, and raise an error of one on all, so that none waits forever.
+        """Run a block on every rank; an error on one rank is raised on all, so that none hangs.
 
         The block must not communicate.
         """
@@ -103,7 +103,7 @@ def under_torchrun(config: TrainConfig) -> TrainConfig:
     """Set the devices and nodes that ``torchrun`` started, if it did.
 
     Raises:
-        ConfigError: the configuration has other numbers, or nodes that cannot find each other.
+        ConfigError: the configuration has other numbers, or several nodes without a rendezvous.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if config.nodes > 1 and not any(name in os.environ for name in _RENDEZVOUS):
@@ -146,7 +146,7 @@ def open_fabric(config: TrainConfig) -> Any:
         precision = "16-mixed" if kind == "cuda" else "32-true"
     if precision == "16-mixed" and kind == "cpu":
         # Fabric would use bf16, and the run's files would be wrong.
-        raise DeviceError("a CPU has no fp16 training: take --precision bf16 or fp32")
+        raise DeviceError("fp16 training is not available on a CPU: use --precision bf16 or fp32")
     devices: Any = config.devices
     if kind == "cuda":
         devices = list(range(index, index + config.devices))
@@ -180,9 +180,9 @@ def _device(device: str) -> tuple[str, int]:
 
 
 def _strategy(devices: int) -> Any:
-    """Return Fabric's data-parallel strategy, whose processes meet in a file if `launch` names one.
+    """Return Fabric's DDP strategy, which connects processes by a file if `launch` names one.
 
-    Fabric's own way is a TCP port, which torch opens on all interfaces.
+    By default Fabric uses a TCP port, which torch opens on all interfaces.
     """
     from lightning_fabric.strategies.ddp import DDPStrategy
 
@@ -210,8 +210,8 @@ def _strategy(devices: int) -> Any:
 def launch(fabric: Any, held: ExitStack) -> Ranks:
     """Start the other processes, if any, and connect to them until ``held`` is closed.
 
-    Fabric starts the same command for each further device. Those processes print nothing, and die
-    with the first. On one machine they connect over the loopback interface only.
+    Fabric starts the same command for each further device. Those processes print nothing, and end
+    with the first one. On one machine they connect over the loopback interface only.
     """
     if int(os.environ.get("LOCAL_RANK", 0)):
         die_with(os.getppid())

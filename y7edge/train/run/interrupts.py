@@ -13,9 +13,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Turn signals into ``KeyboardInterrupt`` where the state of a run is consistent.
+    """Delay Ctrl-C and SIGTERM until :meth:`check`, where the state of a run is consistent.
 
-    A context manager that restores the previous handlers. A second signal raises immediately.
+    A context manager that restores the previous handlers. A second signal raises
+    ``KeyboardInterrupt`` immediately.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class Interrupts:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Raise immediately inside this block."""
+        """Let signals raise KeyboardInterrupt immediately inside this block."""
         self.check()
         self._immediate = True
         try:

@@ -80,8 +80,8 @@ def apply(step: Step, optimizer: torch.optim.Optimizer) -> None:
 class Accumulator:
     """Decide after which iterations the optimizer steps.
 
-    Gradients left at the end of an epoch go into the next step (the published training discards
-    them), those at the end of the run into a last one.
+    Gradients accumulated at the end of an epoch are used in the next step (the published training
+    discards them). The run ends with a step.
     """
 
     def __init__(self) -> None:

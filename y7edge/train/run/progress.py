@@ -38,19 +38,19 @@ class Status:
 
 
 class Progress:
-    """Receive the events of a run, and display nothing."""
+    """Display of a run; this base class displays nothing."""
 
     def log(self, line: str) -> None:
         """Display a message."""
 
     def step(self, status: Status) -> None:
-        """Called after iterations (every few on a GPU, since reading the loss synchronizes)."""
+        """Display an iteration; on a GPU only every few, since reading the loss synchronizes."""
 
     def epoch(self, row: EpochRow) -> None:
-        """Called after each epoch with its line of ``results.csv``."""
+        """Display a finished epoch, given its line of ``results.csv``."""
 
     def close(self) -> None:
-        """Called once at the end of the run."""
+        """End the display."""
 
 
 class Lines(Progress):
@@ -144,7 +144,7 @@ class Stopwatch:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in 10**6 bytes: of the GPU, else of this process."""
+    """Return the peak memory in 10**6 bytes: of the GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e6
     if resource is None:  # Windows

@@ -1,8 +1,8 @@
 """Capture the state of a run and restore it, bit by bit.
 
 Data, augmentation, learning rates and input sizes are functions of configuration and batch number.
-The state is the rest: weights, their average, momenta, accumulated gradients, fp16's scaler,
-generators, losses of the epoch, image weights, and results.
+Everything else is in the state: weights, their average, momenta, accumulated gradients, fp16's
+scaler, generators, losses of the epoch, image weights, and results.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ def restore(parts: Parts, state: State) -> Position:
 
 
 def require_fitting(parts: Parts, state: State) -> None:
-    """Refuse a state whose values do not fit the run.
+    """Check that the values of a state fit the run.
 
     Raises:
-        CheckpointError: an array is missing, unexpected, of another shape or type, or not finite;
+        CheckpointError: an array is missing, unexpected, not finite, or has a wrong shape or type;
             the position is behind the end of the run; or values of the scaler are missing.
     """
     position, written = state.facts.position, state.facts.written
@@ -107,7 +107,7 @@ def require_fitting(parts: Parts, state: State) -> None:
 
 
 def _misfit(parts: Parts, state: State) -> str | None:
-    """Describe the first array that does not fit the parts of the run, which have not trained."""
+    """Describe the first array that does not fit the untrained parts of a run; None: all fit."""
     arrays, needed = state.arrays, capture(parts, Position()).arrays
     trained = [p for group in parts.steps.optimizer.param_groups for p in group["params"]]
     tensors = {f"gradients.{name}": p for name, p in parts.steps.model.named_parameters()}
@@ -115,7 +115,7 @@ def _misfit(parts: Parts, state: State) -> str | None:
     allowed = {name: np.empty(p.shape, np.float32) for name, p in tensors.items()}
     for name in (*needed, *arrays):
         if name == _ON_GPU and not (name in needed and name in arrays):
-            continue  # the run has changed its device
+            continue  # resumed on another device
         if name not in arrays:
             return f"{name} is missing"
         array, like = arrays[name], needed.get(name, allowed.get(name))
@@ -124,7 +124,7 @@ def _misfit(parts: Parts, state: State) -> str | None:
         if array.shape != like.shape or array.dtype != like.dtype:
             return f"{name} is {array.dtype} {array.shape}, expected {like.dtype} {like.shape}"
         if name.endswith(".anchors") and name in needed and not np.allclose(array, like):
-            return f"{name} are not those that the run began with"
+            return f"{name} differs from the anchors at the start of the run"
         # Gradients under fp16 may overflow.
         if name in needed and array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"{name} is not finite"
@@ -137,13 +137,13 @@ def _misfit(parts: Parts, state: State) -> str | None:
         if _ON_GPU in needed and _ON_GPU in arrays:
             torch.Generator(parts.fabric.device).set_state(run["generator_cuda"])
     except RuntimeError as error:
-        return f"run.generator is not one: {error}"
+        return f"run.generator is invalid: {error}"
     return None
 
 
 def _scaler_misfit(parts: Parts, state: State) -> str | None:
     scaler, values = scaler_of(parts.steps.fabric), state.facts.scaler
-    if not scaler or not values:  # the run began without it, on a CPU
+    if not scaler or not values:  # empty if the run began on a CPU
         return None
     fits = values.keys() == scaler.state_dict().keys() and all(
         0 <= value < (2**31 if isinstance(value, int) else 3e38) for value in values.values()
@@ -192,7 +192,7 @@ def check(then: Identity, now: Identity, source: str, log: Callable[[str], None]
 
 
 def _require_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse changed settings, including values of the recipe."""
+    """Raise ConfigError if settings, including values of the recipe, were changed."""
     old, new = _flat(then), _flat(now)
     changed = [
         f"{name} {value!r}, then {old.get(name)!r}"
@@ -216,11 +216,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_finite(model: nn.Module) -> None:
-    """Refuse to save weights that are not finite.
-
-    Raises:
-        TrainingError: a weight is not finite.
-    """
+    """Raise TrainingError if a weight is not finite."""
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     if not bool(torch.stack([value.isfinite().all() for value in weights.values()]).all()):
         name = next(name for name, value in weights.items() if not bool(value.isfinite().all()))

@@ -1,9 +1,10 @@
-"""Learning rate, momentum and accumulation as pure functions of the iteration.
+"""Compute learning rate, momentum and accumulation as pure functions of the iteration.
 
-Cosine from ``lr0`` to ``lr0 * lrf``, updated once per epoch, after a linear warm-up in which the
-rate of the biases falls from a high value while the others rise from zero (YOLOv7's published
-schedule). With SWA the rate is constant once averaging begins. An *iteration* is a forward and
-backward pass of one batch; an optimizer *step* follows every ``accumulate`` iterations.
+The learning rate follows a cosine from ``lr0`` to ``lr0 * lrf``, updated once per epoch. Before, in
+a linear warm-up, the rate of the biases falls from a high value and the others rise from zero
+(YOLOv7's published schedule). With SWA the rate is constant once averaging begins. An *iteration*
+is a forward and backward pass of one batch; an optimizer *step* follows every ``accumulate``
+iterations.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ ENOUGH_STEPS = 4000  # two time constants of the published moving average
 def nominal_batch(images: int, epochs: int, batch: int) -> int:
     """Return the images per optimizer step for the length of a run.
 
-    The largest of 64 (published), 32 and 16 that allows ``ENOUGH_STEPS``, and at least the batch up
-    to 64. With 64, 205 images and 60 epochs make 190 steps, too few to train a model (published
-    implementation: mAP@0.5 0.812, against 0.877 with 16).
+    It is the largest of 64 (published), 32 and 16 that allows ``ENOUGH_STEPS``, but not less than
+    the batch, up to 64. With 64, a run of 60 epochs on 205 images has only 190 steps, too few to
+    train a model (published implementation: mAP@0.5 0.812, against 0.877 with 16).
     """
     nominal = PUBLISHED_NOMINAL_BATCH
     while nominal > SMALLEST_NOMINAL_BATCH and images * epochs < ENOUGH_STEPS * nominal:
@@ -45,7 +46,7 @@ def warmup_iterations(batches: int, epochs: int, recipe: Recipe) -> int:
 
 
 def cosine(epoch: int, epochs: int, lrf: float) -> float:
-    """Fraction of ``lr0`` in an epoch: 1 at the first, ``lrf`` at ``epoch == epochs``."""
+    """Return the fraction of ``lr0`` in an epoch: 1 in epoch 0, ``lrf`` in ``epochs``."""
     return (1 - math.cos(math.pi * epoch / epochs)) / 2 * (lrf - 1) + 1
 
 

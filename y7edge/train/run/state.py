@@ -1,7 +1,8 @@
-"""The state of a run on disk, for resuming.
+"""Save and load the state of a run, for resuming.
 
-A safetensors file without pickle: arrays under dotted names (``model.rows.0.conv.weight``,
-``optimizer.0.momentum_buffer``), and a JSON entry for the rest. The previous file is kept.
+The state is a safetensors file without pickle: arrays under dotted names
+(``model.rows.0.conv.weight``, ``optimizer.0.momentum_buffer``), and a JSON entry for other values.
+The previous file is kept.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from y7edge.train.run.distributed import Ranks
 SCHEMA = 4
 HEADER = "y7edge-state"
 CHECKSUM = "checksum"
-_MOST = 16 << 30  # bytes; of yolov7-e6e 2.7 GB
+_MOST = 16 << 30  # largest file in bytes; states of yolov7-e6e have 2.7 GB
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a state has beside its arrays. A finished run has only the first three."""
+    """The values of a state that are not arrays; a finished run has only the first three."""
 
     position: Position
     identity: Identity
@@ -149,13 +150,13 @@ def load(
     log: Callable[[str], None],
     ranks: Ranks | None = None,
 ) -> T:
-    """Return what ``use`` makes of the last usable state of a run; call it on all ranks.
+    """Call ``use`` with the last usable state of a run, and return its result; call on all ranks.
 
-    A state is not usable if it is damaged, or if ``use`` raises CheckpointError; ``log`` reports
-    one that is skipped.
+    A state is not usable if it is damaged, or if ``use`` raises CheckpointError. ``log`` is called
+    if a state is skipped.
 
     Raises:
-        CheckpointError: no usable state; the message states what else is usable.
+        CheckpointError: no usable state; the message names weights to start from, if there are any.
     """
     ranks, problems = ranks or Ranks(), list[str]()
     for name in (STATE, PREVIOUS):
@@ -170,7 +171,7 @@ def load(
             problems.append(str(error))
             continue
         if problems and ranks.first:
-            # Otherwise the next write would replace the complete file by the damaged one.
+            # Otherwise the next save would replace the previous, complete state by the damaged one.
             (folder / STATE).unlink()
             log(f"{problems[0]}; resuming from {name} ({state.facts.position})")
         return made
@@ -247,5 +248,5 @@ def _resumable(folder: Path) -> str:
 def _usable_weights(folder: Path) -> str:
     left = [name for name in (LAST, BEST) if (folder / name).exists()]
     if not left:
-        return "nor weights of a finished epoch: start again"
+        return "no weights of a finished epoch were saved: start again"
     return f"start a new run with --weights {folder / left[0]}"

@@ -1,4 +1,4 @@
-"""One iteration: move a batch to the device, forward, loss, backward, optimizer step."""
+"""Run one iteration: move a batch to the device, forward, loss, backward, optimizer step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from y7edge.train.run.schedule import Schedule
 from y7edge.train.run.timing import Timing
 from y7edge.train.setup import freeze
 
-_SIZES = 0x512E  # distinguishes this seed from those of the images
+_SIZES = 0x512E  # part of the seed, so that sizes are independent of augmentation
 
 
 class Steps:
@@ -81,7 +81,7 @@ class Steps:
         return parts
 
     def train(self) -> None:
-        """Switch to training mode, without frozen rows."""
+        """Switch to training mode, except for frozen rows."""
         self.forward.train()
         freeze.apply(self.model)
 

@@ -1,4 +1,4 @@
-"""The loop over epochs and batches."""
+"""Run the loop over epochs and batches."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Trainer:
         self._watch = Stopwatch(parts.steps.schedule.iterations, done=self.iteration)
         self._interrupts = Interrupts()
         self._unread: list[Tensor] = []  # loss parts not yet read from the device
-        self._consistent = True  # the state is that between two batches
+        self._consistent = True  # False while the state changes
         self._clock = self._next_save = 0.0
 
     @property
@@ -107,7 +107,7 @@ class Trainer:
             yield len(batch[0])
 
     def _next(self, stream: Iterator[Item]) -> Item | None:
-        """Return the next batch; here all ranks stop if one has to."""
+        """Return the next batch; a signal or error on one rank stops all ranks here."""
         parts = self.parts
         with parts.steps.timing.part("data", host=True), parts.ranks.together():
             self._interrupts.check()
@@ -166,7 +166,7 @@ class Trainer:
         return result
 
     def _report(self, writer: RunWriter, validation: Validation, epochs: int) -> None:
-        """Write the report, and mark the run as finished; that fails without failing the run."""
+        """Write the report, and mark the run as finished; errors are logged, not raised."""
         parts, folder = self.parts, self.parts.folder
         try:
             if parts.config.report:
@@ -226,21 +226,21 @@ class Trainer:
         return EpochRow(position.epoch, box, obj, cls, lr, position.seconds, memory)
 
     def _read(self) -> None:
-        """Add new loss parts to the sums of the epoch; refuse a loss that is not finite."""
+        """Add new loss parts to the sums of the epoch; stop if one is not finite."""
         if not self._unread:
             return
         losses = self.parts.ranks.sum(torch.stack(self._unread)) / self.parts.ranks.world
         first = self.position.batch - len(self._unread)
         self._unread.clear()
         for batch, values in enumerate(losses.tolist(), start=first):
-            # One by one and in double precision, so that sums don't depend on when they are read.
+            # Added one by one in double precision: sums don't depend on how often this is called.
             pairs = zip(self.position.sums, values, strict=True)
             self.position.sums = tuple(old + new for old, new in pairs)
             if not all(abs(value) < float("inf") for value in values):
                 self._refuse(batch, values)
 
     def _refuse(self, batch: int, values: list[float]) -> None:
-        """Stop for a non-finite loss, and dump its batch."""
+        """Dump the batch of a non-finite loss, and raise TrainingError."""
         self._consistent = False
         parts, epoch = self.parts, self.position.epoch
         box, obj, cls = values
@@ -288,7 +288,7 @@ class Trainer:
         folder = self.parts.folder
         how = f"resume with y7edge train --resume {folder}"
         if not self._consistent:
-            if not isinstance(error, TrainingError):  # its message states what is left
+            if not isinstance(error, TrainingError):  # whose message describes the saved state
                 self.progress.log(f"stopped inside a batch; the last complete state is kept: {how}")
             return
         self._save()

@@ -1,8 +1,7 @@
 """Evaluate a model during training, with the Detector.
 
-Scores in training and those of ``y7edge val`` mean the same
-(``y7edge.evaluation.evaluate.PROTOCOL``). The published training evaluated at NMS IoU 0.6, tested
-at 0.65 and reported at 0.7.
+Training and ``y7edge val`` use the same protocol (``y7edge.evaluation.evaluate.PROTOCOL``). The
+published code uses NMS IoU 0.6 in training, 0.65 in tests and 0.7 in reports.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Validation:
         return evaluate(self.detector(model).detect_for_evaluation, self.samples, self.names)
 
     def detector(self, model: Model, conf: float | None = None) -> Detector:
-        """Return a Detector of the module, at the default thresholds but for ``conf``."""
+        """Return a Detector of the module, with default thresholds except for ``conf``."""
         manifest = describe(to_checkpoint(model, self.names), (self._imgsz, self._imgsz))
         options = SessionOptions(device=str(model.head.anchors.device))
         session = EagerSession(model, manifest, options)
@@ -52,7 +51,7 @@ class Validation:
 
 
 def require_labels(samples: Sequence[Sample], purpose: str) -> None:
-    """Refuse images without any label, which usually means that labels are in another folder.
+    """Check that there are labels; usually missing ones are in another folder.
 
     Raises:
         DataError: no image has a label.

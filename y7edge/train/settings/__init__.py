@@ -1,1 +1,1 @@
-"""Settings of a training: the run's configuration, recipes, and their files."""
+"""Settings of training: the run's configuration, recipes, and their files."""

@@ -1,8 +1,9 @@
-"""Configuration of a training run.
+"""Configure a training run.
 
-It contains a :class:`~y7edge.train.settings.recipe.Recipe` of hyper-parameters; the named ones are
-in ``recipes.py``. The published recipe was tuned for 118,000 images and 300 epochs of COCO. Three
-rules differ, since it fails on small sets; see ``schedule.py``. All can be overridden here:
+The configuration contains a :class:`~y7edge.train.settings.recipe.Recipe` of hyper-parameters; the
+named ones are in ``recipes.py``. The published recipe was tuned for 300 epochs on the 118,000
+images of COCO, and fails on small sets. Three rules differ therefore (see ``schedule.py``); the
+configuration can override all of them:
 
 * the warm-up is a fraction of the run (published: at least 1000 iterations);
 * the nominal batch depends on the length of the run (published: always 64);
@@ -45,8 +46,7 @@ class TrainConfig:
     """Configuration of one run.
 
     Raises:
-        ConfigError: a field is out of its range, or two contradict each other; the message names
-            them.
+        ConfigError: a field is out of its range, or two fields contradict each other.
     """
 
     # What
@@ -112,17 +112,17 @@ class TrainConfig:
         if self.batch % parts:
             up = -(-self.batch // parts) * parts
             raise ConfigError(
-                f"batch must be a multiple of the {parts} devices, not {self.batch}: take {up}"
+                f"batch must be a multiple of the {parts} devices, not {self.batch}: use {up}"
             )
         if self.devices > 1 and ":" in self.device:
             raise ConfigError(
                 f"device {self.device!r} is one device, devices is {self.devices}: "
-                f"take {self.device.partition(':')[0]!r}"
+                f"use {self.device.partition(':')[0]!r}"
             )
         if self.rect and self.image_weights:
             raise ConfigError(
-                "rect and image_weights contradict each other: one groups images by shape, the "
-                "other draws them at random; give one of them"
+                "rect and image_weights contradict each other: rect groups images by shape, "
+                "image_weights draws them at random; use one of them"
             )
 
     @property

@@ -1,8 +1,8 @@
-"""Read and write recipes and runs as YAML; what was written reads back exactly.
+"""Read and write recipes and run configurations as YAML, without loss.
 
 A recipe is a flat file with the published names (``lr0``, ``box``, ``hsv_h``, ``mosaic``, ...), so
 that published hyper-parameter files can be read. A run's ``config.yaml`` has every field of
-:class:`~y7edge.train.settings.config.TrainConfig`; a run is resumed from it.
+:class:`~y7edge.train.settings.config.TrainConfig`, and is read to resume the run.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _log = logging.getLogger(__name__)
 
 
 def choose(text: str | None, model: str) -> NamedRecipe:
-    """Return the recipe of ``--recipe``: a name, or a file; None: the one of the model's family.
+    """Return the recipe of ``--recipe``: a name or a file; None: that of the model's family.
 
-    The family's recipe also fills in what a file leaves out.
+    Values missing in a file are those of the family's recipe.
 
     Raises:
         ConfigError: unknown name, or a file that cannot be read, is not YAML, or has a duplicate or
@@ -101,7 +101,7 @@ def read(path: Path | str) -> TrainConfig:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Read the top-level mapping of a YAML file; refuse duplicate keys."""
+    """Read the top-level mapping of a YAML file; ConfigError for duplicate keys."""
     try:
         tree = read_yaml(path, as_value)
     except ValueError as error:

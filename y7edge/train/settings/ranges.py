@@ -1,4 +1,4 @@
-"""Ranges of numbers in settings, stored with the dataclass fields."""
+"""Check the ranges of numbers in settings; ranges are stored with the dataclass fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a training, each with its range.
+"""Define the hyper-parameters of training, each with its range.
 
 The names are those of the published hyper-parameter files (YOLOv7, arXiv 2207.02696). Named recipes
 are in ``recipes.py``; ``configfile.py`` reads and writes files.
@@ -40,7 +40,7 @@ class Recipe:
     The defaults are those of ``yolov7`` at 640 px (the recipe ``p5``).
 
     Raises:
-        ConfigError: a value is out of its range; the message names key, range and value.
+        ConfigError: a value is out of its range.
     """
 
     # Optimizer: SGD with Nesterov momentum
@@ -95,11 +95,10 @@ class Recipe:
         return values
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
-        """Replace values, given flat under their published names, and possibly as text (``1e-3``).
+        """Replace values, given under their published names, as numbers or strings (``1e-3``).
 
         Raises:
-            ConfigError: unknown name (the message suggests the nearest), wrong type, or out of
-                range.
+            ConfigError: a name is unknown, or a value has the wrong type or is out of range.
         """
         known = keys()
         for name in changes:
@@ -119,7 +118,7 @@ def keys() -> tuple[str, ...]:
 
 
 def _value(name: str, value: object) -> object:
-    """Convert a value to the type of its key; ranges are checked later."""
+    """Convert a value to the type of its key, without checking its range."""
     if name == "average":
         return "none" if value is None else value
     bounds = _RANGES[name]

@@ -1,8 +1,8 @@
-"""The named recipes, with the source of each value.
+"""Define the named recipes, with the source of each value.
 
 ``p5``, ``p6`` and ``tiny`` are the published hyper-parameter files of YOLOv7 (arXiv 2207.02696),
-completed with constants of the published program. ``finetune`` is the published file for custom
-data (``custom``) and ``small-data`` the published tiny one, with the changes below.
+completed with constants of the published program. ``finetune`` and ``small-data`` change values of
+the published files for custom data (``custom``) and for yolov7-tiny.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class NamedRecipe:
 def _named(
     name: str, purpose: str, file: str, changes: Mapping[str, tuple[Any, str]] | None = None
 ) -> NamedRecipe:
-    """Create a recipe from a published file, what the files leave out, and changes."""
+    """Create a recipe from a published file, ``NOT_IN_FILES``, and changes."""
     column = FILES.index(file)
     rows: dict[str, tuple[Any, str]] = {
         key: (values[column], f"published: file {file}") for key, values in PUBLISHED.items()
@@ -132,7 +132,7 @@ def named_for(model: str | Spec) -> NamedRecipe:
     name = model if isinstance(model, str) else model.name
     if name.startswith("yolov7-tiny"):
         return RECIPES["tiny"]
-    # build_spec refuses unknown names.
+    # Unknown names are refused by build_spec.
     known = registry.VARIANTS.get(name) if isinstance(model, str) else model
     return RECIPES["p6" if known and max(known.strides) >= 64 else "p5"]
 

@@ -3,10 +3,10 @@
     anchors, message = choose(samples, spec, imgsz=640)
     spec = replace(spec, anchors=anchors or spec.anchors)
 
-A box is never trained unless some anchor is within a factor of 4 of it, in width and in height. The
-fraction of boxes with such an anchor is the *best possible recall* (BPR). Below 98 % new anchors
-are searched, as published: k-means over the boxes' sizes, then a thousand random mutations, each
-kept if it is fitter. Results are reproducible from a seed.
+A box is trained only if some anchor is within a factor of 4 of it, in width and in height. The
+fraction of boxes with such an anchor is the *best possible recall* (BPR). If it is below 98 %, new
+anchors are searched, as published: k-means over the boxes' sizes, then a thousand random mutations,
+each kept if it is fitter. Results are reproducible from a seed.
 
 k-means++: Arthur and Vassilvitskii, "The advantages of careful seeding", 2007.
 """
@@ -116,7 +116,7 @@ def evolve(
 def choose(
     samples: Sequence[Sample], spec: Spec, imgsz: int, threshold: float = 4.0, seed: int = 0
 ) -> tuple[Anchors | None, str]:
-    """Search anchors for a data set if those of the model miss boxes.
+    """Search new anchors for a data set if the model's anchors miss boxes.
 
     ``imgsz`` is the longer side of all images, in pixels; ``threshold`` as for :func:`recall`.
 
@@ -140,12 +140,12 @@ def choose(
     per_level = len(spec.anchors[0])
     count = spec.levels * per_level
     if len(examples) < count:
-        return None, f"anchors kept: {fit}; {len(examples)} boxes are too few for {count} others"
+        return None, f"anchors kept: {fit}; {len(examples)} boxes are too few for {count} new ones"
     found = kmeans(examples, count, seed=seed)
     found = evolve(examples, found, threshold=threshold, seed=seed).round(2)
     better = recall(sizes, found, threshold)
     if better.bpr <= have.bpr:
-        return None, f"anchors kept: {fit}; others had no better recall ({better.bpr:.4f})"
+        return None, f"anchors kept: {fit}; new ones had no better recall ({better.bpr:.4f})"
     levels = found.reshape(spec.levels, per_level, 2).tolist()
     chosen = tuple(tuple((w, h) for w, h in level) for level in levels)
     return chosen, (
@@ -186,7 +186,7 @@ def _squared_distances(
 def _spread_out(
     points: NDArray[np.float64], count: int, random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """k-means++: draw points in proportion to the squared distance to those drawn before."""
+    """Draw initial centres by k-means++: with weights of squared distances to those before."""
     centres = points[random.integers(len(points), size=1)]
     nearest = _squared_distances(points, centres)[:, 0]
     while len(centres) < count:

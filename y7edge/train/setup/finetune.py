@@ -1,9 +1,9 @@
-"""Initialize a model from a checkpoint: copy what fits, and the head by class name.
+"""Initialize a model from a checkpoint: copy entries that fit, and the head by class name.
 
 Outside of the head, entries are copied if key and shape agree. In the head, boxes and objectness
 are always copied, and classes if the checkpoint has their name (ignoring case and outer spaces).
-The published training compares only shapes: another class count loses the whole head, and an equal
-count keeps rows of the wrong classes.
+The published training compares only shapes: with another number of classes it discards the whole
+head, and with an equal number it keeps rows of the wrong classes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LISTED = 12  # names in a remark
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """How many entries of the state dict were copied, entirely or in part, and remarks."""
+    """The number of entries that were copied, entirely or in part, of all; and remarks."""
 
     entries: int
     total: int
@@ -46,16 +46,16 @@ class ClassMap:
 def copy_matching(
     model: Model, checkpoint: Checkpoint, names: Sequence[str], source: str
 ) -> Copied:
-    """Copy what fits of a checkpoint into ``model``, whose classes are ``names``; not the anchors.
+    """Copy the entries of a checkpoint that fit into ``model``, except the anchors.
 
-    ``source`` names the checkpoint in messages.
+    ``names`` are the classes of the model; ``source`` names the checkpoint in messages.
 
     Raises:
         CheckpointError: the checkpoint is folded, or fewer than half of the convolutions fit.
     """
     if checkpoint.form == "folded":
         raise CheckpointError(
-            f"{source}: a folded checkpoint cannot be trained; give the one it was folded from"
+            f"{source}: a folded checkpoint cannot be trained; use the one that it was folded from"
         )
     arrays = _renumbered(checkpoint, model.spec)
     own = {k: v for k, v in model.state_dict().items() if not k.endswith(".anchors")}
@@ -71,7 +71,7 @@ def copy_matching(
     if found < kernels / 2:
         raise CheckpointError(
             f"{source}: {checkpoint.spec.name} fits {found} of {kernels} convolutions of "
-            f"{model.spec.name}; give the --model and --width that it was trained with"
+            f"{model.spec.name}; use the --model and --width that it was trained with"
         )
     classes = class_map(checkpoint.names, names)
     fitting |= _head(model, arrays, classes, checkpoint.spec.outputs_per_anchor)
@@ -83,8 +83,8 @@ def copy_matching(
 def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
     """Match each new class with a class of a checkpoint.
 
-    A checkpoint with unnamed classes ("0", "1", ...) is taken as COCO's if it has 80, as published
-    files have; else its classes are taken in order if their number is equal.
+    If a checkpoint has no class names ("0", "1", ...), 80 classes are assumed to be COCO's, as in
+    published files. Other numbers are matched in order if both are equal.
     """
     old, new = list(old), list(new)
     if old == new:
@@ -92,9 +92,9 @@ def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
     assumed = ""
     if old == list(default_names(len(old))):
         if len(old) == len(COCO_NAMES):
-            old, assumed = list(COCO_NAMES), ", taking its 80 unnamed classes as those of COCO"
+            old, assumed = list(COCO_NAMES), "; assumed COCO's names for its 80 unnamed classes"
         elif len(old) == len(new):
-            note = f"the weights name no classes; their {len(old)} are taken in order"
+            note = f"the weights have no class names; their {len(old)} classes are used in order"
             return ClassMap(tuple((i, i) for i in range(len(new))), note)
     known = {_key(name): index for index, name in reversed(list(enumerate(old)))}
     pairs = tuple((i, known[_key(n)]) for i, n in enumerate(new) if _key(n) in known)
@@ -104,7 +104,7 @@ def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
         return ClassMap(pairs)
     return ClassMap(
         pairs,
-        "head rows of boxes and objectness carried over; of classes by name: "
+        "head: boxes and objectness copied; classes copied by name: "
         f"{_listed([new[i] for i, _ in pairs])}; new: {_listed(fresh)}{assumed}",
     )
 
@@ -119,7 +119,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _renumbered(checkpoint: Checkpoint, target: Spec) -> dict[str, Any]:
-    """Return the arrays under the target's keys, where only one of both has auxiliary rows.
+    """Rename the arrays to the target's keys, if only one of both models has auxiliary rows.
 
     The n-th row that the lead head depends on is row n of a model without auxiliary rows.
     """
@@ -169,8 +169,8 @@ def _merged(
 ) -> Tensor | None:
     """Replace some outputs of each anchor in ``own``; None if inputs or anchors differ.
 
-    Weights are (A * outputs, cin, 1, 1), biases (A * outputs,), multipliers (1, A * outputs, 1, 1):
-    all of them (A, outputs, rest) in memory.
+    Weights are (A * outputs, cin, 1, 1), biases (A * outputs,), multipliers (1, A * outputs, 1, 1).
+    All can be reshaped to (A, outputs, rest).
     """
     anchors, outputs = len(spec.anchors[0]), spec.outputs_per_anchor
     if theirs.numel() * outputs != own.numel() * old_outputs:
@@ -183,7 +183,7 @@ def _merged(
 def _form_note(target: Spec, source: Spec) -> str:
     parts = []
     if source.form == "deploy":
-        parts.append("implicit vectors start neutral")
+        parts.append("implicit vectors start without effect")
     if target.has_aux and not source.has_aux:
         parts.append("the auxiliary heads start from scratch")
     return f"weights in {source.form} form: {'; '.join(parts)}" if parts else ""

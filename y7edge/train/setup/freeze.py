@@ -1,4 +1,4 @@
-"""Freeze rows: their weights and BatchNorm statistics don't change in training.
+"""Freeze rows, so that their weights and BatchNorm statistics don't change in training.
 
 The published training still updates the running statistics of frozen rows.
 """
@@ -20,12 +20,12 @@ BACKBONE = "backbone"
 def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
     """Return the indices of the rows that ``--freeze`` names.
 
-    ``["50"]``, a single number n, means the first n rows (0 to n - 1), as published; several
+    A single number n (``["50"]``) means the first n rows (0 to n - 1), as published. Several
     numbers (``["3", "5"]`` or ``["3,5"]``) are those rows; ``0-50`` is a range including both ends;
     ``backbone`` is the rows before the pooling pyramid.
 
     Raises:
-        ConfigError: anything else, or a row that the model does not have.
+        ConfigError: another text, or a row that the model does not have.
     """
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
     if texts and not parts:
@@ -90,6 +90,6 @@ def apply(model: Model) -> None:
 
 
 def is_frozen(row: nn.Module) -> bool:
-    """Whether a row has parameters, all of them frozen."""
+    """Return whether a row has parameters, and all of them are frozen."""
     trained = [parameter.requires_grad for parameter in row.parameters()]
     return bool(trained) and not any(trained)

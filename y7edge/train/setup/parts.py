@@ -45,13 +45,13 @@ from y7edge.train.setup.anchors import choose
 from y7edge.train.setup.finetune import copy_matching
 from y7edge.train.setup.freeze import freeze_rows
 
-# Checked before the first epoch, since some are used only at the end.
+# Checked before training, since some are used only at its end.
 NEEDS = ("cv2", "faster_coco_eval", "lightning_fabric", "matplotlib", "safetensors", "tensorboard")
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The model to train, where its weights come from (one line), and remarks."""
+    """The model to train, the origin of its weights (one line), and remarks."""
 
     model: Model
     origin: str
@@ -126,16 +126,16 @@ def build(
 ) -> Parts:
     """Build all parts of a run; report every error that can be found before training.
 
-    ``log`` is called with remarks. ``fabric`` is launched; None opens one for a single process,
-    which ``ranks`` None means too. To resume a run, ``folder`` is its folder and ``resumed`` the
-    :meth:`Start.began` of its start; the folder of a new run is claimed until ``held`` is closed.
+    ``log`` is called with remarks. ``fabric`` is launched; None: one is opened. ``ranks`` None: a
+    single process. To resume a run, pass its ``folder``, and its :meth:`Start.began` as
+    ``resumed``. The folder of a new run is claimed until ``held`` is closed.
 
     Raises:
         ConfigError, DataError, CheckpointError, DeviceError: see :func:`loop.train`.
     """
     fabric, ranks = fabric or open_fabric(config), ranks or Ranks()
     with ranks.together():
-        # Errors in other splits are irrelevant.
+        # Only these splits, so that errors in others do not matter.
         data = load(config.data, splits=tuple({config.train_split: 0, config.val_split: 0}))
         data = data.single_class() if config.single_cls else data
         require_labels(data.split(config.train_split), "train on")
@@ -183,7 +183,7 @@ def check_packages() -> None:
 
 
 def make_model(config: TrainConfig, data: Dataset) -> Start:
-    """Create the initial model of a run; without weights, with anchors that fit its data.
+    """Create the initial model of a run; without initial weights, fit its anchors to the data.
 
     Raises:
         ConfigError, CheckpointError: see :func:`start_model`.
@@ -200,19 +200,19 @@ def make_model(config: TrainConfig, data: Dataset) -> Start:
 
 
 def _require_exportable(model: Model, config: TrainConfig, data: Dataset) -> None:
-    """Refuse names and texts that no manifest can hold, before they cost a training.
+    """Check before training that the model could be exported.
 
     Raises:
-        DataError: there are too many names, or one is too long or cannot be printed.
+        DataError: the model is too large, or its class names or licence cannot be in a manifest.
     """
     meta = {"licence": config.licence}
     try:
-        require_affordable(model.spec, config.imgsz, config.imgsz)  # as a checkpoint that is read
+        require_affordable(model.spec, config.imgsz, config.imgsz)  # as when a checkpoint is read
         checkpoint = to_checkpoint(model, data.names, meta)
         size = len(describe(checkpoint, (config.imgsz, config.imgsz)).to_json().encode())
     except (ArtifactError, ConfigError) as error:
         raise DataError(f"{data.source}: a trained model could not be exported: {error}") from error
-    if size > MAX_BYTES // 2:  # the rest is left to its proof
+    if size > MAX_BYTES // 2:  # the proof needs the other half
         raise DataError(
             f"{data.source}: a trained model could not be exported: the names of its "
             f"{len(data.names)} classes take {size:,} bytes, expected at most {MAX_BYTES // 2:,}"
@@ -270,7 +270,7 @@ def _steps(
     if config.sync_bn and ranks.world > 1:
         if fabric.device.type != "cuda":
             raise ConfigError("sync_bn needs GPUs: omit it on a CPU")
-        # After optimizer and average, which recognize BatchNorms by class.
+        # Converted last, since optimizer and average recognize BatchNorms by class.
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return Steps(
         fabric,
@@ -326,8 +326,8 @@ def start_model(
     are in pixels, finest level first; None: those of the weights, else the published ones.
 
     Raises:
-        ConfigError: an invalid model (see :func:`build_spec`), rows to freeze that it does not
-            have, or a model's name instead of a file of weights.
+        ConfigError: the model is invalid (see :func:`build_spec`), it does not have the rows to
+            freeze, or ``config.weights`` is a model's name.
         CheckpointError: the weights are folded, or most of them don't fit.
     """
     if config.weights is None:
@@ -345,7 +345,7 @@ def resume_model(config: TrainConfig, names: Sequence[str], began: Began) -> Sta
     Raises:
         CheckpointError: the anchors do not fit the model.
     """
-    build_spec(config, len(names))  # what is wrong with the configuration is not the state's fault
+    build_spec(config, len(names))  # raises ConfigError for an invalid configuration
     try:
         model = _model(config, names, began.anchors)
     except ConfigError as error:
@@ -365,11 +365,11 @@ def _model(config: TrainConfig, names: Sequence[str], anchors: Anchors | None) -
 def _from_weights(
     config: TrainConfig, path: Path, names: Sequence[str], anchors: Anchors | None
 ) -> Start:
-    """Create a model and copy what fits of a checkpoint."""
+    """Create a model, and copy the entries of a checkpoint that fit."""
     if str(path) in registry.names() and not path.exists():
         raise ConfigError(
-            f"the package has no weights: give --weights a file, .safetensors or .pt; "
-            f"--model {path} alone trains from scratch"
+            f"--weights {path}: expected a .safetensors or .pt file, found a model's name; to "
+            f"train from scratch, give only --model {path}"
         )
     checkpoint = weights.load(path)
     if anchors is None:
@@ -395,9 +395,9 @@ def _frozen_note(config: TrainConfig, model: Model) -> str:
 
 
 def loading_workers(asked: int | None, device: torch.device) -> int:
-    """Return the number of loading processes, by default what the device leaves free.
+    """Return the number of loading processes: ``asked``, else a default by device.
 
-    On a CPU the network uses all cores; with a GPU the cores are free to load.
+    On a CPU the network uses all cores; with a GPU the cores are free for loading.
     """
     if asked is not None:
         return asked
