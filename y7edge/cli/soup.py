@@ -1,4 +1,4 @@
-"""``y7edge soup``: average trained models, and keep the average if it is better."""
+"""``y7edge soup``: average checkpoints, and write the average if it is better."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Checkpoints = Annotated[
     list[Path],
     typer.Argument(
         metavar="CHECKPOINT...",
-        help="Two or more checkpoints of one model, trained from the same weights; not folded.",
+        help="Two or more checkpoints of one model from the same initial weights; not folded.",
     ),
 ]
 _Data = Annotated[
@@ -24,13 +24,13 @@ _Data = Annotated[
 ]
 _Split = Annotated[str, typer.Option(help="Split to evaluate on.")]
 _TrainSplit = Annotated[
-    str, typer.Option(help="Split on which the average's BatchNorm statistics are estimated.")
+    str, typer.Option(help="Split for the BatchNorm statistics of the average.")
 ]
 _Out = Annotated[
     Path,
     typer.Option(
         metavar="FILE",
-        help="The average (.safetensors), written if it is better.",
+        help="File for the average (.safetensors), written if it is better.",
         callback=out_file,
     ),
 ]
@@ -38,7 +38,7 @@ _Side = Annotated[
     int | None,
     typer.Option("--imgsz", min=32, help="Side of the input; default: that of the training."),
 ]
-# The models are run by torch, whose devices are not those of the engines.
+# The models are run by torch, so the devices are torch's.
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -52,12 +52,12 @@ def soup(
     device: _Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Average checkpoints, and keep the average only if it is better.
+    """Average checkpoints, and write the average only if it is better.
 
-    The uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated on
-    the training images; then it is compared to its ingredients by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
-    If it is not better than the best of them, no file is written and the exit code is 4. The split
-    is used to choose: report figures on another one.
+    Makes a uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated
+    on the training split. The fitness, 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95 on --split, is compared with
+    the checkpoints' fitness. If the average is not better than the best checkpoint, no file is
+    written and the exit code is 4. Report final results on another split.
     """
     from y7edge.data.dataset import load
     from y7edge.models import weights

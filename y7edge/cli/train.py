@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from y7edge.train.settings.config import TrainConfig
     from y7edge.train.settings.recipes import NamedRecipe
 
-# Our names of precisions, and Lightning Fabric's.
+# Our names of precisions -> Lightning Fabric's names.
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
-# Augmentations that join images, off with --rect.
+# Augmentations that join images; --rect turns them off.
 JOINING = ("mosaic", "mixup", "copy_paste", "paste_in")
 
 
@@ -35,25 +35,25 @@ _Name = Annotated[str, _what("--model", help="Name of a variant; `y7edge info` l
 _Weights = Annotated[
     Path | None,
     _what(
-        help="Checkpoint to start from, ours or a published .pt. The layers that fit are copied, "
-        "the head's rows by class name."
+        help="Initial weights: a checkpoint or a published .pt. Layers of equal shape are copied, "
+        "and the head's outputs by class name."
     ),
 ]
 _Freeze = Annotated[
     list[str] | None,
     _what(
         metavar="ROWS",
-        help="Rows that are not trained: backbone; 50 for the first 50; 3,5 for those two; 0-50.",
+        help="Rows to freeze: backbone; 50 for the first 50; 3,5 for these two; 0-50.",
     ),
 ]
-_Side = Annotated[int, _what("--imgsz", min=32, help="Side of the square input, pixels.")]
-_Width = Annotated[float, _what(help="Multiplies every channel, in multiples of 8.")]
-_Single = Annotated[bool, _what("--single-cls", help="Learn all classes as one.")]
+_Side = Annotated[int, _what("--imgsz", min=32, help="Side of the square input in pixels.")]
+_Width = Annotated[float, _what(help="Factor for all channels, rounded to multiples of 8.")]
+_Single = Annotated[bool, _what("--single-cls", help="Train all classes as one class.")]
 _Anchors = Annotated[
     bool,
     _what(
         "--autoanchor/--no-autoanchor",
-        help="Fit new anchors where the old ones miss too many objects of the data.",
+        help="Fit new anchors if the model's anchors do not fit the data.",
     ),
 ]
 
@@ -62,45 +62,43 @@ _Recipe = Annotated[
     str | None,
     _recipe(
         metavar="NAME|FILE",
-        help="p5, p6, tiny, finetune, small-data, or a YAML file under the published names; what a "
-        "file leaves out, and the default, is the published recipe of the model's family.",
+        help="p5, p6, tiny, finetune, small-data, or a YAML file with the published names. The "
+        "default, also for values missing in a file, is the recipe of the model's family.",
     ),
 ]
 _Set = Annotated[
     list[str] | None,
-    _recipe("--set", metavar="NAME=VALUE", help="Change one value of the recipe; repeat it."),
+    _recipe("--set", metavar="NAME=VALUE", help="Set a value of the recipe; repeatable."),
 ]
 _Smoothing = Annotated[float | None, _recipe(help="The same as --set label_smoothing=VALUE.")]
 _Average = Annotated[
-    str | None, _recipe(metavar="ema|swa|none", help="The average of the weights that is kept.")
+    str | None, _recipe(metavar="ema|swa|none", help="How weights are averaged over training.")
 ]
 _Assigner = Annotated[
     str,
     _recipe(
         metavar="NAME",
-        help="auto, or, for models with auxiliary heads, coarse-to-fine (published), lead-guided, "
-        "independent, or lead, which trains without those heads.",
+        help="auto, or for models with auxiliary heads: coarse-to-fine (published), lead-guided, "
+        "independent, or lead, which does not train the auxiliary heads.",
     ),
 ]
 _Print = Annotated[
     bool,
     _recipe(
         "--print-recipe",
-        help="Print the recipe as YAML, with the source of each value, and train nothing.",
+        help="Print the recipe as YAML with the source of each value, and exit.",
     ),
 ]
 
 _images = partial(typer.Option, rich_help_panel="Images")
-_Rect = Annotated[bool, _images("--rect", help="Batches of like shape, little padding; no mosaic.")]
+_Rect = Annotated[bool, _images("--rect", help="Batches of similar aspect ratio; no mosaic.")]
 _Scales = Annotated[
-    bool, _images("--multi-scale", help="Another input size each batch, 0.5 to 1.5 times.")
+    bool, _images("--multi-scale", help="Random input size per batch, 0.5 to 1.5 times.")
 ]
 _Drawn = Annotated[
-    bool, _images("--image-weights", help="Draw images of rare or badly learnt classes more.")
+    bool, _images("--image-weights", help="Sample images of rare or difficult classes more often.")
 ]
-_Cache = Annotated[
-    str, _images(metavar="ram|disk|none|auto", help="Where decoded images are kept.")
-]
+_Cache = Annotated[str, _images(metavar="ram|disk|none|auto", help="Cache for decoded images.")]
 _Workers = Annotated[
     int | None,
     _images(min=0, help="Processes that load images; default: 0 on a CPU, up to 8 for a GPU."),
@@ -108,24 +106,24 @@ _Workers = Annotated[
 
 _length = partial(typer.Option, rich_help_panel="How long")
 _Epochs = Annotated[int, _length(min=1)]
-_Batch = Annotated[int, _length(min=1, help="Images in one forward pass, over all devices.")]
+_Batch = Annotated[int, _length(min=1, help="Batch size over all devices.")]
 _Patience = Annotated[
     int,
     _length(
         min=0,
-        help="Stop at the first evaluated epoch that is so many behind the best (of SWA: of those "
-        "of the mean); 0: never.",
+        help="Stop after this many epochs without a better evaluation, with SWA counted from its "
+        "start; 0: never.",
     ),
 ]
 
 _where = partial(typer.Option, rich_help_panel="Where")
 _Device = Annotated[str, _where(help="auto, cpu, cuda, cuda:N or mps.")]
-_Devices = Annotated[int, _where(min=1, help="Devices of this machine.")]
-_Nodes = Annotated[int, _where(min=1, help="Machines, each started by torchrun.")]
-_SyncBn = Annotated[bool, _where("--sync-bn", help="BatchNorm statistics over all devices.")]
+_Devices = Annotated[int, _where(min=1, help="Number of devices per machine.")]
+_Nodes = Annotated[int, _where(min=1, help="Number of machines, each started by torchrun.")]
+_SyncBn = Annotated[bool, _where("--sync-bn", help="Synchronize BatchNorm over all devices.")]
 _Precision = Annotated[
     str,
-    _where(metavar="fp32|fp16|bf16|auto", help="auto: fp16 on CUDA, else fp32; a CPU has no fp16."),
+    _where(metavar="fp32|fp16|bf16|auto", help="auto: fp16 on CUDA, else fp32; no fp16 on a CPU."),
 ]
 _Compile = Annotated[bool, _where("--compile", help="Use torch.compile.")]
 
@@ -133,21 +131,19 @@ _run = partial(typer.Option, rich_help_panel="The run")
 _Out = Annotated[Path | None, _run(help="Folder of the run; default: the next free runs/trainN.")]
 _Resume = Annotated[
     Path | None,
-    _run(metavar="DIR", help="Resume this run with its own settings: no other options."),
+    _run(metavar="DIR", help="Resume the run in DIR with its settings; no other options."),
 ]
-_Minutes = Annotated[
-    float, _run(help="Between states inside an epoch, from which --resume continues.")
-]
+_Minutes = Annotated[float, _run(help="Minutes between saved states within an epoch.")]
 _Report = Annotated[
     bool, _run("--report/--no-report", help="Write curves, images and report.html at the end.")
 ]
 _Seed = Annotated[int, _run(min=0)]
 _Profile = Annotated[
     int,
-    _run(min=0, metavar="N", help="Measure N iterations, report where time goes; train nothing."),
+    _run(min=0, metavar="N", help="Only measure the time of N iterations, by stage."),
 ]
 _Licence = Annotated[
-    str, _run(help="Licence of the weights, yours to choose; kept with them everywhere.")
+    str, _run(help="Licence of the weights, recorded in checkpoints and artifacts.")
 ]
 
 
@@ -192,9 +188,9 @@ def train(
 ) -> None:
     """Train a model on labelled images.
 
-    From scratch, or from a checkpoint with --weights. The folder of the run gets best.safetensors
-    and last.safetensors, a table, curves, images and a report. The average of the weights is saved;
-    best is the epoch of the highest mAP on the split val.
+    Training starts from random weights, or from a checkpoint with --weights. It writes
+    best.safetensors, last.safetensors, a table, curves, images and a report into the folder of the
+    run. Checkpoints hold the averaged weights; best is the epoch of the highest mAP on split val.
     """
     asked = parsed(changes or [], label_smoothing=label_smoothing, average=average)
     if print_recipe:
@@ -234,7 +230,7 @@ def train(
 
 
 def require_alone(folder: Path, words: Iterable[str]) -> None:
-    """Raise ConfigError for other options beside ``--resume``."""
+    """Raise ConfigError if other options are given with ``--resume``."""
     others = [name for name in words if name not in ("--resume", "--json")]
     if others:
         raise ConfigError(
@@ -263,7 +259,7 @@ def _print_recipe(
     from y7edge.models import registry
     from y7edge.train.settings.configfile import recipe_text
 
-    registry.get(model)  # an unknown name is not a model of the family p5
+    registry.get(model)  # raises ConfigError for an unknown model
     chosen = chosen_recipe(text, model, changes, rect=rect)
     record = {"name": chosen.name, "values": chosen.recipe.to_dict(), "sources": chosen.sources}
     show(record, recipe_text(chosen).splitlines(), as_json=as_json)
@@ -272,10 +268,10 @@ def _print_recipe(
 def chosen_recipe(
     text: str | None, model: str, changes: Mapping[str, str], *, rect: bool
 ) -> NamedRecipe:
-    """Return the recipe of ``--recipe`` with its changes; ``rect`` turns off ``JOINING``.
+    """Return the recipe ``text`` with changes; ``rect`` turns the augmentations ``JOINING`` off.
 
     Raises:
-        ConfigError: no such recipe, an invalid change, or one that contradicts ``rect``.
+        ConfigError: the recipe does not exist, or a change is invalid or contradicts ``rect``.
     """
     from y7edge.train.settings.configfile import choose
 
@@ -288,16 +284,16 @@ def chosen_recipe(
     if rect and any(joined.values()):
         wanted = [name for name in changes if joined.get(name)]
         if wanted:
-            raise ConfigError(f"--rect joins no images: omit --set {wanted[0]}")
+            raise ConfigError(f"--rect cannot be combined with --set {wanted[0]}: omit one of them")
         chosen = chosen.changed(dict.fromkeys(joined, 0.0), "off by --rect")
     return chosen
 
 
 def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
-    """Parse ``["lr0=0.02", "average=swa"]``; ``shorthands`` are values of separate options.
+    """Parse changes such as ``["lr0=0.02"]``; ``shorthands`` are values of separate options.
 
     Raises:
-        ConfigError: one is not of the form NAME=VALUE, or a name is given twice.
+        ConfigError: a change is not of the form NAME=VALUE, or a name is given twice.
     """
     values: dict[str, str] = {}
     for change in changes:
@@ -321,7 +317,7 @@ def _frozen_rows(texts: Sequence[str], model: str) -> tuple[int, ...]:
 
 
 def _note_remarks(config: TrainConfig) -> None:
-    """Note settings without effect or with side effects."""
+    """Print notes about settings without effect or with side effects."""
     remarks = []
     if config.sync_bn and config.devices * config.nodes == 1 and "WORLD_SIZE" not in os.environ:
         remarks.append("--sync-bn has no effect on a single device")
@@ -334,12 +330,12 @@ def _note_remarks(config: TrainConfig) -> None:
 
 
 def is_first() -> bool:
-    """Return whether this is the first of several processes with the same command line."""
+    """Return whether this is the first process of a distributed run, which prints."""
     return not any(int(os.environ.get(n) or 0) for n in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def given(ctx: typer.Context) -> dict[str, list[str]]:
-    """Return the options on the command line, each with its words."""
+    """Return the options given on the command line: name -> its arguments."""
     found: dict[str, list[str]] = {}
     for option in ctx.command.params:
         source = ctx.get_parameter_source(option.name or "")

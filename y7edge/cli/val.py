@@ -1,4 +1,4 @@
-"""``y7edge val``: mAP of anything that detects, by one protocol."""
+"""``y7edge val``: evaluate a model or an artifact by mAP."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _Data = Annotated[
         help="data.yaml, or a folder with one, or of Pascal VOC or COCO files.", metavar="DATA"
     ),
 ]
-_Split = Annotated[str, typer.Option(help="Which images of the data set: train, val or test.")]
+_Split = Annotated[str, typer.Option(help="Split of the data set: train, val or test.")]
 _Save = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
         callback=out_folder,
-        help="Write curves, confusion matrix, images, COCO results and a page into it.",
+        help="Folder for curves, confusion matrix, images, COCO results and a report.",
     ),
 ]
 _CocoIds = Annotated[
@@ -57,9 +57,9 @@ def val(
 ) -> None:
     """Evaluate a model or an artifact by mAP.
 
-    One protocol for all: square letterbox, every class of a candidate counts, confidence from
-    0.001, NMS at IoU 0.65 within each class, 300 boxes per image. Precision, recall and F1 are
-    those at IoU 0.5 and the confidence of the best mean F1.
+    All models use one protocol: letterbox into the model's input, all classes of a candidate,
+    confidence above 0.001, NMS within each class at IoU 0.65, 300 boxes per image. Precision,
+    recall and F1 are given at IoU 0.5 and the confidence with the best mean F1.
     """
     from y7edge.data.dataset import load
     from y7edge.evaluation.coco_results import require_coco
@@ -68,7 +68,7 @@ def val(
     from y7edge.evaluation.report import write_page
 
     dataset = load(data, splits=[split])
-    dataset.split(split)  # a DataError before the model is opened
+    dataset.split(split)  # raise DataError before the model is opened
     with open_detector(
         model, imgsz=imgsz, backend=backend, device=device, threads=threads
     ) as detector:
@@ -77,7 +77,7 @@ def val(
         if coco_ids:
             require_coco(len(dataset.names))
         if save is not None:
-            with writing("the evaluation", save):  # now: evaluation can take minutes
+            with writing("the evaluation", save):  # before the evaluation, which takes minutes
                 save.mkdir(parents=True, exist_ok=True)
         predict, names = detector.detect_for_evaluation, dataset.names
         tables = collect(predict, samples, names, _counter(len(samples)))
@@ -98,18 +98,18 @@ def val(
 
 
 def _same_classes(detector: Detector, dataset: Dataset) -> Dataset:
-    """The data set with its classes numbered as the model's are, matched by name.
+    """Return the data set with the model's class ids; classes are matched by name.
 
-    Numbers count only where one side has no names, or both have one class.
+    Classes are matched by id only if one side has no names, or if both have one class.
 
     Raises:
-        DataError: Other classes, which would give an mAP of 0 that looks like a bad model.
+        DataError: The classes differ, which would give an mAP of 0 for any model.
     """
     known, labelled = tuple(detector.names), dataset.names
     if len(known) != len(labelled) and not set(known) & set(labelled):
         raise DataError(
-            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate it on "
-            "a data set with the classes that it was trained for"
+            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: use a data set "
+            "with the model's classes"
         )
     nameless = len(known) == 1 or default_names(len(known)) in (known, labelled)
     if nameless and len(known) == len(labelled) and sorted(known) != sorted(labelled):
@@ -123,7 +123,7 @@ def _same_classes(detector: Detector, dataset: Dataset) -> Dataset:
 
 
 def _counter(total: int) -> Callable[[int, int], None] | None:
-    """Return a counter of images for a terminal; None if stderr is a log."""
+    """Return a function that shows progress; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return None
 
