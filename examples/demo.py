@@ -1,11 +1,11 @@
-"""The whole way on synthetic images: train, fold, export, prove, benchmark, detect.
+"""Train, fold, export, prove, benchmark and detect on synthetic images.
 
     make demo            # or: python examples/demo.py
 
 Makes images of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, writes ONNX
-files with their proofs, measures their speed, and evaluates them on images from other seeds. Leaves
-everything in ``runs/demo``; ``report.html`` shows it. Exits with 4 if a figure is not as it must
-be. Takes some eight minutes on two cores, most of them training.
+files with their proofs, measures their speed, and evaluates them on images from other seeds. Writes
+everything into ``runs/demo``, with a report in ``report.html``. Exits with 4 if a result misses its
+limit. Takes about eight minutes on two cores, mostly for training.
 """
 
 from __future__ import annotations
@@ -58,15 +58,14 @@ Say = Callable[[str], None]
 
 
 def training(data: Path, out: Path) -> TrainConfig:
-    """The run, with each departure from the published recipe and its reason."""
-    # Every image is used as it is but for flips, size and colour: a mosaic of trays at 160 px
-    # would leave parts of a few pixels, and what a part lies on says nothing about it.
+    """Return the settings of the run; comments explain the changes to the published recipe."""
+    # No mosaic: in a mosaic of trays at 160 px, parts would have only a few pixels.
     augmentation = replace(TINY.augmentation, mosaic=0.0, scale=0.3, flipud=0.5)
     recipe = replace(
         TINY,
         augmentation=augmentation,
         lr0=0.02,
-        # The published average would still be forming when this run of 3000 steps ends.
+        # The published average needs more than the 3000 steps of this run.
         ema_decay=0.99,
         ema_tau=100.0,
         # The published gains are for 80 classes at 640 px: the class gain shrinks with the number
@@ -83,7 +82,7 @@ def training(data: Path, out: Path) -> TrainConfig:
         imgsz=160,
         epochs=30,
         batch=8,
-        nominal_batch=8,  # small steps: in so short a run their number counts for more
+        nominal_batch=8,  # a short run needs many small steps
         val_every=5,
         seed=SEED,
         recipe=recipe,
@@ -92,14 +91,14 @@ def training(data: Path, out: Path) -> TrainConfig:
 
 
 class Journal:
-    """Prints what each step does and how long it took, and keeps it for the page."""
+    """Print the results and the duration of each step, and keep them for the page."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
     @contextmanager
     def step(self, title: str) -> Iterator[Say]:
-        """Time a step; what it is given to say is printed and kept."""
+        """Time a step; yield a function that prints and keeps a line."""
         lines: list[str] = []
 
         def say(line: str) -> None:
@@ -126,7 +125,7 @@ class Evaluation:
 
 
 def main() -> int:
-    """Run the demo; gives the exit code."""
+    """Run the demo; return the exit code."""
     try:
         run(FOLDER)
     except Y7EdgeError as error:
@@ -139,10 +138,10 @@ def main() -> int:
 
 
 def run(folder: Path) -> None:
-    """The demo, step by step.
+    """Run all steps of the demo, and write the page.
 
     Raises:
-        GateError: a figure is not as it must be; the page is there nevertheless.
+        GateError: a result misses its limit; the page is written nevertheless.
         ParityError: an export could not be proved.
     """
     journal = Journal()
@@ -190,7 +189,7 @@ def run(folder: Path) -> None:
 
 
 def make_data(folder: Path, say: Say) -> tuple[Dataset, Dataset]:
-    """Images to train with, and others to evaluate on."""
+    """Make the images for training and validation, and other images for evaluation."""
     for name in ("data", "judged", "train", "fresh", "found"):
         shutil.rmtree(folder / name, ignore_errors=True)
     data = load(generate(folder / "data", TRAIN, VAL, seed=SEED))
@@ -228,7 +227,7 @@ def prove_fold(checkpoint: Checkpoint, samples: Sequence[Sample], say: Say) -> F
 
 
 def make_artifacts(checkpoint: Checkpoint, folder: Path, say: Say) -> list[Artifact]:
-    """The file that is used from here on, and two of the other kinds."""
+    """Export the artifact for the following steps, and two artifacts with other options."""
     artifacts = [
         export(checkpoint, folder / "parts.onnx"),
         export(checkpoint, folder / "parts-decoded.onnx", outputs="decoded", dynamic=True),
@@ -246,7 +245,7 @@ def make_artifacts(checkpoint: Checkpoint, folder: Path, say: Say) -> list[Artif
 
 
 def repeat_proof(artifact: Path, checkpoint: Checkpoint, say: Say) -> None:
-    """What is done again later: against the checkpoint, and on the robot without it."""
+    """Repeat the proof against the checkpoint, and, as on a robot, without it."""
     say(f"verify, against the checkpoint: {verify(artifact, checkpoint).status}")
     report = selftest(artifact)
     worst = max(probe.deviation for probe in report.probes)
@@ -254,7 +253,7 @@ def repeat_proof(artifact: Path, checkpoint: Checkpoint, say: Say) -> None:
 
 
 def measure(artifact: Path, say: Say) -> Report:
-    """Latency on one thread, and the code around the engine in units of one ``cv2.resize``."""
+    """Measure the latency on one thread, and the cost of the code around the engine."""
     with Detector(artifact, threads=1) as detector:
         report = benchmark(detector, str(artifact), threads=1, gate=True)
     model, whole = report.model_ms, report.end_to_end_ms
@@ -295,13 +294,13 @@ def _shuffled(artifact: Path) -> Path:
 
 
 def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], int]:
-    """Images made just now, detected in here and by a process without torch.
+    """Make new images, and detect parts in this process and in a process without torch.
 
     Returns:
-        The images with their boxes, and the count of parts found.
+        The images with boxes, and the number of detected parts.
 
     Raises:
-        GateError: the two don't find the same.
+        GateError: the detections of the two processes differ.
     """
     paths = []
     for number in range(FRESH):
@@ -313,7 +312,7 @@ def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], i
         found = [detector(read_image(path)) for path in paths]
     elsewhere = detect_without_torch(artifact, paths)
     if elsewhere != [detections.to_dict()["detections"] for detections in found]:
-        raise GateError(f"{artifact}: a process without torch and onnx found other parts")
+        raise GateError(f"{artifact}: detections of a process without torch and onnx differ")
     drawn = []
     for path, detections in zip(paths, found, strict=True):
         drawn.append(draw(read_image(path), detections))
@@ -326,7 +325,7 @@ def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], i
 
 
 def show(artifact: Path, shuffled: Path, others: Dataset, fresh: Sequence[Image]) -> Drawn:
-    """The page's images. Those of the evaluation set are spread evenly over it, not chosen."""
+    """Draw the page's images; those of the evaluation set are spread evenly over it."""
     samples = others.split("val")
     beside, apart = [], []
     with Detector(artifact) as detector, Detector(shuffled) as broken:
@@ -340,7 +339,7 @@ def show(artifact: Path, shuffled: Path, others: Dataset, fresh: Sequence[Image]
 
 
 def _large(image: Image, detections: Detections) -> bytes:
-    """An image at twice its size with boxes, so that their labels can be read."""
+    """Draw boxes on an image of twice the size, so that their labels can be read."""
     twice = replace(
         detections,
         xyxy=detections.xyxy * 2,
@@ -355,7 +354,7 @@ def _jpeg(image: Image, quality: int = 85) -> bytes:
 
 
 def finish(findings: Findings, folder: Path) -> None:
-    """Write the page and the README's image; then the verdict."""
+    """Write the page and the README's image; raise GateError if a result misses its limit."""
     with atomic_write(folder / "report.html") as temporary:
         write(findings, temporary)
     first = [read_image(folder / "found" / f"{number}.jpg") for number in range(3)]

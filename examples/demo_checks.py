@@ -1,8 +1,7 @@
-"""What the demo does to doubt its own result.
+"""Check the demo's result with a shuffled model, and in a process without torch.
 
-A model that finds parts because its weights say so must stop finding them when they are shuffled,
-and the shuffled file must be refused where it is checked. And detection that needs no torch must
-work in a process where torch cannot be imported.
+If the weights of the head are shuffled, the model must not find parts any more, and the self-test
+must refuse the file. Detection must work in a process that cannot import torch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import onnx
 from y7edge.errors import ArtifactError, GateError
 from y7edge.files import atomic_write
 
-# An entry of None makes the import of that name fail.
+# An entry of None in sys.modules makes the import fail.
 _CHILD = """
 import json, sys
 sys.modules.update(dict.fromkeys(("torch", "onnx", "onnxsim", "safetensors")))
@@ -33,20 +32,18 @@ with Detector(sys.argv[1]) as detector:
 
 
 def shuffle_head(artifact: Path, out: Path, seed: int = 0) -> int:
-    """Write an ONNX artifact anew with each head convolution's weights in another order.
-
-    The same numbers, the same graph, the same manifest: only their places are changed.
+    """Write a copy of an ONNX artifact with the weights of each head convolution shuffled.
 
     Args:
-        artifact: with outputs ``heads``.
+        artifact: an artifact with outputs ``heads``.
         out: the file to write.
-        seed: other seeds give other orders.
+        seed: seed of the order.
 
     Returns:
-        How many weights changed their place, over all levels.
+        Number of weights that changed.
 
     Raises:
-        ArtifactError: an output is not given by a convolution with stored weights.
+        ArtifactError: an output does not come from a convolution with stored weights.
     """
     model = onnx.load(str(artifact))
     rng = np.random.default_rng(seed)
@@ -57,7 +54,7 @@ def shuffle_head(artifact: Path, out: Path, seed: int = 0) -> int:
         node = made_by.get(output.name)
         if node is None or node.op_type != "Conv" or node.input[1] not in stored:
             raise ArtifactError(
-                f"{artifact}: output {output.name} is not given by a convolution with stored "
+                f"{artifact}: output {output.name} does not come from a convolution with stored "
                 "weights; export it with outputs heads"
             )
         tensor = stored[node.input[1]]
@@ -71,10 +68,10 @@ def shuffle_head(artifact: Path, out: Path, seed: int = 0) -> int:
 
 
 def detect_without_torch(artifact: Path, images: Sequence[Path]) -> list[list[dict[str, Any]]]:
-    """Detections of each image, found by a process that can import neither torch nor onnx.
+    """Detect in each image, in a process that can import neither torch nor onnx.
 
     Raises:
-        GateError: that process failed; the message ends with its last line.
+        GateError: the process failed; the message ends with its last line of output.
     """
     command = [sys.executable, "-c", _CHILD, str(artifact), *map(str, images)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
-"""Write a Pascal VOC folder (or any data set that y7edge reads) in YOLO form.
+"""Convert a Pascal VOC folder, or any data set that y7edge reads, to YOLO format.
 
     python examples/voc_to_yolo.py VOC_FOLDER OUT_FOLDER
 
-Training takes a VOC folder as it is; this is for other tools, or to edit labels by hand.
+Training reads VOC folders directly; this is for other tools, or to edit labels by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from y7edge.errors import Y7EdgeError
 
 
 def convert(source: Path, target: Path) -> Path:
-    """Copy images, write labels and ``data.yaml``; gives the path of the latter."""
+    """Copy images, write labels and ``data.yaml``; return the path of ``data.yaml``."""
     data = load(source)
     for split, samples in data.splits.items():
         images, labels = target / "images" / split, target / "labels" / split

@@ -1,6 +1,6 @@
-"""Export a checkpoint as an artifact with its proof.
+"""Export checkpoints as artifacts, and prove them.
 
-Public names are imported on first use, so that folding needs no onnx::
+Public names are imported on first use, so folding does not need onnx::
 
     from y7edge.export import export, verify
 

@@ -1,7 +1,7 @@
-"""Build another target's artifact from a proved ONNX artifact, without torch and onnx.
+"""Build artifacts of other targets from a proved ONNX artifact, without torch and onnx.
 
-The new artifact is proved by the probes that the ONNX artifact carries: samples of the reference's
-outputs.
+The new artifact is proved with the probes of the ONNX artifact, which are samples of the
+reference's outputs.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def build(
     options: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
-    """Build another target's artifact from a proved ONNX artifact, and prove it by its probes.
+    """Build an artifact of another target from a proved ONNX artifact, and prove it by its probes.
 
-    Args as in :func:`y7edge.export.pipeline.export`; ``source`` is an artifact of target ``onnx``.
+    Arguments are as for :func:`y7edge.export.pipeline.export`; ``source`` is the ONNX artifact.
 
     Raises:
-        ConfigError: the target cannot be built from an ONNX artifact, or not from this one.
+        ConfigError: the target cannot be built from this artifact.
         DigestError: the ONNX artifact was changed after it was proved.
         RuntimeMissing: a package is not installed.
-        ParityError: the new artifact deviates; ``report`` has the numbers.
+        ParityError: the new artifact exceeds the tolerance; ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
@@ -112,17 +112,17 @@ def _check(proved: Artifact, target: Target, options: Mapping[str, str]) -> None
     manifest = proved.manifest
     if manifest.target != _SOURCE or manifest.parity.get("status") != "passed":
         raise ConfigError(
-            f"{proved.path} is an artifact of target {manifest.target} with proof "
-            f"{manifest.parity.get('status')!r}; expected a proved one of target {_SOURCE}"
+            f"{proved.path} has target {manifest.target} and a proof with status "
+            f"{manifest.parity.get('status')!r}, expected target {_SOURCE} and status 'passed'"
         )
     if not manifest.probes:
-        raise ConfigError(f"{proved.path} has no probes to prove an artifact by: export it again")
+        raise ConfigError(f"{proved.path} has no probes, which the proof needs: export it again")
     if target.NAME == _SOURCE:
-        raise ConfigError(f"{proved.path} is an artifact of target {_SOURCE} already")
+        raise ConfigError(f"{proved.path} already has target {_SOURCE}: choose another target")
     if target.NEEDS_CHECKPOINT:
         raise ConfigError(
-            f"target {target.NAME} converts checkpoints, not ONNX files: use `y7edge export` where "
-            "the checkpoint is"
+            f"target {target.NAME} converts checkpoints, not ONNX files: use `y7edge export` with "
+            "the checkpoint"
         )
     if isinstance(target.RUNTIME, Unprovable):
         raise ConfigError(
@@ -136,13 +136,13 @@ def _check(proved: Artifact, target: Target, options: Mapping[str, str]) -> None
 def _repeat(
     built: Artifact, backend: str, device: str, limits: Tolerance, source: str
 ) -> ParityReport:
-    """Repeat the probes in the artifact's own engine."""
+    """Run the probes in the artifact's engine, and report the result."""
     session = registry.open_session(built, SessionOptions(device, check_payload=False), backend)
     try:
         probes = tuple(run_probe(p, session, built.manifest) for p in built.manifest.probes)
     finally:
         session.close()
-    # None stands for a value that is not finite: larger than any.
+    # None stands for a non-finite deviation, which is the largest.
     worst = {
         name: max((p.outputs[name] for p in probes), key=lambda v: math.inf if v is None else v)
         for name in probes[0].outputs

@@ -1,6 +1,7 @@
-"""Move an artifact to its destination: all of its files or none, without touching other files.
+"""Move an artifact to its destination: all of its files or none.
 
-A failed export leaves the destination as it was. Needs neither torch nor onnx.
+A failed export leaves the destination unchanged, and files that do not belong to an artifact are
+never replaced. Needs neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from y7edge.runtimes import registry
 
 
 def require_destination(destination: Path, name: str, target: Target) -> None:
-    """Check before the work begins that an artifact may be written; create nothing.
+    """Check, before the export begins, that the destination can be written; create nothing.
 
     Raises:
-        ConfigError: the name does not fit the target, the folder is not writable, or other files
-            are in the way.
+        ConfigError: the suffix is not the target's, the folder is not writable, or a file of the
+            same name does not belong to an artifact.
     """
     if destination.suffix != target.SUFFIX:
         raise ConfigError(
@@ -36,7 +37,7 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
         raise ConfigError(f"{destination} is not a usable name: engines open UTF-8 paths only")
     try:
         for file in files:
-            require_replaceable(file)  # nor a name that is too long
+            require_replaceable(file)
         above = destination.absolute().parents
         folder = next(path for path in above if os.path.lexists(path))
         fit = is_folder(folder) and os.access(folder, os.W_OK | os.X_OK)
@@ -51,32 +52,32 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
 
 
 def require_own(destination: Path, files: Iterable[Path]) -> None:
-    """Raise ConfigError for a file that is not empty and belongs to no artifact here."""
+    """Raise ConfigError if a file exists, is not empty, and does not belong to this artifact."""
     for file in files:
         empty = is_file(file) and not file.stat().st_size
         if os.path.lexists(file) and not empty and not _owns(destination, file):
             raise ConfigError(
-                f"{file} exists and does not belong to an artifact {destination.name}: "
+                f"{file} exists and does not belong to the artifact {destination.name}: "
                 "remove it, or choose another name"
             )
 
 
 def _owns(destination: Path, file: Path) -> bool:
-    """Return whether ``file`` belongs to an artifact at ``destination``."""
+    """Return whether ``file`` belongs to the artifact at ``destination``."""
     try:
         registry.load(destination)
     except DigestError:
-        pass  # an artifact of ours that was changed since
+        pass  # an artifact, but changed
     except Y7EdgeError:
         return False
     try:
         return file in registry.find(destination).files(destination)
-    except ArtifactError:  # no runtime reads it: it is described by the manifest beside it
+    except ArtifactError:  # no runtime reads it: its manifest is a sidecar
         return file.name.startswith(f"{destination.stem}.")
 
 
 def seal(artifact: Artifact, target: Target) -> Artifact:
-    """Add the payload digest of the files."""
+    """Return the artifact with the payload digest of its files in the manifest."""
     if isinstance(target.RUNTIME, Unprovable):
         digest = digest_files(artifact.files)
     else:
@@ -87,13 +88,13 @@ def seal(artifact: Artifact, target: Target) -> Artifact:
 def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
     """Write the manifest, move all files, and return the artifact as read back.
 
-    ``artifact`` is in a temporary folder, its main file named like ``destination``; side files go
-    beside it.
+    ``artifact`` is in a temporary folder; its main file has the name of ``destination``. Side files
+    are moved beside it.
 
     Raises:
-        ConfigError: other files are in the way.
-        ExportError: a file could not be written, or cannot be read back unchanged; the destination
-            is as it was.
+        ConfigError: a file at the destination does not belong to an artifact.
+        ExportError: a file cannot be written, or differs when read back. The destination is
+            unchanged.
     """
     try:
         if isinstance(target.RUNTIME, Unprovable):
@@ -107,7 +108,7 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
         _read_back(artifact, target, artifact.path)
         destination.parent.mkdir(parents=True, exist_ok=True)
         found: list[Artifact] = []
-        # The main file last: it is what makes it an artifact.
+        # The main file goes last, because readers open it first.
         replace_files(
             [*moves[1:], moves[0]],
             lambda: found.append(_read_back(artifact, target, destination)),
@@ -118,7 +119,7 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
 
 
 def _read_back(artifact: Artifact, target: Target, path: Path) -> Artifact:
-    """Read ``artifact`` from ``path``; raise ExportError unless it is unchanged."""
+    """Read ``artifact`` from ``path``; raise ExportError if it differs."""
     try:
         if isinstance(target.RUNTIME, Unprovable):
             side = tuple(path.parent / file.name for file in artifact.side_files)
@@ -129,5 +130,5 @@ def _read_back(artifact: Artifact, target: Target, path: Path) -> Artifact:
     except ArtifactError as error:
         raise ExportError(f"{path} cannot be read back: {error}") from error
     if not same:
-        raise ExportError(f"{path} is not what was written: check the disk, and export again")
+        raise ExportError(f"{path} differs from what was written: check the disk, export again")
     return found

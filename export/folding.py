@@ -1,13 +1,13 @@
-"""Fold a training model into plain convolutions, and prove that nothing changed.
+"""Fold a training model into plain convolutions, and measure the deviation.
 
-Three identities, exact but for rounding, computed in float64:
+Folding uses three identities, which are exact up to rounding and computed in float64:
 
-* **BatchNorm** behind a bias-free convolution is a scale and a shift per output channel (Jacob et
+* **BatchNorm** after a bias-free convolution is a scale and a shift per output channel (Jacob et
   al. 2018, arXiv 1712.05877, section 3.2).
-* **RepConv**: a 3x3, a 1x1 and an identity branch, each with its own BatchNorm, sum to one 3x3
-  convolution (Ding et al. 2021, RepVGG, arXiv 2101.03697).
-* **Implicit knowledge**: a vector added before and one multiplied after the head's 1x1 convolution
-  go into its weight and bias (Wang et al. 2021, YOLOR, arXiv 2105.04206).
+* **RepConv**: the sum of a 3x3, a 1x1 and an identity branch, each with its own BatchNorm, is one
+  3x3 convolution (Ding et al. 2021, RepVGG, arXiv 2101.03697).
+* **Implicit knowledge**: a vector added before the head's 1x1 convolution and one multiplied after
+  it are merged into its weight and bias (Wang et al. 2021, YOLOR, arXiv 2105.04206).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from y7edge.nn.build import Model
 
 LOG = logging.getLogger(__name__)
-TOLERANCES = {"float32": 1e-4, "float64": 1e-9}  # of the largest magnitude
+TOLERANCES = {"float32": 1e-4, "float64": 1e-9}  # as fractions of the largest magnitude
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
@@ -54,9 +54,9 @@ class Convolution(NamedTuple):
 
 
 def fold_conv_bn(weight: npt.NDArray[Any], norm: BatchNorm) -> Convolution:
-    """Fold a BatchNorm into the bias-free convolution (cout, cin / groups, k, k) in front of it.
+    """Fold a BatchNorm into the bias-free convolution (cout, cin / groups, k, k) before it.
 
-    Exact at borders too: padding is applied before the convolution in either form.
+    This is exact at the borders too, because both forms pad before the convolution.
     """
     gamma, beta, mean, variance = (np.asarray(part, np.float64) for part in norm)
     scale = gamma / np.sqrt(variance + BN_EPS)
@@ -65,10 +65,10 @@ def fold_conv_bn(weight: npt.NDArray[Any], norm: BatchNorm) -> Convolution:
 
 
 def identity_kernel(channels: int, per_group: int) -> Float64:
-    """Return the kernel (channels, per_group, 3, 3) of a convolution that changes nothing.
+    """Return the kernel (channels, per_group, 3, 3) of the identity convolution.
 
-    ``per_group``: input channels of each group. The 1 is at the input index *within* the group; the
-    published fold places it at ``index % channels``, which is wrong for groups > 1.
+    ``per_group``: input channels per group. Each 1 is at the input index *within* its group. The
+    published fold uses ``index % channels``, which is wrong for groups > 1.
     """
     kernel = np.zeros((channels, per_group, 3, 3))
     index = np.arange(channels)
@@ -104,13 +104,13 @@ def fold_implicit(
 ) -> Convolution:
     """Fold implicit knowledge into a head: ``multiply * (weight (x + add) + bias)``.
 
-    Exact because the head is 1x1: with padding, the borders would not see the added vector.
+    This is exact because the head is 1x1: the vector is not added to the padding of a larger one.
 
     Args:
         weight: kernel (cout, cin, 1, 1).
-        bias: of shape (cout,).
-        add: added to the input, (1, cin, 1, 1) or (cin,).
-        multiply: multiplied with the output, (1, cout, 1, 1) or (cout,).
+        bias: (cout,).
+        add: vector added to the input, (1, cin, 1, 1) or (cin,).
+        multiply: vector that the output is multiplied by, (1, cout, 1, 1) or (cout,).
     """
     kernel = np.asarray(weight, np.float64)
     scale = np.asarray(multiply, np.float64).reshape(-1)
@@ -123,11 +123,11 @@ def fold_checkpoint(checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -
     """Fold a checkpoint of any form into plain convolutions of ``dtype``.
 
     Auxiliary rows and heads, BatchNorm, RepConv branches and implicit vectors are removed; the
-    remaining rows are renumbered. ``meta["folded_from"]`` names the source. A folded checkpoint is
-    returned with a warning in the log.
+    remaining rows are renumbered. ``meta["folded_from"]`` identifies the source. For a folded
+    checkpoint, a warning is logged and the checkpoint is returned in ``dtype``.
     """
     if checkpoint.form == "folded":
-        LOG.warning("%s is folded already: nothing to fold", checkpoint.spec.name)
+        LOG.warning("%s is already folded", checkpoint.spec.name)
         if all(array.dtype == dtype for array in checkpoint.arrays.values()):
             return checkpoint
         same = {key: array.astype(dtype) for key, array in checkpoint.arrays.items()}
@@ -150,7 +150,7 @@ def fold_checkpoint(checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -
 
 
 def _fold_one(checkpoint: Checkpoint, row: Row, info: ConvInfo) -> Convolution:
-    """Fold one convolution, of ``row`` of the source."""
+    """Fold convolution ``info``, which comes from ``row`` of the source."""
     arrays = checkpoint.arrays
     prefix = f"rows.{row.index}"
     if row.block == "repconv":
@@ -177,9 +177,9 @@ def _norm(arrays: Arrays, prefix: str) -> BatchNorm:
 
 
 def fold(model: Model) -> Model:
-    """Return the folded module, a new object in evaluation mode with ``model``'s device and dtype.
+    """Return the folded model: a new module in evaluation mode, with ``model``'s device and dtype.
 
-    A folded module gives an equal copy and a warning in the log.
+    For a folded model, a warning is logged and an equal copy is returned.
     """
     import torch
 
@@ -194,10 +194,10 @@ def fold(model: Model) -> Model:
 
 
 def inventory(checkpoint: Checkpoint) -> dict[str, int]:
-    """Count the parts of a model by its arrays.
+    """Count the parts of a model.
 
-    ``parallel_branches`` are the convolutions and BatchNorms of RepConvs, ``implicit`` the vectors
-    of the head. After the fold ``batch_norms``, ``parallel_branches``, ``implicit`` and
+    ``parallel_branches``: convolutions and identity BatchNorms of RepConvs. ``implicit``: vectors
+    of the head. After folding, ``batch_norms``, ``parallel_branches``, ``implicit`` and
     ``auxiliary`` are 0.
     """
     shapes = {key: array.shape for key, array in checkpoint.arrays.items()}
@@ -216,10 +216,10 @@ def inventory(checkpoint: Checkpoint) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class FoldReport:
-    """Deviation of a folded model from its source on given images.
+    """Deviations of a folded model from its source.
 
-    Largest absolute difference over the largest magnitude of the unfolded tensor: ``heads`` by
-    level, ``layers`` by row of the unfolded model (empty unless asked for).
+    A deviation is the largest absolute difference divided by the largest magnitude of the unfolded
+    tensor. ``heads``: by level. ``layers``: by row of the unfolded model; empty unless requested.
     """
 
     dtype: str
@@ -228,12 +228,12 @@ class FoldReport:
 
     @property
     def deviation(self) -> float:
-        """The largest of the heads'; NaN if any is."""
+        """The largest deviation of a head; NaN if any is NaN."""
         return float(np.max(self.heads))
 
     @property
     def tolerance(self) -> float:
-        """The deviation that rounding explains in this dtype."""
+        """The largest deviation that rounding explains in this dtype."""
         return TOLERANCES[self.dtype]
 
     @property
@@ -251,8 +251,8 @@ def deviation(
 ) -> FoldReport:
     """Fold a model, run both forms on ``images`` (B, 3, H, W), RGB, 0 to 1, and compare.
 
-    ``double``: run both in float64, where only a mistake in the algebra remains visible.
-    ``by_layer``: compare the output of every row too.
+    ``double``: run in float64, where rounding is too small to hide an error in the algebra.
+    ``by_layer``: also compare the output of every row.
     """
     import torch
 
@@ -275,7 +275,7 @@ def deviation(
 def _run(
     model: Model, images: torch.Tensor, rows: Sequence[int]
 ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
-    """Return raw lead heads, and the outputs of the given rows in order."""
+    """Return the raw lead heads, and the outputs of the given rows in order."""
     import torch
 
     maps: dict[int, torch.Tensor] = {}
@@ -293,7 +293,7 @@ def _run(
 
 
 def _relative(expected: torch.Tensor, actual: torch.Tensor) -> float:
-    """Return the largest difference over the largest magnitude of ``expected``."""
+    """Return the largest difference, divided by the largest magnitude of ``expected``."""
     largest = float(expected.abs().max())
     difference = float((actual - expected).abs().max())
     return difference / largest if largest else difference

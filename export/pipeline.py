@@ -1,6 +1,6 @@
 """Export a checkpoint: fold, write the graph, build the artifact, prove it, deliver it.
 
-Everything is built and proved in a temporary folder; see ``delivery`` for the last step.
+The artifact is built and proved in a temporary folder, and then moved by ``delivery``.
 """
 
 from __future__ import annotations
@@ -64,28 +64,30 @@ def export(
     unverified: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
-    """Make an artifact from a checkpoint and prove that it is the same model.
+    """Export a checkpoint as an artifact, and prove that it equals the model.
 
     Args:
-        checkpoint: of any form.
-        out: the main file. Files appear only if everything has passed.
-        target: a name of ``y7edge.export.targets.registry.names()``.
+        checkpoint: a checkpoint of any form.
+        out: path of the main file. Files are written only if the proof passes.
+        target: a name from ``y7edge.export.targets.registry.names()``.
         outputs: "heads" (raw, per level) or "decoded" (boxes and scores).
         precision: "fp32" or "fp16".
         imgsz: input size in pixels, multiples of the largest stride; None: as trained.
-        batch: images at once.
-        dynamic: leave the batch size open; it is proved at 1 and 3.
-        images: images for the proof; None: of the recorded data set, else synthetic scenes.
-        simplify: run onnx-simplifier, and keep its graph if the results are the same.
+        batch: batch size.
+        dynamic: make the batch size dynamic; it is proved with 1 and 3 images.
+        images: images for the proof; None: from the recorded data set, else synthetic scenes.
+        simplify: run onnx-simplifier, and keep its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
-        options: target options.
-        unverified: the reason for an export without a proof, for a target without a runtime.
+        options: options of the target.
+        unverified: the reason for an export without a proof, if the target has no runtime.
         progress: called with one line for each step.
 
     Raises:
-        ConfigError: an impossible option or combination, or a destination that is not writable.
+        ConfigError: an option is invalid, options contradict each other, or the destination cannot
+            be written.
         RuntimeMissing: a package is not installed.
-        ParityError: it differs from the checkpoint, or the proof is inconclusive; see ``report``.
+        ParityError: the artifact differs from the checkpoint, or the proof is inconclusive; see
+            ``report``.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
@@ -135,7 +137,7 @@ def _build(
     simplify: bool,
     tell: Callable[[str], None],
 ) -> tuple[Artifact, str]:
-    """Write the graph and build the artifact; also return the result of the simplification."""
+    """Write the graph and build the artifact; also return the note of the simplification."""
     manifest, image = request.manifest, request.manifest.input
     tell(f"write the graph: {outputs}, {manifest.precision}, {image.height}x{image.width}")
     model = build.build_graph(
@@ -146,7 +148,7 @@ def _build(
         width=image.width,
         batch=None if image.batch == "dynamic" else image.batch,
     )
-    note = "not asked for"
+    note = "not requested"
     if simplify:
         model, note = simplified(model)
         tell(note)
@@ -165,7 +167,7 @@ def _prove(
     unverified: str | None,
     tell: Callable[[str], None],
 ) -> tuple[Artifact, ParityReport]:
-    """Add probes to the artifact and compare it, in its own engine, with the reference."""
+    """Add probes to the artifact, and compare it with the reference, in the artifact's engine."""
     runtime = target.RUNTIME
     if isinstance(runtime, Unprovable):
         return built, ParityReport("unverified", (runtime.reason,), reason=unverified)
@@ -187,7 +189,7 @@ def _versions(target: Target) -> dict[str, str]:
 
 
 def _check(target: Target, batch: int, unverified: str | None) -> None:
-    """Raise ConfigError for a batch size out of range, and for a contradicting ``unverified``."""
+    """Raise ConfigError if the batch size is out of range, or ``unverified`` is not applicable."""
     if not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:
@@ -197,5 +199,5 @@ def _check(target: Target, batch: int, unverified: str | None) -> None:
         )
     if isinstance(target.RUNTIME, str) and unverified is not None:
         raise ConfigError(
-            f"target {target.NAME} is proved by runtime {target.RUNTIME}: leave --unverified out"
+            f"target {target.NAME} is proved by runtime {target.RUNTIME}: omit --unverified"
         )

@@ -1,1 +1,1 @@
-"""Engines: one file each, found by listing this folder (``registry``), imported when used."""
+"""Runtimes: one module per engine, listed by ``registry`` and imported on first use."""

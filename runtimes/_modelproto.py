@@ -1,12 +1,12 @@
-"""What the running side reads of an ONNX file itself, so that it needs no onnx.
+"""Read and write the metadata of ONNX files without the onnx package.
 
-An ONNX file is one protocol-buffers message, ``ModelProto``: a row of fields, each a tag, for most
-a length, and content (https://protobuf.dev/programming-guides/encoding/). Fields may be repeated
-and appended, so a manifest is embedded by writing one ``metadata_props`` field after the payload.
+An ONNX file is one protocol-buffers message, ``ModelProto``: a sequence of fields, each a tag, an
+optional length and the content (https://protobuf.dev/programming-guides/encoding/). Fields may be
+repeated and appended, so the manifest is embedded as one ``metadata_props`` field at the end.
 
-The digest covers the file. So a tensor whose values are in another file is refused, wherever it
-stands; messages that can hold tensors are walked for that, all others are skipped. The file is
-read, not mapped: a mapped file that another program shortens kills the process.
+Tensors with external data are refused, because the digest covers this file only. The walk enters
+only messages that can hold tensors. The file is not memory-mapped: if another program truncated a
+mapped file, reading it would kill the process.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from y7edge.errors import ArtifactError
 from y7edge.files import open_regular, reason
 
 _METADATA_PROPS = 14  # ModelProto.metadata_props: repeated StringStringEntryProto
-_KEY, _VALUE = 1, 2  # its two strings
+_KEY, _VALUE = 1, 2  # fields of StringStringEntryProto
 _GRAPH = 7
 _BLOCK = 1 << 20
 _MAX_FIELDS = 500_000  # yolov7-e6e has 13,000
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_LARGEST = 1 << 29  # number of a field; engines take one beyond it for another
+_LARGEST = 1 << 29  # field numbers are smaller; engines truncate larger ones
 
-# The messages that hold tensors, from the file down, and the fields that lead there (onnx.proto).
+# Messages that can contain tensors: field number -> type of the nested message (onnx.proto).
 _INSIDE = {
     "ModelProto": {_GRAPH: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
@@ -42,28 +42,28 @@ _INSIDE = {
     },
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
 }
-_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a TensorProto
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of TensorProto
 
 Field = tuple[int, int, int, int, int]
 """Number, wire type, start of the tag, start of the content, end."""
 
 
 class _MalformedError(ValueError):
-    """Not a row of fields."""
+    """The bytes are not a valid sequence of fields."""
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
-    """The file and its outermost fields; whatever breaks in the block becomes an ArtifactError.
+    """Yield the open file and its top-level fields; re-raise errors of the block as ArtifactError.
 
     Raises:
-        ArtifactError: also for anything but one graph, and tensors in other files.
+        ArtifactError: the file is malformed, does not have exactly one graph, or has external data.
     """
     try:
         with open_regular(path) as stream:
             fields = _walk(stream, path)
             graphs = sum(field[:2] == (_GRAPH, _BYTES) for field in fields)
-            if graphs != 1:  # engines would merge several
+            if graphs != 1:  # engines would merge several graphs
                 raise _MalformedError(f"it has {graphs or 'no'} graph{'s' * (graphs > 1)}")
             yield stream, fields
     except OSError as error:
@@ -75,7 +75,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
 
 
 def _walk(stream: BinaryIO, path: Path) -> list[Field]:
-    """The outermost fields; refuse tensors with external data in any message of the file."""
+    """Return the top-level fields; raise ArtifactError for a tensor with external data."""
     size, count = stream.seek(0, io.SEEK_END), 0
     outermost: list[Field] = []
     left = [("ModelProto", 0, size)]
@@ -112,20 +112,20 @@ def _read(stream: BinaryIO, begin: int, end: int) -> bytes:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """(value, position after it)."""
+    """Decode a varint; return its value and the position after it."""
     value = 0
     for count in range(10):
         if at + count >= len(data):
-            raise _MalformedError("it ends within a number")
+            raise _MalformedError("it ends inside a number")
         byte = data[at + count]
         value |= (byte & 0x7F) << (7 * count)
         if byte < 0x80:
             return value, at + count + 1
-    raise _MalformedError("a number has no end")
+    raise _MalformedError("a number is longer than 10 bytes")
 
 
 def _fields(stream: BinaryIO, begin: int, end: int) -> Iterator[Field]:
-    """The fields from ``begin`` to ``end``, in order, covering every byte."""
+    """Yield the fields between two offsets, in order and without gaps."""
     at = begin
     while at < end:
         head = _read(stream, at, min(at + 20, end))
@@ -141,19 +141,19 @@ def _fields(stream: BinaryIO, begin: int, end: int) -> Iterator[Field]:
         elif kind in (_FIXED32, _FIXED64):
             stop = content + (4 if kind == _FIXED32 else 8)
         else:
-            raise _MalformedError(f"byte {at} starts no field")
+            raise _MalformedError(f"no field starts at byte {at}")
         if not 0 < number < _LARGEST or stop > end:
-            raise _MalformedError(f"a field that begins at byte {at} ends at {stop}, not by {end}")
+            raise _MalformedError(f"the field at byte {at} ends at {stop}, beyond {end}")
         yield number, kind, at, content, stop
         at = stop
 
 
 def read_metadata(path: Path, key: str, limit: int) -> bytes | None:
-    """The value of one metadata property, None if the file has none of this key.
+    """Return the value of one metadata property; None if the file does not have the key.
 
     Raises:
-        ArtifactError: not an ONNX file, truncated, with tensors in other files, or with a value of
-            more than ``limit`` bytes.
+        ArtifactError: the file is not an ONNX file, is truncated, has external data, or the value
+            has more than ``limit`` bytes.
     """
     found: list[bytes] = []
     with _opened(path) as (stream, fields):
@@ -173,10 +173,10 @@ def read_metadata(path: Path, key: str, limit: int) -> bytes | None:
 
 
 def payload_digest(path: Path) -> str:
-    """SHA-256 of every field but the metadata, in file order.
+    """Return the SHA-256 of all fields except the metadata, in file order.
 
     Raises:
-        ArtifactError: not an ONNX file, truncated, or with tensors in other files.
+        ArtifactError: the file is not an ONNX file, is truncated, or has external data.
     """
     digest = hashlib.sha256()
     with _opened(path) as (stream, fields):
@@ -188,14 +188,14 @@ def payload_digest(path: Path) -> str:
 
 
 def without_metadata(path: Path) -> bytes:
-    """The payload: the file's bytes, its metadata taken out."""
+    """Return the payload: the bytes of the file without its metadata."""
     with _opened(path) as (stream, fields):
         kept = [_read(stream, s, e) for n, _, s, _, e in fields if n != _METADATA_PROPS]
     return b"".join(kept)
 
 
 def metadata_field(key: str, value: str) -> bytes:
-    """One ``metadata_props`` field, to be appended to a payload."""
+    """Encode a ``metadata_props`` field, which can be appended to a payload."""
     entry = _string(_KEY, key) + _string(_VALUE, value)
     return _tag(_METADATA_PROPS) + _number(len(entry)) + entry
 

@@ -1,8 +1,8 @@
-"""What a runtime is, and what an opened model (a session) is: numpy in, numpy out.
+"""The interface of runtimes and sessions, and the checks that all runtimes share.
 
-A runtime is a module in this folder, or one named by an entry point of the group
-``y7edge.runtimes``, with the members of the protocol :class:`Runtime`. It imports its engine inside
-functions only.
+A runtime is a module with the members of :class:`Runtime`, in this folder or announced by an entry
+point of the group ``y7edge.runtimes``. It imports its engine inside functions only. A session is an
+opened model: numpy arrays in, numpy arrays out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a session; integer ones have ``scale`` and ``zero_point``."""
+    """One input or output of a session; integer tensors have ``scale`` and ``zero_point``."""
 
     name: str
     shape: tuple[Dim, ...]
@@ -51,12 +51,12 @@ class TensorSpec:
 
     @staticmethod
     def of_input(info: InputInfo) -> TensorSpec:
-        """The manifest's input as a tensor."""
+        """Describe the manifest's input."""
         return TensorSpec(info.name, info.shape, info.dtype, "images", info.layout)
 
     @staticmethod
     def of_output(info: OutputInfo) -> TensorSpec:
-        """One of the manifest's outputs as a tensor."""
+        """Describe one of the manifest's outputs."""
         return TensorSpec(
             info.name,
             info.shape,
@@ -73,11 +73,11 @@ class SessionOptions:
     """How to run an artifact.
 
     Attributes:
-        device: "auto", or a name of the runtime's ``DEVICES``: "cpu", "cuda:1".
-        threads: Of the engine; None: the engine's own choice.
-        provider_options: Passed to the engine as they are.
-        check_payload: Compare the payload digest before opening. None: if the artifact has several
-            files, because a mix-up of files is likelier than tampering.
+        device: "auto", or a device from the runtime's ``DEVICES``, such as "cpu" or "cuda:1".
+        threads: Number of engine threads; None: the engine's default.
+        provider_options: Passed to the engine unchanged.
+        check_payload: Whether to check the payload digest before opening. None: only if the
+            artifact has several files, which may have been mixed up.
     """
 
     device: str = "auto"
@@ -92,17 +92,17 @@ class SessionOptions:
 
 
 class Session(ABC):
-    """An opened model. Not thread-safe: callers lock.
+    """An opened model. Not thread-safe: the caller must hold a lock.
 
-    An engine's session implements ``_run`` and ``_close``. Whatever ``_run`` raises beside our own
-    errors is wrapped in a DeviceError here, once.
+    Subclasses implement ``_run`` and ``_close``. Exceptions of ``_run`` other than a Y7EdgeError
+    are wrapped in a DeviceError.
 
     Attributes:
         inputs: Tensors that ``infer`` takes.
         outputs: Tensors that ``infer`` returns.
-        device: Where it runs: "cpu", "cuda:0".
-        arithmetic: What is computed, in words; an engine may emulate what the device lacks.
-        versions: Of the engine's packages.
+        device: The device in use, such as "cpu" or "cuda:0".
+        arithmetic: A description of the arithmetic; an engine may emulate a precision.
+        versions: Versions of the engine's packages.
     """
 
     ENGINE: ClassVar[str]
@@ -127,10 +127,10 @@ class Session(ABC):
         _SESSIONS.add(self)
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once: arrays by name in, new arrays by name out, in the engine's own dtypes.
+        """Run the model on arrays by input name; return new arrays by output name.
 
         Raises:
-            ConfigError: the feeds are not the inputs that the model takes.
+            ConfigError: names, shapes or dtypes of the feeds differ from the model's inputs.
             DetectorClosed: the session was closed.
             DeviceError: the engine failed.
         """
@@ -142,7 +142,7 @@ class Session(ABC):
             return self._run(feeds)
         except Y7EdgeError:
             raise
-        except Exception as error:  # vendors' exceptions share no base class but this
+        except Exception as error:  # engines have no common exception class
             raise DeviceError(
                 f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
             ) from error
@@ -150,14 +150,15 @@ class Session(ABC):
     def close(self) -> None:
         """Free the engine's memory; closing twice is allowed.
 
-        In a forked child nothing is freed: engines wait there for threads that do not exist.
+        Does not free anything in a forked child, where an engine would wait forever for threads
+        that exist only in the parent.
         """
         if not self._closed and self._process == os.getpid():
             self._close()
         self._closed = True
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied."""
+        """Raise DeviceError: a session cannot be pickled or copied."""
         refuse_copy(f"the session of {self._label}")
 
     @abstractmethod
@@ -171,18 +172,18 @@ class Session(ABC):
     def _require_tensors(
         self, inputs: Iterable[tuple[str, str, tuple[Dim, ...]]], outputs: Iterable[Any]
     ) -> None:
-        """Raise ArtifactError unless these (name, dtype, shape) are the manifest's tensors."""
+        """Raise ArtifactError unless the engine's (name, dtype, shape) match the manifest."""
         for found, specs in ((list(inputs), self.inputs), (list(outputs), self.outputs)):
             expected = [(spec.name, spec.dtype, spec.shape) for spec in specs]
             for (name, dtype, shape), wanted in zip(found, expected, strict=False):
                 if (name, dtype, shape) != wanted:
                     raise ArtifactError(
-                        f"{self._label} has {name} {dtype} {shape} where its manifest says "
+                        f"{self._label} has the tensor {name} {dtype} {shape}, its manifest has "
                         f"{wanted[0]} {wanted[1]} {wanted[2]}: export it again"
                     )
             if len(found) != len(expected):
                 raise ArtifactError(
-                    f"{self._label} has {len(found)} inputs or outputs where its manifest says "
+                    f"{self._label} has {len(found)} inputs or outputs, its manifest has "
                     f"{len(expected)}: export it again"
                 )
 
@@ -191,7 +192,7 @@ _SESSIONS: WeakSet[Session] = WeakSet()
 
 
 def keep(thing: object) -> None:
-    """Keep an object for good: not even the end of the process frees it."""
+    """Leak an object, so that it is never freed, even when the process ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
@@ -200,86 +201,86 @@ def _keep_sessions() -> None:
         keep(session)
 
 
-if hasattr(os, "register_at_fork"):  # in the child, freeing would wait for threads not there
+if hasattr(os, "register_at_fork"):  # see Session.close
     os.register_at_fork(after_in_child=_keep_sessions)
 
 
 class Runtime(Protocol):
-    """A module that opens one family of files with one engine."""
+    """A module that opens artifacts with one engine."""
 
     FORMATS: tuple[str, ...]
-    """Suffixes that it opens, in lower case, with the dot."""
+    """Supported file suffixes, in lower case, with the dot."""
     TARGETS: tuple[str, ...]
     """Export targets (``manifest.target``) whose artifacts it runs and proves."""
     NEEDS: Mapping[str, str]
-    """Import name of each package that it needs -> what to install."""
+    """Import name of each required package -> what to install."""
     DEVICES: tuple[str, ...]
-    """Device names that it understands beside "auto"; "cuda:N" stands for any index."""
+    """Supported device names besides "auto"; "cuda:N" stands for any index."""
     DEVIATION: float
-    """Largest deviation of its fp32 results, as a fraction of an output's largest magnitude."""
+    """Tolerance for fp32 outputs, as a fraction of an output's largest magnitude."""
 
     def load_engine(self) -> Any:
-        """Import the engine, its telemetry switched off first: the one place that imports it."""
+        """Switch the engine's telemetry off and import it. No other function imports it."""
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """All files of the artifact at ``path``, the main one first, whether they exist or not."""
+        """Return all files of the artifact at ``path``, the main file first, existing or not."""
 
     def read_manifest(self, path: Path) -> Manifest:
-        """Read the manifest of a file; needs no engine.
+        """Read the manifest of a file without the engine.
 
         Raises:
-            ArtifactError: a file of another format, or one that y7edge did not make.
+            ArtifactError: the file has another format, or was not made by y7edge.
             DigestError: the manifest was changed after it was proved.
         """
 
     def write_manifest(self, artifact: Artifact) -> None:
-        """Put the artifact's manifest into its files, in place of the one there."""
+        """Write the artifact's manifest into its files, replacing an older one."""
 
     def payload_digest(self, files: Sequence[Path]) -> str:
-        """SHA-256 of everything but the manifest, over all files; needs no engine."""
+        """Return the SHA-256 over all files without the manifest; needs no engine."""
 
     def open(self, artifact: Artifact, options: SessionOptions) -> Session:
-        """Start a session; the registry has checked that files and engine are there.
+        """Open a session; the registry has checked that the files and the engine exist.
 
         Raises:
-            DeviceError: the device does not exist (never another one instead), or the engine
-                refuses the files.
-            ArtifactError: inputs or outputs are not those of the manifest.
+            DeviceError: the device does not exist, or the engine refuses the files. There is no
+                fallback to another device.
+            ArtifactError: inputs or outputs differ from the manifest.
         """
 
     def versions(self) -> dict[str, str]:
-        """Versions of the engine's installed packages."""
+        """Return the versions of the engine's installed packages."""
 
 
 def require_process(process: int, what: str) -> None:
-    """Raise DeviceError unless ``what`` was opened in this process, by its id.
+    """Raise DeviceError if ``what`` was opened in another process than this one.
 
-    An engine's threads are not there after a fork; a call would wait for them for ever.
+    An engine's threads do not exist in a forked child, so a call would wait for them forever.
     """
     if process != os.getpid():
         raise DeviceError(
-            f"{what} was opened in another process, and engines do not survive a fork: open it in "
-            "this process"
+            f"{what} was opened in another process; engines cannot be used after a fork: open it "
+            "in this process"
         )
 
 
 def refuse_copy(what: str) -> NoReturn:
-    """Raise the DeviceError for ``what`` that was pickled or copied: engines stay in a process."""
+    """Raise the DeviceError for an object that was to be pickled or copied."""
     raise DeviceError(
-        f"{what} cannot be pickled or copied: give the artifact's path to the other process, and "
+        f"{what} cannot be pickled or copied: pass the artifact's path to the other process, and "
         "open it there with Detector(path)"
     )
 
 
 def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manifest:
-    """Decode the manifest found in a file; ArtifactError if there is none (None).
+    """Decode the manifest of a file; raise ArtifactError if ``text`` is None.
 
-    ``options`` are those of ``y7edge export`` that would have made such a file.
+    ``options``: the options of ``y7edge export`` that make such a file, for the message.
     """
     if text is None:
         raise ArtifactError(
-            f"{path} has no y7edge manifest, so its classes, anchors and proof are unknown: make "
-            f"an artifact with `y7edge export CHECKPOINT {options}`"
+            f"{path} has no y7edge manifest with classes, anchors and proof: make an artifact with "
+            f"`y7edge export CHECKPOINT {options}`"
         )
     return Manifest.from_json(text, str(path))
 
@@ -288,11 +289,11 @@ def parse_device(text: str, devices: Sequence[str]) -> tuple[str, int | None]:
     """Split a device name into its kind and its index.
 
     Args:
-        text: as a user wrote it: "auto", "cpu", "cuda:1".
-        devices: what is understood beside "auto"; "cuda:N" allows an index.
+        text: the user's text, such as "auto", "cpu" or "cuda:1".
+        devices: the supported names besides "auto"; "cuda:N" allows an index.
 
     Raises:
-        ConfigError: ``text`` is none of them.
+        ConfigError: the device is not supported.
     """
     kind, colon, index = text.partition(":")
     known = {"auto", *devices}
@@ -305,12 +306,12 @@ def parse_device(text: str, devices: Sequence[str]) -> tuple[str, int | None]:
 
 
 def missing(needs: Mapping[str, str]) -> list[str]:
-    """Import names from ``needs`` that are not installed; nothing is imported."""
+    """Return the import names from ``needs`` that are not installed; import nothing."""
     return [name for name in needs if find_spec(name) is None]
 
 
 def require(needs: Mapping[str, str], purpose: str) -> None:
-    """Raise RuntimeMissing, saying what to install, unless everything in ``needs`` is there."""
+    """Raise RuntimeMissing, which names what to install, if a package of ``needs`` is missing."""
     absent = missing(needs)
     if absent:
         how = " ".join(sorted({f'"{needs[name]}"' for name in absent}))
@@ -320,7 +321,7 @@ def require(needs: Mapping[str, str], purpose: str) -> None:
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
-    """Versions of those of ``packages`` (names on PyPI) that are installed."""
+    """Return the versions of the installed packages among ``packages`` (names on PyPI)."""
     found = {}
     for name in packages:
         try:
@@ -331,12 +332,12 @@ def installed_versions(*packages: str) -> dict[str, str]:
 
 
 def one_line(error: Exception) -> str:
-    """An engine's message on one line, of bounded length."""
+    """Return an engine's message as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:
-    """Raise ConfigError unless ``feeds`` has exactly the inputs, in their shapes and dtypes."""
+    """Raise ConfigError unless ``feeds`` match the inputs in names, shapes and dtypes."""
     names = [spec.name for spec in inputs]
     if sorted(feeds) != sorted(names):
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""ONNX Runtime: .onnx files on CPUs and NVIDIA GPUs (https://onnxruntime.ai).
+"""Run .onnx artifacts with ONNX Runtime, on CPUs and NVIDIA GPUs (https://onnxruntime.ai).
 
-The manifest is the metadata property ``y7edge`` of the file.
+The manifest is stored in the file's metadata property ``y7edge``.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _DTYPES = {
 def load_engine() -> Any:
     """Import onnxruntime with its telemetry off.
 
-    Since 1.29 it reports to its maker over the network, also from Linux, unless the variable is set
-    before the first import. It stays as it is where the user has set it.
+    Since version 1.29 it sends telemetry on Linux too, unless this variable is set before the first
+    import. A value set by the user is kept.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
@@ -59,7 +59,7 @@ def load_engine() -> Any:
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """The one file of an artifact."""
+    """Return the artifact's only file."""
     return (path,)
 
 
@@ -70,7 +70,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(artifact: Artifact) -> None:
-    """Put the artifact's manifest into its file, in place of all metadata that it had."""
+    """Write the artifact's manifest into its file, replacing all metadata."""
     payload = _modelproto.without_metadata(artifact.path)
     with atomic_write(artifact.path) as temporary:
         temporary.write_bytes(
@@ -79,28 +79,28 @@ def write_manifest(artifact: Artifact) -> None:
 
 
 def payload_digest(files: Sequence[Path]) -> str:
-    """SHA-256 of graph and tensors: of everything in the file but its metadata."""
+    """Return the SHA-256 of the file without its metadata: the graph and its tensors."""
     return _modelproto.payload_digest(files[0])
 
 
 def versions() -> dict[str, str]:
-    """Versions of the installed onnxruntime packages; empty if there is none."""
+    """Return the versions of the installed onnxruntime packages."""
     return installed_versions("onnxruntime", "onnxruntime-gpu")
 
 
 def open(artifact: Artifact, options: SessionOptions) -> Session:
-    """Start ONNX Runtime on an artifact."""
+    """Open a session in ONNX Runtime."""
     return _OnnxSession(artifact, options)
 
 
 def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run a bare .onnx file on the CPU, outputs by name; DeviceError if the engine fails."""
+    """Run an .onnx file without manifest on the CPU; DeviceError if the engine fails."""
     require(NEEDS, f"running {path.name}")
     engine = _start(path, SessionOptions(device="cpu"))
     names = [output.name for output in engine.get_outputs()]
     try:
         results = engine.run(names, dict(feeds))
-    except Exception as error:  # onnxruntime's exceptions share no base class but this
+    except Exception as error:  # onnxruntime has no common exception class
         raise DeviceError(f"{path} failed in ONNX Runtime: {one_line(error)}") from error
     return dict(zip(names, results, strict=True))
 
@@ -135,7 +135,7 @@ class _OnnxSession(Session):
 
 
 def _tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:
-    """Name, dtype and shape of the engine's own tensors."""
+    """Return name, dtype and shape of the engine's tensors."""
     return [
         (
             tensor.name,
@@ -151,20 +151,20 @@ def _start(path: Path, options: SessionOptions) -> Any:
     providers = _providers(options, ort.get_available_providers())
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    settings.log_severity_level = 4  # what matters arrives as an exception
-    # fp32 is computed in fp32: on ARM, bf16 would be faster and differ by 0.1 %.
+    settings.log_severity_level = 4  # fatal only: errors are raised as exceptions
+    # Compute fp32 in fp32: bf16 on ARM is faster, but deviates by 0.1 %.
     settings.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
     try:
         return ort.InferenceSession(str(path), settings, providers=providers)
-    except Exception as error:  # onnxruntime's exceptions share no base class but this
+    except Exception as error:  # onnxruntime has no common exception class
         raise DeviceError(f"ONNX Runtime cannot open {path}: {one_line(error)}") from error
 
 
 def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Execution providers for a device; CPU stays last, for nodes that a GPU cannot run."""
+    """Return the execution providers for a device; a GPU falls back to the CPU for some nodes."""
     kind, index = parse_device(options.device, DEVICES)
     own = dict(options.provider_options)
     if "use_tf32" in own:
@@ -176,12 +176,12 @@ def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str,
         )
     if kind == "cpu" or _CUDA not in available:
         return [(_CPU, own)]
-    # TF32 keeps 10 bits of the mantissa: not fp32.
+    # TF32 keeps only 10 bits of the mantissa.
     return [(_CUDA, {"device_id": index or 0, "use_tf32": 0, **own}), (_CPU, {})]
 
 
 def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:
-    """Where the session ended up; ONNX Runtime falls back to the CPU without a word."""
+    """Return the session's device; DeviceError if ONNX Runtime silently fell back to the CPU."""
     if engine.get_providers()[0] == _CUDA:
         return f"cuda:{engine.get_provider_options()[_CUDA].get('device_id', 0)}"
     if options.device.startswith("cuda"):
@@ -193,10 +193,10 @@ def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:
 
 
 def _arithmetic(precision: str, device: str) -> str:
-    """What the engine computes with for an artifact of this precision."""
+    """Describe the arithmetic for an artifact of this precision."""
     if precision == "fp16" and device == "cpu":
-        # Measured with 1.32 on x86-64, at every level of optimisation: what ONNX Runtime inserts to
-        # convert between layers, it also removes.
+        # Measured with 1.32 on x86-64 at every optimization level: ONNX Runtime removes the casts
+        # to float16 between layers.
         return "float16 weights, float32 between layers (ONNX Runtime, cpu)"
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
     return f"{names[precision]} (ONNX Runtime, {device})"

@@ -1,7 +1,8 @@
-"""OpenVINO: IR files (.xml with .bin) on CPUs, Intel GPUs and NPUs (https://docs.openvino.ai).
+"""Run OpenVINO IR artifacts on CPUs, Intel GPUs and NPUs (https://docs.openvino.ai).
 
-The manifest is the value of ``/net/rt_info/y7edge/manifest`` in the .xml file; it is read and
-written without the engine. The payload is the rest of the .xml file and the whole .bin file.
+An artifact is an .xml file (the graph) and a .bin file (the weights). The manifest is the value of
+``/net/rt_info/y7edge/manifest`` in the .xml file, and is read and written without the engine. The
+payload is the rest of the .xml file and the whole .bin file.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ DEVICES = ("cpu", "gpu", "gpu:N", "npu")
 DEVIATION = 1e-4
 
 _PLACE = ["net", "rt_info", "y7edge"]
-_MAX_XML = 32 << 20  # bytes; the largest variant's graph has 2 MB; weights are in the .bin file
-_MAX_ELEMENTS = 500_000  # of it; the largest variant has 40,000
-# What decides the arithmetic belongs to the artifact, not to a call.
+_MAX_XML = 32 << 20  # bytes of an .xml file; the largest variant has 2 MB
+_MAX_ELEMENTS = 500_000  # in an .xml file; the largest variant has 40,000
+# The arithmetic is fixed by the artifact: a call cannot set these.
 _RESERVED = ("INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT")
 
 
 def load_engine() -> Any:
     """Import openvino with its telemetry off.
 
-    Importing it reports to its maker over the network and writes into the home directory, unless
-    ``openvino_telemetry`` cannot be imported: then it takes a stand-in of its own.
+    The import sends telemetry and writes into the home directory. If ``openvino_telemetry`` cannot
+    be imported, openvino uses a stub instead.
     """
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -60,33 +61,33 @@ def load_engine() -> Any:
 
 
 def open_core() -> Any:
-    """The one ``openvino.Core`` of this process, never freed.
+    """Return the only ``openvino.Core`` of this process, which is never freed.
 
-    A core gives the thread that compiles first an alternate signal stack and unmaps it when it is
-    freed. With several cores, freed in another order, the thread is left with an unmapped stack:
-    the next signal, such as Ctrl-C, crashes the process.
+    A core installs an alternate signal stack in the thread that compiles first, and unmaps it when
+    the core is freed. Freeing several cores can leave the thread with an unmapped stack: the next
+    signal, such as Ctrl-C, would crash the process.
     """
     core, process = _core()
     if process != os.getpid():
         raise DeviceError(
-            "OpenVINO was in use when this process was forked, and its threads do not survive that:"
-            " open no artifact before the fork, or start processes with multiprocessing's 'spawn'"
+            "OpenVINO was in use when this process was forked, and cannot be used after a fork: "
+            "open artifacts only after the fork, or start processes with multiprocessing's 'spawn'"
         )
     return core
 
 
 @cache
 def _core() -> tuple[Any, int]:
-    """The core, and the process that made it."""
+    """Return the core, and the id of the process that created it."""
     core = load_engine().Core()
-    # Mapped weights would change with the file, and a shorter file would kill the process.
+    # Memory-mapped weights change with the file, and truncating it would kill the process.
     core.set_property({"ENABLE_MMAP": False})
     keep(core)
     return core, os.getpid()
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """The graph and, beside it under the same name, the weights."""
+    """Return the .xml file and the .bin file of the same name."""
     return (path, path.with_suffix(".bin"))
 
 
@@ -96,7 +97,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(artifact: Artifact) -> None:
-    """Put the artifact's manifest into its .xml file, in place of the one there."""
+    """Write the artifact's manifest into its .xml file, replacing an older one."""
     document = _Document(artifact.path)
     head, tail = document.without_manifest()
     with atomic_write(artifact.path) as temporary:
@@ -104,17 +105,17 @@ def write_manifest(artifact: Artifact) -> None:
 
 
 def payload_digest(files: Sequence[Path]) -> str:
-    """SHA-256 of the .xml file less its manifest, and of the .bin file."""
+    """Return the SHA-256 of the .xml file without its manifest, and of the .bin file."""
     return digest_files(files, first=b"".join(_Document(files[0]).without_manifest()))
 
 
 def versions() -> dict[str, str]:
-    """Version of the installed openvino package; empty if there is none."""
+    """Return the version of the installed openvino package."""
     return installed_versions("openvino")
 
 
 def open(artifact: Artifact, options: SessionOptions) -> Session:
-    """Start OpenVINO on an artifact; "auto" is the CPU."""
+    """Open a session in OpenVINO; device "auto" is the CPU."""
     return _OpenVinoSession(artifact, options)
 
 
@@ -143,7 +144,7 @@ class _OpenVinoSession(Session):
         self._request: Any = compiled.create_infer_request()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        # The engine reads the array where it lies; its own results are overwritten by the next run.
+        # Inputs are shared with the engine without a copy; the next run overwrites its outputs.
         given = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         for index, array in enumerate(given):
             self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
@@ -161,11 +162,11 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
     own = dict(options.provider_options)
     if taken := sorted(set(own) & set(_RESERVED)):
         raise ConfigError(
-            f"{taken[0]} cannot be set: the precision is the artifact's, and its proof was made "
-            "with it; export with another --precision"
+            f"{taken[0]} cannot be set: the artifact was proved with its own precision; export it "
+            "with another --precision"
         )
-    # Without the hint, CPUs with AMX compute fp32 models in bfloat16. What a CPU would do in
-    # float16 is slower than float32 with float16 weights.
+    # Without the hint, CPUs with AMX compute fp32 models in bfloat16. On a CPU, float16 arithmetic
+    # is slower than float32 arithmetic with float16 weights.
     reduced = artifact.manifest.precision == "fp16" and kind != "cpu"
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f16" if reduced else "f32",
@@ -189,15 +190,15 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         return core.compile_model(model, name, {**settings, **own})
     except DeviceError:
         raise
-    except Exception as error:  # OpenVINO's exceptions share no base class but this
+    except Exception as error:  # OpenVINO has no common exception class
         raise DeviceError(f"OpenVINO cannot open {artifact.path}: {one_line(error)}") from error
 
 
 def _arithmetic(compiled: Any, precision: str, device: str) -> str:
-    """What the engine computes in, asked of the compiled model.
+    """Describe the arithmetic that the compiled model uses.
 
     Raises:
-        DeviceError: an fp32 artifact would be computed in less.
+        DeviceError: an fp32 artifact would be computed in a lower precision.
     """
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
     code = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -214,7 +215,10 @@ def _arithmetic(compiled: Any, precision: str, device: str) -> str:
 def _tensors(
     ports: Sequence[Any], specs: Sequence[TensorSpec]
 ) -> list[tuple[str, str, tuple[Dim, ...]]]:
-    """Name, dtype and shape of the engine's own tensors; of several names, the expected one."""
+    """Return name, dtype and shape of the engine's tensors.
+
+    A tensor may have several names; the one in ``specs`` is preferred.
+    """
     expected = {spec.name for spec in specs}
     return [
         (
@@ -227,15 +231,15 @@ def _tensors(
 
 
 def _element(value: str) -> bytes:
-    """The element that holds a manifest; byte for byte what ``_Document`` expects."""
+    """Return the XML element for a manifest, byte for byte as ``_Document`` expects it."""
     return f"<y7edge><manifest value={quoteattr(value)}/></y7edge>".encode()
 
 
 class _Document:
-    """The bytes of an .xml file, and where the manifest is in them.
+    """The bytes of an .xml file, and the position of the manifest in them.
 
     Raises:
-        ArtifactError: not the .xml file of an OpenVINO IR.
+        ArtifactError: the file is not the .xml file of an OpenVINO IR.
     """
 
     def __init__(self, path: Path) -> None:
@@ -264,11 +268,11 @@ class _Document:
 
     @property
     def manifest(self) -> str | None:
-        """The manifest's text, None if there is none."""
+        """The manifest's text; None if there is none."""
         return self._values[0] if self._values else None
 
     def without_manifest(self) -> tuple[bytes, bytes]:
-        """The file's bytes before and after the place of the manifest."""
+        """Return the bytes before and after the manifest's position."""
         assert self._insert is not None
         if self._begin is None:
             return self._data[: self._insert], self._data[self._insert :]
@@ -300,7 +304,7 @@ class _Document:
 
     def _end(self, _: str) -> None:
         if self._stack == _PLACE:
-            # Anything else in this element, or spelled in another way, is not what we wrote.
+            # y7edge writes this element in one way only; refuse every other spelling.
             begin = self._begin or 0
             whole = _element(self._values[0]) if len(self._values) == 1 else b""
             if not whole or self._data[begin : begin + len(whole)] != whole:

@@ -1,7 +1,7 @@
-"""Which runtimes exist, and which of them opens an artifact.
+"""List the runtimes, choose one for an artifact, and open the artifact in it.
 
-A runtime is found by being in this folder; other packages add theirs with an entry point of the
-group ``y7edge.runtimes``. Several engines may read one suffix: the manifest decides between them.
+Runtimes are the modules of this folder and the entry points of the group ``y7edge.runtimes``. If
+several runtimes read a suffix, the manifest's target decides.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ RUNTIMES = Plugins("y7edge.runtimes", "y7edge.runtimes", "backend")
 
 
 def names() -> list[str]:
-    """All runtimes, engine installed or not: the folder's, then other packages'."""
+    """Return the names of all runtimes, whether their engines are installed or not."""
     return RUNTIMES.names()
 
 
 @checked
 def get(name: str) -> Runtime:
-    """The runtime module ``name``.
+    """Return the runtime module ``name``.
 
     Raises:
         ConfigError: no runtime has this name.
-        RuntimeMissing: another package announces it and it cannot be imported.
+        RuntimeMissing: another package announces it, but it cannot be imported.
     """
     return cast(Runtime, RUNTIMES.get(name))
 
 
 def name_of(runtime: Runtime) -> str:
-    """The name under which ``get`` knows a runtime."""
+    """Return the registered name of a runtime module."""
     for name in names():
         with suppress(RuntimeMissing):
             if get(name) is runtime:
@@ -52,21 +52,21 @@ def name_of(runtime: Runtime) -> str:
 
 
 def loadable() -> list[Runtime]:
-    """All runtimes but those that another package announces and cannot deliver."""
+    """Return all runtime modules that can be imported."""
     return [cast(Runtime, module) for module in RUNTIMES.loadable()]
 
 
 def devices() -> list[str]:
-    """Every device name that some runtime understands, for help texts."""
+    """Return the device names of all runtimes, for help texts."""
     return sorted({device for runtime in loadable() for device in runtime.DEVICES})
 
 
 @checked
 def find(path: Path | str, backend: str = "auto") -> Runtime:
-    """The runtime that opens ``path``: the one asked for, else by suffix and manifest.
+    """Return the runtime for ``path``: ``backend``, or for "auto" by suffix and manifest.
 
     Raises:
-        ArtifactMissing: no such file.
+        ArtifactMissing: the file does not exist.
         ArtifactError: no runtime reads this kind of file.
         ConfigError: ``backend`` does not exist or does not read this kind of file.
     """
@@ -89,13 +89,13 @@ def find(path: Path | str, backend: str = "auto") -> Runtime:
 
 
 def _rank(runtime: Runtime, path: Path) -> int:
-    """How well a runtime fits a file whose suffix it reads; 0 is best."""
+    """Rank a runtime for a file with a supported suffix; 0 is best."""
     try:
         target = runtime.read_manifest(path).target
     except DigestError:
-        return 3  # its format, and changed since: what it says about that is worth hearing
+        return 3  # the right format, but damaged: its error message is the useful one
     except ArtifactError:
-        return 4  # another format of the same suffix
+        return 4  # another format with the same suffix
     if target not in runtime.TARGETS:
         return 2
     return 1 if missing(runtime.NEEDS) else 0
@@ -103,13 +103,13 @@ def _rank(runtime: Runtime, path: Path) -> int:
 
 @checked
 def load(path: Path | str, backend: str = "auto") -> Artifact:
-    """Read an artifact's manifest and check its digest; no payload is read, no engine imported.
+    """Read an artifact's manifest and check its digest, without its payload and engine.
 
-    A file that no runtime here reads is described by the manifest beside it, if there is one.
+    If no runtime reads the file, the manifest beside it is used.
 
     Raises:
-        ArtifactMissing: no such file.
-        ArtifactError: not an artifact of ours, or damaged.
+        ArtifactMissing: the file does not exist.
+        ArtifactError: the file was not made by y7edge, or is damaged.
         DigestError: the manifest was changed after it was proved.
     """
     path = Path(path)
@@ -125,12 +125,12 @@ def load(path: Path | str, backend: str = "auto") -> Artifact:
 
 
 def check_payload(artifact: Artifact, backend: str = "auto") -> str:
-    """Compute the payload digest from the files.
+    """Compute the payload digest from the files, and compare it with the manifest.
 
     Raises:
         ArtifactMissing: a file of the artifact does not exist.
-        DigestError: the digest is not the manifest's: graph or weights were changed, or files of
-            two artifacts were mixed up.
+        DigestError: the digests differ: the graph or the weights were changed, or files of two
+            artifacts were mixed up.
     """
     require_files(artifact.files)
     digest = find(artifact.path, backend).payload_digest(artifact.files)
@@ -140,7 +140,7 @@ def check_payload(artifact: Artifact, backend: str = "auto") -> str:
         raise DigestError(
             f"the graph or the weights of {artifact.path} were changed after it was proved"
             f"{mixed if artifact.side_files else ''}: its payload digest is {digest[:16]}, "
-            f"expected {expected[:16]}; take the original, or export it again"
+            f"expected {expected[:16]}; use the original, or export it again"
         )
     return digest
 
@@ -155,14 +155,14 @@ def open_session(
         ArtifactMissing: a file of the artifact does not exist.
         ArtifactError: its path is not UTF-8.
         RuntimeMissing: the engine's package is not installed; the message says what to install.
-        DigestError: the payload was checked (``SessionOptions.check_payload``) and has changed.
-        DeviceError: the device asked for does not exist or the engine refuses the file.
+        DigestError: ``SessionOptions.check_payload`` applies, and the payload was changed.
+        DeviceError: the device does not exist, or the engine refuses the file.
     """
     options = options or SessionOptions()
     runtime = find(artifact.path, backend)
     require_files(artifact.files)
     if not is_utf8(artifact.path):
-        raise ArtifactError(f"{artifact.path}: engines open no path that is not UTF-8: rename it")
+        raise ArtifactError(f"{artifact.path}: engines open UTF-8 paths only: rename it")
     require(runtime.NEEDS, f"opening {artifact.path.name}")
     if options.check_payload or (options.check_payload is None and artifact.side_files):
         check_payload(artifact, backend)

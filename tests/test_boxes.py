@@ -73,7 +73,7 @@ def test_iou_equal_to_the_threshold_stays():
 
 
 @pytest.mark.parametrize("iou", [0.0, 0.1, 0.45, 0.65, 0.9])
-def test_partners_as_far_to_the_right_as_can_be_are_found(iou):
+def test_partners_at_the_greatest_distance_are_found(iou):
     # The right part of a box has an IoU with the whole of just its own share.
     lefts = np.linspace(0, 100, 401)[:-1]
     for left in lefts:

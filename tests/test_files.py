@@ -88,7 +88,7 @@ def test_only_regular_files_are_read(
     ],
     ids=ascii,
 )
-def test_names_that_cannot_be(name: str, words: str, tmp_path: Path) -> None:
+def test_invalid_names(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     path = tmp_path / name
@@ -98,7 +98,7 @@ def test_names_that_cannot_be(name: str, words: str, tmp_path: Path) -> None:
     assert not files.is_folder(path)
 
 
-def test_a_pipe_that_takes_a_file_s_place_is_not_waited_for(
+def test_file_replaced_by_a_pipe_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
@@ -119,7 +119,7 @@ def test_reading_is_bounded(size: int, tmp_path: Path) -> None:
             files.read_regular(path, 10)
 
 
-def test_reading_takes_no_memory_for_what_is_not_there(tmp_path: Path) -> None:
+def test_reading_short_files_takes_little_memory(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     assert files.read_regular(tmp_path / "x", 1 << 60) == b"x"
     assert len(files.read_regular("/proc/self/maps", 1 << 20)) > 100  # its size reads 0
@@ -177,7 +177,7 @@ def test_only_files_are_replaced(kind: str, tmp_path: Path) -> None:
     before = sorted((p.name, p.lstat().st_ino) for p in tmp_path.iterdir())
     words = "a link" if kind.startswith("link") else kind
     with (
-        pytest.raises(OutputError, match=f"cannot write it: {words} stands there; remove it"),
+        pytest.raises(OutputError, match=f"cannot write it: {words} exists there; remove it"),
         files.writing("it", path),
         files.atomic_write(path),
     ):
@@ -187,7 +187,7 @@ def test_only_files_are_replaced(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["block", "_sync", "chmod", "replace"])
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_failed_write_leaves_all_as_it_was(
+def test_failed_write_changes_nothing(
     where: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
@@ -264,7 +264,7 @@ def _start(script: str, *words: object) -> subprocess.Popen[str]:
     return owner
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     owner = _start(_WRITER, tmp_path)
     try:
         assert len(_left(tmp_path)) == 2
@@ -321,7 +321,7 @@ def test_many_threads_write_into_one_folder(
     ]
 
 
-def test_a_sweep_follows_no_link_and_touches_nobody_elses(
+def test_sweep_keeps_links_and_files_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, other = tmp_path / "place", tmp_path / "other"

@@ -65,12 +65,12 @@ def test_links_are_relative(link: str, target: str) -> None:
     assert (ROOT / "y7edge" / link).readlink() == Path(target)
 
 
-def test_tests_are_no_packages() -> None:
+def test_tests_are_not_packages() -> None:
     # tests/export/__init__.py would become a top-level module `export`.
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-def test_version_is_said_once() -> None:
+def test_version_is_stated_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
 

@@ -52,7 +52,7 @@ def test_other_text_stays(text: str) -> None:
 
 @pytest.mark.parametrize("length", [0, 1999, 2000, 2001, 8000, 8001, 10**6])
 @pytest.mark.parametrize("sign", ["x", "\x1b", "\n", " ", "ä", "\udcff"], ids=ascii)
-def test_a_line_is_one_and_bounded(length: int, sign: str) -> None:
+def test_one_line_is_bounded(length: int, sign: str) -> None:
     line = one_line(f"begin {sign * length} end")
     assert len(line) <= 2000
     assert is_printable(line)
@@ -73,7 +73,7 @@ def test_errors_are_one_bounded_line() -> None:
      "=cmd|' /C calc'!A0", '=HYPERLINK("http://x")'],
     ids=ascii,
 )  # fmt: skip
-def test_a_cell_is_no_formula(text: str) -> None:
+def test_cells_are_not_formulas(text: str) -> None:
     stream = io.StringIO()
     csv.writer(stream).writerow([cell(text), cell("b,c\nd")])
     ((first, second),) = csv.reader(io.StringIO(stream.getvalue()))

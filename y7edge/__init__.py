@@ -1,7 +1,7 @@
-"""y7edge: train YOLOv7, prove what was exported, and run it on small computers.
+"""y7edge: train YOLOv7, export it with a proof, and run it on edge devices.
 
-Public names are imported on first use (PEP 562), so that ``import y7edge`` costs next to nothing
-and brings no engine, no OpenCV and no torch::
+Public names are imported on first use (PEP 562), so ``import y7edge`` is fast and imports neither
+an engine nor OpenCV nor torch::
 
     from y7edge import Detector
 
@@ -75,7 +75,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the module that defines it, and remember it."""
+    """Import a public name from the module that defines it."""
     if name not in __all__:
         raise AttributeError(f"module 'y7edge' has no attribute {name!r}")
     value = getattr(import_module(_ELSEWHERE.get(name, "y7edge.errors")), name)

@@ -1,17 +1,18 @@
-"""Box arithmetic in numpy: conversions, intersections, and non-maximum suppression.
+"""Box arithmetic in numpy: conversions, intersections, and non-maximum suppression (NMS).
 
-Suppression is greedy, exact and deterministic: best score first, each kept box removes the boxes of
-its class whose IoU with it is above the threshold; equal scores keep their order. Classes are
-compared as numbers: shifting boxes by class x 4096 pixels, as published, fails beyond that extent.
+NMS is greedy, exact and deterministic: in order of score, each kept box removes the boxes of its
+class whose IoU with it is above the threshold. Boxes with equal scores keep their order. Class ids
+are compared directly; the published method, which shifts boxes by class x 4096 pixels, fails for
+larger images.
 
-It is fast in numpy for three reasons:
+Three methods make it fast in numpy:
 
-* Only pairs that can overlap are compared. Sorted by class and left side, the partners of a box
-  follow it directly: an IoU above t needs an overlap above t of the two intervals in x.
-* The greedy loop over boxes becomes a few rounds over pairs (better, worse). A box that is never
-  the worse one stays; the worse ones of its pairs go. Each round decides at least the best box that
-  is left, and most decide nearly all.
-* Boxes are processed in blocks by score, until enough are kept.
+* Only pairs that can overlap are compared. An IoU above t needs an overlap above t in x, so in the
+  order of class and left side, the possible partners of a box follow it directly.
+* The greedy loop over boxes becomes a few rounds over pairs (better, worse). A box that is in no
+  pair the worse one is kept, and removes the worse boxes of its pairs. Each round decides at least
+  the best remaining box, and usually nearly all boxes.
+* Boxes are processed in blocks by score, until enough boxes are kept.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CANDIDATES = 30_000  # boxes beyond these, by score, are ignored
+MAX_CANDIDATES = 30_000  # only the boxes with the best scores are used
 _PER_CLASS = 256
 _BLOCK = 1024
-_SLACK = 1e-3  # on the threshold, where it only decides which pairs are worth computing
+_SLACK = 1e-3  # lowers the threshold in the selection of pairs, against rounding
 
 
 def corners(centre: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
@@ -64,8 +65,8 @@ def nms(
         boxes: (N, 4) corners x1, y1, x2, y2.
         scores: (N,).
         classes: (N,) class of each box.
-        iou: a box goes if its IoU with a better one of its class is greater.
-        max_det: maximum of boxes to keep.
+        iou: a box is removed if its IoU with a better box of its class is greater.
+        max_det: maximum number of boxes to keep.
         agnostic: compare boxes of different classes too.
     """
     order = best_first(scores, MAX_CANDIDATES)
@@ -92,7 +93,7 @@ def best_first(scores: NDArray[np.float32], limit: int) -> NDArray[np.intp]:
         if (ranked[1:] == ranked[:-1]).any():
             return np.argsort(falling, kind="stable")
         return order
-    # A partition is linear, sorting millions of scores is not.
+    # Partition first: unlike sorting, it takes linear time.
     worst = np.partition(scores, len(scores) - limit)[len(scores) - limit]
     enough = np.flatnonzero(scores >= worst)
     return enough[np.argsort(-scores[enough], kind="stable")[:limit]]
@@ -108,8 +109,8 @@ class _Candidates:
         self.area = (self.right - self.left) * (self.bottom - self.top)
         self.classes = classes
         self.threshold = np.float32(threshold)
-        # With an IoU above t the box further right begins before left + (1 - t) width. Class and
-        # left side make one sort key, in float64; a reach that is too long costs only comparisons.
+        # For an IoU above t, the other box must begin before left + (1 - t) width. Class and left
+        # side form one sort key in float64; a reach that is too long only costs comparisons.
         left = self.left.astype(np.float64)
         reach = np.maximum(left + (self.right - left) * (1 - max(threshold - _SLACK, 0)), left)
         extent = reach.max(initial=0) - left.min(initial=0) + 1
@@ -117,12 +118,12 @@ class _Candidates:
         self.reach = reach + classes * extent
 
     def block_size(self) -> int:
-        """Return the number of boxes in a block; pairs grow with its square within a class."""
+        """Return the block size; the number of pairs grows with its square within a class."""
         most = int(np.bincount(self.classes).max(initial=1))
         return min(_PER_CLASS * len(self.classes) // most, _BLOCK) or 1
 
     def greedy(self, block: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return those of ``block``, ascending, that no kept better box in it suppresses."""
+        """Return the boxes that greedy NMS within ``block`` keeps, in ascending order."""
         order = block[np.argsort(self.key[block])]
         stops = np.searchsorted(self.key[order], self.reach[order], side="right")
         first, second = _runs(np.arange(1, len(order) + 1), stops)
@@ -139,10 +140,10 @@ class _Candidates:
         return block[~lost[block]]
 
     def suppressed_by(self, kept: NDArray[np.intp], block: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return those of ``block`` that one of ``kept`` suppresses, possibly repeated."""
+        """Return the boxes of ``block`` that a box of ``kept`` suppresses, possibly repeated."""
         kept = kept[np.argsort(self.key[kept])]
         block = block[np.argsort(self.key[block])]
-        # Pairs where the kept box begins first (or both at once), then the others.
+        # Pairs in which the kept box begins first or both begin together, then all other pairs.
         i, j = _runs(
             np.searchsorted(self.key[block], self.key[kept], side="left"),
             np.searchsorted(self.key[block], self.reach[kept], side="right"),
@@ -160,7 +161,7 @@ class _Candidates:
         """Return the pairs of one class with an IoU above the threshold."""
         top, bottom = self.top, self.bottom
         height = np.minimum(bottom[one], bottom[other]) - np.maximum(top[one], top[other])
-        # Most pairs that are near in x are apart in y: skip the other gathers for them.
+        # Most pairs that are near in x do not overlap in y: skip the other gathers for them.
         near = (height > 0).nonzero()[0]
         one, other, height = one[near], other[near], height[near]
         left, right = self.left, self.right

@@ -1,7 +1,7 @@
-"""What is installed here, which backends are usable, and why the others are not.
+"""Report the installed packages, and which backends are usable, for ``y7edge check``.
 
-Packages are looked up, not imported, except OpenCV, which alone knows its build options, and the
-engines of the runtimes, which are often installed but broken.
+Packages are looked up without importing them. Exceptions are OpenCV, for its build options, and the
+engines, because an installed engine may fail to import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from y7edge.errors import RuntimeMissing
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import missing
 
-# Import name -> (name on PyPI, extra that brings it), in the order of a report.
+# Import name -> (name on PyPI, extra that installs it), in the order of the report.
 PACKAGES = {
     "numpy": ("numpy", None),
     "cv2": ("opencv-python", "opencv"),
@@ -36,12 +36,12 @@ PACKAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One runtime: what it opens, and whether it can here."""
+    """One runtime: its file formats, and whether it can be used here."""
 
     name: str
     formats: tuple[str, ...]
     usable: bool
-    reason: str  # why it will be used, or why it will not
+    reason: str  # why it is usable or not
     versions: dict[str, str]
 
 
@@ -56,16 +56,16 @@ class Report:
     opencv: dict[str, Any]  # installed, version, gstreamer, problem
     backends: tuple[Backend, ...]
     ready: dict[str, bool]  # by purpose: detect, val, export, train
-    missing: dict[str, tuple[str, ...]]  # packages that a purpose lacks
+    missing: dict[str, tuple[str, ...]]  # by purpose: packages to install
 
     @property
     def exit_code(self) -> int:
-        """0 if detection works, else that of a missing dependency."""
+        """0 if detection works, else the exit code for a missing dependency."""
         return 0 if self.ready["detect"] else RuntimeMissing.exit_code
 
 
 def extra_of(package: str) -> str:
-    """Return the smallest extra that installs a package, by its import name."""
+    """Return the smallest extra that installs a package, given its import name."""
     for runtime in registry.loadable():
         if package in runtime.NEEDS:
             return runtime.NEEDS[package].removeprefix("y7edge[").removesuffix("]")
@@ -73,7 +73,7 @@ def extra_of(package: str) -> str:
 
 
 def check() -> Report:
-    """Inspect this installation."""
+    """Inspect the installation."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
     opencv = _opencv()
     backends = tuple(_backend(name) for name in registry.names())
@@ -113,19 +113,19 @@ def _needs() -> dict[str, tuple[str, ...]]:
 
 
 def _version(module: str, pypi: str) -> str | None:
-    """Return the version of an installed package, "unknown" if pip did not install it."""
+    """Return a package's version: None if not installed, "unknown" if installed without pip."""
     if find_spec(module) is None:
         return None
     try:
         return metadata.version(pypi)
     except metadata.PackageNotFoundError:
-        # Under another name, as opencv-python-headless; or without pip, as on a Jetson.
+        # Another distribution, such as opencv-python-headless, or no pip, as on a Jetson.
         others = metadata.packages_distributions().get(module, [])
         return metadata.version(others[0]) if others else "unknown"
 
 
 def _opencv() -> dict[str, Any]:
-    """Return the version of cv2, and whether it has GStreamer, which a Jetson's cameras need."""
+    """Return OpenCV's version, and whether it has GStreamer, which cameras of a Jetson need."""
     try:
         cv2 = import_module("cv2")
     except ImportError as error:
@@ -148,7 +148,7 @@ def _backend(name: str) -> Backend:
         return Backend(name, runtime.FORMATS, False, reason, {})
     try:
         runtime.load_engine()
-    except Exception as error:  # a broken engine is a finding, not a failure
+    except Exception as error:  # report any failure of the engine's import
         line = " ".join(str(error).split())
         return Backend(name, runtime.FORMATS, False, f"installed, but cannot be used: {line}", {})
     reason = f"will be used for {', '.join(runtime.FORMATS)}"

@@ -1,8 +1,7 @@
-"""Every error that y7edge raises on purpose, and the exit code that each gives the command line.
+"""The exceptions of y7edge, and their exit codes on the command line.
 
-A message is one line: what was wrong, what was expected, what to do. Vendor exceptions are wrapped
-once, where they enter, with ``raise ... from``; nothing else in the package raises bare exceptions
-for a user's mistake.
+A message is one line: what was wrong, what was expected, what to do. Exceptions of other libraries
+are wrapped once, where they are first caught, with ``raise ... from``.
 """
 
 from __future__ import annotations
@@ -15,53 +14,53 @@ from y7edge.text import one_line
 
 
 class Y7EdgeError(Exception):
-    """Base of all errors of the package; ``exit_code`` is what the command line exits with.
+    """Base class of all errors of the package; ``exit_code`` is the command line's exit code.
 
-    Its text is one line of bounded length, whatever names and paths of users stand in it.
+    ``str(error)`` is one printable line of bounded length, whatever the message contains.
     """
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """Return the message, fit for a terminal."""
+        """Return the message as one printable line."""
         return one_line(super().__str__())
 
 
 class ConfigError(Y7EdgeError, ValueError):
-    """An option, a model description or a combination of them that cannot be used."""
+    """An option or a model description is invalid, or options contradict each other."""
 
 
 class DataError(Y7EdgeError, ValueError):
-    """An image, a label file or a data set that cannot be used."""
+    """An image, a label file or a data set cannot be used."""
 
 
 class CheckpointError(Y7EdgeError):
-    """A checkpoint that is damaged, of another form than expected, or refused as unsafe."""
+    """A checkpoint is damaged, has an unexpected form, or was refused as unsafe."""
 
 
 class TrainingError(Y7EdgeError):
-    """A training run that cannot go on, such as one with a non-finite loss."""
+    """A training run cannot continue, for example after a non-finite loss."""
 
 
 class ExportError(Y7EdgeError):
-    """An artifact could not be made; nothing was left at the destination."""
+    """An artifact could not be made; the destination was not changed."""
 
 
 class Report(Protocol):
-    """What a ParityError carries: a report of :mod:`y7edge.artifact.reports`."""
+    """The report of a ParityError, a class of :mod:`y7edge.artifact.reports`."""
 
     @property
     def status(self) -> str:
-        """The verdict."""
+        """The result of the proof."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
 
 
 class ParityError(ExportError):
-    """An artifact differs from the model that it came from, or could not be proved equal.
+    """An artifact differs from its model, or could not be proved equal.
 
-    ``report`` has the verdict and what was measured; None where nothing was compared.
+    ``report`` has the status and the measurements; None if nothing was compared.
     """
 
     exit_code = 4
@@ -72,11 +71,11 @@ class ParityError(ExportError):
 
 
 class ArtifactError(Y7EdgeError):
-    """An artifact or its manifest cannot be read, or is of an unknown version."""
+    """An artifact or its manifest cannot be read, or has an unknown version."""
 
 
-class ArtifactMissing(ArtifactError, FileNotFoundError):  # noqa: N818 - reads as what happened
-    """A file of an artifact does not exist: the artifact itself, or one that belongs to it."""
+class ArtifactMissing(ArtifactError, FileNotFoundError):  # noqa: N818 - a public name
+    """The main file of an artifact or one of its side files does not exist."""
 
 
 class DigestError(ArtifactError):
@@ -86,36 +85,36 @@ class DigestError(ArtifactError):
 
 
 class GateError(Y7EdgeError):
-    """A measured figure is beyond the budget that was asked for."""
+    """A gate failed: a measured value exceeds its limit."""
 
     exit_code = 4
 
 
-class RuntimeMissing(Y7EdgeError, ImportError):  # noqa: N818 - a name that scripts rely on
-    """A package that the call needs is not installed; the message says how to install it."""
+class RuntimeMissing(Y7EdgeError, ImportError):  # noqa: N818 - a public name
+    """A required package is not installed; the message names the command that installs it."""
 
     exit_code = 3
 
 
 class DeviceError(Y7EdgeError):
-    """The device asked for does not exist or the engine failed on it."""
+    """The requested device does not exist, or the engine failed."""
 
 
-class DetectorClosed(DeviceError):  # noqa: N818 - reads as what happened
+class DetectorClosed(DeviceError):  # noqa: N818 - a public name
     """A Detector or a session was used after ``close``."""
 
 
 class SourceError(Y7EdgeError):
-    """Images or video cannot be read from where they were asked for."""
+    """An image or video source cannot be read."""
 
 
 class OutputError(Y7EdgeError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to its destination."""
 
 
 @contextmanager
 def needing(package: str, extra: str, purpose: str) -> Iterator[None]:
-    """Re-raise an ImportError of the block as RuntimeMissing that says what to install."""
+    """Re-raise an ImportError of the block as RuntimeMissing, which names what to install."""
     try:
         yield
     except ImportError as error:

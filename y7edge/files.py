@@ -1,4 +1,4 @@
-"""Reading regular files only; atomic writes of files and folders; locks, leftovers and digests."""
+"""File access: regular files only, atomic writes, locks, temporary files, digests."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import BinaryIO
 
 from y7edge.errors import OutputError
 
-# Temporary files and folders begin so. Each is locked while its owner lives: see `_sweep`.
+# Prefix of temporary files and folders. Each is locked by its process: see `_sweep`.
 _TEMPORARY = ".y7edge-"
-_OLD = "old"  # the folder in a temporary one that keeps what is being replaced
+_OLD = "old"  # subfolder of a temporary folder, with the files that are being replaced
 _KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFLNK: "a link",
@@ -38,27 +38,27 @@ _WORDS = {
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
 }
 _NO_MEMORY = "not enough memory: close other programs, or use smaller images or batches"
-# How engines and OpenCV say it: their exceptions are of no type of their own.
+# Messages of engines and OpenCV, which have no exception class for this.
 _OUT_OF_MEMORY = re.compile(
     r"bad.?alloc|out of memory|insufficient memory|(unable|failed|not|n't) (to )?allocate"
-    "|failed to map segment",  # of a library that is loaded
+    "|failed to map segment",  # when a shared library is loaded
     re.I,
 )
-_IN_RUST = re.compile(r"\(os error (\d{1,4})\)")  # how safetensors reports an errno
+_IN_RUST = re.compile(r"\(os error (\d{1,4})\)")  # an errno in a message of safetensors
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
 def require_regular(path: Path | str) -> None:
-    """Refuse what has no content or would never end: folders, pipes, sockets, devices.
+    """Raise OSError unless a path is a regular file: not a folder, pipe, socket or device.
 
     Raises:
-        OSError: it is one of them, or cannot be found; ``strerror`` says which.
+        OSError: the path is not a regular file, or does not exist; ``strerror`` names the kind.
     """
     try:
         found = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much
-    except ValueError as error:  # a zero in it, or half of a surrogate pair
+    except ValueError as error:  # a NUL character, or a lone surrogate
         raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
     _require_regular(found, path)
 
@@ -70,15 +70,15 @@ def _require_regular(found: os.stat_result, path: Path | str) -> None:
 
 
 def open_regular(path: Path | str) -> BinaryIO:
-    """Open a regular file for reading bytes; never waits for the other end of a pipe.
+    """Open a regular file for reading bytes, without blocking on pipes.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     require_regular(path)
     stream = open(path, "rb", opener=_opener)  # noqa: SIM115 - Path.open has no opener
     try:
-        _require_regular(os.fstat(stream.fileno()), path)  # it may have been replaced since
+        _require_regular(os.fstat(stream.fileno()), path)  # it may have been replaced meanwhile
     except OSError:
         stream.close()
         raise
@@ -93,13 +93,13 @@ def read_regular(path: Path | str, most: int) -> bytes:
     """Return the content of a regular file of at most ``most`` bytes.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or is larger.
+        OSError: the file cannot be read, is not a regular file, or is larger.
     """
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        # Python takes memory for as much as is asked for, however short the file is.
+        # read(n) allocates n bytes, even for a shorter file.
         content = stream.read(min(size, most) + 1)
-        if size < len(content) <= most:  # it grows, or has no size, as those in /proc
+        if size < len(content) <= most:  # the file grows, or has no size, as in /proc
             content += stream.read(most + 1 - len(content))
     if len(content) > most:
         size = max(size, len(content))
@@ -109,17 +109,17 @@ def read_regular(path: Path | str, most: int) -> bytes:
 
 
 def is_file(path: Path | str) -> bool:
-    """Whether a regular file can be found; False, unlike `Path.is_file`, where asking fails."""
+    """Return whether a path is an existing file; unlike `Path.is_file`, never raises."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path | str) -> bool:
-    """Whether a folder can be found; False, unlike `Path.is_dir`, where asking fails."""
+    """Return whether a path is an existing folder; unlike `Path.is_dir`, never raises."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def is_utf8(path: Path | str) -> bool:
-    """Whether a name is UTF-8: Linux allows all bytes, engines and OpenCV's videos do not."""
+    """Return whether a path is valid UTF-8, as engines and OpenCV's video classes require."""
     try:
         str(path).encode()
     except UnicodeError:
@@ -128,7 +128,7 @@ def is_utf8(path: Path | str) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few words why reading or writing failed."""
+    """Describe in a few words why reading or writing failed."""
     if is_out_of_memory(error):
         return _NO_MEMORY
     if isinstance(error, RecursionError):
@@ -144,7 +144,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, the system, OpenCV or an engine had no memory for what was asked."""
+    """Return whether an error of Python, the system, OpenCV or an engine means out of memory."""
     is_known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     return is_known or bool(_OUT_OF_MEMORY.search(str(error)))
 
@@ -162,12 +162,12 @@ def writing(what: str, path: Path | str) -> Iterator[None]:
 
 
 def require_replaceable(path: Path | str, *, file: bool = True, folder: bool = True) -> None:
-    """Refuse a destination that is a link, a pipe, a socket or a device.
+    """Raise OSError if a destination exists and is a link, pipe, socket or device.
 
-    ``file`` and ``folder``: whether one of those may stand there.
+    ``file`` and ``folder``: whether an existing file or folder is allowed.
 
     Raises:
-        OSError: it is one of them; ``strerror`` says which.
+        OSError: the destination must not be replaced; ``strerror`` names the kind.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -177,7 +177,7 @@ def require_replaceable(path: Path | str, *, file: bool = True, folder: bool = T
         raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
     if not (file and stat.S_ISREG(mode)) and not (folder and stat.S_ISDIR(mode)):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        words = f"{kind} stands there; remove it or choose another name"
+        words = f"{kind} exists there; remove it or choose another name"
         raise OSError(errno.EEXIST, words, str(path))
 
 
@@ -185,12 +185,12 @@ def require_replaceable(path: Path | str, *, file: bool = True, folder: bool = T
 def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place if the block succeeds.
 
-    The file is synced before the rename, so that after a power cut ``path`` has its old content or
-    the new one; ``durable=False`` skips that, for files that are checked when read and can be made
-    again. After an exception ``path`` is unchanged. A missing folder is created.
+    The file is synced before the rename, so after a power cut ``path`` has either the old or the
+    new content. ``durable=False`` skips the sync, for files that are checked when they are read and
+    can be generated again. After an exception ``path`` is unchanged. A missing folder is created.
 
     Raises:
-        OSError: it cannot be written, or ``path`` is a folder, link, pipe or device.
+        OSError: the file cannot be written, or ``path`` is a folder, link, pipe or device.
     """
     destination = Path(path)
     require_replaceable(destination, folder=False)
@@ -213,13 +213,13 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, content: str, *, durable: bool = True) -> None:
-    """Write a text file as `atomic_write` does, in UTF-8; halves of surrogate pairs are escaped."""
+    """Write a UTF-8 text file atomically; lone surrogates are escaped."""
     with atomic_write(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace"))
 
 
 def _make_file(destination: Path) -> Path:
-    # The suffix is kept because writers (onnx, cv2) choose their format by it.
+    # Keep the suffix: onnx and cv2 choose the format by it.
     handle, name = tempfile.mkstemp(
         dir=destination.parent,
         prefix=f"{_TEMPORARY}{destination.stem[:32]}-",
@@ -231,12 +231,13 @@ def _make_file(destination: Path) -> Path:
 
 @contextmanager
 def temporary_folder(parent: Path | str | None = None) -> Iterator[Path]:
-    """Yield a new private folder, removed at the end; None: where the system keeps such folders.
+    """Yield a new private folder in ``parent``, and remove it at the end.
 
-    What killed processes left in ``parent`` is removed first.
+    ``parent`` None is the system's temporary folder. Temporary files and folders of killed
+    processes are removed from ``parent`` first.
 
     Raises:
-        OSError: it cannot be made, or engines and torch could not open files in the system's.
+        OSError: the folder cannot be created, or the system's temporary folder is not UTF-8.
     """
     place = Path(tempfile.gettempdir() if parent is None else parent)
     if parent is None and not is_utf8(place):
@@ -252,13 +253,13 @@ def temporary_folder(parent: Path | str | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(make: Callable[[], Path]) -> Iterator[Path]:
-    """Lock what ``make`` makes, so that `_sweep` leaves it alone while this process lives."""
+    """Yield the path that ``make`` creates, locked against `_sweep` of other processes."""
     while True:
         path = make()
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(path, wait=False))
-            except (FileNotFoundError, BlockingIOError):  # being swept
+            except (FileNotFoundError, BlockingIOError):  # another process is removing it
                 continue
             if path.exists():
                 yield path
@@ -269,10 +270,10 @@ _next_sweep: dict[Path, float] = {}
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files and folders of processes that were killed.
+    """Remove temporary files and folders of killed processes.
 
-    Only files and folders of this user that no living process has locked; links are not followed.
-    It takes at most a hundredth of the time, however many files are written into the folder.
+    Removes only unlocked files and folders of this user, and does not follow links. Calls are
+    skipped so that sweeping a folder takes at most 1 % of the time.
     """
     place, begun = folder.absolute(), time.monotonic()
     if begun < _next_sweep.get(place, 0):
@@ -299,7 +300,8 @@ def _remove_left(path: Path) -> None:
             path.unlink()
             return
         kept = path / _OLD
-        for old in () if kept.is_symlink() else kept.glob("*"):  # killed between two renames
+        # After a kill between two renames, restore the replaced files.
+        for old in () if kept.is_symlink() else kept.glob("*"):
             if not os.path.lexists(path.parent / old.name):
                 old.rename(path.parent / old.name)
         shutil.rmtree(path)
@@ -307,13 +309,13 @@ def _remove_left(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Lock a file or folder among processes and threads, until the block or the process ends.
+    """Lock a file or folder against other processes and threads, until the block ends.
 
-    Yields whether it is locked: some systems, and some file systems, have no such locks.
+    Yields whether it is locked: Windows and some file systems have no such locks.
 
     Raises:
-        BlockingIOError: it is locked already, and ``wait`` is False.
-        OSError: it cannot be opened, and ``wait`` is False.
+        BlockingIOError: ``wait`` is False and the path is already locked.
+        OSError: ``wait`` is False and the path cannot be opened.
     """
     with ExitStack() as stack:
         yield _lock(path, wait, stack)
@@ -325,7 +327,7 @@ def _lock(path: Path, wait: bool, stack: ExitStack) -> bool:
     except ImportError:  # Windows
         return False
     try:
-        # NFS locks only what is open for writing; a folder cannot be, and is not locked there.
+        # NFS locks only files that are open for writing, so no folders.
         way = os.O_RDONLY if is_folder(path) else os.O_RDWR
         descriptor = os.open(path, way | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
@@ -337,14 +339,14 @@ def _lock(path: Path, wait: bool, stack: ExitStack) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise
-    except OSError:  # ENOLCK, ENOTSUP; of a network's file system EBADF, EINVAL
+    except OSError:  # ENOLCK, ENOTSUP; EBADF and EINVAL on network file systems
         return False
     stack.callback(_unlock, descriptor, os.getpid())
     return True
 
 
 def _unlock(descriptor: int, owner: int) -> None:
-    """Release a lock in the process that took it: forked children hold the file open too."""
+    """Release a lock, but not in a forked child, which shares it with its parent."""
     import fcntl
 
     if os.getpid() == owner:
@@ -357,7 +359,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the system can open and sync folders."""
+    """Sync a folder, to make a rename durable; do nothing if the system cannot sync folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     try:
@@ -372,9 +374,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the cache folder of one kind: in ``$Y7EDGE_CACHE``, else ``~/.cache/y7edge``.
+    """Return the cache folder ``kind`` in ``$Y7EDGE_CACHE``, by default ``~/.cache/y7edge``.
 
-    For a user without a home directory it lasts as long as the process.
+    Without a home directory, it is a temporary folder of this process.
     """
     chosen = os.environ.get("Y7EDGE_CACHE")
     try:
@@ -385,7 +387,7 @@ def cache_folder(kind: str) -> Path:
 
 @cache
 def _private_folder() -> Path:
-    """Make a folder that others cannot have prepared, removed when the process ends."""
+    """Create a private temporary folder, which is removed when the process ends."""
     stack = ExitStack()
     folder = stack.enter_context(temporary_folder())
     atexit.register(stack.close)
@@ -406,13 +408,17 @@ def replace_files(
 ) -> None:
     """Copy files or folders to their destinations: all of them, or none.
 
-    ``pairs`` of (source, destination) are copied beside their destinations first, then renamed into
-    place in the order given. If that or ``check`` raises, the former files are restored. A kill
-    between two renames leaves some of them done, so the file that readers open first goes last. Of
-    two calls for one folder the second waits.
+    Sources are first copied beside their destinations, then renamed into place in the given order.
+    If a step or ``check`` raises, the former files are restored. A kill between two renames leaves
+    only some files replaced, so the file that readers open first should be last. Concurrent calls
+    for one folder run one after the other.
+
+    Args:
+        pairs: (source, destination) of each file or folder.
+        check: called after the last rename, to check the result.
 
     Raises:
-        OSError: a copy or a rename failed; the destinations are as they were.
+        OSError: a copy or a rename failed; the destinations are unchanged.
     """
     with ExitStack() as stack:
         copies = []
@@ -440,7 +446,7 @@ def replace_files(
 
 
 def _copy(source: Path, destination: Path) -> Path:
-    """Copy and sync a file or folder, with plain permissions."""
+    """Copy and sync a file or folder, with default permissions."""
     if source.is_dir():
         shutil.copytree(source, destination, copy_function=shutil.copyfile)
         written = [path for path in destination.rglob("*") if path.is_file()]
@@ -453,7 +459,7 @@ def _copy(source: Path, destination: Path) -> Path:
 
 
 def _set_aside(destination: Path, old: Path) -> None:
-    """Keep ``destination`` as ``old``; a file also stays in place until it is replaced."""
+    """Move a folder to ``old``, or link a file to ``old`` and leave it in place."""
     if destination.is_dir() and not destination.is_symlink():
         destination.rename(old)
     elif destination.exists():
@@ -464,9 +470,9 @@ def _set_aside(destination: Path, old: Path) -> None:
 
 
 def _restore(old: Path, destination: Path, existed: bool) -> None:
-    """Restore the former file or folder, or remove a new one."""
+    """Restore the former file or folder, or remove the new one."""
     if existed and not old.exists():
-        return  # not set aside yet
+        return  # it was not moved yet
     if destination.is_dir() and not destination.is_symlink():
         shutil.rmtree(destination)
     if existed:

@@ -1,4 +1,4 @@
-"""Pieces of HTML pages that are one file: images as ``data:`` URIs, inline SVG, no scripts."""
+"""Build self-contained HTML pages: images as ``data:`` URIs, inline SVG, no scripts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f1f5f9; borde
 
 
 def escape(text: str) -> str:
-    """Return a text for HTML; of control characters only ends of lines stay as they are."""
+    """Escape a text for HTML; control characters except line ends are escaped too."""
     return html.escape("\n".join(map(printable, text.split("\n"))))
 
 
@@ -88,7 +88,7 @@ def paragraph(words: str, kind: str = "") -> str:
 
 
 def tiles(figures: Sequence[tuple[str, str, bool]]) -> str:
-    """Return large figures in a row: the figure, its description, whether it is good."""
+    """Return a row of large figures, each given as (figure, description, whether it is good)."""
     cells = (
         f'<div class="{"tile" if fine else "tile bad"}"><b>{escape(figure)}</b>'
         f"<span>{escape(words)}</span></div>"

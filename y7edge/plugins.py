@@ -1,7 +1,7 @@
-"""Find runtimes and targets: modules of a folder, and entry points of other packages.
+"""Find plugins (runtimes and targets): modules of a folder, and entry points of other packages.
 
-A module of the folder cannot be replaced by another package. An entry point that cannot be imported
-is an error only when it is used.
+A module of the folder takes precedence over an entry point of the same name. An entry point that
+cannot be imported raises an error only when it is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_PLUGINS = ("base", "registry")
 class Plugins:
     """The modules of one folder and of one entry-point group.
 
-    ``name_in`` is the constant that holds a module's name; None: the file's name.
+    ``name_in``: the module constant with the plugin's name; None: the module's own name.
     """
 
     package: str
@@ -33,7 +33,7 @@ class Plugins:
     name_in: str | None = None
 
     def names(self) -> list[str]:
-        """Return all names: the folder's, sorted, then those of other packages."""
+        """Return all names: sorted modules of the folder, then sorted entry points."""
         own = _own(self.package, self.name_in)
         return [*sorted(own), *sorted(set(_announced(self.group)) - set(own))]
 
@@ -68,7 +68,7 @@ class Plugins:
 
 @cache
 def _own(package: str, name_in: str | None) -> dict[str, str]:
-    """Return the import names of a folder's modules by name; ``_`` marks private ones."""
+    """Map plugin names to the import names of a folder's modules; skip private modules (``_``)."""
     found = pkgutil.iter_modules(import_module(package).__path__)
     stems = [m.name for m in found if m.name not in _NOT_PLUGINS and not m.name.startswith("_")]
     modules = [f"{package}.{stem}" for stem in stems]

@@ -1,1 +1,1 @@
-"""Rows and folded weights as an ONNX graph: writing it, simplifying it."""
+"""Write and simplify ONNX graphs of folded checkpoints."""

@@ -1,14 +1,15 @@
-"""Rows and folded weights to ONNX, node by node.
+"""Write a folded checkpoint as an ONNX graph, node by node, without tracing.
 
-Nothing is traced. Node ``/row51/cv1/Conv`` is the convolution of member ``cv1`` of row 51, its
-weights are the initializers ``rows.51.cv1.conv.weight`` and ``.bias``, and the output of row 51 is
-the tensor ``/row51``. The same checkpoint and versions give the same bytes.
+Node ``/row51/cv1/Conv`` is the convolution of member ``cv1`` of row 51. Its weights are the
+initializers ``rows.51.cv1.conv.weight`` and ``.bias``. The output of row 51 is the tensor
+``/row51``. The same checkpoint and package versions give the same bytes.
 
 * SiLU is ``Mul(x, Sigmoid(x))``, which every engine fuses.
-* Space-to-depth is four strided ``Slice`` and a ``Concat``: ``SpaceToDepth`` orders its channels
-  otherwise, needs a ``Gather`` behind it, and is not faster (ONNX Runtime, 1280 px: 7.7 ms against
-  7.9 ms).
-* Pooling windows of 9 and 13 are windows of 5 in series: equal to the bit, 2.8 times as fast.
+* Space-to-depth is four strided ``Slice`` nodes and a ``Concat``. ``SpaceToDepth`` has another
+  channel order, so it would need a ``Gather``, and it is not faster (ONNX Runtime, 1280 px: 7.7 ms
+  against 7.9 ms).
+* Pooling with windows of 9 and 13 is a series of pooling with windows of 5: bitwise equal, and 2.8
+  times as fast.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from y7edge.models.spec import IMAGE, LEAKY_SLOPE, Row, Spec
 from y7edge.models.weights import Checkpoint
 
 OPSET = 17
-IR_VERSION = 8  # read by runtimes from 2022 on; newer onnx packages write newer ones by default
+IR_VERSION = 8  # supported since 2022; newer onnx packages default to a newer version
 DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 
 
@@ -46,18 +47,18 @@ def build_graph(
     """Write a folded checkpoint as an ONNX model.
 
     The input ``images`` is float32 (B, 3, height, width), RGB, 0 to 1, also in an fp16 graph.
-    ``heads`` are ``head0``..., finest level first, (B, A * (5 + nc), H, W) logits, float16 in an
-    fp16 graph. ``decoded`` are ``boxes`` (B, N, 4), centre x, y, width, height in pixels, and
-    ``scores`` (B, N, nc), objectness times class (one class: objectness alone), always float32; N
+    Outputs "heads" are ``head0``..., finest level first: logits (B, A * (5 + nc), H, W), float16 in
+    an fp16 graph. Outputs "decoded" are ``boxes`` (B, N, 4), centre x, y, width, height in pixels,
+    and ``scores`` (B, N, nc), objectness times class (one class: objectness), always float32. N
     runs over levels, anchors, y, x.
 
     Args:
-        checkpoint: of form "folded".
+        checkpoint: a checkpoint of form "folded".
         outputs: "heads" or "decoded".
-        precision: of weights and activations, "fp32" or "fp16".
-        height: of the input in pixels, a multiple of the largest stride.
-        width: the same.
-        batch: images at once; None: dynamic.
+        precision: precision of weights and activations, "fp32" or "fp16".
+        height: height of the input in pixels, a multiple of the largest stride.
+        width: width of the input in pixels, likewise.
+        batch: batch size; None: dynamic.
 
     Raises:
         ExportError: the checkpoint is not folded, an option is unknown, or a weight is not finite
@@ -66,11 +67,11 @@ def build_graph(
     spec = checkpoint.spec
     if spec.form != "folded":
         raise ExportError(
-            f"{spec.name} is not folded but {spec.form!r}: call fold_checkpoint first"
+            f"{spec.name} has form {spec.form!r}, expected 'folded': call fold_checkpoint first"
         )
     for value, known in ((outputs, ("heads", "decoded")), (precision, tuple(DTYPES))):
         if value not in known:
-            raise ExportError(f"a graph cannot have {value!r}, expected {' or '.join(known)}")
+            raise ExportError(f"unknown option {value!r}, expected {' or '.join(known)}")
     graph = _GraphWriter(checkpoint, DTYPES[precision])
     graph.write_body()
     sizes = [(height // stride, width // stride) for stride in spec.strides]
@@ -91,7 +92,7 @@ def build_graph(
 
 
 def row_tensor(index: int) -> str:
-    """Return the name of a row's output tensor; the head's outputs have other names."""
+    """Return the name of a row's output tensor, for all rows except the head."""
     return f"/row{index}"
 
 
@@ -103,7 +104,7 @@ class _GraphWriter:
         self.arrays = checkpoint.arrays
         self.writer = NodeWriter(dtype)
         self._image = INPUT
-        self._windows: dict[tuple[str, int], str] = {}  # (pooled tensor, window) -> result
+        self._windows: dict[tuple[str, int], str] = {}  # (input, window) -> pooled tensor
         self._blocks: dict[str, Callable[[Row, str, list[str]], object]] = {
             "conv": self._conv_row,
             "repconv": self._conv_row,
@@ -117,7 +118,7 @@ class _GraphWriter:
         }
 
     def write_body(self) -> None:
-        """Write every row but the head."""
+        """Write all rows except the head."""
         if self.writer.dtype != np.float32:
             self._image = self.writer.cast("/images/Cast", INPUT, self.writer.dtype)
         for row in self.spec.rows[:-1]:
@@ -141,7 +142,7 @@ class _GraphWriter:
     def write_decoded(
         self, batch: int | str, sizes: Sequence[tuple[int, int]]
     ) -> list[onnx.ValueInfoProto]:
-        """Write the head's convolutions, decoded to boxes and scores."""
+        """Write the head's convolutions, and decode them to boxes and scores."""
         path = row_tensor(self.spec.head.index)
         levels = [
             decode_level(
@@ -171,7 +172,7 @@ class _GraphWriter:
     def _conv_act(
         self, path: str, key: str, source: str, kernel: int, stride: int = 1, output: str = ""
     ) -> str:
-        """Write a convolution and its activation; the tensor is ``output``, by default ``path``."""
+        """Write a convolution and its activation; the result is ``output``, by default ``path``."""
         output = output or path
         x = self._conv(path, key, source, kernel, stride)
         if self.spec.activation == "leaky_relu":
@@ -186,13 +187,13 @@ class _GraphWriter:
         return self._conv_act(f"{row_tensor(row.index)}/{member}", key, source, kernel, stride)
 
     def _pool(self, path: str, source: str, window: int, stride: int, output: str = "") -> str:
-        """Write a max-pooling with padding at stride 1, without otherwise."""
+        """Write a max-pooling, with padding if the stride is 1."""
         pads = [window // 2 if stride == 1 else 0] * 4
         shape = {"kernel_shape": [window] * 2, "strides": [stride] * 2, "pads": pads}
         return self.writer.node(f"{path}/MaxPool", "MaxPool", [source], output, **shape)
 
     def _window(self, path: str, source: str, window: int, output: str = "") -> str:
-        """Write a max-pooling at stride 1, on top of a smaller one of ``source`` if any."""
+        """Write a max-pooling of stride 1, on top of a smaller one if there is one."""
         step = POOLS[0]
         smaller = self._windows.get((source, window - step + 1))
         pooled = self._pool(path, smaller or source, step if smaller else window, 1, output)

@@ -1,13 +1,13 @@
-"""Write the decoding of heads into the graph: boxes and scores.
+"""Write the decoding of heads to boxes and scores into the graph.
 
-With s the stride of a level, g the cell and a the anchor in pixels, and o = sigmoid of the head:
+With stride s, cell g, anchor a in pixels and o = sigmoid of the head:
 
     centre = (2 o - 0.5 + g) s = o 2s + (g - 0.5) s
     size   = (2 o)^2 a         = o^2 4a
-    score  = objectness * class, and the objectness alone where there is one class
+    score  = objectness * class, or objectness for a single class
 
-The right-hand forms need two operations each and round no more than the left-hand ones, because
-the factors are powers of two. Decoding is always float32: float16 has no odd integers above 2048.
+The right-hand forms need two operations each, and do not add rounding, because the factors are
+powers of two. Decoding is always float32: float16 has no odd integers above 2048.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from y7edge.models.spec import Spec
 
 
 class Decoded(NamedTuple):
-    """Tensor names of one level, or of all: boxes (B, N, 4) and scores (B, N, nc)."""
+    """Tensor names of one level, or of all levels: boxes (B, N, 4) and scores (B, N, nc)."""
 
     boxes: str
     scores: str
@@ -30,10 +30,10 @@ class Decoded(NamedTuple):
 def decode_level(
     writer: NodeWriter, spec: Spec, level: int, head: str, map_size: tuple[int, int], path: str
 ) -> Decoded:
-    """Decode one level's head (B, A * (5 + nc), H, W), its N in the order anchor, y, x.
+    """Decode one level's head (B, A * (5 + nc), H, W); boxes are in the order anchor, y, x.
 
-    ``head`` has the writer's dtype; ``map_size`` is (H, W); ``path`` is the prefix of nodes' names.
-    Fields are cut out as whole planes, so that only those kept are transposed.
+    ``head`` has the writer's dtype; ``map_size`` is (H, W); ``path`` is the prefix of node names.
+    Fields are sliced before the transposition, so that unused planes are not transposed.
     """
     height, width = map_size
     cells, anchors = height * width, len(spec.anchors[level])

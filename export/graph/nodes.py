@@ -27,26 +27,26 @@ class NodeWriter:
 
     @property
     def initializers(self) -> list[onnx.TensorProto]:
-        """The constants, in the order of first use."""
+        """The initializers, in the order of first use."""
         return list(self._initializers.values())
 
     def node(
         self, name: str, op: str, inputs: Sequence[str], output: str = "", **attributes: Any
     ) -> str:
-        """Append a node; return the name of its output, by default its own."""
+        """Append a node; return the name of its output, by default the node's name."""
         output = output or name
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
         return output
 
     def constant(self, name: str, values: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
-        """Write an initializer, once for each name; return the name."""
+        """Write an initializer unless the name is already written; return the name."""
         if name not in self._initializers:
             array = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
     def weight(self, name: str, values: npt.NDArray[Any]) -> str:
-        """Write an initializer in the graph's precision, named by the weight's key.
+        """Write a weight as an initializer in the graph's precision; return the name.
 
         Raises:
             ExportError: a value is not finite, or too large for the precision.
@@ -57,7 +57,7 @@ class NodeWriter:
             largest = float(np.max(np.abs(np.asarray(values, np.float64))))
             raise ExportError(
                 f"weight {name}: expected finite values in {self.dtype.name}, found {largest:.3g}; "
-                "export in fp32, or check the checkpoint if that fails too"
+                "export in fp32; if that fails too, use another checkpoint"
             )
         return self.constant(name, cast, self.dtype)
 

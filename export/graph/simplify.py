@@ -1,6 +1,6 @@
-"""Run onnx-simplifier, and keep its graph only if results and interface are equal to the bit.
+"""Run onnx-simplifier, and keep its graph only if interface and results are bitwise equal.
 
-Our graphs leave it nothing to do; it is run because engines are tested against its graphs.
+Our graphs rarely change; it is run because engines are tested with graphs of onnx-simplifier.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from y7edge.runtimes import onnxrt
 from y7edge.runtimes.base import missing, one_line
 
 SEED = 0
-DYNAMIC_BATCH = 2  # images on which graphs of a dynamic batch are compared
+DYNAMIC_BATCH = 2  # batch size for the comparison of graphs with a dynamic batch
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """Return the simplified model if it is valid and equal, else ``model``; and a note in one line.
+    """Return the simplified model if it is valid and equal, else ``model``; and a one-line note.
 
-    Compared are versions, inputs and outputs (names, shapes, types), and the results of ONNX
-    Runtime on a seeded input. Metadata and inferred shapes that onnx-simplifier adds are removed.
+    The comparison covers versions, inputs and outputs (names, shapes, types), and the results of
+    ONNX Runtime on a seeded input. Metadata and shapes that onnx-simplifier adds are removed.
     """
     if missing(onnxrt.NEEDS):
         return model, "not simplified: ONNX Runtime, which compares the results, is not installed"
@@ -35,7 +35,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
         simplified = onnxsim.simplify(model, check_n=0)[0]
         _clean(simplified, model)
         onnx.checker.check_model(simplified, full_check=True)
-    except Exception as error:  # native code without a common base class; the graph is kept
+    except Exception as error:  # onnx-simplifier has no common exception class
         return model, f"not simplified: onnx-simplifier failed ({one_line(error)})"
     if simplified.graph == model.graph:
         return model, "simplified: nothing to remove"
@@ -47,7 +47,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def _clean(simplified: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Remove, in place, what was added beside nodes and weights."""
+    """Remove metadata, documentation and inferred shapes in place."""
     for owner in (simplified, simplified.graph, *simplified.graph.node):
         owner.ClearField("doc_string")
         if hasattr(owner, "metadata_props"):  # graphs and nodes have them since IR version 10
@@ -58,7 +58,7 @@ def _clean(simplified: onnx.ModelProto, model: onnx.ModelProto) -> None:
 
 
 def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
-    """Describe the difference of two models; empty if they are equal."""
+    """Describe the difference between two models; return "" if they are equal."""
     versions = [(one.ir_version, list(one.opset_import)) for one in (model, simplified)]
     if versions[0] != versions[1]:
         return "onnx-simplifier changed the opset or the IR version"
@@ -75,7 +75,7 @@ def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
 
 
 def _feeds(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
-    """Return seeded values from 0 to 1 for every input."""
+    """Generate seeded values from 0 to 1 for every input."""
     rng = np.random.default_rng(SEED)
     feeds = {}
     for value in model.graph.input:

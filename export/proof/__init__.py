@@ -1,1 +1,1 @@
-"""The proof that an artifact computes what its checkpoint computes."""
+"""Prove that an artifact computes the same outputs as its checkpoint."""

@@ -1,7 +1,7 @@
-"""Measure how an artifact agrees with its reference, by tensors and by candidates.
+"""Measure the agreement of an artifact with its reference, by tensors and by candidates.
 
-Candidates are boxes before NMS. Both are needed: a tensor's worst value may belong to no object,
-and the best candidates may hide a broken level.
+Candidates are boxes before NMS. Both comparisons are needed: the largest difference of a tensor may
+be in the background, and the best candidates may all lie on one level.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from y7edge.artifact.manifest import LevelInfo
 Floats = NDArray[np.float32]
 
 BEST = 100
-"""The number of the reference's best candidates that are compared, over all images."""
+"""Number of the reference's best candidates, over all images, that are compared."""
 
 
 @dataclass
 class TensorAgreement:
     """Agreement of one output over all images.
 
-    The cosine is taken after subtracting the reference's mean of each channel: otherwise a
-    channel's bias dominates it, whatever the image.
+    The cosine is computed after the reference's mean of each channel is subtracted; otherwise the
+    channels' biases would dominate it.
     """
 
     channel_axis: int
@@ -35,7 +35,7 @@ class TensorAgreement:
     _count: int = 0
 
     def add(self, reference: Floats, found: Floats) -> None:
-        """Add one image's outputs, two tensors of one shape."""
+        """Add the outputs for one image, two tensors of the same shape."""
         channels = reference.shape[self.channel_axis]
         r, f = (
             np.moveaxis(tensor, self.channel_axis, 0).reshape(channels, -1)
@@ -43,7 +43,7 @@ class TensorAgreement:
         )
         scale = float(np.abs(r).max())
         worst = float(np.abs(f - r).max())
-        if worst:  # a reference of zeros has no scale
+        if worst:  # a reference of all zeros has no scale
             worst = worst / scale if scale else np.inf
         self.deviation = float(np.maximum(self.deviation, worst))  # unlike max(), keeps NaN
         wide = r.astype(np.float64), f.astype(np.float64)
@@ -54,7 +54,7 @@ class TensorAgreement:
 
     @property
     def cosine(self) -> float:
-        """Cosine over all images; of constant channels 1 if they are equal, else NaN."""
+        """Cosine over all images; for constant channels 1 if they are equal, else NaN."""
         (sum_r, sum_f, sum_rr, sum_ff, sum_rf), n = self._sums, self._count
         mean = sum_r / n
         with np.errstate(invalid="ignore"):  # infinities become NaN, which fails the proof
@@ -79,9 +79,9 @@ def decode(
 ) -> Decoded:
     """Decode one image's heads, each (1, A x (5 + nc), H, W), without a threshold.
 
-    N runs over levels, anchors, rows, columns. With one class the score is the objectness alone.
-    ``activated``: heads are probabilities, not logits. Independent of the Detector's decoding,
-    which the proof checks with it.
+    N runs over levels, anchors, rows, columns. With one class the score is the objectness.
+    ``activated``: the heads are probabilities, not logits. This code is independent of the
+    Detector's decoding, so that the proof can check that too.
     """
     boxes, scores = [], []
     for head, level in zip(heads, levels, strict=True):
@@ -100,14 +100,14 @@ def decode(
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """Return probabilities, float32."""
+    """Convert logits to probabilities, float32."""
     probability: NDArray[Any] = 1 / (1 + np.exp(-np.clip(logits.astype(np.float32), -80, 80)))
     return probability
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A candidate of the reference; ``index`` is its place among the N of its image."""
+    """A candidate of the reference; ``index`` is its position among its image's candidates."""
 
     image: int
     index: int
@@ -117,7 +117,7 @@ class Candidate:
 
 
 def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
-    """Return one image's best candidates, and one of each hundredth of score, best first."""
+    """Return one image's best candidates, and one per hundredth of score, best first."""
     top = decoded.scores.max(axis=1)
     order = np.argsort(-top, kind="stable")
     _, rungs = np.unique(_rung(top[order]), return_index=True)
@@ -130,10 +130,10 @@ def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
 
 
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Choose the best of all images, and one candidate of each hundredth of score.
+    """Choose the best candidates of all images, and one per hundredth of score.
 
-    The best alone prove little: on crowded images their scores are near 1, where the sigmoid is
-    flat.
+    The best candidates are not enough: in crowded images their scores are near 1, where the sigmoid
+    is flat.
     """
     ranked = sorted(candidates, key=lambda c: (-c.score, c.image, c.index))
     ladder = {int(_rung(np.float32(c.score))): c for c in reversed(ranked)}
@@ -147,13 +147,13 @@ def _rung(score: Floats | np.float32) -> NDArray[np.int64]:
 
 @dataclass
 class CandidateAgreement:
-    """Smallest IoU and largest difference of score between the same candidates."""
+    """Smallest IoU and largest score difference between corresponding candidates."""
 
     iou: float = 1.0
     score: float = 0.0
 
     def add(self, candidate: Candidate, decoded: Decoded, *, is_best: bool) -> None:
-        """Compare one candidate with the artifact's; boxes only of the best, near objects."""
+        """Compare one candidate with the artifact's; compare boxes only of the best candidates."""
         score = float(decoded.scores[candidate.index, candidate.class_id])
         difference = abs(score - candidate.score)
         if is_best:
@@ -162,10 +162,10 @@ class CandidateAgreement:
 
 
 def iou(a: Floats, b: Floats) -> float:
-    """Return the IoU of two boxes cx, cy, w, h in pixels; 0 if one holds NaN.
+    """Return the IoU of two boxes cx, cy, w, h in pixels; 0 if a box has NaN.
 
-    Sides below one pixel count as one: where a logit is saturated boxes shrink to nothing, and the
-    last bit of their centres would decide.
+    Sides shorter than a pixel count as one pixel. Saturated logits give boxes of almost no size,
+    whose IoU would depend on rounding.
     """
     first, second = a.astype(np.float64), b.astype(np.float64)
     first[2:], second[2:] = np.maximum(first[2:], 1), np.maximum(second[2:], 1)

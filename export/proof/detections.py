@@ -1,15 +1,15 @@
-"""Compare the Detector's boxes with those of the reference's heads.
+"""Compare the Detector's boxes with the boxes from the reference's heads.
 
-A proof must not share code with what it checks, so letterbox (``images``) and decoding
-(``agreement``) have a second implementation. NMS is checked by its definition, so that rounding at
-one threshold does not affect other boxes:
+A proof must not share code with what it checks, so letterboxing (``images``) and decoding
+(``agreement``) are implemented a second time. NMS is not repeated, because a rounding difference at
+a threshold can change other boxes. Instead, three properties of its result are checked:
 
-* every box of the Detector is a candidate of the reference, no two the same one;
-* no two boxes of one class overlap by more than the threshold;
-* every other candidate overlaps a better box of its class by more than the threshold.
+* Each box of the Detector matches a different candidate of the reference.
+* No two boxes of the same class overlap by more than the threshold.
+* Every other candidate overlaps a better box of its class by more than the threshold.
 
-Only the result of greedy NMS has all three properties. Scores and overlaps within the tolerance of
-a threshold, or of each other, may go either way.
+Only the result of greedy NMS has all three properties. If a score or an overlap is within the
+tolerance of a threshold, or of another score, both outcomes are accepted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
 Kept = list[tuple[int, NDArray[np.intp], Wide]]
-"""For each matched box: its class, the candidates that it may be, their IoU with all."""
+"""For each matched box: its class, its possible candidates, and their IoU with all candidates."""
 
 
 def compare_detections(
@@ -42,9 +42,9 @@ def compare_detections(
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Detect in every frame and compare with the reference's ``expected`` at threshold ``conf``."""
+    """Run the Detector on every frame, and compare with the reference's ``expected`` outputs."""
     max_det = manifest.thresholds.max_det
-    # Not closed: the caller owns the session.
+    # The detector is not closed, because the caller owns the session.
     detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
     boxes = unmatched = 0
     edge = score = 0.0
@@ -59,7 +59,10 @@ def compare_detections(
 
 
 class _Candidates:
-    """The candidates of one image; after ``unmatched``, the largest differences."""
+    """The reference's candidates of one image.
+
+    ``edge`` and ``score`` are the largest differences that ``unmatched`` found.
+    """
 
     def __init__(
         self,
@@ -88,7 +91,7 @@ class _Candidates:
         self._visible = seen.all(axis=1)
 
     def unmatched(self, found: Detections) -> int:
-        """Count the boxes that only the Detector or only the reference has."""
+        """Count the boxes that only the Detector or only the reference has; update differences."""
         taken: list[int] = []
         kept: Kept = []
         rows = zip(found.xyxy, found.confidence, found.class_id, strict=True)
@@ -102,14 +105,14 @@ class _Candidates:
     def _fitting(
         self, box: Wide, confidence: float, class_id: int, taken: list[int]
     ) -> NDArray[np.intp]:
-        """Return the candidates that equal this box within the tolerance, the nearest first."""
+        """Return the candidates that equal a box within the tolerance, nearest first."""
         edge = (np.abs(self._placed - box) / self._side).max(axis=1, initial=0)
         score = np.abs(self._scores[:, class_id] - confidence)
         fits = self._may_be(class_id) & (score <= self._limits.score)
         fits &= edge <= 1 - self._limits.iou
         fits[taken] = False
         indices = np.flatnonzero(fits)
-        # Large boxes of several cells can be the same one, once clipped to the image.
+        # Clipped to the image, large boxes of several cells can be equal.
         distance = edge / (1 - self._limits.iou) + score / self._limits.score
         indices = indices[np.argsort(distance[indices], kind="stable")]
         if len(indices):
@@ -118,7 +121,7 @@ class _Candidates:
         return indices
 
     def _overlapping(self, kept: Kept) -> int:
-        """Count boxes that a better one should have suppressed."""
+        """Count the boxes that a better box should have suppressed."""
         limit = self._thresholds.iou + self._near_iou
         return sum(
             any(
@@ -129,12 +132,12 @@ class _Candidates:
         )
 
     def _missing(self, kept: Kept, found: Detections) -> int:
-        """Count visible candidates above the threshold, neither detected nor suppressed."""
+        """Count the visible candidates above the threshold that NMS should have kept."""
         least = self._conf
         if len(found) >= self._thresholds.max_det:
             least = float(found.confidence.min()) + self._near_score
         lacking = self._visible & (self._best > least + self._near_score)
-        # Boxes in the letterbox's border suppress others and are dropped afterwards.
+        # Boxes in the letterbox's border take part in NMS and are dropped afterwards.
         hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
         classes = [int(self._scores[i].argmax()) for i in hidden]
         dropped = [(c, hidden[[n]], self._iou(hidden[[n]])) for n, c in enumerate(classes)]
@@ -146,12 +149,12 @@ class _Candidates:
         return int(lacking.sum())
 
     def _may_be(self, class_id: int) -> NDArray[np.bool_]:
-        """Return the candidates for which no class is clearly better than this one."""
+        """Return the candidates whose best class may be this one, within the tolerance."""
         tied: NDArray[np.bool_] = self._scores[:, class_id] >= self._best - 2 * self._near_score
         return tied
 
     def _iou(self, indices: NDArray[np.intp]) -> Wide:
-        """Return the IoU of some candidates with all, in the input, not clipped to the image."""
+        """Return the IoU of some candidates with all, in input pixels, without clipping."""
         some, every = self._corners[indices, None], self._corners
         sides = np.minimum(some[..., 2:], every[:, 2:]) - np.maximum(some[..., :2], every[:, :2])
         shared = sides.clip(0).prod(axis=2)

@@ -1,4 +1,4 @@
-"""Images for a proof: the user's, else the data set's, else synthetic scenes."""
+"""Collect the images for a proof: the user's, else the data set's, else synthetic scenes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from y7edge.errors import DataError, RuntimeMissing
 from y7edge.files import is_file, is_folder, reason, require_regular
 
 COUNT = 8
-"""The most images that a proof uses."""
+"""Largest number of images in a proof."""
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-_SCENE_SIZE = (480, 640)  # as from a camera: tests the letterbox too
+_SCENE_SIZE = (480, 640)  # not square, so that letterboxing is tested
 
 Images = str | Path | Sequence[str | Path]
 """An image, a folder of them, or a list of paths."""
@@ -32,7 +32,7 @@ Images = str | Path | Sequence[str | Path]
 class ProofImages:
     """Images and their source.
 
-    ``frames``: as read, (h, w, 3) BGR uint8; ``inputs``: letterboxed, each
+    ``frames``: original images (h, w, 3) BGR uint8. ``inputs``: letterboxed images, each
     (1, 3, H, W) float32 RGB 0..1.
     """
 
@@ -44,11 +44,11 @@ class ProofImages:
 def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> ProofImages:
     """Read up to 8 images and letterbox them to the input ``image``.
 
-    ``images`` None: those of the data set in the checkpoint's ``meta`` if it still exists, else
-    synthetic scenes.
+    If ``images`` is None, the data set recorded in the checkpoint's ``meta`` is used. If it does
+    not exist any more, synthetic scenes are used.
 
     Raises:
-        DataError: ``images`` holds no image, or one cannot be read.
+        DataError: ``images`` contains no image, or an image cannot be read.
     """
     if images is not None:
         paths, source = _listed(images), f"{images}"
@@ -56,9 +56,9 @@ def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> 
         recorded, paths = _recorded(meta)
         source = f"data set {recorded}"
         if not paths:
-            source = "scenes made by y7edge"
+            source = "synthetic scenes"
             if recorded is not None:
-                source += f" (the recorded data set {recorded} is not here)"
+                source += f" (the recorded data set {recorded} does not exist here)"
     chosen = [paths[i * len(paths) // COUNT] for i in range(COUNT)] if paths[COUNT:] else paths
     if paths:
         frames = tuple(map(read_image, chosen))
@@ -68,7 +68,7 @@ def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> 
 
 
 def placement(frame_hw: tuple[int, int], image: InputInfo) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of a resized image in the input."""
+    """Compute top, left, height and width of the resized image in the input."""
     factor = min(image.height / frame_hw[0], image.width / frame_hw[1])
     rows, columns = (max(1, round(side * factor)) for side in frame_hw)
     spare = image.height - rows, image.width - columns
@@ -76,7 +76,7 @@ def placement(frame_hw: tuple[int, int], image: InputInfo) -> tuple[int, int, in
 
 
 def _letterboxed(frame: NDArray[np.uint8], image: InputInfo) -> NDArray[np.float32]:
-    """Letterbox independently of the Detector's pre-processing, which the proof checks."""
+    """Letterbox an image, independently of the Detector's preprocessing, which the proof checks."""
     top, left, rows, columns = placement((frame.shape[0], frame.shape[1]), image)
     canvas = np.full((image.height, image.width, 3), image.letterbox.pad, np.uint8)
     canvas[top : top + rows, left : left + columns] = cv2.resize(
@@ -87,7 +87,7 @@ def _letterboxed(frame: NDArray[np.uint8], image: InputInfo) -> NDArray[np.float
 
 
 def _listed(images: Images) -> list[Path]:
-    """Return the images that the user named."""
+    """List the images that the user gave."""
     given = [images] if isinstance(images, str | Path) else list(images)
     found: list[Path] = []
     for path in map(Path, given):
@@ -100,12 +100,12 @@ def _listed(images: Images) -> list[Path]:
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if not found:
-        raise DataError(f"no images in {images}: expected a folder of {', '.join(_SUFFIXES)}")
+        raise DataError(f"{images}: no images found, expected files {', '.join(_SUFFIXES)}")
     return found
 
 
 def _recorded(meta: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
-    """Return the data set that the checkpoint was trained on, and its images if it exists."""
+    """Return the path of the checkpoint's data set, and its images if it still exists."""
     data = meta.get("data")
     path = data.get("path") if isinstance(data, Mapping) else None
     if not isinstance(path, str):
@@ -114,7 +114,7 @@ def _recorded(meta: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
         return path, []
     try:
         splits = dataset.load(path).splits
-    except (DataError, RuntimeMissing):  # changed since; the report says so
+    except (DataError, RuntimeMissing):  # it was changed, or its reader is not installed
         return path, []
     held_out = splits.get("val") or splits.get("test") or splits.get("train") or ()
     return path, [sample.path for sample in held_out]

@@ -1,7 +1,7 @@
-"""Compare an artifact, run in its own engine, with the unfolded model that it came from.
+"""Prove an artifact: compare it, in its own engine, with the unfolded model.
 
-The status is *passed*, *failed*, or *inconclusive* if the reference's scores hardly differ, so that
-agreement would mean nothing; inconclusive is a failure.
+The status is *passed*, *failed* or *inconclusive*. A proof is inconclusive if the reference's
+scores are nearly equal, so that agreement is not significant; this counts as a failure.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
 
 SPREAD = 0.2
-"""The least spread of the candidates' scores; below it the proof is inconclusive."""
+"""Smallest spread of the candidates' scores; below it the proof is inconclusive."""
 
 _LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}
 
@@ -54,12 +54,13 @@ Progress = Callable[[str], None]
 
 
 def tolerance(precision: str, deviation: float) -> Tolerance:
-    """Return the limits for a precision; ``deviation`` is the runtime's constant."""
+    """Return the limits for a precision; ``deviation`` is the runtime's ``DEVIATION``."""
     if precision == "fp32":
         return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
     if precision not in _LARGEST:
-        raise ConfigError(f"no limits are known for a proof in precision {precision}")
-    # Half of the range is reserved for images brighter than those of the proof.
+        known = " or ".join(("fp32", *_LARGEST))
+        raise ConfigError(f"cannot prove precision {precision}, expected {known}")
+    # Half of the range is reserved for images with larger activations.
     return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, 0.015)
 
 
@@ -73,11 +74,16 @@ def prove(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Run an artifact and its reference on the same images and compare.
+    """Run an artifact and its reference on the same images, and compare the results.
 
-    ``images`` are letterboxed to the artifact's input. ``backend`` is the name of a runtime, "auto"
-    the one that opens the file; ``threads`` None is the engine's choice. ``progress`` is called
-    with one line per step.
+    Args:
+        artifact: the artifact.
+        reference: the model that it was exported from.
+        images: images, letterboxed to the artifact's input.
+        backend: a runtime's name; "auto": the runtime that opens the file.
+        device: the device to run on.
+        threads: number of engine threads; None: the engine's default.
+        progress: called with one line for each step.
 
     Raises:
         ConfigError: the backend does not exist or does not read this kind of file.
@@ -95,7 +101,7 @@ def prove(
         decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in expected)
         chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
         outputs, candidates = _compare(session, manifest, images, expected, chosen)
-        # Low enough to detect something.
+        # Lower the threshold, so that something is detected.
         conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
         spec = reference.checkpoint.spec
         levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
@@ -127,14 +133,14 @@ def require_passed(report: ParityReport, subject: str) -> None:
     """Raise ParityError unless the proof passed; ``subject`` begins the message."""
     if report.status == "passed":
         return
-    verdict = "cannot be proved" if report.status == "inconclusive" else "differs from its model"
+    verdict = "could not be proved" if report.status == "inconclusive" else "differs from its model"
     raise ParityError(f"{subject} {verdict}: {'; '.join(report.problems)}", report)
 
 
 def _run(
     session: Session, manifest: Manifest, images: ProofImages, batch: int
 ) -> list[dict[str, Floats]]:
-    """Return each image's outputs, run in batches; the last image fills the last batch."""
+    """Return each image's outputs, computed in batches; the last batch repeats the last image."""
     inputs = images.inputs
     results: list[dict[str, Floats]] = []
     for start in range(0, len(inputs), batch):
@@ -154,7 +160,7 @@ def _compare(
     references: Sequence[Answer],
     chosen: Sequence[Candidate],
 ) -> tuple[dict[str, TensorDifference], CandidateDifference]:
-    """Compare outputs and candidates; the worst of all batch sizes counts."""
+    """Compare outputs and candidates; report the worst values of all batch sizes."""
     worst: dict[str, tuple[float, float]] = {}
     candidates = CandidateAgreement()
     for batch in proved_batches(manifest):
@@ -183,7 +189,7 @@ def _compare(
 
 
 def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
-    """Return status and problems; NaN is beyond every limit."""
+    """Return the status and the problems; NaN exceeds every limit."""
     limits, candidates, peak = measured.tolerance, measured.candidates, measured.activations
     problems = []
     for name, found in measured.outputs.items():
@@ -193,9 +199,9 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
                 f"{limits.deviation:g}"
             )
         if not _at_least(found.cosine, limits.cosine):
-            problems.append(f"{name} has cosine {found.cosine:.6f}, at least {limits.cosine}")
+            problems.append(f"{name} has cosine {found.cosine:.6f}, minimum {limits.cosine}")
     if not _at_least(candidates.iou, limits.iou):
-        problems.append(f"a candidate has IoU {candidates.iou:.4f}, at least {limits.iou}")
+        problems.append(f"a candidate has IoU {candidates.iou:.4f}, minimum {limits.iou}")
     if not _at_most(candidates.score_difference, limits.score):
         problems.append(
             f"a candidate's score differs by {candidates.score_difference:.2g}, tolerance "
@@ -204,26 +210,26 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
     detections = measured.detections
     if detections is not None and detections.unmatched:
         problems.append(
-            f"{detections.unmatched} boxes differ between the Detector, which found "
-            f"{detections.boxes}, and the reference"
+            f"{detections.unmatched} boxes differ between Detector and reference, of "
+            f"{detections.boxes} of the Detector"
         )
     for probe in measured.probes:
         if not probe.passed:
             problems.append(f"{probe.key} deviates by {probe.deviation}")
         if probe.tolerance > limits.probe:
-            problems.append(f"{probe.key} allows {probe.tolerance}, at most {limits.probe:g}")
+            problems.append(f"{probe.key} allows {probe.tolerance}, maximum {limits.probe:g}")
     if not _at_most(peak.peak, limits.peak):
         problems.append(
-            f"an activation of {peak.at} reaches {peak.peak:.3g}, more than half of the format's "
-            f"range ({limits.peak:g}): use fp32"
+            f"an activation of {peak.at} reaches {peak.peak:.3g}, maximum {limits.peak:g} (half of "
+            "the format's range): use fp32"
         )
     if problems:
         return "failed", tuple(problems)
     if not _at_least(candidates.score_spread, SPREAD):
         problem = (
-            f"inconclusive, the reference's scores spread over {candidates.score_spread:.3f} "
-            f"only, at least {SPREAD} is needed: give images with objects that it detects "
-            "(--images FOLDER), or train longer"
+            f"inconclusive, the reference's scores have a spread of {candidates.score_spread:.3f}, "
+            f"minimum {SPREAD}: use images with objects that the model detects (--images FOLDER), "
+            "or train longer"
         )
         return "inconclusive", (problem,)
     return "passed", ()
@@ -238,7 +244,7 @@ def _at_least(value: float | None, limit: float | None) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """Round every measured number to four digits; None if it is not finite."""
+    """Round measured numbers to four digits; replace non-finite numbers by None."""
     if is_dataclass(value) and not isinstance(value, type | Tolerance):
         return replace(value, **{f.name: _finite(getattr(value, f.name)) for f in fields(value)})
     if isinstance(value, dict):

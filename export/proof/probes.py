@@ -1,7 +1,7 @@
-"""Probes: inputs by recipe with sampled outputs of the reference, for the self-test.
+"""Make probes for the self-test: generated inputs, and samples of the reference's outputs.
 
-Every output is sampled at its largest values, which a change of scale moves most, and evenly over
-the rest.
+Each output is sampled at its largest values, which are most sensitive to a change of scale, and
+evenly over the other values.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
 
 PROBES = 2
-"""Inputs of the first batch size; further ones have one."""
+"""Number of probes for the first batch size; other batch sizes have one probe."""
 
 VALUES = 96
-"""Sampled values of each output."""
+"""Number of sampled values per output."""
 
 EXTREME = 32
-"""Of them, those of the largest magnitudes."""
+"""Number of samples with the largest magnitudes, included in ``VALUES``."""
 
 
 def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> tuple[Probe, ...]:
-    """Sample the reference's outputs for the artifact that ``manifest`` describes.
+    """Sample the reference's outputs in the form that ``manifest`` describes.
 
     ``tolerance``: the largest deviation that a self-test accepts, as a fraction of the output's
     largest magnitude.
@@ -45,7 +45,7 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
 
 
 def adapted_probes(before: Manifest, after: Manifest, tolerance: float) -> tuple[Probe, ...]:
-    """Convert the probes of ``before`` to the outputs' names, layouts, activations of ``after``."""
+    """Convert the probes of ``before`` to names, layouts and activations of ``after``'s outputs."""
     pairs = {
         old.name: (old, new)
         for old in before.outputs
@@ -83,13 +83,13 @@ def _adapted(samples: Samples, batch: int, old: OutputInfo, new: OutputInfo) -> 
 
 
 def proved_batches(manifest: Manifest) -> tuple[int, ...]:
-    """Return the batch sizes that a proof runs: the fixed one, or 1 and 3."""
+    """Return the batch sizes of a proof: the fixed batch size, or 1 and 3."""
     batch = manifest.input.batch
     return (1, 3) if batch == "dynamic" else (int(batch),)
 
 
 def outputs_of(answer: Answer, manifest: Manifest) -> dict[str, Floats]:
-    """Convert a reference answer to the artifact's outputs: their roles, layouts, activations."""
+    """Convert the reference's heads to roles, layouts and activations of the artifact's outputs."""
     if manifest.outputs[0].role == "head":
         found = {}
         for output, head in zip(manifest.outputs, answer.heads, strict=True):
@@ -107,7 +107,7 @@ def outputs_of(answer: Answer, manifest: Manifest) -> dict[str, Floats]:
 
 
 def decode_outputs(outputs: Mapping[str, Floats], manifest: Manifest) -> Decoded:
-    """Decode an artifact's outputs for one image, real values."""
+    """Decode an artifact's dequantised outputs for one image."""
     if manifest.outputs[0].role != "head":
         boxes, scores = (outputs[output.name][0] for output in manifest.outputs)
         return Decoded(boxes, scores)
@@ -126,12 +126,12 @@ def _sample(name: str, tensor: Floats) -> Samples:
     indices = np.unique(np.concatenate((extreme, rest)))
     return Samples(
         output=name,
-        scale=_rounded(float(np.abs(flat).max())) or 1.0,  # of zeros, deviations are absolute
+        scale=_rounded(float(np.abs(flat).max())) or 1.0,  # 1 if all values are 0
         indices=tuple(int(i) for i in indices),
         values=tuple(_rounded(float(v)) for v in flat[indices]),
     )
 
 
 def _rounded(value: float) -> float:
-    """Round to seven digits, those of a float32."""
+    """Round to seven significant digits, the precision of float32."""
     return float(f"{value:.7g}")

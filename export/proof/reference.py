@@ -1,7 +1,7 @@
-"""Run the unfolded model, which every artifact is compared with.
+"""Run the unfolded model as the reference for proofs.
 
-It runs in torch, float32, on the CPU. Outputs are cached on disk by weights, input, version of
-torch and source code of the model (``$Y7EDGE_CACHE``, else ``~/.cache/y7edge``).
+It runs in torch, in float32 on the CPU. Outputs are cached on disk (``$Y7EDGE_CACHE``, by default
+``~/.cache/y7edge``). The cache key covers weights, input, torch version and the model's code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from y7edge.nn.build import Model
 
 CACHE_BYTES = 2 << 30
-"""The cache keeps the outputs used last, up to this size."""
+"""Size limit of the cache; the least recently used outputs are removed."""
 
 _SOURCES = ("nn", "models")
 _log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ _log = logging.getLogger(__name__)
 class Answer:
     """Reference outputs for one input.
 
-    ``heads``: per level (B, anchors x (5 + nc), H, W) float32, as in an exported graph. ``peak``:
-    the largest magnitude of any activation before its non-linearity; ``peak_at`` names the layer.
+    ``heads``: by level (B, anchors x (5 + nc), H, W) float32, as in an exported graph. ``peak``:
+    the largest magnitude at the input of an activation function; ``peak_at``: its layer.
     """
 
     heads: tuple[NDArray[np.float32], ...]
@@ -51,23 +51,23 @@ class Answer:
 
 
 class Reference:
-    """A checkpoint as it was trained, with BatchNorm, branches and implicit knowledge."""
+    """The unfolded model of a checkpoint, with BatchNorm, branches and implicit knowledge."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path | None = None) -> None:
-        """Raise RuntimeMissing if torch is not installed; run nothing yet."""
+        """Raise RuntimeMissing if torch is not installed. The model is built on first use."""
         require({"torch": "y7edge[export]"}, "a proof")
         self.checkpoint = checkpoint
         self._folder = folder or cache_folder("reference")
 
     @property
     def description(self) -> str:
-        """Description for reports."""
+        """A description for reports."""
         form = self.checkpoint.form
-        state = "folded already" if form == "folded" else f"{form} form, not folded"
+        state = "already folded" if form == "folded" else f"{form} form, not folded"
         return f"{state}, float32, torch {version('torch')}"
 
     def answer(self, pixels: NDArray[np.float32]) -> Answer:
-        """Return the outputs for an input (B, 3, H, W), from the cache if they are there.
+        """Return the outputs for an input (B, 3, H, W), from the cache if possible.
 
         Raises:
             ParityError: an output is NaN or infinite.
@@ -79,9 +79,9 @@ class Reference:
         answer = _run(self._model, pixels)
         for level, head in enumerate(answer.heads):
             if not np.isfinite(head).all():
-                problem = f"inconclusive, head{level} of the checkpoint itself is NaN or infinite"
+                problem = f"inconclusive, head{level} of the checkpoint is NaN or infinite"
                 report = ParityReport("inconclusive", (problem,))
-                raise ParityError(f"{problem}: train again, or take another checkpoint", report)
+                raise ParityError(f"{problem}: train again, or use another checkpoint", report)
         _keep(path, answer)
         return answer
 
@@ -120,9 +120,10 @@ def _run(model: Model, pixels: NDArray[np.float32]) -> Answer:
 
 
 def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
-    """Hook a module to record the largest magnitude that a folded graph has there.
+    """Hook a module to record the largest magnitude that the folded graph has there.
 
-    The input of an activation is the output of a folded convolution; elsewhere only sums grow.
+    The input of an activation function is the output of a folded convolution. Other large values
+    occur only in sums.
     """
     from torch import nn
 
@@ -145,7 +146,7 @@ def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
 
 @cache
 def _code() -> str:
-    """Digest the reference's source code and torch's version."""
+    """Return a digest of the reference's source code and torch's version."""
     state = hashlib.sha256(version("torch").encode())
     root = Path(y7edge.__file__).parent
     for folder in _SOURCES:
@@ -155,7 +156,7 @@ def _code() -> str:
 
 
 def _read(path: Path, levels: int) -> Answer | None:
-    """Return a cached answer; None if there is none or it is damaged (npz has check sums)."""
+    """Return a cached answer; None if it does not exist or is damaged (npz has checksums)."""
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as kept:
             heads = tuple(kept[f"head{level}"] for level in range(levels))
@@ -164,13 +165,13 @@ def _read(path: Path, levels: int) -> Answer | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        _log.info("%s cannot be used and is made again: %s", path, error)
+        _log.info("%s cannot be used and is computed again: %s", path, error)
         return None
     return answer
 
 
 def _keep(path: Path, answer: Answer) -> None:
-    """Write an answer; without a writable folder the next proof takes longer."""
+    """Write an answer to the cache; log a failure, because the cache is optional."""
     heads: dict[str, Any] = {f"head{level}": head for level, head in enumerate(answer.heads)}
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as stream:

@@ -1,4 +1,4 @@
-"""Repeat an artifact's proof against its checkpoint."""
+"""Verify an artifact: check its digests, and repeat its proof against the checkpoint."""
 
 from __future__ import annotations
 
@@ -31,16 +31,25 @@ def verify(
     ignore_digests: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
-    """Check an artifact's digests, that it came from ``against``, and prove it again.
+    """Check an artifact's digests and its origin, and prove it again.
 
-    Classes, anchors and input of the manifest must be the checkpoint's too: a digest detects
-    damage, but anyone can compute another. ``images`` None: those of the recorded data set, else
-    synthetic scenes. With ``ignore_digests`` only the numbers are compared, also of a changed
-    payload or another checkpoint of the same shape. Other options as in ``parity.prove``.
+    Classes, anchors and input of the manifest are compared with the checkpoint too, because digests
+    do not detect deliberate changes.
+
+    Args:
+        path: the artifact.
+        against: the checkpoint that it was exported from.
+        images: images for the proof; None: from the recorded data set, else synthetic scenes.
+        backend: a runtime's name; "auto": the runtime that opens the file.
+        device: the device to run on.
+        threads: number of engine threads; None: the engine's default.
+        ignore_digests: compare only the outputs. The payload may be changed, and the checkpoint may
+            be another one of the same shape.
+        progress: called with one line for each step.
 
     Raises:
-        DigestError: file or manifest were changed, or are damaged.
-        ParityError: the artifact is not this checkpoint's; ``report`` has the numbers.
+        DigestError: the file or its manifest was changed or damaged.
+        ParityError: the artifact differs from the checkpoint; ``report`` has the numbers.
         ConfigError: the backend does not exist or does not read this kind of file.
         RuntimeMissing, DeviceError: the engine cannot be started.
     """
@@ -51,9 +60,9 @@ def verify(
         origin = Origin(str(path), registry.check_payload(artifact, backend), against.digest)
         if manifest.source.digest != against.digest:
             raise ParityError(
-                f"{path} was made from another checkpoint: its source is "
-                f"{manifest.source.digest[:16]}, the one given is {against.digest[:16]}; give the "
-                "checkpoint that it was exported from",
+                f"{path} was exported from another checkpoint: found digest {against.digest[:16]}, "
+                f"expected {manifest.source.digest[:16]}; use the checkpoint that it was exported "
+                "from",
                 ParityReport("failed", ("source digest",), origin=origin),
             )
     _require_same_model(artifact, against, strict=not ignore_digests)
@@ -73,15 +82,15 @@ def verify(
 
 
 def _require_same_model(artifact: Artifact, against: Checkpoint, strict: bool) -> None:
-    """Raise ParityError unless levels, classes and input are the checkpoint's.
+    """Raise ParityError unless levels, classes and input equal the checkpoint's.
 
-    Otherwise heads could agree to the last bit while boxes or names are wrong.
+    If they differ, boxes or names are wrong even if the heads are equal.
     """
     manifest, spec, image = artifact.manifest, against.spec, artifact.manifest.input
     anchors = [level.anchors for level in manifest.levels]
     thresholds = Thresholds.of_checkpoint(against.meta) if strict else manifest.thresholds
     names = against.names if strict else manifest.names
-    # The export chooses name, size, layout and dtype.
+    # Name, size, layout and dtype of the input are options of the export.
     pixels = (image.color, image.scale, image.letterbox)
     for what, found, expected in (
         ("number of classes", manifest.nc, spec.nc),
@@ -92,9 +101,9 @@ def _require_same_model(artifact: Artifact, against: Checkpoint, strict: bool) -
         ("input", pixels, ("rgb", 1 / 255, Letterbox())),
     ):
         if found != expected:
-            pair = f"{str(found)[:80]} and not {str(expected)[:80]}"
+            pair = f"found {str(found)[:80]}, expected {str(expected)[:80]}"
             raise ParityError(
-                f"{artifact.path} has other {what} than its checkpoint, {pair}: "
-                "give the checkpoint that it was exported from, or export it again",
+                f"{artifact.path} and its checkpoint differ in {what}: {pair}; "
+                "use the checkpoint that it was exported from, or export it again",
                 ParityReport("failed", (what,), origin=Origin(str(artifact.path))),
             )

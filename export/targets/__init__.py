@@ -1,1 +1,1 @@
-"""Targets: what an export builds, one file each, found by listing this folder (``registry``)."""
+"""Targets: one module for each kind of artifact, listed by ``registry``."""

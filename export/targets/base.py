@@ -1,7 +1,7 @@
-"""The protocol of targets: modules that turn a folded model into the files of one toolchain.
+"""The interface of targets, which convert a folded model to the files of one toolchain.
 
-A target is a module in this folder or of an entry point of the group ``y7edge.targets``. It imports
-its toolkit inside functions only.
+A target is a module with the members of :class:`Target`, in this folder or announced by an entry
+point of the group ``y7edge.targets``. It imports its toolkit inside functions only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from y7edge.runtimes.base import parse_device
 
 @dataclass(frozen=True)
 class Unprovable:
-    """The reason why no engine here can run a target's artifacts."""
+    """The reason why a target's artifacts cannot be run and proved."""
 
     reason: str
 
@@ -35,13 +35,13 @@ class BuildRequest:
 
     Attributes:
         model: The ONNX file to convert, with the precision and outputs of ``manifest``.
-        checkpoint: The folded model, for converters that take no ONNX; None if there is none.
-        manifest: Without payload digest, probes and parity report.
-        folder: An empty folder to write into.
-        name: Name of the main file; side files take its stem.
-        images: Calibration inputs, each float32 (1, 3, H, W), RGB, 0 to 1; None if none were given.
-        device: The device to build for, where the toolkit builds for one.
-        options: Target options, known to be in ``OPTIONS``.
+        checkpoint: The folded model, for converters that do not read ONNX; None for ``build``.
+        manifest: The manifest without payload digest, probes and parity report.
+        folder: An empty folder for the files.
+        name: Name of the main file; side files have the same stem.
+        images: Calibration inputs, each float32 (1, 3, H, W), RGB, 0 to 1; None if not given.
+        device: The device to build for, if the toolkit builds for a device.
+        options: Options of the target, all in ``OPTIONS``.
     """
 
     model: Path
@@ -63,37 +63,37 @@ class Target(Protocol):
     """A module that builds one kind of artifact."""
 
     NAME: str
-    """Its name in ``--target`` and in manifests."""
+    """The target's name in ``--target`` and in manifests."""
     SUFFIX: str
-    """Of its main file, with the dot."""
+    """Suffix of the main file, with the dot."""
     NEEDS: Mapping[str, str]
-    """Import name of each package that it needs -> extra to install."""
+    """Import name of each required package -> extra to install."""
     PRECISIONS: tuple[str, ...]
-    """Those of ``fp32``, ``fp16``... that it can build."""
+    """Supported precisions: ``fp32``, ``fp16``..."""
     OUTPUTS: tuple[str, ...]
-    """Those of ``heads`` and ``decoded`` that it can build."""
+    """Supported outputs: ``heads``, ``decoded``."""
     RUNTIME: str | Unprovable
-    """Name of the runtime that proves its artifacts, or why there is none."""
+    """Name of the runtime that proves the artifacts, or why there is none."""
     OPTIONS: Mapping[str, str]
-    """Name of each option of its own -> what it does."""
+    """Name of each option of this target -> its description."""
     NEEDS_CHECKPOINT: bool
-    """Whether it converts the folded checkpoint, so that an ONNX file alone is not enough."""
+    """Whether it converts the folded checkpoint instead of the ONNX file."""
 
     def build(self, request: BuildRequest) -> Artifact:
-        """Write the files; return them with a manifest of the outputs, dtypes and layouts made.
+        """Write the files; return the artifact with a manifest that describes its outputs.
 
-        The caller computes the payload digest and writes the manifest. The same request gives the
-        same bytes.
+        The caller computes the payload digest and writes the manifest. The same request must give
+        the same bytes.
         """
 
     def versions(self) -> dict[str, str]:
-        """Versions of the packages that shape the files."""
+        """Return the versions of the packages that determine the files."""
 
 
 def require_offered(
     target: Target, outputs: str, precision: str, options: Mapping[str, str]
 ) -> None:
-    """Raise ConfigError for what a target cannot build."""
+    """Raise ConfigError for outputs, a precision or an option that a target does not support."""
     for what, asked, known in (
         ("outputs", outputs, target.OUTPUTS),
         ("precision", precision, target.PRECISIONS),
@@ -107,6 +107,6 @@ def require_offered(
 
 
 def require_device(target: Target, device: str) -> None:
-    """Raise ConfigError unless the target's runtime understands this device name."""
+    """Raise ConfigError unless the target's runtime supports this device name."""
     if isinstance(target.RUNTIME, str):
         parse_device(device, registry.get(target.RUNTIME).DEVICES)

@@ -1,4 +1,4 @@
-"""Target ``onnx``: the graph itself, as one .onnx file."""
+"""Target ``onnx``: the graph as one .onnx file."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def build(request: BuildRequest) -> Artifact:
 
 
 def versions() -> dict[str, str]:
-    """Return none: the packages that write every graph are recorded anyway."""
+    """Return nothing: the pipeline records the packages that write the graph."""
     return {}

@@ -22,7 +22,7 @@ NEEDS_CHECKPOINT = False
 
 
 def build(request: BuildRequest) -> Artifact:
-    """Convert the graph; precision stays that of its tensors.
+    """Convert the graph; the precision is that of the graph's tensors.
 
     Raises:
         ExportError: OpenVINO cannot read the graph or write the files.
@@ -31,20 +31,20 @@ def build(request: BuildRequest) -> Artifact:
     main, weights = ov.files(request.path)
     try:
         model = ov.open_core().read_model(str(request.model))
-        for key in list(model.rt_info):  # metadata of the ONNX file, such as another manifest
+        for key in list(model.rt_info):  # metadata of the ONNX file, such as its manifest
             del model.rt_info[key]
         model.set_friendly_name(request.manifest.model)
-        # Nodes without a name are numbered by the process, which would change the bytes.
+        # Unnamed nodes get numbers that depend on the process: make the bytes reproducible.
         for index, node in enumerate(model.get_ordered_ops()):
             if node.get_friendly_name() == node.get_name():
                 node.set_friendly_name(f"{node.get_type_name()}_{index}")
-        # By default weights would be compressed to float16.
+        # The default compresses weights to float16.
         engine.save_model(model, str(main), compress_to_fp16=False)
-    except Exception as error:  # OpenVINO's exceptions share no other base class
+    except Exception as error:  # OpenVINO has no common exception class
         raise ExportError(f"OpenVINO cannot convert the graph: {one_line(error)}") from error
     return Artifact(main, replace(request.manifest, opset=None), (weights,))
 
 
 def versions() -> dict[str, str]:
-    """Version of the converter."""
+    """Return the version of the converter."""
     return ov.versions()

@@ -1,4 +1,4 @@
-"""Targets: the modules of this folder, and entry points of the group ``y7edge.targets``."""
+"""List the targets: modules of this folder, and entry points of the group ``y7edge.targets``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TARGETS = Plugins("y7edge.export.targets", "y7edge.targets", "target", name_in="
 
 
 def names() -> list[str]:
-    """Return all targets, whether the packages that they need are installed or not."""
+    """Return the names of all targets, whether their packages are installed or not."""
     return TARGETS.names()
 
 

@@ -18,7 +18,7 @@ KEYS = {
 }
 
 
-def test_the_keys_of_a_proof_stay_as_they_were(artifact_path, narrow_tiny):
+def test_keys_of_a_proof_are_stable(artifact_path, narrow_tiny):
     record = registry.load(artifact_path).manifest.parity
     assert set(record) >= KEYS | {"simplifier"}
     again = verify(artifact_path, narrow_tiny).to_dict()
@@ -28,7 +28,7 @@ def test_the_keys_of_a_proof_stay_as_they_were(artifact_path, narrow_tiny):
     assert set(record["outputs"]["head0"]) == {"deviation", "cosine"}
 
 
-def test_a_record_comes_back_as_the_report(artifact_path):
+def test_report_round_trip(artifact_path):
     record = registry.load(artifact_path).manifest.parity
     report = ParityReport.from_dict(record)
     assert report.measured.outputs["head0"].deviation == record["outputs"]["head0"]["deviation"]

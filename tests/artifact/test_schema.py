@@ -93,13 +93,13 @@ def test_every_kind_is_decoded_and_defaults_fill_the_rest():
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("error", [ArtifactError, CheckpointError, ConfigError])
-def test_what_does_not_fit_is_named_by_place(values, message, error):
+def test_invalid_values_are_named_by_place(values, message, error):
     with pytest.raises(error) as caught:
         outer(error, **values)
     assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 1])
-def test_only_named_entries_make_a_dataclass(value):
+def test_dataclass_needs_named_entries(value):
     with pytest.raises(ArtifactError, match=r"^f: expected named entries, found"):
         decode(Outer, value, origin="f", error=ArtifactError)

@@ -18,7 +18,7 @@ CLASSES = [0, 2, 2, 0, 2, 2]
 LAST_BOX = [525.153, 0.0, 640.0, 480.0]
 
 
-def test_a_file_of_schema_1_detects_what_it_did():
+def test_schema_1_gives_the_same_detections():
     with Detector(FILE) as detector:
         found = detector(scenes.scene(0, (480, 640)).image)
     assert found.class_id.tolist() == CLASSES

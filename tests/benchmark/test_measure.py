@@ -54,7 +54,7 @@ def report_with(**changes):
     return type(report)(**{**fields, **changes})
 
 
-def test_stages_are_told_apart():
+def test_stages_are_measured_separately():
     with open_detector() as detector:
         report = benchmark(detector, "fake", warmup=1, runs=10, threads=1)
     for stage in (report.model_ms, report.pre_ms, report.post_ms, report.end_to_end_ms):
@@ -68,7 +68,7 @@ def test_stages_are_told_apart():
     assert (report.runs, report.warmup, report.threads, report.gate) == (10, 1, 1, None)
 
 
-def test_a_report_states_what_it_depends_on():
+def test_report_states_its_conditions():
     with open_detector() as detector:
         report = benchmark(detector, "fake", warmup=1, runs=2)
     assert report.model_digest == "ab" * 32
@@ -81,13 +81,13 @@ def test_a_report_states_what_it_depends_on():
 
 
 @pytest.mark.parametrize("field", ["device", "versions", "threads", "model_digest", "warmup"])
-def test_no_rate_without_its_circumstances(field):
+def test_report_needs_all_conditions(field):
     empty = {"versions": {}, "warmup": 0}.get(field, "")
-    with pytest.raises(ConfigError, match=f"no rate is given without {field}"):
+    with pytest.raises(ConfigError, match=field):
         report_with(**{field: empty})
 
 
-def test_the_detector_stays_open_and_opencv_gets_its_threads_back():
+def test_detector_stays_open_and_opencv_threads_are_restored():
     before = cv2.getNumThreads()
     detector = open_detector()
     benchmark(detector, "fake", warmup=1, runs=2, threads=1)
@@ -103,7 +103,7 @@ def test_an_artifact_by_its_path(artifact_path):
     assert report.imgsz == (96, 128)
 
 
-def test_it_stops_in_time(monkeypatch):
+def test_time_limit(monkeypatch):
     monkeypatch.setattr(measure, "_MAX_SECONDS", 0.0)
     started = time.perf_counter()
     report = benchmark(open_detector(), "fake", warmup=10_000, runs=10_000)
@@ -113,7 +113,7 @@ def test_it_stops_in_time(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"warmup": 0}, {"runs": 0}])
-def test_no_figures_without_warm_up_or_runs(options):
+def test_warmup_and_runs_must_be_positive(options):
     with pytest.raises(ConfigError, match="expected 1 or more"):
         benchmark(open_detector(), "fake", **options)
 
@@ -123,7 +123,7 @@ def test_percentiles():
 
 
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])
-def test_the_gate_s_pictures_hold_what_the_budget_is_for(outputs):
+def test_gate_outputs_have_100_objects(outputs):
     manifest = hotpath._at_gate_size(tiny_manifest(outputs))
     answer = hotpath.busy_outputs(manifest, seed=0)
     assert {name: array.shape for name, array in answer.items()} == {
@@ -136,7 +136,7 @@ def test_the_gate_s_pictures_hold_what_the_budget_is_for(outputs):
     assert len(run(arrays, Criteria())[0].score) == OBJECTS
 
 
-def test_the_gate_measures_our_own_code():
+def test_gate_measures_our_code():
     gate = measure_gate(tiny_manifest(), rounds=24)
     assert 0.01 < gate.unit_ms < 50
     # Far wider than the budget, as tests share the machine; what it catches is another order.
@@ -145,7 +145,7 @@ def test_the_gate_measures_our_own_code():
     assert 0 < gate.rest < 2 * BUDGET["rest"]
 
 
-def test_the_gate_notices_slow_code(monkeypatch):
+def test_gate_detects_slow_code(monkeypatch):
     decode = Postprocessor.candidates
 
     def slow(self, heads, criteria):
@@ -170,7 +170,7 @@ def test_the_gate_notices_slow_code(monkeypatch):
         ((float("nan"), 1, 0.1), False),
     ],
 )
-def test_a_tenth_more_is_allowed(costs, passed):
+def test_gate_tolerance(costs, passed):
     gate = Gate(0.5, *costs)
     assert (not gate.beyond()) == passed
     report = report_with(gate=gate)

@@ -120,7 +120,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "example"), COMMANDS.items(), ids=lambda value: getattr(value, "__name__", "")
 )
-def test_every_command_teaches(
+def test_every_command_has_help_and_example(
     command: Callable[..., None], example: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command.__name__, "--help"]) == 0

@@ -97,7 +97,9 @@ def test_info_for_people(
     ("subject", "problem"),
     [("yolov7-tny", "did you mean yolov7-tiny"), ("a/b.onnx", "there is no file a/b.onnx")],
 )
-def test_info_of_nothing(subject: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_of_a_missing_model(
+    subject: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["info", subject]) == 1
     assert problem in capsys.readouterr().err
 
@@ -271,7 +273,7 @@ def test_predict_reports_bad_files_and_processes_the_others(
     assert (whole, frames) == (["a.jpg", "d.jpg"], list(range(len(frames))))
     empty, broken, count = err.splitlines()
     assert "b.jpg: expected an image, found an empty file" in empty
-    assert f"c.avi: breaks off: read {len(frames)} frames, expected 20" in broken
+    assert f"c.avi: truncated: read {len(frames)} frames, expected 20" in broken
     assert count.endswith(": 2 of 4 files could not be read, or not to their end")
     saved = cv2.VideoCapture(str(tmp_path / "out" / "c.mp4"))
     assert saved.get(cv2.CAP_PROP_FRAME_COUNT) == len(frames)

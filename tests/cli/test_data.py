@@ -74,7 +74,7 @@ def test_the_page_stands_alone(parts: Path, tmp_path: Path) -> None:
     assert not re.search(r'(src|href)="(?!data:)', text)
 
 
-def test_fix_is_judged_by_the_copy(
+def test_exit_code_with_fix_is_that_of_the_copy(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _spoil(parts)
@@ -92,7 +92,7 @@ def test_nothing_to_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "found none of them" in capsys.readouterr().err
 
 
-def test_the_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "--help"]) == 0
     assert EXAMPLE in capsys.readouterr().out
     assert main(["data"]) == 2
@@ -103,7 +103,7 @@ def test_the_command_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     ["", "parts", "parts/data.yaml", "parts/images/train/00001.jpg", "parts/labels/train/1.txt",
      "parts/images/train/new.jpg", "mine.html", "pipe.html", "mine.html/page.html"],
 )  # fmt: skip
-def test_the_page_takes_nobodys_place(
+def test_page_does_not_replace_other_files(
     target: str, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.html").write_text("<html>my thesis</html>")
@@ -118,14 +118,14 @@ def test_the_page_takes_nobodys_place(
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_a_page_of_ours_is_written_anew(parts: Path, tmp_path: Path) -> None:
+def test_older_page_is_replaced(parts: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     for _ in range(2):
         assert main(["data", "check", str(parts), "--save", str(page)]) == 0
 
 
 @pytest.mark.parametrize("target", ["", ".", "file", "link", "file/out"])
-def test_the_copy_takes_nobodys_place(
+def test_copy_does_not_replace_other_files(
     target: str,
     parts: Path,
     tmp_path: Path,
@@ -164,15 +164,13 @@ def test_names_that_cannot_be_shown(
         assert "\\udce9" in done.stdout.decode(encoding)
 
 
-def test_nobody_listens(parts: Path) -> None:
+def test_closed_output(parts: Path) -> None:
     command = f"{sys.executable} -m y7edge.cli data check {parts} >&-"
     done = subprocess.run(command, shell=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_the_terminal_says_where_the_rest_is(
-    parts: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_terminal_names_the_full_report(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = parts / "labels/train/00001.txt"
     path.write_text(path.read_text() + "200 .5 .5 .2 .2\n200 .5 .5 .3 .2\n")
     text = (parts / "data.yaml").read_text()

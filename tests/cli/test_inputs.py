@@ -118,9 +118,7 @@ def test_gif(tmp_path: Path, frames: int, expected: list[int | None]) -> None:
 
 @pytest.mark.parametrize(("suffix", "codec"), [("avi", "MJPG"), ("mkv", "mp4v"), ("flv", "FLV1")])
 @pytest.mark.parametrize("fraction", [1, 0.8, 0.5])
-def test_a_recording_that_breaks_off(
-    tmp_path: Path, suffix: str, codec: str, fraction: float
-) -> None:
+def test_truncated_video(tmp_path: Path, suffix: str, codec: str, fraction: float) -> None:
     path = tmp_path / f"a.{suffix}"
     _write_video(path, frames=100, codec=codec)
     os.truncate(path, int(path.stat().st_size * fraction))
@@ -132,7 +130,7 @@ def test_a_recording_that_breaks_off(
         assert frames == list(range(100))
     else:
         assert 100 * fraction - 20 < len(frames) < 100
-        assert f"breaks off: read {len(frames)} frames, expected 100" in str(caught.value)
+        assert f"truncated: read {len(frames)} frames, expected 100" in str(caught.value)
 
 
 def test_a_video_of_too_many_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +258,7 @@ def test_writer_saves_what_is_too_large_for_its_format(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_writer_leaves_no_half_video(tmp_path: Path) -> None:
+def test_writer_leaves_no_partial_video(tmp_path: Path) -> None:
     image = np.zeros((24, 32, 3), np.uint8)
     with pytest.raises(RuntimeError), ImageWriter(tmp_path) as writer:
         writer.add(InputImage(Path("v.avi"), image, 0), image)
@@ -269,7 +267,7 @@ def test_writer_leaves_no_half_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
-def test_writer_in_a_place_that_is_no_folder(tmp_path: Path, place: str) -> None:
+def test_writer_needs_a_folder(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(OutputError, match=r"file.*: cannot write the images: "),

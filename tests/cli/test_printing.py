@@ -58,7 +58,7 @@ def place(artifact_path: Path, data: Path, tmp_path: Path) -> Callable[[bytes], 
 
 
 @EACH
-def test_every_command_prints_hostile_names_clean(
+def test_every_command_escapes_hostile_names(
     name: bytes, artifact_path: Path, place: Callable[[bytes], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -102,7 +102,7 @@ def test_every_command_prints_hostile_names_clean(
     assert b"\x1b" not in (folder / "page.html").read_bytes()
     if not is_utf8(own):
         assert main(["selftest", own]) == 1
-        assert "engines open no path that is not UTF-8: rename it" in capsys.readouterr().err
+        assert "engines open UTF-8 paths only: rename it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -335,4 +335,4 @@ def test_empty_arguments(
     command: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, *words]) == 2
-    assert "a variable of the shell may not be set" in capsys.readouterr().err
+    assert "a shell variable may not be set" in capsys.readouterr().err

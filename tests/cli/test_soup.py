@@ -67,9 +67,9 @@ def test_average_is_written_only_if_it_is_better(
         ("soup.onnx", "must end in .safetensors"),
         ("nowhere/soup.safetensors", "no folder"),
         (None, "is one of the ingredients"),
-        ("link.safetensors", "a link stands there"),
-        ("pipe.safetensors", "a pipe stands there"),
-        ("folder.safetensors", "a folder stands there"),
+        ("link.safetensors", "a link exists there"),
+        ("pipe.safetensors", "a pipe exists there"),
+        ("folder.safetensors", "a folder exists there"),
     ],
 )
 def test_wrong_destinations_are_refused_before_any_work(

@@ -116,7 +116,7 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("--rect --set mosaic=1", "--rect joins no images: omit --set mosaic"),
+        ("--rect --set mosaic=1", "--rect cannot be combined with --set mosaic"),
         ("--rect --image-weights", "rect and image_weights contradict"),
         ("--set lr0", "--set takes NAME=VALUE, such as lr0=0.02; found 'lr0'"),
         ("--set lr0=", "--set takes NAME=VALUE"),
@@ -136,7 +136,7 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
         ("--batch 3 --devices 2", "batch must be a multiple of the 2 devices"),
     ],
 )
-def test_what_is_refused(
+def test_invalid_options_are_refused(
     line: str, part: str, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--data", "d", *line.split()]) == 1
@@ -208,7 +208,7 @@ def test_recipe_of_no_model_is_not_printed(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK"])
-def test_one_of_several_processes_speaks(
+def test_only_the_first_process_prints(
     name: str, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(name, "1")
@@ -220,7 +220,7 @@ def test_one_of_several_processes_speaks(
     assert "map50" in capsys.readouterr().out
 
 
-def test_help_stands_under_headings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_headings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     headings = ["What to train:", "Recipe:", "Images:", "Where:", "The run:"]

@@ -38,7 +38,7 @@ def test_table_for_people(words: list[str], capsys: pytest.CaptureFixture[str]) 
         assert part in printed
 
 
-def test_saves_curves_pictures_results_and_a_page(
+def test_saves_curves_images_results_and_a_page(
     words: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "evaluated"
@@ -65,7 +65,7 @@ def test_coco_ids_are_for_coco_s_classes(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_is_no_folder_is_refused_before_judging(
+def test_invalid_folder_is_refused_before_the_evaluation(
     words: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -76,7 +76,7 @@ def test_a_place_that_is_no_folder_is_refused_before_judging(
     )
     (tmp_path / "file").touch()
     assert main([*words, "--save", str(tmp_path / "file")]) == 1
-    assert "file: cannot write the results: a file stands there" in capsys.readouterr().err
+    assert "file: cannot write the results: a file exists there" in capsys.readouterr().err
 
 
 def test_help_names_every_kind_of_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_help_names_every_kind_of_data(capsys: pytest.CaptureFixture[str]) -> No
     assert "COCO" in capsys.readouterr().out.split("--split")[0]
 
 
-def test_a_damaged_picture_is_one_line(words: list[str], data: Path, tmp_path: Path) -> None:
+def test_damaged_image_is_one_line(words: list[str], data: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(data.parent, root)
     image = root / "images/val/6.png"

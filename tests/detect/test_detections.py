@@ -30,7 +30,7 @@ def test_fields_have_the_promised_dtypes_and_shapes():
     assert (found.tracker_id.dtype, found.tracker_id.shape) == (np.int32, (3,))
 
 
-def test_memory_is_its_own():
+def test_arrays_are_copied():
     xyxy = np.zeros((1, 4), np.float32)
     found = Detections(xyxy, np.ones(1, np.float32), np.zeros(1, np.int32), (8, 8))
     part = found[:1]
@@ -60,7 +60,7 @@ def test_rows_read_like_objects():
     ],
     ids=["slice", "mask", "indices", "empty list", "empty mask"],
 )
-def test_selection_is_a_new_object_with_everything_else(index, kept):
+def test_selection_keeps_other_fields(index, kept):
     whole = three(
         tracker_id=[7, 8, 9],
         timestamp_ns=5,
@@ -85,7 +85,7 @@ def test_filter_by_confidence_and_class():
         [0.9, 0.5]
     )
     assert len(three().filter(classes=[])) == 0
-    with pytest.raises(ConfigError, match="no class 'nit'; the nearest is 'nut'"):
+    with pytest.raises(ConfigError, match="no class 'nit'; did you mean 'nut'"):
         three().filter(classes=["nit"])
     with pytest.raises(ConfigError, match="several names or ids, found 5"):
         three().filter(classes=5)
@@ -118,12 +118,12 @@ def test_classes_by_name_first_and_then_by_number(classes, names, expected):
 @pytest.mark.parametrize(
     ("item", "names", "message"),
     [
-        ("2", ("cat", "dog"), "no class 2; ids go from 0 to 1"),
-        ("-1", ("cat", "dog"), "no class '-1'; the nearest is"),
+        ("2", ("cat", "dog"), "no class 2; expected an id from 0 to 1"),
+        ("-1", ("cat", "dog"), "no class '-1'; did you mean"),
         ("cat", (), "no class 'cat'; its class names are unknown"),
-        (-1, (), "no class -1; ids go from 0$"),
-        (1.0, ("cat", "dog"), r"by id or name, not as 1\.0"),
-        (True, ("cat", "dog"), "not as True"),
+        (-1, (), "no class -1; expected an id from 0$"),
+        (1.0, ("cat", "dog"), r"expected a name or an id, found 1\.0"),
+        (True, ("cat", "dog"), "found True"),
     ],
 )
 def test_classes_that_do_not_exist(item, names, message):
@@ -183,7 +183,7 @@ def test_to_dict_is_json():
         ([[1, 2, 3, 4]], [1], [0], (0, 8), r"image_wh is \(0, 8\)"),
     ],
 )
-def test_what_is_wrong_is_said(xyxy, confidence, class_id, size, message):
+def test_invalid_fields_are_named(xyxy, confidence, class_id, size, message):
     with pytest.raises(DataError, match=message):
         Detections(xyxy, confidence, class_id, size, NAMES)
 

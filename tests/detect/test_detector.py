@@ -45,7 +45,7 @@ def frame_with(*places, size=(128, 192)) -> np.ndarray:
 
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])
 @pytest.mark.parametrize("batch", [1, 3, "dynamic"])
-def test_a_picture_goes_in_and_boxes_in_its_pixels_come_out(batch, outputs):
+def test_boxes_are_in_pixels_of_the_image(batch, outputs):
     detector, _ = detector_over(batch, outputs)
     found = detector(frame_with((32, 64), (160, 0)))
     # The fake's box is 16 x 16 around the cell in the network, twice that in the image.
@@ -75,7 +75,7 @@ class Variant(FakeSession):
 
 @pytest.mark.parametrize("activation", ["logit", "sigmoid"])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_heads_as_other_targets_make_them(activation, layout):
+def test_head_layouts_and_activations(activation, layout):
     manifest = make_manifest()
     outputs = tuple(
         replace(
@@ -99,7 +99,7 @@ def test_heads_as_other_targets_make_them(activation, layout):
 @pytest.mark.parametrize(
     ("batch", "calls"), [(1, [1] * 5), (3, [3, 3]), (8, [8]), ("dynamic", [5])]
 )
-def test_batch_gives_what_single_calls_give(batch, calls, outputs):
+def test_batch_equals_single_calls(batch, calls, outputs):
     detector, session = detector_over(batch, outputs)
     frames = [
         frame_with((32, 64)),
@@ -148,12 +148,12 @@ def test_each_image_of_a_batch_has_its_own_time_frame_and_source(batch):
 def test_a_batch_takes_one_value_for_each_image(values):
     detector, session = detector_over()
     name = next(iter(values))
-    with pytest.raises(DataError, match=f"{name} is .*, expected a list of 2, one for each image"):
+    with pytest.raises(DataError, match=f"{name} is .*, expected a list of 2, one per image"):
         detector.batch([frame_with()] * 2, **values)
     assert session.batches == []
 
 
-def test_what_lies_wholly_in_the_letterbox_border_is_no_object():
+def test_boxes_in_the_letterbox_border_are_dropped():
     geometry = letterbox_geometry((48, 96), (96, 96))  # 24 rows of border above and below
     corners = np.float32([[10, 0, 40, 24], [10, 10, 40, 40], [0, 72, 96, 96]])
     scores, ids = np.float32([0.9, 0.8, 0.7]), np.int32([0, 1, 2])
@@ -163,7 +163,7 @@ def test_what_lies_wholly_in_the_letterbox_border_is_no_object():
     assert found.class_id.tolist() == [1]
 
 
-def test_batch_is_a_list_for_any_list():
+def test_batch_sizes():
     detector, session = detector_over("dynamic")
     assert detector.batch([]) == []
     assert len(detector.batch([frame_with()])) == 1
@@ -229,11 +229,11 @@ def test_classes_by_id_or_name(classes, kept):
         ({"conf": 1.5}, r"conf is 1\.5, expected a number from 0 to 1"),
         ({"iou": -1}, "iou is -1"),
         ({"max_det": 0}, "max_det is 0"),
-        ({"classes": ["wosher"]}, "no class 'wosher'; the nearest is 'washer'"),
-        ({"classes": [3]}, "no class 3; ids go from 0 to 2"),
+        ({"classes": ["wosher"]}, "no class 'wosher'; did you mean 'washer'"),
+        ({"classes": [3]}, "no class 3; expected an id from 0 to 2"),
         ({"classes": [-1]}, "no class -1"),
-        ({"classes": [1.0]}, r"by id or name, not as 1\.0"),
-        ({"classes": [True]}, "by id or name, not as True"),
+        ({"classes": [1.0]}, r"expected a name or an id, found 1\.0"),
+        ({"classes": [True]}, "expected a name or an id, found True"),
     ],
 )
 def test_options_that_cannot_be_used(options, message):
@@ -314,7 +314,7 @@ def test_evaluation_ignores_the_thresholds():
     [None, "a.jpg", frame_with().astype(np.float32), np.empty((0, 5, 3), np.uint8)],
     ids=["None", "path", "float", "empty"],
 )
-def test_bad_pictures_are_refused_and_the_detector_goes_on(frame):
+def test_detector_is_usable_after_a_bad_image(frame):
     detector, _ = detector_over()
     with pytest.raises(DataError):
         detector(frame)
@@ -323,7 +323,7 @@ def test_bad_pictures_are_refused_and_the_detector_goes_on(frame):
     assert len(detector(frame_with((32, 64)))) == 1
 
 
-def test_an_engine_that_fails_leaves_the_detector_usable():
+def test_detector_is_usable_after_an_engine_failure():
     detector, session = detector_over()
     session.fail = True
     with pytest.raises(DeviceError, match="the engine failed"):
@@ -382,7 +382,7 @@ def test_calls_from_many_threads_are_serialised():
     assert not wrong
 
 
-def test_time_spent_waiting_is_told():
+def test_waiting_time_is_reported():
     detector, _ = detector_over()
     with detector._lock:
         results = []
@@ -405,11 +405,11 @@ def test_a_real_artifact(artifact_path, narrow_tiny):
         np.testing.assert_array_equal(detector.batch([frame, frame])[1].xyxy, found.xyxy)
     with pytest.raises(ConfigError, match="fixed: export it again with --imgsz 64x64"):
         Detector(artifact_path, imgsz=64)
-    with pytest.raises(ConfigError, match="no class 'nit'; the nearest is 'nut'"):
+    with pytest.raises(ConfigError, match="no class 'nit'; did you mean 'nut'"):
         Detector(artifact_path, classes=["nit"])
 
 
-def test_a_checkpoint_and_its_artifact_find_the_same(artifact_path, narrow_tiny, tmp_path):
+def test_checkpoint_and_artifact_agree(artifact_path, narrow_tiny, tmp_path):
     from y7edge.models import weights
 
     weights.save(narrow_tiny, tmp_path / "narrow.safetensors")
@@ -442,7 +442,7 @@ def test_files_and_names_that_do_not_exist(tmp_path):
         Detector("yolov7-tyni")
 
 
-def test_without_torch_a_checkpoint_says_what_to_install(monkeypatch):
+def test_checkpoint_without_torch_names_the_extra(monkeypatch):
     def missing(name):
         raise ImportError("No module named 'torch'", name="torch")
 
@@ -466,7 +466,7 @@ def test_an_unverified_artifact_warns_once(monkeypatch, tmp_path):
     path, _ = open_faked(
         monkeypatch, tmp_path, parity={"status": "unverified", "reason": "no such engine here"}
     )
-    with pytest.warns(UserWarning, match=r"never compared .*\(no such engine here\)") as caught:
+    with pytest.warns(UserWarning, match=r"without a proof .*\(no such engine here\)") as caught:
         detector = Detector(path)
         detector(frame_with())
         detector(frame_with())
@@ -481,7 +481,7 @@ def test_a_proved_artifact_does_not_warn(monkeypatch, tmp_path):
         Detector(path)(frame_with())
 
 
-def test_options_are_checked_and_the_session_freed_if_they_are_wrong(monkeypatch, tmp_path):
+def test_session_is_closed_if_options_are_invalid(monkeypatch, tmp_path):
     path, session = open_faked(monkeypatch, tmp_path)
     with pytest.raises(ConfigError):
         Detector(path, conf=2)
@@ -505,7 +505,7 @@ def test_options_reach_the_engine(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_child_is_told_even_while_a_call_holds_the_lock():
+def test_forked_child_raises_while_the_lock_is_held():
     detector, _ = detector_over()
     with detector._lock:
         child = os.fork()

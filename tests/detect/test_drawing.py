@@ -16,7 +16,7 @@ def found(*boxes, class_id=None, size=(160, 120)) -> Detections:
     return Detections(boxes, np.linspace(0.9, 0.3, count), class_id or [0] * count, size, NAMES)
 
 
-def test_a_new_picture_with_the_box_in_its_class_s_colour():
+def test_boxes_are_drawn_on_a_copy():
     image = GREY.copy()
     drawn = draw(image, found([40, 50, 100, 90], class_id=[1]))
     np.testing.assert_array_equal(image, GREY)
@@ -37,11 +37,11 @@ def test_a_frame_in_rgb_gives_the_same_image_in_rgb():
 
 
 def test_a_frame_of_another_size_is_refused():
-    with pytest.raises(DataError, match=r"frame is 120x160, but the detections are .* 160x120"):
+    with pytest.raises(DataError, match=r"frame is 120x160, expected 160x120"):
         draw(GREY.transpose(1, 0, 2), found([1, 2, 3, 4]))
 
 
-def test_nothing_found_is_a_copy():
+def test_without_detections_a_copy_is_returned():
     image = GREY.copy()
     drawn = draw(image, Detections.empty((160, 120)))
     np.testing.assert_array_equal(drawn, image)
@@ -53,7 +53,7 @@ def test_nothing_found_is_a_copy():
     [[0, 0, 160, 120], [-20, -20, 400, 300], [150, 110, 159, 119], [10, 10, 10, 10]],
     ids=["whole", "beyond", "corner", "empty"],
 )
-def test_boxes_at_the_edge_have_a_label_in_the_picture(box):
+def test_labels_stay_inside_the_image(box):
     drawn = draw(GREY, found(box))
     labelled = (drawn == class_colour(0)).all(axis=2)
     assert labelled.sum() > 200
@@ -65,14 +65,14 @@ def test_the_best_box_lies_on_top():
     assert tuple(drawn[70, 40]) == class_colour(1)
 
 
-def test_lines_grow_with_the_picture():
+def test_line_width_grows_with_the_image():
     large = np.zeros((2400, 3200, 3), np.uint8)
     drawn = draw(large, found([1000, 1000, 2000, 2000], size=(3200, 2400)))
     width = (drawn[1500, :1500] == class_colour(0)).all(axis=1).sum()
     assert 5 <= width <= 12
 
 
-def test_grey_and_alpha_and_read_only_pictures():
+def test_grey_alpha_and_read_only_images():
     boxes = found([40, 50, 100, 90], class_id=[2])
     frozen = GREY.copy()
     frozen.flags.writeable = False
@@ -90,7 +90,7 @@ def test_colours_are_fixed_and_neighbours_differ():
     assert class_colour(0) == (38, 38, 255)
 
 
-def test_labels_of_people_have_no_confidence():
+def test_labels_without_confidence():
     # The strip behind the letters is as long as they are.
     lengths = [
         (draw(GREY, found([40, 50, 100, 90]), confidence=wanted) == class_colour(0))

@@ -96,7 +96,7 @@ def test_candidates_are_exactly_those_of_the_formula(dtype, conf, multi_label, n
 
 
 @pytest.mark.parametrize("conf", [1e-9, 0.001, 0.25, 0.26, 0.408, 0.457, 0.5, 0.999, 1 - 1e-7])
-def test_the_decision_falls_in_probability_and_not_in_logits(conf):
+def test_threshold_applies_to_probabilities(conf):
     # All float32 logits around the threshold: those that round to it must not pass.
     middle = np.float32(np.log(conf / (1 - conf)))
     steps = np.arange(-200, 200, dtype=np.int32)
@@ -216,7 +216,7 @@ def test_one_step_of_an_integer_decides():
     assert post.heads([head], Criteria(0.25, iou=1))[0].score.tolist() == [65 / 256]
 
 
-def test_pictures_of_a_batch_do_not_touch_each_other():
+def test_images_of_a_batch_are_independent():
     heads, post = random_heads(batch=3), Postprocessor(LEVELS, NC)
     together = post.heads(heads, Criteria())
     for image, boxes in enumerate(together):
@@ -306,5 +306,5 @@ def test_outputs_of_another_shape():
         post.heads([head.astype(np.int8) for head in heads], Criteria())
     with pytest.raises(DataError, match="head0 is float32, expected integers"):
         Postprocessor(LEVELS, NC, quantization=[(0.1, 0)] * 2).heads(heads, Criteria())
-    with pytest.raises(DataError, match=r"scores \(1, 9, 3\) do not fit"):
+    with pytest.raises(DataError, match=r"scores \(1, 9, 3\), expected"):
         post.decoded(np.zeros((1, 9, 4)), np.zeros((1, 9, 3)), Criteria())

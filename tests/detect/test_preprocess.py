@@ -61,7 +61,7 @@ def test_mapping_back_equals_the_published_one(case):
 @pytest.mark.parametrize(
     "image_hw", [(427, 640), (100, 37), (333, 500), (1, 640), (640, 1), (720, 1280), (96, 96)]
 )
-def test_a_box_goes_back_to_where_it_came_from(image_hw):
+def test_boxes_are_mapped_back(image_hw):
     # The whole image is white: where it lies in the input is seen, not computed.
     preprocess = preprocessor(96, 96)
     geometry = preprocess(np.full((*image_hw, 3), 255, np.uint8))
@@ -72,7 +72,7 @@ def test_a_box_goes_back_to_where_it_came_from(image_hw):
     )
 
 
-def test_boxes_are_clipped_to_the_picture():
+def test_boxes_are_clipped_to_the_image():
     geometry = letterbox_geometry((50, 80), (96, 96))
     beyond = geometry.to_source(np.array([[-9, -9, 999, 999]], np.float32))
     np.testing.assert_array_equal(beyond, [[0, 0, 80, 50]])
@@ -141,7 +141,7 @@ def test_layouts_and_dtypes_hold_the_same_pixels(size, channels, color):
         ({"dtype": "uint8"}, r"input is uint8 with scale 0\.0039.*, expected 1"),
     ],
 )
-def test_inputs_that_cannot_be_written(options, message):
+def test_unsupported_inputs_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         preprocessor(64, 96, **options)
 
@@ -168,7 +168,7 @@ def test_own_tensor_survives_a_batch_in_between():
     ],
     ids=["flipped", "crop", "Fortran", "broadcast", "1x1", "20000x3", "3x40000"],
 )
-def test_odd_but_valid_pictures(frame):
+def test_unusual_valid_images(frame):
     preprocess = preprocessor(64, 96)
     geometry = preprocess(frame)
     expected = cv2.resize(
@@ -180,7 +180,7 @@ def test_odd_but_valid_pictures(frame):
     np.testing.assert_array_equal(inner, expected)
 
 
-def test_read_only_picture_is_left_alone():
+def test_read_only_image_is_accepted():
     frame = FRAME.copy()
     frame.flags.writeable = False
     preprocess = preprocessor(64, 96)
@@ -221,7 +221,7 @@ def test_grey_and_alpha_are_converted():
         (FRAME[0, 0], r"got \(3,\)"),
     ],
 )
-def test_what_is_no_picture_is_said_in_one_line(frame, message):
+def test_invalid_images_are_refused(frame, message):
     with pytest.raises(DataError, match=message) as caught:
         check_frame(frame)
     assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ from y7edge.runtimes import onnxrt
 EXPECTED = [0.33785757, 0.4537662, 0.35262746]
 
 
-def test_passes_on_what_was_exported(artifact_path):
+def test_passes_on_exported_artifacts(artifact_path):
     report = selftest(artifact_path)
     assert (report.status, report.parity) == ("passed", "passed")
     assert report.payload_digest == onnxrt.read_manifest(artifact_path).payload_digest
@@ -43,7 +43,7 @@ def test_needs_neither_torch_nor_onnx(artifact_path):
     assert done.stdout.strip() == "passed"
 
 
-def test_every_single_convolution_is_noticed(artifact_path, tmp_path):
+def test_every_changed_convolution_is_detected(artifact_path, tmp_path):
     names = tampering.convolutions_of(artifact_path)
     assert len(names) == 58
     for name in names:
@@ -79,13 +79,13 @@ def test_a_changed_manifest_is_refused(artifact_path, tmp_path, text):
         selftest(tampering.flip(artifact_path, tmp_path / "m.onnx", position, 0x01))
 
 
-def test_without_probes_there_is_nothing_to_repeat(artifact_path, tmp_path):
+def test_artifact_without_probes_is_refused(artifact_path, tmp_path):
     copy = tampering.rewrite(artifact_path, tmp_path / "m.onnx", probes=())
     with pytest.raises(ParityError, match="no probes"):
         selftest(copy)
 
 
-def test_an_input_that_comes_out_different_is_named(artifact_path, tmp_path):
+def test_irreproducible_input_is_refused(artifact_path, tmp_path):
     probe = onnxrt.read_manifest(artifact_path).probes[0]
     probe = replace(probe, crc32=probe.crc32 ^ 1)
     copy = tampering.rewrite(artifact_path, tmp_path / "m.onnx", probes=(probe,))
@@ -93,7 +93,7 @@ def test_an_input_that_comes_out_different_is_named(artifact_path, tmp_path):
         selftest(copy)
 
 
-def test_a_missing_file_is_no_failed_gate(tmp_path):
+def test_missing_file_is_not_a_failed_gate(tmp_path):
     with pytest.raises(ArtifactError) as caught:
         selftest(tmp_path / "none.onnx")
     assert not isinstance(caught.value, DigestError)

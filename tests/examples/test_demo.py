@@ -67,7 +67,7 @@ def test_shuffling_moves_the_head_s_weights_and_nothing_else(artifact_path, tmp_
     assert before.metadata_props == after.metadata_props
 
 
-def test_the_shuffled_file_is_refused_where_it_is_checked(artifact_path, tmp_path):
+def test_shuffled_file_is_refused_by_the_selftest(artifact_path, tmp_path):
     from demo_checks import shuffle_head
 
     shuffle_head(artifact_path, tmp_path / "shuffled.onnx")
@@ -98,7 +98,7 @@ def test_a_process_without_torch_finds_the_same(trained, tmp_path):
     assert expected
 
 
-def test_its_failure_is_one_line(tmp_path):
+def test_failing_process_is_reported_in_one_line(tmp_path):
     from demo_checks import detect_without_torch
 
     with pytest.raises(GateError, match=r"without torch and onnx, found: .*missing\.onnx"):
@@ -116,7 +116,7 @@ def test_torch_cannot_be_imported_there(artifact_path, monkeypatch):
 # --- what the demo's own checkpoint can do -------------------------------------------------------
 
 
-def test_the_committed_checkpoint_finds_parts_on_pictures_from_other_seeds(trained, tmp_path):
+def test_committed_checkpoint_on_other_seeds(trained, tmp_path):
     from demo_checks import shuffle_head
     from demo_report import LEAST_MAP50, MOST_SHUFFLED_MAP50
 
@@ -262,7 +262,7 @@ def test_page_is_self_contained_and_shows_what_was_measured(findings, tmp_path):
     ],
     ids=["short", "nan", "shuffled", "fold"],
 )
-def test_what_is_not_as_it_must_be_is_said(findings, tmp_path, change, words):
+def test_failed_figures_are_reported(findings, tmp_path, change, words):
     from demo_report import write
 
     assert findings.beyond() == []
@@ -303,7 +303,7 @@ def test_ticks_reach_the_top(high):
     assert 2 <= len(ticks) <= 8
 
 
-def test_bars_are_logarithmic_and_nothing_is_no_bar():
+def test_bars_are_logarithmic_and_zero_has_no_bar():
     import demo_charts
 
     svg = demo_charts.bars(

@@ -33,7 +33,7 @@ def voc(tmp_path):
     return tmp_path / "voc"
 
 
-def test_what_is_written_reads_the_same(voc, tmp_path):
+def test_converted_data_set_is_equal(voc, tmp_path):
     done = run(voc, tmp_path / "yolo")
     assert done.returncode == 0, done.stderr
     before, after = load(voc), load(done.stdout.strip())
@@ -43,7 +43,7 @@ def test_what_is_written_reads_the_same(voc, tmp_path):
     assert new.class_id.tolist() == old.class_id.tolist()
 
 
-def test_a_folder_that_is_none(tmp_path):
+def test_missing_folder(tmp_path):
     done = run(tmp_path / "missing", tmp_path / "yolo")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

@@ -175,7 +175,7 @@ def test_implicit_is_exact_for_any_shape(cin, nc, seed):
     np.testing.assert_allclose(convolve(x, folded), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_array_functions_leave_their_input_alone_and_give_float64():
+def test_array_functions_return_float64_and_keep_inputs():
     case = golden("repfold/identity")
     before = {key: value.copy() for key, value in case.items()}
     folded = folding.fold_repconv(
@@ -243,7 +243,7 @@ def test_folded_model_equals_the_unfolded_one(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_to_fold_remains(name):
+def test_folded_model_has_no_parts_to_fold(name):
     source = narrow(name)
     folded = folding.fold_checkpoint(source)
     assert folding.inventory(folded) == folding.inventory(zeros(registry.folded(source.spec)))
@@ -324,12 +324,12 @@ def test_auxiliary_rows_in_between_move_the_later_rows_up():
 # --- folding twice -------------------------------------------------------------------------------
 
 
-def test_folding_a_folded_checkpoint_is_the_identity_and_says_so(caplog):
+def test_folding_twice_is_logged_and_changes_nothing(caplog):
     folded = folding.fold_checkpoint(narrow("yolov7-tiny"))
     with caplog.at_level(logging.WARNING):
         again = folding.fold_checkpoint(folded)
     assert again is folded
-    assert "folded already" in caplog.text
+    assert "already folded" in caplog.text
     report = folding.deviation(folded, images(64))
     assert report.deviation == 0
 
@@ -340,7 +340,7 @@ def test_folding_a_module_gives_a_new_one_each_time(caplog):
     first = folding.fold(source)
     assert not caplog.text
     second = folding.fold(first)
-    assert "folded already" in caplog.text
+    assert "already folded" in caplog.text
     assert isinstance(first, Model)
     assert len({id(source), id(first), id(second)}) == 3
     assert first.spec.form == second.spec.form == "folded"
@@ -377,7 +377,7 @@ def test_identity_branch_of_a_model_folds():
     assert folding.deviation(source, images(64), double=True).passed
 
 
-def test_a_wrong_fold_does_not_pass(monkeypatch):
+def test_wrong_fold_fails(monkeypatch):
     original = folding.fold_implicit
     monkeypatch.setattr(
         folding, "fold_implicit", lambda w, b, add, mul: original(w, b, 1.001 * add, mul)
@@ -386,6 +386,6 @@ def test_a_wrong_fold_does_not_pass(monkeypatch):
     assert not report.passed
 
 
-def test_report_of_a_deviation_that_is_no_number_does_not_pass():
+def test_nan_deviation_fails():
     report = folding.FoldReport("float32", (0.0, float("nan")), {})
     assert not report.passed

@@ -46,7 +46,7 @@ def available(name):
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("batch", [{}, {"batch": 3}, {"dynamic": True}], ids=str)
-def test_every_kind_is_proved_verified_and_tested(narrow_tiny, tmp_path, outputs, precision, batch):
+def test_every_kind_is_proved_and_verified(narrow_tiny, tmp_path, outputs, precision, batch):
     path = tmp_path / "deep" / "folder" / "m.onnx"
     options = {"outputs": outputs, "precision": precision, "imgsz": SIZE, **batch}
     made = export(narrow_tiny, path, **options)
@@ -61,7 +61,7 @@ def test_every_kind_is_proved_verified_and_tested(narrow_tiny, tmp_path, outputs
     assert [p.name for p in path.parent.iterdir()] == ["m.onnx"]
 
 
-def test_the_manifest_tells_what_a_detector_needs(narrow_tiny, tmp_path):
+def test_manifest_content(narrow_tiny, tmp_path):
     meta = {**narrow_tiny.meta, "licence": "CC0-1.0", "thresholds": {"conf": 0.4}}
     checkpoint = replace(narrow_tiny, meta=meta)
     manifest = export(checkpoint, tmp_path / "m.onnx", imgsz=SIZE, outputs="decoded").manifest
@@ -124,11 +124,11 @@ def test_a_saved_checkpoint_gives_the_same_artifact(narrow_tiny, artifact_path, 
     assert verify(artifact_path, weights.load(tmp_path / "c.safetensors")).status == "passed"
 
 
-def test_progress_is_told(narrow_tiny, tmp_path):
+def test_progress_is_reported(narrow_tiny, tmp_path):
     lines = []
     export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE, progress=lines.append)
     text = "\n".join(lines)
-    for part in ("fold", "graph", "reference", "scenes made by y7edge", "onnxrt", "m.onnx"):
+    for part in ("fold", "graph", "reference", "synthetic scenes", "onnxrt", "m.onnx"):
         assert part in text
 
 
@@ -160,10 +160,10 @@ def test_the_package_offers_its_functions():
         ({"out": "m.engine"}, r"target onnx writes \.onnx files; got .*m\.engine: use m\.onnx"),
         ({"out": "m"}, r"target onnx writes \.onnx files"),
         ({"options": {"fast": "1"}}, "no option 'fast'; choose from none"),
-        ({"unverified": "because"}, "is proved by runtime onnxrt: leave --unverified out"),
+        ({"unverified": "because"}, "is proved by runtime onnxrt: omit --unverified"),
     ],
 )
-def test_requests_that_cannot_be_are_named_at_once(narrow_tiny, tmp_path, options, problem):
+def test_invalid_options_are_refused_before_the_work(narrow_tiny, tmp_path, options, problem):
     out = tmp_path / options.pop("out", "m.onnx")
     with pytest.raises(ConfigError, match=problem):
         export(narrow_tiny, out, **{"imgsz": SIZE, **options})
@@ -171,7 +171,7 @@ def test_requests_that_cannot_be_are_named_at_once(narrow_tiny, tmp_path, option
 
 
 @pytest.mark.parametrize("place", ["file/m.onnx", "file/folder/m.onnx"])
-def test_a_place_that_cannot_be_written_is_named_at_once(narrow_tiny, tmp_path, place):
+def test_unwritable_destination_is_refused_before_the_work(narrow_tiny, tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
     lines = []
     with pytest.raises(ConfigError, match="file is not a writable folder"):
@@ -196,7 +196,7 @@ def test_a_missing_package_is_named(narrow_tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("package", ["onnx", "torch"])
-def test_without_the_extra_it_is_named(package):
+def test_missing_extra_is_named(package):
     script = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "import y7edge.export\n"
@@ -230,7 +230,7 @@ def miswritten(monkeypatch):
     monkeypatch.setattr(pipeline.build, "build_graph", build)
 
 
-def test_beyond_tolerance_there_is_a_report_and_no_file(narrow_tiny, tmp_path, monkeypatch):
+def test_failed_proof_has_a_report_and_no_file(narrow_tiny, tmp_path, monkeypatch):
     miswritten(monkeypatch)
     with pytest.raises(ParityError, match=r"nothing was written to .*m\.onnx") as caught:
         export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE)
@@ -239,7 +239,7 @@ def test_beyond_tolerance_there_is_a_report_and_no_file(narrow_tiny, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_older_file_stays_what_it_was(narrow_tiny, tmp_path, monkeypatch):
+def test_failed_export_keeps_the_older_file(narrow_tiny, tmp_path, monkeypatch):
     path = export(narrow_tiny, tmp_path / "m.onnx", imgsz=(96, 64)).path
     older = path.read_bytes()
     miswritten(monkeypatch)
@@ -254,7 +254,7 @@ def test_an_older_file_stays_what_it_was(narrow_tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("step", ["build", "prove", "write_manifest", "replace_files"])
 @pytest.mark.parametrize("name", PROVABLE)
-def test_whatever_fails_leaves_nothing(narrow_tiny, tmp_path, monkeypatch, name, step):
+def test_failure_in_any_step_leaves_no_file(narrow_tiny, tmp_path, monkeypatch, name, step):
     target = available(name)
 
     def fail(*_, **__):

@@ -105,7 +105,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("name", "outputs", "precision"), KINDS)
-def test_every_kind_is_proved_and_found_again(name, outputs, precision, narrow_tiny, tmp_path):
+def test_every_kind_is_proved_and_loaded(name, outputs, precision, narrow_tiny, tmp_path):
     target = targets.get(name)
     if absent := missing(target.NEEDS):
         pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
@@ -146,9 +146,7 @@ class Paper:
         return {"paper": "1"}
 
 
-def test_an_artifact_that_cannot_be_run_needs_a_reason_and_says_so(
-    announce, narrow_tiny, tmp_path, capsys
-):
+def test_unprovable_target_needs_a_reason(announce, narrow_tiny, tmp_path, capsys):
     paper, out = Paper(), tmp_path / "m.paper"
     announce("y7edge.targets", "paper", paper)
     assert targets.names()[-1] == "paper"
@@ -180,7 +178,7 @@ def test_side_files_and_folders_of_others_are_not_replaced(announce, narrow_tiny
     notes.mkdir()
     (notes / "mine.txt").write_text("kept")
     options = {"target": "paper", "imgsz": SIZE, "unverified": "x"}
-    with pytest.raises(ConfigError, match=r"m\.notes exists and does not belong to an artifact"):
+    with pytest.raises(ConfigError, match=r"m\.notes exists and does not belong to the artifact"):
         export(narrow_tiny, tmp_path / "m.paper", **options)
     sidecar(tmp_path / "n.paper").write_text("{}")
     with pytest.raises(ConfigError, match=r"n\.paper\.json exists and does not belong"):
@@ -193,7 +191,7 @@ def test_side_files_and_folders_of_others_are_not_replaced(announce, narrow_tiny
 def test_a_main_file_of_others_is_not_replaced(narrow_tiny, artifact_path, tmp_path, content):
     out = tmp_path / "m.onnx"
     out.write_bytes(content)
-    with pytest.raises(ConfigError, match="exists and does not belong to an artifact"):
+    with pytest.raises(ConfigError, match="exists and does not belong to the artifact"):
         export(narrow_tiny, out, imgsz=SIZE)
     assert out.read_bytes() == content
     out.write_bytes(b"")
@@ -207,7 +205,7 @@ def test_a_main_file_of_others_is_not_replaced(narrow_tiny, artifact_path, tmp_p
 @pytest.mark.parametrize(
     "name", ["x" * 260 + ".onnx", "x\0y.onnx", "\udcff.onnx", "broken/m.onnx"], ids=ascii
 )
-def test_names_that_cannot_be_used_are_named_at_once(narrow_tiny, tmp_path, name):
+def test_unusable_names_are_refused_before_the_work(narrow_tiny, tmp_path, name):
     (tmp_path / "broken").symlink_to("nowhere")
     lines = []
     with pytest.raises(ConfigError, match=r"usable name|not a writable folder") as caught:
@@ -216,9 +214,7 @@ def test_names_that_cannot_be_used_are_named_at_once(narrow_tiny, tmp_path, name
     assert "\n" not in str(caught.value)
 
 
-def test_names_that_are_ours_are_not_replaced_and_broken_packages_not_in_the_way(
-    monkeypatch, narrow_tiny, artifact_path
-):
+def test_plugins_cannot_replace_ours_and_may_be_broken(monkeypatch, narrow_tiny, artifact_path):
     points = [
         EntryPoint("onnx", "json", "y7edge.targets"),
         EntryPoint("broken", "no_such_package_here", "y7edge.targets"),
@@ -244,9 +240,7 @@ def test_names_that_are_ours_are_not_replaced_and_broken_packages_not_in_the_way
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
-def test_a_failed_rename_puts_everything_back(
-    announce, narrow_tiny, tmp_path, monkeypatch, failing
-):
+def test_failed_rename_restores_all_files(announce, narrow_tiny, tmp_path, monkeypatch, failing):
     announce("y7edge.targets", "paper", Paper())
     options = {"target": "paper", "imgsz": SIZE}
     out = tmp_path / "m.paper"
@@ -282,9 +276,7 @@ def test_the_main_file_goes_last(announce, narrow_tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PROVABLE)
-def test_what_did_not_arrive_is_noticed_and_the_older_artifact_kept(
-    name, narrow_tiny, tmp_path, monkeypatch
-):
+def test_damaged_delivery_restores_the_older_artifact(name, narrow_tiny, tmp_path, monkeypatch):
     target = targets.get(name)
     if absent := missing(target.NEEDS):
         pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
@@ -302,14 +294,14 @@ def test_what_did_not_arrive_is_noticed_and_the_older_artifact_kept(
         real(pairs, spoil)
 
     monkeypatch.setattr(delivery, "replace_files", losing)
-    with pytest.raises(ExportError, match=r"is not what was written|cannot be read back"):
+    with pytest.raises(ExportError, match=r"differs from what was written|cannot be read back"):
         export(narrow_tiny, out, target=name, imgsz=SIZE)
     assert registry.load(out) == older
     assert registry.check_payload(older)
 
 
 @pytest.mark.parametrize("name", PROVABLE)
-def test_what_could_not_be_read_back_is_not_written(name, narrow_tiny, tmp_path, monkeypatch):
+def test_unreadable_artifact_is_not_delivered(name, narrow_tiny, tmp_path, monkeypatch):
     target = targets.get(name)
     if absent := missing(target.NEEDS):
         pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
@@ -337,7 +329,7 @@ def _deliver(path, out, queue):
 
 
 @pytest.mark.parametrize("name", PROVABLE)
-def test_two_at_once_leave_one_whole_artifact(name, narrow_tiny, tmp_path):
+def test_concurrent_exports_leave_one_complete_artifact(name, narrow_tiny, tmp_path):
     target = targets.get(name)
     if absent := missing(target.NEEDS):
         pytest.skip(f"target {name}: {', '.join(absent)} is not installed")

@@ -164,7 +164,7 @@ def test_a_missing_side_file_is_named(made, tmp_path):
     for file in copy.side_files:
         kept = file.read_bytes()
         file.unlink()
-        with pytest.raises(ArtifactMissing, match=rf"{file.name}.*not whole") as caught:
+        with pytest.raises(ArtifactMissing, match=rf"{file.name}.*copy .* together") as caught:
             Detector(copy.path)
         assert isinstance(caught.value, FileNotFoundError)
         file.write_bytes(kept)
@@ -230,7 +230,7 @@ def test_an_opened_model_does_not_depend_on_its_files(made, tmp_path):
 # --- the session ---------------------------------------------------------------------------------
 
 
-def test_a_session_keeps_the_promises_of_the_manifest(made, session):
+def test_session_matches_the_manifest(made, session):
     assert isinstance(session, Session)
     manifest = made.artifact.manifest
     assert [spec.name for spec in session.inputs] == [manifest.input.name]
@@ -317,7 +317,7 @@ UNKNOWN = (None, "tpu", "cpu:0", "cuda:", "cuda:x", "", "auto:1", "CPU", "cpu\n"
 
 
 @pytest.mark.parametrize("device", UNKNOWN, ids=repr)
-def test_an_unknown_device_is_a_mistake(made, device):
+def test_unknown_device_is_a_config_error(made, device):
     with pytest.raises(ConfigError, match=r"device.* expected (auto|text)"):
         registry.open_session(made.artifact, SessionOptions(device))
 

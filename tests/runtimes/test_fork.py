@@ -67,9 +67,9 @@ def _fork_while_it_detects(path):
     assert done.stdout == "done\n", done.stdout + done.stderr[-2000:]
 
 
-def test_children_of_a_busy_engine_open_their_own_or_are_told(made):
+def test_children_of_a_busy_engine_open_or_raise(made):
     _fork_while_it_detects(made.artifact.path)
 
 
-def test_children_of_a_busy_checkpoint_open_their_own_or_are_told(checkpoint):
+def test_children_of_a_busy_checkpoint_open_or_raise(checkpoint):
     _fork_while_it_detects(checkpoint)

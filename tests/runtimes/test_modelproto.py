@@ -113,7 +113,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_values_in_another_file_are_refused_everywhere(artifact_path, tmp_path, place):
+def test_external_data_is_refused_everywhere(artifact_path, tmp_path, place):
     model = onnx.load(artifact_path)
     PLACES[place](model)
     copy = tmp_path / "m.onnx"
@@ -130,7 +130,7 @@ def test_values_in_another_file_are_refused_everywhere(artifact_path, tmp_path, 
         assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_weights_moved_out_of_a_file_are_not_trusted(artifact_path, tmp_path):
+def test_weights_moved_to_external_data_are_refused(artifact_path, tmp_path):
     """The attack: all weights moved beside the file, then set to zero."""
     model = onnx.load(artifact_path)
     convert_model_to_external_data(model, location="weights.bin", size_threshold=0)
@@ -141,7 +141,7 @@ def test_weights_moved_out_of_a_file_are_not_trusted(artifact_path, tmp_path):
         Detector(tmp_path / "m.onnx")
 
 
-def test_every_way_to_a_tensor_is_walked():
+def test_every_path_to_a_tensor_is_walked():
     """Against onnx's own description of the format."""
     messages, left = {}, [onnx.ModelProto.DESCRIPTOR]
     while left:
@@ -163,7 +163,7 @@ def test_every_way_to_a_tensor_is_walked():
     assert fields["data_location"].number == _modelproto._DATA_LOCATION
 
 
-def test_a_stated_location_in_the_file_is_no_harm(artifact_path, tmp_path):
+def test_default_data_location_is_accepted(artifact_path, tmp_path):
     model = onnx.load(artifact_path)
     for tensor in model.graph.initializer:
         tensor.data_location = TensorProto.DEFAULT
@@ -191,20 +191,20 @@ FILES = {
     "many empty nodes": (field(7, b"\x0a\x00" * 600_000), "fields"),
     "many numbers": (GRAPH + b"\x08\x01" * 600_000, "fields"),
     "many empty tensors": (field(7, b"\x2a\x00" * 600_000), "fields"),
-    "a group": (GRAPH + b"\x0b\x0c", "starts no field"),
+    "a group": (GRAPH + b"\x0b\x0c", "no field starts"),
     "field 0": (GRAPH + b"\x02\x00", "ends at"),
     # Engines cut the number of a field to 29 bits: this is a graph for them.
     "a number too large": (GRAPH + number((1 << 32) + (7 << 3 | 2)) + b"\x00", "ends at"),
     "a length too large": (GRAPH + b"\x0a" + number(2**62), "ends at"),
     "a length of ten bytes": (GRAPH + b"\x0a" + b"\xff" * 9 + b"\x01", "ends at"),
-    "a number without an end": (GRAPH + b"\x08" + b"\xff" * 11, "no end"),
-    "half a number": (GRAPH + b"\x08\xff", "within a number"),
+    "a number without an end": (GRAPH + b"\x08" + b"\xff" * 11, "longer than 10 bytes"),
+    "half a number": (GRAPH + b"\x08\xff", "inside a number"),
     "an inner length too large": (field(7, b"\x0a\x7f"), "ends at"),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_are_no_row_of_fields(tmp_path, name):
+def test_malformed_files_are_refused(tmp_path, name):
     content, match = FILES[name]
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
@@ -215,7 +215,7 @@ def test_files_that_are_no_row_of_fields(tmp_path, name):
     assert time.process_time() - started < 10
 
 
-def test_graphs_in_graphs_take_no_stack(tmp_path):
+def test_nested_graphs_do_not_use_the_stack(tmp_path):
     (tmp_path / "m.onnx").write_bytes(field(7, NESTED))
     assert _modelproto.read_metadata(tmp_path / "m.onnx", "y7edge", MANIFEST_LIMIT) is None
 
@@ -263,7 +263,7 @@ def test_the_engine_does_not_map_the_file(artifact_path, tmp_path):
             Detector(copy)
 
 
-def test_what_onnx_calls_external_is_what_the_engine_would_read(tmp_path):
+def test_engine_reads_external_data(tmp_path):
     """The test above is worth something: ONNX Runtime does read such a file."""
     weights = np.full(4, 7, np.float32)
     tensor = numpy_helper.from_array(weights, "w")

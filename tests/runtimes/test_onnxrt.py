@@ -78,7 +78,7 @@ def test_writing_a_manifest_replaces_the_old_one(artifact_path, tmp_path):
     assert onnxrt.payload_digest((copy,)) == onnxrt.payload_digest((artifact_path,))
 
 
-def test_a_foreign_file_is_told_how_to_become_ours(tmp_path):
+def test_file_without_manifest_names_the_export(tmp_path):
     path = tmp_path / "foreign.onnx"
     onnx.save(doubling([1, 3]), path)
     with pytest.raises(ArtifactError, match=r"foreign\.onnx has no y7edge manifest.*y7edge export"):
@@ -97,7 +97,7 @@ def test_truncated_files_are_refused(artifact_path, tmp_path):
 # --- the session ---------------------------------------------------------------------------------
 
 
-def test_runs_as_the_manifest_says(artifact, session):
+def test_outputs_match_the_manifest(artifact, session):
     assert session.inputs == (TensorSpec("images", (1, 3, 96, 128), "float32", "images", "NCHW"),)
     assert [(o.name, o.role) for o in session.outputs] == [(f"head{i}", "head") for i in range(3)]
     feeds = {"images": images(artifact)}
@@ -111,7 +111,7 @@ def test_runs_as_the_manifest_says(artifact, session):
     assert "float32" in session.arithmetic
 
 
-def test_the_engine_does_not_report_to_its_maker(artifact_path, tmp_path):
+def test_telemetry_is_off(artifact_path, tmp_path):
     # Its telemetry leaves a session file in the temporary folder; in tests it is off.
     silencers = ("ORT_DISABLE_TELEMETRY", "CI", "PYTEST_CURRENT_TEST", "PYTEST_VERSION")
     environment = {k: v for k, v in os.environ.items() if k not in silencers}
@@ -128,7 +128,7 @@ def test_cuda_is_never_replaced_by_the_cpu(artifact, monkeypatch):
     assert onnxrt.open(artifact, SessionOptions(device="auto")).device == "cpu"
 
 
-def test_a_silent_fall_back_is_noticed(artifact, monkeypatch):
+def test_silent_fallback_is_an_error(artifact, monkeypatch):
     real, given = onnxruntime.InferenceSession, {}
 
     def start(path, settings, providers):
@@ -150,7 +150,9 @@ def test_a_graph_that_contradicts_its_manifest_does_not_open(artifact, artifact_
     names = ("a", "b", "c", "d")
     heads = tuple(replace(o, shape=(1, 27, *o.shape[2:])) for o in artifact.manifest.outputs)
     copy = tampering.rewrite(artifact_path, tmp_path / "m.onnx", names=names, nc=4, outputs=heads)
-    with pytest.raises(ArtifactError, match=r"head0 float32 \(1, 24, 12, 16\) where.*\(1, 27"):
+    with pytest.raises(
+        ArtifactError, match=r"head0 float32 \(1, 24, 12, 16\), its manifest has.*\(1, 27"
+    ):
         registry.open_session(registry.load(copy))
 
 

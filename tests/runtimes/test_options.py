@@ -156,7 +156,7 @@ def test_images_colours_and_times(artifact_path, name):
     ],
     ids=lambda image: f"{image.dtype} {image.shape}",
 )  # fmt: skip
-def test_arrays_that_are_no_image(artifact_path, image):
+def test_arrays_that_are_not_images(artifact_path, image):
     with Detector(artifact_path) as detector:
         for call in (lambda: detector(image), lambda: detector.batch([image])):
             with pytest.raises(DataError, match="an image must"):
@@ -181,7 +181,7 @@ def test_a_detector_cannot_be_pickled_or_copied(artifact_path, do):
         assert len(detector(IMAGE)) >= 0
 
 
-def test_what_is_checked_keeps_its_name_and_signature():
+def test_checked_keeps_name_and_signature():
     @checked
     def function(path: Path | str, *, side: int | tuple[int, int] = 3) -> int:
         """Return 7."""

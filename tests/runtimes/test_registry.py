@@ -66,13 +66,13 @@ def test_the_manifest_decides_between_two_of_one_suffix(artifact_path, rivals):
             assert registry.find(artifact_path) is mine
 
 
-def test_what_nobody_claims_is_explained_by_who_reads_it(artifact_path, rivals):
+def test_damaged_file_gets_its_runtimes_message(artifact_path, rivals):
     changed = runtime(error=DigestError("changed"))
     rivals(runtime(error=ArtifactError("another format")), changed)
     assert registry.find(artifact_path) is changed
 
 
-def test_a_missing_engine_is_named_with_the_way_to_get_it(artifact_path, monkeypatch):
+def test_missing_engine_names_the_extra(artifact_path, monkeypatch):
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(RuntimeMissing, match=r'onnxruntime.*pip install "y7edge\[onnxruntime\]"'):
         registry.open_session(registry.load(artifact_path))

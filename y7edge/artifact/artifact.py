@@ -1,4 +1,4 @@
-"""An artifact: the files of one exported model, and their manifest."""
+"""Artifacts: the files of one exported model, and their manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from y7edge.files import (
 )
 
 _BLOCK = 1 << 20
-_LARGEST = 4 << 30  # bytes of a file; yolov7-e6e has 0.7 GB
+_LARGEST = 4 << 30  # bytes per file; yolov7-e6e has 0.7 GB
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Artifact:
 
     Attributes:
         path: The main file or folder.
-        manifest: Its description and proof.
-        side_files: Other files; empty for most formats.
+        manifest: The description and the proof.
+        side_files: Further files; empty for most formats.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Artifact:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Total size of all files in bytes."""
         return sum(file.stat().st_size for file in _flat(self.files))
 
 
@@ -60,21 +60,21 @@ def require_files(files: Sequence[Path]) -> None:
                 require_regular(file)
         except FileNotFoundError as error:
             whole = " and ".join(f.name for f in files)
-            hint = f"{files[0].name} is not whole without it, copy {whole} together"
+            hint = f"{files[0].name} needs it, copy {whole} together"
             if file == files[0]:
                 hint = "export one with `y7edge export`"
             raise ArtifactMissing(f"there is no file {file}: {hint}") from error
-        except (OSError, ValueError) as error:  # also a name too long, or with a zero in it
+        except (OSError, ValueError) as error:  # also a name that is too long or holds a NUL
             raise ArtifactError(f"{file} cannot be read: {reason(error)}") from error
 
 
 def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
-    """Return the SHA-256 of the contents of files, each preceded by its length.
+    """Return the SHA-256 over files, each as its length and its content.
 
     Folders are walked in the order of names; ``first`` replaces the first file's content.
 
     Raises:
-        ArtifactError: a file cannot be read, or is larger than any artifact.
+        ArtifactError: a file cannot be read, or is too large.
     """
     digest = hashlib.sha256()
     for index, file in enumerate(_flat(files)):
@@ -104,7 +104,7 @@ def _flat(files: Iterable[Path]) -> Iterator[Path]:
             yield file
 
 
-# --- the manifest in a file beside the artifact, for formats that cannot hold it ------------------
+# --- sidecar: a manifest beside the artifact, for formats that cannot contain it ------------------
 
 
 def sidecar(path: Path) -> Path:
@@ -116,8 +116,8 @@ def read_sidecar(path: Path) -> Manifest:
     """Read the manifest beside an artifact.
 
     Raises:
-        ArtifactMissing: there is none.
-        ArtifactError, DigestError: it cannot be used, or was changed.
+        ArtifactMissing: the artifact or the manifest does not exist.
+        ArtifactError, DigestError: the manifest cannot be used, or was changed.
     """
     file = sidecar(path)
     require_files((path, file))

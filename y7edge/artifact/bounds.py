@@ -1,36 +1,36 @@
-"""How large a model, its input and its description may be, in checkpoints as in manifests.
+"""Upper bounds for models, their inputs and their descriptions in checkpoints and manifests.
 
-A file of a kilobyte can describe a model of any size. So whatever is read is compared with these
-bounds before anything is allocated or looped over. The largest published model, yolov7-e6e at
-1920x1920, has about half of ``MAX_LIVE`` and a fifth or less of the other bounds.
+A small file can describe a model of any size, so values are compared with these bounds before
+memory is allocated. The largest published model, yolov7-e6e at 1920x1920, reaches about half of
+``MAX_LIVE`` and at most a fifth of the other bounds.
 """
 
 MAX_CLASSES = 65_536
-MAX_NAME = 256  # letters of a class or model name
+MAX_NAME = 256  # characters of a class or model name
 MAX_HEADER = 16 << 20  # bytes of a checkpoint's header, before its tensors
-MAX_DEPTH = 32  # of entries inside of entries
+MAX_DEPTH = 32  # levels of nesting
 
-# The input, and what is computed from it.
+# The input, the outputs and the activations.
 MIN_SIDE, MAX_SIDE = 8, 16_384  # pixels
 MAX_PIXELS = 1 << 25  # of one image: 8192x4096
 MAX_BATCH = 1024
-MAX_DET = 100_000  # boxes of an image
+MAX_DET = 100_000  # boxes per image
 MAX_PROBES = 8  # an export makes two, and one more for a dynamic batch
-MAX_BATCH_PIXELS = 1 << 26  # of all images of a fixed batch: 163 of 640x640
-MAX_OUTPUTS = 1 << 29  # values of all outputs of a fixed batch
-MAX_LIVE = 400_000_000  # values of the maps that are kept at once, for one image: 1.6 GB
-MAX_ASKED = 2 * MAX_LIVE  # where a user asks for the size: all published models at 4096x2560
-MAX_TOUCHED = 1 << 33  # values that all rows read and write, for one image
+MAX_BATCH_PIXELS = 1 << 26  # of a fixed batch: 163 images of 640x640
+MAX_OUTPUTS = 1 << 29  # output values of a fixed batch
+MAX_LIVE = 400_000_000  # activations in memory at once, per image: 1.6 GB
+MAX_ASKED = 2 * MAX_LIVE  # if the user sets the size: all published models at 4096x2560
+MAX_TOUCHED = 1 << 33  # values that all rows read and write, per image
 
 # The levels of the head.
 MAX_LEVELS = 8
 MAX_STRIDE = 1024
-MAX_ANCHORS = 64  # of a level
-MAX_ANCHOR = 1e5  # pixels of a side
+MAX_ANCHORS = 64  # per level
+MAX_ANCHOR = 1e5  # pixels per side
 
 # The rows.
 MAX_ROWS = 1024
-MAX_INPUTS = 64  # of a row
+MAX_INPUTS = 64  # per row
 MAX_CHANNELS = 65_536
 MAX_KERNEL = 13
 MAX_PARAMETERS = 1 << 30

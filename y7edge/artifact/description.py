@@ -1,4 +1,4 @@
-"""Describe a checkpoint by a manifest, before or without an export."""
+"""Make the manifest that describes a checkpoint, for an export or for evaluation in torch."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from y7edge.models.spec import Spec
 INPUT = "images"
 Outputs = Literal["heads", "decoded"]
 Size = int | tuple[int, int]
-"""Of the input: one number for a square, or (height, width)."""
+"""Input size: one number for a square, or (height, width)."""
 
 
 def pair(size: Size) -> tuple[int, int]:
-    """Return (height, width)."""
+    """Convert a size to (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @contextmanager
 def _as_options() -> Iterator[None]:
-    """Re-raise what a manifest refuses as a ConfigError: the user chose it."""
+    """Re-raise an ArtifactError of the block as ConfigError, because the user set the options."""
     try:
         yield
     except ArtifactError as error:
@@ -56,14 +56,14 @@ def describe(
     opset: int | None = None,
     tools: Mapping[str, str],
 ) -> Manifest:
-    """Return a manifest without probes and parity; its payload digest is the checkpoint's.
+    """Return a manifest without probes and parity; its payload digest is the checkpoint's digest.
 
-    ``spec`` has the rows that run, the checkpoint's own or folded ones; ``imgsz`` is (height,
-    width) of the input.
+    ``spec``: the rows that are run, in the checkpoint's form or folded. ``imgsz``: the input size
+    (height, width).
 
     Raises:
-        ConfigError: the size is not a multiple of the largest stride, or too large; or so is the
-            batch.
+        ConfigError: the size is not a multiple of the largest stride, or size or batch is too
+            large.
     """
     (height, width), stride = imgsz, spec.max_stride
     if any(side % stride or not stride <= side <= MAX_SIDE for side in imgsz):
@@ -114,7 +114,7 @@ def describe(
 
 
 def _levels(meta: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The levels of 16-bit images that the training recorded of its data set, if it has some."""
+    """Return the data set's levels of 16-bit images from the checkpoint's ``meta``, if any."""
     data = meta.get("data")
     levels = data.get("levels") if isinstance(data, Mapping) else None
     if not isinstance(levels, list) or [type(level) for level in levels] != [int, int]:

@@ -1,10 +1,11 @@
-"""The manifest: everything that a Detector needs to know about an artifact, and its proof.
+"""The manifest: the description of an artifact that a Detector needs, and the artifact's proof.
 
-It carries two digests. Its own is checked at every open. The payload digest covers graph and
-tensors; checking it reads the whole file, as ``selftest``, ``verify`` and ``build`` do.
+It has two digests. Its own digest is checked whenever an artifact is opened. The payload digest
+covers graph and tensors; ``selftest``, ``verify`` and ``build`` check it, which reads the whole
+file.
 
-On disk a manifest is *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers, no dates. The
-same content is always the same bytes; other bytes are refused.
+On disk a manifest is *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers, no dates.
+Equal content gives equal bytes, and other spellings are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SCHEMA = 2
 """Version of the schema that this package writes; it reads 1 too."""
 
 MAX_BYTES = 4 << 20
-"""The largest manifest that is read; usual are some tens of kilobytes."""
+"""Largest manifest that is read; most have some tens of kilobytes."""
 
 Dim = int | Literal["dynamic"]
 """One dimension of a tensor."""
@@ -39,7 +40,7 @@ _KEY = re.compile(r"[\w.-]{1,64}")
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Fitting of an image into the input: resized, centred, padded with grey ``pad``."""
+    """How an image is fitted into the input: resized, centred, padded with grey ``pad``."""
 
     pad: int = 114
 
@@ -49,7 +50,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """The image tensor; its values are 8-bit values x ``scale``."""
+    """The input tensor; its values are 8-bit pixel values x ``scale``."""
 
     name: str
     batch: Dim
@@ -60,7 +61,7 @@ class InputInfo:
     color: Literal["rgb", "bgr"] = "rgb"
     scale: float = 1 / 255
     letterbox: Letterbox = field(default_factory=Letterbox)
-    levels: tuple[int, int] | None = None  # of 16-bit images, scaled to 8 bits from these
+    levels: tuple[int, int] | None = None  # values of 16-bit images that map to 0 and 255
 
     def __post_init__(self) -> None:
         least, most, images = bounds.MIN_SIDE, bounds.MAX_SIDE, self.images
@@ -100,9 +101,10 @@ class InputInfo:
 class OutputInfo:
     """One output tensor.
 
-    ``head``: (batch, anchors x (5 + nc), rows, columns) of one level, or NHWC, logits or sigmoids.
-    ``boxes``: (batch, N, 4) cx, cy, w, h in input pixels. ``scores``: (batch, N, nc). These two are
-    NWC without activation. Real value of a quantised output = (value - ``zero_point``) x ``scale``.
+    ``head``: one level (batch, anchors x (5 + nc), rows, columns) or NHWC, logits or sigmoids.
+    ``boxes``: (batch, N, 4) cx, cy, w, h in input pixels. ``scores``: (batch, N, nc). Boxes and
+    scores have layout NWC and no activation. For quantised outputs, real value =
+    (value - ``zero_point``) x ``scale``.
     """
 
     name: str
@@ -148,7 +150,7 @@ class LevelInfo:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Defaults of the Detector: confidence, IoU of the NMS, boxes per image."""
+    """Default thresholds of the Detector: confidence, IoU for NMS, boxes per image."""
 
     conf: float = 0.25
     iou: float = 0.45
@@ -162,7 +164,7 @@ class Thresholds:
 
     @classmethod
     def of_checkpoint(cls, meta: Mapping[str, Any]) -> Thresholds:
-        """Return the defaults, with the confidence of the best F1 if ``meta`` has a valid one."""
+        """Return the defaults, with the confidence of the best F1 from ``meta`` if it is valid."""
         found = meta.get("thresholds")
         conf = found.get("conf") if isinstance(found, Mapping) else None
         usable = isinstance(conf, int | float) and not isinstance(conf, bool) and 0 <= conf <= 1
@@ -171,7 +173,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoint that the artifact came from; parameters and GFLOPs are the folded model's."""
+    """The artifact's checkpoint; parameters and GFLOPs are those of the folded model."""
 
     digest: str
     form: str
@@ -184,9 +186,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Samples:
-    """Values of one reference output by flat C-order index.
+    """Sampled values of one reference output, by index in the flattened tensor (C order).
 
-    ``scale``: the largest magnitude of the tensor; deviations are fractions of it.
+    ``scale``: the tensor's largest magnitude; deviations are fractions of it.
     """
 
     output: str
@@ -204,10 +206,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Probe:
-    """One input by recipe, and the reference model's outputs for it.
+    """One generated input, and samples of the reference model's outputs for it.
 
-    ``recipe`` names the function that makes the input from ``key`` and ``batch``; ``crc32`` is of
-    its float32 bytes. ``tolerance``: the largest deviation allowed, as a fraction of the scale.
+    ``recipe`` names the function that generates the input from ``key`` and ``batch``; ``crc32``
+    covers the input's float32 bytes. ``tolerance``: the largest allowed deviation, as a fraction of
+    the scale.
     """
 
     recipe: str
@@ -226,7 +229,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a Detector needs to know about an artifact, and its proof."""
+    """The description of an artifact that a Detector needs, and the artifact's proof."""
 
     model: str
     nc: int
@@ -326,8 +329,8 @@ class Manifest:
         """Read canonical JSON of schema 1 or 2; ``origin`` names the file in messages.
 
         Raises:
-            ArtifactError: not a manifest, of a newer schema, or with impossible content.
-            DigestError: anything was changed since it was written.
+            ArtifactError: the text is not a manifest, has a newer schema, or has invalid content.
+            DigestError: the manifest was changed after it was written.
         """
         data = _parse(text, origin)
         digest = data.pop("digest", None)
@@ -348,7 +351,7 @@ class Manifest:
         except (ArtifactError, ValueError) as error:
             raise ArtifactError(f"{where}: {error}") from error
         except (AttributeError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{where}: expected schema 1, found no {error}") from error
+            raise ArtifactError(f"{where}: schema 1 requires an entry {error}") from error
         return decode(Manifest, current, origin=where, error=ArtifactError)
 
 
@@ -361,7 +364,7 @@ _CHANGED = (
 def expected_shapes(
     image: InputInfo, levels: tuple[LevelInfo, ...], nc: int
 ) -> dict[str, tuple[Dim, ...]]:
-    """Return shapes of outputs by name: ``head0``... in NCHW, ``boxes`` and ``scores``."""
+    """Return the output shapes by name: ``head0``... in NCHW, ``boxes`` and ``scores``."""
     shapes: dict[str, tuple[Dim, ...]] = {}
     candidates = 0
     for index, level in enumerate(levels):
@@ -380,7 +383,7 @@ def in_layout(nchw: tuple[Dim, ...], layout: str) -> tuple[Dim, ...]:
 
 
 def _from_schema_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Convert the content of schema 1: add activations, drop unread fields."""
+    """Convert a manifest of schema 1: add activations, drop unused fields."""
     image = data["input"]
     return {
         **data,
@@ -399,10 +402,10 @@ def _check(condition: bool, problem: str) -> None:
 
 
 def _check_texts(value: Any) -> None:
-    """Refuse control characters in any text."""
+    """Raise ArtifactError for a text with control characters."""
     for text in texts(value):
         if not is_printable(text):
-            raise ArtifactError(f"{text[:64]!r} holds a character that cannot be printed")
+            raise ArtifactError(f"{text[:64]!r} contains a character that cannot be printed")
 
 
 # --- canonical JSON ------------------------------------------------------------------------------
@@ -419,15 +422,15 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def _parse(text: str | bytes, origin: str) -> dict[str, Any]:
-    """Parse the JSON object of a manifest; its bytes must be canonical."""
+    """Parse a manifest's JSON object; raise DigestError unless its bytes are canonical."""
     raw = text.encode() if isinstance(text, str) else text
     if len(raw) > MAX_BYTES:
         raise ArtifactError(
-            f"the manifest of {origin} has {len(raw)} bytes, more than {MAX_BYTES}: not one of ours"
+            f"the manifest of {origin} has {len(raw)} bytes, expected at most {MAX_BYTES}"
         )
     try:
         data = parse(raw.decode())
-        # Bytes that mean the same (1E-05 for 1e-05, a repeated key) are still not what was proved.
+        # Refuse other spellings of the same content, such as 1E-05 for 1e-05 or a repeated key.
         unchanged = isinstance(data, dict) and _canonical(data).encode() == raw
     except (ValueError, RecursionError) as error:
         raise DigestError(_CHANGED.format(origin)) from error

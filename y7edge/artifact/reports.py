@@ -1,4 +1,4 @@
-"""Typed reports of proofs and self-tests. Numbers that are not finite are None."""
+"""Typed reports of proofs and self-tests, and their JSON; non-finite numbers are None."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from y7edge.errors import ArtifactError
 from y7edge.text import printable
 
 Status = Literal["passed", "failed", "inconclusive", "unverified"]
-"""``unverified``: not compared. ``inconclusive``: the comparison proves nothing; a failure."""
+"""``unverified``: not compared. ``inconclusive``: compared, but without significance; a failure."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Number and source of the images compared."""
+    """Number and source of the images that were compared."""
 
     count: int
     source: str
@@ -24,7 +24,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """Of an output: largest deviation as a fraction of the largest magnitude, and cosine."""
+    """Largest deviation of an output, as a fraction of its largest magnitude, and its cosine."""
 
     deviation: float | None
     cosine: float | None
@@ -32,7 +32,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class CandidateDifference:
-    """Of the reference's best boxes before NMS: least IoU, largest difference of scores."""
+    """Smallest IoU and largest score difference of the reference's best boxes before NMS."""
 
     count: int
     iou: float | None
@@ -42,10 +42,10 @@ class CandidateDifference:
 
 @dataclass(frozen=True)
 class DetectionDifference:
-    """The Detector's boxes against the reference's, after NMS.
+    """Differences between the boxes of the Detector and of the reference, after NMS.
 
-    ``boxes``: number that the Detector returned; ``unmatched``: number that only one of them has.
-    ``edge_difference`` is a fraction of the box's side.
+    ``boxes``: number of boxes of the Detector; ``unmatched``: boxes that only one side has;
+    ``edge_difference``: as a fraction of the box's side.
     """
 
     images: int
@@ -65,7 +65,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One probe repeated: each output's deviation, as a fraction of its scale, and the largest."""
+    """Result of a probe: the deviation of each output, as a fraction of its scale; the largest."""
 
     key: str
     batch: int
@@ -77,10 +77,10 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits of one precision; None: reported only.
+    """Limits of a proof in one precision; None: no limit.
 
-    ``deviation`` and ``cosine`` of each output, ``iou`` and ``score`` of the worst candidate,
-    ``peak`` of any activation, ``probe`` of a self-test.
+    ``deviation`` and ``cosine`` apply to each output, ``iou`` and ``score`` to the worst candidate,
+    ``peak`` to every activation, ``probe`` to self-tests.
     """
 
     deviation: float | None
@@ -96,7 +96,7 @@ class Measured:
     """Measurements of a proof, the worst over all images and batch sizes."""
 
     reference: str
-    pictures: ImageSource  # the key that scripts read
+    pictures: ImageSource  # this name is a public JSON key
     batches: tuple[int, ...]
     outputs: Mapping[str, TensorDifference]
     candidates: CandidateDifference
@@ -107,12 +107,12 @@ class Measured:
     device: str
     arithmetic: str
     versions: Mapping[str, str]
-    detections: DetectionDifference | None = None  # not in artifacts of schema 1
+    detections: DetectionDifference | None = None  # None in artifacts of schema 1
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The artifact of ``verify``, and its digests if they were checked."""
+    """The artifact given to ``verify``, and the digests that were checked."""
 
     artifact: str
     payload_digest: str | None = None
@@ -131,7 +131,7 @@ class ParityReport:
     measured: Measured | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return one flat JSON record, the entries of ``origin`` and ``measured`` included."""
+        """Return one flat JSON record with the entries of ``origin`` and ``measured``."""
         values = _plain(asdict(self))
         origin, measured = values.pop("origin") or {}, values.pop("measured") or {}
         own = {key: value for key, value in values.items() if value is not None}
@@ -139,10 +139,10 @@ class ParityReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ParityReport:
-        """Decode the record in a manifest.
+        """Decode the parity record of a manifest.
 
         Raises:
-            ArtifactError: not such a record.
+            ArtifactError: the record is invalid.
         """
         names = {field.name for field in fields(cls)}
         own = {key: value for key, value in values.items() if key in names}
@@ -153,7 +153,7 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class SelftestReport:
-    """The probes of an artifact, repeated in its engine; ``parity`` is the manifest's status."""
+    """Result of a self-test; ``parity`` is the status of the manifest's proof."""
 
     status: Status
     artifact: str

@@ -1,8 +1,7 @@
-"""Decode JSON and YAML into dataclasses: the manifest, the model description, the settings.
+"""Decode JSON and YAML into dataclasses, and check arguments of public functions.
 
-The same decoder checks the options of public functions: see :func:`checked`.
-
-A field's type comes from its resolved annotation. Ranges are left to ``__post_init__``.
+Types come from the annotations; see :func:`decode` and :func:`checked`. Ranges are checked by the
+``__post_init__`` of each dataclass.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _WORDS = {
 
 
 class _MisfitError(Exception):
-    """A value that does not fit; the message begins with its place."""
+    """A value has the wrong type; the message begins with its place."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}" if place else problem)
@@ -63,12 +62,11 @@ def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeErro
 
     Fields may be dataclasses, ``int``, ``float``, ``bool``, ``str``, ``Path``, ``Any``,
     ``Literal`` of texts, tuples, mappings from text, and unions. An int is accepted as a float, a
-    bool is not a number. Missing keys take the field's default.
+    bool is not accepted as a number. Missing keys take the field's default.
 
     Raises:
-        error: an unknown key (with the nearest known one), a missing key, a value of another type,
-            or one that ``__post_init__`` refuses. The message begins with ``origin`` and the
-            dotted place.
+        error: an unknown or missing key, a value of the wrong type, or a value that
+            ``__post_init__`` refuses. The message begins with ``origin`` and the dotted place.
     """
     try:
         made: T = _dataclass(kind, values, "")
@@ -78,11 +76,11 @@ def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeErro
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """Check the arguments of a public function against its annotations, at every call.
+    """Decorate a public function to check the types of its arguments at every call.
 
     Raises:
-        ConfigError: one does not fit; the message begins with its name. Python's own TypeError for
-            a missing or unknown argument stays.
+        ConfigError: an argument has the wrong type; the message begins with its name. A missing or
+            unknown argument is still a TypeError.
     """
     signature = inspect.signature(function)
 
@@ -95,9 +93,9 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def require_fit(owner: Any, values: Mapping[str, object]) -> None:
-    """Raise ConfigError unless values fit the annotations that ``owner`` has for their names.
+    """Raise ConfigError unless named values have the types that ``owner`` annotates.
 
-    A scalar of numpy counts as the number that it holds.
+    Numpy scalars are accepted as Python numbers.
     """
     hints = _hints(owner)
     for name, value in values.items():
@@ -109,7 +107,7 @@ def require_fit(owner: Any, values: Mapping[str, object]) -> None:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest known ones, or all."""
+    """Return the end of a message about an unknown name: the nearest known names, or all."""
     text, known = str(name)[:64].lower(), list(known)
     score = {k: difflib.SequenceMatcher(None, k, text).ratio() for k in known}
     best = max(score.values())
@@ -122,7 +120,7 @@ def parse(text: str | bytes) -> Any:
     """Parse JSON from a file.
 
     Raises:
-        ValueError: it is damaged, or has NaN or infinity.
+        ValueError: the JSON is invalid, or contains NaN or infinity.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
@@ -134,11 +132,11 @@ _DEEP = f"its entries are nested more than {MAX_DEPTH} deep"
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that it may hold")
+    raise ValueError(f"expected finite numbers, found {name}")
 
 
 def texts(value: Any, depth: int = 0) -> Iterator[str]:
-    """Yield every text in parsed JSON, keys too; ValueError if it is nested too deep."""
+    """Yield every text in parsed JSON, including keys; ValueError if it is nested too deeply."""
     if depth > MAX_DEPTH:
         raise ValueError(_DEEP)
     if isinstance(value, str):
@@ -175,7 +173,7 @@ def _dataclass(kind: Any, values: object, place: str) -> Any:
         raise _MisfitError(place, str(error)) from error
 
 
-_hints = cache(get_type_hints)  # resolving them takes most of the time
+_hints = cache(get_type_hints)  # resolving annotations is slow
 
 
 def _value(kind: Any, value: object, place: str) -> Any:
@@ -197,7 +195,7 @@ def _value(kind: Any, value: object, place: str) -> Any:
     elif kind is Any or (origin is Literal and isinstance(value, str) and value in inner):
         return value
     elif kind in (int, float) and isinstance(value, int | kind) and not isinstance(value, bool):
-        if abs(value) <= sys.float_info.max or kind is int:  # false for NaN
+        if abs(value) <= sys.float_info.max or kind is int:  # a comparison with NaN is False
             return kind(value)
     elif kind is Path and isinstance(value, str | Path):
         return Path(value)
@@ -207,7 +205,7 @@ def _value(kind: Any, value: object, place: str) -> Any:
 
 
 def _class(kind: Any) -> type:
-    """Return the class of a type that is not looked into: an iterable may be a generator."""
+    """Return the class of a type whose items are not checked: an iterable may be a generator."""
     kind = get_origin(kind) or kind
     return kind if isinstance(kind, type) and kind not in (tuple, Sequence, Mapping) else type(...)
 
@@ -217,7 +215,7 @@ def _union(kinds: tuple[Any, ...], value: object, place: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     present = [kind for kind in kinds if kind is not type(None)]
-    if len(present) == 1:  # its own message names the inner place
+    if len(present) == 1:  # its message names the place inside the value
         return _value(present[0], value, place)
     for kind in present:
         try:

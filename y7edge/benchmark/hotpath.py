@@ -1,8 +1,8 @@
-"""Measure the code around the engine, and compare it to a budget.
+"""Measure the cost of the code around the engine, and compare it with a budget.
 
 The unit is one ``cv2.resize`` of the same image to its letterboxed size, on one thread in the same
-run, so that one budget fits every machine. CPU time of the thread is measured, so that other
-programs don't count.
+run, so that one budget fits every machine. The thread's CPU time is measured, so that other
+programs do not affect it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.runtimes.base import Session
 
 FRAME_HW = (720, 1280)  # height and width of the images
-FRAMES = 8  # number of images, used in turn: a single one would stay in the cache
+FRAMES = 8  # number of images, used in turn: a single one would stay in the CPU cache
 BUDGET = {"pre": 2.2, "post": 3.0, "rest": 0.5}
-"""Units of one ``cv2.resize``: letterbox; decoding and NMS; all else in ``detector(frame)``."""
+"""Units of one ``cv2.resize``: letterbox; decoding and NMS; the rest of ``detector(frame)``."""
 
-TOLERANCE = 1.1  # what the gate allows beyond the budget, as a factor
+TOLERANCE = 1.1  # the gate fails above budget x this factor
 
 GATE_SIZE, GATE_NC = 640, 80
 OBJECTS, CANDIDATES = 100, 8
-"""Objects in the gate's images, and candidates of each before suppression."""
+"""Number of objects in the gate's outputs, and candidates per object before suppression."""
 
 _ROUNDS = 120
 
@@ -47,7 +47,7 @@ class Gate:
     budget: Mapping[str, float] = field(default_factory=lambda: dict(BUDGET))
 
     def beyond(self) -> list[str]:
-        """Describe each figure that is beyond its budget and the tolerance."""
+        """Describe each stage that exceeds its budget by more than the tolerance."""
         return [
             f"{stage} costs {getattr(self, stage):.2f} units, budget {units}"
             for stage, units in self.budget.items()
@@ -58,8 +58,8 @@ class Gate:
 def measure_gate(manifest: Manifest, rounds: int = _ROUNDS) -> Gate:
     """Measure the code around the engine for a model with this manifest's levels and outputs.
 
-    Always at 640 x 640 with 80 classes, which the budget is for, and with a session that returns
-    prepared outputs of 100 objects with 8 candidates each.
+    The budget applies to 640 x 640 pixels and 80 classes, so the model is changed to these. Its
+    session returns prepared outputs of 100 objects with 8 candidates each.
     """
     model = _at_gate_size(manifest)
     frames, session = images(), _Replay(model)
@@ -118,10 +118,10 @@ class _Replay(Session):
 
 
 def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
-    """Make the outputs for 100 objects with 8 candidates each.
+    """Make network outputs for 100 objects with 8 candidates each.
 
-    Objects are 64 pixels apart on a lattice, on the two finest levels; a candidate is the object's
-    cell or its nearest neighbour in x or y, with any anchor, as in a trained network.
+    Objects lie 64 pixels apart on a lattice, on the two finest levels. As in a trained network, a
+    candidate is the object's cell or its nearest neighbour in x or y, with any anchor.
     """
     rng = np.random.default_rng(seed)
     heads = []
@@ -141,7 +141,7 @@ def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
         kind, size = int(rng.integers(manifest.nc)), np.array(level.anchors[0]) * 1.5
         pairs = [(cell, anchor) for cell in cells for anchor in range(len(level.anchors))]
         for (x, y), anchor in pairs[:CANDIDATES]:
-            # The inverse of the decoding, with a little noise between the candidates.
+            # The inverse of decoding, with a little noise between the candidates.
             offset = (centre + rng.normal(0, 0.05, 2) - (x, y) + 0.5) / 2
             extent = np.sqrt(size * rng.uniform(0.9, 1.1, 2) / level.anchors[anchor]) / 2
             head[anchor, :4, y, x] = _logit(np.concatenate([offset, extent]))
@@ -156,7 +156,7 @@ def _logit(probability: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """Convert heads (A, 5 + nc, H, W) to the outputs of the manifest."""
+    """Convert heads (A, 5 + nc, H, W) to the manifest's outputs."""
     if manifest.outputs[0].role == "head":
         return {
             output.name: head.reshape(1, -1, *head.shape[2:]).astype(output.dtype)
@@ -178,7 +178,7 @@ def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[st
 
 
 def images() -> list[NDArray[np.uint8]]:
-    """Make images (720, 1280, 3) uint8 with smooth structure, always the same."""
+    """Make smooth images (720, 1280, 3) uint8, the same in every run."""
     rng = np.random.default_rng(0)
     height, width = FRAME_HW
     coarse = rng.integers(0, 256, (FRAMES, height // 20, width // 20, 3), dtype=np.uint8)

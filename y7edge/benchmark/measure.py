@@ -1,4 +1,4 @@
-"""Reproducible latency of a model, as percentiles after a warm-up, with what the figures depend on.
+"""Measure a model's latency, and report percentiles with the conditions of the measurement.
 
 ``y7edge.benchmark.hotpath`` measures the code around the engine against its budget.
 """
@@ -30,15 +30,15 @@ from y7edge.errors import ConfigError, GateError
 
 _STAGES = ("model_ms", "pre_ms", "post_ms", "end_to_end_ms")
 _MIN_RUNS = 20
-_MAX_SECONDS = 20.0  # stop after these, once _MIN_RUNS are counted; so long also to warm up
+_MAX_SECONDS = 20.0  # limit of the warm-up, and of the measurement after _MIN_RUNS calls
 
 
 @dataclass(frozen=True)
 class Report:
-    """Latency of one model on one machine. Milliseconds are {"p50", "p95", "p99"}.
+    """Latency of one model on one machine; milliseconds are {"p50", "p95", "p99"}.
 
     Raises:
-        ConfigError: a field that the figures depend on is empty.
+        ConfigError: a condition of the measurement, such as the device, is empty.
     """
 
     artifact: str
@@ -64,7 +64,7 @@ class Report:
     def __post_init__(self) -> None:
         needed = ("model_digest", "device", "machine", "threads", "versions", "warmup", "runs")
         if unstated := [name for name in needed if not getattr(self, name)]:
-            raise ConfigError(f"no rate is given without {', '.join(unstated)}: state it too")
+            raise ConfigError(f"a report of latency needs a value for {', '.join(unstated)}")
         rates = {
             stage: round(1000 / times["p50"], 2)
             for stage, times in (("model", self.model_ms), ("end_to_end", self.end_to_end_ms))
@@ -73,7 +73,7 @@ class Report:
         object.__setattr__(self, "pictures_per_second", rates)
 
     def require_budget(self) -> None:
-        """Raise GateError if the gate was measured and a figure is beyond its budget."""
+        """Raise GateError if the gate was measured and a stage exceeds its budget."""
         if self.gate is not None and (beyond := self.gate.beyond()):
             raise GateError(
                 f"{self.artifact}: {'; '.join(beyond)} "
@@ -86,7 +86,7 @@ class Report:
             f"digest {self.model_digest[:16]}",
             f"{self.device} ({self.machine}), threads {self.threads}, "
             + ", ".join(f"{name} {version}" for name, version in self.versions.items()),
-            f"{self.runs} runs after {self.warmup} to warm up, {FRAMES} images of "
+            f"{self.runs} runs after {self.warmup} warm-up runs, {FRAMES} images of "
             f"{self.frame_hw[1]}x{self.frame_hw[0]} in turn, peak memory {self.peak_memory_mb} MB",
             *(
                 f"  {stage:<14}"
@@ -111,13 +111,17 @@ def benchmark(
     runs: int = 100,
     gate: bool = False,
 ) -> Report:
-    """Measure a model by stage on synthetic images, for at most 20 seconds after 20 calls.
+    """Measure a detector's latency by stage on synthetic images.
 
-    No more calls to warm up are begun after another 20 seconds.
+    The warm-up ends after 20 seconds, and so does the measurement if it has at least 20 calls.
 
-    ``artifact`` is the model's name in the report; ``threads`` those of OpenCV and of the detector;
-    ``warmup`` calls precede the ``runs`` that count. ``gate`` measures the code around the engine
-    too: call ``Report.require_budget`` for a verdict.
+    Args:
+        detector: the detector to measure; it stays open.
+        artifact: the model's name in the report.
+        threads: threads of OpenCV; the detector should be opened with the same number.
+        warmup: number of calls before the measurement.
+        runs: number of measured calls.
+        gate: measure the code around the engine too; ``Report.require_budget`` checks it.
 
     Raises:
         ConfigError: ``warmup`` or ``runs`` is less than 1.
@@ -159,7 +163,7 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def _measure(detector: Detector, warmup: int, runs: int) -> tuple[int, dict[str, list[float]]]:
-    """Return the count of calls to warm up, and milliseconds of every counted call by stage."""
+    """Return the number of warm-up calls, and the milliseconds of every measured call by stage."""
     frames, begun = images(), time.perf_counter()
     for index in range(warmup):
         detector(frames[index % FRAMES])
@@ -182,7 +186,7 @@ def _measure(detector: Detector, warmup: int, runs: int) -> tuple[int, dict[str,
 
 
 def _peak_memory_mb() -> float | None:
-    """Return the peak memory of this process in MB; None where unknown."""
+    """Return the peak memory of this process in MB; None on Windows."""
     if sys.platform == "win32":
         return None
     import resource

@@ -1,4 +1,4 @@
-"""``python -m y7edge.cli``: the command line where the ``y7edge`` script is not on the path."""
+"""Run the command line as ``python -m y7edge.cli``, without the script ``y7edge``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The application: its commands, and the handling of errors.
+"""Register the commands, run the command line, and report errors.
 
-Every error, also of a failed gate, becomes one line on standard error and an exit code;
-``--traceback``, anywhere on the command line, shows the traceback.
+Every error, including a failed gate, is reported as one line on standard error and an exit code.
+``--traceback``, anywhere on the command line, prints the traceback too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     info: "y7edge info yolov7-w6",
     check: "y7edge check",
 }
-# Extras that a command needs as a whole, reported instead of those of a single missing package.
+# Extras to install for a command, reported instead of the extra of a single missing package.
 EXTRAS = {
     "train": "train",
     "soup": "train",
@@ -94,14 +94,14 @@ def _y7edge(
         ),
     ] = False,
     show_traceback: Annotated[
-        bool, typer.Option(TRACEBACK, help="Show where an error came from; works anywhere.")
+        bool, typer.Option(TRACEBACK, help="Print the traceback of an error; allowed anywhere.")
     ] = False,
 ) -> None:
-    """Train YOLOv7, fold it, export it with a proof, and run it on small computers."""
+    """Train YOLOv7, fold it, export it with a proof, and run it on edge devices."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code; no exception escapes."""
+    """Run the command line; report every exception, and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     wants_traceback = TRACEBACK in arguments
     arguments = [text for text in arguments if text != TRACEBACK]
@@ -113,13 +113,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if any(not text or re.fullmatch("--[a-z-]+=", text) for text in arguments):
-            raise UsageError("expected no empty argument: a variable of the shell may not be set")
+            raise UsageError("found an empty argument: a shell variable may not be set")
         result = app(arguments or ["--help"], prog_name="y7edge", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output (head, less) ended; the interpreter flushes once more.
+        # The reader of the output, such as head, has ended; the interpreter flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -130,7 +130,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return code
     if not arguments:
         return 2
-    if result == INTERRUPTED:  # newer versions of typer return it themselves
+    if result == INTERRUPTED:  # also returned by newer versions of typer
         note("interrupted")
     return result if isinstance(result, int) else 0
 
@@ -165,8 +165,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 class _Remarks(logging.Handler):
-    """Print what libraries log."""
+    """Print log records of libraries on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record in one line."""
+        """Print a record as one line."""
         note(one_line(self.format(record)))

@@ -1,4 +1,4 @@
-"""``y7edge benchmark``: latency by stage, with percentiles."""
+"""``y7edge benchmark``: measure latency by stage."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from y7edge.cli.options import Backend, Device, Json, Threads
 
 _Models = Annotated[
     list[str],
-    typer.Argument(metavar="ARTIFACT...", help="Files made by y7edge export; checkpoints, names."),
+    typer.Argument(metavar="ARTIFACT...", help="Artifacts, checkpoints or variants' names."),
 ]
 _Gate = Annotated[
     bool, typer.Option("--gate", help="Exit with 4 if the code around the engine is too slow.")
 ]
-_Runs = Annotated[int, typer.Option(min=1, help="Calls that count.")]
-_Warmup = Annotated[int, typer.Option(min=1, help="Calls before the first that counts.")]
+_Runs = Annotated[int, typer.Option(min=1, help="Measured calls.")]
+_Warmup = Annotated[int, typer.Option(min=1, help="Calls before the measurement.")]
 
 
 def benchmark(
@@ -33,8 +33,8 @@ def benchmark(
 ) -> None:
     """Measure latency by stage.
 
-    --json prints one JSON object for each artifact, on a line of its own. --gate compares the time
-    around the engine with that of one cv2.resize, as measured in the same run.
+    --json prints one JSON object per line for each artifact. --gate compares the cost of the code
+    around the engine with the cost of one cv2.resize in the same run.
     """
     from y7edge.benchmark.measure import benchmark as measure
 

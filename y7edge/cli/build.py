@@ -1,4 +1,4 @@
-"""``y7edge build``: from a proved ONNX artifact to another target's, where it will run."""
+"""``y7edge build``: convert a proved ONNX artifact to another target, without torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def build(
     option: TargetOptions = None,
     as_json: Json = False,
 ) -> None:
-    """Build another target's artifact from a proved ONNX artifact.
+    """Build an artifact of another target from a proved ONNX artifact.
 
-    For the robot: needs neither torch nor the checkpoint. The new artifact is proved by the samples
-    of the reference that the ONNX artifact carries. Beyond tolerance: exit 4, and no file.
+    Runs on the target machine: needs neither torch nor the checkpoint. The new artifact is proved
+    by the reference's samples in the ONNX artifact. If it exceeds the tolerance, no file is written
+    and the exit code is 4.
     """
     from y7edge.export.conversion import build as convert
 

@@ -1,4 +1,4 @@
-"""``y7edge check``: what is installed, and which backends are usable."""
+"""``y7edge check``: show installed packages and usable backends."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def check(as_json: Json = False) -> None:
-    """Show what is installed, and which backends are usable.
+    """Show which packages are installed, and which backends are usable.
 
-    Exits with 3 if nothing here can run detection.
+    The exit code is 3 if detection cannot run here.
     """
     from y7edge.environment import check as look
 

@@ -1,8 +1,8 @@
-"""Print results on standard output, remarks on standard error; all that is printed passes here.
+"""Print results on standard output and remarks on standard error.
 
-A result is one record: with ``--json`` one line of strict JSON in ASCII (numbers that are not
-finite become null), otherwise lines of text. Whatever names of users stand in it, no character acts
-on a terminal, and every encoding can hold it.
+With ``--json`` a result is one line of strict JSON in ASCII, in which non-finite numbers are null;
+otherwise it is lines of text. Control characters, as in file names, are escaped, and so are
+characters that the stream's encoding does not have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from y7edge.text import printable
 
 
 def open_streams() -> None:
-    """Let both streams take every character; a closed one drops what is printed."""
+    """Make both streams escape characters that they cannot encode; discard output if closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -59,12 +59,12 @@ def show(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 
 def note(text: str) -> None:
     """Print a remark of one line on standard error, apart from JSON."""
-    with suppress(OSError):  # a full disk, a closed pipe: the work goes on without it
+    with suppress(OSError):  # ignore a full disk or a closed pipe
         print(printable(text), file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Align rows, text to the left, numbers to the right; the first row is the header."""
+    """Format rows as aligned columns: text left, numbers right; the first row is the header."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     columns = zip(*rows[1:], strict=True)
@@ -86,6 +86,6 @@ def _cell(value: object) -> str:
 
 
 def facts(record: Mapping[str, object]) -> list[str]:
-    """Return a flat record as lines of ``name  value``, without None."""
+    """Format a flat record as lines of ``name  value``, without None values."""
     width = max((len(key) for key in record), default=0)
     return [f"{k.ljust(width)}  {_cell(v)}" for k, v in record.items() if v is not None]

@@ -1,4 +1,4 @@
-"""``y7edge data``: what to do with data sets; ``y7edge data check`` examines one."""
+"""``y7edge data check``: check a data set, and optionally write a fixed copy."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _Data = Annotated[
     ),
 ]
 _Side = Annotated[
-    int, typer.Option("--imgsz", min=32, help="Side of the network's input: what is a small box?")
+    int, typer.Option("--imgsz", min=32, help="Input side in pixels, which decides what is small.")
 ]
 _Fix = Annotated[
     Path | None,
-    typer.Option("--fix", metavar="OUT", help="Write a cleaned copy there; DATA stays as it is."),
+    typer.Option("--fix", metavar="OUT", help="Write a fixed copy to OUT; DATA is not changed."),
 ]
 _Save = Annotated[
     Path | None,
@@ -51,7 +51,7 @@ _Save = Annotated[
         callback=out_file,
     ),
 ]
-_CLASSES = 20  # rows of the table; the rest is in JSON and on the page
+_CLASSES = 20  # rows of the table; JSON and the page have all classes
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 
@@ -68,11 +68,11 @@ def check(
     save: _Save = None,
     as_json: Json = False,
 ) -> None:
-    """Look for everything that is wrong with a data set.
+    """Check a data set for errors.
 
-    Damaged images, labels that cannot be, images in two splits, classes without labels and
-    more. Exit code 4 if there are errors; warnings and infos do not fail. With --fix a cleaned
-    copy is written, and the exit code is that of the copy.
+    Finds damaged images, invalid labels, images in two splits, classes without labels and more.
+    The exit code is 4 if there are errors; warnings and infos do not count. With --fix a fixed
+    copy is written, and the exit code applies to the copy.
     """
     from y7edge.data.check.examine import examine, record
     from y7edge.data.check.fix import write_copy
@@ -116,7 +116,7 @@ def check(
 
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on a terminal, nothing in a log."""
+    """Yield the update function of a progress bar; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -135,7 +135,7 @@ def _print(report: Report, *, whole: bool) -> None:
 
     from y7edge.data.check.paths import in_words
 
-    # A log has no width of its own: lines there are as long as they need to be.
+    # Without a terminal, use a fixed width.
     wide = sys.stdout is not None and sys.stdout.isatty()
     console = Console(width=None if wide else 160, highlight=False, markup=False)
     scan, summary = report.scan, report.summary

@@ -1,4 +1,4 @@
-"""``y7edge export``: fold a checkpoint, write the artifact, prove it, or leave nothing."""
+"""``y7edge export``: fold a checkpoint, and write a proved artifact."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 _Checkpoint = Annotated[
     str,
     typer.Argument(
-        metavar="CHECKPOINT", help="A .safetensors or .pt file, or a variant's name (random)."
+        metavar="CHECKPOINT", help="A .safetensors or .pt file, or a variant (random weights)."
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The artifact; default: NAME and the target's suffix, here."),
+    typer.Option(metavar="FILE", help="The artifact; default: CHECKPOINT's name, target's suffix."),
 ]
 Target = Annotated[str, typer.Option(metavar="{targets}", help="Toolchain to build for.")]
 _Outputs = Annotated[
@@ -32,9 +32,9 @@ _Outputs = Annotated[
     typer.Option(metavar="{outputs}", help="Raw heads by level, or boxes and scores before NMS."),
 ]
 _Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Of weights and arithmetic.")]
-_Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
-_Dynamic = Annotated[bool, typer.Option("--dynamic", help="Any number of images at once.")]
-_Simplify = Annotated[bool, typer.Option(help="Run onnx-simplifier, if it changes no result.")]
+_Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]
+_Dynamic = Annotated[bool, typer.Option("--dynamic", help="Make the batch size dynamic.")]
+_Simplify = Annotated[bool, typer.Option(help="Run onnx-simplifier, if the results stay equal.")]
 TargetOptions = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="Option of the target; repeatable."),
@@ -43,7 +43,7 @@ Unverified = Annotated[
     str | None,
     typer.Option(
         metavar="REASON",
-        help="Export without a proof, for a target that no engine here can run.",
+        help="Export without a proof, for a target without an engine here.",
     ),
 ]
 
@@ -66,8 +66,8 @@ def export(
 ) -> None:
     """Fold a checkpoint, write it as an artifact, and prove it.
 
-    The artifact is run in its own engine against the unfolded model. Beyond tolerance: exit 4, the
-    report, and no file.
+    The artifact is run in its own engine and compared with the unfolded model. If it exceeds the
+    tolerance, the report is printed, no file is written and the exit code is 4.
     """
     from y7edge.export.pipeline import export as make
     from y7edge.nn.source import open_checkpoint
@@ -94,7 +94,7 @@ def export(
 
 
 def default_out(source: str, target: str) -> Path:
-    """Return the default artifact: named like its source, in the working directory."""
+    """Return the default path: the source's name in the working directory."""
     from y7edge.export.targets import registry
 
     return Path(f"{Path(source).stem}{registry.get(target).SUFFIX}")

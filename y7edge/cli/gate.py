@@ -1,4 +1,4 @@
-"""Print the report of a proof, also of a failed one."""
+"""Print reports of proofs, including failed ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from y7edge.errors import ParityError
 
 @contextmanager
 def report_even_if_failed(as_json: bool) -> Iterator[None]:
-    """Print the report that a failed proof carries before its error ends the command."""
+    """Print the report of a ParityError of the block, and re-raise the error."""
     try:
         yield
     except ParityError as error:
@@ -25,14 +25,14 @@ def report_even_if_failed(as_json: bool) -> Iterator[None]:
 
 
 def parity_lines(report: ParityReport) -> list[str]:
-    """Return a parity report as lines; empty if nothing was measured."""
+    """Format a parity report as lines; empty if nothing was measured."""
     measured = report.measured
     if measured is None:
         return [f"unverified: {report.reason}"] if report.status == "unverified" else []
     images, candidates, limits = measured.pictures, measured.candidates, measured.tolerance
     rows = [(name, found.deviation, found.cosine) for name, found in measured.outputs.items()]
     allowed = ("allowed", limits.deviation, limits.cosine)
-    if not candidates.count:  # built from an ONNX artifact, proved by its probes
+    if not candidates.count:  # an artifact of `y7edge build`, proved by probes
         compared = f"compared with {measured.reference}, {images.count} probes"
         table_lines = table([("output", "deviation"), *(r[:2] for r in [*rows, allowed])])
         return [compared, *table_lines, f"computed in {measured.arithmetic}"]
@@ -40,10 +40,10 @@ def parity_lines(report: ParityReport) -> list[str]:
         f"compared with {measured.reference}, on {images.count} images of",
         images.source,
         *table([("output", "deviation", "cosine"), *rows, allowed]),
-        f"{candidates.count} best candidates: least IoU {_number(candidates.iou, '.6f')} "
-        f"(allowed {limits.iou}), largest difference of scores "
+        f"{candidates.count} best candidates: smallest IoU {_number(candidates.iou, '.6f')} "
+        f"(allowed {limits.iou}), largest score difference "
         f"{_number(candidates.score_difference, '.1e')} (allowed {limits.score}), "
-        f"scores spread over {_number(candidates.score_spread, '.2f')}",
+        f"spread of scores {_number(candidates.score_spread, '.2f')}",
         *_detection_lines(measured.detections),
         f"computed in {measured.arithmetic}",
     ]
@@ -54,8 +54,8 @@ def _detection_lines(found: DetectionDifference | None) -> list[str]:
         return []
     return [
         f"{found.boxes} boxes of the Detector on {found.images} images, {found.unmatched} "
-        f"unmatched; largest difference of edges {_number(found.edge_difference, '.1e')} of the "
-        f"side, of scores {_number(found.score_difference, '.1e')}"
+        f"unmatched; largest edge difference {_number(found.edge_difference, '.1e')} of the side, "
+        f"largest score difference {_number(found.score_difference, '.1e')}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Help texts: options under headings, with lists from the registries."""
+"""Format help texts: options under headings, with lists from the registries."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typer.core import TyperCommand
 
 
 class Grouped(TyperCommand):
-    """A command whose help lists options by ``rich_help_panel``, as typer does in coloured help."""
+    """A command whose help groups options by ``rich_help_panel``, also without rich."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for each heading."""
+        """Write one section per heading."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -26,7 +26,7 @@ class Grouped(TyperCommand):
 
 
 def _filled(text: str) -> str:
-    """Replace ``{devices}`` and others by the registries' lists."""
+    """Replace placeholders, such as ``{devices}``, by lists from the registries."""
     if "{" not in text:
         return text
     from y7edge.export.targets import registry as targets

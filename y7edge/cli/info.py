@@ -22,8 +22,8 @@ _Subject = Annotated[
 def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> None:
     """Describe a variant, a checkpoint or an artifact.
 
-    Without MODEL: the list of the published variants. GFLOPs are 2 x multiply-accumulates of the
-    convolutions, at --imgsz or else at the model's own size.
+    Without MODEL, list the published variants. GFLOPs are 2 x multiply-accumulates of the
+    convolutions, at --imgsz or the model's own size.
     """
     if model is None:
         variants = _variants()
@@ -51,7 +51,7 @@ def _variants() -> list[dict[str, Any]]:
 
 
 def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:
-    """Describe rows, for an input of (height, width)."""
+    """Describe a model's rows, for an input of (height, width)."""
     height, width = size or (spec.imgsz, spec.imgsz)
     channels = [len(a) * spec.outputs_per_anchor for a in spec.anchors]
     return {
@@ -125,7 +125,7 @@ def _artifact(path: Path) -> dict[str, Any]:
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
-    """Return the record as lines, nested values on one line each."""
+    """Format the record as lines, with each nested value on one line."""
     parity = record["parity"] or {}
     unverified = parity.get("status") == "unverified"
     flat = {

@@ -16,7 +16,7 @@ from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError, Y7EdgeError
 from y7edge.files import is_folder, is_utf8, open_regular, reason
 
-# What FFmpeg, which OpenCV reads videos with, opens under these names.
+# Suffixes of formats that FFmpeg, OpenCV's video reader, supports.
 _VIDEO_SUFFIXES = {
     *(".264", ".265", ".3g2", ".3gp", ".amv", ".apng", ".asf", ".av1", ".avi", ".divx", ".dv"),
     *(".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v"),
@@ -24,18 +24,18 @@ _VIDEO_SUFFIXES = {
     *(".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
     *(".wtv", ".y4m"),
 }
-_HIGHEST_RATE = 1000  # MPEG-TS reports its clock of 90,000 where the rate is unknown
+_HIGHEST_RATE = 1000  # if the rate is unknown, MPEG-TS reports its clock rate of 90,000
 
 
 @dataclass(frozen=True, eq=False)
 class InputImage:
-    """One image (H, W, 3) uint8 BGR.
+    """One image of a file.
 
     Attributes:
-        source: The file that it was read from.
-        image: Its pixels.
-        frame: Its index in a video, from 0; None if the file is a single image.
-        rate: Frames per second of the video, where it states them.
+        source: The file.
+        image: Pixels (H, W, 3) uint8 BGR.
+        frame: Index in a video, from 0; None for a single image.
+        rate: Frames per second of the video; None if unknown.
     """
 
     source: Path
@@ -45,13 +45,13 @@ class InputImage:
 
 
 def find_inputs(source: str) -> list[Path]:
-    """Return the images and videos of ``source`` in the order of their names.
+    """List the images and videos of ``source``, sorted by name.
 
-    In a folder and for a pattern the name decides; the number of other entries is printed. A
-    single file is returned whatever its name.
+    In folders and for patterns, files are selected by suffix, and the number of other entries is
+    printed. A single file is returned whatever its suffix.
 
     Raises:
-        SourceError: Found neither image nor video, or the folder cannot be read.
+        SourceError: There is no image or video, or the folder cannot be read.
     """
     path = Path(source)
     expected = "an image, a video, a folder or a pattern such as 'images/*.jpg'"
@@ -65,7 +65,7 @@ def find_inputs(source: str) -> list[Path]:
             entries = list(root.glob(str(path.relative_to(root))))
     except OSError as error:
         raise SourceError(f"{source}: cannot be read: {reason(error)}") from error
-    except ValueError as error:  # such as a ** that is not alone between slashes
+    except ValueError as error:  # an invalid pattern, such as a**
         raise SourceError(f"{source}: expected {expected}: {error}") from error
     folders = set(filter(is_folder, entries))
     found = {entry for entry in entries if is_image(entry) or _is_video(entry)} - folders
@@ -75,18 +75,18 @@ def find_inputs(source: str) -> list[Path]:
         raise SourceError(f"{source}: expected {expected}, found {what}")
     if others:
         count = f"{len(others)}, such as {others[0].name}"
-        note(f"{source}: entries passed over, not images or videos by name: {count}")
+        note(f"{source}: skipped entries, not images or videos by name: {count}")
     return sorted(found)
 
 
 def read_input(path: Path, levels: tuple[int, int] | None = None) -> Iterator[InputImage]:
     """Yield the image of a file, or the frames of a video or an animated GIF.
 
-    16-bit images are scaled to 8 bits from ``levels``, those of the model.
+    16-bit images are scaled to 8 bits from the model's ``levels``.
 
     Raises:
-        SourceError: The file cannot be decoded. If a video ends before the number of frames that
-            it states, it is raised after the last frame.
+        SourceError: The file cannot be decoded. If a video has fewer frames than its header states,
+            the error is raised after the last frame.
     """
     from y7edge.data.images import read_image
 
@@ -103,12 +103,12 @@ def read_input(path: Path, levels: tuple[int, int] | None = None) -> Iterator[In
 
 
 def utf8_path(path: Path, error: type[Y7EdgeError]) -> str:
-    """Return an absolute path for OpenCV's video classes, which crash on names beyond UTF-8.
+    """Return an absolute path for OpenCV's video classes, which crash if it is not UTF-8.
 
     Raises:
         error: The path is not UTF-8.
     """
-    # Absolute, so that FFmpeg does not take a part before a colon for a protocol.
+    # In a relative path, FFmpeg reads text before a colon as a protocol.
     absolute = str(path.absolute())
     if not is_utf8(absolute):
         raise error(f"{absolute!a}: OpenCV cannot open a video of this name: rename it")
@@ -145,8 +145,8 @@ def _read_video(path: Path) -> Iterator[InputImage]:
     if not count:
         kind = "a video" if _is_video(path) else "an image or a video"
         raise SourceError(f"{path}: expected {kind} that OpenCV decodes, found no frame in it")
-    # Some containers state a duration only, from which the number of frames is estimated; so the
-    # time of the last frame must be too early as well. It is 0 where the container has no times.
+    # Some containers state only a duration, and the number of frames is an estimate. So require
+    # that the last frame's time is too early as well; it is 0 if the container has no times.
     is_early = seconds * rate < expected - 2.5 and (seconds > 0 or count == 1)
     if is_early and count < expected - 1:
-        raise SourceError(f"{path}: breaks off: read {count} frames, expected {expected:.0f}")
+        raise SourceError(f"{path}: truncated: read {count} frames, expected {expected:.0f}")

@@ -1,4 +1,4 @@
-"""Models on the command line: a variant's name, a checkpoint or an artifact."""
+"""Open models given on the command line: a variant's name, a checkpoint or an artifact."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
-    """Return what ``text`` is; a file precedes a variant of the same name, a folder does not.
+    """Return the kind of a model; a file takes precedence over a variant, a folder does not.
 
     Raises:
-        ConfigError: it is neither a file nor a known name.
+        ConfigError: ``text`` is neither a file nor a variant's name.
     """
     path = Path(text)
     if is_file(path) or (is_folder(path) and text not in registry.names()):
@@ -38,13 +38,13 @@ def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
 
 
 def say_random(text: str) -> None:
-    """Note that a variant's name gives random weights."""
+    """Print a note if a variant's name is given, which has random weights."""
     if kind_of(text) == "name":
         note(f"{text}: no checkpoint given, using seeded random weights")
 
 
 def open_detector(text: str, imgsz: ImageSize | None = None, **options: Any) -> Detector:
-    """Open a Detector; note if its weights are random."""
+    """Open a Detector; print a note if its weights are random."""
     from y7edge.detect.detector import Detector
 
     say_random(text)

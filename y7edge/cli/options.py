@@ -11,14 +11,13 @@ import typer
 
 from y7edge.files import require_replaceable, writing
 
-# Newer versions of typer contain click, older ones depend on it; in both the parent class of
-# BadParameter is the usage error.
+# click's UsageError: newer versions of typer vendor click, older versions depend on it.
 UsageError: Any = typer.BadParameter.__mro__[1]
 _LONGEST_SIDE = 8192
 
 
 class ImageSize(NamedTuple):
-    """Height and width of a network's input, pixels."""
+    """Height and width of a network's input, in pixels."""
 
     height: int
     width: int
@@ -37,14 +36,14 @@ class ImageSize(NamedTuple):
 
 
 def finite(value: float | None) -> float | None:
-    """Refuse ``nan``, which no range of typer does; the callback of an option."""
+    """Refuse ``nan``, which typer's ranges accept; an option callback."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"expected a number, not {value}")
     return value
 
 
 def out_file(path: Path | None) -> Path | None:
-    """Refuse a folder, link, pipe or device before the work begins; the callback of an option."""
+    """Refuse a folder, link, pipe or device before the work begins; an option callback."""
     if path is not None:
         with writing("the result", path):
             require_replaceable(path, folder=False)
@@ -52,7 +51,7 @@ def out_file(path: Path | None) -> Path | None:
 
 
 def out_folder(path: Path | None) -> Path | None:
-    """Refuse what is not a folder before the work begins; the callback of an option."""
+    """Refuse a path that is not a folder before the work begins; an option callback."""
     if path is not None:
         with writing("the results", path):
             require_replaceable(path, file=False)
@@ -70,12 +69,12 @@ Size = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 # Names in braces are replaced when help is shown (see ``grouped``).
-Device = Annotated[str, typer.Option(help="auto, or what the backend knows: {devices}.")]
+Device = Annotated[str, typer.Option(help="auto, or a device of the backend: {devices}.")]
 Backend = Annotated[
     str, typer.Option(help="Runtime for artifacts: auto (the manifest decides), {backends}.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the engine; default: the engine's own choice.")
+    int | None, typer.Option(min=1, help="Threads of the engine; default: the engine's default.")
 ]
 Images = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""``y7edge predict``: boxes on images and videos."""
+"""``y7edge predict``: detect objects in images and videos."""
 
 from __future__ import annotations
 
@@ -24,30 +24,28 @@ _Save = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Write images and videos with their boxes into it.",
+        help="Folder for images and videos with boxes drawn.",
         callback=out_folder,
     ),
 ]
 _Conf = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, callback=finite, help="Keep scores above this; default: the model's own."
-    ),
+    typer.Option(min=0, max=1, callback=finite, help="Minimum confidence; default: the model's."),
 ]
 _Iou = Annotated[
     float | None,
-    typer.Option(min=0, max=1, callback=finite, help="IoU of the NMS; default: the model's own."),
+    typer.Option(min=0, max=1, callback=finite, help="IoU threshold of NMS; default: the model's."),
 ]
 _MaxDet = Annotated[
     int | None,
-    typer.Option("--max-det", min=1, help="Most boxes in an image; default: the model's own."),
+    typer.Option("--max-det", min=1, help="Maximum of boxes per image; default: the model's."),
 ]
 _Classes = Annotated[
     list[str] | None,
     typer.Option(
         "--class",
         metavar="CLASS",
-        help="Only this class: a name, or a number where no class has that name; repeat.",
+        help="Detect only this class, a name or an id; repeatable.",
     ),
 ]
 
@@ -69,9 +67,9 @@ def predict(
     """Detect objects in images and videos.
 
     --json prints one object for each image: {"source", "image_size": [w, h], "detections":
-    [{"xyxy", "confidence", "class_id", "class_name"}]}, boxes in pixels of the image; frames of
-    a video have "frame_id", from 0. A file that cannot be read is reported, the others are
-    processed, and the exit code is 1.
+    [{"xyxy", "confidence", "class_id", "class_name"}]}, with boxes in pixels of the image. Frames
+    of a video also have "frame_id", from 0. If a file cannot be read, it is reported, the other
+    files are processed, and the exit code is 1.
     """
     from y7edge.cli.inputs import find_inputs, read_input
 
@@ -107,7 +105,7 @@ def predict(
                 failures.append(error)
                 if len(inputs) > 1:
                     note(f"error: {error}")
-    # After the writer is closed: of a video that breaks off, the frames that were read are saved.
+    # Raised after the writer is closed, so that the frames of a truncated video are saved.
     if failures:
         count = f"{len(failures)} of {len(inputs)} files could not be read, or not to their end"
         raise failures[0] if len(inputs) == 1 else SourceError(f"{source}: {count}")

@@ -1,4 +1,4 @@
-"""Write drawn images into a folder: images under their names, a video's frames as one .mp4."""
+"""Write images with drawn boxes into a folder; frames of a video become one .mp4 file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from y7edge.cli.inputs import InputImage, utf8_path
 from y7edge.errors import OutputError
 from y7edge.files import atomic_write, writing
 
-_DEFAULT_RATE = 25.0  # frames per second, where the source states none
-_LOSSLESS = ".png"  # holds every image that another format cannot
+_DEFAULT_RATE = 25.0  # frames per second, if the source has no rate
+_LOSSLESS = ".png"  # for images that the source's format cannot store
 _SUFFIXES = {s: s for s in (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")}
 _SUFFIXES |= {".jfif": ".jpg", ".jpe": ".jpg", ".mpo": ".jpg"}
 
@@ -23,10 +23,10 @@ _Write = Callable[[NDArray[np.uint8]], None]
 
 
 class ImageWriter(AbstractContextManager["ImageWriter"]):
-    """A folder that images are written into; files appear whole, a video when it is finished.
+    """Write images into a folder, atomically; a video is written when it is finished.
 
     Raises:
-        OutputError: the folder cannot be written into, also on exit and ``add``.
+        OutputError: a file cannot be written; also raised by ``add`` and on exit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,8 +44,8 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         """Write one drawn image (H, W, 3) uint8 BGR.
 
         Raises:
-            OutputError: OpenCV cannot write it, it would replace its source, or the video before
-                it is incomplete.
+            OutputError: the image cannot be written, it would replace its source, or the previous
+                video is incomplete.
         """
         with writing("the images", self._folder):
             if image.frame is None or (self._video and self._video[0] != image.source):
@@ -62,11 +62,11 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
             self._video[1](drawn)
 
     def _write(self, source: Path, drawn: NDArray[np.uint8]) -> None:
-        """Write an image under a suffix that holds three channels of bytes."""
+        """Write an image in its source's format, or as PNG if that format cannot store it."""
         original = source.suffix.lower()
         suffix = _SUFFIXES.get(original, _LOSSLESS)
         content = _encode(drawn, suffix)
-        if content is None:  # such as a WebP file of more than 16,383 pixels in width
+        if content is None:  # for example, WebP is limited to 16,383 pixels per side
             suffix = _LOSSLESS
             content = _encode(drawn, suffix)
         if content is None:
@@ -76,13 +76,13 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
             temporary.write_bytes(content)
 
     def _finish_video(self, *error: Any) -> None:
-        """Close the current video; after an error no file appears."""
+        """Close the current video; after an error, no file is written."""
         if self._video is not None:
             stack, self._video = self._video[2], None
             stack.__exit__(*(error or (None, None, None)))
 
     def _free_name(self, source: Path) -> Path:
-        """Return an unused path; a glob may match equal names."""
+        """Return an unused path; a pattern may match files of the same name."""
         name, count = source.name, 1
         while name in self._taken:
             count += 1
@@ -106,9 +106,9 @@ def _encode(image: NDArray[np.uint8], suffix: str) -> bytes | None:
 
 @contextmanager
 def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_Write]:
-    """Give a function that appends a frame to an .mp4 file of ``size`` (width, height).
+    """Yield a function that appends a frame to an .mp4 file of ``size`` (width, height).
 
-    OpenCV reports no error while it writes, so the file is opened again before it is renamed.
+    OpenCV does not report write errors, so the frames of the file are counted before it is renamed.
     """
     import cv2
 
@@ -120,7 +120,7 @@ def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_W
 
         def write(frame: NDArray[np.uint8]) -> None:
             nonlocal frames
-            # OpenCV drops frames of another size: a camera's resolution may change.
+            # OpenCV drops frames of another size, as after a change of a camera's resolution.
             fits = frame.shape[1::-1] == size
             writer.write(frame if fits else cv2.resize(frame, size))
             frames += 1
@@ -136,6 +136,6 @@ def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_W
         saved.release()
         if found != frames:
             raise OutputError(
-                f"{path}: {frames} frames were written, the saved video has {found}: is the disk "
-                "full? Nothing was replaced"
+                f"{path}: the saved video has {found} frames, expected {frames}: check that the "
+                "disk is not full; the destination is unchanged"
             )

@@ -1,4 +1,4 @@
-"""``y7edge selftest``: repeat an artifact's probes, without the checkpoint."""
+"""``y7edge selftest``: repeat an artifact's proof without the checkpoint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def selftest(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Repeat an artifact's proof from its own probes.
+    """Repeat an artifact's proof with its probes.
 
-    Needs neither torch nor the checkpoint. Exits with 4 if the file was changed, or if this engine
-    deviates.
+    Needs neither torch nor the checkpoint. The exit code is 4 if the file was changed, or if the
+    engine's outputs deviate.
     """
     from y7edge.detect.selftest import selftest as repeat
 

@@ -1,4 +1,4 @@
-"""``y7edge verify``: prove an artifact again, against its checkpoint."""
+"""``y7edge verify``: repeat an artifact's proof against its checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from y7edge.cli.models import say_random
 from y7edge.cli.options import Artifact, Backend, Device, Images, Json, Threads
 
 _Against = Annotated[
-    str, typer.Option(metavar="CHECKPOINT", help="The checkpoint, or the variant's name.")
+    str, typer.Option(metavar="CHECKPOINT", help="The artifact's checkpoint or variant.")
 ]
-_IgnoreDigests = Annotated[bool, typer.Option("--ignore-digests", help="Compare the numbers only.")]
+_IgnoreDigests = Annotated[bool, typer.Option("--ignore-digests", help="Compare outputs only.")]
 
 
 def verify(
@@ -27,9 +27,10 @@ def verify(
     ignore_digests: _IgnoreDigests = False,
     as_json: Json = False,
 ) -> None:
-    """Prove an artifact again, against its checkpoint.
+    """Repeat an artifact's proof against its checkpoint.
 
-    Exits with 4 if the file was changed, came from another checkpoint, or differs from its model.
+    The exit code is 4 if the file was changed, was exported from another checkpoint, or differs
+    from its model.
     """
     from y7edge.export.proof.verify import verify as prove
     from y7edge.nn.source import open_checkpoint

@@ -1,6 +1,6 @@
-"""The objects found in one image, as numpy arrays, with the image's capture time and source.
+"""The detections of one image: numpy arrays, with the image's capture time and source.
 
-The fields ``xyxy``, ``confidence``, ``class_id`` and ``tracker_id`` are as in supervision.
+``xyxy``, ``confidence``, ``class_id`` and ``tracker_id`` are as in the package supervision.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _DTYPES: dict[str, type[np.generic]] = {
 class Timing:
     """Milliseconds spent on one image, by stage; images of one batch share ``infer``."""
 
-    wait: float = 0.0  # for the lock, held by another call
+    wait: float = 0.0  # for calls of other threads
     pre: float = 0.0  # letterbox into the network's input
     infer: float = 0.0  # inside the engine
     post: float = 0.0  # decoding and suppression
 
     @property
     def total(self) -> float:
-        """Sum of the stages."""
+        """The sum of all stages."""
         return self.wait + self.pre + self.infer + self.post
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One object: corners in pixels of the source image, confidence 0..1 and class."""
+    """One detected object: corners in pixels of the source image, confidence 0..1, class."""
 
     left: float
     top: float
@@ -59,20 +59,20 @@ class Detection:
 
     @property
     def area(self) -> float:
-        """Square pixels."""
+        """Area in square pixels."""
         return (self.right - self.left) * (self.bottom - self.top)
 
     @property
     def center(self) -> tuple[float, float]:
-        """(x, y) of the middle, in pixels."""
+        """The centre (x, y) in pixels."""
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Objects of one image; a Detector returns them in descending order of confidence.
+    """The objects detected in one image, in descending order of confidence.
 
-    Arrays are copied. A selection (``detections[mask]``, ``filter``) is a new object.
+    The constructor copies arrays. Selections (``detections[mask]``, ``filter``) are new objects.
 
     Attributes:
         xyxy: (N, 4) float32, left, top, right, bottom in pixels of the source image.
@@ -84,8 +84,8 @@ class Detections:
         timestamp_ns: capture time in nanoseconds, on the clock of the source, or None.
         frame_id: number of the frame in its source, or None.
         source: path or URI, or None.
-        timing: time spent by stage.
-        model_id: first digits of the artifact's payload digest.
+        timing: time spent in each stage, or None.
+        model_id: first 16 digits of the artifact's payload digest, or None.
     """
 
     xyxy: NDArray[np.float32]
@@ -105,7 +105,7 @@ class Detections:
         for name, dtype in _DTYPES.items():
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _owned(name, values, dtype))
-        if not self.xyxy.size:  # numpy gives [] no columns
+        if not self.xyxy.size:  # [] becomes an array without columns
             object.__setattr__(self, "xyxy", self.xyxy.reshape(0, 4))
         object.__setattr__(self, "names", tuple(self.names))
         for name in ("timestamp_ns", "frame_id"):
@@ -132,7 +132,7 @@ class Detections:
 
     @classmethod
     def empty(cls, image_wh: tuple[int, int], names: Iterable[str] = ()) -> Detections:
-        """Return no detections for an image of ``image_wh`` (width, height)."""
+        """Return an empty result for an image of ``image_wh`` (width, height)."""
         nothing = np.empty(0, np.float32)
         return cls(nothing, nothing, np.empty(0, np.int32), image_wh, tuple(names))
 
@@ -148,16 +148,16 @@ class Detections:
     def __getitem__(self, index: slice | ArrayLike) -> Detections: ...
 
     def __getitem__(self, index: Any) -> Detection | Detections:
-        """One row for an integer; a new ``Detections`` for a slice, a mask or an index array.
+        """Return a ``Detection`` for an integer, else ``Detections`` of a slice, mask or indices.
 
         Raises:
-            DataError: a mask of another length, or an index beyond the last row.
+            DataError: the mask has another length, or an index is out of range.
         """
         if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
             return self._row(int(index))
         chosen = index if isinstance(index, slice) else np.asarray(index)
         if isinstance(chosen, np.ndarray) and chosen.size == 0:
-            chosen = chosen.astype(np.intp)  # numpy makes [] an array of floats
+            chosen = chosen.astype(np.intp)  # [] becomes an array of floats
         try:
             return replace(
                 self,
@@ -170,7 +170,7 @@ class Detections:
             raise DataError(f"cannot select from {len(self)} detections: {error}") from error
 
     def _row(self, index: int) -> Detection:
-        # An IndexError stays one: Python's sequence protocol needs it.
+        # IndexError is not wrapped: Python's sequence protocol needs it.
         left, top, right, bottom = self.xyxy[index].tolist()
         class_id = int(self.class_id[index])
         return Detection(
@@ -187,10 +187,10 @@ class Detections:
     def filter(
         self, confidence: float | None = None, classes: str | Iterable[int | str] | None = None
     ) -> Detections:
-        """Keep confidences above ``confidence`` and classes in ``classes`` (see :func:`class_ids`).
+        """Select detections above ``confidence`` and of ``classes`` (see :func:`class_ids`).
 
         Raises:
-            ConfigError: a class that the model does not have.
+            ConfigError: the model does not have one of the classes.
         """
         mask = np.ones(len(self), np.bool_)
         if confidence is not None:
@@ -201,24 +201,24 @@ class Detections:
 
     @property
     def xywh(self) -> NDArray[np.float32]:
-        """(N, 4): left, top, width, height in pixels, as in COCO."""
+        """Boxes (N, 4) left, top, width, height in pixels, as in COCO."""
         boxes = self.xyxy.copy()
         boxes[:, 2:] -= boxes[:, :2]
         return boxes
 
     @property
     def xyxyn(self) -> NDArray[np.float32]:
-        """(N, 4): corners in normalized coordinates, 0..1."""
+        """Boxes (N, 4) as corners in normalized coordinates, 0..1."""
         return np.divide(self.xyxy, np.array(self.image_wh * 2, np.float32), dtype=np.float32)
 
     @property
     def area(self) -> NDArray[np.float32]:
-        """(N,) square pixels."""
+        """Areas (N,) in square pixels."""
         sides = self.xyxy[:, 2:] - self.xyxy[:, :2]
         return sides[:, 0] * sides[:, 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for ``json.dumps``; unknown fields but ``source`` are left out."""
+        """Return plain values for ``json.dumps``, without unset fields (except ``source``)."""
         rows = []
         for row in self:
             entry: dict[str, Any] = {
@@ -244,13 +244,13 @@ class Detections:
 
 
 def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple[int, ...]:
-    """Return the ids, ascending, of classes given by name or id.
+    """Convert class names and ids to ids in ascending order.
 
-    A string selects every class of that name; if there is none, a decimal string is an id.
-    ``names`` are the class names by id; empty if unknown.
+    A string selects every class with that name. A decimal string that is not a class name is an id.
+    ``names``: the class names by id; empty if unknown.
 
     Raises:
-        ConfigError: a class that does not exist, or neither a name nor an id.
+        ConfigError: a class does not exist, or is neither a name nor an id.
     """
     if not isinstance(classes, Iterable):
         raise ConfigError(f"classes: expected a name, or several names or ids, found {classes!r}")
@@ -264,14 +264,14 @@ def _ids_of(item: int | str, names: Sequence[str]) -> list[int]:
             return found
         if not (item.isascii() and item.isdecimal() and len(item) < 10):
             near = difflib.get_close_matches(item, names, n=1, cutoff=0.0)
-            hint = f"the nearest is {near[0]!r}" if near else "its class names are unknown"
+            hint = f"did you mean {near[0]!r}?" if near else "its class names are unknown"
             raise ConfigError(f"the model has no class {item!r}; {hint}")
         item = int(item)
     if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
-        raise ConfigError(f"a class is given by id or name, not as {item!r}")
+        raise ConfigError(f"classes: expected a name or an id, found {item!r}")
     if item < 0 or (names and item >= len(names)):
         last = f" to {len(names) - 1}" if names else ""
-        raise ConfigError(f"the model has no class {item}; ids go from 0{last}")
+        raise ConfigError(f"the model has no class {item}; expected an id from 0{last}")
     return [int(item)]
 
 
@@ -283,7 +283,7 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _owned(name: str, values: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    """Return a C-contiguous copy of ``values``; DataError if they cannot be ``dtype``."""
+    """Return a C-contiguous copy of ``values`` as ``dtype``; DataError if that is impossible."""
     try:
         array = np.asarray(values)
         if np.issubdtype(dtype, np.integer) and array.size and array.dtype.kind not in "iu":

@@ -1,7 +1,7 @@
-"""Detector: an image in, objects out, on every engine, without torch and onnx.
+"""The Detector, which finds objects in images with any engine, without torch and onnx.
 
-An image is letterboxed into the network's input, the engine's ``Session`` computes raw outputs, and
-numpy decodes them into boxes in the image's pixels, all as the artifact's manifest says.
+It letterboxes an image into the network's input, runs the engine's ``Session``, and decodes the raw
+outputs into boxes in pixels of the image. The artifact's manifest describes input and outputs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from y7edge.models.checkpoint import SUFFIXES
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
-_MAX_BATCH = 16  # images of a dynamic batch; more would only cost memory
+_MAX_BATCH = 16  # images of a dynamic batch; larger batches only cost memory
 
 _Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image
 
@@ -47,26 +47,27 @@ _Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image
 class Detector:
     """Find objects in images.
 
-    A context manager. Thread-safe: calls are serialised; ``timing.wait`` is the time a call waited.
+    Can be used as a context manager. Thread-safe: concurrent calls run one after the other, and
+    ``timing.wait`` is the time that a call waited.
 
     Args:
         source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``) or
             a variant's name, which gets random weights; the last two need torch.
-        backend: a runtime's name; "auto": the artifact's.
-        device: "auto", "cpu", "cuda", "cuda:1".
-        conf: scores must be greater; None: the manifest's.
-        iou: boxes are suppressed above this IoU with a better one; None: the manifest's.
-        max_det: maximum of objects in an image; None: the manifest's.
-        classes: the classes to find, by name, or by id where no class has that name; None: all.
+        backend: a runtime's name; "auto": chosen by the artifact.
+        device: "auto", or a device of the runtime, such as "cpu", "cuda" or "cuda:1".
+        conf: keep boxes with a greater score; None: the manifest's default.
+        iou: suppress boxes with a greater IoU with a better box; None: the manifest's default.
+        max_det: maximum number of objects per image; None: the manifest's default.
+        classes: the classes to find, by name or id (see ``class_ids``); None: all.
         agnostic: suppress across classes.
-        threads: of the engine; None: its own choice.
-        imgsz: input (height, width) of a checkpoint, or its side; that of an artifact is fixed.
+        threads: number of engine threads; None: the engine's default.
+        imgsz: input size of a checkpoint, a side or (height, width); an artifact's is fixed.
         provider_options: passed to the engine unchanged.
 
     Raises:
-        ConfigError: an option, input or output that is not supported.
-        ArtifactMissing: there is no such file.
-        ArtifactError, DigestError, CheckpointError: a file that cannot be used.
+        ConfigError: an option, input or output is not supported.
+        ArtifactMissing: the file does not exist.
+        ArtifactError, DigestError, CheckpointError: the file cannot be used.
         RuntimeMissing: the engine is not installed.
         DeviceError: the device does not exist.
     """
@@ -97,17 +98,17 @@ class Detector:
         if manifest.parity.get("status") == "unverified":
             reason = manifest.parity.get("reason", "no reason given")
             warnings.warn(
-                f"{source} was never compared with the model it came from ({reason}): "
-                "run `y7edge selftest` or `y7edge verify` where its engine is",
+                f"{source} was exported without a proof ({reason}): "
+                "run `y7edge selftest` or `y7edge verify` on a machine with its engine",
                 stacklevel=3,  # behind `checked`
             )
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
-        """Make a detector over an open session, which it will close.
+        """Make a detector for an open session; ``close`` closes the session too.
 
-        ``options``: conf, iou, max_det, classes and agnostic as for ``Detector``; ``clock``, a
-        function that returns nanoseconds, measures ``timing``.
+        ``options``: conf, iou, max_det, classes and agnostic as for ``Detector``; ``clock``: a
+        function that returns nanoseconds, for ``timing``.
         """
         detector = cls.__new__(cls)
         detector._set_up(session, manifest, **options)
@@ -157,15 +158,15 @@ class Detector:
         """Detect objects in one image, best first.
 
         Args:
-            frame: (H, W, 3) uint8; grey (H, W) and four channels with alpha are accepted too.
-                uint16 where the manifest's input has ``levels``, from which it is scaled.
-            color: order of its channels.
-            timestamp_ns: capture time; like ``frame_id`` and ``source`` copied to the result.
+            frame: (H, W, 3) uint8; also (H, W) grey and (H, W, 4) with alpha. uint16 if the
+                manifest's input has ``levels``, which it is scaled by.
+            color: order of the channels.
+            timestamp_ns: capture time; copied to the result, like ``frame_id`` and ``source``.
             frame_id: number of the frame in its source.
             source: name of the source.
 
         Raises:
-            DataError: not an image.
+            DataError: the frame is not an image.
             DetectorClosed: the detector was closed.
             DeviceError: the engine failed.
         """
@@ -183,11 +184,11 @@ class Detector:
     ) -> list[Detections]:
         """Detect objects in several images of any sizes, in batches of the artifact's size.
 
-        The arguments are those of a call; ``timestamp_ns``, ``frame_id`` and ``source`` have one
-        value for each image.
+        Arguments are as for a call; ``timestamp_ns``, ``frame_id`` and ``source`` have one value
+        for each image.
 
         Raises:
-            DataError: not a list, not images, or not one value for each image.
+            DataError: an argument is not a list with one image or value for each image.
             DetectorClosed: the detector was closed.
             DeviceError: the engine failed.
         """
@@ -197,16 +198,16 @@ class Detector:
                 "call the detector itself for one image"
             )
         given = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
-        frames = list(frames)  # a sequence need not have slices
+        frames = list(frames)  # not every sequence supports slices
         return self._detect(frames, color, self._criteria, _for_each(len(frames), given))
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
-        """Detect in a BGR image for mAP: conf 0.001, all classes of a box, IoU 0.65, 300 boxes."""
+        """Detect objects in a BGR image with the thresholds for mAP, ``EVALUATION``."""
         return self._detect([frame], "bgr", EVALUATION, [{}])[0]
 
     @checked
     def warmup(self, runs: int = 3) -> None:
-        """Run on a grey image, for engines that plan on first use.
+        """Run on a grey image, for engines that are slow on first use.
 
         Raises:
             DetectorClosed: the detector was closed.
@@ -218,7 +219,7 @@ class Detector:
             self(grey)
 
     def close(self) -> None:
-        """Free the engine; closing twice is allowed. Does nothing in a forked child."""
+        """Close the session; closing twice is allowed. Do nothing in a forked child."""
         if os.getpid() != self._process:
             return
         with self._lock:
@@ -227,7 +228,7 @@ class Detector:
                 session.close()
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied."""
+        """Raise DeviceError: a detector cannot be pickled or copied."""
         refuse_copy("a detector")
 
     def __enter__(self) -> Detector:
@@ -248,7 +249,7 @@ class Detector:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Model, device and thresholds as plain values, for logs.
+        """Model, device and thresholds, as plain values for logs.
 
         Raises:
             DetectorClosed: the detector was closed.
@@ -289,7 +290,7 @@ class Detector:
         origins: Sequence[_Origin],
     ) -> list[Detections]:
         """Split the images into batches and run them."""
-        # Before the lock, which a forked child may find held for ever.
+        # Check before taking the lock: in a forked child it may be held forever.
         require_process(self._process, "the detector")
         called = self._clock()
         fixed = self._manifest.input.batch
@@ -312,9 +313,9 @@ class Detector:
         origins: Sequence[_Origin],
         wait: float,
     ) -> list[Detections]:
-        """Run one batch, with the lock held: calls share buffers."""
+        """Run one batch. The caller holds the lock, because buffers are reused."""
         pixels = self._input_for(len(frames))
-        # In its own tensor the preprocessor keeps an unchanged border.
+        # The preprocessor does not repaint the border of its own tensor.
         alone = pixels is self._preprocess.tensor
         started = self._clock()
         geometries = [
@@ -342,7 +343,7 @@ class Detector:
         ]
 
     def _input_for(self, count: int) -> NDArray[Any]:
-        """Return the reused input buffer for ``count`` images, in the engine's batch size."""
+        """Return the input buffer for ``count`` images; a fixed batch keeps its size."""
         fixed = self._manifest.input.batch
         size = count if fixed == "dynamic" else fixed
         if size == 1:
@@ -355,7 +356,7 @@ class Detector:
     def _boxes(
         self, outputs: Mapping[str, NDArray[Any]], count: int, criteria: Criteria
     ) -> list[Boxes]:
-        """Decode the first ``count`` images; the rest of a fixed batch is empty."""
+        """Decode the first ``count`` images; the rest of a fixed batch is unused."""
         if self._heads:
             heads = [outputs[name][:count] for name in self._heads]
             return self._postprocess.heads(heads, criteria)
@@ -364,18 +365,18 @@ class Detector:
 
 
 def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:
-    """Return the values of each image; DataError unless there are ``count`` of each."""
+    """Group values by image; raise DataError unless there is one value for each image."""
     known = {name: values for name, values in given.items() if values is not None}
     for name, values in known.items():
         values = values.tolist() if isinstance(values, np.ndarray) else values
         listed = isinstance(values, Sequence) and not isinstance(values, str)
         if not listed or len(values) != count:
-            raise DataError(f"{name} is {values!r}, expected a list of {count}, one for each image")
+            raise DataError(f"{name} is {values!r}, expected a list of {count}, one per image")
     return [{name: values[index] for name, values in known.items()} for index in range(count)]
 
 
 def _postprocessor(manifest: Manifest) -> Postprocessor:
-    """Return what decodes the artifact's outputs; ArtifactError if nothing can."""
+    """Make the decoder for the artifact's outputs; ArtifactError if they are not supported."""
     for output in manifest.outputs:
         real = output.dtype in ("float32", "float16")
         if real != (output.scale is None) or not (real or output.role == "head"):
@@ -400,7 +401,7 @@ def _postprocessor(manifest: Manifest) -> Postprocessor:
 
 
 def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
-    """Return boxes in the image's pixels, without those in the letterbox's border."""
+    """Map boxes to pixels of the image; drop boxes that lie in the letterbox's border."""
     corners = geometry.to_source(boxes.xyxy)
     inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
     if inside.all():
@@ -414,25 +415,25 @@ def _open(
     options: SessionOptions,
     imgsz: Size | None,
 ) -> tuple[Session, Manifest]:
-    """Open a session for an artifact, or with torch for a checkpoint or a variant's name."""
+    """Open a session for an artifact, or a torch session for a checkpoint or a variant's name."""
     path = Path(source)
     if not is_file(path) and path.name == str(source) and not path.suffix:
-        variants.get(path.name)  # a ConfigError that lists the names, if it is none of them
+        variants.get(path.name)  # raises ConfigError for an unknown name
     elif path.suffix.lower() not in SUFFIXES:
         artifact = registry.load(path, backend)
         _require_size(artifact, imgsz)
         return registry.open_session(artifact, options, backend), artifact.manifest
     if backend != "auto" or options.provider_options:
         raise ConfigError(
-            f"{source} is run by torch: backend and provider_options are for artifacts"
+            f"{source} is run by torch: omit backend and provider_options, which apply to artifacts"
         )
-    # Not an import statement: this module must not depend on torch.
+    # import_module, because this module must not depend on nn (see tests/test_structure.py).
     try:
         eager = import_module("y7edge.nn.eager")
     except ImportError as error:
         raise RuntimeMissing(
             f'{source} is not an exported artifact and needs torch: pip install "y7edge[export]", '
-            "or export it with `y7edge export` where torch is"
+            "or export it with `y7edge export` on a machine with torch"
         ) from error
     session = eager.open(source, options, None if imgsz is None else pair(imgsz))
     return session, session.manifest

@@ -30,23 +30,22 @@ def draw(
     """Return a copy of an image with a box and a label for each detection, best on top.
 
     Args:
-        frame: (H, W, 3) uint8; grey (H, W) and (H, W, 4) with alpha are accepted too.
-        detections: boxes in this image's pixels.
-        confidence: write it after the class name.
+        frame: (H, W, 3) uint8; also (H, W) grey and (H, W, 4) with alpha.
+        detections: the detections of this image.
+        confidence: write the confidence after the class name.
         color: order of the channels of the frame, and of the result (H, W, 3) uint8.
 
     Raises:
-        DataError: not an image, or of another size than that of the detections.
-        ConfigError: another ``color``.
+        DataError: the frame is not an image, or its size differs from the detections' image.
+        ConfigError: ``color`` is not "bgr" or "rgb".
     """
     check_color(color)
     image = check_frame(frame)
     height, width = image.shape[:2]
     if (width, height) != tuple(detections.image_wh):
         raise DataError(
-            f"the frame is {width}x{height}, but the detections are of an image of "
-            f"{detections.image_wh[0]}x{detections.image_wh[1]}: draw on the image that they were "
-            "found in"
+            f"the frame is {width}x{height}, expected {detections.image_wh[0]}x"
+            f"{detections.image_wh[1]}, the size of the detections' image: draw on that image"
         )
     if image.ndim == 2:
         canvas: NDArray[Any] = np.repeat(image[:, :, None], 3, axis=2)
@@ -67,7 +66,7 @@ def draw(
 
 
 def class_colour(class_id: int) -> Bgr:
-    """Return the colour (blue, green, red) of a class; neighbouring ids differ clearly."""
+    """Return the colour (blue, green, red) of a class; consecutive ids differ clearly."""
     hue = class_id * _GOLDEN % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0 if class_id % 2 == 0 else 0.75)
     return round(blue * 255), round(green * 255), round(red * 255)
@@ -76,8 +75,8 @@ def class_colour(class_id: int) -> Bgr:
 def _label(
     canvas: NDArray[np.uint8], detection: Detection, colour: Bgr, thickness: int, confidence: bool
 ) -> None:
-    """Write name and confidence above the box, or inside it at the image's edge."""
-    # OpenCV's fonts have only printable ASCII: write the id of other names.
+    """Write the label above the box, or inside it at the image's edge."""
+    # OpenCV's fonts have only printable ASCII: for other names write the class id.
     name = detection.class_name
     if not (name.isascii() and name.isprintable()):
         name = f"#{detection.class_id}"

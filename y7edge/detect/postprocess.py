@@ -1,17 +1,17 @@
-"""Network outputs to boxes in numpy: decoding, selection of candidates, suppression.
+"""Convert network outputs to boxes: decoding, selection of candidates, suppression; in numpy.
 
 Decoding (YOLOv7, arXiv 2207.02696), for logits t of an anchor (aw, ah) at cell (gx, gy) of a level
-with stride s, all in pixels of the network's input::
+with stride s, in pixels of the network's input::
 
     x = (2 sigmoid(tx) - 0.5 + gx) s        w = (2 sigmoid(tw))^2 aw
     y = (2 sigmoid(ty) - 0.5 + gy) s        h = (2 sigmoid(th))^2 ah
 
 A candidate has objectness > conf and score = objectness x class probability > conf. With one class
-the score is the objectness, since the class logit is not trained.
+the score is the objectness, because the class logit is not trained.
 
-Nearly every cell is background. So the objectness planes are first scanned in the engine's own type
-(logits, probabilities or quantised integers) with a threshold a little below conf; only cells that
-pass are dequantised, activated and compared exactly. NaN is never selected.
+Nearly all cells are background. Therefore the objectness is first compared in the engine's own type
+(logits, probabilities or quantised integers) with a threshold slightly below conf. Only the
+remaining cells are dequantised, activated and compared exactly. NaN is never selected.
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ class Boxes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """Which boxes to keep; ConfigError if a number is out of its range."""
+    """Which boxes to keep.
 
-    conf: float = 0.25  # scores must be greater
-    iou: float = 0.45  # boxes go whose IoU with a better one is greater
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    conf: float = 0.25  # keep boxes with a greater score
+    iou: float = 0.45  # remove boxes with a greater IoU with a better box
     max_det: int = 300  # boxes per image
     classes: tuple[int, ...] | None = None  # class ids to keep, before suppression; None: all
     agnostic: bool = False  # suppress across classes
@@ -62,23 +66,23 @@ class Criteria:
 
 
 EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)
-"""The thresholds that mAP is measured with."""
+"""Thresholds for measuring mAP."""
 
 Quantization = tuple[float, int]  # (scale, zero point): real value = (value - zero point) x scale
 
 
 class Postprocessor:
-    """Convert the outputs of one model to boxes; stateless, so threads may share one.
+    """Convert the outputs of one model to boxes. Stateless and thread-safe.
 
     Args:
         levels: stride and anchors of each head, finest first.
         nc: number of classes.
-        activation: "logit", or "sigmoid" for heads of probabilities.
-        quantization: of each head; None for heads of real numbers.
-        layout: of the heads, "NCHW" or "NHWC".
+        activation: "logit", or "sigmoid" if the heads are probabilities.
+        quantization: the quantization of each head; None for heads of real numbers.
+        layout: layout of the heads, "NCHW" or "NHWC".
 
     Raises:
-        ConfigError: another activation or layout.
+        ConfigError: activation or layout is unknown.
     """
 
     def __init__(
@@ -104,13 +108,13 @@ class Postprocessor:
         ).reshape(-1, 3)
 
     def heads(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> list[Boxes]:
-        """Return the boxes of each image of a batch.
+        """Decode heads to the boxes of each image of a batch.
 
         ``heads``: by level (B, anchors x (5 + nc), H, W), in layout NHWC (B, H, W, anchors x
-        (5 + nc)); float32 or float16, integers where there is a quantization.
+        (5 + nc)); float32 or float16, or integers if quantized.
 
         Raises:
-            DataError: heads of another shape or dtype.
+            DataError: a head has the wrong shape or dtype.
         """
         if self._channels_last:
             heads = [np.moveaxis(head, -1, 1) for head in heads]
@@ -121,19 +125,19 @@ class Postprocessor:
         ]
 
     def decoded(self, boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> list[Boxes]:
-        """Return the boxes of each image of a batch.
+        """Select the boxes of each image of a batch from decoded outputs.
 
         ``boxes``: (B, N, 4) centre x, centre y, width, height in input pixels. ``scores``:
         (B, N, nc) objectness x class probability (nc = 1: objectness).
 
         Raises:
-            DataError: arrays of another shape.
+            DataError: an array has the wrong shape.
         """
         expected = (*boxes.shape[:2], self._nc)
         if boxes.ndim != 3 or boxes.shape[2] != 4 or scores.shape != expected:
             raise DataError(
-                f"boxes {boxes.shape} and scores {scores.shape} do not fit: expected (B, N, 4) "
-                f"and (B, N, {self._nc})"
+                f"boxes are {boxes.shape} and scores {scores.shape}, expected (B, N, 4) and "
+                f"(B, N, {self._nc})"
             )
         return [
             suppress(decoded_candidates(box, score, criteria), criteria)
@@ -176,9 +180,10 @@ class Postprocessor:
         return _sigmoid(values) if self._logits else values
 
     def _gather(self, heads: Sequence[NDArray[Any]], conf: float) -> tuple[NDArray[Any], ...]:
-        """Return the cells whose objectness may be above ``conf``.
+        """Select the cells whose objectness may be above ``conf``.
 
-        Dequantised values (K, 5 + nc) float32; index of the anchor over all levels, row, column.
+        Returns dequantised values (K, 5 + nc) float32, anchor indices over all levels, rows and
+        columns.
         """
         first = 0
         values, anchors, places = [], [], []
@@ -186,7 +191,7 @@ class Postprocessor:
         for head, count, quantization in levels:
             fields = head.reshape(count, 5 + self._nc, -1)
             least = _least(conf, head.dtype, self._logits, quantization)
-            # Flat: numpy scans one row of booleans several times faster than a table.
+            # Flattened, because numpy's nonzero is several times faster in one dimension.
             flat = (fields[:, 4] >= least).reshape(-1).nonzero()[0]
             anchor, place = np.divmod(flat, fields.shape[2])
             values.append(_dequantised(fields[anchor, :, place], quantization))
@@ -228,7 +233,7 @@ def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Crit
 
 
 def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:
-    """Non-maximum suppression by ``criteria``; best score first."""
+    """Apply non-maximum suppression; return the kept boxes, best score first."""
     kept = nms(*boxes, criteria.iou, criteria.max_det, agnostic=criteria.agnostic)
     return Boxes(boxes.xyxy[kept], boxes.score[kept], boxes.class_id[kept])
 
@@ -236,23 +241,23 @@ def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:
 def _choose(
     score: NDArray[np.float32], class_id: NDArray[Any], criteria: Criteria
 ) -> NDArray[np.intp] | slice:
-    """Select the classes of ``criteria``, and at most ``MAX_CANDIDATES``."""
+    """Select candidates of the wanted classes, at most ``MAX_CANDIDATES``."""
     if criteria.classes is None and len(score) <= MAX_CANDIDATES:
         return slice(None)
     chosen = np.arange(len(score))
     if criteria.classes is not None:
         chosen = np.flatnonzero(np.isin(class_id, criteria.classes))
     if len(chosen) > MAX_CANDIDATES:
-        # Before decoding: the boxes of every class of every cell could fill the memory.
+        # Limit them before decoding: the boxes of all classes and cells could fill the memory.
         chosen = chosen[best_first(score[chosen], MAX_CANDIDATES)]
     return chosen
 
 
 def _best(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return column and value of the largest number in each row; NaN counts as the smallest."""
+    """Return column and value of the largest number in each row, ignoring NaN."""
     column = values.argmax(axis=1)
     largest = values[np.arange(len(values)), column]
-    if np.isnan(largest).any():  # numpy's argmax stops at a NaN
+    if np.isnan(largest).any():  # argmax returns the first NaN
         return _best(np.where(np.isnan(values), np.float32(-np.inf), values))
     return column, largest
 
@@ -266,7 +271,7 @@ def _finite(xyxy: NDArray[Any], score: NDArray[np.float32], class_id: NDArray[An
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # exp(100) overflows float32, and 0 is right
+    with np.errstate(over="ignore"):  # exp(100) overflows float32; the result 0 is correct
         probability: NDArray[np.float32] = np.reciprocal(1 + np.exp(-logits))
         return probability
 
@@ -275,10 +280,10 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def _least(
     conf: float, dtype: np.dtype[Any], logits: bool, quantization: Quantization | None
 ) -> Any:
-    """Return a value of ``dtype`` below which no objectness is greater than ``conf``.
+    """Return a threshold in ``dtype`` that is safely below ``conf``, for the first scan.
 
-    Probabilities are rounded by about 2^-24, in logits that divided by the sigmoid's slope
-    p (1 - p); so the threshold is lower by that.
+    Probabilities have a rounding error of about 2^-24, logits that error divided by the sigmoid's
+    slope p (1 - p). The threshold is lowered by more than this error.
     """
     cut = conf * (1 - 2**-20)
     if logits:
@@ -294,7 +299,7 @@ def _least(
 
 
 def _below(value: float, dtype: np.dtype[Any]) -> Any:
-    """Return a number of ``dtype`` not above ``value``."""
+    """Return a number of ``dtype`` that is not greater than ``value``."""
     return np.nextafter(dtype.type(value), dtype.type(-math.inf))
 
 

@@ -1,11 +1,11 @@
-"""Letterbox: fit an image into the network's input, and map boxes back to the image.
+"""Letterbox images into the network's input, and map boxes back to the image.
 
 The image is scaled by one factor and centred on grey 114. Geometry, rounding (half to even) and
-pixels are those of the published YOLOv7, with two fixes:
+pixels equal those of the published YOLOv7, with two fixes:
 
-* A side of an elongated image keeps at least 1 pixel (1 x 640 into 320 x 320 rounds to 0).
-* Boxes are mapped back by the padding and the factors that were applied. The published code uses
-  half of the unrounded padding, which is half a pixel off where the padding is odd.
+* Each side of the resized image has at least 1 pixel. (1 x 640 into 320 x 320 rounds to 0.)
+* Boxes are mapped back with the padding and the factors that were applied. The published code uses
+  half of the unrounded padding, which is wrong by half a pixel if the padding is odd.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from y7edge.data.images import to_bytes
 from y7edge.errors import ConfigError, DataError
 
 PAD = 114  # grey of the padding, 0..255, in all channels
-MAX_VALUES = 1 << 30  # of an image; a view that repeats pixels can claim any number
+MAX_VALUES = 1 << 30  # per image; a broadcast view can have any number
 Color = Literal["bgr", "rgb"]
 """Order of an image's channels; a fourth channel is alpha, and ignored."""
 
 DTYPES = ("float32", "float16", "uint8")
-"""Supported types of network input; uint8 has pixel values unscaled."""
+"""Supported dtypes of the network's input; uint8 holds unscaled pixel values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """An image is resized to ``resized_hw``, then padded to ``output_hw``; all (height, width)."""
+    """A letterbox: resize to ``resized_hw``, then pad to ``output_hw``; all (height, width)."""
 
     image_hw: tuple[int, int]
     resized_hw: tuple[int, int]
@@ -56,11 +56,11 @@ class Geometry:
 
 
 def letterbox_geometry(image_hw: tuple[int, int], target_hw: tuple[int, int] | int) -> Geometry:
-    """Compute the letterbox of an image (height, width) in an input (height, width) or a square."""
+    """Compute the letterbox of an image in an input of size (height, width), or a square side."""
     height, width = image_hw
     output_hw = (target_hw, target_hw) if isinstance(target_hw, int) else target_hw
     factor = min(output_hw[0] / height, output_hw[1] / width)
-    # Published code lets a side become 0 here and then fails in the resize.
+    # In the published code a side can become 0, and the resize fails.
     resized_hw = max(1, round(height * factor)), max(1, round(width * factor))
     half_height, half_width = ((o - r) / 2 for o, r in zip(output_hw, resized_hw, strict=True))
     return Geometry(
@@ -90,11 +90,11 @@ def unletterbox(
 class Preprocessor:
     """Write images to the network's input: letterbox, channel order, layout, scale.
 
-    Not thread-safe: work buffers and ``tensor``, the default destination, are reused. The border of
-    ``tensor`` is only filled when the geometry changes.
+    Not thread-safe: buffers and ``tensor``, the default destination, are reused. The border of
+    ``tensor`` is repainted only when the geometry changes.
 
     Raises:
-        ConfigError: an input that is not supported.
+        ConfigError: the input's layout, dtype or scale is not supported.
     """
 
     def __init__(self, network: InputInfo) -> None:
@@ -111,11 +111,11 @@ class Preprocessor:
         shape = (height, width, 3) if self._channels_last else (3, height, width)
         self.tensor: NDArray[Any] = np.empty((1, *shape), dtype)
         self._order, self._levels = network.color, network.levels
-        # Dividing by 255 gives the nearest float32 for every value; multiplying by 1/255 does not.
+        # Division by 255 rounds every value correctly; multiplication by 1/255 does not.
         self._divisor = np.float32(1 / scale)
         self._border = np.float32(network.letterbox.pad) / self._divisor
         self._geometry: Geometry | None = None  # of the last image
-        self._painted: Geometry | None = None  # whose border `tensor` has
+        self._painted: Geometry | None = None  # of the border in `tensor`
         self._resized: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._planes: list[NDArray[np.uint8]] = []
 
@@ -129,13 +129,13 @@ class Preprocessor:
 
         Args:
             frame: (H, W, 3) uint8; also (H, W) and (H, W, 1) grey and (H, W, 4) with alpha.
-                uint16 where the input states ``levels``.
+                uint16 if the input has ``levels``.
             color: order of the frame's channels.
             out: one image of a larger batch, in layout and dtype of ``tensor``.
 
         Raises:
-            DataError: not an image.
-            ConfigError: another ``color``.
+            DataError: the frame is not an image.
+            ConfigError: ``color`` is not "bgr" or "rgb".
         """
         check_color(color)
         image = check_frame(frame, self._levels)
@@ -180,7 +180,7 @@ class Preprocessor:
             return [image] * 3
         if len(self._planes) != image.shape[2] or self._planes[0].shape != image.shape[:2]:
             self._planes = [np.empty(image.shape[:2], np.uint8) for _ in range(image.shape[2])]
-        # Splitting bytes first: conversion to float is faster on contiguous memory.
+        # Split before the conversion to float, which is faster on contiguous memory.
         planes = cv2.split(image, self._planes)
         return planes[:3] if color == self._order else planes[2::-1]
 
@@ -203,20 +203,20 @@ class Preprocessor:
 
 
 def check_color(color: str) -> None:
-    """Raise ConfigError unless ``color`` is an order of channels."""
+    """Raise ConfigError unless ``color`` is "bgr" or "rgb"."""
     if not isinstance(color, str) or color not in ("bgr", "rgb"):
         raise ConfigError(f'color is {color!r}, expected "bgr" or "rgb"')
 
 
 def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Return an image C-contiguous as (H, W), (H, W, 3) or (H, W, 4); DataError if not uint8.
+    """Return a C-contiguous uint8 image (H, W), (H, W, 3) or (H, W, 4); DataError otherwise.
 
-    A uint16 image is scaled to 8 bits from ``levels``, where those are known.
+    A uint16 image is scaled to 8 bits from ``levels`` if these are given.
     """
     if not isinstance(frame, np.ndarray):
         raise DataError(
             f"an image must be a numpy array, not {type(frame).__name__}: "
-            "use numpy.asarray(image), and color='rgb' if it comes from PIL"
+            "use numpy.asarray(image), and color='rgb' for an image from PIL"
         )
     if frame.dtype == np.uint16 and levels is not None:
         frame = to_bytes(frame, levels)

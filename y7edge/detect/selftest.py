@@ -1,7 +1,7 @@
-"""Repeat the proof where the artifact runs, without torch, onnx, checkpoint or images.
+"""Repeat an artifact's proof on the target machine, without torch, onnx, checkpoint or images.
 
-The payload digest shows that the file is the one that was proved. The probes (inputs by recipe with
-sampled reference outputs) show that this machine's engine computes what the model computed.
+The payload digest shows that the file was not changed since its proof. The probes (generated inputs
+with sampled reference outputs) show that the engine on this machine computes the same outputs.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 
 RECIPE = "blocks"
-"""The recipe for inputs: the mean of noise in squares of 32, 8 and 1 pixels.
+"""Recipe for probe inputs: the mean of noise in squares of 32, 8 and 1 pixels.
 
-Noise of single pixels averages out within a few layers; squares keep deep maps varied.
+Per-pixel noise averages out within a few layers; larger squares keep deep feature maps varied.
 """
 
 _CELLS = (32, 8, 1)
 
 
 def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """Make the input (B, 3, H, W) float32, 0..1, of a recipe and a key.
+    """Generate a probe's input (B, 3, H, W) float32, 0..1, from its recipe and key.
 
     Raises:
-        ArtifactError: an unknown recipe.
+        ArtifactError: the recipe is unknown.
     """
     if recipe != RECIPE:
-        raise ArtifactError(f"a probe's recipe is {recipe!r}; this y7edge knows {RECIPE!r}: update")
+        raise ArtifactError(f"a probe has recipe {recipe!r}, expected {RECIPE!r}: update y7edge")
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
     batch, channels, height, width = shape
     total = np.zeros(shape, np.float32)
@@ -51,7 +51,7 @@ def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDAr
 
 
 def input_crc32(pixels: NDArray[np.float32]) -> int:
-    """Return the CRC-32 of an input's little-endian bytes."""
+    """Return the CRC-32 of an input's bytes in little-endian order."""
     return zlib.crc32(pixels.astype("<f4", copy=False).tobytes())
 
 
@@ -62,9 +62,9 @@ def selftest(
     """Check an artifact's digests and repeat its probes in its own engine.
 
     Raises:
-        DigestError: file or manifest were changed, or are damaged.
-        ParityError: a probe deviates beyond its tolerance; ``report`` has the numbers.
-        ArtifactError: no such file, or no runtime reads it.
+        DigestError: the file or its manifest was changed or damaged.
+        ParityError: a probe exceeds its tolerance; ``report`` has the numbers.
+        ArtifactError: the file does not exist, or no runtime reads it.
         RuntimeMissing, DeviceError: the engine cannot be started.
     """
     runtime = registry.find(path, backend)
@@ -72,7 +72,7 @@ def selftest(
     digest = registry.check_payload(artifact, backend)
     if not artifact.manifest.probes:
         raise ParityError(f"{path} has no probes to repeat: export it again")
-    options = SessionOptions(device, threads, check_payload=False)  # already checked
+    options = SessionOptions(device, threads, check_payload=False)  # checked above
     session = registry.open_session(artifact, options, backend)
     try:
         manifest = artifact.manifest
@@ -93,17 +93,17 @@ def selftest(
     if failed:
         worst = failed[0]
         raise ParityError(
-            f"{path} computes something else here than where it was proved: probe {worst.key} "
-            f"deviates by {worst.deviation}, tolerance {worst.tolerance} "
-            f"({report.arithmetic}): update the engine, or use another device",
+            f"{path}: outputs on this machine differ from the proof: probe {worst.key} deviates "
+            f"by {worst.deviation}, tolerance {worst.tolerance} ({report.arithmetic}): update the "
+            "engine, or use another device",
             report,
         )
     return report
 
 
 def load_undamaged(path: Path | str, backend: str = "auto") -> Artifact:
-    """Load an artifact; DigestError also for a file in which no manifest is found."""
-    registry.find(path, backend)  # a path that is not a file stays an ArtifactError
+    """Load an artifact; raise DigestError also for a file without a readable manifest."""
+    registry.find(path, backend)  # raises ArtifactError if the file does not exist
     try:
         return registry.load(path, backend)
     except DigestError:
@@ -113,13 +113,13 @@ def load_undamaged(path: Path | str, backend: str = "auto") -> Artifact:
 
 
 def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult:
-    """Repeat one probe; ArtifactError if its input cannot be reproduced or an output is missing."""
+    """Run one probe; ArtifactError if its input cannot be reproduced or an output is missing."""
     image = manifest.input
     pixels = probe_input(probe.recipe, probe.key, (probe.batch, 3, image.height, image.width))
     if input_crc32(pixels) != probe.crc32:
         raise ArtifactError(
-            f"numpy {np.__version__} makes another input of probe {probe.key} than the one that "
-            "was proved: use a newer y7edge, or another numpy"
+            f"numpy {np.__version__} generates another input for probe {probe.key} than in the "
+            "proof: use a newer y7edge, or another numpy"
         )
     outputs = session.infer({image.name: as_input(pixels, image)})
     deviations = compare_samples(probe, outputs, session.outputs)
@@ -132,7 +132,7 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
 def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
     """Convert pixels (B, 3, H, W) to the input's layout and dtype; ArtifactError if not float."""
     if not image.dtype.startswith("float"):
-        raise ArtifactError(f"the input is {image.dtype}; a proof feeds float32 or float16")
+        raise ArtifactError(f"the input is {image.dtype}, expected float32 or float16")
     ordered = pixels.transpose(0, 2, 3, 1) if image.layout == "NHWC" else pixels
     return np.ascontiguousarray(ordered, image.dtype)
 
@@ -140,14 +140,16 @@ def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
 def compare_samples(
     probe: Probe, outputs: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
 ) -> dict[str, float | None]:
-    """Return the largest deviation from the samples by output, as a fraction of its scale."""
+    """Return each output's largest deviation from its samples, as a fraction of its scale."""
     by_name = {spec.name: spec for spec in specs}
     deviations: dict[str, float | None] = {}
     if {sample.output for sample in probe.samples} != set(by_name):
-        raise ArtifactError(f"probe {probe.key} has not one set of samples for each output")
+        raise ArtifactError(f"probe {probe.key}: expected one set of samples for each output")
     for sample in probe.samples:
-        if sample.output not in by_name or max(sample.indices) >= outputs[sample.output].size:
-            raise ArtifactError(f"probe {probe.key} asks for output {sample.output}, which differs")
+        if max(sample.indices) >= outputs[sample.output].size:
+            raise ArtifactError(
+                f"probe {probe.key}: a sample's index is beyond the end of {sample.output}"
+            )
         taken = outputs[sample.output].reshape(-1)[list(sample.indices)]
         real = dequantised(taken, by_name[sample.output])
         worst = float(np.abs(real - np.array(sample.values)).max()) / sample.scale
@@ -156,7 +158,7 @@ def compare_samples(
 
 
 def dequantised(values: NDArray[Any], spec: TensorSpec) -> NDArray[np.float64]:
-    """Convert a tensor of an engine to real values."""
+    """Convert values of an engine's tensor to real values."""
     real = values.astype(np.float64)
     if spec.scale is None:
         return real

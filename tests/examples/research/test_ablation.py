@@ -96,7 +96,7 @@ def test_identity_branches_come_back_with_a_resumed_run(script, tmp_path):
     assert branches
 
 
-def test_pictures_are_made_once_also_by_two_at_a_time(script, tmp_path, monkeypatch):
+def test_images_are_made_once_by_concurrent_processes(script, tmp_path, monkeypatch):
     real = script.scenes.generate
     wanted = options(script, tmp_path)
 
@@ -113,7 +113,7 @@ def test_pictures_are_made_once_also_by_two_at_a_time(script, tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_every_training_is_done_once_and_goes_on_where_it_was(script, tmp_path, monkeypatch):
+def test_every_training_is_done_once_and_resumes(script, tmp_path, monkeypatch):
     chosen = options(script, tmp_path, "--only", "implicit", "average")
     begun = []
     real = script.train

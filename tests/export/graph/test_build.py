@@ -116,7 +116,7 @@ def test_any_multiple_of_the_largest_stride(size):
         assert_close(actual, expected)
 
 
-def test_declared_shapes_are_those_that_come_out():
+def test_declared_shapes_are_correct():
     for outputs in ("heads", "decoded"):
         model = build("yolov7-e6e", outputs=outputs)
         results = run(model, random_images(1))
@@ -179,7 +179,7 @@ def test_nodes_and_tensors_are_named_after_rows(name):
     assert weights == {key for key in weight_shapes(spec) if not key.endswith("anchors")}
 
 
-def test_names_that_the_documentation_shows():
+def test_names_in_the_documentation():
     spec = narrow("yolov7")[1].spec
     row = next(r.index for r in spec.rows if r.block == "sppcspc")
     nodes = {node.name: node for node in build("yolov7").graph.node}
@@ -246,7 +246,7 @@ def test_weights_are_those_of_the_checkpoint():
         ({"precision": "int8"}, "'int8', expected fp32 or fp16"),
     ],
 )
-def test_impossible_requests_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ExportError, match=message):
         build("yolov7-tiny", **options)
 

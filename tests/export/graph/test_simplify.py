@@ -35,7 +35,7 @@ def model():
     return helper.make_model(graph, ir_version=8, opset_imports=opset, producer_name="y7edge")
 
 
-def test_what_changes_nothing_is_kept(model):
+def test_equal_graph_is_kept(model):
     before = model.SerializeToString(deterministic=True)
     simplified, note = simplify(model)
     assert [node.op_type for node in simplified.graph.node] == ["Conv", "Sigmoid"]
@@ -52,7 +52,7 @@ def test_additions_are_removed_and_bytes_repeat(model):
     assert (first.ir_version, first.opset_import[0].version) == (8, 17)
 
 
-def test_nothing_to_do_gives_the_model_itself(model):
+def test_unchanged_graph_returns_the_model(model):
     tight, _ = simplify(model)
     again, note = simplify(tight)
     assert again is tight
@@ -92,7 +92,7 @@ def _invalid(model):
         (_invalid, "onnx-simplifier failed"),
     ],
 )
-def test_a_change_keeps_the_original(model, monkeypatch, damage, reason):
+def test_changed_results_keep_the_original(model, monkeypatch, damage, reason):
     def damaging(original, **_):
         changed = copy.deepcopy(original)
         damage(changed)
@@ -116,7 +116,7 @@ def test_a_crash_keeps_the_original(model, monkeypatch):
     onnx.checker.check_model(kept)
 
 
-def test_without_the_engine_that_compares_the_graph_stays(model, monkeypatch):
+def test_without_engine_the_graph_is_not_simplified(model, monkeypatch):
     monkeypatch.setattr(simplifier, "missing", lambda needs: list(needs))
     kept, note = simplify(model)
     assert kept is model

@@ -47,7 +47,7 @@ def test_deviation_is_relative_to_the_largest_magnitude_of_each_image():
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_cosine_is_that_of_values_less_channel_means_over_all_images(axis):
+def test_cosine_subtracts_channel_means(axis):
     pairs = [pair(seed, noise=0.3, axis=axis) for seed in range(3)]
     agreement = TensorAgreement(channel_axis=axis)
     for reference, found in pairs:
@@ -66,7 +66,7 @@ def test_cosine_is_that_of_values_less_channel_means_over_all_images(axis):
     assert expected < 0.97
 
 
-def test_a_bias_does_not_carry_the_cosine():
+def test_bias_does_not_affect_the_cosine():
     reference, _ = pair()
     shuffled = np.random.default_rng(1).permuted(reference, axis=3)
     agreement = TensorAgreement(channel_axis=1)
@@ -80,7 +80,7 @@ def test_a_bias_does_not_carry_the_cosine():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("first", [True, False])
-def test_what_is_not_finite_stays_visible(value, first):
+def test_non_finite_values_are_kept(value, first):
     broken = pair()[1]
     broken[0, 3, 2, 1] = value
     agreement = TensorAgreement(channel_axis=1)
@@ -90,7 +90,7 @@ def test_what_is_not_finite_stays_visible(value, first):
     assert not agreement.cosine >= -1
 
 
-def test_a_reference_that_does_not_vary_is_met_or_not():
+def test_constant_reference():
     agreement = TensorAgreement(channel_axis=1)
     same = np.ones((1, 2, 3, 3), np.float32)
     agreement.add(same, same)
@@ -99,7 +99,7 @@ def test_a_reference_that_does_not_vary_is_met_or_not():
     assert np.isnan(agreement.cosine)
 
 
-def test_zeros_that_are_met_do_not_deviate():
+def test_equal_zeros_do_not_deviate():
     zeros = np.zeros((1, 3, 4, 4), np.float32)
     agreement = TensorAgreement(channel_axis=1)
     agreement.add(zeros, zeros)
@@ -155,7 +155,7 @@ def scored(scores, nc=2):
     return Decoded(boxes, table)
 
 
-def test_the_best_of_all_images_come_first_then_a_ladder():
+def test_best_candidates_come_before_one_per_hundredth():
     rng = np.random.default_rng(0)
     images = [scored(rng.uniform(0.9, 0.99, 80)), scored([*rng.uniform(0.9, 0.99, 80), 0.3, 0.1])]
     chosen = choose([c for i, p in enumerate(images) for c in candidates_of(i, p)])

@@ -47,11 +47,11 @@ def shown(artifact):
 # --- the proof -----------------------------------------------------------------------------------
 
 
-def test_a_proof_says_what_was_compared(artifact_path, narrow_tiny):
+def test_proof_records_the_comparison(artifact_path, narrow_tiny):
     report = verify(artifact_path, narrow_tiny)
     measured = report.measured
     assert (report.status, report.problems) == ("passed", ())
-    assert (measured.pictures.count, measured.pictures.source) == (8, "scenes made by y7edge")
+    assert (measured.pictures.count, measured.pictures.source) == (8, "synthetic scenes")
     assert report.origin.source_digest == narrow_tiny.digest
     assert set(measured.outputs) == {"head0", "head1", "head2"}
     for output in measured.outputs.values():
@@ -84,7 +84,7 @@ def test_verify_takes_a_backend(artifact_path, narrow_tiny, shown):
         parity.prove(artifact, Reference(narrow_tiny), images, threads=0)
 
 
-def test_each_single_convolution_is_caught_with_digests_ignored(
+def test_every_changed_convolution_fails_without_digests(
     artifact_path, narrow_tiny, shown, tmp_path
 ):
     reference = Reference(narrow_tiny)
@@ -138,11 +138,11 @@ def test_verify_refuses_a_flipped_byte_of_graph_and_weights(artifact_path, narro
         (lambda m: {"thresholds": replace(m.thresholds, max_det=1)}, "thresholds"),
     ],
 )
-def test_a_manifest_with_a_new_digest_is_held_against_the_checkpoint(
+def test_forged_manifest_is_compared_with_the_checkpoint(
     artifact, artifact_path, narrow_tiny, tmp_path, change, what
 ):
     path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", **change(artifact.manifest))
-    with pytest.raises(ParityError, match=f"other {what}"):
+    with pytest.raises(ParityError, match=f"differ in {what}"):
         verify(path, narrow_tiny)
 
 
@@ -151,31 +151,31 @@ def test_probes_that_allow_more_than_the_proof_does_are_refused(
 ):
     loose = tuple(replace(probe, tolerance=0.9) for probe in artifact.manifest.probes)
     path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", probes=loose)
-    with pytest.raises(ParityError, match=r"probe0-batch1 allows 0\.9, at most 0\.0001"):
+    with pytest.raises(ParityError, match=r"probe0-batch1 allows 0\.9, maximum 0\.0001"):
         verify(path, narrow_tiny)
 
 
 def test_probes_without_samples_of_an_output_are_refused(artifact, artifact_path, tmp_path):
     fewer = tuple(replace(p, samples=p.samples[:1]) for p in artifact.manifest.probes)
     path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", probes=fewer)
-    with pytest.raises(ArtifactError, match="has not one set of samples for each output"):
+    with pytest.raises(ArtifactError, match="expected one set of samples for each output"):
         selftest(path)
 
 
 def test_another_checkpoint_is_named(artifact_path, narrow_tiny):
     other = random_weights(narrow_tiny.spec, seed=1)
-    with pytest.raises(ParityError, match="made from another checkpoint"):
+    with pytest.raises(ParityError, match="exported from another checkpoint"):
         verify(artifact_path, other)
     with pytest.raises(ParityError, match="deviates"):
         verify(artifact_path, other, ignore_digests=True)
     fewer = random_weights(replace(narrow_tiny.spec, nc=2))
-    with pytest.raises(ParityError, match=r"other number of classes.*3 and not 2"):
+    with pytest.raises(ParityError, match=r"differ in number of classes: found 3, expected 2"):
         verify(artifact_path, fewer, ignore_digests=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("factor", [1e-3, 0])
-def test_scores_that_do_not_differ_prove_nothing(narrow_tiny, tmp_path, factor, precision):
+def test_equal_scores_are_inconclusive(narrow_tiny, tmp_path, factor, precision):
     arrays = dict(narrow_tiny.arrays)
     head = narrow_tiny.spec.head.index
     for level in range(3):
@@ -190,11 +190,11 @@ def test_scores_that_do_not_differ_prove_nothing(narrow_tiny, tmp_path, factor, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_that_answers_nan_proves_nothing(narrow_tiny, tmp_path):
+def test_nan_outputs_are_inconclusive(narrow_tiny, tmp_path):
     arrays = dict(narrow_tiny.arrays)
     for row in (0, 1):
         arrays[f"rows.{row}.bn.weight"] = arrays[f"rows.{row}.bn.weight"] * np.float32(1e30)
-    with pytest.raises(ParityError, match="inconclusive, head0 of the checkpoint itself is NaN"):
+    with pytest.raises(ParityError, match="inconclusive, head0 of the checkpoint is NaN"):
         export(replace(narrow_tiny, arrays=arrays), tmp_path / "m.onnx", imgsz=SIZE)
     assert list(tmp_path.iterdir()) == []
 
@@ -297,7 +297,7 @@ def measured(head0, candidates, activations, probes):
 # --- images ------------------------------------------------------------------------------------
 
 
-def test_images_of_the_user_come_first(artifact, narrow_tiny, tmp_path):
+def test_user_images_come_first(artifact, narrow_tiny, tmp_path):
     import cv2
 
     for i in range(11):
@@ -315,11 +315,11 @@ def test_images_of_the_user_come_first(artifact, narrow_tiny, tmp_path):
     with pytest.raises(DataError, match=r"notes\.txt"):
         gather(tmp_path / "notes.txt", {}, artifact.manifest.input)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images in"):
+    with pytest.raises(DataError, match="no images found"):
         gather(tmp_path / "empty", {}, artifact.manifest.input)
 
 
-def test_then_those_of_the_recorded_data_set(artifact, tmp_path):
+def test_recorded_data_set_comes_second(artifact, tmp_path):
     from y7edge.data.synthetic import scenes
 
     recorded = scenes.generate(tmp_path / "data", train=3, val=2)
@@ -327,7 +327,7 @@ def test_then_those_of_the_recorded_data_set(artifact, tmp_path):
     found = gather(None, meta, artifact.manifest.input)
     assert (len(found.inputs), found.source) == (2, f"data set {recorded}")
     gone = gather(None, {"data": {"path": str(tmp_path / "gone")}}, artifact.manifest.input)
-    assert gone.source.startswith("scenes made by y7edge (the recorded data set")
+    assert gone.source.startswith("synthetic scenes (the recorded data set")
     assert len(gone.inputs) == images.COUNT
 
 
@@ -364,7 +364,7 @@ def test_the_reference_runs_once_for_each_checkpoint_and_input(
 
 
 @pytest.mark.parametrize("what", ["pipe", "folder", "text", "bomb"])
-def test_an_answer_that_cannot_be_read_is_made_again(narrow_tiny, shown, tmp_path, what):
+def test_unreadable_cache_entry_is_replaced(narrow_tiny, shown, tmp_path, what):
     reference = Reference(narrow_tiny, tmp_path)
     expected = reference.answer(shown.inputs[0])
     (path,) = tmp_path.glob("*.npz")
@@ -386,7 +386,7 @@ def test_an_answer_that_cannot_be_read_is_made_again(narrow_tiny, shown, tmp_pat
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
-def test_a_damaged_answer_is_made_again(narrow_tiny, shown, tmp_path, counted, damage):
+def test_damaged_cache_entry_is_replaced(narrow_tiny, shown, tmp_path, counted, damage):
     reference = Reference(narrow_tiny, tmp_path)
     first = reference.answer(shown.inputs[0])
     (kept,) = tmp_path.glob("*.npz")
@@ -434,7 +434,7 @@ def test_the_reference_is_the_training_form_and_agrees_with_the_model(narrow_tin
     assert answer.peak >= max(float(raw.abs().max()) for raw in raws) - 1e-5
 
 
-def test_sums_are_watched_too(tmp_path):
+def test_peaks_include_sums(tmp_path):
     from y7edge.models import registry as models
     from y7edge.models.scaling import scale
 

@@ -18,7 +18,7 @@ from y7edge.export.proof.reference import Answer
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("activation", ["logit", "sigmoid"])
-def test_an_answer_takes_the_form_of_the_outputs(layout, activation):
+def test_reference_is_converted_to_the_outputs(layout, activation):
     plain = make_manifest()
     outputs = tuple(
         replace(o, shape=in_layout(o.shape, layout), layout=layout, activation=activation)
@@ -39,7 +39,7 @@ def test_an_answer_takes_the_form_of_the_outputs(layout, activation):
     np.testing.assert_allclose(decoded.scores, expected.scores, rtol=1e-5)
 
 
-def test_pixels_take_the_form_of_the_input():
+def test_pixels_are_converted_to_the_input():
     image = make_manifest().input
     pixels = np.random.default_rng(0).random((2, 3, 64, 96), np.float32)
     np.testing.assert_array_equal(as_input(pixels, image), pixels)

@@ -96,7 +96,7 @@ def test_folder_with_only_a_state_is_a_run_to_resume(name, tmp_path):
 def test_unwritable_folder_is_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ConfigError, match=r"(file: is a file|a file stands there)"):
+        with pytest.raises(ConfigError, match=r"(file: is a file|a file exists there)"):
             folder.check_free(out)
     folder.check_free(tmp_path / "new" / "run")
     folder.check_free("relative/run")
