@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from y7edge.data.dataset import load
@@ -337,7 +337,11 @@ def test_boxes_outlines_and_classes_stay_together(rows):
     with tempfile.TemporaryDirectory() as name:
         folder = Folder(Path(name))
         folder.image("a.png", "\n".join(lines))
-        data = load(folder.describe("train: images/train\nnc: 4"))
+        try:
+            data = load(folder.describe("train: images/train\nnc: 4"))
+        except DataError as error:  # random outlines may look like boxes with keypoints
+            assume("extra columns" not in str(error))
+            raise
     (sample,) = data.split("train")
     expected = {}
     for class_id, values in rows:
