@@ -1,4 +1,4 @@
-"""ONNX artifacts, with manifests whose digests are right."""
+"""Inputs: ONNX artifacts, with manifests whose digests match."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Edit = Callable[[Manifest], object]
 
 
 def seal(manifest: Any) -> str:
-    """Canonical JSON with the digest of its content, as only who made the file should have."""
+    """Return canonical JSON with a matching digest of its content."""
 
     def canonical(value: object) -> str:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -40,7 +40,7 @@ def manifest_of(place: Place, name: str = "model.onnx") -> Manifest:
 
 
 def _onnx(place: Place, manifest: object, payload: bytes | None = None) -> Path:
-    """An .onnx file of a manifest (also as text) and a payload, whose digest is put right."""
+    """Write an .onnx file from a manifest (object or text) and a payload; fix its digest."""
     from y7edge.runtimes import _modelproto, onnxrt
 
     path = place.inside / "a.onnx"
@@ -50,7 +50,7 @@ def _onnx(place: Place, manifest: object, payload: bytes | None = None) -> Path:
         path.write_bytes(payload)
         try:
             manifest = {**manifest, "payload_digest": onnxrt.payload_digest((path,))}
-        except Exception:  # not a row of fields: any digest will do
+        except Exception:  # not protobuf fields: any digest is accepted
             manifest = {**manifest, "payload_digest": "0" * 64}
     text = manifest if isinstance(manifest, str) else seal(manifest)
     raw = text.encode("utf-8", "surrogatepass")
@@ -85,7 +85,7 @@ def _text(text: str) -> Make:
 
 
 def _graph(edit: Callable[[Any], object]) -> Make:
-    """Another graph, with a payload digest that fits."""
+    """Write another graph, with a matching payload digest."""
 
     def make(place: Place) -> Path:
         import onnx
@@ -111,7 +111,7 @@ def _external(location: str) -> Callable[[Any], None]:
 
 
 def _external_attribute(location: str) -> Callable[[Any], None]:
-    """External data in a tensor inside of a node's attribute."""
+    """Put external data into a tensor attribute of a node."""
 
     def edit(model: Any) -> None:
         node = model.graph.node.add()
@@ -142,7 +142,7 @@ def _operator(domain: str, kind: str) -> Callable[[Any], None]:
 
 
 def _constant_bomb(model: Any) -> None:
-    """A tensor of 40 GB, made by the graph."""
+    """Make a graph that creates a tensor of 40 GB."""
     import onnx
 
     shape = onnx.helper.make_tensor("bomb", 7, [2], [100_000, 100_000])
@@ -157,7 +157,7 @@ def _constant_bomb(model: Any) -> None:
 
 
 def _loop(model: Any) -> None:
-    """A loop of 2**62 rounds in front of an output."""
+    """Make a graph with a loop of 2**62 iterations."""
     import onnx
 
     helper = onnx.helper
@@ -351,7 +351,7 @@ GRAPHS: dict[str, Callable[[Any], object]] = {
 
 
 def _prefixed(data: bytes) -> Make:
-    """Fields before a valid model."""
+    """Put extra fields before a valid model."""
     from y7edge.runtimes import _modelproto
 
     return lambda place: _onnx(
@@ -397,7 +397,7 @@ def _onnx_mutated(place: Place) -> Path:
 
 
 def info(path: Path) -> None:
-    """Describe it, as JSON and in lines."""
+    """Describe the artifact, as JSON and as text."""
     from y7edge.cli.info import info as describe
 
     describe(str(path), as_json=True)
@@ -405,7 +405,7 @@ def info(path: Path) -> None:
 
 
 def detect(path: Path) -> None:
-    """Open it and detect."""
+    """Open the artifact and run detection."""
     import warnings
 
     from y7edge import Detector
@@ -417,21 +417,21 @@ def detect(path: Path) -> None:
 
 
 def selftest(path: Path) -> None:
-    """Repeat its probes."""
+    """Run the probes of the artifact."""
     from y7edge.detect.selftest import selftest as repeat
 
     json.dumps(repeat(path).to_dict())
 
 
 def digest(path: Path) -> None:
-    """Load it, and check its payload."""
+    """Load the artifact and check its payload."""
     from y7edge.runtimes import registry
 
     registry.check_payload(registry.load(path))
 
 
 def gate(path: Path) -> None:
-    """Prepare the measurement of the code around an engine."""
+    """Prepare a benchmark of the code around the engine."""
     from y7edge.benchmark.hotpath import busy_outputs
     from y7edge.runtimes import registry
 

@@ -1,4 +1,4 @@
-"""A class of inputs: members made by hand, mutations of valid files, and what reads them."""
+"""Records of the attack: a class of inputs has hand-made members, mutations and readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECRET = b"y7edge-secret-outside-of-the-input"
 
 
 def secret_image() -> bytes:
-    """A JPEG of 96 x 64 with the secret in a comment, to be found in whatever copies it."""
+    """Return a 96 x 64 JPEG with a secret in a comment, to detect output that copies the file."""
     stream = io.BytesIO()
     Image.new("RGB", (96, 64), (120, 90, 60)).save(stream, "JPEG")
     data = stream.getvalue()
@@ -24,7 +24,7 @@ def secret_image() -> bytes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an input is made: ``inside`` is its own folder, ``material`` has the valid files."""
+    """Folders of an input: ``inside`` is its own, ``material`` contains the valid files."""
 
     inside: Path
     material: Path
@@ -32,11 +32,11 @@ class Place:
 
     @property
     def outside(self) -> Path:
-        """A folder beside the input's own, which nothing may touch."""
+        """A folder beside the input's own folder, which must not be changed."""
         return self.inside.parent / "outside"
 
     def copy(self, name: str) -> Path:
-        """A valid file or folder, copied into the input's folder."""
+        """Copy a valid file or folder into the input's folder."""
         source, destination = self.material / name, self.inside / Path(name).name
         if source.is_dir():
             shutil.copytree(source, destination, symlinks=True)
@@ -54,12 +54,12 @@ class Attack:
     """One class of inputs.
 
     Attributes:
-        name: Of the class, the first part of an input's id.
-        weight: Its part of all inputs.
-        hand: Members made by hand, by name; each writes an input and returns its path.
-        mutate: Writes a changed valid input, None if there are only members made by hand.
-        reads: What reads the input, by name; a typed error or a result is right.
-        commands: Command lines that read it: ``{}`` is the path, ``{out}`` a new one.
+        name: The name of the class, which begins the ids of its inputs.
+        weight: Relative number of its inputs.
+        hand: Hand-made members by name; each writes an input and returns its path.
+        mutate: Writes a mutated valid input; None if there are only hand-made members.
+        reads: Readers by name; each must return a result or raise a typed error.
+        commands: Command lines that read it: ``{}`` is the path, ``{out}`` a new path.
     """
 
     name: str
@@ -72,24 +72,24 @@ class Attack:
 
 @dataclass(frozen=True)
 class Input:
-    """One input: ``number`` counts members by hand (each with each reader) or mutations."""
+    """One input; ``number`` counts hand-made members (for each reader) or mutations."""
 
     attack: Attack
     sort: str  # "hand" or "mutation"
     number: int
-    command: bool = False  # read by a command line, else by a function of the package
-    whole: bool = False  # that command line in a process of its own
+    command: bool = False  # read by a command line instead of a function
+    whole: bool = False  # run the command line in its own process
 
     @property
     def id(self) -> str:
-        """By which it is replayed."""
+        """The id to replay the input."""
         by = "!" if self.whole else "$" if self.command else ""
         return f"{self.attack.name}{by}:{self.sort[0]}{self.number}"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """An input that is ready: what it is in words, and the call or the command line to try."""
+    """A written input: its description, and the call or command line to try."""
 
     words: str
     path: Path
@@ -121,7 +121,7 @@ def prepare(one: Input, place: Place) -> Attempt:
 
 @dataclass
 class Verdict:
-    """What came of an input. ``kind`` groups faults: outcome, error and place in the code."""
+    """Result of an input."""
 
     id: str
     words: str
@@ -134,10 +134,10 @@ class Verdict:
 
     @property
     def is_fault(self) -> bool:
-        """Whether this must not happen."""
+        """Whether the outcome is a fault."""
         return self.outcome not in ("ok", "refused")
 
     @property
     def kind(self) -> str:
-        """The same for all inputs that show the same fault."""
+        """Outcome, error and code location; equal for inputs with the same fault."""
         return f"{self.outcome} {self.where}".strip()

@@ -1,4 +1,4 @@
-"""Files that another process cuts and writes anew, in place, while they are read."""
+"""Inputs: files that another process truncates and rewrites while they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROUNDS, SECONDS = 12, 2.0
 
 
 def _changing(name: str, inner: str = "", beside: str = "") -> Make:
-    """A valid file that is cut to some length and written again, over and over."""
+    """Write a valid file that a process repeatedly truncates and rewrites."""
 
     def make(place: Place) -> Path:
         path = place.copy(name)
@@ -46,7 +46,7 @@ def _rewrite(path: Path, content: bytes, length: int) -> None:
 
 
 def _again(read: Callable[[Path], object]) -> Read:
-    """Read several times; each is a result or a typed error."""
+    """Read several times; each time must give a result or a typed error."""
 
     def go(path: Path) -> None:
         until = time.monotonic() + SECONDS
@@ -62,7 +62,7 @@ def _again(read: Callable[[Path], object]) -> Read:
 
 
 def load(path: Path) -> None:
-    """Read it as what it is."""
+    """Read the file by its kind."""
     from y7edge.data import dataset
     from y7edge.models import weights
     from y7edge.runtimes import registry
@@ -79,7 +79,7 @@ def load(path: Path) -> None:
 
 
 def use(path: Path) -> None:
-    """Open it for work."""
+    """Open the file for use."""
     import numpy as np
 
     from y7edge import Detector

@@ -1,4 +1,4 @@
-"""Our own checkpoints, with digests that are right, so that the decoder is reached."""
+"""Inputs: native checkpoints whose digests match, so that the decoder is reached."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _parts(place: Place, name: str = "model.safetensors") -> tuple[dict[str, Any
 
 
 def _spec(values: Any) -> Any:
-    """The rows as the package decodes them; None if it refuses them or fails."""
+    """Decode rows with the package; return None if that fails."""
     from y7edge.artifact.schema import decode
     from y7edge.errors import CheckpointError
     from y7edge.models.spec import Spec
@@ -34,7 +34,7 @@ def _spec(values: Any) -> Any:
 
 
 def seal(header: Any, arrays: dict[str, Any]) -> str:
-    """A header with the digest of what it says, as only who made the file should have."""
+    """Return a header with a matching digest of its content."""
     from y7edge.models.checkpoint import Checkpoint
 
     if isinstance(header, dict) and (spec := _spec(header.get("spec"))) is not None:
@@ -62,14 +62,14 @@ def _own(edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> Make:
 
 
 def fitting(rows: Callable[[dict[str, Any]], object], fill: float = 0.01) -> Make:
-    """Other rows, with weights of the shapes that they ask for, where these are small."""
+    """Write other rows, with weights of the required shapes if these are small."""
 
     def make(place: Place) -> Path:
         from y7edge.models.shapes import weight_shapes
 
         header, arrays = _parts(place)
         rows(header["spec"])
-        with suppress(Exception):  # refused by the package: the old weights will do
+        with suppress(Exception):  # refused by the package: keep the old weights
             spec = _spec(header["spec"])
             shapes = weight_shapes(spec)
             if sum(int(np.prod(s, dtype=object)) for s in shapes.values()) < 10**7:
@@ -95,7 +95,7 @@ def _rows(**changes: Any) -> Callable[[dict[str, Any]], object]:
 
 
 def _tower(spec: dict[str, Any]) -> None:
-    """Concatenations of concatenations: 2**n channels."""
+    """Nest concatenations to get 2**n channels."""
     head, rows = spec["rows"][-1], spec["rows"][:-1]
     for _ in range(40):
         last = len(rows) - 1
@@ -361,7 +361,7 @@ def _own_mutated(place: Place) -> Path:
 
 
 def load(path: Path) -> None:
-    """Read a checkpoint, and what `info` says of it."""
+    """Read a checkpoint and run `info`."""
     from y7edge.cli.info import info
     from y7edge.models import weights
 
@@ -372,7 +372,7 @@ def load(path: Path) -> None:
 
 
 def detect(path: Path) -> None:
-    """Open a Detector on it, and use it."""
+    """Open a Detector and run it."""
     from y7edge import Detector
 
     with Detector(path, imgsz=None) as detector:
@@ -380,7 +380,7 @@ def detect(path: Path) -> None:
 
 
 def detect_small(path: Path) -> None:
-    """The same with an input of its own."""
+    """Open a Detector and run it on another input size."""
     from y7edge import Detector
 
     with Detector(path, imgsz=(64, 96)) as detector:
@@ -388,7 +388,7 @@ def detect_small(path: Path) -> None:
 
 
 def export(path: Path) -> None:
-    """Fold it, and write the graph; the proof would take too long."""
+    """Fold the model and write the graph, without the slow proof."""
     from y7edge.artifact.description import describe
     from y7edge.export.folding import fold_checkpoint
     from y7edge.export.graph import build
@@ -412,7 +412,7 @@ def export(path: Path) -> None:
 
 
 def finetune(path: Path) -> None:
-    """Start a model from it."""
+    """Initialize a model from the checkpoint."""
     from y7edge.models import registry, weights
     from y7edge.models.scaling import scale
     from y7edge.nn.build import Model
@@ -423,7 +423,7 @@ def finetune(path: Path) -> None:
 
 
 def soup(path: Path) -> None:
-    """Average it with the valid one, as a soup does."""
+    """Average the checkpoint with a valid one, like `soup`."""
     from y7edge.train.averaging.soup import load_all, mean, require_alike
 
     loaded = load_all([path, path.parents[3] / "material" / "model.safetensors"])

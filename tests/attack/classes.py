@@ -1,4 +1,4 @@
-"""All classes of inputs."""
+"""List of all classes of inputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a tried input must not do: run programs or code, open connections, write elsewhere.
+"""Detect actions that inputs must not cause: run code, open connections, write elsewhere.
 
-An audit hook (PEP 578) sees what Python does; it records and prevents. What a library in C writes
-is found afterwards, in the folder around the input.
+An audit hook (PEP 578) records and prevents such actions of Python code. Files written by C code
+are found afterwards, in the folder around the input.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Hostile inputs carry this word in all code that they want to have run.
+# Hostile inputs contain this word in all code that they try to execute.
 MARK = "y7edge_canary"
 
 _PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn")
 _NETWORK = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto")
-# Event: which of its arguments are written to.
+# Audit events, and the indices of arguments that are written to.
 _CHANGES = {
     "os.rename": (0, 1),
     "os.remove": (0,),
@@ -30,7 +30,7 @@ _CHANGES = {
     "shutil.rmtree": (0,),
     "shutil.copyfile": (1,),
 }
-# Which argument is the folder that a relative path begins at.
+# Index of the argument with the folder of a relative path.
 _FOLDERS = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.symlink": 2, "os.chmod": 2}
 _DANGEROUS = {"os", "posix", "nt", "subprocess", "sys", "runpy", "shutil", "importlib", "pty"}
 _CALLS = {"eval", "exec", "compile", "__import__", "open", "getattr", "breakpoint"}
@@ -38,7 +38,7 @@ _ALWAYS = ("/dev/null", "/dev/shm", "/dev/tty", "/proc/self")
 
 
 def arm(allowed: Path, seen: list[tuple[str, str]]) -> None:
-    """Refuse from now on; ``seen`` collects (``executed`` or ``outside``, what)."""
+    """Install the guard; ``seen`` collects pairs of ``executed`` or ``outside`` and the action."""
     roots = (os.path.realpath(allowed), *_ALWAYS)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -86,7 +86,7 @@ def _outside(event: str, arguments: tuple[Any, ...], roots: tuple[str, ...]) -> 
 
 
 def _beyond(path: Any, folder: Any, roots: tuple[str, ...]) -> str | None:
-    """The path, if it is not below one of ``roots``."""
+    """Return the path if it is not below one of ``roots``."""
     if isinstance(path, int) or path is None:
         return None
     text = os.fsdecode(path)

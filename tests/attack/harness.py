@@ -1,4 +1,4 @@
-"""Try each input in a fork of a warm process, with its time, memory and surroundings watched."""
+"""Try each input in a fork of a warm process, and monitor time, memory and files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Maker = Callable[[Input, Place], Attempt]
 
 @dataclass
 class _Running:
-    """A child process and what it has used so far."""
+    """A child process and the resources it has used."""
 
     one: Input
     pid: int
@@ -113,10 +113,10 @@ def _start(one: Input, seed: int, material: Path, folder: Path, maker: Maker) ->
 
 
 def _look(child: _Running, seconds: float) -> tuple[int, resource.struct_rusage] | None:
-    """The exit status of a child, None while it runs; kill it beyond its limits."""
+    """Return the exit status of a child, None while it runs; kill it if it exceeds its limits."""
     pid, status, usage = os.wait4(child.pid, os.WNOHANG)
     if pid:
-        _kill(child.pid)  # whatever it started
+        _kill(child.pid)  # with all processes that it started
         child.peak = max(child.peak, usage.ru_maxrss / 1024)
         return status, usage
     processes = _family(child.pid)
@@ -149,7 +149,7 @@ def _resident(pid: int) -> float:
 
 
 def _waited(pid: int) -> float:
-    """Seconds for which it could have run, but other processes had the processors."""
+    """Return the seconds that the process waited for a CPU."""
     with suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     return 0.0
@@ -190,7 +190,7 @@ def _judge(child: _Running, status: int, usage: resource.struct_rusage) -> Verdi
 
 
 def _said(content: bytes) -> dict[str, Any]:
-    """What the child reported: several JSON objects, the later ones first."""
+    """Return the child's report: several JSON objects, of which later ones take precedence."""
     said: dict[str, Any] = {}
     for line in content.decode("utf-8", "replace").splitlines():
         with suppress(ValueError):
@@ -199,7 +199,7 @@ def _said(content: bytes) -> dict[str, Any]:
 
 
 def _judge_surroundings(verdict: Verdict, child: _Running) -> None:
-    """Whether anything beside the input's folder was touched or copied, or printed by C code."""
+    """Check for changed or copied files outside the input's folder, and for output by C code."""
     outside = child.folder / "outside"
     left = {path.name: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     extra = [
@@ -218,7 +218,7 @@ def _judge_surroundings(verdict: Verdict, child: _Running) -> None:
 
 
 def _judge_command(verdict: Verdict, child: _Running, code: int, argv: tuple[str, ...]) -> None:
-    """Whether exit code and output are those that the command line documents."""
+    """Check that exit code and output are as documented."""
     raw = {name: (child.folder / name).read_bytes() for name in ("stdout", "stderr")}
     verdict.outcome = "ok" if code in (0, 4) else "refused"
     faults = []
@@ -309,7 +309,7 @@ def _encoded(word: str) -> bytes:
 
 
 def _bounded(value: object) -> object:
-    """A report must fit into the pipe, or the child would wait for its reader."""
+    """Shorten a report to fit into the pipe; otherwise the child would block."""
     if isinstance(value, tuple):
         return [word[:100] for word in value]
     return value[:1800] if isinstance(value, str) else value
@@ -332,7 +332,7 @@ def _surround(own: Path) -> None:
 
 
 def _try(attempt: Attempt, own: Path) -> dict[str, object]:
-    """Make the call or run the command line; return what came of it."""
+    """Make the call or run the command line; return the outcome."""
     seen: list[tuple[str, str]] = []
     guard.arm(own / "inside", seen)
     found: dict[str, object]
@@ -379,7 +379,7 @@ def _command(argv: tuple[str, ...]) -> dict[str, object]:
 
 
 def _ill_formed(error: Y7EdgeError) -> dict[str, object]:
-    """A fault, unless the message is one printable line of bounded length."""
+    """Return a fault unless the message is one printable line of bounded length."""
     text = str(error)
     if not text.strip() or len(text) > LONGEST or not is_printable(text):
         return {"outcome": "message", "where": type(error).__name__, "detail": ascii(text)[:400]}
@@ -387,7 +387,7 @@ def _ill_formed(error: Y7EdgeError) -> dict[str, object]:
 
 
 def _place(frames: traceback.StackSummary) -> str:
-    """The last line of the package in a traceback."""
+    """Return the last line of the package in a traceback."""
     folders = (str(ROOT / "y7edge"), str(ROOT / "export"), str(ROOT / "runtimes"))
     ours = [frame for frame in frames if os.path.realpath(frame.filename).startswith(folders)]
     frame = (ours or list(frames))[-1]

@@ -1,4 +1,4 @@
-"""Data sets: lists of images, and images that are damaged or expand without end."""
+"""Inputs: lists of images, damaged images, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _png(
     rows: int | None = None,
     extra: bytes = b"",
 ) -> bytes:
-    """A PNG of zeros; few bytes even when large."""
+    """Return a PNG of zeros, which is small even for large sizes."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (

@@ -1,4 +1,4 @@
-"""Small valid files of every kind, made once: what the mutations begin with."""
+"""Small valid files of every kind, which mutations start from."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CLASSES = ("nut", "washer", "schraube mit Öse")
 
 
 def make_all(folder: Path) -> None:
-    """Write all material; in a fork, so that engines and threads stay out of this process."""
+    """Write all material in a fork, which keeps engines and threads out of this process."""
     os.environ["Y7EDGE_CACHE"] = str(folder / "cache")
     for make in (_sets, _images, _videos, _models, _official, _run):
         make(folder)
 
 
 def forked(work: Callable[[Path], None], folder: Path) -> None:
-    """Do work in a child process, and wait for it."""
+    """Run a function in a child process and wait for it."""
     if (pid := os.fork()) == 0:
         code = 1
         try:
@@ -41,7 +41,7 @@ def forked(work: Callable[[Path], None], folder: Path) -> None:
 
 
 def _sets(folder: Path) -> None:
-    """The same data set as YOLO, COCO and Pascal VOC."""
+    """Write one data set as YOLO, COCO and Pascal VOC."""
     yolo = folder / "yolo"
     boxes = [(0, 0.3, 0.4, 0.2, 0.3), (1, 0.6, 0.5, 0.25, 0.25), (2, 0.5, 0.7, 0.4, 0.2)]
     width, height = 96, 64
@@ -151,7 +151,7 @@ def _videos(folder: Path) -> None:
 
 
 def _models(folder: Path) -> None:
-    """A checkpoint of each form, and an artifact of each target."""
+    """Write a checkpoint of each form and an artifact of each target."""
     from y7edge.export import export
     from y7edge.export.folding import fold_checkpoint
     from y7edge.models import registry, weights
@@ -170,7 +170,7 @@ def _models(folder: Path) -> None:
 
 
 def _official(folder: Path) -> None:
-    """Published files in both containers, and of only their weights."""
+    """Write published files in both containers, and files with weights only."""
     from tests.models.published import published_files as published
     from y7edge.models import registry
 
@@ -183,7 +183,7 @@ def _official(folder: Path) -> None:
 
 
 def _run(folder: Path) -> None:
-    """A run that was interrupted after its first epoch."""
+    """Write a run that was interrupted after its first epoch."""
     from y7edge.train.output import folder as files
     from y7edge.train.run import state
     from y7edge.train.run.loop import train

@@ -1,4 +1,4 @@
-"""Seeded changes of valid bytes, texts and trees of JSON values."""
+"""Mutate bytes, texts and JSON values by a seed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NUMBERS: tuple[Any, ...] = (
 
 
 def deep(depth: int) -> Any:
-    """Lists within lists."""
+    """Return nested lists."""
     value: Any = []
     for _ in range(depth):
         value = [value]
@@ -47,7 +47,7 @@ def deep(depth: int) -> Any:
 
 
 def odd(rng: random.Random, old: Any = None) -> Any:
-    """A value to put in the place of ``old``: often of another type."""
+    """Return a replacement for ``old``, often of another type."""
     choices: list[Callable[[], Any]] = [
         lambda: rng.choice(NUMBERS),
         lambda: rng.choice(NUMBERS),
@@ -69,7 +69,7 @@ def odd(rng: random.Random, old: Any = None) -> Any:
 
 
 def spots(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths of all values in a tree."""
+    """Return the paths of all values in a tree."""
     found = [at] if at else []
     if isinstance(tree, dict | list):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
@@ -78,7 +78,7 @@ def spots(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def tree(rng: random.Random, value: Any, times: int | None = None) -> Any:
-    """A tree of JSON values with a few of them replaced, removed, exchanged or renamed."""
+    """Return a JSON tree with a few values replaced, removed, exchanged or renamed."""
     changed = copy.deepcopy(value)
     for _ in range(times or rng.choice((1, 1, 1, 2, 4))):
         places = spots(changed)
@@ -107,12 +107,12 @@ def _at(value: Any, way: list[Any]) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """JSON as Python writes it, with NaN, infinity and halves of surrogate pairs."""
+    """Return JSON, possibly with NaN, infinity and surrogate halves."""
     return json.dumps(value, ensure_ascii=True)
 
 
 def raw(rng: random.Random, data: bytes) -> bytes:
-    """Bytes with a few flipped, cut, repeated, moved or overwritten."""
+    """Return bytes with a few flipped, cut, repeated, moved or overwritten."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         size = len(out)
@@ -145,7 +145,7 @@ def raw(rng: random.Random, data: bytes) -> bytes:
 
 
 def text(rng: random.Random, data: bytes) -> bytes:
-    """A text file with lines, words and numbers exchanged, or in another encoding."""
+    """Return a text with lines, words and numbers exchanged, or in another encoding."""
     content = data.decode("utf-8", "surrogateescape")
     for _ in range(rng.choice((1, 1, 2, 4))):
         what = rng.randrange(10)
@@ -176,15 +176,15 @@ def text(rng: random.Random, data: bytes) -> bytes:
 
 
 def _short(value: object) -> str:
-    """How a value stands in a text; int to text has a limit of its own digits."""
+    """Return a value as text; Python limits the digits of integers."""
     return repr(value)[:5000] if not isinstance(value, str) else value
 
 
 def file(rng: random.Random, path: Path, *ways: Callable[[random.Random, bytes], bytes]) -> None:
-    """Change a file in one of the ``ways``."""
+    """Mutate a file by one of ``ways``."""
     path.write_bytes(rng.choice(ways or (raw,))(rng, path.read_bytes()))
 
 
 def in_json(rng: random.Random, data: bytes) -> bytes:
-    """Change the values of a JSON file."""
+    """Mutate the values of a JSON file."""
     return dumps(tree(rng, json.loads(data))).encode()

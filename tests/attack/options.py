@@ -1,4 +1,4 @@
-"""Arguments of another type or size than expected, in Python and on the command line."""
+"""Inputs: arguments of unexpected types or sizes, in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ FRAMES: tuple[Any, ...] = (
 
 
 def _with(call: Callable[[Path, Any], object], values: tuple[Any, ...] = VALUES) -> Make:
-    """A call, made when the input is read, of each value in turn."""
+    """Make inputs that call a function with a random value when they are read."""
 
     def make(place: Place) -> Path:
         _PENDING[:] = [(call, place.rng.choice(values), place.material)]
@@ -145,7 +145,7 @@ def _with(call: Callable[[Path, Any], object], values: tuple[Any, ...] = VALUES)
     return make
 
 
-# What the process that was forked for the input is to call; a closure cannot travel in a path.
+# The call for the forked process to make; inputs are passed as paths, which cannot contain it.
 _PENDING: list[tuple[Callable[[Path, Any], object], Any, Path]] = []
 
 
@@ -435,7 +435,7 @@ LINES = (
 
 
 def _word(word: str) -> Make:
-    # The "path" of such an input is the word itself.
+    # The "path" of such an input is the word.
     return lambda place: Path(word)
 
 

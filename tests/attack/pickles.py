@@ -1,4 +1,4 @@
-"""Published checkpoints: pickles in zip files and in the older container."""
+"""Inputs: published checkpoints, pickles in zip files and in the older container."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.attack.guard import MARK
 from tests.models.published import hostile_files as h
 
 COMMAND = f"touch {MARK}"
-# Calls that a pickle would make, each running the word that the guard looks for.
+# Calls in a pickle; each executes the word that the guard detects.
 CALLS = {
     "os.system": (("os", "system"), h.text(COMMAND)),
     "posix.system": (("posix", "system"), h.text(COMMAND)),
@@ -201,7 +201,7 @@ PICKLES: dict[str, Make] = {
 
 
 def _official(place: Place) -> Path:
-    """A published file with changed bytes, most of them in its pickle."""
+    """Mutate bytes of a published file, mostly in its pickle."""
     rng, name = place.rng, place.rng.choice(("zip.pt", "zip.pt", "legacy.pt", "weights.pt"))
     path = place.copy(name)
     if name == "legacy.pt" or rng.random() < 0.2:
@@ -218,7 +218,7 @@ def _official(place: Place) -> Path:
 
 
 def _changed_pickle(rng: random.Random, data: bytes) -> bytes:
-    """Change bytes, or exchange one whole value for a text, a number or a hostile call."""
+    """Mutate bytes, or replace one value by a text, a number or a hostile call."""
     if rng.random() < 0.5:
         return mutate.raw(rng, data)
     import pickletools

@@ -1,4 +1,4 @@
-"""Names and paths, special files where a file is expected, videos."""
+"""Inputs: names and paths, special files, videos."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ NAMES: dict[str, Make] = {
 
 
 def evaluate(path: Path) -> None:
-    """Evaluate an artifact on it, and save all that can be saved."""
+    """Evaluate an artifact on the data set and save all outputs."""
     from y7edge.cli import val
 
     val.val(
@@ -171,7 +171,7 @@ FILES = (
 
 
 def _sparse(path: Path, size: int) -> None:
-    """A large file that takes no room on the disk."""
+    """Write a large sparse file."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -237,7 +237,7 @@ SPECIAL_RUNS: dict[str, Make] = {
 
 
 def open_any(path: Path) -> None:
-    """Open it by whatever its suffix asks for."""
+    """Open the file by its suffix."""
     from y7edge.cli.inputs import read_input
     from y7edge.data import dataset
     from y7edge.models import weights
@@ -259,14 +259,14 @@ def open_any(path: Path) -> None:
 
 
 def as_set(path: Path) -> None:
-    """Take it for a data set."""
+    """Read it as a data set."""
     from y7edge.data.check.examine import examine
 
     examine(path)
 
 
 def as_model(path: Path) -> None:
-    """Take it for a model."""
+    """Read it as a model."""
     from y7edge import Detector
 
     Detector(path).close()
@@ -370,7 +370,7 @@ VIDEOS: dict[str, Make] = {
 
 
 def frames(path: Path) -> None:
-    """Read the frames, the first ten thousand."""
+    """Read up to ten thousand frames."""
     from y7edge.cli.inputs import read_input
 
     for index, image in enumerate(read_input(path)):

@@ -1,4 +1,4 @@
-"""Faults made on purpose, one for each outcome that the harness tells apart."""
+"""Planted faults, one for each outcome that the harness distinguishes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _allocate() -> None:
 
 
 def _from_c(path: Path) -> None:
-    """A library writes without Python's knowledge."""
+    """Write to standard output from C code."""
     libc = ctypes.CDLL(None)
     handle = libc.open(os.fsencode(path), os.O_CREAT | os.O_WRONLY, 0o644)
     libc.write(handle, b"x", 1)
@@ -125,13 +125,13 @@ NAMES = (*_calls(Place(Path(), Path(), None)), "cannot be prepared", *COMMANDS) 
 
 
 def inputs() -> list[Input]:
-    """One input for each planted fault."""
+    """Return one input for each planted fault."""
     attack = Attack("planted", 1, {}, None, {})
     return [Input(attack, "hand", number) for number in range(len(NAMES))]
 
 
 def prepare(one: Input, place: Place) -> Attempt:
-    """Make ready a planted fault."""
+    """Prepare a planted fault."""
     name = NAMES[one.number]
     if name in COMMANDS:
         import y7edge.cli

@@ -1,14 +1,14 @@
-"""Attack everything that comes in: hostile and damaged inputs, each in a process of its own.
+"""Attack all readers with hostile and damaged inputs, each in its own process.
 
     python tests/attack/run.py                     all classes, about ten minutes on two cores
     python tests/attack/run.py --only coco         one class (repeat for more)
     python tests/attack/run.py --count 500         fewer inputs
     python tests/attack/run.py --replay coco:m17   one input again; its folder is kept
 
-Right is a result, or a typed error of one line. At fault is anything else: another exception, a
-process killed by a signal, more than ten seconds or 2 GB, code run, files written or copied from
-beside the input, and a command line with another exit code or output than documented. Equal --seed,
-equal inputs. Exits with 1 if there is a fault.
+A reader must return a result or raise a typed one-line error. Faults are: other exceptions, a
+process killed by a signal, more than ten seconds or 2 GB, executed code, files written or copied
+outside the input's folder, and undocumented exit codes or output of a command line. Equal seeds
+give equal inputs. Exits with 1 if there is a fault.
 """
 
 # The environment must be set before the imports.
@@ -46,11 +46,11 @@ from tests.attack.base import Attack, Input, Verdict, prepare
 from tests.attack.harness import SECONDS, Maker, run_all
 
 COUNT, QUICK = 5600, 150
-COMMANDS = 0.045  # of all inputs: 250, of which a tenth in processes of their own
+COMMANDS = 0.045  # fraction of all inputs: 250, a tenth of them in their own process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Attack; return 1 if there is a fault."""
+    """Run the attack; return 1 if there is a fault."""
     options = _parse(argv)
     from tests.attack import classes, planted
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warm()
     began = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Paths stand in some of the files: letters only, always as many, so that seeds decide alone.
+    # Some files contain paths. Paths of equal length and letters only keep inputs reproducible.
     name = "".join(chr(ord("a") + int(digit)) for digit in f"{os.getpid():010}")
     folder = Path(tempfile.gettempdir(), f"attack-{name}")
     shutil.rmtree(folder, ignore_errors=True)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _attack(
     inputs: Sequence[Input], folder: Path, options: argparse.Namespace, maker: Maker
 ) -> list[Verdict]:
-    """Try the inputs, and print how far it is."""
+    """Try the inputs and print the progress."""
     from tests.attack import material
 
     valid, verdicts = folder / "material", list[Verdict]()
@@ -132,7 +132,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def warm() -> None:
-    """Import once what the inputs need, so that a fork begins where the work begins."""
+    """Import all modules before forking."""
     import cv2
     import torch
 
@@ -154,7 +154,7 @@ def warm() -> None:
 
 
 def choose(attacks: Sequence[Attack], count: int, seed: int) -> list[Input]:
-    """Inputs of all classes by their weights, each of the hand-made members first."""
+    """Return inputs of all classes by their weights, hand-made members first."""
     total = sum(attack.weight for attack in attacks)
     chosen: list[Input] = []
     for attack in attacks:
@@ -187,7 +187,7 @@ def _of(attack: Attack, count: int, seed: int, *, command: bool = False) -> list
 
 
 def find(text: str, attacks: Sequence[Attack]) -> Input:
-    """The input with an id."""
+    """Return the input with an id."""
     name, _, rest = text.partition(":")
     attack = next((a for a in attacks if a.name == name.rstrip("!$")), None)
     sorts = {"h": "hand", "m": "mutation"}
@@ -198,7 +198,7 @@ def find(text: str, attacks: Sequence[Attack]) -> Input:
 
 
 def show(verdicts: Sequence[Verdict], seconds: float, seed: int) -> None:
-    """Print a table of classes, and the faults by kind."""
+    """Print a table of classes and the faults by kind."""
     print(
         f"\n{'class':<14}{'tried':>7}{'ok':>7}{'refused':>9}{'faults':>8}{'slowest':>9}{'mean':>7}{'MB':>7}"
     )

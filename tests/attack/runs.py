@@ -1,4 +1,4 @@
-"""Training states, and what else lies in the folder of a run or in a cache."""
+"""Inputs: training states, other files of a run, and caches."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ State = Any
 
 
 def _run(place: Place) -> Path:
-    """A copy of the interrupted run; where its data are stays as it was."""
+    """Copy the interrupted run; its data set is not copied."""
     return place.copy("run")
 
 
 def _state(edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> Make:
-    """A state with other facts or arrays, and a checksum that fits."""
+    """Return a state with other values or arrays and a matching checksum."""
 
     def make(place: Place) -> Path:
         import safetensors
@@ -46,7 +46,7 @@ def _state(edit: Callable[[dict[str, Any], dict[str, Any]], object]) -> Make:
 
 
 def _seal(folder: Path, text: str, arrays: dict[str, Any]) -> None:
-    """Write the only state of a run, with a checksum that fits."""
+    """Write the only state of a run, with a matching checksum."""
     from safetensors.numpy import save_file
 
     from y7edge.train.output.folder import PREVIOUS, STATE
@@ -73,7 +73,7 @@ def _mutated(place: Place) -> Path:
 
 
 def _other_facts(rng: Any, facts: dict[str, Any]) -> dict[str, Any]:
-    """Changed facts; rarely the settings, most of the text, which must be those of the run."""
+    """Mutate the values of a state, but rarely its settings, which must match the run."""
     if rng.random() < 0.2:
         return dict(mutate.tree(rng, {**facts}))
     kept = facts["identity"].pop("settings")
@@ -103,7 +103,7 @@ def _other_array(rng: Any, arrays: dict[str, Any]) -> None:
 
 
 def _fact(way: str, value: Any) -> Make:
-    """One fact, by its dotted name, with another value."""
+    """Set one value, by its dotted name."""
 
     def edit(facts: dict[str, Any], arrays: dict[str, Any]) -> None:
         *outer, last = way.split(".")
@@ -216,7 +216,7 @@ def read(path: Path) -> None:
 
 
 def resume(path: Path) -> None:
-    """Resume the run; up to its first batch, as the rest is only work."""
+    """Resume the run up to its first batch."""
     from y7edge.train.run.loop import resume as go_on
     from y7edge.train.run.progress import Progress
 
@@ -232,7 +232,7 @@ def resume(path: Path) -> None:
 
 
 def _cached(kind: str, edit: Callable[[Any, Path], object]) -> Make:
-    """A cache that was filled, and whose files were then changed."""
+    """Fill a cache and mutate its files."""
 
     def make(place: Place) -> Path:
         os.environ["Y7EDGE_CACHE"] = str(place.inside / "cache")
@@ -250,7 +250,7 @@ def _cached(kind: str, edit: Callable[[Any, Path], object]) -> Make:
 def _use(kind: str, root: Path) -> None:
     from y7edge.data import dataset, label_cache
 
-    label_cache._WORTH_KEEPING = 1  # a small set is kept too
+    label_cache._WORTH_KEEPING = 1  # cache small sets too
     data = dataset.load(root)
     if kind == "images":
         from y7edge.train.loading.image_cache import open_cache
@@ -295,12 +295,12 @@ def _damaged_cache(place: Place) -> Path:
 
 
 def use_labels(path: Path) -> None:
-    """Read the set again, with the cache as it is."""
+    """Read the data set with this cache."""
     _use("labels", path)
 
 
 def use_images(path: Path) -> None:
-    """Read the images again, with the cache as it is."""
+    """Read the images with this cache."""
     _use("images", path)
 
 

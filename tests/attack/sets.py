@@ -1,4 +1,4 @@
-"""Data sets: label files, descriptions, lists and images."""
+"""Inputs: data sets with unusual label files, descriptions, lists and images."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _yaml_tree(rng: Any, data: bytes) -> bytes:
 
     try:
         changed = mutate.tree(rng, yaml.safe_load(data))
-    except Exception:  # PyYAML's constructors raise what they like
+    except Exception:  # PyYAML's constructors may raise anything
         return mutate.text(rng, data)
     try:
         return yaml.safe_dump(changed, allow_unicode=True).encode("utf-8", "surrogatepass")
@@ -389,7 +389,7 @@ VOC: dict[str, Make] = {
 
 
 def load(path: Path) -> None:
-    """Read it as training does; what is read must be usable."""
+    """Load the data set for training; the samples must be valid."""
     from y7edge.data import dataset
 
     data = dataset.load(path)
@@ -402,7 +402,7 @@ def load(path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Examine it, and write the page."""
+    """Check the data set and write the page."""
     from y7edge.data.check.examine import examine, record
     from y7edge.data.check.report import write_page
 

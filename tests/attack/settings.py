@@ -1,4 +1,4 @@
-"""YAML files of settings: recipes, and the configuration of a run."""
+"""Inputs: YAML files of recipes and run configurations."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _recipe(text: str) -> Make:
 
 
 def _one_value(place: Place) -> Path:
-    """A valid recipe with one key set to an odd value."""
+    """Write a valid recipe with one unusual value."""
     lines = _recipe_text().splitlines()
     at = place.rng.randrange(1, len(lines))
     lines[at] = f"{lines[at].split(':')[0]}: {place.rng.choice(VALUES)}"
@@ -124,7 +124,7 @@ def choose(path: Path) -> None:
 
 
 def read(path: Path) -> None:
-    """Read a configuration, and use what follows from it."""
+    """Read a configuration and apply it."""
     from y7edge.train.settings.configfile import read as read_config
 
     config = read_config(path)

@@ -1,4 +1,4 @@
-"""Artifacts of several files: OpenVINO's, and manifests beside a file; with digests that fit."""
+"""Inputs: artifacts of several files (OpenVINO, sidecar manifests) with matching digests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _xml(
     edit: Callable[[str], str] = lambda t: t,
     weights: Callable[[bytes], bytes] = lambda d: d,
 ) -> Path:
-    """An .xml and a .bin file, with a manifest whose digests fit."""
+    """Write an .xml and a .bin file with a manifest whose digests match."""
     from y7edge.artifact.artifact import digest_files
 
     path = place.inside / "a.xml"
@@ -132,7 +132,7 @@ IRS: dict[str, Make] = {
 
 
 def _sidecar(content: Callable[[Place], bytes]) -> Make:
-    """A file of a format that nothing here reads, with a manifest beside it."""
+    """Write a file of an unknown format with a manifest beside it."""
 
     def make(place: Place) -> Path:
         path = place.inside / "a.engine"

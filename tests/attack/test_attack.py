@@ -1,6 +1,6 @@
-"""The attack runs clean, and it notices what is at fault.
+"""Run the attack without faults; detect planted faults.
 
-Both run it in processes of their own: it forks, and must begin without threads.
+The attack forks, so it runs in its own process without threads.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ def attack(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def counts(text: str, row: str) -> dict[str, int]:
-    """One row of the table."""
+    """Return one row of the table."""
     found = re.search(rf"^{row} +(\d+) +(\d+) +(\d+) +(\d+) ", text, re.MULTILINE)
     assert found, text
     return dict(zip(("tried", "ok", "refused", "faults"), map(int, found.groups()), strict=True))
 
 
-def test_the_attack_in_short() -> None:
+def test_short_attack() -> None:
     done = attack("--quick")
     assert counts(done.stdout, "all")["tried"] >= 140
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
-def test_the_whole_attack() -> None:
+def test_full_attack() -> None:
     done = attack()
     assert counts(done.stdout, "all")["tried"] >= 5000
     assert counts(done.stdout, "command lines")["tried"] >= 200
@@ -45,14 +45,14 @@ def test_the_whole_attack() -> None:
 
 
 @pytest.mark.parametrize("option", ["--replay=coco", "--replay=nothing:m1", "--only=nothing"])
-def test_names_that_do_not_exist(option: str) -> None:
+def test_unknown_names(option: str) -> None:
     done = attack(option)
     assert done.returncode == 1
     assert "such as coco:m17" in done.stderr or "there are yolo" in done.stderr
 
 
-def test_planted_faults_are_noticed() -> None:
-    """A harness that cannot fail proves nothing: every outcome, each from a fault made for it."""
+def test_planted_faults_are_detected() -> None:
+    """Check that the harness reports every outcome, each for a fault planted for it."""
     done = attack("--planted", "--jobs=4")  # most of them sleep
     found = re.findall(r"^planted:h(\d+): .*?: (\w+): ", done.stdout, re.MULTILINE)
     outcomes = {NAMES[int(number)]: outcome for number, outcome in found}

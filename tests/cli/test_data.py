@@ -89,7 +89,7 @@ def test_exit_code_with_fix_is_that_of_the_copy(
 def test_nothing_to_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(tmp_path / "gone")]) == 1
     assert main(["data", "check", str(tmp_path)]) == 1
-    assert "found none of them" in capsys.readouterr().err
+    assert "found none of these" in capsys.readouterr().err
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A clean data set in each of the three forms, small, made once."""
+"""Fixtures: a small clean data set in each of the three formats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clean_yolo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def boxes_of(label: Path, width: int = 160, height: int = 120) -> list[tuple[int, list[float]]]:
-    """Class and pixel corners of each line."""
+    """Return class and pixel corners of each line of a label file."""
     found = []
     for line in label.read_text().splitlines():
         kind, cx, cy, w, h = map(float, line.split())

@@ -1,4 +1,4 @@
-"""Images that state a size of gigabytes: refused by their header, in every format and reader."""
+"""Images that declare a huge size are refused, in every format and by every reader."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ BOMBS: dict[str, bytes] = {
     "jpeg 2000": b"\xff\x4f\xff\x51\x00\x2f\0\0" + struct.pack(">II", 60000, 60000) + bytes(99),
     "avif": b"\0\0\0\x20ftypavif" + bytes(30) + b"ispe\0\0\0\0" + struct.pack(">II", 60000, 60000),
 }  # fmt: skip
-# Valid or nearly: what they hold beside pixels is the attack.
+# Valid or nearly valid images with hostile metadata.
 STUFFED: dict[str, bytes] = {
     "text": png(30, 20, *[chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))] * 4),
     "profile": png(30, 20, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 28)))),
@@ -128,7 +128,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.usefixtures("no_decoding")
-def test_no_reader_decodes_it(name: str, tmp_path: Path) -> None:
+def test_every_reader_refuses(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(BOMBS[name])
     readers = (read_image, read_deep, lambda p: open_cache("none", [sample(p)], 64)[0],
@@ -146,7 +146,7 @@ def sample(path: Path) -> Sample:
 
 
 @pytest.mark.parametrize("name", STUFFED)
-def test_what_stands_beside_the_pixels_is_bounded(name: str, tmp_path: Path) -> None:
+def test_metadata_is_bounded(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(STUFFED[name])
     start = time.process_time()
@@ -160,7 +160,7 @@ def test_what_stands_beside_the_pixels_is_bounded(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
-def test_what_is_an_image_by_name_is_read_by_all(suffix: str, yolo: Path) -> None:
+def test_every_image_suffix_is_read(suffix: str, yolo: Path) -> None:
     path = yolo / f"images/train/x{suffix}"
     kind = {".ras": "SUN", ".sr": "SUN", ".jp2": "JPEG2000", ".dib": "BMP"}.get(suffix)
     if kind == "SUN":
@@ -177,7 +177,7 @@ def test_what_is_an_image_by_name_is_read_by_all(suffix: str, yolo: Path) -> Non
     assert found.size == read_image(path).shape[1::-1]
 
 
-def test_check_and_training_say_so_and_the_copy_leaves_it_out(
+def test_check_training_and_copy_refuse(
     yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("Y7EDGE_MAX_PIXELS", "30000")
@@ -193,13 +193,13 @@ def test_check_and_training_say_so_and_the_copy_leaves_it_out(
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1e6", "many", "9" * 50, " "])
-def test_the_bound_is_a_positive_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_must_be_positive(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("Y7EDGE_MAX_PIXELS", text)
     with pytest.raises(ConfigError, match="Y7EDGE_MAX_PIXELS: expected a positive"):
         most_pixels()
 
 
-def test_threads_share_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("Y7EDGE_MAX_PIXELS", "1500")
     path = tmp_path / "a.png"
     path.write_bytes(encoded(".png"))  # 600 pixels: two at a time
@@ -224,10 +224,10 @@ def test_threads_share_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert most == 2
 
 
-def test_a_child_has_room_though_its_parent_decodes(tmp_path: Path) -> None:
+def test_forked_child_can_decode(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(".png"))
-    with images._ROOM.taken(most_pixels(), most_pixels()):
+    with images._BUDGET.reserved(most_pixels(), most_pixels()):
         child = os.fork()
         if not child:
             os._exit(0 if read_image(path).shape == (20, 30, 3) else 1)
@@ -240,14 +240,14 @@ def test_a_child_has_room_though_its_parent_decodes(tmp_path: Path) -> None:
     assert ended == (child, 0)
 
 
-def test_a_hundred_megapixels_are_read(tmp_path: Path) -> None:
+def test_hundred_megapixels_are_read(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("L", (11648, 8736), 7).save(stream, "PNG")
     (tmp_path / "a.png").write_bytes(stream.getvalue())
     assert read_image(tmp_path / "a.png").shape == (8736, 11648, 3)
 
 
-def test_a_sparse_file_is_not_read(tmp_path: Path) -> None:
+def test_sparse_file_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as stream:
         stream.truncate(1 << 40)
     with pytest.raises(DataError, match=r"a\.png: "):

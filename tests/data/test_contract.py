@@ -37,21 +37,21 @@ sys.modules["defects"] = defects
 _spec.loader.exec_module(defects)
 
 SPLITS = ("train", "val")
-# Labels that these findings are about become no box.
+# Labels with these findings are dropped.
 DROPPED = {"no_area", "outside", "duplicate", "crowd"}
-# Images that these are about may be in the original and not in the copy.
+# Images with these findings may be missing in the copy.
 ONE_OF_TWO = {"leak", "twice_in_split", "same_splits"}
 
 
 def refused_by_check(report: Report) -> list[str]:
     found = [f.message for f in report.findings if f.effect == "refused"]
-    # What a split lacks as a whole no parser sees, but training refuses it.
-    return found + [f.message for f in report.findings if f.check == "splits" and "there is no s" in
-                    f.message]  # fmt: skip
+    # Training refuses missing splits, which the parsers do not report.
+    splits = [f.message for f in report.findings if f.check == "splits"]
+    return found + [words for words in splits if "expected a split" in words]
 
 
 def agree(path: Path, out: Path) -> str:
-    """Check all of it for one data set; return what training did: refused, changed or read."""
+    """Compare check, training and copy; return what training did: refused, changed or read."""
     try:
         report = examine(path)
     except DataError as error:
@@ -71,7 +71,7 @@ def agree(path: Path, out: Path) -> str:
     try:
         copy = write_copy(report, out)
     except DataError as error:
-        assert "nothing with a label" in str(error)
+        assert "expected labels that can be copied" in str(error)
         assert data is None or not any(len(s.boxes) for s in data.split("train"))
         return "refused"
     cleaned = load(out / "data.yaml")
@@ -88,8 +88,10 @@ def agree(path: Path, out: Path) -> str:
 def same_reading(report: Report, data: Dataset) -> None:
     scan = report.scan
     assert data.names == tuple(scan.names)
-    # A test split that is described and not there is only missed by who asks for all splits.
-    assert data.warnings == tuple(w for w in scan.warnings() if not w.startswith("test split"))
+    # A missing test split is reported only if all splits are read.
+    assert data.warnings == tuple(
+        w for w in scan.warnings() if not w.startswith("missing test split")
+    )
     counted = Counter(p.check for p in scan.problems if p.effect == "changed")
     for split in SPLITS:
         entries = [entry for entry in scan.in_split(split) if not entry.tiny]
@@ -138,7 +140,7 @@ def test_planted_defects(
 def save_image(
     path: Path, seed: int, size: tuple[int, int] = (96, 64), orientation: int = 1
 ) -> None:
-    """A noisy image; with an orientation of 6 it is stored on its side."""
+    """Write a noisy image, rotated if the orientation is 6."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 255, (size[1], size[0], 3), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +251,7 @@ def pose(count: int, dims: int, shape: str = "") -> Callable[[Path], Path]:
 
 
 def beside(name: str) -> Callable[[Path], Path]:
-    """A folder of its own among the training images."""
+    """Add a subfolder to the training images."""
 
     def make(root: Path) -> Path:
         save_image(yolo_set(root) / "images/train" / name / "x.png", 99)
@@ -282,7 +284,7 @@ def renamed_labels(change: Callable[[str], str]) -> Callable[[Path], Path]:
 
 
 def not_utf8(root: Path) -> Path:
-    """A name that no encoding has; the list says it byte by byte."""
+    """Use a file name with an invalid encoding in a list file."""
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     yolo_set(root)
     for kind, suffix in (("images", "png"), ("labels", "txt")):
@@ -296,7 +298,7 @@ def without_yaml(root: Path) -> Path:
 
 
 def upright(stored_frame: bool) -> Callable[[Path], Path]:
-    """Images on their side; the file states the stored size; boxes of either frame."""
+    """Write rotated images with stored sizes, and boxes that refer to either frame."""
 
     def edit(document: dict, _: str) -> None:
         for index, item in enumerate(document["annotations"]):
@@ -329,7 +331,7 @@ def yolo_with(text: str) -> Callable[[Path], Path]:
 
 GROUPED = categories((0, "nut", "none"), (1, "nut", "nut"), (2, "bolt", "nut"))
 NAMES = "names: [nut, bolt]\n"
-# What training must do with each.
+# Each layout with the expected result of training.
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     **{
         f"coco {json_at} {images_at}": (
@@ -549,7 +551,7 @@ def test_generated_yolo(files: list[list[str]]) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = yolo_set(Path(place) / "data")
         for path, lines in zip(sorted((root / "labels").glob("*/*.txt")), files, strict=True):
-            # Some lines stand in several files, and twice in one.
+            # Some lines are in several files, or repeated in a file.
             path.write_text("".join(f"{text}\n" for text in (*lines, *files[0][:1])))
         agree(root, Path(place) / "out")
 
@@ -623,8 +625,8 @@ def test_generated_voc(rows: list[tuple[str, list]], orientation: int) -> None:
         agree(root, Path(place) / "out")
 
 
-def test_a_copy_changes_only_what_is_certain(tmp_path: Path) -> None:
-    """Two images that are the same with other labels: one is wrong, and nothing says which."""
+def test_copy_keeps_doubtful_labels(tmp_path: Path) -> None:
+    """Keep two equal images with different labels, because it is unknown which is wrong."""
     root = yolo_set(tmp_path / "data")
     shutil.copy(root / "images/train/train0.png", root / "images/train/twin.png")
     (root / "labels/train/twin.txt").write_text("1 .3 .3 .2 .2\n")

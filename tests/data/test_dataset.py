@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from y7edge.data.dataset import load
@@ -17,7 +17,7 @@ from y7edge.errors import DataError, RuntimeMissing
 
 
 class Folder:
-    """A data set in the making: ``images/train`` and ``labels/train`` below a folder."""
+    """Builder of a data set with ``images/train`` and ``labels/train``."""
 
     def __init__(self, root):
         self.root = root
@@ -55,7 +55,7 @@ def stems(data, split="train"):
     return [sample.path.stem for sample in data.split(split)]
 
 
-# ---- data.yaml as people have it
+# ---- data.yaml
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def stems(data, split="train"):
         ("nc: 3", ("0", "1", "2")),
     ],
 )
-def test_names_in_all_their_forms(folder, names, expected):
+def test_valid_names(folder, names, expected):
     folder.image("a.png", "")
     assert load(folder.describe(f"train: images/train\n{names}\n")).names == expected
 
@@ -80,7 +80,7 @@ def test_names_in_all_their_forms(folder, names, expected):
     [
         ("names: {1: cat, 2: dog}", r"numbered from 0 without gaps, found \[1, 2\]"),
         ("names: {a: cat}", "names numbered from 0"),
-        ("names: [cat]\nnc: 2", "found 1 and nc 2"),
+        ("names: [cat]\nnc: 2", "expected 2 names .nc., found 1"),
         ("names: cat", "expected names as a list or a mapping"),
         ("names: [[cat, dog]]", "expected names as a list or a mapping"),
         ("nc: two", "nc to be a positive whole number, found 'two'"),
@@ -88,20 +88,20 @@ def test_names_in_all_their_forms(folder, names, expected):
         ("other: 1", "expected names as a list or a mapping from 0, found None"),
     ],
 )
-def test_names_that_cannot_be(folder, names, message):
+def test_invalid_names(folder, names, message):
     folder.image("a.png", "")
     with pytest.raises(DataError, match=message):
         load(folder.describe(f"train: images/train\n{names}\n"))
 
 
-def test_a_folder_is_searched_through_in_order(folder):
+def test_folder_is_searched_recursively(folder):
     for name in ("b.png", "deeper/c.JPG", "a.png", "._a.png", "readme.png.txt"):
         folder.image(name, "") if not name.endswith("txt") else None
     assert stems(load(folder.describe())) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("entry", ["images/list.txt", "list.txt"])
-def test_a_list_file_names_pictures_from_where_it_stands_or_the_root(folder, entry):
+def test_list_file_paths_are_relative_to_list_or_root(folder, entry):
     folder.image("a.png", "0 .5 .5 .2 .2")
     folder.image("b.png", "")
     lines = {"list.txt": "./images/train/b.png\n\nimages/train/a.png\n"}
@@ -119,7 +119,7 @@ def test_a_list_file_names_pictures_from_where_it_stands_or_the_root(folder, ent
         "path: .\\\ntrain: 'images/train '\nval: list.TXT",
     ],
 )
-def test_paths_as_written_on_windows(folder, text):
+def test_windows_paths(folder, text):
     folder.image("a.png", "")
     folder.image("b.png", "", split="val")
     (folder.root / "list.TXT").write_bytes(b"\xef\xbb\xbfimages\\val\\b.png \r\n\r\n")
@@ -127,7 +127,7 @@ def test_paths_as_written_on_windows(folder, text):
     assert (stems(data), stems(data, "val")) == (["a"], ["b"])
 
 
-def test_a_list_of_folders_and_splits(folder):
+def test_list_of_folders(folder):
     folder.image("a.png", "", split="one")
     folder.image("b.png", "", split="two")
     text = "train: [images/two, images/one]\nval: images/one\ntest:\nnc: 1\n"
@@ -149,7 +149,7 @@ def test_a_list_of_folders_and_splits(folder):
         "train: {root}/images/train",
     ],
 )
-def test_paths_are_looked_for_where_people_mean_them(tmp_path, text):
+def test_path_candidates(tmp_path, text):
     inner = Folder(tmp_path / "data")
     inner.image("a.png", "0 .5 .5 .2 .2")
     text = text.format(root=inner.root)
@@ -158,15 +158,15 @@ def test_paths_are_looked_for_where_people_mean_them(tmp_path, text):
 
 
 @pytest.mark.parametrize("line", ["data/images/train/a.png", r".\data\images\train\a.png"])
-def test_lists_as_cvat_writes_them(folder, line):
-    # Its archives have images/ and labels/ at the top, its lists a folder "data" around them.
+def test_cvat_lists(folder, line):
+    # CVAT's archives begin with images/ and labels/, its list files with data/images/.
     folder.image("a.png", "0 .5 .5 .2 .2")
     (folder.root / "train.txt").write_text(f"{line}\n")
     data = load(folder.describe("train: train.txt\nnc: 1\n"))
     assert [len(sample.boxes) for sample in data.split("train")] == [1]
 
 
-def test_paths_from_the_working_directory_come_last(folder, monkeypatch, tmp_path_factory):
+def test_working_directory_is_last(folder, monkeypatch, tmp_path_factory):
     folder.image("a.png", "0 .5 .5 .2 .2")
     elsewhere = Folder(tmp_path_factory.mktemp("elsewhere"))
     monkeypatch.chdir(folder.root)
@@ -174,7 +174,7 @@ def test_paths_from_the_working_directory_come_last(folder, monkeypatch, tmp_pat
     assert [len(sample.boxes) for sample in data.split("train")] == [1]
 
 
-def test_a_folder_stands_for_its_data_yaml(folder):
+def test_folder_with_data_yaml(folder):
     folder.image("a.png", "")
     folder.describe()
     folder.describe("nonsense", name="other.yaml")
@@ -182,7 +182,7 @@ def test_a_folder_stands_for_its_data_yaml(folder):
 
 
 @pytest.mark.parametrize("text", ["train: images/train\nnc: 1", "{train: images/train, nc: 1}"])
-def test_a_yaml_file_of_any_name_if_it_is_about_data(folder, text):
+def test_yaml_file_with_other_name(folder, text):
     folder.image("a.png", "")
     found = folder.describe(text, name="tray.yaml")
     assert load(folder.root).source == found
@@ -191,17 +191,17 @@ def test_a_yaml_file_of_any_name_if_it_is_about_data(folder, text):
         load(folder.root)
 
 
-def test_a_missing_test_split_is_left_out_unless_asked_for(folder):
+def test_missing_test_split_is_optional(folder):
     folder.image("a.png", "")
     path = folder.describe("train: images/train\ntest: images/test\nnc: 1\n")
     data = load(path)
     assert set(data.splits) == {"train"}
-    assert "test split described but not there" in data.warnings[0]
+    assert "missing test split" in data.warnings[0]
     with pytest.raises(DataError, match="expected a folder or a list file 'images/test'"):
         load(path, splits=["test"])
 
 
-def test_only_the_splits_asked_for_are_read(folder):
+def test_only_requested_splits_are_read(folder):
     folder.image("a.png", "")
     folder.image("b.png", "broken", split="val")
     path = folder.describe("train: images/train\nval: images/val\nnc: 1\n")
@@ -224,10 +224,10 @@ def test_only_the_splits_asked_for_are_read(folder):
         ("[" * 5000, "not YAML"),
         ("nc: 1\nday: 2024-13-45", "expected an entry 'train' or 'val', found neither"),
         (f"train: {'x' * 5000}\nnc: 1", "expected a folder or a list file 'xxx"),
-        ("!!python/object/apply:os.system ['true']", "the tag .* is not read"),
+        ("!!python/object/apply:os.system ['true']", "the tag .* is not supported"),
     ],
 )
-def test_descriptions_that_lead_nowhere(folder, text, message):
+def test_invalid_descriptions(folder, text, message):
     folder.image("a.png", "")
     (folder.root / "lost.txt").write_text("images/train/a.png\nimages/train/x.png\n")
     with pytest.raises(DataError, match=message) as caught:
@@ -236,7 +236,7 @@ def test_descriptions_that_lead_nowhere(folder, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_there(tmp_path):
+def test_missing_data_set(tmp_path):
     with pytest.raises(DataError, match="found nothing there"):
         load(tmp_path / "missing")
     with pytest.raises(DataError, match=r"expected a data\.yaml"):
@@ -245,22 +245,22 @@ def test_nothing_there(tmp_path):
         load(tmp_path)
 
 
-def test_a_split_that_is_not_there(folder):
+def test_missing_split(folder):
     folder.image("a.png", "")
     with pytest.raises(DataError, match="expected images in split 'val', found train"):
         load(folder.describe()).split("val")
 
 
-def test_says_how_to_install_pyyaml(folder, monkeypatch):
+def test_missing_pyyaml(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(RuntimeMissing, match=r'pip install "y7edge\[eval\]"'):
         load(folder.describe())
 
 
-# ---- where labels stand
+# ---- paths of label files
 
 
-def test_labels_stand_beside_pictures_if_not_below_labels(folder):
+def test_labels_beside_images(folder):
     folder.image("a.png").with_suffix(".txt").write_text("1 .5 .5 .2 .2")
     folder.image("b.png", "0 .5 .5 .2 .2").with_suffix(".txt").write_text("1 .5 .5 .2 .2")
     samples = load(folder.describe()).split("train")
@@ -286,7 +286,7 @@ def test_label_path(tmp_path, image, label):
 # ---- label lines
 
 
-def test_a_box_is_kept_as_written(folder):
+def test_box_is_exact(folder):
     boxes, classes, warnings = folder.train("1 0.5 0.4 0.25 0.125\n\n0.0 1e-1 .2 .05 .06\n")
     assert classes == [1, 0]
     np.testing.assert_allclose(boxes, [[0.5, 0.4, 0.25, 0.125], [0.1, 0.2, 0.05, 0.06]], rtol=1e-6)
@@ -294,8 +294,8 @@ def test_a_box_is_kept_as_written(folder):
     assert warnings == ()
 
 
-def test_boxes_and_polygons_are_told_apart_line_by_line(folder):
-    # The published reader takes the whole file for polygons as soon as one line is long.
+def test_boxes_and_polygons_in_one_file(folder):
+    # The published reader reads all lines of a file as polygons if one line is long.
     triangle = "1 .1 .2 .5 .6 .3 .4"
     pentagon = "0 .1 .1 .3 .1 .4 .3 .2 .5 .1 .3"
     boxes, classes, _ = folder.train(f"1 .5 .5 .2 .4\n{triangle}\n{pentagon}\n")
@@ -304,7 +304,7 @@ def test_boxes_and_polygons_are_told_apart_line_by_line(folder):
     np.testing.assert_allclose(boxes, expected, rtol=1e-6)
 
 
-def test_polygons_are_kept_beside_their_boxes(folder):
+def test_polygons_are_kept(folder):
     lines = [
         "1 .5 .5 .2 .4",
         "0 .1 .1 .3 .1 .2 .1",  # no area: dropped, and its outline with it
@@ -332,12 +332,16 @@ OUTLINE = st.lists(COORDINATE, min_size=6, max_size=14).map(lambda v: v[: len(v)
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.one_of(BOX, OUTLINE)), max_size=8))
 def test_boxes_outlines_and_classes_stay_together(rows):
-    """Clipping, dropping and merging never part a line's box, class and outline."""
+    """Check that clipping, dropping and merging keep box, class and outline of a line together."""
     lines = [" ".join(map(str, (class_id, *values))) for class_id, values in rows]
     with tempfile.TemporaryDirectory() as name:
         folder = Folder(Path(name))
         folder.image("a.png", "\n".join(lines))
-        data = load(folder.describe("train: images/train\nnc: 4"))
+        try:
+            data = load(folder.describe("train: images/train\nnc: 4"))
+        except DataError as error:  # random outlines may look like boxes with keypoints
+            assume("extra columns" not in str(error))
+            raise
     (sample,) = data.split("train")
     expected = {}
     for class_id, values in rows:
@@ -369,7 +373,7 @@ def test_boxes_outlines_and_classes_stay_together(rows):
 
 
 @pytest.mark.parametrize("label", [None, "", "\n  \n"], ids=["missing", "empty", "blank"])
-def test_no_labels_mean_background(folder, label):
+def test_missing_labels_mean_background(folder, label):
     boxes, classes, warnings = folder.train(label)
     assert boxes.shape == (0, 4)
     assert classes == []
@@ -389,7 +393,7 @@ def test_no_labels_mean_background(folder, label):
     ],
     ids=["no-width", "negative", "right-of-it", "left-of-it", "sticks-out", "wide", "rounded"],
 )
-def test_boxes_are_mended_and_counted(folder, line, kept, warning):
+def test_repairs_are_counted(folder, line, kept, warning):
     boxes, classes, warnings = folder.train(f"1 .5 .5 .1 .1\n{line}\n")
     assert classes == ([1] if kept is None else [1, 0])
     if kept is not None:
@@ -399,14 +403,14 @@ def test_boxes_are_mended_and_counted(folder, line, kept, warning):
         assert warning in warnings[0]
 
 
-def test_repeated_lines_are_kept_once_in_their_place(folder):
+def test_repeated_lines_are_kept_once(folder):
     text = "1 .5 .5 .2 .2\n0 .3 .3 .1 .1\n1 .5 .5 .2 .2\n0 .5 .5 .2 .2\n1 .50 .5 .2 .2\n"
     _, classes, warnings = folder.train(text)
     assert classes == [1, 0, 0]
     assert warnings[0].startswith("repeated boxes, kept once: 2 (first in ")
 
 
-def test_warnings_are_summed_over_files_and_logged(folder, caplog):
+def test_warnings_are_counted_and_logged(folder, caplog):
     with caplog.at_level(logging.WARNING):
         _, _, warnings = folder.train("0 .5 .5 0 .2", "0 .5 .5 0 .2\n1 .5 .5 .1 0")
     assert len(warnings) == 1
@@ -432,7 +436,7 @@ def test_warnings_are_summed_over_files_and_logged(folder, caplog):
         ("0 320 240 50 60", "expected fractions of the image's size .* found 320"),
     ],
 )
-def test_lines_that_cannot_be(folder, line, message):
+def test_invalid_lines(folder, line, message):
     folder.image("a.png", f"0 .5 .5 .1 .1\n\n{line}\n")
     with pytest.raises(DataError, match=message) as caught:
         load(folder.describe())
@@ -440,7 +444,7 @@ def test_lines_that_cannot_be(folder, line, message):
     assert "\n" not in str(caught.value)
 
 
-def test_labels_that_are_no_text(folder):
+def test_binary_labels(folder):
     folder.image("a.png", "")
     (folder.root / "labels/train/a.txt").write_bytes(b"\xff\xfe\x80")
     with pytest.raises(DataError, match=r"a\.txt: expected text in UTF-8, found UTF-16"):
@@ -450,7 +454,7 @@ def test_labels_that_are_no_text(folder):
 # ---- sizes of images
 
 
-def test_sizes_come_from_the_headers(folder, monkeypatch):
+def test_sizes_are_read_from_headers(folder, monkeypatch):
     folder.image("a.png", "")
     folder.image("b.png", "").write_bytes(b"damaged")
     data = load(folder.describe())
@@ -463,7 +467,7 @@ def test_sizes_come_from_the_headers(folder, monkeypatch):
 # ---- one class
 
 
-def test_single_class_merges_boxes_that_differ_by_class_only(folder):
+def test_single_class_merges_equal_boxes(folder):
     folder.image("a.png", "1 .5 .5 .2 .2\n0 .1 .1 .3 .1 .2 .3\n0 .5 .5 .2 .2\n1 .2 .2 .1 .1")
     data = load(folder.describe())
     single = data.single_class()
@@ -481,7 +485,7 @@ def test_single_class_merges_boxes_that_differ_by_class_only(folder):
 # ---- digest
 
 
-def test_digest_follows_the_data_but_not_their_place(tmp_path):
+def test_digest_depends_on_data_not_folder(tmp_path):
     def digest(place, label="0 .5 .5 .2 .2", names="[cat, dog]", size=20):
         made = Folder(tmp_path / place)
         path = made.image("a.png", label)
@@ -499,7 +503,7 @@ def test_digest_follows_the_data_but_not_their_place(tmp_path):
     assert digest("h", label="0 .4 .4 .6 .4 .6 .6") != hull != same
 
 
-def test_the_digest_of_boxes_is_the_one_that_checkpoints_record(folder):
+def test_digest_is_stable(folder):
     path = folder.image("a.png", "1 .5 .5 .25 .5\n0 .25 .25 .5 .5")
     path.write_bytes(bytes(100))
     expected = hashlib.sha256(b"('cat', 'dog')\ntrain\ta.png\t100\t")

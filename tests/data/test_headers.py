@@ -55,7 +55,7 @@ def tiff(orientation):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpeg", "jpeg-intel", "png", "png-late", "webp", "tiff"])
-def test_the_size_is_that_of_the_upright_picture(tmp_path, kind, orientation):
+def test_size_is_of_upright_image(tmp_path, kind, orientation):
     note = exif(orientation, "<" if kind == "jpeg-intel" else ">")
     content = {
         "jpeg": lambda: jpeg(note),
@@ -73,7 +73,7 @@ def test_the_size_is_that_of_the_upright_picture(tmp_path, kind, orientation):
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "jpg", "pgm", "png", "ppm", "tif", "webp"])
-def test_kinds_of_pictures(tmp_path, suffix):
+def test_image_formats(tmp_path, suffix):
     path = tmp_path / f"ä.{suffix}"
     path.write_bytes(
         cv2.imencode(f".{suffix}", WIDE[..., 0] if suffix == "pgm" else WIDE)[1].tobytes()
@@ -93,13 +93,13 @@ def test_kinds_of_pictures(tmp_path, suffix):
     ],
     ids=["no-entries", "cut", "far-away", "nine", "zero", "nonsense"],
 )
-def test_a_damaged_note_of_the_rotation_is_none(tmp_path, note):
+def test_damaged_exif_is_ignored(tmp_path, note):
     path = tmp_path / "a.jpg"
     path.write_bytes(jpeg(note))
     assert picture_size(path) == (24, 10) == read_image(path).shape[1::-1]
 
 
-def test_only_the_header_is_read(tmp_path):
+def test_truncated_image_has_size(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(jpeg(exif(6))[:-4])
     assert picture_size(path) == (10, 24)
@@ -120,7 +120,7 @@ def test_only_the_header_is_read(tmp_path):
     ],
     ids=["missing", "empty", "text", "jpeg", "png", "png-size", "tiff", "bmp", "bomb"],
 )
-def test_says_what_is_wrong_with_a_file(tmp_path, content, message):
+def test_unreadable_file_raises(tmp_path, content, message):
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)

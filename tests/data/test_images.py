@@ -9,16 +9,16 @@ BGR = np.array([[[250, 10, 20], [30, 200, 40]]], np.uint8).repeat(8, 0).repeat(8
 
 
 def save(path, image, *options):
-    # Through bytes: the writer too has trouble with names beyond ASCII on some systems.
+    # cv2.imwrite fails on non-ASCII names on some systems.
     path.write_bytes(cv2.imencode(path.suffix, image, options)[1].tobytes())
     return path
 
 
-def test_gives_blue_first(tmp_path):
+def test_channel_order_is_bgr(tmp_path):
     assert (read_image(save(tmp_path / "a.png", BGR)) == BGR).all()
 
 
-def test_opens_names_beyond_ascii(tmp_path):
+def test_non_ascii_file_name(tmp_path):
     assert (read_image(save(tmp_path / "mère 写真.png", BGR)) == BGR).all()
 
 
@@ -31,14 +31,14 @@ def test_opens_names_beyond_ascii(tmp_path):
     ],
     ids=["grey", "16-bit", "transparent"],
 )
-def test_gives_three_channels_of_bytes(tmp_path, image, expected):
+def test_result_has_three_8_bit_channels(tmp_path, image, expected):
     read = read_image(save(tmp_path / "a.png", image))
     assert read.dtype == np.uint8
     assert read.shape == (4, 6, 3)
     assert (read == expected).all()
 
 
-def test_applies_the_camera_s_rotation(tmp_path):
+def test_exif_rotation_is_applied(tmp_path):
     jpeg = cv2.imencode(".jpg", BGR)[1].tobytes()
     # An EXIF segment with one entry: tag 0x0112 (orientation), short, value 6 (turn clockwise).
     tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
@@ -58,7 +58,7 @@ def test_applies_the_camera_s_rotation(tmp_path):
     ],
     ids=["empty", "text", "missing"],
 )
-def test_says_what_is_wrong_with_a_file(tmp_path, content, message):
+def test_unreadable_file_raises(tmp_path, content, message):
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)
@@ -68,8 +68,8 @@ def test_says_what_is_wrong_with_a_file(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_one_rule_keeps_the_grey_levels_of_low_contrast(tmp_path):
-    """86 levels of a 16-bit camera: the format's range leaves few of them, the one in use all."""
+def test_levels_keep_low_contrast(tmp_path):
+    """Compare scaling of 86 levels by the full 16-bit range and by their own range."""
     ramp = np.arange(20_000, 20_000 + 86 * 8, 8, np.uint16).reshape(1, -1).repeat(12, 0)
     path = save(tmp_path / "a.png", ramp)
     assert len(np.unique(read_image(path))) == 3

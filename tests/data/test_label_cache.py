@@ -18,16 +18,16 @@ SQUARE = ".1 .1 .3 .1 .3 .3 .1 .3"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache of the test's own, for sets of any size."""
+    """Use an empty cache, and cache data sets of any size."""
     monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(label_cache, "_WORTH_KEEPING", 1)
-    label_cache._say_once.cache_clear()
+    label_cache._warn_once.cache_clear()
     return tmp_path / "cache" / "labels"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Boxes, outlines, both, none, no file; two splits that share an image; things to repair."""
+    """Make a data set with boxes, outlines, missing labels, repairs, and an image in two splits."""
     root = tmp_path / "data"
     labels = {
         "a": "0 .5 .5 .2 .2\n1 .5 .5 0 .2",
@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How many images were read, not recalled."""
+    """Count the images that are read, not taken from the cache."""
     count = []
     made = dataset.sample_of
     monkeypatch.setattr(dataset, "sample_of", lambda *args: count.append(1) or made(*args))
@@ -58,7 +58,7 @@ def reads(monkeypatch):
 
 
 def contents(data):
-    """Everything a data set holds, to compare."""
+    """Return all contents of a data set for comparison."""
     return (
         data.names,
         data.warnings,
@@ -82,7 +82,7 @@ def contents(data):
     )
 
 
-def test_what_is_recalled_is_what_was_read(folder, reads, cache):
+def test_cached_data_equal_read_data(folder, reads, cache):
     made = load(folder)
     assert len(reads) == 5
     assert len(made.warnings) == 4
@@ -90,12 +90,12 @@ def test_what_is_recalled_is_what_was_read(folder, reads, cache):
     assert len(reads) == 5
     assert contents(recalled) == contents(made)
     assert [type(one.path) for one in recalled.split("train")] == [type(folder)] * 5
-    # An image in two splits is one sample, as it was.
+    # An image in two splits is still one sample.
     assert recalled.split("val")[1] is recalled.split("train")[1]
     assert len(list(cache.iterdir())) == 1
 
 
-def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
+def test_coco_with_crowds_is_cached(tmp_path, monkeypatch):
     from y7edge.data.formats import coco
 
     (tmp_path / "a.png").write_bytes(IMAGE)
@@ -113,7 +113,7 @@ def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
     monkeypatch.setattr(coco, "_parse", lambda *args: parses.append(1) or parse(*args))
     assert contents(load(path)) == made
     assert not parses
-    # An image that was missing, and counted so, has come.
+    # Add the image that was missing.
     (tmp_path / "b.png").write_bytes(IMAGE)
     assert len(load(path).split("train")) == 2
     assert parses
@@ -142,9 +142,9 @@ def test_crowds_and_the_reader_of_coco(tmp_path, monkeypatch):
         "other-names",
     ],
 )
-def test_every_change_is_seen(folder, change, tmp_path, monkeypatch):
+def test_changes_are_detected(folder, change, tmp_path, monkeypatch):
     before = contents(load(folder))
-    time.sleep(0.02)  # two ticks of the coarsest clock that a file system goes by
+    time.sleep(0.02)  # two ticks of the coarsest file system clock
     change(folder)
     seen = contents(load(folder))
     assert seen != before
@@ -152,7 +152,7 @@ def test_every_change_is_seen(folder, change, tmp_path, monkeypatch):
     assert contents(load(folder)) == seen
 
 
-def test_an_edit_that_keeps_size_and_time_of_writing_is_seen(folder):
+def test_edit_with_same_size_and_mtime_is_detected(folder):
     load(folder)
     path = folder / "labels/a.txt"
     before = path.stat()
@@ -162,21 +162,21 @@ def test_an_edit_that_keeps_size_and_time_of_writing_is_seen(folder):
     assert load(folder).split("train")[0].class_id.tolist() == [1]
 
 
-def test_a_label_that_became_wrong_is_an_error_still(folder):
+def test_new_label_error_is_raised(folder):
     load(folder)
     (folder / "labels/a.txt").write_text("9 .5 .5 .2 .2")
     with pytest.raises(DataError, match=r"a\.txt:1: expected a class from 0 to 1"):
         load(folder)
 
 
-def test_splits_are_kept_apart(folder, cache):
+def test_each_choice_of_splits_has_own_file(folder, cache):
     assert set(load(folder, ["val"]).splits) == {"val"}
     assert set(load(folder).splits) == {"train", "val"}
     assert set(load(folder, ["val"]).splits) == {"val"}
     assert len(list(cache.iterdir())) == 2
 
 
-def test_relative_paths_mean_the_folder_we_are_in(folder, tmp_path, monkeypatch):
+def test_relative_paths_depend_on_working_directory(folder, tmp_path, monkeypatch):
     other = tmp_path / "other"
     other.mkdir()
     (folder / "labels").rename(tmp_path / "labels-of-the-other")
@@ -202,7 +202,7 @@ def test_relative_paths_mean_the_folder_we_are_in(folder, tmp_path, monkeypatch)
     ],
     ids=["empty", "nonsense", "cut", "one-bit"],
 )
-def test_a_damaged_file_is_made_anew(folder, damage, reads, cache):
+def test_damaged_file_is_replaced(folder, damage, reads, cache):
     made = contents(load(folder))
     (path,) = cache.iterdir()
     path.write_bytes(damage(path.read_bytes()))
@@ -227,26 +227,26 @@ def test_pickled_objects_are_not_loaded(folder, cache):
     assert not (cache / "trapped").exists()
 
 
-def test_an_older_version_is_read_anew(folder, monkeypatch, reads):
+def test_older_version_is_replaced(folder, monkeypatch, reads):
     load(folder)
     monkeypatch.setattr(label_cache, "_VERSION", label_cache._VERSION + 1)
     load(folder)
     assert len(reads) == 10
 
 
-def test_small_sets_are_not_kept(folder, monkeypatch, cache):
+def test_small_sets_are_not_cached(folder, monkeypatch, cache):
     monkeypatch.setattr(label_cache, "_WORTH_KEEPING", 6)
     load(folder)
     assert not cache.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_noted_once(folder, monkeypatch, tmp_path, caplog):
+def test_unwritable_cache_warns_once(folder, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
         first, second = load(folder), load(folder)
     assert contents(first) == contents(second)
-    notes = [r.getMessage() for r in caplog.records if "not kept for the next run" in r.message]
+    notes = [r.getMessage() for r in caplog.records if "are not cached" in r.message]
     assert len(notes) == 1
     assert str(tmp_path / "file") in notes[0]
 
@@ -261,7 +261,7 @@ def _load_often(folder, start, results):
         results.put(data.digest)
 
 
-def test_two_processes_may_write_at_once(folder, cache):
+def test_two_processes_write_at_once(folder, cache):
     expected = load(folder).digest
     context = multiprocessing.get_context("fork")
     start, results = context.Barrier(2), context.Queue()

@@ -1,4 +1,4 @@
-"""16-bit images: one rule of the data set, from its data.yaml to the frames of a robot."""
+"""16-bit images are scaled by the levels of the data.yaml, in training and inference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def deep(yolo: Path) -> Path:
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-def test_training_and_evaluation_read_by_the_rule(
+def test_training_and_evaluation_scale_by_levels(
     cache: str, deep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "cache"))
@@ -47,7 +47,7 @@ def test_training_and_evaluation_read_by_the_rule(
     np.testing.assert_array_equal(image, to_bytes(DEEP, LEVELS))
 
 
-def test_predict_reads_by_the_rule_and_leaves_8_bits_alone(deep: Path, tmp_path: Path) -> None:
+def test_predict_scales_16_bits_only(deep: Path, tmp_path: Path) -> None:
     (found,) = read_input(sorted((deep / "images/train").iterdir())[0], LEVELS)
     np.testing.assert_array_equal(found.image, to_bytes(DEEP, LEVELS))
     cv2.imwrite(str(tmp_path / "a.png"), to_bytes(DEEP, LEVELS))
@@ -59,7 +59,7 @@ def test_predict_reads_by_the_rule_and_leaves_8_bits_alone(deep: Path, tmp_path:
     ("recorded", "expected"),
     [([2000, 3000], LEVELS), (None, None), ("x", None), ([1], None), ([1.5, 2], None)],
 )
-def test_a_checkpoint_hands_it_to_the_artifact(recorded: object, expected: object) -> None:
+def test_artifact_has_levels_of_checkpoint(recorded: object, expected: object) -> None:
     spec = registry.get("yolov7-tiny", nc=1)
     meta = {"data": {"levels": recorded}}
     checkpoint = Checkpoint(spec, {}, ("a",), meta=meta)
@@ -68,7 +68,7 @@ def test_a_checkpoint_hands_it_to_the_artifact(recorded: object, expected: objec
     assert type(manifest).from_json(manifest.to_json()) == manifest
 
 
-def test_frames_of_a_robot() -> None:
+def test_preprocessor_scales_16_bit_frames() -> None:
     knows = Preprocessor(InputInfo("images", 1, 64, 64, levels=LEVELS))
     plain = Preprocessor(InputInfo("images", 1, 64, 64))
     plain(to_bytes(DEEP, LEVELS))
@@ -79,6 +79,6 @@ def test_frames_of_a_robot() -> None:
 
 
 @pytest.mark.parametrize("levels", [(5, 5), (9, 2), (-1, 5), (0, 65536)])
-def test_levels_that_cannot_be(levels: tuple[int, int]) -> None:
+def test_invalid_levels(levels: tuple[int, int]) -> None:
     with pytest.raises(ArtifactError, match="levels are"):
         InputInfo("images", 1, 64, 64, levels=levels)

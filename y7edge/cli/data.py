@@ -1,4 +1,4 @@
-"""``y7edge data check``: check a data set, and optionally write a fixed copy."""
+"""Implement ``y7edge data``, whose command ``check`` validates a data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLE = "y7edge data check data.yaml --save report.html"
 
 data = typer.Typer(
     name="data",
-    help="Examine data sets.",
+    help="Check data sets.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -36,28 +36,28 @@ _Data = Annotated[
     ),
 ]
 _Side = Annotated[
-    int, typer.Option("--imgsz", min=32, help="Input side in pixels, which decides what is small.")
+    int, typer.Option("--imgsz", min=32, help="Side of the network's input, to find small boxes.")
 ]
 _Fix = Annotated[
     Path | None,
-    typer.Option("--fix", metavar="OUT", help="Write a fixed copy to OUT; DATA is not changed."),
+    typer.Option("--fix", metavar="OUT", help="Write a cleaned copy there; DATA is not changed."),
 ]
 _Save = Annotated[
     Path | None,
     typer.Option(
         "--save",
         metavar="PAGE.html",
-        help="Write a page with images of the findings.",
+        help="Write an HTML page with images of the findings.",
         callback=out_file,
     ),
 ]
-_CLASSES = 20  # rows of the table; JSON and the page have all classes
+_CLASSES = 20  # rows of the table; --json and the page have all
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 
 @data.callback()
 def _data() -> None:
-    """Examine data sets."""
+    """Check data sets."""
 
 
 @data.command(epilog=f"\b\nExample:\n  {EXAMPLE}")
@@ -68,11 +68,11 @@ def check(
     save: _Save = None,
     as_json: Json = False,
 ) -> None:
-    """Check a data set for errors.
+    """Check a data set for problems.
 
-    Finds damaged images, invalid labels, images in two splits, classes without labels and more.
-    The exit code is 4 if there are errors; warnings and infos do not count. With --fix a fixed
-    copy is written, and the exit code applies to the copy.
+    Finds damaged images, invalid labels, images in two splits, classes without labels, and more.
+    Exits with 4 if there are errors; warnings and infos do not fail. With --fix, a cleaned copy is
+    written, and the exit code depends on the copy.
     """
     from y7edge.data.check.examine import examine, record
     from y7edge.data.check.fix import write_copy
@@ -88,13 +88,11 @@ def check(
     if save is not None:
         write_page(report, save)
     result: dict[str, Any] = record(report)
-    errors, where = report.count("error"), data
     fixed = None
     if fix is not None:
         with _bar("copied") as progress:
             fixed = write_copy(report, fix, progress=progress)
         result["fix"] = fixed.record()
-        errors, where = fixed.after.count("error"), fix
     if as_json:
         show(result, (), as_json=True)
     else:
@@ -103,20 +101,17 @@ def check(
             note(f"page: {save}")
         if fixed is not None:
             show(None, fixed.lines(), as_json=False)
-    reasons = []
-    if errors:
-        checks = {f.check for f in (fixed.after if fixed else report).findings
-                  if f.severity == "error"}  # fmt: skip
-        reasons.append(f"{errors} errors ({', '.join(sorted(checks))})")
-    if fixed is not None:
-        reasons += fixed.losses
+    final = fixed.after if fixed else report
+    errors = [finding.check for finding in final.findings if finding.severity == "error"]
+    reasons = [f"{len(errors)} errors ({', '.join(sorted(set(errors)))})"] if errors else []
+    reasons += fixed.losses if fixed else ()
     if reasons:
-        raise GateError(f"{where}: {'; '.join(reasons)}")
+        raise GateError(f"{fix if fixed else data}: {'; '.join(reasons)}")
 
 
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield the update function of a progress bar; None if stderr is not a terminal."""
+    """Show a progress bar if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -135,9 +130,9 @@ def _print(report: Report, *, whole: bool) -> None:
 
     from y7edge.data.check.paths import in_words
 
-    # Without a terminal, use a fixed width.
-    wide = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(width=None if wide else 160, highlight=False, markup=False)
+    # Outside a terminal, rich would wrap lines at 80 characters.
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(width=None if terminal else 160, highlight=False, markup=False)
     scan, summary = report.scan, report.summary
     for split, counts in summary["splits"].items():
         console.print(
@@ -153,7 +148,7 @@ def _print(report: Report, *, whole: bool) -> None:
         console.print(f"... {more} more classes (--json has all)")
     for side, values in summary["box_sides"].items():
         shown = ", ".join(f"{value:g}" for value in values)
-        console.print(f"{side} of boxes at {scan.imgsz}: least, 5 %, median, 95 %, most: {shown}")
+        console.print(f"{side} of boxes at {scan.imgsz}: min, 5 %, median, 95 %, max: {shown}")
     if report.findings:
         table = Table("check", "severity", "count", "first", pad_edge=False, header_style="bold")
         for (name, severity), group in report.by_check().items():
@@ -161,6 +156,6 @@ def _print(report: Report, *, whole: bool) -> None:
             table.add_row(name, Text(severity, _COLOURS[severity]), str(len(group)), words)
         console.print(table)
         if any(len(group) > 1 for group in report.by_check().values()) and not whole:
-            console.print("the first of each kind; --save report.html shows more, --json has all")
+            console.print("first finding of each kind; --save report.html shows more, --json all")
     counts = [f"{report.count(s)} {s}s" for s in _COLOURS]
     console.print(", ".join(counts))

@@ -1,7 +1,7 @@
-"""Data sets in one form, whatever files they were read from.
+"""Load data sets of any supported format into one `Dataset`.
 
-`open_scan` and `read_scan` are the one way into the parsers (`y7edge.data.formats`): ``load``
-raises the first problem that is refused and makes samples of the rest; ``data check`` reports all.
+`open_scan` and `read_scan` call the parsers (`y7edge.data.formats`). ``load`` raises the first
+problem that training refuses; ``data check`` reports all problems.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from y7edge.boxes import centred
 from y7edge.data import label_cache
 from y7edge.data.formats import coco, geometry, voc, yolo
-from y7edge.data.formats.forms import settle
+from y7edge.data.formats.forms import convert_forms
 from y7edge.data.formats.records import Entry, Label, Scan
 from y7edge.data.sample import Plan, Reading, Sample, is_image, single_class
 from y7edge.errors import DataError
@@ -38,18 +38,18 @@ class Dataset:
 
     source: Path  # the ``data.yaml``, file or folder that it was read from
     names: tuple[str, ...]  # class names; ``Sample.class_id`` indexes them
-    splits: Mapping[str, tuple[Sample, ...]]  # ``train``, ``val``, ``test``, as far as there are
-    warnings: tuple[str, ...] = ()  # what was changed while reading, one line each, with counts
-    # By split, the category ids of a COCO file in the order of the names; empty for other data.
+    splits: Mapping[str, tuple[Sample, ...]]  # by name: ``train``, ``val``, ``test``
+    warnings: tuple[str, ...] = ()  # changes made while reading, one line for each kind
+    # COCO only: the category ids of each split, in the order of the names.
     category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
-    # From which 16-bit images are scaled to 8 bits, if the ``data.yaml`` says so.
+    # Input range for scaling 16-bit images to 8 bits, from the ``data.yaml``.
     levels: tuple[int, int] | None = None
 
     def split(self, name: str) -> tuple[Sample, ...]:
-        """The samples of one split.
+        """Return the samples of one split.
 
         Raises:
-            DataError: There is no such split, or it has no images.
+            DataError: The split does not exist or has no images.
         """
         samples = self.splits.get(name, ())
         if not samples:
@@ -58,7 +58,7 @@ class Dataset:
         return samples
 
     def single_class(self) -> Dataset:
-        """The same images with one class, "object"; boxes that differed by class only are one."""
+        """Return a copy with the single class "object"; equal boxes of one image are merged."""
         splits = {
             split: tuple(single_class(sample) for sample in samples)
             for split, samples in self.splits.items()
@@ -66,12 +66,12 @@ class Dataset:
         return replace(self, names=("object",), splits=splits, category_ids={})
 
     def renamed(self, names: Sequence[str]) -> Dataset:
-        """The same images with classes numbered as in ``names``, which holds each name once.
+        """Return a copy whose class ids index ``names``, which must be unique.
 
-        Classes that no label has, as those that only group others, may be on one side only.
+        Only classes with labels must occur in both lists of names.
 
         Raises:
-            DataError: Labels have a class of another name, or one of its names stands twice.
+            DataError: A label has a class that is not in ``names``, or names are repeated.
         """
         wanted = tuple(names)
         if self.names == wanted:
@@ -81,8 +81,8 @@ class Dataset:
         twice = len(set(wanted)) != len(wanted) or len(set(self.names)) != len(self.names)
         if twice or not used <= set(wanted) or not set(self.names) & set(wanted):
             raise DataError(
-                f"{self.source}: expected the classes {reprlib.repr(wanted)}, found others or one "
-                f"twice, {reprlib.repr(self.names)}"
+                f"{self.source}: expected the classes {reprlib.repr(wanted)}, each once, found "
+                f"{reprlib.repr(self.names)}"
             )
         numbers = np.array([wanted.index(name) if name in wanted else -1 for name in self.names])
         splits = {
@@ -97,17 +97,16 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, labels, and the names and sizes of the images' files.
+        """SHA-256 over class names, labels, and the names and sizes of the image files.
 
-        It tells whether two runs saw the same data; the folder may have moved in between. Outlines
-        and crowd regions count where there are any.
+        Identifies the data that a run was trained on, independent of the folder's location.
         """
         digest = hashlib.sha256(repr(self.names).encode())
         for split, samples in self.splits.items():
             for sample in samples:
                 size = sample.path.stat().st_size
                 line = f"\n{split}\t{sample.path.name}\t{size}\t"
-                digest.update(line.encode("utf-8", "surrogateescape"))  # names need not be UTF-8
+                digest.update(line.encode("utf-8", "surrogateescape"))
                 digest.update(sample.class_id.astype("<i4").tobytes())
                 digest.update(sample.boxes.astype("<f4").tobytes())
                 for outline in sample.polygons:
@@ -119,16 +118,16 @@ class Dataset:
 
 
 def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
-    """Read a data set; its warnings are logged, one line each.
+    """Load a data set and log its warnings, one line each.
 
     Args:
         path: A ``data.yaml``, a folder that holds one, a folder of Pascal VOC or COCO annotations,
             or one COCO file.
-        splits: Only these, which then must exist; None reads all that are there.
+        splits: Splits to load; each must exist. None loads all splits found.
 
     Raises:
-        DataError: Nothing readable there, a split asked for is missing, or a label file is wrong.
-        RuntimeMissing: A ``data.yaml`` needs PyYAML.
+        DataError: No data set was found, a requested split is missing, or a file is invalid.
+        RuntimeMissing: PyYAML is not installed and a ``data.yaml`` must be read.
     """
     scan = open_scan(path, splits)
     scan.require()
@@ -164,22 +163,22 @@ def _read(scan: Scan) -> Reading:
 
 
 def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
-    """Find out how a data set is laid out, and list its images, without reading labels.
+    """Detect the format of a data set and list its images, without reading labels.
 
     Args:
-        path: As for `load`; also a list of images, or a folder of images and YOLO labels, which
-            training refuses.
+        path: As for `load`. Also a list of images, or a folder of images and YOLO labels without a
+            ``data.yaml``; training refuses both.
         splits: As for `load`.
 
     Raises:
-        DataError: Nothing there that can be read.
-        RuntimeMissing: A ``data.yaml`` needs PyYAML.
+        DataError: No data set was found.
+        RuntimeMissing: PyYAML is not installed and a ``data.yaml`` must be read.
     """
     source = Path(path)
     if not is_folder(source):
         try:
             require_regular(source)
-        except (OSError, ValueError) as error:  # ValueError: a name that cannot be
+        except (OSError, ValueError) as error:  # ValueError: an invalid file name
             there = os.path.lexists(source)
             found = f": {reason(error)}" if there else ", found nothing there"
             raise DataError(f"{source}: expected a data.yaml or a data folder{found}") from error
@@ -200,28 +199,28 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
     first, *others = forms or ("",)
     scan = forms[first]() if forms else yolo.search_folder(source)
     if others:
-        words = f"holds annotations as {' and '.join(forms)}: those as {first} are read; remove "
-        scan.problem("layout", f"{words}the others", source)
+        words = f"has annotations in {len(forms)} formats, {' and '.join(forms)}; only {first} is "
+        scan.problem("layout", f"{words}read, remove the others", source)
     return scan
 
 
 def read_scan(scan: Scan) -> None:
-    """Read the labels of a scan and the headers of its images, and place every box."""
+    """Read the labels and image headers of a scan, and compute every box."""
     {"yolo": yolo, "coco": coco, "voc": voc}[scan.layout].read(scan)
     geometry.measure(scan)
-    settle(scan)
+    convert_forms(scan)
     geometry.place(scan)
 
 
 def sample_of(entry: Entry, *, repaired: bool = False) -> Sample:
-    """The sample of an image: its usable boxes, clipped, each with its outline.
+    """Return the sample of an image: its usable boxes and outlines, clipped to the image.
 
-    Points of outlines outside the image are moved to its edge, so that the hull of an outline stays
-    the box that was made from it.
+    Outline points outside the image are moved to its edge. So the bounding box of an outline stays
+    equal to its box.
 
     Args:
-        entry: The image, placed.
-        repaired: Whether labels that training refuses count where their repair is certain.
+        entry: The image, after `read_scan`.
+        repaired: Include labels that training refuses if their repair is unambiguous.
     """
     labels = [label for label in entry.labels if geometry.used(label, repaired=repaired)]
     crowd = [x for x in entry.labels if x.crowd and x.box is not None and not x.refused]
@@ -229,14 +228,14 @@ def sample_of(entry: Entry, *, repaired: bool = False) -> Sample:
         np.clip(coco.join(label.parts), 0.0, 1.0).astype(np.float32) if label.parts else None
         for label in labels
     )
-    rows = np.column_stack(([label.class_id for label in crowd], _boxes(crowd))) if crowd else None
+    rows = np.column_stack(([label.class_id for label in crowd], _boxes(crowd)))
     return Sample(
         entry.path,
         _boxes(labels).astype(np.float32),
         np.array([label.class_id for label in labels], np.int32),
         outlines if any(outline is not None for outline in outlines) else (),
         entry.size,
-        np.zeros((0, 5), np.float32) if rows is None else _with_area(rows),
+        rows[(rows[:, 3:] > geometry.NO_AREA).all(axis=1)].astype(np.float32),
         entry.image_id,
     )
 
@@ -250,7 +249,3 @@ def _renumbered(sample: Sample, numbers: NDArray[np.int64]) -> Sample:
 def _boxes(labels: Sequence[Label]) -> NDArray[np.float64]:
     corners = np.array([label.box for label in labels], np.float64).reshape(-1, 4)
     return centred(np.clip(corners, 0.0, 1.0))
-
-
-def _with_area(rows: NDArray[np.float64]) -> NDArray[np.float32]:
-    return rows[(rows[:, 3:] > geometry.NO_AREA).all(axis=1)].astype(np.float32)

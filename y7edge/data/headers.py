@@ -1,11 +1,11 @@
-"""Sizes of images from their headers, without decoding them; and the bound on what is decoded.
+"""Read the size of an image from its header, and limit the size of images that are decoded.
 
-Cameras store an image as the sensor lies and note in EXIF how it was held; `read_image` applies
-the orientation, and labels refer to the upright image. Four of the eight orientations (5 to 8) swap
-width and height. The published reader knows 6 and 8 only.
+Cameras record the orientation of an image in EXIF. `read_image` applies it, and labels refer to the
+upright image. Four of the eight orientations (5 to 8) swap width and height; the published reader
+handles only 6 and 8.
 
-A file of kilobytes may state a size that takes gigabytes to decode. So a size is read here first,
-in every format that OpenCV decodes, and compared with `most_pixels`.
+A small file can declare a size that takes gigabytes to decode. Before decoding, the declared size
+is compared with `most_pixels`, for every format that OpenCV decodes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from y7edge.files import open_regular, reason
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _MOST_PIXELS = 1 << 27  # 134 megapixels, 400 MB of bytes
-_BEGINNING = 1 << 16  # bytes that hold the text of a header
-_LARGEST_BOXES = 1 << 26  # bytes that are searched for a size
-_MOST_PARTS = 100_000  # segments, chunks; an image of 200 MB has 25,000
+_BEGINNING = 1 << 16  # bytes searched for a text header
+_LARGEST_BOXES = 1 << 26  # bytes searched for a size (JPEG 2000, AVIF)
+_MOST_PARTS = 100_000  # segments or chunks; an image of 200 MB has 25,000
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
@@ -36,22 +36,22 @@ _PNM = re.compile(rb"P[1-6Ff]" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})\s")
 
 
 class Frame(NamedTuple):
-    """Width and height of an image in pixels, upright and as stored, and its EXIF orientation."""
+    """Size of an image in pixels, upright and as stored, and its EXIF orientation."""
 
-    size: tuple[int, int]
-    stored: tuple[int, int]
+    size: tuple[int, int]  # width, height of the upright image
+    stored: tuple[int, int]  # width, height before the orientation is applied
     orientation: int = 1
-    pixels: int = 0  # that decoding it takes; more than its size has if it is stored in tiles
-    several: bool = False  # whether other images follow in the file
+    pixels: int = 0  # pixels that decoding allocates; may exceed the size if stored in tiles
+    several: bool = False  # whether the file contains more images
 
     @property
     def turned(self) -> bool:
-        """Whether width and height change places when the EXIF orientation is followed."""
+        """Whether the EXIF orientation swaps width and height."""
         return self.orientation in _ON_ITS_SIDE
 
 
 class _Found(NamedTuple):
-    """What a header says; ``exif`` is a note, or the orientation itself."""
+    """Fields of a header; ``exif`` is an EXIF block or the orientation itself."""
 
     width: int
     height: int
@@ -61,10 +61,10 @@ class _Found(NamedTuple):
 
 
 def read_frame(path: Path | str) -> Frame:
-    """Size and orientation by the header; damage behind it is not noticed.
+    """Read size and orientation from the header; the rest of the file is not checked.
 
     Raises:
-        DataError: The file cannot be read, or its header is not that of an image.
+        DataError: The file cannot be read, or its header is invalid.
     """
     try:
         with open_regular(path) as stream:
@@ -74,16 +74,16 @@ def read_frame(path: Path | str) -> Frame:
 
 
 def picture_size(path: Path | str) -> tuple[int, int]:
-    """Width and height in pixels of the upright image, as `read_image` gives it.
+    """Return width and height in pixels of the upright image, without decoding it.
 
     Raises:
-        DataError: As `read_frame` does.
+        DataError: See `read_frame`.
     """
     return read_frame(path).size
 
 
 def most_pixels() -> int:
-    """How many pixels an image may have, and all together that threads decode at a time.
+    """Return the largest number of pixels that are decoded at a time, in one or several images.
 
     Raises:
         ConfigError: ``Y7EDGE_MAX_PIXELS`` is not a positive whole number.
@@ -98,26 +98,26 @@ def most_pixels() -> int:
 
 
 def too_large(width: int, height: int, pixels: int = 0) -> str:
-    """Why an image or the frames of a video are not decoded; empty if they are.
+    """Return why an image or video frame is too large to decode; empty if it is not.
 
     Args:
-        width: Of the image, and
-        height: its height, both in pixels.
-        pixels: That decoding it takes, where those are more.
+        width: Width in pixels.
+        height: Height in pixels.
+        pixels: Pixels that decoding allocates, if more than width times height.
     """
     most = most_pixels()
     if max(width * height, pixels) <= most:
         return ""
     words = f"has {width}x{height} pixels"
-    words += f", and takes {pixels:,}" if pixels > width * height else ""
+    words += f" and needs {pixels:,} to decode" if pixels > width * height else ""
     return f"{words}; at most {most:,} are decoded: set Y7EDGE_MAX_PIXELS for more"
 
 
 def frame_of(stream: BinaryIO) -> Frame:
-    """Size and orientation of an image whose content a stream holds.
+    """Read size and orientation from a stream.
 
     Raises:
-        ValueError: It has no header of an image that OpenCV decodes.
+        ValueError: The stream does not begin with the header of a format that OpenCV decodes.
     """
     stream.seek(0)
     head = stream.read(32)
@@ -138,12 +138,12 @@ def frame_of(stream: BinaryIO) -> Frame:
 
 
 def _jpeg(stream: BinaryIO, _: bytes) -> _Found:
-    """The segments before the first scan."""
+    """Read the segments before the first scan."""
     size, exif = (0, 0), b""
     stream.seek(2)
     for _part in range(_MOST_PARTS):
         first, code = stream.read(2)
-        if first != 0xFF or code in (0x00, 0xFF):  # garbage, or fill: decoders pass over them too
+        if first != 0xFF or code in (0x00, 0xFF):  # garbage or fill bytes: decoders skip them too
             stream.seek(-1, os.SEEK_CUR)
             continue
         if code in _WITHOUT_LENGTH:
@@ -163,7 +163,7 @@ def _jpeg(stream: BinaryIO, _: bytes) -> _Found:
 
 
 def _png(stream: BinaryIO, head: bytes) -> _Found:
-    """The first chunk, and the EXIF chunk wherever it stands; skips from chunk to chunk."""
+    """Read the size from the first chunk and the EXIF chunk, which may be anywhere."""
     width, height = struct.unpack(">II", head[16:24])
     exif, several = b"", False
     stream.seek(8)
@@ -204,7 +204,7 @@ def _webp(stream: BinaryIO, head: bytes) -> _Found:
 
 
 def _tiff(stream: BinaryIO, head: bytes) -> _Found:
-    """The first directory; refuses tags that hold more than the file does."""
+    """Read the first directory; reject tags whose data exceed the size of the file."""
     order = "<" if head[:2] == b"II" else ">"
     big = struct.unpack(f"{order}H", head[2:4])[0] == 43
     (start,) = struct.unpack(f"{order}Q", head[8:16]) if big else (
@@ -237,11 +237,11 @@ def _bmp(_: BinaryIO, head: bytes) -> _Found:
     if struct.unpack("<I", head[14:18])[0] == 12:
         return _Found(*struct.unpack("<HH", head[18:22]))
     width, height = struct.unpack("<ii", head[18:26])
-    return _Found(width, abs(height))  # below zero: from the top to the bottom
+    return _Found(width, abs(height))  # negative height: rows from top to bottom
 
 
 def _jpeg2000(stream: BinaryIO, _: bytes) -> _Found:
-    """The largest of what may be the codestream's size."""
+    """Return the largest size declared by a codestream header."""
     stream.seek(0)
     sizes = [
         struct.unpack(">IIII", found) for found in _CODESTREAM.findall(stream.read(_LARGEST_BOXES))
@@ -250,7 +250,7 @@ def _jpeg2000(stream: BinaryIO, _: bytes) -> _Found:
 
 
 def _avif(stream: BinaryIO, _: bytes) -> _Found:
-    """The largest of the sizes: that of the whole, not of a thumbnail or tile."""
+    """Return the largest declared size; smaller ones are of thumbnails or tiles."""
     stream.seek(0)
     sizes = [struct.unpack(">II", found) for found in _EXTENT.findall(stream.read(_LARGEST_BOXES))]
     return _Found(*max(sizes, key=_area))
@@ -265,7 +265,7 @@ def _area(size: tuple[int, int]) -> int:
 
 
 def _written(*patterns: bytes) -> Callable[[BinaryIO, bytes], _Found]:
-    """A parser of headers in letters: two numbers, or the largest of each that stand there."""
+    """Return a parser of text headers: the largest match of each pattern is width and height."""
 
     def parse(stream: BinaryIO, _: bytes) -> _Found:
         stream.seek(0)
@@ -301,7 +301,7 @@ _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, bytes], _Found]], .
 
 
 def _noted(exif: bytes) -> int | None:
-    """The orientation in an EXIF note, a TIFF header with a directory of tags; None if damaged."""
+    """Return the orientation in an EXIF block (a TIFF header and tags); None if damaged."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"MM": ">", b"II": "<"}.get(tiff[:2])
     if order is None:

@@ -1,13 +1,12 @@
-"""Reading images from files: always (H, W, 3) uint8 in BGR order, or a one-line error.
+"""Read image files as (H, W, 3) uint8 arrays in BGR order.
 
-An image is read upright: the rotation that a camera noted in EXIF is applied. 16-bit images are
-scaled by the range of their format. Where they use a small part of it, little is left; then one
-rule for a whole data set, ``levels: [lowest, highest]`` in its ``data.yaml``, says how its 8-bit
-images were made (`to_bytes`), and how the frames of a camera must be made for the same model.
+The EXIF orientation is applied. 16-bit images are scaled to 8 bits by the full range of 65536
+levels. For cameras that use a small part of this range, set ``levels: [lowest, highest]`` in the
+``data.yaml``: images of the data set are then scaled by `to_bytes`, and camera frames for the same
+model must be scaled in the same way.
 
-Images of more than 134 megapixels, or as many as the environment variable ``Y7EDGE_MAX_PIXELS``
-says, are refused before they are decoded; so much is also what all threads of a process decode at
-a time.
+Images of more than 134 megapixels (environment variable ``Y7EDGE_MAX_PIXELS``) are refused before
+decoding. The same limit bounds the pixels that all threads of a process decode at a time.
 """
 
 from __future__ import annotations
@@ -27,34 +26,34 @@ from y7edge.data.headers import Frame, frame_of, most_pixels, too_large
 from y7edge.errors import DataError
 from y7edge.files import open_regular, reason
 
-_LARGE = 64 << 20  # bytes of a file
+_LARGE = 64 << 20  # bytes; larger files are read one at a time
 
 
 def read_image(path: Path | str, levels: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode an image into a BGR array (H, W, 3) uint8.
 
-    Grey images get three equal channels, 16-bit ones are scaled to 8 bits, from ``levels`` where
-    they are given; transparency is dropped, and the rotation that a camera noted (EXIF) is applied.
+    Grey images get three equal channels. 16-bit images are scaled to 8 bits, by ``levels`` if
+    given. Transparency is dropped, and the EXIF orientation is applied.
 
     Raises:
-        DataError: The file cannot be read, is empty, or is not an image that OpenCV decodes.
+        DataError: The file cannot be read, or OpenCV cannot decode it.
     """
     with reading(path) as (content, _):
         return decode(content, path, levels)
 
 
 def read_deep(path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
-    """The same without scaling: (H, W, 3) uint16 for a 16-bit image.
+    """Decode an image like `read_image`, but return uint16 for a 16-bit image.
 
     Raises:
-        DataError: As `read_image` does.
+        DataError: See `read_image`.
     """
     with reading(path) as (content, _):
         return decode_deep(content, path)
 
 
 def to_bytes(image: NDArray[np.uint16], levels: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scale an image of any shape to 8 bits, from the lowest to the highest of ``levels``."""
+    """Scale an image of any shape to 8 bits, mapping ``levels`` (lowest, highest) to 0 and 255."""
     low, high = levels
     scaled = (image.astype(np.float32) - low) * (255 / max(high - low, 1))
     return np.asarray(np.clip(np.rint(scaled), 0, 255), np.uint8)
@@ -62,14 +61,14 @@ def to_bytes(image: NDArray[np.uint16], levels: tuple[int, int]) -> NDArray[np.u
 
 @contextmanager
 def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
-    """Yield content and header of an image's file, while there is room for decoding it.
+    """Yield the content and header of an image file, and reserve memory for decoding it.
 
-    It waits until what all threads decode at a time stays within `headers.most_pixels`. So it
-    should be used around all that is done with an image of full size.
+    Wait until all images that threads decode fit into `headers.most_pixels`. Keep the context open
+    while the full-size image is in use.
 
     Raises:
-        DataError: The file cannot be read, is not an image, or one of too many pixels.
-        ConfigError: As `headers.most_pixels` does.
+        DataError: The file cannot be read, is not an image, or has too many pixels.
+        ConfigError: See `headers.most_pixels`.
     """
     most = most_pixels()
     with ExitStack() as stack:
@@ -83,16 +82,13 @@ def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
                 frame = _frame(stream, path)
                 if words := too_large(*frame.stored, frame.pixels):
                     raise DataError(f"{path}: {words}")
-                # A file that is large itself is read alone.
-                stack.enter_context(_ROOM.taken(most if size > _LARGE else frame.pixels, most))
+                stack.enter_context(_BUDGET.reserved(most if size > _LARGE else frame.pixels, most))
                 stream.seek(0)
                 content = stream.read(8 * most)
-        except (OSError, MemoryError) as error:
-            raise DataError(f"{path}: cannot read the image: {reason(error)}") from error
         except DataError:
             raise
-        except ValueError as error:  # a name that cannot be
-            raise DataError(f"{path}: cannot read the image: {error}") from error
+        except (OSError, ValueError, MemoryError) as error:  # ValueError: an invalid file name
+            raise DataError(f"{path}: cannot read the image: {reason(error)}") from error
         yield content, frame
 
 
@@ -109,10 +105,10 @@ def _frame(stream: BinaryIO, path: Path | str) -> Frame:
 def decode(
     content: bytes, path: Path | str, levels: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode what `reading` yields, as `read_image` does.
+    """Decode the content that `reading` yields, like `read_image`.
 
     Raises:
-        DataError: OpenCV does not decode it.
+        DataError: OpenCV cannot decode it.
     """
     if levels is not None and (deep := decode_deep(content, path)).dtype == np.uint16:
         return to_bytes(cast("NDArray[np.uint16]", deep), levels)
@@ -120,10 +116,10 @@ def decode(
 
 
 def decode_deep(content: bytes, path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
-    """Decode what `reading` yields, as `read_deep` does.
+    """Decode the content that `reading` yields, like `read_deep`.
 
     Raises:
-        DataError: OpenCV does not decode it.
+        DataError: OpenCV cannot decode it.
     """
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     return cast("NDArray[np.uint16]", _decoded(content, path, flags))
@@ -140,15 +136,15 @@ def _decoded(content: bytes, path: Path | str, flags: int) -> NDArray[Any]:
     return np.asarray(image)
 
 
-class _Room:
-    """How many pixels may be decoded at a time, shared by the threads of a process."""
+class _Budget:
+    """Budget of pixels being decoded, shared by the threads of a process."""
 
     def __init__(self) -> None:
         self._changed, self._used = threading.Condition(), 0
 
     @contextmanager
-    def taken(self, pixels: int, most: int) -> Iterator[None]:
-        """Wait until ``pixels`` of ``most`` are free, and hold them for the block."""
+    def reserved(self, pixels: int, most: int) -> Iterator[None]:
+        """Wait until ``pixels`` of ``most`` are free, and reserve them for the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + pixels <= most)
             self._used += pixels
@@ -160,6 +156,6 @@ class _Room:
                 self._changed.notify_all()
 
 
-_ROOM = _Room()
-if hasattr(os, "register_at_fork"):  # threads that hold some of it are not in the child
-    os.register_at_fork(after_in_child=_ROOM.__init__)  # type: ignore[misc]
+_BUDGET = _Budget()
+if hasattr(os, "register_at_fork"):  # a child process does not have its parent's threads
+    os.register_at_fork(after_in_child=_BUDGET.__init__)  # type: ignore[misc]

@@ -1,16 +1,15 @@
-"""What was read of a data set, kept between runs: labels, sizes of images, warnings.
+"""Cache the labels, image sizes and warnings of a data set between runs.
 
-Reading a hundred thousand label files and headers takes minutes; looking whether they changed takes
-seconds. One file per data set and choice of splits lies in the folder that ``Y7EDGE_CACHE`` names,
-else in ``~/.cache/y7edge``, below ``labels/``; it may be deleted at any time. Small sets are read
-anew each time.
+Reading a hundred thousand label files and headers takes minutes; checking whether they changed
+takes seconds. Each data set and choice of splits has one file in ``labels/`` below
+``$Y7EDGE_CACHE`` or ``~/.cache/y7edge``. It may be deleted at any time. Small sets are not cached.
 
-What is kept counts only while everything it was read from is as it was: the list of files, and size
-and times (of the last write and of the last change) of each label file and image. A change within
-the same tick of the file system's clock (milliseconds) that keeps the size goes unseen.
+A cache file is valid while the list of files is unchanged, and the size, modification time and
+change time of each label file and image. A change that keeps the size and happens within one tick
+of the file system's clock (milliseconds) is not detected.
 
-The file is written whole or not at all, so that several processes may write at once; a damaged one
-is read past and replaced. It is a numpy archive without pickled objects.
+Files are written atomically, so several processes may write at once. A damaged file is ignored and
+replaced. The format is a numpy archive without pickled objects.
 """
 
 from __future__ import annotations
@@ -30,32 +29,30 @@ from numpy.typing import NDArray
 from y7edge.data.sample import Plan, Reading, Sample, stamp
 from y7edge.files import atomic_write, cache_folder, open_regular
 
-# To be raised whenever a reader reads the same files differently, or the file below changes.
+# Increase when a parser reads the same files differently, or when the cache format changes.
 _VERSION = 3
 
-# Sets with fewer images are read in well under a second.
-_WORTH_KEEPING = 500
+_WORTH_KEEPING = 500  # images; smaller sets are read in well under a second
 
 _log = logging.getLogger(__name__)
 
 
 def reading(plan: Plan, source: Path, splits: Sequence[str] | None) -> Reading:
-    """Carry out a plan, or recall what it gave when all its files were as they are now.
+    """Return the cached result of a plan if its files are unchanged, else carry it out.
 
     Args:
         plan: What to read.
-        source: The data set, and
-        splits: the splits asked for: together they name the cache's file.
+        source: The data set.
+        splits: The requested splits; with ``source`` they determine the name of the cache file.
     """
     try:
         key = _digest(source.resolve(), source, splits and tuple(splits))
         path = cache_folder("labels") / f"{key[:32]}.npz"
     except (OSError, RuntimeError) as error:  # no home, or a loop of links
-        _say_once(f"what is read is not kept for the next run: {error}")
+        _warn_once(f"labels are not cached: {error}")
         return plan.read()
     identity = _digest(_VERSION, plan.identity)
-    kept = _recall(path, identity)
-    if kept is not None:
+    if (kept := _recall(path, identity)) is not None:
         return kept
     made = plan.read()
     samples = _distinct(made)
@@ -64,47 +61,43 @@ def reading(plan: Plan, source: Path, splits: Sequence[str] | None) -> Reading:
             with atomic_write(path, durable=False) as temporary:
                 np.savez(temporary, **_pack(made, samples, identity))  # type: ignore[arg-type]
         except OSError as error:
-            _say_once(f"{path.parent}: what is read is not kept for the next run: {error}")
+            _warn_once(f"{path.parent}: labels are not cached: {error}")
     return made
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     _log.warning("%s", message)
 
 
 def _digest(*parts: object) -> str:
-    # Names of files need not be text: what no encoding has is escaped.
+    # File names may contain bytes that are not text.
     return hashlib.sha256(repr(parts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _state(watched: Sequence[str]) -> str:
-    return _digest([stamp(path) for path in watched])
-
-
 def _recall(path: Path, identity: str) -> Reading | None:
-    """The reading kept in a file, if it is of this plan and still holds."""
+    """Return the reading stored in a cache file; None if it is of another plan or out of date."""
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
-            if header["identity"] != identity or _state(header["watched"]) != header["state"]:
+            state = _digest([stamp(file) for file in header["watched"]])
+            if header["identity"] != identity or header["state"] != state:
                 return None
             return _unpack(header, archive)
     except FileNotFoundError:
         return None
-    # A damaged cache file is not an error: it is written again.
-    except Exception as error:
-        _log.info("%s: damaged, made anew: %s", path, " ".join(str(error).split()))
+    except Exception as error:  # a damaged cache file may raise anything
+        _log.info("%s: damaged, replaced: %s", path, " ".join(str(error).split()))
         return None
 
 
 def _distinct(made: Reading) -> list[Sample]:
-    """Every sample once, however many splits have it."""
+    """Return each sample once; several splits may share it."""
     return list({id(one): one for samples in made.splits.values() for one in samples}.values())
 
 
 def _pack(made: Reading, samples: Sequence[Sample], identity: str) -> dict[str, NDArray[Any]]:
-    """Arrays that hold a reading: rows of all samples one after another, and how many of each."""
+    """Return a reading as arrays: the concatenated rows of all samples, and their counts."""
     number = {id(one): index for index, one in enumerate(samples)}
     outlines = [outline for one in samples for outline in one.polygons]
     points = [outline for outline in outlines if outline is not None]
@@ -169,13 +162,12 @@ def _unpack(header: Mapping[str, Any], archive: Mapping[str, NDArray[Any]]) -> R
         split: tuple(samples[index] for index in members)
         for split, members in header["splits"].items()
     }
-    # The caller of a recalled scan does not need its watches.
     ids = {split: tuple(own) for split, own in header["category_ids"].items()}
     return Reading(tuple(header["names"]), splits, tuple(header["warnings"]), ids, {})
 
 
 def _cut(rows: NDArray[Any], counts: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-    """The rows of each sample in turn, as views."""
+    """Split concatenated rows by their counts; yields views."""
     ends = np.cumsum(counts)
     if len(rows) != (ends[-1] if len(ends) else 0):
         raise ValueError(f"expected {ends[-1:]} rows, found {len(rows)}")

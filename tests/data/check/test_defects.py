@@ -1,4 +1,4 @@
-"""One planted defect at a time, and exactly that finding; none on clean data."""
+"""Each planted defect gives exactly its finding; clean data give none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Plant = Callable[[Path], object]
 
 
 def line(text: str) -> Plant:
-    """A line more in one label file."""
+    """Add a line to a label file."""
 
     def plant(root: Path) -> None:
         with (root / LABEL).open("a") as stream:
@@ -32,7 +32,7 @@ def line(text: str) -> Plant:
 
 
 def every_line(change: Callable[[list[float]], list[float]]) -> Plant:
-    """The four numbers of each line of one file changed."""
+    """Change the four numbers of each line of a label file."""
 
     def plant(root: Path) -> None:
         rows = [text.split() for text in (root / LABEL).read_text().splitlines()]
@@ -56,7 +56,7 @@ def content(change: Callable[[bytes], bytes], file: str = IMAGE) -> Plant:
 
 
 def saved(change: Callable[[Image.Image], Image.Image], file: str = IMAGE, **options) -> Plant:
-    """One image decoded, changed and saved under its name."""
+    """Decode, change and save one image."""
 
     def plant(root: Path) -> None:
         with Image.open(root / IMAGE) as opened:
@@ -94,7 +94,7 @@ def turned(orientation: int) -> Plant:
 
 
 def whole_pixels(root: Path) -> None:
-    """Labels drawn in the stored frame, 160x120, on an image that is shown as 120x160."""
+    """Write labels drawn on the stored image, 160x120, which is upright 120x160."""
     turned(6)(root)
     corners = [(13, 17, 51, 67), (21, 31, 77, 103), (91, 11, 157, 113)]
     rows = [
@@ -106,7 +106,7 @@ def whole_pixels(root: Path) -> None:
 
 
 def listed(entries: str) -> Plant:
-    """Train by a list file with every image, then ``entries``."""
+    """Use a list file with every training image, then ``entries``."""
 
     def plant(root: Path) -> None:
         paths = sorted((root / "images/train").iterdir())
@@ -136,7 +136,7 @@ def zeros_within(raw: bytes) -> bytes:
 
 
 def scrambled(raw: bytes) -> bytes:
-    """Damage without a marker: only the decoder notices."""
+    """Damage a JPEG without markers, so that only the decoder detects it."""
     start = raw.rfind(b"\xff\xda") + 600
     return raw[:start] + bytes(range(1, 251)) + raw[start + 250 :]
 
@@ -388,7 +388,7 @@ def found(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["clean_yolo", "clean_voc", "clean_coco"])
-def test_nothing_is_found_in_clean_data(form: str, request: pytest.FixtureRequest) -> None:
+def test_clean_data_have_no_findings(form: str, request: pytest.FixtureRequest) -> None:
     report = examine(request.getfixturevalue(form))
     assert report.findings == ()
     assert [s["images"] for s in report.summary["splits"].values()] == [9, 5]
@@ -396,13 +396,13 @@ def test_nothing_is_found_in_clean_data(form: str, request: pytest.FixtureReques
 
 
 @pytest.mark.parametrize("name", YOLO)
-def test_each_defect_is_found_and_nothing_else(name: str, yolo: Path) -> None:
+def test_each_defect_gives_its_finding(name: str, yolo: Path) -> None:
     plant, expected = YOLO[name]
     plant(yolo)
     assert found(yolo) == sorted(expected)
 
 
-def test_a_finding_names_file_line_and_way_out(yolo: Path) -> None:
+def test_finding_has_file_line_and_message(yolo: Path) -> None:
     count = len((yolo / LABEL).read_text().splitlines())
     line("9 .5 .5 .2 .2")(yolo)
     (finding,) = examine(yolo).findings
@@ -482,13 +482,13 @@ def exif(orientation: int) -> Image.Exif:
 
 
 @pytest.mark.parametrize("name", VOC)
-def test_defects_of_voc(name: str, voc: Path) -> None:
+def test_voc_defects(name: str, voc: Path) -> None:
     plant, expected = VOC[name]
     plant(voc)
     assert found(voc) == sorted(expected)
 
 
-def test_a_misspelt_class_of_voc(voc: Path) -> None:
+def test_misspelt_voc_class(voc: Path) -> None:
     for path in (voc / "annotations").glob("*.xml"):
         path.write_text(path.read_text().replace("washer", "screw").replace("nut", "screw"))
     annotation("<name>screw</name>", "<name>screws</name>")(voc)
@@ -541,23 +541,23 @@ COCO: dict[str, tuple[Plant, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", COCO)
-def test_defects_of_coco(name: str, coco: Path) -> None:
+def test_coco_defects(name: str, coco: Path) -> None:
     plant, expected = COCO[name]
     plant(coco)
-    # What hangs on a lost image (its labels, its file) is found as well.
+    # A missing image also gives findings for its labels.
     follows = {"unreferenced_image info", "unreferenced_label error"} - set(expected)
     assert [x for x in found(coco) if x not in follows] == sorted(expected)
 
 
 @pytest.mark.parametrize("content", ["[1, 2", "names: [a", "- 1\n- 2"])
-def test_what_cannot_be_read_at_all(content: str, tmp_path: Path) -> None:
+def test_unparsable_description(content: str, tmp_path: Path) -> None:
     path = tmp_path / ("data.json" if content == "[1, 2" else "data.yaml")
     path.write_text(content)
     with pytest.raises(DataError, match=path.name):
         examine(path)
 
 
-def test_a_bare_folder_and_a_list(yolo: Path) -> None:
+def test_folder_and_list_without_data_yaml(yolo: Path) -> None:
     (yolo / "data.yaml").unlink()
     assert found(yolo) == ["undescribed error"]
     (yolo / "train.txt").write_text(f"{yolo / IMAGE}\n")

@@ -1,4 +1,4 @@
-"""Data that says two things at once: the copy keeps what is clear, and never makes up the rest."""
+"""Contradictory data: the copy keeps unambiguous labels and does not guess the others."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def fixed(root: Path, out: Path) -> tuple[Cleaned, Dataset]:
         "round square ring bar",
     ],
 )
-def test_names_in_one_text_are_separated(text: str, yolo: Path, tmp_path: Path) -> None:
+def test_names_in_one_text(text: str, yolo: Path, tmp_path: Path) -> None:
     rest = re.sub(r"(?ms)^names:.*?(?=^\w|\Z)", "", (yolo / "data.yaml").read_text())
     (yolo / "data.yaml").write_text(f"{rest}\nnc: 4\nnames: {text}\n")
     assert "write ['round', 'square', 'ring', 'bar']" in messages(yolo, "names")[0]
     assert fixed(yolo, tmp_path / "out")[1].names == ("round", "square", "ring", "bar")
 
 
-def test_names_of_several_words_between_commas(yolo: Path, tmp_path: Path) -> None:
+def test_names_between_commas(yolo: Path, tmp_path: Path) -> None:
     rest = re.sub(r"(?ms)^names:.*?(?=^\w|\Z)", "", (yolo / "data.yaml").read_text())
     (yolo / "data.yaml").write_text(f"{rest}\nnc: 4\nnames: hard hat, vest, head, left hand\n")
     names = ("hard hat", "vest", "head", "left hand")
@@ -62,9 +62,7 @@ def boxes_of(data: Dataset) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("axes", ["x", "y", "xy"])
-def test_corners_exchanged_in_some_boxes_are_no_other_form(
-    axes: str, voc: Path, tmp_path: Path
-) -> None:
+def test_exchanged_corners_are_not_another_form(axes: str, voc: Path, tmp_path: Path) -> None:
     sides = ("xmin", "ymin", "xmax", "ymax")
     corners = "".join(f"<{side}>(.*?)</{side}>" for side in sides)
     seen = 0
@@ -72,7 +70,7 @@ def test_corners_exchanged_in_some_boxes_are_no_other_form(
     def rewritten(match: re.Match[str], *, exchange: bool) -> str:
         nonlocal seen
         seen += 1
-        # In the upper left half, where sizes would lie within the image too.
+        # In the upper left half, where the numbers also fit as sizes.
         x1, y1, x2, y2 = (float(text) / 2 for text in match.groups())
         if exchange and seen % 5 == 0:
             x1, x2 = (x2, x1) if "x" in axes else (x1, x2)
@@ -103,19 +101,17 @@ def of_json(root: Path, change: Callable[[dict], object]) -> None:
 
 @pytest.mark.parametrize("broken", [{"id": 1}, {"id": 1, "file_name": "gone.jpg"}])
 @pytest.mark.parametrize("place", [0, 99])
-def test_a_picture_that_shares_its_id_with_a_broken_entry_is_left_out(
+def test_image_with_ambiguous_id_is_left_out(
     place: int, broken: dict, coco: Path, tmp_path: Path
 ) -> None:
     of_json(coco, lambda content: content["images"].insert(place, broken))
     cleaned, copy = fixed(coco, tmp_path / "out")
     assert "00001" not in {sample.path.stem for sample in copy.split("train")}
-    assert any("its image id 1 is that of another" in change.found for change in cleaned.changes)
+    assert any("another image has its image id 1" in change.found for change in cleaned.changes)
 
 
 @pytest.mark.parametrize("folder", ["images/train", "labels/train", "images", "labels"])
-def test_a_linked_folder_of_a_split_is_not_passed_over(
-    folder: str, yolo: Path, tmp_path: Path
-) -> None:
+def test_linked_split_folder_is_read(folder: str, yolo: Path, tmp_path: Path) -> None:
     shutil.move(yolo / folder, tmp_path / "elsewhere")
     (yolo / folder).symlink_to(tmp_path / "elsewhere")
     assert examine(yolo).findings == ()
@@ -123,7 +119,7 @@ def test_a_linked_folder_of_a_split_is_not_passed_over(
 
 
 @pytest.mark.parametrize("folder", ["images/train", "labels/train"])
-def test_strays_in_a_linked_folder_are_found(folder: str, yolo: Path, tmp_path: Path) -> None:
+def test_unreferenced_files_in_linked_folder(folder: str, yolo: Path, tmp_path: Path) -> None:
     shutil.move(yolo / folder, tmp_path / "elsewhere")
     (yolo / folder).symlink_to(tmp_path / "elsewhere")
     (yolo / IMAGE).unlink()
@@ -132,17 +128,15 @@ def test_strays_in_a_linked_folder_are_found(folder: str, yolo: Path, tmp_path: 
     assert len(messages(yolo, "ignored")) == 1
 
 
-def test_a_second_way_to_a_folder_is_no_other_folder(yolo: Path) -> None:
+def test_second_link_to_folder_is_skipped(yolo: Path) -> None:
     (yolo / "images/more").mkdir()
     (yolo / "images/more/again").symlink_to(yolo / "images/train")
     assert examine(yolo).findings == ()
 
 
 @pytest.mark.parametrize("elsewhere", ["", "1 140 60 20 20\n"])
-def test_the_check_and_the_copy_agree_on_percent(
-    elsewhere: str, yolo: Path, tmp_path: Path
-) -> None:
-    """In images of 160 x 120; a label beyond 100 anywhere shows that it is pixels."""
+def test_check_and_copy_agree_on_percent(elsewhere: str, yolo: Path, tmp_path: Path) -> None:
+    """Use images of 160 x 120, where any label above 100 shows that the unit is pixels."""
     (yolo / LABEL).write_text("1 80 60 40 30\n")
     if elsewhere:
         (yolo / LABEL).with_name("00002.txt").write_text(elsewhere)
@@ -156,7 +150,7 @@ def test_the_check_and_the_copy_agree_on_percent(
         assert "00003" not in found
 
 
-def test_a_stray_label_may_be_that_of_each_picture_of_its_name(yolo: Path, tmp_path: Path) -> None:
+def test_unreferenced_label_with_several_images(yolo: Path, tmp_path: Path) -> None:
     (yolo / "labels/other").mkdir()
     (yolo / LABEL).rename(yolo / "labels/other/00003.txt")
     (yolo / LABEL.replace("train", "val")).unlink()
@@ -170,7 +164,7 @@ def training_says(root: Path) -> str:
 
 
 @pytest.mark.parametrize("shift", [0, 60])
-def test_an_outline_of_several_parts_is_judged_by_all_of_them(shift: int, coco: Path) -> None:
+def test_outline_of_several_parts_is_compared_as_a_whole(shift: int, coco: Path) -> None:
     def outlined(content: dict) -> None:
         x, y, w, h = content["annotations"][0]["bbox"]
         x = x + shift if x < 80 else x - shift
@@ -180,25 +174,23 @@ def test_an_outline_of_several_parts_is_judged_by_all_of_them(shift: int, coco: 
 
     of_json(coco, outlined)
     assert len(messages(coco, "outline")) == (1 if shift else 0)
-    assert ("outlines that disagree" in training_says(coco)) == bool(shift)
+    assert ("outlines that do not match" in training_says(coco)) == bool(shift)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_an_outline_with_a_point_that_is_no_number(
-    number: float, coco: Path, tmp_path: Path
-) -> None:
+def test_outline_with_nan(number: float, coco: Path, tmp_path: Path) -> None:
     def outlined(content: dict) -> None:
         x, y, w, h = content["annotations"][0]["bbox"]
         content["annotations"][0]["segmentation"] = [[x, y, x + w, y, x + w, number, x, y + h]]
 
     of_json(coco, outlined)
     assert len(messages(coco, "outline")) == 1
-    assert "outlines that disagree" in training_says(coco)
+    assert "outlines that do not match" in training_says(coco)
     cleaned, _ = fixed(coco, tmp_path / "out")
     assert "its outline is left out" in {change.done for change in cleaned.changes}
 
 
-def test_a_dot_in_a_stem_is_no_suffix(voc: Path) -> None:
+def test_dot_in_stem(voc: Path) -> None:
     with (voc / "train.txt").open("a") as stream:
         stream.write("train00001.v2\n")
     (words,) = messages(voc, "list_entry")
@@ -207,7 +199,7 @@ def test_a_dot_in_a_stem_is_no_suffix(voc: Path) -> None:
 
 
 @pytest.mark.parametrize("written", ["images/{}.jpg", "images\\{}.JPG", "other/{}"])
-def test_a_path_where_a_stem_should_be(written: str, voc: Path) -> None:
+def test_path_instead_of_stem(written: str, voc: Path) -> None:
     (voc / "images/train00001.jpg").rename(voc / "images/train00001.v2.jpg")
     text = (voc / "train.txt").read_text()
     (voc / "train.txt").write_text(text.replace("train00001", written.format("train00001.v2")))
@@ -217,28 +209,26 @@ def test_a_path_where_a_stem_should_be(written: str, voc: Path) -> None:
 @pytest.mark.parametrize(
     ("numbers", "fault"),
     [
-        ((-1, 0, 1, 2), "but has -1, left out"),
-        ((0, 1, 3, 4), "but lacks 2"),
-        ((-2, -1, 0, 2), "but lacks 1 and has -2, -1, left out"),
+        ((-1, 0, 1, 2), "has -1, left out"),
+        ((0, 1, 3, 4), "lacks 2"),
+        ((-2, -1, 0, 2), "lacks 1 and has -2, -1, left out"),
     ],
 )
-def test_numbers_of_names_with_gaps(numbers: tuple[int, ...], fault: str, yolo: Path) -> None:
+def test_names_with_gaps(numbers: tuple[int, ...], fault: str, yolo: Path) -> None:
     rest = re.sub(r"(?ms)^names:.*?(?=^\w|\Z)", "", (yolo / "data.yaml").read_text())
     names = "".join(f"  {number}: n{number}\n" for number in numbers)
     (yolo / "data.yaml").write_text(f"{rest}\nnames:\n{names}")
     assert messages(yolo, "names")[0].endswith(fault)
 
 
-def test_files_come_before_images_labels_classes_and_splits() -> None:
+def test_order_of_checks() -> None:
     names = [check.name for check in CHECKS]
     assert len(set(names)) == len(names)
     first = ("no_labels", "empty_image", "overlap", "name_twice", "same_splits")
     assert [name for name in names if name in first] == list(first)
 
 
-def test_low_contrast_of_16_bits_is_found_and_scaled_by_one_rule(
-    yolo: Path, tmp_path: Path
-) -> None:
+def test_low_contrast_16_bits_are_scaled(yolo: Path, tmp_path: Path) -> None:
     for path in sorted((yolo / "images").glob("*/*.jpg")):
         grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         deep = 20_000 + 3 * grey.astype(np.uint16)
@@ -258,7 +248,7 @@ def test_low_contrast_of_16_bits_is_found_and_scaled_by_one_rule(
     assert fixed(yolo, tmp_path / "again")[1].levels == (19_000, 21_000)
 
 
-def test_16_bits_that_are_used_are_left_alone(yolo: Path, tmp_path: Path) -> None:
+def test_16_bits_with_high_contrast_are_copied(yolo: Path, tmp_path: Path) -> None:
     image = cv2.imread(str(yolo / IMAGE), cv2.IMREAD_GRAYSCALE)
     (yolo / IMAGE).unlink()
     cv2.imwrite(str((yolo / IMAGE).with_suffix(".png")), image.astype(np.uint16) * 257)

@@ -1,4 +1,4 @@
-"""The cleaned copy: free of errors, read without warnings, and the original as it was."""
+"""The cleaned copy has no errors or warnings, and the original is not changed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("form", "name"), CASES)
-def test_the_copy_is_clean_and_the_original_untouched(
+def test_copy_is_clean(
     form: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     root = request.getfixturevalue(form.lower())
@@ -57,7 +57,7 @@ def test_the_copy_is_clean_and_the_original_untouched(
     out = tmp_path / "out"
     report = examine(root)
     if name in HOPELESS:
-        with pytest.raises(DataError, match="nothing with a label"):
+        with pytest.raises(DataError, match="expected labels that can be copied"):
             write_copy(report, out)
         assert not [path for path in tmp_path.iterdir() if path != root]
     else:
@@ -72,7 +72,7 @@ def test_the_copy_is_clean_and_the_original_untouched(
     assert digests(root) == before
 
 
-def test_clean_data_are_copied_as_they_are(yolo: Path, tmp_path: Path) -> None:
+def test_clean_data_are_copied(yolo: Path, tmp_path: Path) -> None:
     cleaned = write_copy(examine(yolo), tmp_path / "out")
     assert cleaned.changes == ()
     assert cleaned.unchanged == ()
@@ -85,8 +85,8 @@ def test_clean_data_are_copied_as_they_are(yolo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_boxes_turn_with_the_picture(orientation: int, voc: Path, tmp_path: Path) -> None:
-    """A dark square, labelled in the stored frame, is where the box of the copy is."""
+def test_boxes_are_rotated_with_image(orientation: int, voc: Path, tmp_path: Path) -> None:
+    """Check that the box in the copy matches a dark square labelled on the stored image."""
     pixels = np.full((120, 160, 3), 220, np.uint8)
     pixels[20:50, 90:140] = 20
     path = voc / "images/train00003.jpg"
@@ -106,12 +106,12 @@ def test_boxes_turn_with_the_picture(orientation: int, voc: Path, tmp_path: Path
     height, width = image.shape[:2]
     cx, cy, w, h = sample.boxes[0] * (width, height, width, height)
     drawn = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    if orientation >= 5:  # only then does the stated size tell in which frame the boxes are
+    if orientation >= 5:  # only these swap width and height, which shows the frame of the boxes
         np.testing.assert_allclose(drawn, (x1, y1, x2, y2), atol=1.5)
 
 
 @pytest.mark.parametrize("name", ["pixels", "twice", "negative size"])
-def test_what_is_certain_is_repaired(name: str, yolo: Path, tmp_path: Path) -> None:
+def test_unambiguous_repairs(name: str, yolo: Path, tmp_path: Path) -> None:
     stem = Path(defects.LABEL).stem
     right = next(s for s in load(yolo).split("train") if s.path.stem == stem)
     defects.YOLO[name][0](yolo)
@@ -121,7 +121,7 @@ def test_what_is_certain_is_repaired(name: str, yolo: Path, tmp_path: Path) -> N
     assert len(boxes) == len(right.boxes) + (name == "negative size")
 
 
-def test_leaks_leave_train_not_val(yolo: Path, tmp_path: Path) -> None:
+def test_leaks_are_removed_from_train(yolo: Path, tmp_path: Path) -> None:
     defects.YOLO["leak"][0](yolo)
     write_copy(examine(yolo), tmp_path / "out")
     data = load(tmp_path / "out")
@@ -129,7 +129,7 @@ def test_leaks_leave_train_not_val(yolo: Path, tmp_path: Path) -> None:
     assert len(data.split("val")) == 6
 
 
-def test_every_change_is_written_down(yolo: Path, tmp_path: Path) -> None:
+def test_changes_csv(yolo: Path, tmp_path: Path) -> None:
     for name in ("nan", "class beyond", "sticks out", "twin"):
         defects.YOLO[name][0](yolo)
     defects.YOLO["turned"][0](yolo)
@@ -144,7 +144,7 @@ def test_every_change_is_written_down(yolo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["data/out", "data/images/train/out", "full"])
-def test_unfit_places_are_refused(where: str, yolo: Path, tmp_path: Path) -> None:
+def test_invalid_destinations(where: str, yolo: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
     before = digests(tmp_path)
@@ -153,7 +153,7 @@ def test_unfit_places_are_refused(where: str, yolo: Path, tmp_path: Path) -> Non
     assert digests(tmp_path) == before
 
 
-def test_a_copy_cut_short_leaves_nothing(
+def test_interrupted_copy_leaves_no_files(
     yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -165,14 +165,14 @@ def test_a_copy_cut_short_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_pictures_of_one_name_get_names_of_their_own(yolo: Path, tmp_path: Path) -> None:
+def test_equal_image_names_are_made_unique(yolo: Path, tmp_path: Path) -> None:
     defects.YOLO["one label file for two"][0](yolo)
     cleaned = write_copy(examine(yolo), tmp_path / "out")
     assert len(load(tmp_path / "out").split("train")) == 10
     assert any("00003_2" in change.done for change in cleaned.changes)
 
 
-def test_voc_in_folders_of_splits_is_checked_and_mended(voc: Path, tmp_path: Path) -> None:
+def test_voc_split_folders_are_fixed(voc: Path, tmp_path: Path) -> None:
     exported = tmp_path / "exported"
     for split, name in (("train", "train"), ("val", "valid")):
         (exported / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Sets made to take long: what is checked grows with the data, or is bounded with a message."""
+"""Data sets that are slow to check: time is linear, or bounded with a message."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def many_annotations(root: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "make"), [("yolo", many_lines), ("voc", many_objects), ("coco", many_annotations)]
 )
-def test_more_labels_than_an_image_can_have_are_refused(
+def test_too_many_labels_are_refused(
     form: str, make: Callable[[Path], None], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     root: Path = request.getfixturevalue(form)
@@ -64,7 +64,7 @@ def test_more_labels_than_an_image_can_have_are_refused(
     assert "annotation" in {finding.check for finding in report.findings}
 
 
-def test_boxes_all_near_each_other(yolo: Path) -> None:
+def test_many_near_boxes(yolo: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [f"0 {x:.8f} {y:.8f} .5 .5\n" for x, y in rng.uniform(0.5, 0.5001, (20_000, 2))]
     (yolo / LABEL).write_text("".join(rows))
@@ -73,7 +73,7 @@ def test_boxes_all_near_each_other(yolo: Path) -> None:
     assert any("to compare all" in f.message for f in report.findings if f.check == "overlap")
 
 
-def test_names_where_numbers_should_be_among_many_names(yolo: Path) -> None:
+def test_class_names_instead_of_numbers(yolo: Path) -> None:
     text = "train: images/train\nval: images/val\nnames:\n"
     (yolo / "data.yaml").write_text(text + "".join(f"- c{i}\n" for i in range(40_000)))
     (yolo / LABEL).write_text("c39999 .5 .5 .1 .1\n" * 10_000)
@@ -82,7 +82,7 @@ def test_names_where_numbers_should_be_among_many_names(yolo: Path) -> None:
     assert {label.class_id for label in entry.labels} == {39_999}
 
 
-def test_names_that_all_resemble_a_frequent_one(voc: Path) -> None:
+def test_many_similar_names(voc: Path) -> None:
     text = (voc / XML).read_text()
     start, end = text.index("<object>"), text.index("</object>") + len("</object>")
     one = text[start:end]
@@ -105,7 +105,7 @@ def test_many_categories(coco: Path) -> None:
         assert len(examine(coco).scan.names) > 40_000
 
 
-def test_the_same_image_many_times(yolo: Path, tmp_path: Path) -> None:
+def test_many_equal_images(yolo: Path, tmp_path: Path) -> None:
     for index in range(300):
         shutil.copy(yolo / IMAGE, yolo / f"images/train/c{index}.jpg")
         (yolo / f"labels/train/c{index}.txt").write_text(f"0 .5 .5 .2 .{index + 100}\n")
@@ -132,7 +132,7 @@ DEEP = 200_000
     "text", ["[" * DEEP, '{"images":' + "[" * DEEP + "]" * DEEP + "}", '{"a":' * DEEP,
              '{"images": [' + "9" * 5000 + "]}", '{"images": [{"id": 1e999}]}', "\ufeff{}", ""],
 )  # fmt: skip
-def test_json_that_is_deep_or_large(text: str, coco: Path) -> None:
+def test_deep_or_large_json(text: str, coco: Path) -> None:
     (coco / JSON).write_text(text)
     with seconds(8), pytest.raises(DataError, match="instances_train"):
         load(coco)
@@ -146,7 +146,7 @@ def test_json_that_is_deep_or_large(text: str, coco: Path) -> None:
      '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "<annotation " + "a='1' " * DEEP,
      "<annotation>" + "<object/>" * 40_000 + "</annotation>", "<?xml" + "?" * DEEP, ""],
 )  # fmt: skip
-def test_xml_that_is_deep_or_grows(text: str, voc: Path) -> None:
+def test_deep_or_growing_xml(text: str, voc: Path) -> None:
     (voc / XML).write_text(text)
     with seconds(12):
         examine(voc)
@@ -158,7 +158,7 @@ def test_xml_that_is_deep_or_grows(text: str, voc: Path) -> None:
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "nan", "inf", "9" * 5000, "0." + "1" * 5000,
                                     "1e-999", "0x1p3", "1_0", "\u0663", "1e5"])  # fmt: skip
-def test_numbers_beyond_reason(number: str, yolo: Path, voc: Path) -> None:
+def test_huge_numbers(number: str, yolo: Path, voc: Path) -> None:
     (yolo / LABEL).write_text(f"0 {number} .5 .2 .2\n{number} .5 .5 .2 .2\n", encoding="utf-8")
     text = (voc / XML).read_text()
     place = text.index("<xmin>") + 6
@@ -173,7 +173,7 @@ def test_numbers_beyond_reason(number: str, yolo: Path, voc: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["yolo", "voc", "coco"])
-def test_an_underscore_is_no_part_of_a_number(form: str, request: pytest.FixtureRequest) -> None:
+def test_underscore_in_number(form: str, request: pytest.FixtureRequest) -> None:
     root: Path = request.getfixturevalue(form)
     if form == "yolo":
         (root / LABEL).write_text("0 .5 .5 .2_5 .2\n")

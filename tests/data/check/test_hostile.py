@@ -1,4 +1,4 @@
-"""Data that would make a check hang, crash, or say what is not so."""
+"""Data that may make a check hang, crash, or report false findings."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ def edited(path: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("nc", ["100001", "9" * 400, "-3"])
-def test_counts_of_classes_beyond_reason(nc: str, yolo: Path) -> None:
+def test_huge_class_counts(nc: str, yolo: Path) -> None:
     edited(yolo / "data.yaml", "names:", f"nc: {nc}\nnames:")
     report = examine(yolo)
     assert checks(report) == {"names"}
     assert len(report.summary["classes"]) == 4
 
 
-def test_keys_of_names_beyond_reason(yolo: Path) -> None:
+def test_huge_name_keys(yolo: Path) -> None:
     edited(yolo / "data.yaml", "  3: ", "  123456789: ")
     (finding,) = [f for f in examine(yolo).findings if f.check == "names"]
     assert "123456789" in finding.message
 
 
 @pytest.mark.parametrize("names", ["&a [*a]", "&a {x: *a}"])
-def test_yaml_that_holds_itself(names: str, yolo: Path) -> None:
+def test_circular_yaml(names: str, yolo: Path) -> None:
     (yolo / "data.yaml").write_text(f"train: images/train\nnames: {names}\n")
     with pytest.raises(DataError, match="circular"):
         examine(yolo)
 
 
-def test_yaml_that_grows(yolo: Path) -> None:
+def test_exponential_yaml(yolo: Path) -> None:
     lines = ["a0: &a0 [x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     (yolo / "data.yaml").write_text("train: images/train\n" + "\n".join(lines) + "\n")
@@ -66,7 +66,7 @@ def test_yaml_that_grows(yolo: Path) -> None:
 
 @pytest.mark.parametrize("file", [IMAGE, LABEL])
 @pytest.mark.parametrize("kind", ["pipe", "device", "circle"])
-def test_files_that_are_none(kind: str, file: str, yolo: Path) -> None:
+def test_pipe_device_and_link(kind: str, file: str, yolo: Path) -> None:
     path = yolo / file
     path.unlink()
     if kind == "pipe":
@@ -76,7 +76,7 @@ def test_files_that_are_none(kind: str, file: str, yolo: Path) -> None:
     assert checks(examine(yolo)) & {"unreadable_image", "unreadable_text"}
 
 
-def test_a_folder_that_cannot_be_read(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folder(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.scandir
     (yolo / "images/train/more").mkdir()
 
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_read(yolo: Path, monkeypatch: pytest.MonkeyPatc
     assert len(report.scan.entries) == 14
 
 
-def test_many_labels_in_one_file_take_seconds(yolo: Path) -> None:
+def test_many_labels_in_one_file(yolo: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [f"1 {x:.6f} .5 .1 .1\n" for x in rng.uniform(0.3, 0.7, 6000)]
     (yolo / LABEL).write_text("".join(rows + rows[:3000] * 2))
@@ -101,7 +101,7 @@ def test_many_labels_in_one_file_take_seconds(yolo: Path) -> None:
     assert sum(f.check == "duplicate" for f in report.findings) >= 6000
 
 
-def test_covering_boxes_are_found_as_by_comparing_all() -> None:
+def test_near_duplicates_equal_brute_force() -> None:
     rng = np.random.default_rng(1)
     low = rng.uniform(0, 0.05, (300, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.2, 0.23, (300, 2))], axis=1)
@@ -114,24 +114,24 @@ def test_covering_boxes_are_found_as_by_comparing_all() -> None:
     assert {(one, other) for one, other, _ in _covering(boxes)} == wanted
 
 
-def test_integers_of_many_digits(coco: Path) -> None:
+def test_long_integers(coco: Path) -> None:
     path = coco / "annotations/instances_train.json"
     edited(path, r'"width": 160', f'"width": 1{"0" * 400}')
     assert "annotation" not in checks(examine(coco))
 
 
-def test_a_picture_of_one_pixel_is_only_tiny(yolo: Path) -> None:
+def test_one_pixel_image(yolo: Path) -> None:
     Image.new("RGB", (1, 1)).save(yolo / IMAGE)
     assert checks(examine(yolo)) == {"tiny_image"}
 
 
-def test_large_pictures_are_sound(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_valid(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert examine(yolo).findings == ()
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_frames_of_one_scene_may_have_the_same_labels(yolo: Path) -> None:
+def test_similar_frames_with_same_labels(yolo: Path) -> None:
     with Image.open(yolo / IMAGE) as opened:
         opened.save(yolo / "images/train/x.jpg", quality=60)
     (yolo / "labels/train/x.txt").write_text((yolo / LABEL).read_text())
@@ -147,7 +147,7 @@ def test_ids_counted_from_one(yolo: Path, tmp_path: Path) -> None:
     assert "not fixed: shifted_ids" in write_copy(report, tmp_path / "out").losses
 
 
-def test_a_path_that_leads_nowhere(yolo: Path) -> None:
+def test_missing_path_entry(yolo: Path) -> None:
     edited(yolo / "data.yaml", "^", "path: /gone/away\n")
     (finding,) = examine(yolo).findings
     assert (finding.check, finding.line) == ("path_entry", 1)
@@ -155,14 +155,14 @@ def test_a_path_that_leads_nowhere(yolo: Path) -> None:
 
 
 @pytest.mark.parametrize("root", ['annotation xmlns="http://x.org/"', "Annotation"])
-def test_another_root_of_voc(root: str, voc: Path) -> None:
+def test_unexpected_voc_root(root: str, voc: Path) -> None:
     path = voc / "annotations/train00003.xml"
     edited(path, "<annotation>", f"<{root}>")
     edited(path, "</annotation>", f"</{root.split()[0]}>")
     assert checks(examine(voc)) == {"annotation"}
 
 
-def test_letters_that_changed_places(voc: Path) -> None:
+def test_swapped_letters(voc: Path) -> None:
     for path in (voc / "annotations").glob("*.xml"):
         path.write_text(re.sub(r"<name>\w+<", "<name>RBC<", path.read_text()))
     path = voc / "annotations/train00003.xml"
@@ -171,7 +171,7 @@ def test_letters_that_changed_places(voc: Path) -> None:
     assert "did you mean RBC?" in finding.message
 
 
-def test_a_picture_sent_as_text(yolo: Path, tmp_path: Path) -> None:
+def test_crlf_converted_image(yolo: Path, tmp_path: Path) -> None:
     with Image.open(yolo / IMAGE) as opened:
         opened.resize((640, 480)).save(yolo / IMAGE, quality=98)
     raw = (yolo / IMAGE).read_bytes()
@@ -200,7 +200,7 @@ def of_json(root: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(whole))
 
 
-def test_width_and_height_under_the_names_of_corners(voc: Path, tmp_path: Path) -> None:
+def test_voc_sizes_as_corners(voc: Path, tmp_path: Path) -> None:
     _, expected = fixed(voc, tmp_path / "right")
 
     def shortened(match: re.Match[str]) -> str:
@@ -219,7 +219,7 @@ def test_width_and_height_under_the_names_of_corners(voc: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("exchanged", [False, True])
-def test_centres_under_the_names_of_corners(exchanged: bool, voc: Path, tmp_path: Path) -> None:
+def test_voc_centres_as_corners(exchanged: bool, voc: Path, tmp_path: Path) -> None:
     _, expected = fixed(voc, tmp_path / "right")
 
     def rewritten(match: re.Match[str]) -> str:
@@ -242,14 +242,14 @@ def test_centres_under_the_names_of_corners(exchanged: bool, voc: Path, tmp_path
         assert "not fixed: corners" in fixed(voc, tmp_path / "out")[0].losses
 
 
-def test_paths_in_a_list_of_stems(voc: Path) -> None:
+def test_paths_in_stem_list(voc: Path) -> None:
     edited(voc / "train.txt", "train00003", "images/train00003.jpg")
     (words,) = messages(voc, "list_entry")
     assert "write 'train00003'" in words
 
 
 @pytest.mark.parametrize("labels", ["beside", "parallel"])
-def test_a_link_to_a_folder_is_followed_once(labels: str, yolo: Path, tmp_path: Path) -> None:
+def test_folder_link_is_followed_once(labels: str, yolo: Path, tmp_path: Path) -> None:
     before = len(load(yolo).split("train"))
     for kind in ("images", "labels"):
         place = tmp_path / "pool" / ("images" if labels == "beside" else kind)
@@ -267,22 +267,22 @@ def test_a_link_to_a_folder_is_followed_once(labels: str, yolo: Path, tmp_path: 
     assert sum(len(s.boxes) for s in data.split("train") if "again" in s.path.parts) > 5
 
 
-def test_images_that_share_an_id_are_both_left_out(coco: Path, tmp_path: Path) -> None:
+def test_images_with_equal_ids_are_left_out(coco: Path, tmp_path: Path) -> None:
     of_json(coco, lambda c: c["images"][3].update(id=1))
     cleaned, copy = fixed(coco, tmp_path / "out")
     assert {"00001", "00003"}.isdisjoint(sample.path.stem for sample in copy.split("train"))
-    assert "Number the images anew" in messages(coco, "ids")[0]
-    assert sum("that of another image" in change.found for change in cleaned.changes) == 2
+    assert "renumber the images" in messages(coco, "ids")[0]
+    assert sum("another image has its image id" in change.found for change in cleaned.changes) == 2
 
 
-def test_an_entry_that_stands_twice_keeps_its_picture(coco: Path, tmp_path: Path) -> None:
+def test_repeated_entry_keeps_image(coco: Path, tmp_path: Path) -> None:
     of_json(coco, lambda c: c["images"].append(dict(c["images"][3])))
     _, copy = fixed(coco, tmp_path / "out")
     assert "00003" in {sample.path.stem for sample in copy.split("train")}
 
 
 @pytest.mark.parametrize("shift", [0, 60])
-def test_an_outline_elsewhere_than_its_box(shift: int, coco: Path, tmp_path: Path) -> None:
+def test_outline_outside_box(shift: int, coco: Path, tmp_path: Path) -> None:
     def outlined(content: dict) -> None:
         x, y, w, h = content["annotations"][0]["bbox"]
         x = x + shift if x < 80 else x - shift
@@ -298,7 +298,7 @@ def test_an_outline_elsewhere_than_its_box(shift: int, coco: Path, tmp_path: Pat
     )
 
 
-def test_a_category_id_for_two_names(coco: Path) -> None:
+def test_repeated_category_id(coco: Path) -> None:
     of_json(coco, lambda c: c["categories"][1].update(id=c["categories"][0]["id"]))
     names = [
         entry["name"]
@@ -307,7 +307,7 @@ def test_a_category_id_for_two_names(coco: Path) -> None:
     assert f"for {names[0]!r} and {names[1]!r}" in messages(coco, "ids")[0]
 
 
-def test_a_json_without_categories(coco: Path) -> None:
+def test_json_without_categories(coco: Path) -> None:
     shutil.rmtree(coco / "images/val")
     (coco / "annotations/instances_val.json").unlink()
     of_json(coco, lambda c: c.update(categories=[]))
@@ -317,8 +317,8 @@ def test_a_json_without_categories(coco: Path) -> None:
     )
 
 
-def test_a_test_split_that_never_was_is_no_loss(yolo: Path, tmp_path: Path) -> None:
-    """Every export of Roboflow describes one, whether there is or not."""
+def test_missing_test_split_is_not_a_loss(yolo: Path, tmp_path: Path) -> None:
+    """Roboflow always describes a test split, even if there is none."""
     with (yolo / "data.yaml").open("a") as stream:
         stream.write("test: ../test/images\n")
     assert fixed(yolo, tmp_path / "out")[0].losses == ()
@@ -330,22 +330,22 @@ def test_labels_in_the_folder_of_another_split(yolo: Path, tmp_path: Path) -> No
     (yolo / "images/train" / name).with_suffix(".jpg").unlink()
     (yolo / "labels/val" / name).rename(yolo / "labels/train" / name)
     (words,) = messages(yolo, "missing_label")
-    assert f"labels/train/{name} has its name" in words
+    assert f"labels/train/{name} has the same name" in words
     _, copy = fixed(yolo, tmp_path / "out")
     assert all(len(sample.boxes) for sample in copy.split("val"))  # none became background
 
 
-def test_percent_in_small_pictures_is_not_taken_for_pixels(yolo: Path, tmp_path: Path) -> None:
+def test_percent_in_small_images(yolo: Path, tmp_path: Path) -> None:
     for path in (yolo / "labels").glob("*/*.txt"):
         rows = [line.split() for line in path.read_text().splitlines()]
         lines = [" ".join([row[0], *(f"{100 * float(v):.3f}" for v in row[1:])]) for row in rows]
         path.write_text("\n".join(lines))
     assert "percent or pixels?" in messages(yolo, "pixels")[0]
-    with pytest.raises(DataError, match="nothing with a label"):
+    with pytest.raises(DataError, match="expected labels that can be copied"):
         write_copy(examine(yolo), tmp_path / "out")
 
 
-def test_of_equal_pictures_the_one_with_its_own_labels_is_kept(yolo: Path, tmp_path: Path) -> None:
+def test_equal_images_keep_one_with_own_labels(yolo: Path, tmp_path: Path) -> None:
     with Image.open(yolo / IMAGE) as opened:
         opened.save(yolo / "images/train/00002.png")  # takes the labels of 00002.jpg
     _, copy = fixed(yolo, tmp_path / "out")
@@ -353,21 +353,21 @@ def test_of_equal_pictures_the_one_with_its_own_labels_is_kept(yolo: Path, tmp_p
 
 
 @pytest.mark.parametrize("spelled", ["01", "1.0", "+1"])
-def test_one_class_spelled_in_two_ways(spelled: str, yolo: Path) -> None:
+def test_two_spellings_of_class(spelled: str, yolo: Path) -> None:
     (yolo / LABEL).write_text(f"1 0.5 0.5 0.2 0.2\n{spelled} 0.5 0.5 0.2 0.2\n")
     assert len(messages(yolo, "duplicate")) == 1
     assert messages(yolo, "overlap") == []
 
 
 @pytest.mark.parametrize("name", ["00003", "00003.jpg_", "00003.JPG.part"])
-def test_pictures_by_another_name(name: str, yolo: Path) -> None:
+def test_wrong_image_suffix(name: str, yolo: Path) -> None:
     (yolo / IMAGE).rename(yolo / "images/train" / name)
     (words,) = messages(yolo, "ignored")
     assert "is an image" in words
     assert "rename it" in words
 
 
-def test_padding_after_a_picture_is_no_damage(yolo: Path) -> None:
+def test_padding_after_image(yolo: Path) -> None:
     with (yolo / IMAGE).open("ab") as stream:
         stream.write(b"\0" * 500)
     assert examine(yolo).findings == ()
@@ -383,15 +383,15 @@ def test_names_as_one_text(yolo: Path, tmp_path: Path) -> None:
     assert fixed(yolo, tmp_path / "out")[1].names == tuple(words)
 
 
-def test_names_numbered_from_one(yolo: Path) -> None:
+def test_names_from_one(yolo: Path) -> None:
     text = (yolo / "data.yaml").read_text()
     names = "".join(f"  {i}: {name}\n" for i, name in enumerate(load(yolo).names, 1))
     rest = re.sub(r"(?ms)^names:.*?(?=^\w|\Z)|^nc:.*?\n", "", text)
     (yolo / "data.yaml").write_text(f"{rest}\nnames:\n{names}")
-    assert "lacks 0; were they counted from 1?" in messages(yolo, "names")[0]
+    assert "lacks 0; do they start at 1?" in messages(yolo, "names")[0]
 
 
-def test_a_line_break_in_a_name_stays_in_its_line(yolo: Path, tmp_path: Path) -> None:
+def test_line_break_in_name(yolo: Path, tmp_path: Path) -> None:
     (yolo / LABEL).rename(yolo / "labels/train/a\nb.txt")
     (yolo / IMAGE).unlink()
     (yolo / "images/train/a\nb.jpg").write_bytes(b"")
@@ -402,14 +402,14 @@ def test_a_line_break_in_a_name_stays_in_its_line(yolo: Path, tmp_path: Path) ->
     ]
 
 
-def test_a_picture_where_a_set_is_expected(yolo: Path) -> None:
+def test_image_instead_of_data_set(yolo: Path) -> None:
     with pytest.raises(DataError, match=r"is an image; name the data.yaml"):
         examine(yolo / IMAGE)
 
 
-def test_damage_is_told_in_the_page_only(yolo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_libjpeg_messages_are_not_printed(yolo: Path, capfd: pytest.CaptureFixture[str]) -> None:
     raw = bytearray((yolo / IMAGE).read_bytes())
-    raw[-2:-2] = b"abcdef"  # of which libjpeg writes on standard error
+    raw[-2:-2] = b"abcdef"  # libjpeg reports these bytes on standard error
     (yolo / IMAGE).write_bytes(raw)
     report = examine(yolo)
     assert "suspicious_image" in {f.check for f in report.findings}
@@ -420,12 +420,12 @@ def test_damage_is_told_in_the_page_only(yolo: Path, capfd: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("-1 0.5 0.5 0.2 0.2", "correct or remove the line, as classes count from 0"),
+        ("-1 0.5 0.5 0.2 0.2", "correct or remove the line; classes start at 0"),
         ("1.5 0.5 0.5 0.2 0.2", "correct or remove the line"),
         ("1 0.5 nan 0.2 0.2", "remove it"),
-        ("1 0.5 0.5 -0.2 0.2", "put right"),
+        ("1 0.5 0.5 -0.2 0.2", "put in order"),
     ],
 )
-def test_each_message_names_the_way_out(line: str, words: str, yolo: Path) -> None:
+def test_messages_have_hints(line: str, words: str, yolo: Path) -> None:
     (yolo / LABEL).write_text(f"{line}\n")
     assert words in next(f.message for f in examine(yolo).findings if f.file == yolo / LABEL)

@@ -1,4 +1,4 @@
-"""Files that are none, names that cannot be, folders that cannot be read, paths that lead out."""
+"""Special files, invalid names, unreadable folders, and paths that lead out of the data."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ PLACES = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("form", "file"), [(f, p) for f, ps in PLACES.items() for p in ps])
-def test_special_files_are_named_at_once(
+def test_special_files_are_refused(
     kind: str, form: str, file: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     root: Path = request.getfixturevalue(form)
@@ -84,11 +84,11 @@ def test_special_files_are_named_at_once(
         said += str(error)
     assert time.process_time() - start < 10
     if kind == "a folder" and file in ("l.txt", "data.yaml", "images/train/00003.jpg"):
-        return  # folders may stand there
+        return  # folders are allowed there
     if form == "voc" and kind == "a folder" and file.startswith("images"):
         return
     if file == "classes.txt" and form == "yolo":
-        return  # only compared with the names where it is a file
+        return  # not read if it is not a file
     assert kind in said or path.name in said
 
 
@@ -100,7 +100,7 @@ NAMES = ["x" * 300, "x" * 5000, "a/" * 3000 + "b", "a\0b", "loop/loop/x", "/proc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_cannot_be_stops_nothing(name: str, yolo: Path, coco: Path, voc: Path) -> None:
+def test_invalid_file_names(name: str, yolo: Path, coco: Path, voc: Path) -> None:
     path = coco / "annotations/instances_train.json"
     content = json.loads(path.read_text())
     content["images"][0]["file_name"] = f"{name}.jpg"
@@ -123,7 +123,7 @@ def test_a_name_that_cannot_be_stops_nothing(name: str, yolo: Path, coco: Path, 
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "loop/x", "x" * 5000])
-def test_an_argument_that_cannot_be(name: str, tmp_path: Path) -> None:
+def test_invalid_arguments(name: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     path = tmp_path / name
     page = path.with_name(f"{path.name}.html")
@@ -138,7 +138,7 @@ def test_an_argument_that_cannot_be(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["yolo", "coco", "voc"])
 @pytest.mark.parametrize("call", ["scandir", "stat"])
-def test_a_folder_that_cannot_be_read_is_one_problem(
+def test_unreadable_folder_is_one_problem(
     call: str, form: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root: Path = request.getfixturevalue(form)
@@ -163,9 +163,7 @@ OUT = ["../../{n}", "../../../{n}", "{root}/{n}", "a/../../../{n}", "..\\..\\{n}
 
 
 @pytest.mark.parametrize("written", OUT)
-def test_no_annotation_leads_out_of_the_data(
-    written: str, coco: Path, voc: Path, tmp_path: Path
-) -> None:
+def test_annotation_paths_stay_in_data(written: str, coco: Path, voc: Path, tmp_path: Path) -> None:
     outside = coco.parent / "secret.png"
     noise = np.random.default_rng(9).integers(0, 255, (120, 160, 3)).astype(np.uint8)
     Image.fromarray(noise).save(outside)
@@ -185,7 +183,7 @@ def test_no_annotation_leads_out_of_the_data(
 
 
 @pytest.mark.parametrize("form", ["yolo", "coco", "voc"])
-def test_linked_images_are_copied_as_training_reads_them(
+def test_linked_images_are_copied(
     form: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     root: Path = request.getfixturevalue(form)
@@ -207,7 +205,7 @@ HOSTILE = ["\x1b[2Jx", "\x1b]0;y\x07", "<script>alert(1)</script>", "a\u202eb", 
 
 @pytest.mark.parametrize("name", HOSTILE[:2] + HOSTILE[3:5])
 @pytest.mark.parametrize("place", ["data.yaml", "categories", "classes.txt", "xml"])
-def test_names_that_act_on_a_terminal_are_refused(
+def test_control_characters_are_refused(
     place: str, name: str, yolo: Path, coco: Path, voc: Path
 ) -> None:
     root = {"data.yaml": yolo, "categories": coco}.get(place, voc)
@@ -227,7 +225,7 @@ def test_names_that_act_on_a_terminal_are_refused(
         path.write_text(path.read_text().replace("<name>", f"<name>{name}", 1), encoding="utf-8")
     else:
         return
-    with pytest.raises(DataError, match=r"printable letters|Windows-1252") as caught:
+    with pytest.raises(DataError, match=r"printable class names|Windows-1252") as caught:
         load(root)
     assert is_printable(str(caught.value))
     report = examine(root)
@@ -235,7 +233,7 @@ def test_names_that_act_on_a_terminal_are_refused(
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "\udcff\udc9b31m"])
-def test_no_output_acts_on_a_terminal_or_a_browser(
+def test_output_is_escaped(
     name: str, yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = name.replace("/", "_")

@@ -1,4 +1,4 @@
-"""Boxes in other forms, labels under other names: used where it is clear, never made nonsense."""
+"""Boxes in other forms and labels with other names are used only if unambiguous."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def changes(out: Path) -> str:
 
 
 @pytest.mark.parametrize("pixels", [False, True])
-def test_corners_throughout_are_an_error_and_converted(
+def test_corners_in_all_files_are_converted(
     pixels: bool, data: Path, many: Path, tmp_path: Path
 ) -> None:
     scale = (128, 96, 128, 96) if pixels else (1, 1, 1, 1)
@@ -78,7 +78,7 @@ def test_corners_throughout_are_an_error_and_converted(
     assert cleaned.after.count("error") == 0
 
 
-def test_left_and_top_throughout(data: Path, many: Path, tmp_path: Path) -> None:
+def test_left_and_top_in_all_files(data: Path, many: Path, tmp_path: Path) -> None:
     def grown(v: list[float]) -> list[float]:
         sides = (min(2.2 * s, 2 * c, 2 - 2 * c) for s, c in zip(v[2:], v[:2], strict=True))
         return [*v[:2], *sides]
@@ -92,9 +92,7 @@ def test_left_and_top_throughout(data: Path, many: Path, tmp_path: Path) -> None
     same(right, load(tmp_path / "out"))
 
 
-def test_corners_in_some_files_are_left_alone_and_the_copy_is_not_clean(
-    data: Path, tmp_path: Path
-) -> None:
+def test_corners_in_some_files_are_reported(data: Path, tmp_path: Path) -> None:
     (data / LABEL).write_text("1 .6 .6 .9 .9\n2 .7 .1 .95 .4\n")
     cleaned = fixed(data, tmp_path / "out")
     same(load(data), load(tmp_path / "out"))
@@ -108,7 +106,7 @@ def test_corners_in_most_files_are_an_error(data: Path) -> None:
     assert {f.severity for f in found} == {"error"}
 
 
-def test_large_boxes_drawn_loosely_stay_what_they_are(data: Path) -> None:
+def test_large_imprecise_boxes_are_kept(data: Path) -> None:
     rewrite(data, lambda v: [0.47, 0.5 + v[1] / 25, 0.96, 1.0])
     assert "corners" not in {f.check for f in examine(data).findings}
 
@@ -153,7 +151,7 @@ NAMED = spelled(lambda text: f"{scenes.NAMES[int(text[0])]} {text[2:]}")
      spelled(lambda t: t.replace(" ", ";")), spelled(lambda t: t.replace(" ", ", ")),
      spelled(lambda t: t.replace(".", ",").replace(" ", ";"))],
 )  # fmt: skip
-def test_labels_that_are_clear_are_used(
+def test_repairable_labels_are_used(
     plant: Callable[[Path], object], data: Path, many: Path, tmp_path: Path
 ) -> None:
     plant(data)
@@ -178,7 +176,7 @@ def test_labels_that_are_clear_are_used(
         lambda root: ((root / LABEL).unlink(), os.mkfifo(root / LABEL)),
     ],
 )
-def test_labels_that_cannot_be_used_take_their_picture_along(
+def test_image_with_unusable_labels_is_left_out(
     plant: Callable[[Path], object], data: Path, tmp_path: Path
 ) -> None:
     plant(data)
@@ -192,7 +190,7 @@ def test_labels_that_cannot_be_used_take_their_picture_along(
 
 
 @pytest.mark.parametrize("text", ["1,0,5,0,5,0,2,0,2", "1;2;3", "a,b", "1 .5 .5 .2,3 .2"])
-def test_guesses_are_not_made(text: str) -> None:
+def test_ambiguous_lines_are_not_repaired(text: str) -> None:
     assert parse_line(Path("x"), 1, text, {}).repaired == ""
 
 
@@ -201,13 +199,13 @@ def test_names_of_several_words() -> None:
     assert (label.class_id, label.values) == (1, (0.5, 0.5, 0.2, 0.2))
 
 
-def test_a_split_that_is_lost_is_said(data: Path, tmp_path: Path) -> None:
+def test_lost_split_is_reported(data: Path, tmp_path: Path) -> None:
     for path in (data / "images/val").iterdir():
         path.write_bytes(b"")
     assert "nothing is left of the split val" in fixed(data, tmp_path / "out").losses
 
 
-def test_many_labels_lost_are_said(data: Path, tmp_path: Path) -> None:
+def test_many_lost_labels_are_reported(data: Path, tmp_path: Path) -> None:
     for path in sorted((data / "labels/train").iterdir())[:4]:
         path.write_text(path.read_text() + "9 .5 .5 .2 .2\n" * 1 + "9 .5 .4 .2 .2\n" * 1)
         path.write_text("".join(f"9{t[1:]}\n" for t in path.read_text().splitlines()))

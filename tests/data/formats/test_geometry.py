@@ -1,4 +1,4 @@
-"""Frames that pixel labels count in, and boxes of rotated images."""
+"""Stated sizes of pixel labels, and boxes of rotated images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def placed(
     box: tuple[float, ...] = (2, 2, 8, 6),
     frame: Frame | None = Frame((24, 10), (24, 10)),  # noqa: B008
 ) -> Scan:
-    """A VOC scan of one image with one box in pixels."""
+    """Return a VOC scan of one image with one box in pixels."""
     label = Label(Path("a.xml"), 1, "bee", "bee", 0, tuple(map(float, box)), "corners")
     entry = Entry(Path("a.png"), ["train"], Path("a.xml"), labels=[label], stated=stated)
     entry.frame = frame
@@ -41,7 +41,7 @@ def found(scan: Scan) -> list[tuple[str, str]]:
         ((0.0, 0.0), (24, 10), [("size", "advice")]),
     ],
 )
-def test_labels_refer_to_the_stated_size_only_in_the_same_proportions(
+def test_stated_size_is_used_if_proportions_match(
     stated: tuple[float, float] | None, frame: tuple[int, int], problems: list[tuple[str, str]]
 ) -> None:
     scan = placed(stated)
@@ -50,12 +50,12 @@ def test_labels_refer_to_the_stated_size_only_in_the_same_proportions(
     assert found(scan) == problems
 
 
-def test_boxes_that_fit_no_frame_are_refused() -> None:
+def test_boxes_outside_both_sizes_are_refused() -> None:
     scan = placed((640.0, 480.0), (200, 100, 300, 200))
     assert ("size", "refused") in found(scan)
 
 
-def test_a_damaged_header_leaves_the_stated_size() -> None:
+def test_stated_size_is_used_if_header_is_damaged() -> None:
     assert placed((30.0, 20.0), frame=None).entries[0].labels[0].box == (2 / 30, 0.1, 8 / 30, 0.3)
 
 
@@ -64,10 +64,10 @@ def test_a_damaged_header_leaves_the_stated_size() -> None:
     ("box", "effects"),
     [((2, 2, 8, 6), []), ((1, 11, 8, 20), []), ((11, 1, 20, 8), [("rotation", "changed")])],
 )
-def test_boxes_tell_the_frame_of_a_rotated_image_and_statements_do_not(
+def test_boxes_show_frame_of_rotated_image(
     stated: tuple[float, float] | None, box: tuple[float, ...], effects: list[tuple[str, str]]
 ) -> None:
-    """Stored 24 x 10, upright 10 x 24 (EXIF orientation 6: turn clockwise)."""
+    """Use an image of 24 x 10 pixels, upright 10 x 24 (EXIF orientation 6, clockwise)."""
     scan = placed(stated, box, Frame((10, 24), (24, 10), 6))
     assert found(scan) == effects
     x1, y1, x2, y2 = box
@@ -77,7 +77,7 @@ def test_boxes_tell_the_frame_of_a_rotated_image_and_statements_do_not(
     assert scan.entries[0].labels[0].box == pytest.approx(expected)
 
 
-def test_rotated_images_that_contradict_each_other_are_refused() -> None:
+def test_contradictory_rotated_images_are_refused() -> None:
     scan = placed(None, (1, 11, 8, 20), Frame((10, 24), (24, 10), 6))
     other = placed(None, (11, 1, 20, 8), Frame((10, 24), (24, 10), 6))
     scan.entries += other.entries

@@ -1,4 +1,4 @@
-"""The one loader of YAML: bounds, tags, and scalars that YAML would turn into something else."""
+"""The YAML reader: limits, tags and scalars."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.mark.parametrize("case", [*GROWING, *(f"deep {k}" for k in DEEP), *REFUSED])
 @pytest.mark.usefixtures("loader")
-def test_what_grows_or_acts_is_refused_at_once(case: str, tmp_path: Path) -> None:
+def test_unsafe_yaml_is_refused(case: str, tmp_path: Path) -> None:
     text = {**GROWING, **{f"deep {k}": v for k, v in DEEP.items()}, **REFUSED}[case]
     path = tmp_path / "data.yaml"
     path.write_text(text)
@@ -86,7 +86,7 @@ def test_what_grows_or_acts_is_refused_at_once(case: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("file", ["recipe", "run", "data"])
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
-def test_special_files_are_named(kind: str, file: str, tmp_path: Path) -> None:
+def test_special_files_are_refused(kind: str, file: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     if kind == "pipe":
         os.mkfifo(path)
@@ -108,7 +108,7 @@ SURPRISES = ["no", "on", "Yes", "off", "y", "1_000", "2020-01-01", "0x10", "010"
 
 
 @pytest.mark.usefixtures("loader")
-def test_class_names_stay_as_they_are_written(tmp_path: Path) -> None:
+def test_class_names_are_texts(tmp_path: Path) -> None:
     path, names = tmp_path / "data.yaml", [n for n in SURPRISES if n != "!"]
     path.write_text("train: .\nnames:\n" + "".join(f"  - {name}\n" for name in names))
     assert open_scan(path).names == names
@@ -125,14 +125,14 @@ def test_class_names_stay_as_they_are_written(tmp_path: Path) -> None:
      ("9" * 5000, float("inf")), ("\u0663", "\u0663"), ("nan", "nan"), ("infinity", "infinity")],
 )  # fmt: skip
 @pytest.mark.usefixtures("loader")
-def test_values_of_a_run(text: str, value: object, tmp_path: Path) -> None:
+def test_scalar_values(text: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(f"a: {text}\n", encoding="utf-8")
     (found,) = read_yaml(tmp_path / "x.yaml", as_value).content.values()
     assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.usefixtures("loader")
-def test_aliases_and_merges_within_reason(tmp_path: Path) -> None:
+def test_aliases_and_merges(tmp_path: Path) -> None:
     text = "base: &b {x: 1, y: 2}\nother:\n  <<: *b\n  y: 3\nlist: &l [p, q]\nsame: *l\n"
     (tmp_path / "x.yaml").write_text(text)
     tree = read_yaml(tmp_path / "x.yaml", as_text)
@@ -151,7 +151,7 @@ def test_twenty_thousand_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("loader")
-def test_an_emoji_as_json_escapes_it(tmp_path: Path) -> None:
+def test_escaped_emoji(tmp_path: Path) -> None:
     path = tmp_path / "data.yaml"
     path.write_text('train: .\nnames: ["\\ud83d\\ude00", "\\U0001F600"]\n')
     assert open_scan(path).names == ["\U0001f600"] * 2

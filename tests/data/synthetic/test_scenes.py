@@ -8,14 +8,14 @@ from y7edge.data.synthetic.scenes import NAMES, generate, scene
 from y7edge.errors import ConfigError
 
 
-def test_the_same_seed_gives_the_same_picture():
+def test_same_seed_gives_same_image():
     first, again, other = scene(7), scene(7), scene(8)
     assert (first.image == again.image).all()
     assert (first.boxes == again.boxes).all()
     assert (first.image != other.image).any()
 
 
-def test_scenes_don_t_touch_numpy_s_global_state():
+def test_scenes_keep_numpy_global_state():
     np.random.seed(1)
     before = np.random.get_state()[1].copy()
     scene(0)
@@ -23,7 +23,7 @@ def test_scenes_don_t_touch_numpy_s_global_state():
 
 
 @pytest.mark.parametrize("size", [(320, 320), (240, 400), (97, 96)])
-def test_boxes_lie_in_the_picture_and_are_large_enough_to_learn(size):
+def test_boxes_are_inside_image_and_large_enough(size):
     seen = set()
     for seed in range(12):
         made = scene(seed, size)
@@ -38,7 +38,7 @@ def test_boxes_lie_in_the_picture_and_are_large_enough_to_learn(size):
     assert seen == set(range(len(NAMES)))
 
 
-def test_too_small_a_picture_is_refused():
+def test_small_size_is_refused():
     with pytest.raises(ConfigError, match="at least 96x96 pixels, found 50x320"):
         scene(0, (50, 320))
 
@@ -54,7 +54,7 @@ def test_extent_is_tight_around_the_drawn_part(make):
         np.testing.assert_allclose(sprite.extent, drawn, atol=1.3)
 
 
-def test_parts_are_as_large_as_asked_and_turn_with_the_angle():
+def test_parts_have_requested_size_and_angle():
     rng = np.random.default_rng(0)
     flat = parts.render(parts.screw(rng), (0, 0), 80.0, 0.0, (1.0, 0.0), rng).extent
     upright = parts.render(parts.screw(rng), (0, 0), 80.0, np.pi / 2, (1.0, 0.0), rng).extent
@@ -63,7 +63,7 @@ def test_parts_are_as_large_as_asked_and_turn_with_the_angle():
     assert flat[3] - flat[1] < 40
 
 
-def test_parts_too_much_hidden_are_not_labelled(monkeypatch):
+def test_hidden_parts_are_not_labelled(monkeypatch):
     # Parts lie over one another in the order in which they are drawn.
     drawn = []
     render = parts.render
@@ -94,7 +94,7 @@ def test_parts_too_much_hidden_are_not_labelled(monkeypatch):
     assert hidden > 0
 
 
-def test_classes_share_materials_so_that_colour_tells_nothing():
+def test_classes_have_similar_colours():
     means = {index: [] for index in range(len(NAMES))}
     rng = np.random.default_rng(0)
     makers = (parts.nut, parts.washer, parts.screw, parts.bracket)
@@ -107,7 +107,7 @@ def test_classes_share_materials_so_that_colour_tells_nothing():
     assert (np.ptp(centres, axis=0) < 0.75 * spread).all()
 
 
-def test_generate_writes_a_data_set_that_loads(tmp_path):
+def test_generated_data_set_loads(tmp_path):
     path = generate(tmp_path / "parts", train=3, val=2, seed=5, size=(128, 160))
     data = load(path)
     assert data.names == NAMES
@@ -126,7 +126,7 @@ def test_generate_writes_a_data_set_that_loads(tmp_path):
             assert (sample.class_id == made.class_id).all()
 
 
-def test_generate_repeats_itself(tmp_path):
+def test_generate_is_deterministic(tmp_path):
     first, second, other = (
         load(generate(tmp_path / name, train=2, val=1, seed=seed, size=(96, 96))).digest
         for name, seed in (("a", 0), ("b", 0), ("c", 1))

@@ -1,5 +1,5 @@
-"""What is wrong with a data set: everything at once, where training stops at the first error.
+"""Report all problems of a data set; training stops at the first one that it refuses.
 
-The parsers (`y7edge.data.formats`) note problems, images are decoded once (`decoding`), and checks
-(`registry`) find what looks wrong beyond that. `fix` writes a cleaned copy.
+The parsers (`y7edge.data.formats`) note problems, `decoding` decodes each image once, and the
+checks (`registry`) find labels, images and splits that look wrong. `fix` writes a cleaned copy.
 """

@@ -13,17 +13,17 @@ from y7edge.files import is_file
 
 CHECKS = Checks()
 
-_MOST_PAIRS = 40_000  # of names, that are compared
+_MOST_PAIRS = 40_000  # pairs of names to compare
 
 
-@CHECKS.add("shifted_ids", "error", "ids that seem to be counted from 1")
+@CHECKS.add("shifted_ids", "error", "class ids that seem to start at 1")
 def _shifted_ids(scan: Scan) -> Iterator[Hit]:
     used = {label.class_id for _, label in scan.labels() if label.class_id is not None}
     if scan.layout != "yolo" or not used or (min(used), max(used)) != (1, scan.classes):
         return
     words = (
-        f"no label has class 0, and some have {scan.classes}, which does not exist: were classes "
-        "counted from 1? Then every label has a wrong name; subtract 1 from each"
+        f"no label has class 0, and some have class {scan.classes}, which does not exist: do the "
+        "ids start at 1? Then every label has the wrong class; subtract 1 from each id"
     )
     yield Hit(words, scan.source)
 
@@ -32,7 +32,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-@CHECKS.add("name_twice", "warning", "class names that stand twice, or nearly")
+@CHECKS.add("name_twice", "warning", "class names that are equal or nearly equal")
 def _name_twice(scan: Scan) -> Iterator[Hit]:
     seen: dict[str, int] = {}
     for index, name in enumerate(scan.names):
@@ -41,13 +41,13 @@ def _name_twice(scan: Scan) -> Iterator[Hit]:
             continue
         first = seen.setdefault(plain, index)
         if first != index and not scan.groups & {first, index}:
-            words = f"classes {first} '{scan.names[first]}' and {index} '{name}' have one name"
+            words = f"classes {first} '{scan.names[first]}' and {index} '{name}' have equal names"
             yield Hit(f"{words}: merge them or rename one", scan.source)
 
 
 @CHECKS.add("name_rare", "warning", "rare classes whose name resembles a frequent one")
 def _name_rare(scan: Scan) -> Iterator[Hit]:
-    if scan.layout != "voc":  # elsewhere names are declared, a slip cannot make a new class
+    if scan.layout != "voc":  # other formats declare their names, so a typo adds no class
         return
     counts: Counter[str] = Counter(label.raw_class for _, label in scan.labels())
     first: dict[str, Hit] = {}
@@ -57,7 +57,7 @@ def _name_rare(scan: Scan) -> Iterator[Hit]:
     least = 20 * min(counts.values(), default=0)
     frequent = [(name, count) for name, count in counts.most_common() if count >= least]
     if len(counts) * len(frequent) > _MOST_PAIRS:
-        words = f"{len(counts)} names, too many to compare them all"
+        words = f"{len(counts)} names: too many to compare all of them"
         yield Hit(words, scan.source, severity="info")
     for name, count in counts.items():
         for other, often in frequent[: _MOST_PAIRS // len(counts)]:
@@ -69,7 +69,7 @@ def _name_rare(scan: Scan) -> Iterator[Hit]:
 
 
 def _alike(name: str, other: str) -> bool:
-    """Whether one may be the other with a slip; two letters may have changed places."""
+    """Return whether one name may be a misspelling of the other."""
     if name == other:
         return False
     swapped = (f"{name[:i]}{name[i + 1]}{name[i]}{name[i + 2 :]}" for i in range(len(name) - 1))
@@ -86,12 +86,12 @@ def _classes_file(scan: Scan) -> Iterator[Hit]:
         if is_file(path):
             listed = [line for _, line in read_text(path).lines]
             if listed != [name.strip() for name in scan.names]:
-                words = f"lists {_some(listed)}; names are {_some(scan.names)}: which order is it?"
+                words = f"lists {_some(listed)}, but the names are {_some(scan.names)}: correct one"
                 yield Hit(words, path)
 
 
 def per_class(scan: Scan) -> dict[int, Counter[str]]:
-    """Count of labels by class and split."""
+    """Return the number of labels by class and split."""
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for index in range(scan.classes):
         counts[index] = Counter()
@@ -115,7 +115,7 @@ def _class_balance(scan: Scan) -> Iterator[Hit]:
     unused = [index for index in lacking if index not in tested and index not in scan.groups]
     untested = [i for i, found in counts.items() if found["train"] and not found["val"]]
     if tested:
-        words = "are in val but not in train, so they can never be found"
+        words = "have labels in val but not in train, so the model cannot learn them"
         yield Hit(f"{_listed(scan, tested)} {words}", scan.source)
     if unused:
         yield Hit(f"{_listed(scan, unused)} have no label; remove them?", scan.source)
@@ -124,7 +124,7 @@ def _class_balance(scan: Scan) -> Iterator[Hit]:
         yield Hit(words, scan.source, severity="info")
 
 
-@CHECKS.add("class_shares", "info", "classes far rarer than others")
+@CHECKS.add("class_shares", "info", "classes with far fewer labels than others")
 def _class_shares(scan: Scan) -> Iterator[Hit]:
     found = {i: c["train"] for i, c in per_class(scan).items() if c["train"]}
     if not found:
@@ -132,7 +132,7 @@ def _class_shares(scan: Scan) -> Iterator[Hit]:
     most = max(found, key=found.__getitem__)
     rare = [index for index, count in found.items() if count * 100 < found[most]]
     if rare:
-        words = f"{_listed(scan, rare)} have less than 1 % of the labels of {scan.name_of(most)}"
+        words = f"{_listed(scan, rare)} have less than 1 % as many labels as {scan.name_of(most)}"
         yield Hit(words, scan.source)
 
 

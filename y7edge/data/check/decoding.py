@@ -1,7 +1,7 @@
-"""What an image file really holds: decoded once, by Pillow and by OpenCV.
+"""Decode every image once, by Pillow and by OpenCV, to find damaged files.
 
-OpenCV fills what a truncated JPEG lacks with grey and says nothing; Pillow tells. Pillow says
-nothing of damage inside a JPEG; a walk along its markers shows some of it.
+OpenCV fills the missing part of a truncated JPEG with grey and reports no error; Pillow does.
+Pillow does not report damage inside a JPEG; its markers and libjpeg's messages show some of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data.check.libjpeg import complaints
+from y7edge.data.check.libjpeg import captured_messages
 from y7edge.data.formats.records import Facts
 from y7edge.data.headers import Frame, too_large
 from y7edge.data.images import decode, decode_deep, read_image, reading
@@ -29,15 +29,15 @@ from y7edge.files import open_regular, reason
 
 Progress = Callable[[int, int], None]
 
-THUMB = 32
+_THUMB = 32
 _CHUNK = 32
-# Longest runs of one byte in the scans of 420 photographs: below 16.
+# 64 equal bytes. In the scans of 420 photographs, no run was longer than 15.
 _RUN = re.compile(rb"(.)\1{63,}", re.DOTALL)
 # Within the scan of a JPEG, 0xFF is followed by 0 (stuffing), a restart marker or more 0xFF.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _LARGEST_HEAD = 1 << 20
-# Of Pillow's, what OpenCV reads too: others may run programs (EPS).
+# Pillow's formats that OpenCV reads too. Others may run programs (EPS).
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000", "SUN")
 _SEGMENTS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 _BEGINNINGS = (
@@ -50,7 +50,7 @@ _BEGINNINGS = (
 
 
 def inspect(path: Path) -> Facts:
-    """Read, decode and measure one image; never raises for what it holds."""
+    """Decode one image and return what was found; damaged files do not raise."""
     try:
         with reading(path) as (content, frame):
             return _measured(path, content, frame)
@@ -59,14 +59,14 @@ def inspect(path: Path) -> Facts:
 
 
 def _unread(path: Path, words: str) -> Facts:
-    """Why a file is not decoded at all, in more words where its beginning says more."""
+    """Return the reason why a file was not decoded, from its first bytes if they show more."""
     try:
         with open_regular(path) as stream:
             content = stream.read(_LARGEST_HEAD)
     except (OSError, ValueError, MemoryError) as error:
         return Facts(f"cannot be read: {reason(error)}", "unreadable")
     if not content.strip(b"\0"):
-        return Facts("is empty" if not content else "holds nothing but zeros", "empty")
+        return Facts("is empty" if not content else "contains only zeros", "empty")
     if words.startswith("has "):
         return Facts(words, "corrupt")
     return _fault(content, words)
@@ -77,16 +77,15 @@ def _measured(path: Path, content: bytes, frame: Frame) -> Facts:
 
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
-            if words := too_large(*opened.size):  # another size than the header has
+            if words := too_large(*opened.size):  # may differ from the size that we read
                 return Facts(words, "corrupt")
             opened.verify()
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             kind, mode = opened.format or "", opened.mode
-            # Counting the images of a TIFF or GIF takes long where there are very many.
+            # Pillow walks through the whole TIFF to count its images.
             several = frame.several or (kind != "TIFF" and getattr(opened, "is_animated", False))
             opened.load()
-    # Pillow's decoders raise whatever a damaged file provokes in them.
-    except Exception as error:
+    except Exception as error:  # Pillow's decoders may raise anything on a damaged file
         return _fault(content, " ".join(str(error).split()) or type(error).__name__)
     if kind in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
         return Facts("is cut off: it has no end-of-image marker", "truncated")
@@ -96,12 +95,13 @@ def _measured(path: Path, content: bytes, frame: Frame) -> Facts:
         deep = decode_deep(content, path) if mode.startswith("I") else None
         levels = (int(deep.min()), int(deep.max())) if deep is not None else None
         levels = None if deep is None or deep.dtype != np.uint16 else levels
-        deep = None  # an image is large
+        deep = None  # frees its memory
         image = decode(content, path)
     except DataError as error:
-        words = f"is a {kind} ({mode}) that OpenCV, and so the training, cannot decode: {error}"
+        words = f"is a {kind} ({mode}) that OpenCV cannot decode: {error}"
         return Facts(words, "corrupt")
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    thumb = cv2.resize(grey, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)
     digest = hashlib.blake2b(image.data)
     digest.update(repr(image.shape).encode())
     return Facts(
@@ -111,7 +111,7 @@ def _measured(path: Path, content: bytes, frame: Frame) -> Facts:
         several=several,
         levels=levels,
         digest=digest.hexdigest()[:32],
-        thumb=np.asarray(cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8),
+        thumb=np.asarray(thumb, np.uint8),
         flat=all(bool((row == image[0, 0]).all()) for row in image),
     )
 
@@ -128,7 +128,7 @@ def _fault(content: bytes, words: str) -> Facts:
 
 
 def _illegal_marker(content: bytes) -> str:
-    """A marker that cannot stand where it does in a JPEG's scans."""
+    """Return a message about the first marker that is not allowed in a JPEG's scans."""
     start = content.find(b"\xff\xda", _frame(content))
     while 0 <= start < len(content) - 4:
         start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
@@ -148,7 +148,7 @@ def _illegal_marker(content: bytes) -> str:
 
 
 def _frame(content: bytes) -> int:
-    """Where the frame header of a JPEG begins: what stands before it may hold a small image."""
+    """Return the offset of a JPEG's frame header; segments before it may contain a thumbnail."""
     position = 2
     while position < len(content) - 4 and content[position] == 0xFF:
         code = content[position + 1]
@@ -162,10 +162,10 @@ def _frame(content: bytes) -> int:
 
 
 def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
-    """Signs of damage that decoders pass over in silence."""
+    """Return a message about signs of damage that decoders do not report."""
     if kind != "JPEG":
         return ""
-    # What is missing of a JPEG decodes as exactly this grey, from some row to the last.
+    # The missing part of a JPEG decodes as exactly this grey, down to the last row.
     rows = 0
     for row in image[::-1]:
         if row.min() < 127 or row.max() > 129:
@@ -174,10 +174,10 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
     rows = 0 if rows == len(image) else rows
     if rows >= max(8, 0.02 * len(image)):
         return (
-            f"its last {rows} of {len(image)} rows are plain grey, as where compressed data end "
-            "early"
+            f"its last {rows} of {len(image)} rows are uniform grey, so the compressed data may "
+            "end early"
         )
-    # What follows the end of the image is padding, of no harm.
+    # Bytes after the end of the image are harmless padding.
     run = _RUN.search(content, max(content.rfind(b"\xff\xda"), 0), content.rfind(b"\xff\xd9"))
     if run is not None and float(image.std()) > 8:
         count, position = len(run[0]), run.start()
@@ -187,7 +187,7 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Let Pillow open what `too_large` allows, without a warning."""
+    """Disable Pillow's size limit within the context; `too_large` is checked instead."""
     from PIL import Image
 
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -208,25 +208,25 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
     wanted = list(paths)
     found: dict[Path, Facts] = {}
     with warnings.catch_warnings(), any_size(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # Pillow warns of what becomes a finding
+        warnings.simplefilter("ignore")  # Pillow's warnings become findings
         for start in range(0, len(wanted), _CHUNK):
             chunk = wanted[start : start + _CHUNK]
-            with complaints() as said:
+            with captured_messages() as messages:
                 found.update(zip(chunk, pool.map(inspect, chunk), strict=True))
-            # Who complained is found by asking them one by one; it is seldom needed.
-            for path in chunk if said else ():
+            # libjpeg does not name the file, so the images of the chunk are decoded one by one.
+            for path in chunk if messages else ():
                 found[path] = _with_complaint(path, found[path])
             if progress is not None:
                 progress(len(found), len(wanted))
     return found
 
 
-def _padded(path: Path, said: str) -> bool:
-    """Whether the bytes too many before the end are few or padding, as some cameras write it.
+def _padded(path: Path, message: str) -> bool:
+    """Return whether the extraneous bytes before the end are padding, as some cameras write it.
 
-    Otherwise the decoder had lost its way before, and what it made of the rest is garbage.
+    Many different bytes mean that the decoder lost its position and the image is garbage.
     """
-    found = _EXTRANEOUS.search(said)
+    found = _EXTRANEOUS.search(message)
     if found is None:
         return False
     with reading(path) as (content, _):
@@ -237,10 +237,10 @@ def _padded(path: Path, said: str) -> bool:
 def _with_complaint(path: Path, facts: Facts) -> Facts:
     if facts.fault or facts.format not in ("JPEG", "MPO"):
         return facts
-    with complaints() as said:
+    with captured_messages() as messages:
         read_image(path)
-    if not said:
+    if not messages:
         return facts
-    if all("extraneous" in line for line in said) and _padded(path, said[-1]):
-        return replace(facts, doubt=facts.doubt or said[0])
-    return Facts(f"is damaged: {said[0]}", "corrupt")
+    if all("extraneous" in line for line in messages) and _padded(path, messages[-1]):
+        return replace(facts, doubt=facts.doubt or messages[0])
+    return Facts(f"is damaged: {messages[0]}", "corrupt")

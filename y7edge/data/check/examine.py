@@ -1,4 +1,4 @@
-"""The examination of a data set: read it, decode the images, run every check."""
+"""Run ``data check``: read a data set, decode its images, run every check."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ TITLES = {name: kind.title for name, kind in KINDS.items()} | {c.name: c.title f
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found."""
+    """Findings and statistics of a data set."""
 
     scan: Scan
-    findings: tuple[Problem, ...]  # errors first; then those of the parser, then of the checks
+    findings: tuple[Problem, ...]  # errors first; for each severity, the parser's first
     summary: Mapping[str, Any]  # counts by split, and sizes of boxes
 
     def count(self, severity: str) -> int:
-        """How many findings of a severity there are."""
+        """Return the number of findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     def by_check(self) -> dict[tuple[str, str], list[Problem]]:
-        """Problems by check and severity, in order."""
+        """Return findings by check and severity, in order."""
         groups: dict[tuple[str, str], list[Problem]] = {}
         for finding in self.findings:
             groups.setdefault((finding.check, finding.severity), []).append(finding)
@@ -53,15 +53,15 @@ class Report:
 
 
 def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = None) -> Report:
-    """Look at everything.
+    """Run all checks on a data set.
 
     Args:
         path: As for `open_scan`.
-        imgsz: Side of the network's input: what counts as a small box depends on it.
-        progress: Called with how many images are done, and how many there are.
+        imgsz: Side of the network's input, to find boxes that are too small for it.
+        progress: Called with the number of images done and their total.
 
     Raises:
-        DataError: Nothing there that can be read.
+        DataError: No images were found.
         RuntimeMissing: Pillow or PyYAML is not installed.
     """
     scan = open_scan(path)
@@ -69,12 +69,12 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
     read_scan(scan)
     if not scan.entries:
         reasons = "; ".join(p.message for p in scan.problems if p.effect == "refused")
-        raise DataError(f"{scan.source}: leads to no image: {reasons or 'no train, no val'}")
+        raise DataError(f"{scan.source}: expected images, found none: {reasons or 'no splits'}")
     facts = inspect_all(dict.fromkeys(entry.path for entry in scan.entries), progress)
     for entry in scan.entries:
         entry.facts = facts[entry.path]
     damaged = {path for path, fact in facts.items() if fact.fault}
-    # Of damaged images decoding says more; and where no image has labels, that is one finding.
+    # Leave out problems that a check reports better: damaged images, and sets without any label.
     known = {"missing_label": {p for p in facts if not any(e.labelled for e in scan.entries)}}
     known["header"] = damaged
     problems = (p for p in scan.problems if p.file not in known.get(p.check, ()))
@@ -84,7 +84,7 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
 
 
 def _findings(problems: Iterable[Problem]) -> list[Problem]:
-    """Problems for the report; faults that whole files have are one each."""
+    """Return problems for the report; those that repeat for each label of a file are merged."""
     groups: dict[object, list[Problem]] = {}
     for problem in problems:
         whole = problem.check in _OF_FILES
@@ -99,7 +99,7 @@ def _findings(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def summarise(scan: Scan) -> dict[str, Any]:
-    """Counts by split and class, and quantiles of the sides of boxes in input pixels."""
+    """Count images and labels by split and class; compute quantiles of box sides."""
     splits = {}
     for split in dict.fromkeys(scan.split_names):
         entries = scan.in_split(split)
@@ -126,7 +126,7 @@ def summarise(scan: Scan) -> dict[str, Any]:
 
 
 def _quantiles(scan: Scan) -> dict[str, list[float]]:
-    """Least, 5 %, median, 95 % and largest width and height, in pixels of the network's input."""
+    """Return 0, 5, 50, 95 and 100 % quantiles of box width and height in input pixels."""
     sides = []
     for entry, label in scan.labels():
         size = entry.size
@@ -141,7 +141,7 @@ def _quantiles(scan: Scan) -> dict[str, list[float]]:
 
 
 def record(report: Report) -> dict[str, Any]:
-    """The report as plain values, for JSON."""
+    """Return the report as plain values, for JSON."""
     return {
         "data": report.scan.source,
         "imgsz": report.scan.imgsz,

@@ -1,10 +1,10 @@
-"""Checks of files: what belongs to nothing, and names that other tools trip over."""
+"""Checks of files: unreferenced images and labels, and names that break other tools."""
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator
+from os.path import realpath  # unlike `Path.resolve`, it does not raise on circular links
 from pathlib import Path
 
 from y7edge.data.check.paths import readable, within
@@ -17,8 +17,8 @@ from y7edge.files import is_file, is_folder, open_regular
 
 CHECKS = Checks()
 
-# Images, or nearly: formats that no reader here takes, so that they are passed over in silence.
-UNREAD_SUFFIXES = frozenset(
+# Image formats that are not read.
+_UNREAD_SUFFIXES = frozenset(
     {".avif", ".dng", ".exr", ".gif", ".hdr", ".heic", ".heif", ".jxl", ".pam", ".pfm", ".svg"}
 )
 _TEXTS = frozenset({".json", ".txt", ".xml"})
@@ -31,22 +31,22 @@ def _no_labels(scan: Scan) -> Iterator[Hit]:
     entries = scan.entries
     if entries and not any(entry.labelled for entry in entries):
         words = f"none of {len(entries)} images has a label file; the first should be "
-        yield Hit(f"{words}{entries[0].label_file}: is the folder called otherwise?", scan.source)
+        yield Hit(f"{words}{entries[0].label_file}: rename the folder", scan.source)
     elif not any(entry.labels for entry in entries):
-        yield Hit(f"{len(entries)} images, and not one label", scan.source)
+        yield Hit(f"expected labels, found none for {len(entries)} images", scan.source)
 
 
 @CHECKS.add("unreferenced_label", "warning", "labels without an image", "left out")
 def _unreferenced_label(scan: Scan) -> Iterator[Hit]:
     suffix = {"yolo": ".txt", "voc": ".xml"}.get(scan.layout)
-    owned = {_real(e.label_file) for e in scan.entries if e.label_file}
+    owned = {realpath(e.label_file) for e in scan.entries if e.label_file}
     folders = {e.label_file.parent for e in scan.entries if e.label_file and suffix}
     for path in _unreferenced(scan):
-        owned |= {_real(path.with_suffix(suffix or "")), _real(_label_of(scan, path))}
+        owned |= {realpath(path.with_suffix(suffix or "")), realpath(_label_of(scan, path))}
     for path in _files(folders, "labels"):
         is_label = path.suffix.lower() == suffix and path.stem.lower() not in _NO_LABELS
-        if is_label and _real(path) not in owned:
-            words = "belongs to no image: restore the image or remove it"
+        if is_label and realpath(path) not in owned:
+            words = "has no image: restore the image or remove the label file"
             if path.suffix != suffix:
                 words = f"is not read: rename {path.suffix} to {suffix}"
             yield Hit(words, path)
@@ -64,7 +64,7 @@ def _unreferenced_image(scan: Scan) -> Iterator[Hit]:
     folders: dict[Path, list[Path]] = defaultdict(list)
     for path in _unreferenced(scan):
         if path.parent in used:
-            yield Hit("lies beside the others but is in no split", path, image=path)
+            yield Hit("is beside images of the data set but in no split", path, image=path)
         else:
             folders[path.parent].append(path)
     for folder, paths in folders.items():
@@ -75,7 +75,7 @@ def _unreferenced_image(scan: Scan) -> Iterator[Hit]:
 @CHECKS.add("ignored", "warning", "images in formats that are not read")
 def _ignored(scan: Scan) -> Iterator[Hit]:
     for path in _image_files(scan):
-        if path.suffix.lower() in UNREAD_SUFFIXES:
+        if path.suffix.lower() in _UNREAD_SUFFIXES:
             yield Hit(f"{path.suffix} files are not read; convert it to JPEG or PNG", path)
         elif path.suffix.lower() not in IMAGE_SUFFIXES and _begins_as_one(path):
             kind = f"called {path.suffix}" if path.suffix else "without a suffix"
@@ -87,13 +87,13 @@ def _image_files(scan: Scan) -> list[Path]:
 
 
 def _unreferenced(scan: Scan) -> list[Path]:
-    known = {_real(entry.path) for entry in scan.entries}
+    known = {realpath(entry.path) for entry in scan.entries}
     files = (path for path in _image_files(scan) if path.suffix.lower() in IMAGE_SUFFIXES)
-    return [path for path in files if _real(path) not in known]
+    return [path for path in files if realpath(path) not in known]
 
 
 def _begins_as_one(path: Path) -> bool:
-    """Whether a file whose name says otherwise is a JPEG or PNG."""
+    """Return whether a file begins like a JPEG or PNG."""
     if path.suffix.lower() in _TEXTS:
         return False
     try:
@@ -103,14 +103,9 @@ def _begins_as_one(path: Path) -> bool:
         return False
 
 
-def _real(path: Path) -> str:
-    """Where links lead; unlike `Path.resolve` it takes links in a circle as they are."""
-    return os.path.realpath(path)
-
-
 def _files(folders: set[Path], name: str) -> Iterator[Path]:
-    """Files of folders, and of all below the nearest folder called ``name``, each once."""
-    unnoted = Scan(Path(), Path(), "yolo")  # what cannot be read is known by now
+    """Yield the files of folders once each; below a folder called ``name``, of the whole tree."""
+    unnoted = Scan(Path(), Path(), "yolo")  # discards problems, which are reported already
     seen: set[str] = set()
     tops: dict[tuple[Path, bool], None] = {}
     for folder in sorted(folders):
@@ -120,8 +115,8 @@ def _files(folders: set[Path], name: str) -> Iterator[Path]:
     for top, whole in tops:
         for path in files_below(unnoted, top):
             fits = (whole or path.parent == top) and not path.name.startswith(".")
-            if fits and is_file(path) and _real(path) not in seen:
-                seen.add(_real(path))
+            if fits and is_file(path) and realpath(path) not in seen:
+                seen.add(realpath(path))
                 yield path
 
 
@@ -133,15 +128,15 @@ def _shared_label(scan: Scan) -> Iterator[Hit]:
     for entries in groups.values():
         if len({entry.label_file for entry in entries}) > 1:
             names = " and ".join(entry.path.name for entry in entries)
-            words = f"{names} differ in upper and lower case only; rename one"
+            words = f"{names} differ only in upper and lower case; rename one"
             yield Hit(words, entries[1].path, image=entries[1].path)
 
 
-@CHECKS.add("path_letters", "info", "paths with letters beyond ASCII")
+@CHECKS.add("path_letters", "info", "paths with non-ASCII characters")
 def _path_letters(scan: Scan) -> Iterator[Hit]:
     for entry in scan.entries:
         if not within(entry.path, scan.root).isascii():
-            words = "its path has letters beyond ASCII, which some tools cannot open"
+            words = "its path has non-ASCII characters, which some tools cannot open"
             yield Hit(words, entry.path)
 
 

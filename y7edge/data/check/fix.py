@@ -1,6 +1,6 @@
-"""A cleaned copy of a data set, in YOLO form; the original is only read.
+"""Write a cleaned copy of a data set in YOLO format; the original is not changed.
 
-The copy holds what training would read of the original, and what can be repaired without a guess.
+The copy contains what training reads from the original, and labels whose repair is unambiguous.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from y7edge.errors import DataError
 from y7edge.files import temporary_folder, writing
 from y7edge.text import cell, printable, without_active
 
-_MANY = 0.1  # of the labels
-_SAME_BOX = 1e-4  # within which the hull of an outline is the box that it came with
-# How images that must be encoded again are saved.
+_MANY = 0.1  # fraction of the labels
+_SAME_BOX = 1e-4  # largest difference of a box and the bounding box of its outline
+# Options for images that must be encoded again.
 _SAVING: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
@@ -42,7 +42,7 @@ _SAVING: dict[str, dict[str, Any]] = {
 
 
 class Change(NamedTuple):
-    """One line of ``changes.csv``: where, what was found, what was done."""
+    """One row of ``changes.csv``."""
 
     file: str
     line: int
@@ -52,16 +52,16 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """A cleaned copy."""
+    """Result of `write_copy`."""
 
     out: Path
-    changes: tuple[Change, ...]  # everything that differs from the original
-    unchanged: tuple[str, ...]  # what was found and could not be fixed, one line each
+    changes: tuple[Change, ...]  # all differences from the original
+    unchanged: tuple[str, ...]  # findings that were not fixed, one line each
     after: Report  # of the copy
-    losses: tuple[str, ...] = ()  # data that it lacks, and doubts: it is not clean
+    losses: tuple[str, ...] = ()  # missing data and doubtful labels, which fail the command
 
     def record(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "out": self.out,
             "changes": [change._asdict() for change in self.changes],
@@ -72,21 +72,21 @@ class Cleaned:
         }
 
     def lines(self) -> list[str]:
-        """Text: what was done, by kind; what was not."""
+        """Return a summary for people: changes by kind, and findings that were not fixed."""
         done = Counter(change.done for change in self.changes)
         lines = [f"cleaned copy: {self.out / 'data.yaml'}"]
         lines += [f"  {count} x {words}" for words, count in done.most_common()]
         if self.unchanged:
-            lines += ["not fixed, look at these:", *(f"  {line}" for line in self.unchanged)]
+            lines += ["not fixed, check these:", *(f"  {line}" for line in self.unchanged)]
         lines += [f"lost: {words}" for words in self.losses]
         left = f"{self.after.count('error')} errors, {self.after.count('warning')} warnings"
-        lines.append(f"the copy: {left}; every change is in {self.out / 'changes.csv'}")
+        lines.append(f"the copy: {left}; all changes are in {self.out / 'changes.csv'}")
         return [printable(line) for line in lines]
 
 
 @dataclass(slots=True)
 class _Copy:
-    """A copy in the making."""
+    """State of the copy while it is written."""
 
     scan: Scan
     folder: Path
@@ -103,27 +103,28 @@ class _Copy:
 def write_copy(report: Report, out: Path | str, *, progress: Progress | None = None) -> Cleaned:
     """Write a cleaned copy: ``data.yaml``, ``images/``, ``labels/``, ``changes.csv``.
 
-    Images are copied; only those with an EXIF rotation are encoded again, upright.
+    Image files are copied. Only images with an EXIF rotation, and 16-bit images if the copy sets
+    ``levels``, are encoded again.
 
     Args:
-        report: The examination of the original.
-        out: A folder that is not there yet, or empty, and not within the data.
-        progress: Called with how many images are done, and how many there are.
+        report: The report on the original.
+        out: A new or empty folder outside the data.
+        progress: Called with the number of images done and their total.
 
     Raises:
-        DataError: ``out`` is not fit, or nothing with a label is left to write.
-        OutputError: the copy cannot be written.
+        DataError: ``out`` is not such a folder, or no label is left to write.
+        OutputError: The copy cannot be written.
     """
     destination, scan = Path(out), report.scan
-    require_copy(destination, _folders(scan))
+    files = [file for e in scan.entries for file in (e.path, e.label_file) if file]
+    require_copy(destination, {scan.root, *(file.parent for file in files)})
     with writing("the cleaned copy", destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(destination.parent) as folder:
             copy = _Copy(scan, folder, levels=scan.levels or levels_in_use(scan))
             _write(copy, progress)
             if not copy.counts["labels"]:
-                reason = "nothing with a label is left to write; see the check"
-                raise DataError(f"{scan.source}: {reason}")
+                raise DataError(f"{scan.source}: expected labels that can be copied, found none")
             _note_problems(copy, report)
             _note_losses(copy, report)
             _write_changes(copy)
@@ -138,11 +139,6 @@ def write_copy(report: Report, out: Path | str, *, progress: Progress | None = N
     return Cleaned(destination, tuple(copy.changes), left, after, tuple(copy.losses))
 
 
-def _folders(scan: Scan) -> set[Path]:
-    files = [e.path for e in scan.entries] + [e.label_file for e in scan.entries if e.label_file]
-    return {scan.root, *(path.parent for path in files)}
-
-
 def _write_changes(copy: _Copy) -> None:
     path = copy.folder / "changes.csv"
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
@@ -153,9 +149,8 @@ def _write_changes(copy: _Copy) -> None:
 def _write(copy: _Copy, progress: Progress | None) -> None:
     scan = copy.scan
     left_out = _left_out(copy)
-    equal = dict(same_splits(scan))  # first split -> one with the same images
-    aliases = {other: one for one, other in equal.items()}
-    # Of images twice in a split the first is kept: rather one whose labels are its own.
+    aliases = {other: one for one, other in dict(same_splits(scan)).items()}
+    # The first of equal images is kept: sort those that share their label file to the end.
     owners = Counter(entry.label_file for entry in scan.entries)
     wanted = sorted(scan.entries, key=lambda entry: owners[entry.label_file] > 1)
     seen: set[tuple[object, ...]] = set()
@@ -165,7 +160,7 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
                 continue
             if split in aliases or (entry.path, split) in left_out or not _usable(copy, entry):
                 continue
-            # With other labels one of them is wrong: nothing says which.
+            # Equal images with different labels are all kept: it is unknown which one is right.
             key = (split, entry.facts.digest, *labels_of(entry))
             if not entry.facts.flat and key in seen:
                 copy.note(entry.path, 0, "the same image twice", "image kept once")
@@ -173,7 +168,7 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
             seen.add(key)
             lines = _label_lines(copy, entry)
             if entry.labels and not lines:
-                # Without labels it would pass for an image that shows nothing.
+                # Without labels it would become a background image.
                 reason = "none of its labels can be used"
                 copy.note(entry.path, 0, reason, "image left out")
                 continue
@@ -184,9 +179,9 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
 
 
 def _left_out(copy: _Copy) -> set[tuple[Path, str]]:
-    """Cross-split duplicates to drop, preferably from train."""
+    """Return cross-split duplicates to drop, preferably from train."""
     shared = shared_entries(copy.scan)
-    train = {p.facts.digest for p in copy.scan.in_split("train")}
+    train = {entry.facts.digest for entry in copy.scan.in_split("train")}
     same: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for split, entries in copy.scan.members.items():
         for entry in entries:
@@ -195,7 +190,7 @@ def _left_out(copy: _Copy) -> set[tuple[Path, str]]:
     emptied = train <= {first.facts.digest for _, _, first, _ in shared}
     for entry, split, first, other in shared:
         drop = (entry, split) if emptied or other != "train" else (first, other)
-        # All copies of it within that split go.
+        # Drop all copies within that split.
         for one in same.pop((drop[1], drop[0].facts.digest), ()):
             found.add((one.path, drop[1]))
             copy.note(one.path, 0, "in two splits", f"image left out of {drop[1]}")
@@ -221,12 +216,13 @@ def _write_image(copy: _Copy, entry: Entry, split: str, lines: Sequence[str]) ->
     suffix = source.suffix
     if not is_called(facts.format, source):
         suffix = SUFFIXES.get(facts.format, suffix)
-        copy.note(source, 0, f"a {facts.format} called {source.suffix}", f"called {suffix}")
+        found = f"{facts.format} with suffix {source.suffix}"
+        copy.note(source, 0, found, f"renamed to {suffix}")
     stem, count = source.stem, 2
     while (split, stem.lower()) in copy.taken:
         stem, count = f"{source.stem}_{count}", count + 1
     if stem != source.stem:
-        copy.note(source, 0, "its name is taken", f"called {stem}{suffix}")
+        copy.note(source, 0, "its name is already used", f"renamed to {stem}{suffix}")
     copy.taken.add((split, stem.lower()))
     image = copy.folder / "images" / split / f"{stem}{suffix}"
     labels = copy.folder / "labels" / split / f"{stem}.txt"
@@ -243,7 +239,7 @@ def _write_image(copy: _Copy, entry: Entry, split: str, lines: Sequence[str]) ->
     else:
         shutil.copyfile(source, image)
     if not entry.labelled and entry.label_file:
-        copy.note(entry.label_file, 0, "no label file", "an empty one written")
+        copy.note(entry.label_file, 0, "no label file", "empty label file written")
     labels.write_text("".join(lines), encoding="utf-8")
     copy.counts["labels"] += len(lines)
     copy.counts[split] += 1
@@ -259,9 +255,9 @@ def _upright(source: Path, image: Path) -> None:
 
 
 def _label_lines(copy: _Copy, entry: Entry) -> list[str]:
-    """Label lines of what training reads or would read after certain repairs; changes are noted."""
+    """Return the label lines of an image after all unambiguous repairs, and note the changes."""
     for label in entry.labels:
-        if words := _done(copy, label):
+        if words := _change_of(copy, label):
             copy.note(label.file, label.line, label.text, words)
     sample = sample_of(entry, repaired=True)
     polygons = sample.polygons or (None,) * len(sample.boxes)
@@ -279,18 +275,18 @@ def _label_lines(copy: _Copy, entry: Entry) -> list[str]:
     return lines
 
 
-def _done(copy: _Copy, label: Label) -> str:
-    """What becomes of a label, if it is not copied as it is."""
+def _change_of(copy: _Copy, label: Label) -> str:
+    """Return how a label is changed in the copy; empty if it is not."""
     if label.crowd:
-        return "a crowd, which YOLO labels cannot say"
+        return "label left out: crowd regions cannot be written as YOLO labels"
     if label.repeats:
         return "label kept once"
     if not used(label, repaired=True):
         copy.counts["dropped"] += 1
         if label.fault == "class_range":
             return f"label left out: class '{label.raw_class}' does not exist"
-        return f"label left out: {label.fault or 'its size is not known'}"
-    words = {"pixels": "box divided by the image size", "negative": "box put in order",
+        return f"label left out: {label.fault or 'the image size is unknown'}"
+    words = {"pixels": "box divided by the image size", "negative": "corners put in order",
              "twice": "box multiplied by the image size",
              "sticks_out": "box clipped", "range": "box clipped"}  # fmt: skip
     return "; ".join(filter(None, (label.repaired, words.get(label.fault, ""))))
@@ -311,19 +307,19 @@ def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
             lines.append(f"{json.dumps(split)}: {json.dumps(f'images/{home}')}\n")
         else:
             copy.note(scan.source, 0, f"nothing is left of split {split}", "split left out")
-            if scan.in_split(split):  # else there was nothing
+            if scan.in_split(split):
                 copy.losses.append(f"nothing is left of the split {split}")
     if copy.levels:
         lines.append(f"levels: {list(copy.levels)}  # of 16-bit images, scaled to 8 bits\n")
     lines.append("names:\n")
-    # JSON is YAML, and quotes whatever needs it.
+    # JSON strings are valid YAML and always quoted.
     lines += [f"  - {json.dumps(name, ensure_ascii=False)}\n" for name in names]
     text = "".join(lines).encode("utf-8", errors="backslashreplace")
     (copy.folder / "data.yaml").write_bytes(text)
 
 
 def _note_problems(copy: _Copy, report: Report) -> None:
-    """Findings that the copy fixes by what it is: files left out, or written anew."""
+    """Note findings that disappear in any copy: files that are left out or rewritten."""
     noted = {"encoding", "byte_order_mark", "line_ends", "size"}
     noted |= {"unreferenced_label", "unreferenced_image"}
     noted |= {"path_entry", "label_name", "unreadable_text", "entry", "test_entry", "list_entry"}
@@ -335,7 +331,7 @@ def _note_problems(copy: _Copy, report: Report) -> None:
 
 
 def _note_losses(copy: _Copy, report: Report) -> None:
-    """Record data loss and doubt, with which the copy is not clean."""
+    """Record data loss and doubtful findings, which must be reported."""
     dropped = copy.counts["dropped"]
     if dropped > _MANY * (dropped + copy.counts["labels"]):
         words = f"{dropped} of {dropped + copy.counts['labels']} labels are not in the copy"

@@ -11,8 +11,7 @@ from y7edge.data.formats.records import Entry, Scan
 
 CHECKS = Checks()
 
-_DROPPED = "the image is left out"
-_LARGE = 89  # megapixels; from here on Pillow warns
+_LARGE = 89  # megapixels; Pillow warns about larger images
 _FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), ("JPEG", "MPO")),
     **dict.fromkeys((".bmp", ".dib"), ("BMP", "DIB")),
@@ -21,21 +20,19 @@ _FORMATS = {
     **dict.fromkeys((".ras", ".sr"), ("SUN",)),
     **{".png": ("PNG",), ".webp": ("WEBP",), ".jp2": ("JPEG2000",)},
 }
-# The first suffix of each is what `--fix` calls it.
+# The suffix that `--fix` writes: the first of each format.
 SUFFIXES = {kind: suffix for suffix, kinds in reversed(_FORMATS.items()) for kind in kinds}
 SUFFIXES["PPM"] = ".ppm"
 _MODES = {
-    "CMYK": "is CMYK, converted to RGB without a colour profile",
+    "CMYK": "is CMYK; it is converted to RGB without a colour profile",
     "P": "has a palette",
     "1": "is black and white, 1 bit",
-    "RGBA": "has transparency, which is dropped: what shows behind it may surprise",
-    "LA": "has transparency, which is dropped: what shows behind it may surprise",
-    "PA": "has transparency, which is dropped: what shows behind it may surprise",
+    **dict.fromkeys(("RGBA", "LA", "PA"), "has transparency, which is dropped; check its colours"),
 }
 
 
 def _each(run: Callable[[Entry], str]) -> Run:
-    """A check that has at most one thing to say of each image."""
+    """Make a check from a function that returns a message about an image, or an empty text."""
 
     def over_all(scan: Scan) -> Iterator[Hit]:
         for entry in scan.entries:
@@ -53,71 +50,68 @@ def _damaged(kind: str) -> Run:
     return _each(words)
 
 
-CHECKS.add("empty_image", "error", "empty image files", _DROPPED)(_damaged("empty"))
-CHECKS.add("unreadable_image", "error", "image files that cannot be opened", _DROPPED)(
-    _damaged("unreadable")
-)
-CHECKS.add("truncated_image", "error", "images that are cut off", _DROPPED)(_damaged("truncated"))
-CHECKS.add("corrupt_image", "error", "damaged images, or other files in their place", _DROPPED)(
-    _damaged("corrupt")
-)
+for _kind, _title in (
+    ("empty", "empty image files"),
+    ("unreadable", "image files that cannot be opened"),
+    ("truncated", "truncated images"),
+    ("corrupt", "damaged images, and files that are not images"),
+):
+    CHECKS.add(f"{_kind}_image", "error", _title, "the image is left out")(_damaged(_kind))
 
 
-@CHECKS.add("suspicious_image", "warning", "images that decode but show signs of damage")
+@CHECKS.add("suspicious_image", "warning", "images that decode, with signs of damage")
 @_each
 def _suspicious(entry: Entry) -> str:
-    return f"{entry.facts.doubt}; look at it" if entry.facts.doubt else ""
+    return f"{entry.facts.doubt}; inspect it" if entry.facts.doubt else ""
 
 
-@CHECKS.add("plain_image", "warning", "images of one colour only")
+@CHECKS.add("plain_image", "warning", "images of a single colour")
 @_each
 def _plain(entry: Entry) -> str:
-    return "shows nothing: every pixel has the same colour" if entry.facts.flat else ""
+    return "every pixel has the same colour; remove it" if entry.facts.flat else ""
 
 
 @CHECKS.add("large_image", "info", "very large images")
 @_each
 def _large(entry: Entry) -> str:
     pixels = math.prod(entry.size or (0, 0)) / 1e6
-    many = f"has {pixels:.0f} megapixels, decoded in every epoch: cut it into tiles?"
-    return many if pixels > _LARGE else ""
+    words = f"has {pixels:.0f} megapixels, which slow down training; consider cutting it into tiles"
+    return words if pixels > _LARGE else ""
 
 
 @CHECKS.add("rotation", "warning", "images with an EXIF rotation", "stored upright")
 def _rotation(scan: Scan) -> Iterator[Hit]:
     for entry in scan.entries:
         frame = entry.frame
-        # Boxes that were made without it are a problem that the parser notes.
+        # The parser reports boxes that were drawn without the rotation.
         if frame is None or frame.orientation == 1 or entry.in_stored_frame:
             continue
-        what = f"the camera noted a rotation (EXIF orientation {frame.orientation})"
+        what = f"has an EXIF rotation (orientation {frame.orientation})"
         hit = Hit("", entry.path, image=entry.path)
         if frame.turned and entry.stated == frame.size:
-            words = f"{what}; the annotation's size agrees with the upright image"
+            words = f"{what}; the size in its annotation is that of the upright image"
             yield hit._replace(message=words, severity="info")
         else:
-            words = f"{what}: training reads it upright as {frame.size[0]}x{frame.size[1]}; "
-            words += (
-                "nothing says whether the boxes were made so: look at it, then store it upright"
-            )
+            words = f"{what}; training reads it upright, {frame.size[0]}x{frame.size[1]}: "
+            words += "check that its boxes fit, then store it upright"
             yield hit._replace(message=words)
 
 
 _FEW_LEVELS = 64  # of 256
 
 
-@CHECKS.add("low_contrast", "warning", "16-bit images of which few grey levels are left",
-       "scaled to 8 bits by one rule, noted in the data.yaml")  # fmt: skip
+@CHECKS.add("low_contrast", "warning", "16-bit images that keep few grey levels in 8 bits",
+       "scaled to 8 bits, with the levels in the data.yaml")  # fmt: skip
 def _low_contrast(scan: Scan) -> Iterator[Hit]:
     if levels := levels_in_use(scan):
         low, high = levels
-        words = f"its 16-bit images use the levels {low} to {high} of 65535, of which "
-        words += f"{(high >> 8) - (low >> 8) + 1} are left in 8 bits; scale all by one rule: write "
+        words = f"its 16-bit images use the levels {low} to {high} of 65535, which become "
+        words += f"{(high >> 8) - (low >> 8) + 1} levels in 8 bits; write "
         yield Hit(f"{words}'levels: [{low}, {high}]' into a data.yaml, or use --fix", scan.source)
 
 
 def levels_in_use(scan: Scan) -> tuple[int, int] | None:
-    """The range that the 16-bit images of a set use together, if it is a small one and no rule."""
+    """Return the range of all 16-bit images if it is small; None if the ``data.yaml`` sets one."""
     if scan.levels:
         return None
     found = [entry.facts.levels for entry in scan.entries if entry.facts.levels]
@@ -126,27 +120,27 @@ def levels_in_use(scan: Scan) -> tuple[int, int] | None:
 
 
 def is_called(kind: str, path: Path) -> bool:
-    """Whether a file's suffix is one of its format; true of suffixes that no format has."""
+    """Return whether a suffix belongs to a format; unknown suffixes belong to every format."""
     return kind in _FORMATS.get(path.suffix.lower(), (kind,))
 
 
-@CHECKS.add("suffix", "warning", "suffixes that disagree with the real format",
-       "copied under the right suffix")  # fmt: skip
+@CHECKS.add("suffix", "warning", "suffixes that do not match the file's format",
+       "copied with the right suffix")  # fmt: skip
 @_each
 def _suffix(entry: Entry) -> str:
     real = entry.facts.format
     if not real or is_called(real, entry.path):
         return ""
-    return f"is a {real}, called {entry.path.suffix}; rename it"
+    return f"is a {real} file with the suffix {entry.path.suffix}; rename it"
 
 
-@CHECKS.add("mode", "info", "images of an unusual kind")
+@CHECKS.add("mode", "info", "images with an unusual pixel format, or several images in a file")
 @_each
 def _mode(entry: Entry) -> str:
     facts = entry.facts
     found = [_MODES[facts.mode]] if facts.mode in _MODES else []
     if facts.mode.startswith(("I", "F")):
-        found.append(f"has more than 8 bits (mode {facts.mode}), scaled or cut to 8")
+        found.append(f"has more than 8 bits (mode {facts.mode}), scaled or clipped to 8")
     if facts.several:
-        found.append(f"holds several images ({facts.format}); the first one counts")
+        found.append(f"contains several images ({facts.format}); only the first is used")
     return "; ".join(found)

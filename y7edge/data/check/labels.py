@@ -1,4 +1,4 @@
-"""Checks of labels that parse, but look wrong."""
+"""Checks of labels that are valid but look wrong."""
 
 from __future__ import annotations
 
@@ -16,46 +16,44 @@ from y7edge.data.formats.records import Corners, Entry, Label, Scan, Severity
 
 CHECKS = Checks()
 
-_NEAR = 0.95
-_FULL = 0.98
-_MOST_PAIRS = 20_000_000  # of boxes of one image, that are compared
-STRIDE = 8  # of the finest level
+_NEAR = 0.95  # IoU
+_FULL = 0.98  # fraction of each side
+_MOST_PAIRS = 20_000_000  # pairs of boxes to compare in one image
+_STRIDE = 8  # of the finest level
 
 
 @CHECKS.add("overlap", "info", "boxes nearly the same as another")
 def _overlap(scan: Scan) -> Iterator[Hit]:
     for entry in scan.entries:
-        # What stands twice is a duplicate, and said so.
+        # The parser reports exact duplicates.
         unique = {(x.kind, x.values): x for x in reversed(entry.labels) if not x.crowd}
         kept = [(x, x.box) for x in reversed(unique.values()) if x.sound and x.box]
         if len(kept) < 2:
             continue
         boxes = np.array([box for _, box in kept])
         if len(boxes) * _windows(boxes)[1].max() > _MOST_PAIRS:
-            words = f"has {len(boxes)} boxes, too near each other to compare all"
+            words = f"has {len(boxes)} boxes: too many close together to compare all of them"
             yield at(entry, kept[0][0], words)._replace(line=0)
         for first, second, overlap in _covering(boxes):
             (one, _), (other, box) = kept[first], kept[second]
             same = one.kind == other.kind
-            words = f"covers {one.place} with IoU {overlap:.3f}, "
+            words = f"overlaps {one.place} with IoU {overlap:.3f}, "
             severity: Severity = "info"
             if same:
                 words += "same class: one object labelled twice?"
             else:
-                names = [_name(scan, label) for label in (one, other)]
-                words += f"as {names[1]} and {names[0]}: one object labelled as both?"
+                names = [x.raw_class if x.class_id is None else scan.name_of(x.class_id)
+                         for x in (other, one)]  # fmt: skip
+                words += f"as {' and '.join(names)}: one object labelled as both?"
                 severity = "warning" if overlap > 0.999 else "info"
             yield at(entry, other, words, box)._replace(severity=severity)
 
 
-def _name(scan: Scan, label: Label) -> str:
-    return label.raw_class if label.class_id is None else scan.name_of(label.class_id)
-
-
 def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
-    """Each box (n, 4) with the first one before it that it nearly covers, and their IoU.
+    """Yield near duplicates among boxes (n, 4): first index, second index and IoU.
 
-    Only those are compared whose left and upper edges are so near that it can be.
+    For each box only the first earlier duplicate is returned. Boxes whose left or upper edges are
+    too far apart are not compared.
     """
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     order, counts, starts, slack = _windows(boxes)
@@ -73,7 +71,10 @@ def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
 
 
 def _windows(boxes: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
-    """Indices by left edge; of each box, how many lie near there, from which on, and how near."""
+    """Return the order by left edge, and for each box the count, start and tolerance of its window.
+
+    The window contains the boxes whose left edge is near enough for an IoU above `_NEAR`.
+    """
     order = np.argsort(boxes[:, 0], kind="stable")
     lefts = boxes[order, 0]
     slack = (1 / _NEAR - 1) * (boxes[:, 2:] - boxes[:, :2]) + 1e-12
@@ -82,14 +83,14 @@ def _windows(boxes: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
     return order, ends - starts, starts, slack
 
 
-@CHECKS.add("sliver", "warning", "boxes thinner than one pixel of their image")
+@CHECKS.add("sliver", "warning", "boxes narrower than one pixel of their image")
 def _sliver(scan: Scan) -> Iterator[Hit]:
     for entry, label in scan.labels():
         if not label.sound or not label.box or not entry.size:
             continue
         wide, high = _sides(label.box, entry.size)
         if min(wide, high) < 1 - 1e-3:
-            words = f"is {wide:.1f} x {high:.1f} pixels: a slip of the mouse?"
+            words = f"is {wide:.1f} x {high:.1f} pixels: drawn by mistake?"
             yield at(entry, label, words, label.box)
 
 
@@ -99,17 +100,17 @@ def _whole_image(scan: Scan) -> Iterator[Hit]:
         if label.box and label.sound:
             x1, y1, x2, y2 = clip(label.box)
             if min(x2 - x1, y2 - y1) >= _FULL:
-                words = f"covers the whole image: '{label.text[:60]}'; an object, or a stopgap?"
+                words = f"covers the whole image: '{label.text[:60]}'; is it a placeholder?"
                 yield at(entry, label, words, label.box)
 
 
 @CHECKS.add("mixed_lines", "info", "label files with boxes and polygons",
-       "written line by line as they are")  # fmt: skip
+       "each line keeps its form")  # fmt: skip
 def _mixed_lines(scan: Scan) -> Iterator[Hit]:
     for entry in scan.entries:
         forms = {label.form for label in entry.labels}
         if {"box", "polygon"} <= forms:
-            words = "holds lines of boxes and of polygons; some readers take all for polygons"
+            words = "contains boxes and polygons; some tools read all lines as polygons"
             yield at(entry, entry.labels[0], words)._replace(line=0)
 
 
@@ -125,9 +126,9 @@ def _same_labels(scan: Scan) -> Iterator[Hit]:
         if other is entry or same_file or other.facts.digest == entry.facts.digest:
             continue
         if nearly_same(other, entry):
-            continue  # frames of one scene, which may well have the same labels
+            continue  # frames of one scene may have the same labels
         words = (
-            f"has the same {len(rows)} labels as {other.path.name}, but another image: "
+            f"has the same {len(rows)} labels as {other.path.name}, which is a different image: "
             "copied by mistake?"
         )
         yield Hit(words, entry.label_file, image=entry.path, other=other.path)
@@ -137,7 +138,7 @@ def _sides(box: Corners, size: tuple[float, float]) -> tuple[float, float]:
     return (box[2] - box[0]) * size[0], (box[3] - box[1]) * size[1]
 
 
-@CHECKS.add("small", "info", f"boxes smaller than a stride ({STRIDE} pixels) of the network")
+@CHECKS.add("small", "info", f"boxes smaller than the network's finest stride ({_STRIDE} pixels)")
 def _small(scan: Scan) -> Iterator[Hit]:
     for entry in scan.entries:
         size = entry.size
@@ -148,12 +149,12 @@ def _small(scan: Scan) -> Iterator[Hit]:
         for label in entry.labels:
             if label.box and label.sound:
                 side = min(_sides(label.box, size)) * gain
-                if side < STRIDE:
+                if side < _STRIDE:
                     small.append((side, label, label.box))
         if small:
             side, label, box = min(small, key=lambda entry: entry[0])
             words = (
-                f"{len(small)} of {len(entry.labels)} boxes have a side below {STRIDE} pixels at "
-                f"an input of {scan.imgsz} (least {side:.1f}): hard to learn; a larger --imgsz?"
+                f"{len(small)} of {len(entry.labels)} boxes have a side below {_STRIDE} pixels at "
+                f"imgsz {scan.imgsz} (smallest {side:.1f}) and are hard to learn; use a larger one"
             )
             yield at(entry, label, words, box)

@@ -1,4 +1,4 @@
-"""What libjpeg says of damaged files: on standard error, the only place where it says it."""
+"""Capture libjpeg's messages about damaged files, which it writes to standard error only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _JPEG = re.compile(r"Corrupt JPEG data|Premature end of JPEG|Invalid (JPEG|SOS|c
 
 
 @contextmanager
-def complaints() -> Iterator[list[str]]:
-    """Collect the lines that libjpeg writes meanwhile; others go where they would have gone."""
+def captured_messages() -> Iterator[list[str]]:
+    """Collect the lines that libjpeg writes to standard error; pass on all other lines."""
     found: list[str] = []
     with tempfile.TemporaryFile() as caught:
         real = os.dup(_STDERR)

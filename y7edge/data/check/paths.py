@@ -1,4 +1,4 @@
-"""How paths are reported, and where output may be written: never over data or foreign files."""
+"""Format paths for reports, and check output paths so that no other file is overwritten."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from y7edge.errors import DataError
 from y7edge.files import is_folder, open_regular
 from y7edge.text import printable
 
-# What the head of every page of findings holds.
-PAGE_TITLE = "Data check"
+PAGE_TITLE = "Data check"  # in the head of every page, which identifies it
 _HEAD = 4096
 
 
 def require_page(path: Path, copy: Path | None = None) -> None:
-    """Refuse a place for the page where something else stands, or might be taken for data.
+    """Check that a page can be written without replacing another file.
 
     Args:
-        path: Where the page should be written.
-        copy: Where a cleaned copy is to be written, if one is.
+        path: The page.
+        copy: The folder of the cleaned copy, if one is written.
 
     Raises:
-        DataError: It is a folder, not an HTML file by its name, or a file that is not such a page.
+        DataError: It is a folder, its suffix is not that of HTML, it is in ``copy``, or it exists
+            and is not such a page.
     """
     if is_folder(path):
         raise DataError(f"--save '{_shown(path)}': is a folder; name a file in it, as report.html")
     if path.suffix.lower() not in (".html", ".htm"):
-        raise DataError(f"--save '{path}': the page is HTML; name a file, as report.html")
+        raise DataError(f"--save '{path}': expected a file name that ends in .html")
     if copy is not None and _real(copy) in (_real(path), *_real(path).parents):
-        raise DataError(f"--save '{path}': lies within the cleaned copy {copy}; choose another")
+        raise DataError(f"--save '{path}': is inside the cleaned copy {copy}; choose another path")
     if os.path.lexists(path) and not os.path.exists(path):  # noqa: PTH110 - never raises
-        raise DataError(f"--save '{path}': is a link that leads nowhere; remove it")
+        raise DataError(f"--save '{path}': is a broken link; remove it")
     if os.path.lexists(path) and not _is_page(path):
         raise DataError(
-            f"--save '{path}': something else stands there, no page of this command; it is not "
-            "overwritten, choose another name"
+            f"--save '{path}': exists and is not a page of this command; choose another name"
         )
 
 
@@ -51,10 +50,10 @@ def _is_page(path: Path) -> bool:
 
 
 def require_copy(out: Path, folders: Iterable[Path] = ()) -> None:
-    """Refuse a place for the cleaned copy that is taken, or within the data.
+    """Check that the cleaned copy goes to a new or empty folder outside the data.
 
     Raises:
-        DataError: It is not a new or empty folder with a name, or lies within one of ``folders``.
+        DataError: ``out`` is not a new or empty folder, or is inside one of ``folders``.
     """
     if not out.name or out.name == "..":
         raise DataError(f"--fix '{_shown(out)}': expected the name of a new folder for the copy")
@@ -67,11 +66,11 @@ def require_copy(out: Path, folders: Iterable[Path] = ()) -> None:
         raise DataError(f"{out}: expected a new or empty folder for the cleaned copy")
     for folder in folders:
         if _real(folder) in (resolved, *resolved.parents):
-            raise DataError(f"{out}: lies within the data ({folder}), choose a folder outside it")
+            raise DataError(f"{out}: is inside the data ({folder}); choose a folder outside it")
 
 
 def _real(path: Path) -> Path:
-    """Where links lead; unlike `Path.resolve` it takes links in a circle as they are."""
+    """Resolve links; unlike `Path.resolve`, this does not raise on circular links."""
     return Path(os.path.realpath(path))
 
 
@@ -80,19 +79,19 @@ def _shown(path: Path) -> str:
     return "" if path == Path() else str(path)
 
 
-@lru_cache(maxsize=1)  # of a file with a million problems, say
+@lru_cache(maxsize=1)  # a file may have a million problems
 def readable(path: Path, root: Path) -> str:
-    """A path for people, in one line: relative to the data set where it lies in it."""
+    """Return a printable path, relative to ``root`` if it is below it."""
     shown = within(path, root) if path != root else path.name or str(path)
     return printable(shown)
 
 
 def in_words(problem: Problem, root: Path) -> str:
-    """A problem in one line: file, line and message."""
+    """Return a problem as one line of text: file, line and message."""
     line = f":{problem.line}" if problem.line else ""
     return f"{readable(problem.file, root)}{line}: {printable(problem.message)}"
 
 
 def within(path: Path, root: Path) -> str:
-    """A path relative to the data set where it lies in it."""
+    """Return a path as text, relative to ``root`` if it is below it."""
     return str(path.relative_to(root) if path.is_relative_to(root) else path)

@@ -1,8 +1,8 @@
-"""Findings, and lists of checks that make them.
+"""Registry of checks.
 
-A check is a function that looks at a `Scan` and yields a `Hit` for each thing that it finds. The
-decorator `Checks.add` gives it a name, a severity and words for people, and puts it on its module's
-list; `y7edge.data.check.examine` joins the lists.
+A check is a function that yields a `Hit` for each finding in a `Scan`. The decorator `Checks.add`
+registers it with a name, a severity and a title in the list of its module.
+`y7edge.data.check.examine` joins these lists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from y7edge.data.formats.records import Corners, Entry, Label, Problem, Scan, Se
 
 
 class Hit(NamedTuple):
-    """What a check found, where; ``severity`` where it differs from the check's own."""
+    """One finding of a check; ``severity`` overrides that of the check."""
 
     message: str
     file: Path
@@ -30,16 +30,16 @@ Run = Callable[[Scan], Iterable[Hit]]
 
 
 class Check(NamedTuple):
-    """One entry of the list."""
+    """A registered check."""
 
-    name: str  # stands in tables and JSON
-    severity: Severity  # of its findings, unless a finding says otherwise
-    title: str  # what it looks for, in a few words
-    fix: str  # what --fix does about it; empty: nothing
+    name: str  # in tables and JSON
+    severity: Severity  # of findings that do not override it
+    title: str  # a short description of what it finds
+    fix: str  # how --fix repairs it; empty if it does not
     run: Run
 
     def findings(self, scan: Scan) -> list[Problem]:
-        """What it finds."""
+        """Run the check."""
         found = ((hit, hit.severity or self.severity) for hit in self.run(scan))
         return [
             Problem(self.name, "advice", severity, *hit[:5], self.fix, other=hit.other)
@@ -48,10 +48,10 @@ class Check(NamedTuple):
 
 
 class Checks(list[Check]):
-    """The checks of one module, in their order."""
+    """The checks of one module, in the order of the report."""
 
     def add(self, name: str, severity: Severity, title: str, fix: str = "") -> Callable[[Run], Run]:
-        """Put a function on the list."""
+        """Return a decorator that registers a check."""
 
         def register(run: Run) -> Run:
             self.append(Check(name, severity, title, fix, run))
@@ -61,6 +61,6 @@ class Checks(list[Check]):
 
 
 def at(entry: Entry, label: Label, message: str, box: Corners | None = None) -> Hit:
-    """A hit on one label."""
+    """Make a hit for one label."""
     what = f"{label.item}: {message}" if label.item else message
     return Hit(what, label.file, label.line, entry.path, box)

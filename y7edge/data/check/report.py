@@ -1,4 +1,4 @@
-"""The report as one HTML file: tables, and images of what was found."""
+"""Write the report of a data check as one HTML file, with tables and images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from y7edge import html
 from y7edge.data.check.examine import TITLES, Report
-from y7edge.data.check.libjpeg import complaints
+from y7edge.data.check.libjpeg import captured_messages
 from y7edge.data.check.paths import PAGE_TITLE, in_words, readable
 from y7edge.data.formats.records import SEVERITIES, Corners, Problem
 from y7edge.data.images import read_image
@@ -18,10 +18,10 @@ from y7edge.errors import DataError
 from y7edge.files import write_text, writing
 from y7edge.text import printable
 
-_SHOWN = 6
-_DRAWN = 2000  # labels of an image; more would cover it
-_LISTED = 200
-_SIDE = 420
+_SHOWN = 6  # images of a check
+_DRAWN = 2000  # labels drawn on an image
+_LISTED = 200  # findings of a check
+_SIDE = 420  # pixels of an image
 _GREEN, _RED = (80, 200, 80), (40, 40, 230)
 
 
@@ -29,7 +29,7 @@ def write_page(report: Report, path: Path | str) -> None:
     """Write a self-contained page with at most six images for each check.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: The file cannot be written.
     """
     destination = Path(path)
     text = html.page(PAGE_TITLE, _body(report))
@@ -39,8 +39,8 @@ def write_page(report: Report, path: Path | str) -> None:
 
 def _body(report: Report) -> list[str]:
     scan = report.scan
-    figures = [(str(len(scan.entries)), "images", True)]
-    figures.append((str(sum(len(entry.labels) for entry in scan.entries)), "labels", True))
+    labels = sum(len(entry.labels) for entry in scan.entries)
+    figures = [(str(len(scan.entries)), "images", True), (str(labels), "labels", True)]
     for severity in SEVERITIES:
         count = report.count(severity)
         figures.append((str(count), f"{severity}s", severity != "error" or not count))
@@ -51,9 +51,8 @@ def _body(report: Report) -> list[str]:
     ]
     groups = report.by_check()
     rows = [(TITLES[n], s, str(len(g)), g[0].fix) for (n, s), g in groups.items()]
-    words = "Nothing was found." if not rows else ""
-    overview = html.table(("check", "severity", "findings", "--fix"), rows) if rows else ""
-    parts.append(html.section("Findings", html.paragraph(words) if words else overview))
+    table = html.table(("check", "severity", "findings", "--fix"), rows)
+    parts.append(html.section("Findings", table if rows else html.paragraph("No findings.")))
     for (name, level), group in groups.items():
         parts.append(_group(report, f"{TITLES[name]} ({name}, {level})", group))
     parts.append(_summary(report))
@@ -78,18 +77,18 @@ def _group(report: Report, title: str, group: list[Problem]) -> str:
     lines = [in_words(finding, root) for finding in group[:_LISTED]]
     if len(group) > _LISTED:
         lines.append(f"... and {len(group) - _LISTED} more (--json has all)")
-    # As many columns as three figures would take: a single one is not blown up.
+    # Empty figures fill the row, so that a single figure is not enlarged.
     figures += ["<figure></figure>"] * (3 - len(figures)) if figures else []
     return html.section(title, html.grid(figures), html.code("\n".join(lines)))
 
 
 def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | None:
-    """An image, small, its labels in green and the one meant in red."""
+    """Return a small JPEG of an image with its labels in green and the box ``meant`` in red."""
     entry = next((e for e in report.scan.entries if e.path == path), None)
     if path is None or (entry is not None and (entry.facts.fault or entry.size is None)):
         return None
     try:
-        with complaints():  # they are findings by now
+        with captured_messages():  # reported as findings already
             image = read_image(path)
     except DataError:
         return None
@@ -112,14 +111,14 @@ def _rectangle(
     height, wide = image.shape[:2]
     scaled = np.clip(np.array(box) * (wide, height, wide, height), -10, 4 * _SIDE)
     x1, y1, x2, y2 = (round(float(value)) for value in scaled)
-    # Boxes at the very edge, or beyond it, are drawn just inside: one should see that they are.
+    # Draw edges on or beyond the border of the image just inside it, so that they are visible.
     x1, x2 = (min(max(value, 0), wide - 1) for value in (x1, x2))
     y1, y2 = (min(max(value, 0), height - 1) for value in (y1, y2))
     cv2.rectangle(image, (x1, y1), (x2, y2), colour, width)
 
 
 def _ring_if_small(image: NDArray[np.uint8], box: Corners) -> None:
-    """A ring around a box that would be overlooked."""
+    """Draw a ring around a small box to make it visible."""
     height, wide = image.shape[:2]
     if max((box[2] - box[0]) * wide, (box[3] - box[1]) * height) < 8:
         x, y = (box[0] + box[2]) / 2 * wide, (box[1] + box[3]) / 2 * height
@@ -136,9 +135,9 @@ def _summary(report: Report) -> str:
         (printable(row["name"]), *(str(row[s]) for s in splits)) for row in summary["classes"]
     ]
     sides = [(side, *(f"{v:g}" for v in values)) for side, values in summary["box_sides"].items()]
-    head = (f"pixels at {report.scan.imgsz}", "least", "5 %", "median", "95 %", "most")
+    head = (f"pixels at {report.scan.imgsz}", "min", "5 %", "median", "95 %", "max")
     return html.section(
-        "What there is",
+        "Contents",
         html.table(("split", "images", "labels", "without labels"), counts),
         html.table(("class", *splits), classes),
         html.table(head, sides) if sides else "",

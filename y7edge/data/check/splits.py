@@ -1,10 +1,9 @@
-"""Checks across images: the same one twice, near the same, splits that lack something."""
+"""Checks across images: duplicates, near duplicates, and incomplete splits."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,36 +14,36 @@ from y7edge.data.formats.records import SPLITS, Entry, Scan
 
 CHECKS = Checks()
 
-# Of 256 bits. Two photographs of the same slide, moved a little, differ in 27; the nearest of
-# different ones in 65.
+# Of 256 bits. Measured: two slightly shifted photographs of one slide differ in 27 bits, the two
+# most similar photographs of different slides in 65.
 _NEAR_BITS = 40
 _NEAR_CORRELATION = 0.9
 _CHUNK = 2048
-_MOST_NEAR = 20  # that are named for an image
+_MOST_NEAR = 20  # near duplicates reported for an image
 
 Grey = NDArray[np.uint8]
 
 
-def _way(turns: int, mirrored: bool) -> Callable[[Grey], Grey]:
+def _transform(turns: int, mirrored: bool) -> Callable[[Grey], Grey]:
     return lambda grey: np.ascontiguousarray(np.rot90(grey[:, ::-1] if mirrored else grey, turns))
 
 
-# An image may have been turned and mirrored on its way into the other split.
-_WAYS = {
+# Copies in the other split may be rotated or mirrored.
+_TRANSFORMS = {
     f"{'mirrored, ' if mirrored else ''}{f'turned by {90 * turns} degrees, ' if turns else ''}": (
-        _way(turns, mirrored)
+        _transform(turns, mirrored)
     )
     for mirrored in (False, True)
     for turns in range(4)
 }
 
 
-@CHECKS.add("splits", "error", "splits that are not there or not read")
+@CHECKS.add("splits", "error", "missing or unread splits")
 def _splits(scan: Scan) -> Iterator[Hit]:
     labelled = any(entry.labels for entry in scan.entries)
     for split in ("train", "val"):
         if split not in scan.split_names:
-            yield Hit(f"there is no split {split}, which training needs", scan.source)
+            yield Hit(f"expected a split {split}, which training needs, found none", scan.source)
         elif not scan.in_split(split):
             yield Hit(f"the split {split} has no images", scan.source)
         elif labelled and not any(entry.labels for entry in scan.in_split(split)):
@@ -52,8 +51,11 @@ def _splits(scan: Scan) -> Iterator[Hit]:
 
 
 def same_splits(scan: Scan) -> list[tuple[str, str]]:
-    """Pairs of splits that hold the same images, all of them."""
-    contents = {s: {_key(p) for p in scan.in_split(s)} for s in _names(scan)}
+    """Return pairs of splits that have exactly the same images."""
+    contents = {
+        split: {entry.facts.digest or str(entry.path) for entry in scan.in_split(split)}
+        for split in _names(scan)
+    }
     names = [name for name in contents if contents[name]]
     return [
         (a, b) for i, a in enumerate(names) for b in names[i + 1 :] if contents[a] == contents[b]
@@ -65,24 +67,19 @@ def _names(scan: Scan) -> list[str]:
     return [split for split in order if split in scan.split_names]
 
 
-def _key(entry: Entry) -> str:
-    return entry.facts.digest or str(entry.path)
-
-
-@CHECKS.add("same_splits", "warning", "splits that are one and the same")
+@CHECKS.add("same_splits", "warning", "splits with the same images")
 def _same_splits(scan: Scan) -> Iterator[Hit]:
     for one, other in same_splits(scan):
         count = len(scan.in_split(one))
-        words = f"{one} and {other} are the same {count} images"
-        yield Hit(f"{words}: scores on {other} say nothing about new ones", scan.source)
+        words = f"{one} and {other} have the same {count} images"
+        yield Hit(f"{words}: scores on {other} do not measure generalization", scan.source)
 
 
 def shared_entries(scan: Scan) -> list[tuple[Entry, str, Entry, str]]:
-    """Entrys (by their pixels) in two splits: the later of the two mentions, then the first."""
+    """Return images with equal pixels in two splits: a later entry and split, then the first."""
     ignored = {split for pair in same_splits(scan) for split in pair}
-    groups = _groups(scan)
     found = []
-    for group in groups:
+    for group in _groups(scan):
         mentions = [(p, s) for p in group for s in dict.fromkeys(p.splits)]
         first, split = mentions[0]
         for entry, other in mentions[1:]:
@@ -109,11 +106,8 @@ def _leak(scan: Scan) -> Iterator[Hit]:
             words = f"is in {other} and in {split}; keep it in one"
         else:
             words = f"({split}) is the same image as {first.path.name} ({other}); keep one"
-        yield Hit(words, entry.path, image=entry.path, other=_if_not(first, entry))
-
-
-def _if_not(entry: Entry, same: Entry) -> Path | None:
-    return None if entry is same else entry.path
+        other_image = None if entry is first else first.path
+        yield Hit(words, entry.path, image=entry.path, other=other_image)
 
 
 @CHECKS.add("twice_in_split", "warning", "the same image twice in one split", "kept once")
@@ -121,7 +115,8 @@ def _twice_in_split(scan: Scan) -> Iterator[Hit]:
     for group in _groups(scan):
         first: dict[str, tuple[int, Entry]] = {}
         for index, entry in enumerate(group):
-            earlier = min((first[s] for s in entry.splits if s in first), default=None, key=_index)
+            seen = (first[s] for s in entry.splits if s in first)
+            earlier = min(seen, default=None, key=lambda found: found[0])
             for split in entry.splits:
                 first.setdefault(split, (index, entry))
             if earlier is None:
@@ -133,12 +128,8 @@ def _twice_in_split(scan: Scan) -> Iterator[Hit]:
             yield Hit(f"{words}; keep one", entry.path, image=entry.path, other=same.path)
 
 
-def _index(found: tuple[int, Entry]) -> int:
-    return found[0]
-
-
 def labels_of(entry: Entry) -> tuple[object, ...]:
-    """The labels of an image in an order of their own: equal for images with the same."""
+    """Return the labels of an image in sorted order, to compare with those of another."""
     return tuple(sorted((label.raw_class, label.values or ()) for label in entry.labels))
 
 
@@ -153,12 +144,12 @@ def _near_leak(scan: Scan) -> Iterator[Hit]:
 
 
 def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
-    left = [p for p in scan.in_split(one) if _telling(p)]
-    right = [p for p in scan.in_split(other) if _telling(p)]
+    left = [p for p in scan.in_split(one) if _has_contrast(p)]
+    right = [p for p in scan.in_split(other) if _has_contrast(p)]
     if not left or not right:
         return
     signed = _signs([_thumb(entry) for entry in left])
-    for words, move in _WAYS.items():
+    for words, move in _TRANSFORMS.items():
         for start in range(0, len(right), _CHUNK):
             thumbs = [move(_thumb(entry)) for entry in right[start : start + _CHUNK]]
             distance = (256 - _signs(thumbs) @ signed.T) / 2
@@ -170,16 +161,16 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
                 if first.facts.digest == second.facts.digest or alike < _NEAR_CORRELATION:
                     continue
                 message = (
-                    f"({other}) {words}is nearly {first.path.name} ({one}): {alike:.1%} alike at "
-                    "32x32; the same scene? Keep both in one split"
+                    f"({other}) {words}is nearly equal to {first.path.name} ({one}): correlation "
+                    f"{alike:.1%} at 32x32; keep images of one scene in one split"
                 )
                 yield Hit(message, second.path, image=second.path, other=first.path)
 
 
 def nearly_same(one: Entry, other: Entry) -> bool:
-    """Whether two images look alike at 32x32."""
-    telling = _telling(one) and _telling(other)
-    return telling and _correlation(_thumb(one), _thumb(other)) >= _NEAR_CORRELATION
+    """Return whether two images look alike at 32x32."""
+    contrast = _has_contrast(one) and _has_contrast(other)
+    return contrast and _correlation(_thumb(one), _thumb(other)) >= _NEAR_CORRELATION
 
 
 def _thumb(entry: Entry) -> Grey:
@@ -187,15 +178,15 @@ def _thumb(entry: Entry) -> Grey:
     return np.zeros((1, 1), np.uint8) if thumb is None else thumb
 
 
-def _telling(entry: Entry) -> bool:
-    """Entrys without contrast all look alike."""
+def _has_contrast(entry: Entry) -> bool:
+    """Return whether an image has enough contrast to be compared."""
     return float(_thumb(entry).std()) > 4
 
 
 def _signs(thumbs: list[Grey]) -> NDArray[np.float32]:
-    """Difference hashes as +1 and -1, (n, 256): their products count equal bits.
+    """Return difference hashes as +1 and -1, (n, 256); their dot products count equal bits.
 
-    A bit says whether a cell of 16 rows of 17 is brighter than its left neighbour.
+    Images are scaled to 17x16. A bit is set if a pixel is brighter than its left neighbour.
     """
     small = np.array([cv2.resize(t, (17, 16), interpolation=cv2.INTER_AREA) for t in thumbs])
     bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(len(small), 256)

@@ -1,1 +1,1 @@
-"""One module per label format, and the records that they are read into."""
+"""Parsers of label formats (YOLO, COCO, Pascal VOC), and the records that they fill."""

@@ -1,18 +1,16 @@
-"""Data sets in COCO form: one JSON file per split with ``images``, ``annotations``, ``categories``.
+"""Read COCO data sets: a JSON file per split with ``images``, ``annotations``, ``categories``.
 
 Layouts: ``annotations/instances_train2017.json`` (and ``val``) with ``train2017/`` or
 ``images/train2017/``; ``train.json`` and ``val.json`` with ``train/`` or ``images/``;
-``train/_annotations.coco.json`` beside its images (Roboflow); or the path of one file, which then
-is the split asked for.
+``train/_annotations.coco.json`` beside its images (Roboflow); or a single file, which is read as
+the requested split.
 
-Category ids may have gaps, as the published ones do (80 classes, ids to 90): classes are numbered
-in the order of the ids of the first file, and matched by name in the others, which must have the
-same. The ids travel with the data set.
+Classes are numbered in the order of the category ids of the first file; ids may have gaps. The
+other files must have the same categories, which are matched by name. The data set keeps the ids.
 
-A box is ``[x, y, width, height]`` in pixels of the upright image (EXIF rotation applied). Where
-an outline has several parts (an object behind a pole), they are joined by bridges without area, so
-that its hull is that of the whole object; outlines as run lengths (RLE) are left out. Crowd regions
-(``iscrowd``) are kept apart in `Sample.crowd`.
+A box is ``[x, y, width, height]`` in pixels of the upright image (EXIF rotation applied). The parts
+of an outline (an object behind a pole) are joined to one polygon by bridges without area. Outlines
+as run lengths (RLE) are not read. Crowd regions (``iscrowd``) go to `Sample.crowd`.
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as _brief
 from typing import Any
 
 import numpy as np
@@ -38,7 +36,7 @@ from y7edge.data.formats.records import (
     Entry,
     Label,
     Scan,
-    own_names,
+    split_named,
     written_number,
 )
 from y7edge.data.formats.text import read_text
@@ -47,15 +45,15 @@ from y7edge.files import is_file, is_folder, open_regular
 _ROBOFLOW = "_annotations.coco.json"
 _OTHER_KINDS = re.compile(r"caption|keypoint|panoptic|stuff_|image_info|result|prediction")
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|valid|val|test)(?:ation|ing)?(?![a-z])")
-_LARGEST_FILE = 1 << 30  # bytes; the published one for training has 450 MB
-_LARGEST = 1e9  # pixels; no image is as wide, and the product of two is still exact
+_LARGEST_FILE = 1 << 30  # bytes; COCO's own training file has 450 MB
+_LARGEST = 1e9  # pixels; the product of two such sides is still exact
 _WORDS = {"true": True, "false": False, "yes": True, "no": False}
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """Annotation files by split, in the order of the splits; of the first layout that fits.
+    """Return annotation files by split, from the first layout that fits.
 
-    A single file whose name tells no split is that of ``train``.
+    Files whose names contain no split are read as ``train`` if there are no others.
     """
     folders = [path for path in listed(folder) if not is_service(path.name)]
     layouts = (
@@ -71,7 +69,7 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
         for path in instances or others:
             inner = path.parent.parent == folder and path.parent.name != "annotations"
-            split = _split_of(path) or (own_names(path.parent.name) if inner else None)
+            split = _split_of(path) or (split_named(path.parent.name) if inner else None)
             if split is not None:
                 found.setdefault(split, []).append(path)
         nameless = [path for path in instances or others if _begins_as_one(path)]
@@ -83,11 +81,11 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 def _split_of(path: Path) -> str | None:
     name = path.parent.name if path.name == _ROBOFLOW else path.stem
     match = _SPLIT_IN_NAME.search(name.lower())
-    return None if match is None else own_names(match[1])
+    return None if match is None else split_named(match[1])
 
 
 def _begins_as_one(path: Path) -> bool:
-    """Whether a file has the keys of a COCO file near its beginning or end."""
+    """Return whether a file has the keys of a COCO file near its beginning or end."""
     try:
         with open_regular(path) as stream:
             head = stream.read(1 << 20)
@@ -100,20 +98,20 @@ def _begins_as_one(path: Path) -> bool:
 
 
 def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
-    """Find the annotation files of a folder: of the splits named, which then must exist, or of all.
+    """Find the annotation files of a data set.
 
     Args:
         source: A folder in one of the layouts, or one JSON file.
-        splits: Only these. A single file is read as the one split named, or, if None, as the one
-            that its name tells, else ``train``.
+        splits: Splits to read; each must exist. None reads all splits found. For a single file: the
+            split that it is read as; None takes it from the file name, else ``train``.
     """
     root = source if is_folder(source) else source.parent
     scan = Scan(source, root.parent if root.name == "annotations" else root, "coco")
     if is_file(source):
         wanted = [_split_of(source) or "train"] if splits is None else list(splits)
         if len(wanted) != 1:
-            words = f"expected a folder with a file for each of the splits {', '.join(wanted)}, "
-            words += "found a single file, which can be one of them only"
+            words = f"expected a folder with one file for each split ({', '.join(wanted)}), found "
+            words += "a single file; name the folder, or one split"
             scan.problem("splits", words, source)
         found = {split: [source] for split in wanted}
     else:
@@ -126,7 +124,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
             continue
         if len(found[split]) > 1:
             words = f"expected one file for the split '{split}', found "
-            words += f"{', '.join(p.name for p in found[split])}; name the one that is meant"
+            words += f"{', '.join(p.name for p in found[split])}; name the one to read"
             scan.problem("splits", words, source)
         scan.split_names.append(split)
         scan.files[split] = found[split][0]
@@ -134,7 +132,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
 
 
 def read(scan: Scan) -> None:
-    """Read the annotation files, and find the images that they list."""
+    """Read the annotation files and find their images."""
     for split, path in scan.files.items():
         scan.watch.note(path)
         content = _parse(scan, path)
@@ -146,7 +144,7 @@ def read(scan: Scan) -> None:
         reader.annotations(content["annotations"], entries, classes)
         if not scan.in_split(split):
             tried = ", ".join(map(str, reader.folders))
-            words = f"expected the images that it lists, found none in {tried}"
+            words = f"expected its images, found none of them in {tried}"
             scan.problem("entry", words, path)
 
 
@@ -176,12 +174,8 @@ def _parse(scan: Scan, path: Path) -> dict[str, list[Any]] | None:
     return lists
 
 
-def _brief(value: object) -> str:
-    return reprlib.repr(value)
-
-
 def number_of(value: Any) -> float | None:
-    """A number, also one that is written as text; None if it is neither."""
+    """Return a number, also from a text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -191,7 +185,7 @@ def number_of(value: Any) -> float | None:
 
 
 def _key(value: Any) -> Any:
-    """An id as it is compared: `7`, `7.0` and `"7"` are one; None if it is not an id."""
+    """Return an id for comparison: `7`, `7.0` and `"7"` are equal; None if it is invalid."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,30}", value.strip()):
@@ -225,7 +219,7 @@ class _Reader:
         return _key(value)
 
     def categories(self, items: Sequence[Any]) -> dict[Any, int]:
-        """Class by category id; classes are in the order of the ids of the first file."""
+        """Read the categories; return class ids by category id."""
         named: dict[Any, tuple[str, Any]] = {}
         for item in items:
             number, name = self._id(item.get("id"), "a category's id"), item.get("name")
@@ -237,7 +231,7 @@ class _Reader:
             elif number in named:
                 words = f"expected each category id once, found {number} again, "
                 both = f"for {named[number][0]!r} and {name!r}"
-                self._problem("ids", f"{words}{both}: number them anew")
+                self._problem("ids", f"{words}{both}; renumber them")
             else:
                 named[number] = (name, item.get("id"))
         if not named:
@@ -245,7 +239,7 @@ class _Reader:
         parents = {str(item.get("supercategory")) for item in items}
         tops = {_key(i.get("id")) for i in items if i.get("supercategory") == "none"}
         order = sorted(named)
-        # Categories that only group others, as Roboflow writes them, may be in one file only.
+        # Roboflow writes a category that only groups others; a file may lack it.
         keys = _keys([(named[n][0], n in tops and named[n][0] in parents) for n in order])
         scan = self.scan
         if not scan.category_ids:
@@ -265,7 +259,7 @@ class _Reader:
         return {number: index for index, number in ids.items()}
 
     def images(self, items: Sequence[Any]) -> dict[Any, Entry | None]:
-        """Entries by image id, None for those that are not there; one for a file listed twice."""
+        """Read the images; return entries by image id, None for a missing file."""
         by_file: dict[Path, Entry] = {}
         by_id: dict[Any, Entry | None] = {}
         names: dict[Any, str] = {}
@@ -283,9 +277,9 @@ class _Reader:
                     words = f"image {_brief(number)}: '{name}' has two entries, their labels joined"
                     self._problem("listed_twice", words, image=found)
                 elif found in by_file:
-                    words = f"image {_brief(number)}: '{name}' and another entry end in one file, "
-                    self._problem("ids", f"{words}{found.name}: correct the file names")
-                    by_file[found].lost = "two entries of different paths end in it"
+                    words = f"image {_brief(number)}: '{name}' and another file name both lead to "
+                    self._problem("ids", f"{words}{found.name}; correct the file names")
+                    by_file[found].lost = "two different file names lead to it"
                 else:
                     written[found] = tails(str(name))
                     stated = tuple(self._number(item.get(k), f"an image's {k}")
@@ -295,10 +289,10 @@ class _Reader:
                 entry = by_file[found]
             if number in by_id and names[number] != str(name):
                 words = f"expected each image id once, found {_brief(number)} for "
-                words += f"{_brief(names[number])} and {_brief(name)}: whose are its annotations? "
-                self._problem("ids", f"{words}Number the images anew")
+                words += f"{_brief(names[number])} and {_brief(name)}; renumber the images"
+                self._problem("ids", words)
                 for one in filter(None, (by_id[number], entry)):
-                    one.lost = f"its image id {_brief(number)} is that of another image too"
+                    one.lost = f"another image has its image id {_brief(number)} too"
             elif number is not None:
                 by_id.setdefault(number, entry)
                 names.setdefault(number, str(name))
@@ -309,7 +303,7 @@ class _Reader:
     def _find(
         self, name: object, number: Any, last: tuple[Path, int] | None
     ) -> tuple[Path | None, tuple[Path, int] | None]:
-        """The file of an image: sought first where the one before it was."""
+        """Find the file of an image; ``last``, the folder and depth of the previous, goes first."""
         text = name if isinstance(name, str) else ""
         found = tails(text)
         if last is not None and last[1] < len(found) and found[last[1]]:
@@ -325,7 +319,7 @@ class _Reader:
                     return path, (folder, depth)
         label = f"image {_brief(number)}: expected "
         if not any(found) or not found[0]:
-            words = f"{label}a file name below the folder of the images, found {_brief(name)}"
+            words = f"{label}a file name inside the image folder, found {_brief(name)}"
             self._problem("annotation", words)
         else:
             for folder in self.folders:
@@ -336,13 +330,13 @@ class _Reader:
 
     def _take(self, path: Path, name: str, cut: object) -> None:
         if cut:
-            words = f"'{name[:80]}' has the path of a tool; {path.name} is taken for it"
+            words = f"'{name[:80]}' was not found; {path.name} is used"
             self._problem("tool_path", words, image=path)
 
     def annotations(
         self, items: Sequence[Any], entries: Mapping[Any, Entry | None], classes: Mapping[Any, int]
     ) -> None:
-        """Give every annotation to its image."""
+        """Read the annotations and add them to their images."""
         seen: Counter[str] = Counter()
         for index, item in enumerate(items):
             called = f"annotation {_brief(item['id']) if 'id' in item else f'number {index}'}"
@@ -350,11 +344,11 @@ class _Reader:
                 key = str(item["id"])
                 seen[key] += 1
                 if seen[key] == 2:
-                    words = f"{called}: its id stands more than once; number them anew"
+                    words = f"{called}: its id is used more than once; renumber the annotations"
                     self._problem("ids", words, effect="advice")
             number = self._id(item.get("image_id"), "an annotation's image_id")
             if number is None or number not in entries:
-                words = f"{called}: expected image_id to be one that the file lists, found "
+                words = f"{called}: expected the id of an image as image_id, found "
                 words += f"{_brief(item.get('image_id'))}; correct or remove it"
                 self._problem("unreferenced_label", words)
                 continue
@@ -379,22 +373,14 @@ class _Reader:
                 words = f"{called}: expected iscrowd 0 or 1, found {_brief(item['iscrowd'])}"
                 self._problem("number", words)
         class_id = None if category is None else classes.get(category)
+        name, outline = _brief(item.get("category_id")), item.get("segmentation")
         return Label(
-            self.path,
-            0,
-            item,
-            _brief(item.get("category_id")),
-            class_id,
-            values,
-            "sides",
-            called,
-            item.get("segmentation"),
-            bool(crowd),
+            self.path, 0, item, name, class_id, values, "sides", called, outline, bool(crowd)
         )
 
 
 def _keys(names: Sequence[tuple[str, bool]]) -> list[tuple[str, bool, int]]:
-    """Names, whether each is a group, and which of that name it is, counted from 0."""
+    """Make pairs of name and group flag unique by a counter of equal pairs, from 0."""
     count: Counter[tuple[str, bool]] = Counter()
     found = []
     for key in names:
@@ -404,14 +390,14 @@ def _keys(names: Sequence[tuple[str, bool]]) -> list[tuple[str, bool, int]]:
 
 
 def _size(width: float | None, height: float | None) -> tuple[float, float] | None:
-    """The stated size; zeros stay, to be reported."""
+    """Return the stated size; zeros are kept, to be reported later."""
     if width is None or height is None or not (0 <= width < _LARGEST and 0 <= height < _LARGEST):
         return None
     return width, height
 
 
 def _folders(path: Path, split: str, root: Path) -> list[Path]:
-    """Where the images of an annotation file may lie, likeliest first."""
+    """Return the folders that may contain the images of an annotation file, likeliest first."""
     if path.name == _ROBOFLOW:
         return [path.parent]
     name = path.stem.removeprefix("instances_")
@@ -427,10 +413,10 @@ def _folders(path: Path, split: str, root: Path) -> list[Path]:
 
 
 def parts_of(segmentation: object) -> list[NDArray[np.float64]]:
-    """The parts (k, 2) of an outline that have three points or more; none of run lengths.
+    """Return the polygons (k, 2) of an outline; none for run lengths.
 
     Raises:
-        ValueError, TypeError, OverflowError: One is not a list of points.
+        ValueError, TypeError, OverflowError: A part is not a list of points.
     """
     if not isinstance(segmentation, list):
         return []
@@ -439,13 +425,13 @@ def parts_of(segmentation: object) -> list[NDArray[np.float64]]:
 
 
 def hull_of(parts: Sequence[NDArray[np.float64]]) -> tuple[float, ...]:
-    """The box x1, y1, x2, y2 around all parts; not a number where a point is none."""
+    """Return the bounding box x1, y1, x2, y2 of all parts; NaN if a point is NaN."""
     points = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes x1, y1, x2, y2; 1 for two without area."""
+    """Return the IoU of two boxes x1, y1, x2, y2; 1 if both have no area."""
     shared = max(min(one[2], other[2]) - max(one[0], other[0]), 0.0)
     shared *= max(min(one[3], other[3]) - max(one[1], other[1]), 0.0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
@@ -454,10 +440,9 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def join(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """One polygon (k, 2) from several, by bridges that are walked in both directions.
+    """Join polygons to one polygon (k, 2) by bridges that are walked in both directions.
 
-    Filled by the even-odd rule it covers what the parts cover, and its hull is that of all. The
-    time grows with the number of points.
+    Filled by the even-odd rule, it covers the area of all parts. Takes time linear in the points.
     """
     if len(parts) == 1:
         return parts[0]

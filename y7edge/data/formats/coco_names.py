@@ -1,7 +1,7 @@
-"""The 80 classes of COCO, in the order of the published models' outputs: names, and ids in files.
+"""Names and category ids of the 80 COCO classes, in the order of the published models' outputs.
 
-COCO planned 91 classes and never labelled eleven of them, so that its ids have gaps and run to 90.
-The reader of COCO files needs no table: it goes by the ids of the file at hand.
+COCO planned 91 classes and labelled 80 of them, so the ids have gaps and go up to 90. The parser of
+COCO files does not use this table; it reads the ids of each file.
 """
 
 from __future__ import annotations

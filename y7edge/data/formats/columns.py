@@ -1,4 +1,4 @@
-"""Tell polygons from boxes with keypoints or further columns, in labels of YOLO form."""
+"""Distinguish polygons from boxes with keypoints or extra columns in YOLO labels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from y7edge.data.formats.records import Label, Points, Scan
 
-_FEW = 3  # lines that show what their columns are
-_MANY = 8  # that show it whatever the others are
+_FEW = 3  # lines needed to tell the meaning of their columns
+_MANY = 8  # lines that are evidence on their own, without those of other lengths
 _MARGIN = 1e-3
 
 
-def settle_columns(scan: Scan) -> None:
-    """Tell polygons from boxes with keypoints or further columns, over the whole set."""
+def classify_columns(scan: Scan) -> None:
+    """Set the form of labels with more than four numbers, using evidence from the whole set.
+
+    Labels that are probably boxes with extra columns get a ``fault`` with the reason.
+    """
     groups: dict[int, list[Label]] = defaultdict(list)
     for _, label in scan.labels():
         if label.values is not None and len(label.values) > 4:
@@ -25,7 +28,7 @@ def settle_columns(scan: Scan) -> None:
         points, numbers = scan.keypoints
         for label in groups.pop(4 + points * numbers, ()):
             label.values, label.form = (label.values or ())[:4], "box"
-            words = f"{points} keypoints are not used, its box is"
+            words = f"only the box is used, not its {points} keypoints"
             scan.problem("keypoints", words, label.file, label.line)
         for labels in groups.values():
             for label in labels:
@@ -45,42 +48,42 @@ def settle_columns(scan: Scan) -> None:
 
 
 def _begins_with_box(rows: Points) -> float:
-    """In what fraction of the lines the first four numbers are a box within the image."""
+    """Return the fraction of lines whose first four numbers are a box inside the image."""
     centre, half = rows[:, :2], rows[:, 2:4] / 2
     inside = (centre >= half - _MARGIN) & (centre <= 1 - half + _MARGIN) & (half > 0)
     return float(inside.all(axis=1).mean())
 
 
 def _further_columns(rows: Points, *, alone: bool) -> str:
-    """Why lines of one count of numbers may be boxes with further columns; empty if polygons."""
+    """Return why lines of equal length may be boxes with extra columns; empty if polygons."""
     if not np.isfinite(rows).all():
         return ""
     head, tail = rows[:, :4], rows[:, 4:]
     boxes = ((head >= -_MARGIN) & (head <= 1 + _MARGIN)).all(axis=1) & (head[:, 2:] > 0).all(axis=1)
     if (boxes & ((tail > 1.5) | (tail < -0.5)).any(axis=1)).mean() >= 0.3:
-        return "numbers beyond the image follow the first four"
-    # The count of columns is the same in all lines of a set of boxes; polygons differ.
+        return "numbers outside 0 to 1 follow the first four"
+    # All lines of a set of boxes have the same number of columns; polygons differ.
     if not alone or len(rows) < _FEW or not boxes.all():
         return ""
-    # No polygon has a coordinate that is a whole number in every line.
+    # Polygons have no coordinate that is a whole number in every line.
     if ((tail == np.floor(tail)).all(axis=0) & (tail == 1).any(axis=0)).any():
-        return "a column behind the first four holds whole numbers only"
+        return "a column after the first four contains only whole numbers"
     if tail.shape[1] == 2 and _begins_with_box(rows) >= 0.95:  # half of all triangles do
-        return "the first four numbers are a box in all lines, and two follow it"
+        return "in all lines the first four numbers are a box, and two more follow"
     return ""
 
 
 def _further_points(groups: Sequence[Points]) -> str:
-    """Why lines, grouped by their count of numbers, may be boxes with points behind them."""
+    """Return why lines, grouped by their length, may be boxes followed by keypoints."""
     if not all(np.isfinite(rows).all() and _begins_with_box(rows) >= 0.9 for rows in groups):
         return ""
     held, far, crossed = [], [], []
     for rows in groups:
         head, points = rows[:, :4], rows.reshape(len(rows), -1, 2)
-        known = (points != 0).any(axis=2)  # a keypoint that is not visible is written as zeros
+        known = (points != 0).any(axis=2)  # invisible keypoints are written as zeros
         reach = np.abs(points - head[:, None, :2]) <= head[:, None, 2:] / 2 + _MARGIN
         held.append((reach | ~known[:, :, None])[:, 2:].all(axis=(1, 2)))
-        # In a polygon the second point is near the others; a width and a height are anywhere.
+        # The second point of a polygon is near its other points; width and height are not.
         others = np.where(known[:, :, None], points, points[:, :1])
         others[:, 1] = others[:, 0]
         low, high = others.min(axis=1), others.max(axis=1)
@@ -88,14 +91,14 @@ def _further_points(groups: Sequence[Points]) -> str:
         far.append(away > (high - low).max(axis=1))
         crossed.append(_crossing(points))
     if np.concatenate(held).mean() >= 0.9 and np.concatenate(far).mean() >= 0.3:
-        return "the first four numbers are a box that holds all points behind them"
+        return "the first four numbers are a box that contains all points after them"
     if sum(map(len, groups)) >= _FEW and np.concatenate(crossed).mean() >= 0.3:
-        return "the first four numbers are a box, and as polygons many lines would cross themselves"
+        return "the first four numbers are a box; read as polygons, many would cross themselves"
     return ""
 
 
 def _crossing(points: Points) -> NDArray[np.bool_]:
-    """Which polygons (n, k, 2) have sides that cross, among the first eight."""
+    """Return which polygons (n, k, 2) have crossing sides, among their first eight sides."""
     path = np.concatenate((points, points[:, :1]), axis=1)[:, :9]
     found = np.zeros(len(path), np.bool_)
     for i in range(path.shape[1] - 3):
@@ -106,6 +109,6 @@ def _crossing(points: Points) -> NDArray[np.bool_]:
 
 
 def _side(a: Points, b: Points, c: Points) -> Points:
-    """On which side of the lines from ``a`` to ``b`` the points ``c`` (n, 2) lie, as a sign."""
+    """Return the side of the lines from ``a`` to ``b`` on which the points ``c`` are, as a sign."""
     u, v = b - a, c - a
     return np.sign(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])

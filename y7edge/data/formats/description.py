@@ -1,4 +1,4 @@
-"""A ``data.yaml`` as it is written: every entry with its line, repeated keys noticed."""
+"""Read a ``data.yaml``: its entries with their line numbers, and its class names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WRAPPING = " \t\n[]'\""
 
 
 def read_description(path: Path) -> Tree:
-    """Parse a ``data.yaml``: entries of text, and lists and mappings of text; None for nothing.
+    """Parse a ``data.yaml``; all scalars are texts, and empty entries are None.
 
     Raises:
-        DataError: It is not YAML, or not a mapping.
+        DataError: The file is not YAML, or not a mapping.
         RuntimeMissing: PyYAML is not installed.
     """
     try:
@@ -36,11 +36,11 @@ def read_description(path: Path) -> Tree:
 
 
 def take_names(scan: Scan, description: Tree) -> None:
-    """Put ``names`` and ``nc`` into a scan, with what is wrong about them."""
+    """Set the class names and count of a scan from ``names`` and ``nc``, and note problems."""
     path, lines = description.text.path, description.lines
     names, nc = description.content.get("names"), description.content.get("nc")
     for key, _, line in description.repeated:
-        scan.problem("names", f"the entry '{key}' stands twice; remove one", path, line)
+        scan.problem("names", f"the entry '{key}' is repeated; remove one", path, line)
     if nc is not None:
         scan.nc = int(nc) if isinstance(nc, str) and re.fullmatch(r"0*[1-9]\d{0,6}", nc) else None
         if scan.nc is None or scan.nc > _MOST:
@@ -59,23 +59,23 @@ def take_names(scan: Scan, description: Tree) -> None:
         scan.problem("names", f"{words} {str(given)[:80]}{hint}", path, line)
     scan.names = names
     if scan.nc is not None and scan.nc != len(scan.names):
-        words = f"expected as many names as nc says, found {len(scan.names)} and nc {scan.nc}"
-        scan.problem("names", f"{words}; correct one of them", path, lines.get("nc", 0))
+        words = f"expected {scan.nc} names (nc), found {len(scan.names)}; correct one of them"
+        scan.problem("names", words, path, lines.get("nc", 0))
     check_names(scan, path, line)
 
 
 def check_names(scan: Scan, path: Path, line: int = 0) -> None:
-    """Note names that cannot be printed or written, and empty ones."""
+    """Note unprintable and empty class names."""
     for index, name in enumerate(scan.names):
         if not is_printable(name):
-            words = f"expected class names of printable letters, found {name[:40]!a}"
+            words = f"expected printable class names, found {name[:40]!a}"
             scan.problem("names", words, path, line)
         elif not name.strip():
             scan.problem("name_empty", f"class {index} has no name", path, line)
 
 
 def _parts(names: str, nc: int | None) -> list[str]:
-    """The names in one text: between commas; between blanks where ``nc`` counts as many."""
+    """Split a text of names at commas, or at blanks if that gives ``nc`` names."""
     inner = names.strip(_WRAPPING)
     parts = _SEPARATOR.split(inner.rstrip(",; "))
     words = inner.split()
@@ -85,7 +85,7 @@ def _parts(names: str, nc: int | None) -> list[str]:
 
 
 def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[str]:
-    """A mapping from numbers to names as a list; gaps are filled with numbers."""
+    """Convert a mapping from numbers to names to a list; gaps are filled with numbers."""
     whole = {int(key): str(n) for key, n in names.items() if re.fullmatch(r"-?\d{1,12}", key)}
     numbered = {key: name for key, name in whole.items() if 0 <= key < _MOST}
     faults = []
@@ -98,8 +98,8 @@ def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[
     if beyond := [key for key in whole if key not in numbered]:
         faults.append(f"has {', '.join(map(str, beyond[:5]))}, left out")
     if faults or not names:
-        words = f"expected names numbered from 0 without gaps, found {sorted(whole)[:20]}, but "
-        words += " and ".join(faults)
-        words += "; were they counted from 1? Then subtract 1" if missing == [0] else ""
+        words = f"expected names numbered from 0 without gaps, found {sorted(whole)[:20]}"
+        words += f": it {' and '.join(faults)}" if faults else ""
+        words += "; do they start at 1? Then subtract 1" if missing == [0] else ""
         scan.problem("names", words, path, line)
     return [numbered.get(index, str(index)) for index in range(count)]

@@ -1,7 +1,7 @@
-"""In which form the boxes of a whole set are written, where it is not the one they should have.
+"""Detect data sets whose boxes are written in another form, as corners instead of centres.
 
-Four numbers say nothing about what they are. A set says it: read in the right form its boxes lie
-within their images, read in a wrong one many stick out, all towards one side.
+A single box does not show its form. A whole set does: read in the right form, its boxes are inside
+their images; read in a wrong form, many are not.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ _WORDS = {
     "top_left": "left, top, width, height",
 }
 _WANTED = {"yolo": "centre", "voc": "corners", "coco": "top_left"}
-# Where numbers have names, `xmax` for a width is what programs get wrong. Corners exchanged in all
-# boxes may look like centres and sizes, so that is never certain.
+# Forms that programs confuse with the right one. VOC boxes that look like centres may also have
+# exchanged corners, so this case is never certain.
 _OTHERS = {"centre": ("top_left",), "top_left": ("centre",), "corners": ("top_left", "centre")}
-_LOOSE = 0.01
-# Labels that are merely drawn with a loose hand do not leave their image this far, in numbers.
+_LOOSE = 0.01  # fraction of the image that boxes may stick out
+# Fractions that only boxes in a wrong form stick out, in a whole set and in a single file.
 _FAR, _FAR_IN_FILE = 0.1, 0.04
-_FEW, _ENOUGH, _MANY = 4, 8, 20
-_MOST = 0.5
+_FEW, _ENOUGH, _MANY = 4, 8, 20  # boxes
+_MOST = 0.5  # fraction of the boxes
 
 Rows = NDArray[np.float64]
 Pair = tuple[Entry, Label]
 
 
-def settle(scan: Scan) -> None:
-    """Find what is written in another form.
+def convert_forms(scan: Scan) -> None:
+    """Find labels in another form, for each folder (COCO: each file).
 
-    Where a whole set leaves no doubt, training refuses it, and the labels get their numbers anew.
-    Where there is doubt it is only reported.
+    If the evidence is certain, training refuses the labels, and their numbers are converted for
+    the cleaned copy. Otherwise a doubtful problem is reported.
     """
     groups: dict[Path, list[Pair]] = defaultdict(list)
     for entry, label in scan.labels():
         if entry.frame is not None and entry.frame.turned:
-            continue  # its labels may count in the other frame
+            continue  # its labels may refer to the image as stored
         if label.class_id is not None and _row(entry, label) is not None:
             key = label.file if scan.layout == "coco" else label.file.parent
             groups[key].append((entry, label))
@@ -68,9 +68,8 @@ def _note(
     scan: Scan, place: Path, pairs: Sequence[Pair], form: str, *, certain: bool, file: bool = False
 ) -> None:
     beyond = int((~_fits(_rows(pairs), _WANTED[scan.layout], _LOOSE)).sum())
-    words = f"{beyond} of {len(pairs)} boxes leave the image, and "
-    words += f"{'all' if certain or file else 'nearly all'} would make sense as {_WORDS[form]}: "
-    words += "written in another form? Convert them"
+    words = f"{beyond} of {len(pairs)} boxes stick out of their image; read as {_WORDS[form]}, "
+    words += f"{'all' if certain or file else 'nearly all'} would fit: convert them"
     scan.problem(
         "corners",
         words,
@@ -83,7 +82,7 @@ def _note(
 
 
 def _follows(rows: Rows, wanted: str, form: str) -> bool:
-    """Whether a split too small to show its form is as the others."""
+    """Return whether boxes that are too few to show their form fit the form of the others."""
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
     return len(rows) < _MANY and beyond > 0 and bool(_fits(rows, form, _LOOSE).all())
 
@@ -93,7 +92,7 @@ def _rows(pairs: Sequence[Pair]) -> Rows:
 
 
 def _row(entry: Entry, label: Label) -> tuple[float, ...] | None:
-    """The four numbers of a label in fractions of the image; None if they mean no such thing."""
+    """Return the four numbers of a label, normalized; None if they cannot be."""
     values = label.values
     if label.form == "polygon" or values is None or len(values) != 4:
         return None
@@ -111,7 +110,7 @@ def _row(entry: Entry, label: Label) -> tuple[float, ...] | None:
 
 
 def _fits(rows: Rows, form: str, slack: float) -> NDArray[np.bool_]:
-    """Which boxes lie within their image, read in a form."""
+    """Return which boxes are inside their image if read in a form."""
     first, second = rows[:, :2], rows[:, 2:]
     low, high = first, first + second
     if form == "corners":
@@ -123,7 +122,7 @@ def _fits(rows: Rows, form: str, slack: float) -> NDArray[np.bool_]:
 
 
 def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
-    """The form that a set is in, if not the one wanted (else empty), and whether it is certain."""
+    """Return the form of the boxes (empty if it is ``wanted``), and whether this is certain."""
     count = len(rows)
     far = 1 - _fits(rows, wanted, _FAR).mean()
     fitting = _fits(rows, "corners", _LOOSE).mean()
@@ -132,7 +131,7 @@ def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
         return "corners", bool(fitting == 1 and count >= _ENOUGH)
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
     if wanted == "corners" and beyond < _MOST:
-        return "", False  # corners exchanged in a part of the boxes, which any form may fit
+        return "", False  # some boxes have exchanged corners, which may fit any form
     for other in _OTHERS[wanted]:
         fitting = _fits(rows, other, _LOOSE).mean()
         if count >= _MANY and beyond >= 0.1 and fitting >= 0.97:
@@ -153,7 +152,7 @@ def _converted(values: tuple[float, ...], form: str, wanted: str) -> tuple[float
 
 
 def _note_files(scan: Scan, pairs: Sequence[Pair]) -> None:
-    """Single files of corners among others; an error where they are the most."""
+    """Note single files with corners: warnings, or errors if most files have them."""
     files: dict[Path, list[Pair]] = defaultdict(list)
     for pair in pairs:
         files[pair[1].file].append(pair)

@@ -1,4 +1,4 @@
-"""Where the box of each label lies, and what is wrong with it: decided once, for all formats."""
+"""Compute and check the box of each label, for all formats."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ from y7edge.data.formats.records import LEAST_SIDE, RESPELLED, Corners, Entry, L
 from y7edge.data.headers import read_frame, too_large
 from y7edge.errors import DataError
 
-# Printed labels are rounded: a box sticks out only beyond this fraction of the image.
-ROUNDING = 1e-3
-NO_AREA = 1e-6
-# No rounding or sloppy box reaches this many image sizes: such numbers are pixels.
-_SURELY_PIXELS = 4.0
+ROUNDING = 1e-3  # tolerance for rounded labels, as a fraction of the image
+NO_AREA = 1e-6  # sides up to this fraction of the image count as zero
+_SURELY_PIXELS = 4.0  # normalized coordinates never reach this; larger numbers are pixels
 _LARGEST = 1e9  # pixels
-# In larger images labels up to 100 may be percent: those in pixels would mostly reach further.
+# Labels up to 100 may be percent if an image is larger than this; pixels would mostly exceed 100.
 _BEYOND_PERCENT = 128
-# An outline that shares less than this of its hull with its box belongs to something else.
-_SAME_EXTENT = 0.5
-_SLACK = 0.02  # of a side, by which boxes drawn loosely leave an image
+_SAME_EXTENT = 0.5  # least IoU of a box and the bounding box of its outline
+_SLACK = 0.02  # fraction of a side that imprecise boxes stick out
 
 
 def measure(scan: Scan) -> None:
-    """Read the size and rotation of every image from its header."""
+    """Read the size and orientation of every image from its header."""
     for entry in scan.entries:
         scan.watch.note(entry.path)
         try:
@@ -38,44 +35,42 @@ def measure(scan: Scan) -> None:
             words = str(error).removeprefix(f"{entry.path}: ")
             needed = scan.layout != "yolo" and _stated(entry) is None
             if needed:
-                words += "; nor does its annotation state a size"
+                words += "; its annotation does not state a size either"
             scan.problem("header", words, entry.path,
                          image=entry.path, effect="refused" if needed else "changed")  # fmt: skip
             continue
         if words := too_large(*frame.stored, frame.pixels):
             scan.problem("pixel_count", words, entry.path, image=entry.path)
         if entry.tiny:
-            words = (
-                f"is {frame.size[0]}x{frame.size[1]} pixels: nothing can be seen on it; remove it"
-            )
+            words = f"is {frame.size[0]}x{frame.size[1]} pixels, too small to be used; remove it"
             scan.problem("tiny_image", words, entry.path, image=entry.path)
 
 
 def place(scan: Scan) -> None:
-    """Give every label its box, and note what is wrong."""
+    """Compute the box of every label, and note problems."""
     stored = _stored_frames(scan)
     for entry in scan.entries:
         entry.in_stored_frame = id(entry) in stored
         if entry.in_stored_frame and entry.labels:
-            words = "its boxes were made without the rotation that the camera noted (EXIF): turned"
+            words = "its boxes were drawn without the EXIF rotation; they are rotated"
             scan.problem("rotation", words, entry.path, image=entry.path)
         scale = _scale(scan, entry)
         for label in entry.labels:
-            _grade(scan, entry, label, scale)
+            _check(scan, entry, label, scale)
         _find_repeats(scan, entry)
-    _settle_percent(scan)
+    _mark_percent(scan)
 
 
 def _stated(entry: Entry) -> tuple[float, float] | None:
-    """The size that the annotation states, if it can be one."""
+    """Return the size that the annotation states, if it is positive."""
     return entry.stated if entry.stated and min(entry.stated) > 0 else None
 
 
 def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
-    """The size that pixel labels are divided by; problems with the stated one are noted.
+    """Return the size that pixel labels are divided by, and note problems with the stated one.
 
-    Where an annotation states another size than the image has, it is believed only if both have
-    the same proportions: then the image was scaled, and labels keep to what they were made for.
+    If the stated size differs from the image, it is used only if both have the same proportions:
+    then the image was scaled after it was labelled.
     """
     frame, stated, file = entry.frame, _stated(entry), entry.label_file or entry.path
     if scan.layout == "yolo":
@@ -88,13 +83,13 @@ def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
     found = f"states {entry.stated[0]:g}x{entry.stated[1]:g}, {entry.path.name} is "
     found += f"{size[0]}x{size[1]}"
     if stated is None:
-        words = f"{found}; the image's is used"
+        words = f"{found}; the size of the image is used"
         scan.problem("size", words, file,
                      image=entry.path, effect="advice", severity="warning")  # fmt: skip
         return size
     if frame.turned and stated in (frame.size, frame.stored):
-        return size  # tools disagree on whether they state the size before the rotation
-    # Scaling rounds both sides to whole pixels.
+        return size  # some tools state the size before the rotation
+    # Scaled sides are rounded to whole pixels.
     slack = max(stated[0], size[0]) + max(stated[1], size[1])
     if abs(stated[0] * size[1] - stated[1] * size[0]) <= slack:
         scan.problem("rescaled", f"{found}: same shape", file, image=entry.path)
@@ -104,14 +99,14 @@ def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
     if all(_inside(label, size) for label in entry.labels):
         scan.problem("size", words, file, image=entry.path)
     else:
-        words += "; its boxes do not fit the image, so that their frame is unknown"
+        words += "; its boxes do not fit the image, so they refer to another size"
         scan.problem("size", words, file, image=entry.path, effect="refused")
-        entry.lost = "has boxes in a frame of another size"
+        entry.lost = "has boxes that refer to another image size"
     return size
 
 
 def _inside(label: Label, size: tuple[int, int], slack: float = 0.0) -> bool:
-    """Whether a box in pixels lies within a frame; true of numbers that are not a box."""
+    """Return whether a box in pixels is inside an image; true if its numbers are not a box."""
     box = _pixel_corners(label)
     if box is None:
         return True
@@ -130,11 +125,11 @@ def _pixel_corners(label: Label) -> Corners | None:
 
 
 def _stored_frames(scan: Scan) -> set[int]:
-    """Ids of entries whose boxes count in the image as stored, without the EXIF rotation.
+    """Return the ids of entries whose boxes refer to the image before the EXIF rotation.
 
-    What an annotation states proves nothing: tools state either size. Boxes that fit one frame and
-    leave the other are, for all rotated images of the set; where there are none, or both, boxes are
-    those of the upright image.
+    The stated size is not evidence, because tools state either size. Evidence are boxes that fit
+    only one of the two frames; it holds for all rotated images of the set. Without evidence, or
+    with contradicting evidence, boxes refer to the upright image.
     """
     turned = [
         (entry, entry.frame)
@@ -155,35 +150,35 @@ def _stored_frames(scan: Scan) -> set[int]:
     votes = Counter(stored for _, stored in found)
     if votes[True] and votes[False]:
         for entry, stored in found:
-            words = "images of this set are rotated (EXIF), and some boxes fit them only with the "
-            words += f"rotation, these only with{'out' if stored else ''} it: correct them"
+            words = "its boxes fit only " + ("before" if stored else "after")
+            words += " the EXIF rotation, those of other images the other way round; correct them"
             scan.problem("rotation", words, entry.path,
                          image=entry.path, effect="refused", doubtful=True)  # fmt: skip
-    # The size that is stated must not speak for the other one.
+    # Leave out images whose stated size is neither of the two.
     stored_only = votes[True] and not votes[False]
     return {id(e) for e, f in turned if stored_only and _stated(e) in (None, f.stored, f.size)}
 
 
 def _whole_pixels(entry: Entry, size: tuple[int, int]) -> bool:
-    """Whether all corners, counted in a frame of this size, fall on whole pixels.
+    """Return whether all corners are whole pixels in a frame of this size.
 
-    Labels drawn with a mouse do in the frame that they were drawn in, and rarely in another.
+    This is true for labels drawn with a mouse in this frame, and rarely in another frame.
     """
     found = 0
     for label in entry.labels:
         if label.form != "box" or label.values is None or len(label.values) != 4:
             continue
         found += 1
-        for value, side in zip(_shares(label, label.values), (*size, *size), strict=True):
-            # Numbers printed with six digits are right to 1e-6 of the side.
+        for value, side in zip(_extent(label, label.values), (*size, *size), strict=True):
+            # Numbers printed with six digits are accurate to 1e-6 of the side.
             distance = abs(value * side - round(value * side)) if math.isfinite(value) else 1.0
             if distance > 2e-6 * side + 1e-3:
                 return False
     return found >= 2
 
 
-def _shares(label: Label, values: Sequence[float]) -> Corners:
-    """Corners of a label in centre, width and height, or the hull of a polygon."""
+def _extent(label: Label, values: Sequence[float]) -> Corners:
+    """Return the corners of a box in centre form, or the bounding box of a polygon."""
     if label.form == "polygon":
         xs, ys = values[0::2], values[1::2]
         return min(xs), min(ys), max(xs), max(ys)
@@ -191,17 +186,16 @@ def _shares(label: Label, values: Sequence[float]) -> Corners:
     return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
 
 
-def _grade(scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None) -> None:
-    """Find the first thing wrong with a label, and its box: as read, or repaired."""
+def _check(scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None) -> None:
+    """Compute the box of a label, repaired if necessary, and note its first problem."""
     if _unreadable(scan, entry, label):
         return
-    values = label.values or ()
     if label.form in ("corners", "sides"):
-        _grade_pixels(scan, entry, label, scale)
+        _check_pixels(scan, entry, label, scale)
     else:
-        _grade_shares(scan, entry, label, values)
+        _check_fractions(scan, entry, label, label.values or ())
     if label.box is not None and not label.fault and not label.crowd:
-        _grade_place(scan, entry, label, label.box)
+        _check_place(scan, entry, label, label.box)
     _take_outline(scan, entry, label, scale)
     if entry.in_stored_frame and entry.frame is not None and label.box is not None:
         turn = entry.frame.orientation
@@ -220,7 +214,7 @@ def _note(scan: Scan, entry: Entry, label: Label, check: str, words: str, **othe
 
 
 def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
-    """Note a class or numbers that mean nothing; whether its numbers do not."""
+    """Note an invalid class or invalid numbers; return whether the numbers cannot be used."""
     values, text, reason = label.values, f"'{label.text[:60]}'", label.fault
     wanted = {"corners": "xmin, ymin, xmax, ymax as numbers"}.get(label.form, "numbers")
     if label.form == "sides":
@@ -229,12 +223,12 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
     if label.class_id is None or label.named or not scan.has_class(label.class_id):
         _note_class(scan, entry, label)
         if label.fault:
-            return True  # columns in another order: its numbers mean nothing
+            return True  # the columns may be in another order
     if label.repaired == RESPELLED:
-        words = f"{text} has commas or semicolons; numbers need points and spaces between them"
+        words = f"{text} has commas or semicolons; use decimal points, and spaces as separators"
         _note(scan, entry, label, "separators", words)
     if values is None:
-        hint = "; numbers need a point and spaces between them" if "," in text else ""
+        hint = "; use decimal points, and spaces as separators" if "," in text else ""
         hint = hint if label.form in ("box", "polygon") else ""
         _note(scan, entry, label, "number", f"expected {wanted}, found {text}{hint}")
     elif not all(map(math.isfinite, values)) or max(map(abs, values), default=0) >= _LARGEST:
@@ -246,10 +240,10 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
             words = "expected 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...', found "
             words += f"{len(values) + 1} numbers: {text}"
             if reason:
-                words += f"; they seem to be a box with further columns ({reason}): for keypoints "
+                words += f"; this seems to be a box with extra columns ({reason}): for keypoints "
                 words += "write kpt_shape: [K, D] in the data.yaml, else remove the columns"
             elif len(values) == 5:
-                words += "; a sixth column is mostly a confidence: these are predictions"
+                words += "; remove the sixth column, probably the confidence of a prediction"
             elif len(values) > 5:
                 words += "; keypoints need kpt_shape: [K, D] in the data.yaml"
         _note(scan, entry, label, "columns", words)
@@ -277,20 +271,20 @@ def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
         if found.replace(".", "", 1).isdigit():
             words = f"expected a class from 0 to {count - 1}, found {found}: '{text}'"
         last = label.text.split()[-1].isdigit()
-        hint = "does it stand last?" if last else "correct or remove the line"
-        hint = "numbers need a point and spaces between them" if "," in label.text else hint
+        hint = "is the class in the last column?" if last else "correct or remove the line"
+        hint = "use decimal points, and spaces as separators" if "," in label.text else hint
         _note(scan, entry, label, "class_number", f"{words}; {hint}")
     else:
         way = "the line or the names of the data.yaml"
         if label.class_id < 0:
-            way = "or remove the line, as classes count from 0"
+            way = "or remove the line; classes start at 0"
         words = f"expected a class from 0 to {count - 1}, found {label.class_id}; correct {way}"
         _note(scan, entry, label, "class_range", words)
 
 
-def _grade_shares(scan: Scan, entry: Entry, label: Label, values: Sequence[float]) -> None:
+def _check_fractions(scan: Scan, entry: Entry, label: Label, values: Sequence[float]) -> None:
     size, largest = entry.size, max(map(abs, values))
-    box = _shares(label, values)
+    box = _extent(label, values)
     if largest > _SURELY_PIXELS:
         label.box = _divided(box, size)
         known = f" ({size[0]}x{size[1]})" if size else ""
@@ -305,7 +299,7 @@ def _grade_shares(scan: Scan, entry: Entry, label: Label, values: Sequence[float
         _find_twice(scan, entry, label, tuple(v * s for v, s in zip(box, size * 2, strict=True)))
 
 
-def _grade_pixels(
+def _check_pixels(
     scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None
 ) -> None:
     box = _pixel_corners(label)
@@ -313,43 +307,43 @@ def _grade_pixels(
         return
     wide, high = scale
     label.box = (box[0] / wide, box[1] / high, box[2] / wide, box[3] / high)
-    if entry.size:  # of the image, which may have been scaled since it was labelled
+    if entry.size:  # may differ from `scale` if the image was scaled
         _find_twice(scan, entry, label, np.multiply(label.box, entry.size * 2).tolist())
 
 
 def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float]) -> None:
-    """Note a box that makes sense as fractions although it should be pixels, or the reverse.
+    """Note a box inside the first pixel of the image: it was divided by the image size twice.
 
-    A box of whole pixels may really be a dot in the corner.
+    A box of whole pixels is not noted, because it may be a real object in the corner.
     """
     size = entry.size
     if size is None or min(size) < LEAST_SIDE or label.crowd:
         return
-    # What lies beyond the corner would be clipped, and then be in the first pixel all the same.
+    # Parts outside the image would be clipped.
     (x1, x2), (y1, y2) = (sorted(max(v, 0.0) for v in pixels[axis::2]) for axis in (0, 1))
     box = (x1, y1, x2, y2)
     whole = all(abs(value - round(value)) < 1e-2 for value in box)
     if not whole and max(box) <= 1 + ROUNDING and min(x2 - x1, y2 - y1) > ROUNDING:
         label.box = box
-        words = f"'{label.text[:60]}' lies within the first pixel of the image: "
-        words += "divided by its size once too often? Multiply by width and height"
+        words = f"'{label.text[:60]}' is inside the first pixel of the image: divided by its size "
+        words += "twice? Multiply by width and height"
         _note(scan, entry, label, "twice", words)
 
 
-def _grade_place(scan: Scan, entry: Entry, label: Label, box: Corners) -> None:
-    """Compare a box with the image, as every box that training reads."""
+def _check_place(scan: Scan, entry: Entry, label: Label, box: Corners) -> None:
+    """Check that a box has an area and is inside the image."""
     text = label.text[:60]
     if box[2] < box[0] or box[3] < box[1]:
         x, y = sorted((box[0], box[2])), sorted((box[1], box[3]))
         label.box = box = (x[0], y[0], x[1], y[1])
         if _has_area(box):
-            words = f"width or height is negative (corners exchanged?): '{text}'; put right"
+            words = f"width or height is negative: '{text}'; the corners are put in order"
             _note(scan, entry, label, "negative", words)
     if not _has_area(box):
         words = f"the box has no area: '{text}'; remove it"
         _note(scan, entry, label, "no_area", words)
     elif not _has_area(clip(box)):
-        words = f"the box lies outside the image: '{text}'; remove or correct it"
+        words = f"the box is outside the image: '{text}'; remove or correct it"
         _note(scan, entry, label, "outside", words)
     elif max(abs(a - b) for a, b in zip(box, clip(box), strict=True)) > ROUNDING:
         values = label.values or ()
@@ -365,7 +359,7 @@ def _grade_place(scan: Scan, entry: Entry, label: Label, box: Corners) -> None:
 
 
 def clip(box: Corners) -> Corners:
-    """The part of a box within the image."""
+    """Clip a box to the image."""
     x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in box)
     return x1, y1, x2, y2
 
@@ -375,7 +369,7 @@ def _has_area(box: Corners) -> bool:
 
 
 def _divided(box: Corners, size: tuple[int, int] | None) -> Corners | None:
-    """Corners of a label in pixels, if they fit into the image; else its numbers are lost."""
+    """Return a box in pixels as fractions if it fits into the image, else None."""
     if size is None:
         return None
     x1, y1, x2, y2 = (value / side for value, side in zip(box, size * 2, strict=True))
@@ -384,7 +378,7 @@ def _divided(box: Corners, size: tuple[int, int] | None) -> Corners | None:
 
 
 def used(label: Label, *, repaired: bool = False) -> bool:
-    """Whether a label becomes a box: for training, or in a copy after repairs that are certain."""
+    """Return whether a label is used for training, or (``repaired``) written to a cleaned copy."""
     if label.box is None or label.crowd or label.repeats or label.class_id is None:
         return False
     allowed = ("", "sticks_out", "range", "negative")
@@ -410,10 +404,10 @@ def _find_repeats(scan: Scan, entry: Entry) -> None:
 def _take_outline(
     scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None
 ) -> None:
-    """Take the outline of a COCO annotation if it is that of its box."""
+    """Set the outline of a COCO annotation if it matches its box."""
     if label.crowd:
         if not label.refused:
-            _note(scan, entry, label, "crowd", "is a crowd region, kept apart")
+            _note(scan, entry, label, "crowd", "is a crowd region, not used for training")
         return
     if label.segmentation is None or scale is None or not label.sound or label.box is None:
         return
@@ -421,26 +415,27 @@ def _take_outline(
     try:
         parts: list[Points] = [part / scale for part in parts_of(label.segmentation)]
     except (ValueError, TypeError, OverflowError):
-        _note(scan, entry, label, "outline_points", "its segmentation is not lists of points")
+        words = "expected a segmentation of lists of points; it is not used"
+        _note(scan, entry, label, "outline_points", words)
     else:
-        # A point that is not a number makes the hull, and this, not a number.
+        # False if a point is NaN.
         if parts and overlap(hull_of(parts), label.box) >= _SAME_EXTENT:
             label.parts = parts
         elif parts:
-            words = "its segmentation lies elsewhere than its box, which is used; correct one"
+            words = "its segmentation does not match its box; only the box is used, correct one"
             _note(scan, entry, label, "outline", words)
     label.fault = fault
 
 
 def turned(points: Points, orientation: int) -> Points:
-    """Points (k, 2) in fractions of the stored image, as fractions of the upright one."""
+    """Rotate points (k, 2), normalized, from the stored image to the upright image."""
     x, y = points[:, 0], points[:, 1]
     moves = {5: (y, x), 6: (1 - y, x), 7: (1 - y, 1 - x), 8: (y, 1 - x)}
     return np.stack(moves.get(orientation, (x, y)), axis=1)
 
 
-def _settle_percent(scan: Scan) -> None:
-    """Mark pixels that might as well be percent: nothing says which, so they are not converted."""
+def _mark_percent(scan: Scan) -> None:
+    """Mark labels that may be pixels or percent as doubtful, so that they are not converted."""
     found = [(entry, label) for entry, label in scan.labels() if label.fault == "pixels"]
     sides = [side for entry, _ in found for side in entry.size or ()]
     largest = max((abs(v) for _, label in found for v in label.values or ()), default=0.0)

@@ -1,8 +1,7 @@
-"""Files of a data set: folders walked, and paths located, the same way for every format.
+"""List the files of a data set and find files by the paths in its descriptions.
 
-Hidden and service folders (``.ipynb_checkpoints``, trash, NAS thumbnails) are passed over. Links to
-folders are followed, each folder once however many ways lead to it. A folder is never an image,
-whatever it is called.
+Hidden and service folders (``.ipynb_checkpoints``, trash, NAS thumbnails) are skipped. Links to
+folders are followed; each folder is listed once.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ _SERVICE = re.compile(
     r"|System Volume Information|lost\+found|Network Trash Folder|Temporary Items",
     re.IGNORECASE,
 )
-_DRIVE = re.compile(r"^[A-Za-z]+:/*")  # also of a URL
+_DRIVE = re.compile(r"^[A-Za-z]+:/*")  # a drive letter or the scheme of a URL
 _QUOTED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 
 
 def is_service(name: str) -> bool:
-    """Whether a folder's name is that of a hidden or service folder."""
+    """Return whether a name is that of a hidden or service folder."""
     return _SERVICE.fullmatch(name) is not None
 
 
 def files_below(scan: Scan, folder: Path) -> list[Path]:
-    """All files below a folder in order; problems are noted once for each folder."""
+    """Return all files below a folder, sorted; note problems once for each folder."""
     found: list[Path] = []
     links: list[Path] = []
     root = os.path.realpath(folder)
@@ -46,7 +45,7 @@ def files_below(scan: Scan, folder: Path) -> list[Path]:
     seen = {root}
     waiting = [folder]
     while waiting or links:
-        if not waiting:  # links last: a folder is listed by its own path where it has one
+        if not waiting:  # links last, so that folders are listed by their own path if possible
             link = heapq.heappop(links)
             real = os.path.realpath(link)
             if real in seen or root.startswith(os.path.join(real, "")):  # noqa: PTH118 - a loop
@@ -63,7 +62,7 @@ def files_below(scan: Scan, folder: Path) -> list[Path]:
             if not is_folder:
                 found.append(path)
             elif is_service(item.name):
-                scan.problem_once("passed_over", "is a hidden or service folder, passed over", path)
+                scan.problem_once("passed_over", "is a hidden or service folder, skipped", path)
             elif item.is_symlink():
                 heapq.heappush(links, path)
             elif (real := os.path.realpath(path)) not in seen:
@@ -77,21 +76,21 @@ def _listed(scan: Scan, folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as items:
             return list(items)
     except OSError as error:
-        words = f"cannot be read: {error.strerror}; what is in it is missing here"
+        words = f"cannot be read: {error.strerror}; correct its permissions"
         scan.problem_once("folder", words, folder)
         return []
 
 
 def images_below(scan: Scan, folder: Path) -> list[Path]:
-    """All images below a folder, in order."""
+    """Return all images below a folder, sorted."""
     return [path for path in files_below(scan, folder) if is_image(path)]
 
 
 def listed(folder: Path) -> list[Path]:
-    """What a folder holds, in order.
+    """Return the contents of a folder, sorted.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The folder cannot be read.
     """
     try:
         return sorted(folder.iterdir())
@@ -100,24 +99,19 @@ def listed(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images of one folder, in order."""
+    """Return the images directly in a folder, sorted."""
     return [path for path in listed(folder) if is_image(path) and not is_folder(path)]
 
 
-def is_there(path: Path) -> bool:
-    """`Path.exists` for names that may be impossible."""
-    return os.path.exists(path)  # noqa: PTH110
-
-
 class Places:
-    """Finds files by relative paths; looks at each folder once that is not there."""
+    """Finds files by relative paths; remembers which folders exist."""
 
     def __init__(self) -> None:
         self._folders: dict[str, bool] = {}
 
     def find(self, folder: Path | str, name: str) -> Path | None:
-        """The file or folder of that name, if there is one."""
-        # Hundreds of thousands may be sought: letters are cheaper than paths.
+        """Return the file or folder of that name, or None."""
+        # Strings are much faster than `Path` for hundreds of thousands of names.
         place = name if os.path.isabs(name) else f"{folder}/{name}"  # noqa: PTH117
         parent = place[: place.rfind("/") + 1]
         if parent not in self._folders:
@@ -126,12 +120,12 @@ class Places:
 
 
 def spellings(entry: str) -> tuple[str, ...]:
-    """A path as written, and as meant by who wrote it on Windows."""
+    """Return a path as written, and with Windows backslashes replaced."""
     return tuple(dict.fromkeys((entry.strip(), entry.strip().replace("\\", "/"))))
 
 
 def places_of(entry: str, folders: Iterable[Path]) -> Iterator[Path]:
-    """Where an entry of a ``data.yaml`` may be: also without leading ``../`` (Roboflow)."""
+    """Yield candidates for an entry of a ``data.yaml``: also without leading ``../`` (Roboflow)."""
     for spelling in spellings(entry):
         stripped = re.sub(r"^(\.\./)+", "", spelling)
         for folder in folders:
@@ -140,10 +134,10 @@ def places_of(entry: str, folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def tails(name: str) -> list[str]:
-    """A file name as written, then with fewer and fewer of its first folders.
+    """Return a file name as written, then without its first folder, its first two folders, etc.
 
-    Labelling tools write their own paths: an upload folder, ``/data/a.png``, a URL. No tail leads
-    out of the folder that it is sought in. The first is empty where the name as written does.
+    Labelling tools write their own paths: an upload folder, ``/data/a.png``, a URL. The first item
+    is empty if the name is absolute or contains ``..``; no item leads out of a folder.
     """
     text = posixpath.normpath(name.replace("\\", "/")) if name else ""
     plain = _DRIVE.sub("", text).lstrip("/")
@@ -153,26 +147,26 @@ def tails(name: str) -> list[str]:
     for start in range(whole == text, len(parts)):
         found.append("/".join(parts[start:]))
     last = parts[-1] if parts else ""
-    if "%" in last or "?" in last:  # also Label Studio's `?d=folder%2Fa.png`
-        found.append(unquote(last).replace("\\", "/").rsplit("/", 1)[-1].rsplit("=", 1)[-1])
+    if "%" in last or "?" in last:  # Label Studio writes `?d=folder%2Fa.png`
+        found.append(_unquote(last).replace("\\", "/").rsplit("/", 1)[-1].rsplit("=", 1)[-1])
     return [tail for tail in dict.fromkeys(found) if tail not in (".", "..") and "\0" not in tail]
 
 
-def unquote(text: str) -> str:
-    """A text in which a URL has written letters as ``%C3%A9``."""
+def _unquote(text: str) -> str:
+    """Decode a URL-encoded text (``%C3%A9``)."""
     return _QUOTED.sub(
         lambda match: bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "replace"), text
     )
 
 
 class Names:
-    """Names of folders, each read once, to find files whose name is written a little otherwise."""
+    """Finds files whose names are spelled slightly differently; lists each folder once."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, dict[str, Path]] = {}
 
     def find(self, path: Path) -> Path | None:
-        """A file that differs in the case of its suffix, in how accents are encoded, or by URL."""
+        """Find a file whose name differs in suffix case, Unicode form, or URL encoding."""
         folder = path.parent
         if folder not in self._folders:
             try:
@@ -180,12 +174,12 @@ class Names:
             except OSError:
                 files = []
             known = {_plain(file): file for file in files}
-            # A name that is meant literally goes before one that a URL stands for.
+            # Literal names take precedence over decoded ones.
             self._folders[folder] = {_plain(file, url=True): file for file in files} | known
         known = self._folders[folder]
         return known.get(_plain(path)) or known.get(_plain(path, url=True))
 
 
 def _plain(path: Path, *, url: bool = False) -> str:
-    stem = unquote(path.stem) if url else path.stem
+    stem = _unquote(path.stem) if url else path.stem
     return unicodedata.normalize("NFC", stem) + path.suffix.lower()

@@ -1,8 +1,8 @@
-"""The one way to read YAML: mappings, lists and texts, of bounded size and depth.
+"""Read a safe subset of YAML: mappings, lists and scalars, of bounded size and depth.
 
-YAML has more than our files need, and most of it surprises: other types (``no`` is false, ``010``
-is eight, ``2020-01-01`` a date), tags that make objects, aliases that grow without bound. Whoever
-reads a tree says what becomes of a scalar: `as_text` or `as_value`.
+YAML features with surprising effects are not supported: implicit types (``no`` is false, ``010`` is
+eight, ``2020-01-01`` a date), tags that create objects, aliases that grow exponentially. The caller
+selects how scalars are converted: by `as_text` or `as_value`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from y7edge.data.formats.text import Text, read_text
 from y7edge.errors import needing
 
 _LARGEST = 4 << 20  # bytes
-_MOST = 210_000  # values, aliases followed: a hundred thousand numbered names have twice as many
+_MOST = 210_000  # values, with expanded aliases; 100,000 numbered names have twice as many
 _DEEPEST = 32
-_TAGS: set[str | None] = {
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq")
-}
-_TAGS |= {"tag:yaml.org,2002:map", "!", None}
+_KNOWN = ("str", "int", "float", "bool", "null", "seq", "map")
+_TAGS = {*(f"tag:yaml.org,2002:{name}" for name in _KNOWN), "!", None}
 _NULLS = ("", "~", "null", "Null", "NULL")
 _BOOLS = {
     spelled: value
@@ -34,26 +32,26 @@ _WHOLE = re.compile(r"[-+]?[0-9]{1,100}")
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)")
 
-Scalar = Callable[[str, bool], Any]  # the text, and whether it stands without quotes
+Scalar = Callable[[str, bool], Any]  # of the text, and whether it is unquoted
 
 
 @dataclass(slots=True)
 class Tree:
-    """The content of a file, and where its top-level keys stand; lines count from 1."""
+    """The content of a file, and the lines of its top-level keys, from 1."""
 
     text: Text
     content: Any = None
     lines: dict[str, int] = field(default_factory=dict)
-    repeated: list[tuple[str, int, int]] = field(default_factory=list)  # key, first line, again
+    repeated: list[tuple[str, int, int]] = field(default_factory=list)  # key, first and later line
 
 
 def as_text(text: str, plain: bool) -> str:
-    """Every scalar as it is written."""
+    """Return a scalar as written."""
     return text
 
 
 def as_value(text: str, plain: bool) -> Any:
-    """Numbers, true and false, nothing; all else is text. Numbers are decimal."""
+    """Convert an unquoted scalar to a decimal number, a bool or None; others stay texts."""
     if not plain:
         return text
     if text in _NULLS:
@@ -68,15 +66,15 @@ def as_value(text: str, plain: bool) -> Any:
 
 
 def is_null(text: Any) -> bool:
-    """Whether an entry read `as_text` says that there is none."""
+    """Return whether an entry, read by `as_text`, is empty or null."""
     return text in _NULLS if isinstance(text, str) else text is None
 
 
 def read_yaml(path: Path, scalar: Scalar) -> Tree:
-    """Read a file of one document.
+    """Read a file with one YAML document.
 
     Raises:
-        ValueError: It cannot be read, or is not such YAML; the message says why, without the path.
+        ValueError: The file cannot be read or parsed; the message does not contain its path.
         RuntimeMissing: PyYAML is not installed.
     """
     with needing("PyYAML", "eval", f"{path}: reading it"):
@@ -85,8 +83,8 @@ def read_yaml(path: Path, scalar: Scalar) -> Tree:
     if not text.usable:
         words = f"cannot be read: {text.error}" if text.error else "not YAML: it holds zero bytes"
         raise ValueError(words)
-    # libyaml is ten times as fast, but not on every machine, and refuses halves of surrogate pairs,
-    # as which JSON escapes an emoji.
+    # libyaml is ten times as fast, but may be missing. It refuses surrogate pairs, which JSON uses
+    # to escape an emoji.
     for name in ("CSafeLoader", "SafeLoader"):
         if (loader := getattr(yaml, name, None)) is not None:
             try:
@@ -100,7 +98,7 @@ def read_yaml(path: Path, scalar: Scalar) -> Tree:
 
 
 class _Builder:
-    """Builds a tree from the parser's events, so that a bound is met before memory is."""
+    """Builds a tree from parser events; checks the limits before memory is allocated."""
 
     def __init__(self, yaml: Any, scalar: Scalar, events: Iterator[Any]) -> None:
         self.yaml, self.scalar, self.events = yaml, scalar, events
@@ -108,12 +106,12 @@ class _Builder:
         self.anchors: dict[str, tuple[Any, int]] = {}
 
     def document(self, tree: Tree) -> Tree:
-        """Fill a tree with the only document."""
+        """Fill a tree with the only document of the file."""
         self.tree = tree
         for event in self.events:
             if isinstance(event, self.yaml.DocumentStartEvent):
                 if self.count:
-                    raise ValueError("expected one document, found another behind it (---)")
+                    raise ValueError("expected one document, found a second one (---)")
                 tree.content = self._value(next(self.events), 0)
         return tree
 
@@ -125,13 +123,13 @@ class _Builder:
             raise ValueError(f"line {line}: nested more than {_DEEPEST} deep")
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self.anchors:
-                words = f"alias *{event.anchor[:40]} stands for nothing before it, or is circular"
+                words = f"alias *{event.anchor[:40]} is undefined or circular"
                 raise ValueError(f"line {line}: {words}")
             value, weight = self.anchors[event.anchor]
             self._add(weight)
             return value
         if event.tag not in _TAGS:
-            raise ValueError(f"line {line}: the tag {event.tag[:60]} is not read; write plain text")
+            raise ValueError(f"line {line}: the tag {event.tag[:60]} is not supported; remove it")
         if isinstance(event, yaml.ScalarEvent):
             whole = event.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
             value = self.scalar(whole, not event.style and event.tag is None)
@@ -153,7 +151,7 @@ class _Builder:
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             line = event.start_mark.line + 1
             if not isinstance(event, yaml.ScalarEvent):
-                raise ValueError(f"line {line}: expected a text before the colon, found more")
+                raise ValueError(f"line {line}: expected a text as key, found a list or mapping")
             key, value = event.value, self._value(next(self.events), depth + 1)
             self._add(1)
             if key == "<<" and not event.style:
@@ -175,4 +173,4 @@ class _Builder:
     def _add(self, count: int) -> None:
         self.count += count
         if self.count > _MOST:
-            raise ValueError(f"expected at most {_MOST:,} values, found more, aliases followed")
+            raise ValueError(f"expected at most {_MOST:,} values with expanded aliases, found more")

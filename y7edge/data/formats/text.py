@@ -1,4 +1,4 @@
-"""Text files read whatever their encoding, with a note of what it was."""
+"""Read text files in any encoding, and record the encoding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from y7edge.files import read_regular, reason
 
-MOST_TEXT = 64 << 20  # bytes; of a list with half a million paths, say
+MOST_TEXT = 64 << 20  # bytes; enough for a list of half a million paths
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -18,19 +18,19 @@ _MARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text file."""
+    """The content of a text file."""
 
     path: Path
-    content: str = ""  # what cannot be decoded is replaced
-    # ``utf-8``; ``utf-8-sig`` (with a byte order mark), ``utf-16``, ``cp1252`` for anything else
-    # that has letters beyond ASCII; ``binary`` is not text.
+    content: str = ""  # invalid bytes are replaced
+    # ``utf-8``, ``utf-8-sig`` (with a byte order mark), ``utf-16``, ``binary`` if it is not text,
+    # ``cp1252`` for anything else.
     encoding: str = "utf-8"
-    carriage_returns: bool = False  # whether lines end as on Windows
-    error: str = ""  # why nothing could be read
+    carriage_returns: bool = False  # whether it has Windows line ends
+    error: str = ""  # why it could not be read
 
     @property
     def lines(self) -> list[tuple[int, str]]:
-        """Lines that are not blank, with their numbers from 1."""
+        """Non-blank lines with their numbers from 1."""
         numbered = enumerate(self.content.splitlines(), 1)
         return [(number, line.strip()) for number, line in numbered if line.strip()]
 
@@ -41,14 +41,14 @@ class Text:
 
 
 def read_text(path: Path, *, most: int = MOST_TEXT) -> Text:
-    """Read a file of text of at most ``most`` bytes; never raises for what it holds or is."""
+    """Read a text file of at most ``most`` bytes; errors are stored in ``Text.error``."""
     try:
         raw = read_regular(path, most)
-    except (OSError, ValueError) as error:  # ValueError: a name that cannot be
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         return Text(path, error=reason(error))
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "")
     if not encoding and b"\0" in raw:
-        # UTF-16 without its mark has a zero beside every ASCII letter; other files do not.
+        # In UTF-16 every other byte of ASCII text is zero.
         halves = raw[1::2].count(0), raw[0::2].count(0)
         encoding = "binary"
         if max(halves) > 0.4 * len(raw):

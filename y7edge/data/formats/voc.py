@@ -1,14 +1,16 @@
-"""Data sets in Pascal VOC form: one XML file of boxes per image, lists of stems for the splits.
+"""Read Pascal VOC data sets: an XML file of boxes per image, and lists of stems for the splits.
 
-Three layouts: ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``test.txt``; that of
-the original challenge (``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``); and a folder
-for each split, ``train/``, ``val/`` or ``valid/``, ``test/`` (searched through), with images and
-their XML files side by side, as labelling services export it. Class names are those of
-``classes.txt`` if there is one (one per line), else all in the annotations, sorted.
+Three layouts are supported:
 
-Corners are taken as written, in pixels of the upright image (EXIF rotation applied). The
-challenge itself counted pixels from 1; the tools that most people annotate with do not. Objects
-marked ``difficult`` are objects like the others.
+* ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``test.txt``;
+* that of the original challenge: ``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``;
+* a folder for each split (``train/``, ``val/`` or ``valid/``, ``test/``) with images and their XML
+  files side by side, at any depth, as labelling services export it.
+
+Class names are the lines of ``classes.txt`` if it exists, else all names in the annotations,
+sorted. Corners are in pixels of the upright image (EXIF rotation applied), from 0 as most tools
+write them; the challenge itself counted pixels from 1. ``difficult`` objects are not treated
+differently.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from y7edge.data.formats.records import (
     Entry,
     Label,
     Scan,
-    written_number,
+    written_numbers,
 )
 from y7edge.data.formats.text import Text, read_text
 from y7edge.data.sample import is_image
@@ -41,7 +43,7 @@ _OBJECT = re.compile(r"<object[\s>]")
 
 
 class Layout(NamedTuple):
-    """Names of the folders of images, of annotations, and of the lists of splits."""
+    """The folders of images, annotations and split lists."""
 
     images: str
     annotations: str
@@ -55,7 +57,7 @@ _LAYOUTS = (
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Which of the layouts with lists a folder has."""
+    """Return the layout of a folder with split lists, or None."""
     for layout in _LAYOUTS:
         if is_folder(folder / layout.images) and _annotations(folder / layout.annotations):
             return layout
@@ -63,7 +65,7 @@ def layout_of(folder: Path) -> Layout | None:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """By split, the folders that hold images and their annotations side by side."""
+    """Return by split the folders with images and annotations side by side."""
     return {
         split: folder / name
         for split in SPLITS
@@ -73,12 +75,12 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def is_voc(folder: Path) -> bool:
-    """Whether the folder has images and annotations in one of the layouts."""
+    """Return whether a folder has one of the supported layouts."""
     return layout_of(folder) is not None or bool(split_folders(folder))
 
 
 def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
-    """Find the images of a folder: of the splits named, which then must exist, or of all."""
+    """Find the images of a data set; ``splits`` must exist, None reads all splits found."""
     scan = Scan(folder, folder, "voc")
     layout = layout_of(folder)
     if layout is not None:
@@ -102,8 +104,7 @@ def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
     for entry in scan.entries:
         entry.labelled = entry.label_file is not None and is_file(entry.label_file)
         if not entry.labelled and entry.label_file is not None:
-            words = f"expected {entry.label_file.name} beside the image or in the annotations; "
-            words += "annotate it or leave it out"
+            words = f"expected {entry.label_file.name}, found none; annotate the image or remove it"
             scan.problem("missing_label", words, entry.path,
                          image=entry.path, effect="refused", severity="error")  # fmt: skip
     listed_names = folder / "classes.txt"
@@ -118,7 +119,7 @@ def _annotations(folder: Path) -> list[Path]:
 
 
 def _is_annotation(path: Path) -> bool:
-    # macOS leaves "._name.xml" beside files on foreign disks.
+    # macOS writes hidden "._name.xml" files beside files on foreign disks.
     return path.suffix == ".xml" and not path.name.startswith(".")
 
 
@@ -149,21 +150,21 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
             words = f"expected a list, one stem per line: {text.error}"
             scan.problem("splits", words, path)
         for number, line in scan.add_text(text).lines if not text.error else ():
-            # The challenge's lists have two columns; stems may have spaces.
+            # Lists of the challenge have two columns; stems may contain spaces.
             stem = line if line in entries else line.split()[0]
             entry = entries.get(stem)
             if entry is None:
                 words = f"expected the stem of an image in {layout.images}/, found '{stem}'; "
                 named = Path(stem.replace("\\", "/"))
-                # Other suffixes are parts of a stem: `a.v2` is not the image `a`.
+                # `a.v2` is a stem; only suffixes of images are removed.
                 short = named.stem if is_image(named) else named.name
                 words += f"write '{short}'" if short in by_stem else "remove the line or restore it"
                 scan.problem("list_entry", words, path, number)
             elif not scan.add(split, entry):
-                words = f"{stem} is listed twice in {split}, it would count double"
+                words = f"{stem} is listed twice in {split}; remove one line"
                 scan.problem("listed_twice", words, path, number)
     if not scan.split_names:
-        words = "expected train.txt or val.txt, found neither; every image is taken for training"
+        words = "expected train.txt or val.txt, found neither; write them"
         scan.problem("splits", words, lists)
         scan.split_names.append("train")
         for entry in entries.values():
@@ -171,12 +172,12 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
 
 
 def read(scan: Scan) -> None:
-    """Read the annotations."""
+    """Read the annotations into the entries of a scan."""
     by_file = {entry.label_file: entry for entry in scan.entries if entry.labelled}
     named = bool(scan.names)
     found: set[str] = set()
     for path in scan.annotations:
-        # Names are those of all annotations, so that they do not depend on the splits read.
+        # Class names come from all annotations, so they do not depend on the requested splits.
         entry = by_file.get(path)
         if entry is None and named:
             continue
@@ -209,23 +210,23 @@ def _annotation(scan: Scan, entry: Entry, path: Path) -> None:
     entry.stated = _stated(tree)
     written = (tree.findtext("filename") or "").strip()
     if written and re.split(r"[\\/]", written)[-1].rsplit(".", 1)[0] != path.stem:
-        words = f"is named after {entry.path.name} but says filename '{written[:80]}'"
+        words = f"expected {entry.path.name} as filename, found '{written[:80]}'; correct it"
         scan.problem("other_name", words, path)
 
 
 def _parse(scan: Scan, entry: Entry, text: Text) -> ElementTree.Element | None:
     reason, line = "", 0
-    # Entities can grow without bound or read other files; no annotation needs them.
+    # Entities can grow exponentially or read other files.
     if "<!DOCTYPE" in text.content or "<!ENTITY" in text.content:
-        reason = "refused, as it defines a document type or entities; remove them"
+        reason = "refused: it defines a document type or entities; remove them"
         scan.problem("annotation", reason, text.path)
     elif text.usable:
         try:
-            # Without the declaration: its encoding does not hold for decoded text.
+            # Remove the declaration, whose encoding does not apply to decoded text.
             tree = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text.content))
             if tree.tag == "annotation":
                 return tree
-            reason = f"its root is <{tree.tag[:80]}>, expected <annotation> without a namespace"
+            reason = f"expected the root <annotation> without a namespace, found <{tree.tag[:80]}>"
         except ElementTree.ParseError as error:
             reason, line = f"expected a well-formed XML annotation: {error}", error.position[0]
         scan.problem("annotation", reason, text.path, line)
@@ -234,7 +235,7 @@ def _parse(scan: Scan, entry: Entry, text: Text) -> ElementTree.Element | None:
 
 
 def _lines(text: Text, count: int) -> list[int]:
-    """The lines of the objects of a file; zeros if they cannot be found."""
+    """Return the line of each object; zeros if they cannot be found."""
     content, lines, line, last = text.content, [], 1, 0
     for match in _OBJECT.finditer(content):
         line += content.count("\n", last, match.start())
@@ -246,17 +247,13 @@ def _lines(text: Text, count: int) -> list[int]:
 def _label(item: ElementTree.Element, path: Path, line: int, index: int) -> Label:
     texts = [(item.findtext(f"bndbox/{side}") or "").strip() for side in _SIDES]
     name = (item.findtext("name") or "").strip()
-    values: tuple[float, ...] | None
-    try:
-        values = tuple(written_number(text) for text in texts if text)
-    except ValueError:
-        values = None
+    values = written_numbers(filter(None, texts))
     shown = f"{name} {' '.join(text or '-' for text in texts)}"
     return Label(path, line, shown, name, None, values, "corners", f"object {index + 1}")
 
 
 def _stated(tree: ElementTree.Element) -> tuple[float, float] | None:
-    """Width and height in pixels, if the annotation states both; zeros stay, to be reported."""
+    """Return the stated width and height; zeros are kept, to be reported later."""
     try:
         width, height = (float(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
     except ValueError:

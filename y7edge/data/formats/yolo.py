@@ -1,26 +1,27 @@
-"""Data sets in YOLO form: a ``data.yaml`` and one text file of labels per image.
+"""Read YOLO data sets: a ``data.yaml`` and a text file of labels per image.
 
-``train``, ``val``, ``test`` of the ``data.yaml`` are each a folder of images (searched through), a
-list file with one image per line, or a list of these; ``path`` is their root; ``names`` is a list
-or a mapping from 0; ``nc`` may stand beside or, alone, make numbers the names.
+Entries of the ``data.yaml``:
 
-A path is sought, in this order: under the root (``path``, itself relative to the folder of the
-``data.yaml``); there without leading ``../`` (Roboflow writes ``../train/images`` and means
-``train/images``); beside the ``data.yaml``; under the working directory (the published files mean
-that). Where there is nothing of that name, backslashes are taken for slashes; and in a list a first
-folder that is not there is left out (CVAT writes ``data/images/train/a.jpg`` into an archive that
-has no ``data``).
+* ``train``, ``val``, ``test``: a folder of images at any depth, a list file with one image per
+  line, or a list of these;
+* ``path``: their root, relative to the folder of the ``data.yaml``;
+* ``names``: a list, or a mapping from 0; ``nc``: the number of classes, which is enough on its own.
 
-The label file of an image is found by replacing the **last** folder named ``images`` (``Images``,
-``IMAGES``) in its path by ``labels``, and the suffix by ``.txt``; else it stands beside the image;
-else its name differs only in case, accents or as a URL. (The published code replaces the first
-``images``, which goes wrong below a folder of that name.) No label file, or an empty one: the image
-shows no object.
+Paths are searched for in this order: below the root; below the root without leading ``../``
+(Roboflow); beside the ``data.yaml``; below the working directory (published files). If a path does
+not exist, backslashes are read as slashes. In list files, leading folders that do not exist are
+removed (CVAT writes ``data/images/train/a.jpg`` into archives without ``data``).
 
-A label line is ``class cx cy w h``, a polygon ``class x1 y1 x2 y2 x3 y3 ...`` whose box is its
-hull, or, with ``kpt_shape: [K, D]`` in the ``data.yaml``, a box and K keypoints of D numbers,
-which are not used. Lines that may be boxes with further columns are refused. All numbers are
-fractions of the upright image (EXIF rotation applied).
+The path of a label file is the path of its image with the **last** folder ``images`` (``Images``,
+``IMAGES``) replaced by ``labels`` and the suffix by ``.txt``. (The published code replaces the
+first ``images``, which fails if a parent folder has this name.) If there is no such file, it is
+searched for beside the image, then with another spelling (case, accents, URL encoding). An image
+without a label file, or with an empty one, is a background image.
+
+A label line is a box ``class cx cy w h`` or a polygon ``class x1 y1 x2 y2 x3 y3 ...``. With
+``kpt_shape: [K, D]`` in the ``data.yaml`` it is a box and K keypoints of D numbers, which are not
+used. Other boxes with extra columns are refused. All numbers are normalized by the size of the
+upright image (EXIF rotation applied).
 """
 
 from __future__ import annotations
@@ -33,14 +34,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from y7edge.data.formats.columns import settle_columns
+from y7edge.data.formats.columns import classify_columns
 from y7edge.data.formats.description import read_description, take_names
 from y7edge.data.formats.listing import (
     Names,
     Places,
     files_below,
     images_below,
-    is_there,
     listed,
     places_of,
     spellings,
@@ -55,8 +55,8 @@ from y7edge.data.formats.records import (
     Form,
     Label,
     Scan,
-    own_names,
-    written_number,
+    split_named,
+    written_numbers,
 )
 from y7edge.data.formats.text import read_text
 from y7edge.data.sample import is_image
@@ -70,21 +70,21 @@ Where = tuple[Path, int]
 
 
 def find(folder: Path) -> Path | None:
-    """The ``data.yaml`` of a folder: by that name, else its only yaml file that may be one."""
+    """Return the ``data.yaml`` of a folder, else its only YAML file if that describes data."""
     for suffix in _YAML_SUFFIXES:
         if is_file(folder / f"data{suffix}"):
             return folder / f"data{suffix}"
     others = [path for path in listed(folder) if path.suffix in _YAML_SUFFIXES]
-    # Beside COCO or VOC files there may be a yaml file of any other tool.
+    # A YAML file beside COCO or VOC files may belong to another tool.
     one = len(others) == 1 and _DESCRIBES.search(read_text(others[0]).content)
     return others[0] if one else None
 
 
 def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
-    """Find the images of a ``data.yaml``: of the splits named, which then must exist, or of all.
+    """Find the images of a ``data.yaml``; ``splits`` must exist, None reads all splits found.
 
     Raises:
-        DataError: It cannot be parsed.
+        DataError: The file cannot be parsed.
         RuntimeMissing: PyYAML is not installed.
     """
     scan = Scan(path, path.parent, "yolo")
@@ -96,7 +96,7 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
     scan.levels = _pair(scan, entries, lines, "levels", "[lowest, highest] of 0 to 65535")
     root = path.parent / str(entries.get("path") or "").replace("\\", os.sep)
     if entries.get("path") and not is_folder(root):
-        words = f"'path: {entries['path']}' leads nowhere; entries are sought beside this file"
+        words = f"'path: {entries['path']}' does not exist; paths are read relative to this file"
         scan.problem("path_entry", words, path, lines["path"])
     listing = _Listing(scan, root)
     for split in SPLITS if splits is None else splits:
@@ -108,10 +108,10 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
                 scan.problem("splits", words, path)
             continue
         if key != split:
-            words = f"the entry '{key}' is read as '{split}'; other tools expect that name"
+            words = f"the entry '{key}' is read as '{split}'; rename it for other tools"
             scan.problem("splits", words, path, lines[key], effect="advice", severity="warning")
         for item in entries[key] if isinstance(entries[key], list) else [entries[key]]:
-            # Many files describe a test split that was never downloaded.
+            # Many data sets are distributed without the test split that they describe.
             optional = splits is None and split == "test"
             listing.entry(split, str(item), (path, lines[key]), optional=optional)
         if split in scan.members or splits is not None or split != "test":
@@ -124,7 +124,7 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
 def _pair(
     scan: Scan, entries: Mapping[str, Any], lines: Mapping[str, int], key: str, words: str
 ) -> tuple[int, int] | None:
-    """An entry of two numbers, which must make sense."""
+    """Return an entry of two numbers; note a problem if they are invalid."""
     given = entries.get(key)
     texts = given if isinstance(given, list) else []
     numbers = [int(text) for text in texts if re.fullmatch(r"\d{1,5}", str(text))]
@@ -139,7 +139,7 @@ def _pair(
 
 
 def list_images(path: Path) -> Scan:
-    """The images that a list file names, as split train (or val, test if it is named so)."""
+    """Find the images of a list file; its name gives the split, ``train`` by default."""
     split = next((name for name in SPLITS if name in path.stem.lower()), "train")
     scan = Scan(path, path.parent, "yolo", split_names=[split])
     _Listing(scan, path.parent).list_file(split, path)
@@ -147,12 +147,12 @@ def list_images(path: Path) -> Scan:
 
 
 def search_folder(folder: Path) -> Scan:
-    """All images below a folder; folders named train, val, test are splits."""
+    """Find all images below a folder; folders named train, val, test are splits."""
     scan = Scan(folder, folder, "yolo")
     listing = _Listing(scan, folder)
     for image in images_below(scan, folder):
         parts = image.relative_to(folder).parts[:-1]
-        named = [split for split in map(own_names, reversed(parts)) if split]
+        named = [split for split in map(split_named, reversed(parts)) if split]
         listing.add(named[0] if named else "train", image)
     scan.split_names = [split for split in SPLITS if scan.in_split(split)]
     return _undescribed(
@@ -165,14 +165,14 @@ def search_folder(folder: Path) -> Scan:
 
 def _undescribed(scan: Scan, words: str) -> Scan:
     if not scan.entries:
-        raise DataError(f"{scan.source}: {words}, found none of them, and no image")
-    words += ", found images only, and no class names"
+        raise DataError(f"{scan.source}: {words}, found none of these and no images")
+    words += ", found only images; write one with the class names"
     scan.problem("undescribed", words, scan.source)
     return scan
 
 
 class _Listing:
-    """Takes images into a scan, each once, by whatever path it is named."""
+    """Adds images to a scan, each once, even if they are named by different paths."""
 
     def __init__(self, scan: Scan, root: Path) -> None:
         self.scan, self.root = scan, root
@@ -181,14 +181,12 @@ class _Listing:
         self._places = Places()
 
     def entry(self, split: str, entry: str, where: Where, *, optional: bool = False) -> None:
-        """Take what one entry stands for: a folder's images, a list file's, or the one it names."""
-        scan, places = (
-            self.scan,
-            list(dict.fromkeys(places_of(entry, (self.root, self.scan.root, Path())))),
-        )
-        path = next(filter(is_there, places), None)
+        """Add the images of one entry: a folder, a list file or an image."""
+        scan = self.scan
+        places = list(dict.fromkeys(places_of(entry, (self.root, scan.root, Path()))))
+        path = next(filter(os.path.exists, places), None)
         if path is None and optional:
-            words = f"'{split}: {entry}' leads nowhere; download it or remove the entry"
+            words = f"'{split}: {entry}' does not exist; download it or remove the entry"
             scan.problem("test_entry", words, *where)
         elif path is None:
             tried = ", ".join(map(str, places))
@@ -210,30 +208,30 @@ class _Listing:
             scan.problem("entry", words, *where)
 
     def list_file(self, split: str, path: Path) -> None:
-        """Take the images that a list names, relative to its folder, the root or where we run."""
+        """Add the images of a list file, relative to it, the root or the working folder."""
         scan = self.scan
         text = scan.add_text(read_text(path))
         folders = dict.fromkeys(map(str, (path.parent, self.root, Path())))
-        again: dict[str, tuple[str, str]] = {}  # line -> the problem that another such line is
+        again: dict[str, tuple[str, str]] = {}  # line -> the problem to note if it is repeated
         for number, line in text.lines if text.usable else ():
             if line in again:
                 scan.problem(*again[line], path, number)
                 continue
             image = self._found(folders, spellings(line))
             if image is None:
-                # Tools write a folder that only they have, or the path on another machine.
+                # The line may be a path on another machine, or begin with a tool's own folder.
                 cut = tails(line)[1:]
                 image = self._found(folders, cut)
                 if image is not None and self._found(folders, cut[:1]) is None:
-                    words = f"'{line[:80]}' is not there; {image} is taken for it"
+                    words = f"'{line[:80]}' was not found; {image} is used"
                     scan.problem("tool_path", words, path, number)
             if image is None or not is_file(image) or not is_image(image):
-                words = f"expected the path of an image, found no file '{line[:80]}'"
-                words += "" if image is None or not is_file(image) else " that is one"
-                again[line] = "list_entry", f"{words}; remove the line or restore it"
+                found = "no file" if image is None or not is_file(image) else "another file"
+                words = f"expected the path of an image, found {found} '{line[:80]}'; "
+                again[line] = "list_entry", f"{words}remove the line or restore the image"
                 scan.problem(*again[line], path, number)
                 continue
-            words = f"{image.name} is listed twice in {split}, it would count double"
+            words = f"{image.name} is listed twice in {split}; remove one line"
             again[line] = "listed_twice", words
             if not self.add(split, image):
                 scan.problem(*again[line], path, number)
@@ -243,7 +241,7 @@ class _Listing:
         return next(filter(None, found), None)
 
     def add(self, split: str, path: Path) -> bool:
-        """Take an image; whether it was not in the split yet."""
+        """Add an image; return whether it was not in the split yet."""
         folder = path.parent
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)
@@ -252,7 +250,7 @@ class _Listing:
 
 
 def label_path(image: Path) -> Path:
-    """Where the labels of an image stand (see the module's text for the rule)."""
+    """Return the usual path of an image's label file, as described above."""
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] in _LABELS:
@@ -287,7 +285,7 @@ def read(scan: Scan) -> None:
             shared = " and ".join(entry.path.name for entry in entries)
             words = f"{shared} share one label file; rename one"
             scan.problem("shared_label", words, entries[1].path, image=entries[1].path)
-    settle_columns(scan)
+    classify_columns(scan)
     _find_lost(scan)
 
 
@@ -310,13 +308,13 @@ def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
             if (path := names.find(candidate)) is not None:
                 break
         if path is not None and path not in candidates:
-            words = f"is not found by other tools: call it {wanted.name!a}"
+            words = f"other tools do not find it: rename it to {wanted.name!a}"
             scan.problem("label_name", words, path, image=image)
     entry.label_file, entry.labelled = path or wanted, path is not None
 
 
 def _find_lost(scan: Scan) -> None:
-    """Note images without labels, and whose labels may stand elsewhere."""
+    """Note images without a label file, and those whose labels may be in another folder."""
     bare = [entry for entry in scan.entries if not entry.labelled]
     elsewhere: dict[str, Path] = {}
     if bare:
@@ -327,10 +325,10 @@ def _find_lost(scan: Scan) -> None:
                               if p.suffix.lower() == ".txt" and p not in owned}  # fmt: skip
     for entry in bare:
         shown = os.path.relpath(entry.label_file or entry.path, scan.root)
-        words = f"has no {shown}: taken as background; if that is right, make it an empty file"
+        words = f"has no {shown} and is used as background; if this is right, add an empty file"
         if entry.path.stem in elsewhere:
             other = os.path.relpath(elsewhere[entry.path.stem], scan.root)
-            entry.lost = f"{other} has its name and no image: move it there?"
+            entry.lost = f"{other} has the same name and no image; move it if it belongs here"
             words = f"has no {shown}, but {entry.lost}"
         scan.problem(
             "missing_label", words, entry.path, image=entry.path, doubtful=bool(entry.lost)
@@ -338,34 +336,26 @@ def _find_lost(scan: Scan) -> None:
 
 
 def label_root(path: Path) -> Path:
-    """The nearest folder called ``labels`` above a label file, else its own folder."""
+    """Return the nearest folder ``labels`` above a label file, else its own folder."""
     return next((p for p in path.parents if p.name in _LABELS.values()), path.parent)
 
 
 def parse_line(path: Path, number: int, line: str, names: Mapping[str, int]) -> Label:
-    """One label line, however wrong; commas and names of one class are understood."""
+    """Parse a label line; accept commas, and the name of a class instead of its number."""
     plain, named = _respelled(line), False
     tokens = plain.split() or [""]
     first, rest, class_id = tokens[0], tokens[1:], _class(tokens[0])
     if class_id is None and (cut := _name_ends(tokens, names)):
         first, rest, named = " ".join(tokens[:cut]), tokens[cut:], True
         class_id = names[first]
-    values: tuple[float, ...] | None
-    try:
-        values = tuple(map(written_number, rest))
-    except ValueError:
-        values = None
+    values = written_numbers(rest)
     form: Form = "polygon" if len(rest) >= 6 and len(rest) % 2 == 0 else "box"
-    label = Label(path, number, line, first, class_id, values, form)
-    label.named = named
-    label.repaired = (
-        RESPELLED if plain != line else f"class {first!r} is {class_id}" if named else ""
-    )
-    return label
+    repaired = RESPELLED if plain != line else f"class {first!r} is {class_id}" if named else ""
+    return Label(path, number, line, first, class_id, values, form, named=named, repaired=repaired)
 
 
 def _respelled(line: str) -> str:
-    """A line with points in its numbers and spaces between them, if that makes it a label."""
+    """Replace commas and semicolons by points and spaces, if the result is a valid label."""
     if ";" in line:
         plain = line.replace(";", " ").replace(",", ".")
     elif "," not in line:
@@ -375,29 +365,20 @@ def _respelled(line: str) -> str:
         spaced = "." in line or line.count(",") == 4 > len(tokens)
         spaced = spaced or any(token[-1] == "," for token in tokens)
         plain = line.replace(",", " " if spaced else ".")
-    values = [_number(token) for token in plain.split()[1:]]
+    values = written_numbers(plain.split()[1:]) or ()
     usual = len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)
-    return plain if usual and None not in values else line
+    return plain if usual else line
 
 
 def _name_ends(tokens: Sequence[str], names: Mapping[str, int]) -> int:
-    """How many of the first tokens are the name of one class, followed by numbers; 0 if none."""
+    """Return how many of the first tokens are a class name followed by numbers; 0 if none."""
     for cut in range(1, min(len(tokens) - 3, 9)):
         rest = tokens[cut:]
-        if " ".join(tokens[:cut]) in names and None not in map(_number, rest):
+        if " ".join(tokens[:cut]) in names and written_numbers(rest) is not None:
             return cut
     return 0
 
 
-def _number(token: str) -> float | None:
-    try:
-        return written_number(token)
-    except ValueError:
-        return None
-
-
 def _class(token: str) -> int | None:
-    value = _number(token)
-    if value is None or not math.isfinite(value) or value != int(value):
-        return None
-    return int(value)
+    (value,) = written_numbers([token]) or (math.nan,)
+    return int(value) if math.isfinite(value) and value == int(value) else None

@@ -1,1 +1,1 @@
-"""Synthetic scenes with exact labels, made from a seed; for the demo and the tests."""
+"""Generate synthetic scenes with exact labels from a seed, for the demo and tests."""

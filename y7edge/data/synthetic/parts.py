@@ -1,8 +1,8 @@
-"""Small metal parts as a camera above a tray sees them: outlines, relief, and shaded sprites.
+"""Render small metal parts, seen from above.
 
-A part is an outline with holes and a height over it, in its own frame: origin at its middle,
-longest side about 1. Rendering lights the relief from one side; all classes share materials, so
-that nothing but shape tells them apart.
+A part is an outline with holes and a height map, in coordinates with the origin at its centre and a
+longest side of about 1. Rendering lights the height map from one side. All classes share their
+materials, so they can only be distinguished by shape.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _OVERSAMPLING = 2
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part in its own frame.
+    """A part in its own coordinates.
 
     Attributes:
         outline: The outer polygon, then the holes.
-        relief: Height over the flat part at coordinates (u, v), in the part's own unit.
+        relief: Function of coordinates (u, v) that returns the height above the flat part.
     """
 
     outline: tuple[Polygon, ...]
@@ -44,13 +44,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    """A rendered part, to be laid over an image.
+    """A rendered part, to be drawn over an image.
 
     Attributes:
         origin: Column and row of the sprite's first pixel in the image; may be negative.
         colour: float32 (n, n, 3) BGR, 0 to 255.
         alpha: float32 (n, n), the fraction of each pixel that the part covers.
-        extent: x1, y1, x2, y2 of the outline in the image, where pixel i spans i to i + 1.
+        extent: Bounding box x1, y1, x2, y2 of the outline in the image; pixel i spans i to i + 1.
     """
 
     origin: tuple[int, int]
@@ -65,7 +65,7 @@ def _ring(radius: float, corners: int = 48, turn: float = 0.0) -> Polygon:
 
 
 def nut(rng: Generator) -> Part:
-    """A hexagon with chamfered corners and a threaded hole."""
+    """Make a hexagon with chamfered corners and a threaded hole."""
     hole = rng.uniform(0.21, 0.30)
 
     def relief(u: Field, v: Field) -> Field:
@@ -78,7 +78,7 @@ def nut(rng: Generator) -> Part:
 
 
 def washer(rng: Generator) -> Part:
-    """A flat ring."""
+    """Make a flat ring."""
     dish = rng.uniform(-0.08, 0.08)
 
     def relief(u: Field, v: Field) -> Field:
@@ -88,7 +88,7 @@ def washer(rng: Generator) -> Part:
 
 
 def screw(rng: Generator) -> Part:
-    """A screw lying on its side: a cylindrical or countersunk head and a threaded shaft."""
+    """Make a screw on its side: a cylindrical or countersunk head and a threaded shaft."""
     head_length, head = rng.uniform(0.13, 0.20), rng.uniform(0.17, 0.22)
     shaft, pitch = rng.uniform(0.08, 0.11), rng.uniform(0.045, 0.065)
     neck = -0.5 + head_length
@@ -115,7 +115,7 @@ def screw(rng: Generator) -> Part:
 
 
 def bracket(rng: Generator) -> Part:
-    """A flat L with holes in its arms."""
+    """Make a flat L with holes in its arms."""
     width, arm = rng.uniform(0.26, 0.36), rng.uniform(0.65, 1.0)
     corners = np.array([[0, 0], [1, 0], [1, width], [width, width], [width, arm], [0, arm]])
     spots = [[0.85, width / 2], [width / 2, arm - 0.15]]
@@ -140,15 +140,15 @@ def render(
     light: tuple[float, float],
     rng: Generator,
 ) -> Sprite:
-    """Draw a part.
+    """Render a part.
 
     Args:
-        part: What to draw.
-        centre: Where its middle comes to lie, x and y in image pixels.
+        part: The part.
+        centre: Position of its origin, x and y in image pixels.
         size: Length of its unit in pixels.
-        angle: Its turn in radians.
-        light: Direction in the image from which the light comes (unit vector x, y).
-        rng: Chooses material and reflections.
+        angle: Rotation in radians.
+        light: Direction of the light source in the image (unit vector x, y).
+        rng: Selects material and reflections.
     """
     turn = size * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     outline = [polygon @ turn + centre for polygon in part.outline]
@@ -180,9 +180,9 @@ def render(
 
 
 def _mask(outline: list[Polygon], origin: NDArray[np.int_], side: int) -> NDArray[np.uint8]:
-    """The outline filled, holes left out (even-odd rule), oversampled, anti-aliased."""
+    """Fill the outline without its holes (even-odd rule), oversampled and anti-aliased."""
     mask = np.zeros((side * _OVERSAMPLING, side * _OVERSAMPLING), np.uint8)
-    # OpenCV counts from the middle of a pixel, outlines from its edge; 4 bits are its fractions.
+    # OpenCV's coordinates refer to pixel centres, ours to pixel edges; 4 bits are fractional.
     polygons = [
         np.round(((polygon - origin) * _OVERSAMPLING - 0.5) * 16).astype(np.int32)
         for polygon in outline
@@ -194,7 +194,7 @@ def _mask(outline: list[Polygon], origin: NDArray[np.int_], side: int) -> NDArra
 def _shade(
     mask: NDArray[np.uint8], height: Field, size: float, light: tuple[float, float], gloss: float
 ) -> Field:
-    """Brightness of a relief with rounded edges, lit from ``light`` at 45 degrees."""
+    """Return the brightness of a height map with rounded edges, lit at 45 degrees."""
     bevel = max(2.0, 0.035 * size * _OVERSAMPLING)
     inward = np.minimum(cv2.distanceTransform(mask, cv2.DIST_L2, 3) / bevel, 1.0)
     rounded = height + (bevel * 0.7 * np.sqrt(inward * (2 - inward))).astype(np.float32)

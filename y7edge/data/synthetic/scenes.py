@@ -1,8 +1,8 @@
-"""Images of small parts on a tray, with exact labels, made from a seed.
+"""Generate images of small parts on a tray, with exact labels, from a seed.
 
-Nuts, washers, screws and brackets lie under uneven light among litter, partly over one another.
-The classes share materials and sizes: a detector must learn shapes. The same seed gives the same
-image, so that others can repeat a result, and an image can serve as a probe by its seed alone.
+Nuts, washers, screws and brackets are scattered among litter under uneven light, and may overlap.
+The classes share materials and sizes, so a detector must learn shapes. The same seed always gives
+the same image; artifacts therefore store only the seeds of their probe images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from y7edge.files import write_text
 
 NAMES = ("nut", "washer", "screw", "bracket")
 
-# How a class is made, and its longest side as a fraction of the image's shorter one.
+# For each class: its generator, and the range of its longest side as a fraction of the image's
+# shorter side.
 _CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
     (nut, 0.19, 0.34),
     (washer, 0.19, 0.34),
@@ -32,9 +33,7 @@ _CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
     (bracket, 0.22, 0.38),
 )
 
-# A part of which less than this share shows is in the image, but not in its labels.
-_LEAST_VISIBLE = 0.4
-
+_LEAST_VISIBLE = 0.4  # visible fraction below which a part is not labelled
 _SMALLEST_SIDE = 96
 
 
@@ -44,8 +43,8 @@ class Scene:
 
     Attributes:
         image: uint8 (h, w, 3), BGR.
-        boxes: float32 (n, 4) x1, y1, x2, y2 in pixels: each part's whole outline, as far as it lies
-            in the image, including what other parts hide.
+        boxes: float32 (n, 4) x1, y1, x2, y2 in pixels: the bounding box of each part, including
+            areas hidden by other parts, clipped to the image.
         class_id: int32 (n,), index into ``NAMES``.
     """
 
@@ -55,14 +54,14 @@ class Scene:
 
 
 def scene(seed: int | Sequence[int], size: tuple[int, int] = (320, 320)) -> Scene:
-    """Make one image.
+    """Generate one image.
 
     Args:
-        seed: Any non-negative number, or several, as numpy's generators take them.
+        seed: A seed for `numpy.random.default_rng`: a non-negative number, or several.
         size: Height and width in pixels.
 
     Raises:
-        ConfigError: The size is too small for parts to be recognised.
+        ConfigError: The size is too small.
     """
     height, width = size
     if min(size) < _SMALLEST_SIDE:
@@ -100,7 +99,7 @@ def scene(seed: int | Sequence[int], size: tuple[int, int] = (320, 320)) -> Scen
 def _place(
     rng: Generator, height: int, width: int, light: tuple[float, float]
 ) -> tuple[list[Sprite], list[int]]:
-    """Choose and draw the parts, lowest first, mostly apart from one another."""
+    """Select and render the parts, lowest first, with little overlap."""
     unit = min(height, width)
     sprites: list[Sprite] = []
     class_id: list[int] = []
@@ -129,7 +128,7 @@ def _place(
 def _window(
     shape: tuple[int, ...], sprite: Sprite, shift: tuple[int, int] = (0, 0)
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a sprite, moved by ``shift``, meets an image: slices of that and of the sprite."""
+    """Return the overlap of an image and a sprite moved by ``shift``, as slices of both."""
     side = sprite.alpha.shape[0]
     here, there = [], []
     for axis in (1, 0):  # rows, then columns
@@ -142,7 +141,7 @@ def _window(
 
 
 def _lay(canvas: Canvas, sprite: Sprite, light: tuple[float, float]) -> None:
-    """Draw a sprite and, away from the light, its shadow."""
+    """Draw a sprite and its shadow."""
     side = sprite.alpha.shape[0]
     reach = 1 + 0.03 * side
     shift = (round(-light[0] * reach), round(-light[1] * reach))
@@ -160,16 +159,16 @@ def generate(
     seed: int = 0,
     size: tuple[int, int] = (320, 320),
 ) -> Path:
-    """Write a data set in YOLO form and give the path of its ``data.yaml``.
+    """Write a data set in YOLO format and return the path of its ``data.yaml``.
 
-    The images of the two splits come from different seeds. ``data.yaml`` is written last: a
-    folder without it is an unfinished one.
+    The splits use different seeds. ``data.yaml`` is written last, so a folder without it is
+    incomplete.
 
     Args:
-        folder: Where ``images/``, ``labels/`` and ``data.yaml`` go; made if missing.
-        train: Count of images to train with.
-        val: Count of images to evaluate on.
-        seed: Other seeds give other images.
+        folder: The folder for ``images/``, ``labels/`` and ``data.yaml``; created if missing.
+        train: Number of training images.
+        val: Number of validation images.
+        seed: Seed of the data set.
         size: Height and width of the images.
     """
     root = Path(folder)

@@ -1,4 +1,4 @@
-"""What surrounds parts in a workshop image: the tray, litter on it, and the camera's faults."""
+"""Draw the background of synthetic scenes (tray, litter), and simulate the camera."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CABLES = ((35, 35, 38), (40, 40, 170), (150, 80, 40), (60, 150, 190), (200, 200
 
 
 def tray(rng: Generator, height: int, width: int) -> Canvas:
-    """An empty tray: uneven colour, sometimes ribs, scratches and dust."""
+    """Draw an empty tray: uneven colour, sometimes ribs, scratches and dust."""
     colour = np.array(_TRAYS[rng.integers(len(_TRAYS))], np.float32) * rng.uniform(0.85, 1.15)
     blotches = _smooth(rng, height, width, cells=6) * rng.uniform(2, 8)
     grain = _smooth(rng, height, width, cells=80) * rng.uniform(1, 4)
@@ -39,7 +39,7 @@ def tray(rng: Generator, height: int, width: int) -> Canvas:
 
 
 def _smooth(rng: Generator, height: int, width: int, cells: int) -> NDArray[np.float32]:
-    """Noise of unit variance or below that changes over about 1/cells of the image."""
+    """Return noise with a variance of at most one and a scale of 1/cells of the image."""
     coarse = rng.standard_normal((cells, cells), dtype=np.float32)
     return np.asarray(
         cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.float32
@@ -62,7 +62,7 @@ def _stroke(
     x2, y2 = np.minimum(np.ceil(points.max(axis=0) + margin), (width, height)).astype(int)
     if x2 <= x1 or y2 <= y1:
         return
-    # Drawn four times too large, as OpenCV's lines have whole thicknesses.
+    # Drawn at four times the size, because OpenCV's line thickness is an integer.
     mask = np.zeros(((y2 - y1) * 4, (x2 - x1) * 4), np.uint8)
     line = np.round((points - (x1, y1)) * 4).astype(np.int32)
     cv2.polylines(mask, [line], False, 255, max(1, round(thickness * 4)))
@@ -72,17 +72,17 @@ def _stroke(
 
 
 def blend(area: Canvas, colour: NDArray[np.float32], alpha: NDArray[np.float32]) -> None:
-    """Lay ``colour`` (3,) or (h, w, 3) over ``area`` in place, where ``alpha`` (h, w) covers."""
+    """Blend ``colour`` (3,) or (h, w, 3) over ``area`` in place, by ``alpha`` (h, w)."""
     area += (colour - area) * grey(alpha)
 
 
 def grey(values: NDArray[np.float32]) -> Canvas:
-    """Three equal channels (h, w, 3): numpy is slow at stretching (h, w, 1) over so few."""
+    """Return three equal channels (h, w, 3); faster than broadcasting (h, w, 1) in numpy."""
     return np.asarray(cv2.merge((values, values, values)), np.float32)
 
 
 def _ribs(canvas: Canvas, rng: Generator) -> None:
-    """Parallel ridges of a moulded tray."""
+    """Draw parallel ridges in place."""
     height, width = canvas.shape[:2]
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, np.pi)
@@ -100,7 +100,7 @@ def _scratch(canvas: Canvas, rng: Generator) -> None:
 
 
 def scraps(canvas: Canvas, rng: Generator, count: int) -> None:
-    """Turnings and cut-offs: curls and slivers in the colours of the parts, drawn in place."""
+    """Draw metal scraps in place: curls and slivers in the colours of the parts."""
     height, width = canvas.shape[:2]
     unit = min(height, width)
     for _ in range(count):
@@ -122,7 +122,7 @@ def scraps(canvas: Canvas, rng: Generator, count: int) -> None:
 
 
 def cable(canvas: Canvas, rng: Generator) -> None:
-    """A cable across the tray, drawn in place."""
+    """Draw a cable across the tray in place."""
     height, width = canvas.shape[:2]
     unit = min(height, width)
     ends = rng.uniform(-0.2, 1.2, (4, 2)) * (width, height)
@@ -141,9 +141,9 @@ def cable(canvas: Canvas, rng: Generator) -> None:
 
 
 def photograph(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
-    """Add fall-off of light, white balance, blur and noise; gives (h, w, 3) uint8.
+    """Apply light fall-off, white balance, blur and noise; return (h, w, 3) uint8.
 
-    ``canvas`` is used up.
+    The content of ``canvas`` is overwritten.
     """
     height, width = canvas.shape[:2]
     rows, columns = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
@@ -151,7 +151,7 @@ def photograph(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
     light = 1 + np.add.outer(
         tilt[1] * rows - vignette * rows**2, tilt[0] * columns - vignette * columns**2
     )
-    # Bright trays are exposed for, so that parts on them keep their shading.
+    # Limit the exposure of bright trays, so that parts on them keep their shading.
     exposure = min(rng.uniform(0.75, 1.2), 210 / float(canvas.mean()))
     balance = rng.uniform(0.94, 1.06, 3) * exposure
     image = canvas
@@ -162,7 +162,7 @@ def photograph(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), blur), np.float32)
     if rng.random() < 0.15:
         image = np.asarray(cv2.filter2D(image, -1, _motion(rng)), np.float32)
-    # Equal in all channels: what cameras leave after their own noise reduction is brightness.
+    # Equal in all channels: cameras remove colour noise.
     noise = rng.standard_normal((height, width), dtype=np.float32)
     image += grey(noise * np.float32(rng.uniform(1, 7)))
     np.rint(image, out=image)
@@ -170,7 +170,7 @@ def photograph(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
 
 
 def _motion(rng: Generator) -> NDArray[np.float32]:
-    """Kernel of a short straight motion."""
+    """Return the kernel of a short linear motion blur."""
     kernel = np.zeros((5, 5), np.float32)
     angle = rng.uniform(0, np.pi)
     step = 32 * np.array((np.cos(angle), np.sin(angle)))
