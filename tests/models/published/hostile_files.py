@@ -1,4 +1,4 @@
-"""Files that try to do harm: pickles written opcode by opcode, in either container."""
+"""Write hostile files: pickles built from opcodes, in either container."""
 
 from __future__ import annotations
 
