@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from y7edge.data.synthetic.parts import bracket, nut, render, screw, washer
 from y7edge.data.synthetic.tray import blend, photograph, tray
 from y7edge.files import atomic_write
-from y7edge.train.augment.labelled import LabelledImage, rectangle
+from y7edge.train.augment.labelled import LabelledImage
+from y7edge.train.augment.mosaic import paint, single
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 
@@ -105,7 +106,7 @@ def strip(name: str) -> NDArray[np.uint8]:
         for seed in range(1 if name.startswith("flip") else 12)
     ]
     made.sort(key=lambda labelled: -len(labelled.boxes))  # those with most to see
-    sights = [rectangle(images[0], (SIZE, SIZE)), *made[:3]]
+    sights = [paint(single(images[0], SIZE, SIZE)), *made[:3]]
     gap = np.full((SHOWN, 6, 3), 255, np.uint8)
     row = [part for sight in sights for part in (_drawn(sight), gap)][:-1]
     return np.hstack(row)

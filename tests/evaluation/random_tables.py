@@ -8,7 +8,7 @@ def random_boxes(rng, count):
 
 
 def random_tables(seed, images=12, classes=4, labels=60, found=400, unlabelled=(), crowds=0.0):
-    """Labels, and detections that are partly the labels shaken a little, partly noise."""
+    """Return random labels, and detections that are partly shifted labels, partly noise."""
     rng = np.random.default_rng(seed)
     boxes = random_boxes(rng, labels)
     used = [index for index in range(classes) if index not in unlabelled]

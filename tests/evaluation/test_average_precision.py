@@ -70,7 +70,7 @@ def test_agrees_with_pycocotools(seed, options, capsys):
 
 
 def test_no_detections_score_as_one_false_detection():
-    # The evaluator takes no empty list: a box of another class far away is as good as none.
+    # The evaluator needs a non-empty list: use a false detection of another class.
     truth, _ = random_tables(3, unlabelled=(3,), labels=5)
     nowhere = np.array([[0, 9000, 9000, 1, 1, 0.5, 3]], float)
     ours = averages(Tables(truth, nowhere[:0], 12), 4)

@@ -1,4 +1,4 @@
-"""COCO results: what the list holds, and how images and categories are numbered."""
+"""COCO results: the entries, and the ids of images and categories."""
 
 import json
 from dataclasses import replace
@@ -56,7 +56,7 @@ def test_coco_data_set_keeps_its_annotation_ids(tmp_path):
     images = [
         replace(s, image_id=i) for s, i in zip(samples("1.jpg", "b.jpg"), (70, "x"), strict=True)
     ]
-    ids = [*range(100, 102), None, *range(103, 180)]  # class 2 is none of this file's
+    ids = [*range(100, 102), None, *range(103, 180)]  # class 2 is not in this file
     path = tmp_path / "predictions.json"
     assert write_submission(FOUND, images, path, classes=80, category_ids=ids) == [path]
     rows = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The confusion matrix, counted again one by one, and which way round it is."""
+"""The confusion matrix against plain loops, and its orientation."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def iou(a, b):
 
 
 def counted(truth, found, classes):
-    """The matrix in plain loops: again and again the best pair that is left."""
+    """Compute the matrix in plain loops: match the best remaining pair repeatedly."""
     matrix = np.zeros((classes + 1, classes + 1), int)
     left_truth = set(range(len(truth)))
     left_found = {i for i in range(len(found)) if found[i, 5] > 0.25}
@@ -60,10 +60,10 @@ TRUTH = np.array([[0, 0, 0, 0, 10, 10, 0]], float)  # one object of class a
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        ([(0, 0.9, 1)], {("a", "b"): 1}),  # row a: the truth; column b: what was said
+        ([(0, 0.9, 1)], {("a", "b"): 1}),  # row a: truth; column b: prediction
         ([], {("a", "background"): 1}),
         ([(50, 0.9, 1)], {("a", "background"): 1, ("background", "b"): 1}),
-        ([(0, 0.25, 0)], {("a", "background"): 1}),  # the threshold itself is not above it
+        ([(0, 0.25, 0)], {("a", "background"): 1}),  # not above the threshold
         ([(1, 0.9, 1), (0, 0.3, 0)], {("a", "a"): 1, ("background", "b"): 1}),  # overlap first
         ([(0, 0.3, 1), (0, 0.9, 0)], {("a", "a"): 1, ("background", "b"): 1}),  # then confidence
     ],

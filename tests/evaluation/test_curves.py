@@ -1,4 +1,4 @@
-"""Curves and the best threshold, counted again one by one."""
+"""Curves and the best threshold against plain loops."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def iou(a, b):
 
 
 def right_ones(truth, found):
-    """Which detections are right: COCO's rule in plain loops."""
+    """Match detections as COCO does, in plain loops."""
     right, taken = set(), set()
     for index in sorted(range(len(found)), key=lambda i: -found[i, 5]):
         image, *box, _, class_id = found[index]
@@ -80,7 +80,7 @@ def f1_of(values):
     ("values", "best"),
     [
         ([0.5, 0.8, 0.6], 1),
-        ([0.5, 0.8, 0.8, 0.8, 0.6], 2),  # the middle: the furthest from losing
+        ([0.5, 0.8, 0.8, 0.8, 0.6], 2),  # the middle of the plateau
         ([0.5, 0.8, 0.6, 0.8, 0.8, 0.8], 1),
         ([1.0] * 1000, 499),
         ([], None),

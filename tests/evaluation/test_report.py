@@ -14,12 +14,12 @@ from y7edge.evaluation.plots import write_confusion, write_curves
 from y7edge.evaluation.report import save, write_page
 from y7edge.evaluation.tables import Tables
 
-NAMES = ("a<b", "$x_$", "_c", "d")  # names that HTML and matplotlib could take for more
+NAMES = ("a<b", "$x_$", "_c", "d")  # names with special characters of HTML and matplotlib
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder, what was saved into it, and the figures."""
+    """Return a folder, the files saved into it, and the metrics."""
     folder = tmp_path_factory.mktemp("saved")
     truth, found = random_tables(0, unlabelled=(3,))
     tables = Tables(truth, found, 12)

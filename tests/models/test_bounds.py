@@ -1,4 +1,4 @@
-"""What a small file may claim about a model: types and bounds, checked before anything is made."""
+"""Types and bounds of a checkpoint's header are checked before memory is allocated."""
 
 from __future__ import annotations
 

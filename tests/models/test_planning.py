@@ -1,4 +1,4 @@
-"""Which RepConv branches are allowed where, and why."""
+"""The plan of identity branches of RepConv."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models without their auxiliary head, still to be trained."""
+"""Models without their auxiliary head, in training form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compound scaling: what the paper derives from it, and exactly where the published rows depart."""
+"""Compound scaling, and the exceptions of the published variants."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class TestRandomWeights:
         [("yolov7-tiny", 80), ("yolov7-tiny", 3), ("yolov7", 80), ("yolov7-w6", 80)],
     )
     def test_scores_spread(self, name, nc):
-        """What a proof of equality needs: the 100 best candidates differ by more than 0.2."""
+        """The 100 best scores spread by more than 0.2, which proofs of exports need."""
         from y7edge.data.synthetic.scenes import scene
 
         model = from_checkpoint(random_weights(scale(registry.get(name, nc=nc), width=0.5)))
@@ -123,7 +123,7 @@ class TestRandomWeights:
 
 @pytest.mark.parametrize("size", [(100, 128), (128, 100)])
 def test_size_not_divisible_by_the_stride_is_refused(size):
-    # At 100 all maps of this model happen to meet, but the grid would stand for 96 pixels.
+    # At 100 the model would run, but its grid would be that of 96 pixels.
     model = Model(scale(registry.get("yolov7-tiny", nc=1), width=0.125)).eval()
     with pytest.raises(ConfigError, match="expected multiples of 32, the largest stride"):
         model(torch.zeros(1, 3, *size))

@@ -66,7 +66,7 @@ def test_wide_image(golden, name):
 
 @pytest.mark.parametrize("name", ["yolov7-tiny", "yolov7-w6"])
 def test_golden_weights_can_be_regenerated(golden, name):
-    """The recipes themselves give the stored first values, else every other comparison is void."""
+    """The recipes reproduce the stored first values; all other tests depend on this."""
     description = golden.description(name)
     published = golden.state_dict(description)
     for key, values in description["first4_values"].items():

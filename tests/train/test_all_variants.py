@@ -23,7 +23,7 @@ TARGETS = torch.tensor(
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_a_step_reaches_all_weights(name):
+def test_step_updates_all_weights(name):
     torch.manual_seed(0)
     spec = scale(registry.get(name, nc=3), width=0.0625)
     size = 2 * spec.max_stride
@@ -44,7 +44,7 @@ def test_a_step_reaches_all_weights(name):
     assert loss(model(images), TARGETS).total.isfinite()
 
 
-def test_a_p6_model_trains_without_its_auxiliary_head():
+def test_p6_model_trains_without_auxiliary_head():
     torch.manual_seed(0)
     spec = registry.without_auxiliary(scale(registry.get("yolov7-w6", nc=3), width=0.0625))
     model = Model(spec).train()

@@ -88,11 +88,11 @@ def canvas(width: float = 6.4, height: float = 4.4, *, fitted: bool = False) -> 
     return figure, axes
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path, *, dpi: int = 110) -> Path:
     """Write a figure atomically."""
     with atomic_write(path) as temporary:
         # Without matplotlib's version, so that equal figures give equal files.
-        figure.savefig(temporary, dpi=110, metadata={"Software": None})
+        figure.savefig(temporary, dpi=dpi, metadata={"Software": None})
     return path
 
 

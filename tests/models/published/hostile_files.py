@@ -1,4 +1,4 @@
-"""Files that try to do harm: pickles written opcode by opcode, in either container."""
+"""Write hostile files: pickles built from opcodes, in either container."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def program(value: bytes) -> bytes:
 
 
 def storage(key: str = "0", length: int = 4, kind: str = "FloatStorage") -> bytes:
-    """What a tensor refers to, by BINPERSID."""
+    """BINPERSID, a storage."""
     parts = (text("storage"), name("torch", kind), text(key), text("cpu"), number(length))
     return tuple_of(*parts) + b"Q"
 

@@ -162,7 +162,7 @@ def _implicit(kind: str, width: int) -> nn.Module:
 
 @contextmanager
 def published_modules() -> Iterator[None]:
-    """`models.common` and `models.yolo` as the pickler wants to find them."""
+    """Provide `models.common` and `models.yolo` for the pickler."""
     made = {name: types.ModuleType(name) for name in ("models", "models.common", "models.yolo")}
     for name, kind in CLASSES.items():
         setattr(made[kind.__module__], name, kind)
@@ -205,7 +205,7 @@ def while_training(model: nn.Module, ema: nn.Module | None) -> dict[str, Any]:
 
 
 def stripped(model: nn.Module) -> dict[str, Any]:
-    """The dictionary after the final strip, as most files in the wild are."""
+    """Return the dictionary after the final strip, as in most published files."""
     empty = dict.fromkeys(("optimizer", "training_results", "wandb_id", "ema", "updates"))
     return {**empty, "epoch": -1, "best_fitness": np.float64(0.5), "model": model}
 

@@ -1,4 +1,4 @@
-"""Published files that would take time or memory out of proportion: linear, or refused."""
+"""Small files that would take excessive time or memory are refused, or read in linear time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from y7edge.errors import CheckpointError
 from y7edge.models import weights
 from y7edge.models.published import container
 
-PRIME = 2**61 - 1  # what Python reduces integers by to hash them
+PRIME = 2**61 - 1  # Python's hash of integers is modulo this
 EMPTY = hostile.name("collections", "OrderedDict")
 SET = hostile.name("builtins", "set")
 

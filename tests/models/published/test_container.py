@@ -1,4 +1,4 @@
-"""The two containers of torch.save: damaged, disguised and inflated ones."""
+"""Damaged and hostile files in the two containers of torch.save are refused."""
 
 from __future__ import annotations
 

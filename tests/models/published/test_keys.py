@@ -1,4 +1,4 @@
-"""Published key names of every variant, in both forms, become ours; nothing else passes."""
+"""Translate published keys of every variant and form; other keys are refused."""
 
 from __future__ import annotations
 

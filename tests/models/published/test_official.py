@@ -1,4 +1,4 @@
-"""Published files: read whole, in both containers, into the same weights that were written."""
+"""Published files in both containers: weights, settings, names and anchors are read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tiny(seed=0, spec=TINY, names=None, **layout):
 
 
 def assert_holds(checkpoint, tensors):
-    """Every weight, float32, is the one that was written."""
+    """Assert that all weights are equal, in float32."""
     for key, array in checkpoint.arrays.items():
         written = tensors[published_key(key)].numpy()
         counter = key.endswith("num_batches_tracked")

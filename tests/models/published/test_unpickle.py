@@ -1,4 +1,4 @@
-"""Hostile pickles: each is refused by name, and none of them gets to run."""
+"""Hostile pickles are refused by name, without running."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Caller:
 
 @pytest.fixture
 def canary(tmp_path):
-    """A file that every attack would make if it ran."""
+    """Return the path of a file that the attacks would create."""
     path = tmp_path / "canary"
     yield path
     assert not path.exists(), "the attack was executed"
@@ -153,7 +153,7 @@ def test_old_call_opcodes_are_refused(tmp_path, canary, old_opcode):
 
 
 def test_cached_extension_codes_are_refused(tmp_path, canary):
-    """The C implementation returns a cached code's class without asking find_class."""
+    """The C implementation does not call find_class for a cached code."""
     copyreg.add_extension("posix", "system", 77)
     try:
         evil = b"\x80\x02\x82\x4d" + hostile.tuple_of(hostile.text(f"touch {canary}")) + b"R."

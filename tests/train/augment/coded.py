@@ -12,7 +12,7 @@ CODES = np.array([code for code in np.ndindex(4, 4, 4) if set(code) & {0, 3}]) *
 
 
 class Counting(list):
-    """Images, and how often one was read."""
+    """A set of images that counts how often they are read."""
 
     asked = 0
 

@@ -48,7 +48,7 @@ def difference(result, expected):
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 @pytest.mark.parametrize("saturation", [0.0, 0.3, 1.0, 1.3, 1.7])
 @pytest.mark.parametrize("brightness", [0.0, 0.6, 1.0, 1.1, 1.4])
-def test_saturation_and_brightness_are_those_of_hsv(image, saturation, brightness):
+def test_saturation_and_brightness_equal_hsv(image, saturation, brightness):
     factors = (1.0, saturation, brightness)
     mean, most = difference(jittered(image, factors), by_definition(image, *factors))
     assert mean < 0.7
@@ -71,7 +71,7 @@ def test_hue_is_near_the_published_one(hue, others, name, mean, most):
 
 
 @pytest.mark.parametrize("hue", [0.985, 1.015])
-def test_hue_turns_all_colours_alike_and_greys_not_at_all(hue):
+def test_hue_shifts_all_colours_equally(hue):
     before = np.arange(0, 360, 7.5, np.float32)
     hsv = np.stack((before, np.full_like(before, 0.6), np.full_like(before, 0.8)), axis=1)[None]
     image = np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR) * 255).astype(np.uint8)
@@ -83,18 +83,18 @@ def test_hue_turns_all_colours_alike_and_greys_not_at_all(hue):
 
 
 def test_saturated_colours_keep_their_hue():
-    # Cut off channel by channel, (0, 128, 255) would become (0, 39, 255).
+    # If channels were clipped separately, (0, 128, 255) would become (0, 39, 255).
     colours = np.array([[(0, 128, 255), (255, 60, 0), (40, 200, 90), (0, 255, 0)]], np.uint8)
     result = jittered(colours, (1.0, 1.7, 1.0))
     assert np.abs(result - by_definition(colours, 1, 1.7, 1)).max() < 2
     assert result[0, 0] == pytest.approx([0, 128, 255], abs=1)
-    # Nor do those that are overexposed become another colour.
+    # Overexposed colours keep their hue as well.
     result = jittered(colours, (1.0, 1.0, 1.4))
     assert result[0, 0] == pytest.approx([0, 128, 255], abs=1)
 
 
 @pytest.mark.parametrize("hue", [0.5, 0.9, 1.1, 1.6])
-def test_strong_turns_of_hue_take_the_published_tables(hue):
+def test_large_hue_factors_use_the_published_tables(hue):
     result = jittered(RANDOM, (hue, 1.2, 0.9))
     assert (result == Jitter(hue, 1.2, 0.9).by_table(RANDOM)).all()
 
@@ -104,12 +104,12 @@ def test_without_strength_nothing_changes():
 
 
 @pytest.mark.parametrize("factors", [(1.01, 0.4, 1.3), (0.99, 1.6, 0.7), (1.6, 1.2, 0.9)])
-def test_padding_is_coloured_as_images_are(factors):
+def test_padding_is_jittered_too(factors):
     grey = np.full((3, 3, 3), 114, np.uint8)
     assert np.abs(jittered(grey, factors) - min(114 * factors[2], 255)).max() <= 1
 
 
-def test_parts_of_images_are_read_and_written_in_place():
+def test_views_are_read_and_written():
     planes = np.zeros((3, 260, 100), np.uint8)
     Jitter(1.01, 1.3, 1.2).apply(RANDOM[:190, 5:55], planes[:, 10:200, 20:70])
     whole = jittered(np.ascontiguousarray(RANDOM[:190, 5:55]), (1.01, 1.3, 1.2))

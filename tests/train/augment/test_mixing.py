@@ -48,7 +48,7 @@ def test_mixup_blends_pixels_and_keeps_all_labels():
     ]
 
 
-def test_mixup_follows_a_mosaic_only():
+def test_mixup_needs_a_mosaic():
     images = coded_set(np.random.default_rng(0), SIZE, 4)
     chosen = Augmentation(mosaic=0, mixup=1, hsv_h=0, hsv_s=0, hsv_v=0)
     for seed in range(5):
@@ -57,7 +57,7 @@ def test_mixup_follows_a_mosaic_only():
 
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
-def test_copies_are_mirrored_objects_in_mirrored_places(fraction):
+def test_copy_paste_mirrors_objects(fraction):
     pasted = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def test_copies_are_mirrored_objects_in_mirrored_places(fraction):
     assert pasted > 10
 
 
-def test_copies_hide_less_than_a_third_of_anything():
+def test_copies_hide_less_than_a_third_of_an_object():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         labelled = coded_image(rng, SIZE, SIZE, outlined=True, side=44)
@@ -89,7 +89,7 @@ def test_copies_hide_less_than_a_third_of_anything():
         assert overlaps(result)[:count, count:].max(initial=0) < 0.3
 
 
-def test_pasted_objects_lie_under_their_labels():
+def test_labels_match_pasted_objects():
     pasted = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -141,7 +141,7 @@ def test_without_polygons_nothing_is_pasted_or_read():
     assert paste_in(labelled, [images[1], images[2]], rng) is labelled
 
 
-def test_pasting_asks_for_few_images():
+def test_paste_in_reads_few_images():
     class Endless:
         asked = 0
 
@@ -156,7 +156,7 @@ def test_pasting_asks_for_few_images():
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_all_together_labels_follow_pixels(flip):
+def test_labels_follow_pixels_with_all_augmentations(flip):
     made_new = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -174,7 +174,7 @@ def test_all_together_labels_follow_pixels(flip):
     assert len(CODES) > max(classes_of(images))
 
 
-def test_filled_polygons_are_their_pixels():
+def test_filled_polygons():
     square = np.array([(3.0, 4), (9, 4), (9, 12), (3, 12)])
     mask = filled(square, 20, 16)
     inner = np.zeros((20, 16), bool)

@@ -14,7 +14,8 @@ from tests.train.augment.coded import (
     coded_set,
 )
 from y7edge.errors import ConfigError
-from y7edge.train.augment.labelled import LabelledImage, rectangle, rgb_planes, targets
+from y7edge.train.augment.labelled import LabelledImage, rgb_planes, targets
+from y7edge.train.augment.mosaic import paint, single
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 
@@ -93,7 +94,7 @@ def test_boxes_and_polygons_can_be_mixed():
 
 
 @pytest.mark.parametrize("nine", [0.0, 1.0])
-def test_images_out_of_sight_are_not_asked_for(nine):
+def test_invisible_images_are_not_read(nine):
     rng = np.random.default_rng(0)
     images = Counting(coded_set(rng, 112, 12))
     chosen = Augmentation(mosaic9=nine, scale=0.9, **NO_COLOUR, **ALONE)
@@ -104,7 +105,7 @@ def test_images_out_of_sight_are_not_asked_for(nine):
 
 
 @pytest.mark.parametrize("outlined", [False, True])
-def test_the_generator_decides_everything(outlined):
+def test_result_depends_on_the_generator_only(outlined):
     images = coded_set(np.random.default_rng(0), 112, 9, outlined)
     chosen = Augmentation(mixup=0.5, paste_in=0.5, copy_paste=0.3, flipud=0.5, degrees=5)
     result = [
@@ -116,7 +117,7 @@ def test_the_generator_decides_everything(outlined):
 
 
 @pytest.mark.parametrize("degrees", [0.0, 10.0])
-def test_the_set_is_left_alone_and_results_are_one_s_own(degrees):
+def test_source_images_are_not_changed(degrees):
     rng = np.random.default_rng(0)
     images = coded_set(rng, 112, 6, outlined=True)
     before = [labelled.image.copy() for labelled in images]
@@ -138,7 +139,7 @@ def test_nothing_changes_without_strength():
     np.testing.assert_allclose(result.boxes, labelled.boxes)
 
 
-def test_closing_leaves_single_images_only():
+def test_closed_augmentation_does_not_mix_images():
     rng = np.random.default_rng(0)
     images = coded_set(rng, 112, 5, outlined=True)
     full = Augmentation(mosaic=1, mixup=1, copy_paste=1, paste_in=1, **NO_COLOUR)
@@ -153,7 +154,7 @@ def test_closing_leaves_single_images_only():
 
 
 @pytest.mark.parametrize("shape", [(96, 160), (160, 128), (64, 64)])
-def test_rectangles(shape):
+def test_rectangular_shapes(shape):
     rng = np.random.default_rng(2)
     images = coded_set(rng, 160, 4)
     for seed in range(6):
@@ -164,9 +165,9 @@ def test_rectangles(shape):
         check_labels_follow_pixels(result, classes_of(images), tolerance=1.7)
 
 
-def test_rectangle_centres_and_scales_labels():
+def test_letterboxed_labels_are_scaled_and_shifted():
     labelled = coded_image(np.random.default_rng(3), 80, 160, outlined=True)
-    result = rectangle(labelled, (320, 320))
+    result = paint(single(labelled, 320, 320))
     assert result.image.shape == (320, 320, 3)
     assert (result.image[:80] == 114).all()
     assert (result.image[240:] == 114).all()

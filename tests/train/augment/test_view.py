@@ -15,7 +15,7 @@ EVERYTHING = Area(-np.inf, -np.inf, np.inf, np.inf)
 
 
 def kept(layout):
-    """The layout with tiles that can be iterated repeatedly."""
+    """Return the layout with tiles that can be iterated repeatedly."""
     return replace(layout, tiles=tuple(layout.tiles))
 
 
@@ -46,7 +46,7 @@ def test_tiles_put_together_equal_a_warped_canvas(join):
         layout = kept(join(images, numbers, size, rng, EVERYTHING))
         slow = canvas_view(layout, view)
         apart = np.abs(result.image.astype(int) - slow.image).max(axis=2)
-        # Seams may lie a pixel apart; elsewhere half a pixel, or a whole one when enlarged.
+        # Seams may differ by a pixel; elsewhere by half a pixel, or by one when enlarged.
         assert np.median(apart) <= 3
         assert (apart > 12).mean() < 0.04
         common = np.intersect1d(result.class_id, slow.class_id)
@@ -84,9 +84,9 @@ def canvas_view(layout, view):
     return LabelledImage(image, boxes[keep], canvas.class_id[keep])
 
 
-def test_views_move_pixels_and_boxes_alike_to_a_fraction():
-    # The centroid of a bright box is the centre of its label. A warp that ignores that OpenCV
-    # counts from pixel centres is up to 0.3 off.
+def test_boxes_follow_pixels_with_subpixel_accuracy():
+    # The centroid of a bright box is the centre of its label. A warp that ignores OpenCV's pixel
+    # centres has an error of up to 0.3.
     image = np.full((64, 64, 3), 114, np.uint8)
     image[24:34, 20:36] = 254
     image = cv2.GaussianBlur(image, (0, 0), 3)  # without aliasing when shrunk
@@ -140,14 +140,14 @@ def test_smaller_remnants_of_outlined_objects_are_kept():
     assert window([box, box], scale=2.0, polygons=(None, square)).class_id.tolist() == [1]
 
 
-def test_scaling_alone_drops_nothing_for_its_lost_area():
+def test_scaling_does_not_drop_objects():
     # Scaling by half leaves a quarter of the area of every box, which drops none.
     for scale in np.linspace(0.15, 1.0, 20):
         assert window([(40, 40, 60, 60)], scale=scale).class_id.tolist() == [0]
 
 
 @pytest.mark.parametrize("degrees", [0.0, 30.0])
-def test_polygons_are_cut_where_the_image_ends(degrees):
+def test_polygons_are_clipped_to_the_image(degrees):
     angles = np.linspace(0, 2 * np.pi, 90, endpoint=False)
     circle = np.column_stack((np.cos(angles), np.sin(angles))) * 30 + (30, 60)
     result = window([(0, 30, 60, 90)], scale=1.5, polygons=(circle,), degrees=degrees)
@@ -220,7 +220,7 @@ def test_nine_tiles_touch_and_do_not_overlap():
 
 
 @pytest.mark.parametrize("join", [four, nine])
-def test_images_out_of_view_have_no_effect(join):
+def test_invisible_images_have_no_effect(join):
     images = coded_set(np.random.default_rng(0), 112, 9)
     numbers = list(range(9 if join is nine else 4))
     for seed in range(20):
@@ -259,7 +259,7 @@ def test_mirroring_twice_is_the_identity(vertical, horizontal):
 
 
 @pytest.mark.parametrize("join", [four, nine])
-def test_the_tile_at_any_point_is_found_by_that_point_alone(join):
+def test_tile_at_a_point_is_found_without_its_neighbours(join):
     numbers = list(range(9 if join is nine else 4))
     for seed in range(30):
         rng = np.random.default_rng(seed)

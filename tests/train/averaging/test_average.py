@@ -63,7 +63,7 @@ def test_averaging_begins_after_its_fraction_of_the_run(fraction, epochs, first)
     assert swa_begins(TINY.changed({"swa_start": fraction}), epochs) == first
 
 
-def test_swa_is_the_mean_of_the_ends_of_the_last_epochs(model):
+def test_swa_averages_the_last_epochs(model):
     average = average_for(SWA, model, 6)  # averages 4, 5 and 6
     ends = through(average, model, range(1, 7))
     assert (average.count, average.updates) == (3, 12)
@@ -125,17 +125,17 @@ def test_state_restores_swa_bit_by_bit(model, cut):
     assert all(torch.equal(v, expected[k]) for k, v in second.model.state_dict().items())
 
 
-def test_learning_rate_stays_from_there_on():
+def test_learning_rate_is_constant_once_averaging_begins():
     swa, falling = (
         [Schedule(recipe, 8, 10, 16, 16, 0).at(10 * epoch).lr[1] for epoch in range(8)]
         for recipe in (SWA, TINY)
     )
-    assert swa[:5] == falling[:5]  # epochs 1 to 5, the fifth of which is the first that counts
+    assert swa[:5] == falling[:5]  # epoch 5 is the first that is averaged
     assert swa[5:] == [falling[4]] * 3
     assert falling[5] < falling[4]
 
 
-def test_recipe_chooses(model):
+def test_recipe_selects_the_average(model):
     assert isinstance(average_for(TINY, model, 3), ModelEma)
     assert isinstance(average_for(TINY.changed({"average": "none"}), model, 3), Average)
 
@@ -171,7 +171,7 @@ def config(data, out):
     )
 
 
-def test_swa_run_resumed_ends_as_if_it_had_not_been_cut_off(data, tmp_path):
+def test_resumed_swa_run_equals_an_uninterrupted_one(data, tmp_path):
     expected = train(config(data, tmp_path / "whole"))
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

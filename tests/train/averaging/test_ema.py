@@ -45,7 +45,7 @@ def test_average_follows_the_published_sequence():
         assert int(ema.model.num_batches_tracked) == row["ema_num_batches_tracked"]
 
 
-def test_average_is_apart_from_the_trained_model():
+def test_average_is_a_copy_of_the_model():
     toy = Toy().train().half()
     ema = ModelEma(toy)
     assert ema.model.w.dtype == torch.float32

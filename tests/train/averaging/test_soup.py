@@ -1,4 +1,4 @@
-"""The mean of checkpoints, what may be averaged, and what is evaluated."""
+"""Soups: the mean of checkpoints, refused checkpoints, and the evaluation."""
 
 from dataclasses import replace
 
@@ -73,7 +73,7 @@ def test_other_models_are_refused(other, message):
         require_alike(pair)
 
 
-def test_what_else_is_refused(three):
+def test_too_few_equal_and_folded_checkpoints_are_refused(three):
     first = checkpoint(0)
     with pytest.raises(ConfigError, match="at least two"):
         require_alike({"a": first})
@@ -105,7 +105,7 @@ def test_average_is_evaluated_with_statistics_of_the_training_images(three, data
 @pytest.mark.parametrize(
     ("last", "better"), [(0.31, True), (0.3, False), (0.2, False)], ids=["above", "equal", "below"]
 )
-def test_average_has_to_beat_the_best(three, data, monkeypatch, last, better):
+def test_average_must_be_better_than_the_best(three, data, monkeypatch, last, better):
     figures = iter([0.1, 0.3, 0.2, last])
 
     class Evaluated:
@@ -122,7 +122,7 @@ def test_average_has_to_beat_the_best(three, data, monkeypatch, last, better):
     assert made.better is better
 
 
-def test_input_size_has_to_be_one(three, data):
+def test_input_sizes_must_be_equal(three, data):
     other = {**three, "d": replace(checkpoint(4), meta={"imgsz": 96})}
     with pytest.raises(ConfigError, match=r"different input sizes .*d 96"):
         make_soup(other, data)
@@ -133,7 +133,7 @@ def test_data_of_other_classes_are_refused(three, data):
         make_soup(three, data.single_class())
 
 
-def test_files_of_equal_name_are_named_by_path(tmp_path, three):
+def test_equal_file_names_are_replaced_by_paths(tmp_path, three):
     from y7edge.models import weights
 
     paths = [tmp_path / name / "best.safetensors" for name in "ab"]

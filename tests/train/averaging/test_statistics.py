@@ -26,13 +26,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def image_batches():
-    """Batches of different sizes and brightness: means of means would be another number."""
+    """Return batches of different size and brightness: a mean of means would be wrong."""
     generator = torch.Generator().manual_seed(1)
     shapes = ((3, 0.2), (2, 0.9), (1, 0.5))
     return [torch.rand(n, 3, 128, 128, generator=generator) * high for n, high in shapes]
 
 
-def test_moments_are_those_of_all_values_at_once():
+def test_moments_equal_those_of_all_values():
     generator = torch.Generator().manual_seed(0)
     # A mean far from zero: a difference of squares would lose all digits.
     maps = [torch.randn(n, 4, 5, 7, generator=generator) * n + 1000 for n in (1, 3, 2)]
@@ -64,7 +64,7 @@ def test_statistics_equal_those_of_a_float64_computation(model, image_batches):
         assert torch.allclose(layer.running_var.double(), values.var(1), rtol=2e-3), name
 
 
-def test_nothing_but_statistics_changes(model, image_batches):
+def test_only_statistics_change(model, image_batches):
     found = copy.deepcopy(model)
     reestimate(found, image_batches)
     assert not any(layer.training for layer in found.modules())
@@ -78,7 +78,7 @@ def test_nothing_but_statistics_changes(model, image_batches):
     assert all(torch.equal(value, after[name]) for name, value in again.state_dict().items())
 
 
-def test_layers_left_out_keep_theirs_and_normalise_by_them(model, image_batches):
+def test_other_layers_keep_and_use_their_statistics(model, image_batches):
     found, names = copy.deepcopy(model), normalizers(model)
     first = "rows.1.bn"
     reestimate(found, image_batches, names=names - {first})

@@ -56,7 +56,7 @@ def test_without_augmentation_images_are_letterboxed(samples):
 
 
 @pytest.mark.parametrize("settings", [None, PLAIN])
-def test_a_key_may_ask_for_a_shape(samples, settings):
+def test_key_sets_the_shape(samples, settings):
     image, labels = TrainingSet(samples, 64, settings)[Key(1, 3, (32, 64))]
     assert image.shape == (3, 32, 64)
     assert labels.numpy() == pytest.approx(np.array([[0, 0.5, 0.5, 0.25, 0.5]]), abs=1e-6)
@@ -65,7 +65,7 @@ def test_a_key_may_ask_for_a_shape(samples, settings):
 
 
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
-def test_an_item_depends_on_seed_and_key_alone(samples, mosaic):
+def test_item_depends_on_seed_and_key_only(samples, mosaic):
     def item(seed, *key, before=()):
         result = TrainingSet(samples, 64, Augmentation(mosaic=mosaic), seed=seed)
         for other in before:
@@ -80,7 +80,7 @@ def test_an_item_depends_on_seed_and_key_alone(samples, mosaic):
     assert not same(first, item(0, 2, 5, None, 1))
 
 
-def test_mosaics_end_with_the_epoch_asked_for(samples):
+def test_mosaic_is_off_from_close_at(samples):
     result = TrainingSet(samples, 64, Augmentation(mosaic=1, scale=0), close_at=3)
     visible = {e: [len(reds(result[e, i][0])) for i in range(10)] for e in (1, 2, 3, 4)}
     assert max(visible[1]) > 1
@@ -90,7 +90,7 @@ def test_mosaics_end_with_the_epoch_asked_for(samples):
 
 
 def test_labels_are_those_of_the_image(tmp_path):
-    """Labels are stored in a few arrays; each image gets its own."""
+    """Labels of all images are stored in common arrays."""
     result = []
     for index, count in enumerate((2, 0, 1, 3)):
         path = tmp_path / f"{index}.png"
@@ -111,7 +111,7 @@ def test_labels_are_those_of_the_image(tmp_path):
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk", "none"])
-def test_cached_or_not_is_the_same(samples, cache):
+def test_items_do_not_depend_on_the_cache(samples, cache):
     result = TrainingSet(samples, 64, Augmentation(), cache=cache)
     assert all(
         same(result[1, i], TrainingSet(samples, 64, Augmentation())[1, i]) for i in range(10)
@@ -127,7 +127,7 @@ def test_collate_numbers_the_images(samples):
     assert targets.tolist() == [[0, 1, 0.5, 0.5, 0.25, 0.25], [2, 2, 0.5, 0.5, 0.25, 0.25]]
 
 
-def test_a_batch_without_objects(samples):
+def test_batch_without_objects(samples):
     _, targets = collate([TrainingSet(samples, 64)[9]])
     assert targets.shape == (0, 6)
 
@@ -149,7 +149,7 @@ def test_batches_follow_the_plan_with_any_number_of_workers(samples, workers, re
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_pass_that_was_left_half_way_does_not_show_in_the_next(samples, workers):
+def test_incomplete_pass_does_not_affect_the_next(samples, workers):
     result = TrainingSet(samples, 64, Augmentation(), cache="ram")
     plan = BatchPlan(10, 2)
     train_loader = loader(result, plan, workers=workers)
@@ -164,7 +164,7 @@ def test_a_pass_that_was_left_half_way_does_not_show_in_the_next(samples, worker
     )
 
 
-def test_two_ranks_get_the_images_of_one_process(samples):
+def test_two_ranks_share_the_batch_of_one_process(samples):
     result = TrainingSet(samples, 64, Augmentation())
     alone = next(batches(loader(result, BatchPlan(10, 6, seed=1))))[0]
     ranks = [
@@ -183,7 +183,7 @@ def test_workers_may_be_spawned(samples):
     assert same(received[task], result.dataset[task])
 
 
-def test_without_workers_memory_of_batches_is_reused(samples):
+def test_memory_is_reused_without_workers(samples):
     train_loader = loader(TrainingSet(samples, 64, cache="ram"), BatchPlan(10, 2))
     # Each batch is freed before the next.
     assert len({images.data_ptr() for images, _ in batches(train_loader)}) < 5
@@ -223,7 +223,7 @@ def test_no_samples_is_an_error():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_in_one_line_by_workers_too(tmp_path, samples, workers):
+def test_unreadable_image_is_reported_in_one_line(tmp_path, samples, workers):
     lost = Sample(tmp_path / "lost.png", samples[0].boxes, samples[0].class_id)
     result = loader(TrainingSet([lost], 64, cache="none"), BatchPlan(1, 1), workers=workers)
     with pytest.raises(DataError) as caught:

@@ -57,7 +57,7 @@ def entries(folder):
 
 
 @pytest.mark.parametrize("kind", ["auto", "ram", "disk", "none"])
-def test_images_are_those_decoded(samples, kind):
+def test_cached_images_equal_decoded_ones(samples, kind):
     kept = open_cache(kind, samples, SIZE)
     assert len(kept) == 5
     assert [image.shape[:2] for image in kept] == [(32, 64), (64, 32), (64, 64), (47, 64), (64, 32)]
@@ -90,7 +90,7 @@ def test_unknown_kinds_are_refused(samples):
 # --- memory --------------------------------------------------------------------------------------
 
 
-def test_images_in_memory_lie_in_one_block_as_large_as_they_are(samples):
+def test_ram_cache_is_one_block(samples):
     kept = RamCache(samples, SIZE)
     bases = {id(image.base) for image in kept}
     assert len(bases) == 1
@@ -99,7 +99,7 @@ def test_images_in_memory_lie_in_one_block_as_large_as_they_are(samples):
     assert kept[0].base.nbytes == sum(room)
 
 
-def test_an_image_larger_than_expected_is_cached(samples):
+def test_image_larger_than_expected_is_cached(samples):
     samples[1] = sample(samples[1].path, (80, 10))
     kept = RamCache(samples, SIZE)
     assert kept[1].shape == (64, 32, 3)
@@ -121,7 +121,7 @@ def copied_kb(address):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks its memory up as Linux has it")
-def test_a_forked_process_reads_the_block_where_it_lies(samples):
+def test_forked_process_shares_the_block(samples):
     kept = RamCache(samples * 4, 640)
     address = kept[9].__array_interface__["data"][0]
     receive, send = os.pipe()
@@ -148,7 +148,7 @@ def test_too_little_memory_is_an_error_before_reading(samples, monkeypatch):
     ("limit", "free", "kind"),
     [(10**9, 10**9, RamCache), (50_000, 10**9, Uncached), (10**9, 60_000, Uncached)],
 )
-def test_auto_keeps_what_is_small_and_fits(samples, monkeypatch, limit, free, kind):
+def test_auto_uses_memory_if_images_fit(samples, monkeypatch, limit, free, kind):
     # Five images: 52,032 bytes.
     monkeypatch.setattr(image_cache, "CACHE_LIMIT", limit)
     monkeypatch.setattr(memory, "available_memory", lambda: free)
@@ -158,14 +158,14 @@ def test_auto_keeps_what_is_small_and_fits(samples, monkeypatch, limit, free, ki
 # --- disk ----------------------------------------------------------------------------------------
 
 
-def test_a_later_run_decodes_nothing(samples, monkeypatch):
+def test_disk_cache_is_reused(samples, monkeypatch):
     before = [image.copy() for image in DiskCache(samples, SIZE)]
     monkeypatch.setattr(image_cache, "decode", no_reading)
     after = DiskCache(samples, SIZE)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_images_are_known_by_content_not_by_path_or_time(samples, folder, monkeypatch):
+def test_disk_cache_is_keyed_by_content(samples, folder, monkeypatch):
     first, second = samples[0].path, samples[1].path
     DiskCache(samples, SIZE)
     times = first.stat()
@@ -180,7 +180,7 @@ def test_images_are_known_by_content_not_by_path_or_time(samples, folder, monkey
     assert len(entries(folder)) == 5
 
 
-def test_bytes_changed_behind_an_unchanged_size_and_time_are_seen(tmp_path):
+def test_changed_bytes_of_equal_size_and_time_are_detected(tmp_path):
     path = tmp_path / "a.bmp"
     for grey in (10, 200):
         cv2.imwrite(str(path), np.full((64, 64, 3), grey, np.uint8))
@@ -188,7 +188,7 @@ def test_bytes_changed_behind_an_unchanged_size_and_time_are_seen(tmp_path):
         assert (DiskCache([sample(path)], SIZE)[0] == grey).all()
 
 
-def test_other_sizes_are_other_entries(samples, folder):
+def test_sizes_have_separate_entries(samples, folder):
     DiskCache(samples, SIZE)
     assert DiskCache(samples, 32)[0].shape == (16, 32, 3)
     assert len(entries(folder)) == 10
@@ -326,9 +326,7 @@ def refusing(number):
         *(read_only, no_permission, full_while_writing, full_before),
     ],
 )
-def test_a_run_goes_on_without_a_cache_that_cannot_be_written(
-    samples, folder, trouble, monkeypatch, caplog
-):
+def test_unwritable_cache_is_skipped_with_a_warning(samples, folder, trouble, monkeypatch, caplog):
     trouble(folder, monkeypatch)
     images = open_cache("disk", samples, SIZE)
     expected = Uncached(samples, SIZE)
@@ -337,7 +335,7 @@ def test_a_run_goes_on_without_a_cache_that_cannot_be_written(
     assert "training without it" in line
 
 
-def test_a_cache_that_fills_up_later_warns_once(samples, folder, monkeypatch, caplog):
+def test_full_disk_warns_once(samples, folder, monkeypatch, caplog):
     kept = DiskCache(samples, SIZE)
     for path in entries(folder):
         path.unlink()
@@ -346,7 +344,7 @@ def test_a_cache_that_fills_up_later_warns_once(samples, folder, monkeypatch, ca
     assert len(caplog.messages) == 1
 
 
-def test_a_pipe_in_the_cache_is_not_waited_for(samples, folder):
+def test_pipe_in_the_cache_does_not_block(samples, folder):
     kept = DiskCache(samples[:1], SIZE)
     (path,) = entries(folder)
     path.unlink()
@@ -359,7 +357,7 @@ def fill(samples, results):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its writers")
-def test_processes_may_fill_it_at_the_same_time(samples, folder):
+def test_processes_may_fill_the_cache_concurrently(samples, folder):
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     writers = [context.Process(target=fill, args=(samples, results)) for _ in range(4)]

@@ -21,12 +21,12 @@ KEYS = [[Key(1, number)] for number in range(6)]
 
 
 def filled(block, slot, value):
-    """Return what a worker would: a batch filled with one value."""
+    """Write a batch filled with one value, as a worker does."""
     block.space(slot, SHAPE)[:] = value
     return WrittenBatch(id(block), slot, SHAPE, np.full((1, 6), value, np.float32))
 
 
-def test_a_batch_arrives_as_it_was_written():
+def test_batch_is_received_unchanged():
     block = BatchMemory(2, 24)
     (task,) = block.tasks(KEYS[:1])
     images, targets = filled(block, task.slot, 7).item()
@@ -95,7 +95,7 @@ def test_too_large_memory_is_refused(monkeypatch):
         BatchMemory(2, 401)
 
 
-def test_amounts_are_written_for_people():
+def test_format_bytes():
     assert format_bytes(2_140_000_000) == "2.1 GB"
     assert format_bytes(340_000) == "0.3 MB"
 
@@ -114,7 +114,7 @@ def test_memory_is_read_from_the_system_and_the_container(tmp_path):
     assert memory._cgroup(tmp_path / "none") is None
 
 
-def test_the_smaller_of_both_counts(monkeypatch):
+def test_smaller_limit_is_used(monkeypatch):
     monkeypatch.setattr(memory, "_meminfo", lambda _: 700)
     monkeypatch.setattr(memory, "_cgroup", lambda _: 500)
     assert available_memory() == 500
@@ -127,7 +127,7 @@ def test_the_smaller_of_both_counts(monkeypatch):
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries have other ways with freed memory"
 )
-def test_freed_memory_of_images_is_not_returned():
+def test_freed_image_memory_is_kept():
     script = """
 import resource, numpy as np
 from y7edge.train.loading.memory import keep_freed_memory

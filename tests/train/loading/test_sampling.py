@@ -35,13 +35,13 @@ def indices(result):
     return [[key.index for key in keys] for keys in result]
 
 
-def test_epoch_has_every_image_once_with_the_epoch_in_its_key():
+def test_epoch_has_every_image_once():
     result = batches(BatchPlan(10, 4, seed=3), epoch=7)
     assert [len(keys) for keys in result] == [4, 4, 2]
     assert sorted(key for keys in result for key in keys) == [Key(7, i) for i in range(10)]
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_order_depends_on_seed_and_epoch_only():
     plan = BatchPlan(20, 4, seed=0)
     second = batches(plan, 2)
     assert batches(plan, 1) != second
@@ -51,7 +51,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
-def test_a_pass_begins_at_the_batch_asked_for(start):
+def test_pass_starts_at_the_given_batch(start):
     plan = BatchPlan(10, 4, seed=3)
     assert batches(plan, 5, start) == batches(plan, 5)[start:]
     assert len(plan) == 3
@@ -68,7 +68,7 @@ def test_a_pass_keeps_its_epoch_when_the_next_is_set():
 
 @pytest.mark.parametrize(("length", "kept"), [(48, 48), (49, 48), (50, 50), (53, 53)])
 @pytest.mark.parametrize("rect", [False, True])
-def test_two_ranks_get_the_images_of_one_process(length, kept, rect):
+def test_two_ranks_share_the_batch_of_one_process(length, kept, rect):
     shapes = RectPlan(np.linspace(0.4, 1.7, length), 64, 32) if rect else None
     ranks = [BatchPlan(length, 16, seed=1, rank=r, world=2, rect=shapes) for r in (0, 1)]
     alone = BatchPlan(length, 16, seed=1, rect=shapes)
@@ -84,7 +84,7 @@ def test_two_ranks_get_the_images_of_one_process(length, kept, rect):
     assert sum(map(len, first + second)) == kept
 
 
-def test_a_rest_smaller_than_the_ranks_is_another_one_in_each_epoch():
+def test_dropped_images_differ_between_epochs():
     plan = BatchPlan(5, 4, world=4)
     left_out = [set(range(5)) - {k.index for r in range(4) for b in again(5, r, e) for k in b}
                 for e in range(12)]  # fmt: skip
@@ -113,7 +113,7 @@ def test_invalid_plans(arguments, message):
 # --- weights -------------------------------------------------------------------------------------
 
 
-def test_weights_decide_how_often_an_image_is_drawn():
+def test_images_are_drawn_by_weight():
     plan = BatchPlan(4, 4, seed=0)
     plan.set_weights(np.array([0, 1, 1, 6]))
     drawn = Counter(key.index for epoch in range(500) for key in batches(plan, epoch)[0])
@@ -126,7 +126,7 @@ def test_weights_decide_how_often_an_image_is_drawn():
     assert sorted(indices(batches(plan, 7))[0]) == [0, 1, 2, 3]
 
 
-def test_an_image_drawn_again_is_another_item():
+def test_repeated_image_is_a_different_item():
     plan = BatchPlan(6, 4)
     plan.set_weights(np.array([0, 0, 1, 0, 0, 1]))
     keys = [key for result in batches(plan, 3) for key in result]
@@ -172,12 +172,12 @@ def test_image_weights_without_objects_are_equal():
         ([0.01], (32, 640)),
     ],
 )
-def test_the_shape_of_a_batch_is_the_published_one(aspects, shape):
+def test_batch_shape_is_as_published(aspects, shape):
     plan = RectPlan(np.array(aspects), 640, 32)
     assert plan.shape(np.arange(len(aspects))) == shape
 
 
-def test_batches_are_of_like_aspect_and_carry_their_shape():
+def test_rect_batches_have_similar_aspects():
     aspect = np.array([1.5, 0.5, 0.9, 0.5, 2.0, 0.75, 0.5, 1.5])
     plan = BatchPlan(8, 2, seed=2, rect=RectPlan(aspect, 64, 32))
     pairs = {(0.5, 0.5): (32, 64), (0.5, 0.75): (64, 64), (0.9, 1.5): (64, 64),
@@ -194,20 +194,20 @@ def test_batches_are_of_like_aspect_and_carry_their_shape():
     assert len(partners) > 4
 
 
-def test_rect_without_shuffle_goes_from_lying_to_standing():
+def test_rect_without_shuffle_is_sorted_by_aspect():
     aspect = np.array([1.5, 0.5, 1.0])
     plan = BatchPlan(3, 1, shuffle=False, rect=RectPlan(aspect, 64, 32))
     assert indices(batches(plan)) == [[1], [2], [0]]
 
 
-def test_aspects_come_from_the_samples_or_else_from_headers(tmp_path):
+def test_aspects_come_from_samples_or_headers(tmp_path):
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), np.zeros((30, 40, 3), np.uint8))
     plan = rect_plan([sample(size=(200, 100)), sample(path=path)], 640, 32)
     assert plan.aspect.tolist() == [0.5, 0.75]
 
 
-def test_each_key_has_its_own_numbers_whatever_was_drawn_before():
+def test_generator_depends_on_the_key_only():
     keys = [Key(epoch, index, None, repeat) for epoch, index, repeat in np.ndindex(2, 2, 2)]
     drawn = {}
     for seed in (0, 1):

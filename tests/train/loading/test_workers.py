@@ -1,4 +1,4 @@
-"""Loading processes: they end with their parent, and a dead one is reported."""
+"""Loading processes end with their parent, and their death is reported."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(tmp_path):
         children = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(children) == 2
         assert all(map(runs, children))
-        os.kill(children[0], signal.SIGINT)  # as Ctrl-C does; must not end it
+        os.kill(children[0], signal.SIGINT)  # as by Ctrl-C, which must not end it
         time.sleep(0.1)
         assert all(map(runs, children))
         parent.kill()
@@ -72,7 +72,7 @@ def test_workers_end_with_a_killed_parent_and_leave_no_shared_memory(tmp_path):
 
 @pytest.mark.skipif(not LINUX, reason="elsewhere torch watches for the parent")
 @pytest.mark.parametrize(("parent", "code"), [(os.getpid, 0), (os.getppid, 1)])
-def test_a_worker_whose_parent_ended_before_it_asked_ends_too(parent, code):
+def test_worker_ends_if_its_parent_has_ended(parent, code):
     expected = parent()
     child = os.fork()
     if not child:
@@ -117,14 +117,14 @@ def numbers(count=1, **arguments):
         (signal.SIGTERM, r"ended with exit code -15: --workers 0"),
     ],
 )
-def test_a_worker_that_dies_is_one_line(how, message):
+def test_dead_worker_is_reported_in_one_line(how, message):
     with pytest.raises(TrainingError, match=message) as caught:
         list(batches(numbers(kill=5, how=how)))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not LINUX, reason="signals as Linux has them")
-def test_a_worker_that_dies_does_not_break_into_a_step():
+def test_dead_worker_does_not_interrupt_a_step():
     train_loader = numbers()
     running = batches(train_loader)
     next(running)
@@ -138,12 +138,12 @@ def test_a_worker_that_dies_does_not_break_into_a_step():
         list(batches(train_loader))
 
 
-def test_errors_that_are_none_of_the_workers_come_as_they_are():
+def test_other_errors_are_not_changed():
     with pytest.raises(RuntimeError, match="a fault of ours"):
         list(batches(numbers(kill=1, error=RuntimeError("a fault of ours"))))
 
 
-def test_a_full_shared_memory_is_one_line():
+def test_full_shared_memory_is_reported_in_one_line():
     error = RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space")
     with pytest.raises(TrainingError, match="no shared memory left for a batch: enlarge /dev/shm"):
         list(batches(numbers(kill=1, error=error)))

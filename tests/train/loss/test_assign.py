@@ -1,4 +1,4 @@
-"""Candidates and assignments: the published ones, an independent slow form, ties, extremes."""
+"""Candidates and assignments against published ones and a slow form; ties and extremes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_coarse_labels_from_lead_predictions_equal_the_published_ones(loss_case,
         assert rows(entries) == rows(case.arrays[f"aux_match/{level}"])
 
 
-def test_ties_differ_from_the_published_case_in_one_match(loss_case):
+def test_tie_case_differs_in_one_match(loss_case):
     case = loss_case("ota_p6_lead_only")
     got = [rows(e) for e in SimOTA()(case.heads, case.targets, case.anchors).levels()]
     published = [rows(case.arrays[f"lead_match/{level}"]) for level in range(4)]
@@ -152,7 +152,7 @@ def test_ties_differ_from_the_published_case_in_one_match(loss_case):
     assert not any(g - p for p, g in zip(published, got, strict=True))
 
 
-def test_non_square_differs_from_the_published_case_by_the_scaling_alone(loss_case):
+def test_non_square_case_differs_by_scaling_only(loss_case):
     case = loss_case("ota_p5_nonsquare_quirk")
     heads = [head.detach() for head in case.heads]
     candidates = propose(heads, case.targets, case.anchors, anchor_t=4.0, reach=0.5)
@@ -189,7 +189,7 @@ def cells(x, y, reach=0.5, size=0.03125):
     ],
     ids=["fine", "coarse", "centre", "border", "corner", "origin", "edge", "one-from-edges"],
 )
-def test_cells_of_a_centre(x, y, reach, expected):
+def test_candidate_cells_of_a_centre(x, y, reach, expected):
     assert cells(x / 16, y / 16, reach) == expected
 
 
@@ -208,7 +208,7 @@ def test_anchors_fit_below_the_ratio_only():
     [((3, 0, 9), (128, 128)), ((30, 1), (128, 64)), ((0, 25, 2), (64, 128))],
     ids=["mixed", "crowded-tall", "crowded-wide"],
 )
-def test_equals_the_slow_form(counts, size, pairs):
+def test_assignment_equals_the_slow_form(counts, size, pairs):
     heads, targets = scene(counts, height=size[0], width=size[1], seed=sum(counts))
     targets = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(1))]
     candidates = propose(heads, targets, ANCHORS, anchor_t=4.0, reach=0.5)
@@ -226,7 +226,7 @@ def one_level(targets, **logits):
     return [head], torch.tensor(targets), torch.tensor([[[1.0, 1.0]]])
 
 
-def test_equal_costs_go_to_the_first_candidate():
+def test_equal_costs_select_the_first_candidate():
     # A grid corner: the own cell is entered first, fourth and fifth, at exactly the same cost.
     heads, targets, anchors = one_level([[0, 0, 0.5, 0.5, 0.25, 0.25]])
     heads[0][0, 0, 2, 2, :2] = -math.log(3)  # sigmoid 0.25: decoded exactly on the corner
@@ -239,7 +239,7 @@ def test_equal_costs_go_to_the_first_candidate():
     assert SimOTA()(heads, targets, anchors).entries.tolist() == [[0, 0, 2, 2, 0]]
 
 
-def test_equal_targets_go_to_the_first_of_them():
+def test_equal_targets_select_the_first():
     box = [0.625, 0.625, 0.25, 0.25]
     heads, targets, anchors = one_level([[0, 1, *box], [0, 1, *box], [0, 1, *box]])
     assert SimOTA()(heads, targets, anchors).entries[:, 4].unique().tolist() == [0]
@@ -247,7 +247,7 @@ def test_equal_targets_go_to_the_first_of_them():
 
 
 @pytest.mark.parametrize("logit", [17.0, 40.0, -60.0, -110.0])
-def test_saturated_logits_leave_the_box_cost_to_decide(logit):
+def test_saturated_logits_use_the_box_cost(logit):
     heads, targets, anchors = one_level([[0, 0, 0.6, 0.55, 0.25, 0.25]], obj=logit, cls=logit)
     calm, _, _ = one_level([[0, 0, 0.6, 0.55, 0.25, 0.25]])
     entries = SimOTA()(heads, targets, anchors).entries
@@ -267,7 +267,7 @@ def test_nothing_to_match(assigner, targets):
     assert assignment.entries.shape == (0, 5)
 
 
-def test_an_image_whose_targets_have_no_candidates_leaves_the_others_alone():
+def test_image_without_candidates_does_not_affect_others():
     heads, targets = scene((5, 0))
     alone = SimOTA()(heads, targets, ANCHORS)
     speck = torch.tensor([[1, 0, 0.5, 0.5, 1e-4, 1e-4]])
@@ -286,7 +286,7 @@ def test_no_gradient_and_float32_under_autocast(assigner):
     assert assignment.entries.tolist() == exact.entries.tolist()
 
 
-def test_heads_need_not_be_contiguous():
+def test_non_contiguous_heads():
     heads, targets = scene((4, 7))
     planes = [head.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2) for head in heads]
     assert not planes[0].is_contiguous()

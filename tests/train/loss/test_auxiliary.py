@@ -73,7 +73,7 @@ IDS = ["mixed", "crowded", "on-grid-lines", "on-all-grid-lines"]
 
 @pytest.mark.parametrize("pairs", [1 << 22, 700, 1], ids=["whole", "chunks", "row-by-row"])
 @pytest.mark.parametrize(("counts", "size", "snap"), SCENES, ids=IDS)
-def test_one_cost_gives_what_two_runs_give(counts, size, snap, pairs):
+def test_shared_cost_equals_two_assignments(counts, size, snap, pairs):
     lead, _, targets = scene(counts, size=size, seed=sum(counts), snap=snap)
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(1))
     targets = targets[order]
@@ -86,7 +86,7 @@ def test_one_cost_gives_what_two_runs_give(counts, size, snap, pairs):
 
 
 @pytest.mark.parametrize(("counts", "size", "snap"), SCENES, ids=IDS)
-def test_the_cost_is_computed_once_for_each_cell(monkeypatch, counts, size, snap):
+def test_cost_is_computed_once_per_cell(monkeypatch, counts, size, snap):
     lead, aux, targets = scene(counts, size=size, seed=sum(counts), snap=snap)
     computed, compared = [], []
     costs, iou = assign._costs, assign._pairwise_iou
@@ -114,7 +114,7 @@ def test_the_cost_is_computed_once_for_each_cell(monkeypatch, counts, size, snap
     assert compared == [len(targets) * widest]
 
 
-def test_distinct_cells_lead_back_to_every_candidate():
+def test_distinct_cells_index_every_candidate():
     lead, _, targets = scene((5, 30), size=(128, 256), snap=16)
     offers = [propose(lead, targets, ANCHORS, anchor_t=4.0, reach=r) for r in (0.5, 1.0)]
     cells, indices = distinct(offers, lead)
@@ -125,7 +125,7 @@ def test_distinct_cells_lead_back_to_every_candidate():
         assert torch.equal(cells.level[index], offer.level)
 
 
-def test_independent_heads_decide_for_themselves():
+def test_independent_assignments_use_their_own_predictions():
     lead, aux, targets = scene((6, 9))
     first, second = both("independent", lead, aux, targets)
     fine = SimOTA(reach=0.5, q0=20)
@@ -141,7 +141,7 @@ def test_lead_guided_uses_the_cells_of_the_lead_twice():
     assert first.entries.tolist() == second.entries.tolist() == fine.entries.tolist()
 
 
-def test_coarse_cells_are_more_than_fine_ones():
+def test_coarse_assignment_has_more_cells():
     lead, aux, targets = scene((6, 9), seed=3)
     lead = [torch.zeros_like(head) for head in lead]  # every box is its anchor: k can reach 20
     fine, coarse = both("coarse-to-fine", lead, aux, targets)
@@ -162,7 +162,7 @@ def test_nothing_to_match(name, targets):
 
 
 @pytest.mark.parametrize("name", assign.AUXILIARY)
-def test_the_ratio_of_sides_is_handed_on(name):
+def test_anchor_t_is_used(name):
     lead, aux, targets = scene((6, 9))
     strict = both(name, lead, aux, targets, anchor_t=1.2)
     for assignment, usual in zip(strict, both(name, lead, aux, targets), strict=True):

@@ -1,4 +1,4 @@
-"""CIoU against the published numbers, and what happens to boxes without area."""
+"""CIoU against the published numbers, and for boxes without area."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_empty_boxes_give_0():
     assert ciou(empty, empty).item() == 0
 
 
-def test_small_constant_is_on_heights_and_union():
+def test_epsilon_is_in_heights_and_union():
     tiny = torch.tensor([[0.0, 0.0, 1e-4, 1e-4]], dtype=torch.float64)
     assert ciou(tiny, tiny).item() == pytest.approx(0.0908, abs=2e-4)
 
 
-def test_small_constant_is_twice_under_the_aspect_ratio():
+def test_epsilon_is_twice_in_the_aspect_term():
     flat = torch.tensor([[0.0, 0.0, 1e-6, 1e-7]], dtype=torch.float64)
     square = torch.tensor([[0.0, 0.0, 1e-6, 1e-6]], dtype=torch.float64)
     aspect = (np.arctan(1e-6 / 1.2e-6) - np.arctan(1e-6 / 3e-7)) ** 2 * 4 / np.pi**2
@@ -67,7 +67,7 @@ def test_small_constant_is_twice_under_the_aspect_ratio():
     assert ciou(flat, square).item() == pytest.approx(diou - alpha * aspect, rel=1e-6)
 
 
-def test_decode_reaches_half_a_cell_out_and_four_anchors():
+def test_decode_limits():
     anchors = torch.tensor([[2.0, 3.0]])
     assert decode(torch.zeros(1, 4), anchors).tolist() == [[0.5, 0.5, 2.0, 3.0]]
     assert decode(torch.full((1, 4), 40.0), anchors).tolist() == [[1.5, 1.5, 8.0, 12.0]]

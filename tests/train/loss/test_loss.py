@@ -87,13 +87,13 @@ def test_gradient_equals_the_published_one(loss_case, name):
             torch.testing.assert_close(head.grad, whole, rtol=0, atol=tolerance)
 
 
-def test_every_published_case_is_held_but_the_named():
+def test_all_published_cases_are_tested():
     assert len(CASES) == 19
     assert NAMED_EXCEPTIONS.keys() < set(CASES)
     assert sum(name.startswith("aux") for name in EQUAL) == 5
 
 
-def test_equal_costs_move_the_published_tie_case_a_little(loss_case):
+def test_tie_case_loss_differs_slightly(loss_case):
     case = loss_case("ota_p6_lead_only")
     parts = run(case)
     assert parts.total.item() == pytest.approx(case.record["total"] * (1 - 2.21e-4), rel=1e-6)
@@ -102,7 +102,7 @@ def test_equal_costs_move_the_published_tie_case_a_little(loss_case):
     assert abs(norm - 1) == pytest.approx(0.01006, abs=1e-5)
 
 
-def test_width_and_height_apart_change_the_published_non_square_case(loss_case):
+def test_non_square_case_loss_differs(loss_case):
     assert run(loss_case("ota_p5_nonsquare_quirk")).total.item() == pytest.approx(0.7221, abs=1e-4)
 
 
@@ -123,7 +123,7 @@ def assigned(*entries, levels=3):
     return Assignment(made, (len(made), *[0] * (levels - 1)))
 
 
-def test_a_cell_of_two_targets_shows_the_last_ones_score():
+def test_cell_with_two_targets_has_the_last_score():
     targets = torch.tensor([[0, 0, 0.375, 0.375, 0.25, 0.25], [0, 1, 0.4, 0.3, 0.5, 0.125]])
     loss = DetectionLoss(3, ANCHORS, UNIT)
     first, second, both, swapped = (
@@ -134,7 +134,7 @@ def test_a_cell_of_two_targets_shows_the_last_ones_score():
     assert (both, swapped) == (second, first)
 
 
-def test_repeated_entries_count_again_in_the_means():
+def test_repeated_entries_are_counted():
     targets = torch.tensor([[0, 0, 0.375, 0.375, 0.25, 0.25], [0, 1, 0.8, 0.8, 0.25, 0.25]])
     loss = DetectionLoss(3, ANCHORS, UNIT)
     one, other = [0, 0, 1, 1, 0], [0, 0, 3, 3, 1]
@@ -146,7 +146,7 @@ def test_repeated_entries_count_again_in_the_means():
     assert twice.cls.item() == pytest.approx((2 * a.cls.item() + b.cls.item()) / 3, rel=1e-5)
 
 
-def test_without_positives_only_objectness_learns():
+def test_without_positives_only_objectness_has_loss():
     heads = small()
     parts = DetectionLoss(3, ANCHORS, UNIT)(heads, torch.zeros(0, 6), assigned())
     parts.total.backward()
@@ -188,7 +188,7 @@ def test_loss_of_half_precision_heads_is_float32(dtype):
     assert half[0].grad.dtype == dtype
 
 
-def test_gradient_is_that_of_the_value():
+def test_gradient_matches_finite_differences():
     targets = torch.tensor([[0, 2, 0.4, 0.35, 0.25, 0.2]])
     loss = DetectionLoss(3, ANCHORS.double(), replace(UNIT, label_smoothing=0.1, fl_gamma=1.5))
     heads = small(dtype=torch.float64)
@@ -196,7 +196,7 @@ def test_gradient_is_that_of_the_value():
     def value(logits):
         return loss([logits, *heads[1:]], targets.double(), assigned([0, 0, 1, 1, 0])).total
 
-    # Box channels are left out: alpha is held constant there, and the score is objectness' target.
+    # Without box channels: alpha is constant in their gradient, and the score is a target.
     (gradient,) = torch.autograd.grad(value(heads[0]), heads[0])
     for channel in (4, 5, 7):
         step = torch.zeros_like(heads[0])
@@ -261,7 +261,7 @@ def test_loss_of_a_batch_without_images_is_zero(model):
 
 
 @pytest.mark.parametrize("nc", [1, 3])
-def test_an_image_without_targets_adds_background_alone(nc):
+def test_image_without_targets_adds_background_loss_only(nc):
     heads, loss = maps(2, nc), training_loss(nc)
     loss(heads, boxes((4, 0), nc)).total.backward()
     for head in heads:
@@ -273,7 +273,7 @@ def test_an_image_without_targets_adds_background_alone(nc):
 # ---- the auxiliary head
 
 
-def test_the_auxiliary_head_adds_a_quarter_of_its_own_loss():
+def test_auxiliary_loss_has_weight_a_quarter():
     lead, aux = maps(2), maps(2, seed=1)
     targets = boxes((3, 2), 3)
     loss = training_loss().loss
@@ -294,7 +294,7 @@ def test_assigners_are_chosen_by_name(assigner):
     assert loss(heads, targets).total.item() == loss.loss(heads, targets, assignment).total.item()
 
 
-def test_auto_takes_the_published_assigner():
+def test_auto_selects_the_published_assigner():
     assert training_loss(model="yolov7-tiny").assign == SimOTA()
     assert training_loss(model="yolov7-w6").assign.func is assign.coarse_to_fine
 
@@ -327,7 +327,7 @@ class Recorder:
 
 
 def parts_of_ranks(heads, targets, model, split):
-    """Per rank: its loss, and the gradients of its heads, from its images and the sums of all."""
+    """Return the loss and gradients of each rank, from its images and the sums over all ranks."""
     parts = []
     for ids in split:
         own = [head.detach()[ids].clone().requires_grad_() for head in heads]
@@ -362,15 +362,15 @@ def parts_of_ranks(heads, targets, model, split):
     ],
     ids=["two", "unequal", "one-without-targets", "none-with-targets", "three"],
 )
-def test_gradients_of_ranks_average_to_that_of_the_whole_batch(model, counts, split):
+def test_mean_gradient_of_ranks_equals_the_whole_batch(model, counts, split):
     sides = P6 * 2 if model == "yolov7-w6" else P5
     heads, targets = maps(len(counts), sides=sides, seed=5), boxes(counts, 3)
     whole = training_loss(model=model)(heads, targets)
     whole.total.backward()
     totals, gradients = parts_of_ranks(heads, targets, model, split)
     for level, head in enumerate(heads):
-        # What data-parallel training leaves in a weight: the mean over ranks of the sums over
-        # each rank's images. Each image is on one rank only, so gradients are partial.
+        # The gradient in data-parallel training: the mean over ranks of sums over images.
+        # Each image is on one rank only.
         for ids, grads in zip(split, gradients, strict=True):
             torch.testing.assert_close(
                 grads[level] / len(split), head.grad[ids], rtol=1e-5, atol=1e-8
@@ -406,14 +406,14 @@ def operations(batch, per_image, assigner, nc=80):
     [(SimOTA(), 2, 1), (by_name("coarse-to-fine"), 4, 3)],
     ids=["lead", "coarse-to-fine"],
 )
-def test_operations_and_waits_do_not_grow_with_the_batch(assigner, lists, numbers):
+def test_operations_and_synchronizations_are_constant(assigner, lists, numbers):
     two, sixteen, crowded = (operations(*c, assigner) for c in ((2, 10), (16, 10), (16, 40)))
     called = [
         Counter(e.name for e in events if e.cpu_parent is None)
         for events in (two, sixteen, crowded)
     ]
     assert called[0] == called[1] == called[2]
-    # Inside, the CPU takes one or another path for small tensors: a handful of views differ.
+    # The CPU has other code paths for small tensors, so a few views may differ.
     assert len(sixteen) <= len(two) + 8
     for events in (two, sixteen, crowded):
         waits = Counter(event.name for event in events)

@@ -21,7 +21,7 @@ ROWS = [
 STATUS = Status(3, 60, 4, 13, 0.071, 0.021, 0.031, 0.0099, 812.0, 3725.0)
 
 
-def test_table_survives_writing_and_reading(tmp_path):
+def test_table_round_trip(tmp_path):
     path = tmp_path / "results.csv"
     write_csv(ROWS, path)
     assert read_csv(path) == ROWS
@@ -47,14 +47,14 @@ def test_table_of_an_earlier_version_is_read(tmp_path):
     assert read_csv(path) == [EpochRow(1, 0.07, 0.02, 0.03, 0.01, 12.5, 400.0, 0.5, 0.25)]
 
 
-def test_curves_are_an_image_of_one_version(tmp_path):
+def test_curves_are_reproducible(tmp_path):
     write_png(ROWS, tmp_path / "a.png")
     write_png(ROWS, tmp_path / "b.png")
     assert cv2.imread(str(tmp_path / "a.png")).shape == (360, 1200, 3)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_fitness_weighs_the_strict_figure_most():
+def test_fitness_weights():
     assert fitness(ROWS[1]) == pytest.approx(0.1 * 0.5 + 0.9 * 0.25)
     with pytest.raises(ValueError, match="epoch 1 was not evaluated"):
         fitness(ROWS[0])
@@ -65,7 +65,7 @@ def test_unnamed_runs_get_the_next_free_folder(tmp_path):
     assert names == ["train", "train2", "train3"]
 
 
-def test_the_folder_of_a_run_that_is_going_on(tmp_path):
+def test_folder_in_use_is_refused(tmp_path):
     with ExitStack() as held:
         folder.claim(tmp_path, held)
         (tmp_path / "results.csv").touch()
@@ -106,7 +106,7 @@ def test_unwritable_folder_is_refused_before_any_work(tmp_path, monkeypatch):
         folder.check_free(tmp_path / "new" / "run")
 
 
-def test_log_gets_one_line_for_each_epoch():
+def test_log_has_one_line_per_epoch():
     stream = io.StringIO()
     lines = for_terminal(stream)
     assert isinstance(lines, Lines)
@@ -137,7 +137,7 @@ def test_bar_shows_losses_rate_memory_and_time_left():
 @pytest.mark.parametrize(
     "made", [Progress(), Lines(io.StringIO()), Bar(Console(file=io.StringIO()))]
 )
-def test_every_display_speaks_the_protocol(made):
+def test_displays_have_the_same_interface(made):
     assert isinstance(made, Progress)
     made.close()  # also before any output
 

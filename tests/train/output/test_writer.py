@@ -74,7 +74,7 @@ def batch(count=5):
     return images, torch.tensor([[index, 1, 0.5, 0.5, 0.5, 0.5] for index in range(count)])
 
 
-def test_folder_holds_everything(finished):
+def test_folder_has_all_files(finished):
     found = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*.*")}
     assert found == {
         *("best.safetensors", "last.safetensors", "config.yaml", "report.html"),
@@ -94,7 +94,7 @@ def test_table_has_the_figures_of_the_evaluated_epoch(finished, metrics):
 
 
 def test_best_threshold_is_the_default_of_the_detector(finished):
-    for name in ("best", "last"):  # the last epoch was not evaluated: the threshold before holds
+    for name in ("best", "last"):  # the last epoch was not evaluated: the last threshold is kept
         path = finished.folder / f"{name}.safetensors"
         assert weights.load(path).meta["thresholds"] == {"conf": 0.437}
         with Detector(path) as detector:
@@ -118,7 +118,7 @@ def test_best_is_the_fittest_and_the_earliest_of_equals(data, model, metrics, tm
     assert weights.load(kept.folder / "last.safetensors").meta["epoch"] == 5
 
 
-def test_page_shows_the_best_checkpoint_and_needs_no_other_file(finished, data):
+def test_page_shows_the_best_checkpoint_and_is_self_contained(finished, data):
     text = (finished.folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', text)
     with Detector(finished.folder / "best.safetensors") as detector:
@@ -129,7 +129,7 @@ def test_page_shows_the_best_checkpoint_and_needs_no_other_file(finished, data):
     assert text.count("<img") == 1 + 5 + 2 + 1  # course, plots, every other image, batch
 
 
-def test_a_checkpoint_records_what_is_needed_to_repeat_the_run(finished, data):
+def test_checkpoint_has_metadata_to_repeat_the_run(finished, data):
     meta = weights.load(finished.folder / "best.safetensors").meta
     assert (meta["config"]["command"], meta["config"]["seed"]) == ("y7edge x", 0)
     assert meta["data"]["digest"] == data.digest
@@ -186,7 +186,7 @@ def scalars(folder):
     }
 
 
-def test_tensorboard_shows_what_was_measured(finished):
+def test_tensorboard_has_the_scores(finished):
     tags = scalars(finished.folder)
     assert tags["loss/box"] == [(1, pytest.approx(0.07)), (2, pytest.approx(0.07))]
     assert tags["run/lr"][0] == (1, pytest.approx(0.01))

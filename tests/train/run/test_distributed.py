@@ -1,4 +1,4 @@
-"""Two processes (CPU, gloo) train as one does with all images, and end together."""
+"""Two processes (CPU, gloo) train like one process with all images, and end together."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from y7edge.train.settings.config import TrainConfig
 # Models and images per batch: auxiliary heads with two times 8, a lead head with 8 and 7.
 CASES = {"yolov7-w6": 16, "yolov7-tiny": 15}
 
-# What the parts of a run make of batches of random images; written by rank 0.
+# Losses and gradients of a run's parts on random images, written by rank 0.
 GRADIENTS = """
 import sys
 from contextlib import ExitStack
@@ -39,7 +39,7 @@ from y7edge.train.run.steps import Steps
 
 devices, out = int(sys.argv[1]), sys.argv[2]
 config = TrainConfig(data="", batch=16, device="cpu", devices=devices)
-object.__setattr__(config, "precision", "64-true")  # rounding would hide what is asked for
+object.__setattr__(config, "precision", "64-true")  # so that rounding does not hide differences
 torch.set_default_dtype(torch.float64)
 fabric = open_fabric(config)
 held = ExitStack()
@@ -152,7 +152,7 @@ def losses(folder):
         ]
 
 
-def test_run_of_two_processes_is_that_of_one(data, tmp_path):
+def test_run_of_two_processes_equals_one(data, tmp_path):
     """From the command line; only the first prints and writes; both use loopback only."""
     one, two, scratch = (tmp_path / name for name in ("one", "two", "scratch"))
     scratch.mkdir()
@@ -180,13 +180,13 @@ def test_run_of_two_processes_is_that_of_one(data, tmp_path):
     assert messages.count("11 training images") == 1
     assert messages.count("epoch 2:") == 1
     assert addresses == {"127.0.0.1"}
-    assert len(places) == 1  # where they met
+    assert len(places) == 1  # the file by which they connected
     assert not any(place.exists() for place in places)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "scratch", "two"]
 
 
 def listening(pid):
-    """Addresses that a process listens on."""
+    """Return the addresses that a process listens on."""
     files = Path(f"/proc/{pid}/fd").iterdir()
     links = [str(path.readlink()) for path in files if path.is_symlink()]
     sockets = {link[len("socket:[") : -1] for link in links if link.startswith("socket:")}
@@ -202,7 +202,7 @@ def listening(pid):
 
 
 @pytest.mark.slow
-def test_processes_end_with_the_first_one_and_the_run_resumes(data, tmp_path):
+def test_processes_end_with_the_first_and_the_run_resumes(data, tmp_path):
     out, whole = tmp_path / "run", tmp_path / "whole"
     words = ["--epochs", 3, "--checkpoint-minutes", 1e-6]
     run(command(data, whole, 2, *words))
@@ -231,7 +231,7 @@ def test_processes_end_with_the_first_one_and_the_run_resumes(data, tmp_path):
         pytest.param(signal.SIGKILL, 1, "another process of the run died", id="kill -9"),
     ],
 )
-def test_the_first_process_speaks_for_another_that_ends(data, tmp_path, number, code, text):
+def test_first_process_reports_errors_of_others(data, tmp_path, number, code, text):
     out = tmp_path / "run"
     process = subprocess.Popen(
         [str(word) for word in command(data, out, 2, "--epochs", 500)],
@@ -249,7 +249,7 @@ def test_the_first_process_speaks_for_another_that_ends(data, tmp_path, number, 
 
 
 def children_of(pid):
-    """Processes that a process, or a thread of it, has started."""
+    """Return the children of a process and of its threads."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += [int(word) for word in (task / "children").read_text().split()]
@@ -270,14 +270,14 @@ def wait_for(condition, seconds=10.0):
         time.sleep(0.05)
 
 
-def test_one_process_is_free():
+def test_single_process_does_not_communicate():
     ranks = Ranks()
     assert (ranks.first, ranks.largest(3), ranks.from_first("a")) == (True, 3, "a")
     with pytest.raises(ConfigError), ranks.together():
         raise ConfigError("as it came")
 
 
-def test_torchrun_decides_on_processes(monkeypatch):
+def test_torchrun_sets_devices_and_nodes(monkeypatch):
     config = TrainConfig(data="", batch=8)
     assert under_torchrun(config) == config
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
@@ -290,7 +290,7 @@ def test_torchrun_decides_on_processes(monkeypatch):
         under_torchrun(TrainConfig(data="", batch=12))
 
 
-def test_missing_machines_are_not_waited_for(monkeypatch):
+def test_nodes_without_torchrun_are_refused(monkeypatch):
     for name in ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     several = TrainConfig(data="", batch=8, devices=2, nodes=2)
@@ -300,7 +300,7 @@ def test_missing_machines_are_not_waited_for(monkeypatch):
     assert under_torchrun(several) == several
 
 
-def test_precision_is_the_one_asked_for_or_none():
+def test_unsupported_precision_is_refused():
     with pytest.raises(DeviceError, match="use --precision bf16 or fp32"):
         open_fabric(TrainConfig(data="", device="cpu", precision="16-mixed"))
 

@@ -1,4 +1,4 @@
-"""Two runs at once, states that do not fit, full disks, kills, failing reports: nothing is lost."""
+"""Runs survive concurrent runs, invalid states, full disks, kills and failing reports."""
 
 import errno
 import os
@@ -86,7 +86,7 @@ def stopped(data, tmp_path):
     return out
 
 
-# --- two at once ---------------------------------------------------------------------------------
+# --- concurrent runs -----------------------------------------------------------------------------
 
 
 def command(*words):
@@ -105,7 +105,7 @@ def together(*words):
     return sorted(zip([one.returncode for one in pair], outputs, strict=True))
 
 
-def test_of_two_runs_in_one_folder_one_is_refused(data, tmp_path):
+def test_second_run_in_a_folder_is_refused(data, tmp_path):
     out = tmp_path / "run"
     words = ["--data", data, "--width", 0.125, "--imgsz", 64, "--batch", 2, "--no-report"]
     (code, _), (other, output) = together(*words, "--epochs", 20, "--out", out)
@@ -115,7 +115,7 @@ def test_of_two_runs_in_one_folder_one_is_refused(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_two_that_resume_one_run_one_is_refused(data, tmp_path):
+def test_second_resume_of_a_run_is_refused(data, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(config(data, out, epochs=20), progress=Recorder((2, 1)))
@@ -125,7 +125,7 @@ def test_of_two_that_resume_one_run_one_is_refused(data, tmp_path):
     assert "Traceback" not in output
 
 
-def test_a_claimed_folder_is_refused_until_its_owner_ends(data, stopped):
+def test_claimed_folder_is_refused(data, stopped):
     with ExitStack() as held:
         folder.claim(stopped, held)
         with pytest.raises(ConfigError, match="another run is using this folder"):
@@ -138,14 +138,14 @@ def test_a_claimed_folder_is_refused_until_its_owner_ends(data, stopped):
     train(config(data, stopped))
 
 
-def test_an_artifact_can_be_delivered_into_the_folder_of_a_run(tmp_path):
+def test_artifact_can_be_written_to_the_folder_of_a_run(tmp_path):
     (tmp_path / "new").touch()
     with ExitStack() as held:
         run = folder.create(tmp_path / "run", held)
         files.replace_files([(tmp_path / "new", run / "model.onnx")])
 
 
-def test_a_lock_is_released_by_the_death_of_its_owner(tmp_path):
+def test_lock_ends_with_its_process(tmp_path):
     code = (
         "import os, sys; from contextlib import ExitStack; from pathlib import Path\n"
         "from y7edge.train.output import folder\n"
@@ -186,7 +186,7 @@ def a_folder_with_a_linked_lock(path):
 @pytest.mark.parametrize(
     "make", [a_link, a_dangling_link, os.mkfifo, a_socket, Path.touch, a_folder_with_a_linked_lock]
 )
-def test_a_destination_that_is_no_folder_is_refused_before_training(data, tmp_path, make):
+def test_out_that_is_not_a_folder_is_refused(data, tmp_path, make):
     make(tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match=str(tmp_path / "run")):
@@ -253,14 +253,14 @@ def _anchors(state):
     return next(name for name in state.arrays if name.endswith(".anchors"))
 
 
-def test_a_captured_state_fits(trainer):
+def test_captured_state_fits(trainer):
     made, captured = trainer
     assert any(name.startswith("gradients.") for name in captured.arrays)
     require_fitting(made.parts, captured)
 
 
 @pytest.mark.parametrize("kind", MISFITS)
-def test_arrays_that_do_not_fit_are_refused(trainer, kind):
+def test_invalid_arrays_are_refused(trainer, kind):
     made, captured = trainer
     changed = {**captured.arrays, **MISFITS[kind](captured)}
     arrays = {name: array for name, array in changed.items() if array is not None}
@@ -271,7 +271,7 @@ def test_arrays_that_do_not_fit_are_refused(trainer, kind):
 @pytest.mark.parametrize(
     "position", [Position(4), Position(10**9), Position(1, 3), Position(1, 10**30), Position(2)]
 )
-def test_positions_outside_of_the_run_are_refused(trainer, position):
+def test_positions_outside_the_run_are_refused(trainer, position):
     made, captured = trainer
     facts = replace(captured.facts, position=position)
     with pytest.raises(CheckpointError, match="a state does not fit the run: it "):
@@ -279,7 +279,7 @@ def test_positions_outside_of_the_run_are_refused(trainer, position):
 
 
 @pytest.mark.parametrize("kind", ["array", "anchors", "levels"])
-def test_a_run_resumes_from_the_previous_state_if_the_last_does_not_fit(stopped, whole, kind):
+def test_run_resumes_from_the_previous_state(stopped, whole, kind):
     found = state.read(stopped / state.STATE)
     anchors = {"anchors": (((1.0, 1e30),),), "levels": found.facts.began.anchors[:2]}
     if kind == "array":
@@ -295,7 +295,7 @@ def test_a_run_resumes_from_the_previous_state_if_the_last_does_not_fit(stopped,
     assert_equal_runs(stopped, whole)
 
 
-def test_a_run_without_a_usable_state_says_so_in_one_line(stopped):
+def test_run_without_a_usable_state_is_refused(stopped):
     for name in (state.STATE, state.PREVIOUS):
         found = state.read(stopped / name)
         del found.arrays[KERNEL]
@@ -305,7 +305,7 @@ def test_a_run_without_a_usable_state_says_so_in_one_line(stopped):
     assert "\n" not in str(caught.value)
 
 
-# --- limits that would be met only at the end ----------------------------------------------------
+# --- limits of exported models ------------------------------------------------
 
 
 def data_set(folder, names):
@@ -334,7 +334,7 @@ def data_set(folder, names):
         pytest.param(["a"], "\x1b[31m", id="licence"),
     ],
 )
-def test_what_no_artifact_can_hold_is_refused_before_the_first_epoch(tmp_path, names, licence):
+def test_models_that_cannot_be_exported_are_refused(tmp_path, names, licence):
     path = data_set(tmp_path, names)
     with pytest.raises(
         (DataError, ConfigError), match="65536" if len(names) > 65536 else str(path)
@@ -343,7 +343,7 @@ def test_what_no_artifact_can_hold_is_refused_before_the_first_epoch(tmp_path, n
     assert not (tmp_path / "run").exists()
 
 
-def test_the_longest_names_train_and_are_reported(tmp_path):
+def test_longest_names_train_and_are_reported(tmp_path):
     names = ["a" * 256, "\\ud83d\\ude00", "$\\\\frac{x$", "<b>&", "=1+1", "日本"]
     path = data_set(tmp_path, names)
     recorder = Recorder()
@@ -352,7 +352,7 @@ def test_the_longest_names_train_and_are_reported(tmp_path):
     assert (result.folder / "report.html").is_file()
 
 
-def test_data_in_a_folder_whose_name_is_not_utf8(tmp_path):
+def test_data_folder_with_a_name_that_is_not_utf8(tmp_path):
     place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\x1b[31m"))
     path = data_set(place, ["a"])
     recorder = Recorder((2, 1))
@@ -374,7 +374,7 @@ def full(path, **_options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
 
 
-# What a run writes, and the module that writes it.
+# Files of a run, and the modules that write them.
 NEEDED = {
     "state.safetensors": "y7edge.train.run.state",
     "best.safetensors": "y7edge.models.weights",
@@ -393,7 +393,7 @@ OPTIONAL = {
 
 
 def fill_disk(patch, module, name, after=0):
-    """Let each write of a file fail after the first ones."""
+    """Make writes of a file fail, except for the first ones."""
     written = []
 
     def write(path, **options):
@@ -406,7 +406,7 @@ def fill_disk(patch, module, name, after=0):
 
 @pytest.mark.parametrize("name", NEEDED)
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_full_disk_ends_the_run_and_loses_nothing(
+def test_full_disk_ends_the_run_and_keeps_the_state(
     data, tmp_path, whole, name, after, monkeypatch
 ):
     out = tmp_path / "run"
@@ -430,7 +430,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_a_full_disk_does_not_fail_what_a_run_can_do_without(
+def test_full_disk_for_optional_files_does_not_end_the_run(
     data, tmp_path, whole, name, monkeypatch, caplog
 ):
     out, recorder = tmp_path / "run", Recorder()
@@ -451,7 +451,7 @@ def test_a_full_disk_does_not_fail_what_a_run_can_do_without(
         resume(out)
 
 
-def test_a_full_disk_ends_the_events_with_a_warning(data, tmp_path, whole, monkeypatch, caplog):
+def test_full_disk_ends_tensorboard_with_a_warning(data, tmp_path, whole, monkeypatch, caplog):
     real = Path.open
 
     def opened(path, mode="r", *rest, **options):
@@ -482,7 +482,7 @@ def test_a_full_disk_ends_the_events_with_a_warning(data, tmp_path, whole, monke
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_failing_report_never_fails_the_run(data, tmp_path, whole, error, monkeypatch):
+def test_failing_report_does_not_fail_the_run(data, tmp_path, whole, error, monkeypatch):
     def fail(*_, **__):
         raise error
 
@@ -495,7 +495,7 @@ def test_a_failing_report_never_fails_the_run(data, tmp_path, whole, error, monk
     assert_equal_runs(tmp_path / "run", whole)
 
 
-def test_a_page_has_no_images_from_outside_of_the_run(data, tmp_path):
+def test_page_has_no_images_from_outside_the_run(data, tmp_path):
     secret, out = tmp_path / "secret.jpg", tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(config(data, out, report=True), progress=Recorder((2, 1)))
@@ -526,7 +526,7 @@ SURROUNDINGS = {
 
 
 @pytest.mark.parametrize("kind", [*SURROUNDINGS, "quota"])
-def test_surroundings_from_the_command_line(data, tmp_path, whole, kind):
+def test_disk_and_permission_errors_of_the_command(data, tmp_path, whole, kind):
     words = ["--data", data, "--width", 0.125, "--imgsz", 64, "--batch", 2, "--epochs", 2]
     words += ["--cache", "disk", "--workers", 1, "--out", tmp_path / "run"]
     words += ["--no-report"] if kind != "read-only" else []
@@ -575,7 +575,7 @@ resume(out) if out.exists() else train(config({data!r}, out, cache="disk"))
 """
 
 
-def test_leftovers_of_killed_runs_are_removed_by_the_next(data, tmp_path, whole, monkeypatch):
+def test_temporary_files_of_killed_runs_are_removed(data, tmp_path, whole, monkeypatch):
     """kill -9 inside every kind of write; then the run is resumed."""
     out, cache = tmp_path / "run", tmp_path / "cache"
     for word in ("images", "batches", "state", "results.csv", "best"):

@@ -8,7 +8,7 @@ from y7edge.train.run.interrupts import Interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_waits_until_it_is_asked_for(number):
+def test_signal_is_raised_by_check(number):
     with Interrupts() as interrupts:
         signal.raise_signal(number)
         done = True  # what comes before the check is not cut off
@@ -17,20 +17,20 @@ def test_signal_waits_until_it_is_asked_for(number):
     assert done
 
 
-def test_second_signal_is_obeyed_at_once():
+def test_second_signal_raises_immediately():
     with Interrupts():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_free_block_is_left_at_once():
+def test_immediate_block_is_interrupted():
     with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.immediate():
         signal.raise_signal(signal.SIGINT)
         pytest.fail("went on")
 
 
-def test_handlers_are_put_back():
+def test_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts():
         assert signal.getsignal(signal.SIGTERM) != before

@@ -46,7 +46,7 @@ def one_thread():
 
 
 def config(data, out, **changes):
-    # One run draws its curves and pages, which takes longer than all others train.
+    # Only one run writes a report, which takes longer than training.
     small = TrainConfig(data, width=0.125, imgsz=64, epochs=2, batch=4, out=out, workers=0)
     return replace(small, **{"report": False, **changes})
 
@@ -85,7 +85,7 @@ def run(data, tmp_path_factory):
     ), recorder
 
 
-def test_run_leaves_complete_files(run):
+def test_run_writes_all_files(run):
     result, _ = run
     names = {path.name for path in result.folder.iterdir()}
     assert names == {
@@ -106,7 +106,7 @@ def test_run_leaves_complete_files(run):
     assert cv2.imread(str(result.folder / "results.png")) is not None
 
 
-def test_a_run_without_report_draws_nothing(data, tmp_path):
+def test_run_without_report_writes_no_images(data, tmp_path):
     names = {path.name for path in train(config(data, tmp_path / "run")).folder.iterdir()}
     assert not names & {"report.html", "results.png", "curves", "predictions", "predictions.json"}
     assert {"best.safetensors", "last.safetensors", "results.csv", "state.safetensors"} <= names
@@ -173,7 +173,7 @@ def test_saved_model_is_the_moving_average(data, tmp_path):
         pytest.param(16, 2, id="every four: the run's last two are a step too"),
     ],
 )
-def test_no_gradient_is_thrown_away(data, tmp_path, nominal, updates):
+def test_all_gradients_are_used(data, tmp_path, nominal, updates):
     recipe = replace(TINY, warmup_epochs=0.0)
     trainer = trainer_of(config(data, tmp_path / "run", nominal_batch=nominal, recipe=recipe))
     trainer.run()
@@ -182,7 +182,7 @@ def test_no_gradient_is_thrown_away(data, tmp_path, nominal, updates):
 
 
 @pytest.mark.parametrize(("clip_norm", "clipped"), [(0.0, False), (0.25, True)])
-def test_gradients_are_clipped_if_the_recipe_does(data, tmp_path, monkeypatch, clip_norm, clipped):
+def test_gradients_are_clipped_by_clip_norm(data, tmp_path, monkeypatch, clip_norm, clipped):
     norms, step = [], torch.optim.SGD.step
 
     def noted(self, *arguments, **options):
@@ -200,7 +200,7 @@ def test_gradients_are_clipped_if_the_recipe_does(data, tmp_path, monkeypatch, c
 def test_training_learns(data, tmp_path):
     recipe = replace(TINY, augmentation=STILL, lr0=0.1)
     recorder = Recorder()
-    # Long enough to hold on any CPU: sums in another order make another course of training.
+    # Enough epochs for any CPU: the order of sums, and so the result, depends on the CPU.
     changes = {"epochs": 30, "batch": 5, "nominal_batch": 5, "val_every": 30, "recipe": recipe}
     train(config(data, tmp_path / "run", val_split="train", **changes), progress=recorder)
     first, last = recorder.rows[0], recorder.rows[-1]
@@ -208,7 +208,7 @@ def test_training_learns(data, tmp_path):
     assert last.cls < 0.75 * first.cls
 
 
-def test_figures_of_a_run_are_those_of_its_checkpoint(run, data, caplog, capsys):
+def test_scores_of_a_run_equal_its_checkpoints(run, data, caplog, capsys):
     caplog.set_level(logging.WARNING)
     result, recorder = run
     with Detector(result.last) as detector:
@@ -219,7 +219,7 @@ def test_figures_of_a_run_are_those_of_its_checkpoint(run, data, caplog, capsys)
     assert (capsys.readouterr().out, caplog.records) == ("", [])  # no other output
 
 
-def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
+def test_patience_ends_a_run(data, tmp_path):
     recipe = replace(TINY, lr0=1e-9, warmup_bias_lr=0.0)
     recorder = Recorder()
     changes = {"epochs": 6, "patience": 2, "val_every": 1, "recipe": recipe}
@@ -236,7 +236,7 @@ def test_patience_waits_for_an_evaluation(data, tmp_path):
     assert (result.stopped_early, result.epochs, result.metrics.epoch) == (True, 4, 2)
 
 
-def test_patience_does_not_end_a_run_before_the_mean_that_it_is_for(data, tmp_path):
+def test_patience_starts_once_swa_begins(data, tmp_path):
     recipe = replace(TINY, lr0=1e-9, warmup_bias_lr=0.0, average="swa", swa_start=0.5)
     changes = {"epochs": 8, "patience": 1, "val_every": 1, "recipe": recipe}
     result = train(config(data, tmp_path / "run", **changes))
@@ -287,7 +287,7 @@ def test_non_finite_loss_ends_the_run(data, tmp_path):
 
 def test_model_with_auxiliary_heads_trains_them_and_evaluates_the_lead(data, tmp_path):
     recorder = Recorder()
-    # Always the same images, so that a falling loss is not a matter of luck.
+    # The same images in each step, so that the loss falls reliably.
     changes = {
         "model": "yolov7-w6",
         "imgsz": 128,
@@ -321,18 +321,18 @@ def test_input_size_changes_from_batch_to_batch(data, tmp_path):
     ]
 
 
-def test_last_epochs_show_images_one_at_a_time(data, tmp_path):
+def test_last_epochs_have_no_mosaic(data, tmp_path):
     recipe = replace(TINY, close_mosaic=1)
     trainer = trainer_of(config(data, tmp_path / "run", recipe=recipe))
     assert trainer.parts.train_set.close_at == 2
 
 
-def test_images_of_badly_learnt_classes_come_more_often(data, tmp_path):
+def test_image_weights_prefer_badly_detected_classes(data, tmp_path):
     trainer = trainer_of(config(data, tmp_path / "run", image_weights=True, val_every=1))
     before = trainer.parts.plan.weights.copy()
     trainer.parts.validation = Scores(trainer.parts.validation, [1.0, 1.0, 1.0, 0.0])
     trainer.run()
-    # Only images that show the last class are still worth drawing.
+    # Only images with the last class have weight.
     shows = np.array([3 in sample.class_id for sample in trainer.parts.train_set.samples])
     assert not np.array_equal(trainer.parts.plan.weights, before)
     assert (trainer.parts.plan.weights[shows] > 0).all()
@@ -358,7 +358,7 @@ class Scores:
         return getattr(self.validation, name)
 
 
-def test_fine_tuning_starts_from_everything_that_fits(run, data, tmp_path, caplog):
+def test_fine_tuning_copies_entries_that_fit(run, data, tmp_path, caplog):
     checkpoint = weights.load(run[0].last)
     recorder = Recorder()
     trainer = trainer_of(config(data, tmp_path / "run", weights=run[0].last), recorder)
@@ -401,7 +401,7 @@ def test_weights_that_do_not_fit_are_refused(data, tmp_path):
         train(config(data, tmp_path / "run", weights=path))
 
 
-def test_weights_of_which_one_layer_happens_to_fit_are_refused(tmp_path):
+def test_weights_of_another_model_are_refused(tmp_path):
     path = tmp_path / "tiny.safetensors"
     weights.save(to_checkpoint(create("yolov7-tiny", nc=4)), path)
     # The first layer of both has 32 channels.
@@ -417,7 +417,7 @@ def test_weights_of_which_one_layer_happens_to_fit_are_refused(tmp_path):
         ("val", None, "1.jpg: expected an image"),
     ],
 )
-def test_data_that_would_end_the_run_later_are_refused_at_once(tmp_path, split, label, message):
+def test_invalid_data_are_refused_before_training(tmp_path, split, label, message):
     for part in ("train", "val"):
         for index in range(2):
             image = tmp_path / "images" / part / f"{index}.jpg"
@@ -435,7 +435,7 @@ def test_data_that_would_end_the_run_later_are_refused_at_once(tmp_path, split, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_test_split_with_faults_is_not_read(data, tmp_path):
+def test_faults_in_unused_splits_are_ignored(data, tmp_path):
     path = tmp_path / "data.yaml"
     path.write_text(data.read_text() + f"\npath: {data.parent}\ntest: images/train\n")
     labels = tmp_path / "labels.txt"
@@ -444,7 +444,7 @@ def test_a_test_split_with_faults_is_not_read(data, tmp_path):
     assert len(trainer_of(config(path, tmp_path / "run")).parts.plan) == 3
 
 
-def test_an_image_that_goes_missing_leaves_the_state_so_far(data, tmp_path, monkeypatch):
+def test_missing_image_ends_the_run_with_a_state(data, tmp_path, monkeypatch):
     def fail(self, model):
         raise DataError("lost.jpg: cannot read the image")
 

@@ -54,7 +54,7 @@ class Small(torch.nn.Module):
         self.add = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(1))])
 
 
-def test_each_kind_of_parameter_has_its_group():
+def test_parameters_are_grouped_by_kind():
     model = Small()
     groups = parameter_groups(model)
     assert [id(p) for p in groups.decayed] == [id(model.conv.weight)]
@@ -76,7 +76,7 @@ def test_only_convolution_weights_are_decayed():
         assert torch.equal(after[name], before[name])
 
 
-def test_step_is_nesterov_with_the_iterations_values():
+def test_step_is_nesterov():
     weight = torch.nn.Conv2d(1, 1, 1, bias=False)
     optimizer = build_optimizer(weight, P5, weight_decay=0.0)
     start = float(weight.weight.detach())

@@ -1,4 +1,4 @@
-"""The profile of a run: times of its real parts, which add up."""
+"""The profile of a run: the times of its parts add up."""
 
 import json
 
@@ -20,7 +20,7 @@ class Steps(Progress):
         self.count += 1
 
 
-def test_times_of_the_parts_add_up(tmp_path, monkeypatch):
+def test_part_times_add_up(tmp_path, monkeypatch):
     data = scenes.generate(tmp_path / "data", train=6, val=2, size=(96, 96))
     monkeypatch.chdir(tmp_path)
     steps = Steps()
@@ -48,7 +48,7 @@ def test_invalid_profiles_are_refused(changes):
         profile(TrainConfig(data="", **changes))
 
 
-def test_parts_are_counted_anew_after_each_look():
+def test_collect_resets_times():
     times = PartTimes(torch.device("cpu"))
     for name in ("a", "b", "a"):
         with times.part(name):

@@ -132,7 +132,7 @@ def test_interrupted_run_equals_an_uninterrupted_one(data, tmp_path, whole, epoc
         pytest.param({"rect": True, "freeze": (0, 1, 2)}, id="shapes and frozen rows"),
     ],
 )
-def test_switches_resume_too(data, tmp_path, changes):
+def test_runs_with_options_can_be_resumed(data, tmp_path, changes):
     expected = train(config(data, tmp_path / "whole", val_every=1, **changes)).folder
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -158,7 +158,7 @@ def test_initial_weights_are_not_needed_to_resume(data, tmp_path, whole):
     assert again.lines[: len(stop.lines) - 1] == stop.lines[:-1]
 
 
-def test_interrupt_while_evaluating_does_not_average_twice(data, tmp_path, whole, monkeypatch):
+def test_interrupted_evaluation_does_not_average_twice(data, tmp_path, whole, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
@@ -211,7 +211,7 @@ def kill(data, out, *, steps, fresh, minutes):
 
 
 def test_killed_run_equals_an_uninterrupted_one(data, tmp_path, whole):
-    """Twice kill -9, with two workers, in the middle of an epoch and of an accumulation."""
+    """Kill a run with two workers twice, inside an epoch and an accumulation."""
     out = tmp_path / "run"
     kill(data, out, steps=3, fresh=True, minutes=1e-6)  # a state after every batch
     assert state.read(out / state.STATE).facts.gathered > 0
@@ -223,7 +223,7 @@ def test_killed_run_equals_an_uninterrupted_one(data, tmp_path, whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_runs_killed_at_random_equal_an_uninterrupted_one(data, tmp_path, whole, seed):
-    """Ten kill -9 in five runs, at random batches, with states after every batch or rarely."""
+    """Kill five runs ten times at random batches, with states after every batch or rarely."""
     draw, out = random.Random(seed), tmp_path / "run"
     minutes = draw.choice([1e-6, 10.0])
     for fresh in (True, False):
@@ -238,7 +238,7 @@ def command(*words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_the_command_with_130_and_a_way_on(data, tmp_path, number):
+def test_signal_ends_the_command_with_130_and_a_hint(data, tmp_path, number):
     out = tmp_path / "run"
     words = ["--data", data, "--width", 0.125, "--imgsz", 64, "--epochs", 500, "--batch", 2]
     process = subprocess.Popen(
@@ -371,7 +371,7 @@ def test_batch_of_a_non_finite_loss_is_dumped(data, tmp_path):
         images, targets = file.get_tensor("images"), file.get_tensor("targets")
     assert "box nan" in facts["reason"]
     assert images.shape == (2, 3, 64, 64)
-    # It is the very batch: the same keys give the same items.
+    # The dumped batch equals the one of the same keys.
     trainer.parts.plan.set_epoch(2, 1)
     keys = next(iter(trainer.parts.plan))
     assert facts["pictures"] == [

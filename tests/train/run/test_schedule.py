@@ -93,7 +93,7 @@ def test_a_run_without_warmup_starts_at_the_full_learning_rate():
         ({"ema_decay": 1.0}, "ema_decay must be from 0 to below 1, not 1.0"),
     ],
 )
-def test_recipe_refuses_what_it_cannot_use(changes, message):
+def test_invalid_recipes_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         Recipe(**changes)
 
@@ -109,7 +109,7 @@ def test_recipe_refuses_what_it_cannot_use(changes, message):
         ({"precision": "fp8"}, "precision must be one of auto, 32-true"),
     ],
 )
-def test_config_refuses_what_it_cannot_use(changes, message):
+def test_invalid_configs_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(data="data.yaml", **changes)
 

@@ -1,4 +1,4 @@
-"""The state of a run: complete, unchanged and well-formed, or refused; with a previous one."""
+"""States of a run: damaged and malformed ones are refused, and the previous one is used."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def load(folder, log=pytest.fail):
     return state.load(folder, lambda found: found, log=log)
 
 
-def test_state_comes_back_as_it_was(tmp_path):
+def test_state_round_trip(tmp_path):
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     before = some(2)
     before.put("optimizer.10", {"momentum_buffer": image})
@@ -150,7 +150,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, os.unlink, a_folder])
-def test_damaged_state_gives_way_to_the_one_before(tmp_path, damage):
+def test_damaged_state_is_replaced_by_the_previous_one(tmp_path, damage):
     state.save(some(1), tmp_path)
     state.save(some(2), tmp_path)
     damage(tmp_path / STATE)
@@ -191,8 +191,8 @@ BAD = [None, "x", "../../x", -1, -1.5, float("nan"), float("inf"), 10**400, [], 
 
 
 @pytest.mark.parametrize("path", list(places(FACTS)), ids=lambda path: ".".join(map(str, path)))
-def test_malformed_fact_is_refused_or_of_the_right_type(tmp_path, path):
-    """Every fact, with values of every kind: an error that gives way, or an equal type."""
+def test_malformed_facts_are_refused(tmp_path, path):
+    """Replace each fact by values of other types: it is refused, or has the right type."""
     state.save(some(2), tmp_path)
     whole = (tmp_path / STATE).read_bytes()
     refused = 0
@@ -206,7 +206,7 @@ def test_malformed_fact_is_refused_or_of_the_right_type(tmp_path, path):
             assert str(error).startswith(f"{tmp_path / STATE}: ")
             assert "\n" not in str(error)
         else:
-            # What was read is as well-formed as what is written.
+            # A state that was read can be written again.
             assert state.decode(Facts, asdict(found), origin="", error=CheckpointError) == found
     assert refused >= 5 or any(path[: len(place)] == place for place in OPEN)
 
@@ -240,7 +240,7 @@ def test_impossible_facts_are_refused(tmp_path, path, bad):
     assert len(lines) == 1
 
 
-def test_state_that_does_not_fit_the_run_gives_way(tmp_path):
+def test_state_that_does_not_fit_is_skipped(tmp_path):
     state.save(some(1), tmp_path)
     state.save(some(2), tmp_path)
 
@@ -265,7 +265,7 @@ def test_message_names_the_usable_weights(tmp_path):
         load(tmp_path)
 
 
-def test_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_previous_state(tmp_path, monkeypatch):
     state.save(some(1), tmp_path)
 
     @contextmanager
@@ -282,7 +282,7 @@ def test_full_disk_leaves_the_previous_state(tmp_path, monkeypatch):
     assert load(tmp_path).facts.position.epoch == 1
 
 
-def test_finished_run_leaves_no_arrays(tmp_path):
+def test_finished_run_has_no_arrays(tmp_path):
     state.save(some(1), tmp_path)
     state.save(some(2), tmp_path)
     state.mark_finished(tmp_path, IDENTITY, 2)

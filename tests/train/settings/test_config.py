@@ -1,4 +1,4 @@
-"""A run's configuration: fields, ranges, what contradicts each other."""
+"""A run's configuration: fields, ranges and contradictions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_devices_share_the_batch():
     assert TrainConfig(data="d", batch=8, devices=2, nodes=2).batch == 8
 
 
-def test_nominal_batch_of_the_run_goes_before_the_recipes():
+def test_nominal_batch_overrides_the_recipes():
     recipe = TINY.changed({"nominal_batch": 8})
     assert TrainConfig(data="d", recipe=recipe).hyper.nominal_batch == 8
     assert TrainConfig(data="d", recipe=recipe, nominal_batch=4).hyper.nominal_batch == 4
@@ -62,7 +62,7 @@ def test_rect_turns_off_mosaic_and_mixing():
     assert TrainConfig(data="d", model="yolov7").hyper.augmentation.mixup == 0.15
 
 
-def test_values_for_a_checkpoints_header():
+def test_to_dict_has_json_values():
     config = TrainConfig(data="d", spec=registry.get("yolov7-tiny"), freeze=(1, 2))
     values = json.loads(json.dumps(config.to_dict()))
     assert values["spec"]["name"] == "yolov7-tiny"

@@ -61,7 +61,7 @@ def read(path, model="yolov7"):
     return configfile.choose(str(path), model).recipe
 
 
-def test_a_published_file_is_read_as_it_is(tmp_path, caplog):
+def test_published_file_is_read(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     path = written(tmp_path, PUBLISHED)
     assert read(path) == P6
@@ -72,7 +72,7 @@ def test_a_published_file_is_read_as_it_is(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_come_back_as_they_were_written(name, tmp_path, caplog):
+def test_recipe_round_trip(name, tmp_path, caplog):
     path = tmp_path / "recipe.yaml"
     path.write_text(configfile.recipe_text(RECIPES[name]))
     assert read(path) == RECIPES[name].recipe
@@ -82,13 +82,13 @@ def test_recipes_come_back_as_they_were_written(name, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("value", [1e-5, 1 / 3, 1e22, 5e-324, 0.1 + 0.2])
-def test_numbers_come_back_bit_by_bit(value, tmp_path):
+def test_numbers_round_trip(value, tmp_path):
     changed = RECIPES["tiny"].changed({"weight_decay": value}, "a test")
     path = written(tmp_path, configfile.recipe_text(changed))
     assert read(path).weight_decay == value
 
 
-def test_a_file_may_leave_out_what_it_does_not_change(tmp_path):
+def test_missing_values_are_those_of_the_family(tmp_path):
     path = written(tmp_path, "box: 0.1\n")
     assert read(path, "yolov7-tiny") == replace(TINY, box=0.1)
     chosen = configfile.choose(str(path), "yolov7-w6")
@@ -150,7 +150,7 @@ def another(spec=None):
 
 
 @pytest.mark.parametrize("own_rows", [False, True])
-def test_runs_come_back_as_they_were_written(own_rows, tmp_path):
+def test_run_config_round_trip(own_rows, tmp_path):
     config = another(registry.get("yolov7-w6", nc=3) if own_rows else None)
     path = tmp_path / "config.yaml"
     configfile.write(config, path)

@@ -38,14 +38,14 @@ paste_in  0.15  0.15  0.05  0.0
 @pytest.mark.parametrize(
     ("recipe", "column"), [(P5, 1), (P6, 2), (TINY, 3), (FINETUNE, 4)], ids=["p5", "p6", "t", "c"]
 )
-def test_where_the_published_files_differ(recipe, column):
+def test_published_files_differ_as_listed(recipe, column):
     flat = recipe.to_dict()
     for line in DIFFERING.split("\n")[1:-1]:
         words = line.split()
         assert flat[words[0]] == float(words[column]), words[0]
 
 
-def test_where_the_published_files_agree():
+def test_published_files_agree_elsewhere():
     differing = {line.split()[0] for line in DIFFERING.split("\n")[1:-1]}
     for recipe in (P6, TINY):
         theirs, ours = recipe.to_dict(), P5.to_dict()
@@ -147,7 +147,7 @@ def test_invalid_changes(changes, message):
 
 
 @pytest.mark.parametrize("name", ranges(Recipe))
-def test_every_number_is_checked(name):
+def test_all_numbers_are_checked(name):
     for wrong in ("1", True, -1, float("nan"), 10**400):
         with pytest.raises(ConfigError, match=name):
             Recipe(**{name: wrong})
@@ -159,7 +159,7 @@ def test_changed_values_have_the_source_of_the_change():
     assert named.sources["lrf"] == "published: file tiny"
 
 
-def test_closed_augmentation_is_what_rect_shows():
+def test_rect_uses_closed_augmentation():
     config = TrainConfig(data="d", rect=True)
     assert config.hyper.augmentation == TINY.augmentation.closed()
     assert isinstance(config.hyper.augmentation, Augmentation)

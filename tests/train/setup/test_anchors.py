@@ -1,4 +1,4 @@
-"""Anchors: the published measure, clusters, evolution, and when new ones are taken."""
+"""Anchors: recall, clusters, evolution, and the choice of new ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sample(*sides, size=(640, 480), path="none.jpg"):
 
 
 def flat_boxes(count, seed=0, aspect=12.0, low=30.0, high=600.0):
-    """Widths and heights in pixels of boxes much wider than high, which the usual anchors miss."""
+    """Return sizes in pixels of very wide boxes, which the published anchors miss."""
     random = np.random.default_rng(seed)
     width = np.exp(random.uniform(np.log(low), np.log(high), count))
     return np.stack((width, width / aspect * random.uniform(0.8, 1.25, count)), axis=1)
@@ -95,7 +95,7 @@ def test_fewer_distinct_sizes_than_clusters(points):
     assert {tuple(row) for row in found.round(9).tolist()} == {tuple(p) for p in points}
 
 
-def test_evolution_never_loses_and_mostly_gains():
+def test_evolution_improves_fitness():
     sizes = flat_boxes(500)
     start = sizes[:9]
 
@@ -110,7 +110,7 @@ def test_evolution_never_loses_and_mostly_gains():
     assert values[-1] > values[0] + 0.02
 
 
-def test_anchors_keep_two_pixels_and_are_sorted():
+def test_anchors_have_at_least_two_pixels_and_are_sorted():
     found = evolve(flat_boxes(300, low=1.0, high=20.0), [[1.0, 1.0], [20, 2], [8, 2]])
     assert found.min() == 2.0
     assert (np.diff(found.prod(1)) >= 0).all()
@@ -136,13 +136,13 @@ def test_boxes_that_no_anchor_fits_get_new_anchors(name):
     assert "\n" not in message
 
 
-def test_the_choice_follows_from_the_seed():
+def test_choice_depends_on_the_seed():
     samples = of_pixels(flat_boxes(200))
     assert choose(samples, SPEC, 640, seed=3) == choose(samples, SPEC, 640, seed=3)
     assert choose(samples, SPEC, 640, seed=3)[0] != choose(samples, SPEC, 640, seed=4)[0]
 
 
-def test_the_size_of_the_input_counts():
+def test_choice_depends_on_the_input_size():
     samples = of_pixels(np.tile([[30.0, 30.0], [90.0, 80.0]], (20, 1)))
     assert choose(samples, SPEC, 640)[0] is None
     assert choose(samples, SPEC, 64)[0] is not None

@@ -56,7 +56,7 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_equal_names_bring_everything():
+def test_equal_class_names_copy_everything():
     checkpoint = shaken(narrow(), OLD)
     model = model_of(narrow(), 2)
     copied = copy_matching(model, checkpoint, OLD, "old")
@@ -94,7 +94,7 @@ def test_equal_counts_of_other_classes_are_not_mixed_up():
 
 
 @pytest.mark.parametrize("aux", [False, True])
-def test_deploy_form_starts_with_equal_outputs(aux):
+def test_deploy_weights_give_equal_outputs(aux):
     name = "yolov7-w6" if aux else "yolov7-tiny"
     deploy = shaken(narrow(name, form="deploy"), OLD)
     model = model_of(narrow(name), 2)
@@ -114,7 +114,7 @@ def test_deploy_form_starts_with_equal_outputs(aux):
             assert torch.equal(model.state_dict()[key], fresh[key])
 
 
-def test_auxiliary_heads_come_along_by_class_name():
+def test_auxiliary_heads_are_matched_by_class_name():
     checkpoint = shaken(narrow("yolov7-w6"), OLD)
     old, model = from_checkpoint(checkpoint), model_of(narrow("yolov7-w6", nc=2), 2)
     copied = copy_matching(model, checkpoint, ("horse", "bus"), "old")
@@ -126,7 +126,7 @@ def test_auxiliary_heads_come_along_by_class_name():
     assert copied.entries == copied.total
 
 
-def test_training_form_with_auxiliary_heads_serves_a_model_without():
+def test_auxiliary_checkpoint_fits_a_model_without():
     checkpoint = shaken(narrow("yolov7-w6"), OLD)
     without = replace(registry.deploy(narrow("yolov7-w6")), form="training")
     model = model_of(without, 2)

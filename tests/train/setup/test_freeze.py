@@ -1,4 +1,4 @@
-"""Frozen rows: selection, and that nothing in them changes."""
+"""Frozen rows: selection, and no changes in training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def small():
         ([], ()),
     ],
 )
-def test_rows_that_are_asked_for(texts, rows):
+def test_freeze_texts(texts, rows):
     assert freeze.parse(texts, registry.get("yolov7-tiny")) == rows
 
 

@@ -39,7 +39,7 @@ def test_from_scratch():
     assert start.model.spec.nc == 2
 
 
-def test_weights_bring_their_anchors(trained):
+def test_anchors_are_copied_from_weights(trained):
     start = start_model(config(weights=trained), NAMES)
     assert start.origin.startswith("fine-tuned from trained.safetensors (digest ")
     assert start.origin.endswith("), 342 of 342 entries")
@@ -48,12 +48,12 @@ def test_weights_bring_their_anchors(trained):
     assert np.array_equal(start.model.state_dict()["rows.9.conv.weight"].numpy(), array)
 
 
-def test_anchors_that_were_chosen_for_the_data():
+def test_given_anchors_are_used():
     anchors = tuple(((5.0, 6.0), (7.0, 8.0), (9.0, 10.0)) for _ in range(3))
     assert anchors_in_pixels(start_model(config(), NAMES, anchors=anchors).model) == anchors
 
 
-def test_a_run_starts_again_without_its_weights(trained):
+def test_resume_does_not_need_the_weights(trained):
     first = start_model(config(weights=trained, freeze=(0,)), NAMES)
     again = resume_model(config(weights="/gone", freeze=(0,)), NAMES, first.began())
     assert again.model.spec == first.model.spec
@@ -82,7 +82,7 @@ def test_custom_rows():
         build_spec(config(spec=registry.folded(own)), 2)
 
 
-def test_rows_of_ones_own_may_have_an_identity_branch_against_the_plan():
+def test_custom_rows_may_override_the_identity_plan():
     own = scale(registry.get("yolov7-tiny", nc=2), width=0.125)
     link = next(r for r in own.rows if r.role == "chain" and own.rows[r.index - 1].out == r.out)
     rows = tuple(

@@ -138,7 +138,7 @@ def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     if "constants.pkl" in records:
         raise CheckpointError(
             f"{path}: a traced TorchScript model (the published tools write traced_model.pt), "
-            "not a checkpoint; take the .pt file that it was traced from"
+            "not a checkpoint; use the .pt file that it was traced from"
         )
     if "data.pkl" not in records:
         raise CheckpointError(f"{path}: a zip archive without data.pkl; expected a .pt checkpoint")

@@ -81,14 +81,11 @@ class Jitter:
 
     def by_table(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Convert BGR (h, w, 3) to HSV, apply the table and convert back, as published."""
-        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), self.table())
-        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
-
-    def table(self) -> NDArray[np.uint8]:
-        """Return the new hue, saturation and brightness of each value: uint8 (1, 256, 3)."""
         table = np.outer(np.arange(_LARGEST + 1), self.factors)
         table[:, 0] %= _HUES
-        return np.asarray(np.clip(table, 0, _LARGEST)[None], np.uint8)
+        table = np.asarray(np.clip(table, 0, _LARGEST)[None], np.uint8)
+        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table)
+        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
 
 
 def _scale(planes: NDArray[np.uint8], saturation: float, brightness: float) -> None:

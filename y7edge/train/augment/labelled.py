@@ -11,8 +11,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.detect.preprocess import PAD, letterbox_geometry
-
 Polygon = NDArray[np.float64]
 
 _buffers = threading.local()
@@ -58,20 +56,6 @@ def moved(
     boxes = np.hstack((np.minimum(low, high), np.maximum(low, high)))  # negative factors mirror
     polygons = tuple(None if line is None else line * by + to for line in labelled.polygons)
     return LabelledImage(image, boxes, labelled.class_id, polygons)
-
-
-def rectangle(labelled: LabelledImage, height_width: tuple[int, int]) -> LabelledImage:
-    """Resize to fit (height, width), as the detector does, and pad with grey."""
-    geometry = letterbox_geometry(labelled.image.shape[:2], height_width)
-    image = resize(labelled.image, geometry.resized_hw)
-    if geometry.resized_hw != geometry.output_hw:
-        borders = (geometry.top, geometry.bottom, geometry.left, geometry.right)
-        grey = (PAD, PAD, PAD)
-        padded = cv2.copyMakeBorder(image, *borders, cv2.BORDER_CONSTANT, value=grey)
-        image = np.asarray(padded, np.uint8)
-    height, width = labelled.image.shape[:2]
-    factor = (geometry.resized_hw[1] / width, geometry.resized_hw[0] / height)
-    return moved(labelled, image, factor, (geometry.left, geometry.top))
 
 
 def bgr_view(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from y7edge.boxes import corners
 from y7edge.data.sample import Sample
 from y7edge.errors import DataError
-from y7edge.train.augment.labelled import ImageSet, LabelledImage, bgr_view, rectangle, targets
+from y7edge.train.augment.labelled import ImageSet, LabelledImage, bgr_view, targets
+from y7edge.train.augment.mosaic import paint, single
 from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading.image_cache import Images, open_cache
@@ -87,7 +88,8 @@ class TrainingSet(Dataset[Item]):
         """Write the image of a key into uint8 (3, H, W), and return its labels."""
         settings = self._settings(key.epoch)
         if settings is None:
-            labelled = rectangle(self.images[key.index], planes.shape[1:])
+            height, width = planes.shape[1:]
+            labelled = paint(single(self.images[key.index], height, width))
             np.copyto(bgr_view(planes), labelled.image)
         else:
             rng = generator(self.seed, key)
@@ -122,7 +124,6 @@ class SampleImages(ImageSet):
         self._corners = corners(boxes[:, :2], boxes[:, 2:])
         self._class_id = np.concatenate([s.class_id for s in samples]).astype(np.int64)
         self._polygons = [sample.polygons for sample in samples]
-        self._sizes: dict[tuple[int, int], NDArray[np.float64]] = {}  # most sets have a few
 
     def __len__(self) -> int:
         return len(self._images)
@@ -135,10 +136,8 @@ class SampleImages(ImageSet):
             None if line is None else line.astype(np.float64) * (width, height)
             for line in self._polygons[index]
         )
-        size = self._sizes.get((width, height))
-        if size is None:
-            size = self._sizes[width, height] = np.array((width, height) * 2, np.float64)
-        return LabelledImage(image, self._corners[rows] * size, self._class_id[rows], polygons)
+        boxes = self._corners[rows] * (width, height, width, height)
+        return LabelledImage(image, boxes, self._class_id[rows], polygons)
 
 
 def collate(items: Sequence[Item]) -> Item:
@@ -164,16 +163,14 @@ class _Work(Dataset["Item | WrittenBatch"]):
     def __getitem__(self, task: Task) -> Item | WrittenBatch:
         size = self._dataset.size
         shape = (len(task.keys), 3, *(task.keys[0].shape or (size, size)))
-        slot = task.slot
-        if self._memory is not None and slot is not None:
-            images = self._memory.space(slot, shape)
+        if self._memory is not None and task.slot is not None:
+            images = self._memory.space(task.slot, shape)
         else:  # torch sends it to the training process
             images = np.empty(shape, np.uint8)
-        labels = map(self._dataset.write, task.keys, images)
-        numbered = _numbered(list(labels))
-        if self._memory is None or slot is None:
+        numbered = _numbered(list(map(self._dataset.write, task.keys, images)))
+        if self._memory is None or task.slot is None:
             return torch.from_numpy(images), torch.from_numpy(numbered)
-        return WrittenBatch(id(self._memory), slot, shape, numbered)
+        return WrittenBatch(id(self._memory), task.slot, shape, numbered)
 
 
 class _Tasks(Sampler[Task]):

@@ -204,14 +204,14 @@ def _assigner(spec: Spec, assigner: str, anchor_t: float) -> Assigner:
     if assigner == "lead":
         if spec.has_aux:
             raise ConfigError(
-                f"{spec.name}: assigner lead is for models without auxiliary head; take one of "
-                f"{', '.join(AUXILIARY)}, or drop the auxiliary rows"
+                f"{spec.name}: assigner lead is for models without auxiliary head; use one of "
+                f"{', '.join(AUXILIARY)}, or remove the auxiliary rows"
             )
         return SimOTA(anchor_t)
     guided = by_name(assigner, anchor_t=anchor_t)
     if not spec.has_aux:
         raise ConfigError(
-            f"{spec.name} has no auxiliary head for assigner {assigner}; take auto or lead"
+            f"{spec.name} has no auxiliary head for assigner {assigner}; use auto or lead"
         )
     return guided
 

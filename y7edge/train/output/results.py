@@ -9,6 +9,7 @@ from pathlib import Path
 
 from y7edge.errors import CheckpointError, DataError
 from y7edge.evaluation.evaluate import Metrics
+from y7edge.evaluation.plots import save
 from y7edge.files import atomic_write
 
 
@@ -147,6 +148,4 @@ def write_png(rows: Sequence[EpochRow], path: Path) -> None:
         axes.grid(alpha=0.3)
     losses.legend()
     quality.legend(loc="lower right")
-    with atomic_write(path) as temporary:
-        # Without software version, so that equal runs give equal files.
-        figure.savefig(temporary, dpi=100, metadata={"Software": None})
+    save(figure, path, dpi=100)

@@ -152,7 +152,7 @@ def _scaler_misfit(parts: Parts, state: State) -> str | None:
 
 
 def identity(parts: Parts) -> Identity:
-    """Return what must be equal for a resumed run to give the same result."""
+    """Return the properties that must not change for a resumed run to give the same result."""
     settings = {k: v for k, v in parts.config.to_dict().items() if k not in _FREE}
     return Identity(
         settings=json.loads(json.dumps(settings)),

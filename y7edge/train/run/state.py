@@ -57,7 +57,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be equal for a resumed run to give the same result."""
+    """Properties of a run that must not change for a resumed run to give the same result."""
 
     settings: Mapping[str, Any]
     data: str  # digest
