@@ -15,13 +15,13 @@ COLOURS = ("#0f766e", "#b45309", "#4f46e5", "#be185d")
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where values come to lie: ``x`` and ``y`` are the ranges that the axes show."""
+    """Map values to positions; ``x`` and ``y`` are the ranges of the axes."""
 
     x: tuple[float, float]
     y: tuple[float, float]
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Position of a value, held inside the axes."""
+        """Return the position of a value, clipped to the axes."""
         across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
         up = min(max((y - self.y[0]) / ((self.y[1] - self.y[0]) or 1), 0), 1)
         return (
@@ -37,7 +37,7 @@ def lines(
     top: float | None = None,
     goal: tuple[float, str] | None = None,
 ) -> str:
-    """Values over a common axis that starts at 0.
+    """Draw lines over a common axis that starts at 0.
 
     Args:
         series: points (x, y) by name; the names are the legend.
@@ -74,10 +74,10 @@ def lines(
 def bars(
     values: Sequence[float], *, x_label: str, goal: tuple[float, str], decades: tuple[int, int]
 ) -> str:
-    """Positive values side by side on a logarithmic axis.
+    """Draw positive values as bars on a logarithmic axis.
 
     Args:
-        values: one bar each; what lies below the axis has none.
+        values: one bar each; values below the axis have no bar.
         x_label: what the bars are.
         goal: a level to compare with, and its name.
         decades: exponents of ten that the axis goes from and to.
@@ -98,7 +98,7 @@ def bars(
 
 
 def _ticks(high: float) -> list[float]:
-    """Round steps from 0 to ``high`` or just above."""
+    """Return round ticks from 0 to ``high`` or slightly above."""
     power = 10 ** math.floor(math.log10(high)) if high > 0 else 1.0
     step = next(power * f for f in (0.2, 0.25, 0.5, 1, 2) if high / (power * f) <= 6)
     return [round(step * index, 10) for index in range(max(math.ceil(high / step - 1e-9), 1) + 1)]

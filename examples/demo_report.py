@@ -22,15 +22,15 @@ from y7edge.train.output.results import EpochRow
 from y7edge.train.settings.config import TrainConfig
 
 LEAST_MAP50 = 0.90
-"""What the artifact must reach on images from other seeds."""
+"""Minimum mAP@0.5 of the artifact on images from other seeds."""
 
 MOST_SHUFFLED_MAP50 = 0.05
-"""What it must stay below with its head's weights in another order."""
+"""Maximum mAP@0.5 of the artifact with a shuffled head."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the demo: its name, what it did in lines of text, and its seconds."""
+    """One step of the demo: its name, its printed lines, and its seconds."""
 
     title: str
     lines: Sequence[str]
@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class FoldProof:
-    """Operations before and after the fold, and how far the two forms are apart."""
+    """Operations before and after the fold, and the deviation of the folded form."""
 
     before: Mapping[str, int]
     after: Mapping[str, int]
@@ -58,7 +58,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the demo measured."""
+    """All measurements of the demo."""
 
     config: TrainConfig
     counts: Mapping[str, int]  # images: train, val, evaluation
@@ -67,19 +67,19 @@ class Findings:
     parameters: int
     gflops: float
     fold: FoldProof
-    artifacts: Sequence[Artifact]  # the first is the one that is used
+    artifacts: Sequence[Artifact]  # the first is used in the later steps
     benchmark: Report
     metrics: Metrics  # of the artifact, on images from other seeds
-    checkpoint_metrics: Metrics  # of the checkpoint, on the same
+    checkpoint_metrics: Metrics  # of the checkpoint, on the same images
     shuffled_metrics: Metrics
-    moved: int  # weights that the shuffle moved
-    refusal: str  # what the self-test says about the shuffled file
+    moved: int  # number of shuffled weights
+    refusal: str  # the self-test's message for the shuffled file
     without_torch: int  # detections by a process that cannot import torch
     drawn: Drawn
     steps: Sequence[Step]
 
     def beyond(self) -> list[str]:
-        """What is not as it must be, in words; empty if all is well."""
+        """Describe the results that miss their limits."""
         found = []
         if not self.metrics.map50 >= LEAST_MAP50:
             found.append(f"mAP@0.5 is {self.metrics.map50:.4f}, at least {LEAST_MAP50:.2f} needed")
@@ -291,7 +291,7 @@ def _candidate_row(artifact: Artifact) -> tuple[str, ...]:
 
 
 def _arithmetic(artifacts: Sequence[Artifact]) -> str:
-    """What was really computed for each precision: a processor emulates fp16."""
+    """Describe the arithmetic for each precision: a CPU emulates fp16."""
     found = {a.manifest.precision: a.manifest.parity["arithmetic"] for a in artifacts}
     return "; ".join(f"{precision}: {computed}" for precision, computed in found.items())
 

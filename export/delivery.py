@@ -42,9 +42,9 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
         folder = next(path for path in above if os.path.lexists(path))
         fit = is_folder(folder) and os.access(folder, os.W_OK | os.X_OK)
         require_own(destination, files)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         name = str(destination)[:200]
         raise ConfigError(f"{name!r} is not a usable name: {reason(error)}") from error
     if not fit:

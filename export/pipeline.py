@@ -83,11 +83,9 @@ def export(
         progress: called with one line for each step.
 
     Raises:
-        ConfigError: an option is invalid, options contradict each other, or the destination cannot
-            be written.
+        ConfigError: an option is invalid, or the destination cannot be written.
         RuntimeMissing: a package is not installed.
-        ParityError: the artifact differs from the checkpoint, or the proof is inconclusive; see
-            ``report``.
+        ParityError: the proof failed or is inconclusive; see ``report``.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)

@@ -57,15 +57,8 @@ class TensorSpec:
     @staticmethod
     def of_output(info: OutputInfo) -> TensorSpec:
         """Describe one of the manifest's outputs."""
-        return TensorSpec(
-            info.name,
-            info.shape,
-            info.dtype,
-            info.role,
-            info.layout,
-            info.scale,
-            info.zero_point,
-        )
+        quantization = info.scale, info.zero_point
+        return TensorSpec(info.name, info.shape, info.dtype, info.role, info.layout, *quantization)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The paper's ablations, made small: what does each trainable part bring, and how sure is that?
+"""Repeat the paper's ablations on a small scale, with several seeds.
 
     cd examples/research
     python ablation.py                        # synthetic images, a good hour on a core
@@ -88,7 +88,7 @@ class Setting:
     average: str = "ema"
 
     def spec(self, nc: int, width: float) -> Spec:
-        """The rows to train."""
+        """Return the model description to train."""
         spec = scale(registry.get(self.model, nc=nc), width=width)
         if self.chains != "plain":
             rows = tuple(row.index for row in spec.rows if row.role == "chain")
@@ -125,7 +125,7 @@ EXPERIMENTS = {
 
 
 def main() -> int:
-    """Run the script; gives the exit code."""
+    """Run the script; return the exit code."""
     options = parse()
     try:
         run(options)
@@ -188,7 +188,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def keep_settings(options: argparse.Namespace) -> None:
-    """Note what the trainings of a folder have in common, or check that it still is so.
+    """Write the settings that all trainings of a folder share, or compare them with the file.
 
     Raises:
         ConfigError: something else was noted.
@@ -210,7 +210,7 @@ def keep_settings(options: argparse.Namespace) -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, object]:
-    """What has to be the same for all trainings that are compared."""
+    """Return the settings that must be equal for all compared trainings."""
     values = {name: getattr(options, name) for name in SETTINGS}
     recipe = {name: value for name, value in RECIPE.to_dict().items() if value is not None}
     return values | {
@@ -220,7 +220,7 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
 
 
 def made_pictures(options: argparse.Namespace) -> Path:
-    """The synthetic data set; made once, whole or not at all."""
+    """Return the synthetic data set; make it atomically on the first call."""
     folder: Path = options.out / "data"
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=options.out) as temporary:
@@ -231,7 +231,7 @@ def made_pictures(options: argparse.Namespace) -> Path:
                 made.rename(folder)
             except OSError:
                 if not folder.exists():
-                    raise  # else another process was faster
+                    raise  # otherwise another process has made it
     return folder / "data.yaml"
 
 
@@ -254,15 +254,15 @@ def config(name: str, seed: int, data: Path, nc: int, options: argparse.Namespac
 
 
 def place(out: Path, name: str, seed: int) -> Path:
-    """Where a training keeps its files."""
+    """Return the folder of a training."""
     return out / "trainings" / f"{name}-seed{seed}"
 
 
 def trained(config: TrainConfig, progress: Whole) -> EpochRow:
-    """The last line of a training: done now, finished now, or done before."""
+    """Return the last epoch of a training; run or resume the training if it is not finished."""
     folder = Path(str(config.out))
     if not (folder / state.STATE).exists():
-        # Nothing, or what a training left that was killed before its first state.
+        # No folder, or the folder of a training that was killed before its first state.
         shutil.rmtree(folder, ignore_errors=True)
         train(config, progress=progress)
     elif not state.read(folder / state.STATE).facts.finished:
@@ -278,7 +278,7 @@ def figures(out: Path, name: str, seed: int) -> tuple[float, float]:
 
 
 class Whole(Progress):
-    """One bar for all trainings on a terminal; a line for each of them anywhere."""
+    """Print a line per training; on a terminal, also show a bar for all trainings."""
 
     def __init__(self, cells: Sequence[tuple[str, int]], epochs: int) -> None:
         self._epochs, self._count, self._done = epochs, len(cells), 0
@@ -303,7 +303,7 @@ class Whole(Progress):
         self._bar.stop()
 
     def begin(self, name: str, seed: int) -> None:
-        """The next training."""
+        """Start the next training."""
         self._name = f"{self._done + 1}/{self._count}  {name}, seed {seed}"
         self._bar.update(self._task, description=self._name)
 
@@ -313,7 +313,7 @@ class Whole(Progress):
         self._bar.update(self._task, completed=self._done + share)
 
     def end(self, row: EpochRow) -> None:
-        """Leave a line about a training that is finished."""
+        """Print a line about a finished training."""
         self._done += 1
         self._bar.update(self._task, completed=self._done)
         self._console.print(

@@ -1,4 +1,4 @@
-"""Table and plot of the ablation, with the paper's own figures beside them."""
+"""Write table and plot of the ablation, with the paper's figures for comparison."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PAPER: dict[str, dict[str, tuple[tuple[float, str], ...]]] = {
 
 @dataclass(frozen=True)
 class Result:
-    """One training as part of an experiment."""
+    """The result of one training in an experiment."""
 
     experiment: str
     setting: str
@@ -52,7 +52,7 @@ class Result:
 
 
 def write(results: Sequence[Result], settings: Mapping[str, object], out: Path) -> str:
-    """Write results, table and plot; gives the table.
+    """Write results, table and plot; return the table.
 
     Args:
         results: experiment by experiment, the setting to compare with first, seeds in order.

@@ -1,4 +1,4 @@
-"""Auxiliary heads at work: a narrow YOLOv7-W6, trained twice, folded, exported, evaluated.
+"""Train a narrow YOLOv7-W6 with two assigners for its auxiliary heads; fold, export, evaluate.
 
     python examples/research/coarse_to_fine.py                     # about half an hour on one core
 
@@ -45,7 +45,7 @@ SEED, OTHER_SEED, EVALUATED = 0, 1, 150
 
 
 def main() -> int:
-    """Run the script; gives the exit code."""
+    """Run the script; return the exit code."""
     options = parse()
     try:
         run(options)
@@ -171,7 +171,7 @@ def auxiliary_gradients(checkpoint: Checkpoint, data: Dataset) -> dict[str, floa
 
 
 def distance(one: Checkpoint, other: Checkpoint) -> float:
-    """Relative distance of the lead's convolutions of two models that began alike."""
+    """Return the relative distance of the lead heads' weights of two models."""
     keys = [key for key in one.arrays if ".lead." in key and key.endswith(".weight")]
     a, b = (np.concatenate([c.arrays[key].ravel() for key in keys]) for c in (one, other))
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))

@@ -1,11 +1,11 @@
-"""Latency of one model in several engines, call by call in turns, as ratios to ONNX Runtime.
+"""Compare the latency of one model in several engines, as ratios to ONNX Runtime.
 
     python examples/research/engine_speed.py                   # yolov7-tiny at 640, random weights
     python examples/research/engine_speed.py best.safetensors --imgsz 320 --runs 50 --threads 4
 
 Each engine's artifact is exported and proved first. In each round every session runs once on the
-same input, so that a machine that becomes slower slows all of them; the median of the rounds'
-ratios is what counts. Absolute times depend on what else the machine does.
+same input, so that other load on the machine affects all engines. The result is the median of the
+rounds' ratios; absolute times depend on the load.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def open_all(folder: Path, checkpoint: str, imgsz: int, threads: int) -> dict[str, Session]:
-    """A session for every target and precision whose engine is installed."""
+    """Open a session for each target and precision whose engine is installed."""
     sessions = {}
     for name in targets.names():
         target = targets.get(name)
@@ -69,7 +69,7 @@ def open_all(folder: Path, checkpoint: str, imgsz: int, threads: int) -> dict[st
 
 
 def measure(sessions: dict[str, Session], imgsz: int, runs: int) -> dict[str, np.ndarray]:
-    """Seconds of every round, by session, after three rounds to warm up."""
+    """Measure the seconds of each round by session, after three warm-up rounds."""
     rng = np.random.default_rng(0)
     feeds = {"images": rng.random((1, 3, imgsz, imgsz), dtype=np.float32)}
     times = {name: np.empty(runs) for name in sessions}

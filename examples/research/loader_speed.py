@@ -1,26 +1,25 @@
-"""Measure what a training image costs beside decoding, on one core.
+"""Measure the cost of loading a training image on one core, by stage.
 
     python examples/research/loader_speed.py --data data.yaml
     python examples/research/loader_speed.py --data data.yaml --imgsz 640 --recipe tiny --gate
 
-The unit is one ``cv2.imread`` of the same files in the same run: milliseconds say more about the
-machine than about a loader. Batch by batch, reading, items without and items with a cache are
-measured in turn, as processor time of one thread, over whole passes of the data; each batch counts
-as in the fastest of its repeats: what else runs on the machine touches all alike, or not at all.
+The unit is one ``cv2.imread`` of the same files in the same run, because milliseconds depend on the
+machine. For each batch, reading, loading without cache and loading with cache are measured in turn,
+in processor time of one thread. The fastest repeat of each batch counts.
 
-* whole: an image of a batch, without cache, from files to its place in the batch;
-* decoding: what of that is decoding files, of all images that the recipe joins (those whose place
-  turns out to be out of sight are not decoded);
-* beyond: the rest: resizing, augmentation, labels, batch;
-* nominal: the whole without 5.25 units, which is what a mosaic's decoding is said to cost (four or
-  nine images, and mixup's); less is decoded, so that this is less than what is beyond decoding;
-* ram: the whole with ``cache ram``.
+* whole: loading an image without cache, from files to the batch;
+* decoding: the part of ``whole`` that decodes files, for all images that the recipe joins (images
+  out of view are not decoded);
+* beyond: the rest of ``whole``: resizing, augmentation, labels, batch;
+* nominal: ``whole`` minus 5.25 units, the nominal cost of decoding a mosaic (four or nine images,
+  and those of mixup); less is decoded, so this is less than ``beyond``;
+* ram: loading with ``cache ram``.
 
 ``--workers N`` measures images per second from worker processes instead, with ``cache ram``: with
-`BatchMemory`, and with torch's own shared memory. Passes alternate; the fastest of each counts.
+`BatchMemory`, and with torch's shared memory, in alternating passes. The fastest pass counts.
 
-Exit code 4 with ``--gate`` if a figure is beyond its budget: beyond decoding 1.5 units, with cache
-ram 2 (of the recipe tiny at 640 on BCCD's images).
+With ``--gate`` the exit code is 4 if a cost exceeds its budget: ``beyond`` 1.5 units, ``ram`` 2
+units (for the recipe tiny at 640 on BCCD's images).
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ class Speed:
 
 
 class Clock:
-    """``decode`` with a clock: processor time and number of calls so far."""
+    """Wrap ``decode`` to measure its processor time and count its calls."""
 
     def __init__(self, decode: Callable[..., Any]) -> None:
         self.decode = decode
@@ -89,7 +88,7 @@ class Clock:
 
 
 def inputs(data: Path | str, split: str, recipe: str) -> tuple[Sequence[Sample], Augmentation]:
-    """Images to measure on, and how the recipe of that name changes them."""
+    """Return the samples of a split, and the augmentation settings of a recipe."""
     return load(data, (split,)).split(split), choose(recipe, "yolov7-tiny").recipe.augmentation
 
 
@@ -136,10 +135,10 @@ def _pass(
     count: int,
     clock: Clock,
 ) -> list[list[float]]:
-    """Seconds for each of the first batches of an epoch.
+    """Measure the first batches of an epoch, in seconds.
 
-    They are those for reading its own files, for making it without cache, for that without
-    decoding, and for making it with a cache.
+    For each batch: reading its files, loading without cache, the same without decoding, loading
+    with cache.
     """
     uncached, ram = map(iter, loaders)
     rows = []
@@ -162,7 +161,7 @@ def _pass(
 def from_workers(
     samples: Sequence[Sample], size: int, settings: Augmentation, workers: int, repeats: int
 ) -> dict[str, float]:
-    """Images per second from worker processes, by the memory that batches travel in."""
+    """Measure images per second from worker processes, by the kind of shared memory."""
     torch.set_num_threads(1)
     shown = TrainingSet(samples, size, settings, cache="ram")
     plan = BatchPlan(len(samples), min(BATCH, len(samples)))
@@ -182,7 +181,7 @@ def from_workers(
 
 
 def table(speed: Speed) -> str:
-    """The figures as lines of text."""
+    """Format the results as lines of text."""
     lines = [
         f"{speed.images} images at {speed.imgsz} px, one thread; "
         f"unit: one cv2.imread, {speed.imread_ms:.2f} ms",
@@ -196,10 +195,10 @@ def table(speed: Speed) -> str:
 
 
 def gate(speed: Speed) -> None:
-    """Hold the figures against their budgets.
+    """Compare the costs with their budgets.
 
     Raises:
-        GateError: One is beyond.
+        GateError: A cost exceeds its budget.
     """
     for name, budget in BUDGETS.items():
         found = getattr(speed, name)
@@ -215,7 +214,7 @@ def _count(text: str) -> int:
 
 
 def main() -> int:
-    """Run the command line; the exit code."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, help="data.yaml or data folder")
     parser.add_argument("--split", default="train")

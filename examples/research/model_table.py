@@ -1,4 +1,4 @@
-"""Measure every published variant: size, work, and how exactly each step of the way keeps it.
+"""Measure every published variant: size, GFLOPs, and the deviation of each conversion.
 
     python examples/research/model_table.py --markdown
     python examples/research/model_table.py --models yolov7-tiny yolov7-w6 --imgsz 640
@@ -50,7 +50,7 @@ FOLD_SHAPE = (1, 3, 256, 256)  # of the input that a fold is measured on without
 
 @dataclass(frozen=True)
 class Line:
-    """What was measured of one variant."""
+    """The measurements of one variant."""
 
     name: str
     parameters: int
@@ -204,7 +204,7 @@ def _tell(line: str) -> None:
 
 
 def main() -> int:
-    """Read the options, measure, print; gives the exit code."""
+    """Read the options, measure, print; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

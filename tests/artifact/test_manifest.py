@@ -1,4 +1,4 @@
-"""The manifest: what is written is what is read, and nothing else is."""
+"""The manifest: round trip, canonical JSON, and refused content."""
 
 from __future__ import annotations
 

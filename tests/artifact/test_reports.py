@@ -1,4 +1,4 @@
-"""Reports: the JSON that scripts read, and back."""
+"""Reports: their JSON record, and decoding it."""
 
 from __future__ import annotations
 

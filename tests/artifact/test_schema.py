@@ -1,4 +1,4 @@
-"""Decoding into dataclasses: what each annotation accepts, and what a message names."""
+"""Decoding into dataclasses: accepted values, and messages for others."""
 
 from __future__ import annotations
 

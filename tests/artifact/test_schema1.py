@@ -1,4 +1,4 @@
-"""Artifacts with a manifest of schema 1 still open, detect and repeat their probes."""
+"""Artifacts with a manifest of schema 1 open, detect and pass the self-test."""
 
 from __future__ import annotations
 

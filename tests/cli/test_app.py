@@ -1,4 +1,4 @@
-"""Exit codes, errors in one line, and a help that teaches."""
+"""The application: exit codes, one-line errors, and help texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each command from end to end: what scripts read, which files appear, and how it exits."""
+"""Each command from end to end: its JSON, files and exit codes."""
 
 from __future__ import annotations
 

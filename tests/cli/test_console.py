@@ -1,4 +1,4 @@
-"""Results as JSON that any parser takes, and as tables for people."""
+"""Printed results: strict JSON, and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``y7edge data check``: exit codes, table, JSON, page, cleaned copy."""
+"""``y7edge data check``: exit codes, table, JSON, page, fixed copy."""
 
 from __future__ import annotations
 

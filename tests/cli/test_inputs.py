@@ -1,4 +1,4 @@
-"""Images from files, folders, patterns and videos, and drawn ones back into a folder."""
+"""Reading images from files, folders, patterns and videos, and saving drawn images."""
 
 from __future__ import annotations
 

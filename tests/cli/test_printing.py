@@ -1,4 +1,4 @@
-"""What is printed acts on no terminal and fits every encoding, whatever the names of users hold."""
+"""Printed text: control characters are escaped, and every encoding works."""
 
 from __future__ import annotations
 

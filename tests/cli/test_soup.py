@@ -1,4 +1,4 @@
-"""``y7edge soup``: what it shows, writes and refuses."""
+"""``y7edge soup``: its table, its file, and refused inputs."""
 
 from __future__ import annotations
 

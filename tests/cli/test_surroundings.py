@@ -1,4 +1,4 @@
-"""Disks that are full, folders that are missing, streams that are closed, names from anywhere."""
+"""Full disks, missing folders, closed streams, and unusual file names."""
 
 from __future__ import annotations
 

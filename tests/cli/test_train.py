@@ -1,4 +1,4 @@
-"""The options of ``y7edge train``: what run they describe, and what they refuse."""
+"""The options of ``y7edge train``: the resulting settings, and refused options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``y7edge val``: what it shows, prints as JSON and writes into a folder."""
+"""``y7edge val``: its table, JSON and files."""
 
 from __future__ import annotations
 

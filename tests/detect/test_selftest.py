@@ -1,4 +1,4 @@
-"""The proof repeated without torch, onnx and checkpoint."""
+"""The self-test, without torch, onnx and checkpoint."""
 
 from __future__ import annotations
 

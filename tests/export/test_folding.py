@@ -1,4 +1,4 @@
-"""Folding against the golden operations, against torch, and on whole models."""
+"""Folding: golden operations, comparison with torch, and whole models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole export: what it makes, and what it leaves when it does not succeed."""
+"""The export: its artifacts, and no files after a failure."""
 
 from __future__ import annotations
 

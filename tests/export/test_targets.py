@@ -1,4 +1,4 @@
-"""What every target of the registry guarantees; and what other packages can add."""
+"""The contract of all targets, and targets of other packages."""
 
 from __future__ import annotations
 

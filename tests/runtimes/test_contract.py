@@ -1,4 +1,4 @@
-"""What every runtime of the registry guarantees; a new one is tested without being named here."""
+"""The contract of all runtimes; a new runtime is tested automatically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forked processes: whatever was opened before the fork neither hangs nor crashes the child."""
+"""Forked processes: engines opened before the fork raise an error in the child."""
 
 from __future__ import annotations
 

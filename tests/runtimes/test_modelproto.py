@@ -1,4 +1,4 @@
-"""ONNX files whose digest would not cover all that an engine reads; files without an end."""
+"""Reading ONNX files: external data and malformed files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime: files read without onnx, sessions that keep the manifest's promises."""
+"""ONNX Runtime: reading files without onnx, and sessions that match the manifest."""
 
 from __future__ import annotations
 

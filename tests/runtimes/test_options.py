@@ -1,4 +1,4 @@
-"""Options of odd types: an error of ours in one line that names the option, at once."""
+"""Options of wrong types: a one-line error that names the option."""
 
 from __future__ import annotations
 

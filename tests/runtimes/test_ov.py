@@ -1,4 +1,4 @@
-"""OpenVINO: the .xml file read and written without the engine, and no bfloat16 behind our back."""
+"""OpenVINO: reading and writing .xml files without the engine, and precision."""
 
 from __future__ import annotations
 

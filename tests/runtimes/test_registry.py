@@ -1,4 +1,4 @@
-"""Which runtime opens what."""
+"""The choice of a runtime for a file."""
 
 from __future__ import annotations
 

@@ -260,7 +260,11 @@ class Manifest:
             f"a class name has more than {bounds.MAX_NAME} characters",
         )
         _check_texts([self.model, self.target, self.licence, *self.names])
-        self._check_probes()
+        count, most = len(self.probes), bounds.MAX_PROBES
+        _check(count <= most, f"there are {count} probes, expected at most {most}")
+        for probe in self.probes:
+            fits = probe.batch * self.input.pixels <= bounds.MAX_BATCH_PIXELS
+            _check(fits, f"a probe has {probe.batch} images of this size, too many")
         _check(bool(_HEX.fullmatch(self.payload_digest)), "payload_digest is not a SHA-256")
         self._check_levels()
         self._check_outputs()
@@ -276,13 +280,6 @@ class Manifest:
             self.input.height % strides[-1] == 0 and self.input.width % strides[-1] == 0,
             f"input is {self.input.height}x{self.input.width}, not a multiple of {strides[-1]}",
         )
-
-    def _check_probes(self) -> None:
-        count, most = len(self.probes), bounds.MAX_PROBES
-        _check(count <= most, f"there are {count} probes, expected at most {most}")
-        for probe in self.probes:
-            fits = probe.batch * self.input.pixels <= bounds.MAX_BATCH_PIXELS
-            _check(fits, f"a probe has {probe.batch} images of this size, too many")
 
     def _check_outputs(self) -> None:
         roles = tuple(output.role for output in self.outputs)

@@ -144,15 +144,11 @@ def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
             # The inverse of decoding, with a little noise between the candidates.
             offset = (centre + rng.normal(0, 0.05, 2) - (x, y) + 0.5) / 2
             extent = np.sqrt(size * rng.uniform(0.9, 1.1, 2) / level.anchors[anchor]) / 2
-            head[anchor, :4, y, x] = _logit(np.concatenate([offset, extent]))
+            inside = np.clip(np.concatenate([offset, extent]), 0.01, 0.99)
+            head[anchor, :4, y, x] = np.log(inside / (1 - inside))
             head[anchor, 4, y, x] = rng.uniform(1, 4)
             head[anchor, 5 + kind, y, x] = rng.uniform(1, 4)
     return _as_outputs(heads, manifest)
-
-
-def _logit(probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    inside = np.clip(probability, 0.01, 0.99)
-    return np.asarray(np.log(inside / (1 - inside)))
 
 
 def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[str, NDArray[Any]]:

@@ -64,12 +64,11 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
     def _write(self, source: Path, drawn: NDArray[np.uint8]) -> None:
         """Write an image in its source's format, or as PNG if that format cannot store it."""
         original = source.suffix.lower()
-        suffix = _SUFFIXES.get(original, _LOSSLESS)
-        content = _encode(drawn, suffix)
-        if content is None:  # for example, WebP is limited to 16,383 pixels per side
-            suffix = _LOSSLESS
-            content = _encode(drawn, suffix)
-        if content is None:
+        # PNG is the fallback: WebP, for example, is limited to 16,383 pixels per side.
+        for suffix in (_SUFFIXES.get(original, _LOSSLESS), _LOSSLESS):
+            if (content := _encode(drawn, suffix)) is not None:
+                break
+        else:
             raise OutputError(f"{source}: OpenCV cannot encode an image of {drawn.shape}")
         path = self._free_name(source if suffix == original else source.with_suffix(suffix))
         with atomic_write(path) as temporary:

@@ -172,17 +172,10 @@ class Detections:
     def _row(self, index: int) -> Detection:
         # IndexError is not wrapped: Python's sequence protocol needs it.
         left, top, right, bottom = self.xyxy[index].tolist()
-        class_id = int(self.class_id[index])
-        return Detection(
-            left,
-            top,
-            right,
-            bottom,
-            float(self.confidence[index]),
-            class_id,
-            self.names[class_id] if self.names else str(class_id),
-            None if self.tracker_id is None else int(self.tracker_id[index]),
-        )
+        confidence, class_id = float(self.confidence[index]), int(self.class_id[index])
+        name = self.names[class_id] if self.names else str(class_id)
+        tracker_id = None if self.tracker_id is None else int(self.tracker_id[index])
+        return Detection(left, top, right, bottom, confidence, class_id, name, tracker_id)
 
     def filter(
         self, confidence: float | None = None, classes: str | Iterable[int | str] | None = None

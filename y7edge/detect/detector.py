@@ -410,10 +410,7 @@ def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
 
 
 def _open(
-    source: str | Path,
-    backend: str,
-    options: SessionOptions,
-    imgsz: Size | None,
+    source: str | Path, backend: str, options: SessionOptions, imgsz: Size | None
 ) -> tuple[Session, Manifest]:
     """Open a session for an artifact, or a torch session for a checkpoint or a variant's name."""
     path = Path(source)

@@ -67,7 +67,6 @@ def selftest(
         ArtifactError: the file does not exist, or no runtime reads it.
         RuntimeMissing, DeviceError: the engine cannot be started.
     """
-    runtime = registry.find(path, backend)
     artifact = load_undamaged(path, backend)
     digest = registry.check_payload(artifact, backend)
     if not artifact.manifest.probes:
@@ -86,7 +85,7 @@ def selftest(
             probes=results,
             device=session.device,
             arithmetic=session.arithmetic,
-            versions={"y7edge": __version__, "numpy": np.__version__, **runtime.versions()},
+            versions={"y7edge": __version__, "numpy": np.__version__, **session.versions},
         )
     finally:
         session.close()

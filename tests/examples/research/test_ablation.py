@@ -1,4 +1,4 @@
-"""The ablation: which models it trains, how it goes on, and what it writes."""
+"""The ablation: its models, resuming, and its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example of auxiliary heads: its measures on an untrained narrow model."""
+"""The example of auxiliary heads: its measurements on an untrained narrow model."""
 
 from __future__ import annotations
 

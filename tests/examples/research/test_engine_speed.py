@@ -1,4 +1,4 @@
-"""examples/research/engine_speed.py: every installed engine in turns."""
+"""The comparison of engines: every installed engine is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The speed of the loader: figures that add up, in units of reading, and a gate on them."""
+"""The measurement of the loader: consistent costs, and the gate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of variants: it prints what is measured, and reports a failed proof."""
+"""The table of variants: measured values, and failed proofs."""
 
 from __future__ import annotations
 

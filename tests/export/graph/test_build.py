@@ -1,4 +1,4 @@
-"""The written ONNX against the torch model that it came from, and against its own promises."""
+"""The ONNX graph: equal to the torch model, with the documented names and shapes."""
 
 from __future__ import annotations
 

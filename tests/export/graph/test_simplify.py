@@ -1,4 +1,4 @@
-"""onnx-simplifier is kept only where nothing changed; here it is made to change things."""
+"""onnx-simplifier: its graph is used only if results and interface are equal."""
 
 from __future__ import annotations
 

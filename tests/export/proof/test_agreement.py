@@ -1,4 +1,4 @@
-"""The measures of a proof, against their definitions written out plainly."""
+"""The measures of a proof, compared with plain implementations of their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Detector's own steps are part of the proof: each of them, broken by one line, fails it."""
+"""The proof covers the Detector: an error in any of its steps fails the proof."""
 
 from __future__ import annotations
 

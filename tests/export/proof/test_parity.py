@@ -1,4 +1,4 @@
-"""The gate: what passes, what fails, and what proves nothing."""
+"""The proof: passed, failed and inconclusive."""
 
 from __future__ import annotations
 

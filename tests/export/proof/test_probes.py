@@ -1,4 +1,4 @@
-"""Reference outputs in the layout and activation that a target chose."""
+"""Conversion of reference outputs to layouts and activations of a target."""
 
 from __future__ import annotations
 
