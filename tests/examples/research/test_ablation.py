@@ -55,7 +55,7 @@ def test_chains_differ_in_their_branches_alone(script):
     assert not any(row.identity for row in without.rows)
     # The first link of a chain in the neck halves the channels: nothing to be identical to.
     assert sum(row.identity for row in rep.rows) == 28
-    with pytest.raises(ConfigError, match="already carries an identity path"):
+    with pytest.raises(ConfigError, match="has an identity branch"):
         Model(rep)
 
 

@@ -383,7 +383,7 @@ NEEDED = {
     "config.yaml": "y7edge.files",
 }
 OPTIONAL = {
-    "results.png": "y7edge.train.output.results",
+    "results.png": "y7edge.evaluation.plots",
     "report.html": "y7edge.files",
     "pr.png": "y7edge.evaluation.plots",
     "confusion.png": "y7edge.evaluation.plots",
