@@ -231,7 +231,7 @@ def _tensors(
 
 
 def _element(value: str) -> bytes:
-    """Return the XML element for a manifest, byte for byte as ``_Document`` expects it."""
+    """Return the XML element for a manifest; ``_Document`` expects exactly these bytes."""
     return f"<y7edge><manifest value={quoteattr(value)}/></y7edge>".encode()
 
 

@@ -136,11 +136,11 @@ def check_payload(artifact: Artifact, backend: str = "auto") -> str:
     digest = find(artifact.path, backend).payload_digest(artifact.files)
     expected = artifact.manifest.payload_digest
     if digest != expected:
-        mixed = f" or {artifact.path.name} and its side files do not belong together"
+        mixed = f", or {artifact.path.name} and its side files do not belong together"
         raise DigestError(
             f"the graph or the weights of {artifact.path} were changed after it was proved"
-            f"{mixed if artifact.side_files else ''}: its payload digest is {digest[:16]}, "
-            f"expected {expected[:16]}; use the original, or export it again"
+            f"{mixed if artifact.side_files else ''}: the payload digest is {digest[:16]}, "
+            f"expected {expected[:16]}; use the original file, or export the model again"
         )
     return digest
 

@@ -101,8 +101,8 @@ def require_offered(
     ):
         if asked not in known:
             raise ConfigError(
-                f"target {target.NAME} has no {what} {asked!r}; choose from "
-                f"{', '.join(known) or 'none: it has no options'}"
+                f"target {target.NAME} has no {what} {asked!r}; "
+                f"{'choose from ' + ', '.join(known) if known else 'it has no options'}"
             )
 
 

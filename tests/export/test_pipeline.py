@@ -159,7 +159,7 @@ def test_the_package_offers_its_functions():
         ({"imgsz": (64, 64, 64)}, "imgsz: expected a whole number or a list of 2"),
         ({"out": "m.engine"}, r"target onnx writes \.onnx files; got .*m\.engine: use m\.onnx"),
         ({"out": "m"}, r"target onnx writes \.onnx files"),
-        ({"options": {"fast": "1"}}, "no option 'fast'; choose from none"),
+        ({"options": {"fast": "1"}}, "no option 'fast'; it has no options"),
         ({"unverified": "because"}, "is proved by runtime onnxrt: omit --unverified"),
     ],
 )

@@ -127,7 +127,7 @@ def benchmark(
         ConfigError: ``warmup`` or ``runs`` is less than 1.
     """
     if warmup < 1 or runs < 1:
-        raise ConfigError(f"warmup is {warmup} and runs is {runs}, expected 1 or more")
+        raise ConfigError(f"warmup is {warmup} and runs is {runs}, expected 1 or more for both")
     with opencv_threads(threads):
         warmup, stages = _measure(detector, warmup, runs)
     manifest, info = detector.manifest, detector.info

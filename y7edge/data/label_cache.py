@@ -1,12 +1,12 @@
 """Cache the labels, image sizes and warnings of a data set between runs.
 
 Reading a hundred thousand label files and headers takes minutes; checking whether they changed
-takes seconds. Each data set and choice of splits has one file in ``labels/`` below
-``$Y7EDGE_CACHE`` or ``~/.cache/y7edge``. It may be deleted at any time. Small sets are not cached.
+takes seconds. The folder ``labels/`` in ``$Y7EDGE_CACHE`` or ``~/.cache/y7edge`` has one file for
+each data set and selection of splits. Files may be deleted at any time. Small sets are not cached.
 
-A cache file is valid while the list of files is unchanged, and the size, modification time and
-change time of each label file and image. A change that keeps the size and happens within one tick
-of the file system's clock (milliseconds) is not detected.
+A cache file is valid until the list of files changes, or the size, modification time or change
+time of a label file or image. A change that keeps the size and happens within one tick of the file
+system's clock (milliseconds) is not detected.
 
 Files are written atomically, so several processes may write at once. A damaged file is ignored and
 replaced. The format is a numpy archive without pickled objects.

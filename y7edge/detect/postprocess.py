@@ -280,10 +280,10 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def _least(
     conf: float, dtype: np.dtype[Any], logits: bool, quantization: Quantization | None
 ) -> Any:
-    """Return a threshold in ``dtype`` that is safely below ``conf``, for the first scan.
+    """Return a threshold in ``dtype`` for the first scan, low enough to miss no box.
 
-    Probabilities have a rounding error of about 2^-24, logits that error divided by the sigmoid's
-    slope p (1 - p). The threshold is lowered by more than this error.
+    The rounding error of a probability p is about 2^-24. For its logit, this error is divided by
+    p (1 - p), the slope of the sigmoid. The threshold is lowered by more than the error.
     """
     cut = conf * (1 - 2**-20)
     if logits:

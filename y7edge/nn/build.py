@@ -67,7 +67,7 @@ class Model(nn.Module):
         return cast(Head, self.rows[-1])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return raw outputs: lead, and in training mode the auxiliary ones after them."""
+        """Return raw outputs of the lead; in training mode, also those of the auxiliary heads."""
         if self.training:
             return self.raw(images)
         return self.head.forward_lead(self._features(images, aux=False))

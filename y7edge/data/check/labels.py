@@ -71,9 +71,11 @@ def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
 
 
 def _windows(boxes: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
-    """Return the order by left edge, and for each box the count, start and tolerance of its window.
+    """Return ``order, counts, starts, tolerances`` for finding the neighbours of each box.
 
-    The window contains the boxes whose left edge is near enough for an IoU above `_NEAR`.
+    ``order`` sorts the boxes by left edge. Box i needs to be compared only with the ``counts[i]``
+    boxes from ``starts[i]`` in this order: the left edges of all others are too far away for an IoU
+    above `_NEAR`. ``tolerances`` (n, 2) are the largest distances of left and upper edges.
     """
     order = np.argsort(boxes[:, 0], kind="stable")
     lefts = boxes[order, 0]

@@ -76,7 +76,10 @@ def _same_splits(scan: Scan) -> Iterator[Hit]:
 
 
 def shared_entries(scan: Scan) -> list[tuple[Entry, str, Entry, str]]:
-    """Return images with equal pixels in two splits: a later entry and split, then the first."""
+    """Return images that are in two splits with equal pixels.
+
+    Each tuple is the repeated entry and its split, then the first entry and its split.
+    """
     ignored = {split for pair in same_splits(scan) for split in pair}
     found = []
     for group in _groups(scan):

@@ -74,7 +74,10 @@ def _further_columns(rows: Points, *, alone: bool) -> str:
 
 
 def _further_points(groups: Sequence[Points]) -> str:
-    """Return why lines, grouped by their length, may be boxes followed by keypoints."""
+    """Return why lines may be boxes followed by keypoints; empty if they are unlikely to be.
+
+    Each group contains the lines of one length.
+    """
     if not all(np.isfinite(rows).all() and _begins_with_box(rows) >= 0.9 for rows in groups):
         return ""
     held, far, crossed = [], [], []

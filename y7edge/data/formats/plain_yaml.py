@@ -151,7 +151,7 @@ class _Builder:
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             line = event.start_mark.line + 1
             if not isinstance(event, yaml.ScalarEvent):
-                raise ValueError(f"line {line}: expected a text as key, found a list or mapping")
+                raise ValueError(f"line {line}: expected text as a key, found a list or mapping")
             key, value = event.value, self._value(next(self.events), depth + 1)
             self._add(1)
             if key == "<<" and not event.style:

@@ -305,7 +305,7 @@ class Scan:
         return self.names[class_id] if known else str(class_id)
 
     def problem(self, check: str, message: str, file: Path, line: int = 0, **other: Any) -> None:
-        """Note a problem; ``other`` are attributes that override those of its kind."""
+        """Record a problem; ``other`` overrides the default attributes of ``check``."""
         kind = KINDS[check]
         fix = "" if other.get("doubtful") else kind.fix
         values = {"effect": kind.effect, "severity": kind.severity, "fix": fix, **other}

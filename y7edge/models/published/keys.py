@@ -59,10 +59,10 @@ def _variants() -> dict[tuple[int, PublishedForm], tuple[str, ...]]:
 
 
 def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], PublishedForm]:
-    """Return the variants that have these keys, and their form.
+    """Return the names of the variants with these keys, and the form: training or deploy.
 
     Raises:
-        CheckpointError: weights of another graph, or folded ones.
+        CheckpointError: the keys match no variant, or the weights are folded.
     """
     if any(_FOLDED.fullmatch(key) for key in state):
         raise CheckpointError(

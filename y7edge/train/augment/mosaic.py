@@ -37,7 +37,7 @@ class Area(NamedTuple):
     y2: float
 
     def meets(self, other: Area) -> bool:
-        """Return whether the intersection has area."""
+        """Return whether the areas overlap; a common edge is not enough."""
         width = min(self.x2, other.x2) - max(self.x1, other.x1)
         return width > 0 and min(self.y2, other.y2) > max(self.y1, other.y1)
 
@@ -77,8 +77,8 @@ def single(labelled: LabelledImage, height: int, width: int) -> Layout:
 def four(images: ImageSet, numbers: list[int], size: int, rng: Generator, visible: Area) -> Layout:
     """Join four images, whose corners meet at a random point around the canvas's centre.
 
-    ``numbers`` are the indices of the top left, top right, bottom left and bottom right image; only
-    those that meet ``visible`` are read.
+    ``numbers`` are the indices of the top left, top right, bottom left and bottom right image.
+    An image is not read if its quarter does not overlap ``visible``.
     """
     x, y = (int(value) for value in rng.uniform(size / 2, 3 * size / 2, 2))
 

@@ -60,8 +60,8 @@ def reestimate(
 ) -> None:
     """Replace the running statistics of a model's BatchNorms; change nothing else.
 
-    ``images`` are batches (B, 3, H, W) from 0 to 1 on the model's device. BatchNorms not in
-    ``names`` (such as ``rows.0.bn``; None: all) keep their statistics and normalize by them.
+    ``images`` are batches (B, 3, H, W) from 0 to 1 on the model's device. ``names`` selects the
+    BatchNorms, such as ``rows.0.bn``; None selects all. The others keep and use their statistics.
 
     Raises:
         DataError: no images.

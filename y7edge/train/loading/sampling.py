@@ -164,7 +164,7 @@ class BatchPlan(Sampler[list[Key]]):
 
 
 def _repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count how often each entry occurred before in ``order``."""
+    """Return, for each position in ``order``, how often its value occurs before it."""
     ranks = np.empty(len(order), np.int64)
     by_value = np.argsort(order, kind="stable")
     ordered = order[by_value]

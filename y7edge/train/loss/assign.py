@@ -282,14 +282,14 @@ def coarse_to_fine(
 def lead_guided(
     assign: SimOTA, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
 ) -> Assignment:
-    """Assign the lead by its own predictions, and the same cells to the auxiliary head (d)."""
+    """Assign cells by the lead's predictions; both heads get the same cells (d in the paper)."""
     return join([assign(heads[: len(anchors)], targets, anchors)] * 2)
 
 
 def independent(
     assign: SimOTA, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
 ) -> Assignment:
-    """Assign each head by its own predictions (c)."""
+    """Assign cells to each head by its own predictions (c in the paper)."""
     levels = len(anchors)
     return join([assign(part, targets, anchors) for part in (heads[:levels], heads[levels:])])
 

@@ -37,7 +37,7 @@ class EpochRow:
     conf: float | None = None  # that threshold
 
     def evaluated(self, metrics: Metrics) -> EpochRow:
-        """Return the row with the scores of its evaluation."""
+        """Return a copy of the row, with the scores from ``metrics``."""
         return replace(self, **{name: getattr(metrics, name) for name in COLUMNS[_UNEVALUATED:]})
 
 

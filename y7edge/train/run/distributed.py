@@ -108,8 +108,8 @@ def under_torchrun(config: TrainConfig) -> TrainConfig:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if config.nodes > 1 and not any(name in os.environ for name in _RENDEZVOUS):
             raise ConfigError(
-                f"--nodes {config.nodes}: cannot connect to the other machines: start on each of "
-                f"them torchrun --nnodes {config.nodes} --nproc-per-node {config.devices} ... "
+                f"--nodes {config.nodes}: cannot connect to the other machines; run this on each "
+                f"machine: torchrun --nnodes {config.nodes} --nproc-per-node {config.devices} ... "
                 "-m y7edge.cli train"
             )
         return config

@@ -88,7 +88,10 @@ class Accumulator:
         self.gathered = 0  # backward passes since the last step
 
     def due(self, accumulate: int, *, last: bool = False) -> bool:
-        """Count a backward pass; return whether to step now. ``last``: the run ends here."""
+        """Count a backward pass; return whether the optimizer should step now.
+
+        ``last`` marks the last pass of the run, which always steps.
+        """
         self.gathered += 1
         if self.gathered < accumulate and not last:
             return False

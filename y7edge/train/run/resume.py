@@ -207,7 +207,7 @@ def _require_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the values of the recipe into the settings."""
+    """Return the settings with the nested values of recipe and augmentation at the top level."""
     flat = dict(settings)
     for inner in ("recipe", "augmentation"):
         values = flat.pop(inner, {})

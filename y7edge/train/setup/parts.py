@@ -211,11 +211,14 @@ def _require_exportable(model: Model, config: TrainConfig, data: Dataset) -> Non
         checkpoint = to_checkpoint(model, data.names, meta)
         size = len(describe(checkpoint, (config.imgsz, config.imgsz)).to_json().encode())
     except (ArtifactError, ConfigError) as error:
-        raise DataError(f"{data.source}: a trained model could not be exported: {error}") from error
+        raise DataError(
+            f"{data.source}: a model trained on this data could not be exported: {error}"
+        ) from error
     if size > MAX_BYTES // 2:  # the proof needs the other half
         raise DataError(
-            f"{data.source}: a trained model could not be exported: the names of its "
-            f"{len(data.names)} classes take {size:,} bytes, expected at most {MAX_BYTES // 2:,}"
+            f"{data.source}: a model trained on this data could not be exported: its "
+            f"{len(data.names)} class names take {size:,} bytes, expected at most "
+            f"{MAX_BYTES // 2:,}"
         )
 
 
