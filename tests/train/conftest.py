@@ -1,10 +1,10 @@
-"""The published loss (`tests/reference/golden/loss.*`), with its predictions rebuilt."""
+"""The published loss (`tests/reference/golden/loss.*`) with its predictions rebuilt; threads."""
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,15 @@ class LossCase:
     anchors: Tensor
     record: dict[str, Any]
     arrays: dict[str, np.ndarray]  # keys without the name of the case
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small kernels are slower with threads, and equal runs must be bit-identical."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

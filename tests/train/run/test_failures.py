@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from y7edge import files
 from y7edge.data.synthetic import scenes
@@ -34,18 +33,13 @@ REAL = files.atomic_write
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Four training images, two validation images."""
     return scenes.generate(tmp_path_factory.mktemp("data"), train=4, val=2, size=(96, 96))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(data, out, **changes):

@@ -30,19 +30,13 @@ STILL = Augmentation(
 )
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Ten training images, four validation images."""
     return scenes.generate(tmp_path_factory.mktemp("data"), train=10, val=4, size=(128, 128))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # Small kernels are slower with threads, and equal runs must be bit-identical.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(data, out, **changes):

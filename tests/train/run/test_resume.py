@@ -33,18 +33,13 @@ from y7edge.train.setup.parts import build
 EPOCHS, BATCHES = 3, 5
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Ten training images, two validation images."""
     return scenes.generate(tmp_path_factory.mktemp("data"), train=10, val=2, size=(96, 96))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(data, out, **changes):

@@ -221,8 +221,8 @@ class _Listing:
             if image is None:
                 # The line may be a path on another machine, or begin with a tool's own folder.
                 cut = tails(line)[1:]
-                image = self._found(folders, cut)
-                if image is not None and self._found(folders, cut[:1]) is None:
+                image = self._found(folders, cut[:1])
+                if image is None and (image := self._found(folders, cut[1:])):
                     words = f"'{line[:80]}' was not found; {image} is used"
                     scan.problem("tool_path", words, path, number)
             if image is None or not is_file(image) or not is_image(image):
