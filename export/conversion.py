@@ -17,6 +17,7 @@ import numpy as np
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.manifest import Precision
 from y7edge.artifact.reports import (
     CandidateDifference,
     ImageSource,
@@ -53,13 +54,15 @@ def build(
     out: Path | str,
     *,
     target: str,
+    precision: str | None = None,
     device: str = "auto",
     options: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Build an artifact of another target from a proved ONNX artifact, and prove it by its probes.
 
-    Arguments are as for :func:`y7edge.export.pipeline.export`; ``source`` is the ONNX artifact.
+    Arguments are as for :func:`y7edge.export.pipeline.export`; ``source`` is the ONNX artifact, and
+    ``precision`` is by default the source's.
 
     Raises:
         ConfigError: the target cannot be built from this artifact.
@@ -71,16 +74,18 @@ def build(
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
     proved = load_undamaged(source)
-    _check(proved, chosen, options or {})
+    precision = precision or proved.manifest.precision
+    _check(proved, chosen, precision, options or {})
     registry.check_payload(proved)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require(chosen.NEEDS, f"target {target}")
     runtime = cast(str, chosen.RUNTIME)
-    limits = parity.tolerance(proved.manifest.precision, registry.get(runtime).DEVIATION)
+    limits = parity.tolerance(precision, registry.get(runtime).DEVIATION)
     draft = replace(
         proved.manifest,
         target=target,
+        precision=cast(Precision, precision),
         tools={**proved.manifest.tools, "y7edge": __version__, **chosen.versions()},
         parity={},
     )
@@ -107,7 +112,7 @@ def build(
     return made
 
 
-def _check(proved: Artifact, target: Target, options: Mapping[str, str]) -> None:
+def _check(proved: Artifact, target: Target, precision: str, options: Mapping[str, str]) -> None:
     """Raise ConfigError unless the target can be built from this artifact."""
     manifest = proved.manifest
     if manifest.target != _SOURCE or manifest.parity.get("status") != "passed":
@@ -130,7 +135,14 @@ def _check(proved: Artifact, target: Target, options: Mapping[str, str]) -> None
             "`y7edge export --unverified REASON`"
         )
     outputs = "heads" if manifest.outputs[0].role == "head" else "decoded"
-    require_offered(target, outputs, manifest.precision, options)
+    require_offered(target, outputs, precision, manifest.input.batch, options)
+    needed = target.PRECISIONS[precision]
+    if manifest.precision != needed:
+        raise ConfigError(
+            f"target {target.NAME} converts {needed} ONNX files to precision {precision}; "
+            f"{proved.path} has precision {manifest.precision}: export one with --precision "
+            f"{needed}, or choose another precision with --precision"
+        )
 
 
 def _repeat(

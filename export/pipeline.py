@@ -17,7 +17,7 @@ from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.bounds import MAX_BATCH
 from y7edge.artifact.description import Outputs, Size, describe, pair
-from y7edge.artifact.manifest import Precision
+from y7edge.artifact.manifest import Dim, Precision
 from y7edge.artifact.reports import ParityReport
 from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
@@ -71,7 +71,7 @@ def export(
         out: path of the main file. Files are written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
         outputs: "heads" (raw, per level) or "decoded" (boxes and scores).
-        precision: "fp32" or "fp16".
+        precision: a precision that the target supports, such as "fp32" or "fp16".
         imgsz: input size in pixels, multiples of the largest stride; None: as trained.
         batch: batch size.
         dynamic: make the batch size dynamic; it is proved with 1 and 3 images.
@@ -90,7 +90,8 @@ def export(
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
-    require_offered(chosen, outputs, precision, options or {})
+    size: Dim = "dynamic" if dynamic else batch
+    require_offered(chosen, outputs, precision, size, options or {})
     _check(chosen, 1 if dynamic else batch, unverified)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
@@ -99,9 +100,9 @@ def export(
         checkpoint,
         folded(checkpoint.spec),
         checkpoint.imgsz if imgsz is None else pair(imgsz),
-        batch="dynamic" if dynamic else batch,
+        batch=size,
         outputs=cast(Outputs, outputs),
-        precision=cast(Precision, precision),
+        precision=cast(Precision, chosen.PRECISIONS[precision]),
         target=target,
         opset=build.OPSET,
         tools=_versions(chosen),
@@ -111,7 +112,7 @@ def export(
         request = BuildRequest(
             model=folder / "graph.onnx",
             checkpoint=fold_checkpoint(checkpoint),
-            manifest=draft,
+            manifest=replace(draft, precision=cast(Precision, precision)),
             folder=folder / "artifact",
             name=destination.name,
             device=device,
@@ -137,11 +138,12 @@ def _build(
 ) -> tuple[Artifact, str]:
     """Write the graph and build the artifact; also return the note of the simplification."""
     manifest, image = request.manifest, request.manifest.input
-    tell(f"write the graph: {outputs}, {manifest.precision}, {image.height}x{image.width}")
+    precision = target.PRECISIONS[manifest.precision]
+    tell(f"write the graph: {outputs}, {precision}, {image.height}x{image.width}")
     model = build.build_graph(
         cast(Checkpoint, request.checkpoint),
         outputs=outputs,
-        precision=manifest.precision,
+        precision=precision,
         height=image.height,
         width=image.width,
         batch=None if image.batch == "dynamic" else image.batch,

@@ -257,6 +257,22 @@ def require_process(process: int, what: str) -> None:
         )
 
 
+_OWNERS: dict[str, int] = {}  # engine -> process that used it first
+
+
+def claim_engine(engine: str) -> None:
+    """Raise DeviceError in a process that was forked after ``engine`` was used in its parent.
+
+    For engines whose threads are shared by all sessions: these threads do not exist in a forked
+    child, so that even a new session would wait for them forever.
+    """
+    if _OWNERS.setdefault(engine, os.getpid()) != os.getpid():
+        raise DeviceError(
+            f"{engine} was in use when this process was forked, and cannot be used after a fork: "
+            "open artifacts only after the fork, or start processes with multiprocessing's 'spawn'"
+        )
+
+
 def refuse_copy(what: str) -> NoReturn:
     """Raise the DeviceError for an object that was to be pickled or copied."""
     raise DeviceError(

@@ -7,7 +7,6 @@ payload is the rest of the .xml file and the whole .bin file.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -27,6 +26,7 @@ from y7edge.runtimes.base import (
     Session,
     SessionOptions,
     TensorSpec,
+    claim_engine,
     decode_manifest,
     installed_versions,
     keep,
@@ -67,23 +67,17 @@ def open_core() -> Any:
     the core is freed. Freeing several cores can leave the thread with an unmapped stack: the next
     signal, such as Ctrl-C, would crash the process.
     """
-    core, process = _core()
-    if process != os.getpid():
-        raise DeviceError(
-            "OpenVINO was in use when this process was forked, and cannot be used after a fork: "
-            "open artifacts only after the fork, or start processes with multiprocessing's 'spawn'"
-        )
-    return core
+    claim_engine("OpenVINO")
+    return _core()
 
 
 @cache
-def _core() -> tuple[Any, int]:
-    """Return the core, and the id of the process that created it."""
+def _core() -> Any:
     core = load_engine().Core()
     # Memory-mapped weights change with the file, and truncating it would kill the process.
     core.set_property({"ENABLE_MMAP": False})
     keep(core)
-    return core, os.getpid()
+    return core
 
 
 def files(path: Path) -> tuple[Path, ...]:
@@ -167,9 +161,9 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         )
     # Without the hint, CPUs with AMX compute fp32 models in bfloat16. On a CPU, float16 arithmetic
     # is slower than float32 arithmetic with float16 weights.
-    reduced = artifact.manifest.precision == "fp16" and kind != "cpu"
+    hints = {"bf16": "bf16", "fp16": "f32" if kind == "cpu" else "f16"}
     settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f16" if reduced else "f32",
+        "INFERENCE_PRECISION_HINT": hints.get(artifact.manifest.precision, "f32"),
         "PERFORMANCE_HINT": "LATENCY",
     }
     if options.threads is not None and kind == "cpu":
@@ -198,15 +192,16 @@ def _arithmetic(compiled: Any, precision: str, device: str) -> str:
     """Describe the arithmetic that the compiled model uses.
 
     Raises:
-        DeviceError: an fp32 artifact would be computed in a lower precision.
+        DeviceError: an fp32 or bf16 artifact would be computed in another precision.
     """
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
     code = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     computed = names.get(code, code)
-    if precision == "fp32" and computed != "float32":
+    expected = {"fp32": "float32", "bf16": "bfloat16"}.get(precision, computed)
+    if computed != expected:
         raise DeviceError(
-            f"OpenVINO would compute this fp32 artifact in {computed} on {device}: use another "
-            "device, or export for this one with --precision fp16"
+            f"OpenVINO would compute this {precision} artifact in {computed} on {device}, expected "
+            f"{expected}: use another device, or export it with another --precision"
         )
     stored = "float16 weights, " if precision == "fp16" and computed == "float32" else ""
     return f"{stored}{computed} (OpenVINO, {device})"

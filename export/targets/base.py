@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Manifest
+from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ConfigError
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import registry
@@ -68,10 +68,12 @@ class Target(Protocol):
     """Suffix of the main file, with the dot."""
     NEEDS: Mapping[str, str]
     """Import name of each required package -> extra to install."""
-    PRECISIONS: tuple[str, ...]
-    """Supported precisions: ``fp32``, ``fp16``..."""
+    PRECISIONS: Mapping[str, str]
+    """Supported precision -> precision of the ONNX graph that ``build`` converts."""
     OUTPUTS: tuple[str, ...]
     """Supported outputs: ``heads``, ``decoded``."""
+    BATCHES: tuple[str, ...]
+    """Supported batch sizes: ``1``, ``N`` (any fixed size), ``dynamic``."""
     RUNTIME: str | Unprovable
     """Name of the runtime that proves the artifacts, or why there is none."""
     OPTIONS: Mapping[str, str]
@@ -91,12 +93,14 @@ class Target(Protocol):
 
 
 def require_offered(
-    target: Target, outputs: str, precision: str, options: Mapping[str, str]
+    target: Target, outputs: str, precision: str, batch: Dim, options: Mapping[str, str]
 ) -> None:
-    """Raise ConfigError for outputs, a precision or an option that a target does not support."""
+    """Raise ConfigError for an export that a target does not support."""
+    fixed = batch != "dynamic" and batch != 1 and "N" in target.BATCHES
     for what, asked, known in (
         ("outputs", outputs, target.OUTPUTS),
-        ("precision", precision, target.PRECISIONS),
+        ("precision", precision, tuple(target.PRECISIONS)),
+        ("batch size", "N" if fixed else str(batch), target.BATCHES),
         *(("option", option, tuple(target.OPTIONS)) for option in options),
     ):
         if asked not in known:

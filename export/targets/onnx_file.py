@@ -11,8 +11,9 @@ from y7edge.export.targets.base import BuildRequest
 NAME = "onnx"
 SUFFIX = ".onnx"
 NEEDS: Mapping[str, str] = {}
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16"}
 OUTPUTS = ("heads", "decoded")
+BATCHES = ("1", "N", "dynamic")
 RUNTIME = "onnxrt"
 OPTIONS: Mapping[str, str] = {}
 NEEDS_CHECKPOINT = False

@@ -14,8 +14,9 @@ from y7edge.runtimes.base import one_line
 NAME = "openvino"
 SUFFIX = ".xml"
 NEEDS = ov.NEEDS
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32"}
 OUTPUTS = ("heads", "decoded")
+BATCHES = ("1", "N", "dynamic")
 RUNTIME = "ov"
 OPTIONS: Mapping[str, str] = {}
 NEEDS_CHECKPOINT = False

@@ -174,8 +174,8 @@ def test_unsupported_targets_are_refused(rotten, artifact_path, tmp_path):
 
     rejected("converts checkpoints, not ONNX files", NEEDS_CHECKPOINT=True)
     rejected("cannot be proved .no engine", NEEDS_CHECKPOINT=False, RUNTIME=Unprovable("no engine"))
-    rejected("no precision 'fp32'; choose from fp16", RUNTIME="onnxrt", PRECISIONS=("fp16",))
-    rejected("no outputs 'heads'", PRECISIONS=("fp32",), OUTPUTS=("decoded",))
+    rejected("no precision 'fp32'; choose from fp16", RUNTIME="onnxrt", PRECISIONS={"fp16": "fp16"})
+    rejected("no outputs 'heads'", PRECISIONS={"fp32": "fp32"}, OUTPUTS=("decoded",))
     rotten.OUTPUTS = ("heads",)
     parity = {"status": "unverified", "problems": [], "reason": "x"}
     unproved = tampering.rewrite(artifact_path, tmp_path / "unproved.onnx", parity=parity)

@@ -178,8 +178,10 @@ def test_files_of_two_artifacts_do_not_open_together(made, make, tmp_path):
     for index, file in enumerate(copy.files):
         if len(copy.files) == 1 or index == made.manifest_file:
             continue
-        kept = file.read_bytes()
-        file.write_bytes(other.artifact.files[index].read_bytes())
+        kept, foreign = file.read_bytes(), other.artifact.files[index].read_bytes()
+        if foreign == kept:
+            continue
+        file.write_bytes(foreign)
         with pytest.raises(DigestError, match="do not belong together"):
             Detector(copy.path)
         file.write_bytes(kept)
@@ -302,6 +304,10 @@ def test_closing_twice_is_allowed_and_ends_it(made):
 @pytest.mark.parametrize("batch", [{"batch": 2}, {"dynamic": True}], ids=str)
 @pytest.mark.parametrize("name", PROVABLE)
 def test_batches(make, name, batch):
+    if ("dynamic" if batch.get("dynamic") else "N") not in targets.get(name).BATCHES:
+        with pytest.raises(ConfigError, match=f"target {name} has no batch size"):
+            make(name, **batch)
+        return
     made = make(name, **batch)
     with Detector(made.artifact.path, device="cpu") as detector:
         frames = [np.full((50, 70, 3), value, np.uint8) for value in (0, 90, 200)]

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from y7edge.cli.console import note
 from y7edge.cli.export import Out, Target, TargetOptions, default_out, show_artifact, target_options
 from y7edge.cli.gate import report_even_if_failed
 from y7edge.cli.options import Artifact, Device, Json
+
+_Precision = Annotated[
+    str | None,
+    typer.Option(metavar="{precisions}", help="Of weights and arithmetic; default: ARTIFACT's."),
+]
 
 
 def build(
     artifact: Artifact,
     target: Target,
     out: Out = None,
+    precision: _Precision = None,
     device: Device = "auto",
     option: TargetOptions = None,
     as_json: Json = False,
@@ -29,6 +39,7 @@ def build(
             artifact,
             out or default_out(str(artifact), target),
             target=target,
+            precision=precision,
             device=device,
             options=target_options(option),
             progress=note,
