@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 from weakref import WeakSet
 
-import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
@@ -132,13 +131,22 @@ class Session(ABC):
         require_process(self._process, f"the session of {self._label}")
         check_feeds(self.inputs, feeds)
         try:
-            return self._run(feeds)
+            results = self._run(feeds)
         except Y7EdgeError:
             raise
         except Exception as error:  # engines have no common exception class
             raise DeviceError(
                 f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
             ) from error
+        for spec in self.outputs:
+            found = results.get(spec.name)
+            if found is None or not fits(found, spec):
+                what = "nothing" if found is None else f"{found.dtype} {found.shape}"
+                raise DeviceError(
+                    f"{self.ENGINE} returned {what} for output {spec.name} of {self._label}, "
+                    f"expected {spec.dtype} {spec.shape}: export it again"
+                )
+        return results
 
     def close(self) -> None:
         """Free the engine's memory; closing twice is allowed.
@@ -345,6 +353,18 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def fits(array: NDArray[Any], spec: TensorSpec) -> bool:
+    """Return whether an array has the shape and the dtype of a tensor."""
+    return (
+        len(array.shape) == len(spec.shape)
+        and array.dtype == spec.dtype
+        and all(
+            size == expected or (expected == "dynamic" and size > 0)
+            for size, expected in zip(array.shape, spec.shape, strict=True)
+        )
+    )
+
+
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:
     """Raise ConfigError unless ``feeds`` match the inputs in names, shapes and dtypes."""
     names = [spec.name for spec in inputs]
@@ -354,11 +374,7 @@ def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]
         )
     for spec in inputs:
         array = feeds[spec.name]
-        fits = len(array.shape) == len(spec.shape) and all(
-            size == expected or (expected == "dynamic" and size > 0)
-            for size, expected in zip(array.shape, spec.shape, strict=True)
-        )
-        if not fits or array.dtype != np.dtype(spec.dtype):
+        if not fits(array, spec):
             raise ConfigError(
                 f"{spec.name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}"
             )

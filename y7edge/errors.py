@@ -104,6 +104,10 @@ class DetectorClosed(DeviceError):  # noqa: N818 - a public name
     """A Detector or a session was used after ``close``."""
 
 
+class FrameDropped(DeviceError):  # noqa: N818 - a public name
+    """A submitted frame was dropped, because the queue was full."""
+
+
 class SourceError(Y7EdgeError):
     """An image or video source cannot be read."""
 

@@ -78,6 +78,8 @@ RIGHT = {
     "dynamic": {"true"},
     "simplify": {"true"},
     "batch": {"3"},
+    "tile": {"None"},
+    "queue": {"3"},
 }
 
 

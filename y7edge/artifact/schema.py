@@ -188,10 +188,11 @@ def _value(kind: Any, value: object, place: str) -> Any:
         if len(kinds) == len(value):
             pairs = enumerate(zip(kinds, value, strict=True))
             return tuple(_value(k, item, f"{place}[{i}]") for i, (k, item) in pairs)
-    elif (
-        origin is Mapping and isinstance(value, Mapping) and all(isinstance(k, str) for k in value)
-    ):
-        return {key: _value(inner[1], item, f"{place}.{key}") for key, item in value.items()}
+    elif origin is Mapping and isinstance(value, Mapping):
+        return {
+            _value(inner[0], key, f"a key of {place}"): _value(inner[1], item, f"{place}.{key}")
+            for key, item in value.items()
+        }
     elif kind is Any or (origin is Literal and isinstance(value, str) and value in inner):
         return value
     elif kind in (int, float) and isinstance(value, int | kind) and not isinstance(value, bool):

@@ -49,6 +49,7 @@ class Criteria:
     """
 
     conf: float = 0.25  # keep boxes with a greater score
+    class_conf: tuple[float, ...] | None = None  # further thresholds, by class id
     iou: float = 0.45  # remove boxes with a greater IoU with a better box
     max_det: int = 300  # boxes per image
     classes: tuple[int, ...] | None = None  # class ids to keep, before suppression; None: all
@@ -57,10 +58,13 @@ class Criteria:
 
     def __post_init__(self) -> None:
         require_fit(Criteria, {f.name: getattr(self, f.name) for f in fields(self)})
-        for name in ("conf", "iou"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} is {value!r}, expected a number from 0 to 1")
+        for name, values in (
+            ("conf", (self.conf, *(self.class_conf or ()))),
+            ("iou", (self.iou,)),
+        ):
+            for value in values:
+                if not 0 <= value <= 1:
+                    raise ConfigError(f"{name} is {value!r}, expected a number from 0 to 1")
         if not 1 <= self.max_det <= MAX_DET:
             raise ConfigError(f"max_det is {self.max_det!r}, expected 1 to {MAX_DET}")
 
@@ -242,11 +246,14 @@ def _choose(
     score: NDArray[np.float32], class_id: NDArray[Any], criteria: Criteria
 ) -> NDArray[np.intp] | slice:
     """Select candidates of the wanted classes, at most ``MAX_CANDIDATES``."""
-    if criteria.classes is None and len(score) <= MAX_CANDIDATES:
+    if criteria.classes is criteria.class_conf is None and len(score) <= MAX_CANDIDATES:
         return slice(None)
     chosen = np.arange(len(score))
     if criteria.classes is not None:
         chosen = np.flatnonzero(np.isin(class_id, criteria.classes))
+    if criteria.class_conf is not None:
+        least = np.array(criteria.class_conf, np.float32)
+        chosen = chosen[score[chosen] > least[class_id[chosen]]]
     if len(chosen) > MAX_CANDIDATES:
         # Limit them before decoding: the boxes of all classes and cells could fill the memory.
         chosen = chosen[best_first(score[chosen], MAX_CANDIDATES)]

@@ -1,0 +1,134 @@
+"""Run calls in one background thread, from a queue of bounded length."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+from y7edge.errors import ConfigError, DetectorClosed, DeviceError, FrameDropped
+
+MAX_QUEUE = 1024  # waiting calls
+Drop = Literal["block", "oldest", "newest"]
+"""What happens to a frame if the queue is full: wait for a place, drop the oldest, or drop it."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Job(Generic[T]):
+    call: Callable[[], T]
+    future: Future[T] = field(default_factory=Future)
+
+
+class FrameQueue(Generic[T]):
+    """A queue of calls and the thread that runs them one after the other.
+
+    The thread ends with ``close``, or when the queue is garbage-collected.
+
+    Args:
+        size: largest number of waiting calls; the running call is not counted.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._jobs: _Jobs[T] = _Jobs(size)
+        weakref.finalize(self, self._jobs.stop)
+        # The thread refers to the jobs only, so that the queue can be collected.
+        threading.Thread(
+            target=_serve, args=(self._jobs,), name="y7edge submit", daemon=True
+        ).start()
+
+    def put(self, call: Callable[[], T], drop: Drop, timeout: float | None = None) -> Future[T]:
+        """Add a call; return its future. With "block", wait up to ``timeout`` seconds for a place.
+
+        Raises:
+            ConfigError: ``drop`` is unknown.
+            DetectorClosed: the queue was closed.
+            DeviceError: there was no place within ``timeout``.
+        """
+        if drop not in get_args(Drop):
+            raise ConfigError(f"drop is {drop!r}, expected one of {', '.join(get_args(Drop))}")
+        job = _Job(call)
+        self._jobs.add(job, drop, timeout)
+        return job.future
+
+    def close(self) -> None:
+        """Cancel the waiting calls and end the thread after the running one; do not wait for it."""
+        self._jobs.stop()
+
+
+class _Jobs(Generic[T]):
+    """The waiting jobs, shared by the queue and its thread."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._waiting: deque[_Job[T]] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    def add(self, job: _Job[T], drop: Drop, timeout: float | None) -> None:
+        """Add a job, and apply ``drop`` if there is no place."""
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self._stopped and self._is_full():
+                if drop == "newest":
+                    _drop(job, "the queue was full")
+                    return
+                if drop == "oldest":
+                    _drop(self._waiting.popleft(), "a newer frame took its place in the queue")
+                elif not self._changed.wait(None if end is None else end - time.monotonic()):
+                    raise DeviceError(
+                        f"the queue had no place within {timeout} s: the engine is slower than "
+                        "the frames, or does not return; use drop='oldest' to skip frames"
+                    )
+            if self._stopped:
+                raise DetectorClosed("the detector was closed: open a new one")
+            self._waiting.append(job)
+            self._changed.notify_all()
+
+    def _is_full(self) -> bool:
+        if len(self._waiting) >= self._size:
+            self._waiting = deque(job for job in self._waiting if not job.future.cancelled())
+        return len(self._waiting) >= self._size
+
+    def take(self) -> _Job[T] | None:
+        """Wait for the oldest job; return None after ``stop``."""
+        with self._changed:
+            while not self._waiting and not self._stopped:
+                self._changed.wait()
+            job = self._waiting.popleft() if self._waiting else None
+            self._changed.notify_all()
+            return job
+
+    def stop(self) -> None:
+        """Cancel the waiting jobs, and refuse new ones."""
+        with self._changed:
+            self._stopped = True
+            waiting, self._waiting = self._waiting, deque()
+            self._changed.notify_all()
+        for job in waiting:
+            job.future.cancel()
+
+
+def _drop(job: _Job[Any], reason: str) -> None:
+    if job.future.set_running_or_notify_cancel():
+        job.future.set_exception(FrameDropped(f"the frame was dropped: {reason}"))
+
+
+def _serve(jobs: _Jobs[Any]) -> None:
+    """Run jobs until the queue is closed."""
+    while (job := jobs.take()) is not None:
+        if job.future.set_running_or_notify_cancel():
+            try:
+                result = job.call()
+            except BaseException as error:  # raised again by Future.result
+                job.future.set_exception(error)
+            else:
+                job.future.set_result(result)
+                del result
+        del job  # or its frame would be kept until the next job
