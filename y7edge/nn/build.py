@@ -83,13 +83,10 @@ class Model(nn.Module):
         return self.head.decode(heads[: self.spec.levels])
 
     def _features(self, images: Tensor, *, aux: bool) -> list[Tensor]:
-        """Run the rows before the head, and return the head's inputs.
-
-        A map is freed after its last use.
+        """Run the rows before the head, and return its inputs; free each map after its last use.
 
         Raises:
-            ConfigError: height or width is not a multiple of the largest stride. Without this
-                error, some such sizes would give wrong boxes.
+            ConfigError: height or width is not a multiple of the largest stride.
         """
         height, width = images.shape[-2:]
         if height % self.spec.max_stride or width % self.spec.max_stride:

@@ -101,11 +101,9 @@ def _calibrate(model: Model, seed: int) -> None:
         target = torch.full_like(mean, BOX)
         middle = torch.zeros_like(mean)
         target[:, 4], target[:, 5:] = OBJECTNESS, CLASSES
-        # Even the best cell of these scenes gets a low objectness of -1, since other images can
-        # have higher ones.
+        # The best cell of these scenes gets objectness -1, since other images can have higher ones.
         middle[:, 4] = -1 - OBJECTNESS * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
-        # The best class has a logit of about 0: subtract the median of the maximum of nc normal
-        # values.
+        # The best class gets a logit of about 0: subtract the median maximum of nc normal values.
         middle[:, 5:] = -CLASSES * NormalDist().inv_cdf(0.5 ** (1 / model.spec.nc))
         gain = (target / deviation).flatten()
         conv.weight.mul_(gain[:, None, None, None])

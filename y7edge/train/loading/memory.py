@@ -100,8 +100,7 @@ class BatchMemory:
         """Return the tensors of a batch that a worker wrote."""
         images = self.space(batch.slot, batch.shape)
         self._pending.discard(batch.slot)
-        # The returned tensor holds a reference to this array. When Python frees the array, nothing
-        # uses the slot any more.
+        # The tensor keeps this array alive. Once the array is freed, nothing uses the slot.
         weakref.finalize(images, self._free.append, batch.slot).atexit = False
         return torch.from_numpy(images), torch.from_numpy(batch.targets)
 

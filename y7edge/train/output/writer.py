@@ -139,8 +139,7 @@ class RunWriter:
     def save(self, model: Model, name: str, *, notes: Mapping[str, Any] | None = None) -> Path:
         """Save a model with metadata of the run, extended by ``notes``.
 
-        The metadata include the scores of the last row, and the confidence threshold of the last
-        evaluated epoch.
+        The metadata include the last row's scores and the last confidence threshold.
         """
         last: Sequence[EpochRow] = self.rows[-1:]
         meta = {
@@ -262,8 +261,7 @@ class RunWriter:
             self._events = self.folder / files.EVENTS / name
             self._events.parent.mkdir(exist_ok=True)
             start = SessionLog(status=SessionLog.START)
-            # The second event makes TensorBoard drop later epochs, which a killed run logged after
-            # its last saved state.
+            # The second event makes TensorBoard drop epochs logged after the last saved state.
             new = [Event(file_version="brain.Event:2"), Event(step=step, session_log=start)]
         scores = [
             Summary.Value(tag=TAGS[name], simple_value=value)

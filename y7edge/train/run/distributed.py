@@ -41,8 +41,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
-        # Python values are exchanged over gloo: this does not wait for a GPU, and a long validation
-        # would exceed the timeout of NCCL.
+        # gloo runs on the CPU: it does not wait for a GPU, and has no short timeout like NCCL.
         self._group = None if world == 1 else distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     @property
@@ -142,7 +141,8 @@ def open_fabric(config: TrainConfig) -> Any:
     available = torch.cuda.device_count() if kind == "cuda" else 1 if kind == "mps" else None
     if available is not None and index + config.devices > available:
         raise DeviceError(
-            f"{config.devices} devices from {kind}:{index} are not available: found {available}"
+            f"{config.devices} devices from {kind}:{index} on are not available: found {available} "
+            "in total"
         )
     precision = config.precision
     if precision == "auto":

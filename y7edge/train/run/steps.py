@@ -74,8 +74,7 @@ class Steps:
         if due:
             with self.timing.part("optimizer"):
                 if self.clip_norm:
-                    # No error here: a non-finite gradient gives a non-finite loss, which ends
-                    # the run with a better message.
+                    # A non-finite gradient makes the next loss non-finite, which ends the run.
                     norm = {"max_norm": self.clip_norm, "error_if_nonfinite": False}
                     self.fabric.clip_gradients(self.forward, self.optimizer, **norm)
                 self.optimizer.step()

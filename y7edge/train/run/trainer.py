@@ -234,8 +234,7 @@ class Trainer:
         first = self.position.batch - len(self._unread)
         self._unread.clear()
         for batch, values in enumerate(losses.tolist(), start=first):
-            # Added one by one, in double precision: the sums must not depend on how often this
-            # method is called.
+            # Added one by one in double precision: sums do not depend on how often this is called.
             pairs = zip(self.position.sums, values, strict=True)
             self.position.sums = tuple(old + new for old, new in pairs)
             if not all(abs(value) < float("inf") for value in values):
