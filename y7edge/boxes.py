@@ -118,7 +118,7 @@ class _Candidates:
         self.reach = reach + classes * extent
 
     def block_size(self) -> int:
-        """Return the number of boxes per block, with ``_PER_CLASS`` of the most frequent class."""
+        """Return a block size with about ``_PER_CLASS`` boxes of the most frequent class."""
         most = int(np.bincount(self.classes).max(initial=1))
         return min(_PER_CLASS * len(self.classes) // most, _BLOCK) or 1
 
@@ -140,7 +140,7 @@ class _Candidates:
         return block[~lost[block]]
 
     def suppressed_by(self, kept: NDArray[np.intp], block: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return the boxes of ``block`` that a box of ``kept`` suppresses, possibly repeated."""
+        """Return the boxes of ``block`` that boxes of ``kept`` suppress; some occur repeatedly."""
         kept = kept[np.argsort(self.key[kept])]
         block = block[np.argsort(self.key[block])]
         # First the pairs where the kept box has the smaller or equal key, then all other pairs.

@@ -37,6 +37,7 @@ _WORDS = {
     errno.EFBIG: "the file is larger than the system allows: raise `ulimit -f`, or write elsewhere",
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
 }
+_INVALID_NAME = "a file name cannot contain NUL or a lone surrogate"
 _NO_MEMORY = "not enough memory: close other programs, or use smaller images or batches"
 # Messages of engines and OpenCV, which have no exception class for lack of memory.
 _OUT_OF_MEMORY = re.compile(
@@ -54,12 +55,12 @@ def require_regular(path: Path | str) -> None:
     """Check that a path is a regular file: not a folder, pipe, socket or device.
 
     Raises:
-        OSError: the path is something else, which ``strerror`` names, or does not exist.
+        OSError: the path does not exist, or is something else; ``strerror`` says what was found.
     """
     try:
         found = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much
-    except ValueError as error:  # a NUL character, or a lone surrogate
-        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+    except ValueError as error:
+        raise OSError(errno.EINVAL, _INVALID_NAME, str(path)) from error
     _require_regular(found, path)
 
 
@@ -167,14 +168,14 @@ def require_replaceable(path: Path | str, *, file: bool = True, folder: bool = T
     ``file`` and ``folder``: whether an existing file or folder may be replaced.
 
     Raises:
-        OSError: the destination is something else, which ``strerror`` names.
+        OSError: the destination must not be replaced; ``strerror`` says what was found.
     """
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return
     except ValueError as error:
-        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+        raise OSError(errno.EINVAL, _INVALID_NAME, str(path)) from error
     if not (file and stat.S_ISREG(mode)) and not (folder and stat.S_ISDIR(mode)):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         words = f"{kind} exists there; remove it or choose another name"
@@ -289,7 +290,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _remove_left(path: Path) -> None:
-    """Remove a temporary file or folder unless it is locked or of another user."""
+    """Remove a temporary file or folder unless it is locked or belongs to another user."""
     found = path.lstat()
     is_own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
     if not is_own or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
@@ -460,7 +461,7 @@ def _copy(source: Path, destination: Path) -> Path:
 
 
 def _set_aside(destination: Path, old: Path) -> None:
-    """Back up a destination as ``old``: move a folder; link or copy a file, which stays."""
+    """Back up a destination as ``old``: rename a folder; hard-link or copy a file."""
     if destination.is_dir() and not destination.is_symlink():
         destination.rename(old)
     elif destination.exists():

@@ -65,8 +65,8 @@ def require_files(files: Sequence[Path]) -> None:
 def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
     """Return the SHA-256 over the length and the content of each file, in the given order.
 
-    For a folder, these are all files in it, sorted by path. ``first`` replaces the content of the
-    first file.
+    A folder is replaced by all files in it, sorted by path. ``first``: the content to use for the
+    first file instead of its own.
 
     Raises:
         ArtifactError: a file cannot be read, or is too large.

@@ -114,7 +114,7 @@ def describe(
 
 
 def _levels(meta: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the levels of 16-bit images (see :class:`InputInfo`) from ``meta``, or None."""
+    """Return ``InputInfo.levels`` from a checkpoint's ``meta``."""
     data = meta.get("data")
     levels = data.get("levels") if isinstance(data, Mapping) else None
     if not isinstance(levels, list) or [type(level) for level in levels] != [int, int]:

@@ -121,7 +121,8 @@ class OutputInfo:
     zero_point: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.dtype in _DTYPES, f"output {self.name} has dtype {self.dtype!r}")
+        known = self.dtype in _DTYPES
+        _check(known, f"output {self.name} is {self.dtype!r}, expected one of {_DTYPES}")
         _check(
             (self.level is not None) == (self.role == "head"),
             f"output {self.name} ({self.role}) has level {self.level}, expected one for heads only",
@@ -142,9 +143,10 @@ class LevelInfo:
     anchors: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        _check(0 < self.stride <= bounds.MAX_STRIDE, f"a level has stride {self.stride}")
-        count = len(self.anchors)
-        _check(0 < count <= bounds.MAX_ANCHORS, f"a level has {count} anchors")
+        most = bounds.MAX_STRIDE
+        _check(0 < self.stride <= most, f"a level has stride {self.stride}, expected 1 to {most}")
+        count, most = len(self.anchors), bounds.MAX_ANCHORS
+        _check(0 < count <= most, f"a level has {count} anchors, expected 1 to {most}")
         for anchor in self.anchors:
             _check(
                 len(anchor) == 2 and all(0 < side <= bounds.MAX_ANCHOR for side in anchor),
@@ -200,9 +202,10 @@ class Samples:
     def __post_init__(self) -> None:
         _check(
             0 < len(self.indices) == len(self.values) <= 4096 and min(self.indices) >= 0,
-            f"samples of {self.output} have {len(self.indices)} indices, {len(self.values)} values",
+            f"samples of {self.output} have {len(self.indices)} indices and "
+            f"{len(self.values)} values, expected equally many, from 1 to 4096",
         )
-        _check(self.scale > 0, f"samples of {self.output} have scale {self.scale}")
+        _check(self.scale > 0, f"samples of {self.output} have scale {self.scale}, expected > 0")
 
 
 @dataclass(frozen=True)
@@ -217,8 +220,9 @@ class Probe:
     samples: tuple[Samples, ...]
 
     def __post_init__(self) -> None:
-        _check(0 < self.batch <= bounds.MAX_BATCH, f"a probe has batch {self.batch}")
-        _check(0 < self.tolerance < 1, f"a probe has tolerance {self.tolerance}")
+        most = bounds.MAX_BATCH
+        _check(0 < self.batch <= most, f"a probe has batch {self.batch}, expected 1 to {most}")
+        _check(0 < self.tolerance < 1, f"a probe has tolerance {self.tolerance}, expected 0 to 1")
         _check(len(self.samples) > 0, "a probe has no samples")
         _check(bool(_KEY.fullmatch(self.key)), f"a probe has the key {self.key[:64]!r}")
 
@@ -249,7 +253,8 @@ class Manifest:
         _check(self.schema == SCHEMA, f"schema is {self.schema}, expected {SCHEMA}")
         _check(
             0 < self.nc == len(self.names) <= bounds.MAX_CLASSES,
-            f"nc is {self.nc} and there are {len(self.names)} class names",
+            f"nc is {self.nc} and there are {len(self.names)} class names, expected one name per "
+            f"class, for at most {bounds.MAX_CLASSES} classes",
         )
         _check(
             all(len(name) <= bounds.MAX_NAME for name in self.names),

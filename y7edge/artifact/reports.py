@@ -32,7 +32,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class CandidateDifference:
-    """Differences between the best boxes of the reference before NMS and the same boxes here."""
+    """Differences between the reference's best candidates and the same candidates here."""
 
     count: int
     iou: float | None  # smallest

@@ -28,7 +28,7 @@ _DTYPES: dict[str, type[np.generic]] = {
 class Timing:
     """Milliseconds spent on one image, by stage; ``infer`` is the time of its whole batch."""
 
-    wait: float = 0.0  # until calls by other threads had ended
+    wait: float = 0.0  # waiting for calls by other threads
     pre: float = 0.0  # letterboxing into the network's input
     infer: float = 0.0  # inside the engine
     post: float = 0.0  # decoding and NMS

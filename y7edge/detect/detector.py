@@ -376,7 +376,7 @@ def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Or
 
 
 def _postprocessor(manifest: Manifest) -> Postprocessor:
-    """Create the decoder for an artifact's outputs; raise ArtifactError if it has none for them."""
+    """Create the decoder for an artifact's outputs; raise ArtifactError for unsupported outputs."""
     for output in manifest.outputs:
         real = output.dtype in ("float32", "float16")
         if real != (output.scale is None) or not (real or output.role == "head"):

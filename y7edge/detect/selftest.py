@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 
 RECIPE = "blocks"
-"""Name of the function that generates probe inputs: the mean of random squares of 3 sizes.
+"""Name of the recipe for probe inputs: the mean of noise in squares of 32, 8 and 1 pixels.
 
-Noise of single pixels averages out in the first layers, so deep feature maps would be constant.
-Random squares of 8 and 32 pixels avoid this.
+Noise of single pixels averages out in the first layers, and deep feature maps become constant.
+Larger squares prevent this.
 """
 
 _CELLS = (32, 8, 1)  # pixels
@@ -74,8 +75,7 @@ def selftest(
     if not artifact.manifest.probes:
         raise ParityError(f"{path} has no probes to repeat: export it again")
     options = SessionOptions(device, threads, check_payload=False)  # checked above
-    session = registry.open_session(artifact, options, backend)
-    try:
+    with closing(registry.open_session(artifact, options, backend)) as session:
         manifest = artifact.manifest
         results = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
         failed = [result for result in results if not result.passed]
@@ -89,8 +89,6 @@ def selftest(
             arithmetic=session.arithmetic,
             versions={"y7edge": __version__, "numpy": np.__version__, **session.versions},
         )
-    finally:
-        session.close()
     if failed:
         worst = failed[0]
         raise ParityError(

@@ -153,8 +153,7 @@ def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[in
     check_names(checkpoint.names, spec.nc, source)
     try:
         _known(checkpoint.meta, f"{source}: meta")
-        for _ in texts(checkpoint.meta):
-            pass
+        list(texts(checkpoint.meta))  # raises ValueError if nested too deeply
         sides = checkpoint.imgsz
         if not all(bounds.MIN_SIDE <= side <= bounds.MAX_SIDE for side in sides):
             raise ConfigError(f"imgsz is {sides}, expected {bounds.MIN_SIDE} to {bounds.MAX_SIDE}")
