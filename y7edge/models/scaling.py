@@ -52,7 +52,7 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
 
 
 def transition_ratio(spec: Spec, depth: float) -> Fraction:
-    """Return by which factor ``depth`` changes the concatenated channels, summed over blocks."""
+    """Return the factor by which ``depth`` changes the concatenated channels of all blocks."""
     lengths = _chain_lengths(spec, depth)
     before = after = 0
     for stage, blocks in _stages(spec).items():

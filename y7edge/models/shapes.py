@@ -44,8 +44,8 @@ def strides(spec: Spec) -> tuple[int, ...]:
     """Return the stride in pixels of every row's output; 0 for the head.
 
     Raises:
-        ConfigError: a row reads maps of different strides, a map has an invalid stride, or a level
-            has not the stride in ``spec.strides``.
+        ConfigError: a row reads maps of different strides, a map has an invalid stride, or the
+            stride of a level differs from ``spec.strides``.
     """
     found: list[int] = []
     for row in spec.rows[:-1]:

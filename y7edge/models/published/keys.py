@@ -20,7 +20,7 @@ from y7edge.models.checkpoint import COUNTER, check_keys
 from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 
-# Patterns of our member names, and the published names, which match none of the patterns.
+# Patterns of our member names -> published names. No pattern matches a published name.
 _MEMBERS = (
     (re.compile(r"^dense\.conv\."), "rbr_dense.0."),
     (re.compile(r"^dense\.bn\."), "rbr_dense.1."),

@@ -37,7 +37,7 @@ _ACTIVATION = "torch.nn.modules.activation."
 
 @dataclass
 class _Model:
-    """What is collected from a file."""
+    """Data that is collected from a file."""
 
     source: str
     entry: str  # "ema", "model", "bare model" or "state dict"
