@@ -1,7 +1,7 @@
-"""The Detector, which finds objects in images with any engine, without torch and onnx.
+"""The Detector: find objects in images with any engine, without torch and onnx.
 
 It letterboxes an image into the network's input, runs the engine's ``Session``, and decodes the raw
-outputs into boxes in pixels of the image. The artifact's manifest describes input and outputs.
+outputs to boxes in pixels of the image. The artifact's manifest describes input and outputs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from y7edge.models.checkpoint import SUFFIXES
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
-_MAX_BATCH = 16  # images of a dynamic batch; larger batches only cost memory
+_MAX_BATCH = 16  # images of a dynamic batch; larger ones need more memory and are not faster
 
 _Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image
 
@@ -51,17 +51,17 @@ class Detector:
     ``timing.wait`` is the time that a call waited.
 
     Args:
-        source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``) or
-            a variant's name, which gets random weights; the last two need torch.
-        backend: a runtime's name; "auto": chosen by the artifact.
+        source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``), or
+            a variant's name, for random weights. Checkpoints and variants need torch.
+        backend: a runtime's name; "auto": the one for the artifact's file format.
         device: "auto", or a device of the runtime, such as "cpu", "cuda" or "cuda:1".
         conf: keep boxes with a greater score; None: the manifest's default.
         iou: suppress boxes with a greater IoU with a better box; None: the manifest's default.
         max_det: maximum number of objects per image; None: the manifest's default.
         classes: the classes to find, by name or id (see ``class_ids``); None: all.
-        agnostic: suppress across classes.
+        agnostic: suppress boxes of different classes too.
         threads: number of engine threads; None: the engine's default.
-        imgsz: input size of a checkpoint, a side or (height, width); an artifact's is fixed.
+        imgsz: input size of a checkpoint, one side or (height, width); artifacts have a fixed size.
         provider_options: passed to the engine unchanged.
 
     Raises:
@@ -100,14 +100,14 @@ class Detector:
             warnings.warn(
                 f"{source} was exported without a proof ({reason}): "
                 "run `y7edge selftest` or `y7edge verify` on a machine with its engine",
-                stacklevel=3,  # behind `checked`
+                stacklevel=3,  # the caller; `checked` wraps this function
             )
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
-        """Make a detector for an open session; ``close`` closes the session too.
+        """Create a detector for an open session; its ``close`` closes the session too.
 
-        ``options``: conf, iou, max_det, classes and agnostic as for ``Detector``; ``clock``: a
+        ``options``: conf, iou, max_det, classes and agnostic as for ``Detector``, and ``clock``, a
         function that returns nanoseconds, for ``timing``.
         """
         detector = cls.__new__(cls)
@@ -158,9 +158,9 @@ class Detector:
         """Detect objects in one image, best first.
 
         Args:
-            frame: (H, W, 3) uint8; also (H, W) grey and (H, W, 4) with alpha. uint16 if the
-                manifest's input has ``levels``, which it is scaled by.
-            color: order of the channels.
+            frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha; also uint16 if the
+                manifest's input has ``levels``.
+            color: order of the frame's channels.
             timestamp_ns: capture time; copied to the result, like ``frame_id`` and ``source``.
             frame_id: number of the frame in its source.
             source: name of the source.
@@ -184,8 +184,8 @@ class Detector:
     ) -> list[Detections]:
         """Detect objects in several images of any sizes, in batches of the artifact's size.
 
-        Arguments are as for a call; ``timestamp_ns``, ``frame_id`` and ``source`` have one value
-        for each image.
+        Arguments are as for one image. ``timestamp_ns``, ``frame_id`` and ``source`` are lists with
+        one value for each image.
 
         Raises:
             DataError: an argument is not a list with one image or value for each image.
@@ -202,12 +202,12 @@ class Detector:
         return self._detect(frames, color, self._criteria, _for_each(len(frames), given))
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
-        """Detect objects in a BGR image with the thresholds for mAP, ``EVALUATION``."""
+        """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP."""
         return self._detect([frame], "bgr", EVALUATION, [{}])[0]
 
     @checked
     def warmup(self, runs: int = 3) -> None:
-        """Run on a grey image, for engines that are slow on first use.
+        """Detect objects in a grey image, because engines may be slow on first use.
 
         Raises:
             DetectorClosed: the detector was closed.
@@ -219,7 +219,7 @@ class Detector:
             self(grey)
 
     def close(self) -> None:
-        """Close the session; closing twice is allowed. Do nothing in a forked child."""
+        """Close the session; can be called twice. Do nothing in a forked child."""
         if os.getpid() != self._process:
             return
         with self._lock:
@@ -249,7 +249,7 @@ class Detector:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Model, device and thresholds, as plain values for logs.
+        """Model, device and thresholds, as JSON values for logs.
 
         Raises:
             DetectorClosed: the detector was closed.
@@ -290,7 +290,7 @@ class Detector:
         origins: Sequence[_Origin],
     ) -> list[Detections]:
         """Split the images into batches and run them."""
-        # Check before taking the lock: in a forked child it may be held forever.
+        # Check before acquiring the lock, which may never be released in a forked child.
         require_process(self._process, "the detector")
         called = self._clock()
         fixed = self._manifest.input.batch
@@ -313,9 +313,9 @@ class Detector:
         origins: Sequence[_Origin],
         wait: float,
     ) -> list[Detections]:
-        """Run one batch. The caller holds the lock, because buffers are reused."""
+        """Run one batch. The caller must hold the lock, because buffers are reused."""
         pixels = self._input_for(len(frames))
-        # The preprocessor does not repaint the border of its own tensor.
+        # Without `out`, the preprocessor does not always need to paint the border again.
         alone = pixels is self._preprocess.tensor
         started = self._clock()
         geometries = [
@@ -343,7 +343,7 @@ class Detector:
         ]
 
     def _input_for(self, count: int) -> NDArray[Any]:
-        """Return the input buffer for ``count`` images; a fixed batch keeps its size."""
+        """Return the input buffer for ``count`` images, with the batch size of the artifact."""
         fixed = self._manifest.input.batch
         size = count if fixed == "dynamic" else fixed
         if size == 1:
@@ -356,7 +356,7 @@ class Detector:
     def _boxes(
         self, outputs: Mapping[str, NDArray[Any]], count: int, criteria: Criteria
     ) -> list[Boxes]:
-        """Decode the first ``count`` images; the rest of a fixed batch is unused."""
+        """Decode the outputs of the first ``count`` images; a fixed batch may have unused ones."""
         if self._heads:
             heads = [outputs[name][:count] for name in self._heads]
             return self._postprocess.heads(heads, criteria)
@@ -365,7 +365,7 @@ class Detector:
 
 
 def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:
-    """Group values by image; raise DataError unless there is one value for each image."""
+    """Return a dictionary of values per image; raise DataError unless all have ``count`` values."""
     known = {name: values for name, values in given.items() if values is not None}
     for name, values in known.items():
         values = values.tolist() if isinstance(values, np.ndarray) else values
@@ -376,20 +376,20 @@ def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Or
 
 
 def _postprocessor(manifest: Manifest) -> Postprocessor:
-    """Make the decoder for the artifact's outputs; ArtifactError if they are not supported."""
+    """Create the decoder for an artifact's outputs; raise ArtifactError for unsupported outputs."""
     for output in manifest.outputs:
         real = output.dtype in ("float32", "float16")
         if real != (output.scale is None) or not (real or output.role == "head"):
             raise ArtifactError(
-                f"output {output.name} is a {output.role} of {output.dtype} with scale "
+                f"output {output.name} ({output.role}) is {output.dtype} with scale "
                 f"{output.scale}, expected float32 or float16 without a scale, or a head of "
-                "integers with one: export it again"
+                "integers with a scale: export it again"
             )
     heads = [output for output in manifest.outputs if output.role == "head"]
     options: dict[str, Any] = {}
     if len({(head.layout, head.activation) for head in heads}) > 1:
         raise ArtifactError(
-            "its heads have different layouts or activations, expected one: export it again"
+            "the heads have different layouts or activations, expected equal ones: export it again"
         )
     if heads:
         options["layout"] = heads[0].layout
@@ -401,7 +401,7 @@ def _postprocessor(manifest: Manifest) -> Postprocessor:
 
 
 def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
-    """Map boxes to pixels of the image; drop boxes that lie in the letterbox's border."""
+    """Map boxes to pixels of the image; drop boxes that lie in the border of the letterbox."""
     corners = geometry.to_source(boxes.xyxy)
     inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
     if inside.all():
@@ -424,7 +424,7 @@ def _open(
         raise ConfigError(
             f"{source} is run by torch: omit backend and provider_options, which apply to artifacts"
         )
-    # import_module, because this module must not depend on nn (see tests/test_structure.py).
+    # import_module, because detect must not depend on nn (see tests/test_structure.py).
     try:
         eager = import_module("y7edge.nn.eager")
     except ImportError as error:
@@ -441,6 +441,6 @@ def _require_size(artifact: Artifact, imgsz: Size | None) -> None:
     if imgsz is not None and pair(imgsz) != (image.height, image.width):
         height, width = pair(imgsz)
         raise ConfigError(
-            f"{artifact.path} has an input of {image.height}x{image.width}, which is fixed: "
-            f"export it again with --imgsz {height}x{width}"
+            f"{artifact.path} has a fixed input size, expected imgsz {image.height}x{image.width}, "
+            f"found {height}x{width}: omit imgsz, or export again with --imgsz {height}x{width}"
         )
