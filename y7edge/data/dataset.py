@@ -23,7 +23,7 @@ from y7edge.data import label_cache
 from y7edge.data.formats import coco, geometry, voc, yolo
 from y7edge.data.formats.forms import convert_forms
 from y7edge.data.formats.records import Entry, Label, Scan
-from y7edge.data.sample import Plan, Reading, Sample, is_image, single_class
+from y7edge.data.sample import Reading, Sample, is_image, single_class
 from y7edge.errors import DataError
 from y7edge.files import is_folder, reason, require_regular
 
@@ -42,7 +42,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()  # one line for each kind of change made while reading
     # COCO only: category ids by split, in the order of ``names``; see `Reading`.
     category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
-    # Lowest and highest value of 16-bit images, which are scaled to 8 bits (``data.yaml``).
+    # Range of 16-bit values that is scaled to 0 to 255, from the ``data.yaml``.
     levels: tuple[int, int] | None = None
 
     def split(self, name: str) -> tuple[Sample, ...]:
@@ -135,8 +135,8 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
     listing = [f"{split}\t{e.path}" for split, members in scan.members.items() for e in members]
     listing += [f"{split}\t{file}" for split, file in scan.files.items()]
     described = (*scan.names, str(scan.keypoints), *map(str, scan.annotations), *scan.warnings())
-    plan = Plan((*described, *listing), lambda: _read(scan))
-    reading = label_cache.reading(plan, scan.source, splits)
+    read = partial(_read, scan)
+    reading = label_cache.reading((*described, *listing), read, scan.source, splits)
     for warning in reading.warnings:
         _log.warning("%s: %s", scan.source, warning)
     splits_read = reading.splits
@@ -160,7 +160,7 @@ def _read(scan: Scan) -> Reading:
         for split in scan.split_names
     }
     names, ids = tuple(scan.names), scan.category_ids
-    return Reading(names, splits, scan.warnings(), ids, scan.watch.stamps)
+    return Reading(names, splits, scan.warnings(), ids, scan.stamps)
 
 
 def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:

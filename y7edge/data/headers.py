@@ -10,6 +10,7 @@ is compared with `most_pixels`, for every format that OpenCV decodes.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -75,11 +76,7 @@ def read_frame(path: Path | str) -> Frame:
 
 
 def picture_size(path: Path | str) -> tuple[int, int]:
-    """Return width and height in pixels of the upright image, without decoding it.
-
-    Raises:
-        DataError: See `read_frame`.
-    """
+    """Return width and height of the upright image in pixels, from `read_frame`."""
     return read_frame(path).size
 
 
@@ -240,28 +237,24 @@ def _bmp(_: BinaryIO, head: bytes) -> _Found:
     return _Found(width, abs(height))  # negative height: rows from top to bottom
 
 
-def _jpeg2000(stream: BinaryIO, _: bytes) -> _Found:
-    """Return the largest size that a codestream header declares."""
-    stream.seek(0)
-    sizes = [
-        struct.unpack(">IIII", found) for found in _CODESTREAM.findall(stream.read(_LARGEST_BOXES))
-    ]
-    return _Found(*max(((x - left, y - top) for x, y, left, top in sizes), key=_area))
+def _searched(pattern: re.Pattern[bytes]) -> Callable[[BinaryIO, bytes], _Found]:
+    """Return a parser that searches a file for sizes, and returns the largest.
+
+    Smaller sizes belong to thumbnails or tiles. ``pattern`` matches right, bottom and, if not zero,
+    left and top, each in 4 bytes.
+    """
+
+    def parse(stream: BinaryIO, _: bytes) -> _Found:
+        stream.seek(0)
+        matches = pattern.findall(stream.read(_LARGEST_BOXES))
+        areas = [struct.unpack(">IIII", match.ljust(16, b"\0")) for match in matches]
+        return _Found(*max(((x - left, y - top) for x, y, left, top in areas), key=math.prod))
+
+    return parse
 
 
-def _avif(stream: BinaryIO, _: bytes) -> _Found:
-    """Return the largest declared size; smaller ones belong to thumbnails or tiles."""
-    stream.seek(0)
-    sizes = [struct.unpack(">II", found) for found in _EXTENT.findall(stream.read(_LARGEST_BOXES))]
-    return _Found(*max(sizes, key=_area))
-
-
-_CODESTREAM = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)
-_EXTENT = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
+_CODESTREAM = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)  # JPEG 2000
+_EXTENT = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)  # AVIF
 
 
 def _written(*patterns: bytes) -> Callable[[BinaryIO, bytes], _Found]:
@@ -300,8 +293,8 @@ _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, bytes], _Found]], .
     (re.compile(rb"P7\s"), _written(rb"WIDTH\s+(\d{1,9})", rb"HEIGHT\s+(\d{1,9})")),
     (re.compile(rb"#\?R"), _written(rb"\+X +(\d{1,9})", rb"-Y +(\d{1,9})")),
     (re.compile(rb"\x59\xa6\x6a\x95"), lambda _, head: _Found(*struct.unpack(">II", head[4:12]))),
-    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP"), _jpeg2000),
-    (re.compile(rb"....ftyp", re.DOTALL), _avif),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP"), _searched(_CODESTREAM)),
+    (re.compile(rb"....ftyp", re.DOTALL), _searched(_EXTENT)),
 )
 
 

@@ -43,11 +43,7 @@ def read_image(path: Path | str, levels: tuple[int, int] | None = None) -> NDArr
 
 
 def read_deep(path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
-    """Decode an image like `read_image`, but return uint16 for a 16-bit image.
-
-    Raises:
-        DataError: See `read_image`.
-    """
+    """Decode an image as `read_image` does, but return uint16 for a 16-bit image."""
     with reading(path) as (content, _):
         return decode_deep(content, path)
 
@@ -105,22 +101,14 @@ def _frame(stream: BinaryIO, path: Path | str) -> Frame:
 def decode(
     content: bytes, path: Path | str, levels: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode the bytes of an image file as `read_image` does.
-
-    Raises:
-        DataError: OpenCV cannot decode the image.
-    """
+    """Decode the bytes of an image file as `read_image` does."""
     if levels is not None and (deep := decode_deep(content, path)).dtype == np.uint16:
         return to_bytes(cast("NDArray[np.uint16]", deep), levels)
     return cast("NDArray[np.uint8]", _decoded(content, path, cv2.IMREAD_COLOR))
 
 
 def decode_deep(content: bytes, path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
-    """Decode the bytes of an image file as `read_deep` does.
-
-    Raises:
-        DataError: OpenCV cannot decode the image.
-    """
+    """Decode the bytes of an image file as `read_deep` does."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     return cast("NDArray[np.uint16]", _decoded(content, path, flags))
 

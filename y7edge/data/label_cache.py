@@ -19,14 +19,14 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data.sample import Plan, Reading, Sample, stamp
+from y7edge.data.sample import Reading, Sample, stamp
 from y7edge.files import atomic_write, cache_folder, open_regular
 
 # Increase when a parser reads the same files differently, or when the cache format changes.
@@ -37,12 +37,15 @@ _WORTH_KEEPING = 500  # images; smaller sets are read in well under a second
 _log = logging.getLogger(__name__)
 
 
-def reading(plan: Plan, source: Path, splits: Sequence[str] | None) -> Reading:
+def reading(
+    identity: Sequence[str], read: Callable[[], Reading], source: Path, splits: Sequence[str] | None
+) -> Reading:
     """Return the cached content of a data set if its files are unchanged, else read them.
 
     Args:
-        plan: The data set to read.
-        source: Its path; together with ``splits`` it determines the name of the cache file.
+        identity: Class names, file paths and warnings; if they change, the cache file is invalid.
+        read: Function that reads the data set.
+        source: Path of the data set; the name of the cache file is derived from it and ``splits``.
         splits: The requested splits.
     """
     try:
@@ -50,16 +53,17 @@ def reading(plan: Plan, source: Path, splits: Sequence[str] | None) -> Reading:
         path = cache_folder("labels") / f"{key[:32]}.npz"
     except (OSError, RuntimeError) as error:  # no home folder, or circular links
         _warn_once(f"labels are not cached: {error}")
-        return plan.read()
-    identity = _digest(_VERSION, plan.identity)
-    if (kept := _recall(path, identity)) is not None:
+        return read()
+    version = _digest(_VERSION, tuple(identity))
+    if (kept := _recall(path, version)) is not None:
         return kept
-    made = plan.read()
-    samples = _distinct(made)
+    made = read()
+    # Splits may share samples; store each once.
+    samples = list({id(one): one for split in made.splits.values() for one in split}.values())
     if len(samples) >= _WORTH_KEEPING:
         try:
             with atomic_write(path, durable=False) as temporary:
-                np.savez(temporary, **_pack(made, samples, identity))  # type: ignore[arg-type]
+                np.savez(temporary, **_pack(made, samples, version))  # type: ignore[arg-type]
         except OSError as error:
             _warn_once(f"{path.parent}: labels are not cached: {error}")
     return made
@@ -89,11 +93,6 @@ def _recall(path: Path, identity: str) -> Reading | None:
     except Exception as error:  # a damaged cache file may raise anything
         _log.info("%s: damaged, replaced: %s", path, " ".join(str(error).split()))
         return None
-
-
-def _distinct(made: Reading) -> list[Sample]:
-    """Return each sample once; several splits may share it."""
-    return list({id(one): one for samples in made.splits.values() for one in samples}.values())
 
 
 def _pack(made: Reading, samples: Sequence[Sample], identity: str) -> dict[str, NDArray[Any]]:

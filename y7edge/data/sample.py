@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -42,8 +42,7 @@ class Sample:
         crowd: float32 (m, 5): class, centre x, centre y, width, height of crowd regions. They are
             not used for training; evaluation ignores detections in them.
         image_id: COCO only: the image id as written in the file.
-        levels: Lowest and highest value of 16-bit images, which are scaled to 8 bits; None for 0
-            and 65535.
+        levels: Range of 16-bit values that is scaled to 0 to 255; None for the full range.
     """
 
     path: Path
@@ -66,26 +65,6 @@ class Reading(NamedTuple):
     # that the file of this split lacks.
     category_ids: Mapping[str, tuple[int | str | None, ...]]
     watched: Mapping[str, Stamp]  # files that were read, with their state before reading
-
-
-class Plan(NamedTuple):
-    """A data set whose files are listed, but whose labels and images are not read yet."""
-
-    identity: tuple[str, ...]  # class names, file paths, warnings; compared with a cached reading
-    read: Callable[[], Reading]
-
-
-@dataclass(slots=True)
-class Watch:
-    """Files that a parser reads, with their state before reading."""
-
-    stamps: dict[str, Stamp] = field(default_factory=dict)
-
-    def note(self, path: Path) -> None:
-        """Record the state of a file; call this before reading it, to detect later changes."""
-        name = str(path)
-        if name not in self.stamps:
-            self.stamps[name] = stamp(name)
 
 
 def stamp(path: str) -> Stamp:

@@ -28,7 +28,7 @@ CHECKS: tuple[Check, ...] = (
     *check_splits.CHECKS,
 )
 
-# Checks whose findings in one file are merged to one.
+# Checks whose findings in one file are merged into one.
 _OF_FILES = {"pixels", "twice", "separators", "keypoints"}
 TITLES = {name: kind.title for name, kind in KINDS.items()} | {c.name: c.title for c in CHECKS}
 
@@ -75,7 +75,7 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
     for entry in scan.entries:
         entry.facts = facts[entry.path]
     damaged = {path for path, fact in facts.items() if fact.fault}
-    # A check reports these in one finding: damaged images, and data sets without any label file.
+    # Skip problems that other checks report: damaged images, data sets without any label file.
     known = {"missing_label": {p for p in facts if not any(e.labelled for e in scan.entries)}}
     known["header"] = damaged
     problems = (p for p in scan.problems if p.file not in known.get(p.check, ()))

@@ -85,7 +85,7 @@ def _ignored(scan: Scan) -> Iterator[Hit]:
 
 
 def _image_files(scan: Scan) -> list[Path]:
-    """Return all files in the image folders, including other files than images."""
+    """Return all files in the image folders, also those that are not images."""
     return list(_files({entry.path.parent for entry in scan.entries}, "images"))
 
 
@@ -110,7 +110,8 @@ def _begins_as_one(path: Path) -> bool:
 def _files(folders: set[Path], name: str) -> Iterator[Path]:
     """Yield the files in folders, each once.
 
-    If a folder is below one called ``name`` (``images`` or ``labels``), yield all files below that.
+    If a folder is below one called ``name`` (``images`` or ``labels``), yield all files below that
+    one instead.
     """
     unnoted = Scan(Path(), Path(), "yolo")  # its problems are discarded: the parser reports them
     seen: set[str] = set()

@@ -60,7 +60,7 @@ class Cleaned:
     changes: tuple[Change, ...]  # all differences from the original
     unchanged: tuple[str, ...]  # findings that were not fixed, one line each
     after: Report  # of the copy
-    losses: tuple[str, ...] = ()  # missing data and doubtful labels; any makes the command fail
+    losses: tuple[str, ...] = ()  # missing data, doubtful labels: the command fails if any
 
     def record(self) -> dict[str, Any]:
         """Return the result as plain values, for JSON."""
@@ -94,7 +94,7 @@ class _Copy:
     folder: Path
     changes: list[Change] = field(default_factory=list)
     taken: set[tuple[str, str]] = field(default_factory=set)  # splits and stems, in lower case
-    counts: Counter[str] = field(default_factory=Counter)  # images by split; `labels`; `dropped`
+    counts: Counter[str] = field(default_factory=Counter)  # by split, "labels", "dropped"
     losses: list[str] = field(default_factory=list)
     levels: tuple[int, int] | None = None  # lowest and highest value of 16-bit images
 
@@ -159,8 +159,6 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
     seen: set[tuple[object, ...]] = set()
     for number, entry in enumerate(wanted, 1):
         for split in dict.fromkeys(entry.splits):
-            if split in aliases and aliases[split] in entry.splits:
-                continue
             if split in aliases or (entry.path, split) in left_out or not _usable(copy, entry):
                 continue
             # Keep all equal images whose labels differ: it is unknown which labels are right.

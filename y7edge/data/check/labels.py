@@ -12,7 +12,7 @@ from y7edge.boxes import intersections
 from y7edge.data.check.registry import Checks, Hit, at
 from y7edge.data.check.splits import nearly_same
 from y7edge.data.formats.geometry import clip
-from y7edge.data.formats.records import Corners, Entry, Label, Scan, Severity
+from y7edge.data.formats.records import Corners, Entry, Scan, Severity
 
 CHECKS = Checks()
 
@@ -147,16 +147,12 @@ def _small(scan: Scan) -> Iterator[Hit]:
         if size is None:
             continue
         gain = scan.imgsz / max(size)
-        small: list[tuple[float, Label, Corners]] = []
-        for label in entry.labels:
-            if label.box and label.sound:
-                side = min(_sides(label.box, size)) * gain
-                if side < _STRIDE:
-                    small.append((side, label, label.box))
+        sides = [(min(_sides(x.box, size)) * gain, x) for x in entry.labels if x.box and x.sound]
+        small = [(side, label) for side, label in sides if side < _STRIDE]
         if small:
-            side, label, box = min(small, key=lambda entry: entry[0])
+            side, label = min(small, key=lambda found: found[0])
             words = (
                 f"{len(small)} of {len(entry.labels)} boxes have a side below {_STRIDE} pixels at "
                 f"imgsz {scan.imgsz} (smallest {side:.1f}) and are hard to learn; use a larger one"
             )
-            yield at(entry, label, words, box)
+            yield at(entry, label, words, label.box)

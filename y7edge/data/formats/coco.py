@@ -20,6 +20,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from reprlib import repr as _brief
 from typing import Any
@@ -135,7 +136,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
 def read(scan: Scan) -> None:
     """Read the annotation files and find their images."""
     for split, path in scan.files.items():
-        scan.watch.note(path)
+        scan.watch(path)
         content = _parse(scan, path)
         if content is None:
             continue
@@ -210,14 +211,14 @@ class _Reader:
         self.scan.problem(check, words, self.path, **other)
 
     def _number(self, value: Any, what: str) -> float | None:
-        """Convert a value by `number_of`; record a string once for each ``what``."""
+        """Convert a value by `number_of`; record a number written as text, once per ``what``."""
         if isinstance(value, str) and what not in self._texts and number_of(value) is not None:
             self._texts.add(what)
             self._problem("text_number", f"{what} is written as text, {_brief(value)}")
         return number_of(value)
 
     def _id(self, value: Any, what: str) -> Any:
-        """Convert an id by `_key`; record a string once for each ``what``."""
+        """Convert an id by `_key`; record a number written as text, once per ``what``."""
         if isinstance(value, str) and isinstance(_key(value), int):
             self._number(value, what)
         return _key(value)
@@ -315,33 +316,24 @@ class _Reader:
         """
         text = name if isinstance(name, str) else ""
         found = tails(text)
-        if last is not None and last[1] < len(found) and found[last[1]]:
-            path = self._places.find(last[0], found[last[1]])
+        places = ((folder, depth) for depth in range(len(found)) for folder in self.folders)
+        for folder, depth in chain([last] if last and last[1] < len(found) else [], places):
+            path = self._places.find(folder, found[depth]) if found[depth] else None
             if path is not None and is_file(path):
-                self._take(path, text, last[1] or not found[0])
-                return path, last
-        for depth, tail in enumerate(found):
-            for folder in self.folders if tail else ():
-                path = self._places.find(folder, tail)
-                if path is not None and is_file(path):
-                    self._take(path, text, depth)
-                    return path, (folder, depth)
+                if depth:
+                    words = f"'{text[:80]}' was not found; {path.name} is used"
+                    self._problem("tool_path", words, image=path)
+                return path, (folder, depth)
         label = f"image {_brief(number)}: expected "
         if not any(found) or not found[0]:
             words = f"{label}a file name inside the image folder, found {_brief(name)}"
             self._problem("annotation", words)
         else:
             for folder in self.folders:
-                self.scan.watch.note(folder / found[0])
+                self.scan.watch(folder / found[0])
             words = f"{label}an image '{text[:80]}', found none; remove the entry or restore it"
             self._problem("list_entry", words, effect="changed")
         return None, last
-
-    def _take(self, path: Path, name: str, cut: object) -> None:
-        """Record that a file was found only after cutting folders from its name, if so."""
-        if cut:
-            words = f"'{name[:80]}' was not found; {path.name} is used"
-            self._problem("tool_path", words, image=path)
 
     def annotations(
         self, items: Sequence[Any], entries: Mapping[Any, Entry | None], classes: Mapping[Any, int]
@@ -408,7 +400,7 @@ def _size(width: float | None, height: float | None) -> tuple[float, float] | No
 
 
 def _folders(path: Path, split: str, root: Path) -> list[Path]:
-    """Return the existing folders that may contain the images of an annotation file, in order."""
+    """Return the existing folders that may contain the images of an annotation file, best first."""
     if path.name == _ROBOFLOW:
         return [path.parent]
     name = path.stem.removeprefix("instances_")

@@ -118,6 +118,6 @@ def _crossing(points: Points) -> NDArray[np.bool_]:
 
 
 def _side(a: Points, b: Points, c: Points) -> Points:
-    """Return for each row on which side of the line from ``a`` to ``b`` ``c`` is: -1, 0 or 1."""
+    """Return the side of the line from ``a`` to ``b`` on which ``c`` lies, by row: -1, 0 or 1."""
     u, v = b - a, c - a
     return np.sign(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])

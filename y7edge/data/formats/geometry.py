@@ -1,4 +1,4 @@
-"""Compute the normalized box of each label, and check it; the same for all formats."""
+"""Compute and check the normalized box of each label, for all formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDING = 1e-3  # tolerance for rounded labels, as a fraction of the image
 NO_AREA = 1e-6  # a side up to this fraction of the image counts as zero
 _SURELY_PIXELS = 4.0  # larger numbers are pixels, not normalized coordinates
 _LARGEST = 1e9  # pixels
-# Pixels. In larger images, labels in pixels exceed 100, so labels up to 100 may be percent.
+# Side in pixels. Labels of larger images may be percent if none of them exceeds 100.
 _BEYOND_PERCENT = 128
 _SAME_EXTENT = 0.5  # least IoU of a box and the bounding box of its outline
 _SLACK = 0.02  # fraction of a side by which imprecise boxes stick out of the image
@@ -28,7 +28,7 @@ _SLACK = 0.02  # fraction of a side by which imprecise boxes stick out of the im
 def measure(scan: Scan) -> None:
     """Read the size and orientation of every image from its header."""
     for entry in scan.entries:
-        scan.watch.note(entry.path)
+        scan.watch(entry.path)
         try:
             entry.frame = frame = read_frame(entry.path)
         except DataError as error:
@@ -67,7 +67,7 @@ def stated_size(entry: Entry) -> tuple[float, float] | None:
 
 
 def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
-    """Return the width and height that pixel labels are divided by; None if there are none.
+    """Return the width and height that pixel labels are divided by; None if unknown, and for YOLO.
 
     This is the size of the image. If the annotation states another size with the same aspect ratio,
     the image was scaled after it was labelled, and the stated size is returned. Other differences
@@ -131,7 +131,7 @@ def _pixel_corners(label: Label) -> Corners | None:
 
 
 def _stored_frames(scan: Scan) -> set[int]:
-    """Return the `id` of entries whose boxes refer to the image before the EXIF rotation.
+    """Return ``id(entry)`` of the entries whose boxes refer to the image before the EXIF rotation.
 
     In YOLO data sets, `_whole_pixels` decides for each image. In other formats, some boxes fit into
     their image only before or only after the rotation; they decide for all rotated images of the

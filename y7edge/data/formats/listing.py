@@ -6,6 +6,7 @@ folders are followed; each folder is listed once.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import os
 import posixpath
@@ -34,7 +35,7 @@ def is_service(name: str) -> bool:
 
 
 def files_below(scan: Scan, folder: Path) -> list[Path]:
-    """Return all files below a folder, sorted; record a folder that cannot be read once."""
+    """Return all files below a folder, sorted; record folders that are skipped or unreadable."""
     found: list[Path] = []
     links: list[Path] = []
     root = os.path.realpath(folder)
@@ -107,16 +108,14 @@ class Places:
     """Finds files by path; caches which folders exist."""
 
     def __init__(self) -> None:
-        self._folders: dict[str, bool] = {}
+        self._is_folder = functools.cache(is_folder)
 
     def find(self, folder: Path | str, name: str) -> Path | None:
         """Return the path ``folder/name`` (or ``name``, if absolute) if it exists, else None."""
         # Strings are much faster than `Path` for hundreds of thousands of names.
         place = name if os.path.isabs(name) else f"{folder}/{name}"  # noqa: PTH117
-        parent = place[: place.rfind("/") + 1]
-        if parent not in self._folders:
-            self._folders[parent] = is_folder(parent)
-        return Path(place) if self._folders[parent] and os.path.exists(place) else None  # noqa: PTH110
+        known = self._is_folder(place[: place.rfind("/") + 1])
+        return Path(place) if known and os.path.exists(place) else None  # noqa: PTH110
 
 
 def spellings(entry: str) -> tuple[str, ...]:

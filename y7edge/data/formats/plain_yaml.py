@@ -18,7 +18,7 @@ from y7edge.data.formats.text import Text, read_text
 from y7edge.errors import needing
 
 _LARGEST = 4 << 20  # bytes
-_MOST = 210_000  # values, with expanded aliases; enough for 100,000 numbers with class names
+_MOST = 210_000  # values, with expanded aliases; enough for 100,000 numbered class names
 _DEEPEST = 32
 _KNOWN = ("str", "int", "float", "bool", "null", "seq", "map")
 _TAGS = {*(f"tag:yaml.org,2002:{name}" for name in _KNOWN), "!", None}
@@ -83,10 +83,8 @@ def read_yaml(path: Path, scalar: Scalar) -> Tree:
         import yaml
     text = read_text(path, most=_LARGEST)
     if not text.usable:
-        words = (
-            f"cannot be read: {text.error}" if text.error else "not YAML: it contains zero bytes"
-        )
-        raise ValueError(words)
+        words = text.error and f"cannot be read: {text.error}"
+        raise ValueError(words or "not YAML: it contains zero bytes")
     # libyaml is ten times as fast, but may be missing. It refuses surrogate pairs, which JSON uses
     # to escape an emoji.
     for name in ("CSafeLoader", "SafeLoader"):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from y7edge.data.formats.text import Text
 from y7edge.data.headers import Frame
-from y7edge.data.sample import Watch
+from y7edge.data.sample import Stamp, stamp
 from y7edge.errors import DataError
 
 Form = Literal["box", "polygon", "corners", "sides"]
@@ -182,9 +182,8 @@ class Label:
     @property
     def text(self) -> str:
         """The label as written, truncated to 120 characters."""
-        if isinstance(self.raw, dict):
-            return str(self.raw.get("bbox"))[:120]
-        return str(self.raw)[:120]
+        raw = self.raw.get("bbox") if isinstance(self.raw, dict) else self.raw
+        return str(raw)[:120]
 
     @property
     def kind(self) -> int | str:
@@ -232,7 +231,7 @@ class Entry:
     stated: tuple[float, float] | None = None  # width and height according to the annotation
     frame: Frame | None = None  # from the header; None if it cannot be read
     image_id: Any = None  # COCO only: the id as written
-    in_stored_frame: bool = False  # whether labels were drawn before the EXIF rotation
+    in_stored_frame: bool = False  # whether labels refer to the image before EXIF rotation
     facts: Facts = field(default_factory=Facts)
     lost: str = ""  # why its labels cannot be used
 
@@ -265,7 +264,7 @@ class Scan:
     category_ids: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     groups: set[int] = field(default_factory=set)  # classes that are only supercategories (COCO)
     problems: list[Problem] = field(default_factory=list)
-    watch: Watch = field(default_factory=Watch)  # the files that were read
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # state of files before reading, by path
     imgsz: int = 640  # side of the network's input in pixels
     levels: tuple[int, int] | None = None  # input range of 16-bit images (``data.yaml``)
     keypoints: tuple[int, int] | None = None  # number of points, numbers per point (``kpt_shape``)
@@ -311,6 +310,12 @@ class Scan:
         fix = "" if other.get("doubtful") else kind.fix
         values = {"effect": kind.effect, "severity": kind.severity, "fix": fix, **other}
         self.problems.append(Problem(check, message=message, file=file, line=line, **values))
+
+    def watch(self, path: Path) -> None:
+        """Record the state of a file; call this before reading it, to detect later changes."""
+        name = str(path)
+        if name not in self.stamps:
+            self.stamps[name] = stamp(name)
 
     def problem_once(self, check: str, message: str, file: Path) -> None:
         """Record a problem, unless it was recorded for this file before."""

@@ -188,7 +188,7 @@ def read(scan: Scan) -> None:
         entry = by_file.get(path)
         if entry is None and named:
             continue
-        scan.watch.note(path)
+        scan.watch(path)
         entry = entry or Entry(path)
         _annotation(scan, entry, path)
         found |= {label.raw_class for label in entry.labels}

@@ -26,6 +26,7 @@ the size of the upright image (EXIF rotation applied).
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -180,7 +181,7 @@ class _Listing:
     def __init__(self, scan: Scan, root: Path) -> None:
         self.scan, self.root = scan, root
         self._known: dict[tuple[str, str], Entry] = {}
-        self._folders: dict[Path, str] = {}
+        self._real = functools.cache(os.path.realpath)
         self._places = Places()
 
     def entry(self, split: str, entry: str, where: Where, *, optional: bool = False) -> None:
@@ -195,20 +196,15 @@ class _Listing:
             tried = ", ".join(map(str, places))
             words = f"expected a folder or a list file '{entry}', found none: tried {tried}"
             scan.problem("entry", words, *where)
-        elif is_folder(path):
-            images = images_below(scan, path)
+        elif path.suffix.lower() == ".txt" and not is_folder(path):
+            self.list_file(split, path)
+        else:
+            images = images_below(scan, path) if is_folder(path) else [*filter(is_image, [path])]
             for image in images:
                 self.add(split, image)
             if not images:
                 words = f"expected images in '{entry}', found none in {path}"
                 scan.problem("entry", words, *where)
-        elif path.suffix.lower() == ".txt":
-            self.list_file(split, path)
-        elif is_image(path):
-            self.add(split, path)
-        else:
-            words = f"expected images in '{entry}', found none in {path}"
-            scan.problem("entry", words, *where)
 
     def list_file(self, split: str, path: Path) -> None:
         """Add the images of a list file.
@@ -249,10 +245,7 @@ class _Listing:
 
     def add(self, split: str, path: Path) -> bool:
         """Add an image to a split; return False if the split contains it already."""
-        folder = path.parent
-        if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
-        key = (self._folders[folder], path.name)
+        key = (self._real(path.parent), path.name)
         return self.scan.add(split, self._known.setdefault(key, Entry(path)))
 
 
@@ -303,7 +296,7 @@ def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
     candidates = dict.fromkeys((wanted, beside))
     path = None
     for candidate in candidates:
-        scan.watch.note(candidate)
+        scan.watch(candidate)
         if os.path.lexists(candidate):
             path = candidate
             break
@@ -312,7 +305,7 @@ def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
         if real.parent != image.parent:
             candidates |= dict.fromkeys((label_path(real), real.with_suffix(".txt")))
         for candidate in candidates:
-            scan.watch.note(candidate.parent)
+            scan.watch(candidate.parent)
             if (path := names.find(candidate)) is not None:
                 break
         if path is not None and path not in candidates:
@@ -322,7 +315,7 @@ def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
 
 
 def _find_lost(scan: Scan) -> None:
-    """Record images without a label file; name a label file in another folder that may be meant."""
+    """Record images without a label file, and unused label files with the same name."""
     bare = [entry for entry in scan.entries if not entry.labelled]
     elsewhere: dict[str, Path] = {}
     if bare:
