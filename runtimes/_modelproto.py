@@ -133,7 +133,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(stream: BinaryIO, begin: int, end: int) -> Iterator[Field]:
-    """Yield the fields of a message between two offsets; raise _MalformedError for anything else."""
+    """Yield the fields of a message between two offsets; raise _MalformedError if it is invalid."""
     at = begin
     while at < end:
         head = _read(stream, at, min(at + 20, end))

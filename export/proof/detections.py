@@ -31,8 +31,8 @@ from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
 Kept = list[tuple[int, NDArray[np.intp], Wide]]
-"""For each matched box: its class, the indices of the candidates that it matches (nearest first), and
-the IoU of these with all candidates."""
+"""For each matched box: its class, the candidates that it matches (indices, nearest first), and the
+IoU of these with all candidates."""
 
 
 def compare_detections(
