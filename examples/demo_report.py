@@ -153,11 +153,10 @@ def _opening(f: Findings) -> list[str]:
 
 
 def _steps(f: Findings) -> str:
-    done = ((step.title, f"{step.seconds:.1f} s", step.lines) for step in f.steps)
     parts = []
-    for name, took, details in done:
-        below = "".join(f"<span>{escape(line)}</span>" for line in details)
-        parts.append(f"<li><b>{escape(name)}<i>{escape(took)}</i></b>{below}</li>")
+    for step in f.steps:
+        below = "".join(f"<span>{escape(line)}</span>" for line in step.lines)
+        parts.append(f"<li><b>{escape(step.title)}<i>{step.seconds:.1f} s</i></b>{below}</li>")
     return html.section("Step by step", f"<ol>{''.join(parts)}</ol>")
 
 

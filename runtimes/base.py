@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Dim, InputInfo, Manifest, OutputInfo
+from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.artifact.schema import require_fit
 from y7edge.errors import (
     ArtifactError,
@@ -58,17 +58,6 @@ class TensorSpec:
     layout: str
     scale: float | None = None
     zero_point: int | None = None
-
-    @staticmethod
-    def of_input(info: InputInfo) -> TensorSpec:
-        """Return the description of the manifest's input."""
-        return TensorSpec(info.name, info.shape, info.dtype, "images", info.layout)
-
-    @staticmethod
-    def of_output(info: OutputInfo) -> TensorSpec:
-        """Return the description of one of the manifest's outputs."""
-        quantization = info.scale, info.zero_point
-        return TensorSpec(info.name, info.shape, info.dtype, info.role, info.layout, *quantization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +109,12 @@ class Session(ABC):
         arithmetic: str,
         versions: Mapping[str, str],
     ) -> None:
-        self.inputs = (TensorSpec.of_input(manifest.input),)
-        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
+        image = manifest.input
+        self.inputs = (TensorSpec(image.name, image.shape, image.dtype, "images", image.layout),)
+        self.outputs = tuple(
+            TensorSpec(o.name, o.shape, o.dtype, o.role, o.layout, o.scale, o.zero_point)
+            for o in manifest.outputs
+        )
         self.device = device
         self.arithmetic = arithmetic
         self.versions = dict(versions)

@@ -24,7 +24,6 @@ from y7edge.runtimes.base import (
     installed_versions,
     one_line,
     parse_device,
-    require,
 )
 
 FORMATS = (".onnx",)
@@ -99,7 +98,6 @@ def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
     Raises:
         DeviceError: ONNX Runtime cannot open or run the file.
     """
-    require(NEEDS, f"running {path.name}")
     engine = _start(path, SessionOptions(device="cpu"))
     names = [output.name for output in engine.get_outputs()]
     try:

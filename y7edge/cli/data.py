@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "y7edge data check data.yaml --save report.html"
 
-data = typer.Typer(
-    name="data",
-    help="Check data sets.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+data = typer.Typer(name="data", no_args_is_help=True, rich_markup_mode=None)
 
 _Data = Annotated[
     Path,
