@@ -1,8 +1,9 @@
-"""Make the images of docs/augmentation.md.
+"""Draw the images of docs/augmentation.md.
 
     python docs/augmentation.py        # writes docs/images/augmentation/*.jpg
 
-Each shows a made-up tray of parts, and what one setting at a time makes of it, with its boxes.
+Each image has a synthetic scene of parts on a tray, and three augmented images with boxes. Only one
+setting of the augmentation is used in each.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from y7edge.train.augment.pipeline import augmented
 from y7edge.train.augment.settings import Augmentation
 
 IMAGES = Path(__file__).parent / "images" / "augmentation"
-SIZE = 320  # of the images that are augmented
-SHOWN = 224  # of each in the strip
-SHAPES = ((SIZE, 240), (240, SIZE), (SIZE, SIZE), (260, SIZE))
+SIZE = 320  # side of the augmented images, in pixels
+SHOWN = 224  # side of each image in the strip
+SHAPES = ((SIZE, 240), (240, SIZE), (SIZE, SIZE), (260, SIZE))  # (height, width) of the scenes
 COLOURS = ((60, 60, 255), (255, 160, 0), (0, 220, 255), (60, 230, 60))  # of boxes, by class, BGR
 
 STILL = Augmentation(mosaic9=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0).closed()
 JOINED = replace(STILL, mosaic=1.0, scale=0.4)
 
-# What is shown for each setting: strong enough to be seen, where the published value is not.
+# The augmentation for each setting; values are strong enough to be visible.
 SHOWCASE: dict[str, Augmentation] = {
     "mosaic": JOINED,
     "mosaic9": replace(JOINED, mosaic9=1.0),
@@ -54,7 +55,7 @@ SHOWCASE: dict[str, Augmentation] = {
 
 
 def scene(seed: int) -> LabelledImage:
-    """Parts on a tray, apart from one another, with boxes and outlines."""
+    """Generate an image of parts on a tray that do not overlap, with boxes and outlines."""
     rng = np.random.default_rng((7, seed))
     height, width = SHAPES[seed % len(SHAPES)]
     canvas = tray(rng, height, width)
@@ -79,6 +80,7 @@ def _lay(
     centre: tuple[float, float],
     length: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Draw a part on the canvas; return its box (4,) and its outline (N, 2), in pixels."""
     part = (nut, washer, screw, bracket)[kind](rng)
     sprite = render(part, centre, length, float(rng.uniform(0, 6.28)), (0.7, 0.7), rng)
     side = sprite.alpha.shape[0]
@@ -98,14 +100,14 @@ def _lay(
 
 
 def strip(name: str) -> NDArray[np.uint8]:
-    """The image for one setting: before, and three times after."""
+    """Return the strip for one setting: the original, and three augmented images."""
     images = [scene(seed) for seed in range(12)]
     settings = SHOWCASE[name]
     made = [
         augmented(images, 0, SIZE, settings, np.random.default_rng((seed, 12)))
         for seed in range(1 if name.startswith("flip") else 12)
     ]
-    made.sort(key=lambda labelled: -len(labelled.boxes))  # those with most to see
+    made.sort(key=lambda labelled: -len(labelled.boxes))  # most boxes first
     sights = [paint(single(images[0], SIZE, SIZE)), *made[:3]]
     gap = np.full((SHOWN, 6, 3), 255, np.uint8)
     row = [part for sight in sights for part in (_drawn(sight), gap)][:-1]
@@ -124,7 +126,7 @@ def _drawn(labelled: LabelledImage) -> NDArray[np.uint8]:
 
 
 def main() -> int:
-    """Write an image for each setting."""
+    """Write a strip for each setting; return the exit code."""
     missing = {field.name for field in fields(Augmentation)} ^ set(SHOWCASE)
     if missing:
         print(f"no image, or no setting, for {', '.join(sorted(missing))}", file=sys.stderr)

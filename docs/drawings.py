@@ -2,7 +2,7 @@
 
     python docs/drawings.py            # writes docs/images/*.svg
 
-The same script gives the same bytes; a test compares them with what is committed.
+The files are reproducible: a test compares them with the committed ones.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Point = tuple[float, float]
 
 
 class Drawing:
-    """An SVG being drawn; x grows to the right and y downwards, in pixels."""
+    """An SVG image; coordinates are in pixels, from the upper left corner."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
-        # The white sheet keeps it legible on a dark page.
+        # The white background keeps the drawing legible on dark pages.
         self._parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
             f'width="{width}" height="{height}" role="img" '
@@ -42,7 +42,7 @@ class Drawing:
         self, x: float, y: float, words: str, *, size: int = 13, ink: str = INK,
         anchor: str = "middle", bold: bool = False,
     ) -> None:  # fmt: skip
-        """Words with their middle at height ``y``."""
+        """Add text that is vertically centred at ``y``."""
         weight = ' font-weight="bold"' if bold else ""
         self._parts.append(
             f'<text x="{x:g}" y="{y + 0.35 * size:g}" font-size="{size}" fill="{ink}" '
@@ -53,7 +53,7 @@ class Drawing:
         self, x: float, y: float, width: float, words: str = "", *,
         height: float = 28, fills: Sequence[str] = (PLAIN,), size: int = 13,
     ) -> None:  # fmt: skip
-        """A box with its upper edge's middle at (x, y), in as many colours as ``fills``."""
+        """Add a box with text; (x, y) is the middle of its upper edge, ``fills`` its colours."""
         left, part = x - width / 2, width / len(fills)
         for index, fill in enumerate(fills):
             self._parts.append(
@@ -67,7 +67,7 @@ class Drawing:
         self.text(x, y + height / 2, words, size=size)
 
     def line(self, *points: Point, ink: str = INK, tip: bool = True, dashed: bool = False) -> None:
-        """A line through points, with an arrow's tip at its end."""
+        """Add a line through points, with an arrow at its end if ``tip``."""
         path = " ".join(f"{'ML'[i > 0]}{x:g} {y:g}" for i, (x, y) in enumerate(points))
         extra = ' marker-end="url(#tip)"' if tip else ""
         extra += ' stroke-dasharray="5 4"' if dashed else ""
@@ -76,13 +76,13 @@ class Drawing:
         )
 
     def plus(self, x: float, y: float) -> None:
-        """The sign of an addition, centred."""
+        """Add a plus sign in a circle, centred at (x, y)."""
         self._parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="13" fill="#fff" stroke="{INK}"/>')
         self.line((x - 7, y), (x + 7, y), tip=False)
         self.line((x, y - 7), (x, y + 7), tip=False)
 
     def svg(self) -> str:
-        """The whole file."""
+        """Return the content of the file."""
         return "\n".join([*self._parts, "</svg>", ""])
 
 
@@ -90,10 +90,11 @@ def _block(
     d: Drawing, left: float, top: float, names: Sequence[str], *,
     cell: float, fills: Sequence[str], conv: str, link: str,
 ) -> tuple[float, float]:  # fmt: skip
-    """An ELAN down to its concatenation: P, Q, the chain below Q, and what is gathered of them.
+    """Draw an ELAN without its last convolution: P, Q, the chain below Q, and the concatenation.
 
-    ``names`` are those of the gathered maps, newest first, Q and P at the end; each is ``cell``
-    wide. Gives the middle and the lower edge of the concatenation.
+    ``names`` are the concatenated maps, the last of the chain first, Q and P at the end; each is
+    drawn ``cell`` pixels wide. Returns x of the middle and y of the lower edge of the
+    concatenation.
     """
     step, bar = 50.0, top + 50 * (len(names) - 1) + 14
     middle = [left + cell * (i + 0.5) for i in range(len(names))]
@@ -116,7 +117,7 @@ def _block(
 
 
 def eelan() -> str:
-    """Both forms of E-ELAN side by side."""
+    """Draw both forms of E-ELAN side by side."""
     d = Drawing(960, 580, "E-ELAN: two ELANs summed, and the same as group convolutions")
     names = ("t6", "t4", "t2", "Q", "P")
     top = 124.0
@@ -170,7 +171,7 @@ def eelan() -> str:
 
 
 def _shuffle(d: Drawing, left: float, top: float, cell: float, names: Sequence[str]) -> None:
-    """Lines from the gathered halves [a b a b ...] to [a a ... b b ...], and the latter's bar."""
+    """Draw the shuffle: lines from halves in the order a b a b ... to the order a a ... b b ..."""
     for group, (fill, ink) in enumerate(((A, A_DARK), (B, B_DARK))):
         for i, name in enumerate(names):
             source = left + cell * (2 * i + group + 0.5)
@@ -181,7 +182,7 @@ def _shuffle(d: Drawing, left: float, top: float, cell: float, names: Sequence[s
 
 
 def scaling() -> str:
-    """Why widths follow the depth: a longer chain gathers more maps."""
+    """Draw two blocks of different depth: a longer chain makes the concatenation wider."""
     d = Drawing(860, 440, "Compound scaling: depth 1.5 gathers 5 maps instead of 4")
     for left, names, title, note in (
         (70.0, ("t4", "t2", "Q", "P"), "yolov7: chain of 4", "4 × 64 = 256"),
@@ -198,7 +199,7 @@ def scaling() -> str:
 
 
 def rows() -> str:
-    """One list of rows, two readers, and the comparison of what they make."""
+    """Draw how rows become a torch module and an ONNX graph, whose outputs are compared."""
     d = Drawing(900, 250, "Rows are read by the module's builder and by the graph's writer")
     d.box(90, 104, 130, "rows", height=42, fills=(GATHER,), size=15)
     d.line((155, 118), (190, 118), (190, 54), (220, 54))
@@ -228,7 +229,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {"rows": rows, "eelan": eelan, "scaling
 
 
 def main() -> int:
-    """Write every drawing."""
+    """Write all drawings."""
     IMAGES.mkdir(exist_ok=True)
     for name, draw in DRAWINGS.items():
         (IMAGES / f"{name}.svg").write_text(draw(), encoding="utf-8")

@@ -2,10 +2,10 @@
 
     make demo            # or: python examples/demo.py
 
-Makes images of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, writes ONNX
-files with their proofs, measures their speed, and evaluates them on images from other seeds. Writes
-everything into ``runs/demo``, with a report in ``report.html``. Exits with 4 if a result misses its
-limit. Takes about eight minutes on two cores, mostly for training.
+Generates images of small parts on a tray, trains a narrow YOLOv7-tiny on them, folds it, exports
+ONNX files with proofs, measures the latency, and evaluates one file on images from other seeds. All
+results are written to ``runs/demo``; ``report.html`` shows them. The exit code is 4 if a result
+misses its limit. Takes about eight minutes on two cores, mostly for training.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from y7edge.train.run.progress import describe, for_terminal
 from y7edge.train.settings.config import TINY, TrainConfig
 
 FOLDER = Path("runs/demo")
-TRAIN, VAL, EVALUATED, FRESH = 800, 80, 150, 6  # images
-SEED, OTHER_SEED, FRESH_SEED = 0, 1, 2  # training and validation, evaluation, detection
+TRAIN, VAL, EVALUATED, FRESH = 800, 80, 150, 6  # numbers of images
+SEED, OTHER_SEED, FRESH_SEED = 0, 1, 2  # of the images for training, evaluation and detection
 FRESH_SIZE = (640, 640)
 
 Image = NDArray[np.uint8]
@@ -58,18 +58,19 @@ Say = Callable[[str], None]
 
 
 def training(data: Path, out: Path) -> TrainConfig:
-    """Return the settings of the run; comments explain the changes to the published recipe."""
+    """Return the settings of the training, with comments on changes to the published recipe."""
     # No mosaic: in a mosaic of trays at 160 px, parts would have only a few pixels.
     augmentation = replace(TINY.augmentation, mosaic=0.0, scale=0.3, flipud=0.5)
     recipe = replace(
         TINY,
         augmentation=augmentation,
         lr0=0.02,
-        # The published average needs more than the 3000 steps of this run.
+        # The published average is over more steps than the 3000 of this run.
         ema_decay=0.99,
         ema_tau=100.0,
-        # The published gains are for 80 classes at 640 px: the class gain shrinks with the number
-        # of classes, the objectness gain with the area, and long, slanted parts need their boxes.
+        # The published gains are for 80 classes at 640 px. They are scaled down for fewer classes
+        # (cls) and smaller images (obj), which would leave too little weight here. Long, slanted
+        # parts need a larger box gain.
         box=0.15,
         obj=4.0,
         cls=4.0,
@@ -91,14 +92,14 @@ def training(data: Path, out: Path) -> TrainConfig:
 
 
 class Journal:
-    """Print the results and the duration of each step, and keep them for the page."""
+    """Print the results and the duration of each step, and store them for the report."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
     @contextmanager
     def step(self, title: str) -> Iterator[Say]:
-        """Time a step; yield a function that prints and keeps a line."""
+        """Measure the duration of a step; yield a function that prints and stores a line."""
         lines: list[str] = []
 
         def say(line: str) -> None:
@@ -115,7 +116,15 @@ class Journal:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The artifact, the checkpoint that it came from, and the artifact with its head shuffled."""
+    """Results on the evaluation images.
+
+    Attributes:
+        artifact: Metrics of the artifact.
+        checkpoint: Metrics of the checkpoint that was exported.
+        shuffled: Metrics of a copy of the artifact whose head has shuffled weights.
+        moved: Number of weights that differ in the copy.
+        refusal: Message of the self-test for the copy.
+    """
 
     artifact: Metrics
     checkpoint: Metrics
@@ -138,10 +147,10 @@ def main() -> int:
 
 
 def run(folder: Path) -> None:
-    """Run all steps of the demo, and write the page.
+    """Run all steps of the demo, and write the report.
 
     Raises:
-        GateError: a result misses its limit; the page is written nevertheless.
+        GateError: a result misses its limit. The report is written nevertheless.
         ParityError: an export could not be proved.
     """
     journal = Journal()
@@ -189,13 +198,13 @@ def run(folder: Path) -> None:
 
 
 def make_data(folder: Path, say: Say) -> tuple[Dataset, Dataset]:
-    """Make the images for training and validation, and other images for evaluation."""
+    """Generate the images for training and validation, and other images for evaluation."""
     for name in ("data", "judged", "train", "fresh", "found"):
         shutil.rmtree(folder / name, ignore_errors=True)
     data = load(generate(folder / "data", TRAIN, VAL, seed=SEED))
     others = load(generate(folder / "judged", 0, EVALUATED, seed=OTHER_SEED), ["val"])
-    say(f"{TRAIN} images to train with and {VAL} to choose the best epoch by: {data.source}")
-    say(f"{EVALUATED} images from other seeds to evaluate on: {others.source}")
+    say(f"{TRAIN} images for training and {VAL} to select the best epoch: {data.source}")
+    say(f"{EVALUATED} images from other seeds for evaluation: {others.source}")
     return data, others
 
 
@@ -208,7 +217,7 @@ def _trained(checkpoint: Checkpoint, result: TrainResult) -> str:
 
 
 def prove_fold(checkpoint: Checkpoint, samples: Sequence[Sample], say: Say) -> FoldProof:
-    """Fold, and compare both forms on images from other seeds."""
+    """Fold a checkpoint, and compare both forms on four of the images ``samples``."""
     before, after = inventory(checkpoint), inventory(fold_checkpoint(checkpoint))
     side = checkpoint.meta["imgsz"]
     preprocess = Preprocessor(InputInfo("images", 1, side, side))
@@ -245,30 +254,30 @@ def make_artifacts(checkpoint: Checkpoint, folder: Path, say: Say) -> list[Artif
 
 
 def repeat_proof(artifact: Path, checkpoint: Checkpoint, say: Say) -> None:
-    """Repeat the proof against the checkpoint, and, as on a robot, without it."""
-    say(f"verify, against the checkpoint: {verify(artifact, checkpoint).status}")
+    """Repeat the proof with the checkpoint, and then without it, as on a robot."""
+    say(f"verify, with the checkpoint: {verify(artifact, checkpoint).status}")
     report = selftest(artifact)
     worst = max(probe.deviation for probe in report.probes)
     say(f"selftest, without checkpoint and torch: {report.status}, deviation {worst:.1e}")
 
 
 def measure(artifact: Path, say: Say) -> Report:
-    """Measure the latency on one thread, and the cost of the code around the engine."""
+    """Measure the latency on one thread, and the cost of pre- and postprocessing."""
     with Detector(artifact, threads=1) as detector:
         report = benchmark(detector, str(artifact), threads=1, gate=True)
     model, whole = report.model_ms, report.end_to_end_ms
     say(
         f"on one thread: network {model['p50']:.2f} ms, end to end {whole['p50']:.2f} ms (medians; "
-        f"95 of 100 within {whole['p95']:.2f} ms), on {report.device}, {report.machine}"
+        f"95 % of the calls within {whole['p95']:.2f} ms), on {report.device}, {report.machine}"
     )
     if report.gate is not None:
         costs = (f"{key} {getattr(report.gate, key):.2f}" for key in report.gate.budget)
-        say(f"around the engine, in units of one cv2.resize: {', '.join(costs)}")
+        say(f"code around the engine, in units of one cv2.resize: {', '.join(costs)}")
     return report
 
 
 def compare(artifact: Path, checkpoint: Path, others: Dataset, say: Say) -> Evaluation:
-    """Evaluate artifact, checkpoint, and artifact with its head shuffled on the same images."""
+    """Evaluate the artifact, the checkpoint, and a copy of the artifact with a shuffled head."""
     shuffled = _shuffled(artifact)
     moved = shuffle_head(artifact, shuffled)
 
@@ -279,9 +288,9 @@ def compare(artifact: Path, checkpoint: Path, others: Dataset, say: Say) -> Eval
         say(f"{name}: mAP@0.5 {metrics.map50:.4f}, mAP@0.5:0.95 {metrics.map50_95:.4f}")
         return metrics
 
-    found = score(artifact, "the ONNX file")
-    before = score(checkpoint, "its checkpoint")
-    broken = score(shuffled, "the ONNX file with its head shuffled")
+    found = score(artifact, "ONNX file")
+    before = score(checkpoint, "checkpoint")
+    broken = score(shuffled, "ONNX file with a shuffled head")
     try:
         selftest(shuffled)
     except DigestError as error:
@@ -294,7 +303,7 @@ def _shuffled(artifact: Path) -> Path:
 
 
 def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], int]:
-    """Make new images, and detect parts in this process and in a process without torch.
+    """Generate new images; detect parts in them, also in a process without torch.
 
     Returns:
         The images with boxes, and the number of detected parts.
@@ -312,7 +321,7 @@ def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], i
         found = [detector(read_image(path)) for path in paths]
     elsewhere = detect_without_torch(artifact, paths)
     if elsewhere != [detections.to_dict()["detections"] for detections in found]:
-        raise GateError(f"{artifact}: detections of a process without torch and onnx differ")
+        raise GateError(f"{artifact}: a process without torch and onnx has other detections")
     drawn = []
     for path, detections in zip(paths, found, strict=True):
         drawn.append(draw(read_image(path), detections))
@@ -325,7 +334,7 @@ def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], i
 
 
 def show(artifact: Path, shuffled: Path, others: Dataset, fresh: Sequence[Image]) -> Drawn:
-    """Draw the page's images; those of the evaluation set are spread evenly over it."""
+    """Draw boxes on the images of the report: all new ones, and six of the evaluation images."""
     samples = others.split("val")
     beside, apart = [], []
     with Detector(artifact) as detector, Detector(shuffled) as broken:
@@ -339,7 +348,7 @@ def show(artifact: Path, shuffled: Path, others: Dataset, fresh: Sequence[Image]
 
 
 def _large(image: Image, detections: Detections) -> bytes:
-    """Draw boxes on an image of twice the size, so that their labels can be read."""
+    """Enlarge an image by 2, so that labels are legible, and draw its boxes; return a JPEG."""
     twice = replace(
         detections,
         xyxy=detections.xyxy * 2,
@@ -354,7 +363,7 @@ def _jpeg(image: Image, quality: int = 85) -> bytes:
 
 
 def finish(findings: Findings, folder: Path) -> None:
-    """Write the page and the README's image; raise GateError if a result misses its limit."""
+    """Write the report and the README's image; raise GateError if a result misses its limit."""
     with atomic_write(folder / "report.html") as temporary:
         write(findings, temporary)
     first = [read_image(folder / "found" / f"{number}.jpg") for number in range(3)]
@@ -362,7 +371,7 @@ def finish(findings: Findings, folder: Path) -> None:
     with atomic_write(folder / "demo.jpg") as temporary:
         temporary.write_bytes(_jpeg(np.asarray(strip, np.uint8)))
     total = sum(step.seconds for step in findings.steps)
-    print(f"\n{folder / 'report.html'} shows it all; {total:.0f} s in total")
+    print(f"\nreport: {folder / 'report.html'}; {total:.0f} s in total")
     if problems := findings.beyond():
         raise GateError("; ".join(problems))
 

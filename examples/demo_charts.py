@@ -1,4 +1,4 @@
-"""Charts of the demo's page as inline SVG: no script, no font and no image to load."""
+"""Draw the charts of the demo's report as inline SVG, without scripts, fonts or image files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Narrow enough that the letters stay readable when a phone shows a chart at its own width.
+# Pixels. So narrow that the text stays legible on a phone, which shrinks charts to its width.
 _WIDTH, _HEIGHT = 420, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 28, 30
 COLOURS = ("#0f766e", "#b45309", "#4f46e5", "#be185d")
@@ -15,13 +15,13 @@ COLOURS = ("#0f766e", "#b45309", "#4f46e5", "#be185d")
 
 @dataclass(frozen=True)
 class _Frame:
-    """Map values to positions; ``x`` and ``y`` are the ranges of the axes."""
+    """The axes of a chart: ``x`` and ``y`` are their ranges, (lowest, highest)."""
 
     x: tuple[float, float]
     y: tuple[float, float]
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return the position of a value, clipped to the axes."""
+        """Return the position of a point in pixels; y is clipped to its range."""
         across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
         up = min(max((y - self.y[0]) / ((self.y[1] - self.y[0]) or 1), 0), 1)
         return (
@@ -37,13 +37,13 @@ def lines(
     top: float | None = None,
     goal: tuple[float, str] | None = None,
 ) -> str:
-    """Draw lines over a common axis that starts at 0.
+    """Draw a line chart, whose y axis starts at 0.
 
     Args:
-        series: points (x, y) by name; the names are the legend.
-        x_label: what x counts.
-        top: upper end of the axis; None: the largest value.
-        goal: a level to compare with, and its name.
+        series: points (x, y) of each line, by name; the names form the legend.
+        x_label: label of the x axis.
+        top: upper end of the y axis; None: the largest value.
+        goal: y of a horizontal line, and its label.
     """
     points = [point for values in series.values() for point in values]
     high = top or max((y for _, y in points), default=1.0)
@@ -77,10 +77,10 @@ def bars(
     """Draw positive values as bars on a logarithmic axis.
 
     Args:
-        values: one bar each; values below the axis have no bar.
-        x_label: what the bars are.
-        goal: a level to compare with, and its name.
-        decades: exponents of ten that the axis goes from and to.
+        values: height of each bar; there is no bar for values below the axis.
+        x_label: label of the x axis.
+        goal: y of a horizontal line, and its label.
+        decades: range of the y axis, as exponents of ten.
     """
     frame = _Frame((0, len(values)), decades)
     ticks = {float(e): f"1e{e}" for e in range(decades[0], decades[1] + 1)}

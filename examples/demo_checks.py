@@ -1,7 +1,7 @@
-"""Check the demo's result with a shuffled model, and in a process without torch.
+"""Check the demo's artifact with a shuffled head, and in a process without torch.
 
-If the weights of the head are shuffled, the model must not find parts any more, and the self-test
-must refuse the file. Detection must work in a process that cannot import torch.
+With shuffled weights in the head, the model must not detect parts, and the self-test must refuse
+the file. Detection must work in a process that cannot import torch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shuffle_head(artifact: Path, out: Path, seed: int = 0) -> int:
     Args:
         artifact: an artifact with outputs ``heads``.
         out: the file to write.
-        seed: seed of the order.
+        seed: seed of the permutation.
 
     Returns:
         Number of weights that changed.
@@ -68,7 +68,9 @@ def shuffle_head(artifact: Path, out: Path, seed: int = 0) -> int:
 
 
 def detect_without_torch(artifact: Path, images: Sequence[Path]) -> list[list[dict[str, Any]]]:
-    """Detect in each image, in a process that can import neither torch nor onnx.
+    """Detect objects in images, in a process that can import neither torch nor onnx.
+
+    Returns the detections of each image, as in ``Detections.to_dict``.
 
     Raises:
         GateError: the process failed; the message ends with its last line of output.

@@ -1,7 +1,4 @@
-"""What the demo measured, and the page that shows it: ``runs/demo/report.html``.
-
-Every figure on the page comes from ``Findings``; nothing is written down beforehand.
-"""
+"""Write the report of the demo, ``runs/demo/report.html``, from its measurements, ``Findings``."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ MOST_SHUFFLED_MAP50 = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the demo: its name, its printed lines, and its seconds."""
+    """A step of the demo: its title, the lines that it printed, and its duration in seconds."""
 
     title: str
     lines: Sequence[str]
@@ -39,21 +36,21 @@ class Step:
 
 @dataclass(frozen=True)
 class FoldProof:
-    """Operations before and after the fold, and the deviation of the folded form."""
+    """Numbers of operations before and after folding, and deviations of the folded model."""
 
-    before: Mapping[str, int]
+    before: Mapping[str, int]  # from y7edge.export.folding.inventory
     after: Mapping[str, int]
-    single: FoldReport  # float32, layer by layer
-    double: FoldReport  # float64
+    single: FoldReport  # in float32, with the deviation of each layer
+    double: FoldReport  # in float64
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """JPEG files that the page shows; pairs are left and right."""
+    """Images of the report, as JPEG; pairs are shown side by side."""
 
     fresh: Sequence[bytes]
-    beside_labels: Sequence[tuple[bytes, bytes]]  # labels, predictions
-    shuffled: Sequence[tuple[bytes, bytes]]  # the artifact, with its head shuffled
+    beside_labels: Sequence[tuple[bytes, bytes]]  # (labels, predictions)
+    shuffled: Sequence[tuple[bytes, bytes]]  # predictions of (the artifact, its shuffled copy)
 
 
 @dataclass(frozen=True)
@@ -61,20 +58,20 @@ class Findings:
     """All measurements of the demo."""
 
     config: TrainConfig
-    counts: Mapping[str, int]  # images: train, val, evaluation
+    counts: Mapping[str, int]  # numbers of images: train, val, evaluation
     epochs: Sequence[EpochRow]
     best: EpochRow
     parameters: int
     gflops: float
     fold: FoldProof
-    artifacts: Sequence[Artifact]  # the first is used in the later steps
+    artifacts: Sequence[Artifact]  # all measurements below are of the first one
     benchmark: Report
     metrics: Metrics  # of the artifact, on images from other seeds
     checkpoint_metrics: Metrics  # of the checkpoint, on the same images
-    shuffled_metrics: Metrics
-    moved: int  # number of shuffled weights
-    refusal: str  # the self-test's message for the shuffled file
-    without_torch: int  # detections by a process that cannot import torch
+    shuffled_metrics: Metrics  # of the copy with a shuffled head, on the same images
+    moved: int  # number of weights that differ in the copy
+    refusal: str  # the self-test's message for the copy
+    without_torch: int  # number of detections in a process that cannot import torch
     drawn: Drawn
     steps: Sequence[Step]
 
@@ -82,22 +79,24 @@ class Findings:
         """Describe the results that miss their limits."""
         found = []
         if not self.metrics.map50 >= LEAST_MAP50:
-            found.append(f"mAP@0.5 is {self.metrics.map50:.4f}, at least {LEAST_MAP50:.2f} needed")
+            found.append(
+                f"mAP@0.5 is {self.metrics.map50:.4f}, expected at least {LEAST_MAP50:.2f}"
+            )
         if not self.shuffled_metrics.map50 < MOST_SHUFFLED_MAP50:
             found.append(
-                f"with its head shuffled mAP@0.5 is {self.shuffled_metrics.map50:.4f}, below "
-                f"{MOST_SHUFFLED_MAP50:.2f} needed"
+                f"with a shuffled head mAP@0.5 is {self.shuffled_metrics.map50:.4f}, expected "
+                f"below {MOST_SHUFFLED_MAP50:.2f}"
             )
         if not (self.fold.single.passed and self.fold.double.passed):
             found.append(
-                f"the fold deviates by {self.fold.single.deviation:.1e} in float32 and "
+                f"the folded model deviates by {self.fold.single.deviation:.1e} in float32 and "
                 f"{self.fold.double.deviation:.1e} in float64"
             )
         return found
 
 
 def write(findings: Findings, path: Path) -> None:
-    """Write the page."""
+    """Write the report, one HTML page without other files."""
     body = [
         *_opening(findings),
         _fresh(findings),
@@ -130,23 +129,23 @@ def _opening(f: Findings) -> list[str]:
         ),
         (
             f"{f.benchmark.end_to_end_ms['p50']:.1f} ms",
-            f"a {f.benchmark.frame_hw[1]}x{f.benchmark.frame_hw[0]} image, end to end, median, "
-            f"threads: {f.benchmark.threads}",
+            f"median latency of a {f.benchmark.frame_hw[1]}x{f.benchmark.frame_hw[0]} image, end "
+            f"to end, threads: {f.benchmark.threads}",
             True,
         ),
         (
             f"{f.shuffled_metrics.map50:.3f}",
-            "mAP@0.5 of the same file with its head's weights shuffled",
+            "mAP@0.5 of a copy of the file with shuffled weights in the head",
             f.shuffled_metrics.map50 < MOST_SHUFFLED_MAP50,
         ),
-        (_clock(sum(s.seconds for s in f.steps)), "in all", True),
+        (_clock(sum(s.seconds for s in f.steps)), "total time", True),
     ]
     return [
         "<h1>Parts on a tray: from images to a proved detector</h1>",
         html.paragraph(
-            "A narrow YOLOv7-tiny was trained, folded into plain convolutions, written as ONNX, "
-            "compared with the model it came from, and run without PyTorch. Everything below was "
-            "measured in this one run.",
+            "A narrow YOLOv7-tiny was trained, folded into plain convolutions, exported as ONNX, "
+            "compared with the trained model, and run without PyTorch. All numbers on this page "
+            "were measured in this run.",
             "lead",
         ),
         html.tiles(figures),
@@ -154,11 +153,10 @@ def _opening(f: Findings) -> list[str]:
 
 
 def _steps(f: Findings) -> str:
-    done = ((step.title, f"{step.seconds:.1f} s", step.lines) for step in f.steps)
     parts = []
-    for name, took, details in done:
-        below = "".join(f"<span>{escape(line)}</span>" for line in details)
-        parts.append(f"<li><b>{escape(name)}<i>{escape(took)}</i></b>{below}</li>")
+    for step in f.steps:
+        below = "".join(f"<span>{escape(line)}</span>" for line in step.lines)
+        parts.append(f"<li><b>{escape(step.title)}<i>{step.seconds:.1f} s</i></b>{below}</li>")
     return html.section("Step by step", f"<ol>{''.join(parts)}</ol>")
 
 
@@ -177,12 +175,12 @@ def _training(f: Findings) -> str:
     return html.section(
         "Training",
         html.paragraph(
-            f"{c.model} at {c.width:g} of its width, {f.parameters:,} parameters, {f.gflops:.2f} "
-            f"GFLOPs at {c.imgsz}x{c.imgsz}; random weights, {f.counts['train']} images, "
-            f"{c.epochs} epochs, batch {c.batch}, seed {c.seed}, in {seconds:.0f} s. Nuts, "
-            "washers, screws and brackets share colours and sizes: only their shape tells them "
-            f"apart. Epoch {f.best.epoch} was the best on the {f.counts['val']} images of the "
-            "validation split, and is used from here on."
+            f"{c.model} with {c.width:g} times the channels has {f.parameters:,} parameters and "
+            f"{f.gflops:.2f} GFLOPs at {c.imgsz}x{c.imgsz}. It was trained from random weights on "
+            f"{f.counts['train']} images, for {c.epochs} epochs, with batch {c.batch} and seed "
+            f"{c.seed}, in {seconds:.0f} s. Nuts, washers, screws and brackets have the same "
+            f"colours and sizes, and differ only in shape. Epoch {f.best.epoch} had the best mAP "
+            f"on the {f.counts['val']} images of the validation split, and is used below."
         ),
         html.grid(
             [
@@ -191,7 +189,7 @@ def _training(f: Findings) -> str:
                 ),
                 html.figure(
                     demo_charts.lines(quality, x_label="epoch", top=1.0),
-                    "Validation split, moving average of the weights",
+                    "mAP on the validation split, of the moving average of the weights",
                 ),
             ]
         ),
@@ -216,12 +214,12 @@ def _fold(f: Findings) -> str:
     return html.section(
         "Fold",
         html.paragraph(
-            "BatchNorm and implicit knowledge went into the convolutions, computed in float64. "
-            "Both forms then saw the same images; deviations are the largest difference over "
-            "the largest magnitude."
+            "BatchNorm and implicit knowledge were folded into the convolutions, in float64. Both "
+            "forms were then run on the same images. A deviation is the largest difference, "
+            "divided by the largest magnitude."
         ),
         html.table(("operations", "trained", "folded"), counts),
-        html.table(("heads, folded against trained", "deviation", "tolerance", ""), reports),
+        html.table(("heads, folded and trained", "deviation", "tolerance", ""), reports),
         html.figure(
             demo_charts.bars(
                 list(single.layers.values()),
@@ -229,7 +227,8 @@ def _fold(f: Findings) -> str:
                 goal=(single.tolerance, "tolerance of the heads"),
                 decades=(-8, -3),
             ),
-            f"Layer by layer in float32: the largest is {single.layers[worst]:.1e}, row {worst}.",
+            f"Deviation of each layer in float32; the largest is {single.layers[worst]:.1e}, in "
+            f"row {worst}.",
         ),
     )
 
@@ -240,9 +239,9 @@ def _parity(f: Findings) -> str:
         "Proof of the ONNX files",
         html.paragraph(
             f"Each file was run by its own engine on {first['pictures']['count']} images "
-            f"({first['pictures']['source']}) and compared with the trained model before the fold. "
-            "Without this proof there is no file. Candidates are the reference's best boxes before "
-            "suppression, and one of each hundredth of score."
+            f"({first['pictures']['source']}) and compared with the unfolded model. If the proof "
+            "fails, no file is written. Candidates are boxes before NMS: the unfolded model's best "
+            "ones, and one for each score range of 0.01."
         ),
         html.table(
             ("file", "output", "deviation", "limit", "cosine", "limit", ""),
@@ -291,7 +290,7 @@ def _candidate_row(artifact: Artifact) -> tuple[str, ...]:
 
 
 def _arithmetic(artifacts: Sequence[Artifact]) -> str:
-    """Describe the arithmetic for each precision: a CPU emulates fp16."""
+    """Describe the arithmetic of each precision, because engines can emulate a precision."""
     found = {a.manifest.precision: a.manifest.parity["arithmetic"] for a in artifacts}
     return "; ".join(f"{precision}: {computed}" for precision, computed in found.items())
 
@@ -311,8 +310,8 @@ def _speed(f: Findings) -> str:
     rows = [(name, *(f"{ms[p]:.2f}" for p in ("p50", "p95", "p99"))) for name, ms in stages.items()]
     parts = [
         html.paragraph(
-            f"Milliseconds an image of {b.frame_hw[1]}x{b.frame_hw[0]}, {b.runs} runs after "
-            f"{b.warmup} to warm up, threads: {b.threads}."
+            f"Milliseconds per image of {b.frame_hw[1]}x{b.frame_hw[0]}, in {b.runs} runs after "
+            f"{b.warmup} warm-up runs, threads: {b.threads}."
         ),
         html.table(("stage", "p50", "p95", "p99"), rows),
     ]
@@ -323,9 +322,10 @@ def _speed(f: Findings) -> str:
         ]
         parts += [
             html.paragraph(
-                "The code around the engine, for any machine: at 640x640 with 80 classes and 100 "
-                "objects, in units of one cv2.resize of the same image to its letterboxed size "
-                f"(here {b.gate.unit_ms:.2f} ms)."
+                "Cost of the code around the engine, in a unit that can be compared between "
+                "machines: one cv2.resize of the same image to its letterboxed size "
+                f"({b.gate.unit_ms:.2f} ms here). Measured at 640x640 with 80 classes and 100 "
+                "objects."
             ),
             html.table(("stage", "units", "budget"), costs),
         ]
@@ -344,12 +344,12 @@ def _fresh(f: Findings) -> str:
     return html.section(
         "Fresh images",
         html.paragraph(
-            "Made after training, from seeds of their own, and shown in the order in which they "
-            f"were made. A process that can import neither torch nor onnx found the same "
-            f"{f.without_torch} parts in them."
+            "These images were generated after training, from other seeds; none was left out. A "
+            f"process that can import neither torch nor onnx detected the same {f.without_torch} "
+            "parts in them."
         ),
         html.grid(
-            html.image(jpeg, f"fresh image {number} with the boxes found")
+            html.image(jpeg, f"fresh image {number} with detected boxes")
             for number, jpeg in enumerate(f.drawn.fresh, 1)
         ),
     )
@@ -366,15 +366,15 @@ def _evaluation(f: Findings) -> str:
     rows.append(("all", str(a.labels), *map(_precision, means)))
     header = ("class", "labels", "ONNX @0.5", "@0.5:0.95", "checkpoint @0.5", "@0.5:0.95")
     return html.section(
-        "Evaluated on images from other seeds",
+        "Evaluation on images from other seeds",
         html.paragraph(
-            f"{a.images} images that took no part in training, nor in choosing the best epoch. "
-            f"Protocol: {a.protocol}. At least {LEAST_MAP50:.2f} at 0.5 is needed."
+            f"{a.images} images that were used neither for training nor to select the best epoch. "
+            f"Protocol: {a.protocol}. The limit is mAP@0.5 of at least {LEAST_MAP50:.2f}."
         ),
         html.table(header, rows),
         html.paragraph(
-            "Labels on the left, predictions on the right, images spread evenly over the set. "
-            "A part that is hidden by more than 60 % has no label.",
+            "Labels are on the left, predictions on the right; the images are evenly spaced in the "
+            "data set. Parts that are hidden by more than 60 % have no label.",
             "soft",
         ),
         html.grid(
@@ -390,17 +390,17 @@ def _precision(value: float | None) -> str:
 
 def _shuffled(f: Findings) -> str:
     return html.section(
-        "The same file, its head shuffled",
+        "The same file with a shuffled head",
         html.paragraph(
-            f"In a copy of the ONNX file, {f.moved:,} weights of the head's convolutions changed "
-            "places with one another; nothing else was touched. If boxes came from anything but "
-            "what was learnt, this would hardly matter. mAP@0.5 fell from "
-            f"{f.metrics.map50:.3f} to {f.shuffled_metrics.map50:.3f} (below "
-            f"{MOST_SHUFFLED_MAP50:.2f} is needed). The self-test refuses the copy:"
+            "This control shows that the boxes come from the trained weights. In a copy of the "
+            f"ONNX file, {f.moved:,} weights of the head's convolutions were shuffled, and nothing "
+            f"else was changed. mAP@0.5 is {f.shuffled_metrics.map50:.3f} instead of "
+            f"{f.metrics.map50:.3f} (limit: below {MOST_SHUFFLED_MAP50:.2f}). The self-test "
+            "refuses the copy:"
         ),
         html.code(f.refusal),
         html.grid(
-            (html.pair(*two, "as trained | head shuffled") for two in f.drawn.shuffled),
+            (html.pair(*two, "trained | shuffled head") for two in f.drawn.shuffled),
             wide=True,
         ),
     )
@@ -423,8 +423,9 @@ def _reproduce(f: Findings) -> str:
             f"y7edge benchmark {artifact.path} --threads 1 --gate"
         ),
         html.paragraph(
-            "The same seeds give the same images everywhere. Trained weights differ in their "
-            "last digits between processors and numbers of threads, and so does what follows."
+            "The same seeds give the same images on every machine. Trained weights differ in "
+            "their last digits between processors and numbers of threads, so all other results "
+            "differ slightly too."
         ),
         html.paragraph(f"Settings: {settings}.", "soft"),
         html.paragraph(

@@ -2,7 +2,7 @@
 
     python examples/voc_to_yolo.py VOC_FOLDER OUT_FOLDER
 
-Training reads VOC folders directly; this is for other tools, or to edit labels by hand.
+Training reads VOC folders directly. Use this script for other tools, or to edit labels by hand.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def convert(source: Path, target: Path) -> Path:
             text = "".join(f"{line}\n" for line in lines)
             (labels / f"{sample.path.stem}.txt").write_text(text, encoding="utf-8")
     splits = "".join(f"{split}: images/{split}\n" for split in data.splits)
-    # JSON is YAML too, and quotes names that need it.
+    # JSON is valid YAML, and quotes the names.
     description = f"{splits}names: {json.dumps(data.names)}\n"
     (target / "data.yaml").write_text(description, encoding="utf-8")
     return target / "data.yaml"

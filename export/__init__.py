@@ -1,6 +1,6 @@
-"""Export checkpoints as artifacts, and prove them.
+"""Export checkpoints as artifacts, and prove that the artifacts equal the model.
 
-Public names are imported on first use, so folding does not need onnx::
+The functions are imported on first use, so that ``fold`` works without onnx::
 
     from y7edge.export import export, verify
 

@@ -1,7 +1,7 @@
-"""Build artifacts of other targets from a proved ONNX artifact, without torch and onnx.
+"""Convert a proved ONNX artifact to another target. Needs neither torch nor onnx.
 
-The new artifact is proved with the probes of the ONNX artifact, which are samples of the
-reference's outputs.
+The new artifact is proved with the probes of the ONNX artifact: generated inputs, for which the
+ONNX artifact stores samples of the original model's outputs.
 """
 
 from __future__ import annotations
@@ -59,16 +59,22 @@ def build(
     options: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
-    """Build an artifact of another target from a proved ONNX artifact, and prove it by its probes.
+    """Convert a proved ONNX artifact to another target, and prove the result with the probes.
 
-    Arguments are as for :func:`y7edge.export.pipeline.export`; ``source`` is the ONNX artifact, and
-    ``precision`` is by default the source's.
+    Args:
+        source: the ONNX artifact.
+        out: path of the new artifact's main file. It is written only if the proof passes.
+        target: a name from ``y7edge.export.targets.registry.names()``.
+        precision: a precision that the target supports; None: the source's.
+        device: the device that the artifact is built for and proved on.
+        options: options of the target, by name.
+        progress: called with one line for each step.
 
     Raises:
-        ConfigError: the target cannot be built from this artifact.
+        ConfigError: this artifact cannot be converted to this target.
         DigestError: the ONNX artifact was changed after it was proved.
         RuntimeMissing: a package is not installed.
-        ParityError: the new artifact exceeds the tolerance; ``report`` has the numbers.
+        ParityError: an output deviates by more than the tolerance; ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
@@ -113,12 +119,13 @@ def build(
 
 
 def _check(proved: Artifact, target: Target, precision: str, options: Mapping[str, str]) -> None:
-    """Raise ConfigError unless the target can be built from this artifact."""
+    """Raise ConfigError if this artifact cannot be converted to this target."""
     manifest = proved.manifest
     if manifest.target != _SOURCE or manifest.parity.get("status") != "passed":
         raise ConfigError(
             f"{proved.path} has target {manifest.target} and a proof with status "
-            f"{manifest.parity.get('status')!r}, expected target {_SOURCE} and status 'passed'"
+            f"{manifest.parity.get('status')!r}, expected target {_SOURCE} and status 'passed': "
+            "use an artifact of `y7edge export --target onnx`"
         )
     if not manifest.probes:
         raise ConfigError(f"{proved.path} has no probes, which the proof needs: export it again")
@@ -148,13 +155,16 @@ def _check(proved: Artifact, target: Target, precision: str, options: Mapping[st
 def _repeat(
     built: Artifact, backend: str, device: str, limits: Tolerance, source: str
 ) -> ParityReport:
-    """Run the probes in the artifact's engine, and report the result."""
+    """Run the probes in the artifact's engine, and return the report.
+
+    ``source``: file name of the ONNX artifact.
+    """
     session = registry.open_session(built, SessionOptions(device, check_payload=False), backend)
     try:
         probes = tuple(run_probe(p, session, built.manifest) for p in built.manifest.probes)
     finally:
         session.close()
-    # None stands for a non-finite deviation, which is the largest.
+    # A deviation of None means NaN or infinity, so it is treated as the largest.
     worst = {
         name: max((p.outputs[name] for p in probes), key=lambda v: math.inf if v is None else v)
         for name in probes[0].outputs

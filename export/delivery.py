@@ -1,7 +1,7 @@
-"""Move an artifact to its destination: all of its files or none.
+"""Move the files of an artifact to the destination: either all of them or none.
 
-A failed export leaves the destination unchanged, and files that do not belong to an artifact are
-never replaced. Needs neither torch nor onnx.
+If an export fails, the files at the destination stay as they are. Files that do not belong to an
+artifact are never replaced. This module needs neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from y7edge.runtimes import registry
 
 
 def require_destination(destination: Path, name: str, target: Target) -> None:
-    """Check, before the export begins, that the destination can be written; create nothing.
+    """Check that the destination can be written, before the export begins. Creates no files.
+
+    Args:
+        destination: path of the main file.
+        name: name of the target, for messages.
+        target: the target module.
 
     Raises:
         ConfigError: the suffix is not the target's, the folder is not writable, or a file of the
@@ -40,19 +45,19 @@ def require_destination(destination: Path, name: str, target: Target) -> None:
             require_replaceable(file)
         above = destination.absolute().parents
         folder = next(path for path in above if os.path.lexists(path))
-        fit = is_folder(folder) and os.access(folder, os.W_OK | os.X_OK)
+        writable = is_folder(folder) and os.access(folder, os.W_OK | os.X_OK)
         require_own(destination, files)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
         name = str(destination)[:200]
         raise ConfigError(f"{name!r} is not a usable name: {reason(error)}") from error
-    if not fit:
+    if not writable:
         raise ConfigError(f"{destination} cannot be written: {folder} is not a writable folder")
 
 
 def require_own(destination: Path, files: Iterable[Path]) -> None:
-    """Raise ConfigError if a file exists, is not empty, and does not belong to this artifact."""
+    """Raise ConfigError if a non-empty file exists that does not belong to this artifact."""
     for file in files:
         empty = is_file(file) and not file.stat().st_size
         if os.path.lexists(file) and not empty and not _owns(destination, file):
@@ -63,21 +68,21 @@ def require_own(destination: Path, files: Iterable[Path]) -> None:
 
 
 def _owns(destination: Path, file: Path) -> bool:
-    """Return whether ``file`` belongs to the artifact at ``destination``."""
+    """Return whether ``file`` is a file of the artifact at ``destination``."""
     try:
         registry.load(destination)
     except DigestError:
-        pass  # an artifact, but changed
+        pass  # an artifact that was changed may be replaced
     except Y7EdgeError:
         return False
     try:
         return file in registry.find(destination).files(destination)
-    except ArtifactError:  # no runtime reads it: its manifest is a sidecar
+    except ArtifactError:  # no runtime reads this format, so the manifest is a separate file
         return file.name.startswith(f"{destination.stem}.")
 
 
 def seal(artifact: Artifact, target: Target) -> Artifact:
-    """Return the artifact with the payload digest of its files in the manifest."""
+    """Compute the payload digest of the files; return the artifact with it in the manifest."""
     if isinstance(target.RUNTIME, Unprovable):
         digest = digest_files(artifact.files)
     else:
@@ -86,10 +91,15 @@ def seal(artifact: Artifact, target: Target) -> Artifact:
 
 
 def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
-    """Write the manifest, move all files, and return the artifact as read back.
+    """Write the manifest, move all files to the destination, and read them back.
 
-    ``artifact`` is in a temporary folder; its main file has the name of ``destination``. Side files
-    are moved beside it.
+    Args:
+        artifact: the artifact in a temporary folder. Its main file has the name of ``destination``.
+        target: the target module that built it.
+        destination: path of the main file; side files are moved into the same folder.
+
+    Returns:
+        The artifact, as read from the destination.
 
     Raises:
         ConfigError: a file at the destination does not belong to an artifact.
@@ -119,7 +129,7 @@ def deliver(artifact: Artifact, target: Target, destination: Path) -> Artifact:
 
 
 def _read_back(artifact: Artifact, target: Target, path: Path) -> Artifact:
-    """Read ``artifact`` from ``path``; raise ExportError if it differs."""
+    """Read the artifact at ``path``; raise ExportError if it differs from ``artifact``."""
     try:
         if isinstance(target.RUNTIME, Unprovable):
             side = tuple(path.parent / file.name for file in artifact.side_files)

@@ -1,13 +1,14 @@
-"""Fold a training model into plain convolutions, and measure the deviation.
+"""Fold a trained model into plain convolutions, and measure the deviation.
 
-Folding uses three identities, which are exact up to rounding and computed in float64:
+Folding is exact except for rounding, and is computed in float64. Three parts are merged into the
+weights and biases of convolutions:
 
-* **BatchNorm** after a bias-free convolution is a scale and a shift per output channel (Jacob et
+* **BatchNorm**, which scales and shifts each output channel of a convolution without bias (Jacob et
   al. 2018, arXiv 1712.05877, section 3.2).
-* **RepConv**: the sum of a 3x3, a 1x1 and an identity branch, each with its own BatchNorm, is one
-  3x3 convolution (Ding et al. 2021, RepVGG, arXiv 2101.03697).
-* **Implicit knowledge**: a vector added before the head's 1x1 convolution and one multiplied after
-  it are merged into its weight and bias (Wang et al. 2021, YOLOR, arXiv 2105.04206).
+* **RepConv**: a 3x3, a 1x1 and an identity branch, each with its own BatchNorm, are summed. They
+  become one 3x3 convolution (Ding et al. 2021, RepVGG, arXiv 2101.03697).
+* **Implicit knowledge**: one vector is added before the head's 1x1 convolution, and its output is
+  multiplied by another one (Wang et al. 2021, YOLOR, arXiv 2105.04206).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from y7edge.nn.build import Model
 
 LOG = logging.getLogger(__name__)
-TOLERANCES = {"float32": 1e-4, "float64": 1e-9}  # as fractions of the largest magnitude
+TOLERANCES = {"float32": 1e-4, "float64": 1e-9}  # largest accepted deviation (see FoldReport)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
@@ -54,9 +55,13 @@ class Convolution(NamedTuple):
 
 
 def fold_conv_bn(weight: npt.NDArray[Any], norm: BatchNorm) -> Convolution:
-    """Fold a BatchNorm into the bias-free convolution (cout, cin / groups, k, k) before it.
+    """Fold a BatchNorm into the convolution before it, which has no bias.
 
-    This is exact at the borders too, because both forms pad before the convolution.
+    The result is exact at the image borders too, because the padding comes before both operations.
+
+    Args:
+        weight: kernel (cout, cin / groups, k, k).
+        norm: the BatchNorm of the cout output channels.
     """
     gamma, beta, mean, variance = (np.asarray(part, np.float64) for part in norm)
     scale = gamma / np.sqrt(variance + BN_EPS)
@@ -65,10 +70,11 @@ def fold_conv_bn(weight: npt.NDArray[Any], norm: BatchNorm) -> Convolution:
 
 
 def identity_kernel(channels: int, per_group: int) -> Float64:
-    """Return the kernel (channels, per_group, 3, 3) of the identity convolution.
+    """Return a 3x3 kernel that copies its input, (channels, per_group, 3, 3) float64.
 
-    ``per_group``: input channels per group. Each 1 is at the input index *within* its group. The
-    published fold uses ``index % channels``, which is wrong for groups > 1.
+    ``per_group`` is the number of input channels per group. Output channel c copies input channel
+    c, which has the index ``c % per_group`` within its group. The published code uses
+    ``c % channels``, which is wrong for more than one group.
     """
     kernel = np.zeros((channels, per_group, 3, 3))
     index = np.arange(channels)
@@ -86,7 +92,7 @@ def fold_repconv(
     Args:
         dense: 3x3 kernel (cout, cin / groups, 3, 3) and its BatchNorm.
         pointwise: 1x1 kernel (cout, cin / groups, 1, 1) and its BatchNorm.
-        identity: BatchNorm of the identity branch, if there is one.
+        identity: BatchNorm of the identity branch; None: there is no such branch.
     """
     centred = np.pad(pointwise[0], [(0, 0), (0, 0), (1, 1), (1, 1)])
     branches = [fold_conv_bn(*dense), fold_conv_bn(centred, pointwise[1])]
@@ -102,9 +108,10 @@ def fold_implicit(
     add: npt.NDArray[Any],
     multiply: npt.NDArray[Any],
 ) -> Convolution:
-    """Fold implicit knowledge into a head: ``multiply * (weight (x + add) + bias)``.
+    """Fold implicit knowledge into a head, which computes ``multiply * (weight (x + add) + bias)``.
 
-    This is exact because the head is 1x1: the vector is not added to the padding of a larger one.
+    This is exact because a 1x1 convolution has no padding. Zeros padded after the addition of
+    ``add`` would change the result at the borders.
 
     Args:
         weight: kernel (cout, cin, 1, 1).
@@ -120,11 +127,11 @@ def fold_implicit(
 
 
 def fold_checkpoint(checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -> Checkpoint:
-    """Fold a checkpoint of any form into plain convolutions of ``dtype``.
+    """Fold a checkpoint of any form into plain convolutions.
 
-    Auxiliary rows and heads, BatchNorm, RepConv branches and implicit vectors are removed; the
-    remaining rows are renumbered. ``meta["folded_from"]`` identifies the source. For a folded
-    checkpoint, a warning is logged and the checkpoint is returned in ``dtype``.
+    BatchNorm, RepConv branches, implicit vectors, and auxiliary rows and heads are removed. The
+    remaining rows are renumbered. ``meta["folded_from"]`` records digest and form of the argument.
+    If the checkpoint is already folded, a warning is logged and only its dtype is converted.
     """
     if checkpoint.form == "folded":
         LOG.warning("%s is already folded", checkpoint.spec.name)
@@ -150,7 +157,7 @@ def fold_checkpoint(checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -
 
 
 def _fold_one(checkpoint: Checkpoint, row: Row, info: ConvInfo) -> Convolution:
-    """Fold convolution ``info``, which comes from ``row`` of the source."""
+    """Compute the folded convolution ``info`` from ``row`` of the unfolded checkpoint."""
     arrays = checkpoint.arrays
     prefix = f"rows.{row.index}"
     if row.block == "repconv":
@@ -177,9 +184,9 @@ def _norm(arrays: Arrays, prefix: str) -> BatchNorm:
 
 
 def fold(model: Model) -> Model:
-    """Return the folded model: a new module in evaluation mode, with ``model``'s device and dtype.
+    """Return a folded copy of a model, in evaluation mode, on the same device and in its dtype.
 
-    For a folded model, a warning is logged and an equal copy is returned.
+    If the model is already folded, a warning is logged.
     """
     import torch
 
@@ -194,11 +201,11 @@ def fold(model: Model) -> Model:
 
 
 def inventory(checkpoint: Checkpoint) -> dict[str, int]:
-    """Count the parts of a model.
+    """Count the parts of a model, by name.
 
-    ``parallel_branches``: convolutions and identity BatchNorms of RepConvs. ``implicit``: vectors
-    of the head. After folding, ``batch_norms``, ``parallel_branches``, ``implicit`` and
-    ``auxiliary`` are 0.
+    ``parallel_branches`` are the convolutions and identity BatchNorms of RepConvs, ``implicit`` the
+    vectors of the head, ``auxiliary`` the convolutions of auxiliary heads. These three and
+    ``batch_norms`` are 0 in a folded model.
     """
     shapes = {key: array.shape for key, array in checkpoint.arrays.items()}
     kernels = [key for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 4]
@@ -216,10 +223,15 @@ def inventory(checkpoint: Checkpoint) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class FoldReport:
-    """Deviations of a folded model from its source.
+    """Deviations of a folded model from the unfolded one.
 
-    A deviation is the largest absolute difference divided by the largest magnitude of the unfolded
-    tensor. ``heads``: by level. ``layers``: by row of the unfolded model; empty unless requested.
+    A deviation is the largest absolute difference of two tensors, divided by the largest magnitude
+    of the unfolded model's tensor.
+
+    Attributes:
+        dtype: Arithmetic of the comparison, "float32" or "float64".
+        heads: Deviation of each head, finest level first.
+        layers: Row of the unfolded model -> deviation of its output. Empty if not measured.
     """
 
     dtype: str
@@ -228,12 +240,12 @@ class FoldReport:
 
     @property
     def deviation(self) -> float:
-        """The largest deviation of a head; NaN if any is NaN."""
+        """The largest deviation of a head; NaN if one of them is NaN."""
         return float(np.max(self.heads))
 
     @property
     def tolerance(self) -> float:
-        """The largest deviation that rounding explains in this dtype."""
+        """The largest accepted deviation, for rounding errors in this dtype."""
         return TOLERANCES[self.dtype]
 
     @property
@@ -249,10 +261,13 @@ def deviation(
     double: bool = False,
     by_layer: bool = False,
 ) -> FoldReport:
-    """Fold a model, run both forms on ``images`` (B, 3, H, W), RGB, 0 to 1, and compare.
+    """Fold a model, run both forms on the same images, and compare the outputs.
 
-    ``double``: run in float64, where rounding is too small to hide an error in the algebra.
-    ``by_layer``: also compare the output of every row.
+    Args:
+        checkpoint: the model.
+        images: (B, 3, H, W) float32, RGB, 0 to 1.
+        double: run in float64, so that rounding does not hide errors of the folding.
+        by_layer: also compare the output of every row.
     """
     import torch
 
@@ -275,7 +290,7 @@ def deviation(
 def _run(
     model: Model, images: torch.Tensor, rows: Sequence[int]
 ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
-    """Return the raw lead heads, and the outputs of the given rows in order."""
+    """Run a model; return the raw lead heads, and the output of each of the given rows."""
     import torch
 
     maps: dict[int, torch.Tensor] = {}

@@ -1,6 +1,6 @@
-"""Export a checkpoint: fold, write the graph, build the artifact, prove it, deliver it.
+"""Export a checkpoint: fold it, write the graph, build and prove the artifact, and deliver it.
 
-The artifact is built and proved in a temporary folder, and then moved by ``delivery``.
+The artifact is built and proved in a temporary folder. ``delivery`` moves it to its destination.
 """
 
 from __future__ import annotations
@@ -64,28 +64,29 @@ def export(
     unverified: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
-    """Export a checkpoint as an artifact, and prove that it equals the model.
+    """Export a checkpoint as an artifact, and prove that the artifact equals the model.
 
     Args:
         checkpoint: a checkpoint of any form.
         out: path of the main file. Files are written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
-        outputs: "heads" (raw, per level) or "decoded" (boxes and scores).
+        outputs: "heads" (raw outputs of each level) or "decoded" (boxes and scores before NMS).
         precision: a precision that the target supports, such as "fp32" or "fp16".
-        imgsz: input size in pixels, multiples of the largest stride; None: as trained.
-        batch: batch size.
-        dynamic: make the batch size dynamic; it is proved with 1 and 3 images.
+        imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
+            None: the size of the training.
+        batch: fixed batch size.
+        dynamic: make the batch size dynamic. The proof then runs batches of 1 and of 3 images.
         images: images for the proof; None: from the recorded data set, else synthetic scenes.
-        simplify: run onnx-simplifier, and keep its graph if the results are equal.
+        simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
-        options: options of the target.
-        unverified: the reason for an export without a proof, if the target has no runtime.
+        options: options of the target, by name.
+        unverified: why there is no proof. Required for targets without a runtime, else forbidden.
         progress: called with one line for each step.
 
     Raises:
         ConfigError: an option is invalid, or the destination cannot be written.
         RuntimeMissing: a package is not installed.
-        ParityError: the proof failed or is inconclusive; see ``report``.
+        ParityError: the proof failed or is inconclusive; ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
@@ -136,7 +137,7 @@ def _build(
     simplify: bool,
     tell: Callable[[str], None],
 ) -> tuple[Artifact, str]:
-    """Write the graph and build the artifact; also return the note of the simplification."""
+    """Write the graph and build the artifact. Also return a note on the simplification."""
     manifest, image = request.manifest, request.manifest.input
     precision = target.PRECISIONS[manifest.precision]
     tell(f"write the graph: {outputs}, {precision}, {image.height}x{image.width}")
@@ -167,7 +168,10 @@ def _prove(
     unverified: str | None,
     tell: Callable[[str], None],
 ) -> tuple[Artifact, ParityReport]:
-    """Add probes to the artifact, and compare it with the reference, in the artifact's engine."""
+    """Add probes to the artifact, run it in its engine, and compare it with the unfolded model.
+
+    A target without a runtime is not run: the report has the status "unverified".
+    """
     runtime = target.RUNTIME
     if isinstance(runtime, Unprovable):
         return built, ParityReport("unverified", (runtime.reason,), reason=unverified)
@@ -189,7 +193,7 @@ def _versions(target: Target) -> dict[str, str]:
 
 
 def _check(target: Target, batch: int, unverified: str | None) -> None:
-    """Raise ConfigError if the batch size is out of range, or ``unverified`` is not applicable."""
+    """Raise ConfigError if the batch size is out of range, or ``unverified`` missing or useless."""
     if not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:

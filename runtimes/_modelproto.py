@@ -1,12 +1,13 @@
 """Read and write the metadata of ONNX files without the onnx package.
 
-An ONNX file is one protocol-buffers message, ``ModelProto``: a sequence of fields, each a tag, an
-optional length and the content (https://protobuf.dev/programming-guides/encoding/). Fields may be
-repeated and appended, so the manifest is embedded as one ``metadata_props`` field at the end.
+An ONNX file is one protocol-buffers message, ``ModelProto``. A message is a sequence of fields; a
+field is a tag, an optional length, and the content
+(https://protobuf.dev/programming-guides/encoding/). A field can be appended to a file, so the
+manifest is stored in a ``metadata_props`` field at the end.
 
-Tensors with external data are refused, because the digest covers this file only. The walk enters
-only messages that can hold tensors. The file is not memory-mapped: if another program truncated a
-mapped file, reading it would kill the process.
+Tensors with external data are refused, because the digest covers this file only. To find them, the
+reader enters the messages that can contain tensors, and skips all others. The file is not
+memory-mapped: if another program truncated a mapped file, reading it would kill the process.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from y7edge.files import open_regular, reason
 
 _METADATA_PROPS = 14  # ModelProto.metadata_props: repeated StringStringEntryProto
 _KEY, _VALUE = 1, 2  # fields of StringStringEntryProto
-_GRAPH = 7
+_GRAPH = 7  # ModelProto.graph
 _BLOCK = 1 << 20
 _MAX_FIELDS = 500_000  # yolov7-e6e has 13,000
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_LARGEST = 1 << 29  # field numbers are smaller; engines truncate larger ones
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+_LARGEST = 1 << 29  # valid field numbers are smaller; engines truncate larger numbers
 
 # Messages that can contain tensors: field number -> type of the nested message (onnx.proto).
 _INSIDE = {
@@ -45,7 +46,7 @@ _INSIDE = {
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of TensorProto
 
 Field = tuple[int, int, int, int, int]
-"""Number, wire type, start of the tag, start of the content, end."""
+"""Field number, wire type, and offsets in the file: of the tag, of the content, of the end."""
 
 
 class _MalformedError(ValueError):
@@ -54,10 +55,11 @@ class _MalformedError(ValueError):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
-    """Yield the open file and its top-level fields; re-raise errors of the block as ArtifactError.
+    """Open a file; yield the stream and the top-level fields.
 
     Raises:
-        ArtifactError: the file is malformed, does not have exactly one graph, or has external data.
+        ArtifactError: the file cannot be read, is malformed, does not have exactly one graph, or
+            has external data. OSError and ValueError of the ``with`` block are converted too.
     """
     try:
         with open_regular(path) as stream:
@@ -75,9 +77,14 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
 
 
 def _walk(stream: BinaryIO, path: Path) -> list[Field]:
-    """Return the top-level fields; raise ArtifactError for a tensor with external data."""
+    """Read all fields; return the top-level ones.
+
+    Raises:
+        ArtifactError: a tensor has external data.
+        _MalformedError: the file is not a valid ``ModelProto``.
+    """
     size, count = stream.seek(0, io.SEEK_END), 0
-    outermost: list[Field] = []
+    top_level: list[Field] = []
     left = [("ModelProto", 0, size)]
     while left:
         message, begin, end = left.pop()
@@ -88,7 +95,7 @@ def _walk(stream: BinaryIO, path: Path) -> list[Field]:
                 raise _MalformedError(f"it has more than {_MAX_FIELDS} fields")
             number, kind, _, content, stop = field
             if message == "ModelProto":
-                outermost.append(field)
+                top_level.append(field)
             if message == "TensorProto":
                 if number == _EXTERNAL_DATA or (
                     number == _DATA_LOCATION and _read(stream, content, stop) != b"\0"
@@ -100,10 +107,11 @@ def _walk(stream: BinaryIO, path: Path) -> list[Field]:
                     )
             elif kind == _BYTES and number in inside:
                 left.append((inside[number], content, stop))
-    return outermost
+    return top_level
 
 
 def _read(stream: BinaryIO, begin: int, end: int) -> bytes:
+    """Read the bytes between two offsets."""
     stream.seek(begin)
     data = stream.read(end - begin)
     if len(data) < end - begin:
@@ -112,7 +120,7 @@ def _read(stream: BinaryIO, begin: int, end: int) -> bytes:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Decode a varint; return its value and the position after it."""
+    """Decode the variable-length integer at offset ``at``; return its value and the next offset."""
     value = 0
     for count in range(10):
         if at + count >= len(data):
@@ -125,7 +133,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(stream: BinaryIO, begin: int, end: int) -> Iterator[Field]:
-    """Yield the fields between two offsets, in order and without gaps."""
+    """Yield the fields of a message between two offsets; raise _MalformedError if it is invalid."""
     at = begin
     while at < end:
         head = _read(stream, at, min(at + 20, end))
@@ -188,7 +196,7 @@ def payload_digest(path: Path) -> str:
 
 
 def without_metadata(path: Path) -> bytes:
-    """Return the payload: the bytes of the file without its metadata."""
+    """Return the bytes of the file without its metadata."""
     with _opened(path) as (stream, fields):
         kept = [_read(stream, s, e) for n, _, s, _, e in fields if n != _METADATA_PROPS]
     return b"".join(kept)

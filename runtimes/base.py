@@ -1,8 +1,8 @@
 """The interface of runtimes and sessions, and the checks that all runtimes share.
 
 A runtime is a module with the members of :class:`Runtime`, in this folder or announced by an entry
-point of the group ``y7edge.runtimes``. It imports its engine inside functions only. A session is an
-opened model: numpy arrays in, numpy arrays out.
+point of the group ``y7edge.runtimes``. It imports its engine inside functions only. A session is a
+model that was opened in an engine; its inputs and outputs are numpy arrays.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weakref import WeakSet
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Dim, InputInfo, Manifest, OutputInfo
+from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.artifact.schema import require_fit
 from y7edge.errors import (
     ArtifactError,
@@ -38,7 +38,17 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a session; integer tensors have ``scale`` and ``zero_point``."""
+    """An input or output of a session.
+
+    Attributes:
+        name: Name in the engine.
+        shape: Sizes; "dynamic" for a dynamic batch.
+        dtype: Name of the numpy dtype, such as "float32".
+        role: "images", "head", "boxes" or "scores".
+        layout: Order of the axes, such as "NCHW".
+        scale: Quantisation step of an integer tensor; None for floats.
+        zero_point: Integer that stands for 0; None for floats.
+    """
 
     name: str
     shape: tuple[Dim, ...]
@@ -47,17 +57,6 @@ class TensorSpec:
     layout: str
     scale: float | None = None
     zero_point: int | None = None
-
-    @staticmethod
-    def of_input(info: InputInfo) -> TensorSpec:
-        """Describe the manifest's input."""
-        return TensorSpec(info.name, info.shape, info.dtype, "images", info.layout)
-
-    @staticmethod
-    def of_output(info: OutputInfo) -> TensorSpec:
-        """Describe one of the manifest's outputs."""
-        quantization = info.scale, info.zero_point
-        return TensorSpec(info.name, info.shape, info.dtype, info.role, info.layout, *quantization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,8 @@ class SessionOptions:
         device: "auto", or a device from the runtime's ``DEVICES``, such as "cpu" or "cuda:1".
         threads: Number of engine threads; None: the engine's default.
         provider_options: Passed to the engine unchanged.
-        check_payload: Whether to check the payload digest before opening. None: only if the
-            artifact has several files, which may have been mixed up.
+        check_payload: Whether to check the payload digest before opening the files. None: only for
+            artifacts of several files, because files of different artifacts may be mixed up.
     """
 
     device: str = "auto"
@@ -84,16 +83,17 @@ class SessionOptions:
 
 
 class Session(ABC):
-    """An opened model. Not thread-safe: the caller must hold a lock.
+    """A model that was opened in an engine. Not thread-safe: callers must use a lock.
 
-    Subclasses implement ``_run`` and ``_close``. Exceptions of ``_run`` other than a Y7EdgeError
-    are wrapped in a DeviceError.
+    Subclasses implement ``_run`` and ``_close``, and set ``ENGINE`` to the engine's name for
+    messages.
 
     Attributes:
         inputs: Tensors that ``infer`` takes.
         outputs: Tensors that ``infer`` returns.
         device: The device in use, such as "cpu" or "cuda:0".
-        arithmetic: A description of the arithmetic; an engine may emulate a precision.
+        arithmetic: Description of the arithmetic, such as "float32 (ONNX Runtime, cpu)". It can
+            differ from the artifact's precision, which an engine may emulate.
         versions: Versions of the engine's packages.
     """
 
@@ -108,8 +108,12 @@ class Session(ABC):
         arithmetic: str,
         versions: Mapping[str, str],
     ) -> None:
-        self.inputs = (TensorSpec.of_input(manifest.input),)
-        self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
+        image = manifest.input
+        self.inputs = (TensorSpec(image.name, image.shape, image.dtype, "images", image.layout),)
+        self.outputs = tuple(
+            TensorSpec(o.name, o.shape, o.dtype, o.role, o.layout, o.scale, o.zero_point)
+            for o in manifest.outputs
+        )
         self.device = device
         self.arithmetic = arithmetic
         self.versions = dict(versions)
@@ -119,7 +123,7 @@ class Session(ABC):
         _SESSIONS.add(self)
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the model on arrays by input name; return new arrays by output name.
+        """Run the model on arrays, by input name; return new arrays, by output name.
 
         Raises:
             ConfigError: names, shapes or dtypes of the feeds differ from the model's inputs.
@@ -149,10 +153,10 @@ class Session(ABC):
         return results
 
     def close(self) -> None:
-        """Free the engine's memory; closing twice is allowed.
+        """Free the engine's memory. Calling it again has no effect.
 
-        Does not free anything in a forked child, where an engine would wait forever for threads
-        that exist only in the parent.
+        In a forked child nothing is freed, because the engine would wait forever for its threads,
+        which exist only in the parent process.
         """
         if not self._closed and self._process == os.getpid():
             self._close()
@@ -164,7 +168,10 @@ class Session(ABC):
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the engine on checked feeds; return new arrays."""
+        """Run the engine on feeds that were checked; return new arrays by output name.
+
+        ``infer`` converts exceptions other than Y7EdgeError to DeviceError.
+        """
 
     @abstractmethod
     def _close(self) -> None:
@@ -173,7 +180,10 @@ class Session(ABC):
     def _require_tensors(
         self, inputs: Iterable[tuple[str, str, tuple[Dim, ...]]], outputs: Iterable[Any]
     ) -> None:
-        """Raise ArtifactError unless the engine's (name, dtype, shape) match the manifest."""
+        """Raise ArtifactError if the engine's tensors differ from the manifest's.
+
+        ``inputs`` and ``outputs`` are the engine's tensors, each (name, dtype, shape).
+        """
         for found, specs in ((list(inputs), self.inputs), (list(outputs), self.outputs)):
             expected = [(spec.name, spec.dtype, spec.shape) for spec in specs]
             for (name, dtype, shape), wanted in zip(found, expected, strict=False):
@@ -189,20 +199,21 @@ class Session(ABC):
                 )
 
 
-_SESSIONS: WeakSet[Session] = WeakSet()
+_SESSIONS: WeakSet[Session] = WeakSet()  # all sessions of this process
 
 
 def keep(thing: object) -> None:
-    """Leak an object, so that it is never freed, even when the process ends."""
+    """Prevent an object from ever being freed, even when the process ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _keep_sessions() -> None:
+    """Prevent the parent's sessions from being freed in a forked child (see ``Session.close``)."""
     for session in list(_SESSIONS):
         keep(session)
 
 
-if hasattr(os, "register_at_fork"):  # see Session.close
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_sessions)
 
 
@@ -214,9 +225,9 @@ class Runtime(Protocol):
     TARGETS: tuple[str, ...]
     """Export targets (``manifest.target``) whose artifacts it runs and proves."""
     NEEDS: Mapping[str, str]
-    """Import name of each required package -> what to install."""
+    """Import name of each required package -> extra to install."""
     DEVICES: tuple[str, ...]
-    """Supported device names besides "auto"; "cuda:N" stands for any index."""
+    """Supported device names besides "auto"; "cuda:N" allows any index."""
     DEVIATION: float
     """Tolerance for fp32 outputs, as a fraction of an output's largest magnitude."""
 
@@ -224,10 +235,10 @@ class Runtime(Protocol):
         """Switch the engine's telemetry off and import it. No other function imports it."""
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """Return all files of the artifact at ``path``, the main file first, existing or not."""
+        """Return the paths of all files of an artifact, main file first; they need not exist."""
 
     def read_manifest(self, path: Path) -> Manifest:
-        """Read the manifest of a file without the engine.
+        """Read the manifest of a file, without the engine.
 
         Raises:
             ArtifactError: the file has another format, or was not made by y7edge.
@@ -238,10 +249,10 @@ class Runtime(Protocol):
         """Write the artifact's manifest into its files, replacing an older one."""
 
     def payload_digest(self, files: Sequence[Path]) -> str:
-        """Return the SHA-256 over all files without the manifest; needs no engine."""
+        """Return the SHA-256 over all files except the manifest, without the engine."""
 
     def open(self, artifact: Artifact, options: SessionOptions) -> Session:
-        """Open a session; the registry has checked that the files and the engine exist.
+        """Open a session. The registry checks before that the files and the engine exist.
 
         Raises:
             DeviceError: the device does not exist, or the engine refuses the files. There is no
@@ -254,7 +265,7 @@ class Runtime(Protocol):
 
 
 def require_process(process: int, what: str) -> None:
-    """Raise DeviceError if ``what`` was opened in another process than this one.
+    """Raise DeviceError if ``process``, which opened ``what``, is not the current process.
 
     An engine's threads do not exist in a forked child, so a call would wait for them forever.
     """
@@ -282,7 +293,7 @@ def claim_engine(engine: str) -> None:
 
 
 def refuse_copy(what: str) -> NoReturn:
-    """Raise the DeviceError for an object that was to be pickled or copied."""
+    """Raise DeviceError for an attempt to pickle or copy ``what``."""
     raise DeviceError(
         f"{what} cannot be pickled or copied: pass the artifact's path to the other process, and "
         "open it there with Detector(path)"
@@ -290,9 +301,16 @@ def refuse_copy(what: str) -> NoReturn:
 
 
 def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manifest:
-    """Decode the manifest of a file; raise ArtifactError if ``text`` is None.
+    """Decode the manifest of a file, and check its digest.
 
-    ``options``: the options of ``y7edge export`` that make such a file, for the message.
+    Args:
+        text: JSON; None if the file has no manifest.
+        path: the file, for messages.
+        options: options of ``y7edge export`` that make such a file, for messages.
+
+    Raises:
+        ArtifactError: there is no manifest, or it is invalid.
+        DigestError: the manifest was changed.
     """
     if text is None:
         raise ArtifactError(
@@ -303,7 +321,7 @@ def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manif
 
 
 def parse_device(text: str, devices: Sequence[str]) -> tuple[str, int | None]:
-    """Split a device name into its kind and its index.
+    """Split a device name into kind and index, such as ("cuda", 1), or ("cpu", None).
 
     Args:
         text: the user's text, such as "auto", "cpu" or "cuda:1".
@@ -323,12 +341,12 @@ def parse_device(text: str, devices: Sequence[str]) -> tuple[str, int | None]:
 
 
 def missing(needs: Mapping[str, str]) -> list[str]:
-    """Return the import names from ``needs`` that are not installed; import nothing."""
+    """Return the import names from ``needs`` that are not installed, without importing them."""
     return [name for name in needs if find_spec(name) is None]
 
 
 def require(needs: Mapping[str, str], purpose: str) -> None:
-    """Raise RuntimeMissing, which names what to install, if a package of ``needs`` is missing."""
+    """Raise RuntimeMissing, which says what to install, if a package of ``needs`` is missing."""
     absent = missing(needs)
     if absent:
         how = " ".join(sorted({f'"{needs[name]}"' for name in absent}))
@@ -338,7 +356,7 @@ def require(needs: Mapping[str, str], purpose: str) -> None:
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
-    """Return the versions of the installed packages among ``packages`` (names on PyPI)."""
+    """Return the version of each package (PyPI name) that is installed."""
     found = {}
     for name in packages:
         try:
@@ -349,7 +367,7 @@ def installed_versions(*packages: str) -> dict[str, str]:
 
 
 def one_line(error: Exception) -> str:
-    """Return an engine's message as one line of at most 300 characters."""
+    """Return the message of an engine's error as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -366,7 +384,7 @@ def fits(array: NDArray[Any], spec: TensorSpec) -> bool:
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:
-    """Raise ConfigError unless ``feeds`` match the inputs in names, shapes and dtypes."""
+    """Raise ConfigError if names, shapes or dtypes of ``feeds`` differ from the inputs."""
     names = [spec.name for spec in inputs]
     if sorted(feeds) != sorted(names):
         raise ConfigError(

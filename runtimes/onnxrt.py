@@ -24,7 +24,6 @@ from y7edge.runtimes.base import (
     installed_versions,
     one_line,
     parse_device,
-    require,
 )
 
 FORMATS = (".onnx",)
@@ -49,8 +48,8 @@ _DTYPES = {
 def load_engine() -> Any:
     """Import onnxruntime with its telemetry off.
 
-    Since version 1.29 it sends telemetry on Linux too, unless this variable is set before the first
-    import. A value set by the user is kept.
+    Since version 1.29 it sends telemetry on Linux too, unless ``ORT_DISABLE_TELEMETRY`` is set
+    before the first import. A value set by the user is kept.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
@@ -59,12 +58,12 @@ def load_engine() -> Any:
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """Return the artifact's only file."""
+    """Return ``path``: an artifact is a single file."""
     return (path,)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest inside an .onnx file and check its own digest."""
+    """Read the manifest in an .onnx file, and check the manifest's digest."""
     text = _modelproto.read_metadata(path, _KEY, MAX_BYTES)
     return decode_manifest(text, path, "--out FILE.onnx")
 
@@ -79,7 +78,7 @@ def write_manifest(artifact: Artifact) -> None:
 
 
 def payload_digest(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of the file without its metadata: the graph and its tensors."""
+    """Return the SHA-256 of the file without its metadata."""
     return _modelproto.payload_digest(files[0])
 
 
@@ -94,8 +93,11 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
 
 
 def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run an .onnx file without manifest on the CPU; DeviceError if the engine fails."""
-    require(NEEDS, f"running {path.name}")
+    """Run an .onnx file without manifest once, on the CPU.
+
+    Raises:
+        DeviceError: ONNX Runtime cannot open or run the file.
+    """
     engine = _start(path, SessionOptions(device="cpu"))
     names = [output.name for output in engine.get_outputs()]
     try:
@@ -147,12 +149,13 @@ def _tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:
 
 
 def _start(path: Path, options: SessionOptions) -> Any:
+    """Open an ``onnxruntime.InferenceSession``; raise DeviceError if that fails."""
     ort = load_engine()
     providers = _providers(options, ort.get_available_providers())
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     settings.log_severity_level = 4  # fatal only: errors are raised as exceptions
-    # Compute fp32 in fp32: bf16 on ARM is faster, but deviates by 0.1 %.
+    # ARM CPUs would compute fp32 models in bf16, which is faster but deviates by 0.1 %.
     settings.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
@@ -164,39 +167,42 @@ def _start(path: Path, options: SessionOptions) -> Any:
 
 
 def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the execution providers for a device; a GPU falls back to the CPU for some nodes."""
+    """Return the execution providers for a device, each with its options, in order of preference.
+
+    On a GPU, the CPU runs the nodes that the GPU's provider does not support.
+    """
     kind, index = parse_device(options.device, DEVICES)
     own = dict(options.provider_options)
     if "use_tf32" in own:
         raise ConfigError("use_tf32 cannot be set: an fp32 artifact is computed in fp32")
     if kind == "cuda" and _CUDA not in available:
         raise DeviceError(
-            f"device {options.device!r} was asked for, but this ONNX Runtime has only "
+            f"device {options.device!r} is not available: this ONNX Runtime has only "
             f"{', '.join(available)}: pip install onnxruntime-gpu, or use device='cpu'"
         )
     if kind == "cpu" or _CUDA not in available:
         return [(_CPU, own)]
-    # TF32 keeps only 10 bits of the mantissa.
+    # TF32 would round the inputs of multiplications to a mantissa of 10 bits.
     return [(_CUDA, {"device_id": index or 0, "use_tf32": 0, **own}), (_CPU, {})]
 
 
 def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:
-    """Return the session's device; DeviceError if ONNX Runtime silently fell back to the CPU."""
+    """Return the session's device; raise DeviceError if it is the CPU although a GPU was set."""
     if engine.get_providers()[0] == _CUDA:
         return f"cuda:{engine.get_provider_options()[_CUDA].get('device_id', 0)}"
     if options.device.startswith("cuda"):
         raise DeviceError(
-            f"device {options.device!r} was asked for, but ONNX Runtime opened {path} on the CPU: "
+            f"device {options.device!r} is not available: ONNX Runtime opened {path} on the CPU: "
             "check the driver and the CUDA and cuDNN that onnxruntime-gpu needs"
         )
     return "cpu"
 
 
 def _arithmetic(precision: str, device: str) -> str:
-    """Describe the arithmetic for an artifact of this precision."""
+    """Return a description of the arithmetic for an artifact of this precision."""
     if precision == "fp16" and device == "cpu":
-        # Measured with 1.32 on x86-64 at every optimization level: ONNX Runtime removes the casts
-        # to float16 between layers.
+        # ONNX Runtime removes the casts to float16 between layers (measured with version 1.32 on
+        # x86-64, at every optimization level).
         return "float16 weights, float32 between layers (ONNX Runtime, cpu)"
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
     return f"{names[precision]} (ONNX Runtime, {device})"

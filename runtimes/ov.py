@@ -1,8 +1,8 @@
 """Run OpenVINO IR artifacts on CPUs, Intel GPUs and NPUs (https://docs.openvino.ai).
 
-An artifact is an .xml file (the graph) and a .bin file (the weights). The manifest is the value of
-``/net/rt_info/y7edge/manifest`` in the .xml file, and is read and written without the engine. The
-payload is the rest of the .xml file and the whole .bin file.
+An artifact is an .xml file (the graph) and a .bin file (the weights). The manifest is the attribute
+``value`` of the element ``/net/rt_info/y7edge/manifest`` in the .xml file. It is read and written
+without the engine. The payload is the rest of the .xml file and the whole .bin file.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ NEEDS = {"openvino": "y7edge[openvino]"}
 DEVICES = ("cpu", "gpu", "gpu:N", "npu")
 DEVIATION = 1e-4
 
-_PLACE = ["net", "rt_info", "y7edge"]
+_PLACE = ["net", "rt_info", "y7edge"]  # path of the element that contains the manifest
 _MAX_XML = 32 << 20  # bytes of an .xml file; the largest variant has 2 MB
 _MAX_ELEMENTS = 500_000  # in an .xml file; the largest variant has 40,000
-# The arithmetic is fixed by the artifact: a call cannot set these.
+# Options that users cannot set, because the artifact's precision determines the arithmetic.
 _RESERVED = ("INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT")
 
 
 def load_engine() -> Any:
     """Import openvino with its telemetry off.
 
-    The import sends telemetry and writes into the home directory. If ``openvino_telemetry`` cannot
-    be imported, openvino uses a stub instead.
+    On import, openvino sends telemetry and writes into the home directory, unless the package
+    ``openvino_telemetry`` cannot be imported. An entry of None in ``sys.modules`` prevents its
+    import.
     """
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -63,9 +64,12 @@ def load_engine() -> Any:
 def open_core() -> Any:
     """Return the only ``openvino.Core`` of this process, which is never freed.
 
-    A core installs an alternate signal stack in the thread that compiles first, and unmaps it when
-    the core is freed. Freeing several cores can leave the thread with an unmapped stack: the next
-    signal, such as Ctrl-C, would crash the process.
+    A core installs an alternate signal stack in the thread that first compiles a model, and unmaps
+    this stack when it is freed. After several cores are freed, the thread may still use an unmapped
+    stack, and the next signal, such as Ctrl-C, would crash the process.
+
+    Raises:
+        DeviceError: the core was created in another process, before a fork.
     """
     claim_engine("OpenVINO")
     return _core()
@@ -73,8 +77,9 @@ def open_core() -> Any:
 
 @cache
 def _core() -> Any:
+    """Create the core."""
     core = load_engine().Core()
-    # Memory-mapped weights change with the file, and truncating it would kill the process.
+    # Memory-mapped weights would change with the file, and a truncated file kills the process.
     core.set_property({"ENABLE_MMAP": False})
     keep(core)
     return core
@@ -86,7 +91,7 @@ def files(path: Path) -> tuple[Path, ...]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest inside an IR's .xml file and check its own digest."""
+    """Read the manifest in an .xml file, and check the manifest's digest."""
     return decode_manifest(_Document(path).manifest, path, "--target openvino --out FILE.xml")
 
 
@@ -138,7 +143,8 @@ class _OpenVinoSession(Session):
         self._request: Any = compiled.create_infer_request()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        # Inputs are shared with the engine without a copy; the next run overwrites its outputs.
+        # The engine uses the inputs without copying them. Outputs are copied, because the next run
+        # overwrites them.
         given = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         for index, array in enumerate(given):
             self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
@@ -153,6 +159,7 @@ class _OpenVinoSession(Session):
 
 
 def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int | None) -> Any:
+    """Compile an artifact for a device; raise DeviceError if that fails."""
     own = dict(options.provider_options)
     if taken := sorted(set(own) & set(_RESERVED)):
         raise ConfigError(
@@ -176,9 +183,8 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         available = core.available_devices
         if not any(device.split(".")[0] == kind.upper() for device in available):
             raise DeviceError(
-                f"device {options.device!r} was asked for, but OpenVINO sees "
-                f"{', '.join(available).lower() or 'none'} here: install its driver, or use "
-                "device='cpu'"
+                f"device {options.device!r} is not available: OpenVINO has only "
+                f"{', '.join(available).lower() or 'none'}: install the driver, or use device='cpu'"
             )
         model = core.read_model(*map(str, artifact.files))
         return core.compile_model(model, name, {**settings, **own})
@@ -189,7 +195,7 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
 
 
 def _arithmetic(compiled: Any, precision: str, device: str) -> str:
-    """Describe the arithmetic that the compiled model uses.
+    """Return a description of the arithmetic that the compiled model uses.
 
     Raises:
         DeviceError: an fp32 or bf16 artifact would be computed in another precision.
@@ -226,12 +232,12 @@ def _tensors(
 
 
 def _element(value: str) -> bytes:
-    """Return the XML element for a manifest; ``_Document`` expects exactly these bytes."""
+    """Return the XML element for a manifest. ``_Document`` accepts only these exact bytes."""
     return f"<y7edge><manifest value={quoteattr(value)}/></y7edge>".encode()
 
 
 class _Document:
-    """The bytes of an .xml file, and the position of the manifest in them.
+    """The bytes of an .xml file, with the position of the manifest in them.
 
     Raises:
         ArtifactError: the file is not the .xml file of an OpenVINO IR.
@@ -299,7 +305,7 @@ class _Document:
 
     def _end(self, _: str) -> None:
         if self._stack == _PLACE:
-            # y7edge writes this element in one way only; refuse every other spelling.
+            # Accept only the bytes that y7edge writes: without_manifest needs their exact length.
             begin = self._begin or 0
             whole = _element(self._values[0]) if len(self._values) == 1 else b""
             if not whole or self._data[begin : begin + len(whole)] != whole:

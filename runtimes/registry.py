@@ -52,7 +52,7 @@ def name_of(runtime: Runtime) -> str:
 
 
 def loadable() -> list[Runtime]:
-    """Return all runtime modules that can be imported."""
+    """Return all runtime modules that can be imported, whether the engines are installed or not."""
     return [cast(Runtime, module) for module in RUNTIMES.loadable()]
 
 
@@ -63,7 +63,9 @@ def devices() -> list[str]:
 
 @checked
 def find(path: Path | str, backend: str = "auto") -> Runtime:
-    """Return the runtime for ``path``: ``backend``, or for "auto" by suffix and manifest.
+    """Return the runtime for a file.
+
+    ``backend`` is the name of a runtime, or "auto" to choose one by suffix and manifest.
 
     Raises:
         ArtifactMissing: the file does not exist.
@@ -89,11 +91,11 @@ def find(path: Path | str, backend: str = "auto") -> Runtime:
 
 
 def _rank(runtime: Runtime, path: Path) -> int:
-    """Rank a runtime for a file with a supported suffix; 0 is best."""
+    """Return the rank of a runtime for a file with a supported suffix; 0 is best."""
     try:
         target = runtime.read_manifest(path).target
     except DigestError:
-        return 3  # the right format, but damaged: its error message is the useful one
+        return 3  # the runtime reads this format, but the file is damaged
     except ArtifactError:
         return 4  # another format with the same suffix
     if target not in runtime.TARGETS:
@@ -103,9 +105,10 @@ def _rank(runtime: Runtime, path: Path) -> int:
 
 @checked
 def load(path: Path | str, backend: str = "auto") -> Artifact:
-    """Read an artifact's manifest and check its digest, without its payload and engine.
+    """Read an artifact's manifest, and check the manifest's digest.
 
-    If no runtime reads the file, the manifest beside it is used.
+    Neither the payload nor the engine is loaded. If no runtime reads this kind of file, the
+    manifest is read from ``NAME.SUFFIX.json`` beside it.
 
     Raises:
         ArtifactMissing: the file does not exist.
@@ -125,7 +128,7 @@ def load(path: Path | str, backend: str = "auto") -> Artifact:
 
 
 def check_payload(artifact: Artifact, backend: str = "auto") -> str:
-    """Compute the payload digest from the files, and compare it with the manifest.
+    """Compute the payload digest of the files, compare it with the manifest, and return it.
 
     Raises:
         ArtifactMissing: a file of the artifact does not exist.
@@ -153,9 +156,9 @@ def open_session(
 
     Raises:
         ArtifactMissing: a file of the artifact does not exist.
-        ArtifactError: its path is not UTF-8.
+        ArtifactError: the path is not UTF-8.
         RuntimeMissing: the engine's package is not installed; the message says what to install.
-        DigestError: ``SessionOptions.check_payload`` applies, and the payload was changed.
+        DigestError: the payload was changed; checked according to ``options.check_payload``.
         DeviceError: the device does not exist, or the engine refuses the file.
     """
     options = options or SessionOptions()

@@ -1,7 +1,7 @@
-"""y7edge: train YOLOv7, export it with a proof, and run it on edge devices.
+"""y7edge: train YOLOv7, export it with a proof of equal outputs, and run it on edge devices.
 
-Public names are imported on first use (PEP 562), so ``import y7edge`` is fast and imports neither
-an engine nor OpenCV nor torch::
+Public names are imported on first use (PEP 562). So ``import y7edge`` is fast: it does not import
+an engine, OpenCV or torch::
 
     from y7edge import Detector
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
         ConfigError,
         DataError,
         DetectorClosed,
-        FrameDropped,
         DeviceError,
         DigestError,
         ExportError,
+        FrameDropped,
         GateError,
         OutputError,
         ParityError,
@@ -51,10 +51,10 @@ __all__ = [
     "Detections",
     "Detector",
     "DetectorClosed",
-    "FrameDropped",
     "DeviceError",
     "DigestError",
     "ExportError",
+    "FrameDropped",
     "GateError",
     "OutputError",
     "ParityError",
@@ -67,7 +67,7 @@ __all__ = [
     "draw",
 ]
 
-_ELSEWHERE = {
+_DEFINED_IN = {  # all other public names are in y7edge.errors
     "Detection": "y7edge.detect.detections",
     "Detections": "y7edge.detect.detections",
     "Detector": "y7edge.detect.detector",
@@ -80,7 +80,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
     if name not in __all__:
         raise AttributeError(f"module 'y7edge' has no attribute {name!r}")
-    value = getattr(import_module(_ELSEWHERE.get(name, "y7edge.errors")), name)
+    value = getattr(import_module(_DEFINED_IN.get(name, "y7edge.errors")), name)
     globals()[name] = value
     return value
 

@@ -1,18 +1,18 @@
 """Box arithmetic in numpy: conversions, intersections, and non-maximum suppression (NMS).
 
-NMS is greedy, exact and deterministic: in order of score, each kept box removes the boxes of its
-class whose IoU with it is above the threshold. Boxes with equal scores keep their order. Class ids
-are compared directly; the published method, which shifts boxes by class x 4096 pixels, fails for
-larger images.
+NMS is greedy, exact and deterministic. Boxes are visited in descending order of score; boxes with
+equal scores keep their order. Each kept box removes the later boxes of the same class if their IoU
+with it is above the threshold. Class ids are compared directly. (The published code shifts boxes by
+class id x 4096 pixels instead, which fails for larger images.)
 
 Three methods make it fast in numpy:
 
-* Only pairs that can overlap are compared. An IoU above t needs an overlap above t in x, so in the
-  order of class and left side, the possible partners of a box follow it directly.
-* The greedy loop over boxes becomes a few rounds over pairs (better, worse). A box that is in no
-  pair the worse one is kept, and removes the worse boxes of its pairs. Each round decides at least
-  the best remaining box, and usually nearly all boxes.
-* Boxes are processed in blocks by score, until enough boxes are kept.
+* Only pairs of boxes that can overlap are compared. Boxes are sorted by class and left side. Two
+  boxes with an IoU above t must overlap in x, so all possible partners of a box directly follow it.
+* A few rounds over all pairs (better box, worse box) replace the loop over boxes. In each round, a
+  box that is the better one in all of its remaining pairs is kept, and the worse boxes of these
+  pairs are removed. A round decides at least the best remaining box, and usually nearly all boxes.
+* Boxes are processed in blocks by score, until ``max_det`` boxes are kept.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_CANDIDATES = 30_000  # only the boxes with the best scores are used
-_PER_CLASS = 256
-_BLOCK = 1024
-_SLACK = 1e-3  # lowers the threshold in the selection of pairs, against rounding
+_PER_CLASS = 256  # typical number of boxes of one class in a block
+_BLOCK = 1024  # maximum number of boxes in a block
+_SLACK = 1e-3  # pairs are selected with a threshold lower by this, to allow for rounding errors
 
 
 def corners(centre: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
-    """Return boxes (N, 4) x1, y1, x2, y2 from their centres (N, 2) and sizes (N, 2)."""
+    """Convert centres (N, 2) and sizes (N, 2) to corner boxes (N, 4) x1, y1, x2, y2."""
     half = size / 2
     boxes = np.empty((len(half), 4), half.dtype)
     np.subtract(centre, half, out=boxes[:, :2])
@@ -38,13 +38,13 @@ def corners(centre: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
 
 
 def centred(boxes: NDArray[Any]) -> NDArray[Any]:
-    """Return boxes (N, 4) centre x, centre y, width, height from their corners (N, 4)."""
+    """Convert corner boxes (N, 4) to boxes (N, 4) centre x, centre y, width, height."""
     low, high = boxes[:, :2], boxes[:, 2:]
     return np.hstack(((low + high) / 2, high - low))
 
 
 def intersections(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
-    """Return the areas (n, m) that corner boxes (n, 4) share with corner boxes (m, 4)."""
+    """Return the intersection areas (n, m) of corner boxes (n, 4) and (m, 4)."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     return np.asarray(np.maximum(high - low, 0).prod(axis=2))
@@ -59,13 +59,13 @@ def nms(
     *,
     agnostic: bool = False,
 ) -> NDArray[np.intp]:
-    """Return the indices of the kept boxes, best score first.
+    """Apply non-maximum suppression; return the indices of the kept boxes, best score first.
 
     Args:
         boxes: (N, 4) corners x1, y1, x2, y2.
         scores: (N,).
         classes: (N,) class of each box.
-        iou: a box is removed if its IoU with a better box of its class is greater.
+        iou: a box is removed if its IoU with a better kept box of the same class is greater.
         max_det: maximum number of boxes to keep.
         agnostic: compare boxes of different classes too.
     """
@@ -84,10 +84,10 @@ def nms(
 
 
 def best_first(scores: NDArray[np.float32], limit: int) -> NDArray[np.intp]:
-    """Return indices of the ``limit`` best scores, descending; equal scores keep their order."""
+    """Return the indices of the ``limit`` highest scores, descending; ties keep their order."""
     if len(scores) <= limit:
         falling = -scores
-        # Numpy's stable sort is several times slower than its fast one, and ties are rare.
+        # Numpy's stable sort is several times slower than its default, and ties are rare.
         order = np.argsort(falling)
         ranked = falling[order]
         if (ranked[1:] == ranked[:-1]).any():
@@ -100,7 +100,7 @@ def best_first(scores: NDArray[np.float32], limit: int) -> NDArray[np.intp]:
 
 
 class _Candidates:
-    """Boxes in order of score: the smaller index is the better box."""
+    """Boxes sorted by descending score: of two boxes, the one with the smaller index is better."""
 
     def __init__(
         self, boxes: NDArray[np.float32], classes: NDArray[np.int32], threshold: float
@@ -109,8 +109,8 @@ class _Candidates:
         self.area = (self.right - self.left) * (self.bottom - self.top)
         self.classes = classes
         self.threshold = np.float32(threshold)
-        # For an IoU above t, the other box must begin before left + (1 - t) width. Class and left
-        # side form one sort key in float64; a reach that is too long only costs comparisons.
+        # For an IoU above t, the right box must begin before left + (1 - t) width of the left box:
+        # this is its reach. Class and left side are combined to one sort key in float64.
         left = self.left.astype(np.float64)
         reach = np.maximum(left + (self.right - left) * (1 - max(threshold - _SLACK, 0)), left)
         extent = reach.max(initial=0) - left.min(initial=0) + 1
@@ -118,12 +118,12 @@ class _Candidates:
         self.reach = reach + classes * extent
 
     def block_size(self) -> int:
-        """Return the block size; the number of pairs grows with its square within a class."""
+        """Return a block size with about ``_PER_CLASS`` boxes of the most frequent class."""
         most = int(np.bincount(self.classes).max(initial=1))
         return min(_PER_CLASS * len(self.classes) // most, _BLOCK) or 1
 
     def greedy(self, block: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return the boxes that greedy NMS within ``block`` keeps, in ascending order."""
+        """Apply greedy NMS to the indices ``block``; return the kept ones in ascending order."""
         order = block[np.argsort(self.key[block])]
         stops = np.searchsorted(self.key[order], self.reach[order], side="right")
         first, second = _runs(np.arange(1, len(order) + 1), stops)
@@ -131,19 +131,19 @@ class _Candidates:
         better, worse = np.minimum(one, other), np.maximum(one, other)
         lost = np.zeros(len(self.key), np.bool_)
         while len(better):
-            rivalled = np.zeros(len(self.key), np.bool_)
-            rivalled[worse] = True
-            wins = ~rivalled[better]
+            is_worse = np.zeros(len(self.key), np.bool_)
+            is_worse[worse] = True
+            wins = ~is_worse[better]
             lost[worse[wins]] = True
             undecided = ~(wins | lost[better] | lost[worse])
             better, worse = better[undecided], worse[undecided]
         return block[~lost[block]]
 
     def suppressed_by(self, kept: NDArray[np.intp], block: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return the boxes of ``block`` that a box of ``kept`` suppresses, possibly repeated."""
+        """Return the boxes of ``block`` that boxes of ``kept`` suppress; some occur repeatedly."""
         kept = kept[np.argsort(self.key[kept])]
         block = block[np.argsort(self.key[block])]
-        # Pairs in which the kept box begins first or both begin together, then all other pairs.
+        # First the pairs where the kept box has the smaller or equal key, then all other pairs.
         i, j = _runs(
             np.searchsorted(self.key[block], self.key[kept], side="left"),
             np.searchsorted(self.key[block], self.reach[kept], side="right"),
@@ -158,10 +158,10 @@ class _Candidates:
     def _suppressing(
         self, one: NDArray[np.intp], other: NDArray[np.intp]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return the pairs of one class with an IoU above the threshold."""
+        """Return the pairs of the same class with an IoU above the threshold."""
         top, bottom = self.top, self.bottom
         height = np.minimum(bottom[one], bottom[other]) - np.maximum(top[one], top[other])
-        # Most pairs that are near in x do not overlap in y: skip the other gathers for them.
+        # Most pairs do not overlap in y: drop them before their other values are looked up.
         near = (height > 0).nonzero()[0]
         one, other, height = one[near], other[near], height[near]
         left, right = self.left, self.right

@@ -1,7 +1,7 @@
 """Report the installed packages, and which backends are usable, for ``y7edge check``.
 
-Packages are looked up without importing them. Exceptions are OpenCV, for its build options, and the
-engines, because an installed engine may fail to import.
+Most packages are looked up without importing them. OpenCV is imported to read its build options.
+Engines are imported because an installed engine may fail to import.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PACKAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One runtime: its file formats, and whether it can be used here."""
+    """A runtime, its file formats, and whether it can be used on this machine."""
 
     name: str
     formats: tuple[str, ...]
@@ -65,7 +65,7 @@ class Report:
 
 
 def extra_of(package: str) -> str:
-    """Return the smallest extra that installs a package, given its import name."""
+    """Return the extra of y7edge that installs a package, such as "export" for "onnx"."""
     for runtime in registry.loadable():
         if package in runtime.NEEDS:
             return runtime.NEEDS[package].removeprefix("y7edge[").removesuffix("]")
@@ -73,7 +73,7 @@ def extra_of(package: str) -> str:
 
 
 def check() -> Report:
-    """Inspect the installation."""
+    """Find the installed packages, the usable backends, and what is missing for each purpose."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
     opencv = _opencv()
     backends = tuple(_backend(name) for name in registry.names())
@@ -99,7 +99,7 @@ def check() -> Report:
 
 
 def _needs() -> dict[str, tuple[str, ...]]:
-    """Return the PyPI names that each purpose needs, from the package's extras."""
+    """Return the required packages (names on PyPI) for each purpose, such as "export"."""
     by_extra: dict[str | None, tuple[str, ...]] = {}
     for pypi, extra in PACKAGES.values():
         by_extra[extra] = (*by_extra.get(extra, ()), pypi)
@@ -119,13 +119,13 @@ def _version(module: str, pypi: str) -> str | None:
     try:
         return metadata.version(pypi)
     except metadata.PackageNotFoundError:
-        # Another distribution, such as opencv-python-headless, or no pip, as on a Jetson.
+        # Installed by another distribution, such as opencv-python-headless, or without pip.
         others = metadata.packages_distributions().get(module, [])
         return metadata.version(others[0]) if others else "unknown"
 
 
 def _opencv() -> dict[str, Any]:
-    """Return OpenCV's version, and whether it has GStreamer, which cameras of a Jetson need."""
+    """Return OpenCV's version, and whether it has GStreamer (needed for cameras on a Jetson)."""
     try:
         cv2 = import_module("cv2")
     except ImportError as error:
@@ -136,7 +136,7 @@ def _opencv() -> dict[str, Any]:
 
 
 def _backend(name: str) -> Backend:
-    """Check whether a runtime can be used here."""
+    """Check whether a runtime can be used on this machine."""
     try:
         runtime = registry.get(name)
     except RuntimeMissing as error:

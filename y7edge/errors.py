@@ -35,7 +35,7 @@ class DataError(Y7EdgeError, ValueError):
 
 
 class CheckpointError(Y7EdgeError):
-    """A checkpoint is damaged, has an unexpected form, or was refused as unsafe."""
+    """A checkpoint is damaged, has unexpected content, or was refused as unsafe."""
 
 
 class TrainingError(Y7EdgeError):
@@ -43,11 +43,11 @@ class TrainingError(Y7EdgeError):
 
 
 class ExportError(Y7EdgeError):
-    """An artifact could not be made; the destination was not changed."""
+    """An artifact could not be created; files at the destination were not changed."""
 
 
 class Report(Protocol):
-    """The report of a ParityError, a class of :mod:`y7edge.artifact.reports`."""
+    """Interface of the reports in :mod:`y7edge.artifact.reports`, for :class:`ParityError`."""
 
     @property
     def status(self) -> str:
@@ -58,9 +58,9 @@ class Report(Protocol):
 
 
 class ParityError(ExportError):
-    """An artifact differs from its model, or could not be proved equal.
+    """The outputs of an artifact differ from its model's, or could not be compared.
 
-    ``report`` has the status and the measurements; None if nothing was compared.
+    ``report`` contains the status and the measurements; None if nothing was compared.
     """
 
     exit_code = 4
@@ -79,7 +79,7 @@ class ArtifactMissing(ArtifactError, FileNotFoundError):  # noqa: N818 - a publi
 
 
 class DigestError(ArtifactError):
-    """An artifact or its manifest was changed after it was proved."""
+    """A digest does not match: an artifact or its manifest was changed after the export."""
 
     exit_code = 4
 
@@ -118,7 +118,7 @@ class OutputError(Y7EdgeError):
 
 @contextmanager
 def needing(package: str, extra: str, purpose: str) -> Iterator[None]:
-    """Re-raise an ImportError of the block as RuntimeMissing, which names what to install."""
+    """Re-raise an ImportError of the block as RuntimeMissing with the command to install it."""
     try:
         yield
     except ImportError as error:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from y7edge.errors import OutputError
 
-# Prefix of temporary files and folders. Each is locked by its process: see `_sweep`.
+# Prefix of temporary files and folders, which stay locked while their process runs: see `_sweep`.
 _TEMPORARY = ".y7edge-"
 _OLD = "old"  # subfolder of a temporary folder, with the files that are being replaced
 _KINDS = {
@@ -37,8 +37,9 @@ _WORDS = {
     errno.EFBIG: "the file is larger than the system allows: raise `ulimit -f`, or write elsewhere",
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
 }
+_INVALID_NAME = "a file name cannot contain NUL or a lone surrogate"
 _NO_MEMORY = "not enough memory: close other programs, or use smaller images or batches"
-# Messages of engines and OpenCV, which have no exception class for this.
+# Messages of engines and OpenCV, which have no exception class for lack of memory.
 _OUT_OF_MEMORY = re.compile(
     r"bad.?alloc|out of memory|insufficient memory|(unable|failed|not|n't) (to )?allocate"
     "|failed to map segment",  # when a shared library is loaded
@@ -51,15 +52,15 @@ _IN_RUST = re.compile(r"\(os error (\d{1,4})\)")  # an errno in a message of saf
 
 
 def require_regular(path: Path | str) -> None:
-    """Raise OSError unless a path is a regular file: not a folder, pipe, socket or device.
+    """Check that a path is a regular file: not a folder, pipe, socket or device.
 
     Raises:
-        OSError: the path is not a regular file, or does not exist; ``strerror`` names the kind.
+        OSError: the path does not exist, or is something else; ``strerror`` says what was found.
     """
     try:
         found = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much
-    except ValueError as error:  # a NUL character, or a lone surrogate
-        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+    except ValueError as error:
+        raise OSError(errno.EINVAL, _INVALID_NAME, str(path)) from error
     _require_regular(found, path)
 
 
@@ -78,7 +79,7 @@ def open_regular(path: Path | str) -> BinaryIO:
     require_regular(path)
     stream = open(path, "rb", opener=_opener)  # noqa: SIM115 - Path.open has no opener
     try:
-        _require_regular(os.fstat(stream.fileno()), path)  # it may have been replaced meanwhile
+        _require_regular(os.fstat(stream.fileno()), path)  # in case it was replaced meanwhile
     except OSError:
         stream.close()
         raise
@@ -90,7 +91,7 @@ def _opener(path: str, flags: int) -> int:
 
 
 def read_regular(path: Path | str, most: int) -> bytes:
-    """Return the content of a regular file of at most ``most`` bytes.
+    """Read a regular file of at most ``most`` bytes.
 
     Raises:
         OSError: the file cannot be read, is not a regular file, or is larger.
@@ -99,7 +100,7 @@ def read_regular(path: Path | str, most: int) -> bytes:
         size = os.fstat(stream.fileno()).st_size
         # read(n) allocates n bytes, even for a shorter file.
         content = stream.read(min(size, most) + 1)
-        if size < len(content) <= most:  # the file grows, or has no size, as in /proc
+        if size < len(content) <= most:  # the file has grown, or its size reads 0, as in /proc
             content += stream.read(most + 1 - len(content))
     if len(content) > most:
         size = max(size, len(content))
@@ -109,17 +110,17 @@ def read_regular(path: Path | str, most: int) -> bytes:
 
 
 def is_file(path: Path | str) -> bool:
-    """Return whether a path is an existing file; unlike `Path.is_file`, never raises."""
+    """Return whether a path is an existing file; do not raise, unlike `Path.is_file`."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path | str) -> bool:
-    """Return whether a path is an existing folder; unlike `Path.is_dir`, never raises."""
+    """Return whether a path is an existing folder; do not raise, unlike `Path.is_dir`."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def is_utf8(path: Path | str) -> bool:
-    """Return whether a path is valid UTF-8, as engines and OpenCV's video classes require."""
+    """Return whether a path is valid UTF-8; engines and OpenCV's video classes require it."""
     try:
         str(path).encode()
     except UnicodeError:
@@ -128,7 +129,7 @@ def is_utf8(path: Path | str) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Describe in a few words why reading or writing failed."""
+    """Describe the cause of an error in reading or writing, in a few words."""
     if is_out_of_memory(error):
         return _NO_MEMORY
     if isinstance(error, RecursionError):
@@ -144,7 +145,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of Python, the system, OpenCV or an engine means out of memory."""
+    """Return whether an error (of Python, the system, OpenCV, an engine) means out of memory."""
     is_known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     return is_known or bool(_OUT_OF_MEMORY.search(str(error)))
 
@@ -162,19 +163,19 @@ def writing(what: str, path: Path | str) -> Iterator[None]:
 
 
 def require_replaceable(path: Path | str, *, file: bool = True, folder: bool = True) -> None:
-    """Raise OSError if a destination exists and is a link, pipe, socket or device.
+    """Check that a destination does not exist, or is a file or folder that may be replaced.
 
-    ``file`` and ``folder``: whether an existing file or folder is allowed.
+    ``file`` and ``folder``: whether an existing file or folder may be replaced.
 
     Raises:
-        OSError: the destination must not be replaced; ``strerror`` names the kind.
+        OSError: the destination must not be replaced; ``strerror`` says what was found.
     """
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return
     except ValueError as error:
-        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
+        raise OSError(errno.EINVAL, _INVALID_NAME, str(path)) from error
     if not (file and stat.S_ISREG(mode)) and not (folder and stat.S_ISDIR(mode)):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         words = f"{kind} exists there; remove it or choose another name"
@@ -185,9 +186,9 @@ def require_replaceable(path: Path | str, *, file: bool = True, folder: bool = T
 def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place if the block succeeds.
 
-    The file is synced before the rename, so after a power cut ``path`` has either the old or the
-    new content. ``durable=False`` skips the sync, for files that are checked when they are read and
-    can be generated again. After an exception ``path`` is unchanged. A missing folder is created.
+    If the block raises an exception, ``path`` is unchanged. A missing folder is created.
+    ``durable``: sync the file to disk before the rename, so that after a power failure ``path`` has
+    either the old or the new content. Caches that are validated on reading can do without.
 
     Raises:
         OSError: the file cannot be written, or ``path`` is a folder, link, pipe or device.
@@ -212,14 +213,14 @@ def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
         _sync_folder(destination.parent)
 
 
-def write_text(path: Path | str, content: str, *, durable: bool = True) -> None:
+def write_text(path: Path | str, content: str) -> None:
     """Write a UTF-8 text file atomically; lone surrogates are escaped."""
-    with atomic_write(path, durable=durable) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.encode("utf-8", "backslashreplace"))
 
 
 def _make_file(destination: Path) -> Path:
-    # Keep the suffix: onnx and cv2 choose the format by it.
+    # Keep the suffix, because onnx and cv2 derive the format from it.
     handle, name = tempfile.mkstemp(
         dir=destination.parent,
         prefix=f"{_TEMPORARY}{destination.stem[:32]}-",
@@ -233,8 +234,8 @@ def _make_file(destination: Path) -> Path:
 def temporary_folder(parent: Path | str | None = None) -> Iterator[Path]:
     """Yield a new private folder in ``parent``, and remove it at the end.
 
-    ``parent`` None is the system's temporary folder. Temporary files and folders of killed
-    processes are removed from ``parent`` first.
+    ``parent``: None for the system's temporary folder. First, temporary files and folders that
+    killed processes left in ``parent`` are removed.
 
     Raises:
         OSError: the folder cannot be created, or the system's temporary folder is not UTF-8.
@@ -253,7 +254,7 @@ def temporary_folder(parent: Path | str | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(make: Callable[[], Path]) -> Iterator[Path]:
-    """Yield the path that ``make`` creates, locked against `_sweep` of other processes."""
+    """Yield the path that ``make`` creates; a lock protects it from `_sweep` in other processes."""
     while True:
         path = make()
         with ExitStack() as stack:
@@ -272,8 +273,8 @@ _next_sweep: dict[Path, float] = {}
 def _sweep(folder: Path) -> None:
     """Remove temporary files and folders of killed processes.
 
-    Removes only unlocked files and folders of this user, and does not follow links. Calls are
-    skipped so that sweeping a folder takes at most 1 % of the time.
+    Only unlocked files and folders of this user are removed; links are not followed. After a sweep
+    that took t seconds, calls for the same folder do nothing for 100 t seconds.
     """
     place, begun = folder.absolute(), time.monotonic()
     if begun < _next_sweep.get(place, 0):
@@ -289,6 +290,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _remove_left(path: Path) -> None:
+    """Remove a temporary file or folder unless it is locked or belongs to another user."""
     found = path.lstat()
     is_own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
     if not is_own or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
@@ -300,7 +302,7 @@ def _remove_left(path: Path) -> None:
             path.unlink()
             return
         kept = path / _OLD
-        # After a kill between two renames, restore the replaced files.
+        # If `replace_files` was killed between two renames, restore the replaced files.
         for old in () if kept.is_symlink() else kept.glob("*"):
             if not os.path.lexists(path.parent / old.name):
                 old.rename(path.parent / old.name)
@@ -309,9 +311,9 @@ def _remove_left(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Lock a file or folder against other processes and threads, until the block ends.
+    """Lock a file or folder against other processes and threads until the block ends.
 
-    Yields whether it is locked: Windows and some file systems have no such locks.
+    Yields True if it is locked, False on Windows and on file systems without locks.
 
     Raises:
         BlockingIOError: ``wait`` is False and the path is already locked.
@@ -327,7 +329,7 @@ def _lock(path: Path, wait: bool, stack: ExitStack) -> bool:
     except ImportError:  # Windows
         return False
     try:
-        # NFS locks only files that are open for writing, so no folders.
+        # On NFS a lock requires a file that is open for writing; folders cannot be locked.
         way = os.O_RDONLY if is_folder(path) else os.O_RDWR
         descriptor = os.open(path, way | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
@@ -346,7 +348,7 @@ def _lock(path: Path, wait: bool, stack: ExitStack) -> bool:
 
 
 def _unlock(descriptor: int, owner: int) -> None:
-    """Release a lock, but not in a forked child, which shares it with its parent."""
+    """Release a lock. Do nothing in a forked child: the lock belongs to its parent too."""
     import fcntl
 
     if os.getpid() == owner:
@@ -359,7 +361,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync a folder, to make a rename durable; do nothing if the system cannot sync folders."""
+    """Sync a folder to make a rename durable; do nothing if the system does not support it."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     try:
@@ -374,9 +376,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the cache folder ``kind`` in ``$Y7EDGE_CACHE``, by default ``~/.cache/y7edge``.
+    """Return the folder ``$Y7EDGE_CACHE/KIND``, by default ``~/.cache/y7edge/KIND``.
 
-    Without a home directory, it is a temporary folder of this process.
+    If there is no home directory, return a temporary folder of this process.
     """
     chosen = os.environ.get("Y7EDGE_CACHE")
     try:
@@ -409,9 +411,9 @@ def replace_files(
     """Copy files or folders to their destinations: all of them, or none.
 
     Sources are first copied beside their destinations, then renamed into place in the given order.
-    If a step or ``check`` raises, the former files are restored. A kill between two renames leaves
-    only some files replaced, so the file that readers open first should be last. Concurrent calls
-    for one folder run one after the other.
+    If a step or ``check`` raises an exception, the previous files are restored. If the process is
+    killed between two renames, only some files are replaced; so pass the file that readers open
+    first as the last pair. Concurrent calls for one folder run one after the other.
 
     Args:
         pairs: (source, destination) of each file or folder.
@@ -459,7 +461,7 @@ def _copy(source: Path, destination: Path) -> Path:
 
 
 def _set_aside(destination: Path, old: Path) -> None:
-    """Move a folder to ``old``, or link a file to ``old`` and leave it in place."""
+    """Back up a destination as ``old``: rename a folder; hard-link or copy a file."""
     if destination.is_dir() and not destination.is_symlink():
         destination.rename(old)
     elif destination.exists():
@@ -470,9 +472,9 @@ def _set_aside(destination: Path, old: Path) -> None:
 
 
 def _restore(old: Path, destination: Path, existed: bool) -> None:
-    """Restore the former file or folder, or remove the new one."""
+    """Restore the previous file or folder; if there was none, remove the new one."""
     if existed and not old.exists():
-        return  # it was not moved yet
+        return  # the destination was not replaced yet
     if destination.is_dir() and not destination.is_symlink():
         shutil.rmtree(destination)
     if existed:

@@ -62,7 +62,7 @@ def escape(text: str) -> str:
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """Return a whole document."""
+    """Return a complete HTML document."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -88,7 +88,7 @@ def paragraph(words: str, kind: str = "") -> str:
 
 
 def tiles(figures: Sequence[tuple[str, str, bool]]) -> str:
-    """Return a row of large figures, each given as (figure, description, whether it is good)."""
+    """Return a row of large numbers; ``figures``: (number as text, description, is good)."""
     cells = (
         f'<div class="{"tile" if fine else "tile bad"}"><b>{escape(figure)}</b>'
         f"<span>{escape(words)}</span></div>"
@@ -139,15 +139,15 @@ def pair(first: bytes, second: bytes, caption: str) -> str:
 
 
 def grid(items: Iterable[str], *, wide: bool = False) -> str:
-    """Return items in columns; ``wide`` columns are for pairs."""
+    """Return items in columns; ``wide`` columns are for plots and pairs of images."""
     return f'<div class="{"grid wide" if wide else "grid"}">{"".join(items)}</div>'
 
 
 def column(items: Iterable[str]) -> str:
-    """Return items below each other."""
+    """Return items in one column."""
     return f'<div class="column">{"".join(items)}</div>'
 
 
 def code(lines: str) -> str:
-    """Return text in fixed width."""
+    """Return preformatted text in a fixed-width font."""
     return f"<pre>{escape(lines)}</pre>"

@@ -1,7 +1,7 @@
-"""Find plugins (runtimes and targets): modules of a folder, and entry points of other packages.
+"""Find plugins (runtimes and targets): modules of our packages, and entry points of others.
 
-A module of the folder takes precedence over an entry point of the same name. An entry point that
-cannot be imported raises an error only when it is used.
+Our own module takes precedence over an entry point of the same name. An entry point that cannot be
+imported raises an error only when it is used.
 """
 
 from __future__ import annotations
@@ -22,18 +22,15 @@ _NOT_PLUGINS = ("base", "registry")
 
 @dataclass(frozen=True)
 class Plugins:
-    """The modules of one folder and of one entry-point group.
+    """All plugins of one kind."""
 
-    ``name_in``: the module constant with the plugin's name; None: the module's own name.
-    """
-
-    package: str
-    group: str
-    noun: str
-    name_in: str | None = None
+    package: str  # its modules are plugins, such as "y7edge.runtimes"
+    group: str  # entry-point group for plugins of other packages
+    noun: str  # the kind in messages, such as "target"
+    name_in: str | None = None  # module constant with the plugin's name; None: the module's name
 
     def names(self) -> list[str]:
-        """Return all names: sorted modules of the folder, then sorted entry points."""
+        """Return all names: our own modules sorted by name, then the sorted entry points."""
         own = _own(self.package, self.name_in)
         return [*sorted(own), *sorted(set(_announced(self.group)) - set(own))]
 
@@ -41,8 +38,8 @@ class Plugins:
         """Import the module called ``name``.
 
         Raises:
-            ConfigError: no module has this name.
-            RuntimeMissing: another package announces it, but it cannot be imported.
+            ConfigError: there is no plugin of this name.
+            RuntimeMissing: the plugin of another package cannot be imported.
         """
         own = _own(self.package, self.name_in)
         if name in own:
@@ -54,8 +51,8 @@ class Plugins:
             module: ModuleType = point.load()
         except (ImportError, AttributeError) as error:
             raise RuntimeMissing(
-                f"{self.noun} {name!r} is announced by an installed package as {point.value}, "
-                f"which cannot be imported ({error}): reinstall that package"
+                f"{self.noun} {name!r} is {point.value} of another installed package, which cannot "
+                f"be imported ({error}): reinstall that package"
             ) from error
         return module
 
@@ -68,7 +65,7 @@ class Plugins:
 
 @cache
 def _own(package: str, name_in: str | None) -> dict[str, str]:
-    """Map plugin names to the import names of a folder's modules; skip private modules (``_``)."""
+    """Return the import names of a package's public modules by plugin name."""
     found = pkgutil.iter_modules(import_module(package).__path__)
     stems = [m.name for m in found if m.name not in _NOT_PLUGINS and not m.name.startswith("_")]
     modules = [f"{package}.{stem}" for stem in stems]

@@ -1,12 +1,14 @@
-"""Make untrusted text safe to print: on a terminal, in a message, in a CSV cell."""
+"""Make untrusted text safe to print on a terminal, in a message or in a CSV cell.
+
+*Active* characters control a terminal or change the order of text, such as ESC or U+202E.
+"""
 
 from __future__ import annotations
 
 import re
 
-# Characters that control a terminal or reorder text: control characters, lone surrogates, line
-# separators, direction marks, and two characters that XML forbids. Zero-width joiners, as in emoji
-# and Persian words, are not included.
+# Control characters, lone surrogates, line separators, direction marks, and two characters that XML
+# forbids. Zero-width joiners, which occur in emoji and Persian words, are not active.
 _ACTIVE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
@@ -16,12 +18,12 @@ _LONGEST = 2000
 
 
 def is_printable(text: str) -> bool:
-    """Return whether a text contains no active characters."""
+    """Return whether a text is free of active characters."""
     return not _ACTIVE.search(text)
 
 
 def printable(text: str) -> str:
-    r"""Escape active characters, as ``\x1b`` or ``\u202e``."""
+    r"""Replace active characters by escapes such as ``\x1b`` or ``\u202e``."""
     return _ACTIVE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
@@ -31,7 +33,7 @@ def without_active(text: str) -> str:
 
 
 def one_line(text: str, longest: int = _LONGEST) -> str:
-    """Return a text as one printable line; leave out the middle if it is too long."""
+    """Return a text as one printable line of at most ``longest`` characters, cut in the middle."""
     line = printable(" ".join(text[: 4 * longest].split()))
     if len(line) <= longest and len(text) <= 4 * longest:
         return line

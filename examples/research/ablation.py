@@ -1,29 +1,29 @@
 """Repeat the paper's ablations on a small scale, with several seeds.
 
     cd examples/research
-    python ablation.py                        # synthetic images, a good hour on a core
+    python ablation.py                        # synthetic images, more than an hour on one core
     python ablation.py --data data.yaml --imgsz 320 --width 0.5 --epochs 60 --seeds 5
     python ablation.py --only auxiliary
 
-YOLOv7 (arXiv 2207.02696) adds to a plain detector what costs nothing once it is folded. This trains
-narrow models with and without each of these parts, with several seeds:
+YOLOv7 (arXiv 2207.02696) adds parts to a plain detector that have no cost after folding. This
+script trains narrow models with and without each of these parts:
 
-* repconv: in the chains of the computational blocks of a YOLOv7, plain 3x3 convolutions, RepConv
-  with its identity branch (against the plan of ``y7edge.models.planning``, which has to be
-  overridden for it), and RepConv without (RepConvN, as the paper plans it);
-* auxiliary: a YOLOv7-W6 without auxiliary heads, and with each of their three assignments;
+* repconv: plain 3x3 convolutions in the chains of a YOLOv7's computational blocks, RepConv with
+  identity branch (which ``y7edge.models.planning`` allows only on request), and RepConv without
+  identity branch (the paper's RepConvN);
+* auxiliary: a YOLOv7-W6 without auxiliary heads, and with each of the three assigners;
 * implicit: the head with and without implicit knowledge;
-* average: the exponential moving average of the weights, and the last weights themselves.
+* average: the exponential moving average of the weights, and the last weights.
 
-All settings of an experiment share data, recipe, length, seeds and the order of the images.
-Models are evaluated once, after the last epoch, so that no best epoch is chosen for them; a
-training that belongs to two experiments is done once. An interrupted run is resumed by the same
-command, at the same step. Two may work in one folder side by side, one with
-``--only auxiliary``, the other with ``--only repconv implicit average``, which share no training;
-the command without ``--only`` then puts the results together.
+All settings of an experiment have the same data, recipe, length, seeds and order of images. A model
+is evaluated once, after the last epoch, so that no best epoch is selected. A training that belongs
+to two experiments runs once. After an interruption, the same command resumes at the same step. Two
+processes can use the same folder if they share no training, for example one with
+``--only auxiliary`` and one with ``--only repconv implicit average``. Then the command without
+``--only`` combines their results.
 
-Leaves in ``--out``: ``results.json``, ``results.csv``, ``table.md``, ``ablation.png``, and a folder
-for each training.
+Writes ``results.json``, ``results.csv``, ``table.md``, ``ablation.png`` and a folder for each
+training into ``--out``.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ from y7edge.train.settings.config import TrainConfig
 from y7edge.train.settings.recipes import TINY
 
 DATA_SEED = 0
-SETTINGS = ("data", "images", "epochs", "imgsz", "width", "batch")  # the same in all of a folder
+# Options that all trainings in a folder share.
+SETTINGS = ("data", "images", "epochs", "imgsz", "width", "batch")
 
-# As in the demo: whole images, as parts of a mosaic would be a few pixels wide; gains raised,
-# which the published rule shrinks with few classes and small inputs; an average that forms early.
-# Clipping, as a coarse level that has a single positive in a batch throws such small models off.
+# As in the demo: no mosaic, in which parts would be only a few pixels wide; larger gains, because
+# the published rule scales them down for few classes and small inputs; an average over fewer steps.
+# Gradients are clipped, because they are very large if a coarse level has a single positive.
 RECIPE = replace(
     TINY,
     augmentation=replace(TINY.augmentation, mosaic=0.0, scale=0.3, flipud=0.5),
@@ -79,11 +80,11 @@ RECIPE = replace(
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing to train."""
+    """The options of a training that an experiment varies."""
 
     model: str = "yolov7"
-    chains: str = "plain"  # of the computational blocks: plain, RepConv or RepConvN
-    assigner: str | None = None  # of the auxiliary heads; None: there are none
+    chains: str = "plain"  # convolutions in the chains of the blocks: plain, RepConv or RepConvN
+    assigner: str | None = None  # of the auxiliary heads; None: no auxiliary heads
     implicit: bool = True
     average: str = "ema"
 
@@ -110,7 +111,7 @@ SETTING = {
     "w6-guided": Setting("yolov7-w6", assigner="lead-guided"),
     "w6-coarse": Setting("yolov7-w6", assigner="coarse-to-fine"),
 }
-# What is compared in which experiment; the first is what the others are measured against.
+# Experiment -> label -> name in SETTING. The others are compared with the first one.
 EXPERIMENTS = {
     "repconv": {"plain": "p5", "RepConv": "p5-repconv", "RepConvN": "p5-repconvn"},
     "auxiliary": {
@@ -139,15 +140,17 @@ def main() -> int:
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--data", type=Path, help="default: synthetic images of parts on a tray")
-    parser.add_argument("--images", type=int, default=640, help="made, to train on")
-    parser.add_argument("--judged", type=int, default=100, help="synthetic images to evaluate on")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each setting")
+    parser.add_argument("--images", type=int, default=640, help="synthetic training images")
+    parser.add_argument(
+        "--evaluated", type=int, default=100, help="synthetic images to evaluate on"
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="number of trainings for each setting")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--imgsz", type=int, default=128, help="a multiple of 64, from 128")
+    parser.add_argument("--imgsz", type=int, default=128, help="a multiple of 64, at least 128")
     parser.add_argument("--width", type=float, default=0.25, help="fraction of the channels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
@@ -155,17 +158,16 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train what is not trained yet, then write table and plot.
+    """Run the trainings that are not finished, then write table and plot.
 
     Raises:
-        Y7EdgeError: other settings than those of the trainings in the folder, or data that cannot
-            be used.
+        Y7EdgeError: the folder has trainings with other settings, or the data cannot be used.
     """
     chosen = {name: EXPERIMENTS[name] for name in options.only}
     keep_settings(options)
-    data = options.data or made_pictures(options)
+    data = options.data or synthetic_data(options)
     names = load(data).names
-    # Seed by seed: after the first, every experiment has a result.
+    # The seed is the outer loop, so every experiment has a result after the first seed.
     cells = [
         (name, seed)
         for seed in range(options.seeds)
@@ -188,23 +190,23 @@ def run(options: argparse.Namespace) -> None:
 
 
 def keep_settings(options: argparse.Namespace) -> None:
-    """Write the settings that all trainings of a folder share, or compare them with the file.
+    """Write the shared settings to ``settings.json``; if it exists, compare them with the file.
 
     Raises:
-        ConfigError: something else was noted.
+        ConfigError: the file has other settings.
     """
     path, now = options.out / "settings.json", settings(options)
     if not path.exists():
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
         return
-    then = json.loads(path.read_text(encoding="utf-8"))
+    stored = json.loads(path.read_text(encoding="utf-8"))
     for name, value in now.items():
-        if then.get(name) != value:
-            found = f"--{name} {then.get(name)}, not {value}"
+        if stored.get(name) != value:
+            found = f"--{name} {stored.get(name)}, not {value}"
             raise ConfigError(
-                f"{options.out} holds trainings with "
-                f"{'another recipe' if name == 'recipe' else found}: give another --out, or the "
+                f"{options.out} has trainings with "
+                f"{'another recipe' if name == 'recipe' else found}: use another --out, or the "
                 "same settings"
             )
 
@@ -219,24 +221,24 @@ def settings(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def made_pictures(options: argparse.Namespace) -> Path:
-    """Return the synthetic data set; make it atomically on the first call."""
+def synthetic_data(options: argparse.Namespace) -> Path:
+    """Return the path of the synthetic data set; generate it atomically on the first call."""
     folder: Path = options.out / "data"
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=options.out) as temporary:
             made = scenes.generate(
-                Path(temporary) / "data", options.images, options.judged, DATA_SEED
+                Path(temporary) / "data", options.images, options.evaluated, DATA_SEED
             ).parent
             try:
                 made.rename(folder)
             except OSError:
                 if not folder.exists():
-                    raise  # otherwise another process has made it
+                    raise  # else another process has generated it
     return folder / "data.yaml"
 
 
 def config(name: str, seed: int, data: Path, nc: int, options: argparse.Namespace) -> TrainConfig:
-    """The training of one setting with one seed."""
+    """Return the configuration of a training: one setting with one seed."""
     setting = SETTING[name]
     return TrainConfig(
         data=data,
@@ -247,7 +249,7 @@ def config(name: str, seed: int, data: Path, nc: int, options: argparse.Namespac
         epochs=options.epochs,
         batch=options.batch,
         nominal_batch=options.batch,
-        val_every=options.epochs,  # no epoch is chosen
+        val_every=options.epochs,  # evaluate only the last epoch
         seed=seed,
         out=place(options.out, name, seed),
     )
@@ -271,14 +273,14 @@ def trained(config: TrainConfig, progress: Whole) -> EpochRow:
 
 
 def figures(out: Path, name: str, seed: int) -> tuple[float, float]:
-    """mAP@0.5:0.95 and mAP@0.5 of a finished training."""
+    """Return mAP@0.5:0.95 and mAP@0.5 of a finished training."""
     row = read_csv(place(out, name, seed) / files.RESULTS)[-1]
     assert row.map50_95 is not None and row.map50 is not None  # the last epoch is always evaluated
     return row.map50_95, row.map50
 
 
 class Whole(Progress):
-    """Print a line per training; on a terminal, also show a bar for all trainings."""
+    """Print a line for each training; on a terminal, also show a bar for all trainings."""
 
     def __init__(self, cells: Sequence[tuple[str, int]], epochs: int) -> None:
         self._epochs, self._count, self._done = epochs, len(cells), 0
@@ -308,9 +310,9 @@ class Whole(Progress):
         self._bar.update(self._task, description=self._name)
 
     def step(self, status: Status) -> None:
-        """Move the bar within a training."""
-        share = (status.epoch - 1 + status.iteration / status.batches) / self._epochs
-        self._bar.update(self._task, completed=self._done + share)
+        """Advance the bar within a training."""
+        fraction = (status.epoch - 1 + status.iteration / status.batches) / self._epochs
+        self._bar.update(self._task, completed=self._done + fraction)
 
     def end(self, row: EpochRow) -> None:
         """Print a line about a finished training."""

@@ -1,4 +1,4 @@
-"""Write table and plot of the ablation, with the paper's figures for comparison."""
+"""Write the table and the plot of the ablation, with the paper's results for comparison."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from y7edge.files import atomic_write
@@ -20,8 +21,8 @@ TITLES = {
     "implicit": "Implicit knowledge in the head",
     "average": "Moving average of the weights",
 }
-# COCO val AP of full-size models, quoted from YOLOv7 (arXiv 2207.02696) as recalled, not checked
-# against the printed tables: {experiment: {setting: ((AP, of what), ...)}}.
+# The paper's COCO val AP of full-size models (arXiv 2207.02696), quoted from memory and not checked
+# against its tables: {experiment: {setting: ((AP, model), ...)}}.
 PAPER: dict[str, dict[str, tuple[tuple[float, str], ...]]] = {
     "repconv": {
         "plain": ((52.26, "3-stacked ELAN"), (54.82, "YOLOR-W6")),
@@ -55,8 +56,9 @@ def write(results: Sequence[Result], settings: Mapping[str, object], out: Path) 
     """Write results, table and plot; return the table.
 
     Args:
-        results: experiment by experiment, the setting to compare with first, seeds in order.
-        settings: that all trainings share.
+        results: sorted by experiment, setting and seed. The first setting of an experiment is the
+            one that the others are compared with.
+        settings: settings that all trainings share.
         out: folder for ``results.json``, ``results.csv``, ``table.md`` and ``ablation.png``.
     """
     record = {"settings": dict(settings), "results": [vars(result) for result in results]}
@@ -77,7 +79,7 @@ def write(results: Sequence[Result], settings: Mapping[str, object], out: Path) 
 
 
 def grouped(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
-    """Experiment to setting to its results, seed by seed."""
+    """Group results by experiment and setting, in the order of the seeds."""
     groups: dict[str, dict[str, list[Result]]] = {}
     for result in results:
         groups.setdefault(result.experiment, {}).setdefault(result.setting, []).append(result)
@@ -85,7 +87,7 @@ def grouped(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """A table for each experiment."""
+    """Return a Markdown table for each experiment."""
     parts = []
     for experiment, compared in grouped(results).items():
         first = next(iter(compared))
@@ -101,9 +103,9 @@ def markdown(results: Sequence[Result]) -> str:
             cells = (
                 setting,
                 ", ".join(f"{value:.3f}" for value in values),
-                f"{mean(values):.3f}",
+                f"{fmean(values):.3f}",
                 "" if setting == first else ", ".join(f"{value:+.3f}" for value in away),
-                f"{mean([result.map50 for result in found]):.3f}",
+                f"{fmean([result.map50 for result in found]):.3f}",
                 quoted(experiment, setting),
             )
             lines.append(f"| {' | '.join(cells)} |")
@@ -112,20 +114,15 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def quoted(experiment: str, setting: str) -> str:
-    """The paper's figures for a setting, in words."""
+    """Return the paper's results for a setting as text."""
     if experiment not in PAPER:
         return "none known to us"
     return ", ".join(f"{value:g} ({what})" for value, what in PAPER[experiment][setting])
 
 
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
-
-
 def draw(results: Sequence[Result], path: Path) -> None:
-    """A column for each experiment: ours above, every seed a dot; the paper's below."""
-    # The object interface: pyplot would keep global state and look for a display.
+    """Plot a column for each experiment: above our results, a dot per seed; below the paper's."""
+    # pyplot would use global state and search for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -148,19 +145,19 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 def _draw_ours(axes: Axes, compared: Mapping[str, Sequence[Result]]) -> None:
     seeds = len(next(iter(compared.values())))
-    for seed in range(seeds):  # what was trained on the same images in the same order
+    for seed in range(seeds):  # connect the results with the same seed
         values = [found[seed].map50_95 for found in compared.values()]
         axes.plot(values, color="#cbd5e1", linewidth=0.8, zorder=1)
     for index, found in enumerate(compared.values()):
         values = [result.map50_95 for result in found]
         axes.scatter([index] * len(values), values, s=18, color="#0f766e", zorder=3)
-        axes.hlines(mean(values), index - 0.3, index + 0.3, color="#0f766e", linewidth=2, zorder=2)
+        axes.hlines(fmean(values), index - 0.3, index + 0.3, color="#0f766e", linewidth=2, zorder=2)
     _name(axes, list(compared))
 
 
 def _draw_paper(axes: Axes, experiment: str, names: Sequence[str]) -> None:
     figures = PAPER.get(experiment, {})
-    marks: dict[str, str] = {}  # model to its mark
+    marks: dict[str, str] = {}  # model -> its marker
     for index, name in enumerate(names):
         for value, what in figures.get(name, ()):
             model = what.rpartition(" in ")[2]

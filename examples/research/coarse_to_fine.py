@@ -2,13 +2,17 @@
 
     python examples/research/coarse_to_fine.py                     # about half an hour on one core
 
-The paper (arXiv 2207.02696, section 4.2) lets the lead head decide what the auxiliary heads learn,
-and gives them coarser labels: more cells for each object. This script trains that assignment and
-the independent one, in which an auxiliary head chooses its own positives, on the same synthetic
-images with the same seed. It then shows that gradients reach the auxiliary rows, that the two
-assignments lead to different models, that nothing auxiliary is left after the fold, and that the
-exported file, proved, finds parts in images from other seeds. Exits with 4 if one of these does
-not hold.
+In the paper (arXiv 2207.02696, section 4.2), the positives of the auxiliary heads are selected by
+the predictions of the lead head, and there are more of them for each object (coarse labels). This
+script trains with this assigner, and with one in which an auxiliary head selects its own positives,
+on the same synthetic images with the same seed. Then it checks that
+
+* gradients reach the auxiliary rows;
+* the two assigners lead to different models;
+* the folded model has no auxiliary rows;
+* the exported artifact is proved, and detects parts in images from other seeds.
+
+The exit code is 4 if one of these is not true.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ from y7edge.train.run.progress import for_terminal
 from y7edge.train.settings.config import TrainConfig
 from y7edge.train.settings.recipes import P6
 
-LEAST_MAP = 0.8  # mAP@0.5 of the exported file on images from other seeds
+LEAST_MAP = 0.8  # minimum mAP@0.5 of the artifact on images from other seeds
 SEED, OTHER_SEED, EVALUATED = 0, 1, 150
 
 
@@ -59,21 +63,21 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/coarse_to_fine"))
-    parser.add_argument("--images", type=int, default=800, help="to train on")
+    parser.add_argument("--images", type=int, default=800, help="number of training images")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--imgsz", type=int, default=192, help="a multiple of 64, from 128")
+    parser.add_argument("--imgsz", type=int, default=192, help="a multiple of 64, at least 128")
     parser.add_argument("--width", type=float, default=0.25)
     return parser.parse_args()
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train both, compare, fold, export, evaluate.
+    """Train both models, compare, fold, export and evaluate.
 
     Raises:
-        GateError: a claim does not hold; ``result.json`` is there nevertheless.
+        GateError: a check failed. ``result.json`` is written nevertheless.
     """
     out: Path = options.out
     data = load(generate(out / "data", options.images, 80, seed=SEED))
@@ -100,21 +104,21 @@ def run(options: argparse.Namespace) -> None:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     _require(all(norm > 0 for norm in gradients.values()), "an auxiliary row has no gradient")
-    _require(difference > 1e-3, "both assignments gave the same model")
+    _require(difference > 1e-3, "both assigners gave the same model")
     _require(before["auxiliary"] > 0 == after["auxiliary"], "the fold left auxiliary rows")
     _require(found["artifact"].map50 >= LEAST_MAP, f"mAP@0.5 is below {LEAST_MAP}")
 
 
-def _require(holds: bool, claim: str) -> None:
-    if not holds:
-        raise GateError(claim)
+def _require(passed: bool, problem: str) -> None:
+    if not passed:
+        raise GateError(problem)
 
 
 def _train(assigner: str, data: Dataset, options: argparse.Namespace) -> Checkpoint:
-    # As in the demo: trays are shown whole, steps are small and many, and the gains, which the
-    # published rule shrinks with few classes and small images, are raised again. A level averages
-    # over its own positives: a single one, on a coarse level that had none for a while, would throw
-    # the model off, were its gradient not clipped.
+    # As in the demo: no mosaic, many steps with small batches, and larger gains, because the
+    # published rule scales them down for few classes and small images. Gradients are clipped: the
+    # loss of a level is averaged over its positives, so a coarse level with a single positive has
+    # a very large gradient.
     recipe = replace(
         P6,
         augmentation=replace(P6.augmentation, mosaic=0.0, scale=0.3, translate=0.1, flipud=0.5),
@@ -146,10 +150,10 @@ def _train(assigner: str, data: Dataset, options: argparse.Namespace) -> Checkpo
 
 
 def auxiliary_gradients(checkpoint: Checkpoint, data: Dataset) -> dict[str, float]:
-    """Norm of the gradient of one batch for each auxiliary row, and for the auxiliary heads."""
+    """Return the gradient norm, in one batch, of each auxiliary row and of the auxiliary heads."""
     side = checkpoint.meta["imgsz"]
-    shown = TrainingSet(data.split("train")[:8], side)
-    images, targets = collate([shown[index] for index in range(8)])
+    samples = TrainingSet(data.split("train")[:8], side)
+    images, targets = collate([samples[index] for index in range(8)])
     model = from_checkpoint(checkpoint).train()
     loss = TrainingLoss(model.spec, model.head.anchors, P6, side, assigner="coarse-to-fine")
     loss(model(images.float() / 255), targets).total.backward()
@@ -171,7 +175,7 @@ def auxiliary_gradients(checkpoint: Checkpoint, data: Dataset) -> dict[str, floa
 
 
 def distance(one: Checkpoint, other: Checkpoint) -> float:
-    """Return the relative distance of the lead heads' weights of two models."""
+    """Return the relative Euclidean distance between the lead heads' weights of two models."""
     keys = [key for key in one.arrays if ".lead." in key and key.endswith(".weight")]
     a, b = (np.concatenate([c.arrays[key].ravel() for key in keys]) for c in (one, other))
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))

@@ -3,9 +3,9 @@
     python examples/research/engine_speed.py                   # yolov7-tiny at 640, random weights
     python examples/research/engine_speed.py best.safetensors --imgsz 320 --runs 50 --threads 4
 
-Each engine's artifact is exported and proved first. In each round every session runs once on the
-same input, so that other load on the machine affects all engines. The result is the median of the
-rounds' ratios; absolute times depend on the load.
+First, an artifact is exported and proved for each engine. Then, in each round, every session runs
+once on the same input, so that other load on the machine affects all engines alike. The result is
+the median of the rounds' ratios, because absolute times depend on the load.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BASE = "onnx fp32"
 
 
 def main() -> None:
-    """Export, open, run in turns, print a table."""
+    """Export and open the artifacts, measure them in turn, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", default="yolov7-tiny")
     parser.add_argument("--imgsz", type=int, default=640)
@@ -69,7 +69,7 @@ def open_all(folder: Path, checkpoint: str, imgsz: int, threads: int) -> dict[st
 
 
 def measure(sessions: dict[str, Session], imgsz: int, runs: int) -> dict[str, np.ndarray]:
-    """Measure the seconds of each round by session, after three warm-up rounds."""
+    """Return the seconds of each round, by session; three warm-up rounds come first."""
     rng = np.random.default_rng(0)
     feeds = {"images": rng.random((1, 3, imgsz, imgsz), dtype=np.float32)}
     times = {name: np.empty(runs) for name in sessions}

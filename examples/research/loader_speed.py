@@ -3,20 +3,21 @@
     python examples/research/loader_speed.py --data data.yaml
     python examples/research/loader_speed.py --data data.yaml --imgsz 640 --recipe tiny --gate
 
-The unit is one ``cv2.imread`` of the same files in the same run, because milliseconds depend on the
-machine. For each batch, reading, loading without cache and loading with cache are measured in turn,
-in processor time of one thread. The fastest repeat of each batch counts.
+The unit is the time of one ``cv2.imread`` of the same files in the same run, because milliseconds
+depend on the machine. For each batch, reading the files, loading without cache and loading with
+cache are measured in turn, in processor time of one thread. The fastest repeat of a batch counts.
 
 * whole: loading an image without cache, from files to the batch;
-* decoding: the part of ``whole`` that decodes files, for all images that the recipe joins (images
-  out of view are not decoded);
-* beyond: the rest of ``whole``: resizing, augmentation, labels, batch;
-* nominal: ``whole`` minus 5.25 units, the nominal cost of decoding a mosaic (four or nine images,
-  and those of mixup); less is decoded, so this is less than ``beyond``;
-* ram: loading with ``cache ram``.
+* decoding: the part of ``whole`` that decodes files. A mosaic has several files; those out of view
+  are not decoded;
+* beyond: ``whole`` minus ``decoding``: resizing, augmentation, labels, batch;
+* nominal: ``whole`` minus 5.25 units, the cost of decoding all images of an average mosaic (four or
+  nine images, and those of mixup). It is less than ``beyond``, because some images are out of view;
+* ram: loading with all decoded images in memory (``--cache ram`` of the training).
 
-``--workers N`` measures images per second from worker processes instead, with ``cache ram``: with
-`BatchMemory`, and with torch's shared memory, in alternating passes. The fastest pass counts.
+``--workers N`` measures images per second from N worker processes instead, with all images in
+memory. Batches are passed in `BatchMemory` and in torch's shared memory, in alternating passes. The
+fastest pass of each counts.
 
 With ``--gate`` the exit code is 4 if a cost exceeds its budget: ``beyond`` 1.5 units, ``ram`` 2
 units (for the recipe tiny at 640 on BCCD's images).
@@ -57,16 +58,16 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Speed:
-    """Costs of one training image in units of one ``cv2.imread``."""
+    """Costs of one training image, in units of one ``cv2.imread`` (see the module)."""
 
     whole: float
     decoding: float
     beyond: float
     nominal: float
     ram: float
-    decoded: float  # files per training image
+    decoded: float  # number of decoded files per training image
     imread_ms: float
-    images: int  # measured
+    images: int  # number of measured images
     imgsz: int
 
 
@@ -95,7 +96,10 @@ def inputs(data: Path | str, split: str, recipe: str) -> tuple[Sequence[Sample],
 def measure(
     samples: Sequence[Sample], size: int, settings: Augmentation, images: int, repeats: int
 ) -> Speed:
-    """Time reading, items without and items with a cache, batch by batch in turn."""
+    """Measure the costs of loading ``images`` training images of ``size`` pixels.
+
+    ``repeats``: number of measurements of each batch.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     sets = [TrainingSet(samples, size, settings, cache=cache) for cache in ("none", "ram")]
@@ -135,10 +139,10 @@ def _pass(
     count: int,
     clock: Clock,
 ) -> list[list[float]]:
-    """Measure the first batches of an epoch, in seconds.
+    """Measure the first ``count`` batches of an epoch, in seconds.
 
-    For each batch: reading its files, loading without cache, the same without decoding, loading
-    with cache.
+    Returns four numbers for each batch: reading the files, loading without cache, loading without
+    cache and without the time of decoding, loading with cache.
     """
     uncached, ram = map(iter, loaders)
     rows = []
@@ -161,7 +165,7 @@ def _pass(
 def from_workers(
     samples: Sequence[Sample], size: int, settings: Augmentation, workers: int, repeats: int
 ) -> dict[str, float]:
-    """Measure images per second from worker processes, by the kind of shared memory."""
+    """Measure images per second from worker processes, for each kind of shared memory."""
     torch.set_num_threads(1)
     shown = TrainingSet(samples, size, settings, cache="ram")
     plan = BatchPlan(len(samples), min(BATCH, len(samples)))
@@ -220,11 +224,13 @@ def main() -> int:
     parser.add_argument("--split", default="train")
     parser.add_argument("--imgsz", type=_count, default=640)
     parser.add_argument("--recipe", default="tiny", help="p5, p6, tiny, finetune or small-data")
-    parser.add_argument("--images", type=_count, default=256, help="how many to measure")
-    parser.add_argument("--repeats", type=_count, default=REPEATS, help="of each batch")
+    parser.add_argument("--images", type=_count, default=256, help="number of measured images")
+    parser.add_argument(
+        "--repeats", type=_count, default=REPEATS, help="measurements of each batch"
+    )
     parser.add_argument("--workers", type=_count, help="measure images/s from worker processes")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--gate", action="store_true", help="exit 4 beyond the budgets")
+    parser.add_argument("--gate", action="store_true", help="exit with 4 if a cost is too high")
     options = parser.parse_args()
     try:
         samples, settings = inputs(options.data, options.split, options.recipe)

@@ -7,16 +7,16 @@ Columns:
 
 * parameters and GFLOPs (2 x multiply-accumulates, at the published size), in training form and
   folded;
-* golden: largest absolute difference of raw and auxiliary outputs from those of the published
-  implementation with the same weights on the same 128 px input (the outputs' standard deviation is
-  about 1.3); "-" where no golden file is there;
-* fold: largest difference that the fold makes in float32, as a part of the output's largest
-  magnitude, with golden weights, or seeded random ones;
-* ONNX: the same for the exported file in ONNX Runtime against the unfolded model, with seeded
-  random weights, on 8 synthetic images, as the export's own proof reports it.
+* golden: largest absolute difference between the outputs (lead and auxiliary heads) of y7edge and
+  of the published implementation, with the same weights and the same 128 px input. The standard
+  deviation of the outputs is about 1.3. "-": there is no golden file, which has these numbers;
+* fold: largest difference between the outputs of the folded and the unfolded model in float32, as a
+  fraction of the output's largest magnitude, with the golden weights, or else random weights;
+* ONNX: the same difference between the exported file in ONNX Runtime and the unfolded model, with
+  random weights, on 8 synthetic images, from the proof of the export.
 
-Progress goes to stderr. Exit code 4 if a proof fails. All eight take some minutes and, for the
-largest, a few GB of memory.
+Progress is printed on stderr. The exit code is 4 if a proof fails. All eight variants take some
+minutes and a few GB of memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from y7edge.nn.build import Model, to_checkpoint
 from y7edge.nn.random_weights import random_checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "reference" / "golden"
-FOLD_SHAPE = (1, 3, 256, 256)  # of the input that a fold is measured on without a golden file
+FOLD_SHAPE = (1, 3, 256, 256)  # of the input to measure a fold, if there is no golden file
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Line:
     golden: float | None
     fold: float
     fold_weights: str  # "golden" or "random"
-    onnx: float | None  # None: not a number
+    onnx: float | None  # None: NaN or infinite
     onnx_status: str  # "passed", "failed" or "inconclusive"
 
 
 class Golden:
-    """Weights, input and outputs of one variant, as the files of the reference describe them."""
+    """A golden file: weights, input and outputs of one variant in the published implementation."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.description = json.loads((folder / f"model_{name}.json").read_text("utf-8"))
@@ -75,12 +75,12 @@ class Golden:
 
     @property
     def image(self) -> np.ndarray:
-        """Input (1, 3, 128, 128) float32, 0..1."""
+        """The input (1, 3, 128, 128) float32, 0 to 1."""
         key, shape = self.description["input_key"], self.description["input_shape"]
         return _regenerate(key, shape, "uniform", 0.0, 1.0)
 
     def model(self, name: str) -> Model:
-        """The training form with the golden weights, in evaluation mode."""
+        """Return the training form with the golden weights, in evaluation mode."""
         explicit = self.description["explicit"]
         published = {
             key: np.asarray(explicit[key], np.float32).reshape(shape)
@@ -94,7 +94,7 @@ class Golden:
         return model.eval()
 
     def difference(self, model: Model) -> float:
-        """Largest absolute difference of all raw outputs, lead and auxiliary."""
+        """Return the largest absolute difference from the golden outputs, over all heads."""
         with torch.inference_mode():
             raws = [raw.numpy() for raw in model.raw(torch.from_numpy(self.image))]
         levels = model.spec.levels
@@ -105,7 +105,7 @@ class Golden:
 
 
 def _regenerate(key: str, shape: list[int], kind: str, a: float, b: float) -> np.ndarray:
-    """An array that is a function of its key: the recipe of the golden files."""
+    """Generate an array from its key, in the same way as the golden files were generated."""
     if kind == "zeros":
         return np.zeros(shape, np.int64)
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
@@ -114,7 +114,7 @@ def _regenerate(key: str, shape: list[int], kind: str, a: float, b: float) -> np
 
 
 def measure(name: str, imgsz: int, folder: Path) -> Line:
-    """Measure one variant; ``imgsz`` is that of the ONNX file, ``folder`` holds golden files."""
+    """Measure one variant; ``imgsz`` is for the ONNX file, ``folder`` has the golden files."""
     spec, folded = registry.get(name), registry.get(name, form="folded")
     size = (spec.imgsz, spec.imgsz)
     golden, fold, weights = _golden_and_fold(name, folder)
@@ -136,7 +136,7 @@ def measure(name: str, imgsz: int, folder: Path) -> Line:
 
 
 def _golden_and_fold(name: str, folder: Path) -> tuple[float | None, float, str]:
-    """(difference from the golden outputs, deviation of the fold, weights that it is of)."""
+    """Return the difference from the golden outputs, the fold's deviation, and the weights used."""
     if not (folder / f"model_{name}.json").exists():
         _tell(f"{name}: no golden file in {folder}; fold with random weights")
         image = np.random.default_rng(0).random(FOLD_SHAPE, dtype=np.float32)
@@ -150,7 +150,7 @@ def _golden_and_fold(name: str, folder: Path) -> tuple[float | None, float, str]
 
 
 def _onnx(name: str, imgsz: int) -> Mapping[str, Any]:
-    """The parity report of an export with random weights, failed or not."""
+    """Export with random weights; return the parity report, even if the proof failed."""
     with tempfile.TemporaryDirectory(prefix="y7edge-table-") as folder:
         try:
             artifact = export(
@@ -166,7 +166,7 @@ def _onnx(name: str, imgsz: int) -> Mapping[str, Any]:
 
 
 def as_table(lines: list[Line], *, markdown: bool) -> str:
-    """The lines in columns, the first to the left, the others to the right."""
+    """Format the lines as a table; all columns except the first are right-aligned."""
     head = ["model", "parameters", "folded", "GFLOPs", "folded", "at", "golden", "fold", "ONNX"]
     rows = [head, *(_cells(line) for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -204,17 +204,19 @@ def _tell(line: str) -> None:
 
 
 def main() -> int:
-    """Read the options, measure, print; return the exit code."""
+    """Run the script; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = registry.names()
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--imgsz", type=int, default=320, help="of the ONNX files (default 320)")
+    parser.add_argument(
+        "--imgsz", type=int, default=320, help="input side of ONNX files; default: 320"
+    )
     parser.add_argument("--golden", type=Path, default=GOLDEN, metavar="DIR")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--markdown", action="store_true", help="a table for a document")
-    how.add_argument("--json", action="store_true", help="a list of objects, all digits")
+    how.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    how.add_argument("--json", action="store_true", help="print JSON, with all digits")
     options = parser.parse_args()
     try:
         lines = [measure(name, options.imgsz, options.golden) for name in options.models]

@@ -2,14 +2,13 @@
 
 Node ``/row51/cv1/Conv`` is the convolution of member ``cv1`` of row 51. Its weights are the
 initializers ``rows.51.cv1.conv.weight`` and ``.bias``. The output of row 51 is the tensor
-``/row51``. The same checkpoint and package versions give the same bytes.
+``/row51``. The same checkpoint and the same package versions give the same bytes.
 
-* SiLU is ``Mul(x, Sigmoid(x))``, which every engine fuses.
-* Space-to-depth is four strided ``Slice`` nodes and a ``Concat``. ``SpaceToDepth`` has another
-  channel order, so it would need a ``Gather``, and it is not faster (ONNX Runtime, 1280 px: 7.7 ms
-  against 7.9 ms).
-* Pooling with windows of 9 and 13 is a series of pooling with windows of 5: bitwise equal, and 2.8
-  times as fast.
+* SiLU is written as ``Mul(x, Sigmoid(x))``, which every engine fuses.
+* Space-to-depth is written as four strided ``Slice`` nodes and a ``Concat``. The ONNX operator
+  ``SpaceToDepth`` has another channel order, would need a ``Gather``, and is not faster.
+* Max-pooling with windows of 9 and 13 is written as repeated pooling with a window of 5. The
+  results are bitwise equal, and it is 2.8 times as fast.
 """
 
 from __future__ import annotations
@@ -46,18 +45,21 @@ def build_graph(
 ) -> onnx.ModelProto:
     """Write a folded checkpoint as an ONNX model.
 
-    The input ``images`` is float32 (B, 3, height, width), RGB, 0 to 1, also in an fp16 graph.
-    Outputs "heads" are ``head0``..., finest level first: logits (B, A * (5 + nc), H, W), float16 in
-    an fp16 graph. Outputs "decoded" are ``boxes`` (B, N, 4), centre x, y, width, height in pixels,
-    and ``scores`` (B, N, nc), objectness times class (one class: objectness), always float32. N
-    runs over levels, anchors, y, x.
+    The input ``images`` is (B, 3, height, width), RGB, 0 to 1. It is float32 even in an fp16 graph.
+
+    The outputs "heads" are ``head0``, ``head1``..., finest level first: logits (B, A * (5 + nc), H,
+    W) in the graph's precision, for A anchors.
+
+    The outputs "decoded" are always float32. ``boxes`` (B, N, 4) has centre x, centre y, width and
+    height in pixels. ``scores`` (B, N, nc) has objectness times class probability, or only the
+    objectness for a single class. N enumerates levels, anchors, y and x, in this order.
 
     Args:
         checkpoint: a checkpoint of form "folded".
         outputs: "heads" or "decoded".
         precision: precision of weights and activations, "fp32" or "fp16".
         height: height of the input in pixels, a multiple of the largest stride.
-        width: width of the input in pixels, likewise.
+        width: width of the input in pixels, a multiple of the largest stride.
         batch: batch size; None: dynamic.
 
     Raises:
@@ -92,12 +94,12 @@ def build_graph(
 
 
 def row_tensor(index: int) -> str:
-    """Return the name of a row's output tensor, for all rows except the head."""
+    """Return the name of a row's output tensor. The head, the last row, has other names."""
     return f"/row{index}"
 
 
 class _GraphWriter:
-    """Write the rows of one checkpoint, in order."""
+    """Write the rows of a checkpoint as ONNX nodes. Methods return names of output tensors."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: np.dtype[Any]) -> None:
         self.spec = checkpoint.spec
@@ -129,7 +131,7 @@ class _GraphWriter:
     def write_heads(
         self, batch: int | str, sizes: Sequence[tuple[int, int]]
     ) -> list[onnx.ValueInfoProto]:
-        """Write the head's convolutions as outputs."""
+        """Write the head's convolutions as outputs; ``sizes`` are (H, W) by level."""
         kind = helper.np_dtype_to_tensor_dtype(self.writer.dtype)
         channels = len(self.spec.anchors[0]) * self.spec.outputs_per_anchor
         return [
@@ -142,7 +144,7 @@ class _GraphWriter:
     def write_decoded(
         self, batch: int | str, sizes: Sequence[tuple[int, int]]
     ) -> list[onnx.ValueInfoProto]:
-        """Write the head's convolutions, and decode them to boxes and scores."""
+        """Write the head's convolutions and the decoding; ``sizes`` are (H, W) by level."""
         path = row_tensor(self.spec.head.index)
         levels = [
             decode_level(
@@ -163,7 +165,7 @@ class _GraphWriter:
     def _conv(
         self, path: str, key: str, source: str, kernel: int, stride: int = 1, output: str = ""
     ) -> str:
-        """Write a convolution with bias."""
+        """Write a convolution with bias, whose weights are at ``key`` of the checkpoint."""
         keys = [f"{key}.weight", f"{key}.bias"]
         inputs = [source, *(self.writer.weight(key, self.arrays[key]) for key in keys)]
         shape = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
@@ -193,7 +195,7 @@ class _GraphWriter:
         return self.writer.node(f"{path}/MaxPool", "MaxPool", [source], output, **shape)
 
     def _window(self, path: str, source: str, window: int, output: str = "") -> str:
-        """Write a max-pooling of stride 1, on top of a smaller one if there is one."""
+        """Write a max-pooling of stride 1; reuse the output of the next smaller window if any."""
         step = POOLS[0]
         smaller = self._windows.get((source, window - step + 1))
         pooled = self._pool(path, smaller or source, step if smaller else window, 1, output)
@@ -250,7 +252,7 @@ class _GraphWriter:
         axes = constant("reorg/axes", [2, 3], np.int64)
         steps = constant("reorg/steps", [2, 2], np.int64)
         parts = []
-        for y, x in ((0, 0), (1, 0), (0, 1), (1, 1)):  # the row varies fastest
+        for y, x in ((0, 0), (1, 0), (0, 1), (1, 1)):  # YOLOv7's channel order: y varies fastest
             start = constant(f"reorg/start{y}{x}", [y, x], np.int64)
             inputs = [sources[0], start, end, axes, steps]
             parts.append(self.writer.node(f"{path}/Slice{y}{x}", "Slice", inputs))

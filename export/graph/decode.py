@@ -1,13 +1,14 @@
-"""Write the decoding of heads to boxes and scores into the graph.
+"""Write ONNX nodes that decode heads to boxes and scores.
 
-With stride s, cell g, anchor a in pixels and o = sigmoid of the head:
+Let s be the stride, g the index of the cell, a the anchor in pixels, and o the sigmoid of the head:
 
     centre = (2 o - 0.5 + g) s = o 2s + (g - 0.5) s
     size   = (2 o)^2 a         = o^2 4a
     score  = objectness * class, or objectness for a single class
 
-The right-hand forms need two operations each, and do not add rounding, because the factors are
-powers of two. Decoding is always float32: float16 has no odd integers above 2048.
+The graph uses the right-hand forms, which need two operations each. They add no rounding errors,
+because multiplying by powers of two is exact. Decoding is always in float32, because float16 cannot
+represent odd coordinates above 2048.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from y7edge.models.spec import Spec
 
 
 class Decoded(NamedTuple):
-    """Tensor names of one level, or of all levels: boxes (B, N, 4) and scores (B, N, nc)."""
+    """Names of two tensors: boxes (B, N, 4) and scores (B, N, nc)."""
 
     boxes: str
     scores: str
@@ -30,16 +31,23 @@ class Decoded(NamedTuple):
 def decode_level(
     writer: NodeWriter, spec: Spec, level: int, head: str, map_size: tuple[int, int], path: str
 ) -> Decoded:
-    """Decode one level's head (B, A * (5 + nc), H, W); boxes are in the order anchor, y, x.
+    """Decode the head of one level; boxes are in the order anchor, y, x.
 
-    ``head`` has the writer's dtype; ``map_size`` is (H, W); ``path`` is the prefix of node names.
     Fields are sliced before the transposition, so that unused planes are not transposed.
+
+    Args:
+        writer: collects the nodes.
+        spec: the model.
+        level: index of the level.
+        head: name of the head's tensor, (B, A * (5 + nc), H, W) in the writer's dtype.
+        map_size: (H, W).
+        path: prefix of the new nodes' names.
     """
     height, width = map_size
     cells, anchors = height * width, len(spec.anchors[level])
     if writer.dtype != np.float32:
         head = writer.cast(f"{path}/Cast", head, np.float32)
-    # 0 in a Reshape keeps the batch, static or dynamic.
+    # In a Reshape, 0 means to keep the dimension: here the batch, which may be dynamic.
     fields = [0, anchors, spec.outputs_per_anchor, cells]
     shape = writer.constant(f"{path}/fields", fields, np.int64)
     planes = writer.node(f"{path}/Reshape", "Reshape", [head, shape])
@@ -79,14 +87,14 @@ def _boxes(
 
 
 def _cut(writer: NodeWriter, path: str, planes: str, start: int, stop: int) -> str:
-    """Write a slice of fields ``start`` to ``stop`` of (B, A, 5 + nc, cells)."""
+    """Write a slice of the fields ``start`` to ``stop`` of ``planes`` (B, A, 5 + nc, cells)."""
     bounds = [writer.constant(f"decode/{value}", [value], np.int64) for value in (start, stop)]
     axis = writer.constant("decode/2", [2], np.int64)
     return writer.node(f"{path}/Slice", "Slice", [planes, *bounds, axis])
 
 
 def _to_rows(writer: NodeWriter, path: str, planes: str, count: int, width: int) -> str:
-    """Write (B, A, width, cells) as (B, A * cells, width)."""
+    """Write the conversion of (B, A, width, cells) to (B, A * cells, width)."""
     last = writer.node(f"{path}/Transpose", "Transpose", [planes], perm=[0, 1, 3, 2])
     shape = writer.constant(f"{path}/shape", [0, count, width], np.int64)
     return writer.node(f"{path}/Reshape", "Reshape", [last, shape])

@@ -1,6 +1,6 @@
 """Write ONNX nodes and initializers by name.
 
-By default a tensor has the name of its node, so that names in an engine's log lead to the row.
+By default a tensor has the name of its node, so a name in an engine's log identifies the row.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from y7edge.errors import ExportError
 
 
 class NodeWriter:
-    """Collect the nodes and initializers of one graph, in the order of writing."""
+    """Collect the nodes and initializers of a graph, in the order of writing."""
 
     def __init__(self, dtype: npt.DTypeLike = np.float32) -> None:
-        """``dtype``: of weights and activations, float32 or float16."""
+        """Create an empty graph with weights and activations of ``dtype``, float32 or float16."""
         self.dtype = np.dtype(dtype)
         self.nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -39,7 +39,7 @@ class NodeWriter:
         return output
 
     def constant(self, name: str, values: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
-        """Write an initializer unless the name is already written; return the name."""
+        """Write an initializer, unless one of this name exists; return the name."""
         if name not in self._initializers:
             array = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
             self._initializers[name] = numpy_helper.from_array(array, name)
@@ -62,6 +62,6 @@ class NodeWriter:
         return self.constant(name, cast, self.dtype)
 
     def cast(self, name: str, source: str, dtype: npt.DTypeLike) -> str:
-        """Write a conversion of ``source`` to ``dtype``."""
+        """Write a conversion of ``source`` to ``dtype``; return the name of the output."""
         to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.node(name, "Cast", [source], to=to)

@@ -1,6 +1,7 @@
-"""Run onnx-simplifier, and keep its graph only if interface and results are bitwise equal.
+"""Run onnx-simplifier, and use its graph only if interface and results are bitwise equal.
 
-Our graphs rarely change; it is run because engines are tested with graphs of onnx-simplifier.
+It rarely changes the graphs that y7edge writes. It is run because engines are usually tested with
+simplified graphs.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from y7edge.runtimes import onnxrt
 from y7edge.runtimes.base import missing, one_line
 
 SEED = 0
-DYNAMIC_BATCH = 2  # batch size for the comparison of graphs with a dynamic batch
+DYNAMIC_BATCH = 2  # batch size of the comparison, if the graph has a dynamic batch
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """Return the simplified model if it is valid and equal, else ``model``; and a one-line note.
+    """Simplify a model. Return the simplified model, or ``model`` if they differ, and a note.
 
-    The comparison covers versions, inputs and outputs (names, shapes, types), and the results of
-    ONNX Runtime on a seeded input. Metadata and shapes that onnx-simplifier adds are removed.
+    The comparison covers opset and IR version, inputs and outputs (names, shapes, types), and the
+    results of ONNX Runtime on a seeded input. Metadata and shapes that onnx-simplifier adds are
+    removed. The note is one line that says what was done.
     """
     if missing(onnxrt.NEEDS):
         return model, "not simplified: ONNX Runtime, which compares the results, is not installed"
@@ -58,7 +60,7 @@ def _clean(simplified: onnx.ModelProto, model: onnx.ModelProto) -> None:
 
 
 def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
-    """Describe the difference between two models; return "" if they are equal."""
+    """Return a description of the difference between two models; "" if they are equal."""
     versions = [(one.ir_version, list(one.opset_import)) for one in (model, simplified)]
     if versions[0] != versions[1]:
         return "onnx-simplifier changed the opset or the IR version"
@@ -75,7 +77,7 @@ def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
 
 
 def _feeds(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
-    """Generate seeded values from 0 to 1 for every input."""
+    """Return an array of seeded random values from 0 to 1 for every input."""
     rng = np.random.default_rng(SEED)
     feeds = {}
     for value in model.graph.input:

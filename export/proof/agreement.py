@@ -1,7 +1,8 @@
-"""Measure the agreement of an artifact with its reference, by tensors and by candidates.
+"""Measure how well an artifact agrees with its reference, the unfolded model.
 
-Candidates are boxes before NMS. Both comparisons are needed: the largest difference of a tensor may
-be in the background, and the best candidates may all lie on one level.
+Output tensors and candidates (boxes before NMS) are compared. Both comparisons are needed: the
+largest difference of a tensor may be in the background, where it does not matter, and the best
+candidates may all be on one level.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from y7edge.artifact.manifest import LevelInfo
 Floats = NDArray[np.float32]
 
 BEST = 100
-"""Number of the reference's best candidates, over all images, that are compared."""
+"""How many of the reference's best candidates, over all images, are compared."""
 
 
 @dataclass
 class TensorAgreement:
-    """Agreement of one output over all images.
+    """Agreement of one output tensor over all images.
 
-    The cosine is computed after the reference's mean of each channel is subtracted; otherwise the
-    channels' biases would dominate it.
+    Before the cosine is computed, each channel's mean in the reference is subtracted from both
+    tensors. Otherwise the channels' biases would dominate the cosine.
+
+    Attributes:
+        channel_axis: Axis of the channels: 1 for NCHW, -1 for NHWC.
+        deviation: Largest difference of an image, as a fraction of its largest magnitude.
     """
 
     channel_axis: int
@@ -43,7 +48,7 @@ class TensorAgreement:
         )
         scale = float(np.abs(r).max())
         worst = float(np.abs(f - r).max())
-        if worst:  # a reference of all zeros has no scale
+        if worst:  # if the reference is all zeros, any difference is infinite
             worst = worst / scale if scale else np.inf
         self.deviation = float(np.maximum(self.deviation, worst))  # unlike max(), keeps NaN
         wide = r.astype(np.float64), f.astype(np.float64)
@@ -54,7 +59,7 @@ class TensorAgreement:
 
     @property
     def cosine(self) -> float:
-        """Cosine over all images; for constant channels 1 if they are equal, else NaN."""
+        """Cosine over all images. If all channels are constant: 1 if they are equal, else NaN."""
         (sum_r, sum_f, sum_rr, sum_ff, sum_rf), n = self._sums, self._count
         mean = sum_r / n
         with np.errstate(invalid="ignore"):  # infinities become NaN, which fails the proof
@@ -68,7 +73,7 @@ class TensorAgreement:
 
 @dataclass(frozen=True)
 class Decoded:
-    """All candidates of an image: ``boxes`` (N, 4) cx, cy, w, h in pixels, ``scores`` (N, nc)."""
+    """All candidates of an image: ``boxes`` (N, 4) cx, cy, w, h in pixels; ``scores`` (N, nc)."""
 
     boxes: Floats
     scores: Floats
@@ -77,11 +82,17 @@ class Decoded:
 def decode(
     heads: Sequence[Floats], levels: Sequence[LevelInfo], nc: int, *, activated: bool = False
 ) -> Decoded:
-    """Decode one image's heads, each (1, A x (5 + nc), H, W), without a threshold.
+    """Decode the heads of one image to candidates, without a threshold.
 
-    N runs over levels, anchors, rows, columns. With one class the score is the objectness.
-    ``activated``: the heads are probabilities, not logits. This code is independent of the
-    Detector's decoding, so that the proof can check that too.
+    Candidates are in the order level, anchor, row, column. With one class, the score is the
+    objectness. The code does not share anything with the Detector's decoding, which the proof
+    checks.
+
+    Args:
+        heads: tensors (1, A * (5 + nc), H, W), one for each level.
+        levels: strides and anchors in pixels.
+        nc: number of classes.
+        activated: whether ``heads`` are probabilities instead of logits.
     """
     boxes, scores = [], []
     for head, level in zip(heads, levels, strict=True):
@@ -107,7 +118,15 @@ def sigmoid(logits: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A candidate of the reference; ``index`` is its position among its image's candidates."""
+    """A candidate of the reference.
+
+    Attributes:
+        image: Index of the image.
+        index: Index among all candidates of the image.
+        class_id: The class with the highest score.
+        score: The score of that class.
+        box: (4,) cx, cy, w, h in pixels.
+    """
 
     image: int
     index: int
@@ -117,11 +136,11 @@ class Candidate:
 
 
 def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
-    """Return one image's best candidates, and one per hundredth of score, best first."""
+    """Return the ``BEST`` candidates of one image, and one for each score bin, best first."""
     top = decoded.scores.max(axis=1)
     order = np.argsort(-top, kind="stable")
-    _, rungs = np.unique(_rung(top[order]), return_index=True)
-    taken = order[np.union1d(np.arange(min(BEST, len(order))), rungs)]
+    _, first_of_bin = np.unique(_score_bin(top[order]), return_index=True)
+    taken = order[np.union1d(np.arange(min(BEST, len(order))), first_of_bin)]
     classes = decoded.scores[taken].argmax(axis=1)
     return [
         Candidate(image, int(i), int(c), float(top[i]), decoded.boxes[i])
@@ -130,18 +149,19 @@ def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
 
 
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Choose the best candidates of all images, and one per hundredth of score.
+    """Choose the ``BEST`` candidates of all images, and one for each score bin.
 
     The best candidates are not enough: in crowded images their scores are near 1, where the sigmoid
-    is flat.
+    is flat and hides differences.
     """
     ranked = sorted(candidates, key=lambda c: (-c.score, c.image, c.index))
-    ladder = {int(_rung(np.float32(c.score))): c for c in reversed(ranked)}
+    by_bin = {int(_score_bin(np.float32(c.score))): c for c in reversed(ranked)}
     chosen = ranked[:BEST]
-    return chosen + [c for rung, c in sorted(ladder.items(), reverse=True) if c not in chosen]
+    return chosen + [c for _, c in sorted(by_bin.items(), reverse=True) if c not in chosen]
 
 
-def _rung(score: Floats | np.float32) -> NDArray[np.int64]:
+def _score_bin(score: Floats | np.float32) -> NDArray[np.int64]:
+    """Return the index of the bin of a score: 0 to 99, each 0.01 wide."""
     return np.minimum(np.asarray(score) * 100, 99).astype(np.int64)
 
 
@@ -153,7 +173,11 @@ class CandidateAgreement:
     score: float = 0.0
 
     def add(self, candidate: Candidate, decoded: Decoded, *, is_best: bool) -> None:
-        """Compare one candidate with the artifact's; compare boxes only of the best candidates."""
+        """Compare a candidate with the artifact's candidate of the same index.
+
+        ``decoded`` has the artifact's candidates of the same image. The box is compared only if
+        ``is_best``: the candidate is one of the ``BEST``.
+        """
         score = float(decoded.scores[candidate.index, candidate.class_id])
         difference = abs(score - candidate.score)
         if is_best:
@@ -164,8 +188,8 @@ class CandidateAgreement:
 def iou(a: Floats, b: Floats) -> float:
     """Return the IoU of two boxes cx, cy, w, h in pixels; 0 if a box has NaN.
 
-    Sides shorter than a pixel count as one pixel. Saturated logits give boxes of almost no size,
-    whose IoU would depend on rounding.
+    Sides shorter than a pixel are extended to one pixel. Otherwise the IoU of very small boxes, as
+    saturated logits give them, would depend on rounding.
     """
     first, second = a.astype(np.float64), b.astype(np.float64)
     first[2:], second[2:] = np.maximum(first[2:], 1), np.maximum(second[2:], 1)

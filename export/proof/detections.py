@@ -1,15 +1,16 @@
-"""Compare the Detector's boxes with the boxes from the reference's heads.
+"""Check the boxes that the Detector returns against the outputs of the unfolded model.
 
-A proof must not share code with what it checks, so letterboxing (``images``) and decoding
-(``agreement``) are implemented a second time. NMS is not repeated, because a rounding difference at
-a threshold can change other boxes. Instead, three properties of its result are checked:
+A proof must not share code with what it checks. Therefore the proof has its own implementations of
+letterboxing (module ``images``) and decoding (module ``agreement``). NMS is not implemented again:
+a rounding difference at a threshold can add or remove boxes, which changes other boxes. Instead,
+three properties of the result are checked:
 
 * Each box of the Detector matches a different candidate of the reference.
 * No two boxes of the same class overlap by more than the threshold.
 * Every other candidate overlaps a better box of its class by more than the threshold.
 
-Only the result of greedy NMS has all three properties. If a score or an overlap is within the
-tolerance of a threshold, or of another score, both outcomes are accepted.
+Only the result of greedy NMS has all three properties. If a score or an overlap differs from a
+threshold, or from another score, by less than the tolerance, both outcomes are accepted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
 Kept = list[tuple[int, NDArray[np.intp], Wide]]
-"""For each matched box: its class, its possible candidates, and their IoU with all candidates."""
+"""For each matched box: its class, the candidates that it matches (indices, nearest first), and the
+IoU of these with all candidates."""
 
 
 def compare_detections(
@@ -42,7 +44,17 @@ def compare_detections(
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Run the Detector on every frame, and compare with the reference's ``expected`` outputs."""
+    """Run the Detector on every frame, and compare its boxes with the reference's outputs.
+
+    Args:
+        session: the artifact's open session.
+        manifest: the artifact's manifest.
+        images: the images of the proof.
+        expected: the reference's outputs for each image.
+        levels: strides and anchors of the checkpoint.
+        conf: confidence threshold.
+        limits: tolerances of the proof.
+    """
     max_det = manifest.thresholds.max_det
     # The detector is not closed, because the caller owns the session.
     detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
@@ -59,9 +71,11 @@ def compare_detections(
 
 
 class _Candidates:
-    """The reference's candidates of one image.
+    """The reference's candidates of one image, which the Detector's boxes are compared with.
 
-    ``edge`` and ``score`` are the largest differences that ``unmatched`` found.
+    Attributes:
+        edge: Largest difference of an edge of a matched box, as a fraction of the box's side.
+        score: Largest difference of a score of a matched box.
     """
 
     def __init__(
@@ -91,7 +105,7 @@ class _Candidates:
         self._visible = seen.all(axis=1)
 
     def unmatched(self, found: Detections) -> int:
-        """Count the boxes that only the Detector or only the reference has; update differences."""
+        """Count boxes without a counterpart on the other side; update ``edge`` and ``score``."""
         taken: list[int] = []
         kept: Kept = []
         rows = zip(found.xyxy, found.confidence, found.class_id, strict=True)
@@ -105,14 +119,17 @@ class _Candidates:
     def _fitting(
         self, box: Wide, confidence: float, class_id: int, taken: list[int]
     ) -> NDArray[np.intp]:
-        """Return the candidates that equal a box within the tolerance, nearest first."""
+        """Return indices of the candidates that match a box within the tolerance, nearest first.
+
+        Candidates in ``taken`` already match another box.
+        """
         edge = (np.abs(self._placed - box) / self._side).max(axis=1, initial=0)
         score = np.abs(self._scores[:, class_id] - confidence)
         fits = self._may_be(class_id) & (score <= self._limits.score)
         fits &= edge <= 1 - self._limits.iou
         fits[taken] = False
         indices = np.flatnonzero(fits)
-        # Clipped to the image, large boxes of several cells can be equal.
+        # Large boxes of several cells can become equal when they are clipped to the image.
         distance = edge / (1 - self._limits.iou) + score / self._limits.score
         indices = indices[np.argsort(distance[indices], kind="stable")]
         if len(indices):
@@ -121,7 +138,7 @@ class _Candidates:
         return indices
 
     def _overlapping(self, kept: Kept) -> int:
-        """Count the boxes that a better box should have suppressed."""
+        """Count the boxes that NMS should have removed, because they overlap a better box."""
         limit = self._thresholds.iou + self._near_iou
         return sum(
             any(
@@ -137,7 +154,7 @@ class _Candidates:
         if len(found) >= self._thresholds.max_det:
             least = float(found.confidence.min()) + self._near_score
         lacking = self._visible & (self._best > least + self._near_score)
-        # Boxes in the letterbox's border take part in NMS and are dropped afterwards.
+        # Boxes in the letterbox's border take part in NMS, but are not returned.
         hidden = np.flatnonzero(~self._visible & (self._best > self._conf - self._near_score))
         classes = [int(self._scores[i].argmax()) for i in hidden]
         dropped = [(c, hidden[[n]], self._iou(hidden[[n]])) for n, c in enumerate(classes)]
@@ -149,12 +166,12 @@ class _Candidates:
         return int(lacking.sum())
 
     def _may_be(self, class_id: int) -> NDArray[np.bool_]:
-        """Return the candidates whose best class may be this one, within the tolerance."""
+        """Return a mask of the candidates whose best class is ``class_id`` within the tolerance."""
         tied: NDArray[np.bool_] = self._scores[:, class_id] >= self._best - 2 * self._near_score
         return tied
 
     def _iou(self, indices: NDArray[np.intp]) -> Wide:
-        """Return the IoU of some candidates with all, in input pixels, without clipping."""
+        """Return the IoU (len(indices), N) of the given candidates with all, without clipping."""
         some, every = self._corners[indices, None], self._corners
         sides = np.minimum(some[..., 2:], every[:, 2:]) - np.maximum(some[..., :2], every[:, :2])
         shared = sides.clip(0).prod(axis=2)

@@ -1,4 +1,4 @@
-"""Collect the images for a proof: the user's, else the data set's, else synthetic scenes."""
+"""Collect images for a proof: the user's, else those of the data set, else synthetic scenes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ Images = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class ProofImages:
-    """Images and their source.
+    """Images of a proof.
 
-    ``frames``: original images (h, w, 3) BGR uint8. ``inputs``: letterboxed images, each
-    (1, 3, H, W) float32 RGB 0..1.
+    Attributes:
+        frames: Original images, each (h, w, 3) uint8, BGR.
+        inputs: Letterboxed images, each (1, 3, H, W) float32, RGB, 0 to 1.
+        source: Where the images come from, for reports.
     """
 
     frames: tuple[NDArray[np.uint8], ...]
@@ -44,8 +46,8 @@ class ProofImages:
 def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> ProofImages:
     """Read up to 8 images and letterbox them to the input ``image``.
 
-    If ``images`` is None, the data set recorded in the checkpoint's ``meta`` is used. If it does
-    not exist any more, synthetic scenes are used.
+    If ``images`` is None, the data set recorded in the checkpoint's ``meta`` is used. If that data
+    set does not exist here, synthetic scenes are used.
 
     Raises:
         DataError: ``images`` contains no image, or an image cannot be read.
@@ -68,7 +70,7 @@ def gather(images: Images | None, meta: Mapping[str, Any], image: InputInfo) -> 
 
 
 def placement(frame_hw: tuple[int, int], image: InputInfo) -> tuple[int, int, int, int]:
-    """Compute top, left, height and width of the resized image in the input."""
+    """Return top, left, height and width, in pixels, of the resized image in the input."""
     factor = min(image.height / frame_hw[0], image.width / frame_hw[1])
     rows, columns = (max(1, round(side * factor)) for side in frame_hw)
     spare = image.height - rows, image.width - columns
@@ -76,7 +78,7 @@ def placement(frame_hw: tuple[int, int], image: InputInfo) -> tuple[int, int, in
 
 
 def _letterboxed(frame: NDArray[np.uint8], image: InputInfo) -> NDArray[np.float32]:
-    """Letterbox an image, independently of the Detector's preprocessing, which the proof checks."""
+    """Letterbox an image without the Detector's preprocessing, which the proof checks."""
     top, left, rows, columns = placement((frame.shape[0], frame.shape[1]), image)
     canvas = np.full((image.height, image.width, 3), image.letterbox.pad, np.uint8)
     canvas[top : top + rows, left : left + columns] = cv2.resize(

@@ -1,7 +1,7 @@
-"""Prove an artifact: compare it, in its own engine, with the unfolded model.
+"""Prove an artifact: run it in its own engine, and compare it with the unfolded model.
 
-The status is *passed*, *failed* or *inconclusive*. A proof is inconclusive if the reference's
-scores are nearly equal, so that agreement is not significant; this counts as a failure.
+The status is *passed*, *failed* or *inconclusive*. A proof is inconclusive if the unfolded model's
+scores are nearly equal, because agreement then means little. This counts as a failure.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
 
 SPREAD = 0.2
-"""Smallest spread of the candidates' scores; below it the proof is inconclusive."""
+"""If the candidates' scores differ by less, the proof is inconclusive."""
 
-_LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}
+_LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}  # largest finite value
 
 Progress = Callable[[str], None]
 
@@ -56,14 +56,14 @@ Progress = Callable[[str], None]
 def tolerance(precision: str, deviation: float) -> Tolerance:
     """Return the limits for a precision; ``deviation`` is the runtime's ``DEVIATION``."""
     if precision == "fp32":
-        return Tolerance(deviation, None, 0.999, 1e-3, None, deviation)
+        return Tolerance(deviation, None, iou=0.999, score=1e-3, peak=None, probe=deviation)
     if precision not in _LARGEST:
         known = " or ".join(("fp32", *_LARGEST))
         raise ConfigError(f"cannot prove precision {precision}, expected {known}")
     # Half of the range is reserved for images with larger activations. bfloat16 has three bits less
     # than float16, so its rounding errors are eight times as large.
-    probe = 0.12 if precision == "bf16" else 0.015
-    return Tolerance(None, 0.9995, 0.95, 0.02, _LARGEST[precision] / 2, probe)
+    peak, probe = _LARGEST[precision] / 2, 0.12 if precision == "bf16" else 0.015
+    return Tolerance(None, cosine=0.9995, iou=0.95, score=0.02, peak=peak, probe=probe)
 
 
 def prove(
@@ -76,7 +76,7 @@ def prove(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Run an artifact and its reference on the same images, and compare the results.
+    """Run an artifact and its reference on the same images, and compare their outputs.
 
     Args:
         artifact: the artifact.
@@ -103,7 +103,7 @@ def prove(
         decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in expected)
         chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
         outputs, candidates = _compare(session, manifest, images, expected, chosen)
-        # Lower the threshold, so that something is detected.
+        # The threshold is lowered if necessary, so that there are boxes to compare.
         conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
         spec = reference.checkpoint.spec
         levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
@@ -142,7 +142,7 @@ def require_passed(report: ParityReport, subject: str) -> None:
 def _run(
     session: Session, manifest: Manifest, images: ProofImages, batch: int
 ) -> list[dict[str, Floats]]:
-    """Return each image's outputs, computed in batches; the last batch repeats the last image."""
+    """Return each image's outputs, computed in batches. The last image fills the last batch."""
     inputs = images.inputs
     results: list[dict[str, Floats]] = []
     for start in range(0, len(inputs), batch):
@@ -162,7 +162,7 @@ def _compare(
     references: Sequence[Answer],
     chosen: Sequence[Candidate],
 ) -> tuple[dict[str, TensorDifference], CandidateDifference]:
-    """Compare outputs and candidates; report the worst values of all batch sizes."""
+    """Compare outputs and candidates; return the worst values of all batch sizes."""
     worst: dict[str, tuple[float, float]] = {}
     candidates = CandidateAgreement()
     for batch in proved_batches(manifest):
@@ -191,7 +191,7 @@ def _compare(
 
 
 def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
-    """Return the status and the problems; NaN exceeds every limit."""
+    """Return the status and a list of problems; NaN exceeds every limit."""
     limits, candidates, peak = measured.tolerance, measured.candidates, measured.activations
     problems = []
     for name, found in measured.outputs.items():

@@ -1,7 +1,7 @@
-"""Make probes for the self-test: generated inputs, and samples of the reference's outputs.
+"""Make probes for the self-test: generated inputs, with samples of the reference's outputs.
 
-Each output is sampled at its largest values, which are most sensitive to a change of scale, and
-evenly over the other values.
+Each output is sampled at its largest values, which change most if the scale is wrong, and at evenly
+spaced positions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
 
 PROBES = 2
-"""Number of probes for the first batch size; other batch sizes have one probe."""
+"""Number of probes for the first batch size; there is one probe for each other batch size."""
 
 VALUES = 96
 """Number of sampled values per output."""
@@ -28,10 +28,13 @@ EXTREME = 32
 
 
 def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> tuple[Probe, ...]:
-    """Sample the reference's outputs in the form that ``manifest`` describes.
+    """Run the reference on generated inputs, and sample its outputs.
 
-    ``tolerance``: the largest deviation that a self-test accepts, as a fraction of the output's
-    largest magnitude.
+    Args:
+        manifest: describes the names, layouts and activations of the artifact's outputs.
+        reference: the unfolded model.
+        tolerance: the largest deviation that a self-test accepts, as a fraction of the output's
+            largest magnitude.
     """
     image, batches = manifest.input, proved_batches(manifest)
     probes = []
@@ -45,7 +48,7 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
 
 
 def adapted_probes(before: Manifest, after: Manifest, tolerance: float) -> tuple[Probe, ...]:
-    """Convert the probes of ``before`` to names, layouts and activations of ``after``'s outputs."""
+    """Convert the probes of ``before`` to the names, layouts and activations in ``after``."""
     pairs = {
         old.name: (old, new)
         for old in before.outputs
@@ -66,30 +69,30 @@ def _adapted(samples: Samples, batch: int, old: OutputInfo, new: OutputInfo) -> 
     """Convert samples of a tensor to another layout or activation."""
     if (old.layout, old.activation) == (new.layout, new.activation):
         return replace(samples, output=new.name)
-    place = np.arange(batch * math.prod(map(int, old.shape[1:]))).reshape(batch, *old.shape[1:])
+    old_index = np.arange(batch * math.prod(map(int, old.shape[1:])))
+    old_index = old_index.reshape(batch, *old.shape[1:])
     if old.layout != new.layout:
-        place = place.transpose((0, 2, 3, 1) if new.layout == "NHWC" else (0, 3, 1, 2))
-    found = np.empty(place.size, np.int64)
-    found[place.reshape(-1)] = np.arange(place.size)
+        old_index = old_index.transpose((0, 2, 3, 1) if new.layout == "NHWC" else (0, 3, 1, 2))
+    new_index = np.argsort(old_index, axis=None)
     values, scale = np.array(samples.values), samples.scale
     if old.activation != new.activation:
         values, scale = sigmoid(values), 1.0
     return Samples(
         output=new.name,
         scale=scale,
-        indices=tuple(int(i) for i in found[list(samples.indices)]),
+        indices=tuple(int(i) for i in new_index[list(samples.indices)]),
         values=tuple(_rounded(float(v)) for v in values),
     )
 
 
 def proved_batches(manifest: Manifest) -> tuple[int, ...]:
-    """Return the batch sizes of a proof: the fixed batch size, or 1 and 3."""
+    """Return the batch sizes of a proof: the fixed batch size, or 1 and 3 for a dynamic one."""
     batch = manifest.input.batch
     return (1, 3) if batch == "dynamic" else (int(batch),)
 
 
 def outputs_of(answer: Answer, manifest: Manifest) -> dict[str, Floats]:
-    """Convert the reference's heads to roles, layouts and activations of the artifact's outputs."""
+    """Convert the reference's heads to the form of the artifact's outputs, by output name."""
     if manifest.outputs[0].role == "head":
         found = {}
         for output, head in zip(manifest.outputs, answer.heads, strict=True):
@@ -119,6 +122,7 @@ def decode_outputs(outputs: Mapping[str, Floats], manifest: Manifest) -> Decoded
 
 
 def _sample(name: str, tensor: Floats) -> Samples:
+    """Sample an output at its largest magnitudes and at evenly spaced positions."""
     flat = tensor.reshape(-1)
     count = min(VALUES, flat.size)
     extreme = np.argsort(-np.abs(flat), kind="stable")[: min(EXTREME, count)]

@@ -1,7 +1,8 @@
-"""Run the unfolded model as the reference for proofs.
+"""Run the unfolded model, which is the reference of proofs.
 
-It runs in torch, in float32 on the CPU. Outputs are cached on disk (``$Y7EDGE_CACHE``, by default
-``~/.cache/y7edge``). The cache key covers weights, input, torch version and the model's code.
+The model runs in torch, in float32 on the CPU. Its outputs are cached on disk (``$Y7EDGE_CACHE``,
+by default ``~/.cache/y7edge``). The cache key covers the weights, the input, the version of torch
+and the model's source code.
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ if TYPE_CHECKING:
 CACHE_BYTES = 2 << 30
 """Size limit of the cache; the least recently used outputs are removed."""
 
-_SOURCES = ("nn", "models")
+_SOURCES = ("nn", "models")  # packages whose code is part of the cache key
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Reference outputs for one input.
+    """Outputs of the reference for one input.
 
-    ``heads``: by level (B, anchors x (5 + nc), H, W) float32, as in an exported graph. ``peak``:
-    the largest magnitude at the input of an activation function; ``peak_at``: its layer.
+    Attributes:
+        heads: Logits of each level, (B, A * (5 + nc), H, W) float32, as in an exported graph.
+        peak: Largest magnitude of an intermediate value of the folded graph.
+        peak_at: Name of the layer with the largest magnitude.
     """
 
     heads: tuple[NDArray[np.float32], ...]
@@ -54,14 +57,22 @@ class Reference:
     """The unfolded model of a checkpoint, with BatchNorm, branches and implicit knowledge."""
 
     def __init__(self, checkpoint: Checkpoint, folder: Path | None = None) -> None:
-        """Raise RuntimeMissing if torch is not installed. The model is built on first use."""
+        """Store the checkpoint. The model is built when the first output is computed.
+
+        Args:
+            checkpoint: a checkpoint of any form.
+            folder: folder of the cached outputs; None: the default.
+
+        Raises:
+            RuntimeMissing: torch is not installed.
+        """
         require({"torch": "y7edge[export]"}, "a proof")
         self.checkpoint = checkpoint
         self._folder = folder or cache_folder("reference")
 
     @property
     def description(self) -> str:
-        """A description for reports."""
+        """Form, precision and torch version of the reference, for reports."""
         form = self.checkpoint.form
         state = "already folded" if form == "folded" else f"{form} form, not folded"
         return f"{state}, float32, torch {version('torch')}"
@@ -98,6 +109,7 @@ class Reference:
 
 
 def _run(model: Model, pixels: NDArray[np.float32]) -> Answer:
+    """Run the model on an input (B, 3, H, W)."""
     import torch
 
     peaks: dict[str, float] = {}
@@ -120,10 +132,10 @@ def _run(model: Model, pixels: NDArray[np.float32]) -> Answer:
 
 
 def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
-    """Hook a module to record the largest magnitude that the folded graph has there.
+    """Add hooks to a module that record, in ``peaks``, its largest intermediate magnitude.
 
-    The input of an activation function is the output of a folded convolution. Other large values
-    occur only in sums.
+    Only values that exist in the folded graph are recorded: the inputs of activation functions,
+    which are the outputs of folded convolutions, and sums. No other layer has larger values.
     """
     from torch import nn
 
@@ -146,7 +158,7 @@ def _watch(name: str, module: nn.Module, peaks: dict[str, float]) -> list[Any]:
 
 @cache
 def _code() -> str:
-    """Return a digest of the reference's source code and torch's version."""
+    """Return a digest of the model's source code and of torch's version."""
     state = hashlib.sha256(version("torch").encode())
     root = Path(y7edge.__file__).parent
     for folder in _SOURCES:
@@ -156,7 +168,7 @@ def _code() -> str:
 
 
 def _read(path: Path, levels: int) -> Answer | None:
-    """Return a cached answer; None if it does not exist or is damaged (npz has checksums)."""
+    """Read an answer from the cache; None if the file does not exist or is damaged."""
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as kept:
             heads = tuple(kept[f"head{level}"] for level in range(levels))
@@ -171,7 +183,7 @@ def _read(path: Path, levels: int) -> Answer | None:
 
 
 def _keep(path: Path, answer: Answer) -> None:
-    """Write an answer to the cache; log a failure, because the cache is optional."""
+    """Write an answer to the cache. A failure is only logged, because the cache is optional."""
     heads: dict[str, Any] = {f"head{level}": head for level, head in enumerate(answer.heads)}
     try:
         with atomic_write(path) as temporary, temporary.open("wb") as stream:
@@ -182,7 +194,7 @@ def _keep(path: Path, answer: Answer) -> None:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the least recently used outputs beyond ``CACHE_BYTES``."""
+    """Remove the least recently used files if all together exceed ``CACHE_BYTES``."""
     files = [(path.stat(), path) for path in folder.glob("*.npz")]
     total = 0
     for stat, path in sorted(files, key=lambda item: -item[0].st_mtime):

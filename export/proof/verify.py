@@ -31,10 +31,10 @@ def verify(
     ignore_digests: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
-    """Check an artifact's digests and its origin, and prove it again.
+    """Check an artifact's digests, compare it with its checkpoint, and prove it again.
 
-    Classes, anchors and input of the manifest are compared with the checkpoint too, because digests
-    do not detect deliberate changes.
+    Classes, anchors, thresholds and input of the manifest are compared with the checkpoint too,
+    because somebody who edits them can also write a new digest.
 
     Args:
         path: the artifact.
@@ -43,8 +43,8 @@ def verify(
         backend: a runtime's name; "auto": the runtime that opens the file.
         device: the device to run on.
         threads: number of engine threads; None: the engine's default.
-        ignore_digests: compare only the outputs. The payload may be changed, and the checkpoint may
-            be another one of the same shape.
+        ignore_digests: compare only the outputs, without the digests of payload and checkpoint.
+            The checkpoint may be another one of the same shape.
         progress: called with one line for each step.
 
     Raises:
@@ -82,9 +82,10 @@ def verify(
 
 
 def _require_same_model(artifact: Artifact, against: Checkpoint, strict: bool) -> None:
-    """Raise ParityError unless levels, classes and input equal the checkpoint's.
+    """Raise ParityError if levels, classes or input differ from the checkpoint's.
 
-    If they differ, boxes or names are wrong even if the heads are equal.
+    If they differ, boxes or names are wrong even if the heads are equal. ``strict``: compare class
+    names and thresholds too.
     """
     manifest, spec, image = artifact.manifest, against.spec, artifact.manifest.input
     anchors = [level.anchors for level in manifest.levels]

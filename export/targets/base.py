@@ -24,24 +24,25 @@ from y7edge.runtimes.base import parse_device
 
 @dataclass(frozen=True)
 class Unprovable:
-    """The reason why a target's artifacts cannot be run and proved."""
+    """States that no runtime can run a target's artifacts, and why."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """The input of a build.
+    """The arguments of ``Target.build``.
 
     Attributes:
         model: The ONNX file to convert, with the precision and outputs of ``manifest``.
-        checkpoint: The folded model, for converters that do not read ONNX; None for ``build``.
+        checkpoint: The folded checkpoint, for converters that do not read ONNX. None in
+            ``y7edge build``, which has only the ONNX file.
         manifest: The manifest without payload digest, probes and parity report.
         folder: An empty folder for the files.
         name: Name of the main file; side files have the same stem.
         images: Calibration inputs, each float32 (1, 3, H, W), RGB, 0 to 1; None if not given.
         device: The device to build for, if the toolkit builds for a device.
-        options: Options of the target, all in ``OPTIONS``.
+        options: Options of the target, by the names in ``OPTIONS``.
     """
 
     model: Path
@@ -75,7 +76,7 @@ class Target(Protocol):
     BATCHES: tuple[str, ...]
     """Supported batch sizes: ``1``, ``N`` (any fixed size), ``dynamic``."""
     RUNTIME: str | Unprovable
-    """Name of the runtime that proves the artifacts, or why there is none."""
+    """Name of the runtime that proves the artifacts, or the reason why there is none."""
     OPTIONS: Mapping[str, str]
     """Name of each option of this target -> its description."""
     NEEDS_CHECKPOINT: bool
@@ -84,8 +85,8 @@ class Target(Protocol):
     def build(self, request: BuildRequest) -> Artifact:
         """Write the files; return the artifact with a manifest that describes its outputs.
 
-        The caller computes the payload digest and writes the manifest. The same request must give
-        the same bytes.
+        The caller computes the payload digest and writes the manifest. The same request must always
+        give the same bytes.
         """
 
     def versions(self) -> dict[str, str]:

@@ -20,11 +20,11 @@ NEEDS_CHECKPOINT = False
 
 
 def build(request: BuildRequest) -> Artifact:
-    """Copy the graph."""
+    """Copy the ONNX file."""
     shutil.copyfile(request.model, request.path)
     return Artifact(request.path, request.manifest)
 
 
 def versions() -> dict[str, str]:
-    """Return nothing: the pipeline records the packages that write the graph."""
+    """Return an empty dict: the pipeline records the packages that write the graph."""
     return {}

@@ -23,7 +23,7 @@ NEEDS_CHECKPOINT = False
 
 
 def build(request: BuildRequest) -> Artifact:
-    """Convert the graph; the precision is that of the graph's tensors.
+    """Convert the ONNX graph to OpenVINO IR, in the precision of the graph's tensors.
 
     Raises:
         ExportError: OpenVINO cannot read the graph or write the files.
@@ -35,11 +35,11 @@ def build(request: BuildRequest) -> Artifact:
         for key in list(model.rt_info):  # metadata of the ONNX file, such as its manifest
             del model.rt_info[key]
         model.set_friendly_name(request.manifest.model)
-        # Unnamed nodes get numbers that depend on the process: make the bytes reproducible.
+        # OpenVINO numbers unnamed nodes differently in each process: name them reproducibly.
         for index, node in enumerate(model.get_ordered_ops()):
             if node.get_friendly_name() == node.get_name():
                 node.set_friendly_name(f"{node.get_type_name()}_{index}")
-        # The default compresses weights to float16.
+        # By default, weights would be converted to float16.
         engine.save_model(model, str(main), compress_to_fp16=False)
     except Exception as error:  # OpenVINO has no common exception class
         raise ExportError(f"OpenVINO cannot convert the graph: {one_line(error)}") from error

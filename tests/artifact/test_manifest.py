@@ -227,7 +227,7 @@ def test_huge_inputs_are_refused(change, problem):
 def test_huge_outputs_and_probes_are_refused():
     names = tuple(str(index) for index in range(65_000))
     image = InputInfo("images", 1, 4096, 4096)
-    with pytest.raises(ArtifactError, match=r"outputs have .* values for an image"):
+    with pytest.raises(ArtifactError, match=r"outputs have .* values per image"):
         replace(manifest(), nc=len(names), names=names, input=image)
     wide = replace(manifest("dynamic").probes[0], batch=1024)
     with pytest.raises(ArtifactError, match="a probe has 1024 images"):

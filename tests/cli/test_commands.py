@@ -274,7 +274,7 @@ def test_predict_reports_bad_files_and_processes_the_others(
     empty, broken, count = err.splitlines()
     assert "b.jpg: expected an image, found an empty file" in empty
     assert f"c.avi: truncated: read {len(frames)} frames, expected 20" in broken
-    assert count.endswith(": 2 of 4 files could not be read, or not to their end")
+    assert count.endswith(": 2 of 4 files could not be read completely")
     saved = cv2.VideoCapture(str(tmp_path / "out" / "c.mp4"))
     assert saved.get(cv2.CAP_PROP_FRAME_COUNT) == len(frames)
 

@@ -335,4 +335,4 @@ def test_empty_arguments(
     command: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, *words]) == 2
-    assert "a shell variable may not be set" in capsys.readouterr().err
+    assert "a shell variable may be unset" in capsys.readouterr().err

@@ -268,7 +268,7 @@ def test_a_folder_with_pipes_and_others(
     for name, kind in (("a.jpg", "pipe"), ("b.mp4", "pipe"), ("c.gif", "pipe"),
                        ("d.png", "device"), ("e.png", "pipe")):  # fmt: skip
         assert [line for line in lines if f"{name}: " in line and f"found a {kind}" in line], name
-    assert lines[-1].endswith("5 of 7 files could not be read, or not to their end")
+    assert lines[-1].endswith("5 of 7 files could not be read completely")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero"])

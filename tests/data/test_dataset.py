@@ -219,7 +219,7 @@ def test_only_requested_splits_are_read(folder):
         ("train: labels\nnc: 1", "expected images in 'labels', found none"),
         ("train: lost.txt\nnc: 1", r"lost\.txt:2: expected the path of an image"),
         ("nc: 1", "expected an entry 'train' or 'val', found neither"),
-        ("- a\n- b", "expected a mapping with train, val and names, found list"),
+        ("- a\n- b", "expected a mapping with train, val and names, found a list"),
         ("a: [", "not YAML"),
         ("[" * 5000, "not YAML"),
         ("nc: 1\nday: 2024-13-45", "expected an entry 'train' or 'val', found neither"),

@@ -278,7 +278,7 @@ def test_integer_heads_are_dequantised():
 )
 def test_outputs_that_cannot_be_decoded_are_refused_at_open(outputs):
     manifest = quantised(**outputs)
-    with pytest.raises(ArtifactError, match=r"output (head0|boxes) is a .*: export it again"):
+    with pytest.raises(ArtifactError, match=r"output (head0|boxes) .*: export it again"):
         Detector.from_session(FakeSession(manifest), manifest)
 
 
@@ -404,7 +404,7 @@ def test_a_real_artifact(artifact_path, narrow_tiny):
     assert len(found) > 0
     with Detector(artifact_path, conf=0.05, imgsz=(96, 128)) as detector:
         np.testing.assert_array_equal(detector.batch([frame, frame])[1].xyxy, found.xyxy)
-    with pytest.raises(ConfigError, match="fixed: export it again with --imgsz 64x64"):
+    with pytest.raises(ConfigError, match=r"fixed .* 96x128, found 64x64"):
         Detector(artifact_path, imgsz=64)
     with pytest.raises(ConfigError, match="no class 'nit'; did you mean 'nut'"):
         Detector(artifact_path, classes=["nit"])

@@ -252,12 +252,12 @@ def test_page_is_self_contained_and_shows_what_was_measured(findings, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"metrics": metrics(0.8999)}, "mAP@0.5 is 0.8999, at least 0.90"),
+        ({"metrics": metrics(0.8999)}, "mAP@0.5 is 0.8999, expected at least 0.90"),
         ({"metrics": metrics(float("nan"))}, "mAP@0.5 is nan"),
-        ({"shuffled_metrics": metrics(0.05)}, "shuffled mAP@0.5 is 0.0500"),
+        ({"shuffled_metrics": metrics(0.05)}, "mAP@0.5 is 0.0500"),
         (
             {"fold": FoldReport("float32", (2e-4,), {0: 1e-5})},
-            "the fold deviates by 2.0e-04",
+            "deviates by 2.0e-04",
         ),
     ],
     ids=["short", "nan", "shuffled", "fold"],

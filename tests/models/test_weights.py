@@ -139,7 +139,10 @@ COUNTER = "rows.0.bn.num_batches_tracked"
         ({"arrays": changed_array(KEY, np.array([1e300] * 8))}, "NaN or infinity"),
         ({"arrays": changed_array(COUNTER, np.array(1.0))}, "expected int64"),
         ({"arrays": changed_array("rows.99.conv.weight", np.zeros(1))}, "unexpected rows.99"),
-        ({"arrays": changed_array("rows.77.anchors", np.ones((3, 3, 2)))}, "expected equal ones"),
+        (
+            {"arrays": changed_array("rows.77.anchors", np.ones((3, 3, 2)))},
+            "expected equal anchors",
+        ),
         ({"arrays": {}}, "missing rows.0.conv.weight, .* and 340 more"),
         ({"meta": {"loss": float("nan")}}, "metadata is not valid JSON"),
         ({"meta": {"path": object()}}, "metadata is not valid JSON"),
@@ -181,12 +184,12 @@ def test_file_of_another_tool_is_refused(path, metadata):
     header, payload = split(path)
     header.pop("__metadata__")
     join(path, header if metadata is None else {"__metadata__": metadata, **header}, payload)
-    refused(path, "of another tool")
+    refused(path, "metadata entry 'y7edge'")
 
 
 def test_newer_schema_is_refused(path):
     edit(path, lambda ours: ours.update(schema=2))
-    refused(path, "header schema 2, this y7edge reads up to 1; update y7edge")
+    refused(path, "schema 2, .* reads up to 1; update y7edge")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_header_that_is_not_a_json_object_is_refused(path, text):
         (lambda ours: ours["spec"].update(activation="silu"), "was changed"),
         (lambda ours: ours["names"].pop(), "2 class names for 3 classes"),
         (lambda ours: ours["spec"].update(nc=4, name="other"), "class names"),
-        (lambda ours: ours["spec"]["anchors"][0][0].reverse(), "anchors of the weights"),
+        (lambda ours: ours["spec"]["anchors"][0][0].reverse(), "expected equal anchors"),
     ],
 )
 def test_changed_header_is_refused(path, change, match):

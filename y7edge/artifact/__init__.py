@@ -1,1 +1,1 @@
-"""Artifacts: their files, their manifest, the reports of what was proved about them."""
+"""Artifacts: their files, their manifest, and the reports of their proofs."""

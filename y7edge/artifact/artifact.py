@@ -24,17 +24,11 @@ _LARGEST = 4 << 30  # bytes per file; yolov7-e6e has 0.7 GB
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported model for one engine.
+    """An exported model for one engine."""
 
-    Attributes:
-        path: The main file or folder.
-        manifest: The description and the proof.
-        side_files: Further files; empty for most formats.
-    """
-
-    path: Path
+    path: Path  # the main file or folder
     manifest: Manifest
-    side_files: tuple[Path, ...] = ()
+    side_files: tuple[Path, ...] = ()  # further files; empty for most formats
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -64,14 +58,15 @@ def require_files(files: Sequence[Path]) -> None:
             if file == files[0]:
                 hint = "export one with `y7edge export`"
             raise ArtifactMissing(f"there is no file {file}: {hint}") from error
-        except (OSError, ValueError) as error:  # also a name that is too long or holds a NUL
+        except OSError as error:
             raise ArtifactError(f"{file} cannot be read: {reason(error)}") from error
 
 
 def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
-    """Return the SHA-256 over files, each as its length and its content.
+    """Return the SHA-256 over the length and the content of each file, in the given order.
 
-    Folders are walked in the order of names; ``first`` replaces the first file's content.
+    A folder is replaced by all files in it, sorted by path. ``first``: the content to use for the
+    first file instead of its own.
 
     Raises:
         ArtifactError: a file cannot be read, or is too large.
@@ -96,7 +91,7 @@ def digest_files(files: Iterable[Path], first: bytes | None = None) -> str:
 
 
 def _flat(files: Iterable[Path]) -> Iterator[Path]:
-    """Yield files, and the files below folders in the order of their paths."""
+    """Yield the given files, and all files in the given folders, sorted by path."""
     for file in files:
         if is_folder(file):
             yield from sorted(path for path in file.rglob("*") if not is_folder(path))

@@ -1,4 +1,4 @@
-"""Make the manifest that describes a checkpoint, for an export or for evaluation in torch."""
+"""Create the manifest of a checkpoint, for an export or for evaluation in torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pair(size: Size) -> tuple[int, int]:
 
 @contextmanager
 def _as_options() -> Iterator[None]:
-    """Re-raise an ArtifactError of the block as ConfigError, because the user set the options."""
+    """Re-raise an ArtifactError as ConfigError, because invalid options cause it here."""
     try:
         yield
     except ArtifactError as error:
@@ -56,10 +56,10 @@ def describe(
     opset: int | None = None,
     tools: Mapping[str, str],
 ) -> Manifest:
-    """Return a manifest without probes and parity; its payload digest is the checkpoint's digest.
+    """Create a checkpoint's manifest, without probes and proof.
 
-    ``spec``: the rows that are run, in the checkpoint's form or folded. ``imgsz``: the input size
-    (height, width).
+    The payload digest is the checkpoint's digest. ``spec``: the spec that is run, in the
+    checkpoint's form or folded. ``imgsz``: input size (height, width).
 
     Raises:
         ConfigError: the size is not a multiple of the largest stride, or size or batch is too
@@ -114,7 +114,7 @@ def describe(
 
 
 def _levels(meta: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the data set's levels of 16-bit images from the checkpoint's ``meta``, if any."""
+    """Return ``InputInfo.levels`` from a checkpoint's ``meta``."""
     data = meta.get("data")
     levels = data.get("levels") if isinstance(data, Mapping) else None
     if not isinstance(levels, list) or [type(level) for level in levels] != [int, int]:

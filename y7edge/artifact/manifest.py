@@ -1,11 +1,11 @@
-"""The manifest: the description of an artifact that a Detector needs, and the artifact's proof.
+"""Manifests: an artifact's description, which the Detector reads, and its proof.
 
-It has two digests. Its own digest is checked whenever an artifact is opened. The payload digest
-covers graph and tensors; ``selftest``, ``verify`` and ``build`` check it, which reads the whole
-file.
+A manifest contains two digests. Its own digest is checked whenever an artifact is opened. The
+payload digest covers graph and weights; checking it requires reading all files. This is done by
+``selftest``, ``verify`` and ``build``, and whenever an artifact of several files is opened.
 
-On disk a manifest is *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers, no dates.
-Equal content gives equal bytes, and other spellings are refused.
+Manifests are stored as *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers. Equal
+content gives equal bytes, and JSON in any other form is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEMA = 2
 """Version of the schema that this package writes; it reads 1 too."""
 
 MAX_BYTES = 4 << 20
-"""Largest manifest that is read; most have some tens of kilobytes."""
+"""Largest manifest that is read; typical ones have some tens of kilobytes."""
 
 Dim = int | Literal["dynamic"]
 """One dimension of a tensor."""
@@ -40,7 +40,7 @@ _KEY = re.compile(r"[\w.-]{1,64}")
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image is fitted into the input: resized, centred, padded with grey ``pad``."""
+    """Fit of images into the input: resized, centred, and padded with the grey value ``pad``."""
 
     pad: int = 114
 
@@ -50,7 +50,7 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """The input tensor; its values are 8-bit pixel values x ``scale``."""
+    """The input tensor. Its values are pixel values (0..255) times ``scale``."""
 
     name: str
     batch: Dim
@@ -61,7 +61,7 @@ class InputInfo:
     color: Literal["rgb", "bgr"] = "rgb"
     scale: float = 1 / 255
     letterbox: Letterbox = field(default_factory=Letterbox)
-    levels: tuple[int, int] | None = None  # values of 16-bit images that map to 0 and 255
+    levels: tuple[int, int] | None = None  # pixel values of 16-bit images that map to 0 and 255
 
     def __post_init__(self) -> None:
         least, most, images = bounds.MIN_SIDE, bounds.MAX_SIDE, self.images
@@ -73,8 +73,8 @@ class InputInfo:
             _check(least <= side <= most, f"a side has {side} pixels, expected {least} to {most}")
         _check(
             self.pixels <= bounds.MAX_PIXELS and images * self.pixels <= bounds.MAX_BATCH_PIXELS,
-            f"{images} images of {self.height}x{self.width} are more than {bounds.MAX_PIXELS} "
-            f"pixels each, or {bounds.MAX_BATCH_PIXELS} together",
+            f"the input has {images} images of {self.height}x{self.width}, expected at most "
+            f"{bounds.MAX_PIXELS} pixels per image and {bounds.MAX_BATCH_PIXELS} in all",
         )
         _check(self.dtype in _DTYPES, f"dtype is {self.dtype!r}, expected one of {_DTYPES}")
         _check(0 < self.scale <= 255, f"scale is {self.scale}, expected more than 0")
@@ -99,12 +99,15 @@ class InputInfo:
 
 @dataclass(frozen=True)
 class OutputInfo:
-    """One output tensor.
+    """One output tensor, with one of three roles.
 
-    ``head``: one level (batch, anchors x (5 + nc), rows, columns) or NHWC, logits or sigmoids.
-    ``boxes``: (batch, N, 4) cx, cy, w, h in input pixels. ``scores``: (batch, N, nc). Boxes and
-    scores have layout NWC and no activation. For quantised outputs, real value =
-    (value - ``zero_point``) x ``scale``.
+    * ``head``: the output of one level, logits or probabilities, with the NCHW shape
+      (batch, anchors x (5 + nc), rows, columns).
+    * ``boxes``: (batch, N, 4) centre x, centre y, width, height in pixels of the input.
+    * ``scores``: (batch, N, nc).
+
+    Boxes and scores have layout NWC and no activation. If an output is quantised,
+    real value = (value - ``zero_point``) x ``scale``.
     """
 
     name: str
@@ -118,29 +121,32 @@ class OutputInfo:
     zero_point: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.dtype in _DTYPES, f"output {self.name} has dtype {self.dtype!r}")
+        known = self.dtype in _DTYPES
+        _check(known, f"output {self.name} is {self.dtype!r}, expected one of {_DTYPES}")
         _check(
             (self.level is not None) == (self.role == "head"),
-            f"output {self.name} is a {self.role} of level {self.level}",
+            f"output {self.name} ({self.role}) has level {self.level}, expected one for heads only",
         )
         _check(
             (self.role == "head") == (self.activation is not None) == (self.layout != "NWC"),
-            f"output {self.name} is a {self.role} with activation {self.activation} in layout "
-            f"{self.layout}; a head has one, in NCHW or NHWC; boxes and scores have none, in NWC",
+            f"output {self.name} ({self.role}) has activation {self.activation} and layout "
+            f"{self.layout}, expected an activation and NCHW or NHWC for a head, else no "
+            "activation and NWC",
         )
 
 
 @dataclass(frozen=True)
 class LevelInfo:
-    """One detection level: its stride and its anchors as (width, height), in input pixels."""
+    """Stride and anchors (width, height) of one detection level, in pixels of the input."""
 
     stride: int
     anchors: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        _check(0 < self.stride <= bounds.MAX_STRIDE, f"a level has stride {self.stride}")
-        count = len(self.anchors)
-        _check(0 < count <= bounds.MAX_ANCHORS, f"a level has {count} anchors")
+        most = bounds.MAX_STRIDE
+        _check(0 < self.stride <= most, f"a level has stride {self.stride}, expected 1 to {most}")
+        count, most = len(self.anchors), bounds.MAX_ANCHORS
+        _check(0 < count <= most, f"a level has {count} anchors, expected 1 to {most}")
         for anchor in self.anchors:
             _check(
                 len(anchor) == 2 and all(0 < side <= bounds.MAX_ANCHOR for side in anchor),
@@ -150,7 +156,7 @@ class LevelInfo:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Default thresholds of the Detector: confidence, IoU for NMS, boxes per image."""
+    """Default thresholds of the Detector: confidence, IoU of NMS, maximum boxes per image."""
 
     conf: float = 0.25
     iou: float = 0.45
@@ -164,7 +170,7 @@ class Thresholds:
 
     @classmethod
     def of_checkpoint(cls, meta: Mapping[str, Any]) -> Thresholds:
-        """Return the defaults, with the confidence of the best F1 from ``meta`` if it is valid."""
+        """Return the defaults, with the confidence of the best F1 if ``meta`` contains it."""
         found = meta.get("thresholds")
         conf = found.get("conf") if isinstance(found, Mapping) else None
         usable = isinstance(conf, int | float) and not isinstance(conf, bool) and 0 <= conf <= 1
@@ -173,7 +179,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Source:
-    """The artifact's checkpoint; parameters and GFLOPs are those of the folded model."""
+    """The checkpoint of an artifact; parameters and GFLOPs are those of the folded model."""
 
     digest: str
     form: str
@@ -186,50 +192,44 @@ class Source:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sampled values of one reference output, by index in the flattened tensor (C order).
-
-    ``scale``: the tensor's largest magnitude; deviations are fractions of it.
-    """
+    """Sampled values of one output of the reference model."""
 
     output: str
-    scale: float
-    indices: tuple[int, ...]
+    scale: float  # largest magnitude of the output; deviations are fractions of it
+    indices: tuple[int, ...]  # of the values in the flattened output (C order)
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
         _check(
             0 < len(self.indices) == len(self.values) <= 4096 and min(self.indices) >= 0,
-            f"samples of {self.output} have {len(self.indices)} indices, {len(self.values)} values",
+            f"samples of {self.output} have {len(self.indices)} indices and "
+            f"{len(self.values)} values, expected equally many, from 1 to 4096",
         )
-        _check(self.scale > 0, f"samples of {self.output} have scale {self.scale}")
+        _check(self.scale > 0, f"samples of {self.output} have scale {self.scale}, expected > 0")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One generated input, and samples of the reference model's outputs for it.
+    """A generated input, and samples of the reference model's outputs for it."""
 
-    ``recipe`` names the function that generates the input from ``key`` and ``batch``; ``crc32``
-    covers the input's float32 bytes. ``tolerance``: the largest allowed deviation, as a fraction of
-    the scale.
-    """
-
-    recipe: str
+    recipe: str  # name of the function that generates the input from ``key`` and ``batch``
     key: str
     batch: int
-    crc32: int
-    tolerance: float
+    crc32: int  # of the input's float32 bytes
+    tolerance: float  # largest allowed deviation, as a fraction of ``Samples.scale``
     samples: tuple[Samples, ...]
 
     def __post_init__(self) -> None:
-        _check(0 < self.batch <= bounds.MAX_BATCH, f"a probe has batch {self.batch}")
-        _check(0 < self.tolerance < 1, f"a probe has tolerance {self.tolerance}")
+        most = bounds.MAX_BATCH
+        _check(0 < self.batch <= most, f"a probe has batch {self.batch}, expected 1 to {most}")
+        _check(0 < self.tolerance < 1, f"a probe has tolerance {self.tolerance}, expected 0 to 1")
         _check(len(self.samples) > 0, "a probe has no samples")
         _check(bool(_KEY.fullmatch(self.key)), f"a probe has the key {self.key[:64]!r}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of an artifact that a Detector needs, and the artifact's proof."""
+    """Description of an artifact, with its proof (``parity`` and ``probes``)."""
 
     model: str
     nc: int
@@ -253,7 +253,8 @@ class Manifest:
         _check(self.schema == SCHEMA, f"schema is {self.schema}, expected {SCHEMA}")
         _check(
             0 < self.nc == len(self.names) <= bounds.MAX_CLASSES,
-            f"nc is {self.nc} and there are {len(self.names)} class names",
+            f"nc is {self.nc} and there are {len(self.names)} class names, expected one name per "
+            f"class, for at most {bounds.MAX_CLASSES} classes",
         )
         _check(
             all(len(name) <= bounds.MAX_NAME for name in self.names),
@@ -264,7 +265,11 @@ class Manifest:
         _check(count <= most, f"there are {count} probes, expected at most {most}")
         for probe in self.probes:
             fits = probe.batch * self.input.pixels <= bounds.MAX_BATCH_PIXELS
-            _check(fits, f"a probe has {probe.batch} images of this size, too many")
+            _check(
+                fits,
+                f"a probe has {probe.batch} images of {self.input.pixels} pixels, expected at most "
+                f"{bounds.MAX_BATCH_PIXELS} pixels in all",
+            )
         _check(bool(_HEX.fullmatch(self.payload_digest)), "payload_digest is not a SHA-256")
         self._check_levels()
         self._check_outputs()
@@ -300,7 +305,8 @@ class Manifest:
         )
         _check(
             values * self.input.images <= bounds.MAX_OUTPUTS,
-            f"its outputs have {values} values for an image, too many",
+            f"its outputs have {values} values per image and {self.input.images} images, expected "
+            f"at most {bounds.MAX_OUTPUTS} values in all",
         )
         for output in self.outputs:
             shape = expected[output.role if output.level is None else f"head{output.level}"]
@@ -314,7 +320,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON without the digest."""
+        """SHA-256 of the canonical JSON without its entry ``digest``."""
         return _digest(asdict(self))
 
     def to_json(self) -> str:
@@ -375,7 +381,7 @@ def expected_shapes(
 
 
 def in_layout(nchw: tuple[Dim, ...], layout: str) -> tuple[Dim, ...]:
-    """Convert an NCHW shape to a layout."""
+    """Return a shape with the channels moved to the end if ``layout`` is NHWC."""
     return (nchw[0], *nchw[2:], nchw[1]) if layout == "NHWC" else nchw
 
 
@@ -399,7 +405,7 @@ def _check(condition: bool, problem: str) -> None:
 
 
 def _check_texts(value: Any) -> None:
-    """Raise ArtifactError for a text with control characters."""
+    """Raise ArtifactError if a text in parsed JSON contains unprintable characters."""
     for text in texts(value):
         if not is_printable(text):
             raise ArtifactError(f"{text[:64]!r} contains a character that cannot be printed")

@@ -1,4 +1,4 @@
-"""Typed reports of proofs and self-tests, and their JSON; non-finite numbers are None."""
+"""Reports of proofs and self-tests, and their JSON. NaN and infinity are stored as None."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from y7edge.errors import ArtifactError
 from y7edge.text import printable
 
 Status = Literal["passed", "failed", "inconclusive", "unverified"]
-"""``unverified``: not compared. ``inconclusive``: compared, but without significance; a failure."""
+"""``unverified``: not compared. ``inconclusive``: failed, because the scores vary too little."""
 
 
 @dataclass(frozen=True)
@@ -24,76 +24,68 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """Largest deviation of an output, as a fraction of its largest magnitude, and its cosine."""
+    """Difference between an output and its reference."""
 
-    deviation: float | None
-    cosine: float | None
+    deviation: float | None  # largest, as a fraction of the output's largest magnitude
+    cosine: float | None  # cosine similarity
 
 
 @dataclass(frozen=True)
 class CandidateDifference:
-    """Smallest IoU and largest score difference of the reference's best boxes before NMS."""
+    """Differences between the reference's best candidates and the same candidates here."""
 
     count: int
-    iou: float | None
-    score_difference: float | None
-    score_spread: float | None
+    iou: float | None  # smallest
+    score_difference: float | None  # largest
+    score_spread: float | None  # range of the reference's scores
 
 
 @dataclass(frozen=True)
 class DetectionDifference:
-    """Differences between the boxes of the Detector and of the reference, after NMS.
-
-    ``boxes``: number of boxes of the Detector; ``unmatched``: boxes that only one side has;
-    ``edge_difference``: as a fraction of the box's side.
-    """
+    """Differences between the boxes of the Detector and of the reference, after NMS."""
 
     images: int
-    boxes: int
-    unmatched: int
-    edge_difference: float | None
-    score_difference: float | None
+    boxes: int  # found by the Detector
+    unmatched: int  # found by only one of the two
+    edge_difference: float | None  # largest, as a fraction of the box's side
+    score_difference: float | None  # largest
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The largest magnitude of an activation, and its layer."""
+    """The largest magnitude of all activations."""
 
     peak: float | None
-    at: str
+    at: str  # name of the layer
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Result of a probe: the deviation of each output, as a fraction of its scale; the largest."""
+    """Result of a probe; deviations are fractions of the scale of an output."""
 
     key: str
     batch: int
-    outputs: Mapping[str, float | None]
-    deviation: float | None
+    outputs: Mapping[str, float | None]  # deviation of each output
+    deviation: float | None  # the largest of them
     tolerance: float
     passed: bool
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits of a proof in one precision; None: no limit.
+    """Limits of a proof in one precision; None: no limit."""
 
-    ``deviation`` and ``cosine`` apply to each output, ``iou`` and ``score`` to the worst candidate,
-    ``peak`` to every activation, ``probe`` to self-tests.
-    """
-
-    deviation: float | None
-    cosine: float | None
-    iou: float
-    score: float
-    peak: float | None
-    probe: float
+    deviation: float | None  # of each output
+    cosine: float | None  # of each output
+    iou: float  # of each candidate
+    score: float  # of each candidate
+    peak: float | None  # of all activations
+    probe: float  # deviation in self-tests
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measurements of a proof, the worst over all images and batch sizes."""
+    """Measurements of a proof: the worst values over all images and batch sizes."""
 
     reference: str
     pictures: ImageSource  # this name is a public JSON key
@@ -112,7 +104,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Origin:
-    """The artifact given to ``verify``, and the digests that were checked."""
+    """The artifact that ``verify`` checked, and its digests."""
 
     artifact: str
     payload_digest: str | None = None
@@ -131,7 +123,7 @@ class ParityReport:
     measured: Measured | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return one flat JSON record with the entries of ``origin`` and ``measured``."""
+        """Return a flat JSON record, with the entries of ``origin`` and ``measured`` merged in."""
         values = _plain(asdict(self))
         origin, measured = values.pop("origin") or {}, values.pop("measured") or {}
         own = {key: value for key, value in values.items() if value is not None}
@@ -171,7 +163,7 @@ class SelftestReport:
 
 
 def _plain(value: Any) -> Any:
-    """Convert tuples to lists, and escape texts."""
+    """Convert tuples to lists, and escape unprintable characters of texts."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Decode JSON and YAML into dataclasses, and check arguments of public functions.
 
-Types come from the annotations; see :func:`decode` and :func:`checked`. Ranges are checked by the
-``__post_init__`` of each dataclass.
+Types are taken from annotations. Each dataclass checks the ranges of its fields itself, in
+``__post_init__``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WORDS = {
 
 
 class _MisfitError(Exception):
-    """A value has the wrong type; the message begins with its place."""
+    """A value has the wrong type; ``place`` is its path, such as ``input.width``."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}" if place else problem)
@@ -61,12 +61,12 @@ def decode(kind: type[T], values: object, *, origin: str, error: type[Y7EdgeErro
     """Decode parsed JSON or YAML into the dataclass ``kind``.
 
     Fields may be dataclasses, ``int``, ``float``, ``bool``, ``str``, ``Path``, ``Any``,
-    ``Literal`` of texts, tuples, mappings from text, and unions. An int is accepted as a float, a
-    bool is not accepted as a number. Missing keys take the field's default.
+    ``Literal`` of strings, tuples, mappings with string keys, and unions. An int is accepted as a
+    float, a bool is not accepted as a number. For missing keys, the field's default is used.
 
     Raises:
-        error: an unknown or missing key, a value of the wrong type, or a value that
-            ``__post_init__`` refuses. The message begins with ``origin`` and the dotted place.
+        error: a key is unknown or missing, a value has the wrong type, or ``__post_init__`` raised
+            an error. The message begins with ``origin`` and the path, such as ``input.width``.
     """
     try:
         made: T = _dataclass(kind, values, "")
@@ -79,8 +79,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a public function to check the types of its arguments at every call.
 
     Raises:
-        ConfigError: an argument has the wrong type; the message begins with its name. A missing or
-            unknown argument is still a TypeError.
+        ConfigError: an argument has the wrong type; the message begins with its name.
+        TypeError: an argument is missing or unknown.
     """
     signature = inspect.signature(function)
 
@@ -93,9 +93,9 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def require_fit(owner: Any, values: Mapping[str, object]) -> None:
-    """Raise ConfigError unless named values have the types that ``owner`` annotates.
+    """Raise ConfigError unless values have the types of the annotations in ``owner``.
 
-    Numpy scalars are accepted as Python numbers.
+    ``owner``: a function or class. ``values``: by name. Numpy scalars are accepted as numbers.
     """
     hints = _hints(owner)
     for name, value in values.items():
@@ -107,7 +107,7 @@ def require_fit(owner: Any, values: Mapping[str, object]) -> None:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest known names, or all."""
+    """Return the end of a message about an unknown name: ", did you mean 'x'?" or all names."""
     text, known = str(name)[:64].lower(), list(known)
     score = {k: difflib.SequenceMatcher(None, k, text).ratio() for k in known}
     best = max(score.values())
@@ -117,10 +117,10 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 def parse(text: str | bytes) -> Any:
-    """Parse JSON from a file.
+    """Parse JSON.
 
     Raises:
-        ValueError: the JSON is invalid, or contains NaN or infinity.
+        ValueError: the JSON is invalid, nested too deeply, or contains NaN or infinity.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
@@ -136,7 +136,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def texts(value: Any, depth: int = 0) -> Iterator[str]:
-    """Yield every text in parsed JSON, including keys; ValueError if it is nested too deeply."""
+    """Yield all strings in parsed JSON, also keys; raise ValueError if it is nested too deeply."""
     if depth > MAX_DEPTH:
         raise ValueError(_DEEP)
     if isinstance(value, str):
@@ -206,7 +206,10 @@ def _value(kind: Any, value: object, place: str) -> Any:
 
 
 def _class(kind: Any) -> type:
-    """Return the class of a type whose items are not checked: an iterable may be a generator."""
+    """Return the class of a simple type, for ``isinstance``; types handled elsewhere match nothing.
+
+    The items of an ``Iterable`` are not checked, because it may be a generator.
+    """
     kind = get_origin(kind) or kind
     return kind if isinstance(kind, type) and kind not in (tuple, Sequence, Mapping) else type(...)
 
@@ -216,7 +219,7 @@ def _union(kinds: tuple[Any, ...], value: object, place: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     present = [kind for kind in kinds if kind is not type(None)]
-    if len(present) == 1:  # its message names the place inside the value
+    if len(present) == 1:  # the error of `_value` names the exact place of the problem
         return _value(present[0], value, place)
     for kind in present:
         try:

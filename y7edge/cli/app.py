@@ -1,7 +1,7 @@
 """Register the commands, run the command line, and report errors.
 
-Every error, including a failed gate, is reported as one line on standard error and an exit code.
-``--traceback``, anywhere on the command line, prints the traceback too.
+Every error, including a failed gate, prints one line on standard error and sets the exit code.
+``--traceback``, anywhere on the command line, also prints the traceback.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     info: "y7edge info yolov7-w6",
     check: "y7edge check",
 }
-# Extras to install for a command, reported instead of the extra of a single missing package.
+# Command -> extras that it needs. If a package is missing, the message names all of them.
 EXTRAS = {
     "train": "train",
     "soup": "train",
@@ -109,17 +109,18 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING)
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
-        # Handle a service manager's SIGTERM as Ctrl-C, so that temporary files are removed.
+        # Handle SIGTERM like Ctrl-C, so that temporary files are removed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if any(not text or re.fullmatch("--[a-z-]+=", text) for text in arguments):
-            raise UsageError("found an empty argument: a shell variable may not be set")
+            raise UsageError("found an empty argument: a shell variable may be unset")
         result = app(arguments or ["--help"], prog_name="y7edge", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output, such as head, has ended; the interpreter flushes at exit.
+        # The program that reads the output, such as head, has ended. At exit, the interpreter
+        # flushes the stream again, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -165,7 +166,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 class _Remarks(logging.Handler):
-    """Print log records of libraries on standard error."""
+    """Print warnings that libraries log on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as one line."""

@@ -12,13 +12,13 @@ from y7edge.cli.options import Backend, Device, Json, Threads
 
 _Models = Annotated[
     list[str],
-    typer.Argument(metavar="ARTIFACT...", help="Artifacts, checkpoints or variants' names."),
+    typer.Argument(metavar="ARTIFACT...", help="Artifacts, checkpoints or names of variants."),
 ]
 _Gate = Annotated[
     bool, typer.Option("--gate", help="Exit with 4 if the code around the engine is too slow.")
 ]
-_Runs = Annotated[int, typer.Option(min=1, help="Measured calls.")]
-_Warmup = Annotated[int, typer.Option(min=1, help="Calls before the measurement.")]
+_Runs = Annotated[int, typer.Option(min=1, help="Number of measured calls.")]
+_Warmup = Annotated[int, typer.Option(min=1, help="Number of calls before the measurement.")]
 
 
 def benchmark(
@@ -31,10 +31,10 @@ def benchmark(
     gate: _Gate = False,
     as_json: Json = False,
 ) -> None:
-    """Measure latency by stage.
+    """Measure latency by stage: preprocessing, network, postprocessing, end to end.
 
-    --json prints one JSON object per line for each artifact. --gate compares the cost of the code
-    around the engine with the cost of one cv2.resize in the same run.
+    --json prints one line with a JSON object for each artifact. --gate measures preprocessing and
+    postprocessing relative to one cv2.resize in the same run, and compares them with a budget.
     """
     from y7edge.benchmark.measure import benchmark as measure
 

@@ -26,11 +26,11 @@ def build(
     option: TargetOptions = None,
     as_json: Json = False,
 ) -> None:
-    """Build an artifact of another target from a proved ONNX artifact.
+    """Convert a proved ONNX artifact to another target.
 
-    Runs on the target machine: needs neither torch nor the checkpoint. The new artifact is proved
-    by the reference's samples in the ONNX artifact. If it exceeds the tolerance, no file is written
-    and the exit code is 4.
+    Can run on the robot, because it needs neither torch nor the checkpoint. The new artifact is
+    proved with the probes stored in the ONNX artifact. If an output deviates by more than the
+    tolerance, no file is written and the exit code is 4.
     """
     from y7edge.export.conversion import build as convert
 

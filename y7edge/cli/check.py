@@ -46,5 +46,5 @@ def _lines(report: Report) -> list[str]:
         "",
         *table([("package", "version"), *packages]),
         "",
-        *table([("to", "ready"), *purposes]),
+        *table([("purpose", "ready"), *purposes]),
     ]

@@ -1,8 +1,8 @@
 """Print results on standard output and remarks on standard error.
 
-With ``--json`` a result is one line of strict JSON in ASCII, in which non-finite numbers are null;
-otherwise it is lines of text. Control characters, as in file names, are escaped, and so are
-characters that the stream's encoding does not have.
+With ``--json`` a result is one line of JSON in ASCII, in which non-finite numbers are null.
+Otherwise it is lines of text. Control characters, for example in file names, are escaped. So are
+characters that the encoding of the stream cannot represent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from y7edge.text import printable
 
 
 def open_streams() -> None:
-    """Make both streams escape characters that they cannot encode; discard output if closed."""
+    """Make both streams escape characters that they cannot encode; replace a closed stream."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -34,13 +34,13 @@ def open_streams() -> None:
 
 
 def to_json(record: Any) -> str:
-    """Return one line of strict ASCII JSON; converts numpy values, paths and dataclasses."""
+    """Convert a record to one line of JSON; it may contain numpy values, paths and dataclasses."""
     return json.dumps(_plain(record), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
     if value is None or type(value) in (str, int, bool):
-        return value  # first, as there may be millions
+        return value  # the fast path: a record may have millions of values
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, Mapping):
@@ -60,13 +60,16 @@ def show(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 
 
 def note(text: str) -> None:
-    """Print a remark of one line on standard error, apart from JSON."""
+    """Print a remark of one line on standard error."""
     with suppress(OSError):  # ignore a full disk or a closed pipe
         print(printable(text), file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Format rows as aligned columns: text left, numbers right; the first row is the header."""
+    """Format rows as lines with aligned columns; numbers are right-aligned.
+
+    The first row is the header.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     columns = zip(*rows[1:], strict=True)
@@ -88,6 +91,6 @@ def _cell(value: object) -> str:
 
 
 def facts(record: Mapping[str, object]) -> list[str]:
-    """Format a flat record as lines of ``name  value``, without None values."""
+    """Format a flat record as lines ``name  value``; omit values that are None."""
     width = max((len(key) for key in record), default=0)
     return [f"{k.ljust(width)}  {_cell(v)}" for k, v in record.items() if v is not None]

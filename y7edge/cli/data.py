@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "y7edge data check data.yaml --save report.html"
 
-data = typer.Typer(
-    name="data",
-    help="Check data sets.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+data = typer.Typer(name="data", no_args_is_help=True, rich_markup_mode=None)
 
 _Data = Annotated[
     Path,
@@ -36,11 +30,11 @@ _Data = Annotated[
     ),
 ]
 _Side = Annotated[
-    int, typer.Option("--imgsz", min=32, help="Side of the network's input, to find small boxes.")
+    int, typer.Option("--imgsz", min=32, help="Side of the training's input, to find small boxes.")
 ]
 _Fix = Annotated[
     Path | None,
-    typer.Option("--fix", metavar="OUT", help="Write a cleaned copy there; DATA is not changed."),
+    typer.Option("--fix", metavar="OUT", help="Write a cleaned copy to OUT; DATA is not changed."),
 ]
 _Save = Annotated[
     Path | None,
@@ -51,7 +45,7 @@ _Save = Annotated[
         callback=out_file,
     ),
 ]
-_CLASSES = 20  # rows of the table; --json and the page have all
+_CLASSES = 20  # largest number of classes in the table; --json and the page have all
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 
@@ -71,8 +65,8 @@ def check(
     """Check a data set for problems.
 
     Finds damaged images, invalid labels, images in two splits, classes without labels, and more.
-    Exits with 4 if there are errors; warnings and infos do not fail. With --fix, a cleaned copy is
-    written, and the exit code depends on the copy.
+    The exit code is 4 if there are errors; warnings and infos do not count. With --fix, a cleaned
+    copy is written, and the exit code depends on the errors in the copy.
     """
     from y7edge.data.check.examine import examine, record
     from y7edge.data.check.fix import write_copy
@@ -111,7 +105,7 @@ def check(
 
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar if standard error is a terminal."""
+    """Show a progress bar, and yield its update function; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -124,6 +118,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _print(report: Report, *, whole: bool) -> None:
+    """Print a report; ``whole``: all findings are on a page, so no hint is printed."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

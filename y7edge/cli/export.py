@@ -24,17 +24,17 @@ _Checkpoint = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The artifact; default: CHECKPOINT's name, target's suffix."),
+    typer.Option(metavar="FILE", help="The artifact; default: the input's name, target's suffix."),
 ]
-Target = Annotated[str, typer.Option(metavar="{targets}", help="Toolchain to build for.")]
+Target = Annotated[str, typer.Option(metavar="{targets}", help="Kind of artifact to build.")]
 _Outputs = Annotated[
     str,
     typer.Option(metavar="{outputs}", help="Raw heads by level, or boxes and scores before NMS."),
 ]
-_Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Of weights and arithmetic.")]
+_Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Precision of the artifact.")]
 _Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]
 _Dynamic = Annotated[bool, typer.Option("--dynamic", help="Make the batch size dynamic.")]
-_Simplify = Annotated[bool, typer.Option(help="Run onnx-simplifier, if the results stay equal.")]
+_Simplify = Annotated[bool, typer.Option(help="Run onnx-simplifier, if results are equal.")]
 TargetOptions = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="Option of the target; repeatable."),
@@ -43,7 +43,7 @@ Unverified = Annotated[
     str | None,
     typer.Option(
         metavar="REASON",
-        help="Export without a proof, for a target without an engine here.",
+        help="Export without a proof, if no runtime supports the target; REASON is recorded.",
     ),
 ]
 
@@ -64,10 +64,10 @@ def export(
     unverified: Unverified = None,
     as_json: Json = False,
 ) -> None:
-    """Fold a checkpoint, write it as an artifact, and prove it.
+    """Fold a checkpoint, write it as an artifact, and prove the artifact.
 
-    The artifact is run in its own engine and compared with the unfolded model. If it exceeds the
-    tolerance, the report is printed, no file is written and the exit code is 4.
+    The artifact is run in its own engine and compared with the unfolded model. If it deviates by
+    more than the tolerance, the report is printed, no file is written and the exit code is 4.
     """
     from y7edge.export.pipeline import export as make
     from y7edge.nn.source import open_checkpoint
@@ -94,17 +94,17 @@ def export(
 
 
 def default_out(source: str, target: str) -> Path:
-    """Return the default path: the source's name in the working directory."""
+    """Return the default path: in the working folder, the source's name and the target's suffix."""
     from y7edge.export.targets import registry
 
     return Path(f"{Path(source).stem}{registry.get(target).SUFFIX}")
 
 
 def target_options(given: list[str] | None) -> dict[str, str]:
-    """Parse ``NAME=VALUE`` texts.
+    """Parse the values of ``--option``, such as ``["level=2"]``, to a dict.
 
     Raises:
-        typer.BadParameter: a text without ``=``.
+        typer.BadParameter: a value is not NAME=VALUE.
     """
     pairs = [text.partition("=") for text in given or ()]
     for name, equals, _ in pairs:

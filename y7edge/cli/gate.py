@@ -1,4 +1,4 @@
-"""Print reports of proofs, including failed ones."""
+"""Print the reports of proofs, including those of failed proofs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from y7edge.errors import ParityError
 
 @contextmanager
 def report_even_if_failed(as_json: bool) -> Iterator[None]:
-    """Print the report of a ParityError of the block, and re-raise the error."""
+    """If the ``with`` block raises ParityError, print the report of the error, and re-raise it."""
     try:
         yield
     except ParityError as error:

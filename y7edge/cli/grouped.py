@@ -1,4 +1,4 @@
-"""Format help texts: options under headings, with lists from the registries."""
+"""Format help texts: group options under headings, and insert names from the registries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typer.core import TyperCommand
 
 
 class Grouped(TyperCommand):
-    """A command whose help groups options by ``rich_help_panel``, also without rich."""
+    """A command whose help groups options by ``rich_help_panel``, without using rich."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section per heading."""
@@ -26,7 +26,7 @@ class Grouped(TyperCommand):
 
 
 def _filled(text: str) -> str:
-    """Replace placeholders, such as ``{devices}``, by lists from the registries."""
+    """Replace placeholders: ``{devices}``, for example, by the device names of all runtimes."""
     if "{" not in text:
         return text
     from y7edge.export.targets import registry as targets

@@ -22,8 +22,8 @@ _Subject = Annotated[
 def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> None:
     """Describe a variant, a checkpoint or an artifact.
 
-    Without MODEL, list the published variants. GFLOPs are 2 x multiply-accumulates of the
-    convolutions, at --imgsz or the model's own size.
+    Without MODEL, lists the published variants. GFLOPs are 2 x the multiply-accumulates of the
+    convolutions, for an input of --imgsz or of the model's own size.
     """
     if model is None:
         variants = _variants()
@@ -51,7 +51,7 @@ def _variants() -> list[dict[str, Any]]:
 
 
 def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:
-    """Describe a model's rows, for an input of (height, width)."""
+    """Return the record of a model, for an input of ``size`` (height, width)."""
     height, width = size or (spec.imgsz, spec.imgsz)
     channels = [len(a) * spec.outputs_per_anchor for a in spec.anchors]
     return {
@@ -125,7 +125,7 @@ def _artifact(path: Path) -> dict[str, Any]:
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
-    """Format the record as lines, with each nested value on one line."""
+    """Format a record as lines of text, one for each value."""
     parity = record["parity"] or {}
     unverified = parity.get("status") == "unverified"
     flat = {

@@ -16,7 +16,7 @@ from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError, Y7EdgeError
 from y7edge.files import is_folder, is_utf8, open_regular, reason
 
-# Suffixes of formats that FFmpeg, OpenCV's video reader, supports.
+# Suffixes of video formats that OpenCV reads with FFmpeg.
 _VIDEO_SUFFIXES = {
     *(".264", ".265", ".3g2", ".3gp", ".amv", ".apng", ".asf", ".av1", ".avi", ".divx", ".dv"),
     *(".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v"),
@@ -24,7 +24,7 @@ _VIDEO_SUFFIXES = {
     *(".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
     *(".wtv", ".y4m"),
 }
-_HIGHEST_RATE = 1000  # if the rate is unknown, MPEG-TS reports its clock rate of 90,000
+_HIGHEST_RATE = 1000  # frames/s; MPEG-TS files without a frame rate report their clock of 90,000
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ class InputImage:
 def find_inputs(source: str) -> list[Path]:
     """List the images and videos of ``source``, sorted by name.
 
-    In folders and for patterns, files are selected by suffix, and the number of other entries is
-    printed. A single file is returned whatever its suffix.
+    A folder or a pattern selects files by suffix; the number of other files is printed. A path of
+    one file is returned whatever its suffix is.
 
     Raises:
         SourceError: There is no image or video, or the folder cannot be read.
@@ -82,7 +82,8 @@ def find_inputs(source: str) -> list[Path]:
 def read_input(path: Path, levels: tuple[int, int] | None = None) -> Iterator[InputImage]:
     """Yield the image of a file, or the frames of a video or an animated GIF.
 
-    16-bit images are scaled to 8 bits from the model's ``levels``.
+    ``levels`` (lowest, highest) is the model's range of values in 16-bit images, which is scaled to
+    8 bits; None: all 16-bit values.
 
     Raises:
         SourceError: The file cannot be decoded. If a video has fewer frames than its header states,
@@ -103,12 +104,11 @@ def read_input(path: Path, levels: tuple[int, int] | None = None) -> Iterator[In
 
 
 def utf8_path(path: Path, error: type[Y7EdgeError]) -> str:
-    """Return an absolute path for OpenCV's video classes, which crash if it is not UTF-8.
+    """Return an absolute path for OpenCV's video classes, which crash if a path is not UTF-8.
 
-    Raises:
-        error: The path is not UTF-8.
+    Raises an exception of the class ``error`` if the path is not UTF-8.
     """
-    # In a relative path, FFmpeg reads text before a colon as a protocol.
+    # FFmpeg would interpret the text before a colon in a relative path as a protocol.
     absolute = str(path.absolute())
     if not is_utf8(absolute):
         raise error(f"{absolute!a}: OpenCV cannot open a video of this name: rename it")
@@ -144,9 +144,10 @@ def _read_video(path: Path) -> Iterator[InputImage]:
         video.release()
     if not count:
         kind = "a video" if _is_video(path) else "an image or a video"
-        raise SourceError(f"{path}: expected {kind} that OpenCV decodes, found no frame in it")
-    # Some containers state only a duration, and the number of frames is an estimate. So require
-    # that the last frame's time is too early as well; it is 0 if the container has no times.
+        raise SourceError(f"{path}: expected {kind} that OpenCV decodes, found no frame")
+    # Some containers state only a duration, from which OpenCV estimates the number of frames.
+    # Therefore the last frame's time must be too early as well. (Without times in the container, it
+    # is 0.)
     is_early = seconds * rate < expected - 2.5 and (seconds > 0 or count == 1)
     if is_early and count < expected - 1:
         raise SourceError(f"{path}: truncated: read {count} frames, expected {expected:.0f}")

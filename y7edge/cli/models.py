@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
-    """Return the kind of a model; a file takes precedence over a variant, a folder does not.
+    """Return what ``text`` refers to.
+
+    A file takes precedence over a variant of the same name, a folder does not.
 
     Raises:
         ConfigError: ``text`` is neither a file nor a variant's name.
@@ -38,7 +40,7 @@ def kind_of(text: str) -> Literal["name", "checkpoint", "artifact"]:
 
 
 def say_random(text: str) -> None:
-    """Print a note if a variant's name is given, which has random weights."""
+    """Print a note if ``text`` is a variant's name, because its weights are random."""
     if kind_of(text) == "name":
         note(f"{text}: no checkpoint given, using seeded random weights")
 

@@ -24,7 +24,11 @@ class ImageSize(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ImageSize:
-        """Parse ``640`` (square) or ``384x640`` (height x width); typer.BadParameter otherwise."""
+        """Parse ``640`` (square) or ``384x640`` (height x width).
+
+        Raises:
+            typer.BadParameter: the text has another form, or a side is out of range.
+        """
         match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", str(text).strip(), re.ASCII)
         sides = [int(side) for side in match.groups(match[1])] if match else [0]
         if not 0 < min(sides) <= max(sides) <= _LONGEST_SIDE:
@@ -36,14 +40,14 @@ class ImageSize(NamedTuple):
 
 
 def finite(value: float | None) -> float | None:
-    """Refuse ``nan``, which typer's ranges accept; an option callback."""
+    """Option callback: refuse ``nan``, which typer's range checks accept."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"expected a number, not {value}")
     return value
 
 
 def out_file(path: Path | None) -> Path | None:
-    """Refuse a folder, link, pipe or device before the work begins; an option callback."""
+    """Option callback: refuse a folder, link, pipe or device before the work begins."""
     if path is not None:
         with writing("the result", path):
             require_replaceable(path, folder=False)
@@ -51,7 +55,7 @@ def out_file(path: Path | None) -> Path | None:
 
 
 def out_folder(path: Path | None) -> Path | None:
-    """Refuse a path that is not a folder before the work begins; an option callback."""
+    """Option callback: refuse an existing path that is not a folder before the work begins."""
     if path is not None:
         with writing("the results", path):
             require_replaceable(path, file=False)
@@ -68,13 +72,13 @@ Size = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-# Names in braces are replaced when help is shown (see ``grouped``).
+# The module ``grouped`` replaces names in braces when the help is printed.
 Device = Annotated[str, typer.Option(help="auto, or a device of the backend: {devices}.")]
 Backend = Annotated[
     str, typer.Option(help="Runtime for artifacts: auto (the manifest decides), {backends}.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the engine; default: the engine's default.")
+    int | None, typer.Option(min=1, help="Number of engine threads; default: the engine decides.")
 ]
 Images = Annotated[
     Path | None,

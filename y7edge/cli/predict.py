@@ -38,14 +38,14 @@ _Iou = Annotated[
 ]
 _MaxDet = Annotated[
     int | None,
-    typer.Option("--max-det", min=1, help="Maximum of boxes per image; default: the model's."),
+    typer.Option("--max-det", min=1, help="Most boxes per image; default: the model's."),
 ]
 _Classes = Annotated[
     list[str] | None,
     typer.Option(
         "--class",
         metavar="CLASS",
-        help="Detect only this class, a name or an id; repeatable.",
+        help="Return only boxes of this class, a name or an id; repeatable.",
     ),
 ]
 
@@ -68,8 +68,8 @@ def predict(
 
     --json prints one object for each image: {"source", "image_size": [w, h], "detections":
     [{"xyxy", "confidence", "class_id", "class_name"}]}, with boxes in pixels of the image. Frames
-    of a video also have "frame_id", from 0. If a file cannot be read, it is reported, the other
-    files are processed, and the exit code is 1.
+    of a video also have "frame_id", from 0. Files that cannot be read are reported, the other files
+    are processed, and the exit code is 1.
     """
     from y7edge.cli.inputs import find_inputs, read_input
 
@@ -107,7 +107,7 @@ def predict(
                     note(f"error: {error}")
     # Raised after the writer is closed, so that the frames of a truncated video are saved.
     if failures:
-        count = f"{len(failures)} of {len(inputs)} files could not be read, or not to their end"
+        count = f"{len(failures)} of {len(inputs)} files could not be read completely"
         raise failures[0] if len(inputs) == 1 else SourceError(f"{source}: {count}")
 
 

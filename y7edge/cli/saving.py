@@ -1,4 +1,4 @@
-"""Write images with drawn boxes into a folder; frames of a video become one .mp4 file."""
+"""Write images with drawn boxes into a folder, and the frames of a video into one .mp4 file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from y7edge.errors import OutputError
 from y7edge.files import atomic_write, writing
 
 _DEFAULT_RATE = 25.0  # frames per second, if the source has no rate
-_LOSSLESS = ".png"  # for images that the source's format cannot store
+_LOSSLESS = ".png"  # used if the source's format cannot store the image
 _SUFFIXES = {s: s for s in (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")}
 _SUFFIXES |= {".jfif": ".jpg", ".jpe": ".jpg", ".mpo": ".jpg"}
 
@@ -23,10 +23,13 @@ _Write = Callable[[NDArray[np.uint8]], None]
 
 
 class ImageWriter(AbstractContextManager["ImageWriter"]):
-    """Write images into a folder, atomically; a video is written when it is finished.
+    """Write images into a folder, each atomically.
+
+    The .mp4 file of a video appears when its last frame was added.
 
     Raises:
-        OutputError: a file cannot be written; also raised by ``add`` and on exit.
+        OutputError: a file cannot be written. ``add`` and the end of the ``with`` block raise it
+            too.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +67,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
     def _write(self, source: Path, drawn: NDArray[np.uint8]) -> None:
         """Write an image in its source's format, or as PNG if that format cannot store it."""
         original = source.suffix.lower()
-        # PNG is the fallback: WebP, for example, is limited to 16,383 pixels per side.
+        # WebP, for example, is limited to 16,383 pixels per side.
         for suffix in (_SUFFIXES.get(original, _LOSSLESS), _LOSSLESS):
             if (content := _encode(drawn, suffix)) is not None:
                 break
@@ -75,13 +78,13 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
             temporary.write_bytes(content)
 
     def _finish_video(self, *error: Any) -> None:
-        """Close the current video; after an error, no file is written."""
+        """Finish the current video; if ``error`` has an exception, no file is written."""
         if self._video is not None:
             stack, self._video = self._video[2], None
             stack.__exit__(*(error or (None, None, None)))
 
     def _free_name(self, source: Path) -> Path:
-        """Return an unused path; a pattern may match files of the same name."""
+        """Return a path that was not used before: sources may have equal names."""
         name, count = source.name, 1
         while name in self._taken:
             count += 1
@@ -107,7 +110,8 @@ def _encode(image: NDArray[np.uint8], suffix: str) -> bytes | None:
 def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_Write]:
     """Yield a function that appends a frame to an .mp4 file of ``size`` (width, height).
 
-    OpenCV does not report write errors, so the frames of the file are counted before it is renamed.
+    OpenCV does not report write errors. Therefore the frames in the temporary file are counted
+    before it is renamed.
     """
     import cv2
 
@@ -119,7 +123,7 @@ def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_W
 
         def write(frame: NDArray[np.uint8]) -> None:
             nonlocal frames
-            # OpenCV drops frames of another size, as after a change of a camera's resolution.
+            # OpenCV would drop frames of another size, for example if the resolution changes.
             fits = frame.shape[1::-1] == size
             writer.write(frame if fits else cv2.resize(frame, size))
             frames += 1

@@ -19,10 +19,11 @@ def selftest(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Repeat an artifact's proof with its probes.
+    """Check that an artifact is unchanged and computes the proved outputs on this machine.
 
-    Needs neither torch nor the checkpoint. The exit code is 4 if the file was changed, or if the
-    engine's outputs deviate.
+    Needs neither torch nor the checkpoint: the artifact contains probes, inputs with samples of the
+    model's outputs. The exit code is 4 if the file was changed, or if an output deviates by more
+    than the tolerance.
     """
     from y7edge.detect.selftest import selftest as repeat
 

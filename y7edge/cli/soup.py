@@ -15,7 +15,7 @@ _Checkpoints = Annotated[
     list[Path],
     typer.Argument(
         metavar="CHECKPOINT...",
-        help="Two or more checkpoints of one model, trained from the same weights; not folded.",
+        help="Two or more unfolded checkpoints of one model, trained from the same weights.",
     ),
 ]
 _Data = Annotated[
@@ -24,13 +24,13 @@ _Data = Annotated[
 ]
 _Split = Annotated[str, typer.Option(help="Split to evaluate on.")]
 _TrainSplit = Annotated[
-    str, typer.Option(help="Split on which the average's BatchNorm statistics are estimated.")
+    str, typer.Option(help="Split to estimate the average's BatchNorm statistics on.")
 ]
 _Out = Annotated[
     Path,
     typer.Option(
         metavar="FILE",
-        help="The average (.safetensors), written if it is better.",
+        help="File of the average (.safetensors), written only if it is better.",
         callback=out_file,
     ),
 ]
@@ -38,7 +38,7 @@ _Side = Annotated[
     int | None,
     typer.Option("--imgsz", min=32, help="Side of the input; default: that of the training."),
 ]
-# Models run with torch, whose devices differ from those of engines.
+# The models run in torch, which has other devices than the engines.
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -54,10 +54,10 @@ def soup(
 ) -> None:
     """Average checkpoints, and write the average only if it is better.
 
-    Makes a uniform model soup (arXiv 2203.05482). BatchNorm statistics of the average are estimated
-    on the training images. Average and ingredients are compared by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
-    If the average is not better than the best ingredient, no file is written and the exit code is
-    4. The split selects a model: report scores on another one.
+    The average is a uniform model soup (arXiv 2203.05482). Its BatchNorm statistics are estimated
+    on the training images. It is compared with each checkpoint by 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
+    If it is not better than the best of them, no file is written and the exit code is 4. Because
+    the split is used to select a model, report scores on another split.
     """
     from y7edge.data.dataset import load
     from y7edge.models import weights

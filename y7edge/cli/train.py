@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from y7edge.train.settings.config import TrainConfig
     from y7edge.train.settings.recipes import NamedRecipe
 
-# Our names of precisions, and Lightning Fabric's.
+# Precision -> its name in Lightning Fabric.
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
-# Augmentations that join images; --rect turns them off.
+# Augmentations that combine several images; --rect turns them off.
 JOINING = ("mosaic", "mixup", "copy_paste", "paste_in")
-
 
 _what = partial(typer.Option, rich_help_panel="What to train")
 _Data = Annotated[
@@ -47,13 +46,13 @@ _Freeze = Annotated[
     ),
 ]
 _Side = Annotated[int, _what("--imgsz", min=32, help="Side of the square input, pixels.")]
-_Width = Annotated[float, _what(help="Factor on all channels, rounded to multiples of 8.")]
+_Width = Annotated[float, _what(help="Factor on all channel numbers, rounded to multiples of 8.")]
 _Single = Annotated[bool, _what("--single-cls", help="Train all classes as one.")]
 _Anchors = Annotated[
     bool,
     _what(
         "--autoanchor/--no-autoanchor",
-        help="Fit new anchors if the old ones miss too many objects of the data.",
+        help="Fit new anchors to the data if the model's anchors fit too few objects.",
     ),
 ]
 
@@ -92,13 +91,14 @@ _Print = Annotated[
 
 _images = partial(typer.Option, rich_help_panel="Images")
 _Rect = Annotated[
-    bool, _images("--rect", help="Batches of images of similar shape, less padding; no mosaic.")
+    bool, _images("--rect", help="Batch images of similar shape, to pad less; no mosaic.")
 ]
 _Scales = Annotated[
     bool, _images("--multi-scale", help="Random input size per batch, 0.5 to 1.5 times --imgsz.")
 ]
 _Drawn = Annotated[
-    bool, _images("--image-weights", help="Draw images of rare or badly detected classes more.")
+    bool,
+    _images("--image-weights", help="Use images of rare or poorly detected classes more."),
 ]
 _Cache = Annotated[
     str, _images(metavar="ram|disk|none|auto", help="Where to cache decoded images.")
@@ -109,21 +109,21 @@ _Workers = Annotated[
 ]
 
 _length = partial(typer.Option, rich_help_panel="How long")
-_Epochs = Annotated[int, _length(min=1)]
+_Epochs = Annotated[int, _length(min=1, help="Number of epochs.")]
 _Batch = Annotated[int, _length(min=1, help="Images in one forward pass, over all devices.")]
 _Patience = Annotated[
     int,
     _length(
         min=0,
-        help="Stop after so many epochs without a better evaluation (with SWA, counted once "
-        "averaging has begun); 0: never.",
+        help="Stop after this many epochs without a better evaluation (with --average swa, counted "
+        "from the start of averaging); 0: never.",
     ),
 ]
 
 _where = partial(typer.Option, rich_help_panel="Where")
 _Device = Annotated[str, _where(help="auto, cpu, cuda, cuda:N or mps.")]
-_Devices = Annotated[int, _where(min=1, help="Devices of this machine.")]
-_Nodes = Annotated[int, _where(min=1, help="Machines, each started by torchrun.")]
+_Devices = Annotated[int, _where(min=1, help="Number of devices on this machine.")]
+_Nodes = Annotated[int, _where(min=1, help="Number of machines; start each with torchrun.")]
 _SyncBn = Annotated[bool, _where("--sync-bn", help="BatchNorm statistics over all devices.")]
 _Precision = Annotated[
     str,
@@ -138,12 +138,12 @@ _Resume = Annotated[
     _run(metavar="DIR", help="Resume this run with its own settings; takes no other options."),
 ]
 _Minutes = Annotated[
-    float, _run(help="Minutes between saved states inside an epoch, for --resume.")
+    float, _run(help="Save the state for --resume every so many minutes within an epoch.")
 ]
 _Report = Annotated[
     bool, _run("--report/--no-report", help="Write curves, images and report.html at the end.")
 ]
-_Seed = Annotated[int, _run(min=0)]
+_Seed = Annotated[int, _run(min=0, help="Random seed.")]
 _Profile = Annotated[
     int,
     _run(min=0, metavar="N", help="Measure the time of N iterations instead of training."),
@@ -195,8 +195,8 @@ def train(
     """Train a model on labelled images.
 
     Starts from random weights, or from a checkpoint with --weights. Writes best.safetensors and
-    last.safetensors, a table, curves, images and a report to the folder of the run. The average of
-    the weights is saved; the best epoch is the one with the highest mAP on the split val.
+    last.safetensors, a table, curves, images and a report to the folder of the run. Both files have
+    the average of the weights (--average). The best epoch is selected by mAP on the split val.
     """
     asked = parsed(changes or [], label_smoothing=label_smoothing, average=average)
     if print_recipe:
@@ -235,9 +235,9 @@ def train(
         _show(result, as_json)
 
 
-def require_alone(folder: Path, words: Iterable[str]) -> None:
-    """Raise ConfigError for other options beside ``--resume``."""
-    others = [name for name in words if name not in ("--resume", "--json")]
+def require_alone(folder: Path, options: Iterable[str]) -> None:
+    """Raise ConfigError if ``options`` has others than ``--resume`` and ``--json``."""
+    others = [name for name in options if name not in ("--resume", "--json")]
     if others:
         raise ConfigError(
             f"--resume uses the run's own settings: omit {', '.join(others)}, or "
@@ -274,10 +274,16 @@ def _print_recipe(
 def chosen_recipe(
     text: str | None, model: str, changes: Mapping[str, str], *, rect: bool
 ) -> NamedRecipe:
-    """Return the recipe of ``--recipe`` with its changes; ``rect`` turns off ``JOINING``.
+    """Return the recipe to train with.
+
+    Args:
+        text: value of ``--recipe``: a name or a file; None: the default recipe of the model.
+        model: name of the variant.
+        changes: new values by name, from ``--set``.
+        rect: turn off the augmentations in ``JOINING``.
 
     Raises:
-        ConfigError: no such recipe, an invalid change, or one that contradicts ``rect``.
+        ConfigError: the recipe does not exist, a change is invalid, or it contradicts ``rect``.
     """
     from y7edge.train.settings.configfile import choose
 
@@ -290,13 +296,17 @@ def chosen_recipe(
     if rect and any(joined.values()):
         wanted = [name for name in changes if joined.get(name)]
         if wanted:
-            raise ConfigError(f"--rect joins no images: omit --set {wanted[0]}")
+            raise ConfigError(f"--rect turns off {wanted[0]}: omit --set {wanted[0]}")
         chosen = chosen.changed(dict.fromkeys(joined, 0.0), "off by --rect")
     return chosen
 
 
 def parsed(changes: Sequence[str], **shorthands: object) -> dict[str, str]:
-    """Parse ``["lr0=0.02", "average=swa"]``; ``shorthands`` are values of separate options.
+    """Return changes of the recipe by name, such as ``{"lr0": "0.02"}``.
+
+    Args:
+        changes: values of ``--set``, such as ``["lr0=0.02"]``.
+        shorthands: values that have an option of their own; None: the option was not given.
 
     Raises:
         ConfigError: a change is not NAME=VALUE, or a name is given twice.
@@ -323,7 +333,7 @@ def _frozen_rows(texts: Sequence[str], model: str) -> tuple[int, ...]:
 
 
 def _note_remarks(config: TrainConfig) -> None:
-    """Note settings without effect or with side effects."""
+    """Print a note for each setting that has no effect or turns off another one."""
     remarks = []
     if config.sync_bn and config.devices * config.nodes == 1 and "WORLD_SIZE" not in os.environ:
         remarks.append("--sync-bn has no effect on a single device")
@@ -336,12 +346,12 @@ def _note_remarks(config: TrainConfig) -> None:
 
 
 def is_first() -> bool:
-    """Return whether this is the first of several processes with the same command line."""
+    """Return whether this is the first of all processes of a distributed training."""
     return not any(int(os.environ.get(n) or 0) for n in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def given(ctx: typer.Context) -> dict[str, list[str]]:
-    """Return the options on the command line, each with its words."""
+    """Return the given options and their words, such as ``{"--batch": ["--batch", "8"]}``."""
     found: dict[str, list[str]] = {}
     for option in ctx.command.params:
         source = ctx.get_parameter_source(option.name or "")
@@ -359,6 +369,6 @@ def given(ctx: typer.Context) -> dict[str, list[str]]:
 
 
 def command_line(ctx: typer.Context) -> str:
-    """Return the command line that repeats this call."""
+    """Return the command line of this call, quoted for a shell."""
     words = [word for option in given(ctx).values() for word in option]
     return shlex.join([*ctx.command_path.split(), *words])

@@ -1,4 +1,4 @@
-"""``y7edge val``: evaluate checkpoints and artifacts by mAP, with one protocol."""
+"""``y7edge val``: measure the mAP of checkpoints and artifacts with the same protocol."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ _Save = Annotated[
     ),
 ]
 _CocoIds = Annotated[
-    bool, typer.Option("--coco-ids", help="With --save: COCO's category ids, 1 to 90 with gaps.")
+    bool,
+    typer.Option("--coco-ids", help="With --save: COCO's category ids (1 to 90, with gaps)."),
 ]
 
 
@@ -55,11 +56,11 @@ def val(
     coco_ids: _CocoIds = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model or an artifact by mAP.
+    """Measure the mAP of a checkpoint or an artifact.
 
-    The protocol is the same for all: square letterbox, multi-label, confidence 0.001, NMS IoU
-    0.65 within each class, 300 boxes per image. Precision, recall and F1 are those at IoU 0.5
-    and the confidence of the best mean F1.
+    The protocol is the same for both: square letterbox, multi-label, confidence 0.001, NMS IoU 0.65
+    within each class, 300 boxes per image. Precision, recall and F1 are measured at IoU 0.5, and at
+    the confidence at which the mean F1 of all classes is highest.
     """
     from y7edge.data.dataset import load
     from y7edge.evaluation.coco_results import require_coco
@@ -98,12 +99,13 @@ def val(
 
 
 def _same_classes(detector: Detector, dataset: Dataset) -> Dataset:
-    """Return the data set with the class indices of the model, matched by name.
+    """Renumber the classes of a data set to the model's class indices, matched by name.
 
-    Classes are matched by index if the model or the data set has no names, or both have one class.
+    Classes are matched by index if the model or the data set has no class names, or if both have
+    only one class.
 
     Raises:
-        DataError: different numbers of classes, and no common name. The mAP would be 0.
+        DataError: the numbers of classes differ, and no name is common, so the mAP would be 0.
     """
     known, labelled = tuple(detector.names), dataset.names
     if len(known) != len(labelled) and not set(known) & set(labelled):
@@ -123,7 +125,7 @@ def _same_classes(detector: Detector, dataset: Dataset) -> Dataset:
 
 
 def _counter(total: int) -> Callable[[int, int], None] | None:
-    """Return a counter of images for a terminal; None if stderr is a log."""
+    """Return a function that prints the number of images; None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return None
 

@@ -1,4 +1,4 @@
-"""``y7edge verify``: repeat an artifact's proof against its checkpoint."""
+"""``y7edge verify``: compare an artifact with its checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from y7edge.cli.models import say_random
 from y7edge.cli.options import Artifact, Backend, Device, Images, Json, Threads
 
 _Against = Annotated[
-    str, typer.Option(metavar="CHECKPOINT", help="The artifact's checkpoint or variant.")
+    str, typer.Option(metavar="CHECKPOINT", help="Checkpoint or variant that was exported.")
 ]
-_IgnoreDigests = Annotated[bool, typer.Option("--ignore-digests", help="Compare outputs only.")]
+_IgnoreDigests = Annotated[bool, typer.Option("--ignore-digests", help="Compare only outputs.")]
 
 
 def verify(
@@ -27,10 +27,10 @@ def verify(
     ignore_digests: _IgnoreDigests = False,
     as_json: Json = False,
 ) -> None:
-    """Repeat an artifact's proof against its checkpoint.
+    """Check an artifact's digests, and repeat its proof against its checkpoint.
 
-    The exit code is 4 if the file was changed, was exported from another checkpoint, or differs
-    from its model.
+    The exit code is 4 if the artifact was changed, was exported from another checkpoint, or
+    computes other outputs than the checkpoint.
     """
     from y7edge.export.proof.verify import verify as prove
     from y7edge.nn.source import open_checkpoint

@@ -1,1 +1,1 @@
-"""Labelled images: readers of the common layouts, and synthetic scenes."""
+"""Images and data sets: reading, checking, and synthetic scenes."""

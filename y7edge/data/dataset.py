@@ -1,7 +1,7 @@
 """Load data sets of any supported format into one `Dataset`.
 
-`open_scan` and `read_scan` call the parsers (`y7edge.data.formats`). ``load`` raises the first
-problem that training refuses; ``data check`` reports all problems.
+The parsers in `y7edge.data.formats` read the files. `load` raises the first problem that training
+refuses; ``data check`` reports all problems.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from y7edge.data import label_cache
 from y7edge.data.formats import coco, geometry, voc, yolo
 from y7edge.data.formats.forms import convert_forms
 from y7edge.data.formats.records import Entry, Label, Scan
-from y7edge.data.sample import Plan, Reading, Sample, is_image, single_class
+from y7edge.data.sample import Reading, Sample, is_image, single_class
 from y7edge.errors import DataError
 from y7edge.files import is_folder, reason, require_regular
 
@@ -34,15 +34,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images by split."""
+    """A data set: class names, and labelled images by split."""
 
-    source: Path  # the ``data.yaml``, file or folder that it was read from
+    source: Path  # the ``data.yaml``, JSON file or folder
     names: tuple[str, ...]  # class names; ``Sample.class_id`` indexes them
     splits: Mapping[str, tuple[Sample, ...]]  # by name: ``train``, ``val``, ``test``
-    warnings: tuple[str, ...] = ()  # changes made while reading, one line for each kind
-    # COCO only: the category ids of each split, in the order of the names.
+    warnings: tuple[str, ...] = ()  # one line for each kind of change made while reading
+    # COCO only: category ids by split, in the order of ``names``; see `Reading`.
     category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
-    # Input range for scaling 16-bit images to 8 bits, from the ``data.yaml``.
+    # Range of 16-bit values that is scaled to 0 to 255, from the ``data.yaml``.
     levels: tuple[int, int] | None = None
 
     def split(self, name: str) -> tuple[Sample, ...]:
@@ -66,12 +66,13 @@ class Dataset:
         return replace(self, names=("object",), splits=splits, category_ids={})
 
     def renamed(self, names: Sequence[str]) -> Dataset:
-        """Return a copy whose class ids index ``names``, which must be unique.
+        """Return a copy whose class ids index ``names``, for example the classes of a model.
 
-        Only classes with labels must occur in both lists of names.
+        Classes without labels may be missing from either list of names.
 
         Raises:
-            DataError: A label has a class that is not in ``names``, or names are repeated.
+            DataError: A class with labels is not in ``names``, the two lists have no name in
+                common, or one of them repeats a name.
         """
         wanted = tuple(names)
         if self.names == wanted:
@@ -99,7 +100,7 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 over class names, labels, and the names and sizes of the image files.
 
-        Identifies the data that a run was trained on, independent of the folder's location.
+        Identifies the data of a training run. It does not depend on the location of the folder.
         """
         digest = hashlib.sha256(repr(self.names).encode())
         for split, samples in self.splits.items():
@@ -121,8 +122,8 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
     """Load a data set and log its warnings, one line each.
 
     Args:
-        path: A ``data.yaml``, a folder that holds one, a folder of Pascal VOC or COCO annotations,
-            or one COCO file.
+        path: A ``data.yaml``, a folder that contains one, a folder with Pascal VOC or COCO
+            annotations, or one COCO file.
         splits: Splits to load; each must exist. None loads all splits found.
 
     Raises:
@@ -134,8 +135,8 @@ def load(path: Path | str, splits: Sequence[str] | None = None) -> Dataset:
     listing = [f"{split}\t{e.path}" for split, members in scan.members.items() for e in members]
     listing += [f"{split}\t{file}" for split, file in scan.files.items()]
     described = (*scan.names, str(scan.keypoints), *map(str, scan.annotations), *scan.warnings())
-    plan = Plan((*described, *listing), lambda: _read(scan))
-    reading = label_cache.reading(plan, scan.source, splits)
+    read = partial(_read, scan)
+    reading = label_cache.reading((*described, *listing), read, scan.source, splits)
     for warning in reading.warnings:
         _log.warning("%s: %s", scan.source, warning)
     splits_read = reading.splits
@@ -159,15 +160,15 @@ def _read(scan: Scan) -> Reading:
         for split in scan.split_names
     }
     names, ids = tuple(scan.names), scan.category_ids
-    return Reading(names, splits, scan.warnings(), ids, scan.watch.stamps)
+    return Reading(names, splits, scan.warnings(), ids, scan.stamps)
 
 
 def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
     """Detect the format of a data set and list its images, without reading labels.
 
     Args:
-        path: As for `load`. Also a list of images, or a folder of images and YOLO labels without a
-            ``data.yaml``; training refuses both.
+        path: As for `load`. Also a text file that lists images, or a folder of images and YOLO
+            labels without a ``data.yaml``; training refuses both.
         splits: As for `load`.
 
     Raises:
@@ -183,7 +184,7 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
             found = f": {reason(error)}" if there else ", found nothing there"
             raise DataError(f"{source}: expected a data.yaml or a data folder{found}") from error
         if is_image(source):
-            raise DataError(f"{source}: is an image; name the data.yaml, or the folder")
+            raise DataError(f"{source}: expected a data.yaml or a data folder, found an image")
         if source.suffix.lower() == ".json":
             return coco.describe(source, splits)
         if source.suffix.lower() == ".txt":
@@ -196,16 +197,18 @@ def open_scan(path: Path | str, splits: Sequence[str] | None = None) -> Scan:
         forms["COCO (JSON)"] = partial(coco.describe, source, splits)
     if voc.is_voc(source):
         forms["Pascal VOC (XML)"] = partial(voc.describe, source, splits)
-    first, *others = forms or ("",)
-    scan = forms[first]() if forms else yolo.search_folder(source)
-    if others:
+    if not forms:
+        return yolo.search_folder(source)
+    first = next(iter(forms))
+    scan = forms[first]()
+    if len(forms) > 1:
         words = f"has annotations in {len(forms)} formats, {' and '.join(forms)}; only {first} is "
-        scan.problem("layout", f"{words}read, remove the others", source)
+        scan.problem("layout", f"{words}read; remove the others", source)
     return scan
 
 
 def read_scan(scan: Scan) -> None:
-    """Read the labels and image headers of a scan, and compute every box."""
+    """Read the labels and image headers of a scan from `open_scan`, and compute every box."""
     {"yolo": yolo, "coco": coco, "voc": voc}[scan.layout].read(scan)
     geometry.measure(scan)
     convert_forms(scan)
@@ -213,14 +216,14 @@ def read_scan(scan: Scan) -> None:
 
 
 def sample_of(entry: Entry, *, repaired: bool = False) -> Sample:
-    """Return the sample of an image: its usable boxes and outlines, clipped to the image.
+    """Convert an image to a `Sample` with its usable boxes and outlines, clipped to the image.
 
-    Outline points outside the image are moved to its edge. So the bounding box of an outline stays
-    equal to its box.
+    Each point of an outline is clipped separately, so that the bounding box of the outline remains
+    equal to the clipped box.
 
     Args:
         entry: The image, after `read_scan`.
-        repaired: Include labels that training refuses if their repair is unambiguous.
+        repaired: Include labels that training refuses, if there is only one way to repair them.
     """
     labels = [label for label in entry.labels if geometry.used(label, repaired=repaired)]
     crowd = [x for x in entry.labels if x.crowd and x.box is not None and not x.refused]
@@ -241,11 +244,13 @@ def sample_of(entry: Entry, *, repaired: bool = False) -> Sample:
 
 
 def _renumbered(sample: Sample, numbers: NDArray[np.int64]) -> Sample:
+    """Return a copy of a sample with each class id ``c`` replaced by ``numbers[c]``."""
     crowd = sample.crowd.copy()
     crowd[:, 0] = numbers[crowd[:, 0].astype(int)]
     return replace(sample, class_id=numbers[sample.class_id].astype(np.int32), crowd=crowd)
 
 
 def _boxes(labels: Sequence[Label]) -> NDArray[np.float64]:
+    """Return the clipped boxes (n, 4) of labels: centre x, centre y, width, height."""
     corners = np.array([label.box for label in labels], np.float64).reshape(-1, 4)
     return centred(np.clip(corners, 0.0, 1.0))

@@ -1,8 +1,8 @@
 """Read the size of an image from its header, and limit the size of images that are decoded.
 
 Cameras record the orientation of an image in EXIF. `read_image` applies it, and labels refer to the
-upright image. Four of the eight orientations (5 to 8) swap width and height; the published reader
-handles only 6 and 8.
+upright image. Four of the eight orientations (5 to 8) swap width and height; the published YOLOv7
+code handles only 6 and 8.
 
 A small file can declare a size that takes gigabytes to decode. Before decoding, the declared size
 is compared with `most_pixels`, for every format that OpenCV decodes.
@@ -10,6 +10,7 @@ is compared with `most_pixels`, for every format that OpenCV decodes.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -25,9 +26,10 @@ _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _MOST_PIXELS = 1 << 27  # 134 megapixels, 400 MB of bytes
 _BEGINNING = 1 << 16  # bytes searched for a text header
 _LARGEST_BOXES = 1 << 26  # bytes searched for a size (JPEG 2000, AVIF)
-_MOST_PARTS = 100_000  # segments or chunks; an image of 200 MB has 25,000
+_MOST_PARTS = 100_000  # segments or chunks read; an image of 200 MB has 25,000
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
+# Bytes of one value of a TIFF tag, by its type.
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323
 _DAMAGED = "its header is damaged or cut off"
@@ -41,8 +43,8 @@ class Frame(NamedTuple):
     size: tuple[int, int]  # width, height of the upright image
     stored: tuple[int, int]  # width, height before the orientation is applied
     orientation: int = 1
-    pixels: int = 0  # pixels that decoding allocates; may exceed the size if stored in tiles
-    several: bool = False  # whether the file contains more images
+    pixels: int = 0  # pixels that decoding allocates; a TIFF tile may be larger than the image
+    several: bool = False  # whether the file contains more than one image
 
     @property
     def turned(self) -> bool:
@@ -51,7 +53,7 @@ class Frame(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Fields of a header; ``exif`` is an EXIF block or the orientation itself."""
+    """Values read from a header; ``exif`` is an EXIF block, or the orientation as an int."""
 
     width: int
     height: int
@@ -61,7 +63,7 @@ class _Found(NamedTuple):
 
 
 def read_frame(path: Path | str) -> Frame:
-    """Read size and orientation from the header; the rest of the file is not checked.
+    """Read the size and orientation of an image from its header, without decoding it.
 
     Raises:
         DataError: The file cannot be read, or its header is invalid.
@@ -74,16 +76,14 @@ def read_frame(path: Path | str) -> Frame:
 
 
 def picture_size(path: Path | str) -> tuple[int, int]:
-    """Return width and height in pixels of the upright image, without decoding it.
-
-    Raises:
-        DataError: See `read_frame`.
-    """
+    """Return width and height of the upright image in pixels, from `read_frame`."""
     return read_frame(path).size
 
 
 def most_pixels() -> int:
-    """Return the largest number of pixels that are decoded at a time, in one or several images.
+    """Return the largest number of pixels that a process may decode at the same time.
+
+    It limits a single image, and the sum of the images that several threads decode.
 
     Raises:
         ConfigError: ``Y7EDGE_MAX_PIXELS`` is not a positive whole number.
@@ -98,12 +98,9 @@ def most_pixels() -> int:
 
 
 def too_large(width: int, height: int, pixels: int = 0) -> str:
-    """Return why an image or video frame is too large to decode; empty if it is not.
+    """Return a message if an image or video frame is too large to decode, else an empty string.
 
-    Args:
-        width: Width in pixels.
-        height: Height in pixels.
-        pixels: Pixels that decoding allocates, if more than width times height.
+    ``pixels`` is the number of pixels that decoding allocates, if more than width times height.
     """
     most = most_pixels()
     if max(width * height, pixels) <= most:
@@ -114,7 +111,7 @@ def too_large(width: int, height: int, pixels: int = 0) -> str:
 
 
 def frame_of(stream: BinaryIO) -> Frame:
-    """Read size and orientation from a stream.
+    """Read the size and orientation of an image from a stream.
 
     Raises:
         ValueError: The stream does not begin with the header of a format that OpenCV decodes.
@@ -138,12 +135,12 @@ def frame_of(stream: BinaryIO) -> Frame:
 
 
 def _jpeg(stream: BinaryIO, _: bytes) -> _Found:
-    """Read the segments before the first scan."""
+    """Read size and EXIF from the segments before the first scan."""
     size, exif = (0, 0), b""
     stream.seek(2)
     for _part in range(_MOST_PARTS):
         first, code = stream.read(2)
-        if first != 0xFF or code in (0x00, 0xFF):  # garbage or fill bytes: decoders skip them too
+        if first != 0xFF or code in (0x00, 0xFF):  # garbage or fill bytes, which decoders skip too
             stream.seek(-1, os.SEEK_CUR)
             continue
         if code in _WITHOUT_LENGTH:
@@ -163,7 +160,7 @@ def _jpeg(stream: BinaryIO, _: bytes) -> _Found:
 
 
 def _png(stream: BinaryIO, head: bytes) -> _Found:
-    """Read the size from the first chunk and the EXIF chunk, which may be anywhere."""
+    """Read the size from the first chunk, and EXIF from a chunk anywhere in the file."""
     width, height = struct.unpack(">II", head[16:24])
     exif, several = b"", False
     stream.seek(8)
@@ -204,7 +201,7 @@ def _webp(stream: BinaryIO, head: bytes) -> _Found:
 
 
 def _tiff(stream: BinaryIO, head: bytes) -> _Found:
-    """Read the first directory; reject tags whose data exceed the size of the file."""
+    """Read the tags of the first image; refuse tags with more data than the file has bytes."""
     order = "<" if head[:2] == b"II" else ">"
     big = struct.unpack(f"{order}H", head[2:4])[0] == 43
     (start,) = struct.unpack(f"{order}Q", head[8:16]) if big else (
@@ -240,32 +237,32 @@ def _bmp(_: BinaryIO, head: bytes) -> _Found:
     return _Found(width, abs(height))  # negative height: rows from top to bottom
 
 
-def _jpeg2000(stream: BinaryIO, _: bytes) -> _Found:
-    """Return the largest size declared by a codestream header."""
-    stream.seek(0)
-    sizes = [
-        struct.unpack(">IIII", found) for found in _CODESTREAM.findall(stream.read(_LARGEST_BOXES))
-    ]
-    return _Found(*max(((x - left, y - top) for x, y, left, top in sizes), key=_area))
+def _searched(pattern: re.Pattern[bytes]) -> Callable[[BinaryIO, bytes], _Found]:
+    """Return a parser that searches a file for sizes, and returns the largest.
+
+    Smaller sizes belong to thumbnails or tiles. ``pattern`` matches right, bottom and, if not zero,
+    left and top, each in 4 bytes.
+    """
+
+    def parse(stream: BinaryIO, _: bytes) -> _Found:
+        stream.seek(0)
+        matches = pattern.findall(stream.read(_LARGEST_BOXES))
+        areas = [struct.unpack(">IIII", match.ljust(16, b"\0")) for match in matches]
+        return _Found(*max(((x - left, y - top) for x, y, left, top in areas), key=math.prod))
+
+    return parse
 
 
-def _avif(stream: BinaryIO, _: bytes) -> _Found:
-    """Return the largest declared size; smaller ones are of thumbnails or tiles."""
-    stream.seek(0)
-    sizes = [struct.unpack(">II", found) for found in _EXTENT.findall(stream.read(_LARGEST_BOXES))]
-    return _Found(*max(sizes, key=_area))
-
-
-_CODESTREAM = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)
-_EXTENT = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
+_CODESTREAM = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)  # JPEG 2000
+_EXTENT = re.compile(rb"ispe.{4}(.{8})", re.DOTALL)  # AVIF
 
 
 def _written(*patterns: bytes) -> Callable[[BinaryIO, bytes], _Found]:
-    """Return a parser of text headers: the largest match of each pattern is width and height."""
+    """Return a parser of text headers.
+
+    The two patterns match the width and the height. If a pattern matches several numbers, the
+    largest is used.
+    """
 
     def parse(stream: BinaryIO, _: bytes) -> _Found:
         stream.seek(0)
@@ -284,6 +281,7 @@ def _pnm(stream: BinaryIO, _: bytes) -> _Found:
     return _Found(int(found[1]), int(found[2]))
 
 
+# Pattern of the first bytes of a file, and parser of its header.
 _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, bytes], _Found]], ...] = (
     (re.compile(rb"\xff\xd8"), _jpeg),
     (re.compile(rb"\x89PNG\r\n\x1a\n....IHDR", re.DOTALL), _png),
@@ -295,13 +293,13 @@ _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO, bytes], _Found]], .
     (re.compile(rb"P7\s"), _written(rb"WIDTH\s+(\d{1,9})", rb"HEIGHT\s+(\d{1,9})")),
     (re.compile(rb"#\?R"), _written(rb"\+X +(\d{1,9})", rb"-Y +(\d{1,9})")),
     (re.compile(rb"\x59\xa6\x6a\x95"), lambda _, head: _Found(*struct.unpack(">II", head[4:12]))),
-    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP"), _jpeg2000),
-    (re.compile(rb"....ftyp", re.DOTALL), _avif),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP"), _searched(_CODESTREAM)),
+    (re.compile(rb"....ftyp", re.DOTALL), _searched(_EXTENT)),
 )
 
 
 def _noted(exif: bytes) -> int | None:
-    """Return the orientation in an EXIF block (a TIFF header and tags); None if damaged."""
+    """Return the orientation in an EXIF block; None if it has none or is damaged."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"MM": ">", b"II": "<"}.get(tiff[:2])
     if order is None:

@@ -1,12 +1,12 @@
 """Read image files as (H, W, 3) uint8 arrays in BGR order.
 
-The EXIF orientation is applied. 16-bit images are scaled to 8 bits by the full range of 65536
-levels. For cameras that use a small part of this range, set ``levels: [lowest, highest]`` in the
-``data.yaml``: images of the data set are then scaled by `to_bytes`, and camera frames for the same
-model must be scaled in the same way.
+The EXIF orientation is applied. 16-bit images are scaled to 8 bits: by default, 0 to 65535 becomes
+0 to 255. For cameras that use a small part of this range, set ``levels: [lowest, highest]`` in the
+``data.yaml``. The images are then scaled by `to_bytes`, and camera frames for the same model must
+be scaled in the same way.
 
 Images of more than 134 megapixels (environment variable ``Y7EDGE_MAX_PIXELS``) are refused before
-decoding. The same limit bounds the pixels that all threads of a process decode at a time.
+decoding. The same limit applies to the sum of the images that the threads of a process decode.
 """
 
 from __future__ import annotations
@@ -43,11 +43,7 @@ def read_image(path: Path | str, levels: tuple[int, int] | None = None) -> NDArr
 
 
 def read_deep(path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
-    """Decode an image like `read_image`, but return uint16 for a 16-bit image.
-
-    Raises:
-        DataError: See `read_image`.
-    """
+    """Decode an image as `read_image` does, but return uint16 for a 16-bit image."""
     with reading(path) as (content, _):
         return decode_deep(content, path)
 
@@ -61,10 +57,10 @@ def to_bytes(image: NDArray[np.uint16], levels: tuple[int, int]) -> NDArray[np.u
 
 @contextmanager
 def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
-    """Yield the content and header of an image file, and reserve memory for decoding it.
+    """Yield the bytes and header of an image file, and reserve memory for decoding it.
 
-    Wait until all images that threads decode fit into `headers.most_pixels`. Keep the context open
-    while the full-size image is in use.
+    Waits while the images that other threads decode leave no room below `headers.most_pixels`. Keep
+    the context open while the full-size image is in use.
 
     Raises:
         DataError: The file cannot be read, is not an image, or has too many pixels.
@@ -105,22 +101,14 @@ def _frame(stream: BinaryIO, path: Path | str) -> Frame:
 def decode(
     content: bytes, path: Path | str, levels: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode the content that `reading` yields, like `read_image`.
-
-    Raises:
-        DataError: OpenCV cannot decode it.
-    """
+    """Decode the bytes of an image file as `read_image` does."""
     if levels is not None and (deep := decode_deep(content, path)).dtype == np.uint16:
         return to_bytes(cast("NDArray[np.uint16]", deep), levels)
     return cast("NDArray[np.uint8]", _decoded(content, path, cv2.IMREAD_COLOR))
 
 
 def decode_deep(content: bytes, path: Path | str) -> NDArray[np.uint16] | NDArray[np.uint8]:
-    """Decode the content that `reading` yields, like `read_deep`.
-
-    Raises:
-        DataError: OpenCV cannot decode it.
-    """
+    """Decode the bytes of an image file as `read_deep` does."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     return cast("NDArray[np.uint16]", _decoded(content, path, flags))
 
@@ -137,14 +125,17 @@ def _decoded(content: bytes, path: Path | str, flags: int) -> NDArray[Any]:
 
 
 class _Budget:
-    """Budget of pixels being decoded, shared by the threads of a process."""
+    """Limit of the pixels that the threads of a process decode at the same time."""
 
     def __init__(self) -> None:
         self._changed, self._used = threading.Condition(), 0
 
     @contextmanager
     def reserved(self, pixels: int, most: int) -> Iterator[None]:
-        """Wait until ``pixels`` of ``most`` are free, and reserve them for the block."""
+        """Reserve ``pixels`` within the context, waiting until the sum is at most ``most``.
+
+        A reservation that exceeds ``most`` alone waits until there is no other one.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + pixels <= most)
             self._used += pixels
@@ -157,5 +148,5 @@ class _Budget:
 
 
 _BUDGET = _Budget()
-if hasattr(os, "register_at_fork"):  # a child process does not have its parent's threads
+if hasattr(os, "register_at_fork"):  # a forked child has no other threads, so nothing is reserved
     os.register_at_fork(after_in_child=_BUDGET.__init__)  # type: ignore[misc]

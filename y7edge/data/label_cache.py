@@ -5,8 +5,8 @@ takes seconds. The folder ``labels/`` in ``$Y7EDGE_CACHE`` or ``~/.cache/y7edge`
 each data set and selection of splits. Files may be deleted at any time. Small sets are not cached.
 
 A cache file is valid until the list of files changes, or the size, modification time or change
-time of a label file or image. A change that keeps the size and happens within one tick of the file
-system's clock (milliseconds) is not detected.
+time of a label file or image. A change is not detected if it keeps the size and happens within one
+tick of the file system's clock (milliseconds).
 
 Files are written atomically, so several processes may write at once. A damaged file is ignored and
 replaced. The format is a numpy archive without pickled objects.
@@ -19,14 +19,14 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data.sample import Plan, Reading, Sample, stamp
+from y7edge.data.sample import Reading, Sample, stamp
 from y7edge.files import atomic_write, cache_folder, open_regular
 
 # Increase when a parser reads the same files differently, or when the cache format changes.
@@ -37,29 +37,33 @@ _WORTH_KEEPING = 500  # images; smaller sets are read in well under a second
 _log = logging.getLogger(__name__)
 
 
-def reading(plan: Plan, source: Path, splits: Sequence[str] | None) -> Reading:
-    """Return the cached result of a plan if its files are unchanged, else carry it out.
+def reading(
+    identity: Sequence[str], read: Callable[[], Reading], source: Path, splits: Sequence[str] | None
+) -> Reading:
+    """Return the cached content of a data set if its files are unchanged, else read them.
 
     Args:
-        plan: What to read.
-        source: The data set.
-        splits: The requested splits; with ``source`` they determine the name of the cache file.
+        identity: Class names, file paths and warnings; if they change, the cache file is invalid.
+        read: Function that reads the data set.
+        source: Path of the data set; the name of the cache file is derived from it and ``splits``.
+        splits: The requested splits.
     """
     try:
         key = _digest(source.resolve(), source, splits and tuple(splits))
         path = cache_folder("labels") / f"{key[:32]}.npz"
-    except (OSError, RuntimeError) as error:  # no home, or a loop of links
+    except (OSError, RuntimeError) as error:  # no home folder, or circular links
         _warn_once(f"labels are not cached: {error}")
-        return plan.read()
-    identity = _digest(_VERSION, plan.identity)
-    if (kept := _recall(path, identity)) is not None:
+        return read()
+    version = _digest(_VERSION, tuple(identity))
+    if (kept := _recall(path, version)) is not None:
         return kept
-    made = plan.read()
-    samples = _distinct(made)
+    made = read()
+    # Splits may share samples; store each once.
+    samples = list({id(one): one for split in made.splits.values() for one in split}.values())
     if len(samples) >= _WORTH_KEEPING:
         try:
             with atomic_write(path, durable=False) as temporary:
-                np.savez(temporary, **_pack(made, samples, identity))  # type: ignore[arg-type]
+                np.savez(temporary, **_pack(made, samples, version))  # type: ignore[arg-type]
         except OSError as error:
             _warn_once(f"{path.parent}: labels are not cached: {error}")
     return made
@@ -76,7 +80,7 @@ def _digest(*parts: object) -> str:
 
 
 def _recall(path: Path, identity: str) -> Reading | None:
-    """Return the reading stored in a cache file; None if it is of another plan or out of date."""
+    """Return the content of a cache file; None if it is missing, damaged or out of date."""
     try:
         with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
@@ -91,13 +95,8 @@ def _recall(path: Path, identity: str) -> Reading | None:
         return None
 
 
-def _distinct(made: Reading) -> list[Sample]:
-    """Return each sample once; several splits may share it."""
-    return list({id(one): one for samples in made.splits.values() for one in samples}.values())
-
-
 def _pack(made: Reading, samples: Sequence[Sample], identity: str) -> dict[str, NDArray[Any]]:
-    """Return a reading as arrays: the concatenated rows of all samples, and their counts."""
+    """Convert a reading to arrays: concatenated rows of all samples, and the rows of each."""
     number = {id(one): index for index, one in enumerate(samples)}
     outlines = [outline for one in samples for outline in one.polygons]
     points = [outline for outline in outlines if outline is not None]
@@ -129,6 +128,7 @@ def _pack(made: Reading, samples: Sequence[Sample], identity: str) -> dict[str, 
 
 
 def _unpack(header: Mapping[str, Any], archive: Mapping[str, NDArray[Any]]) -> Reading:
+    """Convert the arrays of `_pack` back to a reading."""
     boxes = _cut(archive["boxes"], archive["box_counts"])
     class_ids = _cut(archive["class_id"], archive["box_counts"])
     crowds = _cut(archive["crowd"], archive["crowd_counts"])
@@ -167,7 +167,7 @@ def _unpack(header: Mapping[str, Any], archive: Mapping[str, NDArray[Any]]) -> R
 
 
 def _cut(rows: NDArray[Any], counts: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-    """Split concatenated rows by their counts; yields views."""
+    """Split concatenated rows into views of ``counts`` rows each."""
     ends = np.cumsum(counts)
     if len(rows) != (ends[-1] if len(ends) else 0):
         raise ValueError(f"expected {ends[-1:]} rows, found {len(rows)}")

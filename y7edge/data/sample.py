@@ -1,9 +1,9 @@
-"""Records that all parsers return: samples (images with labels) and the files they read."""
+"""Labelled images as training and evaluation use them, and the records that the cache stores."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Formats that both OpenCV and Pillow decode, to 8 or 16 bits.
+# Suffixes of the formats that both OpenCV and Pillow decode to 8 or 16 bits.
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".dib", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png"}
     | {".pnm", ".ppm", ".ras", ".sr", ".tif", ".tiff", ".webp"}
@@ -22,7 +22,7 @@ Stamp = tuple[int, int, int] | None
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file name is that of an image."""
+    """Return whether a file has the suffix of an image and is not hidden."""
     # macOS writes hidden "._name.jpg" files beside images on foreign disks.
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
@@ -41,8 +41,8 @@ class Sample:
         size: Width and height of the upright image in pixels; None if unknown.
         crowd: float32 (m, 5): class, centre x, centre y, width, height of crowd regions. They are
             not used for training; evaluation ignores detections in them.
-        image_id: The image id in a COCO file, as written there.
-        levels: Input range for scaling 16-bit images to 8 bits; None for the full range.
+        image_id: COCO only: the image id as written in the file.
+        levels: Range of 16-bit values that is scaled to 0 to 255; None for the full range.
     """
 
     path: Path
@@ -56,48 +56,28 @@ class Sample:
 
 
 class Reading(NamedTuple):
-    """Result of a parser."""
+    """Content of a data set, read from its files or from the label cache."""
 
     names: tuple[str, ...]
     splits: Mapping[str, tuple[Sample, ...]]
-    warnings: tuple[str, ...]  # changes made while reading, one line for each kind
-    # COCO only: the category ids of each split, in the order of the names; None for a grouping
-    # category that the file of this split does not have.
+    warnings: tuple[str, ...]  # one line for each kind of change made while reading
+    # COCO only: category ids by split, in the order of ``names``. None stands for a supercategory
+    # that the file of this split lacks.
     category_ids: Mapping[str, tuple[int | str | None, ...]]
-    watched: Mapping[str, Stamp]  # the files that were read, and their state at that time
-
-
-class Plan(NamedTuple):
-    """A data set to read, found without opening labels or images."""
-
-    identity: tuple[str, ...]  # names and files; differs if they do
-    read: Callable[[], Reading]
-
-
-@dataclass(slots=True)
-class Watch:
-    """Collects the files that are read and their state."""
-
-    stamps: dict[str, Stamp] = field(default_factory=dict)
-
-    def note(self, path: Path) -> None:
-        """Record the state of a file before it is read, to detect later changes."""
-        name = str(path)
-        if name not in self.stamps:
-            self.stamps[name] = stamp(name)
+    watched: Mapping[str, Stamp]  # files that were read, with their state before reading
 
 
 def stamp(path: str) -> Stamp:
     """Return size, modification time and change time of a file; None if it does not exist."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much, on every file
+        found = os.stat(path)  # noqa: PTH116 - twice as fast as Path.stat
     except (OSError, ValueError):
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def single_class(sample: Sample) -> Sample:
-    """Return the sample with all classes set to 0; equal boxes are kept once."""
+    """Return a copy with all class ids set to 0; equal boxes are kept once."""
     first: dict[tuple[float, ...], int] = {}
     for index, row in enumerate(sample.boxes.tolist()):
         first.setdefault(tuple(row), index)

@@ -1,1 +1,1 @@
-"""What runs on a robot: Detector, Detections, pre- and post-processing, drawing, self-test."""
+"""Detection on edge devices: Detector, Detections, pre- and post-processing, self-test."""

@@ -1,6 +1,6 @@
-"""The detections of one image: numpy arrays, with the image's capture time and source.
+"""Detections of one image: numpy arrays, with the image's capture time and source.
 
-``xyxy``, ``confidence``, ``class_id`` and ``tracker_id`` are as in the package supervision.
+``xyxy``, ``confidence``, ``class_id`` and ``tracker_id`` are named as in the package supervision.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _DTYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds spent on one image, by stage; images of one batch share ``infer``."""
+    """Milliseconds spent on one image, by stage; ``infer`` is the time of its whole batch."""
 
-    wait: float = 0.0  # for calls of other threads
-    pre: float = 0.0  # letterbox into the network's input
+    wait: float = 0.0  # waiting for calls by other threads
+    pre: float = 0.0  # letterboxing into the network's input
     infer: float = 0.0  # inside the engine
-    post: float = 0.0  # decoding and suppression
+    post: float = 0.0  # decoding and NMS
 
     @property
     def total(self) -> float:
@@ -72,7 +72,7 @@ class Detection:
 class Detections:
     """The objects detected in one image, in descending order of confidence.
 
-    The constructor copies arrays. Selections (``detections[mask]``, ``filter``) are new objects.
+    The constructor copies arrays. ``detections[mask]`` and ``filter`` return new objects.
 
     Attributes:
         xyxy: (N, 4) float32, left, top, right, bottom in pixels of the source image.
@@ -81,7 +81,7 @@ class Detections:
         image_wh: (width, height) of the source image.
         names: class names; empty if unknown.
         tracker_id: (N,) int32 from a tracker, or None.
-        timestamp_ns: capture time in nanoseconds, on the clock of the source, or None.
+        timestamp_ns: capture time in nanoseconds, measured by the clock of the source, or None.
         frame_id: number of the frame in its source, or None.
         source: path or URI, or None.
         timing: time spent in each stage, or None.
@@ -151,7 +151,7 @@ class Detections:
         """Return a ``Detection`` for an integer, else ``Detections`` of a slice, mask or indices.
 
         Raises:
-            DataError: the mask has another length, or an index is out of range.
+            DataError: the length of the mask is wrong, or an index in an array is out of range.
         """
         if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
             return self._row(int(index))
@@ -170,7 +170,7 @@ class Detections:
             raise DataError(f"cannot select from {len(self)} detections: {error}") from error
 
     def _row(self, index: int) -> Detection:
-        # IndexError is not wrapped: Python's sequence protocol needs it.
+        # IndexError is not wrapped, because Python's sequence protocol requires it.
         left, top, right, bottom = self.xyxy[index].tolist()
         confidence, class_id = float(self.confidence[index]), int(self.class_id[index])
         name = self.names[class_id] if self.names else str(class_id)
@@ -239,11 +239,11 @@ class Detections:
 def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple[int, ...]:
     """Convert class names and ids to ids in ascending order.
 
-    A string selects every class with that name. A decimal string that is not a class name is an id.
+    A string selects all classes with that name. If there are none, a string such as "7" is an id.
     ``names``: the class names by id; empty if unknown.
 
     Raises:
-        ConfigError: a class does not exist, or is neither a name nor an id.
+        ConfigError: a class does not exist, or is not a string or an integer.
     """
     if not isinstance(classes, Iterable):
         raise ConfigError(f"classes: expected a name, or several names or ids, found {classes!r}")
@@ -276,7 +276,7 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _owned(name: str, values: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    """Return a C-contiguous copy of ``values`` as ``dtype``; DataError if that is impossible."""
+    """Return a C-contiguous copy of ``values`` as ``dtype``; raise DataError if impossible."""
     try:
         array = np.asarray(values)
         if np.issubdtype(dtype, np.integer) and array.size and array.dtype.kind not in "iu":

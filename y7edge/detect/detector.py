@@ -1,7 +1,7 @@
-"""The Detector, which finds objects in images with any engine, without torch and onnx.
+"""The Detector: find objects in images with any engine, without torch and onnx.
 
 It letterboxes an image into the network's input, runs the engine's ``Session``, and decodes the raw
-outputs into boxes in pixels of the image. The artifact's manifest describes input and outputs.
+outputs to boxes in pixels of the image. The artifact's manifest describes input and outputs.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ class Detector:
     ``timing.wait`` is the time that a call waited.
 
     Args:
-        source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``) or
-            a variant's name, which gets random weights; the last two need torch.
-        backend: a runtime's name; "auto": chosen by the artifact.
+        source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``), or
+            a variant's name, for random weights. Checkpoints and variants need torch.
+        backend: a runtime's name; "auto": the one for the artifact's file format.
         device: "auto", or a device of the runtime, such as "cpu", "cuda" or "cuda:1".
         conf: keep boxes with a greater score; None: the manifest's default. A mapping from class
             names or ids to scores leaves the other classes at the default.
         iou: suppress boxes with a greater IoU with a better box; None: the manifest's default.
         max_det: maximum number of objects per image; None: the manifest's default.
         classes: the classes to find, by name or id (see ``class_ids``); None: all.
-        agnostic: suppress across classes.
-        tile: side of square tiles in pixels of the image, for small objects: the image is also run
-            tile by tile, and all boxes are suppressed together. None: the whole image only.
+        agnostic: suppress boxes of different classes too.
+        tile: side of square tiles in pixels of the image, for small objects. The image is also run
+            tile by tile, and all boxes are suppressed together. None: only the whole image.
         overlap: fraction of a tile's side that neighbours share.
         queue: largest number of frames that wait after ``submit``.
         threads: number of engine threads; None: the engine's default.
-        imgsz: input size of a checkpoint, a side or (height, width); an artifact's is fixed.
+        imgsz: input size of a checkpoint, one side or (height, width); artifacts have a fixed size.
         provider_options: passed to the engine unchanged.
 
     Raises:
@@ -114,15 +114,15 @@ class Detector:
             warnings.warn(
                 f"{source} was exported without a proof ({reason}): "
                 "run `y7edge selftest` or `y7edge verify` on a machine with its engine",
-                stacklevel=3,  # behind `checked`
+                stacklevel=3,  # the caller; `checked` wraps this function
             )
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
-        """Make a detector for an open session; ``close`` closes the session too.
+        """Create a detector for an open session; its ``close`` closes the session too.
 
         ``options``: conf, iou, max_det, classes, agnostic, tile, overlap and queue as for
-        ``Detector``; ``clock``: a function that returns nanoseconds, for ``timing``.
+        ``Detector``, and ``clock``, a function that returns nanoseconds, for ``timing``.
         """
         detector = cls.__new__(cls)
         detector._set_up(session, manifest, **options)
@@ -182,9 +182,9 @@ class Detector:
         """Detect objects in one image, best first.
 
         Args:
-            frame: (H, W, 3) uint8; also (H, W) grey and (H, W, 4) with alpha. uint16 if the
-                manifest's input has ``levels``, which it is scaled by.
-            color: order of the channels.
+            frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha; also uint16 if the
+                manifest's input has ``levels``.
+            color: order of the frame's channels.
             timestamp_ns: capture time; copied to the result, like ``frame_id`` and ``source``.
             frame_id: number of the frame in its source.
             source: name of the source.
@@ -272,8 +272,8 @@ class Detector:
     ) -> list[Detections]:
         """Detect objects in several images of any sizes, in batches of the artifact's size.
 
-        Arguments are as for a call; ``timestamp_ns``, ``frame_id`` and ``source`` have one value
-        for each image, ``roi`` is for all.
+        Arguments are as for one image. ``timestamp_ns``, ``frame_id`` and ``source`` are lists with
+        one value for each image; ``roi`` applies to all.
 
         Raises:
             DataError: an argument is not a list with one image or value for each image.
@@ -290,12 +290,12 @@ class Detector:
         return self._detect(frames, color, self._criteria, _for_each(len(frames), given), roi)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
-        """Detect objects in a BGR image with the thresholds for mAP, ``EVALUATION``."""
+        """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP."""
         return self._detect([frame], "bgr", EVALUATION, [{}])[0]
 
     @checked
     def warmup(self, runs: int = 3) -> None:
-        """Run on a grey image, for engines that are slow on first use.
+        """Detect objects in a grey image, because engines may be slow on first use.
 
         Raises:
             DetectorClosed: the detector was closed.
@@ -307,9 +307,9 @@ class Detector:
             self(grey)
 
     def close(self) -> None:
-        """Close the session; closing twice is allowed. Do nothing in a forked child.
+        """Close the session; can be called twice. Do nothing in a forked child.
 
-        Futures of frames that wait are cancelled. A running call is waited for at most 5 seconds;
+        The futures of waiting frames are cancelled. A running call is waited for at most 5 seconds;
         if it takes longer, the session is closed when it returns.
         """
         if os.getpid() != self._process:
@@ -352,7 +352,7 @@ class Detector:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Model, device and thresholds, as plain values for logs.
+        """Model, device and thresholds, as JSON values for logs.
 
         Raises:
             DetectorClosed: the detector was closed.
@@ -414,7 +414,7 @@ class Detector:
         roi: Roi | None = None,
     ) -> list[Detections]:
         """Cut the images into regions, run these in batches, and merge the boxes of each image."""
-        # Check before taking the lock: in a forked child it may be held forever.
+        # Check before acquiring the lock, which may never be released in a forked child.
         require_process(self._process, "the detector")
         called = self._clock()
         parts = [self._regions(frame, roi) for frame in frames]
@@ -479,7 +479,7 @@ def _seconds(timeout: float) -> float:
 
 
 def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:
-    """Group values by image; raise DataError unless there is one value for each image."""
+    """Return a dictionary of values per image; raise DataError unless all have ``count`` values."""
     known = {name: values for name, values in given.items() if values is not None}
     for name, values in known.items():
         values = values.tolist() if isinstance(values, np.ndarray) else values

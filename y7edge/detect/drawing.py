@@ -1,4 +1,4 @@
-"""Draw boxes and labels, each class in its own colour."""
+"""Draw boxes and labels, with one colour per class."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from y7edge.detect.preprocess import Color, check_color, check_frame
 from y7edge.errors import DataError
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Multiples of the golden ratio are spread evenly over the colour circle.
-_GOLDEN = 0.618033988749895
+_GOLDEN = 0.618033988749895  # multiples of the golden ratio give evenly spread hues
 
 Bgr = tuple[int, int, int]
 
@@ -27,13 +26,16 @@ def draw(
     confidence: bool = True,
     color: Color = "bgr",
 ) -> NDArray[np.uint8]:
-    """Return a copy of an image with a box and a label for each detection, best on top.
+    """Draw a box and a label for each detection on a copy of an image, the best one on top.
 
     Args:
-        frame: (H, W, 3) uint8; also (H, W) grey and (H, W, 4) with alpha.
+        frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha.
         detections: the detections of this image.
         confidence: write the confidence after the class name.
-        color: order of the channels of the frame, and of the result (H, W, 3) uint8.
+        color: order of the channels of the frame and of the result.
+
+    Returns:
+        The copy, (H, W, 3) uint8.
 
     Raises:
         DataError: the frame is not an image, or its size differs from the detections' image.
@@ -76,7 +78,7 @@ def _label(
     canvas: NDArray[np.uint8], detection: Detection, colour: Bgr, thickness: int, confidence: bool
 ) -> None:
     """Write the label above the box, or inside it at the image's edge."""
-    # OpenCV's fonts have only printable ASCII: for other names write the class id.
+    # OpenCV's fonts contain only ASCII characters: write the class id in place of other names.
     name = detection.class_name
     if not (name.isascii() and name.isprintable()):
         name = f"#{detection.class_id}"
@@ -90,6 +92,6 @@ def _label(
     top = top if top >= 0 else max(0, round(detection.top))
     cv2.rectangle(canvas, (left, top), (left + width + 2, top + strip), colour, cv2.FILLED)
     blue, green, red = colour
-    # Black on light colours, white on dark: luma by ITU-R BT.601.
+    # Black text on light colours, white text on dark ones, by luma (ITU-R BT.601).
     ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 128 else (255, 255, 255)
     cv2.putText(canvas, text, (left + 1, top + height + 1), _FONT, scale, ink, 1, cv2.LINE_AA)

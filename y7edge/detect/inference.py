@@ -75,7 +75,7 @@ class Inference:
     ) -> list[Found]:
         """Run one batch."""
         pixels = self._input_for(len(images))
-        # The preprocessor does not repaint the border of its own tensor.
+        # Without `out`, the preprocessor does not always need to paint the border again.
         alone = pixels is self._preprocess.tensor
         started = self._clock()
         geometries = [
@@ -94,7 +94,7 @@ class Inference:
         return [Found(one, ms) for one in placed]
 
     def _input_for(self, count: int) -> NDArray[Any]:
-        """Return the input buffer for ``count`` images; a fixed batch keeps its size."""
+        """Return the input buffer for ``count`` images, with the batch size of the artifact."""
         fixed = self._input.batch
         size = count if fixed == "dynamic" else fixed
         if size == 1:
@@ -128,7 +128,7 @@ class Inference:
     def _boxes(
         self, outputs: Mapping[str, NDArray[Any]], count: int, criteria: Criteria
     ) -> list[Boxes]:
-        """Decode the first ``count`` images; the rest of a fixed batch is unused."""
+        """Decode the outputs of the first ``count`` images; a fixed batch may have unused ones."""
         if self._heads:
             heads = [outputs[name][:count] for name in self._heads]
             return self._postprocess.heads(heads, criteria)
@@ -137,20 +137,20 @@ class Inference:
 
 
 def _postprocessor(manifest: Manifest) -> Postprocessor:
-    """Make the decoder for the artifact's outputs; ArtifactError if they are not supported."""
+    """Create the decoder for an artifact's outputs; raise ArtifactError for unsupported outputs."""
     for output in manifest.outputs:
         real = output.dtype in ("float32", "float16")
         if real != (output.scale is None) or not (real or output.role == "head"):
             raise ArtifactError(
-                f"output {output.name} is a {output.role} of {output.dtype} with scale "
+                f"output {output.name} ({output.role}) is {output.dtype} with scale "
                 f"{output.scale}, expected float32 or float16 without a scale, or a head of "
-                "integers with one: export it again"
+                "integers with a scale: export it again"
             )
     heads = [output for output in manifest.outputs if output.role == "head"]
     options: dict[str, Any] = {}
     if len({(head.layout, head.activation) for head in heads}) > 1:
         raise ArtifactError(
-            "its heads have different layouts or activations, expected one: export it again"
+            "the heads have different layouts or activations, expected equal ones: export it again"
         )
     if heads:
         options["layout"] = heads[0].layout
@@ -162,7 +162,7 @@ def _postprocessor(manifest: Manifest) -> Postprocessor:
 
 
 def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
-    """Map boxes to pixels of the image; drop boxes that lie in the letterbox's border."""
+    """Map boxes to pixels of the image; drop boxes that lie in the border of the letterbox."""
     corners = geometry.to_source(boxes.xyxy)
     inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
     if inside.all():

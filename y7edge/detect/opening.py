@@ -31,7 +31,7 @@ def open_model(
         raise ConfigError(
             f"{source} is run by torch: omit backend and provider_options, which apply to artifacts"
         )
-    # import_module, because this module must not depend on nn (see tests/test_structure.py).
+    # import_module, because detect must not depend on nn (see tests/test_structure.py).
     try:
         eager = import_module("y7edge.nn.eager")
     except ImportError as error:
@@ -48,6 +48,6 @@ def _require_size(artifact: Artifact, imgsz: Size | None) -> None:
     if imgsz is not None and pair(imgsz) != (image.height, image.width):
         height, width = pair(imgsz)
         raise ConfigError(
-            f"{artifact.path} has an input of {image.height}x{image.width}, which is fixed: "
-            f"export it again with --imgsz {height}x{width}"
+            f"{artifact.path} has a fixed input size, expected imgsz {image.height}x{image.width}, "
+            f"found {height}x{width}: omit imgsz, or export again with --imgsz {height}x{width}"
         )

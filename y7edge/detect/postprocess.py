@@ -1,7 +1,7 @@
-"""Convert network outputs to boxes: decoding, selection of candidates, suppression; in numpy.
+"""Convert network outputs to boxes with numpy: decoding, selection of candidates, NMS.
 
-Decoding (YOLOv7, arXiv 2207.02696), for logits t of an anchor (aw, ah) at cell (gx, gy) of a level
-with stride s, in pixels of the network's input::
+Decoding (YOLOv7, arXiv 2207.02696) of the logits t of an anchor (aw, ah) at cell (gx, gy) of a
+level with stride s gives, in pixels of the network's input::
 
     x = (2 sigmoid(tx) - 0.5 + gx) s        w = (2 sigmoid(tw))^2 aw
     y = (2 sigmoid(ty) - 0.5 + gy) s        h = (2 sigmoid(th))^2 ah
@@ -9,9 +9,9 @@ with stride s, in pixels of the network's input::
 A candidate has objectness > conf and score = objectness x class probability > conf. With one class
 the score is the objectness, because the class logit is not trained.
 
-Nearly all cells are background. Therefore the objectness is first compared in the engine's own type
-(logits, probabilities or quantised integers) with a threshold slightly below conf. Only the
-remaining cells are dequantised, activated and compared exactly. NaN is never selected.
+Nearly all cells are background. Therefore a first scan compares the raw objectness outputs (logits,
+probabilities or quantised integers) with a threshold slightly below conf. Only the remaining cells
+are dequantised, activated and compared exactly. NaN is never selected.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Criteria:
 
     conf: float = 0.25  # keep boxes with a greater score
     class_conf: tuple[float, ...] | None = None  # further thresholds, by class id
-    iou: float = 0.45  # remove boxes with a greater IoU with a better box
+    iou: float = 0.45  # remove boxes whose IoU with a better box is greater
     max_det: int = 300  # boxes per image
     classes: tuple[int, ...] | None = None  # class ids to keep, before suppression; None: all
-    agnostic: bool = False  # suppress across classes
-    multi_label: bool = False  # every class above conf, not only the best: for evaluation
+    agnostic: bool = False  # suppress boxes of different classes too
+    multi_label: bool = False  # one box for every class above conf, for evaluation
 
     def __post_init__(self) -> None:
         require_fit(Criteria, {f.name: getattr(self, f.name) for f in fields(self)})
@@ -82,7 +82,7 @@ class Postprocessor:
         levels: stride and anchors of each head, finest first.
         nc: number of classes.
         activation: "logit", or "sigmoid" if the heads are probabilities.
-        quantization: the quantization of each head; None for heads of real numbers.
+        quantization: scale and zero point of each head; None for float heads.
         layout: layout of the heads, "NCHW" or "NHWC".
 
     Raises:
@@ -106,16 +106,16 @@ class Postprocessor:
         self._channels_last = layout == "NHWC"
         self._quantization = list(quantization or [None] * len(levels))
         self._counts = [len(level.anchors) for level in levels]
-        # By anchor, finest level first: stride, width, height, in input pixels.
+        # For each anchor, finest level first: (stride, width, height) in pixels of the input.
         self._anchors = np.array(
             [(level.stride, *anchor) for level in levels for anchor in level.anchors], np.float32
         ).reshape(-1, 3)
 
     def heads(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> list[Boxes]:
-        """Decode heads to the boxes of each image of a batch.
+        """Return the detected boxes of each image of a batch, from raw heads.
 
-        ``heads``: by level (B, anchors x (5 + nc), H, W), in layout NHWC (B, H, W, anchors x
-        (5 + nc)); float32 or float16, or integers if quantized.
+        ``heads``: one array per level, (B, anchors x (5 + nc), H, W), or in layout NHWC
+        (B, H, W, anchors x (5 + nc)); float32 or float16, or integers if quantised.
 
         Raises:
             DataError: a head has the wrong shape or dtype.
@@ -129,10 +129,10 @@ class Postprocessor:
         ]
 
     def decoded(self, boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> list[Boxes]:
-        """Select the boxes of each image of a batch from decoded outputs.
+        """Return the detected boxes of each image of a batch, from decoded outputs.
 
-        ``boxes``: (B, N, 4) centre x, centre y, width, height in input pixels. ``scores``:
-        (B, N, nc) objectness x class probability (nc = 1: objectness).
+        ``boxes``: (B, N, 4) centre x, centre y, width, height in pixels of the input. ``scores``:
+        (B, N, nc) objectness x class probability (with one class: the objectness).
 
         Raises:
             DataError: an array has the wrong shape.
@@ -151,7 +151,7 @@ class Postprocessor:
     def candidates(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> Boxes:
         """Return the candidates of one image, ordered by level, anchor, row, column, class.
 
-        ``heads``: by level (anchors x (5 + nc), H, W).
+        ``heads``: one array per level, (anchors x (5 + nc), H, W).
         """
         conf = np.float32(criteria.conf)
         values, anchor, row, column = self._gather(heads, criteria.conf)
@@ -184,10 +184,11 @@ class Postprocessor:
         return _sigmoid(values) if self._logits else values
 
     def _gather(self, heads: Sequence[NDArray[Any]], conf: float) -> tuple[NDArray[Any], ...]:
-        """Select the cells whose objectness may be above ``conf``.
+        """Select the K anchors and cells whose objectness may be above ``conf``.
 
-        Returns dequantised values (K, 5 + nc) float32, anchor indices over all levels, rows and
-        columns.
+        Returns:
+            Dequantised values (K, 5 + nc) float32, and the index of the anchor (counted over all
+            levels), row and column of each, (K,).
         """
         first = 0
         values, anchors, places = [], [], []
@@ -195,7 +196,7 @@ class Postprocessor:
         for head, count, quantization in levels:
             fields = head.reshape(count, 5 + self._nc, -1)
             least = _least(conf, head.dtype, self._logits, quantization)
-            # Flattened, because numpy's nonzero is several times faster in one dimension.
+            # numpy's nonzero is several times faster in one dimension.
             flat = (fields[:, 4] >= least).reshape(-1).nonzero()[0]
             anchor, place = np.divmod(flat, fields.shape[2])
             values.append(_dequantised(fields[anchor, :, place], quantization))
@@ -255,13 +256,13 @@ def _choose(
         least = np.array(criteria.class_conf, np.float32)
         chosen = chosen[score[chosen] > least[class_id[chosen]]]
     if len(chosen) > MAX_CANDIDATES:
-        # Limit them before decoding: the boxes of all classes and cells could fill the memory.
+        # Limit the number before decoding: boxes of all classes and cells could fill the memory.
         chosen = chosen[best_first(score[chosen], MAX_CANDIDATES)]
     return chosen
 
 
 def _best(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return column and value of the largest number in each row, ignoring NaN."""
+    """Return the column and the value of the largest number in each row, ignoring NaN."""
     column = values.argmax(axis=1)
     largest = values[np.arange(len(values)), column]
     if np.isnan(largest).any():  # argmax returns the first NaN
@@ -270,7 +271,7 @@ def _best(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.flo
 
 
 def _finite(xyxy: NDArray[Any], score: NDArray[np.float32], class_id: NDArray[Any]) -> Boxes:
-    """Drop boxes with a NaN or an infinity."""
+    """Return the boxes without NaN and infinity."""
     if not np.isfinite(xyxy).all():
         finite = np.isfinite(xyxy).all(axis=1)
         xyxy, score, class_id = xyxy[finite], score[finite], class_id[finite]
@@ -287,10 +288,11 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def _least(
     conf: float, dtype: np.dtype[Any], logits: bool, quantization: Quantization | None
 ) -> Any:
-    """Return a threshold in ``dtype`` for the first scan, low enough to miss no box.
+    """Return the threshold of the first scan in the ``dtype`` of the raw outputs.
 
-    The rounding error of a probability p is about 2^-24. For its logit, this error is divided by
-    p (1 - p), the slope of the sigmoid. The threshold is lowered by more than the error.
+    It is lower than ``conf`` by more than the rounding error, so that no box is missed. The
+    rounding error of a probability p is about 2^-24. The error of its logit is larger by the factor
+    1 / (p (1 - p)), because p (1 - p) is the slope of the sigmoid.
     """
     cut = conf * (1 - 2**-20)
     if logits:
@@ -306,7 +308,7 @@ def _least(
 
 
 def _below(value: float, dtype: np.dtype[Any]) -> Any:
-    """Return a number of ``dtype`` that is not greater than ``value``."""
+    """Return a number of ``dtype`` slightly below ``value``."""
     return np.nextafter(dtype.type(value), dtype.type(-math.inf))
 
 

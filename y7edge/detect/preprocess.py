@@ -1,11 +1,12 @@
 """Letterbox images into the network's input, and map boxes back to the image.
 
-The image is scaled by one factor and centred on grey 114. Geometry, rounding (half to even) and
-pixels equal those of the published YOLOv7, with two fixes:
+The image is resized with one factor for both sides and centred on grey 114. Geometry, rounding
+(half to even) and pixels equal those of the published YOLOv7, with two fixes:
 
-* Each side of the resized image has at least 1 pixel. (1 x 640 into 320 x 320 rounds to 0.)
-* Boxes are mapped back with the padding and the factors that were applied. The published code uses
-  half of the unrounded padding, which is wrong by half a pixel if the padding is odd.
+* Each side of the resized image has at least 1 pixel. The published code fails if a side rounds to
+  0, as for an image of 1 x 640 in an input of 320 x 320.
+* Boxes are mapped back with the padding and the factors that were actually applied. The published
+  code uses the padding before rounding, which is wrong by half a pixel if the padding is odd.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from y7edge.data.images import to_bytes
 from y7edge.errors import ConfigError, DataError
 
 PAD = 114  # grey of the padding, 0..255, in all channels
-MAX_VALUES = 1 << 30  # per image; a broadcast view can have any number
+MAX_VALUES = 1 << 30  # per image; a broadcast numpy view can have any size
 Color = Literal["bgr", "rgb"]
-"""Order of an image's channels; a fourth channel is alpha, and ignored."""
+"""Order of an image's channels; a fourth channel (alpha) is ignored."""
 
 DTYPES = ("float32", "float16", "uint8")
-"""Supported dtypes of the network's input; uint8 holds unscaled pixel values."""
+"""Supported dtypes of the network's input; a uint8 input has pixel values 0..255."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A letterbox: resize to ``resized_hw``, then pad to ``output_hw``; all (height, width)."""
+    """A letterbox: resize to ``resized_hw``, then pad to ``output_hw``, both (height, width)."""
 
     image_hw: tuple[int, int]
     resized_hw: tuple[int, int]
@@ -44,7 +45,7 @@ class Geometry:
     right: int
 
     def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map corner boxes (N, 4) from the network's input to the image, clipped to it."""
+        """Map corner boxes (N, 4) from the network's input to the image, and clip them to it."""
         height, width = self.image_hw
         resized_height, resized_width = self.resized_hw
         return unletterbox(
@@ -56,11 +57,10 @@ class Geometry:
 
 
 def letterbox_geometry(image_hw: tuple[int, int], target_hw: tuple[int, int] | int) -> Geometry:
-    """Compute the letterbox of an image in an input of size (height, width), or a square side."""
+    """Compute the letterbox of an image; ``target_hw``: (height, width), or side of a square."""
     height, width = image_hw
     output_hw = (target_hw, target_hw) if isinstance(target_hw, int) else target_hw
     factor = min(output_hw[0] / height, output_hw[1] / width)
-    # In the published code a side can become 0, and the resize fails.
     resized_hw = max(1, round(height * factor)), max(1, round(width * factor))
     half_height, half_width = ((o - r) / 2 for o, r in zip(output_hw, resized_hw, strict=True))
     return Geometry(
@@ -80,7 +80,7 @@ def unletterbox(
     padding: tuple[float, float],
     image_hw: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Map corner boxes (N, 4): minus ``padding`` (x, y), over ``ratio`` (x, y), clipped."""
+    """Subtract ``padding`` (x, y) from corner boxes (N, 4), divide by ``ratio`` (x, y), clip."""
     height, width = image_hw
     moved: NDArray[np.float32] = boxes - np.array(padding * 2, np.float32)
     moved /= np.array(ratio * 2, np.float32)
@@ -90,8 +90,8 @@ def unletterbox(
 class Preprocessor:
     """Write images to the network's input: letterbox, channel order, layout, scale.
 
-    Not thread-safe: buffers and ``tensor``, the default destination, are reused. The border of
-    ``tensor`` is repainted only when the geometry changes.
+    By default, an image is written to ``tensor``, the input (1, 3, H, W) or (1, H, W, 3). Its grey
+    border is painted again only when the geometry changes. Not thread-safe: buffers are reused.
 
     Raises:
         ConfigError: the input's layout, dtype or scale is not supported.
@@ -125,13 +125,16 @@ class Preprocessor:
         color: Color = "bgr",
         out: NDArray[Any] | None = None,
     ) -> Geometry:
-        """Write ``frame`` to ``tensor``, or to ``out``.
+        """Write one image to the network's input.
 
         Args:
-            frame: (H, W, 3) uint8; also (H, W) and (H, W, 1) grey and (H, W, 4) with alpha.
+            frame: (H, W, 3) uint8, or (H, W) or (H, W, 1) grey, or (H, W, 4) with alpha; also
                 uint16 if the input has ``levels``.
             color: order of the frame's channels.
-            out: one image of a larger batch, in layout and dtype of ``tensor``.
+            out: destination, with shape and dtype of ``tensor[0]``; None: ``tensor[0]``.
+
+        Returns:
+            The letterbox, which maps boxes back to the image.
 
         Raises:
             DataError: the frame is not an image.
@@ -180,7 +183,7 @@ class Preprocessor:
             return [image] * 3
         if len(self._planes) != image.shape[2] or self._planes[0].shape != image.shape[:2]:
             self._planes = [np.empty(image.shape[:2], np.uint8) for _ in range(image.shape[2])]
-        # Split before the conversion to float, which is faster on contiguous memory.
+        # Split first, because the conversion to float is faster on contiguous memory.
         planes = cv2.split(image, self._planes)
         return planes[:3] if color == self._order else planes[2::-1]
 
@@ -209,9 +212,9 @@ def check_color(color: str) -> None:
 
 
 def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Return a C-contiguous uint8 image (H, W), (H, W, 3) or (H, W, 4); DataError otherwise.
+    """Return a C-contiguous uint8 image (H, W), (H, W, 3) or (H, W, 4); else raise DataError.
 
-    A uint16 image is scaled to 8 bits from ``levels`` if these are given.
+    ``levels``: the values of a uint16 image that map to 0 and 255; None: uint16 is refused.
     """
     if not isinstance(frame, np.ndarray):
         raise DataError(

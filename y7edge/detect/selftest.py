@@ -1,13 +1,15 @@
-"""Repeat an artifact's proof on the target machine, without torch, onnx, checkpoint or images.
+"""Self-test of an artifact on the target machine, without torch, onnx, checkpoint or images.
 
-The payload digest shows that the file was not changed since its proof. The probes (generated inputs
-with sampled reference outputs) show that the engine on this machine computes the same outputs.
+The payload digest shows that the files have not changed since the export. The probes (generated
+inputs with sampled reference outputs) show that the engine on this machine computes the same
+outputs as the reference model.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,17 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 
 RECIPE = "blocks"
-"""Recipe for probe inputs: the mean of noise in squares of 32, 8 and 1 pixels.
+"""Name of the recipe for probe inputs: the mean of noise in squares of 32, 8 and 1 pixels.
 
-Per-pixel noise averages out within a few layers; larger squares keep deep feature maps varied.
+Noise of single pixels averages out in the first layers, and deep feature maps become constant.
+Larger squares prevent this.
 """
 
-_CELLS = (32, 8, 1)
+_CELLS = (32, 8, 1)  # pixels
 
 
 def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """Generate a probe's input (B, 3, H, W) float32, 0..1, from its recipe and key.
+    """Generate a probe's input (B, 3, H, W) float32, 0..1; ``key`` seeds the random numbers.
 
     Raises:
         ArtifactError: the recipe is unknown.
@@ -51,7 +54,7 @@ def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDAr
 
 
 def input_crc32(pixels: NDArray[np.float32]) -> int:
-    """Return the CRC-32 of an input's bytes in little-endian order."""
+    """Return the CRC-32 of an input's float32 values in little-endian order."""
     return zlib.crc32(pixels.astype("<f4", copy=False).tobytes())
 
 
@@ -59,21 +62,20 @@ def input_crc32(pixels: NDArray[np.float32]) -> int:
 def selftest(
     path: Path | str, *, backend: str = "auto", device: str = "auto", threads: int | None = None
 ) -> SelftestReport:
-    """Check an artifact's digests and repeat its probes in its own engine.
+    """Check an artifact's digests, and run its probes on this machine.
 
     Raises:
         DigestError: the file or its manifest was changed or damaged.
-        ParityError: a probe exceeds its tolerance; ``report`` has the numbers.
-        ArtifactError: the file does not exist, or no runtime reads it.
-        RuntimeMissing, DeviceError: the engine cannot be started.
+        ParityError: a probe exceeds its tolerance (``report`` has the numbers), or there are none.
+        ArtifactError: the file does not exist, or no runtime can read it.
+        RuntimeMissing, DeviceError: the engine cannot be used.
     """
     artifact = load_undamaged(path, backend)
     digest = registry.check_payload(artifact, backend)
     if not artifact.manifest.probes:
         raise ParityError(f"{path} has no probes to repeat: export it again")
     options = SessionOptions(device, threads, check_payload=False)  # checked above
-    session = registry.open_session(artifact, options, backend)
-    try:
+    with closing(registry.open_session(artifact, options, backend)) as session:
         manifest = artifact.manifest
         results = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
         failed = [result for result in results if not result.passed]
@@ -87,21 +89,19 @@ def selftest(
             arithmetic=session.arithmetic,
             versions={"y7edge": __version__, "numpy": np.__version__, **session.versions},
         )
-    finally:
-        session.close()
     if failed:
         worst = failed[0]
         raise ParityError(
-            f"{path}: outputs on this machine differ from the proof: probe {worst.key} deviates "
-            f"by {worst.deviation}, tolerance {worst.tolerance} ({report.arithmetic}): update the "
-            "engine, or use another device",
+            f"{path}: outputs on this machine differ from the reference: probe {worst.key} "
+            f"deviates by {worst.deviation}, expected at most {worst.tolerance} "
+            f"({report.arithmetic}): update the engine, or use another device",
             report,
         )
     return report
 
 
 def load_undamaged(path: Path | str, backend: str = "auto") -> Artifact:
-    """Load an artifact; raise DigestError also for a file without a readable manifest."""
+    """Load an artifact; raise DigestError also if the manifest cannot be read."""
     registry.find(path, backend)  # raises ArtifactError if the file does not exist
     try:
         return registry.load(path, backend)
@@ -112,13 +112,17 @@ def load_undamaged(path: Path | str, backend: str = "auto") -> Artifact:
 
 
 def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult:
-    """Run one probe; ArtifactError if its input cannot be reproduced or an output is missing."""
+    """Run one probe, and compare its outputs.
+
+    Raises:
+        ArtifactError: its input cannot be reproduced, or its samples do not fit the outputs.
+    """
     image = manifest.input
     pixels = probe_input(probe.recipe, probe.key, (probe.batch, 3, image.height, image.width))
     if input_crc32(pixels) != probe.crc32:
         raise ArtifactError(
-            f"numpy {np.__version__} generates another input for probe {probe.key} than in the "
-            "proof: use a newer y7edge, or another numpy"
+            f"numpy {np.__version__} generates another input for probe {probe.key} than the "
+            "export: use a newer y7edge, or another numpy"
         )
     outputs = session.infer({image.name: as_input(pixels, image)})
     deviations = compare_samples(probe, outputs, session.outputs)
@@ -129,7 +133,7 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
 
 
 def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
-    """Convert pixels (B, 3, H, W) to the input's layout and dtype; ArtifactError if not float."""
+    """Convert pixels (B, 3, H, W) to the input's layout and dtype, which must be a float type."""
     if not image.dtype.startswith("float"):
         raise ArtifactError(f"the input is {image.dtype}, expected float32 or float16")
     ordered = pixels.transpose(0, 2, 3, 1) if image.layout == "NHWC" else pixels
@@ -139,7 +143,7 @@ def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
 def compare_samples(
     probe: Probe, outputs: Mapping[str, NDArray[Any]], specs: tuple[TensorSpec, ...]
 ) -> dict[str, float | None]:
-    """Return each output's largest deviation from its samples, as a fraction of its scale."""
+    """Return the largest deviation of each output, as a fraction of its scale; None: not finite."""
     by_name = {spec.name: spec for spec in specs}
     deviations: dict[str, float | None] = {}
     if {sample.output for sample in probe.samples} != set(by_name):
@@ -157,7 +161,7 @@ def compare_samples(
 
 
 def dequantised(values: NDArray[Any], spec: TensorSpec) -> NDArray[np.float64]:
-    """Convert values of an engine's tensor to real values."""
+    """Convert values of an engine's output to real values (float64)."""
     real = values.astype(np.float64)
     if spec.scale is None:
         return real

@@ -1,4 +1,4 @@
-"""Models as data: rows, families, scaling, RepConv plans, weights. No torch, no onnx."""
+"""Model descriptions, compound scaling, RepConv planning and checkpoints, without torch."""
 
 from y7edge.models.registry import get, names
 from y7edge.models.scaling import scale

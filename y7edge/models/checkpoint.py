@@ -1,4 +1,4 @@
-"""Define checkpoints (rows, weights, class names and metadata), and check them."""
+"""Checkpoints: rows, weights, class names and metadata of a model, and their validation."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from y7edge.models.spec import Form, Spec
 from y7edge.text import is_printable
 
 SUFFIXES = (".safetensors", ".pt", ".pth")  # of checkpoint files
-COUNTER = "num_batches_tracked"  # the only whole-number weight: int64, all others are floats
+COUNTER = "num_batches_tracked"  # of BatchNorm: int64; all other weights are floats
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Rows, weights, class names and metadata of a model.
 
-    ``arrays``: the entries of :func:`y7edge.models.shapes.weight_shapes`, float32 (float64 in the
-    proof of folding), counters int64. ``names``: one for each class. ``meta``: JSON values such as
-    imgsz, epoch, metrics, data, provenance, licence.
+    Attributes:
+        spec: the rows.
+        arrays: weights by key, as in :func:`y7edge.models.shapes.weight_shapes`; float32 (float64
+            in the proof of folding), counters int64.
+        names: class names, by class id.
+        meta: JSON values such as imgsz, epoch, metrics, data, provenance, licence.
     """
 
     spec: Spec
@@ -47,7 +50,7 @@ class Checkpoint:
 
     @property
     def imgsz(self) -> tuple[int, int]:
-        """(height, width) of the trained input, else the published one.
+        """(height, width) of the input in training; if unknown, the variant's published size.
 
         Raises:
             CheckpointError: an entry of ``meta`` has the wrong type.
@@ -69,7 +72,7 @@ class Checkpoint:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a checkpoint's file; errors of opening and reading become CheckpointError."""
+    """Open a checkpoint file; re-raise OSError and MemoryError of the block as CheckpointError."""
     try:
         with open_regular(path) as stream:
             yield stream
@@ -102,13 +105,15 @@ class _Known:
 
 
 def _known(meta: Mapping[str, Any], origin: str) -> _Known:
-    """Decode the entries of ``meta`` that are in ``_Known``; CheckpointError for a wrong type."""
+    """Decode the entries of ``meta`` in ``_Known``; raise CheckpointError for a wrong type."""
     present = {entry.name: meta[entry.name] for entry in fields(_Known) if entry.name in meta}
     return decode(_Known, present, origin=origin, error=CheckpointError)
 
 
 def check(checkpoint: Checkpoint, source: str) -> None:
-    """Check that weights and names fit the rows and are finite; ``source`` names it in messages.
+    """Check that weights, class names and metadata are valid and fit the rows.
+
+    ``source``: name of the checkpoint in messages.
 
     Raises:
         CheckpointError: keys are missing or unexpected, a shape or dtype differs, a value is NaN or
@@ -128,7 +133,7 @@ def check(checkpoint: Checkpoint, source: str) -> None:
         kinds = ("int64",) if key.endswith(COUNTER) else ("float32", "float64")
         if array.dtype.name not in kinds:
             raise CheckpointError(
-                f"{source}: {key} is {array.dtype}, expected {' or '.join(kinds)}; convert it"
+                f"{source}: {key} is {array.dtype}, expected {' or '.join(kinds)}: convert it"
             )
         if not np.isfinite(array).all():
             raise CheckpointError(
@@ -148,8 +153,7 @@ def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[in
     check_names(checkpoint.names, spec.nc, source)
     try:
         _known(checkpoint.meta, f"{source}: meta")
-        for _ in texts(checkpoint.meta):
-            pass
+        list(texts(checkpoint.meta))  # raises ValueError if nested too deeply
         sides = checkpoint.imgsz
         if not all(bounds.MIN_SIDE <= side <= bounds.MAX_SIDE for side in sides):
             raise ConfigError(f"imgsz is {sides}, expected {bounds.MIN_SIDE} to {bounds.MAX_SIDE}")
@@ -160,14 +164,15 @@ def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[in
 
 
 def _check_anchors(checkpoint: Checkpoint, source: str) -> None:
-    """Check that the anchors of the weights (for torch) and of the spec (for engines) are equal."""
+    """Check that the anchors in the weights (torch uses them) and in the spec are equal."""
     spec = checkpoint.spec
     grid = checkpoint.arrays[f"rows.{spec.head.index}.anchors"]
     pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]
     if not np.allclose(pixels, np.array(spec.anchors), rtol=1e-3, atol=0.0):
         raise CheckpointError(
-            f"{source}: the anchors of the weights are {pixels.round(2).tolist()} pixels, those of "
-            f"the header {np.array(spec.anchors).tolist()}; expected equal ones"
+            f"{source}: expected equal anchors in weights and header, found "
+            f"{pixels.round(2).tolist()} pixels in the weights, "
+            f"{np.array(spec.anchors).tolist()} in the header"
         )
 
 

@@ -1,8 +1,4 @@
-"""Append the rows of a network one by one; the model families are written with it.
-
-Every method appends rows and returns the index of the last one. Without ``source`` a row reads the
-row before it.
-"""
+"""Build the rows of a model one by one; used by the modules of the variants."""
 
 from __future__ import annotations
 
@@ -10,7 +6,11 @@ from y7edge.models.spec import IMAGE, Block, Row, derived_channels
 
 
 class Draft:
-    """The rows of a network so far."""
+    """A list of rows under construction.
+
+    Most methods append rows and return the index of the last one. ``source`` is the index of the
+    row to read; None: the previous row.
+    """
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -27,7 +27,7 @@ class Draft:
         role: str = "",
         stage: int = 0,
     ) -> int:
-        """Append one row; ``out`` is not needed for blocks whose width follows from the inputs."""
+        """Append one row; for blocks in ``DERIVED``, ``out`` follows from the inputs."""
         index = len(self.rows)
         if inputs is None:
             inputs = index - 1
@@ -43,7 +43,7 @@ class Draft:
         return self.add("conv", source, out, kernel=kernel, stride=stride)
 
     def pool(self, kernel: int = 2, source: int | None = None) -> int:
-        """Append a max-pool: kernel 2 halves the map, 5, 9 and 13 keep its size."""
+        """Append a max-pool: kernel 2 halves the map; kernels 5, 9 and 13 keep its size."""
         return self.add("maxpool", source, kernel=kernel, stride=2 if kernel == 2 else 1)
 
     def elan(
@@ -56,10 +56,15 @@ class Draft:
         chain: int | None = None,
         source: int | None = None,
     ) -> int:
-        """Append an ELAN block: two 1x1, a chain of 3x3, a concatenation, a closing 1x1.
+        """Append an ELAN block: two 1x1, a chain of 3x3, a concatenation, a final 1x1.
 
-        The two 1x1 have ``width`` channels, the ``depth`` 3x3 have ``chain`` (default: ``width``).
-        Every ``tap``-th 3x3 is concatenated, last first.
+        Args:
+            width: channels of the first two 1x1 convolutions.
+            out: channels of the final 1x1 convolution.
+            depth: number of 3x3 convolutions.
+            tap: every ``tap``-th 3x3, counted from the last, is concatenated.
+            chain: channels of the 3x3 convolutions; None: ``width``.
+            source: the row that the first two 1x1 convolutions read.
         """
         self._stages += 1
         stage = self._stages
@@ -75,7 +80,10 @@ class Draft:
         return self.add("conv", None, out, role="merge", stage=stage)
 
     def mpconv(self, width: int, lateral: int | None = None) -> int:
-        """Halve the map by max-pool -> 1x1 and 1x1 -> 3x3 stride 2; concatenate both."""
+        """Append two branches that halve the map, max-pool -> 1x1 and 1x1 -> 3x3 with stride 2.
+
+        Their outputs are concatenated, followed by the row ``lateral`` if it is given.
+        """
         source = len(self.rows) - 1
         self.pool()
         pooled = self.conv(width)
@@ -85,7 +93,7 @@ class Draft:
         return self.add("concat", branches if lateral is None else (*branches, lateral))
 
     def lift(self, width: int, lateral: int) -> int:
-        """Append a top-down step: 1x1 and upsample, concatenated after a 1x1 of ``lateral``."""
+        """Append a top-down step: concatenate a 1x1 of ``lateral``, and 1x1 -> upsample."""
         self.conv(width)
         upper = self.add("upsample")
         side = self.conv(width, source=lateral)

@@ -1,8 +1,9 @@
 """Define yolov7 and yolov7x: three levels at 640 px, max-pool + convolution transitions.
 
-yolov7x is yolov7 after compound scaling (chains 4 -> 6, transitions x 1.25) with two exceptions:
-its neck chains have full width and every second link is gathered, and its lead convolutions are
-plain instead of RepConv (``tests/models/test_scaling.py``).
+yolov7x is yolov7 after compound scaling: chains of 6 instead of 4 convolutions, transitions 1.25
+times as wide. There are two exceptions (see ``tests/models/test_scaling.py``). In its neck, chains
+have full width and every second convolution is concatenated. The convolutions in front of its head
+are plain instead of RepConv.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def _p5(
     width: int,  # of the stem; the transitions have multiples of it
     depth: int,  # 3x3 convolutions in a chain
     *,
-    narrow_neck: bool,  # neck chains of half width, every link gathered; else as in the backbone
-    lead: Literal["conv", "repconv"],
+    narrow_neck: bool,  # neck: half-width chains, all convolutions concatenated
+    lead: Literal["conv", "repconv"],  # block in front of the head
 ) -> tuple[Row, ...]:
     net = Draft()
 

@@ -1,8 +1,9 @@
 """Define yolov7-w6, -e6, -d6 and -e6e: four levels at 1280 px, auxiliary head.
 
-E6 and D6 are W6 after compound scaling (chains 4 -> 6 and 8, transitions x 1.25 and x 1.5) with
-another transition block, ``downc``. E6E is E6 with extended ELANs: two in parallel on one input,
-summed, which equals expand / shuffle / merge with group convolutions (``docs/concepts.md``).
+E6 and D6 are W6 after compound scaling (chains of 6 and 8 instead of 4 convolutions, transitions
+1.25 and 1.5 times as wide) with another transition block, ``downc``. E6E is E6 with extended ELANs
+(E-ELAN): two ELANs read the same input, and their outputs are added. This equals the paper's
+expand / shuffle / merge with group convolutions (``docs/concepts.md``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ANCHORS = (
 )
 STRIDES = (8, 16, 32, 64)
 
-CHAINS = (64, 128, 256, 384, 512)  # widths inside the blocks, P2 to P6, in all four models
+CHAINS = (64, 128, 256, 384, 512)  # channels inside the ELANs of P2 to P6, in all four models
 
 
 def w6() -> tuple[Row, ...]:
@@ -48,8 +49,8 @@ def _p6(
     width: int,  # of the stem; the transitions have multiples of it
     depth: int,  # 3x3 convolutions in a chain
     down: Literal["conv", "downc"],  # how maps are halved: 3x3 with stride 2, or two branches
-    aux_width: int,  # of the auxiliary head, as ``width`` of the lead
-    extended: bool = False,
+    aux_width: int,  # the convolutions in front of the auxiliary head have multiples of it
+    extended: bool = False,  # E-ELAN
 ) -> tuple[Row, ...]:
     net = Draft()
 
@@ -57,13 +58,13 @@ def _p6(
         return net.conv(out, 3, 2) if down == "conv" else net.add("downc", None, out)
 
     def block(inner: int, out: int, *, tap: int, chain: int) -> tuple[int, int]:
-        """Append an ELAN, or the sum of two; return its row and that for the auxiliary head."""
+        """Append an ELAN or E-ELAN; return the rows for the next block and the auxiliary head."""
         source = len(net.rows) - 1
         first = net.elan(inner, out, depth, tap=tap, chain=chain, source=source)
         if not extended:
             return first, first
         second = net.elan(inner, out, depth, tap=tap, chain=chain, source=source)
-        # The paper's partial auxiliary head reads one ELAN only.
+        # The paper's partial auxiliary head reads only one of the two ELANs.
         return net.add("sum", (second, first)), second
 
     neck = (2 * width, 4 * width, 6 * width, 8 * width)  # P3 to P6

@@ -1,8 +1,8 @@
-"""Plan re-parameterised convolutions: decide which branches a RepConv may have.
+"""Plan re-parameterised convolutions: decide which RepConv may have an identity branch.
 
-RepConv sums a 3x3, a 1x1 and an identity branch. Residual additions and concatenations already have
+RepConv adds a 3x3, a 1x1 and an identity branch. Residual additions and concatenations already have
 an identity path; a second one reduces the diversity of gradients (YOLOv7 paper, section 4.1). So a
-RepConv whose output meets an addition or a concatenation must have no identity branch (the paper's
+RepConv whose output is added or concatenated must not have an identity branch (the paper's
 RepConvN).
 """
 
@@ -19,7 +19,7 @@ PASSES_THROUGH = ("maxpool", "upsample", "reorg")  # blocks that only resample a
 
 @dataclass(frozen=True, slots=True)
 class BranchPlan:
-    """Whether the RepConv of a 3x3 layer may have an identity branch, and the reason."""
+    """Whether a RepConv in place of a row may have an identity branch, and the reason."""
 
     row: int
     identity: bool
@@ -27,10 +27,10 @@ class BranchPlan:
 
 
 def plan(spec: Spec, *, allow_identity: bool = False) -> tuple[BranchPlan, ...]:
-    """Plan the identity branch of every 3x3 convolution; the 3x3 and 1x1 branches always fit.
+    """Return a plan for every 3x3 convolution.
 
-    ``allow_identity`` overrides the paper's rule, for experiments: then equal channel counts and
-    stride 1 are enough.
+    ``allow_identity`` ignores the paper's rule, for experiments: an identity branch then requires
+    only stride 1 and as many output as input channels.
     """
     return tuple(
         _plan_row(spec, row, allow_identity)
@@ -53,15 +53,16 @@ def check(spec: Spec, *, allow_identity: bool = False) -> None:
 def reparameterize(
     spec: Spec, rows: tuple[int, ...], *, identity: bool = False, allow_identity: bool = False
 ) -> Spec:
-    """Replace the 3x3 ``conv`` rows with these indices by RepConv.
+    """Replace the 3x3 ``conv`` rows with the indices ``rows`` by RepConv.
 
-    ``identity`` adds the identity branch wherever channel counts are equal.
+    ``identity``: add the identity branch to rows with equal channel counts.
 
     Raises:
-        ConfigError: a row is not such a convolution, or the plan refuses its identity branch.
+        ConfigError: a row is not a 3x3 convolution with stride 1, or the plan does not allow its
+            identity branch.
     """
     if spec.form == "folded":
-        raise ConfigError(f"{spec.name}: a folded model has no branches to plan")
+        raise ConfigError(f"{spec.name}: a folded model cannot have RepConv: use an unfolded one")
     new = list(spec.rows)
     for index in rows:
         row = spec.rows[index] if 0 <= index < len(spec.rows) else spec.head
@@ -82,14 +83,14 @@ def _plan_row(spec: Spec, row: Row, allow_identity: bool) -> BranchPlan:
     if not _fits(spec, row):
         cin = input_channels(spec, row)[0]
         return BranchPlan(row.index, False, f"it has {cin} input and {row.out} output channels")
-    meeting = None if allow_identity else _meeting(spec, row.index)
-    if meeting is None:
+    reader = None if allow_identity else _reader(spec, row.index)
+    if reader is None:
         return BranchPlan(row.index, True, "no addition or concatenation reads its output")
-    what = "a residual addition" if meeting.block == "sum" else "a concatenation"
+    what = "a residual addition" if reader.block == "sum" else "a concatenation"
     return BranchPlan(
         row.index,
         False,
-        f"its output meets {what} in row {meeting.index}, which already has an identity path: a "
+        f"its output goes to {what} in row {reader.index}, which already has an identity path: a "
         "second one reduces the diversity of gradients (YOLOv7 paper, section 4.1)",
     )
 
@@ -98,13 +99,13 @@ def _fits(spec: Spec, row: Row) -> bool:
     return row.stride == 1 and input_channels(spec, row)[0] == row.out
 
 
-def _meeting(spec: Spec, index: int) -> Row | None:
-    """Return the addition or concatenation that reads a row, directly or through pooling."""
+def _reader(spec: Spec, index: int) -> Row | None:
+    """Return the addition or concatenation that reads a row, directly or after resampling."""
     for row in spec.rows:
         if index not in row.inputs:
             continue
         if row.block in ("sum", "concat"):
             return row
-        if row.block in PASSES_THROUGH and (found := _meeting(spec, row.index)):
+        if row.block in PASSES_THROUGH and (found := _reader(spec, row.index)):
             return found
     return None

@@ -14,7 +14,7 @@ from y7edge.models.spec import IMAGE, Activation, Anchors, Form, Row, Spec
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A published model."""
+    """Rows and settings of a published model."""
 
     rows: Callable[[], tuple[Row, ...]]
     anchors: Anchors
@@ -52,7 +52,7 @@ def get(
     level first; None: the published ones.
 
     Raises:
-        ConfigError: unknown name or form, or unusable anchors.
+        ConfigError: the name or the form is unknown, or the anchors are invalid.
     """
     if name not in VARIANTS:
         near = difflib.get_close_matches(name, VARIANTS, n=1)
@@ -80,30 +80,30 @@ def _anchors(name: str, anchors: Sequence[Sequence[Sequence[float]]]) -> Anchors
         return tuple(tuple((float(w), float(h)) for w, h in level) for level in anchors)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{name}: anchors must be (width, height) pairs in pixels for each level, as "
+            f"{name}: anchors must be (width, height) pairs in pixels for each level, such as "
             "[[[10, 13], [16, 30], [33, 23]], ...]"
         ) from error
 
 
 def deploy(spec: Spec) -> Spec:
-    """Return the inference form: plain head, no auxiliary rows; only the head's index changes."""
+    """Convert a spec to deploy form: no implicit knowledge in the head, no auxiliary rows."""
     if spec.form != "training":
         return spec
     return replace(spec, rows=_without_aux(spec), form="deploy")
 
 
 def without_auxiliary(spec: Spec) -> Spec:
-    """Remove the auxiliary rows only, to train by the lead head alone."""
+    """Remove the auxiliary rows of a spec, to train with the lead head only."""
     return replace(spec, rows=_without_aux(spec)) if spec.has_aux else spec
 
 
 def folded(spec: Spec) -> Spec:
-    """Return the model with BatchNorm, RepConv branches and implicit knowledge folded."""
+    """Convert a spec to folded form: plain convolutions with bias, no auxiliary rows."""
     return replace(spec, rows=_without_aux(spec), form="folded")
 
 
 def _without_aux(spec: Spec) -> tuple[Row, ...]:
-    """Keep the rows that the lead head needs, renumbered."""
+    """Return the rows that the lead head needs, renumbered."""
     position = {old: new for new, old in enumerate(kept_rows(spec))} | {IMAGE: IMAGE}
     kept = [
         replace(spec.rows[old], index=new, inputs=tuple(position[i] for i in spec.rows[old].inputs))
@@ -115,9 +115,9 @@ def _without_aux(spec: Spec) -> tuple[Row, ...]:
 
 
 def kept_rows(spec: Spec) -> tuple[int, ...]:
-    """Return the indices of the rows that the lead head depends on, without the head.
+    """Return the indices of all rows that the lead head depends on, without the head.
 
-    The n-th of them is row n of :func:`deploy` and :func:`folded`.
+    Row ``kept_rows(spec)[n]`` becomes row ``n`` in :func:`deploy` and :func:`folded`.
     """
     needed = set(spec.lead_inputs)
     for row in reversed(spec.rows[:-1]):

@@ -1,8 +1,9 @@
 """Compound scaling of concatenation-based models (YOLOv7 paper, section 3.2).
 
-The depth of a computational block changes the width of its concatenation. So the paper scales the
-depth of the blocks, and the width of the transition layers by the ratio of the blocks' outputs:
-yolov7 with depth 1.5 gathers 5 maps instead of 4, hence transitions x 1.25, which is YOLOv7-X.
+A deeper computational block (ELAN) concatenates more maps. So the paper scales the depth of the
+blocks, and widens the transition layers (all layers outside of blocks) as much as the
+concatenations. Example: with depth 1.5, the blocks of yolov7 concatenate 5 maps instead of 4, so
+the transition layers become 1.25 times as wide. This is YOLOv7-X.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ MULTIPLE = 8  # channel counts are rounded to this, for vector units and NPUs
 
 
 def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
-    """Scale the depth and width of a model.
+    """Scale the depth and width of a model; the factors are appended to its name.
 
-    ``depth`` is a factor on the number of 3x3 convolutions in each computational block, in whole
-    steps of its gathering pattern, at least one; the transition layers' width follows. ``width`` is
-    a factor on every channel count, rounded to a multiple of 8. The new name has the factors, such
-    as ``yolov7-tiny-w0.25``.
+    For example, ``scale(get("yolov7-tiny"), width=0.25)`` is ``yolov7-tiny-w0.25``.
+
+    Args:
+        spec: the model, not folded.
+        depth: factor on the number of 3x3 convolutions in each block. Transition layers are widened
+            accordingly. In blocks that concatenate every second convolution, the number stays even.
+        width: factor on every channel count, which is rounded to a multiple of 8.
 
     Raises:
-        ConfigError: a factor is not a positive, finite number, or the spec is folded,
-            or its blocks are not built as the published ones.
+        ConfigError: a factor is not between 0 and 100, or the rows cannot be scaled.
     """
     for name, value in (("depth", depth), ("width", width)):
         if not 0 < value < 100:
@@ -40,7 +43,8 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
         rows = _rewritten(spec, _chain_lengths(spec, depth), transition_ratio(spec, depth), factor)
     except KeyError as error:
         raise ConfigError(
-            f"{spec.name}: a row reads a link of another block's chain; it cannot be scaled"
+            f"{spec.name}: a row reads a 3x3 convolution inside of another block; expected blocks "
+            "as in the published models, others cannot be scaled"
         ) from error
     factors = (("d", depth), ("w", width))
     suffix = "".join(f"-{letter}{value:g}" for letter, value in factors if value != 1)
@@ -48,7 +52,7 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
 
 
 def transition_ratio(spec: Spec, depth: float) -> Fraction:
-    """Return the ratio of new to old concatenated width, summed over blocks, for a depth factor."""
+    """Return the factor by which ``depth`` changes the concatenated channels of all blocks."""
     lengths = _chain_lengths(spec, depth)
     before = after = 0
     for stage, blocks in _stages(spec).items():
@@ -66,7 +70,7 @@ class _Stage:
 
     chain: tuple[Row, ...]
     gather: Row
-    tap: int  # every tap-th link of the chain is gathered
+    tap: int  # every tap-th convolution of the chain is concatenated
 
 
 def _stages(spec: Spec) -> dict[int, _Stage]:
@@ -77,12 +81,16 @@ def _stages(spec: Spec) -> dict[int, _Stage]:
         gather = next((row for row in rows if row.role == "gather"), None)
         taken = sum(1 for i in gather.inputs if spec.rows[i] in chain) if gather else 0
         if gather is None or not taken:
-            raise ConfigError(f"{spec.name}: stage {stage} gathers no chain; it cannot be scaled")
+            raise ConfigError(
+                f"{spec.name}: the block of stage {stage} concatenates none of its 3x3 "
+                "convolutions; it cannot be scaled"
+            )
         stages[stage] = _Stage(chain, gather, len(chain) // taken)
     return stages
 
 
 def _chain_lengths(spec: Spec, depth: float) -> dict[int, int]:
+    """Return the scaled number of 3x3 convolutions by stage."""
     return {
         number: stage.tap * max(1, round(len(stage.chain) * depth / stage.tap))
         for number, stage in _stages(spec).items()
@@ -92,7 +100,7 @@ def _chain_lengths(spec: Spec, depth: float) -> dict[int, int]:
 def _rewritten(
     spec: Spec, lengths: dict[int, int], ratio: Fraction, width: Fraction
 ) -> tuple[Row, ...]:
-    """Rewrite rows with other chain lengths and widths."""
+    """Return the rows with new chain lengths (by stage) and channel counts."""
     stages = _stages(spec)
     new: list[Row] = []
     position = {IMAGE: IMAGE}  # old index -> new index, without chains
@@ -123,6 +131,6 @@ def _rewritten(
 
 
 def _scaled(row: Row, ratio: Fraction, width: Fraction) -> int:
-    inner = row.role in ("split", "chain")  # not changed by compound scaling
+    inner = row.role in ("split", "chain")  # compound scaling keeps the width of these
     exact = row.out * width * (1 if inner else ratio)
     return max(MULTIPLE, MULTIPLE * round(exact / MULTIPLE))

@@ -11,10 +11,9 @@ from y7edge.artifact import bounds
 from y7edge.errors import ConfigError
 from y7edge.models.spec import IMAGE, Row, Spec
 
-BN_PARAMETERS = ("weight", "bias")
 BN_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 POOLS = (5, 9, 13)  # windows of the pyramid pooling inside sppcspc
-_INNER = {"sppcspc": 7, "repconv": 3, "downc": 3}  # memory of a block, in multiples of its output
+_INNER = {"sppcspc": 7, "repconv": 3, "downc": 3}  # peak memory of a block / memory of its output
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class ConvInfo:
     cout: int
     kernel: int
     stride: int
-    at: int  # stride of its output map, pixels
+    at: int  # stride of its output map in pixels of the input
     part: str = "body"  # "body", "lead", "aux" or "branch" (a parallel 1x1 of a RepConv)
 
     @property
@@ -37,7 +36,7 @@ class ConvInfo:
 
 
 def input_channels(spec: Spec, row: Row) -> tuple[int, ...]:
-    """Return the channels of each map that a row reads; 3 for the image."""
+    """Return the number of channels of each input of a row; 3 for the image."""
     return tuple(3 if i == IMAGE else spec.rows[i].out for i in row.inputs)
 
 
@@ -45,13 +44,17 @@ def strides(spec: Spec) -> tuple[int, ...]:
     """Return the stride in pixels of every row's output; 0 for the head.
 
     Raises:
-        ConfigError: maps of different strides meet, or a level is not at its stated stride.
+        ConfigError: a row reads maps of different strides, a map has an invalid stride, or the
+            stride of a level differs from ``spec.strides``.
     """
     found: list[int] = []
     for row in spec.rows[:-1]:
         steps = {Fraction(1) if i == IMAGE else Fraction(found[i]) for i in row.inputs}
         if len(steps) != 1:
-            raise ConfigError(f"{spec.name}: row {row.index} joins maps of strides {sorted(steps)}")
+            found_strides = ", ".join(map(str, sorted(steps)))
+            raise ConfigError(
+                f"{spec.name}: row {row.index} reads maps of strides {found_strides}; expected one"
+            )
         at = steps.pop() * _ratio(row)
         if at.denominator != 1 or at > bounds.MAX_STRIDE:
             what = "larger than the image" if at < 1 else f"of stride {at}"
@@ -78,7 +81,8 @@ def convolutions(spec: Spec) -> tuple[ConvInfo, ...]:
     """Return all convolutions in the order of the weights, including RepConv branches and heads.
 
     Raises:
-        ConfigError: maps don't fit together, or there are more than ``MAX_PARAMETERS``.
+        ConfigError: strides do not match (see :func:`strides`), or there are more than
+            ``MAX_PARAMETERS`` parameters.
     """
     at = strides(spec)
     found = tuple(info for row in spec.rows for info in _of_row(spec, row, at))
@@ -121,13 +125,19 @@ def _head(spec: Spec, prefix: str) -> Iterator[ConvInfo]:
 
 
 def downc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int, int]]:
-    """Return (cin, cout, kernel, stride) by member; branches are cv1 -> cv2 and pool -> cv3."""
+    """Return (cin, cout, kernel, stride) of each convolution in a ``downc`` block.
+
+    Its two branches are cv1 -> cv2 and max-pool -> cv3.
+    """
     half = cout // 2
     return {"cv1": (cin, cin, 1, 1), "cv2": (cin, half, 3, 2), "cv3": (cin, half, 1, 1)}
 
 
 def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
-    """Return (cin, cout, kernel) by member; cv2 is the bypass, cv5 reads cv4 and the pools."""
+    """Return (cin, cout, kernel) of each convolution in an ``sppcspc`` block.
+
+    ``cv2`` is the bypass branch; ``cv5`` reads the output of ``cv4`` and three poolings of it.
+    """
     return {
         "cv1": (cin, cout, 1),
         "cv2": (cin, cout, 1),
@@ -142,8 +152,8 @@ def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
 def weight_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Return the shape of every entry of a model's state dict, in order.
 
-    Parameters and buffers of the rows, then the head's anchors (levels, anchors, 2) in grid units,
-    its convolutions and, in training form, its implicit vectors.
+    First come the parameters and buffers of all other rows. Those of the head follow: anchors
+    (levels, anchors, 2) in cells, convolutions and, in training form, implicit vectors.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     heads = []
@@ -162,7 +172,7 @@ def weight_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
 
 
 def _add_norm(shapes: dict[str, tuple[int, ...]], prefix: str, width: int) -> None:
-    for entry in (*BN_PARAMETERS, *BN_BUFFERS):
+    for entry in ("weight", "bias", *BN_BUFFERS):
         shapes[f"{prefix}.{entry}"] = () if entry == "num_batches_tracked" else (width,)
 
 
@@ -182,12 +192,12 @@ def _head_shapes(spec: Spec, heads: list[ConvInfo]) -> dict[str, tuple[int, ...]
 
 
 def is_buffer(key: str) -> bool:
-    """Return whether a key names a buffer (running statistics, anchors), not a parameter."""
+    """Return whether a key is a buffer (running statistics, counter, anchors), not a parameter."""
     return key.rsplit(".", 1)[-1] in (*BN_BUFFERS, "anchors")
 
 
 def parameters(spec: Spec) -> int:
-    """Return the number of learnable values, ``sum(p.numel() for p in model.parameters())``."""
+    """Return the number of parameters, as ``sum(p.numel() for p in model.parameters())``."""
     shapes = weight_shapes(spec).items()
     return sum(math.prod(shape) for key, shape in shapes if not is_buffer(key))
 
@@ -195,8 +205,8 @@ def parameters(spec: Spec) -> int:
 def gflops(spec: Spec, height: int, width: int) -> float:
     """Return billions of operations for one image: 2 x multiply-accumulates of the convolutions.
 
-    RepConv branches and auxiliary convolutions of the form are included; bias, BatchNorm,
-    activations and pooling are not.
+    RepConv branches and auxiliary convolutions are included if the form has them. Bias, BatchNorm,
+    activations and pooling are not included.
     """
     operations = sum(
         2 * math.prod(info.weight_shape) * (height / info.at) * (width / info.at)
@@ -206,13 +216,13 @@ def gflops(spec: Spec, height: int, width: int) -> float:
 
 
 def require_affordable(spec: Spec, height: int, width: int, *, asked: bool = False) -> None:
-    """Check that a model needs a bounded amount of memory and time for one image of this size.
+    """Check that memory and time for one image are within :mod:`y7edge.artifact.bounds`.
 
-    ``asked``: the size comes from the user or was checked before. Sizes that a file states have a
-    lower limit.
+    ``asked``: whether the user chose the size. The limit of memory is then ``MAX_ASKED``; for sizes
+    in files it is ``MAX_LIVE``.
 
     Raises:
-        ConfigError: it exceeds ``MAX_PIXELS``, ``MAX_LIVE`` (``MAX_ASKED``) or ``MAX_TOUCHED``.
+        ConfigError: a limit is exceeded.
     """
     at, pixels = strides(spec), height * width
     last = {source: row.index for row in spec.rows for source in row.inputs}

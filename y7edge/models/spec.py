@@ -1,7 +1,7 @@
-"""Describe models as tuples of rows, from which the torch module and the ONNX graph are built.
+"""Descriptions of models as rows, from which the torch module and the ONNX graph are built.
 
-A row has its inputs, its block and the block's parameters. :mod:`y7edge.models.shapes` computes
-everything else (strides, weight names and shapes, operations) from the rows.
+A row contains the indices of its inputs, the kind of block and the block's parameters. Everything
+else (strides, weight names and shapes, operations) is computed by :mod:`y7edge.models.shapes`.
 
 The architectures are those of "YOLOv7: Trainable bag-of-freebies sets new state-of-the-art for
 real-time object detectors" (Wang, Bochkovskiy, Liao, arXiv 2207.02696).
@@ -17,7 +17,7 @@ from y7edge.artifact import bounds
 from y7edge.errors import ConfigError
 from y7edge.text import is_printable
 
-IMAGE = -1  # the input index that means the image itself
+IMAGE = -1  # input index of the image
 BN_EPS = 1e-3  # required by the published weights; torch's default is 1e-5
 BN_MOMENTUM = 0.03
 LEAKY_SLOPE = 0.1  # yolov7-tiny; every other variant uses SiLU
@@ -38,54 +38,50 @@ Activation = Literal["silu", "leaky_relu"]
 Form = Literal["training", "deploy", "folded"]
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
-DERIVED = ("concat", "sum", "reorg", "maxpool", "upsample")  # their width follows from the inputs
+DERIVED = ("concat", "sum", "reorg", "maxpool", "upsample")  # output channels follow from inputs
 ROLES = ("split", "chain", "gather", "merge")  # of rows inside of a computational block
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One layer.
+    """One layer or block.
 
-    ``out`` is the number of output channels (0 for the head). ``role`` is the part of the row in a
-    computational block (ELAN): ``split`` (the two 1x1 in front), ``chain`` (the 3x3 in series),
-    ``gather`` (the concatenation) or ``merge`` (the closing 1x1); the rows of one block have the
-    same ``stage``. Rows outside of blocks (the paper's *transition* layers) have stage 0.
-    ``identity``: a ``repconv`` has its identity branch.
+    Rows of one computational block (ELAN) have the same ``stage``, from 1. Their ``role`` is
+    ``split`` (the first two 1x1), ``chain`` (the 3x3 in series), ``gather`` (the concatenation) or
+    ``merge`` (the final 1x1). Rows outside of blocks are the paper's *transition* layers.
     """
 
     index: int
     inputs: tuple[int, ...]
     block: Block
-    out: int
+    out: int  # output channels; 0 for the head
     kernel: int = 1
     stride: int = 1
-    role: str = ""
+    role: str = ""  # "" and stage 0: outside of computational blocks
     stage: int = 0
-    identity: bool = False
+    identity: bool = False  # whether a ``repconv`` has an identity branch
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A whole model: rows, classes, anchors.
+    """Description of a whole model.
 
-    ``anchors``: (width, height) in pixels of the network input by level, finest level first.
-    ``strides``: of the levels, in pixels. ``imgsz``: published side of the input, pixels.
-    ``form``: *training* (implicit knowledge, auxiliary rows, BatchNorm, RepConv branches), *deploy*
-    (plain head, no auxiliary rows, BatchNorm and RepConv still there), *folded* (plain
+    ``form`` is *training* (implicit knowledge, auxiliary rows, BatchNorm, RepConv branches),
+    *deploy* (as *training*, without implicit knowledge and auxiliary rows) or *folded* (plain
     convolutions with bias).
     """
 
     name: str
     rows: tuple[Row, ...]
-    nc: int
-    anchors: Anchors
-    strides: tuple[int, ...]
+    nc: int  # number of classes
+    anchors: Anchors  # by level, finest first: (width, height) in pixels of the input
+    strides: tuple[int, ...]  # of the levels, in pixels
     activation: Activation
     form: Form = "training"
-    imgsz: int = 640
+    imgsz: int = 640  # side of the published model's input, in pixels
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for values that contradict each other, or are out of bounds."""
+        """Raise ConfigError for values that are inconsistent or out of bounds."""
         name = self.name
         if len(name) > bounds.MAX_NAME or not is_printable(name):
             raise ConfigError(
@@ -118,17 +114,17 @@ class Spec:
 
     @property
     def lead_inputs(self) -> tuple[int, ...]:
-        """Rows that feed the lead head, finest level first."""
+        """Indices of the rows that feed the lead head, finest level first."""
         return self.head.inputs[: self.levels]
 
     @property
     def aux_inputs(self) -> tuple[int, ...]:
-        """Rows that feed the auxiliary head, finest level first; empty without one."""
+        """Indices of the rows that feed the auxiliary head, finest first; empty if it has none."""
         return self.head.inputs[self.levels :]
 
     @property
     def has_aux(self) -> bool:
-        """Whether the head has auxiliary convolutions."""
+        """Whether there is an auxiliary head."""
         return bool(self.aux_inputs)
 
     @property
@@ -138,12 +134,12 @@ class Spec:
 
     @property
     def outputs_per_anchor(self) -> int:
-        """Count of x, y, w, h, objectness and classes."""
+        """Outputs of the head per anchor: x, y, w, h, objectness and one per class."""
         return 5 + self.nc
 
     @property
     def max_stride(self) -> int:
-        """Input height and width must be multiples of this many pixels."""
+        """Largest stride in pixels; height and width of the input must be multiples of it."""
         return max(self.strides)
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +148,7 @@ class Spec:
 
 
 def derived_channels(block: Block, inputs: Sequence[int]) -> int:
-    """Return the output channels of a block in ``DERIVED``."""
+    """Return the output channels of a block in ``DERIVED`` from the channels of its inputs."""
     if block == "concat":
         return sum(inputs)
     return 4 * inputs[0] if block == "reorg" else inputs[0]
@@ -199,8 +195,8 @@ def _check_rows(name: str, rows: tuple[Row, ...], levels: int) -> None:
         raise ConfigError(f"{name}: the last row, and only the last, must be the head")
     if len(rows[-1].inputs) not in (levels, 2 * levels) or IMAGE in rows[-1].inputs:
         raise ConfigError(
-            f"{name}: the head reads {len(rows[-1].inputs)} rows; expected {levels} lead levels, "
-            "alone or followed by as many auxiliary ones"
+            f"{name}: the head reads {len(rows[-1].inputs)} rows; expected {levels}, or "
+            f"{2 * levels} with an auxiliary head"
         )
 
 
@@ -212,7 +208,7 @@ _WINDOWS = {  # allowed (kernel, stride); other blocks have (1, 1)
 
 
 def _misfit(row: Row, channels: list[int]) -> str:
-    """Describe why a row with inputs of these channels is invalid; empty if it is valid."""
+    """Return why a row is invalid, else ""; ``channels``: the channels of each of its inputs."""
     several = {"sum": 2, "concat": bounds.MAX_INPUTS, "head": bounds.MAX_INPUTS}
     if len(channels) > several.get(row.block, 1) or (row.block == "sum" and len(channels) < 2):
         return f"reads {len(channels)} maps"

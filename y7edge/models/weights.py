@@ -1,8 +1,7 @@
-"""Save and load checkpoints: safetensors files with one JSON header.
+"""Save and load checkpoints: safetensors files with a JSON header.
 
-The header is the metadata entry ``y7edge``: schema version, rows, class names, metadata, and a
-digest of rows, names and weights. ``load`` reads published ``.pt`` files too
-(:mod:`y7edge.models.published.official`).
+The header is the safetensors metadata entry ``y7edge``: schema version, rows, class names,
+metadata, and a digest of rows, names and weights.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ HEADER = "y7edge"
 
 @dataclass(frozen=True)
 class _Header:
-    """The entry ``y7edge`` of a file."""
+    """The content of the metadata entry ``y7edge``."""
 
     schema: int
     spec: Spec
@@ -55,11 +54,13 @@ class _Header:
 
 
 def save(checkpoint: Checkpoint, path: Path | str) -> None:
-    """Write a checkpoint atomically, floats as float32; equal checkpoints give equal bytes.
+    """Write a checkpoint atomically, with floats as float32.
+
+    Equal checkpoints give equal bytes.
 
     Raises:
-        CheckpointError: weights or names do not fit the rows, values are not finite, metadata
-            cannot be JSON, or the file cannot be written.
+        CheckpointError: the checkpoint is invalid (see :func:`y7edge.models.checkpoint.check`),
+            its metadata is not valid JSON, or the file cannot be written.
         RuntimeMissing: safetensors is not installed.
     """
     safetensors = _safetensors()
@@ -85,17 +86,17 @@ def save(checkpoint: Checkpoint, path: Path | str) -> None:
 def _stored(key: str, array: NDArray[Any]) -> NDArray[Any]:
     if key.endswith(COUNTER):
         return np.asarray(array)
-    # An overflow becomes infinity, which ``check`` reports with its key.
+    # Values beyond float32 become infinity, which ``check`` reports with the key.
     with np.errstate(over="ignore"):
         return np.asarray(array, dtype=np.float32, order="C")
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint: our ``.safetensors``, or a published ``.pt``/``.pth``.
+    """Read a checkpoint: a ``.safetensors`` file of y7edge, or a published ``.pt`` or ``.pth``.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, of another tool or of a newer
-            schema, its weights do not fit its rows, or a ``.pt`` is refused as unsafe.
+        CheckpointError: the file is missing, damaged, changed, unsafe, or not a checkpoint that
+            this version can read.
         RuntimeMissing: safetensors is not installed.
     """
     path = Path(path)
@@ -108,7 +109,7 @@ def load(path: Path | str) -> Checkpoint:
     if checkpoint.digest != header.digest:
         raise CheckpointError(
             f"{path}: the digest of rows, names and weights is {checkpoint.digest[:12]}..., "
-            f"expected {header.digest[:12]}... by the header: the file was changed after it was "
+            f"expected {header.digest[:12]}... from the header: the file was changed after it was "
             "written; restore a copy"
         )
     return checkpoint
@@ -117,14 +118,14 @@ def load(path: Path | str) -> Checkpoint:
 def _read(path: Path, stream: BinaryIO) -> tuple[_Header, dict[str, NDArray[Any]]]:
     """Return the header and all tensors of a safetensors file.
 
-    The file is read, not mapped: a mapped file that another program shortens kills the process.
-    No more bytes are read than the rows of the header need.
+    The file is not memory-mapped: if another program truncated it, the process would be killed.
+    At most as many bytes are read as the rows in the header need.
     """
     safetensors = _safetensors()
     try:
         length = int.from_bytes(stream.read(8), "little")
         if length > bounds.MAX_HEADER:
-            raise ValueError(f"a header of {length} bytes, expected at most {bounds.MAX_HEADER}")
+            raise ValueError(f"its header has {length} bytes, expected at most {bounds.MAX_HEADER}")
         entries = parse(stream.read(length))
         if not isinstance(entries, dict):
             raise ValueError("its header is not a JSON object")
@@ -132,8 +133,8 @@ def _read(path: Path, stream: BinaryIO) -> tuple[_Header, dict[str, NDArray[Any]
         text = metadata.get(HEADER) if isinstance(metadata, dict) else None
         if not isinstance(text, str):
             raise CheckpointError(
-                f"{path}: a safetensors file of another tool, without metadata entry {HEADER!r}; "
-                "expected a checkpoint of y7edge"
+                f"{path}: a safetensors file without the metadata entry {HEADER!r}; expected a "
+                "checkpoint that y7edge saved"
             )
         header = _header(path, text)
         shapes = check_description(
@@ -143,7 +144,7 @@ def _read(path: Path, stream: BinaryIO) -> tuple[_Header, dict[str, NDArray[Any]
         stream.seek(0)
         content = stream.read(most + 1)
         if len(content) > most:
-            raise ValueError(f"longer than the {most} bytes that its rows need")
+            raise ValueError(f"it is longer than the {most} bytes that its rows need")
         return header, safetensors.numpy.load(content)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
@@ -162,7 +163,8 @@ def _header(path: Path, text: str) -> _Header:
     schema = values.get("schema") if isinstance(values, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise CheckpointError(
-            f"{path}: header schema {schema}, this y7edge reads up to {SCHEMA}; update y7edge"
+            f"{path}: the header has schema {schema}, this y7edge reads up to {SCHEMA}; update "
+            "y7edge"
         )
     return decode(_Header, values, origin=damaged, error=CheckpointError)
 

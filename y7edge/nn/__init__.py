@@ -1,4 +1,4 @@
-"""Build models as torch modules: blocks, head, builder, seeded random weights."""
+"""Models as torch modules: blocks, head, builder, seeded random weights."""
 
 from y7edge.nn.build import Model, create, from_checkpoint, to_checkpoint
 

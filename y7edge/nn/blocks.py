@@ -1,7 +1,7 @@
-"""Define the blocks of a model as torch modules.
+"""Blocks of a model as torch modules.
 
-All take and return float tensors (B, C, H, W). ``plain=True`` builds the folded form: convolutions
-with bias, no BatchNorm.
+All blocks take and return float tensors (B, C, H, W). With ``plain=True``, they have the folded
+form: convolutions with bias, without BatchNorm.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def batch_norm(width: int) -> nn.BatchNorm2d:
 
 
 class ConvNorm(nn.Module):
-    """Convolution -> BatchNorm; padding keeps the map's size at stride 1."""
+    """Convolution -> BatchNorm; padding keeps height and width at stride 1."""
 
     def __init__(
         self, cin: int, cout: int, kernel: int, stride: int, *, plain: bool = False
@@ -56,10 +56,10 @@ class ConvBlock(ConvNorm):
 
 
 class RepConv(nn.Module):
-    """Re-parameterised convolution in training form: the sum of 3x3, 1x1 and optional identity.
+    """RepVGG convolution in training form: the sum of 3x3, 1x1 and optional identity branches.
 
-    "RepVGG: Making VGG-style ConvNets great again" (arXiv 2101.03697); the plan of identity
-    branches is in :mod:`y7edge.models.planning`.
+    "RepVGG: Making VGG-style ConvNets Great Again" (arXiv 2101.03697).
+    :mod:`y7edge.models.planning` says where the identity branch is allowed.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RepConv(nn.Module):
 
 
 class DownC(nn.Module):
-    """Halve a map by two branches: 1x1 -> 3x3 stride 2, and max-pool -> 1x1; concatenated."""
+    """Two concatenated branches that halve a map: 1x1 -> 3x3 stride 2, and max-pool -> 1x1."""
 
     def __init__(self, cin: int, cout: int, act: Activation, *, plain: bool = False) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class SPPCSPC(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, cout, H, W)."""
         inner = self.cv4(self.cv3(self.cv1(x)))
-        # Windows of 9 and 13 equal a window of 5 applied two and three times.
+        # Pooling with windows of 9 and 13 equals pooling two and three times with a window of 5.
         pools, window = [inner], POOLS[0]
         for _ in POOLS:
             pools.append(functional.max_pool2d(pools[-1], window, stride=1, padding=window // 2))
@@ -129,7 +129,7 @@ class Concat(nn.Module):
     """Concatenation along channels."""
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Concatenate maps of one size in the given order."""
+        """Concatenate maps of equal height and width in the given order."""
         return torch.cat(maps, dim=1)
 
 
@@ -137,5 +137,5 @@ class Sum(nn.Module):
     """Sum of two maps."""
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Add two maps of one shape."""
+        """Add two maps of equal shape."""
         return first + second

@@ -1,4 +1,4 @@
-"""Build torch modules from rows, and convert between modules and checkpoints."""
+"""Build a torch module from the rows of a spec, and convert between modules and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from y7edge.models.spec import IMAGE, Form, Row, Spec
 from y7edge.nn.blocks import SPPCSPC, Concat, ConvBlock, DownC, Reorg, RepConv, Sum
 from y7edge.nn.head import Head
 
-if hasattr(os, "register_at_fork"):  # torch's threads do not survive a fork; using them would hang
+if hasattr(os, "register_at_fork"):  # torch would wait for threads that a fork lacks
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 _PROCESS = os.getpid()
 
 
 def set_threads(count: int) -> None:
-    """Set the number of torch's threads.
+    """Set the number of threads that torch uses.
 
     Raises:
-        DeviceError: more than one, in a process that was forked after this module was imported.
+        DeviceError: ``count`` exceeds 1 in a process forked after the import of this module.
     """
     if count > 1 and os.getpid() != _PROCESS:
         raise DeviceError(
-            f"threads is {count}, but torch has one thread in a forked process: omit threads, or "
-            "start processes with multiprocessing's 'spawn'"
+            f"threads is {count}, expected 1 in a forked process: omit threads, or start processes "
+            "with the method 'spawn' of multiprocessing"
         )
     torch.set_num_threads(count)
 
 
 class Model(nn.Module):
-    """A detector built from rows, with freshly initialised weights.
+    """Detection network built from the rows of a spec, with randomly initialised weights.
 
-    ``model(images)`` takes float (B, 3, H, W), RGB, 0..1, with height and width multiples of the
-    largest stride, and returns raw outputs (B, anchors, H / stride, W / stride, 5 + nc), finest
-    level first: those of the lead head, in training mode followed by the auxiliary ones.
+    ``model(images)`` takes float images (B, 3, H, W), RGB in 0..1. Height and width are multiples
+    of the largest stride. It returns a list of raw outputs (B, anchors, H / stride, W / stride,
+    5 + nc), finest level first. In training mode, those of the auxiliary heads follow.
 
     Raises:
-        ConfigError: the spec contradicts itself, or has a RepConv identity branch that the plan
-            does not allow (``allow_identity`` overrides the plan).
+        ConfigError: the spec is inconsistent, or has a RepConv identity branch that
+            :mod:`y7edge.models.planning` does not allow. ``allow_identity`` allows any branch.
     """
 
     def __init__(self, spec: Spec, *, allow_identity: bool = False) -> None:
         super().__init__()
         planning.check(spec, allow_identity=allow_identity)
-        convolutions(spec)  # raises if maps of different sizes meet, or it is too large
+        convolutions(spec)  # raises if inputs of a row differ in size, or the model is too large
         self.spec = spec
         self.rows = nn.ModuleList(_module(spec, row) for row in spec.rows)
         self._schedules = {
@@ -67,13 +67,13 @@ class Model(nn.Module):
         return cast(Head, self.rows[-1])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return raw outputs of the lead; in training mode, also those of the auxiliary heads."""
+        """Return raw outputs of the lead head; in training mode, also of the auxiliary heads."""
         if self.training:
             return self.raw(images)
         return self.head.forward_lead(self._features(images, aux=False))
 
     def raw(self, images: Tensor) -> list[Tensor]:
-        """Return raw outputs of the lead, then of the auxiliary heads, in either mode."""
+        """Return raw outputs of the lead head and of the auxiliary heads, in any mode."""
         maps = self._features(images, aux=self.spec.has_aux)
         levels = self.spec.levels
         return self.head.forward_lead(maps[:levels]) + self.head.forward_aux(maps[levels:])
@@ -83,11 +83,10 @@ class Model(nn.Module):
         return self.head.decode(heads[: self.spec.levels])
 
     def _features(self, images: Tensor, *, aux: bool) -> list[Tensor]:
-        """Run the rows; free each map after its last reader.
+        """Run the rows before the head, and return its inputs; free each map after its last use.
 
         Raises:
-            ConfigError: height or width is not a multiple of the largest stride. Some such sizes
-                would run, but with wrong boxes.
+            ConfigError: height or width is not a multiple of the largest stride.
         """
         height, width = images.shape[-2:]
         if height % self.spec.max_stride or width % self.spec.max_stride:
@@ -107,7 +106,7 @@ class Model(nn.Module):
 def _schedule(
     spec: Spec, order: Sequence[int], outputs: Sequence[int]
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Return (row to run, maps that can be freed after it) in order."""
+    """Return pairs of a row to run and the maps that can be freed after it, in order."""
     last = {source: index for index in order for source in spec.rows[index].inputs}
     return [
         (index, tuple(s for s, reader in last.items() if reader == index and s not in outputs))
@@ -146,21 +145,21 @@ def create(
     form: Form = "training",
     anchors: Sequence[Sequence[Sequence[float]]] | None = None,
 ) -> Model:
-    """Build a published variant with freshly initialised weights.
+    """Build a published variant with randomly initialised weights.
 
-    The arguments are those of :func:`y7edge.models.get`; the forms are described at ``Spec``.
+    See :func:`y7edge.models.get` for the arguments, and ``Spec`` for the forms.
 
     Raises:
-        ConfigError: unknown name or form, or unusable anchors.
+        ConfigError: the name or form is unknown, or the anchors are invalid.
     """
     return Model(registry.get(name, nc=nc, form=form, anchors=anchors))
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Model:
-    """Build the module of a checkpoint, float32, in evaluation mode.
+    """Build the float32 module of a checkpoint, in evaluation mode.
 
     Raises:
-        CheckpointError: the arrays don't fit the rows.
+        CheckpointError: the arrays do not fit the rows.
     """
     # The checkpoint may have been trained with allow_identity.
     model = Model(checkpoint.spec, allow_identity=True)
@@ -181,9 +180,9 @@ def to_checkpoint(
     """Copy a module's rows, weights and anchors into a checkpoint.
 
     Args:
-        model: any :class:`Model`.
-        names: class names, default "0", "1", ...
-        meta: JSON values to keep with the weights (metrics, provenance, licence, ...).
+        model: the module to copy.
+        names: class names; default "0", "1", ...
+        meta: JSON values to store with the weights (metrics, provenance, licence, ...).
     """
     arrays = {key: np.array(value.cpu().numpy()) for key, value in model.state_dict().items()}
     spec = replace(model.spec, anchors=anchors_in_pixels(model))

@@ -1,7 +1,7 @@
 """Run the unfolded model of a checkpoint with torch, as a runtime session.
 
-``predict`` and ``val`` use it for checkpoints. Training uses it for validation, with the same
-Detector that runs artifacts. It is not in the registry of runtimes, since it needs torch.
+The commands ``predict`` and ``val`` run checkpoints with it. Training validates with it, through
+the same Detector that runs artifacts. It is not in the registry of runtimes, since it needs torch.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ DEVICES = ("cpu", "cuda", "cuda:N")
 def open(
     source: str | Path, options: SessionOptions, imgsz: tuple[int, int] | None = None
 ) -> EagerSession:
-    """Open a session of a checkpoint file, or of a variant's name with random weights.
+    """Open a session for a checkpoint file, or for a variant's name with random weights.
 
-    ``imgsz`` is (height, width) of the input; None: as trained.
+    ``imgsz`` is (height, width) of the input; None: the size of the training.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -45,7 +45,7 @@ def open(
 
 
 def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
-    """Return the manifest of an unfolded checkpoint, for a Detector.
+    """Return the manifest of an unfolded checkpoint, which a Detector needs.
 
     Raises:
         ConfigError: the size is not a multiple of the largest stride.
@@ -56,9 +56,9 @@ def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
 
 
 class EagerSession(Session):
-    """Run a model in evaluation mode; outputs are the raw heads.
+    """Session that runs a model in evaluation mode; its outputs are the raw heads.
 
-    The model is not copied, so training may change it between calls.
+    The model is not copied, so changes of its weights take effect at the next call.
     """
 
     ENGINE = "torch"
@@ -80,7 +80,7 @@ class EagerSession(Session):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         assert self._model is not None
         images = torch.from_numpy(np.ascontiguousarray(feeds["images"])).to(self._device)
-        # TF32 has a mantissa of 10 bits only.
+        # TF32 has a mantissa of only 10 bits.
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             heads = self._model(images)
         return {
@@ -96,8 +96,8 @@ def pick_device(name: str) -> torch.device:
     """Return the torch device of a name in ``DEVICES``; "auto" is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: an unknown name.
-        DeviceError: the device does not exist here.
+        ConfigError: the name is unknown.
+        DeviceError: the device does not exist.
     """
     kind, index = parse_device(name, DEVICES)
     if kind == "auto":
@@ -106,7 +106,7 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if kind == "cuda" and (index or 0) >= count:
         raise DeviceError(
-            f"device {name!r} was asked for, but torch sees {count} CUDA devices: "
-            "use device='cpu', or install a build of torch for this GPU"
+            f"device {name!r} does not exist: torch found {count} CUDA devices; use device='cpu', "
+            "or install a build of torch for this GPU"
         )
     return device

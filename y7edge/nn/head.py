@@ -1,4 +1,4 @@
-"""Define the detection head: 1x1 convolutions, implicit knowledge, auxiliary head, decoding."""
+"""Detection head: 1x1 convolutions with implicit knowledge, auxiliary head, decoding."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from y7edge.models.shapes import convolutions
 from y7edge.models.spec import Spec
 
-# Initial biases assume 8 objects in an image of this size, and equally rare classes (published
-# recipe; 640 also for P6 models).
+# As published, initial biases assume 8 objects in an image of 640 pixels (also for P6 models), and
+# equally frequent classes.
 PRIOR_OBJECTS = 8
 PRIOR_SIZE = 640
 PRIOR_CLASS = 0.6
 
 
 class Head(nn.Module):
-    """Lead and auxiliary 1x1 convolutions of all levels.
+    """1x1 convolutions of the lead head and the auxiliary head, one of each per level.
 
-    In training form the lead has implicit knowledge ("You only learn one representation",
-    arXiv 2105.04206): ``mul * conv(x + add)`` with two learnt vectors.
+    In training form, the lead head has implicit knowledge ("You only learn one representation",
+    arXiv 2105.04206): it computes ``mul * conv(x + add)`` with two learnt vectors per level.
     """
 
     anchors: Tensor
@@ -53,17 +53,15 @@ class Head(nn.Module):
                     bias[:, 5:] += math.log(PRIOR_CLASS / (nc - 0.99))
 
     def forward_lead(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return raw lead outputs, (B, A, H, W, 5 + nc) each."""
+        """Return the raw outputs of the lead head, each (B, A, H, W, 5 + nc)."""
         outputs = []
         for level, (conv, x) in enumerate(zip(self.lead, maps, strict=True)):
-            if self.add:
-                outputs.append(self._split(self.mul[level] * conv(x + self.add[level])))
-            else:
-                outputs.append(self._split(conv(x)))
+            y = self.mul[level] * conv(x + self.add[level]) if self.add else conv(x)
+            outputs.append(self._split(y))
         return outputs
 
     def forward_aux(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return raw auxiliary outputs, (B, A, H, W, 5 + nc) each."""
+        """Return the raw outputs of the auxiliary head, each (B, A, H, W, 5 + nc)."""
         return [self._split(conv(x)) for conv, x in zip(self.aux, maps, strict=True)]
 
     def _split(self, x: Tensor) -> Tensor:
@@ -73,8 +71,8 @@ class Head(nn.Module):
     def decode(self, heads: Sequence[Tensor]) -> Tensor:
         """Decode raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in pixels, then probabilities.
 
-        N runs over levels, anchors, rows, columns. Centres lie at most half a cell outside of their
-        cell; sizes are at most four times the anchor's.
+        The N boxes are ordered by level, anchor, row, column. A centre lies at most half a cell
+        outside its cell. A size is at most four times that of the anchor.
         """
         decoded = []
         for level, (raw, stride) in enumerate(zip(heads, self.strides, strict=True)):

@@ -1,8 +1,8 @@
-"""Create seeded random weights whose outputs resemble those of trained ones, to try commands.
+"""Create seeded random weights with outputs like those of trained weights, for trying commands.
 
-With plain random initialisation scores hardly differ. Here BatchNorm statistics are calibrated on
-synthetic images, so that activations have unit variance, and heads are scaled so that scores spread
-over 0 to 1.
+With plain random initialisation, all scores are nearly equal. Therefore BatchNorm statistics are
+calibrated on synthetic images, so that activations have unit variance. Then the heads are scaled,
+so that scores spread over 0 to 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 from y7edge.nn.build import Model, to_checkpoint
 
-# Standard deviations of the raw outputs. Trained objectness is low in nearly all cells, and spread
-# widely in the others: hence a large deviation around a low mean.
+# Standard deviations of the raw outputs. Trained objectness is low in nearly all cells, and varies
+# widely in the others; a large deviation around a low mean imitates this.
 BOX, OBJECTNESS, CLASSES = 0.8, 5.0, 2.0
 IMAGES = 4
 
@@ -31,13 +31,13 @@ def random_checkpoint(name: str, nc: int = 80, seed: int = 0) -> Checkpoint:
     """Return a published variant with seeded random weights.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: the name is unknown.
     """
     return random_weights(registry.get(name, nc=nc), seed)
 
 
 def random_weights(spec: Spec, seed: int = 0) -> Checkpoint:
-    """Return seeded random weights for any spec that has BatchNorm."""
+    """Return seeded random weights for a spec with BatchNorm, in training or deploy form."""
     model = Model(spec, allow_identity=True)
     fixed = {key: value for key, value in model.state_dict().items() if key.endswith(".anchors")}
     values = {
@@ -61,7 +61,7 @@ def _generator(key: str, seed: int) -> np.random.Generator:
 
 
 def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Draw a weight, seeded by its key: layers common to two variants get equal weights."""
+    """Draw a tensor, seeded by its key, so that layers common to two variants get equal weights."""
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     noise = _generator(key, seed).standard_normal(shape, dtype=np.float32)
@@ -69,7 +69,7 @@ def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if norm and entry == "bias":
         return noise * np.float32(0.5)
     if norm:
-        # Small gains keep activations where SiLU is nearly linear. With gains of 1, activations of
+        # With small gains, activations stay where SiLU is nearly linear. With gains of 1, those of
         # images with another contrast would shrink or grow in every layer.
         gain, spread = (0.2, 0.02) if entry == "weight" else (1.0, 0.1)
         return noise * np.float32(spread) + np.float32(gain)
@@ -101,9 +101,9 @@ def _calibrate(model: Model, seed: int) -> None:
         target = torch.full_like(mean, BOX)
         middle = torch.zeros_like(mean)
         target[:, 4], target[:, 5:] = OBJECTNESS, CLASSES
-        # The best cell of these scenes gets a low score, since cells of other images score higher.
+        # The best cell of these scenes gets objectness -1, since other images can have higher ones.
         middle[:, 4] = -1 - OBJECTNESS * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
-        # The same for its best class: subtract the median of the maximum of nc normal values.
+        # The best class gets a logit of about 0: subtract the median maximum of nc normal values.
         middle[:, 5:] = -CLASSES * NormalDist().inv_cdf(0.5 ** (1 / model.spec.nc))
         gain = (target / deviation).flatten()
         conv.weight.mul_(gain[:, None, None, None])
@@ -115,8 +115,8 @@ def _take_statistics(norm: nn.Module, inputs: tuple[Tensor]) -> None:
     assert norm.running_var is not None
     variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
     norm.running_mean.copy_(mean)
-    # One variance per layer: a channel that is constant on these images would otherwise explode on
-    # others. The random values (about 1) keep the channels different.
+    # One variance per layer: otherwise, channels that are constant on these images could get huge
+    # values on other images. Random factors of about 1 keep the channels different.
     norm.running_var.abs_().clamp_(min=0.5).mul_(variance.mean())
 
 

@@ -9,14 +9,14 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.random_weights import random_checkpoint
 
 
-def open_checkpoint(source: str | Path, nc: int = 80, seed: int = 0) -> Checkpoint:
-    """Load a checkpoint (``.safetensors``, published ``.pt``), or make one from a model's name.
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Load a checkpoint from a file (``.safetensors``, published ``.pt``), or create one by name.
 
-    A name gives seeded random weights with ``nc`` classes (:mod:`y7edge.nn.random_weights`).
+    The name of a variant gives seeded random weights (:mod:`y7edge.nn.random_weights`).
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a checkpoint.
     """
     if isinstance(source, str) and source in registry.names() and not Path(source).is_file():
-        return random_checkpoint(source, nc=nc, seed=seed)
+        return random_checkpoint(source)
     return weights.load(Path(source))

@@ -1,6 +1,6 @@
-"""Training (needs torch).
+"""Train models (needs torch).
 
-In short::
+Example::
 
     from y7edge.train.run.loop import train
     from y7edge.train.settings.config import TrainConfig

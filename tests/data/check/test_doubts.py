@@ -107,7 +107,7 @@ def test_image_with_ambiguous_id_is_left_out(
     of_json(coco, lambda content: content["images"].insert(place, broken))
     cleaned, copy = fixed(coco, tmp_path / "out")
     assert "00001" not in {sample.path.stem for sample in copy.split("train")}
-    assert any("another image has its image id 1" in change.found for change in cleaned.changes)
+    assert any("another image has the same id 1" in change.found for change in cleaned.changes)
 
 
 @pytest.mark.parametrize("folder", ["images/train", "labels/train", "images", "labels"])

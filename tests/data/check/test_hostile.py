@@ -272,7 +272,7 @@ def test_images_with_equal_ids_are_left_out(coco: Path, tmp_path: Path) -> None:
     cleaned, copy = fixed(coco, tmp_path / "out")
     assert {"00001", "00003"}.isdisjoint(sample.path.stem for sample in copy.split("train"))
     assert "renumber the images" in messages(coco, "ids")[0]
-    assert sum("another image has its image id" in change.found for change in cleaned.changes) == 2
+    assert sum("another image has the same id" in change.found for change in cleaned.changes) == 2
 
 
 def test_repeated_entry_keeps_image(coco: Path, tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_line_break_in_name(yolo: Path, tmp_path: Path) -> None:
 
 
 def test_image_instead_of_data_set(yolo: Path) -> None:
-    with pytest.raises(DataError, match=r"is an image; name the data.yaml"):
+    with pytest.raises(DataError, match="found an image"):
         examine(yolo / IMAGE)
 
 

@@ -69,7 +69,7 @@ def test_settings_of_the_head(script):
 
 
 def options(script, out, *words):
-    small = {"images": 4, "judged": 2, "epochs": 1, "seeds": 1, "batch": 2}
+    small = {"images": 4, "evaluated": 2, "epochs": 1, "seeds": 1, "batch": 2}
     small |= {"imgsz": 128, "width": 0.0625}
     given = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     return script.parse(["--out", str(out), *given, *words])
@@ -106,9 +106,9 @@ def test_images_are_made_once_by_concurrent_processes(script, tmp_path, monkeypa
         return real(folder, *counts)
 
     monkeypatch.setattr(script.scenes, "generate", overtaken)
-    described = script.made_pictures(wanted)
+    described = script.synthetic_data(wanted)
     monkeypatch.setattr(script.scenes, "generate", None)
-    assert script.made_pictures(wanted) == described == tmp_path / "data" / "data.yaml"
+    assert script.synthetic_data(wanted) == described == tmp_path / "data" / "data.yaml"
     assert [len(load(described).split(name)) for name in ("train", "val")] == [4, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -148,10 +148,10 @@ def test_every_training_is_done_once_and_resumes(script, tmp_path, monkeypatch):
     assert lines[0] == "experiment,setting,seed,map50_95,map50"
     assert len(lines) == 5
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match="holds trainings with --epochs 1, not 2"):
+    with pytest.raises(ConfigError, match="--epochs 1, not 2"):
         script.run(options(script, tmp_path, "--epochs", "2"))
     monkeypatch.setattr(script, "RECIPE", script.RECIPE.changed({"clip_norm": 1}))
-    with pytest.raises(ConfigError, match="holds trainings with another recipe: give another"):
+    with pytest.raises(ConfigError, match="another recipe"):
         script.run(chosen)
 
 

@@ -105,7 +105,7 @@ def test_long_preamble_is_refused(tmp_path):
 def test_long_legacy_stream_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(container, "_MAX_STREAM", 1000)
     path = hostile.write_legacy(tmp_path / "m.pt", hostile.program(items([b"K\x01"] * 2000)))
-    refused(path, "save it with torch 1.6 or newer")
+    refused(path, "stream of more than 1000 bytes")
 
 
 # --- the directory of a zip -----------------------------------------------------------------------

@@ -219,7 +219,7 @@ def test_patience_ends_a_run(data, tmp_path):
     changes = {"epochs": 6, "patience": 2, "val_every": 1, "recipe": recipe}
     result = train(config(data, tmp_path / "run", **changes), progress=recorder)
     assert (result.stopped_early, result.epochs, result.metrics.epoch) == (True, 3, 1)
-    assert "no better fitness since epoch 1: stopped" in recorder.lines
+    assert "stopped: no better fitness since epoch 1" in recorder.lines
 
 
 def test_patience_waits_for_an_evaluation(data, tmp_path):

@@ -319,7 +319,7 @@ def test_other_data_are_refused_and_another_thread_count_is_reported(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         resume(out, progress=again)
     torch.set_num_threads(1)
-    assert any("threads 1 then, 2 now" in line for line in again.lines)
+    assert any("threads is 2, was 1" in line for line in again.lines)
     label = next((tmp_path / "data").rglob("labels/train/*.txt"))
     label.write_text("0 .5 .5 .25 .25\n")
     with pytest.raises(DataError, match="data have changed"):
@@ -333,10 +333,10 @@ def test_edited_settings_and_moved_files_are_refused(data, tmp_path):
     path = out / "config.yaml"
     text = path.read_text()
     for line, other, message in (
-        ("width: 0.125", "width: 0.25", r"width 0\.25, then 0\.125"),
-        ("average: ema", "average: swa", "average 'swa', then 'ema'"),
-        ("scale: 0.5", "scale: 0.4", r"scale 0\.4, then 0\.5"),
-        ("epochs: 3", "epochs: 4", "epochs 4, then 3"),
+        ("width: 0.125", "width: 0.25", r"width is 0\.25, was 0\.125"),
+        ("average: ema", "average: swa", "average is 'swa', was 'ema'"),
+        ("scale: 0.5", "scale: 0.4", r"scale is 0\.4, was 0\.5"),
+        ("epochs: 3", "epochs: 4", "epochs is 4, was 3"),
         (f"data: {data}", "data: /nowhere", r"config\.yaml: data: /nowhere does not exist"),
     ):
         assert line in text

@@ -13,7 +13,7 @@ from y7edge.files import is_file
 
 CHECKS = Checks()
 
-_MOST_PAIRS = 40_000  # pairs of names to compare
+_MOST_PAIRS = 40_000  # pairs of names that are compared
 
 
 @CHECKS.add("shifted_ids", "error", "class ids that seem to start at 1")
@@ -29,6 +29,7 @@ def _shifted_ids(scan: Scan) -> Iterator[Hit]:
 
 
 def _some(names: list[str]) -> str:
+    """Return the first eight names as text."""
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
@@ -47,7 +48,7 @@ def _name_twice(scan: Scan) -> Iterator[Hit]:
 
 @CHECKS.add("name_rare", "warning", "rare classes whose name resembles a frequent one")
 def _name_rare(scan: Scan) -> Iterator[Hit]:
-    if scan.layout != "voc":  # other formats declare their names, so a typo adds no class
+    if scan.layout != "voc":  # in other formats, a misspelled name does not add a class
         return
     counts: Counter[str] = Counter(label.raw_class for _, label in scan.labels())
     first: dict[str, Hit] = {}
@@ -137,6 +138,7 @@ def _class_shares(scan: Scan) -> Iterator[Hit]:
 
 
 def _listed(scan: Scan, indices: list[int]) -> str:
+    """Return the number of classes and the first ten names as text."""
     shown = ", ".join(scan.name_of(index) for index in indices[:10])
     more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
     return f"{len(indices)} of {scan.classes} classes ({shown}{more})"

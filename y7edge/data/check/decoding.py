@@ -1,7 +1,7 @@
-"""Decode every image once, by Pillow and by OpenCV, to find damaged files.
+"""Decode every image once with Pillow and OpenCV, to find damaged files.
 
-OpenCV fills the missing part of a truncated JPEG with grey and reports no error; Pillow does.
-Pillow does not report damage inside a JPEG; its markers and libjpeg's messages show some of it.
+Pillow reports a truncated JPEG, for which OpenCV returns grey rows without an error. Damage inside
+a JPEG is not reported by Pillow either; illegal markers and libjpeg's messages show some of it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from y7edge.files import open_regular, reason
 
 Progress = Callable[[int, int], None]
 
-_THUMB = 32
-_CHUNK = 32
-# 64 equal bytes. In the scans of 420 photographs, no run was longer than 15.
+_THUMB = 32  # side of thumbnails in pixels
+_CHUNK = 32  # images decoded before libjpeg's messages are read
+# 64 equal bytes. The compressed data of 420 photographs had no more than 15 in succession.
 _RUN = re.compile(rb"(.)\1{63,}", re.DOTALL)
-# Within the scan of a JPEG, 0xFF is followed by 0 (stuffing), a restart marker or more 0xFF.
+# In compressed JPEG data, 0xFF is followed by 0 (stuffing), a restart marker or more 0xFF.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-_LARGEST_HEAD = 1 << 20
+_LARGEST_HEAD = 1 << 20  # bytes
 # Pillow's formats that OpenCV reads too. Others may run programs (EPS).
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000", "SUN")
 _SEGMENTS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
@@ -50,7 +50,7 @@ _BEGINNINGS = (
 
 
 def inspect(path: Path) -> Facts:
-    """Decode one image and return what was found; damaged files do not raise."""
+    """Decode one image and return its properties; damage is returned in `Facts`, not raised."""
     try:
         with reading(path) as (content, frame):
             return _measured(path, content, frame)
@@ -59,7 +59,7 @@ def inspect(path: Path) -> Facts:
 
 
 def _unread(path: Path, words: str) -> Facts:
-    """Return the reason why a file was not decoded, from its first bytes if they show more."""
+    """Return why a file was not decoded: the message ``words``, or what its first bytes show."""
     try:
         with open_regular(path) as stream:
             content = stream.read(_LARGEST_HEAD)
@@ -67,22 +67,23 @@ def _unread(path: Path, words: str) -> Facts:
         return Facts(f"cannot be read: {reason(error)}", "unreadable")
     if not content.strip(b"\0"):
         return Facts("is empty" if not content else "contains only zeros", "empty")
-    if words.startswith("has "):
+    if words.startswith("has "):  # too many pixels or bytes
         return Facts(words, "corrupt")
     return _fault(content, words)
 
 
 def _measured(path: Path, content: bytes, frame: Frame) -> Facts:
+    """Decode the bytes of an image with Pillow and OpenCV, and return its properties."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
-            if words := too_large(*opened.size):  # may differ from the size that we read
+            if words := too_large(*opened.size):  # may differ from that in ``frame``
                 return Facts(words, "corrupt")
             opened.verify()
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             kind, mode = opened.format or "", opened.mode
-            # Pillow walks through the whole TIFF to count its images.
+            # For a TIFF, `is_animated` would read the whole file to count its images.
             several = frame.several or (kind != "TIFF" and getattr(opened, "is_animated", False))
             opened.load()
     except Exception as error:  # Pillow's decoders may raise anything on a damaged file
@@ -117,6 +118,7 @@ def _measured(path: Path, content: bytes, frame: Frame) -> Facts:
 
 
 def _fault(content: bytes, words: str) -> Facts:
+    """Classify a damaged file by the message of a decoder, and by its first bytes."""
     if "truncated" in words.lower() or "not enough" in words.lower():
         return Facts(f"is cut off: {words}", "truncated")
     if "cannot identify image" in words or words.startswith("expected an image"):
@@ -128,7 +130,7 @@ def _fault(content: bytes, words: str) -> Facts:
 
 
 def _illegal_marker(content: bytes) -> str:
-    """Return a message about the first marker that is not allowed in a JPEG's scans."""
+    """Return a message about the first illegal marker in the compressed data of a JPEG."""
     start = content.find(b"\xff\xda", _frame(content))
     while 0 <= start < len(content) - 4:
         start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
@@ -148,7 +150,7 @@ def _illegal_marker(content: bytes) -> str:
 
 
 def _frame(content: bytes) -> int:
-    """Return the offset of a JPEG's frame header; segments before it may contain a thumbnail."""
+    """Return the offset of the frame header of a JPEG, which follows the thumbnail; 0 if none."""
     position = 2
     while position < len(content) - 4 and content[position] == 0xFF:
         code = content[position + 1]
@@ -165,7 +167,7 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
     """Return a message about signs of damage that decoders do not report."""
     if kind != "JPEG":
         return ""
-    # The missing part of a JPEG decodes as exactly this grey, down to the last row.
+    # The missing rows at the end of a JPEG are decoded as this grey.
     rows = 0
     for row in image[::-1]:
         if row.min() < 127 or row.max() > 129:
@@ -187,7 +189,7 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Disable Pillow's size limit within the context; `too_large` is checked instead."""
+    """Disable Pillow's size limit within the context; use `too_large` instead."""
     from PIL import Image
 
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -198,7 +200,7 @@ def any_size() -> Iterator[None]:
 
 
 def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path, Facts]:
-    """Inspect many images in threads (decoders work outside the interpreter's lock).
+    """Inspect many images in threads (decoders release the interpreter's lock).
 
     Raises:
         RuntimeMissing: Pillow is not installed.
@@ -208,12 +210,12 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
     wanted = list(paths)
     found: dict[Path, Facts] = {}
     with warnings.catch_warnings(), any_size(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # Pillow's warnings become findings
+        warnings.simplefilter("ignore")  # the checks report what Pillow warns about
         for start in range(0, len(wanted), _CHUNK):
             chunk = wanted[start : start + _CHUNK]
             with captured_messages() as messages:
                 found.update(zip(chunk, pool.map(inspect, chunk), strict=True))
-            # libjpeg does not name the file, so the images of the chunk are decoded one by one.
+            # libjpeg's messages do not name the file, so decode these images again, one by one.
             for path in chunk if messages else ():
                 found[path] = _with_complaint(path, found[path])
             if progress is not None:
@@ -222,9 +224,9 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
 
 
 def _padded(path: Path, message: str) -> bool:
-    """Return whether the extraneous bytes before the end are padding, as some cameras write it.
+    """Return whether the extraneous bytes of a message are padding, which some cameras write.
 
-    Many different bytes mean that the decoder lost its position and the image is garbage.
+    Many bytes that differ mean that the decoder lost its position and the image is damaged.
     """
     found = _EXTRANEOUS.search(message)
     if found is None:
@@ -235,6 +237,7 @@ def _padded(path: Path, message: str) -> bool:
 
 
 def _with_complaint(path: Path, facts: Facts) -> Facts:
+    """Decode an image alone, and add what libjpeg reports about it."""
     if facts.fault or facts.format not in ("JPEG", "MPO"):
         return facts
     with captured_messages() as messages:

@@ -28,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     *check_splits.CHECKS,
 )
 
+# Checks whose findings in one file are merged into one.
 _OF_FILES = {"pixels", "twice", "separators", "keypoints"}
 TITLES = {name: kind.title for name, kind in KINDS.items()} | {c.name: c.title for c in CHECKS}
 
@@ -37,7 +38,7 @@ class Report:
     """Findings and statistics of a data set."""
 
     scan: Scan
-    findings: tuple[Problem, ...]  # errors first; for each severity, the parser's first
+    findings: tuple[Problem, ...]  # errors first; within a severity, those of the parser first
     summary: Mapping[str, Any]  # counts by split, and sizes of boxes
 
     def count(self, severity: str) -> int:
@@ -45,7 +46,7 @@ class Report:
         return sum(finding.severity == severity for finding in self.findings)
 
     def by_check(self) -> dict[tuple[str, str], list[Problem]]:
-        """Return findings by check and severity, in order."""
+        """Return the findings grouped by check and severity, in order."""
         groups: dict[tuple[str, str], list[Problem]] = {}
         for finding in self.findings:
             groups.setdefault((finding.check, finding.severity), []).append(finding)
@@ -57,7 +58,7 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
 
     Args:
         path: As for `open_scan`.
-        imgsz: Side of the network's input, to find boxes that are too small for it.
+        imgsz: Side of the network's input in pixels, to find boxes that are too small for it.
         progress: Called with the number of images done and their total.
 
     Raises:
@@ -74,7 +75,7 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
     for entry in scan.entries:
         entry.facts = facts[entry.path]
     damaged = {path for path, fact in facts.items() if fact.fault}
-    # Leave out problems that a check reports better: damaged images, and sets without any label.
+    # Skip problems that other checks report: damaged images, data sets without any label file.
     known = {"missing_label": {p for p in facts if not any(e.labelled for e in scan.entries)}}
     known["header"] = damaged
     problems = (p for p in scan.problems if p.file not in known.get(p.check, ()))
@@ -84,7 +85,7 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
 
 
 def _findings(problems: Iterable[Problem]) -> list[Problem]:
-    """Return problems for the report; those that repeat for each label of a file are merged."""
+    """Return the findings for problems of the parser; some are merged for each file."""
     groups: dict[object, list[Problem]] = {}
     for problem in problems:
         whole = problem.check in _OF_FILES
@@ -126,7 +127,7 @@ def summarise(scan: Scan) -> dict[str, Any]:
 
 
 def _quantiles(scan: Scan) -> dict[str, list[float]]:
-    """Return 0, 5, 50, 95 and 100 % quantiles of box width and height in input pixels."""
+    """Return the 0, 5, 50, 95 and 100 % quantiles of box sides, in pixels of the network input."""
     sides = []
     for entry, label in scan.labels():
         size = entry.size

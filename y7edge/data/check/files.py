@@ -22,6 +22,7 @@ _UNREAD_SUFFIXES = frozenset(
     {".avif", ".dng", ".exr", ".gif", ".hdr", ".heic", ".heif", ".jxl", ".pam", ".pfm", ".svg"}
 )
 _TEXTS = frozenset({".json", ".txt", ".xml"})
+# Stems of text files that are not label files.
 _NO_LABELS = {"classes", "labels", "names", "obj", "readme", "requirements", "train", "val"}
 _NO_LABELS |= {"test", "license", "notes", "predefined_classes", "readme.dataset", "valid"}
 
@@ -53,6 +54,7 @@ def _unreferenced_label(scan: Scan) -> Iterator[Hit]:
 
 
 def _label_of(scan: Scan, image: Path) -> Path:
+    """Return the path where the label file of an image in no split is expected."""
     if scan.layout == "voc" and scan.annotations:
         return scan.annotations[0].with_name(f"{image.stem}.xml")
     return yolo.label_path(image)
@@ -83,10 +85,12 @@ def _ignored(scan: Scan) -> Iterator[Hit]:
 
 
 def _image_files(scan: Scan) -> list[Path]:
+    """Return all files in the image folders, also those that are not images."""
     return list(_files({entry.path.parent for entry in scan.entries}, "images"))
 
 
 def _unreferenced(scan: Scan) -> list[Path]:
+    """Return the images in the image folders that are in no split."""
     known = {realpath(entry.path) for entry in scan.entries}
     files = (path for path in _image_files(scan) if path.suffix.lower() in IMAGE_SUFFIXES)
     return [path for path in files if realpath(path) not in known]
@@ -104,8 +108,12 @@ def _begins_as_one(path: Path) -> bool:
 
 
 def _files(folders: set[Path], name: str) -> Iterator[Path]:
-    """Yield the files of folders once each; below a folder called ``name``, of the whole tree."""
-    unnoted = Scan(Path(), Path(), "yolo")  # discards problems, which are reported already
+    """Yield the files in folders, each once.
+
+    If a folder is below one called ``name`` (``images`` or ``labels``), yield all files below that
+    one instead.
+    """
+    unnoted = Scan(Path(), Path(), "yolo")  # its problems are discarded: the parser reports them
     seen: set[str] = set()
     tops: dict[tuple[Path, bool], None] = {}
     for folder in sorted(folders):

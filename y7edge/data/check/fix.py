@@ -1,6 +1,7 @@
 """Write a cleaned copy of a data set in YOLO format; the original is not changed.
 
-The copy contains what training reads from the original, and labels whose repair is unambiguous.
+The copy contains what training reads from the original, and labels that training refuses if there
+is only one way to repair them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from y7edge.errors import DataError
 from y7edge.files import temporary_folder, writing
 from y7edge.text import cell, printable, without_active
 
-_MANY = 0.1  # fraction of the labels
-_SAME_BOX = 1e-4  # largest difference of a box and the bounding box of its outline
-# Options for images that must be encoded again.
+_MANY = 0.1  # dropping a larger fraction of the labels is reported as a loss
+# Largest normalized difference between a box and the bounding box of its outline.
+_SAME_BOX = 1e-4
+# Pillow's options for images that must be encoded again.
 _SAVING: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
@@ -45,9 +47,9 @@ class Change(NamedTuple):
     """One row of ``changes.csv``."""
 
     file: str
-    line: int
-    found: str
-    done: str
+    line: int  # from 1; 0 if unknown
+    found: str  # what is wrong in the original
+    done: str  # what the copy has instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,10 @@ class Cleaned:
     changes: tuple[Change, ...]  # all differences from the original
     unchanged: tuple[str, ...]  # findings that were not fixed, one line each
     after: Report  # of the copy
-    losses: tuple[str, ...] = ()  # missing data and doubtful labels, which fail the command
+    losses: tuple[str, ...] = ()  # missing data, doubtful labels: the command fails if any
 
     def record(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
+        """Return the result as plain values, for JSON."""
         return {
             "out": self.out,
             "changes": [change._asdict() for change in self.changes],
@@ -72,7 +74,7 @@ class Cleaned:
         }
 
     def lines(self) -> list[str]:
-        """Return a summary for people: changes by kind, and findings that were not fixed."""
+        """Return the result as text: changes by kind, findings that were not fixed, and losses."""
         done = Counter(change.done for change in self.changes)
         lines = [f"cleaned copy: {self.out / 'data.yaml'}"]
         lines += [f"  {count} x {words}" for words, count in done.most_common()]
@@ -91,10 +93,10 @@ class _Copy:
     scan: Scan
     folder: Path
     changes: list[Change] = field(default_factory=list)
-    taken: set[tuple[str, str]] = field(default_factory=set)
-    counts: Counter[str] = field(default_factory=Counter)
+    taken: set[tuple[str, str]] = field(default_factory=set)  # splits and stems, in lower case
+    counts: Counter[str] = field(default_factory=Counter)  # by split, "labels", "dropped"
     losses: list[str] = field(default_factory=list)
-    levels: tuple[int, int] | None = None
+    levels: tuple[int, int] | None = None  # lowest and highest value of 16-bit images
 
     def note(self, file: Path, line: int, found: str, done: str) -> None:
         self.changes.append(Change(readable(file, self.scan.root), line, found, done))
@@ -112,7 +114,7 @@ def write_copy(report: Report, out: Path | str, *, progress: Progress | None = N
         progress: Called with the number of images done and their total.
 
     Raises:
-        DataError: ``out`` is not such a folder, or no label is left to write.
+        DataError: ``out`` is not a new or empty folder outside the data, or no label is left.
         OutputError: The copy cannot be written.
     """
     destination, scan = Path(out), report.scan
@@ -147,20 +149,19 @@ def _write_changes(copy: _Copy) -> None:
 
 
 def _write(copy: _Copy, progress: Progress | None) -> None:
+    """Write images, labels and the ``data.yaml``."""
     scan = copy.scan
     left_out = _left_out(copy)
     aliases = {other: one for one, other in dict(same_splits(scan)).items()}
-    # The first of equal images is kept: sort those that share their label file to the end.
+    # The first of equal images is kept. Sort images that share a label file to the end.
     owners = Counter(entry.label_file for entry in scan.entries)
     wanted = sorted(scan.entries, key=lambda entry: owners[entry.label_file] > 1)
     seen: set[tuple[object, ...]] = set()
     for number, entry in enumerate(wanted, 1):
         for split in dict.fromkeys(entry.splits):
-            if split in aliases and aliases[split] in entry.splits:
-                continue
             if split in aliases or (entry.path, split) in left_out or not _usable(copy, entry):
                 continue
-            # Equal images with different labels are all kept: it is unknown which one is right.
+            # Keep all equal images whose labels differ: it is unknown which labels are right.
             key = (split, entry.facts.digest, *labels_of(entry))
             if not entry.facts.flat and key in seen:
                 copy.note(entry.path, 0, "the same image twice", "image kept once")
@@ -179,7 +180,10 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
 
 
 def _left_out(copy: _Copy) -> set[tuple[Path, str]]:
-    """Return cross-split duplicates to drop, preferably from train."""
+    """Return the path and split of images to drop because another split has them too.
+
+    They are dropped from train, unless all images of train are in another split.
+    """
     shared = shared_entries(copy.scan)
     train = {entry.facts.digest for entry in copy.scan.in_split("train")}
     same: dict[tuple[str, str], list[Entry]] = defaultdict(list)
@@ -190,7 +194,7 @@ def _left_out(copy: _Copy) -> set[tuple[Path, str]]:
     emptied = train <= {first.facts.digest for _, _, first, _ in shared}
     for entry, split, first, other in shared:
         drop = (entry, split) if emptied or other != "train" else (first, other)
-        # Drop all copies within that split.
+        # Drop all equal images of that split.
         for one in same.pop((drop[1], drop[0].facts.digest), ()):
             found.add((one.path, drop[1]))
             copy.note(one.path, 0, "in two splits", f"image left out of {drop[1]}")
@@ -198,6 +202,7 @@ def _left_out(copy: _Copy) -> set[tuple[Path, str]]:
 
 
 def _usable(copy: _Copy, entry: Entry) -> bool:
+    """Return whether an image can be copied; if not, note the reason."""
     reason = entry.facts.fault or entry.lost
     if entry.frame is None:
         reason = reason or "not readable"
@@ -212,6 +217,7 @@ def _usable(copy: _Copy, entry: Entry) -> bool:
 
 
 def _write_image(copy: _Copy, entry: Entry, split: str, lines: Sequence[str]) -> None:
+    """Write an image and its label file; note what differs from the original."""
     facts, source = entry.facts, entry.path
     suffix = source.suffix
     if not is_called(facts.format, source):
@@ -246,6 +252,7 @@ def _write_image(copy: _Copy, entry: Entry, split: str, lines: Sequence[str]) ->
 
 
 def _upright(source: Path, image: Path) -> None:
+    """Write a copy of an image with the EXIF orientation applied."""
     from PIL import Image, ImageOps
 
     with reading(source) as (content, _), any_size(), Image.open(io.BytesIO(content)) as opened:
@@ -255,7 +262,7 @@ def _upright(source: Path, image: Path) -> None:
 
 
 def _label_lines(copy: _Copy, entry: Entry) -> list[str]:
-    """Return the label lines of an image after all unambiguous repairs, and note the changes."""
+    """Return the label lines of an image for the copy, and note the changes."""
     for label in entry.labels:
         if words := _change_of(copy, label):
             copy.note(label.file, label.line, label.text, words)
@@ -276,7 +283,7 @@ def _label_lines(copy: _Copy, entry: Entry) -> list[str]:
 
 
 def _change_of(copy: _Copy, label: Label) -> str:
-    """Return how a label is changed in the copy; empty if it is not."""
+    """Return how a label is changed in the copy; empty if it is copied as written."""
     if label.crowd:
         return "label left out: crowd regions cannot be written as YOLO labels"
     if label.repeats:
@@ -293,6 +300,7 @@ def _change_of(copy: _Copy, label: Label) -> str:
 
 
 def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
+    """Write the ``data.yaml``; ``aliases`` are splits that use the images of another split."""
     scan = copy.scan
     names = [without_active(name).strip() or str(index) for index, name in enumerate(scan.names)]
     highest = max((x.class_id for _, x in scan.labels() if x.class_id is not None), default=-1)
@@ -319,7 +327,7 @@ def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
 
 
 def _note_problems(copy: _Copy, report: Report) -> None:
-    """Note findings that disappear in any copy: files that are left out or rewritten."""
+    """Note findings that every copy fixes, because their files are left out or written anew."""
     noted = {"encoding", "byte_order_mark", "line_ends", "size"}
     noted |= {"unreferenced_label", "unreferenced_image"}
     noted |= {"path_entry", "label_name", "unreadable_text", "entry", "test_entry", "list_entry"}
@@ -331,7 +339,7 @@ def _note_problems(copy: _Copy, report: Report) -> None:
 
 
 def _note_losses(copy: _Copy, report: Report) -> None:
-    """Record data loss and doubtful findings, which must be reported."""
+    """Add dropped labels, doubtful findings and errors that are not fixed to the losses."""
     dropped = copy.counts["dropped"]
     if dropped > _MANY * (dropped + copy.counts["labels"]):
         words = f"{dropped} of {dropped + copy.counts['labels']} labels are not in the copy"

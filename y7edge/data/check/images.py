@@ -20,7 +20,7 @@ _FORMATS = {
     **dict.fromkeys((".ras", ".sr"), ("SUN",)),
     **{".png": ("PNG",), ".webp": ("WEBP",), ".jp2": ("JPEG2000",)},
 }
-# The suffix that `--fix` writes: the first of each format.
+# The suffix that `--fix` gives a file of each format: the first one above.
 SUFFIXES = {kind: suffix for suffix, kinds in reversed(_FORMATS.items()) for kind in kinds}
 SUFFIXES["PPM"] = ".ppm"
 _MODES = {
@@ -32,7 +32,7 @@ _MODES = {
 
 
 def _each(run: Callable[[Entry], str]) -> Run:
-    """Make a check from a function that returns a message about an image, or an empty text."""
+    """Make a check from a function that returns a message about an image, or an empty string."""
 
     def over_all(scan: Scan) -> Iterator[Hit]:
         for entry in scan.entries:
@@ -43,6 +43,8 @@ def _each(run: Callable[[Entry], str]) -> Run:
 
 
 def _damaged(kind: str) -> Run:
+    """Make a check that reports one kind of damaged images."""
+
     def words(entry: Entry) -> str:
         facts = entry.facts
         return f"{facts.fault}; restore or remove it" if facts.kind == kind else ""
@@ -83,7 +85,7 @@ def _large(entry: Entry) -> str:
 def _rotation(scan: Scan) -> Iterator[Hit]:
     for entry in scan.entries:
         frame = entry.frame
-        # The parser reports boxes that were drawn without the rotation.
+        # Boxes that were drawn without the rotation are reported by `geometry.place`.
         if frame is None or frame.orientation == 1 or entry.in_stored_frame:
             continue
         what = f"has an EXIF rotation (orientation {frame.orientation})"
@@ -97,7 +99,7 @@ def _rotation(scan: Scan) -> Iterator[Hit]:
             yield hit._replace(message=words)
 
 
-_FEW_LEVELS = 64  # of 256
+_FEW_LEVELS = 64  # of 256 grey levels
 
 
 @CHECKS.add("low_contrast", "warning", "16-bit images that keep few grey levels in 8 bits",
@@ -111,7 +113,10 @@ def _low_contrast(scan: Scan) -> Iterator[Hit]:
 
 
 def levels_in_use(scan: Scan) -> tuple[int, int] | None:
-    """Return the range of all 16-bit images if it is small; None if the ``data.yaml`` sets one."""
+    """Return the lowest and highest value of all 16-bit images if they use few levels in 8 bits.
+
+    Otherwise, and if the ``data.yaml`` sets ``levels``, return None.
+    """
     if scan.levels:
         return None
     found = [entry.facts.levels for entry in scan.entries if entry.facts.levels]
@@ -120,7 +125,7 @@ def levels_in_use(scan: Scan) -> tuple[int, int] | None:
 
 
 def is_called(kind: str, path: Path) -> bool:
-    """Return whether a suffix belongs to a format; unknown suffixes belong to every format."""
+    """Return whether the suffix of a file belongs to a format; True for unknown suffixes."""
     return kind in _FORMATS.get(path.suffix.lower(), (kind,))
 
 

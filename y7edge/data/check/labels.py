@@ -12,14 +12,14 @@ from y7edge.boxes import intersections
 from y7edge.data.check.registry import Checks, Hit, at
 from y7edge.data.check.splits import nearly_same
 from y7edge.data.formats.geometry import clip
-from y7edge.data.formats.records import Corners, Entry, Label, Scan, Severity
+from y7edge.data.formats.records import Corners, Entry, Scan, Severity
 
 CHECKS = Checks()
 
 _NEAR = 0.95  # IoU
-_FULL = 0.98  # fraction of each side
-_MOST_PAIRS = 20_000_000  # pairs of boxes to compare in one image
-_STRIDE = 8  # of the finest level
+_FULL = 0.98  # fraction of each side of the image
+_MOST_PAIRS = 20_000_000  # pairs of boxes that are compared in one image
+_STRIDE = 8  # of the finest level, in pixels
 
 
 @CHECKS.add("overlap", "info", "boxes nearly the same as another")
@@ -50,10 +50,9 @@ def _overlap(scan: Scan) -> Iterator[Hit]:
 
 
 def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
-    """Yield near duplicates among boxes (n, 4): first index, second index and IoU.
+    """Yield near duplicates among boxes (n, 4): the index of a box, of a later box, and their IoU.
 
-    For each box only the first earlier duplicate is returned. Boxes whose left or upper edges are
-    too far apart are not compared.
+    Each later box is returned at most once, with its first near duplicate.
     """
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     order, counts, starts, slack = _windows(boxes)
@@ -71,11 +70,11 @@ def _covering(boxes: NDArray[np.float64]) -> Iterator[tuple[int, int, float]]:
 
 
 def _windows(boxes: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
-    """Return ``order, counts, starts, tolerances`` for finding the neighbours of each box.
+    """Return arrays ``order, counts, starts, tolerances`` to find near duplicates of each box.
 
-    ``order`` sorts the boxes by left edge. Box i needs to be compared only with the ``counts[i]``
-    boxes from ``starts[i]`` in this order: the left edges of all others are too far away for an IoU
-    above `_NEAR`. ``tolerances`` (n, 2) are the largest distances of left and upper edges.
+    ``order`` sorts the boxes by their left edges. Compare box i only with ``counts[i]`` boxes in
+    this order, from index ``starts[i]``: the left edges of all others are too far away for an IoU
+    above `_NEAR`. ``tolerances`` (n, 2) are the largest distances of left and of upper edges.
     """
     order = np.argsort(boxes[:, 0], kind="stable")
     lefts = boxes[order, 0]
@@ -137,6 +136,7 @@ def _same_labels(scan: Scan) -> Iterator[Hit]:
 
 
 def _sides(box: Corners, size: tuple[float, float]) -> tuple[float, float]:
+    """Return the width and height of a normalized box in pixels of an image of this size."""
     return (box[2] - box[0]) * size[0], (box[3] - box[1]) * size[1]
 
 
@@ -147,16 +147,12 @@ def _small(scan: Scan) -> Iterator[Hit]:
         if size is None:
             continue
         gain = scan.imgsz / max(size)
-        small: list[tuple[float, Label, Corners]] = []
-        for label in entry.labels:
-            if label.box and label.sound:
-                side = min(_sides(label.box, size)) * gain
-                if side < _STRIDE:
-                    small.append((side, label, label.box))
+        sides = [(min(_sides(x.box, size)) * gain, x) for x in entry.labels if x.box and x.sound]
+        small = [(side, label) for side, label in sides if side < _STRIDE]
         if small:
-            side, label, box = min(small, key=lambda entry: entry[0])
+            side, label = min(small, key=lambda found: found[0])
             words = (
                 f"{len(small)} of {len(entry.labels)} boxes have a side below {_STRIDE} pixels at "
                 f"imgsz {scan.imgsz} (smallest {side:.1f}) and are hard to learn; use a larger one"
             )
-            yield at(entry, label, words, box)
+            yield at(entry, label, words, label.box)

@@ -1,4 +1,4 @@
-"""Capture libjpeg's messages about damaged files, which it writes to standard error only."""
+"""Capture the messages about damaged files that libjpeg writes to standard error."""
 
 from __future__ import annotations
 

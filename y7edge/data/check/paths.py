@@ -1,4 +1,4 @@
-"""Format paths for reports, and check output paths so that no other file is overwritten."""
+"""Format paths for reports, and refuse output paths that would overwrite other files."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from y7edge.errors import DataError
 from y7edge.files import is_folder, open_regular
 from y7edge.text import printable
 
-PAGE_TITLE = "Data check"  # in the head of every page, which identifies it
-_HEAD = 4096
+PAGE_TITLE = "Data check"  # in the head of every report; a file without it is not overwritten
+_HEAD = 4096  # bytes
 
 
 def require_page(path: Path, copy: Path | None = None) -> None:
-    """Check that a page can be written without replacing another file.
+    """Check that a report page can be written without replacing another file.
 
     Args:
-        path: The page.
+        path: The path of the page.
         copy: The folder of the cleaned copy, if one is written.
 
     Raises:
-        DataError: It is a folder, its suffix is not that of HTML, it is in ``copy``, or it exists
-            and is not such a page.
+        DataError: The path is a folder, does not end in .html, is inside ``copy``, or exists and is
+            not a report page.
     """
     if is_folder(path):
-        raise DataError(f"--save '{_shown(path)}': is a folder; name a file in it, as report.html")
+        raise DataError(f"--save '{_shown(path)}': is a folder; add a file name: report.html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise DataError(f"--save '{path}': expected a file name that ends in .html")
     if copy is not None and _real(copy) in (_real(path), *_real(path).parents):
@@ -37,7 +37,7 @@ def require_page(path: Path, copy: Path | None = None) -> None:
         raise DataError(f"--save '{path}': is a broken link; remove it")
     if os.path.lexists(path) and not _is_page(path):
         raise DataError(
-            f"--save '{path}': exists and is not a page of this command; choose another name"
+            f"--save '{path}': exists and is not a page of data check; choose another name"
         )
 
 
@@ -50,7 +50,7 @@ def _is_page(path: Path) -> bool:
 
 
 def require_copy(out: Path, folders: Iterable[Path] = ()) -> None:
-    """Check that the cleaned copy goes to a new or empty folder outside the data.
+    """Check that the cleaned copy is written to a new or empty folder outside the data.
 
     Raises:
         DataError: ``out`` is not a new or empty folder, or is inside one of ``folders``.
@@ -75,11 +75,11 @@ def _real(path: Path) -> Path:
 
 
 def _shown(path: Path) -> str:
-    """Return the path as typed: ``Path("")`` prints as ``.``."""
+    """Return a path as typed; `str` turns an empty path into ``.``."""
     return "" if path == Path() else str(path)
 
 
-@lru_cache(maxsize=1)  # a file may have a million problems
+@lru_cache(maxsize=1)  # one file may have a million problems in succession
 def readable(path: Path, root: Path) -> str:
     """Return a printable path, relative to ``root`` if it is below it."""
     shown = within(path, root) if path != root else path.name or str(path)
@@ -87,7 +87,7 @@ def readable(path: Path, root: Path) -> str:
 
 
 def in_words(problem: Problem, root: Path) -> str:
-    """Return a problem as one line of text: file, line and message."""
+    """Format a problem as one line of text: file, line and message."""
     line = f":{problem.line}" if problem.line else ""
     return f"{readable(problem.file, root)}{line}: {printable(problem.message)}"
 

@@ -1,8 +1,8 @@
 """Registry of checks.
 
 A check is a function that yields a `Hit` for each finding in a `Scan`. The decorator `Checks.add`
-registers it with a name, a severity and a title in the list of its module.
-`y7edge.data.check.examine` joins these lists.
+adds it, with a name, a severity and a title, to the list of its module. `examine` runs the lists of
+all modules.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Check(NamedTuple):
     run: Run
 
     def findings(self, scan: Scan) -> list[Problem]:
-        """Run the check."""
+        """Run the check, and return its findings."""
         found = ((hit, hit.severity or self.severity) for hit in self.run(scan))
         return [
             Problem(self.name, "advice", severity, *hit[:5], self.fix, other=hit.other)
@@ -48,7 +48,7 @@ class Check(NamedTuple):
 
 
 class Checks(list[Check]):
-    """The checks of one module, in the order of the report."""
+    """The checks of one module, in the order in which they are reported."""
 
     def add(self, name: str, severity: Severity, title: str, fix: str = "") -> Callable[[Run], Run]:
         """Return a decorator that registers a check."""
@@ -61,6 +61,6 @@ class Checks(list[Check]):
 
 
 def at(entry: Entry, label: Label, message: str, box: Corners | None = None) -> Hit:
-    """Make a hit for one label."""
+    """Make a hit for one label; ``box`` is drawn in the report."""
     what = f"{label.item}: {message}" if label.item else message
     return Hit(what, label.file, label.line, entry.path, box)

@@ -18,11 +18,11 @@ from y7edge.errors import DataError
 from y7edge.files import write_text, writing
 from y7edge.text import printable
 
-_SHOWN = 6  # images of a check
+_SHOWN = 6  # images per check
 _DRAWN = 2000  # labels drawn on an image
-_LISTED = 200  # findings of a check
-_SIDE = 420  # pixels of an image
-_GREEN, _RED = (80, 200, 80), (40, 40, 230)
+_LISTED = 200  # findings per check
+_SIDE = 420  # pixels; longest side of an image
+_GREEN, _RED = (80, 200, 80), (40, 40, 230)  # BGR
 
 
 def write_page(report: Report, path: Path | str) -> None:
@@ -60,6 +60,7 @@ def _body(report: Report) -> list[str]:
 
 
 def _group(report: Report, title: str, group: list[Problem]) -> str:
+    """Return the section of one check: images, and a list of its findings."""
     root = report.scan.root
     figures: list[str] = []
     for finding in group:
@@ -88,7 +89,7 @@ def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | 
     if path is None or (entry is not None and (entry.facts.fault or entry.size is None)):
         return None
     try:
-        with captured_messages():  # reported as findings already
+        with captured_messages():  # they are findings already
             image = read_image(path)
     except DataError:
         return None
@@ -108,17 +109,18 @@ def _drawn(report: Report, path: Path | None, meant: Corners | None) -> bytes | 
 def _rectangle(
     image: NDArray[np.uint8], box: Corners, colour: tuple[int, int, int], width: int
 ) -> None:
+    """Draw a normalized box in place, with lines of ``width`` pixels."""
     height, wide = image.shape[:2]
     scaled = np.clip(np.array(box) * (wide, height, wide, height), -10, 4 * _SIDE)
     x1, y1, x2, y2 = (round(float(value)) for value in scaled)
-    # Draw edges on or beyond the border of the image just inside it, so that they are visible.
+    # Move edges beyond the border of the image to its first or last pixel, to make them visible.
     x1, x2 = (min(max(value, 0), wide - 1) for value in (x1, x2))
     y1, y2 = (min(max(value, 0), height - 1) for value in (y1, y2))
     cv2.rectangle(image, (x1, y1), (x2, y2), colour, width)
 
 
 def _ring_if_small(image: NDArray[np.uint8], box: Corners) -> None:
-    """Draw a ring around a small box to make it visible."""
+    """Draw a ring around a normalized box if it is too small to be seen."""
     height, wide = image.shape[:2]
     if max((box[2] - box[0]) * wide, (box[3] - box[1]) * height) < 8:
         x, y = (box[0] + box[2]) / 2 * wide, (box[1] + box[3]) / 2 * height
@@ -127,6 +129,7 @@ def _ring_if_small(image: NDArray[np.uint8], box: Corners) -> None:
 
 
 def _summary(report: Report) -> str:
+    """Return the section with counts by split and class, and quantiles of box sides."""
     summary = report.summary
     splits = list(summary["splits"])
     kinds = ("images", "labels", "background")

@@ -14,21 +14,23 @@ from y7edge.data.formats.records import SPLITS, Entry, Scan
 
 CHECKS = Checks()
 
-# Of 256 bits. Measured: two slightly shifted photographs of one slide differ in 27 bits, the two
-# most similar photographs of different slides in 65.
+# Hashes (256 bits) of near duplicates differ in at most this number of bits. Measured: two slightly
+# shifted photographs of one microscope slide differ in 27 bits, the two most similar photographs of
+# different slides in 65.
 _NEAR_BITS = 40
 _NEAR_CORRELATION = 0.9
-_CHUNK = 2048
-_MOST_NEAR = 20  # near duplicates reported for an image
+_CHUNK = 2048  # images compared at a time
+_MOST_NEAR = 20  # near duplicates reported per image
 
 Grey = NDArray[np.uint8]
 
 
 def _transform(turns: int, mirrored: bool) -> Callable[[Grey], Grey]:
+    """Return a function that mirrors a thumbnail, then rotates it by 90 degrees ``turns`` times."""
     return lambda grey: np.ascontiguousarray(np.rot90(grey[:, ::-1] if mirrored else grey, turns))
 
 
-# Copies in the other split may be rotated or mirrored.
+# Words for messages, and transforms of the thumbnails of the second split.
 _TRANSFORMS = {
     f"{'mirrored, ' if mirrored else ''}{f'turned by {90 * turns} degrees, ' if turns else ''}": (
         _transform(turns, mirrored)
@@ -63,6 +65,7 @@ def same_splits(scan: Scan) -> list[tuple[str, str]]:
 
 
 def _names(scan: Scan) -> list[str]:
+    """Return the names of the splits: train, val, test, then others."""
     order = dict.fromkeys((*SPLITS, *scan.split_names))
     return [split for split in order if split in scan.split_names]
 
@@ -76,9 +79,9 @@ def _same_splits(scan: Scan) -> Iterator[Hit]:
 
 
 def shared_entries(scan: Scan) -> list[tuple[Entry, str, Entry, str]]:
-    """Return images that are in two splits with equal pixels.
+    """Return pairs of equal images in different splits.
 
-    Each tuple is the repeated entry and its split, then the first entry and its split.
+    Each tuple is the repeated image and its split, then the first image and its split.
     """
     ignored = {split for pair in same_splits(scan) for split in pair}
     found = []
@@ -92,6 +95,7 @@ def shared_entries(scan: Scan) -> list[tuple[Entry, str, Entry, str]]:
 
 
 def _groups(scan: Scan) -> list[list[Entry]]:
+    """Return groups of images with equal pixels; images of a single colour are not compared."""
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in scan.entries:
         if entry.facts.digest and not entry.facts.flat:
@@ -132,7 +136,7 @@ def _twice_in_split(scan: Scan) -> Iterator[Hit]:
 
 
 def labels_of(entry: Entry) -> tuple[object, ...]:
-    """Return the labels of an image in sorted order, to compare with those of another."""
+    """Return the labels of an image in sorted order, to compare them with those of another."""
     return tuple(sorted((label.raw_class, label.values or ()) for label in entry.labels))
 
 
@@ -147,6 +151,7 @@ def _near_leak(scan: Scan) -> Iterator[Hit]:
 
 
 def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
+    """Yield images of split ``other`` that are nearly equal to an image of split ``one``."""
     left = [p for p in scan.in_split(one) if _has_contrast(p)]
     right = [p for p in scan.in_split(other) if _has_contrast(p)]
     if not left or not right:
@@ -171,7 +176,7 @@ def _near(scan: Scan, one: str, other: str) -> Iterator[Hit]:
 
 
 def nearly_same(one: Entry, other: Entry) -> bool:
-    """Return whether two images look alike at 32x32."""
+    """Return whether the thumbnails of two images are nearly equal."""
     contrast = _has_contrast(one) and _has_contrast(other)
     return contrast and _correlation(_thumb(one), _thumb(other)) >= _NEAR_CORRELATION
 
@@ -187,9 +192,10 @@ def _has_contrast(entry: Entry) -> bool:
 
 
 def _signs(thumbs: list[Grey]) -> NDArray[np.float32]:
-    """Return difference hashes as +1 and -1, (n, 256); their dot products count equal bits.
+    """Return the difference hashes of thumbnails, (n, 256): 1 for a set bit, -1 for a clear bit.
 
-    Images are scaled to 17x16. A bit is set if a pixel is brighter than its left neighbour.
+    Thumbnails are scaled to 17x16. A bit is set if a pixel is brighter than its left neighbour.
+    The dot product of two hashes is 256 minus twice the number of different bits.
     """
     small = np.array([cv2.resize(t, (17, 16), interpolation=cv2.INTER_AREA) for t in thumbs])
     bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(len(small), 256)

@@ -1,1 +1,1 @@
-"""Parsers of label formats (YOLO, COCO, Pascal VOC), and the records that they fill."""
+"""Parsers of label formats (YOLO, COCO, Pascal VOC), and the records that they return."""

@@ -5,12 +5,12 @@ Layouts: ``annotations/instances_train2017.json`` (and ``val``) with ``train2017
 ``train/_annotations.coco.json`` beside its images (Roboflow); or a single file, which is read as
 the requested split.
 
-Classes are numbered in the order of the category ids of the first file; ids may have gaps. The
-other files must have the same categories, which are matched by name. The data set keeps the ids.
+Class indices follow the order of the category ids in the first file; ids may have gaps. The other
+files must have the same categories, which are matched by name. `Dataset.category_ids` has the ids.
 
-A box is ``[x, y, width, height]`` in pixels of the upright image (EXIF rotation applied). The parts
-of an outline (an object behind a pole) are joined to one polygon by bridges without area. Outlines
-as run lengths (RLE) are not read. Crowd regions (``iscrowd``) go to `Sample.crowd`.
+A box is ``[x, y, width, height]`` in pixels of the upright image (EXIF rotation applied). An
+outline of several polygons (an object behind a pole) is joined to one polygon by bridges without
+area. Outlines as run lengths (RLE) are not read. Crowd regions (``iscrowd``) become `Sample.crowd`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from reprlib import repr as _brief
 from typing import Any
@@ -46,14 +47,14 @@ _ROBOFLOW = "_annotations.coco.json"
 _OTHER_KINDS = re.compile(r"caption|keypoint|panoptic|stuff_|image_info|result|prediction")
 _SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|valid|val|test)(?:ation|ing)?(?![a-z])")
 _LARGEST_FILE = 1 << 30  # bytes; COCO's own training file has 450 MB
-_LARGEST = 1e9  # pixels; the product of two such sides is still exact
+_LARGEST = 1e9  # pixels; float64 is exact for the product of two such sides
 _WORDS = {"true": True, "false": False, "yes": True, "no": False}
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """Return annotation files by split, from the first layout that fits.
+    """Return annotation files by split, from the first of the layouts above that fits.
 
-    Files whose names contain no split are read as ``train`` if there are no others.
+    If no file name contains a split, the files are returned as ``train``.
     """
     folders = [path for path in listed(folder) if not is_service(path.name)]
     layouts = (
@@ -79,6 +80,7 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _split_of(path: Path) -> str | None:
+    """Return the split that the name of an annotation file contains, or None."""
     name = path.parent.name if path.name == _ROBOFLOW else path.stem
     match = _SPLIT_IN_NAME.search(name.lower())
     return None if match is None else split_named(match[1])
@@ -102,8 +104,8 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
 
     Args:
         source: A folder in one of the layouts, or one JSON file.
-        splits: Splits to read; each must exist. None reads all splits found. For a single file: the
-            split that it is read as; None takes it from the file name, else ``train``.
+        splits: Splits to read; each must exist. None reads all splits found. A single file is read
+            as the one split given here; None uses the split in its name, or ``train``.
     """
     root = source if is_folder(source) else source.parent
     scan = Scan(source, root.parent if root.name == "annotations" else root, "coco")
@@ -111,7 +113,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
         wanted = [_split_of(source) or "train"] if splits is None else list(splits)
         if len(wanted) != 1:
             words = f"expected a folder with one file for each split ({', '.join(wanted)}), found "
-            words += "a single file; name the folder, or one split"
+            words += "a single file; give the folder, or one split"
             scan.problem("splits", words, source)
         found = {split: [source] for split in wanted}
     else:
@@ -124,7 +126,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
             continue
         if len(found[split]) > 1:
             words = f"expected one file for the split '{split}', found "
-            words += f"{', '.join(p.name for p in found[split])}; name the one to read"
+            words += f"{', '.join(p.name for p in found[split])}; give the one to read"
             scan.problem("splits", words, source)
         scan.split_names.append(split)
         scan.files[split] = found[split][0]
@@ -134,7 +136,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
 def read(scan: Scan) -> None:
     """Read the annotation files and find their images."""
     for split, path in scan.files.items():
-        scan.watch.note(path)
+        scan.watch(path)
         content = _parse(scan, path)
         if content is None:
             continue
@@ -149,6 +151,7 @@ def read(scan: Scan) -> None:
 
 
 def _parse(scan: Scan, path: Path) -> dict[str, list[Any]] | None:
+    """Return the lists of a COCO file; None if it cannot be parsed or lacks ``images``."""
     text = scan.add_text(read_text(path, most=_LARGEST_FILE))
     if not text.usable:
         return None
@@ -175,7 +178,7 @@ def _parse(scan: Scan, path: Path) -> dict[str, list[Any]] | None:
 
 
 def number_of(value: Any) -> float | None:
-    """Return a number, also from a text; None for anything else."""
+    """Convert a number or a string to float; return None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -185,7 +188,7 @@ def number_of(value: Any) -> float | None:
 
 
 def _key(value: Any) -> Any:
-    """Return an id for comparison: `7`, `7.0` and `"7"` are equal; None if it is invalid."""
+    """Convert an id so that ``7``, ``7.0`` and ``"7"`` are equal; return None if it is invalid."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,30}", value.strip()):
@@ -196,7 +199,7 @@ def _key(value: Any) -> Any:
 
 
 class _Reader:
-    """Reads the lists of one file into a scan."""
+    """Reads the lists of one COCO file into a scan."""
 
     def __init__(self, scan: Scan, split: str, path: Path) -> None:
         self.scan, self.split, self.path = scan, split, path
@@ -208,18 +211,20 @@ class _Reader:
         self.scan.problem(check, words, self.path, **other)
 
     def _number(self, value: Any, what: str) -> float | None:
+        """Convert a value by `number_of`; record a number written as text, once per ``what``."""
         if isinstance(value, str) and what not in self._texts and number_of(value) is not None:
             self._texts.add(what)
             self._problem("text_number", f"{what} is written as text, {_brief(value)}")
         return number_of(value)
 
     def _id(self, value: Any, what: str) -> Any:
+        """Convert an id by `_key`; record a number written as text, once per ``what``."""
         if isinstance(value, str) and isinstance(_key(value), int):
             self._number(value, what)
         return _key(value)
 
     def categories(self, items: Sequence[Any]) -> dict[Any, int]:
-        """Read the categories; return class ids by category id."""
+        """Read the categories; return class indices by category id."""
         named: dict[Any, tuple[str, Any]] = {}
         for item in items:
             number, name = self._id(item.get("id"), "a category's id"), item.get("name")
@@ -239,7 +244,7 @@ class _Reader:
         parents = {str(item.get("supercategory")) for item in items}
         tops = {_key(i.get("id")) for i in items if i.get("supercategory") == "none"}
         order = sorted(named)
-        # Roboflow writes a category that only groups others; a file may lack it.
+        # Roboflow adds a category that is only the supercategory of others; a file may lack it.
         keys = _keys([(named[n][0], n in tops and named[n][0] in parents) for n in order])
         scan = self.scan
         if not scan.category_ids:
@@ -259,7 +264,7 @@ class _Reader:
         return {number: index for index, number in ids.items()}
 
     def images(self, items: Sequence[Any]) -> dict[Any, Entry | None]:
-        """Read the images; return entries by image id, None for a missing file."""
+        """Read the images; return entries by image id, None for images whose file is missing."""
         by_file: dict[Path, Entry] = {}
         by_id: dict[Any, Entry | None] = {}
         names: dict[Any, str] = {}
@@ -292,7 +297,7 @@ class _Reader:
                 words += f"{_brief(names[number])} and {_brief(name)}; renumber the images"
                 self._problem("ids", words)
                 for one in filter(None, (by_id[number], entry)):
-                    one.lost = f"another image has its image id {_brief(number)} too"
+                    one.lost = f"another image has the same id {_brief(number)}"
             elif number is not None:
                 by_id.setdefault(number, entry)
                 names.setdefault(number, str(name))
@@ -303,35 +308,32 @@ class _Reader:
     def _find(
         self, name: object, number: Any, last: tuple[Path, int] | None
     ) -> tuple[Path | None, tuple[Path, int] | None]:
-        """Find the file of an image; ``last``, the folder and depth of the previous, goes first."""
+        """Find the file of an image with the file name ``name`` and the id ``number``.
+
+        Returns the path, None if missing, and where it was found: the folder, and the number of
+        leading folders cut from the name. ``last`` is this place for the previous image; it is
+        tried first.
+        """
         text = name if isinstance(name, str) else ""
         found = tails(text)
-        if last is not None and last[1] < len(found) and found[last[1]]:
-            path = self._places.find(last[0], found[last[1]])
+        places = ((folder, depth) for depth in range(len(found)) for folder in self.folders)
+        for folder, depth in chain([last] if last and last[1] < len(found) else [], places):
+            path = self._places.find(folder, found[depth]) if found[depth] else None
             if path is not None and is_file(path):
-                self._take(path, text, last[1] or not found[0])
-                return path, last
-        for depth, tail in enumerate(found):
-            for folder in self.folders if tail else ():
-                path = self._places.find(folder, tail)
-                if path is not None and is_file(path):
-                    self._take(path, text, depth)
-                    return path, (folder, depth)
+                if depth:
+                    words = f"'{text[:80]}' was not found; {path.name} is used"
+                    self._problem("tool_path", words, image=path)
+                return path, (folder, depth)
         label = f"image {_brief(number)}: expected "
         if not any(found) or not found[0]:
             words = f"{label}a file name inside the image folder, found {_brief(name)}"
             self._problem("annotation", words)
         else:
             for folder in self.folders:
-                self.scan.watch.note(folder / found[0])
+                self.scan.watch(folder / found[0])
             words = f"{label}an image '{text[:80]}', found none; remove the entry or restore it"
             self._problem("list_entry", words, effect="changed")
         return None, last
-
-    def _take(self, path: Path, name: str, cut: object) -> None:
-        if cut:
-            words = f"'{name[:80]}' was not found; {path.name} is used"
-            self._problem("tool_path", words, image=path)
 
     def annotations(
         self, items: Sequence[Any], entries: Mapping[Any, Entry | None], classes: Mapping[Any, int]
@@ -361,6 +363,7 @@ class _Reader:
                 self.scan.too_many([entry], self.path, len(entry.labels))
 
     def _label(self, item: Any, called: str, classes: Mapping[Any, int]) -> Label:
+        """Convert an annotation to a label; ``called`` is its name in messages."""
         category = self._id(item.get("category_id"), "an annotation's category_id")
         box = item.get("bbox")
         numbers = [self._number(v, "a bbox") for v in box] if isinstance(box, list) else []
@@ -380,7 +383,7 @@ class _Reader:
 
 
 def _keys(names: Sequence[tuple[str, bool]]) -> list[tuple[str, bool, int]]:
-    """Make pairs of name and group flag unique by a counter of equal pairs, from 0."""
+    """Append a counter to pairs of name and group flag, so that equal pairs become unique keys."""
     count: Counter[tuple[str, bool]] = Counter()
     found = []
     for key in names:
@@ -390,14 +393,14 @@ def _keys(names: Sequence[tuple[str, bool]]) -> list[tuple[str, bool, int]]:
 
 
 def _size(width: float | None, height: float | None) -> tuple[float, float] | None:
-    """Return the stated size; zeros are kept, to be reported later."""
+    """Return the stated size, None if invalid; zeros are kept, because they are reported later."""
     if width is None or height is None or not (0 <= width < _LARGEST and 0 <= height < _LARGEST):
         return None
     return width, height
 
 
 def _folders(path: Path, split: str, root: Path) -> list[Path]:
-    """Return the folders that may contain the images of an annotation file, likeliest first."""
+    """Return the existing folders that may contain the images of an annotation file, best first."""
     if path.name == _ROBOFLOW:
         return [path.parent]
     name = path.stem.removeprefix("instances_")
@@ -413,7 +416,7 @@ def _folders(path: Path, split: str, root: Path) -> list[Path]:
 
 
 def parts_of(segmentation: object) -> list[NDArray[np.float64]]:
-    """Return the polygons (k, 2) of an outline; none for run lengths.
+    """Return the polygons (k, 2) of a ``segmentation``; an empty list for run lengths (RLE).
 
     Raises:
         ValueError, TypeError, OverflowError: A part is not a list of points.
@@ -425,7 +428,7 @@ def parts_of(segmentation: object) -> list[NDArray[np.float64]]:
 
 
 def hull_of(parts: Sequence[NDArray[np.float64]]) -> tuple[float, ...]:
-    """Return the bounding box x1, y1, x2, y2 of all parts; NaN if a point is NaN."""
+    """Return the bounding box x1, y1, x2, y2 of polygons (k, 2); NaN if a point is NaN."""
     points = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
 
@@ -440,9 +443,10 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def join(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Join polygons to one polygon (k, 2) by bridges that are walked in both directions.
+    """Join polygons to one polygon (k, 2) by bridges: lines that it follows in both directions.
 
-    Filled by the even-odd rule, it covers the area of all parts. Takes time linear in the points.
+    Filled by the even-odd rule, it covers the area of all parts. The time is linear in the number
+    of points.
     """
     if len(parts) == 1:
         return parts[0]

@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from y7edge.data.formats.records import Label, Points, Scan
 
-_FEW = 3  # lines needed to tell the meaning of their columns
-_MANY = 8  # lines that are evidence on their own, without those of other lengths
-_MARGIN = 1e-3
+_FEW = 3  # lines; the columns of fewer lines are not interpreted
+_MANY = 8  # lines; fewer lines of one length are evaluated together with those of other lengths
+_MARGIN = 1e-3  # tolerance for rounded coordinates, as a fraction of the image
 
 
 def classify_columns(scan: Scan) -> None:
-    """Set the form of labels with more than four numbers, using evidence from the whole set.
+    """Decide whether labels with more than four numbers are polygons or boxes.
 
-    Labels that are probably boxes with extra columns get a ``fault`` with the reason.
+    A single line may be either, so the labels of the whole data set are compared. For labels that
+    are probably boxes with extra columns, ``fault`` is set to the reason, so that they are refused.
+    With ``kpt_shape``, labels of that length are boxes, and their keypoints are dropped.
     """
     groups: dict[int, list[Label]] = defaultdict(list)
     for _, label in scan.labels():
@@ -55,7 +57,10 @@ def _begins_with_box(rows: Points) -> float:
 
 
 def _further_columns(rows: Points, *, alone: bool) -> str:
-    """Return why lines of equal length may be boxes with extra columns; empty if polygons."""
+    """Return why lines of equal length may be boxes with extra columns; empty if polygons.
+
+    ``alone``: all lines of the data set with more than four numbers have this length.
+    """
     if not np.isfinite(rows).all():
         return ""
     head, tail = rows[:, :4], rows[:, 4:]
@@ -68,15 +73,16 @@ def _further_columns(rows: Points, *, alone: bool) -> str:
     # Polygons have no coordinate that is a whole number in every line.
     if ((tail == np.floor(tail)).all(axis=0) & (tail == 1).any(axis=0)).any():
         return "a column after the first four contains only whole numbers"
-    if tail.shape[1] == 2 and _begins_with_box(rows) >= 0.95:  # half of all triangles do
+    # The first four numbers of a triangle are a box in half of all cases.
+    if tail.shape[1] == 2 and _begins_with_box(rows) >= 0.95:
         return "in all lines the first four numbers are a box, and two more follow"
     return ""
 
 
 def _further_points(groups: Sequence[Points]) -> str:
-    """Return why lines may be boxes followed by keypoints; empty if they are unlikely to be.
+    """Return why lines may be boxes followed by keypoints; empty if this is unlikely.
 
-    Each group contains the lines of one length.
+    Each group is an array (n, columns) with the lines of one length.
     """
     if not all(np.isfinite(rows).all() and _begins_with_box(rows) >= 0.9 for rows in groups):
         return ""
@@ -101,7 +107,7 @@ def _further_points(groups: Sequence[Points]) -> str:
 
 
 def _crossing(points: Points) -> NDArray[np.bool_]:
-    """Return which polygons (n, k, 2) have crossing sides, among their first eight sides."""
+    """Return which polygons (n, k, 2) cross themselves, tested for their first eight sides."""
     path = np.concatenate((points, points[:, :1]), axis=1)[:, :9]
     found = np.zeros(len(path), np.bool_)
     for i in range(path.shape[1] - 3):
@@ -112,6 +118,6 @@ def _crossing(points: Points) -> NDArray[np.bool_]:
 
 
 def _side(a: Points, b: Points, c: Points) -> Points:
-    """Return the side of the lines from ``a`` to ``b`` on which the points ``c`` are, as a sign."""
+    """Return the side of the line from ``a`` to ``b`` on which ``c`` lies, by row: -1, 0 or 1."""
     u, v = b - a, c - a
     return np.sign(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])

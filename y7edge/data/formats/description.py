@@ -1,4 +1,4 @@
-"""Read a ``data.yaml``: its entries with their line numbers, and its class names."""
+"""Read a ``data.yaml``: entries with line numbers, and class names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WRAPPING = " \t\n[]'\""
 
 
 def read_description(path: Path) -> Tree:
-    """Parse a ``data.yaml``; all scalars are texts, and empty entries are None.
+    """Parse a ``data.yaml``; scalars remain strings, and null entries become None.
 
     Raises:
         DataError: The file is not YAML, or not a mapping.
@@ -26,9 +26,9 @@ def read_description(path: Path) -> Tree:
     try:
         tree = read_yaml(path, as_text)
     except ValueError as error:
-        raise DataError(f"{path}: expected a data.yaml, {error}") from error
+        raise DataError(f"{path}: expected a data.yaml: {error}") from error
     if not isinstance(tree.content, dict):
-        kind = "list" if isinstance(tree.content, list) else "a text"
+        kind = "a list" if isinstance(tree.content, list) else "a text"
         kind = "nothing" if is_null(tree.content) else kind
         raise DataError(f"{path}: expected a mapping with train, val and names, found {kind}")
     tree.content = {k: None if is_null(value) else value for k, value in tree.content.items()}
@@ -36,7 +36,7 @@ def read_description(path: Path) -> Tree:
 
 
 def take_names(scan: Scan, description: Tree) -> None:
-    """Set the class names and count of a scan from ``names`` and ``nc``, and note problems."""
+    """Set the class names of a scan from the entries ``names`` and ``nc``; record problems."""
     path, lines = description.text.path, description.lines
     names, nc = description.content.get("names"), description.content.get("nc")
     for key, _, line in description.repeated:
@@ -65,7 +65,7 @@ def take_names(scan: Scan, description: Tree) -> None:
 
 
 def check_names(scan: Scan, path: Path, line: int = 0) -> None:
-    """Note unprintable and empty class names."""
+    """Record class names that are unprintable or empty as problems."""
     for index, name in enumerate(scan.names):
         if not is_printable(name):
             words = f"expected printable class names, found {name[:40]!a}"
@@ -75,7 +75,7 @@ def check_names(scan: Scan, path: Path, line: int = 0) -> None:
 
 
 def _parts(names: str, nc: int | None) -> list[str]:
-    """Split a text of names at commas, or at blanks if that gives ``nc`` names."""
+    """Split a string of class names at commas; at spaces only if that gives ``nc`` names."""
     inner = names.strip(_WRAPPING)
     parts = _SEPARATOR.split(inner.rstrip(",; "))
     words = inner.split()
@@ -85,7 +85,7 @@ def _parts(names: str, nc: int | None) -> list[str]:
 
 
 def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[str]:
-    """Convert a mapping from numbers to names to a list; gaps are filled with numbers."""
+    """Convert a mapping ``{number: name}`` to a list; a missing name becomes its number."""
     whole = {int(key): str(n) for key, n in names.items() if re.fullmatch(r"-?\d{1,12}", key)}
     numbered = {key: name for key, name in whole.items() if 0 <= key < _MOST}
     faults = []

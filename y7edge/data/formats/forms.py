@@ -1,7 +1,7 @@
-"""Detect data sets whose boxes are written in another form, as corners instead of centres.
+"""Detect data sets whose boxes are written in a wrong form, such as corners instead of centres.
 
-A single box does not show its form. A whole set does: read in the right form, its boxes are inside
-their images; read in a wrong form, many are not.
+The numbers of a single box fit several forms. In a whole data set, the right form is the one in
+which all boxes are inside their images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.data.formats.geometry import stated_size
 from y7edge.data.formats.records import Entry, Label, Scan
 
 _WORDS = {
@@ -22,24 +23,23 @@ _WORDS = {
     "top_left": "left, top, width, height",
 }
 _WANTED = {"yolo": "centre", "voc": "corners", "coco": "top_left"}
-# Forms that programs confuse with the right one. VOC boxes that look like centres may also have
-# exchanged corners, so this case is never certain.
+# For each right form, the forms that programs confuse it with. VOC boxes that look like centres may
+# also have exchanged corners, so this case is never certain.
 _OTHERS = {"centre": ("top_left",), "top_left": ("centre",), "corners": ("top_left", "centre")}
-_LOOSE = 0.01  # fraction of the image that boxes may stick out
-# Fractions that only boxes in a wrong form stick out, in a whole set and in a single file.
+_LOOSE = 0.01  # fraction of the image by which right boxes may stick out
+# Only boxes in a wrong form stick out by more, in a whole data set and in a single file.
 _FAR, _FAR_IN_FILE = 0.1, 0.04
-_FEW, _ENOUGH, _MANY = 4, 8, 20  # boxes
-_MOST = 0.5  # fraction of the boxes
+_FEW, _ENOUGH, _MANY = 4, 8, 20  # numbers of boxes that the rules below require
 
 Rows = NDArray[np.float64]
 Pair = tuple[Entry, Label]
 
 
 def convert_forms(scan: Scan) -> None:
-    """Find labels in another form, for each folder (COCO: each file).
+    """Find boxes in a wrong form, for each folder of label files (COCO: each file).
 
-    If the evidence is certain, training refuses the labels, and their numbers are converted for
-    the cleaned copy. Otherwise a doubtful problem is reported.
+    If the form is certain, training refuses the labels, and their numbers are converted for the
+    cleaned copy. Otherwise only a problem is recorded.
     """
     groups: dict[Path, list[Pair]] = defaultdict(list)
     for entry, label in scan.labels():
@@ -67,6 +67,7 @@ def convert_forms(scan: Scan) -> None:
 def _note(
     scan: Scan, place: Path, pairs: Sequence[Pair], form: str, *, certain: bool, file: bool = False
 ) -> None:
+    """Record that the boxes in a file or folder are probably in ``form``."""
     beyond = int((~_fits(_rows(pairs), _WANTED[scan.layout], _LOOSE)).sum())
     words = f"{beyond} of {len(pairs)} boxes stick out of their image; read as {_WORDS[form]}, "
     words += f"{'all' if certain or file else 'nearly all'} would fit: convert them"
@@ -82,7 +83,7 @@ def _note(
 
 
 def _follows(rows: Rows, wanted: str, form: str) -> bool:
-    """Return whether boxes that are too few to show their form fit the form of the others."""
+    """Return whether a small group does not fit ``wanted``, but fits the form of other groups."""
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
     return len(rows) < _MANY and beyond > 0 and bool(_fits(rows, form, _LOOSE).all())
 
@@ -92,14 +93,14 @@ def _rows(pairs: Sequence[Pair]) -> Rows:
 
 
 def _row(entry: Entry, label: Label) -> tuple[float, ...] | None:
-    """Return the four numbers of a label, normalized; None if they cannot be."""
+    """Return the four numbers of a label, normalized; None if invalid or of unknown scale."""
     values = label.values
     if label.form == "polygon" or values is None or len(values) != 4:
         return None
     if not all(map(math.isfinite, values)):
         return None
     size: tuple[float, float] | None = entry.size
-    stated = entry.stated if entry.stated and min(entry.stated) > 0 else None
+    stated = stated_size(entry)
     if stated and (not size or abs(stated[0] * size[1] / (stated[1] * size[0]) - 1) < 0.01):
         size = stated
     if label.form == "box" and max(map(abs, values)) <= 4:
@@ -110,7 +111,7 @@ def _row(entry: Entry, label: Label) -> tuple[float, ...] | None:
 
 
 def _fits(rows: Rows, form: str, slack: float) -> NDArray[np.bool_]:
-    """Return which boxes are inside their image if read in a form."""
+    """Return which boxes (n, 4) are inside their image if they are read in ``form``."""
     first, second = rows[:, :2], rows[:, 2:]
     low, high = first, first + second
     if form == "corners":
@@ -122,7 +123,7 @@ def _fits(rows: Rows, form: str, slack: float) -> NDArray[np.bool_]:
 
 
 def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
-    """Return the form of the boxes (empty if it is ``wanted``), and whether this is certain."""
+    """Return the form of the boxes, empty if it is ``wanted``, and whether it is certain."""
     count = len(rows)
     far = 1 - _fits(rows, wanted, _FAR).mean()
     fitting = _fits(rows, "corners", _LOOSE).mean()
@@ -130,7 +131,7 @@ def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
     if wanted != "corners" and count >= _FEW and far >= least and fitting >= 0.9:
         return "corners", bool(fitting == 1 and count >= _ENOUGH)
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
-    if wanted == "corners" and beyond < _MOST:
+    if wanted == "corners" and beyond < 0.5:
         return "", False  # some boxes have exchanged corners, which may fit any form
     for other in _OTHERS[wanted]:
         fitting = _fits(rows, other, _LOOSE).mean()
@@ -141,6 +142,7 @@ def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
 
 
 def _converted(values: tuple[float, ...], form: str, wanted: str) -> tuple[float, ...]:
+    """Convert the numbers of a box from ``form`` to ``wanted``."""
     a, b, c, d = values
     if form == "corners":
         c, d = c - a, d - b
@@ -152,7 +154,7 @@ def _converted(values: tuple[float, ...], form: str, wanted: str) -> tuple[float
 
 
 def _note_files(scan: Scan, pairs: Sequence[Pair]) -> None:
-    """Note single files with corners: warnings, or errors if most files have them."""
+    """Record single files with corners: warnings, or errors if most files have them."""
     files: dict[Path, list[Pair]] = defaultdict(list)
     for pair in pairs:
         files[pair[1].file].append(pair)

@@ -1,4 +1,4 @@
-"""Compute and check the box of each label, for all formats."""
+"""Compute and check the normalized box of each label, for all formats."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from y7edge.data.headers import read_frame, too_large
 from y7edge.errors import DataError
 
 ROUNDING = 1e-3  # tolerance for rounded labels, as a fraction of the image
-NO_AREA = 1e-6  # sides up to this fraction of the image count as zero
-_SURELY_PIXELS = 4.0  # normalized coordinates never reach this; larger numbers are pixels
+NO_AREA = 1e-6  # a side up to this fraction of the image counts as zero
+_SURELY_PIXELS = 4.0  # larger numbers are pixels, not normalized coordinates
 _LARGEST = 1e9  # pixels
-# Labels up to 100 may be percent if an image is larger than this; pixels would mostly exceed 100.
+# Side in pixels. Labels of larger images may be percent if none of them exceeds 100.
 _BEYOND_PERCENT = 128
 _SAME_EXTENT = 0.5  # least IoU of a box and the bounding box of its outline
-_SLACK = 0.02  # fraction of a side that imprecise boxes stick out
+_SLACK = 0.02  # fraction of a side by which imprecise boxes stick out of the image
 
 
 def measure(scan: Scan) -> None:
     """Read the size and orientation of every image from its header."""
     for entry in scan.entries:
-        scan.watch.note(entry.path)
+        scan.watch(entry.path)
         try:
             entry.frame = frame = read_frame(entry.path)
         except DataError as error:
             words = str(error).removeprefix(f"{entry.path}: ")
-            needed = scan.layout != "yolo" and _stated(entry) is None
+            needed = scan.layout != "yolo" and stated_size(entry) is None
             if needed:
                 words += "; its annotation does not state a size either"
             scan.problem("header", words, entry.path,
@@ -47,7 +47,7 @@ def measure(scan: Scan) -> None:
 
 
 def place(scan: Scan) -> None:
-    """Compute the box of every label, and note problems."""
+    """Compute the box of every label, and record problems."""
     stored = _stored_frames(scan)
     for entry in scan.entries:
         entry.in_stored_frame = id(entry) in stored
@@ -61,18 +61,19 @@ def place(scan: Scan) -> None:
     _mark_percent(scan)
 
 
-def _stated(entry: Entry) -> tuple[float, float] | None:
-    """Return the size that the annotation states, if it is positive."""
+def stated_size(entry: Entry) -> tuple[float, float] | None:
+    """Return the width and height that the annotation states, if they are positive."""
     return entry.stated if entry.stated and min(entry.stated) > 0 else None
 
 
 def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
-    """Return the size that pixel labels are divided by, and note problems with the stated one.
+    """Return the width and height that pixel labels are divided by; None if unknown, and for YOLO.
 
-    If the stated size differs from the image, it is used only if both have the same proportions:
-    then the image was scaled after it was labelled.
+    This is the size of the image. If the annotation states another size with the same aspect ratio,
+    the image was scaled after it was labelled, and the stated size is returned. Other differences
+    are recorded as problems.
     """
-    frame, stated, file = entry.frame, _stated(entry), entry.label_file or entry.path
+    frame, stated, file = entry.frame, stated_size(entry), entry.label_file or entry.path
     if scan.layout == "yolo":
         return None
     if frame is None:
@@ -92,7 +93,8 @@ def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
     # Scaled sides are rounded to whole pixels.
     slack = max(stated[0], size[0]) + max(stated[1], size[1])
     if abs(stated[0] * size[1] - stated[1] * size[0]) <= slack:
-        scan.problem("rescaled", f"{found}: same shape", file, image=entry.path)
+        words = f"{found}: the aspect ratio is the same, so labels are scaled"
+        scan.problem("rescaled", words, file, image=entry.path)
         return stated
     exchanged = stated == size[::-1]
     words = f"{found}: {'width and height are exchanged' if exchanged else 'correct it'}"
@@ -106,7 +108,10 @@ def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
 
 
 def _inside(label: Label, size: tuple[int, int], slack: float = 0.0) -> bool:
-    """Return whether a box in pixels is inside an image; true if its numbers are not a box."""
+    """Return whether a box in pixels is inside an image; True if its numbers are not a box.
+
+    The box may stick out by one pixel and the fraction ``slack`` of a side.
+    """
     box = _pixel_corners(label)
     if box is None:
         return True
@@ -117,6 +122,7 @@ def _inside(label: Label, size: tuple[int, int], slack: float = 0.0) -> bool:
 
 
 def _pixel_corners(label: Label) -> Corners | None:
+    """Return the corners in pixels of a COCO or VOC label; None if its numbers are not a box."""
     values = label.values
     if values is None or len(values) != 4 or not all(map(math.isfinite, values)):
         return None
@@ -125,11 +131,12 @@ def _pixel_corners(label: Label) -> Corners | None:
 
 
 def _stored_frames(scan: Scan) -> set[int]:
-    """Return the ids of entries whose boxes refer to the image before the EXIF rotation.
+    """Return ``id(entry)`` of the entries whose boxes refer to the image before the EXIF rotation.
 
-    The stated size is not evidence, because tools state either size. Evidence are boxes that fit
-    only one of the two frames; it holds for all rotated images of the set. Without evidence, or
-    with contradicting evidence, boxes refer to the upright image.
+    In YOLO data sets, `_whole_pixels` decides for each image. In other formats, some boxes fit into
+    their image only before or only after the rotation; they decide for all rotated images of the
+    data set. If there are none, or they contradict each other, boxes refer to the upright image.
+    The size in the annotation does not decide, because tools write either size.
     """
     turned = [
         (entry, entry.frame)
@@ -141,7 +148,7 @@ def _stored_frames(scan: Scan) -> set[int]:
                 and not _whole_pixels(entry, frame.size)}  # fmt: skip
     found: list[tuple[Entry, bool]] = []
     for entry, frame in turned:
-        if entry.labels and _stated(entry) in (None, frame.size, frame.stored):
+        if entry.labels and stated_size(entry) in (None, frame.size, frame.stored):
             upright, stored = (
                 all(_inside(label, size, _SLACK) for label in entry.labels)
                 for size in (frame.size, frame.stored)
@@ -150,19 +157,21 @@ def _stored_frames(scan: Scan) -> set[int]:
     votes = Counter(stored for _, stored in found)
     if votes[True] and votes[False]:
         for entry, stored in found:
-            words = "its boxes fit only " + ("before" if stored else "after")
-            words += " the EXIF rotation, those of other images the other way round; correct them"
+            fit, others = ("before", "after") if stored else ("after", "before")
+            words = f"its boxes fit the image only {fit} the EXIF rotation, boxes of other images "
+            words += f"only {others}; correct them"
             scan.problem("rotation", words, entry.path,
                          image=entry.path, effect="refused", doubtful=True)  # fmt: skip
-    # Leave out images whose stated size is neither of the two.
+    # Leave out images whose annotation states neither the upright nor the stored size.
     stored_only = votes[True] and not votes[False]
-    return {id(e) for e, f in turned if stored_only and _stated(e) in (None, f.stored, f.size)}
+    return {id(e) for e, f in turned if stored_only and stated_size(e) in (None, f.stored, f.size)}
 
 
 def _whole_pixels(entry: Entry, size: tuple[int, int]) -> bool:
-    """Return whether all corners are whole pixels in a frame of this size.
+    """Return whether all corners of at least two boxes are whole pixels of an image of this size.
 
-    This is true for labels drawn with a mouse in this frame, and rarely in another frame.
+    Boxes drawn with a mouse have such corners in the size in which they were drawn, and rarely in
+    another size.
     """
     found = 0
     for label in entry.labels:
@@ -187,7 +196,7 @@ def _extent(label: Label, values: Sequence[float]) -> Corners:
 
 
 def _check(scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None) -> None:
-    """Compute the box of a label, repaired if necessary, and note its first problem."""
+    """Compute the box of a label, repaired if necessary, and record its first problem."""
     if _unreadable(scan, entry, label):
         return
     if label.form in ("corners", "sides"):
@@ -205,16 +214,18 @@ def _check(scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | 
 
 
 def _note(scan: Scan, entry: Entry, label: Label, check: str, words: str, **other: object) -> None:
+    """Record a problem of a label, and update ``fault`` and ``refused`` of the label."""
     words = f"{label.item}: {words}" if label.item else words
     other |= {"image": entry.path, "box": label.box}
     scan.problem(check, words, label.file, label.line, **other)
+    # Commas and class names were replaced by the parser, so the label can be used.
     if check != "separators" and not (check == "class_number" and label.named):
         label.fault = check
     label.refused |= scan.problems[-1].effect == "refused"
 
 
 def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
-    """Note an invalid class or invalid numbers; return whether the numbers cannot be used."""
+    """Record an invalid class or invalid numbers; return True if there is no box to compute."""
     values, text, reason = label.values, f"'{label.text[:60]}'", label.fault
     wanted = {"corners": "xmin, ymin, xmax, ymax as numbers"}.get(label.form, "numbers")
     if label.form == "sides":
@@ -223,7 +234,7 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
     if label.class_id is None or label.named or not scan.has_class(label.class_id):
         _note_class(scan, entry, label)
         if label.fault:
-            return True  # the columns may be in another order
+            return True  # without a valid class, the columns may be in another order
     if label.repaired == RESPELLED:
         words = f"{text} has commas or semicolons; use decimal points, and spaces as separators"
         _note(scan, entry, label, "separators", words)
@@ -253,6 +264,7 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
 
 
 def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
+    """Record a class that does not exist, is not a number, or was written as a name."""
     text, count, found = label.text[:60], scan.classes, label.raw_class[:60]
     if scan.layout != "yolo":
         known = ", ".join(scan.names[:8]) + (", ..." if len(scan.names) > 8 else "")
@@ -283,6 +295,7 @@ def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
 
 
 def _check_fractions(scan: Scan, entry: Entry, label: Label, values: Sequence[float]) -> None:
+    """Set the box of a YOLO label, and record numbers that are pixels."""
     size, largest = entry.size, max(map(abs, values))
     box = _extent(label, values)
     if largest > _SURELY_PIXELS:
@@ -302,6 +315,7 @@ def _check_fractions(scan: Scan, entry: Entry, label: Label, values: Sequence[fl
 def _check_pixels(
     scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None
 ) -> None:
+    """Set the box of a COCO or VOC label; ``scale`` is the size in pixels it is divided by."""
     box = _pixel_corners(label)
     if scale is None or box is None:
         return
@@ -312,14 +326,15 @@ def _check_pixels(
 
 
 def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float]) -> None:
-    """Note a box inside the first pixel of the image: it was divided by the image size twice.
+    """Record a box inside the first pixel of the image: it was divided by the image size twice.
 
-    A box of whole pixels is not noted, because it may be a real object in the corner.
+    ``pixels`` are its corners x1, y1, x2, y2 in pixels. If they are whole numbers, the box may be a
+    real object in the corner of the image.
     """
     size = entry.size
     if size is None or min(size) < LEAST_SIDE or label.crowd:
         return
-    # Parts outside the image would be clipped.
+    # Parts outside the image are clipped later.
     (x1, x2), (y1, y2) = (sorted(max(v, 0.0) for v in pixels[axis::2]) for axis in (0, 1))
     box = (x1, y1, x2, y2)
     whole = all(abs(value - round(value)) < 1e-2 for value in box)
@@ -331,7 +346,7 @@ def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float])
 
 
 def _check_place(scan: Scan, entry: Entry, label: Label, box: Corners) -> None:
-    """Check that a box has an area and is inside the image."""
+    """Record a box without area, with exchanged corners, or not inside the image."""
     text = label.text[:60]
     if box[2] < box[0] or box[3] < box[1]:
         x, y = sorted((box[0], box[2])), sorted((box[1], box[3]))
@@ -359,7 +374,7 @@ def _check_place(scan: Scan, entry: Entry, label: Label, box: Corners) -> None:
 
 
 def clip(box: Corners) -> Corners:
-    """Clip a box to the image."""
+    """Clip a normalized box to the image."""
     x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in box)
     return x1, y1, x2, y2
 
@@ -369,7 +384,7 @@ def _has_area(box: Corners) -> bool:
 
 
 def _divided(box: Corners, size: tuple[int, int] | None) -> Corners | None:
-    """Return a box in pixels as fractions if it fits into the image, else None."""
+    """Divide a box in pixels by the image size; return None if it does not fit into the image."""
     if size is None:
         return None
     x1, y1, x2, y2 = (value / side for value, side in zip(box, size * 2, strict=True))
@@ -378,7 +393,7 @@ def _divided(box: Corners, size: tuple[int, int] | None) -> Corners | None:
 
 
 def used(label: Label, *, repaired: bool = False) -> bool:
-    """Return whether a label is used for training, or (``repaired``) written to a cleaned copy."""
+    """Return whether training uses a label; with ``repaired``, whether a cleaned copy does."""
     if label.box is None or label.crowd or label.repeats or label.class_id is None:
         return False
     allowed = ("", "sticks_out", "range", "negative")
@@ -388,6 +403,7 @@ def used(label: Label, *, repaired: bool = False) -> bool:
 
 
 def _find_repeats(scan: Scan, entry: Entry) -> None:
+    """Record labels with the same class and box as an earlier label of the image."""
     seen: dict[object, Label] = {}
     for label in entry.labels:
         if label.box is None or not used(label, repaired=True):
@@ -404,7 +420,7 @@ def _find_repeats(scan: Scan, entry: Entry) -> None:
 def _take_outline(
     scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None
 ) -> None:
-    """Set the outline of a COCO annotation if it matches its box."""
+    """Set the outline of a COCO annotation if it matches the box; record crowd regions."""
     if label.crowd:
         if not label.refused:
             _note(scan, entry, label, "crowd", "is a crowd region, not used for training")
@@ -418,7 +434,7 @@ def _take_outline(
         words = "expected a segmentation of lists of points; it is not used"
         _note(scan, entry, label, "outline_points", words)
     else:
-        # False if a point is NaN.
+        # The comparison is False if a point is NaN.
         if parts and overlap(hull_of(parts), label.box) >= _SAME_EXTENT:
             label.parts = parts
         elif parts:
@@ -428,14 +444,14 @@ def _take_outline(
 
 
 def turned(points: Points, orientation: int) -> Points:
-    """Rotate points (k, 2), normalized, from the stored image to the upright image."""
+    """Move normalized points (k, 2) from the stored to the upright image (orientation 5 to 8)."""
     x, y = points[:, 0], points[:, 1]
     moves = {5: (y, x), 6: (1 - y, x), 7: (1 - y, 1 - x), 8: (y, 1 - x)}
     return np.stack(moves.get(orientation, (x, y)), axis=1)
 
 
 def _mark_percent(scan: Scan) -> None:
-    """Mark labels that may be pixels or percent as doubtful, so that they are not converted."""
+    """Mark labels that may be pixels or percent as doubtful; `--fix` does not convert them."""
     found = [(entry, label) for entry, label in scan.labels() if label.fault == "pixels"]
     sides = [side for entry, _ in found for side in entry.size or ()]
     largest = max((abs(v) for _, label in found for v in label.values or ()), default=0.0)

@@ -1,11 +1,12 @@
-"""List the files of a data set and find files by the paths in its descriptions.
+"""List the files of a data set, and find files by the paths that its descriptions contain.
 
-Hidden and service folders (``.ipynb_checkpoints``, trash, NAS thumbnails) are skipped. Links to
+Hidden and system folders (``.ipynb_checkpoints``, trash, NAS thumbnails) are skipped. Links to
 folders are followed; each folder is listed once.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 import os
 import posixpath
@@ -29,23 +30,23 @@ _QUOTED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 
 
 def is_service(name: str) -> bool:
-    """Return whether a name is that of a hidden or service folder."""
+    """Return whether a folder of this name is hidden, or made by a system or tool."""
     return _SERVICE.fullmatch(name) is not None
 
 
 def files_below(scan: Scan, folder: Path) -> list[Path]:
-    """Return all files below a folder, sorted; note problems once for each folder."""
+    """Return all files below a folder, sorted; record folders that are skipped or unreadable."""
     found: list[Path] = []
     links: list[Path] = []
     root = os.path.realpath(folder)
     if root == os.path.dirname(root):  # noqa: PTH120 - the same as below
-        words = "is the root of the file system; name the folder of the images"
+        words = "is the root of the file system; give the folder of the images"
         scan.problem_once("folder", words, folder)
         return []
     seen = {root}
     waiting = [folder]
     while waiting or links:
-        if not waiting:  # links last, so that folders are listed by their own path if possible
+        if not waiting:  # links last, so that a folder is listed by its real path if possible
             link = heapq.heappop(links)
             real = os.path.realpath(link)
             if real in seen or root.startswith(os.path.join(real, "")):  # noqa: PTH118 - a loop
@@ -62,7 +63,7 @@ def files_below(scan: Scan, folder: Path) -> list[Path]:
             if not is_folder:
                 found.append(path)
             elif is_service(item.name):
-                scan.problem_once("passed_over", "is a hidden or service folder, skipped", path)
+                scan.problem_once("passed_over", "is a hidden or system folder, skipped", path)
             elif item.is_symlink():
                 heapq.heappush(links, path)
             elif (real := os.path.realpath(path)) not in seen:
@@ -104,28 +105,29 @@ def images_in(folder: Path) -> list[Path]:
 
 
 class Places:
-    """Finds files by relative paths; remembers which folders exist."""
+    """Finds files by path; caches which folders exist."""
 
     def __init__(self) -> None:
-        self._folders: dict[str, bool] = {}
+        self._is_folder = functools.cache(is_folder)
 
     def find(self, folder: Path | str, name: str) -> Path | None:
-        """Return the file or folder of that name, or None."""
+        """Return the path ``folder/name`` (or ``name``, if absolute) if it exists, else None."""
         # Strings are much faster than `Path` for hundreds of thousands of names.
         place = name if os.path.isabs(name) else f"{folder}/{name}"  # noqa: PTH117
-        parent = place[: place.rfind("/") + 1]
-        if parent not in self._folders:
-            self._folders[parent] = is_folder(parent)
-        return Path(place) if self._folders[parent] and os.path.exists(place) else None  # noqa: PTH110
+        known = self._is_folder(place[: place.rfind("/") + 1])
+        return Path(place) if known and os.path.exists(place) else None  # noqa: PTH110
 
 
 def spellings(entry: str) -> tuple[str, ...]:
-    """Return a path as written, and with Windows backslashes replaced."""
+    """Return a path as written, and with backslashes replaced by slashes if it has any."""
     return tuple(dict.fromkeys((entry.strip(), entry.strip().replace("\\", "/"))))
 
 
 def places_of(entry: str, folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield candidates for an entry of a ``data.yaml``: also without leading ``../`` (Roboflow)."""
+    """Yield the paths of an entry in each folder: as written, and without leading ``../``.
+
+    Roboflow writes ``../train/images`` for folders beside the ``data.yaml``.
+    """
     for spelling in spellings(entry):
         stripped = re.sub(r"^(\.\./)+", "", spelling)
         for folder in folders:
@@ -134,18 +136,19 @@ def places_of(entry: str, folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def tails(name: str) -> list[str]:
-    """Return a file name as written, then without its first folder, its first two folders, etc.
+    """Return a file name without its first 0, 1, 2, ... folders: ``a/b.png`` and ``b.png``.
 
-    Labelling tools write their own paths: an upload folder, ``/data/a.png``, a URL. The first item
-    is empty if the name is absolute or contains ``..``; no item leads out of a folder.
+    Labelling tools write paths that exist only for them: an upload folder, ``/data/a.png``, a URL.
+    The first item is empty if the name is absolute or contains ``..``, so that no item leads out of
+    the folder that it is joined to.
     """
     text = posixpath.normpath(name.replace("\\", "/")) if name else ""
     plain = _DRIVE.sub("", text).lstrip("/")
     parts = [part for part in plain.split("/") if part not in ("..", ".", "")]
     whole = "/".join(parts)
-    found = [whole if whole == text else ""]
-    for start in range(whole == text, len(parts)):
-        found.append("/".join(parts[start:]))
+    found = ["/".join(parts[start:]) for start in range(len(parts))]
+    if whole != text:
+        found.insert(0, "")
     last = parts[-1] if parts else ""
     if "%" in last or "?" in last:  # Label Studio writes `?d=folder%2Fa.png`
         found.append(_unquote(last).replace("\\", "/").rsplit("/", 1)[-1].rsplit("=", 1)[-1])
@@ -153,20 +156,20 @@ def tails(name: str) -> list[str]:
 
 
 def _unquote(text: str) -> str:
-    """Decode a URL-encoded text (``%C3%A9``)."""
+    """Decode URL-encoded characters: ``%C3%A9`` becomes ``é``."""
     return _QUOTED.sub(
         lambda match: bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "replace"), text
     )
 
 
 class Names:
-    """Finds files whose names are spelled slightly differently; lists each folder once."""
+    """Finds files whose names are spelled slightly differently; caches the listed folders."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, dict[str, Path]] = {}
 
     def find(self, path: Path) -> Path | None:
-        """Find a file whose name differs in suffix case, Unicode form, or URL encoding."""
+        """Return a file whose name differs only in suffix case, Unicode form or URL encoding."""
         folder = path.parent
         if folder not in self._folders:
             try:
@@ -181,5 +184,6 @@ class Names:
 
 
 def _plain(path: Path, *, url: bool = False) -> str:
+    """Return a file name in Unicode form NFC with its suffix in lower case, for comparison."""
     stem = _unquote(path.stem) if url else path.stem
     return unicodedata.normalize("NFC", stem) + path.suffix.lower()

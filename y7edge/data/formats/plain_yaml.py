@@ -1,8 +1,9 @@
-"""Read a safe subset of YAML: mappings, lists and scalars, of bounded size and depth.
+"""Read a safe subset of YAML: mappings, lists and scalars, with limits on size and depth.
 
-YAML features with surprising effects are not supported: implicit types (``no`` is false, ``010`` is
-eight, ``2020-01-01`` a date), tags that create objects, aliases that grow exponentially. The caller
-selects how scalars are converted: by `as_text` or `as_value`.
+Features with surprising effects are not supported: implicit types (``010`` as eight,
+``2020-01-01`` as a date), tags that create objects, aliases that grow exponentially. The caller
+chooses how scalars are converted: `as_text` keeps strings, `as_value` converts numbers, bools and
+null.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from y7edge.data.formats.text import Text, read_text
 from y7edge.errors import needing
 
 _LARGEST = 4 << 20  # bytes
-_MOST = 210_000  # values, with expanded aliases; 100,000 numbered names have twice as many
+_MOST = 210_000  # values, with expanded aliases; enough for 100,000 numbered class names
 _DEEPEST = 32
 _KNOWN = ("str", "int", "float", "bool", "null", "seq", "map")
 _TAGS = {*(f"tag:yaml.org,2002:{name}" for name in _KNOWN), "!", None}
@@ -32,12 +33,13 @@ _WHOLE = re.compile(r"[-+]?[0-9]{1,100}")
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)")
 
-Scalar = Callable[[str, bool], Any]  # of the text, and whether it is unquoted
+# Converts a scalar; the arguments are its text and whether it is unquoted.
+Scalar = Callable[[str, bool], Any]
 
 
 @dataclass(slots=True)
 class Tree:
-    """The content of a file, and the lines of its top-level keys, from 1."""
+    """The content of a YAML file, and the lines of its top-level keys, from 1."""
 
     text: Text
     content: Any = None
@@ -51,7 +53,7 @@ def as_text(text: str, plain: bool) -> str:
 
 
 def as_value(text: str, plain: bool) -> Any:
-    """Convert an unquoted scalar to a decimal number, a bool or None; others stay texts."""
+    """Convert an unquoted scalar to a number, a bool or None if it is one; else return the text."""
     if not plain:
         return text
     if text in _NULLS:
@@ -66,7 +68,7 @@ def as_value(text: str, plain: bool) -> Any:
 
 
 def is_null(text: Any) -> bool:
-    """Return whether an entry, read by `as_text`, is empty or null."""
+    """Return whether an entry is null or empty; ``text`` is a value from `as_text`."""
     return text in _NULLS if isinstance(text, str) else text is None
 
 
@@ -81,8 +83,8 @@ def read_yaml(path: Path, scalar: Scalar) -> Tree:
         import yaml
     text = read_text(path, most=_LARGEST)
     if not text.usable:
-        words = f"cannot be read: {text.error}" if text.error else "not YAML: it holds zero bytes"
-        raise ValueError(words)
+        words = text.error and f"cannot be read: {text.error}"
+        raise ValueError(words or "not YAML: it contains zero bytes")
     # libyaml is ten times as fast, but may be missing. It refuses surrogate pairs, which JSON uses
     # to escape an emoji.
     for name in ("CSafeLoader", "SafeLoader"):
@@ -98,7 +100,7 @@ def read_yaml(path: Path, scalar: Scalar) -> Tree:
 
 
 class _Builder:
-    """Builds a tree from parser events; checks the limits before memory is allocated."""
+    """Builds a `Tree` from parser events; checks the limits before it allocates memory."""
 
     def __init__(self, yaml: Any, scalar: Scalar, events: Iterator[Any]) -> None:
         self.yaml, self.scalar, self.events = yaml, scalar, events
@@ -106,7 +108,7 @@ class _Builder:
         self.anchors: dict[str, tuple[Any, int]] = {}
 
     def document(self, tree: Tree) -> Tree:
-        """Fill a tree with the only document of the file."""
+        """Fill a tree with the document of the file, which must be the only one."""
         self.tree = tree
         for event in self.events:
             if isinstance(event, self.yaml.DocumentStartEvent):

@@ -1,7 +1,7 @@
-"""Records that all parsers fill: the images, labels and problems of a data set.
+"""Records that all parsers return: the images, labels and problems of a data set.
 
-A parser (`yolo`, `coco`, `voc`) fills a `Scan`. `y7edge.data.dataset.load` raises its first
-``refused`` problem, else makes samples of it; ``data check`` reports all problems.
+A parser (`yolo`, `coco`, `voc`) returns a `Scan`. `y7edge.data.dataset.load` raises the first
+problem that training refuses, or converts the scan to samples. ``data check`` reports all problems.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from y7edge.data.formats.text import Text
 from y7edge.data.headers import Frame
-from y7edge.data.sample import Watch
+from y7edge.data.sample import Stamp, stamp
 from y7edge.errors import DataError
 
 Form = Literal["box", "polygon", "corners", "sides"]
@@ -32,9 +32,9 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-MOST_LABELS = 50_000  # of an image
-LEAST_SIDE = 10  # pixels; the published reader drops smaller images
-RESPELLED = "commas or semicolons replaced"
+MOST_LABELS = 50_000  # per image
+LEAST_SIDE = 10  # pixels; the published YOLOv7 code drops smaller images
+RESPELLED = "commas or semicolons replaced"  # a value of `Label.repaired`
 
 
 class Kind(NamedTuple):
@@ -49,18 +49,18 @@ class Kind(NamedTuple):
 # fmt: off
 KINDS: dict[str, Kind] = {
     "entry": Kind("error", "refused", "entries of the data.yaml that do not exist", "left out"),
-    "path_entry": Kind("warning", "advice", "a path in the data.yaml that does not exist",
+    "path_entry": Kind("warning", "advice", "a data.yaml whose path entry does not exist",
         "left out"),
     "test_entry": Kind("info", "changed", "missing test split, left out", "left out"),
     "folder": Kind("error", "refused", "folders that cannot be read"),
-    "passed_over": Kind("info", "changed", "hidden and service folders, skipped", "not copied"),
+    "passed_over": Kind("info", "changed", "hidden and system folders, skipped", "not copied"),
     "layout": Kind("warning", "changed", "annotations in several formats, of which one is read"),
     "list_entry": Kind("error", "refused", "listed images that do not exist, left out", "left out"),
     "listed_twice": Kind("warning", "changed", "images listed twice, kept once", "kept once"),
-    "tool_path": Kind("warning", "changed", "file names with another tool's path, found without it",
-        "copied"),
-    "label_name": Kind("error", "changed", "label files with a slightly different name, used",
-        "used and renamed"),
+    "tool_path": Kind("warning", "changed",
+        "file names with folders of another tool, found without them", "copied"),
+    "label_name": Kind("error", "changed",
+        "label files whose name differs slightly from the image's, used", "used and renamed"),
     "missing_label": Kind("warning", "changed", "images without a label file, used as background",
         "an empty one is written"),
     "shared_label": Kind("warning", "advice", "images that share a label file",
@@ -140,50 +140,50 @@ class Problem:
     """A problem or remark about a data set."""
 
     check: str  # a key of `KINDS`, or the name of a check
-    # ``refused``: training raises it; ``changed``: training repairs or drops the label; ``advice``:
-    # training ignores it.
+    # ``refused``: training raises an error. ``changed``: training repairs or drops the label or
+    # image. ``advice``: training ignores the problem.
     effect: Effect
-    severity: Severity  # errors fail ``data check``
+    severity: Severity  # ``data check`` fails if there is an ``error``
     message: str  # what was found, and how to fix it
     file: Path
     line: int = 0  # from 1; 0 if unknown
     image: Path | None = None
-    box: Corners | None = None  # normalized
-    fix: str = ""  # how --fix repairs it; empty if it does not
+    box: Corners | None = None  # normalized x1, y1, x2, y2
+    fix: str = ""  # how --fix repairs it; empty if --fix does not
     doubtful: bool = False  # whether a repair would be a guess
     other: Path | None = None  # a second image, for comparison
 
 
 @dataclass(slots=True)
 class Label:
-    """One label, as written and as a box of the upright image."""
+    """One label: what the file contains, and the box in the upright image."""
 
     file: Path
     line: int  # from 1; 0 if unknown (JSON)
-    raw: Any  # the label as written: a line, or an item of a JSON file
+    raw: Any  # the label as written: a line of text, or a dict from a JSON file
     raw_class: str  # the class as written: a number, a name, a category
     class_id: int | None  # the class index; may be out of range
     values: tuple[float, ...] | None  # the numbers as written; None if one is invalid
     # ``box`` centre x, centre y, width, height and ``polygon`` x, y, x, y, ... are normalized;
     # ``corners`` x1, y1, x2, y2 and ``sides`` x, y, width, height are in pixels.
     form: Form = "box"
-    item: str = ""  # its name in messages if the line is unknown: ``annotation 12``
+    item: str = ""  # name of the label in messages, like ``annotation 12`` (COCO, VOC)
     segmentation: Any = None  # a COCO outline as written
     crowd: bool = False  # whether it is a crowd region
     named: bool = False  # whether the class is a name instead of a number
-    repaired: str = ""  # the repair made to parse it
-    fault: str = ""  # its first problem, a key of `KINDS`
-    box: Corners | None = None  # normalized, not clipped
-    parts: Sequence[Points] = ()  # its outline, normalized
+    repaired: str = ""  # how the text or numbers were changed while reading; empty if unchanged
+    # Its first problem, a key of `KINDS`; before `geometry.place`, why it is not a polygon.
+    fault: str = ""
+    box: Corners | None = None  # normalized x1, y1, x2, y2, not clipped
+    parts: Sequence[Points] = ()  # polygons (k, 2) of its outline, normalized
     refused: bool = False  # whether training refuses it
     repeats: bool = False  # whether it repeats an earlier label of the image
 
     @property
     def text(self) -> str:
-        """The label as written, truncated."""
-        if isinstance(self.raw, dict):
-            return str(self.raw.get("bbox"))[:120]
-        return str(self.raw)[:120]
+        """The label as written, truncated to 120 characters."""
+        raw = self.raw.get("bbox") if isinstance(self.raw, dict) else self.raw
+        return str(raw)[:120]
 
     @property
     def kind(self) -> int | str:
@@ -199,7 +199,7 @@ class Label:
 
     @property
     def sound(self) -> bool:
-        """Whether its box is used without repairs other than clipping."""
+        """Whether the box is used as written, or only clipped to the image."""
         return self.box is not None and self.fault in ("", "sticks_out", "range")
 
 
@@ -207,15 +207,15 @@ class Label:
 class Facts:
     """Properties of a decoded image."""
 
-    fault: str = ""  # why it cannot be used
+    fault: str = ""  # why the image cannot be used; empty if it can
     kind: str = ""  # of the fault: ``empty``, ``unreadable``, ``truncated`` or ``corrupt``
     doubt: str = ""  # signs of damage in a file that decodes
     format: str = ""  # of the content, like ``JPEG``
     mode: str = ""  # Pillow's mode, like ``RGB``
     several: bool = False  # whether the file contains more than one image
     levels: tuple[int, int] | None = None  # lowest and highest value of a 16-bit image
-    digest: str = ""  # of the decoded pixels
-    thumb: NDArray[np.uint8] | None = None  # (32, 32), grey
+    digest: str = ""  # hash of the decoded pixels
+    thumb: NDArray[np.uint8] | None = None  # grey thumbnail (32, 32)
     flat: bool = False  # whether all pixels have one colour
 
 
@@ -226,12 +226,12 @@ class Entry:
     path: Path
     splits: list[str] = field(default_factory=list)
     label_file: Path | None = None  # the expected path of its labels
-    labelled: bool = True  # whether this file exists
+    labelled: bool = True  # whether the label file exists
     labels: list[Label] = field(default_factory=list)
-    stated: tuple[float, float] | None = None  # width and height in the annotation
+    stated: tuple[float, float] | None = None  # width and height according to the annotation
     frame: Frame | None = None  # from the header; None if it cannot be read
-    image_id: Any = None  # in a COCO file, as written
-    in_stored_frame: bool = False  # whether labels refer to the image before the EXIF rotation
+    image_id: Any = None  # COCO only: the id as written
+    in_stored_frame: bool = False  # whether labels refer to the image before EXIF rotation
     facts: Facts = field(default_factory=Facts)
     lost: str = ""  # why its labels cannot be used
 
@@ -242,29 +242,29 @@ class Entry:
 
     @property
     def tiny(self) -> bool:
-        """Whether the image is so small that training leaves it out."""
+        """Whether training leaves the image out because it is too small."""
         return self.frame is not None and min(self.frame.size) < LEAST_SIDE
 
 
 @dataclass(slots=True)
 class Scan:
-    """A data set as its files describe it."""
+    """A data set as parsed: its images, labels and problems."""
 
     source: Path  # the ``data.yaml``, JSON file or folder
     root: Path  # the folder of the data set; messages show paths relative to it
     layout: Literal["yolo", "voc", "coco"]
     names: list[str] = field(default_factory=list)
-    nc: int | None = None  # the number of classes as written
+    nc: int | None = None  # number of classes: ``nc`` of the ``data.yaml``
     entries: list[Entry] = field(default_factory=list)
-    members: dict[str, list[Entry]] = field(default_factory=dict)  # by split, in its order
-    split_names: list[str] = field(default_factory=list)  # also of empty splits
+    members: dict[str, list[Entry]] = field(default_factory=dict)  # images by split
+    split_names: list[str] = field(default_factory=list)  # includes empty splits
     files: dict[str, Path] = field(default_factory=dict)  # annotation files by split (COCO)
-    annotations: list[Path] = field(default_factory=list)  # also of images in no split (VOC)
-    # By split, the category ids of a COCO file in the order of ``names``, as written.
+    annotations: list[Path] = field(default_factory=list)  # XML files of all images (VOC)
+    # COCO only: category ids as written, by split, in the order of ``names``.
     category_ids: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    groups: set[int] = field(default_factory=set)  # classes that only group others
+    groups: set[int] = field(default_factory=set)  # classes that are only supercategories (COCO)
     problems: list[Problem] = field(default_factory=list)
-    watch: Watch = field(default_factory=Watch)  # the files that were read
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # state of files before reading, by path
     imgsz: int = 640  # side of the network's input in pixels
     levels: tuple[int, int] | None = None  # input range of 16-bit images (``data.yaml``)
     keypoints: tuple[int, int] | None = None  # number of points, numbers per point (``kpt_shape``)
@@ -272,11 +272,11 @@ class Scan:
 
     @property
     def classes(self) -> int:
-        """The number of classes: the larger of names and nc; 0 if unknown."""
+        """The number of classes: the larger of ``len(names)`` and ``nc``; 0 if unknown."""
         return max(len(self.names), self.nc or 0)
 
     def has_class(self, class_id: int) -> bool:
-        """Return whether a class exists; true if the number of classes is unknown."""
+        """Return whether a class exists; True if the number of classes is unknown."""
         return class_id >= 0 and (not self.classes or class_id < self.classes)
 
     def labels(self) -> Iterator[tuple[Entry, Label]]:
@@ -286,11 +286,11 @@ class Scan:
                 yield entry, label
 
     def in_split(self, split: str) -> list[Entry]:
-        """Return the images of a split, in its order."""
+        """Return the images of a split; an empty list if the split does not exist."""
         return self.members.get(split, [])
 
     def add(self, split: str, entry: Entry) -> bool:
-        """Add an image to a split; return False if it already is in this split."""
+        """Add an image to a split; return False if the split contains it already."""
         if split in entry.splits:
             return False
         if not entry.splits:
@@ -305,50 +305,52 @@ class Scan:
         return self.names[class_id] if known else str(class_id)
 
     def problem(self, check: str, message: str, file: Path, line: int = 0, **other: Any) -> None:
-        """Record a problem; ``other`` overrides the default attributes of ``check``."""
+        """Record a problem; ``other`` sets fields of `Problem` that differ from its kind."""
         kind = KINDS[check]
         fix = "" if other.get("doubtful") else kind.fix
         values = {"effect": kind.effect, "severity": kind.severity, "fix": fix, **other}
         self.problems.append(Problem(check, message=message, file=file, line=line, **values))
 
+    def watch(self, path: Path) -> None:
+        """Record the state of a file; call this before reading it, to detect later changes."""
+        name = str(path)
+        if name not in self.stamps:
+            self.stamps[name] = stamp(name)
+
     def problem_once(self, check: str, message: str, file: Path) -> None:
-        """Note a problem once for each file."""
+        """Record a problem, unless it was recorded for this file before."""
         if (check, file) not in self.noted:
             self.noted.add((check, file))
             self.problem(check, message, file)
 
     def too_many(self, entries: Sequence[Entry], file: Path, count: int) -> None:
-        """Note a file with too many labels, and drop the labels of its images."""
+        """Record a file with too many labels, and drop the labels of its images."""
         words = f"expected at most {MOST_LABELS:,} labels for an image, found {count:,}; remove it"
         self.problem("annotation", words, file, image=entries[0].path)
         for entry in entries:
             entry.lost, entry.labels = "has too many labels", []
 
     def require(self) -> None:
-        """Raise the first problem that training refuses.
-
-        Raises:
-            DataError: There is such a problem.
-        """
+        """Raise the first problem that training refuses, if any, as a `DataError`."""
         for problem in self.problems:
             if problem.effect == "refused":
                 line = f":{problem.line}" if problem.line else ""
                 raise DataError(f"{problem.file}{line}: {problem.message}")
 
     def warnings(self) -> tuple[str, ...]:
-        """Return one line for each kind of change: ``boxes without area, dropped: 2 (...)``."""
+        """Return one line for each kind of change, like ``repeated boxes, kept once: 2 (...)``."""
         kinds: dict[str, list[Problem]] = {}
         for problem in self.problems:
             if problem.effect == "changed":
                 kinds.setdefault(KINDS[problem.check].title, []).append(problem)
-        coco = self.layout == "coco"  # one file for all images, so the image is named instead
+        coco = self.layout == "coco"  # all labels are in one file: name the image
         return tuple(
             f"{title}: {len(found)} (first in {(coco and found[0].image) or found[0].file})"
             for title, found in kinds.items()
         )
 
     def add_text(self, text: Text) -> Text:
-        """Note problems with the encoding and line ends of a text file; return the text."""
+        """Record problems with the encoding and line ends of a text file; return the text."""
         found = {
             "binary": "zero bytes; restore it",
             "cp1252": "other bytes (Windows-1252?); save it as UTF-8",
@@ -366,18 +368,14 @@ class Scan:
 
 
 def written_number(text: str) -> float:
-    """Parse a number.
-
-    Raises:
-        ValueError: It is not a number. ``1_0`` is refused, which only Python reads as ten.
-    """
+    """Parse a number like `float`, but raise ValueError for underscores, as in ``1_0``."""
     if "_" in text:
         raise ValueError(text)
     return float(text)
 
 
 def written_numbers(texts: Iterable[str]) -> tuple[float, ...] | None:
-    """Parse numbers; return None if one is invalid."""
+    """Parse several numbers; return None if one of them is invalid."""
     try:
         return tuple(map(written_number, texts))
     except ValueError:
@@ -385,7 +383,7 @@ def written_numbers(texts: Iterable[str]) -> tuple[float, ...] | None:
 
 
 def split_named(label: str) -> str | None:
-    """Return the split that the name of a folder, file or entry means; None if it means none."""
+    """Return the split for one of its common names: ``val`` for ``Valid``; None for other names."""
     for split, names in SPLIT_NAMES.items():
         if label.lower() in names:
             return split

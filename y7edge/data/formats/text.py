@@ -1,4 +1,4 @@
-"""Read text files in any encoding, and record the encoding."""
+"""Read text files, and detect their encoding."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Text:
     """The content of a text file."""
 
     path: Path
-    content: str = ""  # invalid bytes are replaced
-    # ``utf-8``, ``utf-8-sig`` (with a byte order mark), ``utf-16``, ``binary`` if it is not text,
-    # ``cp1252`` for anything else.
+    content: str = ""  # bytes that are invalid in the encoding are replaced
+    # ``utf-8``, ``utf-8-sig`` (with a byte order mark), ``utf-16``, ``utf-16-le``, ``utf-16-be``,
+    # ``binary`` if the file is not text, ``cp1252`` for anything else.
     encoding: str = "utf-8"
     carriage_returns: bool = False  # whether it has Windows line ends
-    error: str = ""  # why it could not be read
+    error: str = ""  # why the file could not be read
 
     @property
     def lines(self) -> list[tuple[int, str]]:
-        """Non-blank lines with their numbers from 1."""
+        """Non-blank lines without surrounding spaces, and their numbers from 1."""
         numbered = enumerate(self.content.splitlines(), 1)
         return [(number, line.strip()) for number, line in numbered if line.strip()]
 

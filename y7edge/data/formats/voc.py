@@ -1,9 +1,9 @@
-"""Read Pascal VOC data sets: an XML file of boxes per image, and lists of stems for the splits.
+"""Read Pascal VOC data sets: an XML file of boxes per image, and a list of stems per split.
 
 Three layouts are supported:
 
 * ``images/``, ``annotations/`` and ``train.txt``, ``val.txt``, ``test.txt``;
-* that of the original challenge: ``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``;
+* the layout of the original challenge: ``JPEGImages/``, ``Annotations/``, ``ImageSets/Main/*.txt``;
 * a folder for each split (``train/``, ``val/`` or ``valid/``, ``test/``) with images and their XML
   files side by side, at any depth, as labelling services export it.
 
@@ -43,7 +43,7 @@ _OBJECT = re.compile(r"<object[\s>]")
 
 
 class Layout(NamedTuple):
-    """The folders of images, annotations and split lists."""
+    """The folders of images, annotations and split lists, relative to the data set."""
 
     images: str
     annotations: str
@@ -57,7 +57,7 @@ _LAYOUTS = (
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Return the layout of a folder with split lists, or None."""
+    """Return the layout of a folder if it is one with split lists, else None."""
     for layout in _LAYOUTS:
         if is_folder(folder / layout.images) and _annotations(folder / layout.annotations):
             return layout
@@ -65,7 +65,7 @@ def layout_of(folder: Path) -> Layout | None:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """Return by split the folders with images and annotations side by side."""
+    """Return the folders with images and annotations side by side, by split."""
     return {
         split: folder / name
         for split in SPLITS
@@ -80,7 +80,10 @@ def is_voc(folder: Path) -> bool:
 
 
 def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
-    """Find the images of a data set; ``splits`` must exist, None reads all splits found."""
+    """Find the images of a data set.
+
+    ``splits`` are the splits to read, which must exist; None reads all splits found.
+    """
     scan = Scan(folder, folder, "voc")
     layout = layout_of(folder)
     if layout is not None:
@@ -115,6 +118,7 @@ def describe(folder: Path, splits: Sequence[str] | None = None) -> Scan:
 
 
 def _annotations(folder: Path) -> list[Path]:
+    """Return the annotation files directly in a folder; an empty list if it does not exist."""
     return list(filter(_is_annotation, listed(folder))) if is_folder(folder) else []
 
 
@@ -124,6 +128,7 @@ def _is_annotation(path: Path) -> bool:
 
 
 def _by_stem(scan: Scan, folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by stem; record images with equal stems."""
     by_stem: dict[str, Path] = {}
     for image in images_in(folder):
         other = by_stem.setdefault(image.stem, image)
@@ -134,6 +139,7 @@ def _by_stem(scan: Scan, folder: Path) -> dict[str, Path]:
 
 
 def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
+    """Add the images of the split lists to a scan."""
     folder, annotations = scan.root / layout.images, scan.root / layout.annotations
     by_stem = _by_stem(scan, folder)
     entries = {stem: Entry(image, [], annotations / f"{stem}.xml") for stem, image in
@@ -150,13 +156,13 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
             words = f"expected a list, one stem per line: {text.error}"
             scan.problem("splits", words, path)
         for number, line in scan.add_text(text).lines if not text.error else ():
-            # Lists of the challenge have two columns; stems may contain spaces.
+            # Stems may contain spaces, but lists of the challenge have a second column.
             stem = line if line in entries else line.split()[0]
             entry = entries.get(stem)
             if entry is None:
                 words = f"expected the stem of an image in {layout.images}/, found '{stem}'; "
                 named = Path(stem.replace("\\", "/"))
-                # `a.v2` is a stem; only suffixes of images are removed.
+                # Remove only suffixes of images: `a.v2` is a stem.
                 short = named.stem if is_image(named) else named.name
                 words += f"write '{short}'" if short in by_stem else "remove the line or restore it"
                 scan.problem("list_entry", words, path, number)
@@ -177,11 +183,12 @@ def read(scan: Scan) -> None:
     named = bool(scan.names)
     found: set[str] = set()
     for path in scan.annotations:
-        # Class names come from all annotations, so they do not depend on the requested splits.
+        # Without classes.txt, class names come from all annotations, not only from those of the
+        # requested splits.
         entry = by_file.get(path)
         if entry is None and named:
             continue
-        scan.watch.note(path)
+        scan.watch(path)
         entry = entry or Entry(path)
         _annotation(scan, entry, path)
         found |= {label.raw_class for label in entry.labels}
@@ -197,6 +204,7 @@ def read(scan: Scan) -> None:
 
 
 def _annotation(scan: Scan, entry: Entry, path: Path) -> None:
+    """Read one XML file into an entry."""
     content = scan.add_text(read_text(path))
     tree = _parse(scan, entry, content)
     if tree is None:
@@ -215,6 +223,7 @@ def _annotation(scan: Scan, entry: Entry, path: Path) -> None:
 
 
 def _parse(scan: Scan, entry: Entry, text: Text) -> ElementTree.Element | None:
+    """Return the root element of an XML file; record a file that cannot be parsed."""
     reason, line = "", 0
     # Entities can grow exponentially or read other files.
     if "<!DOCTYPE" in text.content or "<!ENTITY" in text.content:
@@ -222,7 +231,7 @@ def _parse(scan: Scan, entry: Entry, text: Text) -> ElementTree.Element | None:
         scan.problem("annotation", reason, text.path)
     elif text.usable:
         try:
-            # Remove the declaration, whose encoding does not apply to decoded text.
+            # Remove the declaration: its encoding does not apply to text that is decoded already.
             tree = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text.content))
             if tree.tag == "annotation":
                 return tree
@@ -235,7 +244,7 @@ def _parse(scan: Scan, entry: Entry, text: Text) -> ElementTree.Element | None:
 
 
 def _lines(text: Text, count: int) -> list[int]:
-    """Return the line of each object; zeros if they cannot be found."""
+    """Return the lines of the ``<object>`` tags; zeros if their number differs from ``count``."""
     content, lines, line, last = text.content, [], 1, 0
     for match in _OBJECT.finditer(content):
         line += content.count("\n", last, match.start())
@@ -253,7 +262,7 @@ def _label(item: ElementTree.Element, path: Path, line: int, index: int) -> Labe
 
 
 def _stated(tree: ElementTree.Element) -> tuple[float, float] | None:
-    """Return the stated width and height; zeros are kept, to be reported later."""
+    """Return the stated size, None if invalid; zeros are kept, because they are reported later."""
     try:
         width, height = (float(tree.findtext(f"size/{side}", "")) for side in ("width", "height"))
     except ValueError:

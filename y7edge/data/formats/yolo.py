@@ -5,12 +5,12 @@ Entries of the ``data.yaml``:
 * ``train``, ``val``, ``test``: a folder of images at any depth, a list file with one image per
   line, or a list of these;
 * ``path``: their root, relative to the folder of the ``data.yaml``;
-* ``names``: a list, or a mapping from 0; ``nc``: the number of classes, which is enough on its own.
+* ``names``: a list, or a mapping from 0; ``nc``: the number of classes. One of them is enough.
 
 Paths are searched for in this order: below the root; below the root without leading ``../``
 (Roboflow); beside the ``data.yaml``; below the working directory (published files). If a path does
 not exist, backslashes are read as slashes. In list files, leading folders that do not exist are
-removed (CVAT writes ``data/images/train/a.jpg`` into archives without ``data``).
+removed (CVAT writes ``data/images/train/a.jpg`` into archives without a folder ``data``).
 
 The path of a label file is the path of its image with the **last** folder ``images`` (``Images``,
 ``IMAGES``) replaced by ``labels`` and the suffix by ``.txt``. (The published code replaces the
@@ -19,13 +19,14 @@ searched for beside the image, then with another spelling (case, accents, URL en
 without a label file, or with an empty one, is a background image.
 
 A label line is a box ``class cx cy w h`` or a polygon ``class x1 y1 x2 y2 x3 y3 ...``. With
-``kpt_shape: [K, D]`` in the ``data.yaml`` it is a box and K keypoints of D numbers, which are not
-used. Other boxes with extra columns are refused. All numbers are normalized by the size of the
-upright image (EXIF rotation applied).
+``kpt_shape: [K, D]`` in the ``data.yaml``, a line is a box and K keypoints of D numbers, and the
+keypoints are not used. Other boxes with extra columns are refused. All numbers are normalized by
+the size of the upright image (EXIF rotation applied).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -66,11 +67,11 @@ from y7edge.files import is_file, is_folder
 _YAML_SUFFIXES = (".yaml", ".yml")
 _DESCRIBES = re.compile(r"^(?:\{\s*)?['\"]?(train|val|test|names|nc)['\"]?\s*:", re.MULTILINE)
 _LABELS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
-Where = tuple[Path, int]
+Where = tuple[Path, int]  # a file, and a line from 1
 
 
 def find(folder: Path) -> Path | None:
-    """Return the ``data.yaml`` of a folder, else its only YAML file if that describes data."""
+    """Return the ``data.yaml`` of a folder, or its only YAML file if that describes a data set."""
     for suffix in _YAML_SUFFIXES:
         if is_file(folder / f"data{suffix}"):
             return folder / f"data{suffix}"
@@ -81,7 +82,9 @@ def find(folder: Path) -> Path | None:
 
 
 def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
-    """Find the images of a ``data.yaml``; ``splits`` must exist, None reads all splits found.
+    """Find the images that a ``data.yaml`` describes.
+
+    ``splits`` are the splits to read, which must exist; None reads all splits found.
 
     Raises:
         DataError: The file cannot be parsed.
@@ -124,7 +127,7 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
 def _pair(
     scan: Scan, entries: Mapping[str, Any], lines: Mapping[str, int], key: str, words: str
 ) -> tuple[int, int] | None:
-    """Return an entry of two numbers; note a problem if they are invalid."""
+    """Return an entry of two numbers; record a problem if it is not as ``words`` describe it."""
     given = entries.get(key)
     texts = given if isinstance(given, list) else []
     numbers = [int(text) for text in texts if re.fullmatch(r"\d{1,5}", str(text))]
@@ -139,7 +142,7 @@ def _pair(
 
 
 def list_images(path: Path) -> Scan:
-    """Find the images of a list file; its name gives the split, ``train`` by default."""
+    """Find the images of a list file. The split is that of the file name, or ``train``."""
     split = next((name for name in SPLITS if name in path.stem.lower()), "train")
     scan = Scan(path, path.parent, "yolo", split_names=[split])
     _Listing(scan, path.parent).list_file(split, path)
@@ -147,7 +150,7 @@ def list_images(path: Path) -> Scan:
 
 
 def search_folder(folder: Path) -> Scan:
-    """Find all images below a folder; folders named train, val, test are splits."""
+    """Find all images below a folder; folders named train, val or test are read as splits."""
     scan = Scan(folder, folder, "yolo")
     listing = _Listing(scan, folder)
     for image in images_below(scan, folder):
@@ -164,6 +167,7 @@ def search_folder(folder: Path) -> Scan:
 
 
 def _undescribed(scan: Scan, words: str) -> Scan:
+    """Record that a ``data.yaml`` is missing; raise DataError if there are no images either."""
     if not scan.entries:
         raise DataError(f"{scan.source}: {words}, found none of these and no images")
     words += ", found only images; write one with the class names"
@@ -172,16 +176,16 @@ def _undescribed(scan: Scan, words: str) -> Scan:
 
 
 class _Listing:
-    """Adds images to a scan, each once, even if they are named by different paths."""
+    """Adds images to a scan, each once, even if different paths lead to it."""
 
     def __init__(self, scan: Scan, root: Path) -> None:
         self.scan, self.root = scan, root
         self._known: dict[tuple[str, str], Entry] = {}
-        self._folders: dict[Path, str] = {}
+        self._real = functools.cache(os.path.realpath)
         self._places = Places()
 
     def entry(self, split: str, entry: str, where: Where, *, optional: bool = False) -> None:
-        """Add the images of one entry: a folder, a list file or an image."""
+        """Add the images of an entry of the ``data.yaml``: a folder, a list file or an image."""
         scan = self.scan
         places = list(dict.fromkeys(places_of(entry, (self.root, scan.root, Path()))))
         path = next(filter(os.path.exists, places), None)
@@ -192,34 +196,32 @@ class _Listing:
             tried = ", ".join(map(str, places))
             words = f"expected a folder or a list file '{entry}', found none: tried {tried}"
             scan.problem("entry", words, *where)
-        elif is_folder(path):
-            images = images_below(scan, path)
+        elif path.suffix.lower() == ".txt" and not is_folder(path):
+            self.list_file(split, path)
+        else:
+            images = images_below(scan, path) if is_folder(path) else [*filter(is_image, [path])]
             for image in images:
                 self.add(split, image)
             if not images:
                 words = f"expected images in '{entry}', found none in {path}"
                 scan.problem("entry", words, *where)
-        elif path.suffix.lower() == ".txt":
-            self.list_file(split, path)
-        elif is_image(path):
-            self.add(split, path)
-        else:
-            words = f"expected images in '{entry}', found none in {path}"
-            scan.problem("entry", words, *where)
 
     def list_file(self, split: str, path: Path) -> None:
-        """Add the images of a list file, relative to it, the root or the working folder."""
+        """Add the images of a list file.
+
+        Paths are relative to the folder of the file, to the root or to the working directory.
+        """
         scan = self.scan
         text = scan.add_text(read_text(path))
         folders = dict.fromkeys(map(str, (path.parent, self.root, Path())))
-        again: dict[str, tuple[str, str]] = {}  # line -> the problem to note if it is repeated
+        again: dict[str, tuple[str, str]] = {}  # by line: the problem if it is repeated
         for number, line in text.lines if text.usable else ():
             if line in again:
                 scan.problem(*again[line], path, number)
                 continue
             image = self._found(folders, spellings(line))
             if image is None:
-                # The line may be a path on another machine, or begin with a tool's own folder.
+                # The line may be a path on another machine, or begin with a folder of a tool.
                 cut = tails(line)[1:]
                 image = self._found(folders, cut[:1])
                 if image is None and (image := self._found(folders, cut[1:])):
@@ -237,20 +239,18 @@ class _Listing:
                 scan.problem(*again[line], path, number)
 
     def _found(self, folders: Iterable[str], names: Iterable[str]) -> Path | None:
+        """Return the first path that exists."""
         found = (self._places.find(folder, name) for name in names for folder in folders)
         return next(filter(None, found), None)
 
     def add(self, split: str, path: Path) -> bool:
-        """Add an image; return whether it was not in the split yet."""
-        folder = path.parent
-        if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
-        key = (self._folders[folder], path.name)
+        """Add an image to a split; return False if the split contains it already."""
+        key = (self._real(path.parent), path.name)
         return self.scan.add(split, self._known.setdefault(key, Entry(path)))
 
 
 def label_path(image: Path) -> Path:
-    """Return the usual path of an image's label file, as described above."""
+    """Return the usual path of the label file of an image: ``labels`` instead of ``images``."""
     parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] in _LABELS:
@@ -290,21 +290,22 @@ def read(scan: Scan) -> None:
 
 
 def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
+    """Set the label file of an image; record a name that differs slightly."""
     image = entry.path
     wanted, beside = label_path(image), image.with_suffix(".txt")
     candidates = dict.fromkeys((wanted, beside))
     path = None
     for candidate in candidates:
-        scan.watch.note(candidate)
+        scan.watch(candidate)
         if os.path.lexists(candidate):
             path = candidate
             break
     if path is None:
-        real = Path(os.path.realpath(image.parent)) / image.name  # of a linked folder
+        real = Path(os.path.realpath(image.parent)) / image.name  # if the folder is a link
         if real.parent != image.parent:
             candidates |= dict.fromkeys((label_path(real), real.with_suffix(".txt")))
         for candidate in candidates:
-            scan.watch.note(candidate.parent)
+            scan.watch(candidate.parent)
             if (path := names.find(candidate)) is not None:
                 break
         if path is not None and path not in candidates:
@@ -314,7 +315,7 @@ def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
 
 
 def _find_lost(scan: Scan) -> None:
-    """Note images without a label file, and those whose labels may be in another folder."""
+    """Record images without a label file, and unused label files with the same name."""
     bare = [entry for entry in scan.entries if not entry.labelled]
     elsewhere: dict[str, Path] = {}
     if bare:
@@ -341,7 +342,7 @@ def label_root(path: Path) -> Path:
 
 
 def parse_line(path: Path, number: int, line: str, names: Mapping[str, int]) -> Label:
-    """Parse a label line; accept commas, and the name of a class instead of its number."""
+    """Parse a label line; accept commas between numbers, and class names instead of numbers."""
     plain, named = _respelled(line), False
     tokens = plain.split() or [""]
     first, rest, class_id = tokens[0], tokens[1:], _class(tokens[0])
@@ -355,7 +356,7 @@ def parse_line(path: Path, number: int, line: str, names: Mapping[str, int]) -> 
 
 
 def _respelled(line: str) -> str:
-    """Replace commas and semicolons by points and spaces, if the result is a valid label."""
+    """Replace commas and semicolons by points and spaces if the result is a valid label."""
     if ";" in line:
         plain = line.replace(";", " ").replace(",", ".")
     elif "," not in line:
@@ -380,5 +381,6 @@ def _name_ends(tokens: Sequence[str], names: Mapping[str, int]) -> int:
 
 
 def _class(token: str) -> int | None:
+    """Return the class number, also of ``1.0``; None if it is not a whole number."""
     (value,) = written_numbers([token]) or (math.nan,)
     return int(value) if math.isfinite(value) and value == int(value) else None

@@ -1,8 +1,8 @@
 """Render small metal parts, seen from above.
 
-A part is an outline with holes and a height map, in coordinates with the origin at its centre and a
-longest side of about 1. Rendering lights the height map from one side. All classes share their
-materials, so they can only be distinguished by shape.
+A part is an outline with holes, and a height map. The origin of its coordinates is the centre of
+the part, and its longest side is about 1. Rendering lights the height map from one side. All
+classes use the same materials, so they can only be distinguished by shape.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _OVERSAMPLING = 2
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part in its own coordinates.
+    """The shape of a part, in its own coordinates.
 
     Attributes:
-        outline: The outer polygon, then the holes.
+        outline: The outer polygon, then the holes; each is an array (k, 2) of x, y.
         relief: Function of coordinates (u, v) that returns the height above the flat part.
     """
 
@@ -59,13 +59,14 @@ class Sprite:
     extent: tuple[float, float, float, float]
 
 
-def _ring(radius: float, corners: int = 48, turn: float = 0.0) -> Polygon:
-    angles = np.linspace(0.0, 2 * np.pi, corners, endpoint=False) + turn
+def _ring(radius: float, corners: int = 48) -> Polygon:
+    """Return a regular polygon around the origin."""
+    angles = np.linspace(0.0, 2 * np.pi, corners, endpoint=False)
     return radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
 
 
 def nut(rng: Generator) -> Part:
-    """Make a hexagon with chamfered corners and a threaded hole."""
+    """Generate a nut: a hexagon with chamfered corners and a threaded hole."""
     hole = rng.uniform(0.21, 0.30)
 
     def relief(u: Field, v: Field) -> Field:
@@ -78,7 +79,7 @@ def nut(rng: Generator) -> Part:
 
 
 def washer(rng: Generator) -> Part:
-    """Make a flat ring."""
+    """Generate a washer: a ring, slightly conical."""
     dish = rng.uniform(-0.08, 0.08)
 
     def relief(u: Field, v: Field) -> Field:
@@ -88,7 +89,7 @@ def washer(rng: Generator) -> Part:
 
 
 def screw(rng: Generator) -> Part:
-    """Make a screw on its side: a cylindrical or countersunk head and a threaded shaft."""
+    """Generate a screw, seen from the side: a head, maybe countersunk, and a threaded shaft."""
     head_length, head = rng.uniform(0.13, 0.20), rng.uniform(0.17, 0.22)
     shaft, pitch = rng.uniform(0.08, 0.11), rng.uniform(0.045, 0.065)
     neck = -0.5 + head_length
@@ -115,7 +116,7 @@ def screw(rng: Generator) -> Part:
 
 
 def bracket(rng: Generator) -> Part:
-    """Make a flat L with holes in its arms."""
+    """Generate a bracket: a flat L with holes in its arms."""
     width, arm = rng.uniform(0.26, 0.36), rng.uniform(0.65, 1.0)
     corners = np.array([[0, 0], [1, 0], [1, width], [width, width], [width, arm], [0, arm]])
     spots = [[0.85, width / 2], [width / 2, arm - 0.15]]
@@ -140,15 +141,15 @@ def render(
     light: tuple[float, float],
     rng: Generator,
 ) -> Sprite:
-    """Render a part.
+    """Render a part as a sprite.
 
     Args:
         part: The part.
-        centre: Position of its origin, x and y in image pixels.
-        size: Length of its unit in pixels.
+        centre: Position of the part's centre in the image, x and y in pixels.
+        size: Length of the part's longest side in pixels, approximately.
         angle: Rotation in radians.
-        light: Direction of the light source in the image (unit vector x, y).
-        rng: Selects material and reflections.
+        light: Direction towards the light source in the image (unit vector x, y).
+        rng: Random generator for material and reflections.
     """
     turn = size * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     outline = [polygon @ turn + centre for polygon in part.outline]

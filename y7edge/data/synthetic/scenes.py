@@ -33,7 +33,7 @@ _CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
     (bracket, 0.22, 0.38),
 )
 
-_LEAST_VISIBLE = 0.4  # visible fraction below which a part is not labelled
+_LEAST_VISIBLE = 0.4  # parts with a smaller visible fraction are not labelled
 _SMALLEST_SIDE = 96
 
 
@@ -99,7 +99,10 @@ def scene(seed: int | Sequence[int], size: tuple[int, int] = (320, 320)) -> Scen
 def _place(
     rng: Generator, height: int, width: int, light: tuple[float, float]
 ) -> tuple[list[Sprite], list[int]]:
-    """Select and render the parts, lowest first, with little overlap."""
+    """Place and render random parts with little overlap; return sprites and class ids.
+
+    Later sprites are drawn over earlier ones.
+    """
     unit = min(height, width)
     sprites: list[Sprite] = []
     class_id: list[int] = []
@@ -128,7 +131,10 @@ def _place(
 def _window(
     shape: tuple[int, ...], sprite: Sprite, shift: tuple[int, int] = (0, 0)
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return the overlap of an image and a sprite moved by ``shift``, as slices of both."""
+    """Return where an image and a sprite overlap: slices of the image and of the sprite.
+
+    The sprite is moved by ``shift`` (x, y) pixels first.
+    """
     side = sprite.alpha.shape[0]
     here, there = [], []
     for axis in (1, 0):  # rows, then columns
@@ -161,8 +167,8 @@ def generate(
 ) -> Path:
     """Write a data set in YOLO format and return the path of its ``data.yaml``.
 
-    The splits use different seeds. ``data.yaml`` is written last, so a folder without it is
-    incomplete.
+    Images are generated from ``seed``, split and index, so the splits differ. ``data.yaml`` is
+    written last: a folder without it is incomplete.
 
     Args:
         folder: The folder for ``images/``, ``labels/`` and ``data.yaml``; created if missing.
@@ -188,6 +194,7 @@ def generate(
 
 
 def _label_lines(made: Scene) -> str:
+    """Return the content of a YOLO label file."""
     height, width = made.image.shape[:2]
     corners = made.boxes.astype(np.float64) / (width, height, width, height)
     return "".join(

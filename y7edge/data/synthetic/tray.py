@@ -1,4 +1,4 @@
-"""Draw the background of synthetic scenes (tray, litter), and simulate the camera."""
+"""Draw the background of synthetic scenes (tray, scraps, cable), and simulate the camera."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CABLES = ((35, 35, 38), (40, 40, 170), (150, 80, 40), (60, 150, 190), (200, 200
 
 
 def tray(rng: Generator, height: int, width: int) -> Canvas:
-    """Draw an empty tray: uneven colour, sometimes ribs, scratches and dust."""
+    """Draw an empty tray of uneven colour, sometimes with ribs, scratches and dust."""
     colour = np.array(_TRAYS[rng.integers(len(_TRAYS))], np.float32) * rng.uniform(0.85, 1.15)
     blotches = _smooth(rng, height, width, cells=6) * rng.uniform(2, 8)
     grain = _smooth(rng, height, width, cells=80) * rng.uniform(1, 4)
@@ -39,7 +39,7 @@ def tray(rng: Generator, height: int, width: int) -> Canvas:
 
 
 def _smooth(rng: Generator, height: int, width: int, cells: int) -> NDArray[np.float32]:
-    """Return noise with a variance of at most one and a scale of 1/cells of the image."""
+    """Return smooth noise (height, width) from a grid of cells x cells random numbers."""
     coarse = rng.standard_normal((cells, cells), dtype=np.float32)
     return np.asarray(
         cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.float32
@@ -47,6 +47,7 @@ def _smooth(rng: Generator, height: int, width: int, cells: int) -> NDArray[np.f
 
 
 def _near(canvas: Canvas, spot: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the colour (3,) of the pixel that is nearest to ``spot`` (x, y)."""
     height, width = canvas.shape[:2]
     x, y = int(np.clip(spot[0], 0, width - 1)), int(np.clip(spot[1], 0, height - 1))
     return np.array(canvas[y, x])
@@ -62,7 +63,7 @@ def _stroke(
     x2, y2 = np.minimum(np.ceil(points.max(axis=0) + margin), (width, height)).astype(int)
     if x2 <= x1 or y2 <= y1:
         return
-    # Drawn at four times the size, because OpenCV's line thickness is an integer.
+    # Draw at four times the size, because OpenCV's line thickness is an integer.
     mask = np.zeros(((y2 - y1) * 4, (x2 - x1) * 4), np.uint8)
     line = np.round((points - (x1, y1)) * 4).astype(np.int32)
     cv2.polylines(mask, [line], False, 255, max(1, round(thickness * 4)))
@@ -162,7 +163,7 @@ def photograph(canvas: Canvas, rng: Generator) -> NDArray[np.uint8]:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), blur), np.float32)
     if rng.random() < 0.15:
         image = np.asarray(cv2.filter2D(image, -1, _motion(rng)), np.float32)
-    # Equal in all channels: cameras remove colour noise.
+    # The noise is equal in all channels, because cameras remove colour noise.
     noise = rng.standard_normal((height, width), dtype=np.float32)
     image += grey(noise * np.float32(rng.uniform(1, 7)))
     np.rint(image, out=image)

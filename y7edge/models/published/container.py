@@ -1,10 +1,11 @@
 """Read the two containers that ``torch.save`` writes, without torch.
 
-Zip (torch >= 1.6): records ``NAME/data.pkl``, ``NAME/byteorder`` and, for each storage,
-``NAME/data/KEY``, all uncompressed.
+Zip (torch >= 1.6): uncompressed records ``NAME/data.pkl``, ``NAME/byteorder`` and, for each
+storage, ``NAME/data/KEY``.
 
-Legacy stream: pickles of a magic number, a protocol version, facts about the machine, the value and
-the list of storage keys; then for each key its length (int64) and bytes.
+Legacy stream (torch < 1.6): five pickles (magic number, protocol version, byte order and type sizes
+of the machine, saved value, list of storage keys). Then follow, for each key in the list, the
+storage's number of elements (int64) and its bytes.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from y7edge.models.published.unpickle import Storage, Tensor, load
 
 MAX_RECORDS = 50_000  # of a zip; yolov7-e6e with optimiser state has about 4000
 _ZIP = b"PK\x03\x04"
-_MAX_DIRECTORY = 8 << 20  # bytes; an entry has about 100
+_MAX_DIRECTORY = 8 << 20  # bytes of a zip's directory; an entry has about 100
 _MAX_STREAM = 2 << 30  # bytes of a legacy stream, which is kept in memory
 _ENCRYPTED = 0x1  # bit of a zip record's flags
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_PREAMBLE = 1000  # opcodes of each pickle in front of the value; usual are about 20
+_PREAMBLE = 1000  # maximum opcodes of each pickle before the value; usually about 20
 _LENGTH = struct.Struct("<q")
-_PICKLES = b"\x80c("  # how pickles start: PROTO, or in protocol 0 GLOBAL and MARK
+_PICKLES = b"\x80c("  # first bytes of pickles: PROTO; in protocol 0 also GLOBAL and MARK
 _TAR = slice(257, 262)  # position of "ustar" in a tar archive
 _AGAIN = "copy or download it again"
 _BYTE_ORDER = "byte order is not little-endian; save the file again on a little-endian machine"
@@ -51,13 +52,16 @@ class Container:
     _read: Callable[[Storage], bytes]
 
     def array(self, tensor: Tensor) -> NDArray[Any]:
-        """Read a tensor, read-only. Only the last storage is cached: read tensors by storage."""
+        """Return a tensor as a read-only array.
+
+        Only the last storage is cached, so read all tensors of one storage in sequence.
+        """
         return tensor.read(self._read(tensor.storage))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Container]:
-    """Open a file that ``torch.save`` wrote and read its pickle.
+    """Open a file written by ``torch.save``, and load its pickle.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or has another format.
@@ -72,9 +76,9 @@ def opened(path: Path) -> Iterator[Container]:
 
 
 class _Bounded:
-    """A stream that refuses to read more than ``most`` bytes at once.
+    """A stream that raises BadZipFile for reads of more than ``most`` bytes.
 
-    This limits a zip's directory, which zipfile reads at once, with the size that the file states.
+    zipfile reads the directory of a zip in one call, with a size that is stored in the file.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -118,7 +122,7 @@ def _zip(path: Path, stream: BinaryIO) -> Iterator[Container]:
 
 
 def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return records by name inside the archive's one folder, with declared sizes validated."""
+    """Check the records of an archive; return them by name, without their common folder."""
     found = archive.infolist()
     if len(found) > MAX_RECORDS:
         raise CheckpointError(f"{path}: {len(found)} records, expected at most {MAX_RECORDS}")
@@ -129,7 +133,7 @@ def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
         if name in records:
             raise CheckpointError(f"{path}: duplicate record {name!r}; {_AGAIN}")
         records[name] = info
-    # Overlapping records could each declare the size of the whole file.
+    # If records overlap, each could be as large as the whole file.
     size = path.stat().st_size
     if (claimed := sum(info.file_size for info in found)) > size:
         raise CheckpointError(
@@ -137,8 +141,8 @@ def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
         )
     if "constants.pkl" in records:
         raise CheckpointError(
-            f"{path}: a traced TorchScript model (the published tools write traced_model.pt), "
-            "not a checkpoint; use the .pt file that it was traced from"
+            f"{path}: a traced TorchScript model, such as traced_model.pt of the published tools, "
+            "not a checkpoint; use the .pt file from which it was traced"
         )
     if "data.pkl" not in records:
         raise CheckpointError(f"{path}: a zip archive without data.pkl; expected a .pt checkpoint")
@@ -171,8 +175,8 @@ def _check_lengths(
         found = None if record is None else record.file_size
         if found != storage.nbytes:
             raise CheckpointError(
-                f"{path}: storage {key} has {found or 'no'} bytes, expected {storage.nbytes} by "
-                f"its pickle; {_AGAIN}"
+                f"{path}: storage {key} has {found or 'no'} bytes, expected {storage.nbytes} "
+                f"according to its pickle; {_AGAIN}"
             )
 
 
@@ -181,14 +185,15 @@ def _legacy(path: Path, stream: BinaryIO) -> Iterator[Container]:
     start = stream.read(1 << 16)
     _check_preamble(path, io.BytesIO(start), start)
     stream.seek(0)
-    # Read, not mapped: a mapped file that another program shortens kills the process.
+    # Not memory-mapped: if another program truncated the file, the process would be killed.
     content = stream.read(_MAX_STREAM + 1)
     if len(content) > _MAX_STREAM:
         raise CheckpointError(
-            f"{path}: a stream of more than {_MAX_STREAM} bytes; save it with torch 1.6 or newer"
+            f"{path}: a stream of more than {_MAX_STREAM} bytes; save it again with torch "
+            "1.6 or newer"
         )
     pickles = io.BytesIO(content)
-    _check_preamble(path, pickles, content)  # again, to move behind it
+    _check_preamble(path, pickles, content)  # again, to advance ``pickles``
     value, storages = load(pickles, str(path))
     keys, _ = load(pickles, str(path), 3 * MAX_RECORDS)
     listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
@@ -204,14 +209,11 @@ def _legacy(path: Path, stream: BinaryIO) -> Iterator[Container]:
 
 
 def _check_preamble(path: Path, pickles: io.BytesIO, content: bytes) -> None:
-    """Check the three pickles in front of the value."""
-    other = (
-        f"{path}: not a file of torch.save (a zip container, or a stream that starts with its "
-        "magic number); expected a .pt checkpoint"
-    )
+    """Load and check the three pickles before the value."""
+    other = f"{path}: not a file of torch.save; expected a .pt checkpoint"
     if content[0] not in _PICKLES or content[_TAR] == b"ustar":
         raise CheckpointError(other)
-    # For a bare pickle, this reports the function that it would call.
+    # If the file is a bare pickle, ``load`` reports the function that the pickle would call.
     magic, _ = load(pickles, str(path), _PREAMBLE)
     if magic != _MAGIC:
         raise CheckpointError(other)
@@ -234,7 +236,7 @@ def _places(path: Path, content: bytes, at: int, storages: list[Storage]) -> dic
         if (length := _LENGTH.unpack_from(content, start - _LENGTH.size)[0]) != storage.length:
             raise CheckpointError(
                 f"{path}: storage {storage.key} has {length} elements, expected {storage.length} "
-                f"by its pickle; {_AGAIN}"
+                f"according to its pickle; {_AGAIN}"
             )
         places[storage.key] = slice(start, at)
     return places

@@ -1,7 +1,8 @@
 """Translate the keys of published weights, and identify their variant.
 
-Published keys are ``model.{row}.{member}``: our rows with other member names. The head's row and
-its implicit tensors identify variant and form, except that the two tiny models have equal keys.
+Published keys are ``model.{row}.{member}``. Row numbers equal ours, member names differ. The row
+number of the head identifies the variant, except that the two tiny models have the same keys.
+Implicit tensors identify the training form.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from y7edge.models.checkpoint import COUNTER, check_keys
 from y7edge.models.shapes import weight_shapes
 from y7edge.models.spec import Spec
 
-# Our member names and the published ones; no published name matches another pattern.
+# Patterns of our member names -> published names. No pattern matches a published name.
 _MEMBERS = (
     (re.compile(r"^dense\.conv\."), "rbr_dense.0."),
     (re.compile(r"^dense\.bn\."), "rbr_dense.1."),
@@ -49,7 +50,7 @@ def published_key(key: str) -> str:
 
 @cache
 def _variants() -> dict[tuple[int, PublishedForm], tuple[str, ...]]:
-    """Return variants by the row of their head and their form."""
+    """Return the names of variants by (row number of the head, form)."""
     found: dict[tuple[int, PublishedForm], tuple[str, ...]] = {}
     for name in registry.names():
         for form in get_args(PublishedForm):
@@ -59,7 +60,7 @@ def _variants() -> dict[tuple[int, PublishedForm], tuple[str, ...]]:
 
 
 def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], PublishedForm]:
-    """Return the names of the variants with these keys, and the form: training or deploy.
+    """Return the names of the variants that have the keys of ``state``, and the form.
 
     Raises:
         CheckpointError: the keys match no variant, or the weights are folded.
@@ -87,20 +88,20 @@ def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], Pu
 
 
 def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, dict[str, Any]]:
-    """Return the spec, and the weights under our keys in our order.
+    """Return the spec for published weights, and the weights by our keys, in our order.
 
-    Values, anything with a ``shape``, are not changed. Missing BatchNorm counters become zero.
+    Values (arrays or tensors) are not changed. Missing BatchNorm counters become zero.
 
     Raises:
-        CheckpointError: keys or shapes are not those of the variant.
+        CheckpointError: keys or shapes differ from those of the variant ``name``.
         ConfigError: ``name`` is unknown.
     """
     registry.get(name)
     fitting, form = identify(state, source)
     if name not in fitting:
         raise CheckpointError(
-            f"{source}: weights of {' or '.join(fitting)} in {form} form, not of {name}; "
-            "pass that name"
+            f"{source}: weights of {' or '.join(fitting)} in {form} form, not of {name}; pass "
+            "their name"
         )
     spec = registry.get(name, nc=_classes(state, source), form=form)
     expected = {published_key(key): (key, shape) for key, shape in weight_shapes(spec).items()}
@@ -119,13 +120,13 @@ def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, d
 
 
 def _classes(state: Mapping[str, Any], source: str) -> int:
-    """Return the number of classes; the head convolution has 3 x (5 + classes) outputs."""
+    """Return the number of classes, from the number of outputs of a head convolution."""
     key = next(key for key in state if _HEAD.fullmatch(key))
     shape = _shape(state[key])
     outputs = shape[0] if shape else 0
     if outputs % 3 or outputs < 3 * 6:
         raise CheckpointError(
-            f"{source}: {key} has {outputs} outputs, expected 3 x (5 + classes) of them"
+            f"{source}: {key} has {outputs} outputs, expected 3 x (5 + number of classes)"
         )
     return outputs // 3 - 5
 

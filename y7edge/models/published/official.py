@@ -1,8 +1,8 @@
 """Read published ``.pt`` checkpoints without torch and without executing their pickle.
 
-Such a file pickles the whole model object. :mod:`y7edge.models.published.unpickle` rebuilds it from
-inert stand-ins. This module collects its weights as torch does (``_modules``, ``_parameters``,
-``_buffers``), and :mod:`y7edge.models.published.keys` renames them.
+Such a file contains the pickled model object. :mod:`y7edge.models.published.unpickle` loads it with
+inert objects in place of torch modules. This module collects their weights as torch does
+(``_modules``, ``_parameters``, ``_buffers``), and :mod:`y7edge.models.published.keys` renames them.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ _ACTIVATION = "torch.nn.modules.activation."
 
 @dataclass
 class _Model:
-    """Weights by published key, activations and class names."""
+    """Data that is collected from a file."""
 
     source: str
     entry: str  # "ema", "model", "bare model" or "state dict"
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    activations: set[str] = field(default_factory=set)  # class names
-    names: object = None
-    modules: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # by published key
+    activations: set[str] = field(default_factory=set)  # torch classes, such as "SiLU"
+    names: object = None  # of the classes that the model detects
+    modules: int = 0  # visited so far
 
 
 def convert(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Convert published keys to those of ``create(name, form=...).load_state_dict(strict=True)``.
+    """Rename the keys of a published state dict to those of ``y7edge.nn.create(name, form=...)``.
 
-    Form and number of classes follow from the keys. Values, tensors or arrays, are not changed;
-    ``anchor_grid`` is dropped, and missing BatchNorm counters become zero. ``name`` is one of
-    :func:`y7edge.models.names`.
+    The form and the number of classes follow from the weights. Values (tensors or arrays) are not
+    changed; ``anchor_grid`` is dropped, and missing BatchNorm counters become zero. ``name`` is one
+    of :func:`y7edge.models.names`.
 
     Raises:
-        CheckpointError: the keys or shapes are not those of the variant.
+        CheckpointError: the keys or shapes differ from those of the variant.
         ConfigError: ``name`` is unknown.
     """
     return translate(state_dict, name, "the state dict")[1]
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a published ``.pt`` file: training, stripped or re-parameterised, or a state dict.
+    """Read a published ``.pt`` file: a checkpoint of a training, a model or a state dict.
 
-    The exponential moving average is used if there is one; half precision becomes float32.
+    The exponential moving average is used if there is one. float16 weights become float32.
 
     Raises:
-        CheckpointError: the file is missing, damaged, refused as unsafe, or of another model.
+        CheckpointError: the file is missing, damaged, unsafe, or contains an unsupported model.
     """
     path = Path(path)
     with opened(path) as container:
@@ -83,7 +83,7 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def _model(value: Any, source: str) -> _Model:
-    """Find the model in a file: ``ema`` if there is one, else ``model``, else the value itself."""
+    """Collect the model from an unpickled file: ``ema``, else ``model``, else the whole value."""
     entry, content = "bare model", value
     if isinstance(value, dict):
         entry = next((entry for entry in ("ema", "model") if value.get(entry)), "state dict")
@@ -99,13 +99,13 @@ def _model(value: Any, source: str) -> _Model:
     if isinstance(value, dict):
         found = f"the entries {[str(key)[:40] for key in list(value)[:8] if isinstance(key, str)]}"
     raise CheckpointError(
-        f"{source}: no model: found {found}, expected a model, a state dict, or a dictionary with "
-        "'ema' or 'model'"
+        f"{source} contains no model: found {found}, expected a model, a state dict, or a "
+        "dictionary with 'ema' or 'model'"
     )
 
 
 def _walk(model: _Model, module: StandIn, prefix: str, depth: int) -> None:
-    """Collect tensors by state dict key, and check the settings of each module."""
+    """Collect the tensors of a module and its children, and check the settings of each."""
     model.modules += 1
     if depth > MAX_DEPTH or model.modules > MAX_MODULES:
         raise CheckpointError(
@@ -132,7 +132,7 @@ def _members(model: _Model, module: StandIn, group: str, prefix: str) -> list[tu
 
 
 def _check_settings(model: _Model, module: StandIn, prefix: str) -> None:
-    """Check settings that state dicts do not contain: BatchNorm's eps, activation and slope."""
+    """Check the eps of BatchNorm and the slope of LeakyReLU, and collect the activation."""
     kind = module.qualified_name
     if kind.startswith(_BATCHNORM):
         expected, setting = BN_EPS, "eps"
@@ -153,7 +153,7 @@ def _check_settings(model: _Model, module: StandIn, prefix: str) -> None:
 
 
 def _variant(model: _Model) -> str:
-    """Return the variant's name; the activation distinguishes the two tiny ones."""
+    """Return the variant's name; the two tiny variants differ by their activation."""
     names, _ = identify(model.tensors, model.source)
     expected = {name: _ACTIVATIONS[registry.get(name).activation] for name in names}
     fitting = [name for name in names if model.activations <= {expected[name]}]
@@ -177,7 +177,7 @@ def _arrays(container: Container, tensors: Mapping[str, Any]) -> dict[str, NDArr
     for key in sorted(tensors, key=place):  # the container caches one storage
         value = tensors[key]
         array = container.array(value) if isinstance(value, Tensor) else value
-        # An overflow becomes infinity, which ``check`` reports.
+        # Values beyond float32 become infinity, which ``check`` reports.
         with np.errstate(over="ignore"):
             arrays[key] = array.astype(np.int64 if key.endswith(COUNTER) else np.float32)
     return {key: arrays[key] for key in tensors}
@@ -186,9 +186,9 @@ def _arrays(container: Container, tensors: Mapping[str, Any]) -> dict[str, NDArr
 def _anchors(
     spec: Spec, arrays: Mapping[str, NDArray[Any]], container: Container, model: _Model
 ) -> Anchors:
-    """Return the file's anchors in pixels, which auto-anchor may have changed.
+    """Return the anchors in the file, in pixels; auto-anchor may have changed them.
 
-    Published models decode with ``anchor_grid``, so it must be equal to ``anchors``.
+    If there is an ``anchor_grid``, it must be equal, because published models decode with it.
     """
     grid = arrays[f"rows.{spec.head.index}.anchors"].astype(np.float64)
     pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]
@@ -197,14 +197,14 @@ def _anchors(
         decoding = container.array(stored).astype(np.float64)
         if decoding.size != pixels.size or not np.allclose(decoding.ravel(), pixels.ravel(), 1e-2):
             raise CheckpointError(
-                f"{model.source}: anchor_grid (pixels) and anchors (cells) differ; save the model "
-                "again with equal ones"
+                f"{model.source}: anchor_grid (in pixels) and anchors (in cells) differ; save the "
+                "model again with equal ones"
             )
     return tuple(tuple((float(w), float(h)) for w, h in level) for level in pixels)
 
 
 def _names(model: _Model, nc: int) -> tuple[str, ...]:
-    """Return class names from the model's list or dictionary, else "0", "1", ..."""
+    """Return the class names from the model's list or dictionary; "0", "1", ... by default."""
     names = model.names
     if isinstance(names, dict):
         names = [names.get(index) for index in range(len(names))]

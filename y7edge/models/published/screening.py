@@ -1,15 +1,15 @@
 """Check every opcode of a pickle before it runs.
 
-Refusing names is not enough: opcodes alone can exhaust memory or the stack, or bypass the look-up
-of names. Checked here:
+Refusing unknown functions (``find_class``) is not enough: opcodes alone can exhaust memory or the C
+stack, or bypass ``find_class``. Checked here:
 
-* extension codes, which may be resolved from a cache, without a look-up;
-* memo slots, for which the C implementation allocates up to the highest index;
-* the number of values below a tuple, shared ones counted each time: hashing a tuple visits them
-  all, recursively and without a limit;
-* keys of dictionaries and members of sets: hashes of tuples and of large integers can be made to
-  collide, and comparing long equal strings takes time;
-* the number of opcodes. Lengths inside opcodes are checked against the available bytes.
+* extension codes, which pickle may resolve from a cache without calling ``find_class``;
+* memo slots, because the C implementation allocates memory up to the highest index;
+* the number of values nested in a tuple, where a shared value counts each time, because hashing the
+  tuple visits all of them, recursively and without a limit;
+* keys of dictionaries and members of sets, because the hashes of tuples and of large integers can
+  be made to collide, and because comparing long equal strings takes time;
+* the number of opcodes. (pickletools checks lengths inside opcodes against the available bytes.)
 """
 
 from __future__ import annotations
@@ -20,36 +20,38 @@ from typing import Any
 
 from y7edge.errors import CheckpointError
 
-MAX_OPCODES = 1_000_000  # yolov7-e6e, model and average with optimiser state, has about a half
+MAX_OPCODES = 1_000_000  # yolov7-e6e with average and optimiser state has about 500,000
 MAX_BYTES = 256 * 2**20  # of the pickle, without tensors; published ones are below 2 MiB
 MAX_KEY = 4096  # characters or bytes of a key
-MAX_LARGE = 16  # integers beyond 64 bits; the legacy stream begins with one
-MAX_TUPLE = 10_000  # values below one tuple; a tensor's arguments are about 20
+MAX_LARGE = 16  # integers of more than 64 bits; a legacy stream begins with one
+MAX_TUPLE = 10_000  # values nested in one tuple; the arguments of a tensor are about 20
 
 _EXTENSIONS = ("EXT1", "EXT2", "EXT4")
 _NEVER = ("PERSID", "NEXT_BUFFER", "READONLY_BUFFER", "FROZENSET")
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
 _STORE = ("PUT", "BINPUT", "LONG_BINPUT")
 _FETCH = ("GET", "BINGET", "LONG_BINGET")
-# Positions of the keys among the values that an opcode takes, from the top of the stack.
+# Positions of the keys among the operands of an opcode, from the top of the stack.
 _KEYS = {
     "SETITEM": slice(1, 2),
     "SETITEMS": slice(1, None, 2),
     "DICT": slice(1, None, 2),
     "ADDITEMS": slice(None),
 }
-_MARK = -1  # on the stack of weights
+_MARK = -1  # stands for a MARK on the stack of sizes
 
 
 def screen(stream: io.BytesIO, most: int | None = None) -> None:
-    """Check one pickle of at most ``most`` opcodes (MAX_OPCODES) without running it.
+    """Check one pickle without running it.
+
+    ``most``: maximum number of opcodes; None: ``MAX_OPCODES``.
 
     Raises:
         CheckpointError: the pickle is unsafe or too large.
         ValueError: the pickle is truncated, or an opcode is unknown.
     """
     start, most = stream.tell(), most or MAX_OPCODES
-    stack, large = _Weights(), 0
+    stack, large = _Sizes(), 0
     argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name in _EXTENSIONS:
@@ -70,14 +72,15 @@ def screen(stream: io.BytesIO, most: int | None = None) -> None:
 
 
 class _NoKey(int):
-    """The weight of a value that must not be a key: a long string, or a container."""
+    """The size of a value that must not be a key: a long string, or a container."""
 
 
-class _Weights:
-    """The stack and memo of the pickle machine, with the number of values below each value.
+class _Sizes:
+    """The unpickler's stack and memo, simulated with the size of each value.
 
-    A list or dictionary counts as it was when memoised; neither can be hashed, so the bound on
-    tuples holds.
+    The size of a value is 1 plus the sizes of the values in it. For a list or dictionary in the
+    memo, this is its size when it was stored. Growing later is harmless, because only tuples are
+    limited, and a tuple that contains lists or dictionaries cannot be hashed.
     """
 
     def __init__(self) -> None:
@@ -85,7 +88,7 @@ class _Weights:
         self._memo: dict[int, int] = {}
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Apply one opcode to the counts."""
+        """Apply one opcode."""
         name = opcode.name
         if name in _STORE:
             self._memo[argument] = self._top()
@@ -105,7 +108,7 @@ class _Weights:
             self._combine(opcode)
 
     def _combine(self, opcode: pickletools.OpcodeInfo) -> None:
-        """Replace the values that an opcode takes by one that contains them."""
+        """Replace the operands of an opcode by one value that contains them."""
         popped: list[int] = []
         taken = opcode.stack_before
         if pickletools.markobject in taken:
@@ -115,13 +118,13 @@ class _Weights:
         popped += [max(self._pop(), 0) for _ in taken]
         if opcode.name in _KEYS and any(isinstance(v, _NoKey) for v in popped[_KEYS[opcode.name]]):
             raise CheckpointError("has a key that is not a number or a short string")
-        weight = 1 + sum(popped)
-        if opcode.name in _TUPLES and weight > MAX_TUPLE:
-            raise CheckpointError(f"nests or repeats {weight} values inside of a tuple")
+        size = 1 + sum(popped)
+        if opcode.name in _TUPLES and size > MAX_TUPLE:
+            raise CheckpointError(f"nests or repeats {size} values inside of a tuple")
         if opcode.stack_after:
-            # Appending a container to itself doubles the count each time: keep the integer small.
-            weight = min(weight, 2**62)
-            self._stack.append(_NoKey(weight) if opcode.stack_before else weight)
+            # Appending a container to itself doubles its size each time: keep the integer small.
+            size = min(size, 2**62)
+            self._stack.append(_NoKey(size) if opcode.stack_before else size)
 
     def _top(self) -> int:
         if not self._stack:

@@ -1,13 +1,12 @@
 """Unpickle a published checkpoint without importing or calling the functions that it names.
 
-Names that YOLOv7 checkpoints use are resolved to inert objects; all others are refused:
+Names that YOLOv7 checkpoints use are resolved to inert replacements; all others are refused:
 
-* modules (``models.*``, ``torch.nn.modules.*``) become :class:`StandIn`, which keep attributes
-  only;
-* tensors become :class:`Tensor`, views of a :class:`Storage` that is read later;
+* modules (``models.*``, ``torch.nn.modules.*``) become :class:`StandIn`, with attributes only;
+* tensors become :class:`Tensor`, a view of a :class:`Storage` that is read later;
 * numpy scalars and arrays (``best_fitness``) become plain numbers and :class:`PickledArray`.
 
-Before it runs, a pickle is screened (:mod:`y7edge.models.published.screening`).
+:mod:`y7edge.models.published.screening` checks every pickle before it runs.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from y7edge.text import one_line
 
 MAX_CLASSES = 256  # different module classes in one file; a published one has about 20
 MAX_DIMENSIONS = 8  # of a tensor; anchor_grid has 6
-MAX_SIDE = 2**40  # of a tensor or storage: bounds the arithmetic that checks them
+MAX_SIDE = 2**40  # of a tensor or storage, so that the checks compute with small integers
 
 _STAND_INS = ("models.", "torch.nn.modules.")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-# Public names of modules for which pickles have implementation names.
+# Modules that pickles name by their implementation -> public names, for messages.
 _KNOWN_AS = {"posix": "os", "nt": "os", "__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class Sealed:
-    """An object that a pickle cannot change.
+    """Base class of objects that a pickle cannot change.
 
-    Without ``__setstate__`` the BUILD opcode could write any attribute, even ``__class__``.
+    Without ``__setstate__`` the BUILD opcode could set any attribute, even ``__class__``.
     """
 
     __slots__ = ()
@@ -50,7 +49,7 @@ class Sealed:
 
 
 class StandIn:
-    """Attributes of a module; each class of the file gets a subclass with its name."""
+    """Replacement of a torch module, with attributes only; one subclass per class in the file."""
 
     __slots__ = ("attributes",)
     qualified_name: ClassVar[str] = ""
@@ -63,14 +62,14 @@ class StandIn:
         return made
 
     def __setstate__(self, state: object) -> None:
-        """Keep the attributes, by name."""
+        """Store the attributes."""
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise CheckpointError(f"has {self.qualified_name} with an invalid state")
         self.attributes = dict(state)
 
 
 class PickledDict(dict[Any, Any]):
-    """In place of ``collections.OrderedDict``, without attributes."""
+    """Replacement of ``collections.OrderedDict``, without attributes."""
 
     __slots__ = ()
 
@@ -80,11 +79,11 @@ class PickledDict(dict[Any, Any]):
         super().__init__((_key(pair[0]), pair[1]) for pair in items)
 
     def __setstate__(self, state: object) -> None:
-        """Ignore attributes; torch sets ``_metadata`` on state dicts."""
+        """Ignore attributes, such as ``_metadata`` of state dicts."""
 
 
 class StorageType(Sealed):
-    """In place of ``torch.HalfStorage`` and its kind."""
+    """Replacement of storage classes such as ``torch.HalfStorage``."""
 
     __slots__ = ("dtype",)
 
@@ -93,7 +92,7 @@ class StorageType(Sealed):
 
 
 class Storage(Sealed):
-    """A flat array in the file, found by its key; not read yet."""
+    """Reference to a flat array in the file, by its key; ``length`` is in elements."""
 
     __slots__ = ("dtype", "key", "length")
 
@@ -107,7 +106,7 @@ class Storage(Sealed):
 
 
 class Tensor(Sealed):
-    """A view inside a storage; offset and strides are in elements."""
+    """A view of a storage; offset and strides are in elements."""
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
@@ -117,7 +116,7 @@ class Tensor(Sealed):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def read(self, data: bytes) -> NDArray[Any]:
-        """Return a read-only view of the storage's bytes ``data``."""
+        """Return the tensor as a read-only array; ``data``: the bytes of its storage."""
         size = self.storage.dtype.itemsize
         return np.ndarray(
             self.shape,
@@ -129,7 +128,7 @@ class Tensor(Sealed):
 
 
 class PickledDtype(Sealed):
-    """In place of a ``numpy.dtype``: little-endian numbers only."""
+    """Replacement of ``numpy.dtype``, for little-endian numbers only."""
 
     __slots__ = ("dtype",)
     codes = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
@@ -138,7 +137,7 @@ class PickledDtype(Sealed):
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
-        """Accept only the state of a plain number type."""
+        """Accept only the state of a little-endian number type."""
         match state:
             case (_, "<" | "|" | "=", None, None, None, *_) if isinstance(state, tuple):
                 return
@@ -146,7 +145,7 @@ class PickledDtype(Sealed):
 
 
 class PickledArray:
-    """In place of a ``numpy.ndarray``."""
+    """Replacement of ``numpy.ndarray``; ``values`` is one-dimensional."""
 
     __slots__ = ("values",)
 
@@ -154,7 +153,7 @@ class PickledArray:
         self.values: NDArray[Any] = np.empty(0)
 
     def __setstate__(self, state: object) -> None:
-        """Accept (version, shape, dtype, Fortran order, bytes) that fit together."""
+        """Accept a consistent state (version, shape, dtype, is Fortran order, bytes)."""
         match state:
             case (int(), tuple() as shape, PickledDtype() as kind, bool(), bytes() as data):
                 sides = _whole_numbers(shape, "an array's shape")
@@ -165,7 +164,7 @@ class PickledArray:
 
 
 class Inert(Sealed):
-    """A safe function in place of one that the file names."""
+    """Safe replacement of a function that the file calls, such as ``_codecs.encode``."""
 
     __slots__ = ("_function",)
 
@@ -173,7 +172,7 @@ class Inert(Sealed):
         self._function = function
 
     def __call__(self, *arguments: object) -> object:
-        """Rebuild the value."""
+        """Call the replacement."""
         return self._function(*arguments)
 
 
@@ -189,7 +188,7 @@ def _rebuild_tensor(
         raise CheckpointError(f"has {len(strides)} strides for {len(shape)} dimensions")
     count = math.prod(shape)
     last = sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
-    # A view that repeats elements (stride 0) could have any size.
+    # With stride 0, a view of any size could repeat a few elements.
     if count > storage.length or (count and start + last >= storage.length):
         raise CheckpointError(
             f"has a tensor of shape {shape}, strides {strides} at offset {start} "
@@ -199,7 +198,7 @@ def _rebuild_tensor(
 
 
 def _whole_numbers(values: object, what: str) -> tuple[int, ...]:
-    """Return ``values``; CheckpointError unless they are a few small integers >= 0."""
+    """Check that ``values`` is a tuple of a few small integers >= 0, and return it."""
     if not (
         isinstance(values, tuple)
         and len(values) <= MAX_DIMENSIONS
@@ -222,14 +221,14 @@ def _set(items: Iterable[Any] = ()) -> set[Any]:
 
 
 def _key(value: object) -> object:
-    """Return a key; CheckpointError for keys that the screening refuses."""
+    """Check that a dictionary key or set member is a number or short string, and return it."""
     if not isinstance(value, str | int) or (isinstance(value, str) and len(value) > MAX_KEY):
         raise CheckpointError("has a key that is not a number or a short string")
     return value
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    # Protocol 2 encodes bytes as latin1. Other encodings would use the registry of codecs.
+    # Protocol 2 stores bytes as latin1. Other encodings would be looked up and imported.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise CheckpointError("encodes something other than text as latin1")
     return text.encode("latin-1")
@@ -292,7 +291,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         if known is not None:
             return known
         whole = f"{module}.{name}"
-        # A dotted name could reach a module's own imports: models.common + os.system.
+        # A name with a dot, such as os.system in models.common, could reach imported modules.
         if module.startswith(_STAND_INS) and "." not in name and _DOTTED.fullmatch(whole):
             return self._stand_in(whole)
         shown = f"{_KNOWN_AS.get(module, module)}.{name}"
@@ -308,10 +307,10 @@ class RestrictedUnpickler(pickle.Unpickler):
         return self._classes[whole]
 
     def persistent_load(self, pid: object) -> Any:
-        """Return a storage by type, key, device and length; the legacy stream wraps classes too."""
+        """Resolve a persistent id: a storage, or (in a legacy stream) the class of a module."""
         match pid:
             case ("module", type() as kind, _, _) if issubclass(kind, StandIn):
-                return kind  # the source text that follows is only for warnings
+                return kind  # the id also contains the class's source code
             case ("storage", StorageType() as kind, str() as key, str(), int() as length, *rest):
                 if rest not in ([], [None]):
                     raise CheckpointError("has views of storages, as only torch < 0.4 wrote")
@@ -333,13 +332,13 @@ def load(
 ) -> tuple[Any, dict[str, Storage]]:
     """Load the pickle at the stream's position; ``source`` names it in messages.
 
-    ``most``: as for :func:`y7edge.models.published.screening.screen`.
+    ``most``: maximum number of opcodes; None: ``MAX_OPCODES``.
 
     Returns:
         The value, and its storages by key.
 
     Raises:
-        CheckpointError: something is refused, or the pickle is damaged.
+        CheckpointError: the pickle is refused as unsafe, or damaged.
     """
     try:
         start = stream.tell()
@@ -347,7 +346,7 @@ def load(
         stream.seek(start)
         unpickler = RestrictedUnpickler(stream)
         return unpickler.load(), unpickler.storages
-    except CheckpointError as refusal:  # its message is a predicate
+    except CheckpointError as refusal:  # its message begins with a verb, such as "has"
         raise CheckpointError(
             f"{source} {refusal}, unlike any YOLOv7 checkpoint: the file was refused before any "
             "code in it ran; get it from a source you trust"

@@ -1,1 +1,1 @@
-"""Load training images: order, cache and loading processes; `dataset` combines them."""
+"""Load batches of training images: `dataset` combines order, cache and loading processes."""

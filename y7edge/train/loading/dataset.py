@@ -8,7 +8,7 @@
         for images, targets in batches(train_loader):
             ...
 
-An item depends only on the set's seed and its key (`y7edge.train.loading.sampling`).
+An item depends only on its key (`y7edge.train.loading.sampling`) and on the seed of the set.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from y7edge.train.loading.memory import BatchMemory, Item, Task, WrittenBatch, k
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
 from y7edge.train.loading.workers import PREFETCH, start_worker
 
-_SPARE = 3  # batches in use besides the prefetched ones: the current and the two before
+_SPARE = 3  # slots besides those of prefetched batches: for the current and the two previous ones
 
 
 class TrainingSet(Dataset[Item]):
-    """Samples as augmented network inputs.
+    """Dataset of augmented network inputs.
 
-    Items are uint8 (3, H, W), RGB, and float32 (n, 5): class, and normalized centre x, y, width,
-    height. H and W are the set's size, or the shape of the key.
+    An item is an image, uint8 (3, H, W) RGB, and its labels, float32 (n, 5): class, and normalized
+    centre x, y, width, height. (H, W) is the shape of the key, else (size, size).
     """
 
     def __init__(
@@ -57,14 +57,15 @@ class TrainingSet(Dataset[Item]):
         cache: str = "auto",
         close_at: int | None = None,
     ) -> None:
-        """Prepare the set; read all images if they are cached (`image_cache.open_cache`).
+        """Create the set, and fill its ``cache`` (see `image_cache.open_cache`).
 
-        ``size`` is the longer side S of the network's input. Without ``augmentation``, images are
-        only letterboxed; from epoch ``close_at`` on, from 1, it is ``augmentation.closed()``.
+        ``size`` is the longer side of the network's input in pixels. Without ``augmentation``,
+        images are only letterboxed. From epoch ``close_at`` on (counted from 1),
+        ``augmentation.closed()`` is used, which has no mosaic and no mixing.
 
         Raises:
-            ConfigError: The cache does not fit into memory or onto the disk.
-            DataError: No samples, or an image cannot be read.
+            ConfigError: The cached images do not fit into memory.
+            DataError: There are no samples, or an image cannot be read.
         """
         if not samples:
             raise DataError("expected training images, found none")
@@ -77,7 +78,7 @@ class TrainingSet(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int] | Key) -> Item:
-        """Return the item of a key, of (epoch, index), or of an index in epoch 0."""
+        """Return the item of a key; instead, give (epoch, index), or an index in epoch 0."""
         if not isinstance(key, Key):
             key = Key(*key) if isinstance(key, tuple) else Key(0, key)
         planes = np.empty((3, *(key.shape or (self.size, self.size))), np.uint8)
@@ -85,8 +86,10 @@ class TrainingSet(Dataset[Item]):
         return torch.from_numpy(planes), torch.from_numpy(labels)
 
     def write(self, key: Key, planes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Write the image of a key into uint8 (3, H, W), and return its labels."""
-        settings = self._settings(key.epoch)
+        """Write the image of a key into ``planes``, uint8 (3, H, W) RGB, and return its labels."""
+        settings = self.augmentation
+        if settings is not None and self.closed(key.epoch):
+            settings = settings.closed()
         if settings is None:
             height, width = planes.shape[1:]
             labelled = paint(single(self.images[key.index], height, width))
@@ -99,22 +102,20 @@ class TrainingSet(Dataset[Item]):
         return targets(labelled)
 
     def without_augmentation(self) -> TrainingSet:
-        """Return the set with letterboxing only; both share the cache."""
+        """Return a set that only letterboxes its images; it shares the cache of this set."""
         plain = copy.copy(self)
         plain.augmentation = None
         return plain
 
-    def _settings(self, epoch: int) -> Augmentation | None:
-        closed = self.close_at is not None and epoch >= self.close_at
-        if self.augmentation is None or not closed:
-            return self.augmentation
-        return self.augmentation.closed()
+    def closed(self, epoch: int) -> bool:
+        """Return whether mosaic and mixing are off in an epoch (from 1)."""
+        return self.close_at is not None and epoch >= self.close_at
 
 
 class SampleImages(ImageSet):
-    """Decoded images, longer side S, with their labels in pixels.
+    """Sequence of decoded images with their labels in pixels.
 
-    Labels are stored in two arrays, so that an image costs a slice and a product.
+    The labels of all images are in two arrays, which is faster than an array per image.
     """
 
     def __init__(self, samples: Sequence[Sample], images: Images) -> None:
@@ -141,21 +142,22 @@ class SampleImages(ImageSet):
 
 
 def collate(items: Sequence[Item]) -> Item:
-    """Stack items to images (B, 3, H, W) uint8 and targets (n, 6) float32.
+    """Stack items to a batch: images uint8 (B, 3, H, W) and targets float32 (n, 6).
 
-    A target is image (index in the batch), class, and normalized centre x, y, width, height.
+    A target has the image's index in the batch, class, and normalized centre x, y, width, height.
     """
     numbered = _numbered([labels.numpy() for _, labels in items])
     return torch.stack([image for image, _ in items]), torch.from_numpy(numbered)
 
 
 def _numbered(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Join the labels (n, 5) of all images of a batch to targets (n, 6)."""
     numbers = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
     return np.column_stack((numbers, np.concatenate(labels))).astype(np.float32)
 
 
 class _Work(Dataset["Item | WrittenBatch"]):
-    """Write whole batches; runs in the workers of a loader."""
+    """Dataset whose items are whole batches; the workers of a loader create them."""
 
     def __init__(self, train_set: TrainingSet, memory: BatchMemory | None) -> None:
         self._dataset, self._memory = train_set, memory
@@ -165,7 +167,7 @@ class _Work(Dataset["Item | WrittenBatch"]):
         shape = (len(task.keys), 3, *(task.keys[0].shape or (size, size)))
         if self._memory is not None and task.slot is not None:
             images = self._memory.space(task.slot, shape)
-        else:  # torch sends it to the training process
+        else:  # torch will transfer the batch to the training process
             images = np.empty(shape, np.uint8)
         numbered = _numbered(list(map(self._dataset.write, task.keys, images)))
         if self._memory is None or task.slot is None:
@@ -174,7 +176,7 @@ class _Work(Dataset["Item | WrittenBatch"]):
 
 
 class _Tasks(Sampler[Task]):
-    """Yield the batches of a plan, each with a slot in the batch memory."""
+    """Sampler of the batches of a plan, each with a slot in the batch memory if one is free."""
 
     def __init__(self, plan: BatchPlan, memory: BatchMemory | None) -> None:
         self._plan, self._memory = plan, memory
@@ -190,7 +192,7 @@ class _Tasks(Sampler[Task]):
 
 
 class Loader(DataLoader[Item]):
-    """A `DataLoader` whose workers return batches in a `BatchMemory` if possible."""
+    """`DataLoader` of batches, which its workers write to a `BatchMemory` if possible."""
 
     def __iter__(self) -> Any:
         """Iterate over the batches of the plan."""
@@ -206,16 +208,16 @@ class Loader(DataLoader[Item]):
 def loader(
     dataset: TrainingSet, plan: BatchPlan, *, workers: int = 0, pin: bool = False
 ) -> DataLoader[Item]:
-    """Load the batches of a plan; call ``plan.set_epoch`` before each pass.
+    """Create a loader of the batches of a plan; call ``plan.set_epoch`` before each pass.
 
-    With 0 ``workers`` the calling process loads. ``pin`` uses page-locked memory, for asynchronous
-    copies to a GPU.
+    If ``workers`` is 0, the calling process loads the images. ``pin`` returns batches in
+    page-locked memory, for asynchronous copies to a GPU.
 
     Raises:
         ConfigError: The prefetched batches do not fit into memory.
     """
     keep_freed_memory()  # also in forked workers
-    # Forked workers share cached images.
+    # Forked workers share the memory of cached images.
     method = "fork" if workers and sys.platform == "linux" else None
     memory = None
     if method == "fork":
@@ -229,7 +231,7 @@ def loader(
         num_workers=workers,
         worker_init_fn=partial(start_worker, os.getpid()),
         multiprocessing_context=method,
-        persistent_workers=workers > 0,  # start and check cached files only once
+        persistent_workers=workers > 0,  # workers start and verify cached files only once
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin,
     )

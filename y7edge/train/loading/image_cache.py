@@ -1,8 +1,9 @@
-"""Cache decoded images in memory or on disk: decoding is most of the work of an item.
+"""Cache decoded images in memory or on disk, since decoding takes most of the loading time.
 
-Images are upright, BGR, with the longer side resized to the input's, whatever the cache. JPEG's
-reduced decoding would save a fifth of the time on COCO at 320, but differs from the detector's
-bilinear resize (by 1.8 grey levels on average, and far more in single pixels).
+All caches return the same images: BGR, upright, their longer side resized to that of the network's
+input. JPEGs are not decoded at a reduced size. That would save a fifth of the time on COCO at 320
+pixels, but the images would differ from the detector's bilinear resize (by 1.8 grey levels on
+average, and much more in single pixels).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -33,12 +35,14 @@ from y7edge.train.loading.memory import format_bytes, spare_memory
 
 _log = logging.getLogger(__name__)
 
-CACHE_LIMIT = 1 << 30  # bytes up to which "auto" caches in memory
+CACHE_LIMIT = 1 << 30  # "auto" caches up to this number of bytes in memory
 
-# Header of a cached image: magic and version, height, width, CRC-32 of the pixels that follow.
+# Header of a cached file: magic and version, height, width, CRC-32 of the pixels that follow.
 _HEAD = struct.Struct("<8sIII")
 _MAGIC = b"y7edgeP1"
 
+T = TypeVar("T")
+R = TypeVar("R")
 Image = NDArray[np.uint8]
 Images = Sequence[Image]
 
@@ -46,13 +50,16 @@ Images = Sequence[Image]
 def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
     """Return the decoded images of samples: read-only uint8 (h, w, 3), BGR, longer side ``size``.
 
-    ``none`` decodes on each access; ``ram`` uses one block of memory, which forked processes share;
-    ``disk`` uses the cache folder, which later runs share, and falls back to ``none`` with a
-    warning if the folder cannot be written; ``auto`` is ``ram`` if at most ``CACHE_LIMIT`` bytes
-    are needed, else ``none``.
+    ``kind`` is one of:
+
+    - ``none``: decode an image on each access.
+    - ``ram``: keep all images in memory, which forked processes share.
+    - ``disk``: keep all images in the cache folder, for later runs too. If the folder cannot be
+      written, log a warning and use ``none``.
+    - ``auto``: ``ram`` if the images take at most ``CACHE_LIMIT`` bytes, else ``none``.
 
     Raises:
-        ConfigError: Unknown kind, or not enough memory.
+        ConfigError: The kind is unknown, or memory is too small.
         DataError: An image cannot be read.
     """
     if kind == "auto":
@@ -71,7 +78,7 @@ def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
 
 
 class Uncached(Images):
-    """Read and decode an image on each access."""
+    """Images that are read and decoded on each access."""
 
     def __init__(self, samples: Sequence[Sample], size: int) -> None:
         self._samples, self._size = samples, size
@@ -98,7 +105,7 @@ class RamCache(Images):
             )
         self._block = np.empty(needed, np.uint8)
         self._shapes = np.zeros((len(samples), 2), np.int32)
-        # Images larger than expected, because a file changed or its header is wrong.
+        # Images larger than their reserved space: a file has changed, or its header is wrong.
         self._others: dict[int, Image] = {}
 
         def fill(index: int) -> None:
@@ -111,7 +118,7 @@ class RamCache(Images):
             self._block[start : start + image.size] = image.reshape(-1)
             self._shapes[index] = image.shape[:2]
 
-        _in_threads(fill, range(len(samples)))
+        in_threads(fill, range(len(samples)))
         self._block.flags.writeable = False
 
     def __len__(self) -> int:
@@ -126,9 +133,9 @@ class RamCache(Images):
 
 
 class DiskCache(Images):
-    """One file per image in the cache folder, named by the content of the image's file.
+    """Images in the cache folder, one file each, named by a hash of the original file's content.
 
-    Several processes may fill the folder at the same time; missing or damaged files are rewritten.
+    Several processes may fill the folder at the same time. Missing or damaged files are rewritten.
 
     Raises:
         DataError: An image cannot be read.
@@ -137,25 +144,20 @@ class DiskCache(Images):
 
     def __init__(self, samples: Sequence[Sample], size: int) -> None:
         self._samples, self._size = samples, size
-        self._keeps = True  # until a file cannot be written
+        self._writable = True  # until writing a file fails
         with writing("the cache of decoded images", "Y7EDGE_CACHE"):
             self._folder = cache_folder("images")
-        count = len(samples)
-        self._names = [""] * count
-        # Each worker verifies a file's checksum once.
-        self._checked = bytearray(count)
-
-        def name(index: int) -> None:
-            self._names[index] = _name(samples[index], size)
+        self._names = in_threads(lambda sample: _name(sample, size), samples)
+        # Whether this process has verified the checksum of each file.
+        self._checked = bytearray(len(samples))
 
         def store(index: int) -> None:
-            if not is_file(self._path(index)):
+            if not is_file(self._path(index)):  # an image of equal content may have made it
                 self._store(index, _decoded(samples[index], size))
 
-        _in_threads(name, range(count))
-        missing = [i for i in range(count) if not is_file(self._path(i))]
+        missing = [i for i in range(len(samples)) if not is_file(self._path(i))]
         self._require_disk(sum(_bytes([samples[i] for i in missing], size)))
-        _in_threads(store, missing)
+        in_threads(store, missing)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -165,11 +167,11 @@ class DiskCache(Images):
         if image is not None:
             return image
         image = _decoded(self._samples[index], self._size)
-        if self._keeps:
+        if self._writable:
             try:
                 self._store(index, image)
-            except OutputError as error:  # the image itself was read: don't end the run
-                self._keeps = False
+            except OutputError as error:  # warn only, since the image itself could be read
+                self._writable = False
                 _log.warning("%s", error)
         return image
 
@@ -217,7 +219,7 @@ class DiskCache(Images):
 
 
 def _bytes(samples: Sequence[Sample], size: int) -> list[int]:
-    """Return the bytes of each decoded image; those of a square if the sample has no size."""
+    """Return the size of each decoded image in bytes; samples of unknown size count as square."""
     sides: dict[tuple[int, int] | None, tuple[int, int]] = {None: (size, size)}
     for sample in samples:
         if sample.size is not None and sample.size not in sides:
@@ -232,8 +234,8 @@ def _decoded(sample: Sample, size: int) -> Image:
 
 
 def _name(sample: Sample, size: int) -> str:
-    """Return the file name of a cached image: a hash of content, since paths may be reused."""
-    # Versions of OpenCV may differ by a grey level.
+    """Return the name of a cached file: a hash of the image file's content and of settings."""
+    # Decoded pixels may differ by a grey level between versions of OpenCV.
     state = hashlib.blake2b(f"{size} {cv2.__version__}\n".encode(), digest_size=20)
     if sample.levels:
         state.update(f"{sample.levels}\n".encode())
@@ -242,11 +244,10 @@ def _name(sample: Sample, size: int) -> str:
     return state.hexdigest()
 
 
-def _in_threads(work: Callable[[int], None], indices: Iterable[int]) -> None:
-    """Run ``work`` on all indices in threads; OpenCV releases the GIL while it decodes."""
+def in_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Call ``work`` on all items in threads, and return the results; OpenCV releases the GIL."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        for _ in pool.map(work, indices):
-            continue
+        return list(pool.map(work, items))
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C

@@ -19,7 +19,7 @@ from y7edge.errors import ConfigError
 from y7edge.train.loading.sampling import Key
 
 _SPARE_FRACTION = 0.8  # of the available memory; the network and the system need the rest
-_LARGE_BLOCK = 31 << 20  # just below the largest dynamic threshold of glibc
+_LARGE_BLOCK = 31 << 20  # bytes, just below the maximum of glibc's dynamic threshold
 
 Item = tuple[Tensor, Tensor]
 
@@ -28,7 +28,7 @@ class Task(NamedTuple):
     """A batch for a worker to load."""
 
     keys: list[Key]
-    slot: int | None  # of the batch memory; None: the worker allocates memory
+    slot: int | None  # of the batch memory; None: no slot is free, the worker allocates memory
 
 
 @dataclass(slots=True)
@@ -41,32 +41,32 @@ class WrittenBatch:
     targets: NDArray[np.float32]  # (n, 6)
 
     def item(self) -> Item:
-        """Return the batch as tensors, in the training process."""
+        """Return the images and targets; call this in the training process."""
         return _MEMORIES[self.memory].received(self)
 
     def pin_memory(self) -> Item:
-        """Return the batch in page-locked memory; called by the loader's pinning thread."""
+        """Return the images and targets in page-locked memory; called by torch's pin thread."""
         images, targets = self.item()
         return images.pin_memory(), targets.pin_memory()
 
 
 class BatchMemory:
-    """A block of memory that workers write batches to and the training process reads.
+    """Shared memory that workers write batches to and the training process reads.
 
-    It is mapped before the workers fork, and divided into slots that are reused. Torch instead
-    creates a file in /dev/shm for each batch, which the system must clear; in containers /dev/shm
-    often has only 64 MB. ``examples/research/loader_speed.py --workers 2`` on two cores (512
-    synthetic scenes of 640 px, batch 16, recipe tiny, cache ram) loads 640 images/s, with torch's
-    files 440.
+    It is mapped before the workers fork, and divided into slots, one per batch. A slot is reused
+    when no tensor refers to it any more. If no slot is free, torch transfers the batch.
 
-    A slot is free again once no tensor uses it. Without free slots, torch transfers the batch.
+    Torch itself creates a file in /dev/shm for each batch, which is slower, since the system must
+    clear it, and /dev/shm is often limited to 64 MB in containers. On two cores,
+    ``examples/research/loader_speed.py --workers 2`` (512 synthetic scenes of 640 px, batch 16,
+    recipe tiny, cache ram) loads 640 images/s with slots and 440 images/s with files.
     """
 
     def __init__(self, slots: int, size: int) -> None:
         """Map memory for ``slots`` batches of ``size`` bytes.
 
         Raises:
-            ConfigError: Not enough memory.
+            ConfigError: Memory is too small.
         """
         needed = slots * size
         if needed > spare_memory():
@@ -80,9 +80,9 @@ class BatchMemory:
         _MEMORIES[id(self)] = self
 
     def tasks(self, batches: Iterable[list[Key]]) -> Iterator[Task]:
-        """Assign a slot to each batch while there are free ones.
+        """Assign a slot to each batch, or None if no slot is free.
 
-        This frees the slots of batches of the previous pass that were never received.
+        First, free the slots of the previous pass whose batches were never received.
         """
         self._free.extend(self._pending)
         self._pending.clear()
@@ -100,33 +100,33 @@ class BatchMemory:
         """Return the tensors of a batch that a worker wrote."""
         images = self.space(batch.slot, batch.shape)
         self._pending.discard(batch.slot)
-        # The tensor references this array; once it is collected, nothing uses the slot.
+        # The tensor keeps this array alive. Once the array is freed, nothing uses the slot.
         weakref.finalize(images, self._free.append, batch.slot).atexit = False
         return torch.from_numpy(images), torch.from_numpy(batch.targets)
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed blocks of the size of images in this process.
+    """Make glibc reuse freed blocks of the size of images, instead of returning them to the system.
 
-    By default it returns them to the system, which clears them on the next allocation. This takes
-    as long as decoding a small image. Once a large block was freed, smaller ones are kept
-    (mallopt(3), M_MMAP_THRESHOLD: dynamic, up to 32 MiB). No effect with other C libraries.
+    The system clears each block that it hands out, which takes as long as decoding a small image.
+    Freeing one large block raises the size up to which glibc keeps freed blocks (the dynamic
+    M_MMAP_THRESHOLD of mallopt(3), at most 32 MiB). With other C libraries, this has no effect.
     """
     np.empty(_LARGE_BLOCK, np.uint8)
 
 
-# Ids are the same in forked processes.
+# Batch memories by their `id`, which is the same in forked processes.
 _MEMORIES: weakref.WeakValueDictionary[int, BatchMemory] = weakref.WeakValueDictionary()
 
 
 def spare_memory() -> float:
-    """Return the memory budget of caches and batches in bytes; inf if unknown."""
+    """Return the memory that a cache or batches may take, in bytes; inf if unknown."""
     available = available_memory()
     return float("inf") if available is None else _SPARE_FRACTION * available
 
 
 def available_memory() -> int | None:
-    """Return the bytes available to this process, also in a container; None if unknown."""
+    """Return the bytes that this process can still use, also in a container; None if unknown."""
     free = _meminfo(Path("/proc/meminfo"))
     limited = _cgroup(Path("/sys/fs/cgroup"))
     known = [value for value in (free, limited) if value is not None]
@@ -143,7 +143,7 @@ def _meminfo(path: Path) -> int | None:
 
 
 def _cgroup(folder: Path) -> int | None:
-    """Return the bytes free in a container (cgroup v2), including droppable cached files."""
+    """Return the free bytes of a container (cgroup v2); inactive cached files count as free."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

@@ -1,7 +1,8 @@
 """Plan batches as a pure function of seed and epoch.
 
-A plan yields keys, not indices. An item depends only on its key and the seed, so workers don't need
-the state of the run, and a run resumed at batch n of an epoch gets the same batches.
+A plan yields a `Key` for each image of a batch. The loaded item depends only on its key and the
+seed, so workers do not need the state of the run, and a run resumed within an epoch gets the same
+batches.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from y7edge.data.headers import picture_size
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError
 
-_DECIMALS = 6  # (416 / 640) * 640 must not round up to another cell
+_DECIMALS = 6  # rounding before `ceil`: (416 / 640) * 640 must give 416, not 416 + stride
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """The key of an item; the item depends only on it and on the set's seed."""
+    """Key of a training item, which determines the item together with the seed of the set."""
 
     epoch: int
     index: int  # into the samples
-    shape: tuple[int, int] | None = None  # height, width of the input; None: the set's square
+    shape: tuple[int, int] | None = None  # (height, width) of the input; None: square
     repeat: int = 0  # how often the image was drawn before in this epoch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RectPlan:
-    """Shapes for batches of images of similar aspect: less padding than a square."""
+    """Rectangular inputs for batches of images with similar aspect ratios, to reduce padding."""
 
-    aspect: NDArray[np.float64]  # (N,), height / width of every image
+    aspect: NDArray[np.float64]  # (N,), height / width of each image
     size: int  # longer side of the network's input
     stride: int  # sides of the input are multiples of it
 
     def shape(self, indices: NDArray[np.int64]) -> tuple[int, int]:
-        """Return the smallest input (height, width) for these images, longer side ``size``.
+        """Return the smallest input (height, width) in pixels for a batch of these images.
 
-        As in the published rect mode, a batch with landscape and portrait images is square.
+        As published, the input is square if the batch has both landscape and portrait images.
         """
         low, high = self.aspect[indices].min(), self.aspect[indices].max()
         height, width = (high, 1.0) if high < 1 else (1.0, 1 / low) if low > 1 else (1.0, 1.0)
@@ -54,7 +55,7 @@ class RectPlan:
 
 
 def rect_plan(samples: Sequence[Sample], size: int, stride: int) -> RectPlan:
-    """Plan rectangles for samples; reads the headers of those without a size.
+    """Create a plan of rectangular inputs; read the image header if a sample has no size.
 
     Raises:
         DataError: An image's header cannot be read.
@@ -65,11 +66,11 @@ def rect_plan(samples: Sequence[Sample], size: int, stride: int) -> RectPlan:
 
 
 class BatchPlan(Sampler[list[Key]]):
-    """The batches of an epoch as lists of keys, for one rank of a run.
+    """Sampler of the batches of an epoch as lists of keys, for one rank of a run.
 
-    All ranks compute the same plan and take every ``world``-th image of each batch, which has
-    ``batch`` images over all ranks. A last batch with fewer images than ranks is dropped. With
-    ``rect``, images of similar aspect are grouped, and ``shuffle`` also shuffles the batches.
+    A batch has ``batch`` images over all ranks. Each rank computes the same batches, and takes
+    every ``world``-th image of them. A last batch with fewer images than ranks is dropped. With
+    ``rect``, images are sorted by aspect ratio, and ``shuffle`` also shuffles the batches.
 
     Raises:
         ConfigError: ``batch`` is not a multiple of ``world``, or there are fewer images than ranks.
@@ -100,16 +101,16 @@ class BatchPlan(Sampler[list[Key]]):
         self.weights: NDArray[np.float64] | None = None
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Set the epoch of the next pass, and the batch at which it starts."""
+        """Set the epoch of the next pass, and the batch (from 0) at which the pass starts."""
         self.epoch, self.start = epoch, start
 
     def set_weights(self, weights: NDArray[np.float64] | None) -> None:
-        """Draw images with replacement by these weights (N,), or each once (None).
+        """Draw images with replacement, in proportion to ``weights`` (N,); None: each image once.
 
-        All ranks need the same weights.
+        All ranks must set the same weights.
 
         Raises:
-            ConfigError: Wrong shape, or weights that are not finite, negative, or all zero.
+            ConfigError: The shape is wrong, or weights are not finite, negative, or all zero.
         """
         if weights is None:
             self.weights = None
@@ -124,12 +125,12 @@ class BatchPlan(Sampler[list[Key]]):
         self.weights = weights / weights.sum()
 
     def __len__(self) -> int:
-        """Return the batches of a complete epoch, even if the next pass starts later."""
+        """Return the number of batches in a complete epoch, even if a pass starts later."""
         whole, rest = divmod(self.length, self.batch)
         return whole + (rest >= self.world)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        # The list is made here, so that a later set_epoch affects the next pass only.
+        # The list is complete now, so a later call of `set_epoch` affects the next pass only.
         return iter(self._keys(self.epoch)[self.start :])
 
     def _keys(self, epoch: int) -> list[list[Key]]:
@@ -143,7 +144,7 @@ class BatchPlan(Sampler[list[Key]]):
         repeats = np.split(_repeats(np.concatenate(groups)), np.cumsum([len(g) for g in groups]))
         mine = slice(self.rank, None, self.world)
         batches = []
-        for group, repeat in zip(groups, repeats, strict=False):  # the split ends with an empty one
+        for group, repeat in zip(groups, repeats, strict=False):  # repeats end with an empty array
             shape = self.rect.shape(group) if self.rect is not None else None
             pairs = zip(group[mine].tolist(), repeat[mine].tolist(), strict=True)
             batches.append([Key(epoch, index, shape, again) for index, again in pairs])
@@ -179,10 +180,10 @@ def image_weights(
 ) -> NDArray[np.float64]:
     """Return weights (N,) that draw images of rare and badly detected classes more often.
 
-    The published rule: a class weighs 1 / (number of its objects), normalized, times (1 - mAP of
-    the class)^2; an image weighs the sum over its objects. Images without objects are never drawn,
-    unless there are no objects at all: then weights are equal. ``class_map`` (nc,) is the mAP of
-    each class, NaN if unknown; None before the first evaluation.
+    As published, the weight of a class is 1 / (number of its objects), normalized, times
+    (1 - mAP of the class)^2. The weight of an image is the sum over its objects. It is 0 for images
+    without objects. If there are no objects at all, all weights are 1. ``class_map`` (nc,) is the
+    mAP of each class, NaN if unknown; None before the first evaluation.
     """
     counts = np.stack([np.bincount(sample.class_id, minlength=nc) for sample in samples])
     rarity = 1 / np.maximum(counts.sum(axis=0), 1)
@@ -201,10 +202,10 @@ _reused = _Reused()
 
 
 def generator(seed: int, key: Key) -> np.random.Generator:
-    """Return the random generator of a key's item, valid until the same thread's next call.
+    """Return the random generator of an item; the next call in the same thread resets it.
 
-    It is reused, since creating one takes as long as some augmentations. Philox (Salmon et al., SC
-    2011) is keyed by two numbers: the seed, and epoch with index.
+    One generator per thread is reused, since creating one takes as long as some augmentations. It
+    is a Philox generator (Salmon et al., SC 2011), keyed by the seed and by epoch and index.
     """
     batch = _reused.generator
     batch.bit_generator.state = {

@@ -1,6 +1,6 @@
-"""Start and end loading processes, and report their errors.
+"""Set up the worker processes of a loader, and report their errors.
 
-Workers end with the process that started them, and leave no files in /dev/shm.
+Workers end when the process that started them ends. They leave no files in /dev/shm.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start_worker(parent: int, worker: int) -> None:
-    """Set up a worker of the process ``parent``: no Ctrl-C, no threads (``worker_init_fn``)."""
+    """Set up a worker (``worker_init_fn``): ignore Ctrl-C, use one thread, end with ``parent``."""
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
-    cv2.setNumThreads(0)  # there is a process per core already
+    cv2.setNumThreads(0)  # workers already use all cores
 
 
 def die_with(parent: int) -> None:
-    """Make the kernel kill this process when its parent ends, even by kill -9 (Linux only).
+    """Make the kernel kill this process when its parent ends, even after kill -9 (Linux only).
 
-    It already ends with the *thread* that started it.
+    The kernel does so when the *thread* that started this process ends.
     """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
 def batches(images: DataLoader[Batch]) -> Iterator[Batch]:
-    """Iterate once over a loader; report a worker's error in one line.
+    """Iterate once over a loader; raise errors of its workers with a message of one line.
 
-    A dead worker is reported when its batch is awaited. By default torch raises the error in a
-    signal handler, possibly within a training step.
+    If a worker dies, this raises when the next batch is fetched. Torch by default raises in a
+    signal handler instead, possibly within a training step.
 
     Raises:
         DataError: An image cannot be read.
@@ -58,10 +58,10 @@ def batches(images: DataLoader[Batch]) -> Iterator[Batch]:
     try:
         yield from _iterate(images)
     except DataError as error:
-        # Torch's message is the worker's traceback; its last line is the error.
+        # Torch's message is the traceback of the worker, whose last line is the original error.
         line = str(error.args[0]).strip().splitlines()[-1]
         raise DataError(line.removeprefix("y7edge.errors.DataError: ")) from error
-    # A worker that dies while it sends a batch causes one of the last two.
+    # OSError or EOFError: the worker died while sending a batch.
     except (RuntimeError, OSError, EOFError) as error:
         reason = _worker_failure(error, images)
         if reason is None:
@@ -70,7 +70,7 @@ def batches(images: DataLoader[Batch]) -> Iterator[Batch]:
 
 
 def _iterate(images: DataLoader[Batch]) -> Iterator[Batch]:
-    """Create the loader's iterator without torch's handler of SIGCHLD."""
+    """Create the iterator of a loader, and remove the SIGCHLD handler that torch installs."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         return iter(images)
     before = signal.getsignal(signal.SIGCHLD)
@@ -82,7 +82,7 @@ def _iterate(images: DataLoader[Batch]) -> Iterator[Batch]:
 
 
 def _worker_failure(error: Exception, images: DataLoader[Any]) -> str | None:
-    """Explain an error that comes from a worker or from shared memory; None for others."""
+    """Explain an error that a worker or full shared memory caused; None for other errors."""
     enough = (
         f"enlarge {_SHARED_MEMORY} (docker run --shm-size 2g, or --ipc host), or use fewer "
         "workers (--workers 0 needs none)"

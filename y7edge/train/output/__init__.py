@@ -1,1 +1,1 @@
-"""Files of a run: checkpoints, table, curves, images, events, report; ``writer`` writes them."""
+"""Write the files of a run: checkpoints, table, plots, images, TensorBoard events, report."""

@@ -1,4 +1,4 @@
-"""Write training batches: ``batches/*.jpg`` with labels, and the batch of a non-finite loss."""
+"""Write training batches: ``batches/*.jpg``, and the batch whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from y7edge.files import atomic_write
 from y7edge.train.loading.dataset import TrainingSet, collate
 from y7edge.train.loading.sampling import BatchPlan
 
-_IMAGES = 16  # drawn at most
-_SIDE = 320  # longer side of each, pixels
-_GAP = 4
+_IMAGES = 16  # maximum number in a grid
+_SIDE = 320  # longer side of each image in the grid, pixels
+_GAP = 4  # pixels between them
 
 BAD_BATCH = "nan_batch.safetensors"
 HEADER = "y7edge-batch"
@@ -29,9 +29,10 @@ HEADER = "y7edge-batch"
 def write_batch(
     images: NDArray[np.uint8], targets: NDArray[np.float32], names: Sequence[str], path: Path
 ) -> None:
-    """Draw the first images of a batch with their labels as a grid, into a JPEG file.
+    """Draw the first images of a batch with their boxes in a grid, and write it as JPEG.
 
-    ``images`` are (B, 3, H, W) RGB; ``targets`` (n, 6): image, class, normalized cx, cy, w, h.
+    ``images`` are (B, 3, H, W) RGB; ``targets`` (n, 6): image index in the batch, class,
+    normalized cx, cy, w, h.
 
     Raises:
         OutputError: the file cannot be written.
@@ -55,7 +56,7 @@ def write_batch(
 def _tile(
     image: NDArray[np.uint8], labels: NDArray[np.float32], names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Return an image in BGR, scaled, with its boxes."""
+    """Scale an image (3, H, W) RGB and draw its labels (n, 5); return it as (h, w, 3) BGR."""
     bgr = np.ascontiguousarray(image.transpose(1, 2, 0)[:, :, ::-1])
     height, width = bgr.shape[:2]
     factor = _SIDE / max(height, width)
@@ -74,11 +75,11 @@ def _tile(
 
 def write_bad_batch(
     folder: Path, train_set: TrainingSet, plan: BatchPlan, *, epoch: int, batch: int, reason: str
-) -> Path:
-    """Recompute a batch of all ranks, and write it to ``folder``.
+) -> None:
+    """Load a training batch again, with the images of all ranks, and write it to ``folder``.
 
-    The file has ``images`` uint8 (B, 3, H, W) RGB and ``targets`` float32 (n, 6). Its header has,
-    as JSON, the images' paths, ``epoch`` (from 1), ``batch`` (from 0) and ``reason``.
+    The safetensors file has ``images`` uint8 (B, 3, H, W) RGB and ``targets`` float32 (n, 6). Its
+    header has JSON with the images' paths, ``epoch`` (from 1), ``batch`` (from 0) and ``reason``.
 
     Raises:
         OSError: the file cannot be written.
@@ -96,9 +97,7 @@ def write_bad_batch(
         "batch": batch,
         "pictures": [str(train_set.samples[key.index].path) for key in keys],
     }
-    path = folder / BAD_BATCH
-    with atomic_write(path) as temporary:
+    with atomic_write(folder / BAD_BATCH) as temporary:
         save_file(
             {"images": images, "targets": targets}, temporary, metadata={HEADER: json.dumps(facts)}
         )
-    return path

@@ -1,4 +1,4 @@
-"""Create and lock the folder of a run, and name its files."""
+"""Create and lock the folder of a run; define the names of its files."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ LOCK = ".lock"
 
 
 def create(out: Path | str | None, held: ExitStack, root: Path | str = "runs") -> Path:
-    """Create the folder of a run; None: the next free of ``root/train``, ``root/train2``, ...
+    """Create the folder of a run, and lock it until ``held`` is closed.
 
-    It is claimed until ``held`` is closed.
+    If ``out`` is None, this is the first unused one of ``root/train``, ``root/train2``, ...
 
     Raises:
-        ConfigError: ``out`` holds a run already, another run has claimed it, or it is not a folder.
+        ConfigError: ``out`` already holds a run, another run has locked it, or it is not a folder.
     """
     check_free(out)
     number, folder = 1, Path(root) / "train" if out is None else Path(out)
     while True:
         try:
-            # Concurrent runs without a name get different folders.
+            # `mkdir` fails if a concurrent run has just created the folder.
             folder.mkdir(parents=True, exist_ok=out is not None)
         except FileExistsError as error:
             if out is not None:
@@ -46,17 +46,17 @@ def create(out: Path | str | None, held: ExitStack, root: Path | str = "runs") -
             raise ConfigError(f"{folder}: {words}") from error
         else:
             claim(folder, held)
-            _check_empty(folder)  # another run may have ended there since
+            _check_empty(folder)  # again: another run may have written it before the lock
             return folder
 
 
 def claim(folder: Path, held: ExitStack) -> None:
     """Lock the folder of a run against other runs until ``held`` is closed or the process ends.
 
-    It locks a file in the folder, because exporting an artifact into it locks the folder itself.
+    The lock is on the file ``.lock``, because an export into the folder locks the folder itself.
 
     Raises:
-        ConfigError: another run has claimed it, or it cannot be written.
+        ConfigError: another run has locked the folder, or it cannot be written.
     """
     try:
         path = folder / LOCK

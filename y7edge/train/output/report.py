@@ -40,7 +40,7 @@ class Summary:
 
 
 def write(run: Summary, path: Path) -> None:
-    """Write the page."""
+    """Write the report as an HTML file."""
     config = run.config
     source = run.data.source
     title = f"{run.spec.name} on {source.parent.name if source.suffix else source.name}"
@@ -106,7 +106,7 @@ def _history(run: Summary) -> str:
 
 
 def _sampled(rows: Sequence[EpochRow], best: EpochRow, most: int = 20) -> list[EpochRow]:
-    """Select about ``most`` rows, evenly spaced; the best and the last are included."""
+    """Select about ``most`` evenly spaced rows, and the best and the last row."""
     step = -(-len(rows) // most)
     last = rows[-1].epoch if rows else 0
     return [
@@ -129,7 +129,7 @@ def _batches(run: Summary) -> list[str]:
 
 
 def _repeat(run: Summary) -> str:
-    """List command, seed, data, machine and versions, one per line."""
+    """Return command, seed, data, machine and versions as lines of text."""
     data, versions = run.meta["data"], run.meta["versions"]
     facts = {
         "command": run.config.command or f"train(configfile.read({CONFIG!r}))",
@@ -140,5 +140,5 @@ def _repeat(run: Summary) -> str:
         **{f"version {name}": number for name, number in versions.items()},
     }
     lines = [f"{name}: {value}" for name, value in facts.items()]
-    equal = "Equal versions, seed, data and threads on equal processors give equal weights."
+    equal = "The same versions, seed, data, threads and processor give the same weights."
     return "\n".join((*lines, "", equal))

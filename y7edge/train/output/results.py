@@ -1,4 +1,4 @@
-"""Write and read ``results.csv``, with a line per epoch of a run, and plot ``results.png``."""
+"""Write and read ``results.csv``, which has a row per epoch, and plot it to ``results.png``."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from y7edge.files import atomic_write
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """Losses and scores of one epoch; scores are of the averaged weights, None if not evaluated."""
+    """Losses of one epoch, and scores of the averaged weights (None if not evaluated)."""
 
     epoch: int  # from 1
-    box: float  # loss parts, means over the epoch, times their gains
+    box: float  # box, obj, cls: loss parts times their gains, means over the epoch
     obj: float
     cls: float
     lr: float  # of the convolution weights, at the last iteration
     seconds: float  # without validation
-    memory_mb: float  # peak: of the GPU, else of the process
+    memory_mb: float  # peak memory of the GPU, or of the process on a CPU
     map50: float | None = None
     map50_95: float | None = None
     map75: float | None = None
-    map_small: float | None = None  # COCO's sizes; also None without such objects
+    map_small: float | None = None  # by COCO's object sizes; None if no object has this size
     map_medium: float | None = None
     map_large: float | None = None
     ar300: float | None = None  # average recall of the 300 best boxes
-    precision: float | None = None  # means over classes at the best F1's threshold
+    precision: float | None = None  # precision, recall, f1: means over classes at ``conf``
     recall: float | None = None
     f1: float | None = None
-    conf: float | None = None  # that threshold
+    conf: float | None = None  # confidence threshold with the best F1
 
     def evaluated(self, metrics: Metrics) -> EpochRow:
         """Return a copy of the row, with the scores from ``metrics``."""
@@ -47,7 +47,7 @@ DRAWN = ("000.jpg", "001.jpg", "002.jpg", "closed.jpg")
 
 @dataclass(frozen=True)
 class Written:
-    """The written results of a run: its rows, the last threshold, the files of drawn batches."""
+    """Results of a run so far: rows, last confidence threshold, file names of drawn batches."""
 
     rows: tuple[EpochRow, ...] = ()
     conf: float | None = None
@@ -55,13 +55,13 @@ class Written:
 
     def __post_init__(self) -> None:
         if [row.epoch for row in self.rows] != list(range(1, len(self.rows) + 1)):
-            raise CheckpointError("expected a row for each epoch, from 1")
+            raise CheckpointError("rows: expected one for each epoch, from 1")
         if any((row.map50 is None) != (row.map50_95 is None) for row in self.rows):
-            raise CheckpointError("a row has only one mAP")
+            raise CheckpointError("a row has only one of map50 and map50_95, expected both")
         if self.conf is not None and not 0 <= self.conf <= 1:
-            raise CheckpointError(f"conf is {self.conf}, expected 0 to 1")
+            raise CheckpointError(f"conf: expected 0 to 1, found {self.conf}")
         if len(set(self.batches)) < len(self.batches) or not set(self.batches) <= set(DRAWN):
-            raise CheckpointError(f"batches are {self.batches}, expected some of {DRAWN}")
+            raise CheckpointError(f"batches: expected some of {DRAWN}, found {self.batches}")
 
 
 COLUMNS = tuple(field.name for field in fields(EpochRow))
@@ -74,7 +74,7 @@ _GROUPS = {
     "run": ("lr", "seconds", "memory_mb"),
 }
 TAGS = {name: f"{group}/{name}" for group, names in _GROUPS.items() for name in names}
-"""TensorBoard's tag of each column of ``results.csv``, except the epoch."""
+"""TensorBoard tags by column of ``results.csv``, for example ``loss/box``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,11 @@ class TrainResult:
     metrics: EpochRow  # of the best epoch
     epochs: int  # finished
     seconds_per_epoch: float  # mean, without validation
-    stopped_early: bool  # patience ended
+    stopped_early: bool  # by ``patience``, before the last epoch
 
 
 def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
-    """Write the table; a missing mAP is an empty field."""
+    """Write the rows as a table; a score that is None is an empty field."""
     with (
         atomic_write(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as stream,
@@ -104,10 +104,10 @@ def write_csv(rows: Sequence[EpochRow], path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[EpochRow]:
-    """Read what :func:`write_csv` wrote.
+    """Read a table that :func:`write_csv` wrote.
 
     Raises:
-        DataError: other columns, or fields that are not numbers.
+        DataError: columns are missing or unexpected, or a field is not a number.
     """
     with path.open(newline="", encoding="utf-8") as stream:
         header, *lines = list(csv.reader(stream)) or [[]]
@@ -125,7 +125,7 @@ def read_csv(path: Path) -> list[EpochRow]:
 
 def write_png(rows: Sequence[EpochRow], path: Path) -> None:
     """Plot loss parts, mAP and learning rate over the epochs."""
-    # Without pyplot, which has global state and needs a display.
+    # pyplot is not used, since it has global state and needs a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
 """Write the files of a run atomically.
 
-During the run: best and last checkpoint, ``results.csv``, TensorBoard events and some training
-batches. At the end: curves, images and a report.
+During the run, these are the best and the last checkpoint, ``results.csv``, TensorBoard events and
+some training batches. At the end, plots, images with detections and a report follow.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from y7edge.train.settings.config import TrainConfig
 
 *_EARLY, _CLOSED = DRAWN
 _log = logging.getLogger(__name__)
-# Packages that influence results; one of the two builds of OpenCV is installed.
+# Packages that influence results. Only one of the two builds of OpenCV is installed.
 _PACKAGES = (
     *("torch", "lightning-fabric", "numpy", "opencv-python", "opencv-python-headless"),
     *("faster-coco-eval", "safetensors"),
@@ -55,7 +55,7 @@ _PACKAGES = (
 
 
 def fitness(row: EpochRow) -> float:
-    """Return the score that selects the best checkpoint, see :func:`weighted`.
+    """Return the score of an epoch that selects the best checkpoint (:func:`weighted`).
 
     Raises:
         ValueError: the epoch was not evaluated.
@@ -66,7 +66,7 @@ def fitness(row: EpochRow) -> float:
 
 
 def weighted(map50: float, map50_95: float) -> float:
-    """Return 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as published."""
+    """Return 0.1 * mAP@0.5 + 0.9 * mAP@0.5:0.95, as published."""
     return 0.1 * map50 + 0.9 * map50_95
 
 
@@ -85,16 +85,17 @@ class RunWriter:
     ) -> None:
         """Write ``config.yaml`` into an existing folder.
 
-        ``origin`` describes the initial weights; ``nominal`` is the images per optimizer step.
+        ``origin`` describes the initial weights in a line. ``nominal`` is the number of images per
+        optimizer step. ``notes`` are remarks for the report.
         """
         self.folder = folder
         self.rows: list[EpochRow] = []
-        self.best: EpochRow | None = None  # of highest fitness; the earliest if equal
+        self.best: EpochRow | None = None  # with the highest fitness; the first of equal ones
         self._config, self._data = config, data
-        self._conf: float | None = None  # of the last evaluated epoch
+        self._conf: float | None = None  # confidence threshold of the last evaluated epoch
         self._drawn: list[str] = []  # file names of batches
         self._notes = tuple(notes)
-        self._events: Path | None = None  # of TensorBoard
+        self._events: Path | None = None  # file of TensorBoard events
         self._without: set[str] = set()  # optional files that could not be written
         cuda = torch.cuda.is_available()
         processor = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads"
@@ -114,9 +115,10 @@ class RunWriter:
             configfile.write(config, folder / files.CONFIG)
 
     def add(self, row: EpochRow, model: Model, metrics: Metrics | None = None) -> bool:
-        """Record an epoch, whose ``model`` is the average; return whether it is the best so far.
+        """Record an epoch and save its averaged ``model``; return whether it is the best so far.
 
-        The model is saved as last and, if it is the best, as best. ``metrics`` complete the row.
+        The model is saved as last checkpoint, and also as best checkpoint if it is the best.
+        ``metrics`` add the scores to the row; None if the epoch was not evaluated.
         """
         if metrics is not None:
             row, self._conf = row.evaluated(metrics), metrics.conf
@@ -135,9 +137,9 @@ class RunWriter:
         return better
 
     def save(self, model: Model, name: str, *, notes: Mapping[str, Any] | None = None) -> Path:
-        """Save a model with the run's metadata and the last row's scores.
+        """Save a model with metadata of the run, extended by ``notes``.
 
-        Its confidence threshold is that of the last evaluated epoch.
+        The metadata include the last row's scores and the last confidence threshold.
         """
         last: Sequence[EpochRow] = self.rows[-1:]
         meta = {
@@ -154,8 +156,8 @@ class RunWriter:
     def batch(self, images: Tensor, targets: Tensor, *, closed: bool = False) -> None:
         """Draw a training batch if it is one of the first three, or the first without mosaic.
 
-        ``images`` are uint8 (B, 3, H, W) RGB, on any device; ``targets`` float32 (n, 6): image,
-        class, normalized cx, cy, w, h. ``closed``: mosaic and mixing are off.
+        ``images`` are uint8 (B, 3, H, W) RGB on any device; ``targets`` are float32 (n, 6): image
+        index in the batch, class, normalized cx, cy, w, h. ``closed``: mosaic and mixing are off.
         """
         left = [name for name in ([_CLOSED] if closed else _EARLY) if name not in self._drawn]
         if not left or files.BATCHES in self._without:
@@ -167,7 +169,7 @@ class RunWriter:
 
     @contextmanager
     def _optional(self, name: str) -> Iterator[None]:
-        """Write an optional file; after a failure, warn once and do not write it again."""
+        """Write an optional file in a block; if this fails, warn and do not write it again."""
         try:
             yield
         except Exception as error:
@@ -176,14 +178,12 @@ class RunWriter:
             _log.warning("%s", one_line(f"{path}: no longer written: {reason(error)}"))
 
     def finish(self, validation: Validation, model: Model) -> None:
-        """Evaluate the best checkpoint on the device of ``model``, and write plots and the report.
+        """Evaluate the best checkpoint on the device of ``model``; write plots and the report.
 
         Raises:
             DataError: an image cannot be read or written.
-            ValueError: no epoch was evaluated.
         """
-        if self.best is None:
-            raise ValueError("no epoch was evaluated")
+        assert self.best is not None, "no epoch was evaluated"
         write_png(self.rows, self.folder / files.CURVES)
         checkpoint = weights.load(self.folder / files.BEST)
         best = from_checkpoint(checkpoint).to(model.head.anchors.device).eval()
@@ -237,11 +237,11 @@ class RunWriter:
         )
 
     def state(self) -> Written:
-        """Return what a resumed run needs to continue the files."""
+        """Return the results so far, from which :meth:`restore` continues."""
         return Written(tuple(self.rows), self._conf, tuple(self._drawn))
 
     def restore(self, state: Written) -> None:
-        """Restore a :meth:`state`; the files are rewritten after the next epoch."""
+        """Restore a :meth:`state`; the next call of :meth:`add` rewrites the files."""
         self.rows, self._conf, self._drawn = list(state.rows), state.conf, list(state.batches)
         evaluated = [row for row in self.rows if row.map50 is not None]
         self.best = max(evaluated, key=fitness, default=None)  # the first of several equal
@@ -261,7 +261,7 @@ class RunWriter:
             self._events = self.folder / files.EVENTS / name
             self._events.parent.mkdir(exist_ok=True)
             start = SessionLog(status=SessionLog.START)
-            # The second event drops epochs that a killed run logged after its last state.
+            # The second event makes TensorBoard drop epochs logged after the last saved state.
             new = [Event(file_version="brain.Event:2"), Event(step=step, session_log=start)]
         scores = [
             Summary.Value(tag=TAGS[name], simple_value=value)

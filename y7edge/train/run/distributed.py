@@ -1,7 +1,7 @@
-"""Train one model in several processes: sums, decisions and errors.
+"""Communicate between the processes of a distributed training run.
 
-Each process has a *rank*; rank 0 (the *first*) writes, evaluates and decides. Lightning Fabric
-handles devices, precision and gradients.
+Each process has a *rank*. Rank 0 writes the files, evaluates the model and decides when to stop.
+Lightning Fabric handles devices, precision and gradients.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ from y7edge.train.settings.config import TrainConfig
 
 TIMEOUT = timedelta(hours=24)  # other ranks wait while rank 0 evaluates
 
-# One of these lets processes connect without torchrun.
+# Any one of these environment variables tells Fabric how to connect several machines.
 _RENDEZVOUS = ("MASTER_ADDR", "NODE_RANK", "SLURM_JOB_ID")
-_MEETING = "Y7EDGE_TRAIN_STORE"  # path of the file by which processes of one machine connect
+# Environment variable: path of the file store that connects the processes of one machine.
+_STORE_FILE = "Y7EDGE_TRAIN_STORE"
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """Process ``rank`` of ``world`` processes. With one process, all calls are no-ops."""
+    """Collective operations for process ``rank`` of ``world``; no-ops if ``world`` is 1."""
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
-        # A CPU group: decisions don't wait for a GPU, and a long validation can't time out NCCL.
+        # gloo runs on the CPU: it does not wait for a GPU, and has no short timeout like NCCL.
         self._group = None if world == 1 else distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, evaluates and decides."""
+        """Whether this is rank 0, which writes, evaluates and decides."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over all ranks, without gradient."""
+        """Sum a tensor over all ranks; no gradient flows between ranks."""
         if self.world == 1:
             return tensor
         total = tensor.detach().clone()
@@ -57,7 +58,7 @@ class Ranks:
         return total
 
     def largest(self, value: int) -> int:
-        """Return the largest of the ranks' numbers."""
+        """Return the maximum of ``value`` over all ranks."""
         if self._group is None:
             return value
         shared = torch.tensor(value)
@@ -65,7 +66,7 @@ class Ranks:
         return int(shared)
 
     def from_first(self, value: T) -> T:
-        """Return rank 0's value."""
+        """Return rank 0's ``value`` on every rank."""
         if self._group is None:
             return value
         shared = [value]
@@ -74,9 +75,9 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block on every rank; an error on one rank is raised on all, so that none hangs.
+        """Run a block on every rank; an error on one rank is then raised on all ranks.
 
-        The block must not communicate.
+        Otherwise the other ranks would wait forever. The block must not communicate with them.
         """
         problem: BaseException | None = None
         try:
@@ -93,6 +94,7 @@ class Ranks:
 
 
 def _decode(name: str, text: str) -> BaseException:
+    """Recreate the error of another rank from its class name and message."""
     if name == KeyboardInterrupt.__name__:
         return KeyboardInterrupt()
     kind = getattr(errors, name, TrainingError)
@@ -100,10 +102,10 @@ def _decode(name: str, text: str) -> BaseException:
 
 
 def under_torchrun(config: TrainConfig) -> TrainConfig:
-    """Set the devices and nodes that ``torchrun`` started, if it did.
+    """Return ``config`` with the numbers of devices and nodes that ``torchrun`` started, if any.
 
     Raises:
-        ConfigError: the configuration has other numbers, or several nodes without a rendezvous.
+        ConfigError: ``config`` has other numbers, or several nodes that cannot connect.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         if config.nodes > 1 and not any(name in os.environ for name in _RENDEZVOUS):
@@ -126,36 +128,33 @@ def open_fabric(config: TrainConfig) -> Any:
     """Configure Lightning Fabric for a run, without launching it.
 
     ``config.device`` is ``auto`` (CUDA if available, else the CPU), ``cpu``, ``cuda``, ``cuda:N``
-    or ``mps``; ``config.precision`` is ``auto`` (fp16 mixed on CUDA, else fp32) or a name of
-    Fabric's.
+    or ``mps``. ``config.precision`` is ``auto`` (fp16 mixed on CUDA, else fp32) or a precision of
+    Fabric, such as ``32-true``.
 
     Raises:
-        DeviceError: no such device, too few of them, or unsupported precision.
+        DeviceError: the devices do not exist, or a CPU cannot train in this precision.
     """
     from lightning_fabric import Fabric
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # hides its list of processes
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # hide its list of processes
     kind, index = _device(config.device)
     available = torch.cuda.device_count() if kind == "cuda" else 1 if kind == "mps" else None
     if available is not None and index + config.devices > available:
         raise DeviceError(
-            f"{config.devices} devices from {kind}:{index} are not available: found {available}"
+            f"{config.devices} devices from {kind}:{index} on are not available: found {available} "
+            "in total"
         )
     precision = config.precision
     if precision == "auto":
         precision = "16-mixed" if kind == "cuda" else "32-true"
     if precision == "16-mixed" and kind == "cpu":
-        # Fabric would use bf16, and the run's files would be wrong.
+        # Fabric would silently use bf16, while the files of the run would say fp16.
         raise DeviceError("fp16 training is not available on a CPU: use --precision bf16 or fp32")
-    devices: Any = config.devices
-    if kind == "cuda":
-        devices = list(range(index, index + config.devices))
-    strategy: Any = "auto"
-    if config.devices * config.nodes > 1:
-        strategy = _strategy(config.devices)
+    chosen = list(range(index, index + config.devices)) if kind == "cuda" else config.devices
+    strategy = _strategy(config.devices) if config.devices * config.nodes > 1 else "auto"
     return Fabric(
         accelerator=kind,
-        devices=devices,
+        devices=chosen,
         num_nodes=config.nodes,
         strategy=strategy,
         precision=precision,  # type: ignore[arg-type]
@@ -163,7 +162,11 @@ def open_fabric(config: TrainConfig) -> Any:
 
 
 def _device(device: str) -> tuple[str, int]:
-    """Parse a device into kind and index; refuse one that is not available."""
+    """Split a device name into kind and index, e.g. ``cuda:1`` into ``("cuda", 1)``.
+
+    Raises:
+        DeviceError: the device is not available.
+    """
     kind, _, number = device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -180,17 +183,18 @@ def _device(device: str) -> tuple[str, int]:
 
 
 def _strategy(devices: int) -> Any:
-    """Return Fabric's DDP strategy, which connects processes by a file if `launch` names one.
+    """Return Fabric's DDP strategy for one process on each of ``devices``.
 
-    By default Fabric uses a TCP port, which torch opens on all interfaces.
+    If ``_STORE_FILE`` is set, the processes connect through that file instead of a TCP port, which
+    torch would open on all network interfaces.
     """
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     timeout = timedelta(minutes=30)
 
-    class MeetInFile(DDPStrategy):
+    class FileStoreDDP(DDPStrategy):
         def setup_environment(self) -> None:
-            if place := os.environ.get(_MEETING):
+            if place := os.environ.get(_STORE_FILE):
                 on_gpu = self.root_device.type == "cuda"
                 if self.accelerator:
                     self.accelerator.setup_device(self.root_device)
@@ -204,14 +208,15 @@ def _strategy(devices: int) -> Any:
                 )
             super().setup_environment()
 
-    return MeetInFile(timeout=timeout)
+    return FileStoreDDP(timeout=timeout)
 
 
 def launch(fabric: Any, held: ExitStack) -> Ranks:
-    """Start the other processes, if any, and connect to them until ``held`` is closed.
+    """Start one process for each device and connect them; return the ranks' operations.
 
-    Fabric starts the same command for each further device. Those processes print nothing, and end
-    with the first one. On one machine they connect over the loopback interface only.
+    Fabric runs the command of this process again for each further device. Those processes print
+    nothing and end when rank 0 ends. On one machine, the processes connect over the loopback
+    interface only. ``held`` owns the file that connects them: close it after training.
     """
     if int(os.environ.get("LOCAL_RANK", 0)):
         die_with(os.getppid())
@@ -221,15 +226,15 @@ def launch(fabric: Any, held: ExitStack) -> Ranks:
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
         if not environment.creates_processes_externally:
-            os.environ[_MEETING] = str(held.enter_context(temporary_folder()) / "store")
-            held.callback(os.environ.pop, _MEETING)
+            os.environ[_STORE_FILE] = str(held.enter_context(temporary_folder()) / "store")
+            held.callback(os.environ.pop, _STORE_FILE)
     fabric.launch()
     if fabric.world_size == 1:
         return Ranks()
-    # The head's vectors (1, C, 1, 1) have two equivalent layouts.
+    # Harmless: tensors of implicit knowledge (1, C, 1, 1) have two equivalent memory layouts.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if fabric.global_rank:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until exit
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
     return Ranks(fabric.global_rank, fabric.world_size)

@@ -13,10 +13,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Delay Ctrl-C and SIGTERM until :meth:`check`, where the state of a run is consistent.
+    """Context manager that delays Ctrl-C and SIGTERM until the next call of :meth:`check`.
 
-    A context manager that restores the previous handlers. A second signal raises
-    ``KeyboardInterrupt`` immediately.
+    A run calls ``check`` between two batches, where its state can be saved. A second signal raises
+    ``KeyboardInterrupt`` immediately. On exit, the previous signal handlers are restored.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        # Only the main thread receives signals.
+        # Python sets and runs signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
@@ -41,7 +41,7 @@ class Interrupts:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Let signals raise KeyboardInterrupt immediately inside this block."""
+        """Inside this block, raise KeyboardInterrupt as soon as a signal arrives."""
         self.check()
         self._immediate = True
         try:

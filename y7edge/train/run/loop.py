@@ -4,10 +4,10 @@
     result.best                                     # runs/train/best.safetensors
     resume("runs/train")                            # after an interruption
 
-``setup/parts.py`` builds the parts of a run; ``trainer.py`` trains, and evaluates and saves the
-averaged weights after each epoch. The state is saved between batches, every few minutes and on
-Ctrl-C (``state.py``, ``resume.py``). The recipe is that of YOLOv7 (arXiv 2207.02696) with the
-changes that ``config.py`` lists.
+``setup/parts.py`` builds the data loader, model, optimizer and other parts of a run. ``trainer.py``
+trains; after each epoch it evaluates and saves the averaged weights. Every few minutes and on
+Ctrl-C, it saves the state of the run between two batches (``state.py``, ``resume.py``). The recipe
+is that of YOLOv7 (arXiv 2207.02696) with the changes listed in ``settings/config.py``.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ __all__ = ["TrainResult", "resume", "train"]
 def train(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
     """Train a model; save its best and last weights in the run's folder.
 
-    With several devices, the same command is started again for each further one (unless
-    ``torchrun`` did). ``progress`` displays the run, see ``progress.for_terminal()``.
+    With several devices, the command of this process is run again for each further device, unless
+    ``torchrun`` started the processes. ``progress`` displays the run, for example
+    ``for_terminal()``; None displays nothing.
 
     Raises:
-        ConfigError: an invalid setting, or a folder that holds a run already.
-        DataError: data that cannot be read, or a split without images.
-        CheckpointError: initial weights that don't fit.
-        DeviceError: no such device.
+        ConfigError: a setting is invalid, or the folder already holds a run.
+        DataError: the data cannot be read, or a split has no labels.
+        CheckpointError: the initial weights do not fit the model.
+        DeviceError: the device does not exist.
         RuntimeMissing: a package is not installed.
         TrainingError: the loss is not finite, the disk is full, or a process died.
-        KeyboardInterrupt: after the state was saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run; its state was saved.
     """
     check_packages()
     if not int(os.environ.get("LOCAL_RANK", 0)):
@@ -63,10 +64,10 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
     On a CPU the final weights equal those of an uninterrupted run, bit by bit.
 
     Raises:
-        ConfigError: no run in this folder, or a finished one.
-        CheckpointError: no complete state is left.
-        DataError: the data have changed.
-        Y7EdgeError: as for :func:`train`.
+        ConfigError: the folder holds no run, or the run is finished.
+        CheckpointError: the folder has no complete state.
+        DataError: the data have changed since the run began.
+        Y7EdgeError: any other error of :func:`train`.
     """
     check_packages()
     folder = Path(folder)
@@ -76,7 +77,7 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
     config = replace(configfile.read(path), out=folder)
     if not Path(config.data).exists():
         raise ConfigError(
-            f"{path}: data: {config.data} does not exist; restore it, or write its new path there"
+            f"{path}: data: {config.data} does not exist; restore it, or set its new path there"
         )
     return _run(under_torchrun(config), progress, folder)
 
@@ -91,9 +92,9 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
         except (Y7EdgeError, OSError, KeyboardInterrupt):
             if ranks.first:
                 raise
-            sys.exit(0)  # the first process reports the error
+            sys.exit(0)  # rank 0 reports the error
         except RuntimeError as error:
-            # A CPU raises a plain RuntimeError.
+            # On a CPU, torch raises a plain RuntimeError if memory runs out.
             if isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
                 raise TrainingError(
                     f"out of memory on {fabric.device} with batch {config.batch} at {config.imgsz} "
@@ -122,7 +123,10 @@ def _trainer(
     folder: Path | None,
     held: ExitStack,
 ) -> Trainer:
-    """Begin a run, or resume the one in ``folder``, which is claimed until ``held`` is closed."""
+    """Create the trainer of a new run, or of the run to resume in ``folder``.
+
+    The folder is locked until ``held`` is closed.
+    """
 
     def begin(saved: state.State | None) -> Trainer:
         if saved and saved.facts.finished:

@@ -1,8 +1,8 @@
-"""SGD with Nesterov momentum over the published parameter groups, and gradient accumulation.
+"""SGD with Nesterov momentum and gradient accumulation, as in YOLOv7's published training.
 
-The groups of YOLOv7's published training: BatchNorm weights and implicit tensors, without weight
-decay; convolution weights, with weight decay; and biases, without it, which start the warm-up from
-a high learning rate.
+Parameters are in three groups. BatchNorm weights and implicit knowledge have no weight decay.
+Convolution weights have weight decay. Biases have no weight decay, and their learning rate starts
+high in the warm-up.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from y7edge.train.settings.recipe import Recipe
 
 
 class ParameterGroups(NamedTuple):
-    """The trained parameters of a model, each in one group, in the order of the state dict."""
+    """The trained parameters of a model in three groups, each in the order of the state dict."""
 
-    undecayed: tuple[nn.Parameter, ...]  # BatchNorm weights, implicit add and multiply
-    decayed: tuple[nn.Parameter, ...]  # convolution weights, the heads' included
-    biases: tuple[nn.Parameter, ...]  # of BatchNorms and heads
+    undecayed: tuple[nn.Parameter, ...]  # BatchNorm weights, implicit knowledge
+    decayed: tuple[nn.Parameter, ...]  # convolution weights, also those of the head
+    biases: tuple[nn.Parameter, ...]  # of BatchNorms and of the head
 
 
 def parameter_groups(model: nn.Module) -> ParameterGroups:
-    """Sort a model's trained parameters into groups.
-
-    A ``weight`` is decayed unless it belongs to a BatchNorm; implicit tensors are not decayed.
-    """
+    """Sort the trainable parameters of a model into the three groups."""
     undecayed, decayed, biases = [], [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -45,12 +42,15 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
 
 
 def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
-    """Scale weight decay to the images of a step, since the loss is a sum over them."""
+    """Multiply weight decay by the actual images per optimizer step over the ``nominal`` ones.
+
+    The loss is summed over the images, so gradients grow with their number.
+    """
     return weight_decay * batch * accumulation(batch, nominal) / nominal
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, weight_decay: float) -> torch.optim.SGD:
-    """Create SGD over the model's groups; :func:`apply` sets learning rates and momentum.
+    """Create SGD with the three groups; :func:`apply` sets learning rates and momentum.
 
     Raises:
         ConfigError: every parameter is frozen.
@@ -71,17 +71,17 @@ def build_optimizer(model: nn.Module, recipe: Recipe, weight_decay: float) -> to
 
 
 def apply(step: Step, optimizer: torch.optim.Optimizer) -> None:
-    """Set learning rates and momentum of one iteration."""
+    """Set the learning rates and the momentum of the optimizer to those of ``step``."""
     for group, lr in zip(optimizer.param_groups, step.lr, strict=True):
         group["lr"] = lr
         group["momentum"] = step.momentum
 
 
 class Accumulator:
-    """Decide after which iterations the optimizer steps.
+    """Counter of accumulated batches, which decides when the optimizer steps.
 
-    Gradients accumulated at the end of an epoch are used in the next step (the published training
-    discards them). The run ends with a step.
+    Accumulation continues across epochs; the published training instead discards the gradients
+    that are left at the end of an epoch.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,8 @@ class Accumulator:
     def due(self, accumulate: int, *, last: bool = False) -> bool:
         """Count a backward pass; return whether the optimizer should step now.
 
-        ``last`` marks the last pass of the run, which always steps.
+        ``accumulate`` is the number of passes per step. ``last`` forces a step: set it for the
+        last pass of the run.
         """
         self.gathered += 1
         if self.gathered < accumulate and not last:

@@ -1,8 +1,8 @@
 """``y7edge train --profile N``: measure where an iteration spends its time.
 
-The parts of a run are built as for training, in a temporary folder. N iterations are measured after
-some warm-up. For comparison, forward and backward are measured alone, on one batch that is already
-on the device.
+The run is set up as for training, in a temporary folder. After a few warm-up iterations, N
+iterations are measured. For comparison, forward and backward pass are then measured alone, on one
+batch that is already on the device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARTS = ("data", "forward", "loss", "backward", "optimizer")
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Measurements; times are means over the iterations, in milliseconds."""
+    """Measured speed of training; times are means over the iterations, in milliseconds."""
 
     device: str
     batch: int  # images per iteration
@@ -41,12 +41,12 @@ class Profile:
     images_per_second: float
     iteration_ms: float
     data_ms: float  # waiting for the loader
-    forward_ms: float  # with the copy to the device
-    loss_ms: float  # with the assignment
+    forward_ms: float  # including the copy of the batch to the device
+    loss_ms: float  # including the assignment of targets
     backward_ms: float
-    optimizer_ms: float  # with the average of the weights; not every iteration has a step
+    optimizer_ms: float  # including weight averaging; averaged also over iterations without a step
     rest_ms: float  # everything else
-    memory_mb: float  # peak: of the GPU, else of the process
+    memory_mb: float  # peak memory of the GPU, or of the process on a CPU
     network_images_per_second: float  # forward and backward alone, on a fixed batch
 
     @property
@@ -56,15 +56,15 @@ class Profile:
 
     @property
     def loss_share(self) -> float:
-        """Fraction of assignment and loss in an iteration, without waiting for data."""
+        """Fraction of an iteration spent on assignment and loss, not counting ``data_ms``."""
         return self.loss_ms / (self.iteration_ms - self.data_ms)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """Return all values and fractions, for JSON."""
         return {**asdict(self), "data_share": self.data_share, "loss_share": self.loss_share}
 
     def lines(self) -> list[str]:
-        """Format a table."""
+        """Format the measurements as lines of text."""
         rows = [
             f"{name.removesuffix('_ms'):<10}{value:>10.2f} ms{value / self.iteration_ms:>8.1%}"
             for name, value in asdict(self).items()
@@ -84,11 +84,14 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
     """Measure ``config.profile`` iterations of a run on one device.
 
     Raises:
-        ConfigError: several devices, or no iterations.
-        Y7EdgeError: as for ``loop.train``.
+        ConfigError: ``config`` has several devices, or ``config.profile`` is 0.
+        Y7EdgeError: any error of ``loop.train``.
     """
     if config.devices * config.nodes > 1 or config.profile < 1:
-        raise ConfigError("--profile N needs N from 1 and one device")
+        raise ConfigError(
+            f"--profile: expected 1 or more iterations on one device, found {config.profile} on "
+            f"{config.devices * config.nodes}"
+        )
     check_packages()
     fabric = open_fabric(config)
     device = fabric.device
@@ -105,7 +108,7 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             batch=config.batch,
             imgsz=config.imgsz,
-            workers=trainer.parts.loader.num_workers,
+            workers=parts.loader.num_workers,
             iterations=config.profile,
             images_per_second=seconds["images"] / seconds["whole"],
             iteration_ms=whole,
@@ -117,7 +120,7 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
 
 
 def _timed(trainer: Trainer, times: PartTimes, iterations: int) -> dict[str, float]:
-    """Return the seconds of each part and in total, and the number of images."""
+    """Return the seconds by part, the total seconds ``whole`` and the number of ``images``."""
     batches, images, begin = _endless(trainer), 0, 0.0
     for number, count in enumerate(batches):
         if number < WARM_UP:
@@ -133,14 +136,14 @@ def _timed(trainer: Trainer, times: PartTimes, iterations: int) -> dict[str, flo
 
 
 def _endless(trainer: Trainer) -> Iterator[int]:
-    """Train on batch after batch; yield the number of images of each."""
+    """Train on an endless stream of batches; yield the number of images in each."""
     while True:
         yield from trainer.learn_epoch()
         trainer.position = Position(trainer.position.epoch + 1)
 
 
 def _network_alone(trainer: Trainer, times: PartTimes, iterations: int) -> float:
-    """Return images per second of forward and backward over one batch on the device."""
+    """Measure forward and backward pass on one batch on the device, in images per second."""
     steps = trainer.parts.steps
     images = steps.to_input(next(iter(trainer.parts.loader))[0])
     for _ in range(2):

@@ -23,17 +23,17 @@ except ImportError:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The run after an iteration. Epochs and iterations count from 1."""
+    """Values to display after an iteration. Epochs and iterations count from 1."""
 
     epoch: int
     epochs: int
     iteration: int  # within the epoch
     batches: int  # iterations per epoch
-    box: float  # loss parts: means over the epoch so far
+    box: float  # box, obj, cls: loss parts, means over the epoch so far
     obj: float
     cls: float
     lr: float  # of the convolution weights
-    memory_mb: float  # peak: of the GPU, else of the process
+    memory_mb: float  # peak memory of the GPU, or of the process on a CPU
     eta_seconds: float  # until the end of the run
 
 
@@ -44,10 +44,10 @@ class Progress:
         """Display a message."""
 
     def step(self, status: Status) -> None:
-        """Display an iteration; on a GPU only every few, since reading the loss synchronizes."""
+        """Display an iteration; on a GPU only every tenth, since reading the loss waits for it."""
 
     def epoch(self, row: EpochRow) -> None:
-        """Display a finished epoch, given its line of ``results.csv``."""
+        """Display a finished epoch; ``row`` is its row of ``results.csv``."""
 
     def close(self) -> None:
         """End the display."""
@@ -56,8 +56,8 @@ class Progress:
 class Lines(Progress):
     """Print a line per epoch, for logs and pipes."""
 
-    def __init__(self, stream: IO[str] | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
 
     def log(self, line: str) -> None:
         """Print the message."""
@@ -71,13 +71,13 @@ class Lines(Progress):
 class Bar(Lines):
     """Display a bar of the current epoch below a line per finished epoch."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console) -> None:
         self._bar = RichBar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
-            console=console or Console(stderr=True),
+            console=console,
             transient=True,
         )
         self._task: TaskID | None = None
@@ -87,7 +87,7 @@ class Bar(Lines):
         self._bar.console.print(printable(line), markup=False, highlight=False)
 
     def step(self, status: Status) -> None:
-        """Update the bar, loss parts, learning rate, memory and time left."""
+        """Update the bar and the values beside it."""
         if self._task is None:
             self._bar.start()
             self._task = self._bar.add_task("", total=status.batches, status="")
@@ -133,18 +133,18 @@ class Stopwatch:
     """Estimate the time left from the work done."""
 
     def __init__(self, total: int, done: int = 0) -> None:
-        """Start now, with ``done`` of ``total`` units done before."""
+        """Start the clock; ``done`` of ``total`` units of work were done before."""
         self._start = time.perf_counter()
         self._total, self._before = total, done
 
     def left(self, done: int) -> float:
-        """Return the seconds until ``total`` units are done, at the mean pace."""
+        """Return the expected seconds until all units are done, if ``done`` are done now."""
         pace = (time.perf_counter() - self._start) / max(done - self._before, 1)
         return pace * (self._total - done)
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory in 10**6 bytes: of the GPU, else of this process."""
+    """Return the peak memory of the GPU, or of this process on a CPU, in 10**6 bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e6
     if resource is None:  # Windows

@@ -1,8 +1,9 @@
-"""Capture the state of a run and restore it, bit by bit.
+"""Capture and restore the state of a run, so that a resumed run gives bit-identical weights.
 
-Data, augmentation, learning rates and input sizes are functions of configuration and batch number.
-Everything else is in the state: weights, their average, momenta, accumulated gradients, fp16's
-scaler, generators, losses of the epoch, image weights, and results.
+The order of images, augmentation, learning rates and input sizes are computed from configuration
+and batch number. The state contains everything else: weights, averaged weights, momenta,
+accumulated gradients, gradient scaler of fp16, random generators, losses of the epoch, image
+weights and results.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _ON_GPU = "run.generator_cuda"
 
 
 def capture(parts: Parts, position: Position) -> State:
-    """Capture the state between two batches; call it on all ranks."""
+    """Return the state of a run between two batches; call this on all ranks."""
     steps = parts.steps
     average, counts = steps.average.state()
     optimizer = steps.optimizer.state_dict()["state"]
@@ -64,7 +65,7 @@ def capture(parts: Parts, position: Position) -> State:
 
 
 def restore(parts: Parts, state: State) -> Position:
-    """Restore a state that :func:`require_fitting` has checked, and return its position."""
+    """Restore a state and return its position; check it with :func:`require_fitting` before."""
     steps, facts = parts.steps, state.facts
     steps.model.load_state_dict(state.take("model"))
     steps.average.load(state.take("average"), facts.average)
@@ -91,7 +92,7 @@ def require_fitting(parts: Parts, state: State) -> None:
 
     Raises:
         CheckpointError: an array is missing, unexpected, not finite, or has a wrong shape or type;
-            the position is behind the end of the run; or values of the scaler are missing.
+            the position is past the end of the run; or values of the gradient scaler are invalid.
     """
     position, written = state.facts.position, state.facts.written
     epochs, batches = parts.config.epochs, len(parts.plan)
@@ -107,7 +108,7 @@ def require_fitting(parts: Parts, state: State) -> None:
 
 
 def _misfit(parts: Parts, state: State) -> str | None:
-    """Describe the first array that does not fit the untrained parts of a run; None: all fit."""
+    """Describe the first array of a state that does not fit the run; None if all fit."""
     arrays, needed = state.arrays, capture(parts, Position()).arrays
     trained = [p for group in parts.steps.optimizer.param_groups for p in group["params"]]
     tensors = {f"gradients.{name}": p for name, p in parts.steps.model.named_parameters()}
@@ -115,7 +116,7 @@ def _misfit(parts: Parts, state: State) -> str | None:
     allowed = {name: np.empty(p.shape, np.float32) for name, p in tensors.items()}
     for name in (*needed, *arrays):
         if name == _ON_GPU and not (name in needed and name in arrays):
-            continue  # resumed on another device
+            continue  # the run began on another kind of device
         if name not in arrays:
             return f"{name} is missing"
         array, like = arrays[name], needed.get(name, allowed.get(name))
@@ -125,7 +126,7 @@ def _misfit(parts: Parts, state: State) -> str | None:
             return f"{name} is {array.dtype} {array.shape}, expected {like.dtype} {like.shape}"
         if name.endswith(".anchors") and name in needed and not np.allclose(array, like):
             return f"{name} differs from the anchors at the start of the run"
-        # Gradients under fp16 may overflow.
+        # Gradients are not checked, since those of fp16 may overflow.
         if name in needed and array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"{name} is not finite"
     weights = arrays.get("run.image_weights")
@@ -142,13 +143,14 @@ def _misfit(parts: Parts, state: State) -> str | None:
 
 
 def _scaler_misfit(parts: Parts, state: State) -> str | None:
+    """Describe invalid values of fp16's gradient scaler; None if they are valid."""
     scaler, values = scaler_of(parts.steps.fabric), state.facts.scaler
     if not scaler or not values:  # empty if the run began on a CPU
         return None
     fits = values.keys() == scaler.state_dict().keys() and all(
         0 <= value < (2**31 if isinstance(value, int) else 3e38) for value in values.values()
     )
-    return None if fits else f"fp16's scaler has {dict(values)}"
+    return None if fits else f"the gradient scaler of fp16 has the values {dict(values)}"
 
 
 def identity(parts: Parts) -> Identity:
@@ -166,48 +168,40 @@ def identity(parts: Parts) -> Identity:
 
 
 def check(then: Identity, now: Identity, source: str, log: Callable[[str], None]) -> None:
-    """Compare a state's :func:`identity` with the present one, ``now``.
+    """Check that a run with the identity ``then`` can be resumed under the identity ``now``.
 
-    ``source`` names the data in messages; ``log`` is called with differences that only change the
-    last bits.
+    ``source`` names the data in messages. ``log`` reports differences that only affect rounding,
+    such as another version of torch.
 
     Raises:
-        DataError: other data.
+        DataError: the data have changed.
         ConfigError: a setting has changed.
     """
-    _require_settings(then.settings, now.settings)
+    if changed := _changes(_flat(then.settings), _flat(now.settings)):
+        raise ConfigError(
+            f"{CONFIG} has changed since the run began ({changed}): restore it, or start a new run "
+            "with --weights"
+        )
     if then.data != now.data:
         raise DataError(
             f"{source}: the data have changed since the run began (digest {now.data[:16]}, "
-            f"then {then.data[:16]}): restore them, or start a new run with --weights"
+            f"before {then.data[:16]}): restore them, or start a new run with --weights"
         )
-    before = asdict(then)
-    changed = [
-        f"{name} {before[name]} then, {value} now"
-        for name, value in asdict(now).items()
-        if name != "settings" and before[name] != value
-    ]
-    if changed:
-        log(f"the result will not be bit-identical: {'; '.join(changed)}")
+    if changed := _changes(asdict(replace(then, settings=now.settings)), asdict(now)):
+        log(f"the result will not be bit-identical: {changed}")
 
 
-def _require_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ConfigError if settings, including values of the recipe, were changed."""
-    old, new = _flat(then), _flat(now)
-    changed = [
-        f"{name} {value!r}, then {old.get(name)!r}"
-        for name, value in new.items()
-        if value != old.get(name)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{CONFIG} has changed since the run began ({'; '.join(changed)}): restore it, or "
-            "start a new run with --weights"
-        )
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """List the values of ``now`` that differ from those of ``then``, for a message."""
+    return "; ".join(
+        f"{name} is {value!r}, was {then.get(name)!r}"
+        for name, value in now.items()
+        if value != then.get(name)
+    )
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with the nested values of recipe and augmentation at the top level."""
+    """Move the nested values of recipe and augmentation to the top level."""
     flat = dict(settings)
     for inner in ("recipe", "augmentation"):
         values = flat.pop(inner, {})
@@ -222,36 +216,33 @@ def require_finite(model: nn.Module) -> None:
         name = next(name for name, value in weights.items() if not bool(value.isfinite().all()))
         raise TrainingError(
             f"the weights are not finite (first: {name}): lower lr0, lengthen the warm-up or "
-            "train in 32-true; the last state with finite weights is kept"
+            "use --precision fp32; the last state with finite weights is kept"
         )
 
 
 def _gradients(parts: Parts) -> dict[str, Tensor]:
-    """Return accumulated gradients: means over the ranks, as the step will use them."""
+    """Return the accumulated gradients by parameter name, averaged over the ranks."""
     if not parts.steps.accumulator.gathered:
         return {}
+    ranks = parts.ranks
     return {
-        name: parts.ranks.sum(parameter.grad) / parts.ranks.world
-        if parts.ranks.world > 1
-        else parameter.grad
-        for name, parameter in parts.steps.model.named_parameters()
-        if parameter.grad is not None
+        name: ranks.sum(p.grad) / ranks.world if ranks.world > 1 else p.grad
+        for name, p in parts.steps.model.named_parameters()
+        if p.grad is not None
     }
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Restore momenta in the memory layout of their parameters, which fused kernels require."""
+    """Restore momenta; fused kernels need them in the memory layout of their parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(parameters):
-        values = state.take(f"optimizer.{index}")
-        if values:
+        if values := state.take(f"optimizer.{index}"):
             optimizer.state[parameter] = {
                 name: _in_layout_of(parameter, value) for name, value in values.items()
             }
 
 
 def _in_layout_of(parameter: Tensor, value: Tensor) -> Tensor:
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
+    """Copy a value to the device and the memory layout of its parameter."""
     like = torch.empty_like(parameter, memory_format=torch.preserve_format, requires_grad=False)
     return like.copy_(value)

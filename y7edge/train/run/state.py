@@ -1,8 +1,8 @@
 """Save and load the state of a run, for resuming.
 
-The state is a safetensors file without pickle: arrays under dotted names
-(``model.rows.0.conv.weight``, ``optimizer.0.momentum_buffer``), and a JSON entry for other values.
-The previous file is kept.
+A state is a safetensors file. It has arrays under dotted names (``model.rows.0.conv.weight``,
+``optimizer.0.momentum_buffer``) and a JSON entry for other values. The previous state is kept in a
+second file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from y7edge.train.run.distributed import Ranks
 SCHEMA = 4
 HEADER = "y7edge-state"
 CHECKSUM = "checksum"
-_MOST = 16 << 30  # largest file in bytes; states of yolov7-e6e have 2.7 GB
+_MOST = 16 << 30  # maximum file size in bytes; states of yolov7-e6e have 2.7 GB
 
 T = TypeVar("T")
 
@@ -42,10 +42,10 @@ class Position:
     """Progress of a run."""
 
     epoch: int = 1  # the current epoch
-    batch: int = 0  # finished batches
-    closed: bool = False  # the epoch is trained, and the average prepared
-    sums: tuple[float, ...] = (0.0, 0.0, 0.0)  # of box, obj and cls losses
-    seconds: float = 0.0  # of the finished batches
+    batch: int = 0  # finished batches of the epoch
+    closed: bool = False  # all batches are finished, and the averaged weights are updated
+    sums: tuple[float, ...] = (0.0, 0.0, 0.0)  # of box, obj and cls losses of these batches
+    seconds: float = 0.0  # training time of these batches
 
     def __post_init__(self) -> None:
         if self.epoch < 1 or self.batch < 0 or self.seconds < 0 or len(self.sums) != 3:
@@ -70,7 +70,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Began:
-    """How a run began: the source of its weights, remarks, and its anchors."""
+    """Start of a run: the origin of its weights, remarks for the report, and its anchors."""
 
     origin: str
     notes: tuple[str, ...]
@@ -79,7 +79,7 @@ class Began:
 
 @dataclass(frozen=True)
 class Facts:
-    """The values of a state that are not arrays; a finished run has only the first three."""
+    """Values of a state that are not arrays. A finished run has only the first three."""
 
     position: Position
     identity: Identity
@@ -94,23 +94,26 @@ class Facts:
         if not self.finished and self.began is None:
             raise CheckpointError("expected an entry 'began', found none")
         if not 0 <= self.gathered < 2**31:
-            raise CheckpointError(f"gathered is {self.gathered}, expected a number of batches")
+            raise CheckpointError(f"gathered: expected a number of batches, found {self.gathered}")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Facts, and arrays by dotted name."""
+    """State of a run: facts, and arrays by dotted name."""
 
     facts: Facts
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def put(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add tensors under ``prefix.``; they share CPU memory: save before the next step."""
+        """Add each tensor as an array named ``prefix.name``.
+
+        Arrays share the memory of tensors on the CPU: save the state before the next training step.
+        """
         for name, tensor in tensors.items():
             self.arrays[f"{prefix}.{name}"] = tensor.detach().cpu().contiguous().numpy()
 
     def take(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors under ``prefix.``, by the rest of their names."""
+        """Return the arrays added by :meth:`put` with this prefix, as tensors by name."""
         start = f"{prefix}."
         return {
             name.removeprefix(start): torch.from_numpy(array)
@@ -123,7 +126,7 @@ def save(state: State, folder: Path) -> Path:
     """Write a state atomically; keep the previous one as ``state-previous``.
 
     Raises:
-        TrainingError: the disk is full; the message states what is left.
+        TrainingError: the file cannot be written; the message says how to continue the run.
     """
     import safetensors
     from safetensors.numpy import save_file
@@ -150,13 +153,13 @@ def load(
     log: Callable[[str], None],
     ranks: Ranks | None = None,
 ) -> T:
-    """Call ``use`` with the last usable state of a run, and return its result; call on all ranks.
+    """Return ``use(state)`` for the last state of a run, or the previous one; call on all ranks.
 
-    A state is not usable if it is damaged, or if ``use`` raises CheckpointError. ``log`` is called
-    if a state is skipped.
+    The previous state is used, and a message logged, if the last one is damaged or if ``use``
+    raises CheckpointError for it.
 
     Raises:
-        CheckpointError: no usable state; the message names weights to start from, if there are any.
+        CheckpointError: both states failed; the message names weights to start from, if any.
     """
     ranks, problems = ranks or Ranks(), list[str]()
     for name in (STATE, PREVIOUS):
@@ -171,7 +174,7 @@ def load(
             problems.append(str(error))
             continue
         if problems and ranks.first:
-            # Otherwise the next save would replace the previous, complete state by the damaged one.
+            # Otherwise the next save would overwrite the complete state with the damaged one.
             (folder / STATE).unlink()
             log(f"{problems[0]}; resuming from {name} ({state.facts.position})")
         return made
@@ -183,7 +186,7 @@ def read(path: Path) -> State:
     """Read one state file.
 
     Raises:
-        CheckpointError: it is truncated, altered, or another format.
+        CheckpointError: the file is truncated, altered, or has another format.
     """
     import safetensors.numpy
 
@@ -192,7 +195,7 @@ def read(path: Path) -> State:
         *(ValueError, KeyError, TypeError, AttributeError),
     )
     try:
-        # Read, not mapped: a mapped file that another program shortens kills the process.
+        # Not memory-mapped: the process would die if another program truncated the file.
         content = read_regular(path, _MOST)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
@@ -213,17 +216,17 @@ def read(path: Path) -> State:
 
 
 def mark_finished(folder: Path, identity: Identity, epochs: int) -> None:
-    """Replace the state with one without arrays: there is nothing to resume.
+    """Replace both states of a run with one state without arrays, marked as finished.
 
     Raises:
-        TrainingError: the disk is full.
+        TrainingError: the file cannot be written.
     """
     save(State(Facts(Position(epochs), identity, finished=True)), folder)
     (folder / PREVIOUS).unlink(missing_ok=True)
 
 
 def _checksum(text: str, arrays: Mapping[str, NDArray[Any]]) -> int:
-    """CRC-32 over the header, and all names, types and bytes: detects corruption, not tampering."""
+    """Compute a CRC-32 of the header and of all arrays; it detects corruption, not tampering."""
     value = zlib.crc32(text.encode())
     for name, array in sorted(arrays.items()):
         value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
@@ -232,7 +235,7 @@ def _checksum(text: str, arrays: Mapping[str, NDArray[Any]]) -> int:
 
 
 def _resumable(folder: Path) -> str:
-    """Describe what a run can resume from after a failed write."""
+    """Say how to continue a run whose state could not be written."""
     for name in (STATE, PREVIOUS):
         try:
             state = read(folder / name)
@@ -246,6 +249,7 @@ def _resumable(folder: Path) -> str:
 
 
 def _usable_weights(folder: Path) -> str:
+    """Say how to continue a run that has no usable state."""
     left = [name for name in (LAST, BEST) if (folder / name).exists()]
     if not left:
         return "no weights of a finished epoch were saved: start again"

@@ -17,14 +17,15 @@ from y7edge.train.run.schedule import Schedule
 from y7edge.train.run.timing import Timing
 from y7edge.train.setup import freeze
 
-_SIZES = 0x512E  # part of the seed, so that sizes are independent of augmentation
+_SIZES = 0x512E  # part of the seed, so that input sizes do not depend on augmentation
 
 
 class Steps:
-    """Train on batches.
+    """Callable that trains a model on one batch per call.
 
-    ``forward`` is ``model`` as wrapped by Fabric and a compiler. ``clip_norm`` limits the norm of
-    the gradient of an optimizer step; 0: no limit.
+    ``clip_norm`` is the maximum norm of the gradient in an optimizer step; 0: no limit. If
+    ``compiled``, the model runs under ``torch.compile``. The attribute ``forward`` is the model as
+    wrapped by Fabric and ``torch.compile``.
     """
 
     def __init__(
@@ -51,15 +52,16 @@ class Steps:
     def __call__(
         self, iteration: int, images: Tensor, targets: Tensor, side: int | None = None
     ) -> LossParts:
-        """Train on one batch of this process; ``iteration`` counts from 0 over the run.
+        """Train on one batch of this process, and return its losses.
 
-        ``images`` are uint8 (B, 3, H, W) RGB, resized to longer side ``side`` unless None;
-        ``targets`` float32 (n, 6): image, class, normalized cx, cy, w, h.
+        ``iteration`` counts from 0 over the run. ``images`` are uint8 (B, 3, H, W) RGB;
+        :meth:`to_input` resizes them to ``side``. ``targets`` are float32 (n, 6): image index in
+        the batch, class, normalized cx, cy, w, h.
         """
         step = self.schedule.at(iteration)
         apply(step, self.optimizer)
         due = self.accumulator.due(step.accumulate, last=iteration + 1 == self.schedule.iterations)
-        # Gradients are exchanged only when they are used.
+        # Average gradients over the ranks only if the optimizer steps after this pass.
         with self.fabric.no_backward_sync(self.forward, enabled=not due):
             with self.timing.part("forward"):
                 images = self.to_input(images, side)
@@ -72,7 +74,7 @@ class Steps:
         if due:
             with self.timing.part("optimizer"):
                 if self.clip_norm:
-                    # A non-finite norm leads to a non-finite loss, which ends the run.
+                    # A non-finite gradient makes the next loss non-finite, which ends the run.
                     norm = {"max_norm": self.clip_norm, "error_if_nonfinite": False}
                     self.fabric.clip_gradients(self.forward, self.optimizer, **norm)
                 self.optimizer.step()
@@ -81,7 +83,7 @@ class Steps:
         return parts
 
     def train(self) -> None:
-        """Switch to training mode, except for frozen rows."""
+        """Switch the model to training mode, except for frozen rows."""
         self.forward.train()
         freeze.apply(self.model)
 
@@ -91,7 +93,10 @@ class Steps:
         return float(self.optimizer.param_groups[1]["lr"])
 
     def to_input(self, images: Tensor, side: int | None = None) -> Tensor:
-        """Convert bytes (B, 3, H, W) to floats from 0 to 1 on the device."""
+        """Move uint8 images (B, 3, H, W) to the device, as float32 in 0..1.
+
+        Their longer side becomes ``side`` pixels; None: no resizing.
+        """
         images = images.to(self.fabric.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last).float().div_(255)
         if side is None:
@@ -100,7 +105,7 @@ class Steps:
 
 
 def resized(images: Tensor, side: int, stride: int) -> Tensor:
-    """Resize float images (B, 3, H, W) to longer side ``side``, in multiples of ``stride``."""
+    """Resize float images (B, 3, H, W) to longer side ``side``; round sides up to ``stride``."""
     height, width = images.shape[-2:]
     fraction = side / max(height, width)
     size = [max(2, -(-round(x * fraction) // stride)) * stride for x in (height, width)]
@@ -110,10 +115,10 @@ def resized(images: Tensor, side: int, stride: int) -> Tensor:
 
 
 def random_side(imgsz: int, stride: int, seed: int, epoch: int, batch: int) -> int:
-    """Draw the input side of a batch in multi-scale training, the same on every process.
+    """Draw the input side of a batch for multi-scale training, in pixels; equal on all ranks.
 
-    Uniform over multiples of ``stride`` from half of ``imgsz`` to 1.5 times, but at least two
-    cells, which BatchNorm needs.
+    The side is a multiple of ``stride``, uniformly drawn from ``0.5 * imgsz`` to ``1.5 * imgsz``.
+    It is at least ``2 * stride``, since BatchNorm needs more than one cell.
     """
     low, high = max(-(-imgsz // (2 * stride)), 2), 3 * imgsz // (2 * stride)
     rng = np.random.default_rng((seed, epoch, batch, _SIZES))
@@ -121,5 +126,5 @@ def random_side(imgsz: int, stride: int, seed: int, epoch: int, batch: int) -> i
 
 
 def scaler_of(fabric: Any) -> Any:
-    """Return the gradient scaler of fp16, else None."""
+    """Return the gradient scaler of fp16; None for other precisions."""
     return getattr(fabric.strategy.precision, "scaler", None)

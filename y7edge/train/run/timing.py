@@ -1,4 +1,4 @@
-"""Measure the parts of an iteration on a CPU or GPU."""
+"""Measure how long the parts of an iteration take on a CPU or GPU."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import torch
 
 
 class Timing:
-    """Measure nothing; see `PartTimes`."""
+    """Timer that measures nothing, for runs that are not profiled."""
 
     def part(self, name: str, *, host: bool = False) -> AbstractContextManager[None]:
-        """Time the block as ``name``; blocks don't overlap. ``host``: without device work."""
+        """Measure a block as part ``name``; set ``host`` if it runs on the CPU only.
+
+        Blocks must not overlap.
+        """
         return nullcontext()
 
 
 class PartTimes(Timing):
-    """Seconds spent in each part since the last :meth:`collect`.
+    """Timer that sums the seconds of each part until :meth:`collect`.
 
-    A GPU runs asynchronously, so parts are marked by events in its stream.
+    A GPU runs asynchronously, so its parts are measured with CUDA events.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +35,7 @@ class PartTimes(Timing):
 
     @contextmanager
     def part(self, name: str, *, host: bool = False) -> Iterator[None]:
-        """Add the time of a block to that of ``name``."""
+        """Add the seconds of a block to those of ``name``."""
         if self._device.type == "cuda" and not host:
             event: Any = torch.cuda.Event
             start, end = event(enable_timing=True), event(enable_timing=True)
@@ -46,12 +49,12 @@ class PartTimes(Timing):
             self._seconds[name] += time.perf_counter() - begin
 
     def wait(self) -> None:
-        """Synchronize with the device."""
+        """Wait until the device has finished its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def collect(self) -> dict[str, float]:
-        """Return seconds by part, and reset."""
+        """Return the seconds of each part, and reset them."""
         self.wait()
         for name, start, end in self._marks:
             self._seconds[name] += start.elapsed_time(end) / 1e3

@@ -1,10 +1,11 @@
-"""Run the loop over epochs and batches."""
+"""Train over epochs and batches, evaluate, and save the state of the run."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,11 +35,11 @@ from y7edge.train.run.steps import random_side
 from y7edge.train.run.validate import Validation
 from y7edge.train.setup.parts import Parts
 
-_READ_EVERY = 10  # iterations on a GPU, since reading the loss synchronizes
+_READ_EVERY = 10  # iterations; reading the loss waits for the GPU
 
 
 class Trainer:
-    """Train with the parts of a run, as one of its processes."""
+    """Training loop of one process of a run."""
 
     def __init__(
         self, parts: Parts, progress: Progress | None = None, saved: state.State | None = None
@@ -46,7 +47,7 @@ class Trainer:
         """Begin a run, or resume it from the state ``saved``.
 
         Raises:
-            ConfigError, DataError: the state has other settings or other data.
+            ConfigError, DataError: settings or data have changed since the state was saved.
             CheckpointError: the state does not fit the run.
         """
         self.parts, self.progress = parts, progress or Progress()
@@ -66,11 +67,11 @@ class Trainer:
 
     @property
     def iteration(self) -> int:
-        """Number of the next batch in the run, from 0."""
+        """Number of the next iteration in the run, counted from 0."""
         return (self.position.epoch - 1) * len(self.parts.plan) + self.position.batch
 
     def run(self) -> TrainResult:
-        """Train to the last epoch, or until patience ends."""
+        """Train until the last epoch or until ``patience`` stops the run; write the report."""
         with self._interrupts:
             try:
                 if self.iteration == 0:
@@ -84,7 +85,7 @@ class Trainer:
         return self._finish()
 
     def train_epoch(self) -> None:
-        """Train on the remaining batches of the epoch; report and save states."""
+        """Train on the remaining batches of the epoch; display progress and save the state."""
         for _ in self.learn_epoch():
             self.report()
             due = self.parts.ranks.first and time.monotonic() >= self._next_save
@@ -93,7 +94,7 @@ class Trainer:
         self._read()
 
     def learn_epoch(self) -> Iterator[int]:
-        """Train on the remaining batches of the epoch; yield their numbers of images."""
+        """Train on the remaining batches of the epoch; yield the number of images in each."""
         self.parts.steps.train()
         self.parts.plan.set_epoch(self.position.epoch, self.position.batch)
         self._clock = time.perf_counter()
@@ -107,29 +108,28 @@ class Trainer:
             yield len(batch[0])
 
     def _next(self, stream: Iterator[Item]) -> Item | None:
-        """Return the next batch; a signal or error on one rank stops all ranks here."""
+        """Return the next batch, or None; a signal or error on one rank is raised on all ranks."""
         parts = self.parts
         with parts.steps.timing.part("data", host=True), parts.ranks.together():
             self._interrupts.check()
             return next(stream, None)
 
     def _learn(self, images: Tensor, targets: Tensor) -> None:
-        """Train on a batch: uint8 (B, 3, H, W) RGB and targets (n, 6)."""
+        """Train on a batch: images uint8 (B, 3, H, W) RGB, targets float32 (n, 6)."""
         position, config, steps = self.position, self.parts.config, self.parts.steps
         side = None
         if config.multi_scale:
             stride = steps.model.spec.max_stride
             side = random_side(config.imgsz, stride, config.seed, position.epoch, position.batch)
         if self.parts.writer:
-            close_at = self.parts.train_set.close_at
-            closed = close_at is not None and position.epoch >= close_at
+            closed = self.parts.train_set.closed(position.epoch)
             self.parts.writer.batch(images, targets, closed=closed)
         loss = steps(self.iteration, images, targets, side)
         self._unread.append(torch.stack((loss.box, loss.obj, loss.cls)))
         position.batch += 1
 
     def _end_epoch(self) -> None:
-        """Evaluate, save and report the finished epoch; begin the next."""
+        """Evaluate, save and display the finished epoch; move the position to the next one."""
         position, parts = self.position, self.parts
         average = parts.steps.average
         if not position.closed:
@@ -160,10 +160,7 @@ class Trainer:
             if (writer := parts.writer) and parts.validation:
                 result = writer.result()
                 self._report(writer, parts.validation, len(writer.rows))
-        result = parts.ranks.from_first(result)
-        if result is None:
-            raise TrainingError(f"{parts.folder}: the first process returned no result")
-        return result
+        return cast(TrainResult, parts.ranks.from_first(result))
 
     def _report(self, writer: RunWriter, validation: Validation, epochs: int) -> None:
         """Write the report, and mark the run as finished; errors are logged, not raised."""
@@ -183,7 +180,7 @@ class Trainer:
                 raise
 
     def _is_over(self) -> bool:
-        """Whether the last epoch is done, or patience has ended."""
+        """Return whether all epochs are done, or ``patience`` epochs passed without improvement."""
         config, writer = self.parts.config, self.parts.writer
         over = self.position.epoch > config.epochs
         if writer and not over and config.patience and (best := writer.best):
@@ -193,7 +190,7 @@ class Trainer:
             since = max(best.epoch, next(begun, evaluated[-1]))
             over = evaluated[-1] - since >= config.patience
             if over:
-                self.progress.log(f"no better fitness since epoch {best.epoch}: stopped")
+                self.progress.log(f"stopped: no better fitness since epoch {best.epoch}")
         return self.parts.ranks.from_first(over)
 
     def report(self) -> None:
@@ -226,21 +223,25 @@ class Trainer:
         return EpochRow(position.epoch, box, obj, cls, lr, position.seconds, memory)
 
     def _read(self) -> None:
-        """Add new loss parts to the sums of the epoch; stop if one is not finite."""
+        """Read new loss parts from the device, and add them to the sums of the epoch.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
         if not self._unread:
             return
         losses = self.parts.ranks.sum(torch.stack(self._unread)) / self.parts.ranks.world
         first = self.position.batch - len(self._unread)
         self._unread.clear()
         for batch, values in enumerate(losses.tolist(), start=first):
-            # Added one by one in double precision: sums don't depend on how often this is called.
+            # Added one by one in double precision: sums do not depend on how often this is called.
             pairs = zip(self.position.sums, values, strict=True)
             self.position.sums = tuple(old + new for old, new in pairs)
             if not all(abs(value) < float("inf") for value in values):
                 self._refuse(batch, values)
 
     def _refuse(self, batch: int, values: list[float]) -> None:
-        """Dump the batch of a non-finite loss, and raise TrainingError."""
+        """Save the batch that has a non-finite loss, and raise TrainingError."""
         self._consistent = False
         parts, epoch = self.parts, self.position.epoch
         box, obj, cls = values
@@ -250,22 +251,16 @@ class Trainer:
         )
         with parts.ranks.together():
             if parts.ranks.first:
-                write_bad_batch(
-                    parts.folder,
-                    parts.train_set,
-                    parts.plan,
-                    epoch=epoch,
-                    batch=batch,
-                    reason=reason,
-                )
+                place = (parts.folder, parts.train_set, parts.plan)
+                write_bad_batch(*place, epoch=epoch, batch=batch, reason=reason)
         raise TrainingError(
-            f"{reason}: lower lr0, lengthen the warm-up or train in 32-true; the batch is in "
+            f"{reason}: lower lr0, lengthen the warm-up or use --precision fp32; the batch is in "
             f"{parts.folder / BAD_BATCH}, the last complete state in {parts.folder}"
         )
 
     @contextmanager
     def _updating(self) -> Iterator[None]:
-        """Mark the state as inconsistent during the block, and after an error in it."""
+        """Mark the state as inconsistent during a block; it remains so if the block raises."""
         self._consistent = False
         yield
         self._consistent = True
@@ -288,7 +283,7 @@ class Trainer:
         folder = self.parts.folder
         how = f"resume with y7edge train --resume {folder}"
         if not self._consistent:
-            if not isinstance(error, TrainingError):  # whose message describes the saved state
+            if not isinstance(error, TrainingError):  # its message already says how to resume
                 self.progress.log(f"stopped inside a batch; the last complete state is kept: {how}")
             return
         self._save()

@@ -1,15 +1,12 @@
 """Evaluate a model during training, with the Detector.
 
 Training and ``y7edge val`` use the same protocol (``y7edge.evaluation.evaluate.PROTOCOL``). The
-published code uses NMS IoU 0.6 in training, 0.65 in tests and 0.7 in reports.
+published code uses an NMS IoU threshold of 0.6 in training, 0.65 in tests and 0.7 in reports.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from y7edge.data.dataset import Sample
 from y7edge.data.images import read_image
@@ -19,31 +16,34 @@ from y7edge.evaluation.evaluate import Metrics, evaluate
 from y7edge.nn.build import Model, to_checkpoint
 from y7edge.nn.eager import EagerSession, describe
 from y7edge.runtimes.base import SessionOptions
+from y7edge.train.loading.image_cache import in_threads
 
 
 class Validation:
-    """The images that a run is evaluated on.
+    """Evaluation on the validation images of a run.
 
     Raises:
-        DataError: no image has a label, or one cannot be read.
+        DataError: no image has a label, or an image cannot be read.
     """
 
     def __init__(self, samples: Sequence[Sample], names: Sequence[str], imgsz: int) -> None:
         """Check that all images can be read; ``imgsz`` is the input's side in pixels."""
         require_labels(samples, "evaluate on")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(_can_be_read, [sample.path for sample in samples]):
-                pass
+
+        def read(sample: Sample) -> None:  # returns None, so that the images are not kept
+            read_image(sample.path)
+
+        in_threads(read, samples)
         self.samples = tuple(samples)
         self.names = tuple(names)
         self._imgsz = imgsz
 
     def __call__(self, model: Model) -> Metrics:
-        """Evaluate a model in evaluation mode, on its device."""
+        """Return the metrics of a model, on its device; this switches it to evaluation mode."""
         return evaluate(self.detector(model).detect_for_evaluation, self.samples, self.names)
 
     def detector(self, model: Model, conf: float | None = None) -> Detector:
-        """Return a Detector of the module, with default thresholds except for ``conf``."""
+        """Return a Detector that runs ``model``; None for ``conf`` is the default threshold."""
         manifest = describe(to_checkpoint(model, self.names), (self._imgsz, self._imgsz))
         options = SessionOptions(device=str(model.head.anchors.device))
         session = EagerSession(model, manifest, options)
@@ -51,7 +51,7 @@ class Validation:
 
 
 def require_labels(samples: Sequence[Sample], purpose: str) -> None:
-    """Check that there are labels; usually missing ones are in another folder.
+    """Check that an image has a label; ``purpose``, such as "train on", is part of the message.
 
     Raises:
         DataError: no image has a label.
@@ -61,7 +61,3 @@ def require_labels(samples: Sequence[Sample], purpose: str) -> None:
             f"expected labels to {purpose}, found none for {len(samples)} images such as "
             f"{samples[0].path}; YOLO labels are .txt files in a folder labels/ beside images/"
         )
-
-
-def _can_be_read(path: Path) -> None:
-    read_image(path)
