@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -102,12 +103,10 @@ def nine(images: ImageSet, numbers: list[int], size: int, rng: Generator, visibl
     clockwise. An image is not read if it cannot overlap ``visible``.
     """
     cut_x, cut_y = (int(value) for value in rng.uniform(0, size, 2))
-    known: dict[int, LabelledImage] = {}
 
+    @cache
     def tile(index: int) -> LabelledImage:
-        if index not in known:
-            known[index] = images[numbers[index]]
-        return known[index]
+        return images[numbers[index]]
 
     def extent(index: int) -> tuple[int, int]:
         height, width = tile(index).image.shape[:2]
