@@ -153,7 +153,7 @@ def benchmark(
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Return p50, p95 and p99."""
+    """Return the percentiles p50, p95 and p99."""
     values = np.percentile(np.asarray(milliseconds), [50, 95, 99])
     return {f"p{p}": round(float(v), 4) for p, v in zip((50, 95, 99), values, strict=True)}
 

@@ -34,11 +34,11 @@ class Averages:
     recall: NDArray[np.float64]  # (10 IoU, classes, ``SIZES``, ``COUNTS``)
 
     def mean_precision(self, size: str = "all") -> float | None:
-        """Return the mean over IoU, recall and classes; None if there are no objects of a size."""
+        """Return the mean over IoU, recall and classes; None if no objects have this size."""
         return _mean(self.precision[..., SIZES.index(size)])
 
     def mean_recall(self, count: int = 300, size: str = "all") -> float | None:
-        """Return the mean over IoU and classes; None if there are no objects of a size."""
+        """Return the mean over IoU and classes; None if no objects have this size."""
         return _mean(self.recall[:, :, SIZES.index(size), COUNTS.index(count)])
 
 

@@ -45,7 +45,7 @@ class Curves:
         return top + (plateau - 1) // 2
 
     def mean(self, name: str) -> NDArray[np.float64]:
-        """Return a curve's mean over classes, without NaN; NaN if there are no other values."""
+        """Return the mean of a curve over the classes, ignoring NaN if there are other values."""
         values: NDArray[np.float64] = getattr(self, name)
         known = np.isfinite(values)
         count = known.sum(axis=0)

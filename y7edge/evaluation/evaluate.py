@@ -33,15 +33,15 @@ Predict = Callable[[NDArray[np.uint8]], Detections]
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """Metrics of one class: average precision at IoU 0.5 and over IoU 0.5 to 0.95, and others.
+    """Metrics of one class.
 
     Precision, recall and F1 are at IoU 0.5 and the threshold ``Metrics.conf``. All metrics are None
     for a class without labels; precision is also None if no detection is above the threshold.
     """
 
     name: str
-    ap50: float | None
-    ap50_95: float | None
+    ap50: float | None  # average precision at IoU 0.5
+    ap50_95: float | None  # average precision, mean over IoU 0.5 to 0.95
     labels: int  # number of labels
     precision: float | None = None
     recall: float | None = None

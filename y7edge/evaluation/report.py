@@ -80,8 +80,7 @@ def save(
 def write_page(title: str, lead: str, metrics: Metrics, saved: Saved, path: Path) -> None:
     """Write an HTML page about one evaluation, with embedded plots and images."""
     start = [html.heading(title), html.paragraph(lead, "lead"), tiles(metrics)]
-    body = [*start, *sections(metrics, saved)]
-    write_text(path, html.page(title, body))
+    write_text(path, html.page(title, [*start, *sections(metrics, saved)]))
 
 
 def tiles(metrics: Metrics) -> str:

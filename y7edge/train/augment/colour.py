@@ -77,7 +77,7 @@ class Jitter:
                     cv2.flip(plane, mirror, dst=plane)
 
     def by_table(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Multiply the factors in HSV with lookup tables, as published; BGR (h, w, 3)."""
+        """Change a BGR image (h, w, 3) by lookup tables of HSV, as published."""
         table = np.outer(np.arange(_LARGEST + 1), self.factors)
         table[:, 0] %= _HUES
         table = np.asarray(np.clip(table, 0, _LARGEST)[None], np.uint8)

@@ -26,7 +26,7 @@ from y7edge.train.augment.labelled import (
     resize,
 )
 
-_Placed = tuple[LabelledImage, int, int]  # x, y on the canvas
+_Placed = tuple[LabelledImage, int, int]  # image, and its x, y on the canvas
 
 
 class Area(NamedTuple):

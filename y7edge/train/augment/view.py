@@ -96,7 +96,7 @@ class View:
     matrix: Matrix  # (3, 3), transforms points (x, y, 1) of the canvas to the image
     height: int
     width: int
-    scale: float  # factor by which objects are scaled
+    scale: float  # factor of the size of objects
 
     @property
     def upright(self) -> bool:

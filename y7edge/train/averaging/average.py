@@ -140,7 +140,7 @@ class Swa(ModelEma):
 
 
 def average_for(recipe: Recipe, model: Model, epochs: int = 1) -> Average:
-    """Create the average that a recipe sets for a run of ``epochs``, with the weights of ``model``.
+    """Create the average that a recipe selects, initialized with the weights of ``model``.
 
     Call this before BatchNorms are converted to SyncBatchNorm, which is a different class.
     """

@@ -220,9 +220,9 @@ def _costs(
 ) -> tuple[Tensor, Tensor]:
     """Return normalized boxes (K, 4) x1, y1, x2, y2, and class costs (K, nc) of candidates.
 
-    Boxes are divided by width and height (by the height only in the published code). The cost of
-    class c is the binary cross-entropy of p = sqrt(class probability x objectness), summed over all
-    classes, with target 1 for c and 0 for the others.
+    Boxes are normalized by width and height (by the height for both in the published code). The
+    cost of class c is the binary cross-entropy of sqrt(class probability x objectness), summed over
+    all classes, with target 1 for c and 0 for the others.
     """
     cells = select(heads, candidates, anchors)
     boxes = decode(cells.logits[:, :4], cells.anchor)
@@ -314,7 +314,7 @@ def by_name(name: str, *, anchor_t: float = 4.0) -> Assigner:
     """Return the assigner for lead and auxiliary head called ``name``, a key of ``AUXILIARY``.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: the name is unknown.
     """
     if name not in AUXILIARY:
         raise ConfigError(

@@ -99,7 +99,7 @@ def distinct(
     Synchronizes with the device twice.
 
     Returns:
-        The distinct pairs, with target -1; and for each set, the rows (K,) of its candidates.
+        The distinct pairs, with target -1; and for each set, the row of each candidate, (K,).
     """
     height, width = (max(head.shape[axis] for head in heads) for axis in (2, 3))
     shape = (len(heads), heads[0].shape[0], heads[0].shape[1], height, width)

@@ -175,7 +175,7 @@ def _fitness(boxes: NDArray[np.float32], anchors: NDArray[np.float64], threshold
 def _squared_distances(
     points: NDArray[np.float64], centres: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the squared distances (n, k)."""
+    """Return the squared distances (n, k) of points (n, 2) to centres (k, 2)."""
     apart = points[:, None] - centres
     return np.asarray(np.einsum("nka,nka->nk", apart, apart))
 

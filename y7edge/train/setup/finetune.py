@@ -28,7 +28,7 @@ _LISTED = 12  # most class names in a message
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What was copied from a checkpoint."""
+    """The result of copying a checkpoint into a model."""
 
     entries: int  # number of entries that were copied, entirely or in part
     total: int  # number of entries of the model

@@ -100,7 +100,7 @@ class Parts:
     def update_image_weights(self, metrics: Metrics | None) -> None:
         """If ``image_weights`` is set, draw images of badly detected classes more often.
 
-        ``metrics`` is the result of the evaluation on the first rank, and None on other ranks.
+        ``metrics`` is the first rank's evaluation; None on other ranks or without evaluation.
         """
         if not self.config.image_weights:
             return
@@ -295,7 +295,7 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
 
     Raises:
         ConfigError: the model is unknown or folded, the width is invalid, or the input size is not
-            a multiple of the largest stride or less than twice that stride.
+            a multiple of the largest stride, or is smaller than two such strides.
     """
     if config.spec is None:
         spec = registry.get(config.model, nc=classes, anchors=anchors)
