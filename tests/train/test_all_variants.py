@@ -9,7 +9,7 @@ from y7edge.models import registry
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model
 from y7edge.train.loss.loss import TrainingLoss
-from y7edge.train.settings.recipes import recipe_for
+from y7edge.train.settings.recipes import named_for
 
 TARGETS = torch.tensor(
     [
@@ -29,7 +29,7 @@ def test_step_updates_all_weights(name):
     size = 2 * spec.max_stride
     model = Model(spec).train()
     images = torch.rand(2, 3, size, size)
-    loss = TrainingLoss(spec, model.head.anchors, recipe_for(name), size)
+    loss = TrainingLoss(spec, model.head.anchors, named_for(name).recipe, size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
     heads = model(images)
@@ -48,7 +48,7 @@ def test_p6_model_trains_without_auxiliary_head():
     torch.manual_seed(0)
     spec = registry.without_auxiliary(scale(registry.get("yolov7-w6", nc=3), width=0.0625))
     model = Model(spec).train()
-    loss = TrainingLoss(spec, model.head.anchors, recipe_for("yolov7-w6"), 128)
+    loss = TrainingLoss(spec, model.head.anchors, named_for("yolov7-w6").recipe, 128)
     heads = model(torch.rand(2, 3, 128, 128))
     assert len(heads) == 4
     loss(heads, TARGETS).total.backward()

@@ -1,1 +1,1 @@
-"""Latency with percentiles, and the budget of the code around the engine."""
+"""Measurement of latency, and of the cost of the code around the engine."""

@@ -1,8 +1,8 @@
 """Measure the cost of the code around the engine, and compare it with a budget.
 
-The unit is one ``cv2.resize`` of the same image to its letterboxed size, on one thread in the same
-run, so that one budget fits every machine. The thread's CPU time is measured, so that other
-programs do not affect it.
+The unit is the time of one ``cv2.resize`` of the same image to its letterboxed size, on one thread
+in the same run. So the same budget can be used on every machine. CPU time of the thread is
+measured, so that other programs have little influence.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.runtimes.base import Session
 
 FRAME_HW = (720, 1280)  # height and width of the images
-FRAMES = 8  # number of images, used in turn: a single one would stay in the CPU cache
+FRAMES = 8  # images that are used in turn, since a single one would stay in the CPU cache
 BUDGET = {"pre": 2.2, "post": 3.0, "rest": 0.5}
-"""Units of one ``cv2.resize``: letterbox; decoding and NMS; the rest of ``detector(frame)``."""
+"""Budget in units: letterbox, decoding and NMS, and the rest of ``detector(frame)``."""
 
-TOLERANCE = 1.1  # the gate fails above budget x this factor
+TOLERANCE = 1.1  # the gate fails if a stage costs more than budget x this factor
 
 GATE_SIZE, GATE_NC = 640, 80
 OBJECTS, CANDIDATES = 100, 8
-"""Number of objects in the gate's outputs, and candidates per object before suppression."""
+"""Number of objects in the prepared outputs, and of candidates per object before NMS."""
 
-_ROUNDS = 120
+_ROUNDS = 120  # number of measured calls
 
 
 @dataclass(frozen=True)
 class Gate:
     """Cost of the code around the engine, in units of one ``cv2.resize``."""
 
-    unit_ms: float
+    unit_ms: float  # milliseconds of one unit
     pre: float
     post: float
     rest: float
     budget: Mapping[str, float] = field(default_factory=lambda: dict(BUDGET))
 
     def beyond(self) -> list[str]:
-        """Describe each stage that exceeds its budget by more than the tolerance."""
+        """Return a description of each stage that exceeds its budget x ``TOLERANCE``."""
         return [
             f"{stage} costs {getattr(self, stage):.2f} units, budget {units}"
             for stage, units in self.budget.items()
@@ -58,8 +58,8 @@ class Gate:
 def measure_gate(manifest: Manifest, rounds: int = _ROUNDS) -> Gate:
     """Measure the code around the engine for a model with this manifest's levels and outputs.
 
-    The budget applies to 640 x 640 pixels and 80 classes, so the model is changed to these. Its
-    session returns prepared outputs of 100 objects with 8 candidates each.
+    The budget is for 640 x 640 pixels and 80 classes, so the manifest is changed to these. Instead
+    of an engine, a session returns prepared outputs of 100 objects with 8 candidates each.
     """
     model = _at_gate_size(manifest)
     frames, session = images(), _Replay(model)
@@ -118,10 +118,11 @@ class _Replay(Session):
 
 
 def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
-    """Make network outputs for 100 objects with 8 candidates each.
+    """Generate network outputs for 100 objects with 8 candidates each, by manifest name.
 
-    Objects lie 64 pixels apart on a lattice, on the two finest levels. As in a trained network, a
-    candidate is the object's cell or its nearest neighbour in x or y, with any anchor.
+    Objects are on a lattice with a spacing of 64 pixels, on the two finest levels. As in a trained
+    network, the candidates are the object's cell and its nearest neighbour in x and in y, with all
+    anchors.
     """
     rng = np.random.default_rng(seed)
     heads = []
@@ -141,7 +142,7 @@ def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
         kind, size = int(rng.integers(manifest.nc)), np.array(level.anchors[0]) * 1.5
         pairs = [(cell, anchor) for cell in cells for anchor in range(len(level.anchors))]
         for (x, y), anchor in pairs[:CANDIDATES]:
-            # The inverse of decoding, with a little noise between the candidates.
+            # The inverse of decoding, with some noise so that candidates differ.
             offset = (centre + rng.normal(0, 0.05, 2) - (x, y) + 0.5) / 2
             extent = np.sqrt(size * rng.uniform(0.9, 1.1, 2) / level.anchors[anchor]) / 2
             inside = np.clip(np.concatenate([offset, extent]), 0.01, 0.99)
@@ -152,7 +153,7 @@ def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
 
 
 def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """Convert heads (A, 5 + nc, H, W) to the manifest's outputs."""
+    """Convert heads (A, 5 + nc, H, W), finest first, to the manifest's outputs."""
     if manifest.outputs[0].role == "head":
         return {
             output.name: head.reshape(1, -1, *head.shape[2:]).astype(output.dtype)
@@ -174,7 +175,7 @@ def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[st
 
 
 def images() -> list[NDArray[np.uint8]]:
-    """Make smooth images (720, 1280, 3) uint8, the same in every run."""
+    """Generate smooth images (720, 1280, 3) uint8, the same in every run."""
     rng = np.random.default_rng(0)
     height, width = FRAME_HW
     coarse = rng.integers(0, 256, (FRAMES, height // 20, width // 20, 3), dtype=np.uint8)

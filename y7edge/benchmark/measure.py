@@ -1,7 +1,4 @@
-"""Measure a model's latency, and report percentiles with the conditions of the measurement.
-
-``y7edge.benchmark.hotpath`` measures the code around the engine against its budget.
-"""
+"""Measure a model's latency, and report percentiles with the conditions of the measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ import numpy as np
 
 from y7edge import __version__
 from y7edge.benchmark.hotpath import (
-    BUDGET,
     FRAME_HW,
     FRAMES,
     Gate,
@@ -35,7 +31,7 @@ _MAX_SECONDS = 20.0  # limit of the warm-up, and of the measurement after _MIN_R
 
 @dataclass(frozen=True)
 class Report:
-    """Latency of one model on one machine; milliseconds are {"p50", "p95", "p99"}.
+    """Latency of one model on one machine, in milliseconds by percentile ("p50", "p95", "p99").
 
     Raises:
         ConfigError: a condition of the measurement, such as the device, is empty.
@@ -96,8 +92,8 @@ class Report:
             "  images per second at p50: "
             + ", ".join(f"{rate} {stage}" for stage, rate in self.pictures_per_second.items()),
         ]
-        if self.gate is not None:
-            costs = [f"{k} {getattr(self.gate, k):.2f} (budget {v})" for k, v in BUDGET.items()]
+        if (gate := self.gate) is not None:
+            costs = [f"{k} {getattr(gate, k):.2f} (budget {v})" for k, v in gate.budget.items()]
             lines.append(f"  in units of one cv2.resize: {', '.join(costs)}")
         return "\n".join(lines)
 
@@ -121,7 +117,7 @@ def benchmark(
         threads: threads of OpenCV; the detector should be opened with the same number.
         warmup: number of calls before the measurement.
         runs: number of measured calls.
-        gate: measure the code around the engine too; ``Report.require_budget`` checks it.
+        gate: also measure the code around the engine, for ``Report.require_budget``.
 
     Raises:
         ConfigError: ``warmup`` or ``runs`` is less than 1.
@@ -157,13 +153,13 @@ def benchmark(
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Return p50, p95 and p99."""
+    """Return the percentiles p50, p95 and p99."""
     values = np.percentile(np.asarray(milliseconds), [50, 95, 99])
     return {f"p{p}": round(float(v), 4) for p, v in zip((50, 95, 99), values, strict=True)}
 
 
 def _measure(detector: Detector, warmup: int, runs: int) -> tuple[int, dict[str, list[float]]]:
-    """Return the number of warm-up calls, and the milliseconds of every measured call by stage."""
+    """Return the number of warm-up calls, and the milliseconds of all measured calls by stage."""
     frames, begun = images(), time.perf_counter()
     for index in range(warmup):
         detector(frames[index % FRAMES])

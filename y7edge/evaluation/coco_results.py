@@ -1,9 +1,9 @@
 """COCO results: detections as the JSON list that COCO's tools and servers read.
 
 Images and categories of a COCO data set keep the ids of its annotation file. In other data sets the
-image id is the file name (``17.jpg``) if all names are different numbers. Otherwise images are
-numbered from 1, and ``image_ids.json`` lists them. Category ids count from 0; on request they are
-COCO's, 1 to 90 with gaps.
+image id is the number in the file name (``17.jpg``) if all names are different numbers. Otherwise
+images are numbered from 1, and ``image_ids.json`` lists them. Category ids are class indices from
+0, or, with ``coco_ids``, those of COCO, 1 to 90 with gaps.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def write_submission(
 ) -> list[Path]:
     """Write ``path``, and ``image_ids.json`` beside it if images are numbered; return the paths.
 
-    ``found``: (n, 7) index into ``samples``, left, top, width, height, confidence, class. Boxes are
-    written as left, top, width, height in pixels with three decimals, scores with five.
-    ``category_ids``: ids of the data set's annotation file by class; None: not in that file.
+    ``found`` is ``Tables.found``; images are indices into ``samples``. Boxes are written as left,
+    top, width, height in pixels with three decimals, scores with five. ``category_ids`` are the ids
+    of the classes in the data set's annotation file. Classes with id None are left out.
 
     Raises:
-        ConfigError: ``coco_ids`` for a data set that does not have 80 classes.
+        ConfigError: ``coco_ids`` is set, but the data set does not have 80 classes.
     """
     categories: Sequence[int | str | None] = category_ids or range(classes)
     if coco_ids:
@@ -64,7 +64,7 @@ def write_submission(
 
 
 def require_coco(classes: int) -> None:
-    """Raise ConfigError unless there are COCO's 80 classes."""
+    """Raise ConfigError if the number of classes is not COCO's 80."""
     if classes != len(COCO_IDS):
         raise ConfigError(
             f"COCO's category ids are for its {len(COCO_IDS)} classes, this data set has {classes}"
@@ -72,9 +72,9 @@ def require_coco(classes: int) -> None:
 
 
 def image_ids(samples: Sequence[Sample]) -> list[int] | list[int | str] | None:
-    """Return the ids of a COCO file, else the numbers in the file names.
+    """Return the ids in the COCO file, else the file names as numbers.
 
-    None if a name has no number, or two have the same.
+    Returns None if a file name is not a number, or if two numbers are equal.
     """
     known = [sample.image_id for sample in samples if sample.image_id is not None]
     if len(known) == len(samples):

@@ -1,9 +1,9 @@
 """Compute the confusion matrix.
 
-Rows are the truth, columns the prediction; the last row and column are the background: missed
-objects count in the last column, detections without an object in the last row. Detections above
-confidence 0.25 are matched one to one with objects of any class at IoU above 0.45 (the published
-thresholds), in order of decreasing IoU. Ties are matched in order of decreasing confidence.
+Rows are true classes, columns are predicted classes. The last row and column are the background:
+missed objects are counted in the last column, detections without an object in the last row.
+Detections above confidence 0.25 are matched one to one with objects of any class at IoU above 0.45
+(the published thresholds), largest IoU first. If IoUs are equal, the larger confidence is first.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confusion:
-    """Counts by true class (rows) and predicted class (columns), the background last."""
+    """The confusion matrix, with the names of its classes."""
 
-    matrix: NDArray[np.int64]  # (classes + 1, classes + 1)
+    matrix: NDArray[np.int64]  # (classes + 1, classes + 1) counts
     names: tuple[str, ...]  # without the background
 
     @property
@@ -46,7 +46,7 @@ class Confusion:
 
 
 def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
-    """Match detections with objects; count pairs, misses and false detections."""
+    """Match detections with objects, and count pairs, missed objects and false detections."""
     background = len(names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
     kept = Tables(tables.truth, tables.found[tables.found[:, 5] > CONF], tables.images)
@@ -65,7 +65,7 @@ def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
 
 
 def _pairs(iou: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return rows and columns of one-to-one pairs; rows are sorted by confidence."""
+    """Return matched rows (detections, sorted by confidence) and columns (objects)."""
     rows, columns = np.nonzero(iou > IOU)
     # A stable sort keeps equal IoUs in order of confidence.
     order = np.argsort(-iou[rows, columns], kind="stable")

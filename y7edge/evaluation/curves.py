@@ -1,9 +1,9 @@
-"""Compute precision, recall and F1 over the confidence threshold, and the threshold of the best F1.
+"""Compute precision, recall and F1 over the confidence threshold, and the best threshold.
 
 All values are at IoU 0.5, over all images. Detections are matched as in COCO: in order of
 confidence, each takes the unmatched object of its class with the largest IoU. The best threshold
-has the highest F1, averaged over the classes with labels. It becomes the default threshold of
-detectors of the checkpoint.
+has the highest F1, averaged over the classes with labels. It is saved in the checkpoint, as the
+default of its detectors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from y7edge.evaluation.tables import Tables, overlaps
 
 IOU = 0.5
-THRESHOLDS = np.arange(1000) / 1000  # confidence thresholds; detections above one are kept
+THRESHOLDS = np.arange(1000) / 1000  # of confidence; detections above the threshold are kept
 
 _WRONG, _RIGHT, _IGNORED = 0, 1, -1
 
@@ -32,7 +32,10 @@ class Curves:
 
     @property
     def best(self) -> int | None:
-        """Index of the threshold of highest mean F1, the middle of a plateau; None if F1 is 0."""
+        """Index of the best threshold; None if F1 is 0 everywhere.
+
+        If several neighbouring thresholds are equally good, the middle one is the best.
+        """
         mean = self.mean("f1")
         top = int(mean.argmax())
         if not mean[top] > 0:
@@ -42,7 +45,7 @@ class Curves:
         return top + (plateau - 1) // 2
 
     def mean(self, name: str) -> NDArray[np.float64]:
-        """Return a curve's mean over the classes that have a value; NaN if none has."""
+        """Return the mean of a curve over the classes, ignoring NaN if there are other values."""
         values: NDArray[np.float64] = getattr(self, name)
         known = np.isfinite(values)
         count = known.sum(axis=0)
@@ -51,7 +54,7 @@ class Curves:
 
 
 def curves(tables: Tables, classes: int, by_recall: NDArray[np.float64]) -> Curves:
-    """Compute the curves; ``by_recall`` is (101, classes), -1 for classes without labels."""
+    """Compute the curves; ``by_recall`` (101, classes) is -1 for classes without labels."""
     verdict = verdicts(tables)
     counted = verdict != _IGNORED
     confidence, class_id = tables.found[counted, 5], tables.found[counted, 6].astype(int)

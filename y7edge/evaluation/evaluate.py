@@ -1,7 +1,7 @@
-"""Compute the mean average precision of detectors, on any engine, without torch.
+"""Compute the mean average precision of detectors with any engine, without torch.
 
 The definition is COCO's (101 recall points, IoU 0.50 to 0.95 in steps of 0.05), computed by
-faster-coco-eval, with up to 300 boxes an image instead of COCO's 100.
+faster-coco-eval, with up to 300 boxes per image instead of COCO's 100.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ PROTOCOL = (
 )
 
 Predict = Callable[[NDArray[np.uint8]], Detections]
-"""Detect in a BGR uint8 image (H, W, 3) by ``PROTOCOL``; boxes are in pixels of the image."""
+"""Function that detects in a BGR uint8 image (H, W, 3) as described by ``PROTOCOL``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """Average precision of one class at IoU 0.5 and over 0.5 to 0.95, and its count of labels.
+    """Metrics of one class.
 
-    Precision, recall and F1 are at IoU 0.5 and the threshold ``Metrics.conf``. All are None for a
-    class without labels; precision is also None if no detection is above the threshold.
+    Precision, recall and F1 are at IoU 0.5 and the threshold ``Metrics.conf``. All metrics are None
+    for a class without labels; precision is also None if no detection is above the threshold.
     """
 
     name: str
-    ap50: float | None
-    ap50_95: float | None
-    labels: int
+    ap50: float | None  # average precision at IoU 0.5
+    ap50_95: float | None  # average precision, mean over IoU 0.5 to 0.95
+    labels: int  # number of labels
     precision: float | None = None
     recall: float | None = None
     f1: float | None = None
@@ -52,9 +52,9 @@ class ClassMetrics:
 class Metrics:
     """The result of an evaluation; means are over the classes that have labels.
 
-    Small objects have up to 32 x 32 pixels of the source image, large ones from 96 x 96; None if no
-    object has that size. Average recalls count the best 1, 10, 100 and 300 boxes of a class and
-    image; those by size count 300.
+    ``ar1`` to ``ar300`` are average recalls of the best 1 to 300 boxes per class and image.
+    ``*_small`` are for objects up to 32 x 32 pixels of the source image, ``*_large`` for those from
+    96 x 96, at 300 boxes; None if there are no objects of that size.
     """
 
     map50: float
@@ -74,8 +74,8 @@ class Metrics:
     ar_small: float | None = None
     ar_medium: float | None = None
     ar_large: float | None = None
-    conf: float | None = None  # threshold of the best mean F1; None if that is 0
-    precision: float | None = None  # at that threshold, as are recall and F1
+    conf: float | None = None  # threshold of the best mean F1; None if F1 is 0
+    precision: float | None = None  # mean at that threshold, like recall and F1
     recall: float | None = None
     f1: float | None = None
     confusion: Confusion | None = None
@@ -83,28 +83,20 @@ class Metrics:
 
     def class_rows(self) -> list[tuple[Any, ...]]:
         """Return name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1 by class, then of all."""
-        total = (
-            "all",
-            self.labels,
-            self.map50,
-            self.map50_95,
-            self.precision,
-            self.recall,
-            self.f1,
-        )
+        scores = (self.map50, self.map50_95, self.precision, self.recall, self.f1)
         rows = [
             (c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1)
             for c in self.per_class
         ]
-        return [*rows, total]
+        return [*rows, ("all", self.labels, *scores)]
 
     def size_rows(self) -> list[tuple[str, float | None, float | None]]:
-        """Return size, mAP@0.5:0.95 and average recall by size of objects."""
+        """Return name, mAP@0.5:0.95 and average recall of all objects, then by size."""
         sizes = [(s, getattr(self, f"map_{s}"), getattr(self, f"ar_{s}")) for s in _BY_SIZE]
         return [("all", self.map50_95, self.ar300), *sizes]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, without the curves."""
+        """Return values for JSON, without the curves."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "curves"}
         plain["per_class"] = [asdict(item) for item in self.per_class]
         plain["confusion"] = self.confusion.to_dict() if self.confusion else None
@@ -119,8 +111,8 @@ def evaluate(
 ) -> Metrics:
     """Detect in all images and compare with their labels.
 
-    ``predict`` detects by ``PROTOCOL``; ``names`` are the classes of the data set; ``progress`` is
-    called after each image with the number of evaluated images and the number of all images.
+    ``names`` are the classes of the data set. ``progress`` is called after each image with the
+    number of evaluated images and the number of all images.
 
     Raises:
         DataError: an image cannot be read, or there are no labels.
@@ -136,7 +128,7 @@ def collect(
     names: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Tables:
-    """Return all labels and detections; arguments as for :func:`evaluate`."""
+    """Detect in all images, and return labels and detections; arguments as for :func:`evaluate`."""
     truth, found = [np.empty((0, 7))], [np.empty((0, 7))]
     for index, sample in enumerate(samples):
         image = read_image(sample.path, sample.levels)
@@ -170,7 +162,7 @@ def _found_rows(index: int, detections: Detections, classes: int) -> Table:
 
 
 def metrics_of(tables: Tables, names: Sequence[str]) -> Metrics:
-    """Compute metrics of labels and detections; raises DataError, RuntimeMissing as `evaluate`."""
+    """Compute metrics from labels and detections; errors as for :func:`evaluate`."""
     objects = tables.truth[tables.truth[:, 6] == 0, 1].astype(int)
     labels = np.bincount(objects, minlength=len(names))
     if not labels.any():

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMED = 10  # with more classes, curves are grey lines without names
-_WRITTEN = 30  # with more rows, the matrix has no numbers
+_NAMED = 10  # if there are more classes, their curves are grey and have no names
+_WRITTEN = 30  # if there are more rows, the confusion matrix has no numbers
 
 
 def write_curves(curves: Curves, names: Sequence[str], folder: Path) -> list[Path]:
-    """Write ``precision.png``, ``recall.png``, ``f1.png`` and ``pr.png``."""
+    """Write ``precision.png``, ``recall.png``, ``f1.png`` and ``pr.png``; return their paths."""
     paths = []
     for name, title in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
         figure, axes = canvas()
@@ -47,7 +47,7 @@ def write_curves(curves: Curves, names: Sequence[str], folder: Path) -> list[Pat
 
 
 def write_confusion(confusion: Confusion, path: Path) -> Path:
-    """Draw the matrix: numbers are counts, colours fractions of the row.
+    """Draw the confusion matrix; numbers are counts, colours are fractions of the row.
 
     In the last row, the background, colours are fractions of the column.
     """
@@ -75,8 +75,8 @@ def write_confusion(confusion: Confusion, path: Path) -> Path:
 
 
 def canvas(width: float = 6.4, height: float = 4.4, *, fitted: bool = False) -> tuple[Figure, Axes]:
-    """Make a figure with one plot, size in inches; ``fitted`` makes room for long names."""
-    # pyplot would keep global state and look for a display.
+    """Create a figure with one plot, size in inches; ``fitted`` makes room for long labels."""
+    # pyplot is not used: it has global state and searches for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,9 +89,9 @@ def canvas(width: float = 6.4, height: float = 4.4, *, fitted: bool = False) -> 
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 110) -> Path:
-    """Write a figure atomically."""
+    """Write a figure as PNG, atomically."""
     with atomic_write(path) as temporary:
-        # Without matplotlib's version, so that equal figures give equal files.
+        # The version of matplotlib is left out, so that equal figures give equal files.
         figure.savefig(temporary, dpi=dpi, metadata={"Software": None})
     return path
 
@@ -118,7 +118,7 @@ def _of_all(name: str, curves: Curves) -> str:
 def _plain(name: str) -> str:
     """Escape a name for matplotlib, which hides labels that begin with _ and parses $ as math.
 
-    Characters missing in its font become code points such as U+732B.
+    Characters that are not in its font are replaced by code points such as U+732B.
     """
     from matplotlib.font_manager import FontProperties, findfont, get_font
 

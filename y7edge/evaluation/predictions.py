@@ -1,4 +1,4 @@
-"""Draw ``predictions/*.jpg``: labels and detections side by side."""
+"""Draw images with their labels and detections side by side, ``predictions/*.jpg``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Image = NDArray[np.uint8]
 
 COUNT = 12  # number of images, spread evenly over the split
 
-# Limits of the longer side in pixels, for readable text; JPEG allows 65500.
+# Images are resized if their longer side is beyond these limits, so that text is readable.
 _MIN, _MAX = 480, 960
 _HEADING, _GAP = 26, 6
 
@@ -33,9 +33,9 @@ def write_predictions(
     names: Sequence[str],
     folder: Path,
 ) -> list[Path]:
-    """Write ``COUNT`` images ``000.jpg``, ``001.jpg``, ...: labels left, detections right.
+    """Write ``COUNT`` images ``000.jpg``, ``001.jpg``, ..., and return their paths.
 
-    ``detect`` is a detector at its default thresholds. Returns the paths.
+    Labels are on the left; on the right are the detections by ``detect``, with default thresholds.
 
     Raises:
         DataError: an image cannot be read.
@@ -52,7 +52,7 @@ def write_predictions(
 
 
 def beside(image: Image, truth: Detections, found: Detections) -> Image:
-    """Draw an image twice, left with its labels and right with the detections."""
+    """Draw an image twice: with its labels on the left, with its detections on the right."""
     drawn = []
     for boxes, confidence, word in ((truth, False, "labelled"), (found, True, "found")):
         enlarged, moved = _at_readable_size(image, boxes)
@@ -62,7 +62,7 @@ def beside(image: Image, truth: Detections, found: Detections) -> Image:
 
 
 def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
-    """Return the labels of an image as detections of confidence 1."""
+    """Return the labels of an image as detections with confidence 1."""
     height, width = image.shape[:2]
     xyxy = corners(sample.boxes[:, :2], sample.boxes[:, 2:]) * (width, height, width, height)
     ones = np.ones(len(xyxy), np.float32)
@@ -70,8 +70,8 @@ def labels(sample: Sample, image: Image, names: Sequence[str]) -> Detections:
 
 
 def write_image(image: Image, path: Path) -> None:
-    """Write an image as JPEG, atomically; OutputError if OpenCV cannot encode it."""
-    # cv2.imwrite crashes for names that are not UTF-8.
+    """Write an image as JPEG, atomically; raise OutputError if OpenCV cannot encode it."""
+    # cv2.imwrite is not used: it crashes for file names that are not UTF-8.
     is_encoded, content = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 88))
     if not is_encoded:
         raise OutputError(f"{path}: OpenCV cannot encode the image")

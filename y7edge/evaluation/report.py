@@ -20,8 +20,8 @@ from y7edge.files import write_text
 CAPTIONS = {
     "precision": "Precision: the fraction of the detections that is correct.",
     "recall": "Recall: the fraction of the objects that is found.",
-    "f1": "F1: their harmonic mean; the dotted line is the best threshold.",
-    "pr": "Precision over recall; the mean of a line is that class's average precision.",
+    "f1": "F1: the harmonic mean of precision and recall; dotted: the best threshold.",
+    "pr": "Precision over recall; the mean of a line is the average precision of its class.",
     "confusion": "Confusion: rows are the truth, columns the prediction.",
 }
 CURVES, PREDICTIONS, RESULTS = "curves", "predictions", "predictions.json"
@@ -29,11 +29,11 @@ CURVES, PREDICTIONS, RESULTS = "curves", "predictions", "predictions.json"
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The files of an evaluation."""
+    """Paths of the files of an evaluation."""
 
-    plots: tuple[Path, ...]  # precision, recall, F1, precision over recall, confusion
-    predictions: tuple[Path, ...]
-    results: Path  # COCO results JSON
+    plots: tuple[Path, ...]  # curves, then the confusion matrix
+    predictions: tuple[Path, ...]  # images with labels and detections
+    results: Path  # COCO results, JSON
 
 
 def save(
@@ -49,11 +49,11 @@ def save(
 ) -> Saved:
     """Write ``curves/*.png``, ``predictions/*.jpg`` and ``predictions.json`` into a folder.
 
-    ``detect`` is a detector at its default thresholds, which draws the images. ``category_ids``:
-    ids of the data set's annotation file by class; empty if it has none.
+    ``detect`` returns the detections to draw, with default thresholds. ``coco_ids`` and
+    ``category_ids`` as for :func:`~y7edge.evaluation.coco_results.write_submission`.
 
     Raises:
-        ConfigError: ``coco_ids`` for a data set that does not have 80 classes.
+        ConfigError: ``coco_ids`` is set, but the data set does not have 80 classes.
         DataError: an image cannot be read.
         OutputError: an image cannot be written.
     """
@@ -78,15 +78,14 @@ def save(
 
 
 def write_page(title: str, lead: str, metrics: Metrics, saved: Saved, path: Path) -> None:
-    """Write a page about one evaluation; plots and images are embedded."""
+    """Write an HTML page about one evaluation, with embedded plots and images."""
     start = [html.heading(title), html.paragraph(lead, "lead"), tiles(metrics)]
-    body = [*start, *sections(metrics, saved)]
-    write_text(path, html.page(title, body))
+    write_text(path, html.page(title, [*start, *sections(metrics, saved)]))
 
 
 def tiles(metrics: Metrics) -> str:
     """Return the main metrics as HTML tiles."""
-    conf, words = "none", "best confidence threshold: no detection is correct, 0.25 is the default"
+    conf, words = "none", "best confidence threshold: no detection is correct, 0.25 is used"
     if metrics.conf is not None:
         conf = f"{metrics.conf:.3f}"
         words = "best confidence threshold; an exported detector uses it by default"
@@ -105,7 +104,9 @@ def sections(metrics: Metrics, saved: Saved) -> list[str]:
         html.figure(html.image(path.read_bytes(), path.stem), CAPTIONS[path.stem])
         for path in saved.plots
     ]
-    images = [path.read_bytes() for path in saved.predictions[::2]]  # half, for a short page
+    images = [
+        path.read_bytes() for path in saved.predictions[::2]
+    ]  # every second one, for a short page
     parts = [
         html.section("Classes", _classes(metrics), html.paragraph(_about(metrics), "soft")),
         html.section("Sizes and recall", _sizes(metrics)),

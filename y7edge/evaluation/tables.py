@@ -28,11 +28,11 @@ class Overlap:
 
     truth: NDArray[np.intp]  # (t,) rows of ``Tables.truth``
     found: NDArray[np.intp]  # (f,) rows of ``Tables.found``, best first
-    iou: NDArray[np.float64]  # (f, t); for a crowd the fraction of the found box inside it
+    iou: NDArray[np.float64]  # (f, t); for a crowd, the fraction of the detection inside it
 
 
 def overlaps(tables: Tables) -> Iterator[Overlap]:
-    """Yield the overlaps of each image."""
+    """Yield the overlaps of each image that has labels or detections."""
     truth, found = tables.truth, tables.found
     order = np.lexsort((-found[:, 5], found[:, 0]))
     labelled = np.argsort(truth[:, 0], kind="stable")
@@ -48,7 +48,7 @@ def overlaps(tables: Tables) -> Iterator[Overlap]:
 
 
 def _iou(found: Table, truth: Table, crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return IoU (f, t) of boxes left, top, width, height; for crowds over the found area."""
+    """Return ``Overlap.iou`` of boxes left, top, width, height."""
     shared = intersections(_corners(found), _corners(truth))
     own, other = found[:, 2:].prod(axis=1)[:, None], truth[:, 2:].prod(axis=1)[None]
     union = np.where(crowd[None], own, own + other - shared)

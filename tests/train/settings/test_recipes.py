@@ -19,7 +19,7 @@ from y7edge.train.settings.recipes import (
     RECIPES,
     SMALL_DATA_CHANGES,
     TINY,
-    recipe_for,
+    named_for,
 )
 
 # Where the published files differ; columns: p5, p6, tiny, custom.
@@ -95,8 +95,8 @@ def test_every_value_has_its_source(name):
 def test_each_family_has_its_recipe(model):
     spec = registry.get(model)
     recipe = TINY if "tiny" in model else P6 if spec.max_stride == 64 else P5
-    assert recipe_for(model) is recipe
-    assert recipe_for(spec) is recipe
+    assert named_for(model).recipe is recipe
+    assert named_for(spec).recipe is recipe
     assert TrainConfig(data="d", model="yolov7", spec=spec).hyper == recipe
 
 

@@ -1,1 +1,1 @@
-"""Random changes of training images and their labels; `pipeline` applies them in order."""
+"""Augmentation of training images and their labels; `pipeline` applies all steps in order."""

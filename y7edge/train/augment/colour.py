@@ -1,17 +1,18 @@
 """Colour jitter: multiply hue, saturation and brightness by random factors around 1.
 
-As published for YOLOv7 (arXiv 2207.02696), saturation and brightness of OpenCV's HSV are multiplied
-and clipped at 255. This does not need a conversion to HSV: with the largest of a pixel's three
-values, V, the smallest, m, and factors s and v, each value c becomes
+As published for YOLOv7 (arXiv 2207.02696), saturation and brightness (S and V of OpenCV's HSV) are
+multiplied and clipped at 255. This module computes the result without a conversion to HSV. Let V be
+the largest and m the smallest of a pixel's three channels, s the factor of the saturation and v the
+factor of the brightness. Each channel c becomes
 
     V' - (V - c) k    where  V' = min(v V, 255)  and  k = min(s V' / V, V' / (V - m))
 
-and k is s v unless s or v exceeds 1. Results lie within two grey levels of exact HSV at the
-published strengths; the published code, which rounds to 8-bit HSV, deviates more.
+If neither s nor v is above 1, k is s v. At the published strengths, results are within two grey
+levels of exact HSV. The published code deviates more, because it rounds HSV to 8 bits.
 
-The published code multiplies hue too: a factor of 1.015 shifts hue h (of 180) by up to 0.015 h,
-truncated. Here all hues are shifted by the mean of that over the circle (90 times the factor's
-distance from 1), as a linear map of the colour. Factors too far from 1 use the published tables.
+The published code multiplies the hue h (0 to 180) too: a factor of 1.015 shifts it by 0.015 h.
+Here, all hues are shifted by the mean of this, 90 x 0.015, with a linear map of the channels. For
+factors that are not close to 1, the published lookup tables are used.
 """
 
 from __future__ import annotations
@@ -26,39 +27,35 @@ from numpy.typing import NDArray
 from y7edge.train.augment.labelled import scratch
 from y7edge.train.augment.settings import Augmentation
 
-_HUES = 180  # OpenCV's hues in 8 bits
+_HUES = 180  # number of hues in OpenCV's 8-bit HSV
 _LARGEST = 255
 
-_LINEAR = 0.02  # largest distance of the hue's factor from 1 for the linear map
-_ROWS = 160  # processed at a time, so that they stay in the processor's cache
+_LINEAR = 0.02  # the linear map is used for hue factors from 0.98 to 1.02
+_ROWS = 160  # rows processed at a time; they fit into the CPU cache
 
 
 class Jitter:
-    """Change colours by fixed factors of hue, saturation and brightness."""
+    """Colour jitter with fixed factors of hue, saturation and brightness."""
 
     def __init__(self, hue: float = 1.0, saturation: float = 1.0, brightness: float = 1.0) -> None:
         self.factors = (hue, saturation, brightness)
-        # Rotation about the grey axis, to first order; the circle is 180 of hue.
+        # First-order rotation of the channels about the grey axis; hue 180 is a full turn.
         turn = (hue - 1) * math.pi / math.sqrt(3)
-        self._turn = np.array([(1, turn, -turn), (-turn, 1, turn), (turn, -turn, 1)])  # of B, G, R
+        self._turn = np.array([(1, turn, -turn), (-turn, 1, turn), (turn, -turn, 1)])  # B, G, R
 
     @classmethod
     def draw(cls, settings: Augmentation, rng: Generator) -> Jitter:
-        """Draw factors from 1 - strength to 1 + strength."""
-        hue, saturation, brightness = rng.random(3).tolist()
-        return cls(
-            1 + (2 * hue - 1) * settings.hsv_h,
-            1 + (2 * saturation - 1) * settings.hsv_s,
-            1 + (2 * brightness - 1) * settings.hsv_v,
-        )
+        """Draw each factor uniformly from 1 - strength to 1 + strength."""
+        strengths = np.array((settings.hsv_h, settings.hsv_s, settings.hsv_v))
+        return cls(*(1 + (2 * rng.random(3) - 1) * strengths).tolist())
 
     def apply(
         self, image: NDArray[np.uint8], planes: NDArray[np.uint8], mirror: int | None = None
     ) -> None:
-        """Write a BGR image (h, w, 3) in changed colours into uint8 RGB ``planes`` (3, h, w).
+        """Change the colours of a BGR image (h, w, 3), and write it to RGB ``planes`` (3, h, w).
 
-        Both may be views of larger arrays. ``mirror`` is a code for ``cv2.flip``; None: don't
-        mirror.
+        Both may be views of larger arrays. ``mirror`` is a flip code of ``cv2.flip``, by which the
+        result is mirrored; None does not mirror it.
         """
         hue, saturation, brightness = self.factors
         linear = abs(hue - 1) <= _LINEAR
@@ -80,7 +77,7 @@ class Jitter:
                     cv2.flip(plane, mirror, dst=plane)
 
     def by_table(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Convert BGR (h, w, 3) to HSV, apply the table and convert back, as published."""
+        """Change a BGR image (h, w, 3) by lookup tables of HSV, as published."""
         table = np.outer(np.arange(_LARGEST + 1), self.factors)
         table[:, 0] %= _HUES
         table = np.asarray(np.clip(table, 0, _LARGEST)[None], np.uint8)
@@ -99,8 +96,8 @@ def _scale(planes: NDArray[np.uint8], saturation: float, brightness: float) -> N
         for plane in planes:
             cv2.addWeighted(largest, brightness - fraction, plane, fraction, 0, dst=plane)
         return
-    # V', and k relative to its largest possible value, in 8 bits: both bounds of k are quotients
-    # of V', and division saturates.
+    # `new` is V'. `factor` is k divided by its largest possible value, s v, as a fraction of 255;
+    # cv2.divide saturates at 255.
     cv2.convertScaleAbs(largest, dst=new, alpha=brightness)
     if saturation > 1:
         cv2.min(cv2.min(red, green, dst=spare), blue, dst=spare)

@@ -1,4 +1,7 @@
-"""Resize images with their labels. Coordinates are continuous pixels: pixel i spans i to i + 1."""
+"""Images with their labels, and functions that change both.
+
+Coordinates are continuous pixels: pixel i covers the range from i to i + 1.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ _buffers = threading.local()
 class LabelledImage:
     """An image with its labels."""
 
-    image: NDArray[np.uint8]  # (h, w, 3), BGR
-    boxes: NDArray[np.float64]  # (n, 4), x1, y1, x2, y2 in pixels
+    image: NDArray[np.uint8]  # (h, w, 3) BGR
+    boxes: NDArray[np.float64]  # (n, 4) x1, y1, x2, y2 in pixels
     class_id: NDArray[np.int64]  # (n,)
-    polygons: tuple[Polygon | None, ...] = ()  # outline (k, 2) or None of each box; or empty
+    polygons: tuple[Polygon | None, ...] = ()  # per box (k, 2) x, y, or None; empty: no polygons
 
     @property
     def outlines(self) -> tuple[Polygon | None, ...]:
@@ -32,7 +35,7 @@ class LabelledImage:
 
 
 ImageSet = Sequence[LabelledImage]
-"""Decoded training images; the longer side is the network's input size S."""
+"""Training images, decoded when they are indexed; their longer side is the input size S."""
 
 
 def resize(image: NDArray[np.uint8], height_width: tuple[int, int]) -> NDArray[np.uint8]:
@@ -50,10 +53,14 @@ def moved(
     factor: Sequence[float] = (1.0, 1.0),
     offset: Sequence[float] = (0.0, 0.0),
 ) -> LabelledImage:
-    """Return the labels times ``factor`` (x, y) plus ``offset`` (x, y), on another image."""
+    """Combine ``image`` with the labels, multiplied by ``factor`` and shifted by ``offset``.
+
+    Both are (x, y); a negative factor mirrors the labels.
+    """
     by, to = np.asarray(factor), np.asarray(offset)
     low, high = labelled.boxes[:, :2] * by + to, labelled.boxes[:, 2:] * by + to
-    boxes = np.hstack((np.minimum(low, high), np.maximum(low, high)))  # negative factors mirror
+    # A negative factor swaps low and high.
+    boxes = np.hstack((np.minimum(low, high), np.maximum(low, high)))
     polygons = tuple(None if line is None else line * by + to for line in labelled.polygons)
     return LabelledImage(image, boxes, labelled.class_id, polygons)
 
@@ -69,7 +76,7 @@ def rgb_planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def targets(labelled: LabelledImage) -> NDArray[np.float32]:
-    """Return float32 (n, 5): class, and normalized centre x, y, width, height."""
+    """Return the labels as (n, 5): class, and normalized centre x, y, width, height."""
     height, width = labelled.image.shape[:2]
     low, high = labelled.boxes[:, :2], labelled.boxes[:, 2:]
     result = np.empty((len(low), 5), np.float32)
@@ -82,8 +89,8 @@ def targets(labelled: LabelledImage) -> NDArray[np.float32]:
 def clip_polygon(polygon: Polygon, low: Sequence[float], high: Sequence[float]) -> Polygon:
     """Clip a polygon to a rectangle (Sutherland and Hodgman); the result may have 0 points.
 
-    Parts that the rectangle separates stay joined along its border, which changes neither hull nor
-    filled area.
+    If the rectangle splits the polygon, its parts stay connected along the rectangle's border. The
+    bounding box and the filled area are still correct.
     """
     for axis in (0, 1):
         for bound, sign in ((low[axis], -1.0), (high[axis], 1.0)):
@@ -110,9 +117,10 @@ def hull(polygon: Polygon) -> NDArray[np.float64]:
 
 
 def scratch(name: str, *shape: int) -> NDArray[np.uint8]:
-    """Return uninitialized uint8 memory, valid until the same thread asks for ``name`` again.
+    """Return an uninitialized uint8 array in a buffer of this thread.
 
-    Allocation costs as much as an augmentation step.
+    The array is valid until the same thread calls this function with the same ``name`` again.
+    Buffers are reused because allocation takes as long as an augmentation step.
     """
     size = math.prod(shape)
     buffer: NDArray[np.uint8] | None = getattr(_buffers, name, None)

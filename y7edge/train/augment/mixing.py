@@ -1,7 +1,7 @@
 """Mix objects and images into others: mixup, copy-paste and paste-in, as published for YOLOv7.
 
-Copy-paste and paste-in cut objects out along their polygons. They skip objects that have only a
-box, which would include background.
+Copy-paste and paste-in cut objects out along their polygons. They skip objects without a polygon,
+because a box also contains background.
 """
 
 from __future__ import annotations
@@ -19,30 +19,39 @@ from y7edge.boxes import intersections
 from y7edge.train.augment.labelled import LabelledImage, Polygon, bgr_view, hull, moved, rgb_planes
 from y7edge.train.augment.mosaic import joined
 
-_LARGEST_OVERLAP = 0.30  # fraction of an object that a pasted one may hide
+_LARGEST_OVERLAP = 0.30  # a pasted object may hide this fraction of another
 
 # Paste-in
-_ENOUGH_CUTOUTS = 30  # to choose from
-_PLACES = ((0.75, 2), (0.5, 4), (0.25, 4), (0.125, 4), (0.0625, 6))  # (fraction of side, tries)
+_ENOUGH_CUTOUTS = 30  # no more images are read once there are so many objects to choose from
+# Places for objects: their largest side as a fraction of the image's, and the number of tries
+_PLACES = ((0.75, 2), (0.5, 4), (0.25, 4), (0.125, 4), (0.0625, 6))  # (side, tries)
 _LEFT_OUT = 0.2  # probability of skipping a place
-_LEAST_PLACE = 20  # smallest side of a place, pixels
-_LEAST_OBJECT = 10  # smallest side of an object, pixels
-_LEAST_PIXELS = 20  # smallest mask
+# A place, an object and its mask must be larger than this.
+_LEAST_PLACE = 20  # shorter side, pixels
+_LEAST_OBJECT = 10  # shorter side, pixels
+_LEAST_PIXELS = 20
 
 
 def mixup(first: LabelledImage, second: LabelledImage, rng: Generator) -> LabelledImage:
-    """Blend two images of equal size, weighted by Beta(8, 8), and keep the labels of both."""
+    """Blend two images of equal size, and keep the labels of both.
+
+    The weight of the first image is drawn from Beta(8, 8).
+    """
     fraction = float(rng.beta(8.0, 8.0))
     planes = rgb_planes(first.image), rgb_planes(second.image)
-    flat = [each.reshape(-1, each.shape[-1]) for each in planes]  # as one grey image
+    flat = [each.reshape(-1, each.shape[-1]) for each in planes]  # (3 h, w)
     blended = cv2.addWeighted(flat[0], fraction, flat[1], 1 - fraction, 0)
     image = np.asarray(blended, np.uint8).reshape(planes[0].shape)
     return joined(bgr_view(image), [first, second])
 
 
 def copy_paste(labelled: LabelledImage, fraction: float, rng: Generator) -> LabelledImage:
-    """Paste mirrored copies of a ``fraction`` of the outlined objects to the mirrored places."""
-    outlined = [index for index, line in enumerate(labelled.polygons) if _has_area(line)]
+    """Paste mirrored copies of objects into the same image, at mirrored positions.
+
+    ``fraction`` of the objects with a polygon are chosen. A copy is left out if it would hide too
+    much of another object.
+    """
+    outlined = [i for i, line in enumerate(labelled.polygons) if line is not None and len(line) > 2]
     chosen = rng.permutation(outlined)[: round(fraction * len(outlined))].astype(int)
     if not len(chosen):
         return labelled
@@ -60,9 +69,9 @@ def copy_paste(labelled: LabelledImage, fraction: float, rng: Generator) -> Labe
 def paste_in(
     labelled: LabelledImage, sources: Iterable[LabelledImage], rng: Generator
 ) -> LabelledImage:
-    """Paste objects cut out of other images, each fitted into a random free place.
+    """Cut objects out of other images, and paste some of them at random free places.
 
-    ``sources`` are read until there are enough cut-outs.
+    Objects are scaled to fit their places. ``sources`` are read until enough objects are found.
     """
     cutouts: list[_Cutout] = []
     for source in sources:
@@ -91,23 +100,20 @@ def paste_in(
 
 
 class _Cutout(NamedTuple):
-    """An object's pixels (h, w, 3) with its mask (h, w), and where its top left pixel was."""
+    """An object that is cut out of an image."""
 
-    image: NDArray[np.uint8]
-    mask: NDArray[np.bool_]
-    left: int
+    image: NDArray[np.uint8]  # (h, w, 3) BGR
+    mask: NDArray[np.bool_]  # (h, w)
+    left: int  # position of the top left pixel in the image
     top: int
     class_id: int
-    polygon: Polygon  # x, y from the top left pixel's corner
-
-
-def _has_area(line: Polygon | None) -> bool:
-    return line is not None and len(line) >= 3
+    polygon: Polygon  # x, y relative to the corner of the top left pixel
 
 
 def _cut_out(labelled: LabelledImage, index: int) -> _Cutout | None:
+    """Cut out object ``index``; return None if it has no polygon with pixels in the image."""
     line = labelled.polygons[index]
-    if line is None or not _has_area(line):
+    if line is None or len(line) < 3:
         return None
     height, width = labelled.image.shape[:2]
     box = hull(line)
@@ -123,9 +129,9 @@ def _cut_out(labelled: LabelledImage, index: int) -> _Cutout | None:
 
 
 def filled(polygon: Polygon, height: int, width: int) -> NDArray[np.bool_]:
-    """Return the pixels (height, width) covered by a polygon, including its edge."""
+    """Return the mask (height, width) of the pixels that a polygon covers, including its edge."""
     mask = np.zeros((height, width), np.uint8)
-    # OpenCV counts from pixel centres, in sixteenths with shift=4.
+    # Integer coordinates are pixel centres in OpenCV; shift=4: in sixteenths of a pixel.
     points = np.rint((polygon - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(mask, [points], 1, shift=4)
     return mask.astype(bool)
@@ -143,13 +149,14 @@ def _resized(cutout: _Cutout, width: int, height: int) -> _Cutout:
 
 
 def _is_free(box: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Return whether a box (4,) hides little enough of each of the others (n, 4)."""
     shared = intersections(box[None], others)[0]
     area = (others[:, 2:] - others[:, :2]).prod(axis=1)
     return bool((shared < _LARGEST_OVERLAP * np.maximum(area, 1e-9)).all())
 
 
 def _pasted(labelled: LabelledImage, cutout: _Cutout, left: int, top: int) -> LabelledImage:
-    """Draw a cut-out into the image in place, and add its label."""
+    """Draw a cut-out into ``labelled.image``, in place, and add its label."""
     height, width = cutout.mask.shape
     target = labelled.image[top : top + height, left : left + width]
     target[cutout.mask] = cutout.image[cutout.mask]

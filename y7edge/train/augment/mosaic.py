@@ -1,14 +1,15 @@
 """Lay out images on a canvas; a training image is a view of the canvas.
 
 Mosaics join four or nine images whose longer side is S on a canvas of 2S x 2S, as published for
-YOLOv7 (arXiv 2207.02696). Usually the canvas is not painted: each visible image is resized straight
-into the result (`y7edge.train.augment.view`), and images out of view are not decoded.
+YOLOv7 (arXiv 2207.02696). In most cases the canvas is never drawn: `y7edge.train.augment.view`
+resizes each visible image directly into the training image. Images out of view are not decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from y7edge.train.augment.labelled import (
     resize,
 )
 
-_Placed = tuple[LabelledImage, int, int]  # with its first column and row on the canvas
+_Placed = tuple[LabelledImage, int, int]  # image, and its x, y on the canvas
 
 
 class Area(NamedTuple):
@@ -47,16 +48,17 @@ class Tile:
     """An image on a canvas."""
 
     labelled: LabelledImage
-    left: int  # first column and row on the canvas; may be negative
-    top: int
-    part: tuple[int, int, int, int]  # x1, y1, x2, y2 of the part on the canvas, in its own pixels
+    left: int  # x of the image on the canvas; may be negative
+    top: int  # y of the image on the canvas; may be negative
+    part: tuple[int, int, int, int]  # x1, y1, x2, y2 of the part on the canvas, in image pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """Tiles that don't overlap on a grey canvas of ``height`` x ``width``.
 
-    Tiles can be iterated once only, so that one decoded image at a time is in memory.
+    ``tiles`` may be a generator, so that only one decoded image at a time is in memory. It can then
+    be iterated only once.
     """
 
     tiles: Iterable[Tile]
@@ -65,7 +67,7 @@ class Layout:
 
 
 def single(labelled: LabelledImage, height: int, width: int) -> Layout:
-    """Fit one image into the canvas and centre it, as the detector does."""
+    """Letterbox one image: fit it into the canvas and centre it, as the detector does."""
     geometry = letterbox_geometry(labelled.image.shape[:2], (height, width))
     image = resize(labelled.image, geometry.resized_hw)
     if image is not labelled.image:
@@ -75,7 +77,7 @@ def single(labelled: LabelledImage, height: int, width: int) -> Layout:
 
 
 def four(images: ImageSet, numbers: list[int], size: int, rng: Generator, visible: Area) -> Layout:
-    """Join four images, whose corners meet at a random point around the canvas's centre.
+    """Join four images whose corners meet at a random point near the canvas's centre.
 
     ``numbers`` are the indices of the top left, top right, bottom left and bottom right image.
     An image is not read if its quarter does not overlap ``visible``.
@@ -95,18 +97,16 @@ def four(images: ImageSet, numbers: list[int], size: int, rng: Generator, visibl
 
 
 def nine(images: ImageSet, numbers: list[int], size: int, rng: Generator, visible: Area) -> Layout:
-    """Join nine images around the first, and crop the canvas from them at a random place.
+    """Join nine images, and crop the canvas from them at a random place.
 
-    ``numbers`` are the indices of the middle image, then clockwise from above it; only those that
-    meet ``visible`` are read.
+    ``numbers`` are the indices of the middle image, of the one above it, and of the others
+    clockwise. An image is not read if it cannot overlap ``visible``.
     """
     cut_x, cut_y = (int(value) for value in rng.uniform(0, size, 2))
-    known: dict[int, LabelledImage] = {}
 
+    @cache
     def tile(index: int) -> LabelledImage:
-        if index not in known:
-            known[index] = images[numbers[index]]
-        return known[index]
+        return images[numbers[index]]
 
     def extent(index: int) -> tuple[int, int]:
         height, width = tile(index).image.shape[:2]
@@ -124,7 +124,10 @@ def nine(images: ImageSet, numbers: list[int], size: int, rng: Generator, visibl
 
 
 def _reach(index: int, s: int, w: int, h: int) -> Area:
-    """Return the bounds of tile ``index`` in a nine-tile mosaic, from the middle one's size."""
+    """Return the area in which tile ``index`` of nine lies, whatever its size.
+
+    ``s`` is the longer side of all images, ``w`` and ``h`` are the size of the middle one.
+    """
     return (
         Area(s, s, s + w, s + h),
         Area(s, 0, 2 * s, s),
@@ -139,7 +142,11 @@ def _reach(index: int, s: int, w: int, h: int) -> Area:
 
 
 def _corner(index: int, s: int, extent: Callable[[int], tuple[int, int]]) -> tuple[int, int]:
-    """Return the top left corner of tile ``index`` of nine; call ``extent`` only if needed."""
+    """Return the top left corner x, y of tile ``index`` of nine.
+
+    ``extent`` returns the width and height of a tile. It decodes the tile's image, so it is called
+    only for tiles that determine the corner.
+    """
     w, h = extent(index)
     middle_w, middle_h = extent(0)
     right, bottom = s + middle_w, s + middle_h
@@ -165,7 +172,7 @@ def _corner(index: int, s: int, extent: Callable[[int], tuple[int, int]]) -> tup
 
 
 def _laid(placed: Iterable[_Placed], height: int, width: int) -> Layout:
-    """Crop placed images to the canvas; drop those outside of it."""
+    """Create a layout of images, cropped to the canvas; images outside of it are dropped."""
 
     def tiles() -> Iterator[Tile]:
         for labelled, left, top in placed:
@@ -179,7 +186,7 @@ def _laid(placed: Iterable[_Placed], height: int, width: int) -> Layout:
 
 
 def paint(layout: Layout) -> LabelledImage:
-    """Draw the whole canvas, with labels clipped to it."""
+    """Draw all tiles on the canvas, with their labels clipped to it."""
     canvas = np.full((layout.height, layout.width, 3), PAD, np.uint8)
     parts = []
     for tile in layout.tiles:
@@ -191,7 +198,7 @@ def paint(layout: Layout) -> LabelledImage:
 
 
 def _cropped(tile: Tile) -> LabelledImage:
-    """Clip a tile's labels to the part that is on the canvas, in the tile's pixels."""
+    """Clip a tile's labels to ``tile.part``, in image pixels."""
     labelled, low, high = tile.labelled, tile.part[:2], tile.part[2:]
     boxes = np.clip(labelled.boxes, low * 2, high * 2)
     kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
@@ -204,7 +211,7 @@ def _cropped(tile: Tile) -> LabelledImage:
 
 
 def joined(image: NDArray[np.uint8], parts: Sequence[LabelledImage]) -> LabelledImage:
-    """Concatenate the labels of several images, unchanged, on one image."""
+    """Combine ``image`` with the labels of all ``parts``."""
     boxes = np.concatenate([np.empty((0, 4)), *(part.boxes for part in parts)])
     class_id = np.concatenate([np.empty(0, np.int64), *(part.class_id for part in parts)])
     polygons: tuple[Polygon | None, ...] = ()

@@ -1,16 +1,19 @@
 """Augment a training image.
 
-The published recipe of YOLOv7 (arXiv 2207.02696), in its order: mosaic and copy-paste, a random
-view with colour jitter, mixup, paste-in; all images are mirrored alike. The same generator state
-gives the same image. Differences from the published code:
+The steps are those of the published YOLOv7 training (arXiv 2207.02696), in its order: mosaic and
+copy-paste, a random view with colour jitter, mixup, paste-in. All images that are combined are
+mirrored alike. The result is reproducible from the state of the generator. Differences from the
+published code:
 
-* Labels match pixels exactly: no shift of half a pixel (`y7edge.train.augment.view`).
-* Polygons and boxes can be mixed in one image.
-* Hue is shifted equally for all colours, and colours are not rounded to HSV
+* Labels match pixels exactly. The published labels are half a pixel off
+  (`y7edge.train.augment.view`).
+* One image can have objects with polygons and objects with only a box.
+* All hues are shifted by the same amount, and colours are not rounded to 8-bit HSV
   (`y7edge.train.augment.colour`).
-* The two images of a mixup get the same colour jitter before they are blended, not after.
-* Paste-in cuts objects from at most four further images, and does nothing if the image has no
-  polygons, where the published code searches mosaics until it has thirty objects.
+* The two images of a mixup get the same colour jitter before blending. The published code applies
+  colour jitter after blending.
+* Paste-in cuts objects from at most four other images, and is skipped if the image has no polygons.
+  The published code searches mosaics until it has thirty objects.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from y7edge.train.augment.mosaic import Area, Layout, Tile, four, nine, paint, s
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.augment.view import Mirror, draw_view, render
 
-_PASTED_FROM = 4  # further images that paste-in may decode
+_PASTED_FROM = 4  # images that paste-in may decode
 
 
 def augmented(
@@ -42,11 +45,12 @@ def augmented(
     shape: tuple[int, int] | None = None,
     planes: NDArray[np.uint8] | None = None,
 ) -> LabelledImage:
-    """Return image ``index`` of a set, changed at random and possibly joined with others.
+    """Augment image ``index`` of a set; other images of the set may be joined with it.
 
-    Only visible images are read. ``size`` is S, the longer side of all images and the side of the
-    result. ``shape`` is the result's (height, width) instead in rectangular batches, which have no
-    mosaic. The result's image is a BGR view of ``planes``, uint8 (3, height, width) RGB; None: new.
+    ``size`` is S, the longer side of all images and the side of the square result. Rectangular
+    batches set ``shape``, the result's (height, width), instead, and have no mosaic. The pixels are
+    written to ``planes``, uint8 RGB (3, height, width), or to a new array; the image of the result
+    is a BGR view of it. Images out of view are not read.
     """
     canvas = shape or (size, size)
     if planes is None:
@@ -75,7 +79,7 @@ def augmented(
 
 
 class _Appearance(NamedTuple):
-    """Settings and random choices that both images of a mixup share."""
+    """Settings and random values that are the same for both images of a mixup."""
 
     settings: Augmentation
     jitter: Jitter
@@ -90,11 +94,11 @@ def _mosaic(
     rng: Generator,
     planes: NDArray[np.uint8],
 ) -> LabelledImage:
-    """Return a random view of a mosaic of four or nine."""
+    """Return a random view of a mosaic of four or nine images."""
     settings = appearance.settings
     canvas = (2 * size, 2 * size)
     view = draw_view(canvas, (size, size), settings, rng)
-    # A mirrored copy can be in view when its original is not.
+    # Copy-paste needs all images: a mirrored copy can be in view when its original is not.
     visible = Area(0, 0, *canvas) if settings.copy_paste else view.visible()
     join, others = (nine, 8) if rng.random() < settings.mosaic9 else (four, 3)
     numbers = [index, *rng.integers(len(images), size=others).tolist()]

@@ -1,14 +1,12 @@
-"""Draw random views of a canvas: rotate, scale, shear, tilt and shift images and labels.
+"""Random views of a canvas: rotate, scale, shear, tilt and shift images and their labels.
 
-As published for YOLOv7, with one filter for objects that are cut off. Coordinates are continuous
-(pixel i spans i to i + 1), while OpenCV's warps count from pixel centres, so warp matrices are
-shifted by half a pixel (the published ones are not).
+The transforms are those of the published YOLOv7 training. Coordinates are continuous: pixel i
+covers the range from i to i + 1. OpenCV's warps use integers for pixel centres, so the matrices for
+them are shifted by half a pixel. The published code omits this shift.
 
-Views that only scale and shift, as in all published recipes, resize the visible tiles one by one,
-at a third of the cost of a warp. This rounds a tile's edges, and its labels with them, to whole
-pixels.
-
-Results are RGB planes for the network, with a BGR view (h, w, 3).
+A view that only scales and shifts, as in all published recipes, needs no warp: its visible tiles
+are resized one by one, in a third of the time. This rounds the edges of a tile to whole pixels; its
+labels are transformed in the same way.
 """
 
 from __future__ import annotations
@@ -40,15 +38,15 @@ from y7edge.train.augment.settings import Augmentation
 
 Matrix = NDArray[np.float64]
 
-_CORNERS = np.array([(0, 1), (2, 1), (2, 3), (0, 3)])  # columns of a box: x, y of its corners
+_CORNERS = np.array([(0, 1), (2, 1), (2, 3), (0, 3)])  # columns of x and y of a box's corners
 
-# Objects that are cut off beyond these limits are dropped.
-_LEAST_SIDE = 2.0  # pixels
-_LARGEST_RATIO = 20.0  # of its sides
-_LEAST_AREA = 0.10  # fraction of its area
-_LEAST_AREA_OUTLINED = 0.01  # the same for objects with a polygon, whose box stays tight
+# Limits for the visible part of an object; other objects are dropped.
+_LEAST_SIDE = 2.0  # shorter side, pixels
+_LARGEST_RATIO = 20.0  # longer side over shorter side
+_LEAST_AREA = 0.10  # fraction of the box that is visible
+_LEAST_AREA_OUTLINED = 0.01  # the same for objects with a polygon, whose visible box is exact
 
-_LEAST_DEPTH = 0.1  # limits perspective: smaller depths magnify too much or lie behind the viewer
+_LEAST_DEPTH = 0.1  # smallest depth of a canvas corner in perspective; the centre has depth 1
 
 
 class Mirror(NamedTuple):
@@ -59,13 +57,13 @@ class Mirror(NamedTuple):
 
     @classmethod
     def draw(cls, settings: Augmentation, rng: Generator) -> Mirror:
-        """Draw each direction with its probability."""
+        """Choose each direction at random, with its probability in the settings."""
         vertical, horizontal = rng.random(2).tolist()
         return cls(vertical < settings.flipud, horizontal < settings.fliplr)
 
     @property
     def code(self) -> int | None:
-        """The code for ``cv2.flip``; None: not mirrored."""
+        """The flip code of ``cv2.flip``; None if not mirrored."""
         if self.vertical:
             return -1 if self.horizontal else 0
         return 1 if self.horizontal else None
@@ -93,12 +91,12 @@ _NO_MIRROR = Mirror()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """The part of a canvas that becomes an image."""
+    """The transform from a canvas to an image of ``height`` x ``width`` pixels."""
 
-    matrix: Matrix  # (3, 3), from points (x, y, 1) of the canvas to those of the image
-    height: int  # of the image
+    matrix: Matrix  # (3, 3), transforms points (x, y, 1) of the canvas to the image
+    height: int
     width: int
-    scale: float  # the drawn factor, by which objects grow
+    scale: float  # factor of the size of objects
 
     @property
     def upright(self) -> bool:
@@ -107,7 +105,7 @@ class View:
         return not any((shear_x, shear_y, tilt_x, tilt_y))
 
     def visible(self) -> Area:
-        """Return the bounding area of the visible part of the canvas."""
+        """Return the bounding box of the visible part of the canvas, in canvas pixels."""
         if self.upright:
             (across, _, x), (_, down, y), _ = self.matrix.tolist()
             return Area(-x / across, -y / down, (self.width - x) / across, (self.height - y) / down)
@@ -121,10 +119,10 @@ class View:
 def draw_view(
     canvas: tuple[int, int], output: tuple[int, int], settings: Augmentation, rng: Generator
 ) -> View:
-    """Draw a view of a canvas (height, width) for an image of size ``output`` (height, width).
+    """Draw a random view of a canvas (height, width) for an image ``output`` (height, width).
 
-    Its matrix is the product T S R P C: shift, shear, rotation with scale, tilt, and the move of
-    the canvas's centre to the origin, which is applied first.
+    Its matrix is the product of shift, shear, rotation with scale, tilt, and a shift of the centre
+    of the canvas to the origin, which is applied first.
     """
     drawn = (2 * rng.random(8) - 1).tolist()
     tilts, angle, zoom, shears, moves = drawn[:2], drawn[2], drawn[3], drawn[4:6], drawn[6:]
@@ -157,10 +155,11 @@ def render(
     mirror: Mirror = _NO_MIRROR,
     planes: NDArray[np.uint8] | None = None,
 ) -> LabelledImage:
-    """Draw a layout through a view into uint8 RGB ``planes`` (3, height, width); None: a new array.
+    """Return the view of a layout, with its labels.
 
-    Boxes become the bounding boxes of their warped corners, or of their outlines if they have any,
-    clipped to the image. Objects left too small, too thin or too much cut off are dropped. The
+    The pixels are written to ``planes``, uint8 RGB (3, height, width), or to a new array. Boxes
+    become the bounding boxes of their transformed polygons, or of their transformed corners if they
+    have no polygon, clipped to the image. Objects of which too little is visible are dropped. The
     mirror is applied last.
     """
     if planes is None:
@@ -217,7 +216,7 @@ def _resize_tiles(
 
 @contextmanager
 def _fast_resize() -> Iterator[None]:
-    """Allow Intel's faster resize, up to one grey level off, in this thread's OpenCV."""
+    """Let OpenCV use Intel's faster resize, which may be one grey level off, in this thread."""
     before = cv2.ipp.useIPP_NotExact()
     cv2.ipp.setUseIPP_NotExact(True)
     try:
@@ -227,7 +226,7 @@ def _fast_resize() -> Iterator[None]:
 
 
 class _Span(NamedTuple):
-    """Pixels ``start:stop`` of a tile are drawn to pixels ``to:till`` of a view, on one axis."""
+    """One axis of a resize: pixels ``start:stop`` of a tile become pixels ``to:till`` of a view."""
 
     start: int
     stop: int
@@ -235,26 +234,26 @@ class _Span(NamedTuple):
     till: int
 
     def line(self) -> tuple[float, float]:
-        """Return the factor and shift that map points of the tile to the view."""
+        """Return factor and shift that map coordinates of the tile to the view."""
         factor = (self.till - self.to) / (self.stop - self.start)
         return factor, self.to - self.start * factor
 
 
 def _span(start: int, stop: int, factor: float, shift: float, limit: int) -> _Span | None:
-    """Map pixels of a tile by ``factor`` and ``shift``, cropped to 0..limit; None if empty."""
+    """Map pixels ``start:stop`` of a tile to a view of ``limit`` pixels; None if out of view."""
     low, high = round(start * factor + shift), round(stop * factor + shift)
     to, till = max(low, 0), min(high, limit)
     if to >= till:
         return None
     back = (stop - start) / (high - low)
     start, stop = start + round((to - low) * back), stop - round((high - till) * back)
-    if start >= stop:  # less than half a source pixel is visible: take that one
+    if start >= stop:  # less than half a source pixel is visible: use that pixel
         start, stop = min(start, stop), min(start, stop) + 1
     return _Span(start, stop, to, till)
 
 
 class _TileLabels:
-    """Collect the labels of tiles, and transform them all at once."""
+    """The labels of several tiles, which are transformed all at once."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -284,7 +283,7 @@ class _TileLabels:
             self._outlines.append(line)
 
     def on(self, image: NDArray[np.uint8]) -> LabelledImage:
-        """Return the image with the labels that are large enough."""
+        """Combine ``image`` with the transformed labels of all tiles."""
         if not self._boxes:
             return LabelledImage(image, np.empty((0, 4)), np.empty(0, np.int64))
         counts = [len(boxes) for boxes in self._boxes]
@@ -304,7 +303,10 @@ def project(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
 
 
 def _without_remnants(labelled: LabelledImage, before: NDArray[np.float64]) -> LabelledImage:
-    """Drop objects that are cut off too much; ``before``: uncut boxes at the image's scale."""
+    """Drop objects of which too little is visible.
+
+    ``before`` (n, 4) are their boxes before clipping, at the scale of the image.
+    """
     boxes, least_area = labelled.boxes, _LEAST_AREA * np.ones(len(before))
     for index, line in enumerate(labelled.polygons):
         if line is not None:

@@ -1,4 +1,4 @@
-"""Average the weights over a run; the averages are evaluated and saved."""
+"""Averages of the weights during training, which are evaluated and saved."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ Batches = Callable[[], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class Counts:
-    """Counters of an average."""
+    """Counters of an average, saved with the state of a run."""
 
     updates: int = 0  # optimizer steps
-    count: int = 0  # epochs in the mean
-    ended: int = 0  # last finished epoch
+    count: int = 0  # epochs in the mean of the weights
+    ended: int = 0  # number of finished epochs
 
     def __post_init__(self) -> None:
         if not all(0 <= value < 2**53 for value in (self.updates, self.count, self.ended)):
-            raise CheckpointError(f"expected counts from 0, found {self}")
+            raise CheckpointError(f"expected counters of 0 or more, found {self}")
 
 
 class Average:
-    """The trained weights, copied at the end of each epoch into ``model`` (float32, ``eval()``)."""
+    """No average: a copy of the trained weights, updated at the end of each epoch.
 
-    begins = 1  # epoch (from 1) after which `model` is the final kind of average
+    ``model`` is the copy, float32 and in ``eval()``. Subclasses store an average in it.
+    """
+
+    begins = 1  # first epoch at whose end `model` is the final kind of average
 
     def __init__(self, model: Model) -> None:
         self.model: Model = copy.deepcopy(model).float().eval().requires_grad_(False)
-        self.updates = 0  # optimizer steps
-        self.count = 0  # epochs in the mean, if it is one
-        self._ended = 0  # last finished epoch
+        self.updates, self.count, self._ended = 0, 0, 0  # see `Counts`
 
     def update(self, model: Model) -> None:
         """Update the average after an optimizer step."""
@@ -51,13 +52,13 @@ class Average:
     def end_epoch(self, model: Model, epoch: int, images: Batches) -> None:
         """Prepare ``self.model`` for evaluation after an epoch (from 1).
 
-        ``images`` returns an iterator over letterboxed training images, float (B, 3, S, S) from 0
-        to 1 on the model's device, for BatchNorm statistics.
+        ``images`` returns batches of letterboxed training images for BatchNorm statistics: float
+        (B, 3, S, S) from 0 to 1, on the model's device.
         """
         self.model.load_state_dict(model.state_dict())
 
     def state(self) -> tuple[Mapping[str, Tensor], Counts]:
-        """Return tensors and counts from which :meth:`load` restores it bit by bit."""
+        """Return the tensors and counters that :meth:`load` restores."""
         return self.model.state_dict(), Counts(self.updates, self.count, self._ended)
 
     def load(self, tensors: Mapping[str, Tensor], counts: Counts) -> None:
@@ -69,9 +70,9 @@ class Average:
 class ModelEma(Average):
     """Exponential moving average of parameters, BatchNorm statistics and anchors.
 
-    The decay grows with the number of updates, d(u) = limit * (1 - exp(-u / tau)), so that the
-    random start is forgotten (YOLOv7's published training: limit 0.9999, tau 2000). Integer buffers
-    keep their initial values, as published.
+    The decay grows with the number of updates u: limit * (1 - exp(-u / tau)). So the initial random
+    weights have little influence. As in the published training of YOLOv7, limit and tau are 0.9999
+    and 2000 by default, and integer buffers keep their initial values.
     """
 
     def __init__(self, model: Model, *, decay: float = 0.9999, tau: float = 2000.0) -> None:
@@ -79,7 +80,7 @@ class ModelEma(Average):
         self._limit, self._tau = decay, tau
 
     def decay(self, updates: int) -> float:
-        """Return the fraction of the old average kept at an update (counted from 1)."""
+        """Return the weight of the old average in update number ``updates``, from 1."""
         return self._limit * (1 - math.exp(-updates / self._tau))
 
     @torch.no_grad()
@@ -103,17 +104,16 @@ class Swa(ModelEma):
 
     "Averaging Weights Leads to Wider Optima and Better Generalization" (arXiv 1803.05407). The
     learning rate is constant once averaging begins (:meth:`y7edge.train.run.schedule.Schedule.at`).
-    BatchNorm statistics are estimated for the mean weights before they are evaluated. Until
-    averaging begins, the moving average is evaluated and saved.
+    BatchNorm statistics are estimated for the mean weights before they are evaluated. Before epoch
+    ``begins`` (from 1), the exponential moving average is evaluated and saved.
     """
 
     def __init__(self, model: Model, *, begins: int, decay: float, tau: float) -> None:
-        """Begin at epoch ``begins``, from 1, with a moving average until then."""
         super().__init__(model, decay=decay, tau=tau)
         self.begins = begins
 
     def update(self, model: Model) -> None:
-        """Update the moving average until it is no longer needed."""
+        """Update the moving average in epochs before ``begins``."""
         if self._ended + 1 < self.begins:
             super().update(model)
         else:
@@ -121,9 +121,9 @@ class Swa(ModelEma):
 
     @torch.no_grad()
     def end_epoch(self, model: Model, epoch: int, images: Batches) -> None:
-        """Add the weights to the mean, and estimate its statistics.
+        """Add the weights to the mean, and estimate its BatchNorm statistics.
 
-        Frozen rows, whose BatchNorms are in ``eval()``, keep their statistics.
+        BatchNorms in ``eval()``, which are those of frozen rows, keep their statistics.
         """
         self._ended = epoch
         if epoch < self.begins:
@@ -140,9 +140,9 @@ class Swa(ModelEma):
 
 
 def average_for(recipe: Recipe, model: Model, epochs: int = 1) -> Average:
-    """Create a recipe's average for a run of ``epochs``, starting at ``model``.
+    """Create the average that a recipe selects, initialized with the weights of ``model``.
 
-    Call it before BatchNorms are converted to synchronized ones, which are another class.
+    Call this before BatchNorms are converted to SyncBatchNorm, which is a different class.
     """
     if recipe.average == "none":
         return Average(model)

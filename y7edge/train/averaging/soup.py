@@ -2,7 +2,7 @@
 
 "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
 inference time" (arXiv 2203.05482). It works only for runs that began with the same weights, so the
-result is evaluated before it is saved. Folded checkpoints are refused, since folding is not linear.
+result is evaluated before it is saved. Folded checkpoints are an error: folding is not linear.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Soup:
-    """An evaluated average, and the models that it was made from."""
+    """An average with its scores and those of the models that it was made from."""
 
     ingredients: tuple[Scores, ...]
     average: Scores
@@ -72,10 +72,11 @@ def make_soup(
     """Average checkpoints, estimate the average's BatchNorm statistics, and evaluate all of them.
 
     Models are evaluated on ``split``; statistics are estimated on ``train_split``. ``imgsz`` is the
-    side of the input; None: that of the training. ``log`` is called with each step.
+    side of the square input in pixels; None: that of the training. ``log`` is called with the
+    description of each step.
 
     Raises:
-        ConfigError: too few checkpoints, or checkpoints that differ in more than their weights.
+        ConfigError: see :func:`require_alike`; or the checkpoints have different input sizes.
         CheckpointError: a checkpoint is folded.
         DataError: the data have other classes, or an image cannot be read.
     """
@@ -104,7 +105,7 @@ def make_soup(
 
 
 def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """Average all floating entries in float64; counters are those of the first."""
+    """Average all floating-point entries in float64; keep the integer counters of the first."""
     first = checkpoints[0]
     arrays = dict(first.arrays)
     for key in arrays:
@@ -115,11 +116,12 @@ def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
 
 
 def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
-    """Check that checkpoints can be averaged; the message names the first difference.
+    """Check that checkpoints can be averaged.
 
     Raises:
-        ConfigError: fewer than two, equal weights, or different rows, classes or anchors.
-        CheckpointError: one is folded.
+        ConfigError: there are fewer than two checkpoints, two have equal weights, or two have
+            different rows, classes or anchors.
+        CheckpointError: a checkpoint is folded.
     """
     if len(checkpoints) < 2:
         raise ConfigError("a soup needs at least two checkpoints of one model")
@@ -143,24 +145,24 @@ def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
 
 
 def _difference(first: Checkpoint, other: Checkpoint) -> str | None:
-    """Describe the first difference between two models; None if they are alike."""
+    """Describe the first difference between two models; return None if there is none."""
     mine, theirs = first.spec, other.spec
     for what in ("name", "form", "nc", "activation", "strides", "anchors"):
         old, new = getattr(mine, what), getattr(theirs, what)
         if old != new:
-            return f"{what} {_short(new)}, against {_short(old)}"
+            return f"{what} {_short(new)}, expected {_short(old)}"
     if len(mine.rows) != len(theirs.rows):
-        return f"{len(theirs.rows)} rows, against {len(mine.rows)}"
+        return f"{len(theirs.rows)} rows, expected {len(mine.rows)}"
     for old, new in zip(mine.rows, theirs.rows, strict=True):
         if old != new:
             pairs = zip(asdict(new).items(), asdict(old).values(), strict=True)
             changes = [
-                f"{key} {value!r}, against {was!r}" for (key, value), was in pairs if value != was
+                f"{key} {value!r}, expected {was!r}" for (key, value), was in pairs if value != was
             ]
             return f"row {old.index} has {', '.join(changes)}"
     if first.names != other.names:
         pair = next(p for p in zip(other.names, first.names, strict=True) if p[0] != p[1])
-        return f"class name {pair[0]!r}, against {pair[1]!r}"
+        return f"class name {pair[0]!r}, expected {pair[1]!r}"
     return None
 
 
@@ -170,11 +172,11 @@ def _short(value: object) -> str:
 
 
 def _side(checkpoints: Mapping[str, Checkpoint]) -> int:
-    """Return the input size that all were trained at."""
+    """Return the input size of the training; raise ConfigError if the sizes differ."""
     sides = {name: max(c.imgsz) for name, c in checkpoints.items()}
     if len(set(sides.values())) > 1:
         listed = ", ".join(f"{name} {side}" for name, side in sides.items())
-        raise ConfigError(f"trained at different input sizes ({listed}): set imgsz")
+        raise ConfigError(f"expected checkpoints of one input size, found {listed}: set imgsz")
     return next(iter(sides.values()))
 
 
@@ -227,7 +229,7 @@ def check_out(out: Path, paths: Sequence[Path]) -> None:
     """Check that an output path can be written.
 
     Raises:
-        ConfigError: the suffix is wrong, the folder does not exist, or it is an ingredient.
+        ConfigError: the suffix is wrong, the folder does not exist, or the file is an ingredient.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: --out must end in .safetensors")

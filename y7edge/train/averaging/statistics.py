@@ -1,8 +1,8 @@
 """Estimate BatchNorm statistics for averaged weights.
 
-"Precise BN" of "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576): mean and variance of every
-BatchNorm's input over many images. Each batch is normalized by its own statistics, as in training.
-The statistics of batches are pooled exactly, including the variance between batches.
+This is "Precise BN" of "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576): the mean and variance
+of every BatchNorm's input over many images. Each batch is normalized by its own statistics, as in
+training. Statistics of batches are combined exactly, including the variance between batches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENOUGH = 4096  # images; the paper finds no gain from more
 
 
 class Moments:
-    """Mean and variance of each channel over any number of maps, in float64 (C,)."""
+    """Mean and variance of each channel over all added feature maps, float64 (C,)."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         self.count = 0  # values per channel
@@ -33,10 +33,10 @@ class Moments:
         self.spread = torch.zeros_like(self.mean)  # sum of squared distances from the mean
 
     def add(self, maps: Tensor) -> None:
-        """Add maps (B, C, H, W)."""
+        """Add feature maps (B, C, H, W)."""
         count = maps.numel() // maps.shape[1]
         variance, mean = torch.var_mean(maps.detach().float(), dim=(0, 2, 3), correction=0)
-        # Chan, Golub and LeVeque: combine two samples without cancellation.
+        # Chan, Golub and LeVeque's formula combines two samples without cancellation.
         whole = self.count + count
         away = mean.double() - self.mean
         self.mean += away * (count / whole)
@@ -45,12 +45,12 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Unbiased variance, float64 (C,), as in BatchNorm."""
+        """Unbiased variance, as in BatchNorm's running statistics."""
         return self.spread / max(self.count - 1, 1)
 
 
 def normalizers(model: nn.Module) -> set[str]:
-    """Return the names of a model's BatchNorms."""
+    """Return the module names of a model's BatchNorms, such as ``rows.0.bn``."""
     return {name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
 
 
@@ -58,13 +58,13 @@ def normalizers(model: nn.Module) -> set[str]:
 def reestimate(
     model: Model, images: Iterable[Tensor], names: Collection[str] | None = None
 ) -> None:
-    """Replace the running statistics of a model's BatchNorms; change nothing else.
+    """Estimate the running statistics of a model's BatchNorms; change nothing else.
 
     ``images`` are batches (B, 3, H, W) from 0 to 1 on the model's device. ``names`` selects the
-    BatchNorms, such as ``rows.0.bn``; None selects all. The others keep and use their statistics.
+    BatchNorms; None selects all. The others keep their statistics, and normalize by them.
 
     Raises:
-        DataError: no images.
+        DataError: there are no images.
     """
     wanted = normalizers(model) if names is None else set(names)
     layers = {name: layer for name, layer in model.named_modules() if name in wanted}
@@ -80,7 +80,7 @@ def reestimate(
 
 @contextmanager
 def _batch_statistics(model: nn.Module, layers: Iterable[Any]) -> Iterator[None]:
-    """Normalize in these layers by batch statistics; don't update the running ones."""
+    """Let only ``layers`` normalize by batch statistics; don't update running statistics."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     for layer in (layers := list(layers)):
@@ -97,7 +97,7 @@ def _batch_statistics(model: nn.Module, layers: Iterable[Any]) -> Iterator[None]
 
 @contextmanager
 def _input_moments(layers: dict[str, Any]) -> Iterator[dict[str, Moments]]:
-    """Collect the moments of each layer's input."""
+    """Collect the moments of each layer's input during the block."""
     found: dict[str, Moments] = {}
 
     def watch(name: str) -> Any:
@@ -118,9 +118,10 @@ def _input_moments(layers: dict[str, Any]) -> Iterator[dict[str, Moments]]:
 
 
 def letterboxed_batches(train_set: TrainingSet, batch: int, workers: int = 0) -> Iterator[Tensor]:
-    """Iterate over at most ``ENOUGH`` letterboxed images of a set, uint8 (B, 3, S, S).
+    """Iterate over at most ``ENOUGH`` letterboxed images of a set, in batches uint8 (B, 3, S, S).
 
-    The order is shuffled, always in the same way, since neighbours in a data set are often alike.
+    Images are shuffled, because neighbours in a data set are often similar. The order is always the
+    same.
     """
     plain = train_set.without_augmentation()
     stream = batches(loader(plain, BatchPlan(len(plain), batch), workers=workers))

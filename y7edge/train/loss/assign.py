@@ -1,8 +1,8 @@
 """Assign targets to cells of the lead head and of an auxiliary head by SimOTA.
 
-    assign = SimOTA(anchor_t=4.0)                # a `candidates.Assigner` of one head
-    assign = by_name("coarse-to-fine")           # of lead and auxiliary head
-    assignment = assign(heads, targets, anchors)
+    assign = SimOTA(anchor_t=4.0)                # for a lead head alone
+    assign = by_name("coarse-to-fine")           # for lead and auxiliary head
+    assignment = assign(heads, targets, anchors) # see `candidates.Assigner`
 
 The lead-head assignment of YOLOv7 (arXiv 2207.02696, section 4.2 and figure 5) uses the simplified
 optimal transport of YOLOX (arXiv 2107.08430). Candidates are those of `candidates.propose`. Their
@@ -22,57 +22,57 @@ from y7edge.errors import ConfigError
 from y7edge.train.loss.boxes import corners, decode
 from y7edge.train.loss.candidates import Assigner, Assignment, distinct, join, propose, select
 
-# Probabilities in the class cost are clamped to this distance from 0 and 1, where the cost would be
-# infinite or, in the published form, NaN. Float32 can represent 1 - 1e-7.
+# In the class cost, probabilities are clamped to [SATURATION, 1 - SATURATION], since at 0 and 1 it
+# would be infinite, or NaN with the published formula. Float32 can represent 1 - 1e-7.
 SATURATION = 1e-7
 
 
 @dataclass(frozen=True)
 class SimOTA:
-    """Dynamic-k matching by classification and box cost, per image but for all at once.
+    """Assigner of one head: each target takes the k candidates of lowest cost in its image.
 
-    All targets of an image compete for all its candidates, including those of other targets:
+    A target can take any candidate of its image, also one that was proposed for another target:
 
         cost = class cost + 3 * -ln(IoU + 1e-8)
         k    = max(1, int(sum of the target's q0 largest IoUs))
 
-    A target takes its k cheapest candidates. A candidate taken by several goes to the target of
-    lowest cost among all of the image. Equal costs: the lower index, on every device.
+    If several targets take the same candidate, it is assigned to the target of the image with the
+    lowest cost. Equal costs are resolved in favour of the lower index, on every device.
 
-    Targets are the rows of a matrix, the candidates of their image its columns. It is processed in
-    chunks of at most ``pairs`` elements (and at least one row), which limits memory to the sum of
-    32 bytes x ``pairs``, 20 bytes x candidates x (5 + nc), and 48 bytes x images x the most
-    candidates of an image. Only crowded batches need more than one chunk.
+    Costs form a matrix, with a row per target and a column per candidate of its image. It is
+    computed in chunks of at most ``pairs`` elements, but at least one row. Only crowded batches
+    need more than one chunk. The peak memory in bytes is the sum of
+
+        32 * pairs
+        20 * candidates * (5 + nc)
+        48 * images * (largest number of candidates of an image)
     """
 
-    anchor_t: float = 4.0  # limit of the ratio of sides of a target and an anchor
-    reach: float = 0.5  # largest distance of a neighbouring cell, in cells
-    q0: int = 10  # IoUs summed for k
-    iou_weight: float = 3.0  # weight of the box cost against the class cost
-    pairs: int = 1 << 22  # targets x candidates compared at a time
+    anchor_t: float = 4.0  # see `candidates.propose`
+    reach: float = 0.5  # see `candidates.propose`
+    q0: int = 10  # number of IoUs summed for k
+    iou_weight: float = 3.0  # weight of the box cost; the class cost has weight 1
+    pairs: int = 1 << 22  # pairs of target and candidate that are compared at a time
 
     def __call__(self, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor) -> Assignment:
-        """Assign targets; see `candidates.Assigner`."""
+        """Assign targets to cells of one head; arguments as for `candidates.Assigner`."""
         return self.for_reaches((self.reach,), heads, targets, anchors)[0]
 
     @torch.no_grad()
     def for_reaches(
-        self,
-        reaches: Sequence[float],
-        heads: Sequence[Tensor],
-        targets: Tensor,
-        anchors: Tensor,
+        self, reaches: Sequence[float], heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
     ) -> tuple[Assignment, ...]:
-        """Assign once for each reach, with IoU and cost computed once.
+        """Return an assignment for each reach; IoU and cost are computed only once.
 
-        The matrix has a column for each distinct cell and anchor, from which each reach selects its
-        candidates. This takes 16 bytes x ``pairs`` more, and the last term above once per reach.
+        The matrix has a column for each distinct pair of cell and anchor, and each reach uses the
+        columns of its candidates. Compared with a single reach, this takes 16 bytes x ``pairs``
+        more, and the last term of the peak memory once per reach.
         """
         offers = [
             propose(heads, targets, anchors, anchor_t=self.anchor_t, reach=reach)
             for reach in reaches
         ]
-        # A target's own cell is a candidate with every reach.
+        # If one is empty, all are: a target's own cell is a candidate with every reach.
         if not sum(offers[0].sizes):
             return tuple(offers)
         with torch.autocast(targets.device.type, enabled=False):
@@ -86,7 +86,7 @@ class SimOTA:
         targets: Tensor,
         anchors: Tensor,
     ) -> list[Tensor]:
-        """For each set of candidates, return the owner (K,): a row of ``targets``, or -1."""
+        """Return the owners (K,) of each set of candidates: rows of ``targets``, -1 for none."""
         batch = heads[0].shape[0]
         cells, columns = (offers[0], None) if len(offers) == 1 else distinct(offers, heads)
         table = _CellTable(*_costs(heads, cells, anchors), cells.entries[:, 0], batch)
@@ -115,13 +115,13 @@ class SimOTA:
 class _CellTable:
     """Boxes and costs of candidate cells, arranged by image as (B, W).
 
-    W is one more than the most cells of an image, so that the last column is always padding, with
-    an empty box (no IoU) and infinite cost. Tensors are created by filling: the number of kernels
-    of `zeros` depends on the size, and here it must be constant.
+    W is the largest number of cells of an image, plus 1. So the last column is always padding: an
+    empty box, whose IoU is 0, with infinite cost. Tensors are created by `full`, because the number
+    of kernels that `zeros` launches depends on the size.
     """
 
     def __init__(self, boxes: Tensor, class_cost: Tensor, image: Tensor, batch: int) -> None:
-        """Arrange boxes (K, 4) and costs (K, nc) of cells of images (K,)."""
+        """Arrange boxes (K, 4) and class costs (K, nc) of cells in images ``image`` (K,)."""
         self.place, self.width = _places(image, batch)
         self._costs, (count, classes) = class_cost, class_cost.shape
         padded = boxes.new_full((4, batch * self.width), 0.0)
@@ -135,11 +135,11 @@ class _CellTable:
         self._slot = slot.view(batch, self.width)
 
     def class_cost(self, image: Tensor, label: Tensor) -> Tensor:
-        """Return (R, W) for targets of images ``image`` (R,) and classes ``label`` (R, 1)."""
+        """Return (R, W) for R targets in images ``image`` (R,), of classes ``label`` (R, 1)."""
         return self._costs.take(self._slot[image].add_(label))
 
     def view(self, image: Tensor, cell: Tensor) -> _View:
-        """Return the columns of candidates (K,), given by image and row among the cells."""
+        """Select candidates, by their image (K,) and their row ``cell`` (K,) among the cells."""
         batch = len(self.penalty)
         place, width = _places(image, batch)
         column = place.new_full((batch * width,), self.width - 1)
@@ -149,33 +149,37 @@ class _CellTable:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One set of candidates arranged by image, (B, W), as columns of a table."""
+    """One set of candidates, arranged by image as (B, W): a selection of a table's columns."""
 
-    place: Tensor  # (K,) flattened index of each candidate
+    place: Tensor  # (K,) index of each candidate in the flattened (B, W)
     width: int  # W
-    column: Tensor | None  # (B, W) column in the table; None: the same
+    column: Tensor | None  # (B, W) columns of the table; None: all, in order
 
     def of(self, values: Tensor, image: Tensor) -> Tensor:
-        """Select columns of a matrix (R, table's W) for targets of images ``image`` (R,)."""
+        """Select columns of a matrix (R, table's W) for R targets in images ``image`` (R,)."""
         return values if self.column is None else values.gather(1, self.column[image])
 
 
 class _Owners:
-    """For each candidate, the targets that took it and the cheapest one, over all chunks.
+    """For each candidate, the number of targets that took it and the target of lowest cost.
 
-    Only integer sums and minima are scattered, so the result does not depend on their order.
+    Chunks of targets are added one by one. Only integer sums and minima are scattered, so the
+    result does not depend on the order in which a GPU executes them.
     """
 
     def __init__(self, like: Tensor, width: int, targets: int) -> None:
-        """Create tables (B, ``width``) with batch size, type and device of ``like``."""
-        self.unclaimed = targets  # above every row, for minima
+        """Create tables (B, ``width``) with batch size, dtype and device of ``like``."""
+        self.unclaimed = targets  # larger than every row of targets
         self.lowest = like.new_full((len(like), width), torch.inf)
         self.claims = torch.full_like(self.lowest, 0, dtype=torch.int32)
         self.claimant = torch.full_like(self.claims, self.unclaimed)
         self.cheapest = torch.full_like(self.claims, self.unclaimed)
 
     def add(self, first: int, image: Tensor, cost: Tensor, taken: Tensor) -> None:
-        """Add targets ``first``, ``first`` + 1, ... of images ``image`` (R,); matrices (R, W)."""
+        """Add the R targets from row ``first`` on, which are in images ``image`` (R,).
+
+        ``cost`` and ``taken`` are (R, W).
+        """
         into = image[:, None].expand_as(cost)
         row = torch.arange(first, first + len(image), dtype=torch.int32, device=image.device)
         self.claims.index_add_(0, image, taken.int())
@@ -190,15 +194,16 @@ class _Owners:
         )
 
     def owners(self) -> Tensor:
-        """Return (B W,) int64 rows of the owners, -1 for none."""
+        """Return the owner of each candidate, (B W,) int64: a row of the targets, -1 for none."""
         owner = torch.where(self.claims > 1, self.cheapest, self.claimant)
         return torch.where(self.claims > 0, owner, -1).long().flatten()
 
 
 def _places(image: Tensor, batch: int) -> tuple[Tensor, int]:
-    """Return each candidate's index in a flattened (B, W) table, and W: the most of any image + 1.
+    """Return each candidate's index in a flattened (B, W) table, and W.
 
-    Candidates of an image keep their order. Synchronizes with the device once.
+    W is the largest number of candidates of an image, plus 1. Candidates of an image keep their
+    order. Synchronizes with the device once.
     """
     count = torch.zeros(batch, dtype=torch.int64, device=image.device)
     count.index_add_(0, image, torch.ones_like(image))
@@ -213,11 +218,11 @@ def _places(image: Tensor, batch: int) -> tuple[Tensor, int]:
 def _costs(
     heads: Sequence[Tensor], candidates: Assignment, anchors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return boxes (K, 4) x1, y1, x2, y2, normalized, and class costs (K, nc) of candidates.
+    """Return normalized boxes (K, 4) x1, y1, x2, y2, and class costs (K, nc) of candidates.
 
-    Boxes are normalized by width and height each (the published code used the height for both). The
-    cost of class c is the sum over all classes of the binary cross-entropy of sqrt(class
-    probability x objectness), which differs between classes only in the term of c.
+    Boxes are normalized by width and height (by the height for both in the published code). The
+    cost of class c is the binary cross-entropy of sqrt(class probability x objectness), summed over
+    all classes, with target 1 for c and 0 for the others.
     """
     cells = select(heads, candidates, anchors)
     boxes = decode(cells.logits[:, :4], cells.anchor)
@@ -231,9 +236,10 @@ def _costs(
 
 
 def _pairwise_iou(boxes: Tensor, image: Tensor, targets: Tensor) -> Tensor:
-    """Return IoU (R, W) of targets (R, 4) with candidates ``boxes[:, image]``, as corners.
+    """Return the IoU (R, W) of targets (R, 4) with the candidates in their images (R,).
 
-    One coordinate at a time, so that the selected boxes (4, R, W) are never in memory at once.
+    ``boxes`` (4, B, W) and targets are x1, y1, x2, y2. Coordinates are selected one at a time, so
+    that ``boxes[:, image]`` (4, R, W) is never in memory at once.
     """
     sides = []
     for low, high in ((0, 2), (1, 3)):
@@ -243,12 +249,15 @@ def _pairwise_iou(boxes: Tensor, image: Tensor, targets: Tensor) -> Tensor:
     overlap = sides[0].mul_(sides[1])
     area = (boxes[2:] - boxes[:2]).prod(0)[image]
     union = area.add_((targets[:, 2:] - targets[:, :2]).prod(1)[:, None]).sub_(overlap)
-    # Two empty boxes have no union: IoU 0.
+    # The IoU of two empty boxes is 0.
     return overlap.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
 def _cheapest(cost: Tensor, k: Tensor, most: int) -> Tensor:
-    """Return a mask of the ``k`` (R, 1) lowest costs per row of (R, W); the leftmost if equal."""
+    """Return the mask (R, W) of the ``k`` (R, 1) lowest costs per row; ties go to the left.
+
+    No ``k`` is larger than ``most``.
+    """
     limit = cost.topk(most, largest=False).values.gather(1, k - 1)
     below = cost < limit
     equal = cost == limit
@@ -257,7 +266,7 @@ def _cheapest(cost: Tensor, k: Tensor, most: int) -> Tensor:
 
 
 def _keep(candidates: Assignment, owner: Tensor) -> Assignment:
-    """Keep the candidates that have an owner (K,), and set it as their target."""
+    """Keep the candidates that have an owner; ``owner`` (K,) becomes their target."""
     kept = owner >= 0
     sizes = torch.stack([part.sum() for part in kept.split_with_sizes(candidates.sizes)])
     index = kept.nonzero()[:, 0]
@@ -265,16 +274,16 @@ def _keep(candidates: Assignment, owner: Tensor) -> Assignment:
     return Assignment(entries, tuple(sizes.tolist()))
 
 
-FINE, COARSE = 0.5, 1.0  # reach
-_Q0 = 20  # with an auxiliary head, for both heads, as published
+FINE, COARSE = 0.5, 1.0  # reach of the lead and of the auxiliary head
+_Q0 = 20  # for both heads of a model with an auxiliary head, as published
 
 
 def coarse_to_fine(
     assign: SimOTA, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
 ) -> Assignment:
-    """Assign both heads by the lead's predictions (figure 5 e), as published.
+    """Assign cells of both heads by the lead's predictions, as published (e in the paper).
 
-    The auxiliary head, for high recall, gets all four neighbours of a cell as candidates.
+    The auxiliary head gets all four neighbours of a cell as candidates, for a higher recall.
     """
     return join(assign.for_reaches((FINE, COARSE), heads[: len(anchors)], targets, anchors))
 
@@ -282,14 +291,14 @@ def coarse_to_fine(
 def lead_guided(
     assign: SimOTA, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
 ) -> Assignment:
-    """Assign cells by the lead's predictions; both heads get the same cells (d in the paper)."""
+    """Assign the same cells of both heads, by the lead's predictions (d in the paper)."""
     return join([assign(heads[: len(anchors)], targets, anchors)] * 2)
 
 
 def independent(
     assign: SimOTA, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
 ) -> Assignment:
-    """Assign cells to each head by its own predictions (c in the paper)."""
+    """Assign cells of each head by its own predictions (c in the paper)."""
     levels = len(anchors)
     return join([assign(part, targets, anchors) for part in (heads[:levels], heads[levels:])])
 
@@ -302,13 +311,13 @@ AUXILIARY = {
 
 
 def by_name(name: str, *, anchor_t: float = 4.0) -> Assigner:
-    """Return an assigner of lead and auxiliary head, a key of ``AUXILIARY``.
+    """Return the assigner for lead and auxiliary head called ``name``, a key of ``AUXILIARY``.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: the name is unknown.
     """
     if name not in AUXILIARY:
         raise ConfigError(
-            f"unknown assigner {name!r} of an auxiliary head; known: {', '.join(AUXILIARY)}"
+            f"unknown assigner {name!r} for an auxiliary head; known: {', '.join(AUXILIARY)}"
         )
     return partial(AUXILIARY[name], SimOTA(anchor_t, FINE, _Q0))

@@ -13,8 +13,8 @@ EPS = 1e-7
 def decode(logits: Tensor, anchors: Tensor) -> Tensor:
     """Decode logits (..., 4) x, y, w, h, with ``anchors`` (..., 2), to boxes in grid units.
 
-    Returns (..., 4): centre relative to the cell's upper left corner, in (-0.5, 1.5); width and
-    height, between 0 and 4 times the anchor's.
+    Returns (..., 4): the centre relative to the cell's upper left corner, from -0.5 to 1.5; and
+    width and height, from 0 to 4 times those of the anchor.
     """
     unit = logits.sigmoid()
     return torch.cat((unit[..., :2] * 2 - 0.5, (unit[..., 2:] * 2) ** 2 * anchors), -1)
@@ -27,12 +27,12 @@ def corners(boxes: Tensor) -> Tensor:
 
 
 def ciou(first: Tensor, second: Tensor) -> Tensor:
-    """Compute the complete IoU (...) of paired boxes (..., 4) x1, y1, x2, y2: at most 1.
+    """Compute the complete IoU (...) of pairs of boxes (..., 4) x1, y1, x2, y2.
 
-    ``first`` are the predictions, ``second`` the targets. The aspect term's weight alpha is
-    constant in the gradient, as in the paper. The epsilon is where the published implementation has
-    it, since it is visible in the loss in grid units: on both heights, on the union, on the
-    enclosing box, and again on the heights in the aspect term. Two empty boxes give 0.
+    ``first`` are predictions, ``second`` are targets. CIoU is at most 1, and 0 for two empty boxes.
+    The weight alpha of the aspect term is a constant for the gradient, as in the paper. ``EPS`` is
+    added where the published code adds it, because it changes the loss of boxes in grid units: to
+    both heights, the union and the squared diagonal, and again to the heights in the aspect term.
     """
     width1, height1 = _size(first)
     width2, height2 = _size(second)
@@ -54,5 +54,5 @@ def ciou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return widths, and heights plus epsilon."""
+    """Return widths, and heights plus ``EPS``."""
     return boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1] + EPS

@@ -1,8 +1,8 @@
-"""Propose candidates: the cells and anchors that may learn a target.
+"""Propose candidates: the cells and anchors that can be trained on a target.
 
-A target is proposed to every anchor of similar shape, in the cell of its centre and in adjacent
-cells close to the centre (YOLOv7, arXiv 2207.02696, section 4.2: "fine" labels with ``reach`` 0.5,
-"coarse" ones with 1.0).
+The candidates of a target are all anchors of similar shape, in the cell of the target's centre and
+in adjacent cells close to the centre. In the paper of YOLOv7 (arXiv 2207.02696, section 4.2),
+``reach`` 0.5 gives "fine" labels and 1.0 gives "coarse" ones.
 
     candidates = propose(heads, targets, anchors, anchor_t=4.0, reach=0.5)   # an Assignment
     selection = select(heads, candidates, anchors)          # predictions at those cells
@@ -16,17 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Own cell, left, upper, right, lower. The order decides ties of cost, and which of two targets sets
-# a cell's objectness.
+# Own cell, left, upper, right, lower. The order matters if costs are equal, and if several targets
+# set the objectness of one cell.
 _STEPS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Cells of the heads, each with the target that it learns.
+    """Cells and anchors of the heads, each with the target that it is trained on.
 
     Entries are ordered by level, then step (own cell, left, upper, right, lower), anchor and
-    target. A cell and anchor may occur several times, for the same target or for others.
+    target. The same cell and anchor may occur several times, with the same or with other targets.
     """
 
     entries: Tensor  # (N, 5) int64: image, anchor, grid row, grid column, row of `targets`
@@ -45,30 +45,29 @@ class Assignment:
 
 
 Assigner = Callable[[Sequence[Tensor], Tensor, Tensor], Assignment]
-"""Choose the cells that learn targets: ``(heads, targets, anchors) -> Assignment``.
+"""Function that assigns targets to cells: ``(heads, targets, anchors) -> Assignment``.
 
 ``heads`` are raw logits per level (B, A, H, W, 5 + nc), finest level first, those of an auxiliary
-head after the lead's; ``targets`` (n, 6) image, class, cx, cy, w, h, normalized to the network's
-input; ``anchors`` (L, A, 2) width and height in grid units of their level.
+head after the lead's. ``targets`` (n, 6) are image, class, cx, cy, w, h, normalized to the
+network's input. ``anchors`` (L, A, 2) are width and height in grid units of their level.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Predictions at the cells of an assignment; one row per entry of any level."""
+    """Predictions at the cells of an assignment; one row per entry."""
 
     level: Tensor  # (N,) int64
-    logits: Tensor  # (N, 5 + nc), float32 at least
+    logits: Tensor  # (N, 5 + nc), float32 or float64
     anchor: Tensor  # (N, 2) width and height in grid units
-    corner: Tensor  # (N, 2) column and row of the cell: its upper left corner in grid units
+    corner: Tensor  # (N, 2) column and row of the cell
     grid: Tensor  # (N, 2) columns and rows of the level
 
 
 def select(heads: Sequence[Tensor], assignment: Assignment, anchors: Tensor) -> Selection:
-    """Read the heads, per level (B, A, H, W, 5 + nc), at the cells of an assignment.
+    """Read the predictions of the heads at the cells of an assignment, with gradient.
 
-    Gradients flow to the heads. Half-precision logits become float32. ``anchors`` is (L, A, 2) in
-    grid units.
+    ``heads`` and ``anchors`` as for `Assigner`. Half-precision logits become float32.
     """
     rows = []
     for head, entries in zip(heads, assignment.levels(), strict=True):
@@ -95,12 +94,12 @@ def join(assignments: Sequence[Assignment]) -> Assignment:
 def distinct(
     offers: Sequence[Assignment], heads: Sequence[Tensor]
 ) -> tuple[Assignment, tuple[Tensor, ...]]:
-    """Return the distinct cells and anchors of several sets of candidates.
+    """Find the distinct pairs of cell and anchor in several sets of candidates.
 
     Synchronizes with the device twice.
 
     Returns:
-        The cells by level, with target -1; and for each set the rows (K,) of its entries in them.
+        The distinct pairs, with target -1; and for each set, the row of each candidate, (K,).
     """
     height, width = (max(head.shape[axis] for head in heads) for axis in (2, 3))
     shape = (len(heads), heads[0].shape[0], heads[0].shape[1], height, width)
@@ -138,15 +137,17 @@ def constant(values: Sequence[object], like: Tensor) -> Tensor:
 def propose(
     heads: Sequence[Tensor], targets: Tensor, anchors: Tensor, *, anchor_t: float, reach: float
 ) -> Assignment:
-    """Return every cell and anchor that may learn a target, with that target.
+    """Return the candidates of all targets.
 
-    A target whose centre is exactly on a grid line gets its own cell twice (three times on a grid
-    corner). The published training has these repeats in its sums and in its dynamic k.
+    ``heads``, of which only the shapes are read, ``targets`` and ``anchors`` are as for `Assigner`.
+    A target and an anchor are of similar shape if the ratios of their widths and of their heights
+    are below ``anchor_t``. ``reach`` is the largest distance from the target's centre to an
+    adjacent cell, in cells: 0.5 proposes up to three cells, 1.0 up to five.
 
-    Arguments as for `Assigner`; only the shapes of ``heads`` are read. A target fits an anchor if
-    both ratios of sides are below ``anchor_t``. ``reach`` is the largest distance of its centre to
-    a neighbouring cell, in cells: 0.5 proposes up to three cells, 1.0 up to five. Synchronizes with
-    the device twice.
+    If a target's centre is exactly on a grid line, its own cell is proposed twice (on a grid corner
+    three times). The published training includes these repeats in its sums and in SimOTA's k.
+
+    Synchronizes with the device twice.
     """
     grid = constant(grid_sizes(heads), targets)[:, None]  # (L, 1, 2)
     centre = targets[:, 2:4] * grid  # (L, n, 2)

@@ -1,7 +1,7 @@
 """Compute the detection loss: CIoU, objectness and class terms on assigned cells.
 
-    loss = TrainingLoss(spec, anchors, recipe, imgsz=640)  # anchors (L, A, 2) in grid units
-    parts = loss(heads, targets)                           # lead heads, then the auxiliary ones
+    loss = TrainingLoss(spec, anchors, recipe, imgsz=640)
+    parts = loss(heads, targets)
     parts.total.backward()
 
 YOLOv7, arXiv 2207.02696; CIoU: arXiv 1911.08287; focal weighting: arXiv 1708.02002.
@@ -27,21 +27,22 @@ from y7edge.train.settings.recipe import Recipe
 # Weight of each level's objectness, finest first
 _BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 _FOCAL_ALPHA = 0.25
-AUX_WEIGHT = 0.25  # of the auxiliary head relative to the lead
+AUX_WEIGHT = 0.25  # weight of the auxiliary head; the lead has 1
 
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
-    """Scalars on the device of the heads; their mean over processes is that of the batch."""
+    """Terms of the loss, scalars on the device; their mean over processes is that of the batch."""
 
-    box: Tensor  # weighted by its gain, without gradient
-    obj: Tensor  # the same
-    cls: Tensor  # the same; 0 for one class
+    # Weighted by their gains, without gradient
+    box: Tensor
+    obj: Tensor
+    cls: Tensor  # 0 for a model of one class
     total: Tensor  # sum of the three x batch size, with gradient
 
 
 def scaled(recipe: Recipe, *, levels: int, nc: int, imgsz: int) -> Recipe:
-    """Scale a recipe's gains, which are for 3 levels, 80 classes and 640 pixels (longer side)."""
+    """Adapt a recipe's gains, which are for 3 levels, 80 classes and 640 pixels, to a model."""
     fraction = 3 / levels
     return replace(
         recipe,
@@ -52,18 +53,18 @@ def scaled(recipe: Recipe, *, levels: int, nc: int, imgsz: int) -> Recipe:
 
 
 class DetectionLoss:
-    """Loss of a lead head, or of a lead and an auxiliary head; float32 also under autocast.
+    """Loss of a lead head, or of a lead and an auxiliary head, in float32 even under autocast.
 
-    Means over positives and cells are those of the whole batch: counts are summed over ``ranks``.
-    The loss of a process is multiplied by the number of ranks, because gradients are averaged over
-    them. So gradients equal those of one process with all images.
+    With several ranks, the gradients are those of one process with all images: positives and cells
+    are counted over all ranks, and the loss is multiplied by the number of ranks, because gradients
+    are averaged over ranks.
 
-    ``anchors`` is (L, A, 2) width and height in grid units of their level, finest level first;
-    ``recipe`` has scaled gains. A single class has no class term. Label smoothing e gives class
-    targets 1 - e/2 and e/2.
+    ``anchors`` is (L, A, 2) width and height in grid units of their level, finest level first.
+    ``recipe`` has the gains of :func:`scaled`. With label smoothing e, class targets are 1 - e/2
+    and e/2.
 
     Raises:
-        ConfigError: not 3 or 4 levels.
+        ConfigError: the number of levels is not 3 or 4.
     """
 
     def __init__(
@@ -83,12 +84,7 @@ class DetectionLoss:
     def __call__(
         self, heads: Sequence[Tensor], targets: Tensor, assignment: Assignment
     ) -> LossParts:
-        """Compute the loss of one batch, or of this process's images of it.
-
-        ``heads`` are raw logits per level (B, A, H, W, 5 + nc), finest level first, those of an
-        auxiliary head after the lead's; ``targets`` (n, 6) are image, class, cx, cy, w, h,
-        normalized.
-        """
+        """Compute the loss of this process's images; arguments as for `candidates.Assigner`."""
         anchors = self.anchors.repeat(len(heads) // len(self.anchors), 1, 1)
         with torch.autocast(targets.device.type, enabled=False):
             cells = select(heads, assignment, anchors)
@@ -108,7 +104,7 @@ class DetectionLoss:
     def _weights(
         self, heads: Sequence[Tensor], assignment: Assignment, like: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weights of a positive and a cell of each level (H L,), and the batch size."""
+        """Return the weight of a positive and of a cell by level (H L,), and the batch size."""
         levels = len(heads)
         cells = [head.shape[:-1].numel() for head in heads]
         counts = constant((*assignment.sizes, *cells, len(heads[0])), assignment.entries)
@@ -125,7 +121,7 @@ class DetectionLoss:
         )
 
     def _ciou(self, cells: Selection, boxes: Tensor) -> Tensor:
-        """Return CIoU (N,) of predictions with normalized target boxes (N, 4), in grid units."""
+        """Return the CIoU (N,) of predictions with ``boxes`` (N, 4), normalized cx, cy, w, h."""
         wanted = boxes * cells.grid.repeat(1, 2)
         wanted = torch.cat((wanted[:, :2] - cells.corner, wanted[:, 2:]), dim=1)
         found = decode(cells.logits[:, :4], cells.anchor)
@@ -134,7 +130,10 @@ class DetectionLoss:
     def _objectness_term(
         self, heads: Sequence[Tensor], assignment: Assignment, score: Tensor, per_cell: Tensor
     ) -> Tensor:
-        """Sum over cells, weighted by level (H L,); the target of positives is their CIoU."""
+        """Return the objectness loss: sums over cells, weighted by ``per_cell`` (H L,).
+
+        The target of a positive is its CIoU, ``score`` (N,); that of other cells is 0.
+        """
         scores = score.clamp(min=0).split_with_sizes(assignment.sizes)
         sums = []
         for head, entries, level_score in zip(heads, assignment.levels(), scores, strict=True):
@@ -144,7 +143,7 @@ class DetectionLoss:
         return (torch.stack(sums) * per_cell).sum()
 
     def _class_term(self, logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        """Sum over logits (N, nc) of means over the classes, weighted by ``weight`` (N,)."""
+        """Return the class loss: means over ``logits`` (N, nc), summed with ``weight`` (N,)."""
         if self.nc == 1:
             return logits.new_zeros(())
         absent = self.recipe.label_smoothing / 2
@@ -153,7 +152,10 @@ class DetectionLoss:
         return (self._cross_entropy(logits, expected, self.recipe.cls_pw).mean(1) * weight).sum()
 
     def _cross_entropy(self, logits: Tensor, expected: Tensor, positive: float) -> Tensor:
-        """Binary cross-entropy per element, focal if set; ``positive`` weights positive targets."""
+        """Return the binary cross-entropy per element, as focal loss if the recipe sets it.
+
+        ``positive`` is the weight of positive targets.
+        """
         weight = None if positive == 1 else logits.new_full((), positive)
         each = F.binary_cross_entropy_with_logits(
             logits, expected, pos_weight=weight, reduction="none"
@@ -163,7 +165,7 @@ class DetectionLoss:
         score = logits.sigmoid()
         hit = expected * score + (1 - expected) * (1 - score)
         alpha = expected * _FOCAL_ALPHA + (1 - expected) * (1 - _FOCAL_ALPHA)
-        # At 0, the gradient of a power below 1 is infinite.
+        # Clamped, because the gradient of a power below 1 is infinite at 0.
         miss = (1 - hit).clamp(min=torch.finfo(hit.dtype).tiny)
         return each * alpha * miss**self.recipe.fl_gamma
 
@@ -171,9 +173,9 @@ class DetectionLoss:
 class TrainingLoss:
     """`DetectionLoss` together with a model's assigner.
 
-    ``anchors`` is (L, A, 2) in grid units of their level, finest first; ``recipe`` has unscaled
-    gains; ``imgsz`` is the longer side in pixels. ``assigner`` is a key of `assign.AUXILIARY`,
-    "lead" for a model without auxiliary head, or "auto" for the published one.
+    ``anchors`` is (L, A, 2) in grid units of their level, finest first. ``imgsz`` is the longer
+    side of the images in pixels. ``assigner`` is a key of `assign.AUXILIARY` for a model with an
+    auxiliary head, "lead" for one without, or "auto" for the published choice.
 
     Raises:
         ConfigError: the assigner is unknown or not for this model.
@@ -193,7 +195,7 @@ class TrainingLoss:
         self.assign = _assigner(spec, assigner, recipe.anchor_t)
 
     def __call__(self, heads: Sequence[Tensor], targets: Tensor) -> LossParts:
-        """Assign targets and compute the loss; arguments as for :class:`DetectionLoss`."""
+        """Assign targets and compute the loss; arguments as for `candidates.Assigner`."""
         return self.loss(heads, targets, self.assign(heads, targets, self.loss.anchors))
 
 
@@ -204,7 +206,7 @@ def _assigner(spec: Spec, assigner: str, anchor_t: float) -> Assigner:
     if assigner == "lead":
         if spec.has_aux:
             raise ConfigError(
-                f"{spec.name}: assigner lead is for models without auxiliary head; use one of "
+                f"{spec.name}: assigner lead is for models without an auxiliary head; use one of "
                 f"{', '.join(AUXILIARY)}, or remove the auxiliary rows"
             )
         return SimOTA(anchor_t)
@@ -217,7 +219,7 @@ def _assigner(spec: Spec, assigner: str, anchor_t: float) -> Assigner:
 
 
 def _last_written(shape: torch.Size, entries: Tensor, score: Tensor) -> Tensor:
-    """Return objectness targets (B, A, H, W): the score (n,) at ``entries``, 0 elsewhere.
+    """Return objectness targets of ``shape`` (B, A, H, W): ``score`` (n,) at entries, else 0.
 
     A cell with several entries gets the score of the last, as in the published training. Every
     entry of the cell writes this score, because a GPU does not guarantee the order of writes.

@@ -1,13 +1,12 @@
 """Configure a training run.
 
-The configuration contains a :class:`~y7edge.train.settings.recipe.Recipe` of hyper-parameters; the
-named ones are in ``recipes.py``. The published recipe was tuned for 300 epochs on the 118,000
-images of COCO, and fails on small sets. Three rules differ therefore (see ``schedule.py``); the
-configuration can override all of them:
+The configuration contains a :class:`~y7edge.train.settings.recipe.Recipe` of hyper-parameters. The
+published recipes were tuned for 300 epochs on the 118,000 images of COCO, and fail on small data
+sets. Therefore three rules differ from the published training (see ``schedule.py``):
 
-* the warm-up is a fraction of the run (published: at least 1000 iterations);
-* the nominal batch depends on the length of the run (published: always 64);
-* gradients left at the end of an epoch go into the next step (published: discarded).
+* The warm-up is at most a fraction of the run (published: at least 1000 iterations).
+* The nominal batch depends on the length of the run (published: always 64).
+* Gradients accumulated at the end of an epoch are used in the next step (published: discarded).
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from y7edge.train.settings.ranges import (
     within,
 )
 from y7edge.train.settings.recipe import Recipe
-from y7edge.train.settings.recipes import P5, TINY, recipe_for
+from y7edge.train.settings.recipes import P5, TINY, named_for
 
-__all__ = ["P5", "TINY", "Recipe", "TrainConfig", "recipe_for"]
+__all__ = ["P5", "TINY", "Recipe", "TrainConfig"]
 
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")  # names of Lightning Fabric
 ASSIGNERS = ("auto", "coarse-to-fine", "lead-guided", "independent", "lead")
@@ -46,25 +45,25 @@ class TrainConfig:
     """Configuration of one run.
 
     Raises:
-        ConfigError: a field is out of its range, or two fields contradict each other.
+        ConfigError: a field is out of its range, or two fields exclude each other.
     """
 
     # What
     data: Path | str  # data.yaml, or a folder of a known format
     model: str = "yolov7-tiny"  # name of a published variant
-    spec: Spec | None = None  # custom rows instead of the variant's
-    width: float = within(POSITIVE, 1.0)  # multiplies every channel (y7edge.models.scaling)
+    spec: Spec | None = None  # custom model, instead of a variant
+    width: float = within(POSITIVE, 1.0)  # factor of all channel numbers (y7edge.models.scaling)
     weights: Path | str | None = None  # initial checkpoint; entries that fit are copied
     imgsz: int = within(FROM_ONE, 640)  # side of the square network input, pixels
     train_split: str = "train"
     val_split: str = "val"
     single_cls: bool = False  # train all classes as one
-    autoanchor: bool = True  # fit new anchors if the old ones miss objects
+    autoanchor: bool = True  # fit new anchors if they do not fit enough objects
 
     # How
     recipe: Recipe | None = None  # None: the published one of the model's family
     assigner: str = "auto"  # auto: coarse-to-fine with auxiliary heads, lead without
-    rect: bool = False  # batches of similar aspect, little padding; no mosaic
+    rect: bool = False  # batches of similar aspect ratio, with little padding; no mosaic
     multi_scale: bool = False  # random input size per batch, 0.5 to 1.5 times imgsz
     image_weights: bool = False  # draw images of rare or badly detected classes more often
     freeze: tuple[int, ...] = ()  # indices of frozen rows
@@ -73,8 +72,8 @@ class TrainConfig:
     epochs: int = within(FROM_ONE, 300)
     batch: int = within(FROM_ONE, 16)  # images per iteration, over all devices
     nominal_batch: int | None = within(_MAYBE, None)  # images per step; None: the recipe's
-    patience: int = within(FROM_ZERO, 0)  # stop after epochs without better fitness; 0: never
-    val_every: int | None = within(_MAYBE, None)  # epochs; None: a twentieth of the run
+    patience: int = within(FROM_ZERO, 0)  # stop after so many epochs without improvement; 0: never
+    val_every: int | None = within(_MAYBE, None)  # epochs between evaluations; None: epochs / 20
 
     # Where
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps
@@ -84,9 +83,9 @@ class TrainConfig:
     precision: str = "auto"  # auto, 32-true, 16-mixed, bf16-mixed (names of Lightning Fabric)
     compile: bool = False  # torch.compile
     workers: int | None = within(_WORKERS, None)  # processes that load images; None: by device
-    cache: str = "auto"  # decoded images: ram, disk, none, or auto
+    cache: str = "auto"  # where decoded images are kept: auto, ram, disk, none
     out: Path | str | None = None  # folder of the run; None: the next free runs/trainN
-    checkpoint_minutes: float = within(POSITIVE, 10.0)  # between states inside an epoch
+    checkpoint_minutes: float = within(POSITIVE, 10.0)  # between saved states within an epoch
     report: bool = True  # curves, images and report.html at the end of the run
     profile: int = within(FROM_ZERO, 0)  # iterations to measure; 0: off
     seed: int = within(_SEED, 0)
@@ -121,26 +120,26 @@ class TrainConfig:
             )
         if self.rect and self.image_weights:
             raise ConfigError(
-                "rect and image_weights contradict each other: rect groups images by shape, "
+                "rect and image_weights exclude each other: rect groups images by shape, "
                 "image_weights draws them at random; use one of them"
             )
 
     @property
     def hyper(self) -> Recipe:
-        """The recipe in use: the given one, else the published one of the model's family.
+        """The recipe in use: ``recipe``, else the published one of the model's family.
 
-        ``nominal_batch`` of the run overrides the recipe's; ``rect`` turns mosaic and mixing off.
+        ``nominal_batch`` overrides the value of the recipe; ``rect`` turns mosaic and mixing off.
         """
-        recipe = self.recipe or recipe_for(self.spec or self.model)
+        recipe = self.recipe or named_for(self.spec or self.model).recipe
         if self.nominal_batch is not None:
             recipe = replace(recipe, nominal_batch=self.nominal_batch)
         return replace(recipe, augmentation=recipe.augmentation.closed()) if self.rect else recipe
 
     @property
     def validation_interval(self) -> int:
-        """Epochs between validations; by default about twenty in a run, as they may be slow.
+        """Number of epochs between evaluations; the last epoch is always evaluated.
 
-        The last epoch is always evaluated.
+        By default, there are about twenty evaluations in a run, because they may be slow.
         """
         return self.val_every or max(1, round(self.epochs / 20))
 

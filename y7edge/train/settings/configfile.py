@@ -1,8 +1,8 @@
-"""Read and write recipes and run configurations as YAML, without loss.
+"""Read and write recipes and run configurations as YAML files.
 
 A recipe is a flat file with the published names (``lr0``, ``box``, ``hsv_h``, ``mosaic``, ...), so
 that published hyper-parameter files can be read. A run's ``config.yaml`` has every field of
-:class:`~y7edge.train.settings.config.TrainConfig`, and is read to resume the run.
+:class:`~y7edge.train.settings.config.TrainConfig`, and is read when the run is resumed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _log = logging.getLogger(__name__)
 
 
 def choose(text: str | None, model: str) -> NamedRecipe:
-    """Return the recipe of ``--recipe``: a name or a file; None: that of the model's family.
+    """Return the recipe that ``--recipe`` selects, by name or as a file.
 
-    Values missing in a file are those of the family's recipe.
+    None selects the published recipe of the model, which also completes the values of a file.
 
     Raises:
-        ConfigError: unknown name, or a file that cannot be read, is not YAML, or has a duplicate or
-            unknown key or a value out of range.
+        ConfigError: the name is unknown, or the file cannot be read, is not YAML, or has a
+            duplicate key, an unknown key or a value out of range.
         RuntimeMissing: PyYAML is not installed.
     """
     family = named_for(model)
@@ -87,7 +87,7 @@ def read(path: Path | str) -> TrainConfig:
     """Read a run's configuration, and check it.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value is wrong; the message names both.
+        ConfigError: the file cannot be read, or it has an invalid key or value.
         RuntimeMissing: PyYAML is not installed.
     """
     values = _mapping(Path(path))
@@ -101,7 +101,7 @@ def read(path: Path | str) -> TrainConfig:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Read the top-level mapping of a YAML file; ConfigError for duplicate keys."""
+    """Read the top-level mapping of a YAML file; raise ConfigError for duplicate keys."""
     try:
         tree = read_yaml(path, as_value)
     except ValueError as error:

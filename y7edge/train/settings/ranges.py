@@ -1,4 +1,4 @@
-"""Check the ranges of numbers in settings; ranges are stored with the dataclass fields."""
+"""Ranges of numbers in settings, stored with the fields of dataclasses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from y7edge.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The values that a number may have; ``low`` and ``high`` are included unless ``open``."""
+    """The allowed values of a number, from ``low`` to ``high``."""
 
-    words: str  # for messages
+    words: str  # description for messages
     low: float = 0.0
     high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-    whole: bool = False
-    optional: bool = False  # None is allowed
+    open_low: bool = False  # exclude `low`
+    open_high: bool = False  # exclude `high`
+    whole: bool = False  # only integers
+    optional: bool = False  # allow None
 
     def __contains__(self, value: object) -> bool:
         if value is None:
@@ -41,12 +41,12 @@ FROM_ONE = Range("a whole number from 1", low=1, whole=True)
 
 
 def within(bounds: Range, default: float | None) -> Any:
-    """Create a dataclass field with a range."""
+    """Create a dataclass field with a range and a default."""
     return field(default=default, metadata={"range": bounds})
 
 
 def ranges(settings: Any) -> dict[str, Range]:
-    """Return the ranges of a dataclass or an instance, by field."""
+    """Return the ranges of a dataclass, or of an instance, by field name."""
     return {f.name: f.metadata["range"] for f in fields(settings) if "range" in f.metadata}
 
 
@@ -54,13 +54,13 @@ def check_ranges(settings: Any) -> None:
     """Check all fields that have a range.
 
     Raises:
-        ConfigError: a value is out of its range; the message has field, range and value.
+        ConfigError: a value is out of its range.
     """
     for name, bounds in ranges(settings).items():
         require(getattr(settings, name) in bounds, name, bounds.words, getattr(settings, name))
 
 
 def require(fine: bool, name: str, expected: str, found: object) -> None:
-    """Raise ConfigError if ``fine`` is false: ``name`` must be ``expected``."""
+    """Raise ConfigError unless ``fine``: "``name`` must be ``expected``, not ``found``"."""
     if not fine:
         raise ConfigError(f"{name} must be {expected}, not {found!r}")

@@ -1,8 +1,8 @@
 """Define the named recipes, with the source of each value.
 
 ``p5``, ``p6`` and ``tiny`` are the published hyper-parameter files of YOLOv7 (arXiv 2207.02696),
-completed with constants of the published program. ``finetune`` and ``small-data`` change values of
-the published files for custom data (``custom``) and for yolov7-tiny.
+completed with constants of the published program. ``finetune`` changes some values of the published
+file for custom data (``custom``), ``small-data`` some values of ``tiny``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from y7edge.train.settings.recipe import Recipe
 
 FILES = ("p5", "p6", "tiny", "custom")  # the published hyper-parameter files
 
-# Key -> its values in those files, in this order.
+# For each key, the values in the files p5, p6, tiny and custom
 PUBLISHED: dict[str, tuple[float, float, float, float]] = {
     "lr0": (0.01, 0.01, 0.01, 0.01),
     "lrf": (0.1, 0.2, 0.01, 0.1),
@@ -49,7 +49,7 @@ PUBLISHED: dict[str, tuple[float, float, float, float]] = {
     "paste_in": (0.15, 0.15, 0.05, 0.0),
 }
 
-# Values that are not in the files.
+# For each key that is not in the files, its value and the source of the value
 NOT_IN_FILES: dict[str, tuple[Any, str]] = {
     "label_smoothing": (0.0, "published: default of the command line"),
     "mosaic9": (0.2, "published: constant of the program, a fifth of the mosaics has nine images"),
@@ -63,7 +63,7 @@ NOT_IN_FILES: dict[str, tuple[Any, str]] = {
     "swa_start": (0.75, "SWA (arXiv 1803.05407): averages the last quarter of the run"),
 }
 
-# Small changes to a trained model.
+# Recipe finetune: small changes to a trained model
 FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
     "lr0": (0.002, "ours: a fifth of the published rate, so that trained features are kept"),
     "warmup_bias_lr": (0.01, "ours: 0.1 destroys trained biases in a few steps"),
@@ -73,7 +73,7 @@ FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
     "ema_tau": (500.0, "ours: with the shorter average"),
 }
 
-# A few hundred images from scratch, about an hour on a CPU.
+# Recipe small-data: training from scratch on a few hundred images, about an hour on a CPU
 SMALL_DATA_CHANGES: dict[str, tuple[Any, str]] = {
     "nominal_batch": (8, "ours: more steps in a short run (docs/small_data.md)"),
     "ema_decay": (0.995, "ours: averages 200 steps; such a run has fewer than 10,000"),
@@ -84,7 +84,7 @@ SMALL_DATA_CHANGES: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class NamedRecipe:
-    """A recipe with its name, purpose, and the source of each value by key."""
+    """A recipe with its name, its purpose, and the source of each value."""
 
     name: str
     purpose: str
@@ -92,7 +92,7 @@ class NamedRecipe:
     sources: Mapping[str, str]
 
     def changed(self, changes: Mapping[str, Any], source: str) -> NamedRecipe:
-        """Replace values (see :meth:`Recipe.changed`) and their source."""
+        """Replace values (see :meth:`Recipe.changed`), and set their source."""
         recipe = self.recipe.changed(changes)
         return replace(
             self, recipe=recipe, sources={**self.sources, **dict.fromkeys(changes, source)}
@@ -128,15 +128,10 @@ TINY = RECIPES["tiny"].recipe
 
 
 def named_for(model: str | Spec) -> NamedRecipe:
-    """Return the published recipe of a model: ``tiny``, ``p6`` (with stride 64), or ``p5``."""
+    """Return the published recipe of a model: ``tiny``, ``p6`` (if it has stride 64), or ``p5``."""
     name = model if isinstance(model, str) else model.name
     if name.startswith("yolov7-tiny"):
         return RECIPES["tiny"]
-    # Unknown names are refused by build_spec.
+    # build_spec raises an error for unknown names.
     known = registry.VARIANTS.get(name) if isinstance(model, str) else model
     return RECIPES["p6" if known and max(known.strides) >= 64 else "p5"]
-
-
-def recipe_for(model: str | Spec) -> Recipe:
-    """Return the values of :func:`named_for`."""
-    return named_for(model).recipe

@@ -1,1 +1,1 @@
-"""Build the parts of a run."""
+"""Everything a run needs before the first step: model, weights, anchors, data, optimizer."""

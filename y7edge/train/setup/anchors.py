@@ -3,12 +3,11 @@
     anchors, message = choose(samples, spec, imgsz=640)
     spec = replace(spec, anchors=anchors or spec.anchors)
 
-A box is trained only if some anchor is within a factor of 4 of it, in width and in height. The
-fraction of boxes with such an anchor is the *best possible recall* (BPR). If it is below 98 %, new
-anchors are searched, as published: k-means over the boxes' sizes, then a thousand random mutations,
-each kept if it is fitter. Results are reproducible from a seed.
-
-k-means++: Arthur and Vassilvitskii, "The advantages of careful seeding", 2007.
+An anchor fits a box if their widths and their heights differ by less than a factor of 4. Boxes that
+no anchor fits are not trained. The fraction of boxes that an anchor fits is the *best possible
+recall* (BPR). If it is below 98 %, new anchors are searched, as published: by k-means over the
+sizes of boxes, then by a thousand random mutations, of which improvements are kept. The same seed
+gives the same anchors.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from y7edge.data.headers import picture_size
 from y7edge.data.sample import Sample
 from y7edge.models.spec import Anchors, Spec
 
-ENOUGH = 0.98  # best possible recall that needs no search
-SMALLEST = 2.0  # pixels: least side of an anchor; boxes with both sides below are ignored
+ENOUGH = 0.98  # anchors with this best possible recall are kept
+SMALLEST = 2.0  # smallest side of an anchor in pixels; boxes with both sides below are ignored
 _EXAMPLES = 20_000  # boxes used in the search
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well anchors fit boxes."""
+    """Measures of how well anchors fit boxes."""
 
-    bpr: float  # best possible recall: fraction of boxes that some anchor fits
-    aat: float  # mean number of anchors that fit a box
+    bpr: float  # best possible recall: fraction of boxes that an anchor fits
+    aat: float  # anchors above threshold: mean number of anchors that fit a box
 
 
 def recall(sizes: ArrayLike, anchors: ArrayLike, threshold: float = 4.0) -> Fit:
     """Measure how anchors (..., 2) fit ``sizes`` (n, 2) of boxes: widths and heights in pixels.
 
-    An anchor fits if both ratios of sides are below ``threshold``.
+    An anchor fits a box if their widths and heights differ by a factor below ``threshold``.
     """
     gap = _gap(_log(sizes), _log(anchors))
     if not len(gap):
@@ -51,9 +50,9 @@ def recall(sizes: ArrayLike, anchors: ArrayLike, threshold: float = 4.0) -> Fit:
 
 
 def sizes_of(samples: Sequence[Sample], imgsz: int) -> NDArray[np.float64]:
-    """Return widths and heights (n, 2) of all boxes, in pixels, with images' longer side ``imgsz``.
+    """Return widths and heights (n, 2) of all boxes, in pixels at a longer side of ``imgsz``.
 
-    Reads the headers of labelled images whose sample has no size.
+    If a sample has no size, the header of its image is read.
 
     Raises:
         DataError: a header cannot be read.
@@ -67,10 +66,10 @@ def sizes_of(samples: Sequence[Sample], imgsz: int) -> NDArray[np.float64]:
 
 
 def kmeans(sizes: ArrayLike, count: int, *, seed: int = 0) -> NDArray[np.float64]:
-    """Cluster sizes (n, 2) above 0, and return the centres (count, 2) by area; k-means++.
+    """Cluster ``sizes`` (n, 2), and return the centres (count, 2), smallest area first.
 
-    Logarithms are clustered, because ratios of sides decide whether an anchor fits (the published
-    training clusters the sizes). Empty clusters keep their centre.
+    Logarithms of sizes are clustered, because an anchor fits by ratios of sides (the published
+    training clusters the sizes). All sizes must be above 0. Empty clusters keep their centre.
     """
     points = _log(sizes)
     centres = _spread_out(points, count, np.random.default_rng(seed))
@@ -93,10 +92,10 @@ def evolve(
     generations: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Mutate anchors randomly, keep improvements, and return them (k, 2) by area.
+    """Improve anchors by random mutations, and return them (k, 2), smallest area first.
 
-    The fitness is the mean over boxes (n, 2) of the smaller ratio of sides (at most 1) to the best
-    anchor, and 0 if none fits.
+    A mutation is kept if the mean fitness of the boxes increases. The fitness of a box is the
+    smaller of the two ratios (at most 1) of its sides to those of the best anchor, 0 if none fits.
     """
     boxes = _log(sizes).astype(np.float32)
     best = np.maximum(np.asarray(anchors, dtype=np.float64).reshape(-1, 2), SMALLEST)
@@ -116,13 +115,13 @@ def evolve(
 def choose(
     samples: Sequence[Sample], spec: Spec, imgsz: int, threshold: float = 4.0, seed: int = 0
 ) -> tuple[Anchors | None, str]:
-    """Search new anchors for a data set if the model's anchors miss boxes.
+    """Search new anchors for a data set if those of the model do not fit enough boxes.
 
     ``imgsz`` is the longer side of all images, in pixels; ``threshold`` as for :func:`recall`.
 
     Returns:
-        The new anchors of each level, finest first, in pixels, or None to keep the model's; and a
-        message.
+        The new anchors of each level, finest first, in pixels, or None to keep those of the model;
+        and a message for the log.
 
     Raises:
         DataError: an image's header cannot be read.
@@ -162,10 +161,9 @@ def _log(sides: ArrayLike) -> NDArray[np.float64]:
 
 
 def _gap(boxes: NDArray[Any], anchors: NDArray[Any]) -> NDArray[Any]:
-    """Return (n, k) logarithms of the larger ratio of sides, from logarithms of sides."""
+    """Return the logarithm (n, k) of the larger ratio of sides, from logarithms of sides."""
     width, height = (np.abs(boxes[:, axis, None] - anchors[:, axis]) for axis in (0, 1))
-    larger: NDArray[Any] = np.maximum(width, height, out=width)
-    return larger
+    return np.asarray(np.maximum(width, height, out=width))
 
 
 def _fitness(boxes: NDArray[np.float32], anchors: NDArray[np.float64], threshold: float) -> float:
@@ -177,16 +175,18 @@ def _fitness(boxes: NDArray[np.float32], anchors: NDArray[np.float64], threshold
 def _squared_distances(
     points: NDArray[np.float64], centres: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return (n, k) squared distances."""
+    """Return the squared distances (n, k) of points (n, 2) to centres (k, 2)."""
     apart = points[:, None] - centres
-    squares: NDArray[np.float64] = np.einsum("nka,nka->nk", apart, apart)
-    return squares
+    return np.asarray(np.einsum("nka,nka->nk", apart, apart))
 
 
 def _spread_out(
     points: NDArray[np.float64], count: int, random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Draw initial centres by k-means++: with weights of squared distances to those before."""
+    """Draw initial centres by k-means++ (Arthur and Vassilvitskii, 2007).
+
+    A point is drawn with a probability proportional to its squared distance to the nearest centre.
+    """
     centres = points[random.integers(len(points), size=1)]
     nearest = _squared_distances(points, centres)[:, 0]
     while len(centres) < count:

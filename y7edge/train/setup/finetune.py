@@ -1,9 +1,9 @@
 """Initialize a model from a checkpoint: copy entries that fit, and the head by class name.
 
-Outside of the head, entries are copied if key and shape agree. In the head, boxes and objectness
-are always copied, and classes if the checkpoint has their name (ignoring case and outer spaces).
-The published training compares only shapes: with another number of classes it discards the whole
-head, and with an equal number it keeps rows of the wrong classes.
+Entries of the state dict outside of the head are copied if their key and shape agree. In the head,
+boxes and objectness are always copied. A class is copied if the checkpoint has a class of the same
+name (ignoring case and outer spaces). The published training compares only shapes: with a different
+number of classes it discards the whole head, with the same number it copies the wrong classes.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from y7edge.models.spec import Spec
 from y7edge.nn.build import Model
 
 BOX_AND_OBJECTNESS = 5  # outputs of an anchor before its classes
-_LISTED = 12  # names in a remark
+_LISTED = 12  # most class names in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """The number of entries that were copied, entirely or in part, of all; and remarks."""
+    """The result of copying a checkpoint into a model."""
 
-    entries: int
-    total: int
-    notes: tuple[str, ...]
+    entries: int  # number of entries that were copied, entirely or in part
+    total: int  # number of entries of the model
+    notes: tuple[str, ...]  # messages for the log
 
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """Pairs of (class of the new model, class of the checkpoint), and how they were matched."""
+    """Classes of a model and of a checkpoint that have the same name."""
 
-    pairs: tuple[tuple[int, int], ...]
-    note: str = ""
+    pairs: tuple[tuple[int, int], ...]  # (class of the model, class of the checkpoint)
+    note: str = ""  # message for the log
 
 
 def copy_matching(
@@ -65,7 +65,7 @@ def copy_matching(
         for key, value in own.items()
         if not key.startswith(head) and key in arrays and arrays[key].shape == tuple(value.shape)
     }
-    # Not all entries, since counters fit any model.
+    # Only convolutions are counted, since some entries, such as counters, fit any model.
     kernels = sum(key.endswith(".conv.weight") for key in own)
     found = sum(key.endswith(".conv.weight") for key in fitting)
     if found < kernels / 2:
@@ -81,10 +81,10 @@ def copy_matching(
 
 
 def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
-    """Match each new class with a class of a checkpoint.
+    """Match the classes ``old`` of a checkpoint with the classes ``new`` of a model by name.
 
-    If a checkpoint has no class names ("0", "1", ...), 80 classes are assumed to be COCO's, as in
-    published files. Other numbers are matched in order if both are equal.
+    If the classes of the checkpoint have no names ("0", "1", ...), 80 of them are assumed to be
+    COCO's, as in published files. Any other number is matched by index, if ``new`` has as many.
     """
     old, new = list(old), list(new)
     if old == new:
@@ -119,9 +119,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _renumbered(checkpoint: Checkpoint, target: Spec) -> dict[str, Any]:
-    """Rename the arrays to the target's keys, if only one of both models has auxiliary rows.
+    """Return the checkpoint's arrays under the keys of a model with rows ``target``.
 
-    The n-th row that the lead head depends on is row n of a model without auxiliary rows.
+    Row numbers differ if only one of both models has auxiliary rows. The model without them has
+    only the rows that the lead head depends on, numbered in the same order.
     """
     source = checkpoint.spec
     if source.has_aux == target.has_aux:
@@ -140,7 +141,7 @@ def _renumbered(checkpoint: Checkpoint, target: Spec) -> dict[str, Any]:
 def _head(
     model: Model, arrays: Mapping[str, Any], classes: ClassMap, old_outputs: int
 ) -> dict[str, Tensor]:
-    """Return new values of the head's entries, copied entirely or in part."""
+    """Return new values for those entries of the head that are copied, entirely or in part."""
     rows = (
         [*range(BOX_AND_OBJECTNESS), *(BOX_AND_OBJECTNESS + i for i, _ in classes.pairs)],
         [*range(BOX_AND_OBJECTNESS), *(BOX_AND_OBJECTNESS + j for _, j in classes.pairs)],
@@ -155,7 +156,7 @@ def _head(
         elif kind == "add" and given is not None and given.shape == tuple(own.shape):
             merged = torch.from_numpy(given.copy())
         elif kind in ("add", "mul") and plain:
-            # mul * (conv(x + add)) is conv(x), as in the deploy form.
+            # With add 0 and mul 1, mul * conv(x + add) is conv(x), as in the deploy form.
             merged = torch.zeros_like(own) if kind == "add" else torch.ones_like(own)
         else:
             merged = None
@@ -167,10 +168,10 @@ def _head(
 def _merged(
     own: Tensor, theirs: Tensor, old_outputs: int, rows: tuple[list[int], list[int]], spec: Spec
 ) -> Tensor | None:
-    """Replace some outputs of each anchor in ``own``; None if inputs or anchors differ.
+    """Return ``own`` with outputs ``rows[0]`` of each anchor copied from ``rows[1]`` of ``theirs``.
 
     Weights are (A * outputs, cin, 1, 1), biases (A * outputs,), multipliers (1, A * outputs, 1, 1).
-    All can be reshaped to (A, outputs, rest).
+    All can be reshaped to (A, outputs, rest). Returns None if cin or A differ.
     """
     anchors, outputs = len(spec.anchors[0]), spec.outputs_per_anchor
     if theirs.numel() * outputs != own.numel() * old_outputs:
@@ -183,7 +184,7 @@ def _merged(
 def _form_note(target: Spec, source: Spec) -> str:
     parts = []
     if source.form == "deploy":
-        parts.append("implicit vectors start without effect")
+        parts.append("implicit vectors are initialized without effect")
     if target.has_aux and not source.has_aux:
-        parts.append("the auxiliary heads start from scratch")
+        parts.append("the auxiliary heads are initialized randomly")
     return f"weights in {source.form} form: {'; '.join(parts)}" if parts else ""

@@ -1,4 +1,4 @@
-"""Freeze rows, so that their weights and BatchNorm statistics don't change in training.
+"""Freeze rows: keep their weights and BatchNorm statistics constant in training.
 
 The published training still updates the running statistics of frozen rows.
 """
@@ -20,12 +20,12 @@ BACKBONE = "backbone"
 def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
     """Return the indices of the rows that ``--freeze`` names.
 
-    A single number n (``["50"]``) means the first n rows (0 to n - 1), as published. Several
-    numbers (``["3", "5"]`` or ``["3,5"]``) are those rows; ``0-50`` is a range including both ends;
-    ``backbone`` is the rows before the pooling pyramid.
+    A single number n (``["50"]``) selects the first n rows (0 to n - 1), as published. Several
+    numbers (``["3", "5"]`` or ``["3,5"]``) select those rows. ``0-50`` is a range that includes
+    both ends. ``backbone`` selects the rows before the pooling pyramid.
 
     Raises:
-        ConfigError: another text, or a row that the model does not have.
+        ConfigError: the text is invalid, or the model does not have one of the rows.
     """
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
     if texts and not parts:
@@ -48,7 +48,7 @@ def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
 
 
 def check(rows: Iterable[int], spec: Spec) -> None:
-    """Raise ConfigError for rows that a model does not have."""
+    """Raise ConfigError if the model does not have one of the rows."""
     beyond = [row for row in rows if row >= len(spec.rows)]
     if beyond:
         raise ConfigError(
@@ -60,7 +60,7 @@ def backbone(spec: Spec) -> tuple[int, ...]:
     """Return the rows before the pooling pyramid: 0 to 50 of yolov7.
 
     In every variant, the pyramid follows the last computational block before the first upsampling.
-    (The published help says 50 *rows*, which omits the last.)
+    The help text of the published training gives 50 rows for yolov7, which omits the last one.
     """
     top = next(row.index for row in spec.rows if row.block == "upsample")
     last = max(row.index for row in spec.rows[:top] if row.stage or row.block == "sum")
@@ -71,7 +71,7 @@ def freeze_rows(model: Model, rows: Iterable[int]) -> None:
     """Freeze rows; call :func:`apply` after every ``model.train()``.
 
     Raises:
-        ConfigError: a row that the model does not have.
+        ConfigError: the model does not have one of the rows.
     """
     rows = tuple(rows)
     check(rows, model.spec)
@@ -81,15 +81,9 @@ def freeze_rows(model: Model, rows: Iterable[int]) -> None:
 
 
 def apply(model: Model) -> None:
-    """Put the BatchNorms of frozen rows back into ``eval()`` after ``model.train()``."""
+    """Set the BatchNorms of frozen rows to ``eval()``, which ``model.train()`` undoes."""
     for row in model.rows:
-        if is_frozen(row):
+        if not any(parameter.requires_grad for parameter in row.parameters()):
             for module in row.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-
-
-def is_frozen(row: nn.Module) -> bool:
-    """Return whether a row has parameters, and all of them are frozen."""
-    trained = [parameter.requires_grad for parameter in row.parameters()]
-    return bool(trained) and not any(trained)

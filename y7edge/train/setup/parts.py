@@ -45,20 +45,20 @@ from y7edge.train.setup.anchors import choose
 from y7edge.train.setup.finetune import copy_matching
 from y7edge.train.setup.freeze import freeze_rows
 
-# Checked before training, since some are used only at its end.
+# Packages that a run imports; they are checked first, because some are needed only at its end.
 NEEDS = ("cv2", "faster_coco_eval", "lightning_fabric", "matplotlib", "safetensors", "tensorboard")
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The model to train, the origin of its weights (one line), and remarks."""
+    """The initial model of a run."""
 
     model: Model
-    origin: str
-    notes: tuple[str, ...] = ()
+    origin: str  # of the weights, such as "trained from random weights"
+    notes: tuple[str, ...] = ()  # messages for the log
 
     def began(self) -> Began:
-        """Return what :func:`resume_model` needs."""
+        """Return the values from which :func:`resume_model` creates the model again."""
         return Began(self.origin, self.notes, self.model.spec.anchors)
 
 
@@ -92,15 +92,15 @@ class Parts:
         )
 
     def letterboxed_images(self) -> Iterator[Tensor]:
-        """Iterate over network inputs for BatchNorm statistics; the same on every rank."""
+        """Iterate over input batches for BatchNorm statistics; they are the same on every rank."""
         workers = self.loader.num_workers
         for images in letterboxed_batches(self.train_set, self.config.batch, workers):
             yield self.steps.to_input(images)
 
     def update_image_weights(self, metrics: Metrics | None) -> None:
-        """With ``image_weights``, draw images of badly detected classes more often.
+        """If ``image_weights`` is set, draw images of badly detected classes more often.
 
-        ``metrics`` are those of the first rank's evaluation, if there was one.
+        ``metrics`` is the first rank's evaluation; None on other ranks or without evaluation.
         """
         if not self.config.image_weights:
             return
@@ -126,16 +126,16 @@ def build(
 ) -> Parts:
     """Build all parts of a run; report every error that can be found before training.
 
-    ``log`` is called with remarks. ``fabric`` is launched; None: one is opened. ``ranks`` None: a
-    single process. To resume a run, pass its ``folder``, and its :meth:`Start.began` as
-    ``resumed``. The folder of a new run is claimed until ``held`` is closed.
+    ``log`` is called with messages. ``fabric`` is a launched Fabric; None: one is opened. ``ranks``
+    None: a single process. To resume a run, pass its ``folder``, and its :meth:`Start.began` as
+    ``resumed``. The folder of a new run is locked until ``held`` is closed.
 
     Raises:
         ConfigError, DataError, CheckpointError, DeviceError: see :func:`loop.train`.
     """
     fabric, ranks = fabric or open_fabric(config), ranks or Ranks()
     with ranks.together():
-        # Only these splits, so that errors in others do not matter.
+        # Only these splits are loaded, so that errors in other splits do not stop the run.
         data = load(config.data, splits=tuple({config.train_split: 0, config.val_split: 0}))
         data = data.single_class() if config.single_cls else data
         require_labels(data.split(config.train_split), "train on")
@@ -183,7 +183,7 @@ def check_packages() -> None:
 
 
 def make_model(config: TrainConfig, data: Dataset) -> Start:
-    """Create the initial model of a run; without initial weights, fit its anchors to the data.
+    """Create the initial model of a new run; fit its anchors if it has random weights.
 
     Raises:
         ConfigError, CheckpointError: see :func:`start_model`.
@@ -203,18 +203,18 @@ def _require_exportable(model: Model, config: TrainConfig, data: Dataset) -> Non
     """Check before training that the model could be exported.
 
     Raises:
-        DataError: the model is too large, or its class names or licence cannot be in a manifest.
+        DataError: the model is too large, or a manifest cannot store its class names or licence.
     """
     meta = {"licence": config.licence}
     try:
-        require_affordable(model.spec, config.imgsz, config.imgsz)  # as when a checkpoint is read
+        require_affordable(model.spec, config.imgsz, config.imgsz)  # limit of checkpoints too
         checkpoint = to_checkpoint(model, data.names, meta)
         size = len(describe(checkpoint, (config.imgsz, config.imgsz)).to_json().encode())
     except (ArtifactError, ConfigError) as error:
         raise DataError(
             f"{data.source}: a model trained on this data could not be exported: {error}"
         ) from error
-    if size > MAX_BYTES // 2:  # the proof needs the other half
+    if size > MAX_BYTES // 2:  # the other half is for the proof
         raise DataError(
             f"{data.source}: a model trained on this data could not be exported: its "
             f"{len(data.names)} class names take {size:,} bytes, expected at most "
@@ -260,7 +260,7 @@ def _steps(
     timing: Timing | None,
 ) -> Steps:
     """Move a model to its device, and create loss, schedule, optimizer and average."""
-    # Channels-last is 1.4 times faster on a CPU, and the layout of tensor cores.
+    # Channels-last is 1.4 times faster on a CPU, and faster on tensor cores.
     model = model.to(fabric.device).train().to(memory_format=torch.channels_last)
     recipe = config.hyper
     nominal = recipe.nominal_batch or nominal_batch(images, config.epochs, config.batch)
@@ -273,7 +273,7 @@ def _steps(
     if config.sync_bn and ranks.world > 1:
         if fabric.device.type != "cuda":
             raise ConfigError("sync_bn needs GPUs: omit it on a CPU")
-        # Converted last, since optimizer and average recognize BatchNorms by class.
+        # After optimizer and average are created, which recognize BatchNorms by class.
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return Steps(
         fabric,
@@ -289,11 +289,13 @@ def _steps(
 
 
 def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None) -> Spec:
-    """Return the rows that a run trains: those of the named variant, or ``config.spec``.
+    """Return the description of the model that a run trains.
+
+    ``classes`` is the number of classes; ``anchors`` as for :func:`start_model`.
 
     Raises:
-        ConfigError: unknown model, folded rows, an invalid width, or an input size that is not a
-            multiple of the strides or is a single cell of the largest.
+        ConfigError: the model is unknown or folded, the width is invalid, or the input size is not
+            a multiple of the largest stride, or is smaller than two such strides.
     """
     if config.spec is None:
         spec = registry.get(config.model, nc=classes, anchors=anchors)
@@ -313,7 +315,7 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
             f"not {config.imgsz}: take {up}"
         )
     if config.imgsz < 2 * spec.max_stride:
-        # BatchNorm has no statistics of a single cell.
+        # With a single cell, BatchNorm cannot compute a variance.
         raise ConfigError(
             f"imgsz must be {2 * spec.max_stride} or more to train {spec.name}, not {config.imgsz}"
         )
@@ -323,14 +325,15 @@ def build_spec(config: TrainConfig, classes: int, anchors: Anchors | None = None
 def start_model(
     config: TrainConfig, names: Sequence[str], *, anchors: Anchors | None = None
 ) -> Start:
-    """Create the model to train, with its frozen rows.
+    """Create the model to train, with initial weights and frozen rows.
 
-    ``config.weights`` are copied where they fit (:mod:`y7edge.train.setup.finetune`). ``anchors``
-    are in pixels, finest level first; None: those of the weights, else the published ones.
+    Entries of ``config.weights`` that fit are copied (:mod:`y7edge.train.setup.finetune`).
+    ``anchors`` are in pixels, finest level first; None: those of the weights, else the published
+    ones.
 
     Raises:
         ConfigError: the model is invalid (see :func:`build_spec`), it does not have the rows to
-            freeze, or ``config.weights`` is a model's name.
+            freeze, or ``config.weights`` is the name of a variant.
         CheckpointError: the weights are folded, or most of them don't fit.
     """
     if config.weights is None:
@@ -343,7 +346,7 @@ def start_model(
 
 
 def resume_model(config: TrainConfig, names: Sequence[str], began: Began) -> Start:
-    """Create the model of a resumed run; its state has the weights.
+    """Create the model of a resumed run; its weights are loaded later, from the run's state.
 
     Raises:
         CheckpointError: the anchors do not fit the model.
@@ -352,12 +355,12 @@ def resume_model(config: TrainConfig, names: Sequence[str], began: Began) -> Sta
     try:
         model = _model(config, names, began.anchors)
     except ConfigError as error:
-        raise CheckpointError(f"anchors of the state: {error}") from error
+        raise CheckpointError(f"invalid anchors in the state of the run: {error}") from error
     return Start(model, began.origin, began.notes)
 
 
 def _model(config: TrainConfig, names: Sequence[str], anchors: Anchors | None) -> Model:
-    """Create the model of a run with random weights, with its frozen rows."""
+    """Create a model with random weights, and freeze rows."""
     # Custom rows may place RepConv's identity branch anywhere, for ablations.
     custom = config.spec is not None
     model = Model(build_spec(config, len(names), anchors), allow_identity=custom)
@@ -397,11 +400,11 @@ def _frozen_note(config: TrainConfig, model: Model) -> str:
     return note if config.weights else f"{note}, with random weights"
 
 
-def loading_workers(asked: int | None, device: torch.device) -> int:
-    """Return the number of loading processes: ``asked``, else a default by device.
+def loading_workers(number: int | None, device: torch.device) -> int:
+    """Return the number of processes that load images; None: choose by device.
 
     On a CPU the network uses all cores; with a GPU the cores are free for loading.
     """
-    if asked is not None:
-        return asked
+    if number is not None:
+        return number
     return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
