@@ -93,7 +93,7 @@ def export(
     tell = progress or (lambda _: None)
     size: Dim = "dynamic" if dynamic else batch
     require_offered(chosen, outputs, precision, size, options or {})
-    _check(chosen, 1 if dynamic else batch, unverified)
+    _check(chosen, size, unverified)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require({**_GRAPH_NEEDS, **chosen.NEEDS}, f"target {target}")
@@ -123,8 +123,7 @@ def export(
         made, report = _prove(made, chosen, checkpoint, images, device, unverified, tell)
         if unverified is None:
             parity.require_passed(report, f"nothing was written to {destination}: the artifact")
-        record = replace(report, simplifier=note).to_dict()
-        manifest = replace(made.manifest, parity=record)
+        manifest = replace(made.manifest, parity=replace(report, simplifier=note).to_dict())
         made = deliver(replace(made, manifest=manifest), chosen, destination)
     tell(f"{'proved' if unverified is None else 'not proved'}; written to {destination}")
     return made
@@ -192,9 +191,9 @@ def _versions(target: Target) -> dict[str, str]:
     return {"y7edge": __version__, "numpy": np.__version__, **graph, **target.versions()}
 
 
-def _check(target: Target, batch: int, unverified: str | None) -> None:
+def _check(target: Target, batch: Dim, unverified: str | None) -> None:
     """Raise ConfigError if the batch size is out of range, or ``unverified`` missing or useless."""
-    if not 1 <= batch <= MAX_BATCH:
+    if batch != "dynamic" and not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:
         raise ConfigError(
