@@ -238,6 +238,16 @@ def test_predict_only_some_classes(artifact_path: Path, data: Path, run: Run) ->
     assert {found["class_name"] for found in some[0]["detections"]} == {"nut", "washer"}
 
 
+def test_predict_with_tiles(artifact_path: Path, data: Path, run: Run) -> None:
+    image = next((data.parent / "images" / "val").iterdir())
+    (found,) = run("predict", artifact_path, image, "--conf", "0.1", "--tile", "64")
+    with Detector(artifact_path, conf=0.1, tile=64) as detector:
+        expected = detector(cv2.imread(str(image))).to_dict()
+    assert found["detections"] == expected["detections"]
+    (whole,) = run("predict", artifact_path, image, "--conf", "0.1")
+    assert found["detections"] != whole["detections"]
+
+
 def test_predict_with_other_thresholds(artifact_path: Path, data: Path, run: Run) -> None:
     image = next((data.parent / "images" / "val").iterdir())
     words = ("predict", artifact_path, image, "--conf", "0.01")

@@ -48,6 +48,18 @@ _Classes = Annotated[
         help="Return only boxes of this class, a name or an id; repeatable.",
     ),
 ]
+_Tile = Annotated[
+    int | None,
+    typer.Option(
+        min=32, help="For small objects: also run tiles of this side, in pixels of the image."
+    ),
+]
+_Overlap = Annotated[
+    float,
+    typer.Option(
+        min=0, max=0.9, callback=finite, help="Fraction of a tile's side that neighbours share."
+    ),
+]
 
 
 def predict(
@@ -58,6 +70,8 @@ def predict(
     iou: _Iou = None,
     max_det: _MaxDet = None,
     classes: _Classes = None,
+    tile: _Tile = None,
+    overlap: _Overlap = 0.2,
     imgsz: Size = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -86,6 +100,8 @@ def predict(
                 iou=iou,
                 max_det=max_det,
                 classes=classes or None,
+                tile=tile,
+                overlap=overlap,
             )
         )
         writer = None
