@@ -184,7 +184,10 @@ class Session(ABC):
 
         ``inputs`` and ``outputs`` are the engine's tensors, each (name, dtype, shape).
         """
-        for found, specs in ((list(inputs), self.inputs), (list(outputs), self.outputs)):
+        for kind, found, specs in (
+            ("inputs", list(inputs), self.inputs),
+            ("outputs", list(outputs), self.outputs),
+        ):
             expected = [(spec.name, spec.dtype, spec.shape) for spec in specs]
             for (name, dtype, shape), wanted in zip(found, expected, strict=False):
                 if (name, dtype, shape) != wanted:
@@ -194,7 +197,7 @@ class Session(ABC):
                     )
             if len(found) != len(expected):
                 raise ArtifactError(
-                    f"{self._label} has {len(found)} inputs or outputs, its manifest has "
+                    f"{self._label} has {len(found)} {kind}, but its manifest lists "
                     f"{len(expected)}: export it again"
                 )
 

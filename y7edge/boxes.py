@@ -118,7 +118,7 @@ class _Candidates:
         self.reach = reach + classes * extent
 
     def block_size(self) -> int:
-        """Return a block size with about ``_PER_CLASS`` boxes of the most frequent class."""
+        """Return the number of boxes per block: about ``_PER_CLASS`` are of the largest class."""
         most = int(np.bincount(self.classes).max(initial=1))
         return min(_PER_CLASS * len(self.classes) // most, _BLOCK) or 1
 

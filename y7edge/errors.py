@@ -47,7 +47,7 @@ class ExportError(Y7EdgeError):
 
 
 class Report(Protocol):
-    """Interface of the reports in :mod:`y7edge.artifact.reports`, for :class:`ParityError`."""
+    """The members of ``ParityError.report``; implemented in :mod:`y7edge.artifact.reports`."""
 
     @property
     def status(self) -> str:

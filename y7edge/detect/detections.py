@@ -183,7 +183,7 @@ class Detections:
         """Select detections above ``confidence`` and of ``classes`` (see :func:`class_ids`).
 
         Raises:
-            ConfigError: the model does not have one of the classes.
+            ConfigError: a class is not in the model.
         """
         mask = np.ones(len(self), np.bool_)
         if confidence is not None:

@@ -93,7 +93,11 @@ class Draft:
         return self.add("concat", branches if lateral is None else (*branches, lateral))
 
     def lift(self, width: int, lateral: int) -> int:
-        """Append a top-down step: concatenate a 1x1 of ``lateral``, and 1x1 -> upsample."""
+        """Append a top-down step to a map of twice the size.
+
+        The last row is convolved (1x1) and upsampled, then concatenated with a 1x1 convolution of
+        the row ``lateral``.
+        """
         self.conv(width)
         upper = self.add("upsample")
         side = self.conv(width, source=lateral)

@@ -211,14 +211,18 @@ class _Reader:
         self.scan.problem(check, words, self.path, **other)
 
     def _number(self, value: Any, what: str) -> float | None:
-        """Convert a value by `number_of`; record a number written as text, once per ``what``."""
+        """Convert a value by `number_of`.
+
+        If the value is a number written as text, report it as a problem, but only once for each
+        ``what`` (the name of the value in the message).
+        """
         if isinstance(value, str) and what not in self._texts and number_of(value) is not None:
             self._texts.add(what)
             self._problem("text_number", f"{what} is written as text, {_brief(value)}")
         return number_of(value)
 
     def _id(self, value: Any, what: str) -> Any:
-        """Convert an id by `_key`; record a number written as text, once per ``what``."""
+        """Convert an id by `_key`; report ids written as text as ``_number`` does."""
         if isinstance(value, str) and isinstance(_key(value), int):
             self._number(value, what)
         return _key(value)
@@ -443,10 +447,11 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def join(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Join polygons to one polygon (k, 2) by bridges: lines that it follows in both directions.
+    """Join polygons into one polygon (k, 2).
 
-    Filled by the even-odd rule, it covers the area of all parts. The time is linear in the number
-    of points.
+    The outline leads from one polygon to the next on a straight line, and returns on the same line.
+    Filled by the even-odd rule, the result covers the area of all parts that do not overlap. The
+    time is linear in the number of points.
     """
     if len(parts) == 1:
         return parts[0]

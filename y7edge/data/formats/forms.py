@@ -36,10 +36,11 @@ Pair = tuple[Entry, Label]
 
 
 def convert_forms(scan: Scan) -> None:
-    """Find boxes in a wrong form, for each folder of label files (COCO: each file).
+    """Find boxes whose four numbers have another meaning than the layout requires.
 
-    If the form is certain, training refuses the labels, and their numbers are converted for the
-    cleaned copy. Otherwise only a problem is recorded.
+    The boxes of a folder of label files (COCO: of one file) are examined together. If the meaning
+    is certain, training refuses the labels, and ``data check --fix`` writes converted boxes.
+    Otherwise the problem is only reported.
     """
     groups: dict[Path, list[Pair]] = defaultdict(list)
     for entry, label in scan.labels():

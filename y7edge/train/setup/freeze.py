@@ -25,7 +25,7 @@ def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
     both ends. ``backbone`` selects the rows before the pooling pyramid.
 
     Raises:
-        ConfigError: the text is invalid, or the model does not have one of the rows.
+        ConfigError: the text is invalid, or a row is not in the model.
     """
     parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
     if texts and not parts:
@@ -48,7 +48,7 @@ def parse(texts: Sequence[str], spec: Spec) -> tuple[int, ...]:
 
 
 def check(rows: Iterable[int], spec: Spec) -> None:
-    """Raise ConfigError if the model does not have one of the rows."""
+    """Raise ConfigError if any of the rows is not in the model."""
     beyond = [row for row in rows if row >= len(spec.rows)]
     if beyond:
         raise ConfigError(
@@ -71,7 +71,7 @@ def freeze_rows(model: Model, rows: Iterable[int]) -> None:
     """Freeze rows; call :func:`apply` after every ``model.train()``.
 
     Raises:
-        ConfigError: the model does not have one of the rows.
+        ConfigError: a row is not in the model.
     """
     rows = tuple(rows)
     check(rows, model.spec)
