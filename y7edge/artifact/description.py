@@ -71,8 +71,8 @@ def describe(
             str(stride * max(1, round(max(0, min(side, MAX_SIDE)) / stride))) for side in imgsz
         )
         raise ConfigError(
-            f"imgsz is {height}x{width}, expected multiples of {stride}, the largest stride of "
-            f"{spec.name}, up to {MAX_SIDE}: the nearest that fits is {near}"
+            f"imgsz is {height}x{width}, expected multiples of {stride} (the largest stride of "
+            f"{spec.name}) up to {MAX_SIDE}: the nearest that fits is {near}"
         )
     shapes.require_affordable(spec, height, width, asked=True)
     image = InputInfo(INPUT, batch, *imgsz, levels=_levels(checkpoint.meta))

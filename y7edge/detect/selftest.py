@@ -121,8 +121,8 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
     pixels = probe_input(probe.recipe, probe.key, (probe.batch, 3, image.height, image.width))
     if input_crc32(pixels) != probe.crc32:
         raise ArtifactError(
-            f"numpy {np.__version__} generates another input for probe {probe.key} than the "
-            "export: use a newer y7edge, or another numpy"
+            f"the input of probe {probe.key}, generated with numpy {np.__version__}, differs from "
+            "the input at the export: use a newer y7edge, or another version of numpy"
         )
     outputs = session.infer({image.name: as_input(pixels, image)})
     deviations = compare_samples(probe, outputs, session.outputs)

@@ -53,7 +53,8 @@ def strides(spec: Spec) -> tuple[int, ...]:
         if len(steps) != 1:
             found_strides = ", ".join(map(str, sorted(steps)))
             raise ConfigError(
-                f"{spec.name}: row {row.index} reads maps of strides {found_strides}; expected one"
+                f"{spec.name}: row {row.index} reads maps of strides {found_strides}; expected the "
+                "same stride for all"
             )
         at = steps.pop() * _ratio(row)
         if at.denominator != 1 or at > bounds.MAX_STRIDE:

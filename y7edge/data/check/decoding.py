@@ -1,7 +1,8 @@
 """Decode every image once with Pillow and OpenCV, to find damaged files.
 
-Pillow reports a truncated JPEG, for which OpenCV returns grey rows without an error. Damage inside
-a JPEG is not reported by Pillow either; illegal markers and libjpeg's messages show some of it.
+If a JPEG is truncated, Pillow raises an error, but OpenCV only returns grey rows. For damage inside
+a JPEG, neither raises an error. Some of it is found by searching for illegal markers in the
+compressed data, and by capturing the messages of libjpeg.
 """
 
 from __future__ import annotations

@@ -327,7 +327,10 @@ def _write_description(copy: _Copy, aliases: dict[str, str]) -> None:
 
 
 def _note_problems(copy: _Copy, report: Report) -> None:
-    """Note findings that every copy fixes, because their files are left out or written anew."""
+    """Record a change for each problem that is fixed just by writing the copy.
+
+    All label files and ``data.yaml`` are written anew, and unusable files are left out.
+    """
     noted = {"encoding", "byte_order_mark", "line_ends", "size"}
     noted |= {"unreferenced_label", "unreferenced_image"}
     noted |= {"path_entry", "label_name", "unreadable_text", "entry", "test_entry", "list_entry"}

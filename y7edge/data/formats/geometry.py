@@ -295,7 +295,10 @@ def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
 
 
 def _check_fractions(scan: Scan, entry: Entry, label: Label, values: Sequence[float]) -> None:
-    """Set the box of a YOLO label, and record numbers that are pixels."""
+    """Set the box of a YOLO label, whose numbers must be fractions of the image's size.
+
+    Record a problem if they are in pixels, or were divided by the image's size twice.
+    """
     size, largest = entry.size, max(map(abs, values))
     box = _extent(label, values)
     if largest > _SURELY_PIXELS:

@@ -372,7 +372,10 @@ def _respelled(line: str) -> str:
 
 
 def _name_ends(tokens: Sequence[str], names: Mapping[str, int]) -> int:
-    """Return how many of the first tokens are a class name followed by numbers; 0 if none."""
+    """Return the number of tokens in the class name at the start of a line; 0 if there is none.
+
+    The name has at most eight tokens. All tokens after it are numbers, at least four.
+    """
     for cut in range(1, min(len(tokens) - 3, 9)):
         rest = tokens[cut:]
         if " ".join(tokens[:cut]) in names and written_numbers(rest) is not None:

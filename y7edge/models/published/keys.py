@@ -60,7 +60,7 @@ def _variants() -> dict[tuple[int, PublishedForm], tuple[str, ...]]:
 
 
 def identify(state: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], PublishedForm]:
-    """Return the names of the variants that have the keys of ``state``, and the form.
+    """Return the names of the variants that the weights may belong to, and the weights' form.
 
     Raises:
         CheckpointError: the keys match no variant, or the weights are folded.

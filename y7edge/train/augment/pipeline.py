@@ -47,10 +47,10 @@ def augmented(
 ) -> LabelledImage:
     """Augment image ``index`` of a set; other images of the set may be joined with it.
 
-    ``size`` is S, the longer side of all images and the side of the square result. Rectangular
-    batches set ``shape``, the result's (height, width), instead, and have no mosaic. The pixels are
-    written to ``planes``, uint8 RGB (3, height, width), or to a new array; the image of the result
-    is a BGR view of it. Images out of view are not read.
+    The longer side of every image of the set is ``size`` pixels. The result is a square of this
+    size. For rectangular batches, ``shape`` sets the result's (height, width); then there is no
+    mosaic. The pixels are written to ``planes``, uint8 RGB (3, height, width), or to a new array;
+    the image of the result is a BGR view of it. Images out of view are not read.
     """
     canvas = shape or (size, size)
     if planes is None:

@@ -97,7 +97,7 @@ def _batch_statistics(model: nn.Module, layers: Iterable[Any]) -> Iterator[None]
 
 @contextmanager
 def _input_moments(layers: dict[str, Any]) -> Iterator[dict[str, Moments]]:
-    """Collect the moments of each layer's input during the block."""
+    """Collect the moments of each layer's input within the context."""
     found: dict[str, Moments] = {}
 
     def watch(name: str) -> Any:

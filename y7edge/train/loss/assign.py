@@ -281,7 +281,7 @@ _Q0 = 20  # for both heads of a model with an auxiliary head, as published
 def coarse_to_fine(
     assign: SimOTA, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
 ) -> Assignment:
-    """Assign cells of both heads by the lead's predictions, as published (e in the paper).
+    """Assign cells of both heads by the lead's predictions, as published (figure 5e of the paper).
 
     The auxiliary head gets all four neighbours of a cell as candidates, for a higher recall.
     """
@@ -291,14 +291,14 @@ def coarse_to_fine(
 def lead_guided(
     assign: SimOTA, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
 ) -> Assignment:
-    """Assign the same cells of both heads, by the lead's predictions (d in the paper)."""
+    """Assign the same cells of both heads, by the lead's predictions (figure 5d of the paper)."""
     return join([assign(heads[: len(anchors)], targets, anchors)] * 2)
 
 
 def independent(
     assign: SimOTA, heads: Sequence[Tensor], targets: Tensor, anchors: Tensor
 ) -> Assignment:
-    """Assign cells of each head by its own predictions (c in the paper)."""
+    """Assign cells of each head by its own predictions (figure 5c of the paper)."""
     levels = len(anchors)
     return join([assign(part, targets, anchors) for part in (heads[:levels], heads[levels:])])
 
