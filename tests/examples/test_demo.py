@@ -120,7 +120,7 @@ def test_committed_checkpoint_on_other_seeds(trained, tmp_path):
     from demo_checks import shuffle_head
     from demo_report import LEAST_MAP50, MOST_SHUFFLED_MAP50
 
-    data = load(generate(tmp_path / "judged", 0, 40, seed=1), ["val"])
+    data = load(generate(tmp_path / "evaluated", 0, 40, seed=1), ["val"])
     shuffle_head(trained, tmp_path / "shuffled.onnx")
     found = []
     for path in (trained, tmp_path / "shuffled.onnx"):
