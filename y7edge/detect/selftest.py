@@ -150,7 +150,7 @@ def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
     ordered = pixels.transpose(0, 2, 3, 1) if image.layout == "NHWC" else pixels
     if image.dtype == "uint8" and image.scale == 1:
         whole = np.rint(ordered * _WHITE)
-        if not np.array_equal(whole / _WHITE, ordered):
+        if not np.array_equal(whole.clip(0, _WHITE) / _WHITE, ordered):
             raise ArtifactError("a pixel for a uint8 input is not a multiple of 1/255, from 0 to 1")
         ordered = whole
     elif not image.dtype.startswith("float") or image.scale != 1 / 255:
