@@ -17,6 +17,7 @@ import numpy as np
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.description import kind_of_outputs
 from y7edge.artifact.manifest import Precision
 from y7edge.artifact.reports import (
     CandidateDifference,
@@ -31,6 +32,7 @@ from y7edge.artifact.schema import checked
 from y7edge.detect.selftest import load_undamaged, run_probe
 from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
+from y7edge.export.graph.rewrites import lacking
 from y7edge.export.proof import parity
 from y7edge.export.proof.probes import adapted_probes
 from y7edge.export.targets import registry as targets
@@ -96,6 +98,8 @@ def build(
         parity={},
     )
     with writing("temporary files", gettempdir()), temporary_folder() as folder:
+        for name in lacking(proved.manifest.tools, chosen.REWRITES):
+            tell(f"the graph stays without {name}, which `y7edge export` uses if it applies")
         tell(f"build the {target} artifact")
         request = BuildRequest(
             model=proved.path,
@@ -141,8 +145,8 @@ def _check(proved: Artifact, target: Target, precision: str, options: Mapping[st
             f"artifacts of target {target.NAME} cannot be proved ({target.RUNTIME.reason}): use "
             "`y7edge export --unverified REASON`"
         )
-    outputs = "heads" if manifest.outputs[0].role == "head" else "decoded"
-    require_offered(target, outputs, precision, manifest.input.batch, options)
+    image, outputs = manifest.input, kind_of_outputs(manifest)
+    require_offered(target, image.dtype, outputs, precision, image.batch, options)
     needed = target.PRECISIONS[precision]
     if manifest.precision != needed:
         raise ConfigError(

@@ -5,7 +5,7 @@ The artifact is built and proved in a temporary folder. ``delivery`` moves it to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -16,14 +16,15 @@ import numpy as np
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.bounds import MAX_BATCH
-from y7edge.artifact.description import Outputs, Size, describe, pair
-from y7edge.artifact.manifest import Dim, Precision
+from y7edge.artifact.description import Input, Outputs, Size, describe, kind_of_outputs, pair
+from y7edge.artifact.manifest import Dim, Manifest, Precision
 from y7edge.artifact.reports import ParityReport
 from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
+from y7edge.export.graph.rewrites import choose, recorded
 from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
 from y7edge.export.proof.images import Images, gather
@@ -53,11 +54,13 @@ def export(
     *,
     target: str = "onnx",
     outputs: str = "heads",
+    input: str = "float32",
     precision: str = "fp32",
     imgsz: Size | None = None,
     batch: int = 1,
     dynamic: bool = False,
     images: Images | None = None,
+    rewrites: Sequence[str] = (),
     simplify: bool = True,
     device: str = "auto",
     options: Mapping[str, str] | None = None,
@@ -70,13 +73,16 @@ def export(
         checkpoint: a checkpoint of any form.
         out: path of the main file. Files are written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
-        outputs: "heads" (raw outputs of each level) or "decoded" (boxes and scores before NMS).
+        outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids) or "decoded"
+            (boxes and scores before NMS).
+        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
         precision: a precision that the target supports, such as "fp32" or "fp16".
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
             None: the size of the training.
         batch: fixed batch size.
         dynamic: make the batch size dynamic. The proof then runs batches of 1 and of 3 images.
         images: images for the proof; None: from the recorded data set, else synthetic scenes.
+        rewrites: names from ``y7edge.export.graph.rewrites``, besides the target's own.
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
@@ -92,34 +98,25 @@ def export(
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
     size: Dim = "dynamic" if dynamic else batch
-    require_offered(chosen, outputs, precision, size, options or {})
+    require_offered(chosen, input, outputs, precision, size, options or {})
     _check(chosen, size, unverified)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require({**_GRAPH_NEEDS, **chosen.NEEDS}, f"target {target}")
-    draft = describe(
-        checkpoint,
-        folded(checkpoint.spec),
-        checkpoint.imgsz if imgsz is None else pair(imgsz),
-        batch=size,
-        outputs=cast(Outputs, outputs),
-        precision=cast(Precision, chosen.PRECISIONS[precision]),
-        target=target,
-        opset=build.OPSET,
-        tools=_versions(chosen),
-    )
+    rewrites = choose(folded(checkpoint.spec), rewrites, chosen.REWRITES)
+    draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
     with writing("temporary files", gettempdir()), temporary_folder() as folder:
         tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
         request = BuildRequest(
             model=folder / "graph.onnx",
             checkpoint=fold_checkpoint(checkpoint),
-            manifest=replace(draft, precision=cast(Precision, precision)),
+            manifest=draft,
             folder=folder / "artifact",
             name=destination.name,
             device=device,
             options=options or {},
         )
-        made, note = _build(request, chosen, outputs, simplify, tell)
+        made, note = _build(request, chosen, rewrites, simplify, tell)
         made, report = _prove(made, chosen, checkpoint, images, device, unverified, tell)
         if unverified is None:
             parity.require_passed(report, f"nothing was written to {destination}: the artifact")
@@ -129,24 +126,53 @@ def export(
     return made
 
 
+def _describe(
+    checkpoint: Checkpoint,
+    target: Target,
+    imgsz: Size | None,
+    batch: Dim,
+    outputs: str,
+    input: str,
+    precision: str,
+    rewrites: Sequence[str],
+) -> Manifest:
+    """Return the manifest of the graph, with the precision of the artifact."""
+    manifest = describe(
+        checkpoint,
+        folded(checkpoint.spec),
+        checkpoint.imgsz if imgsz is None else pair(imgsz),
+        batch=batch,
+        outputs=cast(Outputs, outputs),
+        input=cast(Input, input),
+        precision=cast(Precision, target.PRECISIONS[precision]),
+        target=target.NAME,
+        opset=build.OPSET,
+        tools={**_versions(target), **recorded(rewrites)},
+    )
+    return replace(manifest, precision=cast(Precision, precision))
+
+
 def _build(
     request: BuildRequest,
     target: Target,
-    outputs: str,
+    rewrites: Sequence[str],
     simplify: bool,
     tell: Callable[[str], None],
 ) -> tuple[Artifact, str]:
     """Write the graph and build the artifact. Also return a note on the simplification."""
     manifest, image = request.manifest, request.manifest.input
-    precision = target.PRECISIONS[manifest.precision]
-    tell(f"write the graph: {outputs}, {precision}, {image.height}x{image.width}")
+    precision, outputs = target.PRECISIONS[manifest.precision], kind_of_outputs(manifest)
+    form = ", ".join((outputs, precision, f"{image.height}x{image.width}", *rewrites))
+    tell(f"write the graph: {form}")
     model = build.build_graph(
         cast(Checkpoint, request.checkpoint),
         outputs=outputs,
+        input=image.dtype,
         precision=precision,
         height=image.height,
         width=image.width,
         batch=None if image.batch == "dynamic" else image.batch,
+        rewrites=rewrites,
     )
     note = "not requested"
     if simplify:

@@ -77,14 +77,15 @@ def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
 
 
 def _feeds(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
-    """Return an array of seeded random values from 0 to 1 for every input."""
+    """Return an array of seeded random values for every input: 0 to 1, or 0 to 255 for integers."""
     rng = np.random.default_rng(SEED)
     feeds = {}
     for value in model.graph.input:
         kind = value.type.tensor_type
         shape = [d.dim_value if d.HasField("dim_value") else DYNAMIC_BATCH for d in kind.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        feeds[value.name] = rng.random(shape, np.float32).astype(dtype)
+        largest = 1 if dtype.kind == "f" else 255
+        feeds[value.name] = (rng.random(shape, np.float32) * largest).astype(dtype)
     return feeds
 
 

@@ -85,7 +85,7 @@ def _letterboxed(frame: NDArray[np.uint8], image: InputInfo) -> NDArray[np.float
         frame, (columns, rows), interpolation=cv2.INTER_LINEAR
     )
     planes = (canvas[..., ::-1] if image.color == "rgb" else canvas).transpose(2, 0, 1)
-    return np.ascontiguousarray(planes[None], np.float32) / np.float32(1 / image.scale)
+    return np.ascontiguousarray(planes[None], np.float32) / np.float32(255)
 
 
 def _listed(images: Images) -> list[Path]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from y7edge.artifact.manifest import Manifest, OutputInfo, Probe, Samples
-from y7edge.detect.selftest import RECIPE, input_crc32, probe_input
+from y7edge.detect.selftest import input_crc32, probe_input, recipe_for
 from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
 
@@ -37,13 +37,13 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
             largest magnitude.
     """
     image, batches = manifest.input, proved_batches(manifest)
-    probes = []
+    recipe, probes = recipe_for(image), []
     for number, batch in [*enumerate(batches[:1] * PROBES), *((0, b) for b in batches[1:])]:
         key = f"probe{number}-batch{batch}"
-        pixels = probe_input(RECIPE, key, (batch, 3, image.height, image.width))
+        pixels = probe_input(recipe, key, (batch, 3, image.height, image.width))
         outputs = outputs_of(reference.answer(pixels), manifest)
         samples = tuple(_sample(name, tensor) for name, tensor in outputs.items())
-        probes.append(Probe(RECIPE, key, batch, input_crc32(pixels), tolerance, samples))
+        probes.append(Probe(recipe, key, batch, input_crc32(pixels), tolerance, samples))
     return tuple(probes)
 
 

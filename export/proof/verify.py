@@ -92,14 +92,16 @@ def _require_same_model(artifact: Artifact, against: Checkpoint, strict: bool) -
     thresholds = Thresholds.of_checkpoint(against.meta) if strict else manifest.thresholds
     names = against.names if strict else manifest.names
     # Name, size, layout and dtype of the input are options of the export.
-    pixels = (image.color, image.scale, image.letterbox)
+    pixels, scale = (image.color, image.scale, image.letterbox), 1 / 255
+    if image.dtype == "uint8":
+        scale = 1.0
     for what, found, expected in (
         ("number of classes", manifest.nc, spec.nc),
         ("strides", manifest.strides, tuple(spec.strides)),
         ("class names", manifest.names, names),
         ("anchors", anchors, list(spec.anchors)),
         ("thresholds", manifest.thresholds, thresholds),
-        ("input", pixels, ("rgb", 1 / 255, Letterbox())),
+        ("input", pixels, ("rgb", scale, Letterbox())),
     ):
         if found != expected:
             pair = f"found {str(found)[:80]}, expected {str(expected)[:80]}"

@@ -71,14 +71,18 @@ class Target(Protocol):
     """Import name of each required package -> extra to install."""
     PRECISIONS: Mapping[str, str]
     """Supported precision -> precision of the ONNX graph that ``build`` converts."""
+    INPUTS: tuple[str, ...]
+    """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
     OUTPUTS: tuple[str, ...]
-    """Supported outputs: ``heads``, ``decoded``."""
+    """Supported outputs: ``heads``, ``heads-sigmoid``, ``decoded``."""
     BATCHES: tuple[str, ...]
     """Supported batch sizes: ``1``, ``N`` (any fixed size), ``dynamic``."""
     RUNTIME: str | Unprovable
     """Name of the runtime that proves the artifacts, or the reason why there is none."""
     OPTIONS: Mapping[str, str]
     """Name of each option of this target -> its description."""
+    REWRITES: tuple[str, ...]
+    """Names of ``graph.rewrites`` that its graphs have, if they apply to the model."""
     NEEDS_CHECKPOINT: bool
     """Whether it converts the folded checkpoint instead of the ONNX file."""
 
@@ -94,11 +98,17 @@ class Target(Protocol):
 
 
 def require_offered(
-    target: Target, outputs: str, precision: str, batch: Dim, options: Mapping[str, str]
+    target: Target,
+    input: str,
+    outputs: str,
+    precision: str,
+    batch: Dim,
+    options: Mapping[str, str],
 ) -> None:
     """Raise ConfigError for an export that a target does not support."""
     fixed = batch != "dynamic" and batch != 1 and "N" in target.BATCHES
     for what, asked, known in (
+        ("input", input, target.INPUTS),
         ("outputs", outputs, target.OUTPUTS),
         ("precision", precision, tuple(target.PRECISIONS)),
         ("batch size", "N" if fixed else str(batch), target.BATCHES),

@@ -21,10 +21,12 @@ NAME = "ncnn"
 SUFFIX = ".param"
 NEEDS = {"pnnx": "y7edge[ncnn-export]"}
 PRECISIONS = {"fp32": "fp32", "fp16": "fp32", "bf16": "fp32"}
-OUTPUTS = ("heads", "decoded")
+INPUTS = ("float32",)
+OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 BATCHES = ("1",)
 RUNTIME = "ncnnrt"
 OPTIONS: dict[str, str] = {}
+REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = False
 
 _SECONDS = 600  # the largest variant takes 30

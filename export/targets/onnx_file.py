@@ -12,10 +12,12 @@ NAME = "onnx"
 SUFFIX = ".onnx"
 NEEDS: Mapping[str, str] = {}
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16"}
-OUTPUTS = ("heads", "decoded")
+INPUTS = ("float32", "uint8")
+OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 BATCHES = ("1", "N", "dynamic")
 RUNTIME = "onnxrt"
 OPTIONS: Mapping[str, str] = {}
+REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = False
 
 

@@ -15,10 +15,12 @@ NAME = "openvino"
 SUFFIX = ".xml"
 NEEDS = ov.NEEDS
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32"}
-OUTPUTS = ("heads", "decoded")
+INPUTS = ("float32", "uint8")
+OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 BATCHES = ("1", "N", "dynamic")
 RUNTIME = "ov"
 OPTIONS: Mapping[str, str] = {}
+REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = False
 
 

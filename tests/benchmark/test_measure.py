@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fake_model import FakeSession, make_manifest
-from y7edge.artifact.manifest import LevelInfo, OutputInfo, expected_shapes
+from y7edge.artifact.manifest import LevelInfo, OutputInfo, expected_shapes, in_layout
 from y7edge.benchmark import hotpath, measure
 from y7edge.benchmark.hotpath import BUDGET, CANDIDATES, OBJECTS, Gate, measure_gate
 from y7edge.benchmark.measure import benchmark, percentiles
@@ -120,6 +120,30 @@ def test_warmup_and_runs_must_be_positive(options):
 
 def test_percentiles():
     assert percentiles(range(101)) == {"p50": 50, "p95": 95, "p99": 99}
+
+
+def in_form(activation, layout):
+    """A manifest of heads with this activation and layout, and a uint8 input."""
+    plain = tiny_manifest()
+    heads = tuple(
+        replace(head, activation=activation, layout=layout, shape=in_layout(head.shape, layout))
+        for head in plain.outputs
+    )
+    image = replace(plain.input, dtype="uint8", layout="NHWC", scale=1.0)
+    return replace(plain, input=image, outputs=heads)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("activation", ["logit", "sigmoid"])
+def test_gate_of_other_heads_and_inputs(activation, layout):
+    manifest = hotpath._at_gate_size(in_form(activation, layout))
+    detector = Detector.from_session(hotpath._Replay(manifest), manifest)
+    found = detector(hotpath.images()[0])
+    plain = hotpath._at_gate_size(tiny_manifest())
+    expected = Detector.from_session(hotpath._Replay(plain), plain)(hotpath.images()[0])
+    assert len(found) == len(expected) > OBJECTS / 2
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
+    assert measure_gate(in_form(activation, layout), rounds=2).pre > 0
 
 
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])

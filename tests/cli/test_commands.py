@@ -116,6 +116,26 @@ def test_export(checkpoint_path: Path, tmp_path: Path, run: Run) -> None:
     assert [output["name"] for output in info["outputs"]] == ["boxes", "scores"]
 
 
+def test_export_with_other_input_outputs_and_graph(
+    checkpoint_path: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bytes.onnx"
+    options = ("--imgsz", "64", "--input", "uint8", "--outputs", "heads-sigmoid")
+    rewrites = ("--rewrite", "pool3x3", "--rewrite", "leaky-max")
+    run("export", checkpoint_path, "--out", out, *options, *rewrites)
+    (info,) = run("info", out)
+    assert info["inputs"][0]["shape"] == [1, 64, 64, 3]
+    assert info["inputs"][0]["dtype"] == "uint8"
+    assert {output["activation"] for output in info["outputs"]} == {"sigmoid"}
+    assert info["tools"]["rewrites"] == "pool3x3, leaky-max"
+    (report,) = run("benchmark", out, "--threads", "1", "--runs", "1", "--gate")
+    assert report["gate"]["pre"] > 0
+    assert main(["info", str(out)]) == 0
+    assert "float32 sigmoid" in capsys.readouterr().out
+    assert main(["export", str(checkpoint_path), "--rewrite", "reorg-conv6"]) == 1
+    assert "rewrite reorg-conv6 does not apply" in capsys.readouterr().err
+
+
 def test_export_of_a_name_says_that_its_weights_are_random(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

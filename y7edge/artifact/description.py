@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from y7edge.artifact.bounds import MAX_SIDE
@@ -24,7 +25,8 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.spec import Spec
 
 INPUT = "images"
-Outputs = Literal["heads", "decoded"]
+Outputs = Literal["heads", "heads-sigmoid", "decoded"]
+Input = Literal["float32", "uint8"]
 Size = int | tuple[int, int]
 """Input size: one number for a square, or (height, width)."""
 
@@ -32,6 +34,14 @@ Size = int | tuple[int, int]
 def pair(size: Size) -> tuple[int, int]:
     """Convert a size to (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def kind_of_outputs(manifest: Manifest) -> Outputs:
+    """Return the option of ``y7edge export`` that gives outputs such as the manifest's."""
+    first = manifest.outputs[0]
+    if first.role != "head":
+        return "decoded"
+    return "heads-sigmoid" if first.activation == "sigmoid" else "heads"
 
 
 @contextmanager
@@ -51,6 +61,7 @@ def describe(
     *,
     batch: Dim = "dynamic",
     outputs: Outputs = "heads",
+    input: Input = "float32",
     precision: Precision = "fp32",
     target: str = "checkpoint",
     opset: int | None = None,
@@ -59,7 +70,8 @@ def describe(
     """Create a checkpoint's manifest, without probes and proof.
 
     The payload digest is the checkpoint's digest. ``spec``: the spec that is run, in the
-    checkpoint's form or folded. ``imgsz``: input size (height, width).
+    checkpoint's form or folded. ``imgsz``: input size (height, width). ``input``: "float32" is
+    NCHW, 0 to 1; "uint8" is NHWC, 0 to 255.
 
     Raises:
         ConfigError: the size is not a multiple of the largest stride, or size or batch is too
@@ -76,6 +88,8 @@ def describe(
         )
     shapes.require_affordable(spec, height, width, asked=True)
     image = InputInfo(INPUT, batch, *imgsz, levels=_levels(checkpoint.meta))
+    if input == "uint8":
+        image = replace(image, layout="NHWC", dtype="uint8", scale=1.0)
     levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
     expected = expected_shapes(image, levels, spec.nc)
     if outputs == "decoded":
@@ -85,8 +99,11 @@ def describe(
         )
     else:
         dtype = "float16" if precision == "fp16" else "float32"
+        head = OutputInfo("head0", "head", expected["head0"], 0, dtype)
+        if outputs == "heads-sigmoid":
+            head = replace(head, activation="sigmoid")
         described = tuple(
-            OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i, dtype=dtype)
+            replace(head, name=f"head{i}", shape=expected[f"head{i}"], level=i)
             for i in range(spec.levels)
         )
     licence = checkpoint.meta.get("licence")

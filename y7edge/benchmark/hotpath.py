@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.manifest import Manifest, expected_shapes
+from y7edge.artifact.manifest import Manifest, expected_shapes, in_layout
 from y7edge.detect.detector import Detector
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.runtimes.base import Session
@@ -88,9 +88,10 @@ def _at_gate_size(manifest: Manifest) -> Manifest:
     """Return the manifest with an input of 640 x 640, a batch of 1 and 80 classes."""
     image = replace(manifest.input, batch=1, height=GATE_SIZE, width=GATE_SIZE)
     shapes = expected_shapes(image, manifest.levels, GATE_NC)
+    keys = [out.role if out.level is None else f"head{out.level}" for out in manifest.outputs]
     outputs = tuple(
-        replace(out, shape=shapes[out.role if out.level is None else f"head{out.level}"])
-        for out in manifest.outputs
+        replace(out, shape=in_layout(shapes[key], out.layout))
+        for out, key in zip(manifest.outputs, keys, strict=True)
     )
     names = tuple(str(index) for index in range(GATE_NC))
     return replace(manifest, input=image, outputs=outputs, nc=GATE_NC, names=names)
@@ -155,13 +156,16 @@ def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
 def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[str, NDArray[Any]]:
     """Convert heads (A, 5 + nc, H, W), finest first, to the manifest's outputs."""
     if manifest.outputs[0].role == "head":
-        return {
-            output.name: head.reshape(1, -1, *head.shape[2:]).astype(output.dtype)
-            for output, head in zip(manifest.outputs, heads, strict=True)
-        }
+        found = {}
+        for output, head in zip(manifest.outputs, heads, strict=True):
+            values = _sigmoid(head) if output.activation == "sigmoid" else head
+            planes = values.reshape(1, -1, *head.shape[2:])
+            planes = np.moveaxis(planes, 1, -1) if output.layout == "NHWC" else planes
+            found[output.name] = np.ascontiguousarray(planes, output.dtype)
+        return found
     boxes, scores = [], []
     for head, level in zip(heads, manifest.levels, strict=True):
-        activated = 1 / (1 + np.exp(-head))
+        activated = _sigmoid(head)
         rows, columns = np.indices(head.shape[2:])
         centre = (2 * activated[:, :2] - 0.5 + np.stack([columns, rows])) * level.stride
         size = (2 * activated[:, 2:4]) ** 2 * np.array(level.anchors)[:, :, None, None]
@@ -172,6 +176,10 @@ def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[st
         output.name: np.concatenate(parts)[None].astype(output.dtype)
         for output, parts in zip(manifest.outputs, (boxes, scores), strict=True)
     }
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
 
 def images() -> list[NDArray[np.uint8]]:

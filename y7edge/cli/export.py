@@ -29,7 +29,20 @@ Out = Annotated[
 Target = Annotated[str, typer.Option(metavar="{targets}", help="Kind of artifact to build.")]
 _Outputs = Annotated[
     str,
-    typer.Option(metavar="{outputs}", help="Raw heads by level, or boxes and scores before NMS."),
+    typer.Option(
+        metavar="{outputs}",
+        help="Raw heads by level, their sigmoids, or boxes and scores before NMS.",
+    ),
+]
+_Input = Annotated[
+    str,
+    typer.Option(metavar="{inputs}", help="NCHW from 0 to 1, or NHWC from 0 to 255."),
+]
+_Rewrites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rewrite", metavar="NAME", help="Another form of the graph; repeatable: {rewrites}."
+    ),
 ]
 _Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Precision of the artifact.")]
 _Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]
@@ -53,11 +66,13 @@ def export(
     out: Out = None,
     target: Target = "onnx",
     outputs: _Outputs = "heads",
+    input: _Input = "float32",
     precision: _Precision = "fp32",
     imgsz: Size = None,
     batch: _Batch = 1,
     dynamic: _Dynamic = False,
     images: Images = None,
+    rewrite: _Rewrites = None,
     simplify: _Simplify = True,
     device: Device = "auto",
     option: TargetOptions = None,
@@ -79,10 +94,12 @@ def export(
             out or default_out(checkpoint, target),
             target=target,
             outputs=outputs,
+            input=input,
             precision=precision,
             imgsz=imgsz,
             batch=batch,
             dynamic=dynamic,
+            rewrites=rewrite or (),
             images=images,
             simplify=simplify,
             device=device,

@@ -148,7 +148,11 @@ def _thresholds(values: dict[str, Any] | None) -> str | None:
 
 
 def _tensors(tensors: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{t['name']} {_joined(t['shape'], 'x')} {t['dtype']}" for t in tensors)
+    return ", ".join(
+        f"{t['name']} {_joined(t['shape'], 'x')} {t['dtype']}"
+        + (" sigmoid" if t.get("activation") == "sigmoid" else "")
+        for t in tensors
+    )
 
 
 def _joined(values: Any, separator: str = ", ", at_most: int = 100) -> str:

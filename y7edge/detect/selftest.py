@@ -32,7 +32,11 @@ Noise of single pixels averages out in the first layers, and deep feature maps b
 Larger squares prevent this.
 """
 
+RECIPE_8BIT = "blocks-8bit"
+"""The same, rounded to multiples of 1/255, for inputs of 8-bit pixel values."""
+
 _CELLS = (32, 8, 1)  # pixels
+_WHITE = np.float32(255)
 
 
 def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
@@ -41,8 +45,10 @@ def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDAr
     Raises:
         ArtifactError: the recipe is unknown.
     """
-    if recipe != RECIPE:
-        raise ArtifactError(f"a probe has recipe {recipe!r}, expected {RECIPE!r}: update y7edge")
+    if recipe not in (RECIPE, RECIPE_8BIT):
+        raise ArtifactError(
+            f"a probe has recipe {recipe!r}, expected {RECIPE!r} or {RECIPE_8BIT!r}: update y7edge"
+        )
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
     batch, channels, height, width = shape
     total = np.zeros(shape, np.float32)
@@ -50,7 +56,13 @@ def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDAr
         rows, columns = -(-height // cell), -(-width // cell)
         coarse = generator.random((batch, channels, rows, columns), dtype=np.float32)
         total += coarse.repeat(cell, axis=2).repeat(cell, axis=3)[:, :, :height, :width]
-    return np.float32(1 / len(_CELLS)) * total
+    pixels = np.float32(1 / len(_CELLS)) * total
+    return pixels if recipe == RECIPE else np.rint(pixels * _WHITE) / _WHITE
+
+
+def recipe_for(image: InputInfo) -> str:
+    """Return the recipe of probes for an input."""
+    return RECIPE_8BIT if image.dtype == "uint8" else RECIPE
 
 
 def input_crc32(pixels: NDArray[np.float32]) -> int:
@@ -133,10 +145,23 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
 
 
 def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
-    """Convert pixels (B, 3, H, W) to the input's layout and dtype, which must be a float type."""
-    if not image.dtype.startswith("float"):
-        raise ArtifactError(f"the input is {image.dtype}, expected float32 or float16")
+    """Convert pixels (B, 3, H, W) float32, 0..1, to the input's layout, dtype and scale.
+
+    Raises:
+        ArtifactError: dtype or scale is not supported, or the input is uint8 and a pixel is not a
+            multiple of 1/255.
+    """
     ordered = pixels.transpose(0, 2, 3, 1) if image.layout == "NHWC" else pixels
+    if image.dtype == "uint8" and image.scale == 1:
+        whole = np.rint(ordered * _WHITE)
+        if not np.array_equal(whole.clip(0, _WHITE) / _WHITE, ordered):
+            raise ArtifactError("a pixel for a uint8 input is not a multiple of 1/255, from 0 to 1")
+        ordered = whole
+    elif not image.dtype.startswith("float") or image.scale != 1 / 255:
+        raise ArtifactError(
+            f"the input is {image.dtype} with scale {image.scale:g}, expected float32 or float16 "
+            "with scale 1/255, or uint8 with scale 1"
+        )
     return np.ascontiguousarray(ordered, image.dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import product
 from pathlib import Path
 
 TRAINED = Path(__file__).parents[2] / "reference" / "demo.safetensors"
@@ -14,14 +15,17 @@ def test_every_installed_target_is_measured(monkeypatch, capsys):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     argv = ["engine_speed.py", str(TRAINED), "--imgsz", "160", "--runs", "2"]
-    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.setattr("sys.argv", [*argv, "--input", "float32", "uint8"])
     script.main()
     lines = capsys.readouterr().out.splitlines()
     for name in script.targets.names():
         if script.missing(script.targets.get(name).NEEDS):
             continue
-        for precision in script.targets.get(name).PRECISIONS:
-            (line,) = [line for line in lines if line.startswith(f"{name} {precision}")]
+        target = script.targets.get(name)
+        for precision, kind in product(target.PRECISIONS, target.INPUTS):
+            label = f"{name} {precision}{' uint8' if kind == 'uint8' else ''}  "
+            (line,) = [line for line in lines if line.startswith(label)]
             assert " ms " in line
-    (base,) = [line for line in lines if line.startswith("onnx fp32")]
+    (base,) = [line for line in lines if line.startswith("onnx fp32  ")]
     assert "1.00 x onnx fp32" in base
+    assert "image to boxes 1.000 x" in base
