@@ -134,7 +134,8 @@ def _check(proved: Artifact, target: Target, precision: str, options: Mapping[st
             f"artifacts of target {target.NAME} cannot be proved ({target.RUNTIME.reason}): use "
             "`y7edge export --unverified REASON`"
         )
-    outputs = "heads" if manifest.outputs[0].role == "head" else "decoded"
+    role = manifest.outputs[0].role
+    outputs = {"head": "heads", "detections": "nms"}.get(role, "decoded")
     require_offered(target, outputs, precision, manifest.input.batch, options)
     needed = target.PRECISIONS[precision]
     if manifest.precision != needed:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Dim, InputInfo, Manifest, OutputInfo
+from y7edge.artifact.manifest import THRESHOLD_INPUTS, Dim, InputInfo, Manifest, OutputInfo
 from y7edge.artifact.schema import require_fit
 from y7edge.errors import (
     ArtifactError,
@@ -39,7 +39,10 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a session; integer tensors have ``scale`` and ``zero_point``."""
+    """One input or output of a session; integer tensors have ``scale`` and ``zero_point``.
+
+    ``optional``: an input that may be left out, because the graph has a value for it.
+    """
 
     name: str
     shape: tuple[Dim, ...]
@@ -48,11 +51,17 @@ class TensorSpec:
     layout: str
     scale: float | None = None
     zero_point: int | None = None
+    optional: bool = False
 
     @staticmethod
     def of_input(info: InputInfo) -> TensorSpec:
         """Describe the manifest's input."""
         return TensorSpec(info.name, info.shape, info.dtype, "images", info.layout)
+
+    @staticmethod
+    def of_threshold(name: str) -> TensorSpec:
+        """Describe a scalar input with a threshold of the graph's NMS."""
+        return TensorSpec(name, (), THRESHOLD_INPUTS[name], "threshold", "", optional=True)
 
     @staticmethod
     def of_output(info: OutputInfo) -> TensorSpec:
@@ -91,7 +100,7 @@ class Session(ABC):
     are wrapped in a DeviceError.
 
     Attributes:
-        inputs: Tensors that ``infer`` takes.
+        inputs: Tensors that ``infer`` takes; those that are ``optional`` may be left out.
         outputs: Tensors that ``infer`` returns.
         device: The device in use, such as "cpu" or "cuda:0".
         arithmetic: A description of the arithmetic; an engine may emulate a precision.
@@ -109,7 +118,8 @@ class Session(ABC):
         arithmetic: str,
         versions: Mapping[str, str],
     ) -> None:
-        self.inputs = (TensorSpec.of_input(manifest.input),)
+        thresholds = map(TensorSpec.of_threshold, manifest.threshold_inputs)
+        self.inputs = (TensorSpec.of_input(manifest.input), *thresholds)
         self.outputs = tuple(TensorSpec.of_output(output) for output in manifest.outputs)
         self.device = device
         self.arithmetic = arithmetic
@@ -348,11 +358,14 @@ def one_line(error: Exception) -> str:
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:
     """Raise ConfigError unless ``feeds`` match the inputs in names, shapes and dtypes."""
     names = [spec.name for spec in inputs]
-    if sorted(feeds) != sorted(names):
+    required = {spec.name for spec in inputs if not spec.optional}
+    if not required <= set(feeds) <= set(names):
         raise ConfigError(
             f"the model takes {', '.join(names)}; got {', '.join(feeds) or 'nothing'}"
         )
     for spec in inputs:
+        if spec.name not in feeds:
+            continue
         array = feeds[spec.name]
         fits = len(array.shape) == len(spec.shape) and all(
             size == expected or (expected == "dynamic" and size > 0)

@@ -43,6 +43,7 @@ _DTYPES = {
     "tensor(int16)": "int16",
     "tensor(uint16)": "uint16",
     "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
 }
 
 
@@ -122,9 +123,8 @@ class _OnnxSession(Session):
             versions=versions(),
         )
         self._names = [output.name for output in self.outputs]
-        self._require_tensors(
-            *map(_tensors, (self._engine.get_inputs(), self._engine.get_outputs()))
-        )
+        inputs = [*self._engine.get_inputs(), *self._engine.get_overridable_initializers()]
+        self._require_tensors(*map(_tensors, (inputs, self._engine.get_outputs())))
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         results = self._engine.run(self._names, dict(feeds))

@@ -23,9 +23,11 @@ from onnx import TensorProto, helper
 
 from y7edge import __version__
 from y7edge.artifact.description import INPUT
+from y7edge.artifact.manifest import Thresholds
 from y7edge.errors import ExportError
-from y7edge.export.graph.decode import decode_level, join_levels
+from y7edge.export.graph.decode import Decoded, decode_level, join_levels
 from y7edge.export.graph.nodes import NodeWriter
+from y7edge.export.graph.suppress import write_detections, write_thresholds
 from y7edge.models.shapes import POOLS
 from y7edge.models.spec import IMAGE, LEAKY_SLOPE, Row, Spec
 from y7edge.models.weights import Checkpoint
@@ -50,11 +52,13 @@ def build_graph(
     Outputs "heads" are ``head0``..., finest level first: logits (B, A * (5 + nc), H, W), float16 in
     an fp16 graph. Outputs "decoded" are ``boxes`` (B, N, 4), centre x, y, width, height in pixels,
     and ``scores`` (B, N, nc), objectness times class (one class: objectness), always float32. N
-    runs over levels, anchors, y, x.
+    runs over levels, anchors, y, x. Output "nms" is ``detections`` (K, 7) float32: batch index, x0,
+    y0, x1, y1 in pixels, class id, score, best first within an image. Its thresholds are the scalar
+    inputs ``conf``, ``iou`` and ``max_det``, which may be left out.
 
     Args:
         checkpoint: a checkpoint of form "folded".
-        outputs: "heads" or "decoded".
+        outputs: "heads", "decoded" or "nms".
         precision: precision of weights and activations, "fp32" or "fp16".
         height: height of the input in pixels, a multiple of the largest stride.
         width: width of the input in pixels, likewise.
@@ -69,19 +73,26 @@ def build_graph(
         raise ExportError(
             f"{spec.name} has form {spec.form!r}, expected 'folded': call fold_checkpoint first"
         )
-    for value, known in ((outputs, ("heads", "decoded")), (precision, tuple(DTYPES))):
+    for value, known in ((outputs, ("heads", "decoded", "nms")), (precision, tuple(DTYPES))):
         if value not in known:
             raise ExportError(f"unknown option {value!r}, expected {' or '.join(known)}")
     graph = _GraphWriter(checkpoint, DTYPES[precision])
     graph.write_body()
     sizes = [(height // stride, width // stride) for stride in spec.strides]
     symbol = "batch" if batch is None else batch
-    write = graph.write_decoded if outputs == "decoded" else graph.write_heads
-    results = write(symbol, sizes)
+    thresholds: list[onnx.ValueInfoProto] = []
+    if outputs == "nms":
+        thresholds = write_thresholds(graph.writer, Thresholds.of_checkpoint(checkpoint.meta))
+        results = graph.write_nms(sizes)
+    else:
+        write = graph.write_decoded if outputs == "decoded" else graph.write_heads
+        results = write(symbol, sizes)
     images = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [symbol, 3, height, width])
     writer = graph.writer
     model = helper.make_model(
-        helper.make_graph(writer.nodes, spec.name, [images], results, writer.initializers),
+        helper.make_graph(
+            writer.nodes, spec.name, [images, *thresholds], results, writer.initializers
+        ),
         producer_name="y7edge",
         producer_version=__version__,
         ir_version=IR_VERSION,
@@ -143,6 +154,22 @@ class _GraphWriter:
         self, batch: int | str, sizes: Sequence[tuple[int, int]]
     ) -> list[onnx.ValueInfoProto]:
         """Write the head's convolutions, and decode them to boxes and scores."""
+        joined, count = self._decode(sizes, ("boxes", "scores"))
+        return [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, count, last])
+            for name, last in ((joined.boxes, 4), (joined.scores, self.spec.nc))
+        ]
+
+    def write_nms(self, sizes: Sequence[tuple[int, int]]) -> list[onnx.ValueInfoProto]:
+        """Write the head's convolutions, decode them, and select the final boxes."""
+        joined, count = self._decode(sizes, ("", ""))
+        path = f"{row_tensor(self.spec.head.index)}/nms"
+        return [write_detections(self.writer, joined, count, self.spec.nc, path)]
+
+    def _decode(
+        self, sizes: Sequence[tuple[int, int]], names: tuple[str, str]
+    ) -> tuple[Decoded, int]:
+        """Write the decoded candidates of all levels; also return their number."""
         path = row_tensor(self.spec.head.index)
         levels = [
             decode_level(
@@ -150,12 +177,8 @@ class _GraphWriter:
             )
             for level, size in enumerate(sizes)
         ]
-        joined = join_levels(self.writer, levels, f"{path}/decode")
         count = sum(h * w for h, w in sizes) * len(self.spec.anchors[0])
-        return [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, count, last])
-            for name, last in ((joined.boxes, 4), (joined.scores, self.spec.nc))
-        ]
+        return join_levels(self.writer, levels, f"{path}/decode", *names), count
 
     def _tensor(self, index: int) -> str:
         return self._image if index == IMAGE else row_tensor(index)

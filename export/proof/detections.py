@@ -25,6 +25,7 @@ from y7edge.detect.detections import Detections
 from y7edge.detect.detector import Detector
 from y7edge.export.proof.agreement import Decoded, decode
 from y7edge.export.proof.images import ProofImages, placement
+from y7edge.export.proof.probes import proved_batches
 from y7edge.export.proof.reference import Answer
 from y7edge.runtimes.base import Session
 
@@ -42,19 +43,24 @@ def compare_detections(
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Run the Detector on every frame, and compare with the reference's ``expected`` outputs."""
+    """Run the Detector on every frame, and compare with the reference's ``expected`` outputs.
+
+    A dynamic batch is run with each proved size.
+    """
     max_det = manifest.thresholds.max_det
     # The detector is not closed, because the caller owns the session.
     detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
     boxes = unmatched = 0
     edge = score = 0.0
-    for frame, answer in zip(images.frames, expected, strict=True):
-        found = detector(frame)
-        decoded = decode(answer.heads, levels, manifest.nc)
-        candidates = _Candidates(decoded, frame, manifest, conf, limits)
-        boxes += len(found)
-        unmatched += candidates.unmatched(found)
-        edge, score = max(edge, candidates.edge), max(score, candidates.score)
+    for batch in proved_batches(manifest):
+        groups = (images.frames[i : i + batch] for i in range(0, len(images.frames), batch))
+        results = [found for group in groups for found in detector.batch(group)]
+        for frame, answer, found in zip(images.frames, expected, results, strict=True):
+            decoded = decode(answer.heads, levels, manifest.nc)
+            candidates = _Candidates(decoded, frame, manifest, conf, limits)
+            boxes += len(found)
+            unmatched += candidates.unmatched(found)
+            edge, score = max(edge, candidates.edge), max(score, candidates.score)
     return DetectionDifference(len(expected), boxes, unmatched, edge, score)
 
 

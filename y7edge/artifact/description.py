@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from y7edge.artifact.bounds import MAX_SIDE
 from y7edge.artifact.manifest import (
+    THRESHOLD_INPUTS,
     Dim,
     InputInfo,
     LevelInfo,
@@ -24,7 +25,7 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.spec import Spec
 
 INPUT = "images"
-Outputs = Literal["heads", "decoded"]
+Outputs = Literal["heads", "decoded", "nms"]
 Size = int | tuple[int, int]
 """Input size: one number for a square, or (height, width)."""
 
@@ -83,6 +84,9 @@ def describe(
             OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC", activation=None),
             OutputInfo("scores", "scores", expected["scores"], layout="NWC", activation=None),
         )
+    elif outputs == "nms":
+        shape = expected["detections"]
+        described = (OutputInfo("detections", "detections", shape, layout="NC", activation=None),)
     else:
         dtype = "float16" if precision == "fp16" else "float32"
         described = tuple(
@@ -110,6 +114,7 @@ def describe(
         thresholds=Thresholds.of_checkpoint(checkpoint.meta),
         licence=licence if isinstance(licence, str) else None,
         tools=tools,
+        threshold_inputs=tuple(THRESHOLD_INPUTS) if outputs == "nms" else (),  # type: ignore[arg-type]
     )
 
 

@@ -33,6 +33,9 @@ Dim = int | Literal["dynamic"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
+THRESHOLD_INPUTS = {"conf": "float32", "iou": "float32", "max_det": "int64"}
+"""Scalar inputs of a graph with NMS, and their dtypes; names as in ``Thresholds``."""
+
 _DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[\w.-]{1,64}")
@@ -103,16 +106,17 @@ class OutputInfo:
 
     ``head``: one level (batch, anchors x (5 + nc), rows, columns) or NHWC, logits or sigmoids.
     ``boxes``: (batch, N, 4) cx, cy, w, h in input pixels. ``scores``: (batch, N, nc). Boxes and
-    scores have layout NWC and no activation. For quantised outputs, real value =
-    (value - ``zero_point``) x ``scale``.
+    scores have layout NWC and no activation. ``detections``: the boxes after NMS, (K, 7) batch
+    index, x0, y0, x1, y1 in input pixels, class id, score; best first within an image; layout NC,
+    no activation. For quantised outputs, real value = (value - ``zero_point``) x ``scale``.
     """
 
     name: str
-    role: Literal["head", "boxes", "scores"]
+    role: Literal["head", "boxes", "scores", "detections"]
     shape: tuple[Dim, ...]
     level: int | None = None
     dtype: str = "float32"
-    layout: Literal["NCHW", "NHWC", "NWC"] = "NCHW"
+    layout: Literal["NCHW", "NHWC", "NWC", "NC"] = "NCHW"
     activation: Literal["logit", "sigmoid"] | None = "logit"
     scale: float | None = None
     zero_point: int | None = None
@@ -123,10 +127,12 @@ class OutputInfo:
             (self.level is not None) == (self.role == "head"),
             f"output {self.name} is a {self.role} of level {self.level}",
         )
+        layouts = {"head": ("NCHW", "NHWC"), "detections": ("NC",)}.get(self.role, ("NWC",))
         _check(
-            (self.role == "head") == (self.activation is not None) == (self.layout != "NWC"),
+            (self.role == "head") == (self.activation is not None) and self.layout in layouts,
             f"output {self.name} is a {self.role} with activation {self.activation} in layout "
-            f"{self.layout}; a head has one, in NCHW or NHWC; boxes and scores have none, in NWC",
+            f"{self.layout}; a head has one, in NCHW or NHWC; boxes and scores have none, in NWC; "
+            "detections have none, in NC",
         )
 
 
@@ -188,7 +194,8 @@ class Source:
 class Samples:
     """Sampled values of one reference output, by index in the flattened tensor (C order).
 
-    ``scale``: the tensor's largest magnitude; deviations are fractions of it.
+    ``scale``: the tensor's largest magnitude; deviations are fractions of it. Of detections, whole
+    rows are sampled, and compared with the nearest row of the same image and class.
     """
 
     output: str
@@ -210,7 +217,7 @@ class Probe:
 
     ``recipe`` names the function that generates the input from ``key`` and ``batch``; ``crc32``
     covers the input's float32 bytes. ``tolerance``: the largest allowed deviation, as a fraction of
-    the scale.
+    the scale. ``thresholds``: values for the inputs of a graph with NMS.
     """
 
     recipe: str
@@ -219,6 +226,7 @@ class Probe:
     crc32: int
     tolerance: float
     samples: tuple[Samples, ...]
+    thresholds: Thresholds | None = None
 
     def __post_init__(self) -> None:
         _check(0 < self.batch <= bounds.MAX_BATCH, f"a probe has batch {self.batch}")
@@ -247,6 +255,7 @@ class Manifest:
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
+    threshold_inputs: tuple[Literal["conf", "iou", "max_det"], ...] = ()  # may be left out
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -291,9 +300,16 @@ class Manifest:
             )
         else:
             _check(
-                roles == ("boxes", "scores"),
-                f"outputs are {', '.join(roles)}; expected one head per level, or boxes and scores",
+                roles in (("boxes", "scores"), ("detections",)),
+                f"outputs are {', '.join(roles)}; expected one head per level, boxes and scores, "
+                "or detections",
             )
+        allowed = (tuple(THRESHOLD_INPUTS), ()) if roles == ("detections",) else ((),)
+        _check(
+            self.threshold_inputs in allowed,
+            f"threshold inputs are {self.threshold_inputs}; a graph with detections has "
+            f"{', '.join(THRESHOLD_INPUTS)} or none",
+        )
         values = sum(
             len(level.anchors) * (5 + self.nc) * (self.input.pixels // level.stride**2)
             for level in self.levels
@@ -361,7 +377,7 @@ _CHANGED = (
 def expected_shapes(
     image: InputInfo, levels: tuple[LevelInfo, ...], nc: int
 ) -> dict[str, tuple[Dim, ...]]:
-    """Return the output shapes by name: ``head0``... in NCHW, ``boxes`` and ``scores``."""
+    """Return the output shapes by name: ``head0``... in NCHW, ``boxes``, ``scores``..."""
     shapes: dict[str, tuple[Dim, ...]] = {}
     candidates = 0
     for index, level in enumerate(levels):
@@ -371,6 +387,7 @@ def expected_shapes(
         candidates += anchors * rows * columns
     shapes["boxes"] = (image.batch, candidates, 4)
     shapes["scores"] = (image.batch, candidates, nc)
+    shapes["detections"] = ("dynamic", 7)
     return shapes
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import Manifest, expected_shapes
 from y7edge.detect.detector import Detector
+from y7edge.detect.postprocess import Criteria, Postprocessor
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.runtimes.base import Session
 
@@ -158,6 +159,13 @@ def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[st
             output.name: head.reshape(1, -1, *head.shape[2:]).astype(output.dtype)
             for output, head in zip(manifest.outputs, heads, strict=True)
         }
+    if manifest.outputs[0].role == "detections":
+        post = Postprocessor(manifest.levels, manifest.nc)
+        planes = [head.reshape(1, -1, *head.shape[2:]) for head in heads]
+        (found,) = post.heads(planes, Criteria())
+        image = np.zeros(len(found.score))
+        rows = np.column_stack([image, found.xyxy, found.class_id, found.score])
+        return {manifest.outputs[0].name: rows.astype(np.float32)}
     boxes, scores = [], []
     for head, level in zip(heads, manifest.levels, strict=True):
         activated = 1 / (1 + np.exp(-head))

@@ -29,7 +29,9 @@ Out = Annotated[
 Target = Annotated[str, typer.Option(metavar="{targets}", help="Toolchain to build for.")]
 _Outputs = Annotated[
     str,
-    typer.Option(metavar="{outputs}", help="Raw heads by level, or boxes and scores before NMS."),
+    typer.Option(
+        metavar="{outputs}", help="Raw heads by level, boxes and scores, or (nms) final boxes."
+    ),
 ]
 _Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Of weights and arithmetic.")]
 _Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]

@@ -72,6 +72,7 @@ def val(
     with open_detector(
         model, imgsz=imgsz, backend=backend, device=device, threads=threads
     ) as detector:
+        detector.require_candidates()
         dataset = _same_classes(detector, dataset)
         samples = dataset.split(split)
         if coco_ids:

@@ -24,7 +24,14 @@ from y7edge.artifact.description import Size, pair
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
 from y7edge.detect.detections import Detections, Timing, class_ids
-from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
+from y7edge.detect.postprocess import (
+    EVALUATION,
+    Boxes,
+    Criteria,
+    Postprocessor,
+    require_supported,
+    threshold_feeds,
+)
 from y7edge.detect.preprocess import Color, Geometry, Preprocessor
 from y7edge.errors import (
     ArtifactError,
@@ -135,6 +142,8 @@ class Detector:
             classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
+        require_supported(manifest, self._criteria, changed=iou is not None)
+        self._thresholds = threshold_feeds(manifest, self._criteria)
         self._preprocess = Preprocessor(manifest.input)
         self._postprocess = _postprocessor(manifest)
         self._heads = [output.name for output in manifest.outputs if output.role == "head"]
@@ -202,8 +211,22 @@ class Detector:
         return self._detect(frames, color, self._criteria, _for_each(len(frames), given))
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
-        """Detect objects in a BGR image with the thresholds for mAP, ``EVALUATION``."""
+        """Detect objects in a BGR image with the thresholds for mAP, ``EVALUATION``.
+
+        Raises:
+            ConfigError: the artifact returns boxes after NMS; see ``require_candidates``.
+        """
+        self.require_candidates()
         return self._detect([frame], "bgr", EVALUATION, [{}])[0]
+
+    def require_candidates(self) -> None:
+        """Raise ConfigError if the model cannot be evaluated, because NMS is part of its graph."""
+        if "detections" in self._roles:
+            raise ConfigError(
+                f"{self._manifest.model} returns boxes after NMS, each with its best class only; "
+                f"mAP needs every class of every box above confidence {EVALUATION.conf}: evaluate "
+                "the checkpoint, or an artifact with outputs heads or decoded"
+            )
 
     @checked
     def warmup(self, runs: int = 3) -> None:
@@ -324,7 +347,7 @@ class Detector:
         ]
         pre = self._ms_since(started) / len(frames)
         started = self._clock()
-        outputs = session.infer({self._manifest.input.name: pixels})
+        outputs = session.infer({self._manifest.input.name: pixels, **self._thresholds})
         infer = self._ms_since(started)
         started = self._clock()
         found = self._boxes(outputs, len(frames), criteria)
@@ -360,6 +383,8 @@ class Detector:
         if self._heads:
             heads = [outputs[name][:count] for name in self._heads]
             return self._postprocess.heads(heads, criteria)
+        if "detections" in self._roles:
+            return self._postprocess.detections(outputs[self._roles["detections"]], count, criteria)
         boxes, scores = (outputs[self._roles[role]][:count] for role in ("boxes", "scores"))
         return self._postprocess.decoded(boxes, scores, criteria)
 
