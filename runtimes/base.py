@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.foreign import Foreign
 from y7edge.artifact.manifest import THRESHOLD_INPUTS, Dim, InputInfo, Manifest, OutputInfo
 from y7edge.artifact.schema import require_fit
 from y7edge.errors import (
@@ -255,6 +256,16 @@ class Runtime(Protocol):
         """Return the versions of the engine's installed packages."""
 
 
+@runtime_checkable
+class ReadsForeign(Protocol):
+    """A runtime that also opens files of other exporters."""
+
+    def read_foreign(
+        self, path: Path, names: Sequence[str] | None = None, imgsz: tuple[int, int] | None = None
+    ) -> Foreign | None:
+        """Describe a file without a manifest by its tensors; None if it has a manifest."""
+
+
 def require_process(process: int, what: str) -> None:
     """Raise DeviceError if ``what`` was opened in another process than this one.
 
@@ -298,8 +309,8 @@ def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manif
     """
     if text is None:
         raise ArtifactError(
-            f"{path} has no y7edge manifest with classes, anchors and proof: make an artifact with "
-            f"`y7edge export CHECKPOINT {options}`"
+            f"{path} has no y7edge manifest with classes, anchors and proof, like all files of "
+            f"other exporters: make an artifact with `y7edge export CHECKPOINT {options}`"
         )
     return Manifest.from_json(text, str(path))
 

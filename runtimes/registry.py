@@ -6,6 +6,7 @@ several runtimes read a suffix, the manifest's target decides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from y7edge.errors import (
 )
 from y7edge.files import is_file, is_utf8
 from y7edge.plugins import Plugins
-from y7edge.runtimes.base import Runtime, Session, SessionOptions, missing, require
+from y7edge.runtimes.base import ReadsForeign, Runtime, Session, SessionOptions, missing, require
 
 RUNTIMES = Plugins("y7edge.runtimes", "y7edge.runtimes", "backend")
 
@@ -122,6 +123,52 @@ def load(path: Path | str, backend: str = "auto") -> Artifact:
             raise
         return Artifact(path, read_sidecar(path))
     return Artifact(path, runtime.read_manifest(path), runtime.files(path)[1:])
+
+
+@checked
+def load_any(
+    path: Path | str,
+    backend: str = "auto",
+    *,
+    names: Sequence[str] | None = None,
+    imgsz: tuple[int, int] | None = None,
+) -> Artifact:
+    """Read an artifact, or the file of another exporter in a known form, which has no proof.
+
+    Args:
+        path: the file.
+        backend: a runtime's name; "auto": chosen by the file.
+        names: class names, for a file of another exporter only.
+        imgsz: input size (height, width); an artifact has a fixed one.
+
+    Raises:
+        ArtifactMissing, ArtifactError, DigestError: as for ``load``.
+        ConfigError: ``names`` or ``imgsz`` is missing or does not fit the file.
+    """
+    path, found = Path(path), None
+    try:
+        runtime = find(path, backend)
+    except ArtifactMissing:
+        raise
+    except ArtifactError:
+        return load(path, backend)
+    if isinstance(runtime, ReadsForeign):
+        found = runtime.read_foreign(path, names, imgsz)
+    if found is not None:
+        return Artifact(path, found.manifest, foreign=found)
+    artifact = load(path, backend)
+    image = artifact.manifest.input
+    if names is not None:
+        raise ConfigError(
+            f"names were given, but {path} has its own: omit names (--names), which are for files "
+            "of other exporters"
+        )
+    if imgsz is not None and imgsz != (image.height, image.width):
+        raise ConfigError(
+            f"{path} has an input of {image.height}x{image.width}, which is fixed: export it again "
+            f"with --imgsz {imgsz[0]}x{imgsz[1]}"
+        )
+    return artifact
 
 
 def check_payload(artifact: Artifact, backend: str = "auto") -> str:

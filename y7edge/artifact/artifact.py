@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from y7edge.artifact.foreign import Foreign
 from y7edge.artifact.manifest import MAX_BYTES, Manifest
 from y7edge.errors import ArtifactError, ArtifactMissing
 from y7edge.files import (
@@ -30,11 +31,13 @@ class Artifact:
         path: The main file or folder.
         manifest: The description and the proof.
         side_files: Further files; empty for most formats.
+        foreign: How its outputs are converted, if another exporter made it.
     """
 
     path: Path
     manifest: Manifest
     side_files: tuple[Path, ...] = ()
+    foreign: Foreign | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -164,8 +164,8 @@ def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[st
         planes = [head.reshape(1, -1, *head.shape[2:]) for head in heads]
         (found,) = post.heads(planes, Criteria())
         image = np.zeros(len(found.score))
-        rows = np.column_stack([image, found.xyxy, found.class_id, found.score])
-        return {manifest.outputs[0].name: rows.astype(np.float32)}
+        table = np.column_stack([image, found.xyxy, found.class_id, found.score])
+        return {manifest.outputs[0].name: table.astype(np.float32)}
     boxes, scores = [], []
     for head, level in zip(heads, manifest.levels, strict=True):
         activated = 1 / (1 + np.exp(-head))

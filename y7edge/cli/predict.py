@@ -11,7 +11,17 @@ import typer
 
 from y7edge.cli.console import note, show
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads, finite, out_folder
+from y7edge.cli.options import (
+    Backend,
+    Device,
+    Json,
+    Model,
+    Names,
+    Size,
+    Threads,
+    finite,
+    out_folder,
+)
 from y7edge.errors import SourceError
 
 if TYPE_CHECKING:
@@ -58,6 +68,7 @@ def predict(
     iou: _Iou = None,
     max_det: _MaxDet = None,
     classes: _Classes = None,
+    names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -79,6 +90,7 @@ def predict(
             open_detector(
                 model,
                 imgsz=imgsz,
+                names=names,
                 backend=backend,
                 device=device,
                 threads=threads,

@@ -9,21 +9,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.description import Size, pair
+from y7edge.artifact.description import Size
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
 from y7edge.detect.detections import Detections, Timing, class_ids
+from y7edge.detect.opening import open_model, warn_if_unverified
 from y7edge.detect.postprocess import (
     EVALUATION,
     Boxes,
@@ -38,12 +36,7 @@ from y7edge.errors import (
     ConfigError,
     DataError,
     DetectorClosed,
-    RuntimeMissing,
 )
-from y7edge.files import is_file
-from y7edge.models import registry as variants
-from y7edge.models.checkpoint import SUFFIXES
-from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
 _MAX_BATCH = 16  # images of a dynamic batch; larger batches only cost memory
@@ -58,8 +51,9 @@ class Detector:
     ``timing.wait`` is the time that a call waited.
 
     Args:
-        source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``) or
-            a variant's name, which gets random weights; the last two need torch.
+        source: an artifact (``model.onnx``), an ONNX file of another exporter in one of the forms
+            of ``y7edge.artifact.foreign``, a checkpoint (``best.safetensors``, ``yolov7.pt``) or a
+            variant's name, which gets random weights; the last two need torch.
         backend: a runtime's name; "auto": chosen by the artifact.
         device: "auto", or a device of the runtime, such as "cpu", "cuda" or "cuda:1".
         conf: keep boxes with a greater score; None: the manifest's default.
@@ -69,6 +63,7 @@ class Detector:
         agnostic: suppress across classes.
         threads: number of engine threads; None: the engine's default.
         imgsz: input size of a checkpoint, a side or (height, width); an artifact's is fixed.
+        names: class names of a file of another exporter; None: from its metadata, else numbers.
         provider_options: passed to the engine unchanged.
 
     Raises:
@@ -93,22 +88,17 @@ class Detector:
         agnostic: bool = False,
         threads: int | None = None,
         imgsz: Size | None = None,
+        names: Sequence[str] | None = None,
         provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         options = SessionOptions(device, threads, provider_options or {})
-        session, manifest = _open(source, backend, options, imgsz)
+        session, manifest = open_model(source, backend, options, imgsz, names)
         try:
             self._set_up(session, manifest, conf, iou, max_det, classes, agnostic)
         except BaseException:
             session.close()
             raise
-        if manifest.parity.get("status") == "unverified":
-            reason = manifest.parity.get("reason", "no reason given")
-            warnings.warn(
-                f"{source} was exported without a proof ({reason}): "
-                "run `y7edge selftest` or `y7edge verify` on a machine with its engine",
-                stacklevel=3,  # behind `checked`
-            )
+        warn_if_unverified(source, manifest, stacklevel=3)  # behind `checked`
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
@@ -432,40 +422,3 @@ def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
     if inside.all():
         return Boxes(corners, boxes.score, boxes.class_id)
     return Boxes(corners[inside], boxes.score[inside], boxes.class_id[inside])
-
-
-def _open(
-    source: str | Path, backend: str, options: SessionOptions, imgsz: Size | None
-) -> tuple[Session, Manifest]:
-    """Open a session for an artifact, or a torch session for a checkpoint or a variant's name."""
-    path = Path(source)
-    if not is_file(path) and path.name == str(source) and not path.suffix:
-        variants.get(path.name)  # raises ConfigError for an unknown name
-    elif path.suffix.lower() not in SUFFIXES:
-        artifact = registry.load(path, backend)
-        _require_size(artifact, imgsz)
-        return registry.open_session(artifact, options, backend), artifact.manifest
-    if backend != "auto" or options.provider_options:
-        raise ConfigError(
-            f"{source} is run by torch: omit backend and provider_options, which apply to artifacts"
-        )
-    # import_module, because this module must not depend on nn (see tests/test_structure.py).
-    try:
-        eager = import_module("y7edge.nn.eager")
-    except ImportError as error:
-        raise RuntimeMissing(
-            f'{source} is not an exported artifact and needs torch: pip install "y7edge[export]", '
-            "or export it with `y7edge export` on a machine with torch"
-        ) from error
-    session = eager.open(source, options, None if imgsz is None else pair(imgsz))
-    return session, session.manifest
-
-
-def _require_size(artifact: Artifact, imgsz: Size | None) -> None:
-    image = artifact.manifest.input
-    if imgsz is not None and pair(imgsz) != (image.height, image.width):
-        height, width = pair(imgsz)
-        raise ConfigError(
-            f"{artifact.path} has an input of {image.height}x{image.width}, which is fixed: "
-            f"export it again with --imgsz {height}x{width}"
-        )
