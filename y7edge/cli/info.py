@@ -28,8 +28,8 @@ def info(
     """Describe a variant, a checkpoint or an artifact.
 
     Without MODEL, list the published variants. GFLOPs are 2 x multiply-accumulates of the
-    convolutions, at --imgsz or the model's own size. For an ONNX file of another exporter, it prints
-    what is assumed.
+    convolutions, at --imgsz or the model's own size. Of an ONNX file of another exporter,
+    what is assumed is printed too.
     """
     if model is None:
         variants = _variants()
