@@ -465,6 +465,21 @@ def test_a_count_beyond_the_places_is_an_error(tmp_path, frames):
         opened(path)(frames[0])
 
 
+def test_places_beyond_the_count_are_not_boxes():
+    shapes = {"n": (2, 1), "b": (2, 3, 4), "s": (2, 3), "c": (2, 3)}
+    kinds = {"n": "int32", "c": "int32"}
+    outputs = tuple(Tensor(n, kinds.get(n, "float32"), shape) for n, shape in shapes.items())
+    images = Tensor("images", "float32", (2, 3, 640, 640))
+    found = describe(Interface((images,), outputs), "m", "m")
+    arrays = [np.ones(shape, kinds.get(n, "float32")) for n, shape in shapes.items()]
+    arrays[0][:, 0] = 0, 2
+    arrays[2][1] = 0.9, 0.8, 0.7
+    rows = found.convert(arrays)["detections"]
+    np.testing.assert_allclose(rows, [[1, 1, 1, 1, 1, 1, 0.9], [1, 1, 1, 1, 1, 1, 0.8]])
+    with pytest.raises(DataError, match=r"the outputs are .* expected \(B, 1\), \(B, K, 4\)"):
+        found.convert([*arrays[:3], arrays[3][:, :2]])
+
+
 def test_a_tensorrt_plugin_is_named(tmp_path):
     def plugin(graph):
         graph.node.append(
