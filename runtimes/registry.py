@@ -145,18 +145,19 @@ def load_any(
         ArtifactMissing, ArtifactError, DigestError: as for ``load``.
         ConfigError: ``names`` or ``imgsz`` is missing or does not fit the file.
     """
-    path, found = Path(path), None
+    path = Path(path)
     try:
-        runtime = find(path, backend)
-    except ArtifactMissing:
+        artifact = load(path, backend)
+    except (ArtifactMissing, DigestError):
         raise
     except ArtifactError:
-        return load(path, backend)
-    if isinstance(runtime, ReadsForeign):
-        found = runtime.read_foreign(path, names, imgsz)
-    if found is not None:
+        runtime = find(path, backend)  # raises the same error if no runtime reads it
+        found = None
+        if isinstance(runtime, ReadsForeign):
+            found = runtime.read_foreign(path, names, imgsz)
+        if found is None:  # it has a manifest, which cannot be used
+            raise
         return Artifact(path, found.manifest, foreign=found)
-    artifact = load(path, backend)
     image = artifact.manifest.input
     if names is not None:
         raise ConfigError(

@@ -446,7 +446,7 @@ def test_checkpoint_without_torch_names_the_extra(monkeypatch):
     def missing(name):
         raise ImportError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("y7edge.detect.detector.import_module", missing)
+    monkeypatch.setattr("y7edge.detect.opening.import_module", missing)
     with pytest.raises(RuntimeMissing, match=r'needs torch: pip install "y7edge\[export\]"'):
         Detector("yolov7-tiny")
 

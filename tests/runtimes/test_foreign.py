@@ -272,6 +272,8 @@ def test_info_says_what_is_assumed(files, capsys):
     assert main(["info", str(files["rows"]), "--names", "a,b,c,d"]) == 0
     out = capsys.readouterr().out
     assert "assumed coordinates" in out
+    assert "in the graph, with thresholds of its own" in out
+    assert "IoU 0.45" not in out
     assert "unverified: made by another exporter" in out
     assert main(["info", str(files["padded"])]) == 0
     assert "does not state the number of classes, 80 is COCO's" in capsys.readouterr().out

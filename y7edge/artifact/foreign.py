@@ -296,6 +296,8 @@ def _levels(
         assumed["levels"] = f"{count}, with strides {strides}"
     if form != "heads":
         assumed["coordinates"] = "pixels of the input"
+    if form in ("rows", "padded"):
+        assumed["suppression"] = "in the graph, with thresholds of its own"
     return levels
 
 

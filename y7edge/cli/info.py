@@ -108,6 +108,8 @@ def _artifact(path: Path, names: list[str] | None, size: tuple[int, int] | None)
     manifest, foreign = artifact.manifest, artifact.foreign
     if foreign is not None:
         record = _described(manifest)
+        if "suppression" in foreign.assumed:
+            record |= {"strides": [], "thresholds": None}
         unknown = dict.fromkeys(("form", "parameters", "gflops", "source", "opset"))
         return {**record, **unknown, "layout": foreign.form, "assumed": foreign.assumed}
     return _described(manifest)
