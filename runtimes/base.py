@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
 from weakref import WeakSet
 
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Dim, Manifest
+from y7edge.artifact.foreign import Foreign
+from y7edge.artifact.manifest import THRESHOLD_INPUTS, Dim, Manifest
 from y7edge.artifact.schema import require_fit
 from y7edge.errors import (
     ArtifactError,
@@ -42,12 +43,13 @@ class TensorSpec:
 
     Attributes:
         name: Name in the engine.
-        shape: Sizes; "dynamic" for a dynamic batch.
+        shape: Sizes; "dynamic" for a dynamic batch, or a number of rows that depends on the image.
         dtype: Name of the numpy dtype, such as "float32".
-        role: "images", "head", "boxes" or "scores".
+        role: "images", "threshold", "head", "boxes", "scores" or "detections".
         layout: Order of the axes, such as "NCHW".
         scale: Quantisation step of an integer tensor; None for floats.
         zero_point: Integer that stands for 0; None for floats.
+        optional: Whether an input may be left out, because the graph has a value for it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class TensorSpec:
     layout: str
     scale: float | None = None
     zero_point: int | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Session(ABC):
     messages.
 
     Attributes:
-        inputs: Tensors that ``infer`` takes.
+        inputs: Tensors that ``infer`` takes; those that are ``optional`` may be left out.
         outputs: Tensors that ``infer`` returns.
         device: The device in use, such as "cpu" or "cuda:0".
         arithmetic: Description of the arithmetic, such as "float32 (ONNX Runtime, cpu)". It can
@@ -109,7 +112,13 @@ class Session(ABC):
         versions: Mapping[str, str],
     ) -> None:
         image = manifest.input
-        self.inputs = (TensorSpec(image.name, image.shape, image.dtype, "images", image.layout),)
+        self.inputs = (
+            TensorSpec(image.name, image.shape, image.dtype, "images", image.layout),
+            *(
+                TensorSpec(name, (), THRESHOLD_INPUTS[name], "threshold", "", optional=True)
+                for name in manifest.threshold_inputs
+            ),
+        )
         self.outputs = tuple(
             TensorSpec(o.name, o.shape, o.dtype, o.role, o.layout, o.scale, o.zero_point)
             for o in manifest.outputs
@@ -267,6 +276,16 @@ class Runtime(Protocol):
         """Return the versions of the engine's installed packages."""
 
 
+@runtime_checkable
+class ReadsForeign(Protocol):
+    """A runtime that also opens files of other exporters."""
+
+    def read_foreign(
+        self, path: Path, names: Sequence[str] | None = None, imgsz: tuple[int, int] | None = None
+    ) -> Foreign | None:
+        """Describe a file without a manifest by its tensors; None if it has a manifest."""
+
+
 def require_process(process: int, what: str) -> None:
     """Raise DeviceError if ``process``, which opened ``what``, is not the current process.
 
@@ -317,8 +336,8 @@ def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manif
     """
     if text is None:
         raise ArtifactError(
-            f"{path} has no y7edge manifest with classes, anchors and proof: make an artifact with "
-            f"`y7edge export CHECKPOINT {options}`"
+            f"{path} has no y7edge manifest with classes, anchors and proof, like all files of "
+            f"other exporters: make an artifact with `y7edge export CHECKPOINT {options}`"
         )
     return Manifest.from_json(text, str(path))
 
@@ -376,26 +395,27 @@ def one_line(error: Exception) -> str:
 
 def fits(array: NDArray[Any], spec: TensorSpec) -> bool:
     """Return whether an array has the shape and the dtype of a tensor."""
+    pairs = zip(array.shape, spec.shape, strict=False)
     return (
         len(array.shape) == len(spec.shape)
         and array.dtype == spec.dtype
-        and all(
-            size == expected or (expected == "dynamic" and size > 0)
-            for size, expected in zip(array.shape, spec.shape, strict=True)
-        )
+        and all(expected in (size, "dynamic") for size, expected in pairs)
     )
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:
     """Raise ConfigError if names, shapes or dtypes of ``feeds`` differ from the inputs."""
     names = [spec.name for spec in inputs]
-    if sorted(feeds) != sorted(names):
+    required = {spec.name for spec in inputs if not spec.optional}
+    if not required <= set(feeds) <= set(names):
         raise ConfigError(
             f"the model takes {', '.join(names)}; got {', '.join(feeds) or 'nothing'}"
         )
     for spec in inputs:
+        if spec.name not in feeds:
+            continue
         array = feeds[spec.name]
-        if not fits(array, spec):
+        if not fits(array, spec) or not array.size:
             raise ConfigError(
                 f"{spec.name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}"
             )

@@ -12,7 +12,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from y7edge.artifact import foreign
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.foreign import Foreign
 from y7edge.artifact.manifest import MAX_BYTES, Dim, Manifest
 from y7edge.errors import ConfigError, DeviceError
 from y7edge.files import atomic_write
@@ -42,6 +44,7 @@ _DTYPES = {
     "tensor(int16)": "int16",
     "tensor(uint16)": "uint16",
     "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
 }
 
 
@@ -68,6 +71,21 @@ def read_manifest(path: Path) -> Manifest:
     return decode_manifest(text, path, "--out FILE.onnx")
 
 
+def read_foreign(
+    path: Path, names: Sequence[str] | None = None, imgsz: tuple[int, int] | None = None
+) -> Foreign | None:
+    """Describe an .onnx file of another exporter by its tensors; None if it has our manifest.
+
+    Raises:
+        ArtifactError: the file is damaged, or its tensors have no known form.
+        ConfigError: ``names`` or ``imgsz`` is missing or does not fit the file.
+    """
+    if _modelproto.read_metadata(path, _KEY, MAX_BYTES) is not None:
+        return None
+    interface = _modelproto.read_interface(path, MAX_BYTES)
+    return foreign.describe(interface, str(path), path.stem, names=names, imgsz=imgsz)
+
+
 def write_manifest(artifact: Artifact) -> None:
     """Write the artifact's manifest into its file, replacing all metadata."""
     payload = _modelproto.without_metadata(artifact.path)
@@ -89,6 +107,8 @@ def versions() -> dict[str, str]:
 
 def open(artifact: Artifact, options: SessionOptions) -> Session:
     """Open a session in ONNX Runtime."""
+    if artifact.foreign is not None:
+        return _ForeignSession(artifact, artifact.foreign, options)
     return _OnnxSession(artifact, options)
 
 
@@ -124,9 +144,11 @@ class _OnnxSession(Session):
             versions=versions(),
         )
         self._names = [output.name for output in self.outputs]
-        self._require_tensors(
-            *map(_tensors, (self._engine.get_inputs(), self._engine.get_outputs()))
-        )
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        inputs = [*self._engine.get_inputs(), *self._engine.get_overridable_initializers()]
+        self._require_tensors(*map(_tensors, (inputs, self._engine.get_outputs())))
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         results = self._engine.run(self._names, dict(feeds))
@@ -134,6 +156,29 @@ class _OnnxSession(Session):
 
     def _close(self) -> None:
         self._engine = None
+
+
+class _ForeignSession(_OnnxSession):
+    """A file of another exporter, whose outputs are converted to those of the manifest."""
+
+    def __init__(self, artifact: Artifact, found: Foreign, options: SessionOptions) -> None:
+        self._foreign = found
+        try:
+            super().__init__(artifact, options)
+        except DeviceError as error:
+            if "EfficientNMS" in str(error):
+                raise DeviceError(
+                    f"{artifact.path} contains TensorRT's EfficientNMS, which ONNX Runtime does "
+                    "not have: export it without NMS"
+                ) from error
+            raise
+        self._names = list(found.outputs)
+
+    def _check_tensors(self) -> None:
+        """Accept the tensors: the form was read from this file, and every result is checked."""
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._foreign.convert(self._engine.run(self._names, dict(feeds)))
 
 
 def _tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:

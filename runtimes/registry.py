@@ -6,6 +6,7 @@ several runtimes read a suffix, the manifest's target decides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from y7edge.errors import (
 )
 from y7edge.files import is_file, is_utf8
 from y7edge.plugins import Plugins
-from y7edge.runtimes.base import Runtime, Session, SessionOptions, missing, require
+from y7edge.runtimes.base import ReadsForeign, Runtime, Session, SessionOptions, missing, require
 
 RUNTIMES = Plugins("y7edge.runtimes", "y7edge.runtimes", "backend")
 
@@ -125,6 +126,53 @@ def load(path: Path | str, backend: str = "auto") -> Artifact:
             raise
         return Artifact(path, read_sidecar(path))
     return Artifact(path, runtime.read_manifest(path), runtime.files(path)[1:])
+
+
+@checked
+def load_any(
+    path: Path | str,
+    backend: str = "auto",
+    *,
+    names: Sequence[str] | None = None,
+    imgsz: tuple[int, int] | None = None,
+) -> Artifact:
+    """Read an artifact, or the file of another exporter in a known form, which has no proof.
+
+    Args:
+        path: the file.
+        backend: a runtime's name; "auto": chosen by the file.
+        names: class names, for a file of another exporter only.
+        imgsz: input size (height, width); an artifact has a fixed one.
+
+    Raises:
+        ArtifactMissing, ArtifactError, DigestError: as for ``load``.
+        ConfigError: ``names`` or ``imgsz`` is missing or does not fit the file.
+    """
+    path = Path(path)
+    try:
+        artifact = load(path, backend)
+    except (ArtifactMissing, DigestError):
+        raise
+    except ArtifactError:
+        runtime = find(path, backend)  # raises the same error if no runtime reads it
+        found = None
+        if isinstance(runtime, ReadsForeign):
+            found = runtime.read_foreign(path, names, imgsz)
+        if found is None:  # it has a manifest, which cannot be used
+            raise
+        return Artifact(path, found.manifest, foreign=found)
+    image = artifact.manifest.input
+    if names is not None:
+        raise ConfigError(
+            f"names were given, but {path} has its own: omit names (--names), which are for files "
+            "of other exporters"
+        )
+    if imgsz is not None and imgsz != (image.height, image.width):
+        raise ConfigError(
+            f"{path} has a fixed input size, expected imgsz {image.height}x{image.width}, found "
+            f"{imgsz[0]}x{imgsz[1]}: omit imgsz, or export again with --imgsz {imgsz[0]}x{imgsz[1]}"
+        )
+    return artifact
 
 
 def check_payload(artifact: Artifact, backend: str = "auto") -> str:

@@ -24,10 +24,12 @@ from onnx import TensorProto, helper
 
 from y7edge import __version__
 from y7edge.artifact.description import INPUT, Input, Outputs
+from y7edge.artifact.manifest import Thresholds
 from y7edge.errors import ExportError
 from y7edge.export.graph import rewrites as exact
-from y7edge.export.graph.decode import decode_level, join_levels
+from y7edge.export.graph.decode import Decoded, decode_level, join_levels
 from y7edge.export.graph.nodes import NodeWriter
+from y7edge.export.graph.suppress import write_detections, write_thresholds
 from y7edge.models.shapes import POOLS
 from y7edge.models.spec import IMAGE, LEAKY_SLOPE, Row, Spec
 from y7edge.models.weights import Checkpoint
@@ -60,9 +62,13 @@ def build_graph(
     height in pixels. ``scores`` (B, N, nc) has objectness times class probability, or only the
     objectness for a single class. N enumerates levels, anchors, y and x, in this order.
 
+    The output "nms" is ``detections`` (K, 7) float32: batch index, x0, y0, x1, y1 in pixels, class
+    id, score, best first within an image. Its thresholds are the scalar inputs ``conf``, ``iou``
+    and ``max_det``, which may be left out.
+
     Args:
         checkpoint: a checkpoint of form "folded".
-        outputs: "heads", "heads-sigmoid" or "decoded".
+        outputs: "heads", "heads-sigmoid", "decoded" or "nms".
         input: "float32" or "uint8".
         precision: precision of weights and activations, "fp32" or "fp16".
         height: height of the input in pixels, a multiple of the largest stride.
@@ -91,13 +97,19 @@ def build_graph(
     images = graph.write_image(input, symbol, (height, width))
     graph.write_body()
     sizes = [(height // stride, width // stride) for stride in spec.strides]
+    thresholds: list[onnx.ValueInfoProto] = []
     if outputs == "decoded":
         results = graph.write_decoded(symbol, sizes)
+    elif outputs == "nms":
+        thresholds = write_thresholds(graph.writer, Thresholds.of_checkpoint(checkpoint.meta))
+        results = graph.write_nms(sizes)
     else:
         results = graph.write_heads(symbol, sizes, activated=outputs == "heads-sigmoid")
     writer = graph.writer
     model = helper.make_model(
-        helper.make_graph(writer.nodes, spec.name, [images], results, writer.initializers),
+        helper.make_graph(
+            writer.nodes, spec.name, [images, *thresholds], results, writer.initializers
+        ),
         producer_name="y7edge",
         producer_version=__version__,
         ir_version=IR_VERSION,
@@ -188,6 +200,22 @@ class _GraphWriter:
         self, batch: int | str, sizes: Sequence[tuple[int, int]]
     ) -> list[onnx.ValueInfoProto]:
         """Write the head's convolutions and the decoding; ``sizes`` are (H, W) by level."""
+        joined, count = self._decode(sizes, ("boxes", "scores"))
+        return [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, count, last])
+            for name, last in ((joined.boxes, 4), (joined.scores, self.spec.nc))
+        ]
+
+    def write_nms(self, sizes: Sequence[tuple[int, int]]) -> list[onnx.ValueInfoProto]:
+        """Write the head's convolutions, the decoding, and the selection of the final boxes."""
+        joined, count = self._decode(sizes, ("", ""))
+        path = f"{row_tensor(self.spec.head.index)}/nms"
+        return [write_detections(self.writer, joined, count, self.spec.nc, path)]
+
+    def _decode(
+        self, sizes: Sequence[tuple[int, int]], names: tuple[str, str]
+    ) -> tuple[Decoded, int]:
+        """Write the decoded candidates of all levels; also return their number."""
         path = row_tensor(self.spec.head.index)
         levels = [
             decode_level(
@@ -195,12 +223,8 @@ class _GraphWriter:
             )
             for level, size in enumerate(sizes)
         ]
-        joined = join_levels(self.writer, levels, f"{path}/decode")
         count = sum(h * w for h, w in sizes) * len(self.spec.anchors[0])
-        return [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, count, last])
-            for name, last in ((joined.boxes, 4), (joined.scores, self.spec.nc))
-        ]
+        return join_levels(self.writer, levels, f"{path}/decode", *names), count
 
     def _tensor(self, index: int) -> str:
         return self._names.get(index, row_tensor(index))

@@ -100,10 +100,12 @@ def _to_rows(writer: NodeWriter, path: str, planes: str, count: int, width: int)
     return writer.node(f"{path}/Reshape", "Reshape", [last, shape])
 
 
-def join_levels(writer: NodeWriter, levels: list[Decoded], path: str) -> Decoded:
-    """Concatenate the levels, finest first, into the outputs ``boxes`` and ``scores``."""
-    boxes, scores = zip(*levels, strict=True)
+def join_levels(
+    writer: NodeWriter, levels: list[Decoded], path: str, boxes: str, scores: str
+) -> Decoded:
+    """Concatenate the levels, finest first; name the results, "" as their nodes."""
+    every_boxes, every_scores = zip(*levels, strict=True)
     return Decoded(
-        writer.node(f"{path}/boxes/Concat", "Concat", boxes, "boxes", axis=1),
-        writer.node(f"{path}/scores/Concat", "Concat", scores, "scores", axis=1),
+        writer.node(f"{path}/boxes/Concat", "Concat", every_boxes, boxes, axis=1),
+        writer.node(f"{path}/scores/Concat", "Concat", every_scores, scores, axis=1),
     )

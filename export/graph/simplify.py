@@ -29,6 +29,9 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     results of ONNX Runtime on a seeded input. Metadata and shapes that onnx-simplifier adds are
     removed. The note is one line that says what was done.
     """
+    known = {tensor.name for tensor in model.graph.initializer}
+    if optional := [value.name for value in model.graph.input if value.name in known]:
+        return model, f"not simplified: it would remove the inputs {', '.join(optional)}"
     if missing(onnxrt.NEEDS):
         return model, "not simplified: ONNX Runtime, which compares the results, is not installed"
     try:

@@ -26,6 +26,7 @@ from y7edge.detect.detections import Detections
 from y7edge.detect.detector import Detector
 from y7edge.export.proof.agreement import Decoded, decode
 from y7edge.export.proof.images import ProofImages, placement
+from y7edge.export.proof.probes import proved_batches
 from y7edge.export.proof.reference import Answer
 from y7edge.runtimes.base import Session
 
@@ -46,6 +47,8 @@ def compare_detections(
 ) -> DetectionDifference:
     """Run the Detector on every frame, and compare its boxes with the reference's outputs.
 
+    A dynamic batch is run with each proved size.
+
     Args:
         session: the artifact's open session.
         manifest: the artifact's manifest.
@@ -60,13 +63,15 @@ def compare_detections(
     detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
     boxes = unmatched = 0
     edge = score = 0.0
-    for frame, answer in zip(images.frames, expected, strict=True):
-        found = detector(frame)
-        decoded = decode(answer.heads, levels, manifest.nc)
-        candidates = _Candidates(decoded, frame, manifest, conf, limits)
-        boxes += len(found)
-        unmatched += candidates.unmatched(found)
-        edge, score = max(edge, candidates.edge), max(score, candidates.score)
+    for batch in proved_batches(manifest):
+        groups = (images.frames[i : i + batch] for i in range(0, len(images.frames), batch))
+        results = [found for group in groups for found in detector.batch(group)]
+        for frame, answer, found in zip(images.frames, expected, results, strict=True):
+            decoded = decode(answer.heads, levels, manifest.nc)
+            candidates = _Candidates(decoded, frame, manifest, conf, limits)
+            boxes += len(found)
+            unmatched += candidates.unmatched(found)
+            edge, score = max(edge, candidates.edge), max(score, candidates.score)
     return DetectionDifference(len(expected), boxes, unmatched, edge, score)
 
 

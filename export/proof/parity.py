@@ -42,6 +42,7 @@ from y7edge.export.proof.detections import compare_detections
 from y7edge.export.proof.images import ProofImages
 from y7edge.export.proof.probes import decode_outputs, outputs_of, proved_batches
 from y7edge.export.proof.reference import Answer, Reference
+from y7edge.export.proof.rows import compare_rows
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
 
@@ -102,7 +103,10 @@ def prove(
         tell(f"{engine}: {session.arithmetic}")
         decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in expected)
         chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
-        outputs, candidates = _compare(session, manifest, images, expected, chosen)
+        if manifest.outputs[0].role == "detections":
+            outputs, candidates = compare_rows(session, manifest, images, chosen, limits)
+        else:
+            outputs, candidates = _compare(session, manifest, images, expected, chosen)
         # The threshold is lowered if necessary, so that there are boxes to compare.
         conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
         spec = reference.checkpoint.spec

@@ -93,7 +93,7 @@ def test_missing_package_names_its_extra(
     ("line", "part"),
     [
         (["frobnicate"], "No such command 'frobnicate'"),
-        (["info", "--nope"], "No such option: --nope. See `y7edge info --help`"),
+        (["info", "--zzz"], "No such option: --zzz. See `y7edge info --help`"),
         (["train"], "Missing option '--data'"),
         (["export", "yolov7", "--imgsz", "64x"], "height x width as 384x640, not '64x'"),
         (["train", "--data", "d", "--epochs", "0"], "--epochs"),

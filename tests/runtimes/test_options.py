@@ -69,6 +69,7 @@ RIGHT = {
     "agnostic": {"true"},
     "threads": {"None", "3"},
     "imgsz": {"None"},
+    "names": {"None"},
     "provider_options": {"None"},
     "check_payload": {"None", "true"},
     "progress": {"None", "function"},

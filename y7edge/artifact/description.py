@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from y7edge.artifact.bounds import MAX_SIDE
 from y7edge.artifact.manifest import (
+    THRESHOLD_INPUTS,
     Dim,
     InputInfo,
     LevelInfo,
@@ -25,7 +26,7 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.spec import Spec
 
 INPUT = "images"
-Outputs = Literal["heads", "heads-sigmoid", "decoded"]
+Outputs = Literal["heads", "heads-sigmoid", "decoded", "nms"]
 Input = Literal["float32", "uint8"]
 Size = int | tuple[int, int]
 """Input size: one number for a square, or (height, width)."""
@@ -40,7 +41,7 @@ def kind_of_outputs(manifest: Manifest) -> Outputs:
     """Return the option of ``y7edge export`` that gives outputs such as the manifest's."""
     first = manifest.outputs[0]
     if first.role != "head":
-        return "decoded"
+        return "nms" if first.role == "detections" else "decoded"
     return "heads-sigmoid" if first.activation == "sigmoid" else "heads"
 
 
@@ -97,6 +98,9 @@ def describe(
             OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC", activation=None),
             OutputInfo("scores", "scores", expected["scores"], layout="NWC", activation=None),
         )
+    elif outputs == "nms":
+        shape = expected["detections"]
+        described = (OutputInfo("detections", "detections", shape, layout="NC", activation=None),)
     else:
         dtype = "float16" if precision == "fp16" else "float32"
         head = OutputInfo("head0", "head", expected["head0"], 0, dtype)
@@ -127,6 +131,7 @@ def describe(
         thresholds=Thresholds.of_checkpoint(checkpoint.meta),
         licence=licence if isinstance(licence, str) else None,
         tools=tools,
+        threshold_inputs=tuple(THRESHOLD_INPUTS) if outputs == "nms" else (),  # type: ignore[arg-type]
     )
 
 

@@ -33,6 +33,9 @@ Dim = int | Literal["dynamic"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
+THRESHOLD_INPUTS = {"conf": "float32", "iou": "float32", "max_det": "int64"}
+"""Scalar inputs of a graph with NMS, and their dtypes; names as in ``Thresholds``."""
+
 _DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[\w.-]{1,64}")
@@ -99,23 +102,25 @@ class InputInfo:
 
 @dataclass(frozen=True)
 class OutputInfo:
-    """One output tensor, with one of three roles.
+    """One output tensor, with one of four roles.
 
     * ``head``: the output of one level, logits or probabilities, with the NCHW shape
       (batch, anchors x (5 + nc), rows, columns).
     * ``boxes``: (batch, N, 4) centre x, centre y, width, height in pixels of the input.
     * ``scores``: (batch, N, nc).
+    * ``detections``: the boxes after NMS, (K, 7) batch index, x0, y0, x1, y1 in pixels of the
+      input, class id, score; best first within an image.
 
-    Boxes and scores have layout NWC and no activation. If an output is quantised,
-    real value = (value - ``zero_point``) x ``scale``.
+    Boxes and scores have layout NWC, detections have layout NC; they have no activation. If an
+    output is quantised, real value = (value - ``zero_point``) x ``scale``.
     """
 
     name: str
-    role: Literal["head", "boxes", "scores"]
+    role: Literal["head", "boxes", "scores", "detections"]
     shape: tuple[Dim, ...]
     level: int | None = None
     dtype: str = "float32"
-    layout: Literal["NCHW", "NHWC", "NWC"] = "NCHW"
+    layout: Literal["NCHW", "NHWC", "NWC", "NC"] = "NCHW"
     activation: Literal["logit", "sigmoid"] | None = "logit"
     scale: float | None = None
     zero_point: int | None = None
@@ -127,11 +132,12 @@ class OutputInfo:
             (self.level is not None) == (self.role == "head"),
             f"output {self.name} ({self.role}) has level {self.level}, expected one for heads only",
         )
+        layouts = {"head": ("NCHW", "NHWC"), "detections": ("NC",)}.get(self.role, ("NWC",))
         _check(
-            (self.role == "head") == (self.activation is not None) == (self.layout != "NWC"),
+            (self.role == "head") == (self.activation is not None) and self.layout in layouts,
             f"output {self.name} ({self.role}) has activation {self.activation} and layout "
-            f"{self.layout}, expected an activation and NCHW or NHWC for a head, else no "
-            "activation and NWC",
+            f"{self.layout}, expected an activation for heads only, and layout "
+            f"{' or '.join(layouts)}",
         )
 
 
@@ -192,7 +198,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sampled values of one output of the reference model."""
+    """Sampled values of one output of the reference model.
+
+    Of detections, whole rows are sampled, and compared with the nearest row of the same image and
+    class.
+    """
 
     output: str
     scale: float  # largest magnitude of the output; deviations are fractions of it
@@ -218,6 +228,7 @@ class Probe:
     crc32: int  # of the input's float32 bytes
     tolerance: float  # largest allowed deviation, as a fraction of ``Samples.scale``
     samples: tuple[Samples, ...]
+    thresholds: Thresholds | None = None  # values for the inputs of a graph with NMS
 
     def __post_init__(self) -> None:
         most = bounds.MAX_BATCH
@@ -247,6 +258,7 @@ class Manifest:
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
+    threshold_inputs: tuple[Literal["conf", "iou", "max_det"], ...] = ()  # may be left out
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -296,9 +308,16 @@ class Manifest:
             )
         else:
             _check(
-                roles == ("boxes", "scores"),
-                f"outputs are {', '.join(roles)}; expected one head per level, or boxes and scores",
+                roles in (("boxes", "scores"), ("detections",)),
+                f"outputs are {', '.join(roles)}; expected one head per level, boxes and scores, "
+                "or detections",
             )
+        allowed = (tuple(THRESHOLD_INPUTS), ()) if roles == ("detections",) else ((),)
+        _check(
+            self.threshold_inputs in allowed,
+            f"threshold inputs are {self.threshold_inputs}; a graph with detections has "
+            f"{', '.join(THRESHOLD_INPUTS)} or none",
+        )
         values = sum(
             len(level.anchors) * (5 + self.nc) * (self.input.pixels // level.stride**2)
             for level in self.levels
@@ -367,7 +386,7 @@ _CHANGED = (
 def expected_shapes(
     image: InputInfo, levels: tuple[LevelInfo, ...], nc: int
 ) -> dict[str, tuple[Dim, ...]]:
-    """Return the output shapes by name: ``head0``... in NCHW, ``boxes`` and ``scores``."""
+    """Return the output shapes by name: ``head0``... in NCHW, ``boxes``, ``scores``..."""
     shapes: dict[str, tuple[Dim, ...]] = {}
     candidates = 0
     for index, level in enumerate(levels):
@@ -377,6 +396,7 @@ def expected_shapes(
         candidates += anchors * rows * columns
     shapes["boxes"] = (image.batch, candidates, 4)
     shapes["scores"] = (image.batch, candidates, nc)
+    shapes["detections"] = ("dynamic", 7)
     return shapes
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import Manifest, expected_shapes, in_layout
 from y7edge.detect.detector import Detector
+from y7edge.detect.postprocess import Criteria, Postprocessor
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.runtimes.base import Session
 
@@ -163,6 +164,14 @@ def _as_outputs(heads: list[NDArray[np.float32]], manifest: Manifest) -> dict[st
             planes = np.moveaxis(planes, 1, -1) if output.layout == "NHWC" else planes
             found[output.name] = np.ascontiguousarray(planes, output.dtype)
         return found
+    if manifest.outputs[0].role == "detections":
+        post = Postprocessor(manifest.levels, manifest.nc)
+        (boxes_found,) = post.heads(
+            [head.reshape(1, -1, *head.shape[2:]) for head in heads], Criteria()
+        )
+        image = np.zeros(len(boxes_found.score))
+        parts = (image, boxes_found.xyxy, boxes_found.class_id, boxes_found.score)
+        return {manifest.outputs[0].name: np.column_stack(parts).astype(np.float32)}
     boxes, scores = [], []
     for head, level in zip(heads, manifest.levels, strict=True):
         activated = _sigmoid(head)

@@ -8,7 +8,7 @@ import typer
 
 from y7edge.cli.console import show
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Threads
+from y7edge.cli.options import Backend, Device, Json, Names, Size, Threads
 
 _Models = Annotated[
     list[str],
@@ -23,6 +23,8 @@ _Warmup = Annotated[int, typer.Option(min=1, help="Number of calls before the me
 
 def benchmark(
     models: _Models,
+    names: Names = None,
+    imgsz: Size = None,
     threads: Threads = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -40,7 +42,9 @@ def benchmark(
 
     reports = []
     for model in models:
-        with open_detector(model, backend=backend, device=device, threads=threads) as detector:
+        with open_detector(
+            model, imgsz=imgsz, names=names, backend=backend, device=device, threads=threads
+        ) as detector:
             report = measure(detector, model, threads=threads, warmup=warmup, runs=runs, gate=gate)
         show(report, [str(report)], as_json=as_json)
         reports.append(report)

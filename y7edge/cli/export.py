@@ -31,7 +31,7 @@ _Outputs = Annotated[
     str,
     typer.Option(
         metavar="{outputs}",
-        help="Raw heads by level, their sigmoids, or boxes and scores before NMS.",
+        help="Raw heads by level, their sigmoids, boxes and scores before NMS, or final boxes.",
     ),
 ]
 _Input = Annotated[

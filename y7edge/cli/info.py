@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from y7edge.cli.console import facts, show, table
 from y7edge.cli.models import kind_of
-from y7edge.cli.options import Json, Size
+from y7edge.cli.options import Json, Names, Size
 from y7edge.models import Spec, registry, shapes
+
+if TYPE_CHECKING:
+    from y7edge.artifact.manifest import Manifest
 
 _Subject = Annotated[
     str | None,
@@ -19,11 +22,14 @@ _Subject = Annotated[
 ]
 
 
-def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> None:
+def info(
+    model: _Subject = None, names: Names = None, imgsz: Size = None, as_json: Json = False
+) -> None:
     """Describe a variant, a checkpoint or an artifact.
 
     Without MODEL, lists the published variants. GFLOPs are 2 x the multiply-accumulates of the
-    convolutions, for an input of --imgsz or of the model's own size.
+    convolutions, for an input of --imgsz or of the model's own size. For an ONNX file of another
+    exporter, prints what is assumed about it.
     """
     if model is None:
         variants = _variants()
@@ -36,7 +42,7 @@ def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> N
         return
     kind = kind_of(model)
     if kind == "artifact":
-        record = _artifact(Path(model))
+        record = _artifact(Path(model), names, imgsz)
     elif kind == "checkpoint":
         record = _checkpoint(Path(model), imgsz)
     else:
@@ -95,10 +101,21 @@ def _checkpoint(path: Path, size: tuple[int, int] | None) -> dict[str, Any]:
     }
 
 
-def _artifact(path: Path) -> dict[str, Any]:
+def _artifact(path: Path, names: list[str] | None, size: tuple[int, int] | None) -> dict[str, Any]:
     from y7edge.runtimes import registry as runtimes
 
-    manifest = runtimes.load(path).manifest
+    artifact = runtimes.load_any(path, names=names, imgsz=size)
+    manifest, foreign = artifact.manifest, artifact.foreign
+    if foreign is not None:
+        record = _described(manifest)
+        if "suppression" in foreign.assumed:
+            record |= {"strides": [], "thresholds": None}
+        unknown = dict.fromkeys(("form", "parameters", "gflops", "source", "opset"))
+        return {**record, **unknown, "layout": foreign.form, "assumed": foreign.assumed}
+    return _described(manifest)
+
+
+def _described(manifest: Manifest) -> dict[str, Any]:
     return {
         "kind": "artifact",
         "name": manifest.model,
@@ -139,6 +156,8 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "thresholds": _thresholds(record.get("thresholds")),
         "licence": record.get("licence") or "not stated",
     }
+    if assumed := flat.pop("assumed", None):
+        flat |= {f"assumed {subject}": text for subject, text in assumed.items()}
     hidden = ("tools", "source", "meta")
     return facts({key: value for key, value in flat.items() if key not in hidden})
 

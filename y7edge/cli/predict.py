@@ -11,7 +11,17 @@ import typer
 
 from y7edge.cli.console import note, show
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads, finite, out_folder
+from y7edge.cli.options import (
+    Backend,
+    Device,
+    Json,
+    Model,
+    Names,
+    Size,
+    Threads,
+    finite,
+    out_folder,
+)
 from y7edge.errors import SourceError
 
 if TYPE_CHECKING:
@@ -72,6 +82,7 @@ def predict(
     classes: _Classes = None,
     tile: _Tile = None,
     overlap: _Overlap = 0.2,
+    names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -93,6 +104,7 @@ def predict(
             open_detector(
                 model,
                 imgsz=imgsz,
+                names=names,
                 backend=backend,
                 device=device,
                 threads=threads,

@@ -13,7 +13,7 @@ import typer
 from y7edge import __version__
 from y7edge.cli.console import note, show, table
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads, out_folder
+from y7edge.cli.options import Backend, Device, Json, Model, Names, Size, Threads, out_folder
 from y7edge.errors import DataError
 from y7edge.files import writing
 from y7edge.models.checkpoint import default_names
@@ -48,6 +48,7 @@ def val(
     model: Model,
     data: _Data,
     split: _Split = "val",
+    names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -71,8 +72,9 @@ def val(
     dataset = load(data, splits=[split])
     dataset.split(split)  # raises DataError before the model is opened
     with open_detector(
-        model, imgsz=imgsz, backend=backend, device=device, threads=threads
+        model, imgsz=imgsz, names=names, backend=backend, device=device, threads=threads
     ) as detector:
+        detector.require_candidates()
         dataset = _same_classes(detector, dataset)
         samples = dataset.split(split)
         if coco_ids:
@@ -80,15 +82,15 @@ def val(
         if save is not None:
             with writing("the evaluation", save):  # before the evaluation, which may take minutes
                 save.mkdir(parents=True, exist_ok=True)
-        predict, names = detector.detect_for_evaluation, dataset.names
-        tables = collect(predict, samples, names, _counter(len(samples)))
-        metrics = metrics_of(tables, names)
+        predict, labels = detector.detect_for_evaluation, dataset.names
+        tables = collect(predict, samples, labels, _counter(len(samples)))
+        metrics = metrics_of(tables, labels)
         if save is not None:
             lead = f"{model} on the split {split} of {data}, by y7edge {__version__}."
             title = f"Evaluation of {Path(model).name}"
             with writing("the evaluation", save):
                 saved = write(
-                    *(save, tables, metrics, samples, names, detector),
+                    *(save, tables, metrics, samples, labels, detector),
                     coco_ids=coco_ids,
                     category_ids=dataset.category_ids.get(split, ()),
                 )

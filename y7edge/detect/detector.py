@@ -10,7 +10,6 @@ import asyncio
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -27,8 +26,8 @@ from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
 from y7edge.detect.detections import Detections, Timing, class_ids
 from y7edge.detect.inference import Found, Inference
-from y7edge.detect.opening import open_model
-from y7edge.detect.postprocess import EVALUATION, Criteria
+from y7edge.detect.opening import open_model, warn_if_unverified
+from y7edge.detect.postprocess import EVALUATION, Criteria, require_supported
 from y7edge.detect.preprocess import Color, check_frame
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
 from y7edge.detect.submission import MAX_QUEUE, Drop, FrameQueue
@@ -55,8 +54,9 @@ class Detector:
     ``timing.wait`` is the time that a call waited.
 
     Args:
-        source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``), or
-            a variant's name, for random weights. Checkpoints and variants need torch.
+        source: an artifact (``model.onnx``), an ONNX file of another exporter in one of the forms
+            of ``y7edge.artifact.foreign``, a checkpoint (``best.safetensors``, ``yolov7.pt``), or a
+            variant's name, for random weights. Checkpoints and variants need torch.
         backend: a runtime's name; "auto": the one for the artifact's file format.
         device: "auto", or a device of the runtime, such as "cpu", "cuda" or "cuda:1".
         conf: keep boxes with a greater score; None: the manifest's default. A mapping from class
@@ -71,6 +71,7 @@ class Detector:
         queue: largest number of frames that wait after ``submit``.
         threads: number of engine threads; None: the engine's default.
         imgsz: input size of a checkpoint, one side or (height, width); artifacts have a fixed size.
+        names: class names of a file of another exporter; None: from its metadata, else numbers.
         provider_options: passed to the engine unchanged.
 
     Raises:
@@ -98,10 +99,11 @@ class Detector:
         queue: int = 4,
         threads: int | None = None,
         imgsz: Size | None = None,
+        names: Sequence[str] | None = None,
         provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         options = SessionOptions(device, threads, provider_options or {})
-        session, manifest = open_model(source, backend, options, imgsz)
+        session, manifest = open_model(source, backend, options, imgsz, names)
         try:
             self._set_up(
                 session, manifest, conf, iou, max_det, classes, agnostic, tile, overlap, queue
@@ -109,13 +111,7 @@ class Detector:
         except BaseException:
             session.close()
             raise
-        if manifest.parity.get("status") == "unverified":
-            reason = manifest.parity.get("reason", "no reason given")
-            warnings.warn(
-                f"{source} was exported without a proof ({reason}): "
-                "run `y7edge selftest` or `y7edge verify` on a machine with its engine",
-                stacklevel=3,  # the caller; `checked` wraps this function
-            )
+        warn_if_unverified(source, manifest, stacklevel=3)  # the caller; `checked` wraps this
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
@@ -154,12 +150,13 @@ class Detector:
             classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
+        require_supported(manifest, self._criteria, changed=iou is not None)
         self._tiling = Tiling(tile, overlap)
         if not 1 <= queue <= MAX_QUEUE:
             raise ConfigError(f"queue is {queue}, expected 1 to {MAX_QUEUE}")
         self._queue_size = queue
         self._queue: FrameQueue[Detections] | None = None
-        self._inference = Inference(manifest, clock)
+        self._inference = Inference(manifest, self._criteria, clock)
         self._model_id = manifest.payload_digest[:16]
         self._session: Session | None = session
         self._closed = False
@@ -290,8 +287,22 @@ class Detector:
         return self._detect(frames, color, self._criteria, _for_each(len(frames), given), roi)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
-        """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP."""
+        """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP.
+
+        Raises:
+            ConfigError: the artifact returns boxes after NMS; see ``require_candidates``.
+        """
+        self.require_candidates()
         return self._detect([frame], "bgr", EVALUATION, [{}])[0]
+
+    def require_candidates(self) -> None:
+        """Raise ConfigError if the model cannot be evaluated, because NMS is part of its graph."""
+        if self._manifest.outputs[0].role == "detections":
+            raise ConfigError(
+                f"{self._manifest.model} returns boxes after NMS, each with its best class only; "
+                f"mAP needs every class of every box above confidence {EVALUATION.conf}: evaluate "
+                "the checkpoint, or an artifact with outputs heads or decoded"
+            )
 
     @checked
     def warmup(self, runs: int = 3) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import Manifest
-from y7edge.detect.postprocess import Boxes, Criteria, Postprocessor
+from y7edge.detect.postprocess import Boxes, Criteria, Postprocessor, threshold_feeds
 from y7edge.detect.preprocess import Color, Geometry, Preprocessor
 from y7edge.errors import ArtifactError, DeviceError
 from y7edge.runtimes.base import Session
@@ -29,18 +29,20 @@ class Inference:
 
     Args:
         manifest: the description of the model.
+        criteria: thresholds for a graph with NMS, which has them as inputs.
         clock: returns nanoseconds.
 
     Raises:
         ConfigError, ArtifactError: an input or output is not supported.
     """
 
-    def __init__(self, manifest: Manifest, clock: Callable[[], int]) -> None:
+    def __init__(self, manifest: Manifest, criteria: Criteria, clock: Callable[[], int]) -> None:
         self._input = manifest.input
         self._preprocess = Preprocessor(manifest.input)
         self._postprocess = _postprocessor(manifest)
         self._heads = [output.name for output in manifest.outputs if output.role == "head"]
         self._roles = {output.role: output.name for output in manifest.outputs}
+        self._thresholds = threshold_feeds(manifest, criteria)
         self._fields = 5 + manifest.nc
         self._channels_last = manifest.outputs[0].layout == "NHWC"
         self._batch: NDArray[Any] = self._preprocess.tensor
@@ -84,7 +86,7 @@ class Inference:
         ]
         pre = self._ms_since(started) / len(images)
         started = self._clock()
-        outputs = session.infer({self._input.name: pixels})
+        outputs = session.infer({self._input.name: pixels, **self._thresholds})
         infer = self._ms_since(started)
         started = self._clock()
         self._require_numbers(outputs)
@@ -112,7 +114,9 @@ class Inference:
 
         Of decoded outputs, the scores of the first class are checked.
         """
-        if not self._heads:
+        if "detections" in self._roles:
+            checked = {name: outputs[name] for name in self._roles.values()}
+        elif not self._heads:
             checked = {"scores": outputs[self._roles["scores"]][..., 0]}
         elif self._channels_last:
             checked = {name: outputs[name][..., 4 :: self._fields] for name in self._heads}
@@ -132,6 +136,8 @@ class Inference:
         if self._heads:
             heads = [outputs[name][:count] for name in self._heads]
             return self._postprocess.heads(heads, criteria)
+        if "detections" in self._roles:
+            return self._postprocess.detections(outputs[self._roles["detections"]], count, criteria)
         boxes, scores = (outputs[self._roles[role]][:count] for role in ("boxes", "scores"))
         return self._postprocess.decoded(boxes, scores, criteria)
 

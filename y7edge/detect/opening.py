@@ -1,12 +1,14 @@
-"""Open what a Detector is made from: an artifact, a checkpoint, or a variant's name."""
+"""Open the model of a Detector: an artifact, an ONNX file of another exporter, or a checkpoint."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.description import Size, pair
+from y7edge.artifact.foreign import REASON
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ConfigError, RuntimeMissing
 from y7edge.files import is_file
@@ -17,19 +19,30 @@ from y7edge.runtimes.base import Session, SessionOptions
 
 
 def open_model(
-    source: str | Path, backend: str, options: SessionOptions, imgsz: Size | None
+    source: str | Path,
+    backend: str,
+    options: SessionOptions,
+    imgsz: Size | None,
+    names: Sequence[str] | None,
 ) -> tuple[Session, Manifest]:
-    """Open a session for an artifact, or a torch session for a checkpoint or a variant's name."""
-    path = Path(source)
+    """Open a session for an artifact, or a torch session for a checkpoint or a variant's name.
+
+    Arguments and errors are those of ``Detector``.
+    """
+    path, size = Path(source), None if imgsz is None else pair(imgsz)
     if not is_file(path) and path.name == str(source) and not path.suffix:
         variants.get(path.name)  # raises ConfigError for an unknown name
     elif path.suffix.lower() not in SUFFIXES:
-        artifact = registry.load(path, backend)
-        _require_size(artifact, imgsz)
+        artifact = registry.load_any(path, backend, names=names, imgsz=size)
         return registry.open_session(artifact, options, backend), artifact.manifest
     if backend != "auto" or options.provider_options:
         raise ConfigError(
             f"{source} is run by torch: omit backend and provider_options, which apply to artifacts"
+        )
+    if names is not None:
+        raise ConfigError(
+            f"names were given, but {source} has its own: omit names (--names), which are for "
+            "files of other exporters"
         )
     # import_module, because detect must not depend on nn (see tests/test_structure.py).
     try:
@@ -39,15 +52,18 @@ def open_model(
             f'{source} is not an exported artifact and needs torch: pip install "y7edge[export]", '
             "or export it with `y7edge export` on a machine with torch"
         ) from error
-    session = eager.open(source, options, None if imgsz is None else pair(imgsz))
+    session = eager.open(source, options, size)
     return session, session.manifest
 
 
-def _require_size(artifact: Artifact, imgsz: Size | None) -> None:
-    image = artifact.manifest.input
-    if imgsz is not None and pair(imgsz) != (image.height, image.width):
-        height, width = pair(imgsz)
-        raise ConfigError(
-            f"{artifact.path} has a fixed input size, expected imgsz {image.height}x{image.width}, "
-            f"found {height}x{width}: omit imgsz, or export again with --imgsz {height}x{width}"
-        )
+def warn_if_unverified(source: str | Path, manifest: Manifest, stacklevel: int) -> None:
+    """Warn if an artifact has no proof."""
+    if manifest.parity.get("status") != "unverified":
+        return
+    reason = manifest.parity.get("reason", "no reason given")
+    way_out = "run `y7edge selftest` or `y7edge verify` on a machine with its engine"
+    if reason == REASON:
+        way_out = "`y7edge info` prints what is assumed about it"
+    warnings.warn(
+        f"{source} was exported without a proof ({reason}): {way_out}", stacklevel=stacklevel + 1
+    )

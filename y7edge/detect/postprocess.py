@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.bounds import MAX_DET
-from y7edge.artifact.manifest import LevelInfo
+from y7edge.artifact.manifest import THRESHOLD_INPUTS, LevelInfo, Manifest, Thresholds
 from y7edge.artifact.schema import require_fit
 from y7edge.boxes import MAX_CANDIDATES, best_first, corners, nms
 from y7edge.errors import ConfigError, DataError
@@ -148,6 +148,38 @@ class Postprocessor:
             for box, score in zip(boxes, scores, strict=True)
         ]
 
+    def detections(self, rows: NDArray[Any], count: int, criteria: Criteria) -> list[Boxes]:
+        """Return the boxes of ``count`` images from the result of a graph with NMS.
+
+        ``rows``: (K, 7) batch index, x0, y0, x1, y1 in input pixels, class id, score. Rows of other
+        images are ignored. ``conf``, ``classes`` and ``max_det`` are applied; ``iou`` is not,
+        because suppression is part of the graph.
+
+        Raises:
+            DataError: the array has the wrong shape, or a class id is out of range.
+        """
+        if rows.ndim != 2 or rows.shape[1] != 7:
+            raise DataError(f"detections are {rows.shape}, expected (K, 7)")
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        boxes = Boxes(
+            rows[:, 1:5].astype(np.float32), rows[:, 6].astype(np.float32), rows[:, 5].astype(int)
+        )
+        if (bad := (boxes.class_id < 0) | (boxes.class_id >= self._nc)).any():
+            found = int(boxes.class_id[bad][0])
+            raise DataError(f"detections have class {found}, expected 0 to {self._nc - 1}")
+        wanted = boxes.score > np.float32(criteria.conf)
+        if criteria.classes is not None:
+            wanted &= np.isin(boxes.class_id, criteria.classes)
+        if criteria.class_conf is not None:
+            wanted &= boxes.score > np.array(criteria.class_conf, np.float32)[boxes.class_id]
+        results = []
+        for image in range(count):
+            own = np.flatnonzero(wanted & (rows[:, 0] == image))
+            own = own[best_first(boxes.score[own], MAX_DET)[: criteria.max_det]]
+            class_id = boxes.class_id[own].astype(np.int32)
+            results.append(Boxes(boxes.xyxy[own], boxes.score[own], class_id))
+        return results
+
     def candidates(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> Boxes:
         """Return the candidates of one image, ordered by level, anchor, row, column, class.
 
@@ -235,6 +267,37 @@ def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Crit
     chosen = _choose(score, class_id, criteria)
     picked: NDArray[Any] = boxes[rows[chosen]].astype(np.float32, copy=False)
     return _finite(corners(picked[:, :2], picked[:, 2:]), score[chosen], class_id[chosen])
+
+
+def require_supported(manifest: Manifest, criteria: Criteria, *, changed: bool) -> None:
+    """Raise ConfigError for options that a graph with NMS does not have.
+
+    ``changed``: whether the user set the IoU threshold.
+    """
+    if manifest.outputs[0].role != "detections":
+        return
+    way_out = "use an artifact with outputs heads or decoded"
+    if criteria.agnostic:
+        raise ConfigError(
+            f"agnostic is True, but the graph of {manifest.model} suppresses boxes within each "
+            f"class: {way_out}"
+        )
+    if changed and not manifest.threshold_inputs:
+        raise ConfigError(
+            f"iou is {criteria.iou}, but NMS is part of the graph of {manifest.model}, which has "
+            f"no input for it: omit iou, or {way_out}"
+        )
+
+
+def threshold_feeds(manifest: Manifest, criteria: Criteria | Thresholds) -> dict[str, NDArray[Any]]:
+    """Return the values for the threshold inputs of a graph with NMS; {} for other graphs."""
+    values = {"conf": criteria.conf, "iou": criteria.iou, "max_det": criteria.max_det}
+    # Classes and their thresholds are applied afterwards, to all boxes.
+    if isinstance(criteria, Criteria):
+        if criteria.classes is not None or criteria.class_conf is not None:
+            values["max_det"] = MAX_CANDIDATES
+    dtypes = THRESHOLD_INPUTS
+    return {name: np.array(values[name], dtypes[name]) for name in manifest.threshold_inputs}
 
 
 def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:

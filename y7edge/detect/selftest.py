@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import InputInfo, Manifest, Probe
+from y7edge.artifact.manifest import InputInfo, Manifest, Probe, Samples
 from y7edge.artifact.reports import ProbeResult, SelftestReport
 from y7edge.artifact.schema import checked
+from y7edge.detect.postprocess import threshold_feeds
 from y7edge.errors import ArtifactError, DigestError, ParityError
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
@@ -136,7 +137,10 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
             f"the input of probe {probe.key}, generated with numpy {np.__version__}, differs from "
             "the input at the export: use a newer y7edge, or another version of numpy"
         )
-    outputs = session.infer({image.name: as_input(pixels, image)})
+    feeds = {image.name: as_input(pixels, image)}
+    if probe.thresholds is not None:
+        feeds |= threshold_feeds(manifest, probe.thresholds)
+    outputs = session.infer(feeds)
     deviations = compare_samples(probe, outputs, session.outputs)
     finite = [value for value in deviations.values() if value is not None]
     worst = max(finite) if len(finite) == len(deviations) else None
@@ -174,6 +178,9 @@ def compare_samples(
     if {sample.output for sample in probe.samples} != set(by_name):
         raise ArtifactError(f"probe {probe.key}: expected one set of samples for each output")
     for sample in probe.samples:
+        if by_name[sample.output].role == "detections":
+            deviations[sample.output] = _row_deviation(sample, outputs[sample.output])
+            continue
         if max(sample.indices) >= outputs[sample.output].size:
             raise ArtifactError(
                 f"probe {probe.key}: a sample's index is beyond the end of {sample.output}"
@@ -183,6 +190,22 @@ def compare_samples(
         worst = float(np.abs(real - np.array(sample.values)).max()) / sample.scale
         deviations[sample.output] = worst if np.isfinite(worst) else None
     return deviations
+
+
+def _row_deviation(sample: Samples, rows: NDArray[Any]) -> float | None:
+    """Return the largest deviation of sampled detections from their nearest rows.
+
+    Corners deviate by fractions of the scale, scores absolutely. None if a detection has no row of
+    its image and class, as in an empty result.
+    """
+    if len(sample.values) % 7:
+        raise ArtifactError(f"samples of {sample.output} are not whole rows of 7 values")
+    unit, worst = np.array([1.0, *[sample.scale] * 4, 1.0, 1.0]), 0.0
+    for expected in np.array(sample.values).reshape(-1, 7):
+        same = (rows[:, [0, 5]] == expected[[0, 5]]).all(axis=1)
+        apart = np.abs(rows[same] - expected) / unit
+        worst = max(worst, float(apart.max(axis=1).min(initial=np.inf)))
+    return worst if np.isfinite(worst) else None
 
 
 def dequantised(values: NDArray[Any], spec: TensorSpec) -> NDArray[np.float64]:

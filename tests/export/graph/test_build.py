@@ -251,7 +251,7 @@ def _pools(name):
 
 
 def test_same_input_same_bytes():
-    for outputs in ("heads", "decoded"):
+    for outputs in ("heads", "decoded", "nms"):
         first, second = (build("yolov7-w6", outputs=outputs, batch=None) for _ in range(2))
         assert first.SerializeToString() == second.SerializeToString()
         assert first.SerializeToString(deterministic=True) == second.SerializeToString()
@@ -281,7 +281,7 @@ def test_weights_are_those_of_the_checkpoint():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outputs": "boxes"}, "'boxes', expected heads or heads-sigmoid or decoded"),
+        ({"outputs": "boxes"}, "'boxes', expected heads or heads-sigmoid or decoded or nms"),
         ({"input": "int8"}, "'int8', expected float32 or uint8"),
         ({"precision": "int8"}, "'int8', expected fp32 or fp16"),
     ],
