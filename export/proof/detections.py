@@ -20,13 +20,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.manifest import LevelInfo, Manifest
+from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.reports import DetectionDifference, Tolerance
 from y7edge.detect.detections import Detections
 from y7edge.detect.detector import Detector
-from y7edge.export.proof.agreement import Decoded, decode
+from y7edge.export.proof.agreement import Decoded
 from y7edge.export.proof.images import ProofImages, placement
-from y7edge.export.proof.reference import Answer
 from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
@@ -39,19 +38,17 @@ def compare_detections(
     session: Session,
     manifest: Manifest,
     images: ProofImages,
-    expected: Sequence[Answer],
-    levels: Sequence[LevelInfo],
+    expected: Sequence[Decoded],
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Run the Detector on every frame, and compare its boxes with the reference's outputs.
+    """Run the Detector on every frame, and compare its boxes with the reference's candidates.
 
     Args:
         session: the artifact's open session.
         manifest: the artifact's manifest.
         images: the images of the proof.
-        expected: the reference's outputs for each image.
-        levels: strides and anchors of the checkpoint.
+        expected: the reference's candidates for each image.
         conf: confidence threshold.
         limits: tolerances of the proof.
     """
@@ -60,9 +57,8 @@ def compare_detections(
     detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
     boxes = unmatched = 0
     edge = score = 0.0
-    for frame, answer in zip(images.frames, expected, strict=True):
+    for frame, decoded in zip(images.frames, expected, strict=True):
         found = detector(frame)
-        decoded = decode(answer.heads, levels, manifest.nc)
         candidates = _Candidates(decoded, frame, manifest, conf, limits)
         boxes += len(found)
         unmatched += candidates.unmatched(found)
