@@ -1,7 +1,7 @@
 """Plant faults into copies of an artifact, and find them with `y7edge diff`.
 
-    python examples/research/planted_faults.py                       # a small trained checkpoint
-    python examples/research/planted_faults.py best.safetensors --imgsz 320 > faults.md
+    python examples/research/planted_faults.py > docs/diff.md        # a small trained checkpoint
+    python examples/research/planted_faults.py best.safetensors --imgsz 320
 
 The output is the Markdown of docs/diff.md. All copies have valid digests, so that only the
 comparison of their outputs can find the faults. A fault is skipped if its engine is not installed.
@@ -34,6 +34,29 @@ from y7edge.runtimes import onnxrt
 from y7edge.runtimes.base import missing
 
 SMALL = Path(__file__).parents[2] / "tests" / "reference" / "demo.safetensors"
+INTRODUCTION = """\
+# Finding where two models differ
+
+`y7edge diff A B` runs two models on the same image and compares the results of each stage: the
+preprocessed input, the head of each level, the decoded candidates, and the boxes after NMS. A and
+B are checkpoints or artifacts of any target. Two artifacts are compared without torch and onnx,
+on the robot. `--image FILE` selects the image; the default is a synthetic scene. `--layers`
+compares the output of each row of ONNX artifacts and checkpoints. `--json` prints all numbers.
+
+The tolerance is that of the proof in the precision of the less precise model. The result of a
+stage is *equal*, *close* (within this tolerance, but not within that of the more precise model)
+or *differs*. The exit code is 4 if a stage differs, else 0.
+
+A cause is reported only if a test finds it: A is run on swapped colour channels, on scaled values
+or on a moved image, heads are decoded with another activation, order or anchors, entries of the
+manifests are exchanged, digests are checked, and with `--layers` weights are compared. If no test
+succeeds, the cause is *unknown*.
+
+In Python, `y7edge.export.diff(a, b)` returns the report.
+
+Below, faults were planted into copies of an artifact. All copies have valid digests. This page is
+the output of `python examples/research/planted_faults.py`."""
+
 SCENE = (640, 480)  # of the synthetic image that diff compares on, for square inputs
 
 
@@ -42,6 +65,7 @@ class Fault:
     """A fault, how it is planted, and what `diff` has to find.
 
     Attributes:
+        title: Heading.
         text: What is wrong with the file.
         plant: Writes a copy of an artifact (second argument) with the fault into a folder.
         cause: Name of the cause.
@@ -50,6 +74,7 @@ class Fault:
         code: Exit code of `diff`.
     """
 
+    title: str
     text: str
     plant: Callable[[Checkpoint, Path, Path], Path]
     cause: str
@@ -147,24 +172,28 @@ def bfloat16(checkpoint: Checkpoint, good: Path, folder: Path) -> Path:
 
 FAULTS = {
     "colour": Fault(
+        "Colour order",
         "The first convolution expects BGR; the manifest declares RGB.",
         lambda _, good, folder: edited(good, folder / "colour.onnx", swap_channels),
         "colour order",
         "head0",
     ),
     "left": Fault(
+        "Shifted letterbox",
         "The graph moves the image to the left edge of the letterbox.",
         lambda _, good, folder: edited(good, folder / "left.onnx", align_left),
         "letterbox",
         "head0",
     ),
     "border": Fault(
+        "Border of the letterbox",
         "The border of the letterbox is black instead of grey.",
         black_border,
         "letterbox",
         "input",
     ),
     "bf16": Fault(
+        "bfloat16",
         "OpenVINO computes in bfloat16. The artifact declares this, so the exit code is 0.",
         bfloat16,
         "precision",
@@ -172,6 +201,7 @@ FAULTS = {
         code=0,
     ),
     "weight": Fault(
+        "Changed weight",
         "The weights of one convolution are scaled by 1.1.",
         lambda _, good, folder: edited(good, folder / "weight.onnx", scale_weight),
         "changed weights",
@@ -179,6 +209,7 @@ FAULTS = {
         ("--layers",),
     ),
     "sigmoid": Fault(
+        "Double sigmoid",
         "The graph ends with a Sigmoid; the manifest declares logits.",
         lambda _, good, folder: edited(good, folder / "sigmoid.onnx", add_sigmoid),
         "sigmoid",
@@ -194,6 +225,7 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=160)
     options = parser.parse_args()
     checkpoint = open_checkpoint(options.checkpoint)
+    print(INTRODUCTION)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # so that the printed paths are short
         good = export(checkpoint, Path("good.onnx"), imgsz=options.imgsz).path
@@ -205,7 +237,7 @@ def main() -> None:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
                 code = command_line(words)
-            print(f"\n{fault.text}\n\n```\n$ y7edge {' '.join(words)}")
+            print(f"\n## {fault.title}\n\n{fault.text}\n\n```\n$ y7edge {' '.join(words)}")
             print(f"{printed.getvalue().rstrip()}\n```\n\nExit code: {code}.")
         os.chdir(tempfile.gettempdir())
 

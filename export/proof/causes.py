@@ -216,7 +216,7 @@ def _sigmoid(case: Case) -> Cause | None:
     sides = [(0, "A", "B"), (1, "B", "A")]
     for index, letter, _ in sides:
         one, other = pair[index], pair[1 - index]
-        probable = all(0 <= head.min() and head.max() <= 1 for head in one.heads or ())
+        probable = all(head.min() >= 0 and head.max() <= 1 for head in one.heads or ())
         if not one.heads or one.activated == probable:
             continue
         if agree(replace(one, activated=probable), other, case.limits):
