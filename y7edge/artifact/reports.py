@@ -106,6 +106,23 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class AccuracyDifference:
+    """mAP@0.5:0.95 of an artifact and of the model that it was made from."""
+
+    data: str  # the data set
+    split: str
+    images: int
+    reference: float  # mAP of the model
+    artifact: float  # mAP of the artifact
+    limit: float | None  # largest accepted drop; None: only measured
+
+    @property
+    def drop(self) -> float:
+        """By how much the mAP of the artifact is lower; negative if it is higher."""
+        return round(self.reference - self.artifact, 6)
+
+
+@dataclass(frozen=True)
 class Origin:
     """The artifact that ``verify`` checked, and its digests."""
 
@@ -124,6 +141,7 @@ class ParityReport:
     simplifier: str | None = None  # result of the graph's simplification
     origin: Origin | None = None
     measured: Measured | None = None
+    accuracy: AccuracyDifference | None = None  # None if no data set was given
 
     def to_dict(self) -> dict[str, Any]:
         """Return a flat JSON record, with the entries of ``origin`` and ``measured`` merged in."""
