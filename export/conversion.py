@@ -34,6 +34,7 @@ from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.graph.rewrites import lacking
 from y7edge.export.proof import parity
+from y7edge.export.proof.accuracy import Baseline, MapGate, gated
 from y7edge.export.proof.probes import adapted_probes
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
@@ -59,6 +60,8 @@ def build(
     precision: str | None = None,
     device: str = "auto",
     options: Mapping[str, str] | None = None,
+    data: Path | str | Baseline | None = None,
+    max_map_drop: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Convert a proved ONNX artifact to another target, and prove the result with the probes.
@@ -70,13 +73,18 @@ def build(
         precision: a precision that the target supports; None: the source's.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
+        data: a data set, on whose split "val" both artifacts are evaluated after the proof; or a
+            ``Baseline`` of the ONNX artifact.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: only measure it.
         progress: called with one line for each step.
 
     Raises:
         ConfigError: this artifact cannot be converted to this target.
         DigestError: the ONNX artifact was changed after it was proved.
         RuntimeMissing: a package is not installed.
-        ParityError: an output deviates by more than the tolerance; ``report`` has the numbers.
+        DataError: the data set cannot be used.
+        ParityError: an output deviates by more than the tolerance, or the mAP drops by more than
+            ``max_map_drop``; ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
@@ -88,6 +96,7 @@ def build(
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require(chosen.NEEDS, f"target {target}")
+    gate = MapGate.create(proved, data, max_map_drop, tell)
     runtime = cast(str, chosen.RUNTIME)
     limits = parity.tolerance(precision, registry.get(runtime).DEVIATION)
     draft = replace(
@@ -115,7 +124,9 @@ def build(
         built = replace(built, manifest=replace(built.manifest, probes=probes))
         tell("repeat the probes")
         report = _repeat(built, runtime, device, limits, proved.path.name)
-        parity.require_passed(report, f"nothing was written to {destination}: the artifact")
+        subject = f"nothing was written to {destination}: the artifact"
+        parity.require_passed(report, subject)
+        report = gated(report, gate, built, runtime, device, subject, tell)
         manifest = replace(built.manifest, parity=report.to_dict())
         made = deliver(replace(built, manifest=manifest), chosen, destination)
     tell(f"proved; written to {destination}")

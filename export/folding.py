@@ -287,6 +287,23 @@ def deviation(
     )
 
 
+def row_outputs(
+    checkpoint: Checkpoint, images: npt.NDArray[np.float32]
+) -> dict[int, npt.NDArray[np.float32]]:
+    """Run an unfolded model; return the output of each row of the folded one, without the head.
+
+    ``images``: (B, 3, H, W) float32, RGB, 0 to 1. The keys are the indices of the folded rows.
+    """
+    import torch
+
+    from y7edge.nn.build import from_checkpoint
+
+    model = from_checkpoint(checkpoint).eval()
+    kept = kept_rows(model.spec)
+    _, maps = _run(model, torch.from_numpy(np.ascontiguousarray(images)), kept)
+    return {index: maps[row].numpy() for index, row in enumerate(kept)}
+
+
 def _run(
     model: Model, images: torch.Tensor, rows: Sequence[int]
 ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:

@@ -6,7 +6,7 @@ The artifact is built and proved in a temporary folder. ``delivery`` moves it to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import cast
@@ -27,6 +27,7 @@ from y7edge.export.graph import build
 from y7edge.export.graph.rewrites import choose, recorded
 from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
+from y7edge.export.proof.accuracy import Baseline, MapGate, gated
 from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.probes import make_probes
 from y7edge.export.proof.reference import Reference
@@ -65,6 +66,8 @@ def export(
     device: str = "auto",
     options: Mapping[str, str] | None = None,
     unverified: str | None = None,
+    data: Path | str | Baseline | None = None,
+    max_map_drop: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Export a checkpoint as an artifact, and prove that the artifact equals the model.
@@ -87,24 +90,32 @@ def export(
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
         unverified: why there is no proof. Required for targets without a runtime, else forbidden.
+        data: a data set, on whose split "val" checkpoint and artifact are evaluated after the
+            proof; or a ``Baseline``, for another split, or to evaluate the checkpoint only once
+            for several exports.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: only measure it.
         progress: called with one line for each step.
 
     Raises:
         ConfigError: an option is invalid, or the destination cannot be written.
         RuntimeMissing: a package is not installed.
-        ParityError: the proof failed or is inconclusive; ``report`` has the numbers.
+        DataError: the images or the data set cannot be used.
+        ParityError: the proof failed or is inconclusive, or the mAP drops by more than
+            ``max_map_drop``; ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
     size: Dim = "dynamic" if dynamic else batch
     require_offered(chosen, input, outputs, precision, size, options or {})
-    _check(chosen, size, unverified)
+    _check(chosen, size, unverified, data is not None)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require({**_GRAPH_NEEDS, **chosen.NEEDS}, f"target {target}")
     rewrites = choose(folded(checkpoint.spec), rewrites, chosen.REWRITES)
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
+    gate = MapGate.create(checkpoint, data, max_map_drop, tell)
+    order = _Order(checkpoint, chosen, destination, device, images, unverified, gate, tell)
     with writing("temporary files", gettempdir()), temporary_folder() as folder:
         tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
         request = BuildRequest(
@@ -116,14 +127,21 @@ def export(
             device=device,
             options=options or {},
         )
-        made, note = _build(request, chosen, rewrites, simplify, tell)
-        made, report = _prove(made, chosen, checkpoint, images, device, unverified, tell)
-        if unverified is None:
-            parity.require_passed(report, f"nothing was written to {destination}: the artifact")
-        manifest = replace(made.manifest, parity=replace(report, simplifier=note).to_dict())
-        made = deliver(replace(made, manifest=manifest), chosen, destination)
-    tell(f"{'proved' if unverified is None else 'not proved'}; written to {destination}")
-    return made
+        return _deliver(order, *_build(request, chosen, rewrites, simplify, tell))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What to prove and where to deliver it; see the arguments of ``export``."""
+
+    checkpoint: Checkpoint
+    target: Target
+    destination: Path
+    device: str
+    images: Images | None
+    unverified: str | None
+    gate: MapGate | None
+    tell: Callable[[str], None]
 
 
 def _describe(
@@ -184,30 +202,40 @@ def _build(
     return seal(target.build(request), target), note
 
 
-def _prove(
-    built: Artifact,
-    target: Target,
-    checkpoint: Checkpoint,
-    images: Images | None,
-    device: str,
-    unverified: str | None,
-    tell: Callable[[str], None],
-) -> tuple[Artifact, ParityReport]:
+def _deliver(order: _Order, built: Artifact, note: str) -> Artifact:
+    """Prove an artifact, evaluate it if requested, and move its files to the destination.
+
+    ``note``: on the simplification of the graph.
+    """
+    made, report = _prove(order, built)
+    runtime = order.target.RUNTIME
+    if isinstance(runtime, str):
+        subject = f"nothing was written to {order.destination}: the artifact"
+        parity.require_passed(report, subject)
+        report = gated(report, order.gate, made, runtime, order.device, subject, order.tell)
+    manifest = replace(made.manifest, parity=replace(report, simplifier=note).to_dict())
+    made = deliver(replace(made, manifest=manifest), order.target, order.destination)
+    proved = "proved" if order.unverified is None else "not proved"
+    order.tell(f"{proved}; written to {order.destination}")
+    return made
+
+
+def _prove(order: _Order, built: Artifact) -> tuple[Artifact, ParityReport]:
     """Add probes to the artifact, run it in its engine, and compare it with the unfolded model.
 
     A target without a runtime is not run: the report has the status "unverified".
     """
-    runtime = target.RUNTIME
+    runtime, checkpoint, tell = order.target.RUNTIME, order.checkpoint, order.tell
     if isinstance(runtime, Unprovable):
-        return built, ParityReport("unverified", (runtime.reason,), reason=unverified)
+        return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     reference = Reference(checkpoint)
-    prepared = gather(images, checkpoint.meta, built.manifest.input)
+    prepared = gather(order.images, checkpoint.meta, built.manifest.input)
     tell("run the reference model on the probes")
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
     probes = make_probes(built.manifest, reference, limits.probe)
     probed = replace(built, manifest=replace(built.manifest, probes=probes))
     report = parity.prove(
-        probed, reference, prepared, backend=runtime, device=device, progress=tell
+        probed, reference, prepared, backend=runtime, device=order.device, progress=tell
     )
     return probed, report
 
@@ -217,14 +245,22 @@ def _versions(target: Target) -> dict[str, str]:
     return {"y7edge": __version__, "numpy": np.__version__, **graph, **target.versions()}
 
 
-def _check(target: Target, batch: Dim, unverified: str | None) -> None:
-    """Raise ConfigError if the batch size is out of range, or ``unverified`` missing or useless."""
+def _check(target: Target, batch: Dim, unverified: str | None, evaluated: bool) -> None:
+    """Raise ConfigError if the batch size is out of range, or ``unverified`` missing or useless.
+
+    ``evaluated``: whether the mAP is to be measured, which requires a runtime.
+    """
     if batch != "dynamic" and not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:
         raise ConfigError(
             f"artifacts of target {target.NAME} cannot be proved here ({target.RUNTIME.reason}): "
             "pass --unverified REASON to export one without a proof"
+        )
+    if isinstance(target.RUNTIME, Unprovable) and evaluated:
+        raise ConfigError(
+            f"artifacts of target {target.NAME} cannot be evaluated here "
+            f"({target.RUNTIME.reason}): omit data and max_map_drop"
         )
     if isinstance(target.RUNTIME, str) and unverified is not None:
         raise ConfigError(

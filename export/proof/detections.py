@@ -20,14 +20,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.manifest import LevelInfo, Manifest
+from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.reports import DetectionDifference, Tolerance
 from y7edge.detect.detections import Detections
 from y7edge.detect.detector import Detector
-from y7edge.export.proof.agreement import Decoded, decode
+from y7edge.export.proof.agreement import Decoded
 from y7edge.export.proof.images import ProofImages, placement
 from y7edge.export.proof.probes import proved_batches
-from y7edge.export.proof.reference import Answer
 from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
@@ -40,12 +39,11 @@ def compare_detections(
     session: Session,
     manifest: Manifest,
     images: ProofImages,
-    expected: Sequence[Answer],
-    levels: Sequence[LevelInfo],
+    expected: Sequence[Decoded],
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Run the Detector on every frame, and compare its boxes with the reference's outputs.
+    """Run the Detector on every frame, and compare its boxes with the reference's candidates.
 
     A dynamic batch is run with each proved size.
 
@@ -53,8 +51,7 @@ def compare_detections(
         session: the artifact's open session.
         manifest: the artifact's manifest.
         images: the images of the proof.
-        expected: the reference's outputs for each image.
-        levels: strides and anchors of the checkpoint.
+        expected: the reference's candidates for each image.
         conf: confidence threshold.
         limits: tolerances of the proof.
     """
@@ -66,8 +63,7 @@ def compare_detections(
     for batch in proved_batches(manifest):
         groups = (images.frames[i : i + batch] for i in range(0, len(images.frames), batch))
         results = [found for group in groups for found in detector.batch(group)]
-        for frame, answer, found in zip(images.frames, expected, results, strict=True):
-            decoded = decode(answer.heads, levels, manifest.nc)
+        for frame, decoded, found in zip(images.frames, expected, results, strict=True):
             candidates = _Candidates(decoded, frame, manifest, conf, limits)
             boxes += len(found)
             unmatched += candidates.unmatched(found)

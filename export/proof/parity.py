@@ -39,10 +39,10 @@ from y7edge.export.proof.agreement import (
     decode,
 )
 from y7edge.export.proof.detections import compare_detections
+from y7edge.export.proof.final_boxes import compare_final_boxes
 from y7edge.export.proof.images import ProofImages
 from y7edge.export.proof.probes import decode_outputs, outputs_of, proved_batches
 from y7edge.export.proof.reference import Answer, Reference
-from y7edge.export.proof.rows import compare_rows
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions
 
@@ -104,14 +104,15 @@ def prove(
         decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in expected)
         chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
         if manifest.outputs[0].role == "detections":
-            outputs, candidates = compare_rows(session, manifest, images, chosen, limits)
+            outputs, candidates = compare_final_boxes(session, manifest, images, chosen, limits)
         else:
             outputs, candidates = _compare(session, manifest, images, expected, chosen)
         # The threshold is lowered if necessary, so that there are boxes to compare.
         conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
         spec = reference.checkpoint.spec
         levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
-        detections = compare_detections(session, manifest, images, expected, levels, conf, limits)
+        truth = [decode(answer.heads, levels, manifest.nc) for answer in expected]
+        detections = compare_detections(session, manifest, images, truth, conf, limits)
         probes = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
     finally:
         session.close()
@@ -199,16 +200,16 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
     limits, candidates, peak = measured.tolerance, measured.candidates, measured.activations
     problems = []
     for name, found in measured.outputs.items():
-        if not _at_most(found.deviation, limits.deviation):
+        if not at_most(found.deviation, limits.deviation):
             problems.append(
                 f"{name} deviates by {found.deviation:.2g} of its largest value, tolerance "
                 f"{limits.deviation:g}"
             )
-        if not _at_least(found.cosine, limits.cosine):
+        if not at_least(found.cosine, limits.cosine):
             problems.append(f"{name} has cosine {found.cosine:.6f}, minimum {limits.cosine}")
-    if not _at_least(candidates.iou, limits.iou):
+    if not at_least(candidates.iou, limits.iou):
         problems.append(f"a candidate has IoU {candidates.iou:.4f}, minimum {limits.iou}")
-    if not _at_most(candidates.score_difference, limits.score):
+    if not at_most(candidates.score_difference, limits.score):
         problems.append(
             f"a candidate's score differs by {candidates.score_difference:.2g}, tolerance "
             f"{limits.score:g}"
@@ -224,14 +225,14 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
             problems.append(f"{probe.key} deviates by {probe.deviation}")
         if probe.tolerance > limits.probe:
             problems.append(f"{probe.key} allows {probe.tolerance}, maximum {limits.probe:g}")
-    if not _at_most(peak.peak, limits.peak):
+    if not at_most(peak.peak, limits.peak):
         problems.append(
             f"an activation of {peak.at} reaches {peak.peak:.3g}, maximum {limits.peak:g} (half of "
             "the format's range): use fp32"
         )
     if problems:
         return "failed", tuple(problems)
-    if not _at_least(candidates.score_spread, SPREAD):
+    if not at_least(candidates.score_spread, SPREAD):
         problem = (
             f"inconclusive, the reference's scores have a spread of {candidates.score_spread:.3f}, "
             f"minimum {SPREAD}: use images with objects that the model detects (--images FOLDER), "
@@ -241,11 +242,13 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
     return "passed", ()
 
 
-def _at_most(value: float | None, limit: float | None) -> bool:
+def at_most(value: float | None, limit: float | None) -> bool:
+    """Return whether a measured value is within a limit; a value of None or NaN is not."""
     return limit is None or (value is not None and value <= limit)
 
 
-def _at_least(value: float | None, limit: float | None) -> bool:
+def at_least(value: float | None, limit: float | None) -> bool:
+    """Return whether a measured value reaches a limit; a value of None or NaN does not."""
     return limit is None or (value is not None and value >= limit)
 
 

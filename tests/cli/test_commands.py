@@ -200,6 +200,30 @@ def test_verify_against_another_checkpoint(
     assert report["status"] == "failed"
 
 
+def test_diff(
+    artifact_path: Path,
+    checkpoint_path: Path,
+    data: Path,
+    tmp_path: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    image = data.parent / "images" / "val" / "6.png"
+    (report,) = run("diff", checkpoint_path, artifact_path, "--image", image, "--layers")
+    assert (report["status"], report["first"], report["cause"]) == ("equal", None, None)
+    assert report["image"] == str(image)
+    assert report["a"]["target"] == "checkpoint"
+    name = tampering.convolutions_of(artifact_path)[3]
+    changed = tampering.scale_weight(artifact_path, tmp_path / "changed.onnx", name, seal=True)
+    (report,) = run("diff", artifact_path, changed, "--layers", exits=4)
+    assert report["cause"]["name"] == "changed weights"
+    assert report["first_row"] == f"/row{name.split('.')[1]}"
+    assert main(["diff", str(artifact_path), str(changed)]) == 4
+    printed = capsys.readouterr()
+    assert "first difference: head0" in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: ")
+
+
 def test_selftest(artifact_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (report,) = run("selftest", artifact_path)
     assert report["status"] == "passed"

@@ -25,6 +25,7 @@ from y7edge.cli.build import build
 from y7edge.cli.check import check
 from y7edge.cli.console import note, open_streams
 from y7edge.cli.data import data
+from y7edge.cli.diff import diff
 from y7edge.cli.export import export
 from y7edge.cli.grouped import Grouped
 from y7edge.cli.info import info
@@ -51,6 +52,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
+    diff: "y7edge diff tiny.onnx tiny.xml --image image.jpg",
     selftest: "y7edge selftest tiny.onnx",
     benchmark: "y7edge benchmark tiny.onnx --threads 1 --json",
     info: "y7edge info yolov7-w6",

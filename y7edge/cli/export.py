@@ -11,7 +11,7 @@ from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Device, Images, Json, Size
+from y7edge.cli.options import Device, Images, Json, Size, finite
 
 if TYPE_CHECKING:
     from y7edge.artifact.artifact import Artifact
@@ -60,6 +60,20 @@ Unverified = Annotated[
     ),
 ]
 
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DATA", help="Also evaluate the model and the artifact on this data set (mAP)."
+    ),
+]
+Split = Annotated[str, typer.Option(help="Split of --data: train, val or test.")]
+MaxMapDrop = Annotated[
+    float | None,
+    typer.Option(
+        callback=finite, help="Largest drop of mAP@0.5:0.95 on --data, such as 0.002; else exit 4."
+    ),
+]
+
 
 def export(
     checkpoint: _Checkpoint,
@@ -77,20 +91,26 @@ def export(
     device: Device = "auto",
     option: TargetOptions = None,
     unverified: Unverified = None,
+    data: Data = None,
+    split: Split = "val",
+    max_map_drop: MaxMapDrop = None,
     as_json: Json = False,
 ) -> None:
     """Fold a checkpoint, write it as an artifact, and prove the artifact.
 
     The artifact is run in its own engine and compared with the unfolded model. If it deviates by
-    more than the tolerance, the report is printed, no file is written and the exit code is 4.
+    more than the tolerance, or if its mAP on --data drops by more than --max-map-drop, the report
+    is printed, no file is written and the exit code is 4.
     """
     from y7edge.export.pipeline import export as make
+    from y7edge.export.proof.accuracy import Baseline
     from y7edge.nn.source import open_checkpoint
 
     say_random(checkpoint)
+    model = open_checkpoint(checkpoint)
     with report_even_if_failed(as_json):
         artifact = make(
-            open_checkpoint(checkpoint),
+            model,
             out or default_out(checkpoint, target),
             target=target,
             outputs=outputs,
@@ -105,6 +125,8 @@ def export(
             device=device,
             options=target_options(option),
             unverified=unverified,
+            data=data and Baseline(model, data, split, device="auto", progress=note),
+            max_map_drop=max_map_drop,
             progress=note,
         )
     show_artifact(artifact, as_json=as_json)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, show, table
+from y7edge.cli.gate import accuracy_lines
 from y7edge.cli.models import kind_of
 from y7edge.cli.options import Json, Names, Size
 from y7edge.models import Spec, registry, shapes
@@ -153,6 +155,7 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "inputs": _tensors(record["inputs"]),
         "outputs": _tensors(record["outputs"]),
         "parity": f"unverified: {parity.get('reason')}" if unverified else parity.get("status"),
+        "accuracy": _accuracy(parity),
         "thresholds": _thresholds(record.get("thresholds")),
         "licence": record.get("licence") or "not stated",
     }
@@ -160,6 +163,12 @@ def _lines(record: dict[str, Any]) -> list[str]:
         flat |= {f"assumed {subject}": text for subject, text in assumed.items()}
     hidden = ("tools", "source", "meta")
     return facts({key: value for key, value in flat.items() if key not in hidden})
+
+
+def _accuracy(parity: dict[str, Any]) -> str | None:
+    if not parity.get("accuracy"):
+        return None
+    return accuracy_lines(ParityReport.from_dict(parity))[0]
 
 
 def _thresholds(values: dict[str, Any] | None) -> str | None:

@@ -293,9 +293,10 @@ def threshold_feeds(manifest: Manifest, criteria: Criteria | Thresholds) -> dict
     """Return the values for the threshold inputs of a graph with NMS; {} for other graphs."""
     values = {"conf": criteria.conf, "iou": criteria.iou, "max_det": criteria.max_det}
     # Classes and their thresholds are applied afterwards, to all boxes.
-    if isinstance(criteria, Criteria):
-        if criteria.classes is not None or criteria.class_conf is not None:
-            values["max_det"] = MAX_CANDIDATES
+    if isinstance(criteria, Criteria) and (
+        criteria.classes is not None or criteria.class_conf is not None
+    ):
+        values["max_det"] = MAX_CANDIDATES
     dtypes = THRESHOLD_INPUTS
     return {name: np.array(values[name], dtypes[name]) for name in manifest.threshold_inputs}
 
