@@ -52,15 +52,19 @@ class Head(nn.Module):
                     bias[:, 4] += math.log(PRIOR_OBJECTS / (PRIOR_SIZE / stride) ** 2)
                     bias[:, 5:] += math.log(PRIOR_CLASS / (nc - 0.99))
 
-    def forward_lead(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return raw lead outputs, (B, A, H, W, 5 + nc) each."""
+    def lead_planes(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return lead outputs as the convolutions give them, (B, A * (5 + nc), H, W) each."""
         outputs = []
         for level, (conv, x) in enumerate(zip(self.lead, maps, strict=True)):
             if self.add:
-                outputs.append(self._split(self.mul[level] * conv(x + self.add[level])))
+                outputs.append(self.mul[level] * conv(x + self.add[level]))
             else:
-                outputs.append(self._split(conv(x)))
+                outputs.append(conv(x))
         return outputs
+
+    def forward_lead(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return raw lead outputs, (B, A, H, W, 5 + nc) each."""
+        return [self._split(planes) for planes in self.lead_planes(maps)]
 
     def forward_aux(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return raw auxiliary outputs, (B, A, H, W, 5 + nc) each."""
