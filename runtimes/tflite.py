@@ -12,6 +12,7 @@ the delegate as texts.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,8 @@ def _delegate(engine: Any, options: SessionOptions) -> Any:
     own = dict(options.provider_options)
     library = str(own.pop("delegate"))
     try:
+        # LiteRT's own class prints a traceback for a library without this function.
+        _ = ctypes.CDLL(library).tflite_plugin_destroy_delegate
         return engine.load_delegate(library, {name: str(value) for name, value in own.items()})
     except Exception as error:  # OSError, AttributeError and ValueError
         raise DeviceError(
