@@ -89,7 +89,7 @@ def _versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
         raise RuntimeMissing(f"{python} is not a Python interpreter: {error}") from error
 
 
-def run(command: Sequence[str | Path], folder: Path, name: str, made: Path, seconds: float) -> None:
+def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: float) -> None:
     """Run a converter in ``folder``, an empty temporary folder, and require the file ``made``.
 
     Raises:
@@ -99,7 +99,7 @@ def run(command: Sequence[str | Path], folder: Path, name: str, made: Path, seco
     home = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), place)
     try:
         done = subprocess.run(
-            [str(part) for part in command],
+            command,
             cwd=folder,
             env={**os.environ, **_OFFLINE, **home},
             stdin=subprocess.DEVNULL,

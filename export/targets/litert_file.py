@@ -51,7 +51,7 @@ def build(request: BuildRequest) -> Artifact:
         program, made = Path(name) / "model.pt2", Path(name) / "model.tflite"
         _export(cast(Checkpoint, request.checkpoint), manifest, program)
         script = Path(__file__).with_name("_litert_convert.py")
-        command: list[str | Path] = [python, "-I", script, program, made, manifest.precision]
+        command = [str(python), "-I", str(script), str(program), str(made), manifest.precision]
         converters.run(command, Path(name), "litert-torch", made, _SECONDS)
         made.rename(request.path)
     outputs = tuple(
