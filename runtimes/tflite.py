@@ -2,7 +2,7 @@
 
 An artifact is one .tflite file and the manifest in a .tflite.json file. The names of tensors are
 those of the file's only signature. On the CPU, LiteRT runs float operations with XNNPACK, which is
-on by default, and the others with its own kernels. LiteRT writes one line to standard error when
+on by default, and the others with its own kernels; by default it uses one thread. LiteRT writes one line to standard error when
 the first model is opened.
 
 Another device is used through a delegate, a shared library of the device's vendor: device

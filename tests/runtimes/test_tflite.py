@@ -166,6 +166,20 @@ def test_weights_keep_their_precision(artifact, make):
     )
 
 
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_threads_reach_the_engine(artifact, monkeypatch, threads):
+    """The narrow model is too small for XNNPACK to use several threads."""
+    asked, real = [], interpreter.Interpreter
+
+    def noted(**options):
+        asked.append(options["num_threads"])
+        return real(**options)
+
+    monkeypatch.setattr(interpreter, "Interpreter", noted)
+    tflite.open(artifact, SessionOptions(threads=threads))
+    assert asked == [threads]
+
+
 def test_leaky_relu_is_a_maximum(artifact):
     plain = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     loaded = interpreter.Interpreter(
