@@ -2,8 +2,8 @@
 
 An artifact is one .tflite file and the manifest in a .tflite.json file. The names of tensors are
 those of the file's only signature. On the CPU, LiteRT runs float operations with XNNPACK, which is
-on by default, and the others with its own kernels; by default it uses one thread. LiteRT writes one line to standard error when
-the first model is opened.
+on by default, and the others with its own kernels; by default it uses one thread. It writes one
+line to standard error when the first model is opened.
 
 Another device is used through a delegate, a shared library of the device's vendor: device
 "delegate", and the provider option ``delegate``, its path. All other provider options are passed to
