@@ -113,6 +113,8 @@ def export(
     require_device(chosen, device)
     require({**_GRAPH_NEEDS, **chosen.NEEDS}, f"target {target}")
     rewrites = choose(folded(checkpoint.spec), rewrites, chosen.REWRITES)
+    if rewrites and chosen.NEEDS_CHECKPOINT:
+        raise ConfigError(f"target {target} converts the checkpoint, not a graph: omit --rewrite")
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
     gate = MapGate.create(checkpoint, data, max_map_drop, tell)
     order = _Order(checkpoint, chosen, destination, device, images, unverified, gate, tell)

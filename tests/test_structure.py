@@ -61,7 +61,7 @@ TOP_LEVEL = {
 ONLY_IN = {
     "torch": (
         *("y7edge.nn", "y7edge.train"),
-        *("y7edge.export.folding", "y7edge.export.proof.reference"),
+        *("y7edge.export.folding", "y7edge.export.proof.reference", "y7edge.export.targets"),
     ),
     "onnx": ("y7edge.export",),
     "onnxsim": ("y7edge.export",),

@@ -94,7 +94,11 @@ class Target(Protocol):
         """
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of the packages that determine the files."""
+        """Return the versions of the packages that determine the files.
+
+        Raises:
+            RuntimeMissing: the converter is in another interpreter, and it is missing.
+        """
 
 
 def require_offered(

@@ -6,13 +6,13 @@ package would import torch, so that only the program is run.
 
 from __future__ import annotations
 
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import ExportError, RuntimeMissing
+from y7edge.errors import RuntimeMissing
+from y7edge.export import converters
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import ncnnrt
 from y7edge.runtimes.base import installed_versions
@@ -46,8 +46,9 @@ def build(request: BuildRequest) -> Artifact:
         graph = folder / "graph.onnx"
         graph.symlink_to(request.model.absolute())
         half = int(manifest.precision == "fp16")
-        _run([str(_program()), graph.name, f"fp16={half}"], folder)
         made = folder / "graph.ncnn.param"
+        command = [str(_program()), graph.name, f"fp16={half}"]
+        converters.run(command, folder, "pnnx", made.with_suffix(".bin"), _SECONDS)
         names = {"in0": manifest.input.name}
         names |= {f"out{index}": output.name for index, output in enumerate(manifest.outputs)}
         main.write_text(_renamed(made.read_text(), names))
@@ -68,18 +69,6 @@ def _program() -> Path:
             if (Path(place) / name).is_file():
                 return Path(place) / name
     raise RuntimeMissing('the package pnnx has no program: pip install "y7edge[ncnn-export]"')
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ExportError(f"pnnx cannot convert the graph: {error}") from error
-    if done.returncode or not (folder / "graph.ncnn.bin").is_file():
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-        raise ExportError(f"pnnx cannot convert the graph: {last[0]} (code {done.returncode})")
 
 
 def _renamed(text: str, names: dict[str, str]) -> str:

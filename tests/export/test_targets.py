@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.runtimes.conftest import PROVABLE
+from tests.runtimes.conftest import PROVABLE, skip_unless_built_here
 from y7edge import Detector, plugins
 from y7edge.artifact.artifact import Artifact, digest_files, sidecar
 from y7edge.cli import main
@@ -25,7 +25,6 @@ from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import BuildRequest, Unprovable
 from y7edge.models import weights
 from y7edge.runtimes import registry
-from y7edge.runtimes.base import missing
 
 SIZE = (64, 96)
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -90,8 +89,7 @@ def test_members(name):
 @pytest.mark.parametrize("name", targets.names())
 def test_the_same_request_gives_the_same_bytes(name, narrow_tiny, artifact_path, tmp_path):
     target = targets.get(name)
-    if absent := missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     draft = registry.load(artifact_path).manifest
     built = []
     for folder in (tmp_path / "first", tmp_path / "second"):
@@ -119,8 +117,7 @@ KINDS = [
 @pytest.mark.parametrize(("name", "outputs", "precision"), KINDS)
 def test_every_kind_is_proved_and_loaded(name, outputs, precision, narrow_tiny, tmp_path):
     target = targets.get(name)
-    if absent := missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     out = tmp_path / f"m{target.SUFFIX}"
     options = {"outputs": outputs, "precision": precision}
     checkpoint = narrow_tiny
@@ -143,8 +140,7 @@ def test_every_kind_is_proved_and_loaded(name, outputs, precision, narrow_tiny, 
 @pytest.mark.parametrize("name", PROVABLE)
 def test_uint8_input_is_proved_or_refused(name, narrow_tiny, tmp_path):
     target = targets.get(name)
-    if absent := missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     out, options = tmp_path / f"m{target.SUFFIX}", {"imgsz": SIZE, "input": "uint8"}
     if "uint8" not in target.INPUTS:
         with pytest.raises(ConfigError, match=f"target {name} has no input 'uint8'"):
@@ -159,10 +155,13 @@ def test_uint8_input_is_proved_or_refused(name, narrow_tiny, tmp_path):
 @pytest.mark.parametrize("name", PROVABLE)
 def test_rewritten_graphs_are_proved(name, narrow_tiny, tmp_path):
     target = targets.get(name)
-    if absent := missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     names = choose(narrow_tiny.spec, (), tuple(REWRITES))
     out = tmp_path / f"m{target.SUFFIX}"
+    if target.NEEDS_CHECKPOINT:
+        with pytest.raises(ConfigError, match="converts the checkpoint, not a graph"):
+            export(narrow_tiny, out, target=name, imgsz=SIZE, rewrites=names)
+        return
     made = export(narrow_tiny, out, target=name, imgsz=SIZE, rewrites=names)
     assert made.manifest.tools["rewrites"] == ", ".join(names)
     assert made.manifest.parity["status"] == "passed"
@@ -328,8 +327,7 @@ def test_the_main_file_goes_last(announce, narrow_tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PROVABLE)
 def test_damaged_delivery_restores_the_older_artifact(name, narrow_tiny, tmp_path, monkeypatch):
     target = targets.get(name)
-    if absent := missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     out, real = tmp_path / f"m{target.SUFFIX}", delivery.replace_files
     older = export(narrow_tiny, out, target=name, imgsz=SIZE, outputs=target.OUTPUTS[-1])
 
@@ -353,8 +351,7 @@ def test_damaged_delivery_restores_the_older_artifact(name, narrow_tiny, tmp_pat
 @pytest.mark.parametrize("name", PROVABLE)
 def test_unreadable_artifact_is_not_delivered(name, narrow_tiny, tmp_path, monkeypatch):
     target = targets.get(name)
-    if absent := missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     runtime, out = registry.get(target.RUNTIME), tmp_path / f"m{target.SUFFIX}"
     older = export(narrow_tiny, out, target=name, imgsz=SIZE)
 
@@ -381,8 +378,7 @@ def _deliver(path, out, queue):
 @pytest.mark.parametrize("name", PROVABLE)
 def test_concurrent_exports_leave_one_complete_artifact(name, narrow_tiny, tmp_path):
     target = targets.get(name)
-    if absent := missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     made = [
         export(narrow_tiny, tmp_path / str(i) / f"m{target.SUFFIX}", target=name, imgsz=size)
         for i, size in enumerate((SIZE, (96, 64)))

@@ -17,7 +17,7 @@ import pytest
 from tests.runtimes.conftest import PROVABLE
 from y7edge import Detector
 from y7edge.artifact.artifact import Artifact
-from y7edge.detect.selftest import selftest
+from y7edge.detect.selftest import as_input, selftest
 from y7edge.errors import (
     ArtifactError,
     ArtifactMissing,
@@ -42,7 +42,7 @@ def session(made):
 def images(artifact: Artifact, batch: int = 1) -> np.ndarray:
     image = artifact.manifest.input
     shape = (batch, 3, image.height, image.width)
-    return np.random.default_rng(0).random(shape, dtype=np.float32)
+    return as_input(np.random.default_rng(0).random(shape, dtype=np.float32), image)
 
 
 # --- the module ----------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_results_are_not_overwritten_by_the_next_call(made, session):
         (lambda x: {}, "takes images; got nothing"),
         (lambda x: {"images": x, "more": x}, "takes images"),
         (lambda x: {"frames": x}, "got frames"),
-        (lambda x: {"images": x[:, :2]}, r"\(1, 2, 64, 96\), expected float32 \(1, 3, 64, 96\)"),
+        (lambda x: {"images": x[:, :2]}, r"float32 \(1, 2, .*\), expected float32 \(1, .*\)"),
         (lambda x: {"images": x[0]}, "expected"),
         (lambda x: {"images": np.concatenate([x, x])}, "expected"),
         (lambda x: {"images": x.astype(np.float64)}, "images is float64"),
@@ -356,8 +356,7 @@ def test_one_thread_is_one_thread(made):
         "from y7edge.runtimes.base import SessionOptions\n"
         f"artifact = registry.load({str(made.artifact.path)!r})\n"
         "session = registry.open_session(artifact, SessionOptions('cpu', 1))\n"
-        "image = artifact.manifest.input\n"
-        "feeds = {'images': np.zeros((1, 3, image.height, image.width), np.float32)}\n"
+        "feeds = {'images': np.zeros(artifact.manifest.input.shape, np.float32)}\n"
         "session.infer(feeds)\n"
         "wall, cpu = time.perf_counter(), time.process_time()\n"
         "while time.perf_counter() - wall < 1: session.infer(feeds)\n"

@@ -78,6 +78,10 @@ class Model(nn.Module):
         levels = self.spec.levels
         return self.head.forward_lead(maps[:levels]) + self.head.forward_aux(maps[levels:])
 
+    def heads(self, images: Tensor) -> list[Tensor]:
+        """Return the lead's outputs as an exported graph does, (B, anchors * (5 + nc), H, W)."""
+        return self.head.lead_planes(self._features(images, aux=False))
+
     def decode(self, heads: Sequence[Tensor]) -> Tensor:
         """Decode raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in pixels, then probabilities."""
         return self.head.decode(heads[: self.spec.levels])
