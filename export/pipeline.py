@@ -117,33 +117,55 @@ def export(
         raise ConfigError(f"target {target} converts the checkpoint, not a graph: omit --rewrite")
     draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
     gate = MapGate.create(checkpoint, data, max_map_drop, tell)
-    order = _Order(checkpoint, chosen, destination, device, images, unverified, gate, tell)
-    with writing("temporary files", gettempdir()), temporary_folder() as folder:
-        tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
-        request = BuildRequest(
-            model=folder / "graph.onnx",
-            checkpoint=fold_checkpoint(checkpoint),
-            manifest=draft,
-            folder=folder / "artifact",
-            name=destination.name,
-            device=device,
-            options=options or {},
-        )
-        return _deliver(order, *_build(request, chosen, rewrites, simplify, tell))
+    order = _Order(checkpoint, chosen, destination, draft, device, unverified, tell)
+    return _make(order, rewrites, simplify, options or {}, images, gate)
 
 
 @dataclass(frozen=True)
 class _Order:
-    """What to prove and where to deliver it; see the arguments of ``export``."""
+    """What to export, and where to; see the arguments of ``export``."""
 
     checkpoint: Checkpoint
     target: Target
     destination: Path
+    manifest: Manifest  # without payload digest, probes and parity
     device: str
-    images: Images | None
     unverified: str | None
-    gate: MapGate | None
     tell: Callable[[str], None]
+
+
+def _make(
+    order: _Order,
+    rewrites: Sequence[str],
+    simplify: bool,
+    options: Mapping[str, str],
+    images: Images | None,
+    gate: MapGate | None,
+) -> Artifact:
+    """Build an artifact in a temporary folder, prove it, evaluate it, and deliver it."""
+    spec, runtime, tell = order.checkpoint.spec, order.target.RUNTIME, order.tell
+    with writing("temporary files", gettempdir()), temporary_folder() as folder:
+        tell(f"fold {spec.name} ({spec.form} form)")
+        request = BuildRequest(
+            model=folder / "graph.onnx",
+            checkpoint=fold_checkpoint(order.checkpoint),
+            manifest=order.manifest,
+            folder=folder / "artifact",
+            name=order.destination.name,
+            device=order.device,
+            options=options,
+        )
+        made, note = _build(request, order.target, rewrites, simplify, tell)
+        made, report = _prove(order, made, images)
+        if isinstance(runtime, str):
+            subject = f"nothing was written to {order.destination}: the artifact"
+            parity.require_passed(report, subject)
+            report = gated(report, gate, made, runtime, order.device, subject, tell)
+        manifest = replace(made.manifest, parity=replace(report, simplifier=note).to_dict())
+        made = deliver(replace(made, manifest=manifest), order.target, order.destination)
+    proved = "proved" if order.unverified is None else "not proved"
+    tell(f"{proved}; written to {order.destination}")
+    return made
 
 
 def _describe(
@@ -204,25 +226,7 @@ def _build(
     return seal(target.build(request), target), note
 
 
-def _deliver(order: _Order, built: Artifact, note: str) -> Artifact:
-    """Prove an artifact, evaluate it if requested, and move its files to the destination.
-
-    ``note``: on the simplification of the graph.
-    """
-    made, report = _prove(order, built)
-    runtime = order.target.RUNTIME
-    if isinstance(runtime, str):
-        subject = f"nothing was written to {order.destination}: the artifact"
-        parity.require_passed(report, subject)
-        report = gated(report, order.gate, made, runtime, order.device, subject, order.tell)
-    manifest = replace(made.manifest, parity=replace(report, simplifier=note).to_dict())
-    made = deliver(replace(made, manifest=manifest), order.target, order.destination)
-    proved = "proved" if order.unverified is None else "not proved"
-    order.tell(f"{proved}; written to {order.destination}")
-    return made
-
-
-def _prove(order: _Order, built: Artifact) -> tuple[Artifact, ParityReport]:
+def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artifact, ParityReport]:
     """Add probes to the artifact, run it in its engine, and compare it with the unfolded model.
 
     A target without a runtime is not run: the report has the status "unverified".
@@ -231,7 +235,7 @@ def _prove(order: _Order, built: Artifact) -> tuple[Artifact, ParityReport]:
     if isinstance(runtime, Unprovable):
         return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     reference = Reference(checkpoint)
-    prepared = gather(order.images, checkpoint.meta, built.manifest.input)
+    prepared = gather(images, checkpoint.meta, built.manifest.input)
     tell("run the reference model on the probes")
     limits = parity.tolerance(built.manifest.precision, registry.get(runtime).DEVIATION)
     probes = make_probes(built.manifest, reference, limits.probe)

@@ -358,6 +358,12 @@ def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
     assert {"y7edge", "onnxruntime"} <= set(records[0]["versions"])
 
 
+def test_benchmark_of_a_checkpoint(checkpoint_path: Path, run: Run) -> None:
+    (record,) = run("benchmark", checkpoint_path, "--threads", "1", "--runs", "1", "--warmup", "1")
+    assert record["model_ms"]["p50"] > 0
+    assert "torch" in record["versions"]
+
+
 @pytest.mark.parametrize(("budget", "exits"), [(1e-6, 4), (1e6, 0)])
 def test_benchmark_gate(
     budget: float, exits: int, artifact_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch

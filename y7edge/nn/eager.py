@@ -1,7 +1,9 @@
 """Run the unfolded model of a checkpoint with torch, as a runtime session.
 
-The commands ``predict`` and ``val`` run checkpoints with it. Training validates with it, through
-the same Detector that runs artifacts. It is not in the registry of runtimes, since it needs torch.
+This is the reference that artifacts are compared with, and it is meant for debugging. The commands
+``predict``, ``val``, ``benchmark`` and ``diff`` run checkpoints with it. Training validates with
+it, through the same Detector that runs artifacts. It is not in the registry of runtimes, since it
+needs torch.
 """
 
 from __future__ import annotations
