@@ -82,6 +82,8 @@ def test_the_manifest_describes_the_graph(made):
     assert manifest.parity["candidates"]["count"] >= 100
     assert manifest.parity["batches"] == [1, 3]
     assert registry.load(made["nms"].path) == made["nms"]
+    with pytest.raises(ArtifactError, match="detections have none, in NC"):
+        replace(output, layout="NWC")
     with pytest.raises(ArtifactError, match="threshold inputs are"):
         replace(manifest, threshold_inputs=("conf",))
     with pytest.raises(ArtifactError, match="threshold inputs are"):
@@ -202,6 +204,16 @@ def test_a_wrong_graph_fails_the_proof(made, tmp_path, change):
         verify(path, CHECKPOINT, threads=1, ignore_digests=True)
     with pytest.raises(ParityError, match="deviates by"):
         selftest(path)
+
+
+def test_equal_classes_are_inconclusive(tmp_path):
+    arrays = {
+        key: value * np.float32("lead" not in key or "anchors" in key)
+        for key, value in CHECKPOINT.arrays.items()
+    }
+    with pytest.raises(ParityError, match="inconclusive, the scores of a probe's classes"):
+        export(replace(CHECKPOINT, arrays=arrays), tmp_path / "m.onnx", imgsz=SIZE, outputs="nms")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_result_fails_the_probe(made, tmp_path):

@@ -260,7 +260,6 @@ def test_info_says_what_is_assumed(files, capsys):
     record = json.loads(capsys.readouterr().out)
     assert (record["layout"], record["nc"], record["parameters"]) == ("heads", NC, None)
     assert record["assumed"] == {
-        "input": "images",
         "anchors": "those of the published yolov7-tiny, for 3 levels and LeakyReLU",
         "activation": "none: logits",
         "levels": "3, with strides 8, 16, 32",
@@ -428,6 +427,7 @@ def test_heads_are_ordered_by_their_size():
     auxiliary = [Tensor("f", "float32", (1, 256, 80, 80))] * 3
     found = describe(Interface((IMAGES,), (*names, *auxiliary)), "m", "m")
     assert found.outputs == ("b", "c", "a")
+    assert found.assumed["other outputs"].startswith("not used: f float32 1x256x80x80, f")
     four = tuple(head(size) for size in (80, 40, 20, 10))
     found = describe(Interface((IMAGES,), four), "m", "m")
     assert found.manifest.strides == (8, 16, 32, 64)

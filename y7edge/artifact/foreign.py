@@ -172,6 +172,8 @@ def describe(
         )
     except ArtifactError as error:
         raise ArtifactError(f"{path} cannot be used: {error}") from error
+    if others := [o for o in interface.outputs if o not in outputs]:
+        assumed["other outputs"] = f"not used: {_listed(others)}"
     assumed["colour"] = "RGB, values from 0 to 1"
     assumed["letterbox"] = f"centred, padded with grey {image.letterbox.pad}"
     return Foreign(form, manifest, tuple(output.name for output in outputs), assumed)
@@ -244,7 +246,6 @@ def _input(
             "stride of YOLOv7 models"
         )
     batch: Dim = "dynamic" if shape[0] is None else shape[0]
-    assumed["input"] = "images"
     try:
         return InputInfo(inputs[0].name, batch, height, width, dtype=inputs[0].dtype)
     except ArtifactError as error:
