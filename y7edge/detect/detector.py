@@ -69,7 +69,7 @@ class Detector:
             tile by tile, and all boxes are suppressed together. None: only the whole image.
         overlap: fraction of a tile's side that neighbours share.
         queue: largest number of frames that wait after ``submit``.
-        threads: number of engine threads; None: the engine's default.
+        threads: number of engine threads; None: the physical cores that this process may use.
         imgsz: input size of a checkpoint, one side or (height, width); artifacts have a fixed size.
         provider_options: passed to the engine unchanged.
 
@@ -370,6 +370,7 @@ class Detector:
             "precision": manifest.precision,
             "target": manifest.target,
             "device": session.device,
+            "threads": session.threads,
             "arithmetic": session.arithmetic,
             "versions": dict(session.versions),
             "licence": manifest.licence,
