@@ -33,6 +33,7 @@ from y7edge.errors import (
     RuntimeMissing,
     Y7EdgeError,
 )
+from y7edge.machine import usable_cores
 
 MAX_THREADS = 1024
 
@@ -68,7 +69,8 @@ class SessionOptions:
 
     Attributes:
         device: "auto", or a device from the runtime's ``DEVICES``, such as "cpu" or "cuda:1".
-        threads: Number of engine threads; None: the engine's default.
+        threads: Number of engine threads; None: the number of physical cores that this process may
+            use (see ``y7edge.machine.usable_cores``), the same for all engines.
         provider_options: Passed to the engine unchanged.
         check_payload: Whether to check the payload digest before opening the files. None: only for
             artifacts of several files, because files of different artifacts may be mixed up.
@@ -84,6 +86,11 @@ class SessionOptions:
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise ConfigError(f"threads is {self.threads}, expected 1 to {MAX_THREADS}")
 
+    @property
+    def thread_count(self) -> int:
+        """Number of threads to run with on the CPU."""
+        return self.threads or min(usable_cores(), MAX_THREADS)
+
 
 class Session(ABC):
     """A model that was opened in an engine. Not thread-safe: callers must use a lock.
@@ -98,6 +105,7 @@ class Session(ABC):
         arithmetic: Description of the arithmetic, such as "float32 (ONNX Runtime, cpu)". It can
             differ from the artifact's precision, which an engine may emulate.
         versions: Versions of the engine's packages.
+        threads: Number of CPU threads; None: unknown, or the engine does not use the CPU.
     """
 
     ENGINE: ClassVar[str]
@@ -110,6 +118,7 @@ class Session(ABC):
         device: str,
         arithmetic: str,
         versions: Mapping[str, str],
+        threads: int | None = None,
     ) -> None:
         image = manifest.input
         self.inputs = (
@@ -126,6 +135,7 @@ class Session(ABC):
         self.device = device
         self.arithmetic = arithmetic
         self.versions = dict(versions)
+        self.threads = threads
         self._label = label
         self._closed = False
         self._process = os.getpid()

@@ -7,6 +7,8 @@ layers in 16 bits, which the artifact's precision decides.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +46,25 @@ _SWITCHES = {
     "bf16": ("use_bf16_packed", "use_bf16_storage"),
 }
 _ALL_SWITCHES = (*_SWITCHES["fp16"], *_SWITCHES["bf16"])
+_WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # environment variables
 
 
 def load_engine() -> Any:
-    """Import ncnn, which has no telemetry."""
-    import ncnn
+    """Import ncnn, which has no telemetry, with OpenMP threads that sleep while they wait.
 
+    By default they spin for milliseconds, which takes processors from a second session and from the
+    rest of the robot's software. The OpenMP library reads its environment when it is loaded. A
+    policy set by the user is kept.
+    """
+    if "ncnn" in sys.modules or os.environ.keys() & _WAITING:
+        import ncnn
+
+        return ncnn
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        import ncnn
+    finally:
+        del os.environ["OMP_WAIT_POLICY"]  # other libraries and child processes keep their own
     return ncnn
 
 
@@ -102,6 +117,7 @@ class _NcnnSession(Session):
             device="cpu",
             arithmetic=_arithmetic(manifest.precision),
             versions=versions(),
+            threads=options.thread_count,
         )
         self._engine: Any = load_engine()
         self._net: Any = self._load(artifact, options)
@@ -118,8 +134,7 @@ class _NcnnSession(Session):
         net.opt.use_vulkan_compute = False
         for switch in _ALL_SWITCHES:
             setattr(net.opt, switch, switch in _SWITCHES[artifact.manifest.precision])
-        if options.threads is not None:
-            net.opt.num_threads = options.threads
+        net.opt.num_threads = options.thread_count
         for name, value in options.provider_options.items():
             if name in _ALL_SWITCHES or not name.startswith("use_") or not hasattr(net.opt, name):
                 raise ConfigError(

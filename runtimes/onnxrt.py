@@ -142,6 +142,7 @@ class _OnnxSession(Session):
             device=device,
             arithmetic=_arithmetic(manifest.precision, device),
             versions=versions(),
+            threads=options.thread_count,
         )
         self._names = [output.name for output in self.outputs]
         self._check_tensors()
@@ -202,9 +203,12 @@ def _start(path: Path, options: SessionOptions) -> Any:
     settings.log_severity_level = 4  # fatal only: errors are raised as exceptions
     # ARM CPUs would compute fp32 models in bf16, which is faster but deviates by 0.1 %.
     settings.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
-        settings.inter_op_num_threads = 1
+    # Waiting threads would spin instead of sleeping, which takes processors from a second session
+    # and from the rest of the robot's software: examples/research/two_detectors.py measures it.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    settings.intra_op_num_threads = options.thread_count
+    settings.inter_op_num_threads = 1
     try:
         return ort.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime has no common exception class

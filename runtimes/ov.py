@@ -135,6 +135,7 @@ class _OpenVinoSession(Session):
             device=device,
             arithmetic=_arithmetic(compiled, manifest.precision, device),
             versions=versions(),
+            threads=_threads(compiled) if kind == "cpu" else None,
         )
         self._require_tensors(
             _tensors(compiled.inputs, self.inputs), _tensors(compiled.outputs, self.outputs)
@@ -173,10 +174,12 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         "INFERENCE_PRECISION_HINT": hints.get(artifact.manifest.precision, "f32"),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if options.threads is not None and kind == "cpu":
-        if "INFERENCE_NUM_THREADS" in own:
-            raise ConfigError("give threads or INFERENCE_NUM_THREADS, not both")
-        settings["INFERENCE_NUM_THREADS"] = options.threads
+    if options.threads is not None and "INFERENCE_NUM_THREADS" in own:
+        raise ConfigError("give threads or INFERENCE_NUM_THREADS, not both")
+    if kind == "cpu":
+        settings["INFERENCE_NUM_THREADS"] = options.thread_count
+        # Pinning would put the calling threads of all sessions on the same first processors.
+        settings["ENABLE_CPU_PINNING"] = False
     name = kind.upper() if index is None else f"{kind.upper()}.{index}"
     try:
         core = open_core()
@@ -192,6 +195,11 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         raise
     except Exception as error:  # OpenVINO has no common exception class
         raise DeviceError(f"OpenVINO cannot open {artifact.path}: {one_line(error)}") from error
+
+
+def _threads(compiled: Any) -> int:
+    """Return the number of threads that OpenVINO runs the compiled model with."""
+    return int(compiled.get_property("INFERENCE_NUM_THREADS"))
 
 
 def _arithmetic(compiled: Any, precision: str, device: str) -> str:

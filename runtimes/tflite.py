@@ -98,6 +98,7 @@ class _LiteRtSession(Session):
             device=device,
             arithmetic=_arithmetic(artifact.manifest.precision, options, device),
             versions=versions(),
+            threads=options.thread_count,
         )
         self._interpreter: Any = _load(artifact.path, options, device)
         inputs, outputs = _tensors(self._interpreter, artifact.path)
@@ -152,7 +153,9 @@ def _load(path: Path, options: SessionOptions, device: str) -> Any:
     delegates = [_delegate(engine, options)] if device == "delegate" else None
     try:
         loaded = engine.Interpreter(
-            model_content=content, num_threads=options.threads, experimental_delegates=delegates
+            model_content=content,
+            num_threads=options.thread_count,
+            experimental_delegates=delegates,
         )
         loaded.allocate_tensors()
     except Exception as error:  # ValueError, RuntimeError, and what a delegate raises

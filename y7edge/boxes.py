@@ -70,7 +70,8 @@ def nms(
         agnostic: compare boxes of different classes too.
     """
     order = best_first(scores, MAX_CANDIDATES)
-    candidates = _Candidates(boxes[order], classes[order] * (not agnostic), iou)
+    # Of rows, take is several times faster than an index.
+    candidates = _Candidates(boxes.take(order, axis=0), classes[order] * (not agnostic), iou)
     kept = np.empty(0, np.intp)
     step = candidates.block_size()
     for start in range(0, len(order), step):
@@ -135,6 +136,8 @@ class _Candidates:
             is_worse[worse] = True
             wins = ~is_worse[better]
             lost[worse[wins]] = True
+            if wins.all():
+                break
             undecided = ~(wins | lost[better] | lost[worse])
             better, worse = better[undecided], worse[undecided]
         return block[~lost[block]]
@@ -161,12 +164,13 @@ class _Candidates:
         """Return the pairs of the same class with an IoU above the threshold."""
         top, bottom = self.top, self.bottom
         height = np.minimum(bottom[one], bottom[other]) - np.maximum(top[one], top[other])
-        # Most pairs do not overlap in y: drop them before their other values are looked up.
+        # If most pairs do not overlap in y, drop them before their other values are looked up.
         near = (height > 0).nonzero()[0]
-        one, other, height = one[near], other[near], height[near]
+        if 2 * len(near) < len(height):
+            one, other, height = one[near], other[near], height[near]
         left, right = self.left, self.right
         width = np.minimum(right[one], right[other]) - np.maximum(left[one], left[other])
-        inter = np.maximum(width, 0) * height
+        inter = np.maximum(width, 0) * np.maximum(height, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             iou = inter / (self.area[one] + self.area[other] - inter)
         hit = (iou > self.threshold) & (self.classes[one] == self.classes[other])

@@ -85,7 +85,7 @@ def prove(
         images: images, letterboxed to the artifact's input.
         backend: a runtime's name; "auto": the runtime that opens the file.
         device: the device to run on.
-        threads: number of engine threads; None: the engine's default.
+        threads: number of engine threads; None: the physical cores that this process may use.
         progress: called with one line for each step.
 
     Raises:

@@ -42,7 +42,7 @@ def verify(
         images: images for the proof; None: from the recorded data set, else synthetic scenes.
         backend: a runtime's name; "auto": the runtime that opens the file.
         device: the device to run on.
-        threads: number of engine threads; None: the engine's default.
+        threads: number of engine threads; None: the physical cores that this process may use.
         ignore_digests: compare only the outputs, without the digests of payload and checkpoint.
             The checkpoint may be another one of the same shape.
         progress: called with one line for each step.

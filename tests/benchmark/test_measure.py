@@ -161,12 +161,40 @@ def test_gate_outputs_have_100_objects(outputs):
 
 
 def test_gate_measures_our_code():
-    gate = measure_gate(tiny_manifest(), rounds=24)
+    gate = measure_gate(tiny_manifest(), blocks=4)
     assert 0.01 < gate.unit_ms < 50
     # Far wider than the budget, as tests share the machine; what it catches is another order.
     assert 1 < gate.pre < 2 * BUDGET["pre"]
     assert 0.5 < gate.post < 2 * BUDGET["post"]
-    assert 0 < gate.rest < 2 * BUDGET["rest"]
+    assert 0 < gate.rest < 2 * gate.budget["rest"]
+
+
+def test_gate_budget_depends_on_the_model_and_the_unit():
+    tiny = tiny_manifest()
+    one = np.array([0.4, 0.4, 0.4, 0.4])
+    assert hotpath._gate(tiny, one).budget == {"pre": 1.7, "post": 1.8, "rest": 0.25}
+    assert hotpath._gate(tiny, one * 2).budget["rest"] == 0.2
+    uint8 = replace(tiny, input=replace(tiny.input, dtype="uint8", scale=1.0))
+    assert hotpath._gate(uint8, one).budget["pre"] == 1.2
+    assert hotpath._gate(tiny_manifest("decoded"), one).budget["post"] == 2.5
+    gate = hotpath._gate(tiny, np.array([0.5, 0.8, 0.4, 0.1]))
+    assert (gate.unit_ms, gate.pre, gate.post, gate.rest) == (0.5, 1.6, 0.8, 0.2)
+
+
+def test_gate_takes_the_least_median_and_measures_on_while_the_budget_is_exceeded(monkeypatch):
+    """A program that is busy during some of the blocks must not decide."""
+    blocks = []
+    real = np.median
+
+    def busy_at_first(costs, axis):
+        blocks.append(len(costs))
+        return real(costs, axis=axis) * (1 if len(blocks) == 60 else 50)
+
+    monkeypatch.setattr(hotpath.np, "median", busy_at_first)
+    monkeypatch.setattr(hotpath.Gate, "beyond", lambda self: ["busy"] if len(blocks) < 60 else [])
+    gate = measure_gate(tiny_manifest())
+    assert set(blocks) == {hotpath.FRAMES} and len(blocks) == 60
+    assert gate.unit_ms < 5 and 1 < gate.pre < 2 * BUDGET["pre"]
 
 
 def test_gate_detects_slow_code(monkeypatch):
@@ -179,18 +207,18 @@ def test_gate_detects_slow_code(monkeypatch):
         return decode(self, heads, criteria)
 
     monkeypatch.setattr(Postprocessor, "candidates", slow)
-    gate = measure_gate(tiny_manifest(), rounds=6)
+    gate = measure_gate(tiny_manifest(), blocks=1)
     assert "post" in [line.split()[0] for line in gate.beyond()]
 
 
 @pytest.mark.parametrize(
     ("costs", "passed"),
     [
-        ((2.2, 3.0, 0.5), True),
-        ((2.41, 3.29, 0.54), True),
-        ((2.43, 1, 0.1), False),
-        ((1, 3.31, 0.1), False),
-        ((1, 1, 0.56), False),
+        ((1.7, 1.8, 0.2), True),
+        ((1.86, 1.97, 0.21), True),
+        ((1.88, 1, 0.1), False),
+        ((1, 1.99, 0.1), False),
+        ((1, 1, 0.23), False),
         ((float("nan"), 1, 0.1), False),
     ],
 )

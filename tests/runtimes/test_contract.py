@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -363,6 +364,59 @@ def test_one_thread_is_one_thread(made):
         "print((time.process_time() - cpu) / (time.perf_counter() - wall))\n"
     )
     assert float(_run(script)) < 1.3
+
+
+def test_threads_default_to_the_usable_cores(made, monkeypatch):
+    monkeypatch.setattr("y7edge.runtimes.base.usable_cores", lambda: 2)
+    with Detector(made.artifact.path, device="cpu") as detector:
+        assert detector.info["threads"] == 2
+    with Detector(made.artifact.path, device="cpu", threads=1) as detector:
+        assert detector.info["threads"] == 1
+
+
+def test_a_session_that_waits_leaves_the_processors_free(made):
+    """Threads that spin between calls take processors from everything else on a robot."""
+    script = (
+        "import time\n"
+        "import numpy as np\n"
+        "from y7edge.runtimes import registry\n"
+        "from y7edge.runtimes.base import SessionOptions\n"
+        f"artifact = registry.load({str(made.artifact.path)!r})\n"
+        "session = registry.open_session(artifact, SessionOptions('cpu', 2))\n"
+        "image = artifact.manifest.input\n"
+        "feeds = {'images': np.zeros((1, 3, image.height, image.width), np.float32)}\n"
+        "session.infer(feeds)\n"
+        "spent = 0.0\n"
+        "for _ in range(20):\n"
+        "    session.infer(feeds)\n"
+        "    started = time.process_time()\n"
+        "    time.sleep(0.02)\n"
+        "    spent += time.process_time() - started\n"
+        "print(spent / 20)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    assert float(_run(script, environment)) < 0.002
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_a_session_does_not_bind_its_caller_to_a_processor(made):
+    """Engines that do so put all sessions on the same processor."""
+    session = registry.open_session(made.artifact, SessionOptions("cpu", 1))
+    over, seen = threading.Event(), set()
+
+    def use():
+        while not over.is_set():
+            session.infer({"images": images(made.artifact)})
+
+    worker = threading.Thread(target=use)
+    worker.start()
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        seen.add(frozenset(os.sched_getaffinity(worker.native_id)))
+    over.set()
+    worker.join()
+    session.close()
+    assert seen == {frozenset(os.sched_getaffinity(0))}
 
 
 def test_signals_arrive_after_sessions_were_closed(made):

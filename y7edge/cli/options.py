@@ -101,7 +101,10 @@ Backend = Annotated[
     str, typer.Option(help="Runtime for artifacts: auto (the manifest decides), {backends}.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Number of engine threads; default: the engine decides.")
+    int | None,
+    typer.Option(
+        min=1, help="Number of engine threads; default: the physical cores that may be used."
+    ),
 ]
 Images = Annotated[
     Path | None,

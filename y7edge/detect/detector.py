@@ -27,7 +27,13 @@ from y7edge.artifact.schema import checked
 from y7edge.detect.detections import Detections, Timing, class_ids
 from y7edge.detect.inference import Found, Inference
 from y7edge.detect.opening import open_model, warn_if_unverified
-from y7edge.detect.postprocess import EVALUATION, Criteria, require_supported
+from y7edge.detect.postprocess import (
+    EVALUATION,
+    Conf,
+    Criteria,
+    class_thresholds,
+    require_supported,
+)
 from y7edge.detect.preprocess import Color, check_frame
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
 from y7edge.detect.submission import MAX_QUEUE, Drop, FrameQueue
@@ -40,9 +46,6 @@ from y7edge.errors import (
 from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
 _CLOSE_SECONDS = 5.0  # how long ``close`` waits for a running call
-
-Conf = float | Mapping[int | str, float]
-"""One threshold, or thresholds by class name or id."""
 
 _Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image
 
@@ -69,7 +72,7 @@ class Detector:
             tile by tile, and all boxes are suppressed together. None: only the whole image.
         overlap: fraction of a tile's side that neighbours share.
         queue: largest number of frames that wait after ``submit``.
-        threads: number of engine threads; None: the engine's default.
+        threads: number of engine threads; None: the physical cores that this process may use.
         imgsz: input size of a checkpoint, one side or (height, width); artifacts have a fixed size.
         names: class names of a file of another exporter; None: from its metadata, else numbers.
         provider_options: passed to the engine unchanged.
@@ -141,7 +144,7 @@ class Detector:
     ) -> None:
         self._manifest = manifest
         defaults = manifest.thresholds
-        least, by_class = _thresholds(defaults.conf if conf is None else conf, manifest)
+        least, by_class = class_thresholds(conf, manifest)
         self._criteria = Criteria(
             conf=least,
             class_conf=by_class,
@@ -381,6 +384,7 @@ class Detector:
             "precision": manifest.precision,
             "target": manifest.target,
             "device": session.device,
+            "threads": session.threads,
             "arithmetic": session.arithmetic,
             "versions": dict(session.versions),
             "licence": manifest.licence,
@@ -470,17 +474,6 @@ class Detector:
             model_id=self._model_id,
             **origin,
         )
-
-
-def _thresholds(conf: Conf, manifest: Manifest) -> tuple[float, tuple[float, ...] | None]:
-    """Return the least threshold, and the thresholds by class id if they differ."""
-    if not isinstance(conf, Mapping):
-        return conf, None
-    by_class = [manifest.thresholds.conf] * manifest.nc
-    for name, value in conf.items():
-        for index in class_ids([name], manifest.names):
-            by_class[index] = value
-    return min(by_class), tuple(by_class)
 
 
 def _seconds(timeout: float) -> float:

@@ -170,7 +170,8 @@ def _postprocessor(manifest: Manifest) -> Postprocessor:
 def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
     """Map boxes to pixels of the image; drop boxes that lie in the border of the letterbox."""
     corners = geometry.to_source(boxes.xyxy)
-    inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    if inside.all():
+    extended = corners[:, 2:] > corners[:, :2]
+    if extended.all():
         return Boxes(corners, boxes.score, boxes.class_id)
+    inside = extended.all(axis=1)
     return Boxes(corners[inside], boxes.score[inside], boxes.class_id[inside])

@@ -77,6 +77,7 @@ class EagerSession(Session):
         )
         if options.threads is not None:
             set_threads(options.threads)
+        self.threads = torch.get_num_threads()
         self._model: Model | None = model.to(self._device).eval()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
