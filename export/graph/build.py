@@ -89,6 +89,7 @@ def build_graph(
         (outputs, get_args(Outputs)),
         (input, get_args(Input)),
         (precision, tuple(DTYPES)),
+        *((name, tuple(exact.REWRITES)) for name in rewrites),
     ):
         if value not in known:
             raise ExportError(f"unknown option {value!r}, expected {' or '.join(known)}")

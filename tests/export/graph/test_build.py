@@ -284,6 +284,7 @@ def test_weights_are_those_of_the_checkpoint():
         ({"outputs": "boxes"}, "'boxes', expected heads or heads-sigmoid or decoded or nms"),
         ({"input": "int8"}, "'int8', expected float32 or uint8"),
         ({"precision": "int8"}, "'int8', expected fp32 or fp16"),
+        ({"rewrites": ["pool5"]}, "'pool5', expected pool3x3 or reorg-conv6"),
     ],
 )
 def test_invalid_options_are_refused(options, message):
