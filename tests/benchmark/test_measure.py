@@ -143,7 +143,7 @@ def test_gate_of_other_heads_and_inputs(activation, layout):
     expected = Detector.from_session(hotpath._Replay(plain), plain)(hotpath.images()[0])
     assert len(found) == len(expected) > OBJECTS / 2
     np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
-    assert measure_gate(in_form(activation, layout), rounds=2).pre > 0
+    assert measure_gate(in_form(activation, layout), blocks=1).pre > 0
 
 
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])
