@@ -29,6 +29,7 @@ from y7edge.cli.diff import diff
 from y7edge.cli.export import export
 from y7edge.cli.grouped import Grouped
 from y7edge.cli.info import info
+from y7edge.cli.optimize import optimize
 from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
 from y7edge.cli.selftest import selftest
@@ -51,6 +52,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     predict: "y7edge predict tiny.onnx images/ --save out/",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
+    optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
     diff: "y7edge diff tiny.onnx tiny.xml --image image.jpg",
     selftest: "y7edge selftest tiny.onnx",
@@ -65,6 +67,7 @@ EXTRAS = {
     "val": "opencv,eval",
     "data": "opencv,eval",
     "export": "export",
+    "optimize": "train",
     "verify": "export",
 }
 

@@ -1,0 +1,251 @@
+"""Find the fastest artifact for this machine whose mAP does not drop too much.
+
+Every target and precision whose engine is installed here is exported and proved. The artifacts are
+evaluated on a data set, and their latency is measured in turns in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.description import Size, pair
+from y7edge.artifact.reports import ParityReport
+from y7edge.benchmark.measure import Report, compare, open_measured
+from y7edge.detect.detector import Detector
+from y7edge.errors import ConfigError, DeviceError, ExportError, GateError, RuntimeMissing
+from y7edge.evaluation import plots
+from y7edge.export.pipeline import export
+from y7edge.export.proof.accuracy import Baseline
+from y7edge.export.proof.images import Images
+from y7edge.export.targets import registry as targets
+from y7edge.files import writing
+from y7edge.models.checkpoint import Checkpoint
+
+MAX_MAP_DROP = 0.01
+"""Default of the largest accepted drop of the mAP@0.5:0.95."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kind of artifact: its accuracy and latency, or why there is none.
+
+    Attributes:
+        target: Name of the target.
+        precision: Precision of the artifact.
+        path: Main file; None if there is no artifact.
+        problem: Why there is no artifact, in one line; empty if there is one.
+        size_mb: Size of all files in MB.
+        map50_95: mAP@0.5:0.95 on the data set.
+        drop: How much lower the mAP is than the checkpoint's; negative if it is higher.
+        latency: The measurement.
+        in_front: Whether no other artifact is both faster and at least as accurate.
+    """
+
+    target: str
+    precision: str
+    path: Path | None = None
+    problem: str = ""
+    size_mb: float | None = None
+    map50_95: float | None = None
+    drop: float | None = None
+    latency: Report | None = None
+    in_front: bool = False
+
+    @property
+    def ms(self) -> float:
+        """Median of the time from image to boxes, in milliseconds; infinite without artifact."""
+        return float("inf") if self.latency is None else self.latency.end_to_end_ms["p50"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All candidates, the fastest first, and the winner.
+
+    Attributes:
+        reference: mAP@0.5:0.95 of the checkpoint.
+        max_map_drop: Largest accepted drop.
+        candidates: The candidates; those without an artifact are last.
+        winner: The fastest candidate within the accepted drop; None if there is none.
+        plot: The plot of mAP over latency.
+    """
+
+    reference: float
+    max_map_drop: float
+    candidates: tuple[Candidate, ...]
+    winner: Candidate | None
+    plot: Path | None = None
+
+    def require_winner(self) -> Candidate:
+        """Return the winner; raise GateError if no artifact is within the accepted drop."""
+        if self.winner is None:
+            raise GateError(
+                f"no artifact is within a drop of {self.max_map_drop:g} of the checkpoint's "
+                f"mAP@0.5:0.95 {self.reference:.4f}: accept more (--max-map-drop), or install "
+                "another engine"
+            )
+        return self.winner
+
+
+def optimize(
+    checkpoint: Checkpoint,
+    data: Path | str,
+    out: Path | str,
+    *,
+    name: str = "model",
+    split: str = "val",
+    imgsz: Size | None = None,
+    max_map_drop: float = MAX_MAP_DROP,
+    only: Collection[str] | None = None,
+    images: Images | None = None,
+    threads: int | None = None,
+    runs: int = 100,
+    progress: Progress | None = None,
+) -> Choice:
+    """Export, prove, evaluate and measure all kinds of artifacts that this machine can run.
+
+    Args:
+        checkpoint: a checkpoint of any form.
+        data: the data set for the mAP, as for ``y7edge val``.
+        out: folder for the artifacts and the plot ``latency.png``.
+        name: stem of the files' names.
+        split: split of the data set.
+        imgsz: input size; None: the size of the training.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95.
+        only: names of targets; None: all.
+        images: images for the proofs, as for ``export``.
+        threads: threads of engine and OpenCV; None: the physical cores of this process.
+        runs: number of measured rounds.
+        progress: called with one line for each step.
+
+    Raises:
+        ConfigError: a target does not exist, or an option is out of range.
+        DataError: the data set cannot be used.
+        RuntimeMissing: a package that all targets need is not installed.
+    """
+    tell = progress or (lambda _: None)
+    if not 0 <= max_map_drop <= 1:
+        raise ConfigError(f"max_map_drop is {max_map_drop}, expected 0 to 1, such as 0.01")
+    size = checkpoint.imgsz if imgsz is None else pair(imgsz)
+    folder, baseline = Path(out), Baseline(checkpoint, data, split, progress=tell)
+    made: list[tuple[Candidate, Artifact | None]] = []
+    for candidate in _kinds(only):
+        tell(f"--- {candidate.target} {candidate.precision}")
+        path = folder / f"{name}-{candidate.target}-{candidate.precision}"
+        made.append(_make(candidate, checkpoint, path, size, baseline, images, tell))
+    measured = _measure(made, threads, runs, tell)
+    ranked = sorted(_with_front(measured), key=lambda c: c.ms)
+    fit = [c for c in ranked if c.drop is not None and c.drop <= max_map_drop]
+    reference = baseline.metrics(size).map50_95
+    choice = Choice(reference, max_map_drop, tuple(ranked), fit[0] if fit else None)
+    if not any(c.path for c in ranked):
+        return choice
+    with writing("the plot", folder / "latency.png"):
+        return replace(choice, plot=_plot(choice, folder / "latency.png"))
+
+
+def _kinds(only: Collection[str] | None) -> Iterator[Candidate]:
+    """Yield the targets and precisions that can be proved on some machine."""
+    for name in targets.names() if only is None else only:
+        target = targets.get(name)
+        if isinstance(target.RUNTIME, str):
+            for precision in target.PRECISIONS:
+                yield Candidate(name, precision)
+
+
+def _make(
+    kind: Candidate,
+    checkpoint: Checkpoint,
+    path: Path,
+    imgsz: tuple[int, int],
+    baseline: Baseline,
+    images: Images | None,
+    tell: Progress,
+) -> tuple[Candidate, Artifact | None]:
+    """Export one kind of artifact with its proof and its mAP, or note why this fails here."""
+    try:
+        made = export(
+            checkpoint,
+            path.with_name(path.name + targets.get(kind.target).SUFFIX),
+            target=kind.target,
+            precision=kind.precision,
+            imgsz=imgsz,
+            images=images,
+            data=baseline,
+            progress=tell,
+        )
+    except (ExportError, DeviceError, RuntimeMissing) as error:
+        tell(f"not possible here: {error}")
+        return replace(kind, problem=str(error)), None
+    accuracy = ParityReport.from_dict(made.manifest.parity).accuracy
+    assert accuracy is not None  # a baseline was given
+    candidate = replace(
+        kind,
+        path=made.path,
+        size_mb=round(made.size / 1e6, 1),
+        map50_95=accuracy.artifact,
+        drop=accuracy.drop,
+    )
+    return candidate, made
+
+
+def _measure(
+    made: list[tuple[Candidate, Artifact | None]], threads: int | None, runs: int, tell: Progress
+) -> list[Candidate]:
+    """Measure the latency of all artifacts in turns."""
+    tell("measure the latency of all artifacts in turns")
+    with ExitStack() as stack:
+        opened = []
+        for _, artifact in made:
+            if artifact is not None:
+                path = artifact.path
+                one = open_measured(lambda p=path: Detector(p, threads=threads), path.name, threads)
+                stack.callback(one.detector.close)
+                opened.append(one)
+        reports = iter(compare(opened, runs=runs)) if opened else iter(())
+        return [
+            candidate if artifact is None else replace(candidate, latency=next(reports))
+            for candidate, artifact in made
+        ]
+
+
+def _with_front(candidates: list[Candidate]) -> list[Candidate]:
+    """Mark the candidates of the Pareto front of latency and mAP."""
+
+    def beaten(one: Candidate) -> bool:
+        return any(
+            other.ms <= one.ms
+            and (other.map50_95 or 0) >= (one.map50_95 or 0)
+            and (other.ms, other.map50_95) != (one.ms, one.map50_95)
+            for other in candidates
+            if other.path is not None
+        )
+
+    return [replace(c, in_front=c.path is not None and not beaten(c)) for c in candidates]
+
+
+def _plot(choice: Choice, path: Path) -> Path:
+    """Draw the mAP over the latency; the front is a line, the winner is filled."""
+    figure, axes = plots.canvas(7.2, 4.6, fitted=True)
+    found = [c for c in choice.candidates if c.path is not None]
+    front = [c for c in found if c.in_front]
+    axes.step([c.ms for c in front], [c.map50_95 for c in front], where="post", color="#94a3b8")
+    for one in found:
+        won = one is choice.winner
+        axes.plot(one.ms, one.map50_95, "o", color="#2563eb", fillstyle="full" if won else "none")
+        label = f" {one.target} {one.precision}"
+        axes.annotate(label, (one.ms, one.map50_95), fontsize=8, weight="bold" if won else "normal")
+    axes.axhline(choice.reference, color="#0f172a", linewidth=0.8, label="checkpoint")
+    least = choice.reference - choice.max_map_drop
+    axes.axhline(least, color="#dc2626", linestyle="--", linewidth=0.8, label="accepted drop")
+    axes.set(xlabel="milliseconds from image to boxes (median)", ylabel="mAP@0.5:0.95")
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return plots.save(figure, path)
