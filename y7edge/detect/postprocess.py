@@ -251,7 +251,8 @@ def _indices(sparse: NDArray[np.bool_]) -> NDArray[np.intp]:
     eighths = np.packbits(sparse).astype(np.bool_).nonzero()[0]
     flat = (eighths[:, None] * 8 + np.arange(8)).reshape(-1)
     flat = flat[: len(flat) - max(0, int(flat[-1:].sum()) + 1 - len(sparse))]  # bits beyond the end
-    return flat[sparse[flat]]
+    found: NDArray[np.intp] = flat[sparse[flat]]
+    return found
 
 
 def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> Boxes:
