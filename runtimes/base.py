@@ -11,7 +11,7 @@ import ctypes
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -184,6 +184,14 @@ class Session(ABC):
     def __reduce__(self) -> NoReturn:
         """Raise DeviceError: a session cannot be pickled or copied."""
         refuse_copy(f"the session of {self._label}")
+
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object] | None:
+        """Return a function that runs the engine on ``feeds`` through its own API only.
+
+        ``y7edge benchmark`` compares ``infer`` with it. The function makes all outputs readable as
+        numpy arrays, without checks and without copies. None: the runtime has no such function.
+        """
+        return None
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,19 @@ class _NcnnSession(Session):
             raise DeviceError(f"ncnn cannot open {artifact.path}: export it again")
         return net
 
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """Return a function that makes an extractor, and extracts all outputs."""
+        (name,) = feeds
+        net, engine, pixels = self._net, self._engine, np.ascontiguousarray(feeds[name][0])
+        outputs = [spec.name for spec in self.outputs]
+
+        def run() -> object:
+            extractor = net.create_extractor()
+            extractor.input(name, engine.Mat(pixels))
+            return [np.asarray(extractor.extract(output)[1]) for output in outputs]
+
+        return run
+
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         (name,) = feeds
         pixels = np.ascontiguousarray(feeds[name][0])
@@ -157,7 +170,7 @@ class _NcnnSession(Session):
     def _extract(self, extractor: Any, name: str) -> NDArray[Any]:
         status, mat = extractor.extract(name)
         self._require(status, name)
-        return np.array(mat)[None]
+        return np.asarray(mat)[None]  # owns the memory together with ``mat``
 
     def _require(self, status: int, name: str) -> None:
         if status:

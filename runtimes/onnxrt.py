@@ -6,7 +6,8 @@ The manifest is stored in the file's metadata property ``y7edge``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,10 @@ class _OnnxSession(Session):
     def _check_tensors(self) -> None:
         inputs = [*self._engine.get_inputs(), *self._engine.get_overridable_initializers()]
         self._require_tensors(*map(_tensors, (inputs, self._engine.get_outputs())))
+
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """Return a function that calls ``InferenceSession.run``."""
+        return partial(self._engine.run, self._names, dict(feeds))
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         results = self._engine.run(self._names, dict(feeds))

@@ -20,6 +20,7 @@ from tests import tampering
 from y7edge import Detector
 from y7edge.artifact.reports import ParityReport
 from y7edge.cli import main
+from y7edge.machine import usable_cores
 from y7edge.models import registry, weights
 from y7edge.models.checkpoint import Checkpoint
 
@@ -356,6 +357,14 @@ def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
         assert set(records[0][stage]) == {"p50", "p95", "p99"}
     assert records[0]["device"] == "cpu"
     assert {"y7edge", "onnxruntime"} <= set(records[0]["versions"])
+    assert records[0]["overhead"] > 0 and records[0]["startup_ms"] > 0
+    records = run("benchmark", artifact_path, "--threads", "1,all", "--runs", "1")
+    assert [record["threads"] for record in records] == [1, usable_cores()]
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "", "1,", "x", "1.5", "99999", "1;2"])
+def test_benchmark_threads(threads: str, artifact_path: Path, run: Run) -> None:
+    run("benchmark", artifact_path, f"--threads={threads}", exits=2)
 
 
 def test_benchmark_of_a_checkpoint(checkpoint_path: Path, run: Run) -> None:

@@ -258,6 +258,17 @@ def test_results_are_not_overwritten_by_the_next_call(made, session):
         assert array.flags.writeable
 
 
+def test_the_engines_own_api_computes_the_same(made, session):
+    """What the benchmark compares with: the same engine, input and outputs."""
+    feeds = {"images": images(made.artifact)}
+    bare = session.bare(feeds)
+    if bare is None:
+        pytest.skip(f"{made.backend} has no function for the benchmark")
+    found = [np.asarray(array).ravel() for array in bare()]
+    for array in session.infer(feeds).values():
+        assert any(np.array_equal(array.ravel(), one) for one in found)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

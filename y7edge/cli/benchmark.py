@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import ExitStack
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from y7edge.cli.console import show
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Names, Size, Threads
+from y7edge.cli.options import Backend, Device, Json, Names, Size
 
 _Models = Annotated[
     list[str],
@@ -21,11 +24,28 @@ _Runs = Annotated[int, typer.Option(min=1, help="Number of measured calls.")]
 _Warmup = Annotated[int, typer.Option(min=1, help="Number of calls before the measurement.")]
 
 
+def _counts(text: str) -> list[int | None]:
+    """Parse ``1``, ``all`` or ``1,all``; None stands for all usable cores."""
+    parts = [part.strip() for part in str(text).split(",")]
+    if not all(re.fullmatch("all|[1-9][0-9]{0,3}", part, re.ASCII) for part in parts):
+        raise typer.BadParameter(f"expected numbers from 1, or all, as in 1,all; got {text!r}")
+    return [None if part == "all" else int(part) for part in dict.fromkeys(parts)]
+
+
+_ThreadCounts = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Engine threads: 1, all (the physical cores that may be used), or several: 1,all.",
+    ),
+]
+
+
 def benchmark(
     models: _Models,
     names: Names = None,
     imgsz: Size = None,
-    threads: Threads = None,
+    threads: _ThreadCounts = "all",
     backend: Backend = "auto",
     device: Device = "auto",
     runs: _Runs = 100,
@@ -35,18 +55,23 @@ def benchmark(
 ) -> None:
     """Measure latency by stage: preprocessing, network, postprocessing, end to end.
 
-    --json prints one line with a JSON object for each artifact. --gate measures preprocessing and
-    postprocessing relative to one cv2.resize in the same run, and compares them with a budget.
+    All artifacts are opened first, and run in turns, beside the engine's own API on the same input.
+    --json prints one line with a JSON object for each artifact and number of threads. --gate
+    measures preprocessing and postprocessing relative to one cv2.resize in the same run, and
+    compares them with a budget.
     """
-    from y7edge.benchmark.measure import benchmark as measure
+    from y7edge.benchmark.measure import compare, open_measured
 
-    reports = []
-    for model in models:
-        with open_detector(
-            model, imgsz=imgsz, names=names, backend=backend, device=device, threads=threads
-        ) as detector:
-            report = measure(detector, model, threads=threads, warmup=warmup, runs=runs, gate=gate)
-        show(report, [str(report)], as_json=as_json)
-        reports.append(report)
+    options = {"imgsz": imgsz, "names": names, "backend": backend, "device": device}
+    with ExitStack() as stack:
+        opened = []
+        for model in models:
+            for count in _counts(threads):
+                opener = partial(open_detector, model, threads=count, **options)
+                opened.append(open_measured(opener, model, count))
+                stack.enter_context(opened[-1].detector)
+        reports = compare(opened, warmup=warmup, runs=runs, gate=gate)
+    for report in reports:
+        show(report, report.lines(), as_json=as_json)
     for report in reports:
         report.require_budget()

@@ -392,6 +392,15 @@ class Detector:
             **criteria,
         }
 
+    @property
+    def session(self) -> Session:
+        """The open session. Its calls do not wait for calls of the detector.
+
+        Raises:
+            DetectorClosed: the detector was closed.
+        """
+        return self._opened()
+
     def _ms_since(self, started_ns: int) -> float:
         return (self._clock() - started_ns) / 1e6
 
