@@ -157,7 +157,8 @@ def _stages(a: Opened, b: Opened, frame: Frame, limits: Limits) -> tuple[list[St
         stages.append(Stage("detections", "skipped", {}, "the candidates cannot be compared"))
     first = _first(stages)
     settings = causes.of_boxes(a, b, frame) if stages[-1].measured else None
-    if settings and (first is None or first.name == "detections"):
+    agrees = first is None or first.status == "close" or first.name == "detections"
+    if settings and agrees:
         stages[-1] = replace(stages[-1], status="differs", at=settings.text)
         return stages, settings
     if first is None:

@@ -224,6 +224,13 @@ def test_anchors_thresholds_and_names(good, make, tmp_path):
     report = diff(good, rewrite(good, tmp_path / "conf.onnx", thresholds=higher))
     assert (report.first, report.cause.name) == ("detections", "thresholds")
     assert "conf 0.25 and 0.6" in report.cause.text
+    half = rewrite(make(precision="fp16"), tmp_path / "half.onnx", thresholds=higher)
+    report = diff(good, half)
+    assert (report.status, report.first, report.cause.name) == (
+        "differs",
+        "detections",
+        "thresholds",
+    )
     names = ("cog", *manifest.names[1:])
     report = diff(good, rewrite(good, tmp_path / "names.onnx", names=names))
     assert (report.first, report.cause.name) == ("detections", "class names")
