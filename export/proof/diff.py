@@ -61,7 +61,7 @@ def diff(
         layers: also compare the output of each row. Both models must be ONNX artifacts or
             checkpoints; needs onnx.
         imgsz: input size of checkpoints, one side or (height, width); None: the size of the
-            artifact, else the size of the training of ``a``.
+            artifact, else the size of the training of ``a``. Artifacts must have this size.
         device: the device of both models.
         threads: number of engine threads; None: the engine's default.
         progress: called with one line for each step.
@@ -106,7 +106,7 @@ def _open(
     size = imgsz
     with ExitStack() as stack:
         for index in sorted((0, 1), key=lambda i: _is_checkpoint(sources[i])):
-            wanted = size if _is_checkpoint(sources[index]) else None
+            wanted = size if _is_checkpoint(sources[index]) else imgsz
             session, manifest = open_model(sources[index], "auto", options, wanted)
             stack.callback(session.close)
             opened[index] = Opened(sources[index], session, manifest)
