@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from y7edge.artifact.artifact import Artifact
@@ -41,7 +42,7 @@ class Candidate:
         path: Main file; None if there is no artifact.
         problem: Why there is no artifact, in one line; empty if there is one.
         size_mb: Size of all files in MB.
-        map50_95: mAP@0.5:0.95 on the data set.
+        map50_95: mAP@0.5:0.95 on the data set; 0 without artifact.
         drop: How much lower the mAP is than the checkpoint's; negative if it is higher.
         latency: The measurement.
         in_front: Whether no other artifact is both faster and at least as accurate.
@@ -52,7 +53,7 @@ class Candidate:
     path: Path | None = None
     problem: str = ""
     size_mb: float | None = None
-    map50_95: float | None = None
+    map50_95: float = 0.0
     drop: float | None = None
     latency: Report | None = None
     in_front: bool = False
@@ -203,8 +204,8 @@ def _measure(
         opened = []
         for _, artifact in made:
             if artifact is not None:
-                path = artifact.path
-                one = open_measured(lambda p=path: Detector(p, threads=threads), path.name, threads)
+                opener = partial(Detector, artifact.path, threads=threads)
+                one = open_measured(opener, artifact.path.name, threads)
                 stack.callback(one.detector.close)
                 opened.append(one)
         reports = iter(compare(opened, runs=runs)) if opened else iter(())
@@ -220,7 +221,7 @@ def _with_front(candidates: list[Candidate]) -> list[Candidate]:
     def beaten(one: Candidate) -> bool:
         return any(
             other.ms <= one.ms
-            and (other.map50_95 or 0) >= (one.map50_95 or 0)
+            and other.map50_95 >= one.map50_95
             and (other.ms, other.map50_95) != (one.ms, one.map50_95)
             for other in candidates
             if other.path is not None

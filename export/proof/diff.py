@@ -22,6 +22,7 @@ from y7edge.artifact.schema import checked
 from y7edge.data.images import read_image
 from y7edge.data.synthetic import scenes
 from y7edge.detect.opening import open_model
+from y7edge.errors import ConfigError
 from y7edge.export.folding import TOLERANCES
 from y7edge.export.proof import causes, parity, rows
 from y7edge.export.proof.sides import (
@@ -61,7 +62,7 @@ def diff(
         layers: also compare the output of each row. Both models must be ONNX artifacts or
             checkpoints; needs onnx.
         imgsz: input size of checkpoints, one side or (height, width); None: the size of the
-            artifact, else the size of the training of ``a``.
+            artifact, else the size of the training of ``a``. Artifacts must have this size.
         device: the device of both models.
         threads: number of engine threads; None: the engine's default.
         progress: called with one line for each step.
@@ -106,8 +107,13 @@ def _open(
     size = imgsz
     with ExitStack() as stack:
         for index in sorted((0, 1), key=lambda i: _is_checkpoint(sources[i])):
-            wanted = size if _is_checkpoint(sources[index]) else None
+            wanted = size if _is_checkpoint(sources[index]) else imgsz
             session, manifest = open_model(sources[index], "auto", options, wanted, None)
+            if manifest.outputs[0].role == "detections":
+                session.close()
+                raise ConfigError(
+                    f"{sources[index]} returns boxes after NMS, expected heads, or boxes and scores"
+                )
             stack.callback(session.close)
             opened[index] = Opened(sources[index], session, manifest)
             size = size or (manifest.input.height, manifest.input.width)
@@ -157,7 +163,8 @@ def _stages(a: Opened, b: Opened, frame: Frame, limits: Limits) -> tuple[list[St
         stages.append(Stage("detections", "skipped", {}, "the candidates cannot be compared"))
     first = _first(stages)
     settings = causes.of_boxes(a, b, frame) if stages[-1].measured else None
-    if settings and (first is None or first.name == "detections"):
+    agrees = first is None or first.status == "close" or first.name == "detections"
+    if settings and agrees:
         stages[-1] = replace(stages[-1], status="differs", at=settings.text)
         return stages, settings
     if first is None:

@@ -189,8 +189,6 @@ def compare_tensors(name: str, a: Floats, b: Floats, limits: Limits, at: str) ->
         and (at_least(cosine, limit.cosine) or at_most(deviation, limit.probe))
         for limit in (limits.strict, limits.loose)
     ]
-    # A NaN is within no limit, but some precisions have no limit for the deviation.
-    fits = [fit and bool(np.isfinite(deviation)) for fit in fits]
     measured = {"deviation": deviation, "cosine": cosine}
     return _stage(name, fits, measured, at)
 
@@ -261,9 +259,10 @@ def _alike(a: Outputs, b: Outputs) -> tuple[Sequence[Floats], Sequence[Floats]]:
 def _stage(name: str, fits: Sequence[bool], measured: Mapping[str, float], at: str) -> Stage:
     """Create a stage from its agreement with the strict and the loose limits."""
     strict, loose = fits
+    finite = {key: value if np.isfinite(value) else None for key, value in measured.items()}
     if strict and loose:
-        return Stage(name, "equal", measured)
-    return Stage(name, "close" if loose else "differs", measured, at)
+        return Stage(name, "equal", finite)
+    return Stage(name, "close" if loose else "differs", finite, at)
 
 
 def _peak(difference: Floats) -> tuple[int, ...]:

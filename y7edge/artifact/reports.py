@@ -230,7 +230,7 @@ class DiffReport:
     stages: tuple[Stage, ...]
     rows: tuple[Stage, ...] = ()  # outputs of the rows, if requested
     first: str | None = None  # the first stage that differs, or is only close
-    first_row: str | None = None
+    first_row: str | None = None  # likewise
     cause: Cause | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,13 +62,12 @@ def benchmark(
     """
     from y7edge.benchmark.measure import compare, open_measured
 
-    options = {"imgsz": imgsz, "names": names, "backend": backend, "device": device}
+    opener = partial(open_detector, imgsz=imgsz, names=names, backend=backend, device=device)
     with ExitStack() as stack:
         opened = []
         for model in models:
             for count in _counts(threads):
-                opener = partial(open_detector, model, threads=count, **options)
-                opened.append(open_measured(opener, model, count))
+                opened.append(open_measured(partial(opener, model, threads=count), model, count))
                 stack.enter_context(opened[-1].detector)
         reports = compare(opened, warmup=warmup, runs=runs, gate=gate)
     for report in reports:

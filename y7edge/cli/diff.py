@@ -63,7 +63,7 @@ def diff(
 
 
 def _lines(report: DiffReport) -> list[str]:
-    """Format a report as lines; only the first rows that differ are listed."""
+    """Format a report as lines; of the rows, only the first that are not equal are listed."""
     rows = [stage for stage in report.rows if stage.status != "equal"]
     lines = [
         f"A  {_described(report.a)}",
@@ -73,7 +73,8 @@ def _lines(report: DiffReport) -> list[str]:
         *table([("stage", "result", "measured", "at"), *map(_row, report.stages)]),
     ]
     if report.rows:
-        lines += ["", f"{len(rows)} of {len(report.rows)} rows differ"]
+        counts = [sum(r.status == status for r in rows) for status in ("differs", "close")]
+        lines += ["", f"of {len(report.rows)} rows {counts[0]} differ, {counts[1]} are close"]
     if rows:
         lines += table([("row", "result", "measured", "at"), *map(_row, rows[:5])])
     words = {
@@ -84,7 +85,7 @@ def _lines(report: DiffReport) -> list[str]:
     }
     lines += ["", words[report.status]]
     if report.first_row:
-        lines.append(f"first row that differs: {report.first_row}")
+        lines.append(f"first row that is not equal: {report.first_row}")
     if report.cause:
         lines.append(f"cause: {report.cause.name}: {report.cause.text}")
     return lines

@@ -36,7 +36,7 @@ from y7edge.detect.postprocess import (
 )
 from y7edge.detect.preprocess import Color, check_frame
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
-from y7edge.detect.submission import MAX_QUEUE, Drop, FrameQueue
+from y7edge.detect.submission import MAX_QUEUE, Drop, FrameQueue, check_timeout
 from y7edge.errors import (
     ConfigError,
     DataError,
@@ -202,7 +202,7 @@ class Detector:
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         if timeout is None:
             return self._detect([frame], color, self._criteria, [origin], roi)[0]
-        end = time.monotonic() + _seconds(timeout)
+        end = time.monotonic() + check_timeout(timeout)
         future = self._submit(frame, color, "block", origin, roi, timeout)
         try:
             return future.result(max(0.0, end - time.monotonic()))
@@ -483,12 +483,6 @@ class Detector:
             model_id=self._model_id,
             **origin,
         )
-
-
-def _seconds(timeout: float) -> float:
-    if not 0 < timeout < threading.TIMEOUT_MAX:
-        raise ConfigError(f"timeout is {timeout!r}, expected a number of seconds above 0")
-    return timeout
 
 
 def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:

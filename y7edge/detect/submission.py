@@ -20,6 +20,13 @@ Drop = Literal["block", "oldest", "newest"]
 T = TypeVar("T")
 
 
+def check_timeout(timeout: float) -> float:
+    """Return ``timeout``, in seconds; raise ConfigError if it is not a positive number."""
+    if not 0 < timeout < threading.TIMEOUT_MAX:
+        raise ConfigError(f"timeout is {timeout!r}, expected a number of seconds above 0")
+    return timeout
+
+
 @dataclass(frozen=True)
 class _Job(Generic[T]):
     call: Callable[[], T]

@@ -13,12 +13,15 @@ import onnx
 import pytest
 
 from tests.blocking import BLOCKER
+from tests.fake_model import FakeSession, make_manifest
 from tests.tampering import convolutions_of, rewrite, scale_weight
 from y7edge.artifact.manifest import LevelInfo
 from y7edge.errors import ConfigError, GateError
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.pipeline import export
-from y7edge.export.proof.diff import diff
+from y7edge.export.proof import parity
+from y7edge.export.proof.diff import _stages, diff
+from y7edge.export.proof.sides import Limits, Opened
 from y7edge.export.targets import registry as targets
 from y7edge.models import weights
 from y7edge.runtimes import onnxrt
@@ -224,6 +227,13 @@ def test_anchors_thresholds_and_names(good, make, tmp_path):
     report = diff(good, rewrite(good, tmp_path / "conf.onnx", thresholds=higher))
     assert (report.first, report.cause.name) == ("detections", "thresholds")
     assert "conf 0.25 and 0.6" in report.cause.text
+    half = rewrite(make(precision="fp16"), tmp_path / "half.onnx", thresholds=higher)
+    report = diff(good, half)
+    assert (report.status, report.first, report.cause.name) == (
+        "differs",
+        "detections",
+        "thresholds",
+    )
     names = ("cog", *manifest.names[1:])
     report = diff(good, rewrite(good, tmp_path / "names.onnx", names=names))
     assert (report.first, report.cause.name) == ("detections", "class names")
@@ -289,6 +299,40 @@ def test_weights_that_were_rounded_silently(good, tmp_path):
     report = diff(good, FAULTS.edited(good, tmp_path / "low.onnx", rounded), layers=True)
     assert (report.status, report.cause.name) == ("differs", "precision")
     assert "of B of bfloat16" in report.cause.text.replace("those ", "")
+
+
+class Bytes(FakeSession):
+    """A model with a uint8 NHWC input, in which the graph divides by 255."""
+
+    def _run(self, feeds):
+        (pixels,) = feeds.values()
+        assert pixels.dtype == np.uint8
+        return super()._run({"images": pixels.transpose(0, 3, 1, 2) / np.float32(255)})
+
+
+def test_inputs_of_bytes_and_floats_are_compared_as_pixels():
+    manifest = make_manifest()
+    changed = replace(manifest.input, dtype="uint8", layout="NHWC", scale=1.0)
+    sides = [
+        Opened(name, kind(described), described)
+        for name, kind, described in (
+            ("a", FakeSession, manifest),
+            ("b", Bytes, replace(manifest, input=changed)),
+        )
+    ]
+    frame = np.zeros((64, 96, 3), np.uint8)
+    frame[8:16, 24:40] = 255
+    limits = Limits(*[parity.tolerance("fp32", 1e-4)] * 2)
+    for a, b in (sides, sides[::-1]):
+        stages, cause = _stages(a, b, frame, limits)
+        assert [stage.status for stage in stages] == ["equal"] * 5
+        assert cause is None
+        assert stages[-1].measured["boxes"] > 0
+
+
+def test_a_size_that_artifacts_do_not_have(good):
+    with pytest.raises(ConfigError, match="fixed input size"):
+        diff(good, good, imgsz=320)
 
 
 def test_layers_need_onnx_artifacts(good, make):
