@@ -239,14 +239,21 @@ def _plot(choice: Choice, path: Path) -> Path:
     for one in found:
         won = one is choice.winner
         axes.plot(one.ms, one.map50_95, "o", color="#2563eb", fillstyle="full" if won else "none")
-        label = f" {one.target} {one.precision}"
-        axes.annotate(label, (one.ms, one.map50_95), fontsize=8, weight="bold" if won else "normal")
+        axes.annotate(
+            f"{one.target} {one.precision}",
+            (one.ms, one.map50_95),
+            xytext=(2, 5),
+            textcoords="offset points",
+            rotation=60,  # artifacts may be equally fast
+            fontsize=8,
+            weight="bold" if won else "normal",
+        )
     axes.axhline(choice.reference, color="#0f172a", linewidth=0.8, label="checkpoint")
     least = choice.reference - choice.max_map_drop
     axes.axhline(least, color="#dc2626", linestyle="--", linewidth=0.8, label="accepted drop")
     axes.set(xlabel="milliseconds from image to boxes (median)", ylabel="mAP@0.5:0.95")
-    axes.margins(0.15)
+    axes.margins(0.15, 0.6)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     return plots.save(figure, path)
