@@ -1,5 +1,8 @@
 """Run .onnx artifacts with ONNX Runtime, on CPUs and NVIDIA GPUs (https://onnxruntime.ai).
 
+Other execution providers are selected by ``provider_options={"provider": NAME, ...}``, which also
+has the provider's own options. The CPU runs the nodes that a provider does not support.
+
 The manifest is stored in the file's metadata property ``y7edge``.
 """
 
@@ -36,6 +39,7 @@ DEVICES = ("cpu", "cuda", "cuda:N")
 DEVIATION = 1e-4
 
 _KEY = "y7edge"
+_PROVIDER = "provider"
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {
     "tensor(float)": "float32",
@@ -141,7 +145,7 @@ class _OnnxSession(Session):
             str(artifact.path),
             manifest,
             device=device,
-            arithmetic=_arithmetic(manifest.precision, device),
+            arithmetic=_arithmetic(manifest.precision, device, options),
             versions=versions(),
             threads=options.thread_count,
         )
@@ -227,6 +231,16 @@ def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str,
     """
     kind, index = parse_device(options.device, DEVICES)
     own = dict(options.provider_options)
+    provider = own.pop(_PROVIDER, None)
+    if provider is not None:
+        if kind != "auto":
+            raise ConfigError(f"give device={options.device!r} or a provider, not both")
+        if provider not in available:
+            raise DeviceError(
+                f"provider {provider!r} is not available: this ONNX Runtime has only "
+                f"{', '.join(available)}: install the package of ONNX Runtime that contains it"
+            )
+        return [(provider, own)] if provider == _CPU else [(provider, own), (_CPU, {})]
     if "use_tf32" in own:
         raise ConfigError("use_tf32 cannot be set: an fp32 artifact is computed in fp32")
     if kind == "cuda" and _CUDA not in available:
@@ -241,8 +255,20 @@ def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str,
 
 
 def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:
-    """Return the session's device; raise DeviceError if it is the CPU although a GPU was set."""
-    if engine.get_providers()[0] == _CUDA:
+    """Return the session's device, or the name of its provider if the user chose one.
+
+    Raises:
+        DeviceError: ONNX Runtime fell back to the CPU.
+    """
+    found, provider = engine.get_providers()[0], options.provider_options.get(_PROVIDER)
+    if provider is not None:
+        if found != provider:
+            raise DeviceError(
+                f"provider {provider!r} is not available: ONNX Runtime opened {path} with {found}: "
+                "check the driver and the libraries that the provider needs"
+            )
+        return "cpu" if found == _CPU else str(found)
+    if found == _CUDA:
         return f"cuda:{engine.get_provider_options()[_CUDA].get('device_id', 0)}"
     if options.device.startswith("cuda"):
         raise DeviceError(
@@ -252,8 +278,10 @@ def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:
     return "cpu"
 
 
-def _arithmetic(precision: str, device: str) -> str:
+def _arithmetic(precision: str, device: str, options: SessionOptions) -> str:
     """Return a description of the arithmetic for an artifact of this precision."""
+    if device == options.provider_options.get(_PROVIDER):
+        return f"chosen by {device} for {precision} (ONNX Runtime)"
     if precision == "fp16" and device == "cpu":
         # ONNX Runtime removes the casts to float16 between layers (measured with version 1.32 on
         # x86-64, at every optimization level).

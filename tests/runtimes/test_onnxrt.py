@@ -146,6 +146,37 @@ def test_silent_fallback_is_an_error(artifact, monkeypatch):
     assert onnxrt.open(artifact, SessionOptions(device="auto")).device == "cpu"
 
 
+def test_another_provider_is_used_or_an_error(artifact, monkeypatch):
+    real, given = onnxruntime.InferenceSession, {}
+    name = "TensorrtExecutionProvider"
+    options = SessionOptions(provider_options={"provider": name, "trt_fp16_enable": 1})
+    with pytest.raises(DeviceError, match=f"{name}.* is not available: .*CPUExecutionProvider"):
+        onnxrt.open(artifact, options)
+
+    def start(path, settings, providers):
+        given["providers"] = providers
+        return real(path, settings, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [name])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with pytest.raises(DeviceError, match=r"opened .* with CPUExecutionProvider"):
+        onnxrt.open(artifact, options)
+    assert given["providers"] == [(name, {"trt_fp16_enable": 1}), ("CPUExecutionProvider", {})]
+    with pytest.raises(ConfigError, match="or a provider, not both"):
+        onnxrt.open(artifact, SessionOptions("cpu", provider_options={"provider": name}))
+
+
+def test_the_provider_is_reported(artifact):
+    others = [p for p in onnxruntime.get_available_providers() if p != "CPUExecutionProvider"]
+    for name in ("CPUExecutionProvider", *others):
+        session = onnxrt.open(artifact, SessionOptions(provider_options={"provider": name}))
+        if name == "CPUExecutionProvider":
+            assert (session.device, session.arithmetic) == ("cpu", "float32 (ONNX Runtime, cpu)")
+        else:
+            assert session.device == name
+            assert session.arithmetic == f"chosen by {name} for fp32 (ONNX Runtime)"
+
+
 def test_a_graph_that_contradicts_its_manifest_does_not_open(artifact, artifact_path, tmp_path):
     names = ("a", "b", "c", "d")
     heads = tuple(replace(o, shape=(1, 27, *o.shape[2:])) for o in artifact.manifest.outputs)
