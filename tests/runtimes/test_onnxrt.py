@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from tests import tampering
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import ArtifactError, DeviceError
+from y7edge.errors import ArtifactError, ConfigError, DeviceError
 from y7edge.runtimes import onnxrt, registry
 from y7edge.runtimes.base import SessionOptions, TensorSpec
 
