@@ -93,6 +93,11 @@ def versions() -> dict[str, str]:
     return installed_versions("ncnn")
 
 
+def available_devices() -> list[str]:
+    """Return the only device."""
+    return ["cpu"]
+
+
 def open(artifact: Artifact, options: SessionOptions) -> Session:
     """Open a session in ncnn; device "auto" is the CPU."""
     return _NcnnSession(artifact, options)
