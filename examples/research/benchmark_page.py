@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from y7edge.files import atomic_write
-from y7edge.machine import FEATURES
 
 HEAD = """# Benchmarks
 
@@ -65,12 +64,12 @@ def table(records: list[Record]) -> str:
     """Return a table with its conditions."""
     first = records[0]
     height, width = first["imgsz"]
-    purposes = "; ".join(f"{name} ({FEATURES[name]})" for name in first["features"])
+    features = ", ".join(first["features"])
     lines = [
         f"## {first['model']} at {height}x{width}",
         "",
         f"{first['processor']}, {first['machine']}, {first['cores']} usable cores. "
-        f"CPU features: {purposes or 'not known'}.",
+        f"CPU features: {features or 'not known'}.",
         f"{first['runs']} rounds after {first['warmup']} of warm-up, images of "
         f"{first['frame_hw'][1]}x{first['frame_hw'][0]}.",
         "",

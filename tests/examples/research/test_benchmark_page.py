@@ -24,3 +24,11 @@ def test_a_page_is_made_from_reports(artifact_path, tmp_path):
     ratio = reports[1].model_ms["p50"] / reports[0].model_ms["p50"]
     assert second.split(" | ")[4] == f"{ratio:.2f}"
     assert reports[0].processor in page and "onnxruntime" in first
+
+
+def test_the_page_in_the_documentation_is_generated(tmp_path):
+    docs = Path(__file__).parents[3] / "docs"
+    out = tmp_path / "page.md"
+    command = [sys.executable, SCRIPT, docs / "benchmarks.jsonl", "--out", out]
+    subprocess.run(command, check=True, timeout=60)
+    assert out.read_text() == (docs / "benchmarks.md").read_text()
