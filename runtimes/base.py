@@ -290,6 +290,9 @@ class Runtime(Protocol):
             ArtifactError: inputs or outputs differ from the manifest.
         """
 
+    def available_devices(self) -> list[str]:
+        """Return the devices of this machine that the engine finds, for ``y7edge check``."""
+
     def versions(self) -> dict[str, str]:
         """Return the versions of the engine's installed packages."""
 

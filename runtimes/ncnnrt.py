@@ -46,6 +46,7 @@ _SWITCHES = {
     "bf16": ("use_bf16_packed", "use_bf16_storage"),
 }
 _ALL_SWITCHES = (*_SWITCHES["fp16"], *_SWITCHES["bf16"])
+_MEMORY_FACTOR = 7  # memory of an open model over its file's size; 320 to 640 pixels take 3 to 7
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # environment variables
 
 
@@ -91,6 +92,11 @@ def payload_digest(files: Sequence[Path]) -> str:
 def versions() -> dict[str, str]:
     """Return the version of the installed ncnn package."""
     return installed_versions("ncnn")
+
+
+def available_devices() -> list[str]:
+    """Return the only device."""
+    return ["cpu"]
 
 
 def open(artifact: Artifact, options: SessionOptions) -> Session:
@@ -142,6 +148,7 @@ class _NcnnSession(Session):
                     "use_* options that keep the precision"
                 )
             setattr(net.opt, name, value)
+        _require_memory(artifact.files[1])
         graph, weights = (str(file) for file in artifact.files[:2])
         if net.load_param(graph) or net.load_model(weights):
             raise DeviceError(f"ncnn cannot open {artifact.path}: export it again")
@@ -178,6 +185,18 @@ class _NcnnSession(Session):
 
     def _close(self) -> None:
         self._net = None
+
+
+def _require_memory(weights: Path) -> None:
+    """Raise DeviceError if there is no memory for a model, because ncnn would end the process."""
+    needed = _MEMORY_FACTOR * weights.stat().st_size
+    try:
+        np.empty(needed, np.uint8)  # not written, so that this takes no time
+    except MemoryError as error:
+        raise DeviceError(
+            f"there is no memory for {weights}: ncnn needs about {needed / 1e6:.0f} MB; close "
+            "other models, or use a smaller one"
+        ) from error
 
 
 def _arithmetic(precision: str) -> str:

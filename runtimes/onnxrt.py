@@ -110,6 +110,11 @@ def versions() -> dict[str, str]:
     return installed_versions("onnxruntime", "onnxruntime-gpu")
 
 
+def available_devices() -> list[str]:
+    """Return the devices that this build of ONNX Runtime supports."""
+    return ["cpu", *(["cuda"] if _CUDA in load_engine().get_available_providers() else [])]
+
+
 def open(artifact: Artifact, options: SessionOptions) -> Session:
     """Open a session in ONNX Runtime."""
     if artifact.foreign is not None:

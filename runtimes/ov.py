@@ -113,6 +113,11 @@ def versions() -> dict[str, str]:
     return installed_versions("openvino")
 
 
+def available_devices() -> list[str]:
+    """Return the devices that OpenVINO finds."""
+    return [device.lower().replace(".", ":") for device in open_core().available_devices]
+
+
 def open(artifact: Artifact, options: SessionOptions) -> Session:
     """Open a session in OpenVINO; device "auto" is the CPU."""
     return _OpenVinoSession(artifact, options)

@@ -13,7 +13,7 @@ the delegate as texts.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,11 @@ def versions() -> dict[str, str]:
     return installed_versions("ai-edge-litert")
 
 
+def available_devices() -> list[str]:
+    """Return the CPU: which delegates a machine has is not known."""
+    return ["cpu"]
+
+
 def open(artifact: Artifact, options: SessionOptions) -> Session:
     """Open a session in LiteRT; device "auto" is the CPU, or the delegate if one is given."""
     return _LiteRtSession(artifact, options)
@@ -111,6 +116,19 @@ class _LiteRtSession(Session):
         )
         for spec in self.outputs:
             _require_quantization(outputs[spec.name], spec, artifact.path)
+
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """Return a function that sets the input, invokes the interpreter, and reads the outputs."""
+        interpreter, ((name, array),) = self._interpreter, feeds.items()
+        source, outputs = self._input[name], list(self._outputs.values())
+        pixels = np.ascontiguousarray(array)
+
+        def run() -> object:
+            interpreter.set_tensor(source, pixels)
+            interpreter.invoke()
+            return [interpreter.get_tensor(index) for index in outputs]
+
+        return run
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         for name, array in feeds.items():
