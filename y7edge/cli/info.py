@@ -11,6 +11,7 @@ import typer
 from y7edge.cli.console import facts, show, table
 from y7edge.cli.models import kind_of
 from y7edge.cli.options import Json, Size
+from y7edge.errors import ArtifactError
 from y7edge.models import Spec, registry, shapes
 
 _Subject = Annotated[
@@ -99,6 +100,7 @@ def _artifact(path: Path) -> dict[str, Any]:
     from y7edge.runtimes import registry as runtimes
 
     manifest = runtimes.load(path).manifest
+    backend, why = _backend(path)
     return {
         "kind": "artifact",
         "name": manifest.model,
@@ -115,6 +117,8 @@ def _artifact(path: Path) -> dict[str, Any]:
         "parity": manifest.parity,
         "imgsz": [manifest.input.height, manifest.input.width],
         "target": manifest.target,
+        "backend": backend,
+        "why": why,
         "thresholds": asdict(manifest.thresholds),
         "licence": manifest.licence,
         "tools": manifest.tools,
@@ -122,6 +126,17 @@ def _artifact(path: Path) -> dict[str, Any]:
         "payload_digest": manifest.payload_digest,
         "digest": manifest.digest,
     }
+
+
+def _backend(path: Path) -> tuple[str | None, str]:
+    """Return the name of the runtime that opens an artifact, and why."""
+    from y7edge.runtimes import registry as runtimes
+
+    try:
+        runtime, why = runtimes.choose(path)
+    except ArtifactError as error:  # artifacts without a proof may have no runtime
+        return None, str(error)
+    return runtimes.name_of(runtime), why
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
