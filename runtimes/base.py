@@ -106,9 +106,13 @@ class Session(ABC):
             differ from the artifact's precision, which an engine may emulate.
         versions: Versions of the engine's packages.
         threads: Number of CPU threads; None: unknown, or the engine does not use the CPU.
+        backend: Name of the runtime; empty if the session was not opened by the registry.
+        why: Why this runtime was chosen.
     """
 
     ENGINE: ClassVar[str]
+    backend: str = ""
+    why: str = ""
 
     def __init__(
         self,
@@ -140,6 +144,12 @@ class Session(ABC):
         self._closed = False
         self._process = os.getpid()
         _SESSIONS.add(self)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Backend, device, threads and versions, as JSON values for logs."""
+        names = ("backend", "why", "device", "threads", "arithmetic")
+        return {**{name: getattr(self, name) for name in names}, "versions": dict(self.versions)}
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model on arrays, by input name; return new arrays, by output name.

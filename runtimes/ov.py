@@ -3,6 +3,10 @@
 An artifact is an .xml file (the graph) and a .bin file (the weights). The manifest is the attribute
 ``value`` of the element ``/net/rt_info/y7edge/manifest`` in the .xml file. It is read and written
 without the engine. The payload is the rest of the .xml file and the whole .bin file.
+
+Provider options are OpenVINO's properties. Device "AUTO" lets OpenVINO choose a device. With
+``{"PERFORMANCE_HINT": "THROUGHPUT"}``, the images of a dynamic batch are run at the same time, by
+as many requests as OpenVINO advises.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from y7edge.runtimes.base import (
 FORMATS = (".xml",)
 TARGETS = ("openvino",)
 NEEDS = {"openvino": "y7edge[openvino]"}
-DEVICES = ("cpu", "gpu", "gpu:N", "npu")
+DEVICES = ("cpu", "gpu", "gpu:N", "npu", "AUTO")
 DEVIATION = 1e-4
 
 _PLACE = ["net", "rt_info", "y7edge"]  # path of the element that contains the manifest
@@ -124,7 +128,7 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
 
 
 class _OpenVinoSession(Session):
-    """One compiled model and one inference request."""
+    """A compiled model, and one inference request, or a queue of them for throughput."""
 
     ENGINE = "OpenVINO"
 
@@ -147,6 +151,10 @@ class _OpenVinoSession(Session):
         )
         self._tensor = load_engine().Tensor
         self._request: Any = compiled.create_infer_request()
+        self._queue: Any = None
+        hint = str(options.provider_options.get("PERFORMANCE_HINT", "")).upper()
+        if hint.endswith("THROUGHPUT") and manifest.input.batch == "dynamic":
+            self._queue = load_engine().AsyncInferQueue(compiled)
 
     def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
         """Return a function that runs an inference request of its own."""
@@ -165,6 +173,8 @@ class _OpenVinoSession(Session):
         # The engine uses the inputs without copying them. Outputs are copied, because the next run
         # overwrites them.
         given = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
+        if self._queue is not None and len(given[0]) > 1:
+            return self._run_queue(given[0])
         for index, array in enumerate(given):
             self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
         self._request.infer()
@@ -173,8 +183,25 @@ class _OpenVinoSession(Session):
             for index, spec in enumerate(self.outputs)
         }
 
+    def _run_queue(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Run the images of a batch one by one, several at the same time."""
+        found: list[list[NDArray[Any]]] = [[] for _ in images]
+
+        def keep_outputs(request: Any, index: int) -> None:
+            found[index] = [np.array(tensor.data) for tensor in request.output_tensors]
+
+        self._queue.set_callback(keep_outputs)
+        for index in range(len(images)):
+            tensor = self._tensor(images[index : index + 1], shared_memory=True)
+            self._queue.start_async({0: tensor}, userdata=index)
+        self._queue.wait_all()
+        parts = zip(*found, strict=True)
+        return {
+            spec.name: np.concatenate(part) for spec, part in zip(self.outputs, parts, strict=True)
+        }
+
     def _close(self) -> None:
-        self._request = None
+        self._request = self._queue = None
 
 
 def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int | None) -> Any:
@@ -187,7 +214,7 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         )
     # Without the hint, CPUs with AMX compute fp32 models in bfloat16. On a CPU, float16 arithmetic
     # is slower than float32 arithmetic with float16 weights.
-    hints = {"bf16": "bf16", "fp16": "f32" if kind == "cpu" else "f16"}
+    hints = {"bf16": "bf16", "fp16": "f32" if kind in ("cpu", "AUTO") else "f16"}
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hints.get(artifact.manifest.precision, "f32"),
         "PERFORMANCE_HINT": "LATENCY",
@@ -202,7 +229,7 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
     try:
         core = open_core()
         available = core.available_devices
-        if not any(device.split(".")[0] == kind.upper() for device in available):
+        if kind != "AUTO" and not any(d.split(".")[0] == kind.upper() for d in available):
             raise DeviceError(
                 f"device {options.device!r} is not available: OpenVINO has only "
                 f"{', '.join(available).lower() or 'none'}: install the driver, or use device='cpu'"
@@ -226,6 +253,9 @@ def _arithmetic(compiled: Any, precision: str, device: str) -> str:
     Raises:
         DeviceError: an fp32 or bf16 artifact would be computed in another precision.
     """
+    if device == "AUTO":  # it has no such property, but passes the hint to its devices
+        chosen = ", ".join(compiled.get_property("EXECUTION_DEVICES")).lower()
+        return f"as requested for {precision} (OpenVINO, AUTO: {chosen})"
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
     code = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     computed = names.get(code, code)

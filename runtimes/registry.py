@@ -64,9 +64,21 @@ def devices() -> list[str]:
 
 @checked
 def find(path: Path | str, backend: str = "auto") -> Runtime:
-    """Return the runtime for a file.
+    """Return the runtime for a file; see :func:`choose`."""
+    return choose(path, backend)[0]
 
-    ``backend`` is the name of a runtime, or "auto" to choose one by suffix and manifest.
+
+@checked
+def choose(path: Path | str, backend: str = "auto") -> tuple[Runtime, str]:
+    """Return the runtime for a file, and why it was chosen.
+
+    ``backend`` is the name of a runtime, or "auto". Then the runtimes that read files with this
+    suffix are compared. In this order, a runtime is preferred that
+
+    1. runs the manifest's target, and whose engine is installed,
+    2. runs the manifest's target,
+    3. can read the manifest,
+    4. can read the file, although its manifest was changed.
 
     Raises:
         ArtifactMissing: the file does not exist.
@@ -81,14 +93,24 @@ def find(path: Path | str, backend: str = "auto") -> Runtime:
         if suffix not in runtime.FORMATS:
             formats = ", ".join(runtime.FORMATS)
             raise ConfigError(f"backend {backend!r} reads {formats}, not {path.name}")
-        return runtime
+        return runtime, f"backend {backend!r} was given"
     candidates = [runtime for runtime in loadable() if suffix in runtime.FORMATS]
     if not candidates:
         formats = ", ".join(sorted({form for runtime in loadable() for form in runtime.FORMATS}))
         raise ArtifactError(f"no runtime reads {path}; files that can be opened: {formats}")
     if len(candidates) == 1:
-        return candidates[0]
-    return min(candidates, key=lambda runtime: _rank(runtime, path))
+        return candidates[0], f"no other runtime reads {suffix} files"
+    best = min(candidates, key=lambda runtime: _rank(runtime, path))
+    return best, f"of {len(candidates)} runtimes for {suffix} files, {_RANKS[_rank(best, path)]}"
+
+
+_RANKS = (
+    "this one runs the file's target, and its engine is installed",
+    "this one runs the file's target, but its engine is not installed",
+    "this one reads the manifest, but does not run the file's target",
+    "this one reads the format, but the file is damaged",
+    "none reads the manifest",
+)
 
 
 def _rank(runtime: Runtime, path: Path) -> int:
@@ -210,11 +232,13 @@ def open_session(
         DeviceError: the device does not exist, or the engine refuses the file.
     """
     options = options or SessionOptions()
-    runtime = find(artifact.path, backend)
+    runtime, why = choose(artifact.path, backend)
     require_files(artifact.files)
     if not is_utf8(artifact.path):
         raise ArtifactError(f"{artifact.path}: engines open UTF-8 paths only: rename it")
     require(runtime.NEEDS, f"opening {artifact.path.name}")
     if options.check_payload or (options.check_payload is None and artifact.side_files):
         check_payload(artifact, backend)
-    return runtime.open(artifact, options)
+    session = runtime.open(artifact, options)
+    session.backend, session.why = name_of(runtime), why
+    return session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from y7edge.errors import ArtifactError, ConfigError, DeviceError
@@ -144,6 +145,35 @@ def test_other_options_reach_the_engine_and_unknown_ones_are_named(artifact):
     session.close()
     with pytest.raises(DeviceError, match="NO_SUCH_OPTION"):
         ov.open(artifact, SessionOptions(provider_options={"NO_SUCH_OPTION": 1}))
+
+
+def test_throughput_runs_the_images_of_a_batch_in_several_requests(make, monkeypatch):
+    dynamic = make("openvino", dynamic=True).artifact
+    image = dynamic.manifest.input
+    x = np.random.default_rng(0).random((5, 3, image.height, image.width), dtype=np.float32)
+    expected = ov.open(dynamic, SessionOptions()).infer({"images": x})
+    hint = {"PERFORMANCE_HINT": "THROUGHPUT"}
+    session = ov.open(dynamic, SessionOptions(threads=2, provider_options=hint))
+    assert len(session._queue) > 1
+    for count in (5, 1, 2):
+        found = session.infer({"images": x[:count]})
+        for name, array in found.items():
+            np.testing.assert_allclose(array, expected[name][:count], atol=1e-4)
+            assert array.flags.writeable
+    monkeypatch.setattr(session, "_tensor", lambda *_, **__: 1 / 0)
+    with pytest.raises(DeviceError, match="failed in OpenVINO"):
+        session.infer({"images": x})
+
+
+def test_auto_is_openvinos_own_choice(artifact):
+    session = ov.open(artifact, SessionOptions("AUTO"))
+    image = artifact.manifest.input
+    x = np.random.default_rng(0).random((1, 3, image.height, image.width), dtype=np.float32)
+    expected = ov.open(artifact, SessionOptions()).infer({"images": x})
+    for name, array in session.infer({"images": x}).items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-4)
+    assert session.device == "AUTO"
+    assert session.arithmetic == "as requested for fp32 (OpenVINO, AUTO: cpu)"
 
 
 def test_a_graph_that_contradicts_its_manifest_does_not_open(artifact):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from y7edge import Detector
 from y7edge.errors import ArtifactError, ArtifactMissing, ConfigError, DigestError, RuntimeMissing
 from y7edge.runtimes import base, onnxrt, registry
 
@@ -64,6 +65,23 @@ def test_the_manifest_decides_between_two_of_one_suffix(artifact_path, rivals):
         for order in (pair, pair[::-1]):
             rivals(*order)
             assert registry.find(artifact_path) is mine
+
+
+def test_the_reason_of_a_choice(artifact_path, rivals):
+    assert registry.choose(artifact_path) == (onnxrt, "no other runtime reads .onnx files")
+    assert registry.choose(artifact_path, "onnxrt")[1] == "backend 'onnxrt' was given"
+    with Detector(artifact_path) as detector:
+        assert detector.info["backend"] == "onnxrt"
+        assert detector.info["why"] == "no other runtime reads .onnx files"
+    other = runtime("rival", targets=("other",))
+    for mine, reason in (
+        (runtime("rival"), "runs the file's target, and its engine is installed"),
+        (runtime("rival", needs=("no_such_engine",)), "but its engine is not installed"),
+        (runtime("rival", targets=("more",)), "does not run the file's target"),
+    ):
+        rivals(mine, other)
+        found, why = registry.choose(artifact_path)
+        assert found is mine and reason in why and why.startswith("of 2 runtimes for .onnx files")
 
 
 def test_damaged_file_gets_its_runtimes_message(artifact_path, rivals):

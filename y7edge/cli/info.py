@@ -13,6 +13,7 @@ from y7edge.cli.console import facts, show, table
 from y7edge.cli.gate import accuracy_lines
 from y7edge.cli.models import kind_of
 from y7edge.cli.options import Json, Names, Size
+from y7edge.errors import ArtifactError
 from y7edge.models import Spec, registry, shapes
 
 if TYPE_CHECKING:
@@ -108,13 +109,13 @@ def _artifact(path: Path, names: list[str] | None, size: tuple[int, int] | None)
 
     artifact = runtimes.load_any(path, names=names, imgsz=size)
     manifest, foreign = artifact.manifest, artifact.foreign
-    if foreign is not None:
-        record = _described(manifest)
-        if "suppression" in foreign.assumed:
-            record |= {"strides": [], "thresholds": None}
-        unknown = dict.fromkeys(("form", "parameters", "gflops", "source", "opset"))
-        return {**record, **unknown, "layout": foreign.form, "assumed": foreign.assumed}
-    return _described(manifest)
+    record = {**_described(manifest), **_backend(path)}
+    if foreign is None:
+        return record
+    if "suppression" in foreign.assumed:
+        record |= {"strides": [], "thresholds": None}
+    unknown = dict.fromkeys(("form", "parameters", "gflops", "source", "opset"))
+    return {**record, **unknown, "layout": foreign.form, "assumed": foreign.assumed}
 
 
 def _described(manifest: Manifest) -> dict[str, Any]:
@@ -141,6 +142,17 @@ def _described(manifest: Manifest) -> dict[str, Any]:
         "payload_digest": manifest.payload_digest,
         "digest": manifest.digest,
     }
+
+
+def _backend(path: Path) -> dict[str, str | None]:
+    """Return the name of the runtime that opens an artifact, and why."""
+    from y7edge.runtimes import registry as runtimes
+
+    try:
+        runtime, why = runtimes.choose(path)
+    except ArtifactError as error:  # artifacts without a proof may have no runtime
+        return {"backend": None, "why": str(error)}
+    return {"backend": runtimes.name_of(runtime), "why": why}
 
 
 def _lines(record: dict[str, Any]) -> list[str]:

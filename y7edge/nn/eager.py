@@ -64,6 +64,8 @@ class EagerSession(Session):
     """
 
     ENGINE = "torch"
+    backend = "torch"
+    why = "torch runs checkpoints"
 
     def __init__(self, model: Model, manifest: Manifest, options: SessionOptions) -> None:
         self.manifest = manifest
