@@ -22,7 +22,15 @@ from y7edge.errors import (
 )
 from y7edge.files import is_file, is_utf8
 from y7edge.plugins import Plugins
-from y7edge.runtimes.base import ReadsForeign, Runtime, Session, SessionOptions, missing, require
+from y7edge.runtimes.base import (
+    ReadsForeign,
+    Runtime,
+    Session,
+    SessionOptions,
+    missing,
+    one_line,
+    require,
+)
 
 RUNTIMES = Plugins("y7edge.runtimes", "y7edge.runtimes", "backend")
 
@@ -227,7 +235,8 @@ def open_session(
     Raises:
         ArtifactMissing: a file of the artifact does not exist.
         ArtifactError: the path is not UTF-8.
-        RuntimeMissing: the engine's package is not installed; the message says what to install.
+        RuntimeMissing: the engine's package is not installed, or cannot be imported; the message
+            says what to install.
         DigestError: the payload was changed; checked according to ``options.check_payload``.
         DeviceError: the device does not exist, or the engine refuses the file.
     """
@@ -239,6 +248,15 @@ def open_session(
     require(runtime.NEEDS, f"opening {artifact.path.name}")
     if options.check_payload or (options.check_payload is None and artifact.side_files):
         check_payload(artifact, backend)
+    try:
+        runtime.load_engine()
+    except (
+        Exception
+    ) as error:  # engines raise any exception if a library or an instruction is missing
+        raise RuntimeMissing(
+            f"the engine for {artifact.path.name} is installed, but cannot be imported: "
+            f"{one_line(error)}; see `y7edge check`"
+        ) from error
     session = runtime.open(artifact, options)
     session.backend, session.why = name_of(runtime), why
     return session

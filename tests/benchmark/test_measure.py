@@ -244,7 +244,7 @@ def test_gate_takes_the_least_median_and_measures_on_while_the_budget_is_exceede
 
     def busy_at_first(costs, axis):
         blocks.append(len(costs))
-        return real(costs, axis=axis) * (1 if len(blocks) == 60 else 50)
+        return real(costs, axis=axis) * (1 if len(blocks) == 50 else 50)
 
     monkeypatch.setattr(hotpath.np, "median", busy_at_first)
     monkeypatch.setattr(hotpath.Gate, "beyond", lambda self: ["busy"] if len(blocks) < 60 else [])

@@ -90,6 +90,15 @@ def test_damaged_file_gets_its_runtimes_message(artifact_path, rivals):
     assert registry.find(artifact_path) is changed
 
 
+def test_an_engine_that_cannot_be_imported_is_named(artifact_path, monkeypatch):
+    def fail():
+        raise ImportError("libcudart.so.12:\ncannot open")
+
+    monkeypatch.setattr(onnxrt, "load_engine", fail)
+    with pytest.raises(RuntimeMissing, match=r"cannot be imported: libcudart\.so\.12: cannot open"):
+        registry.open_session(registry.load(artifact_path))
+
+
 def test_missing_engine_names_the_extra(artifact_path, monkeypatch):
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(RuntimeMissing, match=r'onnxruntime.*pip install "y7edge\[onnxruntime\]"'):
