@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +18,14 @@ from y7edge.artifact.artifact import Artifact
 from y7edge.export import converters
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import mnnrt
+from y7edge.runtimes._modelproto import without_metadata
 
 NAME = "mnn"
 SUFFIX = ".mnn"
 NEEDS = mnnrt.NEEDS
-PRECISIONS = {"fp32": "fp32", "fp16": "fp32"}
+# The converter truncates weights to float16 instead of rounding them, so that the graph already has
+# float16 weights. In the artifact they are the only float16 tensors.
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16"}
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 BATCHES = ("1", "N", "dynamic")
@@ -48,24 +52,27 @@ if not os.path.exists(sys.argv[1]):
 
 
 def build(request: BuildRequest) -> Artifact:
-    """Convert the graph; the precision is that of the weights in the file.
+    """Convert the graph without its metadata, which MNN would copy into the file.
 
     Raises:
         ExportError: MNN cannot convert the graph.
     """
-    main = mnnrt.files(request.path)[0]
+    manifest = request.manifest
     with TemporaryDirectory(prefix=".y7edge-", dir=request.folder) as name:
         folder = Path(name)
+        graph = folder / "graph.onnx"
+        graph.write_bytes(without_metadata(request.model))
         made = folder / "graph.mnn"
         command = [
             *(sys.executable, "-I", "-c", _PROGRAM, made.name),
-            *("-f", "ONNX", "--modelFile", str(request.model.absolute())),
+            *("-f", "ONNX", "--modelFile", graph.name),
             *("--MNNModel", made.name, "--bizCode", "y7edge"),
-            *(("--fp16",) if request.manifest.precision == "fp16" else ()),
+            *(("--fp16",) if manifest.precision == "fp16" else ()),
         ]
         converters.run(command, folder, "MNN", made, _SECONDS)
-        main.write_bytes(_reproducible(made))
-    return Artifact(main, request.manifest)
+        request.path.write_bytes(_reproducible(made))
+    outputs = tuple(replace(output, dtype="float32") for output in manifest.outputs)
+    return Artifact(request.path, replace(manifest, outputs=outputs, opset=None))
 
 
 def versions() -> dict[str, str]:
