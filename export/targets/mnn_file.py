@@ -34,7 +34,7 @@ OPTIONS: Mapping[str, str] = {}
 REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = False
 
-_SECONDS = 600  # the largest variant takes less than 30
+_SECONDS = 600
 # The converter prints to standard output only, and neither fails nor returns False if it cannot
 # convert. ``converters.run`` shows the last line of standard error.
 _PROGRAM = """
@@ -64,7 +64,7 @@ def build(request: BuildRequest) -> Artifact:
         graph.write_bytes(without_metadata(request.model))
         made = folder / "graph.mnn"
         command = [
-            *(sys.executable, "-I", "-c", _PROGRAM, made.name),
+            *(sys.executable, "-c", _PROGRAM, made.name),
             *("-f", "ONNX", "--modelFile", graph.name),
             *("--MNNModel", made.name, "--bizCode", "y7edge"),
             *(("--fp16",) if manifest.precision == "fp16" else ()),
