@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.blocking import BLOCKER
+from y7edge.runtimes import registry
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "runtimes"}
@@ -33,14 +34,10 @@ LAYERS = (
     ("y7edge.export",),
     ("y7edge.cli",),
 )
+# The packages of the runtimes, and of engines that have none yet.
 ENGINES = {
-    "onnxruntime",
-    "tensorrt",
-    "openvino",
-    "ncnn",
-    "rknnlite",
-    "coremltools",
-    "ai_edge_litert",
+    *(name for runtime in registry.names() for name in registry.get(runtime).NEEDS),
+    *("tensorrt", "rknnlite", "coremltools"),
 }
 # What may be imported at the top of a file beside the standard library; the rest is imported where
 # it is used. The longest prefix decides.
