@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,23 @@ class _MnnSession(Session):
             if found is getattr(self._engine, name):
                 return dtype
         return "unknown"
+
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """Return a function that copies the inputs, runs the session, and copies the outputs."""
+        net, session = self._net, self._session
+        tensors = net.getSessionInputAll(session)
+        given = [
+            (tensors[spec.name], self._wrapped(np.ascontiguousarray(feeds[spec.name]), spec))
+            for spec in self.inputs
+        ]
+
+        def run() -> object:
+            for tensor, array in given:
+                tensor.copyFrom(array)
+            net.runSession(session)
+            return [self._output(spec) for spec in self.outputs]
+
+        return run
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tensors = self._net.getSessionInputAll(self._session)

@@ -6,6 +6,7 @@ package would import torch, so that only the program is run.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +54,7 @@ def build(request: BuildRequest) -> Artifact:
         names |= {f"out{index}": output.name for index, output in enumerate(manifest.outputs)}
         main.write_text(_renamed(made.read_text(), names))
         made.with_suffix(".bin").rename(weights)
-    return Artifact(main, manifest, (weights,))
+    return Artifact(main, replace(manifest, opset=None), (weights,))
 
 
 def versions() -> dict[str, str]:
