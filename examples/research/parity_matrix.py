@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from y7edge.artifact.reports import ParityReport
-from y7edge.errors import DeviceError, ParityError
+from y7edge.errors import DeviceError, ParityError, RuntimeMissing
 from y7edge.export import export
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import Target, Unprovable
@@ -107,7 +107,7 @@ def prove(
         if not isinstance(error.report, ParityReport):
             raise
         report = error.report
-    except DeviceError as error:  # such as a CPU without bfloat16
+    except (DeviceError, RuntimeMissing) as error:  # such as a CPU without bfloat16
         return ("-", "-", "-", "-", f"not here: {error}"), True
     measured = report.measured
     if measured is None:
