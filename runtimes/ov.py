@@ -4,7 +4,8 @@ An artifact is an .xml file (the graph) and a .bin file (the weights). The manif
 ``value`` of the element ``/net/rt_info/y7edge/manifest`` in the .xml file. It is read and written
 without the engine. The payload is the rest of the .xml file and the whole .bin file.
 
-Provider options are OpenVINO's properties. Device "AUTO" lets OpenVINO choose a device. With
+Provider options are OpenVINO's properties. Device "AUTO" lets OpenVINO choose a device, unlike
+"auto", which is the CPU. With
 ``{"PERFORMANCE_HINT": "THROUGHPUT"}``, the images of a dynamic batch are run at the same time, by
 as many requests as OpenVINO advises.
 """
@@ -48,7 +49,9 @@ _PLACE = ["net", "rt_info", "y7edge"]  # path of the element that contains the m
 _MAX_XML = 32 << 20  # bytes of an .xml file; the largest variant has 2 MB
 _MAX_ELEMENTS = 500_000  # in an .xml file; the largest variant has 40,000
 # Options that users cannot set, because the artifact's precision determines the arithmetic.
-_RESERVED = ("INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT")
+_PRECISION = "INFERENCE_PRECISION_HINT"
+_RESERVED = (_PRECISION, "EXECUTION_MODE_HINT")
+_ON_CPU = ("cpu", "AUTO")  # kinds of devices that may use the CPU
 
 
 def load_engine() -> Any:
@@ -144,7 +147,7 @@ class _OpenVinoSession(Session):
             device=device,
             arithmetic=_arithmetic(compiled, manifest.precision, device),
             versions=versions(),
-            threads=_threads(compiled) if kind == "cpu" else None,
+            threads=_threads(compiled, kind),
         )
         self._require_tensors(
             _tensors(compiled.inputs, self.inputs), _tensors(compiled.outputs, self.outputs)
@@ -186,15 +189,23 @@ class _OpenVinoSession(Session):
     def _run_queue(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Run the images of a batch one by one, several at the same time."""
         found: list[list[NDArray[Any]]] = [[] for _ in images]
+        problems: list[Exception] = []
 
         def keep_outputs(request: Any, index: int) -> None:
-            found[index] = [np.array(tensor.data) for tensor in request.output_tensors]
+            try:
+                found[index] = [np.array(tensor.data) for tensor in request.output_tensors]
+            except Exception as error:  # in the queue, it would end the process
+                problems.append(error)
 
         self._queue.set_callback(keep_outputs)
-        for index in range(len(images)):
-            tensor = self._tensor(images[index : index + 1], shared_memory=True)
-            self._queue.start_async({0: tensor}, userdata=index)
-        self._queue.wait_all()
+        try:
+            for index in range(len(images)):
+                tensor = self._tensor(images[index : index + 1], shared_memory=True)
+                self._queue.start_async({0: tensor}, userdata=index)
+        finally:  # also after Ctrl-C: requests that still run would mix with the next batch
+            self._queue.wait_all()
+        if problems:
+            raise problems[0]
         parts = zip(*found, strict=True)
         return {
             spec.name: np.concatenate(part) for spec, part in zip(self.outputs, parts, strict=True)
@@ -214,14 +225,14 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         )
     # Without the hint, CPUs with AMX compute fp32 models in bfloat16. On a CPU, float16 arithmetic
     # is slower than float32 arithmetic with float16 weights.
-    hints = {"bf16": "bf16", "fp16": "f32" if kind in ("cpu", "AUTO") else "f16"}
+    hints = {"bf16": "bf16", "fp16": "f32" if kind in _ON_CPU else "f16"}
     settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": hints.get(artifact.manifest.precision, "f32"),
+        _PRECISION: hints.get(artifact.manifest.precision, "f32"),
         "PERFORMANCE_HINT": "LATENCY",
     }
     if options.threads is not None and "INFERENCE_NUM_THREADS" in own:
         raise ConfigError("give threads or INFERENCE_NUM_THREADS, not both")
-    if kind == "cpu":
+    if kind in _ON_CPU:
         settings["INFERENCE_NUM_THREADS"] = options.thread_count
         # Pinning would put the calling threads of all sessions on the same first processors.
         settings["ENABLE_CPU_PINNING"] = False
@@ -242,9 +253,18 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         raise DeviceError(f"OpenVINO cannot open {artifact.path}: {one_line(error)}") from error
 
 
-def _threads(compiled: Any) -> int:
-    """Return the number of threads that OpenVINO runs the compiled model with."""
-    return int(compiled.get_property("INFERENCE_NUM_THREADS"))
+def _threads(compiled: Any, kind: str) -> int | None:
+    """Return the number of CPU threads that the compiled model uses; None if it uses no CPU."""
+    found = _properties(compiled, kind, "INFERENCE_NUM_THREADS") if kind in _ON_CPU else []
+    return max(map(int, found), default=None)
+
+
+def _properties(compiled: Any, kind: str, name: str) -> list[Any]:
+    """Return the values of a property, one for each device of AUTO that has it."""
+    if kind != "AUTO":
+        return [compiled.get_property(name)]
+    by_device = compiled.get_property("DEVICE_PROPERTIES").values()
+    return [properties[name] for properties in by_device if name in properties]
 
 
 def _arithmetic(compiled: Any, precision: str, device: str) -> str:
@@ -253,19 +273,19 @@ def _arithmetic(compiled: Any, precision: str, device: str) -> str:
     Raises:
         DeviceError: an fp32 or bf16 artifact would be computed in another precision.
     """
-    if device == "AUTO":  # it has no such property, but passes the hint to its devices
-        chosen = ", ".join(compiled.get_property("EXECUTION_DEVICES")).lower()
-        return f"as requested for {precision} (OpenVINO, AUTO: {chosen})"
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-    code = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    computed = names.get(code, code)
-    expected = {"fp32": "float32", "bf16": "bfloat16"}.get(precision, computed)
-    if computed != expected:
-        raise DeviceError(
-            f"OpenVINO would compute this {precision} artifact in {computed} on {device}, expected "
-            f"{expected}: use another device, or export it with another --precision"
-        )
+    codes = {code.to_string() for code in _properties(compiled, device, _PRECISION)}
+    expected = {"fp32": "float32", "bf16": "bfloat16"}.get(precision)
+    for computed in (names.get(code, code) for code in codes):
+        if computed != (expected or computed):
+            raise DeviceError(
+                f"OpenVINO would compute this {precision} artifact in {computed} on {device}, "
+                f"expected {expected}: use another device, or export it with another --precision"
+            )
+    computed = " or ".join(sorted(names.get(code, code) for code in codes)) or "unknown arithmetic"
     stored = "float16 weights, " if precision == "fp16" and computed == "float32" else ""
+    if device == "AUTO":
+        device += f": {', '.join(compiled.get_property('EXECUTION_DEVICES')).lower()}"
     return f"{stored}{computed} (OpenVINO, {device})"
 
 

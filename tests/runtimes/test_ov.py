@@ -160,6 +160,19 @@ def test_throughput_runs_the_images_of_a_batch_in_several_requests(make, monkeyp
         for name, array in found.items():
             np.testing.assert_allclose(array, expected[name][:count], atol=1e-4)
             assert array.flags.writeable
+    copy, copies = np.array, []
+
+    def fail_once(*args, **more):
+        copies.append(1)
+        if len(copies) == 2:
+            raise MemoryError("no memory for an output")
+        return copy(*args, **more)
+
+    monkeypatch.setattr(ov.np, "array", fail_once)
+    with pytest.raises(DeviceError, match="no memory for an output"):
+        session.infer({"images": x})
+    again = session.infer({"images": x})
+    np.testing.assert_allclose(again["head0"], expected["head0"], atol=1e-4)
     monkeypatch.setattr(session, "_tensor", lambda *_, **__: 1 / 0)
     with pytest.raises(DeviceError, match="failed in OpenVINO"):
         session.infer({"images": x})
@@ -173,7 +186,19 @@ def test_auto_is_openvinos_own_choice(artifact):
     for name, array in session.infer({"images": x}).items():
         np.testing.assert_allclose(array, expected[name], atol=1e-4)
     assert session.device == "AUTO"
-    assert session.arithmetic == "as requested for fp32 (OpenVINO, AUTO: cpu)"
+    assert session.arithmetic == "float32 (OpenVINO, AUTO: cpu)"
+    assert ov.open(artifact, SessionOptions("AUTO", threads=1)).threads == 1
+
+
+def test_auto_computes_in_the_precision_of_the_artifact(artifact):
+    own = {"INFERENCE_PRECISION_HINT": "bf16"}
+    core = ov.open_core()
+    compiled = core.compile_model(core.read_model(str(artifact.path)), "CPU", own)
+    if compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
+        pytest.skip("this CPU does not compute in bfloat16")
+    options = SessionOptions("AUTO", provider_options={"DEVICE_PROPERTIES": {"CPU": own}})
+    with pytest.raises(DeviceError, match="would compute this fp32 artifact in bfloat16 on AUTO"):
+        ov.open(artifact, options)
 
 
 def test_a_graph_that_contradicts_its_manifest_does_not_open(artifact):
