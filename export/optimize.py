@@ -6,7 +6,7 @@ evaluated on a data set, and their latency is measured in turns in one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,12 +19,14 @@ from y7edge.benchmark.measure import Report, compare, open_measured
 from y7edge.detect.detector import Detector
 from y7edge.errors import ConfigError, DeviceError, ExportError, GateError, RuntimeMissing
 from y7edge.evaluation import plots
+from y7edge.export.delivery import require_destination
 from y7edge.export.pipeline import export
 from y7edge.export.proof.accuracy import Baseline
 from y7edge.export.proof.images import Images
 from y7edge.export.targets import registry as targets
-from y7edge.files import writing
+from y7edge.files import require_replaceable, writing
 from y7edge.models.checkpoint import Checkpoint
+from y7edge.runtimes.base import require
 
 MAX_MAP_DROP = 0.01
 """Default of the largest accepted drop of the mAP@0.5:0.95."""
@@ -80,7 +82,7 @@ class Choice:
     max_map_drop: float
     candidates: tuple[Candidate, ...]
     winner: Candidate | None
-    plot: Path | None = None
+    plot: Path
 
     def require_winner(self) -> Candidate:
         """Return the winner; raise GateError if no artifact is within the accepted drop."""
@@ -118,71 +120,97 @@ def optimize(
         split: split of the data set.
         imgsz: input size; None: the size of the training.
         max_map_drop: largest accepted drop of the mAP@0.5:0.95.
-        only: names of targets; None: all.
+        only: names of targets; None: all that have a runtime.
         images: images for the proofs, as for ``export``.
         threads: threads of engine and OpenCV; None: the physical cores of this process.
         runs: number of measured rounds.
         progress: called with one line for each step.
 
     Raises:
-        ConfigError: a target does not exist, or an option is out of range.
+        ConfigError: a target does not exist or has no runtime, an option is out of range, or a
+            file in ``out`` does not belong to an artifact of the same name.
         DataError: the data set cannot be used.
-        RuntimeMissing: a package that all targets need is not installed.
+        RuntimeMissing: matplotlib or a package of the evaluation is not installed.
+        OutputError: the plot cannot be written.
+        ExportError, DeviceError, RuntimeMissing: no artifact could be made; this is the problem of
+            the first one.
     """
     tell = progress or (lambda _: None)
     if not 0 <= max_map_drop <= 1:
         raise ConfigError(f"max_map_drop is {max_map_drop}, expected 0 to 1, such as 0.01")
     size = checkpoint.imgsz if imgsz is None else pair(imgsz)
-    folder, baseline = Path(out), Baseline(checkpoint, data, split, progress=tell)
+    plot = Path(out) / "latency.png"
+    kinds = _kinds(only, Path(out) / name)
+    _require_writable(kinds, plot)
+    baseline = Baseline(checkpoint, data, split, progress=tell)
     made: list[tuple[Candidate, Artifact | None]] = []
-    for candidate in _kinds(only):
-        tell(f"--- {candidate.target} {candidate.precision}")
-        path = folder / f"{name}-{candidate.target}-{candidate.precision}"
-        made.append(_make(candidate, checkpoint, path, size, baseline, images, tell))
+    problems: list[Exception] = []
+    for kind, path in kinds:
+        tell(f"--- {kind.target} {kind.precision}")
+        try:
+            made.append(_make(kind, path, checkpoint, size, baseline, images, tell))
+        except (ExportError, DeviceError, RuntimeMissing) as error:
+            tell(f"not possible here: {error}")
+            made.append((replace(kind, problem=str(error)), None))
+            problems.append(error)
+    if len(problems) == len(made):
+        raise problems[0]
     measured = _measure(made, threads, runs, tell)
     ranked = sorted(_with_front(measured), key=lambda c: c.ms)
     fit = [c for c in ranked if c.drop is not None and c.drop <= max_map_drop]
     reference = baseline.metrics(size).map50_95
-    choice = Choice(reference, max_map_drop, tuple(ranked), fit[0] if fit else None)
-    if not any(c.path for c in ranked):
-        return choice
-    with writing("the plot", folder / "latency.png"):
-        return replace(choice, plot=_plot(choice, folder / "latency.png"))
+    choice = Choice(reference, max_map_drop, tuple(ranked), fit[0] if fit else None, plot)
+    with writing("the plot", plot):
+        _plot(choice)
+    return choice
 
 
-def _kinds(only: Collection[str] | None) -> Iterator[Candidate]:
-    """Yield the targets and precisions that can be proved on some machine."""
-    for name in targets.names() if only is None else only:
+def _kinds(only: Collection[str] | None, stem: Path) -> list[tuple[Candidate, Path]]:
+    """Return the targets and precisions that can be proved on some machine, and their files."""
+    found = []
+    for name in targets.names() if only is None else dict.fromkeys(only):
         target = targets.get(name)
         if isinstance(target.RUNTIME, str):
             for precision in target.PRECISIONS:
-                yield Candidate(name, precision)
+                path = stem.with_name(f"{stem.name}-{name}-{precision}{target.SUFFIX}")
+                found.append((Candidate(name, precision), path))
+        elif only is not None:
+            raise ConfigError(
+                f"target {name} has no runtime that could measure it ({target.RUNTIME.reason}): "
+                "omit it"
+            )
+    return found
+
+
+def _require_writable(kinds: list[tuple[Candidate, Path]], plot: Path) -> None:
+    """Check before the work, which takes minutes, that its results can be written."""
+    require({"matplotlib": "y7edge[train]"}, "the plot")
+    for kind, path in kinds:
+        require_destination(path, kind.target, targets.get(kind.target))
+    with writing("the plot", plot):
+        require_replaceable(plot, folder=False)
 
 
 def _make(
     kind: Candidate,
-    checkpoint: Checkpoint,
     path: Path,
+    checkpoint: Checkpoint,
     imgsz: tuple[int, int],
     baseline: Baseline,
     images: Images | None,
     tell: Progress,
-) -> tuple[Candidate, Artifact | None]:
-    """Export one kind of artifact with its proof and its mAP, or note why this fails here."""
-    try:
-        made = export(
-            checkpoint,
-            path.with_name(path.name + targets.get(kind.target).SUFFIX),
-            target=kind.target,
-            precision=kind.precision,
-            imgsz=imgsz,
-            images=images,
-            data=baseline,
-            progress=tell,
-        )
-    except (ExportError, DeviceError, RuntimeMissing) as error:
-        tell(f"not possible here: {error}")
-        return replace(kind, problem=str(error)), None
+) -> tuple[Candidate, Artifact]:
+    """Export one kind of artifact with its proof and its mAP."""
+    made = export(
+        checkpoint,
+        path,
+        target=kind.target,
+        precision=kind.precision,
+        imgsz=imgsz,
+        images=images,
+        data=baseline,
+        progress=tell,
+    )
     accuracy = ParityReport.from_dict(made.manifest.parity).accuracy
     assert accuracy is not None  # a baseline was given
     candidate = replace(
@@ -208,7 +236,7 @@ def _measure(
                 one = open_measured(opener, artifact.path.name, threads)
                 stack.callback(one.detector.close)
                 opened.append(one)
-        reports = iter(compare(opened, runs=runs)) if opened else iter(())
+        reports = iter(compare(opened, runs=runs))
         return [
             candidate if artifact is None else replace(candidate, latency=next(reports))
             for candidate, artifact in made
@@ -230,7 +258,7 @@ def _with_front(candidates: list[Candidate]) -> list[Candidate]:
     return [replace(c, in_front=c.path is not None and not beaten(c)) for c in candidates]
 
 
-def _plot(choice: Choice, path: Path) -> Path:
+def _plot(choice: Choice) -> None:
     """Draw the mAP over the latency; the front is a line, the winner is filled."""
     figure, axes = plots.canvas(7.2, 4.6, fitted=True)
     found = [c for c in choice.candidates if c.path is not None]
@@ -255,5 +283,4 @@ def _plot(choice: Choice, path: Path) -> Path:
     axes.margins(0.15, 0.6)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return plots.save(figure, path)
+    plots.save(figure, choice.plot)

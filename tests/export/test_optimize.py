@@ -12,11 +12,12 @@ import pytest
 from y7edge import Detector
 from y7edge.cli import main
 from y7edge.data.synthetic.scenes import generate
-from y7edge.errors import ConfigError, DeviceError, GateError
+from y7edge.errors import ConfigError, DeviceError, GateError, OutputError, RuntimeMissing
 from y7edge.export import optimize as module
 from y7edge.export.optimize import Candidate, Choice, optimize
+from y7edge.export.targets.base import Unprovable
 from y7edge.models import weights
-from y7edge.runtimes import onnxrt
+from y7edge.runtimes import base, onnxrt
 
 TRAINED = Path(__file__).parents[1] / "reference" / "demo.safetensors"
 
@@ -91,7 +92,7 @@ def test_a_target_that_is_not_possible_here_is_reported(data, tmp_path, monkeypa
 
 
 def test_without_a_winner_the_exit_code_is_4(choice):
-    lost = Choice(0.9, 0.01, choice.candidates, None)
+    lost = Choice(0.9, 0.01, choice.candidates, None, choice.plot)
     with pytest.raises(GateError, match=r"no artifact is within a drop of 0\.01"):
         lost.require_winner()
     assert GateError.exit_code == 4
@@ -104,3 +105,35 @@ def test_invalid_options_are_refused_before_the_work(data, tmp_path):
     with pytest.raises(ConfigError, match="no target 'tpu'"):
         optimize(checkpoint, data, tmp_path / "o", only=["tpu"])
     assert not (tmp_path / "o").exists()
+
+
+def test_a_target_that_is_named_twice_is_made_once(tmp_path):
+    kinds = module._kinds(["onnx", "onnx"], tmp_path / "a.b")
+    assert [path.name for _, path in kinds] == ["a.b-onnx-fp32.onnx", "a.b-onnx-fp16.onnx"]
+
+
+def test_a_target_without_runtime_is_refused(tmp_path, monkeypatch):
+    other = SimpleNamespace(RUNTIME=Unprovable("no simulator"), PRECISIONS={"fp32": "fp32"})
+    monkeypatch.setattr(module.targets, "get", lambda _: other)
+    with pytest.raises(ConfigError, match=r"target npu has no runtime .*no simulator"):
+        module._kinds(["npu"], tmp_path / "a")
+
+
+@pytest.mark.parametrize("taken", ["parts-onnx-fp16.onnx", "latency.png"])
+def test_a_destination_that_cannot_be_replaced_is_refused_before_the_work(taken, data, tmp_path):
+    (tmp_path / taken).mkdir()
+    with pytest.raises((ConfigError, OutputError), match=rf"{taken}.* exists"):
+        optimize(weights.load(TRAINED), data, tmp_path, name="parts", only=["onnx"])
+    assert [path.name for path in tmp_path.iterdir()] == [taken]
+
+
+def test_matplotlib_is_required_before_the_work(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name == "matplotlib" else True)
+    with pytest.raises(RuntimeMissing, match=r"the plot needs matplotlib.*y7edge\[train\]"):
+        optimize(weights.load(TRAINED), data, tmp_path / "o", only=["onnx"])
+
+
+def test_without_any_artifact_the_first_problem_is_raised(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("Y7EDGE_LITERT_PYTHON", str(tmp_path / "no" / "python"))
+    with pytest.raises(RuntimeMissing, match="Y7EDGE_LITERT_PYTHON"):
+        optimize(weights.load(TRAINED), data, tmp_path / "o", only=["litert"])

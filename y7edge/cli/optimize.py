@@ -30,7 +30,9 @@ _Drop = Annotated[
 ]
 _Targets = Annotated[
     list[str] | None,
-    typer.Option("--target", metavar="{targets}", help="Only this target; repeatable."),
+    typer.Option(
+        "--target", metavar="{targets}", help="Only this target; repeatable; default: all."
+    ),
 ]
 _Runs = Annotated[int, typer.Option(min=1, help="Number of measured calls of each artifact.")]
 
@@ -51,8 +53,9 @@ def optimize(
     """Find the fastest artifact for this machine whose mAP does not drop too much.
 
     Exports and proves every target and precision whose engine is installed, evaluates each artifact
-    on the data set, and measures the latency of all in turns. Prints a table and writes the plot
-    latency.png. If no artifact is within --max-map-drop, the exit code is 4.
+    on the data set, and measures the latency of all in turns. Prints a table, with the reason for
+    each that cannot be made here, and writes the plot latency.png. If no artifact is within
+    --max-map-drop, the exit code is 4.
     """
     from y7edge.export.optimize import optimize as find
     from y7edge.nn.source import open_checkpoint
@@ -86,8 +89,7 @@ def _lines(choice: Choice) -> list[str]:
     rows = [_row(c, choice) for c in choice.candidates if c.path is not None]
     lines = [f"checkpoint: mAP@0.5:0.95 {choice.reference:.4f}", "", *table([head, *rows])]
     lines += [f"{c.target} {c.precision}: {c.problem}" for c in choice.candidates if c.problem]
-    if choice.plot is not None:
-        lines += ["", f"plot: {choice.plot}"]
+    lines += ["", f"plot: {choice.plot}"]
     if choice.winner is not None:
         lines += [f"use {choice.winner.path}"]
     return lines
@@ -101,8 +103,8 @@ def _row(one: Candidate, choice: Choice) -> tuple[Any, ...]:
         one.precision,
         f"{one.ms:.2f}",
         "" if latency is None else f"{latency.model_ms['p50']:.2f}",
-        one.map50_95,
-        one.drop,
+        f"{one.map50_95:.4f}",
+        f"{one.drop or 0:.4f}",
         one.size_mb,
         place or ("no other is faster and as accurate" if one.in_front else ""),
     )
