@@ -121,8 +121,9 @@ def versions() -> dict[str, str]:
 
 
 def available_devices() -> list[str]:
-    """Return the devices that OpenVINO finds."""
-    return [device.lower().replace(".", ":") for device in open_core().available_devices]
+    """Return the devices that OpenVINO finds, and AUTO, which chooses one of them."""
+    found = [device.lower().replace(".", ":") for device in open_core().available_devices]
+    return [*found, "AUTO"]
 
 
 def open(artifact: Artifact, options: SessionOptions) -> Session:
