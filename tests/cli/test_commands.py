@@ -69,6 +69,15 @@ INFO_KEYS = {
 }
 
 
+@pytest.mark.parametrize("of_file", [False, True])
+def test_info_at_a_size_that_does_not_fit(
+    of_file: bool, checkpoint_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = str(checkpoint_path) if of_file else "yolov7"
+    assert main(["info", subject, "--imgsz", "333"]) == 1
+    assert "expected multiples of 32" in capsys.readouterr().err
+
+
 def test_info_of_a_checkpoint(checkpoint_path: Path, narrow_tiny: Checkpoint, run: Run) -> None:
     (record,) = run("info", checkpoint_path)
     assert set(record) >= INFO_KEYS
@@ -363,8 +372,11 @@ def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "", "1,", "x", "1.5", "99999", "1;2"])
-def test_benchmark_threads(threads: str, artifact_path: Path, run: Run) -> None:
-    run("benchmark", artifact_path, f"--threads={threads}", exits=2)
+def test_benchmark_threads(
+    threads: str, artifact_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", str(artifact_path), f"--threads={threads}"]) == 2
+    assert not threads or "Invalid value for '--threads': expected" in capsys.readouterr().err
 
 
 def test_benchmark_of_a_checkpoint(checkpoint_path: Path, run: Run) -> None:

@@ -26,9 +26,10 @@ _Warmup = Annotated[int, typer.Option(min=1, help="Number of calls before the me
 
 def _counts(text: str) -> list[int | None]:
     """Parse ``1``, ``all`` or ``1,all``; None stands for all usable cores."""
-    parts = [part.strip() for part in str(text).split(",")]
+    parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("all|[1-9][0-9]{0,3}", part, re.ASCII) for part in parts):
-        raise typer.BadParameter(f"expected numbers from 1, or all, as in 1,all; got {text!r}")
+        problem = f"expected numbers from 1, or all, as in 1,all; got {text!r}"
+        raise typer.BadParameter(problem, param_hint="'--threads'")
     return [None if part == "all" else int(part) for part in dict.fromkeys(parts)]
 
 
