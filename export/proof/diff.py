@@ -112,7 +112,8 @@ def _open(
             if manifest.outputs[0].role == "detections":
                 session.close()
                 raise ConfigError(
-                    f"{sources[index]} returns boxes after NMS, expected heads, or boxes and scores"
+                    f"{sources[index]} returns boxes after NMS, expected heads, or boxes and "
+                    "scores: compare an artifact with outputs heads or decoded"
                 )
             stack.callback(session.close)
             opened[index] = Opened(sources[index], session, manifest)
@@ -209,9 +210,8 @@ def _report(
     cause: Cause | None,
 ) -> DiffReport:
     first, row = _first(stages), _first(compared)
-    status = "equal" if first is None else first.status
     return DiffReport(
-        status="differs" if status == "differs" else "close" if status == "close" else "equal",
+        status="equal" if first is None else "close" if first.status == "close" else "differs",
         a=_side(a),
         b=_side(b),
         image=image,
