@@ -358,7 +358,9 @@ def test_predict_prints_one_line_for_each_damaged_file(artifact_path: Path, tmp_
     assert len(done.stderr.splitlines()) == 4
 
 
-def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
+def test_benchmark(
+    artifact_path: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = shutil.copy(artifact_path, tmp_path / "copy.onnx")
     records = run("benchmark", artifact_path, copy, "--threads", "1", "--runs", "3")
     assert [record["artifact"] for record in records] == [str(artifact_path), str(copy)]
@@ -369,6 +371,11 @@ def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
     assert records[0]["overhead"] > 0 and records[0]["startup_ms"] > 0
     records = run("benchmark", artifact_path, "--threads", "1,all", "--runs", "1")
     assert [record["threads"] for record in records] == [1, usable_cores()]
+    capsys.readouterr()
+    assert main(["benchmark", str(artifact_path), str(copy), "--threads", "1", "--runs", "1"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[-3:]
+    assert head.startswith("artifact ")
+    assert [row.split()[0] for row in rows] == [str(artifact_path), str(copy)]
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "", "1,", "x", "1.5", "99999", "1;2"])
