@@ -36,15 +36,15 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One kind of artifact: its accuracy and latency, or why there is none.
+    """One kind of artifact: its accuracy and latency, or why there is none (then they are None).
 
     Attributes:
         target: Name of the target.
         precision: Precision of the artifact.
-        path: Main file; None if there is no artifact.
+        path: Main file.
         problem: Why there is no artifact, in one line; empty if there is one.
         size_mb: Size of all files in MB.
-        map50_95: mAP@0.5:0.95 on the data set; 0 without artifact.
+        map50_95: mAP@0.5:0.95 on the data set.
         drop: How much lower the mAP is than the checkpoint's; negative if it is higher.
         latency: The measurement.
         in_front: Whether no other artifact is both faster and at least as accurate.
@@ -55,7 +55,7 @@ class Candidate:
     path: Path | None = None
     problem: str = ""
     size_mb: float | None = None
-    map50_95: float = 0.0
+    map50_95: float | None = None
     drop: float | None = None
     latency: Report | None = None
     in_front: bool = False
@@ -64,6 +64,11 @@ class Candidate:
     def ms(self) -> float:
         """Median of the time from image to boxes, in milliseconds; infinite without artifact."""
         return float("inf") if self.latency is None else self.latency.end_to_end_ms["p50"]
+
+    @property
+    def accuracy(self) -> float:
+        """The mAP@0.5:0.95; 0 without artifact."""
+        return 0.0 if self.map50_95 is None else self.map50_95
 
 
 @dataclass(frozen=True)
@@ -249,8 +254,8 @@ def _with_front(candidates: list[Candidate]) -> list[Candidate]:
     def beaten(one: Candidate) -> bool:
         return any(
             other.ms <= one.ms
-            and other.map50_95 >= one.map50_95
-            and (other.ms, other.map50_95) != (one.ms, one.map50_95)
+            and other.accuracy >= one.accuracy
+            and (other.ms, other.accuracy) != (one.ms, one.accuracy)
             for other in candidates
             if other.path is not None
         )
@@ -263,13 +268,13 @@ def _plot(choice: Choice) -> None:
     figure, axes = plots.canvas(7.2, 4.6, fitted=True)
     found = [c for c in choice.candidates if c.path is not None]
     front = [c for c in found if c.in_front]
-    axes.step([c.ms for c in front], [c.map50_95 for c in front], where="post", color="#94a3b8")
+    axes.step([c.ms for c in front], [c.accuracy for c in front], where="post", color="#94a3b8")
     for one in found:
         won = one is choice.winner
-        axes.plot(one.ms, one.map50_95, "o", color="#2563eb", fillstyle="full" if won else "none")
+        axes.plot(one.ms, one.accuracy, "o", color="#2563eb", fillstyle="full" if won else "none")
         axes.annotate(
             f"{one.target} {one.precision}",
-            (one.ms, one.map50_95),
+            (one.ms, one.accuracy),
             xytext=(2, 5),
             textcoords="offset points",
             rotation=60,  # artifacts may be equally fast

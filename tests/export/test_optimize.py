@@ -88,6 +88,7 @@ def test_a_target_that_is_not_possible_here_is_reported(data, tmp_path, monkeypa
     found = json.loads(capsys.readouterr().out)
     assert found["winner"].endswith("demo-onnx-fp32.onnx")
     assert [c["problem"] for c in found["candidates"]] == ["", "the device is not here"]
+    assert found["candidates"][1]["map50_95"] is None
     assert not list((tmp_path / "o").glob("*fp16*"))
 
 
