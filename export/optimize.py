@@ -26,7 +26,7 @@ from y7edge.export.proof.images import Images
 from y7edge.export.targets import registry as targets
 from y7edge.files import require_replaceable, writing
 from y7edge.models.checkpoint import Checkpoint
-from y7edge.runtimes.base import require
+from y7edge.runtimes.base import SessionOptions, require
 
 MAX_MAP_DROP = 0.01
 """Default of the largest accepted drop of the mAP@0.5:0.95."""
@@ -92,10 +92,11 @@ class Choice:
     def require_winner(self) -> Candidate:
         """Return the winner; raise GateError if no artifact is within the accepted drop."""
         if self.winner is None:
+            least = min(one.drop for one in self.candidates if one.drop is not None)
             raise GateError(
-                f"no artifact is within a drop of {self.max_map_drop:g} of the checkpoint's "
-                f"mAP@0.5:0.95 {self.reference:.4f}: accept more (--max-map-drop), or install "
-                "another engine"
+                f"the mAP@0.5:0.95 of every artifact is lower than the checkpoint's, "
+                f"{self.reference:.4f}, by {least:.4f} or more, expected at most "
+                f"{self.max_map_drop:g}: accept more (--max-map-drop), or install another engine"
             )
         return self.winner
 
@@ -143,6 +144,9 @@ def optimize(
     tell = progress or (lambda _: None)
     if not 0 <= max_map_drop <= 1:
         raise ConfigError(f"max_map_drop is {max_map_drop}, expected 0 to 1, such as 0.01")
+    if runs < 1:
+        raise ConfigError(f"runs is {runs}, expected 1 or more")
+    SessionOptions(threads=threads)  # raises ConfigError before the work
     size = checkpoint.imgsz if imgsz is None else pair(imgsz)
     plot = Path(out) / "latency.png"
     kinds = _kinds(only, Path(out) / name)

@@ -93,8 +93,9 @@ def test_a_target_that_is_not_possible_here_is_reported(data, tmp_path, monkeypa
 
 
 def test_without_a_winner_the_exit_code_is_4(choice):
-    lost = Choice(0.9, 0.01, choice.candidates, None, choice.plot)
-    with pytest.raises(GateError, match=r"no artifact is within a drop of 0\.01"):
+    made = (_candidate("a", 1, 0.5), _candidate("b", 2, 0.55), Candidate("none", "fp32"))
+    lost = Choice(0.6, 0.01, made, None, choice.plot)
+    with pytest.raises(GateError, match=r"0\.6000, by 0\.0500 or more, expected at most 0\.01:"):
         lost.require_winner()
     assert GateError.exit_code == 4
 
@@ -103,6 +104,10 @@ def test_invalid_options_are_refused_before_the_work(data, tmp_path):
     checkpoint = weights.load(TRAINED)
     with pytest.raises(ConfigError, match="max_map_drop is 2"):
         optimize(checkpoint, data, tmp_path / "o", max_map_drop=2)
+    with pytest.raises(ConfigError, match="runs is 0"):
+        optimize(checkpoint, data, tmp_path / "o", runs=0)
+    with pytest.raises(ConfigError, match="threads is 5000"):
+        optimize(checkpoint, data, tmp_path / "o", threads=5000)
     with pytest.raises(ConfigError, match="no target 'tpu'"):
         optimize(checkpoint, data, tmp_path / "o", only=["tpu"])
     assert not (tmp_path / "o").exists()
