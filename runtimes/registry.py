@@ -227,7 +227,8 @@ def open_session(
     Raises:
         ArtifactMissing: a file of the artifact does not exist.
         ArtifactError: the path is not UTF-8.
-        RuntimeMissing: the engine's package is not installed; the message says what to install.
+        RuntimeMissing: the engine's package is not installed, and the message says what to install;
+            or it cannot be imported.
         DigestError: the payload was changed; checked according to ``options.check_payload``.
         DeviceError: the device does not exist, or the engine refuses the file.
     """
@@ -239,6 +240,14 @@ def open_session(
     require(runtime.NEEDS, f"opening {artifact.path.name}")
     if options.check_payload or (options.check_payload is None and artifact.side_files):
         check_payload(artifact, backend)
-    session = runtime.open(artifact, options)
+    try:
+        session = runtime.open(artifact, options)
+    except RuntimeMissing:
+        raise
+    except ImportError as error:  # a system library is missing, or another file has its name
+        raise RuntimeMissing(
+            f"{', '.join(runtime.NEEDS)} is installed, but cannot be imported: {error}; "
+            "`y7edge check` says more"
+        ) from error
     session.backend, session.why = name_of(runtime), why
     return session
