@@ -26,7 +26,7 @@ from y7edge.export.proof.images import Images
 from y7edge.export.targets import registry as targets
 from y7edge.files import require_replaceable, writing
 from y7edge.models.checkpoint import Checkpoint
-from y7edge.runtimes.base import SessionOptions, require
+from y7edge.runtimes.base import SessionOptions
 
 MAX_MAP_DROP = 0.01
 """Default of the largest accepted drop of the mAP@0.5:0.95."""
@@ -193,7 +193,7 @@ def _kinds(only: Collection[str] | None, stem: Path) -> list[tuple[Candidate, Pa
 
 def _require_writable(kinds: list[tuple[Candidate, Path]], plot: Path) -> None:
     """Check before the work, which takes minutes, that its results can be written."""
-    require({"matplotlib": "y7edge[train]"}, "the plot")
+    plots.require_matplotlib()
     for kind, path in kinds:
         require_destination(path, kind.target, targets.get(kind.target))
     with writing("the plot", plot):

@@ -135,7 +135,7 @@ def test_a_destination_that_cannot_be_replaced_is_refused_before_the_work(taken,
 
 def test_matplotlib_is_required_before_the_work(data, tmp_path, monkeypatch):
     monkeypatch.setattr(base, "find_spec", lambda name: None if name == "matplotlib" else True)
-    with pytest.raises(RuntimeMissing, match=r"the plot needs matplotlib.*y7edge\[train\]"):
+    with pytest.raises(RuntimeMissing, match=r"plots needs matplotlib.*y7edge\[train\]"):
         optimize(weights.load(TRAINED), data, tmp_path / "o", only=["onnx"])
 
 
