@@ -26,7 +26,7 @@ from y7edge.export.proof.images import Images
 from y7edge.export.targets import registry as targets
 from y7edge.files import require_replaceable, writing
 from y7edge.models.checkpoint import Checkpoint
-from y7edge.runtimes.base import require
+from y7edge.runtimes.base import SessionOptions
 
 MAX_MAP_DROP = 0.01
 """Default of the largest accepted drop of the mAP@0.5:0.95."""
@@ -36,15 +36,15 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One kind of artifact: its accuracy and latency, or why there is none.
+    """One kind of artifact: its accuracy and latency, or why there is none (then they are None).
 
     Attributes:
         target: Name of the target.
         precision: Precision of the artifact.
-        path: Main file; None if there is no artifact.
+        path: Main file.
         problem: Why there is no artifact, in one line; empty if there is one.
         size_mb: Size of all files in MB.
-        map50_95: mAP@0.5:0.95 on the data set; 0 without artifact.
+        map50_95: mAP@0.5:0.95 on the data set.
         drop: How much lower the mAP is than the checkpoint's; negative if it is higher.
         latency: The measurement.
         in_front: Whether no other artifact is both faster and at least as accurate.
@@ -55,7 +55,7 @@ class Candidate:
     path: Path | None = None
     problem: str = ""
     size_mb: float | None = None
-    map50_95: float = 0.0
+    map50_95: float | None = None
     drop: float | None = None
     latency: Report | None = None
     in_front: bool = False
@@ -64,6 +64,11 @@ class Candidate:
     def ms(self) -> float:
         """Median of the time from image to boxes, in milliseconds; infinite without artifact."""
         return float("inf") if self.latency is None else self.latency.end_to_end_ms["p50"]
+
+    @property
+    def accuracy(self) -> float:
+        """The mAP@0.5:0.95; 0 without artifact."""
+        return 0.0 if self.map50_95 is None else self.map50_95
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,11 @@ class Choice:
     def require_winner(self) -> Candidate:
         """Return the winner; raise GateError if no artifact is within the accepted drop."""
         if self.winner is None:
+            least = min(one.drop for one in self.candidates if one.drop is not None)
             raise GateError(
-                f"no artifact is within a drop of {self.max_map_drop:g} of the checkpoint's "
-                f"mAP@0.5:0.95 {self.reference:.4f}: accept more (--max-map-drop), or install "
-                "another engine"
+                f"the mAP@0.5:0.95 of every artifact is lower than the checkpoint's, "
+                f"{self.reference:.4f}, by {least:.4f} or more, expected at most "
+                f"{self.max_map_drop:g}: accept more (--max-map-drop), or install another engine"
             )
         return self.winner
 
@@ -138,6 +144,9 @@ def optimize(
     tell = progress or (lambda _: None)
     if not 0 <= max_map_drop <= 1:
         raise ConfigError(f"max_map_drop is {max_map_drop}, expected 0 to 1, such as 0.01")
+    if runs < 1:
+        raise ConfigError(f"runs is {runs}, expected 1 or more")
+    SessionOptions(threads=threads)  # raises ConfigError before the work
     size = checkpoint.imgsz if imgsz is None else pair(imgsz)
     plot = Path(out) / "latency.png"
     kinds = _kinds(only, Path(out) / name)
@@ -184,7 +193,7 @@ def _kinds(only: Collection[str] | None, stem: Path) -> list[tuple[Candidate, Pa
 
 def _require_writable(kinds: list[tuple[Candidate, Path]], plot: Path) -> None:
     """Check before the work, which takes minutes, that its results can be written."""
-    require({"matplotlib": "y7edge[train]"}, "the plot")
+    plots.require_matplotlib()
     for kind, path in kinds:
         require_destination(path, kind.target, targets.get(kind.target))
     with writing("the plot", plot):
@@ -249,8 +258,8 @@ def _with_front(candidates: list[Candidate]) -> list[Candidate]:
     def beaten(one: Candidate) -> bool:
         return any(
             other.ms <= one.ms
-            and other.map50_95 >= one.map50_95
-            and (other.ms, other.map50_95) != (one.ms, one.map50_95)
+            and other.accuracy >= one.accuracy
+            and (other.ms, other.accuracy) != (one.ms, one.accuracy)
             for other in candidates
             if other.path is not None
         )
@@ -263,13 +272,13 @@ def _plot(choice: Choice) -> None:
     figure, axes = plots.canvas(7.2, 4.6, fitted=True)
     found = [c for c in choice.candidates if c.path is not None]
     front = [c for c in found if c.in_front]
-    axes.step([c.ms for c in front], [c.map50_95 for c in front], where="post", color="#94a3b8")
+    axes.step([c.ms for c in front], [c.accuracy for c in front], where="post", color="#94a3b8")
     for one in found:
         won = one is choice.winner
-        axes.plot(one.ms, one.map50_95, "o", color="#2563eb", fillstyle="full" if won else "none")
+        axes.plot(one.ms, one.accuracy, "o", color="#2563eb", fillstyle="full" if won else "none")
         axes.annotate(
             f"{one.target} {one.precision}",
-            (one.ms, one.map50_95),
+            (one.ms, one.accuracy),
             xytext=(2, 5),
             textcoords="offset points",
             rotation=60,  # artifacts may be equally fast

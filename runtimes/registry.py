@@ -250,9 +250,7 @@ def open_session(
         check_payload(artifact, backend)
     try:
         runtime.load_engine()
-    except (
-        Exception
-    ) as error:  # engines raise any exception if a library or an instruction is missing
+    except Exception as error:  # of any kind, if a library or an instruction is missing
         raise RuntimeMissing(
             f"the engine for {artifact.path.name} is installed, but cannot be imported: "
             f"{one_line(error)}; see `y7edge check`"

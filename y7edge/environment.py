@@ -178,10 +178,7 @@ def _opencv() -> dict[str, Any]:
         built_with = re.search(r"GStreamer:\s*(\w+)", cv2.getBuildInformation())
         found |= {"installed": True, "version": cv2.__version__, "file": cv2.__file__}
         found["gstreamer"] = built_with is not None and built_with[1] == "YES"
-    except (
-        ImportError,
-        AttributeError,
-    ) as error:  # or another module
+    except (ImportError, AttributeError) as error:  # AttributeError: another module named cv2
         return {**found, "problem": hidden("cv2") or one_line(error)}
     return {**found, "problem": _two_packages("cv2") or hidden("cv2")}
 

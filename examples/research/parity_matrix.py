@@ -7,8 +7,8 @@
 
 Each row is one artifact: a combination of target, precision, outputs and batch size that the
 target supports, if its packages are installed. The outputs of the reference are cached, so they are
-computed once. The exit code is 4 if a proof fails. Random weights amplify the rounding errors of
-16-bit precisions too much: use a trained model.
+computed once. The exit code is 4 if a proof fails, or if nothing can be proved here. Random weights
+amplify the rounding errors of 16-bit precisions too much: use a trained model.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from y7edge.artifact.reports import ParityReport
-from y7edge.errors import DeviceError, ParityError, RuntimeMissing
+from y7edge.errors import DeviceError, ExportError, ParityError, RuntimeMissing, Y7EdgeError
 from y7edge.export import export
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import Target, Unprovable
@@ -47,25 +48,41 @@ class Cell:
 def main() -> int:
     """Prove all cells; print the table as Markdown; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", nargs="?", default="yolov7-tiny")
-    parser.add_argument("--imgsz", type=int, default=320)
+    parser.add_argument("checkpoint", nargs="?", default="yolov7-tiny", help="or a variant's name")
+    parser.add_argument("--imgsz", type=int, default=320, help="input size in pixels")
     for name in KEYS:
         parser.add_argument(f"--{name}", action="append", help="only this one; repeatable")
     options = parser.parse_args()
-    checkpoint, started, failed = open_checkpoint(options.checkpoint), time.monotonic(), 0
-    print(f"{options.checkpoint} at {options.imgsz} px\n")
+    wanted = {name: getattr(options, name) for name in KEYS}
+    chosen = [
+        cell
+        for cell in cells()
+        if all(getattr(cell, name) in some for name, some in wanted.items() if some)
+    ]
+    if not chosen:
+        parser.error("no target that is installed here supports this combination")
+    try:
+        return prove_all(chosen, options.checkpoint, options.imgsz)
+    except Y7EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def prove_all(chosen: Sequence[Cell], source: str, imgsz: int) -> int:
+    """Prove cells, and print a row for each; return the exit code."""
+    checkpoint, started = open_checkpoint(source), time.monotonic()
+    results: Counter[str] = Counter()
+    print(f"{source} at {imgsz} px\n")
     print(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
     with tempfile.TemporaryDirectory() as folder:
-        for cell in cells():
-            wanted = {name: getattr(options, name) for name in KEYS}
-            if any(some and getattr(cell, name) not in some for name, some in wanted.items()):
-                continue
-            row, passed = prove(cell, checkpoint, options.imgsz, Path(folder))
-            failed += not passed
+        for cell in chosen:
+            row = prove(cell, checkpoint, imgsz, Path(folder))
+            results[row[-1].partition(":")[0]] += 1
             values = [getattr(cell, name) for name in KEYS]
             print(f"| {' | '.join((*values, *row))} |", flush=True)
-    print(f"\n{failed} failed; {time.monotonic() - started:.0f} s")
-    return 4 if failed else 0
+    counts = ", ".join(f"{count} {result}" for result, count in results.items())
+    print(f"\n{counts}; {time.monotonic() - started:.0f} s")
+    return 0 if results["passed"] and set(results) <= {"passed", "not here"} else 4
 
 
 def cells() -> Iterator[Cell]:
@@ -86,10 +103,8 @@ def batches(target: Target) -> list[str]:
     return ["3" if batch == "N" else batch for batch in target.BATCHES]
 
 
-def prove(
-    cell: Cell, checkpoint: Checkpoint, imgsz: int, folder: Path
-) -> tuple[tuple[str, ...], bool]:
-    """Export one artifact; return its largest differences and the result, and whether it passed."""
+def prove(cell: Cell, checkpoint: Checkpoint, imgsz: int, folder: Path) -> tuple[str, ...]:
+    """Export one artifact; return its largest differences and the result, such as "passed"."""
     out = folder / f"model{targets.get(cell.target).SUFFIX}"
     try:
         made = export(
@@ -107,11 +122,13 @@ def prove(
         if not isinstance(error.report, ParityReport):
             raise
         report = error.report
-    except (DeviceError, RuntimeMissing) as error:  # such as a CPU without bfloat16
-        return ("-", "-", "-", "-", f"not here: {error}"), True
+    except (DeviceError, RuntimeMissing) as error:  # a CPU without bfloat16, no converter
+        return ("-", "-", "-", "-", f"not here: {error}")
+    except ExportError as error:
+        return ("-", "-", "-", "-", f"failed: {error}")
     measured = report.measured
     if measured is None:
-        return ("-", "-", "-", "-", report.status), False
+        return ("-", "-", "-", "-", report.status)
     differences = measured.outputs.values()
     numbers = (
         max((d.deviation or 0.0 for d in differences), default=0.0),
@@ -120,7 +137,7 @@ def prove(
         measured.candidates.score_difference or 0.0,
     )
     words = (f"{numbers[0]:.1e}", f"{numbers[1]:.5f}", f"{numbers[2]:.4f}", f"{numbers[3]:.1e}")
-    return (*words, report.status), report.status == "passed"
+    return (*words, report.status)
 
 
 if __name__ == "__main__":

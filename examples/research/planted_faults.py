@@ -45,7 +45,8 @@ compares the output of each row of ONNX artifacts and checkpoints. `--json` prin
 
 The tolerance is that of the proof in the precision of the less precise model. The result of a
 stage is *equal*, *close* (within this tolerance, but not within that of the more precise model)
-or *differs*. The exit code is 4 if a stage differs, else 0.
+or *differs*. The exit code is 4 if a stage differs, else 0. Boxes are compared at A's confidence
+threshold, or at a lower one if fewer than 100 candidates of A are above it.
 
 A cause is reported only if a test finds it: A is run on swapped colour channels, on scaled values
 or on a moved image, heads are decoded with another activation, order or anchors, entries of the

@@ -179,6 +179,7 @@ def gated(
         f"{found.reference:.4f} to {found.artifact:.4f}, expected at most {found.limit:g}"
     )
     raise ParityError(
-        f"{subject} is less accurate than its model: {problem}; use a higher precision",
+        f"{subject} is less accurate than its model: {problem}; accept more (max_map_drop), or use "
+        "another precision",
         replace(report, status="failed", problems=(*report.problems, problem)),
     )

@@ -32,6 +32,7 @@ from y7edge.export.proof.sides import (
     pixels,
     prepared,
 )
+from y7edge.models.checkpoint import default_names
 from y7edge.runtimes import registry
 
 
@@ -107,7 +108,8 @@ def of_boxes(a: Opened, b: Opened, frame: Frame) -> Cause | None:
             f"the manifests have {', '.join(pairs)}: on this image B returns {counts[0]} boxes "
             f"with the thresholds of A, {counts[1]} with its own",
         )
-    if a.manifest.names != b.manifest.names:
+    named = [m for m in (a.manifest, b.manifest) if m.names != default_names(m.nc)]
+    if len(named) == 2 and a.manifest.names != b.manifest.names:
         pairs = [
             f"class {i} is {first!r} and {second!r}"
             for i, (first, second) in enumerate(

@@ -21,7 +21,7 @@ from y7edge.artifact.reports import Cause, DiffReport, Side, Stage
 from y7edge.artifact.schema import checked
 from y7edge.data.images import read_image
 from y7edge.data.synthetic import scenes
-from y7edge.detect.opening import open_model
+from y7edge.detect.opening import needs_torch, open_model
 from y7edge.errors import ConfigError
 from y7edge.export.folding import TOLERANCES
 from y7edge.export.proof import causes, parity, rows
@@ -35,8 +35,6 @@ from y7edge.export.proof.sides import (
     compare_inputs,
     prepared,
 )
-from y7edge.files import is_file
-from y7edge.models.checkpoint import SUFFIXES
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import SessionOptions
 
@@ -106,25 +104,20 @@ def _open(
     opened: dict[int, Opened] = {}
     size = imgsz
     with ExitStack() as stack:
-        for index in sorted((0, 1), key=lambda i: _is_checkpoint(sources[i])):
-            wanted = size if _is_checkpoint(sources[index]) else imgsz
+        for index in sorted((0, 1), key=lambda i: needs_torch(sources[i])):
+            wanted = size if needs_torch(sources[index]) else imgsz
             session, manifest = open_model(sources[index], "auto", options, wanted, None)
             if manifest.outputs[0].role == "detections":
                 session.close()
                 raise ConfigError(
-                    f"{sources[index]} returns boxes after NMS, expected heads, or boxes and scores"
+                    f"{sources[index]} returns boxes after NMS, expected heads, or boxes and "
+                    "scores: compare an artifact with outputs heads or decoded"
                 )
             stack.callback(session.close)
             opened[index] = Opened(sources[index], session, manifest)
             size = size or (manifest.input.height, manifest.input.width)
         stack.pop_all()
     return opened[0], opened[1]
-
-
-def _is_checkpoint(source: str) -> bool:
-    path = Path(source)
-    name = path.name == source and not path.suffix and not is_file(path)
-    return name or path.suffix.lower() in SUFFIXES
 
 
 def _frame(image: Path | str | None, manifest: Manifest) -> tuple[Frame, str]:
@@ -209,9 +202,8 @@ def _report(
     cause: Cause | None,
 ) -> DiffReport:
     first, row = _first(stages), _first(compared)
-    status = "equal" if first is None else first.status
     return DiffReport(
-        status="differs" if status == "differs" else "close" if status == "close" else "equal",
+        status="equal" if first is None else "close" if first.status == "close" else "differs",
         a=_side(a),
         b=_side(b),
         image=image,

@@ -30,6 +30,7 @@ def _raiser(error: BaseException) -> Callable[[], None]:
         (KeyboardInterrupt(), 130),
         (ValueError("a mistake of ours"), 1),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 3),
+        (ImportError("libGL.so.1: cannot open shared object file"), 3),
         (OSError(28, "the other words of a driver"), 1),
     ],
     ids=lambda value: type(value).__name__,

@@ -69,6 +69,15 @@ INFO_KEYS = {
 }
 
 
+@pytest.mark.parametrize("of_file", [False, True])
+def test_info_at_a_size_that_does_not_fit(
+    of_file: bool, checkpoint_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = str(checkpoint_path) if of_file else "yolov7"
+    assert main(["info", subject, "--imgsz", "333"]) == 1
+    assert "expected multiples of 32" in capsys.readouterr().err
+
+
 def test_info_of_a_checkpoint(checkpoint_path: Path, narrow_tiny: Checkpoint, run: Run) -> None:
     (record,) = run("info", checkpoint_path)
     assert set(record) >= INFO_KEYS
@@ -349,7 +358,9 @@ def test_predict_prints_one_line_for_each_damaged_file(artifact_path: Path, tmp_
     assert len(done.stderr.splitlines()) == 4
 
 
-def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
+def test_benchmark(
+    artifact_path: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = shutil.copy(artifact_path, tmp_path / "copy.onnx")
     records = run("benchmark", artifact_path, copy, "--threads", "1", "--runs", "3")
     assert [record["artifact"] for record in records] == [str(artifact_path), str(copy)]
@@ -360,11 +371,19 @@ def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
     assert records[0]["overhead"] > 0 and records[0]["startup_ms"] > 0
     records = run("benchmark", artifact_path, "--threads", "1,all", "--runs", "1")
     assert [record["threads"] for record in records] == [1, usable_cores()]
+    capsys.readouterr()
+    assert main(["benchmark", str(artifact_path), str(copy), "--threads", "1", "--runs", "1"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[-3:]
+    assert head.startswith("artifact ")
+    assert [row.split()[0] for row in rows] == [str(artifact_path), str(copy)]
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "", "1,", "x", "1.5", "99999", "1;2"])
-def test_benchmark_threads(threads: str, artifact_path: Path, run: Run) -> None:
-    run("benchmark", artifact_path, f"--threads={threads}", exits=2)
+def test_benchmark_threads(
+    threads: str, artifact_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", str(artifact_path), f"--threads={threads}"]) == 2
+    assert not threads or "Invalid value for '--threads': expected" in capsys.readouterr().err
 
 
 def test_benchmark_of_a_checkpoint(checkpoint_path: Path, run: Run) -> None:

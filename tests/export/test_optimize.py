@@ -88,12 +88,14 @@ def test_a_target_that_is_not_possible_here_is_reported(data, tmp_path, monkeypa
     found = json.loads(capsys.readouterr().out)
     assert found["winner"].endswith("demo-onnx-fp32.onnx")
     assert [c["problem"] for c in found["candidates"]] == ["", "the device is not here"]
+    assert found["candidates"][1]["map50_95"] is None
     assert not list((tmp_path / "o").glob("*fp16*"))
 
 
 def test_without_a_winner_the_exit_code_is_4(choice):
-    lost = Choice(0.9, 0.01, choice.candidates, None, choice.plot)
-    with pytest.raises(GateError, match=r"no artifact is within a drop of 0\.01"):
+    made = (_candidate("a", 1, 0.5), _candidate("b", 2, 0.55), Candidate("none", "fp32"))
+    lost = Choice(0.6, 0.01, made, None, choice.plot)
+    with pytest.raises(GateError, match=r"0\.6000, by 0\.0500 or more, expected at most 0\.01:"):
         lost.require_winner()
     assert GateError.exit_code == 4
 
@@ -102,6 +104,10 @@ def test_invalid_options_are_refused_before_the_work(data, tmp_path):
     checkpoint = weights.load(TRAINED)
     with pytest.raises(ConfigError, match="max_map_drop is 2"):
         optimize(checkpoint, data, tmp_path / "o", max_map_drop=2)
+    with pytest.raises(ConfigError, match="runs is 0"):
+        optimize(checkpoint, data, tmp_path / "o", runs=0)
+    with pytest.raises(ConfigError, match="threads is 5000"):
+        optimize(checkpoint, data, tmp_path / "o", threads=5000)
     with pytest.raises(ConfigError, match="no target 'tpu'"):
         optimize(checkpoint, data, tmp_path / "o", only=["tpu"])
     assert not (tmp_path / "o").exists()
@@ -129,7 +135,7 @@ def test_a_destination_that_cannot_be_replaced_is_refused_before_the_work(taken,
 
 def test_matplotlib_is_required_before_the_work(data, tmp_path, monkeypatch):
     monkeypatch.setattr(base, "find_spec", lambda name: None if name == "matplotlib" else True)
-    with pytest.raises(RuntimeMissing, match=r"the plot needs matplotlib.*y7edge\[train\]"):
+    with pytest.raises(RuntimeMissing, match=r"plots needs matplotlib.*y7edge\[train\]"):
         optimize(weights.load(TRAINED), data, tmp_path / "o", only=["onnx"])
 
 

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import y7edge.export
-from tests.runtimes.conftest import PROVABLE
+from tests.runtimes.conftest import PROVABLE, skip_unless_built_here
 from y7edge import files
 from y7edge.artifact.description import kind_of_outputs
 from y7edge.detect.detector import Detector
@@ -41,8 +41,7 @@ SIZE = (64, 96)
 def available(name):
     """The target of this name; the test is skipped if what it needs is not installed."""
     target = targets.get(name)
-    if absent := base.missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     return target
 
 

@@ -55,6 +55,20 @@ def _as_options() -> Iterator[None]:
 
 
 @_as_options()
+def require_size(spec: Spec, imgsz: tuple[int, int]) -> None:
+    """Raise ConfigError unless a model can have this input size (height, width)."""
+    (height, width), stride = imgsz, spec.max_stride
+    if any(side % stride or not stride <= side <= MAX_SIDE for side in imgsz):
+        near = "x".join(
+            str(stride * max(1, round(max(0, min(side, MAX_SIDE)) / stride))) for side in imgsz
+        )
+        raise ConfigError(
+            f"imgsz is {height}x{width}, expected multiples of {stride} (the largest stride of "
+            f"{spec.name}) up to {MAX_SIDE}: the nearest that fits is {near}"
+        )
+    shapes.require_affordable(spec, height, width, asked=True)
+
+
 def describe(
     checkpoint: Checkpoint,
     spec: Spec,
@@ -78,16 +92,7 @@ def describe(
         ConfigError: the size is not a multiple of the largest stride, or size or batch is too
             large.
     """
-    (height, width), stride = imgsz, spec.max_stride
-    if any(side % stride or not stride <= side <= MAX_SIDE for side in imgsz):
-        near = "x".join(
-            str(stride * max(1, round(max(0, min(side, MAX_SIDE)) / stride))) for side in imgsz
-        )
-        raise ConfigError(
-            f"imgsz is {height}x{width}, expected multiples of {stride} (the largest stride of "
-            f"{spec.name}) up to {MAX_SIDE}: the nearest that fits is {near}"
-        )
-    shapes.require_affordable(spec, height, width, asked=True)
+    require_size(spec, imgsz)
     image = InputInfo(INPUT, batch, *imgsz, levels=_levels(checkpoint.meta))
     if input == "uint8":
         image = replace(image, layout="NHWC", dtype="uint8", scale=1.0)

@@ -158,6 +158,9 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
         extra = EXTRAS.get(command) or extra_of(package)
         message = f"this needs {package}, which is not installed: pip install 'y7edge[{extra}]'"
         return message, RuntimeMissing.exit_code
+    if isinstance(error, ImportError):  # such as OpenCV without a library of the system
+        message = f"an installed package cannot be imported: {error}; `y7edge check` says more"
+        return message, RuntimeMissing.exit_code
     if isinstance(error, OSError | RecursionError) or lacks_memory:
         name = getattr(error, "filename", None)
         start = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from y7edge.cli.console import show
+from y7edge.cli.console import show, table
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import Backend, Device, Json, Names, Size
+
+if TYPE_CHECKING:
+    from y7edge.benchmark.measure import Report
 
 _Models = Annotated[
     list[str],
@@ -26,9 +29,10 @@ _Warmup = Annotated[int, typer.Option(min=1, help="Number of calls before the me
 
 def _counts(text: str) -> list[int | None]:
     """Parse ``1``, ``all`` or ``1,all``; None stands for all usable cores."""
-    parts = [part.strip() for part in str(text).split(",")]
+    parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("all|[1-9][0-9]{0,3}", part, re.ASCII) for part in parts):
-        raise typer.BadParameter(f"expected numbers from 1, or all, as in 1,all; got {text!r}")
+        problem = f"expected numbers from 1, or all, as in 1,all; got {text!r}"
+        raise typer.BadParameter(problem, param_hint="'--threads'")
     return [None if part == "all" else int(part) for part in dict.fromkeys(parts)]
 
 
@@ -56,6 +60,7 @@ def benchmark(
     """Measure latency by stage: preprocessing, network, postprocessing, end to end.
 
     All artifacts are opened first, and run in turns, beside the engine's own API on the same input.
+    The report of several ends with a table of the medians.
     --json prints one line with a JSON object for each artifact and number of threads. --gate
     measures preprocessing and postprocessing relative to one cv2.resize in the same run, and
     compares them with a budget.
@@ -72,5 +77,16 @@ def benchmark(
         reports = compare(opened, warmup=warmup, runs=runs, gate=gate)
     for report in reports:
         show(report, report.lines(), as_json=as_json)
+    if len(reports) > 1 and not as_json:
+        show(None, ["", *table([_HEAD, *(_row(report) for report in reports)])], as_json=False)
     for report in reports:
         report.require_budget()
+
+
+_HEAD = ("artifact", "threads", "model ms", "end to end ms", "model / engine's own API")
+
+
+def _row(report: Report) -> tuple[object, ...]:
+    """Return the medians of a report."""
+    times = report.model_ms["p50"], report.end_to_end_ms["p50"]
+    return report.artifact, report.threads, *times, report.overhead

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from y7edge.artifact.description import require_size
 from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, show, table
 from y7edge.cli.gate import accuracy_lines
@@ -62,6 +63,7 @@ def _variants() -> list[dict[str, Any]]:
 def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:
     """Return the record of a model, for an input of ``size`` (height, width)."""
     height, width = size or (spec.imgsz, spec.imgsz)
+    require_size(spec, (height, width))
     channels = [len(a) * spec.outputs_per_anchor for a in spec.anchors]
     return {
         "name": spec.name,

@@ -103,7 +103,7 @@ def _row(one: Candidate, choice: Choice) -> tuple[Any, ...]:
         one.precision,
         f"{one.ms:.2f}",
         "" if latency is None else f"{latency.model_ms['p50']:.2f}",
-        f"{one.map50_95:.4f}",
+        f"{one.accuracy:.4f}",
         f"{one.drop or 0:.4f}",
         one.size_mb,
         place or ("no other is faster and as accurate" if one.in_front else ""),

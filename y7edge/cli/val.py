@@ -61,9 +61,12 @@ def val(
     from y7edge.data.dataset import load
     from y7edge.evaluation.coco_results import require_coco
     from y7edge.evaluation.evaluate import collect, metrics_of, same_classes
+    from y7edge.evaluation.plots import require_matplotlib
     from y7edge.evaluation.report import save as write
     from y7edge.evaluation.report import write_page
 
+    if save is not None:
+        require_matplotlib()
     dataset = load(data, splits=[split])
     dataset.split(split)  # raises DataError before the model is opened
     with open_detector(

@@ -29,11 +29,9 @@ def open_model(
 
     Arguments and errors are those of ``Detector``.
     """
-    path, size = Path(source), None if imgsz is None else pair(imgsz)
-    if not is_file(path) and path.name == str(source) and not path.suffix:
-        variants.get(path.name)  # raises ConfigError for an unknown name
-    elif path.suffix.lower() not in SUFFIXES:
-        artifact = registry.load_any(path, backend, names=names, imgsz=size)
+    size = None if imgsz is None else pair(imgsz)
+    if not needs_torch(source):
+        artifact = registry.load_any(source, backend, names=names, imgsz=size)
         return registry.open_session(artifact, options, backend), artifact.manifest
     if backend != "auto" or options.provider_options:
         raise ConfigError(
@@ -54,6 +52,19 @@ def open_model(
         ) from error
     session = eager.open(source, options, size)
     return session, session.manifest
+
+
+def needs_torch(source: str | Path) -> bool:
+    """Return whether a model is a checkpoint or a variant's name.
+
+    Raises:
+        ConfigError: there is neither a file nor a variant of this name.
+    """
+    path = Path(source)
+    if not is_file(path) and path.name == str(source) and not path.suffix:
+        variants.get(path.name)
+        return True
+    return path.suffix.lower() in SUFFIXES
 
 
 def warn_if_unverified(source: str | Path, manifest: Manifest, stacklevel: int) -> None:

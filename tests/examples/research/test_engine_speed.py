@@ -16,6 +16,7 @@ def test_every_installed_target_is_measured(monkeypatch, capsys):
     spec.loader.exec_module(script)
     argv = ["engine_speed.py", str(TRAINED), "--imgsz", "160", "--runs", "2"]
     monkeypatch.setattr("sys.argv", [*argv, "--input", "float32", "uint8"])
+    monkeypatch.setenv("Y7EDGE_LITERT_PYTHON", str(SCRIPT.with_name("no-python")))
     script.main()
     lines = capsys.readouterr().out.splitlines()
     for name in script.targets.names():
@@ -24,6 +25,9 @@ def test_every_installed_target_is_measured(monkeypatch, capsys):
         target = script.targets.get(name)
         for precision, kind in product(target.PRECISIONS, target.INPUTS):
             label = f"{name} {precision}{' uint8' if kind == 'uint8' else ''}  "
+            if name == "litert":  # its converter is missing
+                assert f"{label.strip()}: not here: Y7EDGE_LITERT_PYTHON" in "\n".join(lines)
+                continue
             (line,) = [line for line in lines if line.startswith(label)]
             assert " ms " in line
     (base,) = [line for line in lines if line.startswith("onnx fp32  ")]

@@ -47,3 +47,22 @@ def test_a_failed_proof_is_reported(matrix, monkeypatch):
     code, rows = matrix(*words)
     assert code == 4
     assert [row[-1] for row in rows] == ["failed"]
+
+
+def test_a_missing_converter_is_a_row_and_proves_nothing(matrix, monkeypatch, tmp_path):
+    monkeypatch.setenv("Y7EDGE_LITERT_PYTHON", str(tmp_path / "python"))
+    code, rows = matrix("--target", "litert", "--outputs", "heads", "--precision", "fp32")
+    assert code == 4
+    assert {row[-1].partition(":")[0] for row in rows} == {"not here"}
+
+
+def test_a_combination_that_does_not_exist_is_refused(matrix, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        matrix("--target", "onnx", "--precision", "int2")
+    assert "no target that is installed here" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line(matrix, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["parity_matrix.py", "--imgsz", "100", "--target", "onnx"])
+    assert sys.modules["parity_matrix"].main() == 1
+    assert capsys.readouterr().err.startswith("error: imgsz is 100x100")
