@@ -171,13 +171,15 @@ class Session(ABC):
             raise DeviceError(
                 f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
             ) from error
+        images = len(feeds[self.inputs[0].name])
         for spec in self.outputs:
-            found = results.get(spec.name)
-            if found is None or not fits(found, spec):
+            found, rows = results.get(spec.name), spec.role == "detections"
+            if found is None or not fits(found, spec) or not (rows or len(found) == images):
+                shape = spec.shape if rows else (images, *spec.shape[1:])
                 what = "nothing" if found is None else f"{found.dtype} {found.shape}"
                 raise DeviceError(
                     f"{self.ENGINE} returned {what} for output {spec.name} of {self._label}, "
-                    f"expected {spec.dtype} {spec.shape}: export it again"
+                    f"expected {spec.dtype} {shape}: export it again"
                 )
         return results
 
