@@ -83,6 +83,22 @@ def test_full_queue_drops_what_was_asked(held):
     assert [future.result(30).frame_id for future in (waiting[1], newest)] == [1, 9]
 
 
+def test_callbacks_of_a_dropped_frame_may_wait_for_other_frames(held):
+    detector, session = held(queue=2)
+    detector.submit(FRAME)
+    session.wait_until_running()
+    oldest, next_one = detector.submit(FRAME), detector.submit(FRAME)
+    seen = []
+
+    def wait_for_the_next(_):
+        session.let()
+        seen.append(next_one.result(5).class_id.tolist())
+
+    oldest.add_done_callback(wait_for_the_next)
+    detector.submit(FRAME, drop="oldest")
+    assert seen == [[1]]
+
+
 def test_block_waits_for_a_place(held):
     detector, session = held(queue=1)
     detector.submit(FRAME)

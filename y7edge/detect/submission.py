@@ -19,6 +19,11 @@ MAX_QUEUE = 1024  # waiting calls
 Drop = Literal["block", "oldest", "newest"]
 """What happens to a frame if the queue is full: wait for a place, drop the oldest, or drop it."""
 
+_REASONS = {
+    "newest": "the queue was full",
+    "oldest": "a newer frame took its place in the queue",
+}
+
 T = TypeVar("T")
 
 
@@ -112,15 +117,21 @@ class _Jobs(Generic[T]):
 
     def add(self, job: _Job[T], drop: Drop, timeout: float | None) -> None:
         """Add a job, and apply ``drop`` if there is no place."""
+        # Callbacks of the dropped future are called without the lock, because they may wait.
+        if dropped := self._place(job, drop, timeout):
+            _drop(dropped, _REASONS[drop])
+
+    def _place(self, job: _Job[T], drop: Drop, timeout: float | None) -> _Job[T] | None:
+        """Add a job; return the job that is dropped, if there is one."""
         end = None if timeout is None else time.monotonic() + timeout
+        dropped: _Job[T] | None = None
         job.future.add_done_callback(self._wake)  # a cancelled job frees its place
         with self._changed:
             while not (self._stopped or job.future.cancelled()) and self._is_full():
                 if drop == "newest":
-                    _drop(job, "the queue was full")
-                    return
+                    return job
                 if drop == "oldest":
-                    _drop(self._waiting.popleft(), "a newer frame took its place in the queue")
+                    dropped = self._waiting.popleft()
                 elif not self._changed.wait(None if end is None else end - time.monotonic()):
                     raise DeviceError(
                         f"the queue had no place within {timeout} s: the engine is slower than "
@@ -130,6 +141,7 @@ class _Jobs(Generic[T]):
                 raise closed_error()
             self._waiting.append(job)
             self._changed.notify_all()
+        return dropped
 
     def _wake(self, _: Future[T]) -> None:
         with self._changed:
