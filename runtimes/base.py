@@ -71,7 +71,7 @@ class SessionOptions:
         device: "auto", or a device from the runtime's ``DEVICES``, such as "cpu" or "cuda:1".
         threads: Number of engine threads; None: the number of physical cores that this process may
             use (see ``y7edge.machine.usable_cores``), the same for all engines.
-        provider_options: Passed to the engine unchanged.
+        provider_options: Options of the engine; the module of each runtime says which.
         check_payload: Whether to check the payload digest before opening the files. None: only for
             artifacts of several files, because files of different artifacts may be mixed up.
     """

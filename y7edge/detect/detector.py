@@ -76,7 +76,7 @@ class Detector:
         threads: number of engine threads; None: the physical cores that this process may use.
         imgsz: input size of a checkpoint, one side or (height, width); artifacts have a fixed size.
         names: class names of a file of another exporter; None: from its metadata, else numbers.
-        provider_options: passed to the engine unchanged.
+        provider_options: options of the engine; see the module of its runtime.
 
     Raises:
         ConfigError: an option, input or output is not supported.
