@@ -76,8 +76,8 @@ def export(
         checkpoint: a checkpoint of any form.
         out: path of the main file. Files are written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
-        outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids) or "decoded"
-            (boxes and scores before NMS).
+        outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids), "decoded"
+            (boxes and scores before NMS) or "nms" (final boxes).
         input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
         precision: a precision that the target supports, such as "fp32" or "fp16".
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;

@@ -71,7 +71,7 @@ class SessionOptions:
         device: "auto", or a device from the runtime's ``DEVICES``, such as "cpu" or "cuda:1".
         threads: Number of engine threads; None: the number of physical cores that this process may
             use (see ``y7edge.machine.usable_cores``), the same for all engines.
-        provider_options: Passed to the engine unchanged.
+        provider_options: Options of the engine; the module of each runtime says which.
         check_payload: Whether to check the payload digest before opening the files. None: only for
             artifacts of several files, because files of different artifacts may be mixed up.
     """
@@ -171,13 +171,15 @@ class Session(ABC):
             raise DeviceError(
                 f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
             ) from error
+        images = len(feeds[self.inputs[0].name])
         for spec in self.outputs:
-            found = results.get(spec.name)
-            if found is None or not fits(found, spec):
+            found, rows = results.get(spec.name), spec.role == "detections"
+            if found is None or not fits(found, spec) or not (rows or len(found) == images):
+                shape = spec.shape if rows else (images, *spec.shape[1:])
                 what = "nothing" if found is None else f"{found.dtype} {found.shape}"
                 raise DeviceError(
                     f"{self.ENGINE} returned {what} for output {spec.name} of {self._label}, "
-                    f"expected {spec.dtype} {spec.shape}: export it again"
+                    f"expected {spec.dtype} {shape}: export it again"
                 )
         return results
 

@@ -46,6 +46,7 @@ _SWITCHES = {
     "bf16": ("use_bf16_packed", "use_bf16_storage"),
 }
 _ALL_SWITCHES = (*_SWITCHES["fp16"], *_SWITCHES["bf16"])
+_FIXED = (*_ALL_SWITCHES, "use_vulkan_compute")  # users cannot set these
 _MEMORY_FACTOR = 7  # memory of an open model over its file's size; 320 to 640 pixels take 3 to 7
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # environment variables
 
@@ -142,11 +143,13 @@ class _NcnnSession(Session):
             setattr(net.opt, switch, switch in _SWITCHES[artifact.manifest.precision])
         net.opt.num_threads = options.thread_count
         for name, value in options.provider_options.items():
-            if name in _ALL_SWITCHES or not name.startswith("use_") or not hasattr(net.opt, name):
+            if name in _FIXED or not name.startswith("use_") or not hasattr(net.opt, name):
                 raise ConfigError(
                     f"ncnn has no option {name!r} that can be set; expected one of ncnn.Option's "
-                    "use_* options that keep the precision"
+                    "use_* options that keep the precision and the device"
                 )
+            if not isinstance(value, bool):
+                raise ConfigError(f"ncnn's option {name} is {value!r}, expected True or False")
             setattr(net.opt, name, value)
         _require_memory(artifact.files[1])
         graph, weights = (str(file) for file in artifact.files[:2])

@@ -240,12 +240,14 @@ def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str,
     if provider is not None:
         if kind != "auto":
             raise ConfigError(f"give device={options.device!r} or a provider, not both")
+        if provider == _CUDA:  # the device has options that keep the precision
+            raise ConfigError(f"provider {_CUDA} is device 'cuda': give device='cuda' instead")
         if provider not in available:
             raise DeviceError(
                 f"provider {provider!r} is not available: this ONNX Runtime has only "
                 f"{', '.join(available)}: install the package of ONNX Runtime that contains it"
             )
-        return [(provider, own)] if provider == _CPU else [(provider, own), (_CPU, {})]
+        return [_cpu(own)] if provider == _CPU else [(provider, own), _cpu({})]
     if "use_tf32" in own:
         raise ConfigError("use_tf32 cannot be set: an fp32 artifact is computed in fp32")
     if kind == "cuda" and _CUDA not in available:
@@ -254,9 +256,19 @@ def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str,
             f"{', '.join(available)}: pip install onnxruntime-gpu, or use device='cpu'"
         )
     if kind == "cpu" or _CUDA not in available:
-        return [(_CPU, own)]
+        return [_cpu(own)]
     # TF32 would round the inputs of multiplications to a mantissa of 10 bits.
-    return [(_CUDA, {"device_id": index or 0, "use_tf32": 0, **own}), (_CPU, {})]
+    return [(_CUDA, {"device_id": index or 0, "use_tf32": 0, **own}), _cpu({})]
+
+
+def _cpu(own: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the provider for CPUs; raise ConfigError for options, which it would ignore."""
+    if own:
+        raise ConfigError(
+            f"ONNX Runtime has no option {next(iter(own))!r} on the CPU: omit it, or name the "
+            f"execution provider that has it as provider option {_PROVIDER!r}"
+        )
+    return _CPU, {}
 
 
 def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:

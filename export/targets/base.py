@@ -74,7 +74,7 @@ class Target(Protocol):
     INPUTS: tuple[str, ...]
     """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
     OUTPUTS: tuple[str, ...]
-    """Supported outputs: ``heads``, ``heads-sigmoid``, ``decoded``."""
+    """Supported outputs: ``heads``, ``heads-sigmoid``, ``decoded``, ``nms``."""
     BATCHES: tuple[str, ...]
     """Supported batch sizes: ``1``, ``N`` (any fixed size), ``dynamic``."""
     RUNTIME: str | Unprovable

@@ -44,7 +44,11 @@ def test_region_beyond_the_border_is_clipped():
 
 
 @pytest.mark.parametrize(
-    "roi", [(5, 5, 5, 9), (400, 0, 500, 9), (9, 0, 3, 9), (0, 0, 5), "0123", (0.5, 0, 5, 5), 7]
+    "roi",
+    [
+        *[(5, 5, 5, 9), (400, 0, 500, 9), (9, 0, 3, 9), (0, 0, 5), "0123", (0.5, 0, 5, 5), 7],
+        (0, 0, [5], 5),
+    ],
 )
 def test_regions_without_a_pixel_are_refused(roi):
     with pytest.raises(DataError, match="roi"):
@@ -79,14 +83,15 @@ def test_small_objects_are_found_in_tiles(batch):
         frame[top : top + 8, left : left + 8] = 255
     plain, _ = detector_over(batch)
     assert not len(plain(frame))
-    tiled, session = detector_over(batch, tile=64, overlap=0)
+    clock = itertools.count(0, 10**6).__next__  # 1 ms between two calls
+    tiled, session = detector_over(batch, tile=64, overlap=0, clock=clock)
     found = tiled(frame)
     # The fake's boxes of 16 pixels, clipped to their tiles.
     expected = {(0, 0, 12, 12), (84, 52, 100, 64), (372, 244, 384, 256), (192, 128, 204, 140)}
     assert boxes(found) == expected
     assert max(session.batches) == {1: 1, 4: 4, "dynamic": 16}[batch]
     assert found.image_wh == (384, 256)
-    assert found.timing.infer > 0
+    assert found.timing.infer == len(session.batches), "each batch is counted once"
 
 
 def test_an_object_in_two_tiles_is_returned_once():
@@ -160,9 +165,11 @@ def test_thresholds_by_class(conf, expected):
     assert sorted(detector(frame_with((32, 64), (160, 0))).class_id.tolist()) == expected
 
 
-@pytest.mark.parametrize("conf", [{"tree": 0.5}, {7: 0.5}, {"nut": 2.0}, {"nut": -1.0}])
+@pytest.mark.parametrize(
+    "conf", [{"tree": 0.5}, {7: 0.5}, {"nut": 2.0}, {"nut": -1.0}, {"nut": 0.3, 0: 0.5}]
+)
 def test_thresholds_that_cannot_be_used(conf):
-    with pytest.raises(ConfigError, match=r"tree|7|conf is"):
+    with pytest.raises(ConfigError, match=r"tree|7|conf is|one threshold"):
         detector_over(conf=conf)
 
 
@@ -210,6 +217,18 @@ def test_wrong_outputs_are_device_errors(outputs, change, problem):
     detector = Detector.from_session(Broken(manifest, change), manifest)
     with pytest.raises(DeviceError, match=problem):
         detector(frame_with((32, 64)))
+
+
+@pytest.mark.parametrize("outputs", ["heads", "decoded"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_for_another_number_of_images_are_device_errors(outputs, count):
+    def change(results):
+        results.update({name: array[[0] * count] for name, array in results.items()})
+
+    manifest = make_manifest("dynamic", outputs)
+    detector = Detector.from_session(Broken(manifest, change), manifest)
+    with pytest.raises(DeviceError, match=rf"returned float32 \({count}, .* expected float32 \(2,"):
+        detector.batch([frame_with((32, 64))] * 2)
 
 
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])

@@ -83,6 +83,22 @@ def test_full_queue_drops_what_was_asked(held):
     assert [future.result(30).frame_id for future in (waiting[1], newest)] == [1, 9]
 
 
+def test_callbacks_of_a_dropped_frame_may_wait_for_other_frames(held):
+    detector, session = held(queue=2)
+    detector.submit(FRAME)
+    session.wait_until_running()
+    oldest, next_one = detector.submit(FRAME), detector.submit(FRAME)
+    seen = []
+
+    def wait_for_the_next(_):
+        session.let()
+        seen.append(next_one.result(5).class_id.tolist())
+
+    oldest.add_done_callback(wait_for_the_next)
+    detector.submit(FRAME, drop="oldest")
+    assert seen == [[1]]
+
+
 def test_block_waits_for_a_place(held):
     detector, session = held(queue=1)
     detector.submit(FRAME)
@@ -159,7 +175,7 @@ def test_timeout_covers_the_wait_for_a_place(held):
         detector(FRAME, timeout=0.1)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e300, "1", [1]])
 def test_timeouts_that_cannot_be_used(timeout):
     with pytest.raises(ConfigError, match="timeout is"):
         detector_over()[0](FRAME, timeout=timeout)
@@ -229,3 +245,37 @@ def test_asyncio_is_not_blocked_and_can_be_cancelled(held):
 
     assert asyncio.run(main()) == (5, True)
     assert len(session.batches) == 2
+
+
+def test_asyncio_cancels_a_frame_that_waits_for_a_place(held):
+    detector, session = held(queue=1)
+    detector.submit(FRAME)
+    session.wait_until_running()
+    last = detector.submit(FRAME)
+
+    async def main():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(detector.detect(FRAME), 0.1)
+
+    asyncio.run(main())  # would wait for the thread that waits for a place
+    session.let()
+    last.result(30)
+    detector.submit(FRAME).result(30)
+    assert len(session.batches) == 3, "the cancelled frame did not run"
+
+
+def test_a_frame_that_waits_when_the_detector_is_closed_raises_an_error(held):
+    detector, session = held()
+    detector.submit(FRAME)
+    session.wait_until_running()
+
+    async def main():
+        task = asyncio.create_task(detector.detect(FRAME))
+        thread = asyncio.create_task(asyncio.to_thread(detector, FRAME, timeout=30))
+        await asyncio.sleep(0.2)
+        threading.Timer(0.1, session.let).start()
+        await asyncio.to_thread(detector.close)
+        return await asyncio.gather(task, thread, return_exceptions=True)
+
+    found = asyncio.run(main())
+    assert [type(error) for error in found] == [DetectorClosed, DetectorClosed]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -393,6 +394,7 @@ def head(size, last=85, anchors=3, dtype="float32"):
         ([head(80), head(40), head(20, last=84)], "expected 3 or 4 heads"),
         ([head(80, anchors=1), head(40, anchors=1), head(20, anchors=1)], "expected 3 or 4 heads"),
         ([head(80, dtype="int8"), head(40), head(20)], "expected 3 or 4 heads"),
+        ([head(80, last=1 << 40), head(40, last=1 << 40), head(20, last=1 << 40)], "at most 65536"),
         ([head(80), head(40), head(40)], "expected a map of 20x20 for stride 32"),
         ([Tensor("\x1b[2J", "float32", (2,))], r"found \\x1b\[2J float32 2;"),
     ],
@@ -453,6 +455,24 @@ def test_outputs_that_contradict_the_form_are_an_error(tmp_path, frames):
     path = foreign("concatenated", tmp_path / "m.onnx", change=lie)
     with pytest.raises(DataError, match=r"boxes \(2, 9, 4\), expected \(2, 1260, 4\)"):
         opened(path)(frames[0])
+
+
+@pytest.mark.parametrize("form", ["concatenated", "rows", "padded"])
+def test_scores_that_are_not_probabilities_are_an_error(form):
+    shapes, scores = {
+        "concatenated": ({"o": (1, 25200, 85)}, ("o", 4)),
+        "rows": ({"o": (5, 7)}, ("o", 6)),
+        "padded": ({"n": (1, 1), "b": (1, 3, 4), "s": (1, 3), "c": (1, 3)}, ("s", 0)),
+    }[form]
+    kinds = {"n": "int32", "c": "int32"}
+    outputs = tuple(Tensor(n, kinds.get(n, "float32"), shape) for n, shape in shapes.items())
+    found = describe(Interface((IMAGES,), outputs), "m", "m")
+    arrays = {o.name: np.ones(o.shape, o.dtype) for o in outputs}
+    name, column = scores
+    for value, fits in ((1, True), (1.001, True), (90, False), (-2, False)):
+        arrays[name][..., column] = value
+        with nullcontext() if fits else pytest.raises(DataError, match="expected probabilities"):
+            found.convert(list(arrays.values()))
 
 
 def test_a_count_beyond_the_places_is_an_error(tmp_path, frames):

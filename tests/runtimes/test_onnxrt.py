@@ -164,6 +164,18 @@ def test_another_provider_is_used_or_an_error(artifact, monkeypatch):
     assert given["providers"] == [(name, {"trt_fp16_enable": 1}), ("CPUExecutionProvider", {})]
     with pytest.raises(ConfigError, match="or a provider, not both"):
         onnxrt.open(artifact, SessionOptions("cpu", provider_options={"provider": name}))
+    with pytest.raises(ConfigError, match="give device='cuda'"):  # which switches TF32 off
+        own = {"provider": "CUDAExecutionProvider"}
+        onnxrt.open(artifact, SessionOptions(provider_options=own))
+
+
+@pytest.mark.parametrize("own", [{"proivder": "CUDAExecutionProvider"}, {"use_arena": 0}])
+def test_options_that_the_cpu_would_ignore_are_refused(artifact, own):
+    with pytest.raises(ConfigError, match=f"no option {next(iter(own))!r} on the CPU"):
+        onnxrt.open(artifact, SessionOptions(provider_options=own))
+    with pytest.raises(ConfigError, match="on the CPU"):
+        own = {"provider": "CPUExecutionProvider", **own}
+        onnxrt.open(artifact, SessionOptions(provider_options=own))
 
 
 def test_the_provider_is_reported(artifact):

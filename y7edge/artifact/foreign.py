@@ -48,6 +48,7 @@ REASON = "made by another exporter"
 Form = Literal["heads", "concatenated", "rows", "padded"]
 
 _REAL, _WHOLE = ("float32", "float16"), ("int32", "int64")
+_ROUNDING = 1e-2  # of a probability in float16
 _UNKNOWN_NC = 80  # number of classes if neither names nor outputs state it: COCO's
 
 
@@ -149,7 +150,7 @@ def describe(
     assumed: dict[str, str] = {}
     form, outputs = _form(interface, path)
     image = _input(interface, path, imgsz, assumed)
-    nc = _classes(form, outputs)
+    nc = _classes(form, outputs, path)
     levels = _levels(form, outputs, image, interface, path, assumed)
     if form == "heads":
         outputs = _finest_first(outputs)
@@ -252,10 +253,18 @@ def _input(
         raise ArtifactError(f"{path} cannot be used: {error}") from error
 
 
-def _classes(form: Form, outputs: Sequence[Tensor]) -> int | None:
+def _classes(form: Form, outputs: Sequence[Tensor], path: str) -> int | None:
     """Return the number of classes, if the outputs state it."""
     shape = outputs[0].shape
-    return int(shape[-1] or 0) - 5 if shape and form in ("heads", "concatenated") else None
+    if not shape or form not in ("heads", "concatenated"):
+        return None
+    nc = int(shape[-1] or 0) - 5
+    if nc > bounds.MAX_CLASSES:
+        raise ArtifactError(
+            f"{path} cannot be used: its output {outputs[0]} has {nc} classes, expected at most "
+            f"{bounds.MAX_CLASSES}"
+        )
+    return nc
 
 
 def _levels(
@@ -405,6 +414,17 @@ def _from_heads(arrays: Sequence[NDArray[Any]], manifest: Manifest) -> dict[str,
     return converted
 
 
+def _require_probabilities(values: NDArray[Any]) -> None:
+    """Raise DataError for scores that are logits or percentages; NaN is checked elsewhere."""
+    lowest, highest = values.min(initial=0), values.max(initial=0)
+    if lowest < 0 or highest > 1 + _ROUNDING:
+        raise DataError(
+            f"the scores are from {lowest:.3g} to {highest:.3g}, expected probabilities from 0 to "
+            "1: the outputs do not have the assumed form; export the checkpoint with `y7edge "
+            "export`"
+        )
+
+
 def _from_concatenated(
     arrays: Sequence[NDArray[Any]], manifest: Manifest
 ) -> dict[str, NDArray[Any]]:
@@ -412,12 +432,15 @@ def _from_concatenated(
     if values.ndim != 3 or values.shape[2] != 5 + manifest.nc:
         raise DataError(f"the output is {values.shape}, expected (B, N, {5 + manifest.nc})")
     objectness, classes = values[..., 4:5], values[..., 5:]
+    _require_probabilities(objectness)
     scores = objectness if manifest.nc == 1 else objectness * classes
     return {"boxes": values[..., :4], "scores": scores}
 
 
 def _from_rows(arrays: Sequence[NDArray[Any]], manifest: Manifest) -> dict[str, NDArray[Any]]:
-    return {"detections": arrays[0].astype(np.float32, copy=False)}
+    rows = arrays[0].astype(np.float32, copy=False)
+    _require_probabilities(rows[..., -1])
+    return {"detections": rows}
 
 
 def _from_padded(arrays: Sequence[NDArray[Any]], manifest: Manifest) -> dict[str, NDArray[Any]]:
@@ -431,6 +454,7 @@ def _from_padded(arrays: Sequence[NDArray[Any]], manifest: Manifest) -> dict[str
     if counts.min(initial=0) < 0 or counts.max(initial=0) > most:
         raise DataError(f"the number of boxes is {counts.tolist()}, expected 0 to {most}")
     used = np.arange(most) < counts[:, None]
+    _require_probabilities(scores[used])
     image = np.nonzero(used)[0]
     columns = [image, boxes[used], class_id[used], scores[used]]
     return {"detections": np.column_stack(columns).astype(np.float32)}

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from y7edge.artifact.description import Size
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
-from y7edge.detect.detections import Detections, Timing, class_ids
+from y7edge.detect.detections import Detections, Origin, Timing, class_ids, origins_of
 from y7edge.detect.inference import Found, Inference
 from y7edge.detect.opening import open_model, warn_if_unverified
 from y7edge.detect.postprocess import (
@@ -32,22 +32,23 @@ from y7edge.detect.postprocess import (
     Conf,
     Criteria,
     class_thresholds,
+    require_candidates,
     require_supported,
 )
 from y7edge.detect.preprocess import Color, check_frame
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
-from y7edge.detect.submission import MAX_QUEUE, Drop, FrameQueue, check_timeout
-from y7edge.errors import (
-    ConfigError,
-    DataError,
-    DetectorClosed,
-    DeviceError,
+from y7edge.detect.submission import (
+    MAX_QUEUE,
+    Drop,
+    FrameQueue,
+    check_timeout,
+    closed_error,
+    wait_for,
 )
+from y7edge.errors import ConfigError, DataError, DeviceError
 from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
 _CLOSE_SECONDS = 5.0  # how long ``close`` waits for a running call
-
-_Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image
 
 
 class Detector:
@@ -75,7 +76,7 @@ class Detector:
         threads: number of engine threads; None: the physical cores that this process may use.
         imgsz: input size of a checkpoint, one side or (height, width); artifacts have a fixed size.
         names: class names of a file of another exporter; None: from its metadata, else numbers.
-        provider_options: passed to the engine unchanged.
+        provider_options: options of the engine; see the module of its runtime.
 
     Raises:
         ConfigError: an option, input or output is not supported.
@@ -202,7 +203,8 @@ class Detector:
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         if timeout is None:
             return self._detect([frame], color, self._criteria, [origin], roi)[0]
-        end = time.monotonic() + check_timeout(timeout)
+        timeout = check_timeout(timeout)
+        end = time.monotonic() + timeout
         future = self._submit(frame, color, "block", origin, roi, timeout)
         try:
             return future.result(max(0.0, end - time.monotonic()))
@@ -212,6 +214,8 @@ class Detector:
                 f"there was no result within {timeout} s: the engine is still running; the next "
                 "call waits for it"
             ) from error
+        except CancelledError as error:  # by `close`
+            raise closed_error() from error
 
     def submit(
         self,
@@ -249,16 +253,31 @@ class Detector:
         return self._submit(frame, color, drop, origin, roi)
 
     async def detect(
-        self, frame: NDArray[np.uint8], color: Color = "bgr", *, drop: Drop = "block", **more: Any
+        self,
+        frame: NDArray[np.uint8],
+        color: Color = "bgr",
+        *,
+        drop: Drop = "block",
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
+        source: str | None = None,
+        roi: Roi | None = None,
     ) -> Detections:
         """Detect objects in one image from asyncio: ``await detector.detect(frame)``.
 
         Arguments and errors are as for ``submit``; the event loop is not blocked. Cancelling the
-        task removes a frame that still waits.
+        task removes a frame that still waits. A frame that waits when the detector is closed raises
+        DetectorClosed.
         """
-        put = partial(self.submit, frame, color, drop=drop, **more)
-        future = await asyncio.to_thread(put) if drop == "block" else put()
-        return await asyncio.wrap_future(future)
+        origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        future: Future[Detections] = Future()
+        put = partial(self._submit, frame, color, drop, origin, roi, future=future)
+        try:
+            await asyncio.to_thread(put) if drop == "block" else put()
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        return await wait_for(future)
 
     def batch(
         self,
@@ -287,7 +306,7 @@ class Detector:
             )
         given = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         frames = list(frames)  # not every sequence supports slices
-        return self._detect(frames, color, self._criteria, _for_each(len(frames), given), roi)
+        return self._detect(frames, color, self._criteria, origins_of(len(frames), given), roi)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
         """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP.
@@ -300,12 +319,7 @@ class Detector:
 
     def require_candidates(self) -> None:
         """Raise ConfigError if the model cannot be evaluated, because NMS is part of its graph."""
-        if self._manifest.outputs[0].role == "detections":
-            raise ConfigError(
-                f"{self._manifest.model} returns boxes after NMS, each with its best class only; "
-                f"mAP needs every class of every box above confidence {EVALUATION.conf}: evaluate "
-                "the checkpoint, or an artifact with outputs heads or decoded"
-            )
+        require_candidates(self._manifest)
 
     @checked
     def warmup(self, runs: int = 3) -> None:
@@ -403,7 +417,7 @@ class Detector:
 
     def _opened(self) -> Session:
         if self._session is None or self._closed:
-            raise DetectorClosed("the detector was closed: open a new one")
+            raise closed_error()
         return self._session
 
     def _submit(
@@ -411,9 +425,10 @@ class Detector:
         frame: NDArray[np.uint8],
         color: Color,
         drop: Drop,
-        origin: _Origin,
+        origin: Origin,
         roi: Roi | None,
         timeout: float | None = None,
+        future: Future[Detections] | None = None,
     ) -> Future[Detections]:
         require_process(self._process, "the detector")
         check_frame(frame, self._manifest.input.levels)
@@ -422,16 +437,15 @@ class Detector:
             if self._queue is None:
                 self._queue = FrameQueue(self._queue_size)
             queue = self._queue
-        return queue.put(
-            lambda: self._detect([frame], color, self._criteria, [origin], roi)[0], drop, timeout
-        )
+        call = partial(self._detect, [frame], color, self._criteria, [origin], roi)
+        return queue.put(lambda: call()[0], drop, timeout, future)
 
     def _detect(
         self,
         frames: Sequence[NDArray[np.uint8]],
         color: Color,
         criteria: Criteria,
-        origins: Sequence[_Origin],
+        origins: Sequence[Origin],
         roi: Roi | None = None,
     ) -> list[Detections]:
         """Cut the images into regions, run these in batches, and merge the boxes of each image."""
@@ -465,12 +479,13 @@ class Detector:
         frame: NDArray[np.uint8],
         criteria: Criteria,
         wait: float,
-        origin: _Origin,
+        origin: Origin,
     ) -> Detections:
         """Make the result of one image from the boxes of its regions."""
         started = self._clock()
         boxes = merged([one.boxes for one in found], parts, criteria)
-        pre, infer, post = (sum(one.ms[i] for one in found) for i in range(3))
+        pre, post = (sum(one.ms[i] for one in found) for i in (0, 2))
+        infer = sum({one.batch: one.ms[1] for one in found}.values())  # each batch once
         post += self._ms_since(started) if len(parts) > 1 else 0.0
         return Detections(
             *boxes,
@@ -480,14 +495,3 @@ class Detector:
             model_id=self._model_id,
             **origin,
         )
-
-
-def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:
-    """Return a dictionary of values per image; raise DataError unless all have ``count`` values."""
-    known = {name: values for name, values in given.items() if values is not None}
-    for name, values in known.items():
-        values = values.tolist() if isinstance(values, np.ndarray) else values
-        listed = isinstance(values, Sequence) and not isinstance(values, str)
-        if not listed or len(values) != count:
-            raise DataError(f"{name} is {values!r}, expected a list of {count}, one per image")
-    return [{name: values[index] for name, values in known.items()} for index in range(count)]

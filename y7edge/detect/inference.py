@@ -18,10 +18,14 @@ _MAX_BATCH = 16  # images of a dynamic batch; larger batches only cost memory
 
 
 class Found(NamedTuple):
-    """The boxes of one image, and milliseconds of pre-processing, inference, post-processing."""
+    """The boxes of one image, and milliseconds of pre-processing, inference, post-processing.
+
+    Inference is that of its whole batch; ``batch`` counts the batches of a call.
+    """
 
     boxes: Boxes
     ms: tuple[float, float, float]
+    batch: int = 0
 
 
 class Inference:
@@ -64,8 +68,9 @@ class Inference:
         fixed = self._input.batch
         step = _MAX_BATCH if fixed == "dynamic" else fixed
         found: list[Found] = []
-        for start in range(0, len(images), step):
-            found += self._run(session, images[start : start + step], color, criteria)
+        for number, start in enumerate(range(0, len(images), step)):
+            batch = self._run(session, images[start : start + step], color, criteria)
+            found += [one._replace(batch=number) for one in batch]
         return found
 
     def _run(

@@ -317,10 +317,15 @@ def class_thresholds(
     """
     if not isinstance(conf, Mapping):
         return manifest.thresholds.conf if conf is None else conf, None
-    by_class = [manifest.thresholds.conf] * manifest.nc
+    given: dict[int, float] = {}
     for name, value in conf.items():
         for index in class_ids([name], manifest.names):
-            by_class[index] = value
+            if given.setdefault(index, value) != value:
+                raise ConfigError(
+                    f"conf has {given[index]} and {value} for class {manifest.names[index]!r}, "
+                    "expected one threshold"
+                )
+    by_class = [given.get(index, manifest.thresholds.conf) for index in range(manifest.nc)]
     return min(by_class), tuple(by_class)
 
 
@@ -341,6 +346,16 @@ def require_supported(manifest: Manifest, criteria: Criteria, *, changed: bool) 
         raise ConfigError(
             f"iou is {criteria.iou}, but NMS is part of the graph of {manifest.model}, which has "
             f"no input for it: omit iou, or {way_out}"
+        )
+
+
+def require_candidates(manifest: Manifest) -> None:
+    """Raise ConfigError if a model cannot be evaluated, because NMS is part of its graph."""
+    if manifest.outputs[0].role == "detections":
+        raise ConfigError(
+            f"{manifest.model} returns boxes after NMS, each with its best class only; mAP needs "
+            f"every class of every box above confidence {EVALUATION.conf}: evaluate the "
+            "checkpoint, or an artifact with outputs heads or decoded"
         )
 
 

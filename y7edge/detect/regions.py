@@ -93,7 +93,10 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def _clipped(roi: Any, shape: tuple[int, ...]) -> list[int]:
-    corners = np.asarray(roi)
+    try:
+        corners = np.asarray(roi)
+    except ValueError:  # nested lists
+        corners = np.empty(0)
     if corners.shape != (4,) or corners.dtype.kind not in "iu":
         raise DataError(
             f"roi is {roi!r}, expected four integers (left, top, right, bottom) in pixels"

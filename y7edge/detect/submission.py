@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import numbers
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from y7edge.errors import ConfigError, DetectorClosed, DeviceError, FrameDropped
@@ -17,20 +19,47 @@ MAX_QUEUE = 1024  # waiting calls
 Drop = Literal["block", "oldest", "newest"]
 """What happens to a frame if the queue is full: wait for a place, drop the oldest, or drop it."""
 
+_REASONS = {
+    "newest": "the queue was full",
+    "oldest": "a newer frame took its place in the queue",
+}
+
 T = TypeVar("T")
 
 
 def check_timeout(timeout: float) -> float:
     """Return ``timeout``, in seconds; raise ConfigError if it is not a positive number."""
-    if not 0 < timeout < threading.TIMEOUT_MAX:
+    if not (isinstance(timeout, numbers.Real) and 0 < timeout < threading.TIMEOUT_MAX):
         raise ConfigError(f"timeout is {timeout!r}, expected a number of seconds above 0")
-    return timeout
+    return float(timeout)
+
+
+def closed_error() -> DetectorClosed:
+    """Return the error for a call after ``close``, or for a frame that waited at ``close``."""
+    return DetectorClosed("the detector was closed: open a new one")
+
+
+async def wait_for(future: Future[T]) -> T:
+    """Return the result of a call in the queue, from asyncio; if the task is cancelled, cancel it.
+
+    Raises:
+        DetectorClosed: ``close`` cancelled the call.
+    """
+    wrapped = asyncio.wrap_future(future)
+    try:
+        # Unlike `await wrapped`, this raises CancelledError only if the task was cancelled.
+        await asyncio.wait([wrapped])
+    finally:
+        wrapped.cancel()  # has no effect if it is done
+    if wrapped.cancelled():
+        raise closed_error()
+    return wrapped.result()
 
 
 @dataclass(frozen=True)
 class _Job(Generic[T]):
     call: Callable[[], T]
-    future: Future[T] = field(default_factory=Future)
+    future: Future[T]
 
 
 class FrameQueue(Generic[T]):
@@ -50,8 +79,16 @@ class FrameQueue(Generic[T]):
             target=_serve, args=(self._jobs,), name="y7edge submit", daemon=True
         ).start()
 
-    def put(self, call: Callable[[], T], drop: Drop, timeout: float | None = None) -> Future[T]:
+    def put(
+        self,
+        call: Callable[[], T],
+        drop: Drop,
+        timeout: float | None = None,
+        future: Future[T] | None = None,
+    ) -> Future[T]:
         """Add a call; return its future. With "block", wait up to ``timeout`` seconds for a place.
+
+        ``future``: used for the result; cancelling it ends the wait for a place too.
 
         Raises:
             ConfigError: ``drop`` is unknown.
@@ -60,7 +97,7 @@ class FrameQueue(Generic[T]):
         """
         if drop not in get_args(Drop):
             raise ConfigError(f"drop is {drop!r}, expected one of {', '.join(get_args(Drop))}")
-        job = _Job(call)
+        job = _Job(call, future or Future())
         self._jobs.add(job, drop, timeout)
         return job.future
 
@@ -80,22 +117,34 @@ class _Jobs(Generic[T]):
 
     def add(self, job: _Job[T], drop: Drop, timeout: float | None) -> None:
         """Add a job, and apply ``drop`` if there is no place."""
+        # Callbacks of the dropped future are called without the lock, because they may wait.
+        if dropped := self._place(job, drop, timeout):
+            _drop(dropped, _REASONS[drop])
+
+    def _place(self, job: _Job[T], drop: Drop, timeout: float | None) -> _Job[T] | None:
+        """Add a job; return the job that is dropped, if there is one."""
         end = None if timeout is None else time.monotonic() + timeout
+        dropped: _Job[T] | None = None
+        job.future.add_done_callback(self._wake)  # a cancelled job frees its place
         with self._changed:
-            while not self._stopped and self._is_full():
+            while not (self._stopped or job.future.cancelled()) and self._is_full():
                 if drop == "newest":
-                    _drop(job, "the queue was full")
-                    return
+                    return job
                 if drop == "oldest":
-                    _drop(self._waiting.popleft(), "a newer frame took its place in the queue")
+                    dropped = self._waiting.popleft()
                 elif not self._changed.wait(None if end is None else end - time.monotonic()):
                     raise DeviceError(
                         f"the queue had no place within {timeout} s: the engine is slower than "
                         "the frames, or does not return; use drop='oldest' to skip frames"
                     )
             if self._stopped:
-                raise DetectorClosed("the detector was closed: open a new one")
+                raise closed_error()
             self._waiting.append(job)
+            self._changed.notify_all()
+        return dropped
+
+    def _wake(self, _: Future[T]) -> None:
+        with self._changed:
             self._changed.notify_all()
 
     def _is_full(self) -> bool:
