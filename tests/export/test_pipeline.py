@@ -43,6 +43,10 @@ def available(name):
     target = targets.get(name)
     if absent := base.missing(target.NEEDS):
         pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    try:
+        target.versions()
+    except RuntimeMissing as error:  # the converter of another interpreter
+        pytest.skip(str(error))
     return target
 
 
