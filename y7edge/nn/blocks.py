@@ -1,7 +1,7 @@
 """Blocks of a model as torch modules.
 
-All blocks take and return float tensors (B, C, H, W). With ``plain=True``, blocks are in folded form:
-convolutions with bias, without BatchNorm.
+All blocks take and return float tensors (B, C, H, W). With ``plain=True``, blocks are in folded
+form: convolutions with bias, without BatchNorm.
 """
 
 from __future__ import annotations

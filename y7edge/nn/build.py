@@ -100,8 +100,8 @@ class Model(nn.Module):
         height, width = images.shape[-2:]
         if height % self.spec.max_stride or width % self.spec.max_stride:
             raise ConfigError(
-                f"images are {height}x{width}, expected multiples of the largest stride of "
-                f"{self.spec.name} ({self.spec.max_stride})"
+                f"images are {height}x{width}, expected multiples of {self.spec.max_stride} (the "
+                f"largest stride of {self.spec.name})"
             )
         maps: dict[int, Tensor] = {IMAGE: images}
         for index, finished in self._schedules[aux]:

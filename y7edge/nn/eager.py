@@ -98,7 +98,7 @@ class EagerSession(Session):
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the torch device ``name``: one of ``DEVICES``, or "auto" (CUDA if available, else CPU).
+    """Return the torch device of a name in ``DEVICES``; for "auto": CUDA if available, else CPU.
 
     Raises:
         ConfigError: the name is unknown.

@@ -33,8 +33,8 @@ class ChannelsLast(nn.Module):
         super().__init__()
         if model.spec.form != "folded" or outputs not in ("heads", "decoded"):
             raise ConfigError(
-                f"cannot wrap a model in {model.spec.form} form for outputs {outputs!r}: expected the "
-                "folded form, and the outputs 'heads' or 'decoded'"
+                f"cannot wrap a model in {model.spec.form} form for outputs {outputs!r}: expected "
+                "the folded form, and the outputs 'heads' or 'decoded'"
             )
         self.model = _with_maximum(deepcopy(model).eval())
         self.decoders: nn.ModuleList | None = None
