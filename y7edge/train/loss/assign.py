@@ -37,7 +37,8 @@ class SimOTA:
         k    = max(1, int(sum of the target's q0 largest IoUs))
 
     If several targets take the same candidate, it is assigned to the target with the lowest cost
-    among all targets of the image. Equal costs are resolved in favour of the lower index, on every device.
+    among all targets of the image. Equal costs are resolved in favour of the lower index, on every
+    device.
 
     The costs are a matrix with a row per target and a column per candidate of the target's image.
     The matrix is computed in chunks of rows. A chunk has at most ``pairs`` elements, or a single
