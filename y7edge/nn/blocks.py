@@ -82,8 +82,8 @@ class RepConv(nn.Module):
 class DownC(nn.Module):
     """Halve height and width in two branches, and concatenate their outputs.
 
-    One branch is a 1x1 and a 3x3 convolution with stride 2. The other is a 2x2 max-pooling and a
-    1x1 convolution.
+    The first branch is a 1x1 convolution, then a 3x3 convolution with stride 2. The second branch
+    is a 2x2 max-pooling, then a 1x1 convolution.
     """
 
     def __init__(self, cin: int, cout: int, act: Activation, *, plain: bool = False) -> None:

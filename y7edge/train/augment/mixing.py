@@ -150,10 +150,10 @@ def _resized(cutout: _Cutout, width: int, height: int) -> _Cutout:
 
 
 def _is_free(box: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Return whether an object may be pasted at ``box`` (4,), since it hides little of ``others``.
+    """Return whether an object may be pasted at ``box`` (4,).
 
-    ``others`` (n, 4) are the boxes of the other objects. Of each, less than ``_LARGEST_OVERLAP``
-    may be hidden.
+    ``others`` (n, 4) are the boxes of the other objects. The pasted object may hide less than
+    ``_LARGEST_OVERLAP`` of each.
     """
     shared = intersections(box[None], others)[0]
     area = (others[:, 2:] - others[:, :2]).prod(axis=1)

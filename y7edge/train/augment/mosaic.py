@@ -81,8 +81,8 @@ def four(images: ImageSet, numbers: list[int], size: int, rng: Generator, visibl
     """Join four images whose corners meet at a random point near the canvas's centre.
 
     ``numbers`` are the indices of the top left, top right, bottom left and bottom right image.
-    ``size`` is the longer side of every image. An image is not read if the square of this size that
-    is reserved for it does not overlap ``visible``.
+    ``size`` is the longer side of every image. Each image lies in a square of this size, and is not
+    read if the square does not overlap ``visible``.
     """
     x, y = (int(value) for value in rng.uniform(size / 2, 3 * size / 2, 2))
 

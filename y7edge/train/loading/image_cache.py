@@ -152,7 +152,7 @@ class DiskCache(Images):
         self._checked = bytearray(len(samples))
 
         def store(index: int) -> None:
-            if not is_file(self._path(index)):  # not written for an equal image
+            if not is_file(self._path(index)):  # unless an equal image was stored
                 self._store(index, _decoded(samples[index], size))
 
         missing = [i for i in range(len(samples)) if not is_file(self._path(i))]

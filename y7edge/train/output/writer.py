@@ -170,7 +170,7 @@ class RunWriter:
 
     @contextmanager
     def _optional(self, name: str) -> Iterator[None]:
-        """Log an error of writing an optional file as warning, and do not write the file again."""
+        """Log errors of writing an optional file as a warning; do not write the file again."""
         try:
             yield
         except Exception as error:

@@ -58,7 +58,7 @@ class TrainConfig:
     train_split: str = "train"
     val_split: str = "val"
     single_cls: bool = False  # train all classes as one
-    autoanchor: bool = True  # search new anchors if the model's fit too few objects
+    autoanchor: bool = True  # search new anchors if those of the model fit too few objects
 
     # How
     recipe: Recipe | None = None  # None: the published one of the model's family

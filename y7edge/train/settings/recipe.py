@@ -56,7 +56,7 @@ class Recipe:
     warmup_epochs: float = within(NOT_NEGATIVE, 3.0)  # at most this many epochs ...
     warmup_share: float = within(FRACTION, 0.1)  # ... and at most this fraction of the run
     warmup_momentum: float = within(BELOW_ONE, 0.8)  # momentum at the first iteration
-    warmup_bias_lr: float = within(NOT_NEGATIVE, 0.1)  # learning rate of biases at first
+    warmup_bias_lr: float = within(NOT_NEGATIVE, 0.1)  # initial learning rate of biases
 
     # Loss; box, cls and obj are gains for 3 levels, 80 classes and 640 px
     box: float = within(NOT_NEGATIVE, 0.05)
