@@ -1,4 +1,4 @@
-"""Wrap a model for converters of torch modules: channels last, named outputs.
+"""Wrap a model for converters that read torch modules: channels-last input, named outputs.
 
 The activations are written with the operations that integer engines support.
 """
@@ -18,22 +18,23 @@ from y7edge.nn.build import Model
 class ChannelsLast(nn.Module):
     """A copy of a folded model with the outputs of an artifact.
 
-    ``module(images=x)`` takes float (B, H, W, 3), RGB, 0..1, and returns for "heads" the logits
-    ``head0``... (B, H / stride, W / stride, anchors x (5 + nc)), finest level first; for "decoded"
-    ``boxes`` (B, N, 4) cx, cy, w, h in pixels and ``scores`` (B, N, nc), as in exported graphs.
+    ``module(images=x)`` takes float (B, H, W, 3), RGB in 0..1. Height and width must be those of
+    ``imgsz``. The names of the results are those of exported graphs. ``outputs`` is one of:
 
-    Height and width must be those of ``imgsz``.
+    - ``heads``: return the logits ``head0``, ``head1``, ... of each level, finest level first. Each
+      is (B, H / stride, W / stride, anchors x (5 + nc)).
+    - ``decoded``: return ``boxes`` (B, N, 4), cx, cy, w, h in pixels, and ``scores`` (B, N, nc).
 
     Raises:
-        ConfigError: the model is not folded, or has no such outputs.
+        ConfigError: the model is not folded, or ``outputs`` is unknown.
     """
 
     def __init__(self, model: Model, outputs: str, imgsz: tuple[int, int]) -> None:
         super().__init__()
         if model.spec.form != "folded" or outputs not in ("heads", "decoded"):
             raise ConfigError(
-                f"a model in {model.spec.form} form cannot be wrapped for outputs {outputs!r}, "
-                "expected folded form, and heads or decoded"
+                f"cannot wrap a model in {model.spec.form} form for outputs {outputs!r}: expected "
+                "the folded form, and the outputs 'heads' or 'decoded'"
             )
         self.model = _with_maximum(deepcopy(model).eval())
         self.decoders: nn.ModuleList | None = None
@@ -91,7 +92,10 @@ class _LeakyMaximum(nn.Module):
 
 
 def _with_maximum(model: Model) -> Model:
-    """Replace LeakyReLU: ai-edge-quantizer leaves it in float, which NPUs run on their CPU."""
+    """Replace each LeakyReLU of a model, in place.
+
+    ai-edge-quantizer keeps LeakyReLU in float, so it would run on the CPU instead of the NPU.
+    """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.LeakyReLU):

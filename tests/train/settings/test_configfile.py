@@ -66,7 +66,7 @@ def test_published_file_is_read(tmp_path, caplog):
     path = written(tmp_path, PUBLISHED)
     assert read(path) == P6
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{path}: no effect: iou_t (")
+    assert record.getMessage().startswith(f"{path}: keys without effect: iou_t (")
     assert "loss_ota (" in record.getMessage()
     assert "anchors" not in record.getMessage()
 
