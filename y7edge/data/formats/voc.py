@@ -57,7 +57,7 @@ _LAYOUTS = (
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Return the layout of a folder if it is one with split lists, else None."""
+    """Return which layout with split lists a folder has; None if it has another layout."""
     for layout in _LAYOUTS:
         if is_folder(folder / layout.images) and _annotations(folder / layout.annotations):
             return layout
@@ -164,7 +164,11 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
                 named = Path(stem.replace("\\", "/"))
                 # Remove only suffixes of images: `a.v2` is a stem.
                 short = named.stem if is_image(named) else named.name
-                words += f"write '{short}'" if short in by_stem else "remove the line or restore it"
+                words += (
+                    f"write '{short}'"
+                    if short in by_stem
+                    else "remove the line or restore the image"
+                )
                 scan.problem("list_entry", words, path, number)
             elif not scan.add(split, entry):
                 words = f"{stem} is listed twice in {split}; remove one line"
