@@ -84,7 +84,10 @@ class Metrics:
     curves: Curves | None = None
 
     def class_rows(self) -> list[tuple[Any, ...]]:
-        """Return name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1 by class, then of all."""
+        """Return a row for each class, then one for all classes.
+
+        A row is name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1.
+        """
         scores = (self.map50, self.map50_95, self.precision, self.recall, self.f1)
         rows = [
             (c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1)
@@ -93,7 +96,7 @@ class Metrics:
         return [*rows, ("all", self.labels, *scores)]
 
     def size_rows(self) -> list[tuple[str, float | None, float | None]]:
-        """Return name, mAP@0.5:0.95 and average recall of all objects, then by size."""
+        """Return rows of name, mAP@0.5:0.95, average recall: of all objects, then of each size."""
         sizes = [(s, getattr(self, f"map_{s}"), getattr(self, f"ar_{s}")) for s in _BY_SIZE]
         return [("all", self.map50_95, self.ar300), *sizes]
 
@@ -156,8 +159,8 @@ def same_classes(
     known, labelled, tell = tuple(known), dataset.names, warn or (lambda _: None)
     if len(known) != len(labelled) and not set(known) & set(labelled):
         raise DataError(
-            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate it on "
-            "a data set with the classes that it was trained for"
+            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate the "
+            "model on a data set with the classes that it was trained for"
         )
     nameless = len(known) == 1 or default_names(len(known)) in (known, labelled)
     if nameless and len(known) == len(labelled) and sorted(known) != sorted(labelled):
