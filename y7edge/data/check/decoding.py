@@ -190,7 +190,7 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Disable Pillow's size limit within the context; use `too_large` instead."""
+    """Disable Pillow's size limit within the context; callers use `too_large` instead."""
     from PIL import Image
 
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -201,7 +201,7 @@ def any_size() -> Iterator[None]:
 
 
 def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path, Facts]:
-    """Inspect many images in threads (decoders release the interpreter's lock).
+    """Inspect many images in parallel threads, and return their properties by path.
 
     Raises:
         RuntimeMissing: Pillow is not installed.

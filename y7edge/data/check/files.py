@@ -54,7 +54,7 @@ def _unreferenced_label(scan: Scan) -> Iterator[Hit]:
 
 
 def _label_of(scan: Scan, image: Path) -> Path:
-    """Return the path where the label file of an image in no split is expected."""
+    """Return the expected path of the label file of an image that is in no split."""
     if scan.layout == "voc" and scan.annotations:
         return scan.annotations[0].with_name(f"{image.stem}.xml")
     return yolo.label_path(image)

@@ -342,7 +342,7 @@ def _note_problems(copy: _Copy, report: Report) -> None:
 
 
 def _note_losses(copy: _Copy, report: Report) -> None:
-    """Add dropped labels, doubtful findings and errors that are not fixed to the losses."""
+    """Add to the losses: many dropped labels, doubtful findings, errors that are not fixed."""
     dropped = copy.counts["dropped"]
     if dropped > _MANY * (dropped + copy.counts["labels"]):
         words = f"{dropped} of {dropped + copy.counts['labels']} labels are not in the copy"

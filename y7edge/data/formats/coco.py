@@ -134,7 +134,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
 
 
 def read(scan: Scan) -> None:
-    """Read the annotation files and find their images."""
+    """Read the annotation files of a scan, and find the images that they list."""
     for split, path in scan.files.items():
         scan.watch(path)
         content = _parse(scan, path)

@@ -58,7 +58,7 @@ def _begins_with_box(rows: Points) -> float:
 
 
 def _further_columns(rows: Points, *, alone: bool) -> str:
-    """Return why lines of equal length may be boxes with extra columns; empty if polygons.
+    """Return why lines of equal length may be boxes with extra columns; empty if probably polygons.
 
     ``alone``: all lines of the data set with more than four numbers have this length.
     """

@@ -36,7 +36,7 @@ Pair = tuple[Entry, Label]
 
 
 def convert_forms(scan: Scan) -> None:
-    """Find boxes that are not in the format of their data set.
+    """Find boxes that are not in the format that the layout (YOLO, COCO, VOC) requires.
 
     The boxes of a folder of label files (COCO: of one file) are examined together. If their
     format is certain, training refuses the labels, and ``data check --fix`` writes converted boxes.
@@ -68,7 +68,7 @@ def convert_forms(scan: Scan) -> None:
 def _note(
     scan: Scan, place: Path, pairs: Sequence[Pair], form: str, *, certain: bool, file: bool = False
 ) -> None:
-    """Record that the boxes of a file or folder are probably in the format ``form``."""
+    """Record a problem: the boxes of a file or folder are probably in the format ``form``."""
     beyond = int((~_fits(_rows(pairs), _WANTED[scan.layout], _LOOSE)).sum())
     words = f"{beyond} of {len(pairs)} boxes stick out of their image; read as {_WORDS[form]}, "
     words += f"{'all' if certain or file else 'nearly all'} would fit: convert them"
@@ -94,7 +94,7 @@ def _rows(pairs: Sequence[Pair]) -> Rows:
 
 
 def _row(entry: Entry, label: Label) -> tuple[float, ...] | None:
-    """Return the four numbers of a label, normalized; None if invalid or of unknown scale."""
+    """Return the four numbers of a label, normalized; None if invalid, or if no scale is known."""
     values = label.values
     if label.form == "polygon" or values is None or len(values) != 4:
         return None
@@ -155,7 +155,10 @@ def _converted(values: tuple[float, ...], form: str, wanted: str) -> tuple[float
 
 
 def _note_files(scan: Scan, pairs: Sequence[Pair]) -> None:
-    """Record files whose boxes are probably corners: warnings, or errors if most files are."""
+    """Record a problem for each file whose boxes are probably corners.
+
+    It is a warning, or an error if this applies to at least half of the files.
+    """
     files: dict[Path, list[Pair]] = defaultdict(list)
     for pair in pairs:
         files[pair[1].file].append(pair)

@@ -62,12 +62,12 @@ def place(scan: Scan) -> None:
 
 
 def stated_size(entry: Entry) -> tuple[float, float] | None:
-    """Return the width and height that the annotation states, if they are positive."""
+    """Return the width and height that the annotation states; None if they are not positive."""
     return entry.stated if entry.stated and min(entry.stated) > 0 else None
 
 
 def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
-    """Return the width and height that pixel labels are divided by; None if unknown, and for YOLO.
+    """Return the width and height by which pixels are divided; None if unknown, or for YOLO.
 
     This is the size of the image. If the annotation states another size with the same aspect ratio,
     the image was scaled after it was labelled, and the stated size is returned. Other differences
@@ -168,7 +168,7 @@ def _stored_frames(scan: Scan) -> set[int]:
 
 
 def _whole_pixels(entry: Entry, size: tuple[int, int]) -> bool:
-    """Return whether all corners of at least two boxes are whole pixels of an image of this size.
+    """Return whether there are two or more boxes, all with corners at whole pixels of ``size``.
 
     A box drawn with a mouse has corners at whole pixels of the image size at which it was drawn,
     and rarely of another size.
@@ -225,7 +225,7 @@ def _note(scan: Scan, entry: Entry, label: Label, check: str, words: str, **othe
 
 
 def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
-    """Record an invalid class or invalid numbers; return True if there is no box to compute."""
+    """Record problems of the class and numbers of a label; return True if it has no valid box."""
     values, text, reason = label.values, f"'{label.text[:60]}'", label.fault
     wanted = {"corners": "xmin, ymin, xmax, ymax as numbers"}.get(label.form, "numbers")
     if label.form == "sides":
@@ -264,7 +264,7 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
 
 
 def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
-    """Record a class that does not exist, is not a number, or was written as a name."""
+    """Record a problem of a class: it does not exist, is not a number, or was written as a name."""
     text, count, found = label.text[:60], scan.classes, label.raw_class[:60]
     if scan.layout != "yolo":
         known = ", ".join(scan.names[:8]) + (", ..." if len(scan.names) > 8 else "")
@@ -329,10 +329,11 @@ def _check_pixels(
 
 
 def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float]) -> None:
-    """Record a box inside the top left pixel: it was probably divided by the image size twice.
+    """Record a problem if a box is inside the top left pixel of the image.
 
-    ``pixels`` are its corners x1, y1, x2, y2 in pixels. A box with whole numbers is not recorded,
-    because it may be a real object in the corner of the image.
+    Such a box was probably divided by the image size twice. ``pixels`` are its corners x1, y1, x2,
+    y2 in pixels. If they are whole numbers, nothing is recorded, because the box may be a real
+    object in the corner of the image.
     """
     size = entry.size
     if size is None or min(size) < LEAST_SIDE or label.crowd:
@@ -349,7 +350,7 @@ def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float])
 
 
 def _check_place(scan: Scan, entry: Entry, label: Label, box: Corners) -> None:
-    """Record a box without area, with exchanged corners, or not inside the image."""
+    """Record a problem if a box has no area, has exchanged corners, or is not inside the image."""
     text = label.text[:60]
     if box[2] < box[0] or box[3] < box[1]:
         x, y = sorted((box[0], box[2])), sorted((box[1], box[3]))
@@ -396,7 +397,7 @@ def _divided(box: Corners, size: tuple[int, int] | None) -> Corners | None:
 
 
 def used(label: Label, *, repaired: bool = False) -> bool:
-    """Return whether training uses a label, or, with ``repaired``, a cleaned copy contains it."""
+    """Return whether training (with ``repaired``: the cleaned copy) uses a label."""
     if label.box is None or label.crowd or label.repeats or label.class_id is None:
         return False
     allowed = ("", "sticks_out", "range", "negative")
@@ -406,7 +407,7 @@ def used(label: Label, *, repaired: bool = False) -> bool:
 
 
 def _find_repeats(scan: Scan, entry: Entry) -> None:
-    """Record labels with the same class and box as an earlier label of the image."""
+    """Record a problem for each label with the class and box of an earlier label of the image."""
     seen: dict[object, Label] = {}
     for label in entry.labels:
         if label.box is None or not used(label, repaired=True):
@@ -423,7 +424,7 @@ def _find_repeats(scan: Scan, entry: Entry) -> None:
 def _take_outline(
     scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None
 ) -> None:
-    """Set the outline of a COCO annotation if it matches the box; record crowd regions."""
+    """Set the outline of a COCO annotation if it matches the box; record problems and crowds."""
     if label.crowd:
         if not label.refused:
             _note(scan, entry, label, "crowd", "is a crowd region, not used for training")

@@ -35,7 +35,7 @@ def is_service(name: str) -> bool:
 
 
 def files_below(scan: Scan, folder: Path) -> list[Path]:
-    """Return all files below a folder, sorted; record folders that are skipped or unreadable."""
+    """Return all files below a folder, sorted; record a problem for skipped or unreadable ones."""
     found: list[Path] = []
     links: list[Path] = []
     root = os.path.realpath(folder)

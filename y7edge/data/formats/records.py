@@ -327,14 +327,14 @@ class Scan:
             self.problem(check, message, file)
 
     def too_many(self, entries: Sequence[Entry], file: Path, count: int) -> None:
-        """Record a file with too many labels, and drop the labels of its images."""
+        """Record a problem for a file with too many labels, and drop the labels of its images."""
         words = f"expected at most {MOST_LABELS:,} labels for an image, found {count:,}; drop some"
         self.problem("annotation", words, file, image=entries[0].path)
         for entry in entries:
             entry.lost, entry.labels = "has too many labels", []
 
     def require(self) -> None:
-        """Raise the first problem that training refuses, if any, as a `DataError`."""
+        """Raise a `DataError` for the first problem that training refuses, if there is one."""
         for problem in self.problems:
             if problem.effect == "refused":
                 line = f":{problem.line}" if problem.line else ""
@@ -386,7 +386,7 @@ def written_numbers(texts: Iterable[str]) -> tuple[float, ...] | None:
 
 
 def split_named(label: str) -> str | None:
-    """Return the split for one of its common names: ``val`` for ``Valid``; None for other names."""
+    """Return the split that a common name means: ``val`` for ``Valid``; None for other names."""
     for split, names in SPLIT_NAMES.items():
         if label.lower() in names:
             return split

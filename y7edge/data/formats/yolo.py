@@ -263,7 +263,7 @@ def label_path(image: Path) -> Path:
 
 
 def read(scan: Scan) -> None:
-    """Read the labels of all images."""
+    """Read the labels of all images of a scan."""
     names = Names()
     owners: dict[Path, list[Entry]] = defaultdict(list)
     count = Counter(scan.names)
@@ -318,7 +318,10 @@ def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
 
 
 def _find_lost(scan: Scan) -> None:
-    """Record images without a label file; the message names an unused file of the same name."""
+    """Record a problem for each image without a label file.
+
+    The message names an unused label file with the same stem, if there is one.
+    """
     bare = [entry for entry in scan.entries if not entry.labelled]
     elsewhere: dict[str, Path] = {}
     if bare:
