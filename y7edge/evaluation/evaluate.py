@@ -54,7 +54,7 @@ class ClassMetrics:
 class Metrics:
     """The result of an evaluation; means are over the classes that have labels.
 
-    ``ar1`` to ``ar300`` are average recalls of the best 1 to 300 boxes per class and image.
+    ``ar1``, ``ar10``, ... are the average recall of the best 1, 10, ... boxes per class and image.
     ``*_small`` are for objects up to 32 x 32 pixels of the source image, ``*_large`` for those from
     96 x 96, at 300 boxes; None if there are no objects of that size.
     """
@@ -150,8 +150,8 @@ def same_classes(
     """Renumber the classes of a data set to a model's class indices, matched by name.
 
     Classes are matched by index if the model or the data set has no class names, or if both have
-    only one class. ``known``: the model's class names. ``warn`` is called with warnings of one
-    line.
+    only one class. ``known`` are the model's class names. ``warn`` is called with each warning, a
+    single line.
 
     Raises:
         DataError: the numbers of classes differ, and no name is common, so the mAP would be 0.
