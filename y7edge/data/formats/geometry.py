@@ -289,7 +289,7 @@ def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
     else:
         way = "the line or the names of the data.yaml"
         if label.class_id < 0:
-            way = "or remove the line, because classes start at 0"
+            way = "or remove the line; classes start at 0"
         words = f"expected a class from 0 to {count - 1}, found {label.class_id}; correct {way}"
         _note(scan, entry, label, "class_range", words)
 
