@@ -54,7 +54,7 @@ class ClassMetrics:
 class Metrics:
     """The result of an evaluation; means are over the classes that have labels.
 
-    ``ar1`` to ``ar300`` are average recalls of the best 1 to 300 boxes per class and image.
+    ``ar1``, ``ar10``, ... are the average recall of the best 1, 10, ... boxes per class and image.
     ``*_small`` are for objects up to 32 x 32 pixels of the source image, ``*_large`` for those from
     96 x 96, at 300 boxes; None if there are no objects of that size.
     """
@@ -84,7 +84,10 @@ class Metrics:
     curves: Curves | None = None
 
     def class_rows(self) -> list[tuple[Any, ...]]:
-        """Return name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1 by class, then of all."""
+        """Return a row for each class, then one for all classes.
+
+        A row is name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1.
+        """
         scores = (self.map50, self.map50_95, self.precision, self.recall, self.f1)
         rows = [
             (c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1)
@@ -93,7 +96,7 @@ class Metrics:
         return [*rows, ("all", self.labels, *scores)]
 
     def size_rows(self) -> list[tuple[str, float | None, float | None]]:
-        """Return name, mAP@0.5:0.95 and average recall of all objects, then by size."""
+        """Return rows of name, mAP@0.5:0.95, average recall: of all objects, then of each size."""
         sizes = [(s, getattr(self, f"map_{s}"), getattr(self, f"ar_{s}")) for s in _BY_SIZE]
         return [("all", self.map50_95, self.ar300), *sizes]
 
@@ -147,8 +150,8 @@ def same_classes(
     """Renumber the classes of a data set to a model's class indices, matched by name.
 
     Classes are matched by index if the model or the data set has no class names, or if both have
-    only one class. ``known``: the model's class names. ``warn`` is called with warnings of one
-    line.
+    only one class. ``known`` are the model's class names. ``warn`` is called with each warning, a
+    single line.
 
     Raises:
         DataError: the numbers of classes differ, and no name is common, so the mAP would be 0.
@@ -156,8 +159,8 @@ def same_classes(
     known, labelled, tell = tuple(known), dataset.names, warn or (lambda _: None)
     if len(known) != len(labelled) and not set(known) & set(labelled):
         raise DataError(
-            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate it on "
-            "a data set with the classes that it was trained for"
+            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate the "
+            "model on a data set with the classes that it was trained for"
         )
     nameless = len(known) == 1 or default_names(len(known)) in (known, labelled)
     if nameless and len(known) == len(labelled) and sorted(known) != sorted(labelled):
