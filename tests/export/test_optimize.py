@@ -93,7 +93,7 @@ def test_a_target_that_is_not_possible_here_is_reported(data, tmp_path, monkeypa
 
 def test_without_a_winner_the_exit_code_is_4(choice):
     lost = Choice(0.9, 0.01, choice.candidates, None, choice.plot)
-    with pytest.raises(GateError, match=r"no artifact is within a drop of 0\.01"):
+    with pytest.raises(GateError, match=r"more than 0\.01 below"):
         lost.require_winner()
     assert GateError.exit_code == 4
 
