@@ -5,9 +5,9 @@
     python examples/research/engine_speed.py --precision fp32 --input float32 uint8
 
 First, an artifact is exported and proved for each engine. Then, in each round, every detector runs
-once on the same image, so that other load on the machine affects all engines alike. The result is
-the median of the rounds' ratios, of the engine alone and from image to boxes. Absolute times depend
-on the load.
+once on the same image, so that other load on the machine affects all engines alike. The results are
+medians of the rounds' ratios: one of the engine's time, one of the time from image to boxes.
+Absolute times depend on the load.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def open_all(folder: Path, options: argparse.Namespace) -> dict[str, Detector]:
 
 
 def measure(detectors: dict[str, Detector], runs: int, threads: int) -> dict[str, np.ndarray]:
-    """Measure milliseconds of engine and whole call by round, after three warm-up rounds."""
+    """Return, by detector, the milliseconds of the engine and of the whole call, (runs, 2).
+
+    Three warm-up rounds are not included.
+    """
     frames = images()
     times = {name: np.empty((runs, 2)) for name in detectors}
     with opencv_threads(threads):
