@@ -70,11 +70,11 @@ def build(
         source: the ONNX artifact.
         out: path of the new artifact's main file. It is written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
-        precision: a precision that the target supports; None: the source's.
+        precision: a precision that the target supports; None: that of ``source``.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
-        data: a data set, on whose split "val" both artifacts are evaluated after the proof; or a
-            ``Baseline`` of the ONNX artifact.
+        data: a data set. After the proof, the ONNX artifact and the new one are evaluated on its
+            split "val". Or a ``Baseline`` of the ONNX artifact.
         max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: only measure it.
         progress: called with one line for each step.
 
@@ -84,7 +84,7 @@ def build(
         RuntimeMissing: a package is not installed.
         DataError: the data set cannot be used.
         ParityError: an output deviates by more than the tolerance, or the mAP drops by more than
-            ``max_map_drop``; ``report`` has the numbers.
+            ``max_map_drop``; the error's ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
@@ -108,7 +108,7 @@ def build(
     )
     with writing("temporary files", gettempdir()), temporary_folder() as folder:
         for name in lacking(proved.manifest.tools, chosen.REWRITES):
-            tell(f"the graph stays without {name}, which `y7edge export` uses if it applies")
+            tell(f"the graph lacks the rewrite {name}; `y7edge export` uses it if it applies")
         tell(f"build the {target} artifact")
         request = BuildRequest(
             model=proved.path,

@@ -1,8 +1,8 @@
-"""Run converters as programs of their own, some in another Python interpreter.
+"""Run converters as separate programs, some in another Python interpreter.
 
 A converter that needs other versions of torch or numpy than y7edge lives in its own virtual
 environment. Programs run without a shell, with a time limit, and with their own temporary folder as
-home directory; what they print is shown only if they fail.
+home directory. Their output is shown only if they fail.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from y7edge.errors import ExportError, RuntimeMissing
 
-# Downloads and telemetry of packages that converters import.
+# Switch off downloads and telemetry of packages that converters import.
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -40,11 +40,12 @@ _ASK = (
 def find_interpreter(target: str, module: str, recipe: str) -> Path:
     """Return the interpreter that has a target's converter.
 
-    It is named by the environment variable ``Y7EDGE_<TARGET>_PYTHON``; without the variable, it is
-    this interpreter, if ``module`` is installed here.
+    The environment variable ``Y7EDGE_<TARGET>_PYTHON`` names it. If the variable is not set, the
+    converter's ``module`` must be installed in this interpreter, which is then returned.
 
     Raises:
-        RuntimeMissing: there is none; the message has ``recipe``, which creates one.
+        RuntimeMissing: no interpreter was found. The message contains ``recipe``, the commands that
+            create one.
     """
     variable = f"Y7EDGE_{target.upper()}_PYTHON"
     named = os.environ.get(variable)
@@ -65,7 +66,8 @@ def require_packages(python: Path, packages: Sequence[str], recipe: str) -> dict
     """Return the versions of the packages (names on PyPI) in another interpreter.
 
     Raises:
-        RuntimeMissing: one is not installed there, or it is not an interpreter.
+        RuntimeMissing: a package is not installed there, or ``python`` is not an interpreter. The
+            message contains ``recipe``, the commands that create one.
     """
     found = _versions(python, tuple(packages))
     absent = [name for name in packages if name not in found]
@@ -90,10 +92,11 @@ def _versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def run(command: Sequence[str], folder: Path, name: str, made: Path, seconds: float) -> None:
-    """Run a converter in ``folder``, an empty temporary folder, and require the file ``made``.
+    """Run a converter in ``folder``, an empty temporary folder. It must write the file ``made``.
 
     Raises:
-        ExportError: it failed, took more than ``seconds``, or did not write the file.
+        ExportError: the converter failed, took more than ``seconds``, or did not write the file.
+            The message begins with ``name``, the name of the converter.
     """
     place = str(folder.absolute())
     home = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), place)

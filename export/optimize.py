@@ -47,7 +47,8 @@ class Candidate:
         map50_95: mAP@0.5:0.95 on the data set.
         drop: How much lower the mAP is than the checkpoint's; negative if it is higher.
         latency: The measurement.
-        in_front: Whether no other artifact is both faster and at least as accurate.
+        in_front: Whether the artifact is on the Pareto front: no other artifact is both faster and
+            at least as accurate.
     """
 
     target: str
@@ -62,7 +63,7 @@ class Candidate:
 
     @property
     def ms(self) -> float:
-        """Median of the time from image to boxes, in milliseconds; infinite without artifact."""
+        """Median of the time from image to boxes, in milliseconds; infinite without an artifact."""
         return float("inf") if self.latency is None else self.latency.end_to_end_ms["p50"]
 
     @property
@@ -73,13 +74,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """All candidates, the fastest first, and the winner.
+    """The result of ``optimize``: all kinds of artifacts, the fastest first, and the winner.
 
     Attributes:
         reference: mAP@0.5:0.95 of the checkpoint.
         max_map_drop: Largest accepted drop.
-        candidates: The candidates; those without an artifact are last.
-        winner: The fastest candidate within the accepted drop; None if there is none.
+        candidates: All kinds of artifacts; those that could not be made are last.
+        winner: The fastest artifact within the accepted drop; None if there is none.
         plot: The plot of mAP over latency.
     """
 
@@ -138,8 +139,8 @@ def optimize(
         DataError: the data set cannot be used.
         RuntimeMissing: matplotlib or a package of the evaluation is not installed.
         OutputError: the plot cannot be written.
-        ExportError, DeviceError, RuntimeMissing: no artifact could be made; this is the problem of
-            the first one.
+        ExportError, DeviceError, RuntimeMissing: no artifact could be made. This is the error of
+            the first kind of artifact.
     """
     tell = progress or (lambda _: None)
     if not 0 <= max_map_drop <= 1:
@@ -175,7 +176,10 @@ def optimize(
 
 
 def _kinds(only: Collection[str] | None, stem: Path) -> list[tuple[Candidate, Path]]:
-    """Return the targets and precisions that can be proved on some machine, and their files."""
+    """Return all kinds of artifacts that have a runtime, each with the path of its main file.
+
+    ``only``: names of targets; None: all. ``stem``: the common beginning of the paths.
+    """
     found = []
     for name in targets.names() if only is None else dict.fromkeys(only):
         target = targets.get(name)
@@ -268,7 +272,7 @@ def _with_front(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _plot(choice: Choice) -> None:
-    """Draw the mAP over the latency; the front is a line, the winner is filled."""
+    """Draw the mAP over the latency: the Pareto front as a line, the winner as a filled circle."""
     figure, axes = plots.canvas(7.2, 4.6, fitted=True)
     found = [c for c in choice.candidates if c.path is not None]
     front = [c for c in found if c.in_front]
@@ -281,7 +285,7 @@ def _plot(choice: Choice) -> None:
             (one.ms, one.accuracy),
             xytext=(2, 5),
             textcoords="offset points",
-            rotation=60,  # artifacts may be equally fast
+            rotation=60,  # equally fast artifacts keep readable labels
             fontsize=8,
             weight="bold" if won else "normal",
         )

@@ -84,15 +84,17 @@ def export(
             None: the size of the training.
         batch: fixed batch size.
         dynamic: make the batch size dynamic. The proof then runs batches of 1 and of 3 images.
-        images: images for the proof; None: from the recorded data set, else synthetic scenes.
-        rewrites: names from ``y7edge.export.graph.rewrites``, besides the target's own.
+        images: images for the proof; None: images of the data set that the checkpoint records, or
+            synthetic scenes if that data set does not exist.
+        rewrites: names from ``y7edge.export.graph.rewrites``, in addition to the target's
+            ``REWRITES``.
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
         unverified: why there is no proof. Required for targets without a runtime, else forbidden.
-        data: a data set, on whose split "val" checkpoint and artifact are evaluated after the
-            proof; or a ``Baseline``, for another split, or to evaluate the checkpoint only once
-            for several exports.
+        data: a data set. After the proof, checkpoint and artifact are evaluated on its split "val".
+            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once for
+            several exports.
         max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: only measure it.
         progress: called with one line for each step.
 
@@ -101,7 +103,7 @@ def export(
         RuntimeMissing: a package is not installed.
         DataError: the images or the data set cannot be used.
         ParityError: the proof failed or is inconclusive, or the mAP drops by more than
-            ``max_map_drop``; ``report`` has the numbers.
+            ``max_map_drop``; the error's ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
@@ -178,7 +180,7 @@ def _describe(
     precision: str,
     rewrites: Sequence[str],
 ) -> Manifest:
-    """Return the manifest of the graph, with the precision of the artifact."""
+    """Return the manifest of the graph, but with the precision of the artifact."""
     manifest = describe(
         checkpoint,
         folded(checkpoint.spec),
@@ -252,8 +254,9 @@ def _versions(target: Target) -> dict[str, str]:
 
 
 def _check(target: Target, batch: Dim, unverified: str | None, evaluated: bool) -> None:
-    """Raise ConfigError if the batch size is out of range, or ``unverified`` missing or useless.
+    """Raise ConfigError if the batch size or ``unverified`` does not suit the target.
 
+    If the target has no runtime, ``unverified`` is required; otherwise it is forbidden.
     ``evaluated``: whether the mAP is to be measured, which requires a runtime.
     """
     if batch != "dynamic" and not 1 <= batch <= MAX_BATCH:

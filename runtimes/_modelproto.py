@@ -65,7 +65,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
 
     Raises:
         ArtifactError: the file cannot be read, is malformed, does not have exactly one graph, or
-            has external data. OSError and ValueError of the ``with`` block are converted too.
+            has external data. OSError and ValueError inside the ``with`` statement are converted
+            too.
     """
     try:
         with open_regular(path) as stream:
@@ -193,7 +194,9 @@ def _metadata(
 
 
 def read_interface(path: Path, limit: int) -> Interface:
-    """Return inputs, outputs and metadata of at most ``limit`` bytes for each entry.
+    """Return the inputs, outputs and metadata of a file.
+
+    ``limit``: largest accepted size of a metadata entry, in bytes.
 
     Raises:
         ArtifactError: the file is not an ONNX file, is truncated, or has external data.
@@ -230,7 +233,11 @@ def read_interface(path: Path, limit: int) -> Interface:
 
 
 def _tensor(stream: BinaryIO, begin: int, end: int) -> Tensor:
-    """Decode a ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1: elem_type 1, shape 2."""
+    """Decode a ValueInfoProto to name, dtype and shape.
+
+    Field numbers: name 1 and type 2 of the ValueInfoProto; tensor_type 1 of the type; elem_type 1
+    and shape 2 of the tensor type.
+    """
     if end - begin > 1 << 16:
         raise _MalformedError(f"the description of a tensor has {end - begin} bytes")
     name = "".join(_texts(stream, begin, end, 1))
@@ -249,7 +256,7 @@ def _tensor(stream: BinaryIO, begin: int, end: int) -> Tensor:
 
 
 def _parts(stream: BinaryIO, begin: int, end: int, number: int) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of the nested messages with a field number."""
+    """Yield begin and end of each nested message in the field ``number``."""
     for found, kind, _, content, stop in _fields(stream, begin, end):
         if found == number and kind == _BYTES:
             yield content, stop

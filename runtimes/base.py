@@ -44,13 +44,14 @@ class TensorSpec:
 
     Attributes:
         name: Name in the engine.
-        shape: Sizes; "dynamic" for a dynamic batch, or a number of rows that depends on the image.
+        shape: Sizes. "dynamic" stands for a dynamic batch, or for a number of rows that depends on
+            the image.
         dtype: Name of the numpy dtype, such as "float32".
         role: "images", "threshold", "head", "boxes", "scores" or "detections".
         layout: Order of the axes, such as "NCHW".
         scale: Quantisation step of an integer tensor; None for floats.
         zero_point: Integer that stands for 0; None for floats.
-        optional: Whether an input may be left out, because the graph has a value for it.
+        optional: Whether an input may be left out, because the graph has a default value for it.
     """
 
     name: str
@@ -102,8 +103,8 @@ class Session(ABC):
         inputs: Tensors that ``infer`` takes; those that are ``optional`` may be left out.
         outputs: Tensors that ``infer`` returns.
         device: The device in use, such as "cpu" or "cuda:0".
-        arithmetic: Description of the arithmetic, such as "float32 (ONNX Runtime, cpu)". It can
-            differ from the artifact's precision, which an engine may emulate.
+        arithmetic: Description of the arithmetic, such as "float32 (ONNX Runtime, cpu)". An engine
+            may compute in another precision than the artifact's.
         versions: Versions of the engine's packages.
         threads: Number of CPU threads; None: unknown, or the engine does not use the CPU.
         backend: Name of the runtime; empty if the session was not opened by the registry.
@@ -200,8 +201,9 @@ class Session(ABC):
     def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object] | None:
         """Return a function that runs the engine on ``feeds`` through its own API only.
 
-        ``y7edge benchmark`` compares ``infer`` with it. The function makes all outputs readable as
-        numpy arrays, without checks and without copies. None: the runtime has no such function.
+        ``y7edge benchmark`` compares this function with ``infer``. It makes all outputs readable as
+        numpy arrays, without checks and without copies. Returns None if the runtime has no such
+        function.
         """
         return None
 
@@ -265,7 +267,7 @@ class Runtime(Protocol):
     FORMATS: tuple[str, ...]
     """Supported file suffixes, in lower case, with the dot."""
     TARGETS: tuple[str, ...]
-    """Export targets (``manifest.target``) whose artifacts it runs and proves."""
+    """Export targets (``manifest.target``) whose artifacts this runtime runs and proves."""
     NEEDS: Mapping[str, str]
     """Import name of each required package -> extra to install."""
     DEVICES: tuple[str, ...]
@@ -274,7 +276,7 @@ class Runtime(Protocol):
     """Tolerance for fp32 outputs, as a fraction of an output's largest magnitude."""
 
     def load_engine(self) -> Any:
-        """Switch the engine's telemetry off and import it. No other function imports it."""
+        """Import the engine with its telemetry off. No other function imports the engine."""
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """Return the paths of all files of an artifact, main file first; they need not exist."""
@@ -369,8 +371,8 @@ def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manif
     """
     if text is None:
         raise ArtifactError(
-            f"{path} has no y7edge manifest with classes, anchors and proof, like all files of "
-            f"other exporters: make an artifact with `y7edge export CHECKPOINT {options}`"
+            f"{path} has no y7edge manifest with classes, anchors and proof (files of other "
+            f"exporters have none): make an artifact with `y7edge export CHECKPOINT {options}`"
         )
     return Manifest.from_json(text, str(path))
 

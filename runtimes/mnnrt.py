@@ -1,7 +1,7 @@
 """Run MNN artifacts on CPUs (https://github.com/alibaba/MNN).
 
 An artifact is an .mnn file (graph and weights) and the manifest in a .mnn.json file. MNN computes
-in float32; the weights of an fp16 artifact are converted when it is opened.
+in float32; the weights of an fp16 artifact are converted when the artifact is opened.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DEVICES = ("cpu",)
 DEVIATION = 1e-4
 
 _STDOUT = 1
-# ``MNN.expr.PrecisionMode.High``. MNN prints a line for the name "high", but none for the number.
+# ``MNN.expr.PrecisionMode.High``. If the name "high" is used instead, MNN prints a line.
 _HIGH = 1
 # Interpreter::HintMode WINOGRAD_MEMORY_LEVEL and its value. The default, 3, permits Winograd
 # convolutions with large tiles. They are a little faster, but deviate up to 50 times as much.
@@ -52,7 +52,7 @@ _TYPES = {"float32": "Halide_Type_Float", "uint8": "Halide_Type_Uint8"}
 
 
 def load_engine() -> Any:
-    """Import MNN, without the line about the CPU that it prints.
+    """Import MNN, and discard the line about the CPU that the import prints.
 
     The package ``MNN.tools``, which installs packages and uploads usage logs, is not imported.
     """
@@ -67,7 +67,7 @@ def load_engine() -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Discard what this process, also code in C, writes to standard output."""
+    """Discard what this process, including code in C, writes to standard output."""
     library = ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
     try:
         real = os.dup(_STDOUT)
@@ -127,7 +127,7 @@ class _MnnSession(Session):
             raise ConfigError(
                 f"MNN has no option {min(options.provider_options)!r}, expected none: leave it out"
             )
-        claim_engine("MNN")  # the threads of its pool are shared
+        claim_engine("MNN")  # all sessions share one pool of threads
         manifest = artifact.manifest
         stored = "float16 weights, " if manifest.precision == "fp16" else ""
         super().__init__(
@@ -155,7 +155,10 @@ class _MnnSession(Session):
     def _tensors(
         self, tensors: Mapping[str, Any], specs: Sequence[TensorSpec]
     ) -> list[tuple[str, str, tuple[Dim, ...]]]:
-        """Return name, dtype and shape of the engine's tensors, which have a batch of 1 for now."""
+        """Return name, dtype and shape of the engine's tensors.
+
+        MNN opens a dynamic batch with size 1; here its size is "dynamic".
+        """
         dynamic = {spec.name for spec in specs if spec.shape[0] == "dynamic"}
         return [
             (
@@ -200,7 +203,7 @@ class _MnnSession(Session):
                 resized = True
         if resized:
             self._net.resizeSession(self._session)
-        # The session reuses the memory of its inputs, so that they are copied before every run.
+        # The session overwrites its inputs while it runs, so they are copied before every run.
         for spec in self.inputs:
             array = np.ascontiguousarray(feeds[spec.name])
             tensors[spec.name].copyFrom(self._wrapped(array, spec))

@@ -1,8 +1,8 @@
 """Run ncnn artifacts on CPUs (https://github.com/Tencent/ncnn).
 
 An artifact is a .param file (the graph as text), a .bin file (the weights), and the manifest in a
-.param.json file. ncnn runs one image at a time. It computes in float32, or stores values between
-layers in 16 bits, which the artifact's precision decides.
+.param.json file. ncnn runs one image at a time. The artifact's precision decides whether ncnn
+computes in float32, or stores values between layers in 16 bits.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # environment variables
 def load_engine() -> Any:
     """Import ncnn, which has no telemetry, with OpenMP threads that sleep while they wait.
 
-    By default they spin for milliseconds, which takes processors from a second session and from the
-    rest of the robot's software. The OpenMP library reads its environment when it is loaded. A
-    policy set by the user is kept.
+    By default, waiting threads spin for milliseconds, which takes processors from a second session
+    and from the rest of the robot's software. The OpenMP library reads its environment when it is
+    loaded. A policy set by the user is kept.
     """
     if "ncnn" in sys.modules or os.environ.keys() & _WAITING:
         import ncnn
@@ -66,7 +66,7 @@ def load_engine() -> Any:
     try:
         import ncnn
     finally:
-        del os.environ["OMP_WAIT_POLICY"]  # other libraries and child processes keep their own
+        del os.environ["OMP_WAIT_POLICY"]  # other libraries and child processes are not affected
     return ncnn
 
 
@@ -112,7 +112,7 @@ class _NcnnSession(Session):
 
     def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
         parse_device(options.device, DEVICES)
-        claim_engine("ncnn")  # OpenMP's threads are shared
+        claim_engine("ncnn")  # all sessions share OpenMP's threads
         manifest = artifact.manifest
         if manifest.input.batch != 1:
             raise ArtifactError(
@@ -180,7 +180,7 @@ class _NcnnSession(Session):
     def _extract(self, extractor: Any, name: str) -> NDArray[Any]:
         status, mat = extractor.extract(name)
         self._require(status, name)
-        return np.asarray(mat)[None]  # owns the memory together with ``mat``
+        return np.asarray(mat)[None]  # the array keeps the memory of ``mat`` alive
 
     def _require(self, status: int, name: str) -> None:
         if status:

@@ -1,7 +1,7 @@
 """Run .onnx artifacts with ONNX Runtime, on CPUs and NVIDIA GPUs (https://onnxruntime.ai).
 
 Other execution providers are selected by ``provider_options={"provider": NAME, ...}``, which also
-has the provider's own options. The CPU runs the nodes that a provider does not support.
+contains the provider's own options. The CPU runs the nodes that a provider does not support.
 
 The manifest is stored in the file's metadata property ``y7edge``.
 """
@@ -82,7 +82,7 @@ def read_foreign(
     """Describe an .onnx file of another exporter by its tensors; None if it has our manifest.
 
     Raises:
-        ArtifactError: the file is damaged, or its tensors have no known form.
+        ArtifactError: the file is damaged, or the meaning of its tensors is not known.
         ConfigError: ``names`` or ``imgsz`` is missing or does not fit the file.
     """
     if _modelproto.read_metadata(path, _KEY, MAX_BYTES) is not None:
@@ -123,7 +123,7 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
 
 
 def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run an .onnx file without manifest once, on the CPU.
+    """Run an .onnx file once, on the CPU; it needs no manifest.
 
     Raises:
         DeviceError: ONNX Runtime cannot open or run the file.
@@ -190,7 +190,7 @@ class _ForeignSession(_OnnxSession):
         self._names = list(found.outputs)
 
     def _check_tensors(self) -> None:
-        """Accept the tensors: the form was read from this file, and every result is checked."""
+        """Accept all tensors: the manifest was made from this file, and every result is checked."""
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return self._foreign.convert(self._engine.run(self._names, dict(feeds)))

@@ -6,8 +6,8 @@ without the engine. The payload is the rest of the .xml file and the whole .bin 
 
 Provider options are OpenVINO's properties. Device "AUTO" lets OpenVINO choose a device, unlike
 "auto", which is the CPU. With
-``{"PERFORMANCE_HINT": "THROUGHPUT"}``, the images of a dynamic batch are run at the same time, by
-as many requests as OpenVINO advises.
+``{"PERFORMANCE_HINT": "THROUGHPUT"}``, the images of a dynamic batch are run in parallel, in as
+many requests as OpenVINO recommends.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def load_engine() -> Any:
     """Import openvino with its telemetry off.
 
     On import, openvino sends telemetry and writes into the home directory, unless the package
-    ``openvino_telemetry`` cannot be imported. An entry of None in ``sys.modules`` prevents its
-    import.
+    ``openvino_telemetry`` cannot be imported. An entry of None in ``sys.modules`` prevents the
+    import of this package.
     """
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def open_core() -> Any:
 def _core() -> Any:
     """Create the core."""
     core = load_engine().Core()
-    # Memory-mapped weights would change with the file, and a truncated file kills the process.
+    # Memory-mapped weights would change with the file, and truncation would kill the process.
     core.set_property({"ENABLE_MMAP": False})
     keep(core)
     return core
@@ -132,7 +132,7 @@ def open(artifact: Artifact, options: SessionOptions) -> Session:
 
 
 class _OpenVinoSession(Session):
-    """A compiled model, and one inference request, or a queue of them for throughput."""
+    """A compiled model with one inference request, or with a queue of them for throughput."""
 
     ENGINE = "OpenVINO"
 
@@ -161,7 +161,7 @@ class _OpenVinoSession(Session):
             self._queue = load_engine().AsyncInferQueue(compiled)
 
     def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-        """Return a function that runs an inference request of its own."""
+        """Return a function that runs a separate inference request."""
         request = self._request.get_compiled_model().create_infer_request()
         for index, spec in enumerate(self.inputs):
             array = np.ascontiguousarray(feeds[spec.name])
@@ -195,7 +195,7 @@ class _OpenVinoSession(Session):
         def keep_outputs(request: Any, index: int) -> None:
             try:
                 found[index] = [np.array(tensor.data) for tensor in request.output_tensors]
-            except Exception as error:  # in the queue, it would end the process
+            except Exception as error:  # raised in the queue, it would end the process
                 problems.append(error)
 
         self._queue.set_callback(keep_outputs)
@@ -261,7 +261,7 @@ def _threads(compiled: Any, kind: str) -> int | None:
 
 
 def _properties(compiled: Any, kind: str, name: str) -> list[Any]:
-    """Return the values of a property, one for each device of AUTO that has it."""
+    """Return the values of a property: one, or for AUTO one for each device that has it."""
     if kind != "AUTO":
         return [compiled.get_property(name)]
     by_device = compiled.get_property("DEVICE_PROPERTIES").values()
@@ -386,7 +386,7 @@ class _Document:
             begin = self._begin or 0
             whole = _element(self._values[0]) if len(self._values) == 1 else b""
             if not whole or self._data[begin : begin + len(whole)] != whole:
-                raise self._malformed("its element rt_info/y7edge is not as y7edge writes it")
+                raise self._malformed("its element rt_info/y7edge was not written by y7edge")
         elif self._stack == _PLACE[:2]:
             self._insert = self._parser.CurrentByteIndex
             if not self._data.startswith(b"</", self._insert):

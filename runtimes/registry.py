@@ -1,7 +1,7 @@
 """List the runtimes, choose one for an artifact, and open the artifact in it.
 
 Runtimes are the modules of this folder and the entry points of the group ``y7edge.runtimes``. If
-several runtimes read a suffix, the manifest's target decides.
+several runtimes read files with a suffix, the target in the file's manifest decides.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def get(name: str) -> Runtime:
 
     Raises:
         ConfigError: no runtime has this name.
-        RuntimeMissing: another package announces it, but it cannot be imported.
+        RuntimeMissing: the entry point of another package names this runtime, but its module cannot
+            be imported.
     """
     return cast(Runtime, RUNTIMES.get(name))
 
@@ -80,13 +81,13 @@ def find(path: Path | str, backend: str = "auto") -> Runtime:
 def choose(path: Path | str, backend: str = "auto") -> tuple[Runtime, str]:
     """Return the runtime for a file, and why it was chosen.
 
-    ``backend`` is the name of a runtime, or "auto". Then the runtimes that read files with this
-    suffix are compared. In this order, a runtime is preferred that
+    ``backend`` is the name of a runtime, or "auto". With "auto", the runtimes that read files with
+    this suffix are compared. The best one is chosen, in this order:
 
-    1. runs the manifest's target, and whose engine is installed,
-    2. runs the manifest's target,
-    3. can read the manifest,
-    4. can read the file, although its manifest was changed.
+    1. It runs the manifest's target, and its engine is installed.
+    2. It runs the manifest's target.
+    3. It can read the manifest.
+    4. It can read the file, although the manifest was changed.
 
     Raises:
         ArtifactMissing: the file does not exist.
@@ -166,13 +167,13 @@ def load_any(
     names: Sequence[str] | None = None,
     imgsz: tuple[int, int] | None = None,
 ) -> Artifact:
-    """Read an artifact, or the file of another exporter in a known form, which has no proof.
+    """Read an artifact, or a file of another exporter, which has no proof.
 
     Args:
         path: the file.
         backend: a runtime's name; "auto": chosen by the file.
         names: class names, for a file of another exporter only.
-        imgsz: input size (height, width); an artifact has a fixed one.
+        imgsz: input size (height, width). If the file has a fixed size, ``imgsz`` must equal it.
 
     Raises:
         ArtifactMissing, ArtifactError, DigestError: as for ``load``.
@@ -188,7 +189,7 @@ def load_any(
         found = None
         if isinstance(runtime, ReadsForeign):
             found = runtime.read_foreign(path, names, imgsz)
-        if found is None:  # it has a manifest, which cannot be used
+        if found is None:  # the file has a manifest that cannot be used
             raise
         return Artifact(path, found.manifest, foreign=found)
     image = artifact.manifest.input

@@ -2,12 +2,12 @@
 
 An artifact is one .tflite file and the manifest in a .tflite.json file. The names of tensors are
 those of the file's only signature. On the CPU, LiteRT runs float operations with XNNPACK, which is
-on by default, and the others with its own kernels; by default it uses one thread. It writes one
-line to standard error when the first model is opened.
+on by default, and all other operations with its own kernels. LiteRT's default of one thread is not
+used. LiteRT writes one line to standard error when the first model is opened.
 
-Another device is used through a delegate, a shared library of the device's vendor: device
-"delegate", and the provider option ``delegate``, its path. All other provider options are passed to
-the delegate as texts.
+Another device is used through a delegate, a shared library of the device's vendor. The device is
+then "delegate", and the provider option ``delegate`` is the path of the library. All other provider
+options are passed to the delegate as strings.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def versions() -> dict[str, str]:
 
 
 def available_devices() -> list[str]:
-    """Return the CPU: which delegates a machine has is not known."""
+    """Return only the CPU, because delegates cannot be found automatically."""
     return ["cpu"]
 
 
@@ -185,7 +185,7 @@ def _delegate(engine: Any, options: SessionOptions) -> Any:
     own = dict(options.provider_options)
     library = str(own.pop("delegate"))
     try:
-        # LiteRT's own class prints a traceback for a library without this function.
+        # Look for this function first: without it, LiteRT's own class prints a traceback.
         _ = ctypes.CDLL(library).tflite_plugin_destroy_delegate
         return engine.load_delegate(library, {name: str(value) for name, value in own.items()})
     except Exception as error:  # OSError, AttributeError and ValueError
@@ -195,7 +195,7 @@ def _delegate(engine: Any, options: SessionOptions) -> Any:
 
 
 def _arithmetic(precision: str, options: SessionOptions, device: str) -> str:
-    """Describe the arithmetic; only a delegate's vendor knows that of a delegate."""
+    """Describe the arithmetic. The arithmetic of a delegate is not known."""
     if device == "delegate":
         library = Path(str(options.provider_options["delegate"])).name
         return f"chosen by the delegate {library} (LiteRT, delegate)"

@@ -3,8 +3,9 @@
     y7edge benchmark tiny.onnx tiny.xml tiny-ncnn.param --threads 1 --json > tiny.jsonl
     python examples/research/benchmark_page.py tiny.jsonl --out docs/benchmarks.md
 
-Each line of a file is one report. Reports of one file with the same model and input size are one
-table. Times are ratios to its first row, because the models of one command ran in turns.
+Each line of a file is one report. Reports of one file with the same model and input size become one
+table. Times are ratios to the first row of the table, because the models of one command ran in
+turns.
 """
 
 from __future__ import annotations

@@ -83,7 +83,10 @@ def open_all(folder: Path, options: argparse.Namespace) -> dict[str, Detector]:
 
 
 def measure(detectors: dict[str, Detector], runs: int, threads: int) -> dict[str, np.ndarray]:
-    """Measure milliseconds of engine and whole call by round, after three warm-up rounds."""
+    """Return, by detector, the milliseconds of the engine and of the whole call, (runs, 2).
+
+    Three warm-up rounds are not included.
+    """
     frames = images()
     times = {name: np.empty((runs, 2)) for name in detectors}
     with opencv_threads(threads):

@@ -68,7 +68,8 @@ class Fault:
     Attributes:
         title: Heading.
         text: What is wrong with the file.
-        plant: Writes a copy of an artifact (second argument) with the fault into a folder.
+        plant: Takes the checkpoint, the correct artifact and a folder; writes a copy of the
+            artifact with the fault into the folder, and returns its path.
         cause: Name of the cause.
         stage: The first stage that differs.
         options: Further options of `diff`.
@@ -90,7 +91,7 @@ def edited(
     edit: Callable[[onnx.ModelProto, Manifest], None] = lambda *_: None,
     **changes: object,
 ) -> Path:
-    """Copy an ONNX artifact with an edited graph, and other entries in its manifest."""
+    """Copy an ONNX artifact; edit the copy's graph, and apply ``changes`` to its manifest."""
     model, manifest = onnx.load(source), onnxrt.read_manifest(source)
     edit(model, manifest)
     destination.write_bytes(model.SerializeToString())

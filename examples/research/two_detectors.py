@@ -1,4 +1,4 @@
-"""Compare how one session and two sessions in two threads use the processors, by engine.
+"""Compare engines: speed and CPU time of one session, and of two sessions in two threads.
 
     python examples/research/two_detectors.py tiny.onnx tiny.xml tiny-ncnn.param --threads 2
 

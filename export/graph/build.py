@@ -8,9 +8,9 @@ initializers ``rows.51.cv1.conv.weight`` and ``.bias``. The output of row 51 is 
 * Space-to-depth is written as four strided ``Slice`` nodes and a ``Concat``. The ONNX operator
   ``SpaceToDepth`` has another channel order, would need a ``Gather``, and is not faster.
 * Max-pooling with windows of 9 and 13 is written as repeated pooling with a window of 5. The
-  results are bitwise equal, and it is 2.8 times as fast.
+  results are bitwise equal, and the repeated pooling is 2.8 times as fast.
 
-:mod:`y7edge.export.graph.rewrites` has other forms of some blocks.
+:mod:`y7edge.export.graph.rewrites` writes some blocks with other operators.
 """
 
 from __future__ import annotations
@@ -52,19 +52,20 @@ def build_graph(
 ) -> onnx.ModelProto:
     """Write a folded checkpoint as an ONNX model.
 
-    The input ``images`` is (B, 3, height, width), RGB, 0 to 1. It is float32 even in an fp16 graph.
-    With input "uint8" it is uint8 (B, height, width, 3), RGB, 0 to 255.
+    The tensor ``images`` is the input. By default it is float32 (B, 3, height, width), RGB, 0 to 1,
+    even in an fp16 graph. With ``input="uint8"``, it is uint8 (B, height, width, 3), RGB, 0 to 255.
 
     The outputs "heads" are ``head0``, ``head1``..., finest level first: logits (B, A * (5 + nc), H,
     W) in the graph's precision, for A anchors. The outputs "heads-sigmoid" are their sigmoids.
 
     The outputs "decoded" are always float32. ``boxes`` (B, N, 4) has centre x, centre y, width and
     height in pixels. ``scores`` (B, N, nc) has objectness times class probability, or only the
-    objectness for a single class. N enumerates levels, anchors, y and x, in this order.
+    objectness for a single class. The N boxes are ordered by level, anchor, y and x.
 
     The output "nms" is ``detections`` (K, 7) float32: batch index, x0, y0, x1, y1 in pixels, class
-    id, score, best first within an image. Its thresholds are the scalar inputs ``conf``, ``iou``
-    and ``max_det``, which may be left out.
+    id, score. The rows are ordered by image, and within an image by descending score. The
+    thresholds are scalar inputs of the graph, ``conf``, ``iou`` and ``max_det``; they have
+    defaults, so feeding them is optional.
 
     Args:
         checkpoint: a checkpoint of form "folded".
@@ -137,7 +138,7 @@ class _GraphWriter:
         self._rewrites = frozenset(rewrites)
         self._reorg_window = exact.reorg_window(rewrites)
         self._merged = exact.mergeable_reorgs(self.spec) if self._reorg_window else frozenset()
-        self._names = {IMAGE: INPUT}  # tensors that are not named after a row
+        self._names = {IMAGE: INPUT}  # index of a row -> its output, if not /rowN
         self._windows: dict[tuple[str, int], str] = {}  # (input, window) -> pooled tensor
         self._blocks: dict[str, Callable[[Row, str, list[str]], object]] = {
             "conv": self._conv_row,
@@ -159,7 +160,7 @@ class _GraphWriter:
         shape, kind = [batch, 3, *size], TensorProto.FLOAT
         if input == "uint8":
             shape, kind = [batch, *size, 3], TensorProto.UINT8
-            # Bytes are transposed faster than floats. Division rounds like the Detector's.
+            # Bytes are transposed faster than floats. Division rounds as in the Detector.
             image = writer.node("/images/Transpose", "Transpose", [image], perm=[0, 3, 1, 2])
             image = writer.cast("/images/pixels/Cast", image, np.float32)
             white = writer.constant("images/white", 255, np.float32)
@@ -233,7 +234,7 @@ class _GraphWriter:
     def _conv(
         self, path: str, key: str, source: str, kernel: int, stride: int = 1, output: str = ""
     ) -> str:
-        """Write a convolution with bias, whose weights are at ``key`` of the checkpoint."""
+        """Write a convolution with the arrays ``key.weight`` and ``key.bias`` of the checkpoint."""
         keys = [f"{key}.weight", f"{key}.bias"]
         inputs = [source, *(self.writer.weight(key, self.arrays[key]) for key in keys)]
         pads = [(kernel - 1) // 2] * 4
@@ -243,7 +244,7 @@ class _GraphWriter:
     def _conv_act(
         self, path: str, key: str, source: str, kernel: int, stride: int = 1, output: str = ""
     ) -> str:
-        """Write a convolution and its activation; the result is ``output``, by default ``path``."""
+        """Write a convolution and its activation; the result is named ``output`` or ``path``."""
         output = output or path
         x = self._conv(path, key, source, kernel, stride)
         if self.spec.activation == "leaky_relu":
@@ -268,7 +269,11 @@ class _GraphWriter:
         return self.writer.node(f"{path}/MaxPool", "MaxPool", [source], output, **shape)
 
     def _window(self, path: str, source: str, window: int, output: str = "") -> str:
-        """Write a max-pooling of stride 1; reuse the output of the next smaller window if any."""
+        """Write a max-pooling of stride 1.
+
+        If the next smaller window over the same tensor has been written, its output is pooled again
+        instead of ``source``.
+        """
         step = POOLS[0]
         smaller = self._windows.get((source, window - step + 1))
         pooled = self._pool(path, smaller or source, step if smaller else window, 1, output)
@@ -334,7 +339,7 @@ class _GraphWriter:
         self.writer.node(f"{path}/Add", "Add", sources, path)
 
     def _reorg(self, row: Row, path: str, sources: list[str]) -> None:
-        if row.index in self._merged:  # the convolution that reads it reads its input instead
+        if row.index in self._merged:  # the next convolution reads the input of this row
             self._names[row.index] = sources[0]
             return
         constant = self.writer.constant

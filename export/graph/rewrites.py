@@ -1,16 +1,17 @@
-"""Write parts of the graph in another form, for converters that do not support the usual one.
+"""Write parts of the graph with other operators, if a converter does not support the usual ones.
 
-A rewrite computes the same function. Each export proves it, as it proves the rest of the graph. The
-nodes are named after the rows that they compute, as usual.
+A rewritten part computes the same function. The proof of each export covers it, like the rest of
+the graph. Its nodes are named after the rows that they compute, as usual.
 
-* ``pool3x3``: a maximum over 5x5 is the maximum over 3x3 of maxima over 3x3.
-* ``reorg-conv6``, ``reorg-conv7``: space-to-depth and a 3x3 convolution are one convolution of
-  stride 2, 6x6 with padding 2. 7x7 with padding 3 has a row and a column of zeros.
-* ``leaky-max``: LeakyReLU is max(x, 0.1 x).
-* ``resize-per-axis``: nearest-neighbour resizing is separable.
+* ``pool3x3``: max-pooling with a 5x5 window is written as two poolings with a 3x3 window.
+* ``reorg-conv6``, ``reorg-conv7``: space-to-depth and the following 3x3 convolution are merged into
+  one convolution of stride 2. Its kernel is 6x6 with padding 2, or 7x7 with padding 3, where one
+  row and one column of the kernel are zeros.
+* ``leaky-max``: LeakyReLU is written as max(x, 0.1 x).
+* ``resize-per-axis``: nearest-neighbour resizing is written as one resizing for each axis.
 
-Maxima and copies are equal to the bit. The merged convolution adds the same products in another
-order.
+The results are bitwise equal, except those of the merged convolution, which adds the same products
+in another order.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ REORG_PARTS = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 
 class Rewrite(NamedTuple):
-    """What a rewrite changes, and whether a model has it."""
+    """The part of a graph that a rewrite changes, and a test whether a model has such a part."""
 
     subject: str
     applies: Callable[[Spec], bool]
 
 
 def mergeable_reorgs(spec: Spec) -> frozenset[int]:
-    """Return the space-to-depth rows that only 3x3 convolutions of stride 1 read."""
+    """Return the indices of space-to-depth rows that only 3x3 convolutions of stride 1 read."""
     reorgs = {row.index for row in spec.rows if row.block == "reorg"}
     others = {
         source
@@ -74,14 +75,14 @@ _RECORD = "rewrites"
 
 
 def choose(spec: Spec, asked: Collection[str], defaults: Sequence[str]) -> tuple[str, ...]:
-    """Return the rewrites for a model: all that the user asked for, and a target's defaults.
+    """Return the rewrites for a model: all in ``asked``, and those in ``defaults`` that fit.
 
-    Defaults that do not apply to the model are left out, and so is the other one of two rewrites of
-    the same part.
+    A default is left out if it does not apply to the model, or if a chosen rewrite changes the same
+    part already.
 
     Raises:
-        ConfigError: a rewrite that was asked for does not exist or does not apply to the model, or
-            two change the same part.
+        ConfigError: a rewrite in ``asked`` does not exist or does not apply to the model, or two of
+            them change the same part.
     """
     for name in asked:
         if name not in REWRITES:
@@ -108,7 +109,10 @@ def recorded(rewrites: Collection[str]) -> dict[str, str]:
 
 
 def lacking(tools: Mapping[str, str], wanted: Collection[str]) -> list[str]:
-    """Return the rewrites in ``wanted`` that the graph of a manifest with ``tools`` lacks."""
+    """Return the rewrites in ``wanted`` that an artifact does not have.
+
+    ``tools``: the field of the artifact's manifest, which names the rewrites of the graph.
+    """
     found = tools.get(_RECORD, "").split(", ")
     return [name for name in wanted if name not in found]
 

@@ -1,7 +1,7 @@
-"""Run onnx-simplifier, and use its graph only if interface and results are bitwise equal.
+"""Run onnx-simplifier; use its graph only if interface and results are bitwise equal.
 
-It rarely changes the graphs that y7edge writes. It is run because engines are usually tested with
-simplified graphs.
+The tool rarely changes the graphs that y7edge writes. It is run because engines are usually tested
+with simplified graphs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DYNAMIC_BATCH = 2  # batch size of the comparison, if the graph has a dynamic ba
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """Simplify a model. Return the simplified model, or ``model`` if they differ, and a note.
+    """Simplify a model. Return the simplified model, or ``model`` if the two differ, and a note.
 
     The comparison covers opset and IR version, inputs and outputs (names, shapes, types), and the
     results of ONNX Runtime on a seeded input. Metadata and shapes that onnx-simplifier adds are
@@ -31,7 +31,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """
     known = {tensor.name for tensor in model.graph.initializer}
     if optional := [value.name for value in model.graph.input if value.name in known]:
-        return model, f"not simplified: it would remove the inputs {', '.join(optional)}"
+        return model, f"not simplified: this would remove the inputs {', '.join(optional)}"
     if missing(onnxrt.NEEDS):
         return model, "not simplified: ONNX Runtime, which compares the results, is not installed"
     try:
@@ -74,7 +74,7 @@ def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
     try:
         expected, actual = _run(model, feeds), _run(simplified, feeds)
     except DeviceError as error:
-        return f"it could not be compared ({one_line(error)})"
+        return f"the results could not be compared ({one_line(error)})"
     changed = [name for name in expected if not np.array_equal(expected[name], actual[name])]
     return f"onnx-simplifier changed the results of {', '.join(changed)}" if changed else ""
 

@@ -1,13 +1,15 @@
 """Write the selection of final boxes into the graph: threshold, NMS per class, best boxes.
 
-The result equals :mod:`y7edge.detect.postprocess` followed by :mod:`y7edge.boxes`, also for equal
-scores: a box has its best class (the first of equal ones), thresholds are exclusive, and boxes with
-equal scores keep the order of candidates, by level, anchor, row and column. Boxes of different
-classes are never compared, and coordinates are not shifted by class, which fails for large inputs.
+The result equals that of :mod:`y7edge.detect.postprocess` and :mod:`y7edge.boxes`, also for equal
+scores. The class of a box is the one with the highest score (the first if scores are equal). A
+score or an IoU that equals its threshold does not exceed it. Boxes with equal scores keep the order
+of the candidates: level, anchor, row, column. Boxes of different classes are never compared. Their
+coordinates are not shifted by class, because that fails for large inputs.
 
-The candidates above ``conf`` are sorted once, with ``TopK``, whose ties go to the lower index. A
-box's index is its rank from then on, so that the result of ``NonMaxSuppression``, which is ordered
-by class, only needs to be marked in the table (image, rank) and read in its order.
+The candidates above ``conf`` are sorted once, with ``TopK``, which puts the lower index first if
+scores are equal. From then on, the index of a box is its rank. ``NonMaxSuppression`` returns the
+kept boxes ordered by class. Therefore the kept boxes are marked in a table (image, rank), and the
+table is read row by row, which gives them in the order of their scores.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ DETECTIONS = "detections"
 def write_thresholds(writer: NodeWriter, defaults: Thresholds) -> list[ValueInfoProto]:
     """Write the scalar inputs ``conf``, ``iou`` and ``max_det``.
 
-    Each is an initializer too, which is its value if the caller does not feed it.
+    Each input also has an initializer, which is its default: the value if the caller does not feed
+    it.
     """
     inputs = []
     for name, dtype in THRESHOLD_INPUTS.items():
@@ -42,8 +45,8 @@ def write_detections(
 ) -> ValueInfoProto:
     """Write NMS of decoded candidates; return the output ``detections`` (K, 7) float32.
 
-    Its rows are batch index, x0, y0, x1, y1, class id, score: corners in input pixels, images in
-    order, the best box of an image first.
+    Each row has batch index, x0, y0, x1, y1, class id, score, with corners in pixels of the input.
+    The rows are ordered by image, and within an image by descending score.
 
     Args:
         writer: the graph, with the inputs of ``write_thresholds``.
@@ -94,11 +97,11 @@ def write_detections(
 
 
 def _ranked(writer: NodeWriter, decoded: Decoded, count: int, path: str) -> tuple[str, str, str]:
-    """Write the candidates above ``conf``, best first.
+    """Write the candidates above ``conf``, best first within each image.
 
     Returns corners (B, R, 4), class ids (B, R) int64 and scores (B, R); R is the largest number of
-    candidates of an image, at most ``MAX_CANDIDATES``. A place without a candidate has score -1,
-    as has one whose score or box is NaN.
+    candidates of an image, at most ``MAX_CANDIDATES``. If an image has fewer candidates, the unused
+    places have score -1. A candidate whose score or box is NaN gets score -1 too.
     """
     node, constant, none = writer.node, writer.constant, _none(writer)
     best = node(f"{path}/best", "ReduceMax", [decoded.scores], axes=[2], keepdims=0)
@@ -139,7 +142,7 @@ def _ranked(writer: NodeWriter, decoded: Decoded, count: int, path: str) -> tupl
 
 
 def _none(writer: NodeWriter) -> str:
-    """Write the score of a place without a candidate."""
+    """Write the score -1, which marks a place without a candidate."""
     return writer.constant("nms/none", -1.0, np.float32)
 
 

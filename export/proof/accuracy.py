@@ -1,8 +1,9 @@
 """Compare the mAP of an artifact with that of the model that it was made from.
 
-The proof shows that an artifact computes nearly the same numbers. For low precisions it cannot show
-how many objects are lost. Therefore ``export`` and ``build`` can evaluate both models on a data set
-with the protocol of ``y7edge val``, and refuse an artifact whose mAP@0.5:0.95 drops too much.
+The proof shows that an artifact computes nearly the same numbers. For low precisions the proof
+cannot show how many objects are lost. Therefore ``export`` and ``build`` can evaluate both models
+on a data set with the protocol of ``y7edge val``, and refuse an artifact whose mAP@0.5:0.95 drops
+too much.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ class Baseline:
         Args:
             model: a checkpoint of any form, which torch runs; or a proved artifact.
             data: the data set, as for ``y7edge val``.
-            split: its split "train", "val" or "test".
-            device: the device of the model.
+            split: the split of the data set: "train", "val" or "test".
+            device: the device that runs the model.
             progress: called with warnings about class names.
 
         Raises:
-            DataError: the data set cannot be used, or has other classes.
+            DataError: the data set cannot be used, or its classes differ from the model's.
             RuntimeMissing: a package is not installed.
         """
         require({"faster_coco_eval": "y7edge[eval]"}, "an evaluation")
@@ -66,12 +67,12 @@ class Baseline:
 
     @property
     def digest(self) -> str:
-        """Digest of the checkpoint."""
+        """Digest of the model's checkpoint."""
         model = self._model
         return model.digest if isinstance(model, Checkpoint) else model.manifest.source.digest
 
     def metrics(self, imgsz: tuple[int, int]) -> Metrics:
-        """Evaluate the model at an input size (height, width); an artifact has a fixed size."""
+        """Return the model's metrics at an input size (height, width), measured on first use."""
         if imgsz not in self._metrics:
             with closing(self._open(imgsz)) as detector:
                 self._metrics[imgsz] = self.evaluate(detector)
@@ -95,7 +96,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class MapGate:
-    """A baseline, and the largest accepted drop of the mAP@0.5:0.95; None: only measure it."""
+    """A baseline and ``limit``, the largest accepted drop of the mAP@0.5:0.95 (None: any)."""
 
     baseline: Baseline
     limit: float | None
@@ -108,10 +109,12 @@ class MapGate:
         limit: float | None,
         progress: Progress,
     ) -> MapGate | None:
-        """Check the arguments of an export, and load the data set; None without ``data``.
+        """Create the gate from the arguments of an export; load the data set.
+
+        Returns None if ``data`` is None.
 
         Raises:
-            ConfigError: ``limit`` is out of range or has no data set, or the baseline is of
+            ConfigError: ``limit`` is out of range or given without ``data``, or the baseline is of
                 another model.
             DataError, RuntimeMissing: see ``Baseline``.
         """
@@ -134,7 +137,7 @@ class MapGate:
     def measure(
         self, artifact: Artifact, backend: str, device: str, progress: Progress
     ) -> AccuracyDifference:
-        """Evaluate the baseline and an artifact."""
+        """Evaluate the baseline's model and an artifact; return both mAPs."""
         image, baseline = artifact.manifest.input, self.baseline
         progress(f"evaluate the model on the split {baseline.split} of {baseline.data}")
         expected = baseline.metrics((image.height, image.width))
@@ -162,7 +165,9 @@ def gated(
     subject: str,
     progress: Progress,
 ) -> ParityReport:
-    """Add the comparison of the mAP to a proof's report; return the report without a gate.
+    """Compare the mAP of the artifact with the baseline's; add the result to the proof's report.
+
+    If ``gate`` is None, the report is returned unchanged.
 
     Raises:
         ParityError: the mAP drops by more than the limit; ``subject`` begins the message, and

@@ -2,8 +2,8 @@
 
 Each cause is found by a test: the models are run or decoded again with one thing changed, and the
 results have to agree. If model ``a`` returns the outputs of ``b`` when red and blue of its input
-are swapped, then the models expect different channel orders. Sizes of deviations are not
-interpreted, except that a difference in precision must be within the tolerance of that precision.
+are swapped, then the models expect different channel orders. The size of a deviation matters in one
+test only: a difference in precision must be within the tolerance of that precision.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Case:
     close: bool = False
 
     def gives_b(self, fed: Floats) -> bool:
-        """Run ``a`` on another input; return whether it returns the outputs of ``b``."""
+        """Run ``a`` on another input; return whether its outputs agree with those of ``b``."""
         return agree(self.a.run(fed), self.outputs[1], self.limits)
 
 
@@ -145,7 +145,7 @@ def of_files(a: Opened, b: Opened) -> Cause | None:
 
 
 def _sources(side: Opened) -> set[str]:
-    """Return the digests of the checkpoint, and of the one that it was folded from."""
+    """Return the digests of the model's checkpoint and of the checkpoint before folding."""
     digests = {side.manifest.source.digest}
     if side.is_checkpoint and Path(side.path).suffix:
         from y7edge.models import weights
@@ -213,7 +213,7 @@ def _sides(manifest: Manifest) -> Floats:
 
 
 def _sigmoid(case: Case) -> Cause | None:
-    """Compare probabilities with logits, and with probabilities of probabilities."""
+    """Test whether a head has another activation than declared, or one sigmoid too many."""
     pair = case.outputs
     sides = [(0, "A", "B"), (1, "B", "A")]
     for index, letter, _ in sides:
@@ -270,7 +270,10 @@ def _anchor_orders(counts: list[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _reordered(outputs: Outputs, orders: Callable[[int], tuple[object, object]]) -> Outputs:
-    """Reorder the anchors and the fields of each head."""
+    """Reorder the anchors and the fields of each head.
+
+    ``orders``: returns the order of the anchors and that of the fields, for a number of anchors.
+    """
     heads = []
     for head, level in zip(outputs.heads or (), outputs.manifest.levels, strict=True):
         anchors, fields = (np.array(order, int) for order in orders(len(level.anchors)))
@@ -321,13 +324,13 @@ def _shift(case: Case) -> Cause | None:
             return Cause(
                 "letterbox",
                 f"fed with the image moved by {down} rows and {right} columns, A returns the "
-                "outputs of B: the padding is on other sides",
+                "outputs of B: the models have the padding on different sides",
             )
     return None
 
 
 def _precision(case: Case) -> Cause | None:
-    """Compare within the tolerance of 16 bits, if the two models compute differently."""
+    """If the two models have different precisions or arithmetic, compare with 16-bit tolerance."""
     first, second = (
         f"{side.manifest.precision}, computed in {side.session.arithmetic}"
         for side in (case.a, case.b)

@@ -45,7 +45,7 @@ def compare_detections(
 ) -> DetectionDifference:
     """Run the Detector on every frame, and compare its boxes with the reference's candidates.
 
-    A dynamic batch is run with each proved size.
+    If the batch size is dynamic, each proved batch size is run.
 
     Args:
         session: the artifact's open session.
@@ -106,7 +106,10 @@ class _Candidates:
         self._visible = seen.all(axis=1)
 
     def unmatched(self, found: Detections) -> int:
-        """Count boxes without a counterpart on the other side; update ``edge`` and ``score``."""
+        """Count the boxes that violate one of the three properties; update ``edge`` and ``score``.
+
+        These are boxes of the Detector, and candidates that the Detector should have returned.
+        """
         taken: list[int] = []
         kept: Kept = []
         rows = zip(found.xyxy, found.confidence, found.class_id, strict=True)
@@ -172,7 +175,7 @@ class _Candidates:
         return tied
 
     def _iou(self, indices: NDArray[np.intp]) -> Wide:
-        """Return the IoU (len(indices), N) of the given candidates with all, without clipping."""
+        """Return the IoU (len(indices), N) of some candidates with all; boxes are not clipped."""
         some, every = self._corners[indices, None], self._corners
         sides = np.minimum(some[..., 2:], every[:, 2:]) - np.maximum(some[..., :2], every[:, :2])
         shared = sides.clip(0).prod(axis=2)

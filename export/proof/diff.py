@@ -1,4 +1,4 @@
-"""Compare two models stage by stage, and name the first stage that differs, and why.
+"""Compare two models stage by stage; find the first stage that differs, and the cause.
 
 The models are checkpoints (run by torch) or artifacts of any target. Two artifacts are compared
 without torch and onnx. The stages are the preprocessed input, the head of each level, the decoded
@@ -55,19 +55,21 @@ def diff(
 
     Args:
         a: a checkpoint, an artifact, or a variant's name (random weights).
-        b: the other one.
-        image: the image; None: a synthetic scene, which needs a letterbox with a border.
+        b: the other model, given in the same way.
+        image: the image; None: a synthetic scene whose proportions differ from the input's, so that
+            the letterbox has a border.
         layers: also compare the output of each row. Both models must be ONNX artifacts or
             checkpoints; needs onnx.
-        imgsz: input size of checkpoints, one side or (height, width); None: the size of the
-            artifact, else the size of the training of ``a``. Artifacts must have this size.
+        imgsz: input size of checkpoints, one side or (height, width). None: the input size of the
+            artifact; for two checkpoints, the training size of ``a``. Artifacts must have this
+            size.
         device: the device of both models.
         threads: number of engine threads; None: the engine's default.
         progress: called with one line for each step.
 
     Returns:
         The report. Its status is "equal", "close" (equal within the tolerance of the less precise
-        model, but not within that of the other one), or "differs".
+        model, but not within that of the more precise one), or "differs".
 
     Raises:
         ConfigError: an option is not supported, or a precision has no tolerance.
@@ -167,7 +169,7 @@ def _stages(a: Opened, b: Opened, frame: Frame, limits: Limits) -> tuple[list[St
     case = causes.Case(a, b, frame, fed, outputs, limits, first.status == "close")
     cause = causes.of_outputs(case) or causes.of_files(a, b) or _UNKNOWN
     if cause.name in _OF_VALUES and _declared(a.manifest) != _declared(b.manifest):
-        # The values of the inputs differ, and the graphs do not make up for it.
+        # The manifests declare different input values, for which the graphs do not compensate.
         found = {"largest_difference": float(np.abs(fed[0] - fed[1]).max())}
         stages[0] = Stage("input", "differs", found, "the values that the network gets")
     return stages, cause
@@ -175,7 +177,7 @@ def _stages(a: Opened, b: Opened, frame: Frame, limits: Limits) -> tuple[list[St
 
 _OF_VALUES = ("colour order", "scale")
 _UNKNOWN = Cause(
-    "unknown", "no test explains it; compare the rows with --layers, or other images with --image"
+    "unknown", "no test explains the difference; compare rows with --layers, or use another --image"
 )
 
 

@@ -1,9 +1,9 @@
 """Prove a graph with NMS, whose output is the final boxes, in rows of 7 values.
 
-Its candidates before NMS are not an output, but its thresholds are inputs: with an IoU threshold of
-1 nothing is suppressed, and the rows are the candidates. Rows have no index, so that a candidate of
-the reference is compared with the nearest row. The suppression itself is proved by
-:mod:`y7edge.export.proof.detections`, through the Detector.
+The candidates before NMS are not an output of the graph, but the thresholds are inputs. With an IoU
+threshold of 1 nothing is suppressed, and the rows are the candidates. A row does not contain the
+index of its candidate. Therefore a candidate of the reference is compared with the nearest row. The
+suppression itself is proved by :mod:`y7edge.export.proof.detections`, through the Detector.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from y7edge.export.proof.probes import proved_batches
 from y7edge.runtimes.base import Session
 
 DEPTH = 0.4
-"""Candidates are compared down to this much below the best score, twice the required spread."""
+"""A candidate is compared if its score is at most this much below the best one.
+
+It is twice ``parity.SPREAD``.
+"""
 
 
 def compare_final_boxes(
@@ -35,8 +38,8 @@ def compare_final_boxes(
 ) -> tuple[dict[str, TensorDifference], CandidateDifference]:
     """Compare the reference's candidates with the rows of a graph that suppresses nothing.
 
-    ``chosen``: the reference's candidates, the best first. Reports the worst values of all batch
-    sizes, and a candidate without a row as an IoU of 0.
+    ``chosen``: the reference's candidates, the best first. Returns the worst values of all batch
+    sizes. The IoU is 0 if an image has candidates, but no rows.
     """
     least = max(0.0, min(chosen[:BEST][-1].score, chosen[0].score - DEPTH))
     compared = [candidate for candidate in chosen if candidate.score >= least]
@@ -64,7 +67,10 @@ def compare_final_boxes(
 def _rows(
     session: Session, manifest: Manifest, images: ProofImages, batch: int, thresholds: Thresholds
 ) -> list[Floats]:
-    """Return each image's rows (K, 5) cx, cy, w, h, score; the last batch repeats an image."""
+    """Return the rows of each image, (K, 5) cx, cy, w, h, score.
+
+    The last batch is filled up with the last image.
+    """
     inputs, results = images.inputs, []
     for start in range(0, len(inputs), batch):
         taken = [inputs[min(i, len(inputs) - 1)] for i in range(start, start + batch)]
@@ -78,7 +84,10 @@ def _rows(
 
 
 def _nearest(candidate: Candidate, rows: Floats, limits: Tolerance) -> Floats:
-    """Return the row (5,) that equals a candidate best, in units of the limits; zeros if none."""
+    """Return the row (5,) nearest to a candidate; zeros if there are no rows.
+
+    The distance is the difference of the edges plus that of the scores, each divided by its limit.
+    """
     if not len(rows):
         return np.zeros(5, np.float32)
     side = np.maximum(candidate.box[2:], 1)[[0, 1, 0, 1]]

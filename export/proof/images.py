@@ -1,4 +1,4 @@
-"""Collect images for a proof: the user's, else those of the data set, else synthetic scenes."""
+"""Collect images for a proof: from the user, from the data set, or synthetic scenes."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _recorded(meta: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
         return path, []
     try:
         splits = dataset.load(path).splits
-    except (DataError, RuntimeMissing):  # it was changed, or its reader is not installed
+    except (DataError, RuntimeMissing):  # the data set was changed, or its reader is missing
         return path, []
     held_out = splits.get("val") or splits.get("test") or splits.get("train") or ()
     return path, [sample.path for sample in held_out]

@@ -1,7 +1,8 @@
 """Prove an artifact: run it in its own engine, and compare it with the unfolded model.
 
 The status is *passed*, *failed* or *inconclusive*. A proof is inconclusive if the unfolded model's
-scores are nearly equal, because agreement then means little. This counts as a failure.
+scores are nearly equal, because agreement then means little. An inconclusive proof counts as
+failed.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def require_passed(report: ParityReport, subject: str) -> None:
 def _run(
     session: Session, manifest: Manifest, images: ProofImages, batch: int
 ) -> list[dict[str, Floats]]:
-    """Return each image's outputs, computed in batches. The last image fills the last batch."""
+    """Return the outputs of each image. The last batch is filled up with the last image."""
     inputs = images.inputs
     results: list[dict[str, Floats]] = []
     for start in range(0, len(inputs), batch):
@@ -208,7 +209,7 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
         if not at_least(found.cosine, limits.cosine):
             problems.append(f"{name} has cosine {found.cosine:.6f}, minimum {limits.cosine}")
     if not at_least(candidates.iou, limits.iou):
-        problems.append(f"a candidate has IoU {candidates.iou:.4f}, minimum {limits.iou}")
+        problems.append(f"a candidate's box has IoU {candidates.iou:.4f}, minimum {limits.iou}")
     if not at_most(candidates.score_difference, limits.score):
         problems.append(
             f"a candidate's score differs by {candidates.score_difference:.2g}, tolerance "
@@ -217,18 +218,20 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
     detections = measured.detections
     if detections is not None and detections.unmatched:
         problems.append(
-            f"{detections.unmatched} boxes differ between Detector and reference, of "
-            f"{detections.boxes} of the Detector"
+            f"{detections.unmatched} boxes differ between Detector and reference; the Detector "
+            f"returned {detections.boxes}"
         )
     for probe in measured.probes:
         if not probe.passed:
             problems.append(f"{probe.key} deviates by {probe.deviation}")
         if probe.tolerance > limits.probe:
-            problems.append(f"{probe.key} allows {probe.tolerance}, maximum {limits.probe:g}")
+            problems.append(
+                f"tolerance of {probe.key} is {probe.tolerance}, maximum {limits.probe:g}"
+            )
     if not at_most(peak.peak, limits.peak):
         problems.append(
             f"an activation of {peak.at} reaches {peak.peak:.3g}, maximum {limits.peak:g} (half of "
-            "the format's range): use fp32"
+            "the range of the precision): use fp32"
         )
     if problems:
         return "failed", tuple(problems)

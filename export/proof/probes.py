@@ -1,8 +1,8 @@
 """Make probes for the self-test: generated inputs, with samples of the reference's outputs.
 
 Each output is sampled at its largest values, which change most if the scale is wrong, and at evenly
-spaced positions. Of boxes after NMS, those are sampled that no rounding error suppresses, exchanges
-or moves to another class.
+spaced positions. If the output is boxes after NMS, only boxes are sampled that rounding errors
+cannot suppress, reorder or move to another class.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ EXTREME = 32
 
 
 ROWS = 12
-"""Sampled rows of a probe."""
+"""Approximate number of sampled rows (boxes after NMS) of a probe."""
 
 _CONSIDERED = 32  # best candidates of a level among which a probe's rows are chosen
 _ENOUGH = 3  # rows of an image; with fewer, a probe uses a higher IoU threshold
-_OVERLAPS = (0.7, 0.9, 1.0)  # IoU thresholds of a probe, if the manifest's leaves too few rows
+_OVERLAPS = (0.7, 0.9, 1.0)  # IoU thresholds to try if the manifest's leaves too few rows
 
 
 def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> tuple[Probe, ...]:
@@ -113,7 +113,7 @@ def proved_batches(manifest: Manifest) -> tuple[int, ...]:
 
 
 def outputs_of(answer: Answer, manifest: Manifest) -> dict[str, Floats]:
-    """Convert the reference's heads to the form of the artifact's outputs, by output name."""
+    """Convert the reference's heads to the kinds and layouts of the artifact's outputs, by name."""
     if manifest.outputs[0].role == "head":
         found = {}
         for output, head in zip(manifest.outputs, answer.heads, strict=True):
@@ -172,11 +172,12 @@ def sample_rows(
 ) -> tuple[Thresholds, Samples]:
     """Sample the reference's boxes after NMS as rows; also return the thresholds of this NMS.
 
-    Of the IoU thresholds, the first is used that leaves enough boxes in every image. ``max_det`` is
-    so low that boxes which should have been suppressed displace sampled ones.
+    The IoU threshold is that of the manifest or, if it leaves too few boxes in an image, a higher
+    one (``_OVERLAPS``). ``max_det`` is as low as possible: if an artifact fails to suppress boxes,
+    they displace sampled boxes, and the self-test notices.
 
     Raises:
-        ParityError: no box of an image has a class that is clearly the best.
+        ParityError: an image has no box with a class that is clearly the best.
     """
     image, iou = manifest.input, manifest.thresholds.iou
     counts = [len(v.anchors) * (image.pixels // v.stride**2) for v in manifest.levels]
@@ -203,12 +204,14 @@ def sample_rows(
 def _certain(
     image: Decoded, counts: Sequence[int], overlap: float, tolerance: float
 ) -> tuple[list[Wide], Wide]:
-    """Return the boxes of one image that NMS keeps whatever the rounding, by level, best first.
+    """Return the boxes of one image that NMS certainly keeps, despite rounding errors.
 
-    Rows (K, 6) x0, y0, x1, y1, class id, score. The class of such a box is the best by a margin. No
-    candidate that may have its class, and may have a higher score, may overlap it by more than the
-    threshold ``overlap``. Also returns the scores of all boxes that may be kept: those that no such
-    box suppresses whatever the rounding. ``counts``: number of candidates of each level.
+    They are returned by level, best first, as rows (K, 6) x0, y0, x1, y1, class id, score. The
+    class of a certain box is the best one by a margin. Within the tolerance, no candidate of the
+    same class with a higher score overlaps a certain box by more than the threshold ``overlap``.
+
+    Also return the scores of all candidates that NMS may keep: those that no certain box suppresses
+    despite rounding errors. ``counts``: number of candidates of each level.
     """
     least, slack = 1 - _margin(tolerance), 10 * tolerance
     scores, score = image.scores, image.scores.max(axis=1)

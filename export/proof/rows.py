@@ -1,7 +1,7 @@
 """Compare the output of each row of two models, which are ONNX artifacts or checkpoints.
 
-The output of row N is the tensor ``/rowN`` of a graph. The graph gets these tensors as additional
-outputs, in a temporary copy, and runs in ONNX Runtime on the CPU. A checkpoint runs in torch.
+The output of row N is the tensor ``/rowN`` of a graph. A temporary copy of the graph gets these
+tensors as additional outputs, and runs in ONNX Runtime on the CPU. A checkpoint runs in torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def require_rows(a: Opened, b: Opened) -> None:
         if not side.is_checkpoint and side.manifest.target != "onnx":
             raise ConfigError(
                 f"{side.path} has target {side.manifest.target}, but --layers compares only ONNX "
-                "artifacts and checkpoints: omit it, or use the ONNX artifact"
+                "artifacts and checkpoints: omit --layers, or use the ONNX artifact"
             )
     require({"onnx": "y7edge[export]"}, "--layers")
 
@@ -85,13 +85,13 @@ def of_weights(a: Opened, b: Opened) -> Cause | None:
 
 
 def _position(key: str) -> tuple[int, str]:
-    """Sort names of weights by row."""
+    """Return the sort key of a weight's name: its row, then the name."""
     found = _OF_ROW.match(key)
     return (int(found[1]) if found else -1, key)
 
 
 _STEPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""Twice the rounding error of a weight, as a fraction of it."""
+"""Type -> twice the largest rounding error of a weight, as a fraction of the weight."""
 
 
 def _differs(a: Floats, b: Floats, kinds: Sequence[str]) -> bool:

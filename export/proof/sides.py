@@ -36,14 +36,14 @@ from y7edge.export.proof.probes import proved_batches
 from y7edge.runtimes.base import Session
 
 GREY_LEVELS = 0.25
-"""Largest difference of equal inputs, in 1/255. Rounding to float16 gives up to 0.06."""
+"""Inputs are equal up to this difference, in units of 1/255. Rounding to float16 gives 0.06."""
 
 Frame = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Tolerances of the less precise of two models, and of the other one."""
+    """Tolerances of two models: ``loose`` of the less precise one, ``strict`` of the other one."""
 
     loose: Tolerance
     strict: Tolerance
@@ -57,7 +57,7 @@ class Outputs:
         heads: Heads (1, A * (5 + nc), H, W) as the engine returns them; None for decoded outputs.
         activated: Whether the manifest declares that the heads are probabilities.
         decoded: The candidates; None if heads have to be decoded.
-        manifest: Has levels and classes.
+        manifest: The manifest of the model, with levels and classes.
     """
 
     heads: tuple[Floats, ...] | None
@@ -75,7 +75,7 @@ class Outputs:
 
     @property
     def finite(self) -> bool:
-        """Whether there is neither NaN nor infinity."""
+        """Whether all outputs are finite."""
         found = self.decoded
         tensors = self.heads if found is None else (found.boxes, found.scores)
         return all(bool(np.isfinite(tensor).all()) for tensor in tensors or ())
@@ -91,7 +91,7 @@ class Opened:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether torch runs an unexported model."""
+        """Whether the model is a checkpoint, which torch runs."""
         return self.manifest.target == "checkpoint"
 
     def run(self, fed: Floats) -> Outputs:
@@ -112,7 +112,7 @@ class Opened:
         return Outputs(heads, first.activation == "sigmoid", None, manifest)
 
     def as_fed(self, fed: Floats) -> NDArray[Any]:
-        """Convert an input (1, 3, H, W) to the layout, dtype and batch size of the engine's."""
+        """Convert an input (1, 3, H, W) to the engine's layout, dtype and batch size."""
         image = self.manifest.input
         ordered = fed.transpose(0, 2, 3, 1) if image.layout == "NHWC" else fed
         if not image.dtype.startswith("float"):
@@ -161,7 +161,7 @@ def compare_inputs(a: Opened, b: Opened, frame: Frame, fed: tuple[Floats, Floats
 
 
 def compare_heads(a: Outputs, b: Outputs, limits: Limits) -> list[Stage]:
-    """Compare each level's head; heads with different activations as probabilities."""
+    """Compare the heads of each level, as probabilities if their activations differ."""
     if a.heads is None or b.heads is None:
         which = "both models have" if a.heads is b.heads else "one model has"
         return [Stage("heads", "skipped", {}, f"{which} decoded outputs")]
@@ -183,8 +183,8 @@ def compare_tensors(name: str, a: Floats, b: Floats, limits: Limits, at: str) ->
     with np.errstate(invalid="ignore"):
         agreement.add(a, b)
     deviation, cosine = agreement.deviation, agreement.cosine
-    # The minimum of the cosine is for several images. On one image, a nearly constant head has a
-    # low cosine; then the tolerance of probes decides, which are single images too.
+    # The minimum of the cosine is meant for several images. On one image, a nearly constant head
+    # has a low cosine. Then the tolerance of probes decides: a probe is a single image too.
     fits = [
         at_most(deviation, limit.deviation)
         and (at_least(cosine, limit.cosine) or at_most(deviation, limit.probe))
@@ -195,7 +195,7 @@ def compare_tensors(name: str, a: Floats, b: Floats, limits: Limits, at: str) ->
 
 
 def compare_candidates(a: Outputs, b: Outputs, limits: Limits) -> Stage:
-    """Compare the best candidates of ``a``, and some of each score, with those of ``b``."""
+    """Compare candidates of ``a`` (see ``choose``) with those of ``b`` at the same index."""
     truth, found = a.candidates, b.candidates
     if truth.scores.shape != found.scores.shape:
         at = f"the scores are {truth.scores.shape} and {found.scores.shape}"
@@ -249,7 +249,7 @@ def agree(a: Outputs, b: Outputs, limits: Limits) -> bool:
 
 
 def _alike(a: Outputs, b: Outputs) -> tuple[Sequence[Floats], Sequence[Floats]]:
-    """Return the heads of both; probabilities if the manifests declare different activations."""
+    """Return the heads of both models, as probabilities if the declared activations differ."""
     assert a.heads is not None
     assert b.heads is not None
     if a.activated == b.activated:
@@ -259,7 +259,7 @@ def _alike(a: Outputs, b: Outputs) -> tuple[Sequence[Floats], Sequence[Floats]]:
 
 
 def _stage(name: str, fits: Sequence[bool], measured: Mapping[str, float], at: str) -> Stage:
-    """Create a stage from its agreement with the strict and the loose limits."""
+    """Create a stage. ``fits``: whether it is within the strict and within the loose limits."""
     strict, loose = fits
     finite = {key: value if np.isfinite(value) else None for key, value in measured.items()}
     if strict and loose:

@@ -39,17 +39,19 @@ def verify(
     Args:
         path: the artifact.
         against: the checkpoint that it was exported from.
-        images: images for the proof; None: from the recorded data set, else synthetic scenes.
+        images: images for the proof; None: images of the data set that the checkpoint records, or
+            synthetic scenes if that data set does not exist.
         backend: a runtime's name; "auto": the runtime that opens the file.
         device: the device to run on.
         threads: number of engine threads; None: the physical cores that this process may use.
-        ignore_digests: compare only the outputs, without the digests of payload and checkpoint.
-            The checkpoint may be another one of the same shape.
+        ignore_digests: do not compare digests, class names and thresholds. The checkpoint may then
+            be another one with the same levels and number of classes.
         progress: called with one line for each step.
 
     Raises:
         DigestError: the file or its manifest was changed or damaged.
-        ParityError: the artifact differs from the checkpoint; ``report`` has the numbers.
+        ParityError: the artifact differs from the checkpoint; the error's ``report`` has the
+            numbers.
         ConfigError: the backend does not exist or does not read this kind of file.
         RuntimeMissing, DeviceError: the engine cannot be started.
     """

@@ -1,7 +1,7 @@
 """Convert an exported torch program to a .tflite file with litert-torch.
 
-This is a program of its own, which the target ``litert`` runs in the interpreter that has
-litert-torch. It imports nothing of y7edge, which need not be installed there.
+The target ``litert`` runs this file as a separate program, in the interpreter that has
+litert-torch. The file does not import y7edge, because y7edge need not be installed there.
 
     python -I _litert_convert.py PROGRAM.pt2 OUT.tflite fp32|fp16
 """
@@ -22,7 +22,7 @@ def convert(program: str, out: str) -> None:
 
 
 def halve(path: str) -> None:
-    """Store the weights of convolutions in float16; LiteRT converts them back when it opens."""
+    """Store the weights of convolutions in float16; LiteRT converts them back on opening."""
     from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.recipe_manager import AlgorithmName, RecipeManager
 

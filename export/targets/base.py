@@ -24,7 +24,7 @@ from y7edge.runtimes.base import parse_device
 
 @dataclass(frozen=True)
 class Unprovable:
-    """States that no runtime can run a target's artifacts, and why."""
+    """The reason why no runtime can run a target's artifacts."""
 
     reason: str
 
@@ -34,7 +34,7 @@ class BuildRequest:
     """The arguments of ``Target.build``.
 
     Attributes:
-        model: The ONNX file to convert, with the precision and outputs of ``manifest``.
+        model: The ONNX file to convert. Its precision is ``Target.PRECISIONS[manifest.precision]``.
         checkpoint: The folded checkpoint, for converters that do not read ONNX. None in
             ``y7edge build``, which has only the ONNX file.
         manifest: The manifest without payload digest, probes and parity report.
@@ -82,9 +82,9 @@ class Target(Protocol):
     OPTIONS: Mapping[str, str]
     """Name of each option of this target -> its description."""
     REWRITES: tuple[str, ...]
-    """Names of ``graph.rewrites`` that its graphs have, if they apply to the model."""
+    """Names of the rewrites (``graph.rewrites``) that are used if they apply to the model."""
     NEEDS_CHECKPOINT: bool
-    """Whether it converts the folded checkpoint instead of the ONNX file."""
+    """Whether ``build`` converts the folded checkpoint instead of the ONNX file."""
 
     def build(self, request: BuildRequest) -> Artifact:
         """Write the files; return the artifact with a manifest that describes its outputs.
@@ -97,7 +97,7 @@ class Target(Protocol):
         """Return the versions of the packages that determine the files.
 
         Raises:
-            RuntimeMissing: the converter is in another interpreter, and it is missing.
+            RuntimeMissing: the converter needs another interpreter, which was not found.
         """
 
 
@@ -109,7 +109,7 @@ def require_offered(
     batch: Dim,
     options: Mapping[str, str],
 ) -> None:
-    """Raise ConfigError for an export that a target does not support."""
+    """Raise ConfigError unless the target supports all options of an export."""
     fixed = batch != "dynamic" and batch != 1 and "N" in target.BATCHES
     for what, asked, known in (
         ("input", input, target.INPUTS),

@@ -1,7 +1,7 @@
 """Target ``mnn``: one .mnn file with graph and weights.
 
-The converter is the extension module ``_tools`` of the package ``mnn``. ``MNN.tools``, which calls
-it, installs packages and uploads usage logs, and is not used.
+The converter is the extension module ``_tools`` of the package ``mnn``. The usual way to call it,
+``MNN.tools``, is not used here, because that installs packages and uploads usage logs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from y7edge.runtimes._modelproto import without_metadata
 NAME = "mnn"
 SUFFIX = ".mnn"
 NEEDS = mnnrt.NEEDS
-# The converter truncates weights to float16 instead of rounding them, so that the graph already has
-# float16 weights. In the artifact they are the only float16 tensors.
+# The converter would truncate float32 weights instead of rounding them. Therefore the graph already
+# has float16 weights. They are the only float16 tensors of the artifact.
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16"}
 INPUTS = ("float32", "uint8")
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")
@@ -35,8 +35,9 @@ REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = False
 
 _SECONDS = 600
-# The converter prints to standard output only, and neither fails nor returns False if it cannot
-# convert. ``converters.run`` shows the last line of standard error.
+# If the converter cannot convert, it neither fails nor returns False, and its message goes to
+# standard output. This program moves the message to standard error, where ``converters.run``
+# reads it.
 _PROGRAM = """
 import os, sys
 import _tools
@@ -81,9 +82,10 @@ def versions() -> dict[str, str]:
 
 
 def _reproducible(path: Path) -> bytes:
-    """Return the bytes of an .mnn file with an identifier that its other bytes determine.
+    """Return the bytes of an .mnn file, with its random identifier replaced.
 
-    The converter writes a random identifier (UUID) into the field ``mnn_uuid``.
+    The converter writes a random identifier (UUID) into the field ``mnn_uuid``. The new one is
+    computed from the other bytes of the file.
     """
     data = path.read_bytes()
     identifier = str(mnnrt.load_engine().get_model_uuid(str(path))).encode()

@@ -1,7 +1,7 @@
 """Target ``ncnn``: a graph (.param) and its weights (.bin), converted by pnnx.
 
-pnnx (https://github.com/pnnx/pnnx) is a program in the package of the same name. Importing that
-package would import torch, so that only the program is run.
+pnnx (https://github.com/pnnx/pnnx) is a program in the package of the same name. The package is not
+imported, because it would import torch; only the program is run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPTIONS: dict[str, str] = {}
 REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = False
 
-_SECONDS = 600  # the largest variant takes 30
+_SECONDS = 600  # the largest variant takes 30 s
 
 
 def build(request: BuildRequest) -> Artifact:

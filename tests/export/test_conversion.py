@@ -178,9 +178,9 @@ def test_rewrites_that_a_target_misses_are_reported(rotten, artifact_path, tmp_p
     rotten.REWRITES = ("leaky-max", "pool3x3")
     with pytest.raises(ParityError):
         build(artifact_path, tmp_path / "m.onnx", target="rotten", progress=lines.append)
-    assert [line.split(",")[0] for line in lines[:2]] == [
-        "the graph stays without leaky-max",
-        "the graph stays without pool3x3",
+    assert [line.split(";")[0] for line in lines[:2]] == [
+        "the graph lacks the rewrite leaky-max",
+        "the graph lacks the rewrite pool3x3",
     ]
 
 

@@ -43,10 +43,13 @@ WHOLE = '<net name="x"><layers/><rt_info><y7edge><manifest value="{}"/></y7edge>
         ("<annotation><object/></annotation>", "its root is 'annotation'"),
         ('<!DOCTYPE net [<!ENTITY a "b">]><net><rt_info/></net>', "declares a document type"),
         ("<net><rt_info></net>", "mismatched tag"),
-        (WHOLE.replace("/></y7edge>", "/>  </y7edge>"), "is not as y7edge writes it"),
+        (WHOLE.replace("/></y7edge>", "/>  </y7edge>"), "not written by y7edge"),
         (WHOLE.replace("</rt_info>", "<y7edge/></rt_info>"), "two elements rt_info/y7edge"),
-        (WHOLE.replace('<manifest value="{}"/>', '<manifest value="{}"/>' * 2), "not as y7edge"),
-        (WHOLE.replace('<manifest value="{}"/>', ""), "not as y7edge writes it"),
+        (
+            WHOLE.replace('<manifest value="{}"/>', '<manifest value="{}"/>' * 2),
+            "not written by y7edge",
+        ),
+        (WHOLE.replace('<manifest value="{}"/>', ""), "not written by y7edge"),
     ],
 )
 def test_other_xml_files_are_refused(tmp_path, text, problem):
