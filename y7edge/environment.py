@@ -54,7 +54,7 @@ class Backend:
     usable: bool
     reason: str  # why it is usable or not
     versions: dict[str, str]
-    devices: tuple[str, ...] = ()  # that exist
+    devices: tuple[str, ...] = ()  # that exist on this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _places(module: str) -> list[Path]:
 
 
 def _too_old(package: str, version: str) -> str | None:
-    """Return the least version of an extra's package that y7edge needs, if ``version`` is less."""
+    """Return the least version that y7edge needs of ``package``; None if ``version`` is enough."""
     try:
         requirements = metadata.requires("y7edge") or []
     except metadata.PackageNotFoundError:  # a checkout that is not installed
@@ -268,7 +268,7 @@ print("\\n" + json.dumps(found))
 
 
 def _backends() -> tuple[Backend, ...]:
-    """Check whether the runtimes can be used; the engines are loaded at the same time."""
+    """Check whether the runtimes can be used; all engines are loaded in parallel."""
     checks = [_check(name) for name in registry.names()]
     return tuple(finish() for finish in checks)
 

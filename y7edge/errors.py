@@ -118,7 +118,7 @@ class OutputError(Y7EdgeError):
 
 @contextmanager
 def needing(package: str, extra: str, purpose: str) -> Iterator[None]:
-    """Re-raise an ImportError of the block as RuntimeMissing with the command to install it."""
+    """Re-raise an ImportError in a ``with`` statement as RuntimeMissing with an install command."""
     try:
         yield
     except ImportError as error:

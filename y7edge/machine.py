@@ -18,7 +18,7 @@ from y7edge.files import read_regular
 _PROC, _CPUS, _CGROUPS = Path("/proc"), Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
 _MAX_BYTES = 8 << 20  # of a file; /proc/cpuinfo has about 1.5 KB for each processor
 _MAX_PROCESSORS = 1 << 16
-_NO_LIMIT = 1 << 60  # bytes; cgroup v1 writes the largest multiple of the page size
+_NO_LIMIT = 1 << 60  # bytes; for no limit, cgroup v1 states a number above this
 
 FEATURES = {
     "avx2": "fp32 and int8 with 256-bit vectors (x86-64)",
@@ -40,10 +40,10 @@ FEATURES = {
 def usable_cores() -> int:
     """Return the number of physical cores that this process may use; at least 1.
 
-    It is the number of cores with a processor in the process's affinity mask, but at most its CPU
-    quota, rounded down: a process with more running threads than its quota is stopped in each
-    period. Two processors of one core (SMT) count once, because the threads of an engine compete
-    for the arithmetic units of the core.
+    This is the number of cores that have a processor in the affinity mask of the process, but at
+    most the CPU quota of the process, rounded down: with more running threads than its quota, a
+    process is stopped in each period. Two processors of one core (SMT) count once, because the
+    threads of an engine compete for the arithmetic units of the core.
     """
     cores = len({min(_siblings(processor)) for processor in allowed_processors()})
     quota = processor_quota()
@@ -100,7 +100,7 @@ def processor_model() -> str:
 
 
 def processor_features() -> tuple[str, ...]:
-    """Return the CPU's features of ``FEATURES``; empty if the system does not list any."""
+    """Return the names in ``FEATURES`` that the CPU has; empty if the system lists no features."""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(_PROC / "cpuinfo"), re.MULTILINE)
     listed = set(found[1].split()) if found else set()
     return tuple(name for name in FEATURES if name in listed)
@@ -114,7 +114,7 @@ def resident_memory() -> int | None:
 
 
 def _siblings(processor: int) -> frozenset[int]:
-    """Return the processors of one core, with ``processor`` itself."""
+    """Return all processors of the core to which ``processor`` belongs."""
     text = _read(_CPUS / f"cpu{processor}/topology/thread_siblings_list")
     found = {processor}
     for part in text.strip().split(","):  # such as "0,4" or "0-1"
@@ -128,8 +128,9 @@ def _siblings(processor: int) -> frozenset[int]:
 def _cgroup_folders(controller: str) -> Iterator[Path]:
     """Yield the cgroup folders whose limits apply to this process, for both versions.
 
-    A limit applies to all groups below. In a container, the path in ``/proc/self/cgroup`` may be
-    that of the host, where only the root of the mount exists.
+    The limit of a group applies to all groups below it, so all parents are included. In a
+    container, the path in ``/proc/self/cgroup`` may be the path on the host; then only the root of
+    the mount exists.
     """
     for line in _read(_PROC / "self/cgroup").splitlines():
         number, _, rest = line.partition(":")

@@ -1,4 +1,4 @@
-"""Find plugins (runtimes and targets): modules of our packages, and entry points of others.
+"""Find plugins (runtimes, targets): modules of our packages, and entry points of other packages.
 
 Our own module takes precedence over an entry point of the same name. An entry point that cannot be
 imported raises an error only when it is used.

@@ -38,7 +38,7 @@ def pair(size: Size) -> tuple[int, int]:
 
 
 def kind_of_outputs(manifest: Manifest) -> Outputs:
-    """Return the option of ``y7edge export`` that gives outputs such as the manifest's."""
+    """Return the value of ``y7edge export --outputs`` that gives the outputs of a manifest."""
     first = manifest.outputs[0]
     if first.role != "head":
         return "nms" if first.role == "detections" else "decoded"
@@ -85,8 +85,8 @@ def describe(
     """Create a checkpoint's manifest, without probes and proof.
 
     The payload digest is the checkpoint's digest. ``spec``: the spec that is run, in the
-    checkpoint's form or folded. ``imgsz``: input size (height, width). ``input``: "float32" is
-    NCHW, 0 to 1; "uint8" is NHWC, 0 to 255.
+    checkpoint's form or folded. ``imgsz``: input size (height, width). ``input``: "float32" has
+    layout NCHW and values from 0 to 1; "uint8" has layout NHWC and values from 0 to 255.
 
     Raises:
         ConfigError: the size is not a multiple of the largest stride, or size or batch is too

@@ -1,6 +1,7 @@
 """Describe ONNX files of other exporters, which have no manifest, by the shapes of their tensors.
 
-Recognised are the forms in which YOLOv7 models are published:
+YOLOv7 models are published with the following forms of outputs. (This *form* of the outputs is not
+the form of the model: training, deploy or folded.)
 
 ========================  ==========================================================================
 form                      outputs
@@ -95,7 +96,7 @@ class Foreign:
     """An ONNX file of another exporter.
 
     Attributes:
-        form: The recognised form.
+        form: The form of the file's outputs.
         manifest: The description of the converted outputs.
         outputs: Names of the file's outputs that are used, in the order of ``convert``.
         assumed: What the file does not state, by subject.
@@ -110,7 +111,7 @@ class Foreign:
         """Convert the engine's outputs to those of the manifest.
 
         Raises:
-            DataError: an output has another shape than the form.
+            DataError: the shape of an output does not fit the form.
         """
         converted = _CONVERSIONS[self.form](arrays, self.manifest)
         for info in self.manifest.outputs:
@@ -134,7 +135,7 @@ def describe(
     names: Sequence[str] | None = None,
     imgsz: tuple[int, int] | None = None,
 ) -> Foreign:
-    """Recognise the form of a file, and describe it.
+    """Recognise the form of a file's outputs, and describe the file.
 
     Args:
         interface: the file's inputs and outputs.
@@ -181,7 +182,10 @@ def describe(
 
 
 def _form(interface: Interface, path: str) -> tuple[Form, tuple[Tensor, ...]]:
-    """Return the form and its outputs; ArtifactError with the tensors if there is none."""
+    """Return the form of the outputs, and the outputs that belong to it.
+
+    If no form fits, raise ArtifactError; the message lists the outputs.
+    """
     outputs = interface.outputs
     ranks = [None if o.shape is None else len(o.shape) for o in outputs]
     real = [o.dtype in _REAL for o in outputs]
@@ -219,7 +223,7 @@ def _listed(tensors: Sequence[Tensor]) -> str:
 def _input(
     interface: Interface, path: str, imgsz: tuple[int, int] | None, assumed: dict[str, str]
 ) -> InputInfo:
-    """Describe the input; its free height and width are ``imgsz``."""
+    """Describe the input; if its height and width are dynamic, they become ``imgsz``."""
     inputs = interface.inputs
     shape = inputs[0].shape if len(inputs) == 1 else None
     if shape is None or len(shape) != 4 or shape[1] != 3 or inputs[0].dtype not in _REAL:
@@ -275,7 +279,7 @@ def _levels(
     path: str,
     assumed: dict[str, str],
 ) -> tuple[LevelInfo, ...]:
-    """Return strides and default anchors by the number of levels."""
+    """Return the levels, with the published strides and anchors for this number of levels."""
     leaky = "LeakyRelu" in interface.operators
     small, small_name = (tiny.ANCHORS, "yolov7-tiny") if leaky else (p5.ANCHORS, "yolov7")
     choices = {
@@ -316,7 +320,7 @@ def _candidates(levels: Sequence[LevelInfo], image: InputInfo) -> int:
 
 
 def _finest_first(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Order heads by the size of their maps; the file's order if a size is dynamic."""
+    """Sort heads by the size of their maps, largest first; keep the order if a size is dynamic."""
     rows = [output.shape[2] for output in outputs if output.shape]
     if None in rows:
         return tuple(outputs)

@@ -1,11 +1,11 @@
 """Manifests: an artifact's description, which the Detector reads, and its proof.
 
-A manifest contains two digests. Its own digest is checked whenever an artifact is opened. The
-payload digest covers graph and weights; checking it requires reading all files. This is done by
-``selftest``, ``verify`` and ``build``, and whenever an artifact of several files is opened.
+A manifest contains two digests. The digest of the manifest is checked whenever an artifact is
+opened. The payload digest covers graph and weights. Because its check reads all files, only
+``selftest``, ``verify`` and ``build`` check it, and the opening of an artifact of several files.
 
 Manifests are stored as *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers. Equal
-content gives equal bytes, and JSON in any other form is refused.
+content gives equal bytes. JSON that is not canonical is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from y7edge.errors import ArtifactError, DigestError
 from y7edge.text import is_printable
 
 SCHEMA = 2
-"""Version of the schema that this package writes; it reads 1 too."""
+"""Version of the schema that this package writes; it also reads version 1."""
 
 MAX_BYTES = 4 << 20
 """Largest manifest that is read; typical ones have some tens of kilobytes."""
@@ -200,8 +200,8 @@ class Source:
 class Samples:
     """Sampled values of one output of the reference model.
 
-    Of detections, whole rows are sampled, and compared with the nearest row of the same image and
-    class.
+    For an output ``detections``, whole rows are sampled. Each is compared with the nearest row of
+    the same image and class.
     """
 
     output: str
@@ -213,7 +213,7 @@ class Samples:
         _check(
             0 < len(self.indices) == len(self.values) <= 4096 and min(self.indices) >= 0,
             f"samples of {self.output} have {len(self.indices)} indices and "
-            f"{len(self.values)} values, expected equally many, from 1 to 4096",
+            f"{len(self.values)} values, expected the same number of both, from 1 to 4096",
         )
         _check(self.scale > 0, f"samples of {self.output} have scale {self.scale}, expected > 0")
 
@@ -258,7 +258,7 @@ class Manifest:
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
-    threshold_inputs: tuple[Literal["conf", "iou", "max_det"], ...] = ()  # may be left out
+    threshold_inputs: tuple[Literal["conf", "iou", "max_det"], ...] = ()  # optional inputs
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -304,7 +304,8 @@ class Manifest:
         if roles == ("head",) * len(self.levels):
             found_levels = [output.level for output in self.outputs]
             _check(
-                found_levels == list(range(len(self.levels))), f"heads are of levels {found_levels}"
+                found_levels == list(range(len(self.levels))),
+                f"heads are of levels {found_levels}, expected one for each level, finest first",
             )
         else:
             _check(

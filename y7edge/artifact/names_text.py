@@ -17,10 +17,10 @@ _DICT = re.compile(rf"\s*(\d{{1,5}})\s*:\s*{_ITEM}\s*(?:,|$)", re.ASCII)
 
 
 def parse_names(text: str) -> tuple[str, ...] | None:
-    """Parse class names as other exporters write them; None if the text has another form.
+    """Parse class names as other exporters write them; return None for any other text.
 
     Accepted are JSON and Python's notation, as a list or as a dictionary with the class ids from 0
-    as keys, such as ``{0: 'person', 1: 'car'}``. Nothing is evaluated but single string literals.
+    as keys, such as ``{0: 'person', 1: 'car'}``. Only single string literals are evaluated.
     """
     if len(text) > _MAX_TEXT:
         return None

@@ -35,7 +35,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class CandidateDifference:
-    """Differences between the reference's best candidates and the same candidates here."""
+    """Differences between the reference's best candidates and the same ones of the artifact."""
 
     count: int
     iou: float | None  # smallest
@@ -118,7 +118,7 @@ class AccuracyDifference:
 
     @property
     def drop(self) -> float:
-        """By how much the mAP of the artifact is lower; negative if it is higher."""
+        """The model's mAP minus the artifact's; negative if the artifact is better."""
         return round(self.reference - self.artifact, 6)
 
 
@@ -144,7 +144,7 @@ class ParityReport:
     accuracy: AccuracyDifference | None = None  # None if no data set was given
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a flat JSON record, with the entries of ``origin`` and ``measured`` merged in."""
+        """Return a flat JSON record: the entries of ``origin`` and ``measured`` become its own."""
         values = _plain(asdict(self))
         origin, measured = values.pop("origin") or {}, values.pop("measured") or {}
         own = {key: value for key, value in values.items() if value is not None}
@@ -200,8 +200,9 @@ class Side:
 class Stage:
     """Comparison of one intermediate result.
 
-    ``status``: ``close`` is within the tolerance of the less precise model, but not within that of
-    the other one. ``skipped``: the results cannot be compared, ``at`` says why.
+    ``status``: ``close`` means that the difference is within the tolerance of the less precise
+    model, but not within the tolerance of the more precise one. ``skipped`` means that the results
+    cannot be compared; ``at`` says why.
     """
 
     name: str  # "input", "head0"..., "decoded", "detections", or a row as "/row12"
@@ -230,7 +231,7 @@ class DiffReport:
     stages: tuple[Stage, ...]
     rows: tuple[Stage, ...] = ()  # outputs of the rows, if requested
     first: str | None = None  # the first stage that differs, or is only close
-    first_row: str | None = None  # likewise
+    first_row: str | None = None  # the first row that differs, or is only close
     cause: Cause | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -93,9 +93,10 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def require_fit(owner: Any, values: Mapping[str, object]) -> None:
-    """Raise ConfigError unless values have the types of the annotations in ``owner``.
+    """Raise ConfigError unless each value has the type that ``owner`` annotates for its name.
 
-    ``owner``: a function or class. ``values``: by name. Numpy scalars are accepted as numbers.
+    ``owner``: a function or class. ``values``: arguments or fields of ``owner``, by name. Numpy
+    scalars are accepted as numbers.
     """
     hints = _hints(owner)
     for name, value in values.items():
@@ -206,9 +207,10 @@ def _value(kind: Any, value: object, place: str) -> Any:
 
 
 def _class(kind: Any) -> type:
-    """Return the class of a simple type, for ``isinstance``; types handled elsewhere match nothing.
+    """Return the class of a simple type, for ``isinstance``.
 
-    The items of an ``Iterable`` are not checked, because it may be a generator.
+    Tuples, sequences and mappings are handled elsewhere: for these, return a class that no value
+    has. The items of an ``Iterable`` are not checked, because it may be a generator.
     """
     kind = get_origin(kind) or kind
     return kind if isinstance(kind, type) and kind not in (tuple, Sequence, Mapping) else type(...)

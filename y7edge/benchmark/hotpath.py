@@ -5,10 +5,11 @@ so that the same budget can be used on every machine.
 
 Other programs slow the measured code down: they take the processor, empty its caches and use the
 memory. Three measures keep their influence small. The CPU time of the thread is measured. The unit
-and the stages are measured alternately, on the same images. The calls are divided into blocks, and
-the least median of a block counts, for the unit and for each stage. If the budget is exceeded, more
-blocks are measured. What remains is a load that is there in every block for many seconds: it slows
-the stages down more than the unit, because they touch more memory.
+and the stages are measured alternately, on the same images. The calls are divided into groups
+(``blocks``), and the median of each group is computed, for the unit and for each stage; the least
+median counts. If the budget is exceeded, more groups are measured. Only a load that lasts for all
+groups, many seconds, still has an influence: it slows the stages down more than the unit, because
+the stages use more memory.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ BUDGET = {"pre": 1.7, "post": 1.8, "rest": 0.2}
 """Budget in units: letterbox, decoding and NMS, and the rest of ``detector(frame)``."""
 
 PRE_UINT8 = 1.2  # budget of the letterbox for a uint8 input
-POST_DECODED = 2.5  # of decoded outputs: reading the scores of all classes and cells takes one unit
-REST_MS = 0.1  # the rest may also take this time, if a unit is short
+POST_DECODED = 2.5  # budget of NMS for decoded outputs; reading all scores takes one unit of it
+REST_MS = 0.1  # least budget of the rest in milliseconds, because a unit may be very short
 
 TOLERANCE = 1.1  # the gate fails if a stage costs more than budget x this factor
 
@@ -45,8 +46,8 @@ GATE_SIZE, GATE_NC = 640, 80
 OBJECTS, CANDIDATES = 100, 8
 """Number of objects in the prepared outputs, and of candidates per object before NMS."""
 
-_MIN_BLOCKS = 40  # number of blocks, of one call for each image
-_MAX_BLOCKS = 400  # if the budget is exceeded, because other programs may cause it
+_MIN_BLOCKS = 40  # number of groups of calls; a group has one call for each image
+_MAX_BLOCKS = 400  # number if the budget is exceeded, because other programs may be the cause
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def measure_gate(manifest: Manifest, blocks: int = _MAX_BLOCKS) -> Gate:
 
     Args:
         manifest: description of the model.
-        blocks: greatest number of blocks to measure; fewer are enough if the budget is kept.
+        blocks: largest number of groups of calls; fewer are measured if the budget is kept.
     """
     model = _at_gate_size(manifest)
     image, clock = model.input, time.thread_time_ns
@@ -86,13 +87,13 @@ def measure_gate(manifest: Manifest, blocks: int = _MAX_BLOCKS) -> Gate:
     resized = np.empty((height, width, 3), np.uint8)
 
     def block() -> NDArray[np.float64]:
-        """Return the median milliseconds of the unit, pre, post and rest."""
+        """Measure one group of calls; return the median milliseconds of unit, pre, post, rest."""
         costs = np.empty((FRAMES, 4))
         for index, cost in enumerate(costs):
             started = clock()
             cv2.resize(frames[index], (width, height), dst=resized)
             unit = clock() - started
-            # Not the image that was just resized, which is in the CPU cache.
+            # Use another image than the one just resized, which is still in the CPU cache.
             frame = frames[(index + FRAMES // 2) % FRAMES]
             started = clock()
             timing = detector(frame).timing or Timing()
@@ -158,11 +159,11 @@ class _Replay(Session):
 
 
 def busy_outputs(manifest: Manifest, seed: int) -> dict[str, NDArray[Any]]:
-    """Generate network outputs for 100 objects with 8 candidates each, by manifest name.
+    """Generate network outputs, by their names in the manifest: 100 objects, 8 candidates for each.
 
     Objects are on a lattice with a spacing of 64 pixels, on the two finest levels. As in a trained
-    network, the candidates are the object's cell and its nearest neighbour in x and in y, with all
-    anchors.
+    network, candidates are in the cell of the object and in the nearest neighbouring cells in x and
+    in y, for all anchors.
     """
     rng = np.random.default_rng(seed)
     heads = []
@@ -242,7 +243,7 @@ def images() -> list[NDArray[np.uint8]]:
 
 @contextmanager
 def opencv_threads(threads: int | None) -> Iterator[None]:
-    """Set OpenCV's number of threads inside the block; None leaves it unchanged."""
+    """Set OpenCV's number of threads inside a ``with`` statement; None leaves it unchanged."""
     before = cv2.getNumThreads()
     try:
         if threads is not None:

@@ -31,16 +31,16 @@ T = TypeVar("T")
 
 _STAGES = ("model_ms", "pre_ms", "post_ms", "end_to_end_ms")
 _MIN_RUNS = 20
-_MAX_SECONDS = 20.0  # limit for each model of the warm-up, and of the measurement after _MIN_RUNS
+_MAX_SECONDS = 20.0  # for each model: limit of the warm-up, and of the runs beyond _MIN_RUNS
 
 
 @dataclass(frozen=True)
 class Report:
     """Latency of one model on one machine, in milliseconds by percentile ("p50", "p95", "p99").
 
-    ``bare_ms`` is the latency of the engine's own API, and ``overhead`` the median ratio of
-    ``Session.infer`` to it, in pairs of calls on the same input; None if the runtime has no such
-    function.
+    ``bare_ms`` is the latency of the engine's own API. ``overhead`` is the time of
+    ``Session.infer`` divided by that of the engine's API: the median over pairs of calls on the
+    same input. Both are None if the runtime has no function for calls of the engine's API.
 
     Raises:
         ConfigError: a condition of the measurement, such as the device, is empty.
@@ -133,7 +133,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Opened:
-    """An open detector, and what opening it took.
+    """An open detector, and the time and memory that its opening took.
 
     Attributes:
         detector: the detector.
@@ -187,12 +187,12 @@ def benchmark(
 def compare(
     opened: Sequence[Opened], *, warmup: int = 5, runs: int = 100, gate: bool = False
 ) -> list[Report]:
-    """Measure the latency of detectors by stage on synthetic images, in turns.
+    """Measure the latency of detectors by stage on synthetic images, in turn.
 
-    In each round, every detector runs once, so that other programs affect all alike. Then its
-    session and the engine's own API run once each on the same input array, in alternating order.
-    The warm-up ends after 20 seconds for each detector, and so does the measurement if it has at
-    least 20 rounds.
+    In each round, every detector runs once, so that other programs affect all alike. After each
+    detector, its session and the engine's own API run once on the same input array, in alternating
+    order. Warm-up and measurement end early after 20 seconds times the number of detectors, but the
+    measurement not before 20 rounds.
 
     Args:
         opened: the detectors to measure; they stay open.
@@ -225,7 +225,7 @@ class _Turn:
     Attributes:
         opened: the detector.
         stages: milliseconds of each call, by stage; "bare_ms" is the engine's own API.
-        overhead: of each round, the time of ``Session.infer`` relative to the engine's own API.
+        overhead: for each round, the time of ``Session.infer`` relative to the engine's own API.
     """
 
     def __init__(self, opened: Opened) -> None:
@@ -271,7 +271,7 @@ def _timed(call: Callable[[], T]) -> tuple[float, T]:
 
 
 def _rounds(turns: Sequence[_Turn], count: int, at_least: int) -> int:
-    """Run rounds until the time limit; return their number."""
+    """Run ``count`` rounds, or at least ``at_least`` until the time limit; return their number."""
     end = time.perf_counter() + _MAX_SECONDS * len(turns)
     for index in range(count):
         if index >= at_least and time.perf_counter() > end:

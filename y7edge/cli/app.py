@@ -174,7 +174,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 class _Remarks(logging.Handler):
-    """Print warnings that libraries log on standard error."""
+    """Print the warnings of libraries' loggers on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as one line."""

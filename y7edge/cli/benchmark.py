@@ -59,11 +59,11 @@ def benchmark(
 ) -> None:
     """Measure latency by stage: preprocessing, network, postprocessing, end to end.
 
-    All artifacts are opened first, and run in turns, beside the engine's own API on the same input.
-    The report of several ends with a table of the medians.
-    --json prints one line with a JSON object for each artifact and number of threads. --gate
-    measures preprocessing and postprocessing relative to one cv2.resize in the same run, and
-    compares them with a budget.
+    All artifacts are opened first, then run in turn. For comparison, the engine's own API is run on
+    the same input. The report of several artifacts ends with a table of the medians. --json prints
+    one line with a JSON object for each artifact and number of threads. --gate measures
+    preprocessing and postprocessing relative to one cv2.resize in the same run, and compares them
+    with a budget.
     """
     from y7edge.benchmark.measure import compare, open_measured
 

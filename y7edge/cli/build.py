@@ -23,7 +23,9 @@ from y7edge.cli.options import Artifact, Device, Json
 
 _Precision = Annotated[
     str | None,
-    typer.Option(metavar="{precisions}", help="Of weights and arithmetic; default: ARTIFACT's."),
+    typer.Option(
+        metavar="{precisions}", help="Of weights and arithmetic; default: as in ARTIFACT."
+    ),
 ]
 
 

@@ -23,7 +23,9 @@ _Image = Annotated[
 ]
 _Layers = Annotated[
     bool,
-    typer.Option("--layers", help="Compare the output of each row, of ONNX files or checkpoints."),
+    typer.Option(
+        "--layers", help="Also compare each row's output; ONNX files and checkpoints only."
+    ),
 ]
 
 
@@ -63,7 +65,7 @@ def diff(
 
 
 def _lines(report: DiffReport) -> list[str]:
-    """Format a report as lines; of the rows, only the first that are not equal are listed."""
+    """Format a report as lines, with only the first of the rows that are not equal."""
     rows = [stage for stage in report.rows if stage.status != "equal"]
     lines = [
         f"A  {_described(report.a)}",

@@ -24,7 +24,9 @@ _Checkpoint = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The artifact; default: the input's name, target's suffix."),
+    typer.Option(
+        metavar="FILE", help="The artifact; default: CHECKPOINT with the target's suffix."
+    ),
 ]
 Target = Annotated[str, typer.Option(metavar="{targets}", help="Kind of artifact to build.")]
 _Outputs = Annotated[
@@ -36,18 +38,20 @@ _Outputs = Annotated[
 ]
 _Input = Annotated[
     str,
-    typer.Option(metavar="{inputs}", help="NCHW from 0 to 1, or NHWC from 0 to 255."),
+    typer.Option(metavar="{inputs}", help="NCHW, values 0 to 1; or NHWC, values 0 to 255."),
 ]
 _Rewrites = Annotated[
     list[str] | None,
     typer.Option(
-        "--rewrite", metavar="NAME", help="Another form of the graph; repeatable: {rewrites}."
+        "--rewrite", metavar="NAME", help="Rewrite a part of the graph; repeatable: {rewrites}."
     ),
 ]
 _Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Precision of the artifact.")]
 _Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]
 _Dynamic = Annotated[bool, typer.Option("--dynamic", help="Make the batch size dynamic.")]
-_Simplify = Annotated[bool, typer.Option(help="Run onnx-simplifier, if results are equal.")]
+_Simplify = Annotated[
+    bool, typer.Option(help="Use onnx-simplifier's graph if its results are equal.")
+]
 TargetOptions = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="Option of the target; repeatable."),
@@ -70,7 +74,7 @@ Split = Annotated[str, typer.Option(help="Split of --data: train, val or test.")
 MaxMapDrop = Annotated[
     float | None,
     typer.Option(
-        callback=finite, help="Largest drop of mAP@0.5:0.95 on --data, such as 0.002; else exit 4."
+        callback=finite, help="Exit with 4 if mAP@0.5:0.95 on --data drops by more than this."
     ),
 ]
 
@@ -133,7 +137,7 @@ def export(
 
 
 def default_out(source: str, target: str) -> Path:
-    """Return the default path: in the working folder, the source's name and the target's suffix."""
+    """Return the source's name with the target's suffix, in the working folder."""
     from y7edge.export.targets import registry
 
     return Path(f"{Path(source).stem}{registry.get(target).SUFFIX}")

@@ -12,7 +12,7 @@ from y7edge.errors import ParityError
 
 @contextmanager
 def report_even_if_failed(as_json: bool) -> Iterator[None]:
-    """If the ``with`` block raises ParityError, print the report of the error, and re-raise it."""
+    """Print the report of a ParityError that the ``with`` statement raises; re-raise the error."""
     try:
         yield
     except ParityError as error:

@@ -53,9 +53,9 @@ def optimize(
     """Find the fastest artifact for this machine whose mAP does not drop too much.
 
     Exports and proves every target and precision whose engine is installed, evaluates each artifact
-    on the data set, and measures the latency of all in turns. Prints a table, with the reason for
-    each that cannot be made here, and writes the plot latency.png. If no artifact is within
-    --max-map-drop, the exit code is 4.
+    on the data set, and measures the latency of all artifacts in turn. Prints a table, which says
+    for each artifact that cannot be made here why, and writes the plot latency.png. If no artifact
+    is within --max-map-drop, the exit code is 4.
     """
     from y7edge.export.optimize import optimize as find
     from y7edge.nn.source import open_checkpoint

@@ -62,7 +62,7 @@ def class_names(given: list[str] | None) -> list[str] | None:
 
 
 def out_file(path: Path | None) -> Path | None:
-    """Option callback: refuse a folder, link, pipe or device before the work begins."""
+    """Option callback: before the work begins, refuse a folder, link, pipe or device."""
     if path is not None:
         with writing("the result", path):
             require_replaceable(path, folder=False)
@@ -70,7 +70,7 @@ def out_file(path: Path | None) -> Path | None:
 
 
 def out_folder(path: Path | None) -> Path | None:
-    """Option callback: refuse an existing path that is not a folder before the work begins."""
+    """Option callback: before the work begins, refuse an existing path that is not a folder."""
     if path is not None:
         with writing("the results", path):
             require_replaceable(path, file=False)

@@ -48,7 +48,7 @@ _Iou = Annotated[
 ]
 _MaxDet = Annotated[
     int | None,
-    typer.Option("--max-det", min=1, help="Most boxes per image; default: the model's."),
+    typer.Option("--max-det", min=1, help="Maximum boxes per image; default: the model's."),
 ]
 _Classes = Annotated[
     list[str] | None,

@@ -183,7 +183,7 @@ class Detections:
     def filter(
         self, confidence: float | None = None, classes: str | Iterable[int | str] | None = None
     ) -> Detections:
-        """Select detections above ``confidence`` and of ``classes`` (see :func:`class_ids`).
+        """Select detections with a greater confidence, and of ``classes`` (see :func:`class_ids`).
 
         Raises:
             ConfigError: a class is not in the model.
@@ -253,7 +253,7 @@ def origins_of(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[Or
 def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple[int, ...]:
     """Convert class names and ids to ids in ascending order.
 
-    A string selects all classes with that name. If there are none, a string such as "7" is an id.
+    A string selects all classes with that name. If no class has it, a string such as "7" is an id.
     ``names``: the class names by id; empty if unknown.
 
     Raises:

@@ -58,19 +58,19 @@ class Detector:
     ``timing.wait`` is the time that a call waited.
 
     Args:
-        source: an artifact (``model.onnx``), an ONNX file of another exporter in one of the forms
-            of ``y7edge.artifact.foreign``, a checkpoint (``best.safetensors``, ``yolov7.pt``), or a
+        source: an artifact (``model.onnx``), an ONNX file of another exporter (see
+            ``y7edge.artifact.foreign``), a checkpoint (``best.safetensors``, ``yolov7.pt``), or a
             variant's name, for random weights. Checkpoints and variants need torch.
         backend: a runtime's name; "auto": the one for the artifact's file format.
         device: "auto", or a device of the runtime, such as "cpu", "cuda" or "cuda:1".
         conf: keep boxes with a greater score; None: the manifest's default. A mapping from class
-            names or ids to scores leaves the other classes at the default.
-        iou: suppress boxes with a greater IoU with a better box; None: the manifest's default.
+            names or ids to scores applies to these classes; all others have the default.
+        iou: suppress a box if its IoU with a better box is greater; None: the manifest's default.
         max_det: maximum number of objects per image; None: the manifest's default.
         classes: the classes to find, by name or id (see ``class_ids``); None: all.
-        agnostic: suppress boxes of different classes too.
+        agnostic: in NMS, compare boxes of different classes too.
         tile: side of square tiles in pixels of the image, for small objects. The image is also run
-            tile by tile, and all boxes are suppressed together. None: only the whole image.
+            tile by tile, then NMS is applied to all boxes together. None: only the whole image.
         overlap: fraction of a tile's side that neighbours share.
         queue: largest number of frames that wait after ``submit``.
         threads: number of engine threads; None: the physical cores that this process may use.
@@ -115,7 +115,7 @@ class Detector:
         except BaseException:
             session.close()
             raise
-        warn_if_unverified(source, manifest, stacklevel=3)  # the caller; `checked` wraps this
+        warn_if_unverified(source, manifest, stacklevel=3)  # the caller: `checked` adds a frame
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
@@ -192,8 +192,8 @@ class Detector:
             roi: region of interest (left, top, right, bottom) in pixels; boxes are in pixels of
                 the whole image. None: the whole image.
             timeout: seconds to wait for the result; None: no limit. An engine cannot be
-                interrupted: after a timeout its call goes on in the background, its result is
-                discarded, and the next call waits for it.
+                interrupted: after a timeout it continues in the background, and its result is
+                discarded. The next call of the detector waits until the engine has finished.
 
         Raises:
             DataError: the frame is not an image, or ``roi`` contains no pixel of it.
@@ -237,8 +237,8 @@ class Detector:
             frame: the image, as for a call.
             color: order of the channels.
             drop: if the queue is full, "block" waits for a place, "oldest" drops the frame that
-                waits longest, and "newest" drops this one. The future of a dropped frame raises
-                FrameDropped.
+                has waited longest, and "newest" drops this frame. The future of a dropped frame
+                raises FrameDropped.
             timestamp_ns: capture time.
             frame_id: number of the frame in its source.
             source: name of the source.
@@ -265,9 +265,9 @@ class Detector:
     ) -> Detections:
         """Detect objects in one image from asyncio: ``await detector.detect(frame)``.
 
-        Arguments and errors are as for ``submit``; the event loop is not blocked. Cancelling the
-        task removes a frame that still waits. A frame that waits when the detector is closed raises
-        DetectorClosed.
+        Arguments and errors are as for ``submit``; the event loop is not blocked. If the task is
+        cancelled while its frame waits, the frame is removed from the queue. A frame that waits
+        when the detector is closed raises DetectorClosed.
         """
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         future: Future[Detections] = Future()
@@ -289,13 +289,13 @@ class Detector:
         source: Sequence[str | None] | None = None,
         roi: Roi | None = None,
     ) -> list[Detections]:
-        """Detect objects in several images of any sizes, in batches of the artifact's size.
+        """Detect objects in several images of any sizes, in batches of the artifact's batch size.
 
         Arguments are as for one image. ``timestamp_ns``, ``frame_id`` and ``source`` are lists with
         one value for each image; ``roi`` applies to all.
 
         Raises:
-            DataError: an argument is not a list with one image or value for each image.
+            DataError: ``frames`` is not a list of images, or another list has a wrong length.
             DetectorClosed: the detector was closed.
             DeviceError: the engine failed.
         """
@@ -337,8 +337,8 @@ class Detector:
     def close(self) -> None:
         """Close the session; can be called twice. Do nothing in a forked child.
 
-        The futures of waiting frames are cancelled. A running call is waited for at most 5 seconds;
-        if it takes longer, the session is closed when it returns.
+        The futures of waiting frames are cancelled. A running call gets 5 seconds to finish; if it
+        takes longer, ``close`` returns before, and the session is closed after the call.
         """
         if os.getpid() != self._process:
             return
@@ -405,7 +405,7 @@ class Detector:
 
     @property
     def session(self) -> Session:
-        """The open session. Its calls do not wait for calls of the detector.
+        """The open session. Calls of the session do not wait for calls of the detector.
 
         Raises:
             DetectorClosed: the detector was closed.
@@ -459,7 +459,7 @@ class Detector:
                 pixels = [region.pixels for part in parts for region in part]
                 found = iter(self._inference(self._opened(), pixels, color, criteria))
             finally:
-                if self._closed:  # ``close`` did not wait any longer
+                if self._closed:  # ``close`` has stopped waiting for this call
                     self._free()
         return [
             self._detections([next(found) for _ in part], part, frame, criteria, wait, origin)

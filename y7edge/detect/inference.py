@@ -82,7 +82,7 @@ class Inference:
     ) -> list[Found]:
         """Run one batch."""
         pixels = self._input_for(len(images))
-        # Without `out`, the preprocessor does not always need to paint the border again.
+        # If `out` is None, the preprocessor paints the border only when the geometry changes.
         alone = pixels is self._preprocess.tensor
         started = self._clock()
         geometries = [
@@ -117,7 +117,7 @@ class Inference:
     def _require_numbers(self, outputs: Mapping[str, NDArray[Any]]) -> None:
         """Raise DeviceError if an objectness is NaN; post-processing would find no object there.
 
-        Of decoded outputs, the scores of the first class are checked.
+        In decoded outputs, the scores of the first class are checked.
         """
         if "detections" in self._roles:
             checked = {name: outputs[name] for name in self._roles.values()}
@@ -131,13 +131,13 @@ class Inference:
             if values.dtype.kind == "f" and np.isnan(values.sum(dtype=np.float32)):
                 raise DeviceError(
                     f"the engine returned NaN in {name}: use an artifact of another precision or "
-                    "target, or another device; `y7edge selftest` compares it with its proof"
+                    "target, or another device; `y7edge selftest` repeats the artifact's proof"
                 )
 
     def _boxes(
         self, outputs: Mapping[str, NDArray[Any]], count: int, criteria: Criteria
     ) -> list[Boxes]:
-        """Decode the outputs of the first ``count`` images; a fixed batch may have unused ones."""
+        """Decode the outputs of the first ``count`` images; the rest of a fixed batch is unused."""
         if self._heads:
             heads = [outputs[name][:count] for name in self._heads]
             return self._postprocess.heads(heads, criteria)

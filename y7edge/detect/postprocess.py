@@ -50,12 +50,12 @@ class Criteria:
     """
 
     conf: float = 0.25  # keep boxes with a greater score
-    class_conf: tuple[float, ...] | None = None  # further thresholds, by class id
+    class_conf: tuple[float, ...] | None = None  # thresholds by class id, in addition to ``conf``
     iou: float = 0.45  # remove boxes whose IoU with a better box is greater
     max_det: int = 300  # boxes per image
     classes: tuple[int, ...] | None = None  # class ids to keep, before suppression; None: all
-    agnostic: bool = False  # suppress boxes of different classes too
-    multi_label: bool = False  # one box for every class above conf, for evaluation
+    agnostic: bool = False  # in NMS, compare boxes of different classes too
+    multi_label: bool = False  # one box for every class above conf, not only the best; for mAP
 
     def __post_init__(self) -> None:
         require_fit(Criteria, {f.name: getattr(self, f.name) for f in fields(self)})
@@ -220,11 +220,11 @@ class Postprocessor:
         return _sigmoid(values) if self._logits else values
 
     def _gather(self, heads: Sequence[NDArray[Any]], conf: float) -> tuple[NDArray[Any], ...]:
-        """Select the K anchors and cells whose objectness may be above ``conf``.
+        """Select the K pairs (anchor, cell) whose objectness may be above ``conf``.
 
         Returns:
-            Dequantised values (K, 5 + nc) float32, and the index of the anchor (counted over all
-            levels), row and column of each, (K,).
+            The dequantised outputs of each pair (K, 5 + nc) float32, and three index arrays (K,):
+            the anchor (counted over all levels), the row and the column.
         """
         first = 0
         values, places = [], []
@@ -267,12 +267,12 @@ def _cells(
     place: NDArray[np.intp],
     ends: NDArray[np.intp],
 ) -> list[NDArray[Any]]:
-    """Return the values of K cells in ascending order, in parts (5 + nc, k), from one level.
+    """Return the outputs of K pairs (anchor, cell) of one level, as a list of arrays (5 + nc, k).
 
-    ``fields``: (anchors, 5 + nc, H x W). ``anchor`` and ``place``: (K,) indices of the cells.
-    ``ends``: number of cells up to and including each anchor.
+    ``fields``: (anchors, 5 + nc, H x W). ``anchor`` and ``place``: the pairs in ascending order,
+    (K,) indices of anchor and cell. ``ends``: number of pairs up to and including each anchor.
     """
-    if not fields.flags.c_contiguous:  # channels last: the values of a cell are neighbours
+    if not fields.flags.c_contiguous:  # channels last: the values of a cell are contiguous
         return [fields[anchor, :, place].T]
     # Channel by channel, because the values of neighbouring cells share cache lines.
     return [
@@ -313,7 +313,7 @@ def class_thresholds(
 ) -> tuple[float, tuple[float, ...] | None]:
     """Return the least confidence threshold, and the thresholds by class id if there are several.
 
-    ``conf``: None for the manifest's; classes that a mapping does not name have this too.
+    ``conf``: None for the manifest's default, which also applies to classes not in a mapping.
     """
     if not isinstance(conf, Mapping):
         return manifest.thresholds.conf if conf is None else conf, None
@@ -330,7 +330,7 @@ def class_thresholds(
 
 
 def require_supported(manifest: Manifest, criteria: Criteria, *, changed: bool) -> None:
-    """Raise ConfigError for options that a graph with NMS does not have.
+    """Raise ConfigError for options that a graph with NMS does not support.
 
     ``changed``: whether the user set the IoU threshold.
     """
@@ -362,7 +362,7 @@ def require_candidates(manifest: Manifest) -> None:
 def threshold_feeds(manifest: Manifest, criteria: Criteria | Thresholds) -> dict[str, NDArray[Any]]:
     """Return the values for the threshold inputs of a graph with NMS; {} for other graphs."""
     values = {"conf": criteria.conf, "iou": criteria.iou, "max_det": criteria.max_det}
-    # Classes and their thresholds are applied afterwards, to all boxes.
+    # Classes and their thresholds are applied to the result, so the graph must not limit it.
     if isinstance(criteria, Criteria) and (
         criteria.classes is not None or criteria.class_conf is not None
     ):
@@ -412,7 +412,7 @@ def _best_of_columns(values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray
     largest = values.max(axis=0)
     if np.isnan(largest).any():
         return _best(values.T)
-    # The first of equal values has the greatest weight. np.argmax takes twice as long.
+    # Of equal values, the first has the greatest weight. (np.argmax takes twice as long.)
     count = len(values)
     weights = np.arange(count, 0, -1, dtype=np.min_scalar_type(count))[:, None]
     return count - ((values == largest) * weights).max(axis=0).astype(np.intp), largest

@@ -1,7 +1,7 @@
-"""Cut an image into regions, for a region of interest or for small objects, and merge their boxes.
+"""Cut an image into regions, for a region of interest or for small objects, and merge the boxes.
 
 Tiling is the method of "Slicing Aided Hyper Inference" (arXiv 2202.06934): overlapping tiles and
-the whole image are run, and their boxes are suppressed together.
+the whole image are run, then NMS is applied to all of their boxes together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Roi = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Tiles of ``tile`` x ``tile`` pixels of the image; neighbours share ``overlap`` of a side.
+    """Tiles of ``tile`` x ``tile`` pixels; neighbours share the fraction ``overlap`` of a side.
 
     ``tile``: None for no tiles.
 
@@ -84,7 +84,7 @@ def regions(image: NDArray[np.uint8], roi: Roi | None, tiling: Tiling) -> list[R
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    """Return the first pixel of each tile along ``length`` pixels; the last tile ends there."""
+    """Return the first pixel of each tile along ``length`` pixels, which end with the last tile."""
     last = length - side
     if last <= 0:
         return [0]
@@ -111,7 +111,7 @@ def _clipped(roi: Any, shape: tuple[int, ...]) -> list[int]:
 
 
 def merged(found: Sequence[Boxes], parts: Sequence[Region], criteria: Criteria) -> Boxes:
-    """Move the boxes of each region to the image; suppress them together if there are several."""
+    """Map the boxes of each region to the image; apply NMS to all if there are several regions."""
     moved = [
         boxes
         if part.left == part.top == 0

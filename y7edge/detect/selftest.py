@@ -27,21 +27,23 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 
 RECIPE = "blocks"
-"""Name of the recipe for probe inputs: the mean of noise in squares of 32, 8 and 1 pixels.
+"""Name of a method that generates probe inputs: the mean of noise in squares of 32, 8 and 1 pixels.
 
 Noise of single pixels averages out in the first layers, and deep feature maps become constant.
 Larger squares prevent this.
 """
 
 RECIPE_8BIT = "blocks-8bit"
-"""The same, rounded to multiples of 1/255, for inputs of 8-bit pixel values."""
+"""The same, but values are rounded to multiples of 1/255, for inputs of 8-bit pixel values."""
 
 _CELLS = (32, 8, 1)  # pixels
 _WHITE = np.float32(255)
 
 
 def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """Generate a probe's input (B, 3, H, W) float32, 0..1; ``key`` seeds the random numbers.
+    """Generate a probe's input (B, 3, H, W) float32, 0..1.
+
+    ``recipe``: name of the method. ``key`` seeds the random numbers.
 
     Raises:
         ArtifactError: the recipe is unknown.
@@ -62,7 +64,7 @@ def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDAr
 
 
 def recipe_for(image: InputInfo) -> str:
-    """Return the recipe of probes for an input."""
+    """Return the name of the method that generates probes for an input (``Probe.recipe``)."""
     return RECIPE_8BIT if image.dtype == "uint8" else RECIPE
 
 
@@ -79,7 +81,7 @@ def selftest(
 
     Raises:
         DigestError: the file or its manifest was changed or damaged.
-        ParityError: a probe exceeds its tolerance (``report`` has the numbers), or there are none.
+        ParityError: a probe exceeds its tolerance (``report`` has the numbers), or no probe exists.
         ArtifactError: the file does not exist, or no runtime can read it.
         RuntimeMissing, DeviceError: the engine cannot be used.
     """
@@ -128,7 +130,7 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
     """Run one probe, and compare its outputs.
 
     Raises:
-        ArtifactError: its input cannot be reproduced, or its samples do not fit the outputs.
+        ArtifactError: the probe's input cannot be reproduced, or samples do not fit the outputs.
     """
     image = manifest.input
     pixels = probe_input(probe.recipe, probe.key, (probe.batch, 3, image.height, image.width))
@@ -195,8 +197,8 @@ def compare_samples(
 def _row_deviation(sample: Samples, rows: NDArray[Any]) -> float | None:
     """Return the largest deviation of sampled detections from their nearest rows.
 
-    Corners deviate by fractions of the scale, scores absolutely. None if a detection has no row of
-    its image and class, as in an empty result.
+    Deviations of corners are fractions of the scale, deviations of scores are absolute. Return None
+    if a detection has no row of the same image and class, for example in an empty result.
     """
     if len(sample.values) % 7:
         raise ArtifactError(f"samples of {sample.output} are not whole rows of 7 values")

@@ -17,7 +17,7 @@ from y7edge.errors import ConfigError, DetectorClosed, DeviceError, FrameDropped
 
 MAX_QUEUE = 1024  # waiting calls
 Drop = Literal["block", "oldest", "newest"]
-"""What happens to a frame if the queue is full: wait for a place, drop the oldest, or drop it."""
+"""If the queue is full: wait for a place, drop the oldest waiting frame, or drop the new frame."""
 
 _REASONS = {
     "newest": "the queue was full",
@@ -65,7 +65,7 @@ class _Job(Generic[T]):
 class FrameQueue(Generic[T]):
     """A queue of calls and the thread that runs them one after the other.
 
-    The thread ends with ``close``, or when the queue is garbage-collected.
+    The thread ends after ``close``, or when the queue is garbage-collected.
 
     Args:
         size: largest number of waiting calls; the running call is not counted.
@@ -74,7 +74,7 @@ class FrameQueue(Generic[T]):
     def __init__(self, size: int) -> None:
         self._jobs: _Jobs[T] = _Jobs(size)
         weakref.finalize(self, self._jobs.stop)
-        # The thread refers to the jobs only, so that the queue can be collected.
+        # The thread refers to the jobs but not to the queue, so that the queue can be collected.
         threading.Thread(
             target=_serve, args=(self._jobs,), name="y7edge submit", daemon=True
         ).start()
@@ -102,7 +102,7 @@ class FrameQueue(Generic[T]):
         return job.future
 
     def close(self) -> None:
-        """Cancel the waiting calls and end the thread after the running one; do not wait for it."""
+        """Cancel the waiting calls; the thread ends after the running call. Return immediately."""
         self._jobs.stop()
 
 
