@@ -41,9 +41,9 @@ def usable_cores() -> int:
     """Return the number of physical cores that this process may use; at least 1.
 
     This is the number of cores that have a processor in the affinity mask of the process, but at
-    most the CPU quota of the process, rounded down: with more running threads than its quota, a
-    process is stopped in each period. Two processors of one core (SMT) count once, because the
-    threads of an engine compete for the arithmetic units of the core.
+    most the CPU quota of the process, rounded down. If a process runs more threads than its quota,
+    Linux stops it for a part of each scheduling period. Two processors of one core (SMT) count
+    once, because the threads of an engine compete for the arithmetic units of the core.
     """
     cores = len({min(_siblings(processor)) for processor in allowed_processors()})
     quota = processor_quota()

@@ -51,8 +51,8 @@ class Plugins:
             module: ModuleType = point.load()
         except (ImportError, AttributeError) as error:
             raise RuntimeMissing(
-                f"{self.noun} {name!r} is {point.value} of another installed package, which cannot "
-                f"be imported ({error}): reinstall that package"
+                f"{self.noun} {name!r} cannot be imported from {point.value} ({error}): reinstall "
+                "the package that contains it"
             ) from error
         return module
 

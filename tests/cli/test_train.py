@@ -133,7 +133,7 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
         ("--freeze 99", "yolov7-tiny has the rows 0 to 77, not 78"),
         ("--cache tape", "cache must be one of auto, ram, disk, none, not 'tape'"),
         ("--precision fp8", "precision must be one of auto"),
-        ("--batch 3 --devices 2", "batch must be a multiple of the 2 devices"),
+        ("--batch 3 --devices 2", "batch must be a multiple of 2"),
     ],
 )
 def test_invalid_options_are_refused(

@@ -260,7 +260,7 @@ def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple
         ConfigError: a class does not exist, or is not a string or an integer.
     """
     if not isinstance(classes, Iterable):
-        raise ConfigError(f"classes: expected a name, or several names or ids, found {classes!r}")
+        raise ConfigError(f"classes: expected a name or a list of names and ids, found {classes!r}")
     given = [classes] if isinstance(classes, str) else list(classes)
     return tuple(sorted({found for item in given for found in _ids_of(item, names)}))
 

@@ -322,8 +322,8 @@ def class_thresholds(
         for index in class_ids([name], manifest.names):
             if given.setdefault(index, value) != value:
                 raise ConfigError(
-                    f"conf has {given[index]} and {value} for class {manifest.names[index]!r}, "
-                    "expected one threshold"
+                    f"conf: expected one threshold for class {manifest.names[index]!r}, "
+                    f"found {given[index]} and {value}"
                 )
     by_class = [given.get(index, manifest.thresholds.conf) for index in range(manifest.nc)]
     return min(by_class), tuple(by_class)

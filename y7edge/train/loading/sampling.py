@@ -88,7 +88,9 @@ class BatchPlan(Sampler[list[Key]]):
         rect: RectPlan | None = None,
     ) -> None:
         if batch < 1 or batch % world:
-            raise ConfigError(f"batch: expected a multiple of the {world} processes, found {batch}")
+            raise ConfigError(
+                f"batch: expected a multiple of {world} (the number of processes), found {batch}"
+            )
         if length < world:
             raise ConfigError(
                 f"{length} images are too few for {world} processes: use fewer devices"

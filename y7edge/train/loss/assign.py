@@ -139,9 +139,9 @@ class _CellTable:
         self._slot = slot.view(batch, self.width)
 
     def class_cost(self, image: Tensor, label: Tensor) -> Tensor:
-        """Return the class costs (R, W) of R targets.
+        """Return the class costs (R, W) of R targets for the W cells of each target's image.
 
-        ``image`` (R,) and ``label`` (R, 1) are the image and the class of each target.
+        ``image`` (R,) and ``label`` (R, 1) contain the image index and the class of each target.
         """
         return self._costs.take(self._slot[image].add_(label))
 

@@ -111,7 +111,8 @@ class TrainConfig:
         if self.batch % parts:
             up = -(-self.batch // parts) * parts
             raise ConfigError(
-                f"batch must be a multiple of the {parts} devices, not {self.batch}: use {up}"
+                f"batch must be a multiple of {parts} (the number of devices), not {self.batch}: "
+                f"use {up}"
             )
         if self.devices > 1 and ":" in self.device:
             raise ConfigError(

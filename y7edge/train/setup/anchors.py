@@ -68,8 +68,9 @@ def sizes_of(samples: Sequence[Sample], imgsz: int) -> NDArray[np.float64]:
 def kmeans(sizes: ArrayLike, count: int, *, seed: int = 0) -> NDArray[np.float64]:
     """Cluster ``sizes`` (n, 2), and return the centres (count, 2), smallest area first.
 
-    Logarithms of sizes are clustered, because an anchor fits by ratios of sides (the published
-    training clusters the sizes). All sizes must be above 0. Empty clusters keep their centre.
+    The logarithms of the sizes are clustered, because whether an anchor fits a box depends on the
+    ratios of their widths and heights. The published training clusters the sizes themselves. All
+    sizes must be above 0. Empty clusters keep their centre.
     """
     points = _log(sizes)
     centres = _spread_out(points, count, np.random.default_rng(seed))
