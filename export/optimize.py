@@ -80,15 +80,19 @@ class Choice:
         reference: mAP@0.5:0.95 of the checkpoint.
         max_map_drop: Largest accepted drop.
         candidates: All kinds of artifacts; those that could not be made are last.
-        winner: The fastest artifact within the accepted drop; None if there is none.
         plot: The plot of mAP over latency.
     """
 
     reference: float
     max_map_drop: float
     candidates: tuple[Candidate, ...]
-    winner: Candidate | None
     plot: Path
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The fastest candidate within the accepted drop; None if there is none."""
+        fit = (c for c in self.candidates if c.drop is not None and c.drop <= self.max_map_drop)
+        return min(fit, key=lambda c: c.ms, default=None)
 
     def require_winner(self) -> Candidate:
         """Return the winner; raise GateError if no artifact is within the accepted drop."""
@@ -167,9 +171,7 @@ def optimize(
         raise problems[0]
     measured = _measure(made, threads, runs, tell)
     ranked = sorted(_with_front(measured), key=lambda c: c.ms)
-    fit = [c for c in ranked if c.drop is not None and c.drop <= max_map_drop]
-    reference = baseline.metrics(size).map50_95
-    choice = Choice(reference, max_map_drop, tuple(ranked), fit[0] if fit else None, plot)
+    choice = Choice(baseline.metrics(size).map50_95, max_map_drop, tuple(ranked), plot)
     with writing("the plot", plot):
         _plot(choice)
     return choice

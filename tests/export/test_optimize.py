@@ -94,7 +94,9 @@ def test_a_target_that_is_not_possible_here_is_reported(data, tmp_path, monkeypa
 
 def test_without_a_winner_the_exit_code_is_4(choice):
     made = (_candidate("a", 1, 0.5), _candidate("b", 2, 0.55), Candidate("none", "fp32"))
-    lost = Choice(0.6, 0.01, made, None, choice.plot)
+    lost = Choice(0.6, 0.01, made, choice.plot)
+    assert Choice(0.6, 0.06, made, choice.plot).winner is made[1], "the fastest drops too much"
+    assert Choice(0.6, 0.2, made, choice.plot).winner is made[0]
     with pytest.raises(GateError, match=r"0\.6000, by 0\.0500 or more, expected at most 0\.01:"):
         lost.require_winner()
     assert GateError.exit_code == 4
