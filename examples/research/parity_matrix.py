@@ -105,7 +105,7 @@ def batches(target: Target) -> list[str]:
 
 def prove(cell: Cell, checkpoint: Checkpoint, imgsz: int, folder: Path) -> tuple[str, ...]:
     """Export one artifact; return its largest differences and the result, such as "passed"."""
-    out = folder / f"model{targets.get(cell.target).SUFFIX}"
+    out = folder / f"{cell.target}{targets.get(cell.target).SUFFIX}"
     try:
         made = export(
             checkpoint,
