@@ -23,7 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from y7edge.artifact.reports import ParityReport
-from y7edge.errors import DeviceError, ExportError, ParityError, RuntimeMissing, Y7EdgeError
+from y7edge.errors import (
+    ConfigError,
+    DeviceError,
+    ExportError,
+    ParityError,
+    RuntimeMissing,
+    Y7EdgeError,
+)
 from y7edge.export import export
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import Target, Unprovable
@@ -124,6 +131,8 @@ def prove(cell: Cell, checkpoint: Checkpoint, imgsz: int, folder: Path) -> tuple
         report = error.report
     except (DeviceError, RuntimeMissing) as error:  # a CPU without bfloat16, no converter
         return ("-", "-", "-", "-", f"not here: {error}")
+    except ConfigError as error:  # this target has no such combination
+        return ("-", "-", "-", "-", f"not offered: {error}")
     except ExportError as error:
         return ("-", "-", "-", "-", f"failed: {error}")
     measured = report.measured

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import RuntimeMissing
+from y7edge.errors import ConfigError, RuntimeMissing
 from y7edge.export import converters
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import ncnnrt
@@ -37,10 +37,16 @@ def build(request: BuildRequest) -> Artifact:
     """Convert the graph, and name its inputs and outputs as in the manifest.
 
     Raises:
+        ConfigError: the outputs would be boxes in bfloat16.
         ExportError: pnnx cannot convert the graph.
         RuntimeMissing: the package pnnx does not contain the program.
     """
     manifest = request.manifest
+    if manifest.precision == "bf16" and manifest.outputs[0].role != "head":
+        raise ConfigError(
+            "target ncnn would store pixels in bfloat16, in steps of 2 above 256: use outputs "
+            "heads or heads-sigmoid, or precision fp16"
+        )
     main, weights = ncnnrt.files(request.path)[:2]
     with TemporaryDirectory(prefix=".y7edge-", dir=request.folder) as name:
         folder = Path(name)
