@@ -111,6 +111,11 @@ def versions() -> dict[str, str]:
     return installed_versions("mnn")
 
 
+def available_devices() -> list[str]:
+    """Return the only device."""
+    return ["cpu"]
+
+
 def open(artifact: Artifact, options: SessionOptions) -> Session:
     """Open a session in MNN; device "auto" is the CPU."""
     return _MnnSession(artifact, options)

@@ -69,6 +69,7 @@ def require_size(spec: Spec, imgsz: tuple[int, int]) -> None:
     shapes.require_affordable(spec, height, width, asked=True)
 
 
+@_as_options()
 def describe(
     checkpoint: Checkpoint,
     spec: Spec,
