@@ -2,8 +2,8 @@
 
     python docs/augmentation.py        # writes docs/images/augmentation/*.jpg
 
-Each image has a synthetic scene of parts on a tray, and three augmented images with boxes. Only one
-setting of the augmentation is used in each.
+Each image has a synthetic scene of parts on a tray, and three augmented images with boxes. Each
+file shows one setting of the augmentation.
 """
 
 from __future__ import annotations

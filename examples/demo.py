@@ -50,7 +50,7 @@ from y7edge.train.settings.config import TINY, TrainConfig
 
 FOLDER = Path("runs/demo")
 TRAIN, VAL, EVALUATED, FRESH = 800, 80, 150, 6  # numbers of images
-SEED, OTHER_SEED, FRESH_SEED = 0, 1, 2  # of the images for training, evaluation and detection
+SEED, OTHER_SEED, FRESH_SEED = 0, 1, 2  # of images for training, evaluation and detection
 FRESH_SIZE = (640, 640)
 
 Image = NDArray[np.uint8]
@@ -65,7 +65,7 @@ def training(data: Path, out: Path) -> TrainConfig:
         TINY,
         augmentation=augmentation,
         lr0=0.02,
-        # The published average is over more steps than the 3000 of this run.
+        # The published recipe averages over more steps than the 3000 of this run.
         ema_decay=0.99,
         ema_tau=100.0,
         # The published gains are for 80 classes at 640 px. They are scaled down for fewer classes
@@ -217,7 +217,7 @@ def _trained(checkpoint: Checkpoint, result: TrainResult) -> str:
 
 
 def prove_fold(checkpoint: Checkpoint, samples: Sequence[Sample], say: Say) -> FoldProof:
-    """Fold a checkpoint, and compare both forms on four of the images ``samples``."""
+    """Fold a checkpoint; compare it with its folded form on four of the images ``samples``."""
     before, after = inventory(checkpoint), inventory(fold_checkpoint(checkpoint))
     side = checkpoint.meta["imgsz"]
     preprocess = Preprocessor(InputInfo("images", 1, side, side))
@@ -321,7 +321,7 @@ def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], i
         found = [detector(read_image(path)) for path in paths]
     elsewhere = detect_without_torch(artifact, paths)
     if elsewhere != [detections.to_dict()["detections"] for detections in found]:
-        raise GateError(f"{artifact}: a process without torch and onnx has other detections")
+        raise GateError(f"{artifact}: detections differ in a process without torch and onnx")
     drawn = []
     for path, detections in zip(paths, found, strict=True):
         drawn.append(draw(read_image(path), detections))
@@ -334,7 +334,7 @@ def detect_fresh(artifact: Path, folder: Path, say: Say) -> tuple[list[Image], i
 
 
 def show(artifact: Path, shuffled: Path, others: Dataset, fresh: Sequence[Image]) -> Drawn:
-    """Draw boxes on the images of the report: all new ones, and six of the evaluation images."""
+    """Draw boxes on the report's images: on six evaluation images; ``fresh`` has boxes already."""
     samples = others.split("val")
     beside, apart = [], []
     with Detector(artifact) as detector, Detector(shuffled) as broken:

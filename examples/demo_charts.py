@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Pixels. So narrow that the text stays legible on a phone, which shrinks charts to its width.
+# In pixels. The charts are narrow, so that text stays legible when a phone shrinks them.
 _WIDTH, _HEIGHT = 420, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 28, 30
 COLOURS = ("#0f766e", "#b45309", "#4f46e5", "#be185d")

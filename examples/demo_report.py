@@ -1,4 +1,4 @@
-"""Write the report of the demo, ``runs/demo/report.html``, from its measurements, ``Findings``."""
+"""Write the report of the demo, ``runs/demo/report.html``, from its ``Findings``."""
 
 from __future__ import annotations
 

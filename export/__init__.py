@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from y7edge.export.conversion import build
     from y7edge.export.folding import fold
     from y7edge.export.pipeline import export
+    from y7edge.export.proof.diff import diff
     from y7edge.export.proof.verify import verify
 
-__all__ = ["build", "export", "fold", "verify"]
+__all__ = ["build", "diff", "export", "fold", "verify"]
 
 _ELSEWHERE = {
     "build": "y7edge.export.conversion",
+    "diff": "y7edge.export.proof.diff",
     "export": "y7edge.export.pipeline",
     "fold": "y7edge.export.folding",
     "verify": "y7edge.export.proof.verify",

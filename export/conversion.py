@@ -17,6 +17,8 @@ import numpy as np
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.description import kind_of_outputs
+from y7edge.artifact.manifest import Precision
 from y7edge.artifact.reports import (
     CandidateDifference,
     ImageSource,
@@ -30,7 +32,9 @@ from y7edge.artifact.schema import checked
 from y7edge.detect.selftest import load_undamaged, run_probe
 from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
+from y7edge.export.graph.rewrites import lacking
 from y7edge.export.proof import parity
+from y7edge.export.proof.accuracy import Baseline, MapGate, gated
 from y7edge.export.proof.probes import adapted_probes
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
@@ -53,8 +57,11 @@ def build(
     out: Path | str,
     *,
     target: str,
+    precision: str | None = None,
     device: str = "auto",
     options: Mapping[str, str] | None = None,
+    data: Path | str | Baseline | None = None,
+    max_map_drop: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Convert a proved ONNX artifact to another target, and prove the result with the probes.
@@ -63,34 +70,45 @@ def build(
         source: the ONNX artifact.
         out: path of the new artifact's main file. It is written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
+        precision: a precision that the target supports; None: that of ``source``.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
+        data: a data set. After the proof, the ONNX artifact and the new one are evaluated on its
+            split "val". Or a ``Baseline`` of the ONNX artifact.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: only measure it.
         progress: called with one line for each step.
 
     Raises:
         ConfigError: this artifact cannot be converted to this target.
         DigestError: the ONNX artifact was changed after it was proved.
         RuntimeMissing: a package is not installed.
-        ParityError: an output deviates by more than the tolerance; ``report`` has the numbers.
+        DataError: the data set cannot be used.
+        ParityError: an output deviates by more than the tolerance, or the mAP drops by more than
+            ``max_map_drop``; the error's ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
     proved = load_undamaged(source)
-    _check(proved, chosen, options or {})
+    precision = precision or proved.manifest.precision
+    _check(proved, chosen, precision, options or {})
     registry.check_payload(proved)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require(chosen.NEEDS, f"target {target}")
+    gate = MapGate.create(proved, data, max_map_drop, tell)
     runtime = cast(str, chosen.RUNTIME)
-    limits = parity.tolerance(proved.manifest.precision, registry.get(runtime).DEVIATION)
+    limits = parity.tolerance(precision, registry.get(runtime).DEVIATION)
     draft = replace(
         proved.manifest,
         target=target,
+        precision=cast(Precision, precision),
         tools={**proved.manifest.tools, "y7edge": __version__, **chosen.versions()},
         parity={},
     )
     with writing("temporary files", gettempdir()), temporary_folder() as folder:
+        for name in lacking(proved.manifest.tools, chosen.REWRITES):
+            tell(f"the graph lacks the rewrite {name}; `y7edge export` uses it if it applies")
         tell(f"build the {target} artifact")
         request = BuildRequest(
             model=proved.path,
@@ -106,14 +124,16 @@ def build(
         built = replace(built, manifest=replace(built.manifest, probes=probes))
         tell("repeat the probes")
         report = _repeat(built, runtime, device, limits, proved.path.name)
-        parity.require_passed(report, f"nothing was written to {destination}: the artifact")
+        subject = f"nothing was written to {destination}: the artifact"
+        parity.require_passed(report, subject)
+        report = gated(report, gate, built, runtime, device, subject, tell)
         manifest = replace(built.manifest, parity=report.to_dict())
         made = deliver(replace(built, manifest=manifest), chosen, destination)
     tell(f"proved; written to {destination}")
     return made
 
 
-def _check(proved: Artifact, target: Target, options: Mapping[str, str]) -> None:
+def _check(proved: Artifact, target: Target, precision: str, options: Mapping[str, str]) -> None:
     """Raise ConfigError if this artifact cannot be converted to this target."""
     manifest = proved.manifest
     if manifest.target != _SOURCE or manifest.parity.get("status") != "passed":
@@ -136,8 +156,15 @@ def _check(proved: Artifact, target: Target, options: Mapping[str, str]) -> None
             f"artifacts of target {target.NAME} cannot be proved ({target.RUNTIME.reason}): use "
             "`y7edge export --unverified REASON`"
         )
-    outputs = "heads" if manifest.outputs[0].role == "head" else "decoded"
-    require_offered(target, outputs, manifest.precision, options)
+    image, outputs = manifest.input, kind_of_outputs(manifest)
+    require_offered(target, image.dtype, outputs, precision, image.batch, options)
+    needed = target.PRECISIONS[precision]
+    if manifest.precision != needed:
+        raise ConfigError(
+            f"target {target.NAME} converts {needed} ONNX files to precision {precision}; "
+            f"{proved.path} has precision {manifest.precision}: export one with --precision "
+            f"{needed}, or choose another precision with --precision"
+        )
 
 
 def _repeat(

@@ -82,7 +82,7 @@ def _owns(destination: Path, file: Path) -> bool:
 
 
 def seal(artifact: Artifact, target: Target) -> Artifact:
-    """Compute the payload digest of the files; return the artifact with it in the manifest."""
+    """Return the artifact with the payload digest of its files in the manifest."""
     if isinstance(target.RUNTIME, Unprovable):
         digest = digest_files(artifact.files)
     else:

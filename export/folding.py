@@ -5,10 +5,10 @@ weights and biases of convolutions:
 
 * **BatchNorm**, which scales and shifts each output channel of a convolution without bias (Jacob et
   al. 2018, arXiv 1712.05877, section 3.2).
-* **RepConv**: a 3x3, a 1x1 and an identity branch, each with its own BatchNorm, are summed. They
-  become one 3x3 convolution (Ding et al. 2021, RepVGG, arXiv 2101.03697).
-* **Implicit knowledge**: one vector is added before the head's 1x1 convolution, and its output is
-  multiplied by another one (Wang et al. 2021, YOLOR, arXiv 2105.04206).
+* **RepConv**, the sum of a 3x3, a 1x1 and an identity branch, each with its own BatchNorm. The
+  branches become one 3x3 convolution (Ding et al. 2021, RepVGG, arXiv 2101.03697).
+* **Implicit knowledge**: a vector is added to the input of the head's 1x1 convolution, and a second
+  vector multiplies the output of the convolution (Wang et al. 2021, YOLOR, arXiv 2105.04206).
 """
 
 from __future__ import annotations
@@ -130,8 +130,9 @@ def fold_checkpoint(checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -
     """Fold a checkpoint of any form into plain convolutions.
 
     BatchNorm, RepConv branches, implicit vectors, and auxiliary rows and heads are removed. The
-    remaining rows are renumbered. ``meta["folded_from"]`` records digest and form of the argument.
-    If the checkpoint is already folded, a warning is logged and only its dtype is converted.
+    remaining rows are renumbered. ``meta["folded_from"]`` of the result records the digest and form
+    of the given checkpoint. If the checkpoint is already folded, a warning is logged and only its
+    dtype is converted.
     """
     if checkpoint.form == "folded":
         LOG.warning("%s is already folded", checkpoint.spec.name)
@@ -184,7 +185,7 @@ def _norm(arrays: Arrays, prefix: str) -> BatchNorm:
 
 
 def fold(model: Model) -> Model:
-    """Return a folded copy of a model, in evaluation mode, on the same device and in its dtype.
+    """Return a folded copy of a model, in evaluation mode, with the model's device and dtype.
 
     If the model is already folded, a warning is logged.
     """
@@ -201,7 +202,7 @@ def fold(model: Model) -> Model:
 
 
 def inventory(checkpoint: Checkpoint) -> dict[str, int]:
-    """Count the parts of a model, by name.
+    """Return the number of parts of a model, by kind.
 
     ``parallel_branches`` are the convolutions and identity BatchNorms of RepConvs, ``implicit`` the
     vectors of the head, ``auxiliary`` the convolutions of auxiliary heads. These three and
@@ -287,10 +288,28 @@ def deviation(
     )
 
 
+def row_outputs(
+    checkpoint: Checkpoint, images: npt.NDArray[np.float32]
+) -> dict[int, npt.NDArray[np.float32]]:
+    """Run an unfolded model; return the outputs of all rows that remain after folding.
+
+    ``images``: (B, 3, H, W) float32, RGB, 0 to 1. The keys are the indices of the rows in the
+    folded model. The head is not included.
+    """
+    import torch
+
+    from y7edge.nn.build import from_checkpoint
+
+    model = from_checkpoint(checkpoint).eval()
+    kept = kept_rows(model.spec)
+    _, maps = _run(model, torch.from_numpy(np.ascontiguousarray(images)), kept)
+    return {index: maps[row].numpy() for index, row in enumerate(kept)}
+
+
 def _run(
     model: Model, images: torch.Tensor, rows: Sequence[int]
 ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
-    """Run a model; return the raw lead heads, and the output of each of the given rows."""
+    """Run a model; return its heads (without the auxiliary ones), and the outputs of ``rows``."""
     import torch
 
     maps: dict[int, torch.Tensor] = {}

@@ -5,8 +5,8 @@ The artifact is built and proved in a temporary folder. ``delivery`` moves it to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import cast
@@ -16,16 +16,18 @@ import numpy as np
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.bounds import MAX_BATCH
-from y7edge.artifact.description import Outputs, Size, describe, pair
-from y7edge.artifact.manifest import Precision
+from y7edge.artifact.description import Input, Outputs, Size, describe, kind_of_outputs, pair
+from y7edge.artifact.manifest import Dim, Manifest, Precision
 from y7edge.artifact.reports import ParityReport
 from y7edge.artifact.schema import checked
 from y7edge.errors import ConfigError
 from y7edge.export.delivery import deliver, require_destination, seal
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
+from y7edge.export.graph.rewrites import choose, recorded
 from y7edge.export.graph.simplify import simplify as simplified
 from y7edge.export.proof import parity
+from y7edge.export.proof.accuracy import Baseline, MapGate, gated
 from y7edge.export.proof.images import Images, gather
 from y7edge.export.proof.probes import make_probes
 from y7edge.export.proof.reference import Reference
@@ -53,15 +55,19 @@ def export(
     *,
     target: str = "onnx",
     outputs: str = "heads",
+    input: str = "float32",
     precision: str = "fp32",
     imgsz: Size | None = None,
     batch: int = 1,
     dynamic: bool = False,
     images: Images | None = None,
+    rewrites: Sequence[str] = (),
     simplify: bool = True,
     device: str = "auto",
     options: Mapping[str, str] | None = None,
     unverified: str | None = None,
+    data: Path | str | Baseline | None = None,
+    max_map_drop: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Export a checkpoint as an artifact, and prove that the artifact equals the model.
@@ -70,82 +76,147 @@ def export(
         checkpoint: a checkpoint of any form.
         out: path of the main file. Files are written only if the proof passes.
         target: a name from ``y7edge.export.targets.registry.names()``.
-        outputs: "heads" (raw outputs of each level) or "decoded" (boxes and scores before NMS).
-        precision: "fp32" or "fp16".
+        outputs: "heads" (raw outputs of each level), "heads-sigmoid" (their sigmoids), "decoded"
+            (boxes and scores before NMS) or "nms" (final boxes).
+        input: "float32" (NCHW, 0 to 1) or "uint8" (NHWC, 0 to 255, scaled in the graph).
+        precision: a precision that the target supports, such as "fp32" or "fp16".
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
             None: the size of the training.
         batch: fixed batch size.
         dynamic: make the batch size dynamic. The proof then runs batches of 1 and of 3 images.
-        images: images for the proof; None: from the recorded data set, else synthetic scenes.
+        images: images for the proof; None: images of the data set that the checkpoint records, or
+            synthetic scenes if that data set does not exist.
+        rewrites: names from ``y7edge.export.graph.rewrites``, in addition to the target's
+            ``REWRITES``.
         simplify: run onnx-simplifier, and use its graph if the results are equal.
         device: the device that the artifact is built for and proved on.
         options: options of the target, by name.
         unverified: why there is no proof. Required for targets without a runtime, else forbidden.
+        data: a data set. After the proof, checkpoint and artifact are evaluated on its split "val".
+            Or a ``Baseline``, to use another split, or to evaluate the checkpoint only once for
+            several exports.
+        max_map_drop: largest accepted drop of the mAP@0.5:0.95; None: only measure it.
         progress: called with one line for each step.
 
     Raises:
         ConfigError: an option is invalid, or the destination cannot be written.
         RuntimeMissing: a package is not installed.
-        ParityError: the proof failed or is inconclusive; ``report`` has the numbers.
+        DataError: the images or the data set cannot be used.
+        ParityError: the proof failed or is inconclusive, or the mAP drops by more than
+            ``max_map_drop``; the error's ``report`` has the numbers.
         ExportError: any other failure.
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
-    require_offered(chosen, outputs, precision, options or {})
-    _check(chosen, 1 if dynamic else batch, unverified)
+    size: Dim = "dynamic" if dynamic else batch
+    require_offered(chosen, input, outputs, precision, size, options or {})
+    _check(chosen, size, unverified, data is not None)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require({**_GRAPH_NEEDS, **chosen.NEEDS}, f"target {target}")
-    draft = describe(
+    rewrites = choose(folded(checkpoint.spec), rewrites, chosen.REWRITES)
+    if rewrites and chosen.NEEDS_CHECKPOINT:
+        raise ConfigError(f"target {target} converts the checkpoint, not a graph: omit --rewrite")
+    draft = _describe(checkpoint, chosen, imgsz, size, outputs, input, precision, rewrites)
+    gate = MapGate.create(checkpoint, data, max_map_drop, tell)
+    order = _Order(checkpoint, chosen, destination, draft, device, unverified, tell)
+    return _make(order, rewrites, simplify, options or {}, images, gate)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What to export, and where to; see the arguments of ``export``."""
+
+    checkpoint: Checkpoint
+    target: Target
+    destination: Path
+    manifest: Manifest  # without payload digest, probes and parity
+    device: str
+    unverified: str | None
+    tell: Callable[[str], None]
+
+
+def _make(
+    order: _Order,
+    rewrites: Sequence[str],
+    simplify: bool,
+    options: Mapping[str, str],
+    images: Images | None,
+    gate: MapGate | None,
+) -> Artifact:
+    """Build an artifact in a temporary folder, prove it, evaluate it, and deliver it."""
+    spec, runtime, tell = order.checkpoint.spec, order.target.RUNTIME, order.tell
+    with writing("temporary files", gettempdir()), temporary_folder() as folder:
+        tell(f"fold {spec.name} ({spec.form} form)")
+        request = BuildRequest(
+            model=folder / "graph.onnx",
+            checkpoint=fold_checkpoint(order.checkpoint),
+            manifest=order.manifest,
+            folder=folder / "artifact",
+            name=order.destination.name,
+            device=order.device,
+            options=options,
+        )
+        made, note = _build(request, order.target, rewrites, simplify, tell)
+        made, report = _prove(order, made, images)
+        if isinstance(runtime, str):
+            subject = f"nothing was written to {order.destination}: the artifact"
+            parity.require_passed(report, subject)
+            report = gated(report, gate, made, runtime, order.device, subject, tell)
+        manifest = replace(made.manifest, parity=replace(report, simplifier=note).to_dict())
+        made = deliver(replace(made, manifest=manifest), order.target, order.destination)
+    proved = "proved" if order.unverified is None else "not proved"
+    tell(f"{proved}; written to {order.destination}")
+    return made
+
+
+def _describe(
+    checkpoint: Checkpoint,
+    target: Target,
+    imgsz: Size | None,
+    batch: Dim,
+    outputs: str,
+    input: str,
+    precision: str,
+    rewrites: Sequence[str],
+) -> Manifest:
+    """Return the manifest of the graph, but with the precision of the artifact."""
+    manifest = describe(
         checkpoint,
         folded(checkpoint.spec),
         checkpoint.imgsz if imgsz is None else pair(imgsz),
-        batch="dynamic" if dynamic else batch,
+        batch=batch,
         outputs=cast(Outputs, outputs),
-        precision=cast(Precision, precision),
-        target=target,
+        input=cast(Input, input),
+        precision=cast(Precision, target.PRECISIONS[precision]),
+        target=target.NAME,
         opset=build.OPSET,
-        tools=_versions(chosen),
+        tools={**_versions(target), **recorded(rewrites)},
     )
-    with writing("temporary files", gettempdir()), temporary_folder() as folder:
-        tell(f"fold {checkpoint.spec.name} ({checkpoint.form} form)")
-        request = BuildRequest(
-            model=folder / "graph.onnx",
-            checkpoint=fold_checkpoint(checkpoint),
-            manifest=draft,
-            folder=folder / "artifact",
-            name=destination.name,
-            device=device,
-            options=options or {},
-        )
-        made, note = _build(request, chosen, outputs, simplify, tell)
-        made, report = _prove(made, chosen, checkpoint, images, device, unverified, tell)
-        if unverified is None:
-            parity.require_passed(report, f"nothing was written to {destination}: the artifact")
-        record = replace(report, simplifier=note).to_dict()
-        manifest = replace(made.manifest, parity=record)
-        made = deliver(replace(made, manifest=manifest), chosen, destination)
-    tell(f"{'proved' if unverified is None else 'not proved'}; written to {destination}")
-    return made
+    return replace(manifest, precision=cast(Precision, precision))
 
 
 def _build(
     request: BuildRequest,
     target: Target,
-    outputs: str,
+    rewrites: Sequence[str],
     simplify: bool,
     tell: Callable[[str], None],
 ) -> tuple[Artifact, str]:
     """Write the graph and build the artifact. Also return a note on the simplification."""
     manifest, image = request.manifest, request.manifest.input
-    tell(f"write the graph: {outputs}, {manifest.precision}, {image.height}x{image.width}")
+    precision, outputs = target.PRECISIONS[manifest.precision], kind_of_outputs(manifest)
+    form = ", ".join((outputs, precision, f"{image.height}x{image.width}", *rewrites))
+    tell(f"write the graph: {form}")
     model = build.build_graph(
         cast(Checkpoint, request.checkpoint),
         outputs=outputs,
-        precision=manifest.precision,
+        input=image.dtype,
+        precision=precision,
         height=image.height,
         width=image.width,
         batch=None if image.batch == "dynamic" else image.batch,
+        rewrites=rewrites,
     )
     note = "not requested"
     if simplify:
@@ -157,22 +228,14 @@ def _build(
     return seal(target.build(request), target), note
 
 
-def _prove(
-    built: Artifact,
-    target: Target,
-    checkpoint: Checkpoint,
-    images: Images | None,
-    device: str,
-    unverified: str | None,
-    tell: Callable[[str], None],
-) -> tuple[Artifact, ParityReport]:
+def _prove(order: _Order, built: Artifact, images: Images | None) -> tuple[Artifact, ParityReport]:
     """Add probes to the artifact, run it in its engine, and compare it with the unfolded model.
 
     A target without a runtime is not run: the report has the status "unverified".
     """
-    runtime = target.RUNTIME
+    runtime, checkpoint, tell = order.target.RUNTIME, order.checkpoint, order.tell
     if isinstance(runtime, Unprovable):
-        return built, ParityReport("unverified", (runtime.reason,), reason=unverified)
+        return built, ParityReport("unverified", (runtime.reason,), reason=order.unverified)
     reference = Reference(checkpoint)
     prepared = gather(images, checkpoint.meta, built.manifest.input)
     tell("run the reference model on the probes")
@@ -180,7 +243,7 @@ def _prove(
     probes = make_probes(built.manifest, reference, limits.probe)
     probed = replace(built, manifest=replace(built.manifest, probes=probes))
     report = parity.prove(
-        probed, reference, prepared, backend=runtime, device=device, progress=tell
+        probed, reference, prepared, backend=runtime, device=order.device, progress=tell
     )
     return probed, report
 
@@ -190,14 +253,23 @@ def _versions(target: Target) -> dict[str, str]:
     return {"y7edge": __version__, "numpy": np.__version__, **graph, **target.versions()}
 
 
-def _check(target: Target, batch: int, unverified: str | None) -> None:
-    """Raise ConfigError if the batch size is out of range, or ``unverified`` missing or useless."""
-    if not 1 <= batch <= MAX_BATCH:
+def _check(target: Target, batch: Dim, unverified: str | None, evaluated: bool) -> None:
+    """Raise ConfigError if the batch size or ``unverified`` does not suit the target.
+
+    If the target has no runtime, ``unverified`` is required; otherwise it is forbidden.
+    ``evaluated``: whether the mAP is to be measured, which requires a runtime.
+    """
+    if batch != "dynamic" and not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:
         raise ConfigError(
             f"artifacts of target {target.NAME} cannot be proved here ({target.RUNTIME.reason}): "
             "pass --unverified REASON to export one without a proof"
+        )
+    if isinstance(target.RUNTIME, Unprovable) and evaluated:
+        raise ConfigError(
+            f"artifacts of target {target.NAME} cannot be evaluated here "
+            f"({target.RUNTIME.reason}): omit data and max_map_drop"
         )
     if isinstance(target.RUNTIME, str) and unverified is not None:
         raise ConfigError(

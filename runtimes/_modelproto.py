@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from y7edge.artifact.foreign import Interface, Tensor
 from y7edge.errors import ArtifactError
 from y7edge.files import open_regular, reason
 
@@ -44,6 +45,11 @@ _INSIDE = {
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of TensorProto
+_DTYPES = {
+    **{1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"},
+    **{9: "bool", 10: "float16", 11: "float64", 16: "bfloat16"},
+}
+_LONGEST_NAME = 4096
 
 Field = tuple[int, int, int, int, int]
 """Field number, wire type, and offsets in the file: of the tag, of the content, of the end."""
@@ -59,7 +65,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, list[Field]]]:
 
     Raises:
         ArtifactError: the file cannot be read, is malformed, does not have exactly one graph, or
-            has external data. OSError and ValueError of the ``with`` block are converted too.
+            has external data. OSError and ValueError inside the ``with`` statement are converted
+            too.
     """
     try:
         with open_regular(path) as stream:
@@ -163,21 +170,113 @@ def read_metadata(path: Path, key: str, limit: int) -> bytes | None:
         ArtifactError: the file is not an ONNX file, is truncated, has external data, or the value
             has more than ``limit`` bytes.
     """
-    found: list[bytes] = []
     with _opened(path) as (stream, fields):
-        for number, _, _, content, end in fields:
-            if number == _METADATA_PROPS:
-                if end - content > limit + 1024:
-                    raise _MalformedError(f"its metadata has an entry of {end - content} bytes")
-                entry = io.BytesIO(_read(stream, content, end))
-                parts = {
-                    n: _read(entry, c, e) for n, _, _, c, e in _fields(entry, 0, end - content)
-                }
-                if parts.get(_KEY) == key.encode():
-                    found.append(parts.get(_VALUE, b""))
+        entries = _metadata(stream, fields, limit)
+        found = [value for name, value in entries if name == key.encode()]
         if len(found) > 1:
             raise _MalformedError(f"it has {len(found)} entries {key!r} in its metadata")
     return found[0] if found else None
+
+
+def _metadata(
+    stream: BinaryIO, fields: list[Field], limit: int
+) -> list[tuple[bytes | None, bytes]]:
+    """Return keys and values of the metadata properties."""
+    entries = []
+    for number, _, _, content, end in fields:
+        if number == _METADATA_PROPS:
+            if end - content > limit + 1024:
+                raise _MalformedError(f"its metadata has an entry of {end - content} bytes")
+            entry = io.BytesIO(_read(stream, content, end))
+            parts = {n: _read(entry, c, e) for n, _, _, c, e in _fields(entry, 0, end - content)}
+            entries.append((parts.get(_KEY), parts.get(_VALUE, b"")))
+    return entries
+
+
+def read_interface(path: Path, limit: int) -> Interface:
+    """Return the inputs, outputs and metadata of a file.
+
+    ``limit``: largest accepted size of a metadata entry, in bytes.
+
+    Raises:
+        ArtifactError: the file is not an ONNX file, is truncated, or has external data.
+    """
+    operators, weights, known = set[str](), set[str](), set[str]()
+    values: dict[int, list[Tensor]] = {11: [], 12: []}  # GraphProto.input, GraphProto.output
+    producer = ["", ""]
+    with _opened(path) as (stream, fields):
+        graph = next(field for field in fields if field[0] == _GRAPH)
+        for number, kind, _, content, end in _fields(stream, graph[3], graph[4]):
+            if kind == _BYTES and number == 1:
+                operators |= set(_texts(stream, content, end, 4))
+            elif kind == _BYTES and number == 5:
+                known |= set(_texts(stream, content, end, 8))
+                weights |= {_DTYPES.get(code, "") for code in _numbers(stream, content, end, 2)}
+            elif kind == _BYTES and number in values:
+                values[number].append(_tensor(stream, content, end))
+        for number, kind, _, content, end in fields:
+            if kind == _BYTES and number in (2, 3):  # producer_name, producer_version
+                producer[number - 2] = _text(stream, content, end)
+        entries = _metadata(stream, fields, limit)
+    return Interface(
+        inputs=tuple(tensor for tensor in values[11] if tensor.name not in known),
+        outputs=tuple(values[12]),
+        metadata={
+            (key or b"").decode(errors="replace"): value.decode(errors="replace")
+            for key, value in entries
+        },
+        operators=frozenset(operators),
+        weights=frozenset(weights),
+        producer=" ".join(filter(None, producer)),
+        digest=payload_digest(path),
+    )
+
+
+def _tensor(stream: BinaryIO, begin: int, end: int) -> Tensor:
+    """Decode a ValueInfoProto to name, dtype and shape.
+
+    Field numbers: name 1 and type 2 of the ValueInfoProto; tensor_type 1 of the type; elem_type 1
+    and shape 2 of the tensor type.
+    """
+    if end - begin > 1 << 16:
+        raise _MalformedError(f"the description of a tensor has {end - begin} bytes")
+    name = "".join(_texts(stream, begin, end, 1))
+    types = [t for outer in _parts(stream, begin, end, 2) for t in _parts(stream, *outer, 1)]
+    if len(types) != 1:
+        return Tensor(name, "not a tensor", None)
+    codes = list(_numbers(stream, *types[0], 1))
+    dtype = _DTYPES.get(codes[0], "unknown") if len(codes) == 1 else "unknown"
+    shapes = list(_parts(stream, *types[0], 2))
+    if len(shapes) != 1:
+        return Tensor(name, dtype, None)
+    sizes = [list(_numbers(stream, *dim, 1)) for dim in _parts(stream, *shapes[0], 1)]
+    if any(size and not 0 < size[0] < 1 << 62 for size in sizes) or len(sizes) > 16:
+        raise _MalformedError(f"the tensor {name[:64]!r} has an impossible shape")
+    return Tensor(name, dtype, tuple(size[0] if size else None for size in sizes))
+
+
+def _parts(stream: BinaryIO, begin: int, end: int, number: int) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each nested message in the field ``number``."""
+    for found, kind, _, content, stop in _fields(stream, begin, end):
+        if found == number and kind == _BYTES:
+            yield content, stop
+
+
+def _texts(stream: BinaryIO, begin: int, end: int, number: int) -> Iterator[str]:
+    for content, stop in _parts(stream, begin, end, number):
+        yield _text(stream, content, stop)
+
+
+def _text(stream: BinaryIO, begin: int, end: int) -> str:
+    if end - begin > _LONGEST_NAME:
+        raise _MalformedError(f"a name has {end - begin} bytes")
+    return _read(stream, begin, end).decode(errors="replace")
+
+
+def _numbers(stream: BinaryIO, begin: int, end: int, number: int) -> Iterator[int]:
+    for found, kind, _, content, stop in _fields(stream, begin, end):
+        if found == number and kind == _VARINT:
+            yield _varint(_read(stream, content, stop), 0)[0]
 
 
 def payload_digest(path: Path) -> str:

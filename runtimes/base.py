@@ -11,19 +11,19 @@ import ctypes
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
 from weakref import WeakSet
 
-import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Dim, Manifest
+from y7edge.artifact.foreign import Foreign
+from y7edge.artifact.manifest import THRESHOLD_INPUTS, Dim, Manifest
 from y7edge.artifact.schema import require_fit
 from y7edge.errors import (
     ArtifactError,
@@ -33,6 +33,7 @@ from y7edge.errors import (
     RuntimeMissing,
     Y7EdgeError,
 )
+from y7edge.machine import usable_cores
 
 MAX_THREADS = 1024
 
@@ -43,12 +44,14 @@ class TensorSpec:
 
     Attributes:
         name: Name in the engine.
-        shape: Sizes; "dynamic" for a dynamic batch.
+        shape: Sizes. "dynamic" stands for a dynamic batch, or for a number of rows that depends on
+            the image.
         dtype: Name of the numpy dtype, such as "float32".
-        role: "images", "head", "boxes" or "scores".
+        role: "images", "threshold", "head", "boxes", "scores" or "detections".
         layout: Order of the axes, such as "NCHW".
         scale: Quantisation step of an integer tensor; None for floats.
         zero_point: Integer that stands for 0; None for floats.
+        optional: Whether an input may be left out, because the graph has a default value for it.
     """
 
     name: str
@@ -58,6 +61,7 @@ class TensorSpec:
     layout: str
     scale: float | None = None
     zero_point: int | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,9 @@ class SessionOptions:
 
     Attributes:
         device: "auto", or a device from the runtime's ``DEVICES``, such as "cpu" or "cuda:1".
-        threads: Number of engine threads; None: the engine's default.
-        provider_options: Passed to the engine unchanged.
+        threads: Number of engine threads; None: the number of physical cores that this process may
+            use (see ``y7edge.machine.usable_cores``), the same for all engines.
+        provider_options: Options of the engine; the module of each runtime says which.
         check_payload: Whether to check the payload digest before opening the files. None: only for
             artifacts of several files, because files of different artifacts may be mixed up.
     """
@@ -82,6 +87,11 @@ class SessionOptions:
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise ConfigError(f"threads is {self.threads}, expected 1 to {MAX_THREADS}")
 
+    @property
+    def thread_count(self) -> int:
+        """Number of threads to run with on the CPU."""
+        return self.threads or min(usable_cores(), MAX_THREADS)
+
 
 class Session(ABC):
     """A model that was opened in an engine. Not thread-safe: callers must use a lock.
@@ -90,15 +100,20 @@ class Session(ABC):
     messages.
 
     Attributes:
-        inputs: Tensors that ``infer`` takes.
+        inputs: Tensors that ``infer`` takes; those that are ``optional`` may be left out.
         outputs: Tensors that ``infer`` returns.
         device: The device in use, such as "cpu" or "cuda:0".
-        arithmetic: Description of the arithmetic, such as "float32 (ONNX Runtime, cpu)". It can
-            differ from the artifact's precision, which an engine may emulate.
+        arithmetic: Description of the arithmetic, such as "float32 (ONNX Runtime, cpu)". An engine
+            may compute in another precision than the artifact's.
         versions: Versions of the engine's packages.
+        threads: Number of CPU threads; None: unknown, or the engine does not use the CPU.
+        backend: Name of the runtime; empty if the session was not opened by the registry.
+        why: Why this runtime was chosen.
     """
 
     ENGINE: ClassVar[str]
+    backend: str = ""
+    why: str = ""
 
     def __init__(
         self,
@@ -108,9 +123,16 @@ class Session(ABC):
         device: str,
         arithmetic: str,
         versions: Mapping[str, str],
+        threads: int | None = None,
     ) -> None:
         image = manifest.input
-        self.inputs = (TensorSpec(image.name, image.shape, image.dtype, "images", image.layout),)
+        self.inputs = (
+            TensorSpec(image.name, image.shape, image.dtype, "images", image.layout),
+            *(
+                TensorSpec(name, (), THRESHOLD_INPUTS[name], "threshold", "", optional=True)
+                for name in manifest.threshold_inputs
+            ),
+        )
         self.outputs = tuple(
             TensorSpec(o.name, o.shape, o.dtype, o.role, o.layout, o.scale, o.zero_point)
             for o in manifest.outputs
@@ -118,10 +140,17 @@ class Session(ABC):
         self.device = device
         self.arithmetic = arithmetic
         self.versions = dict(versions)
+        self.threads = threads
         self._label = label
         self._closed = False
         self._process = os.getpid()
         _SESSIONS.add(self)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Backend, device, threads and versions, as JSON values for logs."""
+        names = ("backend", "why", "device", "threads", "arithmetic")
+        return {**{name: getattr(self, name) for name in names}, "versions": dict(self.versions)}
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model on arrays, by input name; return new arrays, by output name.
@@ -136,13 +165,24 @@ class Session(ABC):
         require_process(self._process, f"the session of {self._label}")
         check_feeds(self.inputs, feeds)
         try:
-            return self._run(feeds)
+            results = self._run(feeds)
         except Y7EdgeError:
             raise
         except Exception as error:  # engines have no common exception class
             raise DeviceError(
                 f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
             ) from error
+        images = len(feeds[self.inputs[0].name])
+        for spec in self.outputs:
+            found, rows = results.get(spec.name), spec.role == "detections"
+            if found is None or not fits(found, spec) or not (rows or len(found) == images):
+                shape = spec.shape if rows else (images, *spec.shape[1:])
+                what = "nothing" if found is None else f"{found.dtype} {found.shape}"
+                raise DeviceError(
+                    f"{self.ENGINE} returned {what} for output {spec.name} of {self._label}, "
+                    f"expected {spec.dtype} {shape}: export it again"
+                )
+        return results
 
     def close(self) -> None:
         """Free the engine's memory. Calling it again has no effect.
@@ -157,6 +197,15 @@ class Session(ABC):
     def __reduce__(self) -> NoReturn:
         """Raise DeviceError: a session cannot be pickled or copied."""
         refuse_copy(f"the session of {self._label}")
+
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object] | None:
+        """Return a function that runs the engine on ``feeds`` through its own API only.
+
+        ``y7edge benchmark`` compares this function with ``infer``. It makes all outputs readable as
+        numpy arrays, without checks and without copies. Returns None if the runtime has no such
+        function.
+        """
+        return None
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -218,7 +267,7 @@ class Runtime(Protocol):
     FORMATS: tuple[str, ...]
     """Supported file suffixes, in lower case, with the dot."""
     TARGETS: tuple[str, ...]
-    """Export targets (``manifest.target``) whose artifacts it runs and proves."""
+    """Export targets (``manifest.target``) whose artifacts this runtime runs and proves."""
     NEEDS: Mapping[str, str]
     """Import name of each required package -> extra to install."""
     DEVICES: tuple[str, ...]
@@ -227,7 +276,7 @@ class Runtime(Protocol):
     """Tolerance for fp32 outputs, as a fraction of an output's largest magnitude."""
 
     def load_engine(self) -> Any:
-        """Switch the engine's telemetry off and import it. No other function imports it."""
+        """Import the engine with its telemetry off. No other function imports the engine."""
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """Return the paths of all files of an artifact, main file first; they need not exist."""
@@ -255,8 +304,21 @@ class Runtime(Protocol):
             ArtifactError: inputs or outputs differ from the manifest.
         """
 
+    def available_devices(self) -> list[str]:
+        """Return the devices of this machine that the engine finds, for ``y7edge check``."""
+
     def versions(self) -> dict[str, str]:
         """Return the versions of the engine's installed packages."""
+
+
+@runtime_checkable
+class ReadsForeign(Protocol):
+    """A runtime that also opens files of other exporters."""
+
+    def read_foreign(
+        self, path: Path, names: Sequence[str] | None = None, imgsz: tuple[int, int] | None = None
+    ) -> Foreign | None:
+        """Describe a file without a manifest by its tensors; None if it has a manifest."""
 
 
 def require_process(process: int, what: str) -> None:
@@ -268,6 +330,22 @@ def require_process(process: int, what: str) -> None:
         raise DeviceError(
             f"{what} was opened in another process; engines cannot be used after a fork: open it "
             "in this process"
+        )
+
+
+_OWNERS: dict[str, int] = {}  # engine -> process that used it first
+
+
+def claim_engine(engine: str) -> None:
+    """Raise DeviceError in a process that was forked after ``engine`` was used in its parent.
+
+    For engines whose threads are shared by all sessions: these threads do not exist in a forked
+    child, so that even a new session would wait for them forever.
+    """
+    if _OWNERS.setdefault(engine, os.getpid()) != os.getpid():
+        raise DeviceError(
+            f"{engine} was in use when this process was forked, and cannot be used after a fork: "
+            "open artifacts only after the fork, or start processes with multiprocessing's 'spawn'"
         )
 
 
@@ -293,8 +371,8 @@ def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manif
     """
     if text is None:
         raise ArtifactError(
-            f"{path} has no y7edge manifest with classes, anchors and proof: make an artifact with "
-            f"`y7edge export CHECKPOINT {options}`"
+            f"{path} has no y7edge manifest with classes, anchors and proof (files of other "
+            f"exporters have none): make an artifact with `y7edge export CHECKPOINT {options}`"
         )
     return Manifest.from_json(text, str(path))
 
@@ -350,20 +428,29 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def fits(array: NDArray[Any], spec: TensorSpec) -> bool:
+    """Return whether an array has the shape and the dtype of a tensor."""
+    pairs = zip(array.shape, spec.shape, strict=False)
+    return (
+        len(array.shape) == len(spec.shape)
+        and array.dtype == spec.dtype
+        and all(expected in (size, "dynamic") for size, expected in pairs)
+    )
+
+
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]]) -> None:
     """Raise ConfigError if names, shapes or dtypes of ``feeds`` differ from the inputs."""
     names = [spec.name for spec in inputs]
-    if sorted(feeds) != sorted(names):
+    required = {spec.name for spec in inputs if not spec.optional}
+    if not required <= set(feeds) <= set(names):
         raise ConfigError(
             f"the model takes {', '.join(names)}; got {', '.join(feeds) or 'nothing'}"
         )
     for spec in inputs:
+        if spec.name not in feeds:
+            continue
         array = feeds[spec.name]
-        fits = len(array.shape) == len(spec.shape) and all(
-            size == expected or (expected == "dynamic" and size > 0)
-            for size, expected in zip(array.shape, spec.shape, strict=True)
-        )
-        if not fits or array.dtype != np.dtype(spec.dtype):
+        if not fits(array, spec) or not array.size:
             raise ConfigError(
                 f"{spec.name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}"
             )

@@ -1,18 +1,24 @@
 """Run .onnx artifacts with ONNX Runtime, on CPUs and NVIDIA GPUs (https://onnxruntime.ai).
 
+Other execution providers are selected by ``provider_options={"provider": NAME, ...}``, which also
+contains the provider's own options. The CPU runs the nodes that a provider does not support.
+
 The manifest is stored in the file's metadata property ``y7edge``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from y7edge.artifact import foreign
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.foreign import Foreign
 from y7edge.artifact.manifest import MAX_BYTES, Dim, Manifest
 from y7edge.errors import ConfigError, DeviceError
 from y7edge.files import atomic_write
@@ -33,6 +39,7 @@ DEVICES = ("cpu", "cuda", "cuda:N")
 DEVIATION = 1e-4
 
 _KEY = "y7edge"
+_PROVIDER = "provider"
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _DTYPES = {
     "tensor(float)": "float32",
@@ -42,6 +49,7 @@ _DTYPES = {
     "tensor(int16)": "int16",
     "tensor(uint16)": "uint16",
     "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
 }
 
 
@@ -68,6 +76,21 @@ def read_manifest(path: Path) -> Manifest:
     return decode_manifest(text, path, "--out FILE.onnx")
 
 
+def read_foreign(
+    path: Path, names: Sequence[str] | None = None, imgsz: tuple[int, int] | None = None
+) -> Foreign | None:
+    """Describe an .onnx file of another exporter by its tensors; None if it has our manifest.
+
+    Raises:
+        ArtifactError: the file is damaged, or the meaning of its tensors is not known.
+        ConfigError: ``names`` or ``imgsz`` is missing or does not fit the file.
+    """
+    if _modelproto.read_metadata(path, _KEY, MAX_BYTES) is not None:
+        return None
+    interface = _modelproto.read_interface(path, MAX_BYTES)
+    return foreign.describe(interface, str(path), path.stem, names=names, imgsz=imgsz)
+
+
 def write_manifest(artifact: Artifact) -> None:
     """Write the artifact's manifest into its file, replacing all metadata."""
     payload = _modelproto.without_metadata(artifact.path)
@@ -87,13 +110,20 @@ def versions() -> dict[str, str]:
     return installed_versions("onnxruntime", "onnxruntime-gpu")
 
 
+def available_devices() -> list[str]:
+    """Return the devices that this build of ONNX Runtime supports."""
+    return ["cpu", *(["cuda"] if _CUDA in load_engine().get_available_providers() else [])]
+
+
 def open(artifact: Artifact, options: SessionOptions) -> Session:
     """Open a session in ONNX Runtime."""
+    if artifact.foreign is not None:
+        return _ForeignSession(artifact, artifact.foreign, options)
     return _OnnxSession(artifact, options)
 
 
 def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run an .onnx file without manifest once, on the CPU.
+    """Run an .onnx file once, on the CPU; it needs no manifest.
 
     Raises:
         DeviceError: ONNX Runtime cannot open or run the file.
@@ -120,13 +150,20 @@ class _OnnxSession(Session):
             str(artifact.path),
             manifest,
             device=device,
-            arithmetic=_arithmetic(manifest.precision, device),
+            arithmetic=_arithmetic(manifest.precision, device, options),
             versions=versions(),
+            threads=options.thread_count,
         )
         self._names = [output.name for output in self.outputs]
-        self._require_tensors(
-            *map(_tensors, (self._engine.get_inputs(), self._engine.get_outputs()))
-        )
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        inputs = [*self._engine.get_inputs(), *self._engine.get_overridable_initializers()]
+        self._require_tensors(*map(_tensors, (inputs, self._engine.get_outputs())))
+
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """Return a function that calls ``InferenceSession.run``."""
+        return partial(self._engine.run, self._names, dict(feeds))
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         results = self._engine.run(self._names, dict(feeds))
@@ -134,6 +171,29 @@ class _OnnxSession(Session):
 
     def _close(self) -> None:
         self._engine = None
+
+
+class _ForeignSession(_OnnxSession):
+    """A file of another exporter, whose outputs are converted to those of the manifest."""
+
+    def __init__(self, artifact: Artifact, found: Foreign, options: SessionOptions) -> None:
+        self._foreign = found
+        try:
+            super().__init__(artifact, options)
+        except DeviceError as error:
+            if "EfficientNMS" in str(error):
+                raise DeviceError(
+                    f"{artifact.path} contains TensorRT's EfficientNMS, which ONNX Runtime does "
+                    "not have: export it without NMS"
+                ) from error
+            raise
+        self._names = list(found.outputs)
+
+    def _check_tensors(self) -> None:
+        """Accept all tensors: the manifest was made from this file, and every result is checked."""
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._foreign.convert(self._engine.run(self._names, dict(feeds)))
 
 
 def _tensors(found: Sequence[Any]) -> list[tuple[str, str, tuple[Dim, ...]]]:
@@ -157,9 +217,12 @@ def _start(path: Path, options: SessionOptions) -> Any:
     settings.log_severity_level = 4  # fatal only: errors are raised as exceptions
     # ARM CPUs would compute fp32 models in bf16, which is faster but deviates by 0.1 %.
     settings.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
-        settings.inter_op_num_threads = 1
+    # Waiting threads would spin instead of sleeping, which takes processors from a second session
+    # and from the rest of the robot's software: examples/research/two_detectors.py measures it.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    settings.intra_op_num_threads = options.thread_count
+    settings.inter_op_num_threads = 1
     try:
         return ort.InferenceSession(str(path), settings, providers=providers)
     except Exception as error:  # onnxruntime has no common exception class
@@ -173,6 +236,18 @@ def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str,
     """
     kind, index = parse_device(options.device, DEVICES)
     own = dict(options.provider_options)
+    provider = own.pop(_PROVIDER, None)
+    if provider is not None:
+        if kind != "auto":
+            raise ConfigError(f"give device={options.device!r} or a provider, not both")
+        if provider == _CUDA:  # the device has options that keep the precision
+            raise ConfigError(f"provider {_CUDA} is device 'cuda': give device='cuda' instead")
+        if provider not in available:
+            raise DeviceError(
+                f"provider {provider!r} is not available: this ONNX Runtime has only "
+                f"{', '.join(available)}: install the package of ONNX Runtime that contains it"
+            )
+        return [_cpu(own)] if provider == _CPU else [(provider, own), _cpu({})]
     if "use_tf32" in own:
         raise ConfigError("use_tf32 cannot be set: an fp32 artifact is computed in fp32")
     if kind == "cuda" and _CUDA not in available:
@@ -181,14 +256,36 @@ def _providers(options: SessionOptions, available: list[str]) -> list[tuple[str,
             f"{', '.join(available)}: pip install onnxruntime-gpu, or use device='cpu'"
         )
     if kind == "cpu" or _CUDA not in available:
-        return [(_CPU, own)]
+        return [_cpu(own)]
     # TF32 would round the inputs of multiplications to a mantissa of 10 bits.
-    return [(_CUDA, {"device_id": index or 0, "use_tf32": 0, **own}), (_CPU, {})]
+    return [(_CUDA, {"device_id": index or 0, "use_tf32": 0, **own}), _cpu({})]
+
+
+def _cpu(own: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the provider for CPUs; raise ConfigError for options, which it would ignore."""
+    if own:
+        raise ConfigError(
+            f"ONNX Runtime has no option {next(iter(own))!r} on the CPU: omit it, or name the "
+            f"execution provider that has it as provider option {_PROVIDER!r}"
+        )
+    return _CPU, {}
 
 
 def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:
-    """Return the session's device; raise DeviceError if it is the CPU although a GPU was set."""
-    if engine.get_providers()[0] == _CUDA:
+    """Return the session's device, or the name of its provider if the user chose one.
+
+    Raises:
+        DeviceError: ONNX Runtime fell back to the CPU.
+    """
+    found, provider = engine.get_providers()[0], options.provider_options.get(_PROVIDER)
+    if provider is not None:
+        if found != provider:
+            raise DeviceError(
+                f"provider {provider!r} is not available: ONNX Runtime opened {path} with {found}: "
+                "check the driver and the libraries that the provider needs"
+            )
+        return "cpu" if found == _CPU else str(found)
+    if found == _CUDA:
         return f"cuda:{engine.get_provider_options()[_CUDA].get('device_id', 0)}"
     if options.device.startswith("cuda"):
         raise DeviceError(
@@ -198,8 +295,10 @@ def _device_of(engine: Any, path: Path, options: SessionOptions) -> str:
     return "cpu"
 
 
-def _arithmetic(precision: str, device: str) -> str:
+def _arithmetic(precision: str, device: str, options: SessionOptions) -> str:
     """Return a description of the arithmetic for an artifact of this precision."""
+    if device == options.provider_options.get(_PROVIDER):
+        return f"chosen by {device} for {precision} (ONNX Runtime)"
     if precision == "fp16" and device == "cpu":
         # ONNX Runtime removes the casts to float16 between layers (measured with version 1.32 on
         # x86-64, at every optimization level).

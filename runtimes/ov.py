@@ -3,13 +3,17 @@
 An artifact is an .xml file (the graph) and a .bin file (the weights). The manifest is the attribute
 ``value`` of the element ``/net/rt_info/y7edge/manifest`` in the .xml file. It is read and written
 without the engine. The payload is the rest of the .xml file and the whole .bin file.
+
+Provider options are OpenVINO's properties. Device "AUTO" lets OpenVINO choose a device, unlike
+"auto", which is the CPU. With
+``{"PERFORMANCE_HINT": "THROUGHPUT"}``, the images of a dynamic batch are run in parallel, in as
+many requests as OpenVINO recommends.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ from y7edge.runtimes.base import (
     Session,
     SessionOptions,
     TensorSpec,
+    claim_engine,
     decode_manifest,
     installed_versions,
     keep,
@@ -37,22 +42,24 @@ from y7edge.runtimes.base import (
 FORMATS = (".xml",)
 TARGETS = ("openvino",)
 NEEDS = {"openvino": "y7edge[openvino]"}
-DEVICES = ("cpu", "gpu", "gpu:N", "npu")
+DEVICES = ("cpu", "gpu", "gpu:N", "npu", "AUTO")
 DEVIATION = 1e-4
 
 _PLACE = ["net", "rt_info", "y7edge"]  # path of the element that contains the manifest
 _MAX_XML = 32 << 20  # bytes of an .xml file; the largest variant has 2 MB
 _MAX_ELEMENTS = 500_000  # in an .xml file; the largest variant has 40,000
 # Options that users cannot set, because the artifact's precision determines the arithmetic.
-_RESERVED = ("INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT")
+_PRECISION = "INFERENCE_PRECISION_HINT"
+_RESERVED = (_PRECISION, "EXECUTION_MODE_HINT")
+_ON_CPU = ("cpu", "AUTO")  # kinds of devices that may use the CPU
 
 
 def load_engine() -> Any:
     """Import openvino with its telemetry off.
 
     On import, openvino sends telemetry and writes into the home directory, unless the package
-    ``openvino_telemetry`` cannot be imported. An entry of None in ``sys.modules`` prevents its
-    import.
+    ``openvino_telemetry`` cannot be imported. An entry of None in ``sys.modules`` prevents the
+    import of this package.
     """
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -71,23 +78,18 @@ def open_core() -> Any:
     Raises:
         DeviceError: the core was created in another process, before a fork.
     """
-    core, process = _core()
-    if process != os.getpid():
-        raise DeviceError(
-            "OpenVINO was in use when this process was forked, and cannot be used after a fork: "
-            "open artifacts only after the fork, or start processes with multiprocessing's 'spawn'"
-        )
-    return core
+    claim_engine("OpenVINO")
+    return _core()
 
 
 @cache
-def _core() -> tuple[Any, int]:
-    """Create the core; return it with the id of this process."""
+def _core() -> Any:
+    """Create the core."""
     core = load_engine().Core()
-    # Memory-mapped weights would change with the file, and a truncated file kills the process.
+    # Memory-mapped weights would change with the file, and truncation would kill the process.
     core.set_property({"ENABLE_MMAP": False})
     keep(core)
-    return core, os.getpid()
+    return core
 
 
 def files(path: Path) -> tuple[Path, ...]:
@@ -118,13 +120,19 @@ def versions() -> dict[str, str]:
     return installed_versions("openvino")
 
 
+def available_devices() -> list[str]:
+    """Return the devices that OpenVINO finds, and AUTO, which chooses one of them."""
+    found = [device.lower().replace(".", ":") for device in open_core().available_devices]
+    return [*found, "AUTO"]
+
+
 def open(artifact: Artifact, options: SessionOptions) -> Session:
     """Open a session in OpenVINO; device "auto" is the CPU."""
     return _OpenVinoSession(artifact, options)
 
 
 class _OpenVinoSession(Session):
-    """One compiled model and one inference request."""
+    """A compiled model with one inference request, or with a queue of them for throughput."""
 
     ENGINE = "OpenVINO"
 
@@ -140,17 +148,37 @@ class _OpenVinoSession(Session):
             device=device,
             arithmetic=_arithmetic(compiled, manifest.precision, device),
             versions=versions(),
+            threads=_threads(compiled, kind),
         )
         self._require_tensors(
             _tensors(compiled.inputs, self.inputs), _tensors(compiled.outputs, self.outputs)
         )
         self._tensor = load_engine().Tensor
         self._request: Any = compiled.create_infer_request()
+        self._queue: Any = None
+        hint = str(options.provider_options.get("PERFORMANCE_HINT", "")).upper()
+        if hint.endswith("THROUGHPUT") and manifest.input.batch == "dynamic":
+            self._queue = load_engine().AsyncInferQueue(compiled)
+
+    def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """Return a function that runs a separate inference request."""
+        request = self._request.get_compiled_model().create_infer_request()
+        for index, spec in enumerate(self.inputs):
+            array = np.ascontiguousarray(feeds[spec.name])
+            request.set_input_tensor(index, self._tensor(array, shared_memory=True))
+
+        def run() -> object:
+            request.infer()
+            return [request.get_output_tensor(index).data for index in range(len(self.outputs))]
+
+        return run
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         # The engine uses the inputs without copying them. Outputs are copied, because the next run
         # overwrites them.
         given = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
+        if self._queue is not None and len(given[0]) > 1:
+            return self._run_queue(given[0])
         for index, array in enumerate(given):
             self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
         self._request.infer()
@@ -159,8 +187,33 @@ class _OpenVinoSession(Session):
             for index, spec in enumerate(self.outputs)
         }
 
+    def _run_queue(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Run the images of a batch one by one, several at the same time."""
+        found: list[list[NDArray[Any]]] = [[] for _ in images]
+        problems: list[Exception] = []
+
+        def keep_outputs(request: Any, index: int) -> None:
+            try:
+                found[index] = [np.array(tensor.data) for tensor in request.output_tensors]
+            except Exception as error:  # raised in the queue, it would end the process
+                problems.append(error)
+
+        self._queue.set_callback(keep_outputs)
+        try:
+            for index in range(len(images)):
+                tensor = self._tensor(images[index : index + 1], shared_memory=True)
+                self._queue.start_async({0: tensor}, userdata=index)
+        finally:  # also after Ctrl-C: requests that still run would mix with the next batch
+            self._queue.wait_all()
+        if problems:
+            raise problems[0]
+        parts = zip(*found, strict=True)
+        return {
+            spec.name: np.concatenate(part) for spec, part in zip(self.outputs, parts, strict=True)
+        }
+
     def _close(self) -> None:
-        self._request = None
+        self._request = self._queue = None
 
 
 def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int | None) -> Any:
@@ -173,20 +226,22 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         )
     # Without the hint, CPUs with AMX compute fp32 models in bfloat16. On a CPU, float16 arithmetic
     # is slower than float32 arithmetic with float16 weights.
-    reduced = artifact.manifest.precision == "fp16" and kind != "cpu"
+    hints = {"bf16": "bf16", "fp16": "f32" if kind in _ON_CPU else "f16"}
     settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f16" if reduced else "f32",
+        _PRECISION: hints.get(artifact.manifest.precision, "f32"),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if options.threads is not None and kind == "cpu":
-        if "INFERENCE_NUM_THREADS" in own:
-            raise ConfigError("give threads or INFERENCE_NUM_THREADS, not both")
-        settings["INFERENCE_NUM_THREADS"] = options.threads
+    if options.threads is not None and "INFERENCE_NUM_THREADS" in own:
+        raise ConfigError("give threads or INFERENCE_NUM_THREADS, not both")
+    if kind in _ON_CPU:
+        settings["INFERENCE_NUM_THREADS"] = options.thread_count
+        # Pinning would put the calling threads of all sessions on the same first processors.
+        settings["ENABLE_CPU_PINNING"] = False
     name = kind.upper() if index is None else f"{kind.upper()}.{index}"
     try:
         core = open_core()
         available = core.available_devices
-        if not any(device.split(".")[0] == kind.upper() for device in available):
+        if kind != "AUTO" and not any(d.split(".")[0] == kind.upper() for d in available):
             raise DeviceError(
                 f"device {options.device!r} is not available: OpenVINO has only "
                 f"{', '.join(available).lower() or 'none'}: install the driver, or use device='cpu'"
@@ -199,21 +254,39 @@ def _compile(artifact: Artifact, options: SessionOptions, kind: str, index: int 
         raise DeviceError(f"OpenVINO cannot open {artifact.path}: {one_line(error)}") from error
 
 
+def _threads(compiled: Any, kind: str) -> int | None:
+    """Return the number of CPU threads that the compiled model uses; None if it uses no CPU."""
+    found = _properties(compiled, kind, "INFERENCE_NUM_THREADS") if kind in _ON_CPU else []
+    return max(map(int, found), default=None)
+
+
+def _properties(compiled: Any, kind: str, name: str) -> list[Any]:
+    """Return the values of a property: one, or for AUTO one for each device that has it."""
+    if kind != "AUTO":
+        return [compiled.get_property(name)]
+    by_device = compiled.get_property("DEVICE_PROPERTIES").values()
+    return [properties[name] for properties in by_device if name in properties]
+
+
 def _arithmetic(compiled: Any, precision: str, device: str) -> str:
     """Return a description of the arithmetic that the compiled model uses.
 
     Raises:
-        DeviceError: an fp32 artifact would be computed in a lower precision.
+        DeviceError: an fp32 or bf16 artifact would be computed in another precision.
     """
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-    code = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    computed = names.get(code, code)
-    if precision == "fp32" and computed != "float32":
-        raise DeviceError(
-            f"OpenVINO would compute this fp32 artifact in {computed} on {device}: use another "
-            "device, or export for this one with --precision fp16"
-        )
+    codes = {code.to_string() for code in _properties(compiled, device, _PRECISION)}
+    expected = {"fp32": "float32", "bf16": "bfloat16"}.get(precision)
+    for computed in (names.get(code, code) for code in codes):
+        if computed != (expected or computed):
+            raise DeviceError(
+                f"OpenVINO would compute this {precision} artifact in {computed} on {device}, "
+                f"expected {expected}: use another device, or export it with another --precision"
+            )
+    computed = " or ".join(sorted(names.get(code, code) for code in codes)) or "unknown arithmetic"
     stored = "float16 weights, " if precision == "fp16" and computed == "float32" else ""
+    if device == "AUTO":
+        device += f": {', '.join(compiled.get_property('EXECUTION_DEVICES')).lower()}"
     return f"{stored}{computed} (OpenVINO, {device})"
 
 
@@ -313,7 +386,7 @@ class _Document:
             begin = self._begin or 0
             whole = _element(self._values[0]) if len(self._values) == 1 else b""
             if not whole or self._data[begin : begin + len(whole)] != whole:
-                raise self._malformed("its element rt_info/y7edge is not as y7edge writes it")
+                raise self._malformed("its element rt_info/y7edge was not written by y7edge")
         elif self._stack == _PLACE[:2]:
             self._insert = self._parser.CurrentByteIndex
             if not self._data.startswith(b"</", self._insert):

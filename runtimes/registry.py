@@ -1,11 +1,12 @@
 """List the runtimes, choose one for an artifact, and open the artifact in it.
 
 Runtimes are the modules of this folder and the entry points of the group ``y7edge.runtimes``. If
-several runtimes read a suffix, the manifest's target decides.
+several runtimes read files with a suffix, the target in the file's manifest decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,15 @@ from y7edge.errors import (
 )
 from y7edge.files import is_file, is_utf8
 from y7edge.plugins import Plugins
-from y7edge.runtimes.base import Runtime, Session, SessionOptions, missing, require
+from y7edge.runtimes.base import (
+    ReadsForeign,
+    Runtime,
+    Session,
+    SessionOptions,
+    missing,
+    one_line,
+    require,
+)
 
 RUNTIMES = Plugins("y7edge.runtimes", "y7edge.runtimes", "backend")
 
@@ -37,7 +46,8 @@ def get(name: str) -> Runtime:
 
     Raises:
         ConfigError: no runtime has this name.
-        RuntimeMissing: another package announces it, but it cannot be imported.
+        RuntimeMissing: the entry point of another package names this runtime, but its module cannot
+            be imported.
     """
     return cast(Runtime, RUNTIMES.get(name))
 
@@ -63,9 +73,21 @@ def devices() -> list[str]:
 
 @checked
 def find(path: Path | str, backend: str = "auto") -> Runtime:
-    """Return the runtime for a file.
+    """Return the runtime for a file; see :func:`choose`."""
+    return choose(path, backend)[0]
 
-    ``backend`` is the name of a runtime, or "auto" to choose one by suffix and manifest.
+
+@checked
+def choose(path: Path | str, backend: str = "auto") -> tuple[Runtime, str]:
+    """Return the runtime for a file, and why it was chosen.
+
+    ``backend`` is the name of a runtime, or "auto". With "auto", the runtimes that read files with
+    this suffix are compared. The best one is chosen, in this order:
+
+    1. It runs the manifest's target, and its engine is installed.
+    2. It runs the manifest's target.
+    3. It can read the manifest.
+    4. It can read the file, although the manifest was changed.
 
     Raises:
         ArtifactMissing: the file does not exist.
@@ -80,14 +102,24 @@ def find(path: Path | str, backend: str = "auto") -> Runtime:
         if suffix not in runtime.FORMATS:
             formats = ", ".join(runtime.FORMATS)
             raise ConfigError(f"backend {backend!r} reads {formats}, not {path.name}")
-        return runtime
+        return runtime, f"backend {backend!r} was given"
     candidates = [runtime for runtime in loadable() if suffix in runtime.FORMATS]
     if not candidates:
         formats = ", ".join(sorted({form for runtime in loadable() for form in runtime.FORMATS}))
         raise ArtifactError(f"no runtime reads {path}; files that can be opened: {formats}")
     if len(candidates) == 1:
-        return candidates[0]
-    return min(candidates, key=lambda runtime: _rank(runtime, path))
+        return candidates[0], f"no other runtime reads {suffix} files"
+    best = min(candidates, key=lambda runtime: _rank(runtime, path))
+    return best, f"of {len(candidates)} runtimes for {suffix} files, {_RANKS[_rank(best, path)]}"
+
+
+_RANKS = (
+    "this one runs the file's target, and its engine is installed",
+    "this one runs the file's target, but its engine is not installed",
+    "this one reads the manifest, but does not run the file's target",
+    "this one reads the format, but the file is damaged",
+    "none reads the manifest",
+)
 
 
 def _rank(runtime: Runtime, path: Path) -> int:
@@ -127,6 +159,53 @@ def load(path: Path | str, backend: str = "auto") -> Artifact:
     return Artifact(path, runtime.read_manifest(path), runtime.files(path)[1:])
 
 
+@checked
+def load_any(
+    path: Path | str,
+    backend: str = "auto",
+    *,
+    names: Sequence[str] | None = None,
+    imgsz: tuple[int, int] | None = None,
+) -> Artifact:
+    """Read an artifact, or a file of another exporter, which has no proof.
+
+    Args:
+        path: the file.
+        backend: a runtime's name; "auto": chosen by the file.
+        names: class names, for a file of another exporter only.
+        imgsz: input size (height, width). If the file has a fixed size, ``imgsz`` must equal it.
+
+    Raises:
+        ArtifactMissing, ArtifactError, DigestError: as for ``load``.
+        ConfigError: ``names`` or ``imgsz`` is missing or does not fit the file.
+    """
+    path = Path(path)
+    try:
+        artifact = load(path, backend)
+    except (ArtifactMissing, DigestError):
+        raise
+    except ArtifactError:
+        runtime = find(path, backend)  # raises the same error if no runtime reads it
+        found = None
+        if isinstance(runtime, ReadsForeign):
+            found = runtime.read_foreign(path, names, imgsz)
+        if found is None:  # the file has a manifest that cannot be used
+            raise
+        return Artifact(path, found.manifest, foreign=found)
+    image = artifact.manifest.input
+    if names is not None:
+        raise ConfigError(
+            f"names were given, but {path} has its own: omit names (--names), which are for files "
+            "of other exporters"
+        )
+    if imgsz is not None and imgsz != (image.height, image.width):
+        raise ConfigError(
+            f"{path} has a fixed input size, expected imgsz {image.height}x{image.width}, found "
+            f"{imgsz[0]}x{imgsz[1]}: omit imgsz, or export again with --imgsz {imgsz[0]}x{imgsz[1]}"
+        )
+    return artifact
+
+
 def check_payload(artifact: Artifact, backend: str = "auto") -> str:
     """Compute the payload digest of the files, compare it with the manifest, and return it.
 
@@ -157,16 +236,26 @@ def open_session(
     Raises:
         ArtifactMissing: a file of the artifact does not exist.
         ArtifactError: the path is not UTF-8.
-        RuntimeMissing: the engine's package is not installed; the message says what to install.
+        RuntimeMissing: the engine's package is not installed, or cannot be imported; the message
+            says what to install.
         DigestError: the payload was changed; checked according to ``options.check_payload``.
         DeviceError: the device does not exist, or the engine refuses the file.
     """
     options = options or SessionOptions()
-    runtime = find(artifact.path, backend)
+    runtime, why = choose(artifact.path, backend)
     require_files(artifact.files)
     if not is_utf8(artifact.path):
         raise ArtifactError(f"{artifact.path}: engines open UTF-8 paths only: rename it")
     require(runtime.NEEDS, f"opening {artifact.path.name}")
     if options.check_payload or (options.check_payload is None and artifact.side_files):
         check_payload(artifact, backend)
-    return runtime.open(artifact, options)
+    try:
+        runtime.load_engine()
+    except Exception as error:  # of any kind, if a library or an instruction is missing
+        raise RuntimeMissing(
+            f"the engine for {artifact.path.name} is installed, but cannot be imported: "
+            f"{one_line(error)}; see `y7edge check`"
+        ) from error
+    session = runtime.open(artifact, options)
+    session.backend, session.why = name_of(runtime), why
+    return session

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from y7edge import environment
+from y7edge import environment, machine
 from y7edge.cli import main
 from y7edge.runtimes import registry
 
@@ -36,13 +36,126 @@ def test_missing_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'y7edge[onnxruntime]'" in backend.reason
 
 
-def test_broken_engine_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcudart.so.12: no such file')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+def _onnxrt() -> environment.Backend:
     (backend,) = [b for b in environment.check().backends if b.name == "onnxrt"]
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ImportError('libcudart.so.12: no such file')", "cannot be used: libcudart.so.12"),
+        ("import os; os.kill(os.getpid(), 4)", "SIGILL: this build needs CPU instructions"),
+        ("import os; os.kill(os.getpid(), 11)", "importing it ended with SIGSEGV"),
+        ("import os; os._exit(0)", "importing it ended the process"),
+        ("print('hello')\nx = 1", "has no attribute 'get_available_providers'"),
+    ],
+)
+def test_broken_engine_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(environment, "hidden", lambda module: None)
+    backend = _onnxrt()
     assert not backend.usable
-    assert "cannot be used: libcudart.so.12" in backend.reason
+    assert reason in backend.reason
+    assert "\n" not in backend.reason
+    assert backend.versions
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_a_file_that_hides_an_engine_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: bool
+) -> None:
+    place = tmp_path / ("onnxruntime" if package else "onnxruntime.py")
+    if package:
+        place.mkdir()
+    (place / "__init__.py" if package else place).write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    backend = _onnxrt()
+    assert not backend.usable
+    assert backend.reason.startswith(f"{place} hides ")
+    assert "site-packages" in backend.reason
+
+
+def test_a_folder_without_a_module_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert _onnxrt().usable
+
+
+@pytest.mark.parametrize("name", ["cv3", "cv3.py"])
+def test_a_local_file_or_folder_in_place_of_a_missing_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    place = tmp_path / name
+    place.touch() if name.endswith(".py") else place.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment.hidden("cv3") == (
+        f"{place} is found instead of an installed package: rename it"
+    )
+    assert environment.hidden("cv4") is None
+
+
+def test_a_version_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ['onnxruntime>=99.1; extra == "onnxruntime"', "numpy>=1.26"]
+    monkeypatch.setattr(environment.metadata, "requires", lambda _: needs)
+    backend = _onnxrt()
+    assert not backend.usable
+    found = version("onnxruntime")
+    assert backend.reason == (
+        f"onnxruntime is {found}, expected 99.1 or later: pip install -U onnxruntime"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "least", "fits"),
+    [
+        ("1.17", "1.17", True),
+        ("1.17.0", "1.17", True),
+        ("1.9.3", "1.17", False),
+        ("2024.4.0rc1", "2024.4", True),
+        ("1.0.20250503", "1.0.20250504", False),
+        ("unknown", "1", False),
+    ],
+)
+def test_versions_are_compared_as_numbers(version: str, least: str, fits: bool) -> None:
+    assert (environment._numbers(version) >= environment._numbers(least)) == fits
+
+
+def test_two_opencv_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"cv2": ["opencv-python", "opencv-python-headless"]}
+    monkeypatch.setattr(environment.metadata, "packages_distributions", lambda: found)
+    problem = environment.check().opencv["problem"]
+    assert problem.startswith("opencv-python and opencv-python-headless are installed")
+
+
+def test_gstreamer_is_read_from_the_build_information(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+
+    for text, found in (("    GStreamer:   YES (1.20)\n", True), ("    GStreamer:   NO\n", False)):
+        monkeypatch.setattr(cv2, "getBuildInformation", lambda text=text: text)
+        assert environment.check().opencv["gstreamer"] == found
+
+
+def test_a_file_in_place_of_opencv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cv2.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv2")
+    report = environment.check()
+    assert report.exit_code == 3
+    assert report.opencv["problem"].startswith(f"{tmp_path / 'cv2.py'} hides ")
+
+
+def test_the_processor_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("y7edge.machine.processor_quota", lambda: 1.5)
+    found = environment.check().processor
+    assert found.model and found.quota == 1.5 and found.usable_cores == 1
+    assert set(found.features) <= set(machine.FEATURES)
+    assert 1 <= found.cores <= found.processors
 
 
 def test_missing_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,5 +185,6 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["ok"] is True
     assert [b["name"] for b in record["backends"]] == registry.names()
     assert all(b["formats"] for b in record["backends"])
+    assert {"model", "features", "cores", "usable_cores", "quota"} <= record["processor"].keys()
     assert main(["check"]) == 0
     assert "onnxrt" in capsys.readouterr().out

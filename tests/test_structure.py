@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.blocking import BLOCKER
+from y7edge.runtimes import registry
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "runtimes"}
@@ -20,7 +21,7 @@ FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "ru
 LAYERS = (
     (
         *("y7edge", "y7edge.errors", "y7edge.files", "y7edge.plugins", "y7edge.text"),
-        *("y7edge.html", "y7edge.boxes"),
+        *("y7edge.html", "y7edge.boxes", "y7edge.machine"),
     ),
     ("y7edge.models", "y7edge.artifact"),
     ("y7edge.runtimes",),
@@ -33,14 +34,10 @@ LAYERS = (
     ("y7edge.export",),
     ("y7edge.cli",),
 )
+# The packages of the runtimes, and of engines that have none yet.
 ENGINES = {
-    "onnxruntime",
-    "tensorrt",
-    "openvino",
-    "ncnn",
-    "rknnlite",
-    "coremltools",
-    "ai_edge_litert",
+    *(name for runtime in registry.names() for name in registry.get(runtime).NEEDS),
+    *("tensorrt", "rknnlite", "coremltools"),
 }
 # What may be imported at the top of a file beside the standard library; the rest is imported where
 # it is used. The longest prefix decides.
@@ -61,7 +58,7 @@ TOP_LEVEL = {
 ONLY_IN = {
     "torch": (
         *("y7edge.nn", "y7edge.train"),
-        *("y7edge.export.folding", "y7edge.export.proof.reference"),
+        *("y7edge.export.folding", "y7edge.export.proof.reference", "y7edge.export.targets"),
     ),
     "onnx": ("y7edge.export",),
     "onnxsim": ("y7edge.export",),

@@ -1,14 +1,15 @@
 """Box arithmetic in numpy: conversions, intersections, and non-maximum suppression (NMS).
 
 NMS is greedy, exact and deterministic. Boxes are visited in descending order of score; boxes with
-equal scores keep their order. Each kept box removes the later boxes of the same class if their IoU
-with it is above the threshold. Class ids are compared directly. (The published code shifts boxes by
-class id x 4096 pixels instead, which fails for larger images.)
+equal scores keep their order. Each kept box removes the later boxes of the same class whose IoU
+with the kept box is above the threshold. Class ids are compared directly. (The published code
+shifts boxes by class id x 4096 pixels instead, which fails for larger images.)
 
-Three methods make it fast in numpy:
+Three methods make NMS fast in numpy:
 
 * Only pairs of boxes that can overlap are compared. Boxes are sorted by class and left side. Two
-  boxes with an IoU above t must overlap in x, so all possible partners of a box directly follow it.
+  boxes with an IoU above t must overlap in x. So the boxes that can overlap a box and begin to the
+  right of it directly follow this box in the order.
 * A few rounds over all pairs (better box, worse box) replace the loop over boxes. In each round, a
   box that is the better one in all of its remaining pairs is kept, and the worse boxes of these
   pairs are removed. A round decides at least the best remaining box, and usually nearly all boxes.
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 MAX_CANDIDATES = 30_000  # only the boxes with the best scores are used
 _PER_CLASS = 256  # typical number of boxes of one class in a block
 _BLOCK = 1024  # maximum number of boxes in a block
-_SLACK = 1e-3  # pairs are selected with a threshold lower by this, to allow for rounding errors
+_SLACK = 1e-3  # pairs are selected by IoU > threshold - this, to allow for rounding errors
 
 
 def corners(centre: NDArray[Any], size: NDArray[Any]) -> NDArray[Any]:
@@ -70,7 +71,8 @@ def nms(
         agnostic: compare boxes of different classes too.
     """
     order = best_first(scores, MAX_CANDIDATES)
-    candidates = _Candidates(boxes[order], classes[order] * (not agnostic), iou)
+    # To select rows, ``take`` is several times faster than indexing.
+    candidates = _Candidates(boxes.take(order, axis=0), classes[order] * (not agnostic), iou)
     kept = np.empty(0, np.intp)
     step = candidates.block_size()
     for start in range(0, len(order), step):
@@ -109,8 +111,8 @@ class _Candidates:
         self.area = (self.right - self.left) * (self.bottom - self.top)
         self.classes = classes
         self.threshold = np.float32(threshold)
-        # For an IoU above t, the right box must begin before left + (1 - t) width of the left box:
-        # this is its reach. Class and left side are combined to one sort key in float64.
+        # Of two boxes with an IoU above t, the right one begins before left + (1 - t) x width of
+        # the left one. This is the reach of a box. The key combines class and left side in float64.
         left = self.left.astype(np.float64)
         reach = np.maximum(left + (self.right - left) * (1 - max(threshold - _SLACK, 0)), left)
         extent = reach.max(initial=0) - left.min(initial=0) + 1
@@ -135,12 +137,17 @@ class _Candidates:
             is_worse[worse] = True
             wins = ~is_worse[better]
             lost[worse[wins]] = True
+            if wins.all():
+                break
             undecided = ~(wins | lost[better] | lost[worse])
             better, worse = better[undecided], worse[undecided]
         return block[~lost[block]]
 
     def suppressed_by(self, kept: NDArray[np.intp], block: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Return the boxes of ``block`` that boxes of ``kept`` suppress; some occur repeatedly."""
+        """Return the indices in ``block`` of boxes that a box in ``kept`` suppresses.
+
+        An index occurs once for each box that suppresses it.
+        """
         kept = kept[np.argsort(self.key[kept])]
         block = block[np.argsort(self.key[block])]
         # First the pairs where the kept box has the smaller or equal key, then all other pairs.
@@ -158,15 +165,16 @@ class _Candidates:
     def _suppressing(
         self, one: NDArray[np.intp], other: NDArray[np.intp]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return the pairs of the same class with an IoU above the threshold."""
+        """Return the pairs (one[i], other[i]) of equal class with an IoU above the threshold."""
         top, bottom = self.top, self.bottom
         height = np.minimum(bottom[one], bottom[other]) - np.maximum(top[one], top[other])
-        # Most pairs do not overlap in y: drop them before their other values are looked up.
+        # If most pairs do not overlap in y, drop them before their other values are looked up.
         near = (height > 0).nonzero()[0]
-        one, other, height = one[near], other[near], height[near]
+        if 2 * len(near) < len(height):
+            one, other, height = one[near], other[near], height[near]
         left, right = self.left, self.right
         width = np.minimum(right[one], right[other]) - np.maximum(left[one], left[other])
-        inter = np.maximum(width, 0) * height
+        inter = np.maximum(width, 0) * np.maximum(height, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             iou = inter / (self.area[one] + self.area[other] - inter)
         hit = (iou > self.threshold) & (self.classes[one] == self.classes[other])

@@ -1,22 +1,33 @@
 """Report the installed packages, and which backends are usable, for ``y7edge check``.
 
 Most packages are looked up without importing them. OpenCV is imported to read its build options.
-Engines are imported because an installed engine may fail to import.
+Engines are imported, each in a process of its own, because an installed engine may fail to import.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import re
+import signal as signals
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from y7edge import __version__
+from y7edge import __version__, machine
 from y7edge.errors import RuntimeMissing
 from y7edge.runtimes import registry
-from y7edge.runtimes.base import missing
+from y7edge.runtimes.base import Runtime, missing, one_line
+
+_SECONDS = 60  # to load an engine; it takes less than a second
 
 # Import name -> (name on PyPI, extra that installs it), in the order of the report.
 PACKAGES = {
@@ -43,6 +54,21 @@ class Backend:
     usable: bool
     reason: str  # why it is usable or not
     versions: dict[str, str]
+    devices: tuple[str, ...] = ()  # that exist on this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """The CPU, and the part of it that this process may use."""
+
+    model: str
+    features: dict[str, str]  # name in /proc/cpuinfo -> purpose
+    processors: int  # of the machine; two for each core with SMT
+    cores: int  # physical cores of the machine
+    allowed: int  # processors in the affinity mask
+    quota: float | None  # CPU quota of the cgroup, in processors
+    usable_cores: int  # physical cores that this process may use: the default number of threads
+    memory_limit: int | None  # of the cgroup, in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +78,9 @@ class Report:
     y7edge: str
     python: str
     system: str
+    processor: Processor
     packages: dict[str, str | None]  # name on PyPI -> version; None: not installed
-    opencv: dict[str, Any]  # installed, version, gstreamer, problem
+    opencv: dict[str, Any]  # installed, version, gstreamer, file, problem
     backends: tuple[Backend, ...]
     ready: dict[str, bool]  # by purpose: detect, val, export, train
     missing: dict[str, tuple[str, ...]]  # by purpose: packages to install
@@ -76,7 +103,7 @@ def check() -> Report:
     """Find the installed packages, the usable backends, and what is missing for each purpose."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
     opencv = _opencv()
-    backends = tuple(_backend(name) for name in registry.names())
+    backends = _backends()
     lacking = {
         purpose: tuple(pypi for pypi in needs if versions[pypi] is None)
         for purpose, needs in _needs().items()
@@ -90,11 +117,26 @@ def check() -> Report:
         y7edge=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
         packages=versions,
         opencv=opencv,
         backends=backends,
         ready={purpose: not packages for purpose, packages in lacking.items()},
         missing={purpose: packages for purpose, packages in lacking.items() if packages},
+    )
+
+
+def _processor() -> Processor:
+    """Return what is known of the CPU and the limits of this process."""
+    return Processor(
+        model=machine.processor_model(),
+        features={name: machine.FEATURES[name] for name in machine.processor_features()},
+        processors=os.cpu_count() or 1,
+        cores=machine.physical_cores(),
+        allowed=len(machine.allowed_processors()),
+        quota=machine.processor_quota(),
+        usable_cores=machine.usable_cores(),
+        memory_limit=machine.memory_limit(),
     )
 
 
@@ -125,31 +167,176 @@ def _version(module: str, pypi: str) -> str | None:
 
 
 def _opencv() -> dict[str, Any]:
-    """Return OpenCV's version, and whether it has GStreamer (needed for cameras on a Jetson)."""
+    """Return OpenCV's version, and whether it has GStreamer (needed for cameras on a Jetson).
+
+    ``cv2.videoio_registry`` lists GStreamer even if it was not built in, so that only the build
+    information is reliable.
+    """
+    found: dict[str, Any] = {"installed": False, "version": None, "gstreamer": False, "file": None}
     try:
         cv2 = import_module("cv2")
-    except ImportError as error:
-        return {"installed": False, "version": None, "gstreamer": False, "problem": str(error)}
-    built_with = re.search(r"GStreamer:\s*(\w+)", cv2.getBuildInformation())
-    gstreamer = built_with is not None and built_with[1] == "YES"
-    return {"installed": True, "version": cv2.__version__, "gstreamer": gstreamer, "problem": None}
+        built_with = re.search(r"GStreamer:\s*(\w+)", cv2.getBuildInformation())
+        found |= {"installed": True, "version": cv2.__version__, "file": cv2.__file__}
+        found["gstreamer"] = built_with is not None and built_with[1] == "YES"
+    except (ImportError, AttributeError) as error:  # AttributeError: another module named cv2
+        return {**found, "problem": hidden("cv2") or one_line(error)}
+    return {**found, "problem": _two_packages("cv2") or hidden("cv2")}
 
 
-def _backend(name: str) -> Backend:
-    """Check whether a runtime can be used on this machine."""
+def _two_packages(module: str) -> str | None:
+    """Return a description of the packages that all contain ``module``, if there are several."""
+    packages = sorted(set(metadata.packages_distributions().get(module, [])))
+    if len(packages) < 2:
+        return None
+    return (
+        f"{' and '.join(packages)} are installed in the same folder: uninstall all of them, then "
+        "install one"
+    )
+
+
+def hidden(module: str) -> str | None:
+    """Return a description of a file or folder that hides the package ``module``, or None.
+
+    Python imports the first module of this name on ``sys.path``, such as a script ``cv2.py``.
+    """
+    places = _places(module)
+    if not places:
+        return None
+    if len(places) > 1:
+        return f"{places[0]} hides {places[1]}: rename or remove one of them"
+    folder = Path(sys.path[0] or ".").resolve()
+    if places[0].is_relative_to(folder) and not metadata.packages_distributions().get(module):
+        return f"{places[0]} is found instead of an installed package: rename it"
+    return None
+
+
+def _places(module: str) -> list[Path]:
+    """Return the modules of this name on ``sys.path``, first the one that Python imports."""
+    found: list[Path] = []
+    folders: list[Path] = []  # without __init__.py: imported only if there is no module
+    for entry in dict.fromkeys(sys.path):
+        spec = PathFinder.find_spec(module, [entry or "."])
+        if spec is None:
+            continue
+        if spec.origin:
+            origin = Path(spec.origin).resolve()
+            place = origin.parent if origin.stem == "__init__" else origin
+        else:
+            place = Path(next(iter(spec.submodule_search_locations or [entry]))).resolve()
+        listed = found if spec.origin else folders
+        if place not in listed:
+            listed.append(place)
+    return found or folders
+
+
+def _too_old(package: str, version: str) -> str | None:
+    """Return the least version that y7edge needs of ``package``; None if ``version`` is enough."""
+    try:
+        requirements = metadata.requires("y7edge") or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return None
+    for requirement in requirements:
+        stated = re.match(rf"{re.escape(package)}\s*\(?>=\s*([0-9.]+)", requirement, re.IGNORECASE)
+        if stated and _numbers(version) < _numbers(stated[1]):
+            return stated[1]
+    return None
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the leading numbers of a version: [2024, 4] for "2024.4rc1"."""
+    release = re.match(r"[0-9.]*", version)
+    numbers = [int(part) for part in (release[0] if release else "").split(".") if part]
+    while numbers and not numbers[-1]:
+        numbers.pop()  # 1.0 equals 1
+    return numbers
+
+
+# Loads an engine in a process of its own, which ends if the CPU does not support the engine.
+_PROBE = """
+import json, sys
+sys.path[:] = {path!r}
+from y7edge.runtimes import registry
+runtime = registry.get({name!r})
+try:
+    runtime.load_engine()
+    find = getattr(runtime, "available_devices", None)
+    found = {{"devices": find() if find else list(runtime.DEVICES[:1])}}
+except Exception as error:
+    found = {{"error": " ".join(str(error).split())[:300] or type(error).__name__}}
+print("\\n" + json.dumps(found))
+"""
+
+
+def _backends() -> tuple[Backend, ...]:
+    """Check whether the runtimes can be used; all engines are loaded in parallel."""
+    checks = [_check(name) for name in registry.names()]
+    return tuple(finish() for finish in checks)
+
+
+def _check(name: str) -> Callable[[], Backend]:
+    """Begin to check a runtime; return a function that waits for the result."""
     try:
         runtime = registry.get(name)
     except RuntimeMissing as error:
-        return Backend(name, (), False, str(error), {})
+        refused = Backend(name, (), False, str(error), {})
+        return lambda: refused
+    reason = _static_reason(runtime)
+    if reason is not None:
+        refused = Backend(name, runtime.FORMATS, False, reason, runtime.versions())
+        return lambda: refused
+    child = subprocess.Popen(
+        [sys.executable, "-c", _PROBE.format(path=sys.path, name=name)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    return partial(_finish, name, runtime, child)
+
+
+def _static_reason(runtime: Runtime) -> str | None:
+    """Return why a runtime cannot be used, as far as that is known without loading its engine."""
     absent = missing(runtime.NEEDS)
     if absent:
         how = " ".join(f"'{runtime.NEEDS[package]}'" for package in absent)
-        reason = f"{', '.join(absent)} is not installed: pip install {how}"
-        return Backend(name, runtime.FORMATS, False, reason, {})
+        return f"{', '.join(absent)} is not installed: pip install {how}"
+    for module in runtime.NEEDS:
+        if problem := hidden(module):
+            return problem
+    for package, version in runtime.versions().items():
+        if least := _too_old(package, version):
+            return f"{package} is {version}, expected {least} or later: pip install -U {package}"
+    return None
+
+
+def _finish(name: str, runtime: Runtime, child: subprocess.Popen[str]) -> Backend:
+    """Wait until an engine is loaded, and return what was found."""
     try:
-        runtime.load_engine()
-    except Exception as error:  # report any failure of the engine's import
-        line = " ".join(str(error).split())
-        return Backend(name, runtime.FORMATS, False, f"installed, but cannot be used: {line}", {})
-    reason = f"will be used for {', '.join(runtime.FORMATS)}"
-    return Backend(name, runtime.FORMATS, True, reason, runtime.versions())
+        output, _ = child.communicate(timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        error: str | None = f"importing it takes more than {_SECONDS} s"
+        record: dict[str, Any] = {}
+    else:
+        if child.returncode < 0:
+            signal = signals.Signals(-child.returncode).name
+            error = f"importing it ended with {signal}"
+            if signal == "SIGILL":
+                flags = ", ".join(machine.processor_features()) or "none of the known features"
+                error += f": this build needs CPU instructions that are missing (found: {flags})"
+            record = {}
+        else:
+            record = json.loads(output.strip().rpartition("\n")[2] or "{}")
+            error = record.get("error", None if record else "importing it ended the process")
+    versions = runtime.versions()
+    if error is not None:
+        reason = f"installed, but cannot be used: {error}"
+        return Backend(name, runtime.FORMATS, False, reason, versions)
+    devices = tuple(record["devices"])
+    kinds = {device.partition(":")[0] for device in devices}
+    lacking = {known.partition(":")[0] for known in runtime.DEVICES} - kinds
+    reason = f"will be used for {', '.join(runtime.FORMATS)} on {', '.join(devices)}"
+    if lacking:
+        reason += f"; no device {', '.join(sorted(lacking))}"
+    return Backend(name, runtime.FORMATS, True, reason, versions, devices)

@@ -104,6 +104,10 @@ class DetectorClosed(DeviceError):  # noqa: N818 - a public name
     """A Detector or a session was used after ``close``."""
 
 
+class FrameDropped(DeviceError):  # noqa: N818 - a public name
+    """A submitted frame was dropped, because the queue was full."""
+
+
 class SourceError(Y7EdgeError):
     """An image or video source cannot be read."""
 
@@ -114,7 +118,7 @@ class OutputError(Y7EdgeError):
 
 @contextmanager
 def needing(package: str, extra: str, purpose: str) -> Iterator[None]:
-    """Re-raise an ImportError of the block as RuntimeMissing with the command to install it."""
+    """Re-raise an ImportError in a ``with`` statement as RuntimeMissing with an install command."""
     try:
         yield
     except ImportError as error:

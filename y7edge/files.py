@@ -155,7 +155,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def writing(what: str, path: Path | str) -> Iterator[None]:
-    """Re-raise an OSError of the block as an OutputError that names the destination."""
+    """Re-raise an OSError in a ``with`` statement as an OutputError that names the destination."""
     try:
         yield
     except OSError as error:
@@ -184,11 +184,12 @@ def require_replaceable(path: Path | str, *, file: bool = True, folder: bool = T
 
 @contextmanager
 def atomic_write(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it into place if the block succeeds.
+    """Yield a temporary path beside ``path``; rename it to ``path`` after the ``with`` statement.
 
-    If the block raises an exception, ``path`` is unchanged. A missing folder is created.
-    ``durable``: sync the file to disk before the rename, so that after a power failure ``path`` has
-    either the old or the new content. Caches that are validated on reading can do without.
+    If the ``with`` statement raises an exception, ``path`` is unchanged. A missing folder is
+    created. ``durable``: sync the file to disk before the rename, so that after a power failure
+    ``path`` has either the old or the new content. Caches that are validated when they are read do
+    not need this.
 
     Raises:
         OSError: the file cannot be written, or ``path`` is a folder, link, pipe or device.
@@ -311,7 +312,7 @@ def _remove_left(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Lock a file or folder against other processes and threads until the block ends.
+    """Lock a file or folder against other processes and threads during a ``with`` statement.
 
     Yields True if it is locked, False on Windows and on file systems without locks.
 

@@ -1,4 +1,4 @@
-"""Find plugins (runtimes and targets): modules of our packages, and entry points of others.
+"""Find plugins (runtimes, targets): modules of our packages, and entry points of other packages.
 
 Our own module takes precedence over an entry point of the same name. An entry point that cannot be
 imported raises an error only when it is used.
@@ -51,8 +51,8 @@ class Plugins:
             module: ModuleType = point.load()
         except (ImportError, AttributeError) as error:
             raise RuntimeMissing(
-                f"{self.noun} {name!r} is {point.value} of another installed package, which cannot "
-                f"be imported ({error}): reinstall that package"
+                f"{self.noun} {name!r} cannot be imported from {point.value} ({error}): reinstall "
+                "the package that contains it"
             ) from error
         return module
 

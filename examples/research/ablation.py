@@ -111,7 +111,7 @@ SETTING = {
     "w6-guided": Setting("yolov7-w6", assigner="lead-guided"),
     "w6-coarse": Setting("yolov7-w6", assigner="coarse-to-fine"),
 }
-# Experiment -> label -> name in SETTING. The others are compared with the first one.
+# Experiment -> label -> name in SETTING. Results are compared with those of the first label.
 EXPERIMENTS = {
     "repconv": {"plain": "p5", "RepConv": "p5-repconv", "RepConvN": "p5-repconvn"},
     "auxiliary": {

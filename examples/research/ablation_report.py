@@ -121,7 +121,7 @@ def quoted(experiment: str, setting: str) -> str:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Plot a column for each experiment: above our results, a dot per seed; below the paper's."""
+    """Plot one column for each experiment: our results, a dot per seed, above the paper's."""
     # pyplot would use global state and search for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,11 +1,13 @@
-"""Compare the latency of one model in several engines, as ratios to ONNX Runtime.
+"""Compare the latency of one model in several engines, as ratios to ONNX Runtime in fp32.
 
     python examples/research/engine_speed.py                   # yolov7-tiny at 640, random weights
     python examples/research/engine_speed.py best.safetensors --imgsz 320 --runs 50 --threads 4
+    python examples/research/engine_speed.py --precision fp32 --input float32 uint8
 
-First, an artifact is exported and proved for each engine. Then, in each round, every session runs
-once on the same input, so that other load on the machine affects all engines alike. The result is
-the median of the rounds' ratios, because absolute times depend on the load.
+First, an artifact is exported and proved for each engine. Then, in each round, every detector runs
+once on the same image, so that other load on the machine affects all engines alike. The result is
+the median of the rounds' ratios, of the engine alone and from image to boxes. Without ONNX Runtime
+in fp32, ratios are to the first row. Absolute times depend on the load.
 """
 
 from __future__ import annotations
@@ -13,18 +15,19 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from y7edge import Detector
+from y7edge.benchmark.hotpath import images, opencv_threads
+from y7edge.errors import DeviceError, RuntimeMissing
 from y7edge.export import export
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import Unprovable
 from y7edge.nn.source import open_checkpoint
-from y7edge.runtimes import registry
-from y7edge.runtimes.base import Session, SessionOptions, missing
-
-BASE = "onnx fp32"
+from y7edge.runtimes.base import missing
 
 
 def main() -> None:
@@ -34,51 +37,66 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--precision", nargs="*", help="default: all of each target")
+    parser.add_argument("--input", nargs="*", default=["float32"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sessions = open_all(Path(folder), options.checkpoint, options.imgsz, options.threads)
-        times = measure(sessions, options.imgsz, options.runs)
-    base = times[BASE]
+        detectors = open_all(Path(folder), options)
+        if not detectors:
+            parser.error("no target that is installed here supports this combination")
+        times = measure(detectors, options.runs, options.threads)
     print(
         f"{options.checkpoint} at {options.imgsz}, {options.threads} threads, {options.runs} rounds"
     )
+    base = "onnx fp32" if "onnx fp32" in times else next(iter(times))
     for name, found in times.items():
-        ratio = np.percentile(found / base, [50, 10, 90])
+        ratios = found / times[base]
+        model, whole = (np.percentile(column, [50, 10, 90]) for column in ratios.T)
         print(
-            f"{name:<16} {1e3 * np.median(found):8.1f} ms   "
-            f"{ratio[0]:.2f} x {BASE} (10 % to 90 %: {ratio[1]:.2f} to {ratio[2]:.2f})   "
-            f"{sessions[name].arithmetic}"
+            f"{name:<20} {np.median(found[:, 0]):8.1f} ms   "
+            f"{model[0]:.2f} x {base} (10 % to 90 %: {model[1]:.2f} to {model[2]:.2f}), "
+            f"image to boxes {whole[0]:.3f} x   {detectors[name].info['arithmetic']}"
         )
 
 
-def open_all(folder: Path, checkpoint: str, imgsz: int, threads: int) -> dict[str, Session]:
-    """Open a session for each target and precision whose engine is installed."""
-    sessions = {}
+def open_all(folder: Path, options: argparse.Namespace) -> dict[str, Detector]:
+    """Open a detector for each target, precision and input whose engine is installed."""
+    detectors = {}
     for name in targets.names():
         target = targets.get(name)
         if isinstance(target.RUNTIME, Unprovable) or missing(target.NEEDS):
             continue
-        for precision in target.PRECISIONS:
-            out = folder / f"{name}-{precision}{target.SUFFIX}"
-            made = export(
-                open_checkpoint(checkpoint), out, target=name, precision=precision, imgsz=imgsz
-            )
-            session = registry.open_session(made, SessionOptions("cpu", threads))
-            sessions[f"{name} {precision}"] = session
-    return sessions
+        precisions = [p for p in target.PRECISIONS if p in (options.precision or [p])]
+        inputs = [kind for kind in target.INPUTS if kind in options.input]
+        for precision, kind in product(precisions, inputs):
+            out = folder / f"{name}-{precision}-{kind}{target.SUFFIX}"
+            checkpoint = open_checkpoint(options.checkpoint)
+            forms = {"target": name, "precision": precision, "input": kind}
+            label = f"{name} {precision}" + (" uint8" if kind == "uint8" else "")
+            try:
+                export(checkpoint, out, imgsz=options.imgsz, **forms)
+            except (DeviceError, RuntimeMissing) as error:  # a CPU without bfloat16, no converter
+                print(f"{label}: not here: {error}")
+                continue
+            detectors[label] = Detector(out, device="cpu", threads=options.threads)
+    return detectors
 
 
-def measure(sessions: dict[str, Session], imgsz: int, runs: int) -> dict[str, np.ndarray]:
-    """Return the seconds of each round, by session; three warm-up rounds come first."""
-    rng = np.random.default_rng(0)
-    feeds = {"images": rng.random((1, 3, imgsz, imgsz), dtype=np.float32)}
-    times = {name: np.empty(runs) for name in sessions}
-    for index in range(-3, runs):
-        for name, session in sessions.items():
-            started = time.perf_counter()
-            session.infer(feeds)
-            if index >= 0:
-                times[name][index] = time.perf_counter() - started
+def measure(detectors: dict[str, Detector], runs: int, threads: int) -> dict[str, np.ndarray]:
+    """Return, by detector, the milliseconds of the engine and of the whole call, (runs, 2).
+
+    Three warm-up rounds are not included.
+    """
+    frames = images()
+    times = {name: np.empty((runs, 2)) for name in detectors}
+    with opencv_threads(threads):
+        for index in range(-3, runs):
+            for name, detector in detectors.items():
+                started = time.perf_counter()
+                timing = detector(frames[index % len(frames)]).timing
+                if index >= 0:
+                    whole = time.perf_counter() - started
+                    times[name][index] = timing.infer, 1e3 * whole
     return times
 
 

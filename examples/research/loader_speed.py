@@ -12,7 +12,8 @@ cache are measured in turn, in processor time of one thread. The fastest repeat 
   are not decoded;
 * beyond: ``whole`` minus ``decoding``: resizing, augmentation, labels, batch;
 * nominal: ``whole`` minus 5.25 units, the cost of decoding all images of an average mosaic (four or
-  nine images, and those of mixup). It is less than ``beyond``, because some images are out of view;
+  nine images, and those of mixup). ``nominal`` is less than ``beyond``, because some images are out
+  of view;
 * ram: loading with all decoded images in memory (``--cache ram`` of the training).
 
 ``--workers N`` measures images per second from N worker processes instead, with all images in

@@ -9,9 +9,11 @@ Columns:
   folded;
 * golden: largest absolute difference between the outputs (lead and auxiliary heads) of y7edge and
   of the published implementation, with the same weights and the same 128 px input. The standard
-  deviation of the outputs is about 1.3. "-": there is no golden file, which has these numbers;
+  deviation of the outputs is about 1.3. "-": there is no golden file with the published outputs of
+  this variant;
 * fold: largest difference between the outputs of the folded and the unfolded model in float32, as a
-  fraction of the output's largest magnitude, with the golden weights, or else random weights;
+  fraction of the output's largest magnitude, with the weights of the golden file, or random weights
+  if there is no such file;
 * ONNX: the same difference between the exported file in ONNX Runtime and the unfolded model, with
   random weights, on 8 synthetic images, from the proof of the export.
 

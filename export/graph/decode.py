@@ -6,9 +6,9 @@ Let s be the stride, g the index of the cell, a the anchor in pixels, and o the 
     size   = (2 o)^2 a         = o^2 4a
     score  = objectness * class, or objectness for a single class
 
-The graph uses the right-hand forms, which need two operations each. They add no rounding errors,
-because multiplying by powers of two is exact. Decoding is always in float32, because float16 cannot
-represent odd coordinates above 2048.
+The graph computes the right-hand sides, which need two operations each. They add no rounding
+errors, because multiplying by powers of two is exact. Decoding is always in float32, because
+float16 cannot represent odd coordinates above 2048.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def decode_level(
 ) -> Decoded:
     """Decode the head of one level; boxes are in the order anchor, y, x.
 
-    Fields are sliced before the transposition, so that unused planes are not transposed.
+    The fields (x, y, w, h, objectness, classes) are sliced before the transposition, so that unused
+    planes are not transposed.
 
     Args:
         writer: collects the nodes.
@@ -100,10 +101,15 @@ def _to_rows(writer: NodeWriter, path: str, planes: str, count: int, width: int)
     return writer.node(f"{path}/Reshape", "Reshape", [last, shape])
 
 
-def join_levels(writer: NodeWriter, levels: list[Decoded], path: str) -> Decoded:
-    """Concatenate the levels, finest first, into the outputs ``boxes`` and ``scores``."""
-    boxes, scores = zip(*levels, strict=True)
+def join_levels(
+    writer: NodeWriter, levels: list[Decoded], path: str, boxes: str, scores: str
+) -> Decoded:
+    """Concatenate the levels, finest first.
+
+    ``boxes`` and ``scores`` are the names of the results; "": the names of their nodes.
+    """
+    every_boxes, every_scores = zip(*levels, strict=True)
     return Decoded(
-        writer.node(f"{path}/boxes/Concat", "Concat", boxes, "boxes", axis=1),
-        writer.node(f"{path}/scores/Concat", "Concat", scores, "scores", axis=1),
+        writer.node(f"{path}/boxes/Concat", "Concat", every_boxes, boxes, axis=1),
+        writer.node(f"{path}/scores/Concat", "Concat", every_scores, scores, axis=1),
     )

@@ -45,6 +45,12 @@ class NodeWriter:
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
+    def scalar(self, name: str, value: float, dtype: npt.DTypeLike) -> str:
+        """Write an initializer of rank 0, where ``constant`` writes rank 1; return the name."""
+        array = np.array(value, np.dtype(dtype).newbyteorder("<"))
+        self._initializers.setdefault(name, numpy_helper.from_array(array, name))
+        return name
+
     def weight(self, name: str, values: npt.NDArray[Any]) -> str:
         """Write a weight as an initializer in the graph's precision; return the name.
 

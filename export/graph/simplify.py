@@ -1,7 +1,7 @@
-"""Run onnx-simplifier, and use its graph only if interface and results are bitwise equal.
+"""Run onnx-simplifier; use its graph only if interface and results are bitwise equal.
 
-It rarely changes the graphs that y7edge writes. It is run because engines are usually tested with
-simplified graphs.
+The tool rarely changes the graphs that y7edge writes. It is run because engines are usually tested
+with simplified graphs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ DYNAMIC_BATCH = 2  # batch size of the comparison, if the graph has a dynamic ba
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """Simplify a model. Return the simplified model, or ``model`` if they differ, and a note.
+    """Simplify a model. Return the simplified model, or ``model`` if the two differ, and a note.
 
     The comparison covers opset and IR version, inputs and outputs (names, shapes, types), and the
     results of ONNX Runtime on a seeded input. Metadata and shapes that onnx-simplifier adds are
     removed. The note is one line that says what was done.
     """
+    known = {tensor.name for tensor in model.graph.initializer}
+    if optional := [value.name for value in model.graph.input if value.name in known]:
+        return model, f"not simplified: this would remove the inputs {', '.join(optional)}"
     if missing(onnxrt.NEEDS):
         return model, "not simplified: ONNX Runtime, which compares the results, is not installed"
     try:
@@ -71,20 +74,21 @@ def _change(model: onnx.ModelProto, simplified: onnx.ModelProto) -> str:
     try:
         expected, actual = _run(model, feeds), _run(simplified, feeds)
     except DeviceError as error:
-        return f"it could not be compared ({one_line(error)})"
+        return f"the results could not be compared ({one_line(error)})"
     changed = [name for name in expected if not np.array_equal(expected[name], actual[name])]
     return f"onnx-simplifier changed the results of {', '.join(changed)}" if changed else ""
 
 
 def _feeds(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
-    """Return an array of seeded random values from 0 to 1 for every input."""
+    """Return an array of seeded random values for every input: 0 to 1, or 0 to 255 for integers."""
     rng = np.random.default_rng(SEED)
     feeds = {}
     for value in model.graph.input:
         kind = value.type.tensor_type
         shape = [d.dim_value if d.HasField("dim_value") else DYNAMIC_BATCH for d in kind.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        feeds[value.name] = rng.random(shape, np.float32).astype(dtype)
+        largest = 1 if dtype.kind == "f" else 255
+        feeds[value.name] = (rng.random(shape, np.float32) * largest).astype(dtype)
     return feeds
 
 

@@ -31,7 +31,8 @@ class TensorAgreement:
 
     Attributes:
         channel_axis: Axis of the channels: 1 for NCHW, -1 for NHWC.
-        deviation: Largest difference of an image, as a fraction of its largest magnitude.
+        deviation: Largest difference within an image, as a fraction of the reference's largest
+            magnitude in that image.
     """
 
     channel_axis: int
@@ -136,7 +137,7 @@ class Candidate:
 
 
 def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
-    """Return the ``BEST`` candidates of one image, and one for each score bin, best first."""
+    """Return candidates of one image: the ``BEST`` best, then the best one of each score bin."""
     top = decoded.scores.max(axis=1)
     order = np.argsort(-top, kind="stable")
     _, first_of_bin = np.unique(_score_bin(top[order]), return_index=True)
@@ -149,9 +150,9 @@ def candidates_of(image: int, decoded: Decoded) -> list[Candidate]:
 
 
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Choose the ``BEST`` candidates of all images, and one for each score bin.
+    """Choose the ``BEST`` best candidates of all images, and the best one of each score bin.
 
-    The best candidates are not enough: in crowded images their scores are near 1, where the sigmoid
+    The ``BEST`` best are not enough: in crowded images their scores are near 1, where the sigmoid
     is flat and hides differences.
     """
     ranked = sorted(candidates, key=lambda c: (-c.score, c.image, c.index))
@@ -173,10 +174,10 @@ class CandidateAgreement:
     score: float = 0.0
 
     def add(self, candidate: Candidate, decoded: Decoded, *, is_best: bool) -> None:
-        """Compare a candidate with the artifact's candidate of the same index.
+        """Compare a candidate of the reference with the artifact's candidate of the same index.
 
-        ``decoded`` has the artifact's candidates of the same image. The box is compared only if
-        ``is_best``: the candidate is one of the ``BEST``.
+        ``decoded``: all candidates of the artifact in the same image. ``is_best``: whether the
+        candidate is one of the ``BEST`` best; only then the boxes are compared too.
         """
         score = float(decoded.scores[candidate.index, candidate.class_id])
         difference = abs(score - candidate.score)
@@ -186,10 +187,10 @@ class CandidateAgreement:
 
 
 def iou(a: Floats, b: Floats) -> float:
-    """Return the IoU of two boxes cx, cy, w, h in pixels; 0 if a box has NaN.
+    """Return the IoU of two boxes cx, cy, w, h in pixels; 0 if a box contains NaN.
 
-    Sides shorter than a pixel are extended to one pixel. Otherwise the IoU of very small boxes, as
-    saturated logits give them, would depend on rounding.
+    Sides shorter than a pixel are extended to one pixel. Otherwise the IoU of very small boxes,
+    which result from saturated logits, would depend on rounding.
     """
     first, second = a.astype(np.float64), b.astype(np.float64)
     first[2:], second[2:] = np.maximum(first[2:], 1), np.maximum(second[2:], 1)

@@ -20,13 +20,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.manifest import LevelInfo, Manifest
+from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.reports import DetectionDifference, Tolerance
 from y7edge.detect.detections import Detections
 from y7edge.detect.detector import Detector
-from y7edge.export.proof.agreement import Decoded, decode
+from y7edge.export.proof.agreement import Decoded
 from y7edge.export.proof.images import ProofImages, placement
-from y7edge.export.proof.reference import Answer
+from y7edge.export.proof.probes import proved_batches
 from y7edge.runtimes.base import Session
 
 Wide = NDArray[np.float64]
@@ -39,19 +39,19 @@ def compare_detections(
     session: Session,
     manifest: Manifest,
     images: ProofImages,
-    expected: Sequence[Answer],
-    levels: Sequence[LevelInfo],
+    expected: Sequence[Decoded],
     conf: float,
     limits: Tolerance,
 ) -> DetectionDifference:
-    """Run the Detector on every frame, and compare its boxes with the reference's outputs.
+    """Run the Detector on every frame, and compare its boxes with the reference's candidates.
+
+    If the batch size is dynamic, each proved batch size is run.
 
     Args:
         session: the artifact's open session.
         manifest: the artifact's manifest.
         images: the images of the proof.
-        expected: the reference's outputs for each image.
-        levels: strides and anchors of the checkpoint.
+        expected: the reference's candidates for each image.
         conf: confidence threshold.
         limits: tolerances of the proof.
     """
@@ -60,13 +60,14 @@ def compare_detections(
     detector = Detector.from_session(session, manifest, conf=conf, max_det=max_det)
     boxes = unmatched = 0
     edge = score = 0.0
-    for frame, answer in zip(images.frames, expected, strict=True):
-        found = detector(frame)
-        decoded = decode(answer.heads, levels, manifest.nc)
-        candidates = _Candidates(decoded, frame, manifest, conf, limits)
-        boxes += len(found)
-        unmatched += candidates.unmatched(found)
-        edge, score = max(edge, candidates.edge), max(score, candidates.score)
+    for batch in proved_batches(manifest):
+        groups = (images.frames[i : i + batch] for i in range(0, len(images.frames), batch))
+        results = [found for group in groups for found in detector.batch(group)]
+        for frame, decoded, found in zip(images.frames, expected, results, strict=True):
+            candidates = _Candidates(decoded, frame, manifest, conf, limits)
+            boxes += len(found)
+            unmatched += candidates.unmatched(found)
+            edge, score = max(edge, candidates.edge), max(score, candidates.score)
     return DetectionDifference(len(expected), boxes, unmatched, edge, score)
 
 
@@ -105,7 +106,10 @@ class _Candidates:
         self._visible = seen.all(axis=1)
 
     def unmatched(self, found: Detections) -> int:
-        """Count boxes without a counterpart on the other side; update ``edge`` and ``score``."""
+        """Count the boxes that violate one of the three properties; update ``edge`` and ``score``.
+
+        These are boxes of the Detector, and candidates that the Detector should have returned.
+        """
         taken: list[int] = []
         kept: Kept = []
         rows = zip(found.xyxy, found.confidence, found.class_id, strict=True)
@@ -171,7 +175,7 @@ class _Candidates:
         return tied
 
     def _iou(self, indices: NDArray[np.intp]) -> Wide:
-        """Return the IoU (len(indices), N) of the given candidates with all, without clipping."""
+        """Return the IoU (len(indices), N) of some candidates with all; boxes are not clipped."""
         some, every = self._corners[indices, None], self._corners
         sides = np.minimum(some[..., 2:], every[:, 2:]) - np.maximum(some[..., :2], every[:, :2])
         shared = sides.clip(0).prod(axis=2)

@@ -1,4 +1,4 @@
-"""Collect images for a proof: the user's, else those of the data set, else synthetic scenes."""
+"""Collect images for a proof: from the user, from the data set, or synthetic scenes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _letterboxed(frame: NDArray[np.uint8], image: InputInfo) -> NDArray[np.float
         frame, (columns, rows), interpolation=cv2.INTER_LINEAR
     )
     planes = (canvas[..., ::-1] if image.color == "rgb" else canvas).transpose(2, 0, 1)
-    return np.ascontiguousarray(planes[None], np.float32) / np.float32(1 / image.scale)
+    return np.ascontiguousarray(planes[None], np.float32) / np.float32(255)
 
 
 def _listed(images: Images) -> list[Path]:
@@ -116,7 +116,7 @@ def _recorded(meta: Mapping[str, Any]) -> tuple[str | None, list[Path]]:
         return path, []
     try:
         splits = dataset.load(path).splits
-    except (DataError, RuntimeMissing):  # it was changed, or its reader is not installed
+    except (DataError, RuntimeMissing):  # the data set was changed, or its reader is missing
         return path, []
     held_out = splits.get("val") or splits.get("test") or splits.get("train") or ()
     return path, [sample.path for sample in held_out]

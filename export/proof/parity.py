@@ -1,7 +1,8 @@
 """Prove an artifact: run it in its own engine, and compare it with the unfolded model.
 
 The status is *passed*, *failed* or *inconclusive*. A proof is inconclusive if the unfolded model's
-scores are nearly equal, because agreement then means little. This counts as a failure.
+scores are nearly equal, because agreement then means little. An inconclusive proof counts as
+failed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from y7edge.export.proof.agreement import (
     decode,
 )
 from y7edge.export.proof.detections import compare_detections
+from y7edge.export.proof.final_boxes import compare_final_boxes
 from y7edge.export.proof.images import ProofImages
 from y7edge.export.proof.probes import decode_outputs, outputs_of, proved_batches
 from y7edge.export.proof.reference import Answer, Reference
@@ -60,9 +62,10 @@ def tolerance(precision: str, deviation: float) -> Tolerance:
     if precision not in _LARGEST:
         known = " or ".join(("fp32", *_LARGEST))
         raise ConfigError(f"cannot prove precision {precision}, expected {known}")
-    # Half of the range is reserved for images with larger activations.
-    peak = _LARGEST[precision] / 2
-    return Tolerance(None, cosine=0.9995, iou=0.95, score=0.02, peak=peak, probe=0.015)
+    # Half of the range is reserved for images with larger activations. bfloat16 has three bits less
+    # than float16, so its rounding errors are eight times as large.
+    peak, probe = _LARGEST[precision] / 2, 0.12 if precision == "bf16" else 0.015
+    return Tolerance(None, cosine=0.9995, iou=0.95, score=0.02, peak=peak, probe=probe)
 
 
 def prove(
@@ -83,7 +86,7 @@ def prove(
         images: images, letterboxed to the artifact's input.
         backend: a runtime's name; "auto": the runtime that opens the file.
         device: the device to run on.
-        threads: number of engine threads; None: the engine's default.
+        threads: number of engine threads; None: the physical cores that this process may use.
         progress: called with one line for each step.
 
     Raises:
@@ -101,12 +104,16 @@ def prove(
         tell(f"{engine}: {session.arithmetic}")
         decoded = (decode(answer.heads, manifest.levels, manifest.nc) for answer in expected)
         chosen = choose([one for i, image in enumerate(decoded) for one in candidates_of(i, image)])
-        outputs, candidates = _compare(session, manifest, images, expected, chosen)
+        if manifest.outputs[0].role == "detections":
+            outputs, candidates = compare_final_boxes(session, manifest, images, chosen, limits)
+        else:
+            outputs, candidates = _compare(session, manifest, images, expected, chosen)
         # The threshold is lowered if necessary, so that there are boxes to compare.
         conf = min(manifest.thresholds.conf, chosen[:BEST][-1].score)
         spec = reference.checkpoint.spec
         levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
-        detections = compare_detections(session, manifest, images, expected, levels, conf, limits)
+        truth = [decode(answer.heads, levels, manifest.nc) for answer in expected]
+        detections = compare_detections(session, manifest, images, truth, conf, limits)
         probes = tuple(run_probe(probe, session, manifest) for probe in manifest.probes)
     finally:
         session.close()
@@ -141,7 +148,7 @@ def require_passed(report: ParityReport, subject: str) -> None:
 def _run(
     session: Session, manifest: Manifest, images: ProofImages, batch: int
 ) -> list[dict[str, Floats]]:
-    """Return each image's outputs, computed in batches. The last image fills the last batch."""
+    """Return the outputs of each image. The last batch is filled up with the last image."""
     inputs = images.inputs
     results: list[dict[str, Floats]] = []
     for start in range(0, len(inputs), batch):
@@ -194,16 +201,16 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
     limits, candidates, peak = measured.tolerance, measured.candidates, measured.activations
     problems = []
     for name, found in measured.outputs.items():
-        if not _at_most(found.deviation, limits.deviation):
+        if not at_most(found.deviation, limits.deviation):
             problems.append(
                 f"{name} deviates by {found.deviation:.2g} of its largest value, tolerance "
                 f"{limits.deviation:g}"
             )
-        if not _at_least(found.cosine, limits.cosine):
+        if not at_least(found.cosine, limits.cosine):
             problems.append(f"{name} has cosine {found.cosine:.6f}, minimum {limits.cosine}")
-    if not _at_least(candidates.iou, limits.iou):
-        problems.append(f"a candidate has IoU {candidates.iou:.4f}, minimum {limits.iou}")
-    if not _at_most(candidates.score_difference, limits.score):
+    if not at_least(candidates.iou, limits.iou):
+        problems.append(f"a candidate's box has IoU {candidates.iou:.4f}, minimum {limits.iou}")
+    if not at_most(candidates.score_difference, limits.score):
         problems.append(
             f"a candidate's score differs by {candidates.score_difference:.2g}, tolerance "
             f"{limits.score:g}"
@@ -211,22 +218,24 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
     detections = measured.detections
     if detections is not None and detections.unmatched:
         problems.append(
-            f"{detections.unmatched} boxes differ between Detector and reference, of "
-            f"{detections.boxes} of the Detector"
+            f"{detections.unmatched} boxes differ between Detector and reference; the Detector "
+            f"returned {detections.boxes}"
         )
     for probe in measured.probes:
         if not probe.passed:
             problems.append(f"{probe.key} deviates by {probe.deviation}")
         if probe.tolerance > limits.probe:
-            problems.append(f"{probe.key} allows {probe.tolerance}, maximum {limits.probe:g}")
-    if not _at_most(peak.peak, limits.peak):
+            problems.append(
+                f"tolerance of {probe.key} is {probe.tolerance}, maximum {limits.probe:g}"
+            )
+    if not at_most(peak.peak, limits.peak):
         problems.append(
             f"an activation of {peak.at} reaches {peak.peak:.3g}, maximum {limits.peak:g} (half of "
-            "the format's range): use fp32"
+            "the range of the precision): use fp32"
         )
     if problems:
         return "failed", tuple(problems)
-    if not _at_least(candidates.score_spread, SPREAD):
+    if not at_least(candidates.score_spread, SPREAD):
         problem = (
             f"inconclusive, the reference's scores have a spread of {candidates.score_spread:.3f}, "
             f"minimum {SPREAD}: use images with objects that the model detects (--images FOLDER), "
@@ -236,11 +245,13 @@ def _verdict(measured: Measured) -> tuple[Status, tuple[str, ...]]:
     return "passed", ()
 
 
-def _at_most(value: float | None, limit: float | None) -> bool:
+def at_most(value: float | None, limit: float | None) -> bool:
+    """Return whether a measured value is within a limit; a value of None or NaN is not."""
     return limit is None or (value is not None and value <= limit)
 
 
-def _at_least(value: float | None, limit: float | None) -> bool:
+def at_least(value: float | None, limit: float | None) -> bool:
+    """Return whether a measured value reaches a limit; a value of None or NaN does not."""
     return limit is None or (value is not None and value >= limit)
 
 

@@ -1,21 +1,28 @@
 """Make probes for the self-test: generated inputs, with samples of the reference's outputs.
 
 Each output is sampled at its largest values, which change most if the scale is wrong, and at evenly
-spaced positions.
+spaced positions. If the output is boxes after NMS, only boxes are sampled that rounding errors
+cannot suppress, reorder or move to another class.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from y7edge.artifact.manifest import Manifest, OutputInfo, Probe, Samples
-from y7edge.detect.selftest import RECIPE, input_crc32, probe_input
+from y7edge.artifact.manifest import Manifest, OutputInfo, Probe, Samples, Thresholds
+from y7edge.artifact.reports import ParityReport
+from y7edge.boxes import MAX_CANDIDATES, corners, intersections
+from y7edge.detect.selftest import input_crc32, probe_input, recipe_for
+from y7edge.errors import ParityError
 from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
+
+Wide = NDArray[np.float64]
 
 PROBES = 2
 """Number of probes for the first batch size; there is one probe for each other batch size."""
@@ -25,6 +32,14 @@ VALUES = 96
 
 EXTREME = 32
 """Number of samples with the largest magnitudes, included in ``VALUES``."""
+
+
+ROWS = 12
+"""Approximate number of sampled rows (boxes after NMS) of a probe."""
+
+_CONSIDERED = 32  # best candidates of a level among which a probe's rows are chosen
+_ENOUGH = 3  # rows of an image; with fewer, a probe uses a higher IoU threshold
+_OVERLAPS = (0.7, 0.9, 1.0)  # IoU thresholds to try if the manifest's leaves too few rows
 
 
 def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> tuple[Probe, ...]:
@@ -37,13 +52,19 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
             largest magnitude.
     """
     image, batches = manifest.input, proved_batches(manifest)
-    probes = []
+    recipe, probes = recipe_for(image), []
     for number, batch in [*enumerate(batches[:1] * PROBES), *((0, b) for b in batches[1:])]:
         key = f"probe{number}-batch{batch}"
-        pixels = probe_input(RECIPE, key, (batch, 3, image.height, image.width))
-        outputs = outputs_of(reference.answer(pixels), manifest)
-        samples = tuple(_sample(name, tensor) for name, tensor in outputs.items())
-        probes.append(Probe(RECIPE, key, batch, input_crc32(pixels), tolerance, samples))
+        pixels = probe_input(recipe, key, (batch, 3, image.height, image.width))
+        answer, thresholds = reference.answer(pixels), None
+        if manifest.outputs[0].role == "detections":
+            thresholds, taken = sample_rows(decoded_images(answer, manifest), manifest, tolerance)
+            samples: tuple[Samples, ...] = (taken,)
+        else:
+            outputs = outputs_of(answer, manifest)
+            samples = tuple(_sample(name, tensor) for name, tensor in outputs.items())
+        crc = input_crc32(pixels)
+        probes.append(Probe(recipe, key, batch, crc, tolerance, samples, thresholds))
     return tuple(probes)
 
 
@@ -92,21 +113,26 @@ def proved_batches(manifest: Manifest) -> tuple[int, ...]:
 
 
 def outputs_of(answer: Answer, manifest: Manifest) -> dict[str, Floats]:
-    """Convert the reference's heads to the form of the artifact's outputs, by output name."""
+    """Convert the reference's heads to the kinds and layouts of the artifact's outputs, by name."""
     if manifest.outputs[0].role == "head":
         found = {}
         for output, head in zip(manifest.outputs, answer.heads, strict=True):
             values = sigmoid(head) if output.activation == "sigmoid" else head
             found[output.name] = values.transpose(0, 2, 3, 1) if output.layout == "NHWC" else values
         return found
-    images = [
-        decode([head[i : i + 1] for head in answer.heads], manifest.levels, manifest.nc)
-        for i in range(len(answer.heads[0]))
-    ]
+    images = decoded_images(answer, manifest)
     return {
         output.name: np.stack([getattr(image, output.role) for image in images])
         for output in manifest.outputs
     }
+
+
+def decoded_images(answer: Answer, manifest: Manifest) -> list[Decoded]:
+    """Decode the reference's heads, image by image."""
+    return [
+        decode([head[i : i + 1] for head in answer.heads], manifest.levels, manifest.nc)
+        for i in range(len(answer.heads[0]))
+    ]
 
 
 def decode_outputs(outputs: Mapping[str, Floats], manifest: Manifest) -> Decoded:
@@ -139,3 +165,85 @@ def _sample(name: str, tensor: Floats) -> Samples:
 def _rounded(value: float) -> float:
     """Round to seven significant digits, the precision of float32."""
     return float(f"{value:.7g}")
+
+
+def sample_rows(
+    images: Sequence[Decoded], manifest: Manifest, tolerance: float
+) -> tuple[Thresholds, Samples]:
+    """Sample the reference's boxes after NMS as rows; also return the thresholds of this NMS.
+
+    The IoU threshold is that of the manifest or, if it leaves too few boxes in an image, a higher
+    one (``_OVERLAPS``). ``max_det`` is as low as possible: if an artifact fails to suppress boxes,
+    they displace sampled boxes, and the self-test notices.
+
+    Raises:
+        ParityError: an image has no box with a class that is clearly the best.
+    """
+    image, iou = manifest.input, manifest.thresholds.iou
+    counts = [len(v.anchors) * (image.pixels // v.stride**2) for v in manifest.levels]
+    count = -(-ROWS // (len(images) * len(counts)))
+    for overlap in (iou, *(o for o in _OVERLAPS if o > iou)):
+        found = [_certain(one, counts, overlap, tolerance) for one in images]
+        if all(sum(map(len, levels)) >= _ENOUGH for levels, _ in found):
+            break
+    taken = [np.concatenate([rows[:count] for rows in levels]) for levels, _ in found]
+    if not all(map(len, taken)):
+        problem = "inconclusive, the scores of a probe's classes are equal within the tolerance"
+        raise ParityError(
+            f"{problem}: train longer, or export heads", ParityReport("inconclusive", (problem,))
+        )
+    rows = np.concatenate([np.insert(own, 0, i, axis=1) for i, own in enumerate(taken)])
+    conf = float(rows[:, 6].min()) * (1 - _margin(tolerance))
+    most = max(int((scores >= conf * (1 - _margin(tolerance))).sum()) for _, scores in found)
+    values = tuple(_rounded(float(value)) for value in rows.reshape(-1))
+    scale = _rounded(float(np.abs(rows[:, 1:5]).max()))
+    samples = Samples(manifest.outputs[0].name, scale, tuple(range(len(values))), values)
+    return Thresholds(_rounded(conf), overlap, min(most, MAX_CANDIDATES)), samples
+
+
+def _certain(
+    image: Decoded, counts: Sequence[int], overlap: float, tolerance: float
+) -> tuple[list[Wide], Wide]:
+    """Return the boxes of one image that NMS certainly keeps, despite rounding errors.
+
+    They are returned by level, best first, as rows (K, 6) x0, y0, x1, y1, class id, score. The
+    class of a certain box is the best one by a margin. Within the tolerance, no candidate of the
+    same class with a higher score overlaps a certain box by more than the threshold ``overlap``.
+
+    Also return the scores of all candidates that NMS may keep: those that no certain box suppresses
+    despite rounding errors. ``counts``: number of candidates of each level.
+    """
+    least, slack = 1 - _margin(tolerance), 10 * tolerance
+    scores, score = image.scores, image.scores.max(axis=1)
+    level = np.repeat(np.arange(len(counts)), counts)
+    picks = np.concatenate(
+        [
+            np.flatnonzero(level == number)[_best_first(score[level == number])]
+            for number in range(len(counts))
+        ]
+    )
+    every_class = scores.argmax(axis=1)
+    class_id = every_class[picks]
+    edges = corners(image.boxes[:, :2], image.boxes[:, 2:])
+    shared, area = intersections(edges[picks], edges), image.boxes[:, 2:].prod(axis=1)
+    shared /= np.maximum(area[picks, None] + area - shared, 1e-9)
+    shared[np.arange(len(picks)), picks] = 0
+    # [i, j]: candidate j may have the class of pick i, and may be better.
+    rivals = (least * score <= scores[:, class_id].T) & (score >= least * score[picks, None])
+    lost = (rivals & (shared > overlap - slack)).any(axis=1) & (overlap < 1)
+    clear = (scores >= least * score[:, None]).sum(axis=1) == 1
+    whole = clear[picks] & ~lost & (score[picks] > 0)
+    beaten = clear & whole[:, None] & (class_id[:, None] == every_class)
+    beaten &= (score < least * score[picks, None]) & (shared > overlap + slack)
+    rows = np.column_stack([edges[picks], class_id, score[picks]]).astype(np.float64)
+    levels = [rows[whole & (level[picks] == number)] for number in range(len(counts))]
+    return levels, score[~beaten.any(axis=0)]
+
+
+def _best_first(score: Floats) -> NDArray[np.intp]:
+    return np.argsort(-score, kind="stable")[:_CONSIDERED]
+
+
+def _margin(tolerance: float) -> float:
+    """Return the relative error of a score, for outputs that deviate by ``tolerance``."""
+    return min(20 * tolerance, 0.5)

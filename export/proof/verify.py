@@ -39,17 +39,19 @@ def verify(
     Args:
         path: the artifact.
         against: the checkpoint that it was exported from.
-        images: images for the proof; None: from the recorded data set, else synthetic scenes.
+        images: images for the proof; None: images of the data set that the checkpoint records, or
+            synthetic scenes if that data set does not exist.
         backend: a runtime's name; "auto": the runtime that opens the file.
         device: the device to run on.
-        threads: number of engine threads; None: the engine's default.
-        ignore_digests: compare only the outputs, without the digests of payload and checkpoint.
-            The checkpoint may be another one of the same shape.
+        threads: number of engine threads; None: the physical cores that this process may use.
+        ignore_digests: do not compare digests, class names and thresholds. The checkpoint may then
+            be another one with the same levels and number of classes.
         progress: called with one line for each step.
 
     Raises:
         DigestError: the file or its manifest was changed or damaged.
-        ParityError: the artifact differs from the checkpoint; ``report`` has the numbers.
+        ParityError: the artifact differs from the checkpoint; the error's ``report`` has the
+            numbers.
         ConfigError: the backend does not exist or does not read this kind of file.
         RuntimeMissing, DeviceError: the engine cannot be started.
     """
@@ -92,14 +94,16 @@ def _require_same_model(artifact: Artifact, against: Checkpoint, strict: bool) -
     thresholds = Thresholds.of_checkpoint(against.meta) if strict else manifest.thresholds
     names = against.names if strict else manifest.names
     # Name, size, layout and dtype of the input are options of the export.
-    pixels = (image.color, image.scale, image.letterbox)
+    pixels, scale = (image.color, image.scale, image.letterbox), 1 / 255
+    if image.dtype == "uint8":
+        scale = 1.0
     for what, found, expected in (
         ("number of classes", manifest.nc, spec.nc),
         ("strides", manifest.strides, tuple(spec.strides)),
         ("class names", manifest.names, names),
         ("anchors", anchors, list(spec.anchors)),
         ("thresholds", manifest.thresholds, thresholds),
-        ("input", pixels, ("rgb", 1 / 255, Letterbox())),
+        ("input", pixels, ("rgb", scale, Letterbox())),
     ):
         if found != expected:
             pair = f"found {str(found)[:80]}, expected {str(expected)[:80]}"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import Manifest
+from y7edge.artifact.manifest import Dim, Manifest
 from y7edge.errors import ConfigError
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.runtimes import registry
@@ -24,7 +24,7 @@ from y7edge.runtimes.base import parse_device
 
 @dataclass(frozen=True)
 class Unprovable:
-    """States that no runtime can run a target's artifacts, and why."""
+    """The reason why no runtime can run a target's artifacts."""
 
     reason: str
 
@@ -34,7 +34,7 @@ class BuildRequest:
     """The arguments of ``Target.build``.
 
     Attributes:
-        model: The ONNX file to convert, with the precision and outputs of ``manifest``.
+        model: The ONNX file to convert. Its precision is ``Target.PRECISIONS[manifest.precision]``.
         checkpoint: The folded checkpoint, for converters that do not read ONNX. None in
             ``y7edge build``, which has only the ONNX file.
         manifest: The manifest without payload digest, probes and parity report.
@@ -69,16 +69,22 @@ class Target(Protocol):
     """Suffix of the main file, with the dot."""
     NEEDS: Mapping[str, str]
     """Import name of each required package -> extra to install."""
-    PRECISIONS: tuple[str, ...]
-    """Supported precisions: ``fp32``, ``fp16``..."""
+    PRECISIONS: Mapping[str, str]
+    """Supported precision -> precision of the ONNX graph that ``build`` converts."""
+    INPUTS: tuple[str, ...]
+    """Supported inputs: ``float32`` (NCHW, 0 to 1), ``uint8`` (NHWC, 0 to 255)."""
     OUTPUTS: tuple[str, ...]
-    """Supported outputs: ``heads``, ``decoded``."""
+    """Supported outputs: ``heads``, ``heads-sigmoid``, ``decoded``, ``nms``."""
+    BATCHES: tuple[str, ...]
+    """Supported batch sizes: ``1``, ``N`` (any fixed size), ``dynamic``."""
     RUNTIME: str | Unprovable
     """Name of the runtime that proves the artifacts, or the reason why there is none."""
     OPTIONS: Mapping[str, str]
     """Name of each option of this target -> its description."""
+    REWRITES: tuple[str, ...]
+    """Names of the rewrites (``graph.rewrites``) that are used if they apply to the model."""
     NEEDS_CHECKPOINT: bool
-    """Whether it converts the folded checkpoint instead of the ONNX file."""
+    """Whether ``build`` converts the folded checkpoint instead of the ONNX file."""
 
     def build(self, request: BuildRequest) -> Artifact:
         """Write the files; return the artifact with a manifest that describes its outputs.
@@ -88,16 +94,28 @@ class Target(Protocol):
         """
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of the packages that determine the files."""
+        """Return the versions of the packages that determine the files.
+
+        Raises:
+            RuntimeMissing: the converter needs another interpreter, which was not found.
+        """
 
 
 def require_offered(
-    target: Target, outputs: str, precision: str, options: Mapping[str, str]
+    target: Target,
+    input: str,
+    outputs: str,
+    precision: str,
+    batch: Dim,
+    options: Mapping[str, str],
 ) -> None:
-    """Raise ConfigError for outputs, a precision or an option that a target does not support."""
+    """Raise ConfigError unless the target supports all options of an export."""
+    fixed = batch != "dynamic" and batch != 1 and "N" in target.BATCHES
     for what, asked, known in (
+        ("input", input, target.INPUTS),
         ("outputs", outputs, target.OUTPUTS),
-        ("precision", precision, target.PRECISIONS),
+        ("precision", precision, tuple(target.PRECISIONS)),
+        ("batch size", "N" if fixed else str(batch), target.BATCHES),
         *(("option", option, tuple(target.OPTIONS)) for option in options),
     ):
         if asked not in known:

@@ -11,10 +11,13 @@ from y7edge.export.targets.base import BuildRequest
 NAME = "onnx"
 SUFFIX = ".onnx"
 NEEDS: Mapping[str, str] = {}
-PRECISIONS = ("fp32", "fp16")
-OUTPUTS = ("heads", "decoded")
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16"}
+INPUTS = ("float32", "uint8")
+OUTPUTS = ("heads", "heads-sigmoid", "decoded", "nms")
+BATCHES = ("1", "N", "dynamic")
 RUNTIME = "onnxrt"
 OPTIONS: Mapping[str, str] = {}
+REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = False
 
 

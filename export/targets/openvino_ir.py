@@ -14,10 +14,13 @@ from y7edge.runtimes.base import one_line
 NAME = "openvino"
 SUFFIX = ".xml"
 NEEDS = ov.NEEDS
-PRECISIONS = ("fp32", "fp16")
-OUTPUTS = ("heads", "decoded")
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32"}
+INPUTS = ("float32", "uint8")
+OUTPUTS = ("heads", "heads-sigmoid", "decoded")
+BATCHES = ("1", "N", "dynamic")
 RUNTIME = "ov"
 OPTIONS: Mapping[str, str] = {}
+REWRITES: tuple[str, ...] = ()
 NEEDS_CHECKPOINT = False
 
 

@@ -22,6 +22,7 @@ def get(name: str) -> Target:
 
     Raises:
         ConfigError: no target has this name.
-        RuntimeMissing: another package announces it, but it cannot be imported.
+        RuntimeMissing: the entry point of another package names this target, but its module cannot
+            be imported.
     """
     return cast(Target, TARGETS.get(name))

@@ -307,10 +307,12 @@ CALLS: dict[str, Make] = {
         for name in (
             "target",
             "outputs",
+            "input",
             "precision",
             "imgsz",
             "batch",
             "images",
+            "rewrites",
             "device",
             "options",
             "unverified",

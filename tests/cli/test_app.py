@@ -30,6 +30,7 @@ def _raiser(error: BaseException) -> Callable[[], None]:
         (KeyboardInterrupt(), 130),
         (ValueError("a mistake of ours"), 1),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 3),
+        (ImportError("libGL.so.1: cannot open shared object file"), 3),
         (OSError(28, "the other words of a driver"), 1),
     ],
     ids=lambda value: type(value).__name__,
@@ -93,7 +94,7 @@ def test_missing_package_names_its_extra(
     ("line", "part"),
     [
         (["frobnicate"], "No such command 'frobnicate'"),
-        (["info", "--nope"], "No such option: --nope. See `y7edge info --help`"),
+        (["info", "--zzz"], "No such option: --zzz. See `y7edge info --help`"),
         (["train"], "Missing option '--data'"),
         (["export", "yolov7", "--imgsz", "64x"], "height x width as 384x640, not '64x'"),
         (["train", "--data", "d", "--epochs", "0"], "--epochs"),

@@ -20,6 +20,7 @@ from tests import tampering
 from y7edge import Detector
 from y7edge.artifact.reports import ParityReport
 from y7edge.cli import main
+from y7edge.machine import usable_cores
 from y7edge.models import registry, weights
 from y7edge.models.checkpoint import Checkpoint
 
@@ -68,6 +69,15 @@ INFO_KEYS = {
 }
 
 
+@pytest.mark.parametrize("of_file", [False, True])
+def test_info_at_a_size_that_does_not_fit(
+    of_file: bool, checkpoint_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = str(checkpoint_path) if of_file else "yolov7"
+    assert main(["info", subject, "--imgsz", "333"]) == 1
+    assert "expected multiples of 32" in capsys.readouterr().err
+
+
 def test_info_of_a_checkpoint(checkpoint_path: Path, narrow_tiny: Checkpoint, run: Run) -> None:
     (record,) = run("info", checkpoint_path)
     assert set(record) >= INFO_KEYS
@@ -114,6 +124,26 @@ def test_export(checkpoint_path: Path, tmp_path: Path, run: Run) -> None:
     (info,) = run("info", out)
     assert info["inputs"][0]["shape"] == ["dynamic", 3, 64, 96]
     assert [output["name"] for output in info["outputs"]] == ["boxes", "scores"]
+
+
+def test_export_with_other_input_outputs_and_graph(
+    checkpoint_path: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bytes.onnx"
+    options = ("--imgsz", "64", "--input", "uint8", "--outputs", "heads-sigmoid")
+    rewrites = ("--rewrite", "pool3x3", "--rewrite", "leaky-max")
+    run("export", checkpoint_path, "--out", out, *options, *rewrites)
+    (info,) = run("info", out)
+    assert info["inputs"][0]["shape"] == [1, 64, 64, 3]
+    assert info["inputs"][0]["dtype"] == "uint8"
+    assert {output["activation"] for output in info["outputs"]} == {"sigmoid"}
+    assert info["tools"]["rewrites"] == "pool3x3, leaky-max"
+    (report,) = run("benchmark", out, "--threads", "1", "--runs", "1")
+    assert report["pre_ms"]["p50"] > 0
+    assert main(["info", str(out)]) == 0
+    assert "float32 sigmoid" in capsys.readouterr().out
+    assert main(["export", str(checkpoint_path), "--rewrite", "reorg-conv6"]) == 1
+    assert "rewrite reorg-conv6 does not apply" in capsys.readouterr().err
 
 
 def test_export_of_a_name_says_that_its_weights_are_random(
@@ -180,6 +210,30 @@ def test_verify_against_another_checkpoint(
     assert report["status"] == "failed"
 
 
+def test_diff(
+    artifact_path: Path,
+    checkpoint_path: Path,
+    data: Path,
+    tmp_path: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    image = data.parent / "images" / "val" / "6.png"
+    (report,) = run("diff", checkpoint_path, artifact_path, "--image", image, "--layers")
+    assert (report["status"], report["first"], report["cause"]) == ("equal", None, None)
+    assert report["image"] == str(image)
+    assert report["a"]["target"] == "checkpoint"
+    name = tampering.convolutions_of(artifact_path)[3]
+    changed = tampering.scale_weight(artifact_path, tmp_path / "changed.onnx", name, seal=True)
+    (report,) = run("diff", artifact_path, changed, "--layers", exits=4)
+    assert report["cause"]["name"] == "changed weights"
+    assert report["first_row"] == f"/row{name.split('.')[1]}"
+    assert main(["diff", str(artifact_path), str(changed)]) == 4
+    printed = capsys.readouterr()
+    assert "first difference: head0" in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: ")
+
+
 def test_selftest(artifact_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (report,) = run("selftest", artifact_path)
     assert report["status"] == "passed"
@@ -238,6 +292,16 @@ def test_predict_only_some_classes(artifact_path: Path, data: Path, run: Run) ->
     assert {found["class_name"] for found in some[0]["detections"]} == {"nut", "washer"}
 
 
+def test_predict_with_tiles(artifact_path: Path, data: Path, run: Run) -> None:
+    image = next((data.parent / "images" / "val").iterdir())
+    (found,) = run("predict", artifact_path, image, "--conf", "0.1", "--tile", "64")
+    with Detector(artifact_path, conf=0.1, tile=64) as detector:
+        expected = detector(cv2.imread(str(image))).to_dict()
+    assert found["detections"] == expected["detections"]
+    (whole,) = run("predict", artifact_path, image, "--conf", "0.1")
+    assert found["detections"] != whole["detections"]
+
+
 def test_predict_with_other_thresholds(artifact_path: Path, data: Path, run: Run) -> None:
     image = next((data.parent / "images" / "val").iterdir())
     words = ("predict", artifact_path, image, "--conf", "0.01")
@@ -294,7 +358,9 @@ def test_predict_prints_one_line_for_each_damaged_file(artifact_path: Path, tmp_
     assert len(done.stderr.splitlines()) == 4
 
 
-def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
+def test_benchmark(
+    artifact_path: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = shutil.copy(artifact_path, tmp_path / "copy.onnx")
     records = run("benchmark", artifact_path, copy, "--threads", "1", "--runs", "3")
     assert [record["artifact"] for record in records] == [str(artifact_path), str(copy)]
@@ -302,6 +368,28 @@ def test_benchmark(artifact_path: Path, tmp_path: Path, run: Run) -> None:
         assert set(records[0][stage]) == {"p50", "p95", "p99"}
     assert records[0]["device"] == "cpu"
     assert {"y7edge", "onnxruntime"} <= set(records[0]["versions"])
+    assert records[0]["overhead"] > 0 and records[0]["startup_ms"] > 0
+    records = run("benchmark", artifact_path, "--threads", "1,all", "--runs", "1")
+    assert [record["threads"] for record in records] == [1, usable_cores()]
+    capsys.readouterr()
+    assert main(["benchmark", str(artifact_path), str(copy), "--threads", "1", "--runs", "1"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[-3:]
+    assert head.startswith("artifact ")
+    assert [row.split()[0] for row in rows] == [str(artifact_path), str(copy)]
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "", "1,", "x", "1.5", "99999", "1;2"])
+def test_benchmark_threads(
+    threads: str, artifact_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", str(artifact_path), f"--threads={threads}"]) == 2
+    assert not threads or "Invalid value for '--threads': expected" in capsys.readouterr().err
+
+
+def test_benchmark_of_a_checkpoint(checkpoint_path: Path, run: Run) -> None:
+    (record,) = run("benchmark", checkpoint_path, "--threads", "1", "--runs", "1", "--warmup", "1")
+    assert record["model_ms"]["p50"] > 0
+    assert "torch" in record["versions"]
 
 
 @pytest.mark.parametrize(("budget", "exits"), [(1e-6, 4), (1e6, 0)])

@@ -295,7 +295,13 @@ OPTIONS = {
     "export --precision": ANY,
     "export --option": [*ANY, "=", "a=b"],
     "export --device": ANY,
+    "export --max-map-drop": [*NUMBERS, "0.1", "2"],
+    "export --data": ANY,
+    "build --data": ANY,
     "build --target": ANY,
+    "diff --threads": ["0", "-1", "1000000", "x"],
+    "diff --device": ANY,
+    "diff --image": ANY,
     "build --device": ANY,
     "info --imgsz": ["0", "99999999", "٦٤٠", "9" * 5000],
 }  # fmt: skip
@@ -312,6 +318,7 @@ def test_odd_values_of_options(
         "predict": [model, image],
         "val": [model, "--data", str(data)],
         "export": [str(checkpoint_path), "--out", str(tmp_path / "m.onnx")],
+        "diff": [model, model],
         "build": [model, "--out", str(tmp_path / "m.xml")]
         + (["--target", "openvino"] if name != "--target" else []),
     }.get(command, [model])

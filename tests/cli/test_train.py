@@ -126,14 +126,14 @@ def test_rect_is_without_mosaic(train: Train, capsys: pytest.CaptureFixture[str]
         ("--set mosaic=2", "--set: mosaic must be a number from 0 to 1, not 2.0"),
         ("--set lr0=1 --set lr0=2", "--set lr0 is given twice: 1 and 2"),
         ("--set average=ema --average swa", "average is given by --set and by its own option"),
-        ("--average mean", "average must be ema, swa, none, not 'mean'"),
+        ("--average mean", "average must be one of ema, swa, none, not 'mean'"),
         ("--recipe tny", "no recipe or file is called 'tny', did you mean 'tiny'"),
         ("--recipe no.yaml", "no.yaml: cannot be read"),
         ("--freeze some", "freeze takes a number of rows"),
         ("--freeze 99", "yolov7-tiny has the rows 0 to 77, not 78"),
         ("--cache tape", "cache must be one of auto, ram, disk, none, not 'tape'"),
         ("--precision fp8", "precision must be one of auto"),
-        ("--batch 3 --devices 2", "batch must be a multiple of the 2 devices"),
+        ("--batch 3 --devices 2", "batch must be a multiple of 2"),
     ],
 )
 def test_invalid_options_are_refused(

@@ -12,6 +12,7 @@ import pytest
 
 from y7edge.cli import main
 from y7edge.models.checkpoint import Checkpoint
+from y7edge.runtimes import base
 
 
 @pytest.fixture
@@ -55,6 +56,20 @@ def test_saves_curves_images_results_and_a_page(
     results = json.loads((out / "predictions.json").read_text())
     assert {row["image_id"] for row in results} <= {6, 7, 8}  # the names of the images
     assert results and set(results[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_plots_need_matplotlib_before_the_evaluation(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name == "matplotlib" else True)
+    assert main([*words, "--save", str(tmp_path / "evaluated")]) == 3
+    assert 'matplotlib, which is not installed: pip install "y7edge[train]"' in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "evaluated").exists()
 
 
 def test_coco_ids_are_for_coco_s_classes(

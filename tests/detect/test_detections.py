@@ -87,7 +87,7 @@ def test_filter_by_confidence_and_class():
     assert len(three().filter(classes=[])) == 0
     with pytest.raises(ConfigError, match="no class 'nit'; did you mean 'nut'"):
         three().filter(classes=["nit"])
-    with pytest.raises(ConfigError, match="several names or ids, found 5"):
+    with pytest.raises(ConfigError, match="list of names and ids, found 5"):
         three().filter(classes=5)
 
 

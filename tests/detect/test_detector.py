@@ -13,7 +13,8 @@ import pytest
 from tests.fake_model import NAMES, FakeSession, make_manifest
 from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Thresholds
-from y7edge.detect.detector import Detector, _placed
+from y7edge.detect.detector import Detector
+from y7edge.detect.inference import _placed
 from y7edge.detect.postprocess import Boxes
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.errors import (
@@ -258,8 +259,8 @@ def quantised(dtype="int8", scale=0.1, zero_point=-20, role="head"):
 
 def test_integer_heads_are_dequantised():
     class Integers(FakeSession):
-        def infer(self, feeds):
-            heads = super().infer(feeds)
+        def _run(self, feeds):
+            heads = super()._run(feeds)
             return {name: np.int8(np.rint(head / 0.1) - 20) for name, head in heads.items()}
 
     manifest = quantised()
@@ -446,7 +447,7 @@ def test_checkpoint_without_torch_names_the_extra(monkeypatch):
     def missing(name):
         raise ImportError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("y7edge.detect.detector.import_module", missing)
+    monkeypatch.setattr("y7edge.detect.opening.import_module", missing)
     with pytest.raises(RuntimeMissing, match=r'needs torch: pip install "y7edge\[export\]"'):
         Detector("yolov7-tiny")
 

@@ -199,14 +199,14 @@ def test_integer_heads_are_thresholded_before_they_are_dequantised(monkeypatch):
     real = postprocess._dequantised
 
     def spy(values, quantization):
-        seen.append(len(values))
+        seen.append(values.shape)
         return real(values, quantization)
 
     monkeypatch.setattr(postprocess, "_dequantised", spy)
     head = np.full((1, 3 * (5 + NC), 12, 16), -100, np.int8)
     head[0, 4, 3, 3] = 100
     Postprocessor(LEVELS[:1], NC, quantization=[(0.05, 0)]).heads([head], Criteria())
-    assert seen == [1]
+    assert seen == [(5 + NC, 1), (5 + NC, 0), (5 + NC, 0)]
 
 
 def test_one_step_of_an_integer_decides():
@@ -308,3 +308,24 @@ def test_outputs_of_another_shape():
         Postprocessor(LEVELS, NC, quantization=[(0.1, 0)] * 2).heads(heads, Criteria())
     with pytest.raises(DataError, match=r"scores \(1, 9, 3\), expected"):
         post.decoded(np.zeros((1, 9, 4)), np.zeros((1, 9, 3)), Criteria())
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 63, 1003])
+@pytest.mark.parametrize("density", [0, 0.01, 0.5, 1])
+def test_indices_of_true_values(length, density):
+    values = np.random.default_rng(length).random(length) < density
+    np.testing.assert_array_equal(postprocess._indices(values), values.nonzero()[0])
+
+
+@pytest.mark.parametrize("count", [2, 80, 300])
+def test_best_of_columns_equals_argmax(count):
+    rng = np.random.default_rng(count)
+    values = rng.integers(-3, 3, (count, 500)).astype(np.float32)  # with ties
+    values[:, 0], values[:, 1] = -np.inf, np.inf
+    row, largest = postprocess._best_of_columns(values)
+    np.testing.assert_array_equal(row, values.argmax(axis=0))
+    np.testing.assert_array_equal(largest, values.max(axis=0))
+    values[rng.integers(0, count, 40), rng.integers(0, 500, 40)] = np.nan
+    row, largest = postprocess._best_of_columns(values)
+    np.testing.assert_array_equal(row, np.nan_to_num(values, nan=-np.inf).argmax(axis=0))
+    np.testing.assert_array_equal(largest, np.nanmax(values, axis=0))

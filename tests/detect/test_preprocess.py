@@ -225,3 +225,14 @@ def test_invalid_images_are_refused(frame, message):
     with pytest.raises(DataError, match=message) as caught:
         check_frame(frame)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("scale", [1 / 255, 1.0, 0.017])
+def test_half_precision_input_is_the_rounded_quotient(layout, scale):
+    frame = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    process = preprocessor(32, 16, layout=layout, dtype="float16", scale=scale)
+    process(frame)
+    tensor = process.tensor[0] if layout == "NCHW" else process.tensor[0].transpose(2, 0, 1)
+    expected = (frame[..., 0] / np.float32(1 / scale)).astype(np.float16)
+    np.testing.assert_array_equal(tensor[:, 8:24], np.stack([expected] * 3))

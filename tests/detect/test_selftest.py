@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import tampering
-from y7edge.detect.selftest import RECIPE, probe_input, selftest
+from y7edge.detect.selftest import RECIPE, RECIPE_8BIT, probe_input, selftest
 from y7edge.errors import ArtifactError, DigestError, ParityError
 from y7edge.runtimes import onnxrt
 
@@ -111,6 +111,20 @@ def test_inputs_are_fixed_by_their_key():
     assert np.abs(pixels - other).max() > 0.3
     with pytest.raises(ArtifactError, match="recipe"):
         probe_input("waves", "a", (1, 3, 64, 64))
+
+
+def test_inputs_of_8_bits_are_the_same_values_rounded():
+    shape = (2, 3, 64, 96)
+    pixels, eight = (probe_input(recipe, "a", shape) for recipe in (RECIPE, RECIPE_8BIT))
+    assert eight.dtype == np.float32
+    assert 0 < np.abs(eight - pixels).max() < 0.501 / 255
+    whole = np.rint(eight * 255).astype(np.uint8)
+    np.testing.assert_array_equal(whole.astype(np.float32) / np.float32(255), eight)
+    assert len(np.unique(whole)) > 240
+    # Also fixed by the artifacts in the field.
+    first = probe_input(RECIPE_8BIT, "probe0-batch1", (1, 3, 64, 96))
+    taken = first[0, [0, 1, 2], [0, 31, 63], [0, 50, 95]] * 255
+    np.testing.assert_allclose(taken, [86, 116, 90], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("cell", [8, 32])

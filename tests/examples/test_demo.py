@@ -187,7 +187,8 @@ def findings(artifact_path):
         artifacts=[Artifact(artifact_path, registry.load(artifact_path).manifest)],
         benchmark=Report(
             artifact="parts.onnx", model="m", model_digest="d" * 64, precision="fp32",
-            imgsz=(64, 64), device="cpu", machine="Linux", threads=1, versions={"numpy": "2"},
+            imgsz=(64, 64), device="cpu", machine="Linux", processor="one",
+            features=("avx2",), cores=2, threads=1, versions={"numpy": "2"},
             warmup=5, runs=100, frame_hw=(720, 1280), model_ms=ms, pre_ms=ms, post_ms=ms,
             end_to_end_ms=ms, peak_memory_mb=300.0, gate=Gate(0.4, 1.9, 2.5, 0.3),
         ),

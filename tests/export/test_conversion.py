@@ -17,6 +17,7 @@ from tests import tampering
 from tests.blocking import BLOCKER
 from y7edge import Detector
 from y7edge.artifact.artifact import Artifact
+from y7edge.artifact.description import kind_of_outputs
 from y7edge.artifact.manifest import in_layout
 from y7edge.artifact.reports import ParityReport
 from y7edge.cli import main
@@ -143,6 +144,46 @@ def test_targets_may_change_names_layouts_and_activations(
     np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
 
 
+@pytest.fixture(scope="module")
+def unusual(narrow_tiny, tmp_path_factory):
+    """Artifacts with sigmoids and another form of the graph, by their input."""
+    folder, options = tmp_path_factory.mktemp("unusual"), {"imgsz": (64, 96)}
+    options |= {"outputs": "heads-sigmoid", "rewrites": ["pool3x3"]}
+    return {
+        kind: export(narrow_tiny, folder / f"{kind}.onnx", input=kind, **options)
+        for kind in ("float32", "uint8")
+    }
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_outputs_input_and_rewrites_are_kept(name, kind, unusual, tmp_path):
+    target = targets.get(name)
+    if absent := missing(target.NEEDS):
+        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    source, out = unusual[kind], tmp_path / f"b{target.SUFFIX}"
+    if kind not in target.INPUTS:
+        with pytest.raises(ConfigError, match=f"target {name} has no input '{kind}'"):
+            build(source.path, out, target=name)
+        return
+    made = build(source.path, out, target=name).manifest
+    assert made.input == source.manifest.input
+    assert kind_of_outputs(made) == "heads-sigmoid"
+    assert made.tools["rewrites"] == "pool3x3"
+    assert made.parity["status"] == selftest(out).status == "passed"
+
+
+def test_rewrites_that_a_target_misses_are_reported(rotten, artifact_path, tmp_path):
+    lines = []
+    rotten.REWRITES = ("leaky-max", "pool3x3")
+    with pytest.raises(ParityError):
+        build(artifact_path, tmp_path / "m.onnx", target="rotten", progress=lines.append)
+    assert [line.split(";")[0] for line in lines[:2]] == [
+        "the graph lacks the rewrite leaky-max",
+        "the graph lacks the rewrite pool3x3",
+    ]
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_metadata_is_not_copied(name, artifact_path, narrow_tiny, tmp_path):
     """What is built from an artifact is what is built from its graph alone."""
@@ -174,8 +215,8 @@ def test_unsupported_targets_are_refused(rotten, artifact_path, tmp_path):
 
     rejected("converts checkpoints, not ONNX files", NEEDS_CHECKPOINT=True)
     rejected("cannot be proved .no engine", NEEDS_CHECKPOINT=False, RUNTIME=Unprovable("no engine"))
-    rejected("no precision 'fp32'; choose from fp16", RUNTIME="onnxrt", PRECISIONS=("fp16",))
-    rejected("no outputs 'heads'", PRECISIONS=("fp32",), OUTPUTS=("decoded",))
+    rejected("no precision 'fp32'; choose from fp16", RUNTIME="onnxrt", PRECISIONS={"fp16": "fp16"})
+    rejected("no outputs 'heads'", PRECISIONS={"fp32": "fp32"}, OUTPUTS=("decoded",))
     rotten.OUTPUTS = ("heads",)
     parity = {"status": "unverified", "problems": [], "reason": "x"}
     unproved = tampering.rewrite(artifact_path, tmp_path / "unproved.onnx", parity=parity)

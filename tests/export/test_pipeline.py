@@ -14,13 +14,16 @@ import onnx
 import pytest
 
 import y7edge.export
-from tests.runtimes.conftest import PROVABLE
+from tests.runtimes.conftest import PROVABLE, skip_unless_built_here
 from y7edge import files
-from y7edge.detect.selftest import selftest
+from y7edge.artifact.description import kind_of_outputs
+from y7edge.detect.detector import Detector
+from y7edge.detect.selftest import RECIPE, RECIPE_8BIT, selftest
 from y7edge.errors import ConfigError, DeviceError, ExportError, ParityError, RuntimeMissing
 from y7edge.export import delivery, pipeline
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
+from y7edge.export.graph import rewrites
 from y7edge.export.pipeline import export
 from y7edge.export.proof import parity
 from y7edge.export.proof.verify import verify
@@ -38,8 +41,7 @@ SIZE = (64, 96)
 def available(name):
     """The target of this name; the test is skipped if what it needs is not installed."""
     target = targets.get(name)
-    if absent := base.missing(target.NEEDS):
-        pytest.skip(f"target {name}: {', '.join(absent)} is not installed")
+    skip_unless_built_here(target)
     return target
 
 
@@ -59,6 +61,102 @@ def test_every_kind_is_proved_and_verified(narrow_tiny, tmp_path, outputs, preci
     assert verify(path, narrow_tiny).status == "passed"
     assert selftest(path).status == "passed"
     assert [p.name for p in path.parent.iterdir()] == ["m.onnx"]
+
+
+FRAME = np.random.default_rng(0).integers(0, 256, (50, 91, 3), dtype=np.uint8)
+
+
+def found_by(path, frame=FRAME):
+    with Detector(path, threads=1, conf=0.05) as detector:
+        return detector(frame)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "batch"), [("heads", {}), ("decoded", {"dynamic": True})], ids=str
+)
+def test_uint8_input_gives_the_same_boxes(narrow_tiny, tmp_path, outputs, batch):
+    options = {"outputs": outputs, "imgsz": SIZE, **batch}
+    plain = export(narrow_tiny, tmp_path / "f.onnx", **options)
+    made = export(narrow_tiny, tmp_path / "u.onnx", input="uint8", **options)
+    image = made.manifest.input
+    assert (image.name, image.dtype, image.layout, image.scale) == ("images", "uint8", "NHWC", 1)
+    assert image.shape[1:] == (*SIZE, 3)
+    assert replace(image, dtype="float32", layout="NCHW", scale=1 / 255) == plain.manifest.input
+    assert made.manifest.parity["status"] == "passed"
+    assert {p.recipe for p in made.manifest.probes} == {RECIPE_8BIT}
+    assert {p.recipe for p in plain.manifest.probes} == {RECIPE}
+    assert selftest(made.path).status == "passed"
+    assert verify(made.path, narrow_tiny).status == "passed"
+    expected, found = found_by(plain.path), found_by(made.path)
+    assert len(found) > 0
+    np.testing.assert_array_equal(found.xyxy, expected.xyxy)
+    np.testing.assert_array_equal(found.confidence, expected.confidence)
+
+
+def test_heads_sigmoid_is_described_and_gives_the_same_boxes(narrow_tiny, tmp_path):
+    plain = export(narrow_tiny, tmp_path / "l.onnx", imgsz=SIZE)
+    made = export(narrow_tiny, tmp_path / "s.onnx", imgsz=SIZE, outputs="heads-sigmoid")
+    assert [o.activation for o in made.manifest.outputs] == ["sigmoid"] * 3
+    kinds = [kind_of_outputs(one.manifest) for one in (plain, made)]
+    assert kinds == ["heads", "heads-sigmoid"]
+    values = [v for p in made.manifest.probes for s in p.samples for v in s.values]
+    assert min(values) > 0 and 0.9 < max(values) < 1
+    assert selftest(made.path).status == "passed"
+    assert verify(made.path, narrow_tiny).status == "passed"
+    expected, found = found_by(plain.path), found_by(made.path)
+    assert len(found) > 0
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
+    np.testing.assert_array_equal(found.class_id, expected.class_id)
+
+
+def test_a_sigmoid_that_the_manifest_does_not_state_is_detected(narrow_tiny, tmp_path, monkeypatch):
+    real = pipeline.build.build_graph
+
+    def build(checkpoint, **options):
+        return real(checkpoint, **{**options, "outputs": "heads-sigmoid"})
+
+    monkeypatch.setattr(pipeline.build, "build_graph", build)
+    with pytest.raises(ParityError, match="head0 deviates"):
+        export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rewrites_are_recorded_and_proved(narrow_tiny, tmp_path):
+    plain = export(narrow_tiny, tmp_path / "p.onnx", imgsz=SIZE)
+    names = ["resize-per-axis", "pool3x3", "leaky-max"]
+    made = export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE, rewrites=names)
+    assert made.manifest.tools["rewrites"] == "pool3x3, leaky-max, resize-per-axis"
+    assert "rewrites" not in plain.manifest.tools
+    assert made.manifest.payload_digest != plain.manifest.payload_digest
+    assert verify(made.path, narrow_tiny).status == "passed"
+    expected, found = found_by(plain.path), found_by(made.path)
+    np.testing.assert_array_equal(found.xyxy, expected.xyxy)
+
+
+@pytest.mark.parametrize("rewrite", ["reorg-conv6", "reorg-conv7"])
+def test_merged_reorg_is_proved(tmp_path, rewrite):
+    checkpoint = random_weights(scale(models.get("yolov7-w6", nc=2), width=0.125))
+    made = export(checkpoint, tmp_path / "m.onnx", imgsz=(64, 192), rewrites=[rewrite])
+    assert made.manifest.tools["rewrites"] == rewrite
+    deviations = [one["deviation"] for one in made.manifest.parity["outputs"].values()]
+    assert max(deviations) < 2e-5
+
+
+def test_a_wrong_rewrite_is_detected(tmp_path, monkeypatch):
+    checkpoint = random_weights(scale(models.get("yolov7-w6", nc=2), width=0.125))
+    monkeypatch.setattr(rewrites, "REORG_PARTS", ((0, 0), (0, 1), (1, 0), (1, 1)))
+    with pytest.raises(ParityError, match="deviates"):
+        export(checkpoint, tmp_path / "m.onnx", imgsz=(64, 128), rewrites=["reorg-conv6"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_targets_own_rewrites_apply_if_they_can(narrow_tiny, tmp_path, monkeypatch):
+    defaults = ("reorg-conv7", "leaky-max")
+    monkeypatch.setattr(targets.get("onnx"), "REWRITES", defaults)
+    made = export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE)
+    assert made.manifest.tools["rewrites"] == "leaky-max"
+    made = export(narrow_tiny, tmp_path / "m.onnx", imgsz=SIZE, rewrites=["pool3x3"])
+    assert made.manifest.tools["rewrites"] == "pool3x3, leaky-max"
 
 
 def test_manifest_content(narrow_tiny, tmp_path):
@@ -147,7 +245,11 @@ def test_the_package_offers_its_functions():
     ("options", "problem"),
     [
         ({"target": "rknn"}, "no target 'rknn'; choose from "),
-        ({"outputs": "boxes"}, "no outputs 'boxes'; choose from heads, decoded"),
+        ({"outputs": "boxes"}, "no outputs 'boxes'; choose from heads, heads-sigmoid, decoded"),
+        ({"input": "float16"}, "no input 'float16'; choose from float32, uint8"),
+        ({"rewrites": ["pool5"]}, "no rewrite 'pool5'; choose from pool3x3"),
+        ({"rewrites": ["reorg-conv6"]}, "has no space-to-depth before a 3x3 convolution"),
+        ({"rewrites": "pool3x3"}, "rewrites: expected a list"),
         ({"precision": "int8"}, "no precision 'int8'; choose from fp32, fp16"),
         ({"imgsz": 100}, "100x100, expected multiples of 32.*nearest that fits is 96x96"),
         ({"imgsz": (0, 64)}, "nearest that fits is 32x64"),

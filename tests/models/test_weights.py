@@ -177,6 +177,7 @@ def test_truncated_file_is_refused(path, keep):
 def test_other_formats_are_refused(path, content):
     path.write_bytes(content)
     refused(path, "not a complete safetensors file")
+    refused(path.rename(path.with_suffix(".onnx")), "expected a checkpoint, a .safetensors or .pt")
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])

@@ -125,5 +125,5 @@ class TestRandomWeights:
 def test_size_not_divisible_by_the_stride_is_refused(size):
     # At 100 the model would run, but its grid would be that of 96 pixels.
     model = Model(scale(registry.get("yolov7-tiny", nc=1), width=0.125)).eval()
-    with pytest.raises(ConfigError, match="expected multiples of 32, the largest stride"):
+    with pytest.raises(ConfigError, match="expected multiples of 32 "):
         model(torch.zeros(1, 3, *size))

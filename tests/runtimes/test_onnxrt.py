@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from tests import tampering
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import ArtifactError, DeviceError
+from y7edge.errors import ArtifactError, ConfigError, DeviceError
 from y7edge.runtimes import onnxrt, registry
 from y7edge.runtimes.base import SessionOptions, TensorSpec
 
@@ -144,6 +144,49 @@ def test_silent_fallback_is_an_error(artifact, monkeypatch):
     assert name == "CUDAExecutionProvider"
     assert options == {"device_id": 1, "use_tf32": 0}, "fp32 is fp32: no tf32"
     assert onnxrt.open(artifact, SessionOptions(device="auto")).device == "cpu"
+
+
+def test_another_provider_is_used_or_an_error(artifact, monkeypatch):
+    real, given = onnxruntime.InferenceSession, {}
+    name = "TensorrtExecutionProvider"
+    options = SessionOptions(provider_options={"provider": name, "trt_fp16_enable": 1})
+    with pytest.raises(DeviceError, match=f"{name}.* is not available: .*CPUExecutionProvider"):
+        onnxrt.open(artifact, options)
+
+    def start(path, settings, providers):
+        given["providers"] = providers
+        return real(path, settings, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [name])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with pytest.raises(DeviceError, match=r"opened .* with CPUExecutionProvider"):
+        onnxrt.open(artifact, options)
+    assert given["providers"] == [(name, {"trt_fp16_enable": 1}), ("CPUExecutionProvider", {})]
+    with pytest.raises(ConfigError, match="or a provider, not both"):
+        onnxrt.open(artifact, SessionOptions("cpu", provider_options={"provider": name}))
+    with pytest.raises(ConfigError, match="give device='cuda'"):  # which switches TF32 off
+        own = {"provider": "CUDAExecutionProvider"}
+        onnxrt.open(artifact, SessionOptions(provider_options=own))
+
+
+@pytest.mark.parametrize("own", [{"proivder": "CUDAExecutionProvider"}, {"use_arena": 0}])
+def test_options_that_the_cpu_would_ignore_are_refused(artifact, own):
+    with pytest.raises(ConfigError, match=f"no option {next(iter(own))!r} on the CPU"):
+        onnxrt.open(artifact, SessionOptions(provider_options=own))
+    with pytest.raises(ConfigError, match="on the CPU"):
+        own = {"provider": "CPUExecutionProvider", **own}
+        onnxrt.open(artifact, SessionOptions(provider_options=own))
+
+
+def test_the_provider_is_reported(artifact):
+    others = [p for p in onnxruntime.get_available_providers() if p != "CPUExecutionProvider"]
+    for name in ("CPUExecutionProvider", *others):
+        session = onnxrt.open(artifact, SessionOptions(provider_options={"provider": name}))
+        if name == "CPUExecutionProvider":
+            assert (session.device, session.arithmetic) == ("cpu", "float32 (ONNX Runtime, cpu)")
+        else:
+            assert session.device == name
+            assert session.arithmetic == f"chosen by {name} for fp32 (ONNX Runtime)"
 
 
 def test_a_graph_that_contradicts_its_manifest_does_not_open(artifact, artifact_path, tmp_path):

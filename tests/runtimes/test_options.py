@@ -69,6 +69,7 @@ RIGHT = {
     "agnostic": {"true"},
     "threads": {"None", "3"},
     "imgsz": {"None"},
+    "names": {"None"},
     "provider_options": {"None"},
     "check_payload": {"None", "true"},
     "progress": {"None", "function"},
@@ -78,6 +79,8 @@ RIGHT = {
     "dynamic": {"true"},
     "simplify": {"true"},
     "batch": {"3"},
+    "tile": {"None"},
+    "queue": {"3"},
 }
 
 

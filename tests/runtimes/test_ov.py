@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from y7edge.errors import ArtifactError, ConfigError, DeviceError
@@ -42,10 +43,13 @@ WHOLE = '<net name="x"><layers/><rt_info><y7edge><manifest value="{}"/></y7edge>
         ("<annotation><object/></annotation>", "its root is 'annotation'"),
         ('<!DOCTYPE net [<!ENTITY a "b">]><net><rt_info/></net>', "declares a document type"),
         ("<net><rt_info></net>", "mismatched tag"),
-        (WHOLE.replace("/></y7edge>", "/>  </y7edge>"), "is not as y7edge writes it"),
+        (WHOLE.replace("/></y7edge>", "/>  </y7edge>"), "not written by y7edge"),
         (WHOLE.replace("</rt_info>", "<y7edge/></rt_info>"), "two elements rt_info/y7edge"),
-        (WHOLE.replace('<manifest value="{}"/>', '<manifest value="{}"/>' * 2), "not as y7edge"),
-        (WHOLE.replace('<manifest value="{}"/>', ""), "not as y7edge writes it"),
+        (
+            WHOLE.replace('<manifest value="{}"/>', '<manifest value="{}"/>' * 2),
+            "not written by y7edge",
+        ),
+        (WHOLE.replace('<manifest value="{}"/>', ""), "not written by y7edge"),
     ],
 )
 def test_other_xml_files_are_refused(tmp_path, text, problem):
@@ -144,6 +148,60 @@ def test_other_options_reach_the_engine_and_unknown_ones_are_named(artifact):
     session.close()
     with pytest.raises(DeviceError, match="NO_SUCH_OPTION"):
         ov.open(artifact, SessionOptions(provider_options={"NO_SUCH_OPTION": 1}))
+
+
+def test_throughput_runs_the_images_of_a_batch_in_several_requests(make, monkeypatch):
+    dynamic = make("openvino", dynamic=True).artifact
+    image = dynamic.manifest.input
+    x = np.random.default_rng(0).random((5, 3, image.height, image.width), dtype=np.float32)
+    expected = ov.open(dynamic, SessionOptions()).infer({"images": x})
+    hint = {"PERFORMANCE_HINT": "THROUGHPUT"}
+    session = ov.open(dynamic, SessionOptions(threads=2, provider_options=hint))
+    assert len(session._queue) > 1
+    for count in (5, 1, 2):
+        found = session.infer({"images": x[:count]})
+        for name, array in found.items():
+            np.testing.assert_allclose(array, expected[name][:count], atol=1e-4)
+            assert array.flags.writeable
+    copy, copies = np.array, []
+
+    def fail_once(*args, **more):
+        copies.append(1)
+        if len(copies) == 2:
+            raise MemoryError("no memory for an output")
+        return copy(*args, **more)
+
+    monkeypatch.setattr(ov.np, "array", fail_once)
+    with pytest.raises(DeviceError, match="no memory for an output"):
+        session.infer({"images": x})
+    again = session.infer({"images": x})
+    np.testing.assert_allclose(again["head0"], expected["head0"], atol=1e-4)
+    monkeypatch.setattr(session, "_tensor", lambda *_, **__: 1 / 0)
+    with pytest.raises(DeviceError, match="failed in OpenVINO"):
+        session.infer({"images": x})
+
+
+def test_auto_is_openvinos_own_choice(artifact):
+    session = ov.open(artifact, SessionOptions("AUTO"))
+    image = artifact.manifest.input
+    x = np.random.default_rng(0).random((1, 3, image.height, image.width), dtype=np.float32)
+    expected = ov.open(artifact, SessionOptions()).infer({"images": x})
+    for name, array in session.infer({"images": x}).items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-4)
+    assert session.device == "AUTO"
+    assert session.arithmetic == "float32 (OpenVINO, AUTO: cpu)"
+    assert ov.open(artifact, SessionOptions("AUTO", threads=1)).threads == 1
+
+
+def test_auto_computes_in_the_precision_of_the_artifact(artifact):
+    own = {"INFERENCE_PRECISION_HINT": "bf16"}
+    core = ov.open_core()
+    compiled = core.compile_model(core.read_model(str(artifact.path)), "CPU", own)
+    if compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
+        pytest.skip("this CPU does not compute in bfloat16")
+    options = SessionOptions("AUTO", provider_options={"DEVICE_PROPERTIES": {"CPU": own}})
+    with pytest.raises(DeviceError, match="would compute this fp32 artifact in bfloat16 on AUTO"):
+        ov.open(artifact, options)
 
 
 def test_a_graph_that_contradicts_its_manifest_does_not_open(artifact):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from y7edge import Detector
 from y7edge.errors import ArtifactError, ArtifactMissing, ConfigError, DigestError, RuntimeMissing
 from y7edge.runtimes import base, onnxrt, registry
 
@@ -66,10 +67,36 @@ def test_the_manifest_decides_between_two_of_one_suffix(artifact_path, rivals):
             assert registry.find(artifact_path) is mine
 
 
+def test_the_reason_of_a_choice(artifact_path, rivals):
+    assert registry.choose(artifact_path) == (onnxrt, "no other runtime reads .onnx files")
+    assert registry.choose(artifact_path, "onnxrt")[1] == "backend 'onnxrt' was given"
+    with Detector(artifact_path) as detector:
+        assert detector.info["backend"] == "onnxrt"
+        assert detector.info["why"] == "no other runtime reads .onnx files"
+    other = runtime("rival", targets=("other",))
+    for mine, reason in (
+        (runtime("rival"), "runs the file's target, and its engine is installed"),
+        (runtime("rival", needs=("no_such_engine",)), "but its engine is not installed"),
+        (runtime("rival", targets=("more",)), "does not run the file's target"),
+    ):
+        rivals(mine, other)
+        found, why = registry.choose(artifact_path)
+        assert found is mine and reason in why and why.startswith("of 2 runtimes for .onnx files")
+
+
 def test_damaged_file_gets_its_runtimes_message(artifact_path, rivals):
     changed = runtime(error=DigestError("changed"))
     rivals(runtime(error=ArtifactError("another format")), changed)
     assert registry.find(artifact_path) is changed
+
+
+def test_an_engine_that_cannot_be_imported_is_named(artifact_path, monkeypatch):
+    def fail():
+        raise ImportError("libcudart.so.12:\ncannot open")
+
+    monkeypatch.setattr(onnxrt, "load_engine", fail)
+    with pytest.raises(RuntimeMissing, match=r"cannot be imported: libcudart\.so\.12: cannot open"):
+        registry.open_session(registry.load(artifact_path))
 
 
 def test_missing_engine_names_the_extra(artifact_path, monkeypatch):

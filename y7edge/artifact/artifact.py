@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from y7edge.artifact.foreign import Foreign
 from y7edge.artifact.manifest import MAX_BYTES, Manifest
 from y7edge.errors import ArtifactError, ArtifactMissing
 from y7edge.files import (
@@ -29,6 +30,7 @@ class Artifact:
     path: Path  # the main file or folder
     manifest: Manifest
     side_files: tuple[Path, ...] = ()  # further files; empty for most formats
+    foreign: Foreign | None = None  # how its outputs are converted, if another exporter made it
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -1,8 +1,8 @@
 """Limits for models and inputs that checkpoints and manifests describe.
 
-A small file can describe a model of any size. Therefore its values are compared with these limits
-before memory is allocated. The largest published model, yolov7-e6e at 1920x1920, reaches about half
-of ``MAX_LIVE`` and at most a fifth of the other limits.
+A small file can describe a model of any size. Therefore the values in the file are compared with
+these limits before memory is allocated. The largest published model, yolov7-e6e at 1920x1920,
+reaches about half of ``MAX_LIVE`` and at most a fifth of the other limits.
 """
 
 MAX_CLASSES = 65_536
@@ -19,7 +19,7 @@ MAX_PROBES = 8  # an export makes two, or three for a dynamic batch
 MAX_BATCH_PIXELS = 1 << 26  # of a fixed batch: 163 images of 640x640
 MAX_OUTPUTS = 1 << 29  # output values of a fixed batch
 MAX_LIVE = 400_000_000  # activations in memory at once, per image: 1.6 GB
-MAX_ASKED = 2 * MAX_LIVE  # if the user sets the size; allows all published models at 4096x2560
+MAX_ASKED = 2 * MAX_LIVE  # the limit if the user sets the size: all published models at 4096x2560
 MAX_TOUCHED = 1 << 33  # values that all rows compute, per image
 
 # The levels of the head.

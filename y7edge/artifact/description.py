@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from y7edge.artifact.bounds import MAX_SIDE
 from y7edge.artifact.manifest import (
+    THRESHOLD_INPUTS,
     Dim,
     InputInfo,
     LevelInfo,
@@ -24,7 +26,8 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.models.spec import Spec
 
 INPUT = "images"
-Outputs = Literal["heads", "decoded"]
+Outputs = Literal["heads", "heads-sigmoid", "decoded", "nms"]
+Input = Literal["float32", "uint8"]
 Size = int | tuple[int, int]
 """Input size: one number for a square, or (height, width)."""
 
@@ -32,6 +35,14 @@ Size = int | tuple[int, int]
 def pair(size: Size) -> tuple[int, int]:
     """Convert a size to (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def kind_of_outputs(manifest: Manifest) -> Outputs:
+    """Return the value of ``y7edge export --outputs`` that gives the outputs of a manifest."""
+    first = manifest.outputs[0]
+    if first.role != "head":
+        return "nms" if first.role == "detections" else "decoded"
+    return "heads-sigmoid" if first.activation == "sigmoid" else "heads"
 
 
 @contextmanager
@@ -44,27 +55,8 @@ def _as_options() -> Iterator[None]:
 
 
 @_as_options()
-def describe(
-    checkpoint: Checkpoint,
-    spec: Spec,
-    imgsz: tuple[int, int],
-    *,
-    batch: Dim = "dynamic",
-    outputs: Outputs = "heads",
-    precision: Precision = "fp32",
-    target: str = "checkpoint",
-    opset: int | None = None,
-    tools: Mapping[str, str],
-) -> Manifest:
-    """Create a checkpoint's manifest, without probes and proof.
-
-    The payload digest is the checkpoint's digest. ``spec``: the spec that is run, in the
-    checkpoint's form or folded. ``imgsz``: input size (height, width).
-
-    Raises:
-        ConfigError: the size is not a multiple of the largest stride, or size or batch is too
-            large.
-    """
+def require_size(spec: Spec, imgsz: tuple[int, int]) -> None:
+    """Raise ConfigError unless a model can have this input size (height, width)."""
     (height, width), stride = imgsz, spec.max_stride
     if any(side % stride or not stride <= side <= MAX_SIDE for side in imgsz):
         near = "x".join(
@@ -75,7 +67,36 @@ def describe(
             f"{spec.name}) up to {MAX_SIDE}: the nearest that fits is {near}"
         )
     shapes.require_affordable(spec, height, width, asked=True)
+
+
+@_as_options()
+def describe(
+    checkpoint: Checkpoint,
+    spec: Spec,
+    imgsz: tuple[int, int],
+    *,
+    batch: Dim = "dynamic",
+    outputs: Outputs = "heads",
+    input: Input = "float32",
+    precision: Precision = "fp32",
+    target: str = "checkpoint",
+    opset: int | None = None,
+    tools: Mapping[str, str],
+) -> Manifest:
+    """Create a checkpoint's manifest, without probes and proof.
+
+    The payload digest is the checkpoint's digest. ``spec``: the spec that is run, in the
+    checkpoint's form or folded. ``imgsz``: input size (height, width). ``input``: "float32" has
+    layout NCHW and values from 0 to 1; "uint8" has layout NHWC and values from 0 to 255.
+
+    Raises:
+        ConfigError: the size is not a multiple of the largest stride, or size or batch is too
+            large.
+    """
+    require_size(spec, imgsz)
     image = InputInfo(INPUT, batch, *imgsz, levels=_levels(checkpoint.meta))
+    if input == "uint8":
+        image = replace(image, layout="NHWC", dtype="uint8", scale=1.0)
     levels = tuple(map(LevelInfo, spec.strides, spec.anchors))
     expected = expected_shapes(image, levels, spec.nc)
     if outputs == "decoded":
@@ -83,10 +104,16 @@ def describe(
             OutputInfo("boxes", "boxes", expected["boxes"], layout="NWC", activation=None),
             OutputInfo("scores", "scores", expected["scores"], layout="NWC", activation=None),
         )
+    elif outputs == "nms":
+        shape = expected["detections"]
+        described = (OutputInfo("detections", "detections", shape, layout="NC", activation=None),)
     else:
         dtype = "float16" if precision == "fp16" else "float32"
+        head = OutputInfo("head0", "head", expected["head0"], 0, dtype)
+        if outputs == "heads-sigmoid":
+            head = replace(head, activation="sigmoid")
         described = tuple(
-            OutputInfo(f"head{i}", "head", expected[f"head{i}"], level=i, dtype=dtype)
+            replace(head, name=f"head{i}", shape=expected[f"head{i}"], level=i)
             for i in range(spec.levels)
         )
     licence = checkpoint.meta.get("licence")
@@ -110,6 +137,7 @@ def describe(
         thresholds=Thresholds.of_checkpoint(checkpoint.meta),
         licence=licence if isinstance(licence, str) else None,
         tools=tools,
+        threshold_inputs=tuple(THRESHOLD_INPUTS) if outputs == "nms" else (),  # type: ignore[arg-type]
     )
 
 

@@ -1,11 +1,11 @@
 """Manifests: an artifact's description, which the Detector reads, and its proof.
 
-A manifest contains two digests. Its own digest is checked whenever an artifact is opened. The
-payload digest covers graph and weights; checking it requires reading all files. This is done by
-``selftest``, ``verify`` and ``build``, and whenever an artifact of several files is opened.
+A manifest contains two digests. The digest of the manifest is checked whenever an artifact is
+opened. The payload digest covers graph and weights. Because its check reads all files, only
+``selftest``, ``verify`` and ``build`` check it, and the opening of an artifact of several files.
 
 Manifests are stored as *canonical* JSON: sorted keys, no spaces, UTF-8, finite numbers. Equal
-content gives equal bytes, and JSON in any other form is refused.
+content gives equal bytes. JSON that is not canonical is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from y7edge.errors import ArtifactError, DigestError
 from y7edge.text import is_printable
 
 SCHEMA = 2
-"""Version of the schema that this package writes; it reads 1 too."""
+"""Version of the schema that this package writes; it also reads version 1."""
 
 MAX_BYTES = 4 << 20
 """Largest manifest that is read; typical ones have some tens of kilobytes."""
@@ -32,6 +32,9 @@ Dim = int | Literal["dynamic"]
 """One dimension of a tensor."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+THRESHOLD_INPUTS = {"conf": "float32", "iou": "float32", "max_det": "int64"}
+"""Scalar inputs of a graph with NMS, and their dtypes; names as in ``Thresholds``."""
 
 _DTYPES = ("float32", "float16", "int8", "uint8", "int16", "uint16", "int32")
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -99,23 +102,25 @@ class InputInfo:
 
 @dataclass(frozen=True)
 class OutputInfo:
-    """One output tensor, with one of three roles.
+    """One output tensor, with one of four roles.
 
     * ``head``: the output of one level, logits or probabilities, with the NCHW shape
       (batch, anchors x (5 + nc), rows, columns).
     * ``boxes``: (batch, N, 4) centre x, centre y, width, height in pixels of the input.
     * ``scores``: (batch, N, nc).
+    * ``detections``: the boxes after NMS, (K, 7) batch index, x0, y0, x1, y1 in pixels of the
+      input, class id, score; best first within an image.
 
-    Boxes and scores have layout NWC and no activation. If an output is quantised,
-    real value = (value - ``zero_point``) x ``scale``.
+    Boxes and scores have layout NWC, detections have layout NC; they have no activation. If an
+    output is quantised, real value = (value - ``zero_point``) x ``scale``.
     """
 
     name: str
-    role: Literal["head", "boxes", "scores"]
+    role: Literal["head", "boxes", "scores", "detections"]
     shape: tuple[Dim, ...]
     level: int | None = None
     dtype: str = "float32"
-    layout: Literal["NCHW", "NHWC", "NWC"] = "NCHW"
+    layout: Literal["NCHW", "NHWC", "NWC", "NC"] = "NCHW"
     activation: Literal["logit", "sigmoid"] | None = "logit"
     scale: float | None = None
     zero_point: int | None = None
@@ -127,11 +132,12 @@ class OutputInfo:
             (self.level is not None) == (self.role == "head"),
             f"output {self.name} ({self.role}) has level {self.level}, expected one for heads only",
         )
+        layouts = {"head": ("NCHW", "NHWC"), "detections": ("NC",)}.get(self.role, ("NWC",))
         _check(
-            (self.role == "head") == (self.activation is not None) == (self.layout != "NWC"),
+            (self.role == "head") == (self.activation is not None) and self.layout in layouts,
             f"output {self.name} ({self.role}) has activation {self.activation} and layout "
-            f"{self.layout}, expected an activation and NCHW or NHWC for a head, else no "
-            "activation and NWC",
+            f"{self.layout}, expected an activation for heads only, and layout "
+            f"{' or '.join(layouts)}",
         )
 
 
@@ -192,7 +198,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sampled values of one output of the reference model."""
+    """Sampled values of one output of the reference model.
+
+    For an output ``detections``, whole rows are sampled. Each is compared with the nearest row of
+    the same image and class.
+    """
 
     output: str
     scale: float  # largest magnitude of the output; deviations are fractions of it
@@ -203,7 +213,7 @@ class Samples:
         _check(
             0 < len(self.indices) == len(self.values) <= 4096 and min(self.indices) >= 0,
             f"samples of {self.output} have {len(self.indices)} indices and "
-            f"{len(self.values)} values, expected equally many, from 1 to 4096",
+            f"{len(self.values)} values, expected the same number of both, from 1 to 4096",
         )
         _check(self.scale > 0, f"samples of {self.output} have scale {self.scale}, expected > 0")
 
@@ -218,6 +228,7 @@ class Probe:
     crc32: int  # of the input's float32 bytes
     tolerance: float  # largest allowed deviation, as a fraction of ``Samples.scale``
     samples: tuple[Samples, ...]
+    thresholds: Thresholds | None = None  # values for the inputs of a graph with NMS
 
     def __post_init__(self) -> None:
         most = bounds.MAX_BATCH
@@ -247,6 +258,7 @@ class Manifest:
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
+    threshold_inputs: tuple[Literal["conf", "iou", "max_det"], ...] = ()  # optional inputs
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -292,13 +304,21 @@ class Manifest:
         if roles == ("head",) * len(self.levels):
             found_levels = [output.level for output in self.outputs]
             _check(
-                found_levels == list(range(len(self.levels))), f"heads are of levels {found_levels}"
+                found_levels == list(range(len(self.levels))),
+                f"heads are of levels {found_levels}, expected one for each level, finest first",
             )
         else:
             _check(
-                roles == ("boxes", "scores"),
-                f"outputs are {', '.join(roles)}; expected one head per level, or boxes and scores",
+                roles in (("boxes", "scores"), ("detections",)),
+                f"outputs are {', '.join(roles)}; expected one head per level, boxes and scores, "
+                "or detections",
             )
+        allowed = (tuple(THRESHOLD_INPUTS), ()) if roles == ("detections",) else ((),)
+        _check(
+            self.threshold_inputs in allowed,
+            f"threshold inputs are {self.threshold_inputs}; a graph with detections has "
+            f"{', '.join(THRESHOLD_INPUTS)} or none",
+        )
         values = sum(
             len(level.anchors) * (5 + self.nc) * (self.input.pixels // level.stride**2)
             for level in self.levels
@@ -367,7 +387,7 @@ _CHANGED = (
 def expected_shapes(
     image: InputInfo, levels: tuple[LevelInfo, ...], nc: int
 ) -> dict[str, tuple[Dim, ...]]:
-    """Return the output shapes by name: ``head0``... in NCHW, ``boxes`` and ``scores``."""
+    """Return the output shapes by name: ``head0``... in NCHW, ``boxes``, ``scores``..."""
     shapes: dict[str, tuple[Dim, ...]] = {}
     candidates = 0
     for index, level in enumerate(levels):
@@ -377,6 +397,7 @@ def expected_shapes(
         candidates += anchors * rows * columns
     shapes["boxes"] = (image.batch, candidates, 4)
     shapes["scores"] = (image.batch, candidates, nc)
+    shapes["detections"] = ("dynamic", 7)
     return shapes
 
 

@@ -1,4 +1,7 @@
-"""Reports of proofs and self-tests, and their JSON. NaN and infinity are stored as None."""
+"""Reports of proofs, self-tests and comparisons, and their JSON.
+
+NaN and infinity are stored as None.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from y7edge.artifact.schema import decode
-from y7edge.errors import ArtifactError
+from y7edge.errors import ArtifactError, GateError
 from y7edge.text import printable
 
 Status = Literal["passed", "failed", "inconclusive", "unverified"]
@@ -32,7 +35,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class CandidateDifference:
-    """Differences between the reference's best candidates and the same candidates here."""
+    """Differences between the reference's best candidates and the same ones of the artifact."""
 
     count: int
     iou: float | None  # smallest
@@ -103,6 +106,23 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class AccuracyDifference:
+    """mAP@0.5:0.95 of an artifact and of the model that it was made from."""
+
+    data: str  # the data set
+    split: str
+    images: int
+    reference: float  # mAP of the model
+    artifact: float  # mAP of the artifact
+    limit: float | None  # largest accepted drop; None: only measured
+
+    @property
+    def drop(self) -> float:
+        """The model's mAP minus the artifact's; negative if the artifact is better."""
+        return round(self.reference - self.artifact, 6)
+
+
+@dataclass(frozen=True)
 class Origin:
     """The artifact that ``verify`` checked, and its digests."""
 
@@ -121,9 +141,10 @@ class ParityReport:
     simplifier: str | None = None  # result of the graph's simplification
     origin: Origin | None = None
     measured: Measured | None = None
+    accuracy: AccuracyDifference | None = None  # None if no data set was given
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a flat JSON record, with the entries of ``origin`` and ``measured`` merged in."""
+        """Return a flat JSON record: the entries of ``origin`` and ``measured`` become its own."""
         values = _plain(asdict(self))
         origin, measured = values.pop("origin") or {}, values.pop("measured") or {}
         own = {key: value for key, value in values.items() if value is not None}
@@ -160,6 +181,72 @@ class SelftestReport:
         """Return a JSON record."""
         record: dict[str, Any] = _plain(asdict(self))
         return record
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models that ``diff`` compares."""
+
+    path: str
+    model: str
+    target: str  # "checkpoint" if torch runs it
+    precision: str
+    arithmetic: str
+    payload_digest: str
+    source_digest: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Comparison of one intermediate result.
+
+    ``status``: ``close`` means that the difference is within the tolerance of the less precise
+    model, but not within the tolerance of the more precise one. ``skipped`` means that the results
+    cannot be compared; ``at`` says why.
+    """
+
+    name: str  # "input", "head0"..., "decoded", "detections", or a row as "/row12"
+    status: Literal["equal", "close", "differs", "skipped"]
+    measured: Mapping[str, float | None]
+    at: str = ""  # place of the largest difference
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The cause of a difference, and the test that found it."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class DiffReport:
+    """Result of ``diff``: the stages in the order of computation."""
+
+    status: Literal["equal", "close", "differs"]
+    a: Side
+    b: Side
+    image: str
+    tolerance: Tolerance
+    stages: tuple[Stage, ...]
+    rows: tuple[Stage, ...] = ()  # outputs of the rows, if requested
+    first: str | None = None  # the first stage that differs, or is only close
+    first_row: str | None = None  # the first row that differs, or is only close
+    cause: Cause | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON record."""
+        record: dict[str, Any] = _plain(asdict(self))
+        return record
+
+    def require_equal(self) -> None:
+        """Raise GateError if the models differ by more than the tolerance."""
+        if self.status == "differs":
+            cause = f" ({self.cause.name})" if self.cause else ""
+            raise GateError(
+                f"{self.a.path} and {self.b.path} differ, first in {self.first_row or self.first}"
+                f"{cause}: {self.cause.text if self.cause else 'see the report'}"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -93,9 +93,10 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def require_fit(owner: Any, values: Mapping[str, object]) -> None:
-    """Raise ConfigError unless values have the types of the annotations in ``owner``.
+    """Raise ConfigError unless each value has the type that ``owner`` annotates for its name.
 
-    ``owner``: a function or class. ``values``: by name. Numpy scalars are accepted as numbers.
+    ``owner``: a function or class. ``values``: arguments or fields of ``owner``, by name. Numpy
+    scalars are accepted as numbers.
     """
     hints = _hints(owner)
     for name, value in values.items():
@@ -188,10 +189,11 @@ def _value(kind: Any, value: object, place: str) -> Any:
         if len(kinds) == len(value):
             pairs = enumerate(zip(kinds, value, strict=True))
             return tuple(_value(k, item, f"{place}[{i}]") for i, (k, item) in pairs)
-    elif (
-        origin is Mapping and isinstance(value, Mapping) and all(isinstance(k, str) for k in value)
-    ):
-        return {key: _value(inner[1], item, f"{place}.{key}") for key, item in value.items()}
+    elif origin is Mapping and isinstance(value, Mapping):
+        return {
+            _value(inner[0], key, f"a key of {place}"): _value(inner[1], item, f"{place}.{key}")
+            for key, item in value.items()
+        }
     elif kind is Any or (origin is Literal and isinstance(value, str) and value in inner):
         return value
     elif kind in (int, float) and isinstance(value, int | kind) and not isinstance(value, bool):
@@ -205,9 +207,10 @@ def _value(kind: Any, value: object, place: str) -> Any:
 
 
 def _class(kind: Any) -> type:
-    """Return the class of a simple type, for ``isinstance``; types handled elsewhere match nothing.
+    """Return the class of a simple type, for ``isinstance``.
 
-    The items of an ``Iterable`` are not checked, because it may be a generator.
+    Tuples, sequences and mappings are handled elsewhere: for these, return a class that no value
+    has. The items of an ``Iterable`` are not checked, because it may be a generator.
     """
     kind = get_origin(kind) or kind
     return kind if isinstance(kind, type) and kind not in (tuple, Sequence, Mapping) else type(...)

@@ -6,8 +6,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -21,17 +22,25 @@ from y7edge.benchmark.hotpath import (
     measure_gate,
     opencv_threads,
 )
+from y7edge.detect.detections import Timing
 from y7edge.detect.detector import Detector
 from y7edge.errors import ConfigError, GateError
+from y7edge.machine import processor_features, processor_model, resident_memory, usable_cores
+
+T = TypeVar("T")
 
 _STAGES = ("model_ms", "pre_ms", "post_ms", "end_to_end_ms")
 _MIN_RUNS = 20
-_MAX_SECONDS = 20.0  # limit of the warm-up, and of the measurement after _MIN_RUNS calls
+_MAX_SECONDS = 20.0  # for each model: limit of the warm-up, and of the runs beyond _MIN_RUNS
 
 
 @dataclass(frozen=True)
 class Report:
     """Latency of one model on one machine, in milliseconds by percentile ("p50", "p95", "p99").
+
+    ``bare_ms`` is the latency of the engine's own API. ``overhead`` is the time of
+    ``Session.infer`` divided by that of the engine's API: the median over pairs of calls on the
+    same input. Both are None if the runtime has no function for calls of the engine's API.
 
     Raises:
         ConfigError: a condition of the measurement, such as the device, is empty.
@@ -44,6 +53,9 @@ class Report:
     imgsz: tuple[int, int]
     device: str
     machine: str
+    processor: str
+    features: tuple[str, ...]
+    cores: int
     threads: int | str
     versions: Mapping[str, str]
     warmup: int
@@ -54,11 +66,24 @@ class Report:
     post_ms: Mapping[str, float]
     end_to_end_ms: Mapping[str, float]
     peak_memory_mb: float | None
+    bare_ms: Mapping[str, float] | None = None
+    overhead: float | None = None
+    startup_ms: float | None = None
+    memory_mb: float | None = None
     gate: Gate | None = None
     pictures_per_second: Mapping[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        needed = ("model_digest", "device", "machine", "threads", "versions", "warmup", "runs")
+        needed = (
+            "model_digest",
+            "device",
+            "machine",
+            "processor",
+            "threads",
+            "versions",
+            "warmup",
+            "runs",
+        )
         if unstated := [name for name in needed if not getattr(self, name)]:
             raise ConfigError(f"a report of latency needs a value for {', '.join(unstated)}")
         rates = {
@@ -76,26 +101,74 @@ class Report:
                 "(1 unit = one cv2.resize of the same image; a tenth more is allowed)"
             )
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """Return the report as lines of text."""
         lines = [
             f"{self.artifact}: {self.model} {self.precision} {self.imgsz[0]}x{self.imgsz[1]}, "
             f"digest {self.model_digest[:16]}",
-            f"{self.device} ({self.machine}), threads {self.threads}, "
+            f"{self.device} ({self.processor}, {self.machine}, {self.cores} usable cores), "
+            f"threads {self.threads}, "
             + ", ".join(f"{name} {version}" for name, version in self.versions.items()),
             f"{self.runs} runs after {self.warmup} warm-up runs, {FRAMES} images of "
             f"{self.frame_hw[1]}x{self.frame_hw[0]} in turn, peak memory {self.peak_memory_mb} MB",
             *(
                 f"  {stage:<14}"
                 + "".join(f"  {name} {ms:8.2f}" for name, ms in getattr(self, stage).items())
-                for stage in _STAGES
+                for stage in (*_STAGES, *(["bare_ms"] if self.bare_ms else []))
             ),
+            *([f"  model / engine's own API: {self.overhead:.3f}"] if self.overhead else []),
+            *([f"  opening and first call: {self.startup_ms} ms"] if self.startup_ms else []),
+            *([f"  memory of opening: {self.memory_mb} MB"] if self.memory_mb else []),
             "  images per second at p50: "
             + ", ".join(f"{rate} {stage}" for stage, rate in self.pictures_per_second.items()),
         ]
         if (gate := self.gate) is not None:
             costs = [f"{k} {getattr(gate, k):.2f} (budget {v})" for k, v in gate.budget.items()]
             lines.append(f"  in units of one cv2.resize: {', '.join(costs)}")
-        return "\n".join(lines)
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open detector, and the time and memory that its opening took.
+
+    Attributes:
+        detector: the detector.
+        artifact: name of the model in the report.
+        threads: threads of OpenCV and the engine; None: the default of each.
+        startup_ms: time of opening and of the first call; None: not measured.
+        memory_mb: memory that opening and the first call added to the process; None: unknown.
+    """
+
+    detector: Detector
+    artifact: str
+    threads: int | None = None
+    startup_ms: float | None = None
+    memory_mb: float | None = None
+
+
+def open_measured(
+    opener: Callable[[], Detector], artifact: str, threads: int | None = None
+) -> Opened:
+    """Open a detector, run it once, and measure the time and the memory that this takes.
+
+    Memory is the growth of the resident set. It is too small if freed memory is used again, and
+    includes the engine's library if this is the engine's first model in the process.
+    """
+    before, started = resident_memory(), time.perf_counter()
+    detector = opener()
+    try:
+        with opencv_threads(threads):
+            detector(images()[0])
+    except BaseException:
+        detector.close()
+        raise
+    startup_ms, after = 1e3 * (time.perf_counter() - started), resident_memory()
+    grown = None if before is None or after is None else round((after - before) / 2**20, 1)
+    return Opened(detector, artifact, threads, round(startup_ms, 2), grown)
 
 
 def benchmark(
@@ -107,16 +180,24 @@ def benchmark(
     runs: int = 100,
     gate: bool = False,
 ) -> Report:
-    """Measure a detector's latency by stage on synthetic images.
+    """Measure one open detector; see :func:`compare`."""
+    return compare([Opened(detector, artifact, threads)], warmup=warmup, runs=runs, gate=gate)[0]
 
-    The warm-up ends after 20 seconds, and so does the measurement if it has at least 20 calls.
+
+def compare(
+    opened: Sequence[Opened], *, warmup: int = 5, runs: int = 100, gate: bool = False
+) -> list[Report]:
+    """Measure the latency of detectors by stage on synthetic images, in turn.
+
+    In each round, every detector runs once, so that other programs affect all alike. After each
+    detector, its session and the engine's own API run once on the same input array, in alternating
+    order. Warm-up and measurement end early after 20 seconds times the number of detectors, but the
+    measurement not before 20 rounds.
 
     Args:
-        detector: the detector to measure; it stays open.
-        artifact: the model's name in the report.
-        threads: threads of OpenCV; the detector should be opened with the same number.
-        warmup: number of calls before the measurement.
-        runs: number of measured calls.
+        opened: the detectors to measure; they stay open.
+        warmup: number of rounds before the measurement.
+        runs: number of measured rounds.
         gate: also measure the code around the engine, for ``Report.require_budget``.
 
     Raises:
@@ -124,18 +205,97 @@ def benchmark(
     """
     if warmup < 1 or runs < 1:
         raise ConfigError(f"warmup is {warmup} and runs is {runs}, expected 1 or more for both")
-    with opencv_threads(threads):
-        warmup, stages = _measure(detector, warmup, runs)
-    manifest, info = detector.manifest, detector.info
+    turns = [_Turn(one) for one in opened]
+    warmup = _rounds(turns, warmup, 1)
+    for turn in turns:
+        turn.forget()
+    _rounds(turns, runs, _MIN_RUNS)
+    return [_report(turn, warmup, gate) for turn in turns]
+
+
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Return the percentiles p50, p95 and p99."""
+    values = np.percentile(np.asarray(milliseconds), [50, 95, 99])
+    return {f"p{p}": round(float(v), 4) for p, v in zip((50, 95, 99), values, strict=True)}
+
+
+class _Turn:
+    """The measured calls of one detector.
+
+    Attributes:
+        opened: the detector.
+        stages: milliseconds of each call, by stage; "bare_ms" is the engine's own API.
+        overhead: for each round, the time of ``Session.infer`` relative to the engine's own API.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        image, session = opened.detector.manifest.input, opened.detector.session
+        self._frames, self._session = images(), session
+        shape = [size if isinstance(size, int) else 1 for size in image.shape]
+        values = 255 * np.random.default_rng(0).random(shape, np.float32)
+        self._feeds = {image.name: (values * np.float32(image.scale)).astype(image.dtype)}
+        self._bare = session.bare(self._feeds)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the measurements so far."""
+        self.stages: dict[str, list[float]] = {stage: [] for stage in (*_STAGES, "bare_ms")}
+        self.overhead: list[float] = []
+
+    def run(self, index: int) -> None:
+        """Run the detector once, then its session and the engine's own API."""
+        frame = self._frames[index % FRAMES]
+        with opencv_threads(self.opened.threads):
+            whole, found = _timed(lambda: self.opened.detector(frame))
+        timing = found.timing or Timing()
+        for stage, ms in zip(_STAGES, (timing.infer, timing.pre, timing.post, whole), strict=True):
+            self.stages[stage].append(ms)
+        if (bare := self._bare) is None:
+            return
+        if index % 2:
+            ours, _ = _timed(lambda: self._session.infer(self._feeds))
+            engine, _ = _timed(bare)
+        else:
+            engine, _ = _timed(bare)
+            ours, _ = _timed(lambda: self._session.infer(self._feeds))
+        self.stages["bare_ms"].append(engine)
+        self.overhead.append(ours / engine)
+
+
+def _timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Return the milliseconds of a call, and its result."""
+    started = time.perf_counter_ns()
+    result = call()
+    return (time.perf_counter_ns() - started) / 1e6, result
+
+
+def _rounds(turns: Sequence[_Turn], count: int, at_least: int) -> int:
+    """Run ``count`` rounds, or at least ``at_least`` until the time limit; return their number."""
+    end = time.perf_counter() + _MAX_SECONDS * len(turns)
+    for index in range(count):
+        if index >= at_least and time.perf_counter() > end:
+            return index
+        for turn in turns:
+            turn.run(index)
+    return count
+
+
+def _report(turn: _Turn, warmup: int, gate: bool) -> Report:
+    opened, stages = turn.opened, turn.stages
+    manifest, info = opened.detector.manifest, opened.detector.info
     return Report(
-        artifact=artifact,
+        artifact=opened.artifact,
         model=manifest.model,
         model_digest=manifest.payload_digest,
         precision=manifest.precision,
         imgsz=(manifest.input.height, manifest.input.width),
         device=info["device"],
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
-        threads=threads or f"the engine's own choice of {os.cpu_count()}",
+        processor=processor_model(),
+        features=processor_features(),
+        cores=usable_cores(),
+        threads=opened.threads or info["threads"] or "not known",
         versions={
             **info["versions"],
             "y7edge": __version__,
@@ -146,39 +306,14 @@ def benchmark(
         warmup=warmup,
         runs=len(stages["model_ms"]),
         frame_hw=FRAME_HW,
-        **{stage: percentiles(times) for stage, times in stages.items()},
+        **{stage: percentiles(stages[stage]) for stage in _STAGES},
+        bare_ms=percentiles(stages["bare_ms"]) if stages["bare_ms"] else None,
+        overhead=round(float(np.median(turn.overhead)), 4) if turn.overhead else None,
+        startup_ms=opened.startup_ms,
+        memory_mb=opened.memory_mb,
         peak_memory_mb=_peak_memory_mb(),
         gate=measure_gate(manifest) if gate else None,
     )
-
-
-def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Return the percentiles p50, p95 and p99."""
-    values = np.percentile(np.asarray(milliseconds), [50, 95, 99])
-    return {f"p{p}": round(float(v), 4) for p, v in zip((50, 95, 99), values, strict=True)}
-
-
-def _measure(detector: Detector, warmup: int, runs: int) -> tuple[int, dict[str, list[float]]]:
-    """Return the number of warm-up calls, and the milliseconds of all measured calls by stage."""
-    frames, begun = images(), time.perf_counter()
-    for index in range(warmup):
-        detector(frames[index % FRAMES])
-        if time.perf_counter() - begun > _MAX_SECONDS:
-            warmup = index + 1
-            break
-    stages: dict[str, list[float]] = {stage: [] for stage in _STAGES}
-    begun = time.perf_counter()
-    for index in range(runs):
-        if index >= _MIN_RUNS and time.perf_counter() - begun > _MAX_SECONDS:
-            break
-        started = time.perf_counter_ns()
-        timing = detector(frames[index % FRAMES]).timing
-        whole = (time.perf_counter_ns() - started) / 1e6
-        if timing is not None:
-            times = (timing.infer, timing.pre, timing.post, whole)
-            for stage, milliseconds in zip(_STAGES, times, strict=True):
-                stages[stage].append(milliseconds)
-    return warmup, stages
 
 
 def _peak_memory_mb() -> float | None:

@@ -25,9 +25,11 @@ from y7edge.cli.build import build
 from y7edge.cli.check import check
 from y7edge.cli.console import note, open_streams
 from y7edge.cli.data import data
+from y7edge.cli.diff import diff
 from y7edge.cli.export import export
 from y7edge.cli.grouped import Grouped
 from y7edge.cli.info import info
+from y7edge.cli.optimize import optimize
 from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
 from y7edge.cli.selftest import selftest
@@ -50,7 +52,9 @@ COMMANDS: dict[Callable[..., None], str] = {
     predict: "y7edge predict tiny.onnx images/ --save out/",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
+    optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
     verify: "y7edge verify tiny.onnx --against runs/train/best.safetensors",
+    diff: "y7edge diff tiny.onnx tiny.xml --image image.jpg",
     selftest: "y7edge selftest tiny.onnx",
     benchmark: "y7edge benchmark tiny.onnx --threads 1 --json",
     info: "y7edge info yolov7-w6",
@@ -63,6 +67,7 @@ EXTRAS = {
     "val": "opencv,eval",
     "data": "opencv,eval",
     "export": "export",
+    "optimize": "train",
     "verify": "export",
 }
 
@@ -153,6 +158,9 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
         extra = EXTRAS.get(command) or extra_of(package)
         message = f"this needs {package}, which is not installed: pip install 'y7edge[{extra}]'"
         return message, RuntimeMissing.exit_code
+    if isinstance(error, ImportError):  # such as OpenCV without a library of the system
+        message = f"an installed package cannot be imported: {error}; `y7edge check` says more"
+        return message, RuntimeMissing.exit_code
     if isinstance(error, OSError | RecursionError) or lacks_memory:
         name = getattr(error, "filename", None)
         start = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
@@ -166,7 +174,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 class _Remarks(logging.Handler):
-    """Print warnings that libraries log on standard error."""
+    """Print the warnings of libraries' loggers on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as one line."""

@@ -11,7 +11,7 @@ from y7edge.cli.console import show, table
 from y7edge.cli.options import Json
 
 if TYPE_CHECKING:
-    from y7edge.environment import Report
+    from y7edge.environment import Processor, Report
 
 
 def check(as_json: Json = False) -> None:
@@ -28,6 +28,18 @@ def check(as_json: Json = False) -> None:
         raise typer.Exit(report.exit_code)
 
 
+def _processor(cpu: Processor) -> list[str]:
+    quota = "none" if cpu.quota is None else f"{cpu.quota:g} processors"
+    limit = "none" if cpu.memory_limit is None else f"{cpu.memory_limit / 2**20:.0f} MB"
+    return [
+        f"CPU: {cpu.model}, {cpu.cores} cores, {cpu.processors} processors",
+        f"this process: {cpu.allowed} processors allowed, CPU quota {quota}, memory limit {limit}; "
+        f"engines use {cpu.usable_cores} threads by default",
+        "",
+        *table([("CPU feature", "for"), *(cpu.features.items() or [("-", "none known")])]),
+    ]
+
+
 def _lines(report: Report) -> list[str]:
     opencv = report.opencv
     gstreamer = "with GStreamer" if opencv["gstreamer"] else "without GStreamer"
@@ -41,6 +53,8 @@ def _lines(report: Report) -> list[str]:
     return [
         f"y7edge {report.y7edge}, Python {report.python}, {report.system}",
         f"OpenCV: {found}",
+        *([f"OpenCV: {opencv['problem']}"] if opencv["installed"] and opencv["problem"] else []),
+        *_processor(report.processor),
         "",
         *table([("backend", "usable", "why"), *backends]),
         "",

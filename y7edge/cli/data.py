@@ -118,7 +118,7 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _print(report: Report, *, whole: bool) -> None:
-    """Print a report; ``whole``: all findings are on a page, so no hint is printed."""
+    """Print a report; ``whole``: print no hint, because a page with all findings is written."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

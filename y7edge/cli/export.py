@@ -11,7 +11,7 @@ from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, note, show
 from y7edge.cli.gate import parity_lines, report_even_if_failed
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Device, Images, Json, Size
+from y7edge.cli.options import Device, Images, Json, Size, finite
 
 if TYPE_CHECKING:
     from y7edge.artifact.artifact import Artifact
@@ -24,17 +24,34 @@ _Checkpoint = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The artifact; default: the input's name, target's suffix."),
+    typer.Option(
+        metavar="FILE", help="The artifact; default: CHECKPOINT with the target's suffix."
+    ),
 ]
 Target = Annotated[str, typer.Option(metavar="{targets}", help="Kind of artifact to build.")]
 _Outputs = Annotated[
     str,
-    typer.Option(metavar="{outputs}", help="Raw heads by level, or boxes and scores before NMS."),
+    typer.Option(
+        metavar="{outputs}",
+        help="Raw heads by level, their sigmoids, boxes and scores before NMS, or final boxes.",
+    ),
+]
+_Input = Annotated[
+    str,
+    typer.Option(metavar="{inputs}", help="NCHW, values 0 to 1; or NHWC, values 0 to 255."),
+]
+_Rewrites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rewrite", metavar="NAME", help="Rewrite a part of the graph; repeatable: {rewrites}."
+    ),
 ]
 _Precision = Annotated[str, typer.Option(metavar="{precisions}", help="Precision of the artifact.")]
 _Batch = Annotated[int, typer.Option(min=1, help="Batch size.")]
 _Dynamic = Annotated[bool, typer.Option("--dynamic", help="Make the batch size dynamic.")]
-_Simplify = Annotated[bool, typer.Option(help="Run onnx-simplifier, if results are equal.")]
+_Simplify = Annotated[
+    bool, typer.Option(help="Use onnx-simplifier's graph if its results are equal.")
+]
 TargetOptions = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="Option of the target; repeatable."),
@@ -47,54 +64,80 @@ Unverified = Annotated[
     ),
 ]
 
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DATA", help="Also evaluate the model and the artifact on this data set (mAP)."
+    ),
+]
+Split = Annotated[str, typer.Option(help="Split of --data: train, val or test.")]
+MaxMapDrop = Annotated[
+    float | None,
+    typer.Option(
+        callback=finite, help="Exit with 4 if mAP@0.5:0.95 on --data drops by more than this."
+    ),
+]
+
 
 def export(
     checkpoint: _Checkpoint,
     out: Out = None,
     target: Target = "onnx",
     outputs: _Outputs = "heads",
+    input: _Input = "float32",
     precision: _Precision = "fp32",
     imgsz: Size = None,
     batch: _Batch = 1,
     dynamic: _Dynamic = False,
     images: Images = None,
+    rewrite: _Rewrites = None,
     simplify: _Simplify = True,
     device: Device = "auto",
     option: TargetOptions = None,
     unverified: Unverified = None,
+    data: Data = None,
+    split: Split = "val",
+    max_map_drop: MaxMapDrop = None,
     as_json: Json = False,
 ) -> None:
     """Fold a checkpoint, write it as an artifact, and prove the artifact.
 
     The artifact is run in its own engine and compared with the unfolded model. If it deviates by
-    more than the tolerance, the report is printed, no file is written and the exit code is 4.
+    more than the tolerance, or if its mAP on --data drops by more than --max-map-drop, the report
+    is printed, no file is written and the exit code is 4.
     """
     from y7edge.export.pipeline import export as make
+    from y7edge.export.proof.accuracy import Baseline
     from y7edge.nn.source import open_checkpoint
 
     say_random(checkpoint)
+    model = open_checkpoint(checkpoint)
     with report_even_if_failed(as_json):
         artifact = make(
-            open_checkpoint(checkpoint),
+            model,
             out or default_out(checkpoint, target),
             target=target,
             outputs=outputs,
+            input=input,
             precision=precision,
             imgsz=imgsz,
             batch=batch,
             dynamic=dynamic,
+            rewrites=rewrite or (),
             images=images,
             simplify=simplify,
             device=device,
             options=target_options(option),
             unverified=unverified,
+            data=data and Baseline(model, data, split, device="auto", progress=note),
+            max_map_drop=max_map_drop,
             progress=note,
         )
     show_artifact(artifact, as_json=as_json)
 
 
 def default_out(source: str, target: str) -> Path:
-    """Return the default path: in the working folder, the source's name and the target's suffix."""
+    """Return the source's name with the target's suffix, in the working folder."""
     from y7edge.export.targets import registry
 
     return Path(f"{Path(source).stem}{registry.get(target).SUFFIX}")

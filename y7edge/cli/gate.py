@@ -12,7 +12,7 @@ from y7edge.errors import ParityError
 
 @contextmanager
 def report_even_if_failed(as_json: bool) -> Iterator[None]:
-    """If the ``with`` block raises ParityError, print the report of the error, and re-raise it."""
+    """Print the report of a ParityError that the ``with`` statement raises; re-raise the error."""
     try:
         yield
     except ParityError as error:
@@ -26,6 +26,22 @@ def report_even_if_failed(as_json: bool) -> Iterator[None]:
 
 def parity_lines(report: ParityReport) -> list[str]:
     """Format a parity report as lines; empty if nothing was measured."""
+    return [*_proof_lines(report), *accuracy_lines(report)]
+
+
+def accuracy_lines(report: ParityReport) -> list[str]:
+    """Format the comparison of the mAP; empty if it was not measured."""
+    found = report.accuracy
+    if found is None:
+        return []
+    allowed = "" if found.limit is None else f" (allowed {found.limit:g})"
+    return [
+        f"mAP@0.5:0.95 on the split {found.split} of {found.data}, {found.images} images: model "
+        f"{found.reference:.4f}, artifact {found.artifact:.4f}, drop {found.drop:.4f}{allowed}"
+    ]
+
+
+def _proof_lines(report: ParityReport) -> list[str]:
     measured = report.measured
     if measured is None:
         return [f"unverified: {report.reason}"] if report.status == "unverified" else []

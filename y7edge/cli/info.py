@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from y7edge.artifact.description import require_size
+from y7edge.artifact.reports import ParityReport
 from y7edge.cli.console import facts, show, table
+from y7edge.cli.gate import accuracy_lines
 from y7edge.cli.models import kind_of
-from y7edge.cli.options import Json, Size
+from y7edge.cli.options import Json, Names, Size
+from y7edge.errors import ArtifactError
 from y7edge.models import Spec, registry, shapes
+
+if TYPE_CHECKING:
+    from y7edge.artifact.manifest import Manifest
 
 _Subject = Annotated[
     str | None,
@@ -19,11 +26,14 @@ _Subject = Annotated[
 ]
 
 
-def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> None:
+def info(
+    model: _Subject = None, names: Names = None, imgsz: Size = None, as_json: Json = False
+) -> None:
     """Describe a variant, a checkpoint or an artifact.
 
     Without MODEL, lists the published variants. GFLOPs are 2 x the multiply-accumulates of the
-    convolutions, for an input of --imgsz or of the model's own size.
+    convolutions, for an input of --imgsz or of the model's own size. For an ONNX file of another
+    exporter, prints what is assumed about it.
     """
     if model is None:
         variants = _variants()
@@ -36,7 +46,7 @@ def info(model: _Subject = None, imgsz: Size = None, as_json: Json = False) -> N
         return
     kind = kind_of(model)
     if kind == "artifact":
-        record = _artifact(Path(model))
+        record = _artifact(Path(model), names, imgsz)
     elif kind == "checkpoint":
         record = _checkpoint(Path(model), imgsz)
     else:
@@ -53,6 +63,7 @@ def _variants() -> list[dict[str, Any]]:
 def _of_spec(spec: Spec, size: tuple[int, int] | None) -> dict[str, Any]:
     """Return the record of a model, for an input of ``size`` (height, width)."""
     height, width = size or (spec.imgsz, spec.imgsz)
+    require_size(spec, (height, width))
     channels = [len(a) * spec.outputs_per_anchor for a in spec.anchors]
     return {
         "name": spec.name,
@@ -95,10 +106,21 @@ def _checkpoint(path: Path, size: tuple[int, int] | None) -> dict[str, Any]:
     }
 
 
-def _artifact(path: Path) -> dict[str, Any]:
+def _artifact(path: Path, names: list[str] | None, size: tuple[int, int] | None) -> dict[str, Any]:
     from y7edge.runtimes import registry as runtimes
 
-    manifest = runtimes.load(path).manifest
+    artifact = runtimes.load_any(path, names=names, imgsz=size)
+    manifest, foreign = artifact.manifest, artifact.foreign
+    record = {**_described(manifest), **_backend(path)}
+    if foreign is None:
+        return record
+    if "suppression" in foreign.assumed:
+        record |= {"strides": [], "thresholds": None}
+    unknown = dict.fromkeys(("form", "parameters", "gflops", "source", "opset"))
+    return {**record, **unknown, "layout": foreign.form, "assumed": foreign.assumed}
+
+
+def _described(manifest: Manifest) -> dict[str, Any]:
     return {
         "kind": "artifact",
         "name": manifest.model,
@@ -124,6 +146,17 @@ def _artifact(path: Path) -> dict[str, Any]:
     }
 
 
+def _backend(path: Path) -> dict[str, str | None]:
+    """Return the name of the runtime that opens an artifact, and why."""
+    from y7edge.runtimes import registry as runtimes
+
+    try:
+        runtime, why = runtimes.choose(path)
+    except ArtifactError as error:  # artifacts without a proof may have no runtime
+        return {"backend": None, "why": str(error)}
+    return {"backend": runtimes.name_of(runtime), "why": why}
+
+
 def _lines(record: dict[str, Any]) -> list[str]:
     """Format a record as lines of text, one for each value."""
     parity = record["parity"] or {}
@@ -136,11 +169,20 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "inputs": _tensors(record["inputs"]),
         "outputs": _tensors(record["outputs"]),
         "parity": f"unverified: {parity.get('reason')}" if unverified else parity.get("status"),
+        "accuracy": _accuracy(parity),
         "thresholds": _thresholds(record.get("thresholds")),
         "licence": record.get("licence") or "not stated",
     }
+    if assumed := flat.pop("assumed", None):
+        flat |= {f"assumed {subject}": text for subject, text in assumed.items()}
     hidden = ("tools", "source", "meta")
     return facts({key: value for key, value in flat.items() if key not in hidden})
+
+
+def _accuracy(parity: dict[str, Any]) -> str | None:
+    if not parity.get("accuracy"):
+        return None
+    return accuracy_lines(ParityReport.from_dict(parity))[0]
 
 
 def _thresholds(values: dict[str, Any] | None) -> str | None:
@@ -148,7 +190,11 @@ def _thresholds(values: dict[str, Any] | None) -> str | None:
 
 
 def _tensors(tensors: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{t['name']} {_joined(t['shape'], 'x')} {t['dtype']}" for t in tensors)
+    return ", ".join(
+        f"{t['name']} {_joined(t['shape'], 'x')} {t['dtype']}"
+        + (" sigmoid" if t.get("activation") == "sigmoid" else "")
+        for t in tensors
+    )
 
 
 def _joined(values: Any, separator: str = ", ", at_most: int = 100) -> str:

@@ -82,8 +82,8 @@ def find_inputs(source: str) -> list[Path]:
 def read_input(path: Path, levels: tuple[int, int] | None = None) -> Iterator[InputImage]:
     """Yield the image of a file, or the frames of a video or an animated GIF.
 
-    ``levels`` (lowest, highest) is the model's range of values in 16-bit images, which is scaled to
-    8 bits; None: all 16-bit values.
+    ``levels``: (lowest, highest) value of the 16-bit images that the model was trained on. This
+    range is scaled to 8 bits. None: the whole range of 16 bits.
 
     Raises:
         SourceError: The file cannot be decoded. If a video has fewer frames than its header states,
@@ -146,8 +146,8 @@ def _read_video(path: Path) -> Iterator[InputImage]:
         kind = "a video" if _is_video(path) else "an image or a video"
         raise SourceError(f"{path}: expected {kind} that OpenCV decodes, found no frame")
     # Some containers state only a duration, from which OpenCV estimates the number of frames.
-    # Therefore the last frame's time must be too early as well. (Without times in the container, it
-    # is 0.)
+    # Therefore a video is truncated only if the time of its last frame is too early as well. This
+    # time is 0 if the container has no times.
     is_early = seconds * rate < expected - 2.5 and (seconds > 0 or count == 1)
     if is_early and count < expected - 1:
         raise SourceError(f"{path}: truncated: read {count} frames, expected {expected:.0f}")

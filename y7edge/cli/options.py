@@ -9,11 +9,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from y7edge.files import require_replaceable, writing
+from y7edge.files import is_file, read_regular, reason, require_replaceable, writing
 
 # click's UsageError: newer versions of typer vendor click, older versions depend on it.
 UsageError: Any = typer.BadParameter.__mro__[1]
 _LONGEST_SIDE = 8192
+_LONGEST_NAMES = 1 << 20  # bytes
 
 
 class ImageSize(NamedTuple):
@@ -46,8 +47,22 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def class_names(given: list[str] | None) -> list[str] | None:
+    """Read class names from a file, or split them at commas; an option callback."""
+    if not given:
+        return None
+    text = ",".join(given)
+    if len(given) == 1 and is_file(path := Path(given[0])):
+        try:
+            text = read_regular(path, _LONGEST_NAMES).decode()
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(f"cannot read {given[0]}: {reason(error)}") from error
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    return [name.strip() for name in text.split(",")]
+
+
 def out_file(path: Path | None) -> Path | None:
-    """Option callback: refuse a folder, link, pipe or device before the work begins."""
+    """Option callback: before the work begins, refuse a folder, link, pipe or device."""
     if path is not None:
         with writing("the result", path):
             require_replaceable(path, folder=False)
@@ -55,7 +70,7 @@ def out_file(path: Path | None) -> Path | None:
 
 
 def out_folder(path: Path | None) -> Path | None:
-    """Option callback: refuse an existing path that is not a folder before the work begins."""
+    """Option callback: before the work begins, refuse an existing path that is not a folder."""
     if path is not None:
         with writing("the results", path):
             require_replaceable(path, file=False)
@@ -71,6 +86,14 @@ Size = Annotated[
         help="Input size: 640, or height x width: 384x640; multiples of the largest stride.",
     ),
 ]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Class names of an ONNX file of another exporter: a,b,c, or a file with one per line.",
+        callback=class_names,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 # The module ``grouped`` replaces names in braces when the help is printed.
 Device = Annotated[str, typer.Option(help="auto, or a device of the backend: {devices}.")]
@@ -78,7 +101,10 @@ Backend = Annotated[
     str, typer.Option(help="Runtime for artifacts: auto (the manifest decides), {backends}.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Number of engine threads; default: the engine decides.")
+    int | None,
+    typer.Option(
+        min=1, help="Number of engine threads; default: the physical cores that may be used."
+    ),
 ]
 Images = Annotated[
     Path | None,

@@ -11,7 +11,17 @@ import typer
 
 from y7edge.cli.console import note, show
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads, finite, out_folder
+from y7edge.cli.options import (
+    Backend,
+    Device,
+    Json,
+    Model,
+    Names,
+    Size,
+    Threads,
+    finite,
+    out_folder,
+)
 from y7edge.errors import SourceError
 
 if TYPE_CHECKING:
@@ -38,7 +48,7 @@ _Iou = Annotated[
 ]
 _MaxDet = Annotated[
     int | None,
-    typer.Option("--max-det", min=1, help="Most boxes per image; default: the model's."),
+    typer.Option("--max-det", min=1, help="Maximum boxes per image; default: the model's."),
 ]
 _Classes = Annotated[
     list[str] | None,
@@ -46,6 +56,18 @@ _Classes = Annotated[
         "--class",
         metavar="CLASS",
         help="Return only boxes of this class, a name or an id; repeatable.",
+    ),
+]
+_Tile = Annotated[
+    int | None,
+    typer.Option(
+        min=32, help="For small objects: also run tiles of this side, in pixels of the image."
+    ),
+]
+_Overlap = Annotated[
+    float,
+    typer.Option(
+        min=0, max=0.9, callback=finite, help="Fraction of a tile's side that neighbours share."
     ),
 ]
 
@@ -58,6 +80,9 @@ def predict(
     iou: _Iou = None,
     max_det: _MaxDet = None,
     classes: _Classes = None,
+    tile: _Tile = None,
+    overlap: _Overlap = 0.2,
+    names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -79,6 +104,7 @@ def predict(
             open_detector(
                 model,
                 imgsz=imgsz,
+                names=names,
                 backend=backend,
                 device=device,
                 threads=threads,
@@ -86,6 +112,8 @@ def predict(
                 iou=iou,
                 max_det=max_det,
                 classes=classes or None,
+                tile=tile,
+                overlap=overlap,
             )
         )
         writer = None

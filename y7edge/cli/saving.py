@@ -25,11 +25,11 @@ _Write = Callable[[NDArray[np.uint8]], None]
 class ImageWriter(AbstractContextManager["ImageWriter"]):
     """Write images into a folder, each atomically.
 
-    The .mp4 file of a video appears when its last frame was added.
+    The .mp4 file of a video appears after its last frame is added.
 
     Raises:
-        OutputError: a file cannot be written. ``add`` and the end of the ``with`` block raise it
-            too.
+        OutputError: a file cannot be written. It is raised by the constructor, by ``add``, or at
+            the end of the ``with`` statement.
     """
 
     def __init__(self, folder: Path) -> None:

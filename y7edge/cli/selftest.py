@@ -21,9 +21,9 @@ def selftest(
 ) -> None:
     """Check that an artifact is unchanged and computes the proved outputs on this machine.
 
-    Needs neither torch nor the checkpoint: the artifact contains probes, inputs with samples of the
-    model's outputs. The exit code is 4 if the file was changed, or if an output deviates by more
-    than the tolerance.
+    Needs neither torch nor the checkpoint, because the artifact contains probes: generated inputs,
+    and samples of the model's outputs for them. The exit code is 4 if the file was changed, or if
+    an output deviates by more than the tolerance.
     """
     from y7edge.detect.selftest import selftest as repeat
 

@@ -35,7 +35,7 @@ _Weights = Annotated[
     Path | None,
     _what(
         help="Initial checkpoint, .safetensors or a published .pt. Layers that fit are copied; "
-        "rows of the head are matched by class name."
+        "class outputs of the head are matched by class name."
     ),
 ]
 _Freeze = Annotated[
@@ -98,7 +98,7 @@ _Scales = Annotated[
 ]
 _Drawn = Annotated[
     bool,
-    _images("--image-weights", help="Use images of rare or poorly detected classes more."),
+    _images("--image-weights", help="Use images of rare or poorly detected classes more often."),
 ]
 _Cache = Annotated[
     str, _images(metavar="ram|disk|none|auto", help="Where to cache decoded images.")
@@ -236,7 +236,7 @@ def train(
 
 
 def require_alone(folder: Path, options: Iterable[str]) -> None:
-    """Raise ConfigError if ``options`` has others than ``--resume`` and ``--json``."""
+    """Raise ConfigError if ``options`` has options other than ``--resume`` and ``--json``."""
     others = [name for name in options if name not in ("--resume", "--json")]
     if others:
         raise ConfigError(

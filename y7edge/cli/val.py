@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +12,10 @@ import typer
 from y7edge import __version__
 from y7edge.cli.console import note, show, table
 from y7edge.cli.models import open_detector
-from y7edge.cli.options import Backend, Device, Json, Model, Size, Threads, out_folder
-from y7edge.errors import DataError
+from y7edge.cli.options import Backend, Device, Json, Model, Names, Size, Threads, out_folder
 from y7edge.files import writing
-from y7edge.models.checkpoint import default_names
 
 if TYPE_CHECKING:
-    from y7edge.data.dataset import Dataset
-    from y7edge.detect.detector import Detector
     from y7edge.evaluation.evaluate import Metrics
 
 _Data = Annotated[
@@ -48,6 +43,7 @@ def val(
     model: Model,
     data: _Data,
     split: _Split = "val",
+    names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -64,31 +60,35 @@ def val(
     """
     from y7edge.data.dataset import load
     from y7edge.evaluation.coco_results import require_coco
-    from y7edge.evaluation.evaluate import collect, metrics_of
+    from y7edge.evaluation.evaluate import collect, metrics_of, same_classes
+    from y7edge.evaluation.plots import require_matplotlib
     from y7edge.evaluation.report import save as write
     from y7edge.evaluation.report import write_page
 
+    if save is not None:
+        require_matplotlib()
     dataset = load(data, splits=[split])
     dataset.split(split)  # raises DataError before the model is opened
     with open_detector(
-        model, imgsz=imgsz, backend=backend, device=device, threads=threads
+        model, imgsz=imgsz, names=names, backend=backend, device=device, threads=threads
     ) as detector:
-        dataset = _same_classes(detector, dataset)
+        detector.require_candidates()
+        dataset = same_classes(detector.names, dataset, note)
         samples = dataset.split(split)
         if coco_ids:
             require_coco(len(dataset.names))
         if save is not None:
             with writing("the evaluation", save):  # before the evaluation, which may take minutes
                 save.mkdir(parents=True, exist_ok=True)
-        predict, names = detector.detect_for_evaluation, dataset.names
-        tables = collect(predict, samples, names, _counter(len(samples)))
-        metrics = metrics_of(tables, names)
+        predict, labels = detector.detect_for_evaluation, dataset.names
+        tables = collect(predict, samples, labels, _counter(len(samples)))
+        metrics = metrics_of(tables, labels)
         if save is not None:
             lead = f"{model} on the split {split} of {data}, by y7edge {__version__}."
             title = f"Evaluation of {Path(model).name}"
             with writing("the evaluation", save):
                 saved = write(
-                    *(save, tables, metrics, samples, names, detector),
+                    *(save, tables, metrics, samples, labels, detector),
                     coco_ids=coco_ids,
                     category_ids=dataset.category_ids.get(split, ()),
                 )
@@ -96,32 +96,6 @@ def val(
             note(f"curves, images, COCO results and report.html are in {save}")
     record = {"model": model, "data": data, "split": split, **metrics.to_dict()}
     show(record, _lines(metrics), as_json=as_json)
-
-
-def _same_classes(detector: Detector, dataset: Dataset) -> Dataset:
-    """Renumber the classes of a data set to the model's class indices, matched by name.
-
-    Classes are matched by index if the model or the data set has no class names, or if both have
-    only one class.
-
-    Raises:
-        DataError: the numbers of classes differ, and no name is common, so the mAP would be 0.
-    """
-    known, labelled = tuple(detector.names), dataset.names
-    if len(known) != len(labelled) and not set(known) & set(labelled):
-        raise DataError(
-            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate it on "
-            "a data set with the classes that it was trained for"
-        )
-    nameless = len(known) == 1 or default_names(len(known)) in (known, labelled)
-    if nameless and len(known) == len(labelled) and sorted(known) != sorted(labelled):
-        pair = next(p for p in zip(known, labelled, strict=True) if p[0] != p[1])
-        note(f"warning: class {pair[0]!r} of the model is {pair[1]!r} in {dataset.source}")
-        return dataset
-    renamed = dataset.renamed(known)
-    if other := sorted(set(known) ^ set(labelled)):
-        note(f"warning: only the model or {dataset.source} has the classes {reprlib.repr(other)}")
-    return renamed
 
 
 def _counter(total: int) -> Callable[[int, int], None] | None:

@@ -1,7 +1,7 @@
-"""Load data sets of any supported format into one `Dataset`.
+"""Load a data set of any supported format as a `Dataset`.
 
-The parsers in `y7edge.data.formats` read the files. `load` raises the first problem that training
-refuses; ``data check`` reports all problems.
+The parsers in `y7edge.data.formats` read the files. `load` raises an error for the first problem
+that training refuses; ``data check`` reports all problems.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()  # one line for each kind of change made while reading
     # COCO only: category ids by split, in the order of ``names``; see `Reading`.
     category_ids: Mapping[str, tuple[int | str | None, ...]] = field(default_factory=dict)
-    # Range of 16-bit values that is scaled to 0 to 255, from the ``data.yaml``.
+    # Lowest and highest value of 16-bit images, scaled to 0 and 255; from the ``data.yaml``.
     levels: tuple[int, int] | None = None
 
     def split(self, name: str) -> tuple[Sample, ...]:
@@ -66,13 +66,13 @@ class Dataset:
         return replace(self, names=("object",), splits=splits, category_ids={})
 
     def renamed(self, names: Sequence[str]) -> Dataset:
-        """Return a copy whose class ids index ``names``, for example the classes of a model.
+        """Return a copy whose class ids are indices into ``names``, such as the classes of a model.
 
-        Classes without labels may be missing from either list of names.
+        ``names`` may lack classes of the data set that have no labels, and may have more classes.
 
         Raises:
-            DataError: A class with labels is not in ``names``, the two lists have no name in
-                common, or one of them repeats a name.
+            DataError: A class with labels is not in ``names``. Or ``names`` and the class names of
+                the data set have no name in common, or one of these two lists repeats a name.
         """
         wanted = tuple(names)
         if self.names == wanted:

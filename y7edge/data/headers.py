@@ -83,7 +83,7 @@ def picture_size(path: Path | str) -> tuple[int, int]:
 def most_pixels() -> int:
     """Return the largest number of pixels that a process may decode at the same time.
 
-    It limits a single image, and the sum of the images that several threads decode.
+    The limit applies to each image, and to the sum of all images that are being decoded.
 
     Raises:
         ConfigError: ``Y7EDGE_MAX_PIXELS`` is not a positive whole number.
@@ -201,7 +201,7 @@ def _webp(stream: BinaryIO, head: bytes) -> _Found:
 
 
 def _tiff(stream: BinaryIO, head: bytes) -> _Found:
-    """Read the tags of the first image; refuse tags with more data than the file has bytes."""
+    """Read the tags of the first image; refuse tags that declare more data than there is."""
     order = "<" if head[:2] == b"II" else ">"
     big = struct.unpack(f"{order}H", head[2:4])[0] == 43
     (start,) = struct.unpack(f"{order}Q", head[8:16]) if big else (
@@ -238,10 +238,10 @@ def _bmp(_: BinaryIO, head: bytes) -> _Found:
 
 
 def _searched(pattern: re.Pattern[bytes]) -> Callable[[BinaryIO, bytes], _Found]:
-    """Return a parser that searches a file for sizes, and returns the largest.
+    """Return a parser that finds all sizes in a file, and returns the largest.
 
-    Smaller sizes belong to thumbnails or tiles. ``pattern`` matches right, bottom and, if not zero,
-    left and top, each in 4 bytes.
+    Smaller sizes belong to thumbnails or tiles. The group of ``pattern`` matches integers of 4
+    bytes: the right and bottom edge, and in some formats the left and top edge (else zero).
     """
 
     def parse(stream: BinaryIO, _: bytes) -> _Found:

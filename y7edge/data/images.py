@@ -6,7 +6,8 @@ The EXIF orientation is applied. 16-bit images are scaled to 8 bits: by default,
 be scaled in the same way.
 
 Images of more than 134 megapixels (environment variable ``Y7EDGE_MAX_PIXELS``) are refused before
-decoding. The same limit applies to the sum of the images that the threads of a process decode.
+decoding. The same limit applies to the sum of the images that are being decoded in all threads of
+a process.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def to_bytes(image: NDArray[np.uint16], levels: tuple[int, int]) -> NDArray[np.u
 def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
     """Yield the bytes and header of an image file, and reserve memory for decoding it.
 
-    Waits while the images that other threads decode leave no room below `headers.most_pixels`. Keep
-    the context open while the full-size image is in use.
+    First wait until all images that are being decoded, including this one, have at most
+    `headers.most_pixels` pixels together. Keep the context open while the full-size image is used.
 
     Raises:
         DataError: The file cannot be read, is not an image, or has too many pixels.
@@ -74,7 +75,7 @@ def reading(path: Path | str) -> Iterator[tuple[bytes, Frame]]:
                 if not size:
                     raise DataError(f"{path}: expected an image, found an empty file")
                 if size > 8 * most:
-                    raise DataError(f"{path}: has {size:,} bytes, more than {most:,} pixels take")
+                    raise DataError(f"{path}: has {size:,} bytes, too many for {most:,} pixels")
                 frame = _frame(stream, path)
                 if words := too_large(*frame.stored, frame.pixels):
                     raise DataError(f"{path}: {words}")
@@ -132,9 +133,10 @@ class _Budget:
 
     @contextmanager
     def reserved(self, pixels: int, most: int) -> Iterator[None]:
-        """Reserve ``pixels`` within the context, waiting until the sum is at most ``most``.
+        """Reserve ``pixels`` within the context.
 
-        A reservation that exceeds ``most`` alone waits until there is no other one.
+        First wait until the sum of all reservations, including this one, is at most ``most``. A
+        reservation of more than ``most`` pixels waits until there are no other reservations.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + pixels <= most)

@@ -4,9 +4,9 @@ Reading a hundred thousand label files and headers takes minutes; checking wheth
 takes seconds. The folder ``labels/`` in ``$Y7EDGE_CACHE`` or ``~/.cache/y7edge`` has one file for
 each data set and selection of splits. Files may be deleted at any time. Small sets are not cached.
 
-A cache file is valid until the list of files changes, or the size, modification time or change
-time of a label file or image. A change is not detected if it keeps the size and happens within one
-tick of the file system's clock (milliseconds).
+A cache file becomes invalid if the list of files changes, or if a label file or image has another
+size, modification time or change time. A file that is written twice within one tick of the file
+system's clock (milliseconds) and keeps its size seems unchanged.
 
 Files are written atomically, so several processes may write at once. A damaged file is ignored and
 replaced. The format is a numpy archive without pickled objects.
@@ -43,7 +43,7 @@ def reading(
     """Return the cached content of a data set if its files are unchanged, else read them.
 
     Args:
-        identity: Class names, file paths and warnings; if they change, the cache file is invalid.
+        identity: Class names, file paths and warnings; the cache file is invalid if any differs.
         read: Function that reads the data set.
         source: Path of the data set; the name of the cache file is derived from it and ``splits``.
         splits: The requested splits.
@@ -96,7 +96,7 @@ def _recall(path: Path, identity: str) -> Reading | None:
 
 
 def _pack(made: Reading, samples: Sequence[Sample], identity: str) -> dict[str, NDArray[Any]]:
-    """Convert a reading to arrays: concatenated rows of all samples, and the rows of each."""
+    """Convert a reading to arrays: concatenated rows of all samples, and row counts by sample."""
     number = {id(one): index for index, one in enumerate(samples)}
     outlines = [outline for one in samples for outline in one.polygons]
     points = [outline for outline in outlines if outline is not None]
@@ -167,7 +167,7 @@ def _unpack(header: Mapping[str, Any], archive: Mapping[str, NDArray[Any]]) -> R
 
 
 def _cut(rows: NDArray[Any], counts: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-    """Split concatenated rows into views of ``counts`` rows each."""
+    """Split ``rows`` into consecutive views; ``counts`` has the number of rows of each view."""
     ends = np.cumsum(counts)
     if len(rows) != (ends[-1] if len(ends) else 0):
         raise ValueError(f"expected {ends[-1:]} rows, found {len(rows)}")

@@ -37,12 +37,12 @@ class Sample:
         path: The image file.
         boxes: float32 (n, 4): centre x, centre y, width, height; the area is positive.
         class_id: int32 (n,): index into the class names of the data set.
-        polygons: Empty, or one entry per box: its outline, float32 (k, 2) x, y, or None.
+        polygons: Empty, or one entry per box: None, or an outline as float32 (k, 2) x, y.
         size: Width and height of the upright image in pixels; None if unknown.
         crowd: float32 (m, 5): class, centre x, centre y, width, height of crowd regions. They are
             not used for training; evaluation ignores detections in them.
         image_id: COCO only: the image id as written in the file.
-        levels: Range of 16-bit values that is scaled to 0 to 255; None for the full range.
+        levels: Lowest and highest value of 16-bit images, scaled to 0 and 255; None for 0 to 65535.
     """
 
     path: Path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, overload
 
@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from y7edge.errors import ConfigError, DataError
+
+Origin = Mapping[str, Any]
+"""``timestamp_ns``, ``frame_id`` and ``source`` of an image, if they are known."""
 
 _DTYPES: dict[str, type[np.generic]] = {
     "xyxy": np.float32,
@@ -26,7 +29,7 @@ _DTYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds spent on one image, by stage; ``infer`` is the time of its whole batch."""
+    """Milliseconds spent on one image, by stage; ``infer`` is the time of all batches it is in."""
 
     wait: float = 0.0  # waiting for calls by other threads
     pre: float = 0.0  # letterboxing into the network's input
@@ -180,7 +183,7 @@ class Detections:
     def filter(
         self, confidence: float | None = None, classes: str | Iterable[int | str] | None = None
     ) -> Detections:
-        """Select detections above ``confidence`` and of ``classes`` (see :func:`class_ids`).
+        """Select detections with a greater confidence, and of ``classes`` (see :func:`class_ids`).
 
         Raises:
             ConfigError: a class is not in the model.
@@ -236,17 +239,28 @@ class Detections:
         return record
 
 
+def origins_of(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[Origin]:
+    """Return the origin of each image; raise DataError unless all lists have ``count`` values."""
+    known = {name: values for name, values in given.items() if values is not None}
+    for name, values in known.items():
+        values = values.tolist() if isinstance(values, np.ndarray) else values
+        listed = isinstance(values, Sequence) and not isinstance(values, str)
+        if not listed or len(values) != count:
+            raise DataError(f"{name} is {values!r}, expected a list of {count}, one per image")
+    return [{name: values[index] for name, values in known.items()} for index in range(count)]
+
+
 def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple[int, ...]:
     """Convert class names and ids to ids in ascending order.
 
-    A string selects all classes with that name. If there are none, a string such as "7" is an id.
+    A string selects all classes with that name. If no class has it, a string such as "7" is an id.
     ``names``: the class names by id; empty if unknown.
 
     Raises:
         ConfigError: a class does not exist, or is not a string or an integer.
     """
     if not isinstance(classes, Iterable):
-        raise ConfigError(f"classes: expected a name, or several names or ids, found {classes!r}")
+        raise ConfigError(f"classes: expected a name or a list of names and ids, found {classes!r}")
     given = [classes] if isinstance(classes, str) else list(classes)
     return tuple(sorted({found for item in given for found in _ids_of(item, names)}))
 

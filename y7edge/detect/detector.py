@@ -6,42 +6,49 @@ outputs to boxes in pixels of the image. The artifact's manifest describes input
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.description import Size, pair
+from y7edge.artifact.description import Size
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
-from y7edge.detect.detections import Detections, Timing, class_ids
-from y7edge.detect.postprocess import EVALUATION, Boxes, Criteria, Postprocessor
-from y7edge.detect.preprocess import Color, Geometry, Preprocessor
-from y7edge.errors import (
-    ArtifactError,
-    ConfigError,
-    DataError,
-    DetectorClosed,
-    RuntimeMissing,
+from y7edge.detect.detections import Detections, Origin, Timing, class_ids, origins_of
+from y7edge.detect.inference import Found, Inference
+from y7edge.detect.opening import open_model, warn_if_unverified
+from y7edge.detect.postprocess import (
+    EVALUATION,
+    Conf,
+    Criteria,
+    class_thresholds,
+    require_candidates,
+    require_supported,
 )
-from y7edge.files import is_file
-from y7edge.models import registry as variants
-from y7edge.models.checkpoint import SUFFIXES
-from y7edge.runtimes import registry
+from y7edge.detect.preprocess import Color, check_frame
+from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
+from y7edge.detect.submission import (
+    MAX_QUEUE,
+    Drop,
+    FrameQueue,
+    check_timeout,
+    closed_error,
+    wait_for,
+)
+from y7edge.errors import ConfigError, DataError, DeviceError
 from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
-_MAX_BATCH = 16  # images of a dynamic batch; larger ones need more memory and are not faster
-
-_Origin = Mapping[str, Any]  # timestamp_ns, frame_id and source of an image
+_CLOSE_SECONDS = 5.0  # how long ``close`` waits for a running call
 
 
 class Detector:
@@ -51,18 +58,25 @@ class Detector:
     ``timing.wait`` is the time that a call waited.
 
     Args:
-        source: an artifact (``model.onnx``), a checkpoint (``best.safetensors``, ``yolov7.pt``), or
-            a variant's name, for random weights. Checkpoints and variants need torch.
+        source: an artifact (``model.onnx``), an ONNX file of another exporter (see
+            ``y7edge.artifact.foreign``), a checkpoint (``best.safetensors``, ``yolov7.pt``), or a
+            variant's name, for random weights. Checkpoints and variants need torch.
         backend: a runtime's name; "auto": the one for the artifact's file format.
         device: "auto", or a device of the runtime, such as "cpu", "cuda" or "cuda:1".
-        conf: keep boxes with a greater score; None: the manifest's default.
-        iou: suppress boxes with a greater IoU with a better box; None: the manifest's default.
+        conf: keep boxes with a greater score; None: the manifest's default. A mapping from class
+            names or ids to scores applies to these classes; all others have the default.
+        iou: suppress a box if its IoU with a better box is greater; None: the manifest's default.
         max_det: maximum number of objects per image; None: the manifest's default.
         classes: the classes to find, by name or id (see ``class_ids``); None: all.
-        agnostic: suppress boxes of different classes too.
-        threads: number of engine threads; None: the engine's default.
+        agnostic: in NMS, compare boxes of different classes too.
+        tile: side of square tiles in pixels of the image, for small objects. The image is also run
+            tile by tile, then NMS is applied to all boxes together. None: only the whole image.
+        overlap: fraction of a tile's side that neighbours share.
+        queue: largest number of frames that wait after ``submit``.
+        threads: number of engine threads; None: the physical cores that this process may use.
         imgsz: input size of a checkpoint, one side or (height, width); artifacts have a fixed size.
-        provider_options: passed to the engine unchanged.
+        names: class names of a file of another exporter; None: from its metadata, else numbers.
+        provider_options: options of the engine; see the module of its runtime.
 
     Raises:
         ConfigError: an option, input or output is not supported.
@@ -78,37 +92,37 @@ class Detector:
         source: str | Path,
         backend: str = "auto",
         device: str = "auto",
-        conf: float | None = None,
+        conf: Conf | None = None,
         iou: float | None = None,
         max_det: int | None = None,
         classes: str | Iterable[int | str] | None = None,
         *,
         agnostic: bool = False,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        queue: int = 4,
         threads: int | None = None,
         imgsz: Size | None = None,
+        names: Sequence[str] | None = None,
         provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         options = SessionOptions(device, threads, provider_options or {})
-        session, manifest = _open(source, backend, options, imgsz)
+        session, manifest = open_model(source, backend, options, imgsz, names)
         try:
-            self._set_up(session, manifest, conf, iou, max_det, classes, agnostic)
+            self._set_up(
+                session, manifest, conf, iou, max_det, classes, agnostic, tile, overlap, queue
+            )
         except BaseException:
             session.close()
             raise
-        if manifest.parity.get("status") == "unverified":
-            reason = manifest.parity.get("reason", "no reason given")
-            warnings.warn(
-                f"{source} was exported without a proof ({reason}): "
-                "run `y7edge selftest` or `y7edge verify` on a machine with its engine",
-                stacklevel=3,  # the caller; `checked` wraps this function
-            )
+        warn_if_unverified(source, manifest, stacklevel=3)  # the caller: `checked` adds a frame
 
     @classmethod
     def from_session(cls, session: Session, manifest: Manifest, **options: Any) -> Detector:
         """Create a detector for an open session; its ``close`` closes the session too.
 
-        ``options``: conf, iou, max_det, classes and agnostic as for ``Detector``, and ``clock``, a
-        function that returns nanoseconds, for ``timing``.
+        ``options``: conf, iou, max_det, classes, agnostic, tile, overlap and queue as for
+        ``Detector``, and ``clock``, a function that returns nanoseconds, for ``timing``.
         """
         detector = cls.__new__(cls)
         detector._set_up(session, manifest, **options)
@@ -119,31 +133,40 @@ class Detector:
         self,
         session: Session,
         manifest: Manifest,
-        conf: float | None = None,
+        conf: Conf | None = None,
         iou: float | None = None,
         max_det: int | None = None,
         classes: str | Iterable[int | str] | None = None,
         agnostic: bool = False,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        queue: int = 4,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._manifest = manifest
         defaults = manifest.thresholds
+        least, by_class = class_thresholds(conf, manifest)
         self._criteria = Criteria(
-            conf=defaults.conf if conf is None else conf,
+            conf=least,
+            class_conf=by_class,
             iou=defaults.iou if iou is None else iou,
             max_det=defaults.max_det if max_det is None else max_det,
             classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
-        self._preprocess = Preprocessor(manifest.input)
-        self._postprocess = _postprocessor(manifest)
-        self._heads = [output.name for output in manifest.outputs if output.role == "head"]
-        self._roles = {output.role: output.name for output in manifest.outputs}
-        self._batch: NDArray[Any] = self._preprocess.tensor
+        require_supported(manifest, self._criteria, changed=iou is not None)
+        self._tiling = Tiling(tile, overlap)
+        if not 1 <= queue <= MAX_QUEUE:
+            raise ConfigError(f"queue is {queue}, expected 1 to {MAX_QUEUE}")
+        self._queue_size = queue
+        self._queue: FrameQueue[Detections] | None = None
+        self._inference = Inference(manifest, self._criteria, clock)
         self._model_id = manifest.payload_digest[:16]
         self._session: Session | None = session
+        self._closed = False
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while a batch runs
+        self._queue_lock = threading.Lock()
         self._process = os.getpid()
 
     def __call__(
@@ -154,6 +177,8 @@ class Detector:
         timestamp_ns: int | None = None,
         frame_id: int | None = None,
         source: str | None = None,
+        roi: Roi | None = None,
+        timeout: float | None = None,
     ) -> Detections:
         """Detect objects in one image, best first.
 
@@ -164,14 +189,95 @@ class Detector:
             timestamp_ns: capture time; copied to the result, like ``frame_id`` and ``source``.
             frame_id: number of the frame in its source.
             source: name of the source.
+            roi: region of interest (left, top, right, bottom) in pixels; boxes are in pixels of
+                the whole image. None: the whole image.
+            timeout: seconds to wait for the result; None: no limit. An engine cannot be
+                interrupted: after a timeout it continues in the background, and its result is
+                discarded. The next call of the detector waits until the engine has finished.
 
         Raises:
-            DataError: the frame is not an image.
+            DataError: the frame is not an image, or ``roi`` contains no pixel of it.
             DetectorClosed: the detector was closed.
-            DeviceError: the engine failed.
+            DeviceError: the engine failed, or there was no result within ``timeout``.
         """
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
-        return self._detect([frame], color, self._criteria, [origin])[0]
+        if timeout is None:
+            return self._detect([frame], color, self._criteria, [origin], roi)[0]
+        timeout = check_timeout(timeout)
+        end = time.monotonic() + timeout
+        future = self._submit(frame, color, "block", origin, roi, timeout)
+        try:
+            return future.result(max(0.0, end - time.monotonic()))
+        except FutureTimeout as error:
+            future.cancel()
+            raise DeviceError(
+                f"there was no result within {timeout} s: the engine is still running; the next "
+                "call waits for it"
+            ) from error
+        except CancelledError as error:  # by `close`
+            raise closed_error() from error
+
+    def submit(
+        self,
+        frame: NDArray[np.uint8],
+        color: Color = "bgr",
+        *,
+        drop: Drop = "block",
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
+        source: str | None = None,
+        roi: Roi | None = None,
+    ) -> Future[Detections]:
+        """Detect objects in a background thread; return a future of the result.
+
+        Frames are run in the order of submission. The frame is not copied: do not overwrite it
+        before the future is done. ``close`` cancels the futures of frames that wait.
+
+        Args:
+            frame: the image, as for a call.
+            color: order of the channels.
+            drop: if the queue is full, "block" waits for a place, "oldest" drops the frame that
+                has waited longest, and "newest" drops this frame. The future of a dropped frame
+                raises FrameDropped.
+            timestamp_ns: capture time.
+            frame_id: number of the frame in its source.
+            source: name of the source.
+            roi: region of interest.
+
+        Raises:
+            ConfigError: ``drop`` is unknown.
+            DataError: the frame is not an image.
+            DetectorClosed: the detector was closed.
+        """
+        origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        return self._submit(frame, color, drop, origin, roi)
+
+    async def detect(
+        self,
+        frame: NDArray[np.uint8],
+        color: Color = "bgr",
+        *,
+        drop: Drop = "block",
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
+        source: str | None = None,
+        roi: Roi | None = None,
+    ) -> Detections:
+        """Detect objects in one image from asyncio: ``await detector.detect(frame)``.
+
+        Arguments and errors are as for ``submit``; the event loop is not blocked. If the task is
+        cancelled while its frame waits, the frame is removed from the queue. A frame that waits
+        when the detector is closed raises DetectorClosed.
+        """
+        origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        future: Future[Detections] = Future()
+        put = partial(self._submit, frame, color, drop, origin, roi, future=future)
+        try:
+            await asyncio.to_thread(put) if drop == "block" else put()
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        return await wait_for(future)
 
     def batch(
         self,
@@ -181,14 +287,15 @@ class Detector:
         timestamp_ns: Sequence[int | None] | None = None,
         frame_id: Sequence[int | None] | None = None,
         source: Sequence[str | None] | None = None,
+        roi: Roi | None = None,
     ) -> list[Detections]:
-        """Detect objects in several images of any sizes, in batches of the artifact's size.
+        """Detect objects in several images of any sizes, in batches of the artifact's batch size.
 
         Arguments are as for one image. ``timestamp_ns``, ``frame_id`` and ``source`` are lists with
-        one value for each image.
+        one value for each image; ``roi`` applies to all.
 
         Raises:
-            DataError: an argument is not a list with one image or value for each image.
+            DataError: ``frames`` is not a list of images, or another list has a wrong length.
             DetectorClosed: the detector was closed.
             DeviceError: the engine failed.
         """
@@ -199,11 +306,20 @@ class Detector:
             )
         given = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         frames = list(frames)  # not every sequence supports slices
-        return self._detect(frames, color, self._criteria, _for_each(len(frames), given))
+        return self._detect(frames, color, self._criteria, origins_of(len(frames), given), roi)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
-        """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP."""
+        """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP.
+
+        Raises:
+            ConfigError: the artifact returns boxes after NMS; see ``require_candidates``.
+        """
+        self.require_candidates()
         return self._detect([frame], "bgr", EVALUATION, [{}])[0]
+
+    def require_candidates(self) -> None:
+        """Raise ConfigError if the model cannot be evaluated, because NMS is part of its graph."""
+        require_candidates(self._manifest)
 
     @checked
     def warmup(self, runs: int = 3) -> None:
@@ -219,13 +335,28 @@ class Detector:
             self(grey)
 
     def close(self) -> None:
-        """Close the session; can be called twice. Do nothing in a forked child."""
+        """Close the session; can be called twice. Do nothing in a forked child.
+
+        The futures of waiting frames are cancelled. A running call gets 5 seconds to finish; if it
+        takes longer, ``close`` returns before, and the session is closed after the call.
+        """
         if os.getpid() != self._process:
             return
-        with self._lock:
-            session, self._session = self._session, None
-            if session is not None:
-                session.close()
+        self._closed = True
+        with self._queue_lock:
+            if self._queue is not None:
+                self._queue.close()
+        if self._lock.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._free()
+            finally:
+                self._lock.release()
+
+    def _free(self) -> None:
+        """Close the session. The caller holds the lock."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def __reduce__(self) -> NoReturn:
         """Raise DeviceError: a detector cannot be pickled or copied."""
@@ -266,181 +397,101 @@ class Detector:
             "batch": manifest.input.batch,
             "precision": manifest.precision,
             "target": manifest.target,
-            "device": session.device,
-            "arithmetic": session.arithmetic,
-            "versions": dict(session.versions),
+            **session.info,
             "licence": manifest.licence,
             "parity": manifest.parity.get("status"),
             **criteria,
         }
 
+    @property
+    def session(self) -> Session:
+        """The open session. Calls of the session do not wait for calls of the detector.
+
+        Raises:
+            DetectorClosed: the detector was closed.
+        """
+        return self._opened()
+
     def _ms_since(self, started_ns: int) -> float:
         return (self._clock() - started_ns) / 1e6
 
     def _opened(self) -> Session:
-        if self._session is None:
-            raise DetectorClosed("the detector was closed: open a new one")
+        if self._session is None or self._closed:
+            raise closed_error()
         return self._session
+
+    def _submit(
+        self,
+        frame: NDArray[np.uint8],
+        color: Color,
+        drop: Drop,
+        origin: Origin,
+        roi: Roi | None,
+        timeout: float | None = None,
+        future: Future[Detections] | None = None,
+    ) -> Future[Detections]:
+        require_process(self._process, "the detector")
+        check_frame(frame, self._manifest.input.levels)
+        with self._queue_lock:
+            self._opened()
+            if self._queue is None:
+                self._queue = FrameQueue(self._queue_size)
+            queue = self._queue
+        call = partial(self._detect, [frame], color, self._criteria, [origin], roi)
+        return queue.put(lambda: call()[0], drop, timeout, future)
 
     def _detect(
         self,
         frames: Sequence[NDArray[np.uint8]],
         color: Color,
         criteria: Criteria,
-        origins: Sequence[_Origin],
+        origins: Sequence[Origin],
+        roi: Roi | None = None,
     ) -> list[Detections]:
-        """Split the images into batches and run them."""
+        """Cut the images into regions, run these in batches, and merge the boxes of each image."""
         # Check before acquiring the lock, which may never be released in a forked child.
         require_process(self._process, "the detector")
         called = self._clock()
-        fixed = self._manifest.input.batch
-        step = _MAX_BATCH if fixed == "dynamic" else fixed
+        parts = [self._regions(frame, roi) for frame in frames]
         with self._lock:
             wait = self._ms_since(called)
-            session = self._opened()
-            results = []
-            for start in range(0, len(frames), step):
-                part = slice(start, start + step)
-                results += self._run(session, frames[part], color, criteria, origins[part], wait)
-        return results
-
-    def _run(
-        self,
-        session: Session,
-        frames: Sequence[NDArray[np.uint8]],
-        color: Color,
-        criteria: Criteria,
-        origins: Sequence[_Origin],
-        wait: float,
-    ) -> list[Detections]:
-        """Run one batch. The caller must hold the lock, because buffers are reused."""
-        pixels = self._input_for(len(frames))
-        # Without `out`, the preprocessor does not always need to paint the border again.
-        alone = pixels is self._preprocess.tensor
-        started = self._clock()
-        geometries = [
-            self._preprocess(frame, color, None if alone else pixels[index])
-            for index, frame in enumerate(frames)
-        ]
-        pre = self._ms_since(started) / len(frames)
-        started = self._clock()
-        outputs = session.infer({self._manifest.input.name: pixels})
-        infer = self._ms_since(started)
-        started = self._clock()
-        found = self._boxes(outputs, len(frames), criteria)
-        placed = [_placed(boxes, g) for boxes, g in zip(found, geometries, strict=True)]
-        timing = Timing(wait, pre, infer, self._ms_since(started) / len(frames))
+            try:
+                pixels = [region.pixels for part in parts for region in part]
+                found = iter(self._inference(self._opened(), pixels, color, criteria))
+            finally:
+                if self._closed:  # ``close`` has stopped waiting for this call
+                    self._free()
         return [
-            Detections(
-                *boxes,
-                (geometry.image_hw[1], geometry.image_hw[0]),
-                self._manifest.names,
-                timing=timing,
-                model_id=self._model_id,
-                **origin,
-            )
-            for boxes, geometry, origin in zip(placed, geometries, origins, strict=True)
+            self._detections([next(found) for _ in part], part, frame, criteria, wait, origin)
+            for frame, part, origin in zip(frames, parts, origins, strict=True)
         ]
 
-    def _input_for(self, count: int) -> NDArray[Any]:
-        """Return the input buffer for ``count`` images, with the batch size of the artifact."""
-        fixed = self._manifest.input.batch
-        size = count if fixed == "dynamic" else fixed
-        if size == 1:
-            return self._preprocess.tensor
-        if len(self._batch) < size:
-            tensor = self._preprocess.tensor
-            self._batch = np.zeros((size, *tensor.shape[1:]), tensor.dtype)
-        return self._batch[:size]
+    def _regions(self, frame: NDArray[np.uint8], roi: Roi | None) -> list[Region]:
+        """Return the parts of an image that are run."""
+        if roi is None and self._tiling.tile is None:
+            return [Region(frame, 0, 0)]
+        return regions(check_frame(frame, self._manifest.input.levels), roi, self._tiling)
 
-    def _boxes(
-        self, outputs: Mapping[str, NDArray[Any]], count: int, criteria: Criteria
-    ) -> list[Boxes]:
-        """Decode the outputs of the first ``count`` images; a fixed batch may have unused ones."""
-        if self._heads:
-            heads = [outputs[name][:count] for name in self._heads]
-            return self._postprocess.heads(heads, criteria)
-        boxes, scores = (outputs[self._roles[role]][:count] for role in ("boxes", "scores"))
-        return self._postprocess.decoded(boxes, scores, criteria)
-
-
-def _for_each(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[_Origin]:
-    """Return a dictionary of values per image; raise DataError unless all have ``count`` values."""
-    known = {name: values for name, values in given.items() if values is not None}
-    for name, values in known.items():
-        values = values.tolist() if isinstance(values, np.ndarray) else values
-        listed = isinstance(values, Sequence) and not isinstance(values, str)
-        if not listed or len(values) != count:
-            raise DataError(f"{name} is {values!r}, expected a list of {count}, one per image")
-    return [{name: values[index] for name, values in known.items()} for index in range(count)]
-
-
-def _postprocessor(manifest: Manifest) -> Postprocessor:
-    """Create the decoder for an artifact's outputs; raise ArtifactError for unsupported outputs."""
-    for output in manifest.outputs:
-        real = output.dtype in ("float32", "float16")
-        if real != (output.scale is None) or not (real or output.role == "head"):
-            raise ArtifactError(
-                f"output {output.name} ({output.role}) is {output.dtype} with scale "
-                f"{output.scale}, expected float32 or float16 without a scale, or a head of "
-                "integers with a scale: export it again"
-            )
-    heads = [output for output in manifest.outputs if output.role == "head"]
-    options: dict[str, Any] = {}
-    if len({(head.layout, head.activation) for head in heads}) > 1:
-        raise ArtifactError(
-            "the heads have different layouts or activations, expected equal ones: export it again"
-        )
-    if heads:
-        options["layout"] = heads[0].layout
-        options["activation"] = heads[0].activation
-        options["quantization"] = [
-            None if head.scale is None else (head.scale, head.zero_point or 0) for head in heads
-        ]
-    return Postprocessor(manifest.levels, manifest.nc, **options)
-
-
-def _placed(boxes: Boxes, geometry: Geometry) -> Boxes:
-    """Map boxes to pixels of the image; drop boxes that lie in the border of the letterbox."""
-    corners = geometry.to_source(boxes.xyxy)
-    inside = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    if inside.all():
-        return Boxes(corners, boxes.score, boxes.class_id)
-    return Boxes(corners[inside], boxes.score[inside], boxes.class_id[inside])
-
-
-def _open(
-    source: str | Path, backend: str, options: SessionOptions, imgsz: Size | None
-) -> tuple[Session, Manifest]:
-    """Open a session for an artifact, or a torch session for a checkpoint or a variant's name."""
-    path = Path(source)
-    if not is_file(path) and path.name == str(source) and not path.suffix:
-        variants.get(path.name)  # raises ConfigError for an unknown name
-    elif path.suffix.lower() not in SUFFIXES:
-        artifact = registry.load(path, backend)
-        _require_size(artifact, imgsz)
-        return registry.open_session(artifact, options, backend), artifact.manifest
-    if backend != "auto" or options.provider_options:
-        raise ConfigError(
-            f"{source} is run by torch: omit backend and provider_options, which apply to artifacts"
-        )
-    # import_module, because detect must not depend on nn (see tests/test_structure.py).
-    try:
-        eager = import_module("y7edge.nn.eager")
-    except ImportError as error:
-        raise RuntimeMissing(
-            f'{source} is not an exported artifact and needs torch: pip install "y7edge[export]", '
-            "or export it with `y7edge export` on a machine with torch"
-        ) from error
-    session = eager.open(source, options, None if imgsz is None else pair(imgsz))
-    return session, session.manifest
-
-
-def _require_size(artifact: Artifact, imgsz: Size | None) -> None:
-    image = artifact.manifest.input
-    if imgsz is not None and pair(imgsz) != (image.height, image.width):
-        height, width = pair(imgsz)
-        raise ConfigError(
-            f"{artifact.path} has a fixed input size, expected imgsz {image.height}x{image.width}, "
-            f"found {height}x{width}: omit imgsz, or export again with --imgsz {height}x{width}"
+    def _detections(
+        self,
+        found: Sequence[Found],
+        parts: Sequence[Region],
+        frame: NDArray[np.uint8],
+        criteria: Criteria,
+        wait: float,
+        origin: Origin,
+    ) -> Detections:
+        """Make the result of one image from the boxes of its regions."""
+        started = self._clock()
+        boxes = merged([one.boxes for one in found], parts, criteria)
+        pre, post = (sum(one.ms[i] for one in found) for i in (0, 2))
+        infer = sum({one.batch: one.ms[1] for one in found}.values())  # each batch once
+        post += self._ms_since(started) if len(parts) > 1 else 0.0
+        return Detections(
+            *boxes,
+            (frame.shape[1], frame.shape[0]),
+            self._manifest.names,
+            timing=Timing(wait, pre, infer, post),
+            model_id=self._model_id,
+            **origin,
         )

@@ -26,7 +26,7 @@ def draw(
     confidence: bool = True,
     color: Color = "bgr",
 ) -> NDArray[np.uint8]:
-    """Draw a box and a label for each detection on a copy of an image, the best one on top.
+    """Draw a box and a label for each detection on a copy of an image; the best one is on top.
 
     Args:
         frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha.
@@ -68,7 +68,7 @@ def draw(
 
 
 def class_colour(class_id: int) -> Bgr:
-    """Return the colour (blue, green, red) of a class; consecutive ids differ clearly."""
+    """Return the colour (blue, green, red) of a class; those of consecutive ids differ clearly."""
     hue = class_id * _GOLDEN % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0 if class_id % 2 == 0 else 0.75)
     return round(blue * 255), round(green * 255), round(red * 255)
@@ -78,7 +78,7 @@ def _label(
     canvas: NDArray[np.uint8], detection: Detection, colour: Bgr, thickness: int, confidence: bool
 ) -> None:
     """Write the label above the box, or inside it at the image's edge."""
-    # OpenCV's fonts contain only ASCII characters: write the class id in place of other names.
+    # OpenCV's fonts have only ASCII characters: write the class id if the name has others.
     name = detection.class_name
     if not (name.isascii() and name.isprintable()):
         name = f"#{detection.class_id}"

@@ -17,7 +17,7 @@ are dequantised, activated and compared exactly. NaN is never selected.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.bounds import MAX_DET
-from y7edge.artifact.manifest import LevelInfo
+from y7edge.artifact.manifest import THRESHOLD_INPUTS, LevelInfo, Manifest, Thresholds
 from y7edge.artifact.schema import require_fit
 from y7edge.boxes import MAX_CANDIDATES, best_first, corners, nms
+from y7edge.detect.detections import class_ids
 from y7edge.errors import ConfigError, DataError
 
 
@@ -49,24 +50,31 @@ class Criteria:
     """
 
     conf: float = 0.25  # keep boxes with a greater score
+    class_conf: tuple[float, ...] | None = None  # thresholds by class id, in addition to ``conf``
     iou: float = 0.45  # remove boxes whose IoU with a better box is greater
     max_det: int = 300  # boxes per image
     classes: tuple[int, ...] | None = None  # class ids to keep, before suppression; None: all
-    agnostic: bool = False  # suppress boxes of different classes too
-    multi_label: bool = False  # one box for every class above conf, for evaluation
+    agnostic: bool = False  # in NMS, compare boxes of different classes too
+    multi_label: bool = False  # one box for every class above conf, not only the best; for mAP
 
     def __post_init__(self) -> None:
         require_fit(Criteria, {f.name: getattr(self, f.name) for f in fields(self)})
-        for name in ("conf", "iou"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} is {value!r}, expected a number from 0 to 1")
+        for name, values in (
+            ("conf", (self.conf, *(self.class_conf or ()))),
+            ("iou", (self.iou,)),
+        ):
+            for value in values:
+                if not 0 <= value <= 1:
+                    raise ConfigError(f"{name} is {value!r}, expected a number from 0 to 1")
         if not 1 <= self.max_det <= MAX_DET:
             raise ConfigError(f"max_det is {self.max_det!r}, expected 1 to {MAX_DET}")
 
 
 EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)
 """Thresholds for measuring mAP."""
+
+Conf = float | Mapping[int | str, float]
+"""One confidence threshold, or thresholds by class name or id."""
 
 Quantization = tuple[float, int]  # (scale, zero point): real value = (value - zero point) x scale
 
@@ -144,6 +152,38 @@ class Postprocessor:
             for box, score in zip(boxes, scores, strict=True)
         ]
 
+    def detections(self, rows: NDArray[Any], count: int, criteria: Criteria) -> list[Boxes]:
+        """Return the boxes of ``count`` images from the result of a graph with NMS.
+
+        ``rows``: (K, 7) batch index, x0, y0, x1, y1 in input pixels, class id, score. Rows of other
+        images are ignored. ``conf``, ``classes`` and ``max_det`` are applied; ``iou`` is not,
+        because suppression is part of the graph.
+
+        Raises:
+            DataError: the array has the wrong shape, or a class id is out of range.
+        """
+        if rows.ndim != 2 or rows.shape[1] != 7:
+            raise DataError(f"detections are {rows.shape}, expected (K, 7)")
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        boxes = Boxes(
+            rows[:, 1:5].astype(np.float32), rows[:, 6].astype(np.float32), rows[:, 5].astype(int)
+        )
+        if (bad := (boxes.class_id < 0) | (boxes.class_id >= self._nc)).any():
+            found = int(boxes.class_id[bad][0])
+            raise DataError(f"detections have class {found}, expected 0 to {self._nc - 1}")
+        wanted = boxes.score > np.float32(criteria.conf)
+        if criteria.classes is not None:
+            wanted &= np.isin(boxes.class_id, criteria.classes)
+        if criteria.class_conf is not None:
+            wanted &= boxes.score > np.array(criteria.class_conf, np.float32)[boxes.class_id]
+        results = []
+        for image in range(count):
+            own = np.flatnonzero(wanted & (rows[:, 0] == image))
+            own = own[best_first(boxes.score[own], MAX_DET)[: criteria.max_det]]
+            class_id = boxes.class_id[own].astype(np.int32)
+            results.append(Boxes(boxes.xyxy[own], boxes.score[own], class_id))
+        return results
+
     def candidates(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> Boxes:
         """Return the candidates of one image, ordered by level, anchor, row, column, class.
 
@@ -158,20 +198,20 @@ class Postprocessor:
             rows = np.flatnonzero(objectness > conf)
             score, class_id = objectness[rows], np.zeros(len(rows), np.int32)
         elif criteria.multi_label:
-            matrix = objectness[:, None] * self._activate(values[:, 5:])
+            matrix = objectness[:, None] * self._activate(np.ascontiguousarray(values[:, 5:]))
             rows, class_id = np.nonzero(matrix > conf)
             score = matrix[rows, class_id]
         else:
-            class_id, best = _best(values[:, 5:])
+            class_id, best = _best_of_columns(values[:, 5:].T)
             score = objectness * self._activate(best)
             rows = np.flatnonzero(score > conf)
             score, class_id = score[rows], class_id[rows]
         chosen = _choose(score, class_id, criteria)
         rows = rows[chosen]
-        doubled: NDArray[Any] = 2 * activated[rows, :4]
+        doubled: NDArray[Any] = 2 * np.ascontiguousarray(activated[:, :4]).take(rows, axis=0)
         cell = np.empty((len(doubled), 2), np.float32)
         cell[:, 0], cell[:, 1] = column[rows], row[rows]
-        known = self._anchors[anchor[rows]]
+        known = self._anchors.take(anchor[rows], axis=0)
         centre = (doubled[:, :2] - np.float32(0.5) + cell) * known[:, :1]
         xyxy = corners(centre, np.square(doubled[:, 2:]) * known[:, 1:])
         return _finite(xyxy, score[chosen], class_id[chosen])
@@ -180,27 +220,32 @@ class Postprocessor:
         return _sigmoid(values) if self._logits else values
 
     def _gather(self, heads: Sequence[NDArray[Any]], conf: float) -> tuple[NDArray[Any], ...]:
-        """Select the K anchors and cells whose objectness may be above ``conf``.
+        """Select the K pairs (anchor, cell) whose objectness may be above ``conf``.
 
         Returns:
-            Dequantised values (K, 5 + nc) float32, and the index of the anchor (counted over all
-            levels), row and column of each, (K,).
+            The dequantised outputs of each pair (K, 5 + nc) float32, and three index arrays (K,):
+            the anchor (counted over all levels), the row and the column.
         """
         first = 0
-        values, anchors, places = [], [], []
+        values, places = [], []
         levels = zip(heads, self._counts, self._quantization, strict=True)
         for head, count, quantization in levels:
             fields = head.reshape(count, 5 + self._nc, -1)
             least = _least(conf, head.dtype, self._logits, quantization)
             # numpy's nonzero is several times faster in one dimension.
             flat = (fields[:, 4] >= least).reshape(-1).nonzero()[0]
-            anchor, place = np.divmod(flat, fields.shape[2])
-            values.append(_dequantised(fields[anchor, :, place], quantization))
-            anchors.append(anchor + first)
-            places.append(np.divmod(place, head.shape[2]))
+            area, width = fields.shape[2], head.shape[2]
+            ends = flat.searchsorted(np.arange(1, count + 1) * area)
+            anchor = np.repeat(np.arange(count), np.diff(ends, prepend=0))
+            place = flat - anchor * area  # np.divmod takes several times longer
+            values += [
+                _dequantised(part, quantization) for part in _cells(fields, anchor, place, ends)
+            ]
+            row = place // width
+            places.append((anchor + first, row, place - row * width))
             first += count
-        row, column = np.concatenate(places, axis=1)
-        return np.concatenate(values), np.concatenate(anchors), row, column
+        anchors, rows, columns = np.concatenate(places, axis=1)
+        return np.concatenate(values, axis=1).T, anchors, rows, columns
 
     def _check_heads(self, heads: Sequence[NDArray[Any]]) -> None:
         if len(heads) != len(self._counts):
@@ -216,10 +261,40 @@ class Postprocessor:
                 raise DataError(f"head{level} is {head.dtype}, expected {expected}")
 
 
+def _cells(
+    fields: NDArray[Any],
+    anchor: NDArray[np.intp],
+    place: NDArray[np.intp],
+    ends: NDArray[np.intp],
+) -> list[NDArray[Any]]:
+    """Return the outputs of K pairs (anchor, cell) of one level, as a list of arrays (5 + nc, k).
+
+    ``fields``: (anchors, 5 + nc, H x W). ``anchor`` and ``place``: the pairs in ascending order,
+    (K,) indices of anchor and cell. ``ends``: number of pairs up to and including each anchor.
+    """
+    if not fields.flags.c_contiguous:  # channels last: the values of a cell are contiguous
+        return [fields[anchor, :, place].T]
+    # Channel by channel, because the values of neighbouring cells share cache lines.
+    return [
+        one.take(part, axis=1, mode="clip")  # the default mode is slower
+        for one, part in zip(fields, np.split(place, ends[:-1]), strict=True)
+    ]
+
+
+def _indices(sparse: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the indices of the few true values in a vector, like ``nonzero`` but faster."""
+    # Eight values at a time: nonzero reads its input twice.
+    eighths = np.packbits(sparse).astype(np.bool_).nonzero()[0]
+    flat = (eighths[:, None] * 8 + np.arange(8)).reshape(-1)
+    flat = flat[: len(flat) - max(0, int(flat[-1:].sum()) + 1 - len(sparse))]  # bits beyond the end
+    found: NDArray[np.intp] = flat[sparse[flat]]
+    return found
+
+
 def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Criteria) -> Boxes:
     """Return the candidates of one image from boxes (N, 4) cx, cy, w, h and scores (N, nc)."""
     conf = np.float32(criteria.conf)
-    flat = np.flatnonzero(scores.reshape(-1) >= _below(criteria.conf, scores.dtype))
+    flat = _indices(scores.reshape(-1) >= _below(criteria.conf, scores.dtype))
     rows, class_id = np.divmod(flat, scores.shape[1])
     if not criteria.multi_label:
         rows = rows[np.flatnonzero(np.diff(rows, prepend=-1))]
@@ -233,21 +308,87 @@ def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Crit
     return _finite(corners(picked[:, :2], picked[:, 2:]), score[chosen], class_id[chosen])
 
 
+def class_thresholds(
+    conf: Conf | None, manifest: Manifest
+) -> tuple[float, tuple[float, ...] | None]:
+    """Return the least confidence threshold, and the thresholds by class id if there are several.
+
+    ``conf``: None for the manifest's default, which also applies to classes not in a mapping.
+    """
+    if not isinstance(conf, Mapping):
+        return manifest.thresholds.conf if conf is None else conf, None
+    given: dict[int, float] = {}
+    for name, value in conf.items():
+        for index in class_ids([name], manifest.names):
+            if given.setdefault(index, value) != value:
+                raise ConfigError(
+                    f"conf: expected one threshold for class {manifest.names[index]!r}, "
+                    f"found {given[index]} and {value}"
+                )
+    by_class = [given.get(index, manifest.thresholds.conf) for index in range(manifest.nc)]
+    return min(by_class), tuple(by_class)
+
+
+def require_supported(manifest: Manifest, criteria: Criteria, *, changed: bool) -> None:
+    """Raise ConfigError for options that a graph with NMS does not support.
+
+    ``changed``: whether the user set the IoU threshold.
+    """
+    if manifest.outputs[0].role != "detections":
+        return
+    way_out = "use an artifact with outputs heads or decoded"
+    if criteria.agnostic:
+        raise ConfigError(
+            f"agnostic is True, but the graph of {manifest.model} suppresses boxes within each "
+            f"class: {way_out}"
+        )
+    if changed and not manifest.threshold_inputs:
+        raise ConfigError(
+            f"iou is {criteria.iou}, but NMS is part of the graph of {manifest.model}, which has "
+            f"no input for it: omit iou, or {way_out}"
+        )
+
+
+def require_candidates(manifest: Manifest) -> None:
+    """Raise ConfigError if a model cannot be evaluated, because NMS is part of its graph."""
+    if manifest.outputs[0].role == "detections":
+        raise ConfigError(
+            f"{manifest.model} returns boxes after NMS, each with its best class only; mAP needs "
+            f"every class of every box above confidence {EVALUATION.conf}: evaluate the "
+            "checkpoint, or an artifact with outputs heads or decoded"
+        )
+
+
+def threshold_feeds(manifest: Manifest, criteria: Criteria | Thresholds) -> dict[str, NDArray[Any]]:
+    """Return the values for the threshold inputs of a graph with NMS; {} for other graphs."""
+    values = {"conf": criteria.conf, "iou": criteria.iou, "max_det": criteria.max_det}
+    # Classes and their thresholds are applied to the result, so the graph must not limit it.
+    if isinstance(criteria, Criteria) and (
+        criteria.classes is not None or criteria.class_conf is not None
+    ):
+        values["max_det"] = MAX_CANDIDATES
+    dtypes = THRESHOLD_INPUTS
+    return {name: np.array(values[name], dtypes[name]) for name in manifest.threshold_inputs}
+
+
 def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:
     """Apply non-maximum suppression; return the kept boxes, best score first."""
     kept = nms(*boxes, criteria.iou, criteria.max_det, agnostic=criteria.agnostic)
-    return Boxes(boxes.xyxy[kept], boxes.score[kept], boxes.class_id[kept])
+    return Boxes(boxes.xyxy.take(kept, axis=0), boxes.score[kept], boxes.class_id[kept])
 
 
 def _choose(
     score: NDArray[np.float32], class_id: NDArray[Any], criteria: Criteria
 ) -> NDArray[np.intp] | slice:
     """Select candidates of the wanted classes, at most ``MAX_CANDIDATES``."""
-    if criteria.classes is None and len(score) <= MAX_CANDIDATES:
+    if criteria.classes is criteria.class_conf is None and len(score) <= MAX_CANDIDATES:
         return slice(None)
     chosen = np.arange(len(score))
     if criteria.classes is not None:
         chosen = np.flatnonzero(np.isin(class_id, criteria.classes))
+    if criteria.class_conf is not None:
+        least = np.array(criteria.class_conf, np.float32)
+        chosen = chosen[score[chosen] > least[class_id[chosen]]]
     if len(chosen) > MAX_CANDIDATES:
         # Limit the number before decoding: boxes of all classes and cells could fill the memory.
         chosen = chosen[best_first(score[chosen], MAX_CANDIDATES)]
@@ -261,6 +402,20 @@ def _best(values: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.flo
     if np.isnan(largest).any():  # argmax returns the first NaN
         return _best(np.where(np.isnan(values), np.float32(-np.inf), values))
     return column, largest
+
+
+def _best_of_columns(values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return the row and the value of the largest number in each column, ignoring NaN.
+
+    It returns what ``_best`` returns for ``values.T``, and is faster if rows are contiguous.
+    """
+    largest = values.max(axis=0)
+    if np.isnan(largest).any():
+        return _best(values.T)
+    # Of equal values, the first has the greatest weight. (np.argmax takes twice as long.)
+    count = len(values)
+    weights = np.arange(count, 0, -1, dtype=np.min_scalar_type(count))[:, None]
+    return count - ((values == largest) * weights).max(axis=0).astype(np.intp), largest
 
 
 def _finite(xyxy: NDArray[Any], score: NDArray[np.float32], class_id: NDArray[Any]) -> Boxes:

@@ -114,6 +114,8 @@ class Preprocessor:
         # Division by 255 rounds every value correctly; multiplication by 1/255 does not.
         self._divisor = np.float32(1 / scale)
         self._border = np.float32(network.letterbox.pad) / self._divisor
+        levels = np.arange(256, dtype=np.float32)
+        self._halves = (levels / self._divisor).astype(np.float16).view(np.uint16)
         self._geometry: Geometry | None = None  # of the last image
         self._painted: Geometry | None = None  # of the border in `tensor`
         self._resized: NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -164,6 +166,8 @@ class Preprocessor:
     def _write(self, pixels: NDArray[Any], part: NDArray[Any]) -> None:
         if part.dtype == np.uint8:
             part[...] = pixels
+        elif part.dtype == np.float16:  # numpy converts to float16 one value at a time
+            part[...] = cv2.LUT(np.ascontiguousarray(pixels), self._halves).view(np.float16)
         else:
             np.divide(pixels, self._divisor, out=part)
 

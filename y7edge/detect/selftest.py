@@ -18,31 +18,40 @@ from numpy.typing import NDArray
 
 from y7edge import __version__
 from y7edge.artifact.artifact import Artifact
-from y7edge.artifact.manifest import InputInfo, Manifest, Probe
+from y7edge.artifact.manifest import InputInfo, Manifest, Probe, Samples
 from y7edge.artifact.reports import ProbeResult, SelftestReport
 from y7edge.artifact.schema import checked
+from y7edge.detect.postprocess import threshold_feeds
 from y7edge.errors import ArtifactError, DigestError, ParityError
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 
 RECIPE = "blocks"
-"""Name of the recipe for probe inputs: the mean of noise in squares of 32, 8 and 1 pixels.
+"""Name of a method that generates probe inputs: the mean of noise in squares of 32, 8 and 1 pixels.
 
 Noise of single pixels averages out in the first layers, and deep feature maps become constant.
 Larger squares prevent this.
 """
 
+RECIPE_8BIT = "blocks-8bit"
+"""The same, but values are rounded to multiples of 1/255, for inputs of 8-bit pixel values."""
+
 _CELLS = (32, 8, 1)  # pixels
+_WHITE = np.float32(255)
 
 
 def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """Generate a probe's input (B, 3, H, W) float32, 0..1; ``key`` seeds the random numbers.
+    """Generate a probe's input (B, 3, H, W) float32, 0..1.
+
+    ``recipe``: name of the method. ``key`` seeds the random numbers.
 
     Raises:
         ArtifactError: the recipe is unknown.
     """
-    if recipe != RECIPE:
-        raise ArtifactError(f"a probe has recipe {recipe!r}, expected {RECIPE!r}: update y7edge")
+    if recipe not in (RECIPE, RECIPE_8BIT):
+        raise ArtifactError(
+            f"a probe has recipe {recipe!r}, expected {RECIPE!r} or {RECIPE_8BIT!r}: update y7edge"
+        )
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
     batch, channels, height, width = shape
     total = np.zeros(shape, np.float32)
@@ -50,7 +59,13 @@ def probe_input(recipe: str, key: str, shape: tuple[int, int, int, int]) -> NDAr
         rows, columns = -(-height // cell), -(-width // cell)
         coarse = generator.random((batch, channels, rows, columns), dtype=np.float32)
         total += coarse.repeat(cell, axis=2).repeat(cell, axis=3)[:, :, :height, :width]
-    return np.float32(1 / len(_CELLS)) * total
+    pixels = np.float32(1 / len(_CELLS)) * total
+    return pixels if recipe == RECIPE else np.rint(pixels * _WHITE) / _WHITE
+
+
+def recipe_for(image: InputInfo) -> str:
+    """Return the name of the method that generates probes for an input (``Probe.recipe``)."""
+    return RECIPE_8BIT if image.dtype == "uint8" else RECIPE
 
 
 def input_crc32(pixels: NDArray[np.float32]) -> int:
@@ -66,7 +81,7 @@ def selftest(
 
     Raises:
         DigestError: the file or its manifest was changed or damaged.
-        ParityError: a probe exceeds its tolerance (``report`` has the numbers), or there are none.
+        ParityError: a probe exceeds its tolerance (``report`` has the numbers), or no probe exists.
         ArtifactError: the file does not exist, or no runtime can read it.
         RuntimeMissing, DeviceError: the engine cannot be used.
     """
@@ -115,7 +130,7 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
     """Run one probe, and compare its outputs.
 
     Raises:
-        ArtifactError: its input cannot be reproduced, or its samples do not fit the outputs.
+        ArtifactError: the probe's input cannot be reproduced, or samples do not fit the outputs.
     """
     image = manifest.input
     pixels = probe_input(probe.recipe, probe.key, (probe.batch, 3, image.height, image.width))
@@ -124,7 +139,10 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
             f"the input of probe {probe.key}, generated with numpy {np.__version__}, differs from "
             "the input at the export: use a newer y7edge, or another version of numpy"
         )
-    outputs = session.infer({image.name: as_input(pixels, image)})
+    feeds = {image.name: as_input(pixels, image)}
+    if probe.thresholds is not None:
+        feeds |= threshold_feeds(manifest, probe.thresholds)
+    outputs = session.infer(feeds)
     deviations = compare_samples(probe, outputs, session.outputs)
     finite = [value for value in deviations.values() if value is not None]
     worst = max(finite) if len(finite) == len(deviations) else None
@@ -133,10 +151,23 @@ def run_probe(probe: Probe, session: Session, manifest: Manifest) -> ProbeResult
 
 
 def as_input(pixels: NDArray[np.float32], image: InputInfo) -> NDArray[Any]:
-    """Convert pixels (B, 3, H, W) to the input's layout and dtype, which must be a float type."""
-    if not image.dtype.startswith("float"):
-        raise ArtifactError(f"the input is {image.dtype}, expected float32 or float16")
+    """Convert pixels (B, 3, H, W) float32, 0..1, to the input's layout, dtype and scale.
+
+    Raises:
+        ArtifactError: dtype or scale is not supported, or the input is uint8 and a pixel is not a
+            multiple of 1/255.
+    """
     ordered = pixels.transpose(0, 2, 3, 1) if image.layout == "NHWC" else pixels
+    if image.dtype == "uint8" and image.scale == 1:
+        whole = np.rint(ordered * _WHITE)
+        if not np.array_equal(whole.clip(0, _WHITE) / _WHITE, ordered):
+            raise ArtifactError("a pixel for a uint8 input is not a multiple of 1/255, from 0 to 1")
+        ordered = whole
+    elif not image.dtype.startswith("float") or image.scale != 1 / 255:
+        raise ArtifactError(
+            f"the input is {image.dtype} with scale {image.scale:g}, expected float32 or float16 "
+            "with scale 1/255, or uint8 with scale 1"
+        )
     return np.ascontiguousarray(ordered, image.dtype)
 
 
@@ -149,6 +180,9 @@ def compare_samples(
     if {sample.output for sample in probe.samples} != set(by_name):
         raise ArtifactError(f"probe {probe.key}: expected one set of samples for each output")
     for sample in probe.samples:
+        if by_name[sample.output].role == "detections":
+            deviations[sample.output] = _row_deviation(sample, outputs[sample.output])
+            continue
         if max(sample.indices) >= outputs[sample.output].size:
             raise ArtifactError(
                 f"probe {probe.key}: a sample's index is beyond the end of {sample.output}"
@@ -158,6 +192,22 @@ def compare_samples(
         worst = float(np.abs(real - np.array(sample.values)).max()) / sample.scale
         deviations[sample.output] = worst if np.isfinite(worst) else None
     return deviations
+
+
+def _row_deviation(sample: Samples, rows: NDArray[Any]) -> float | None:
+    """Return the largest deviation of sampled detections from their nearest rows.
+
+    Deviations of corners are fractions of the scale, deviations of scores are absolute. Return None
+    if a detection has no row of the same image and class, for example in an empty result.
+    """
+    if len(sample.values) % 7:
+        raise ArtifactError(f"samples of {sample.output} are not whole rows of 7 values")
+    unit, worst = np.array([1.0, *[sample.scale] * 4, 1.0, 1.0]), 0.0
+    for expected in np.array(sample.values).reshape(-1, 7):
+        same = (rows[:, [0, 5]] == expected[[0, 5]]).all(axis=1)
+        apart = np.abs(rows[same] - expected) / unit
+        worst = max(worst, float(apart.max(axis=1).min(initial=np.inf)))
+    return worst if np.isfinite(worst) else None
 
 
 def dequantised(values: NDArray[Any], spec: TensorSpec) -> NDArray[np.float64]:

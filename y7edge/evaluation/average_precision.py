@@ -2,8 +2,8 @@
 
 Precision is sampled at 101 recall points and at IoU 0.50 to 0.95 in steps of 0.05. Small objects
 have up to 32 x 32 pixels of the source image, large ones from 96 x 96. The area of an object is
-that of its box (COCO uses that of its polygon). Crowd regions are ignored: detections in them are
-not counted as false, and they are not counted as missed.
+that of its box (COCO uses that of its polygon). Crowd regions are not counted as missed objects,
+and detections in them are not counted as false.
 """
 
 from __future__ import annotations

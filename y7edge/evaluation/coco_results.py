@@ -1,9 +1,10 @@
-"""COCO results: detections as the JSON list that COCO's tools and servers read.
+"""Write COCO results: detections as the JSON list that COCO's tools and servers read.
 
 Images and categories of a COCO data set keep the ids of its annotation file. In other data sets the
 image id is the number in the file name (``17.jpg``) if all names are different numbers. Otherwise
-images are numbered from 1, and ``image_ids.json`` lists them. Category ids are class indices from
-0, or, with ``coco_ids``, those of COCO, 1 to 90 with gaps.
+images are numbered from 1, and ``image_ids.json`` lists the numbers. Category ids of other data
+sets are class indices from 0. With ``coco_ids``, the ids of the 80 COCO classes (1 to 90 with gaps)
+are used for any data set.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ def write_submission(
 ) -> list[Path]:
     """Write ``path``, and ``image_ids.json`` beside it if images are numbered; return the paths.
 
-    ``found`` is ``Tables.found``; images are indices into ``samples``. Boxes are written as left,
-    top, width, height in pixels with three decimals, scores with five. ``category_ids`` are the ids
-    of the classes in the data set's annotation file. Classes with id None are left out.
+    ``found`` is ``Tables.found``; its image numbers are indices into ``samples``. Boxes are written
+    as left, top, width, height in pixels with three decimals, scores with five. ``category_ids``
+    are the ids of the classes in the data set's annotation file. Detections of classes with the id
+    None are left out.
 
     Raises:
         ConfigError: ``coco_ids`` is set, but the data set does not have 80 classes.
@@ -72,9 +74,9 @@ def require_coco(classes: int) -> None:
 
 
 def image_ids(samples: Sequence[Sample]) -> list[int] | list[int | str] | None:
-    """Return the ids in the COCO file, else the file names as numbers.
+    """Return the image ids of a COCO data set; of other data sets, the file names as numbers.
 
-    Returns None if a file name is not a number, or if two numbers are equal.
+    Return None if a file name is not a number, or if two numbers are equal.
     """
     known = [sample.image_id for sample in samples if sample.image_id is not None]
     if len(known) == len(samples):

@@ -65,7 +65,7 @@ def confusion(tables: Tables, names: Sequence[str]) -> Confusion:
 
 
 def _pairs(iou: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return matched rows (detections, sorted by confidence) and columns (objects)."""
+    """Match rows (detections, best first) with columns (objects); return the indices of both."""
     rows, columns = np.nonzero(iou > IOU)
     # A stable sort keeps equal IoUs in order of confidence.
     order = np.argsort(-iou[rows, columns], kind="stable")

@@ -2,8 +2,8 @@
 
 All values are at IoU 0.5, over all images. Detections are matched as in COCO: in order of
 confidence, each takes the unmatched object of its class with the largest IoU. The best threshold
-has the highest F1, averaged over the classes with labels. It is saved in the checkpoint, as the
-default of its detectors.
+has the highest F1, averaged over the classes with labels. It is saved in the checkpoint. Detectors
+that are exported from the checkpoint use it by default.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Curves:
         return top + (plateau - 1) // 2
 
     def mean(self, name: str) -> NDArray[np.float64]:
-        """Return the mean of a curve over the classes, ignoring NaN if there are other values."""
+        """Return the mean of a curve over the classes that are not NaN; NaN if there are none."""
         values: NDArray[np.float64] = getattr(self, name)
         known = np.isfinite(values)
         count = known.sum(axis=0)

@@ -6,6 +6,7 @@ faster-coco-eval, with up to 300 boxes per image instead of COCO's 100.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.data.dataset import Sample
+from y7edge.data.dataset import Dataset, Sample
 from y7edge.data.images import read_image
 from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError, DataError
@@ -21,6 +22,7 @@ from y7edge.evaluation.average_precision import COUNTS, averages
 from y7edge.evaluation.confusion import Confusion, confusion
 from y7edge.evaluation.curves import THRESHOLDS, Curves, curves
 from y7edge.evaluation.tables import Table, Tables
+from y7edge.models.checkpoint import default_names
 
 PROTOCOL = (
     "square letterbox, multi-label, confidence 0.001, NMS IoU 0.65, 300 boxes per image, "
@@ -52,7 +54,7 @@ class ClassMetrics:
 class Metrics:
     """The result of an evaluation; means are over the classes that have labels.
 
-    ``ar1`` to ``ar300`` are average recalls of the best 1 to 300 boxes per class and image.
+    ``ar1``, ``ar10``, ... are the average recall of the best 1, 10, ... boxes per class and image.
     ``*_small`` are for objects up to 32 x 32 pixels of the source image, ``*_large`` for those from
     96 x 96, at 300 boxes; None if there are no objects of that size.
     """
@@ -82,7 +84,10 @@ class Metrics:
     curves: Curves | None = None
 
     def class_rows(self) -> list[tuple[Any, ...]]:
-        """Return name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1 by class, then of all."""
+        """Return a row for each class, then one for all classes.
+
+        A row is name, labels, AP@0.5, AP@0.5:0.95, precision, recall, F1.
+        """
         scores = (self.map50, self.map50_95, self.precision, self.recall, self.f1)
         rows = [
             (c.name, c.labels, c.ap50, c.ap50_95, c.precision, c.recall, c.f1)
@@ -91,7 +96,7 @@ class Metrics:
         return [*rows, ("all", self.labels, *scores)]
 
     def size_rows(self) -> list[tuple[str, float | None, float | None]]:
-        """Return name, mAP@0.5:0.95 and average recall of all objects, then by size."""
+        """Return rows of name, mAP@0.5:0.95, average recall: of all objects, then of each size."""
         sizes = [(s, getattr(self, f"map_{s}"), getattr(self, f"ar_{s}")) for s in _BY_SIZE]
         return [("all", self.map50_95, self.ar300), *sizes]
 
@@ -137,6 +142,35 @@ def collect(
         if progress is not None:
             progress(index + 1, len(samples))
     return Tables(np.concatenate(truth), np.concatenate(found), len(samples))
+
+
+def same_classes(
+    known: Sequence[str], dataset: Dataset, warn: Callable[[str], None] | None = None
+) -> Dataset:
+    """Renumber the classes of a data set to a model's class indices, matched by name.
+
+    Classes are matched by index if the model or the data set has no class names, or if both have
+    only one class. ``known`` are the model's class names. ``warn`` is called with each warning, a
+    single line.
+
+    Raises:
+        DataError: the numbers of classes differ, and no name is common, so the mAP would be 0.
+    """
+    known, labelled, tell = tuple(known), dataset.names, warn or (lambda _: None)
+    if len(known) != len(labelled) and not set(known) & set(labelled):
+        raise DataError(
+            f"{dataset.source} has {len(labelled)} classes, the model {len(known)}: evaluate the "
+            "model on a data set with the classes that it was trained for"
+        )
+    nameless = len(known) == 1 or default_names(len(known)) in (known, labelled)
+    if nameless and len(known) == len(labelled) and sorted(known) != sorted(labelled):
+        pair = next(p for p in zip(known, labelled, strict=True) if p[0] != p[1])
+        tell(f"warning: class {pair[0]!r} of the model is {pair[1]!r} in {dataset.source}")
+        return dataset
+    renamed = dataset.renamed(known)
+    if other := sorted(set(known) ^ set(labelled)):
+        tell(f"warning: only the model or {dataset.source} has the classes {reprlib.repr(other)}")
+    return renamed
 
 
 def _truth_rows(index: int, sample: Sample, height: int, width: int) -> Table:

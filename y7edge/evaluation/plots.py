@@ -13,6 +13,7 @@ from y7edge.evaluation.confusion import CONF, Confusion
 from y7edge.evaluation.confusion import IOU as MATCHED
 from y7edge.evaluation.curves import IOU, THRESHOLDS, Curves
 from y7edge.files import atomic_write
+from y7edge.runtimes.base import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +73,11 @@ def write_confusion(confusion: Confusion, path: Path) -> Path:
     axes.set(xlabel="prediction", ylabel="truth")
     axes.set_title(f"confidence above {CONF:g}, IoU above {MATCHED:g}", fontsize=10)
     return save(figure, path)
+
+
+def require_matplotlib() -> None:
+    """Raise RuntimeMissing if matplotlib is not installed. Call this before long work."""
+    require({"matplotlib": "y7edge[train]"}, "drawing plots")
 
 
 def canvas(width: float = 6.4, height: float = 4.4, *, fitted: bool = False) -> tuple[Figure, Axes]:

@@ -48,7 +48,7 @@ def overlaps(tables: Tables) -> Iterator[Overlap]:
 
 
 def _iou(found: Table, truth: Table, crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return ``Overlap.iou`` of boxes left, top, width, height."""
+    """Return ``Overlap.iou`` for boxes given as left, top, width, height."""
     shared = intersections(_corners(found), _corners(truth))
     own, other = found[:, 2:].prod(axis=1)[:, None], truth[:, 2:].prod(axis=1)[None]
     union = np.where(crowd[None], own, own + other - shared)

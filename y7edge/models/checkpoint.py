@@ -32,8 +32,8 @@ class Checkpoint:
 
     Attributes:
         spec: the rows.
-        arrays: weights by key, as in :func:`y7edge.models.shapes.weight_shapes`; float32 (float64
-            in the proof of folding), counters int64.
+        arrays: weights by key, see :func:`y7edge.models.shapes.weight_shapes`. They are float32 (in
+            the proof of folding float64); the counters of BatchNorm are int64.
         names: class names, by class id.
         meta: JSON values such as imgsz, epoch, metrics, data, provenance, licence.
     """
@@ -45,12 +45,12 @@ class Checkpoint:
 
     @property
     def form(self) -> Form:
-        """``training``, ``deploy`` or ``folded``."""
+        """Form of the weights: ``training``, ``deploy`` or ``folded``."""
         return self.spec.form
 
     @property
     def imgsz(self) -> tuple[int, int]:
-        """(height, width) of the input in training; if unknown, the variant's published size.
+        """Input size (height, width) in training; if it is unknown, that of the published variant.
 
         Raises:
             CheckpointError: an entry of ``meta`` has the wrong type.
@@ -72,7 +72,10 @@ class Checkpoint:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a checkpoint file; re-raise OSError and MemoryError of the block as CheckpointError."""
+    """Open a checkpoint file for a ``with`` statement.
+
+    An OSError or MemoryError that is raised inside it is re-raised as a CheckpointError.
+    """
     try:
         with open_regular(path) as stream:
             yield stream
@@ -105,7 +108,7 @@ class _Known:
 
 
 def _known(meta: Mapping[str, Any], origin: str) -> _Known:
-    """Decode the entries of ``meta`` in ``_Known``; raise CheckpointError for a wrong type."""
+    """Decode the entries of ``meta`` that ``_Known`` lists; CheckpointError if a type is wrong."""
     present = {entry.name: meta[entry.name] for entry in fields(_Known) if entry.name in meta}
     return decode(_Known, present, origin=origin, error=CheckpointError)
 
@@ -116,9 +119,9 @@ def check(checkpoint: Checkpoint, source: str) -> None:
     ``source``: name of the checkpoint in messages.
 
     Raises:
-        CheckpointError: keys are missing or unexpected, a shape or dtype differs, a value is NaN or
-            infinite, there are not ``nc`` names, an entry of ``meta`` has the wrong type, or the
-            model exceeds :mod:`y7edge.artifact.bounds`.
+        CheckpointError: keys are missing or unexpected, a shape or dtype is wrong, a value is NaN
+            or infinite, the number of names is not ``nc``, an entry of ``meta`` has the wrong type,
+            or the model exceeds a limit of :mod:`y7edge.artifact.bounds`.
     """
     spec, arrays = checkpoint.spec, checkpoint.arrays
     expected = check_description(checkpoint, source)
@@ -144,7 +147,7 @@ def check(checkpoint: Checkpoint, source: str) -> None:
 
 
 def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[int, ...]]:
-    """Check everything except the weights, and return their expected shapes.
+    """Check everything except the weights; return the expected shape of each weight by key.
 
     Raises:
         CheckpointError: see :func:`check`.
@@ -164,7 +167,7 @@ def check_description(checkpoint: Checkpoint, source: str) -> dict[str, tuple[in
 
 
 def _check_anchors(checkpoint: Checkpoint, source: str) -> None:
-    """Check that the anchors in the weights (torch uses them) and in the spec are equal."""
+    """Check that the anchors in the weights, which torch uses, are equal to those in the spec."""
     spec = checkpoint.spec
     grid = checkpoint.arrays[f"rows.{spec.head.index}.anchors"]
     pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]

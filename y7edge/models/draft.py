@@ -1,4 +1,4 @@
-"""Build the rows of a model one by one; used by the modules of the variants."""
+"""Build the rows of a model one by one, for the modules ``tiny``, ``p5`` and ``p6``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Draft:
         role: str = "",
         stage: int = 0,
     ) -> int:
-        """Append one row; for blocks in ``DERIVED``, ``out`` follows from the inputs."""
+        """Append one row. For a block in ``DERIVED``, ``out`` may be None: it is then computed."""
         index = len(self.rows)
         if inputs is None:
             inputs = index - 1
@@ -39,7 +39,7 @@ class Draft:
         return index
 
     def conv(self, out: int, kernel: int = 1, stride: int = 1, source: int | None = None) -> int:
-        """Append convolution -> BatchNorm -> activation."""
+        """Append a convolution, with BatchNorm and activation."""
         return self.add("conv", source, out, kernel=kernel, stride=stride)
 
     def pool(self, kernel: int = 2, source: int | None = None) -> int:
@@ -56,15 +56,19 @@ class Draft:
         chain: int | None = None,
         source: int | None = None,
     ) -> int:
-        """Append an ELAN block: two 1x1, a chain of 3x3, a concatenation, a final 1x1.
+        """Append an ELAN block.
+
+        Two 1x1 convolutions read the same row. A chain of 3x3 convolutions follows the second one.
+        The outputs of both and of some 3x3 convolutions are concatenated, and a final 1x1
+        convolution follows.
 
         Args:
             width: channels of the first two 1x1 convolutions.
             out: channels of the final 1x1 convolution.
             depth: number of 3x3 convolutions.
-            tap: every ``tap``-th 3x3, counted from the last, is concatenated.
+            tap: every ``tap``-th 3x3 convolution is concatenated, counted from the last.
             chain: channels of the 3x3 convolutions; None: ``width``.
-            source: the row that the first two 1x1 convolutions read.
+            source: the row that the first two 1x1 convolutions read; None: the previous row.
         """
         self._stages += 1
         stage = self._stages
@@ -80,9 +84,9 @@ class Draft:
         return self.add("conv", None, out, role="merge", stage=stage)
 
     def mpconv(self, width: int, lateral: int | None = None) -> int:
-        """Append two branches that halve the map, max-pool -> 1x1 and 1x1 -> 3x3 with stride 2.
+        """Append two branches that halve the map: max-pool -> 1x1, and 1x1 -> 3x3 with stride 2.
 
-        Their outputs are concatenated, followed by the row ``lateral`` if it is given.
+        The outputs of both are concatenated; the row ``lateral``, if given, is the last part.
         """
         source = len(self.rows) - 1
         self.pool()

@@ -32,10 +32,10 @@ def yolov7x() -> tuple[Row, ...]:
 
 
 def _p5(
-    width: int,  # of the stem; the transitions have multiples of it
+    width: int,  # channels of the stem; those of the transitions are multiples of it
     depth: int,  # 3x3 convolutions in a chain
     *,
-    narrow_neck: bool,  # neck: half-width chains, all convolutions concatenated
+    narrow_neck: bool,  # neck: chains of half the width, all convolutions of a chain concatenated
     lead: Literal["conv", "repconv"],  # block in front of the head
 ) -> tuple[Row, ...]:
     net = Draft()

@@ -46,10 +46,10 @@ def e6e() -> tuple[Row, ...]:
 
 def _p6(
     *,
-    width: int,  # of the stem; the transitions have multiples of it
+    width: int,  # channels of the stem; those of the transitions are multiples of it
     depth: int,  # 3x3 convolutions in a chain
     down: Literal["conv", "downc"],  # how maps are halved: 3x3 with stride 2, or two branches
-    aux_width: int,  # the convolutions in front of the auxiliary head have multiples of it
+    aux_width: int,  # the channels in front of the auxiliary head are multiples of it
     extended: bool = False,  # E-ELAN
 ) -> tuple[Row, ...]:
     net = Draft()
@@ -58,7 +58,7 @@ def _p6(
         return net.conv(out, 3, 2) if down == "conv" else net.add("downc", None, out)
 
     def block(inner: int, out: int, *, tap: int, chain: int) -> tuple[int, int]:
-        """Append an ELAN or E-ELAN; return the rows for the next block and the auxiliary head."""
+        """Append an ELAN or E-ELAN; return the rows that next block and auxiliary head read."""
         source = len(net.rows) - 1
         first = net.elan(inner, out, depth, tap=tap, chain=chain, source=source)
         if not extended:

@@ -1,9 +1,9 @@
 """Plan re-parameterised convolutions: decide which RepConv may have an identity branch.
 
-RepConv adds a 3x3, a 1x1 and an identity branch. Residual additions and concatenations already have
-an identity path; a second one reduces the diversity of gradients (YOLOv7 paper, section 4.1). So a
-RepConv whose output is added or concatenated must not have an identity branch (the paper's
-RepConvN).
+A RepConv sums the outputs of a 3x3, a 1x1 and an identity branch. Residual additions and
+concatenations already have an identity path; a second one reduces the diversity of gradients
+(YOLOv7 paper, section 4.1). So a RepConv whose output is added or concatenated must not have an
+identity branch (the paper's RepConvN).
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def check(spec: Spec, *, allow_identity: bool = False) -> None:
 def reparameterize(
     spec: Spec, rows: tuple[int, ...], *, identity: bool = False, allow_identity: bool = False
 ) -> Spec:
-    """Replace the 3x3 ``conv`` rows with the indices ``rows`` by RepConv.
+    """Return a spec in which the 3x3 convolutions with the indices ``rows`` are RepConv.
 
-    ``identity``: add the identity branch to rows with equal channel counts.
+    ``identity``: add an identity branch to those that have as many output as input channels.
 
     Raises:
         ConfigError: a row is not a 3x3 convolution with stride 1, or the plan does not allow its

@@ -1,9 +1,9 @@
 """Compound scaling of concatenation-based models (YOLOv7 paper, section 3.2).
 
 A deeper computational block (ELAN) concatenates more maps. So the paper scales the depth of the
-blocks, and widens the transition layers (all layers outside of blocks) as much as the
-concatenations. Example: with depth 1.5, the blocks of yolov7 concatenate 5 maps instead of 4, so
-the transition layers become 1.25 times as wide. This is YOLOv7-X.
+blocks, and widens the transition layers (all layers outside of blocks) by the same factor as the
+concatenations become wider. Example: with depth 1.5, the blocks of yolov7 concatenate 5 maps
+instead of 4, so the transition layers become 1.25 times as wide. This is YOLOv7-X.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fractions import Fraction
 from y7edge.errors import ConfigError
 from y7edge.models.spec import DERIVED, IMAGE, Row, Spec, derived_channels
 
-MULTIPLE = 8  # channel counts are rounded to this, for vector units and NPUs
+MULTIPLE = 8  # channel counts are rounded to multiples of this, for vector units and NPUs
 
 
 def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
@@ -43,8 +43,8 @@ def scale(spec: Spec, depth: float = 1.0, width: float = 1.0) -> Spec:
         rows = _rewritten(spec, _chain_lengths(spec, depth), transition_ratio(spec, depth), factor)
     except KeyError as error:
         raise ConfigError(
-            f"{spec.name}: a row reads a 3x3 convolution inside of another block; expected blocks "
-            "as in the published models, others cannot be scaled"
+            f"{spec.name}: a row outside of a block reads one of the block's 3x3 convolutions; "
+            "only blocks as in the published models can be scaled"
         ) from error
     factors = (("d", depth), ("w", width))
     suffix = "".join(f"-{letter}{value:g}" for letter, value in factors if value != 1)
@@ -90,7 +90,7 @@ def _stages(spec: Spec) -> dict[int, _Stage]:
 
 
 def _chain_lengths(spec: Spec, depth: float) -> dict[int, int]:
-    """Return the scaled number of 3x3 convolutions by stage."""
+    """Return the scaled number of 3x3 convolutions of each stage."""
     return {
         number: stage.tap * max(1, round(len(stage.chain) * depth / stage.tap))
         for number, stage in _stages(spec).items()

@@ -137,7 +137,8 @@ def downc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int, int]]:
 def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
     """Return (cin, cout, kernel) of each convolution in an ``sppcspc`` block.
 
-    ``cv2`` is the bypass branch; ``cv5`` reads the output of ``cv4`` and three poolings of it.
+    ``cv2`` is the bypass branch. ``cv5`` reads the output of ``cv4``, concatenated with three
+    max-pools of this output.
     """
     return {
         "cv1": (cin, cout, 1),
@@ -153,8 +154,8 @@ def sppcspc_members(cin: int, cout: int) -> dict[str, tuple[int, int, int]]:
 def weight_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Return the shape of every entry of a model's state dict, in order.
 
-    First come the parameters and buffers of all other rows. Those of the head follow: anchors
-    (levels, anchors, 2) in cells, convolutions and, in training form, implicit vectors.
+    The parameters and buffers of the head come last: anchors (levels, anchors, 2) in cells,
+    convolutions and, in training form, implicit vectors.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     heads = []

@@ -17,7 +17,7 @@ from y7edge.artifact import bounds
 from y7edge.errors import ConfigError
 from y7edge.text import is_printable
 
-IMAGE = -1  # input index of the image
+IMAGE = -1  # index of the image in ``Row.inputs``
 BN_EPS = 1e-3  # required by the published weights; torch's default is 1e-5
 BN_MOMENTUM = 0.03
 LEAKY_SLOPE = 0.1  # yolov7-tiny; every other variant uses SiLU
@@ -47,8 +47,9 @@ class Row:
     """One layer or block.
 
     Rows of one computational block (ELAN) have the same ``stage``, from 1. Their ``role`` is
-    ``split`` (the first two 1x1), ``chain`` (the 3x3 in series), ``gather`` (the concatenation) or
-    ``merge`` (the final 1x1). Rows outside of blocks are the paper's *transition* layers.
+    ``split`` (the first two 1x1 convolutions), ``chain`` (the 3x3 convolutions in series),
+    ``gather`` (the concatenation) or ``merge`` (the final 1x1 convolution). Rows outside of blocks
+    are the paper's *transition* layers.
     """
 
     index: int
@@ -157,8 +158,8 @@ def derived_channels(block: Block, inputs: Sequence[int]) -> int:
 def _check_levels(name: str, anchors: Anchors, strides: tuple[int, ...]) -> None:
     if len(anchors) != len(strides) or not 0 < len(anchors) <= bounds.MAX_LEVELS:
         raise ConfigError(
-            f"{name}: anchors of {len(anchors)} levels, {len(strides)} strides; give one list of "
-            f"(width, height) pairs for each of 1 to {bounds.MAX_LEVELS} levels"
+            f"{name}: {len(anchors)} lists of anchors and {len(strides)} strides; expected one "
+            f"list of (width, height) and one stride per level, for 1 to {bounds.MAX_LEVELS} levels"
         )
     if list(strides) != sorted(set(strides)) or not 0 < strides[0] <= strides[-1]:
         raise ConfigError(f"{name}: strides are {strides}, expected finest first")
@@ -208,7 +209,7 @@ _WINDOWS = {  # allowed (kernel, stride); other blocks have (1, 1)
 
 
 def _misfit(row: Row, channels: list[int]) -> str:
-    """Return why a row is invalid, else ""; ``channels``: the channels of each of its inputs."""
+    """Return why a row is invalid, or "". ``channels``: number of channels of each input."""
     several = {"sum": 2, "concat": bounds.MAX_INPUTS, "head": bounds.MAX_INPUTS}
     if len(channels) > several.get(row.block, 1) or (row.block == "sum" and len(channels) < 2):
         return f"reads {len(channels)} maps"

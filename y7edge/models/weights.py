@@ -147,9 +147,11 @@ def _read(path: Path, stream: BinaryIO) -> tuple[_Header, dict[str, NDArray[Any]
             raise ValueError(f"it is longer than the {most} bytes that its rows need")
         return header, safetensors.numpy.load(content)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        found = "truncated, damaged or another format; copy or download it again"
+        if path.suffix.lower() not in SUFFIXES:
+            found = "expected a checkpoint, a .safetensors or .pt file"
         raise CheckpointError(
-            f"{path}: not a complete safetensors file ({error}): truncated, damaged or another "
-            "format; copy or download it again"
+            f"{path}: not a complete safetensors file ({error}): {found}"
         ) from error
 
 

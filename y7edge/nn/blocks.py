@@ -1,6 +1,6 @@
 """Blocks of a model as torch modules.
 
-All blocks take and return float tensors (B, C, H, W). With ``plain=True``, they have the folded
+All blocks take and return float tensors (B, C, H, W). With ``plain=True``, blocks are in folded
 form: convolutions with bias, without BatchNorm.
 """
 
@@ -80,7 +80,11 @@ class RepConv(nn.Module):
 
 
 class DownC(nn.Module):
-    """Two concatenated branches that halve a map: 1x1 -> 3x3 stride 2, and max-pool -> 1x1."""
+    """Halve height and width in two branches, and concatenate their outputs.
+
+    The first branch is a 1x1 convolution, then a 3x3 convolution with stride 2. The second branch
+    is a 2x2 max-pooling, then a 1x1 convolution.
+    """
 
     def __init__(self, cin: int, cout: int, act: Activation, *, plain: bool = False) -> None:
         super().__init__()
@@ -117,7 +121,10 @@ class SPPCSPC(nn.Module):
 
 
 class Reorg(nn.Module):
-    """Space to depth in the order (even row, even column), (odd, even), (even, odd), (odd, odd)."""
+    """Space to depth: concatenate the maps of even and odd rows and columns along channels.
+
+    Their order is (even rows, even columns), (odd, even), (even, odd), (odd, odd).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, 4 C, H / 2, W / 2)."""

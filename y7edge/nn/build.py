@@ -19,7 +19,7 @@ from y7edge.models.spec import IMAGE, Form, Row, Spec
 from y7edge.nn.blocks import SPPCSPC, Concat, ConvBlock, DownC, Reorg, RepConv, Sum
 from y7edge.nn.head import Head
 
-if hasattr(os, "register_at_fork"):  # torch would wait for threads that a fork lacks
+if hasattr(os, "register_at_fork"):  # else torch waits for threads that a fork lacks
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 _PROCESS = os.getpid()
 
@@ -42,12 +42,14 @@ class Model(nn.Module):
     """Detection network built from the rows of a spec, with randomly initialised weights.
 
     ``model(images)`` takes float images (B, 3, H, W), RGB in 0..1. Height and width are multiples
-    of the largest stride. It returns a list of raw outputs (B, anchors, H / stride, W / stride,
-    5 + nc), finest level first. In training mode, those of the auxiliary heads follow.
+    of the largest stride. The result is a list of raw outputs (B, anchors, H / stride,
+    W / stride, 5 + nc), finest level first. In training mode, the outputs of the auxiliary heads
+    are appended.
 
     Raises:
         ConfigError: the spec is inconsistent, or has a RepConv identity branch that
-            :mod:`y7edge.models.planning` does not allow. ``allow_identity`` allows any branch.
+            :mod:`y7edge.models.planning` does not allow. With ``allow_identity``, every identity
+            branch is allowed.
     """
 
     def __init__(self, spec: Spec, *, allow_identity: bool = False) -> None:
@@ -78,12 +80,19 @@ class Model(nn.Module):
         levels = self.spec.levels
         return self.head.forward_lead(maps[:levels]) + self.head.forward_aux(maps[levels:])
 
+    def heads(self, images: Tensor) -> list[Tensor]:
+        """Return the lead head's outputs (B, anchors * (5 + nc), H, W), as in exported graphs."""
+        return self.head.lead_planes(self._features(images, aux=False))
+
     def decode(self, heads: Sequence[Tensor]) -> Tensor:
         """Decode raw lead outputs to (B, N, 5 + nc): cx, cy, w, h in pixels, then probabilities."""
         return self.head.decode(heads[: self.spec.levels])
 
     def _features(self, images: Tensor, *, aux: bool) -> list[Tensor]:
-        """Run the rows before the head, and return its inputs; free each map after its last use.
+        """Run the rows before the head, and return the head's inputs.
+
+        Without ``aux``, skip the rows that only the auxiliary heads need. Free each map after its
+        last use.
 
         Raises:
             ConfigError: height or width is not a multiple of the largest stride.
@@ -91,8 +100,8 @@ class Model(nn.Module):
         height, width = images.shape[-2:]
         if height % self.spec.max_stride or width % self.spec.max_stride:
             raise ConfigError(
-                f"images are {height}x{width}, expected multiples of {self.spec.max_stride}, the "
-                f"largest stride of {self.spec.name}"
+                f"images are {height}x{width}, expected multiples of {self.spec.max_stride} (the "
+                f"largest stride of {self.spec.name})"
             )
         maps: dict[int, Tensor] = {IMAGE: images}
         for index, finished in self._schedules[aux]:
@@ -106,7 +115,10 @@ class Model(nn.Module):
 def _schedule(
     spec: Spec, order: Sequence[int], outputs: Sequence[int]
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Return pairs of a row to run and the maps that can be freed after it, in order."""
+    """Return, for each row of ``order``, the row and the maps that can be freed after it has run.
+
+    The maps in ``outputs`` are never freed.
+    """
     last = {source: index for index in order for source in spec.rows[index].inputs}
     return [
         (index, tuple(s for s, reader in last.items() if reader == index and s not in outputs))

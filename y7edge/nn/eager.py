@@ -1,7 +1,9 @@
 """Run the unfolded model of a checkpoint with torch, as a runtime session.
 
-The commands ``predict`` and ``val`` run checkpoints with it. Training validates with it, through
-the same Detector that runs artifacts. It is not in the registry of runtimes, since it needs torch.
+This session is the reference that artifacts are compared with, and it is meant for debugging. The
+commands ``predict``, ``val``, ``benchmark`` and ``diff`` use it for checkpoints. Training uses it
+for validation, through the same Detector that runs artifacts. This module is not in the registry of
+runtimes, since it needs torch.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def open(
 
 
 def describe(checkpoint: Checkpoint, imgsz: tuple[int, int]) -> Manifest:
-    """Return the manifest of an unfolded checkpoint, which a Detector needs.
+    """Return a manifest of an unfolded checkpoint, with which a Detector can run the checkpoint.
 
     Raises:
         ConfigError: the size is not a multiple of the largest stride.
@@ -62,6 +64,8 @@ class EagerSession(Session):
     """
 
     ENGINE = "torch"
+    backend = "torch"
+    why = "torch runs checkpoints"
 
     def __init__(self, model: Model, manifest: Manifest, options: SessionOptions) -> None:
         self.manifest = manifest
@@ -75,6 +79,7 @@ class EagerSession(Session):
         )
         if options.threads is not None:
             set_threads(options.threads)
+        self.threads = torch.get_num_threads()
         self._model: Model | None = model.to(self._device).eval()
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -93,7 +98,7 @@ class EagerSession(Session):
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the torch device of a name in ``DEVICES``; "auto" is CUDA if available, else the CPU.
+    """Return the torch device of a name in ``DEVICES``; for "auto": CUDA if available, else CPU.
 
     Raises:
         ConfigError: the name is unknown.

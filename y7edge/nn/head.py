@@ -52,13 +52,19 @@ class Head(nn.Module):
                     bias[:, 4] += math.log(PRIOR_OBJECTS / (PRIOR_SIZE / stride) ** 2)
                     bias[:, 5:] += math.log(PRIOR_CLASS / (nc - 0.99))
 
-    def forward_lead(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the raw outputs of the lead head, each (B, A, H, W, 5 + nc)."""
+    def lead_planes(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the outputs of the lead head's convolutions, each (B, A * (5 + nc), H, W)."""
         outputs = []
         for level, (conv, x) in enumerate(zip(self.lead, maps, strict=True)):
-            y = self.mul[level] * conv(x + self.add[level]) if self.add else conv(x)
-            outputs.append(self._split(y))
+            if self.add:
+                outputs.append(self.mul[level] * conv(x + self.add[level]))
+            else:
+                outputs.append(conv(x))
         return outputs
+
+    def forward_lead(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the raw outputs of the lead head, each (B, A, H, W, 5 + nc)."""
+        return [self._split(planes) for planes in self.lead_planes(maps)]
 
     def forward_aux(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the raw outputs of the auxiliary head, each (B, A, H, W, 5 + nc)."""

@@ -69,8 +69,8 @@ def _draw(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if norm and entry == "bias":
         return noise * np.float32(0.5)
     if norm:
-        # With small gains, activations stay where SiLU is nearly linear. With gains of 1, those of
-        # images with another contrast would shrink or grow in every layer.
+        # With small gains, activations stay where SiLU is nearly linear. With gains of 1, the
+        # activations of images with another contrast would shrink or grow in every layer.
         gain, spread = (0.2, 0.02) if entry == "weight" else (1.0, 0.1)
         return noise * np.float32(spread) + np.float32(gain)
     if ".add." in key or ".mul." in key:
@@ -101,9 +101,10 @@ def _calibrate(model: Model, seed: int) -> None:
         target = torch.full_like(mean, BOX)
         middle = torch.zeros_like(mean)
         target[:, 4], target[:, 5:] = OBJECTNESS, CLASSES
-        # The best cell of these scenes gets objectness -1, since other images can have higher ones.
+        # The best cell of these scenes gets a logit of -1: cells of other images can be better.
         middle[:, 4] = -1 - OBJECTNESS * ((raw.amax((0, 2, 3)) - mean) / deviation)[:, 4]
-        # The best class gets a logit of about 0: subtract the median maximum of nc normal values.
+        # The best class gets a logit of about 0: the mean is minus the median of the maximum of nc
+        # normal values.
         middle[:, 5:] = -CLASSES * NormalDist().inv_cdf(0.5 ** (1 / model.spec.nc))
         gain = (target / deviation).flatten()
         conv.weight.mul_(gain[:, None, None, None])

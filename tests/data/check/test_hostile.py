@@ -388,7 +388,7 @@ def test_names_from_one(yolo: Path) -> None:
     names = "".join(f"  {i}: {name}\n" for i, name in enumerate(load(yolo).names, 1))
     rest = re.sub(r"(?ms)^names:.*?(?=^\w|\Z)|^nc:.*?\n", "", text)
     (yolo / "data.yaml").write_text(f"{rest}\nnames:\n{names}")
-    assert "lacks 0; do they start at 1?" in messages(yolo, "names")[0]
+    assert "lacks 0; if the numbers start at 1" in messages(yolo, "names")[0]
 
 
 def test_line_break_in_name(yolo: Path, tmp_path: Path) -> None:

@@ -125,6 +125,45 @@ def test_declared_shapes_are_correct():
             assert declared == results[value.name].shape
 
 
+# --- sigmoids, bytes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_heads_sigmoid_has_one_sigmoid_behind_each_head(precision):
+    model = build("yolov7-w6", outputs="heads-sigmoid", precision=precision)
+    for value in model.graph.output:
+        (last,) = (node for node in model.graph.node if value.name in node.output)
+        assert last.op_type == "Sigmoid"
+        readers = [node.name for node in model.graph.node if last.input[0] in node.input]
+        assert readers == [last.name]
+        (conv,) = (node for node in model.graph.node if last.input[0] in node.output)
+        assert conv.op_type == "Conv"
+        assert last.name == conv.name.replace("/Conv", "/Sigmoid")
+    logits = run(build("yolov7-w6", precision=precision), random_images(1))
+    for name, found in run(model, random_images(1)).items():
+        assert found.dtype == logits[name].dtype
+        expected = 1 / (1 + np.exp(-logits[name].astype(np.float64)))
+        assert np.abs(found - expected).max() < (1e-5 if precision == "fp32" else 1e-3)
+
+
+def random_pixels(batch, size=SIZE):
+    return np.random.default_rng(0).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["yolov7-tiny", "yolov7-w6"])
+def test_uint8_input_is_scaled_as_by_the_detector(name, precision):
+    pixels = random_pixels(2)
+    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+    model = build(name, input="uint8", precision=precision, batch=None)
+    assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == ["batch", *SIZE, 3]
+    expected = run(build(name, precision=precision, batch=None), planes)
+    for output, found in run(model, pixels).items():
+        np.testing.assert_array_equal(found, expected[output])
+
+
 # --- float16 -------------------------------------------------------------------------------------
 
 
@@ -212,7 +251,7 @@ def _pools(name):
 
 
 def test_same_input_same_bytes():
-    for outputs in ("heads", "decoded"):
+    for outputs in ("heads", "decoded", "nms"):
         first, second = (build("yolov7-w6", outputs=outputs, batch=None) for _ in range(2))
         assert first.SerializeToString() == second.SerializeToString()
         assert first.SerializeToString(deterministic=True) == second.SerializeToString()
@@ -242,8 +281,10 @@ def test_weights_are_those_of_the_checkpoint():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outputs": "nms"}, "'nms', expected heads or decoded"),
+        ({"outputs": "boxes"}, "'boxes', expected heads or heads-sigmoid or decoded or nms"),
+        ({"input": "int8"}, "'int8', expected float32 or uint8"),
         ({"precision": "int8"}, "'int8', expected fp32 or fp16"),
+        ({"rewrites": ["pool5"]}, "'pool5', expected pool3x3 or reorg-conv6"),
     ],
 )
 def test_invalid_options_are_refused(options, message):

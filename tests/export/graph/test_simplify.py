@@ -59,6 +59,25 @@ def test_unchanged_graph_returns_the_model(model):
     assert note == "simplified: nothing to remove"
 
 
+def test_bytes_are_compared_on_all_values(model, monkeypatch):
+    """The values for the comparison of a graph with a uint8 input are not all zeros."""
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["f"], name="/images/Cast", to=1))
+    model.graph.node[1].input[0] = "f"
+    (fed,) = simplifier._feeds(model).values()
+    assert fed.dtype == np.uint8
+    assert len(np.unique(fed)) > 200
+    assert simplify(model)[1].endswith("results equal to the bit")
+
+    def damaging(original, **_):
+        changed = copy.deepcopy(original)
+        _scaled(changed)
+        return changed, True
+
+    monkeypatch.setattr(onnxsim, "simplify", damaging)
+    assert "changed the results of y" in simplify(model)[1]
+
+
 def _scaled(model):
     weight = numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1.000001)
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))

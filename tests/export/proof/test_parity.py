@@ -151,7 +151,7 @@ def test_probes_that_allow_more_than_the_proof_does_are_refused(
 ):
     loose = tuple(replace(probe, tolerance=0.9) for probe in artifact.manifest.probes)
     path = tampering.rewrite(artifact_path, tmp_path / "m.onnx", probes=loose)
-    with pytest.raises(ParityError, match=r"probe0-batch1 allows 0\.9, maximum 0\.0001"):
+    with pytest.raises(ParityError, match=r"probe0-batch1 is 0\.9, maximum 0\.0001"):
         verify(path, narrow_tiny)
 
 

@@ -46,5 +46,21 @@ def test_pixels_are_converted_to_the_input():
     fed = as_input(pixels, replace(image, layout="NHWC", dtype="float16"))
     assert (fed.shape, fed.dtype, fed.flags.c_contiguous) == ((2, 64, 96, 3), np.float16, True)
     np.testing.assert_array_equal(np.moveaxis(fed, 3, 1), pixels.astype(np.float16))
-    with pytest.raises(ArtifactError, match="the input is uint8"):
-        as_input(pixels, replace(image, dtype="uint8"))
+    for changes in ({"dtype": "int8"}, {"dtype": "uint8"}, {"scale": 1.0}):
+        with pytest.raises(ArtifactError, match=r"the input is \w+ with scale .*expected float32"):
+            as_input(pixels, replace(image, **changes))
+
+
+def test_pixels_for_a_uint8_input_are_exact_or_refused():
+    image = replace(make_manifest().input, layout="NHWC", dtype="uint8", scale=1.0)
+    grey = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    grey.reshape(-1)[:256] = np.arange(256)
+    pixels = np.ascontiguousarray(grey.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+    fed = as_input(pixels, image)
+    assert (fed.dtype, fed.flags.c_contiguous) == (np.uint8, True)
+    np.testing.assert_array_equal(fed, grey)
+    for wrong in (np.float32(0.5), np.float32(1.1), np.float32(-1 / 255), np.float32(np.nan)):
+        changed = pixels.copy()
+        changed[1, 2, 3, 4] = wrong
+        with pytest.raises(ArtifactError, match="not a multiple of 1/255"):
+            as_input(changed, image)

@@ -77,7 +77,7 @@ def test_too_few_equal_and_folded_checkpoints_are_refused(three):
     first = checkpoint(0)
     with pytest.raises(ConfigError, match="at least two"):
         require_alike({"a": first})
-    with pytest.raises(ConfigError, match="b and a are the same weights"):
+    with pytest.raises(ConfigError, match="b and a have the same weights"):
         require_alike({"a": first, "b": checkpoint(0)})
     with pytest.raises(CheckpointError, match="b is folded: folding is not linear"):
         require_alike({"a": first, "b": fold_checkpoint(checkpoint(1))})
@@ -129,7 +129,7 @@ def test_input_sizes_must_be_equal(three, data):
 
 
 def test_data_of_other_classes_are_refused(three, data):
-    with pytest.raises(DataError, match="has 1 classes, the checkpoints 4"):
+    with pytest.raises(DataError, match="has 1 classes, but the checkpoints have 4"):
         make_soup(three, data.single_class())
 
 

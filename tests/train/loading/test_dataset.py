@@ -213,7 +213,7 @@ def test_prefetched_batches_must_fit_into_memory(samples, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
     result = TrainingSet(samples, 64, cache="none")
     loader(result, BatchPlan(10, 4), workers=0)
-    with pytest.raises(ConfigError, match=r"take 0\.3 MB, 0\.1 MB are available"):
+    with pytest.raises(ConfigError, match=r"take 0\.3 MB, but only 0\.1 MB"):
         loader(result, BatchPlan(10, 8, world=2), workers=2)
 
 

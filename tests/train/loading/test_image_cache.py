@@ -140,7 +140,7 @@ def test_too_little_memory_is_an_error_before_reading(samples, monkeypatch):
     large = [sample(each.path, (640, 480)) for each in samples] * 10_000
     monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000_000)
     monkeypatch.setattr(image_cache, "decode", no_reading)
-    with pytest.raises(ConfigError, match=r"take 46\.1 GB, 8\.0 GB are available"):
+    with pytest.raises(ConfigError, match=r"take 46\.1 GB, but only 8\.0 GB"):
         open_cache("ram", large, 640)
 
 
@@ -256,7 +256,7 @@ def test_too_little_disk_space_is_an_error_before_writing(samples, monkeypatch, 
     DiskCache(samples[:3], SIZE)
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: free)
     DiskCache(samples[:4], SIZE)  # cached images need no more space
-    with pytest.raises(OutputError, match=r"cache disk: .* 0\.1 MB, 0\.0 MB are free"):
+    with pytest.raises(OutputError, match=r"cache disk: .* 0\.1 MB, but only 0\.0 MB are free"):
         DiskCache(samples, 100)
 
 
@@ -332,7 +332,7 @@ def test_unwritable_cache_is_skipped_with_a_warning(samples, folder, trouble, mo
     expected = Uncached(samples, SIZE)
     assert all(np.array_equal(one, two) for one, two in zip(images, expected, strict=True))
     (line,) = caplog.messages
-    assert "training without it" in line
+    assert "training without a cache" in line
 
 
 def test_full_disk_warns_once(samples, folder, monkeypatch, caplog):

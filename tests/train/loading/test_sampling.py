@@ -100,7 +100,7 @@ def again(length, rank, epoch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch": 6, "world": 4}, "expected a multiple of 4, the number of processes, found 6"),
+        ({"batch": 6, "world": 4}, r"multiple of 4 \(the number of processes\), found 6"),
         ({"batch": 0}, "found 0"),
         ({"batch": 8, "world": 4, "length": 3}, "3 images are too few for 4 processes"),
     ],

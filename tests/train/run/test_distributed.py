@@ -286,7 +286,7 @@ def test_torchrun_sets_devices_and_nodes(monkeypatch):
     assert under_torchrun(config) == replace(config, devices=2, nodes=4)
     with pytest.raises(ConfigError, match="torchrun started 4 nodes of 2 processes"):
         under_torchrun(replace(config, devices=4))
-    with pytest.raises(ConfigError, match="batch must be a multiple of the 8 devices"):
+    with pytest.raises(ConfigError, match="batch must be a multiple of 8"):
         under_torchrun(TrainConfig(data="", batch=12))
 
 

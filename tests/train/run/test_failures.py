@@ -541,7 +541,7 @@ def test_disk_and_permission_errors_of_the_command(data, tmp_path, whole, kind):
         assert not list(tmp_path.rglob(".y7edge-*"))
     else:
         assert weights.load(tmp_path / "run" / "best.safetensors")
-        assert done.stderr.count("training without it") == (kind == "read-only")
+        assert done.stderr.count("training without a cache") == (kind == "read-only")
 
 
 # --- kills ---------------------------------------------------------------------------------------

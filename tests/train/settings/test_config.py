@@ -30,9 +30,12 @@ from y7edge.train.settings.recipes import TINY
         ({"cache": "tape"}, "cache must be one of auto, ram, disk, none, not 'tape'"),
         ({"freeze": [1]}, r"freeze must be a tuple of row indices from 0, not \[1\]"),
         ({"freeze": (-1,)}, r"freeze must be .* not \(-1,\)"),
-        ({"batch": 6, "devices": 2, "nodes": 2}, "multiple of the 4 devices, not 6: use 8"),
+        ({"batch": 6, "devices": 2, "nodes": 2}, r"of 4 \(the number of devices\), not 6: use 8"),
         ({"rect": True, "image_weights": True}, "rect and image_weights "),
-        ({"device": "cuda:1", "devices": 2}, "'cuda:1' is one device, devices is 2: use 'cuda'"),
+        (
+            {"device": "cuda:1", "devices": 2},
+            "'cuda:1' is a single device, .* 2: use 'cuda'",
+        ),
     ],
 )
 def test_invalid_configurations(changes, message):

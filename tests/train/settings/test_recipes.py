@@ -138,7 +138,7 @@ def test_changes_under_published_names():
         ({"nominal_batch": 10**30}, "nominal_batch must be a whole number from 1 to 65536"),
         ({"close_mosaic": 1.5}, r"close_mosaic must be a whole number from 0, not 1\.5"),
         ({"mosaic": 2}, "mosaic must be a number from 0 to 1, not 2"),
-        ({"average": "mean"}, "average must be ema, swa, none, not 'mean'"),
+        ({"average": "mean"}, "average must be one of ema, swa, none, not 'mean'"),
     ],
 )
 def test_invalid_changes(changes, message):

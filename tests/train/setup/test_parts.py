@@ -101,6 +101,6 @@ def test_frozen_rows_are_frozen_and_reported(trained):
     assert frozen == {"0", "1"}
     assert start.notes[-1].startswith("2 of 78 rows are frozen, ")
     (note,) = start_model(config(freeze=(0, 1)), NAMES).notes
-    assert note.endswith("with random weights")
+    assert note.endswith("weights are random")
     with pytest.raises(ConfigError, match="has the rows 0 to 77, not 78"):
         start_model(config(freeze=(78,)), NAMES)

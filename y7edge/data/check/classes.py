@@ -46,7 +46,7 @@ def _name_twice(scan: Scan) -> Iterator[Hit]:
             yield Hit(f"{words}: merge them or rename one", scan.source)
 
 
-@CHECKS.add("name_rare", "warning", "rare classes whose name resembles a frequent one")
+@CHECKS.add("name_rare", "warning", "rare classes with a name like that of a frequent class")
 def _name_rare(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "voc":  # in other formats, a misspelled name does not add a class
         return
@@ -77,7 +77,7 @@ def _alike(name: str, other: str) -> bool:
     return SequenceMatcher(None, name, other).ratio() >= 0.75 or other in swapped
 
 
-@CHECKS.add("classes_file", "warning", "a classes.txt that disagrees with the names")
+@CHECKS.add("classes_file", "warning", "a classes.txt that differs from the class names")
 def _classes_file(scan: Scan) -> Iterator[Hit]:
     if scan.layout != "yolo" or not scan.names:
         return

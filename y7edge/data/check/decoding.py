@@ -131,7 +131,7 @@ def _fault(content: bytes, words: str) -> Facts:
 
 
 def _illegal_marker(content: bytes) -> str:
-    """Return a message about the first illegal marker in the compressed data of a JPEG."""
+    """Return a message about the first illegal marker in a JPEG's compressed data, if any."""
     start = content.find(b"\xff\xda", _frame(content))
     while 0 <= start < len(content) - 4:
         start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
@@ -151,7 +151,7 @@ def _illegal_marker(content: bytes) -> str:
 
 
 def _frame(content: bytes) -> int:
-    """Return the offset of the frame header of a JPEG, which follows the thumbnail; 0 if none."""
+    """Return the offset of the JPEG frame header, which is after the thumbnail; 0 if not found."""
     position = 2
     while position < len(content) - 4 and content[position] == 0xFF:
         code = content[position + 1]
@@ -168,7 +168,7 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
     """Return a message about signs of damage that decoders do not report."""
     if kind != "JPEG":
         return ""
-    # The missing rows at the end of a JPEG are decoded as this grey.
+    # If rows are missing at the end of a JPEG, decoders fill them with this grey.
     rows = 0
     for row in image[::-1]:
         if row.min() < 127 or row.max() > 129:
@@ -190,7 +190,7 @@ def _doubt(image: NDArray[np.uint8], content: bytes, kind: str) -> str:
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Disable Pillow's size limit within the context; use `too_large` instead."""
+    """Disable Pillow's size limit within the context; callers use `too_large` instead."""
     from PIL import Image
 
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -201,7 +201,7 @@ def any_size() -> Iterator[None]:
 
 
 def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict[Path, Facts]:
-    """Inspect many images in threads (decoders release the interpreter's lock).
+    """Inspect many images in parallel threads, and return their properties by path.
 
     Raises:
         RuntimeMissing: Pillow is not installed.
@@ -225,9 +225,9 @@ def inspect_all(paths: Iterable[Path], progress: Progress | None = None) -> dict
 
 
 def _padded(path: Path, message: str) -> bool:
-    """Return whether the extraneous bytes of a message are padding, which some cameras write.
+    """Return whether the extraneous bytes that libjpeg reports are padding (some cameras add it).
 
-    Many bytes that differ mean that the decoder lost its position and the image is damaged.
+    If there are many bytes and they differ, the decoder lost its position: the image is damaged.
     """
     found = _EXTRANEOUS.search(message)
     if found is None:
@@ -238,7 +238,7 @@ def _padded(path: Path, message: str) -> bool:
 
 
 def _with_complaint(path: Path, facts: Facts) -> Facts:
-    """Decode an image alone, and add what libjpeg reports about it."""
+    """Decode an image alone, and add libjpeg's messages about it to its properties."""
     if facts.fault or facts.format not in ("JPEG", "MPO"):
         return facts
     with captured_messages() as messages:

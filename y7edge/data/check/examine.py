@@ -85,7 +85,7 @@ def examine(path: Path | str, *, imgsz: int = 640, progress: Progress | None = N
 
 
 def _findings(problems: Iterable[Problem]) -> list[Problem]:
-    """Return the findings for problems of the parser; some are merged for each file."""
+    """Return the parser's problems as findings; those of ``_OF_FILES`` are merged by file."""
     groups: dict[object, list[Problem]] = {}
     for problem in problems:
         whole = problem.check in _OF_FILES
@@ -94,7 +94,7 @@ def _findings(problems: Iterable[Problem]) -> list[Problem]:
     return [
         first
         if not rest
-        else replace(first, message=f"{len(rest) + 1} labels, as: {first.message}")
+        else replace(first, message=f"{len(rest) + 1} labels, for example: {first.message}")
         for first, *rest in groups.values()
     ]
 

@@ -54,7 +54,7 @@ def _unreferenced_label(scan: Scan) -> Iterator[Hit]:
 
 
 def _label_of(scan: Scan, image: Path) -> Path:
-    """Return the path where the label file of an image in no split is expected."""
+    """Return the expected path of the label file of an image that is in no split."""
     if scan.layout == "voc" and scan.annotations:
         return scan.annotations[0].with_name(f"{image.stem}.xml")
     return yolo.label_path(image)
@@ -80,7 +80,7 @@ def _ignored(scan: Scan) -> Iterator[Hit]:
         if path.suffix.lower() in _UNREAD_SUFFIXES:
             yield Hit(f"{path.suffix} files are not read; convert it to JPEG or PNG", path)
         elif path.suffix.lower() not in IMAGE_SUFFIXES and _begins_as_one(path):
-            kind = f"called {path.suffix}" if path.suffix else "without a suffix"
+            kind = f"with the suffix {path.suffix}" if path.suffix else "without a suffix"
             yield Hit(f"is an image {kind}, so it is not read; rename it", path)
 
 
@@ -110,8 +110,8 @@ def _begins_as_one(path: Path) -> bool:
 def _files(folders: set[Path], name: str) -> Iterator[Path]:
     """Yield the files in folders, each once.
 
-    If a folder is below one called ``name`` (``images`` or ``labels``), yield all files below that
-    one instead.
+    If a folder or a parent of it is called ``name`` (``images`` or ``labels``), yield all files at
+    any depth below the folder of this name instead.
     """
     unnoted = Scan(Path(), Path(), "yolo")  # its problems are discarded: the parser reports them
     seen: set[str] = set()

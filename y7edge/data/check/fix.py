@@ -1,7 +1,7 @@
 """Write a cleaned copy of a data set in YOLO format; the original is not changed.
 
-The copy contains what training reads from the original, and labels that training refuses if there
-is only one way to repair them.
+The copy contains everything that training reads from the original. It also contains labels that
+training refuses, if there is only one way to repair them.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class _Copy:
     scan: Scan
     folder: Path
     changes: list[Change] = field(default_factory=list)
-    taken: set[tuple[str, str]] = field(default_factory=set)  # splits and stems, in lower case
-    counts: Counter[str] = field(default_factory=Counter)  # by split, "labels", "dropped"
+    taken: set[tuple[str, str]] = field(default_factory=set)  # (split, stem in lower case)
+    counts: Counter[str] = field(default_factory=Counter)  # images by split; labels, dropped
     losses: list[str] = field(default_factory=list)
     levels: tuple[int, int] | None = None  # lowest and highest value of 16-bit images
 
@@ -182,7 +182,7 @@ def _write(copy: _Copy, progress: Progress | None) -> None:
 def _left_out(copy: _Copy) -> set[tuple[Path, str]]:
     """Return the path and split of images to drop because another split has them too.
 
-    They are dropped from train, unless all images of train are in another split.
+    An image in train and in another split is dropped from train, unless train would become empty.
     """
     shared = shared_entries(copy.scan)
     train = {entry.facts.digest for entry in copy.scan.in_split("train")}
@@ -342,7 +342,7 @@ def _note_problems(copy: _Copy, report: Report) -> None:
 
 
 def _note_losses(copy: _Copy, report: Report) -> None:
-    """Add dropped labels, doubtful findings and errors that are not fixed to the losses."""
+    """Add to the losses: many dropped labels, doubtful findings, errors that are not fixed."""
     dropped = copy.counts["dropped"]
     if dropped > _MANY * (dropped + copy.counts["labels"]):
         words = f"{dropped} of {dropped + copy.counts['labels']} labels are not in the copy"

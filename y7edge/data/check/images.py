@@ -113,9 +113,9 @@ def _low_contrast(scan: Scan) -> Iterator[Hit]:
 
 
 def levels_in_use(scan: Scan) -> tuple[int, int] | None:
-    """Return the lowest and highest value of all 16-bit images if they use few levels in 8 bits.
+    """Return the lowest and highest value of all 16-bit images if few grey levels remain in 8 bits.
 
-    Otherwise, and if the ``data.yaml`` sets ``levels``, return None.
+    Return None if enough levels remain, or if the ``data.yaml`` sets ``levels``.
     """
     if scan.levels:
         return None
@@ -125,7 +125,7 @@ def levels_in_use(scan: Scan) -> tuple[int, int] | None:
 
 
 def is_called(kind: str, path: Path) -> bool:
-    """Return whether the suffix of a file belongs to a format; True for unknown suffixes."""
+    """Return whether a file has a suffix of the format ``kind``; True for unknown suffixes."""
     return kind in _FORMATS.get(path.suffix.lower(), (kind,))
 
 

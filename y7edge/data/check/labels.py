@@ -22,7 +22,7 @@ _MOST_PAIRS = 20_000_000  # pairs of boxes that are compared in one image
 _STRIDE = 8  # of the finest level, in pixels
 
 
-@CHECKS.add("overlap", "info", "boxes nearly the same as another")
+@CHECKS.add("overlap", "info", "boxes nearly equal to another box")
 def _overlap(scan: Scan) -> Iterator[Hit]:
     for entry in scan.entries:
         # The parser reports exact duplicates.
@@ -106,7 +106,7 @@ def _whole_image(scan: Scan) -> Iterator[Hit]:
 
 
 @CHECKS.add("mixed_lines", "info", "label files with boxes and polygons",
-       "each line keeps its form")  # fmt: skip
+       "each line remains a box or polygon")  # fmt: skip
 def _mixed_lines(scan: Scan) -> Iterator[Hit]:
     for entry in scan.entries:
         forms = {label.form for label in entry.labels}
@@ -153,6 +153,6 @@ def _small(scan: Scan) -> Iterator[Hit]:
             side, label = min(small, key=lambda found: found[0])
             words = (
                 f"{len(small)} of {len(entry.labels)} boxes have a side below {_STRIDE} pixels at "
-                f"imgsz {scan.imgsz} (smallest {side:.1f}) and are hard to learn; use a larger one"
+                f"imgsz {scan.imgsz} (smallest {side:.1f}) and are hard to learn; increase imgsz"
             )
             yield at(entry, label, words, label.box)

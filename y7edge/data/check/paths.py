@@ -81,7 +81,7 @@ def _shown(path: Path) -> str:
 
 @lru_cache(maxsize=1)  # one file may have a million problems in succession
 def readable(path: Path, root: Path) -> str:
-    """Return a printable path, relative to ``root`` if it is below it."""
+    """Return a path as printable text; paths below ``root`` are relative to it."""
     shown = within(path, root) if path != root else path.name or str(path)
     return printable(shown)
 
@@ -93,5 +93,5 @@ def in_words(problem: Problem, root: Path) -> str:
 
 
 def within(path: Path, root: Path) -> str:
-    """Return a path as text, relative to ``root`` if it is below it."""
+    """Return a path as text; paths below ``root`` are relative to it."""
     return str(path.relative_to(root) if path.is_relative_to(root) else path)

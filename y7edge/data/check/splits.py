@@ -81,7 +81,8 @@ def _same_splits(scan: Scan) -> Iterator[Hit]:
 def shared_entries(scan: Scan) -> list[tuple[Entry, str, Entry, str]]:
     """Return pairs of equal images in different splits.
 
-    Each tuple is the repeated image and its split, then the first image and its split.
+    Each tuple has the repeated image and its split, then the first image and its split. Splits that
+    `same_splits` returns are not compared with each other.
     """
     ignored = {split for pair in same_splits(scan) for split in pair}
     found = []

@@ -52,7 +52,7 @@ _WORDS = {"true": True, "false": False, "yes": True, "no": False}
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """Return annotation files by split, from the first of the layouts above that fits.
+    """Return annotation files by split, from the first supported layout that the folder has.
 
     If no file name contains a split, the files are returned as ``train``.
     """
@@ -104,8 +104,8 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
 
     Args:
         source: A folder in one of the layouts, or one JSON file.
-        splits: Splits to read; each must exist. None reads all splits found. A single file is read
-            as the one split given here; None uses the split in its name, or ``train``.
+        splits: Splits to read; each must exist. None reads all splits found. For a single file,
+            give exactly one split, or None for the split in the file name, else ``train``.
     """
     root = source if is_folder(source) else source.parent
     scan = Scan(source, root.parent if root.name == "annotations" else root, "coco")
@@ -134,7 +134,7 @@ def describe(source: Path, splits: Sequence[str] | None = None) -> Scan:
 
 
 def read(scan: Scan) -> None:
-    """Read the annotation files and find their images."""
+    """Read the annotation files of a scan, and find the images that they list."""
     for split, path in scan.files.items():
         scan.watch(path)
         content = _parse(scan, path)
@@ -222,7 +222,7 @@ class _Reader:
         return number_of(value)
 
     def _id(self, value: Any, what: str) -> Any:
-        """Convert an id by `_key`; report ids written as text as ``_number`` does."""
+        """Convert an id by `_key`; report an id written as text as `_number` does."""
         if isinstance(value, str) and isinstance(_key(value), int):
             self._number(value, what)
         return _key(value)
@@ -283,7 +283,7 @@ class _Reader:
             found, last = self._find(name, number, last)
             if found is not None:
                 if found in by_file and tails(str(name)) == written[found]:
-                    words = f"image {_brief(number)}: '{name}' has two entries, their labels joined"
+                    words = f"image {_brief(number)}: '{name}' has two entries; labels joined"
                     self._problem("listed_twice", words, image=found)
                 elif found in by_file:
                     words = f"image {_brief(number)}: '{name}' and another file name both lead to "
@@ -314,9 +314,9 @@ class _Reader:
     ) -> tuple[Path | None, tuple[Path, int] | None]:
         """Find the file of an image with the file name ``name`` and the id ``number``.
 
-        Returns the path, None if missing, and where it was found: the folder, and the number of
-        leading folders cut from the name. ``last`` is this place for the previous image; it is
-        tried first.
+        Return the path and the place of the file. The place is the folder in which the file was
+        found, and the number of leading folders that were cut from the name. ``last`` is the place
+        of the previous image and is tried first. If the file is missing, return None and ``last``.
         """
         text = name if isinstance(name, str) else ""
         found = tails(text)
@@ -335,7 +335,7 @@ class _Reader:
         else:
             for folder in self.folders:
                 self.scan.watch(folder / found[0])
-            words = f"{label}an image '{text[:80]}', found none; remove the entry or restore it"
+            words = f"{label}an image '{text[:80]}', found none; remove the entry or add the image"
             self._problem("list_entry", words, effect="changed")
         return None, last
 
@@ -387,7 +387,7 @@ class _Reader:
 
 
 def _keys(names: Sequence[tuple[str, bool]]) -> list[tuple[str, bool, int]]:
-    """Append a counter to pairs of name and group flag, so that equal pairs become unique keys."""
+    """Return a unique key for each pair of name and group flag: the pair and a counter."""
     count: Counter[tuple[str, bool]] = Counter()
     found = []
     for key in names:
@@ -450,8 +450,8 @@ def join(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Join polygons into one polygon (k, 2).
 
     The outline leads from one polygon to the next on a straight line, and returns on the same line.
-    Filled by the even-odd rule, the result covers the area of all parts that do not overlap. The
-    time is linear in the number of points.
+    Filled by the even-odd rule, the polygon covers the same area as the parts, if the parts do not
+    overlap. The time is linear in the number of points.
     """
     if len(parts) == 1:
         return parts[0]

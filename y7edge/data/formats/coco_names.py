@@ -1,7 +1,7 @@
 """Names and category ids of the 80 COCO classes, in the order of the published models' outputs.
 
 COCO labelled only 80 of its 91 planned classes, so the ids have gaps and go up to 90. The parser of
-COCO files does not use this table, but the ids in each file.
+COCO files does not use this table: it uses the ids in each file.
 """
 
 from __future__ import annotations

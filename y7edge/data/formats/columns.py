@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from y7edge.data.formats.records import Label, Points, Scan
 
 _FEW = 3  # lines; the columns of fewer lines are not interpreted
-_MANY = 8  # lines; fewer lines of one length are evaluated together with those of other lengths
+_MANY = 8  # lines; fewer lines of one length are examined together with lines of other lengths
 _MARGIN = 1e-3  # tolerance for rounded coordinates, as a fraction of the image
 
 
@@ -20,7 +20,8 @@ def classify_columns(scan: Scan) -> None:
 
     A single line may be either, so the labels of the whole data set are compared. For labels that
     are probably boxes with extra columns, ``fault`` is set to the reason, so that they are refused.
-    With ``kpt_shape``, labels of that length are boxes, and their keypoints are dropped.
+    With ``kpt_shape: [K, D]``, labels of 4 + K * D numbers are boxes whose keypoints are dropped;
+    labels of other lengths above four are refused.
     """
     groups: dict[int, list[Label]] = defaultdict(list)
     for _, label in scan.labels():
@@ -57,7 +58,7 @@ def _begins_with_box(rows: Points) -> float:
 
 
 def _further_columns(rows: Points, *, alone: bool) -> str:
-    """Return why lines of equal length may be boxes with extra columns; empty if polygons.
+    """Return why lines of equal length may be boxes with extra columns; empty if probably polygons.
 
     ``alone``: all lines of the data set with more than four numbers have this length.
     """
@@ -67,7 +68,7 @@ def _further_columns(rows: Points, *, alone: bool) -> str:
     boxes = ((head >= -_MARGIN) & (head <= 1 + _MARGIN)).all(axis=1) & (head[:, 2:] > 0).all(axis=1)
     if (boxes & ((tail > 1.5) | (tail < -0.5)).any(axis=1)).mean() >= 0.3:
         return "numbers outside 0 to 1 follow the first four"
-    # All lines of a set of boxes have the same number of columns; polygons differ.
+    # Boxes with extra columns all have the same number of columns; polygons do not.
     if not alone or len(rows) < _FEW or not boxes.all():
         return ""
     # Polygons have no coordinate that is a whole number in every line.
@@ -92,7 +93,7 @@ def _further_points(groups: Sequence[Points]) -> str:
         known = (points != 0).any(axis=2)  # invisible keypoints are written as zeros
         reach = np.abs(points - head[:, None, :2]) <= head[:, None, 2:] / 2 + _MARGIN
         held.append((reach | ~known[:, :, None])[:, 2:].all(axis=(1, 2)))
-        # The second point of a polygon is near its other points; width and height are not.
+        # In a polygon, numbers 3 and 4 are a point near other points; in a box, width and height.
         others = np.where(known[:, :, None], points, points[:, :1])
         others[:, 1] = others[:, 0]
         low, high = others.min(axis=1), others.max(axis=1)
@@ -102,12 +103,12 @@ def _further_points(groups: Sequence[Points]) -> str:
     if np.concatenate(held).mean() >= 0.9 and np.concatenate(far).mean() >= 0.3:
         return "the first four numbers are a box that contains all points after them"
     if sum(map(len, groups)) >= _FEW and np.concatenate(crossed).mean() >= 0.3:
-        return "the first four numbers are a box; read as polygons, many would cross themselves"
+        return "the first four numbers are a box; as polygons, many lines would cross themselves"
     return ""
 
 
 def _crossing(points: Points) -> NDArray[np.bool_]:
-    """Return which polygons (n, k, 2) cross themselves, tested for their first eight sides."""
+    """Return which polygons (n, k, 2) cross themselves; only their first eight sides are tested."""
     path = np.concatenate((points, points[:, :1]), axis=1)[:, :9]
     found = np.zeros(len(path), np.bool_)
     for i in range(path.shape[1] - 3):

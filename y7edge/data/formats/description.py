@@ -59,13 +59,13 @@ def take_names(scan: Scan, description: Tree) -> None:
         scan.problem("names", f"{words} {str(given)[:80]}{hint}", path, line)
     scan.names = names
     if scan.nc is not None and scan.nc != len(scan.names):
-        words = f"expected {scan.nc} names (nc), found {len(scan.names)}; correct one of them"
+        words = f"expected {scan.nc} names (nc), found {len(scan.names)}; correct nc or names"
         scan.problem("names", words, path, lines.get("nc", 0))
     check_names(scan, path, line)
 
 
 def check_names(scan: Scan, path: Path, line: int = 0) -> None:
-    """Record class names that are unprintable or empty as problems."""
+    """Record a problem for each class name that is empty or not printable."""
     for index, name in enumerate(scan.names):
         if not is_printable(name):
             words = f"expected printable class names, found {name[:40]!a}"
@@ -75,7 +75,7 @@ def check_names(scan: Scan, path: Path, line: int = 0) -> None:
 
 
 def _parts(names: str, nc: int | None) -> list[str]:
-    """Split a string of class names at commas; at spaces only if that gives ``nc`` names."""
+    """Split a string at commas, semicolons or line breaks; at spaces if that gives ``nc`` names."""
     inner = names.strip(_WRAPPING)
     parts = _SEPARATOR.split(inner.rstrip(",; "))
     words = inner.split()
@@ -85,7 +85,7 @@ def _parts(names: str, nc: int | None) -> list[str]:
 
 
 def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[str]:
-    """Convert a mapping ``{number: name}`` to a list; a missing name becomes its number."""
+    """Convert a mapping ``{number: name}`` to a list; a number without a name becomes the name."""
     whole = {int(key): str(n) for key, n in names.items() if re.fullmatch(r"-?\d{1,12}", key)}
     numbered = {key: name for key, name in whole.items() if 0 <= key < _MOST}
     faults = []
@@ -99,7 +99,7 @@ def _numbered(scan: Scan, names: dict[str, Any], path: Path, line: int) -> list[
         faults.append(f"has {', '.join(map(str, beyond[:5]))}, left out")
     if faults or not names:
         words = f"expected names numbered from 0 without gaps, found {sorted(whole)[:20]}"
-        words += f": it {' and '.join(faults)}" if faults else ""
-        words += "; do they start at 1? Then subtract 1" if missing == [0] else ""
+        words += f": the mapping {' and '.join(faults)}" if faults else ""
+        words += "; if the numbers start at 1, subtract 1 from each" if missing == [0] else ""
         scan.problem("names", words, path, line)
     return [numbered.get(index, str(index)) for index in range(count)]

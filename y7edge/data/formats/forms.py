@@ -1,7 +1,7 @@
-"""Detect data sets whose boxes are written in a wrong form, such as corners instead of centres.
+"""Detect data sets whose boxes are in a wrong format, such as corners instead of centre and size.
 
-The numbers of a single box fit several forms. In a whole data set, the right form is the one in
-which all boxes are inside their images.
+The four numbers of a single box may be valid in several formats. For a whole data set, the right
+format is the one in which all boxes are inside their images.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _WORDS = {
     "top_left": "left, top, width, height",
 }
 _WANTED = {"yolo": "centre", "voc": "corners", "coco": "top_left"}
-# For each right form, the forms that programs confuse it with. VOC boxes that look like centres may
-# also have exchanged corners, so this case is never certain.
+# For each right format, the formats that programs write instead. VOC boxes that seem to be centre
+# and size may also be corners in the wrong order, so this case is never certain.
 _OTHERS = {"centre": ("top_left",), "top_left": ("centre",), "corners": ("top_left", "centre")}
-_LOOSE = 0.01  # fraction of the image by which right boxes may stick out
-# Only boxes in a wrong form stick out by more, in a whole data set and in a single file.
+_LOOSE = 0.01  # fraction of the image by which boxes in the right format may stick out
+# Boxes that stick out by more than this are in a wrong format: in a data set, in a single file.
 _FAR, _FAR_IN_FILE = 0.1, 0.04
 _FEW, _ENOUGH, _MANY = 4, 8, 20  # numbers of boxes that the rules below require
 
@@ -36,10 +36,10 @@ Pair = tuple[Entry, Label]
 
 
 def convert_forms(scan: Scan) -> None:
-    """Find boxes whose four numbers have another meaning than the layout requires.
+    """Find boxes that are not in the format that the layout (YOLO, COCO, VOC) requires.
 
-    The boxes of a folder of label files (COCO: of one file) are examined together. If the meaning
-    is certain, training refuses the labels, and ``data check --fix`` writes converted boxes.
+    The boxes of a folder of label files (COCO: of one file) are examined together. If their
+    format is certain, training refuses the labels, and ``data check --fix`` writes converted boxes.
     Otherwise the problem is only reported.
     """
     groups: dict[Path, list[Pair]] = defaultdict(list)
@@ -68,7 +68,7 @@ def convert_forms(scan: Scan) -> None:
 def _note(
     scan: Scan, place: Path, pairs: Sequence[Pair], form: str, *, certain: bool, file: bool = False
 ) -> None:
-    """Record that the boxes in a file or folder are probably in ``form``."""
+    """Record a problem: the boxes of a file or folder are probably in the format ``form``."""
     beyond = int((~_fits(_rows(pairs), _WANTED[scan.layout], _LOOSE)).sum())
     words = f"{beyond} of {len(pairs)} boxes stick out of their image; read as {_WORDS[form]}, "
     words += f"{'all' if certain or file else 'nearly all'} would fit: convert them"
@@ -84,7 +84,7 @@ def _note(
 
 
 def _follows(rows: Rows, wanted: str, form: str) -> bool:
-    """Return whether a small group does not fit ``wanted``, but fits the form of other groups."""
+    """Return whether a small group fits ``form``, as other groups do, and not ``wanted``."""
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
     return len(rows) < _MANY and beyond > 0 and bool(_fits(rows, form, _LOOSE).all())
 
@@ -94,7 +94,7 @@ def _rows(pairs: Sequence[Pair]) -> Rows:
 
 
 def _row(entry: Entry, label: Label) -> tuple[float, ...] | None:
-    """Return the four numbers of a label, normalized; None if invalid or of unknown scale."""
+    """Return the four numbers of a label, normalized; None if invalid, or if no scale is known."""
     values = label.values
     if label.form == "polygon" or values is None or len(values) != 4:
         return None
@@ -112,7 +112,7 @@ def _row(entry: Entry, label: Label) -> tuple[float, ...] | None:
 
 
 def _fits(rows: Rows, form: str, slack: float) -> NDArray[np.bool_]:
-    """Return which boxes (n, 4) are inside their image if they are read in ``form``."""
+    """Return which boxes (n, 4) are inside their image if read in the format ``form``."""
     first, second = rows[:, :2], rows[:, 2:]
     low, high = first, first + second
     if form == "corners":
@@ -124,7 +124,7 @@ def _fits(rows: Rows, form: str, slack: float) -> NDArray[np.bool_]:
 
 
 def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
-    """Return the form of the boxes, empty if it is ``wanted``, and whether it is certain."""
+    """Return the format of the boxes (empty if probably ``wanted``), and whether it is certain."""
     count = len(rows)
     far = 1 - _fits(rows, wanted, _FAR).mean()
     fitting = _fits(rows, "corners", _LOOSE).mean()
@@ -133,7 +133,7 @@ def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
         return "corners", bool(fitting == 1 and count >= _ENOUGH)
     beyond = 1 - _fits(rows, wanted, _LOOSE).mean()
     if wanted == "corners" and beyond < 0.5:
-        return "", False  # some boxes have exchanged corners, which may fit any form
+        return "", False  # some boxes have exchanged corners, which may fit any format
     for other in _OTHERS[wanted]:
         fitting = _fits(rows, other, _LOOSE).mean()
         if count >= _MANY and beyond >= 0.1 and fitting >= 0.97:
@@ -143,7 +143,7 @@ def _form(rows: Rows, wanted: str) -> tuple[str, bool]:
 
 
 def _converted(values: tuple[float, ...], form: str, wanted: str) -> tuple[float, ...]:
-    """Convert the numbers of a box from ``form`` to ``wanted``."""
+    """Convert the numbers of a box from the format ``form`` to the format ``wanted``."""
     a, b, c, d = values
     if form == "corners":
         c, d = c - a, d - b
@@ -155,7 +155,10 @@ def _converted(values: tuple[float, ...], form: str, wanted: str) -> tuple[float
 
 
 def _note_files(scan: Scan, pairs: Sequence[Pair]) -> None:
-    """Record single files with corners: warnings, or errors if most files have them."""
+    """Record a problem for each file whose boxes are probably corners.
+
+    It is a warning, or an error if this applies to at least half of the files.
+    """
     files: dict[Path, list[Pair]] = defaultdict(list)
     for pair in pairs:
         files[pair[1].file].append(pair)

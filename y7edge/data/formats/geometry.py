@@ -19,10 +19,10 @@ ROUNDING = 1e-3  # tolerance for rounded labels, as a fraction of the image
 NO_AREA = 1e-6  # a side up to this fraction of the image counts as zero
 _SURELY_PIXELS = 4.0  # larger numbers are pixels, not normalized coordinates
 _LARGEST = 1e9  # pixels
-# Side in pixels. Labels of larger images may be percent if none of them exceeds 100.
+# Side in pixels. In larger images, numbers up to 100 may be percent instead of pixels.
 _BEYOND_PERCENT = 128
 _SAME_EXTENT = 0.5  # least IoU of a box and the bounding box of its outline
-_SLACK = 0.02  # fraction of a side by which imprecise boxes stick out of the image
+_SLACK = 0.02  # fraction of a side by which imprecise boxes may stick out of the image
 
 
 def measure(scan: Scan) -> None:
@@ -62,12 +62,12 @@ def place(scan: Scan) -> None:
 
 
 def stated_size(entry: Entry) -> tuple[float, float] | None:
-    """Return the width and height that the annotation states, if they are positive."""
+    """Return the width and height that the annotation states; None if they are not positive."""
     return entry.stated if entry.stated and min(entry.stated) > 0 else None
 
 
 def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
-    """Return the width and height that pixel labels are divided by; None if unknown, and for YOLO.
+    """Return the width and height by which pixels are divided; None if unknown, or for YOLO.
 
     This is the size of the image. If the annotation states another size with the same aspect ratio,
     the image was scaled after it was labelled, and the stated size is returned. Other differences
@@ -108,9 +108,9 @@ def _scale(scan: Scan, entry: Entry) -> tuple[float, float] | None:
 
 
 def _inside(label: Label, size: tuple[int, int], slack: float = 0.0) -> bool:
-    """Return whether a box in pixels is inside an image; True if its numbers are not a box.
+    """Return whether a label's box in pixels is inside an image; True if the label is not a box.
 
-    The box may stick out by one pixel and the fraction ``slack`` of a side.
+    The box may stick out by one pixel plus the fraction ``slack`` of the image's side.
     """
     box = _pixel_corners(label)
     if box is None:
@@ -133,10 +133,10 @@ def _pixel_corners(label: Label) -> Corners | None:
 def _stored_frames(scan: Scan) -> set[int]:
     """Return ``id(entry)`` of the entries whose boxes refer to the image before the EXIF rotation.
 
-    In YOLO data sets, `_whole_pixels` decides for each image. In other formats, some boxes fit into
-    their image only before or only after the rotation; they decide for all rotated images of the
-    data set. If there are none, or they contradict each other, boxes refer to the upright image.
-    The size in the annotation does not decide, because tools write either size.
+    In YOLO data sets, `_whole_pixels` decides for each image. In other formats, the images whose
+    boxes fit only before or only after the rotation decide for all rotated images of the data set.
+    If there are no such images, or if they contradict each other, all boxes refer to the upright
+    image. The size in the annotation does not decide, because tools write either size.
     """
     turned = [
         (entry, entry.frame)
@@ -158,8 +158,8 @@ def _stored_frames(scan: Scan) -> set[int]:
     if votes[True] and votes[False]:
         for entry, stored in found:
             fit, others = ("before", "after") if stored else ("after", "before")
-            words = f"its boxes fit the image only {fit} the EXIF rotation, boxes of other images "
-            words += f"only {others}; correct them"
+            words = f"its boxes fit the image only {fit} the EXIF rotation, but boxes of other "
+            words += f"images fit only {others} it; correct these boxes or those"
             scan.problem("rotation", words, entry.path,
                          image=entry.path, effect="refused", doubtful=True)  # fmt: skip
     # Leave out images whose annotation states neither the upright nor the stored size.
@@ -168,10 +168,10 @@ def _stored_frames(scan: Scan) -> set[int]:
 
 
 def _whole_pixels(entry: Entry, size: tuple[int, int]) -> bool:
-    """Return whether all corners of at least two boxes are whole pixels of an image of this size.
+    """Return whether there are two or more boxes, all with corners at whole pixels of ``size``.
 
-    Boxes drawn with a mouse have such corners in the size in which they were drawn, and rarely in
-    another size.
+    A box drawn with a mouse has corners at whole pixels of the image size at which it was drawn,
+    and rarely of another size.
     """
     found = 0
     for label in entry.labels:
@@ -187,7 +187,7 @@ def _whole_pixels(entry: Entry, size: tuple[int, int]) -> bool:
 
 
 def _extent(label: Label, values: Sequence[float]) -> Corners:
-    """Return the corners of a box in centre form, or the bounding box of a polygon."""
+    """Return the corners of a box with centre and size, or the bounding box of a polygon."""
     if label.form == "polygon":
         xs, ys = values[0::2], values[1::2]
         return min(xs), min(ys), max(xs), max(ys)
@@ -225,7 +225,7 @@ def _note(scan: Scan, entry: Entry, label: Label, check: str, words: str, **othe
 
 
 def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
-    """Record an invalid class or invalid numbers; return True if there is no box to compute."""
+    """Record problems of the class and numbers of a label; return True if it has no valid box."""
     values, text, reason = label.values, f"'{label.text[:60]}'", label.fault
     wanted = {"corners": "xmin, ymin, xmax, ymax as numbers"}.get(label.form, "numbers")
     if label.form == "sides":
@@ -264,7 +264,7 @@ def _unreadable(scan: Scan, entry: Entry, label: Label) -> bool:
 
 
 def _note_class(scan: Scan, entry: Entry, label: Label) -> None:
-    """Record a class that does not exist, is not a number, or was written as a name."""
+    """Record a problem of a class: it does not exist, is not a number, or was written as a name."""
     text, count, found = label.text[:60], scan.classes, label.raw_class[:60]
     if scan.layout != "yolo":
         known = ", ".join(scan.names[:8]) + (", ..." if len(scan.names) > 8 else "")
@@ -318,7 +318,7 @@ def _check_fractions(scan: Scan, entry: Entry, label: Label, values: Sequence[fl
 def _check_pixels(
     scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None
 ) -> None:
-    """Set the box of a COCO or VOC label; ``scale`` is the size in pixels it is divided by."""
+    """Set the box of a COCO or VOC label: divide it by ``scale``, a width and height in pixels."""
     box = _pixel_corners(label)
     if scale is None or box is None:
         return
@@ -329,10 +329,11 @@ def _check_pixels(
 
 
 def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float]) -> None:
-    """Record a box inside the first pixel of the image: it was divided by the image size twice.
+    """Record a problem if a box is inside the top left pixel of the image.
 
-    ``pixels`` are its corners x1, y1, x2, y2 in pixels. If they are whole numbers, the box may be a
-    real object in the corner of the image.
+    Such a box was probably divided by the image size twice. ``pixels`` are its corners x1, y1, x2,
+    y2 in pixels. If they are whole numbers, nothing is recorded, because the box may be a real
+    object in the corner of the image.
     """
     size = entry.size
     if size is None or min(size) < LEAST_SIDE or label.crowd:
@@ -343,13 +344,13 @@ def _find_twice(scan: Scan, entry: Entry, label: Label, pixels: Sequence[float])
     whole = all(abs(value - round(value)) < 1e-2 for value in box)
     if not whole and max(box) <= 1 + ROUNDING and min(x2 - x1, y2 - y1) > ROUNDING:
         label.box = box
-        words = f"'{label.text[:60]}' is inside the first pixel of the image: divided by its size "
-        words += "twice? Multiply by width and height"
+        words = f"'{label.text[:60]}' is inside the top left pixel of the image; if it was divided "
+        words += "by the image size twice, multiply it by width and height"
         _note(scan, entry, label, "twice", words)
 
 
 def _check_place(scan: Scan, entry: Entry, label: Label, box: Corners) -> None:
-    """Record a box without area, with exchanged corners, or not inside the image."""
+    """Record a problem if a box has no area, has exchanged corners, or is not inside the image."""
     text = label.text[:60]
     if box[2] < box[0] or box[3] < box[1]:
         x, y = sorted((box[0], box[2])), sorted((box[1], box[3]))
@@ -372,7 +373,7 @@ def _check_place(scan: Scan, entry: Entry, label: Label, box: Corners) -> None:
             _note(scan, entry, label, "range", words)
             return
         beyond = max(-min(box), max(box) - 1)
-        words = f"sticks out of the image by {beyond:.1%} of its side: '{text}'; clip it"
+        words = f"sticks out by {beyond:.1%} of the image's side: '{text}'; clip it"
         _note(scan, entry, label, "sticks_out", words)
 
 
@@ -396,7 +397,7 @@ def _divided(box: Corners, size: tuple[int, int] | None) -> Corners | None:
 
 
 def used(label: Label, *, repaired: bool = False) -> bool:
-    """Return whether training uses a label; with ``repaired``, whether a cleaned copy does."""
+    """Return whether training (with ``repaired``: the cleaned copy) uses a label."""
     if label.box is None or label.crowd or label.repeats or label.class_id is None:
         return False
     allowed = ("", "sticks_out", "range", "negative")
@@ -406,7 +407,7 @@ def used(label: Label, *, repaired: bool = False) -> bool:
 
 
 def _find_repeats(scan: Scan, entry: Entry) -> None:
-    """Record labels with the same class and box as an earlier label of the image."""
+    """Record a problem for each label with the class and box of an earlier label of the image."""
     seen: dict[object, Label] = {}
     for label in entry.labels:
         if label.box is None or not used(label, repaired=True):
@@ -423,7 +424,7 @@ def _find_repeats(scan: Scan, entry: Entry) -> None:
 def _take_outline(
     scan: Scan, entry: Entry, label: Label, scale: tuple[float, float] | None
 ) -> None:
-    """Set the outline of a COCO annotation if it matches the box; record crowd regions."""
+    """Set the outline of a COCO annotation if it matches the box; record problems and crowds."""
     if label.crowd:
         if not label.refused:
             _note(scan, entry, label, "crowd", "is a crowd region, not used for training")
@@ -441,20 +442,20 @@ def _take_outline(
         if parts and overlap(hull_of(parts), label.box) >= _SAME_EXTENT:
             label.parts = parts
         elif parts:
-            words = "its segmentation does not match its box; only the box is used, correct one"
+            words = "its segmentation does not match its box; only the box is used: correct one"
             _note(scan, entry, label, "outline", words)
     label.fault = fault
 
 
 def turned(points: Points, orientation: int) -> Points:
-    """Move normalized points (k, 2) from the stored to the upright image (orientation 5 to 8)."""
+    """Convert normalized points (k, 2) of the stored image to the upright one (orientation 5-8)."""
     x, y = points[:, 0], points[:, 1]
     moves = {5: (y, x), 6: (1 - y, x), 7: (1 - y, 1 - x), 8: (y, 1 - x)}
     return np.stack(moves.get(orientation, (x, y)), axis=1)
 
 
 def _mark_percent(scan: Scan) -> None:
-    """Mark labels that may be pixels or percent as doubtful; `--fix` does not convert them."""
+    """Mark labels in pixels as doubtful if they may be percent; `--fix` does not convert them."""
     found = [(entry, label) for entry, label in scan.labels() if label.fault == "pixels"]
     sides = [side for entry, _ in found for side in entry.size or ()]
     largest = max((abs(v) for _, label in found for v in label.values or ()), default=0.0)

@@ -35,7 +35,7 @@ def is_service(name: str) -> bool:
 
 
 def files_below(scan: Scan, folder: Path) -> list[Path]:
-    """Return all files below a folder, sorted; record folders that are skipped or unreadable."""
+    """Return all files below a folder, sorted; record a problem for skipped or unreadable ones."""
     found: list[Path] = []
     links: list[Path] = []
     root = os.path.realpath(folder)
@@ -136,7 +136,9 @@ def places_of(entry: str, folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def tails(name: str) -> list[str]:
-    """Return a file name without its first 0, 1, 2, ... folders: ``a/b.png`` and ``b.png``.
+    """Return a file name without its first 0, 1, 2, ... folders.
+
+    For ``a/b.png``, the result is ``a/b.png`` and ``b.png``.
 
     Labelling tools write paths that exist only for them: an upload folder, ``/data/a.png``, a URL.
     The first item is empty if the name is absolute or contains ``..``, so that no item leads out of
@@ -163,13 +165,16 @@ def _unquote(text: str) -> str:
 
 
 class Names:
-    """Finds files whose names are spelled slightly differently; caches the listed folders."""
+    """Finds files by a name that is spelled slightly differently; caches the listed folders."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, dict[str, Path]] = {}
 
     def find(self, path: Path) -> Path | None:
-        """Return a file whose name differs only in suffix case, Unicode form or URL encoding."""
+        """Return a file in the folder of ``path`` with nearly the same name, or None.
+
+        Only suffix case, Unicode normalization and URL encoding may differ.
+        """
         folder = path.parent
         if folder not in self._folders:
             try:
@@ -184,6 +189,6 @@ class Names:
 
 
 def _plain(path: Path, *, url: bool = False) -> str:
-    """Return a file name in Unicode form NFC with its suffix in lower case, for comparison."""
+    """Return a file name for comparison: NFC, suffix in lower case; ``url`` decodes ``%20``."""
     stem = _unquote(path.stem) if url else path.stem
     return unicodedata.normalize("NFC", stem) + path.suffix.lower()

@@ -108,7 +108,7 @@ class _Builder:
         self.anchors: dict[str, tuple[Any, int]] = {}
 
     def document(self, tree: Tree) -> Tree:
-        """Fill a tree with the document of the file, which must be the only one."""
+        """Fill a tree with the only document of the file; raise ValueError if there are several."""
         self.tree = tree
         for event in self.events:
             if isinstance(event, self.yaml.DocumentStartEvent):

@@ -1,7 +1,8 @@
 """Records that all parsers return: the images, labels and problems of a data set.
 
-A parser (`yolo`, `coco`, `voc`) returns a `Scan`. `y7edge.data.dataset.load` raises the first
-problem that training refuses, or converts the scan to samples. ``data check`` reports all problems.
+A parser (`yolo`, `coco`, `voc`) returns a `Scan`. `y7edge.data.dataset.load` raises an error for
+the first problem that training refuses; if there is none, it converts the scan to samples. ``data
+check`` reports all problems.
 """
 
 from __future__ import annotations
@@ -58,15 +59,16 @@ KINDS: dict[str, Kind] = {
     "list_entry": Kind("error", "refused", "listed images that do not exist, left out", "left out"),
     "listed_twice": Kind("warning", "changed", "images listed twice, kept once", "kept once"),
     "tool_path": Kind("warning", "changed",
-        "file names with folders of another tool, found without them", "copied"),
+        "file names with folders of another tool, found without these folders", "copied"),
     "label_name": Kind("error", "changed",
-        "label files whose name differs slightly from the image's, used", "used and renamed"),
+        "label files whose name differs slightly from that of the image, used anyway",
+        "used and renamed"),
     "missing_label": Kind("warning", "changed", "images without a label file, used as background",
         "an empty one is written"),
     "shared_label": Kind("warning", "advice", "images that share a label file",
         "each gets its own"),
     "other_name": Kind("info", "advice", "annotations with the name of another image",
-        "the name of the file is used"),
+        "the name of the image file is used"),
     "encoding": Kind("error", "refused", "text files that are not UTF-8", "rewritten in UTF-8"),
     "unreadable_text": Kind("error", "refused", "text files that cannot be opened",
         "left out, and the image with it"),
@@ -93,10 +95,10 @@ KINDS: dict[str, Kind] = {
     "rotation": Kind("error", "changed", "boxes drawn without the EXIF rotation, rotated",
         "stored upright, boxes rotated"),
     "size": Kind("error", "changed",
-        "images whose size differs from their annotation, labels read as pixels of the image",
-        "the size of the image is used if all boxes fit it, else it is left out"),
+        "images whose size differs from their annotation, labels are read as pixels of the image",
+        "the size of the image is used if all boxes fit into it, else the image is left out"),
     "rescaled": Kind("warning", "changed",
-        "images scaled after they were labelled, labels scaled too", "labels scaled"),
+        "images scaled after they were labelled, labels are scaled too", "labels scaled"),
     "keypoints": Kind("info", "changed", "labels with keypoints, which are not used",
         "boxes are written"),
     "columns": Kind("error", "refused", "labels with the wrong number of columns",
@@ -110,8 +112,8 @@ KINDS: dict[str, Kind] = {
         "multiplied by the image's size"),
     "separators": Kind("error", "refused", "numbers with commas or semicolons",
         "written with points and spaces"),
-    "corners": Kind("error", "refused", "boxes in another form, such as corners x1 y1 x2 y2",
-        "converted if all boxes of the set are in this form"),
+    "corners": Kind("error", "refused", "boxes in another format, such as corners x1 y1 x2 y2",
+        "converted if all boxes of the data set are in this format"),
     "class_number": Kind("error", "refused", "classes that are not a whole number",
         "a name is replaced by its number, else the label is left out"),
     "class_range": Kind("error", "refused", "classes that do not exist", "the label is left out"),
@@ -172,7 +174,8 @@ class Label:
     crowd: bool = False  # whether it is a crowd region
     named: bool = False  # whether the class is a name instead of a number
     repaired: str = ""  # how the text or numbers were changed while reading; empty if unchanged
-    # Its first problem, a key of `KINDS`; before `geometry.place`, why it is not a polygon.
+    # The first problem of the label, a key of `KINDS`. Between `classify_columns` and
+    # `geometry.place`: why the label is not read as a polygon.
     fault: str = ""
     box: Corners | None = None  # normalized x1, y1, x2, y2, not clipped
     parts: Sequence[Points] = ()  # polygons (k, 2) of its outline, normalized
@@ -187,7 +190,7 @@ class Label:
 
     @property
     def kind(self) -> int | str:
-        """The class index (equal for `1`, `01` and `1.0`), or the class as written if unknown."""
+        """The class index (equal for `1`, `01`, `1.0`), or the class as written if it has none."""
         return self.raw_class if self.class_id is None else self.class_id
 
     @property
@@ -199,7 +202,7 @@ class Label:
 
     @property
     def sound(self) -> bool:
-        """Whether the box is used as written, or only clipped to the image."""
+        """Whether the box can be used as written, apart from clipping it to the image."""
         return self.box is not None and self.fault in ("", "sticks_out", "range")
 
 
@@ -266,7 +269,7 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
     stamps: dict[str, Stamp] = field(default_factory=dict)  # state of files before reading, by path
     imgsz: int = 640  # side of the network's input in pixels
-    levels: tuple[int, int] | None = None  # input range of 16-bit images (``data.yaml``)
+    levels: tuple[int, int] | None = None  # lowest, highest value of 16-bit images (``data.yaml``)
     keypoints: tuple[int, int] | None = None  # number of points, numbers per point (``kpt_shape``)
     noted: set[tuple[str, Path]] = field(default_factory=set)  # used by `problem_once`
 
@@ -305,7 +308,7 @@ class Scan:
         return self.names[class_id] if known else str(class_id)
 
     def problem(self, check: str, message: str, file: Path, line: int = 0, **other: Any) -> None:
-        """Record a problem; ``other`` sets fields of `Problem` that differ from its kind."""
+        """Record a problem of kind ``check``; ``other`` sets or overrides fields of `Problem`."""
         kind = KINDS[check]
         fix = "" if other.get("doubtful") else kind.fix
         values = {"effect": kind.effect, "severity": kind.severity, "fix": fix, **other}
@@ -324,14 +327,14 @@ class Scan:
             self.problem(check, message, file)
 
     def too_many(self, entries: Sequence[Entry], file: Path, count: int) -> None:
-        """Record a file with too many labels, and drop the labels of its images."""
-        words = f"expected at most {MOST_LABELS:,} labels for an image, found {count:,}; remove it"
+        """Record a problem for a file with too many labels, and drop the labels of its images."""
+        words = f"expected at most {MOST_LABELS:,} labels for an image, found {count:,}; drop some"
         self.problem("annotation", words, file, image=entries[0].path)
         for entry in entries:
             entry.lost, entry.labels = "has too many labels", []
 
     def require(self) -> None:
-        """Raise the first problem that training refuses, if any, as a `DataError`."""
+        """Raise a `DataError` for the first problem that training refuses, if there is one."""
         for problem in self.problems:
             if problem.effect == "refused":
                 line = f":{problem.line}" if problem.line else ""
@@ -383,7 +386,7 @@ def written_numbers(texts: Iterable[str]) -> tuple[float, ...] | None:
 
 
 def split_named(label: str) -> str | None:
-    """Return the split for one of its common names: ``val`` for ``Valid``; None for other names."""
+    """Return the split that a common name means: ``val`` for ``Valid``; None for other names."""
     for split, names in SPLIT_NAMES.items():
         if label.lower() in names:
             return split

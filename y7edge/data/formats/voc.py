@@ -57,7 +57,7 @@ _LAYOUTS = (
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Return the layout of a folder if it is one with split lists, else None."""
+    """Return the layout of a folder with split lists; None if the folder has another layout."""
     for layout in _LAYOUTS:
         if is_folder(folder / layout.images) and _annotations(folder / layout.annotations):
             return layout
@@ -128,7 +128,7 @@ def _is_annotation(path: Path) -> bool:
 
 
 def _by_stem(scan: Scan, folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by stem; record images with equal stems."""
+    """Return the images of a folder by stem; record a problem for images with equal stems."""
     by_stem: dict[str, Path] = {}
     for image in images_in(folder):
         other = by_stem.setdefault(image.stem, image)
@@ -164,7 +164,11 @@ def _lists(scan: Scan, layout: Layout, splits: Sequence[str] | None) -> None:
                 named = Path(stem.replace("\\", "/"))
                 # Remove only suffixes of images: `a.v2` is a stem.
                 short = named.stem if is_image(named) else named.name
-                words += f"write '{short}'" if short in by_stem else "remove the line or restore it"
+                words += (
+                    f"write '{short}'"
+                    if short in by_stem
+                    else "remove the line or restore the image"
+                )
                 scan.problem("list_entry", words, path, number)
             elif not scan.add(split, entry):
                 words = f"{stem} is listed twice in {split}; remove one line"
@@ -223,7 +227,7 @@ def _annotation(scan: Scan, entry: Entry, path: Path) -> None:
 
 
 def _parse(scan: Scan, entry: Entry, text: Text) -> ElementTree.Element | None:
-    """Return the root element of an XML file; record a file that cannot be parsed."""
+    """Return the root element of an XML file; record a problem if it cannot be parsed."""
     reason, line = "", 0
     # Entities can grow exponentially or read other files.
     if "<!DOCTYPE" in text.content or "<!ENTITY" in text.content:

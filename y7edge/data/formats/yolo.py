@@ -4,8 +4,8 @@ Entries of the ``data.yaml``:
 
 * ``train``, ``val``, ``test``: a folder of images at any depth, a list file with one image per
   line, or a list of these;
-* ``path``: their root, relative to the folder of the ``data.yaml``;
-* ``names``: a list, or a mapping from 0; ``nc``: the number of classes. One of them is enough.
+* ``path``: the root of these paths, relative to the folder of the ``data.yaml``;
+* ``names``: a list, or a mapping from 0; ``nc``: the number of classes. One of the two is enough.
 
 Paths are searched for in this order: below the root; below the root without leading ``../``
 (Roboflow); beside the ``data.yaml``; below the working directory (published files). If a path does
@@ -14,9 +14,9 @@ removed (CVAT writes ``data/images/train/a.jpg`` into archives without a folder 
 
 The path of a label file is the path of its image with the **last** folder ``images`` (``Images``,
 ``IMAGES``) replaced by ``labels`` and the suffix by ``.txt``. (The published code replaces the
-first ``images``, which fails if a parent folder has this name.) If there is no such file, it is
-searched for beside the image, then with another spelling (case, accents, URL encoding). An image
-without a label file, or with an empty one, is a background image.
+first ``images``, which fails if a parent folder has this name.) If there is no such file, a label
+file beside the image is used; if there is none either, one whose name is spelled differently (case,
+accents, URL encoding). An image without a label file, or with an empty one, is a background image.
 
 A label line is a box ``class cx cy w h`` or a polygon ``class x1 y1 x2 y2 x3 y3 ...``. With
 ``kpt_shape: [K, D]`` in the ``data.yaml``, a line is a box and K keypoints of D numbers, and the
@@ -127,7 +127,10 @@ def describe(path: Path, splits: Sequence[str] | None = None) -> Scan:
 def _pair(
     scan: Scan, entries: Mapping[str, Any], lines: Mapping[str, int], key: str, words: str
 ) -> tuple[int, int] | None:
-    """Return an entry of two numbers; record a problem if it is not as ``words`` describe it."""
+    """Return the two numbers of the entry ``key``, or None; record a problem if it is invalid.
+
+    ``words`` describes the expected entry in the message.
+    """
     given = entries.get(key)
     texts = given if isinstance(given, list) else []
     numbers = [int(text) for text in texts if re.fullmatch(r"\d{1,5}", str(text))]
@@ -142,7 +145,7 @@ def _pair(
 
 
 def list_images(path: Path) -> Scan:
-    """Find the images of a list file. The split is that of the file name, or ``train``."""
+    """Find the images of a list file. The split is in the file's name, else it is ``train``."""
     split = next((name for name in SPLITS if name in path.stem.lower()), "train")
     scan = Scan(path, path.parent, "yolo", split_names=[split])
     _Listing(scan, path.parent).list_file(split, path)
@@ -170,7 +173,7 @@ def _undescribed(scan: Scan, words: str) -> Scan:
     """Record that a ``data.yaml`` is missing; raise DataError if there are no images either."""
     if not scan.entries:
         raise DataError(f"{scan.source}: {words}, found none of these and no images")
-    words += ", found only images; write one with the class names"
+    words += ", found only images; write a data.yaml with the class names"
     scan.problem("undescribed", words, scan.source)
     return scan
 
@@ -214,7 +217,7 @@ class _Listing:
         scan = self.scan
         text = scan.add_text(read_text(path))
         folders = dict.fromkeys(map(str, (path.parent, self.root, Path())))
-        again: dict[str, tuple[str, str]] = {}  # by line: the problem if it is repeated
+        again: dict[str, tuple[str, str]] = {}  # by line: the problem if the line is repeated
         for number, line in text.lines if text.usable else ():
             if line in again:
                 scan.problem(*again[line], path, number)
@@ -239,7 +242,7 @@ class _Listing:
                 scan.problem(*again[line], path, number)
 
     def _found(self, folders: Iterable[str], names: Iterable[str]) -> Path | None:
-        """Return the first path that exists."""
+        """Return the first path ``folder/name`` that exists, or None."""
         found = (self._places.find(folder, name) for name in names for folder in folders)
         return next(filter(None, found), None)
 
@@ -260,7 +263,7 @@ def label_path(image: Path) -> Path:
 
 
 def read(scan: Scan) -> None:
-    """Read the labels of all images."""
+    """Read the labels of all images of a scan."""
     names = Names()
     owners: dict[Path, list[Entry]] = defaultdict(list)
     count = Counter(scan.names)
@@ -290,7 +293,7 @@ def read(scan: Scan) -> None:
 
 
 def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
-    """Set the label file of an image; record a name that differs slightly."""
+    """Find the label file of an image; record a problem if its name is not exactly as expected."""
     image = entry.path
     wanted, beside = label_path(image), image.with_suffix(".txt")
     candidates = dict.fromkeys((wanted, beside))
@@ -315,7 +318,10 @@ def _find_labels(scan: Scan, entry: Entry, names: Names) -> None:
 
 
 def _find_lost(scan: Scan) -> None:
-    """Record images without a label file, and unused label files with the same name."""
+    """Record a problem for each image without a label file.
+
+    The message names an unused label file with the same stem, if there is one.
+    """
     bare = [entry for entry in scan.entries if not entry.labelled]
     elsewhere: dict[str, Path] = {}
     if bare:
@@ -329,7 +335,7 @@ def _find_lost(scan: Scan) -> None:
         words = f"has no {shown} and is used as background; if this is right, add an empty file"
         if entry.path.stem in elsewhere:
             other = os.path.relpath(elsewhere[entry.path.stem], scan.root)
-            entry.lost = f"{other} has the same name and no image; move it if it belongs here"
+            entry.lost = f"{other} has the same name and no image; move it if it is the right file"
             words = f"has no {shown}, but {entry.lost}"
         scan.problem(
             "missing_label", words, entry.path, image=entry.path, doubtful=bool(entry.lost)

@@ -181,9 +181,10 @@ def render(
 
 
 def _mask(outline: list[Polygon], origin: NDArray[np.int_], side: int) -> NDArray[np.uint8]:
-    """Fill the outline without its holes (even-odd rule), oversampled and anti-aliased."""
+    """Draw a part without its holes as a mask (even-odd rule), oversampled and anti-aliased."""
     mask = np.zeros((side * _OVERSAMPLING, side * _OVERSAMPLING), np.uint8)
-    # OpenCV's coordinates refer to pixel centres, ours to pixel edges; 4 bits are fractional.
+    # OpenCV's coordinates refer to pixel centres, ours to pixel edges. The last 4 bits are
+    # the fraction.
     polygons = [
         np.round(((polygon - origin) * _OVERSAMPLING - 0.5) * 16).astype(np.int32)
         for polygon in outline

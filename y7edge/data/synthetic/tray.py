@@ -78,7 +78,7 @@ def blend(area: Canvas, colour: NDArray[np.float32], alpha: NDArray[np.float32])
 
 
 def grey(values: NDArray[np.float32]) -> Canvas:
-    """Return three equal channels (h, w, 3); faster than broadcasting (h, w, 1) in numpy."""
+    """Repeat ``values`` (h, w) as three channels; faster than broadcasting (h, w, 1) in numpy."""
     return np.asarray(cv2.merge((values, values, values)), np.float32)
 
 

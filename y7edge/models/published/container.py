@@ -4,8 +4,8 @@ Zip (torch >= 1.6): uncompressed records ``NAME/data.pkl``, ``NAME/byteorder`` a
 storage, ``NAME/data/KEY``.
 
 Legacy stream (torch < 1.6): five pickles (magic number, protocol version, byte order and type sizes
-of the machine, saved value, list of storage keys). Then follow, for each key in the list, the
-storage's number of elements (int64) and its bytes.
+of the machine, saved value, list of storage keys). The storages follow, in the order of the list:
+for each, the number of elements (int64) and the bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _PREAMBLE = 1000  # maximum opcodes of each pickle before the value; usually about 20
 _LENGTH = struct.Struct("<q")
-_PICKLES = b"\x80c("  # first bytes of pickles: PROTO; in protocol 0 also GLOBAL and MARK
+_PICKLES = b"\x80c("  # possible first bytes of a pickle: PROTO or, in protocol 0, GLOBAL or MARK
 _TAR = slice(257, 262)  # position of "ustar" in a tar archive
 _AGAIN = "copy or download it again"
 _BYTE_ORDER = "byte order is not little-endian; save the file again on a little-endian machine"
@@ -45,7 +45,7 @@ _BYTE_ORDER = "byte order is not little-endian; save the file again on a little-
 
 @dataclass(frozen=True)
 class Container:
-    """The content of an open file; tensors can be read until it is closed."""
+    """The content of an open file; tensors can be read until the file is closed."""
 
     kind: str  # "zip" or "legacy stream"
     value: Any
@@ -54,7 +54,7 @@ class Container:
     def array(self, tensor: Tensor) -> NDArray[Any]:
         """Return a tensor as a read-only array.
 
-        Only the last storage is cached, so read all tensors of one storage in sequence.
+        Only the last storage is cached, so read the tensors of one storage one after the other.
         """
         return tensor.read(self._read(tensor.storage))
 
@@ -86,7 +86,7 @@ class _Bounded:
         self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
 
     def read(self, size: int = -1) -> bytes:
-        """Read from the stream; BadZipFile for more than ``most`` bytes."""
+        """Read from the stream; raise BadZipFile for more than ``most`` bytes."""
         if size > self.most:
             raise zipfile.BadZipFile(f"a directory of {size} bytes, expected at most {self.most}")
         return self._stream.read(size)
@@ -122,7 +122,7 @@ def _zip(path: Path, stream: BinaryIO) -> Iterator[Container]:
 
 
 def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Check the records of an archive; return them by name, without their common folder."""
+    """Check the records of an archive; return them by their names inside the common folder."""
     found = archive.infolist()
     if len(found) > MAX_RECORDS:
         raise CheckpointError(f"{path}: {len(found)} records, expected at most {MAX_RECORDS}")
@@ -133,7 +133,7 @@ def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
         if name in records:
             raise CheckpointError(f"{path}: duplicate record {name!r}; {_AGAIN}")
         records[name] = info
-    # If records overlap, each could be as large as the whole file.
+    # Records that overlap could each be as large as the whole file.
     size = path.stat().st_size
     if (claimed := sum(info.file_size for info in found)) > size:
         raise CheckpointError(

@@ -1,8 +1,8 @@
 """Translate the keys of published weights, and identify their variant.
 
-Published keys are ``model.{row}.{member}``. Row numbers equal ours, member names differ. The row
-number of the head identifies the variant, except that the two tiny models have the same keys.
-Implicit tensors identify the training form.
+Published keys are ``model.{row}.{member}``. The row numbers are the same as ours, the member names
+are not. The row number of the head identifies the variant, except that the two tiny models have the
+same keys. Weights with implicit tensors have training form.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def translate(state: Mapping[str, Any], name: str, source: str) -> tuple[Spec, d
     if name not in fitting:
         raise CheckpointError(
             f"{source}: weights of {' or '.join(fitting)} in {form} form, not of {name}; pass "
-            "their name"
+            "the name of the right variant"
         )
     spec = registry.get(name, nc=_classes(state, source), form=form)
     expected = {published_key(key): (key, shape) for key, shape in weight_shapes(spec).items()}

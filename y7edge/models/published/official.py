@@ -1,8 +1,9 @@
 """Read published ``.pt`` checkpoints without torch and without executing their pickle.
 
 Such a file contains the pickled model object. :mod:`y7edge.models.published.unpickle` loads it with
-inert objects in place of torch modules. This module collects their weights as torch does
-(``_modules``, ``_parameters``, ``_buffers``), and :mod:`y7edge.models.published.keys` renames them.
+inert objects in place of torch modules. This module collects the weights in these objects as torch
+does (``_modules``, ``_parameters``, ``_buffers``). :mod:`y7edge.models.published.keys` translates
+the names of the weights.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def _model(value: Any, source: str) -> _Model:
-    """Collect the model from an unpickled file: ``ema``, else ``model``, else the whole value."""
+    """Collect the model from the unpickled value of a file.
+
+    The entry ``ema`` is used if there is one, else the entry ``model``, else the value itself.
+    """
     entry, content = "bare model", value
     if isinstance(value, dict):
         entry = next((entry for entry in ("ema", "model") if value.get(entry)), "state dict")
@@ -174,7 +178,7 @@ def _arrays(container: Container, tensors: Mapping[str, Any]) -> dict[str, NDArr
         return (tensor.storage.key, tensor.offset) if isinstance(tensor, Tensor) else ("", 0)
 
     arrays = {}
-    for key in sorted(tensors, key=place):  # the container caches one storage
+    for key in sorted(tensors, key=place):  # by storage: the container caches only the last one
         value = tensors[key]
         array = container.array(value) if isinstance(value, Tensor) else value
         # Values beyond float32 become infinity, which ``check`` reports.
@@ -188,7 +192,8 @@ def _anchors(
 ) -> Anchors:
     """Return the anchors in the file, in pixels; auto-anchor may have changed them.
 
-    If there is an ``anchor_grid``, it must be equal, because published models decode with it.
+    If the file also has an ``anchor_grid``, with which published models decode, its values must be
+    equal to the anchors.
     """
     grid = arrays[f"rows.{spec.head.index}.anchors"].astype(np.float64)
     pixels = grid * np.array(spec.strides, dtype=np.float64)[:, None, None]

@@ -5,10 +5,10 @@ stack, or bypass ``find_class``. Checked here:
 
 * extension codes, which pickle may resolve from a cache without calling ``find_class``;
 * memo slots, because the C implementation allocates memory up to the highest index;
-* the number of values nested in a tuple, where a shared value counts each time, because hashing the
-  tuple visits all of them, recursively and without a limit;
-* keys of dictionaries and members of sets, because the hashes of tuples and of large integers can
-  be made to collide, and because comparing long equal strings takes time;
+* the number of values nested in a tuple, because hashing the tuple visits every value, recursively
+  and without a limit. A value that occurs several times counts each time;
+* the types of dictionary keys and set members, because hashes of tuples and of large integers can
+  be made to collide, and comparing long equal strings takes time;
 * the number of opcodes. (pickletools checks lengths inside opcodes against the available bytes.)
 """
 
@@ -78,9 +78,9 @@ class _NoKey(int):
 class _Sizes:
     """The unpickler's stack and memo, simulated with the size of each value.
 
-    The size of a value is 1 plus the sizes of the values in it. For a list or dictionary in the
-    memo, this is its size when it was stored. Growing later is harmless, because only tuples are
-    limited, and a tuple that contains lists or dictionaries cannot be hashed.
+    The size of a value is 1 plus the sizes of the values in it. A list or dictionary in the memo
+    keeps the size that it had when it was stored. It is harmless if it grows later, because only
+    tuples are limited, and a tuple that contains lists or dictionaries cannot be hashed.
     """
 
     def __init__(self) -> None:

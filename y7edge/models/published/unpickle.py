@@ -27,11 +27,11 @@ from y7edge.text import one_line
 
 MAX_CLASSES = 256  # different module classes in one file; a published one has about 20
 MAX_DIMENSIONS = 8  # of a tensor; anchor_grid has 6
-MAX_SIDE = 2**40  # of a tensor or storage, so that the checks compute with small integers
+MAX_SIDE = 2**40  # of shapes, strides, offsets and lengths, so that checks use small integers
 
 _STAND_INS = ("models.", "torch.nn.modules.")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-# Modules that pickles name by their implementation -> public names, for messages.
+# Name of a module in pickles (that of its implementation) -> public name, for messages.
 _KNOWN_AS = {"posix": "os", "nt": "os", "__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
@@ -153,7 +153,7 @@ class PickledArray:
         self.values: NDArray[Any] = np.empty(0)
 
     def __setstate__(self, state: object) -> None:
-        """Accept a consistent state (version, shape, dtype, is Fortran order, bytes)."""
+        """Accept a consistent state (version, shape, dtype, whether in Fortran order, bytes)."""
         match state:
             case (int(), tuple() as shape, PickledDtype() as kind, bool(), bytes() as data):
                 sides = _whole_numbers(shape, "an array's shape")
@@ -198,7 +198,7 @@ def _rebuild_tensor(
 
 
 def _whole_numbers(values: object, what: str) -> tuple[int, ...]:
-    """Check that ``values`` is a tuple of a few small integers >= 0, and return it."""
+    """Check that ``values`` is a tuple of at most 8 integers from 0 to 2**40, and return it."""
     if not (
         isinstance(values, tuple)
         and len(values) <= MAX_DIMENSIONS

@@ -11,8 +11,8 @@ If neither s nor v is above 1, k is s v. At the published strengths, results are
 levels of exact HSV. The published code deviates more, because it rounds HSV to 8 bits.
 
 The published code multiplies the hue h (0 to 180) too: a factor of 1.015 shifts it by 0.015 h.
-Here, all hues are shifted by the mean of this, 90 x 0.015, with a linear map of the channels. For
-factors that are not close to 1, the published lookup tables are used.
+Here, all hues are shifted by the mean shift, 90 x 0.015, with a linear map of the channels. For
+hue factors that are not close to 1, the published lookup tables are used.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class LabelledImage:
     image: NDArray[np.uint8]  # (h, w, 3) BGR
     boxes: NDArray[np.float64]  # (n, 4) x1, y1, x2, y2 in pixels
     class_id: NDArray[np.int64]  # (n,)
-    polygons: tuple[Polygon | None, ...] = ()  # per box (k, 2) x, y, or None; empty: no polygons
+    polygons: tuple[Polygon | None, ...] = ()  # per box: (k, 2) x, y, or None; (): no polygons
 
     @property
     def outlines(self) -> tuple[Polygon | None, ...]:
@@ -35,7 +35,7 @@ class LabelledImage:
 
 
 ImageSet = Sequence[LabelledImage]
-"""Training images, decoded when they are indexed; their longer side is the input size S."""
+"""Training images, decoded when indexed; their longer side is that of the network's input."""
 
 
 def resize(image: NDArray[np.uint8], height_width: tuple[int, int]) -> NDArray[np.uint8]:
@@ -53,9 +53,10 @@ def moved(
     factor: Sequence[float] = (1.0, 1.0),
     offset: Sequence[float] = (0.0, 0.0),
 ) -> LabelledImage:
-    """Combine ``image`` with the labels, multiplied by ``factor`` and shifted by ``offset``.
+    """Return ``image`` with the labels of ``labelled``, whose coordinates are scaled and shifted.
 
-    Both are (x, y); a negative factor mirrors the labels.
+    Coordinates are multiplied by ``factor`` (x, y), then ``offset`` (x, y) is added. A negative
+    factor mirrors the labels.
     """
     by, to = np.asarray(factor), np.asarray(offset)
     low, high = labelled.boxes[:, :2] * by + to, labelled.boxes[:, 2:] * by + to

@@ -1,4 +1,4 @@
-"""Mix objects and images into others: mixup, copy-paste and paste-in, as published for YOLOv7.
+"""Mix images and paste objects: mixup, copy-paste and paste-in, as published for YOLOv7.
 
 Copy-paste and paste-in cut objects out along their polygons. They skip objects without a polygon,
 because a box also contains background.
@@ -23,7 +23,8 @@ _LARGEST_OVERLAP = 0.30  # a pasted object may hide this fraction of another
 
 # Paste-in
 _ENOUGH_CUTOUTS = 30  # no more images are read once there are so many objects to choose from
-# Places for objects: their largest side as a fraction of the image's, and the number of tries
+# Places for objects: the largest side of a place as a fraction of the image's side, and the number
+# of tries
 _PLACES = ((0.75, 2), (0.5, 4), (0.25, 4), (0.125, 4), (0.0625, 6))  # (side, tries)
 _LEFT_OUT = 0.2  # probability of skipping a place
 # A place, an object and its mask must be larger than this.
@@ -149,7 +150,11 @@ def _resized(cutout: _Cutout, width: int, height: int) -> _Cutout:
 
 
 def _is_free(box: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Return whether a box (4,) hides little enough of each of the others (n, 4)."""
+    """Return whether an object may be pasted at ``box`` (4,).
+
+    ``others`` (n, 4) are the boxes of the other objects. The pasted object may hide less than
+    ``_LARGEST_OVERLAP`` of each.
+    """
     shared = intersections(box[None], others)[0]
     area = (others[:, 2:] - others[:, :2]).prod(axis=1)
     return bool((shared < _LARGEST_OVERLAP * np.maximum(area, 1e-9)).all())

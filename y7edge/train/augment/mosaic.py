@@ -1,8 +1,9 @@
 """Lay out images on a canvas; a training image is a view of the canvas.
 
-Mosaics join four or nine images whose longer side is S on a canvas of 2S x 2S, as published for
-YOLOv7 (arXiv 2207.02696). In most cases the canvas is never drawn: `y7edge.train.augment.view`
-resizes each visible image directly into the training image. Images out of view are not decoded.
+A mosaic is a canvas of 2S x 2S pixels with four or nine images, where S is the longer side of every
+image, as published for YOLOv7 (arXiv 2207.02696). In most cases the canvas is never drawn:
+`y7edge.train.augment.view` resizes each visible image directly into the training image. Images out
+of view are not decoded.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def four(images: ImageSet, numbers: list[int], size: int, rng: Generator, visibl
     """Join four images whose corners meet at a random point near the canvas's centre.
 
     ``numbers`` are the indices of the top left, top right, bottom left and bottom right image.
-    An image is not read if its quarter does not overlap ``visible``.
+    ``size`` is the longer side of every image. Each image lies in a square of this size, and is not
+    read if the square does not overlap ``visible``.
     """
     x, y = (int(value) for value in rng.uniform(size / 2, 3 * size / 2, 2))
 
@@ -99,8 +101,9 @@ def four(images: ImageSet, numbers: list[int], size: int, rng: Generator, visibl
 def nine(images: ImageSet, numbers: list[int], size: int, rng: Generator, visible: Area) -> Layout:
     """Join nine images, and crop the canvas from them at a random place.
 
-    ``numbers`` are the indices of the middle image, of the one above it, and of the others
-    clockwise. An image is not read if it cannot overlap ``visible``.
+    ``numbers`` are the indices of the middle image, of the image above the middle, and of the other
+    seven clockwise. ``size`` is the longer side of every image. An image is not read if it cannot
+    overlap ``visible``.
     """
     cut_x, cut_y = (int(value) for value in rng.uniform(0, size, 2))
 
@@ -124,7 +127,7 @@ def nine(images: ImageSet, numbers: list[int], size: int, rng: Generator, visibl
 
 
 def _reach(index: int, s: int, w: int, h: int) -> Area:
-    """Return the area in which tile ``index`` of nine lies, whatever its size.
+    """Return an area that contains tile ``index`` of nine, for any size of the tile.
 
     ``s`` is the longer side of all images, ``w`` and ``h`` are the size of the middle one.
     """

@@ -1,6 +1,6 @@
 """Augment a training image.
 
-The steps are those of the published YOLOv7 training (arXiv 2207.02696), in its order: mosaic and
+The steps and their order are those of the published YOLOv7 training (arXiv 2207.02696): mosaic and
 copy-paste, a random view with colour jitter, mixup, paste-in. All images that are combined are
 mirrored alike. The result is reproducible from the state of the generator. Differences from the
 published code:
@@ -50,7 +50,7 @@ def augmented(
     The longer side of every image of the set is ``size`` pixels. The result is a square of this
     size. For rectangular batches, ``shape`` sets the result's (height, width); then there is no
     mosaic. The pixels are written to ``planes``, uint8 RGB (3, height, width), or to a new array;
-    the image of the result is a BGR view of it. Images out of view are not read.
+    the image of the result is a BGR view of these pixels. Images out of view are not read.
     """
     canvas = shape or (size, size)
     if planes is None:

@@ -29,7 +29,7 @@ class Augmentation:
     mosaic: float = within(FRACTION, 1.0)  # probability of joining several images
     mosaic9: float = within(FRACTION, 0.2)  # fraction of mosaics that join nine images, not four
     mixup: float = within(FRACTION, 0.05)  # probability that a mosaic is blended with a second one
-    copy_paste: float = within(FRACTION, 0.0)  # fraction copied of the objects with polygons
+    copy_paste: float = within(FRACTION, 0.0)  # fraction of objects with polygons that is copied
     paste_in: float = within(FRACTION, 0.05)  # probability of pasting objects from other images
     hsv_h: float = within(NOT_NEGATIVE, 0.015)  # largest relative change of hue
     hsv_s: float = within(NOT_NEGATIVE, 0.7)  # largest relative change of saturation

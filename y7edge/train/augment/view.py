@@ -1,8 +1,9 @@
 """Random views of a canvas: rotate, scale, shear, tilt and shift images and their labels.
 
 The transforms are those of the published YOLOv7 training. Coordinates are continuous: pixel i
-covers the range from i to i + 1. OpenCV's warps use integers for pixel centres, so the matrices for
-them are shifted by half a pixel. The published code omits this shift.
+covers the range from i to i + 1. In OpenCV's warps, pixel centres have integer
+coordinates, so matrices are shifted by half a pixel before a warp. The published code omits this
+shift.
 
 A view that only scales and shifts, as in all published recipes, needs no warp: its visible tiles
 are resized one by one, in a third of the time. This rounds the edges of a tile to whole pixels; its
@@ -119,10 +120,10 @@ class View:
 def draw_view(
     canvas: tuple[int, int], output: tuple[int, int], settings: Augmentation, rng: Generator
 ) -> View:
-    """Draw a random view of a canvas (height, width) for an image ``output`` (height, width).
+    """Draw a random view of ``canvas`` for an image of size ``output``; both are (height, width).
 
-    Its matrix is the product of shift, shear, rotation with scale, tilt, and a shift of the centre
-    of the canvas to the origin, which is applied first.
+    The matrix of the view first shifts the centre of the canvas to the origin. Then it tilts,
+    rotates and scales, shears, and shifts into the image, in this order.
     """
     drawn = (2 * rng.random(8) - 1).tolist()
     tilts, angle, zoom, shears, moves = drawn[:2], drawn[2], drawn[3], drawn[4:6], drawn[6:]
@@ -157,10 +158,10 @@ def render(
 ) -> LabelledImage:
     """Return the view of a layout, with its labels.
 
-    The pixels are written to ``planes``, uint8 RGB (3, height, width), or to a new array. Boxes
-    become the bounding boxes of their transformed polygons, or of their transformed corners if they
-    have no polygon, clipped to the image. Objects of which too little is visible are dropped. The
-    mirror is applied last.
+    The pixels are written to ``planes``, uint8 RGB (3, height, width), or to a new array. A box
+    becomes the bounding box of the object's transformed polygon, or of the box's transformed
+    corners if there is no polygon. Boxes are clipped to the image. Objects of which too little is
+    visible are dropped. The mirror is applied last.
     """
     if planes is None:
         planes = np.empty((3, view.height, view.width), np.uint8)
@@ -216,7 +217,7 @@ def _resize_tiles(
 
 @contextmanager
 def _fast_resize() -> Iterator[None]:
-    """Let OpenCV use Intel's faster resize, which may be one grey level off, in this thread."""
+    """Let OpenCV use Intel's faster resize in this thread; results may be one grey level off."""
     before = cv2.ipp.useIPP_NotExact()
     cv2.ipp.setUseIPP_NotExact(True)
     try:
@@ -305,7 +306,7 @@ def project(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
 def _without_remnants(labelled: LabelledImage, before: NDArray[np.float64]) -> LabelledImage:
     """Drop objects of which too little is visible.
 
-    ``before`` (n, 4) are their boxes before clipping, at the scale of the image.
+    ``before`` (n, 4) are the boxes of all objects before clipping, at the scale of the image.
     """
     boxes, least_area = labelled.boxes, _LEAST_AREA * np.ones(len(before))
     for index, line in enumerate(labelled.polygons):

@@ -1,4 +1,4 @@
-"""Averages of the weights during training, which are evaluated and saved."""
+"""Average the weights during training; the averages are evaluated and saved."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Counts:
 class Average:
     """No average: a copy of the trained weights, updated at the end of each epoch.
 
-    ``model`` is the copy, float32 and in ``eval()``. Subclasses store an average in it.
+    ``model`` is the copy, float32 and in ``eval()``. Subclasses store an average in ``model``.
     """
 
-    begins = 1  # first epoch at whose end `model` is the final kind of average
+    begins = 1  # `model` has the average of the class from the end of this epoch on
 
     def __init__(self, model: Model) -> None:
         self.model: Model = copy.deepcopy(model).float().eval().requires_grad_(False)
@@ -53,7 +53,7 @@ class Average:
         """Prepare ``self.model`` for evaluation after an epoch (from 1).
 
         ``images`` returns batches of letterboxed training images for BatchNorm statistics: float
-        (B, 3, S, S) from 0 to 1, on the model's device.
+        (B, 3, size, size) from 0 to 1, on the model's device.
         """
         self.model.load_state_dict(model.state_dict())
 
@@ -70,9 +70,9 @@ class Average:
 class ModelEma(Average):
     """Exponential moving average of parameters, BatchNorm statistics and anchors.
 
-    The decay grows with the number of updates u: limit * (1 - exp(-u / tau)). So the initial random
-    weights have little influence. As in the published training of YOLOv7, limit and tau are 0.9999
-    and 2000 by default, and integer buffers keep their initial values.
+    After u updates, the decay is ``decay`` * (1 - exp(-u / ``tau``)). It is small at first, so that
+    the initial random weights have little influence. The defaults are those of the published
+    training of YOLOv7. As published, integer buffers keep their initial values.
     """
 
     def __init__(self, model: Model, *, decay: float = 0.9999, tau: float = 2000.0) -> None:
@@ -80,7 +80,7 @@ class ModelEma(Average):
         self._limit, self._tau = decay, tau
 
     def decay(self, updates: int) -> float:
-        """Return the weight of the old average in update number ``updates``, from 1."""
+        """Return the weight of the old average in update number ``updates`` (from 1)."""
         return self._limit * (1 - math.exp(-updates / self._tau))
 
     @torch.no_grad()
@@ -104,8 +104,8 @@ class Swa(ModelEma):
 
     "Averaging Weights Leads to Wider Optima and Better Generalization" (arXiv 1803.05407). The
     learning rate is constant once averaging begins (:meth:`y7edge.train.run.schedule.Schedule.at`).
-    BatchNorm statistics are estimated for the mean weights before they are evaluated. Before epoch
-    ``begins`` (from 1), the exponential moving average is evaluated and saved.
+    Before the mean is evaluated, its BatchNorm statistics are estimated. Before epoch ``begins``
+    (from 1), the exponential moving average is evaluated and saved.
     """
 
     def __init__(self, model: Model, *, begins: int, decay: float, tau: float) -> None:

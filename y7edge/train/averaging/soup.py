@@ -1,8 +1,8 @@
 """Make a uniform soup: the mean of the weights of several trained models.
 
 "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time" (arXiv 2203.05482). It works only for runs that began with the same weights, so the
-result is evaluated before it is saved. Folded checkpoints are an error: folding is not linear.
+inference time" (arXiv 2203.05482). A soup works only for runs that began with the same weights, so
+its result is evaluated before it is saved. Folded checkpoints are an error: folding is not linear.
 """
 
 from __future__ import annotations
@@ -69,24 +69,24 @@ def make_soup(
     device: torch.device | str = "cpu",
     log: Callable[[str], None] = lambda line: None,
 ) -> Soup:
-    """Average checkpoints, estimate the average's BatchNorm statistics, and evaluate all of them.
+    """Average checkpoints, estimate the average's BatchNorm statistics, and evaluate the models.
 
-    Models are evaluated on ``split``; statistics are estimated on ``train_split``. ``imgsz`` is the
-    side of the square input in pixels; None: that of the training. ``log`` is called with the
-    description of each step.
+    The checkpoints and the average are evaluated on ``split``. Statistics are estimated on
+    ``train_split``. ``imgsz`` is the side of the square input in pixels; None: that of the
+    training. ``log`` is called with the description of each step.
 
     Raises:
         ConfigError: see :func:`require_alike`; or the checkpoints have different input sizes.
         CheckpointError: a checkpoint is folded.
-        DataError: the data have other classes, or an image cannot be read.
+        DataError: the number of classes differs from the checkpoints', or an image cannot be read.
     """
     require_alike(checkpoints)
     side = imgsz or _side(checkpoints)
     first = next(iter(checkpoints.values()))
     if len(data.names) != first.spec.nc:
         raise DataError(
-            f"{data.source} has {len(data.names)} classes, the checkpoints {first.spec.nc}: use "
-            "the data that they were trained on"
+            f"{data.source} has {len(data.names)} classes, but the checkpoints have "
+            f"{first.spec.nc}: use the data that the checkpoints were trained on"
         )
     evaluate = Validation(data.split(split), data.names, side)
     train_set = TrainingSet(data.split(train_split), side, cache="none")
@@ -105,7 +105,7 @@ def make_soup(
 
 
 def mean(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """Average all floating-point entries in float64; keep the integer counters of the first."""
+    """Average all floating-point entries in float64; keep the counters of the first checkpoint."""
     first = checkpoints[0]
     arrays = dict(first.arrays)
     for key in arrays:
@@ -140,7 +140,7 @@ def require_alike(checkpoints: Mapping[str, Checkpoint]) -> None:
                 "trained from the same weights"
             )
         if checkpoint.digest in seen:
-            raise ConfigError(f"{name} and {seen[checkpoint.digest]} are the same weights")
+            raise ConfigError(f"{name} and {seen[checkpoint.digest]} have the same weights")
         seen[checkpoint.digest] = name
 
 
@@ -172,7 +172,7 @@ def _short(value: object) -> str:
 
 
 def _side(checkpoints: Mapping[str, Checkpoint]) -> int:
-    """Return the input size of the training; raise ConfigError if the sizes differ."""
+    """Return the input size of the training; raise ConfigError if the checkpoints' sizes differ."""
     sides = {name: max(c.imgsz) for name, c in checkpoints.items()}
     if len(set(sides.values())) > 1:
         listed = ", ".join(f"{name} {side}" for name, side in sides.items())
@@ -214,7 +214,7 @@ def load_all(paths: Sequence[Path]) -> dict[str, Checkpoint]:
 
     Raises:
         ConfigError: a path is given twice.
-        CheckpointError: one cannot be read.
+        CheckpointError: a checkpoint cannot be read.
     """
     names = [path.name for path in paths]
     if len(set(names)) < len(names):

@@ -61,7 +61,7 @@ def reestimate(
     """Estimate the running statistics of a model's BatchNorms; change nothing else.
 
     ``images`` are batches (B, 3, H, W) from 0 to 1 on the model's device. ``names`` selects the
-    BatchNorms; None selects all. The others keep their statistics, and normalize by them.
+    BatchNorms; None selects all. The other BatchNorms keep and use their statistics.
 
     Raises:
         DataError: there are no images.
@@ -118,10 +118,10 @@ def _input_moments(layers: dict[str, Any]) -> Iterator[dict[str, Moments]]:
 
 
 def letterboxed_batches(train_set: TrainingSet, batch: int, workers: int = 0) -> Iterator[Tensor]:
-    """Iterate over at most ``ENOUGH`` letterboxed images of a set, in batches uint8 (B, 3, S, S).
+    """Iterate over at most ``ENOUGH`` letterboxed images of a set, in batches.
 
-    Images are shuffled, because neighbours in a data set are often similar. The order is always the
-    same.
+    A batch is uint8 (B, 3, size, size). Images are shuffled, because neighbours in a data set are
+    often similar. The order is always the same.
     """
     plain = train_set.without_augmentation()
     stream = batches(loader(plain, BatchPlan(len(plain), batch), workers=workers))

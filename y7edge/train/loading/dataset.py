@@ -44,7 +44,8 @@ class TrainingSet(Dataset[Item]):
     """Dataset of augmented network inputs.
 
     An item is an image, uint8 (3, H, W) RGB, and its labels, float32 (n, 5): class, and normalized
-    centre x, y, width, height. (H, W) is the shape of the key, else (size, size).
+    centre x, y, width, height. (H, W) is the ``shape`` of the item's key; if that is
+    None, (size, size).
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class TrainingSet(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int] | Key) -> Item:
-        """Return the item of a key; instead, give (epoch, index), or an index in epoch 0."""
+        """Return the item of a `Key`, of a pair (epoch, index), or of an index in epoch 0."""
         if not isinstance(key, Key):
             key = Key(*key) if isinstance(key, tuple) else Key(0, key)
         planes = np.empty((3, *(key.shape or (self.size, self.size))), np.uint8)
@@ -151,7 +152,7 @@ def collate(items: Sequence[Item]) -> Item:
 
 
 def _numbered(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Join the labels (n, 5) of all images of a batch to targets (n, 6)."""
+    """Join the labels (n, 5) of all images of a batch to targets (n, 6), as for `collate`."""
     numbers = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
     return np.column_stack((numbers, np.concatenate(labels))).astype(np.float32)
 
@@ -210,7 +211,7 @@ def loader(
 ) -> DataLoader[Item]:
     """Create a loader of the batches of a plan; call ``plan.set_epoch`` before each pass.
 
-    If ``workers`` is 0, the calling process loads the images. ``pin`` returns batches in
+    If ``workers`` is 0, the calling process loads the images. With ``pin``, batches are in
     page-locked memory, for asynchronous copies to a GPU.
 
     Raises:

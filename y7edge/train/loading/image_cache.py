@@ -1,9 +1,9 @@
 """Cache decoded images in memory or on disk, since decoding takes most of the loading time.
 
-All caches return the same images: BGR, upright, their longer side resized to that of the network's
-input. JPEGs are not decoded at a reduced size. That would save a fifth of the time on COCO at 320
-pixels, but the images would differ from the detector's bilinear resize (by 1.8 grey levels on
-average, and much more in single pixels).
+All caches return the same images: BGR, upright, and resized so that their longer side equals that
+of the network's input. JPEGs are not decoded at a reduced size. That would save a fifth of the time
+on COCO at 320 pixels, but the images would differ from those that the detector resizes bilinearly
+(by 1.8 grey levels on average, and much more in single pixels).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def open_cache(kind: str, samples: Sequence[Sample], size: int) -> Images:
         try:
             return DiskCache(samples, size)
         except OutputError as error:
-            _log.warning("%s: training without it", error)
+            _log.warning("%s: training without a cache", error)
             return Uncached(samples, size)
     raise ConfigError(f"cache: expected auto, ram, disk or none, found {kind!r}")
 
@@ -99,8 +99,8 @@ class RamCache(Images):
         needed = int(self._starts[-1])
         if needed > spare_memory():
             raise ConfigError(
-                f"cache ram: the decoded images take {format_bytes(needed)}, "
-                f"{format_bytes(spare_memory())} are available: use cache disk or none, or a "
+                f"cache ram: the decoded images take {format_bytes(needed)}, but "
+                f"only {format_bytes(spare_memory())} are available: use cache disk or none, or a "
                 "smaller imgsz"
             )
         self._block = np.empty(needed, np.uint8)
@@ -152,7 +152,7 @@ class DiskCache(Images):
         self._checked = bytearray(len(samples))
 
         def store(index: int) -> None:
-            if not is_file(self._path(index)):  # an image of equal content may have made it
+            if not is_file(self._path(index)):  # unless an equal image was stored
                 self._store(index, _decoded(samples[index], size))
 
         missing = [i for i in range(len(samples)) if not is_file(self._path(i))]
@@ -213,8 +213,8 @@ class DiskCache(Images):
         free = shutil.disk_usage(next(place for place in places if is_folder(place))).free
         if needed > free:
             raise OutputError(
-                f"cache disk: {self._folder} needs {format_bytes(needed)}, {format_bytes(free)} "
-                "are free; set Y7EDGE_CACHE to another folder"
+                f"cache disk: {self._folder} needs {format_bytes(needed)}, but only "
+                f"{format_bytes(free)} are free; set Y7EDGE_CACHE to another folder"
             )
 
 

@@ -56,10 +56,10 @@ class BatchMemory:
     It is mapped before the workers fork, and divided into slots, one per batch. A slot is reused
     when no tensor refers to it any more. If no slot is free, torch transfers the batch.
 
-    Torch itself creates a file in /dev/shm for each batch, which is slower, since the system must
-    clear it, and /dev/shm is often limited to 64 MB in containers. On two cores,
-    ``examples/research/loader_speed.py --workers 2`` (512 synthetic scenes of 640 px, batch 16,
-    recipe tiny, cache ram) loads 640 images/s with slots and 440 images/s with files.
+    Torch itself creates a file in /dev/shm for each batch. This is slower, since the system must
+    clear the memory of each file. Also, /dev/shm is often limited to 64 MB in containers. On two
+    cores, ``examples/research/loader_speed.py --workers 2`` (512 synthetic scenes of 640 px, batch
+    16, recipe tiny, cache ram) loads 640 images/s with slots and 440 images/s with files.
     """
 
     def __init__(self, slots: int, size: int) -> None:
@@ -71,8 +71,9 @@ class BatchMemory:
         needed = slots * size
         if needed > spare_memory():
             raise ConfigError(
-                f"prefetched batches take {format_bytes(needed)}, {format_bytes(spare_memory())} "
-                "are available: use fewer workers or a smaller batch"
+                f"prefetched batches take {format_bytes(needed)}, but only "
+                f"{format_bytes(spare_memory())} are available: use fewer workers or a smaller "
+                "batch"
             )
         self._block = np.frombuffer(mmap.mmap(-1, needed), np.uint8).reshape(slots, size)
         self._free = list(range(slots))

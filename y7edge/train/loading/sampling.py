@@ -25,7 +25,7 @@ _DECIMALS = 6  # rounding before `ceil`: (416 / 640) * 640 must give 416, not 41
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Key of a training item, which determines the item together with the seed of the set."""
+    """Key of a training item; the item depends only on its key and on the seed of the set."""
 
     epoch: int
     index: int  # into the samples
@@ -69,8 +69,8 @@ class BatchPlan(Sampler[list[Key]]):
     """Sampler of the batches of an epoch as lists of keys, for one rank of a run.
 
     A batch has ``batch`` images over all ranks. Each rank computes the same batches, and takes
-    every ``world``-th image of them. A last batch with fewer images than ranks is dropped. With
-    ``rect``, images are sorted by aspect ratio, and ``shuffle`` also shuffles the batches.
+    every ``world``-th image of each batch. A last batch with fewer images than ranks is dropped.
+    With ``rect``, images are sorted by aspect ratio, and ``shuffle`` also shuffles the batches.
 
     Raises:
         ConfigError: ``batch`` is not a multiple of ``world``, or there are fewer images than ranks.
@@ -89,7 +89,7 @@ class BatchPlan(Sampler[list[Key]]):
     ) -> None:
         if batch < 1 or batch % world:
             raise ConfigError(
-                f"batch: expected a multiple of {world}, the number of processes, found {batch}"
+                f"batch: expected a multiple of {world} (the number of processes), found {batch}"
             )
         if length < world:
             raise ConfigError(
@@ -118,7 +118,7 @@ class BatchPlan(Sampler[list[Key]]):
         weights = np.asarray(weights, np.float64)
         if weights.shape != (self.length,):
             raise ConfigError(
-                f"weights: expected one for each of {self.length} images, found {weights.shape}"
+                f"weights: expected shape ({self.length},), one per image, found {weights.shape}"
             )
         if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
             raise ConfigError("weights: expected finite numbers from 0, not all of them 0")

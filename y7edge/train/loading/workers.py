@@ -82,10 +82,10 @@ def _iterate(images: DataLoader[Batch]) -> Iterator[Batch]:
 
 
 def _worker_failure(error: Exception, images: DataLoader[Any]) -> str | None:
-    """Explain an error that a worker or full shared memory caused; None for other errors."""
+    """Explain an error that a worker or full shared memory caused; return None for other errors."""
     enough = (
         f"enlarge {_SHARED_MEMORY} (docker run --shm-size 2g, or --ipc host), or use fewer "
-        "workers (--workers 0 needs none)"
+        "workers (--workers 0 needs no shared memory)"
     )
     if "allocate shared memory" in str(error):
         return f"no shared memory left for a batch: {enough}"

@@ -22,7 +22,7 @@ from y7edge.errors import ConfigError
 from y7edge.train.loss.boxes import corners, decode
 from y7edge.train.loss.candidates import Assigner, Assignment, distinct, join, propose, select
 
-# In the class cost, probabilities are clamped to [SATURATION, 1 - SATURATION], since at 0 and 1 it
+# In the class cost, probabilities are clamped to [SATURATION, 1 - SATURATION]. At 0 and 1, the cost
 # would be infinite, or NaN with the published formula. Float32 can represent 1 - 1e-7.
 SATURATION = 1e-7
 
@@ -36,12 +36,13 @@ class SimOTA:
         cost = class cost + 3 * -ln(IoU + 1e-8)
         k    = max(1, int(sum of the target's q0 largest IoUs))
 
-    If several targets take the same candidate, it is assigned to the target of the image with the
-    lowest cost. Equal costs are resolved in favour of the lower index, on every device.
+    If several targets take the same candidate, it is assigned to the target with the lowest cost
+    among all targets of the image. Equal costs are resolved in favour of the lower index, on every
+    device.
 
-    Costs form a matrix, with a row per target and a column per candidate of its image. It is
-    computed in chunks of at most ``pairs`` elements, but at least one row. Only crowded batches
-    need more than one chunk. The peak memory in bytes is the sum of
+    The costs are a matrix with a row per target and a column per candidate of the target's image.
+    The matrix is computed in chunks of rows. A chunk has at most ``pairs`` elements, or a single
+    row. Only crowded batches need more than one chunk. The peak memory in bytes is the sum of
 
         32 * pairs
         20 * candidates * (5 + nc)
@@ -64,9 +65,9 @@ class SimOTA:
     ) -> tuple[Assignment, ...]:
         """Return an assignment for each reach; IoU and cost are computed only once.
 
-        The matrix has a column for each distinct pair of cell and anchor, and each reach uses the
-        columns of its candidates. Compared with a single reach, this takes 16 bytes x ``pairs``
-        more, and the last term of the peak memory once per reach.
+        The cost matrix has a column for each distinct pair of cell and anchor, and each reach uses
+        the columns of its candidates. The peak memory is that of a single reach (see the class),
+        plus 16 bytes x ``pairs``, and the last term counts once per reach.
         """
         offers = [
             propose(heads, targets, anchors, anchor_t=self.anchor_t, reach=reach)
@@ -86,7 +87,10 @@ class SimOTA:
         targets: Tensor,
         anchors: Tensor,
     ) -> list[Tensor]:
-        """Return the owners (K,) of each set of candidates: rows of ``targets``, -1 for none."""
+        """Return, for each set of K candidates in ``offers``, the owners (K,) of the candidates.
+
+        An owner is a row of ``targets``, or -1 for none.
+        """
         batch = heads[0].shape[0]
         cells, columns = (offers[0], None) if len(offers) == 1 else distinct(offers, heads)
         table = _CellTable(*_costs(heads, cells, anchors), cells.entries[:, 0], batch)
@@ -135,11 +139,14 @@ class _CellTable:
         self._slot = slot.view(batch, self.width)
 
     def class_cost(self, image: Tensor, label: Tensor) -> Tensor:
-        """Return (R, W) for R targets in images ``image`` (R,), of classes ``label`` (R, 1)."""
+        """Return the class costs (R, W) of R targets for the W cells of each target's image.
+
+        ``image`` (R,) and ``label`` (R, 1) contain the image index and the class of each target.
+        """
         return self._costs.take(self._slot[image].add_(label))
 
     def view(self, image: Tensor, cell: Tensor) -> _View:
-        """Select candidates, by their image (K,) and their row ``cell`` (K,) among the cells."""
+        """Select K candidates by image (K,) and by ``cell`` (K,), their rows in this table."""
         batch = len(self.penalty)
         place, width = _places(image, batch)
         column = place.new_full((batch * width,), self.width - 1)
@@ -178,7 +185,8 @@ class _Owners:
     def add(self, first: int, image: Tensor, cost: Tensor, taken: Tensor) -> None:
         """Add the R targets from row ``first`` on, which are in images ``image`` (R,).
 
-        ``cost`` and ``taken`` are (R, W).
+        ``cost`` (R, W) are the costs of the candidates for each target. ``taken`` (R, W) is True
+        for the candidates that the target takes.
         """
         into = image[:, None].expand_as(cost)
         row = torch.arange(first, first + len(image), dtype=torch.int32, device=image.device)
@@ -311,7 +319,7 @@ AUXILIARY = {
 
 
 def by_name(name: str, *, anchor_t: float = 4.0) -> Assigner:
-    """Return the assigner for lead and auxiliary head called ``name``, a key of ``AUXILIARY``.
+    """Return the assigner ``name``, a key of ``AUXILIARY``, for a lead and an auxiliary head.
 
     Raises:
         ConfigError: the name is unknown.

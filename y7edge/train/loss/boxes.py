@@ -30,9 +30,10 @@ def ciou(first: Tensor, second: Tensor) -> Tensor:
     """Compute the complete IoU (...) of pairs of boxes (..., 4) x1, y1, x2, y2.
 
     ``first`` are predictions, ``second`` are targets. CIoU is at most 1, and 0 for two empty boxes.
-    The weight alpha of the aspect term is a constant for the gradient, as in the paper. ``EPS`` is
-    added where the published code adds it, because it changes the loss of boxes in grid units: to
-    both heights, the union and the squared diagonal, and again to the heights in the aspect term.
+    The weight alpha of the aspect term is a constant for the gradient, as in the paper. ``EPS``
+    changes the loss of boxes in grid units, so it is added exactly where the published code adds
+    it: to both heights, to the union and the squared diagonal, and again to the heights in the
+    aspect term.
     """
     width1, height1 = _size(first)
     width2, height2 = _size(second)

@@ -47,9 +47,10 @@ class Assignment:
 Assigner = Callable[[Sequence[Tensor], Tensor, Tensor], Assignment]
 """Function that assigns targets to cells: ``(heads, targets, anchors) -> Assignment``.
 
-``heads`` are raw logits per level (B, A, H, W, 5 + nc), finest level first, those of an auxiliary
-head after the lead's. ``targets`` (n, 6) are image, class, cx, cy, w, h, normalized to the
-network's input. ``anchors`` (L, A, 2) are width and height in grid units of their level.
+``heads`` are raw logits per level (B, A, H, W, 5 + nc), finest level first. The logits of an
+auxiliary head follow those of the lead head. ``targets`` (n, 6) are image, class, cx, cy, w, h,
+normalized to the network's input. ``anchors`` (L, A, 2) are width and height in grid units of their
+level.
 """
 
 
@@ -99,7 +100,8 @@ def distinct(
     Synchronizes with the device twice.
 
     Returns:
-        The distinct pairs, with target -1; and for each set, the row of each candidate, (K,).
+        The distinct pairs, with target -1. And for each set of K candidates, the rows (K,) of the
+        candidates among the distinct pairs.
     """
     height, width = (max(head.shape[axis] for head in heads) for axis in (2, 3))
     shape = (len(heads), heads[0].shape[0], heads[0].shape[1], height, width)
@@ -139,7 +141,7 @@ def propose(
 ) -> Assignment:
     """Return the candidates of all targets.
 
-    ``heads``, of which only the shapes are read, ``targets`` and ``anchors`` are as for `Assigner`.
+    Arguments are as for `Assigner`; only the shapes of ``heads`` are read.
     A target and an anchor are of similar shape if the ratios of their widths and of their heights
     are below ``anchor_t``. ``reach`` is the largest distance from the target's centre to an
     adjacent cell, in cells: 0.5 proposes up to three cells, 1.0 up to five.

@@ -32,7 +32,10 @@ AUX_WEIGHT = 0.25  # weight of the auxiliary head; the lead has 1
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
-    """Terms of the loss, scalars on the device; their mean over processes is that of the batch."""
+    """Terms of the loss of one process, scalars on the device.
+
+    The mean of a term over all processes is the term of the whole batch.
+    """
 
     # Weighted by their gains, without gradient
     box: Tensor
@@ -104,7 +107,7 @@ class DetectionLoss:
     def _weights(
         self, heads: Sequence[Tensor], assignment: Assignment, like: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weight of a positive and of a cell by level (H L,), and the batch size."""
+        """Return the weights of a positive and of a cell (heads x levels,), and the batch size."""
         levels = len(heads)
         cells = [head.shape[:-1].numel() for head in heads]
         counts = constant((*assignment.sizes, *cells, len(heads[0])), assignment.entries)
@@ -130,9 +133,10 @@ class DetectionLoss:
     def _objectness_term(
         self, heads: Sequence[Tensor], assignment: Assignment, score: Tensor, per_cell: Tensor
     ) -> Tensor:
-        """Return the objectness loss: sums over cells, weighted by ``per_cell`` (H L,).
+        """Return the objectness loss: sums over cells, weighted by ``per_cell``.
 
-        The target of a positive is its CIoU, ``score`` (N,); that of other cells is 0.
+        ``per_cell`` (heads x levels,) is the weight of a cell. The target of a positive is its
+        CIoU, ``score`` (N,); the target of other cells is 0.
         """
         scores = score.clamp(min=0).split_with_sizes(assignment.sizes)
         sums = []
@@ -143,7 +147,7 @@ class DetectionLoss:
         return (torch.stack(sums) * per_cell).sum()
 
     def _class_term(self, logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        """Return the class loss: means over ``logits`` (N, nc), summed with ``weight`` (N,)."""
+        """Return the class loss: means over classes (N,), summed with ``weight`` (N,)."""
         if self.nc == 1:
             return logits.new_zeros(())
         absent = self.recipe.label_smoothing / 2
@@ -152,7 +156,7 @@ class DetectionLoss:
         return (self._cross_entropy(logits, expected, self.recipe.cls_pw).mean(1) * weight).sum()
 
     def _cross_entropy(self, logits: Tensor, expected: Tensor, positive: float) -> Tensor:
-        """Return the binary cross-entropy per element, as focal loss if the recipe sets it.
+        """Return the binary cross-entropy per element, as focal loss if ``fl_gamma`` is not 0.
 
         ``positive`` is the weight of positive targets.
         """

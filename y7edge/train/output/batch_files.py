@@ -20,7 +20,7 @@ from y7edge.train.loading.sampling import BatchPlan
 
 _IMAGES = 16  # maximum number in a grid
 _SIDE = 320  # longer side of each image in the grid, pixels
-_GAP = 4  # pixels between them
+_GAP = 4  # pixels between images
 
 BAD_BATCH = "nan_batch.safetensors"
 HEADER = "y7edge-batch"

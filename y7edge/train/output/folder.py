@@ -25,10 +25,10 @@ LOCK = ".lock"
 def create(out: Path | str | None, held: ExitStack, root: Path | str = "runs") -> Path:
     """Create the folder of a run, and lock it until ``held`` is closed.
 
-    If ``out`` is None, this is the first unused one of ``root/train``, ``root/train2``, ...
+    If ``out`` is None, the folder is the first unused one of ``root/train``, ``root/train2``, ...
 
     Raises:
-        ConfigError: ``out`` already holds a run, another run has locked it, or it is not a folder.
+        ConfigError: ``out`` already holds a run, is locked by another run, or is not a folder.
     """
     check_free(out)
     number, folder = 1, Path(root) / "train" if out is None else Path(out)
@@ -56,7 +56,7 @@ def claim(folder: Path, held: ExitStack) -> None:
     The lock is on the file ``.lock``, because an export into the folder locks the folder itself.
 
     Raises:
-        ConfigError: another run has locked the folder, or it cannot be written.
+        ConfigError: another run has locked the folder, or the folder cannot be written.
     """
     try:
         path = folder / LOCK

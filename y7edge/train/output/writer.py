@@ -115,10 +115,11 @@ class RunWriter:
             configfile.write(config, folder / files.CONFIG)
 
     def add(self, row: EpochRow, model: Model, metrics: Metrics | None = None) -> bool:
-        """Record an epoch and save its averaged ``model``; return whether it is the best so far.
+        """Record an epoch, save its averaged ``model``, and return whether this epoch is the best.
 
-        The model is saved as last checkpoint, and also as best checkpoint if it is the best.
-        ``metrics`` add the scores to the row; None if the epoch was not evaluated.
+        The model is saved as the last checkpoint. If the epoch is the best so far, the model is
+        also saved as the best checkpoint. ``metrics`` are the scores of the epoch; None if it was
+        not evaluated.
         """
         if metrics is not None:
             row, self._conf = row.evaluated(metrics), metrics.conf
@@ -169,7 +170,7 @@ class RunWriter:
 
     @contextmanager
     def _optional(self, name: str) -> Iterator[None]:
-        """Write an optional file in a block; if this fails, warn and do not write it again."""
+        """Log errors of writing an optional file as a warning; do not write the file again."""
         try:
             yield
         except Exception as error:

@@ -75,9 +75,10 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block on every rank; an error on one rank is then raised on all ranks.
+        """If the code in this context raises an error on one rank, raise it on all ranks.
 
-        Otherwise the other ranks would wait forever. The block must not communicate with them.
+        Otherwise the other ranks would wait forever. All ranks must enter the context. The code in
+        it must not communicate between ranks.
         """
         problem: BaseException | None = None
         try:
@@ -212,11 +213,12 @@ def _strategy(devices: int) -> Any:
 
 
 def launch(fabric: Any, held: ExitStack) -> Ranks:
-    """Start one process for each device and connect them; return the ranks' operations.
+    """Start one process for each device, connect them, and return the `Ranks` of this process.
 
-    Fabric runs the command of this process again for each further device. Those processes print
-    nothing and end when rank 0 ends. On one machine, the processes connect over the loopback
-    interface only. ``held`` owns the file that connects them: close it after training.
+    Fabric runs the command of this process again for each further device. The further processes
+    print nothing and end when rank 0 ends. On one machine, the processes connect over the loopback
+    interface only. The file that connects the processes is deleted when ``held`` is closed: close
+    ``held`` after training.
     """
     if int(os.environ.get("LOCAL_RANK", 0)):
         die_with(os.getppid())

@@ -41,7 +41,7 @@ class Interrupts:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Inside this block, raise KeyboardInterrupt as soon as a signal arrives."""
+        """Raise KeyboardInterrupt as soon as a signal arrives, while this context is active."""
         self.check()
         self._immediate = True
         try:

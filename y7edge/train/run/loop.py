@@ -5,9 +5,9 @@
     resume("runs/train")                            # after an interruption
 
 ``setup/parts.py`` builds the data loader, model, optimizer and other parts of a run. ``trainer.py``
-trains; after each epoch it evaluates and saves the averaged weights. Every few minutes and on
-Ctrl-C, it saves the state of the run between two batches (``state.py``, ``resume.py``). The recipe
-is that of YOLOv7 (arXiv 2207.02696) with the changes listed in ``settings/config.py``.
+trains. After each epoch it saves the averaged weights; some epochs are evaluated. Every few minutes
+and on Ctrl-C, it saves the state of the run between two batches (``state.py``, ``resume.py``). The
+recipe is that of YOLOv7 (arXiv 2207.02696) with the changes listed in ``settings/config.py``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def resume(folder: Path | str, *, progress: Progress | None = None) -> TrainResu
     config = replace(configfile.read(path), out=folder)
     if not Path(config.data).exists():
         raise ConfigError(
-            f"{path}: data: {config.data} does not exist; restore it, or set its new path there"
+            f"{path}: data: {config.data} does not exist; restore it, or set its new path in "
+            f"{files.CONFIG}"
         )
     return _run(under_torchrun(config), progress, folder)
 
@@ -98,8 +99,8 @@ def _run(config: TrainConfig, progress: Progress | None, folder: Path | None = N
             if isinstance(error, OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
                 raise TrainingError(
                     f"out of memory on {fabric.device} with batch {config.batch} at {config.imgsz} "
-                    "px: start a new run with a smaller --batch or --imgsz, and the last epoch's "
-                    "--weights"
+                    "px: start a new run with a smaller --batch or --imgsz, and with the --weights "
+                    "of the last epoch"
                 ) from error
             lost = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
             if ranks.world == 1 or not lost:

@@ -42,7 +42,7 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
 
 
 def scaled_weight_decay(weight_decay: float, batch: int, nominal: int) -> float:
-    """Multiply weight decay by the actual images per optimizer step over the ``nominal`` ones.
+    """Multiply ``weight_decay`` by (actual images per optimizer step) / ``nominal``.
 
     The loss is summed over the images, so gradients grow with their number.
     """

@@ -89,8 +89,8 @@ def profile(config: TrainConfig, *, progress: Progress | None = None) -> Profile
     """
     if config.devices * config.nodes > 1 or config.profile < 1:
         raise ConfigError(
-            f"--profile: expected 1 or more iterations on one device, found {config.profile} on "
-            f"{config.devices * config.nodes}"
+            f"--profile: expected 1 or more iterations on one device, found {config.profile} "
+            f"iterations on {config.devices * config.nodes} devices"
         )
     check_packages()
     fabric = open_fabric(config)

@@ -44,7 +44,10 @@ class Progress:
         """Display a message."""
 
     def step(self, status: Status) -> None:
-        """Display an iteration; on a GPU only every tenth, since reading the loss waits for it."""
+        """Display an iteration.
+
+        On a GPU, this is called every tenth iteration, since reading the loss waits for the GPU.
+        """
 
     def epoch(self, row: EpochRow) -> None:
         """Display a finished epoch; ``row`` is its row of ``results.csv``."""

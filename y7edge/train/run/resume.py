@@ -98,9 +98,9 @@ def require_fitting(parts: Parts, state: State) -> None:
     epochs, batches = parts.config.epochs, len(parts.plan)
     problem: str | None
     if position.epoch > epochs + 1 or position.batch > batches:
-        problem = f"it is at {position}, of {epochs} epochs with {batches} batches"
+        problem = f"it is at {position}, but the run has {epochs} epochs of {batches} batches"
     elif len(written.rows) != position.epoch - 1:
-        problem = f"it has rows of {len(written.rows)} epochs in epoch {position.epoch}"
+        problem = f"it has results of {len(written.rows)} epochs, but is in epoch {position.epoch}"
     else:
         problem = _misfit(parts, state) or _scaler_misfit(parts, state)
     if problem:
@@ -150,7 +150,7 @@ def _scaler_misfit(parts: Parts, state: State) -> str | None:
     fits = values.keys() == scaler.state_dict().keys() and all(
         0 <= value < (2**31 if isinstance(value, int) else 3e38) for value in values.values()
     )
-    return None if fits else f"the gradient scaler of fp16 has the values {dict(values)}"
+    return None if fits else f"the gradient scaler of fp16 has invalid values: {dict(values)}"
 
 
 def identity(parts: Parts) -> Identity:

@@ -4,9 +4,9 @@ An *iteration* is a forward and backward pass of one batch. An optimizer *step* 
 ``accumulate`` iterations.
 
 The learning rate follows a cosine from ``lr0`` to ``lr0 * lrf``, updated once per epoch. During the
-linear warm-up at the start of a run, the rate of the biases falls to it from a high value, and the
-other rates rise to it from zero. This is YOLOv7's published schedule. With SWA, the rate is
-constant once averaging has begun.
+linear warm-up at the start of a run, the rate of the biases falls from a high value to the cosine,
+and the other rates rise from zero to the cosine. This is YOLOv7's published schedule. With SWA, the
+rate is constant once averaging has begun.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def swa_begins(recipe: Recipe, epochs: int) -> int:
     """Return the first epoch (counted from 1) whose weights SWA averages; at most the last epoch.
 
     From this epoch on, the learning rate is constant (arXiv 1803.05407), so that the averaged
-    weights differ.
+    weights differ from each other.
     """
     return min(int(recipe.swa_start * epochs), epochs - 1) + 1
 

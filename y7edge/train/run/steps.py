@@ -105,7 +105,10 @@ class Steps:
 
 
 def resized(images: Tensor, side: int, stride: int) -> Tensor:
-    """Resize float images (B, 3, H, W) to longer side ``side``; round sides up to ``stride``."""
+    """Resize float images (B, 3, H, W), so that the longer side is ``side`` pixels.
+
+    Both sides are rounded up to multiples of ``stride``, to at least two of them.
+    """
     height, width = images.shape[-2:]
     fraction = side / max(height, width)
     size = [max(2, -(-round(x * fraction) // stride)) * stride for x in (height, width)]

@@ -15,9 +15,9 @@ class Timing:
     """Timer that measures nothing, for runs that are not profiled."""
 
     def part(self, name: str, *, host: bool = False) -> AbstractContextManager[None]:
-        """Measure a block as part ``name``; set ``host`` if it runs on the CPU only.
+        """Measure the time in this context as part ``name``; set ``host`` for code on the CPU only.
 
-        Blocks must not overlap.
+        Contexts must not overlap.
         """
         return nullcontext()
 
@@ -35,7 +35,7 @@ class PartTimes(Timing):
 
     @contextmanager
     def part(self, name: str, *, host: bool = False) -> Iterator[None]:
-        """Add the seconds of a block to those of ``name``."""
+        """Add the seconds in this context to those of ``name``."""
         if self._device.type == "cuda" and not host:
             event: Any = torch.cuda.Event
             start, end = event(enable_timing=True), event(enable_timing=True)

@@ -260,7 +260,7 @@ class Trainer:
 
     @contextmanager
     def _updating(self) -> Iterator[None]:
-        """Mark the state as inconsistent during a block; it remains so if the block raises."""
+        """Mark the state as inconsistent in this context, and after it if an error is raised."""
         self._consistent = False
         yield
         self._consistent = True

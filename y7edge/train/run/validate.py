@@ -39,7 +39,7 @@ class Validation:
         self._imgsz = imgsz
 
     def __call__(self, model: Model) -> Metrics:
-        """Return the metrics of a model, on its device; this switches it to evaluation mode."""
+        """Evaluate a model on its device; the model is switched to evaluation mode."""
         return evaluate(self.detector(model).detect_for_evaluation, self.samples, self.names)
 
     def detector(self, model: Model, conf: float | None = None) -> Detector:
@@ -51,7 +51,7 @@ class Validation:
 
 
 def require_labels(samples: Sequence[Sample], purpose: str) -> None:
-    """Check that an image has a label; ``purpose``, such as "train on", is part of the message.
+    """Check that at least one image has a label; ``purpose`` ("train on") is for the message.
 
     Raises:
         DataError: no image has a label.

@@ -6,7 +6,7 @@ sets. Therefore three rules differ from the published training (see ``schedule.p
 
 * The warm-up is at most a fraction of the run (published: at least 1000 iterations).
 * The nominal batch depends on the length of the run (published: always 64).
-* Gradients accumulated at the end of an epoch are used in the next step (published: discarded).
+* Gradients that are left at the end of an epoch are kept for the next step (published: discarded).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TrainConfig:
     train_split: str = "train"
     val_split: str = "val"
     single_cls: bool = False  # train all classes as one
-    autoanchor: bool = True  # fit new anchors if they do not fit enough objects
+    autoanchor: bool = True  # search new anchors if those of the model fit too few objects
 
     # How
     recipe: Recipe | None = None  # None: the published one of the model's family
@@ -111,11 +111,12 @@ class TrainConfig:
         if self.batch % parts:
             up = -(-self.batch // parts) * parts
             raise ConfigError(
-                f"batch must be a multiple of the {parts} devices, not {self.batch}: use {up}"
+                f"batch must be a multiple of {parts} (the number of devices), not {self.batch}: "
+                f"use {up}"
             )
         if self.devices > 1 and ":" in self.device:
             raise ConfigError(
-                f"device {self.device!r} is one device, devices is {self.devices}: "
+                f"device {self.device!r} is a single device, but devices is {self.devices}: "
                 f"use {self.device.partition(':')[0]!r}"
             )
         if self.rect and self.image_weights:

@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 def choose(text: str | None, model: str) -> NamedRecipe:
     """Return the recipe that ``--recipe`` selects, by name or as a file.
 
-    None selects the published recipe of the model, which also completes the values of a file.
+    None selects the published recipe of the model. The values that a file lacks are also taken from
+    the published recipe of the model.
 
     Raises:
         ConfigError: the name is unknown, or the file cannot be read, is not YAML, or has a
@@ -56,7 +57,7 @@ def choose(text: str | None, model: str) -> NamedRecipe:
     unused = {key: values.pop(key) for key in UNUSED if key in values}
     if unused:
         reasons = "; ".join(f"{key} ({UNUSED[key]})" for key in unused)
-        _log.warning("%s: no effect: %s", path, reasons)
+        _log.warning("%s: keys without effect: %s", path, reasons)
     try:
         changed = family.changed(values, str(path))
     except ConfigError as error:

@@ -61,6 +61,6 @@ def check_ranges(settings: Any) -> None:
 
 
 def require(fine: bool, name: str, expected: str, found: object) -> None:
-    """Raise ConfigError unless ``fine``: "``name`` must be ``expected``, not ``found``"."""
+    """Raise ConfigError, "``name`` must be ``expected``, not ``found``", unless ``fine``."""
     if not fine:
         raise ConfigError(f"{name} must be {expected}, not {found!r}")

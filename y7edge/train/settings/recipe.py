@@ -56,7 +56,7 @@ class Recipe:
     warmup_epochs: float = within(NOT_NEGATIVE, 3.0)  # at most this many epochs ...
     warmup_share: float = within(FRACTION, 0.1)  # ... and at most this fraction of the run
     warmup_momentum: float = within(BELOW_ONE, 0.8)  # momentum at the first iteration
-    warmup_bias_lr: float = within(NOT_NEGATIVE, 0.1)  # of the biases at the first iteration
+    warmup_bias_lr: float = within(NOT_NEGATIVE, 0.1)  # initial learning rate of biases
 
     # Loss; box, cls and obj are gains for 3 levels, 80 classes and 640 px
     box: float = within(NOT_NEGATIVE, 0.05)
@@ -76,13 +76,13 @@ class Recipe:
     # Averaging of the weights
     average: str = "ema"  # ema, swa or none
     ema_decay: float = within(BELOW_ONE, 0.9999)  # largest decay of the moving average
-    ema_tau: float = within(POSITIVE, 2000.0)  # updates until the decay reaches 63 % of it
+    ema_tau: float = within(POSITIVE, 2000.0)  # updates until the decay is 63 % of ema_decay
     swa_start: float = within(BELOW_ONE, 0.75)  # fraction of the run before averaging
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.average not in AVERAGES:
-            raise ConfigError(f"average must be {', '.join(AVERAGES)}, not {self.average!r}")
+            raise ConfigError(f"average must be one of {', '.join(AVERAGES)}, not {self.average!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values under their published names, as a flat dict."""
@@ -93,7 +93,7 @@ class Recipe:
         return values
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
-        """Return a copy with other values: numbers or strings (``"1e-3"``) by published name.
+        """Return a copy with the values of ``changes``: numbers or strings (``"1e-3"``) by name.
 
         Raises:
             ConfigError: a name is unknown, or a value has the wrong type or is out of range.

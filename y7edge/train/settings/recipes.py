@@ -1,8 +1,8 @@
 """Define the named recipes, with the source of each value.
 
 ``p5``, ``p6`` and ``tiny`` are the published hyper-parameter files of YOLOv7 (arXiv 2207.02696),
-completed with constants of the published program. ``finetune`` changes some values of the published
-file for custom data (``custom``), ``small-data`` some values of ``tiny``.
+completed with constants of the published program. ``finetune`` is the published file for custom
+data (``custom``) with some values changed. ``small-data`` is ``tiny`` with some values changed.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ NOT_IN_FILES: dict[str, tuple[Any, str]] = {
 FINETUNE_CHANGES: dict[str, tuple[Any, str]] = {
     "lr0": (0.002, "ours: a fifth of the published rate, so that trained features are kept"),
     "warmup_bias_lr": (0.01, "ours: 0.1 destroys trained biases in a few steps"),
-    "warmup_epochs": (1.0, "ours: only the head's new rows are untrained"),
-    "close_mosaic": (10, "ours: end on unmixed images, as in use"),
+    "warmup_epochs": (1.0, "ours: only the head's outputs for new classes are untrained"),
+    "close_mosaic": (10, "ours: the last epochs use unmixed images, as in deployment"),
     "ema_decay": (0.999, "ours: a fine-tuning run is too short for an average over 10,000 steps"),
-    "ema_tau": (500.0, "ours: with the shorter average"),
+    "ema_tau": (500.0, "ours: lower, to match ema_decay"),
 }
 
 # Recipe small-data: training from scratch on a few hundred images, about an hour on a CPU
 SMALL_DATA_CHANGES: dict[str, tuple[Any, str]] = {
     "nominal_batch": (8, "ours: more steps in a short run (docs/small_data.md)"),
     "ema_decay": (0.995, "ours: averages 200 steps; such a run has fewer than 10,000"),
-    "ema_tau": (100.0, "ours: with the shorter average"),
-    "close_mosaic": (15, "ours: end on unmixed images, as in use"),
+    "ema_tau": (100.0, "ours: lower, to match ema_decay"),
+    "close_mosaic": (15, "ours: the last epochs use unmixed images, as in deployment"),
 }
 
 
@@ -92,7 +92,7 @@ class NamedRecipe:
     sources: Mapping[str, str]
 
     def changed(self, changes: Mapping[str, Any], source: str) -> NamedRecipe:
-        """Replace values (see :meth:`Recipe.changed`), and set their source."""
+        """Return a copy with changed values (see :meth:`Recipe.changed`) from ``source``."""
         recipe = self.recipe.changed(changes)
         return replace(
             self, recipe=recipe, sources={**self.sources, **dict.fromkeys(changes, source)}

@@ -25,7 +25,7 @@ from y7edge.data.sample import Sample
 from y7edge.models.spec import Anchors, Spec
 
 ENOUGH = 0.98  # anchors with this best possible recall are kept
-SMALLEST = 2.0  # smallest side of an anchor in pixels; boxes with both sides below are ignored
+SMALLEST = 2.0  # smallest side of an anchor in pixels; boxes with both sides smaller are ignored
 _EXAMPLES = 20_000  # boxes used in the search
 
 
@@ -50,7 +50,7 @@ def recall(sizes: ArrayLike, anchors: ArrayLike, threshold: float = 4.0) -> Fit:
 
 
 def sizes_of(samples: Sequence[Sample], imgsz: int) -> NDArray[np.float64]:
-    """Return widths and heights (n, 2) of all boxes, in pixels at a longer side of ``imgsz``.
+    """Return widths and heights (n, 2) of all boxes, in pixels, for a longer image side ``imgsz``.
 
     If a sample has no size, the header of its image is read.
 
@@ -68,8 +68,9 @@ def sizes_of(samples: Sequence[Sample], imgsz: int) -> NDArray[np.float64]:
 def kmeans(sizes: ArrayLike, count: int, *, seed: int = 0) -> NDArray[np.float64]:
     """Cluster ``sizes`` (n, 2), and return the centres (count, 2), smallest area first.
 
-    Logarithms of sizes are clustered, because an anchor fits by ratios of sides (the published
-    training clusters the sizes). All sizes must be above 0. Empty clusters keep their centre.
+    The logarithms of the sizes are clustered, because whether an anchor fits a box depends on the
+    ratios of their widths and heights. The published training clusters the sizes themselves. All
+    sizes must be above 0. Empty clusters keep their centre.
     """
     points = _log(sizes)
     centres = _spread_out(points, count, np.random.default_rng(seed))
@@ -94,8 +95,9 @@ def evolve(
 ) -> NDArray[np.float64]:
     """Improve anchors by random mutations, and return them (k, 2), smallest area first.
 
-    A mutation is kept if the mean fitness of the boxes increases. The fitness of a box is the
-    smaller of the two ratios (at most 1) of its sides to those of the best anchor, 0 if none fits.
+    A mutation is kept if the mean fitness of the boxes increases. The fitness of a box of w x h
+    pixels is the largest of min(w / W, W / w, h / H, H / h) over all anchors of W x H pixels; it is
+    0 if no anchor fits.
     """
     boxes = _log(sizes).astype(np.float32)
     best = np.maximum(np.asarray(anchors, dtype=np.float64).reshape(-1, 2), SMALLEST)
@@ -161,7 +163,11 @@ def _log(sides: ArrayLike) -> NDArray[np.float64]:
 
 
 def _gap(boxes: NDArray[Any], anchors: NDArray[Any]) -> NDArray[Any]:
-    """Return the logarithm (n, k) of the larger ratio of sides, from logarithms of sides."""
+    """Return the logarithms (n, k) of the factors by which n boxes and k anchors differ.
+
+    The factor is that of the widths or that of the heights, whichever is larger. The arguments are
+    logarithms of sides.
+    """
     width, height = (np.abs(boxes[:, axis, None] - anchors[:, axis]) for axis in (0, 1))
     return np.asarray(np.maximum(width, height, out=width))
 

@@ -3,7 +3,7 @@
 Entries of the state dict outside of the head are copied if their key and shape agree. In the head,
 boxes and objectness are always copied. A class is copied if the checkpoint has a class of the same
 name (ignoring case and outer spaces). The published training compares only shapes: with a different
-number of classes it discards the whole head, with the same number it copies the wrong classes.
+number of classes it discards the whole head; with the same number it copies classes by index.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def copy_matching(
 def class_map(old: Sequence[str], new: Sequence[str]) -> ClassMap:
     """Match the classes ``old`` of a checkpoint with the classes ``new`` of a model by name.
 
-    If the classes of the checkpoint have no names ("0", "1", ...), 80 of them are assumed to be
-    COCO's, as in published files. Any other number is matched by index, if ``new`` has as many.
+    If the checkpoint has 80 classes without names ("0", "1", ...), they are assumed to be COCO's,
+    as in published files. Any other number of unnamed classes is matched by index, if ``new`` has
+    as many classes.
     """
     old, new = list(old), list(new)
     if old == new:

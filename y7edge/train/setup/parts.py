@@ -124,7 +124,7 @@ def build(
     timing: Timing | None = None,
     held: ExitStack | None = None,
 ) -> Parts:
-    """Build all parts of a run; report every error that can be found before training.
+    """Build all parts of a run; raise every error that can be found before training.
 
     ``log`` is called with messages. ``fabric`` is a launched Fabric; None: one is opened. ``ranks``
     None: a single process. To resume a run, pass its ``folder``, and its :meth:`Start.began` as
@@ -207,7 +207,8 @@ def _require_exportable(model: Model, config: TrainConfig, data: Dataset) -> Non
     """
     meta = {"licence": config.licence}
     try:
-        require_affordable(model.spec, config.imgsz, config.imgsz)  # limit of checkpoints too
+        # Checkpoints have the same limit.
+        require_affordable(model.spec, config.imgsz, config.imgsz)
         checkpoint = to_checkpoint(model, data.names, meta)
         size = len(describe(checkpoint, (config.imgsz, config.imgsz)).to_json().encode())
     except (ArtifactError, ConfigError) as error:
@@ -273,7 +274,7 @@ def _steps(
     if config.sync_bn and ranks.world > 1:
         if fabric.device.type != "cuda":
             raise ConfigError("sync_bn needs GPUs: omit it on a CPU")
-        # After optimizer and average are created, which recognize BatchNorms by class.
+        # Converted last, because the optimizer and the average recognize BatchNorms by class.
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return Steps(
         fabric,
@@ -332,8 +333,8 @@ def start_model(
     ones.
 
     Raises:
-        ConfigError: the model is invalid (see :func:`build_spec`), it does not have the rows to
-            freeze, or ``config.weights`` is the name of a variant.
+        ConfigError: the model is invalid (see :func:`build_spec`), a row to freeze is not in the
+            model, or ``config.weights`` is the name of a variant.
         CheckpointError: the weights are folded, or most of them don't fit.
     """
     if config.weights is None:
@@ -397,7 +398,7 @@ def _frozen_note(config: TrainConfig, model: Model) -> str:
         f"{len(config.freeze)} of {len(model.rows)} rows are frozen, "
         f"{still / sum(count for count, _ in counts):.0%} of the parameters"
     )
-    return note if config.weights else f"{note}, with random weights"
+    return note if config.weights else f"{note}; the frozen weights are random"
 
 
 def loading_workers(number: int | None, device: torch.device) -> int:

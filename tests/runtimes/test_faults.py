@@ -1,0 +1,217 @@
+"""Faults of engines and of their surroundings: a Detector raises an error of ours, or goes on."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.runtimes.conftest import PROVABLE
+from y7edge import Detector, machine
+from y7edge.errors import DeviceError
+from y7edge.export.targets import registry as targets
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import SessionOptions
+
+FRAME = np.full((48, 64, 3), 90, np.uint8)
+
+
+@pytest.fixture
+def detector(made):
+    with Detector(made.artifact.path, device="cpu", threads=1) as opened:
+        yield opened
+
+
+def change(detector, monkeypatch, function):
+    """Replace what the engine returns."""
+    session = detector.session
+    real = session._run
+    monkeypatch.setattr(session, "_run", lambda feeds: function(real(feeds)))
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+def test_nan_is_an_error_and_the_next_frame_runs(detector, monkeypatch):
+    expected = detector(FRAME)
+    with monkeypatch.context() as patch:
+        change(detector, patch, lambda out: {k: np.full_like(v, np.nan) for k, v in out.items()})
+        with pytest.raises(DeviceError, match="returned NaN"):
+            detector(FRAME)
+    np.testing.assert_array_equal(detector(FRAME).xyxy, expected.xyxy)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda out: {},
+        lambda out: {k: v[..., :-1] for k, v in out.items()},
+        lambda out: {k: v.astype(np.float64) for k, v in out.items()},
+        lambda out: {k: v[0] for k, v in out.items()},
+    ],
+    ids=["nothing", "shape", "dtype", "rank"],
+)
+def test_a_wrong_output_is_an_error(detector, monkeypatch, function):
+    change(detector, monkeypatch, function)
+    with pytest.raises(DeviceError, match=r"returned .* for output .*, expected float32"):
+        detector(FRAME)
+
+
+def test_an_exception_is_an_error_and_the_next_frame_runs(detector, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no more")
+
+    with monkeypatch.context() as patch:
+        change(detector, patch, fail)
+        with pytest.raises(DeviceError, match="no more"):
+            detector(FRAME)
+    assert detector(FRAME).image_wh == (64, 48)
+
+
+def test_a_hang_ends_at_the_timeout(detector, monkeypatch):
+    release = threading.Event()
+
+    def wait(out):
+        release.wait(30)
+        return out
+
+    with monkeypatch.context() as patch:
+        change(detector, patch, wait)
+        with pytest.raises(DeviceError, match="no result within"):
+            detector(FRAME, timeout=0.2)
+        release.set()
+    assert detector(FRAME, timeout=30).image_wh == (64, 48)
+
+
+def test_two_detectors_run_at_the_same_time(made, detector):
+    expected = detector(FRAME)
+    with Detector(made.artifact.path, device="cpu") as other:
+        futures = [one.submit(FRAME) for _ in range(5) for one in (detector, other)]
+        found = [future.result(60) for future in futures]
+    for one in found:
+        assert one.xyxy.shape == expected.xyxy.shape
+        np.testing.assert_allclose(one.xyxy, expected.xyxy, atol=0.1)
+
+
+# --- memory and files -----------------------------------------------------------------------------
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc on this system")
+@pytest.mark.parametrize(
+    "count", [10, pytest.param(1000, marks=pytest.mark.slow)], ids=["10", "1000"]
+)
+def test_opening_and_closing_leaves_nothing(made, count):
+    def use():
+        with Detector(made.artifact.path, device="cpu", threads=1) as detector:
+            detector(FRAME)
+
+    for _ in range(20):
+        use()
+    gc.collect()
+    files, memory = descriptors(), machine.resident_memory()
+    for _ in range(count):
+        use()
+    gc.collect()
+    assert descriptors() <= files
+    # A leaked model would be larger: each has 1.5 MB of weights.
+    assert machine.resident_memory() - memory < 16 << 20
+
+
+@pytest.mark.parametrize(
+    "count", [300, pytest.param(10_000, marks=pytest.mark.slow)], ids=["300", "10000"]
+)
+def test_frames_of_changing_sizes_do_not_grow_the_process(detector, count):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, 200 * 200 * 3, np.uint8)
+
+    def use(frames):
+        for height, width in rng.integers(1, 200, (frames, 2)):
+            detector(pixels[: height * width * 3].reshape(height, width, 3))
+
+    use(100)
+    gc.collect()
+    memory = machine.resident_memory()
+    tracemalloc.start()
+    use(50)
+    before, _ = tracemalloc.get_traced_memory()
+    use(count)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 300_000  # buffers of the last frame, of up to 64 x 96 pixels
+    if memory is not None:
+        assert machine.resident_memory() - memory < 16 << 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no RLIMIT_AS on this system")
+def test_without_memory_a_model_does_not_open_and_the_process_lives(made):
+    script = (
+        "import resource\n"
+        "from pathlib import Path\n"
+        "from y7edge.errors import Y7EdgeError\n"
+        "from y7edge.runtimes import registry\n"
+        "from y7edge.runtimes.base import SessionOptions\n"
+        f"path = {str(made.artifact.path)!r}\n"
+        "artifact = registry.load(path)\n"
+        "registry.find(path).load_engine()\n"
+        "registry.find(path).available_devices()\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "before = resource.getrlimit(resource.RLIMIT_AS)\n"
+        "used = pages * resource.getpagesize()\n"
+        "for more in range(0, 12 << 20, 1 << 20):\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))\n"
+        "    try:\n"
+        "        registry.open_session(artifact, SessionOptions('cpu', 1)).close()\n"
+        "    except (Y7EdgeError, MemoryError) as error:\n"
+        "        print('\\n>', type(error).__name__)\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, before)\n"
+        "registry.open_session(artifact, SessionOptions('cpu', 1)).close()\n"
+        "print('\\n> opened')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    # MNN prints lines of its own if memory runs out.
+    *refused, last = (line[2:] for line in done.stdout.splitlines() if line.startswith("> "))
+    assert refused and set(refused) <= {"DeviceError", "MemoryError"}
+    assert last == "opened"
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"batch": 8}, {"dynamic": True}], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize("name", PROVABLE)
+def test_a_batch_of_8_is_as_fast_as_the_engines_own(make, name, options):
+    if ("dynamic" if "dynamic" in options else "N") not in targets.get(name).BATCHES:
+        pytest.skip(f"{name} has no such batch")
+    made = make(name, **options, imgsz=320)
+    rng = np.random.default_rng(0)
+    frames = list(rng.integers(0, 256, (8, 240, 320, 3), np.uint8))
+    feeds = {"images": rng.random((8, 3, 320, 320), np.float32)}
+    session = registry.open_session(made.artifact, SessionOptions("cpu", 1))
+    with Detector.from_session(session, made.artifact.manifest) as detector:
+        bare = session.bare(feeds)
+        if bare is None:
+            pytest.skip(f"{name} has no function for the benchmark")
+        ratios = []
+        for index in range(-3, 40):
+            started = time.perf_counter()
+            bare()
+            engine = time.perf_counter() - started
+            ours = detector.batch(frames)[0].timing.infer / 1e3
+            if index >= 0:
+                ratios.append(engine / ours)
+    assert np.median(ratios) >= 0.95, np.percentile(ratios, [10, 50, 90])
