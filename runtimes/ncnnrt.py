@@ -49,24 +49,26 @@ _ALL_SWITCHES = (*_SWITCHES["fp16"], *_SWITCHES["bf16"])
 _FIXED = (*_ALL_SWITCHES, "use_vulkan_compute")  # users cannot set these
 _MEMORY_FACTOR = 7  # memory of an open model over its file's size; 320 to 640 pixels take 3 to 7
 _WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # environment variables
+_SPINS = "1000"  # less than a tenth of a millisecond
 
 
 def load_engine() -> Any:
-    """Import ncnn, which has no telemetry, with OpenMP threads that sleep while they wait.
+    """Import ncnn, which has no telemetry, with OpenMP threads that soon sleep while they wait.
 
     By default, waiting threads spin for milliseconds, which takes processors from a second session
-    and from the rest of the robot's software. The OpenMP library reads its environment when it is
-    loaded. A policy set by the user is kept.
+    and from the rest of the robot's software. Without any spinning, the threads would sleep and
+    wake in every layer, which makes two threads slower than one. The OpenMP library reads its
+    environment when it is loaded. A policy set by the user is kept.
     """
     if "ncnn" in sys.modules or os.environ.keys() & _WAITING:
         import ncnn
 
         return ncnn
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ["GOMP_SPINCOUNT"] = _SPINS
     try:
         import ncnn
     finally:
-        del os.environ["OMP_WAIT_POLICY"]  # other libraries and child processes are not affected
+        del os.environ["GOMP_SPINCOUNT"]  # other libraries and child processes are not affected
     return ncnn
 
 
