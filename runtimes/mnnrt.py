@@ -24,7 +24,7 @@ from y7edge.artifact.artifact import (
     sidecar,
     write_sidecar,
 )
-from y7edge.artifact.manifest import Dim, Manifest
+from y7edge.artifact.manifest import Dim
 from y7edge.errors import ConfigError, DeviceError
 from y7edge.runtimes.base import (
     Session,
@@ -41,6 +41,9 @@ TARGETS = ("mnn",)
 NEEDS = {"MNN": "y7edge[mnn]"}
 DEVICES = ("cpu",)
 DEVIATION = 1e-4
+
+# The manifest is in the file beside the artifact.
+read_manifest, write_manifest = read_sidecar, write_sidecar
 
 _STDOUT = 1
 # ``MNN.expr.PrecisionMode.High``. If the name "high" is used instead, MNN prints a line.
@@ -89,16 +92,6 @@ def _silent() -> Iterator[None]:
 def files(path: Path) -> tuple[Path, ...]:
     """Return the .mnn file and the manifest."""
     return (path, sidecar(path))
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read the manifest beside an .mnn file and check its own digest."""
-    return read_sidecar(path)
-
-
-def write_manifest(artifact: Artifact) -> None:
-    """Write the manifest beside the .mnn file, replacing an older one."""
-    write_sidecar(artifact)
 
 
 def payload_digest(files: Sequence[Path]) -> str:
@@ -224,7 +217,7 @@ class _MnnSession(Session):
         return np.array(host.getNumpyData())
 
     def _wrapped(self, array: NDArray[Any], spec: TensorSpec) -> Any:
-        """Return a tensor with the memory of an array."""
+        """Return a tensor with the values of an array, which MNN copies."""
         return self._engine.Tensor(
             array.shape,
             getattr(self._engine, _TYPES[spec.dtype]),

@@ -23,7 +23,6 @@ from y7edge.artifact.artifact import (
     sidecar,
     write_sidecar,
 )
-from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ArtifactError, ConfigError, DeviceError
 from y7edge.runtimes.base import (
     Session,
@@ -38,6 +37,9 @@ TARGETS = ("ncnn",)
 NEEDS = {"ncnn": "y7edge[ncnn]"}
 DEVICES = ("cpu",)
 DEVIATION = 1e-4
+
+# The manifest is in the file beside the artifact.
+read_manifest, write_manifest = read_sidecar, write_sidecar
 
 # The switches that lower the precision. ncnn turns most of them on by default.
 _SWITCHES = {
@@ -75,16 +77,6 @@ def load_engine() -> Any:
 def files(path: Path) -> tuple[Path, ...]:
     """Return the .param file, the .bin file of the same name, and the manifest."""
     return (path, path.with_suffix(".bin"), sidecar(path))
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read the manifest beside a .param file and check its own digest."""
-    return read_sidecar(path)
-
-
-def write_manifest(artifact: Artifact) -> None:
-    """Write the manifest beside the .param file, replacing an older one."""
-    write_sidecar(artifact)
 
 
 def payload_digest(files: Sequence[Path]) -> str:

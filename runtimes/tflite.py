@@ -27,7 +27,7 @@ from y7edge.artifact.artifact import (
     sidecar,
     write_sidecar,
 )
-from y7edge.artifact.manifest import Dim, Manifest
+from y7edge.artifact.manifest import Dim
 from y7edge.errors import ArtifactError, ConfigError, DeviceError
 from y7edge.files import read_regular, reason
 from y7edge.runtimes.base import (
@@ -45,6 +45,9 @@ NEEDS = {"ai_edge_litert": "y7edge[litert]"}
 DEVICES = ("cpu", "delegate")
 DEVIATION = 1e-4
 
+# The manifest is in the file beside the artifact.
+read_manifest, write_manifest = read_sidecar, write_sidecar
+
 _LARGEST = 2 << 30  # bytes; offsets in a flatbuffer have 31 bits
 
 
@@ -58,16 +61,6 @@ def load_engine() -> Any:
 def files(path: Path) -> tuple[Path, ...]:
     """Return the .tflite file and the manifest."""
     return (path, sidecar(path))
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read the manifest beside a .tflite file and check its own digest."""
-    return read_sidecar(path)
-
-
-def write_manifest(artifact: Artifact) -> None:
-    """Write the manifest beside the .tflite file, replacing an older one."""
-    write_sidecar(artifact)
 
 
 def payload_digest(files: Sequence[Path]) -> str:
