@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,10 +111,9 @@ class Postprocessor:
         self._channels_last = layout == "NHWC"
         self._quantization = list(quantization or [None] * len(levels))
         self._counts = [len(level.anchors) for level in levels]
-        # For each anchor, finest level first: (stride, width, height) in pixels of the input.
-        self._anchors = np.array(
-            [(level.stride, *anchor) for level in levels for anchor in level.anchors], np.float32
-        ).reshape(-1, 3)
+        # Stride, width and height of each anchor, finest level first, in pixels of the input.
+        known = [(level.stride, *anchor) for level in levels for anchor in level.anchors]
+        self._anchors = np.array(known, np.float32).reshape(-1, 3).T.copy()
 
     def heads(self, heads: Sequence[NDArray[Any]], criteria: Criteria) -> list[Boxes]:
         """Return the detected boxes of each image of a batch, from raw heads.
@@ -191,29 +191,32 @@ class Postprocessor:
         """
         conf = np.float32(criteria.conf)
         values, anchor, row, column = self._gather(heads, criteria.conf)
-        activated = self._activate(values[:, :5])
-        objectness = activated[:, 4]
+        activated = self._activate(values[:5])
+        objectness = activated[4]
         class_id: NDArray[Any]
         if self._nc == 1:
-            rows = np.flatnonzero(objectness > conf)
-            score, class_id = objectness[rows], np.zeros(len(rows), np.int32)
+            found = np.flatnonzero(objectness > conf)
+            score, class_id = objectness[found], np.zeros(len(found), np.int32)
         elif criteria.multi_label:
-            matrix = objectness[:, None] * self._activate(np.ascontiguousarray(values[:, 5:]))
-            rows, class_id = np.nonzero(matrix > conf)
-            score = matrix[rows, class_id]
+            matrix = objectness[:, None] * self._activate(np.ascontiguousarray(values[5:].T))
+            found, class_id = np.nonzero(matrix > conf)
+            score = matrix[found, class_id]
         else:
-            class_id, best = _best_of_columns(values[:, 5:].T)
+            class_id, best = _best_of_columns(values[5:])
             score = objectness * self._activate(best)
-            rows = np.flatnonzero(score > conf)
-            score, class_id = score[rows], class_id[rows]
+            found = np.flatnonzero(score > conf)
+            score, class_id = score[found], class_id[found]
         chosen = _choose(score, class_id, criteria)
-        rows = rows[chosen]
-        doubled: NDArray[Any] = 2 * np.ascontiguousarray(activated[:, :4]).take(rows, axis=0)
-        cell = np.empty((len(doubled), 2), np.float32)
-        cell[:, 0], cell[:, 1] = column[rows], row[rows]
-        known = self._anchors.take(anchor[rows], axis=0)
-        centre = (doubled[:, :2] - np.float32(0.5) + cell) * known[:, :1]
-        xyxy = corners(centre, np.square(doubled[:, 2:]) * known[:, 1:])
+        found = found[chosen]
+        doubled = 2 * activated[:4].take(found, axis=1)
+        stride, *known = self._anchors.take(anchor[found], axis=1)
+        xyxy = np.empty((len(found), 4), np.float32)
+        # One axis at a time: numpy is slow on arrays of two columns.
+        for axis, cell in enumerate((column, row)):
+            centre = (doubled[axis] - np.float32(0.5) + cell[found].astype(np.float32)) * stride
+            half = np.square(doubled[2 + axis]) * known[axis] / 2
+            np.subtract(centre, half, out=xyxy[:, axis])
+            np.add(centre, half, out=xyxy[:, 2 + axis])
         return _finite(xyxy, score[chosen], class_id[chosen])
 
     def _activate(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -223,29 +226,32 @@ class Postprocessor:
         """Select the K pairs (anchor, cell) whose objectness may be above ``conf``.
 
         Returns:
-            The dequantised outputs of each pair (K, 5 + nc) float32, and three index arrays (K,):
+            The dequantised outputs of each pair (5 + nc, K) float32, and three index arrays (K,):
             the anchor (counted over all levels), the row and the column.
         """
-        first = 0
-        values, places = [], []
+        values = [np.empty((5 + self._nc, 0), np.float32)]
+        places, counts, widths = [], [], []
         levels = zip(heads, self._counts, self._quantization, strict=True)
-        for head, count, quantization in levels:
-            fields = head.reshape(count, 5 + self._nc, -1)
+        for head, anchors, quantization in levels:
+            fields = head.reshape(anchors, 5 + self._nc, -1)
             least = _least(conf, head.dtype, self._logits, quantization)
             # numpy's nonzero is several times faster in one dimension.
             flat = (fields[:, 4] >= least).reshape(-1).nonzero()[0]
-            area, width = fields.shape[2], head.shape[2]
-            ends = flat.searchsorted(np.arange(1, count + 1) * area)
-            anchor = np.repeat(np.arange(count), np.diff(ends, prepend=0))
-            place = flat - anchor * area  # np.divmod takes several times longer
-            values += [
-                _dequantised(part, quantization) for part in _cells(fields, anchor, place, ends)
-            ]
-            row = place // width
-            places.append((anchor + first, row, place - row * width))
-            first += count
-        anchors, rows, columns = np.concatenate(places, axis=1)
-        return np.concatenate(values, axis=1).T, anchors, rows, columns
+            area = fields.shape[2]
+            ends = flat.searchsorted(np.arange(anchors + 1) * area).tolist()
+            for index, (start, stop) in enumerate(pairwise(ends)):
+                if start < stop:
+                    cells = flat[start:stop]
+                    cells -= index * area
+                    values.append(_dequantised(_cells(fields[index], cells), quantization))
+                    places.append(cells)
+                counts.append(stop - start)
+                widths.append(head.shape[2])
+        place = np.concatenate([np.empty(0, np.intp), *places])
+        anchor = np.repeat(np.arange(len(counts)), counts)
+        width = np.array(widths).take(anchor)
+        row = place // width  # np.divmod takes several times longer
+        return np.concatenate(values, axis=1), anchor, row, place - row * width
 
     def _check_heads(self, heads: Sequence[NDArray[Any]]) -> None:
         if len(heads) != len(self._counts):
@@ -261,24 +267,12 @@ class Postprocessor:
                 raise DataError(f"head{level} is {head.dtype}, expected {expected}")
 
 
-def _cells(
-    fields: NDArray[Any],
-    anchor: NDArray[np.intp],
-    place: NDArray[np.intp],
-    ends: NDArray[np.intp],
-) -> list[NDArray[Any]]:
-    """Return the outputs of K pairs (anchor, cell) of one level, as a list of arrays (5 + nc, k).
-
-    ``fields``: (anchors, 5 + nc, H x W). ``anchor`` and ``place``: the pairs in ascending order,
-    (K,) indices of anchor and cell. ``ends``: number of pairs up to and including each anchor.
-    """
+def _cells(fields: NDArray[Any], cells: NDArray[np.intp]) -> NDArray[Any]:
+    """Return the outputs of one anchor (5 + nc, H x W) in K cells, as an array (5 + nc, K)."""
     if not fields.flags.c_contiguous:  # channels last: the values of a cell are contiguous
-        return [fields[anchor, :, place].T]
+        return fields.T[cells].T
     # Channel by channel, because the values of neighbouring cells share cache lines.
-    return [
-        one.take(part, axis=1, mode="clip")  # the default mode is slower
-        for one, part in zip(fields, np.split(place, ends[:-1]), strict=True)
-    ]
+    return fields.take(cells, axis=1, mode="clip")  # the default mode is slower
 
 
 def _indices(sparse: NDArray[np.bool_]) -> NDArray[np.intp]:

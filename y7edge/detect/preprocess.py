@@ -84,7 +84,8 @@ def unletterbox(
     height, width = image_hw
     moved: NDArray[np.float32] = boxes - np.array(padding * 2, np.float32)
     moved /= np.array(ratio * 2, np.float32)
-    return moved.clip(0, np.array((width, height) * 2, np.float32))
+    np.maximum(moved, 0, out=moved)  # np.clip takes twice as long for a few boxes
+    return np.minimum(moved, np.array((width, height) * 2, np.float32), out=moved)
 
 
 class Preprocessor:
