@@ -168,7 +168,7 @@ class Preprocessor:
         if part.dtype == np.uint8:
             part[...] = pixels
         elif part.dtype == np.float16:  # numpy converts to float16 one value at a time
-            part[...] = cv2.LUT(np.ascontiguousarray(pixels), self._halves).view(np.float16)
+            cv2.LUT(np.ascontiguousarray(pixels), self._halves, dst=part.view(np.uint16))
         else:
             np.divide(pixels, self._divisor, out=part)
 
