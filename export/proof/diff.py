@@ -79,7 +79,7 @@ def diff(
     Raises:
         ConfigError: an option is not supported, ``names`` was given, but no file of another
             exporter, or a precision has no tolerance.
-        DataError: the image cannot be read.
+        DataError: the image cannot be read, or a class id is not in ``names``.
         ArtifactError, DigestError, CheckpointError: a file cannot be used.
         RuntimeMissing, DeviceError: an engine cannot be used.
     """

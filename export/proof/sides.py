@@ -25,6 +25,7 @@ from y7edge.detect.detector import Detector
 from y7edge.detect.postprocess import threshold_feeds
 from y7edge.detect.preprocess import Preprocessor, letterbox_geometry
 from y7edge.detect.selftest import dequantised
+from y7edge.errors import DataError
 from y7edge.export.proof.agreement import (
     BEST,
     Candidate,
@@ -128,13 +129,18 @@ class Opened:
         """Run one input (1, 3, H, W), with the values that the engine expects.
 
         The thresholds of a graph with NMS are set so that it returns all candidates.
+
+        Raises:
+            DataError: a graph with NMS returned a class id that is out of range.
+            DeviceError: the engine failed.
         """
         image, manifest = self.manifest.input, self.manifest
         thresholds = threshold_feeds(manifest, Thresholds(FLOOR, 1.0, MAX_CANDIDATES))
         given = self.session.infer({image.name: self.as_fed(fed)} | thresholds)
         if self.is_final:
             rows = given[manifest.outputs[0].name].astype(np.float32)
-            return Outputs(None, False, _of_rows(rows, manifest.nc), manifest, final=True)
+            decoded = _of_rows(rows, manifest.nc, self.path)
+            return Outputs(None, False, decoded, manifest, final=True)
         found: dict[str, Floats] = {
             spec.name: dequantised(given[spec.name][:1], spec).astype(np.float32)
             for spec in self.session.outputs
@@ -157,9 +163,23 @@ class Opened:
         return np.ascontiguousarray(ordered.repeat(image.images, axis=0), image.dtype)
 
 
-def _of_rows(rows: Floats, nc: int) -> Decoded:
-    """Convert the rows (K, 7) of the first image of a graph with NMS to candidates."""
+def _of_rows(rows: Floats, nc: int, path: str) -> Decoded:
+    """Convert the rows (K, 7) of the first image of a graph with NMS to candidates.
+
+    If a row is not finite, all values of one candidate are NaN.
+
+    Raises:
+        DataError: a class id is out of range, for example because too few names were given.
+    """
     own = rows[rows[:, 0] == 0]
+    if not np.isfinite(own).all():
+        return Decoded(np.full((1, 4), np.nan, np.float32), np.full((1, nc), np.nan, np.float32))
+    outside = own[(own[:, 5] < 0) | (own[:, 5] >= nc), 5]
+    if len(outside):
+        raise DataError(
+            f"{path}: a box has class {outside[0]:g}, expected 0 to {nc - 1}: name all classes of "
+            "the model with --names"
+        )
     scores = np.zeros((len(own), nc), np.float32)
     scores[np.arange(len(own)), own[:, 5].astype(np.intp)] = own[:, 6]
     return Decoded(centred(own[:, 1:5]), scores)
