@@ -30,6 +30,7 @@ from y7edge.errors import (
     ConfigError,
     DetectorClosed,
     DeviceError,
+    ManifestMissing,
     RuntimeMissing,
     Y7EdgeError,
 )
@@ -366,11 +367,12 @@ def decode_manifest(text: str | bytes | None, path: Path, options: str) -> Manif
         options: options of ``y7edge export`` that make such a file, for messages.
 
     Raises:
-        ArtifactError: there is no manifest, or it is invalid.
+        ManifestMissing: there is no manifest.
+        ArtifactError: the manifest is invalid.
         DigestError: the manifest was changed.
     """
     if text is None:
-        raise ArtifactError(
+        raise ManifestMissing(
             f"{path} has no y7edge manifest with classes, anchors and proof (files of other "
             f"exporters have none): make an artifact with `y7edge export CHECKPOINT {options}`"
         )

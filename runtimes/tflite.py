@@ -3,7 +3,9 @@
 An artifact is one .tflite file and the manifest in a .tflite.json file. The names of tensors are
 those of the file's only signature. On the CPU, LiteRT runs float operations with XNNPACK, which is
 on by default, and all other operations with its own kernels. LiteRT's default of one thread is not
-used. LiteRT writes one line to standard error when the first model is opened.
+used. LiteRT writes one line to standard error when the first model is opened. Version 2.3 has
+neither an option nor an environment variable that switches this off. The file descriptor is not
+redirected, because messages of other threads would be lost.
 
 Another device is used through a delegate, a shared library of the device's vendor. The device is
 then "delegate", and the provider option ``delegate`` is the path of the library. All other provider

@@ -11,6 +11,7 @@ import pytest
 
 from y7edge import environment, machine
 from y7edge.cli import main
+from y7edge.export.targets import registry as targets
 from y7edge.runtimes import registry
 
 
@@ -185,6 +186,9 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["ok"] is True
     assert [b["name"] for b in record["backends"]] == registry.names()
     assert all(b["formats"] for b in record["backends"])
+    assert [c["target"] for c in record["converters"]] == targets.names()
     assert {"model", "features", "cores", "usable_cores", "quota"} <= record["processor"].keys()
     assert main(["check"]) == 0
-    assert "onnxrt" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("onnxrt ") for line in lines)
+    assert any(line.split()[:3] == ["onnx", "yes", "no"] for line in lines)

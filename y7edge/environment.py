@@ -17,13 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata
-from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from y7edge import __version__, machine
 from y7edge.errors import RuntimeMissing
+from y7edge.packages import hidden
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
 
@@ -194,41 +193,6 @@ def _two_packages(module: str) -> str | None:
     )
 
 
-def hidden(module: str) -> str | None:
-    """Return a description of a file or folder that hides the package ``module``, or None.
-
-    Python imports the first module of this name on ``sys.path``, such as a script ``cv2.py``.
-    """
-    places = _places(module)
-    if not places:
-        return None
-    if len(places) > 1:
-        return f"{places[0]} hides {places[1]}: rename or remove one of them"
-    folder = Path(sys.path[0] or ".").resolve()
-    if places[0].is_relative_to(folder) and not metadata.packages_distributions().get(module):
-        return f"{places[0]} is found instead of an installed package: rename it"
-    return None
-
-
-def _places(module: str) -> list[Path]:
-    """Return the modules of this name on ``sys.path``, first the one that Python imports."""
-    found: list[Path] = []
-    folders: list[Path] = []  # without __init__.py: imported only if there is no module
-    for entry in dict.fromkeys(sys.path):
-        spec = PathFinder.find_spec(module, [entry or "."])
-        if spec is None:
-            continue
-        if spec.origin:
-            origin = Path(spec.origin).resolve()
-            place = origin.parent if origin.stem == "__init__" else origin
-        else:
-            place = Path(next(iter(spec.submodule_search_locations or [entry]))).resolve()
-        listed = found if spec.origin else folders
-        if place not in listed:
-            listed.append(place)
-    return found or folders
-
-
 def _too_old(package: str, version: str) -> str | None:
     """Return the least version that y7edge needs of ``package``; None if ``version`` is enough."""
     try:
@@ -259,8 +223,7 @@ from y7edge.runtimes import registry
 runtime = registry.get({name!r})
 try:
     runtime.load_engine()
-    find = getattr(runtime, "available_devices", None)
-    found = {{"devices": find() if find else list(runtime.DEVICES[:1])}}
+    found = {{"devices": runtime.available_devices()}}
 except Exception as error:
     found = {{"error": " ".join(str(error).split())[:300] or type(error).__name__}}
 print("\\n" + json.dumps(found))

@@ -78,6 +78,10 @@ class ArtifactMissing(ArtifactError, FileNotFoundError):  # noqa: N818 - a publi
     """The main file of an artifact or one of its side files does not exist."""
 
 
+class ManifestMissing(ArtifactError):  # noqa: N818 - a public name
+    """A file has no manifest: it was made by another exporter."""
+
+
 class DigestError(ArtifactError):
     """A digest does not match: an artifact or its manifest was changed after the export."""
 

@@ -11,12 +11,15 @@ turns.
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from y7edge.files import atomic_write
+from y7edge.artifact.schema import decode, parse
+from y7edge.benchmark.measure import Report
+from y7edge.errors import DataError, Y7EdgeError
+from y7edge.files import atomic_write, reason, writing
 
 HEAD = """# Benchmarks
 
@@ -38,69 +41,103 @@ other programs.
 | memory | growth of the process by opening and the first call, in MB |
 """
 
-Record = dict[str, Any]
+PERCENTILES = ("p50", "p95", "p99")
 
 
 def main() -> None:
-    """Read the reports, and write the page."""
+    """Read the reports, and write the page; end with one line and exit code 1 on an error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"))
     options = parser.parse_args()
-    tables = [text for file in options.files for text in tables_of(read(file))]
-    with atomic_write(options.out) as temporary:
-        temporary.write_text("\n".join([HEAD, *tables]), encoding="utf-8")
+    try:
+        tables = [text for file in options.files for text in tables_of(read(file))]
+        with writing("the page", options.out), atomic_write(options.out) as temporary:
+            temporary.write_text("\n".join([HEAD, *tables]), encoding="utf-8")
+    except Y7EdgeError as error:
+        sys.exit(f"error: {error}")
 
 
-def read(file: Path) -> list[Record]:
-    """Return the reports in a file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+def read(file: Path) -> list[Report]:
+    """Return the reports in a file.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a report.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {file}: {reason(error)}") from error
+    reports = [report(line, f"{file}, line {i}") for i, line in enumerate(lines, 1) if line]
+    if not reports:
+        raise DataError(f"{file} is empty, expected the output of `y7edge benchmark --json`")
+    return reports
 
 
-def tables_of(records: Iterable[Record]) -> list[str]:
+def report(line: str, place: str) -> Report:
+    """Decode one line of JSON.
+
+    Raises:
+        DataError: the line is not a report; the message begins with ``place``.
+    """
+    try:
+        values = parse(line)
+    except ValueError as error:
+        words = f"expected a report of `y7edge benchmark --json`, found {line[:40]!r}"
+        raise DataError(f"{place}: {words}") from error
+    if isinstance(values, dict):
+        values.pop("pictures_per_second", None)  # computed from the other fields
+    made = decode(Report, values, origin=place, error=DataError)
+    for name in ("model_ms", "end_to_end_ms"):
+        found = getattr(made, name)
+        if not found["p50"] > 0:
+            raise DataError(f"{place}: expected a positive {name}.p50, found {found['p50']}")
+    return made
+
+
+def tables_of(reports: Iterable[Report]) -> list[str]:
     """Return one table for each model and input size."""
-    groups: dict[tuple[Any, ...], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record["model"], *record["imgsz"]), []).append(record)
+    groups: dict[tuple[Any, ...], list[Report]] = {}
+    for one in reports:
+        groups.setdefault((one.model, *one.imgsz), []).append(one)
     return [table(group) for group in groups.values()]
 
 
-def table(records: list[Record]) -> str:
+def table(reports: list[Report]) -> str:
     """Return a table with its conditions."""
-    first = records[0]
-    height, width = first["imgsz"]
-    features = ", ".join(first["features"])
+    first = reports[0]
+    height, width = first.imgsz
+    features = ", ".join(first.features)
     lines = [
-        f"## {first['model']} at {height}x{width}",
+        f"## {first.model} at {height}x{width}",
         "",
-        f"{first['processor']}, {first['machine']}, {first['cores']} usable cores. "
+        f"{first.processor}, {first.machine}, {first.cores} usable cores. "
         f"CPU features: {features or 'not known'}.",
-        f"{first['runs']} rounds after {first['warmup']} of warm-up, images of "
-        f"{first['frame_hw'][1]}x{first['frame_hw'][0]}.",
+        f"{first.runs} rounds after {first.warmup} of warm-up, images of "
+        f"{first.frame_hw[1]}x{first.frame_hw[0]}.",
         "",
         "| artifact | engine | precision | threads | model | p50 | p95 | p99 | end to end "
         "| overhead | start | memory |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-        *(row(record, first) for record in records),
+        *(row(one, first) for one in reports),
         "",
     ]
     return "\n".join(lines)
 
 
-def row(record: Record, first: Record) -> str:
+def row(one: Report, first: Report) -> str:
     """Return a row; the first version in a report is that of the engine."""
-    model, whole = record["model_ms"], record["end_to_end_ms"]
     cells = [
-        record["artifact"],
-        " ".join(next(iter(record["versions"].items()))),
-        record["precision"],
-        record["threads"],
-        f"{model['p50'] / first['model_ms']['p50']:.2f}",
-        *(f"{model[p]:.1f}" for p in ("p50", "p95", "p99")),
-        f"{whole['p50'] / first['end_to_end_ms']['p50']:.2f}",
-        "-" if record["overhead"] is None else f"{record['overhead']:.3f}",
-        "-" if record["startup_ms"] is None else f"{record['startup_ms']:.0f}",
-        "-" if record["memory_mb"] is None else f"{record['memory_mb']:.0f}",
+        one.artifact,
+        " ".join(next(iter(one.versions.items()))),
+        one.precision,
+        one.threads,
+        f"{one.model_ms['p50'] / first.model_ms['p50']:.2f}",
+        *(f"{one.model_ms[p]:.1f}" for p in PERCENTILES),
+        f"{one.end_to_end_ms['p50'] / first.end_to_end_ms['p50']:.2f}",
+        "-" if one.overhead is None else f"{one.overhead:.3f}",
+        "-" if one.startup_ms is None else f"{one.startup_ms:.0f}",
+        "-" if one.memory_mb is None else f"{one.memory_mb:.0f}",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 

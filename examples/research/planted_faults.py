@@ -39,9 +39,13 @@ INTRODUCTION = """\
 
 `y7edge diff A B` runs two models on the same image and compares the results of each stage: the
 preprocessed input, the head of each level, the decoded candidates, and the boxes after NMS. A and
-B are checkpoints or artifacts of any target. Two artifacts are compared without torch and onnx,
-on the robot. `--image FILE` selects the image; the default is a synthetic scene. `--layers`
-compares the output of each row of ONNX artifacts and checkpoints. `--json` prints all numbers.
+B are checkpoints, artifacts of any target, or ONNX files of other exporters, whose class names
+`--names` gives. Two artifacts are compared without torch and onnx, on the robot. `--image FILE`
+selects the image; the default is a synthetic scene. `--layers` compares the output of each row of
+ONNX artifacts and checkpoints. `--json` prints all numbers.
+
+A graph with NMS (`--outputs nms`) returns only the boxes after NMS. They are compared with the
+candidates of the other model, at equal thresholds; the stages before are not available.
 
 The tolerance is that of the proof in the precision of the less precise model. The result of a
 stage is *equal*, *close* (within this tolerance, but not within that of the more precise model)
@@ -172,6 +176,14 @@ def bfloat16(checkpoint: Checkpoint, good: Path, folder: Path) -> Path:
     return export(checkpoint, path, target="openvino", precision="bf16", imgsz=size).path
 
 
+def with_nms(checkpoint: Checkpoint, good: Path, folder: Path) -> Path:
+    """Export the checkpoint as a graph with NMS, and swap its input channels."""
+    image = onnxrt.read_manifest(good).input
+    size = (image.height, image.width)
+    made = export(checkpoint, folder / "nms.onnx", outputs="nms", imgsz=size).path
+    return edited(made, folder / "nms.onnx", swap_channels)
+
+
 FAULTS = {
     "colour": Fault(
         "Colour order",
@@ -216,6 +228,13 @@ FAULTS = {
         lambda _, good, folder: edited(good, folder / "sigmoid.onnx", add_sigmoid),
         "sigmoid",
         "head0",
+    ),
+    "nms": Fault(
+        "Colour order in a graph with NMS",
+        "The artifact was exported with `--outputs nms`. Its first convolution expects BGR.",
+        with_nms,
+        "colour order",
+        "detections",
     ),
 }
 

@@ -8,14 +8,14 @@ test only: a difference in precision must be within the tolerance of that precis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 
-from y7edge.artifact.manifest import Letterbox, Manifest
+from y7edge.artifact.manifest import Letterbox, LevelInfo, Manifest
 from y7edge.artifact.reports import Cause
 from y7edge.detect.preprocess import letterbox_geometry
 from y7edge.errors import ArtifactError, DigestError
@@ -81,6 +81,7 @@ def of_outputs(case: Case) -> Cause | None:
     tests: tuple[Callable[[Case], Cause | None], ...] = (
         _not_a_number,
         _other_shape,
+        _suppression,
         _anchors,
         _sigmoid,
         _order,
@@ -96,7 +97,7 @@ def of_outputs(case: Case) -> Cause | None:
 def of_boxes(a: Opened, b: Opened, frame: Frame) -> Cause | None:
     """Find the field of the manifests that makes the detections differ."""
     ours, theirs = a.manifest.thresholds, b.manifest.thresholds
-    if ours != theirs:
+    if ours != theirs and not (a.is_fixed or b.is_fixed):
         pairs = [
             f"{name} {getattr(ours, name)} and {getattr(theirs, name)}"
             for name in ("conf", "iou", "max_det")
@@ -137,6 +138,8 @@ def of_files(a: Opened, b: Opened) -> Cause | None:
             return Cause("changed files", f"the payload digest of {letter} does not match: {what}")
         except ArtifactError:
             continue  # the file was removed since it was opened
+    if a.is_foreign or b.is_foreign:
+        return None  # the checkpoint is not known
     digests = _sources(a), _sources(b)
     if not digests[0] & digests[1]:
         shown = " and ".join(side.manifest.source.digest[:16] for side in (a, b))
@@ -173,7 +176,27 @@ def _other_shape(case: Case) -> Cause | None:
     ):
         if ours != theirs:
             return Cause(name, f"the manifests have {ours} and {theirs}")
+        if case.a.is_fixed or case.b.is_fixed:
+            break  # the levels of a file of another exporter with NMS are assumed
     return None
+
+
+def _suppression(case: Case) -> Cause | None:
+    """If the candidates agree, but not the boxes after NMS, then the suppression differs."""
+    sides = [letter for letter, side in (("A", case.a), ("B", case.b)) if side.is_final]
+    if not sides or not agree(*case.outputs, case.limits):
+        return None
+    if fixed := [letter for letter, side in (("A", case.a), ("B", case.b)) if side.is_fixed]:
+        return Cause(
+            "thresholds",
+            f"the boxes agree, but not which of them are suppressed: {' and '.join(fixed)} was "
+            "made by another exporter, and its graph has thresholds of its own",
+        )
+    return Cause(
+        "suppression",
+        f"the candidates agree, but not which of them the NMS in the graph of "
+        f"{' and '.join(sides)} keeps",
+    )
 
 
 def _anchor_counts(manifest: Manifest) -> list[int]:
@@ -185,6 +208,15 @@ def _anchors(case: Case) -> Cause | None:
     (a, b), ours, theirs = case.outputs, case.a.manifest.levels, case.b.manifest.levels
     if ours == theirs:
         return None
+    if a.final or b.final:
+        # The boxes are decoded in the graph: decode the heads of the other model with its anchors.
+        pair = [
+            replace(one, manifest=replace(one.manifest, levels=other.manifest.levels))
+            for one, other in ((a, b), (b, a))
+        ]
+        if not agree(pair[0], pair[1], case.limits):
+            return None
+        return _of_anchors(ours, theirs)
     if b.decoded is None:
         changed = replace(b, manifest=replace(b.manifest, levels=ours))
     else:
@@ -193,6 +225,11 @@ def _anchors(case: Case) -> Cause | None:
         changed = replace(b, decoded=replace(b.decoded, boxes=boxes))
     if not agree(replace(a, heads=None, decoded=a.candidates), changed, case.limits):
         return None
+    return _of_anchors(ours, theirs)
+
+
+def _of_anchors(ours: Sequence[LevelInfo], theirs: Sequence[LevelInfo]) -> Cause:
+    """Name the first level with other anchors."""
     level = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
     return Cause(
         "anchors",

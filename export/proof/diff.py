@@ -1,8 +1,9 @@
 """Compare two models stage by stage; find the first stage that differs, and the cause.
 
-The models are checkpoints (run by torch) or artifacts of any target. Two artifacts are compared
-without torch and onnx. The stages are the preprocessed input, the head of each level, the decoded
-candidates, and the boxes that the Detector returns. The tolerance is that of the proof
+The models are checkpoints (run by torch), artifacts of any target, or ONNX files of other
+exporters. Two artifacts are compared without torch and onnx. The stages are the preprocessed input,
+the head of each level, the decoded candidates, and the boxes that the Detector returns. Of graphs
+with NMS, only the last stage is compared. The tolerance is that of the proof
 (:func:`y7edge.export.proof.parity.tolerance`), in the precision of the less precise model.
 """
 
@@ -22,15 +23,17 @@ from y7edge.artifact.schema import checked
 from y7edge.data.images import read_image
 from y7edge.data.synthetic import scenes
 from y7edge.detect.opening import needs_torch, open_model
-from y7edge.errors import ConfigError
+from y7edge.errors import ArtifactError, ConfigError, ManifestMissing
 from y7edge.export.folding import TOLERANCES
 from y7edge.export.proof import causes, parity, rows
 from y7edge.export.proof.sides import (
     Frame,
     Limits,
     Opened,
+    Outputs,
     compare_boxes,
     compare_candidates,
+    compare_final,
     compare_heads,
     compare_inputs,
     prepared,
@@ -47,6 +50,7 @@ def diff(
     image: Path | str | None = None,
     layers: bool = False,
     imgsz: Size | None = None,
+    names: Sequence[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -63,6 +67,7 @@ def diff(
         imgsz: input size of checkpoints, one side or (height, width). None: the input size of the
             artifact; for two checkpoints, the training size of ``a``. Artifacts must have this
             size.
+        names: class names of files of other exporters.
         device: the device of both models.
         threads: number of engine threads; None: the engine's default.
         progress: called with one line for each step.
@@ -72,14 +77,16 @@ def diff(
         model, but not within that of the more precise one), or "differs".
 
     Raises:
-        ConfigError: an option is not supported, or a precision has no tolerance.
-        DataError: the image cannot be read.
+        ConfigError: an option is not supported, ``names`` was given, but no file of another
+            exporter, or a precision has no tolerance.
+        DataError: the image cannot be read, or a class id is not in ``names``.
         ArtifactError, DigestError, CheckpointError: a file cannot be used.
         RuntimeMissing, DeviceError: an engine cannot be used.
     """
     tell = progress or (lambda _: None)
     with ExitStack() as stack:
-        first, second = _open(a, b, imgsz, SessionOptions(device, threads, check_payload=False))
+        options = SessionOptions(device, threads, check_payload=False)
+        first, second = _open(a, b, imgsz, names, options)
         for side in (first, second):
             stack.callback(side.session.close)
         if layers:
@@ -99,27 +106,45 @@ def diff(
 
 
 def _open(
-    a: Path | str, b: Path | str, imgsz: Size | None, options: SessionOptions
+    a: Path | str,
+    b: Path | str,
+    imgsz: Size | None,
+    names: Sequence[str] | None,
+    options: SessionOptions,
 ) -> tuple[Opened, Opened]:
     """Open both models, artifacts first, because checkpoints are run at the artifact's size."""
     sources = [str(a), str(b)]
+    foreign = [_is_foreign(source) for source in sources]
+    if names is not None and not any(foreign):
+        raise ConfigError(
+            f"names were given, but {a} and {b} have their own: omit names (--names), which are "
+            "for files of other exporters"
+        )
     opened: dict[int, Opened] = {}
     size = imgsz
     with ExitStack() as stack:
         for index in sorted((0, 1), key=lambda i: needs_torch(sources[i])):
             wanted = size if needs_torch(sources[index]) else imgsz
-            session, manifest = open_model(sources[index], "auto", options, wanted, None)
-            if manifest.outputs[0].role == "detections":
-                session.close()
-                raise ConfigError(
-                    f"{sources[index]} returns boxes after NMS, expected heads, or boxes and "
-                    "scores: compare an artifact with outputs heads or decoded"
-                )
+            given = names if foreign[index] else None
+            session, manifest = open_model(sources[index], "auto", options, wanted, given)
             stack.callback(session.close)
             opened[index] = Opened(sources[index], session, manifest)
             size = size or (manifest.input.height, manifest.input.width)
         stack.pop_all()
     return opened[0], opened[1]
+
+
+def _is_foreign(source: str) -> bool:
+    """Return whether a model is a file of another exporter; errors are left to its opening."""
+    if needs_torch(source):
+        return False
+    try:
+        registry.load(source)
+    except ManifestMissing:
+        return True
+    except ArtifactError:
+        return False
+    return False
 
 
 def _frame(image: Path | str | None, manifest: Manifest) -> tuple[Frame, str]:
@@ -150,16 +175,15 @@ def _stages(a: Opened, b: Opened, frame: Frame, limits: Limits) -> tuple[list[St
     if not stages[0].measured:
         return stages, causes.of_input(a, b, frame)
     outputs = a.run(fed[0]), b.run(fed[1])
-    stages += compare_heads(*outputs, limits)
-    stages.append(compare_candidates(*outputs, limits))
-    if all(out.finite for out in outputs) and stages[-1].measured:
-        stages.append(compare_boxes(a, b, frame, outputs[0].candidates, limits))
+    final = any(out.final for out in outputs)
+    if final:
+        stages += compare_final(a, b, frame, outputs, limits)
     else:
-        stages.append(Stage("detections", "skipped", {}, "the candidates cannot be compared"))
+        stages += _computed(a, b, frame, outputs, limits)
     first = _first(stages)
     settings = causes.of_boxes(a, b, frame) if stages[-1].measured else None
-    agrees = first is None or first.status == "close" or first.name == "detections"
-    if settings and agrees:
+    agrees = first is None or first.status == "close"
+    if settings and (agrees or (first and first.name == "detections" and not final)):
         stages[-1] = replace(stages[-1], status="differs", at=settings.text)
         return stages, settings
     if first is None:
@@ -167,12 +191,22 @@ def _stages(a: Opened, b: Opened, frame: Frame, limits: Limits) -> tuple[list[St
     if first.name == "input":
         return stages, causes.of_input(a, b, frame) or _UNKNOWN
     case = causes.Case(a, b, frame, fed, outputs, limits, first.status == "close")
-    cause = causes.of_outputs(case) or causes.of_files(a, b) or _UNKNOWN
+    cause = causes.of_outputs(case) or settings or causes.of_files(a, b) or _UNKNOWN
     if cause.name in _OF_VALUES and _declared(a.manifest) != _declared(b.manifest):
         # The manifests declare different input values, for which the graphs do not compensate.
         found = {"largest_difference": float(np.abs(fed[0] - fed[1]).max())}
         stages[0] = Stage("input", "differs", found, "the values that the network gets")
     return stages, cause
+
+
+def _computed(
+    a: Opened, b: Opened, frame: Frame, outputs: tuple[Outputs, Outputs], limits: Limits
+) -> list[Stage]:
+    """Compare heads, candidates, and the boxes after the NMS of the Detector."""
+    stages = [*compare_heads(*outputs, limits), compare_candidates(*outputs, limits)]
+    if all(out.finite for out in outputs) and stages[-1].measured:
+        return [*stages, compare_boxes(a, b, frame, outputs[0].candidates, limits)]
+    return [*stages, Stage("detections", "skipped", {}, "the candidates cannot be compared")]
 
 
 _OF_VALUES = ("colour order", "scale")

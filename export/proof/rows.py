@@ -27,12 +27,17 @@ _OF_ROW = re.compile(r"rows\.(\d+)\.")
 
 
 def require_rows(a: Opened, b: Opened) -> None:
-    """Raise ConfigError unless both models are ONNX artifacts or checkpoints.
+    """Raise ConfigError unless both models are our ONNX artifacts, or checkpoints.
 
     Raises:
         RuntimeMissing: onnx is not installed.
     """
     for side in (a, b):
+        if side.is_foreign:
+            raise ConfigError(
+                f"{side.path} was made by another exporter, and its graph does not have our names "
+                "of rows: omit --layers"
+            )
         if not side.is_checkpoint and side.manifest.target != "onnx":
             raise ConfigError(
                 f"{side.path} has target {side.manifest.target}, but --layers compares only ONNX "

@@ -2,6 +2,10 @@
 
 The models can have different engines, layouts, dtypes and outputs. Inputs are compared as pixel
 values in RGB order, heads in layout NCHW.
+
+A graph with NMS returns only the boxes after NMS. Its candidates are read with an IoU threshold of
+1, which suppresses nothing. They have no fixed order, so that candidates are compared by box, score
+and class. Files of other exporters have fixed thresholds: their candidates are not known.
 """
 
 from __future__ import annotations
@@ -13,13 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.manifest import InputInfo, Manifest
+from y7edge.artifact.foreign import REASON
+from y7edge.artifact.manifest import InputInfo, Manifest, Thresholds
 from y7edge.artifact.reports import Stage, Tolerance
+from y7edge.boxes import MAX_CANDIDATES, centred
 from y7edge.detect.detector import Detector
+from y7edge.detect.postprocess import threshold_feeds
 from y7edge.detect.preprocess import Preprocessor, letterbox_geometry
 from y7edge.detect.selftest import dequantised
+from y7edge.errors import DataError
 from y7edge.export.proof.agreement import (
     BEST,
+    Candidate,
     CandidateAgreement,
     Decoded,
     Floats,
@@ -27,6 +36,7 @@ from y7edge.export.proof.agreement import (
     candidates_of,
     choose,
     decode,
+    iou,
     sigmoid,
 )
 from y7edge.export.proof.detections import compare_detections
@@ -37,6 +47,9 @@ from y7edge.runtimes.base import Session
 
 GREY_LEVELS = 0.25
 """Inputs are equal up to this difference, in units of 1/255. Rounding to float16 gives 0.06."""
+
+FLOOR = 0.001
+"""Confidence threshold for the candidates of a graph with NMS, as in evaluations of mAP."""
 
 Frame = NDArray[np.uint8]
 
@@ -58,12 +71,15 @@ class Outputs:
         activated: Whether the manifest declares that the heads are probabilities.
         decoded: The candidates; None if heads have to be decoded.
         manifest: The manifest of the model, with levels and classes.
+        final: Whether ``decoded`` was returned by a graph with NMS: the candidates have no fixed
+            order, and only the score of the best class.
     """
 
     heads: tuple[Floats, ...] | None
     activated: bool
     decoded: Decoded | None
     manifest: Manifest
+    final: bool = False
 
     @property
     def candidates(self) -> Decoded:
@@ -94,10 +110,37 @@ class Opened:
         """Whether the model is a checkpoint, which torch runs."""
         return self.manifest.target == "checkpoint"
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another exporter made the file."""
+        return self.manifest.parity.get("reason") == REASON
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the graph has NMS, so that only boxes after NMS are known."""
+        return self.manifest.outputs[0].role == "detections"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the graph has NMS with thresholds of its own, which are not known."""
+        return self.is_final and not self.manifest.threshold_inputs
+
     def run(self, fed: Floats) -> Outputs:
-        """Run one input (1, 3, H, W), with the values that the engine expects."""
+        """Run one input (1, 3, H, W), with the values that the engine expects.
+
+        The thresholds of a graph with NMS are set so that it returns all candidates.
+
+        Raises:
+            DataError: a graph with NMS returned a class id that is out of range.
+            DeviceError: the engine failed.
+        """
         image, manifest = self.manifest.input, self.manifest
-        given = self.session.infer({image.name: self.as_fed(fed)})
+        thresholds = threshold_feeds(manifest, Thresholds(FLOOR, 1.0, MAX_CANDIDATES))
+        given = self.session.infer({image.name: self.as_fed(fed)} | thresholds)
+        if self.is_final:
+            rows = given[manifest.outputs[0].name].astype(np.float32)
+            decoded = _of_rows(rows, manifest.nc, self.path)
+            return Outputs(None, False, decoded, manifest, final=True)
         found: dict[str, Floats] = {
             spec.name: dequantised(given[spec.name][:1], spec).astype(np.float32)
             for spec in self.session.outputs
@@ -118,6 +161,28 @@ class Opened:
         if not image.dtype.startswith("float"):
             ordered = np.rint(ordered).clip(0, np.iinfo(image.dtype).max)
         return np.ascontiguousarray(ordered.repeat(image.images, axis=0), image.dtype)
+
+
+def _of_rows(rows: Floats, nc: int, path: str) -> Decoded:
+    """Convert the rows (K, 7) of the first image of a graph with NMS to candidates.
+
+    If a row is not finite, all values of one candidate are NaN.
+
+    Raises:
+        DataError: a class id is out of range, for example because too few names were given.
+    """
+    own = rows[rows[:, 0] == 0]
+    if not np.isfinite(own).all():
+        return Decoded(np.full((1, 4), np.nan, np.float32), np.full((1, nc), np.nan, np.float32))
+    outside = own[(own[:, 5] < 0) | (own[:, 5] >= nc), 5]
+    if len(outside):
+        raise DataError(
+            f"{path}: a box has class {outside[0]:g}, expected 0 to {nc - 1}: name all classes of "
+            "the model with --names"
+        )
+    scores = np.zeros((len(own), nc), np.float32)
+    scores[np.arange(len(own)), own[:, 5].astype(np.intp)] = own[:, 6]
+    return Decoded(centred(own[:, 1:5]), scores)
 
 
 def prepared(frame: Frame, image: InputInfo) -> Floats:
@@ -217,11 +282,61 @@ def compare_candidates(a: Outputs, b: Outputs, limits: Limits) -> Stage:
     return _stage("decoded", fits, {"iou": total.iou, "score_difference": total.score}, at)
 
 
-def compare_boxes(a: Opened, b: Opened, frame: Frame, truth: Decoded, limits: Limits) -> Stage:
-    """Check the boxes of ``b``'s Detector against the candidates and thresholds of ``a``."""
+def compare_final(
+    a: Opened, b: Opened, frame: Frame, outputs: tuple[Outputs, Outputs], limits: Limits
+) -> list[Stage]:
+    """Compare two models of which at least one returns only boxes after NMS.
+
+    The boxes of each graph with NMS are checked against the candidates of the other model.
+    """
+    which = " and ".join(name for name, side in (("A", a), ("B", b)) if side.is_final)
+    at = f"not available in an nms artifact ({which})"
+    stages = [Stage(name, "skipped", {}, at) for name in ("heads", "decoded")]
+    if a.manifest.nc != b.manifest.nc:
+        at = f"the models have {a.manifest.nc} and {b.manifest.nc} classes"
+        return [*stages, Stage("detections", "differs", {}, at)]
+    if not all(out.finite for out in outputs):
+        return [*stages, Stage("detections", "differs", {}, "values are NaN or infinite")]
+    thresholds = (b if a.is_fixed else a).manifest.thresholds
+    found = []
+    for side, other, theirs in ((a, b, outputs[1]), (b, a, outputs[0])):
+        if side.is_final:
+            conf = _least(theirs.candidates, thresholds.conf, limits, theirs.final)
+            if a.is_fixed or b.is_fixed:
+                conf = thresholds.conf  # a fixed threshold cannot be lowered
+            described = replace(other.manifest, thresholds=thresholds)
+            against = replace(other, manifest=described)
+            found.append(compare_boxes(against, side, frame, theirs.candidates, limits, conf))
+    ranks = ("equal", "close", "differs")
+    return [*stages, max(found, key=lambda stage: ranks.index(stage.status))]
+
+
+def _least(truth: Decoded, conf: float, limits: Limits, final: bool) -> float:
+    """Return a confidence threshold of at most ``conf``, above which there are boxes to compare.
+
+    ``final``: the candidates are those above ``FLOOR`` only; the threshold stays above it.
+    """
+    chosen = choose(candidates_of(0, truth))[:BEST]
+    least = min(conf, chosen[-1].score) if chosen else conf
+    return max(least, FLOOR + 2 * limits.loose.score) if final else least
+
+
+def compare_boxes(
+    a: Opened,
+    b: Opened,
+    frame: Frame,
+    truth: Decoded,
+    limits: Limits,
+    conf: float | None = None,
+) -> Stage:
+    """Check the boxes of ``b``'s Detector against the candidates and thresholds of ``a``.
+
+    ``conf``: confidence threshold; None: that of ``a``, or a lower one if that is necessary to have
+    boxes to compare.
+    """
     thresholds = a.manifest.thresholds
-    # The threshold is lowered if necessary, so that there are boxes to compare.
-    conf = min(thresholds.conf, choose(candidates_of(0, truth))[:BEST][-1].score)
+    if conf is None:
+        conf = _least(truth, thresholds.conf, limits, final=False)
     manifest = replace(b.manifest, thresholds=thresholds)
     images = ProofImages((frame,), (), "")
     found = [
@@ -243,9 +358,36 @@ def agree(a: Outputs, b: Outputs, limits: Limits) -> bool:
     """Return whether two outputs are equal within the tolerance of the less precise model."""
     if not (a.finite and b.finite):
         return False
+    if a.final or b.final:
+        return _agree_unordered(a, b, limits)
     if a.heads is None or b.heads is None:
         return compare_candidates(a, b, limits).status in ("equal", "close")
     return all(stage.status in ("equal", "close") for stage in compare_heads(a, b, limits))
+
+
+def _agree_unordered(a: Outputs, b: Outputs, limits: Limits) -> bool:
+    """Return whether the best candidates of each graph with NMS are candidates of the other model.
+
+    If a model has fixed thresholds, its candidates are boxes after NMS. Then those of the other
+    model need no counterpart.
+    """
+    compared = 0
+    for one, other in ((a, b), (b, a)):
+        if other.final and not other.manifest.threshold_inputs:
+            continue
+        least = FLOOR + 2 * limits.loose.score
+        chosen = choose(candidates_of(0, one.candidates))[:BEST]
+        chosen = [candidate for candidate in chosen if candidate.score > least]
+        compared += len(chosen)
+        if not all(_has(candidate, other.candidates, limits) for candidate in chosen):
+            return False
+    return compared > 0
+
+
+def _has(candidate: Candidate, found: Decoded, limits: Limits) -> bool:
+    """Return whether a model has a candidate with nearly the same box and score of this class."""
+    near = np.abs(found.scores[:, candidate.class_id] - candidate.score) <= limits.loose.score
+    return any(iou(candidate.box, box) >= limits.loose.iou for box in found.boxes[near])
 
 
 def _alike(a: Outputs, b: Outputs) -> tuple[Sequence[Floats], Sequence[Floats]]:

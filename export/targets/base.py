@@ -97,7 +97,7 @@ class Target(Protocol):
         """Return the versions of the packages that determine the files.
 
         Raises:
-            RuntimeMissing: the converter needs another interpreter, which was not found.
+            RuntimeMissing: the converter, or the interpreter that it needs, was not found.
         """
 
 

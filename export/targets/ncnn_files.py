@@ -64,7 +64,12 @@ def build(request: BuildRequest) -> Artifact:
 
 
 def versions() -> dict[str, str]:
-    """Return the version of the converter."""
+    """Return the version of the converter.
+
+    Raises:
+        RuntimeMissing: the package pnnx does not contain the program.
+    """
+    _program()
     return installed_versions("pnnx")
 
 

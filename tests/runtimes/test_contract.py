@@ -59,7 +59,7 @@ def test_members(name):
     assert 0 < runtime.DEVIATION <= 1e-3
     for function in ("load_engine", "files", "read_manifest", "write_manifest"):
         assert callable(getattr(runtime, function))
-    for function in ("payload_digest", "open", "versions"):
+    for function in ("payload_digest", "open", "versions", "available_devices"):
         assert callable(getattr(runtime, function))
     main = Path("folder") / f"robot{runtime.FORMATS[0]}"
     assert runtime.files(main)[0] == main

@@ -20,8 +20,7 @@ from y7edge.artifact.foreign import Interface, Tensor, describe
 from y7edge.artifact.names_text import parse_names
 from y7edge.cli import main
 from y7edge.data.synthetic import scenes
-from y7edge.detect.selftest import selftest
-from y7edge.errors import ArtifactError, ConfigError, DataError, DeviceError, DigestError
+from y7edge.errors import ArtifactError, ConfigError, DataError, DeviceError, ManifestMissing
 from y7edge.export import build, export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph.build import build_graph
@@ -299,13 +298,21 @@ def test_commands_take_names(files, frames, tmp_path, capsys):
     assert "has its own: omit names" in capsys.readouterr().err
 
 
-def test_selftest_and_build_refuse_it(files, tmp_path):
-    with pytest.raises(DigestError, match="has no y7edge manifest"):
-        selftest(files["heads"])
-    with pytest.raises(DigestError, match="has no y7edge manifest"):
-        build(files["heads"], tmp_path / "m.xml", target="openvino")
-    with pytest.raises(ArtifactError, match="has no y7edge manifest"):
-        registry.load(files["heads"])
+def test_what_has_no_proof_is_an_error_and_not_a_failed_gate(files, tmp_path, capsys):
+    path, engine = files["heads"], tmp_path / "lonely.mnn"
+    engine.write_bytes(path.read_bytes())
+    with pytest.raises(ManifestMissing, match="has no y7edge manifest"):
+        registry.load(path)
+    with pytest.raises(ManifestMissing, match="has no y7edge manifest"):
+        build(path, tmp_path / "m.xml", target="openvino")
+    for words, message in (
+        (["selftest", str(path)], "make an artifact with `y7edge export"),
+        (["verify", str(path), "--against", "yolov7-tiny"], "has no y7edge manifest"),
+        (["build", str(path), "--target", "openvino"], "has no y7edge manifest"),
+        (["selftest", str(engine)], "copy lonely.mnn and lonely.mnn.json together"),
+    ):
+        assert main(words) == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_neither_torch_nor_onnx_is_imported(files):

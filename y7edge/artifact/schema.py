@@ -156,7 +156,8 @@ def _dataclass(kind: Any, values: object, place: str) -> Any:
         return values
     if not isinstance(values, dict):
         raise _MisfitError(place, f"expected {_WORDS[Mapping]}, found {repr(values)[:60]}")
-    hints, fields = _hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    hints = _hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for name in values:
         if name not in fields:
             raise _MisfitError(place, f"there is no {str(name)[:64]!r}{nearest(name, fields)}")

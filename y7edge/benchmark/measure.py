@@ -43,7 +43,8 @@ class Report:
     same input. Both are None if the runtime has no function for calls of the engine's API.
 
     Raises:
-        ConfigError: a condition of the measurement, such as the device, is empty.
+        ConfigError: a condition of the measurement, such as the device, is empty, or a percentile
+            is missing.
     """
 
     artifact: str
@@ -84,7 +85,14 @@ class Report:
             "warmup",
             "runs",
         )
-        if unstated := [name for name in needed if not getattr(self, name)]:
+        unstated = [name for name in needed if not getattr(self, name)]
+        unstated += [
+            f"{name}.{percentile}"
+            for name in ("model_ms", "end_to_end_ms")
+            for percentile in ("p50", "p95", "p99")
+            if percentile not in getattr(self, name)
+        ]
+        if unstated:
             raise ConfigError(f"a report of latency needs a value for {', '.join(unstated)}")
         rates = {
             stage: round(1000 / times["p50"], 2)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+
+from y7edge.packages import hidden_behind
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,7 +15,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 success, 1 any other error, 2 usage, 3 missing dependency, 4 a gate failed (parity, mAP,
     digest, speed), 130 interrupted.
     """
-    from y7edge.cli.app import run
+    try:
+        from y7edge.cli.app import run
+    except Exception as error:  # of any kind, if a file hides a package
+        found = hidden_behind(error)
+        if found is None:
+            raise
+        print(f"error: {found}", file=sys.stderr)
+        return found.exit_code
 
     # Our messages name the damaged file; those of OpenCV and FFmpeg do not.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")

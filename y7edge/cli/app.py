@@ -39,6 +39,7 @@ from y7edge.cli.val import val
 from y7edge.cli.verify import verify
 from y7edge.errors import RuntimeMissing, Y7EdgeError
 from y7edge.files import is_out_of_memory, reason
+from y7edge.packages import hidden_behind
 from y7edge.text import one_line
 
 TRACEBACK = "--traceback"
@@ -131,7 +132,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         for line in traceback.format_exc().splitlines() if wants_traceback else ():
             note(line)
-        message, code = _explain(error, (arguments or [""])[0])
+        message, code = _explain(hidden_behind(error) or error, (arguments or [""])[0])
         note(f"error: {one_line(message)}")
         return code
     if not arguments:

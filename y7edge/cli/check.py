@@ -1,7 +1,8 @@
-"""``y7edge check``: show installed packages and usable backends."""
+"""``y7edge check``: show installed packages, usable backends and converters."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,18 +13,25 @@ from y7edge.cli.options import Json
 
 if TYPE_CHECKING:
     from y7edge.environment import Processor, Report
+    from y7edge.export.targets.registry import Converter
 
 
 def check(as_json: Json = False) -> None:
-    """Show which packages are installed, and which backends are usable.
+    """Show which packages are installed, which backends are usable, and which targets can be built.
 
     The exit code is 3 if detection cannot run here.
     """
     from y7edge.environment import check as look
+    from y7edge.export.targets.registry import converters
 
     report = look()
-    record = {**asdict(report), "ok": report.exit_code == 0}
-    show(record, _lines(report), as_json=as_json)
+    found = converters(report.missing.get("export", ()))
+    record = {
+        **asdict(report),
+        "converters": [asdict(c) for c in found],
+        "ok": not report.exit_code,
+    }
+    show(record, _lines(report, found), as_json=as_json)
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 
@@ -40,7 +48,14 @@ def _processor(cpu: Processor) -> list[str]:
     ]
 
 
-def _lines(report: Report) -> list[str]:
+def _converter(one: Converter) -> tuple[str, str, str, str]:
+    versions = ", ".join(f"{name} {version}" for name, version in one.versions.items())
+    able = ["no", "yes"]
+    reason = f"{one.reason} ({versions})" if versions else one.reason
+    return one.target, able[one.exports], able[one.builds], reason
+
+
+def _lines(report: Report, converters: Sequence[Converter]) -> list[str]:
     opencv = report.opencv
     gstreamer = "with GStreamer" if opencv["gstreamer"] else "without GStreamer"
     found = f"{opencv['version']}, {gstreamer}" if opencv["installed"] else opencv["problem"]
@@ -57,6 +72,8 @@ def _lines(report: Report) -> list[str]:
         *_processor(report.processor),
         "",
         *table([("backend", "usable", "why"), *backends]),
+        "",
+        *table([("target", "export", "build", "why"), *map(_converter, converters)]),
         "",
         *table([("package", "version"), *packages]),
         "",

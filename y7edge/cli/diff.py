@@ -9,13 +9,17 @@ import typer
 
 from y7edge.cli.console import note, show, table
 from y7edge.cli.models import say_random
-from y7edge.cli.options import Device, Json, Size, Threads
+from y7edge.cli.options import Device, Json, Names, Size, Threads
 
 if TYPE_CHECKING:
     from y7edge.artifact.reports import DiffReport, Side, Stage
 
 _A = Annotated[
-    str, typer.Argument(metavar="A", help="A checkpoint, an artifact, or a variant's name.")
+    str,
+    typer.Argument(
+        metavar="A",
+        help="A checkpoint, an artifact, an ONNX file of another exporter, or a variant's name.",
+    ),
 ]
 _B = Annotated[str, typer.Argument(metavar="B", help="The model to compare with A.")]
 _Image = Annotated[
@@ -35,6 +39,7 @@ def diff(
     image: _Image = None,
     layers: _Layers = False,
     imgsz: Size = None,
+    names: Names = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -42,9 +47,9 @@ def diff(
     """Compare two models stage by stage, and name the first difference and its cause.
 
     The stages are the preprocessed input, each head, the decoded candidates, and the boxes after
-    NMS. Each cause is found by a test, such as running A on swapped colour channels. Two artifacts
-    are compared without torch. The exit code is 4 if the models differ by more than the tolerance
-    of the less precise one.
+    NMS. Of a graph with NMS, only the boxes after NMS are compared. Each cause is found by a test,
+    such as running A on swapped colour channels. Two artifacts are compared without torch. The exit
+    code is 4 if the models differ by more than the tolerance of the less precise one.
     """
     from y7edge.export.proof.diff import diff as compare
 
@@ -56,6 +61,7 @@ def diff(
         image=image,
         layers=layers,
         imgsz=imgsz,
+        names=names,
         device=device,
         threads=threads,
         progress=note,

@@ -22,7 +22,13 @@ from y7edge.artifact.manifest import InputInfo, Manifest, Probe, Samples
 from y7edge.artifact.reports import ProbeResult, SelftestReport
 from y7edge.artifact.schema import checked
 from y7edge.detect.postprocess import threshold_feeds
-from y7edge.errors import ArtifactError, DigestError, ParityError
+from y7edge.errors import (
+    ArtifactError,
+    ArtifactMissing,
+    DigestError,
+    ManifestMissing,
+    ParityError,
+)
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Session, SessionOptions, TensorSpec
 
@@ -82,7 +88,7 @@ def selftest(
     Raises:
         DigestError: the file or its manifest was changed or damaged.
         ParityError: a probe exceeds its tolerance (``report`` has the numbers), or no probe exists.
-        ArtifactError: the file does not exist, or no runtime can read it.
+        ArtifactError: the file does not exist, has no manifest, or no runtime can read it.
         RuntimeMissing, DeviceError: the engine cannot be used.
     """
     artifact = load_undamaged(path, backend)
@@ -116,11 +122,16 @@ def selftest(
 
 
 def load_undamaged(path: Path | str, backend: str = "auto") -> Artifact:
-    """Load an artifact; raise DigestError also if the manifest cannot be read."""
+    """Load an artifact; raise DigestError also if the manifest cannot be read.
+
+    Raises:
+        ArtifactMissing, ManifestMissing: there is nothing to check the file against.
+        DigestError: the manifest was changed or damaged.
+    """
     registry.find(path, backend)  # raises ArtifactError if the file does not exist
     try:
         return registry.load(path, backend)
-    except DigestError:
+    except (ArtifactMissing, ManifestMissing, DigestError):
         raise
     except ArtifactError as error:
         raise DigestError(str(error)) from error
