@@ -132,7 +132,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedDetector:
     """An open detector, and the time and memory that its opening took.
 
     Attributes:
@@ -152,7 +152,7 @@ class Opened:
 
 def open_measured(
     opener: Callable[[], Detector], artifact: str, threads: int | None = None
-) -> Opened:
+) -> OpenedDetector:
     """Open a detector, run it once, and measure the time and the memory that this takes.
 
     Memory is the growth of the resident set. It is too small if freed memory is used again, and
@@ -168,7 +168,7 @@ def open_measured(
         raise
     startup_ms, after = 1e3 * (time.perf_counter() - started), resident_memory()
     grown = None if before is None or after is None else round((after - before) / 2**20, 1)
-    return Opened(detector, artifact, threads, round(startup_ms, 2), grown)
+    return OpenedDetector(detector, artifact, threads, round(startup_ms, 2), grown)
 
 
 def benchmark(
@@ -181,11 +181,13 @@ def benchmark(
     gate: bool = False,
 ) -> Report:
     """Measure one open detector; see :func:`compare`."""
-    return compare([Opened(detector, artifact, threads)], warmup=warmup, runs=runs, gate=gate)[0]
+    return compare(
+        [OpenedDetector(detector, artifact, threads)], warmup=warmup, runs=runs, gate=gate
+    )[0]
 
 
 def compare(
-    opened: Sequence[Opened], *, warmup: int = 5, runs: int = 100, gate: bool = False
+    opened: Sequence[OpenedDetector], *, warmup: int = 5, runs: int = 100, gate: bool = False
 ) -> list[Report]:
     """Measure the latency of detectors by stage on synthetic images, in turn.
 
@@ -228,7 +230,7 @@ class _Turn:
         overhead: for each round, the time of ``Session.infer`` relative to the engine's own API.
     """
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: OpenedDetector) -> None:
         self.opened = opened
         image, session = opened.detector.manifest.input, opened.detector.session
         self._frames, self._session = images(), session
