@@ -33,6 +33,7 @@ from y7edge.runtimes.base import (
     claim_engine,
     installed_versions,
     one_line,
+    openmp_waits_briefly,
     parse_device,
 )
 
@@ -55,7 +56,9 @@ _TYPES = {"float32": "Halide_Type_Float", "uint8": "Halide_Type_Uint8"}
 
 
 def load_engine() -> Any:
-    """Import MNN, and discard the line about the CPU that the import prints.
+    """Import MNN, with OpenMP threads that soon sleep while they wait.
+
+    The line about the CPU that the import prints is discarded.
 
     The package ``MNN.tools``, which installs packages and uploads usage logs, is not imported.
     """
@@ -63,7 +66,7 @@ def load_engine() -> Any:
         import MNN
 
         return MNN
-    with _silent():
+    with _silent(), openmp_waits_briefly():
         import MNN
     return MNN
 
