@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from y7edge import __version__, machine
+from y7edge import __version__, jetson, machine
 from y7edge.errors import RuntimeMissing
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
@@ -79,6 +79,7 @@ class Report:
     python: str
     system: str
     processor: Processor
+    jetson: jetson.Jetson | None  # None: not a Jetson
     packages: dict[str, str | None]  # name on PyPI -> version; None: not installed
     opencv: dict[str, Any]  # installed, version, gstreamer, file, problem
     backends: tuple[Backend, ...]
@@ -118,6 +119,7 @@ def check() -> Report:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
+        jetson=jetson.find(),
         packages=versions,
         opencv=opencv,
         backends=backends,
