@@ -72,6 +72,7 @@ _THOR = "tegra264"
 _MODULES = {
     **dict.fromkeys(("p3448-0000", "p3448-0002"), "Jetson Nano"),
     "p3448-0003": "Jetson Nano 2 GB",
+    "p3450-0000": "Jetson Nano developer kit",
     "p2180": "Jetson TX1",
     **dict.fromkeys(("p3310", "p3489"), "Jetson TX2"),
     **dict.fromkeys(("p2888", "p2888-0001", "p2888-0003", "p2888-0004"), "Jetson AGX Xavier"),

@@ -118,6 +118,7 @@ _PATTERNS = {
 }
 _FIELD = {kind: re.compile(rf"{pattern}(?=\s|$)", re.ASCII) for kind, pattern in _PATTERNS.items()}
 _CORE = re.compile(r"(\d{1,3})%(?:@(\d{1,9}))?", re.ASCII)
+_MHZ = re.compile(r"\d{1,9}", re.ASCII)
 _WORD = re.compile(r"\S+")
 
 
@@ -184,10 +185,13 @@ class _Fields:
         self.values["iram_kb"] = int(used), int(total)
 
     def add_cpu(self, listed: str, shared_mhz: str | None) -> None:
-        cores = [_CORE.fullmatch(text.strip()) for text in listed.split(",")]
+        texts = [text.strip() for text in listed.split(",")]
+        cores = [_CORE.fullmatch(text) for text in texts]
         self.values["cpu"] = tuple(
             core and Core(int(core[1]), _number(core[2] or shared_mhz)) for core in cores
         )
+        pairs = zip(texts, cores, strict=True)
+        self.unknown += [text for text, core in pairs if core is None and text != "off"]
 
     def add_emc(self, percent: str | None, mhz: str | None) -> None:
         self.values["emc_percent"], self.values["emc_mhz"] = _number(percent), _number(mhz)
@@ -196,7 +200,8 @@ class _Fields:
         # JetPack 5 has one field for each cluster; the first one states the load.
         self.values.setdefault("gpu_percent", _number(percent))
         texts = listed.split(",") if listed else [mhz] if mhz else []
-        self.gpu_mhz += [_number(text if text.isdecimal() else None) for text in texts]
+        matches = [_MHZ.fullmatch(text.strip()) for text in texts]
+        self.gpu_mhz += [match and int(match[0]) for match in matches]
 
     def add_mts(self, foreground: str, background: str) -> None:
         self.engines["MTS fg"] = Engine(True, percent=int(foreground))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from y7edge.errors import ConfigError
 from y7edge.tegrastats import Monitor, Sample
 
-_SETTLE_SECONDS = 1.0  # until clocks and tegrastats have started
+_SETTLE_SECONDS = 1.0  # of warm-up, until the clocks have adapted
+_START_SECONDS = 5.0  # for tegrastats to print its first line
 _SECONDS = 5.0
 _MIN_SAMPLES = 20  # to run for, at the asked interval
 INTERVALS_MS = (20, 1000)
@@ -73,7 +74,8 @@ class Measured:
 def measure_power(run: Callable[[int], object], interval_ms: int) -> Measured:
     """Run frames one after the other while tegrastats runs; return power and energy per frame.
 
-    After one second of warm-up, frames run for 5 seconds, or for 20 intervals if that is longer.
+    After a warm-up of one second, or until the first line of tegrastats, frames run for 5 seconds,
+    or for 20 intervals if that is longer.
 
     Args:
         run: detects in one frame; called with 0, 1, 2 and so on.
@@ -88,14 +90,26 @@ def measure_power(run: Callable[[int], object], interval_ms: int) -> Measured:
     seconds = max(_SECONDS, _MIN_SAMPLES * interval_ms / 1e3)
     frames, begin, end = 0, 0.0, 0.0
     with Monitor(interval_ms) as monitor:
+        warm = _warm_up(run, monitor)
         if monitor.running():
-            frames, begin, end = _frames(run, 0, _SETTLE_SECONDS)
-        if monitor.running():
-            frames, begin, end = _frames(run, frames, seconds)
+            frames, begin, end = _frames(run, warm, seconds)
     samples = monitor.samples(begin, end)
     if monitor.failure or not samples:
         return Measured(problem=monitor.failure or "tegrastats stopped printing")
     return _power(samples, interval_ms, frames, end - begin)
+
+
+def _warm_up(run: Callable[[int], object], monitor: Monitor) -> int:
+    """Run frames until clocks have settled and tegrastats has printed; return their number."""
+    count, begin = 0, time.monotonic()
+    while monitor.running():
+        now = time.monotonic()
+        has_begun = now - begin >= _SETTLE_SECONDS and monitor.samples(begin, now)
+        if has_begun or now - begin >= _START_SECONDS:
+            break
+        run(count)
+        count += 1
+    return count
 
 
 def _frames(run: Callable[[int], object], first: int, seconds: float) -> tuple[int, float, float]:
