@@ -3,8 +3,8 @@
 All facts are read from files that every user may read. Missing, malformed or oversized files count
 as unknown, because containers and custom images lack some of them. Formats and names:
 
-- ``/etc/nv_tegra_release``, power modes (``nvpmodel``), ``tegrastats``: Jetson Linux Developer
-  Guide, https://docs.nvidia.com/jetson/archives/r36.4/DeveloperGuide/index.html
+- ``/etc/nv_tegra_release``: https://docs.nvidia.com/jetson/orin-nano-devkit/user-guide/latest/setup_jetpack.html
+- ``nvpmodel.conf``: https://github.com/NVIDIA/skills/blob/main/skills/jetson-customize-nvpmodel/SKILL.md
 - L4T and JetPack numbers: https://developer.nvidia.com/embedded/jetpack-archive and
   https://github.com/OE4T/meta-tegra/tree/master/docs/release-notes
 - ``compatible`` strings: Documentation/devicetree/bindings/arm/tegra.yaml of Linux

@@ -1,7 +1,8 @@
 """Run ``tegrastats``, the monitor of Jetson boards, and parse its lines (JetPack 4 to 7).
 
-The grammar is that of NVIDIA's documentation and of recorded lines of all boards: "tegrastats
-Utility" in https://docs.nvidia.com/jetson/archives/r36.4/DeveloperGuide/AT/JetsonLinuxDevelopmentTools/TegrastatsUtility.html
+The grammar is that of NVIDIA's documentation (Jetson Linux Developer Guide, "tegrastats Utility":
+https://docs.nvidia.com/jetson/archives/l4t-archived/l4t-325/Tegra%20Linux%20Driver%20Package%20Development%20Guide/AppendixTegraStats.html)
+and of recorded lines of all boards.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _PMIC = ("pmic", 100.0)  # a constant on all boards
 # Rails that measure the power of the whole board (module), in this order. VIN of Thor contains all
 # other rails; so does VDD_IN.
 _TOTAL = ("POM_5V_IN", "VDD_IN", "VIN")
-# Boards without such a rail: rails whose sum is the power of the module. The other rails of these
-# boards are supplied by VIN_SYS_5V0.
+# Boards without such a rail: rails whose sum is the power of the module. Their other rails are
+# supplied by one of these.
 _SUMS = (
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),  # AGX Orin
     ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),  # AGX Xavier

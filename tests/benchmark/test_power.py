@@ -136,6 +136,7 @@ def test_what_cannot_be_measured_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], end: str, problem: str
 ) -> None:
     install(tmp_path, monkeypatch, *lines, end=end)
+    monkeypatch.setattr(power, "_START_SECONDS", 2.0)
     measured = measure_power(frame, 20)
     assert measured.power is None
     assert measured.problem is not None and measured.problem.startswith(problem)
@@ -145,7 +146,10 @@ def test_a_program_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(power, "_START_SECONDS", 0.3)
     install(tmp_path, monkeypatch)
     (tmp_path / "tegrastats").write_text("#!/bin/sh\nexec sleep 60\n")
+    begin = time.monotonic()
+    monkeypatch.setattr(power, "_SECONDS", 60)
     assert measure_power(frame, 20).problem == "tegrastats printed nothing"
+    assert time.monotonic() - begin < 30  # nothing is measured after the warm-up
 
 
 def test_no_frame_runs_without_tegrastats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def measure_power(run: Callable[[int], object], interval_ms: int) -> Measured:
     frames, begin, end = 0, 0.0, 0.0
     with Monitor(interval_ms) as monitor:
         warm = _warm_up(run, monitor)
-        if monitor.running():
+        if monitor.running() and monitor.samples(0.0, time.monotonic()):
             frames, begin, end = _frames(run, warm, seconds)
     samples = monitor.samples(begin, end)
     if monitor.failure or not samples:
