@@ -13,7 +13,7 @@ import pytest
 from tests.fake_model import FakeSession, make_manifest
 from y7edge import jetson
 from y7edge.benchmark import measure, power
-from y7edge.benchmark.measure import Opened, compare
+from y7edge.benchmark.measure import compare, open_measured
 from y7edge.benchmark.power import measure_power
 from y7edge.cli import main
 from y7edge.detect.detector import Detector
@@ -176,9 +176,9 @@ class SlowSession(FakeSession):
         return super()._run(feeds)
 
 
-def opened(name: str) -> Opened:
+def opened(name: str):
     manifest = make_manifest()
-    return Opened(Detector.from_session(SlowSession(manifest), manifest), name)
+    return open_measured(lambda: Detector.from_session(SlowSession(manifest), manifest), name)
 
 
 def test_each_model_is_measured_alone(

@@ -97,5 +97,17 @@ def test_the_example_of_the_warnings() -> None:
         assert f"\nwarning: {warning}\n" in TEXT
 
 
+def test_the_number_of_recorded_samples_in_support() -> None:
+    folder = ROOT / "tests" / "reference" / "jetson"
+    support = (ROOT / "docs" / "support.md").read_text(encoding="utf-8")
+    releases = len((folder / "nv_tegra_release.txt").read_text().splitlines())
+    boards = len(json.loads((folder / "boards.json").read_text())["boards"])
+    tables = len(json.loads((folder / "power_modes.json").read_text())["files"])
+    lines = [entry["verbatim"] for entry in json.loads((folder / "tegrastats.json").read_text())]
+    assert f"{releases} recorded release files (L4T 32.7 to 39.2) and {boards} device" in support
+    assert f"{tables} recorded tables of modes" in support
+    assert f"{lines.count(True)} recorded lines, and with {lines.count(False)} of which" in support
+
+
 def test_the_page_says_that_it_was_not_run() -> None:
     assert "**Nothing on this page was run on a Jetson.**" in TEXT
