@@ -147,6 +147,11 @@ class Clocks:
     pinned: bool | None
     unknown: Mapping[str, str] = field(default_factory=dict)
 
+    def state(self) -> str:
+        """Return "clocks pinned", "clocks not pinned" or "clocks not known"."""
+        words = {True: "pinned", False: "not pinned", None: "not known"}
+        return f"clocks {words[self.pinned]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Jetson:
@@ -154,10 +159,12 @@ class Jetson:
 
     Attributes:
         model: model in the device tree, such as "NVIDIA Jetson AGX Orin Developer Kit".
-        module: part number and name, such as "p3767-0005" and "Jetson Orin Nano 8 GB".
+        module: part number of the module, such as "p3767-0005".
+        module_name: its name, such as "Jetson Orin Nano 8 GB".
         soc: system on a chip: tegra210, tegra186, tegra194, tegra234 or tegra264.
         l4t: version of L4T (Jetson Linux), such as "36.4.3".
-        jetpack: version of JetPack; from the package ``nvidia-jetpack``, else derived from L4T.
+        jetpack: version of JetPack, such as "6.2".
+        jetpack_source: where it is from: the package ``nvidia-jetpack``, else the version of L4T.
         packages: name -> version of the installed packages of CUDA, cuDNN, TensorRT and OpenCV.
         cuda: target of the link ``/usr/local/cuda``.
         super_flashed: whether the board was flashed with the "super" power modes (Orin Nano, NX).
@@ -192,8 +199,7 @@ class Jetson:
         """Return power mode and clocks in one line."""
         name = self.power.current_name if self.power else None
         mode = f"power mode {name}" if name else "power mode not known"
-        state = {True: "clocks pinned", False: "clocks not pinned", None: "clocks not known"}
-        return f"{mode}, {state[self.clocks.pinned]}"
+        return f"{mode}, {self.clocks.state()}"
 
 
 def find() -> Jetson | None:
@@ -203,12 +209,10 @@ def find() -> Jetson | None:
     names the chip of one, or if there is an ``/etc/nv_tegra_release``.
     """
     compatible = _strings(_TREE / "compatible")
-    soc = next(
-        (m[1] for name in compatible if (m := re.fullmatch(r"nvidia,(tegra\d+)", name))), None
-    )
-    family, soc_id = _text(_SOC / "family"), _text(_SOC / "soc_id")
-    if soc is None and family == "Tegra":
-        soc = _SOC_IDS.get(soc_id)
+    chips = (re.fullmatch("nvidia,(tegra[0-9]{2,4})", name) for name in compatible)
+    soc = next((chip[1] for chip in chips if chip), None)
+    if soc is None and _text(_SOC / "family") == "Tegra":
+        soc = _SOC_IDS.get(_text(_SOC / "soc_id"))
     release = l4t_of(_text(_RELEASE))
     if release is None and soc not in _SOC_IDS.values():
         return None

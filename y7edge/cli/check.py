@@ -59,7 +59,7 @@ def _jetson(board: Jetson) -> list[str]:
     clocks += [f"{name} {why}" for name, why in board.clocks.unknown.items()]
     return [
         *lines,
-        f"  {board.settings()}: {', '.join(clocks)}",
+        f"  {board.clocks.state()}: {', '.join(clocks)}",
         f"  /usr/local/cuda: {board.cuda or 'missing'}",
         *(f"  {name} {version}" for name, version in board.packages.items()),
         *(f"problem: {text}" for text in board.problems),
