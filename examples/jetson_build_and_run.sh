@@ -39,7 +39,7 @@ if ! python3 -c 'import tensorrt' 2> /dev/null; then
     exit 1
 fi
 
-# 1. Install. --system-site-packages shows JetPack's cv2 and tensorrt, which need NumPy 1 on JetPack 6.
+# 1. Install. --system-site-packages shows JetPack's tensorrt, and its cv2, which needs NumPy 1.
 mkdir -p "$folder"
 if [ ! -x "$folder/env/bin/y7edge" ]; then
     python3 -m venv --system-site-packages "$folder/env"

@@ -214,6 +214,33 @@ def test_every_recorded_device_tree(
     assert not found.problems
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *((f"p3448-{variant}", "Jetson Nano") for variant in ("0000", "0002")),
+        ("p3448-0003", "Jetson Nano 2 GB"),
+        *((f"p3668-{variant}", "Jetson Xavier NX") for variant in ("0000", "0001")),
+        ("p3668-0003", "Jetson Xavier NX 16 GB"),
+        *((f"p2888-{n}", "Jetson AGX Xavier") for n in ("0001", "0003", "0004", "0006")),
+        ("p2888-0005", "Jetson AGX Xavier 64 GB"),
+        ("p2888-0008", "Jetson AGX Xavier Industrial"),
+        ("p3767-0001", "Jetson Orin NX 8 GB"),
+        ("p3767-0003", "Jetson Orin Nano 8 GB"),
+        ("p3767-0004", "Jetson Orin Nano 4 GB"),
+        ("p3701-0000", "Jetson AGX Orin"),
+        ("p3701-0004", "Jetson AGX Orin 32 GB"),
+        ("p3701-0008", "Jetson AGX Orin Industrial"),
+        ("p3834-0000", "Jetson T4000 (Thor)"),
+        ("p3310-1000", "Jetson TX2"),
+        ("p3767-9999", "Jetson Orin NX or Orin Nano"),
+        ("p9999-0000", None),
+    ],
+)
+def test_every_known_module(board: Board, part: str, name: str | None) -> None:
+    board.tree("a carrier of another maker", [f"maker,p1234-0000+{part}-x", "nvidia,tegra234"])
+    assert (find().module, find().module_name) == (part, name)
+
+
 def test_in_a_container_without_device_tree(board: Board) -> None:
     board.write("soc0/family", "Tegra\n")
     board.write("soc0/soc_id", "35\n")

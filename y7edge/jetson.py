@@ -68,28 +68,33 @@ _SOC_IDS = {
     "38": "tegra264",
 }
 _THOR = "tegra264"
-# Part number of the module, as in the device tree -> name.
+# Part number of the module, as in the device tree -> name; without variant for the other ones.
 _MODULES = {
-    **dict.fromkeys(("p3448-0000", "p3448-0002"), "Jetson Nano"),
+    "p2371-2180": "Jetson TX1 developer kit",
+    "p2771-0000": "Jetson TX2 developer kit",
+    "p3310": "Jetson TX2",
+    "p3489": "Jetson TX2",
+    "p3448": "Jetson Nano",
     "p3448-0003": "Jetson Nano 2 GB",
     "p3450-0000": "Jetson Nano developer kit",
-    "p2180": "Jetson TX1",
-    **dict.fromkeys(("p3310", "p3489"), "Jetson TX2"),
-    **dict.fromkeys(("p2888", "p2888-0001", "p2888-0003", "p2888-0004"), "Jetson AGX Xavier"),
+    "p2888": "Jetson AGX Xavier",
     "p2888-0005": "Jetson AGX Xavier 64 GB",
     "p2888-0008": "Jetson AGX Xavier Industrial",
-    **dict.fromkeys(("p3668-0000", "p3668-0001"), "Jetson Xavier NX"),
+    "p3668": "Jetson Xavier NX",
     "p3668-0003": "Jetson Xavier NX 16 GB",
+    "p3767": "Jetson Orin NX or Orin Nano",
     "p3767-0000": "Jetson Orin NX 16 GB",
     "p3767-0001": "Jetson Orin NX 8 GB",
-    **dict.fromkeys(("p3767-0003", "p3767-0005"), "Jetson Orin Nano 8 GB"),
+    "p3767-0003": "Jetson Orin Nano 8 GB",
     "p3767-0004": "Jetson Orin Nano 4 GB",
-    "p3701-0000": "Jetson AGX Orin developer kit",
+    "p3767-0005": "Jetson Orin Nano 8 GB",
+    "p3701": "Jetson AGX Orin",
     "p3701-0004": "Jetson AGX Orin 32 GB",
     "p3701-0005": "Jetson AGX Orin 64 GB",
     "p3701-0008": "Jetson AGX Orin Industrial",
-    "p3834-0008": "Jetson T5000 (Thor)",
+    "p3834": "Jetson Thor",
     "p3834-0000": "Jetson T4000 (Thor)",
+    "p3834-0008": "Jetson T5000 (Thor)",
 }
 # Packages of NVIDIA's apt repository that are reported.
 _PACKAGES = re.compile(
@@ -224,7 +229,7 @@ def find() -> Jetson | None:
     found = Jetson(
         model=_model(),
         module=module,
-        module_name=_MODULES.get(module or ""),
+        module_name=_MODULES.get(module or "") or _MODULES.get((module or "").partition("-")[0]),
         soc=soc,
         l4t=l4t,
         jetpack=jetpack,
