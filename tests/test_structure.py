@@ -20,6 +20,7 @@ FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "ru
 # A module imports only from its own layer and from those before it; the longest prefix decides.
 LAYERS = (
     (
+        *("y7edge.jetson", "y7edge.tegrastats"),
         *("y7edge", "y7edge.errors", "y7edge.files", "y7edge.plugins", "y7edge.text"),
         *("y7edge.html", "y7edge.boxes", "y7edge.machine", "y7edge.packages"),
     ),

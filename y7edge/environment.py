@@ -20,7 +20,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
-from y7edge import __version__, machine
+from y7edge import __version__, jetson, machine
 from y7edge.errors import RuntimeMissing
 from y7edge.packages import hidden
 from y7edge.runtimes import registry
@@ -78,6 +78,7 @@ class Report:
     python: str
     system: str
     processor: Processor
+    jetson: jetson.Jetson | None  # None: not a Jetson
     packages: dict[str, str | None]  # name on PyPI -> version; None: not installed
     opencv: dict[str, Any]  # installed, version, gstreamer, file, problem
     backends: tuple[Backend, ...]
@@ -117,6 +118,7 @@ def check() -> Report:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
+        jetson=jetson.find(),
         packages=versions,
         opencv=opencv,
         backends=backends,
