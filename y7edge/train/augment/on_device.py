@@ -1,9 +1,10 @@
 """Colour jitter and mirroring of training batches, in torch on the training device.
 
-On a GPU, the loader leaves both to this module (`pipeline.augmented_in_part`). They take about half
-of the loader's time besides decoding. All roundings are those of `colour.Jitter`, whose steps
-OpenCV computes in 8 bits, so that a batch has the pixels that the loader would have written.
-Operations are separate, because a fused multiply-add would round differently.
+On a GPU, the loader leaves both to this module (`pipeline.augmented_in_part`). All roundings are
+those of `colour.Jitter`, whose steps OpenCV computes in 8 bits, so that a batch has the pixels that
+the loader would have written. A few of a million values differ by one grey level, at the end of
+blocks of rows, where OpenCV computes in floats. Operations are separate, because a fused
+multiply-add would round differently.
 """
 
 from __future__ import annotations
