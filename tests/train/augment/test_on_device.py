@@ -63,13 +63,18 @@ def test_pixels_equal_those_of_the_loader(height, strength):
 
 @pytest.mark.parametrize(
     "factors",
-    [(1, 1, 1), (1, 0, 1), (1, 1, 0), (1, -0.3, 1.2), (1, 1.5, -1), (1.01, 2, 2), (1, 1, 255.0)],
+    [
+        *((1, 1, 1), (1, 0, 1), (1, 1, 0), (1, -0.3, 1.2), (1, 1.5, -1)),
+        *((1.01, 2, 2), (1, 1, 255.0), (1, 0.8, 1.25)),
+    ],
     ids=str,
 )
-def test_extreme_factors(factors):
+@pytest.mark.parametrize("largest", [255, 204])  # 1.25 x 204 = 255 is not overexposed
+def test_extreme_factors(factors, largest):
     images = np.random.default_rng(1).integers(0, 256, (1, 3, 40, 50), dtype=np.uint8)
     images[:, :, :2] = 0
     images[:, :, 2:4] = 255
+    images = np.minimum(images, largest).astype(np.uint8)
     appearance = [Appearance(Jitter(*factors))]
     assert_same_pixels(on_torch(images, appearance), in_numpy(images, appearance))
 

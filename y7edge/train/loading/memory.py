@@ -40,7 +40,7 @@ class WrittenBatch:
     slot: int
     shape: tuple[int, ...]  # (B, 3, H, W)
     targets: NDArray[np.float32]  # (n, 6)
-    appearance: NDArray[np.float64] | None  # (B, 5), for `on_device.apply_appearance`
+    appearance: NDArray[np.float64] | None = None  # (B, 5), for `on_device.apply_appearance`
 
     def item(self) -> Item:
         """Return the batch; call this in the training process."""
