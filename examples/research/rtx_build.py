@@ -1,10 +1,10 @@
-"""Build a TensorRT-RTX engine for GPUs that this machine may not have; print a line of JSON.
+"""Build an engine with TensorRT-RTX for GPUs that this machine does not have; print JSON.
 
-    ENV/bin/python examples/research/rtx_build.py model.onnx SM80,SM86,SM89 1,4,8
+    ENV/bin/python examples/research/rtx_build.py model.onnx SM80,SM86,SM89
 
-Needs only the package tensorrt-rtx, and no GPU. ``rtx_builds.py`` runs it for many graphs. The last
-argument is the smallest, usual and largest batch, for a graph with a dynamic batch. The engine is
-not kept.
+``rtx_builds.py`` runs this for many graphs, in an interpreter that has y7edge and tensorrt-rtx. The
+code of target tensorrt builds the engine, as with TensorRT 11, except that the compute capabilities
+are given. The engine is neither opened nor kept. The manifest of the graph is ``model.onnx.json``.
 """
 
 from __future__ import annotations
@@ -15,54 +15,56 @@ import time
 from pathlib import Path
 from typing import Any
 
+from y7edge.artifact.artifact import read_sidecar
+from y7edge.errors import ExportError
+from y7edge.export.targets import trt as target
+from y7edge.export.targets._trt_settings import Device, Settings
+from y7edge.export.targets.base import BuildRequest
+
+# TensorRT-RTX has its own version numbers, and the interface of TensorRT 11.
+_LIKE = "11.4.0"
+_WORKSPACE = 1024  # MiB
+
 
 def main() -> int:
-    """Build one engine; print ``version``, ``seconds`` and ``bytes``, or ``error``."""
-    import tensorrt_rtx as trt
+    """Build one engine; print its size and the time, or the errors."""
+    import tensorrt_rtx as rtx
 
-    class Logger(trt.ILogger):
-        """Keep the errors."""
+    path, capabilities = Path(sys.argv[1]), sys.argv[2].split(",")
+    record: dict[str, Any] = {"version": rtx.__version__}
 
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
+    class Builder(rtx.Builder):  # type: ignore[misc]
+        """Give the compute capabilities, because there is no GPU to take them from."""
 
-        def log(self, severity: Any, text: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(text.split()))
+        def create_builder_config(self) -> Any:
+            config = super().create_builder_config()
+            config.num_compute_capabilities = len(capabilities)
+            for index, name in enumerate(capabilities):
+                config.set_compute_capability(getattr(rtx.ComputeCapability, name), index)
+            return config
 
-    logger = Logger()
-    model, capabilities, batches = sys.argv[1:]
-    began = time.perf_counter()
-    plan = build(trt, logger, Path(model).read_bytes(), capabilities.split(","), batches)
-    record: dict[str, Any] = {"version": trt.__version__}
-    if isinstance(plan, str) or plan is None:
-        record["error"] = plan or "; ".join(logger.errors) or "no message"
-    else:
-        record.update(seconds=round(time.perf_counter() - began, 2), bytes=plan.nbytes)
+    rtx.Builder, rtx.__version__ = Builder, _LIKE
+    request = BuildRequest(path, None, read_sidecar(path), path.parent, "model.engine")
+    device = Device("none", ",".join(capabilities), 1 << 32, 1 << 33, False)
+    logger, began = target.new_logger(rtx), time.perf_counter()
+    try:
+        target.require_graph(request)
+    except ExportError as error:
+        record["refused"] = str(error)
+    try:
+        build = target.Build(rtx, request, Settings.of(request), device)
+        plan, asked, _ = build.attempt(logger, _WORKSPACE)
+        if plan is None:
+            record["error"] = logger.errors[-1] if logger.errors else "no message"
+        else:
+            seconds = round(time.perf_counter() - began, 2)
+            record.update(
+                seconds=seconds, bytes=len(plan), convolutions=sorted(set(asked.values()))
+            )
+    except ExportError as error:
+        record["error"] = str(error)
     print(json.dumps(record))
     return 0
-
-
-def build(trt: Any, logger: Any, model: bytes, capabilities: list[str], batches: str) -> Any:
-    """Return the plan; the parser's message if it refuses the graph; None if the builder fails."""
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model):
-        return "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    config.num_compute_capabilities = len(capabilities)
-    for index, name in enumerate(capabilities):
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-    image = network.get_input(0)
-    if image.shape[0] == -1:
-        profile = builder.create_optimization_profile()
-        rest = tuple(image.shape)[1:]
-        profile.set_shape(image.name, *((int(size), *rest) for size in batches.split(",")))
-        config.add_optimization_profile(profile)
-    return builder.build_serialized_network(network, config)
 
 
 if __name__ == "__main__":

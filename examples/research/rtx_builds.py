@@ -1,15 +1,15 @@
 """Build TensorRT-RTX engines of every kind of graph, without a GPU, and print a table.
 
-    python3 -m venv ENV && ENV/bin/pip install tensorrt-rtx==1.7.1.116
+    python3 -m venv ENV && ENV/bin/pip install --editable . tensorrt-rtx==1.7.1.116
     Y7EDGE_RTX_PYTHON=ENV/bin/python python examples/research/rtx_builds.py
     ... python examples/research/rtx_builds.py --model yolov7-tiny --outputs heads --size 320
 
-Each row is one graph of a model with random weights, as target tensorrt gets it. NVIDIA's parser
-and builder accept or refuse it. TensorRT-RTX is another product than TensorRT: its engines are not
-TensorRT plans, it has no compute capability 8.7, 9.0 or 11.0, and no engine is opened or run here.
-The int8 graphs are quantised by ONNX Runtime, symmetrically and without quantised biases. The last
-rows have graphs that must be refused, and that target tensorrt refuses as well: one with a uint8
-input, and one that is quantised asymmetrically.
+Each row is one graph of a model with random weights. The code of target tensorrt gives it to
+NVIDIA's parser and builder, which accept or refuse it. TensorRT-RTX is another product than
+TensorRT: its engines are not TensorRT plans, it has no compute capability 8.7, 9.0 or 11.0, and no
+engine is opened or run here. The int8 graphs are quantised by ONNX Runtime, symmetrically and
+without quantised biases. The last rows have graphs that must be refused: one with a uint8 input,
+which target tensorrt does not offer, and one that is quantised asymmetrically, which it refuses.
 
 The exit code is 4 if a graph has another result than expected.
 """
@@ -18,17 +18,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnx
 
+from y7edge.artifact.artifact import Artifact, write_sidecar
+from y7edge.artifact.description import Input, Outputs, describe
+from y7edge.artifact.manifest import Precision
 from y7edge.errors import ExportError, RuntimeMissing
 from y7edge.export import converters
 from y7edge.export.folding import fold_checkpoint
@@ -37,9 +42,8 @@ from y7edge.export.graph.simplify import simplify
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.source import open_checkpoint
 
-RECIPE = "python -m venv ENV && ENV/bin/pip install tensorrt-rtx==1.7.1.116"
+RECIPE = "python -m venv ENV && ENV/bin/pip install --editable . tensorrt-rtx==1.7.1.116"
 CAPABILITIES = ("SM80", "SM86", "SM89")
-PROFILE = "1,4,8"
 HEADER = ("model", "input", "precision", "outputs", "batch", "engine", "time", "result")
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 
@@ -97,10 +101,11 @@ def main() -> int:
     for case in chosen:
         record = run(case, python, options.capabilities)
         failed += ("error" in record) != refused(case)
+        failed += ("refused" in record) != (case.precision == "int8-asymmetric")
         print(f"| {' | '.join(row(case, record))} |", flush=True)
     print(
         f"\n{len(chosen)} graphs, {failed} with another result than expected; one engine for "
-        f"{options.capabilities}; TensorRT-RTX {record['version']}; dynamic: batch {PROFILE}"
+        f"{options.capabilities}; TensorRT-RTX {record['version']}; dynamic: batches 1 to 8"
     )
     return 4 if failed else 0
 
@@ -111,8 +116,15 @@ def run(case: Case, python: Path, capabilities: str) -> dict[str, Any]:
         path = Path(folder) / "model.onnx"
         write(case, path)
         script = Path(__file__).with_name("rtx_build.py")
-        command = [str(python), "-I", str(script), str(path), capabilities, PROFILE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+        command = [str(python), "-I", str(script), str(path), capabilities]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "Y7EDGE_CACHE": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=1800,
+        )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ExportError(f"{' '.join(command)} ended with code {done.returncode}: {last}")
@@ -122,9 +134,10 @@ def run(case: Case, python: Path, capabilities: str) -> dict[str, Any]:
 
 def write(case: Case, path: Path) -> None:
     """Write the graph of a case."""
+    checkpoint = folded(case.model)
     precision = "fp16" if case.precision == "fp16" else "fp32"
     model = graph.build_graph(
-        folded(case.model),
+        checkpoint,
         outputs=case.outputs,
         input=case.input,
         precision=precision,
@@ -134,6 +147,21 @@ def write(case: Case, path: Path) -> None:
     )
     model, _ = simplify(model)
     path.write_bytes(model.SerializeToString())
+    manifest = describe(
+        checkpoint,
+        checkpoint.spec,
+        (case.size, case.size),
+        batch="dynamic" if case.batch == "dynamic" else int(case.batch),
+        outputs=cast(Outputs, case.outputs),
+        input=cast(Input, case.input),
+        precision=cast(Precision, precision),
+        target="onnx",
+        opset=graph.OPSET,
+        tools={},
+    )
+    if case.precision.startswith("int8"):
+        manifest = replace(manifest, precision="int8")
+    write_sidecar(Artifact(path, manifest))
     if case.precision.startswith("int8"):
         quantise(path, case.size, symmetric=case.precision == "int8")
 

@@ -67,7 +67,7 @@ def build(request: BuildRequest) -> Artifact:
     settings = Settings.of(request)
     if settings.dla is not None:
         _trt_settings.require_dla(request.manifest)
-    _require_graph(request)
+    require_graph(request)
     trt, tell = _load("tensorrt"), request.progress
     version = str(trt.__version__)
     if warning := _trt_versions.unknown(version):
@@ -83,7 +83,7 @@ def build(request: BuildRequest) -> Artifact:
             if kept is not None:
                 tell(f"the engine in the cache is not used: {kept}")
             try:
-                plan, tie = _Build(trt, request, settings, device).run()
+                plan, tie = Build(trt, request, settings, device).run()
             except Y7EdgeError:
                 raise
             except Exception as error:  # TensorRT has no common exception class
@@ -152,7 +152,7 @@ def _current(index: int) -> Iterator[Device]:
         context.detach()
 
 
-def _require_graph(request: BuildRequest) -> None:
+def require_graph(request: BuildRequest) -> None:
     """Raise ExportError unless the graph is quantised as its precision says, and symmetrically."""
     precision, quantizers = request.manifest.precision, read_quantizers(request.model)
     if bool(quantizers) != (precision == "int8"):
@@ -176,7 +176,7 @@ def _require_graph(request: BuildRequest) -> None:
         )
 
 
-class _Build:
+class Build:
     """One build, with several attempts if memory runs out."""
 
     def __init__(self, trt: Any, request: BuildRequest, settings: Settings, device: Device) -> None:
@@ -196,8 +196,8 @@ class _Build:
         tell, workspace = self._request.progress, self._settings.workspace or self._device.workspace
         while True:
             tell(f"TensorRT {self._version}, {self._device.name}, workspace {workspace} MiB")
-            logger = _logger(self._trt)
-            plan, asked, fallback = self._attempt(logger, workspace)
+            logger = new_logger(self._trt)
+            plan, asked, fallback = self.attempt(logger, workspace)
             if plan is not None:
                 break
             problem = logger.errors[-1] if logger.errors else "no message"
@@ -211,7 +211,7 @@ class _Build:
         tie = _trt_settings.tie(self._settings, self._version, self._device, workspace, counts)
         return plan, {**tie, **({} if fallback is None else {"gpu_fallback": fallback})}
 
-    def _attempt(
+    def attempt(
         self, logger: Any, workspace: int
     ) -> tuple[bytes | None, dict[str, str], list[str] | None]:
         """Build once; return the plan, the convolutions' precisions, and what the DLA leaves.
@@ -393,7 +393,7 @@ class _Build:
         return found.counts
 
 
-def _logger(trt: Any) -> Any:
+def new_logger(trt: Any) -> Any:
     """Return a logger that keeps the errors and prints nothing."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
