@@ -8,23 +8,28 @@ import shutil
 import sys
 import warnings
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from tests.export import fake_tensorrt as fake
 from y7edge.artifact.artifact import digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.description import describe
+from y7edge.cli import main
 from y7edge.errors import ConfigError, DeviceError, ExportError, RuntimeMissing
+from y7edge.export import export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
 from y7edge.export.targets import _trt_cache, trt
-from y7edge.export.targets._trt_settings import Device, Settings
+from y7edge.export.targets._trt_settings import DEVICES, Device, Settings
 from y7edge.export.targets.base import BuildRequest
 from y7edge.files import cache_folder
-from y7edge.runtimes import _modelproto
+from y7edge.runtimes import _modelproto, registry
+from y7edge.runtimes.base import Session
 
 SIZE = (64, 96)
 VERSIONS = ("8.6.1", "10.3.0.30", "10.16.2.10", "11.4.1.5")
@@ -108,7 +113,7 @@ def start(monkeypatch, tmp_path):
         world = fake.World(version, **options)
         driver = fake.pycuda_driver(world)
         package = ModuleType("pycuda")
-        package.driver = driver
+        package.driver, package.__spec__ = driver, ModuleSpec("pycuda", None)
         monkeypatch.setitem(sys.modules, "tensorrt", fake.tensorrt(world))
         monkeypatch.setitem(sys.modules, "pycuda", package)
         monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
@@ -257,6 +262,14 @@ def test_asymmetric_graphs_are_refused_before_tensorrt(start, order, tmp_path, o
     with pytest.raises(ExportError, match=problem):
         trt.build(request)
     assert world.calls == []
+
+
+def test_int8_graphs_are_not_written(start, narrow_tiny, tmp_path):
+    start()
+    with pytest.raises(
+        ConfigError, match=r"graphs are written in fp32 or fp16, and .* `y7edge build`"
+    ):
+        export(narrow_tiny, tmp_path / "m.engine", target="tensorrt", precision="int8")
 
 
 # --- the build -----------------------------------------------------------------------------------
@@ -408,6 +421,98 @@ def test_an_interrupted_build(monkeypatch):
     monitor.phase_start("a", None, 3)
     assert monitor.step_complete("a", 0) is False  # TensorRT ends the build
     assert stopped
+
+
+# --- the whole command ---------------------------------------------------------------------------
+
+
+class PlanSession(Session):
+    """Run a fake plan, which contains the graph, in ONNX Runtime."""
+
+    ENGINE = "a fake TensorRT"
+
+    def __init__(self, artifact, options):
+        super().__init__(
+            "plan",
+            artifact.manifest,
+            device=options.device,
+            arithmetic="float32 (fake)",
+            versions={},
+        )
+        data = artifact.path.read_bytes().removeprefix(fake.PLAN)
+        self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def _run(self, feeds):
+        names = [output.name for output in self.outputs]
+        return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
+
+    def _close(self):
+        self.session = None
+
+
+@pytest.fixture
+def plan_runtime(monkeypatch):
+    """A runtime for fake plans, in the place of ``trt``."""
+    module = ModuleType("planrt")
+    vars(module).update(
+        FORMATS=(".engine",),
+        TARGETS=("tensorrt",),
+        NEEDS={},
+        DEVICES=DEVICES,
+        DEVIATION=1e-4,
+        files=lambda path: (path, sidecar(path)),
+        read_manifest=read_sidecar,
+        write_manifest=write_sidecar,
+        payload_digest=lambda files: digest_files(files[:1]),
+        load_engine=lambda: None,
+        open=PlanSession,
+        available_devices=lambda: [],
+        versions=lambda: {},
+    )
+    real = registry.get
+    monkeypatch.setattr(registry, "get", lambda name: module if name == "trt" else real(name))
+    monkeypatch.setattr(registry, "choose", lambda path, backend="auto": (module, "a test"))
+    monkeypatch.setattr(registry, "name_of", lambda runtime: "trt")
+    return module
+
+
+def test_build_from_the_proved_onnx(
+    start, plan_runtime, artifact_path, monkeypatch, tmp_path, capsys
+):
+    proved = registry.get("onnxrt").read_manifest(artifact_path)
+    start()
+    real = registry.choose
+    onnx_runtime = (registry.get("onnxrt"), "a test")
+    monkeypatch.setattr(
+        registry,
+        "choose",
+        lambda path, backend="auto": onnx_runtime if Path(path).suffix == ".onnx" else real(path),
+    )
+    out = tmp_path / "robot.engine"
+    words = ["build", str(artifact_path), "--target", "tensorrt", "--out", str(out)]
+    assert main([*words, "--option", "trtexec=yes", "--json"]) == 0
+    said = capsys.readouterr().err
+    assert "TensorRT 10.3.0.30, Orin, workspace 2048 MiB" in said
+    assert f"trtexec --onnx={artifact_path} --saveEngine=robot.plan --stronglyTyped" in said
+    assert sorted(path.name for path in tmp_path.glob("robot*")) == [
+        "robot.engine",
+        "robot.engine.json",
+    ]
+    made = read_sidecar(out)
+    assert made.parity["status"] == "passed"
+    assert made.engine["tensorrt"] == made.tools["tensorrt"] == "10.3.0.30"
+    assert made.source == proved.source
+    assert out.read_bytes() == fake.PLAN + _modelproto.without_metadata(artifact_path)
+    assert main(["info", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"]["convolutions"] == {"fp32": CONVOLUTIONS}
+    assert main(["info", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "engine          compute_capability 8.7, convolutions" in shown
+    assert "dla" not in shown
+    out.unlink()
+    start(builder_error="no")
+    assert main([*words, "--option", "cache=no"]) == 1
+    assert not out.exists()
 
 
 # --- the cache -----------------------------------------------------------------------------------
