@@ -209,6 +209,38 @@ class Preprocessor:
         target[:, :, width - geometry.right :] = self._border
 
 
+def nv12_to_bgr(frame: NDArray[np.uint8], width: int | None = None) -> NDArray[np.uint8]:
+    """Convert an NV12 image of a camera or video decoder to BGR, (H, W, 3) uint8.
+
+    The conversion is ITU-R BT.601 with limited range (luma 16 to 235), and each chroma value is
+    used for two by two pixels. This is what ``cv2.cvtColor`` does, so it gives the pixels that a
+    user of OpenCV sees. Sources of another matrix, as most HD video (BT.709), get slightly other
+    colours.
+
+    Args:
+        frame: (3 H / 2, stride) uint8: H rows of luma, then H / 2 rows of interleaved Cb and Cr.
+        width: W, if rows are padded: a frame of 1278 pixels often has rows of 1280 bytes.
+
+    Raises:
+        DataError: the frame is not an NV12 image of even sides.
+    """
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 2:
+        found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame)
+        raise DataError(f"an NV12 image must be uint8 (3 height / 2, stride), found {found}")
+    rows, stride = frame.shape
+    width = stride if width is None else width
+    if not 0 < frame.size <= MAX_VALUES or rows % 3 or width % 2 or not 0 < width <= stride:
+        raise DataError(
+            f"an NV12 image of width {width} has shape {frame.shape}, expected a multiple of 3 "
+            "rows, and an even width of at most a row"
+        )
+    height = rows // 3 * 2
+    frame = np.ascontiguousarray(frame)
+    luma, chroma = frame[:height, :width], frame[height:, :width]
+    pairs = np.ascontiguousarray(chroma).reshape(height // 2, width // 2, 2)
+    return np.asarray(cv2.cvtColorTwoPlane(luma, pairs, cv2.COLOR_YUV2BGR_NV12), np.uint8)
+
+
 def check_color(color: str) -> None:
     """Raise ConfigError unless ``color`` is "bgr" or "rgb"."""
     if not isinstance(color, str) or color not in ("bgr", "rgb"):
