@@ -32,6 +32,7 @@ _LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 # CU_STREAM_NON_BLOCKING, which pycuda has no name for. Other streams would wait for the legacy
 # default stream, and while a graph is captured, they would break PyTorch's calls that use it.
 _NON_BLOCKING = 1
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 # From this compute capability on, the caches of CPU and integrated GPU are coherent. Before, the
 # CPU reads pinned memory without its cache, several times slower (CUDA for Tegra, I/O coherency).
 _COHERENT = (7, 2)
@@ -44,16 +45,33 @@ def load_driver() -> Any:
         DeviceError: NVIDIA's driver is not installed. TensorRT does not report this: it creates a
             runtime even without a driver.
     """
+    _library()
+    import pycuda.driver
+
+    return pycuda.driver
+
+
+def _library() -> Any:
+    """Load the driver's library; raise DeviceError if it is not installed."""
     try:
-        ctypes.CDLL(_LIBRARY)
+        return ctypes.CDLL(_LIBRARY)
     except OSError as error:
         raise DeviceError(
             f"NVIDIA's driver is not installed ({_LIBRARY} was not found): install the driver; on "
             "a Jetson it is part of JetPack"
         ) from error
-    import pycuda.driver
 
-    return pycuda.driver
+
+def device_of(address: int) -> int | None:
+    """Return the index of the GPU whose memory contains ``address``; None if there is none.
+
+    pycuda has no function for it.
+    """
+    index = ctypes.c_int(-1)
+    code = _library().cuPointerGetAttribute(
+        ctypes.byref(index), _DEVICE_ORDINAL, ctypes.c_uint64(address)
+    )
+    return None if code else index.value
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,16 +176,21 @@ def _open(index: int) -> Gpu:
 
 
 class Memory:
-    """A stream, and all that is allocated beside it on one GPU.
+    """What a session allocates on one GPU. All methods are called within ``gpu.current()``.
 
-    All methods must be called within ``gpu.current()``, with which ``free`` is no exception.
+    Attributes:
+        stream: The stream, after ``open_stream``.
     """
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         self._frees: list[Callable[[], object]] = []
-        self.stream: Any = gpu.driver.Stream(_NON_BLOCKING)
-        self._frees.append(self._drop_stream)
+        self.stream: Any = None
+
+    def open_stream(self) -> None:
+        """Create a stream beside the default stream."""
+        self.stream = self._gpu.driver.Stream(_NON_BLOCKING)
+        self.add(self._drop_stream)
 
     def _drop_stream(self) -> None:
         self.stream = None  # pycuda destroys the stream with its last reference
@@ -247,15 +270,17 @@ class Buffer:
     address: int
     shared: bool
 
-    def upload(self, count: int, stream: Any) -> None:
-        """Copy the first ``count`` entries to the GPU, on ``stream``."""
+    def upload(self, stream: Any, start: int = 0, stop: int | None = None) -> None:
+        """Copy the entries ``start`` to ``stop`` of the first axis to the GPU, on ``stream``."""
         if not self.shared:
-            self.gpu.driver.memcpy_htod_async(self.address, self.host[:count], stream)
+            place = self.address + start * self.host.strides[0]
+            self.gpu.driver.memcpy_htod_async(place, self.host[start:stop], stream)
 
-    def download(self, count: int, stream: Any) -> None:
-        """Copy the first ``count`` entries from the GPU, on ``stream``."""
+    def download(self, stream: Any, start: int = 0, stop: int | None = None) -> None:
+        """Copy the entries ``start`` to ``stop`` of the first axis from the GPU, on ``stream``."""
         if not self.shared:
-            self.gpu.driver.memcpy_dtoh_async(self.host[:count], self.address, stream)
+            place = self.address + start * self.host.strides[0]
+            self.gpu.driver.memcpy_dtoh_async(self.host[start:stop], place, stream)
 
 
 # --- graphs --------------------------------------------------------------------------------------

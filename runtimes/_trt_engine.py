@@ -1,4 +1,4 @@
-"""Checks of TensorRT engine files: before TensorRT reads them, and of what TensorRT found in them."""
+"""Check TensorRT engine files: before TensorRT reads them, and what TensorRT found in them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def place(artifact: Artifact, device: str, devices: Sequence[str]) -> tuple[int,
         ArtifactError: the manifest names an impossible core.
     """
     kind, number = parse_device(device, devices)
+    if artifact.manifest.outputs[0].role == "detections":
+        raise ArtifactError(
+            f"{artifact.path} returns boxes after NMS, whose number TensorRT does not know before "
+            "it has run: build it with outputs heads or decoded"
+        )
     core = artifact.manifest.engine.get("dla")
     if core is not None and (type(core) is not int or not 0 <= core <= _MAX_CORE):
         raise ArtifactError(
@@ -160,7 +165,7 @@ def logger(trt: Any) -> Any:
     """Return the logger of all sessions; TensorRT ignores those of later runtimes."""
     severe = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
-    class _Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+    class _Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -32,12 +32,15 @@ from y7edge.artifact.artifact import (
     sidecar,
     write_sidecar,
 )
+from y7edge.artifact.manifest import Manifest
 from y7edge.errors import (
     ConfigError,
     DeviceError,
     Y7EdgeError,
 )
+from y7edge.frames import Arrays, Placed
 from y7edge.runtimes import _cuda, _trt_engine
+from y7edge.runtimes._cuda_frames import FrameKernels
 from y7edge.runtimes.base import (
     Session,
     SessionOptions,
@@ -164,7 +167,7 @@ class _TrtSession(Session):
         try:
             with gpu.current():
                 self._deserialise(artifact, plan, core)
-                self._open(core)
+                self._open(manifest, core)
         except BaseException as error:
             self._free_after(error)
             if isinstance(error, Y7EdgeError) or not isinstance(error, Exception):
@@ -197,12 +200,13 @@ class _TrtSession(Session):
             _trt_engine.tensors(self._engine, ports["OUTPUT"], self.outputs),
         )
 
-    def _open(self, core: int | None) -> None:
+    def _open(self, manifest: Manifest, core: int | None) -> None:
         """Allocate the tensors, create the execution context, and run it once."""
         self._most = _trt_engine.largest_batch(self._engine, self.inputs[0], self._label)
         self._dynamic = self.inputs[0].shape[0] == "dynamic"
         self._batch = 0  # images of the last call
         self._memory = memory = _cuda.Memory(self._gpu)
+        memory.open_stream()
         self._input, *self._outputs = (
             memory.buffer(
                 (self._most, *map(int, spec.shape[1:])), spec.dtype, output=spec.role != "images"
@@ -217,12 +221,28 @@ class _TrtSession(Session):
         for spec, buffer in zip((self.inputs[0], *self.outputs), buffers, strict=True):
             if not self._context.set_tensor_address(spec.name, buffer.address):
                 raise DeviceError(f"TensorRT refuses memory for {spec.name}{_trt_engine.reasons()}")
+        self._kernels, self._frames = self._load_kernels(memory, manifest)
+        if self._kernels is not None:
+            self.on_device = self
         self._input.host.fill(0)
         count = 1 if self._dynamic else self._most
-        self._input.upload(count, memory.stream)
+        self._input.upload(memory.stream, 0, count)
         self._enqueue(count)
         memory.stream.synchronize()
         self._graph, self._execution = self._capture(memory, core)
+
+    def _load_kernels(
+        self, memory: _cuda.Memory, manifest: Manifest
+    ) -> tuple[FrameKernels | None, str]:
+        """Return the kernels for frames, or None, and a description."""
+        if not self._options["kernels"]:
+            return None, "numpy (kernels is False)"
+        tensors = (self._input, *self._outputs)
+        try:
+            found = FrameKernels(self._gpu, memory, manifest, tensors)
+        except ConfigError as error:  # of a model or driver that the kernels do not support
+            return None, f"numpy ({error})"
+        return found, f"cuda:{self._gpu.index}"
 
     def _capture(self, memory: _cuda.Memory, core: int | None) -> tuple[_cuda.Graph | None, str]:
         """Capture a call as a CUDA graph; return the graph, or None, and a description."""
@@ -247,8 +267,12 @@ class _TrtSession(Session):
 
     @property
     def info(self) -> dict[str, Any]:
-        """As of every session, and ``execution``: whether calls run as a CUDA graph."""
-        return {**super().info, "execution": self._execution}
+        """As of every session, and two entries more.
+
+        ``execution``: whether calls run as a CUDA graph. ``frames``: where images are pre-processed
+        and candidates selected.
+        """
+        return {**super().info, "execution": self._execution, "frames": self._frames}
 
     def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object] | None:
         """Return a function that copies the input to the GPU, runs, and copies the outputs back."""
@@ -264,13 +288,40 @@ class _TrtSession(Session):
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         images = feeds[self.inputs[0].name]
-        parts: list[list[NDArray[Any]]] = []
+        parts = []
         for start in range(0, len(images), self._most):
             part = images[start : start + self._most]
             self._run_batch(part)
-            parts.append([np.array(buffer.host[: len(part)]) for buffer in self._outputs])
-        joined = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-        return {spec.name: array for spec, array in zip(self.outputs, joined, strict=True)}
+            parts.append(self._results(len(part)))
+        return _joined(parts)
+
+    def run(self, images: Sequence[Placed], conf: float | None) -> list[Arrays] | dict[str, Any]:
+        """Run images of any sizes, in host memory or on this GPU; see ``OnDevice.run``."""
+        self._require_open()
+        parts = [images[i : i + self._most] for i in range(0, len(images), self._most)]
+        found = [self._call(self._run_images, part, conf) for part in parts]
+        selected = [part for part in found if isinstance(part, list)]
+        if len(selected) == len(found):
+            return [one for part in selected for one in part]
+        if selected:  # of another part there were too many candidates
+            return self.run(images, None)
+        return _joined([part for part in found if isinstance(part, dict)])
+
+    def _run_images(
+        self, images: Sequence[Placed], conf: float | None
+    ) -> list[Arrays] | dict[str, NDArray[Any]]:
+        count, memory, kernels = len(images), self._memory, self._kernels
+        assert memory is not None
+        assert kernels is not None
+        with self._gpu.current():
+            kernels.letterbox(images)
+            self._execute(count)
+            if conf is not None and kernels.selects:
+                found = kernels.select(conf, count)
+                if found is not None:
+                    return found
+            self._download(memory, count)
+        return self._results(count)
 
     def _run_batch(self, images: NDArray[Any]) -> None:
         """Run at most ``_most`` images; the results are in the host memory of ``_outputs``."""
@@ -278,11 +329,20 @@ class _TrtSession(Session):
         assert memory is not None
         with self._gpu.current():
             np.copyto(self._input.host[:count], images)
-            self._input.upload(count, memory.stream)
+            self._input.upload(memory.stream, 0, count)
             self._execute(count)
-            for buffer in self._outputs:
-                buffer.download(count, memory.stream)
-            memory.stream.synchronize()
+            self._download(memory, count)
+
+    def _download(self, memory: _cuda.Memory, count: int) -> None:
+        """Copy the outputs to the host, and wait until the stream has finished."""
+        for buffer in self._outputs:
+            buffer.download(memory.stream, 0, count)
+        memory.stream.synchronize()
+
+    def _results(self, count: int) -> dict[str, NDArray[Any]]:
+        """Return copies of the outputs, because the next call overwrites them."""
+        outputs = zip(self.outputs, self._outputs, strict=True)
+        return {spec.name: np.array(buffer.host[:count]) for spec, buffer in outputs}
 
     def _execute(self, count: int) -> None:
         """Start the network for the first ``count`` images; it runs on the stream."""
@@ -314,6 +374,11 @@ class _TrtSession(Session):
             finally:
                 self._drop_engine()
 
+    def __del__(self) -> None:
+        """Free the GPU's memory; pycuda would lose what is freed without a current context."""
+        if not getattr(self, "_closed", True):
+            self.close()
+
     def _drop_engine(self) -> None:
         """Free TensorRT's objects: each is freed with its last reference."""
         self._context = None
@@ -339,3 +404,10 @@ def _checked(options: SessionOptions) -> dict[str, bool]:
                 f"{' or '.join(_OPTIONS)}"
             )
     return {**dict.fromkeys(_OPTIONS, True), **own}
+
+
+def _joined(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Return the outputs of all parts of a batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
