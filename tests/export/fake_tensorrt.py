@@ -322,9 +322,6 @@ def pycuda_driver(world: World) -> ModuleType:
         def push(self):
             world.contexts += 1
 
-        def detach(self):
-            world.calls.append(("detach",))
-
         @staticmethod
         def pop():
             world.contexts -= 1

@@ -20,15 +20,16 @@ from tests.export import fake_tensorrt as fake
 from y7edge.artifact.artifact import digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.description import describe
 from y7edge.cli import main
-from y7edge.errors import ConfigError, DeviceError, ExportError, RuntimeMissing
+from y7edge.errors import ConfigError, DeviceError, ExportError
 from y7edge.export import export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
 from y7edge.export.targets import _trt_cache, trt
-from y7edge.export.targets._trt_settings import DEVICES, Device, Settings
+from y7edge.export.targets._trt_settings import Device, Settings
 from y7edge.export.targets.base import BuildRequest
 from y7edge.files import cache_folder
-from y7edge.runtimes import _modelproto, registry
+from y7edge.runtimes import _cuda, _modelproto, registry
+from y7edge.runtimes import trt as runtime
 from y7edge.runtimes.base import Session
 
 SIZE = (64, 96)
@@ -117,6 +118,8 @@ def start(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "tensorrt", fake.tensorrt(world))
         monkeypatch.setitem(sys.modules, "pycuda", package)
         monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+        monkeypatch.setattr(_cuda, "_library", lambda: None)
+        monkeypatch.setattr(_cuda, "_GPUS", {})
         return world
 
     return install
@@ -298,7 +301,7 @@ def test_other_failures_are_not_repeated(start, order):
         trt.build(request)
     assert len(world.did("build")) == 1
     assert not list(request.folder.iterdir())
-    assert world.contexts == 0 and world.did("detach")
+    assert world.contexts == 0
 
 
 def test_the_parser_errors_are_reported(start, order):
@@ -377,25 +380,12 @@ def test_the_gpu_is_the_one_that_was_asked_for(start, order):
     world = start(gpus=2)
     order(device="cuda:1")
     assert world.did("Device") == [(1,)]
-    with pytest.raises(DeviceError, match="cuda:2 does not exist: this machine has 2 GPUs"):
+    with pytest.raises(DeviceError, match=r"cuda:2' is not available: this machine has cuda:0, cu"):
         order(device="cuda:2")
     start(gpus=0)
-    with pytest.raises(DeviceError, match=r"no NVIDIA GPU can be used \(cuInit failed"):
+    with pytest.raises(DeviceError, match=r"driver does not work \(cuInit failed"):
         order()
-
-
-def test_missing_packages(start, order, monkeypatch):
-    start()
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(RuntimeMissing, match="tensorrt cannot be imported"):
-        order()
-    with pytest.raises(RuntimeMissing, match="tensorrt cannot be imported"):
-        trt.versions()
-    start()
     assert trt.versions() == {"tensorrt": "10.3.0.30"}
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(RuntimeMissing, match="pycuda cannot be imported"):
-        order()
 
 
 @pytest.mark.parametrize(("version", "shown"), [("8.6.1", False), ("10.3.0.30", True)])
@@ -458,7 +448,7 @@ def plan_runtime(monkeypatch):
         FORMATS=(".engine",),
         TARGETS=("tensorrt",),
         NEEDS={},
-        DEVICES=DEVICES,
+        DEVICES=runtime.DEVICES,
         DEVIATION=1e-4,
         files=lambda path: (path, sidecar(path)),
         read_manifest=read_sidecar,
