@@ -459,7 +459,7 @@ def _bindings(machine: Machine) -> ModuleType:
         assert flags == 0
         if not counted("cuGraphInstantiate"):
             return (failed, None)
-        return CUresult.CUDA_SUCCESS, Graph(hGraph.work, "executable graph")
+        return CUresult.CUDA_SUCCESS, Graph([*hGraph.work], "executable graph")
 
     def cuGraphLaunch(hGraphExec, hStream) -> tuple:
         if not counted("cuGraphLaunch"):
@@ -470,10 +470,12 @@ def _bindings(machine: Machine) -> ModuleType:
 
     def cuGraphDestroy(hGraph) -> tuple:
         machine.release(id(hGraph), "graph")
+        hGraph.work = []
         return (CUresult.CUDA_SUCCESS if counted("cuGraphDestroy") else failed,)
 
     def cuGraphExecDestroy(hGraphExec) -> tuple:
         machine.release(id(hGraphExec), "executable graph")
+        hGraphExec.work = []
         return (CUresult.CUDA_SUCCESS if counted("cuGraphExecDestroy") else failed,)
 
     module.CUresult = CUresult

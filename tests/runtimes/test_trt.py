@@ -260,7 +260,8 @@ def test_an_error_of_any_call_leaves_nothing_behind(machine, monkeypatch, tmp_pa
                 with pytest.raises(DeviceError, match=r"^[^\n]*(injected|CUDA_ERROR)[^\n]*$"):
                     _use(artifact, images(count))
         machine.fail_at = None
-        gc.collect()
+        if machine.left():  # a session that could not be closed
+            gc.collect()
         assert machine.left() == [], f"after an error of call {number}, {call}"
 
 
