@@ -297,12 +297,12 @@ def _check(name: str) -> Callable[[], Backend]:
 def _static_reason(runtime: Runtime) -> str | None:
     """Return why a runtime cannot be used, as far as that is known without loading its engine."""
     absent = missing(runtime.NEEDS)
-    advice = _advice(runtime)
-    if absent and advice:
-        return f"{', '.join(absent)} is not installed: {advice}"
     if absent:
-        how = " ".join(f"'{runtime.NEEDS[package]}'" for package in absent)
-        return f"{', '.join(absent)} is not installed: pip install {how}"
+        extras = sorted({runtime.NEEDS[package] for package in absent})
+        steps = [f"pip install {' '.join(map(repr, extras))}"]
+        if advice := _advice(runtime):
+            steps = [advice, *(steps if len(absent) > 1 else [])]
+        return f"{', '.join(absent)} is not installed: {'; then '.join(steps)}"
     for module in runtime.NEEDS:
         if problem := hidden(module):
             return problem
