@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -16,6 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tests.blocking import BLOCKER
 from tests.export import fake_tensorrt as fake
 from y7edge.artifact.artifact import digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.description import describe
@@ -503,6 +505,32 @@ def test_build_from_the_proved_onnx(
     start(builder_error="no")
     assert main([*words, "--option", "cache=no"]) == 1
     assert not out.exists()
+
+
+def test_torch_and_onnx_are_not_needed(artifact_path):
+    """Up to the first call of TensorRT, and in the import of the modules behind it."""
+    script = (
+        "import sys\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from y7edge.export.targets import trt\n"
+        "from y7edge.export.targets._trt_settings import Settings\n"
+        "from y7edge.export.targets.base import BuildRequest\n"
+        "from y7edge.runtimes import registry\n"
+        "path = Path(sys.argv[1])\n"
+        "manifest = registry.load(path).manifest\n"
+        "request = BuildRequest(path, None, manifest, path.parent, 'm.engine', device='cuda:0')\n"
+        "trt.require_graph(request)\n"
+        "print(Settings.of(request).typing('10.3.0'))\n"
+    )
+    blocked = {"torch", "onnx", "onnxsim"}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKER.format(blocked=blocked) + script, str(artifact_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "graph\n", done.stderr
 
 
 # --- the cache -----------------------------------------------------------------------------------
