@@ -22,7 +22,7 @@ from tests.export import fake_tensorrt as fake
 from y7edge.artifact.artifact import digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.description import describe
 from y7edge.cli import main
-from y7edge.errors import ConfigError, DeviceError, ExportError
+from y7edge.errors import ConfigError, DeviceError, ExportError, RuntimeMissing
 from y7edge.export import export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
@@ -412,7 +412,32 @@ def test_an_interrupted_build(monkeypatch):
     monitor = trt._monitor(fake.tensorrt(world), bars, stopped)
     monitor.phase_start("a", None, 3)
     assert monitor.step_complete("a", 0) is False  # TensorRT ends the build
-    assert stopped
+    monitor.phase_finish("a")
+    assert [type(error) for error in stopped] == [KeyboardInterrupt]
+
+
+def test_an_error_in_the_display_ends_the_build(start, order, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    world = start()
+
+    def fail(*_, **__):
+        raise OSError("broken pipe")
+
+    monkeypatch.setattr("rich.progress.Progress.add_task", fail)
+    with pytest.raises(ExportError, match="broken pipe"):
+        order()
+    assert len(world.did("build")) == 1
+
+
+def test_missing_packages(start, order, monkeypatch):
+    start()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for action in (order, trt.versions):
+        with pytest.raises(
+            RuntimeMissing, match=r"TensorRT or pycuda cannot be imported: .*tensorrt"
+        ):
+            action()
 
 
 # --- the whole command ---------------------------------------------------------------------------
