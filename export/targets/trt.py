@@ -16,6 +16,7 @@ needs outputs of unknown size, and NMS takes little time compared with the netwo
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,9 +86,11 @@ def build(request: BuildRequest) -> Artifact:
                 tell(f"the engine in the cache is not used: {kept}")
             try:
                 plan, tie = Build(trt, request, settings, device).run()
-            except Y7EdgeError:
-                raise
             except Exception as error:  # TensorRT has no common exception class
+                # Free TensorRT's objects, which the frames keep, while their context is current.
+                traceback.clear_frames(error.__traceback__)
+                if isinstance(error, Y7EdgeError):
+                    raise
                 raise ExportError(
                     f"TensorRT cannot build {request.name}: {one_line(error)}"
                 ) from error
