@@ -218,7 +218,7 @@ class Build:
         asked = self._asked(layers)
         config = self._config(builder, network, workspace)
         if self._flags:
-            self._set_precision(config, layers, asked)
+            self._set_precision(config, network, layers, asked)
         fallback = None if core is None else self._place(config, layers)
         with _watched(self._trt, config, self._version) as stopped:
             plan = builder.build_serialized_network(network, config)
@@ -296,7 +296,9 @@ class Build:
             )
         return asked
 
-    def _set_precision(self, config: Any, layers: list[Any], asked: Mapping[str, str]) -> None:
+    def _set_precision(
+        self, config: Any, network: Any, layers: list[Any], asked: Mapping[str, str]
+    ) -> None:
         """Ask for the precisions with builder flags, in versions without typed networks."""
         trt, precision = self._trt, self._settings.precision
         if precision == "fp32":
@@ -306,10 +308,10 @@ class Build:
             config.set_flag(flags.INT8)
         if precision == "fp16" or self._settings.dla is not None:
             config.set_flag(flags.FP16)
-        for layer in layers:
-            for tensor in (layer.get_output(i) for i in range(layer.num_outputs)):
-                if tensor.name in self._ranges:
-                    tensor.dynamic_range = (-self._ranges[tensor.name], self._ranges[tensor.name])
+        tensors = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
+        for tensor in (network.get_input(0), *tensors):
+            if largest := self._ranges.get(tensor.name):
+                tensor.set_dynamic_range(-largest, largest)
         if precision == "int8" and not self._ranges:
             return  # the Q/DQ nodes decide
         config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
@@ -411,7 +413,8 @@ def _watched(trt: Any, config: Any, version: str) -> Iterator[list[BaseException
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        config.progress_monitor = _monitor(trt, bars, stopped)
+        monitor = _monitor(trt, bars, stopped)  # must exist as long as the build
+        config.progress_monitor = monitor
         yield stopped
 
 

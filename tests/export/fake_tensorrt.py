@@ -77,7 +77,10 @@ class Tensor:
 
 
 class RangedTensor(Tensor):
-    __slots__ = ("dynamic_range",)
+    __slots__ = ("range",)
+
+    def set_dynamic_range(self, min, max):
+        self.range = (min, max)
 
 
 class Layer:

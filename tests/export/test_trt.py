@@ -705,9 +705,10 @@ def test_int8_on_a_dla_without_qdq_gets_ranges(start, order):
     assert {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"} <= config.flags
     kinds = {layer.type for layer in network.layers}
     assert not kinds & {fake.LayerType.QUANTIZE, fake.LayerType.DEQUANTIZE}
-    tensors = [t for layer in network.layers for t in layer.outputs if hasattr(t, "dynamic_range")]
+    tensors = [t for layer in network.layers for t in layer.outputs if hasattr(t, "range")]
     assert len(tensors) > CONVOLUTIONS
-    assert all(low == -high < 0 for low, high in (t.dynamic_range for t in tensors))
+    assert all(low == -high < 0 for low, high in (t.range for t in tensors))
+    assert network.image.range[1] == pytest.approx(1, rel=0.02)  # images are 0 to 1
     assert made.manifest.engine["convolutions"] == {"int8": CONVOLUTIONS}
     world = start("11.4.1.5", dla_cores=1)
     order("int8", device="dla:0")
