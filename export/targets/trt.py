@@ -226,9 +226,11 @@ class Build:
             raise stopped[0]
         if plan is None:
             return None, asked, fallback
-        timings = bytes(config.get_timing_cache().serialize())
-        if problem := _trt_cache.write_timings(self._version, self._device, timings):
-            self._request.progress(problem)
+        timings = config.get_timing_cache()
+        if timings is not None:
+            data = bytes(timings.serialize())
+            if problem := _trt_cache.write_timings(self._version, self._device, data):
+                self._request.progress(problem)
         return bytes(plan), asked, fallback
 
     def _network_flags(self) -> int:
@@ -247,8 +249,11 @@ class Build:
         config.clear_flag(trt.BuilderFlag.TF32)  # by default, fp32 is computed in TF32
         if settings.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        timings = config.create_timing_cache(_trt_cache.read_timings(self._version, self._device))
-        config.set_timing_cache(timings or config.create_timing_cache(b""), False)
+        # TensorRT refuses damaged timings, and those of another driver.
+        for data in (_trt_cache.read_timings(self._version, self._device), b""):
+            timings = config.create_timing_cache(data)
+            if timings is not None and config.set_timing_cache(timings, False):
+                break
         if settings.profile is not None:
             image = network.get_input(0)
             profile = builder.create_optimization_profile()

@@ -644,9 +644,11 @@ def test_timings_are_kept(start, order):
     assert [call[0] for call in world.did("set_timing_cache")] == [b"", b"timings+"]
     (file,) = cache_folder("tensorrt").glob("*.timings")
     assert file.name == "10.3.0.30-8.7-Orin.timings"
-    file.write_bytes(b"damaged")
-    order(cache="no")
-    assert world.did("set_timing_cache")[-1][0] == b""
+    for wrong in (b"damaged", b"of another driver"):
+        file.write_bytes(wrong)
+        order(cache="no")
+        assert world.did("set_timing_cache")[-1] == (b"", False)
+        assert file.read_bytes() == b"timings+"
 
 
 def test_a_cache_that_cannot_be_written(start, order, monkeypatch, tmp_path):
