@@ -58,7 +58,7 @@ PACKAGES = {
         r"(?!I?(Plugin|QuickPlugin|Uff|Caffe|Algorithm)|IPluginV|I[A-Z]\w*Layer$)|ILayer|INMSLayer",
     ),
     "pycuda": Package(
-        {"2024.1": "pycuda==2024.1", "2026.1": "pycuda==2026.1"},
+        {"2026.1": "pycuda==2026.1"},
         "pycuda.driver",
         r"(?!.*(Texture|Surface|[Aa]rray|texref|jit_|Linker))",
     ),
@@ -70,7 +70,10 @@ PACKAGES = {
         r"|CU(result|stream|graph|graphExec|event|context|device|\w+Mode|(stream|ctx)_flags)$",
     ),
 }
-DUNDERS = ("__init__", "__enter__", "__exit__", "__len__", "__getitem__", "__iter__", "__call__")
+DUNDERS = (
+    *("__init__", "__enter__", "__exit__", "__call__", "__int__", "__index__"),
+    *("__len__", "__getitem__", "__setitem__", "__iter__", "__contains__"),
+)
 PUBLIC = re.compile(r"(?!_)|(" + "|".join(DUNDERS) + r"|__version__)$")
 
 
@@ -236,7 +239,8 @@ def walk_class(item: type, path: str, read: Reader) -> Iterator[tuple[str, list[
         for member in members:
             yield f"{path}.{member}", ["member"]
         return
-    bases = (base for base in item.__bases__ if "builtins" not in base.__module__)
+    bases = [base for base in item.__bases__ if "builtins" not in base.__module__]
+    bases += [Exception] if Exception in item.__bases__ else []
     own = ", ".join(b.__qualname__ for b in bases if b.__module__.partition(".")[0] != "Boost")
     yield path, [f"class({own})"]
     yield from walk(dict(vars(item)), f"{path}.", read)
