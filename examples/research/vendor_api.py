@@ -216,12 +216,16 @@ def walk(names: dict[str, Any], prefix: str, read: Reader) -> Iterator[tuple[str
         elif type(item).__name__ == "getset_descriptor":
             yield path, ["property -> Any, settable"]
         elif type(item).__name__ == "wrapper_descriptor":
-            continue  # inherited from object
+            if read is cython_signatures and name == "__init__":
+                yield path, ["(self, *args: Any, **kwargs: Any) -> None"]
         elif callable(item) or isinstance(item, staticmethod | classmethod):
             inner = getattr(item, "__func__", item)
             found = python_signature(inner) if isinstance(inner, FunctionType) else []
             bound = bool(prefix) and not isinstance(item, staticmethod)
-            found = found or read(name, getattr(inner, "__doc__", "") or "", bound)
+            doc = getattr(inner, "__doc__", None) or ""
+            if "cannot be instantiated from Python" in doc:
+                continue
+            found = found or read(name, doc, bound)
             static = "static " if isinstance(item, staticmethod) else ""
             yield path, [static + signature for signature in found or ["(*args, **kwargs) -> Any"]]
         elif type(item).__module__ != "__future__":
@@ -288,11 +292,12 @@ def _pybind(inner: str, result: str, bound: bool) -> str:
         name, _, rest = part.partition(": ")
         kind, equal, default = rest.partition(" = ")
         optional = " | None" if default == "None" and "None" not in kind else ""
-        parameters.append(
-            f"{name}: {plain_type(kind, True)}{optional}{' = ...' if equal else ''}"
-        )
+        parameters.append(f"{name}: {plain_type(kind, True)}{optional}{' = ...' if equal else ''}")
         if re.fullmatch(r"arg\d+", name):
             positional = len(parameters)
+    for index, parameter in enumerate(parameters):
+        if any(" = ..." not in later for later in parameters[index + 1 :] if ":" in later):
+            parameters[index] = parameter.removesuffix(" = ...")  # as Python requires
     if positional > bool(bound):
         parameters.insert(positional, "/")
     return f"({', '.join(parameters)}) -> {plain_type(result, False)}"
@@ -316,7 +321,9 @@ def split(text: str) -> list[str]:
 
 def plain_type(text: str, argument: bool) -> str:
     """Return a type as Python writes it; "Any" for types of C++ that Python does not know."""
-    text = re.sub(r"\b(tensorrt_bindings\.)?tensorrt\.|nvinfer1::(v_\d_\d::)?|nvonnxparser::", "", text)
+    text = re.sub(
+        r"\b(tensorrt_bindings\.)?tensorrt\.|nvinfer1::(v_\d_\d::)?|nvonnxparser::", "", text
+    )
     text = re.sub(r"collections\.abc\.|typing_extensions\.|typing\.", "", text.replace("::", "."))
     text = re.sub(r"\bSupports(Int|Float)\b", lambda found: found[1].lower(), text)
     text = re.sub(r"\bbuffer\b", "Buffer", text)

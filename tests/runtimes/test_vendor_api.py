@@ -1,50 +1,197 @@
 """Every call into tensorrt, pycuda and cuda-python exists with this signature in each release.
 
 The modules that use these packages are checked by mypy against type stubs of one release after the
-other (``vendor_stubs``). The packages are not installed, so in the modules their objects are of
-type ``Any``; ``KINDS`` says what they are. Conditions on ``_trt_versions.value`` are replaced by
-their value in each release, so a branch is checked with the releases that execute it.
+other (``vendor_stubs``, from the tables of ``examples/research/vendor_api.py``). The packages are
+not installed, so in our modules their objects are of type ``Any``; ``KINDS`` says what they are.
+Conditions on ``_trt_versions.value`` are replaced by their values, so each branch is checked with
+the releases that execute it.
 """
 
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import mypy.api
-import numpy as np
 import pytest
 
-from tests.runtimes import vendor_stubs
-from y7edge.runtimes import _trt_versions
+from tests.runtimes import vendor_check, vendor_stubs
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("tensorrt", "pycuda", "cuda")
-
-# What a variable, attribute or argument of type Any is, by its name or by "SCOPE.NAME". "NAME()" is
-# the result of a function. ``vendor.tensorrt`` is the module tensorrt.
+PACKAGES = {"tensorrt", "pycuda", "cuda"}
+# Releases in the table, and versions of TensorRT that ``_trt_versions`` is asked for.
+VERSIONS = {
+    "8.6.1": "8.6",
+    "10.3.0": "10.3",
+    "10.16.1.11": "10.16",
+    "11.4.0.106": "11.4",
+    "11.4.1": "11.4",  # not on PyPI; supports DLA, with the API of 11.4.0
+}
+# What a variable, attribute or argument of type Any is, by "NAME" or "SCOPE.NAME"; "NAME()" is what
+# a function returns. ``vendor.tensorrt`` is the module tensorrt, and so on.
 KINDS = {
     "trt": "vendor.tensorrt",
-    "load_driver()": "vendor.pycuda",
     "load_engine()": "vendor.tensorrt",
+    "load_driver()": "vendor.pycuda",
     "graphs()": "vendor.cuda_python",
     "Gpu.driver": "vendor.pycuda",
     "Graph.driver": "vendor.cuda_python",
-    "_context": "tensorrt.IExecutionContext",
     "Gpu._context": "pycuda.driver.Context",
+    "stream": "pycuda.driver.Stream",
+    "_runtime": "tensorrt.Runtime",
     "_engine": "tensorrt.ICudaEngine",
     "engine": "tensorrt.ICudaEngine",
+    "_context": "tensorrt.IExecutionContext",
     "builder": "tensorrt.Builder",
     "config": "tensorrt.IBuilderConfig",
     "network": "tensorrt.INetworkDefinition",
     "layer": "tensorrt.ILayer",
-    "stream": "pycuda.driver.Stream",
 }
 
 
-def users() -> list[Path]:
-    """Return the modules that import one of the packages, and those that import these modules."""
-    files = [path for folder in ("runtimes", "export", "y7edge") for path in sorted((ROOT / folder).rglob("*.py"))]
-    ...
+@cache
+def users() -> dict[str, str]:
+    """Return the modules that import one of the packages, or a module of ours that does."""
+    folders = {"y7edge": "y7edge", "export": "y7edge/export", "runtimes": "y7edge/runtimes"}
+    sources = {
+        f"{inside}/{path.relative_to(ROOT / folder)}": path.read_text()
+        for folder, inside in folders.items()
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+    imported = {name: set(_imports(ast.parse(source))) for name, source in sources.items()}
+    found = {name for name, modules in imported.items() if modules & PACKAGES}
+    found |= {
+        name
+        for name, modules in imported.items()
+        if modules & {user.removesuffix(".py").replace("/", ".") for user in found}
+    }
+    return {name: sources[name] for name in sorted(found)}
+
+
+def _imports(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, node.module.partition(".")[0])
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory):
+    """Return a function that checks sources with a version of TensorRT and older or newer others."""
+    folder = tmp_path_factory.mktemp("vendor")
+
+    def run(sources: dict[str, str], version: str) -> list[str]:
+        chosen = {"tensorrt": VERSIONS[version]}
+        for package in ("pycuda", "cuda-python"):
+            chosen[package] = vendor_stubs.releases(package)[-1 if version > "11" else 0]
+        return list(map(str, vendor_check.findings(sources, KINDS, chosen, version, folder)))
+
+    return run
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_call_exists_in(version, check):
+    assert check(users(), version) == []
+
+
+def test_every_call_is_executed_in_a_release():
+    for name, source in users().items():
+        lines = {node.lineno for node in vendor_check.vendor_names(ast.parse(source))}
+        for version in VERSIONS:
+            lines &= vendor_check.skipped(vendor_check.at_version(source, version))
+        assert not lines, f"no release of TensorRT reaches the calls in these lines of {name}"
+
+
+HEAD = """\
+from __future__ import annotations
+from typing import Any
+from y7edge.runtimes import _trt_versions
+
+
+def load_driver() -> Any:
+    import pycuda.driver
+
+    return pycuda.driver
+
+
+def graphs() -> Any:
+    from cuda.bindings import driver
+
+    return driver
+
+
+def plant(trt: Any, builder: Any, config: Any, engine: Any, unlisted: Any, version: str) -> None:
+    cuda, bindings = load_driver(), graphs()
+"""
+PLACE = "y7edge/runtimes/planted.py"
+ALL = tuple(VERSIONS)
+FROM_11 = ("11.4.0.106", "11.4.1")
+FROM_10 = ("10.3.0", "10.16.1.11", *FROM_11)
+TO_10 = ("8.6.1", "10.3.0", "10.16.1.11")
+# A statement, and the versions of TensorRT in which it is right.
+PLANTED = {
+    "builder.create_network(flags=0)": ALL,
+    "builder.create_network(flag=0)": (),
+    "builder.create_network(0, 1)": (),
+    "config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1 << 30)": ALL,
+    "config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size=1 << 30)": (),
+    "config.set_memory_pool_limit(1 << 30, trt.MemoryPoolType.WORKSPACE)": (),
+    "trt.Runtime(trt.Logger()).dla_workspace_allocation_strategy": FROM_11,
+    "builder.build_engine(builder.create_network(), config)": ("8.6.1",),
+    "builder.build_engine_with_config(builder.create_network(), config)": FROM_10[1:],
+    "config.set_flag(trt.BuilderFlag.FP16)": TO_10,
+    "engine.num_bindings": ("8.6.1",),
+    "engine.num_io_tensors": ALL,
+    "engine.create_execution_context(trt.ExecutionContextAllocationStrategy.STATIC)": FROM_10,
+    "bytes(builder.build_serialized_network(builder.create_network(), config))": ALL,
+    "[int(size) for size in engine.get_tensor_shape('images')]": ALL,
+    "engine.get_tensor_shape(0)": (),
+    "unlisted.num_io_tensors": (),
+    # Names that are looked up, and conditions.
+    "getattr(trt.BuilderFlag, 'FP16')": TO_10,
+    "getattr(trt.BuilderFlag, version)": (),
+    "hasattr(config, 'algorithm_selector') and config.algorithm_selector": ALL,
+    "hasattr(config, 'algorithm_selektor')": (),
+    "if _trt_versions.value('precision', version) == 'flags': trt.BuilderFlag.FP16": ALL,
+    "if _trt_versions.value('precision', version) == 'graph': trt.BuilderFlag.FP16": TO_10,
+    "if version and _trt_versions.value('precision', version) == 'flags': trt.BuilderFlag.INT8": ALL,
+    # pycuda and cuda-python
+    "cuda.memcpy_htod_async(dest=1, src=b'', stream=cuda.Stream(1))": ALL,
+    "cuda.memcpy_htod_async(dst=1, src=b'', stream=cuda.Stream(1))": (),
+    "cuda.pagelocked_empty((1,), 'uint8', mem_flags=cuda.host_alloc_flags.DEVICEMAP)": ALL,
+    "cuda.pagelocked_empty((1,), 'uint8', flags=cuda.host_alloc_flags.DEVICEMAP)": (),
+    "cuda.Context.pop()": ALL,
+    "cuda.Context.push()": (),
+    "cuda.Stream(1).handle": ALL,
+    "cuda.Stream(1).begin_capture()": (),
+    "cuda.module_from_buffer(b'').get_function('f')(cuda.Stream(1), grid=(1, 1))": ALL,
+    "cuda.module_from_buffer(b'').get_function('f')(grids=(1, 1))": (),
+    "bindings.cuStreamEndCapture(bindings.CUstream(1))[1].getPtr()": ALL,
+    "bindings.cuStreamEndCapture(bindings.CUstream(1))[2]": (),
+    "bindings.cuStreamEndCapture_v2(bindings.CUstream(1))": (),
+    "bindings.cuGraphInstantiate(bindings.CUgraph(1))": (),
+}
+
+
+def test_planted_mistakes_are_found(check):
+    found = {
+        version: " ".join(check({PLACE: HEAD + "".join(f"    {s}\n" for s in PLANTED)}, version))
+        for version in VERSIONS
+    }
+    for number, (statement, right) in enumerate(PLANTED.items(), HEAD.count("\n") + 1):
+        place = f"{PLACE}:{number}:"
+        assert tuple(v for v in VERSIONS if place not in found[v]) == right, statement
+
+
+def test_a_branch_that_no_release_executes_is_found():
+    source = f"""{HEAD}    how = _trt_versions.value("precision", version)
+    if how == "flags":
+        return config.flags
+    if how == "graph":
+        return None
+    return config.quantization_flags
+"""
+    skipped = [vendor_check.skipped(vendor_check.at_version(source, v)) for v in VERSIONS]
+    assert set.intersection(*skipped) == {source.count("\n")}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,15 +16,22 @@ import numpy as np
 from tests.runtimes import vendor_stubs
 from y7edge.runtimes import _trt_versions
 
+ROOT = Path(__file__).parents[2]
 # The options of mypy: other modules of ours, numpy and so on are not followed and are Any.
 _MYPY = (
-    *("--follow-imports=silent", "--ignore-missing-imports", "--no-site-packages", "--config-file="),
+    *(
+        "--follow-imports=silent",
+        "--ignore-missing-imports",
+        "--no-site-packages",
+        "--config-file=",
+    ),
     *("--show-error-end", "--no-error-summary", "--no-pretty", "--hide-error-context"),
     *("--check-untyped-defs", "--disallow-any-expr", "--python-version=3.12"),
 )
+_COMPILED = shutil.ignore_patterns("__pycache__")
 _LINE = re.compile(r"(?P<file>.+?):(\d+):(\d+):(\d+):(\d+): error: (?P<text>.*?)(  \[([\w-]+)\])?$")
-# Of ``driver = pycuda.driver`` and so on: a module is no class, and not of type ``vendor.pycuda``.
-_MODULE = re.compile(r"Incompatible return value type \(got Module|unreachable")
+# A module is not of type ``vendor.pycuda``, and None is not one of the vendor's objects.
+_NO_TYPE = re.compile(r"got Module|(expression has type|got) \"None\"")
 
 
 class Edit(NamedTuple):
@@ -56,21 +65,19 @@ def findings(
         kinds: what variables of type Any are, see ``test_vendor_api.KINDS``.
         chosen: release by package.
         version: of TensorRT, for conditions on ``_trt_versions.value``.
-        folder: an empty folder.
+        folder: where the copy of the package is checked; the same for all calls, or empty.
     """
+    if not (folder / "y7edge").exists():
+        shutil.copytree(ROOT / "y7edge", folder / "y7edge", ignore=_COMPILED)
     vendor_stubs.write_stubs(folder, dict(chosen))
     edited = {}
     for name, source in sources.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for parent in Path(name).parents[:-1]:
-            (folder / parent / "__init__.py").touch()
         edited[name] = with_kinds(at_version(source, version), kinds)
-        path.write_text(edited[name])
+        (folder / name).write_text(edited[name])
     output, problem, _ = mypy.api.run(
-        [*_MYPY, f"--cache-dir={folder.parent / 'mypy'}", *(str(folder / name) for name in sources)]
+        [*_MYPY, f"--cache-dir={folder / 'cache'}", *(str(folder / name) for name in sources)]
     )
-    assert not problem, problem
+    assert not problem and "[syntax]" not in output, problem or output
     found = []
     unknown = set()
     for line in output.splitlines():
@@ -82,32 +89,63 @@ def findings(
         spot = (name, *(int(number) for number in match.group(2, 3, 4, 5)))
         if match["text"] == 'Expression has type "Any"':
             unknown.add(spot)
-        elif not match["text"].startswith("Expression ") and not _MODULE.search(match["text"]):
+        elif not match["text"].startswith("Expression ") and not _NO_TYPE.search(match["text"]):
             found.append(Finding(f"{name}:{spot[1]}", match["text"]))
     for name, source in edited.items():
-        for node in vendor_names(ast.parse(source)):
+        tree = ast.parse(source)
+        for node in vendor_names(tree):
             receiver = node.value
             end = (receiver.end_lineno, receiver.end_col_offset)
             if (name, receiver.lineno, receiver.col_offset + 1, *end) in unknown:
                 text = f"nothing says what {ast.unparse(receiver)} is, whose {node.attr} is used"
                 found.append(Finding(f"{name}:{node.lineno}", text))
+        found += [Finding(f"{name}:{line}", text) for line, text in _hidden(tree)]
     return found
 
 
-def vendor_names(tree: ast.AST) -> Iterator[ast.Attribute]:
-    """Yield where a name is used that only NVIDIA's packages have."""
-    own = {
-        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
-    common = own.union(*map(dir, (str, list, dict, Path, np.ndarray, np)))
-    vendor = {
+def _hidden(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield names that mypy does not see: in ``getattr`` and ``hasattr``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+            member = node.args[1]
+            if not isinstance(member, ast.Constant):
+                yield node.lineno, f"computed name {ast.unparse(member)}: write it out"
+            elif member.value not in vocabulary():
+                yield node.lineno, f"no release has {member.value}"
+
+
+def skipped(source: str) -> set[int]:
+    """Return the lines of a module that its constant conditions exclude."""
+    found: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        for block in (getattr(node, field, None) for field in ("body", "orelse", "finalbody")):
+            for index, statement in enumerate(block if isinstance(block, list) else []):
+                if isinstance(statement, ast.If) and isinstance(statement.test, ast.Constant):
+                    live, dead = statement.body, statement.orelse
+                    live, dead = (live, dead) if statement.test.value else (dead, live)
+                    ends = live and isinstance(live[-1], ast.Return | ast.Raise | ast.Continue)
+                    for unused in [*dead, *(block[index + 1 :] if ends else [])]:
+                        found.update(range(unused.lineno, (unused.end_lineno or 0) + 1))
+    return found
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Return the names of all members in all releases."""
+    return frozenset(
         path.rpartition(".")[2]
         for package in vendor_stubs.MODULES
         for release in vendor_stubs.releases(package)
         for path in vendor_stubs.names(package, release)
-    }
+    )
+
+
+def vendor_names(tree: ast.AST) -> Iterator[ast.Attribute]:
+    """Yield where a name is used that only NVIDIA's packages have."""
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    common = own.union(*map(dir, (str, list, dict, Path, np.ndarray, np)))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in vendor - common:
+        if isinstance(node, ast.Attribute) and node.attr in vocabulary() - common:
             yield node
 
 

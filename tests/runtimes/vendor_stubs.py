@@ -102,7 +102,7 @@ def _body(found: dict[str, list[str]], prefix: str, module: str) -> list[str]:
 def _class(found: dict[str, list[str]], path: str, declaration: str, module: str) -> list[str]:
     name = path.rpartition(".")[2]
     if module:  # the class itself is in the stub of the module
-        return [f"{name} = {module}{path}"]
+        return [f"{name}: builtins.type[{module}{path}]"]
     if declaration.startswith("alias "):
         return [f"{name} = {_resolve(declaration[6:], found, module)}"]
     inner = _body(found, f"{path}.", module)
@@ -118,6 +118,8 @@ def _class(found: dict[str, list[str]], path: str, declaration: str, module: str
         bases = declaration[len("class(") : -1]
         bases = ", ".join(filter(None, (_resolve(b, found, module) for b in bases.split(", "))))
         bases = bases if "Any" not in bases else ""
+    if f"{path}.__getitem__" in found and f"{path}.__iter__" not in found:
+        inner.append("def __iter__(self) -> Iterator[Any]: ...")  # Python counts up to IndexError
     if path == "IHostMemory":
         inner.append("def __buffer__(self, flags: builtins.int) -> builtins.memoryview: ...")
     return [f"class {name}({bases}):", *(f"    {line}" for line in inner or ["..."])]
