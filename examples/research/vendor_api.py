@@ -339,7 +339,7 @@ def plain_type(text: str, argument: bool) -> str:
 
 
 def boost_signatures(name: str, doc: str, bound: bool) -> list[str]:
-    """Return the signatures in a docstring of Boost.Python: "name( (type)argument [, ...]) -> R"."""
+    """Return the signatures in a docstring of Boost.Python: "name( (type)name [, ...]) -> R"."""
     signatures = []
     for inner, result in re.findall(rf"^{re.escape(name)}\((.*)\) -> (\w+) :", doc, re.MULTILINE):
         parameters, positional = [], 0

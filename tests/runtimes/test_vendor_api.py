@@ -79,7 +79,7 @@ def _imports(tree: ast.AST):
 
 @pytest.fixture(scope="module")
 def check(tmp_path_factory):
-    """Return a function that checks sources with a version of TensorRT and older or newer others."""
+    """Return a function that checks sources with a version of TensorRT, and others as old."""
     folder = tmp_path_factory.mktemp("vendor")
 
     def run(sources: dict[str, str], version: str) -> list[str]:
@@ -156,7 +156,7 @@ PLANTED = {
     "hasattr(config, 'algorithm_selektor')": (),
     "if _trt_versions.value('precision', version) == 'flags': trt.BuilderFlag.FP16": ALL,
     "if _trt_versions.value('precision', version) == 'graph': trt.BuilderFlag.FP16": TO_10,
-    "if version and _trt_versions.value('precision', version) == 'flags': trt.BuilderFlag.INT8": ALL,
+    "if version and _trt_versions.value('precision', version) == 'flags': config.flags": ALL,
     # pycuda and cuda-python
     "cuda.memcpy_htod_async(dest=1, src=b'', stream=cuda.Stream(1))": ALL,
     "cuda.memcpy_htod_async(dst=1, src=b'', stream=cuda.Stream(1))": (),
