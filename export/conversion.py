@@ -118,6 +118,7 @@ def build(
             name=destination.name,
             device=device,
             options=options or {},
+            progress=tell,
         )
         built = seal(chosen.build(request), chosen)
         probes = adapted_probes(proved.manifest, built.manifest, limits.probe)

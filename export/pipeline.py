@@ -156,6 +156,7 @@ def _make(
             name=order.destination.name,
             device=order.device,
             options=options,
+            progress=tell,
         )
         made, note = _build(request, order.target, rewrites, simplify, tell)
         made, report = _prove(order, made, images)

@@ -6,10 +6,13 @@ Python packages of that version on PyPI, whose members were listed.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import stat
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from y7edge.errors import DeviceError
@@ -17,7 +20,9 @@ from y7edge.errors import DeviceError
 OLDEST, NEWEST = (8, 6), (11, 4)
 """Versions (major, minor) that this package knows."""
 
-Topic = Literal["network flag", "precision", "precision on DLA", "progress monitor"]
+Topic = Literal[
+    "network flag", "typed network flag", "precision", "precision on DLA", "progress monitor"
+]
 
 
 class Difference(NamedTuple):
@@ -30,10 +35,13 @@ class Difference(NamedTuple):
 
 
 DIFFERENCES = (
-    # The member of NetworkDefinitionCreationFlag that `create_network` needs; "": none.
-    Difference("network flag", (8, 6), "EXPLICIT_BATCH", "bindings 8.6.1: no STRONGLY_TYPED"),
-    Difference("network flag", (10, 0), "STRONGLY_TYPED", "bindings 10.3.0 and 10.16.1"),
-    Difference("network flag", (11, 0), "", "bindings 11.4.0: ignored, networks are always typed"),
+    # Members of NetworkDefinitionCreationFlag for `create_network`; "": none.
+    Difference("network flag", (8, 6), "EXPLICIT_BATCH", "bindings 8.6.1: batch 1 is the default"),
+    Difference("network flag", (10, 0), "", "TensorRT 10 migration guide: always explicit"),
+    # The same for networks whose precision is chosen by the graph.
+    Difference("typed network flag", (8, 6), "", "bindings 8.6.1: no STRONGLY_TYPED"),
+    Difference("typed network flag", (10, 0), "STRONGLY_TYPED", "bindings 10.3.0 and 10.16.1"),
+    Difference("typed network flag", (11, 0), "", "bindings 11.4.0: all networks are typed"),
     # How the precision of a layer is chosen: by builder flags, or by the types in the graph.
     Difference("precision", (8, 6), "flags", "bindings 8.6.1: BuilderFlag.FP16, INT8"),
     Difference("precision", (10, 0), "graph", "TensorRT 10 documentation, Strongly Typed Networks"),
@@ -118,6 +126,24 @@ def mismatch(engine: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
 
 
 _AGAIN = "run `y7edge build MODEL.onnx --target tensorrt` on this machine"
+
+
+def exposed(path: Path) -> str | None:
+    """Return a warning if other users can write an engine file; None if they cannot.
+
+    An engine file contains machine code, so whoever writes it decides what this process does.
+    """
+    if os.name == "nt":  # the mode bits say nothing about access there
+        return None
+    for place in (path, path.absolute().parent):
+        mode = place.stat().st_mode
+        sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        if mode & stat.S_IWOTH and not sticky:
+            return (
+                f"{path} is machine code, and every user of this machine can change it: "
+                f"chmod o-w {place}"
+            )
+    return None
 
 
 def _runs(built: str, found: str, compatible: bool) -> bool:
