@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
 
 from numpy.typing import NDArray
@@ -33,9 +33,12 @@ from y7edge.errors import (
     RuntimeMissing,
     Y7EdgeError,
 )
+from y7edge.frames import OnDevice
 from y7edge.machine import usable_cores
 
 MAX_THREADS = 1024
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +112,14 @@ class Session(ABC):
         threads: Number of CPU threads; None: unknown, or the engine does not use the CPU.
         backend: Name of the runtime; empty if the session was not opened by the registry.
         why: Why this runtime was chosen.
+        on_device: Pre-processes images and selects candidates on the session's device; None: this
+            is done by numpy.
     """
 
     ENGINE: ClassVar[str]
     backend: str = ""
     why: str = ""
+    on_device: OnDevice | None = None
 
     def __init__(
         self,
@@ -160,18 +166,9 @@ class Session(ABC):
             DetectorClosed: the session was closed.
             DeviceError: the engine failed.
         """
-        if self._closed:
-            raise DetectorClosed(f"the session of {self._label} was closed: open it again")
-        require_process(self._process, f"the session of {self._label}")
+        self._require_open()
         check_feeds(self.inputs, feeds)
-        try:
-            results = self._run(feeds)
-        except Y7EdgeError:
-            raise
-        except Exception as error:  # engines have no common exception class
-            raise DeviceError(
-                f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
-            ) from error
+        results = self._call(self._run, feeds)
         images = len(feeds[self.inputs[0].name])
         for spec in self.outputs:
             found, rows = results.get(spec.name), spec.role == "detections"
@@ -183,6 +180,23 @@ class Session(ABC):
                     f"expected {spec.dtype} {shape}: export it again"
                 )
         return results
+
+    def _require_open(self) -> None:
+        """Raise DetectorClosed or DeviceError if the session cannot be used in this process."""
+        if self._closed:
+            raise DetectorClosed(f"the session of {self._label} was closed: open it again")
+        require_process(self._process, f"the session of {self._label}")
+
+    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call the engine; convert its exceptions to DeviceError."""
+        try:
+            return function(*arguments)
+        except Y7EdgeError:
+            raise
+        except Exception as error:  # engines have no common exception class
+            raise DeviceError(
+                f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
+            ) from error
 
     def close(self) -> None:
         """Free the engine's memory. Calling it again has no effect.

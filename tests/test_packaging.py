@@ -103,6 +103,7 @@ def test_wheel_holds_our_names_only(tmp_path: Path) -> None:
     folders = {str(Path(name).parent).replace("/", ".") for name in names if name.endswith(".py")}
     assert folders == _packages()
     assert "y7edge/py.typed" in names
+    assert {"y7edge/runtimes/_cuda_kernels.cu", "y7edge/runtimes/_cuda_kernels.ptx"} <= set(names)
     assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
 
 

@@ -35,7 +35,7 @@ from y7edge.detect.postprocess import (
     require_candidates,
     require_supported,
 )
-from y7edge.detect.preprocess import Color, check_frame
+from y7edge.detect.preprocess import Color, as_checked, as_images, place, size_of
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
 from y7edge.detect.submission import (
     MAX_QUEUE,
@@ -184,8 +184,9 @@ class Detector:
 
         Args:
             frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha; also uint16 if the
-                manifest's input has ``levels``.
-            color: order of the frame's channels.
+                manifest's input has ``levels``. With a TensorRT engine also an array on its GPU
+                that has a ``__cuda_array_interface__``, which is not copied.
+            color: order of the frame's channels; "nv12" for a frame (3 H / 2, W).
             timestamp_ns: capture time; copied to the result, like ``frame_id`` and ``source``.
             frame_id: number of the frame in its source.
             source: name of the source.
@@ -431,7 +432,8 @@ class Detector:
         future: Future[Detections] | None = None,
     ) -> Future[Detections]:
         require_process(self._process, "the detector")
-        check_frame(frame, self._manifest.input.levels)
+        (image,), _ = as_images([frame], color, host=False)
+        place(image, color, self._manifest.input)
         with self._queue_lock:
             self._opened()
             if self._queue is None:
@@ -452,7 +454,12 @@ class Detector:
         # Check before acquiring the lock, which may never be released in a forked child.
         require_process(self._process, "the detector")
         called = self._clock()
-        parts = [self._regions(frame, roi) for frame in frames]
+        whole = roi is None and self._tiling.tile is None
+        host = not whole or self._opened().on_device is None
+        images, color = as_images(frames, color, host=host)
+        if not whole:  # before it is cut
+            images = [as_checked(image, self._manifest.input.levels) for image in images]
+        parts = [regions(image, roi, self._tiling) for image in images]
         with self._lock:
             wait = self._ms_since(called)
             try:
@@ -462,21 +469,17 @@ class Detector:
                 if self._closed:  # ``close`` has stopped waiting for this call
                     self._free()
         return [
-            self._detections([next(found) for _ in part], part, frame, criteria, wait, origin)
-            for frame, part, origin in zip(frames, parts, origins, strict=True)
+            self._detections(
+                [next(found) for _ in part], part, size_of(image, color), criteria, wait, origin
+            )
+            for image, part, origin in zip(images, parts, origins, strict=True)
         ]
-
-    def _regions(self, frame: NDArray[np.uint8], roi: Roi | None) -> list[Region]:
-        """Return the parts of an image that are run."""
-        if roi is None and self._tiling.tile is None:
-            return [Region(frame, 0, 0)]
-        return regions(check_frame(frame, self._manifest.input.levels), roi, self._tiling)
 
     def _detections(
         self,
         found: Sequence[Found],
         parts: Sequence[Region],
-        frame: NDArray[np.uint8],
+        image_wh: tuple[int, int],
         criteria: Criteria,
         wait: float,
         origin: Origin,
@@ -489,7 +492,7 @@ class Detector:
         post += self._ms_since(started) if len(parts) > 1 else 0.0
         return Detections(
             *boxes,
-            (frame.shape[1], frame.shape[0]),
+            image_wh,
             self._manifest.names,
             timing=Timing(wait, pre, infer, post),
             model_id=self._model_id,

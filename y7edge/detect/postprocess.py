@@ -371,6 +371,17 @@ def threshold_feeds(manifest: Manifest, criteria: Criteria | Thresholds) -> dict
     return {name: np.array(values[name], dtypes[name]) for name in manifest.threshold_inputs}
 
 
+def detected(candidates: Boxes, criteria: Criteria) -> Boxes:
+    """Return the detected boxes of one image from its candidates, best score first.
+
+    ``candidates``: boxes with a score above ``criteria.conf``, in the order of
+    ``Postprocessor.candidates``, for example selected on a GPU.
+    """
+    chosen = _choose(candidates.score, candidates.class_id, criteria)
+    xyxy, score, class_id = candidates
+    return suppress(Boxes(xyxy[chosen], score[chosen], class_id[chosen]), criteria)
+
+
 def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:
     """Apply non-maximum suppression; return the kept boxes, best score first."""
     kept = nms(*boxes, criteria.iou, criteria.max_det, agnostic=criteria.agnostic)
