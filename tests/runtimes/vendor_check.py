@@ -14,7 +14,6 @@ import mypy.api
 import numpy as np
 
 from tests.runtimes import vendor_stubs
-from y7edge.runtimes import _trt_versions
 
 ROOT = Path(__file__).parents[2]
 # The options of mypy: other modules of ours, numpy and so on are not followed and are Any.
@@ -26,11 +25,13 @@ _MYPY = (
         "--config-file=",
     ),
     *("--show-error-end", "--no-error-summary", "--no-pretty", "--hide-error-context"),
-    *("--check-untyped-defs", "--disallow-any-expr", "--python-version=3.12"),
+    *("--check-untyped-defs", "--disallow-any-expr", "--warn-unreachable"),
+    "--python-version=3.12",
 )
 _COMPILED = shutil.ignore_patterns("__pycache__")
 _LINE = re.compile(r"(?P<file>.+?):(\d+):(\d+):(\d+):(\d+): error: (?P<text>.*?)(  \[([\w-]+)\])?$")
 # A module is not of type ``vendor.pycuda``, and None is not one of the vendor's objects.
+_ANY = re.compile(r"Any( \| None)?|(list|Sequence)\[Any\]")
 _NO_TYPE = re.compile(r"got Module|(expression has type|got) \"None\"")
 
 
@@ -41,30 +42,20 @@ class Edit(NamedTuple):
     text: str
 
 
-class Finding(NamedTuple):
-    """One problem: the line of the module, and what is wrong."""
-
-    place: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
-
-
 def findings(
     sources: Mapping[str, str],
     kinds: Mapping[str, str],
     chosen: Mapping[str, str],
-    version: str,
+    facts: Mapping[str, object],
     folder: Path,
-) -> list[Finding]:
-    """Return the calls in some modules that do not exist in the chosen releases.
+) -> list[str]:
+    """Return where modules use what the chosen releases do not have, "FILE:LINE: PROBLEM".
 
     Args:
         sources: source code by path, such as "y7edge/runtimes/trt.py".
         kinds: what variables of type Any are, see ``test_vendor_api.KINDS``.
         chosen: release by package.
-        version: of TensorRT, for conditions on ``_trt_versions.value``.
+        facts: values of expressions in a version of TensorRT, see ``at_version``.
         folder: where the copy of the package is checked; the same for all calls, or empty.
     """
     if not (folder / "y7edge").exists():
@@ -72,61 +63,111 @@ def findings(
     vendor_stubs.write_stubs(folder, dict(chosen))
     edited = {}
     for name, source in sources.items():
-        edited[name] = with_kinds(at_version(source, version), kinds)
+        edited[name] = with_kinds(at_version(source, facts), kinds)
         (folder / name).write_text(edited[name])
     output, problem, _ = mypy.api.run(
         [*_MYPY, f"--cache-dir={folder / 'cache'}", *(str(folder / name) for name in sources)]
     )
     assert not problem and "[syntax]" not in output, problem or output
-    found = []
-    unknown = set()
+    reports: dict[str, list[Report]] = {name: [] for name in sources}
     for line in output.splitlines():
         match = _LINE.match(line)
         name = match and str(Path(match["file"]).relative_to(folder))
-        if match is None or name not in sources:
+        if match and name in sources:
+            spot = [int(number) for number in match.group(2, 3, 4, 5)]
+            reports[name].append(Report(*spot, match["text"]))
+        else:
             assert ".pyi" in line or ": note: " in line, line
-            continue
-        spot = (name, *(int(number) for number in match.group(2, 3, 4, 5)))
-        if match["text"] == 'Expression has type "Any"':
-            unknown.add(spot)
-        elif not match["text"].startswith("Expression ") and not _NO_TYPE.search(match["text"]):
-            found.append(Finding(f"{name}:{spot[1]}", match["text"]))
-    for name, source in edited.items():
-        tree = ast.parse(source)
-        for node in vendor_names(tree):
-            receiver = node.value
-            end = (receiver.end_lineno, receiver.end_col_offset)
-            if (name, receiver.lineno, receiver.col_offset + 1, *end) in unknown:
-                text = f"nothing says what {ast.unparse(receiver)} is, whose {node.attr} is used"
-                found.append(Finding(f"{name}:{node.lineno}", text))
-        found += [Finding(f"{name}:{line}", text) for line, text in _hidden(tree)]
-    return found
+    return [
+        f"{name}:{line}: {text}"
+        for name, source in edited.items()
+        for line, text in sorted(_problems(source, reports[name]))
+        if line not in skipped(source)
+    ]
 
 
-def _hidden(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield names that mypy does not see: in ``getattr`` and ``hasattr``."""
+class Report(NamedTuple):
+    """One line of mypy: where an expression begins and ends, and what is said of it."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    text: str
+
+
+def _problems(source: str, reports: list[Report]) -> Iterator[tuple[int, str]]:
+    """Yield lines and problems, of those that mypy reports and of those that it cannot see."""
+    tree = ast.parse(source)
+    unknown, unreached = set(), set()
+    for report in reports:
+        if report.text == 'Expression has type "Any"':
+            unknown.add(report[:4])
+        elif report.text == "Statement is unreachable":
+            unreached |= _rest_of_block(tree, report.line, report.column)
+        elif not report.text.startswith("Expression ") and not _NO_TYPE.search(report.text):
+            yield report.line, report.text
+    for node in vendor_names(tree):
+        receiver = node.value
+        spot = (receiver.lineno, receiver.col_offset + 1)
+        if (*spot, receiver.end_lineno, receiver.end_col_offset) in unknown:
+            yield node.lineno, f"KINDS lacks {ast.unparse(receiver)}, whose {node.attr} is used"
+        if node.lineno in unreached:
+            yield node.lineno, f"not checked, as mypy does not reach {ast.unparse(node)}"
+    own = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and not _loaded(n)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
-            member = node.args[1]
-            if not isinstance(member, ast.Constant):
-                yield node.lineno, f"computed name {ast.unparse(member)}: write it out"
-            elif member.value not in vocabulary():
-                yield node.lineno, f"no release has {member.value}"
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) not in ("getattr", "hasattr"):
+            continue
+        receiver, member = node.args[:2]
+        if not isinstance(member, ast.Constant):
+            yield node.lineno, f"not checked, because its name is computed: {ast.unparse(node)}"
+        elif ast.unparse(receiver) != "self" and member.value not in vocabulary() | own:
+            yield node.lineno, f"no release has {member.value}"
+
+
+def _rest_of_block(tree: ast.AST, line: int, column: int) -> set[int]:
+    """Return the lines from a statement to the end of its block."""
+    for statement, rest in _statements(tree):
+        if (statement.lineno, statement.col_offset + 1) == (line, column):
+            return set(range(line, (rest[-1].end_lineno or 0) + 1))
+    return set()
+
+
+def _statements(tree: ast.AST) -> Iterator[tuple[ast.stmt, list[ast.stmt]]]:
+    """Yield each statement, and it with those that follow in its block."""
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None)
+            for index, statement in enumerate(block if isinstance(block, list) else []):
+                yield statement, block[index:]
 
 
 def skipped(source: str) -> set[int]:
-    """Return the lines of a module that its constant conditions exclude."""
-    found: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        for block in (getattr(node, field, None) for field in ("body", "orelse", "finalbody")):
-            for index, statement in enumerate(block if isinstance(block, list) else []):
-                if isinstance(statement, ast.If) and isinstance(statement.test, ast.Constant):
-                    live, dead = statement.body, statement.orelse
-                    live, dead = (live, dead) if statement.test.value else (dead, live)
-                    ends = live and isinstance(live[-1], ast.Return | ast.Raise | ast.Continue)
-                    for unused in [*dead, *(block[index + 1 :] if ends else [])]:
-                        found.update(range(unused.lineno, (unused.end_lineno or 0) + 1))
+    """Return the lines of a module that its constant conditions exclude.
+
+    These are branches, what follows a return, and private functions that are used only there.
+    """
+    tree, found = ast.parse(source), set()
+    for statement, (_, *rest) in _statements(tree):
+        if isinstance(statement, ast.If) and isinstance(statement.test, ast.Constant):
+            branches = (statement.body, statement.orelse)
+            live, dead = branches if statement.test.value else reversed(branches)
+            ends = live and isinstance(live[-1], ast.Return | ast.Raise | ast.Continue)
+            for unused in [*dead, *(rest if ends else [])]:
+                found |= _lines(unused)
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("_"):
+            uses = {
+                node.lineno
+                for node in ast.walk(tree)
+                if function.name in (getattr(node, "id", ""), getattr(node, "attr", ""))
+            }
+            found |= _lines(function) if uses and uses <= found else set()
     return found
+
+
+def _lines(statement: ast.stmt) -> set[int]:
+    return set(range(statement.lineno, (statement.end_lineno or 0) + 1))
 
 
 @cache
@@ -150,8 +191,12 @@ def vendor_names(tree: ast.AST) -> Iterator[ast.Attribute]:
 
 
 def with_kinds(source: str, kinds: Mapping[str, str]) -> str:
-    """Return a module whose annotations ``Any`` say what ``kinds`` says of the variable."""
-    edits = []
+    """Return a module whose annotations say what ``kinds`` says of variables of type Any."""
+    edits, declared = [], set()
+
+    def kind_of(name: str, scopes: tuple[str, ...]) -> str | None:
+        keys = (*(f"{scope}.{name}" for scope in reversed(scopes)), name)
+        return next((kinds[key] for key in keys if key in kinds), None)
 
     def look(node: ast.AST, scopes: tuple[str, ...]) -> None:
         slots: list[tuple[str, ast.expr | None]] = []
@@ -159,20 +204,26 @@ def with_kinds(source: str, kinds: Mapping[str, str]) -> str:
             slots = [(f"{node.name}()", node.returns)]
             arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
             slots += [(argument.arg, argument.annotation) for argument in arguments]
-            inner = (*scopes, node.name)
+        elif isinstance(node, ast.AnnAssign):
+            slots = [(ast.unparse(node.target).removeprefix("self."), node.annotation)]
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            keys = {f"{scope}.{name}" for scope in scopes} & kinds.keys() - declared
+            edits.extend(Edit(node.targets[0], f"{name}: {kinds[key]}") for key in keys)
+            declared.update(keys)
         elif isinstance(node, ast.ClassDef):
-            inner = (*scopes, node.name)
-        else:
-            inner = scopes
-            if isinstance(node, ast.AnnAssign):
-                slots = [(ast.unparse(node.target).removeprefix("self."), node.annotation)]
+            for base in node.bases:  # a class cannot be derived from a variable's attribute
+                module, _, rest = ast.unparse(base).partition(".")
+                kind = kind_of(module, scopes)
+                edits.extend([Edit(base, f"{kind.removeprefix('vendor.')}.{rest}")] if kind else [])
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            scopes = (*scopes, node.name)
         for name, annotation in slots:
-            keys = [f"{scope}.{name}" for scope in reversed(inner)]
-            kind = next((kinds[key] for key in (*keys, name) if key in kinds), None)
-            if annotation is not None and kind and ast.unparse(annotation).startswith("Any"):
-                edits.append(Edit(annotation, ast.unparse(annotation).replace("Any", kind)))
+            kind, written = kind_of(name, scopes), ast.unparse(annotation) if annotation else ""
+            if kind and _ANY.fullmatch(written):
+                edits.append(Edit(annotation, re.sub(r"\bAny\b", kind, written)))
         for child in ast.iter_child_nodes(node):
-            look(child, inner)
+            look(child, scopes)
 
     look(ast.parse(source), ())
     imports = "import tensorrt, pycuda.driver, cuda.bindings.driver, vendor"
@@ -180,28 +231,33 @@ def with_kinds(source: str, kinds: Mapping[str, str]) -> str:
     return _apply(source, edits).replace(future, f"{future}; {imports}", 1)
 
 
-def at_version(source: str, version: str) -> str:
+def at_version(source: str, facts: Mapping[str, object]) -> str:
     """Return a module with the conditions on TensorRT's version replaced by their values.
 
     Line numbers stay the same.
+
+    Args:
+        source: code of the module.
+        facts: values by the text of an expression, such as ``{"self._flags": True}``, or of a call
+            with only its first argument, such as ``{"value('precision')": "graph"}``.
     """
     while True:
-        edits = list(_edits(ast.parse(source), version))
+        edits = list(_edits(ast.parse(source), facts))
         if not edits:
             return source
         source = _apply(source, edits)
 
 
-def _edits(tree: ast.AST, version: str) -> Iterator[Edit]:
+def _edits(tree: ast.AST, facts: Mapping[str, object]) -> Iterator[Edit]:
     """Yield replacements of what is known in a version: calls, conditions, names in ``getattr``."""
-    for function in [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))]:
-        known = _constants(function)
+    for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
+        known = {**facts, **_constants(function)}
         for node in ast.walk(function):
             if isinstance(node, ast.Call):
-                name = ast.unparse(node.func).rpartition(".")[2]
-                if name == "value" and _topic(node):
-                    yield Edit(node, repr(_trt_versions.value(node.args[0].value, version)))
-                if name == "getattr" and len(node.args) == 2:
+                fact = known.get(_call(node))
+                if fact is not None:
+                    yield Edit(node, repr(fact))
+                if ast.unparse(node.func) == "getattr" and len(node.args) == 2:
                     member = _value(node.args[1], known)
                     if isinstance(member, str):
                         yield Edit(node, f"{ast.unparse(node.args[0])}.{member}")
@@ -213,10 +269,10 @@ def _edits(tree: ast.AST, version: str) -> Iterator[Edit]:
                 yield Edit(node, ast.unparse(node.body if node.test.value else node.orelse))
 
 
-def _topic(call: ast.Call) -> bool:
-    topics = {difference.topic for difference in _trt_versions.DIFFERENCES}
-    first = call.args[0] if call.args else None
-    return isinstance(first, ast.Constant) and first.value in topics
+def _call(call: ast.Call) -> str:
+    """Return the text of a call without module and with its first argument only."""
+    name = ast.unparse(call.func).rpartition(".")[2]
+    return f"{name}({ast.unparse(call.args[0])})" if call.args else f"{name}()"
 
 
 def _constants(function: ast.AST) -> dict[str, object]:
@@ -233,7 +289,7 @@ def _constants(function: ast.AST) -> dict[str, object]:
     }
 
 
-def _loaded(name: ast.Name) -> bool:
+def _loaded(name: ast.Name | ast.Attribute) -> bool:
     return isinstance(name.ctx, ast.Load)
 
 
@@ -241,8 +297,8 @@ def _value(node: ast.expr, known: Mapping[str, object]) -> object:
     """Return the value of an expression; None if it is not known."""
     if isinstance(node, ast.Constant):
         return node.value
-    if isinstance(node, ast.Name):
-        return known.get(node.id)
+    if isinstance(node, ast.Name | ast.Attribute):
+        return known.get(ast.unparse(node))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         value = _value(node.operand, known)
         return None if value is None else not value

@@ -147,6 +147,8 @@ def _resolve(text: str, found: dict[str, list[str]], module: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         name = match[0]
+        if name not in found and name[1:] in found:
+            name = name[1:]  # a docstring names IParserError of C++, the bindings ParserError
         declaration = found.get(name, [""])[0]
         if declaration.startswith(("class(", "enum", "alias ")):
             return f"{module}{name}"
