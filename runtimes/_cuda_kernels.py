@@ -268,10 +268,13 @@ class Selection:
         if not 1 <= capacity <= MAX_CANDIDATES:
             raise ConfigError(f"capacity is {capacity}, expected 1 to {MAX_CANDIDATES}")
         for output in manifest.outputs:
-            if output.role != "head" or f"select_{output.dtype}" not in PARAMETERS:
+            real = output.dtype in ("float32", "float16")
+            supported = output.role == "head" and f"select_{output.dtype}" in PARAMETERS
+            if not supported or real != (output.scale is None):
                 raise ConfigError(
-                    f"output {output.name} ({output.role}) is {output.dtype}, expected heads of "
-                    "float32, float16, int8 or uint8: copy the outputs, or export heads"
+                    f"output {output.name} ({output.role}) is {output.dtype} with scale "
+                    f"{output.scale}, expected heads of float32 or float16 without a scale, or of "
+                    "int8 or uint8 with a scale: copy the outputs, or export heads"
                 )
         self.capacity = capacity
         self.nbytes = CANDIDATE.itemsize * (1 + capacity)
@@ -308,8 +311,8 @@ class Selection:
         for address, output, count in zip(heads, self._heads, self._counts, strict=True):
             place = anchors + 4 * 3 * first
             found.append(self._launch(address, output, count, place, order, conf, buffer, images))
-            rows, columns = output.shape[2:]
-            order += count * int(rows) * int(columns)
+            rows, columns = _grid(output)
+            order += count * rows * columns
             first += count
         return found
 
@@ -324,15 +327,14 @@ class Selection:
         buffer: int,
         images: int,
     ) -> Launch:
-        rows, columns = (int(side) for side in output.shape[2:])
+        rows, columns = _grid(output)
         cells, fields = rows * columns, 5 + self._nc
         cell, field = (count * fields, 1) if output.layout == "NHWC" else (1, cells)
-        quantised = output.scale is not None
         arguments = (
             *(address, count * fields * cells, fields * field, field, cell),
             *(columns, cells, self._nc, int(output.activation == "logit")),
-            output.scale if output.scale is not None else 1.0,
-            float(output.zero_point or 0) if quantised else 0.0,
+            1.0 if output.scale is None else output.scale,
+            float(output.zero_point or 0),  # not used for floats
             *(anchors, order, conf, conf * (1 - 2**-20), self.capacity, buffer),
         )
         grid = (-(-cells // _THREADS), count, images)
@@ -386,3 +388,10 @@ class Selection:
             )
             for one in np.split(records, ends[1:-1])
         ]
+
+
+def _grid(head: OutputInfo) -> tuple[int, int]:
+    """Return the rows and columns of a head; its shape is in the order of its layout."""
+    sides = head.shape[1:3] if head.layout == "NHWC" else head.shape[2:]
+    rows, columns = (int(side) for side in sides)
+    return rows, columns
