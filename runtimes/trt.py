@@ -357,7 +357,7 @@ class _TrtSession(Session):
         spec = self.inputs[0]
         if self._dynamic and count != self._batch:
             self._batch = 0
-            if not self._context.set_input_shape(spec.name, (count, *spec.shape[1:])):
+            if not self._context.set_input_shape(spec.name, (count, *map(int, spec.shape[1:]))):
                 raise DeviceError(
                     f"TensorRT refuses a batch of {count} images{_trt_engine.reasons()}"
                 )

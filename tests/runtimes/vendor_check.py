@@ -265,6 +265,10 @@ def _edits(tree: ast.AST, facts: Mapping[str, object]) -> Iterator[Edit]:
                 test = _value(node.test, known)
                 if test is not None:
                     yield Edit(node.test, str(bool(test)))
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Compare | ast.BoolOp):
+                value = _value(node.value, known)
+                if value is not None:
+                    yield Edit(node.value, repr(value))
             elif isinstance(node, ast.IfExp):
                 yield Edit(node, ast.unparse(node.body if node.test.value else node.orelse))
 
@@ -276,7 +280,7 @@ def _call(call: ast.Call) -> str:
 
 
 def _constants(function: ast.AST) -> dict[str, object]:
-    """Return the local variables that are assigned once, a text."""
+    """Return the local variables that are assigned once, a text or truth value."""
     stored = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and not _loaded(n)]
     return {
         node.targets[0].id: node.value.value
@@ -284,7 +288,7 @@ def _constants(function: ast.AST) -> dict[str, object]:
         if isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Name)
         and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
+        and isinstance(node.value.value, str | bool)
         and stored.count(node.targets[0].id) == 1
     }
 
