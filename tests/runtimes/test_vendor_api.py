@@ -10,6 +10,7 @@ checked with the releases that execute it.
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +39,7 @@ KINDS = {
     "Gpu.driver": "vendor.pycuda",
     "Graph.driver": "vendor.cuda_python",
     "Gpu._context": "pycuda.driver.Context",
+    "pinned.array": "vendor.pagelocked",
     "stream": "pycuda.driver.Stream",
     "_runtime": "tensorrt.Runtime",
     "_engine": "tensorrt.ICudaEngine",
@@ -66,22 +68,24 @@ def facts(version: str) -> dict[str, object]:
 
 
 @cache
-def users() -> dict[str, str]:
-    """Return the modules that import one of the packages, or a module of ours that does."""
+def sources() -> dict[str, str]:
+    """Return the modules of the package by path, such as "y7edge/runtimes/trt.py"."""
     folders = {"y7edge": "y7edge", "export": "y7edge/export", "runtimes": "y7edge/runtimes"}
-    sources = {
+    return {
         f"{inside}/{path.relative_to(ROOT / folder)}": path.read_text()
         for folder, inside in folders.items()
         for path in sorted((ROOT / folder).rglob("*.py"))
     }
-    imported = {name: set(_imports(ast.parse(source))) for name, source in sources.items()}
+
+
+@cache
+def users() -> dict[str, str]:
+    """Return the modules that import one of the packages, or a module of ours that does."""
+    imported = {name: set(_imports(ast.parse(source))) for name, source in sources().items()}
     found = {name for name, modules in imported.items() if modules & PACKAGES}
-    found |= {
-        name
-        for name, modules in imported.items()
-        if modules & {user.removesuffix(".py").replace("/", ".") for user in found}
-    }
-    return {name: sources[name] for name in sorted(found)}
+    modules = {name.removesuffix(".py").replace("/", ".") for name in found}
+    found |= {name for name, others in imported.items() if others & modules}
+    return {name: sources()[name] for name in sorted(found)}
 
 
 def _imports(tree: ast.AST):
@@ -98,11 +102,11 @@ def check(tmp_path_factory):
     """Return a function that checks sources with a version of TensorRT, and others as old."""
     folder = tmp_path_factory.mktemp("vendor")
 
-    def run(sources: dict[str, str], version: str) -> list[str]:
+    def run(modules: dict[str, str], version: str) -> list[str]:
         chosen = {"tensorrt": VERSIONS[version]}
         for package in ("pycuda", "cuda-python"):
             chosen[package] = vendor_stubs.releases(package)[-1 if version > "11" else 0]
-        return vendor_check.findings(sources, KINDS, chosen, facts(version), folder)
+        return vendor_check.findings(modules, KINDS, chosen, facts(version), folder)
 
     return run
 
@@ -119,6 +123,35 @@ def test_every_call_is_executed_in_a_release():
         for version in VERSIONS:
             lines &= vendor_check.skipped(vendor_check.at_version(source, facts(version)))
         assert not lines, f"no release of TensorRT reaches the calls in these lines of {name}"
+
+
+def test_every_call_is_checked(check):
+    own = {name for source in sources().values() for name in re.findall(r"def (\w+)", source)}
+
+    class Plant(ast.NodeTransformer):
+        def visit_Call(self, node):  # an argument that no function has
+            self.generic_visit(node)
+            if node.func in calls and node.func.attr not in own:
+                node.keywords.append(ast.keyword("planted", ast.Constant(0)))
+            return node
+
+    planted, expected = {}, set()
+    for name, source in users().items():
+        tree = ast.parse(source)
+        # Not the constructors: mypy would not know what the result is.
+        calls = {n for n in vendor_check.vendor_names(tree) if n.attr[0].islower()}
+        planted[name] = ast.unparse(Plant().visit(tree))
+        expected |= {
+            f"{name}:{node.lineno}"
+            for node in ast.walk(ast.parse(planted[name]))
+            if isinstance(node, ast.Call) and "planted" in [k.arg for k in node.keywords]
+        }
+    assert len(expected) > 50
+    for version in VERSIONS:
+        found = check(planted, version)
+        wrong = (line for line in found if "planted" in line or "overload" in line)
+        expected -= {":".join(line.split(":")[:2]) for line in wrong}
+    assert not expected, "\n".join(sorted(expected))
 
 
 HEAD = """\

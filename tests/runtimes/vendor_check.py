@@ -25,14 +25,16 @@ _MYPY = (
         "--config-file=",
     ),
     *("--show-error-end", "--no-error-summary", "--no-pretty", "--hide-error-context"),
-    *("--check-untyped-defs", "--disallow-any-expr", "--warn-unreachable"),
+    *("--check-untyped-defs", "--warn-unreachable"),
     "--python-version=3.12",
 )
 _COMPILED = shutil.ignore_patterns("__pycache__")
-_LINE = re.compile(r"(?P<file>.+?):(\d+):(\d+):(\d+):(\d+): error: (?P<text>.*?)(  \[([\w-]+)\])?$")
+_LINE = re.compile(
+    r"(?P<file>.+?):(\d+):(\d+):(\d+):(\d+): (error|note): (?P<text>.*?)(  \[([\w-]+)\])?$"
+)
 # A module is not of type ``vendor.pycuda``, and None is not one of the vendor's objects.
 _ANY = re.compile(r"Any( \| None)?|(list|Sequence)\[Any\]")
-_NO_TYPE = re.compile(r"got Module|(expression has type|got) \"None\"")
+_NO_TYPE = re.compile(r"got Module|\"reveal_type\"|(expression has type|got) \"None\"")
 
 
 class Edit(NamedTuple):
@@ -64,7 +66,7 @@ def findings(
     edited = {}
     for name, source in sources.items():
         edited[name] = with_kinds(at_version(source, facts), kinds)
-        (folder / name).write_text(edited[name])
+        (folder / name).write_text(_revealed(edited[name]))
     output, problem, _ = mypy.api.run(
         [*_MYPY, f"--cache-dir={folder / 'cache'}", *(str(folder / name) for name in sources)]
     )
@@ -74,46 +76,55 @@ def findings(
         match = _LINE.match(line)
         name = match and str(Path(match["file"]).relative_to(folder))
         if match and name in sources:
-            spot = [int(number) for number in match.group(2, 3, 4, 5)]
-            reports[name].append(Report(*spot, match["text"]))
+            reports[name].append(Report(int(match[2]), int(match[3]), match["text"]))
         else:
-            assert ".pyi" in line or ": note: " in line, line
-    return [
-        f"{name}:{line}: {text}"
-        for name, source in edited.items()
-        for line, text in sorted(_problems(source, reports[name]))
-        if line not in skipped(source)
-    ]
+            assert ".pyi" in line or "/site-packages/" in line or ": note: " in line, line
+    problems = []
+    for name, source in edited.items():
+        ignored = skipped(source)
+        found = sorted(_problems(source, reports[name]))
+        problems += [f"{name}:{line}: {text}" for line, text in found if line not in ignored]
+    return problems
 
 
 class Report(NamedTuple):
-    """One line of mypy: where an expression begins and ends, and what is said of it."""
+    """One line of mypy: where an expression begins, and what is said of it."""
 
     line: int
     column: int
-    end_line: int
-    end_column: int
     text: str
+
+
+def _revealed(source: str) -> str:
+    """Return a module in which mypy says of what type the objects are that have vendor's names."""
+    edits = []
+    for node in vendor_names(ast.parse(source)):
+        receiver = node.value
+        edits.append((receiver.lineno, receiver.col_offset, "reveal_type("))
+        edits.append((receiver.end_lineno, receiver.end_col_offset, ")"))
+    lines = [line.encode() for line in source.splitlines(keepends=True)]
+    for number, column, text in sorted(edits, reverse=True):
+        line = lines[number - 1]
+        lines[number - 1] = line[:column] + text.encode() + line[column:]
+    return b"".join(lines).decode()
 
 
 def _problems(source: str, reports: list[Report]) -> Iterator[tuple[int, str]]:
     """Yield lines and problems, of those that mypy reports and of those that it cannot see."""
     tree = ast.parse(source)
-    unknown, unreached = set(), set()
+    names = list(vendor_names(tree))
     for report in reports:
-        if report.text == 'Expression has type "Any"':
-            unknown.add(report[:4])
-        elif report.text == "Statement is unreachable":
-            unreached |= _rest_of_block(tree, report.line, report.column)
-        elif not report.text.startswith("Expression ") and not _NO_TYPE.search(report.text):
+        if report.text == "Statement is unreachable":
+            lines = _rest_of_block(tree, report.line, report.column)
+            for node in names:
+                if node.lineno in lines:
+                    yield node.lineno, f"not checked, as mypy does not reach {ast.unparse(node)}"
+        elif report.text.startswith("Revealed type is "):
+            if report.text == 'Revealed type is "Any"':
+                used = [ast.unparse(node) for node in names if node.value.lineno == report.line]
+                yield report.line, f"KINDS lacks an object: one of {', '.join(used)}"
+        elif not _NO_TYPE.search(report.text):
             yield report.line, report.text
-    for node in vendor_names(tree):
-        receiver = node.value
-        spot = (receiver.lineno, receiver.col_offset + 1)
-        if (*spot, receiver.end_lineno, receiver.end_col_offset) in unknown:
-            yield node.lineno, f"KINDS lacks {ast.unparse(receiver)}, whose {node.attr} is used"
-        if node.lineno in unreached:
-            yield node.lineno, f"not checked, as mypy does not reach {ast.unparse(node)}"
     own = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and not _loaded(n)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or ast.unparse(node.func) not in ("getattr", "hasattr"):
@@ -185,8 +196,15 @@ def vendor_names(tree: ast.AST) -> Iterator[ast.Attribute]:
     """Yield where a name is used that only NVIDIA's packages have."""
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     common = own.union(*map(dir, (str, list, dict, Path, np.ndarray, np)))
+    names = vocabulary() - common
+    types = set()  # annotations and base classes
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in vocabulary() - common:
+        for field in ("annotation", "returns", "bases"):
+            found = getattr(node, field, None)
+            for item in found if isinstance(found, list) else [found] if found else []:
+                types.update(ast.walk(item))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node not in types and node.attr in names:
             yield node
 
 

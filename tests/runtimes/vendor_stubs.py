@@ -71,6 +71,7 @@ def write_stubs(folder: Path, chosen: dict[str, str]) -> None:
         alias = package.replace("-", "_")
         vendor += [f"import {MODULES[package]} as _{alias}", f"class {alias}:"]
         vendor += [f"    {line}" for line in _body(found, "", f"_{alias}.") or ["..."]]
+    vendor += ["class pagelocked(Any):  # an array", "    base: _pycuda.PagelockedHostAllocation"]
     (folder / "vendor.pyi").write_text("\n".join(vendor) + "\n")
 
 
