@@ -34,6 +34,7 @@ _LINE = re.compile(
 )
 # A module is not of type ``vendor.pycuda``, and None is not one of the vendor's objects.
 _ANY = re.compile(r"Any( \| None)?|(list|Sequence)\[Any\]")
+_UNKNOWN = re.compile(r'is "(Union\[)?(None(, | \| ))?Any\b(?!\[)')
 _NO_TYPE = re.compile(r"got Module|\"reveal_type\"|(expression has type|got) \"None\"")
 
 
@@ -75,7 +76,7 @@ def findings(
     for line in output.splitlines():
         match = _LINE.match(line)
         name = match and str(Path(match["file"]).relative_to(folder))
-        if match and name in sources:
+        if match and name in sources and ("error: " in line or "Revealed" in line):
             reports[name].append(Report(int(match[2]), int(match[3]), match["text"]))
         else:
             assert ".pyi" in line or "/site-packages/" in line or ": note: " in line, line
@@ -120,7 +121,7 @@ def _problems(source: str, reports: list[Report]) -> Iterator[tuple[int, str]]:
                 if node.lineno in lines:
                     yield node.lineno, f"not checked, as mypy does not reach {ast.unparse(node)}"
         elif report.text.startswith("Revealed type is "):
-            if report.text == 'Revealed type is "Any"':
+            if _UNKNOWN.search(report.text):
                 used = [ast.unparse(node) for node in names if node.value.lineno == report.line]
                 yield report.line, f"KINDS lacks an object: one of {', '.join(used)}"
         elif not _NO_TYPE.search(report.text):
