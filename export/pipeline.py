@@ -110,7 +110,7 @@ def export(
     tell = progress or (lambda _: None)
     size: Dim = "dynamic" if dynamic else batch
     require_offered(chosen, input, outputs, precision, size, options or {})
-    _check(chosen, size, unverified, data is not None)
+    _check(chosen, precision, size, unverified, data is not None)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require({**_GRAPH_NEEDS, **chosen.NEEDS}, f"target {target}")
@@ -254,12 +254,20 @@ def _versions(target: Target) -> dict[str, str]:
     return {"y7edge": __version__, "numpy": np.__version__, **graph, **target.versions()}
 
 
-def _check(target: Target, batch: Dim, unverified: str | None, evaluated: bool) -> None:
-    """Raise ConfigError if the batch size or ``unverified`` does not suit the target.
+def _check(
+    target: Target, precision: str, batch: Dim, unverified: str | None, evaluated: bool
+) -> None:
+    """Raise ConfigError if the precision, the batch size or ``unverified`` does not suit.
 
     If the target has no runtime, ``unverified`` is required; otherwise it is forbidden.
     ``evaluated``: whether the mAP is to be measured, which requires a runtime.
     """
+    if target.PRECISIONS[precision] not in build.DTYPES:
+        raise ConfigError(
+            f"graphs are written in {' or '.join(build.DTYPES)}, and target {target.NAME} makes "
+            f"{precision} artifacts only of {target.PRECISIONS[precision]} graphs: quantise an "
+            "ONNX file, and convert it with `y7edge build`"
+        )
     if batch != "dynamic" and not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:

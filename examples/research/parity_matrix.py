@@ -32,6 +32,7 @@ from y7edge.errors import (
     Y7EdgeError,
 )
 from y7edge.export import export
+from y7edge.export.graph.build import DTYPES
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import Target, Unprovable
 from y7edge.models.checkpoint import Checkpoint
@@ -99,7 +100,9 @@ def cells() -> Iterator[Cell]:
         if isinstance(target.RUNTIME, Unprovable) or missing(target.NEEDS):
             print(f"not here: {name}", file=sys.stderr)
             continue
-        for precision in target.PRECISIONS:
+        for precision, written in target.PRECISIONS.items():
+            if written not in DTYPES:  # `export` cannot write the graph
+                continue
             for outputs in target.OUTPUTS:
                 for batch in batches(target):
                     yield Cell(name, precision, outputs, batch)

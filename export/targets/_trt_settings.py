@@ -20,9 +20,9 @@ from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ConfigError, DeviceError
 from y7edge.export.targets.base import BuildRequest
 from y7edge.runtimes import _trt_versions as versions
+from y7edge.runtimes import trt as runtime
 from y7edge.runtimes.base import parse_device
 
-DEVICES = ("cuda", "cuda:N", "dla:N")
 OPTIONS: Mapping[str, str] = {
     "profile": "smallest, usual and largest batch of a dynamic graph; default 1,4,8",
     "workspace": "memory for the build in MiB; default: half of the free memory, 2048 at most on "
@@ -104,7 +104,7 @@ class Settings:
     def of(cls, request: BuildRequest) -> Settings:
         """Read the settings of a request; raise ConfigError if they are invalid."""
         options, dynamic = request.options, request.manifest.input.batch == "dynamic"
-        kind, index = parse_device(request.device, DEVICES)
+        kind, index = parse_device(request.device, runtime.DEVICES)
         if "profile" in options and not dynamic:
             raise ConfigError("option profile is for graphs with a dynamic batch: omit it")
         workspace = options.get("workspace")

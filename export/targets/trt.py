@@ -24,19 +24,20 @@ from itertools import groupby
 from typing import Any
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import DeviceError, ExportError, RuntimeMissing, Y7EdgeError, needing
+from y7edge.errors import DeviceError, ExportError, Y7EdgeError, needing
 from y7edge.export.targets import _trt_cache as cache
 from y7edge.export.targets import _trt_settings
 from y7edge.export.targets._trt_inspector import inspect
 from y7edge.export.targets._trt_settings import Device, Settings
 from y7edge.export.targets.base import BuildRequest
-from y7edge.runtimes import _trt_versions
+from y7edge.runtimes import _cuda, _trt_versions
+from y7edge.runtimes import trt as runtime
 from y7edge.runtimes._modelproto import payload_digest, read_quantizers, without_metadata
 from y7edge.runtimes.base import one_line
 
 NAME = "tensorrt"
 SUFFIX = ".engine"
-NEEDS = {"tensorrt": "y7edge[tensorrt]", "pycuda": "y7edge[tensorrt]"}
+NEEDS = runtime.NEEDS
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
 # TensorRT accepts uint8 tensors only as inputs of a Cast, and our graphs transpose them before.
 INPUTS = ("float32",)
@@ -62,13 +63,12 @@ def build(request: BuildRequest) -> Artifact:
             support it.
         ExportError: TensorRT does not accept the graph, cannot build it, or computes a convolution
             in another precision than the graph.
-        RuntimeMissing: TensorRT or pycuda cannot be imported.
     """
     settings = Settings.of(request)
     if settings.dla is not None:
         _trt_settings.require_dla(request.manifest)
     require_graph(request)
-    trt, tell = _load("tensorrt"), request.progress
+    trt, tell = runtime.load_engine(), request.progress
     version = str(trt.__version__)
     if warning := _trt_versions.unknown(version):
         warnings.warn(warning, stacklevel=2)
@@ -99,57 +99,23 @@ def build(request: BuildRequest) -> Artifact:
 
 
 def versions() -> dict[str, str]:
-    """Return the version of TensorRT. A JetPack has no package metadata that a venv sees.
+    """Return the version of TensorRT.
 
-    Raises:
-        RuntimeMissing: TensorRT cannot be imported.
+    A virtual environment does not see the metadata of JetPack's package, so this imports it.
     """
-    return {"tensorrt": str(_load("tensorrt").__version__)}
-
-
-def _load(name: str) -> Any:
-    """Import TensorRT or pycuda."""
-    try:
-        if name == "tensorrt":
-            import tensorrt
-
-            return tensorrt
-        import pycuda.driver
-
-        return pycuda.driver
-    except ImportError as error:
-        raise RuntimeMissing(
-            f"{name} cannot be imported: {one_line(error)}; see `y7edge check`"
-        ) from error
+    return {"tensorrt": str(runtime.load_engine().__version__)}
 
 
 @contextmanager
 def _current(index: int) -> Iterator[Device]:
     """Make the primary context of a GPU current, in which TensorRT builds; yield the GPU."""
-    cuda = _load("pycuda")
-    try:
-        cuda.init()
-        count = cuda.Device.count()
-    except Exception as error:  # pycuda.driver.Error, or RuntimeError without a driver
-        raise DeviceError(
-            f"no NVIDIA GPU can be used ({one_line(error)}): TensorRT builds an engine only on the "
-            "machine that runs it"
-        ) from error
-    if index >= count:
-        raise DeviceError(f"device cuda:{index} does not exist: this machine has {count} GPUs")
-    gpu = cuda.Device(index)
-    context = gpu.retain_primary_context()
-    context.push()
-    try:
-        free, total = cuda.mem_get_info()
-        integrated = bool(gpu.get_attribute(cuda.device_attribute.INTEGRATED))
-        major, minor = gpu.compute_capability()
-        if integrated:  # the driver does not count memory that holds the cache of files
+    gpu = _cuda.open_gpu(index)
+    with gpu.current():
+        free, total = gpu.driver.mem_get_info()
+        if gpu.integrated:  # the driver does not count memory that holds the cache of files
             free = max(free, _trt_settings.available_memory())
-        yield Device(gpu.name(), f"{major}.{minor}", free, total, integrated)
-    finally:
-        cuda.Context.pop()
-        context.detach()
+        capability = ".".join(map(str, gpu.capability))
+        yield Device(gpu.name, capability, free, total, gpu.integrated)
 
 
 def require_graph(request: BuildRequest) -> None:
@@ -370,12 +336,12 @@ class Build:
                 precision than the graph's.
         """
         trt, tell = self._trt, self._request.progress
-        runtime = trt.Runtime(logger)
+        reader = trt.Runtime(logger)
         if self._settings.dla is not None:
-            runtime.DLA_core = self._settings.dla
+            reader.DLA_core = self._settings.dla
         if self._settings.version_compatible:  # the plan contains a runtime, which is code
-            runtime.engine_host_code_allowed = True
-        engine = runtime.deserialize_cuda_engine(plan)
+            reader.engine_host_code_allowed = True
+        engine = reader.deserialize_cuda_engine(plan)
         if engine is None:
             problem = logger.errors[-1] if logger.errors else "no message"
             raise ExportError(f"TensorRT cannot open the engine that it built: {problem}")

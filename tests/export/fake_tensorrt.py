@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -295,6 +296,7 @@ def tensorrt(world: World) -> ModuleType:
 
     Logger.Severity = Severity
     module = ModuleType("tensorrt")
+    module.__spec__ = ModuleSpec("tensorrt", None)
     module.__version__ = world.version
     module.ILogger = Logger
     module.LayerType, module.DataType = LayerType, DataType
@@ -319,9 +321,6 @@ def pycuda_driver(world: World) -> ModuleType:
     class Context:
         def push(self):
             world.contexts += 1
-
-        def detach(self):
-            world.calls.append(("detach",))
 
         @staticmethod
         def pop():

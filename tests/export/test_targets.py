@@ -70,7 +70,7 @@ def test_members(name):
     assert name == target.NAME
     assert target.SUFFIX.startswith(".")
     assert next(iter(target.PRECISIONS)) == "fp32"
-    assert set(target.PRECISIONS.values()) <= {"fp32", "fp16"}
+    assert set(target.PRECISIONS.values()) <= {"fp32", "fp16", "int8"}
     assert "1" in target.BATCHES
     assert set(target.BATCHES) <= {"1", "N", "dynamic"}
     assert set(target.OUTPUTS) <= {"heads", "heads-sigmoid", "decoded", "nms"}
@@ -114,6 +114,8 @@ KINDS = [
         # The demo's sigmoids in bfloat16 have the cosine 0.9994, and the proof demands 0.9995.
         ("openvino", "heads-sigmoid", "bf16"),
         ("ncnn", "decoded", "bf16"),  # refused: test_boxes_are_not_stored_in_bfloat16
+        # Graphs are written in fp32 and fp16 only: test_int8_graphs_are_not_written
+        *(("tensorrt", outputs, "int8") for outputs in targets.get("tensorrt").OUTPUTS),
     }
 ]
 
