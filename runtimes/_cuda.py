@@ -3,7 +3,8 @@
 Four properties of pycuda 2026.1 (``src/cpp/cuda.hpp``) determine how this module uses it:
 
 * pycuda frees an object only if the object's context is current in the calling thread; otherwise
-  the memory is lost. Therefore everything is freed explicitly, within ``Gpu.current``.
+  the memory is lost. Therefore everything is freed explicitly, within ``Gpu.current``. What is
+  freed with its last reference is never in a local variable, which an exception would keep.
 * A thread that ends with a context on pycuda's stack ends the process. Therefore every push has a
   pop, also after errors.
 * Detaching a primary context releases it, but leaves it on the driver's stack. Therefore a primary
@@ -103,19 +104,22 @@ class Gpu:
         """Make the primary context current in this thread, and restore the former one.
 
         Raises:
-            DeviceError: the driver refuses the context.
+            DeviceError: the driver refuses it.
         """
-        try:
-            self._context.push()
-        except Exception as error:  # pycuda's exceptions have no class in common with others
-            raise DeviceError(f"cuda:{self.index} cannot be used: {one_line(error)}") from error
+        self._attempt(self._context.push)
         try:
             yield
         except BaseException:
-            with suppress(Exception):  # the first error is the one to report
-                self._context.pop()
+            with suppress(DeviceError):  # the first error is the one to report
+                self._attempt(self._context.pop)
             raise
-        self._context.pop()
+        self._attempt(self._context.pop)
+
+    def _attempt(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # pycuda's exceptions have no class in common with others
+            raise DeviceError(f"cuda:{self.index} cannot be used: {one_line(error)}") from error
 
 
 _GPUS: dict[int, Gpu] = {}
@@ -256,6 +260,8 @@ class Memory:
             call()
         except Exception as error:  # reported by the caller, after everything else was freed
             problems.append(error)
+        finally:
+            del call  # of an object that must not be kept by the exception
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,17 +276,17 @@ class Buffer:
     address: int
     shared: bool
 
-    def upload(self, stream: Any, start: int = 0, stop: int | None = None) -> None:
-        """Copy the entries ``start`` to ``stop`` of the first axis to the GPU, on ``stream``."""
+    def upload(self, memory: Memory, start: int = 0, stop: int | None = None) -> None:
+        """Copy entries ``start`` to ``stop`` of the first axis to the GPU, on ``memory.stream``."""
         if not self.shared:
             place = self.address + start * self.host.strides[0]
-            self.gpu.driver.memcpy_htod_async(place, self.host[start:stop], stream)
+            self.gpu.driver.memcpy_htod_async(place, self.host[start:stop], memory.stream)
 
-    def download(self, stream: Any, start: int = 0, stop: int | None = None) -> None:
-        """Copy the entries ``start`` to ``stop`` of the first axis from the GPU, on ``stream``."""
+    def download(self, memory: Memory, start: int = 0, stop: int | None = None) -> None:
+        """Copy entries ``start`` to ``stop`` of the first axis back, on ``memory.stream``."""
         if not self.shared:
             place = self.address + start * self.host.strides[0]
-            self.gpu.driver.memcpy_dtoh_async(self.host[start:stop], place, stream)
+            self.gpu.driver.memcpy_dtoh_async(self.host[start:stop], place, memory.stream)
 
 
 # --- graphs --------------------------------------------------------------------------------------

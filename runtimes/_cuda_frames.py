@@ -59,7 +59,7 @@ class FrameKernels:
         if self._selection is not None:
             anchors = memory.buffer(self._selection.anchors.shape, "float32")
             anchors.host[:] = self._selection.anchors
-            anchors.upload(memory.stream)
+            anchors.upload(memory)
             self._anchors = anchors.address
             self._found = memory.buffer((self._selection.nbytes,), "uint8", output=True)
 
@@ -96,18 +96,18 @@ class FrameKernels:
         Raises:
             DeviceError: an objectness is NaN.
         """
-        selection, found, stream = self._selection, self._found, self._memory.stream
+        selection, found, memory = self._selection, self._found, self._memory
         assert selection is not None
         heads = [head.address for head in self._heads]
         for launch in selection.launches(heads, self._anchors, found.address, count, conf):
             self._launch(launch)
         size = kernels.CANDIDATE.itemsize
-        found.download(stream, 0, min(size * (1 + _FIRST), selection.nbytes))
-        stream.synchronize()
+        found.download(memory, 0, min(size * (1 + _FIRST), selection.nbytes))
+        memory.stream.synchronize()
         number = selection.count(found.host)
         if number is not None and number > _FIRST:
-            found.download(stream, size * (1 + _FIRST), size * (1 + number))
-            stream.synchronize()
+            found.download(memory, size * (1 + _FIRST), size * (1 + number))
+            memory.stream.synchronize()
         if number is None:
             return None
         candidates = selection.read(found.host[: size * (1 + number)].copy(), count)
@@ -141,7 +141,7 @@ class FrameKernels:
             place += size
         if total:
             assert self._frames is not None
-            self._frames.upload(self._memory.stream, 0, total)
+            self._frames.upload(self._memory, 0, total)
         return found
 
     def _reserve(self, size: int) -> None:
@@ -173,17 +173,15 @@ class FrameKernels:
             self._placements[index] = None
             taps = placement.taps()
             self._taps.host[index, : len(taps)] = taps
-            self._taps.upload(self._memory.stream, index, index + 1)
+            self._taps.upload(self._memory, index, index + 1)
             self._placements[index] = placement
         return self._taps.address + index * step
 
     def _launch(self, launch: kernels.Launch) -> None:
-        function = self._functions.get(launch.kernel)
-        if function is None:
-            function = self._module.get_function(launch.kernel)
-            function.prepare(kernels.PARAMETERS[launch.kernel])
-            self._functions[launch.kernel] = function
-        function.prepared_async_call(
+        name, functions = launch.kernel, self._functions
+        if name not in functions:
+            functions[name] = self._module.get_function(name).prepare(kernels.PARAMETERS[name])
+        functions[name].prepared_async_call(
             launch.grid, launch.block, self._memory.stream, *launch.arguments
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -110,54 +110,119 @@ def read(artifact: Artifact, options: SessionOptions) -> bytes:
     return plan
 
 
-def ports(trt: Any, engine: Any, label: str) -> dict[str, list[str]]:
-    """Return the names of inputs and outputs.
+class Network:
+    """TensorRT's objects of one session; each is freed with its last reference, see ``_cuda``.
 
-    Raises:
-        ArtifactError: a tensor is not in GPU memory, or not in the order of its dimensions.
+    Attributes:
+        engine: The ``ICudaEngine``.
+        context: The ``IExecutionContext``, after ``start``.
     """
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    for name in names:
-        layout, place = engine.get_tensor_format(name), engine.get_tensor_location(name)
-        if layout != trt.TensorFormat.LINEAR or place != trt.TensorLocation.DEVICE:
+
+    def __init__(self, trt: Any, label: str) -> None:
+        self._trt, self._label = trt, label
+        self._runtime: Any = None
+        self.engine: Any = None
+        self.context: Any = None
+
+    def load(self, plan: bytes, core: int | None, *, host_code: bool) -> None:
+        """Let TensorRT read an engine file.
+
+        Args:
+            plan: the content of the file.
+            core: the DLA core to run on; None: the GPU.
+            host_code: whether TensorRT may execute code of the file on the CPU.
+
+        Raises:
+            DeviceError: TensorRT cannot read it, or there is no such core.
+            ArtifactError: a tensor is not in GPU memory, or not in the order of its dimensions.
+        """
+        reasons()  # forget those of earlier calls
+        self._runtime = self._trt.Runtime(logger(self._trt))
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
+        if core is not None:
+            if core >= (cores := self._runtime.num_DLA_cores):
+                raise DeviceError(
+                    f"device 'dla:{core}' is not available: this machine has {cores} DLA cores "
+                    "that TensorRT can use"
+                )
+            self._runtime.DLA_core = core
+        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise DeviceError(f"TensorRT cannot open {self._label}{reasons()}")
+        for name in self._names():
+            form, place = self.engine.get_tensor_format(name), self.engine.get_tensor_location(name)
+            if form != self._trt.TensorFormat.LINEAR or place != self._trt.TensorLocation.DEVICE:
+                raise ArtifactError(
+                    f"tensor {name} of {self._label} has format {form.name} in {place.name} "
+                    "memory, expected LINEAR in DEVICE memory: build it with y7edge"
+                )
+
+    def _names(self) -> list[str]:
+        return [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+
+    def tensors(
+        self, specs: Sequence[TensorSpec], *, inputs: bool
+    ) -> list[tuple[str, str, tuple[Dim, ...]]]:
+        """Return name, dtype and shape of all inputs or outputs, in the order of ``specs``."""
+        order = {spec.name: index for index, spec in enumerate(specs)}
+        mode = self._trt.TensorIOMode.INPUT
+        names = [n for n in self._names() if (self.engine.get_tensor_mode(n) == mode) == inputs]
+        found: list[tuple[str, str, tuple[Dim, ...]]] = []
+        for name in sorted(names, key=lambda name: order.get(name, len(order))):
+            kind = self.engine.get_tensor_dtype(name).name
+            shape = self.engine.get_tensor_shape(name)
+            found.append((name, _DTYPES.get(kind, kind), tuple(map(_dim, shape))))
+        return found
+
+    def largest_batch(self, spec: TensorSpec) -> int:
+        """Return the largest batch of one call: the artifact's, or that of the engine's profile.
+
+        Raises:
+            ArtifactError: the profile does not begin with one image, or is too large.
+        """
+        if spec.shape[0] != "dynamic":
+            return spec.shape[0]
+        least, _, most = self.engine.get_tensor_profile_shape(spec.name, 0)
+        if least[0] != 1 or not 1 <= most[0] <= MAX_BATCH:
             raise ArtifactError(
-                f"tensor {name} of {label} has format {layout.name} in {place.name} memory, "
-                "expected LINEAR in DEVICE memory: build it with y7edge"
+                f"{self._label} was built for batches of {least[0]} to {most[0]} images, expected "
+                f"1 to at most {MAX_BATCH}: build it again"
             )
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    return {"INPUT": inputs, "OUTPUT": [name for name in names if name not in inputs]}
+        return int(most[0])
+
+    def start(self, addresses: Mapping[str, int]) -> None:
+        """Create the execution context; ``addresses``: of all tensors.
+
+        Raises:
+            DeviceError: there is not enough memory, or TensorRT refuses an address.
+        """
+        self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise DeviceError(f"TensorRT cannot prepare {self._label}{reasons()}")
+        for name, address in addresses.items():
+            if not self.context.set_tensor_address(name, address):
+                raise DeviceError(f"TensorRT refuses the memory for {name}{reasons()}")
+
+    def set_shape(self, name: str, shape: tuple[Dim, ...]) -> None:
+        """Set the shape of a dynamic input; raise DeviceError if TensorRT refuses it."""
+        if not self.context.set_input_shape(name, shape):
+            raise DeviceError(f"TensorRT refuses a batch of {shape[0]} images{reasons()}")
+
+    def enqueue(self, stream: int) -> None:
+        """Add the network to a stream, by its handle; raise DeviceError if that fails."""
+        if not self.context.execute_async_v3(stream):
+            raise DeviceError(f"TensorRT cannot run {self._label}{reasons()}")
+
+    def drop(self) -> None:
+        """Free TensorRT's objects. Calling it again has no effect."""
+        self.context = None
+        self.engine = None
+        self._runtime = None
 
 
-def tensors(
-    engine: Any, names: Sequence[str], specs: Sequence[TensorSpec]
-) -> list[tuple[str, str, tuple[Dim, ...]]]:
-    """Return name, dtype and shape of the engine's tensors, in the order of ``specs``."""
-    order = {spec.name: index for index, spec in enumerate(specs)}
-    return [
-        (
-            name,
-            _DTYPES.get(engine.get_tensor_dtype(name).name, engine.get_tensor_dtype(name).name),
-            tuple("dynamic" if size < 0 else size for size in engine.get_tensor_shape(name)),
-        )
-        for name in sorted(names, key=lambda name: order.get(name, len(order)))
-    ]
-
-
-def largest_batch(engine: Any, spec: TensorSpec, label: str) -> int:
-    """Return the largest batch of one call: the artifact's, or that of the engine's profile.
-
-    Raises:
-        ArtifactError: the profile does not begin with one image, or is too large.
-    """
-    if spec.shape[0] != "dynamic":
-        return spec.shape[0]
-    least, _, most = engine.get_tensor_profile_shape(spec.name, 0)
-    if least[0] != 1 or not 1 <= most[0] <= MAX_BATCH:
-        raise ArtifactError(
-            f"{label} was built for batches of {least[0]} to {most[0]} images, expected 1 to at "
-            f"most {MAX_BATCH}: build it again"
-        )
-    return int(most[0])
+def _dim(size: int) -> Dim:
+    return "dynamic" if size < 0 else size
 
 
 @cache

@@ -112,14 +112,11 @@ class Session(ABC):
         threads: Number of CPU threads; None: unknown, or the engine does not use the CPU.
         backend: Name of the runtime; empty if the session was not opened by the registry.
         why: Why this runtime was chosen.
-        on_device: Pre-processes images and selects candidates on the session's device; None: this
-            is done by numpy.
     """
 
     ENGINE: ClassVar[str]
     backend: str = ""
     why: str = ""
-    on_device: OnDevice | None = None
 
     def __init__(
         self,
@@ -157,6 +154,11 @@ class Session(ABC):
         """Backend, device, threads and versions, as JSON values for logs."""
         names = ("backend", "why", "device", "threads", "arithmetic")
         return {**{name: getattr(self, name) for name in names}, "versions": dict(self.versions)}
+
+    @property
+    def on_device(self) -> OnDevice | None:
+        """What pre-processes images and selects candidates on the device; None: numpy does."""
+        return None
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model on arrays, by input name; return new arrays, by output name.

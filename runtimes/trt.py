@@ -38,7 +38,7 @@ from y7edge.errors import (
     DeviceError,
     Y7EdgeError,
 )
-from y7edge.frames import Arrays, Placed
+from y7edge.frames import Arrays, OnDevice, Placed
 from y7edge.runtimes import _cuda, _trt_engine
 from y7edge.runtimes._cuda_frames import FrameKernels
 from y7edge.runtimes.base import (
@@ -160,13 +160,13 @@ class _TrtSession(Session):
         )
         self._gpu = gpu
         self._memory: _cuda.Memory | None = None
-        self._runtime: Any = None
-        self._engine: Any = None
-        self._context: Any = None
+        self._network = _trt_engine.Network(load_engine(), str(artifact.path))
         self._graph: _cuda.Graph | None = None
         try:
             with gpu.current():
-                self._deserialise(artifact, plan, core)
+                # A version-compatible file contains TensorRT's lean runtime, which is executed.
+                host_code = manifest.engine.get("version_compatible") is True
+                self._network.load(plan, core, host_code=host_code)
                 self._open(manifest, core)
         except BaseException as error:
             self._free_after(error)
@@ -176,57 +176,31 @@ class _TrtSession(Session):
                 f"TensorRT cannot open {artifact.path} on {device}: {one_line(error)}"
             ) from error
 
-    def _deserialise(self, artifact: Artifact, plan: bytes, core: int | None) -> None:
-        """Let TensorRT read the file, and check its inputs and outputs."""
-        trt = load_engine()
-        _trt_engine.reasons()  # forget those of earlier calls
-        self._runtime = trt.Runtime(_trt_engine.logger(trt))
-        if artifact.manifest.engine.get("version_compatible") is True:
-            # Such a file contains TensorRT's lean runtime, which is executed.
-            self._runtime.engine_host_code_allowed = True
-        if core is not None:
-            if core >= (cores := self._runtime.num_DLA_cores):
-                raise DeviceError(
-                    f"device 'dla:{core}' is not available: this machine has {cores} DLA cores "
-                    "that TensorRT can use"
-                )
-            self._runtime.DLA_core = core
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise DeviceError(f"TensorRT cannot open {artifact.path}{_trt_engine.reasons()}")
-        ports = _trt_engine.ports(trt, self._engine, self._label)
-        self._require_tensors(
-            _trt_engine.tensors(self._engine, ports["INPUT"], self.inputs),
-            _trt_engine.tensors(self._engine, ports["OUTPUT"], self.outputs),
-        )
-
     def _open(self, manifest: Manifest, core: int | None) -> None:
         """Allocate the tensors, create the execution context, and run it once."""
-        self._most = _trt_engine.largest_batch(self._engine, self.inputs[0], self._label)
-        self._dynamic = self.inputs[0].shape[0] == "dynamic"
+        network, image = self._network, self.inputs[0]
+        self._require_tensors(
+            network.tensors(self.inputs, inputs=True), network.tensors(self.outputs, inputs=False)
+        )
+        self._most = network.largest_batch(image)
+        self._dynamic = image.shape[0] == "dynamic"
         self._batch = 0  # images of the last call
         self._memory = memory = _cuda.Memory(self._gpu)
         memory.open_stream()
         self._input, *self._outputs = (
             memory.buffer(
-                (self._most, *map(int, spec.shape[1:])), spec.dtype, output=spec.role != "images"
+                (self._most, *map(int, spec.shape[1:])), spec.dtype, output=spec is not image
             )
-            for spec in (self.inputs[0], *self.outputs)
+            for spec in (image, *self.outputs)
         )
-        memory.add(self._drop_engine)
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise DeviceError(f"TensorRT has no memory to run {self._label}{_trt_engine.reasons()}")
+        memory.add(network.drop)
         buffers = (self._input, *self._outputs)
-        for spec, buffer in zip((self.inputs[0], *self.outputs), buffers, strict=True):
-            if not self._context.set_tensor_address(spec.name, buffer.address):
-                raise DeviceError(f"TensorRT refuses memory for {spec.name}{_trt_engine.reasons()}")
+        names = [spec.name for spec in (image, *self.outputs)]
+        network.start({n: buffer.address for n, buffer in zip(names, buffers, strict=True)})
         self._kernels, self._frames = self._load_kernels(memory, manifest)
-        if self._kernels is not None:
-            self.on_device = self
         self._input.host.fill(0)
         count = 1 if self._dynamic else self._most
-        self._input.upload(memory.stream, 0, count)
+        self._input.upload(memory, 0, count)
         self._enqueue(count)
         memory.stream.synchronize()
         self._graph, self._execution = self._capture(memory, core)
@@ -264,6 +238,11 @@ class _TrtSession(Session):
             memory.add(graph.destroy)
             return graph, "CUDA graph"
         return None, f"enqueue (no CUDA graph: {problem})"
+
+    @property
+    def on_device(self) -> OnDevice | None:
+        """The session itself, unless images are pre-processed by numpy."""
+        return self if self._kernels is not None else None
 
     @property
     def info(self) -> dict[str, Any]:
@@ -329,14 +308,14 @@ class _TrtSession(Session):
         assert memory is not None
         with self._gpu.current():
             np.copyto(self._input.host[:count], images)
-            self._input.upload(memory.stream, 0, count)
+            self._input.upload(memory, 0, count)
             self._execute(count)
             self._download(memory, count)
 
     def _download(self, memory: _cuda.Memory, count: int) -> None:
         """Copy the outputs to the host, and wait until the stream has finished."""
         for buffer in self._outputs:
-            buffer.download(memory.stream, 0, count)
+            buffer.download(memory, 0, count)
         memory.stream.synchronize()
 
     def _results(self, count: int) -> dict[str, NDArray[Any]]:
@@ -354,36 +333,26 @@ class _TrtSession(Session):
     def _enqueue(self, count: int) -> None:
         """Add the network for the first ``count`` images to the stream."""
         assert self._memory is not None
-        spec = self.inputs[0]
+        image = self.inputs[0]
         if self._dynamic and count != self._batch:
             self._batch = 0
-            if not self._context.set_input_shape(spec.name, (count, *map(int, spec.shape[1:]))):
-                raise DeviceError(
-                    f"TensorRT refuses a batch of {count} images{_trt_engine.reasons()}"
-                )
+            self._network.set_shape(image.name, (count, *image.shape[1:]))
             self._batch = count
-        if not self._context.execute_async_v3(self._memory.stream.handle):
-            raise DeviceError(f"TensorRT cannot run {self._label}{_trt_engine.reasons()}")
+        self._network.enqueue(self._memory.stream.handle)
 
     def _close(self) -> None:
-        memory, self._memory, self._graph = self._memory, None, None
-        with self._gpu.current():
+        with self._gpu.current():  # if this fails, nothing was freed, and another call tries again
+            memory, self._memory, self._graph = self._memory, None, None
             try:
                 if memory is not None:
                     memory.free()
             finally:
-                self._drop_engine()
+                self._network.drop()
 
     def __del__(self) -> None:
         """Free the GPU's memory; pycuda would lose what is freed without a current context."""
         if not getattr(self, "_closed", True):
             self.close()
-
-    def _drop_engine(self) -> None:
-        """Free TensorRT's objects: each is freed with its last reference."""
-        self._context = None
-        self._engine = None
-        self._runtime = None
 
     def _free_after(self, error: BaseException) -> None:
         """Free everything after an error of the constructor, which is raised afterwards."""
