@@ -204,7 +204,7 @@ class Network:
             if not self.context.set_tensor_address(name, address):
                 raise DeviceError(f"TensorRT refuses the memory for {name}{reasons()}")
 
-    def set_shape(self, name: str, shape: tuple[Dim, ...]) -> None:
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Set the shape of a dynamic input; raise DeviceError if TensorRT refuses it."""
         if not self.context.set_input_shape(name, shape):
             raise DeviceError(f"TensorRT refuses a batch of {shape[0]} images{reasons()}")

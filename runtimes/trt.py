@@ -336,7 +336,7 @@ class _TrtSession(Session):
         image = self.inputs[0]
         if self._dynamic and count != self._batch:
             self._batch = 0
-            self._network.set_shape(image.name, (count, *image.shape[1:]))
+            self._network.set_shape(image.name, (count, *map(int, image.shape[1:])))
             self._batch = count
         self._network.enqueue(self._memory.stream.handle)
 

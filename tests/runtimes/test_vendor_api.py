@@ -42,9 +42,8 @@ KINDS = {
     "pinned.array": "vendor.pagelocked",
     "stream": "pycuda.driver.Stream",
     "_runtime": "tensorrt.Runtime",
-    "_engine": "tensorrt.ICudaEngine",
     "engine": "tensorrt.ICudaEngine",
-    "_context": "tensorrt.IExecutionContext",
+    "context": "tensorrt.IExecutionContext",
     "builder": "tensorrt.Builder",
     "config": "tensorrt.IBuilderConfig",
     "network": "tensorrt.INetworkDefinition",
@@ -53,7 +52,7 @@ KINDS = {
     "_current.cuda": "vendor.pycuda",
     "_trt": "vendor.tensorrt",
     "_module": "pycuda.driver.Module",
-    "_launch.function": "pycuda.driver.Function | None",
+    "_functions": "pycuda.driver.Function",
 }
 
 

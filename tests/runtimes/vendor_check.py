@@ -33,7 +33,7 @@ _LINE = re.compile(
     r"(?P<file>.+?):(\d+):(\d+):(\d+):(\d+): (error|note): (?P<text>.*?)(  \[([\w-]+)\])?$"
 )
 # A module is not of type ``vendor.pycuda``, and None is not one of the vendor's objects.
-_ANY = re.compile(r"Any( \| None)?|(list|Sequence)\[Any\]")
+_ANY = re.compile(r"Any( \| None)?|(list|Sequence)\[Any\]|dict\[str, Any\]")
 _UNKNOWN = re.compile(r'is "(Union\[)?(None(, | \| ))?Any\b(?!\[)')
 _NO_TYPE = re.compile(r"got Module|\"reveal_type\"|(expression has type|got) \"None\"")
 
@@ -205,7 +205,9 @@ def vendor_names(tree: ast.AST) -> Iterator[ast.Attribute]:
             for item in found if isinstance(found, list) else [found] if found else []:
                 types.update(ast.walk(item))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node not in types and node.attr in names:
+        if not isinstance(node, ast.Attribute) or node in types:
+            continue
+        if node.attr in names and ast.unparse(node.value) != "self":
             yield node
 
 
