@@ -373,7 +373,8 @@ def cython_signatures(name: str, doc: str, bound: bool) -> list[str]:
         *words, argument = re.findall(r"\w+", declared)
         if words and {"int", "long", "size_t"} & set(words):
             kind = "int"
-        kind = kind if re.fullmatch(r"CU\w+|int", kind.strip()) else "Any"
+        kind = kind.strip()
+        kind = kind if re.fullmatch(r"CU\w+|int", kind) else "Any"
         parameters.append(f"{argument}: {kind}{' = ...' if equal else ''}")
     return [f"({', '.join(parameters)}) -> {_returned(doc)}"]
 
