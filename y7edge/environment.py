@@ -298,8 +298,11 @@ def _static_reason(runtime: Runtime) -> str | None:
     """Return why a runtime cannot be used, as far as that is known without loading its engine."""
     absent = missing(runtime.NEEDS)
     if absent:
-        how = " ".join(f"'{runtime.NEEDS[package]}'" for package in absent)
-        return f"{', '.join(absent)} is not installed: pip install {how}"
+        extras = sorted({runtime.NEEDS[package] for package in absent})
+        steps = [f"pip install {' '.join(map(repr, extras))}"]
+        if advice := _advice(runtime):
+            steps = [advice, *(steps if len(absent) > 1 else [])]
+        return f"{', '.join(absent)} is not installed: {'; then '.join(steps)}"
     for module in runtime.NEEDS:
         if problem := hidden(module):
             return problem
@@ -307,6 +310,12 @@ def _static_reason(runtime: Runtime) -> str | None:
         if least := _too_old(package, version):
             return f"{package} is {version}, expected {least} or later: pip install -U {package}"
     return None
+
+
+def _advice(runtime: Runtime) -> str | None:
+    """Return what a runtime says about a package that is installed elsewhere, or hidden."""
+    find: Callable[[], str | None] = getattr(runtime, "misplaced", lambda: None)
+    return find()
 
 
 def _finish(name: str, runtime: Runtime, child: subprocess.Popen[str]) -> Backend:
@@ -339,4 +348,6 @@ def _finish(name: str, runtime: Runtime, child: subprocess.Popen[str]) -> Backen
     reason = f"will be used for {', '.join(runtime.FORMATS)} on {', '.join(devices)}"
     if lacking:
         reason += f"; no device {', '.join(sorted(lacking))}"
+    if advice := _advice(runtime):
+        reason += f"; {advice}"
     return Backend(name, runtime.FORMATS, True, reason, versions, devices)
