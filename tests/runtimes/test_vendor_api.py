@@ -49,7 +49,6 @@ KINDS = {
     "network": "tensorrt.INetworkDefinition",
     "layers": "tensorrt.ILayer",
     "_config()": "tensorrt.IBuilderConfig",
-    "_current.cuda": "vendor.pycuda",
     "_trt": "vendor.tensorrt",
     "_module": "pycuda.driver.Module",
     "_functions": "pycuda.driver.Function",
