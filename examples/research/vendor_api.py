@@ -48,9 +48,13 @@ class Package(NamedTuple):
 PACKAGES = {
     "tensorrt": Package(
         {
-            "8.6": "tensorrt-bindings==8.6.1",
-            "10.3": "tensorrt-cu12-bindings==10.3.0",
-            "10.16": "tensorrt-cu12-bindings==10.16.1.11",
+            "8.6": "tensorrt-bindings==8.6.1",  # JetPack 6.0
+            "10.0": "tensorrt-cu12-bindings==10.0.1",
+            "10.3": "tensorrt-cu12-bindings==10.3.0",  # JetPack 6.1 and 6.2
+            "10.7": "tensorrt-cu12-bindings==10.7.0",  # the last 10 for the DLA of Orin
+            "10.13": "tensorrt-cu13-bindings==10.13.3.9",  # JetPack 7.0 and 7.1
+            "10.16": "tensorrt-cu13-bindings==10.16.1.11",  # JetPack 7.2 has 10.16.2
+            "11.0": "tensorrt-cu13-bindings==11.0.0.114",
             "11.4": "tensorrt-cu13-bindings==11.4.0.106",
         },
         "tensorrt_bindings",

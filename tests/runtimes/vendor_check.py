@@ -262,8 +262,13 @@ def at_version(source: str, facts: Mapping[str, object]) -> str:
         facts: values by the text of an expression, such as ``{"self._flags": True}``, or of a call
             with only its first argument, such as ``{"value('precision')": "graph"}``.
     """
+    return _at_version(source, tuple(sorted(facts.items())))
+
+
+@cache
+def _at_version(source: str, facts: tuple[tuple[str, object], ...]) -> str:
     while True:
-        edits = list(_edits(ast.parse(source), facts))
+        edits = list(_edits(ast.parse(source), dict(facts)))
         if not edits:
             return source
         source = _apply(source, edits)

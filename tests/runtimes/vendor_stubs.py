@@ -40,6 +40,13 @@ def releases(package: str) -> tuple[str, ...]:
 
 
 @cache
+def versions(package: str) -> dict[str, str]:
+    """Return the full versions of the releases in the table, such as "10.3.0", and the releases."""
+    wheels = _table(package)["wheels"]
+    return {wheel.split("-")[1]: release for release, wheel in wheels.items()}
+
+
+@cache
 def names(package: str, release: str) -> dict[str, list[str]]:
     """Return the declarations of all names of a release."""
     found = {}
