@@ -62,7 +62,7 @@ PACKAGES = {
         r"(?!I?(Plugin|QuickPlugin|Uff|Caffe|Algorithm)|IPluginV|I[A-Z]\w*Layer$)|ILayer|INMSLayer",
     ),
     "pycuda": Package(
-        {"2026.1": "pycuda==2026.1"},
+        {"2025.1": "pycuda==2025.1.2", "2026.1": "pycuda==2026.1"},
         "pycuda.driver",
         r"(?!.*(Texture|Surface|[Aa]rray|texref|jit_|Linker))",
     ),
