@@ -19,7 +19,8 @@ from tests.runtimes.vendor_source import at_version, loaded, skipped, statements
 ROOT = Path(__file__).parents[2]
 _MYPY = (
     *("--follow-imports=silent", "--ignore-missing-imports", "--check-untyped-defs"),
-    *("--warn-unreachable", "--show-error-end", "--no-error-summary", "--no-pretty"),
+    *("--warn-unreachable", "--show-error-end", "--show-absolute-path"),
+    *("--no-error-summary", "--no-pretty"),
     "--no-site-packages",  # numpy is Any: faster
     *("--python-version=3.12", "--config-file="),
 )
