@@ -20,13 +20,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from itertools import groupby
 from typing import Any
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import DeviceError, ExportError, Y7EdgeError, needing
-from y7edge.export.targets import _trt_cache as cache
-from y7edge.export.targets import _trt_settings
+from y7edge.errors import DeviceError, ExportError, RuntimeMissing, Y7EdgeError, needing
+from y7edge.export.targets import _trt_cache, _trt_settings
 from y7edge.export.targets._trt_inspector import inspect
 from y7edge.export.targets._trt_settings import Device, Settings
 from y7edge.export.targets.base import BuildRequest
@@ -63,19 +63,20 @@ def build(request: BuildRequest) -> Artifact:
             support it.
         ExportError: TensorRT does not accept the graph, cannot build it, or computes a convolution
             in another precision than the graph.
+        RuntimeMissing: TensorRT or pycuda cannot be imported.
     """
     settings = Settings.of(request)
     if settings.dla is not None:
         _trt_settings.require_dla(request.manifest)
     require_graph(request)
-    trt, tell = runtime.load_engine(), request.progress
+    trt, tell = _load_engine(), request.progress
     version = str(trt.__version__)
     if warning := _trt_versions.unknown(version):
         warnings.warn(warning, stacklevel=2)
     settings.typing(version)  # refuses versions without support
     with _current(settings.gpu) as device:
         key = settings.key(payload_digest(request.model), version, device)
-        kept = cache.read(key) if settings.cache else None
+        kept = _trt_cache.read(key) if settings.cache else None
         if isinstance(kept, tuple):
             tell("the engine comes from the cache; --option cache=no builds it again")
             plan, tie = kept
@@ -90,7 +91,7 @@ def build(request: BuildRequest) -> Artifact:
                 raise ExportError(
                     f"TensorRT cannot build {request.name}: {one_line(error)}"
                 ) from error
-            if settings.cache and (problem := cache.write(key, plan, tie)):
+            if settings.cache and (problem := _trt_cache.write(key, plan, tie)):
                 tell(problem)
     if settings.trtexec:
         tell(_trt_settings.trtexec(request, settings, version, tie["workspace_mb"]))
@@ -102,8 +103,22 @@ def versions() -> dict[str, str]:
     """Return the version of TensorRT.
 
     A virtual environment does not see the metadata of JetPack's package, so this imports it.
+
+    Raises:
+        RuntimeMissing: TensorRT or pycuda cannot be imported.
+        DeviceError: there is no driver.
     """
-    return {"tensorrt": str(runtime.load_engine().__version__)}
+    return {"tensorrt": str(_load_engine().__version__)}
+
+
+def _load_engine() -> Any:
+    """Import TensorRT and pycuda."""
+    try:
+        return runtime.load_engine()
+    except ImportError as error:  # also if a library of a package is missing
+        raise RuntimeMissing(
+            f"TensorRT or pycuda cannot be imported: {one_line(error)}; see `y7edge check`"
+        ) from error
 
 
 @contextmanager
@@ -162,7 +177,8 @@ class Build:
         tell, workspace = self._request.progress, self._settings.workspace or self._device.workspace
         while True:
             tell(f"TensorRT {self._version}, {self._device.name}, workspace {workspace} MiB")
-            logger = new_logger(self._trt)
+            logger = logger_of(self._trt)
+            logger.errors.clear()
             plan, asked, fallback = self.attempt(logger, workspace)
             if plan is not None:
                 break
@@ -204,11 +220,11 @@ class Build:
         with _watched(self._trt, config, self._version) as stopped:
             plan = builder.build_serialized_network(network, config)
         if stopped:
-            raise KeyboardInterrupt
+            raise stopped[0]
         if plan is None:
             return None, asked, fallback
         timings = bytes(config.get_timing_cache().serialize())
-        if problem := cache.write_timings(self._version, self._device, timings):
+        if problem := _trt_cache.write_timings(self._version, self._device, timings):
             self._request.progress(problem)
         return bytes(plan), asked, fallback
 
@@ -230,7 +246,7 @@ class Build:
         config.clear_flag(trt.BuilderFlag.TF32)  # by default, fp32 is computed in TF32
         if settings.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        timings = config.create_timing_cache(cache.read_timings(self._version, self._device))
+        timings = config.create_timing_cache(_trt_cache.read_timings(self._version, self._device))
         config.set_timing_cache(timings or config.create_timing_cache(b""), False)
         if settings.profile is not None:
             image = network.get_input(0)
@@ -361,8 +377,12 @@ class Build:
         return found.counts
 
 
-def new_logger(trt: Any) -> Any:
-    """Return a logger that keeps the errors and prints nothing."""
+@cache
+def logger_of(trt: Any) -> Any:
+    """Return the logger of all builds, which keeps the errors and prints nothing.
+
+    TensorRT uses the first logger of a process for some messages, whatever it is given later.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -378,12 +398,12 @@ def new_logger(trt: Any) -> Any:
 
 
 @contextmanager
-def _watched(trt: Any, config: Any, version: str) -> Iterator[list[bool]]:
-    """Show the progress of a build on a terminal; yield a list that is not empty after Ctrl-C."""
+def _watched(trt: Any, config: Any, version: str) -> Iterator[list[BaseException]]:
+    """Show the progress of a build on a terminal; yield the errors that ended it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    stopped: list[bool] = []
+    stopped: list[BaseException] = []
     console = Console(stderr=True)
     if not console.is_terminal or _trt_versions.value("progress monitor", version) == "no":
         yield stopped
@@ -394,8 +414,12 @@ def _watched(trt: Any, config: Any, version: str) -> Iterator[list[bool]]:
         yield stopped
 
 
-def _monitor(trt: Any, bars: Any, stopped: list[bool]) -> Any:
-    """Return a monitor that shows the phases of a build as bars. Its methods never raise."""
+def _monitor(trt: Any, bars: Any, stopped: list[BaseException]) -> Any:
+    """Return a monitor that shows the phases of a build as bars.
+
+    An exception must not reach the C++ code that calls the monitor. It is added to ``stopped``, and
+    TensorRT is asked to end the build.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -403,18 +427,25 @@ def _monitor(trt: Any, bars: Any, stopped: list[bool]) -> Any:
             self._tasks: dict[str, Any] = {}
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self._tasks[name] = bars.add_task(name, total=steps)
+            with self._kept():
+                self._tasks[name] = bars.add_task(name, total=steps)
 
         def step_complete(self, name: str, step: int) -> bool:
-            try:
+            with self._kept():
                 if name in self._tasks:
                     bars.update(self._tasks[name], completed=step + 1)
-            except KeyboardInterrupt:  # must not reach the C++ code: the build is ended by False
-                stopped.append(True)
             return not stopped
 
         def phase_finish(self, name: str) -> None:
-            if name in self._tasks:
-                bars.remove_task(self._tasks.pop(name))
+            with self._kept():
+                if name in self._tasks:
+                    bars.remove_task(self._tasks.pop(name))
+
+        @contextmanager
+        def _kept(self) -> Iterator[None]:
+            try:
+                yield
+            except BaseException as error:
+                stopped.append(error)
 
     return Monitor()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -16,11 +17,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tests.blocking import BLOCKER
 from tests.export import fake_tensorrt as fake
 from y7edge.artifact.artifact import digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.description import describe
 from y7edge.cli import main
-from y7edge.errors import ConfigError, DeviceError, ExportError
+from y7edge.errors import ConfigError, DeviceError, ExportError, RuntimeMissing
 from y7edge.export import export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
@@ -410,7 +412,32 @@ def test_an_interrupted_build(monkeypatch):
     monitor = trt._monitor(fake.tensorrt(world), bars, stopped)
     monitor.phase_start("a", None, 3)
     assert monitor.step_complete("a", 0) is False  # TensorRT ends the build
-    assert stopped
+    monitor.phase_finish("a")
+    assert [type(error) for error in stopped] == [KeyboardInterrupt]
+
+
+def test_an_error_in_the_display_ends_the_build(start, order, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    world = start()
+
+    def fail(*_, **__):
+        raise OSError("broken pipe")
+
+    monkeypatch.setattr("rich.progress.Progress.add_task", fail)
+    with pytest.raises(ExportError, match="broken pipe"):
+        order()
+    assert len(world.did("build")) == 1
+
+
+def test_missing_packages(start, order, monkeypatch):
+    start()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for action in (order, trt.versions):
+        with pytest.raises(
+            RuntimeMissing, match=r"TensorRT or pycuda cannot be imported: .*tensorrt"
+        ):
+            action()
 
 
 # --- the whole command ---------------------------------------------------------------------------
@@ -503,6 +530,32 @@ def test_build_from_the_proved_onnx(
     start(builder_error="no")
     assert main([*words, "--option", "cache=no"]) == 1
     assert not out.exists()
+
+
+def test_torch_and_onnx_are_not_needed(artifact_path):
+    """Up to the first call of TensorRT, and in the import of the modules behind it."""
+    script = (
+        "import sys\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from y7edge.export.targets import trt\n"
+        "from y7edge.export.targets._trt_settings import Settings\n"
+        "from y7edge.export.targets.base import BuildRequest\n"
+        "from y7edge.runtimes import registry\n"
+        "path = Path(sys.argv[1])\n"
+        "manifest = registry.load(path).manifest\n"
+        "request = BuildRequest(path, None, manifest, path.parent, 'm.engine', device='cuda:0')\n"
+        "trt.require_graph(request)\n"
+        "print(Settings.of(request).typing('10.3.0'))\n"
+    )
+    blocked = {"torch", "onnx", "onnxsim"}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKER.format(blocked=blocked) + script, str(artifact_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "graph\n", done.stderr
 
 
 # --- the cache -----------------------------------------------------------------------------------
