@@ -24,6 +24,7 @@ PACKAGES = {"tensorrt", "pycuda", "cuda"}
 # Versions of TensorRT, and their releases in the table. 11.4.1 is not on PyPI: it has the API of
 # 11.4.0, and supports the DLA.
 VERSIONS = {**vendor_stubs.versions("tensorrt"), "11.4.1": "11.4"}
+TOPICS = {difference.topic for difference in _trt_versions.DIFFERENCES}
 # What a variable, attribute or argument of type Any is, by "NAME" or "SCOPE.NAME"; "NAME()" is what
 # a function returns. ``vendor.tensorrt`` is the module tensorrt, and so on.
 KINDS = {
@@ -44,7 +45,6 @@ KINDS = {
     "network": "tensorrt.INetworkDefinition",
     "layers": "tensorrt.ILayer",
     "_config()": "tensorrt.IBuilderConfig",
-    "_trt": "vendor.tensorrt",
     "_module": "pycuda.driver.Module",
     "_functions": "pycuda.driver.Function",
 }
@@ -52,8 +52,7 @@ KINDS = {
 
 def facts(version: str) -> dict[str, object]:
     """Return the values of expressions in our modules with a version of TensorRT."""
-    topics = {difference.topic for difference in _trt_versions.DIFFERENCES}
-    values = {topic: _trt_versions.value(topic, version) for topic in topics}
+    values = {topic: _trt_versions.value(topic, version) for topic in TOPICS}
     ways = {values["precision"] == "flags", values["precision on DLA"] == "flags"}
     known = {f"value({topic!r})": value for topic, value in values.items()}
     # Of export/targets/trt.py: whether builder flags ask for the precision, here or on a DLA core.
@@ -108,6 +107,25 @@ def check(tmp_path_factory):
 def test_every_call_exists_in(version, check):
     found = check(users(), version)
     assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_differences_between_versions_are_those_of_the_bindings(version):
+    names = vendor_stubs.names("tensorrt", VERSIONS[version])
+    values = {topic: _trt_versions.value(topic, version) for topic in TOPICS}
+    assert (values["progress monitor"] == "yes") is ("IProgressMonitor" in names)
+    for topic in ("network flag", "typed network flag"):
+        assert not values[topic] or f"NetworkDefinitionCreationFlag.{values[topic]}" in names
+    for topic in ("precision", "precision on DLA"):
+        assert values[topic] != "flags" or "BuilderFlag.OBEY_PRECISION_CONSTRAINTS" in names
+
+
+def test_all_kinds_are_of_use():
+    for name, kind in KINDS.items():
+        assert any(
+            vendor_source.with_kinds(source, {name: kind}) != vendor_source.with_kinds(source, {})
+            for source in users().values()
+        ), name
 
 
 def test_every_call_is_executed_in_a_release():
