@@ -234,11 +234,13 @@ class Build:
         return bytes(plan), asked, fallback
 
     def _network_flags(self) -> int:
-        names = [_trt_versions.value("network flag", self._version)]
-        if not self._flags:
-            names.append(_trt_versions.value("typed network flag", self._version))
-        flags = self._trt.NetworkDefinitionCreationFlag
-        return sum(1 << int(getattr(flags, name)) for name in names if name)
+        kinds, flags = self._trt.NetworkDefinitionCreationFlag, 0
+        if _trt_versions.value("network flag", self._version) == "EXPLICIT_BATCH":
+            flags |= 1 << int(kinds.EXPLICIT_BATCH)
+        typed = _trt_versions.value("typed network flag", self._version) == "STRONGLY_TYPED"
+        if typed and not self._flags:
+            flags |= 1 << int(kinds.STRONGLY_TYPED)
+        return flags
 
     def _config(self, builder: Any, network: Any, workspace: int) -> Any:
         """Return the builder configuration, without the settings that depend on the layers."""
