@@ -1,8 +1,8 @@
 """Sessions with the real pycuda and cuda-python, over a library that stands in for the driver.
 
-They run if ``Y7EDGE_CUDA_PACKAGES`` names a folder with pycuda and cuda-bindings, into which they
-were unpacked or installed; examples/research/vendor_api.py has the recipe for building pycuda without
-a GPU. TensorRT is that of ``fake_cuda``.
+They run if ``Y7EDGE_CUDA_PACKAGES`` names a folder with the content of the wheels of pycuda and
+cuda-bindings; examples/research/vendor_api.py has the recipe for building pycuda without a GPU.
+TensorRT is that of ``fake_cuda``.
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ for call in ("deserialize_cuda_engine", "create_execution_context", "set_tensor_
         machine.fail = set()
     assert left() == "0 contexts", (call, left())
 assert not machine.problems, machine.problems
+never_closed = opened("open")
+never_closed(image())
 print("done")
 """
 
