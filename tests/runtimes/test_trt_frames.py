@@ -252,6 +252,7 @@ def test_the_stream_that_writes_an_image_is_waited_for(machine, tmp_path, entrie
 
 @pytest.mark.parametrize("end", [False, True])
 def test_an_address_that_is_not_of_this_gpu(machine, tmp_path, end):
+    machine.launch = None
     array = Array(machine, image())
     entries = array.__cuda_array_interface__
     if end:  # more rows than were allocated
@@ -262,7 +263,7 @@ def test_an_address_that_is_not_of_this_gpu(machine, tmp_path, end):
         with pytest.raises(DataError, match="not in the memory of a GPU, expected cuda:0"):
             detector(array)
         assert "launch letterbox" not in machine.calls
-        assert len(detector(image())) > 0
+        detector(image())
     array.free()
 
 

@@ -459,7 +459,7 @@ class Detector:
         images, color = as_images(frames, color, host=host)
         if not whole:  # before it is cut
             images = [as_checked(image, self._manifest.input.levels) for image in images]
-        parts = [regions(image, roi, self._tiling) for image in images]
+        parts = [[Region(i, 0, 0)] if whole else regions(i, roi, self._tiling) for i in images]
         with self._lock:
             wait = self._ms_since(called)
             try:

@@ -260,7 +260,7 @@ def as_images(
     Raises:
         DataError: an array on a GPU, or an NV12 image, is not an image.
     """
-    if not all(isinstance(frame, np.ndarray) for frame in frames):
+    if set(map(type, frames)) != {np.ndarray}:
         frames = [f if isinstance(f, np.ndarray) else cuda_frame(f) or f for f in frames]
     if color != "nv12" or not host:
         return frames, color
