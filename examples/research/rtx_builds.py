@@ -43,7 +43,7 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.source import open_checkpoint
 
 RECIPE = "python -m venv ENV && ENV/bin/pip install --editable . tensorrt-rtx==1.7.1.116"
-CAPABILITIES = ("SM80", "SM86", "SM89")
+CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 HEADER = ("model", "input", "precision", "outputs", "batch 1", "dynamic batch")
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 

@@ -16,6 +16,7 @@ needs outputs of unknown size, and NMS takes little time compared with the netwo
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,9 +86,11 @@ def build(request: BuildRequest) -> Artifact:
                 tell(f"the engine in the cache is not used: {kept}")
             try:
                 plan, tie = Build(trt, request, settings, device).run()
-            except Y7EdgeError:
-                raise
             except Exception as error:  # TensorRT has no common exception class
+                # Free TensorRT's objects, which the frames keep, while their context is current.
+                traceback.clear_frames(error.__traceback__)
+                if isinstance(error, Y7EdgeError):
+                    raise
                 raise ExportError(
                     f"TensorRT cannot build {request.name}: {one_line(error)}"
                 ) from error
@@ -215,7 +218,7 @@ class Build:
         asked = self._asked(layers)
         config = self._config(builder, network, workspace)
         if self._flags:
-            self._set_precision(config, layers, asked)
+            self._set_precision(config, network, layers, asked)
         fallback = None if core is None else self._place(config, layers)
         with _watched(self._trt, config, self._version) as stopped:
             plan = builder.build_serialized_network(network, config)
@@ -223,9 +226,11 @@ class Build:
             raise stopped[0]
         if plan is None:
             return None, asked, fallback
-        timings = bytes(config.get_timing_cache().serialize())
-        if problem := _trt_cache.write_timings(self._version, self._device, timings):
-            self._request.progress(problem)
+        timings = config.get_timing_cache()
+        if timings is not None:
+            data = bytes(timings.serialize())
+            if problem := _trt_cache.write_timings(self._version, self._device, data):
+                self._request.progress(problem)
         return bytes(plan), asked, fallback
 
     def _network_flags(self) -> int:
@@ -246,8 +251,11 @@ class Build:
         config.clear_flag(trt.BuilderFlag.TF32)  # by default, fp32 is computed in TF32
         if settings.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        timings = config.create_timing_cache(_trt_cache.read_timings(self._version, self._device))
-        config.set_timing_cache(timings or config.create_timing_cache(b""), False)
+        # TensorRT refuses damaged timings, and those of another driver.
+        for data in (_trt_cache.read_timings(self._version, self._device), b""):
+            timings = config.create_timing_cache(data)
+            if timings is not None and config.set_timing_cache(timings, False):
+                break
         if settings.profile is not None:
             image = network.get_input(0)
             profile = builder.create_optimization_profile()
@@ -295,7 +303,9 @@ class Build:
             )
         return asked
 
-    def _set_precision(self, config: Any, layers: list[Any], asked: Mapping[str, str]) -> None:
+    def _set_precision(
+        self, config: Any, network: Any, layers: list[Any], asked: Mapping[str, str]
+    ) -> None:
         """Ask for the precisions with builder flags, in versions without typed networks."""
         trt, precision = self._trt, self._settings.precision
         if precision == "fp32":
@@ -305,10 +315,10 @@ class Build:
             config.set_flag(flags.INT8)
         if precision == "fp16" or self._settings.dla is not None:
             config.set_flag(flags.FP16)
-        for layer in layers:
-            for tensor in (layer.get_output(i) for i in range(layer.num_outputs)):
-                if tensor.name in self._ranges:
-                    tensor.dynamic_range = (-self._ranges[tensor.name], self._ranges[tensor.name])
+        tensors = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
+        for tensor in (network.get_input(0), *tensors):
+            if largest := self._ranges.get(tensor.name):
+                tensor.set_dynamic_range(-largest, largest)
         if precision == "int8" and not self._ranges:
             return  # the Q/DQ nodes decide
         config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
@@ -410,7 +420,8 @@ def _watched(trt: Any, config: Any, version: str) -> Iterator[list[BaseException
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        config.progress_monitor = _monitor(trt, bars, stopped)
+        monitor = _monitor(trt, bars, stopped)  # must exist as long as the build
+        config.progress_monitor = monitor
         yield stopped
 
 
