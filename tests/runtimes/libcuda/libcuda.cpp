@@ -21,6 +21,7 @@ enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND 
 static std::mutex lock;
 static thread_local std::vector<Pointer> contexts;
 static std::map<Pointer, std::string> alive;
+static std::map<Address, size_t> sizes;  // of memory on the GPU; some of it was freed
 static std::string problems;
 static bool capturing = false;
 static int calls = 0, failing = 0;
@@ -44,7 +45,19 @@ static int freed(Pointer place, const char* what) {
     return alive.erase(place) ? OK : broken(std::string(what) + " freed twice", INVALID);
 }
 
-static Pointer memory(size_t size) { return aligned_alloc(256, (size + 255) / 256 * 256); }
+static Pointer memory(size_t size) {
+    Pointer place = aligned_alloc(256, (size + 255) / 256 * 256);
+    sizes[(Address)place] = size;
+    return place;
+}
+
+// Return whether a range is in memory that was allocated and not freed.
+static bool inside(Address begin, size_t size) {
+    auto block = sizes.upper_bound(begin);
+    if (block == sizes.begin()) return false;
+    --block;
+    return alive.count((Pointer)block->first) && begin + size <= block->first + block->second;
+}
 
 #define IN_CONTEXT                                                      \
     std::lock_guard<std::mutex> guard(lock);                            \
@@ -130,10 +143,12 @@ int cuMemHostGetDevicePointer_v2(Address* place, Pointer host, unsigned) {
 }
 int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t size, Pointer stream) {
     CALL
+    if (!inside(to, size)) return broken("a copy to other memory", INVALID);
     return stream ? (memcpy((Pointer)to, from, size), OK) : broken("default stream", INVALID);
 }
 int cuMemcpyDtoHAsync_v2(Pointer to, Address from, size_t size, Pointer stream) {
     CALL
+    if (!inside(from, size)) return broken("a copy from other memory", INVALID);
     return stream ? (memcpy(to, (Pointer)from, size), OK) : broken("default stream", INVALID);
 }
 int cuPointerGetAttribute(int* value, int attribute, Address) {
