@@ -14,7 +14,9 @@ Provider options: ``{"cuda_graph": False}`` enqueues every layer in each call, f
 
 from __future__ import annotations
 
+import platform
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -98,38 +100,39 @@ def available_devices() -> list[str]:
 
 
 def misplaced() -> str | None:
-    """Return how to import the tensorrt that JetPack has installed; None if that is not needed.
+    """Return how to import the tensorrt that the system has installed; None if that is not needed.
 
-    JetPack installs it for the system's Python. A virtual environment does not find it, and a copy
-    from PyPI hides it, which on JetPack 6 and before is built for servers.
+    JetPack installs it for the system's Python. A virtual environment does not find it, and on a
+    Jetson a copy from PyPI hides it, which before JetPack 7 is built for servers.
     """
     copies = sorted(_SYSTEM.glob("python3*/dist-packages/tensorrt/__init__.py"))
     if not copies:
         return None
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     own = [copy.parent for copy in copies if copy.parts[-4] == version]
-    if not own:
-        found = copies[-1]
-        return (
-            f"JetPack's tensorrt in {found.parent} is for {found.parts[-4]}, this is {version}: "
-            f"make the environment with {found.parts[-4]}"
-        )
     spec = find_spec("tensorrt")
+    found = None if spec is None or spec.origin is None else Path(spec.origin).parent
+    if not own and found is None:
+        folder, other = copies[-1].parent, copies[-1].parts[-4]
+        return (
+            f"the system's tensorrt in {folder} is for {other}, this is {version}: make the "
+            f"environment with {other}"
+        )
+    if not own:
+        return None
     link = f"ln -sfn {own[0]} {_site_packages() / 'tensorrt'}"
-    if spec is None or spec.origin is None:
-        return f"JetPack's tensorrt is not in this environment: run `{link}`"
-    if Path(spec.origin).resolve().parent == own[0].resolve():
+    if found is None:
+        return f"the system's tensorrt is not in this environment: run `{link}`"
+    if found.resolve() == own[0].resolve() or platform.machine() != "aarch64":
         return None
     return (
-        f"{Path(spec.origin).parent} hides JetPack's tensorrt in {own[0]}: run "
-        f"`pip uninstall tensorrt`, then `{link}`"
+        f"{found} hides the system's tensorrt in {own[0]}: run `pip uninstall tensorrt`, then "
+        f"`{link}`"
     )
 
 
 def _site_packages() -> Path:
     """Return the folder of this environment's packages."""
-    import sysconfig
-
     return Path(sysconfig.get_path("purelib"))
 
 

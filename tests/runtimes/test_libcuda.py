@@ -1,8 +1,8 @@
 """Sessions with the real pycuda and cuda-python, over a library that stands in for the driver.
 
-They run if ``Y7EDGE_CUDA_PACKAGES`` names a folder with pycuda and cuda-bindings, into which they
-were unpacked or installed; examples/research/vendor_api.py has the recipe for building pycuda
-without a GPU. TensorRT is that of ``fake_cuda``.
+They run if ``Y7EDGE_CUDA_PACKAGES`` names a folder with the content of the wheels of pycuda and
+cuda-bindings; examples/research/vendor_api.py has the recipe for building pycuda without a GPU.
+TensorRT is that of ``fake_cuda``.
 """
 
 from __future__ import annotations

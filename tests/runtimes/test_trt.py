@@ -590,6 +590,7 @@ def jetpack(monkeypatch, tmp_path):
         return package
 
     monkeypatch.setattr(trt, "_SYSTEM", tmp_path / "lib")
+    monkeypatch.setattr(trt.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(trt, "_site_packages", lambda: tmp_path / "venv")
     return install
 
@@ -605,7 +606,7 @@ def test_without_jetpack_nothing_is_misplaced(jetpack):
 def test_the_link_to_jetpacks_tensorrt(jetpack, tmp_path):
     package = jetpack(python())
     assert trt.misplaced() == (
-        "JetPack's tensorrt is not in this environment: run "
+        "the system's tensorrt is not in this environment: run "
         f"`ln -sfn {package} {tmp_path / 'venv' / 'tensorrt'}`"
     )
 
@@ -627,8 +628,12 @@ def test_a_link_is_enough_and_a_copy_of_pip_hides_it(jetpack, monkeypatch, tmp_p
     (site / "tensorrt").mkdir()
     (site / "tensorrt" / "__init__.py").touch()
     advice = trt.misplaced()
-    assert advice.startswith(f"{site / 'tensorrt'} hides JetPack's tensorrt in {package}: run `pip")
+    assert advice.startswith(
+        f"{site / 'tensorrt'} hides the system's tensorrt in {package}: run `pip"
+    )
     assert f"ln -sfn {package} {site / 'tensorrt'}" in advice
+    monkeypatch.setattr(trt.platform, "machine", lambda: "x86_64")
+    assert trt.misplaced() is None
 
 
 def test_detector(machine, tmp_path):
