@@ -141,8 +141,6 @@ for options in ({}, {"kernels": False}, {"cuda_graph": False}):
         assert left() == "0 contexts", (options, number, left())
 assert errors > 50, errors
 assert not machine.problems, machine.problems
-never_closed = opened("open")
-never_closed(image())
 print("done")
 """
 
