@@ -244,9 +244,9 @@ def nv12_to_bgr(frame: NDArray[np.uint8], width: int | None = None) -> NDArray[n
 
 
 def check_color(color: str) -> None:
-    """Raise ConfigError unless ``color`` is "bgr" or "rgb"."""
+    """Raise ConfigError unless ``color`` is "bgr" or "rgb"; the Detector converts "nv12"."""
     if not isinstance(color, str) or color not in ("bgr", "rgb"):
-        raise ConfigError(f'color is {color!r}, expected "bgr" or "rgb"')
+        raise ConfigError(f'color is {color!r}, expected "bgr", "rgb" or, in a Detector, "nv12"')
 
 
 def as_images(
@@ -259,11 +259,15 @@ def as_images(
     ``on_device`` read.
 
     Raises:
+        ConfigError: ``color`` is unknown.
         DataError: an array on a GPU, or an NV12 image, is not an image.
     """
+    nv12 = isinstance(color, str) and color == "nv12"
+    if not nv12:
+        check_color(color)
     if set(map(type, frames)) != {np.ndarray}:
         frames = [f if isinstance(f, np.ndarray) else cuda_frame(f) or f for f in frames]
-    if color != "nv12" or not host:
+    if not nv12 or not host:
         return frames, color
     if any(isinstance(frame, CudaFrame) for frame in frames):
         raise DataError(
@@ -296,14 +300,12 @@ def place(
 
     Raises:
         DataError: it is not an image.
-        ConfigError: ``color`` is unknown.
     """
     if color == "nv12":
         if not isinstance(image, CudaFrame) and getattr(image, "dtype", None) != np.uint8:
             raise DataError(f"an NV12 image must be a uint8 array, not {type(image).__name__}")
         kind: str = color
     else:
-        check_color(color)
         image = as_checked(image, network.levels)
         channels = image.shape[2] if len(image.shape) == 3 else 1
         kind = {1: "grey", 3: color, 4: f"{color}a"}[channels]
