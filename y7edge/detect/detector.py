@@ -248,6 +248,8 @@ class Detector:
             ConfigError: ``drop`` is unknown.
             DataError: the frame is not an image.
             DetectorClosed: the detector was closed.
+            DeviceError: the queue is full, and a callback of a future, which runs in the background
+                thread, would wait for a place.
         """
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         return self._submit(frame, color, drop, origin, roi)
