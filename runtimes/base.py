@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -348,6 +350,37 @@ def claim_engine(engine: str) -> None:
             f"{engine} was in use when this process was forked, and cannot be used after a fork: "
             "open artifacts only after the fork, or start processes with multiprocessing's 'spawn'"
         )
+
+
+_OPENMP_WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # environment variables
+_OPENMP_SPINS = "1000"  # less than a tenth of a millisecond
+
+
+@contextmanager
+def openmp_waits_briefly() -> Iterator[None]:
+    """Set up the GNU OpenMP library of an engine that is imported inside a ``with`` statement.
+
+    By default, waiting threads spin for milliseconds, which takes processors from other sessions
+    and from the rest of the robot's software. Without any spinning, the threads would sleep and
+    wake in every layer, which makes two threads slower than one. The library reads its environment
+    when it is loaded. A policy set by the user is kept.
+
+    If torch was imported before, the engine would use torch's library, whose threads spin.
+    Therefore symbols are looked up in the engine's own libraries first (RTLD_DEEPBIND of glibc).
+    """
+    flags = sys.getdlopenflags() if hasattr(os, "RTLD_DEEPBIND") else 0
+    set_here = not os.environ.keys() & _OPENMP_WAITING
+    try:
+        if flags:
+            sys.setdlopenflags(flags | os.RTLD_DEEPBIND)
+        if set_here:
+            os.environ["GOMP_SPINCOUNT"] = _OPENMP_SPINS
+        yield
+    finally:
+        if set_here:  # other libraries and child processes are not affected
+            os.environ.pop("GOMP_SPINCOUNT", None)
+        if flags:
+            sys.setdlopenflags(flags)
 
 
 def refuse_copy(what: str) -> NoReturn:

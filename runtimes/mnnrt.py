@@ -33,6 +33,7 @@ from y7edge.runtimes.base import (
     claim_engine,
     installed_versions,
     one_line,
+    openmp_waits_briefly,
     parse_device,
 )
 
@@ -55,7 +56,9 @@ _TYPES = {"float32": "Halide_Type_Float", "uint8": "Halide_Type_Uint8"}
 
 
 def load_engine() -> Any:
-    """Import MNN, and discard the line about the CPU that the import prints.
+    """Import MNN, with OpenMP threads that soon sleep while they wait.
+
+    The line about the CPU that the import prints is discarded.
 
     The package ``MNN.tools``, which installs packages and uploads usage logs, is not imported.
     """
@@ -63,7 +66,7 @@ def load_engine() -> Any:
         import MNN
 
         return MNN
-    with _silent():
+    with _silent(), openmp_waits_briefly():
         import MNN
     return MNN
 
@@ -176,15 +179,22 @@ class _MnnSession(Session):
         return "unknown"
 
     def bare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-        """Return a function that copies the inputs, runs the session, and copies the outputs."""
+        """Return a function that copies the inputs, runs the session, and copies the outputs.
+
+        If the batch is dynamic, the function first checks the size of the session, as every program
+        must: MNN would copy an input of another size beyond the end of the tensor.
+        """
         net, session = self._net, self._session
-        tensors = net.getSessionInputAll(session)
+        tensors = self._sized(feeds)
+        dynamic = any(spec.shape[:1] == ("dynamic",) for spec in self.inputs)
         given = [
             (tensors[spec.name], self._wrapped(np.ascontiguousarray(feeds[spec.name]), spec))
             for spec in self.inputs
         ]
 
         def run() -> object:
+            if dynamic:
+                self._sized(feeds)
             for tensor, array in given:
                 tensor.copyFrom(array)
             net.runSession(session)
@@ -192,8 +202,9 @@ class _MnnSession(Session):
 
         return run
 
-    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        tensors = self._net.getSessionInputAll(self._session)
+    def _sized(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
+        """Return the session's inputs by name, after giving them the sizes of the feeds."""
+        tensors: Mapping[str, Any] = self._net.getSessionInputAll(self._session)
         resized = False
         for spec in self.inputs:
             if tensors[spec.name].getShape() != feeds[spec.name].shape:
@@ -201,6 +212,10 @@ class _MnnSession(Session):
                 resized = True
         if resized:
             self._net.resizeSession(self._session)
+        return tensors
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        tensors = self._sized(feeds)
         # The session overwrites its inputs while it runs, so they are copied before every run.
         for spec in self.inputs:
             array = np.ascontiguousarray(feeds[spec.name])

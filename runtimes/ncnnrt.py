@@ -7,8 +7,6 @@ computes in float32, or stores values between layers in 16 bits.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from y7edge.runtimes.base import (
     SessionOptions,
     claim_engine,
     installed_versions,
+    openmp_waits_briefly,
     parse_device,
 )
 
@@ -50,27 +49,12 @@ _SWITCHES = {
 _ALL_SWITCHES = (*_SWITCHES["fp16"], *_SWITCHES["bf16"])
 _FIXED = (*_ALL_SWITCHES, "use_vulkan_compute")  # users cannot set these
 _MEMORY_FACTOR = 7  # memory of an open model over its file's size; 320 to 640 pixels take 3 to 7
-_WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # environment variables
-_SPINS = "1000"  # less than a tenth of a millisecond
 
 
 def load_engine() -> Any:
-    """Import ncnn, which has no telemetry, with OpenMP threads that soon sleep while they wait.
-
-    By default, waiting threads spin for milliseconds, which takes processors from a second session
-    and from the rest of the robot's software. Without any spinning, the threads would sleep and
-    wake in every layer, which makes two threads slower than one. The OpenMP library reads its
-    environment when it is loaded. A policy set by the user is kept.
-    """
-    if "ncnn" in sys.modules or os.environ.keys() & _WAITING:
+    """Import ncnn, which has no telemetry, with OpenMP threads that soon sleep while they wait."""
+    with openmp_waits_briefly():
         import ncnn
-
-        return ncnn
-    os.environ["GOMP_SPINCOUNT"] = _SPINS
-    try:
-        import ncnn
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]  # other libraries and child processes are not affected
     return ncnn
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from tests.fake_model import FakeSession, make_manifest
 from y7edge.artifact.manifest import LevelInfo, OutputInfo, expected_shapes, in_layout
 from y7edge.benchmark import hotpath, measure
-from y7edge.benchmark.hotpath import BUDGET, CANDIDATES, OBJECTS, Gate, measure_gate
+from y7edge.benchmark.hotpath import (
+    BUDGET,
+    CANDIDATES,
+    OBJECTS,
+    Gate,
+    measure_gate,
+    measure_overhead,
+)
 from y7edge.benchmark.measure import benchmark, compare, percentiles
 from y7edge.detect.detector import Detector
 from y7edge.detect.postprocess import Criteria, Postprocessor
@@ -285,6 +293,78 @@ def test_gate_tolerance(costs, passed):
     if passed:
         report.require_budget()
     else:
-        with pytest.raises(GateError, match="units, budget") as caught:
+        with pytest.raises(GateError, match="times one cv2") as caught:
             report.require_budget()
         assert caught.value.exit_code == 4
+
+
+def spend(seconds):
+    """Use this much CPU time."""
+    begun = time.thread_time()
+    while time.thread_time() - begun < seconds:
+        pass
+
+
+def test_overhead_is_the_ratio_of_the_cpu_times():
+    ratio, engine_ms = measure_overhead(lambda: spend(2.4e-3), lambda: spend(2e-3), blocks=10)
+    assert ratio == pytest.approx(1.2, abs=0.05)
+    assert engine_ms == pytest.approx(2, rel=0.1)
+
+
+def test_overhead_with_several_threads_is_the_ratio_of_the_elapsed_times():
+    ratio, engine_ms = measure_overhead(
+        lambda: time.sleep(0.03), lambda: time.sleep(0.01), threads=2, blocks=2
+    )
+    assert ratio == pytest.approx(3, rel=0.3)
+    assert engine_ms >= 10
+
+
+def test_overhead_is_measured_on_while_the_limit_is_exceeded():
+    """Other programs make calls slower, so the least median of all groups counts."""
+    calls = []
+
+    def ours():
+        calls.append(1)
+        spend(1e-3 if 80 <= len(calls) < 84 else 2e-3)
+
+    ratio, _ = measure_overhead(ours, lambda: spend(1e-3))
+    assert ratio < 1.03
+    assert len(calls) == 84
+
+
+@pytest.mark.parametrize(
+    ("ratio", "engine_ms", "passed"),
+    [(1.029, 20, True), (1.04, 20, False), (1.04, 2, True), (1.06, 2, False)],
+)
+def test_gate_on_the_overhead(ratio, engine_ms, passed):
+    """3 % of the engine's time, or 0.1 ms."""
+    gate = hotpath.with_model(Gate(0.5, 1, 1, 0.1), ratio, engine_ms)
+    report = report_with(gate=gate)
+    assert f"{ratio:.3f} (limit" in str(report)
+    if passed:
+        report.require_budget()
+    else:
+        with pytest.raises(GateError, match=f"takes {ratio:.3f} times as long as the engine's"):
+            report.require_budget()
+
+
+def test_gate_measures_the_overhead_of_the_session(monkeypatch):
+    monkeypatch.setattr(measure, "measure_gate", lambda manifest: Gate(0.5, 1, 1, 0.1))
+    monkeypatch.setattr(measure, "measure_overhead", partial(measure_overhead, blocks=5))
+
+    class Slow(FakeSession):
+        def bare(self, feeds):
+            return lambda: spend(2e-3)
+
+        def _run(self, feeds):
+            spend(4e-3)
+            return super()._run(feeds)
+
+    manifest = make_manifest()
+    session = Slow(manifest)
+    session.threads = 1
+    detector = Detector.from_session(session, manifest)
+    report = benchmark(detector, "slow", warmup=1, runs=1, gate=True)
+    assert report.gate.model == pytest.approx(2.1, abs=0.2)
+    with pytest.raises(GateError, match="engine's own API"):
+        report.require_budget()

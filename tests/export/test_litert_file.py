@@ -21,7 +21,13 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import SessionOptions
 
 VARIABLE = "Y7EDGE_LITERT_PYTHON"
-KEPT = [{}, {"precision": "fp16"}, {"batch": 2}, {"outputs": "decoded"}]
+KEPT = [
+    {},
+    {"precision": "fp16"},
+    {"batch": 2},
+    {"batch": 8, "imgsz": 320},
+    {"outputs": "decoded"},
+]
 
 
 def narrowest():

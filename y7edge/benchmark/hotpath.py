@@ -10,12 +10,14 @@ and the stages are measured alternately, on the same images. The calls are divid
 median counts. If the budget is exceeded, more groups are measured. Only a load that lasts for all
 groups, many seconds, still has an influence: it slows the stages down more than the unit, because
 the stages use more memory.
+
+``Session.infer`` is measured in the same way, relative to the engine's own API on the same input.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,31 +44,48 @@ REST_MS = 0.1  # least budget of the rest in milliseconds, because a unit may be
 
 TOLERANCE = 1.1  # the gate fails if a stage costs more than budget x this factor
 
+OVERHEAD = 1.03  # largest time of ``Session.infer``, relative to the engine's own API
+OVERHEAD_MS = 0.1  # difference that is accepted anyway, because the time of an engine may be short
+
 GATE_SIZE, GATE_NC = 640, 80
 OBJECTS, CANDIDATES = 100, 8
 """Number of objects in the prepared outputs, and of candidates per object before NMS."""
 
 _MIN_BLOCKS = 40  # number of groups of calls; a group has one call for each image
 _MAX_BLOCKS = 400  # number if the budget is exceeded, because other programs may be the cause
+_PAIRS = 4  # number of pairs of calls in a group, of ``Session.infer`` and the engine's own API
+_MIN_PAIR_BLOCKS, _MAX_PAIR_BLOCKS = 8, 100  # numbers of groups of pairs, as above
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Cost of the code around the engine, in units of one ``cv2.resize``."""
+    """Cost of the code around the engine, in units of one ``cv2.resize``.
+
+    ``model`` is the time of ``Session.infer`` relative to the engine's own API; None: not measured.
+    """
 
     unit_ms: float  # milliseconds of one unit
     pre: float
     post: float
     rest: float
     budget: Mapping[str, float] = field(default_factory=lambda: dict(BUDGET))
+    model: float | None = None
+    model_limit: float = OVERHEAD
 
     def beyond(self) -> list[str]:
         """Return a description of each stage that exceeds its budget x ``TOLERANCE``."""
-        return [
-            f"{stage} costs {getattr(self, stage):.2f} units, budget {units:.3g}"
+        found = [
+            f"{stage} costs {getattr(self, stage):.2f} times one cv2.resize of the same image, "
+            f"budget {units:.3g} and a tenth more"
             for stage, units in self.budget.items()
             if not getattr(self, stage) <= units * TOLERANCE
         ]
+        if self.model is not None and not self.model <= self.model_limit:
+            found.append(
+                f"Session.infer takes {self.model:.3f} times as long as the engine's own API, "
+                f"expected at most {self.model_limit:.3f} times"
+            )
+        return found
 
 
 def measure_gate(manifest: Manifest, blocks: int = _MAX_BLOCKS) -> Gate:
@@ -110,6 +129,62 @@ def measure_gate(manifest: Manifest, blocks: int = _MAX_BLOCKS) -> Gate:
                 break
             least = np.minimum(least, block())
     return _gate(model, least)
+
+
+def measure_overhead(
+    ours: Callable[[], object],
+    engine: Callable[[], object],
+    *,
+    threads: int | None = 1,
+    limit: float = OVERHEAD,
+    blocks: int = _MAX_PAIR_BLOCKS,
+) -> tuple[float, float]:
+    """Measure how much longer one call takes than another one that does the same work.
+
+    With one engine thread, the CPU time of the process is measured, else the elapsed time: the CPU
+    time of several threads hides what only one of them does.
+
+    Args:
+        ours: a call, such as that of ``Session.infer``.
+        engine: the call that it is compared with, such as that of the engine's own API.
+        threads: number of engine threads; None: unknown.
+        limit: largest accepted ratio; more groups of calls are measured while it is exceeded.
+        blocks: largest number of groups of calls.
+
+    Returns:
+        The time of ``ours`` divided by that of ``engine``, and the time of ``engine`` in
+        milliseconds: the least median of all groups for both.
+    """
+    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+
+    def timed(call: Callable[[], object]) -> float:
+        started = clock()
+        result = call()
+        cost = (clock() - started) / 1e6
+        del result  # outside the measurement, as freed memory is used again by the next call
+        return cost
+
+    def block() -> NDArray[np.float64]:
+        """Return the median milliseconds of ``ours`` and ``engine`` in one group of pairs."""
+        costs = np.empty((_PAIRS, 2))
+        for index in range(_PAIRS):
+            for which in (0, 1) if index % 2 else (1, 0):
+                costs[index, which] = timed((ours, engine)[which])
+        return np.asarray(np.median(costs, axis=0))
+
+    block()  # warm-up
+    least = block()
+    for count in range(1, blocks):
+        if count >= _MIN_PAIR_BLOCKS and least[0] <= least[1] * limit:
+            break
+        least = np.minimum(least, block())
+    return float(least[0] / least[1]), float(least[1])
+
+
+def with_model(gate: Gate, ratio: float, engine_ms: float) -> Gate:
+    """Return the gate with the result of :func:`measure_overhead` for ``Session.infer``."""
+    limit = max(OVERHEAD, 1 + OVERHEAD_MS / engine_ms)
+    return replace(gate, model=round(ratio, 4), model_limit=round(limit, 4))
 
 
 def _gate(model: Manifest, milliseconds: NDArray[np.float64]) -> Gate:

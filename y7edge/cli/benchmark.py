@@ -63,7 +63,7 @@ def benchmark(
     the same input. The report of several artifacts ends with a table of the medians. --json prints
     one line with a JSON object for each artifact and number of threads. --gate measures
     preprocessing and postprocessing relative to one cv2.resize in the same run, and compares them
-    with a budget.
+    with a budget. The network may take 3 % longer than with the engine's own API.
     """
     from y7edge.benchmark.measure import compare, open_measured
 
