@@ -93,7 +93,7 @@ class SessionOptions:
     @property
     def thread_count(self) -> int:
         """Number of threads to run with on the CPU."""
-        return self.threads or min(usable_cores(), MAX_THREADS)
+        return int(self.threads or min(usable_cores(), MAX_THREADS))
 
 
 class Session(ABC):

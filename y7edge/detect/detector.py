@@ -149,8 +149,8 @@ class Detector:
         self._criteria = Criteria(
             conf=least,
             class_conf=by_class,
-            iou=defaults.iou if iou is None else iou,
-            max_det=defaults.max_det if max_det is None else max_det,
+            iou=defaults.iou if iou is None else float(iou),
+            max_det=defaults.max_det if max_det is None else int(max_det),
             classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
