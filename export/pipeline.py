@@ -85,7 +85,8 @@ def export(
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
             None: the size of the training.
         batch: fixed batch size.
-        dynamic: make the batch size dynamic. The proof then runs batches of 1 and of 3 images.
+        dynamic: make the batch size dynamic, instead of ``batch``. The proof then runs batches of 1
+            and of 3 images.
         images: images for the proof; None: images of the data set that the checkpoint records, or
             synthetic scenes if that data set does not exist.
         rewrites: names from ``y7edge.export.graph.rewrites``, in addition to the target's
@@ -110,6 +111,8 @@ def export(
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
+    if dynamic and batch != 1:
+        raise ConfigError(f"batch is {batch}, but the batch size is to be dynamic: give only one")
     size: Dim = "dynamic" if dynamic else batch
     require_offered(chosen, input, outputs, precision, size, options or {})
     _check(chosen, precision, size, unverified, data is not None)

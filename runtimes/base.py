@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
 
+import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
@@ -94,7 +95,7 @@ class SessionOptions:
     @property
     def thread_count(self) -> int:
         """Number of threads to run with on the CPU."""
-        return self.threads or min(usable_cores(), MAX_THREADS)
+        return int(self.threads or min(usable_cores(), MAX_THREADS))
 
 
 class Session(ABC):
@@ -468,6 +469,11 @@ def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]
         if spec.name not in feeds:
             continue
         array = feeds[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise ConfigError(
+                f"{spec.name} is a {type(array).__name__}, expected a numpy array of {spec.dtype} "
+                f"{spec.shape}"
+            )
         if not fits(array, spec) or not array.size:
             raise ConfigError(
                 f"{spec.name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}"

@@ -83,6 +83,29 @@ def test_full_queue_drops_what_was_asked(held):
     assert [future.result(30).frame_id for future in (waiting[1], newest)] == [1, 9]
 
 
+def test_a_callback_does_not_wait_for_a_place_that_it_would_have_to_free(held):
+    """Callbacks of a result run in the thread that empties the queue."""
+    detector, session = held(queue=1)
+    session.let()
+    raised, done = [], threading.Event()
+
+    def submit_two(_):
+        later.append(detector.submit(FRAME, frame_id=1))
+        try:
+            detector.submit(FRAME)
+        except DeviceError as error:
+            raised.append(str(error))
+        done.set()
+
+    later = []
+    with detector._lock:  # the result is not ready before the callback is added
+        first = detector.submit(FRAME)
+        first.add_done_callback(submit_two)
+    assert done.wait(30)
+    assert "a callback of a future cannot wait for a place" in raised[0]
+    assert later[0].result(30).frame_id == 1
+
+
 def test_callbacks_of_a_dropped_frame_may_wait_for_other_frames(held):
     detector, session = held(queue=2)
     detector.submit(FRAME)

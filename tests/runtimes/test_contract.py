@@ -279,6 +279,7 @@ def test_the_engines_own_api_computes_the_same(made, session):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
+        (lambda x: {"images": [1]}, "images is a list, expected a numpy array of float32"),
         (lambda x: {}, "takes images; got nothing"),
         (lambda x: {"images": x, "more": x}, "takes images"),
         (lambda x: {"frames": x}, "got frames"),

@@ -149,8 +149,8 @@ class Detector:
         self._criteria = Criteria(
             conf=least,
             class_conf=by_class,
-            iou=defaults.iou if iou is None else iou,
-            max_det=defaults.max_det if max_det is None else max_det,
+            iou=defaults.iou if iou is None else float(iou),
+            max_det=defaults.max_det if max_det is None else int(max_det),
             classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
@@ -249,6 +249,8 @@ class Detector:
             ConfigError: ``drop`` is unknown.
             DataError: the frame is not an image.
             DetectorClosed: the detector was closed.
+            DeviceError: the queue is full, and a callback of a future, which runs in the background
+                thread, would wait for a place.
         """
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         return self._submit(frame, color, drop, origin, roi)
