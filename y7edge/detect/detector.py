@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict
 from functools import partial
@@ -160,6 +160,7 @@ class Detector:
             raise ConfigError(f"queue is {queue}, expected 1 to {MAX_QUEUE}")
         self._queue_size = queue
         self._queue: FrameQueue[Detections] | None = None
+        self._waiting = ThreadPoolExecutor(1)  # asyncio frames that wait for a place in the queue
         self._inference = Inference(manifest, self._criteria, clock)
         self._model_id = manifest.payload_digest[:16]
         self._session: Session | None = session
@@ -249,8 +250,7 @@ class Detector:
             ConfigError: ``drop`` is unknown.
             DataError: the frame is not an image.
             DetectorClosed: the detector was closed.
-            DeviceError: the queue is full, and a callback of a future, which runs in the background
-                thread, would wait for a place.
+            DeviceError: the queue is full, and a callback of a future would wait for a place.
         """
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         return self._submit(frame, color, drop, origin, roi)
@@ -275,8 +275,9 @@ class Detector:
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         future: Future[Detections] = Future()
         put = partial(self._submit, frame, color, drop, origin, roi, future=future)
+        waiting = asyncio.get_running_loop().run_in_executor
         try:
-            await asyncio.to_thread(put) if drop == "block" else put()
+            await waiting(self._waiting, put) if drop == "block" else put()
         except asyncio.CancelledError:
             future.cancel()
             raise
