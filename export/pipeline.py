@@ -33,9 +33,11 @@ from y7edge.export.proof.probes import make_probes
 from y7edge.export.proof.reference import Reference
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
+    WRITTEN,
     BuildRequest,
     Target,
     Unprovable,
+    exportable,
     require_device,
     require_offered,
 )
@@ -262,9 +264,9 @@ def _check(
     If the target has no runtime, ``unverified`` is required; otherwise it is forbidden.
     ``evaluated``: whether the mAP is to be measured, which requires a runtime.
     """
-    if target.PRECISIONS[precision] not in build.DTYPES:
+    if precision not in exportable(target):
         raise ConfigError(
-            f"graphs are written in {' or '.join(build.DTYPES)}, and target {target.NAME} makes "
+            f"graphs are written in {' or '.join(WRITTEN)}, and target {target.NAME} makes "
             f"{precision} artifacts only of {target.PRECISIONS[precision]} graphs: quantise an "
             "ONNX file, and convert it with `y7edge build`"
         )

@@ -321,7 +321,7 @@ class Graph:
         self._stream = driver.CUstream(stream)
         # Calls of other threads that cannot be captured do not end a capture in this mode.
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call("cuStreamBeginCapture", self._stream, mode)
+        self._result("cuStreamBeginCapture", driver.cuStreamBeginCapture(self._stream, mode))
         try:
             enqueue()
         except BaseException:
@@ -329,23 +329,23 @@ class Graph:
             if graphs and graphs[0]:
                 driver.cuGraphDestroy(graphs[0])
             raise
-        graph = self._call("cuStreamEndCapture", self._stream)
+        graph = self._result("cuStreamEndCapture", driver.cuStreamEndCapture(self._stream))
         try:
-            self._graph = self._call("cuGraphInstantiate", graph, 0)
+            self._graph = self._result("cuGraphInstantiate", driver.cuGraphInstantiate(graph, 0))
         finally:
             driver.cuGraphDestroy(graph)
 
     def launch(self) -> None:
         """Run the work once, on the stream that it was captured from."""
-        self._call("cuGraphLaunch", self._graph, self._stream)
+        self._result("cuGraphLaunch", self._driver.cuGraphLaunch(self._graph, self._stream))
 
     def destroy(self) -> None:
         """Free the graph."""
-        self._call("cuGraphExecDestroy", self._graph)
+        self._result("cuGraphExecDestroy", self._driver.cuGraphExecDestroy(self._graph))
 
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the driver; return its result."""
-        code, *results = getattr(self._driver, name)(*arguments)
+    def _result(self, name: str, returned: Sequence[Any]) -> Any:
+        """Return the result of a function of the driver, which returns an error code before it."""
+        code, *results = returned
         if code != self._driver.CUresult.CUDA_SUCCESS:
             raise DeviceError(f"{name} failed with {code.name}")
         return results[0] if results else None

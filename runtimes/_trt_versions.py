@@ -40,8 +40,8 @@ DIFFERENCES = (
     Difference("network flag", (10, 0), "", "TensorRT 10 migration guide: always explicit"),
     # The same for networks whose precision is chosen by the graph.
     Difference("typed network flag", (8, 6), "", "bindings 8.6.1: no STRONGLY_TYPED"),
-    Difference("typed network flag", (10, 0), "STRONGLY_TYPED", "bindings 10.3.0 and 10.16.1"),
-    Difference("typed network flag", (11, 0), "", "bindings 11.4.0: all networks are typed"),
+    Difference("typed network flag", (10, 0), "STRONGLY_TYPED", "bindings 10.0.1 to 10.16.1"),
+    Difference("typed network flag", (11, 0), "", "bindings 11.0.0: all networks are typed"),
     # How the precision of a layer is chosen: by builder flags, or by the types in the graph.
     Difference("precision", (8, 6), "flags", "bindings 8.6.1: BuilderFlag.FP16, INT8"),
     Difference("precision", (10, 0), "graph", "TensorRT 10 documentation, Strongly Typed Networks"),
@@ -52,7 +52,7 @@ DIFFERENCES = (
         "precision on DLA", (11, 4, 1), "graph", "Strongly Typed Networks for DLA, 11.4.1: Orin"
     ),
     Difference("progress monitor", (8, 6), "no", "bindings 8.6.1: no IProgressMonitor"),
-    Difference("progress monitor", (10, 0), "yes", "bindings 10.3.0"),
+    Difference("progress monitor", (10, 0), "yes", "bindings 10.0.1"),
 )
 """All lines, oldest first within a topic."""
 

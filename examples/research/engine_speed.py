@@ -25,7 +25,7 @@ from y7edge.benchmark.hotpath import images, opencv_threads
 from y7edge.errors import DeviceError, RuntimeMissing
 from y7edge.export import export
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import Unprovable
+from y7edge.export.targets.base import Unprovable, exportable
 from y7edge.nn.source import open_checkpoint
 from y7edge.runtimes.base import missing
 
@@ -66,7 +66,7 @@ def open_all(folder: Path, options: argparse.Namespace) -> dict[str, Detector]:
         target = targets.get(name)
         if isinstance(target.RUNTIME, Unprovable) or missing(target.NEEDS):
             continue
-        precisions = [p for p in target.PRECISIONS if p in (options.precision or [p])]
+        precisions = [p for p in exportable(target) if p in (options.precision or [p])]
         inputs = [kind for kind in target.INPUTS if kind in options.input]
         for precision, kind in product(precisions, inputs):
             out = folder / f"{name}-{precision}-{kind}{target.SUFFIX}"

@@ -32,9 +32,8 @@ from y7edge.errors import (
     Y7EdgeError,
 )
 from y7edge.export import export
-from y7edge.export.graph.build import DTYPES
 from y7edge.export.targets import registry as targets
-from y7edge.export.targets.base import Target, Unprovable
+from y7edge.export.targets.base import Target, Unprovable, exportable
 from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.source import open_checkpoint
 from y7edge.runtimes.base import missing
@@ -100,9 +99,7 @@ def cells() -> Iterator[Cell]:
         if isinstance(target.RUNTIME, Unprovable) or missing(target.NEEDS):
             print(f"not here: {name}", file=sys.stderr)
             continue
-        for precision, written in target.PRECISIONS.items():
-            if written not in DTYPES:  # `export` cannot write the graph
-                continue
+        for precision in exportable(target):
             for outputs in target.OUTPUTS:
                 for batch in batches(target):
                     yield Cell(name, precision, outputs, batch)

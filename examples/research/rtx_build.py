@@ -46,7 +46,7 @@ def main() -> int:
     rtx.Builder, rtx.__version__ = Builder, _LIKE
     request = BuildRequest(path, None, read_sidecar(path), path.parent, "model.engine")
     device = Device("none", ",".join(capabilities), 1 << 32, 1 << 33, False)
-    logger, began = target.new_logger(rtx), time.perf_counter()
+    logger, began = target.logger_of(rtx), time.perf_counter()
     try:
         target.require_graph(request)
     except ExportError as error:

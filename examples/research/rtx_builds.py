@@ -33,7 +33,7 @@ import onnx
 
 from y7edge.artifact.artifact import Artifact, write_sidecar
 from y7edge.artifact.description import Input, Outputs, describe
-from y7edge.artifact.manifest import Precision
+from y7edge.artifact.manifest import Dim, Precision
 from y7edge.errors import ExportError, RuntimeMissing
 from y7edge.export import converters
 from y7edge.export.folding import fold_checkpoint
@@ -43,19 +43,19 @@ from y7edge.models.checkpoint import Checkpoint
 from y7edge.nn.source import open_checkpoint
 
 RECIPE = "python -m venv ENV && ENV/bin/pip install --editable . tensorrt-rtx==1.7.1.116"
-CAPABILITIES = ("SM80", "SM86", "SM89")
-HEADER = ("model", "input", "precision", "outputs", "batch", "engine", "time", "result")
+CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+HEADER = ("model", "input", "precision", "outputs", "batch 1", "dynamic batch")
 OUTPUTS = ("heads", "heads-sigmoid", "decoded")
 
 
 class Case(NamedTuple):
-    """One graph."""
+    """One kind of graph."""
 
     model: str
     size: int
     precision: str  # "fp32", "fp16", "int8", or "int8-asymmetric", which must be refused
     outputs: str
-    batch: str  # "1" or "dynamic"
+    batches: tuple[Dim, ...]
     input: str = "float32"  # or "uint8", which must be refused
 
 
@@ -64,10 +64,9 @@ def cases(models: Sequence[str], outputs: Sequence[str], size: int) -> Iterator[
     for model in models:
         for precision in ("fp32", "fp16", "int8"):
             for kind in outputs:
-                for batch in ("1", "dynamic"):
-                    yield Case(model, size, precision, kind, batch)
-    yield Case(models[0], size, "fp32", "heads", "1", "uint8")
-    yield Case(models[0], size, "int8-asymmetric", "heads", "1")
+                yield Case(model, size, precision, kind, (1, "dynamic"))
+    yield Case(models[0], size, "fp32", "heads", (1,), "uint8")
+    yield Case(models[0], size, "int8-asymmetric", "heads", (1,))
 
 
 def refused(case: Case) -> bool:
@@ -90,31 +89,35 @@ def main() -> int:
     models = options.model or ["yolov7-tiny", "yolov7"]
     chosen = list(cases(models, options.outputs or OUTPUTS, options.size))
     if options.e6e:
-        chosen.insert(-2, Case("yolov7-e6e", 1280, "fp16", "heads", "1"))
+        chosen.insert(-2, Case("yolov7-e6e", 1280, "fp16", "heads", (1,)))
     try:
         python = converters.find_interpreter("rtx", "tensorrt_rtx", RECIPE)
     except RuntimeMissing as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|")
-    failed = 0
+    count = failed = 0
     for case in chosen:
-        record = run(case, python, options.capabilities)
-        failed += ("error" in record) != refused(case)
-        failed += ("refused" in record) != (case.precision == "int8-asymmetric")
-        print(f"| {' | '.join(row(case, record))} |", flush=True)
+        records = [run(case, batch, python, options.capabilities) for batch in case.batches]
+        count += len(records)
+        for record in records:
+            accepted = "error" not in record and "refused" not in record
+            failed += accepted == refused(case) or (
+                ("refused" in record) != (case.precision == "int8-asymmetric")
+            )
+        print(f"| {' | '.join(row(case, records))} |", flush=True)
     print(
-        f"\n{len(chosen)} graphs, {failed} with another result than expected; one engine for "
+        f"\n{count} graphs, {failed} with another result than expected; one engine for "
         f"{options.capabilities}; TensorRT-RTX {record['version']}; dynamic: batches 1 to 8"
     )
     return 4 if failed else 0
 
 
-def run(case: Case, python: Path, capabilities: str) -> dict[str, Any]:
+def run(case: Case, batch: Dim, python: Path, capabilities: str) -> dict[str, Any]:
     """Write the graph of a case, and build it in the interpreter ``python``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write(case, path)
+        write(case, batch, path)
         script = Path(__file__).with_name("rtx_build.py")
         command = [str(python), "-I", str(script), str(path), capabilities]
         done = subprocess.run(
@@ -132,7 +135,7 @@ def run(case: Case, python: Path, capabilities: str) -> dict[str, Any]:
     return record
 
 
-def write(case: Case, path: Path) -> None:
+def write(case: Case, batch: Dim, path: Path) -> None:
     """Write the graph of a case."""
     checkpoint = folded(case.model)
     precision = "fp16" if case.precision == "fp16" else "fp32"
@@ -143,7 +146,7 @@ def write(case: Case, path: Path) -> None:
         precision=precision,
         height=case.size,
         width=case.size,
-        batch=None if case.batch == "dynamic" else int(case.batch),
+        batch=None if batch == "dynamic" else batch,
     )
     model, _ = simplify(model)
     path.write_bytes(model.SerializeToString())
@@ -151,7 +154,7 @@ def write(case: Case, path: Path) -> None:
         checkpoint,
         checkpoint.spec,
         (case.size, case.size),
-        batch="dynamic" if case.batch == "dynamic" else int(case.batch),
+        batch=batch,
         outputs=cast(Outputs, case.outputs),
         input=cast(Input, case.input),
         precision=cast(Precision, precision),
@@ -215,16 +218,18 @@ def quantise(path: Path, size: int, *, symmetric: bool) -> None:
     onnx.checker.check_model(str(path))
 
 
-def row(case: Case, record: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a case."""
-    if "error" in record:
-        problem = " ".join(record["error"].split()).replace("|", "/")
-        built = ("-", "-", f"refused: {problem[:120]}")
-    else:
-        size = f"{record['bytes'] / 1e6:.1f} MB"
-        built = (size, f"{record['seconds']:.1f} s", "built")
+def row(case: Case, records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the cells of a case; ``records``: one for each of its batches."""
+    cells = []
+    for record in records:
+        if "error" in record:
+            problem = " ".join(record["error"].split()).replace("|", "/")
+            cells.append(f"refused: {problem[:160]}")
+        else:
+            cells.append(f"{record['bytes'] / 1e6:.1f} MB, {record['seconds']:.1f} s")
     pixels = f"{case.size}{', uint8' if case.input == 'uint8' else ''}"
-    return (case.model, pixels, case.precision, case.outputs, case.batch, *built)
+    cells += ["-"] * (2 - len(cells))
+    return (case.model, pixels, case.precision, case.outputs, *cells)
 
 
 if __name__ == "__main__":

@@ -31,15 +31,12 @@ def read(key: str) -> tuple[bytes, dict[str, Any]] | str | None:
         if warning := versions.exposed(plan):
             return warning
         data, found = read_regular(plan, _MOST), json.loads(read_regular(notes, 1 << 20))
-        if hashlib.sha256(data).hexdigest() == found["sha256"] and isinstance(
-            found["engine"], dict
-        ):
-            return data, found["engine"]
+        engine, unchanged = found["engine"], hashlib.sha256(data).hexdigest() == found["sha256"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass  # reported below, like an engine with another digest
-    return f"{plan} was changed or is not readable"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"{plan} or its notes cannot be read ({type(error).__name__})"
+    return (data, engine) if unchanged and isinstance(engine, dict) else f"{plan} was changed"
 
 
 def write(key: str, data: bytes, engine: dict[str, Any]) -> str | None:

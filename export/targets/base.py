@@ -63,6 +63,10 @@ class BuildRequest:
         return self.folder / self.name
 
 
+WRITTEN = ("fp32", "fp16")
+"""Precisions in which ``y7edge export`` writes graphs. Others are converted by ``y7edge build``."""
+
+
 class Target(Protocol):
     """A module that builds one kind of artifact."""
 
@@ -102,6 +106,11 @@ class Target(Protocol):
         Raises:
             RuntimeMissing: the converter needs another interpreter, which was not found.
         """
+
+
+def exportable(target: Target) -> tuple[str, ...]:
+    """Return the precisions in which ``y7edge export`` makes artifacts of a target."""
+    return tuple(p for p, written in target.PRECISIONS.items() if written in WRITTEN)
 
 
 def require_offered(

@@ -16,17 +16,18 @@ needs outputs of unknown size, and NMS takes little time compared with the netwo
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from itertools import groupby
 from typing import Any
 
 from y7edge.artifact.artifact import Artifact
-from y7edge.errors import DeviceError, ExportError, Y7EdgeError, needing
-from y7edge.export.targets import _trt_cache as cache
-from y7edge.export.targets import _trt_settings
+from y7edge.errors import DeviceError, ExportError, RuntimeMissing, Y7EdgeError, needing
+from y7edge.export.targets import _trt_cache, _trt_settings
 from y7edge.export.targets._trt_inspector import inspect
 from y7edge.export.targets._trt_settings import Device, Settings
 from y7edge.export.targets.base import BuildRequest
@@ -63,19 +64,20 @@ def build(request: BuildRequest) -> Artifact:
             support it.
         ExportError: TensorRT does not accept the graph, cannot build it, or computes a convolution
             in another precision than the graph.
+        RuntimeMissing: TensorRT or pycuda cannot be imported.
     """
     settings = Settings.of(request)
     if settings.dla is not None:
         _trt_settings.require_dla(request.manifest)
     require_graph(request)
-    trt, tell = runtime.load_engine(), request.progress
+    trt, tell = _load_engine(), request.progress
     version = str(trt.__version__)
     if warning := _trt_versions.unknown(version):
         warnings.warn(warning, stacklevel=2)
     settings.typing(version)  # refuses versions without support
     with _current(settings.gpu) as device:
         key = settings.key(payload_digest(request.model), version, device)
-        kept = cache.read(key) if settings.cache else None
+        kept = _trt_cache.read(key) if settings.cache else None
         if isinstance(kept, tuple):
             tell("the engine comes from the cache; --option cache=no builds it again")
             plan, tie = kept
@@ -84,13 +86,15 @@ def build(request: BuildRequest) -> Artifact:
                 tell(f"the engine in the cache is not used: {kept}")
             try:
                 plan, tie = Build(trt, request, settings, device).run()
-            except Y7EdgeError:
-                raise
             except Exception as error:  # TensorRT has no common exception class
+                # Free TensorRT's objects, which the frames keep, while their context is current.
+                traceback.clear_frames(error.__traceback__)
+                if isinstance(error, Y7EdgeError):
+                    raise
                 raise ExportError(
                     f"TensorRT cannot build {request.name}: {one_line(error)}"
                 ) from error
-            if settings.cache and (problem := cache.write(key, plan, tie)):
+            if settings.cache and (problem := _trt_cache.write(key, plan, tie)):
                 tell(problem)
     if settings.trtexec:
         tell(_trt_settings.trtexec(request, settings, version, tie["workspace_mb"]))
@@ -102,8 +106,22 @@ def versions() -> dict[str, str]:
     """Return the version of TensorRT.
 
     A virtual environment does not see the metadata of JetPack's package, so this imports it.
+
+    Raises:
+        RuntimeMissing: TensorRT or pycuda cannot be imported.
+        DeviceError: there is no driver.
     """
-    return {"tensorrt": str(runtime.load_engine().__version__)}
+    return {"tensorrt": str(_load_engine().__version__)}
+
+
+def _load_engine() -> Any:
+    """Import TensorRT and pycuda."""
+    try:
+        return runtime.load_engine()
+    except ImportError as error:  # also if a library of a package is missing
+        raise RuntimeMissing(
+            f"TensorRT or pycuda cannot be imported: {one_line(error)}; see `y7edge check`"
+        ) from error
 
 
 @contextmanager
@@ -162,7 +180,8 @@ class Build:
         tell, workspace = self._request.progress, self._settings.workspace or self._device.workspace
         while True:
             tell(f"TensorRT {self._version}, {self._device.name}, workspace {workspace} MiB")
-            logger = new_logger(self._trt)
+            logger = logger_of(self._trt)
+            logger.errors.clear()
             plan, asked, fallback = self.attempt(logger, workspace)
             if plan is not None:
                 break
@@ -199,25 +218,29 @@ class Build:
         asked = self._asked(layers)
         config = self._config(builder, network, workspace)
         if self._flags:
-            self._set_precision(config, layers, asked)
+            self._set_precision(config, network, layers, asked)
         fallback = None if core is None else self._place(config, layers)
         with _watched(self._trt, config, self._version) as stopped:
             plan = builder.build_serialized_network(network, config)
         if stopped:
-            raise KeyboardInterrupt
+            raise stopped[0]
         if plan is None:
             return None, asked, fallback
-        timings = bytes(config.get_timing_cache().serialize())
-        if problem := cache.write_timings(self._version, self._device, timings):
-            self._request.progress(problem)
+        timings = config.get_timing_cache()
+        if timings is not None:
+            data = bytes(timings.serialize())
+            if problem := _trt_cache.write_timings(self._version, self._device, data):
+                self._request.progress(problem)
         return bytes(plan), asked, fallback
 
     def _network_flags(self) -> int:
-        names = [_trt_versions.value("network flag", self._version)]
-        if not self._flags:
-            names.append(_trt_versions.value("typed network flag", self._version))
-        flags = self._trt.NetworkDefinitionCreationFlag
-        return sum(1 << int(getattr(flags, name)) for name in names if name)
+        kinds, flags = self._trt.NetworkDefinitionCreationFlag, 0
+        if _trt_versions.value("network flag", self._version) == "EXPLICIT_BATCH":
+            flags |= 1 << int(kinds.EXPLICIT_BATCH)
+        typed = _trt_versions.value("typed network flag", self._version) == "STRONGLY_TYPED"
+        if typed and not self._flags:
+            flags |= 1 << int(kinds.STRONGLY_TYPED)
+        return flags
 
     def _config(self, builder: Any, network: Any, workspace: int) -> Any:
         """Return the builder configuration, without the settings that depend on the layers."""
@@ -228,8 +251,11 @@ class Build:
         config.clear_flag(trt.BuilderFlag.TF32)  # by default, fp32 is computed in TF32
         if settings.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        timings = config.create_timing_cache(cache.read_timings(self._version, self._device))
-        config.set_timing_cache(timings or config.create_timing_cache(b""), False)
+        # TensorRT refuses damaged timings, and those of another driver.
+        for data in (_trt_cache.read_timings(self._version, self._device), b""):
+            timings = config.create_timing_cache(data)
+            if timings is not None and config.set_timing_cache(timings, False):
+                break
         if settings.profile is not None:
             image = network.get_input(0)
             profile = builder.create_optimization_profile()
@@ -277,7 +303,9 @@ class Build:
             )
         return asked
 
-    def _set_precision(self, config: Any, layers: list[Any], asked: Mapping[str, str]) -> None:
+    def _set_precision(
+        self, config: Any, network: Any, layers: list[Any], asked: Mapping[str, str]
+    ) -> None:
         """Ask for the precisions with builder flags, in versions without typed networks."""
         trt, precision = self._trt, self._settings.precision
         if precision == "fp32":
@@ -287,10 +315,10 @@ class Build:
             config.set_flag(flags.INT8)
         if precision == "fp16" or self._settings.dla is not None:
             config.set_flag(flags.FP16)
-        for layer in layers:
-            for tensor in (layer.get_output(i) for i in range(layer.num_outputs)):
-                if tensor.name in self._ranges:
-                    tensor.dynamic_range = (-self._ranges[tensor.name], self._ranges[tensor.name])
+        tensors = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
+        for tensor in (network.get_input(0), *tensors):
+            if largest := self._ranges.get(tensor.name):
+                tensor.set_dynamic_range(-largest, largest)
         if precision == "int8" and not self._ranges:
             return  # the Q/DQ nodes decide
         config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
@@ -359,8 +387,12 @@ class Build:
         return found.counts
 
 
-def new_logger(trt: Any) -> Any:
-    """Return a logger that keeps the errors and prints nothing."""
+@cache
+def logger_of(trt: Any) -> Any:
+    """Return the logger of all builds, which keeps the errors and prints nothing.
+
+    TensorRT uses the first logger of a process for some messages, whatever it is given later.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -376,24 +408,29 @@ def new_logger(trt: Any) -> Any:
 
 
 @contextmanager
-def _watched(trt: Any, config: Any, version: str) -> Iterator[list[bool]]:
-    """Show the progress of a build on a terminal; yield a list that is not empty after Ctrl-C."""
+def _watched(trt: Any, config: Any, version: str) -> Iterator[list[BaseException]]:
+    """Show the progress of a build on a terminal; yield the errors that ended it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    stopped: list[bool] = []
+    stopped: list[BaseException] = []
     console = Console(stderr=True)
     if not console.is_terminal or _trt_versions.value("progress monitor", version) == "no":
         yield stopped
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        config.progress_monitor = _monitor(trt, bars, stopped)
+        monitor = _monitor(trt, bars, stopped)  # must exist as long as the build
+        config.progress_monitor = monitor
         yield stopped
 
 
-def _monitor(trt: Any, bars: Any, stopped: list[bool]) -> Any:
-    """Return a monitor that shows the phases of a build as bars. Its methods never raise."""
+def _monitor(trt: Any, bars: Any, stopped: list[BaseException]) -> Any:
+    """Return a monitor that shows the phases of a build as bars.
+
+    An exception must not reach the C++ code that calls the monitor. It is added to ``stopped``, and
+    TensorRT is asked to end the build.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -401,18 +438,25 @@ def _monitor(trt: Any, bars: Any, stopped: list[bool]) -> Any:
             self._tasks: dict[str, Any] = {}
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self._tasks[name] = bars.add_task(name, total=steps)
+            with self._kept():
+                self._tasks[name] = bars.add_task(name, total=steps)
 
         def step_complete(self, name: str, step: int) -> bool:
-            try:
+            with self._kept():
                 if name in self._tasks:
                     bars.update(self._tasks[name], completed=step + 1)
-            except KeyboardInterrupt:  # must not reach the C++ code: the build is ended by False
-                stopped.append(True)
             return not stopped
 
         def phase_finish(self, name: str) -> None:
-            if name in self._tasks:
-                bars.remove_task(self._tasks.pop(name))
+            with self._kept():
+                if name in self._tasks:
+                    bars.remove_task(self._tasks.pop(name))
+
+        @contextmanager
+        def _kept(self) -> Iterator[None]:
+            try:
+                yield
+            except BaseException as error:
+                stopped.append(error)
 
     return Monitor()

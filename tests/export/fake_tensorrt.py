@@ -77,7 +77,10 @@ class Tensor:
 
 
 class RangedTensor(Tensor):
-    __slots__ = ("dynamic_range",)
+    __slots__ = ("range",)
+
+    def set_dynamic_range(self, min, max):
+        self.range = (min, max)
 
 
 class Layer:
@@ -180,7 +183,10 @@ class Config:
     def set_timing_cache(self, timings, ignore_mismatch):
         assert timings is not None
         self.world.calls.append(("set_timing_cache", timings.data, ignore_mismatch))
+        if timings.data == b"of another driver" and not ignore_mismatch:
+            return False
         self.cache = timings
+        return True
 
     def get_timing_cache(self):
         return SimpleNamespace(serialize=lambda: memoryview(b"timings+" + self.cache.data))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -16,12 +18,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from tests.blocking import BLOCKER
 from tests.export import fake_tensorrt as fake
+from tests.runtimes import fake_cuda
+from y7edge import Detector
 from y7edge.artifact.artifact import digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.description import describe
 from y7edge.cli import main
-from y7edge.errors import ConfigError, DeviceError, ExportError
-from y7edge.export import export
+from y7edge.errors import ConfigError, DeviceError, ExportError, RuntimeMissing
+from y7edge.export import build, export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
 from y7edge.export.targets import _trt_cache, trt
@@ -29,8 +34,6 @@ from y7edge.export.targets._trt_settings import Device, Settings
 from y7edge.export.targets.base import BuildRequest
 from y7edge.files import cache_folder
 from y7edge.runtimes import _cuda, _modelproto, registry
-from y7edge.runtimes import trt as runtime
-from y7edge.runtimes.base import Session
 
 SIZE = (64, 96)
 VERSIONS = ("8.6.1", "10.3.0.30", "10.16.2.10", "11.4.1.5")
@@ -410,99 +413,164 @@ def test_an_interrupted_build(monkeypatch):
     monitor = trt._monitor(fake.tensorrt(world), bars, stopped)
     monitor.phase_start("a", None, 3)
     assert monitor.step_complete("a", 0) is False  # TensorRT ends the build
-    assert stopped
+    monitor.phase_finish("a")
+    assert [type(error) for error in stopped] == [KeyboardInterrupt]
+
+
+def test_an_error_in_the_display_ends_the_build(start, order, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    world = start()
+
+    def fail(*_, **__):
+        raise OSError("broken pipe")
+
+    monkeypatch.setattr("rich.progress.Progress.add_task", fail)
+    with pytest.raises(ExportError, match="broken pipe"):
+        order()
+    assert len(world.did("build")) == 1
+
+
+def test_missing_packages(start, order, monkeypatch):
+    start()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for action in (order, trt.versions):
+        with pytest.raises(
+            RuntimeMissing, match=r"TensorRT or pycuda cannot be imported: .*tensorrt"
+        ):
+            action()
 
 
 # --- the whole command ---------------------------------------------------------------------------
 
 
-class PlanSession(Session):
-    """Run a fake plan, which contains the graph, in ONNX Runtime."""
-
-    ENGINE = "a fake TensorRT"
-
-    def __init__(self, artifact, options):
-        super().__init__(
-            "plan",
-            artifact.manifest,
-            device=options.device,
-            arithmetic="float32 (fake)",
-            versions={},
-        )
-        data = artifact.path.read_bytes().removeprefix(fake.PLAN)
-        self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-    def _run(self, feeds):
-        names = [output.name for output in self.outputs]
-        return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
-
-    def _close(self):
-        self.session = None
-
-
 @pytest.fixture
-def plan_runtime(monkeypatch):
-    """A runtime for fake plans, in the place of ``trt``."""
-    module = ModuleType("planrt")
-    vars(module).update(
-        FORMATS=(".engine",),
-        TARGETS=("tensorrt",),
-        NEEDS={},
-        DEVICES=runtime.DEVICES,
-        DEVIATION=1e-4,
-        files=lambda path: (path, sidecar(path)),
-        read_manifest=read_sidecar,
-        write_manifest=write_sidecar,
-        payload_digest=lambda files: digest_files(files[:1]),
-        load_engine=lambda: None,
-        open=PlanSession,
-        available_devices=lambda: [],
-        versions=lambda: {},
+def machine(monkeypatch, tmp_path, artifact_path):
+    """A GPU whose engines compute what the ONNX artifact computes, and that builds such engines."""
+    monkeypatch.setenv("Y7EDGE_CACHE", str(tmp_path / "cache"))
+    made, world = fake_cuda.Machine(), fake.World("10.3.0", contexts=1)
+    manifest = registry.load(artifact_path).manifest
+    session = onnxruntime.InferenceSession(artifact_path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in manifest.outputs]
+    made.network = lambda images: dict(
+        zip(names, session.run(names, {"images": images}), strict=True)
     )
-    real = registry.get
-    monkeypatch.setattr(registry, "get", lambda name: module if name == "trt" else real(name))
-    monkeypatch.setattr(registry, "choose", lambda path, backend="auto": (module, "a test"))
-    monkeypatch.setattr(registry, "name_of", lambda runtime: "trt")
-    return module
+    made.install(monkeypatch)
+    sys.modules["pycuda"].driver.mem_get_info = lambda: (4 << 30, 8 << 30)
+    module = sys.modules["tensorrt"]
+    running, building = module.Runtime, fake.tensorrt(world)
+
+    class Builder(fake.Builder):
+        def build_serialized_network(self, network, config):
+            if super().build_serialized_network(network, config) is None:
+                return None
+            return memoryview(fake_cuda.plan(manifest))
+
+    class Runtime(running):
+        def deserialize_cuda_engine(self, plan):
+            engine = super().deserialize_cuda_engine(plan)
+            text = (world.inspector or fake.computed)(world.did("build")[-1][1:])
+            inspector = SimpleNamespace(get_engine_information=lambda form: text)
+            engine.create_engine_inspector = lambda: inspector
+            return engine
+
+    for name, member in vars(building).items():
+        if not hasattr(module, name):
+            setattr(module, name, member)
+    module.Runtime, module.Builder = Runtime, lambda logger: Builder(world, logger)
+    made.world = world
+    yield made
+    gc.collect()
+    assert made.left() == []
 
 
-def test_build_from_the_proved_onnx(
-    start, plan_runtime, artifact_path, monkeypatch, tmp_path, capsys
-):
-    proved = registry.get("onnxrt").read_manifest(artifact_path)
-    start()
-    real = registry.choose
-    onnx_runtime = (registry.get("onnxrt"), "a test")
-    monkeypatch.setattr(
-        registry,
-        "choose",
-        lambda path, backend="auto": onnx_runtime if Path(path).suffix == ".onnx" else real(path),
-    )
+def test_build_from_the_proved_onnx(machine, artifact_path, tmp_path, capsys):
+    proved = registry.load(artifact_path).manifest
     out = tmp_path / "robot.engine"
     words = ["build", str(artifact_path), "--target", "tensorrt", "--out", str(out)]
     assert main([*words, "--option", "trtexec=yes", "--json"]) == 0
     said = capsys.readouterr().err
-    assert "TensorRT 10.3.0.30, Orin, workspace 2048 MiB" in said
+    assert "TensorRT 10.3.0, Fake GPU, workspace 2048 MiB" in said
     assert f"trtexec --onnx={artifact_path} --saveEngine=robot.plan --stronglyTyped" in said
-    assert sorted(path.name for path in tmp_path.glob("robot*")) == [
-        "robot.engine",
-        "robot.engine.json",
-    ]
-    made = read_sidecar(out)
+    assert {path.name for path in tmp_path.glob("robot*")} == {"robot.engine", "robot.engine.json"}
+    made = registry.load(out).manifest
     assert made.parity["status"] == "passed"
-    assert made.engine["tensorrt"] == made.tools["tensorrt"] == "10.3.0.30"
-    assert made.source == proved.source
-    assert out.read_bytes() == fake.PLAN + _modelproto.without_metadata(artifact_path)
+    assert made.parity["engine"] == "trt"
+    assert made.engine["tensorrt"] == made.tools["tensorrt"] == "10.3.0"
+    assert (made.source, made.outputs) == (proved.source, proved.outputs)
+    assert main(["selftest", str(out)]) == 0
+    capsys.readouterr()
     assert main(["info", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"]["convolutions"] == {"fp32": CONVOLUTIONS}
     assert main(["info", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "engine          compute_capability 8.7, convolutions" in shown
+    assert "engine          compute_capability 8.6, convolutions" in shown
     assert "dla" not in shown
-    out.unlink()
-    start(builder_error="no")
-    assert main([*words, "--option", "cache=no"]) == 1
-    assert not out.exists()
+    frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    host = {"provider_options": {"kernels": False}}  # the fake GPU has no kernels
+    with Detector(out, conf=0.05, **host) as detector, Detector(artifact_path, conf=0.05) as other:
+        found, expected = detector(frame), other(frame)
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
+
+
+def test_an_engine_of_another_machine_is_built_again(machine, artifact_path, tmp_path, capsys):
+    out = tmp_path / "robot.engine"
+    words = ["build", str(artifact_path), "--target", "tensorrt", "--out", str(out)]
+    assert main(words) == 0
+    machine.capability = (8, 7)
+    _cuda._GPUS.clear()
+    before = machine.calls.count("deserialize_cuda_engine")
+    assert main(["selftest", str(out)]) == 1
+    problem = capsys.readouterr().err
+    assert "built for sm_86 (Fake GPU" in problem and "this is sm_87" in problem
+    assert "run `y7edge build MODEL.onnx --target tensorrt` on this machine" in problem
+    assert machine.calls.count("deserialize_cuda_engine") == before
+    assert main(words) == 0
+    assert len(machine.world.did("build")) == 2
+    assert main(["selftest", str(out)]) == 0
+
+
+@pytest.mark.parametrize("fault", ["inspector", "builder", "deserialize_cuda_engine"])
+def test_failed_builds_write_and_keep_nothing(machine, artifact_path, tmp_path, fault):
+    def wrong(built):
+        return fake.computed(built).replace("Float", "Half")
+
+    if fault == "inspector":
+        machine.world.inspector = wrong
+    elif fault == "builder":
+        machine.world.builder_error = "no kernel"
+    else:
+        machine.fail.add(fault)
+    out = tmp_path / "robot.engine"
+    with pytest.raises(ExportError, match=r"in another precision|no kernel|TensorRT cannot"):
+        build(artifact_path, out, target="tensorrt")
+    assert not list(tmp_path.glob("robot*"))
+
+
+def test_torch_and_onnx_are_not_needed(artifact_path):
+    """Up to the first call of TensorRT, and in the import of the modules behind it."""
+    script = (
+        "import sys\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from y7edge.export.targets import trt\n"
+        "from y7edge.export.targets._trt_settings import Settings\n"
+        "from y7edge.export.targets.base import BuildRequest\n"
+        "from y7edge.runtimes import registry\n"
+        "path = Path(sys.argv[1])\n"
+        "manifest = registry.load(path).manifest\n"
+        "request = BuildRequest(path, None, manifest, path.parent, 'm.engine', device='cuda:0')\n"
+        "trt.require_graph(request)\n"
+        "print(Settings.of(request).typing('10.3.0'))\n"
+    )
+    blocked = {"torch", "onnx", "onnxsim"}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKER.format(blocked=blocked) + script, str(artifact_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "graph\n", done.stderr
 
 
 # --- the cache -----------------------------------------------------------------------------------
@@ -576,9 +644,11 @@ def test_timings_are_kept(start, order):
     assert [call[0] for call in world.did("set_timing_cache")] == [b"", b"timings+"]
     (file,) = cache_folder("tensorrt").glob("*.timings")
     assert file.name == "10.3.0.30-8.7-Orin.timings"
-    file.write_bytes(b"damaged")
-    order(cache="no")
-    assert world.did("set_timing_cache")[-1][0] == b""
+    for wrong in (b"damaged", b"of another driver"):
+        file.write_bytes(wrong)
+        order(cache="no")
+        assert world.did("set_timing_cache")[-1] == (b"", False)
+        assert file.read_bytes() == b"timings+"
 
 
 def test_a_cache_that_cannot_be_written(start, order, monkeypatch, tmp_path):
@@ -637,9 +707,10 @@ def test_int8_on_a_dla_without_qdq_gets_ranges(start, order):
     assert {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"} <= config.flags
     kinds = {layer.type for layer in network.layers}
     assert not kinds & {fake.LayerType.QUANTIZE, fake.LayerType.DEQUANTIZE}
-    tensors = [t for layer in network.layers for t in layer.outputs if hasattr(t, "dynamic_range")]
+    tensors = [t for layer in network.layers for t in layer.outputs if hasattr(t, "range")]
     assert len(tensors) > CONVOLUTIONS
-    assert all(low == -high < 0 for low, high in (t.dynamic_range for t in tensors))
+    assert all(low == -high < 0 for low, high in (t.range for t in tensors))
+    assert network.image.range[1] == pytest.approx(1, rel=0.02)  # images are 0 to 1
     assert made.manifest.engine["convolutions"] == {"int8": CONVOLUTIONS}
     world = start("11.4.1.5", dla_cores=1)
     order("int8", device="dla:0")

@@ -44,6 +44,9 @@ def test_each_convolution_has_its_own_precision():
     layers[0]["Weights"]["Type"] = "Int8"
     found = inspect(json.dumps({"Layers": layers}), asked)
     assert found.wrong == ("/row11/Conv is computed in int8, expected fp32",)
+    layers = {"Layers": [layer("aa.Conv", "Float"), layer("a.Conv.b", "Half")]}
+    found = inspect(json.dumps(layers), {"a.Conv": "int8", "aa.Conv": "fp32", "a.Conv.b": "fp16"})
+    assert (found.counts, found.wrong) == ({"fp32": 1, "fp16": 1, "unknown": 1}, ())
 
 
 def test_layers_with_other_names_are_compared_with_all_nodes():
