@@ -36,7 +36,7 @@ from tests.runtimes import fake_cuda
 from tests.runtimes.test_trt import build
 from tests.runtimes.test_trt_frames import SHAPES, assert_equal, image, lively
 from y7edge.detect.detector import Detector
-from y7edge.errors import DeviceError
+from y7edge.errors import DeviceError, Y7EdgeError
 from y7edge.runtimes.base import SessionOptions
 
 library = ctypes.CDLL("libcuda.so.1")
@@ -59,7 +59,7 @@ machine.streams = Streams()
 tensorrt = fake_cuda._tensorrt(machine)
 tensorrt.__spec__ = ModuleSpec("tensorrt", None)
 sys.modules["tensorrt"] = tensorrt
-folder = Path(sys.argv[1])
+folder, errors = Path(sys.argv[1]), 0
 
 def left():
     return library.fake_report().decode()
@@ -123,9 +123,24 @@ for call in ("deserialize_cuda_engine", "create_execution_context", "set_tensor_
         assert call in str(error)
         machine.fail = set()
     assert left() == "0 contexts", (call, left())
+
+library.fake_fail(0)
+for options in ({}, {"kernels": False}, {"cuda_graph": False}):
+    def run():
+        with opened("errors", **options) as detector:
+            detector(image())
+    run()
+    for number in range(1, library.fake_fail(0) + 1):
+        library.fake_fail(number)
+        try:
+            run()
+        except Y7EdgeError:
+            errors += 1
+        library.fake_fail(0)
+        gc.collect()
+        assert left() == "0 contexts", (options, number, left())
+assert errors > 50, errors
 assert not machine.problems, machine.problems
-never_closed = opened("open")
-never_closed(image())
 print("done")
 """
 

@@ -16,13 +16,15 @@
 
 typedef void* Pointer;
 typedef unsigned long long Address;
-enum { OK = 0, INVALID = 1, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
 static std::mutex lock;
 static thread_local std::vector<Pointer> contexts;
 static std::map<Pointer, std::string> alive;
+static std::map<Address, size_t> sizes;  // of memory on the GPU; some of it was freed
 static std::string problems;
 static bool capturing = false;
+static int calls = 0, failing = 0;
 
 struct Function {
     std::string name;
@@ -43,13 +45,38 @@ static int freed(Pointer place, const char* what) {
     return alive.erase(place) ? OK : broken(std::string(what) + " freed twice", INVALID);
 }
 
-static Pointer memory(size_t size) { return aligned_alloc(256, (size + 255) / 256 * 256); }
+static Pointer memory(size_t size) {
+    Pointer place = aligned_alloc(256, (size + 255) / 256 * 256);
+    sizes[(Address)place] = size;
+    return place;
+}
+
+// Return whether a range is in memory that was allocated and not freed.
+static bool inside(Address begin, size_t size) {
+    auto block = sizes.upper_bound(begin);
+    if (block == sizes.begin()) return false;
+    --block;
+    return alive.count((Pointer)block->first) && begin + size <= block->first + block->second;
+}
 
 #define IN_CONTEXT                                                      \
     std::lock_guard<std::mutex> guard(lock);                            \
     if (contexts.empty()) return broken(std::string(__func__) + " without a context", INVALID_CONTEXT);
 
+// One call fails, see `fake_fail`; those that free something do not.
+#define MAY_FAIL                                                        \
+    if (++calls == failing) return OUT_OF_MEMORY;
+#define CALL IN_CONTEXT MAY_FAIL
+
 extern "C" {
+
+// Return the number of calls so far; let call `number` fail from now on, counted from 1; 0: none.
+int fake_fail(int number) {
+    int before = calls;
+    calls = 0;
+    failing = number;
+    return before;
+}
 
 // What is alive, how many contexts are current in this thread, and which rules were broken.
 const char* fake_report() {
@@ -75,48 +102,53 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 int cuDevicePrimaryCtxRetain(Pointer* context, int) { return *context = (Pointer)0x1000, OK; }
 int cuDevicePrimaryCtxRelease_v2(int) { return broken("the primary context was released", OK); }
-int cuCtxPushCurrent_v2(Pointer context) { return contexts.push_back(context), OK; }
+int cuCtxPushCurrent_v2(Pointer context) {
+    MAY_FAIL
+    return contexts.push_back(context), OK;
+}
 int cuCtxPopCurrent_v2(Pointer* context) {
     if (contexts.empty()) return broken("a pop without a push", INVALID_CONTEXT);
     *context = contexts.back();
     contexts.pop_back();
     return OK;
 }
-int cuCtxSynchronize() { IN_CONTEXT return OK; }
+int cuCtxSynchronize() { CALL return OK; }
 
 int cuStreamCreate(Pointer* stream, unsigned flags) {
-    IN_CONTEXT
+    CALL
     if (flags != 1) broken("a stream that waits for the default stream", OK);
     return made(*stream = malloc(1), "streams");
 }
 int cuStreamDestroy_v2(Pointer stream) { IN_CONTEXT return freed(stream, "a stream"); }
-int cuStreamSynchronize(Pointer stream) { IN_CONTEXT return stream ? OK : INVALID; }
-int cuStreamWaitEvent(Pointer stream, Pointer, unsigned) { IN_CONTEXT return stream ? OK : INVALID; }
-int cuEventCreate(Pointer* event, unsigned) { IN_CONTEXT return made(*event = malloc(1), "events"); }
-int cuEventRecord(Pointer, Pointer stream) { IN_CONTEXT return stream ? INVALID : OK; }
+int cuStreamSynchronize(Pointer stream) { CALL return stream ? OK : INVALID; }
+int cuStreamWaitEvent(Pointer stream, Pointer, unsigned) { CALL return stream ? OK : INVALID; }
+int cuEventCreate(Pointer* event, unsigned) { CALL return made(*event = malloc(1), "events"); }
+int cuEventRecord(Pointer, Pointer stream) { CALL return stream ? INVALID : OK; }
 int cuEventDestroy_v2(Pointer event) { IN_CONTEXT return freed(event, "an event"); }
 
 int cuMemAlloc_v2(Address* place, size_t size) {
-    IN_CONTEXT
+    CALL
     *place = (Address)memory(size);
     return made((Pointer)*place, "blocks");
 }
 int cuMemFree_v2(Address place) { IN_CONTEXT return freed((Pointer)place, "a block"); }
 int cuMemHostAlloc(Pointer* place, size_t size, unsigned) {
-    IN_CONTEXT
+    CALL
     return made(*place = memory(size), "pinned blocks");
 }
 int cuMemFreeHost(Pointer place) { IN_CONTEXT return freed(place, "a pinned block"); }
 int cuMemHostGetDevicePointer_v2(Address* place, Pointer host, unsigned) {
-    IN_CONTEXT
+    CALL
     return *place = (Address)host, OK;
 }
 int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t size, Pointer stream) {
-    IN_CONTEXT
+    CALL
+    if (!inside(to, size)) return broken("a copy to other memory", INVALID);
     return stream ? (memcpy((Pointer)to, from, size), OK) : broken("default stream", INVALID);
 }
 int cuMemcpyDtoHAsync_v2(Pointer to, Address from, size_t size, Pointer stream) {
-    IN_CONTEXT
+    CALL
+    if (!inside(from, size)) return broken("a copy from other memory", INVALID);
     return stream ? (memcpy(to, (Pointer)from, size), OK) : broken("default stream", INVALID);
 }
 int cuPointerGetAttribute(int* value, int attribute, Address) {
@@ -124,21 +156,21 @@ int cuPointerGetAttribute(int* value, int attribute, Address) {
 }
 
 int cuModuleLoadDataEx(Pointer* module, const char* ptx, unsigned, Pointer, Pointer* values) {
-    IN_CONTEXT
+    CALL
     values[1] = values[3] = nullptr;  // sizes of the logs
     return strncmp(ptx, "//", 2) ? INVALID : made(*module = malloc(1), "modules");
 }
 int cuModuleUnload(Pointer module) { IN_CONTEXT return freed(module, "a module"); }
 int cuModuleGetFunction(Function** function, Pointer, const char* name) {
-    IN_CONTEXT
+    CALL
     static Pointer kernels = dlopen(getenv("FAKE_KERNELS"), RTLD_NOW);
     *function = new Function{name, dlsym(kernels, (std::string("cpu_") + name).c_str())};
     return (*function)->on_cpu ? OK : NOT_FOUND;
 }
-int cuFuncSetBlockShape(Function*, int, int, int) { IN_CONTEXT return OK; }
+int cuFuncSetBlockShape(Function*, int, int, int) { CALL return OK; }
 int cuLaunchKernel(Function* function, int across, int down, int deep, int x, int y, int z,
                    unsigned, Pointer stream, Pointer*, Pointer* extra) {
-    IN_CONTEXT
+    CALL
     if (!stream) return broken("a launch on the default stream", INVALID);
     typedef int (*Kernel)(const int*, const int*, const char*, size_t, int);
     int grid[] = {across, down, deep}, block[] = {x, y, z};
@@ -151,7 +183,7 @@ int cuGetErrorName(int, const char** text) { return *text = "REFUSED", OK; }
 
 // Graphs, through cuda-python, which asks for the addresses of functions by their names.
 int cuStreamBeginCapture_v2(Pointer stream, int mode) {
-    IN_CONTEXT
+    CALL
     return stream && mode == 1 && !capturing ? (capturing = true, OK) : INVALID;
 }
 int cuStreamEndCapture(Pointer, Pointer* graph) {
@@ -160,12 +192,12 @@ int cuStreamEndCapture(Pointer, Pointer* graph) {
     return made(*graph = malloc(1), "graphs");
 }
 int cuGraphInstantiateWithFlags(Pointer* executable, Pointer graph, Address flags) {
-    IN_CONTEXT
+    CALL
     if (!alive.count(graph) || flags) return INVALID;
     return made(*executable = malloc(1), "executable graphs");
 }
 int cuGraphLaunch(Pointer executable, Pointer stream) {
-    IN_CONTEXT
+    CALL
     return alive.count(executable) && stream ? OK : INVALID;
 }
 int cuGraphDestroy(Pointer graph) { IN_CONTEXT return freed(graph, "a graph"); }
