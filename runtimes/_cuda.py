@@ -221,20 +221,23 @@ class Memory:
         self.add(array.base.free)
         return array, int(array.base.get_device_pointer()) if mapped else 0
 
-    def buffer(self, shape: Sequence[int], dtype: str, *, output: bool = False) -> Buffer:
+    def buffer(
+        self, shape: Sequence[int], dtype: str, *, output: bool = False, in_place: bool = False
+    ) -> Buffer:
         """Allocate a tensor that the CPU writes and the GPU reads, or reversed for an ``output``.
 
-        An integrated GPU uses page-locked memory in place. If its caches are not coherent, outputs
-        are copied to ordinary memory before the CPU reads them.
+        ``in_place``: let an integrated GPU use the page-locked memory of the CPU, without a copy.
+        This is for data that the GPU reads or writes once, because it does not cache this memory.
+        If the caches are not coherent, outputs are copied to ordinary memory before the CPU reads
+        them.
         """
         gpu = self._gpu
         if output and not gpu.coherent:
             host: NDArray[Any] = np.empty(tuple(shape), dtype)
             return Buffer(gpu, host, self.device(host.nbytes), shared=False)
-        host, address = self.pinned(shape, dtype, mapped=gpu.integrated)
-        if gpu.integrated:
-            return Buffer(gpu, host, address, shared=True)
-        return Buffer(gpu, host, self.device(host.nbytes), shared=False)
+        shared = in_place and gpu.integrated
+        host, address = self.pinned(shape, dtype, mapped=shared)
+        return Buffer(gpu, host, address or self.device(host.nbytes), shared=shared)
 
     def free(self) -> None:
         """Free everything, the newest first. Calling it again has no effect.

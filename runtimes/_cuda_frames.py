@@ -61,7 +61,8 @@ class FrameKernels:
             anchors.host[:] = self._selection.anchors
             anchors.upload(memory)
             self._anchors = anchors.address
-            self._found = memory.buffer((self._selection.nbytes,), "uint8", output=True)
+            size = (self._selection.nbytes,)
+            self._found = memory.buffer(size, "uint8", output=True, in_place=True)
 
     def _drop(self) -> None:
         """Free what pycuda frees with its last reference."""
@@ -148,7 +149,7 @@ class FrameKernels:
         """Allocate memory for images of ``size`` bytes in all, if there is less."""
         if self._frames is None or len(self._frames.host) < size:
             self._free_staging()
-            self._frames = self._staging.buffer((size,), "uint8")
+            self._frames = self._staging.buffer((size,), "uint8", in_place=True)
 
     def _wait_for(self, frame: CudaFrame) -> None:
         """Let the stream wait until an image on the GPU is complete."""

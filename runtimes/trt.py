@@ -27,34 +27,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.artifact.artifact import (
-    Artifact,
-    digest_files,
-    read_sidecar,
-    sidecar,
-    write_sidecar,
-)
+from y7edge.artifact.artifact import Artifact, digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.manifest import Manifest
-from y7edge.errors import (
-    ConfigError,
-    DeviceError,
-    Y7EdgeError,
-)
+from y7edge.errors import ConfigError, DeviceError, Y7EdgeError
 from y7edge.frames import Arrays, OnDevice, Placed
 from y7edge.runtimes import _cuda, _trt_engine
 from y7edge.runtimes._cuda_frames import FrameKernels
-from y7edge.runtimes.base import (
-    Session,
-    SessionOptions,
-    installed_versions,
-    one_line,
-)
+from y7edge.runtimes.base import Session, SessionOptions, installed_versions, one_line
 
 FORMATS = (".engine",)
 TARGETS = ("tensorrt",)
 NEEDS = {"tensorrt": "y7edge[tensorrt]", "pycuda": "y7edge[tensorrt]"}
 DEVICES = ("cuda", "cuda:N", "dla:N")
-DEVIATION = 1e-3
+DEVIATION = 1e-3  # the largest allowed value: no GPU was available to measure it
 
 # The manifest is in the file beside the artifact.
 read_manifest, write_manifest = read_sidecar, write_sidecar
@@ -190,9 +175,15 @@ class _TrtSession(Session):
         self._batch = 0  # images of the last call
         self._memory = memory = _cuda.Memory(self._gpu)
         memory.open_stream()
+        # With kernels, an image is used in place, and its tensor is read by the network only. It is
+        # not documented that a DLA core can use page-locked memory.
+        in_place = core is None and not self._options["kernels"]
         self._input, *self._outputs = (
             memory.buffer(
-                (self._most, *map(int, spec.shape[1:])), spec.dtype, output=spec is not image
+                (self._most, *map(int, spec.shape[1:])),
+                spec.dtype,
+                output=spec is not image,
+                in_place=in_place,
             )
             for spec in (image, *self.outputs)
         )

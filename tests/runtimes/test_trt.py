@@ -146,6 +146,16 @@ def test_memory_of_each_kind_of_gpu(machine, monkeypatch, tmp_path):
     }
 
 
+def test_a_dla_core_gets_memory_of_the_gpu(machine, monkeypatch, tmp_path):
+    equipped(machine, monkeypatch, cores=1, **JETSONS["Orin"])
+    session = opened(build(tmp_path, machine=machine, dla=0))
+    assert sorted(what for what in machine.alive.values() if "memory" in what) == (
+        ["device memory"] * 3 + ["pinned memory"] * 3
+    )
+    assert_runs(session, images())
+    session.close()
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
 def test_a_dynamic_batch_is_run_in_parts_of_the_profile(machine, tmp_path, count):
     session = opened(build(tmp_path, machine=machine, manifest=make_manifest("dynamic")))

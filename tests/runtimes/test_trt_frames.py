@@ -117,6 +117,23 @@ def test_images_in_host_memory(machine, monkeypatch, tmp_path, kind):
         fast.warmup()
 
 
+def test_an_integrated_gpu_reads_an_image_where_the_cpu_wrote_it(machine, monkeypatch, tmp_path):
+    """The network's tensors, which are read often, are in memory of the GPU."""
+    copies = {}
+    for kind, equipment in JETSONS.items():
+        equipped(machine, monkeypatch, **{"integrated": False, **equipment})
+        with Detector(build(tmp_path, kind, machine=machine).path) as detector:
+            detector(image())
+            machine.calls.clear()
+            detector(image(seed=1))
+            copies[kind] = [call for call in machine.calls if call.startswith("memcpy")]
+            kinds = list(machine.alive.values())
+            mapped = kinds.count("mapped memory")
+            assert (kind, mapped) in (("PC", 0), ("Orin", 2), ("Nano", 1))
+    to, back = "memcpy_htod_async", "memcpy_dtoh_async"
+    assert copies == {"PC": [to, back], "Orin": [], "Nano": [back]}
+
+
 def test_images_on_the_gpu(machine, tmp_path):
     fast, slow = pair(machine, build(tmp_path, machine=machine), conf=0.1)
     with fast, slow:

@@ -35,7 +35,7 @@ from y7edge.detect.postprocess import (
     require_candidates,
     require_supported,
 )
-from y7edge.detect.preprocess import Color, as_checked, as_images, place, size_of
+from y7edge.detect.preprocess import Color, as_images, place, size_of
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
 from y7edge.detect.submission import (
     MAX_QUEUE,
@@ -435,7 +435,7 @@ class Detector:
         future: Future[Detections] | None = None,
     ) -> Future[Detections]:
         require_process(self._process, "the detector")
-        (image,), _ = as_images([frame], color, host=False)
+        (image,), _ = as_images([frame], color, self._manifest.input, host=False, cut=False)
         place(image, color, self._manifest.input)
         with self._queue_lock:
             self._opened()
@@ -457,12 +457,10 @@ class Detector:
         # Check before acquiring the lock, which may never be released in a forked child.
         require_process(self._process, "the detector")
         called = self._clock()
-        whole = roi is None and self._tiling.tile is None
-        host = not whole or self._opened().on_device is None
-        images, color = as_images(frames, color, host=host)
-        if not whole:  # before it is cut
-            images = [as_checked(image, self._manifest.input.levels) for image in images]
-        parts = [[Region(i, 0, 0)] if whole else regions(i, roi, self._tiling) for i in images]
+        cut = roi is not None or self._tiling.tile is not None
+        host = cut or self._opened().on_device is None
+        images, color = as_images(frames, color, self._manifest.input, host=host, cut=cut)
+        parts = [regions(i, roi, self._tiling) if cut else [Region(i, 0, 0)] for i in images]
         with self._lock:
             wait = self._ms_since(called)
             try:

@@ -250,13 +250,19 @@ def check_color(color: str) -> None:
 
 
 def as_images(
-    frames: Sequence[Any], color: Color, *, host: bool
+    frames: Sequence[Any], color: Color, network: InputInfo, *, host: bool, cut: bool
 ) -> tuple[Sequence[NDArray[np.uint8] | CudaFrame], Color]:
     """Return images, and the order of their channels.
 
     Arrays on a GPU become ``CudaFrame``. Other objects are returned as they are: ``place`` and
-    ``Preprocessor`` check them. ``host``: convert NV12 to BGR, which only sessions with
-    ``on_device`` read.
+    ``Preprocessor`` check them.
+
+    Args:
+        frames: arrays in host memory or on a GPU.
+        color: order of their channels.
+        network: the network's input.
+        host: convert NV12 to BGR, because only sessions with ``on_device`` read it.
+        cut: check all images now, because they will be cut into regions.
 
     Raises:
         ConfigError: ``color`` is unknown.
@@ -267,6 +273,8 @@ def as_images(
         check_color(color)
     if set(map(type, frames)) != {np.ndarray}:
         frames = [f if isinstance(f, np.ndarray) else cuda_frame(f) or f for f in frames]
+    if cut and not nv12:
+        frames = [as_checked(frame, network.levels) for frame in frames]
     if not nv12 or not host:
         return frames, color
     if any(isinstance(frame, CudaFrame) for frame in frames):
