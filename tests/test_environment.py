@@ -156,6 +156,8 @@ def test_the_processor_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     found = environment.check().processor
     assert found.model and found.quota == 1.5 and found.usable_cores == 1
     assert set(found.features) <= set(machine.FEATURES)
+    assert {**found.features, **found.absent} == machine.known_features()
+    assert not found.features.keys() & found.absent.keys()
     assert 1 <= found.cores <= found.processors
 
 

@@ -62,6 +62,7 @@ class Processor:
 
     model: str
     features: dict[str, str]  # name in /proc/cpuinfo -> purpose
+    absent: dict[str, str]  # features of other CPUs of this architecture
     processors: int  # of the machine; two for each core with SMT
     cores: int  # physical cores of the machine
     allowed: int  # processors in the affinity mask
@@ -129,9 +130,11 @@ def check() -> Report:
 
 def _processor() -> Processor:
     """Return what is known of the CPU and the limits of this process."""
+    found = machine.processor_features()
     return Processor(
         model=machine.processor_model(),
-        features={name: machine.FEATURES[name] for name in machine.processor_features()},
+        features={name: machine.FEATURES[name] for name in found},
+        absent={name: text for name, text in machine.known_features().items() if name not in found},
         processors=os.cpu_count() or 1,
         cores=machine.physical_cores(),
         allowed=len(machine.allowed_processors()),

@@ -46,6 +46,7 @@ def _processor(cpu: Processor) -> list[str]:
         f"engines use {cpu.usable_cores} threads by default",
         "",
         *table([("CPU feature", "for"), *(cpu.features.items() or [("-", "none known")])]),
+        *([f"the CPU lacks {', '.join(cpu.absent)}"] if cpu.features and cpu.absent else []),
     ]
 
 

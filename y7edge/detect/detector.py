@@ -454,8 +454,7 @@ class Detector:
         roi: Roi | None = None,
     ) -> list[Detections]:
         """Cut the images into regions, run these in batches, and merge the boxes of each image."""
-        # Check before acquiring the lock, which may never be released in a forked child.
-        require_process(self._process, "the detector")
+        require_process(self._process, "the detector")  # a forked child may never get the lock
         called = self._clock()
         cut = roi is not None or self._tiling.tile is not None
         host = cut or self._opened().on_device is None
