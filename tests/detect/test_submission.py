@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -285,6 +285,24 @@ def test_asyncio_cancels_a_frame_that_waits_for_a_place(held):
     last.result(30)
     detector.submit(FRAME).result(30)
     assert len(session.batches) == 3, "the cancelled frame did not run"
+
+
+def test_asyncio_frames_that_wait_leave_the_threads_of_asyncio_free(held):
+    detector, session = held(queue=1)
+    detector.submit(FRAME)
+    session.wait_until_running()
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        tasks = [asyncio.create_task(detector.detect(FRAME)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(str, 1), 10)
+        finally:
+            session.let()
+            await asyncio.gather(*tasks)
+
+    assert asyncio.run(main()) == "1"
 
 
 def test_a_frame_that_waits_when_the_detector_is_closed_raises_an_error(held):
