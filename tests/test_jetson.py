@@ -501,6 +501,29 @@ def test_check_describes_the_board(board: Board, capsys: pytest.CaptureFixture[s
     assert len(record["warnings"]) == 2
 
 
+def test_check_of_opencv(
+    board: Board, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenCV of PyPI opens no cameras, and its newest version replaces NumPy 1."""
+    own = "JetPack's OpenCV (sudo apt install nvidia-opencv)"
+    found = {"installed": True, "version": "5", "gstreamer": False, "file": "F", "problem": None}
+    monkeypatch.setattr(environment, "_opencv", lambda: dict(found))
+    assert main(["check"]) == 0
+    assert "cameras of a Jetson" not in capsys.readouterr().out  # another machine
+    board.orin_nano()
+    assert main(["check"]) == 0
+    assert (
+        "OpenCV: F is built without GStreamer, so that cameras of a Jetson cannot be opened: "
+        f"pip uninstall opencv-python, and use {own}\n" in capsys.readouterr().out
+    )
+    found |= {"gstreamer": True}
+    assert main(["check"]) == 0
+    assert "cameras of a Jetson" not in capsys.readouterr().out
+    found |= {"installed": False, "problem": "No module named 'cv2'"}
+    assert main(["check"]) == 3
+    assert f"no: needs {own}\n" in capsys.readouterr().out
+
+
 def test_check_of_an_unknown_board(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
     board.write("etc/nv_tegra_release", "# R41 (release), REVISION: 1.0")
     (board.folder / "cuda-13.9").mkdir()
