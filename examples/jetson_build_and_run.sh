@@ -8,12 +8,13 @@
 # IMAGES        an image, a video or a folder
 # FOLDER        for the environment and all results; default: y7edge-jetson
 #
-# Not run on a Jetson yet. Needs JetPack 6 or 7 with `sudo apt install nvidia-jetpack python3-venv`.
+# Not run on a Jetson yet. Needs JetPack 6 or 7, and from apt: nvidia-jetpack, python3-venv,
+# python3-dev (pycuda is compiled).
 # JetPack's OpenCV and TensorRT are used, and nothing is installed outside FOLDER.
 set -euo pipefail
 
 if [ "$#" -lt 3 ] || [ "$#" -gt 4 ]; then
-    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 wheel=$1 artifact=$2 images=$3 folder=${4:-y7edge-jetson}
@@ -30,7 +31,7 @@ done
 export PATH=/usr/local/cuda/bin:$PATH
 for program in nvcc python3; do
     if ! command -v "$program" > /dev/null; then
-        echo "$program was not found: sudo apt install nvidia-jetpack python3-venv" >&2
+        echo "$program was not found: sudo apt install nvidia-jetpack python3-venv python3-dev" >&2
         exit 1
     fi
 done

@@ -425,9 +425,10 @@ def require(needs: Mapping[str, str], purpose: str) -> None:
     """Raise RuntimeMissing, which says what to install, if a package of ``needs`` is missing."""
     absent = missing(needs)
     if absent:
+        are = "is" if len(absent) == 1 else "are"
         how = " ".join(sorted({f'"{needs[name]}"' for name in absent}))
         raise RuntimeMissing(
-            f"{purpose} needs {', '.join(absent)}, which is not installed: pip install {how}"
+            f"{purpose} needs {', '.join(absent)}, which {are} not installed: pip install {how}"
         )
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge import jetson
 from y7edge.artifact.artifact import Artifact, digest_files, read_sidecar, sidecar, write_sidecar
 from y7edge.artifact.manifest import Manifest
 from y7edge.errors import ConfigError, DeviceError, Y7EdgeError
@@ -92,7 +93,8 @@ def misplaced() -> str | None:
     """
     copies = sorted(_SYSTEM.glob("python3*/dist-packages/tensorrt/__init__.py"))
     if not copies:
-        return None
+        absent = find_spec("tensorrt") is None and jetson.find() is not None
+        return "run `sudo apt install nvidia-jetpack`, which installs tensorrt" if absent else None
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     own = [copy.parent for copy in copies if copy.parts[-4] == version]
     spec = find_spec("tensorrt")

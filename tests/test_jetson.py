@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -340,12 +341,24 @@ def test_nvpmodel_hangs(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find().power.current is None
 
 
-def test_a_board_that_was_flashed_without_super_modes(board: Board) -> None:
+@pytest.mark.parametrize(
+    ("l4t", "warned"),
+    [("36.4.3", True), ("39.2.1", True), ("36.4.0", False), ("35.6.4", False)],
+)
+def test_a_board_that_was_flashed_without_super_modes(board: Board, l4t: str, warned: bool) -> None:
+    def warnings() -> list[str]:
+        return [text for text in find().warnings if "without the super power modes" in text]
+
     board.orin_nano()
     assert find().super_flashed is True
+    major, _, revision = l4t.partition(".")
+    board.write("etc/nv_tegra_release", f"# R{major} (release), REVISION: {revision}, GCID: 1")
     board.write("etc/nv_boot_control.conf", "TNSPEC 3767-300-0005-S.1-1-1-jetson-orin-nano-devkit-")
     assert find().super_flashed is False
-    assert any("flashed without the super power modes" in text for text in find().warnings)
+    assert not warnings()  # the modes are in the file
+    (board.folder / "etc/nvpmodel.conf").unlink()
+    board.modes(MODES[2][2], None, 0)
+    assert bool(warnings()) is warned  # JetPack 6.2 is the first with these modes
 
 
 # --- clocks ---------------------------------------------------------------------------------------
@@ -368,12 +381,17 @@ def test_clocks(board: Board) -> None:
     assert not find().warnings
 
 
-def test_the_clocks_of_thor_are_not_read(board: Board) -> None:
+def test_the_clocks_of_thor_are_not_read(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     board.tree(*BOARDS[4][:2])
     board.clocks((1, 1), (1, 2))
     clocks = find().clocks
     assert clocks.limits == {"cpu0": (0.001, 0.001)}
-    assert clocks.unknown == {"emc": "needs root", "gpu": "not read on Thor"}
+    assert clocks.unknown == {"emc": "not read on Thor", "gpu": "not read on Thor"}
+    # jetson_clocks --show reads the same files.
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    board.program("jetson_clocks", f"touch {board.folder / 'asked'}")
+    assert find().clocks == clocks
+    assert not (board.folder / "asked").exists()
 
 
 def test_recorded_output_of_jetson_clocks() -> None:
@@ -429,6 +447,22 @@ def test_hostile_files_count_as_unknown(board: Board, kind: str) -> None:
     assert "cpu0" not in found.clocks.limits
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("x" + "\n" * 200_000 + "x", "< POWER_MODEL" + " " * 200_000, " " * 200_000 + "x"),
+        *("NV Power Mode: x" + " " * 200_000 + "y", "cpu0 " + "a" * 200_000),
+    ],
+    ids=["lines", "spaces", "indented", "name", "word"],
+)
+def test_hostile_text_takes_no_time(text: str) -> None:
+    begin = time.process_time()
+    assert not jetson.modes_of(text, status=text).names
+    assert jetson.query_of(text) is None and jetson.l4t_of(text) is None
+    assert not jetson.clocks_of(text)
+    assert time.process_time() - begin < 2
+
+
 def test_values_are_bounded(board: Board) -> None:
     board.tree("x" * 5000, ["nvidia,tegra234", *["y"] * 5000])
     names = {str(mode): f"MODE_{mode}W" for mode in range(5000)}
@@ -465,6 +499,29 @@ def test_check_describes_the_board(board: Board, capsys: pytest.CaptureFixture[s
     assert record == json.loads(json.dumps(asdict(find())))
     assert record["power"]["fastest"] == 2
     assert len(record["warnings"]) == 2
+
+
+def test_check_of_opencv(
+    board: Board, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenCV of PyPI opens no cameras, and its newest version replaces NumPy 1."""
+    own = "JetPack's OpenCV (sudo apt install nvidia-opencv)"
+    found = {"installed": True, "version": "5", "gstreamer": False, "file": "F", "problem": None}
+    monkeypatch.setattr(environment, "_opencv", lambda: dict(found))
+    assert main(["check"]) == 0
+    assert "cameras of a Jetson" not in capsys.readouterr().out  # another machine
+    board.orin_nano()
+    assert main(["check"]) == 0
+    assert (
+        "OpenCV: F is built without GStreamer, so that cameras of a Jetson cannot be opened: "
+        f"pip uninstall opencv-python, and use {own}\n" in capsys.readouterr().out
+    )
+    found |= {"gstreamer": True}
+    assert main(["check"]) == 0
+    assert "cameras of a Jetson" not in capsys.readouterr().out
+    found |= {"installed": False, "problem": "No module named 'cv2'"}
+    assert main(["check"]) == 3
+    assert f"no: needs {own}\n" in capsys.readouterr().out
 
 
 def test_check_of_an_unknown_board(board: Board, capsys: pytest.CaptureFixture[str]) -> None:

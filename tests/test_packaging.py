@@ -93,6 +93,15 @@ def test_constraints_pin_all_that_is_asked_for() -> None:
     assert not [pin for pin in pins.values() if "+" in pin or "/" in pin]
 
 
+@pytest.mark.parametrize("folder", ["docs", "examples", "tests"])
+def test_source_distribution_holds_every_kind_of_file(folder: str) -> None:
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    patterns = next(line.split()[2:] for line in lines if f"-include {folder} " in line)
+    files = [path for path in (ROOT / folder).rglob("*.*") if path.is_file()]
+    suffixes = {f"*{path.suffix}" for path in files if "__pycache__" not in path.parts}
+    assert suffixes <= set(patterns)
+
+
 @pytest.mark.slow
 def test_wheel_holds_our_names_only(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(tmp_path)]

@@ -198,8 +198,12 @@ def test_a_program_that_ends(
         ("time.sleep(60)", "tegrastats printed nothing"),
         (f"print({THOR!r}, end='', flush=True); time.sleep(60)", "tegrastats printed nothing"),
         ("print('x' * 10**7, end='', flush=True); time.sleep(60)", "tegrastats printed nothing"),
+        (
+            f"print('x' * {tegrastats._LONGEST_LINE} + {THOR!r}, flush=True); time.sleep(60)",
+            "tegrastats printed nothing",
+        ),
     ],
-    ids=["hangs", "half a line", "endless line"],
+    ids=["hangs", "half a line", "endless line", "end of a long line"],
 )
 def test_no_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, failure: str

@@ -26,6 +26,7 @@ from y7edge.packages import hidden
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
 
+_JETPACK_OPENCV = "JetPack's OpenCV (sudo apt install nvidia-opencv)"
 _SECONDS = 60  # to load an engine; it takes less than a second
 
 # Import name -> (name on PyPI, extra that installs it), in the order of the report.
@@ -103,7 +104,7 @@ def extra_of(package: str) -> str:
 def check() -> Report:
     """Find the installed packages, the usable backends, and what is missing for each purpose."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
-    opencv = _opencv()
+    board, opencv = jetson.find(), _opencv()
     backends = _backends()
     lacking = {
         purpose: tuple(pypi for pypi in needs if versions[pypi] is None)
@@ -113,13 +114,19 @@ def check() -> Report:
         engines = sorted({name for runtime in registry.loadable() for name in runtime.NEEDS})
         lacking["detect"] += (f"an engine (one of {', '.join(engines)})",)
     if not opencv["installed"]:
-        lacking["detect"] += ("opencv-python",)
+        lacking["detect"] += (_JETPACK_OPENCV if board else "opencv-python",)
+    elif board and not opencv["gstreamer"]:
+        problem = (
+            f"{opencv['file']} is built without GStreamer, so that cameras of a Jetson cannot be "
+            f"opened: pip uninstall opencv-python, and use {_JETPACK_OPENCV}"
+        )
+        opencv["problem"] = opencv["problem"] or problem
     return Report(
         y7edge=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
-        jetson=jetson.find(),
+        jetson=board,
         packages=versions,
         opencv=opencv,
         backends=backends,
@@ -270,7 +277,8 @@ def _static_reason(runtime: Runtime) -> str | None:
         steps = [f"pip install {' '.join(map(repr, extras))}"]
         if advice := _advice(runtime):
             steps = [advice, *(steps if len(absent) > 1 else [])]
-        return f"{', '.join(absent)} is not installed: {'; then '.join(steps)}"
+        are = "is" if len(absent) == 1 else "are"
+        return f"{', '.join(absent)} {are} not installed: {'; then '.join(steps)}"
     for module in runtime.NEEDS:
         if problem := hidden(module):
             return problem

@@ -68,6 +68,7 @@ _SOC_IDS = {
     "38": "tegra264",
 }
 _THOR = "tegra264"
+_FIRST_SUPER = (36, 4, 3)  # L4T of JetPack 6.2, the first with the super modes of Orin NX and Nano
 # Part number of the module, as in the device tree -> name; without variant for the other ones.
 _MODULES = {
     "p2371-2180": "Jetson TX1 developer kit",
@@ -104,10 +105,15 @@ _PACKAGES = re.compile(
 _RELEASE_LINE = re.compile(
     r"^# R([0-9]{1,4}) \(release\), REVISION: ([0-9]{1,4}(?:\.[0-9]{1,4})?)\b", re.MULTILINE
 )
+# Spaces are counted: without a limit, a file of a million line ends would take minutes.
 _MODE_LINE = re.compile(
-    r"^\s*<\s*POWER_MODEL\s+ID=([0-9]{1,4})\s+NAME=(\S{1,64})\s*>", re.MULTILINE
+    r"^[ \t]{0,64}<[ \t]{0,64}POWER_MODEL[ \t]{1,64}ID=([0-9]{1,4})[ \t]{1,64}NAME=([^\s>]{1,64})"
+    r"[ \t]{0,64}>",
+    re.MULTILINE,
 )
-_DEFAULT_LINE = re.compile(r"^\s*<\s*PM_CONFIG\s+DEFAULT=([0-9]{1,4})\s*>", re.MULTILINE)
+_DEFAULT_LINE = re.compile(
+    r"^[ \t]{0,64}<[ \t]{0,64}PM_CONFIG[ \t]{1,64}DEFAULT=([0-9]{1,4})[ \t]{0,64}>", re.MULTILINE
+)
 _GPU = re.compile(r"[0-9a-f]+\.(gpu|gv11b|gp10b|ga10b|gm20b)")  # below /sys/class/devfreq
 _KILO, _MEGA = 1e3, 1e6
 
@@ -284,8 +290,8 @@ def query_of(text: str) -> tuple[str, int] | None:
 
     Warnings such as "NVPM WARN: fan mode is not set!" may come first.
     """
-    name = re.search(r"^NV Power Mode: (\S{1,64})\s*$", text, re.MULTILINE)
-    numbers = re.findall(r"^\s*([0-9]{1,4})\s*$", text, re.MULTILINE)
+    name = re.search(r"^NV Power Mode: (\S{1,64})[ \t\r]{0,64}$", text, re.MULTILINE)
+    numbers = re.findall(r"^[ \t]{0,64}([0-9]{1,4})[ \t\r]{0,64}$", text, re.MULTILINE)
     return (name[1], int(numbers[-1])) if name and numbers else None
 
 
@@ -298,7 +304,7 @@ def clocks_of(text: str) -> dict[str, tuple[float, float]]:
     found = {}
     for line in text.splitlines()[:_MAX_ENTRIES]:
         name = re.match(r"(cpu[0-9]{1,3}|GPU|EMC)\b", line)
-        values = {k: int(v) for k, v in re.findall(r"(\w+)=([0-9]{1,12})\b", line)}
+        values = {k: int(v) for k, v in re.findall(r"\b(\w{1,32})=([0-9]{1,12})\b", line)}
         if name is None or not {"MinFreq", "MaxFreq"} <= values.keys() or values.get("Online") == 0:
             continue
         least, most = values["MinFreq"], values["MaxFreq"]
@@ -367,7 +373,7 @@ def _power() -> PowerModes | None:
 
 
 def _clocks(soc: str | None) -> Clocks:
-    """Return the limits of the CPU groups and the GPU; for root also that of the memory."""
+    """Return the limits of the CPU groups and the GPU; for root also those of the memory."""
     limits: dict[str, tuple[float, float]] = {}
     for policy in _entries(_CPUFREQ):
         number = re.fullmatch(r"policy([0-9]{1,3})", policy.name)
@@ -376,7 +382,7 @@ def _clocks(soc: str | None) -> Clocks:
             limits[f"cpu{number[1]}"] = pair
     unknown = {"emc": "needs root"}
     if soc == _THOR:  # reading these files was reported to hang there with JetPack 7.2
-        unknown["gpu"] = "not read on Thor"
+        unknown = dict.fromkeys(("emc", "gpu"), "not read on Thor")
     else:
         gpus = [entry for entry in _entries(_DEVFREQ) if _GPU.fullmatch(entry.name)]
         pair = _limits(gpus[0] / "min_freq", gpus[0] / "max_freq", _MEGA) if gpus else None
@@ -384,7 +390,7 @@ def _clocks(soc: str | None) -> Clocks:
             limits["gpu"] = pair
         else:
             unknown["gpu"] = "not found"
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
+    if soc != _THOR and hasattr(os, "geteuid") and os.geteuid() == 0:
         limits |= clocks_of(_output("jetson_clocks", "--show"))
     unknown = {name: why for name, why in unknown.items() if name not in limits}
     pinned = all(least == most for least, most in limits.values()) if limits else None
@@ -413,7 +419,7 @@ def _warnings(found: Jetson) -> Iterator[str]:
             f"the power mode is {power.current_name}, but {power.file} has {best}: "
             f"sudo nvpmodel -m {power.fastest}"
         )
-    if power and (found.module or "").startswith("p3767") and found.super_flashed is False:
+    if _lacks_super_modes(found):
         yield (
             "the board was flashed without the super power modes: flash it with a -super "
             "configuration; linking nvpmodel.conf to the file of another board fails"
@@ -421,6 +427,17 @@ def _warnings(found: Jetson) -> Iterator[str]:
     if found.clocks.pinned is False:
         moving = [name for name, (least, most) in found.clocks.limits.items() if least != most]
         yield f"clocks are not pinned ({', '.join(moving)}): sudo jetson_clocks"
+
+
+def _lacks_super_modes(found: Jetson) -> bool:
+    """Return whether the module and L4T have super power modes that were not flashed."""
+    known = re.fullmatch(r"([0-9]+)\.([0-9]+)\.([0-9]+)", found.l4t or "")
+    return (
+        found.super_flashed is False
+        and (found.module or "").startswith("p3767")
+        and (found.power is not None and "MAXN_SUPER" not in found.power.names.values())
+        and (known is not None and tuple(map(int, known.groups())) >= _FIRST_SUPER)
+    )
 
 
 def _limits(least: Path, most: Path, unit: float) -> tuple[float, float] | None:

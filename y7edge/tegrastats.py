@@ -314,9 +314,11 @@ class Monitor:
 
     def _read(self, stream: IO[bytes]) -> None:
         """Collect samples until the end of the pipe; a line without an end is incomplete."""
+        is_rest = False  # of a line that is too long
         while line := stream.readline(_LONGEST_LINE):
             arrived = time.monotonic()
-            if not line.endswith(b"\n"):
+            skip, is_rest = is_rest, not line.endswith(b"\n")
+            if skip or is_rest:
                 continue
             text = line.decode("utf-8", "replace")
             if (sample := parse(text)) is None:

@@ -129,6 +129,12 @@ def test_the_rails_of_the_whole_board(
             "no rail of the whole board is known among those found: VDD_NEW, VDD_SOC",
         ),
         (["RAM 1/2MB (lfb 1x4MB)"], "", "no rail of the whole board is known among those found: "),
+        (
+            ["RAM 1/2MB (lfb 1x4MB) VDD_IN -392mW/5mW"],
+            "",
+            "VDD_IN is -392 mW, expected more than 0",
+        ),
+        (["RAM 1/2MB (lfb 1x4MB) VIN 0mW/5mW"], "", "VIN is 0 mW, expected more than 0"),
         ([NANO, NANO.replace("VDD_IN", "NC")], "", "no rail of the whole board is known among"),
     ],
 )

@@ -609,8 +609,16 @@ def python():
     return f"python3.{os.sys.version_info.minor}"
 
 
-def test_without_jetpack_nothing_is_misplaced(jetpack):
+def test_without_jetpack_nothing_is_misplaced(jetpack, monkeypatch):
+    monkeypatch.setattr(trt.jetson, "find", lambda: None)
     assert trt.misplaced() is None
+
+
+def test_a_jetson_without_tensorrt(jetpack, monkeypatch):
+    # The extra of y7edge does not install tensorrt there.
+    monkeypatch.setattr(trt.jetson, "find", lambda: object())
+    monkeypatch.setattr(trt, "find_spec", lambda name: None)
+    assert trt.misplaced() == "run `sudo apt install nvidia-jetpack`, which installs tensorrt"
 
 
 def test_the_link_to_jetpacks_tensorrt(jetpack, tmp_path):

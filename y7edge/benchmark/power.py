@@ -133,6 +133,8 @@ def _power(samples: Sequence[Sample], interval_ms: int, frames: int, seconds: fl
         listed = ", ".join(rails) or "none"
         return Measured(problem=f"no rail of the whole board is known among those found: {listed}")
     mean = sum(rails[name] for name in total)
+    if mean <= 0:
+        return Measured(problem=f"{' + '.join(total)} is {mean:.0f} mW, expected more than 0")
     frame_ms = 1e3 * seconds / frames
     return Measured(
         Power(
