@@ -95,7 +95,7 @@ def build(
     registry.check_payload(proved)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
-    require(chosen.NEEDS, f"target {target}")
+    require(chosen.NEEDS, f"target {target}", getattr(chosen, "misplaced", None))
     gate = MapGate.create(proved, data, max_map_drop, tell)
     runtime = cast(str, chosen.RUNTIME)
     limits = parity.tolerance(precision, registry.get(runtime).DEVIATION)

@@ -421,12 +421,19 @@ def missing(needs: Mapping[str, str]) -> list[str]:
     return [name for name in needs if find_spec(name) is None]
 
 
-def require(needs: Mapping[str, str], purpose: str) -> None:
-    """Raise RuntimeMissing, which says what to install, if a package of ``needs`` is missing."""
+def require(
+    needs: Mapping[str, str], purpose: str, advice: Callable[[], str | None] | None = None
+) -> None:
+    """Raise RuntimeMissing, which says what to install, if a package of ``needs`` is missing.
+
+    ``advice`` is ``misplaced`` of a runtime: how to get a package that pip does not install.
+    """
     absent = missing(needs)
     if absent:
         are = "is" if len(absent) == 1 else "are"
         how = " ".join(sorted({f'"{needs[name]}"' for name in absent}))
+        if found := advice and advice():
+            how += f"; {found}"
         raise RuntimeMissing(
             f"{purpose} needs {', '.join(absent)}, which {are} not installed: pip install {how}"
         )

@@ -249,7 +249,8 @@ def open_session(
     require_files(artifact.files)
     if not is_utf8(artifact.path):
         raise ArtifactError(f"{artifact.path}: engines open UTF-8 paths only: rename it")
-    require(runtime.NEEDS, f"opening {artifact.path.name}")
+    advice = getattr(runtime, "misplaced", None)
+    require(runtime.NEEDS, f"opening {artifact.path.name}", advice)
     if options.check_payload or (options.check_payload is None and artifact.side_files):
         check_payload(artifact, backend)
     try:

@@ -39,6 +39,7 @@ from y7edge.runtimes.base import one_line
 NAME = "tensorrt"
 SUFFIX = ".engine"
 NEEDS = runtime.NEEDS
+misplaced = runtime.misplaced
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
 # TensorRT accepts uint8 tensors only as inputs of a Cast, and our graphs transpose them before.
 INPUTS = ("float32",)

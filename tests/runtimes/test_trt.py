@@ -28,7 +28,7 @@ from y7edge.errors import (
     RuntimeMissing,
 )
 from y7edge.runtimes import _cuda, _trt_versions, registry, trt
-from y7edge.runtimes.base import SessionOptions
+from y7edge.runtimes.base import SessionOptions, require
 
 HOST = {"kernels": False}  # pre-processing by numpy; test_trt_frames.py has the rest
 
@@ -619,6 +619,21 @@ def test_a_jetson_without_tensorrt(jetpack, monkeypatch):
     monkeypatch.setattr(trt.jetson, "find", lambda: object())
     monkeypatch.setattr(trt, "find_spec", lambda name: None)
     assert trt.misplaced() == "run `sudo apt install nvidia-jetpack`, which installs tensorrt"
+
+
+def test_errors_say_how_to_get_jetpacks_tensorrt(jetpack, monkeypatch, tmp_path):
+    jetpack(python())
+    monkeypatch.setattr("y7edge.runtimes.base.find_spec", lambda name: None)
+    (tmp_path / "a.engine").touch()
+    write_sidecar(Artifact(tmp_path / "a.engine", make_manifest(target="tensorrt")))
+    with pytest.raises(RuntimeMissing, match=r"opening a.engine .* run `ln -sfn "):
+        registry.open_session(Artifact(tmp_path / "a.engine", make_manifest(target="tensorrt")))
+    needs = {"no_such_engine": "y7edge[tensorrt]"}
+    with pytest.raises(RuntimeMissing, match=r"which is not installed: pip .*; the system's tens"):
+        require(needs, "opening a.engine", trt.misplaced)
+    from y7edge.export.targets import trt as target
+
+    assert target.misplaced is trt.misplaced
 
 
 def test_the_link_to_jetpacks_tensorrt(jetpack, tmp_path):
