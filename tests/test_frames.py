@@ -76,6 +76,11 @@ def test_a_part_is_that_of_numpy():
         ({"shape": (0, 30, 3)}, "expected 1 to"),
         ({"shape": (1 << 16, 1 << 16, 3)}, "expected 1 to"),
         ({"address": 0}, "expected 1 to"),
+        ({"shape": (1 << 32, 1 << 32)}, "expected 1 to"),  # 0 bytes in 64 bits
+        ({"address": -4096}, "expected an address of 64 bits"),
+        ({"address": (1 << 64) + 4096}, "expected an address of 64 bits"),
+        ({"address": (1 << 63) - 20 * 90 + 1}, "expected an address of 64 bits"),
+        ({"strides": (1 << 62, 3, 1)}, "expected an address of 64 bits"),
         ({"strides": (90, 1, 30)}, r"has strides \(90, 1, 30\), expected contiguous rows"),
         ({"strides": (60, 3, 1)}, "expected contiguous rows"),
         ({"strides": (-90, 3, 1)}, "expected contiguous rows"),

@@ -527,11 +527,20 @@ def test_the_digest_is_not_checked_if_that_is_asked_for(machine, tmp_path):
     registry.open_session(artifact, SessionOptions(check_payload=False)).close()
 
 
-def test_a_file_that_everybody_can_change_warns(machine, tmp_path):
-    artifact = build(tmp_path, machine=machine)
-    artifact.path.chmod(0o666)
-    with pytest.warns(UserWarning, match=r"contains code .*chmod o-w .*robot.engine"):
+@pytest.mark.skipif(os.name == "nt", reason="no mode bits")
+@pytest.mark.parametrize("place", ["robot.engine", "robot.engine.json", ""])
+def test_a_file_that_everybody_can_change_warns(machine, tmp_path, place):
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    artifact = build(folder, machine=machine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         opened(artifact).close()
+    exposed = folder / place
+    exposed.chmod(0o777)
+    with pytest.warns(UserWarning, match=rf"machine code.*chmod o-w {exposed}`") as caught:
+        opened(artifact).close()
+    assert len(caught) == 1
 
 
 def test_only_version_compatible_engines_may_contain_host_code(machine, tmp_path):
