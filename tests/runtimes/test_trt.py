@@ -267,11 +267,13 @@ def test_an_error_of_any_call_leaves_nothing_behind(machine, monkeypatch, tmp_pa
 
 def test_a_call_after_an_error_runs(machine, tmp_path):
     session = opened(build(tmp_path, machine=machine, manifest=make_manifest("dynamic")))
-    for call in ("memcpy_htod_async", "set_input_shape", "execute_async_v3", "synchronize", "pop"):
+    calls = ("memcpy_htod_async", "set_input_shape", "execute_async_v3", "synchronize", "pop")
+    for seed, call in enumerate(calls):
         machine.fail = {call}
         with pytest.raises(DeviceError, match="injected"):
             session.infer({"images": images(3)})
         machine.fail = set()
+        assert_runs(session, images(3, seed=seed + 1))  # its shape is set again
         assert_runs(session, images(2, seed=4))
     session.close()
 
@@ -442,6 +444,7 @@ def test_an_engine_for_one_dla_core_runs_on_another(machine, monkeypatch, tmp_pa
     for device, used in (("auto", "dla:0"), ("dla:1", "dla:1")):
         session = opened(artifact, device)
         assert session.device == used
+        assert machine.core == int(used[-1])
         assert_runs(session, images())
         session.close()
 
