@@ -148,6 +148,7 @@ class FrameKernels:
     def _reserve(self, size: int) -> None:
         """Allocate memory for images of ``size`` bytes in all, if there is less."""
         if self._frames is None or len(self._frames.host) < size:
+            self._memory.stream.synchronize()  # a call that failed may have left work that reads it
             self._free_staging()
             self._frames = self._staging.buffer((size,), "uint8", in_place=True)
 

@@ -86,12 +86,11 @@ def read(artifact: Artifact, options: SessionOptions) -> bytes:
     path = artifact.path
     try:
         plan = read_regular(path, _MAX_BYTES)
-        if path.stat().st_mode & 0o002:
-            warnings.warn(
-                f"every user of this machine can change {path}, and an engine file contains code "
-                f"that runs with your rights: run `chmod o-w {path}`",
-                stacklevel=2,
-            )
+        # The manifest has the digest, so whoever writes both can replace the engine unnoticed.
+        for file in artifact.files:
+            if warning := _trt_versions.exposed(file):
+                warnings.warn(warning, stacklevel=2)
+                break
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {reason(error)}") from error
     if options.check_payload is False:

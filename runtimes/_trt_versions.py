@@ -140,9 +140,22 @@ def exposed(path: Path) -> str | None:
         sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
         if mode & stat.S_IWOTH and not sticky:
             return (
-                f"{path} is machine code, and every user of this machine can change it: "
-                f"chmod o-w {place}"
+                f"an engine file is machine code, and every user of this machine can change {path}:"
+                f" run `chmod o-w {place}`"
             )
+    return None
+
+
+def foreign(path: Path) -> str | None:
+    """Return why a file of a cache must not be used: another user wrote it; None if none did.
+
+    In a folder such as /tmp, every user can create a file before its owner does.
+    """
+    if os.name == "nt":
+        return None
+    for place in (path, path.absolute().parent):
+        if place.stat().st_uid not in (0, os.geteuid()):
+            return f"{place} belongs to another user, and an engine file is machine code"
     return None
 
 
@@ -158,9 +171,9 @@ def _runs(built: str, found: str, compatible: bool) -> bool:
 
 def _place(tie: Mapping[str, Any]) -> str:
     """Return compute capability, GPU and version in words."""
-    kind = f"sm_{tie['compute_capability'].replace('.', '')}"
-    names = ", ".join(str(tie[key]) for key in ("device", "platform") if tie.get(key))
-    return f"{kind}{f' ({names})' if names else ''} with TensorRT {tie['tensorrt']}"
+    kind = f"sm_{tie['compute_capability'].replace('.', '')[:16]}"
+    names = ", ".join(str(tie[key])[:64] for key in ("device", "platform") if tie.get(key))
+    return f"{kind}{f' ({names})' if names else ''} with TensorRT {tie['tensorrt'][:64]}"
 
 
 def _text(version: tuple[int, ...]) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.fake_model import FakeSession, make_manifest
 from y7edge.detect.detector import Detector
+from y7edge.detect.preprocess import place
 from y7edge.errors import DataError
 from y7edge.frames import CudaFrame, cuda_frame
 
@@ -76,6 +77,11 @@ def test_a_part_is_that_of_numpy():
         ({"shape": (0, 30, 3)}, "expected 1 to"),
         ({"shape": (1 << 16, 1 << 16, 3)}, "expected 1 to"),
         ({"address": 0}, "expected 1 to"),
+        ({"shape": (1 << 32, 1 << 32)}, "expected 1 to"),  # 0 bytes in 64 bits
+        ({"address": -4096}, "expected an address of 64 bits"),
+        ({"address": (1 << 64) + 4096}, "expected an address of 64 bits"),
+        ({"address": (1 << 63) - 20 * 90 + 1}, "expected an address of 64 bits"),
+        ({"strides": (1 << 62, 3, 1)}, "expected an address of 64 bits"),
         ({"strides": (90, 1, 30)}, r"has strides \(90, 1, 30\), expected contiguous rows"),
         ({"strides": (60, 3, 1)}, "expected contiguous rows"),
         ({"strides": (-90, 3, 1)}, "expected contiguous rows"),
@@ -91,6 +97,23 @@ def test_what_is_not_an_image(changes, problem):
     with pytest.raises(DataError, match=problem) as caught:
         cuda_frame(OnGpu(**changes))
     assert "\n" not in str(caught.value)
+
+
+class NotAnArray:
+    dtype, shape = np.dtype(np.uint8), (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("frame", "problem"),
+    [
+        (NotAnArray(), "must be a uint8 array, not NotAnArray"),
+        (np.zeros((6, 8), np.int8), "must be a uint8 array, not int8"),
+        (np.broadcast_to(np.uint8(1), (3 << 16, 1 << 16)), "more than 1073741824 values"),
+    ],
+)
+def test_what_is_not_an_nv12_image_for_a_session_on_a_gpu(frame, problem):
+    with pytest.raises(DataError, match=problem):
+        place(frame, "nv12", make_manifest().input)
 
 
 def test_an_interface_that_is_no_dictionary():

@@ -7,6 +7,7 @@ jetson-utils. DLPack is not supported: convert with ``torch.from_dlpack`` or ``c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from y7edge.errors import DataError
 
 _MAX_VALUES = 1 << 30  # per image, as for images in host memory
+_END = 1 << 63  # of all addresses
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class CudaFrame:
     @property
     def nbytes(self) -> int:
         """Bytes from the first to the last pixel."""
-        row = int(np.prod(self.shape[1:]))
+        row = math.prod(self.shape[1:])
         return (self.shape[0] - 1) * self.stride + row
 
 
@@ -89,7 +91,7 @@ def cuda_frame(frame: object) -> CudaFrame | None:
             f"an image on the GPU must have shape (height, width, 3), or 1 or 4 channels; got "
             f"{shape}: permute the axes, and pass one image at a time, or use batch()"
         )
-    size = int(np.prod(shape))
+    size = math.prod(shape)  # numpy's product overflows
     if min(shape) < 1 or size > _MAX_VALUES or not address:
         raise DataError(f"an image on the GPU has shape {shape}, expected 1 to {_MAX_VALUES} bytes")
     row = size // shape[0]
@@ -100,7 +102,13 @@ def cuda_frame(frame: object) -> CudaFrame | None:
             f"an image on the GPU of shape {shape} has strides {steps}, expected contiguous rows: "
             "copy it, for example by .contiguous() after permuting its axes"
         )
-    return CudaFrame(shape, address, steps[0], stream, frame)
+    found = CudaFrame(shape, address, steps[0], stream, frame)
+    if not 0 < address <= address + found.nbytes <= _END:
+        raise DataError(
+            f"an image on the GPU of shape {shape} has address {address:#x} and strides {steps}, "
+            "expected an address of 64 bits"
+        )
+    return found
 
 
 class Placed(NamedTuple):

@@ -28,15 +28,19 @@ def read(key: str) -> tuple[bytes, dict[str, Any]] | str | None:
     """
     plan, notes = _paths(key)
     try:
-        if warning := versions.exposed(plan):
-            return warning
+        if problem := versions.exposed(plan) or versions.foreign(plan):
+            return problem
         data, found = read_regular(plan, _MOST), json.loads(read_regular(notes, 1 << 20))
         engine, unchanged = found["engine"], hashlib.sha256(data).hexdigest() == found["sha256"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{plan} or its notes cannot be read ({type(error).__name__})"
-    return (data, engine) if unchanged and isinstance(engine, dict) else f"{plan} was changed"
+    if not unchanged:
+        return f"{plan} was changed"
+    if not isinstance(engine, dict) or type(engine.get("workspace_mb")) is not int:
+        return f"the notes of {plan} are incomplete"
+    return data, engine
 
 
 def write(key: str, data: bytes, engine: dict[str, Any]) -> str | None:
@@ -62,7 +66,7 @@ def read_timings(version: str, device: Device) -> bytes:
     """Return the timings of earlier builds; empty if there are none."""
     path = _timings(version, device)
     with suppress(OSError):  # without timings, the build takes longer
-        if not versions.exposed(path):
+        if not versions.exposed(path) and not versions.foreign(path):
             return read_regular(path, _MOST)
     return b""
 

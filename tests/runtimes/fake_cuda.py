@@ -54,6 +54,7 @@ class Machine:
         self.capability = (8, 6)
         self.integrated = False
         self.cores = 0
+        self.core = -1  # of the last engine
         self.version = "10.3.0"
         self.name = "Fake GPU"
         self.launch: Callable[[str, tuple, tuple, tuple], None] | None = None
@@ -555,6 +556,7 @@ def _tensorrt(machine: Machine) -> ModuleType:
                 return None
             assert serialized_engine.startswith(b"fake plan")
             content = json.loads(serialized_engine[9:])
+            machine.core = self._core
             assert self.engine_host_code_allowed == content.get("host_code", False)
             return Engine(self, content)
 
@@ -607,6 +609,11 @@ def _tensorrt(machine: Machine) -> ModuleType:
             self.addresses: dict[str, int] = {}
             (name,) = [n for n, t in engine.tensors.items() if t["mode"] == "INPUT"]
             self.input, self.shape = name, engine.get_tensor_shape(name)
+
+        def __del__(self) -> None:
+            if not all(machine.inside(address, 1) for address in self.addresses.values()):
+                machine.problems.append("memory freed before the execution context that uses it")
+            super().__del__()
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
             assert type(memory) is int

@@ -277,11 +277,13 @@ def test_an_error_of_any_call_leaves_nothing_behind(machine, monkeypatch, tmp_pa
 
 def test_a_call_after_an_error_runs(machine, tmp_path):
     session = opened(build(tmp_path, machine=machine, manifest=make_manifest("dynamic")))
-    for call in ("memcpy_htod_async", "set_input_shape", "execute_async_v3", "synchronize", "pop"):
+    calls = ("memcpy_htod_async", "set_input_shape", "execute_async_v3", "synchronize", "pop")
+    for seed, call in enumerate(calls):
         machine.fail = {call}
         with pytest.raises(DeviceError, match="injected"):
             session.infer({"images": images(3)})
         machine.fail = set()
+        assert_runs(session, images(3, seed=seed + 1))  # its shape is set again
         assert_runs(session, images(2, seed=4))
     session.close()
 
@@ -452,6 +454,7 @@ def test_an_engine_for_one_dla_core_runs_on_another(machine, monkeypatch, tmp_pa
     for device, used in (("auto", "dla:0"), ("dla:1", "dla:1")):
         session = opened(artifact, device)
         assert session.device == used
+        assert machine.core == int(used[-1])
         assert_runs(session, images())
         session.close()
 
@@ -537,11 +540,20 @@ def test_the_digest_is_not_checked_if_that_is_asked_for(machine, tmp_path):
     registry.open_session(artifact, SessionOptions(check_payload=False)).close()
 
 
-def test_a_file_that_everybody_can_change_warns(machine, tmp_path):
-    artifact = build(tmp_path, machine=machine)
-    artifact.path.chmod(0o666)
-    with pytest.warns(UserWarning, match=r"contains code .*chmod o-w .*robot.engine"):
+@pytest.mark.skipif(os.name == "nt", reason="no mode bits")
+@pytest.mark.parametrize("place", ["robot.engine", "robot.engine.json", ""])
+def test_a_file_that_everybody_can_change_warns(machine, tmp_path, place):
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    artifact = build(folder, machine=machine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         opened(artifact).close()
+    exposed = folder / place
+    exposed.chmod(0o777)
+    with pytest.warns(UserWarning, match=rf"machine code.*chmod o-w {exposed}`") as caught:
+        opened(artifact).close()
+    assert len(caught) == 1
 
 
 def test_only_version_compatible_engines_may_contain_host_code(machine, tmp_path):

@@ -302,6 +302,20 @@ def test_memory_grows_with_the_images(machine, tmp_path):
             assert machine.calls.count("pagelocked_empty") == (side == 20)
 
 
+@pytest.mark.parametrize("kind", JETSONS)
+def test_memory_is_not_replaced_while_a_failed_call_reads_it(machine, monkeypatch, tmp_path, kind):
+    equipped(machine, monkeypatch, **JETSONS[kind])
+    artifact = build(tmp_path, machine=machine)
+    machine.network = lively
+    with Detector(artifact.path) as detector:
+        machine.fail = {"cuGraphLaunch"}
+        with pytest.raises(DeviceError):
+            detector(image())
+        machine.fail = set()
+        assert len(detector(image(320, 320)))
+    assert machine.problems == []
+
+
 def test_the_table_of_the_letterbox_is_copied_once(machine, tmp_path):
     with Detector(build(tmp_path, machine=machine).path) as detector:
         copies = []

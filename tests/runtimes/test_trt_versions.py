@@ -97,6 +97,21 @@ def test_the_whole_message():
     assert "does not say" in versions.mismatch({}, HERE)
 
 
+def test_messages_are_short():
+    long = {"tensorrt": "1" * 9999, "compute_capability": "8" * 9999, "device": ["x"] * 9999}
+    assert len(versions.mismatch(long, HERE)) < 500
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no owners")
+def test_files_of_other_users(tmp_path, monkeypatch):
+    file = tmp_path / "m.engine"
+    file.write_bytes(b"")
+    owner = os.geteuid()
+    assert versions.foreign(file) is None
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert (versions.foreign(file) is None) == (owner == 0)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no mode bits")
 def test_files_that_others_can_write(tmp_path):
     file = tmp_path / "m.engine"

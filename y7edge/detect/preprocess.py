@@ -310,8 +310,15 @@ def place(
         DataError: it is not an image.
     """
     if color == "nv12":
-        if not isinstance(image, CudaFrame) and getattr(image, "dtype", None) != np.uint8:
-            raise DataError(f"an NV12 image must be a uint8 array, not {type(image).__name__}")
+        if not isinstance(image, CudaFrame):
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+                found = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+                raise DataError(f"an NV12 image must be a uint8 array, not {found}")
+            if image.size > MAX_VALUES:
+                raise DataError(
+                    f"an NV12 image must not have more than {MAX_VALUES} values; got shape "
+                    f"{image.shape}"
+                )
         kind: str = color
     else:
         image = as_checked(image, network.levels)
