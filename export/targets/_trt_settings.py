@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from y7edge import __version__
 from y7edge.artifact.bounds import MAX_BATCH
 from y7edge.artifact.description import kind_of_outputs
 from y7edge.artifact.manifest import Manifest
@@ -33,6 +34,9 @@ OPTIONS: Mapping[str, str] = {
 }
 LEAST_WORKSPACE = 128
 """MiB; a build that needs less does not exist, so no smaller value is tried."""
+
+DLA_LOCAL_DRAM, DLA_GLOBAL_DRAM = 512, 256
+"""MiB of the memory pools of a DLA on small boards; TensorRT's defaults are 1024 and 512."""
 
 _MIB = 1 << 20
 _SMALL_BOARD = 9 << 30  # boards with "8 GB" have less than this
@@ -149,7 +153,8 @@ class Settings:
         """
         chosen = {name: value for name, value in asdict(self).items() if name in _IN_KEY}
         place = (version, device.compute_capability, device.name, versions.this_platform())
-        text = json.dumps([payload, place, chosen], sort_keys=True)
+        # Another version of y7edge may build another engine from the same graph.
+        text = json.dumps([__version__, payload, place, chosen], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -189,7 +194,9 @@ def tie(
     }
 
 
-def trtexec(request: BuildRequest, settings: Settings, version: str, workspace: int) -> str:
+def trtexec(
+    request: BuildRequest, settings: Settings, version: str, device: Device, workspace: int
+) -> str:
     """Return the trtexec command that builds the same network, for comparisons."""
     typing, image = settings.typing(version), request.manifest.input
     words = [f"--onnx={request.model}", f"--saveEngine={Path(request.name).stem}.plan"]
@@ -204,7 +211,11 @@ def trtexec(request: BuildRequest, settings: Settings, version: str, workspace: 
             words += ["--precisionConstraints=obey", "--layerPrecisions=*:fp16"]
     elif typing == "graph" and versions.value("typed network flag", version):
         words.append("--stronglyTyped")
-    words += ["--noTF32", f"--memPoolSize=workspace:{workspace}", "--profilingVerbosity=detailed"]
+    pools = {"workspace": workspace}
+    if settings.dla is not None and device.small:
+        pools |= {"dlaLocalDRAM": DLA_LOCAL_DRAM, "dlaGlobalDRAM": DLA_GLOBAL_DRAM}
+    sizes = ",".join(f"{name}:{size}" for name, size in pools.items())
+    words += ["--noTF32", f"--memPoolSize={sizes}", "--profilingVerbosity=detailed"]
     for name, batch in zip(("min", "opt", "max"), settings.profile or (), strict=False):
         shape = "x".join(map(str, (batch, *image.shape[1:])))
         words.append(f"--{name}Shapes={image.name}:{shape}")

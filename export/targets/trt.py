@@ -98,7 +98,7 @@ def build(request: BuildRequest) -> Artifact:
             if settings.cache and (problem := _trt_cache.write(key, plan, tie)):
                 tell(problem)
     if settings.trtexec:
-        tell(_trt_settings.trtexec(request, settings, version, tie["workspace_mb"]))
+        tell(_trt_settings.trtexec(request, settings, version, device, tie["workspace_mb"]))
     request.path.write_bytes(plan)
     return Artifact(request.path, replace(request.manifest, engine=tie, opset=None))
 
@@ -267,9 +267,11 @@ class Build:
             config.default_device_type = trt.DeviceType.DLA
             config.DLA_core = settings.dla
             config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-            if self._device.small:  # the defaults are 1024 and 512 MiB
-                config.set_memory_pool_limit(trt.MemoryPoolType.DLA_LOCAL_DRAM, 512 * _MIB)
-                config.set_memory_pool_limit(trt.MemoryPoolType.DLA_GLOBAL_DRAM, 256 * _MIB)
+            if self._device.small:
+                pools = trt.MemoryPoolType
+                local, shared = _trt_settings.DLA_LOCAL_DRAM, _trt_settings.DLA_GLOBAL_DRAM
+                config.set_memory_pool_limit(pools.DLA_LOCAL_DRAM, local * _MIB)
+                config.set_memory_pool_limit(pools.DLA_GLOBAL_DRAM, shared * _MIB)
         return config
 
     def _asked(self, layers: list[Any]) -> dict[str, str]:

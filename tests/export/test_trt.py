@@ -29,7 +29,7 @@ from y7edge.errors import ConfigError, DeviceError, ExportError, RuntimeMissing
 from y7edge.export import build, export
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build as graph
-from y7edge.export.targets import _trt_cache, trt
+from y7edge.export.targets import _trt_cache, _trt_settings, trt
 from y7edge.export.targets._trt_settings import Device, Settings
 from y7edge.export.targets.base import BuildRequest
 from y7edge.files import cache_folder
@@ -591,7 +591,7 @@ def test_equal_requests_are_built_once(start, order):
 ORIN = Device("x", "8.7", 1, 1, True)
 
 
-def test_what_the_key_of_an_engine_contains(order):
+def test_what_the_key_of_an_engine_contains(order, monkeypatch):
     def key(payload="p", version="10.3.0", board=ORIN, **options):
         return Settings.of(order.request("fp16", **options)).key(payload, version, board)
 
@@ -610,6 +610,9 @@ def test_what_the_key_of_an_engine_contains(order):
     ]
     assert len(set(keys)) == len(keys)
     assert key() == key(trtexec="yes") == key(board=replace(ORIN, free=9, total=9))
+    before = key()
+    monkeypatch.setattr(_trt_settings, "__version__", "0.0.1")
+    assert key() != before
 
 
 def test_a_changed_engine_in_the_cache_is_not_used(start, order):
@@ -807,8 +810,9 @@ def test_the_equivalent_trtexec_command(start, order, version, options, words):
 
 
 def test_trtexec_for_the_dla(start, order):
-    start("10.3.0.30", dla_cores=1)
-    order("fp16", device="dla:0", trtexec="yes")
+    start("10.3.0.30", dla_cores=1, integrated=True, total=8 << 30)
+    order("fp16", device="dla:0", trtexec="yes", workspace="256")
     assert "--useDLACore=0 --allowGPUFallback" in order.text
+    assert "--memPoolSize=workspace:256,dlaLocalDRAM:512,dlaGlobalDRAM:256 " in order.text
     order("int8", device="dla:0", trtexec="yes")
     assert "trtexec has no equivalent command" in order.text
