@@ -95,7 +95,7 @@ def build(
     registry.check_payload(proved)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
-    require(chosen.NEEDS, f"target {target}")
+    require(chosen.NEEDS, f"target {target}", getattr(chosen, "misplaced", None))
     gate = MapGate.create(proved, data, max_map_drop, tell)
     runtime = cast(str, chosen.RUNTIME)
     limits = parity.tolerance(precision, registry.get(runtime).DEVIATION)
@@ -118,6 +118,7 @@ def build(
             name=destination.name,
             device=device,
             options=options or {},
+            progress=tell,
         )
         built = seal(chosen.build(request), chosen)
         probes = adapted_probes(proved.manifest, built.manifest, limits.probe)

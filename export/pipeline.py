@@ -33,9 +33,11 @@ from y7edge.export.proof.probes import make_probes
 from y7edge.export.proof.reference import Reference
 from y7edge.export.targets import registry as targets
 from y7edge.export.targets.base import (
+    WRITTEN,
     BuildRequest,
     Target,
     Unprovable,
+    exportable,
     require_device,
     require_offered,
 )
@@ -83,7 +85,8 @@ def export(
         imgsz: side, or (height, width), of the input in pixels, multiples of the largest stride;
             None: the size of the training.
         batch: fixed batch size.
-        dynamic: make the batch size dynamic. The proof then runs batches of 1 and of 3 images.
+        dynamic: make the batch size dynamic, instead of ``batch``. The proof then runs batches of 1
+            and of 3 images.
         images: images for the proof; None: images of the data set that the checkpoint records, or
             synthetic scenes if that data set does not exist.
         rewrites: names from ``y7edge.export.graph.rewrites``, in addition to the target's
@@ -108,9 +111,11 @@ def export(
     """
     destination, chosen = Path(out), targets.get(target)
     tell = progress or (lambda _: None)
+    if dynamic and batch != 1:
+        raise ConfigError(f"batch is {batch}, but the batch size is to be dynamic: give only one")
     size: Dim = "dynamic" if dynamic else batch
     require_offered(chosen, input, outputs, precision, size, options or {})
-    _check(chosen, size, unverified, data is not None)
+    _check(chosen, precision, size, unverified, data is not None)
     require_destination(destination, target, chosen)
     require_device(chosen, device)
     require({**_GRAPH_NEEDS, **chosen.NEEDS}, f"target {target}")
@@ -156,6 +161,7 @@ def _make(
             name=order.destination.name,
             device=order.device,
             options=options,
+            progress=tell,
         )
         made, note = _build(request, order.target, rewrites, simplify, tell)
         made, report = _prove(order, made, images)
@@ -253,12 +259,20 @@ def _versions(target: Target) -> dict[str, str]:
     return {"y7edge": __version__, "numpy": np.__version__, **graph, **target.versions()}
 
 
-def _check(target: Target, batch: Dim, unverified: str | None, evaluated: bool) -> None:
-    """Raise ConfigError if the batch size or ``unverified`` does not suit the target.
+def _check(
+    target: Target, precision: str, batch: Dim, unverified: str | None, evaluated: bool
+) -> None:
+    """Raise ConfigError if the precision, the batch size or ``unverified`` does not suit.
 
     If the target has no runtime, ``unverified`` is required; otherwise it is forbidden.
     ``evaluated``: whether the mAP is to be measured, which requires a runtime.
     """
+    if precision not in exportable(target):
+        raise ConfigError(
+            f"graphs are written in {' or '.join(WRITTEN)}, and target {target.NAME} makes "
+            f"{precision} artifacts only of {target.PRECISIONS[precision]} graphs: quantise an "
+            "ONNX file, and convert it with `y7edge build`"
+        )
     if batch != "dynamic" and not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"batch is {batch}, expected 1 to {MAX_BATCH}, or dynamic=True")
     if isinstance(target.RUNTIME, Unprovable) and not unverified:

@@ -17,7 +17,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from y7edge.artifact.foreign import Interface, Tensor
 from y7edge.errors import ArtifactError
@@ -277,6 +277,80 @@ def _numbers(stream: BinaryIO, begin: int, end: int, number: int) -> Iterator[in
     for found, kind, _, content, stop in _fields(stream, begin, end):
         if found == number and kind == _VARINT:
             yield _varint(_read(stream, content, stop), 0)[0]
+
+
+class Quantizer(NamedTuple):
+    """A node that quantises or dequantises a tensor.
+
+    Attributes:
+        name: Name of the node.
+        operator: "QuantizeLinear" or "DequantizeLinear".
+        dtype: Type of the integers; "" if the file does not store it.
+        symmetric: Whether its zero points are 0; None if the file does not store them.
+    """
+
+    name: str
+    operator: str
+    dtype: str
+    symmetric: bool | None
+
+
+def read_quantizers(path: Path) -> tuple[Quantizer, ...]:
+    """Return all nodes QuantizeLinear and DequantizeLinear of the main graph, in file order.
+
+    Raises:
+        ArtifactError: the file is not an ONNX file, is truncated, or has external data.
+    """
+    nodes: list[tuple[str, str, list[str]]] = []
+    tensors: dict[str, tuple[int, int]] = {}
+    with _opened(path) as (stream, fields):
+        graph = next(field for field in fields if field[0] == _GRAPH)
+        for number, kind, _, content, end in _fields(stream, graph[3], graph[4]):
+            if kind == _BYTES and number == 1:  # NodeProto: input 1, name 3, op_type 4
+                operator = "".join(_texts(stream, content, end, 4))
+                if operator in ("QuantizeLinear", "DequantizeLinear"):
+                    name = "".join(_texts(stream, content, end, 3))
+                    nodes.append((name, operator, list(_texts(stream, content, end, 1))))
+            elif kind == _BYTES and number == 5:  # TensorProto: name 8
+                tensors["".join(_texts(stream, content, end, 8))] = (content, end)
+        return tuple(_quantizer(stream, *node, tensors) for node in nodes)
+
+
+def _quantizer(
+    stream: BinaryIO,
+    name: str,
+    operator: str,
+    inputs: list[str],
+    tensors: dict[str, tuple[int, int]],
+) -> Quantizer:
+    """Read type and zero point of a node with the inputs x, scale and, optionally, zero point."""
+    stored = tensors.get(inputs[2]) if len(inputs) > 2 else None
+    if len(inputs) > 2 and inputs[2]:
+        dtype = _dtype(stream, *stored) if stored else ""
+        return Quantizer(name, operator, dtype, _is_zero(stream, *stored) if stored else None)
+    if operator == "QuantizeLinear":  # the ONNX default
+        return Quantizer(name, operator, "uint8", True)
+    weight = tensors.get(inputs[0]) if inputs else None
+    return Quantizer(name, operator, _dtype(stream, *weight) if weight else "", True)
+
+
+def _dtype(stream: BinaryIO, begin: int, end: int) -> str:
+    """Return the type of a TensorProto (field data_type 2)."""
+    return _DTYPES.get(next(_numbers(stream, begin, end, 2), 0), "")
+
+
+def _is_zero(stream: BinaryIO, begin: int, end: int) -> bool | None:
+    """Return whether all values of an integer TensorProto are 0; None if it stores no values.
+
+    Field numbers: int32_data 5, raw_data 9. A number that is 0 consists of bytes that are 0, also
+    in a packed field.
+    """
+    if end - begin > 1 << 20:
+        raise _MalformedError(f"a zero point has {end - begin} bytes")
+    values = [n == 0 for n in _numbers(stream, begin, end, 5)]
+    for number in (5, 9):
+        values += [not any(_read(stream, *part)) for part in _parts(stream, begin, end, number)]
+    return all(values) if values else None
 
 
 def payload_digest(path: Path) -> str:

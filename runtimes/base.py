@@ -10,17 +10,16 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, runtime_checkable
 from weakref import WeakSet
 
+import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.artifact import Artifact
@@ -36,9 +35,12 @@ from y7edge.errors import (
     RuntimeMissing,
     Y7EdgeError,
 )
+from y7edge.frames import OnDevice
 from y7edge.machine import usable_cores
 
 MAX_THREADS = 1024
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class SessionOptions:
     @property
     def thread_count(self) -> int:
         """Number of threads to run with on the CPU."""
-        return self.threads or min(usable_cores(), MAX_THREADS)
+        return int(self.threads or min(usable_cores(), MAX_THREADS))
 
 
 class Session(ABC):
@@ -155,6 +157,11 @@ class Session(ABC):
         names = ("backend", "why", "device", "threads", "arithmetic")
         return {**{name: getattr(self, name) for name in names}, "versions": dict(self.versions)}
 
+    @property
+    def on_device(self) -> OnDevice | None:
+        """What pre-processes images and selects candidates on the device; None: numpy does."""
+        return None
+
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model on arrays, by input name; return new arrays, by output name.
 
@@ -163,18 +170,9 @@ class Session(ABC):
             DetectorClosed: the session was closed.
             DeviceError: the engine failed.
         """
-        if self._closed:
-            raise DetectorClosed(f"the session of {self._label} was closed: open it again")
-        require_process(self._process, f"the session of {self._label}")
+        self._require_open()
         check_feeds(self.inputs, feeds)
-        try:
-            results = self._run(feeds)
-        except Y7EdgeError:
-            raise
-        except Exception as error:  # engines have no common exception class
-            raise DeviceError(
-                f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
-            ) from error
+        results = self._call(self._run, feeds)
         images = len(feeds[self.inputs[0].name])
         for spec in self.outputs:
             found, rows = results.get(spec.name), spec.role == "detections"
@@ -186,6 +184,23 @@ class Session(ABC):
                     f"expected {spec.dtype} {shape}: export it again"
                 )
         return results
+
+    def _require_open(self) -> None:
+        """Raise DetectorClosed or DeviceError if the session cannot be used in this process."""
+        if self._closed:
+            raise DetectorClosed(f"the session of {self._label} was closed: open it again")
+        require_process(self._process, f"the session of {self._label}")
+
+    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call the engine; convert its exceptions to DeviceError."""
+        try:
+            return function(*arguments)
+        except Y7EdgeError:
+            raise
+        except Exception as error:  # engines have no common exception class
+            raise DeviceError(
+                f"{self._label} failed in {self.ENGINE}: {one_line(error)}"
+            ) from error
 
     def close(self) -> None:
         """Free the engine's memory. Calling it again has no effect.
@@ -352,37 +367,6 @@ def claim_engine(engine: str) -> None:
         )
 
 
-_OPENMP_WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # environment variables
-_OPENMP_SPINS = "1000"  # less than a tenth of a millisecond
-
-
-@contextmanager
-def openmp_waits_briefly() -> Iterator[None]:
-    """Set up the GNU OpenMP library of an engine that is imported inside a ``with`` statement.
-
-    By default, waiting threads spin for milliseconds, which takes processors from other sessions
-    and from the rest of the robot's software. Without any spinning, the threads would sleep and
-    wake in every layer, which makes two threads slower than one. The library reads its environment
-    when it is loaded. A policy set by the user is kept.
-
-    If torch was imported before, the engine would use torch's library, whose threads spin.
-    Therefore symbols are looked up in the engine's own libraries first (RTLD_DEEPBIND of glibc).
-    """
-    flags = sys.getdlopenflags() if hasattr(os, "RTLD_DEEPBIND") else 0
-    set_here = not os.environ.keys() & _OPENMP_WAITING
-    try:
-        if flags:
-            sys.setdlopenflags(flags | os.RTLD_DEEPBIND)
-        if set_here:
-            os.environ["GOMP_SPINCOUNT"] = _OPENMP_SPINS
-        yield
-    finally:
-        if set_here:  # other libraries and child processes are not affected
-            os.environ.pop("GOMP_SPINCOUNT", None)
-        if flags:
-            sys.setdlopenflags(flags)
-
-
 def refuse_copy(what: str) -> NoReturn:
     """Raise DeviceError for an attempt to pickle or copy ``what``."""
     raise DeviceError(
@@ -437,13 +421,21 @@ def missing(needs: Mapping[str, str]) -> list[str]:
     return [name for name in needs if find_spec(name) is None]
 
 
-def require(needs: Mapping[str, str], purpose: str) -> None:
-    """Raise RuntimeMissing, which says what to install, if a package of ``needs`` is missing."""
+def require(
+    needs: Mapping[str, str], purpose: str, advice: Callable[[], str | None] | None = None
+) -> None:
+    """Raise RuntimeMissing, which says what to install, if a package of ``needs`` is missing.
+
+    ``advice`` is ``misplaced`` of a runtime: how to get a package that pip does not install.
+    """
     absent = missing(needs)
     if absent:
+        are = "is" if len(absent) == 1 else "are"
         how = " ".join(sorted({f'"{needs[name]}"' for name in absent}))
+        if found := advice and advice():
+            how += f"; {found}"
         raise RuntimeMissing(
-            f"{purpose} needs {', '.join(absent)}, which is not installed: pip install {how}"
+            f"{purpose} needs {', '.join(absent)}, which {are} not installed: pip install {how}"
         )
 
 
@@ -485,6 +477,11 @@ def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, NDArray[Any]
         if spec.name not in feeds:
             continue
         array = feeds[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise ConfigError(
+                f"{spec.name} is a {type(array).__name__}, expected a numpy array of {spec.dtype} "
+                f"{spec.shape}"
+            )
         if not fits(array, spec) or not array.size:
             raise ConfigError(
                 f"{spec.name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}"

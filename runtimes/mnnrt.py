@@ -26,6 +26,7 @@ from y7edge.artifact.artifact import (
 )
 from y7edge.artifact.manifest import Dim
 from y7edge.errors import ConfigError, DeviceError
+from y7edge.runtimes._openmp import openmp_waits_briefly
 from y7edge.runtimes.base import (
     Session,
     SessionOptions,
@@ -33,7 +34,6 @@ from y7edge.runtimes.base import (
     claim_engine,
     installed_versions,
     one_line,
-    openmp_waits_briefly,
     parse_device,
 )
 

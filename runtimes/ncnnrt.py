@@ -22,12 +22,12 @@ from y7edge.artifact.artifact import (
     write_sidecar,
 )
 from y7edge.errors import ArtifactError, ConfigError, DeviceError
+from y7edge.runtimes._openmp import openmp_waits_briefly
 from y7edge.runtimes.base import (
     Session,
     SessionOptions,
     claim_engine,
     installed_versions,
-    openmp_waits_briefly,
     parse_device,
 )
 

@@ -17,10 +17,13 @@ from y7edge.errors import (
     ArtifactError,
     ArtifactMissing,
     ConfigError,
+    DeviceError,
     DigestError,
     RuntimeMissing,
+    Y7EdgeError,
 )
 from y7edge.files import is_file, is_utf8
+from y7edge.packages import hidden_behind
 from y7edge.plugins import Plugins
 from y7edge.runtimes.base import (
     ReadsForeign,
@@ -236,8 +239,8 @@ def open_session(
     Raises:
         ArtifactMissing: a file of the artifact does not exist.
         ArtifactError: the path is not UTF-8.
-        RuntimeMissing: the engine's package is not installed, or cannot be imported; the message
-            says what to install.
+        RuntimeMissing: the engine's package is not installed, cannot be imported, or is hidden by
+            another file; the message says what to install or rename.
         DigestError: the payload was changed; checked according to ``options.check_payload``.
         DeviceError: the device does not exist, or the engine refuses the file.
     """
@@ -246,7 +249,8 @@ def open_session(
     require_files(artifact.files)
     if not is_utf8(artifact.path):
         raise ArtifactError(f"{artifact.path}: engines open UTF-8 paths only: rename it")
-    require(runtime.NEEDS, f"opening {artifact.path.name}")
+    advice = getattr(runtime, "misplaced", None)
+    require(runtime.NEEDS, f"opening {artifact.path.name}", advice)
     if options.check_payload or (options.check_payload is None and artifact.side_files):
         check_payload(artifact, backend)
     try:
@@ -256,6 +260,13 @@ def open_session(
             f"the engine for {artifact.path.name} is installed, but cannot be imported: "
             f"{one_line(error)}; see `y7edge check`"
         ) from error
-    session = runtime.open(artifact, options)
+    try:
+        session = runtime.open(artifact, options)
+    except Exception as error:
+        if problem := hidden_behind(error):
+            raise problem from error
+        if isinstance(error, Y7EdgeError):
+            raise
+        raise DeviceError(f"{artifact.path} cannot be opened: {one_line(error)}") from error
     session.backend, session.why = name_of(runtime), why
     return session

@@ -156,6 +156,8 @@ def test_the_processor_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     found = environment.check().processor
     assert found.model and found.quota == 1.5 and found.usable_cores == 1
     assert set(found.features) <= set(machine.FEATURES)
+    assert {**found.features, **found.absent} == machine.known_features()
+    assert not found.features.keys() & found.absent.keys()
     assert 1 <= found.cores <= found.processors
 
 
@@ -192,3 +194,14 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("onnxrt ") for line in lines)
     assert any(line.split()[:3] == ["onnx", "yes", "no"] for line in lines)
+
+
+def test_a_package_that_the_system_keeps_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Jetson; see tests/runtimes/test_trt.py."""
+    runtime = registry.get("onnxrt")
+    monkeypatch.setattr(runtime, "misplaced", lambda: "run `ln -sfn A B`", raising=False)
+    usable = _onnxrt()
+    assert usable.usable
+    assert usable.reason.endswith("; run `ln -sfn A B`")
+    monkeypatch.setattr("y7edge.environment.missing", lambda needs: list(needs))
+    assert _onnxrt().reason == "onnxruntime is not installed: run `ln -sfn A B`"

@@ -83,12 +83,23 @@ def test_base_install_needs_no_engine() -> None:
 
 def test_constraints_pin_all_that_is_asked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = chain(project["dependencies"], *project["optional-dependencies"].values())
+    extras = dict(project["optional-dependencies"])
+    del extras["tensorrt"]  # the tests were not run with it
+    asked = chain(project["dependencies"], *extras.values())
     names = {re.split(r"[\[<>=!~ ]", line)[0].lower() for line in asked} - {"y7edge"}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split(" ;")[0].split("==") for line in lines if not line.startswith("#"))
     assert names <= set(pins)
     assert not [pin for pin in pins.values() if "+" in pin or "/" in pin]
+
+
+@pytest.mark.parametrize("folder", ["docs", "examples", "tests"])
+def test_source_distribution_holds_every_kind_of_file(folder: str) -> None:
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    patterns = next(line.split()[2:] for line in lines if f"-include {folder} " in line)
+    files = [path for path in (ROOT / folder).rglob("*.*") if path.is_file()]
+    suffixes = {f"*{path.suffix}" for path in files if "__pycache__" not in path.parts}
+    assert suffixes <= set(patterns)
 
 
 @pytest.mark.slow
@@ -103,6 +114,7 @@ def test_wheel_holds_our_names_only(tmp_path: Path) -> None:
     folders = {str(Path(name).parent).replace("/", ".") for name in names if name.endswith(".py")}
     assert folders == _packages()
     assert "y7edge/py.typed" in names
+    assert {"y7edge/runtimes/_cuda_kernels.cu", "y7edge/runtimes/_cuda_kernels.ptx"} <= set(names)
     assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
 
 

@@ -20,8 +20,9 @@ FOLDERS = {"y7edge": "y7edge", "y7edge.export": "export", "y7edge.runtimes": "ru
 # A module imports only from its own layer and from those before it; the longest prefix decides.
 LAYERS = (
     (
+        *("y7edge.jetson", "y7edge.tegrastats"),
         *("y7edge", "y7edge.errors", "y7edge.files", "y7edge.plugins", "y7edge.text"),
-        *("y7edge.html", "y7edge.boxes", "y7edge.machine", "y7edge.packages"),
+        *("y7edge.html", "y7edge.boxes", "y7edge.frames", "y7edge.machine", "y7edge.packages"),
     ),
     ("y7edge.models", "y7edge.artifact"),
     ("y7edge.runtimes",),
@@ -45,7 +46,7 @@ TOP_LEVEL = {
     "y7edge": {"numpy", "cv2"},
     **{
         f"y7edge.{m}": {"numpy"}
-        for m in ("errors", "files", "text", "html", "boxes", "plugins", "runtimes")
+        for m in ("errors", "files", "frames", "text", "html", "boxes", "plugins", "runtimes")
     },
     **{f"y7edge.{m}": {"numpy"} for m in ("models", "artifact", "detect.detections")},
     "y7edge.nn": {"numpy", "torch"},

@@ -20,12 +20,13 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
-from y7edge import __version__, machine
+from y7edge import __version__, jetson, machine
 from y7edge.errors import RuntimeMissing
 from y7edge.packages import hidden
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
 
+_JETPACK_OPENCV = "JetPack's OpenCV (sudo apt install nvidia-opencv)"
 _SECONDS = 60  # to load an engine; it takes less than a second
 
 # Import name -> (name on PyPI, extra that installs it), in the order of the report.
@@ -62,6 +63,7 @@ class Processor:
 
     model: str
     features: dict[str, str]  # name in /proc/cpuinfo -> purpose
+    absent: dict[str, str]  # features of other CPUs of this architecture
     processors: int  # of the machine; two for each core with SMT
     cores: int  # physical cores of the machine
     allowed: int  # processors in the affinity mask
@@ -78,6 +80,7 @@ class Report:
     python: str
     system: str
     processor: Processor
+    jetson: jetson.Jetson | None  # None: not a Jetson
     packages: dict[str, str | None]  # name on PyPI -> version; None: not installed
     opencv: dict[str, Any]  # installed, version, gstreamer, file, problem
     backends: tuple[Backend, ...]
@@ -101,7 +104,7 @@ def extra_of(package: str) -> str:
 def check() -> Report:
     """Find the installed packages, the usable backends, and what is missing for each purpose."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
-    opencv = _opencv()
+    board, opencv = jetson.find(), _opencv()
     backends = _backends()
     lacking = {
         purpose: tuple(pypi for pypi in needs if versions[pypi] is None)
@@ -111,12 +114,19 @@ def check() -> Report:
         engines = sorted({name for runtime in registry.loadable() for name in runtime.NEEDS})
         lacking["detect"] += (f"an engine (one of {', '.join(engines)})",)
     if not opencv["installed"]:
-        lacking["detect"] += ("opencv-python",)
+        lacking["detect"] += (_JETPACK_OPENCV if board else "opencv-python",)
+    elif board and not opencv["gstreamer"]:
+        problem = (
+            f"{opencv['file']} is built without GStreamer, so that cameras of a Jetson cannot be "
+            f"opened: pip uninstall opencv-python, and use {_JETPACK_OPENCV}"
+        )
+        opencv["problem"] = opencv["problem"] or problem
     return Report(
         y7edge=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
+        jetson=board,
         packages=versions,
         opencv=opencv,
         backends=backends,
@@ -127,9 +137,11 @@ def check() -> Report:
 
 def _processor() -> Processor:
     """Return what is known of the CPU and the limits of this process."""
+    found = machine.processor_features()
     return Processor(
         model=machine.processor_model(),
-        features={name: machine.FEATURES[name] for name in machine.processor_features()},
+        features={name: machine.FEATURES[name] for name in found},
+        absent={name: text for name, text in machine.known_features().items() if name not in found},
         processors=os.cpu_count() or 1,
         cores=machine.physical_cores(),
         allowed=len(machine.allowed_processors()),
@@ -261,8 +273,12 @@ def _static_reason(runtime: Runtime) -> str | None:
     """Return why a runtime cannot be used, as far as that is known without loading its engine."""
     absent = missing(runtime.NEEDS)
     if absent:
-        how = " ".join(f"'{runtime.NEEDS[package]}'" for package in absent)
-        return f"{', '.join(absent)} is not installed: pip install {how}"
+        extras = sorted({runtime.NEEDS[package] for package in absent})
+        steps = [f"pip install {' '.join(map(repr, extras))}"]
+        if advice := _advice(runtime):
+            steps = [advice, *(steps if len(absent) > 1 else [])]
+        are = "is" if len(absent) == 1 else "are"
+        return f"{', '.join(absent)} {are} not installed: {'; then '.join(steps)}"
     for module in runtime.NEEDS:
         if problem := hidden(module):
             return problem
@@ -270,6 +286,12 @@ def _static_reason(runtime: Runtime) -> str | None:
         if least := _too_old(package, version):
             return f"{package} is {version}, expected {least} or later: pip install -U {package}"
     return None
+
+
+def _advice(runtime: Runtime) -> str | None:
+    """Return what a runtime says about a package that is installed elsewhere, or hidden."""
+    find: Callable[[], str | None] = getattr(runtime, "misplaced", lambda: None)
+    return find()
 
 
 def _finish(name: str, runtime: Runtime, child: subprocess.Popen[str]) -> Backend:
@@ -302,4 +324,6 @@ def _finish(name: str, runtime: Runtime, child: subprocess.Popen[str]) -> Backen
     reason = f"will be used for {', '.join(runtime.FORMATS)} on {', '.join(devices)}"
     if lacking:
         reason += f"; no device {', '.join(sorted(lacking))}"
+    if advice := _advice(runtime):
+        reason += f"; {advice}"
     return Backend(name, runtime.FORMATS, True, reason, versions, devices)

@@ -106,6 +106,12 @@ def processor_features() -> tuple[str, ...]:
     return tuple(name for name in FEATURES if name in listed)
 
 
+def known_features() -> dict[str, str]:
+    """Return the part of ``FEATURES`` that CPUs of this machine's architecture may have."""
+    is_arm = platform.machine().lower().startswith(("arm", "aarch64"))
+    return {name: text for name, text in FEATURES.items() if text.endswith("(ARM)") == is_arm}
+
+
 def resident_memory() -> int | None:
     """Return the memory of this process that is in RAM, in bytes; None if it is not known."""
     fields = _read(_PROC / "self/statm").split()

@@ -78,19 +78,13 @@ def of_input(a: Opened, b: Opened, frame: Frame) -> Cause | None:
 
 def of_outputs(case: Case) -> Cause | None:
     """Find the cause of different heads or candidates; None if no test succeeds."""
-    tests: tuple[Callable[[Case], Cause | None], ...] = (
-        _not_a_number,
-        _other_shape,
-        _suppression,
-        _anchors,
-        _sigmoid,
-        _order,
-        _input_values,
-        _shift,
-        _precision,
-    )
+    tests: list[Callable[[Case], Cause | None]] = [_not_a_number, _other_shape]
+    tests += [_suppression, _anchors]
     if case.close:
-        tests = (_precision,)  # the outputs agree already, so that other tests would succeed too
+        tests = []
+    elif not agree(*case.outputs, case.limits):  # else these tests would succeed too
+        tests += [_sigmoid, _order, _input_values, _shift]
+    tests += [_precision]
     return next((cause for cause in (test(case) for test in tests) if cause), None)
 
 

@@ -6,7 +6,7 @@ point of the group ``y7edge.targets``. It imports its toolkit inside functions o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +43,8 @@ class BuildRequest:
         images: Calibration inputs, each float32 (1, 3, H, W), RGB, 0 to 1; None if not given.
         device: The device to build for, if the toolkit builds for a device.
         options: Options of the target, by the names in ``OPTIONS``.
+        progress: Called with one line for each step of a long build, and for each result that is
+            not an error.
     """
 
     model: Path
@@ -53,11 +55,16 @@ class BuildRequest:
     images: tuple[NDArray[np.float32], ...] | None = None
     device: str = "auto"
     options: Mapping[str, str] = field(default_factory=dict)
+    progress: Callable[[str], None] = lambda _: None
 
     @property
     def path(self) -> Path:
         """Path of the main file."""
         return self.folder / self.name
+
+
+WRITTEN = ("fp32", "fp16")
+"""Precisions in which ``y7edge export`` writes graphs. Others are converted by ``y7edge build``."""
 
 
 class Target(Protocol):
@@ -99,6 +106,11 @@ class Target(Protocol):
         Raises:
             RuntimeMissing: the converter, or the interpreter that it needs, was not found.
         """
+
+
+def exportable(target: Target) -> tuple[str, ...]:
+    """Return the precisions in which ``y7edge export`` makes artifacts of a target."""
+    return tuple(p for p, written in target.PRECISIONS.items() if written in WRITTEN)
 
 
 def require_offered(

@@ -71,7 +71,7 @@ def _converter(name: str, lacking: Sequence[str]) -> Converter:
         needs = dict(target.NEEDS)
         if isinstance(target.RUNTIME, str):
             needs |= runtimes.get(target.RUNTIME).NEEDS
-        require(needs, f"target {name}")
+        require(needs, f"target {name}", getattr(target, "misplaced", None))
         for problem in filter(None, map(hidden, needs)):
             raise RuntimeMissing(problem)
         versions = target.versions()

@@ -285,6 +285,7 @@ OPTIONS = {
     "val --threads": ["0", "1000000"],
     "benchmark --runs": [*NUMBERS, "0"],
     "benchmark --warmup": [*NUMBERS, "0"],
+    "benchmark --power-interval": [*NUMBERS, "19", "1001"],
     "benchmark --device": ANY,
     "selftest --threads": ["0", "-1", "1000000", "x"],
     "selftest --device": ANY,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -28,6 +29,7 @@ from y7edge.errors import (
     RuntimeMissing,
 )
 from y7edge.runtimes import onnxrt, registry
+from y7edge.runtimes.base import SessionOptions
 
 
 def detector_over(batch=1, outputs="heads", **options) -> tuple[Detector, FakeSession]:
@@ -213,6 +215,25 @@ def test_thresholds_come_from_the_manifest_unless_given():
     info = Detector.from_session(FakeSession(manifest), manifest, conf=0.5, iou=0.0).info
     assert (info["conf"], info["iou"]) == (0.5, 0.0)
     assert len(detector_over(conf=0.99)[0](frame_with((32, 64)))) == 0
+
+
+def test_numpy_numbers_are_numbers_and_info_is_json():
+    manifest = make_manifest()
+    detector = Detector.from_session(
+        FakeSession(manifest),
+        manifest,
+        conf={np.int64(1): np.float32(0.5), "nut": np.float64(0.75)},
+        iou=np.float32(0.5),
+        max_det=np.int64(7),
+    )
+    info = json.loads(json.dumps(detector.info))
+    assert info["class_conf"] == [0.75, 0.5, 0.25]
+    assert (info["conf"], info["iou"], info["max_det"]) == (0.25, 0.5, 7)
+    one = Detector.from_session(FakeSession(manifest), manifest, conf=np.float32(0.5))
+    assert json.loads(json.dumps(one.info))["conf"] == 0.5
+    assert type(SessionOptions(threads=np.int64(1)).thread_count) is int
+    with pytest.raises(ConfigError, match="conf: expected a finite number"):
+        Detector.from_session(FakeSession(manifest), manifest, conf={1: np.float32("nan")})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ import pytest
 
 from tests.detect.ops_cases import arrays, table
 from y7edge.artifact.manifest import InputInfo
-from y7edge.detect.preprocess import Preprocessor, check_frame, letterbox_geometry, unletterbox
+from y7edge.detect.preprocess import (
+    Preprocessor,
+    check_frame,
+    letterbox_geometry,
+    nv12_to_bgr,
+    unletterbox,
+)
 from y7edge.errors import ConfigError, DataError
 
 LETTERBOX = table()["letterbox"]
@@ -236,3 +242,48 @@ def test_half_precision_input_is_the_rounded_quotient(layout, scale):
     tensor = process.tensor[0] if layout == "NCHW" else process.tensor[0].transpose(2, 0, 1)
     expected = (frame[..., 0] / np.float32(1 / scale)).astype(np.float16)
     np.testing.assert_array_equal(tensor[:, 8:24], np.stack([expected] * 3))
+
+
+def test_nv12_is_converted_by_bt601_with_limited_range():
+    # Luma and chroma (Cb, Cr) of the colour bars of ITU-R BT.601 at 100 %, and their BGR colours.
+    bars = {
+        (16, 128, 128): (0, 0, 0),
+        (235, 128, 128): (255, 255, 255),
+        (81, 90, 240): (0, 0, 255),
+        (145, 54, 34): (0, 255, 0),
+        (41, 240, 110): (255, 0, 0),
+        (210, 16, 146): (0, 255, 255),
+    }
+    for (luma, cb, cr), bgr in bars.items():
+        frame = np.full((9, 4), luma, np.uint8)
+        frame[6:] = (cb, cr) * 2
+        image = nv12_to_bgr(frame)
+        assert image.shape == (6, 4, 3)
+        assert np.abs(image.astype(int) - bgr).max() <= 2, bgr
+
+
+def test_nv12_with_padded_rows():
+    frame = RNG.integers(0, 256, (6, 1280), dtype=np.uint8)
+    expected = nv12_to_bgr(np.ascontiguousarray(frame[:, :1278]))
+    np.testing.assert_array_equal(nv12_to_bgr(frame, 1278), expected)
+    np.testing.assert_array_equal(nv12_to_bgr(frame[:, :1278]), expected)
+    # OpenCV converts an unpadded frame of one array.
+    np.testing.assert_array_equal(cv2.cvtColor(frame, cv2.COLOR_YUV2BGR_NV12), nv12_to_bgr(frame))
+
+
+@pytest.mark.parametrize(
+    ("frame", "width"),
+    [
+        (np.zeros((6, 4, 1), np.uint8), None),
+        (np.zeros((6, 4), np.float32), None),
+        ([[0, 0]] * 3, None),
+        (np.zeros((4, 4), np.uint8), None),
+        (np.zeros((0, 4), np.uint8), None),
+        (np.zeros((6, 5), np.uint8), None),
+        (np.zeros((6, 4), np.uint8), 6),
+        (np.zeros((6, 4), np.uint8), 0),
+    ],
+)
+def test_invalid_nv12_is_refused(frame, width):
+    with pytest.raises(DataError, match="NV12 image"):
+        nv12_to_bgr(frame, width)

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -81,6 +81,29 @@ def test_full_queue_drops_what_was_asked(held):
     session.let()
     assert running.result(30).class_id.tolist() == [1]
     assert [future.result(30).frame_id for future in (waiting[1], newest)] == [1, 9]
+
+
+def test_a_callback_does_not_wait_for_a_place_that_it_would_have_to_free(held):
+    """Callbacks of a result run in the thread that empties the queue."""
+    detector, session = held(queue=1)
+    session.let()
+    raised, done = [], threading.Event()
+
+    def submit_two(_):
+        later.append(detector.submit(FRAME, frame_id=1))
+        try:
+            detector.submit(FRAME)
+        except DeviceError as error:
+            raised.append(str(error))
+        done.set()
+
+    later = []
+    with detector._lock:  # the result is not ready before the callback is added
+        first = detector.submit(FRAME)
+        first.add_done_callback(submit_two)
+    assert done.wait(30)
+    assert "a callback of a future cannot wait for a place" in raised[0]
+    assert later[0].result(30).frame_id == 1
 
 
 def test_callbacks_of_a_dropped_frame_may_wait_for_other_frames(held):
@@ -262,6 +285,24 @@ def test_asyncio_cancels_a_frame_that_waits_for_a_place(held):
     last.result(30)
     detector.submit(FRAME).result(30)
     assert len(session.batches) == 3, "the cancelled frame did not run"
+
+
+def test_asyncio_frames_that_wait_leave_the_threads_of_asyncio_free(held):
+    detector, session = held(queue=1)
+    detector.submit(FRAME)
+    session.wait_until_running()
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        tasks = [asyncio.create_task(detector.detect(FRAME)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(str, 1), 10)
+        finally:
+            session.let()
+            await asyncio.gather(*tasks)
+
+    assert asyncio.run(main()) == "1"
 
 
 def test_a_frame_that_waits_when_the_detector_is_closed_raises_an_error(held):

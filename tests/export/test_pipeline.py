@@ -257,6 +257,7 @@ def test_the_package_offers_its_functions():
         ({"imgsz": 0}, "0x0, expected multiples"),
         ({"imgsz": "640"}, "imgsz: expected a whole number or a list of 2"),
         ({"batch": 0}, "batch is 0"),
+        ({"batch": 2, "dynamic": True}, "batch is 2, but the batch size is to be dynamic"),
         ({"imgsz": -64}, "-64x-64"),
         ({"imgsz": (64, 64, 64)}, "imgsz: expected a whole number or a list of 2"),
         ({"out": "m.engine"}, r"target onnx writes \.onnx files; got .*m\.engine: use m\.onnx"),

@@ -19,7 +19,14 @@ from y7edge.runtimes import registry
 from y7edge.runtimes.base import missing
 
 SIZE = (64, 96)
-PROVABLE = [name for name in targets.names() if isinstance(targets.get(name).RUNTIME, str)]
+WITH_RUNTIME = [name for name in targets.names() if isinstance(targets.get(name).RUNTIME, str)]
+# Target -> packages of its runtime that are missing here; ``test_contract`` reports them.
+ABSENT = {
+    name: absent
+    for name in WITH_RUNTIME
+    if (absent := missing(registry.get(targets.get(name).RUNTIME).NEEDS))
+}
+PROVABLE = [name for name in WITH_RUNTIME if name not in ABSENT]
 COMMITTED = Path(__file__).parents[1] / "reference" / "artifacts"
 
 
@@ -64,6 +71,11 @@ class Made:
             else:
                 shutil.copyfile(source, destination)
         return replace(self.artifact, path=main, side_files=copied[1:])
+
+    @property
+    def device(self) -> str:
+        """Where the contract is tested: the CPU, or the first GPU of an engine for GPUs only."""
+        return "cpu" if "cpu" in self.runtime.DEVICES else f"{self.runtime.DEVICES[0]}:0"
 
     @property
     def manifest_file(self) -> int:

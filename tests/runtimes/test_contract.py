@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtimes.conftest import PROVABLE
+from tests.runtimes.conftest import ABSENT, PROVABLE
 from y7edge import Detector
 from y7edge.artifact.artifact import Artifact
 from y7edge.detect.selftest import as_input, selftest
@@ -35,7 +35,7 @@ from y7edge.runtimes.base import Session, SessionOptions
 
 @pytest.fixture
 def session(made):
-    opened = registry.open_session(made.artifact, SessionOptions("cpu", 1), made.backend)
+    opened = registry.open_session(made.artifact, SessionOptions(made.device, 1), made.backend)
     yield opened
     opened.close()
 
@@ -44,6 +44,13 @@ def images(artifact: Artifact, batch: int = 1) -> np.ndarray:
     image = artifact.manifest.input
     shape = (batch, 3, image.height, image.width)
     return as_input(np.random.default_rng(0).random(shape, dtype=np.float32), image)
+
+
+def test_engines_that_are_not_installed():
+    """The tests of this file and of tests/export leave them out."""
+    if ABSENT:
+        packages = [f"{name} needs {', '.join(absent)}" for name, absent in ABSENT.items()]
+        pytest.skip(f"not tested, because not installed: {'; '.join(packages)}")
 
 
 # --- the module ----------------------------------------------------------------------------------
@@ -197,7 +204,7 @@ def test_the_payload_is_checked_when_asked(made, tmp_path):
     raw[len(raw) // 2] ^= 1  # within weights: the engine would open it
     file.write_bytes(raw)
     with pytest.raises(DigestError):
-        registry.open_session(copy, SessionOptions("cpu", check_payload=True))
+        registry.open_session(copy, SessionOptions(check_payload=True))
 
 
 def test_pipes_and_devices_are_refused_at_once(made, tmp_path):
@@ -218,7 +225,7 @@ def test_pipes_and_devices_are_refused_at_once(made, tmp_path):
 
 def test_an_opened_model_does_not_depend_on_its_files(made, tmp_path):
     copy = made.copy(tmp_path)
-    session = registry.open_session(copy, SessionOptions("cpu", 1))
+    session = registry.open_session(copy, SessionOptions(made.device, 1))
     expected = session.infer({"images": images(copy)})
     for file in copy.files:  # overwritten in place, as by cp, then cut off
         with file.open("r+b") as stream:
@@ -244,7 +251,7 @@ def test_session_matches_the_manifest(made, session):
     for output in manifest.outputs:
         assert results[output.name].shape == output.shape
         assert results[output.name].dtype == output.dtype
-    assert session.device == "cpu"
+    assert session.device.partition(":")[0] == made.device.partition(":")[0]
     assert session.arithmetic.startswith("float32 (")
     assert session.versions == made.runtime.versions() != {}
 
@@ -272,6 +279,7 @@ def test_the_engines_own_api_computes_the_same(made, session):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
+        (lambda x: {"images": [1]}, "images is a list, expected a numpy array of float32"),
         (lambda x: {}, "takes images; got nothing"),
         (lambda x: {"images": x, "more": x}, "takes images"),
         (lambda x: {"frames": x}, "got frames"),
@@ -322,7 +330,7 @@ def test_batches(make, name, batch):
             make(name, **batch)
         return
     made = make(name, **batch)
-    with Detector(made.artifact.path, device="cpu") as detector:
+    with Detector(made.artifact.path, device=made.device) as detector:
         frames = [np.full((50, 70, 3), value, np.uint8) for value in (0, 90, 200)]
         together = detector.batch(frames)
         for found, frame in zip(together, frames, strict=True):
@@ -368,7 +376,7 @@ def _opened(made, threads: int) -> str:
         "from y7edge.runtimes import registry\n"
         "from y7edge.runtimes.base import SessionOptions\n"
         f"artifact = registry.load({str(made.artifact.path)!r})\n"
-        f"session = registry.open_session(artifact, SessionOptions('cpu', {threads}))\n"
+        f"session = registry.open_session(artifact, SessionOptions({made.device!r}, {threads}))\n"
         "feeds = {'images': np.zeros(artifact.manifest.input.shape, np.float32)}\n"
         "session.infer(feeds)\n"
     )
@@ -385,6 +393,8 @@ def test_one_thread_is_one_thread(made):
 
 
 def test_threads_default_to_the_usable_cores(made, monkeypatch):
+    if made.device != "cpu":
+        pytest.skip(f"{made.backend} does not use the CPU")
     monkeypatch.setattr("y7edge.runtimes.base.usable_cores", lambda: 2)
     with Detector(made.artifact.path, device="cpu") as detector:
         assert detector.info["threads"] == 2
@@ -418,7 +428,7 @@ def test_a_session_that_waits_leaves_the_processors_free(made, before):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
 def test_a_session_does_not_bind_its_caller_to_a_processor(made):
     """Engines that do so put all sessions on the same processor."""
-    session = registry.open_session(made.artifact, SessionOptions("cpu", 1))
+    session = registry.open_session(made.artifact, SessionOptions(made.device, 1))
     over, seen = threading.Event(), set()
 
     def use():
@@ -443,7 +453,8 @@ def test_signals_arrive_after_sessions_were_closed(made):
         "from y7edge.runtimes import registry\n"
         "from y7edge.runtimes.base import SessionOptions\n"
         f"artifact = registry.load({str(made.artifact.path)!r})\n"
-        "sessions = [registry.open_session(artifact, SessionOptions('cpu', 1)) for _ in range(3)]\n"
+        f"options = SessionOptions({made.device!r}, 1)\n"
+        "sessions = [registry.open_session(artifact, options) for _ in range(3)]\n"
         "while sessions:\n"
         "    sessions.pop(0).close()\n"
         "    gc.collect()\n"
@@ -454,13 +465,13 @@ def test_signals_arrive_after_sessions_were_closed(made):
 
 
 def test_two_sessions_in_two_threads(made):
-    expected = registry.open_session(made.artifact, SessionOptions("cpu", 1))
+    expected = registry.open_session(made.artifact, SessionOptions(made.device, 1))
     wanted = expected.infer({"images": images(made.artifact)})
     results, errors = [], []
 
     def work():
         try:
-            session = registry.open_session(made.artifact, SessionOptions("cpu", 1))
+            session = registry.open_session(made.artifact, SessionOptions(made.device, 1))
             results.extend(session.infer({"images": images(made.artifact)}) for _ in range(5))
             session.close()
         except BaseException as error:
@@ -478,9 +489,9 @@ def test_two_sessions_in_two_threads(made):
             np.testing.assert_allclose(found[name], array, atol=1e-4)
 
 
-def _in_child(path, backend, queue):
+def _in_child(path, backend, device, queue):
     try:
-        session = registry.open_session(registry.load(path), SessionOptions("cpu", 1), backend)
+        session = registry.open_session(registry.load(path), SessionOptions(device, 1), backend)
         found = session.infer({"images": images(registry.load(path))})
         queue.put({name: float(array.sum()) for name, array in found.items()})
     except BaseException as error:
@@ -499,7 +510,9 @@ def _used_in_child(session, artifact, queue):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_forked_child_neither_hangs_nor_crashes(made, threads):
-    session = registry.open_session(made.artifact, SessionOptions("cpu", threads), made.backend)
+    session = registry.open_session(
+        made.artifact, SessionOptions(made.device, threads), made.backend
+    )
     session.infer({"images": images(made.artifact)})
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -518,7 +531,9 @@ def test_a_spawned_process_opens_its_own(made, session):
     expected = session.infer({"images": images(made.artifact)})
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    child = context.Process(target=_in_child, args=(made.artifact.path, made.backend, queue))
+    child = context.Process(
+        target=_in_child, args=(made.artifact.path, made.backend, made.device, queue)
+    )
     child.start()
     answer = queue.get(timeout=120)
     child.join(60)

@@ -49,17 +49,17 @@ def as_heads(graph, batch):
 
 
 def as_concatenated(graph, batch):
-    half = numpy_helper.from_array(np.array(0.5, np.float32), "half")
-    two = numpy_helper.from_array(np.array(2, np.float32), "two")
+    """Objectness 0.99, and class probabilities that give the same scores."""
+    part = numpy_helper.from_array(np.array(0.99, np.float32), "part")
     axes = numpy_helper.from_array(np.array([2]), "axes")
     ends = [numpy_helper.from_array(np.array([n]), f"end{n}") for n in (0, 1)]
-    graph.initializer.extend([half, two, axes, *ends])
+    graph.initializer.extend([part, axes, *ends])
     graph.node.extend(
         [
             helper.make_node("Slice", ["boxes", "end0", "end1", "axes"], ["column"]),
             helper.make_node("Mul", ["column", "zero"], ["zeros"]),
-            helper.make_node("Add", ["zeros", "half"], ["objectness"]),
-            helper.make_node("Mul", ["scores", "two"], ["classes"]),
+            helper.make_node("Add", ["zeros", "part"], ["objectness"]),
+            helper.make_node("Div", ["scores", "part"], ["classes"]),
             helper.make_node("Concat", ["boxes", "objectness", "classes"], ["output"], axis=2),
         ]
     )
@@ -480,6 +480,45 @@ def test_scores_that_are_not_probabilities_are_an_error(form):
         arrays[name][..., column] = value
         with nullcontext() if fits else pytest.raises(DataError, match="expected probabilities"):
             found.convert(list(arrays.values()))
+
+
+def rows_for_deepstream(boxes, *columns):
+    """(1, 252, 4 + columns): corners or centres, and one value of each column for all boxes."""
+    rows = np.empty((1, 252, 4 + len(columns)), np.float32)
+    rows[..., :4] = boxes
+    rows[..., 4:] = columns
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "other_class", "problem"),
+    [
+        (rows_for_deepstream((9, 9, 8, 8), 0.1, 0, 0.2), 17, r"from 0 to 17, expected prob"),
+        (rows_for_deepstream((9, 9, 8, 8), 0.1, 0, 0.2), 1, "0 or 1: they are class ids"),
+        (rows_for_deepstream((1, 1, 9, 9), 0.1, 0), 2, r"from 0 to 2, expected prob"),
+        (rows_for_deepstream((1, 1, 9, 9), 0.1, 0), 0, "0 or 1: they are class ids"),
+    ],
+)
+def test_a_class_id_is_not_a_class_probability(rows, other_class, problem):
+    """Files for DeepStream have rows (xywh, score, class id, objectness) or (xyxy, score, id)."""
+    image = Tensor("images", "float32", (1, 3, 64, 64))
+    found = describe(Interface((image,), (Tensor("output", "float32", rows.shape),)), "m", "m")
+    rows = rows.copy()
+    rows[0, 7, 5] = other_class
+    with pytest.raises(DataError, match=problem):
+        found.convert([rows])
+
+
+def test_heads_with_a_sigmoid_are_an_error():
+    image = Tensor("images", "float32", (1, 3, 64, 64))
+    shapes = [(1, 3, side, side, 7) for side in (8, 4, 2)]
+    outputs = tuple(Tensor(f"o{i}", "float32", shape) for i, shape in enumerate(shapes))
+    found = describe(Interface((image,), outputs), "m", "m")
+    rng = np.random.default_rng(0)
+    logits = [rng.normal(-3, 1, shape).astype(np.float32) for shape in shapes]
+    assert list(found.convert(logits)) == ["head0", "head1", "head2"]
+    with pytest.raises(DataError, match="from 0 to 1, expected logits"):
+        found.convert([1 / (1 + np.exp(-array)) for array in logits])
 
 
 def test_a_count_beyond_the_places_is_an_error(tmp_path, frames):

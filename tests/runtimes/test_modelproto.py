@@ -276,3 +276,63 @@ def test_engine_reads_external_data(tmp_path):
     (tmp_path / "w.bin").write_bytes(np.zeros(4, np.float32).tobytes())
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     assert (session.run(None, {})[0] == 0).all()
+
+
+# --- quantisation --------------------------------------------------------------------------------
+
+
+def quantised(path, node, *, inputs, **tensors):
+    """A file with one node; ``tensors``: arrays of the initializers."""
+    graph = helper.make_graph(
+        [helper.make_node(node, inputs, ["y"], name="/node")],
+        "g",
+        [],
+        [],
+        initializer=[numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "tensors", "dtype", "symmetric"),
+    [
+        ("QuantizeLinear", ["x", "s", "z"], {"z": np.int8(0)}, "int8", True),
+        ("QuantizeLinear", ["x", "s", "z"], {"z": np.int8(1)}, "int8", False),
+        ("QuantizeLinear", ["x", "s", "z"], {"z": np.zeros(300, np.int8)}, "int8", True),
+        ("QuantizeLinear", ["x", "s", "z"], {"z": np.eye(30, dtype=np.int8)}, "int8", False),
+        ("QuantizeLinear", ["x", "s", "z"], {"z": np.uint8(0)}, "uint8", True),
+        ("QuantizeLinear", ["x", "s", "z"], {}, "", None),
+        ("QuantizeLinear", ["x", "s"], {}, "uint8", True),
+        ("QuantizeLinear", ["x", "s", ""], {}, "uint8", True),
+        ("DequantizeLinear", ["x", "s"], {}, "", True),
+        ("DequantizeLinear", ["x", "s"], {"x": np.ones(3, np.int32)}, "int32", True),
+        ("DequantizeLinear", ["x", "s", "z"], {"z": np.int32(0)}, "int32", True),
+        ("DequantizeLinear", ["x", "s", "z"], {"z": np.int32(-4)}, "int32", False),
+    ],
+)
+def test_zero_points(tmp_path, node, inputs, tensors, dtype, symmetric):
+    arrays = {name: np.asarray(array) for name, array in tensors.items()}
+    path = quantised(tmp_path / "m.onnx", node, inputs=inputs, **arrays)
+    assert _modelproto.read_quantizers(path) == (
+        _modelproto.Quantizer("/node", node, dtype, symmetric),
+    )
+
+
+@pytest.mark.parametrize(("values", "symmetric"), [([0], True), ([0, 3], False), ([], None)])
+@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.INT32])
+def test_zero_points_in_the_field_for_integers(tmp_path, kind, values, symmetric):
+    path = quantised(tmp_path / "m.onnx", "QuantizeLinear", inputs=["x", "s", "z"])
+    model = onnx.load(path)
+    tensor = TensorProto(name="z", data_type=kind, dims=[len(values)], int32_data=values)
+    model.graph.initializer.append(tensor)
+    path.write_bytes(model.SerializeToString())
+    assert _modelproto.read_quantizers(path)[0].symmetric is symmetric
+
+
+def test_other_graphs_have_no_quantizers(artifact_path, tmp_path):
+    assert _modelproto.read_quantizers(artifact_path) == ()
+    path = quantised(tmp_path / "m.onnx", "QuantizeLinear", inputs=["x", "s", "z"], z=np.int8(0))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ArtifactError, match="not a whole ONNX file"):
+        _modelproto.read_quantizers(path)

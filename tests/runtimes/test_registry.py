@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from y7edge import Detector
-from y7edge.errors import ArtifactError, ArtifactMissing, ConfigError, DigestError, RuntimeMissing
+from y7edge.errors import (
+    ArtifactError,
+    ArtifactMissing,
+    ConfigError,
+    DeviceError,
+    DigestError,
+    RuntimeMissing,
+)
 from y7edge.runtimes import base, onnxrt, registry
 
 
@@ -96,6 +105,29 @@ def test_an_engine_that_cannot_be_imported_is_named(artifact_path, monkeypatch):
 
     monkeypatch.setattr(onnxrt, "load_engine", fail)
     with pytest.raises(RuntimeMissing, match=r"cannot be imported: libcudart\.so\.12: cannot open"):
+        registry.open_session(registry.load(artifact_path))
+
+
+def test_a_file_that_hides_the_engine_is_named(artifact_path, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("")
+    script = (
+        "from y7edge import Detector\n"
+        "from y7edge.errors import RuntimeMissing\n"
+        f"try: Detector({str(artifact_path)!r})\n"
+        "except RuntimeMissing as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "onnxruntime.py hides " in done.stdout, done.stderr
+
+
+def test_other_errors_of_opening_are_ours(artifact_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no\nmore")
+
+    monkeypatch.setattr(onnxrt, "open", fail)
+    with pytest.raises(DeviceError, match=r"cannot be opened: no more"):
         registry.open_session(registry.load(artifact_path))
 
 

@@ -415,6 +415,13 @@ def _from_heads(arrays: Sequence[NDArray[Any]], manifest: Manifest) -> dict[str,
         batch, anchors, rows, columns, fields = array.shape
         planes = array.transpose(0, 1, 4, 2, 3)
         converted[info.name] = planes.reshape(batch, anchors * fields, rows, columns)
+    objectness = [array[..., 4] for array in arrays]
+    if all(part.min() >= 0 and part.max() <= 1 for part in objectness):
+        raise DataError(
+            "the objectness in the heads is from 0 to 1, expected logits: the graph applies the "
+            "sigmoid, so its outputs do not have the assumed form; export the checkpoint with "
+            "`y7edge export`"
+        )
     return converted
 
 
@@ -436,7 +443,13 @@ def _from_concatenated(
     if values.ndim != 3 or values.shape[2] != 5 + manifest.nc:
         raise DataError(f"the output is {values.shape}, expected (B, N, {5 + manifest.nc})")
     objectness, classes = values[..., 4:5], values[..., 5:]
-    _require_probabilities(objectness)
+    _require_probabilities(values[..., 4:6])
+    if manifest.nc <= 2 and np.isin(values[..., 5], (0, 1)).all():
+        raise DataError(
+            "all class probabilities are 0 or 1: they are class ids, as in files for DeepStream, "
+            "so the output does not have the assumed form; export the checkpoint with `y7edge "
+            "export`"
+        )
     scores = objectness if manifest.nc == 1 else objectness * classes
     return {"boxes": values[..., :4], "scores": scores}
 

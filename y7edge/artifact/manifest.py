@@ -240,7 +240,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Description of an artifact, with its proof (``parity`` and ``probes``)."""
+    """Description of an artifact, with its proof (``parity`` and ``probes``).
+
+    ``engine`` is empty, except in files that run only on the kind of machine that built them: then
+    it names this machine and the settings of the build (see ``runtimes._trt_versions.mismatch``).
+    """
 
     model: str
     nc: int
@@ -259,6 +263,7 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
     threshold_inputs: tuple[Literal["conf", "iou", "max_det"], ...] = ()  # optional inputs
+    engine: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

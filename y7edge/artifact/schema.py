@@ -100,9 +100,8 @@ def require_fit(owner: Any, values: Mapping[str, object]) -> None:
     """
     hints = _hints(owner)
     for name, value in values.items():
-        plain = value.item() if isinstance(value, np.generic) else value
         try:
-            _value(hints.get(name, Any), plain, name)
+            _value(hints.get(name, Any), value, name)
         except _MisfitError as problem:
             raise ConfigError(str(problem)) from problem.__cause__
 
@@ -181,6 +180,7 @@ _hints = cache(get_type_hints)  # resolving annotations is slow
 def _value(kind: Any, value: object, place: str) -> Any:
     """Convert ``value`` to the annotated type ``kind``."""
     origin, inner = get_origin(kind), get_args(kind)
+    value = value.item() if isinstance(value, np.generic) else value
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, place)
     if origin in (Union, types.UnionType):

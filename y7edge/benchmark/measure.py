@@ -13,7 +13,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from y7edge import __version__
+from y7edge import __version__, jetson
 from y7edge.benchmark.hotpath import (
     FRAME_HW,
     FRAMES,
@@ -24,6 +24,7 @@ from y7edge.benchmark.hotpath import (
     opencv_threads,
     with_model,
 )
+from y7edge.benchmark.power import Measured, Power, measure_power
 from y7edge.detect.detections import Timing
 from y7edge.detect.detector import Detector
 from y7edge.errors import ConfigError, GateError
@@ -43,6 +44,8 @@ class Report:
     ``bare_ms`` is the latency of the engine's own API. ``overhead`` is the time of
     ``Session.infer`` divided by that of the engine's API: the median over pairs of calls on the
     same input. Both are None if the runtime has no function for calls of the engine's API.
+    ``jetson`` describes the board, None if it is not a Jetson; ``power_problem`` says why its power
+    was not measured.
 
     Raises:
         ConfigError: a condition of the measurement, such as the device, is empty, or a percentile
@@ -74,6 +77,9 @@ class Report:
     startup_ms: float | None = None
     memory_mb: float | None = None
     gate: Gate | None = None
+    jetson: jetson.Jetson | None = None
+    power: Power | None = None
+    power_problem: str | None = None
     pictures_per_second: Mapping[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +134,9 @@ class Report:
             *([f"  memory of opening: {self.memory_mb} MB"] if self.memory_mb else []),
             "  images per second at p50: "
             + ", ".join(f"{rate} {stage}" for stage, rate in self.pictures_per_second.items()),
+            *([f"  {self.jetson.title()}; {self.jetson.settings()}"] if self.jetson else []),
+            *(self.power.lines() if self.power else []),
+            *([f"  power: not measured: {self.power_problem}"] if self.power_problem else []),
         ]
         if (gate := self.gate) is not None:
             costs = [f"{k} {getattr(gate, k):.2f} (budget {v})" for k, v in gate.budget.items()]
@@ -197,7 +206,12 @@ def benchmark(
 
 
 def compare(
-    opened: Sequence[OpenedDetector], *, warmup: int = 5, runs: int = 100, gate: bool = False
+    opened: Sequence[OpenedDetector],
+    *,
+    warmup: int = 5,
+    runs: int = 100,
+    gate: bool = False,
+    power_ms: int | None = None,
 ) -> list[Report]:
     """Measure the latency of detectors by stage on synthetic images, in turn.
 
@@ -211,18 +225,25 @@ def compare(
         warmup: number of rounds before the measurement.
         runs: number of measured rounds.
         gate: also measure the code around the engine, for ``Report.require_budget``.
+        power_ms: on a Jetson, then also run each detector alone, and measure power and energy per
+            frame with a sample every ``power_ms`` milliseconds (`y7edge.benchmark.power`).
 
     Raises:
-        ConfigError: ``warmup`` or ``runs`` is less than 1.
+        ConfigError: ``warmup`` or ``runs`` is less than 1, or ``power_ms`` is out of range.
     """
     if warmup < 1 or runs < 1:
         raise ConfigError(f"warmup is {warmup} and runs is {runs}, expected 1 or more for both")
+    board = jetson.find()
     turns = [_Turn(one) for one in opened]
     warmup = _rounds(turns, warmup, 1)
     for turn in turns:
         turn.forget()
     _rounds(turns, runs, _MIN_RUNS)
-    return [_report(turn, warmup, gate) for turn in turns]
+    measured = [turn.power(power_ms) if board and power_ms else Measured() for turn in turns]
+    return [
+        _report(turn, warmup, gate, board, power)
+        for turn, power in zip(turns, measured, strict=True)
+    ]
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
@@ -284,6 +305,13 @@ class _Turn:
         )
         return with_model(found, ratio, engine_ms)
 
+    def power(self, interval_ms: int) -> Measured:
+        """Run the detector alone, and measure the power of the board (Jetson)."""
+        with opencv_threads(self.opened.threads):
+            return measure_power(
+                lambda index: self.opened.detector(self._frames[index % FRAMES]), interval_ms
+            )
+
 
 def _timed(call: Callable[[], T]) -> tuple[float, T]:
     """Return the milliseconds of a call, and its result."""
@@ -303,7 +331,9 @@ def _rounds(turns: Sequence[_Turn], count: int, at_least: int) -> int:
     return count
 
 
-def _report(turn: _Turn, warmup: int, gate: bool) -> Report:
+def _report(
+    turn: _Turn, warmup: int, gate: bool, board: jetson.Jetson | None, measured: Measured
+) -> Report:
     opened, stages = turn.opened, turn.stages
     manifest, info = opened.detector.manifest, opened.detector.info
     return Report(
@@ -335,6 +365,9 @@ def _report(turn: _Turn, warmup: int, gate: bool) -> Report:
         memory_mb=opened.memory_mb,
         peak_memory_mb=_peak_memory_mb(),
         gate=turn.gate() if gate else None,
+        jetson=board,
+        power=measured.power,
+        power_problem=measured.problem,
     )
 
 

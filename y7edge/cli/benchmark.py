@@ -26,6 +26,16 @@ _Gate = Annotated[
 _Runs = Annotated[int, typer.Option(min=1, help="Number of measured calls.")]
 _Warmup = Annotated[int, typer.Option(min=1, help="Number of calls before the measurement.")]
 
+_PowerInterval = Annotated[
+    int,
+    typer.Option(
+        min=20,
+        max=1000,
+        metavar="MS",
+        help="On a Jetson: milliseconds between two samples of tegrastats.",
+    ),
+]
+
 
 def _counts(text: str) -> list[int | None]:
     """Parse ``1``, ``all`` or ``1,all``; None stands for all usable cores."""
@@ -55,6 +65,7 @@ def benchmark(
     runs: _Runs = 100,
     warmup: _Warmup = 5,
     gate: _Gate = False,
+    power_interval: _PowerInterval = 100,
     as_json: Json = False,
 ) -> None:
     """Measure latency by stage: preprocessing, network, postprocessing, end to end.
@@ -64,6 +75,8 @@ def benchmark(
     one line with a JSON object for each artifact and number of threads. --gate measures
     preprocessing and postprocessing relative to one cv2.resize in the same run, and compares them
     with a budget. The network may take 3 % longer than with the engine's own API.
+    On a Jetson, each artifact then runs alone for some seconds while tegrastats
+    samples the power of the board, and the energy per frame in mJ is reported.
     """
     from y7edge.benchmark.measure import compare, open_measured
 
@@ -74,7 +87,7 @@ def benchmark(
             for count in _counts(threads):
                 opened.append(open_measured(partial(opener, model, threads=count), model, count))
                 stack.enter_context(opened[-1].detector)
-        reports = compare(opened, warmup=warmup, runs=runs, gate=gate)
+        reports = compare(opened, warmup=warmup, runs=runs, gate=gate, power_ms=power_interval)
     for report in reports:
         show(report, report.lines(), as_json=as_json)
     if len(reports) > 1 and not as_json:

@@ -14,6 +14,7 @@ from y7edge.cli.options import Json
 if TYPE_CHECKING:
     from y7edge.environment import Processor, Report
     from y7edge.export.targets.registry import Converter
+    from y7edge.jetson import Jetson
 
 
 def check(as_json: Json = False) -> None:
@@ -45,6 +46,7 @@ def _processor(cpu: Processor) -> list[str]:
         f"engines use {cpu.usable_cores} threads by default",
         "",
         *table([("CPU feature", "for"), *(cpu.features.items() or [("-", "none known")])]),
+        *([f"the CPU lacks {', '.join(cpu.absent)}"] if cpu.features and cpu.absent else []),
     ]
 
 
@@ -53,6 +55,32 @@ def _converter(one: Converter) -> tuple[str, str, str, str]:
     able = ["no", "yes"]
     reason = f"{one.reason} ({versions})" if versions else one.reason
     return one.target, able[one.exports], able[one.builds], reason
+
+
+def _jetson(board: Jetson) -> list[str]:
+    """Describe a Jetson: board, versions, power modes, clocks; problems and warnings at the end."""
+    known = (board.module, board.module_name, board.soc, board.jetpack_source)
+    module, name, chip, source = (text or "not known" for text in known)
+    lines = [
+        f"Jetson: {board.title()}",
+        f"  module {module} ({name}), {chip}; JetPack's version is from: {source}",
+    ]
+    if power := board.power:
+        modes = ", ".join(f"{mode} {text}" for mode, text in power.names.items())
+        current = "not known" if power.current is None else f"{power.current} {power.current_name}"
+        lines.append(f"  power mode {current}; {power.file} has {modes}")
+    clocks = [
+        f"{name} {low:g} to {high:g} MHz" for name, (low, high) in board.clocks.limits.items()
+    ]
+    clocks += [f"{name} {why}" for name, why in board.clocks.unknown.items()]
+    return [
+        *lines,
+        f"  {board.clocks.state()}: {', '.join(clocks)}",
+        f"  /usr/local/cuda: {board.cuda or 'missing'}",
+        *(f"  {name} {version}" for name, version in board.packages.items()),
+        *(f"problem: {text}" for text in board.problems),
+        *(f"warning: {text}" for text in board.warnings),
+    ]
 
 
 def _lines(report: Report, converters: Sequence[Converter]) -> list[str]:
@@ -70,6 +98,7 @@ def _lines(report: Report, converters: Sequence[Converter]) -> list[str]:
         f"OpenCV: {found}",
         *([f"OpenCV: {opencv['problem']}"] if opencv["installed"] and opencv["problem"] else []),
         *_processor(report.processor),
+        *(["", *_jetson(report.jetson)] if report.jetson else []),
         "",
         *table([("backend", "usable", "why"), *backends]),
         "",

@@ -140,6 +140,7 @@ def _described(manifest: Manifest) -> dict[str, Any]:
         "thresholds": asdict(manifest.thresholds),
         "licence": manifest.licence,
         "tools": manifest.tools,
+        "engine": manifest.engine,
         "source": asdict(manifest.source),
         "payload_digest": manifest.payload_digest,
         "digest": manifest.digest,
@@ -172,6 +173,7 @@ def _lines(record: dict[str, Any]) -> list[str]:
         "accuracy": _accuracy(parity),
         "thresholds": _thresholds(record.get("thresholds")),
         "licence": record.get("licence") or "not stated",
+        "engine": _entries(record.get("engine")),
     }
     if assumed := flat.pop("assumed", None):
         flat |= {f"assumed {subject}": text for subject, text in assumed.items()}
@@ -183,6 +185,12 @@ def _accuracy(parity: dict[str, Any]) -> str | None:
     if not parity.get("accuracy"):
         return None
     return accuracy_lines(ParityReport.from_dict(parity))[0]
+
+
+def _entries(values: dict[str, Any] | None) -> str | None:
+    """Format what the file is tied to, without the entries that do not apply."""
+    given = {key: value for key, value in (values or {}).items() if value not in (None, False, [])}
+    return ", ".join(f"{key} {value}" for key, value in given.items()) or None
 
 
 def _thresholds(values: dict[str, Any] | None) -> str | None:

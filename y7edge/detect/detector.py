@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict
 from functools import partial
@@ -35,7 +35,7 @@ from y7edge.detect.postprocess import (
     require_candidates,
     require_supported,
 )
-from y7edge.detect.preprocess import Color, check_frame
+from y7edge.detect.preprocess import Color, as_images, place, size_of
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
 from y7edge.detect.submission import (
     MAX_QUEUE,
@@ -149,8 +149,8 @@ class Detector:
         self._criteria = Criteria(
             conf=least,
             class_conf=by_class,
-            iou=defaults.iou if iou is None else iou,
-            max_det=defaults.max_det if max_det is None else max_det,
+            iou=defaults.iou if iou is None else float(iou),
+            max_det=defaults.max_det if max_det is None else int(max_det),
             classes=None if classes is None else class_ids(classes, manifest.names),
             agnostic=agnostic,
         )
@@ -160,6 +160,7 @@ class Detector:
             raise ConfigError(f"queue is {queue}, expected 1 to {MAX_QUEUE}")
         self._queue_size = queue
         self._queue: FrameQueue[Detections] | None = None
+        self._waiting = ThreadPoolExecutor(1)  # asyncio frames that wait for a place in the queue
         self._inference = Inference(manifest, self._criteria, clock)
         self._model_id = manifest.payload_digest[:16]
         self._session: Session | None = session
@@ -184,8 +185,9 @@ class Detector:
 
         Args:
             frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha; also uint16 if the
-                manifest's input has ``levels``.
-            color: order of the frame's channels.
+                manifest's input has ``levels``. With a TensorRT engine also an array on its GPU
+                that has a ``__cuda_array_interface__``, which is not copied.
+            color: order of the frame's channels; "nv12" for a frame (3 H / 2, W).
             timestamp_ns: capture time; copied to the result, like ``frame_id`` and ``source``.
             frame_id: number of the frame in its source.
             source: name of the source.
@@ -248,6 +250,7 @@ class Detector:
             ConfigError: ``drop`` is unknown.
             DataError: the frame is not an image.
             DetectorClosed: the detector was closed.
+            DeviceError: the queue is full, and a callback of a future would wait for a place.
         """
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         return self._submit(frame, color, drop, origin, roi)
@@ -272,8 +275,9 @@ class Detector:
         origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         future: Future[Detections] = Future()
         put = partial(self._submit, frame, color, drop, origin, roi, future=future)
+        waiting = asyncio.get_running_loop().run_in_executor
         try:
-            await asyncio.to_thread(put) if drop == "block" else put()
+            await waiting(self._waiting, put) if drop == "block" else put()
         except asyncio.CancelledError:
             future.cancel()
             raise
@@ -431,7 +435,8 @@ class Detector:
         future: Future[Detections] | None = None,
     ) -> Future[Detections]:
         require_process(self._process, "the detector")
-        check_frame(frame, self._manifest.input.levels)
+        (image,), _ = as_images([frame], color, self._manifest.input, host=False, cut=False)
+        place(image, color, self._manifest.input)
         with self._queue_lock:
             self._opened()
             if self._queue is None:
@@ -449,10 +454,12 @@ class Detector:
         roi: Roi | None = None,
     ) -> list[Detections]:
         """Cut the images into regions, run these in batches, and merge the boxes of each image."""
-        # Check before acquiring the lock, which may never be released in a forked child.
-        require_process(self._process, "the detector")
+        require_process(self._process, "the detector")  # a forked child may never get the lock
         called = self._clock()
-        parts = [self._regions(frame, roi) for frame in frames]
+        cut = roi is not None or self._tiling.tile is not None
+        host = cut or self._opened().on_device is None
+        images, color = as_images(frames, color, self._manifest.input, host=host, cut=cut)
+        parts = [regions(i, roi, self._tiling) if cut else [Region(i, 0, 0)] for i in images]
         with self._lock:
             wait = self._ms_since(called)
             try:
@@ -462,21 +469,17 @@ class Detector:
                 if self._closed:  # ``close`` has stopped waiting for this call
                     self._free()
         return [
-            self._detections([next(found) for _ in part], part, frame, criteria, wait, origin)
-            for frame, part, origin in zip(frames, parts, origins, strict=True)
+            self._detections(
+                [next(found) for _ in part], part, size_of(image, color), criteria, wait, origin
+            )
+            for image, part, origin in zip(images, parts, origins, strict=True)
         ]
-
-    def _regions(self, frame: NDArray[np.uint8], roi: Roi | None) -> list[Region]:
-        """Return the parts of an image that are run."""
-        if roi is None and self._tiling.tile is None:
-            return [Region(frame, 0, 0)]
-        return regions(check_frame(frame, self._manifest.input.levels), roi, self._tiling)
 
     def _detections(
         self,
         found: Sequence[Found],
         parts: Sequence[Region],
-        frame: NDArray[np.uint8],
+        image_wh: tuple[int, int],
         criteria: Criteria,
         wait: float,
         origin: Origin,
@@ -489,7 +492,7 @@ class Detector:
         post += self._ms_since(started) if len(parts) > 1 else 0.0
         return Detections(
             *boxes,
-            (frame.shape[1], frame.shape[0]),
+            image_wh,
             self._manifest.names,
             timing=Timing(wait, pre, infer, post),
             model_id=self._model_id,

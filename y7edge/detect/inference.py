@@ -9,9 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.artifact.manifest import Manifest
-from y7edge.detect.postprocess import Boxes, Criteria, Postprocessor, threshold_feeds
-from y7edge.detect.preprocess import Color, Geometry, Preprocessor
+from y7edge.detect.postprocess import (
+    Boxes,
+    Criteria,
+    Postprocessor,
+    detected,
+    threshold_feeds,
+)
+from y7edge.detect.preprocess import Color, Geometry, Preprocessor, place
 from y7edge.errors import ArtifactError, DeviceError
+from y7edge.frames import CudaFrame
 from y7edge.runtimes.base import Session
 
 _MAX_BATCH = 16  # images of a dynamic batch; larger batches only cost memory
@@ -55,11 +62,13 @@ class Inference:
     def __call__(
         self,
         session: Session,
-        images: Sequence[NDArray[np.uint8]],
+        images: Sequence[NDArray[np.uint8] | CudaFrame],
         color: Color,
         criteria: Criteria,
     ) -> list[Found]:
         """Run images of any sizes in batches; boxes are in pixels of each image.
+
+        If the session pre-processes images on its device, this counts as inference.
 
         Raises:
             DataError: an array is not an image.
@@ -67,16 +76,17 @@ class Inference:
         """
         fixed = self._input.batch
         step = _MAX_BATCH if fixed == "dynamic" else fixed
+        run = self._run if session.on_device is None else self._run_on_device
         found: list[Found] = []
         for number, start in enumerate(range(0, len(images), step)):
-            batch = self._run(session, images[start : start + step], color, criteria)
+            batch = run(session, images[start : start + step], color, criteria)
             found += [one._replace(batch=number) for one in batch]
         return found
 
     def _run(
         self,
         session: Session,
-        images: Sequence[NDArray[np.uint8]],
+        images: Sequence[NDArray[np.uint8] | CudaFrame],
         color: Color,
         criteria: Criteria,
     ) -> list[Found]:
@@ -99,6 +109,34 @@ class Inference:
         placed = [_placed(one, g) for one, g in zip(boxes, geometries, strict=True)]
         ms = (pre, infer, self._ms_since(started) / len(images))
         return [Found(one, ms) for one in placed]
+
+    def _run_on_device(
+        self,
+        session: Session,
+        images: Sequence[NDArray[np.uint8] | CudaFrame],
+        color: Color,
+        criteria: Criteria,
+    ) -> list[Found]:
+        """Run one batch in a session that pre-processes images and selects candidates itself."""
+        assert session.on_device is not None
+        started = self._clock()
+        placed, geometries = zip(
+            *(place(image, color, self._input) for image in images), strict=True
+        )
+        pre = self._ms_since(started) / len(images)
+        started = self._clock()
+        selects = self._heads and not criteria.multi_label
+        result = session.on_device.run(placed, criteria.conf if selects else None)
+        infer = self._ms_since(started)
+        started = self._clock()
+        if isinstance(result, dict):
+            self._require_numbers(result)
+            boxes = self._boxes(result, len(images), criteria)
+        else:
+            boxes = [detected(Boxes(*one), criteria) for one in result]
+        found = [_placed(one, g) for one, g in zip(boxes, geometries, strict=True)]
+        ms = (pre, infer, self._ms_since(started) / len(images))
+        return [Found(one, ms) for one in found]
 
     def _input_for(self, count: int) -> NDArray[Any]:
         """Return the input buffer for ``count`` images, with the batch size of the artifact."""

@@ -310,7 +310,7 @@ def class_thresholds(
     ``conf``: None for the manifest's default, which also applies to classes not in a mapping.
     """
     if not isinstance(conf, Mapping):
-        return manifest.thresholds.conf if conf is None else conf, None
+        return manifest.thresholds.conf if conf is None else float(conf), None
     given: dict[int, float] = {}
     for name, value in conf.items():
         for index in class_ids([name], manifest.names):
@@ -319,7 +319,7 @@ def class_thresholds(
                     f"conf: expected one threshold for class {manifest.names[index]!r}, "
                     f"found {given[index]} and {value}"
                 )
-    by_class = [given.get(index, manifest.thresholds.conf) for index in range(manifest.nc)]
+    by_class = [float(given.get(i, manifest.thresholds.conf)) for i in range(manifest.nc)]
     return min(by_class), tuple(by_class)
 
 
@@ -363,6 +363,17 @@ def threshold_feeds(manifest: Manifest, criteria: Criteria | Thresholds) -> dict
         values["max_det"] = MAX_CANDIDATES
     dtypes = THRESHOLD_INPUTS
     return {name: np.array(values[name], dtypes[name]) for name in manifest.threshold_inputs}
+
+
+def detected(candidates: Boxes, criteria: Criteria) -> Boxes:
+    """Return the detected boxes of one image from its candidates, best score first.
+
+    ``candidates``: boxes with a score above ``criteria.conf``, in the order of
+    ``Postprocessor.candidates``, for example selected on a GPU.
+    """
+    chosen = _choose(candidates.score, candidates.class_id, criteria)
+    xyxy, score, class_id = candidates
+    return suppress(Boxes(xyxy[chosen], score[chosen], class_id[chosen]), criteria)
 
 
 def suppress(boxes: Boxes, criteria: Criteria) -> Boxes:

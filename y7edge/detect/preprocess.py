@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from y7edge.artifact.manifest import InputInfo
 from y7edge.data.images import to_bytes
 from y7edge.errors import ConfigError, DataError
+from y7edge.frames import CudaFrame, Placed, cuda_frame
 
 PAD = 114  # grey of the padding, 0..255, in all channels
 MAX_VALUES = 1 << 30  # per image; a broadcast numpy view can have any size
-Color = Literal["bgr", "rgb"]
-"""Order of an image's channels; a fourth channel (alpha) is ignored."""
+Color = Literal["bgr", "rgb", "nv12"]
+"""Order of an image's channels; a fourth channel (alpha) is ignored. NV12: see ``nv12_to_bgr``."""
 
 DTYPES = ("float32", "float16", "uint8")
 """Supported dtypes of the network's input; a uint8 input has pixel values 0..255."""
@@ -124,7 +125,7 @@ class Preprocessor:
 
     def __call__(
         self,
-        frame: NDArray[np.uint8],
+        frame: NDArray[np.uint8] | CudaFrame,
         color: Color = "bgr",
         out: NDArray[Any] | None = None,
     ) -> Geometry:
@@ -140,7 +141,7 @@ class Preprocessor:
             The letterbox, which maps boxes back to the image.
 
         Raises:
-            DataError: the frame is not an image.
+            DataError: the frame is not an image in host memory.
             ConfigError: ``color`` is not "bgr" or "rgb".
         """
         check_color(color)
@@ -210,10 +211,138 @@ class Preprocessor:
         target[:, :, width - geometry.right :] = self._border
 
 
+def nv12_to_bgr(frame: NDArray[np.uint8], width: int | None = None) -> NDArray[np.uint8]:
+    """Convert an NV12 image of a camera or video decoder to BGR, (H, W, 3) uint8.
+
+    The conversion is ITU-R BT.601 with limited range (luma 16 to 235), and each chroma value is
+    used for two by two pixels. This is what ``cv2.cvtColor`` does, so it gives the pixels that a
+    user of OpenCV sees. Sources of another matrix, as most HD video (BT.709), get slightly other
+    colours.
+
+    Args:
+        frame: (3 H / 2, stride) uint8: H rows of luma, then H / 2 rows of interleaved Cb and Cr.
+        width: W, if rows are padded: a frame of 1278 pixels often has rows of 1280 bytes.
+
+    Raises:
+        DataError: the frame is not an NV12 image of even sides.
+    """
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 2:
+        found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame)
+        raise DataError(f"an NV12 image must be uint8 (3 height / 2, stride), found {found}")
+    rows, stride = frame.shape
+    width = stride if width is None else width
+    if not 0 < frame.size <= MAX_VALUES or rows % 3 or width % 2 or not 0 < width <= stride:
+        raise DataError(
+            f"an NV12 image of width {width} has shape {frame.shape}, expected a multiple of 3 "
+            "rows, and an even width of at most a row"
+        )
+    height = rows // 3 * 2
+    frame = np.ascontiguousarray(frame)
+    luma, chroma = frame[:height, :width], frame[height:, :width]
+    pairs = np.ascontiguousarray(chroma).reshape(height // 2, width // 2, 2)
+    return np.asarray(cv2.cvtColorTwoPlane(luma, pairs, cv2.COLOR_YUV2BGR_NV12), np.uint8)
+
+
 def check_color(color: str) -> None:
-    """Raise ConfigError unless ``color`` is "bgr" or "rgb"."""
+    """Raise ConfigError unless ``color`` is "bgr" or "rgb"; the Detector converts "nv12"."""
     if not isinstance(color, str) or color not in ("bgr", "rgb"):
-        raise ConfigError(f'color is {color!r}, expected "bgr" or "rgb"')
+        raise ConfigError(f'color is {color!r}, expected "bgr", "rgb" or, in a Detector, "nv12"')
+
+
+def as_images(
+    frames: Sequence[Any], color: Color, network: InputInfo, *, host: bool, cut: bool
+) -> tuple[Sequence[NDArray[np.uint8] | CudaFrame], Color]:
+    """Return images, and the order of their channels.
+
+    Arrays on a GPU become ``CudaFrame``. Other objects are returned as they are: ``place`` and
+    ``Preprocessor`` check them.
+
+    Args:
+        frames: arrays in host memory or on a GPU.
+        color: order of their channels.
+        network: the network's input.
+        host: convert NV12 to BGR, because only sessions with ``on_device`` read it.
+        cut: check all images now, because they will be cut into regions.
+
+    Raises:
+        ConfigError: ``color`` is unknown.
+        DataError: an array on a GPU, or an NV12 image, is not an image.
+    """
+    nv12 = isinstance(color, str) and color == "nv12"
+    if not nv12:
+        check_color(color)
+    if set(map(type, frames)) != {np.ndarray}:
+        frames = [f if isinstance(f, np.ndarray) else cuda_frame(f) or f for f in frames]
+    if cut and not nv12:
+        frames = [as_checked(frame, network.levels) for frame in frames]
+    if not nv12 or not host:
+        return frames, color
+    if any(isinstance(frame, CudaFrame) for frame in frames):
+        raise DataError(
+            "an NV12 image in the memory of a GPU is run whole, and needs a session that "
+            "pre-processes there: omit roi and tile, or convert the image to RGB"
+        )
+    return [nv12_to_bgr(frame) for frame in frames], "bgr"
+
+
+def as_checked(
+    image: NDArray[np.uint8] | CudaFrame, levels: tuple[int, int] | None
+) -> NDArray[np.uint8] | CudaFrame:
+    """Return an image of a GPU, or what ``check_frame`` returns."""
+    return image if isinstance(image, CudaFrame) else check_frame(image, levels)
+
+
+def size_of(image: NDArray[np.uint8] | CudaFrame, color: Color) -> tuple[int, int]:
+    """Return (width, height) of an image in pixels."""
+    height, width = nv12_size(image.shape) if color == "nv12" else image.shape[:2]
+    return width, height
+
+
+def place(
+    image: NDArray[np.uint8] | CudaFrame, color: Color, network: InputInfo
+) -> tuple[Placed, Geometry]:
+    """Return how a session's device places an image in the network's input.
+
+    ``color``: "bgr" or "rgb", or "nv12" for an image (3 H / 2, W) of even sides, whose rows may be
+    padded.
+
+    Raises:
+        DataError: it is not an image.
+    """
+    if color == "nv12":
+        if not isinstance(image, CudaFrame):
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+                found = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+                raise DataError(f"an NV12 image must be a uint8 array, not {found}")
+            if image.size > MAX_VALUES:
+                raise DataError(
+                    f"an NV12 image must not have more than {MAX_VALUES} values; got shape "
+                    f"{image.shape}"
+                )
+        kind: str = color
+    else:
+        image = as_checked(image, network.levels)
+        channels = image.shape[2] if len(image.shape) == 3 else 1
+        kind = {1: "grey", 3: color, 4: f"{color}a"}[channels]
+    width, height = size_of(image, color)
+    geometry = letterbox_geometry((height, width), (network.height, network.width))
+    return Placed(
+        image, kind, geometry.image_hw, geometry.resized_hw, geometry.top, geometry.left
+    ), geometry
+
+
+def nv12_size(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (height, width) of an NV12 image; ``shape``: (3 height / 2, width).
+
+    Raises:
+        DataError: it is not the shape of an NV12 image of even sides.
+    """
+    if len(shape) != 2 or shape[0] % 3 or shape[1] % 2 or not shape[0] * shape[1]:
+        raise DataError(
+            f"an NV12 image has shape {tuple(shape)}, expected (3 height / 2, width) with even "
+            "height and width"
+        )
+    return shape[0] // 3 * 2, shape[1]
 
 
 def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -221,6 +350,11 @@ def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray
 
     ``levels``: the values of a uint16 image that map to 0 and 255; None: uint16 is refused.
     """
+    if isinstance(frame, CudaFrame):
+        raise DataError(
+            "an image in the memory of a GPU needs a session that pre-processes there, such as a "
+            "TensorRT engine on 'cuda': copy it to the host, for example by .cpu().numpy()"
+        )
     if not isinstance(frame, np.ndarray):
         raise DataError(
             f"an image must be a numpy array, not {type(frame).__name__}: "

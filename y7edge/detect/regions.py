@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from y7edge.artifact.bounds import MAX_SIDE
 from y7edge.detect.postprocess import Boxes, Criteria, suppress
 from y7edge.errors import ConfigError, DataError
+from y7edge.frames import CudaFrame
 
 MAX_TILES = 4096  # per image
 Roi = Sequence[int]
@@ -45,12 +46,12 @@ class Tiling:
 class Region(NamedTuple):
     """A part of an image, and the position of its first pixel."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | CudaFrame
     left: int
     top: int
 
 
-def regions(image: NDArray[np.uint8], roi: Roi | None, tiling: Tiling) -> list[Region]:
+def regions(image: NDArray[np.uint8] | CudaFrame, roi: Roi | None, tiling: Tiling) -> list[Region]:
     """Cut an image (H, W) or (H, W, C) into regions; views, not copies.
 
     The first region is the whole image or ``roi``. If it is larger than a tile, the tiles follow.

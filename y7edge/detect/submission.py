@@ -75,9 +75,11 @@ class FrameQueue(Generic[T]):
         self._jobs: _Jobs[T] = _Jobs(size)
         weakref.finalize(self, self._jobs.stop)
         # The thread refers to the jobs but not to the queue, so that the queue can be collected.
-        threading.Thread(
+        thread = threading.Thread(
             target=_serve, args=(self._jobs,), name="y7edge submit", daemon=True
-        ).start()
+        )
+        self._jobs.thread = thread
+        thread.start()
 
     def put(
         self,
@@ -93,7 +95,8 @@ class FrameQueue(Generic[T]):
         Raises:
             ConfigError: ``drop`` is unknown.
             DetectorClosed: the queue was closed.
-            DeviceError: there was no place within ``timeout``.
+            DeviceError: there was no place within ``timeout``, or the caller is a callback of a
+                future, which runs in the queue's thread and cannot wait for a place.
         """
         if drop not in get_args(Drop):
             raise ConfigError(f"drop is {drop!r}, expected one of {', '.join(get_args(Drop))}")
@@ -108,6 +111,8 @@ class FrameQueue(Generic[T]):
 
 class _Jobs(Generic[T]):
     """The waiting jobs, shared by the queue and its thread."""
+
+    thread: threading.Thread | None = None  # runs the jobs, and the callbacks of their futures
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -132,6 +137,12 @@ class _Jobs(Generic[T]):
                     return job
                 if drop == "oldest":
                     dropped = self._waiting.popleft()
+                elif threading.current_thread() is self.thread:
+                    raise DeviceError(
+                        "the queue is full, and a callback of a future cannot wait for a place, "
+                        "because callbacks run in the thread that empties the queue: use "
+                        "drop='oldest' or 'newest', or submit from another thread"
+                    )
                 elif not self._changed.wait(None if end is None else end - time.monotonic()):
                     raise DeviceError(
                         f"the queue had no place within {timeout} s: the engine is slower than "

@@ -50,8 +50,9 @@ def run(speed, monkeypatch, *arguments):
     return speed.main()
 
 
-def test_figures_add_up(speed, data, monkeypatch, capsys):
-    options = ("--data", data, "--imgsz", 64, "--images", 7, "--repeats", 2, "--json")
+@pytest.mark.parametrize("more", [(), ("--in-part",)])
+def test_figures_add_up(speed, data, monkeypatch, capsys, more):
+    options = ("--data", data, "--imgsz", 64, "--images", 7, "--repeats", 2, "--json", *more)
     assert run(speed, monkeypatch, *options) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 12

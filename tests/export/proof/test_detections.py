@@ -98,10 +98,10 @@ def test_each_step_broken_by_one_line_fails_the_proof(exports, monkeypatch, step
 
 
 HEADS_BROKEN = {
-    "order of the anchors": lambda p: setattr(p, "_anchors", p._anchors[::-1].copy()),
-    "anchors rotated": lambda p: setattr(p, "_anchors", np.roll(p._anchors, 1, axis=0)),
-    "width for height": lambda p: setattr(p, "_anchors", p._anchors[:, [0, 2, 1]]),
-    "stride": lambda p: p._anchors.__imul__(np.float32([1.01, 1, 1])),
+    "order of the anchors": lambda p: setattr(p, "_anchors", p._anchors[:, ::-1].copy()),
+    "anchors rotated": lambda p: setattr(p, "_anchors", np.roll(p._anchors, 1, axis=1)),
+    "width for height": lambda p: setattr(p, "_anchors", p._anchors[[0, 2, 1]]),
+    "stride": lambda p: p._anchors.__imul__(np.float32([[1.01], [1], [1]])),
 }
 
 

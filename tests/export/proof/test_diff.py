@@ -20,8 +20,9 @@ from y7edge.errors import ConfigError, GateError
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.pipeline import export
 from y7edge.export.proof import parity
+from y7edge.export.proof.causes import Case, of_outputs
 from y7edge.export.proof.diff import _stages, diff
-from y7edge.export.proof.sides import Limits, Opened
+from y7edge.export.proof.sides import Limits, Opened, prepared
 from y7edge.export.targets import registry as targets
 from y7edge.models import weights
 from y7edge.runtimes import onnxrt
@@ -332,6 +333,28 @@ def test_inputs_of_bytes_and_floats_are_compared_as_pixels():
         assert [stage.status for stage in stages] == ["equal"] * 5
         assert cause is None
         assert stages[-1].measured["boxes"] > 0
+
+
+class Rounded(FakeSession):
+    """A model whose outputs deviate as much as bf16 permits."""
+
+    def _run(self, feeds):
+        return {
+            name: head + 0.01 * np.abs(head).max() for name, head in super()._run(feeds).items()
+        }
+
+
+def test_swapped_colours_are_not_the_cause_if_the_heads_agree():
+    """Swapping the colours of a grey image has no effect, so A would still agree with B."""
+    manifest = make_manifest()
+    lower = replace(manifest, precision="bf16")
+    a = Opened("a", FakeSession(manifest), manifest)
+    b = Opened("b", Rounded(lower), lower)
+    frame = np.full((64, 96, 3), 200, np.uint8)
+    limits = Limits(parity.tolerance("bf16", 1e-4), parity.tolerance("fp32", 1e-4))
+    fed = prepared(frame, manifest.input), prepared(frame, lower.input)
+    case = Case(a, b, frame, fed, (a.run(fed[0]), b.run(fed[1])), limits)
+    assert of_outputs(case).name == "precision"
 
 
 def test_a_size_that_artifacts_do_not_have(good):

@@ -12,6 +12,7 @@ import torch
 
 from y7edge.data.sample import Sample
 from y7edge.errors import ConfigError, DataError
+from y7edge.train.augment.on_device import apply_appearance
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading import memory
 from y7edge.train.loading.dataset import TrainingSet, collate, loader
@@ -146,6 +147,24 @@ def test_batches_follow_the_plan_with_any_number_of_workers(samples, workers, re
         for batch, wanted in zip(given, keys, strict=True):
             assert same(batch, collate([result[key] for key in wanted]))
             assert batch[0].shape[2:] == ((32, 64) if rect else (64, 64))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("settings", [Augmentation(flipud=0.5, mixup=0.5), None])
+def test_batches_in_part_become_the_same_batches(samples, workers, settings):
+    result = TrainingSet(samples, 64, settings, seed=4, close_at=2)
+    plan = BatchPlan(10, 4, seed=4)
+    train_loader = loader(result, plan, workers=workers, in_part=True)
+    for epoch in (1, 2):
+        plan.set_epoch(epoch)
+        given = list(batches(train_loader))
+        for (images, targets, appearance), keys in zip(given, list(plan), strict=True):
+            expected_images, expected_targets = collate([result[key] for key in keys])
+            assert torch.equal(targets, expected_targets)
+            assert appearance.shape == (len(images), 5)
+            assert (settings is None) == torch.equal(images, expected_images)
+            finished = apply_appearance(images, appearance)
+            assert (finished.int() - expected_images.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -17,6 +17,7 @@ from y7edge.evaluation.evaluate import evaluate
 from y7edge.models import weights
 from y7edge.nn.build import create, to_checkpoint
 from y7edge.train.augment.settings import Augmentation
+from y7edge.train.loading.dataset import loader
 from y7edge.train.output.results import read_csv
 from y7edge.train.run.loop import train
 from y7edge.train.run.progress import Progress
@@ -144,6 +145,22 @@ def test_equal_seeds_give_equal_weights(run, data, tmp_path):
     assert weights.load(again.last).digest == first.digest
     other = train(config(data, tmp_path / "other", seed=1))
     assert weights.load(other.last).digest != first.digest
+
+
+def test_colours_on_the_device_give_the_same_training(data, tmp_path):
+    # On a GPU, the loader leaves jitter and mirror to the device; here the device is the CPU.
+    results = []
+    for in_part in (False, True):
+        trainer = trainer_of(config(data, tmp_path / str(in_part)))
+        parts = trainer.parts
+        assert len(next(iter(parts.loader))) == 2
+        parts.loader = loader(parts.train_set, parts.plan, in_part=in_part)
+        trainer.train_epoch()
+        results.append(trainer.position.sums)
+        drawn = tmp_path / str(in_part) / "batches"
+        results.append(cv2.imread(str(next(drawn.iterdir()))))
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-4)
+    assert cv2.absdiff(results[3], results[1]).max() <= 2  # JPEG
 
 
 def test_saved_model_is_the_moving_average(data, tmp_path):

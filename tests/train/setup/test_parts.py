@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from y7edge.data.synthetic import scenes
 from y7edge.errors import CheckpointError, ConfigError
 from y7edge.models import registry, weights
 from y7edge.models.scaling import scale
 from y7edge.nn.build import Model, anchors_in_pixels, to_checkpoint
 from y7edge.train.settings.config import TrainConfig
-from y7edge.train.setup.parts import build_spec, resume_model, start_model
+from y7edge.train.setup import parts
+from y7edge.train.setup.parts import build, build_spec, resume_model, start_model
 
 NAMES = ("cat", "dog")
 
@@ -30,6 +33,23 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "trained.safetensors"
     weights.save(to_checkpoint(Model(spec), NAMES), path)
     return path
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_only_a_gpu_gets_batches_without_their_colours(device, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(*_, **options):
+        raise Stop(options)
+
+    monkeypatch.setattr(parts, "loader", stop)
+    data = scenes.generate(tmp_path / "data", train=2, val=1, size=(96, 96))
+    fabric = SimpleNamespace(device=torch.device(device))
+    with pytest.raises(Stop) as stopped:
+        build(config(data=data, workers=0), fabric=fabric)
+    gpu = device != "cpu"
+    assert stopped.value.args[0] == {"workers": 0, "pin": gpu, "in_part": gpu}
 
 
 def test_from_scratch():

@@ -31,7 +31,7 @@ _HUES = 180  # number of hues in OpenCV's 8-bit HSV
 _LARGEST = 255
 
 _LINEAR = 0.02  # the linear map is used for hue factors from 0.98 to 1.02
-_ROWS = 160  # rows processed at a time; they fit into the CPU cache
+ROWS = 160  # rows processed at a time; they fit into the CPU cache
 
 
 class Jitter:
@@ -42,6 +42,11 @@ class Jitter:
         # First-order rotation of the channels about the grey axis; hue 180 is a full turn.
         turn = (hue - 1) * math.pi / math.sqrt(3)
         self._turn = np.array([(1, turn, -turn), (-turn, 1, turn), (turn, -turn, 1)])  # B, G, R
+
+    @property
+    def linear(self) -> bool:
+        """Whether the hue is shifted by the linear map, not by tables."""
+        return abs(self.factors[0] - 1) <= _LINEAR
 
     @classmethod
     def draw(cls, settings: Augmentation, rng: Generator) -> Jitter:
@@ -58,12 +63,12 @@ class Jitter:
         result is mirrored; None does not mirror it.
         """
         hue, saturation, brightness = self.factors
-        linear = abs(hue - 1) <= _LINEAR
+        linear = self.linear
         if not linear:
             image = self.by_table(image)
         height = len(image)
-        for top in range(0, height, _ROWS):
-            rows = image[top : top + _ROWS]
+        for top in range(0, height, ROWS):
+            rows = image[top : top + ROWS]
             end = height - top if mirror in (0, -1) else top + len(rows)
             target = planes[:, end - len(rows) : end]
             if linear and hue != 1:

@@ -30,9 +30,29 @@ from y7edge.train.augment.labelled import ImageSet, LabelledImage, bgr_view, scr
 from y7edge.train.augment.mixing import copy_paste, mixup, paste_in
 from y7edge.train.augment.mosaic import Area, Layout, Tile, four, nine, paint, single
 from y7edge.train.augment.settings import Augmentation
-from y7edge.train.augment.view import Mirror, draw_view, render
+from y7edge.train.augment.view import Mirror, View, draw_view, render
 
 _PASTED_FROM = 4  # images that paste-in may decode
+
+
+class Appearance(NamedTuple):
+    """Colour jitter and mirror of one training image."""
+
+    jitter: Jitter = Jitter()
+    mirror: Mirror = Mirror()
+
+    @classmethod
+    def draw(cls, settings: Augmentation, rng: Generator) -> Appearance:
+        """Draw both at random."""
+        return cls(Jitter.draw(settings, rng), Mirror.draw(settings, rng))
+
+    def numbers(self) -> tuple[float, ...]:
+        """Return factors of hue, saturation, brightness, and whether mirrored (y, x) as 0 or 1."""
+        return (*self.jitter.factors, *map(float, self.mirror))
+
+    def apply(self, planes: NDArray[np.uint8]) -> None:
+        """Change colours of RGB planes (3, h, w) and mirror them, in place."""
+        self.jitter.apply(bgr_view(planes).copy(), planes, self.mirror.code)
 
 
 def augmented(
@@ -52,61 +72,100 @@ def augmented(
     mosaic. The pixels are written to ``planes``, uint8 RGB (3, height, width), or to a new array;
     the image of the result is a BGR view of these pixels. Images out of view are not read.
     """
-    canvas = shape or (size, size)
     if planes is None:
-        planes = np.empty((3, *canvas), np.uint8)
-    appearance = _Appearance(settings, Jitter.draw(settings, rng), Mirror.draw(settings, rng))
-    if shape is None and rng.random() < settings.mosaic:
-        labelled = _mosaic(images, index, size, appearance, rng, planes)
-        if rng.random() < settings.mixup:
-            other = int(rng.integers(len(images)))
-            second = scratch("second image", *planes.shape)
-            labelled = mixup(labelled, _mosaic(images, other, size, appearance, rng, second), rng)
-    else:
-        view = draw_view(canvas, canvas, settings, rng)
-        labelled = render(
-            single(images[index], *canvas), view, appearance.jitter, appearance.mirror, planes
-        )
-    if rng.random() < settings.paste_in and any(line is not None for line in labelled.polygons):
-        numbers = rng.integers(len(images), size=_PASTED_FROM).tolist()
-        sources = (appearance.mirror.apply(images[number]) for number in numbers)
-        labelled = paste_in(labelled, sources, rng)
-    image = bgr_view(planes)
-    if not np.may_share_memory(labelled.image, image):  # mixup and paste-in return new arrays
-        np.copyto(image, labelled.image)
-        labelled = replace(labelled, image=image)
-    return labelled
+        planes = np.empty((3, *(shape or (size, size))), np.uint8)
+    return _Steps(images, size, settings, rng, planes).run(index, shape, later=False)[0]
 
 
-class _Appearance(NamedTuple):
-    """Settings and random values that are the same for both images of a mixup."""
-
-    settings: Augmentation
-    jitter: Jitter
-    mirror: Mirror
-
-
-def _mosaic(
+def augmented_in_part(
     images: ImageSet,
     index: int,
     size: int,
-    appearance: _Appearance,
+    settings: Augmentation,
     rng: Generator,
+    *,
+    shape: tuple[int, int] | None = None,
     planes: NDArray[np.uint8],
-) -> LabelledImage:
-    """Return a random view of a mosaic of four or nine images."""
-    settings = appearance.settings
-    canvas = (2 * size, 2 * size)
-    view = draw_view(canvas, (size, size), settings, rng)
-    # Copy-paste needs all images: a mirrored copy can be in view when its original is not.
-    visible = Area(0, 0, *canvas) if settings.copy_paste else view.visible()
-    join, others = (nine, 8) if rng.random() < settings.mosaic9 else (four, 3)
-    numbers = [index, *rng.integers(len(images), size=others).tolist()]
-    layout = join(images, numbers, size, rng, visible)
-    if settings.copy_paste:
-        tiles = tuple(layout.tiles)
-        layout = Layout(tiles, *canvas)
-        if any(tile.labelled.polygons for tile in tiles):
-            whole = copy_paste(paint(layout), settings.copy_paste, rng)
-            layout = Layout((Tile(whole, 0, 0, (0, 0, *canvas)),), *canvas)
-    return render(layout, view, appearance.jitter, appearance.mirror, planes)
+) -> tuple[LabelledImage, Appearance]:
+    """Augment an image like :func:`augmented`, but leave its colours to the training device.
+
+    Returns:
+        The image, with labels that are mirrored already, and the appearance that the pixels still
+        need (``y7edge.train.augment.on_device``). Images that were mixed, or whose hue is shifted
+        by tables, already have their appearance, and need none.
+    """
+    return _Steps(images, size, settings, rng, planes).run(index, shape, later=True)
+
+
+class _Steps:
+    """The steps for one image. Random values are drawn in the same order for both functions."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        size: int,
+        settings: Augmentation,
+        rng: Generator,
+        planes: NDArray[np.uint8],
+    ) -> None:
+        self.images, self.size, self.settings, self.rng = images, size, settings, rng
+        self.planes = planes
+        self.appearance = Appearance.draw(settings, rng)
+        self.later = False  # whether the pixels still lack their appearance
+
+    def run(
+        self, index: int, shape: tuple[int, int] | None, *, later: bool
+    ) -> tuple[LabelledImage, Appearance]:
+        """Return the image, and the appearance that it lacks."""
+        settings, rng, planes = self.settings, self.rng, self.planes
+        self.later = later and self.appearance.jitter.linear
+        if shape is None and rng.random() < settings.mosaic:
+            labelled = self._mosaic(index, planes)
+            if rng.random() < settings.mixup:
+                self._complete()
+                other = int(rng.integers(len(self.images)))
+                second = scratch("second image", *planes.shape)
+                labelled = mixup(labelled, self._mosaic(other, second), rng)
+        else:
+            canvas = shape or (self.size, self.size)
+            view = draw_view(canvas, canvas, settings, rng)
+            labelled = self._render(single(self.images[index], *canvas), view, planes)
+        outlined = any(line is not None for line in labelled.polygons)
+        if rng.random() < settings.paste_in and outlined:
+            self._complete()
+            numbers = rng.integers(len(self.images), size=_PASTED_FROM).tolist()
+            mirror = self.appearance.mirror
+            labelled = paste_in(labelled, (mirror.apply(self.images[n]) for n in numbers), rng)
+        image = bgr_view(planes)
+        if not np.may_share_memory(labelled.image, image):  # mixup and paste-in return new arrays
+            np.copyto(image, labelled.image)
+            labelled = replace(labelled, image=image)
+        return labelled, self.appearance if self.later else Appearance()
+
+    def _complete(self) -> None:
+        """Give the pixels their appearance, because they are about to be mixed with others."""
+        if self.later:
+            self.appearance.apply(self.planes)
+            self.later = False
+
+    def _render(self, layout: Layout, view: View, planes: NDArray[np.uint8]) -> LabelledImage:
+        jitter = None if self.later else self.appearance.jitter
+        return render(layout, view, jitter, self.appearance.mirror, planes)
+
+    def _mosaic(self, index: int, planes: NDArray[np.uint8]) -> LabelledImage:
+        """Return a random view of a mosaic of four or nine images."""
+        settings, rng, size = self.settings, self.rng, self.size
+        canvas = (2 * size, 2 * size)
+        view = draw_view(canvas, (size, size), settings, rng)
+        # Copy-paste needs all images: a mirrored copy can be in view when its original is not.
+        visible = Area(0, 0, *canvas) if settings.copy_paste else view.visible()
+        join, others = (nine, 8) if rng.random() < settings.mosaic9 else (four, 3)
+        numbers = [index, *rng.integers(len(self.images), size=others).tolist()]
+        layout = join(self.images, numbers, size, rng, visible)
+        if settings.copy_paste:
+            tiles = tuple(layout.tiles)
+            layout = Layout(tiles, *canvas)
+            if any(tile.labelled.polygons for tile in tiles):
+                whole = copy_paste(paint(layout), settings.copy_paste, rng)
+                layout = Layout((Tile(whole, 0, 0, (0, 0, *canvas)),), *canvas)
+        return self._render(layout, view, planes)

@@ -152,13 +152,14 @@ def draw_view(
 def render(
     layout: Layout,
     view: View,
-    jitter: Jitter,
+    jitter: Jitter | None,
     mirror: Mirror = _NO_MIRROR,
     planes: NDArray[np.uint8] | None = None,
 ) -> LabelledImage:
     """Return the view of a layout, with its labels.
 
-    The pixels are written to ``planes``, uint8 RGB (3, height, width), or to a new array. A box
+    The pixels are written to ``planes``, uint8 RGB (3, height, width), or to a new array. Without
+    ``jitter``, the pixels are neither changed nor mirrored, but the labels are mirrored. A box
     becomes the bounding box of the object's transformed polygon, or of the box's transformed
     corners if there is no polygon. Boxes are clipped to the image. Objects of which too little is
     visible are dropped. The mirror is applied last.
@@ -169,8 +170,18 @@ def render(
     return mirror.labels(put(layout, view, jitter, mirror, planes))
 
 
+def _finish(
+    image: NDArray[np.uint8], jitter: Jitter | None, mirror: Mirror, planes: NDArray[np.uint8]
+) -> None:
+    """Write a BGR image (h, w, 3) to RGB ``planes``, with colour jitter and mirrored."""
+    if jitter is None:
+        cv2.split(image, (planes[2], planes[1], planes[0]))
+    else:
+        jitter.apply(image, planes, mirror.code)
+
+
 def _warp(
-    layout: Layout, view: View, jitter: Jitter, mirror: Mirror, planes: NDArray[np.uint8]
+    layout: Layout, view: View, jitter: Jitter | None, mirror: Mirror, planes: NDArray[np.uint8]
 ) -> LabelledImage:
     canvas = paint(layout)
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
@@ -180,7 +191,7 @@ def _warp(
         warped = cv2.warpPerspective(canvas.image, of_centres, size, borderValue=grey)
     else:
         warped = cv2.warpAffine(canvas.image, of_centres[:2], size, borderValue=grey)
-    jitter.apply(np.asarray(warped, np.uint8), planes, mirror.code)
+    _finish(np.asarray(warped, np.uint8), jitter, mirror, planes)
     corners = project(canvas.boxes[:, _CORNERS], view.matrix)
     after = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
     after = np.minimum(np.maximum(after, 0), (view.width, view.height) * 2)
@@ -195,7 +206,7 @@ def _warp(
 
 
 def _resize_tiles(
-    layout: Layout, view: View, jitter: Jitter, mirror: Mirror, planes: NDArray[np.uint8]
+    layout: Layout, view: View, jitter: Jitter | None, mirror: Mirror, planes: NDArray[np.uint8]
 ) -> LabelledImage:
     (across, _, x), (_, down, y), _ = view.matrix.tolist()
     labels = _TileLabels(view)
@@ -211,7 +222,7 @@ def _resize_tiles(
                 target = canvas[rows.to : rows.till, columns.to : columns.till]
                 cv2.resize(source, target.shape[1::-1], dst=target, interpolation=cv2.INTER_LINEAR)
                 labels.add(tile, columns, rows)
-    jitter.apply(canvas, planes, mirror.code)
+    _finish(canvas, jitter, mirror, planes)
     return labels.on(bgr_view(planes))
 
 

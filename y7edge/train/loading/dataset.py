@@ -30,10 +30,17 @@ from y7edge.data.sample import Sample
 from y7edge.errors import DataError
 from y7edge.train.augment.labelled import ImageSet, LabelledImage, bgr_view, targets
 from y7edge.train.augment.mosaic import paint, single
-from y7edge.train.augment.pipeline import augmented
+from y7edge.train.augment.pipeline import Appearance, augmented, augmented_in_part
 from y7edge.train.augment.settings import Augmentation
 from y7edge.train.loading.image_cache import Images, open_cache
-from y7edge.train.loading.memory import BatchMemory, Item, Task, WrittenBatch, keep_freed_memory
+from y7edge.train.loading.memory import (
+    BatchMemory,
+    Item,
+    Task,
+    WrittenBatch,
+    as_tensors,
+    keep_freed_memory,
+)
 from y7edge.train.loading.sampling import BatchPlan, Key, generator
 from y7edge.train.loading.workers import PREFETCH, start_worker
 
@@ -88,9 +95,7 @@ class TrainingSet(Dataset[Item]):
 
     def write(self, key: Key, planes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Write the image of a key into ``planes``, uint8 (3, H, W) RGB, and return its labels."""
-        settings = self.augmentation
-        if settings is not None and self.closed(key.epoch):
-            settings = settings.closed()
+        settings = self._settings(key)
         if settings is None:
             height, width = planes.shape[1:]
             labelled = paint(single(self.images[key.index], height, width))
@@ -101,6 +106,26 @@ class TrainingSet(Dataset[Item]):
                 self.images, key.index, self.size, settings, rng, shape=key.shape, planes=planes
             )
         return targets(labelled)
+
+    def write_in_part(
+        self, key: Key, planes: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], Appearance]:
+        """Write the image of a key like `write`, but without its colour jitter and mirror.
+
+        Returns the labels, which are mirrored, and the appearance for `apply_appearance`.
+        """
+        settings = self._settings(key)
+        if settings is None:
+            return self.write(key, planes), Appearance()
+        rng = generator(self.seed, key)
+        labelled, appearance = augmented_in_part(
+            self.images, key.index, self.size, settings, rng, shape=key.shape, planes=planes
+        )
+        return targets(labelled), appearance
+
+    def _settings(self, key: Key) -> Augmentation | None:
+        settings = self.augmentation
+        return settings.closed() if settings is not None and self.closed(key.epoch) else settings
 
     def without_augmentation(self) -> TrainingSet:
         """Return a set that only letterboxes its images; it shares the cache of this set."""
@@ -160,8 +185,10 @@ def _numbered(labels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 class _Work(Dataset["Item | WrittenBatch"]):
     """Dataset whose items are whole batches; the workers of a loader create them."""
 
-    def __init__(self, train_set: TrainingSet, memory: BatchMemory | None) -> None:
-        self._dataset, self._memory = train_set, memory
+    def __init__(
+        self, train_set: TrainingSet, memory: BatchMemory | None, in_part: bool = False
+    ) -> None:
+        self._dataset, self._memory, self._in_part = train_set, memory, in_part
 
     def __getitem__(self, task: Task) -> Item | WrittenBatch:
         size = self._dataset.size
@@ -170,10 +197,17 @@ class _Work(Dataset["Item | WrittenBatch"]):
             images = self._memory.space(task.slot, shape)
         else:  # torch will transfer the batch to the training process
             images = np.empty(shape, np.uint8)
-        numbered = _numbered(list(map(self._dataset.write, task.keys, images)))
+        appearance = None
+        if self._in_part:
+            written = list(map(self._dataset.write_in_part, task.keys, images))
+            labels = [each for each, _ in written]
+            appearance = np.array([each.numbers() for _, each in written])
+        else:
+            labels = list(map(self._dataset.write, task.keys, images))
+        numbered = _numbered(labels)
         if self._memory is None or task.slot is None:
-            return torch.from_numpy(images), torch.from_numpy(numbered)
-        return WrittenBatch(id(self._memory), task.slot, shape, numbered)
+            return as_tensors(images, numbered, appearance)
+        return WrittenBatch(id(self._memory), task.slot, shape, numbered, appearance)
 
 
 class _Tasks(Sampler[Task]):
@@ -207,12 +241,19 @@ class Loader(DataLoader[Item]):
 
 
 def loader(
-    dataset: TrainingSet, plan: BatchPlan, *, workers: int = 0, pin: bool = False
+    dataset: TrainingSet,
+    plan: BatchPlan,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    in_part: bool = False,
 ) -> DataLoader[Item]:
     """Create a loader of the batches of a plan; call ``plan.set_epoch`` before each pass.
 
     If ``workers`` is 0, the calling process loads the images. With ``pin``, batches are in
-    page-locked memory, for asynchronous copies to a GPU.
+    page-locked memory, for asynchronous copies to a GPU. With ``in_part``, colour jitter and mirror
+    are left to the device: a batch is (images, targets, appearance), for
+    `y7edge.train.augment.on_device.apply_appearance`.
 
     Raises:
         ConfigError: The prefetched batches do not fit into memory.
@@ -226,7 +267,7 @@ def loader(
         side = -(-dataset.size // stride) * stride
         memory = BatchMemory(PREFETCH * workers + _SPARE, plan.batch // plan.world * 3 * side**2)
     return Loader(
-        _Work(dataset, memory),  # type: ignore[arg-type]
+        _Work(dataset, memory, in_part),  # type: ignore[arg-type]
         batch_size=None,  # tasks are whole batches
         sampler=_Tasks(plan, memory),
         num_workers=workers,

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from y7edge.train.loading.sampling import Key
 _SPARE_FRACTION = 0.8  # of the available memory; the network and the system need the rest
 _LARGE_BLOCK = 31 << 20  # bytes, just below the maximum of glibc's dynamic threshold
 
-Item = tuple[Tensor, Tensor]
+Item = tuple[Tensor, ...]
+"""Images and their labels; in batches for another device, also the appearance of each image."""
 
 
 class Task(NamedTuple):
@@ -39,15 +40,15 @@ class WrittenBatch:
     slot: int
     shape: tuple[int, ...]  # (B, 3, H, W)
     targets: NDArray[np.float32]  # (n, 6)
+    appearance: NDArray[np.float64] | None = None  # (B, 5), for `on_device.apply_appearance`
 
     def item(self) -> Item:
-        """Return the images and targets; call this in the training process."""
+        """Return the batch; call this in the training process."""
         return _MEMORIES[self.memory].received(self)
 
     def pin_memory(self) -> Item:
-        """Return the images and targets in page-locked memory; called by torch's pin thread."""
-        images, targets = self.item()
-        return images.pin_memory(), targets.pin_memory()
+        """Return the batch in page-locked memory; called by torch's pin thread."""
+        return tuple(tensor.pin_memory() for tensor in self.item())
 
 
 class BatchMemory:
@@ -103,7 +104,12 @@ class BatchMemory:
         self._pending.discard(batch.slot)
         # The tensor keeps this array alive. Once the array is freed, nothing uses the slot.
         weakref.finalize(images, self._free.append, batch.slot).atexit = False
-        return torch.from_numpy(images), torch.from_numpy(batch.targets)
+        return as_tensors(images, batch.targets, batch.appearance)
+
+
+def as_tensors(*arrays: NDArray[Any] | None) -> Item:
+    """Return tensors that share the memory of the arrays, without those that are None."""
+    return tuple(torch.from_numpy(array) for array in arrays if array is not None)
 
 
 def keep_freed_memory() -> None:

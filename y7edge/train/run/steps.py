@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from y7edge.nn.build import Model
+from y7edge.train.augment.on_device import apply_appearance
 from y7edge.train.averaging.average import Average
 from y7edge.train.loss.loss import LossParts, TrainingLoss
 from y7edge.train.run.optim import Accumulator, apply
@@ -91,6 +92,14 @@ class Steps:
     def lr(self) -> float:
         """Learning rate of the convolution weights at the last iteration."""
         return float(self.optimizer.param_groups[1]["lr"])
+
+    def prepared(self, images: Tensor, appearance: Tensor | None = None) -> Tensor:
+        """Return uint8 images with the appearance that the loader left to the device, if any."""
+        if appearance is None:
+            return images
+        with self.timing.part("forward"):
+            images = images.to(self.fabric.device, non_blocking=True)
+            return apply_appearance(images, appearance)
 
     def to_input(self, images: Tensor, side: int | None = None) -> Tensor:
         """Move uint8 images (B, 3, H, W) to the device, as float32 in 0..1.

@@ -114,13 +114,17 @@ class Trainer:
             self._interrupts.check()
             return next(stream, None)
 
-    def _learn(self, images: Tensor, targets: Tensor) -> None:
-        """Train on a batch: images uint8 (B, 3, H, W) RGB, targets float32 (n, 6)."""
+    def _learn(self, images: Tensor, targets: Tensor, appearance: Tensor | None = None) -> None:
+        """Train on a batch: images uint8 (B, 3, H, W) RGB, targets float32 (n, 6).
+
+        ``appearance``: colour jitter and mirror that are left to the device (`loader`).
+        """
         position, config, steps = self.position, self.parts.config, self.parts.steps
         side = None
         if config.multi_scale:
             stride = steps.model.spec.max_stride
             side = random_side(config.imgsz, stride, config.seed, position.epoch, position.batch)
+        images = steps.prepared(images, appearance)
         if self.parts.writer:
             closed = self.parts.train_set.closed(position.epoch)
             self.parts.writer.batch(images, targets, closed=closed)

@@ -146,7 +146,9 @@ def build(
             log(note)
         train_set, plan = _training_images(config, data, start.model.spec, ranks)
         workers = loading_workers(config.workers, fabric.device)
-        images = loader(train_set, plan, workers=workers, pin=fabric.device.type == "cuda")
+        # On a GPU, colour jitter and mirror are applied there (`Steps.prepared`).
+        gpu = fabric.device.type == "cuda"
+        images = loader(train_set, plan, workers=workers, pin=gpu, in_part=gpu)
         validation = (
             Validation(data.split(config.val_split), names, config.imgsz) if ranks.first else None
         )
