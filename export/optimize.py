@@ -6,6 +6,7 @@ evaluated on a data set, and their latency is measured in turns in one process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -281,17 +282,8 @@ def _plot(choice: Choice) -> None:
     front = [c for c in found if c.in_front]
     axes.step([c.ms for c in front], [c.accuracy for c in front], where="post", color="#94a3b8")
     for one in found:
-        won = one is choice.winner
-        axes.plot(one.ms, one.accuracy, "o", color="#2563eb", fillstyle="full" if won else "none")
-        axes.annotate(
-            f"{one.target} {one.precision}",
-            (one.ms, one.accuracy),
-            xytext=(2, 5),
-            textcoords="offset points",
-            rotation=60,  # equally fast artifacts keep readable labels
-            fontsize=8,
-            weight="bold" if won else "normal",
-        )
+        full = one is choice.winner
+        axes.plot(one.ms, one.accuracy, "o", color="#2563eb", fillstyle="full" if full else "none")
     axes.axhline(choice.reference, color="#0f172a", linewidth=0.8, label="checkpoint")
     least = choice.reference - choice.max_map_drop
     axes.axhline(least, color="#dc2626", linestyle="--", linewidth=0.8, label="accepted drop")
@@ -299,4 +291,19 @@ def _plot(choice: Choice) -> None:
     axes.margins(0.15, 0.6)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
+    figure.draw_without_rendering()  # places the axes, so that distances are known
+    last = -math.inf
+    for one in sorted(found, key=lambda c: c.ms):
+        place = axes.transData.transform((one.ms, one.accuracy))[0] * 72 / figure.dpi  # points
+        last = max(place + 2, last + 11)  # equally fast artifacts keep readable labels
+        axes.annotate(
+            f"{one.target} {one.precision}",
+            (one.ms, one.accuracy),
+            xytext=(last - place, 12),
+            textcoords="offset points",
+            rotation=60,
+            fontsize=8,
+            weight="bold" if one is choice.winner else "normal",
+            arrowprops={"arrowstyle": "-", "color": "#94a3b8", "linewidth": 0.5},
+        )
     plots.save(figure, choice.plot)
