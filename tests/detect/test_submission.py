@@ -198,7 +198,7 @@ def test_timeout_covers_the_wait_for_a_place(held):
         detector(FRAME, timeout=0.1)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e300, "1", [1]])
+@pytest.mark.parametrize("timeout", [0, -1, True, float("nan"), float("inf"), 1e300, "1", [1]])
 def test_timeouts_that_cannot_be_used(timeout):
     with pytest.raises(ConfigError, match="timeout is"):
         detector_over()[0](FRAME, timeout=timeout)

@@ -104,8 +104,8 @@ class InputInfo:
 class OutputInfo:
     """One output tensor, with one of four roles.
 
-    * ``head``: the output of one level, logits or probabilities, with the NCHW shape
-      (batch, anchors x (5 + nc), rows, columns).
+    * ``head``: the output of one level, logits or probabilities: (batch, anchors x (5 + nc), rows,
+      columns) in layout NCHW, (batch, rows, columns, anchors x (5 + nc)) in layout NHWC.
     * ``boxes``: (batch, N, 4) centre x, centre y, width, height in pixels of the input.
     * ``scores``: (batch, N, nc).
     * ``detections``: the boxes after NMS, (K, 7) batch index, x0, y0, x1, y1 in pixels of the

@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 def check_timeout(timeout: float) -> float:
     """Return ``timeout``, in seconds; raise ConfigError if it is not a positive number."""
-    if not (isinstance(timeout, numbers.Real) and 0 < timeout < threading.TIMEOUT_MAX):
+    real = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
+    if not (real and 0 < timeout < threading.TIMEOUT_MAX):
         raise ConfigError(f"timeout is {timeout!r}, expected a number of seconds above 0")
     return float(timeout)
 
