@@ -112,6 +112,12 @@ def known_features() -> dict[str, str]:
     return {name: text for name, text in FEATURES.items() if text.endswith("(ARM)") == is_arm}
 
 
+def free_memory() -> int | None:
+    """Return the memory of the machine that programs can still get, in bytes; None if unknown."""
+    found = re.search(r"^MemAvailable:\s+([0-9]{1,15}) kB$", _read(_PROC / "meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
 def resident_memory() -> int | None:
     """Return the memory of this process that is in RAM, in bytes; None if it is not known."""
     fields = _read(_PROC / "self/statm").split()

@@ -70,16 +70,6 @@ class Device:
         return self.integrated and self.total < _SMALL_BOARD
 
 
-def available_memory() -> int:
-    """Return the memory in bytes that programs can get on Linux; 0 if it is unknown."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^MemAvailable:\s+(\d{1,12}) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
-
-
 @dataclass(frozen=True)
 class Settings:
     """What to build.

@@ -31,6 +31,7 @@ from y7edge.export.targets import _trt_cache, _trt_settings
 from y7edge.export.targets._trt_inspector import inspect
 from y7edge.export.targets._trt_settings import Device, Settings
 from y7edge.export.targets.base import BuildRequest
+from y7edge.machine import free_memory
 from y7edge.runtimes import _cuda, _trt_versions
 from y7edge.runtimes import trt as runtime
 from y7edge.runtimes._modelproto import payload_digest, read_quantizers, without_metadata
@@ -132,7 +133,7 @@ def _current(index: int) -> Iterator[Device]:
     with gpu.current():
         free, total = gpu.driver.mem_get_info()
         if gpu.integrated:  # the driver does not count memory that holds the cache of files
-            free = max(free, _trt_settings.available_memory())
+            free = max(free, free_memory() or 0)
         capability = ".".join(map(str, gpu.capability))
         yield Device(gpu.name, capability, free, total, gpu.integrated)
 

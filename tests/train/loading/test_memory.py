@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from y7edge import machine
 from y7edge.errors import ConfigError
 from y7edge.train.loading import memory
 from y7edge.train.loading.memory import BatchMemory, WrittenBatch, available_memory, format_bytes
@@ -100,11 +101,12 @@ def test_format_bytes():
     assert format_bytes(340_000) == "0.3 MB"
 
 
-def test_memory_is_read_from_the_system_and_the_container(tmp_path):
+def test_memory_is_read_from_the_system_and_the_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    assert machine.free_memory() is None
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 2000 kB\nMemFree: 10 kB\nMemAvailable:   1500 kB\n")
-    assert memory._meminfo(meminfo) == 1_536_000
-    assert memory._meminfo(tmp_path / "none") is None
+    assert machine.free_memory() == 1_536_000
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 300\n")
     (tmp_path / "memory.max").write_text("max\n")
@@ -115,12 +117,12 @@ def test_memory_is_read_from_the_system_and_the_container(tmp_path):
 
 
 def test_smaller_limit_is_used(monkeypatch):
-    monkeypatch.setattr(memory, "_meminfo", lambda _: 700)
+    monkeypatch.setattr(memory, "free_memory", lambda: 700)
     monkeypatch.setattr(memory, "_cgroup", lambda _: 500)
     assert available_memory() == 500
     monkeypatch.setattr(memory, "_cgroup", lambda _: None)
     assert available_memory() == 700
-    monkeypatch.setattr(memory, "_meminfo", lambda _: None)
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
     assert available_memory() is None
 
 

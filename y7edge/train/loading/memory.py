@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from y7edge.errors import ConfigError
+from y7edge.machine import free_memory
 from y7edge.train.loading.sampling import Key
 
 _SPARE_FRACTION = 0.8  # of the available memory; the network and the system need the rest
@@ -134,19 +135,10 @@ def spare_memory() -> float:
 
 def available_memory() -> int | None:
     """Return the bytes that this process can still use, also in a container; None if unknown."""
-    free = _meminfo(Path("/proc/meminfo"))
+    free = free_memory()
     limited = _cgroup(Path("/sys/fs/cgroup"))
     known = [value for value in (free, limited) if value is not None]
     return min(known) if known else None
-
-
-def _meminfo(path: Path) -> int | None:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    values = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(values[0]) * 1024 if values else None
 
 
 def _cgroup(folder: Path) -> int | None:
