@@ -36,9 +36,12 @@ if TYPE_CHECKING:
         ParityError,
         RuntimeMissing,
         SourceError,
+        SourceTimeout,
         TrainingError,
         Y7EdgeError,
     )
+    from y7edge.frames import Frame
+    from y7edge.sources.uri import open_source
 
 __version__ = "0.1.0"
 
@@ -55,6 +58,7 @@ __all__ = [
     "DeviceError",
     "DigestError",
     "ExportError",
+    "Frame",
     "FrameDropped",
     "GateError",
     "ManifestMissing",
@@ -62,19 +66,23 @@ __all__ = [
     "ParityError",
     "RuntimeMissing",
     "SourceError",
+    "SourceTimeout",
     "Timing",
     "TrainingError",
     "Y7EdgeError",
     "__version__",
     "draw",
+    "open_source",
 ]
 
 _DEFINED_IN = {  # all other public names are in y7edge.errors
     "Detection": "y7edge.detect.detections",
     "Detections": "y7edge.detect.detections",
     "Detector": "y7edge.detect.detector",
+    "Frame": "y7edge.frames",
     "Timing": "y7edge.detect.detections",
     "draw": "y7edge.detect.drawing",
+    "open_source": "y7edge.sources.uri",
 }
 
 

@@ -1,0 +1,1 @@
+"""Cameras, network streams, videos, folders and test patterns, all read as frames."""
