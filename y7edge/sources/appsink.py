@@ -77,6 +77,7 @@ class Pipeline:
         self._last = -1
         for name, value in plan.secrets.items():
             self._pipeline.get_by_name(SOURCE).set_property(name, value)
+        self.live = plan.live is True
         self._clock_is_ours = self._use_system_clock()
         self._watch()
         try:
@@ -100,7 +101,8 @@ class Pipeline:
             left = deadline - time.monotonic_ns()
             sample = self._sink.emit("try-pull-sample", max(0, min(left, _POLL_NS)))
             self._read_bus()
-            if sample is not None:
+            # What a file contained before the fault is still returned.
+            if sample is not None and not (self.live and self._problem):
                 return self._captured(sample)
             if self._problem is not None:
                 raise SourceError(self._problem)
@@ -123,7 +125,8 @@ class Pipeline:
         kinds = self._gst.MessageType
         self._sink.set_property("wait-on-eos", False)  # nobody reads the frames that are left
         over = self._problem is not None or self._sink.get_property("eos")
-        if not over and pipeline.send_event(self._gst.Event.new_eos()):
+        # The event would wait for a file's decoder, which waits for the reader.
+        if self.live and not over and pipeline.send_event(self._gst.Event.new_eos()):
             self._bus.timed_pop_filtered(_CLOSE_NS, kinds.EOS | kinds.ERROR)
         pipeline.set_state(self._gst.State.NULL)
         pipeline.get_state(5 * _SECOND_NS)
@@ -151,6 +154,10 @@ class Pipeline:
                     f"a pipeline needs one appsink, found {len(found)}: {self.detail}"
                 )
             sink = found[0]
+            if sink.get_property("caps") is None:
+                names = ", ".join(_FORMATS)
+                caps = self._gst.Caps.from_string(f"video/x-raw, format=(string){{{names}}}")
+                sink.set_property("caps", caps)
         sink.set_property("sync", False)
         sink.set_property("enable-last-sample", False)  # it keeps one more buffer of a small pool
         return sink
@@ -196,8 +203,10 @@ class Pipeline:
                 raise SourceTimeout(f"no frame within {_START_S:g} s: {self.detail}")
         live = result == results.NO_PREROLL if live is None else live
         self._keep_all(not live)
-        if results.FAILURE in (result, self._pipeline.set_state(self._gst.State.PLAYING)):
-            self._read_bus()
+        if result != results.FAILURE:
+            result = self._pipeline.set_state(self._gst.State.PLAYING)
+        if result == results.FAILURE:
+            self._read_bus(_SECOND_NS)  # the error may come later than the state
             raise SourceError(self._problem or self._explain("the pipeline does not start"))
         return live
 
@@ -208,15 +217,17 @@ class Pipeline:
         if queue := self._pipeline.get_by_name(NEWEST):
             queue.set_property("leaky", "no" if all_frames else "downstream")
 
-    def _read_bus(self) -> None:
+    def _read_bus(self, wait_ns: int = 0) -> None:
         """Keep the first error, and discard all other messages, which would fill the memory."""
         kinds = self._gst.MessageType
-        while message := self._bus.pop_filtered(kinds.ERROR | kinds.ELEMENT):
+        while message := self._bus.timed_pop_filtered(wait_ns, kinds.ERROR | kinds.ELEMENT):
+            wait_ns = 0
             if message.type == kinds.ERROR:
                 error, debug = message.parse_error()
                 detail = (debug or "").strip().rpartition("\n")[2].rpartition(":  ")[2]
-                name = message.src.get_name() if message.src is not None else "GStreamer"
-                text = f"{name}: {error.message}" + (f" ({detail})" if detail else "")
+                name = message.src.get_name() if message.src is not None else SOURCE
+                text = "" if name == SOURCE else f"{name}: "
+                text += error.message + (f" ({detail})" if detail else "")
                 self._problem = self._problem or self._explain(text)
             elif message.has_name("missing-plugin"):
                 self._missing = message.get_structure().get_string("name")

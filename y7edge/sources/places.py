@@ -73,7 +73,7 @@ def url(scheme: str, place: str) -> tuple[str, dict[str, str]]:
         raise SourceError(f"the {scheme} address is not a URL: {advice}") from error
     if not host or not _HOST.fullmatch(host):
         raise SourceError(f"the {scheme} address has no valid host name: {advice}")
-    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    plain = whole.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
     named = dict(zip(("user-id", "user-pw"), secrets, strict=True))
     return plain, named if parts.username is not None else {}
 
