@@ -238,10 +238,10 @@ SPECIAL_RUNS: dict[str, Make] = {
 
 def open_any(path: Path) -> None:
     """Open the file by its suffix."""
-    from y7edge.cli.inputs import read_input
     from y7edge.data import dataset
     from y7edge.models import weights
     from y7edge.runtimes import registry
+    from y7edge.sources.files import read_input
     from y7edge.train.settings.configfile import choose
 
     suffix = path.suffix
@@ -371,7 +371,7 @@ VIDEOS: dict[str, Make] = {
 
 def frames(path: Path) -> None:
     """Read up to ten thousand frames."""
-    from y7edge.cli.inputs import read_input
+    from y7edge.sources.files import read_input
 
     for index, image in enumerate(read_input(path)):
         assert image.image.ndim == 3

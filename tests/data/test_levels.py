@@ -11,13 +11,13 @@ import pytest
 
 from y7edge.artifact.description import describe
 from y7edge.artifact.manifest import InputInfo
-from y7edge.cli.inputs import read_input
 from y7edge.data.dataset import load
 from y7edge.data.images import read_image, to_bytes
 from y7edge.detect.preprocess import Preprocessor
 from y7edge.errors import ArtifactError, DataError
 from y7edge.models import registry
 from y7edge.models.checkpoint import Checkpoint
+from y7edge.sources.files import read_input
 from y7edge.train.loading.image_cache import open_cache
 
 LEVELS = (2000, 3000)

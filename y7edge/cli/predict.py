@@ -96,9 +96,12 @@ def predict(
     of a video also have "frame_id", from 0. Files that cannot be read are reported, the other files
     are processed, and the exit code is 1.
     """
-    from y7edge.cli.inputs import find_inputs, read_input
+    from y7edge.sources.files import find_inputs, read_input
 
-    inputs, failures = find_inputs(source), list[SourceError]()
+    (inputs, skipped), failures = find_inputs(source), list[SourceError]()
+    if skipped:
+        count = f"{len(skipped)}, such as {skipped[0].name}"
+        note(f"{source}: skipped entries, not images or videos by name: {count}")
     with ExitStack() as stack:
         detector = stack.enter_context(
             open_detector(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.cli.inputs import InputImage, utf8_path
 from y7edge.errors import OutputError
 from y7edge.files import atomic_write, writing
+from y7edge.sources.files import InputImage, utf8_path
 
 _DEFAULT_RATE = 25.0  # frames per second, if the source has no rate
 _LOSSLESS = ".png"  # used if the source's format cannot store the image

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from y7edge.cli.inputs import InputImage, find_inputs, read_input
 from y7edge.cli.saving import ImageWriter
 from y7edge.errors import OutputError, SourceError
+from y7edge.sources.files import InputImage, find_inputs, read_input
 
 
 def read_all(source: Path | str) -> list[InputImage]:
-    return [image for path in find_inputs(str(source)) for image in read_input(path)]
+    return [image for path in find_inputs(str(source))[0] for image in read_input(path)]
 
 
 @pytest.fixture
@@ -89,11 +89,12 @@ def test_unreadable_sources(folder: Path, source: str, problem: str) -> None:
         read_all(folder / source)
 
 
-def test_other_entries_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_entries_are_skipped(folder: Path) -> None:
     (folder / "c.jpg").mkdir()
     (folder / "._a.jpg").touch()
-    assert [path.name for path in find_inputs(str(folder))] == ["a.jpg", "b.png", "v.avi"]
-    assert "not images or videos by name: 3, such as ._a.jpg" in capsys.readouterr().err
+    found, others = find_inputs(str(folder))
+    assert [path.name for path in found] == ["a.jpg", "b.png", "v.avi"]
+    assert [path.name for path in others] == ["._a.jpg", "c.jpg", "notes.txt"]
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.WMV", "a.asf", "a.3gp", "a.mpg", "a.m2ts", "a.flv"])

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.cli.console import note
 from y7edge.data.headers import too_large
 from y7edge.data.sample import is_image
 from y7edge.errors import DataError, SourceError, Y7EdgeError
@@ -44,11 +43,11 @@ class InputImage:
     rate: float | None = None
 
 
-def find_inputs(source: str) -> list[Path]:
-    """List the images and videos of ``source``, sorted by name.
+def find_inputs(source: str) -> tuple[list[Path], list[Path]]:
+    """List the images and videos of ``source``, sorted by name, and the entries that are skipped.
 
-    A folder or a pattern selects files by suffix; the number of other files is printed. A path of
-    one file is returned whatever its suffix is.
+    A folder or a pattern selects files by suffix, and skips the others. A path of one file is
+    returned whatever its suffix is.
 
     Raises:
         SourceError: There is no image or video, or the folder cannot be read.
@@ -59,7 +58,7 @@ def find_inputs(source: str) -> list[Path]:
         if is_folder(path):
             expected, entries = "a folder of images or videos", list(path.iterdir())
         elif os.path.lexists(path):
-            return [path]
+            return [path], []
         else:
             root = Path(path.anchor)
             entries = list(root.glob(str(path.relative_to(root))))
@@ -73,10 +72,7 @@ def find_inputs(source: str) -> list[Path]:
     if not found:
         what = f"none among {len(others)} entries" if others else "nothing"
         raise SourceError(f"{source}: expected {expected}, found {what}")
-    if others:
-        count = f"{len(others)}, such as {others[0].name}"
-        note(f"{source}: skipped entries, not images or videos by name: {count}")
-    return sorted(found)
+    return sorted(found), others
 
 
 def read_input(path: Path, levels: tuple[int, int] | None = None) -> Iterator[InputImage]:
