@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -76,6 +76,10 @@ class Address:
     def url(self) -> str:
         """The whole URI without options, with user name and password: do not print it."""
         return f"{self.scheme}://{self.place}"
+
+    def only(self, *names: str) -> Address:
+        """Return the address with those of its options that have one of these names."""
+        return replace(self, options={n: v for n, v in self.options.items() if n in names})
 
     def numbers(self, **known: tuple[float, float]) -> dict[str, float]:
         """Return the options as numbers, those of integer limits as ``int``.

@@ -21,6 +21,7 @@ from y7edge.files import is_folder, is_utf8, open_regular, reason
 from y7edge.frames import Frame
 from y7edge.sources.address import Address
 from y7edge.sources.base import Source, State, Status
+from y7edge.sources.pacing import Paced
 from y7edge.text import printable
 
 # Suffixes of video formats that OpenCV reads with FFmpeg.
@@ -43,6 +44,9 @@ def open_files(address: Address) -> Source:
     Options:
         levels: LOW-HIGH, the 16-bit values that become 0 and 255; default: 0-65535.
         loop: how often to read the files again; -1: without end.
+        realtime: 1: frames come at the times of the video, as from a camera, and those that are not
+            read in time are dropped.
+        rate: the same, with this number of frames per second.
 
     Raises:
         SourceError: there is no image or video, or the folder cannot be read.
@@ -50,9 +54,18 @@ def open_files(address: Address) -> Source:
     """
     options = dict(address.options)
     levels = _levels_of(address.name, str(options.pop("levels", "0-65535")))
-    numbers = replace(address, options=options).numbers(loop=(-1, 1_000_000), levels=(0, 65535))
+    # "levels" is only here to be suggested.
+    known = {"loop": (-1, 1_000_000), "realtime": (0, 1), "rate": (0.01, 1000.0), "levels": (0, 0)}
+    numbers = replace(address, options=options).numbers(**known)
     paths, skipped = _find(address.place)
-    return Files(address.name, paths, skipped, levels=levels, loop=int(numbers.get("loop", 0)))
+    files = Files(address.name, paths, skipped, levels=levels, loop=int(numbers.get("loop", 0)))
+    if rate := numbers.get("rate"):
+        return Paced(files, rate=rate)
+    if not numbers.get("realtime"):
+        return files
+    if all(map(is_image, paths)):
+        raise ConfigError(f"{address.name}: images have no times: instead of realtime, set rate")
+    return Paced(files)
 
 
 def _levels_of(name: str, text: str) -> tuple[int, int] | None:
