@@ -35,19 +35,19 @@ NETWORK_OPTIONS = frozenset(
 _LONGEST = 1 << 14  # characters of a URI; pipelines may be long
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://")
 _QUERY = re.compile(r"[A-Za-z_][\w-]*=[^&?]*(?:&[A-Za-z_][\w-]*=[^&?]*)*")
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{0,18})?(e[+-]?\d{1,3})?", re.A | re.I)
 _DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\\?#@\[\]\"'<>|]*)(?::(\d{1,5}))?")
-# Credentials in a text: in URLs, also those that are percent-encoded as a whole, and as values of
-# properties and parameters. Rather too much is removed than too little.
+# Credentials in a text: of URLs, also of percent-encoded ones, and values of properties and
+# parameters. Repetitions are bounded, because the time of a search is their product.
 _SECRETS = (
-    (re.compile(r"(?<=://)(?<=\"://)[^\"]*@"), ""),
-    (re.compile(r"(\"[A-Za-z][\w+.-]*://)[^\"]*@"), r"\1"),
-    (re.compile(r"([A-Za-z][\w+.-]*://)[^\s\"']*@"), r"\1"),
-    (re.compile(r"(%3A%2F%2F)[^\s\"'&]*%40", re.I), r"\1"),
+    (re.compile(r"(\"[A-Za-z][\w+.-]{0,31}://)[^\"]{0,4096}@"), r"\1"),
+    (re.compile(r"([A-Za-z][\w+.-]{0,31}://)[^\s\"']{0,4096}@"), r"\1"),
+    (re.compile(r"(%3A%2F%2F)[^\s\"'&]{0,4096}%40", re.I), r"\1"),
     (
         re.compile(
-            r"\b([\w-]*(?:user|usr|login|pass|pwd|pw\b|token|secret|auth|api_?key|sign|sig\b)[\w-]*"
-            r"\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s&\"'!]+)",
+            r"\b([\w-]{0,32}(?:user|usr|login|pass|pwd|pw\b|token|secret|auth|api_?key|proxy-id"
+            r"|sig\b|signature)[\w-]{0,32}\s{0,8}=\s{0,8})(\"[^\"]*\"|'[^']*'|[^\s&\"'!]+)",
             re.I,
         ),
         r"\1...",
@@ -98,12 +98,10 @@ class Address:
             raise ConfigError(f"{self.name}: unknown option {name[:64]!r}{hint}")
         lowest, highest = known[name]
         kind = int if isinstance(lowest, int) and isinstance(highest, int) else float
-        try:
-            number = kind(value)
-            if number == float(value) and lowest <= number <= highest:
-                return number
-        except (ValueError, OverflowError):
-            pass
+        if _NUMBER.fullmatch(str(value)):
+            number = float(value)
+            if lowest <= number <= highest and (kind is float or number.is_integer()):
+                return kind(number)
         noun = "a whole number" if kind is int else "a number"
         raise ConfigError(
             f"{self.name}: option {name} is {str(value)[:64]!r}, expected {noun} from {lowest:g} "
@@ -136,8 +134,10 @@ def parse(uri: str | int | Path, options: Mapping[str, Option] | None = None) ->
         raise ConfigError(f"a source is a URI, a path or the number of a camera, not {kind}")
     if isinstance(uri, Path):
         scheme, place, found, name = "file", str(uri), "", str(uri)
+    elif isinstance(uri, int):
+        scheme, place, found, name = _split(f"v4l2://{uri}")
     else:
-        scheme, place, found, name = _split(_checked(str(uri)))
+        scheme, place, found, name = _split(_checked(uri))
     return Address(scheme, place, _merged(found, options or {}, name), printable(name))
 
 
@@ -158,7 +158,9 @@ def _split(text: str) -> tuple[str, str, str, str]:
         return _bare(text)
     scheme, rest = found[1].lower(), text[found.end() :]
     if scheme not in SCHEMES:
-        raise SourceError(f"{scheme}://: unknown kind of source{nearest(scheme, SCHEMES)}")
+        swapped = [known for known in SCHEMES if sorted(known) == sorted(scheme)]  # rstp
+        hint = nearest(scheme, swapped or SCHEMES)
+        raise SourceError(f"{scheme}://: unknown kind of source{hint}")
     if scheme in ("file", "replay"):
         place, query = _local(rest.removeprefix("localhost") if rest[9:10] == "/" else rest)
         return scheme, place, query, place if scheme == "file" else f"replay://{place}"
@@ -230,7 +232,7 @@ def _network(scheme: str, rest: str) -> tuple[str, str, str, str]:
     place, mark, fragment = rest[end:].partition("#")
     path, _, query = place.partition("?")
     found = _HOST.fullmatch(host)
-    if not found or int(found[1] or 0) > 65535 or (not at and ":" in host and "@" in rest[end:]):
+    if not found or int(found[1] or 0) > 65535 or ((at or ":" in host) and "@" in rest[end:]):
         raise SourceError(
             f"{scheme}://: expected host:port after {scheme}:// and user:password@; in a user name "
             "or password write @ : / ? # as %40 %3A %2F %3F %23, and @ in a path as %40"
