@@ -83,7 +83,7 @@ class Detections:
         class_id: (N,) int32, index into ``names``.
         image_wh: (width, height) of the source image.
         names: class names; empty if unknown.
-        tracker_id: (N,) int32 from a tracker, or None.
+        tracker_id: (N,) int32 from a tracker, -1 for objects without a track; or None.
         timestamp_ns: capture time in nanoseconds, measured by the clock of the source, or None.
         frame_id: number of the frame in its source, or None.
         source: path or URI, or None.
