@@ -239,7 +239,7 @@ def test_mixed_sources_are_refused():
     tracker = Tracker()
     tracker.update(frame([box(300, 300)], 0, source="a"))
     tracker.update(frame([box(300, 300)], 1, source="b"))  # images of a folder
-    with pytest.raises(DataError, match="frames of b and a are mixed: .* use one for each"):
+    with pytest.raises(DataError, match="frames of b and a are mixed"):
         tracker.update(frame([box(300, 300)], 2, source="a"))
 
 

@@ -70,7 +70,8 @@ class Tracker:
         with needing("trackers", "tracking", "tracking"):
             import supervision
             import trackers
-        self._detections, self._byte_track = supervision.Detections, trackers.ByteTrackTracker
+        self._detections: Any = supervision.Detections
+        self._byte_track: Any = trackers.ByteTrackTracker
         self._now = 0.0  # seconds
         self._last: tuple[int | None, int | None] | None = None  # timestamp_ns, frame_id
         self._sources: deque[str | None] = deque(maxlen=_EARLIER)
