@@ -85,8 +85,8 @@ class RowWriter(AbstractContextManager["RowWriter"]):
     By default, the file appears when the writer is closed, and replaces an older one; if the
     ``with`` statement raises an exception, the destination is unchanged. With ``append``, rows are
     added to an existing file as they come, for runs without an end. Each frame is written by one
-    call, so a killed process leaves whole rows. If a power failure cut the last row, the next writer
-    removes the rest of it. Parquet files cannot be appended to: their index is at the end.
+    call, so a killed process leaves whole rows. If a power failure cut the last row, the next
+    writer removes the rest of it. Parquet files cannot be appended to: their index is at the end.
 
     Args:
         path: the file.
