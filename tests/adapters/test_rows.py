@@ -55,13 +55,8 @@ def path(request, tmp_path):
 def test_the_columns_are_stable():
     found = rows(detections(tracker_id=[3, 4, 5, 6, 7, -1], model_id="ab"))
     assert [list(row) for row in found] == [list(COLUMNS)] * 6
-    assert list(COLUMNS)[:5] == [
-        "source",
-        "timestamp_ns",
-        "frame_id",
-        "image_width",
-        "image_height",
-    ]
+    assert list(COLUMNS)[:3] == ["source", "timestamp_ns", "frame_id"]
+    assert list(COLUMNS)[3:5] == ["image_width", "image_height"]
     assert list(COLUMNS)[5:10] == ["left", "top", "right", "bottom", "confidence"]
     assert list(COLUMNS)[10:] == ["class_id", "class_name", "tracker_id", "model_id"]
     assert found[1] == {

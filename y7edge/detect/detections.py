@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, overload
 
@@ -15,9 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from y7edge.errors import ConfigError, DataError, needing
-
-Origin = Mapping[str, Any]
-"""``timestamp_ns``, ``frame_id`` and ``source`` of an image, if they are known."""
 
 _ORIGIN = ("timestamp_ns", "frame_id", "source")
 
@@ -296,17 +293,6 @@ class Detections:
             **{name: found.metadata.get(name) for name in _ORIGIN},
         )
         return result[np.argsort(-result.confidence, kind="stable")]
-
-
-def origins_of(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[Origin]:
-    """Return the origin of each image; raise DataError unless all lists have ``count`` values."""
-    known = {name: values for name, values in given.items() if values is not None}
-    for name, values in known.items():
-        values = values.tolist() if isinstance(values, np.ndarray) else values
-        listed = isinstance(values, Sequence) and not isinstance(values, str)
-        if not listed or len(values) != count:
-            raise DataError(f"{name} is {values!r}, expected a list of {count}, one per image")
-    return [{name: values[index] for name, values in known.items()} for index in range(count)]
 
 
 def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple[int, ...]:
