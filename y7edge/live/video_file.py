@@ -13,7 +13,7 @@ from y7edge.errors import OutputError
 from y7edge.files import atomic_write
 from y7edge.sources.files import utf8_path
 
-Write = Callable[[NDArray[np.uint8]], None]
+Write = Callable[[NDArray[np.uint8]], int]
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Wri
 
     The file appears at the end of the ``with`` statement; if that raises an exception, ``path`` is
     unchanged. OpenCV does not report write errors. Therefore the frames in the temporary file are
-    counted before it is renamed.
+    counted before it is renamed. The function returns the bytes of the file until now.
 
     Args:
         path: the file.
@@ -41,12 +41,13 @@ def video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Wri
         writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
         frames = 0
 
-        def write(frame: NDArray[np.uint8]) -> None:
+        def write(frame: NDArray[np.uint8]) -> int:
             nonlocal frames
             # OpenCV would drop frames of another size, for example if the resolution changes.
             fits = frame.shape[1::-1] == size
             writer.write(frame if fits else cv2.resize(frame, size))
             frames += 1
+            return temporary.stat().st_size
 
         try:
             if not writer.isOpened():
