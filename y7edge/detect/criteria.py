@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from y7edge.artifact.manifest import Manifest
 from y7edge.detect.detections import class_ids
-from y7edge.detect.postprocess import EVALUATION, Conf, Criteria
+from y7edge.detect.postprocess import EVALUATION, Criteria
 from y7edge.errors import ConfigError
+
+Conf = float | Mapping[int | str, float]
+"""One confidence threshold, or thresholds by class name or id."""
 
 
 def criteria_for(

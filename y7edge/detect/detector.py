@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from y7edge.artifact.description import Size
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
-from y7edge.detect.criteria import criteria_for, require_candidates
+from y7edge.detect.criteria import Conf, criteria_for, require_candidates
 from y7edge.detect.detections import Detections, Timing
 from y7edge.detect.images import Given, Origin, given, given_batch
 from y7edge.detect.inference import Found, Inference
 from y7edge.detect.opening import describe, open_model, warn_if_unverified
-from y7edge.detect.postprocess import EVALUATION, Conf, Criteria
+from y7edge.detect.postprocess import EVALUATION, Criteria
 from y7edge.detect.preprocess import Color, as_image, place, size_of
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
 from y7edge.detect.streaming import Stream, Streamed

@@ -73,8 +73,6 @@ class Criteria:
 EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)
 """Thresholds for measuring mAP."""
 
-Conf = float | Mapping[int | str, float]
-"""One confidence threshold, or thresholds by class name or id."""
 
 Quantization = tuple[float, int]  # (scale, zero point): real value = (value - zero point) x scale
 
