@@ -26,9 +26,8 @@ def picks(found: Detections, to_table: np.ndarray) -> list[dict[str, object]]:
     """Return what can be grasped: objects that no other box covers first, then by confidence."""
     low = np.maximum(found.xyxy[:, None, :2], found.xyxy[None, :, :2])
     high = np.minimum(found.xyxy[:, None, 2:], found.xyxy[None, :, 2:])
-    covered = np.clip(high - low, 0, None).prod(axis=2) / found.area[:, None]
-    np.fill_diagonal(covered, 0)
-    order = np.lexsort((-found.confidence, covered.max(axis=1, initial=0).round(1)))
+    covered = np.clip(high - low, 0, None).prod(axis=2).sum(axis=1) / found.area  # 1: by itself
+    order = np.lexsort((-found.confidence, covered.round(1)))
     # Only a part of an object at the edge of the image is visible, so its centre is unknown.
     inside = (found.xyxy[:, :2] > 2) & (found.xyxy[:, 2:] < np.array(found.image_wh) - 2)
     found = found[order[inside.all(axis=1)[order]]]
@@ -49,13 +48,13 @@ if __name__ == "__main__":
     parser.add_argument("--table", type=points, default="0,0 400,0 400,300 0,300")
     parser.add_argument("--frames", type=int, default=0, help="stop after N frames; 0: never")
     args = parser.parse_args()
-    to_table = cv2.getPerspectiveTransform(args.pixels, args.table)
-    if np.linalg.cond(to_table) > 1e9:
+    plane = cv2.getPerspectiveTransform(args.pixels, args.table)
+    if np.linalg.cond(plane) > 1e9:
         parser.error("three points of --pixels or --table are on a line")
     try:
         with Detector(args.model) as detector:
             for frame, found in itertools.islice(detector.stream(args.source), args.frames or None):
-                line = {"frame": frame.sequence, "picks": picks(found, to_table)}
+                line = {"frame": frame.sequence, "picks": picks(found, plane)}
                 print(json.dumps(line), flush=True)
     except (KeyboardInterrupt, Y7EdgeError) as error:
         sys.exit(f"error: {error}" if isinstance(error, Y7EdgeError) else 0)
