@@ -138,12 +138,12 @@ def predict(
 
 def _open(uri: str) -> Source:
     """Open a source that ends; raise SourceError if it is a camera or a network stream."""
-    from y7edge.sources.address import LIVE, parse
+    from y7edge.sources.address import parse
     from y7edge.sources.files import Files
     from y7edge.sources.uri import open_source
 
     address = parse(uri)
-    source = None if address.scheme in LIVE else open_source(uri)
+    source = None if address.live else open_source(uri)
     if source is None or source.live:
         if source is not None:
             source.close()
