@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.detect.test_detector import detector_over, frame_with
+from tests.fake_model import FakeSession, make_manifest
 from y7edge import Detector, Frame, draw
 from y7edge.detect.detections import Detections
 from y7edge.detect.preprocess import nv12_to_bgr, to_bgr
@@ -163,13 +164,15 @@ def test_a_batch_may_mix_frames_of_all_formats_and_arrays(batch):
 
 
 def test_channels_of_each_image_of_a_batch_are_in_its_own_order():
-    detector, session = detector_over("dynamic")
-    seen = []
-    original = session._run
-    session._run = lambda feeds: (
-        seen.extend(feeds["images"][:, :, 0, 0].tolist()),
-        original(feeds),
-    )[1]
+    class Eye(FakeSession):
+        def _run(self, feeds):
+            seen.extend(feeds["images"][:, :, 0, 0].tolist())
+            return super()._run(feeds)
+
+    seen: list[list[float]] = []
+    manifest = make_manifest("dynamic")
+    session = Eye(manifest)
+    detector = Detector.from_session(session, manifest)
     blue = np.zeros((64, 96, 3), np.uint8)
     blue[..., 0] = 255
     detector.batch([Frame(blue, "bgr"), Frame(blue, "rgb"), blue, Frame(blue, "rgb")])

@@ -477,7 +477,7 @@ def test_newest_frames_of_several_cameras_and_the_number_of_dropped_ones():
             assert frame.dropped + seen[frame.source] == frame.sequence + 1
             if seen["a"] > 10:
                 break
-    # A frame waits for the next one, 5 ms, then for the engine; the oldest one would be 85 ms older.
+    # A frame waits for the next one, 5 ms, and for the engine. The oldest one is 85 ms older.
     assert stream.ages["a"].summary()["p50_ms"] < 90
 
 
