@@ -85,7 +85,8 @@ def _label(
     name = detection.class_name
     if not (name.isascii() and name.isprintable()):
         name = f"#{detection.class_id}"
-    tracker = "" if detection.tracker_id is None else f" #{detection.tracker_id}"
+    tracked = detection.tracker_id is not None and detection.tracker_id >= 0
+    tracker = f" #{detection.tracker_id}" if tracked else ""
     text = name + tracker + (f" {detection.confidence:.2f}" if confidence else "")
     scale = 0.4 + 0.15 * (thickness - 1)
     (width, height), baseline = cv2.getTextSize(text, _FONT, scale, 1)
