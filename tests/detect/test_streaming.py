@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import time
 import weakref
@@ -554,6 +555,21 @@ def test_a_stream_that_is_forgotten_stops_its_threads(opened):
     assert made["a"].closed
     assert made["b"].closed
     assert not [t for t in threading.enumerate() if t.name.startswith("y7edge read")]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_forked_child_leaves_the_stream_alone(opened):
+    made, _ = opened
+    made["a"], made["b"] = Camera("a"), Camera("b")
+    detector, _ = detector_over()
+    with detector.stream(["a", "b"]) as stream:
+        with stream._reader._changed:  # the child inherits a lock that nobody releases there
+            child = os.fork()
+            if not child:
+                stream.close()
+                os._exit(made["a"].closed + 10)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
+        assert len(next(stream)[1]) == 1
 
 
 # --- ages -----------------------------------------------------------------------------------------
