@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from y7edge.errors import OutputError
 from y7edge.files import atomic_write, writing
+from y7edge.frames import Frame
 from y7edge.live.video_file import Write, video_writer
-from y7edge.sources.files import InputImage
 
 _DEFAULT_RATE = 25.0  # frames per second, if the source has no rate
 _LOSSLESS = ".png"  # used if the source's format cannot store the image
@@ -41,25 +41,26 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         with writing("the images", self._folder):
             self._finish_video(*error)
 
-    def add(self, image: InputImage, drawn: NDArray[np.uint8]) -> None:
-        """Write one drawn image (H, W, 3) uint8 BGR.
+    def add(self, frame: Frame, drawn: NDArray[np.uint8]) -> None:
+        """Write the drawn image (H, W, 3) uint8 BGR of a frame; one without a timestamp is a file.
 
         Raises:
             OutputError: the image cannot be written, it would replace its source, or the previous
                 video is incomplete.
         """
+        source = Path(frame.source or "frames")
         with writing("the images", self._folder):
-            if image.frame is None or (self._video and self._video[0] != image.source):
+            if frame.timestamp_ns is None or (self._video and self._video[0] != source):
                 self._finish_video()
-            if image.frame is None:
-                self._write(image.source, drawn)
+            if frame.timestamp_ns is None:
+                self._write(source, drawn)
                 return
             if self._video is None:
-                path = self._free_name(image.source.with_suffix(".mp4"))
+                path = self._free_name(source.with_suffix(".mp4"))
                 size = (drawn.shape[1], drawn.shape[0])
                 stack = ExitStack()
-                write = stack.enter_context(video_writer(path, image.rate or _DEFAULT_RATE, size))
-                self._video = image.source, write, stack
+                write = stack.enter_context(video_writer(path, frame.rate or _DEFAULT_RATE, size))
+                self._video = source, write, stack
             self._video[1](drawn)
 
     def _write(self, source: Path, drawn: NDArray[np.uint8]) -> None:

@@ -23,20 +23,15 @@ from numpy.typing import NDArray
 from y7edge.artifact.description import Size
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
-from y7edge.detect.detections import Detections, Timing, class_ids
+from y7edge.detect.criteria import Conf, criteria_for, require_candidates
+from y7edge.detect.detections import Detections, Timing
 from y7edge.detect.images import Given, Origin, given, given_batch
 from y7edge.detect.inference import Found, Inference
 from y7edge.detect.opening import describe, open_model, warn_if_unverified
-from y7edge.detect.postprocess import (
-    EVALUATION,
-    Conf,
-    Criteria,
-    class_thresholds,
-    require_candidates,
-    require_supported,
-)
+from y7edge.detect.postprocess import EVALUATION, Criteria
 from y7edge.detect.preprocess import Color, as_image, place, size_of
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
+from y7edge.detect.streaming import Stream, Streamed
 from y7edge.detect.submission import (
     MAX_QUEUE,
     Drop,
@@ -146,17 +141,7 @@ class Detector:
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._manifest = manifest
-        defaults = manifest.thresholds
-        least, by_class = class_thresholds(conf, manifest)
-        self._criteria = Criteria(
-            conf=least,
-            class_conf=by_class,
-            iou=defaults.iou if iou is None else float(iou),
-            max_det=defaults.max_det if max_det is None else int(max_det),
-            classes=None if classes is None else class_ids(classes, manifest.names),
-            agnostic=agnostic,
-        )
-        require_supported(manifest, self._criteria, changed=iou is not None)
+        self._criteria = criteria_for(manifest, conf, iou, max_det, classes, agnostic)
         self._tiling = Tiling(tile, overlap)
         if not 1 <= queue <= MAX_QUEUE:
             raise ConfigError(f"queue is {queue}, expected 1 to {MAX_QUEUE}")
@@ -301,6 +286,38 @@ class Detector:
         """
         origins = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
         return self._detect(given_batch(frames, color, origins), self._criteria, roi)
+
+    def stream(
+        self, source: Streamed, *, roi: Roi | None = None, **options: str | int | float
+    ) -> Stream:
+        """Detect in the frames of a camera, stream, video or folder, or of several at once.
+
+        ::
+
+            for frame, detections in detector.stream("csi://0"):
+                ...
+
+        Of a camera, the newest frame is always used: frames that arrive while the engine or the
+        caller is busy are dropped. Of files, every frame is used. Frames of several sources are run
+        in one batch if the artifact's batch size allows it, else in turn.
+
+        Args:
+            source: a URI, path or number as for ``open_source``; an open ``Source``, which stays
+                open; a list of these; or an iterable of frames or BGR arrays.
+            roi: region of interest of all frames, as for a call.
+            options: options for ``open_source``.
+
+        Returns:
+            An iterator of pairs of ``Frame`` and ``Detections``, with the ages of the frames and
+            the state of the sources. It closes the sources that it has opened at the end, after an
+            error, and when the loop is left.
+
+        Raises:
+            ConfigError: ``source`` is not a source, or an option is unknown.
+            SourceError: a source cannot be opened.
+        """
+        detect = partial(self.batch, roi=roi)
+        return Stream(source, options, detect, self._inference.batch)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
         """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP.
