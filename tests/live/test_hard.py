@@ -204,9 +204,12 @@ def test_a_folder_is_continued(tmp_path):
             add_all(saver, [(scene(0, 0), found(0.3)), *frames])
             assert len(saver) <= 5
     assert len(consistent(folder)) == 5
+    with HardFrames(folder, NAMES, limit=3) as saver:  # a smaller limit
+        add_all(saver, [(scene(k, 5 * k), found(0.49)) for k in range(100, 110)])
+    assert len(consistent(folder)) == 3
     (folder / "images" / consistent(folder)[0]).with_suffix(".jpg").unlink()
     with HardFrames(folder, NAMES) as saver:
-        assert len(saver) == 4
+        assert len(saver) == 2
 
 
 def test_corrected_labels_are_never_removed(tmp_path):

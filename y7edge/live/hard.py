@@ -36,6 +36,7 @@ from y7edge.frames import Frame
 from y7edge.live.background import Background
 from y7edge.live.recording import utc_ns
 
+_HIGHEST = 5000  # limit: each new frame is compared with all images
 _WAITING = 4  # images that may wait for the disk
 _THUMBNAIL = 8  # pixels per side
 _SIMILAR = 4.0  # mean difference of thumbnails in grey levels of 255
@@ -104,7 +105,7 @@ class HardFrames(AbstractContextManager["HardFrames"]):
     places in the same scene are left out. Images whose label file was changed are never removed.
 
     A new object continues a folder. ``add`` compares, and a thread writes. The Detector must return
-    detections with scores from ``band[0]`` on: open it with ``conf=band[0]``.
+    detections with scores from ``band[0]`` on: open it with ``conf=band[0]``. One thread may add.
 
     Args:
         folder: for the data set; created if missing.
@@ -130,8 +131,8 @@ class HardFrames(AbstractContextManager["HardFrames"]):
         low, high = band
         if not 0 <= low < high <= 1:
             raise ConfigError(f"band is {band}, expected 0 <= low < high <= 1")
-        if not 1 <= limit <= 100_000:
-            raise ConfigError(f"limit is {limit}, expected 1 to 100000 images")
+        if not 1 <= limit <= _HIGHEST:
+            raise ConfigError(f"limit is {limit}, expected 1 to {_HIGHEST} images")
         if not 0 <= interval <= 86_400:
             raise ConfigError(f"interval is {interval}, expected 0 to 86400 seconds")
         if not names:
@@ -186,14 +187,15 @@ class HardFrames(AbstractContextManager["HardFrames"]):
         if any(_is_duplicate(kept, other) for other in self._kept if other is not replaced):
             return False
         removed = [replaced] if replaced else []
-        if not removed and len(self._kept) >= self._limit:
-            surplus = self._surplus(kept)
+        remaining = [other for other in self._kept if other is not replaced]
+        while len(remaining) >= self._limit:
+            surplus = self._surplus(remaining, kept)
             if surplus is None or surplus is kept:
                 return False
-            removed = [surplus]
+            remaining.remove(surplus)
+            removed.append(surplus)
         label = _label(detections[scores > self._band[0]])
         kept.label = _digest(label)
-        remaining = [other for other in self._kept if other not in removed]
         listing = self._header() + "".join(other.line() for other in [*remaining, kept])
         copied = image.copy() if np.shares_memory(image, frame.image) else image
         if not self._background.put(_Job(kept, copied, label, removed, listing)):
@@ -252,9 +254,9 @@ class HardFrames(AbstractContextManager["HardFrames"]):
     def _is_replaceable(self, kept: _Kept, uncertainty: float) -> bool:
         return uncertainty > kept.uncertainty + _BETTER and not self._is_edited(kept)
 
-    def _surplus(self, new: _Kept) -> _Kept | None:
+    def _surplus(self, others: list[_Kept], new: _Kept) -> _Kept | None:
         """Return the less uncertain one of the two images that are nearest in time."""
-        ordered = sorted([*self._kept, new], key=lambda kept: kept.position)
+        ordered = sorted([*others, new], key=lambda kept: kept.position)
         pairs = sorted(
             itertools.pairwise(ordered), key=lambda pair: pair[1].position - pair[0].position
         )

@@ -77,7 +77,7 @@ class _Item:
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Record frames and detections in a thread of its own; ``add`` never waits.
+    """Record frames and detections in a thread of its own; ``add`` never waits. One thread may add.
 
     If the encoder is too slow, images are dropped, but not their detections. If the disk is full or
     fails, recording stops, ``status.problem`` says why, and ``close`` raises an OutputError; frames
