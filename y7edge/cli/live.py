@@ -318,7 +318,7 @@ def _outputs(
     if save_hard is not None:
         from y7edge.live.hard import HardFrames
 
-        hard = HardFrames(save_hard, names)
+        hard = stack.enter_context(HardFrames(save_hard, names))
         yield lambda _, frame, __, every: hard.add(frame, every)
 
 
