@@ -23,9 +23,7 @@ CAMERA = "csi://0?width=1280&height=720&rate=30"
 def main() -> None:
     """Print rate, frame age and number of objects every 30 frames."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", default="mine.engine", help="a TensorRT engine, or another model"
-    )
+    parser.add_argument("--model", default="mine.engine", help="TensorRT engine, or any model")
     parser.add_argument("--source", default=CAMERA, help=f"camera; default: {CAMERA}")
     parser.add_argument("--frames", type=int, default=0, help="stop after N frames; 0: never")
     args = parser.parse_args()
@@ -34,7 +32,7 @@ def main() -> None:
     with Detector(args.model) as detector:
         detector.warmup()  # before the camera opens, since the first calls are slow
         info = detector.info
-        print(f"device {info['device']}, images: {info.get('frames', 'scaled on the CPU')}")
+        print(f"{info['device']}; images: {info.get('frames', 'scaled on the CPU')}", flush=True)
         since, stream = time.monotonic(), detector.stream(args.source)
         limited = itertools.islice(stream, args.frames or None)
         for count, (frame, detections) in enumerate(limited, 1):
