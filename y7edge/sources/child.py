@@ -87,7 +87,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Failed:
-    """The process ended, or has to be ended; ``error`` says why."""
+    """The process ended, or has to be ended; ``error`` says why, without the source's name."""
 
     error: SourceError | RuntimeMissing | ConfigError
 
@@ -147,11 +147,9 @@ class Child:
                     self._socket, _MAX_LINE, 1, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
                 )
                 self._descriptors.extend(descriptors)
-                if not part:
-                    over = True
-                    break
                 self._received += part
-                if len(self._received) > 2 * _MAX_LINE:
+                over = not part
+                if over or len(self._received) > _MAX_LINE:
                     break
         except BlockingIOError:
             pass
@@ -160,13 +158,18 @@ class Child:
         *lines, self._received = self._received.split(b"\n")
         messages: list[Message] = []
         try:
-            if max(map(len, (*lines, self._received))) > _MAX_LINE:
-                raise ValueError("a line is too long")
-            messages.extend(self._parse(json.loads(line)) for line in lines)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            for line in (*lines, self._received):
+                if len(line) > _MAX_LINE:
+                    raise ValueError("a line is too long")
+            for line in lines:
+                messages.append(self._parse(json.loads(line)))
+                if isinstance(messages[-1], Failed | Ended):
+                    return messages
+        except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
             messages.append(Failed(self._error(f"sent an invalid message ({error})")))
-        if over and not any(isinstance(message, Failed | Ended) for message in messages):
-            messages.append(Failed(self._death()))
+        else:
+            if over:
+                messages.append(Failed(self._death()))
         return messages
 
     def _parse(self, message: dict[str, Any]) -> Message:
@@ -193,14 +196,12 @@ class Child:
             return Ended()
         if key == "failed":
             kind, text = value
-            return Failed(_ERRORS.get(str(kind), SourceError)(f"{self._name}: {_text(text)}"))
+            return Failed(_ERRORS.get(str(kind), SourceError)(_text(text)))
         raise ValueError(f"unknown message {key!r}"[:80])
 
     def _error(self, what: str) -> SourceError:
         printed = " | ".join(list(self._printed)[-3:])
-        return SourceError(
-            f"{self._name}: the capture process {what}" + (f": {printed}" if printed else "")
-        )
+        return SourceError(f"the capture process {what}" + (f": {printed}" if printed else ""))
 
     def _death(self) -> SourceError:
         """Return an error that says how the process ended."""
@@ -219,7 +220,12 @@ class Child:
         """Keep the last lines that libraries printed, and log all of them."""
         if self._output is None:
             return
-        while part := self._output.read(65536):
+        # None: nothing to read at the moment
+        while (part := self._output.read(65536)) is not None:
+            if not part:
+                self._output.close()
+                self._output = None
+                return
             *lines, self._partial = (self._partial + part).split(b"\n")
             self._partial = self._partial[-2000:]
             for line in lines:
@@ -236,6 +242,8 @@ class Child:
         if self._asked is None:
             self._asked = time.monotonic()
             self._tell({"stop": True})
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
 
     def _tell(self, message: dict[str, Any]) -> None:
         # If the process is gone, or does not read, this is noticed elsewhere.
@@ -304,7 +312,7 @@ def _start(other: socket.socket) -> subprocess.Popen[bytes]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise SourceError(
-            f"the capture process cannot be started with {python}: {error}"
+            f"the capture process cannot be started with {os.fsdecode(python)}: {error}"
         ) from error
 
 

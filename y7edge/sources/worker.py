@@ -23,6 +23,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 from y7edge.errors import DataError, SourceTimeout, Y7EdgeError
@@ -33,7 +34,6 @@ _GRAB_S = 0.2  # how long a call of a grabber waits for a frame
 _BEAT_S = 1.0  # how often the parent is looked for
 _HUNG_S = 60  # an interpreter that does not run for this long will not run again
 _STOP_S = 12  # the parent kills the process after 10 s; this is for a parent that died
-_MAX_LINE = 1 << 20
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -47,13 +47,16 @@ def main(descriptor: int, parent: int) -> None:
     for output in (1, 2):  # what libraries print is lost if the parent does not read it
         os.set_blocking(output, False)
     status = 1
-    with socket.socket(fileno=descriptor) as control:
-        worker = Worker(control, parent)
-        with contextlib.suppress(SystemExit, BrokenPipeError, ConnectionResetError):
-            worker.run()
-            status = 0
-    # Without the destructors of native libraries, which may hang.
-    os._exit(status)
+    try:
+        Worker(socket.socket(fileno=descriptor), parent).run()
+        status = 0
+    except SystemExit:
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)  # without the destructors of native libraries, which may hang
 
 
 def _wait(control: socket.socket, event: int, seconds: float) -> bool:
@@ -124,7 +127,7 @@ class Worker:
             self._made += captured.skipped + 1
             if not grabber.live:
                 self._wait_for_reader(SLOTS - 1)
-            if captured.rate != self._rate:
+            if captured.rate and captured.rate != self._rate:
                 self._rate = captured.rate
                 self._send({"rate": captured.rate}, important=True)
             try:
