@@ -1,4 +1,4 @@
-"""The demo's model as an artifact, once per session; examples run as by a user, from elsewhere."""
+"""Examples run as by a user, from an empty folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture(scope="session")
-def parts_model(tmp_path_factory):
-    """An ONNX artifact of the committed checkpoint of `make demo`."""
-    from y7edge.export import export
-    from y7edge.models import weights
-
-    checkpoint = weights.load(ROOT / "tests" / "reference" / "demo.safetensors")
-    return export(checkpoint, tmp_path_factory.mktemp("model") / "parts.onnx").path
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
