@@ -50,7 +50,7 @@ _PAGE, _RESULTS = "Page in the browser", "Results"
 _Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE...",
+        metavar="SOURCE",
         help="Cameras, streams, videos or test patterns: csi://0, /dev/video0, rtsp://..., "
         "test://scenes; several are detected together.",
     ),
