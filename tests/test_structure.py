@@ -66,7 +66,7 @@ ONLY_IN = {
     "onnxsim": ("y7edge.export",),
     "typer": ("y7edge.cli",),
     "gi": ("y7edge.sources",),
-    "supervision": ("y7edge.adapters",),
+    "supervision": ("y7edge.adapters", "y7edge.detect.detections"),
     "trackers": ("y7edge.adapters",),
     "pyarrow": ("y7edge.adapters",),
     **dict.fromkeys(ENGINES, ("y7edge.runtimes", "y7edge.export.targets")),

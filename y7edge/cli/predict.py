@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,9 @@ from y7edge.errors import SourceError
 
 if TYPE_CHECKING:
     from y7edge.detect.detections import Detections
+    from y7edge.detect.detector import Detector
+    from y7edge.frames import Frame
+    from y7edge.sources.base import Source
 
 _Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="An image, a video, a folder or a pattern.")
@@ -96,10 +100,8 @@ def predict(
     of a video also have "frame_id", from 0. Files that cannot be read are reported, the other files
     are processed, and the exit code is 1.
     """
-    from y7edge.cli.inputs import find_inputs, read_input
-
-    inputs, failures = find_inputs(source), list[SourceError]()
     with ExitStack() as stack:
+        opened = stack.enter_context(_open(source))
         detector = stack.enter_context(
             open_detector(
                 model,
@@ -116,27 +118,75 @@ def predict(
                 overlap=overlap,
             )
         )
-        writer = None
-        if save is not None:
-            from y7edge.cli.saving import ImageWriter
-            from y7edge.detect.drawing import draw
-
-            writer = stack.enter_context(ImageWriter(save))
-        for path in inputs:
-            try:
-                for image in read_input(path, detector.manifest.input.levels):
-                    found = detector(image.image, source=str(path), frame_id=image.frame)
-                    show(found.to_dict(), [_line(found)], as_json=as_json)
-                    if writer is not None:
-                        writer.add(image, draw(image.image, found))
-            except SourceError as error:
-                failures.append(error)
-                if len(inputs) > 1:
-                    note(f"error: {error}")
-    # Raised after the writer is closed, so that the frames of a truncated video are saved.
+        failures = _detect(detector, opened, save, as_json=as_json)
+    # Raised after everything is closed, so that the frames of a truncated video are saved.
     if failures:
-        count = f"{len(failures)} of {len(inputs)} files could not be read completely"
-        raise failures[0] if len(inputs) == 1 else SourceError(f"{source}: {count}")
+        paths = getattr(opened, "paths", ())
+        count = f"{len(failures)} of {len(paths)} files could not be read completely"
+        raise failures[0] if len(paths) == 1 else SourceError(f"{opened.name}: {count}")
+
+
+def _open(uri: str) -> Source:
+    """Open a source that ends; raise SourceError if it is a camera or a network stream."""
+    from y7edge.sources.address import LIVE, parse
+    from y7edge.sources.files import Files
+    from y7edge.sources.uri import open_source
+
+    address = parse(uri)
+    source = None if address.scheme in LIVE else open_source(uri)
+    if source is None or source.live:
+        if source is not None:
+            source.close()
+        raise SourceError(f"{address.name}: frames come live: use `y7edge live MODEL SOURCE`")
+    if isinstance(source, Files) and source.skipped:
+        count = f"{len(source.skipped)}, such as {source.skipped[0].name}"
+        note(f"{source.name}: skipped entries, not images or videos by name: {count}")
+    return source
+
+
+def _detect(
+    detector: Detector, source: Source, save: Path | None, *, as_json: bool
+) -> list[SourceError]:
+    """Detect objects in all frames; return the errors of files that cannot be read."""
+    from y7edge.cli.saving import ImageWriter
+    from y7edge.detect.drawing import draw
+    from y7edge.sources.files import Files
+
+    if isinstance(source, Files) and source.levels is None:
+        source.levels = detector.manifest.input.levels
+    failures = []
+    with ExitStack() as stack:
+        writer = None if save is None else stack.enter_context(ImageWriter(save))
+        for frame in _frames(source):
+            if isinstance(frame, SourceError):
+                failures.append(frame)
+                if not (isinstance(source, Files) and len(source.paths) == 1):
+                    note(f"error: {frame}")
+                continue
+            is_still = frame.timestamp_ns is None
+            found = detector(
+                frame.image,
+                timestamp_ns=frame.timestamp_ns,
+                frame_id=None if is_still else frame.sequence,
+                source=frame.source,
+            )
+            show(found.to_dict(), [_line(found)], as_json=as_json)
+            if writer is not None:
+                writer.add(frame, draw(frame.image, found))
+    return failures
+
+
+def _frames(source: Source) -> Iterator[Frame | SourceError]:
+    """Yield the frames of a source, and the errors after which it continues."""
+    while True:
+        try:
+            frame = source.read()
+        except SourceError as error:
+            yield error
+            continue
+        if frame is None:
+            return
+        yield frame
 
 
 def _line(found: Detections) -> str:
