@@ -30,6 +30,7 @@ ROW = {
     "age": {"count": 5.0, "p50_ms": 12.0, "p95_ms": 20.0, "p99_ms": 31.0, "max_ms": 40.0},
     "objects": {0: 1},
 }
+BOARD = {"sensor": "cpu", "celsius": 51.5}
 ABOUT = {
     "model": "demo",
     "engine": "onnxruntime 1",
@@ -105,7 +106,7 @@ def open_page() -> Iterator[Callable[..., Page]]:
                 threshold,
                 ABOUT,
                 list(sources),
-                lambda: {"sources": rows, "board": {"sensor": "cpu", "celsius": 51.5}},
+                lambda: {"sources": rows, "problems": [], "board": BOARD},
                 Limits(**{"rate": 100, **limits}),
             )
             return Page(stack.enter_context(server), threshold, guard, rows)

@@ -330,6 +330,7 @@ function showStatus() {
     slider.value = String(status.conf);
     setThreshold(status.conf);
   }
+  if (status.problems.length) showBanner(`Not saved: ${status.problems.join("; ")}`);
   if (!row) return;
   setText("rate", row.rate.toFixed(1));
   setText("rate-more", row.stated_rate ? `of ${row.stated_rate.toFixed(0)} frames/s` : "frames/s");
