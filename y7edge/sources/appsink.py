@@ -16,16 +16,25 @@ from numpy.typing import NDArray
 
 from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
 from y7edge.frames import Clock, Format
+from y7edge.sources.address import without_credentials
 from y7edge.sources.advice import advice
 from y7edge.sources.base import Captured
 from y7edge.sources.buffers import MappedBuffer, Passed, sensor_time
-from y7edge.sources.launch import NEWEST, SINK, SOURCE, gstreamer_problem, launch
-from y7edge.sources.places import check_device, device, without_credentials
+from y7edge.sources.launch import (
+    NEWEST,
+    SINK,
+    SOURCE,
+    TIMEOUT_S,
+    gstreamer_problem,
+    launch,
+)
+from y7edge.sources.places import check_device, device
 
 _SECOND_NS = 1_000_000_000
 _POLL_NS = 50_000_000  # an error on the bus does not wake try-pull-sample
 _CLOSE_NS = 1_000_000_000  # for the end of the stream to reach the sink
 _START_S = 10.0  # for a file to be recognised
+_ANSWER_S = TIMEOUT_S + 3.0  # for the first frame, or the error of a stream that times out
 _FILE_BUFFERS = 4  # frames that are decoded ahead of the reader
 _CLOCKS_NS = 20_000_000  # GStreamer's clock and ours, read one after the other
 _FULL_RANGE = 1  # GST_VIDEO_COLOR_RANGE_0_255, which has no valid name in Python
@@ -208,7 +217,19 @@ class Pipeline:
         if result == results.FAILURE:
             self._read_bus(_SECOND_NS)  # the error may come later than the state
             raise SourceError(self._problem or self._explain("the pipeline does not start"))
+        if live:
+            self._wait_for_first_frame()
         return live
+
+    def _wait_for_first_frame(self) -> None:
+        """Wait until the device or server has answered: network streams connect in a thread."""
+        deadline = time.monotonic() + _ANSWER_S
+        while not self._entered.count and not self._sink.get_property("eos"):
+            self._read_bus(_POLL_NS)
+            if self._problem is not None:
+                raise SourceError(self._problem)
+            if time.monotonic() > deadline:
+                return  # a camera may be slow: grab raises SourceTimeout
 
     def _keep_all(self, all_frames: bool) -> None:
         """Keep all frames, as of a file, or the newest one."""
