@@ -37,7 +37,7 @@ _ERRORS = {"RuntimeMissing": RuntimeMissing, "ConfigError": ConfigError}
 _CREDENTIALS = (
     (re.compile(r"://\S*@"), "://"),
     (
-        re.compile(r"(user-pw|user-id|password|passwd|token)(\s*[=:]\s*)(\"[^\"]*\"|\S+)"),
+        re.compile(r"(user-pw|user-id|password|passwd|token)(\s*=\s*)(\"[^\"]*\"|\S+)"),
         r"\1\2***",
     ),
 )
