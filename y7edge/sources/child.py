@@ -116,6 +116,7 @@ class Child:
         self._printed: deque[str] = deque(maxlen=12)
         self._partial = b""
         self._asked: float | None = None
+        self._last_asked = 0.0
         self._signal: int | None = None
         start = json.dumps({"kind": kind, "options": dict(options)}).encode() + b"\n"
         self._socket, other = socket.socketpair()
@@ -246,7 +247,7 @@ class Child:
     def stop(self) -> None:
         """Ask the process to free the device and to end."""
         if self._asked is None:
-            self._asked = time.monotonic()
+            self._asked = self._last_asked = time.monotonic()
             self._tell({"stop": True})
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
@@ -264,17 +265,18 @@ class Child:
         if self._process.poll() is not None:
             self._close()
             return True
-        late = self.asked_for()
+        late = 0.0 if self._asked is None else time.monotonic() - self._asked
         wanted = signal.SIGKILL if late >= KILL_S else signal.SIGTERM if late >= TERM_S else None
         if wanted is not None and wanted != self._signal:
-            self._signal = wanted
+            self._signal, self._last_asked = wanted, time.monotonic()
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, wanted)
         return False
 
-    def asked_for(self) -> float:
-        """Return how long ago, in seconds, the process was asked to stop."""
-        return 0.0 if self._asked is None else time.monotonic() - self._asked
+    @property
+    def ends_soon(self) -> bool:
+        """Whether the process was asked to stop, or was killed, less than a second ago."""
+        return time.monotonic() - self._last_asked < 1
 
     @property
     def killed_after(self) -> float | None:

@@ -334,8 +334,8 @@ class Supervisor:
         if child is not None:
             child.register(poll)
         if self._ending:
-            recent = any(child.asked_for() < 1 for child in self._ending)
-            seconds = min(seconds, 0.01 if recent else _TICK_S)
+            soon = any(child.ends_soon for child in self._ending)
+            seconds = min(seconds, 0.01 if soon else _TICK_S)
         poll.poll(math.ceil(1000 * seconds))
         with suppress(BlockingIOError):
             while os.read(self._wake_out, 4096):
