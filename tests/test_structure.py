@@ -49,6 +49,7 @@ TOP_LEVEL = {
         for m in ("errors", "files", "frames", "text", "html", "boxes", "plugins", "runtimes")
     },
     **{f"y7edge.{m}": {"numpy"} for m in ("models", "artifact", "detect.detections")},
+    "y7edge.live.server": {"aiohttp"},
     "y7edge.nn": {"numpy", "torch"},
     "y7edge.train": {"numpy", "cv2", "torch", "rich"},
     "y7edge.export": {"numpy", "cv2", "onnx"},
@@ -65,7 +66,7 @@ ONLY_IN = {
     "onnxsim": ("y7edge.export",),
     "typer": ("y7edge.cli",),
     "gi": ("y7edge.sources",),
-    "supervision": ("y7edge.adapters",),
+    "supervision": ("y7edge.adapters", "y7edge.detect.detections"),
     "trackers": ("y7edge.adapters",),
     "pyarrow": ("y7edge.adapters",),
     **dict.fromkeys(ENGINES, ("y7edge.runtimes", "y7edge.export.targets")),

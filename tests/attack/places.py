@@ -238,10 +238,10 @@ SPECIAL_RUNS: dict[str, Make] = {
 
 def open_any(path: Path) -> None:
     """Open the file by its suffix."""
-    from y7edge.cli.inputs import read_input
     from y7edge.data import dataset
     from y7edge.models import weights
     from y7edge.runtimes import registry
+    from y7edge.sources.uri import open_source
     from y7edge.train.settings.configfile import choose
 
     suffix = path.suffix
@@ -254,7 +254,7 @@ def open_any(path: Path) -> None:
     elif suffix in (".json", ".txt"):
         dataset.load(path)
     else:
-        for _ in read_input(path):
+        for _ in open_source(path):
             pass
 
 
@@ -371,9 +371,9 @@ VIDEOS: dict[str, Make] = {
 
 def frames(path: Path) -> None:
     """Read up to ten thousand frames."""
-    from y7edge.cli.inputs import read_input
+    from y7edge.sources.uri import open_source
 
-    for index, image in enumerate(read_input(path)):
+    for index, image in enumerate(open_source(path)):
         assert image.image.ndim == 3
         assert image.image.dtype == np.uint8
         if index > 10_000:

@@ -29,6 +29,7 @@ from y7edge.cli.diff import diff
 from y7edge.cli.export import export
 from y7edge.cli.grouped import Grouped
 from y7edge.cli.info import info
+from y7edge.cli.live import live
 from y7edge.cli.optimize import optimize
 from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
@@ -51,6 +52,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     val: "y7edge val tiny.onnx --data data.yaml --json",
     soup: "y7edge soup a.safetensors b.safetensors --data data.yaml --out soup.safetensors",
     predict: "y7edge predict tiny.onnx images/ --save out/",
+    live: "y7edge live tiny.onnx rtsp://192.168.0.9/cam --web 8080",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
     optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",

@@ -106,6 +106,26 @@ Threads = Annotated[
         min=1, help="Number of engine threads; default: the physical cores that may be used."
     ),
 ]
+Conf = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="Minimum confidence; default: the model's."),
+]
+Iou = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="IoU threshold of NMS; default: the model's."),
+]
+MaxDet = Annotated[
+    int | None,
+    typer.Option("--max-det", min=1, help="Maximum boxes per image; default: the model's."),
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class",
+        metavar="CLASS",
+        help="Return only boxes of this class, a name or an id; repeatable.",
+    ),
+]
 Images = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Images to compare on, instead of the data set's."),

@@ -1,0 +1,98 @@
+"""Check the devices, URLs and addresses of cameras; keep user names and passwords out of texts."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from y7edge.errors import SourceError
+
+_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,2000}")  # RFC 3986, section 2
+_NUMBER = re.compile(r"(?:video)?([0-9]{1,3})")
+_DEVICE = re.compile(r"/dev/[A-Za-z0-9_.:+@/-]{1,200}")  # also links that udev makes
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:.]{2,45}")
+_SECRET = re.compile(
+    r"""\b(user-id|user-pw|proxy-id|proxy-pw|user-agent|password|passphrase|secret|token)"""
+    r"""(\s*=\s*)("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\S+)""",
+    re.IGNORECASE,
+)
+
+
+def device(place: str) -> str:
+    """Return the path of a V4L2 device: "/dev/video0" for "0", "video0" and "/dev/video0".
+
+    Raises:
+        SourceError: it is not the name of a device.
+    """
+    if number := _NUMBER.fullmatch(place):
+        return f"/dev/video{int(number[1])}"
+    if not _DEVICE.fullmatch(place) or ".." in place:
+        raise SourceError(
+            f"v4l2://{place[:80]}: expected a device such as /dev/video0, or one of /dev/v4l/by-id"
+        )
+    return place
+
+
+def check_device(path: str) -> None:
+    """Check that a V4L2 device exists and may be opened.
+
+    Raises:
+        SourceError: it does not exist, or this user may not read it.
+    """
+    if not Path(path).exists():
+        found = ", ".join(sorted(str(name) for name in Path("/dev").glob("video[0-9]*")))
+        raise SourceError(f"{path} does not exist, found {found or 'no camera in /dev'}")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise SourceError(
+            f"{path} may not be read: sudo usermod -aG video $USER, then log in again"
+        )
+
+
+def url(scheme: str, place: str) -> tuple[str, dict[str, str]]:
+    """Split the user name and password off a URL.
+
+    Returns:
+        The URL without them, and the properties ``user-id`` and ``user-pw`` of a GStreamer source.
+
+    Raises:
+        SourceError: it is not a URL; the message does not repeat it.
+    """
+    whole = f"{scheme}://{place}"
+    advice = f"expected {scheme}://HOST[:PORT]/PATH, other characters percent-encoded"
+    if not _URL.fullmatch(place):
+        raise SourceError(f"the {scheme} address has characters that a URL cannot have: {advice}")
+    try:
+        parts: SplitResult = urlsplit(whole)
+        host, _ = parts.hostname, parts.port  # raise ValueError
+        secrets = [
+            unquote(text or "", errors="strict") for text in (parts.username, parts.password)
+        ]
+    except ValueError as error:
+        raise SourceError(f"the {scheme} address is not a URL: {advice}") from error
+    if not host or not _HOST.fullmatch(host):
+        raise SourceError(f"the {scheme} address has no valid host name: {advice}")
+    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    named = dict(zip(("user-id", "user-pw"), secrets, strict=True))
+    return plain, named if parts.username is not None else {}
+
+
+def rtp_address(place: str) -> tuple[str, int]:
+    """Return the address and port at which RTP arrives; "@" is any address, as in VLC.
+
+    Raises:
+        SourceError: it is not an address and a port.
+    """
+    found = re.fullmatch(r"(@|\[[^\]]*\]|[^:\[\]@]*):([0-9]{1,5})/?", place)
+    host = found[1].strip("[]") if found else ""
+    port = int(found[2]) if found else 0
+    if (host and host != "@" and not _HOST.fullmatch(host)) or not 0 < port < 65536:
+        raise SourceError("rtp://: expected rtp://@:PORT, or rtp://ADDRESS:PORT of this machine")
+    return ("0.0.0.0" if host in ("", "@") else host), port
+
+
+def without_credentials(text: str) -> str:
+    """Replace user names and passwords in URLs and properties of a text."""
+    text = re.sub(r"(\w+://)[^/\s\"'?#]*@", r"\1***@", text)
+    return _SECRET.sub(r"\1\2***", text)

@@ -1,0 +1,242 @@
+"""Capture with OpenCV: V4L2 cameras, and RTSP and HTTP streams through FFmpeg.
+
+For machines without GStreamer. OpenCV has no capture time: the time of a frame is its arrival. A
+thread reads, because a call of OpenCV may block for longer than a grabber may wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
+from y7edge.sources.advice import advice
+from y7edge.sources.base import Captured
+from y7edge.sources.launch import RATE, SIZE, TIMEOUT_S, check
+from y7edge.sources.options import FLIPS
+from y7edge.sources.places import check_device, device, url
+
+_FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+_CLOSE_S = 1.0
+_CODES = {"mjpeg": "MJPG", "raw": "YUYV"}
+# Raw values of a sensor's colour filter, 8 to 16 bits (the kernel's videodev2.h).
+_BAYER = re.compile(r"(RG|BG|GB|GR|BA)(10|12|14|16|81)|BYR2|[pb][RBG][AC][AC]|BA81|GBRG|GRBG|RGGB")
+
+
+def grabber(options: Mapping[str, Any]) -> Capture:
+    """Open a camera or stream.
+
+    Args:
+        options: ``scheme``, ``place`` and ``options`` of ``launch``; ``why``: why it is not
+            GStreamer that captures.
+
+    Raises:
+        ConfigError: an option is not valid.
+        SourceError: the camera or stream cannot be opened.
+        RuntimeMissing: OpenCV was built without V4L2 or FFmpeg.
+    """
+    why = options.get("why", "backend=opencv")
+    return Capture(options["scheme"], options["place"], options.get("options", {}), why)
+
+
+class Capture:
+    """An open cv2.VideoCapture; see ``Grabber``. ``grab`` is called by one thread."""
+
+    backend = "opencv"
+    live = True
+
+    def __init__(self, scheme: str, place: str, options: Mapping[str, Any], why: str) -> None:
+        """Open the camera, and start to read."""
+        values = check(scheme, place, options)
+        self._flip = FLIPS.index(values.get("flip", "none"))
+        self._scheme, self._place = scheme, place
+        if scheme == "v4l2":
+            self._place = device(place)
+            self._capture = _open_device(self._place, values)
+            name = f"{self._place} with V4L2"
+        else:
+            self._capture, plain = _open_stream(scheme, place, values)
+            self._place = plain
+            name = f"{plain} with FFmpeg"
+        self.detail = f"{name} (not GStreamer: {why})"
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self._rate = rate if 0 < rate < 1000 else None
+        self._changed = threading.Condition()
+        self._newest: tuple[NDArray[np.uint8], int] | None = None
+        self._skipped = 0
+        self._problem: str | None = None
+        self._stopped = False
+        self._reader = threading.Thread(target=self._read, name="y7edge opencv", daemon=True)
+        self._reader.start()
+
+    def grab(self, timeout: float) -> Captured | None:
+        """Return the newest frame.
+
+        Raises:
+            SourceTimeout: there was no new frame within ``timeout`` seconds.
+            SourceError: the camera or stream failed, or ended.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._newest is not None or self._problem or self._stopped, timeout
+            )
+            if self._newest is None:
+                if self._problem is not None:
+                    raise SourceError(self._problem)
+                if self._stopped:
+                    return None
+                raise SourceTimeout(f"no frame within {timeout:g} s")
+            (image, captured), skipped = self._newest, self._skipped
+            self._newest, self._skipped = None, 0
+        image = _flipped(image, self._flip)
+        height, width = image.shape[:2]
+        plane = image.reshape(height, 3 * width)
+        return Captured((plane,), (width, height), "bgr", captured, "arrival", skipped, self._rate)
+
+    def close(self) -> None:
+        """Stop to read, and close the camera; wait for it at most a second."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._reader.join(_CLOSE_S)
+
+    def _read(self) -> None:
+        """Read until the end; keep the newest frame only."""
+        problem = "the camera ended the stream, or sent nothing in time"
+        try:
+            while not self._stopped:
+                good, image = self._capture.read()
+                captured = time.monotonic_ns()
+                if not good:
+                    break
+                if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                    problem = f"OpenCV returned an image of {image.dtype} {image.shape}"
+                    break
+                with self._changed:
+                    self._skipped += self._newest is not None
+                    self._newest = np.asarray(image, np.uint8), captured
+                    self._changed.notify_all()
+        except cv2.error as error:
+            problem = f"OpenCV failed: {error}"
+        finally:
+            self._capture.release()
+            with self._changed:
+                known = advice(self._scheme, self._place, "read")
+                self._problem = f"{problem}: {known}" if known else problem
+                self._changed.notify_all()
+
+
+def video_backends() -> dict[str, bool]:
+    """Return which of OpenCV's libraries for video are built in: FFMPEG, GStreamer, v4l/v4l2.
+
+    ``cv2.videoio_registry`` lists backends that are not built in.
+    """
+    names = ("FFMPEG", "GStreamer", "v4l/v4l2")
+    text = cv2.getBuildInformation()
+    return {name: bool(re.search(rf"^\s*{name}:\s*YES", text, re.MULTILINE)) for name in names}
+
+
+def _open_device(path: str, values: Mapping[str, Any]) -> cv2.VideoCapture:
+    check_device(path)
+    if not video_backends()["v4l/v4l2"]:
+        raise RuntimeMissing("this OpenCV is built without V4L2: install GStreamer instead")
+    code = _CODES[values.get("codec", "mjpeg")]
+    width, height = values.get("width", SIZE[0]), values.get("height", SIZE[1])
+    wanted = [
+        (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*code)),
+        (cv2.CAP_PROP_FRAME_WIDTH, width),
+        (cv2.CAP_PROP_FRAME_HEIGHT, height),
+        (cv2.CAP_PROP_FPS, round(values.get("rate", RATE))),
+        (cv2.CAP_PROP_BUFFERSIZE, 1),
+    ]
+    capture = cv2.VideoCapture(path, cv2.CAP_V4L2)
+    if not capture.isOpened():
+        raise SourceError(f"{path} cannot be opened: {advice('v4l2', path, 'busy')}")
+    for prop, value in wanted:  # V4L2 chooses the nearest; a format that is missing is not set
+        capture.set(prop, value)
+    number = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    code = number.to_bytes(4, "little").decode("latin-1")
+    if is_bayer(code):
+        capture.release()
+        raise SourceError(
+            f"{path} sends the raw values of a sensor ({code}), which are no image: open the "
+            "camera of a Jetson as csi://0"
+        )
+    found = tuple(round(capture.get(prop)) for prop, _ in wanted[1:3])
+    asked = (values.get("width", found[0]), values.get("height", found[1]))
+    if asked != found:
+        capture.release()
+        raise SourceError(
+            f"{path} has no size {asked[0]}x{asked[1]}, the nearest is {found[0]}x{found[1]}: "
+            f"v4l2-ctl -d {path} --list-formats-ext"
+        )
+    return capture
+
+
+def is_bayer(code: str) -> bool:
+    """Return whether the four characters of a V4L2 format mean the raw values of a sensor."""
+    return _BAYER.fullmatch(code) is not None
+
+
+def _open_stream(
+    scheme: str, place: str, values: Mapping[str, Any]
+) -> tuple[cv2.VideoCapture, str]:
+    if not video_backends()["FFMPEG"]:
+        raise RuntimeMissing("this OpenCV is built without FFmpeg: install GStreamer instead")
+    plain, secrets = url(scheme, place)
+    user = ":".join(quote(secret, safe="") for secret in secrets.values())
+    whole = plain.replace("://", f"://{user}@", 1) if secrets else plain
+    milliseconds = round(1000 * values.get("timeout", TIMEOUT_S))
+    settings = [
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds),
+    ]
+    transport = values.get("transport", "tcp")
+    ffmpeg = {} if transport == "auto" or scheme != "rtsp" else {"rtsp_transport": transport}
+    with _environment(_FFMPEG_OPTIONS, "|".join(f"{k};{v}" for k, v in ffmpeg.items())):
+        capture = cv2.VideoCapture(whole, cv2.CAP_FFMPEG, settings)
+    if not capture.isOpened():
+        capture.release()
+        raise SourceError(
+            f"the {scheme} stream cannot be opened: {advice(scheme, plain, 'open')}, user name, "
+            "password and path"
+        )
+    return capture, plain
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment, which is the only way to pass options to FFmpeg."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _flipped(image: NDArray[np.uint8], flip: int) -> NDArray[np.uint8]:
+    """Flip an image; ``flip`` is an index of ``FLIPS``."""
+    name = FLIPS[flip]
+    if name.endswith("-diagonal"):
+        image = np.asarray(cv2.transpose(image), np.uint8)
+    codes = {"upper-right-diagonal": -1, "rotate-180": -1, "horizontal": 1, "vertical": 0}
+    if name in codes:
+        return np.asarray(cv2.flip(image, codes[name]), np.uint8)
+    if name in ("clockwise", "counterclockwise"):
+        way = cv2.ROTATE_90_CLOCKWISE if name == "clockwise" else cv2.ROTATE_90_COUNTERCLOCKWISE
+        return np.asarray(cv2.rotate(image, way), np.uint8)
+    return np.ascontiguousarray(image)
