@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import select
 import signal
 import socket
@@ -23,6 +22,7 @@ from typing import Any
 
 import y7edge
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
+from y7edge.sources.address import without_credentials
 from y7edge.sources.ring import Reader
 from y7edge.text import one_line
 
@@ -34,13 +34,6 @@ _CODE = (
     "main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _ERRORS = {"RuntimeMissing": RuntimeMissing, "ConfigError": ConfigError}
-_CREDENTIALS = (
-    (re.compile(r"://\S*@"), "://"),
-    (
-        re.compile(r"(user-pw|user-id|password|passwd|token)(\s*=\s*)(\"[^\"]*\"|\S+)"),
-        r"\1\2***",
-    ),
-)
 _log = logging.getLogger("y7edge.sources")
 
 
@@ -344,6 +337,4 @@ def _text(value: object, longest: int = 1000) -> str:
     """Return text of the process as one line, without user names and passwords."""
     if not isinstance(value, str):
         raise ValueError(f"a text is {value!r}"[:80])
-    for pattern, replacement in _CREDENTIALS:
-        value = pattern.sub(replacement, value)
-    return one_line(value, longest)
+    return one_line(without_credentials(value), longest)
