@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,25 @@ def test_age_and_memory_over_minutes(script):
     assert min(beyond) <= 0, f"milliseconds above the bound, in each window: {beyond}"
     for start, end in memory:
         assert end - start < 4 * MB
+
+
+def test_a_camera_that_fails_beside_one_that_works(caplog):
+    detector, _ = sleeping(seconds=0.005)
+    bad, good = f"{PATTERN}&fault=error&after=3", PATTERN
+    shown = Counter()
+    with detector.stream([bad, good], retries=0) as stream:
+        for frame, _ in stream:
+            shown[frame.source] += 1
+            if (
+                stream.status["test://pattern"].state == "failed"
+                and shown["test://pattern (2)"] > 9
+            ):
+                break
+        assert stream.status["test://pattern (2)"].state == "running"
+    assert 1 <= shown["test://pattern"] <= 3
+    (message,) = [text for text in caplog.messages if "go on" in text]
+    assert message.startswith("test://pattern failed: ")
+    assert message.endswith("; other sources: 1 go on")
 
 
 def test_the_script_prints_a_table(script, artifact_path, monkeypatch, capsys):

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from y7edge.detect.ages import Ages
 from y7edge.detect.detections import Detections
-from y7edge.errors import ConfigError, SourceError, SourceTimeout
+from y7edge.errors import ConfigError, SourceError, SourceTimeout, Y7EdgeError
 from y7edge.frames import Frame
 from y7edge.sources.base import Source, Status
 
@@ -148,7 +148,7 @@ class _Input:
     frame: Frame | None = None
     dropped: int = 0  # by the stream, in addition to those that the source dropped
     ended: bool = False
-    error: SourceError | None = None
+    error: Y7EdgeError | None = None
 
     def read(self, stopped: Callable[[], bool]) -> Frame | None:
         """Return the next frame; None at the end, or once ``stopped`` returns True."""
@@ -198,7 +198,7 @@ class _Single:
         only = self._only
         try:
             only.frame = only.read(self._closed.is_set)
-        except SourceError as error:
+        except Y7EdgeError as error:
             only.error = error
             raise
         if only.frame is None:
@@ -272,7 +272,7 @@ class _Several:
             while (frame := one.read(lambda: self._closed)) is not None:
                 self._offer(one, frame)
                 del frame  # or it would be kept until the next one is there
-        except SourceError as error:
+        except Y7EdgeError as error:
             one.error = error
         except Exception as error:  # raised again by `take`
             self._fault = error
@@ -282,7 +282,7 @@ class _Several:
             others = sum(not other.ended for other in self._turns)
             self._changed.notify_all()
         if one.error is not None and others and not self._closed:
-            _log.warning("%s; the other sources (%d) go on", one.error, others)
+            _log.warning("%s failed: %s; other sources: %d go on", one.name, one.error, others)
 
     def _offer(self, one: _Input, frame: Frame) -> None:
         """Put a frame where the detector takes it."""
