@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -61,8 +60,7 @@ def test_age_and_memory_over_minutes(script):
     detector, _ = sleeping(seconds=ENGINE_SECONDS)
     beyond, memory = [], []
     with detector.stream(PATTERN) as stream:
-        for _ in script.until(stream, time.monotonic() + 30):  # until memory is in use
-            pass
+        script.measure(stream, seconds=40)  # until all memory is in use
         for _ in range(3):
             measured = script.measure(stream, seconds=180)
             check_numbers(measured)
@@ -75,7 +73,7 @@ def test_age_and_memory_over_minutes(script):
                 break
     assert min(beyond) <= 0, f"milliseconds above the bound, in each window: {beyond}"
     for start, end in memory:
-        assert end - start < 4 * MB
+        assert end - start < 2 * MB  # two frames, of several thousand
 
 
 def test_a_camera_that_fails_beside_one_that_works(caplog):
