@@ -212,6 +212,16 @@ def test_without_any_time_each_call_is_a_frame():
     assert tracker.update(frame([box(165, 100)])).tracker_id.tolist() == [-1]
 
 
+def test_images_of_a_folder_are_frames():
+    tracker = Tracker(10)
+    seen = [
+        tracker.update(frame([box(100 + 20 * k, 100)], None, 0, source=f"{k}.jpg")).tracker_id[0]
+        for k in range(8)
+    ]
+    assert seen == [-1, *[1] * 7]
+    assert tracker._now == pytest.approx(0.7, abs=1e-3)
+
+
 def test_memory_is_bounded_by_the_objects_of_the_last_seconds():
     tracker, random = Tracker(), np.random.default_rng(0)
     for index in range(400):  # new objects of all classes all the time

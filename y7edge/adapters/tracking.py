@@ -137,7 +137,7 @@ class Tracker:
             if seconds < 0 and frames is not None and frames > 0 and -seconds <= self._lost:
                 return 0.0  # a newer frame: its clock is not exact
         else:
-            seconds = (1 if frames is None else frames) / self._rate
+            seconds = (frames or 1) / self._rate
         return seconds if seconds >= 0 else None
 
     def _assign(

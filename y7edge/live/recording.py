@@ -77,7 +77,7 @@ class _Item:
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Record frames and detections in a thread of its own; ``add`` never waits.
+    """Record frames and detections in a thread of its own; ``add`` never waits. One thread may add.
 
     If the encoder is too slow, images are dropped, but not their detections. If the disk is full or
     fails, recording stops, ``status.problem`` says why, and ``close`` raises an OutputError; frames
@@ -158,7 +158,7 @@ class Recorder(AbstractContextManager["Recorder"]):
             drawn if has_image else None,
             detections,
             has_image,
-            _utc(frame),
+            utc_ns(frame),
         )
         self._images += has_image
         if not self._background.put(item):
@@ -338,7 +338,8 @@ def _seconds(frame: Frame, rate: float) -> float:
     return frame.timestamp_ns / 1e9
 
 
-def _utc(frame: Frame) -> int | None:
+def utc_ns(frame: Frame) -> int | None:
+    """Return the capture time in nanoseconds since 1970; None if its clock is another one."""
     age = frame.age_ns(time.monotonic_ns())
     return None if age is None else time.time_ns() - age
 
