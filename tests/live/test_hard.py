@@ -173,6 +173,14 @@ def test_within_the_interval_the_more_uncertain_frame_remains(tmp_path):
     assert consistent(tmp_path / "hard") == ["hard-000002", "hard-000003"]
 
 
+def test_of_the_two_nearest_in_time_the_less_uncertain_one_is_removed(tmp_path):
+    scored = [(0, 0.45), (10, 0.22), (12, 0.40), (14, 0.21)]
+    with HardFrames(tmp_path / "hard", NAMES, limit=2) as saver:
+        saved = add_all(saver, [(scene(k, t), found(score)) for k, (t, score) in enumerate(scored)])
+    assert saved == [True, True, True, False]
+    assert [row["position"] for row in listing(tmp_path / "hard")] == [0, 12]
+
+
 def test_a_long_drive_is_covered(tmp_path):
     random = np.random.default_rng(0)
     times = np.arange(0, 3600, 6.0)

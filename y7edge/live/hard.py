@@ -99,10 +99,10 @@ class _Job:
 class HardFrames(AbstractContextManager["HardFrames"]):
     """Keep at most ``limit`` frames that have a detection with a score in ``band``.
 
-    They are spread over the time of observation: of two frames within the interval, the more
-    uncertain one is kept. The interval grows with the time; if there are more than ``limit``
-    frames, one of the two nearest in time is removed. Frames that show the same objects at the same
-    places in the same scene are left out. Images whose label file was changed are never removed.
+    They are spread over the time of observation: of two frames within the interval, the clearly
+    more uncertain one is kept, and if there are more than ``limit`` frames, the less uncertain of
+    the two nearest in time is removed. Frames that show the same objects at the same places in the
+    same scene are left out. Images whose label file was changed are never removed.
 
     A new object continues a folder. ``add`` compares, and a thread writes. The Detector must return
     detections with scores from ``band[0]`` on: open it with ``conf=band[0]``. One thread may add.
@@ -247,9 +247,7 @@ class HardFrames(AbstractContextManager["HardFrames"]):
         if not self._kept:
             return None
         last = max(self._kept, key=lambda kept: kept.position)
-        start = min(kept.position for kept in self._kept)
-        interval = max(self._interval, (self._position - start) / (2 * self._limit))
-        return last if self._position - last.position < interval else None
+        return last if self._position - last.position < self._interval else None
 
     def _is_replaceable(self, kept: _Kept, uncertainty: float) -> bool:
         return uncertainty > kept.uncertainty + _BETTER and not self._is_edited(kept)
