@@ -24,7 +24,7 @@ from y7edge.live import hard
 from y7edge.live.hard import HardFrames
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("nut", 'washer: "flat"', "schraube mit Öse")
+NAMES = ("nut", 'washer: "flat"', "schraube mit Öse \U0001f529")
 SIZE = (128, 96)
 
 

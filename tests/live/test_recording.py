@@ -237,7 +237,8 @@ def test_a_full_disk_is_reported_once_and_detection_goes_on(tmp_path, monkeypatc
     wait_for(lambda: recorder.status.problem)
     assert re.search("the disk is full: free some space", recorder.status.problem)
     assert not recorder.add(one, None, detections(one))
-    assert recorder.status.lost == 1
+    assert recorder.status.lost == 2
+    assert recorder._background.waiting == 0
     with pytest.raises(OutputError, match="the disk is full"):
         recorder.close()
     recorder.close()

@@ -371,7 +371,9 @@ def _digest(label: str) -> str:
 
 
 def _description(names: Sequence[str]) -> str:
-    lines = "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(names))
+    # Quoted text of JSON is also YAML.
+    quoted = [json.dumps(name, ensure_ascii=False) for name in names]
+    lines = "".join(f"  {index}: {name}\n" for index, name in enumerate(quoted))
     return (
         "# Frames on which the detector was uncertain. The labels are its own: correct them.\n"
         "# To measure a model, set val to the images on which the last one was measured.\n"
