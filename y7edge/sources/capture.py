@@ -12,7 +12,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from y7edge.errors import ConfigError, SourceError
 from y7edge.frames import Frame
@@ -60,6 +60,8 @@ class Camera(Source):
         open_timeout: float = 10.0,
         retries: int = 10,
     ) -> None:
+        if os.name != "posix":
+            raise SourceError(f"{name}: cameras and live streams need Linux or macOS")
         if not 0 < open_timeout <= 3600 or not 0 <= retries <= 1_000_000:
             raise ConfigError(
                 f"open_timeout is {open_timeout!r} and retries is {retries!r}, expected up to "
@@ -110,6 +112,12 @@ class Camera(Source):
         if self._process == os.getpid():
             self._supervisor.stop()
             self._supervisor.thread.join(CLOSE_S)
+            self._supervisor.feed.leave()
+
+    def __reduce__(self) -> NoReturn:
+        raise SourceError(
+            f"{self.name} cannot be pickled or copied: open it there, with open_source"
+        )
 
     def _require_process(self) -> None:
         if self._process != os.getpid():
@@ -122,6 +130,8 @@ class Camera(Source):
 def _stop(supervisor: Supervisor, process: int) -> None:
     if process == os.getpid():
         supervisor.stop()
+        if not supervisor.thread.is_alive():
+            supervisor.feed.leave()
 
 
 @atexit.register

@@ -29,7 +29,8 @@ from y7edge.text import one_line
 TERM_S, KILL_S = 5.0, 10.0  # after it was asked to stop
 _MAX_LINE = 1 << 16
 _CODE = (
-    "import sys; sys.path[:] = sys.argv[3:]; from y7edge.sources.worker import main;"
+    "import sys; sys.path[:] = [*sys.argv[3:], *filter(None, sys.path)];"
+    "from y7edge.sources.worker import main;"
     "main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _ERRORS = {"RuntimeMissing": RuntimeMissing, "ConfigError": ConfigError}
@@ -75,8 +76,9 @@ class Rate:
 
 @dataclass(frozen=True)
 class Incomplete:
-    """A frame had too few bytes and was dropped."""
+    """A frame had too few bytes and was dropped; ``count``: as of ``Made``."""
 
+    count: int
     problem: str
 
 
@@ -87,7 +89,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Failed:
-    """The process ended, or has to be ended; ``error`` says why."""
+    """The process ended, or has to be ended; ``error`` says why, without the source's name."""
 
     error: SourceError | RuntimeMissing | ConfigError
 
@@ -147,11 +149,9 @@ class Child:
                     self._socket, _MAX_LINE, 1, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
                 )
                 self._descriptors.extend(descriptors)
-                if not part:
-                    over = True
-                    break
                 self._received += part
-                if len(self._received) > 2 * _MAX_LINE:
+                over = not part
+                if over or len(self._received) > _MAX_LINE:
                     break
         except BlockingIOError:
             pass
@@ -160,13 +160,18 @@ class Child:
         *lines, self._received = self._received.split(b"\n")
         messages: list[Message] = []
         try:
-            if max(map(len, (*lines, self._received))) > _MAX_LINE:
-                raise ValueError("a line is too long")
-            messages.extend(self._parse(json.loads(line)) for line in lines)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            for line in (*lines, self._received):
+                if len(line) > _MAX_LINE:
+                    raise ValueError("a line is too long")
+            for line in lines:
+                messages.append(self._parse(json.loads(line)))
+                if isinstance(messages[-1], Failed | Ended):
+                    return messages
+        except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
             messages.append(Failed(self._error(f"sent an invalid message ({error})")))
-        if over and not any(isinstance(message, Failed | Ended) for message in messages):
-            messages.append(Failed(self._death()))
+        else:
+            if over:
+                messages.append(Failed(self._death()))
         return messages
 
     def _parse(self, message: dict[str, Any]) -> Message:
@@ -182,25 +187,27 @@ class Child:
         if key == "memory":
             if not self._descriptors:
                 raise ValueError("memory without a descriptor")
-            return Memory(Reader(self._descriptors.popleft(), _count(value)))
+            size = _count(value)
+            return Memory(Reader(self._descriptors.popleft(), size))
         if key == "rate":
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"a rate is {value!r}"[:80])
             return Rate(float(value))
         if key == "incomplete":
-            return Incomplete(_text(value))
+            count, problem = value
+            return Incomplete(_count(count), _text(problem))
         if key == "end" and value is True:
             return Ended()
         if key == "failed":
             kind, text = value
-            return Failed(_ERRORS.get(str(kind), SourceError)(f"{self._name}: {_text(text)}"))
+            return Failed(_ERRORS.get(str(kind), SourceError)(_text(text)))
         raise ValueError(f"unknown message {key!r}"[:80])
 
     def _error(self, what: str) -> SourceError:
-        printed = " | ".join(list(self._printed)[-3:])
-        return SourceError(
-            f"{self._name}: the capture process {what}" + (f": {printed}" if printed else "")
-        )
+        lines = list(self._printed)
+        traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
+        printed = " | ".join(lines[-1:] if traceback else lines[-3:])
+        return SourceError(f"the capture process {what}" + (f": {printed}" if printed else ""))
 
     def _death(self) -> SourceError:
         """Return an error that says how the process ended."""
@@ -219,7 +226,12 @@ class Child:
         """Keep the last lines that libraries printed, and log all of them."""
         if self._output is None:
             return
-        while part := self._output.read(65536):
+        # None: nothing to read at the moment
+        while (part := self._output.read(65536)) is not None:
+            if not part:
+                self._output.close()
+                self._output = None
+                return
             *lines, self._partial = (self._partial + part).split(b"\n")
             self._partial = self._partial[-2000:]
             for line in lines:
@@ -236,6 +248,8 @@ class Child:
         if self._asked is None:
             self._asked = time.monotonic()
             self._tell({"stop": True})
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
 
     def _tell(self, message: dict[str, Any]) -> None:
         # If the process is gone, or does not read, this is noticed elsewhere.
@@ -263,9 +277,9 @@ class Child:
         return 0.0 if self._asked is None else time.monotonic() - self._asked
 
     @property
-    def killed(self) -> bool:
-        """Whether the process did not end by itself and had to be killed."""
-        return self._signal == signal.SIGKILL
+    def killed_after(self) -> float | None:
+        """Seconds after which the process was killed; None if it ended before."""
+        return KILL_S if self._signal == signal.SIGKILL else None
 
     def _close(self) -> None:
         self._socket.close()
@@ -304,7 +318,7 @@ def _start(other: socket.socket) -> subprocess.Popen[bytes]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise SourceError(
-            f"the capture process cannot be started with {python}: {error}"
+            f"the capture process cannot be started with {os.fsdecode(python)}: {error}"
         ) from error
 
 
