@@ -204,6 +204,23 @@ def test_time_counts_only_forwards(tmp_path):
     assert positions == pytest.approx([0, 1.5, 3.0, 63.0])
 
 
+def test_each_camera_has_its_interval_and_images_of_a_folder_have_none(tmp_path):
+    cameras = [
+        (Frame(scene(k, 0).image, timestamp_ns=k * 10**8, source="ab"[k % 2]), found(0.3))
+        for k in range(6)
+    ]
+    with HardFrames(tmp_path / "cameras", NAMES) as saver:
+        assert add_all(saver, cameras) == [True, True, False, False, False, False]
+    with HardFrames(tmp_path / "late", NAMES) as saver:  # the frames of b come late
+        for k in range(40):
+            late = -0.05 if k % 2 else 0.0
+            saver.add(scene(0, 1 + k / 20 + late), found(0.9))
+        assert saver._position == pytest.approx(38 / 20)
+    images = [(Frame(scene(k, 0).image, source="folder"), found(0.3)) for k in range(6)]
+    with HardFrames(tmp_path / "images", NAMES) as saver:
+        assert add_all(saver, images) == [True] * 6
+
+
 def test_a_folder_is_continued(tmp_path):
     folder = tmp_path / "hard"
     for run in range(3):
