@@ -354,7 +354,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_images_that_do_not_fit(tmp_path):
     one = frame(0.0)
     with Recorder(tmp_path, "camera") as recorder:
-        with pytest.raises(DataError, match="drawn is uint8 .*, expected"):
+        with pytest.raises(DataError, match=r"drawn is uint8 .*, expected"):
             recorder.add(one, one.image[:, :, 0], detections(one))
         with pytest.raises(DataError, match="give the detections of this frame"):
             recorder.add(one, None, detections(frame(0.0, size=(32, 32))))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +26,7 @@ from y7edge.cli.options import (
     out_folder,
 )
 from y7edge.errors import SourceError
+from y7edge.text import printable
 
 if TYPE_CHECKING:
     from y7edge.detect.detections import Detections
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
     from y7edge.sources.base import Source
 
 _Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="An image, a video, a folder or a pattern.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="An image, a video, a folder, a pattern, or replay://FOLDER."
+    ),
 ]
 _Save = Annotated[
     Path | None,
@@ -74,6 +80,10 @@ _Overlap = Annotated[
         min=0, max=0.9, callback=finite, help="Fraction of a tile's side that neighbours share."
     ),
 ]
+_Track = Annotated[
+    bool,
+    typer.Option("--track", help="Follow objects: each keeps its number from frame to frame."),
+]
 
 
 def predict(
@@ -86,6 +96,7 @@ def predict(
     classes: _Classes = None,
     tile: _Tile = None,
     overlap: _Overlap = 0.2,
+    track: _Track = False,
     names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
@@ -97,8 +108,8 @@ def predict(
 
     --json prints one object for each image: {"source", "image_size": [w, h], "detections":
     [{"xyxy", "confidence", "class_id", "class_name"}]}, with boxes in pixels of the image. Frames
-    of a video also have "frame_id", from 0. Files that cannot be read are reported, the other files
-    are processed, and the exit code is 1.
+    of a video also have "frame_id", from 0, and "timestamp_ns", the position in the video. Files
+    that cannot be read are reported, the other files are processed, and the exit code is 1.
     """
     with ExitStack() as stack:
         opened = stack.enter_context(_open(source))
@@ -118,22 +129,21 @@ def predict(
                 overlap=overlap,
             )
         )
-        failures = _detect(detector, opened, save, as_json=as_json)
+        count, failures = _detect(detector, opened, save, track=track, as_json=as_json)
     # Raised after everything is closed, so that the frames of a truncated video are saved.
     if failures:
-        paths = getattr(opened, "paths", ())
-        count = f"{len(failures)} of {len(paths)} files could not be read completely"
-        raise failures[0] if len(paths) == 1 else SourceError(f"{opened.name}: {count}")
+        words = f"{len(failures)} of {count} files could not be read completely"
+        raise failures[0] if count == 1 else SourceError(f"{opened.name}: {words}")
 
 
 def _open(uri: str) -> Source:
     """Open a source that ends; raise SourceError if it is a camera or a network stream."""
-    from y7edge.sources.address import LIVE, parse
+    from y7edge.sources.address import parse
     from y7edge.sources.files import Files
     from y7edge.sources.uri import open_source
 
     address = parse(uri)
-    source = None if address.scheme in LIVE else open_source(uri)
+    source = None if address.live else open_source(uri)
     if source is None or source.live:
         if source is not None:
             source.close()
@@ -145,35 +155,89 @@ def _open(uri: str) -> Source:
 
 
 def _detect(
-    detector: Detector, source: Source, save: Path | None, *, as_json: bool
-) -> list[SourceError]:
-    """Detect objects in all frames; return the errors of files that cannot be read."""
+    detector: Detector, source: Source, save: Path | None, *, track: bool, as_json: bool
+) -> tuple[int, list[SourceError]]:
+    """Detect objects in all frames.
+
+    Returns:
+        The number of files, and the errors of those that cannot be read.
+    """
     from y7edge.cli.saving import ImageWriter
     from y7edge.detect.drawing import draw
+    from y7edge.detect.preprocess import to_bgr
     from y7edge.sources.files import Files
 
     if isinstance(source, Files) and source.levels is None:
         source.levels = detector.manifest.input.levels
-    failures = []
+    count, failures = 0, []
+    tracked = _Tracked() if track else None
     with ExitStack() as stack:
         writer = None if save is None else stack.enter_context(ImageWriter(save))
+        progress = stack.enter_context(_Progress(source))
         for frame in _frames(source):
+            progress.update()
+            count += 1
             if isinstance(frame, SourceError):
                 failures.append(frame)
                 if not (isinstance(source, Files) and len(source.paths) == 1):
                     note(f"error: {frame}")
                 continue
-            is_still = frame.timestamp_ns is None
-            found = detector(
-                frame.image,
-                timestamp_ns=frame.timestamp_ns,
-                frame_id=None if is_still else frame.sequence,
-                source=frame.source,
-            )
+            found = _of_frame(detector, frame)
+            found = tracked(frame, found) if tracked else found
             show(found.to_dict(), [_line(found)], as_json=as_json)
             if writer is not None:
-                writer.add(frame, draw(frame.image, found))
-    return failures
+                writer.add(frame, draw(to_bgr(frame), found))
+    return len(source.paths) if isinstance(source, Files) else count, failures
+
+
+def _of_frame(detector: Detector, frame: Frame) -> Detections:
+    """Detect objects in a frame; still images have no number."""
+    found = detector(frame)
+    return replace(found, frame_id=None) if frame.timestamp_ns is None else found
+
+
+class _Tracked:
+    """Trackers by source: one for each video, and one for all still images."""
+
+    def __init__(self) -> None:
+        from y7edge.adapters.tracking import Tracker
+
+        self._make = Tracker
+        self._tracker, self._of = Tracker(), ""
+
+    def __call__(self, frame: Frame, found: Detections) -> Detections:
+        of = "" if frame.timestamp_ns is None else str(frame.source)
+        if of != self._of:
+            self._tracker, self._of = self._make(frame.rate), of
+        # Still images are one sequence, although each is a source.
+        return replace(self._tracker.update(replace(found, source=of)), source=found.source)
+
+
+class _Progress(AbstractContextManager["_Progress"]):
+    """Show the progress of a long input, if only standard error is a terminal."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._bar: Any = None
+        if sys.stderr.isatty() and not sys.stdout.isatty():
+            from rich.console import Console
+            from rich.markup import escape
+            from rich.progress import Progress
+
+            self._bar = Progress(
+                console=Console(stderr=True), transient=True, redirect_stdout=False
+            )
+            self._task = self._bar.add_task(escape(printable(source.name)), total=1.0)
+            self._bar.start()
+
+    def update(self) -> None:
+        """Show how much was read."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=getattr(self._source, "progress", 0.0))
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def _frames(source: Source) -> Iterator[Frame | SourceError]:
@@ -182,6 +246,8 @@ def _frames(source: Source) -> Iterator[Frame | SourceError]:
         try:
             frame = source.read()
         except SourceError as error:
+            if source.status.state != "running":
+                raise
             yield error
             continue
         if frame is None:
@@ -190,8 +256,14 @@ def _frames(source: Source) -> Iterator[Frame | SourceError]:
 
 
 def _line(found: Detections) -> str:
-    counts = Counter(one.class_name for one in found).most_common()
-    objects = ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
+    if found.tracker_id is None:
+        counts = Counter(one.class_name for one in found).most_common()
+        objects = ", ".join(f"{count} {name}" for name, count in counts)
+    else:  # -1: not tracked yet
+        objects = ", ".join(
+            f"{one.class_name} #{one.tracker_id}" if one.tracker_id != -1 else one.class_name
+            for one in found
+        )
     frame = "" if found.frame_id is None else f" frame {found.frame_id}"
     took = f" ({found.timing.total:.1f} ms)" if found.timing else ""
-    return f"{found.source}{frame}: {objects}{took}"
+    return f"{found.source}{frame}: {objects or 'nothing'}{took}"

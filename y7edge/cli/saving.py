@@ -48,7 +48,9 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
             OutputError: the image cannot be written, it would replace its source, or the previous
                 video is incomplete.
         """
-        source = Path(frame.source or "frames")
+        source = Path(frame.source or "")
+        if source.name in ("", ".."):  # of a recording
+            source = Path("frames")
         with writing("the images", self._folder):
             if frame.timestamp_ns is None or (self._video and self._video[0] != source):
                 self._finish_video()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import time
 import weakref
@@ -73,7 +74,7 @@ class Stream:
             _Single(self._inputs[0]) if single else _Several(self._inputs)
         )
         # Without a reference to the stream, which could not be collected then.
-        self._close = weakref.finalize(self, self._reader.close)
+        self._close = weakref.finalize(self, _close, self._reader, os.getpid())
 
     def __iter__(self) -> Stream:
         return self
@@ -304,6 +305,11 @@ class _Several:
                 thread.join(max(0.0, until - time.monotonic()))
         for one in self._turns:  # those of threads that still wait for a frame
             one.close()
+
+
+def _close(reader: _Single | _Several, process: int) -> None:
+    if process == os.getpid():  # a forked child has neither the threads nor the sources
+        reader.close()
 
 
 class _Images(Source):

@@ -11,28 +11,27 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import unquote
 
 from y7edge.artifact.schema import nearest
 from y7edge.errors import ConfigError, SourceError
+from y7edge.sources import options as live
 from y7edge.text import is_printable, printable
 
 Option = str | int | float
 """The value of an option; those of a URI are strings."""
 
-NETWORK = ("rtsp", "rtsps", "rtp", "http", "https")
-LIVE = ("csi", "v4l2", *NETWORK, "gst")
-SCHEMES = (*LIVE, "test", "replay", "file")
-NETWORK_OPTIONS = frozenset(
-    {
-        *("backend", "codec", "decoder", "flip", "format", "height", "latency"),
-        *("open_timeout", "rate", "retries", "transport", "width"),
-    }
-)
-"""Options that the query of a network URI may contain; its other parts belong to the server."""
+NETWORK = ("rtsp", "rtp", "http", "https")
+SCHEMES = (*live.SCHEMES, "test", "replay", "file")
+SHARED = ("open_timeout", "retries")
+"""Options of all cameras and streams."""
 
+# The query of a network URI may contain these; its other parts belong to the server.
+_OPTIONS = {n for n, option in live.OPTIONS.items() if option.schemes & {*NETWORK}} | {*SHARED}
 _LONGEST = 1 << 14  # characters of a URI; pipelines may be long
+_ALIKE = 0.85  # of names, as of difflib: a misspelling
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://")
 _QUERY = re.compile(r"[A-Za-z_][\w-]*=[^&?]*(?:&[A-Za-z_][\w-]*=[^&?]*)*")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{0,18})?(e[+-]?\d{1,3})?", re.A | re.I)
@@ -41,8 +40,8 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\\?#@\[\]\"'<>|]*)(?::(\d{1,5}
 # Credentials in a text: of URLs, also of percent-encoded ones, and values of properties and
 # parameters. Repetitions are bounded, because the time of a search is their product.
 _SECRETS = (
-    (re.compile(r"(\"[A-Za-z][\w+.-]{0,31}://)[^\"]{0,4096}@"), r"\1"),
-    (re.compile(r"([A-Za-z][\w+.-]{0,31}://)[^\s\"']{0,4096}@"), r"\1"),
+    (re.compile(r"(\"[A-Za-z][\w+.-]{0,31}://)[^\"]{0,4096}@"), r"\1***@"),
+    (re.compile(r"([A-Za-z][\w+.-]{0,31}://)[^\s\"']{0,4096}@"), r"\1***@"),
     (re.compile(r"(%3A%2F%2F)[^\s\"'&]{0,4096}%40", re.I), r"\1"),
     (
         re.compile(
@@ -50,7 +49,7 @@ _SECRETS = (
             r"|sig\b|signature)[\w-]{0,32}\s{0,8}=\s{0,8})(\"[^\"]*\"|'[^']*'|[^\s&\"'!]+)",
             re.I,
         ),
-        r"\1...",
+        r"\1***",
     ),
 )
 
@@ -73,9 +72,9 @@ class Address:
     name: str
 
     @property
-    def url(self) -> str:
-        """The whole URI without options, with user name and password: do not print it."""
-        return f"{self.scheme}://{self.place}"
+    def live(self) -> bool:
+        """Whether it is a camera or a network stream; test patterns may be so too."""
+        return self.scheme in live.SCHEMES
 
     def only(self, *names: str) -> Address:
         """Return the address with those of its options that have one of these names."""
@@ -239,20 +238,29 @@ def _network(scheme: str, rest: str) -> tuple[str, str, str, str]:
         )
     if not host.partition(":")[0] and scheme != "rtp":
         raise SourceError(f"{scheme}://: expected a host, as in {scheme}://192.168.0.10/stream")
-    ours: list[str] = []
     if mark:  # after a #, the whole query is the server's
-        ours, theirs = [fragment] if fragment else [], query
+        ours, theirs = fragment, query
     else:
-        parts = query.split("&") if query else []
-        ours = [part for part in parts if _name(part) in NETWORK_OPTIONS]
-        theirs = "&".join(part for part in parts if _name(part) not in NETWORK_OPTIONS)
+        ours, theirs = _divided(scheme, query)
     path += f"?{theirs}" if theirs else ""
     shown = f"{scheme}://{'' if user else at}{host}{without_credentials(path)}"
-    return scheme, f"{user}{at}{host}{path}", "&".join(ours), shown
+    return scheme, f"{user}{at}{host}{path}", ours, shown
 
 
-def _name(part: str) -> str:
-    return part.partition("=")[0].replace("-", "_")
+def _divided(scheme: str, query: str) -> tuple[str, str]:
+    """Divide the query of a network URI into our options and the parameters of the server."""
+    ours: list[str] = []
+    theirs: list[str] = []
+    for part in query.split("&") if query else []:
+        name = part.partition("=")[0].replace("-", "_").removeprefix("input_")
+        (ours if name in _OPTIONS else theirs).append(part)
+        # The server would ignore a misspelled option.
+        if name not in _OPTIONS and (near := get_close_matches(name, _OPTIONS, 1, _ALIKE)):
+            raise ConfigError(
+                f"{scheme}://: unknown option, did you mean {near[0]!r}? If it is a parameter of "
+                "the server, end the URI with #"
+            )
+    return "&".join(ours), "&".join(theirs)
 
 
 def _merged(query: str, options: Mapping[str, Option], name: str) -> dict[str, Option]:

@@ -67,7 +67,9 @@ class Source(ABC):
 
         Raises:
             SourceTimeout: there was no frame in time; reading again may succeed.
-            SourceError: the source failed, and opening it again failed too.
+            SourceError: the source failed, and opening it again failed too. Or one file of
+                several cannot be read: then ``status.state`` is still "running", and the next call
+                returns the next frame.
         """
 
     @property

@@ -12,7 +12,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from y7edge.errors import ConfigError, SourceError
 from y7edge.frames import Frame
@@ -113,6 +113,11 @@ class Camera(Source):
             self._supervisor.stop()
             self._supervisor.thread.join(CLOSE_S)
             self._supervisor.feed.leave()
+
+    def __reduce__(self) -> NoReturn:
+        raise SourceError(
+            f"{self.name} cannot be pickled or copied: open it there, with open_source"
+        )
 
     def _require_process(self) -> None:
         if self._process != os.getpid():

@@ -29,7 +29,8 @@ from y7edge.text import one_line
 TERM_S, KILL_S = 5.0, 10.0  # after it was asked to stop
 _MAX_LINE = 1 << 16
 _CODE = (
-    "import sys; sys.path[:] = sys.argv[3:]; from y7edge.sources.worker import main;"
+    "import sys; sys.path[:] = [*sys.argv[3:], *filter(None, sys.path)];"
+    "from y7edge.sources.worker import main;"
     "main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _ERRORS = {"RuntimeMissing": RuntimeMissing, "ConfigError": ConfigError}
@@ -75,8 +76,9 @@ class Rate:
 
 @dataclass(frozen=True)
 class Incomplete:
-    """A frame had too few bytes and was dropped."""
+    """A frame had too few bytes and was dropped; ``count``: as of ``Made``."""
 
+    count: int
     problem: str
 
 
@@ -185,13 +187,15 @@ class Child:
         if key == "memory":
             if not self._descriptors:
                 raise ValueError("memory without a descriptor")
-            return Memory(Reader(self._descriptors.popleft(), _count(value)))
+            size = _count(value)
+            return Memory(Reader(self._descriptors.popleft(), size))
         if key == "rate":
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"a rate is {value!r}"[:80])
             return Rate(float(value))
         if key == "incomplete":
-            return Incomplete(_text(value))
+            count, problem = value
+            return Incomplete(_count(count), _text(problem))
         if key == "end" and value is True:
             return Ended()
         if key == "failed":
@@ -200,7 +204,9 @@ class Child:
         raise ValueError(f"unknown message {key!r}"[:80])
 
     def _error(self, what: str) -> SourceError:
-        printed = " | ".join(list(self._printed)[-3:])
+        lines = list(self._printed)
+        traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
+        printed = " | ".join(lines[-1:] if traceback else lines[-3:])
         return SourceError(f"the capture process {what}" + (f": {printed}" if printed else ""))
 
     def _death(self) -> SourceError:
@@ -271,9 +277,9 @@ class Child:
         return 0.0 if self._asked is None else time.monotonic() - self._asked
 
     @property
-    def killed(self) -> bool:
-        """Whether the process did not end by itself and had to be killed."""
-        return self._signal == signal.SIGKILL
+    def killed_after(self) -> float | None:
+        """Seconds after which the process was killed; None if it ended before."""
+        return KILL_S if self._signal == signal.SIGKILL else None
 
     def _close(self) -> None:
         self._socket.close()

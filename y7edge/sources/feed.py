@@ -185,11 +185,13 @@ class Feed:
             if previous is not None:
                 previous.close()
 
-    def add(self, made: int) -> None:
-        """Count the frames that the current child made until now, and wake a reader."""
+    def add(self, made: int, *, new: bool = True) -> None:
+        """Count the frames that the current child made until now; ``new``: the last can be read."""
         with self._changed:
-            if self._ring is not None and self._base + made > self._made:
-                self._made = self._base + made
+            if self._base + made <= self._made:
+                return
+            self._made = self._base + made
+            if new and self._ring is not None:
                 self._fresh = True
                 self._changed.notify_all()
 

@@ -106,9 +106,12 @@ class Writer:
         """Copy an image into a slot that is not read at the moment, never that of the newest one.
 
         Raises:
-            DataError: the planes have fewer bytes than the size and format of the image say.
+            DataError: the planes have fewer bytes than the size and format of the image say, or the
+                image is larger than a slot.
         """
         rows, row = rows_of(captured.format, captured.size)
+        if rows * row > self.capacity:
+            raise DataError(f"an image of {rows * row} bytes does not fit into {self.capacity}")
         parts = _parts(captured, rows, row)
         slot = self._lock()
         offset = slot * self._step

@@ -17,7 +17,6 @@ from typing import Any
 from y7edge.errors import SourceError, Y7EdgeError
 from y7edge.sources.base import State
 from y7edge.sources.child import (
-    KILL_S,
     Child,
     Ended,
     Failed,
@@ -192,10 +191,11 @@ class Supervisor:
             connection.stated = message.rate
             self.feed.set(rate=message.rate)
         elif isinstance(message, Incomplete):
-            level = logging.DEBUG if connection.incomplete else logging.WARNING
-            connection.incomplete = message.problem
-            _log.log(level, "%s: %s", self._name, message.problem)
-            self.feed.set(problem=message.problem)
+            self.feed.add(message.count, new=False)
+            if message.problem != connection.incomplete:
+                connection.incomplete = message.problem
+                _log.warning("%s: %s", self._name, message.problem)
+                self.feed.set(problem=message.problem)
         elif isinstance(message, Made):
             self.feed.add(message.count)
             self._running(connection)
@@ -308,10 +308,10 @@ class Supervisor:
                 _hanging[self._name] -= 1
                 if not _hanging[self._name]:
                     del _hanging[self._name]
-                if child.killed:
+                if child.killed_after is not None:
                     _killed[self._name] = (
                         "the previous capture process did not stop within "
-                        f"{KILL_S:g} s and was killed{_hint(self._name)}"
+                        f"{child.killed_after:g} s and was killed{_hint(self._name)}"
                     )
                     _log.warning("%s: %s", self._name, _killed[self._name])
 

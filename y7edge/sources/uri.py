@@ -7,11 +7,10 @@ from typing import Any
 
 from y7edge.artifact.schema import nearest
 from y7edge.errors import SourceError
-from y7edge.sources.address import Address, Option, parse
+from y7edge.sources.address import SHARED, Address, Option, parse
 from y7edge.sources.base import Source
 
 _TESTS = ("pattern", "scenes")
-_SHARED = ("open_timeout", "retries")  # options of all cameras
 
 
 def open_source(uri: str | int | Path, **options: Option) -> Source:
@@ -59,25 +58,18 @@ def open_source(uri: str | int | Path, **options: Option) -> Source:
 
 
 def _camera(address: Address) -> Source:
-    from y7edge.sources.capture import Camera  # type: ignore[import-not-found, unused-ignore]
+    from y7edge.sources.capture import Camera
+    from y7edge.sources.launch import check, choose
 
-    own = {name: value for name, value in address.options.items() if name not in _SHARED}
-    shared: dict[str, Any] = address.only(*_SHARED).numbers(
+    own = {name: value for name, value in address.options.items() if name not in SHARED}
+    shared: dict[str, Any] = address.only(*SHARED).numbers(
         open_timeout=(0.1, 3600.0), retries=(0, 1_000_000)
     )
     if address.scheme == "test":
         if address.place not in _TESTS:
             hint = nearest(address.place, [f"test://{name}" for name in _TESTS])
             raise SourceError(f"{address.name}: unknown test source{hint}")
-        pattern: Source = Camera(address.name, address.place, own, **shared)
-        return pattern
-    from y7edge.sources.launch import (  # type: ignore[import-not-found, unused-ignore]
-        check,
-        choose,
-    )
-
+        return Camera(address.name, address.place, own, **shared)
     rate = check(address.scheme, address.place, own).get("rate")
     kind, chosen = choose(address.scheme, address.place, own)
-    rate = None if rate is None else float(rate)
-    camera: Source = Camera(address.name, kind, chosen, rate=rate, **shared)
-    return camera
+    return Camera(address.name, kind, chosen, rate=None if rate is None else float(rate), **shared)

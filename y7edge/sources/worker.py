@@ -22,7 +22,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from typing import Any
 
@@ -84,7 +83,6 @@ class Worker:
         self._ring: Writer | None = None
         self._made = 0  # frames of the device
         self._written = 0  # of them, those in the ring
-        self._complained = 0.0
         self._rate: float | None = None
 
     def run(self) -> None:
@@ -133,7 +131,7 @@ class Worker:
             try:
                 self._write(captured, live=grabber.live)
             except DataError as error:
-                self._complain(error)
+                self._send({"incomplete": [self._made, str(error)]})
             else:
                 self._written += 1
                 self._send({"frame": self._made}, important=not grabber.live)
@@ -155,12 +153,6 @@ class Worker:
             self._changed.wait_for(lambda: self._stopped or self._written - self._taken <= most)
         if self._stopped:
             raise SystemExit
-
-    def _complain(self, error: DataError) -> None:
-        """Report an incomplete frame, but not each of them."""
-        if time.monotonic() - self._complained > 1:
-            self._complained = time.monotonic()
-            self._send({"incomplete": str(error)})
 
     def _fail(self, error: Exception) -> None:
         kind = type(error).__name__
