@@ -18,8 +18,9 @@ require("videotestsrc", "videoconvert", "appsink", "jpegdec", "decodebin", "valv
 from gi.repository import Gst  # noqa: E402
 
 from y7edge.detect.preprocess import nv12_to_bgr  # noqa: E402
-from y7edge.errors import SourceError, SourceTimeout, Y7EdgeError  # noqa: E402
+from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout, Y7EdgeError  # noqa: E402
 from y7edge.sources.appsink import grabber, has  # noqa: E402
+from y7edge.sources.buffers import check_addresses  # noqa: E402
 from y7edge.sources.launch import launch  # noqa: E402
 
 LIVE = "videotestsrc is-live=true ! video/x-raw, format=NV12, width=320, height=240"
@@ -267,6 +268,16 @@ def test_a_thread_can_run_while_a_frame_is_waited_for(opened):
     stop.set()
     thread.join()
     assert next(count) > 20
+
+
+def test_an_address_that_is_not_known():
+    class Other:
+        def __hash__(self):
+            return 12345
+
+    check_addresses(Gst.Buffer.new())
+    with pytest.raises(RuntimeMissing, match="PyGObject does not give access"):
+        check_addresses(Other())
 
 
 def test_has():

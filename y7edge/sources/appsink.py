@@ -19,7 +19,7 @@ from y7edge.frames import Clock, Format
 from y7edge.sources.address import without_credentials
 from y7edge.sources.advice import advice
 from y7edge.sources.base import Captured
-from y7edge.sources.buffers import MappedBuffer, Passed, sensor_time
+from y7edge.sources.buffers import MappedBuffer, Passed, check_addresses, sensor_time
 from y7edge.sources.devices import check_device, device, formats_of, usual_codec
 from y7edge.sources.launch import (
     ELEMENTS,
@@ -353,6 +353,7 @@ def load() -> tuple[Any, Any]:
         Gst.init_check(None)
     except GLib.Error as error:
         raise RuntimeMissing(f"GStreamer cannot be initialised: {error.message}") from error
+    check_addresses(Gst.Buffer.new())
     return Gst, GstVideo
 
 
