@@ -34,8 +34,11 @@ def check_counts(source, frames):
     """Frames of all connections are numbered on, and none is lost."""
     for shown, frame in enumerate(frames, 1):
         assert frame.sequence + 1 == shown + frame.dropped
+        assert frame.dropped >= 0
+    numbers = [frame.sequence for frame in frames]
+    assert numbers == sorted(set(numbers))
     status = source.status
-    assert status.frames == len(frames) + status.dropped
+    assert status.frames == len(frames) + status.dropped > frames[-1].sequence
 
 
 # --- the device ----------------------------------------------------------------------------------
