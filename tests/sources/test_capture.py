@@ -365,6 +365,18 @@ def test_the_child_ends_when_its_parent_is_killed(until):
         until(lambda: not is_running(child))
 
 
+def test_a_child_that_hangs_does_not_outlive_its_parent(until):
+    code = (
+        "from y7edge.sources import child; before = 'main(int(sys.argv[1])'\n"
+        "after = 'import y7edge.sources.worker as worker; worker._STOP_S = 1; ' + before\n"
+        "child._CODE = child._CODE.replace(before, after)\n"
+    ) + OPEN.replace("{options}", "{'fault': 'hang', 'after': 1}")
+    with python(code + "time.sleep(60)", wait=False) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+        until(lambda: not is_running(child))
+
+
 def test_a_forked_process_does_not_keep_the_child_alive(until):
     """It has a copy of the socket, so that the child does not see the end of the stream."""
     fork = "forked = os.fork()\nif not forked: time.sleep(30); os._exit(0)\n"

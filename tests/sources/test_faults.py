@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import sys
 import threading
 import time
@@ -302,6 +303,28 @@ def test_a_grabber_that_takes_long_to_close_gets_its_time(camera, grabbers, quic
     source = camera("numbered", name="csi://8", live=True, close_s=0.4)
     source.close()
     assert not children() and not caplog.records
+
+
+def test_the_kernel_ends_a_process_that_blocks_its_interpreter(camera, grabbers, monkeypatch):
+    """Neither its main nor its control thread can run, so that it could not notice anything."""
+    before = "main(int(sys.argv[1])"
+    patched = f"import y7edge.sources.worker as worker; worker._HUNG_S = 2; {before}"
+    monkeypatch.setattr(child, "_CODE", child._CODE.replace(before, patched))
+    with pytest.raises(SourceError, match="capture process hung in a call that stops all of"):
+        camera("numbered", blocks=True, open_timeout=30)
+
+
+def test_a_limit_of_open_files_is_one_line(camera):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    for more in (0, 2):  # for the pipe of the thread, for the process
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, limits[1]))
+        try:
+            with pytest.raises(SourceError, match="Too many open files"):
+                camera()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_many_cameras_that_hang_end_together(camera, quick, until):

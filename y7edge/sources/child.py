@@ -112,7 +112,10 @@ class Child:
         self._last_asked = 0.0
         self._signal: int | None = None
         start = json.dumps({"kind": kind, "options": dict(options)}).encode() + b"\n"
-        self._socket, other = socket.socketpair()
+        try:
+            self._socket, other = socket.socketpair()
+        except OSError as error:
+            raise SourceError(f"the capture process cannot be started: {error}") from error
         try:
             with other:
                 self._process = _start(other)
@@ -212,6 +215,8 @@ class Child:
         self._read_output()
         if status >= 0:
             return self._error(f"ended with status {status}")
+        if status == -signal.SIGALRM:  # of the child itself
+            return self._error("hung in a call that stops all of Python")
         with contextlib.suppress(ValueError):
             return self._error(f"was killed by {signal.Signals(-status).name}")
         return self._error(f"was killed by signal {-status}")

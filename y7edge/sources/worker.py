@@ -201,6 +201,8 @@ class Worker:
             signal.alarm(_HUNG_S)
             if _wait(self._control, select.POLLIN, _BEAT_S) and not self._receive():
                 break
+            # A forked copy of the parent keeps the socket open. PR_SET_PDEATHSIG would tell that a
+            # thread of the parent ended.
             if os.getppid() != self._parent:
                 break
         signal.alarm(_STOP_S)
