@@ -88,7 +88,8 @@ def test_a_camera_that_recovers_is_not_opened_again(camera, grabbers, monkeypatc
         assert source.status.reconnects == 0 and source.status.state == "running"
 
 
-def test_a_camera_slower_than_it_states_is_reported(camera, caplog):
+def test_a_camera_slower_than_it_states_is_reported(camera, caplog, monkeypatch):
+    monkeypatch.setattr(supervisor, "_WINDOW_S", 0.6)
     with camera(fps=40, fault="slow", after=1) as source:
         frames_until(source, lambda _: source.status.problem)
         assert source.status.state == "running" and source.status.reconnects == 0
