@@ -16,7 +16,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from y7edge.detect.ages import Ages
 from y7edge.detect.detections import Detections
-from y7edge.errors import ConfigError, SourceError, SourceTimeout
+from y7edge.errors import ConfigError, SourceError, SourceSkipped, SourceTimeout
 from y7edge.frames import Frame
 from y7edge.sources.base import Source, Status
 
@@ -153,9 +152,14 @@ class _Input:
     def read(self, stopped: Callable[[], bool]) -> Frame | None:
         """Return the next frame; None at the end, or once ``stopped`` returns True."""
         while not stopped():
-            with suppress(SourceTimeout):
+            try:
                 frame = self.source.read(_POLL)
-                return None if frame is None else self._labelled(frame)
+            except SourceTimeout:
+                continue
+            except SourceSkipped as error:
+                _log.warning("%s", error)  # the next frame follows
+                continue
+            return None if frame is None else self._labelled(frame)
         return None
 
     def _labelled(self, frame: Frame) -> Frame:
