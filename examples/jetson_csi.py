@@ -10,12 +10,10 @@ killed cannot be opened again before ``sudo systemctl restart nvargus-daemon``.
 
 import argparse
 import itertools
+import math
 import signal
 import sys
 import time
-from collections import deque
-
-import numpy as np
 
 from y7edge import Detector, Y7EdgeError
 
@@ -25,9 +23,7 @@ CAMERA = "csi://0?width=1280&height=720&rate=30"
 def main() -> None:
     """Print rate, frame age and number of objects every 30 frames."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", default="mine.engine", help="a TensorRT engine, or another model"
-    )
+    parser.add_argument("--model", default="mine.engine", help="TensorRT engine, or any model")
     parser.add_argument("--source", default=CAMERA, help=f"camera; default: {CAMERA}")
     parser.add_argument("--frames", type=int, default=0, help="stop after N frames; 0: never")
     args = parser.parse_args()
@@ -35,16 +31,15 @@ def main() -> None:
 
     with Detector(args.model) as detector:
         detector.warmup()  # before the camera opens, since the first calls are slow
-        print(f"{args.model} on {detector.info['device']}", flush=True)
-        ages: deque[float] = deque(maxlen=300)  # ms from the capture to the result
-        since = time.monotonic()
-        stream = itertools.islice(detector.stream(args.source), args.frames or None)
-        for count, (frame, detections) in enumerate(stream, 1):
-            age = frame.age_ns(time.monotonic_ns())
-            ages.append(np.nan if age is None else age / 1e6)  # None: a video file
+        info = detector.info
+        print(f"{info['device']}; images: {info.get('frames', 'scaled on the CPU')}", flush=True)
+        since, stream = time.monotonic(), detector.stream(args.source)
+        limited = itertools.islice(stream, args.frames or None)
+        for count, (frame, detections) in enumerate(limited, 1):
             if count % 30 == 0:
-                p50, p99 = np.percentile(ages, (50, 99))
                 rate, since = 30 / (time.monotonic() - since), time.monotonic()
+                ages = stream.ages[stream.names[0]].summary()  # from the capture to the result
+                p50, p99 = (ages.get(key, math.nan) for key in ("p50_ms", "p99_ms"))
                 print(
                     f"{rate:.1f} frames/s, age {p50:.1f} ms (p99 {p99:.1f}), {frame.dropped} "
                     f"dropped, {len(detections)} objects",

@@ -35,8 +35,9 @@ def main() -> None:
                 if zone is None:  # a vertical line, of which the size of the image is needed
                     width, height = frame.size
                     x = args.line * width
-                    ends = sv.Point(x, height), sv.Point(x, 0)
-                    zone = sv.LineZone(*ends, triggering_anchors=[sv.Position.CENTER])
+                    ends = sv.Point(x, 0), sv.Point(x, height)
+                    # A box that trembles on the line has crossed after 3 frames on a side.
+                    zone = sv.LineZone(*ends, (sv.Position.CENTER,), minimum_crossing_threshold=3)
                 tracked = tracker.update(found)
                 rightward, leftward = zone.trigger(tracked.to_supervision())
                 for row in tracked[rightward | leftward]:

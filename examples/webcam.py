@@ -7,6 +7,7 @@ Press q or Esc in the window, or Ctrl+C in the terminal, to stop.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -25,27 +26,25 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=0, help="stop after N frames; 0: never")
     parser.add_argument("--headless", action="store_true", help="print lines, open no window")
     args = parser.parse_args()
-    # On Linux, a program without a display would end with an error of the window library.
-    display = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
-    window = bool(display) and not args.headless
+    # Without a display, OpenCV's windows would end the program, and no exception be raised.
+    window = not args.headless and bool(
+        sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    )
 
     with Detector(args.model, conf=args.conf) as detector:
         detector.warmup()  # the first call of an engine can take long
         # A frame that is not read in time is dropped, so results are never old.
-        for count, (frame, detections) in enumerate(detector.stream(args.source), 1):
+        stream = detector.stream(args.source)
+        for frame, detections in itertools.islice(stream, args.frames or None):
             if window:
                 cv2.imshow("y7edge", draw(frame, detections))
                 if cv2.waitKey(1) in (27, ord("q")):
                     break
             else:
-                names = ", ".join(
-                    f"{found.class_name} {found.confidence:.2f}" for found in detections
-                )
+                names = ", ".join(f"{row.class_name} {row.confidence:.2f}" for row in detections)
                 age = frame.age_ns(time.monotonic_ns())  # None for a video file
                 old = "" if age is None else f", {age / 1e6:.0f} ms old"
                 print(f"frame {frame.sequence}{old}: {names or 'nothing'}", flush=True)
-            if count == args.frames:
-                break
 
 
 if __name__ == "__main__":
@@ -53,5 +52,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         print("stopped")
+    except cv2.error as error:
+        sys.exit(f"error: OpenCV: {error.err}; opencv-python-headless needs --headless")
     except Y7EdgeError as error:
         sys.exit(f"error: {error}")

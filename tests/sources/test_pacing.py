@@ -134,8 +134,10 @@ def test_errors_are_raised_in_the_thread_of_the_reader() -> None:
 
 def test_an_unexpected_error_ends_the_source() -> None:
     with Paced(Listed([ConfigError("wrong"), *frames(1)])) as paced:
-        with pytest.raises(ConfigError, match="wrong"):
-            paced.read(30)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="wrong"):
+                paced.read(30)
+        paced.close()
         assert paced.read(30) is None
 
 

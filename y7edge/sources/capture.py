@@ -12,7 +12,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from y7edge.errors import ConfigError, SourceError
 from y7edge.frames import Frame
@@ -20,6 +20,7 @@ from y7edge.sources.base import Source, Status
 from y7edge.sources.supervisor import Supervisor
 
 CLOSE_S = 0.9  # how long close waits for the child
+_FAILED_S = 0.2  # the same, if the device could not be opened
 _running: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 
 
@@ -60,6 +61,8 @@ class Camera(Source):
         open_timeout: float = 10.0,
         retries: int = 10,
     ) -> None:
+        if os.name != "posix":
+            raise SourceError(f"{name}: cameras and live streams need Linux or macOS")
         if not 0 < open_timeout <= 3600 or not 0 <= retries <= 1_000_000:
             raise ConfigError(
                 f"open_timeout is {open_timeout!r} and retries is {retries!r}, expected up to "
@@ -80,7 +83,8 @@ class Camera(Source):
             self._supervisor.stop()
             raise
         if error is not None:
-            self.close()
+            self._supervisor.stop()
+            self._supervisor.thread.join(_FAILED_S)
             raise error
         self.live = self._supervisor.feed.live
 
@@ -110,6 +114,12 @@ class Camera(Source):
         if self._process == os.getpid():
             self._supervisor.stop()
             self._supervisor.thread.join(CLOSE_S)
+            self._supervisor.feed.leave()
+
+    def __reduce__(self) -> NoReturn:
+        raise SourceError(
+            f"{self.name} cannot be pickled or copied: open it there, with open_source"
+        )
 
     def _require_process(self) -> None:
         if self._process != os.getpid():
@@ -122,6 +132,8 @@ class Camera(Source):
 def _stop(supervisor: Supervisor, process: int) -> None:
     if process == os.getpid():
         supervisor.stop()
+        if not supervisor.thread.is_alive():
+            supervisor.feed.leave()
 
 
 @atexit.register

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import select
 import signal
 import socket
@@ -23,23 +22,18 @@ from typing import Any
 
 import y7edge
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
+from y7edge.sources.address import without_credentials
 from y7edge.sources.ring import Reader
 from y7edge.text import one_line
 
 TERM_S, KILL_S = 5.0, 10.0  # after it was asked to stop
 _MAX_LINE = 1 << 16
 _CODE = (
-    "import sys; sys.path[:] = sys.argv[3:]; from y7edge.sources.worker import main;"
+    "import sys; sys.path[:] = [*sys.argv[3:], *filter(None, sys.path)];"
+    "from y7edge.sources.worker import main;"
     "main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _ERRORS = {"RuntimeMissing": RuntimeMissing, "ConfigError": ConfigError}
-_CREDENTIALS = (
-    (re.compile(r"://\S*@"), "://"),
-    (
-        re.compile(r"(user-pw|user-id|password|passwd|token)(\s*[=:]\s*)(\"[^\"]*\"|\S+)"),
-        r"\1\2***",
-    ),
-)
 _log = logging.getLogger("y7edge.sources")
 
 
@@ -75,8 +69,9 @@ class Rate:
 
 @dataclass(frozen=True)
 class Incomplete:
-    """A frame had too few bytes and was dropped."""
+    """A frame had too few bytes and was dropped; ``count``: as of ``Made``."""
 
+    count: int
     problem: str
 
 
@@ -87,7 +82,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Failed:
-    """The process ended, or has to be ended; ``error`` says why."""
+    """The process ended, or has to be ended; ``error`` says why, without the source's name."""
 
     error: SourceError | RuntimeMissing | ConfigError
 
@@ -114,6 +109,7 @@ class Child:
         self._printed: deque[str] = deque(maxlen=12)
         self._partial = b""
         self._asked: float | None = None
+        self._last_asked = 0.0
         self._signal: int | None = None
         start = json.dumps({"kind": kind, "options": dict(options)}).encode() + b"\n"
         self._socket, other = socket.socketpair()
@@ -147,11 +143,9 @@ class Child:
                     self._socket, _MAX_LINE, 1, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
                 )
                 self._descriptors.extend(descriptors)
-                if not part:
-                    over = True
-                    break
                 self._received += part
-                if len(self._received) > 2 * _MAX_LINE:
+                over = not part
+                if over or len(self._received) > _MAX_LINE:
                     break
         except BlockingIOError:
             pass
@@ -160,13 +154,18 @@ class Child:
         *lines, self._received = self._received.split(b"\n")
         messages: list[Message] = []
         try:
-            if max(map(len, (*lines, self._received))) > _MAX_LINE:
-                raise ValueError("a line is too long")
-            messages.extend(self._parse(json.loads(line)) for line in lines)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            for line in (*lines, self._received):
+                if len(line) > _MAX_LINE:
+                    raise ValueError("a line is too long")
+            for line in lines:
+                messages.append(self._parse(json.loads(line)))
+                if isinstance(messages[-1], Failed | Ended):
+                    return messages
+        except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
             messages.append(Failed(self._error(f"sent an invalid message ({error})")))
-        if over and not any(isinstance(message, Failed | Ended) for message in messages):
-            messages.append(Failed(self._death()))
+        else:
+            if over:
+                messages.append(Failed(self._death()))
         return messages
 
     def _parse(self, message: dict[str, Any]) -> Message:
@@ -182,25 +181,27 @@ class Child:
         if key == "memory":
             if not self._descriptors:
                 raise ValueError("memory without a descriptor")
-            return Memory(Reader(self._descriptors.popleft(), _count(value)))
+            size = _count(value)
+            return Memory(Reader(self._descriptors.popleft(), size))
         if key == "rate":
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"a rate is {value!r}"[:80])
             return Rate(float(value))
         if key == "incomplete":
-            return Incomplete(_text(value))
+            count, problem = value
+            return Incomplete(_count(count), _text(problem))
         if key == "end" and value is True:
             return Ended()
         if key == "failed":
             kind, text = value
-            return Failed(_ERRORS.get(str(kind), SourceError)(f"{self._name}: {_text(text)}"))
+            return Failed(_ERRORS.get(str(kind), SourceError)(_text(text)))
         raise ValueError(f"unknown message {key!r}"[:80])
 
     def _error(self, what: str) -> SourceError:
-        printed = " | ".join(list(self._printed)[-3:])
-        return SourceError(
-            f"{self._name}: the capture process {what}" + (f": {printed}" if printed else "")
-        )
+        lines = list(self._printed)
+        traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
+        printed = " | ".join(lines[-1:] if traceback else lines[-3:])
+        return SourceError(f"the capture process {what}" + (f": {printed}" if printed else ""))
 
     def _death(self) -> SourceError:
         """Return an error that says how the process ended."""
@@ -219,7 +220,12 @@ class Child:
         """Keep the last lines that libraries printed, and log all of them."""
         if self._output is None:
             return
-        while part := self._output.read(65536):
+        # None: nothing to read at the moment
+        while (part := self._output.read(65536)) is not None:
+            if not part:
+                self._output.close()
+                self._output = None
+                return
             *lines, self._partial = (self._partial + part).split(b"\n")
             self._partial = self._partial[-2000:]
             for line in lines:
@@ -234,8 +240,10 @@ class Child:
     def stop(self) -> None:
         """Ask the process to free the device and to end."""
         if self._asked is None:
-            self._asked = time.monotonic()
+            self._asked = self._last_asked = time.monotonic()
             self._tell({"stop": True})
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
 
     def _tell(self, message: dict[str, Any]) -> None:
         # If the process is gone, or does not read, this is noticed elsewhere.
@@ -250,22 +258,23 @@ class Child:
         if self._process.poll() is not None:
             self._close()
             return True
-        late = self.asked_for()
+        late = 0.0 if self._asked is None else time.monotonic() - self._asked
         wanted = signal.SIGKILL if late >= KILL_S else signal.SIGTERM if late >= TERM_S else None
         if wanted is not None and wanted != self._signal:
-            self._signal = wanted
+            self._signal, self._last_asked = wanted, time.monotonic()
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, wanted)
         return False
 
-    def asked_for(self) -> float:
-        """Return how long ago, in seconds, the process was asked to stop."""
-        return 0.0 if self._asked is None else time.monotonic() - self._asked
+    @property
+    def ends_soon(self) -> bool:
+        """Whether the process was asked to stop, or was killed, less than a second ago."""
+        return time.monotonic() - self._last_asked < 1
 
     @property
-    def killed(self) -> bool:
-        """Whether the process did not end by itself and had to be killed."""
-        return self._signal == signal.SIGKILL
+    def killed_after(self) -> float | None:
+        """Seconds after which the process was killed; None if it ended before."""
+        return KILL_S if self._signal == signal.SIGKILL else None
 
     def _close(self) -> None:
         self._socket.close()
@@ -304,7 +313,7 @@ def _start(other: socket.socket) -> subprocess.Popen[bytes]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise SourceError(
-            f"the capture process cannot be started with {python}: {error}"
+            f"the capture process cannot be started with {os.fsdecode(python)}: {error}"
         ) from error
 
 
@@ -328,6 +337,4 @@ def _text(value: object, longest: int = 1000) -> str:
     """Return text of the process as one line, without user names and passwords."""
     if not isinstance(value, str):
         raise ValueError(f"a text is {value!r}"[:80])
-    for pattern, replacement in _CREDENTIALS:
-        value = pattern.sub(replacement, value)
-    return one_line(value, longest)
+    return one_line(without_credentials(value), longest)

@@ -6,9 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NoReturn
 
-from y7edge.errors import ConfigError, SourceTimeout, Y7EdgeError
+from y7edge.errors import ConfigError, DataError, SourceError, SourceTimeout, Y7EdgeError
 from y7edge.frames import Frame
 from y7edge.sources.base import State, Status
 from y7edge.sources.ring import Copied, Reader
@@ -22,15 +21,19 @@ class Feed:
     Args:
         name: of the source.
         rate: frames per second that the user asked for; None if unknown.
-        on_read: called after each frame that was returned, without a lock.
+        on_change: called after each frame that was returned, and after ``fault`` was set.
+
+    Attributes:
+        live: whether the newest frame is returned, or each one.
+        fault: what is wrong with the frames of the current child.
     """
 
-    def __init__(self, name: str, rate: float | None, on_read: Callable[[], None]) -> None:
+    def __init__(self, name: str, rate: float | None, on_change: Callable[[], None]) -> None:
         self.live = True
+        self.fault: SourceError | None = None
         self._name = name
-        self._on_read = on_read
+        self._on_change = on_change
         self._changed = threading.Condition()
-        self._reading = threading.Lock()  # one reader at a time
         self._copying = threading.Lock()  # held while the ring is in use; after it, _changed
         self._ring: Reader | None = None
         self._status = Status("opening", "", "", rate=rate)
@@ -38,6 +41,7 @@ class Feed:
         self._base = 0  # frames of earlier children
         self._made = 0  # frames of all children
         self._last = 0  # of them, those until the last one that was returned
+        self._fresh = False  # there may be a frame that was not returned
         self._delivered = 0
         self._delivered_of_child = 0
 
@@ -48,47 +52,46 @@ class Feed:
         if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
             raise ConfigError(f"timeout is {timeout!r}, expected a number of seconds from 0")
         end = None if timeout is None else time.monotonic() + timeout
-        with self._reading:
-            while True:
-                if not self._wait(end):
-                    self._raise_timeout(timeout or 0.0)
-                if frame := self._deliver():
-                    self._on_read()
-                    return frame
-                with self._changed:
-                    if self._status.state in ("ended", "closed"):
+        while True:
+            with self._changed:
+                left = None if end is None else max(0.0, end - time.monotonic())
+                in_time = self._changed.wait_for(self._can_return, left)
+                if self._status.state == "closed":
+                    return None
+                if not in_time:
+                    raise SourceTimeout(self._timeout_text(timeout or 0.0))
+                if not self._fresh:
+                    if self._error is None:
                         return None
-                    if self._error:
-                        raise self._error
+                    # A copy: each raise of an exception makes its traceback longer.
+                    raise type(self._error)(str(self._error))
+            if frame := self._deliver():
+                self._on_change()
+                return frame
 
-    def _wait(self, end: float | None) -> bool:
-        """Wait for a new frame or the end; return False if there is none in time."""
-        with self._changed:
-            return self._changed.wait_for(
-                lambda: self._has_new() or self._status.state in ("ended", "failed", "closed"),
-                None if end is None else max(0.0, end - time.monotonic()),
-            )
+    def _can_return(self) -> bool:
+        return self._fresh or self._status.state in ("ended", "failed", "closed")
 
-    def _has_new(self) -> bool:
-        return self._ring is not None and self._made > self._last
-
-    def _raise_timeout(self, timeout: float) -> NoReturn:
+    def _timeout_text(self, timeout: float) -> str:
         status = self._status
-        problem = f": {status.problem}" if status.problem else ""
-        raise SourceTimeout(
-            f"{self._name}: no frame within {timeout:g} s; the source is {status.state}{problem}"
-        )
+        problem = f": {status.problem}" if status.problem and status.state != "running" else ""
+        return f"{self._name}: no frame within {timeout:g} s; the source is {status.state}{problem}"
 
     def _deliver(self) -> Frame | None:
         """Copy the next image out of the ring; None if there is none."""
         with self._copying:
-            if self._ring is None:
-                return None
-            copied = self._ring.copy(max(0, self._last - self._base), oldest=not self.live)
-            if copied is None:
-                return None
+            made, copied = self._made, None
+            if self._ring is not None:
+                try:
+                    copied = self._ring.copy(self._last - self._base, oldest=not self.live)
+                except DataError as error:
+                    self.fault = SourceError(f"the capture process wrote an invalid frame: {error}")
+                    self._on_change()
             with self._changed:
-                return self._count(copied)
+                frame = self._count(copied) if copied else None
+                # Not if there is nothing to copy: the newest frame was in memory that was replaced.
+                self._fresh = self._made > (self._last if frame else made)
+                return frame
 
     def _count(self, copied: Copied) -> Frame:
         number = self._base + copied.number
@@ -110,7 +113,7 @@ class Feed:
     def status(self) -> Status:
         """Return the state and the counts; the newest frame counts when it is read or dropped."""
         with self._changed:
-            dropped = self._made - self._delivered - self._has_new()
+            dropped = self._made - self._delivered - self._fresh
             return replace(self._status, frames=self._delivered + dropped, dropped=dropped)
 
     def wait_until_open(self) -> Y7EdgeError | None:
@@ -134,8 +137,7 @@ class Feed:
     @property
     def has_new(self) -> bool:
         """Whether there is a frame that was not returned."""
-        with self._changed:
-            return self._has_new()
+        return self._fresh
 
     def set(
         self,
@@ -168,10 +170,13 @@ class Feed:
             self._changed.notify_all()
 
     def fail(self, error: Y7EdgeError) -> None:
-        """Let readers raise ``error``."""
+        """Let readers raise ``error``, after the source's name."""
+        text = str(error)
         with self._changed:
-            self._error = error
-        self.set("failed", problem=str(error))
+            self._error = type(error)(
+                text if text.startswith(self._name) else f"{self._name}: {text}"
+            )
+        self.set("failed", problem=text)
 
     def use(self, ring: Reader) -> None:
         """Return frames of other memory from now on."""
@@ -180,20 +185,24 @@ class Feed:
             if previous is not None:
                 previous.close()
 
-    def add(self, made: int) -> None:
-        """Count the frames that the current child made until now, and wake a reader."""
+    def add(self, made: int, *, new: bool = True) -> None:
+        """Count the frames that the current child made until now; ``new``: the last can be read."""
         with self._changed:
-            self._made = max(self._made, self._base + made)
-            self._changed.notify_all()
+            if self._base + made <= self._made:
+                return
+            self._made = self._base + made
+            if new and self._ring is not None:
+                self._fresh = True
+                self._changed.notify_all()
 
-    def leave(self, *, drop: bool) -> None:
-        """Expect no more frames of this child; ``drop`` those that were not read."""
-        if not drop:
-            return
+    def leave(self) -> None:
+        """Expect no more frames of this child; one that was not returned is dropped."""
         with self._copying, self._changed:
             if self._ring is not None:
                 self._made = max(self._made, self._base + self._ring.newest())
                 self._ring.close()
                 self._ring = None
             self._base = self._last = self._made
+            self._fresh = False
             self._delivered_of_child = 0
+            self.fault = None

@@ -129,7 +129,9 @@ class _Player:
             if self.stopped:
                 return None
             if self._error is not None:
-                error, self._error = self._error, None
+                error = self._error
+                if isinstance(error, SourceSkipped):
+                    self._error = None
                 raise error
             frame, self._frame = self._frame, None
             if frame is None and not self._ended:

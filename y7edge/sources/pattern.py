@@ -48,7 +48,7 @@ def grabber(options: Mapping[str, Any]) -> Pattern:
     known = {"width", "height", "fps", "format", "stride", "fault", "after"}
     if unknown := sorted(set(options) - known):
         raise SourceError(
-            f"test://pattern has no option {unknown[0]!r}: expected {', '.join(sorted(known))}"
+            f"a pattern has no option {unknown[0]!r}: expected {', '.join(sorted(known))}"
         )
     pattern = Pattern(
         width=_number(options, "width", 640, 2, _MAX_SIDE),
@@ -155,11 +155,11 @@ class Pattern:
         stride = self._stride or row
         if stride < row or (self.format == "nv12" and (width % 2 or height % 2)):
             raise SourceError(
-                f"test://pattern: {self.format} images of {width}x{height} with rows of {stride} "
+                f"{self.format} images of {width}x{height} with rows of {stride} "
                 f"bytes are not possible, expected at least {row} bytes, and even sides for nv12"
             )
         if width < _BITS:
-            raise SourceError(f"test://pattern: width is {width}, expected at least {_BITS}")
+            raise SourceError(f"width is {width}, expected at least {_BITS}")
         ramp = np.linspace(40, 200, height).astype(np.uint8)[:, None]
         bars = (np.arange(width) * 8 // width * 10).astype(np.uint8)
         luma = np.full((height, stride), 99, np.uint8)  # 99: padding
@@ -205,7 +205,7 @@ def _number(options: Mapping[str, Any], name: str, default: int, low: int, high:
     except ValueError:
         number = low - 1
     if not low <= number <= high:
-        raise SourceError(f"test://pattern: {name} is {value!r}, expected {low} to {high}")
+        raise SourceError(f"{name} is {value!r}, expected {low} to {high}")
     return number
 
 
@@ -215,14 +215,12 @@ def _rate(value: object) -> float:
     except ValueError:
         rate = math.nan
     if not 0 < rate <= _MAX_RATE:
-        raise SourceError(f"test://pattern: fps is {value!r}, expected up to {_MAX_RATE:g}")
+        raise SourceError(f"fps is {value!r}, expected up to {_MAX_RATE:g}")
     return rate
 
 
 def _choice(options: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> Any:
     value = options.get(name)
     if value is not None and value not in allowed:
-        raise SourceError(
-            f"test://pattern: {name} is {value!r}, expected one of {', '.join(allowed)}"
-        )
+        raise SourceError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
     return value

@@ -9,12 +9,12 @@ The kernel frees the locks of a process that dies.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import mmap
 import os
 import stat
 import struct
+import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from y7edge.errors import DataError
 from y7edge.frames import Clock, Format
 from y7edge.sources.base import Captured
+
+if sys.platform != "win32":
+    import fcntl
 
 SLOTS: Final = 3
 MAX_IMAGE: Final = 1 << 30  # bytes
@@ -103,9 +106,12 @@ class Writer:
         """Copy an image into a slot that is not read at the moment, never that of the newest one.
 
         Raises:
-            DataError: the planes have fewer bytes than the size and format of the image say.
+            DataError: the planes have fewer bytes than the size and format of the image say, or the
+                image is larger than a slot.
         """
         rows, row = rows_of(captured.format, captured.size)
+        if rows * row > self.capacity:
+            raise DataError(f"an image of {rows * row} bytes does not fit into {self.capacity}")
         parts = _parts(captured, rows, row)
         slot = self._lock()
         offset = slot * self._step

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from y7edge.errors import SourceError, Y7EdgeError
+from y7edge.sources.base import State
 from y7edge.sources.child import (
-    KILL_S,
     Child,
     Ended,
     Failed,
@@ -32,7 +32,9 @@ from y7edge.sources.feed import Feed
 SILENCE_S, INTERVALS = 1.0, 3  # the watchdog: the longer of a second and three frame intervals
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _JITTER = 0.5, 10.0, 0.25
 _HEALTHY_S = 60.0  # after frames for this long, attempts count from 0 again
+_WINDOW_S = 3.0  # in which the rate is measured
 _TICK_S = 0.25
+_STUCK_S = 15.0  # a process that was killed after 10 s has ended, unless a driver is stuck
 # Devices that can be opened while a process that hangs still has them. All others wait for its end.
 _SHARED = ("rtsp://", "rtsps://", "http://", "https://", "test://")
 _log = logging.getLogger("y7edge.sources")
@@ -66,7 +68,7 @@ class Supervisor:
     ) -> None:
         self._name, self._kind, self._options, self._rate = name, kind, options, rate
         self._open_timeout, self._retries = open_timeout, retries
-        self.feed = Feed(name, rate, self._wake_for_reader)
+        self.feed = Feed(name, rate, self._feed_changed)
         self.process = os.getpid()
         self._stopping = False
         self._ending: list[Child] = []  # asked to stop
@@ -85,8 +87,8 @@ class Supervisor:
         self.feed.set("closed")
         self._wake()
 
-    def _wake_for_reader(self) -> None:
-        if not self.feed.live:
+    def _feed_changed(self) -> None:
+        if not self.feed.live or self.feed.fault is not None:
             self._wake()
 
     def _wake(self) -> None:
@@ -99,7 +101,7 @@ class Supervisor:
             self._supervise()
         except Exception as error:  # a fault of this file must not leave readers waiting
             _log.exception("%s: the supervision failed", self._name)
-            self.feed.fail(SourceError(f"{self._name}: the supervision failed: {error!r}"))
+            self.feed.fail(SourceError(f"the supervision failed: {error!r}"))
         finally:
             while self._ending:
                 self._wait(_TICK_S)
@@ -112,7 +114,7 @@ class Supervisor:
         """Open the device until it ends, cannot be opened any more, or the camera is closed."""
         delay = 0.0
         while self._pause(delay):
-            connection = _Connection()
+            connection = _Connection(self._rate)
             error = self._connect(connection)
             if error is None:
                 return
@@ -122,8 +124,11 @@ class Supervisor:
                 self._fail(error)
                 return
             delay = 0.0 if connection.stalled else self._delay()
+            if connection.stalled:  # was reported
+                self.feed.set("reconnecting")
+            else:
+                self._report("reconnecting", str(error), delay)
             self._attempts += 1
-            self._report(error, delay)
 
     def _worth_repeating(self, connection: _Connection) -> bool:
         """Return whether the device worked before; files, which are not live, cannot go on."""
@@ -131,11 +136,11 @@ class Supervisor:
 
     def _connect(self, connection: _Connection) -> Y7EdgeError | None:
         """Run one process until a fault; None: the stream ended, or the camera was closed."""
-        if not self._wait_for_last_process():
-            return None
+        stuck = self._wait_for_last_process()
+        if stuck or self._stopping:
+            return stuck
         note = _take_note(self._name)
         if note:
-            _log.warning("%s: %s", self._name, note)
             self.feed.set(problem=note)
         try:
             child = Child(self._name, self._kind, self._options)
@@ -144,10 +149,13 @@ class Supervisor:
         try:
             error = self._watch(connection, child)
         finally:
-            self.feed.leave(drop=self.feed.live or self._stopping)
+            # The frames of a file are still to be read; of a camera, they would be old.
+            if self.feed.live or self._stopping:
+                self.feed.leave()
             self._retire(child)
-        if error is not None and note and not connection.frames:
-            return type(error)(f"{error}; {note}")
+        reason = f"; {note}" if note else _hint(self._name)
+        if isinstance(error, SourceError) and not connection.frames and reason not in str(error):
+            return SourceError(f"{error}{reason}")
         return error
 
     def _watch(self, connection: _Connection, child: Child) -> Y7EdgeError | None:
@@ -162,6 +170,8 @@ class Supervisor:
                 if isinstance(message, Failed):
                     return message.error
                 self._handle(connection, child, message)
+            if self.feed.fault is not None:
+                return self.feed.fault
             self._return_slots(connection, child)
             if not messages and time.monotonic() - connection.last > limit:
                 error = self._silent(connection)
@@ -183,14 +193,18 @@ class Supervisor:
             connection.stated = message.rate
             self.feed.set(rate=message.rate)
         elif isinstance(message, Incomplete):
-            level = logging.DEBUG if connection.incomplete else logging.WARNING
-            connection.incomplete = message.problem
-            _log.log(level, "%s: %s", self._name, message.problem)
-            self.feed.set(problem=message.problem)
+            self.feed.add(message.count, new=False)
+            if message.problem != connection.incomplete:
+                connection.incomplete = message.problem
+                _log.warning("%s: %s", self._name, message.problem)
+                self.feed.set(problem=message.problem)
         elif isinstance(message, Made):
-            self.feed.add(message.count)
             self._running(connection)
+            self.feed.add(message.count)
             connection.count(message.count, now)
+            if problem := connection.slowness(now):
+                _log.warning("%s: %s", self._name, problem)
+                self.feed.set(problem=problem)
 
     def _running(self, connection: _Connection) -> None:
         """Report the first frame of a process, and the first one after a stall."""
@@ -213,7 +227,7 @@ class Supervisor:
         if delivered > connection.returned:
             child.taken(delivered - connection.returned)
             connection.returned = delivered
-        if delivered < connection.frames:  # the reader is slow, not the process
+        if self.feed.has_new:  # the reader is slow, not the process
             connection.last = time.monotonic()
 
     def _silent(self, connection: _Connection) -> Y7EdgeError | None:
@@ -222,50 +236,43 @@ class Supervisor:
         cause = f": {connection.incomplete}" if connection.incomplete else ""
         if not connection.opened:
             return SourceError(
-                f"{self._name}: the device did not open within {self._open_timeout:g} s"
-                f"{_hint(self._name)}"
+                f"the device did not open within {self._open_timeout:g} s: check that it is "
+                "connected, or set a longer open_timeout"
             )
         if not connection.frames or not self.feed.live:
-            return SourceError(
-                f"{self._name}: no frame within {self._open_timeout:g} s{cause}{_hint(self._name)}"
-            )
+            opened = "" if connection.frames else " after the device was opened"
+            return SourceError(f"no frame within {self._open_timeout:g} s{opened}{cause}")
         if not connection.stalled:
             # It may recover during the delay; if not, there is no other delay.
+            delay = self._delay()
             connection.stalled = True
-            connection.patience = now - connection.last + self._delay()
+            connection.patience = now - connection.last + delay
+            connection.problem = f"no frame for {now - connection.last:.1f} s{cause}"
+            self._report("stalled", connection.problem, delay)
             self._down_since = connection.last
-            silence = f"{self._name}: no frame for {now - connection.last:.1f} s{cause}"
-            connection.problem = silence
-            _log.warning("%s", silence)
-            self.feed.set("stalled", problem=silence)
             return None
         return SourceError(connection.problem)
 
     def _ended(self, child: Child) -> Y7EdgeError | None:
         if self.feed.live:
-            return SourceError(f"{self._name}: the stream ended")
+            return SourceError("the stream ended")
         self.feed.set("ended")
         return None
 
-    def _report(self, error: Y7EdgeError, delay: float) -> None:
-        """Log the first fault of a series, and let the status tell the last one."""
-        level = logging.WARNING if self._attempts == 1 else logging.DEBUG
-        _log.log(
-            level,
-            "%s; opening it again in %.1f s (%d of %d)",
-            error,
-            delay,
-            self._attempts,
-            self._retries,
-        )
+    def _report(self, state: State, problem: str, delay: float) -> None:
+        """Log the first fault of a series; the status has the last one."""
+        level = logging.DEBUG if self._attempts else logging.WARNING
+        following = f"; opening it again in {delay:.1f} s" if self._attempts < self._retries else ""
+        _log.log(level, "%s: %s%s", self._name, problem, following)
         if self._down_since is None:
             self._down_since = time.monotonic()
-        self.feed.set("reconnecting", problem=str(error))
+        self.feed.set(state, problem=problem)
 
     def _fail(self, error: Y7EdgeError) -> None:
         if self._attempts:
-            error = type(error)(f"{error}; opened it again {self._attempts} times, without success")
-        _log.error("%s", error)
+            error = type(error)(f"{error}; gave up after opening it again {self._attempts} times")
+        if self.feed.status().backend:  # or the caller of the constructor gets the error
+            _log.error("%s: %s", self._name, error)
         self.feed.fail(error)
 
     def _delay(self) -> float:
@@ -280,17 +287,23 @@ class Supervisor:
             self._wait(left)
         return not self._stopping
 
-    def _wait_for_last_process(self) -> bool:
-        """Wait until no other process has the device; return False if the camera was closed."""
-        told = self._name.startswith(_SHARED)
+    def _wait_for_last_process(self) -> SourceError | None:
+        """Wait until no other process has the device; return an error if that takes too long."""
+        begin, told = time.monotonic(), False
         while not self._stopping and not self._name.startswith(_SHARED) and _is_hanging(self._name):
-            if not told:
+            waited = time.monotonic() - begin
+            if waited > _STUCK_S:
+                return SourceError(
+                    "the previous capture process does not end, although it was killed: its driver "
+                    "is stuck; reconnect the device, or restart the system"
+                )
+            if waited > 1 and not told:
                 told = True
                 problem = "waiting for the previous capture process, which has not ended"
                 _log.warning("%s: %s", self._name, problem)
                 self.feed.set(problem=problem)
-            self._wait(_TICK_S)
-        return not self._stopping
+            self._wait(_TICK_S if waited > 1 else 0.01)
+        return None
 
     def _retire(self, child: Child) -> None:
         """Ask a process to stop; ``_wait`` ends it if it does not."""
@@ -307,11 +320,12 @@ class Supervisor:
                 _hanging[self._name] -= 1
                 if not _hanging[self._name]:
                     del _hanging[self._name]
-                if child.killed:
+                if child.killed_after is not None:
                     _killed[self._name] = (
                         "the previous capture process did not stop within "
-                        f"{KILL_S:g} s and was killed{_hint(self._name)}"
+                        f"{child.killed_after:g} s and was killed{_hint(self._name)}"
                     )
+                    _log.warning("%s: %s", self._name, _killed[self._name])
 
     def _wait(self, seconds: float, child: Child | None = None) -> list[Message]:
         """Wait for messages of a process, or until a reader or ``stop`` wakes this thread."""
@@ -320,8 +334,8 @@ class Supervisor:
         if child is not None:
             child.register(poll)
         if self._ending:
-            recent = any(child.asked_for() < 1 for child in self._ending)
-            seconds = min(seconds, 0.01 if recent else _TICK_S)
+            soon = any(child.ends_soon for child in self._ending)
+            seconds = min(seconds, 0.01 if soon else _TICK_S)
         poll.poll(math.ceil(1000 * seconds))
         with suppress(BlockingIOError):
             while os.read(self._wake_out, 4096):
@@ -334,14 +348,16 @@ class Supervisor:
 class _Connection:
     """What is known of one process; times are of ``time.monotonic``."""
 
+    stated: float | None  # frames per second
     opened: float = 0.0
     last: float = field(default_factory=time.monotonic)  # last progress
     frames: int = 0
     interval: float | None = None  # measured, between two frames
-    stated: float | None = None  # frames per second
     stalled: bool = False
     patience: float = 0.0  # longest silence after a stall
     returned: int = 0  # slots
+    window: tuple[float, int] = (0.0, 0)  # begin, and frames until then
+    slow: bool = False  # was reported
     incomplete: str = ""
     problem: str = ""
 
@@ -353,6 +369,21 @@ class _Connection:
                 interval if self.interval is None else 0.8 * self.interval + 0.2 * interval
             )
         self.frames, self.last = made, now
+
+    def slowness(self, now: float) -> str | None:
+        """Return a text, once, if the device makes less than half of the frames that it states."""
+        begin, frames = self.window
+        if not begin or now - begin >= _WINDOW_S:
+            self.window = now, self.frames
+        if not begin or self.slow or not self.stated or now - begin < _WINDOW_S:
+            return None
+        rate = (self.frames - frames) / (now - begin)
+        self.slow = rate < self.stated / 2
+        return (
+            f"{rate:.3g} frames per second, but the source states {self.stated:g}"
+            if self.slow
+            else None
+        )
 
     def limit(self, open_timeout: float, *, live: bool) -> float:
         """Return for how long there may be no progress, in seconds."""

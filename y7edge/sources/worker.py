@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import threading
-import time
+import traceback
 from typing import Any
 
 from y7edge.errors import DataError, SourceTimeout, Y7EdgeError
@@ -33,7 +33,6 @@ _GRAB_S = 0.2  # how long a call of a grabber waits for a frame
 _BEAT_S = 1.0  # how often the parent is looked for
 _HUNG_S = 60  # an interpreter that does not run for this long will not run again
 _STOP_S = 12  # the parent kills the process after 10 s; this is for a parent that died
-_MAX_LINE = 1 << 20
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -47,13 +46,16 @@ def main(descriptor: int, parent: int) -> None:
     for output in (1, 2):  # what libraries print is lost if the parent does not read it
         os.set_blocking(output, False)
     status = 1
-    with socket.socket(fileno=descriptor) as control:
-        worker = Worker(control, parent)
-        with contextlib.suppress(SystemExit, BrokenPipeError, ConnectionResetError):
-            worker.run()
-            status = 0
-    # Without the destructors of native libraries, which may hang.
-    os._exit(status)
+    try:
+        Worker(socket.socket(fileno=descriptor), parent).run()
+        status = 0
+    except SystemExit:
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)  # without the destructors of native libraries, which may hang
 
 
 def _wait(control: socket.socket, event: int, seconds: float) -> bool:
@@ -81,7 +83,6 @@ class Worker:
         self._ring: Writer | None = None
         self._made = 0  # frames of the device
         self._written = 0  # of them, those in the ring
-        self._complained = 0.0
         self._rate: float | None = None
 
     def run(self) -> None:
@@ -124,13 +125,13 @@ class Worker:
             self._made += captured.skipped + 1
             if not grabber.live:
                 self._wait_for_reader(SLOTS - 1)
-            if captured.rate != self._rate:
+            if captured.rate and captured.rate != self._rate:
                 self._rate = captured.rate
                 self._send({"rate": captured.rate}, important=True)
             try:
                 self._write(captured, live=grabber.live)
             except DataError as error:
-                self._complain(error)
+                self._send({"incomplete": [self._made, str(error)]})
             else:
                 self._written += 1
                 self._send({"frame": self._made}, important=not grabber.live)
@@ -152,12 +153,6 @@ class Worker:
             self._changed.wait_for(lambda: self._stopped or self._written - self._taken <= most)
         if self._stopped:
             raise SystemExit
-
-    def _complain(self, error: DataError) -> None:
-        """Report an incomplete frame, but not each of them."""
-        if time.monotonic() - self._complained > 1:
-            self._complained = time.monotonic()
-            self._send({"incomplete": str(error)})
 
     def _fail(self, error: Exception) -> None:
         kind = type(error).__name__

