@@ -113,9 +113,11 @@ def test_names_that_look_like_something_else(
 
 def test_no_password_in_the_error_of_a_camera_that_is_not_there() -> None:
     uri = "rtsp://admin:s3cr3t@127.0.0.1:1/x?token=s3cr3t"
-    with pytest.raises(SourceError) as caught:  # at once, or after the library has tried
-        with open_source(uri, open_timeout=20, retries=0) as source:
-            source.read(60)
+    with (
+        pytest.raises(SourceError) as caught,
+        open_source(uri, open_timeout=20, retries=0) as source,
+    ):
+        source.read(60)
     shown = "".join(traceback.format_exception_only(caught.value))
     cause = caught.value.__cause__
     shown += "" if cause is None else "".join(traceback.format_exception_only(cause))

@@ -23,7 +23,7 @@ from y7edge.text import is_printable, printable
 Option = str | int | float
 """The value of an option; those of a URI are strings."""
 
-NETWORK = ("rtsp", "rtp", "http", "https")
+NETWORK = tuple(scheme for scheme in live.SCHEMES if scheme not in ("csi", "v4l2", "gst"))
 SCHEMES = (*live.SCHEMES, "test", "replay", "file")
 SHARED = ("open_timeout", "retries")
 """Options of all cameras and streams."""
