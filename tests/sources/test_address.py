@@ -40,6 +40,7 @@ from y7edge.text import is_printable
             {"latency": "5"},
             "rtsp://h/cam/realmonitor?channel=1&subtype=0",
         ),
+        ("rtsps://u:p@h/x?latency=5", "rtsps", "u:p@h/x", {"latency": "5"}, "rtsps://h/x"),
         ("http://h/v?width=640#rate=5", "http", "h/v?width=640", {"rate": "5"}, None),
         ("rtsp://h/x?latncy=0#", "rtsp", "h/x?latncy=0", {}, "rtsp://h/x?latncy=0"),
         ("http://h/v?resolution=640x480&fps=5", "http", "h/v?resolution=640x480&fps=5", {}, None),
