@@ -148,7 +148,7 @@ def _open(uri: str) -> Source:
     if source is None or source.live:
         if source is not None:
             source.close()
-        raise SourceError(f"{address.name}: frames come live: use `y7edge live MODEL SOURCE`")
+        raise SourceError(f"{address.name} is a live source: use `y7edge live MODEL SOURCE`")
     if isinstance(source, Files) and source.skipped:
         count = f"{len(source.skipped)}, such as {source.skipped[0].name}"
         note(f"{source.name}: skipped entries, not images or videos by name: {count}")
