@@ -80,7 +80,7 @@ def test_everything_is_saved(artifact_path, tmp_path, capsys):
     lines = [json.loads(line) for line in video.with_suffix(".jsonl").read_text().splitlines()]
     assert len(lines) >= len(records)
     assert lines[0]["detections"] == records[0]["detections"]
-    replayed = list(open_source(f"replay://{folders['record']}?speed=0"))
+    replayed = list(open_source(f"replay://{folders['record']}"))
     assert replayed[0].timestamp_ns == records[0]["timestamp_ns"]
     assert (
         folders["save-hard"] / "data.yaml"
@@ -95,10 +95,10 @@ def test_everything_is_saved(artifact_path, tmp_path, capsys):
         (["--web", "0.0.0.0:0"], 1, "add --token auto"),
         (["--web", ":0", "--token", "short"], 1, "16 to 200 letters"),
         (["--token", "0123456789abcdef"], 2, "add --web"),
-        (["--web-rate", "nan"], 2, "expected a number, not nan"),
+        (["--web-rate", "nan"], 2, "--web-rate"),
         (["--web-width", "5"], 2, "--web-width"),
         (["--duration", "-1"], 2, "--duration"),
-        (["--duration", "nan"], 2, "expected a number"),
+        (["--duration", "nan"], 2, "--duration"),
         (["--class", "nothing"], 1, "the model has no class 'nothing'"),
     ],
 )
@@ -173,4 +173,6 @@ def test_the_page_is_served_until_the_end(artifact_path):
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=WAIT)
         assert process.returncode == 130
-        assert "of " in errors and "Traceback" not in errors
+        *_, summary, interrupted = errors.splitlines()
+        assert summary.startswith("test://pattern: ")
+        assert interrupted == "interrupted"

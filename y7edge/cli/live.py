@@ -201,16 +201,18 @@ def live(
         if as_json:
             loop.sinks.append(lambda _, __, found, ___: show(found.to_dict(), [], as_json=True))
         view: Window | _StatusLine | None = None
+        started = ""
         if page is not None:
             limits = Limits(web_width, web_quality, web_rate)
             kept = {"videos": save, "frames": record, "frames to be labelled": save_hard}
             about = {**_about(detector), "recording": ", ".join(k for k, v in kept.items() if v)}
             server = page.serve(stack, loop, outputs, about, limits)
             loop.sinks.append(lambda name, frame, found, _: server.offer(name, frame, found))
-            note(f"open {server.url}")
+            started = f"open {server.url}"
         elif not as_json:
             view = _window(loop)
-        _watch(loop, view or _StatusLine(loop, detector.names, as_json), outputs, duration)
+        view = view or _StatusLine(loop, detector.names, as_json)
+        _watch(loop, view, outputs, duration, started)
 
 
 def _print_summary(outputs: Outputs) -> None:
@@ -219,13 +221,22 @@ def _print_summary(outputs: Outputs) -> None:
 
 
 def _watch(
-    loop: Loop, view: Window | _StatusLine, outputs: Outputs, duration: float | None
+    loop: Loop,
+    view: Window | _StatusLine,
+    outputs: Outputs,
+    duration: float | None,
+    started: str,
 ) -> None:
-    """Run until the sources end, the time is over, or the user ends it; print a summary."""
+    """Run until the sources end, the time is over, or the user ends it; print a summary.
+
+    ``started`` is printed at the start.
+    """
     end = math.inf if duration is None else time.monotonic() + duration
     known: set[str] = set()
     loop.start()
     try:
+        if started:
+            note(started)
         while not loop.wait(min(view.interval, max(0.0, end - time.monotonic()))):
             if not view.update() or time.monotonic() >= end:
                 break
