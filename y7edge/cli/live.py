@@ -233,8 +233,8 @@ def _watch(
     """
     end = math.inf if duration is None else time.monotonic() + duration
     known: set[str] = set()
-    loop.start()
     try:
+        loop.start()
         if started:
             note(started)
         while not loop.wait(min(view.interval, max(0.0, end - time.monotonic()))):

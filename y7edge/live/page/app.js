@@ -243,7 +243,7 @@ function showState() {
   let [text, kind, message] = ["live", "good", ""];
   if (row && row.state !== "running") {
     [text, kind, message] = STATES[row.state] || [row.state, "warn", ""];
-    if (row.problem) message = `${message} ${row.problem}`;
+    if (row.problem) message = `${message}\n${row.problem}`;
   }
   if (paused) [text, kind, message] = ["paused", "", ""];
   if (!shown && !message) message = paused ? "Paused" : "Waiting for the first image";
@@ -333,12 +333,13 @@ function showStatus() {
   if (status.problems.length) showBanner(`Not saved: ${status.problems.join("; ")}`);
   if (!row) return;
   setText("rate", row.rate.toFixed(1));
-  setText("rate-more", row.stated_rate ? `of ${row.stated_rate.toFixed(0)} frames/s` : "frames/s");
+  setText("rate-more", row.stated_rate ? `of ${row.stated_rate.toFixed(0)}` : "");
   setText("age", row.age ? `${row.age.p50_ms.toFixed(0)} ms` : "–");
   setText("age-more", row.age ? `p99 ${row.age.p99_ms.toFixed(0)} ms` : "no capture times");
   setText("dropped", String(row.dropped));
-  const again = row.reconnects ? `, reconnected ${row.reconnects}×` : "";
-  setText("dropped-more", `of ${row.frames} frames${again}`);
+  setText("dropped-more", `of ${row.frames}`);
+  $("again").hidden = !row.reconnects;
+  setText("reconnects", String(row.reconnects));
   $("heat").hidden = status.board.celsius === undefined;
   setText("celsius", `${(status.board.celsius ?? 0).toFixed(0)} °C`);
   setText("sensor", status.board.sensor ?? "");
