@@ -98,6 +98,16 @@ def test_ids_are_stable_across_dropped_frames(rate, drops, timed):
         assert untracked < 0.05
 
 
+def test_with_timestamps_the_rate_does_not_matter():
+    results = []
+    for rate in (None, 5, 120):
+        random, world, tracker = np.random.default_rng(1), World(3, speed=400.0), Tracker(rate)
+        times = [index / 30 for index in range(120) if random.random() < 0.5]
+        results.append([tracker.update(world.at(time)[0]).tracker_id.tolist() for time in times])
+    assert results[0] == results[1] == results[2]
+    assert {number for ids in results[0] for number in ids} == {-1, *range(1, 7)}
+
+
 def test_irregular_rates():
     random = np.random.default_rng(0)
     times = np.cumsum(random.choice([0.02, 0.05, 0.15, 0.4], 60))

@@ -149,6 +149,18 @@ def test_webcam_without_a_display(run, parts_model):
     assert missing <= 0.1 * expected
 
 
+def test_webcam_in_a_window(monkeypatch, parts_model):
+    shown, keys = [], iter([-1, -1, ord("q")])
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "imshow", lambda title, image: shown.append(image))
+    monkeypatch.setattr(cv2, "waitKey", lambda ms: next(keys))
+    arguments = ["webcam.py", "--model", str(parts_model), "--source", "test://scenes?speed=0"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(EXAMPLES / "webcam.py"), run_name="__main__")
+    assert len(shown) == 3
+    assert (np.abs(shown[0].astype(int) - Conveyor().view(0).image).max(axis=2) > 60).any()
+
+
 def test_webcam_stops_by_ctrl_c(start, parts_model):
     process = start("webcam.py", "--model", parts_model, "--source", "test://scenes", "--headless")
     assert process.stdout.readline().startswith("frame ")

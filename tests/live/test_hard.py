@@ -24,7 +24,7 @@ from y7edge.live import hard
 from y7edge.live.hard import HardFrames
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("nut", 'washer: "flat"', "schraube mit Öse")
+NAMES = ("nut", 'washer: "flat"', "schraube mit Öse \U0001f529")
 SIZE = (128, 96)
 
 
@@ -173,6 +173,14 @@ def test_within_the_interval_the_more_uncertain_frame_remains(tmp_path):
     assert consistent(tmp_path / "hard") == ["hard-000002", "hard-000003"]
 
 
+def test_of_the_two_nearest_in_time_the_less_uncertain_one_is_removed(tmp_path):
+    scored = [(0, 0.45), (10, 0.22), (12, 0.40), (14, 0.21)]
+    with HardFrames(tmp_path / "hard", NAMES, limit=2) as saver:
+        saved = add_all(saver, [(scene(k, t), found(score)) for k, (t, score) in enumerate(scored)])
+    assert saved == [True, True, True, False]
+    assert [row["position"] for row in listing(tmp_path / "hard")] == [0, 12]
+
+
 def test_a_long_drive_is_covered(tmp_path):
     random = np.random.default_rng(0)
     times = np.arange(0, 3600, 6.0)
@@ -194,6 +202,23 @@ def test_time_counts_only_forwards(tmp_path):
         add_all(saver, [(scene(k, t), found(0.3)) for k, t in enumerate(times)])
     positions = [row["position"] for row in listing(tmp_path / "hard")]
     assert positions == pytest.approx([0, 1.5, 3.0, 63.0])
+
+
+def test_each_camera_has_its_interval_and_images_of_a_folder_have_none(tmp_path):
+    cameras = [
+        (Frame(scene(k, 0).image, timestamp_ns=k * 10**8, source="ab"[k % 2]), found(0.3))
+        for k in range(6)
+    ]
+    with HardFrames(tmp_path / "cameras", NAMES) as saver:
+        assert add_all(saver, cameras) == [True, True, False, False, False, False]
+    with HardFrames(tmp_path / "late", NAMES) as saver:  # the frames of b come late
+        for k in range(40):
+            late = -0.05 if k % 2 else 0.0
+            saver.add(scene(0, 1 + k / 20 + late), found(0.9))
+        assert saver._position == pytest.approx(38 / 20)
+    images = [(Frame(scene(k, 0).image, source="folder"), found(0.3)) for k in range(6)]
+    with HardFrames(tmp_path / "images", NAMES) as saver:
+        assert add_all(saver, images) == [True] * 6
 
 
 def test_a_folder_is_continued(tmp_path):

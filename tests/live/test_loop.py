@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from y7edge.detect.ages import Ages
 
 from tests.fake_model import FakeSession, make_manifest
 from tests.live.conftest import make_result
 from y7edge import Detector
 from y7edge.artifact.manifest import Thresholds
 from y7edge.data.synthetic.scenes import scene
+from y7edge.detect.ages import Ages
 from y7edge.errors import ConfigError, OutputError
 from y7edge.live.loop import FLOOR, Loop, Threshold, opening_conf
 from y7edge.sources.base import Status

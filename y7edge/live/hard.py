@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import re
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
@@ -43,6 +42,7 @@ _SIMILAR = 4.0  # mean difference of thumbnails in grey levels of 255
 _SAME_BOX = 0.5  # IoU
 _BETTER = 0.1  # uncertainty that a frame needs above that of its predecessor, to replace it
 _LONGEST = 60.0  # seconds that a pause counts at most
+_JITTER = 1.0  # seconds that a frame may be older than the one before, without a restart
 _MOST = 64 << 20  # bytes of hard.jsonl
 _CLOSING = 30.0  # seconds
 _QUALITY = 95  # of JPEG
@@ -99,10 +99,10 @@ class _Job:
 class HardFrames(AbstractContextManager["HardFrames"]):
     """Keep at most ``limit`` frames that have a detection with a score in ``band``.
 
-    They are spread over the time of observation: of two frames within the interval, the more
-    uncertain one is kept. The interval grows with the time; if there are more than ``limit``
-    frames, one of the two nearest in time is removed. Frames that show the same objects at the same
-    places in the same scene are left out. Images whose label file was changed are never removed.
+    They are spread over the time of observation: of two frames within the interval, the clearly
+    more uncertain one is kept, and if there are more than ``limit`` frames, the less uncertain of
+    the two nearest in time is removed. Frames that show the same objects at the same places in the
+    same scene are left out. Images whose label file was changed are never removed.
 
     A new object continues a folder. ``add`` compares, and a thread writes. The Detector must return
     detections with scores from ``band[0]`` on: open it with ``conf=band[0]``. One thread may add.
@@ -112,7 +112,7 @@ class HardFrames(AbstractContextManager["HardFrames"]):
         names: class names of the model.
         band: scores between these, both exclusive.
         limit: maximum number of images.
-        interval: minimum time between two images in seconds.
+        interval: minimum time between two images of a source in seconds.
 
     Raises:
         ConfigError: a value is out of range, or the folder has other content or class names.
@@ -139,7 +139,7 @@ class HardFrames(AbstractContextManager["HardFrames"]):
             raise ConfigError("names is empty, expected the class names of the model")
         self._folder, self._names = Path(folder), tuple(names)
         self._band, self._limit, self._interval = band, limit, interval
-        self._last: tuple[int | None, float] | None = None  # timestamp_ns, time of arrival
+        self._last_ns: int | None = None  # timestamp
         with writing("hard frames", self._folder), ExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -179,7 +179,7 @@ class HardFrames(AbstractContextManager["HardFrames"]):
             return False
         self._check(frame, detections)
         uncertainty = float((1 - np.abs(2 * hard.confidence - 1)).max())
-        replaced = self._within_interval()
+        replaced = self._within_interval(frame.source)
         if replaced and not self._is_replaceable(replaced, uncertainty):
             return False
         image = to_bgr(frame)
@@ -218,15 +218,19 @@ class HardFrames(AbstractContextManager["HardFrames"]):
     # --- selection --------------------------------------------------------------------------------
 
     def _advance(self, frame: Frame) -> None:
-        """Add the time since the last frame to the time of observation."""
-        now = time.monotonic()
-        if self._last is not None:
-            last_ns, arrived = self._last
-            elapsed = now - arrived
-            if frame.timestamp_ns is not None and last_ns is not None:
-                elapsed = (frame.timestamp_ns - last_ns) / 1e9
-            self._position += min(max(elapsed, 0.0), _LONGEST)
-        self._last = frame.timestamp_ns, now
+        """Add the time since the last frame to the time of observation.
+
+        Frames without a timestamp are images of a folder, each of which is considered.
+        """
+        if frame.timestamp_ns is None:
+            self._position += self._interval
+            return
+        last_ns = frame.timestamp_ns if self._last_ns is None else self._last_ns
+        elapsed = (frame.timestamp_ns - last_ns) / 1e9
+        if -_JITTER < elapsed < 0:  # frames of several cameras
+            return
+        self._position += min(max(elapsed, 0.0), _LONGEST)
+        self._last_ns = frame.timestamp_ns
 
     def _check(self, frame: Frame, detections: Detections) -> None:
         if frame.size != tuple(detections.image_wh):
@@ -242,14 +246,12 @@ class HardFrames(AbstractContextManager["HardFrames"]):
                 "HardFrames for each model"
             )
 
-    def _within_interval(self) -> _Kept | None:
-        """Return the last image if it is less than the interval ago."""
-        if not self._kept:
-            return None
-        last = max(self._kept, key=lambda kept: kept.position)
-        start = min(kept.position for kept in self._kept)
-        interval = max(self._interval, (self._position - start) / (2 * self._limit))
-        return last if self._position - last.position < interval else None
+    def _within_interval(self, source: str | None) -> _Kept | None:
+        """Return the last image of a source if it is less than the interval ago."""
+        of_source = [kept for kept in self._kept if kept.source == source]
+        last = max(of_source, key=lambda kept: kept.position, default=None)
+        is_near = last is not None and self._position - last.position < self._interval
+        return last if is_near else None
 
     def _is_replaceable(self, kept: _Kept, uncertainty: float) -> bool:
         return uncertainty > kept.uncertainty + _BETTER and not self._is_edited(kept)
@@ -373,7 +375,9 @@ def _digest(label: str) -> str:
 
 
 def _description(names: Sequence[str]) -> str:
-    lines = "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(names))
+    # Quoted text of JSON is also YAML.
+    quoted = [json.dumps(name, ensure_ascii=False) for name in names]
+    lines = "".join(f"  {index}: {name}\n" for index, name in enumerate(quoted))
     return (
         "# Frames on which the detector was uncertain. The labels are its own: correct them.\n"
         "# To measure a model, set val to the images on which the last one was measured.\n"

@@ -119,7 +119,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         self._rate, self._length, self._max_bytes = rate, segment, max_bytes
         self._segment: _Segment | None = None
         # Counted by ``add``; frames without an image are not counted in ``_images``.
-        self._images = self._dropped = self._lost = 0
+        self._images = self._dropped = self._lost = self._added = 0
         # Counted by the thread; ``_taken`` are images that it took from the queue.
         self._taken = self._frames = self._late = self._records = self._segments = 0
         with writing("recordings", self._folder):
@@ -150,6 +150,7 @@ class Recorder(AbstractContextManager["Recorder"]):
                 f"the frame has {frame.size} pixels, the image of its detections "
                 f"{tuple(detections.image_wh)}: give the detections of this frame"
             )
+        self._added += 1
         has_image = self._images - self._taken < _IMAGES and self._background.problem is None
         copied = has_image and drawn is None
         image = frame.image.copy() if copied else np.empty((0, 0, 3), np.uint8)
@@ -171,13 +172,14 @@ class Recorder(AbstractContextManager["Recorder"]):
     @property
     def status(self) -> RecordingStatus:
         """What was written until now."""
+        problem = self._background.problem  # after which nothing in the queue is written
         return RecordingStatus(
             self._frames,
             self._dropped + self._late,
             self._records,
-            self._lost,
+            self._lost if problem is None else self._added - self._records,
             self._segments,
-            self._background.problem,
+            problem,
         )
 
     def close(self) -> None:
