@@ -372,13 +372,15 @@ $("conf").addEventListener("input", () => {
   }
 });
 
-$("pause").addEventListener("click", () => {
-  paused = !paused;
+function pause(wanted) {
+  paused = wanted;
   $("pause").setAttribute("aria-pressed", String(paused));
   setText("pause", paused ? "Resume" : "Pause");
   watch();
   showState();
-});
+}
+
+$("pause").addEventListener("click", () => pause(!paused));
 
 $("source").addEventListener("change", () => {
   source = Number($("source").value);
@@ -386,7 +388,7 @@ $("source").addEventListener("change", () => {
   shown = null;
   showImage();
   if (status) showStatus();
-  watch();
+  pause(false);
 });
 
 $("snapshot").addEventListener("click", snapshot);
