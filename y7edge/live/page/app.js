@@ -50,7 +50,7 @@ async function retry(code) {
     4002: "The largest number of viewers is connected. This page waits for a place.",
     4003: "The connection was too slow.",
   };
-  lost = reasons[code] || "No connection to the robot.";
+  lost = reasons[code] || lost || "No connection to the robot."; // later attempts know less
   if (code === 1006) {
     try {
       const found = await (await fetch("/access", { cache: "no-store" })).json();
