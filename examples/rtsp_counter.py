@@ -12,9 +12,9 @@ import json
 import sys
 
 import supervision as sv
-from y7edge.adapters.tracking import Tracker
 
 from y7edge import Detector, Y7EdgeError, open_source
+from y7edge.adapters.tracking import Tracker
 
 
 def main() -> None:
