@@ -94,10 +94,10 @@ def test_a_model_or_source_that_does_not_exist(inside, name, parts_model):
 
 
 def test_image(run, parts_model, tmp_path):
-    source = "test://scenes?speed=0&seed=48"
+    source = "test://scenes?speed=0"
     code, lines, err = run("image.py", "--model", parts_model, "--source", source)
     assert (code, err) == (0, "")
-    view = Conveyor(seed=48).view(0)
+    view = Conveyor().view(0)
     found = {}
     for line in lines[:-1]:
         kind, score, x, y = re.fullmatch(r"(\w+) (0\.\d\d) at \((\d+), (\d+)\)", line).groups()
@@ -334,12 +334,12 @@ def test_points_that_define_no_table_are_refused(inside, four):
 def test_control_loop_keeps_its_period(run, parts_model):
     started = time.monotonic()
     code, lines, err = run(
-        *("async_robot.py", "--model", parts_model, "--source", "test://scenes?speed=0&seed=48"),
+        *("async_robot.py", "--model", parts_model, "--source", "test://scenes?speed=0"),
         *("--rate", 50, "--stale", 5, "--seconds", 3),
     )
     assert (code, err) == (0, "")
     assert time.monotonic() - started >= 3
-    best = Conveyor(seed=48).view(0)
+    best = Conveyor().view(0)
     x, y, kind, age = re.fullmatch(
         r"[\d.]+ s: move ([+-]0\.\d\d) ([+-]0\.\d\d) to a (\w+), seen (\d+) ms ago", lines[-2]
     ).groups()
