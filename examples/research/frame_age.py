@@ -84,18 +84,19 @@ def measure(stream: Stream, seconds: float, warmup: float = 0.0) -> Measured:
     window = max(1, round(seconds * 1000))  # keep all ages
     found.ages = {name: Ages(window) for name in names}
     found.engine = {name: Ages(window) for name in names}
-    first: dict[str, Frame] = {}
-    before, started = memory(), time.monotonic()
+    first: dict[str, tuple[int, int]] = {}
+    before, started = 0, time.monotonic()
     for frame, detections in until(stream, started + seconds):
         age = frame.age_ns(time.monotonic_ns())
         if frame.source not in names or age is None or detections.timing is None:
             raise SourceError(f"{frame.source}: expected frames with a capture time")
-        start = first.setdefault(frame.source, frame)
+        before = before or memory()  # with one frame in memory, as at the end
+        sequence, dropped = first.setdefault(frame.source, (frame.sequence, frame.dropped))
         found.ages[frame.source].add(age)
         found.engine[frame.source].add(round(detections.timing.infer * 1e6))
         found.shown[frame.source] += 1
-        found.dropped[frame.source] = frame.dropped - start.dropped
-        found.made[frame.source] = frame.sequence - start.sequence + 1
+        found.dropped[frame.source] = frame.dropped - dropped
+        found.made[frame.source] = frame.sequence - sequence + 1
     found.seconds = time.monotonic() - started
     found.memory = before, memory()
     return found

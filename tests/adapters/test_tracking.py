@@ -98,6 +98,16 @@ def test_ids_are_stable_across_dropped_frames(rate, drops, timed):
         assert untracked < 0.05
 
 
+def test_with_timestamps_the_rate_does_not_matter():
+    results = []
+    for rate in (None, 5, 120):
+        random, world, tracker = np.random.default_rng(1), World(3, speed=400.0), Tracker(rate)
+        times = [index / 30 for index in range(120) if random.random() < 0.5]
+        results.append([tracker.update(world.at(time)[0]).tracker_id.tolist() for time in times])
+    assert results[0] == results[1] == results[2]
+    assert {number for ids in results[0] for number in ids} == {-1, *range(1, 7)}
+
+
 def test_irregular_rates():
     random = np.random.default_rng(0)
     times = np.cumsum(random.choice([0.02, 0.05, 0.15, 0.4], 60))
@@ -210,6 +220,16 @@ def test_without_any_time_each_call_is_a_frame():
     seen = [tracker.update(frame(boxes)).tracker_id.tolist() for boxes in steps]
     assert [ids for ids in seen if ids] == [[-1], [1], [1]]
     assert tracker.update(frame([box(165, 100)])).tracker_id.tolist() == [-1]
+
+
+def test_images_of_a_folder_are_frames():
+    tracker = Tracker(10)
+    seen = [
+        tracker.update(frame([box(100 + 20 * k, 100)], None, 0, source=f"{k}.jpg")).tracker_id[0]
+        for k in range(8)
+    ]
+    assert seen == [-1, *[1] * 7]
+    assert tracker._now == pytest.approx(0.7, abs=1e-3)
 
 
 def test_memory_is_bounded_by_the_objects_of_the_last_seconds():

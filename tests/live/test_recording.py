@@ -202,7 +202,8 @@ def test_the_queue_is_bounded(tmp_path, monkeypatch):
 def test_the_oldest_segments_are_deleted(tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "camera-notes.jsonl").write_bytes(b"x" * 10_000_000)
-    (tmp_path / "other-000001-20261126T120000Z.mp4").write_bytes(b"x" * 10_000_000)
+    for other in ("other", "camera-2"):
+        (tmp_path / f"{other}-000001-20261126T120000Z.mp4").write_bytes(b"x" * 10_000_000)
     earlier = tmp_path / "camera-000007-20991126T120000Z.mp4"  # the clock was wrong
     earlier.write_bytes(b"x" * 100_000)
     noise = random.integers(0, 256, (240, 320, 3), dtype=np.uint8)
@@ -218,7 +219,7 @@ def test_the_oldest_segments_are_deleted(tmp_path):
     numbers = sorted({int(path.name.split("-")[1]) for path in left})
     assert numbers[-1] == 7 + status.segments
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
-    assert len(list(tmp_path.iterdir())) == len(left) + 2  # those of others remain
+    assert len(list(tmp_path.iterdir())) == len(left) + 3  # those of others remain
 
 
 def test_a_full_disk_is_reported_once_and_detection_goes_on(tmp_path, monkeypatch):
@@ -236,7 +237,8 @@ def test_a_full_disk_is_reported_once_and_detection_goes_on(tmp_path, monkeypatc
     wait_for(lambda: recorder.status.problem)
     assert re.search("the disk is full: free some space", recorder.status.problem)
     assert not recorder.add(one, None, detections(one))
-    assert recorder.status.lost == 1
+    assert recorder.status.lost == 2
+    assert recorder._background.waiting == 0
     with pytest.raises(OutputError, match="the disk is full"):
         recorder.close()
     recorder.close()

@@ -17,7 +17,7 @@ H264 = "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=5 threads=1"
 PAY = "rtph264pay config-interval=1 pt=96"
 PATHS = {
     "/h264": f"( {CAMERA} ! {H264} ! {PAY} name=pay0 )",
-    "/mjpeg": f"( {CAMERA} ! videoconvert ! video/x-raw,format=I420 ! jpegenc ! rtpjpegpay name=pay0 )",
+    "/mjpeg": f"( {CAMERA},format=I420 ! jpegenc ! rtpjpegpay name=pay0 )",
     "/sound": (
         "( audiotestsrc is-live=true ! alawenc ! rtppcmapay name=pay0 "
         f"{CAMERA} ! {H264} ! {PAY} name=pay1 )"

@@ -185,7 +185,7 @@ def test_an_option_that_is_wrong_is_named(camera):
 
 def test_a_device_that_does_not_open_in_time(camera, quick, until):
     begin = time.monotonic()
-    with pytest.raises(SourceError, match=r"the device did not open within 0\.5 s"):
+    with pytest.raises(SourceError, match=r"the device did not open within 0\.5 s: check that"):
         camera(fault="hang", after=-1, open_timeout=0.5)
     assert time.monotonic() - begin < 10
     until(lambda: not watchers() and not children())
@@ -193,7 +193,9 @@ def test_a_device_that_does_not_open_in_time(camera, quick, until):
 
 def test_a_device_without_any_frame(camera):
     source = camera(fault="stall", after=0, open_timeout=0.5)
-    with pytest.raises(SourceError, match=r"^test://pattern: no frame within 0\.5 s$"):
+    with pytest.raises(
+        SourceError, match=r"^test://pattern: no frame within 0\.5 s after the device was opened$"
+    ):
         source.read()
 
 
@@ -208,9 +210,11 @@ def test_what_libraries_print_is_in_the_message_and_no_password(camera, grabbers
     with pytest.raises(SourceError) as failed:
         camera("numbered", prints=printed, exits=3)
     text = str(failed.value)
-    assert "the capture process ended with status 3: GST_ARGUS: no camera at rtsp://host/1" in text
+    assert (
+        "the capture process ended with status 3: GST_ARGUS: no camera at rtsp://***@host/1" in text
+    )
     assert "s3cret" not in text and "\x1b" not in text
-    with pytest.raises(SourceError, match=r"no rtsp://host/2$"):
+    with pytest.raises(SourceError, match=r"no rtsp://\*\*\*@host/2$"):
         camera("numbered", refuses="no rtsp://me:s3cret@host/2")
 
 

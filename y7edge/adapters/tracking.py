@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError, DataError, needing
 
-# ByteTrack's filter was tuned at this number of frames per second. It is the unit of time of the
-# filter at all rates: with the source's rate instead, dropped frames end tracks at 10 frames/s.
+# ByteTrack's filter was tuned at this number of frames per second. It is the filter's unit of time
+# for all sources, so that ids depend on capture times only. With a unit of 10 or 5 per second, fast
+# objects lose their ids if frames are dropped.
 _RATE = 30.0
 _SAME = 1e-6  # seconds between frames of equal time, which the package would warn about
 _EARLIER = 16  # names of sources that are remembered, to notice that two are mixed
@@ -137,7 +138,7 @@ class Tracker:
             if seconds < 0 and frames is not None and frames > 0 and -seconds <= self._lost:
                 return 0.0  # a newer frame: its clock is not exact
         else:
-            seconds = (1 if frames is None else frames) / self._rate
+            seconds = (frames or 1) / self._rate
         return seconds if seconds >= 0 else None
 
     def _assign(

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from y7edge.detect.detector import Detector
     from y7edge.detect.streaming import Stream
     from y7edge.live.access import Guard, Listener
-    from y7edge.live.loop import Loop, Sink
+    from y7edge.live.feed import Limits
+    from y7edge.live.loop import Loop
+    from y7edge.live.outputs import Outputs
     from y7edge.live.server import Server
     from y7edge.live.window import Window
 
@@ -50,7 +52,7 @@ _PAGE, _RESULTS = "Page in the browser", "Results"
 _Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE...",
+        metavar="SOURCE",
         help="Cameras, streams, videos or test patterns: csi://0, /dev/video0, rtsp://..., "
         "test://scenes; several are detected together.",
     ),
@@ -169,7 +171,9 @@ def live(
     """
     if web is None and token is not None and "Y7EDGE_TOKEN" not in os.environ:
         raise UsageError("--token is for the page: add --web")
+    from y7edge.live.feed import Limits
     from y7edge.live.loop import Loop, Threshold, opening_conf
+    from y7edge.live.outputs import Outputs
 
     with ExitStack() as stack:
         page = None if web is None else stack.enter_context(_Page.open(web, token))
@@ -190,28 +194,55 @@ def live(
         threshold = Threshold.of(detector.manifest, conf)
         stream = stack.enter_context(detector.stream(list(sources)))
         loop = Loop(stream, threshold, _tracking(stream) if track else None)
-        loop.sinks += _outputs(stack, stream, detector.names, save, record, save_hard)
+        outputs = Outputs(stream.names, detector.names, save, record, save_hard)
+        stack.callback(_print_summary, outputs)  # after the files are complete
+        stack.enter_context(outputs)
+        loop.sinks.append(outputs.add)
         if as_json:
             loop.sinks.append(lambda _, __, found, ___: show(found.to_dict(), [], as_json=True))
         view: Window | _StatusLine | None = None
+        started = ""
         if page is not None:
-            kept = {"--save": save, "--record": record, "--save-hard": save_hard}
-            server = page.serve(stack, loop, detector, (web_width, web_quality, web_rate), kept)
+            limits = Limits(web_width, web_quality, web_rate)
+            kept = {"videos": save, "frames": record, "frames to be labelled": save_hard}
+            about = {**_about(detector), "recording": ", ".join(k for k, v in kept.items() if v)}
+            server = page.serve(stack, loop, outputs, about, limits)
             loop.sinks.append(lambda name, frame, found, _: server.offer(name, frame, found))
-            note(f"open {server.url}")
+            started = f"open {server.url}"
         elif not as_json:
             view = _window(loop)
-        _watch(loop, view or _StatusLine(loop, detector.names, as_json), duration)
+        view = view or _StatusLine(loop, detector.names, as_json)
+        _watch(loop, view, outputs, duration, started)
 
 
-def _watch(loop: Loop, view: Window | _StatusLine, duration: float | None) -> None:
-    """Run until the sources end, the time is over, or the user ends it; print a summary."""
+def _print_summary(outputs: Outputs) -> None:
+    for line in outputs.summary():
+        note(line)
+
+
+def _watch(
+    loop: Loop,
+    view: Window | _StatusLine,
+    outputs: Outputs,
+    duration: float | None,
+    started: str,
+) -> None:
+    """Run until the sources end, the time is over, or the user ends it; print a summary.
+
+    ``started`` is printed at the start.
+    """
     end = math.inf if duration is None else time.monotonic() + duration
+    known: set[str] = set()
     loop.start()
     try:
+        if started:
+            note(started)
         while not loop.wait(min(view.interval, max(0.0, end - time.monotonic()))):
             if not view.update() or time.monotonic() >= end:
                 break
+            for problem in set(outputs.problems()) - known:
+                known.add(problem)
+                note(f"warning: {problem}; the detection goes on")
     finally:
         has_ended = loop.stop()
         view.close()
@@ -247,25 +278,27 @@ class _Page:
         self,
         stack: ExitStack,
         loop: Loop,
-        detector: Detector,
-        limits: tuple[int, int, float],
-        kept: Mapping[str, Path | None],
+        outputs: Outputs,
+        about: Mapping[str, Any],
+        limits: Limits,
     ) -> Server:
         """Start the server; it stops with the stack."""
         from y7edge.live.board import Board
-        from y7edge.live.feed import Limits
         from y7edge.live.server import Server
 
         board = stack.enter_context(Board())
-        about = {**_about(detector), "recording": ", ".join(k for k, v in kept.items() if v)}
         server = Server(
             self.listener,
             self.guard,
             loop.threshold,
             about,
             list(loop.names),
-            lambda: {"sources": loop.facts(), "board": board.read()},
-            Limits(*limits),
+            lambda: {
+                "sources": loop.facts(),
+                "board": board.read(),
+                "problems": outputs.problems(),
+            },
+            limits,
         )
         return stack.enter_context(server)
 
@@ -294,32 +327,6 @@ def _tracking(stream: Stream) -> Callable[[str, Detections], Detections]:
 
     trackers = {name: Tracker(status.rate) for name, status in stream.status.items()}
     return lambda name, found: trackers[name].update(found)
-
-
-def _outputs(
-    stack: ExitStack,
-    stream: Stream,
-    names: Sequence[str],
-    save: Path | None,
-    record: Path | None,
-    save_hard: Path | None,
-) -> Iterator[Sink]:
-    """Yield functions that save results; files are closed with the stack."""
-    if save is not None:
-        from y7edge.live.recording import Recorder
-
-        videos = {n: stack.enter_context(closing(Recorder(save, n))) for n in stream.status}
-        yield lambda name, frame, found, _: videos[name].add(frame, None, found)
-    if record is not None:
-        from y7edge.live.frame_recorder import FrameRecorder
-
-        frames = {n: stack.enter_context(closing(FrameRecorder(record / n))) for n in stream.status}
-        yield lambda name, frame, _, __: frames[name].add(frame)
-    if save_hard is not None:
-        from y7edge.live.hard import HardFrames
-
-        hard = HardFrames(save_hard, names)
-        yield lambda _, frame, __, every: hard.add(frame, every)
 
 
 def _window(loop: Loop) -> Window | None:

@@ -2,8 +2,10 @@
 
 Detection runs in the thread of the caller, between two results: a program that takes long for one
 result gets fewer, but never older ones. One source is read in the same thread. Several sources are
-read by one thread each, which keeps the newest frame of a camera, or the next one of a file, until
-the detector is free. The source that was served last is asked last, so none of them starves.
+read by one thread each, which waits for a frame while the detector runs. When it is free, a frame
+of a camera is replaced by a newer one, if there is one. So frames are copied as often as the
+detector runs, not as often as cameras make them. The source that was served last is asked last, so
+none of them starves.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from y7edge.detect.ages import Ages
 from y7edge.detect.detections import Detections
-from y7edge.errors import ConfigError, SourceError, SourceTimeout
+from y7edge.errors import ConfigError, SourceError, SourceTimeout, Y7EdgeError
 from y7edge.frames import Frame
 from y7edge.sources.base import Source, Status
 
@@ -148,7 +150,7 @@ class _Input:
     frame: Frame | None = None
     dropped: int = 0  # by the stream, in addition to those that the source dropped
     ended: bool = False
-    error: SourceError | None = None
+    error: Y7EdgeError | None = None
 
     def read(self, stopped: Callable[[], bool]) -> Frame | None:
         """Return the next frame; None at the end, or once ``stopped`` returns True."""
@@ -162,6 +164,13 @@ class _Input:
         """Return the frame with the name that the source has in the stream."""
         own = frame.source in (None, self.source.name)  # frames of a folder have names of files
         return replace(frame, source=self.name) if own and frame.source != self.name else frame
+
+    def refresh(self) -> None:
+        """Replace the frame that waits by a newer one of a camera."""
+        with suppress(Y7EdgeError):  # there is none; an error is raised again by the next `read`
+            if self.source.live and (frame := self.source.read(0)) is not None:
+                self.frame = self._labelled(frame)
+                self.dropped += 1
 
     def take(self) -> tuple[str, Frame]:
         """Return the frame that waits, and forget it."""
@@ -198,7 +207,7 @@ class _Single:
         only = self._only
         try:
             only.frame = only.read(self._closed.is_set)
-        except SourceError as error:
+        except Y7EdgeError as error:
             only.error = error
             raise
         if only.frame is None:
@@ -242,11 +251,14 @@ class _Several:
                 self._changed.wait()
             if self._fault is not None:
                 raise self._fault
-            taken = []
-            for one in ready[:most]:
-                taken.append(one.take())
+            chosen = ready[:most]
+            for one in chosen:
                 self._turns.remove(one)
                 self._turns.append(one)
+        for one in chosen:  # its thread does not read while a frame waits
+            one.refresh()
+        with self._changed:
+            taken = [one.take() for one in chosen]
             self._changed.notify_all()
         if all(frame.age_ns(0) is not None for _, frame in taken):  # times of one clock
             taken.sort(key=lambda pair: pair[1].timestamp_ns or 0)
@@ -269,10 +281,12 @@ class _Several:
     def _serve(self, one: _Input) -> None:
         """Read a source until it ends or fails, or the stream is closed; close it."""
         try:
-            while (frame := one.read(lambda: self._closed)) is not None:
-                self._offer(one, frame)
+            while self._wants(one) and (frame := one.read(lambda: self._closed)) is not None:
+                with self._changed:
+                    one.frame = frame
+                    self._changed.notify_all()
                 del frame  # or it would be kept until the next one is there
-        except SourceError as error:
+        except Y7EdgeError as error:
             one.error = error
         except Exception as error:  # raised again by `take`
             self._fault = error
@@ -282,17 +296,13 @@ class _Several:
             others = sum(not other.ended for other in self._turns)
             self._changed.notify_all()
         if one.error is not None and others and not self._closed:
-            _log.warning("%s; the other sources (%d) go on", one.error, others)
+            _log.warning("%s failed: %s; other sources: %d go on", one.name, one.error, others)
 
-    def _offer(self, one: _Input, frame: Frame) -> None:
-        """Put a frame where the detector takes it."""
+    def _wants(self, one: _Input) -> bool:
+        """Wait until no frame of a source waits; return False if the stream was closed."""
         with self._changed:
-            if one.source.live:
-                one.dropped += one.frame is not None
-            else:
-                self._changed.wait_for(lambda: one.frame is None or self._closed)
-            one.frame = frame
-            self._changed.notify_all()
+            self._changed.wait_for(lambda: one.frame is None or self._closed)
+            return not self._closed
 
     def close(self) -> None:
         """Stop the threads, which close their sources."""

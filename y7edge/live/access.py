@@ -141,7 +141,10 @@ class Guard:
         """Return whether an ``Origin`` header is the page itself; programs send none."""
         if origin is None:
             return True
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # such as http://[
+            return False
         is_page = parts.scheme in ("http", "https") and not parts.username
         return is_page and parts.netloc.lower() == (host or "").lower()
 

@@ -86,6 +86,8 @@ class Background(Generic[Item]):
                 del item  # do not keep an image while waiting for the next
         except Exception as error:  # reported by ``problem`` and ``close``
             self._fail(error)
+            while not self._queue.empty():  # free the memory of images
+                self._queue.get()
         try:
             self._finish()
         except Exception as error:

@@ -77,7 +77,7 @@ class _Item:
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Record frames and detections in a thread of its own; ``add`` never waits.
+    """Record frames and detections in a thread of its own; ``add`` never waits. One thread may add.
 
     If the encoder is too slow, images are dropped, but not their detections. If the disk is full or
     fails, recording stops, ``status.problem`` says why, and ``close`` raises an OutputError; frames
@@ -119,7 +119,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         self._rate, self._length, self._max_bytes = rate, segment, max_bytes
         self._segment: _Segment | None = None
         # Counted by ``add``; frames without an image are not counted in ``_images``.
-        self._images = self._dropped = self._lost = 0
+        self._images = self._dropped = self._lost = self._added = 0
         # Counted by the thread; ``_taken`` are images that it took from the queue.
         self._taken = self._frames = self._late = self._records = self._segments = 0
         with writing("recordings", self._folder):
@@ -150,6 +150,7 @@ class Recorder(AbstractContextManager["Recorder"]):
                 f"the frame has {frame.size} pixels, the image of its detections "
                 f"{tuple(detections.image_wh)}: give the detections of this frame"
             )
+        self._added += 1
         has_image = self._images - self._taken < _IMAGES and self._background.problem is None
         copied = has_image and drawn is None
         image = frame.image.copy() if copied else np.empty((0, 0, 3), np.uint8)
@@ -158,7 +159,7 @@ class Recorder(AbstractContextManager["Recorder"]):
             drawn if has_image else None,
             detections,
             has_image,
-            _utc(frame),
+            utc_ns(frame),
         )
         self._images += has_image
         if not self._background.put(item):
@@ -171,13 +172,14 @@ class Recorder(AbstractContextManager["Recorder"]):
     @property
     def status(self) -> RecordingStatus:
         """What was written until now."""
+        problem = self._background.problem  # after which nothing in the queue is written
         return RecordingStatus(
             self._frames,
             self._dropped + self._late,
             self._records,
-            self._lost,
+            self._lost if problem is None else self._added - self._records,
             self._segments,
-            self._background.problem,
+            problem,
         )
 
     def close(self) -> None:
@@ -338,7 +340,8 @@ def _seconds(frame: Frame, rate: float) -> float:
     return frame.timestamp_ns / 1e9
 
 
-def _utc(frame: Frame) -> int | None:
+def utc_ns(frame: Frame) -> int | None:
+    """Return the capture time in nanoseconds since 1970; None if its clock is another one."""
     age = frame.age_ns(time.monotonic_ns())
     return None if age is None else time.time_ns() - age
 

@@ -99,6 +99,7 @@ class Server:
     ) -> None:
         self.limits = limits
         self._listener, self._guard, self._threshold = listener, guard, threshold
+        self._host, self._port = listener.getsockname()[:2]
         self._about, self._sources, self._facts = dict(about), sources, facts
         self._viewers: dict[Viewer, web.WebSocketResponse] = {}
         self._feeds: list[Feed] = []
@@ -115,15 +116,24 @@ class Server:
     @property
     def url(self) -> str:
         """The address of the page, with the token."""
-        host, port = self._listener.getsockname()[:2]
-        host = f"[{host}]" if ":" in host else host
+        host = f"[{self._host}]" if ":" in self._host else self._host
         token = f"?token={self._guard.token}" if self._guard.token else ""
-        return f"http://{host}:{port}/{token}"
+        return f"http://{host}:{self._port}/{token}"
 
     @property
     def viewers(self) -> int:
         """The number of viewers."""
         return len(self._viewers)
+
+    @property
+    def watched(self) -> int:
+        """The number of viewers that watch a source."""
+        return sum(len(feed.viewers) for feed in self._feeds)
+
+    @property
+    def encoded(self) -> int:
+        """The number of images that were encoded, for all viewers together."""
+        return sum(feed.encoded for feed in self._feeds)
 
     def offer(self, source: str, frame: Frame, found: Detections) -> None:
         """Show a frame of a source and its detections; return at once.
@@ -233,7 +243,7 @@ class Server:
     @property
     def _cookie(self) -> str:
         # Cookies are sent to all ports of a host, where another program may run.
-        return f"y7edge-{self._listener.getsockname()[1]}"
+        return f"y7edge-{self._port}"
 
     def _is_allowed(self, request: web.Request) -> bool:
         return self._guard.allows_cookie(request.cookies.get(self._cookie))

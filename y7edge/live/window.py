@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
 
 import cv2
 
@@ -16,7 +17,7 @@ from y7edge.live.loop import Threshold
 from y7edge.text import printable
 
 _STEP = 0.05  # of the threshold, by the keys + and -
-_QUIT = (ord("q"), 27)
+_QUIT = "q\x1b"  # and Esc
 _LARGEST = 1280  # pixels, of the window when it opens
 
 
@@ -47,6 +48,7 @@ class Window:
         self._lock = threading.Lock()
         self._newest: dict[str, tuple[Frame, Detections]] = {}
         self._opened: set[str] = set()
+        self._visible: set[str] = set()
 
     def offer(self, source: str, frame: Frame, found: Detections) -> None:
         """Show a frame of a source and its detections at the next ``update``."""
@@ -64,15 +66,25 @@ class Window:
             cv2.imshow(title, image)
         if not self._opened:
             return True
-        key = cv2.pollKey()
-        if key & 0xFF == ord(" ") and key >= 0:
+        key = cv2.waitKey(1)
+        return not self._obey(chr(key & 0xFF) if key >= 0 else "") and not self._is_closed()
+
+    def _obey(self, key: str) -> bool:
+        """Carry out a key; return whether the user wants to end."""
+        if key == " ":
             self._paused = not self._paused
-        if key >= 0 and chr(key & 0xFF) in "+-=":
-            change = -_STEP if key & 0xFF == ord("-") else _STEP
-            value = round(self._threshold.value + change, 2)
-            self._threshold.set(min(max(value, self._threshold.floor), 1.0))
-        is_closed = any(cv2.getWindowProperty(t, cv2.WND_PROP_VISIBLE) < 1 for t in self._opened)
-        return not (is_closed or (key >= 0 and key & 0xFF in _QUIT))
+        elif key and key in "+=-":  # = is + without the shift key
+            value = self._threshold.value + (-_STEP if key == "-" else _STEP)
+            self._threshold.set(min(max(round(value, 2), self._threshold.floor), 1.0))
+        return bool(key) and key in _QUIT
+
+    def _is_closed(self) -> bool:
+        """Return whether the user has closed a window; new ones are not visible at once."""
+        titles = self._opened
+        visible = {t for t in titles if cv2.getWindowProperty(t, cv2.WND_PROP_VISIBLE) >= 1}
+        is_closed = bool(self._visible - visible)
+        self._visible |= visible
+        return is_closed
 
     def _open(self, title: str, width: int, height: int) -> None:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
@@ -83,5 +95,6 @@ class Window:
     def close(self) -> None:
         """Close all windows."""
         for title in self._opened:
-            cv2.destroyWindow(title)
+            with suppress(cv2.error):  # the user has closed it
+                cv2.destroyWindow(title)
         self._opened.clear()

@@ -12,6 +12,8 @@ _ARGUS = (
 _FORMATS = "the camera may lack this size, rate or codec: v4l2-ctl -d {place} --list-formats-ext"
 _CSI = "; a CSI camera of a Jetson is csi://0"
 
+_MJPEG = "http:// reads Motion JPEG; for other streams, such as HLS, add backend=opencv"
+_HOST = "check that the host is reachable, and its port"
 _URLS = "rtsp rtsps http https"
 
 # Schemes, what the message of a library contains, and the advice; the first match counts.
@@ -22,19 +24,12 @@ _ADVICE = (
     ("v4l2", r"permission|denied", "sudo usermod -aG video $USER, then log in again"),
     ("v4l2", r"no space left", "the USB bus is full: use MJPEG, a lower rate, or another USB port"),
     ("v4l2", r"negotiat|internal data|format", _FORMATS + _CSI),
+    ("http https", r"demux|boundary|multipart|not-negotiated|not-linked", _MJPEG),
     (_URLS, r"unauthori|forbidden|\b40[13]\b", "check user name and password"),
-    (
-        _URLS,
-        r"not found|\b404\b",
-        "the host answers, but does not know this path",
-    ),
+    (_URLS, r"not found|\b404\b", "the host answers, but does not know this path"),
     ("rtsp rtsps", r"not-linked", "the stream has another codec, or no video: leave out codec="),
-    (_URLS, r"resolve|resolving|name or service", "check the host name"),
-    (
-        _URLS,
-        r"connect|refused|open|timed? ?out|read|unreachable|eof",
-        "check that the host is reachable, and its port",
-    ),
+    (_URLS, r"resolv|name or service", "check the host name"),
+    (_URLS, r"connect|refused|open|time|read|reach|eof|reason error", _HOST),
     ("gst", r"negotiat", "the pipeline must end in raw video in host memory, before the sink"),
 )
 

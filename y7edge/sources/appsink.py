@@ -16,16 +16,25 @@ from numpy.typing import NDArray
 
 from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
 from y7edge.frames import Clock, Format
+from y7edge.sources.address import without_credentials
 from y7edge.sources.advice import advice
 from y7edge.sources.base import Captured
 from y7edge.sources.buffers import MappedBuffer, Passed, sensor_time
-from y7edge.sources.launch import NEWEST, SINK, SOURCE, gstreamer_problem, launch
-from y7edge.sources.places import check_device, device, without_credentials
+from y7edge.sources.launch import (
+    NEWEST,
+    SINK,
+    SOURCE,
+    TIMEOUT_S,
+    gstreamer_problem,
+    launch,
+)
+from y7edge.sources.places import check_device, device
 
 _SECOND_NS = 1_000_000_000
 _POLL_NS = 50_000_000  # an error on the bus does not wake try-pull-sample
 _CLOSE_NS = 1_000_000_000  # for the end of the stream to reach the sink
 _START_S = 10.0  # for a file to be recognised
+_ANSWER_S = TIMEOUT_S + 3.0  # for the first frame, or the error of a stream that times out
 _FILE_BUFFERS = 4  # frames that are decoded ahead of the reader
 _CLOCKS_NS = 20_000_000  # GStreamer's clock and ours, read one after the other
 _FULL_RANGE = 1  # GST_VIDEO_COLOR_RANGE_0_255, which has no valid name in Python
@@ -77,6 +86,7 @@ class Pipeline:
         self._last = -1
         for name, value in plan.secrets.items():
             self._pipeline.get_by_name(SOURCE).set_property(name, value)
+        self.live = plan.live is True
         self._clock_is_ours = self._use_system_clock()
         self._watch()
         try:
@@ -100,7 +110,8 @@ class Pipeline:
             left = deadline - time.monotonic_ns()
             sample = self._sink.emit("try-pull-sample", max(0, min(left, _POLL_NS)))
             self._read_bus()
-            if sample is not None:
+            # What a file contained before the fault is still returned.
+            if sample is not None and not (self.live and self._problem):
                 return self._captured(sample)
             if self._problem is not None:
                 raise SourceError(self._problem)
@@ -123,7 +134,8 @@ class Pipeline:
         kinds = self._gst.MessageType
         self._sink.set_property("wait-on-eos", False)  # nobody reads the frames that are left
         over = self._problem is not None or self._sink.get_property("eos")
-        if not over and pipeline.send_event(self._gst.Event.new_eos()):
+        # The event would wait for a file's decoder, which waits for the reader.
+        if self.live and not over and pipeline.send_event(self._gst.Event.new_eos()):
             self._bus.timed_pop_filtered(_CLOSE_NS, kinds.EOS | kinds.ERROR)
         pipeline.set_state(self._gst.State.NULL)
         pipeline.get_state(5 * _SECOND_NS)
@@ -151,6 +163,10 @@ class Pipeline:
                     f"a pipeline needs one appsink, found {len(found)}: {self.detail}"
                 )
             sink = found[0]
+            if sink.get_property("caps") is None:
+                names = ", ".join(_FORMATS)
+                caps = self._gst.Caps.from_string(f"video/x-raw, format=(string){{{names}}}")
+                sink.set_property("caps", caps)
         sink.set_property("sync", False)
         sink.set_property("enable-last-sample", False)  # it keeps one more buffer of a small pool
         return sink
@@ -196,10 +212,24 @@ class Pipeline:
                 raise SourceTimeout(f"no frame within {_START_S:g} s: {self.detail}")
         live = result == results.NO_PREROLL if live is None else live
         self._keep_all(not live)
-        if results.FAILURE in (result, self._pipeline.set_state(self._gst.State.PLAYING)):
-            self._read_bus()
+        if result != results.FAILURE:
+            result = self._pipeline.set_state(self._gst.State.PLAYING)
+        if result == results.FAILURE:
+            self._read_bus(_SECOND_NS)  # the error may come later than the state
             raise SourceError(self._problem or self._explain("the pipeline does not start"))
+        if live:
+            self._wait_for_first_frame()
         return live
+
+    def _wait_for_first_frame(self) -> None:
+        """Wait until the device or server has answered: network streams connect in a thread."""
+        deadline = time.monotonic() + _ANSWER_S
+        while not self._entered.count and not self._sink.get_property("eos"):
+            self._read_bus(_POLL_NS)
+            if self._problem is not None:
+                raise SourceError(self._problem)
+            if time.monotonic() > deadline:
+                return  # a camera may be slow: grab raises SourceTimeout
 
     def _keep_all(self, all_frames: bool) -> None:
         """Keep all frames, as of a file, or the newest one."""
@@ -208,15 +238,17 @@ class Pipeline:
         if queue := self._pipeline.get_by_name(NEWEST):
             queue.set_property("leaky", "no" if all_frames else "downstream")
 
-    def _read_bus(self) -> None:
+    def _read_bus(self, wait_ns: int = 0) -> None:
         """Keep the first error, and discard all other messages, which would fill the memory."""
         kinds = self._gst.MessageType
-        while message := self._bus.pop_filtered(kinds.ERROR | kinds.ELEMENT):
+        while message := self._bus.timed_pop_filtered(wait_ns, kinds.ERROR | kinds.ELEMENT):
+            wait_ns = 0
             if message.type == kinds.ERROR:
                 error, debug = message.parse_error()
                 detail = (debug or "").strip().rpartition("\n")[2].rpartition(":  ")[2]
-                name = message.src.get_name() if message.src is not None else "GStreamer"
-                text = f"{name}: {error.message}" + (f" ({detail})" if detail else "")
+                name = message.src.get_name() if message.src is not None else SOURCE
+                text = "" if name == SOURCE else f"{name}: "
+                text += error.message + (f" ({detail})" if detail else "")
                 self._problem = self._problem or self._explain(text)
             elif message.has_name("missing-plugin"):
                 self._missing = message.get_structure().get_string("name")

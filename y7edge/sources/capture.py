@@ -20,6 +20,7 @@ from y7edge.sources.base import Source, Status
 from y7edge.sources.supervisor import Supervisor
 
 CLOSE_S = 0.9  # how long close waits for the child
+_FAILED_S = 0.2  # the same, if the device could not be opened
 _running: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 
 
@@ -82,7 +83,8 @@ class Camera(Source):
             self._supervisor.stop()
             raise
         if error is not None:
-            self.close()
+            self._supervisor.stop()
+            self._supervisor.thread.join(_FAILED_S)
             raise error
         self.live = self._supervisor.feed.live
 

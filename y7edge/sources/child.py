@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import select
 import signal
 import socket
@@ -23,6 +22,7 @@ from typing import Any
 
 import y7edge
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
+from y7edge.sources.address import without_credentials
 from y7edge.sources.ring import Reader
 from y7edge.text import one_line
 
@@ -34,13 +34,6 @@ _CODE = (
     "main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _ERRORS = {"RuntimeMissing": RuntimeMissing, "ConfigError": ConfigError}
-_CREDENTIALS = (
-    (re.compile(r"://\S*@"), "://"),
-    (
-        re.compile(r"(user-pw|user-id|password|passwd|token)(\s*[=:]\s*)(\"[^\"]*\"|\S+)"),
-        r"\1\2***",
-    ),
-)
 _log = logging.getLogger("y7edge.sources")
 
 
@@ -116,6 +109,7 @@ class Child:
         self._printed: deque[str] = deque(maxlen=12)
         self._partial = b""
         self._asked: float | None = None
+        self._last_asked = 0.0
         self._signal: int | None = None
         start = json.dumps({"kind": kind, "options": dict(options)}).encode() + b"\n"
         self._socket, other = socket.socketpair()
@@ -246,7 +240,7 @@ class Child:
     def stop(self) -> None:
         """Ask the process to free the device and to end."""
         if self._asked is None:
-            self._asked = time.monotonic()
+            self._asked = self._last_asked = time.monotonic()
             self._tell({"stop": True})
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
@@ -264,17 +258,18 @@ class Child:
         if self._process.poll() is not None:
             self._close()
             return True
-        late = self.asked_for()
+        late = 0.0 if self._asked is None else time.monotonic() - self._asked
         wanted = signal.SIGKILL if late >= KILL_S else signal.SIGTERM if late >= TERM_S else None
         if wanted is not None and wanted != self._signal:
-            self._signal = wanted
+            self._signal, self._last_asked = wanted, time.monotonic()
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, wanted)
         return False
 
-    def asked_for(self) -> float:
-        """Return how long ago, in seconds, the process was asked to stop."""
-        return 0.0 if self._asked is None else time.monotonic() - self._asked
+    @property
+    def ends_soon(self) -> bool:
+        """Whether the process was asked to stop, or was killed, less than a second ago."""
+        return time.monotonic() - self._last_asked < 1
 
     @property
     def killed_after(self) -> float | None:
@@ -342,6 +337,4 @@ def _text(value: object, longest: int = 1000) -> str:
     """Return text of the process as one line, without user names and passwords."""
     if not isinstance(value, str):
         raise ValueError(f"a text is {value!r}"[:80])
-    for pattern, replacement in _CREDENTIALS:
-        value = pattern.sub(replacement, value)
-    return one_line(value, longest)
+    return one_line(without_credentials(value), longest)

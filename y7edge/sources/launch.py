@@ -279,14 +279,16 @@ def _rtp(_: str, place: str, values: Mapping[str, Any], has: Has) -> Launch:
 
 
 def _http(scheme: str, place: str, values: Mapping[str, Any], has: Has) -> Launch:
-    """Motion JPEG over HTTP, as IP cameras and many ROS tools serve it."""
+    """Motion JPEG over HTTP, as IP cameras and web_video_server of ROS serve it."""
     location, secrets = url(scheme, place)
-    _need(has, "souphttpsrc")
+    for element in ("souphttpsrc", "multipartdemux"):
+        _need(has, element)
     text = (
         f'souphttpsrc name={SOURCE} location="{location}" is-live=true do-timestamp=true '
         f"timeout={round(values.get('timeout', TIMEOUT_S))}"
     )
-    decoding = _decode(None, values, has)
+    # Not decodebin: it waits for more streams, and single-stream says that there are none.
+    decoding = f"multipartdemux single-stream=true ! image/jpeg ! {_decode('mjpeg', values, has)}"
     return Launch(f"{text} ! {decoding} ! {_stream_to_host(values, has)}", True, secrets)
 
 

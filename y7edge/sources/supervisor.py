@@ -34,6 +34,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S, _JITTER = 0.5, 10.0, 0.25
 _HEALTHY_S = 60.0  # after frames for this long, attempts count from 0 again
 _WINDOW_S = 3.0  # in which the rate is measured
 _TICK_S = 0.25
+_STUCK_S = 15.0  # a process that was killed after 10 s has ended, unless a driver is stuck
 # Devices that can be opened while a process that hangs still has them. All others wait for its end.
 _SHARED = ("rtsp://", "rtsps://", "http://", "https://", "test://")
 _log = logging.getLogger("y7edge.sources")
@@ -113,7 +114,7 @@ class Supervisor:
         """Open the device until it ends, cannot be opened any more, or the camera is closed."""
         delay = 0.0
         while self._pause(delay):
-            connection = _Connection()
+            connection = _Connection(self._rate)
             error = self._connect(connection)
             if error is None:
                 return
@@ -135,8 +136,9 @@ class Supervisor:
 
     def _connect(self, connection: _Connection) -> Y7EdgeError | None:
         """Run one process until a fault; None: the stream ended, or the camera was closed."""
-        if not self._wait_for_last_process():
-            return None
+        stuck = self._wait_for_last_process()
+        if stuck or self._stopping:
+            return stuck
         note = _take_note(self._name)
         if note:
             self.feed.set(problem=note)
@@ -197,8 +199,8 @@ class Supervisor:
                 _log.warning("%s: %s", self._name, message.problem)
                 self.feed.set(problem=message.problem)
         elif isinstance(message, Made):
-            self.feed.add(message.count)
             self._running(connection)
+            self.feed.add(message.count)
             connection.count(message.count, now)
             if problem := connection.slowness(now):
                 _log.warning("%s: %s", self._name, problem)
@@ -233,9 +235,13 @@ class Supervisor:
         now = time.monotonic()
         cause = f": {connection.incomplete}" if connection.incomplete else ""
         if not connection.opened:
-            return SourceError(f"the device did not open within {self._open_timeout:g} s")
+            return SourceError(
+                f"the device did not open within {self._open_timeout:g} s: check that it is "
+                "connected, or set a longer open_timeout"
+            )
         if not connection.frames or not self.feed.live:
-            return SourceError(f"no frame within {self._open_timeout:g} s{cause}")
+            opened = "" if connection.frames else " after the device was opened"
+            return SourceError(f"no frame within {self._open_timeout:g} s{opened}{cause}")
         if not connection.stalled:
             # It may recover during the delay; if not, there is no other delay.
             delay = self._delay()
@@ -256,7 +262,7 @@ class Supervisor:
     def _report(self, state: State, problem: str, delay: float) -> None:
         """Log the first fault of a series; the status has the last one."""
         level = logging.DEBUG if self._attempts else logging.WARNING
-        following = f"; opening it again in {delay:.1f} s" if self._retries else ""
+        following = f"; opening it again in {delay:.1f} s" if self._attempts < self._retries else ""
         _log.log(level, "%s: %s%s", self._name, problem, following)
         if self._down_since is None:
             self._down_since = time.monotonic()
@@ -281,17 +287,23 @@ class Supervisor:
             self._wait(left)
         return not self._stopping
 
-    def _wait_for_last_process(self) -> bool:
-        """Wait until no other process has the device; return False if the camera was closed."""
-        told = self._name.startswith(_SHARED)
+    def _wait_for_last_process(self) -> SourceError | None:
+        """Wait until no other process has the device; return an error if that takes too long."""
+        begin, told = time.monotonic(), False
         while not self._stopping and not self._name.startswith(_SHARED) and _is_hanging(self._name):
-            if not told:
+            waited = time.monotonic() - begin
+            if waited > _STUCK_S:
+                return SourceError(
+                    "the previous capture process does not end, although it was killed: its driver "
+                    "is stuck; reconnect the device, or restart the system"
+                )
+            if waited > 1 and not told:
                 told = True
                 problem = "waiting for the previous capture process, which has not ended"
                 _log.warning("%s: %s", self._name, problem)
                 self.feed.set(problem=problem)
-            self._wait(_TICK_S)
-        return not self._stopping
+            self._wait(_TICK_S if waited > 1 else 0.01)
+        return None
 
     def _retire(self, child: Child) -> None:
         """Ask a process to stop; ``_wait`` ends it if it does not."""
@@ -322,8 +334,8 @@ class Supervisor:
         if child is not None:
             child.register(poll)
         if self._ending:
-            recent = any(child.asked_for() < 1 for child in self._ending)
-            seconds = min(seconds, 0.01 if recent else _TICK_S)
+            soon = any(child.ends_soon for child in self._ending)
+            seconds = min(seconds, 0.01 if soon else _TICK_S)
         poll.poll(math.ceil(1000 * seconds))
         with suppress(BlockingIOError):
             while os.read(self._wake_out, 4096):
@@ -336,11 +348,11 @@ class Supervisor:
 class _Connection:
     """What is known of one process; times are of ``time.monotonic``."""
 
+    stated: float | None  # frames per second
     opened: float = 0.0
     last: float = field(default_factory=time.monotonic)  # last progress
     frames: int = 0
     interval: float | None = None  # measured, between two frames
-    stated: float | None = None  # frames per second
     stalled: bool = False
     patience: float = 0.0  # longest silence after a stall
     returned: int = 0  # slots

@@ -59,7 +59,7 @@ async function retry(code) {
       // No connection: the program does not run, or the network is gone.
     }
   }
-  showLink();
+  showState();
   setTimeout(connect, RETRY_MS[Math.min(attempts, RETRY_MS.length - 1)]);
   attempts += 1;
 }
@@ -95,7 +95,7 @@ function receive(message) {
   } else if (message.type === "error") {
     showBanner(message.message);
   }
-  showLink();
+  showState();
 }
 
 async function receiveImage(data, from) {
@@ -224,18 +224,6 @@ function setText(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text; // or screen readers repeat it
 }
 
-function setPill(id, text, kind) {
-  setText(id, text);
-  $(id).className = `pill ${kind}`;
-}
-
-function showLink() {
-  const isOpen = socket !== null && socket.readyState === WebSocket.OPEN && !lost;
-  if (isOpen) setPill("link", "connected", "good");
-  else setPill("link", hello ? "reconnecting" : "connecting", "warn");
-  showState();
-}
-
 function showBanner(text) {
   $("banner").hidden = !text;
   setText("banner", text);
@@ -259,9 +247,10 @@ function showState() {
   }
   if (paused) [text, kind, message] = ["paused", "", ""];
   if (!shown && !message) message = paused ? "Paused" : "Waiting for the first image";
-  if (lost) [text, kind, message] = ["not live", "bad", lost];
-  $("state").hidden = !shown && !lost;
-  setPill("state", text, kind);
+  if (lost) [text, kind, message] = ["reconnecting", "warn", lost];
+  else if (!hello) [text, kind] = ["connecting", ""];
+  setText("state", text);
+  $("state").className = `pill ${kind}`;
   $("message").hidden = !message;
   setText("message", message);
   $("stage").classList.toggle("stale", Boolean(shown && message));
@@ -341,6 +330,7 @@ function showStatus() {
     slider.value = String(status.conf);
     setThreshold(status.conf);
   }
+  if (status.problems.length) showBanner(`Not saved: ${status.problems.join("; ")}`);
   if (!row) return;
   setText("rate", row.rate.toFixed(1));
   setText("rate-more", row.stated_rate ? `of ${row.stated_rate.toFixed(0)} frames/s` : "frames/s");

@@ -1,0 +1,178 @@
+"""``live`` from end to end: test patterns, results, the end by signals, and the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from y7edge import Detector
+from y7edge.cli import main
+from y7edge.sources.uri import open_source
+
+PATTERN = "test://pattern?fps=20&width=160&height=120"
+WAIT = 60
+
+
+def _live(model: Path, *words: object) -> int:
+    return main(["live", str(model), *map(str, words), "--threads", "1"])
+
+
+def test_json_for_some_seconds(artifact_path, capsys):
+    assert _live(artifact_path, PATTERN, "--duration", 1, "--json", "--conf", 0.01) == 0
+    printed = capsys.readouterr()
+    records = [json.loads(line) for line in printed.out.splitlines()]
+    assert len(records) > 3
+    numbers = [record["frame_id"] for record in records]
+    assert numbers == sorted(set(numbers))
+    times = [record["timestamp_ns"] for record in records]
+    assert times == sorted(set(times))
+    assert {record["source"] for record in records} == {"test://pattern"}
+    (summary,) = printed.err.splitlines()
+    assert re.fullmatch(
+        r"test://pattern: \d+ of \d+ frames, \d+ dropped, [\d.]+ frames/s, "
+        r"frame age \d+/\d+/\d+/\d+ ms \(p50/p95/p99/max\), reconnected 0 times",
+        summary,
+    )
+    assert int(summary.split()[1]) >= len(records)
+
+
+def test_two_sources(artifact_path, capsys):
+    second = PATTERN.replace("fps=20", "fps=10")
+    assert _live(artifact_path, PATTERN, second, "--duration", 1.5, "--json") == 0
+    printed = capsys.readouterr()
+    names = {json.loads(line)["source"] for line in printed.out.splitlines()}
+    assert len(names) == 2
+    assert {line.split(": ")[0] for line in printed.err.splitlines()} == names
+
+
+def test_files_end(artifact_path, data, capsys):
+    folder = data.parent / "images" / "val"
+    assert _live(artifact_path, folder, "--json", "--conf", 0.3) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(record["source"]).name for record in records] == ["6.png", "7.png", "8.png"]
+    with Detector(artifact_path, conf=0.3, threads=1) as detector, open_source(folder) as source:
+        expected = [detector(frame).to_dict()["detections"] for frame in source]
+    assert [record["detections"] for record in records] == expected
+
+
+def test_everything_is_saved(artifact_path, tmp_path, capsys):
+    pytest.importorskip("trackers")
+    folders = {name: tmp_path / name for name in ("save", "record", "save-hard")}
+    words = [word for name, folder in folders.items() for word in (f"--{name}", folder)]
+    code = _live(
+        artifact_path, PATTERN, "--duration", 2, "--conf", 0.01, "--track", "--json", *words
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    records = [json.loads(line) for line in printed.out.splitlines()]
+    assert all("tracker_id" in one for record in records for one in record["detections"])
+    (video,) = folders["save"].glob("*.mp4")
+    lines = [json.loads(line) for line in video.with_suffix(".jsonl").read_text().splitlines()]
+    assert len(lines) >= len(records)
+    assert lines[0]["detections"] == records[0]["detections"]
+    replayed = list(open_source(f"replay://{folders['record']}"))
+    assert replayed[0].timestamp_ns == records[0]["timestamp_ns"]
+    assert (
+        folders["save-hard"] / "data.yaml"
+    ).is_file() or "0 frames to be labelled" in printed.err
+    assert f"{len(replayed)} frames recorded" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["--web", "x:y"], 1, "--web is 'x:y', expected a port"),
+        (["--web", "0.0.0.0:0"], 1, "add --token auto"),
+        (["--web", ":0", "--token", "short"], 1, "16 to 200 letters"),
+        (["--token", "0123456789abcdef"], 2, "add --web"),
+        (["--web-rate", "nan"], 2, "--web-rate"),
+        (["--web-width", "5"], 2, "--web-width"),
+        (["--duration", "-1"], 2, "--duration"),
+        (["--duration", "nan"], 2, "--duration"),
+        (["--class", "nothing"], 1, "the model has no class 'nothing'"),
+    ],
+)
+def test_wrong_options(artifact_path, capsys, words, code, problem):
+    assert _live(artifact_path, PATTERN, *words) == code
+    printed = capsys.readouterr()
+    assert problem in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_an_occupied_port_is_noticed_before_the_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert main(["live", "missing.onnx", PATTERN, "--web", str(port)]) == 1
+    assert "choose another port" in capsys.readouterr().err
+
+
+def test_a_source_that_fails(artifact_path, tmp_path, capsys):
+    assert _live(artifact_path, tmp_path / "missing.mp4") == 1
+    assert "missing.mp4" in capsys.readouterr().err
+    code = _live(artifact_path, PATTERN + "&fault=end&after=5&retries=0", "--json")
+    printed = capsys.readouterr()
+    assert code == 1
+    assert len(printed.out.splitlines()) >= 1
+    assert "last fault" in printed.err, printed.err
+
+
+def _start(model: Path, *words: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "y7edge.cli", "live", str(model), PATTERN, *words]
+    return subprocess.Popen(
+        [*command, "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_a_summary(artifact_path, number):
+    with _start(artifact_path, "--json") as process:
+        assert process.stdout.readline().startswith("{")
+        process.send_signal(number)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    assert time.monotonic() - began < WAIT / 2
+    summary, interrupted = errors.splitlines()
+    assert summary.startswith("test://pattern: ")
+    assert interrupted == "interrupted"
+
+
+def test_the_reader_of_the_output_ends(artifact_path):
+    with _start(artifact_path, "--json") as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(WAIT) == 1
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_the_page_is_served_until_the_end(artifact_path):
+    pytest.importorskip("aiohttp")
+    with _start(artifact_path, "--web", ":0", Y7EDGE_TOKEN="0123456789abcdef") as process:
+        try:
+            line = process.stderr.readline()
+            found = re.fullmatch(r"open (http://127\.0\.0\.1:\d+)/\?token=0123456789abcdef\n", line)
+            assert found, line
+            with urllib.request.urlopen(found[1], timeout=WAIT) as answer:
+                assert b"y7edge live" in answer.read()
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=WAIT)
+        assert process.returncode == 130
+        *_, summary, interrupted = errors.splitlines()
+        assert summary.startswith("test://pattern: ")
+        assert interrupted == "interrupted"
