@@ -280,6 +280,13 @@ def test_the_next_opening_that_fails_says_that_a_process_was_killed(camera, quic
     )
 
 
+def test_a_csi_camera_that_cannot_be_opened_says_what_may_help(camera, grabbers):
+    with pytest.raises(SourceError, match=r"^csi://9: no sensor; a killed client leaves nvargus"):
+        camera("numbered", name="csi://9", refuses="no sensor")
+    with pytest.raises(SourceError, match=r"^csi://9: restart nvargus-daemon$"):
+        camera("numbered", name="csi://9", refuses="restart nvargus-daemon")
+
+
 def test_a_device_with_one_client_waits_until_the_process_that_hangs_is_gone(camera, quick, until):
     name = "csi://7"
     hanging(camera, name).close()

@@ -153,10 +153,14 @@ class Supervisor:
             if self.feed.live or self._stopping:
                 self.feed.leave()
             self._retire(child)
-        reason = f"; {note}" if note else _hint(self._name)
-        if isinstance(error, SourceError) and not connection.frames and reason not in str(error):
-            return SourceError(f"{error}{reason}")
-        return error
+        if not isinstance(error, SourceError) or connection.frames:
+            return error
+        if note:
+            return SourceError(f"{error}; {note}")
+        # Not if the grabber has this advice.
+        return (
+            error if "nvargus-daemon" in str(error) else SourceError(f"{error}{_hint(self._name)}")
+        )
 
     def _watch(self, connection: _Connection, child: Child) -> Y7EdgeError | None:
         """Handle the messages of a process until a fault; None: it ended, or has to be stopped."""
