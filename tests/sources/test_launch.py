@@ -4,8 +4,9 @@ import pytest
 
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError, Y7EdgeError
 from y7edge.sources import launch as module
+from y7edge.sources.devices import device
 from y7edge.sources.launch import choose, launch
-from y7edge.sources.places import device, url
+from y7edge.sources.places import url
 
 JETSON = {"nvarguscamerasrc", "nvvidconv", "nvjpegdec", "nvv4l2decoder"}
 SINK = "appsink name=y7edge-sink max-buffers=1 drop=true sync=false enable-last-sample=false"

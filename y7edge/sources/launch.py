@@ -18,8 +18,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
+from y7edge.sources.devices import device
 from y7edge.sources.options import FLIPS, SCHEMES, check_options
-from y7edge.sources.places import device, rtp_address, url
+from y7edge.sources.places import rtp_address, url
 from y7edge.text import is_printable
 
 Has = Callable[[str, str | None], bool]
