@@ -301,7 +301,7 @@ class _Several:
             others = sum(not other.ended for other in self._turns)
             self._changed.notify_all()
         if one.error is not None and others and not self._closed:
-            _log.warning("%s failed: %s; other sources: %d go on", one.name, one.error, others)
+            _log.warning("%s failed; continuing with %d others: %s", one.name, others, one.error)
 
     def _wants(self, one: _Input) -> bool:
         """Wait until no frame of a source waits; return False if the stream was closed."""

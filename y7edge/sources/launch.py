@@ -297,8 +297,8 @@ def _http(scheme: str, place: str, values: Mapping[str, Any], has: Has) -> Launc
         f'souphttpsrc name={SOURCE} location="{location}" is-live=true do-timestamp=true '
         f"timeout={round(values.get('timeout', TIMEOUT_S))}"
     )
-    # Not decodebin: it waits for more streams, and single-stream says that there are none.
-    decoding = f"multipartdemux single-stream=true ! image/jpeg ! {_decode('mjpeg', values, has)}"
+    # Not decodebin: it would wait for further streams of multipartdemux.
+    decoding = f"multipartdemux ! image/jpeg ! {_decode('mjpeg', values, has)}"
     return Launch(f"{text} ! {decoding} ! {_stream_to_host(values, has)}", True, secrets)
 
 
