@@ -17,6 +17,7 @@ from PIL import Image
 from tests.fake_model import FakeSession, make_manifest
 from tests.sources.videos import read_all, write_video
 from y7edge import Detector, Frame, open_source
+from y7edge.artifact.manifest import InputInfo
 from y7edge.errors import ConfigError, SourceError, SourceSkipped
 from y7edge.sources.files import Files
 
@@ -240,6 +241,18 @@ def test_detection_continues_after_a_bad_file(
     expected = ["a.jpg", "b.png", *["v.avi"] * 3, *["b.png"] * several]
     assert sorted(Path(source).name for source in found) == sorted(expected)
     assert "a2.jpg" in caplog.text
+
+
+@pytest.mark.parametrize(("options", "white"), [("", 1), ("?rate=50", 1), ("?levels=0-9000", 0)])
+def test_a_stream_uses_the_levels_of_the_model(tmp_path: Path, options: str, white: int) -> None:
+    image = np.full((64, 96), 1000, np.uint16)
+    image[16:24, 8:16] = 2000
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    manifest = make_manifest(input=InputInfo("images", 1, 64, 96, levels=(1000, 2000)))
+    with Detector.from_session(FakeSession(manifest), manifest) as detector:
+        ((frame, found),) = detector.stream(f"{tmp_path}/a.png{options}")
+    assert len(found) == white
+    assert frame.image.dtype == np.uint8
 
 
 def test_status_and_progress(folder: Path) -> None:

@@ -72,7 +72,7 @@ def test_frames_come_at_their_times(options: dict[str, float], factor: float) ->
             come[frame.sequence] = time.monotonic() - started
     expected = [t / factor for t in (0, 0.04, 0.1, 0.3, 0.32)] if factor else np.arange(5) / 50
     # A busy machine delays frames, and drops some, but none comes before its time.
-    assert all(at >= expected[number] for number, at in come.items())
+    assert all(at > expected[number] - 1e-3 for number, at in come.items())
     assert max(come) == 4
     assert source.closed
 

@@ -166,10 +166,9 @@ def _detect(
     from y7edge.cli.saving import ImageWriter
     from y7edge.detect.drawing import draw
     from y7edge.detect.preprocess import to_bgr
-    from y7edge.sources.files import Files
+    from y7edge.sources.files import Files, use_levels
 
-    if isinstance(source, Files) and source.levels is None:
-        source.levels = detector.manifest.input.levels
+    use_levels(source, detector.manifest.input.levels)
     count, failures = 0, []
     tracked = _Tracked() if track else None
     with ExitStack() as stack:

@@ -54,6 +54,7 @@ class Stream:
         options: options of the sources that are opened here.
         detect: detects in a list of frames.
         most: largest number of frames for ``detect``.
+        levels: of the model, for files of 16-bit images.
 
     Raises:
         ConfigError: ``source`` is not a source, or there is nothing to apply ``options`` to.
@@ -66,8 +67,13 @@ class Stream:
         options: Mapping[str, Any],
         detect: Callable[[Sequence[Frame]], list[Detections]],
         most: int = 1,
+        levels: tuple[int, int] | None = None,
     ) -> None:
+        from y7edge.sources.files import use_levels
+
         self._inputs = _opened(source, options)
+        for one in self._inputs:
+            use_levels(one.source, levels)
         self._detect, self._most = detect, most
         self._results: deque[tuple[Frame, Detections]] = deque()
         self._ages = {one.name: Ages() for one in self._inputs}

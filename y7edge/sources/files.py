@@ -42,7 +42,8 @@ def open_files(address: Address) -> Source:
     """Open an image, a video, a folder or a pattern.
 
     Options:
-        levels: LOW-HIGH, the 16-bit values that become 0 and 255; default: 0-65535.
+        levels: LOW-HIGH, the 16-bit values that become 0 and 255; default: those of the model in
+            ``predict`` and ``Detector.stream``, else 0-65535.
         loop: how often to read the files again; -1: without end.
         realtime: 1: frames come at the times of the video, as from a camera, and those that are not
             read in time are dropped.
@@ -53,7 +54,8 @@ def open_files(address: Address) -> Source:
         ConfigError: an option is invalid.
     """
     options = dict(address.options)
-    levels = _levels_of(address.name, str(options.pop("levels", "0-65535")))
+    given = options.pop("levels", None)
+    levels = None if given is None else _levels_of(address.name, str(given))
     # "levels" is only here to be suggested.
     known = {"loop": (-1, 1_000_000), "realtime": (0, 1), "rate": (0.01, 1000.0), "levels": (0, 0)}
     numbers = replace(address, options=options).numbers(**known)
@@ -68,7 +70,14 @@ def open_files(address: Address) -> Source:
     return Paced(files)
 
 
-def _levels_of(name: str, text: str) -> tuple[int, int] | None:
+def use_levels(source: Source, levels: tuple[int, int] | None) -> None:
+    """Scale the 16-bit images of files by the levels of a model, unless the user chose others."""
+    files = source.source if isinstance(source, Paced) else source
+    if isinstance(files, Files) and files.levels is None:
+        files.levels = levels
+
+
+def _levels_of(name: str, text: str) -> tuple[int, int]:
     found = _LEVELS.fullmatch(text)
     low, high = map(int, found.groups()) if found else (0, 0)
     if not low < high <= 65535:
@@ -76,7 +85,7 @@ def _levels_of(name: str, text: str) -> tuple[int, int] | None:
             f"{name}: option levels is {text[:64]!r}, expected LOW-HIGH, two values of 16-bit "
             "images, such as 0-4095"
         )
-    return None if (low, high) == (0, 65535) else (low, high)
+    return low, high
 
 
 class Files(Source):
@@ -92,8 +101,8 @@ class Files(Source):
     Attributes:
         paths: the files.
         skipped: entries of the folder that are not images or videos by name.
-        levels: (lowest, highest) value of the 16-bit images that the model was trained on. This
-            range is scaled to 8 bits. None: the whole range of 16 bits.
+        levels: (lowest, highest) value of 16-bit images; this range is scaled to 8 bits. None: the
+            whole range of 16 bits.
 
     Args:
         name: name of the source.

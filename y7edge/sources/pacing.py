@@ -20,8 +20,11 @@ class Paced(Source):
     The first frame comes with the first call of ``read``. The timestamp of a file's frame is the
     time at which it comes, with the clock "arrival"; frames of recordings keep the recorded time.
 
+    Attributes:
+        source: what is played; it is closed with this source.
+
     Args:
-        source: what to play; it is closed with this source.
+        source: for the attribute.
         rate: frames per second; None: according to the timestamps of the frames.
         speed: factor by which the intervals between timestamps are divided.
     """
@@ -29,7 +32,7 @@ class Paced(Source):
     live = True
 
     def __init__(self, source: Source, *, rate: float | None = None, speed: float = 1.0) -> None:
-        self.name = source.name
+        self.name, self.source = source.name, source
         self._player = _Player(source, rate, speed)
         self._thread = threading.Thread(
             target=self._player.run, name=f"y7edge {source.name}", daemon=True
