@@ -100,7 +100,7 @@ def test_live_sources_are_refused(
     records, errors = predict(source.format(tmp_path), exits=1)
     assert not records
     assert len(errors) == 1
-    assert errors[0].endswith(": frames come live: use `y7edge live MODEL SOURCE`")
+    assert errors[0].endswith(" is a live source: use `y7edge live MODEL SOURCE`")
     assert "s3cr3t" not in errors[0]
 
 

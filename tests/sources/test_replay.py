@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sources.videos import read_all
-from y7edge import SourceError, open_source
+from y7edge import SourceError, SourceSkipped, open_source
 from y7edge.errors import ConfigError, DataError
 from y7edge.sources.replay import INDEX, entry_of
 
@@ -98,7 +98,7 @@ def test_damaged_frames_are_reported_and_the_others_are_replayed(tmp_path: Path)
         while True:
             try:
                 frame = source.read()
-            except SourceError as error:
+            except SourceSkipped as error:
                 assert source.status.state == "running"
                 assert source.status.problem == str(error)
                 seen.append(str(error))

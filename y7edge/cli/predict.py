@@ -25,7 +25,7 @@ from y7edge.cli.options import (
     finite,
     out_folder,
 )
-from y7edge.errors import SourceError
+from y7edge.errors import SourceError, SourceSkipped
 from y7edge.text import printable
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ def predict(
     # Raised after everything is closed, so that the frames of a truncated video are saved.
     if failures:
         words = f"{len(failures)} of {count} files could not be read completely"
-        raise failures[0] if count == 1 else SourceError(f"{opened.name}: {words}")
+        has_ended = isinstance(failures[-1], SourceSkipped)
+        raise SourceError(f"{opened.name}: {words}") if has_ended else failures[-1]
 
 
 def _open(uri: str) -> Source:
@@ -147,7 +148,7 @@ def _open(uri: str) -> Source:
     if source is None or source.live:
         if source is not None:
             source.close()
-        raise SourceError(f"{address.name}: frames come live: use `y7edge live MODEL SOURCE`")
+        raise SourceError(f"{address.name} is a live source: use `y7edge live MODEL SOURCE`")
     if isinstance(source, Files) and source.skipped:
         count = f"{len(source.skipped)}, such as {source.skipped[0].name}"
         note(f"{source.name}: skipped entries, not images or videos by name: {count}")
@@ -179,7 +180,7 @@ def _detect(
             count += 1
             if isinstance(frame, SourceError):
                 failures.append(frame)
-                if not (isinstance(source, Files) and len(source.paths) == 1):
+                if isinstance(frame, SourceSkipped):
                     note(f"error: {frame}")
                 continue
             found = _of_frame(detector, frame)
@@ -241,14 +242,14 @@ class _Progress(AbstractContextManager["_Progress"]):
 
 
 def _frames(source: Source) -> Iterator[Frame | SourceError]:
-    """Yield the frames of a source, and the errors after which it continues."""
+    """Yield the frames of a source, and its errors."""
     while True:
         try:
             frame = source.read()
         except SourceError as error:
-            if source.status.state != "running":
-                raise
             yield error
+            if not isinstance(error, SourceSkipped):
+                return
             continue
         if frame is None:
             return

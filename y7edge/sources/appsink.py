@@ -21,11 +21,14 @@ from y7edge.sources.advice import advice
 from y7edge.sources.base import Captured
 from y7edge.sources.buffers import MappedBuffer, Passed, sensor_time
 from y7edge.sources.launch import (
+    ELEMENTS,
+    JETSON,
     NEWEST,
     SINK,
     SOURCE,
     TIMEOUT_S,
     gstreamer_problem,
+    install,
     launch,
 )
 from y7edge.sources.places import check_device, device
@@ -359,6 +362,23 @@ def has(element: str, element_property: str | None = None) -> bool:
         return factory is not None
     made = factory.create(None)
     return made is not None and made.find_property(element_property) is not None
+
+
+def describe() -> dict[str, Any]:
+    """Return what is installed, for ``y7edge check``.
+
+    ``version``; ``missing``: elements of cameras and streams that are not installed, and the
+    commands that install them; ``jetson``: elements of a Jetson that are installed.
+
+    Raises:
+        RuntimeMissing: GStreamer is not usable.
+    """
+    gst, _ = load()
+    return {
+        "version": ".".join(map(str, tuple(gst.version())[:3])),
+        "missing": {name: install(name) for name in ELEMENTS if not has(name)},
+        "jetson": [name for name in JETSON if has(name)],
+    }
 
 
 def _elements(iterator: Any, gst: Any) -> list[Any]:

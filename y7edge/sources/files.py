@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from y7edge.data.headers import too_large
 from y7edge.data.images import read_image
 from y7edge.data.sample import is_image
-from y7edge.errors import ConfigError, DataError, SourceError, Y7EdgeError
+from y7edge.errors import ConfigError, DataError, SourceError, SourceSkipped, Y7EdgeError
 from y7edge.files import is_folder, is_utf8, open_regular, reason
 from y7edge.frames import Frame
 from y7edge.sources.address import Address
@@ -85,7 +85,7 @@ class Files(Source):
     The timestamp of a frame of a video is its position in nanoseconds; a still image has none.
     ``source`` of a frame is the path of its file, and ``sequence`` its number in the file.
 
-    A file that cannot be read does not end the source: ``read`` raises SourceError, and the next
+    A file that cannot be read does not end the source: ``read`` raises SourceSkipped, and the next
     call continues with the next file. The frames of a truncated video are returned before the
     error. A call waits for the disk, whatever its ``timeout`` is.
 
@@ -130,8 +130,9 @@ class Files(Source):
         """Return the next image, or None after the last.
 
         Raises:
-            SourceError: a file cannot be decoded, or has fewer frames than its header states; the
+            SourceSkipped: a file cannot be decoded, or has fewer frames than its header states; the
                 next call continues with the next file.
+            SourceError: the same, and it is the only file.
         """
         with self._lock:
             try:
@@ -142,6 +143,9 @@ class Files(Source):
             except SourceError as error:
                 self._problem = str(error)
                 self._leave()
+                if len(self.paths) > 1:
+                    raise SourceSkipped(str(error)) from error
+                self._state = "failed"
                 raise
             finally:
                 if self._state == "closed":

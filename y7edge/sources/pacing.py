@@ -7,7 +7,7 @@ import time
 import weakref
 from dataclasses import replace
 
-from y7edge.errors import SourceError, SourceTimeout
+from y7edge.errors import SourceSkipped, SourceTimeout
 from y7edge.frames import Frame
 from y7edge.sources.base import Source, State, Status
 
@@ -42,7 +42,8 @@ class Paced(Source):
 
         Raises:
             SourceTimeout: there was no frame in time.
-            SourceError: a frame cannot be read; the next call continues with the next frame.
+            SourceSkipped: a frame cannot be read; the next call continues with the next frame.
+            SourceError: the source failed.
         """
         if self._thread.ident is None and not self._player.stopped:
             self._thread.start()
@@ -77,7 +78,7 @@ class _Player:
                 frame = self._source.read()
             except Exception as error:  # raised in the reader's thread, which would wait forever
                 self._put(None, error)
-                if isinstance(error, SourceError) and self._source.status.state == "running":
+                if isinstance(error, SourceSkipped):
                     continue
                 break
             if frame is None:
@@ -128,7 +129,9 @@ class _Player:
             if self.stopped:
                 return None
             if self._error is not None:
-                error, self._error = self._error, None
+                error = self._error
+                if isinstance(error, SourceSkipped):
+                    self._error = None
                 raise error
             frame, self._frame = self._frame, None
             if frame is None and not self._ended:

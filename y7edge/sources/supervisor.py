@@ -357,7 +357,8 @@ class _Connection:
     patience: float = 0.0  # longest silence after a stall
     returned: int = 0  # slots
     window: tuple[float, int] = (0.0, 0)  # begin, and frames until then
-    slow: bool = False  # was reported
+    slow_windows: int = 0  # the last ones
+    reported_slow: bool = False
     incomplete: str = ""
     problem: str = ""
 
@@ -373,17 +374,18 @@ class _Connection:
     def slowness(self, now: float) -> str | None:
         """Return a text, once, if the device makes less than half of the frames that it states."""
         begin, frames = self.window
-        if not begin or now - begin >= _WINDOW_S:
-            self.window = now, self.frames
-        if not begin or self.slow or not self.stated or now - begin < _WINDOW_S:
+        if begin and now - begin < _WINDOW_S:
+            return None
+        self.window = now, self.frames
+        if not begin or not self.stated:
             return None
         rate = (self.frames - frames) / (now - begin)
-        self.slow = rate < self.stated / 2
-        return (
-            f"{rate:.3g} frames per second, but the source states {self.stated:g}"
-            if self.slow
-            else None
-        )
+        # Twice in a row, because it may just have been busy.
+        self.slow_windows = self.slow_windows + 1 if rate < self.stated / 2 else 0
+        if self.slow_windows != 2 or self.reported_slow:
+            return None
+        self.reported_slow = True
+        return f"{rate:.3g} frames per second, but the source states {self.stated:g}"
 
     def limit(self, open_timeout: float, *, live: bool) -> float:
         """Return for how long there may be no progress, in seconds."""
