@@ -82,7 +82,4 @@ def test_all_examples_and_links_exist():
     assert table == EXAMPLES
     for text, folder in ((ROBOT, ROOT / "docs"), (README, ROOT)):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            assert (folder / link).exists() or Path(link).name in WRITTEN_ELSEWHERE, link
-
-
-WRITTEN_ELSEWHERE: set[str] = {"cameras.md", "live.md", "results.md"}
+            assert (folder / link).exists(), link
