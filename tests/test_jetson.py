@@ -513,6 +513,24 @@ def test_check_of_opencv(
     assert f"no: needs {own}\n" in capsys.readouterr().out
 
 
+def test_check_of_gstreamer(
+    board: Board, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An environment that finds another GStreamer than JetPack's."""
+    found = environment.GStreamer(True, None, "1.20.3", {}, ("nvvidconv",))
+    monkeypatch.setattr(environment, "_look_for_gstreamer", lambda: lambda: found)
+    assert main(["check"]) == 0
+    assert "GStreamer lacks" not in capsys.readouterr().out  # another machine
+    board.orin_nano()
+    assert main(["check"]) == 0
+    text = capsys.readouterr().out
+    assert "GStreamer: 1.20.3, of a Jetson: nvvidconv\n" in text
+    assert (
+        "GStreamer lacks nvarguscamerasrc, nvjpegdec, nvv4l2decoder: sudo apt install "
+        "nvidia-l4t-gstreamer\n" in text
+    )
+
+
 def test_check_of_an_unknown_board(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
     board.write("etc/nv_tegra_release", "# R41 (release), REVISION: 1.0")
     (board.folder / "cuda-13.9").mkdir()

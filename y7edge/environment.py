@@ -14,7 +14,7 @@ import signal as signals
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from y7edge.errors import RuntimeMissing
 from y7edge.packages import hidden
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
+from y7edge.sources.launch import JETSON, install
 
 _JETPACK_OPENCV = "JetPack's OpenCV (sudo apt install nvidia-opencv)"
 _SECONDS = 60  # to load an engine; it takes less than a second
@@ -119,6 +120,9 @@ def check() -> Report:
     board, opencv = jetson.find(), _opencv()
     find_gstreamer = _look_for_gstreamer()
     backends, gstreamer = _backends(), find_gstreamer()
+    if board and gstreamer.usable:
+        lost = {name: install(name) for name in JETSON if name not in gstreamer.jetson}
+        gstreamer = replace(gstreamer, missing={**gstreamer.missing, **lost})
     lacking = {
         purpose: tuple(pypi for pypi in needs if versions[pypi] is None)
         for purpose, needs in _needs().items()

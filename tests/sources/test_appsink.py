@@ -117,6 +117,35 @@ def test_a_slow_reader_gets_the_newest_frame(opened):
     assert skipped >= 15
 
 
+JPEG = "video/x-raw, format=I420, width=1280, height=720, framerate=30/1 ! jpegenc"
+YUY2 = "video/x-raw, format=YUY2, width=1280, height=720, framerate=15/2"
+
+
+@pytest.mark.parametrize(
+    ("camera", "options"),
+    [
+        (JPEG, {"codec": "mjpeg"}),
+        (JPEG, {"fps": 30}),
+        (JPEG, {"width": 1280, "format": "nv12"}),
+        (YUY2, {"codec": "raw", "format": "nv12"}),
+        (YUY2, {}),
+        (YUY2, {"rate": "7.5", "height": 720, "flip": "rotate-180"}),
+    ],
+)
+def test_pipelines_of_usb_cameras(opened, camera, options):
+    """All but the source is that of a camera."""
+    text = launch("v4l2", "/dev/video0", options, has).text
+    own = 'v4l2src name=y7edge-source device="/dev/video0"'
+    assert text.startswith(own)
+    pipeline = opened(text.replace(own, f"videotestsrc is-live=true pattern=red ! {camera}"))
+    captured = pipeline.grab(20)
+    assert captured.size == (1280, 720) and captured.clock == "driver"
+    assert captured.format == options.get("format", "bgr")
+    image = image_of(captured)
+    pixels = nv12_to_bgr(image) if captured.format == "nv12" else image
+    assert (np.abs(np.median(pixels, axis=(0, 1)) - [0, 0, 255]) < 40).all()
+
+
 @pytest.mark.parametrize("sink", ["", " ! appsink"])
 def test_all_frames_of_a_file(opened, sink):
     began = time.monotonic()
