@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -127,12 +128,14 @@ def test_a_source_that_fails(artifact_path, tmp_path, capsys):
     assert "last fault" in printed.err, printed.err
 
 
-def _start(model: Path, *words: str, **environment: str) -> subprocess.Popen:
+def _start(
+    model: Path, *words: str, stderr: int = subprocess.PIPE, **environment: str
+) -> subprocess.Popen:
     command = [sys.executable, "-m", "y7edge.cli", "live", str(model), PATTERN, *words]
     return subprocess.Popen(
         [*command, "--threads", "1"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, **environment},
     )
@@ -176,3 +179,18 @@ def test_the_page_is_served_until_the_end(artifact_path):
         *_, summary, interrupted = errors.splitlines()
         assert summary.startswith("test://pattern: ")
         assert interrupted == "interrupted"
+
+
+def test_a_terminal_gets_the_state_and_the_pipe_the_records(artifact_path):
+    """The library that draws the line would redirect standard output too."""
+    master, terminal = pty.openpty()
+    with _start(artifact_path, "--json", "--duration", "2", stderr=terminal) as process:
+        os.close(terminal)
+        printed, _ = process.communicate(timeout=WAIT)
+    assert process.returncode == 0
+    assert all(json.loads(line)["frame_id"] >= 0 for line in printed.splitlines())
+    assert len(printed.splitlines()) > 3
+    shown = os.read(master, 1 << 20).decode()
+    os.close(master)
+    assert re.search(r"test://pattern: running · [\d.]+ frames/s · age \d+/\d+ ms", shown)
+    assert '"detections"' not in shown

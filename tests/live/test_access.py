@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from y7edge.errors import ConfigError, DeviceError
-from y7edge.live.access import Address, Guard
+from y7edge.live.access import Address, Guard, reachable
 
 SECRET = "0123456789abcdef"
 
@@ -144,3 +144,10 @@ def test_an_occupied_port():
 def test_an_unknown_host():
     with pytest.raises(ConfigError, match="unknown host"):
         Address("no-such-host.invalid", 0).listen()
+
+
+def test_the_printed_address_can_be_opened():
+    assert reachable("127.0.0.1") == "127.0.0.1"
+    assert reachable("::1") == "::1"
+    for wildcard in ("0.0.0.0", "::"):
+        assert reachable(wildcard) not in ("0.0.0.0", "::", "")

@@ -233,8 +233,8 @@ def _watch(
     """
     end = math.inf if duration is None else time.monotonic() + duration
     known: set[str] = set()
-    loop.start()
     try:
+        loop.start()
         if started:
             note(started)
         while not loop.wait(min(view.interval, max(0.0, end - time.monotonic()))):
@@ -352,17 +352,21 @@ class _StatusLine:
         console = Console(stderr=True)
         # Records on the same terminal would be mixed with lines that move.
         moves = console.is_terminal and not (quiet and sys.stdout.isatty())
-        self._live = Live(console=console, auto_refresh=False, transient=True) if moves else None
+        # Records on standard output are not redirected to the terminal.
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
+            if moves
+            else None
+        )
         self._loop, self._names = loop, names
         self._next = time.monotonic() + _NOTE_SECONDS
-        if self._live is not None:
-            self._live.start()
 
     def update(self) -> bool:
         """Print the state."""
         from rich.text import Text
 
         if self._live is not None:
+            self._live.start()  # does nothing later
             self._live.update(Text("\n".join(self._lines()), no_wrap=True, overflow="ellipsis"))
             self._live.refresh()
         elif time.monotonic() >= self._next:

@@ -86,6 +86,23 @@ class Address:
             ) from error
 
 
+def reachable(host: str) -> str:
+    """Return an address that others can open, if ``host`` stands for all addresses (0.0.0.0)."""
+    if not ipaddress.ip_address(host).is_unspecified:
+        return host
+    # Connecting a datagram socket sends nothing; it chooses the address of the default route. The
+    # target is an address for documentation (RFC 5737, RFC 3849).
+    family, target = socket.AF_INET, "192.0.2.1"
+    if ":" in host:
+        family, target = socket.AF_INET6, "2001:db8::1"
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target, 9))
+        except OSError:  # there is no network
+            return socket.gethostname()
+        return str(probe.getsockname()[0])
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -11,6 +11,7 @@ import asyncio
 import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,11 +114,12 @@ class Feed:
         """Images that were encoded until now."""
 
     def offer(self, frame: Frame, detections: Detections) -> None:
-        """Make a frame the newest one. The loop must not be closed."""
+        """Make a frame the newest one."""
         self._count += 1
         self._newest = _Shot(self._count, frame, detections)
         if self._wanted:
-            self._loop.call_soon_threadsafe(self._fresh.set)
+            with suppress(RuntimeError):  # the loop was closed in the meantime
+                self._loop.call_soon_threadsafe(self._fresh.set)
 
     def update(self) -> None:
         """Encode the newest frame if a viewer is ready; call this if viewers have changed."""

@@ -31,9 +31,9 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from y7edge.detect.detections import Detections
-from y7edge.errors import ConfigError
+from y7edge.errors import ConfigError, DeviceError
 from y7edge.frames import Frame
-from y7edge.live.access import Guard
+from y7edge.live.access import Guard, reachable
 from y7edge.live.feed import Feed, Limits, Viewer
 from y7edge.live.loop import Threshold
 from y7edge.text import printable
@@ -64,6 +64,7 @@ _IDLE_SECONDS = 15.0  # for a request to arrive
 _PING_SECONDS = 30.0  # between pings; the answer may take half of it
 _STUCK_SECONDS = 30.0  # for a viewer to draw an image
 _STATUS_SECONDS = 1.0
+_CHANGE_SECONDS = 0.1  # between two messages about changes
 _START_SECONDS = 10.0
 _SHUTDOWN_SECONDS = 2.0
 
@@ -109,6 +110,8 @@ class Server:
             for path, (name, kind) in _PAGE.items()
         }
         self._ready, self._stop = threading.Event(), asyncio.Event()
+        self._changed = asyncio.Event()  # the threshold or the viewers
+        self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="y7edge page", daemon=True)
@@ -116,7 +119,8 @@ class Server:
     @property
     def url(self) -> str:
         """The address of the page, with the token."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = reachable(self._host)
+        host = f"[{host}]" if ":" in host else host
         token = f"?token={self._guard.token}" if self._guard.token else ""
         return f"http://{host}:{self._port}/{token}"
 
@@ -140,17 +144,19 @@ class Server:
 
         Only one thread may call it. The frame is referred to until the next one is offered.
         """
-        if not self._stop.is_set():
+        if self._is_open:
             self._feeds[self._sources.index(source)].offer(frame, found)
 
     def __enter__(self) -> Server:
         self._thread.start()
-        self._ready.wait(_START_SECONDS)
+        if not self._ready.wait(_START_SECONDS):
+            raise DeviceError(f"the page did not start within {_START_SECONDS:g} s")
         if self._failure is not None:
             raise self._failure
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_open = False
         if self._loop is not None and self._thread.is_alive():
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._stop.set)
@@ -164,6 +170,7 @@ class Server:
             self._failure = error
             logging.getLogger(__name__).error("the web page has stopped: %r", error)
         finally:
+            self._is_open = False
             self._ready.set()
 
     async def _serve(self) -> None:
@@ -185,6 +192,7 @@ class Server:
         server = await self._loop.create_server(
             lambda: _Connection(manager, loop=asyncio.get_running_loop()), sock=self._listener
         )
+        self._is_open = True
         self._ready.set()
         try:
             stopping = asyncio.create_task(self._stop.wait())
@@ -266,6 +274,7 @@ class Server:
             return ws
         viewer = Viewer(asyncio.Event())
         self._viewers[viewer] = ws
+        self._changed.set()
         sending = asyncio.create_task(self._send(viewer, ws))
         try:
             await self._receive(viewer, ws)
@@ -313,7 +322,7 @@ class Server:
             self._watch(viewer, source)
         elif kind == "conf":
             self._threshold.set(message.get("value"))
-            self._update_status()
+            self._changed.set()
         else:
             raise ConfigError("expected a message of type watch, drawn or conf")
 
@@ -352,10 +361,14 @@ class Server:
         return [printable(name) for name in self._sources]
 
     async def _tick(self) -> None:
+        """Make the status every second, and after changes, but not for each one of many."""
         while True:
             if self._viewers:
                 self._update_status()
-            await asyncio.sleep(_STATUS_SECONDS)
+            await asyncio.sleep(_CHANGE_SECONDS)
+            with suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _STATUS_SECONDS - _CHANGE_SECONDS)
+            self._changed.clear()
 
     def _update_status(self) -> None:
         """Make the status that all viewers get."""

@@ -11,7 +11,6 @@ import cv2
 
 from y7edge.detect.detections import Detections
 from y7edge.detect.drawing import draw
-from y7edge.detect.preprocess import to_bgr
 from y7edge.frames import Frame
 from y7edge.live.loop import Threshold
 from y7edge.text import printable
@@ -60,7 +59,7 @@ class Window:
         with self._lock:
             newest, self._newest = self._newest, {}
         for title, (frame, found) in ({} if self._paused else newest).items():
-            image = draw(to_bgr(frame), found)
+            image = draw(frame, found)
             if title not in self._opened:
                 self._open(title, image.shape[1], image.shape[0])
             cv2.imshow(title, image)

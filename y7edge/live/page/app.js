@@ -50,7 +50,7 @@ async function retry(code) {
     4002: "The largest number of viewers is connected. This page waits for a place.",
     4003: "The connection was too slow.",
   };
-  lost = reasons[code] || "No connection to the robot.";
+  lost = reasons[code] || lost || "No connection to the robot."; // later attempts know less
   if (code === 1006) {
     try {
       const found = await (await fetch("/access", { cache: "no-store" })).json();
@@ -243,7 +243,7 @@ function showState() {
   let [text, kind, message] = ["live", "good", ""];
   if (row && row.state !== "running") {
     [text, kind, message] = STATES[row.state] || [row.state, "warn", ""];
-    if (row.problem) message = `${message} ${row.problem}`;
+    if (row.problem) message = `${message}\n${row.problem}`;
   }
   if (paused) [text, kind, message] = ["paused", "", ""];
   if (!shown && !message) message = paused ? "Paused" : "Waiting for the first image";
@@ -333,12 +333,13 @@ function showStatus() {
   if (status.problems.length) showBanner(`Not saved: ${status.problems.join("; ")}`);
   if (!row) return;
   setText("rate", row.rate.toFixed(1));
-  setText("rate-more", row.stated_rate ? `of ${row.stated_rate.toFixed(0)} frames/s` : "frames/s");
+  setText("rate-more", row.stated_rate ? `of ${row.stated_rate.toFixed(0)}` : "");
   setText("age", row.age ? `${row.age.p50_ms.toFixed(0)} ms` : "–");
   setText("age-more", row.age ? `p99 ${row.age.p99_ms.toFixed(0)} ms` : "no capture times");
   setText("dropped", String(row.dropped));
-  const again = row.reconnects ? `, reconnected ${row.reconnects}×` : "";
-  setText("dropped-more", `of ${row.frames} frames${again}`);
+  setText("dropped-more", `of ${row.frames}`);
+  $("again").hidden = !row.reconnects;
+  setText("reconnects", String(row.reconnects));
   $("heat").hidden = status.board.celsius === undefined;
   setText("celsius", `${(status.board.celsius ?? 0).toFixed(0)} °C`);
   setText("sensor", status.board.sensor ?? "");
@@ -371,13 +372,15 @@ $("conf").addEventListener("input", () => {
   }
 });
 
-$("pause").addEventListener("click", () => {
-  paused = !paused;
+function pause(wanted) {
+  paused = wanted;
   $("pause").setAttribute("aria-pressed", String(paused));
   setText("pause", paused ? "Resume" : "Pause");
   watch();
   showState();
-});
+}
+
+$("pause").addEventListener("click", () => pause(!paused));
 
 $("source").addEventListener("change", () => {
   source = Number($("source").value);
@@ -385,7 +388,7 @@ $("source").addEventListener("change", () => {
   shown = null;
   showImage();
   if (status) showStatus();
-  watch();
+  pause(false);
 });
 
 $("snapshot").addEventListener("click", snapshot);
