@@ -15,7 +15,7 @@ from tests.sources.gstreamer import require
 
 require("videotestsrc", "videoconvert", "appsink", "jpegdec", "decodebin", "valve", "concat")
 
-from gi.repository import Gst  # noqa: E402
+from gi.repository import GLib, Gst  # noqa: E402
 
 from y7edge.detect.preprocess import nv12_to_bgr  # noqa: E402
 from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout, Y7EdgeError  # noqa: E402
@@ -219,6 +219,17 @@ def test_a_corrupted_file(opened, tmp_path):
     (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(100_000))
     with pytest.raises(SourceError, match="determine type of stream"):
         opened(f"filesrc location={tmp_path}/noise ! decodebin")
+
+
+def test_a_missing_decoder(opened):
+    pipeline = opened(LIVE)
+    structure = Gst.Structure.from_string('missing-plugin, name=(string)"H.265 decoder";')[0]
+    source = pipeline._pipeline.get_by_name("y7edge-newest")
+    source.post_message(Gst.Message.new_element(source, structure))
+    fault = GLib.Error.new_literal(Gst.stream_error_quark(), "no", Gst.StreamError.CODEC_NOT_FOUND)
+    source.post_message(Gst.Message.new_error(source, fault, "details"))
+    with pytest.raises(RuntimeMissing, match=r"no H\.265 decoder: sudo apt install gstreamer"):
+        pipeline.grab(10)
 
 
 def test_no_frame_in_time(opened):
