@@ -33,16 +33,16 @@ async def control(args: argparse.Namespace) -> None:
             while (frame := await asyncio.to_thread(source.read)) is not None:
                 newest[:] = [(frame, await detector.detect(frame))]
 
-        seeing, sent, worst = asyncio.create_task(see()), "", 0.0
+        seeing, sent, count, worst = asyncio.create_task(see()), "", 0, 0.0
         start = due = time.monotonic()
         while not seeing.done() and not 0 < args.seconds <= due - start:
             due += 1 / args.rate  # not from now on: delays would add up
             await asyncio.sleep(due - time.monotonic())
-            worst = max(worst, time.monotonic() - due)
+            count, worst = count + 1, max(worst, time.monotonic() - due)
             if (now := command(args.stale)).split()[0] not in sent:
                 print(f"{due - start:.2f} s: {now}", flush=True)
             sent = now
-        print(f"stop after {due - start:.2f} s: commands were late by at most {1e3 * worst:.1f} ms")
+        print(f"stop after {due - start:.2f} s: {count} commands, up to {1e3 * worst:.0f} ms late")
         source.close()  # ends `read`
         await seeing  # raises the error of the camera, if it failed
 

@@ -43,7 +43,7 @@ def open_pattern(
     fault: str | None, after: int = AFTER, *, name: str | None = None, **arguments: Any
 ) -> Camera:
     """Open a test pattern with a fault."""
-    name = name or f"test://pattern?fault={fault}"
+    name = name or f"test://pattern?fault={fault}&after={after}"
     options = {"fps": FPS, "fault": fault, "after": after}
     return Camera(name, "pattern", options, **arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pty
@@ -100,7 +101,7 @@ def test_live_sources_are_refused(
     records, errors = predict(source.format(tmp_path), exits=1)
     assert not records
     assert len(errors) == 1
-    assert errors[0].endswith(": frames come live: use `y7edge live MODEL SOURCE`")
+    assert errors[0].endswith(" is a live source: use `y7edge live MODEL SOURCE`")
     assert "s3cr3t" not in errors[0]
 
 
@@ -220,3 +221,24 @@ def test_progress_on_a_terminal_leaves_the_output_alone(tmp_path: Path) -> None:
     assert len(list(map(json.loads, done.stdout.decode().splitlines()))) == 3
     assert "100%" in shown
     assert "1a.png" in shown
+
+
+def test_detections_are_written_as_a_table(tmp_path: Path, predict: Predict) -> None:
+    path = lossless_video(tmp_path / "v.mkv", [(1,), (1, 5), ()])
+    out = tmp_path / "found.csv"
+    records, _ = predict(path, "--out", out)
+    with out.open(newline="", encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    expected = [
+        (str(record["frame_id"]), *map(float, one["xyxy"]))
+        for record in records
+        for one in record["detections"]
+    ]
+    columns = ("left", "top", "right", "bottom")
+    assert [(row["frame_id"], *(float(row[c]) for c in columns)) for row in table] == expected
+
+
+def test_a_table_of_an_unknown_format_is_refused(tmp_path: Path, predict: Predict) -> None:
+    path = lossless_video(tmp_path / "v.mkv", [(1,)])
+    _, errors = predict(path, "--out", tmp_path / "found.txt", exits=1)
+    assert ".csv" in errors[-1] and not (tmp_path / "found.txt").exists()

@@ -73,7 +73,7 @@ def test_age_and_memory_over_minutes(script):
                 break
     assert min(beyond) <= 0, f"milliseconds above the bound, in each window: {beyond}"
     for start, end in memory:
-        assert end - start < 2 * MB  # two frames, of several thousand
+        assert end - start < 3 * MB  # three frames, of several thousand
 
 
 def test_a_camera_that_fails_beside_one_that_works(caplog):
@@ -87,9 +87,8 @@ def test_a_camera_that_fails_beside_one_that_works(caplog):
                 break
         assert stream.status[second].state == "running"
     assert shown[first] <= 3
-    (message,) = [text for text in caplog.messages if "go on" in text]
-    assert message.startswith("test://pattern failed: ")
-    assert message.endswith("; other sources: 1 go on")
+    (message,) = [text for text in caplog.messages if "continuing" in text]
+    assert message.startswith("test://pattern failed; continuing with 1 others: ")
 
 
 def test_the_script_prints_a_table(script, artifact_path, monkeypatch, capsys):

@@ -94,10 +94,10 @@ def test_a_model_or_source_that_does_not_exist(inside, name, parts_model):
 
 
 def test_image(run, parts_model, tmp_path):
-    source = "test://scenes?speed=0&seed=19"
+    source = "test://scenes?speed=0"
     code, lines, err = run("image.py", "--model", parts_model, "--source", source)
     assert (code, err) == (0, "")
-    view = Conveyor(seed=19).view(0)
+    view = Conveyor().view(0)
     found = {}
     for line in lines[:-1]:
         kind, score, x, y = re.fullmatch(r"(\w+) (0\.\d\d) at \((\d+), (\d+)\)", line).groups()
@@ -209,22 +209,24 @@ def _children(pid):
     return [int(child) for one in lists for child in one.read_text().split()]
 
 
-def test_counter_counts_exactly(run, parts_model):
+# With 60 frames/s, boxes that tremble on the line cross it several times.
+@pytest.mark.parametrize(("fps", "frames", "seed", "line"), [(10, 240, 0, 0.5), (60, 240, 2, 0.5)])
+def test_counter_counts_exactly(run, parts_model, fps, frames, seed, line):
     pytest.importorskip("trackers")
     # As a video, so that every frame is used.
     code, lines, err = run(
-        *("rtsp_counter.py", "--model", parts_model, "--conf", "0.5"),
-        *("--source", "test://scenes?fps=10&frames=240"),
+        *("rtsp_counter.py", "--model", parts_model, "--conf", "0.5", "--line", line),
+        *("--source", f"test://scenes?fps={fps}&frames={frames}&seed={seed}"),
     )
     assert (code, err) == (0, "")
-    settings = Settings(fps=10)
-    truth = Conveyor().crossings(320, settings.moved(0), settings.moved(239))
-    assert truth.min() >= 4
+    settings = Settings(fps=fps)
+    truth = Conveyor(seed).crossings(line * 640, 0, settings.moved(frames - 1))
+    assert truth.sum() >= 3
     result = json.loads(lines[-1])
     assert result == {
-        "right": dict(zip(NAMES, truth.tolist(), strict=True)),
+        "right": {name: count for name, count in zip(NAMES, truth.tolist(), strict=True) if count},
         "left": {},
-        "frames": 240,
+        "frames": frames,
         "reconnects": 0,
     }
     ids = [re.fullmatch(r"frame \d+: \w+ (#\d+)", line).group(1) for line in lines[:-1]]
@@ -332,12 +334,12 @@ def test_points_that_define_no_table_are_refused(inside, four):
 def test_control_loop_keeps_its_period(run, parts_model):
     started = time.monotonic()
     code, lines, err = run(
-        *("async_robot.py", "--model", parts_model, "--source", "test://scenes?speed=0&seed=19"),
+        *("async_robot.py", "--model", parts_model, "--source", "test://scenes?speed=0"),
         *("--rate", 50, "--stale", 5, "--seconds", 3),
     )
     assert (code, err) == (0, "")
     assert time.monotonic() - started >= 3
-    best = Conveyor(seed=19).view(0)
+    best = Conveyor().view(0)
     x, y, kind, age = re.fullmatch(
         r"[\d.]+ s: move ([+-]0\.\d\d) ([+-]0\.\d\d) to a (\w+), seen (\d+) ms ago", lines[-2]
     ).groups()
@@ -346,10 +348,11 @@ def test_control_loop_keeps_its_period(run, parts_model):
     assert distance.min() < 0.05
     assert kind == NAMES[best.class_id[distance.argmin()]]
     assert int(age) < 5000
-    late = re.fullmatch(
-        r"stop after 3\.0\d s: commands were late by at most ([\d.]+) ms", lines[-1]
-    )
-    assert float(late.group(1)) < 1000
+    count, late = re.fullmatch(
+        r"stop after 3\.0\d s: (\d+) commands, up to ([\d.]+) ms late", lines[-1]
+    ).groups()
+    assert int(count) in (150, 151)  # delays do not add up
+    assert float(late) < 1000
 
 
 def test_robot_stops_when_results_are_old(run, parts_model):

@@ -91,8 +91,8 @@ def test_a_consumer_ten_times_too_slow_gets_the_newest_frame(camera):
             assert frame.sequence + 1 == shown + frame.dropped
         status = source.status
         assert status.frames == shown + status.dropped
-    # Half of the frames are younger than two intervals and a half; a queue would make them old.
-    assert sorted(late)[5] < 25, late
+    # Half of the frames are younger than five intervals; in a queue they would get older and older.
+    assert sorted(late)[5] < 50, late
     assert frame.dropped >= 50
     status = source.status
     assert status.frames == shown + status.dropped
@@ -196,12 +196,14 @@ def test_a_file_is_not_stalled_while_its_reader_is_slow(camera, grabbers):
         assert len(list(source)) == 7
 
 
-def test_a_file_that_hangs_fails(camera, grabbers, quick):
+def test_a_file_that_hangs_fails(camera, grabbers, quick, until):
     source = camera("numbered", count=8, pause_s=60, open_timeout=0.7)
     with pytest.raises(
         SourceError, match=r"^test://pattern: no frame within 0\.7 s after the device was opened$"
     ):
         source.read(10)
+    source.close()
+    until(lambda: not watchers())  # while SIGTERM comes early
 
 
 # --- waiting and closing -------------------------------------------------------------------------
@@ -261,7 +263,7 @@ def test_nothing_is_left_after_close(camera, until):
     assert threading.active_count() == threads
 
 
-def opens(camera, count):
+def opens(count):
     """Open and close many times; return descriptors and resident KB of memory, early and late."""
     measured = []
     for number in range(count):
@@ -276,14 +278,14 @@ def opens(camera, count):
     return measured
 
 
-def test_descriptors_and_memory_are_flat_over_20_opens(camera):
-    (early, early_kb), (late, late_kb) = opens(camera, 20)
+def test_descriptors_and_memory_are_flat_over_12_opens(camera):
+    (early, early_kb), (late, late_kb) = opens(12)
     assert early == late and late_kb - early_kb < 16_000, (early_kb, late_kb)
 
 
 @pytest.mark.slow
 def test_descriptors_and_memory_are_flat_over_200_opens(camera):
-    (early, early_kb), (late, late_kb) = opens(camera, 200)
+    (early, early_kb), (late, late_kb) = opens(200)
     assert early == late and late_kb - early_kb < 8_000, (early_kb, late_kb)
     assert children() == []
 
@@ -365,6 +367,18 @@ def test_the_child_ends_when_its_parent_is_killed(until):
         until(lambda: not is_running(child))
 
 
+def test_a_child_that_hangs_does_not_outlive_its_parent(until):
+    code = (
+        "from y7edge.sources import child; before = 'main(int(sys.argv[1])'\n"
+        "after = 'import y7edge.sources.worker as worker; worker._STOP_S = 1; ' + before\n"
+        "child._CODE = child._CODE.replace(before, after)\n"
+    ) + OPEN.replace("{options}", "{'fault': 'hang', 'after': 1}")
+    with python(code + "time.sleep(60)", wait=False) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+        until(lambda: not is_running(child))
+
+
 def test_a_forked_process_does_not_keep_the_child_alive(until):
     """It has a copy of the socket, so that the child does not see the end of the stream."""
     fork = "forked = os.fork()\nif not forked: time.sleep(30); os._exit(0)\n"
@@ -425,6 +439,25 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_child(until):
         process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)
         assert process.communicate(timeout=30)[0] == "True\n"
+
+
+def test_a_program_that_was_stopped_for_a_while_goes_on_with_the_newest_frame():
+    """The socket is full of messages by then, and a second of silence was not a fault."""
+    code = OPEN.replace("{options}", "{'fps': 400}") + (
+        "sys.stdin.readline()\n"
+        "frame = source.read(10); age = frame.age_ns(time.monotonic_ns()) / 1e6\n"
+        "for _ in range(50): last = source.read(10)\n"
+        "print(age, frame.dropped, last.sequence - frame.sequence, source.status.reconnects)\n"
+        "source.close()"
+    )
+    with python(code, wait=False, stdin=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        process.send_signal(signal.SIGCONT)
+        output, _ = process.communicate("go\n", timeout=30)
+    age, dropped, _, reconnects = output.split()
+    assert float(age) < 500 and int(dropped) > 300 and int(reconnects) == 0, output
 
 
 def test_it_refuses_to_be_used_after_a_fork():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import sys
 import threading
 import time
@@ -34,8 +35,11 @@ def check_counts(source, frames):
     """Frames of all connections are numbered on, and none is lost."""
     for shown, frame in enumerate(frames, 1):
         assert frame.sequence + 1 == shown + frame.dropped
+        assert frame.dropped >= 0
+    numbers = [frame.sequence for frame in frames]
+    assert numbers == sorted(set(numbers))
     status = source.status
-    assert status.frames == len(frames) + status.dropped
+    assert status.frames == len(frames) + status.dropped > frames[-1].sequence
 
 
 # --- the device ----------------------------------------------------------------------------------
@@ -84,7 +88,8 @@ def test_a_camera_that_recovers_is_not_opened_again(camera, grabbers, monkeypatc
         assert source.status.reconnects == 0 and source.status.state == "running"
 
 
-def test_a_camera_slower_than_it_states_is_reported(camera, caplog):
+def test_a_camera_slower_than_it_states_is_reported(camera, caplog, monkeypatch):
+    monkeypatch.setattr(supervisor, "_WINDOW_S", 0.6)
     with camera(fps=40, fault="slow", after=1) as source:
         frames_until(source, lambda _: source.status.problem)
         assert source.status.state == "running" and source.status.reconnects == 0
@@ -275,6 +280,13 @@ def test_the_next_opening_that_fails_says_that_a_process_was_killed(camera, quic
     )
 
 
+def test_a_csi_camera_that_cannot_be_opened_says_what_may_help(camera, grabbers):
+    with pytest.raises(SourceError, match=r"^csi://9: no sensor; a killed client leaves nvargus"):
+        camera("numbered", name="csi://9", refuses="no sensor")
+    with pytest.raises(SourceError, match=r"^csi://9: restart nvargus-daemon$"):
+        camera("numbered", name="csi://9", refuses="restart nvargus-daemon")
+
+
 def test_a_device_with_one_client_waits_until_the_process_that_hangs_is_gone(camera, quick, until):
     name = "csi://7"
     hanging(camera, name).close()
@@ -299,6 +311,28 @@ def test_a_grabber_that_takes_long_to_close_gets_its_time(camera, grabbers, quic
     source = camera("numbered", name="csi://8", live=True, close_s=0.4)
     source.close()
     assert not children() and not caplog.records
+
+
+def test_the_kernel_ends_a_process_that_blocks_its_interpreter(camera, grabbers, monkeypatch):
+    """Neither its main nor its control thread can run, so that it could not notice anything."""
+    before = "main(int(sys.argv[1])"
+    patched = f"import y7edge.sources.worker as worker; worker._HUNG_S = 2; {before}"
+    monkeypatch.setattr(child, "_CODE", child._CODE.replace(before, patched))
+    with pytest.raises(SourceError, match="capture process hung in a call that stops all of"):
+        camera("numbered", blocks=True, open_timeout=30)
+
+
+def test_a_limit_of_open_files_is_one_line(camera):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    for more in (0, 2):  # for the pipe of the thread, for the process
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, limits[1]))
+        try:
+            with pytest.raises(SourceError, match="Too many open files"):
+                camera()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_many_cameras_that_hang_end_together(camera, quick, until):

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fake_model import FakeSession, make_manifest
 from tests.sources.videos import read_all, write_video
-from y7edge import Frame, open_source
-from y7edge.errors import ConfigError, SourceError
+from y7edge import Detector, Frame, open_source
+from y7edge.artifact.manifest import InputInfo
+from y7edge.errors import ConfigError, SourceError, SourceSkipped
 from y7edge.sources.files import Files
 
 VIDEO = cv2.VideoCapture
@@ -202,7 +204,7 @@ def test_reading_continues_after_a_bad_file(folder: Path) -> None:
         for _ in range(20):
             try:
                 frame = source.read()
-            except SourceError as error:
+            except SourceSkipped as error:
                 found.append(f"error {error}"[len("error ") + len(str(folder)) + 1 :][:6])
                 assert source.status.state == "running"
                 assert source.status.problem == str(error)
@@ -215,6 +217,42 @@ def test_reading_continues_after_a_bad_file(folder: Path) -> None:
     assert found[:3] == ["a.jpg", "a2.jpg", "b.png"]
     assert found[-1] == "v.avi:"  # truncated, reported after its frames
     assert set(found[3:-1]) == {"v.avi"}
+
+
+def test_a_single_bad_file_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with open_source(tmp_path / "a.jpg") as source:
+        with pytest.raises(SourceError) as caught:
+            source.read()
+        assert not isinstance(caught.value, SourceSkipped)
+        assert source.status.state == "failed"
+        assert source.read() is None
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_detection_continues_after_a_bad_file(
+    folder: Path, several: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "a2.jpg").write_bytes(b"no image")
+    manifest = make_manifest()
+    uris = [str(folder), f"{folder}/*.png"] if several else str(folder)
+    with Detector.from_session(FakeSession(manifest), manifest) as detector:
+        found = [str(detections.source) for _, detections in detector.stream(uris)]
+    expected = ["a.jpg", "b.png", *["v.avi"] * 3, *["b.png"] * several]
+    assert sorted(Path(source).name for source in found) == sorted(expected)
+    assert "a2.jpg" in caplog.text
+
+
+@pytest.mark.parametrize(("options", "white"), [("", 1), ("?rate=50", 1), ("?levels=0-9000", 0)])
+def test_a_stream_uses_the_levels_of_the_model(tmp_path: Path, options: str, white: int) -> None:
+    image = np.full((64, 96), 1000, np.uint16)
+    image[16:24, 8:16] = 2000
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    manifest = make_manifest(input=InputInfo("images", 1, 64, 96, levels=(1000, 2000)))
+    with Detector.from_session(FakeSession(manifest), manifest) as detector:
+        ((frame, found),) = detector.stream(f"{tmp_path}/a.png{options}")
+    assert len(found) == white
+    assert frame.image.dtype == np.uint8
 
 
 def test_status_and_progress(folder: Path) -> None:

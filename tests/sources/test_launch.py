@@ -4,8 +4,9 @@ import pytest
 
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError, Y7EdgeError
 from y7edge.sources import launch as module
+from y7edge.sources.devices import device
 from y7edge.sources.launch import choose, launch
-from y7edge.sources.places import device, url
+from y7edge.sources.places import url
 
 JETSON = {"nvarguscamerasrc", "nvvidconv", "nvjpegdec", "nvv4l2decoder"}
 SINK = "appsink name=y7edge-sink max-buffers=1 drop=true sync=false enable-last-sample=false"
@@ -100,6 +101,14 @@ def text(scheme, place, has=on_desktop, **options):
             f"{SINK}",
         ),
         (
+            text("rtp", "239.0.0.1:5000", on_jetson, codec="mjpeg", width=640, flip=2),
+            'udpsrc name=y7edge-source address="239.0.0.1" port=5000 buffer-size=2097152 '
+            'caps="application/x-rtp, media=(string)video, clock-rate=(int)90000, '
+            'encoding-name=(string)JPEG" ! rtpjitterbuffer latency=100 drop-on-latency=true ! '
+            "rtpjpegdepay ! nvjpegdec ! nvvidconv flip-method=2 ! video/x-raw, width=(int)640, "
+            f"format=(string)NV12 ! {SINK}",
+        ),
+        (
             text("rtp", "@:5000", latency=0),
             'udpsrc name=y7edge-source address="0.0.0.0" port=5000 buffer-size=2097152 '
             'caps="application/x-rtp, media=(string)video, clock-rate=(int)90000, '
@@ -109,7 +118,7 @@ def text(scheme, place, has=on_desktop, **options):
         (
             text("http", "cam.local:8080/stream?topic=/image", timeout=2),
             'souphttpsrc name=y7edge-source location="http://cam.local:8080/stream?topic=/image" '
-            "is-live=true do-timestamp=true timeout=2 ! multipartdemux single-stream=true ! "
+            "is-live=true do-timestamp=true timeout=2 ! multipartdemux ! "
             f"image/jpeg ! jpegdec ! {TO_BGR}",
         ),
         (text("gst", " videotestsrc\n  is-live=true !"), f"videotestsrc is-live=true ! {TO_BGR}"),

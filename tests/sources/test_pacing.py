@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.sources.videos import write_video
-from y7edge import Frame, SourceError, SourceTimeout, open_source
+from y7edge import Frame, SourceSkipped, SourceTimeout, open_source
 from y7edge.errors import ConfigError
 from y7edge.sources.base import Source, Status
 from y7edge.sources.pacing import Paced
@@ -72,7 +72,7 @@ def test_frames_come_at_their_times(options: dict[str, float], factor: float) ->
             come[frame.sequence] = time.monotonic() - started
     expected = [t / factor for t in (0, 0.04, 0.1, 0.3, 0.32)] if factor else np.arange(5) / 50
     # A busy machine delays frames, and drops some, but none comes before its time.
-    assert all(at >= expected[number] for number, at in come.items())
+    assert all(at > expected[number] - 1e-3 for number, at in come.items())
     assert max(come) == 4
     assert source.closed
 
@@ -93,14 +93,14 @@ def test_a_slow_reader_gets_the_newest_frame() -> None:
 
 
 def test_times_of_recordings_are_kept_and_files_get_new_ones() -> None:
-    with Paced(Listed(frames(7, 8))) as paced:
+    with Paced(Listed(frames(7, 60_000))) as paced:
         frame = paced.read()
         assert frame is not None
         assert (frame.clock, frame.timestamp_ns) == ("recorded", 7_000_000)
-    with Paced(Listed(frames(7, 8, clock="media")), rate=50) as paced:
+    with Paced(Listed(frames(7, 8, clock="media")), rate=0.02) as paced:
         frame = paced.read()
         assert frame is not None
-        assert (frame.clock, frame.rate) == ("arrival", 50)
+        assert (frame.clock, frame.rate) == ("arrival", 0.02)
         age = frame.age_ns(time.monotonic_ns())
         assert age is not None
         assert 0 <= age < 5e9
@@ -116,13 +116,13 @@ def test_times_that_go_back(ms: tuple[int, ...]) -> None:
 
 
 def test_errors_are_raised_in_the_thread_of_the_reader() -> None:
-    found = [*frames(0, 10), SourceError("bad"), *frames(20)]
+    found = [*frames(0, 10), SourceSkipped("bad"), *frames(20)]
     with Paced(Listed(found)) as paced:
         seen = []
         while True:
             try:
                 frame = paced.read(30)
-            except SourceError as error:
+            except SourceSkipped as error:
                 seen.append(str(error))
                 continue
             if frame is None:
@@ -134,8 +134,10 @@ def test_errors_are_raised_in_the_thread_of_the_reader() -> None:
 
 def test_an_unexpected_error_ends_the_source() -> None:
     with Paced(Listed([ConfigError("wrong"), *frames(1)])) as paced:
-        with pytest.raises(ConfigError, match="wrong"):
-            paced.read(30)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="wrong"):
+                paced.read(30)
+        paced.close()
         assert paced.read(30) is None
 
 

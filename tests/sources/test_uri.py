@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,9 @@ def test_no_password_in_the_error_of_a_camera_that_is_not_there() -> None:
         pytest.raises(SourceError) as caught,
         open_source(uri, open_timeout=20, retries=0) as source,
     ):
-        assert source.name == "rtsp://127.0.0.1:1/x?token=***"
         source.read(60)
-    shown = [str(caught.value), str(caught.value.__cause__), repr(source.status)]
-    assert "rtsp://127.0.0.1:1/x" in shown[0]
-    assert not [text for text in shown if "s3cr3t" in text], shown
+    shown = "".join(traceback.format_exception_only(caught.value))
+    cause = caught.value.__cause__
+    shown += "" if cause is None else "".join(traceback.format_exception_only(cause))
+    assert "rtsp://127.0.0.1:1/x?token=***" in shown
+    assert "s3cr3t" not in shown

@@ -12,7 +12,7 @@ from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
 from y7edge.sources import launch as launching
 from y7edge.sources import video_capture
 from y7edge.sources.options import FLIPS
-from y7edge.sources.video_capture import grabber, is_bayer, video_backends
+from y7edge.sources.video_capture import grabber, video_backends
 
 
 class Camera:
@@ -127,11 +127,6 @@ def test_raw_values_of_a_sensor(camera, code):
     with pytest.raises(SourceError, match=f"raw values of a sensor .{code}.*csi://0"):
         opened()
     assert made[0].released.is_set()
-
-
-@pytest.mark.parametrize("code", ["MJPG", "YUYV", "NV12", "GREY", "H264", "UYVY", "BGR3", "RGB3"])
-def test_formats_of_images(code):
-    assert not is_bayer(code)
 
 
 def test_a_size_that_the_camera_lacks(camera):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,10 @@ from y7edge.cli.options import (
     Size,
     Threads,
     finite,
+    out_file,
     out_folder,
 )
-from y7edge.errors import SourceError
+from y7edge.errors import SourceError, SourceSkipped
 from y7edge.text import printable
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ _Overlap = Annotated[
         min=0, max=0.9, callback=finite, help="Fraction of a tile's side that neighbours share."
     ),
 ]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Table of all detections: .jsonl, .csv or .parquet.", callback=out_file
+    ),
+]
 _Track = Annotated[
     bool,
     typer.Option("--track", help="Follow objects: each keeps its number from frame to frame."),
@@ -90,6 +97,7 @@ def predict(
     model: Model,
     source: _Source,
     save: _Save = None,
+    out: _Out = None,
     conf: _Conf = None,
     iou: _Iou = None,
     max_det: _MaxDet = None,
@@ -129,11 +137,14 @@ def predict(
                 overlap=overlap,
             )
         )
-        count, failures = _detect(detector, opened, save, track=track, as_json=as_json)
+        tracked = _Tracked() if track else None
+        sinks = list(_sinks(stack, save, out))
+        count, failures = _detect(detector, opened, tracked, sinks, as_json=as_json)
     # Raised after everything is closed, so that the frames of a truncated video are saved.
     if failures:
         words = f"{len(failures)} of {count} files could not be read completely"
-        raise failures[0] if count == 1 else SourceError(f"{opened.name}: {words}")
+        has_ended = isinstance(failures[-1], SourceSkipped)
+        raise SourceError(f"{opened.name}: {words}") if has_ended else failures[-1]
 
 
 def _open(uri: str) -> Source:
@@ -147,46 +158,63 @@ def _open(uri: str) -> Source:
     if source is None or source.live:
         if source is not None:
             source.close()
-        raise SourceError(f"{address.name}: frames come live: use `y7edge live MODEL SOURCE`")
+        raise SourceError(f"{address.name} is a live source: use `y7edge live MODEL SOURCE`")
     if isinstance(source, Files) and source.skipped:
         count = f"{len(source.skipped)}, such as {source.skipped[0].name}"
         note(f"{source.name}: skipped entries, not images or videos by name: {count}")
     return source
 
 
+def _sinks(
+    stack: ExitStack, save: Path | None, out: Path | None
+) -> Iterator[Callable[[Frame, Detections], None]]:
+    """Yield functions that write results; files are closed with the stack."""
+    if save is not None:
+        from y7edge.cli.saving import ImageWriter
+        from y7edge.detect.drawing import draw
+        from y7edge.detect.preprocess import to_bgr
+
+        images = stack.enter_context(ImageWriter(save))
+        yield lambda frame, found: images.add(frame, draw(to_bgr(frame), found))
+    if out is not None:
+        from y7edge.adapters.rows import RowWriter
+
+        table = stack.enter_context(RowWriter(out))
+        yield lambda _, found: table.add(found)
+
+
 def _detect(
-    detector: Detector, source: Source, save: Path | None, *, track: bool, as_json: bool
+    detector: Detector,
+    source: Source,
+    tracked: _Tracked | None,
+    sinks: Sequence[Callable[[Frame, Detections], None]],
+    *,
+    as_json: bool,
 ) -> tuple[int, list[SourceError]]:
     """Detect objects in all frames.
 
     Returns:
         The number of files, and the errors of those that cannot be read.
     """
-    from y7edge.cli.saving import ImageWriter
-    from y7edge.detect.drawing import draw
-    from y7edge.detect.preprocess import to_bgr
     from y7edge.sources.files import Files
 
     if isinstance(source, Files) and source.levels is None:
         source.levels = detector.manifest.input.levels
     count, failures = 0, []
-    tracked = _Tracked() if track else None
-    with ExitStack() as stack:
-        writer = None if save is None else stack.enter_context(ImageWriter(save))
-        progress = stack.enter_context(_Progress(source))
+    with _Progress(source) as progress:
         for frame in _frames(source):
             progress.update()
             count += 1
             if isinstance(frame, SourceError):
                 failures.append(frame)
-                if not (isinstance(source, Files) and len(source.paths) == 1):
+                if isinstance(frame, SourceSkipped):
                     note(f"error: {frame}")
                 continue
             found = _of_frame(detector, frame)
             found = tracked(frame, found) if tracked else found
             show(found.to_dict(), [_line(found)], as_json=as_json)
-            if writer is not None:
-                writer.add(frame, draw(to_bgr(frame), found))
+            for sink in sinks:
+                sink(frame, found)
     return len(source.paths) if isinstance(source, Files) else count, failures
 
 
@@ -241,14 +269,14 @@ class _Progress(AbstractContextManager["_Progress"]):
 
 
 def _frames(source: Source) -> Iterator[Frame | SourceError]:
-    """Yield the frames of a source, and the errors after which it continues."""
+    """Yield the frames of a source, and its errors."""
     while True:
         try:
             frame = source.read()
         except SourceError as error:
-            if source.status.state != "running":
-                raise
             yield error
+            if not isinstance(error, SourceSkipped):
+                return
             continue
         if frame is None:
             return

@@ -317,7 +317,8 @@ class Detector:
             SourceError: a source cannot be opened.
         """
         detect = partial(self.batch, roi=roi)
-        return Stream(source, options, detect, self._inference.batch)
+        levels = self._manifest.input.levels
+        return Stream(source, options, detect, self._inference.batch, levels)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
         """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP.

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from y7edge.detect.ages import Ages
 from y7edge.detect.detections import Detections
-from y7edge.errors import ConfigError, SourceError, SourceTimeout, Y7EdgeError
+from y7edge.errors import ConfigError, SourceError, SourceSkipped, SourceTimeout, Y7EdgeError
 from y7edge.frames import Frame
 from y7edge.sources.base import Source, Status
 
@@ -54,6 +54,7 @@ class Stream:
         options: options of the sources that are opened here.
         detect: detects in a list of frames.
         most: largest number of frames for ``detect``.
+        levels: of the model, for files of 16-bit images.
 
     Raises:
         ConfigError: ``source`` is not a source, or there is nothing to apply ``options`` to.
@@ -66,8 +67,13 @@ class Stream:
         options: Mapping[str, Any],
         detect: Callable[[Sequence[Frame]], list[Detections]],
         most: int = 1,
+        levels: tuple[int, int] | None = None,
     ) -> None:
+        from y7edge.sources.files import use_levels
+
         self._inputs = _opened(source, options)
+        for one in self._inputs:
+            use_levels(one.source, levels)
         self._detect, self._most = detect, most
         self._results: deque[tuple[Frame, Detections]] = deque()
         self._ages = {one.name: Ages() for one in self._inputs}
@@ -155,9 +161,14 @@ class _Input:
     def read(self, stopped: Callable[[], bool]) -> Frame | None:
         """Return the next frame; None at the end, or once ``stopped`` returns True."""
         while not stopped():
-            with suppress(SourceTimeout):
+            try:
                 frame = self.source.read(_POLL)
-                return None if frame is None else self._labelled(frame)
+            except SourceTimeout:
+                continue
+            except SourceSkipped as error:
+                _log.warning("%s", error)  # the next frame follows
+                continue
+            return None if frame is None else self._labelled(frame)
         return None
 
     def _labelled(self, frame: Frame) -> Frame:
@@ -296,7 +307,7 @@ class _Several:
             others = sum(not other.ended for other in self._turns)
             self._changed.notify_all()
         if one.error is not None and others and not self._closed:
-            _log.warning("%s failed: %s; other sources: %d go on", one.name, one.error, others)
+            _log.warning("%s failed; continuing with %d others: %s", one.name, others, one.error)
 
     def _wants(self, one: _Input) -> bool:
         """Wait until no frame of a source waits; return False if the stream was closed."""

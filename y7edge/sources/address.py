@@ -23,7 +23,7 @@ from y7edge.text import is_printable, printable
 Option = str | int | float
 """The value of an option; those of a URI are strings."""
 
-NETWORK = ("rtsp", "rtp", "http", "https")
+NETWORK = tuple(scheme for scheme in live.SCHEMES if scheme not in ("csi", "v4l2", "gst"))
 SCHEMES = (*live.SCHEMES, "test", "replay", "file")
 SHARED = ("open_timeout", "retries")
 """Options of all cameras and streams."""
@@ -41,12 +41,13 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\\?#@\[\]\"'<>|]*)(?::(\d{1,5}
 # parameters. Repetitions are bounded, because the time of a search is their product.
 _SECRETS = (
     (re.compile(r"(\"[A-Za-z][\w+.-]{0,31}://)[^\"]{0,4096}@"), r"\1***@"),
+    (re.compile(r"('[A-Za-z][\w+.-]{0,31}://)[^']{0,4096}@"), r"\1***@"),
     (re.compile(r"([A-Za-z][\w+.-]{0,31}://)[^\s\"']{0,4096}@"), r"\1***@"),
     (re.compile(r"(%3A%2F%2F)[^\s\"'&]{0,4096}%40", re.I), r"\1"),
     (
         re.compile(
-            r"\b([\w-]{0,32}(?:user|usr|login|pass|pwd|pw\b|token|secret|auth|api_?key|proxy-id"
-            r"|sig\b|signature)[\w-]{0,32}\s{0,8}=\s{0,8})(\"[^\"]*\"|'[^']*'|[^\s&\"'!]+)",
+            r"\b([\w-]{0,32}(?:user|usr|login|pass|pwd|pw\b|token|secret|auth|proxy-id|session"
+            r"|key(?=\s{0,8}=)|sig\b|signature)[\w-]{0,32}\s{0,8}=\s{0,8})(\"[^\"]*\"|'[^']*'|[^\s&\"'!]+)",
             re.I,
         ),
         r"\1***",
@@ -163,10 +164,11 @@ def _split(text: str) -> tuple[str, str, str, str]:
     if scheme in ("file", "replay"):
         place, query = _local(rest.removeprefix("localhost") if rest[9:10] == "/" else rest)
         return scheme, place, query, place if scheme == "file" else f"replay://{place}"
-    if not is_printable(rest):
+    line = rest.translate(dict.fromkeys(b"\t\n\r", " ")) if scheme == "gst" else rest
+    if not is_printable(line):
         raise SourceError(f"{scheme}://: the URI contains control characters: remove them")
     if scheme == "gst":
-        return scheme, rest, "", f"gst://{without_credentials(rest)}"
+        return scheme, rest, "", f"gst://{without_credentials(line)}"
     if scheme in NETWORK:
         return _network(scheme, rest)
     place, _, query = rest.partition("?")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-_ARGUS = (
-    "a program that ended without closing the camera may still hold it: sudo systemctl restart "
-    "nvargus-daemon; then test the camera alone with nvgstcapture-1.0; a container needs "
-    "/tmp/argus_socket of the host"
+_ARGUS = (  # with the words of ``Camera``, which then does not add them
+    "test it alone with nvgstcapture-1.0; a killed client leaves nvargus-daemon stuck: sudo "
+    "systemctl restart nvargus-daemon; a container needs /tmp/argus_socket of the host"
 )
 _FORMATS = "the camera may lack this size, rate or codec: v4l2-ctl -d {place} --list-formats-ext"
 _CSI = "; a CSI camera of a Jetson is csi://0"

@@ -20,15 +20,19 @@ from y7edge.sources.address import without_credentials
 from y7edge.sources.advice import advice
 from y7edge.sources.base import Captured
 from y7edge.sources.buffers import MappedBuffer, Passed, sensor_time
+from y7edge.sources.devices import check_device, device, formats_of, usual_codec
 from y7edge.sources.launch import (
+    ELEMENTS,
+    JETSON,
     NEWEST,
     SINK,
     SOURCE,
     TIMEOUT_S,
     gstreamer_problem,
+    install,
     launch,
 )
-from y7edge.sources.places import check_device, device
+from y7edge.sources.options import check_options
 
 _SECOND_NS = 1_000_000_000
 _POLL_NS = 50_000_000  # an error on the bus does not wake try-pull-sample
@@ -71,7 +75,7 @@ class Pipeline:
         self._scheme = scheme
         self._place = device(place) if scheme == "v4l2" else without_credentials(place)
         if scheme == "v4l2":
-            check_device(self._place)
+            options = _with_codec(self._place, options)
         plan = launch(scheme, place, options, has)
         self.detail = without_credentials(plan.text)
         self._pipeline = self._parse(plan.text)
@@ -359,6 +363,32 @@ def has(element: str, element_property: str | None = None) -> bool:
         return factory is not None
     made = factory.create(None)
     return made is not None and made.find_property(element_property) is not None
+
+
+def _with_codec(path: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of a V4L2 camera with the codec that it has, unless one is named."""
+    check_device(path)
+    values = check_options("v4l2", options)
+    size = (values.get("width", 0), values.get("height", 0))
+    codec = usual_codec(path, formats_of(path), size)
+    return options if codec is None or "codec" in values else {**options, "codec": codec}
+
+
+def describe() -> dict[str, Any]:
+    """Return what is installed, for ``y7edge check``.
+
+    ``version``; ``missing``: elements of cameras and streams that are not installed, and the
+    commands that install them; ``jetson``: elements of a Jetson that are installed.
+
+    Raises:
+        RuntimeMissing: GStreamer is not usable.
+    """
+    gst, _ = load()
+    return {
+        "version": ".".join(map(str, tuple(gst.version())[:3])),
+        "missing": {name: install(name) for name in ELEMENTS if not has(name)},
+        "jetson": [name for name in JETSON if has(name)],
+    }
 
 
 def _elements(iterator: Any, gst: Any) -> list[Any]:

@@ -67,9 +67,9 @@ class Source(ABC):
 
         Raises:
             SourceTimeout: there was no frame in time; reading again may succeed.
-            SourceError: the source failed, and opening it again failed too. Or one file of
-                several cannot be read: then ``status.state`` is still "running", and the next call
-                returns the next frame.
+            SourceSkipped: one of several files, or one frame of a recording, cannot be read; the
+                next call continues with the next one.
+            SourceError: the source failed, and opening it again failed too.
         """
 
     @property

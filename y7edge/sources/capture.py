@@ -70,9 +70,12 @@ class Camera(Source):
             )
         self.name = name
         self._process = os.getpid()
-        self._supervisor = Supervisor(
-            name, kind, options, rate=rate, open_timeout=open_timeout, retries=retries
-        )
+        try:
+            self._supervisor = Supervisor(
+                name, kind, options, rate=rate, open_timeout=open_timeout, retries=retries
+            )
+        except OSError as failure:  # too many open files
+            raise SourceError(f"{name}: {failure}") from failure
         # The thread does not refer to the camera, so that a camera that is not closed is collected.
         weakref.finalize(self, _stop, self._supervisor, self._process).atexit = False
         self._supervisor.thread.start()

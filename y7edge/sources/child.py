@@ -28,6 +28,7 @@ from y7edge.text import one_line
 
 TERM_S, KILL_S = 5.0, 10.0  # after it was asked to stop
 _MAX_LINE = 1 << 16
+_MAX_READS = 16  # of what libraries print, at a time: messages must not wait
 _CODE = (
     "import sys; sys.path[:] = [*sys.argv[3:], *filter(None, sys.path)];"
     "from y7edge.sources.worker import main;"
@@ -106,13 +107,19 @@ class Child:
         self._name = name
         self._received = b""
         self._descriptors: deque[int] = deque()
-        self._printed: deque[str] = deque(maxlen=12)
+        self._printed: deque[bytes] = deque(maxlen=12)
         self._partial = b""
         self._asked: float | None = None
         self._last_asked = 0.0
         self._signal: int | None = None
-        start = json.dumps({"kind": kind, "options": dict(options)}).encode() + b"\n"
-        self._socket, other = socket.socketpair()
+        try:
+            start = json.dumps({"kind": kind, "options": dict(options)}).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise SourceError(f"options must be JSON values: {error}") from error
+        try:
+            self._socket, other = socket.socketpair()
+        except OSError as error:
+            raise SourceError(f"the capture process cannot be started: {error}") from error
         try:
             with other:
                 self._process = _start(other)
@@ -198,7 +205,7 @@ class Child:
         raise ValueError(f"unknown message {key!r}"[:80])
 
     def _error(self, what: str) -> SourceError:
-        lines = list(self._printed)
+        lines = [_text(line.decode(errors="replace"), 500) for line in self._printed]
         traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
         printed = " | ".join(lines[-1:] if traceback else lines[-3:])
         return SourceError(f"the capture process {what}" + (f": {printed}" if printed else ""))
@@ -212,6 +219,8 @@ class Child:
         self._read_output()
         if status >= 0:
             return self._error(f"ended with status {status}")
+        if status == -signal.SIGALRM:  # of the child itself
+            return self._error("hung in a call that stops all of Python")
         with contextlib.suppress(ValueError):
             return self._error(f"was killed by {signal.Signals(-status).name}")
         return self._error(f"was killed by signal {-status}")
@@ -220,18 +229,20 @@ class Child:
         """Keep the last lines that libraries printed, and log all of them."""
         if self._output is None:
             return
-        # None: nothing to read at the moment
-        while (part := self._output.read(65536)) is not None:
+        for _ in range(_MAX_READS):
+            part = self._output.read(65536)
+            if part is None:  # nothing at the moment
+                return
             if not part:
                 self._output.close()
                 self._output = None
                 return
             *lines, self._partial = (self._partial + part).split(b"\n")
             self._partial = self._partial[-2000:]
-            for line in lines:
-                if text := _text(line.decode(errors="replace"), 500):
-                    self._printed.append(text)
-                    _log.debug("%s: %s", self._name, text)
+            self._printed.extend(line[:2000] for line in lines if line.strip())
+            if _log.isEnabledFor(logging.DEBUG):
+                for line in lines:
+                    _log.debug("%s: %s", self._name, _text(line.decode(errors="replace")))
 
     def taken(self, count: int) -> None:
         """Tell that frames of a source that is not live were read."""

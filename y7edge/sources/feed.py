@@ -125,11 +125,6 @@ class Feed:
     # --- the thread that watches the child -------------------------------------------------------
 
     @property
-    def state(self) -> State:
-        """The current state."""
-        return self._status.state
-
-    @property
     def delivered(self) -> int:
         """Number of frames of the current child that were returned."""
         return self._delivered_of_child

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from y7edge.data.headers import too_large
 from y7edge.data.images import read_image
 from y7edge.data.sample import is_image
-from y7edge.errors import ConfigError, DataError, SourceError, Y7EdgeError
+from y7edge.errors import ConfigError, DataError, SourceError, SourceSkipped, Y7EdgeError
 from y7edge.files import is_folder, is_utf8, open_regular, reason
 from y7edge.frames import Frame
 from y7edge.sources.address import Address
@@ -42,7 +42,8 @@ def open_files(address: Address) -> Source:
     """Open an image, a video, a folder or a pattern.
 
     Options:
-        levels: LOW-HIGH, the 16-bit values that become 0 and 255; default: 0-65535.
+        levels: LOW-HIGH, the 16-bit values that become 0 and 255; default: those of the model in
+            ``predict`` and ``Detector.stream``, else 0-65535.
         loop: how often to read the files again; -1: without end.
         realtime: 1: frames come at the times of the video, as from a camera, and those that are not
             read in time are dropped.
@@ -53,7 +54,8 @@ def open_files(address: Address) -> Source:
         ConfigError: an option is invalid.
     """
     options = dict(address.options)
-    levels = _levels_of(address.name, str(options.pop("levels", "0-65535")))
+    given = options.pop("levels", None)
+    levels = None if given is None else _levels_of(address.name, str(given))
     # "levels" is only here to be suggested.
     known = {"loop": (-1, 1_000_000), "realtime": (0, 1), "rate": (0.01, 1000.0), "levels": (0, 0)}
     numbers = replace(address, options=options).numbers(**known)
@@ -68,7 +70,14 @@ def open_files(address: Address) -> Source:
     return Paced(files)
 
 
-def _levels_of(name: str, text: str) -> tuple[int, int] | None:
+def use_levels(source: Source, levels: tuple[int, int] | None) -> None:
+    """Scale the 16-bit images of files by the levels of a model, unless the user chose others."""
+    files = source.source if isinstance(source, Paced) else source
+    if isinstance(files, Files) and files.levels is None:
+        files.levels = levels
+
+
+def _levels_of(name: str, text: str) -> tuple[int, int]:
     found = _LEVELS.fullmatch(text)
     low, high = map(int, found.groups()) if found else (0, 0)
     if not low < high <= 65535:
@@ -76,7 +85,7 @@ def _levels_of(name: str, text: str) -> tuple[int, int] | None:
             f"{name}: option levels is {text[:64]!r}, expected LOW-HIGH, two values of 16-bit "
             "images, such as 0-4095"
         )
-    return None if (low, high) == (0, 65535) else (low, high)
+    return low, high
 
 
 class Files(Source):
@@ -85,15 +94,15 @@ class Files(Source):
     The timestamp of a frame of a video is its position in nanoseconds; a still image has none.
     ``source`` of a frame is the path of its file, and ``sequence`` its number in the file.
 
-    A file that cannot be read does not end the source: ``read`` raises SourceError, and the next
+    A file that cannot be read does not end the source: ``read`` raises SourceSkipped, and the next
     call continues with the next file. The frames of a truncated video are returned before the
     error. A call waits for the disk, whatever its ``timeout`` is.
 
     Attributes:
         paths: the files.
         skipped: entries of the folder that are not images or videos by name.
-        levels: (lowest, highest) value of the 16-bit images that the model was trained on. This
-            range is scaled to 8 bits. None: the whole range of 16 bits.
+        levels: (lowest, highest) value of 16-bit images; this range is scaled to 8 bits. None: the
+            whole range of 16 bits.
 
     Args:
         name: name of the source.
@@ -130,8 +139,9 @@ class Files(Source):
         """Return the next image, or None after the last.
 
         Raises:
-            SourceError: a file cannot be decoded, or has fewer frames than its header states; the
+            SourceSkipped: a file cannot be decoded, or has fewer frames than its header states; the
                 next call continues with the next file.
+            SourceError: the same, and it is the only file.
         """
         with self._lock:
             try:
@@ -142,6 +152,9 @@ class Files(Source):
             except SourceError as error:
                 self._problem = str(error)
                 self._leave()
+                if len(self.paths) > 1:
+                    raise SourceSkipped(str(error)) from error
+                self._state = "failed"
                 raise
             finally:
                 if self._state == "closed":

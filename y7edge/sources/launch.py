@@ -18,8 +18,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
+from y7edge.sources.devices import device
 from y7edge.sources.options import FLIPS, SCHEMES, check_options
-from y7edge.sources.places import device, rtp_address, url
+from y7edge.sources.places import rtp_address, url
 from y7edge.text import is_printable
 
 Has = Callable[[str, str | None], bool]
@@ -40,6 +41,16 @@ _PROPERTIES = {  # of nvarguscamerasrc, whose names differ between releases only
     **{"tnr_mode": "tnr-mode", "tnr_strength": "tnr-strength", "ee_mode": "ee-mode"},
     **{"ee_strength": "ee-strength", "saturation": "saturation"},
 }
+JETSON = ("nvarguscamerasrc", "nvvidconv", "nvjpegdec", "nvv4l2decoder")
+"""Elements that only a Jetson has."""
+
+ELEMENTS = (
+    *("videoconvert", "videoscale", "videorate", "videoflip", "decodebin"),
+    *("v4l2src", "jpegdec", "rtspsrc", "udpsrc", "souphttpsrc", "multipartdemux"),
+    *("h264parse", "h265parse", "avdec_h264", "avdec_h265"),
+)
+"""Elements for cameras and the usual streams; others are for rarer codecs."""
+
 # Options that OpenCV has.
 _OPENCV = {"width", "height", "rate", "flip", "codec", "transport", "timeout"}
 # Package of Debian and Ubuntu for an element; the first match counts.
@@ -287,8 +298,8 @@ def _http(scheme: str, place: str, values: Mapping[str, Any], has: Has) -> Launc
         f'souphttpsrc name={SOURCE} location="{location}" is-live=true do-timestamp=true '
         f"timeout={round(values.get('timeout', TIMEOUT_S))}"
     )
-    # Not decodebin: it waits for more streams, and single-stream says that there are none.
-    decoding = f"multipartdemux single-stream=true ! image/jpeg ! {_decode('mjpeg', values, has)}"
+    # Not decodebin: it would wait for further streams of multipartdemux.
+    decoding = f"multipartdemux ! image/jpeg ! {_decode('mjpeg', values, has)}"
     return Launch(f"{text} ! {decoding} ! {_stream_to_host(values, has)}", True, secrets)
 
 
@@ -340,14 +351,14 @@ def _decode(codec: str | None, values: Mapping[str, Any], has: Has) -> str:
         if has(decoder, None):
             return " ! ".join([*parser, decoder])
     raise RuntimeMissing(
-        f"codec={codec} needs one of {', '.join(named.decoders)}: {_install(named.decoders[0])}"
+        f"codec={codec} needs one of {', '.join(named.decoders)}: {install(named.decoders[0])}"
     )
 
 
 def _on_jetson(values: Mapping[str, Any], has: Has) -> bool:
     """Whether the hardware of a Jetson decodes and converts."""
     if values.get("decoder") == "v4l2" and not has("nvvidconv", None):
-        raise RuntimeMissing(f"decoder=v4l2 needs nvvidconv of JetPack: {_install('nvvidconv')}")
+        raise RuntimeMissing(f"decoder=v4l2 needs nvvidconv of JetPack: {install('nvvidconv')}")
     return values.get("decoder") != "cpu" and has("nvvidconv", None)
 
 
@@ -417,10 +428,11 @@ def _value(value: Any) -> str:
 
 def _need(has: Has, element: str) -> None:
     if not has(element, None):
-        raise RuntimeMissing(f"GStreamer has no {element} here: {_install(element)}")
+        raise RuntimeMissing(f"GStreamer has no {element} here: {install(element)}")
 
 
-def _install(element: str) -> str:
+def install(element: str) -> str:
+    """Return the command that installs an element on Debian and Ubuntu."""
     package = next(name for pattern, name in _PACKAGES if re.fullmatch(pattern, element))
     return f"sudo apt install {package}"
 

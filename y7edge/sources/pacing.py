@@ -7,7 +7,7 @@ import time
 import weakref
 from dataclasses import replace
 
-from y7edge.errors import SourceError, SourceTimeout
+from y7edge.errors import SourceSkipped, SourceTimeout
 from y7edge.frames import Frame
 from y7edge.sources.base import Source, State, Status
 
@@ -20,8 +20,11 @@ class Paced(Source):
     The first frame comes with the first call of ``read``. The timestamp of a file's frame is the
     time at which it comes, with the clock "arrival"; frames of recordings keep the recorded time.
 
+    Attributes:
+        source: what is played; it is closed with this source.
+
     Args:
-        source: what to play; it is closed with this source.
+        source: for the attribute.
         rate: frames per second; None: according to the timestamps of the frames.
         speed: factor by which the intervals between timestamps are divided.
     """
@@ -29,7 +32,7 @@ class Paced(Source):
     live = True
 
     def __init__(self, source: Source, *, rate: float | None = None, speed: float = 1.0) -> None:
-        self.name = source.name
+        self.name, self.source = source.name, source
         self._player = _Player(source, rate, speed)
         self._thread = threading.Thread(
             target=self._player.run, name=f"y7edge {source.name}", daemon=True
@@ -42,7 +45,8 @@ class Paced(Source):
 
         Raises:
             SourceTimeout: there was no frame in time.
-            SourceError: a frame cannot be read; the next call continues with the next frame.
+            SourceSkipped: a frame cannot be read; the next call continues with the next frame.
+            SourceError: the source failed.
         """
         if self._thread.ident is None and not self._player.stopped:
             self._thread.start()
@@ -77,7 +81,7 @@ class _Player:
                 frame = self._source.read()
             except Exception as error:  # raised in the reader's thread, which would wait forever
                 self._put(None, error)
-                if isinstance(error, SourceError) and self._source.status.state == "running":
+                if isinstance(error, SourceSkipped):
                     continue
                 break
             if frame is None:
@@ -128,7 +132,9 @@ class _Player:
             if self.stopped:
                 return None
             if self._error is not None:
-                error, self._error = self._error, None
+                error = self._error
+                if isinstance(error, SourceSkipped):
+                    self._error = None
                 raise error
             frame, self._frame = self._frame, None
             if frame is None and not self._ended:

@@ -110,6 +110,9 @@ class Pattern:
             while True:
                 time.sleep(1)
         if self.fault == "crash":
+            import resource  # not on Windows
+
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no file
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.fault in ("error", "end"):
             raise SourceError("the device reports an error (fault=error)")

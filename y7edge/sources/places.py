@@ -1,48 +1,14 @@
-"""Check the devices, URLs and addresses of cameras."""
+"""Check the URLs and addresses of streams."""
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from y7edge.errors import SourceError
 
 _URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,2000}")  # RFC 3986, section 2
-_NUMBER = re.compile(r"(?:video)?([0-9]{1,3})")
-_DEVICE = re.compile(r"/dev/[A-Za-z0-9_.:+@/-]{1,200}")  # also links that udev makes
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:.]{2,45}")
-
-
-def device(place: str) -> str:
-    """Return the path of a V4L2 device: "/dev/video0" for "0", "video0" and "/dev/video0".
-
-    Raises:
-        SourceError: it is not the name of a device.
-    """
-    if number := _NUMBER.fullmatch(place):
-        return f"/dev/video{int(number[1])}"
-    if not _DEVICE.fullmatch(place) or ".." in place:
-        raise SourceError(
-            f"v4l2://{place[:80]}: expected a device such as /dev/video0, or one of /dev/v4l/by-id"
-        )
-    return place
-
-
-def check_device(path: str) -> None:
-    """Check that a V4L2 device exists and may be opened.
-
-    Raises:
-        SourceError: it does not exist, or this user may not read it.
-    """
-    if not Path(path).exists():
-        found = ", ".join(sorted(str(name) for name in Path("/dev").glob("video[0-9]*")))
-        raise SourceError(f"{path} does not exist, found {found or 'no camera in /dev'}")
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise SourceError(
-            f"{path} may not be read: sudo usermod -aG video $USER, then log in again"
-        )
 
 
 def url(scheme: str, place: str) -> tuple[str, dict[str, str]]:

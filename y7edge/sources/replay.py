@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, get_args
 
 from y7edge.artifact.schema import parse
 from y7edge.data.images import read_image
-from y7edge.errors import DataError, SourceError
+from y7edge.errors import DataError, SourceError, SourceSkipped
 from y7edge.files import open_regular, reason
 from y7edge.frames import Clock, Format, Frame
 from y7edge.sources.address import Address
@@ -63,7 +63,7 @@ class Entry:
 class Replay(Source):
     """The frames of a recording, in their order, with the clock "recorded".
 
-    A frame that cannot be read does not end the source: ``read`` raises SourceError, and the next
+    A frame that cannot be read does not end the source: ``read`` raises SourceSkipped, and the next
     call continues with the next frame. An incomplete last line, as after a power failure, is
     ignored with a warning.
 
@@ -97,7 +97,8 @@ class Replay(Source):
         """Return the next frame, or None after the last; see ``Source.read``.
 
         Raises:
-            SourceError: a line or an image is damaged; the next call continues with the next one.
+            SourceSkipped: a line or an image is damaged; the next call continues with the next one.
+            SourceError: the folder cannot be read, or is not a recording.
         """
         with self._lock:
             try:
@@ -133,7 +134,7 @@ class Replay(Source):
             entry = entry_of(line)
             image = read_image(self._folder / entry.file)
         except ValueError as error:  # DataError is one
-            raise SourceError(f"{place}: {error}") from error
+            raise SourceSkipped(f"{place}: {error}") from error
         self._frames += 1
         self._rate = entry.rate
         return Frame(

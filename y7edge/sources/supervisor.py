@@ -153,10 +153,14 @@ class Supervisor:
             if self.feed.live or self._stopping:
                 self.feed.leave()
             self._retire(child)
-        reason = f"; {note}" if note else _hint(self._name)
-        if isinstance(error, SourceError) and not connection.frames and reason not in str(error):
-            return SourceError(f"{error}{reason}")
-        return error
+        if not isinstance(error, SourceError) or connection.frames:
+            return error
+        if note:
+            return SourceError(f"{error}; {note}")
+        # Not if the grabber has this advice.
+        return (
+            error if "nvargus-daemon" in str(error) else SourceError(f"{error}{_hint(self._name)}")
+        )
 
     def _watch(self, connection: _Connection, child: Child) -> Y7EdgeError | None:
         """Handle the messages of a process until a fault; None: it ended, or has to be stopped."""
@@ -357,7 +361,8 @@ class _Connection:
     patience: float = 0.0  # longest silence after a stall
     returned: int = 0  # slots
     window: tuple[float, int] = (0.0, 0)  # begin, and frames until then
-    slow: bool = False  # was reported
+    slow_windows: int = 0  # the last ones
+    reported_slow: bool = False
     incomplete: str = ""
     problem: str = ""
 
@@ -373,17 +378,18 @@ class _Connection:
     def slowness(self, now: float) -> str | None:
         """Return a text, once, if the device makes less than half of the frames that it states."""
         begin, frames = self.window
-        if not begin or now - begin >= _WINDOW_S:
-            self.window = now, self.frames
-        if not begin or self.slow or not self.stated or now - begin < _WINDOW_S:
+        if begin and now - begin < _WINDOW_S:
+            return None
+        self.window = now, self.frames
+        if not begin or not self.stated:
             return None
         rate = (self.frames - frames) / (now - begin)
-        self.slow = rate < self.stated / 2
-        return (
-            f"{rate:.3g} frames per second, but the source states {self.stated:g}"
-            if self.slow
-            else None
-        )
+        # Twice in a row, because it may just have been busy.
+        self.slow_windows = self.slow_windows + 1 if rate < self.stated / 2 else 0
+        if self.slow_windows != 2 or self.reported_slow:
+            return None
+        self.reported_slow = True
+        return f"{rate:.3g} frames per second, but the source states {self.stated:g}"
 
     def limit(self, open_timeout: float, *, live: bool) -> float:
         """Return for how long there may be no progress, in seconds."""

@@ -22,15 +22,14 @@ from numpy.typing import NDArray
 from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
 from y7edge.sources.advice import advice
 from y7edge.sources.base import Captured
+from y7edge.sources.devices import check_device, device, formats_of, is_bayer, usual_codec
 from y7edge.sources.launch import RATE, SIZE, TIMEOUT_S, check
 from y7edge.sources.options import FLIPS
-from y7edge.sources.places import check_device, device, url
+from y7edge.sources.places import url
 
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _CLOSE_S = 1.0
 _CODES = {"mjpeg": "MJPG", "raw": "YUYV"}
-# Raw values of a sensor's colour filter, 8 to 16 bits (the kernel's videodev2.h).
-_BAYER = re.compile(r"(RG|BG|GB|GR|BA)(10|12|14|16|81)|BYR2|[pb][RBG][AC][AC]|BA81|GBRG|GRBG|RGGB")
 
 
 def grabber(options: Mapping[str, Any]) -> Capture:
@@ -150,7 +149,8 @@ def _open_device(path: str, values: Mapping[str, Any]) -> cv2.VideoCapture:
     check_device(path)
     if not video_backends()["v4l/v4l2"]:
         raise RuntimeMissing("this OpenCV is built without V4L2: install GStreamer instead")
-    code = _CODES[values.get("codec", "mjpeg")]
+    found = usual_codec(path, formats_of(path), (values.get("width", 0), values.get("height", 0)))
+    code = _CODES[values.get("codec") or ("raw" if found == "raw" else "mjpeg")]
     width, height = values.get("width", SIZE[0]), values.get("height", SIZE[1])
     wanted = [
         (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*code)),
@@ -172,20 +172,15 @@ def _open_device(path: str, values: Mapping[str, Any]) -> cv2.VideoCapture:
             f"{path} sends the raw values of a sensor ({code}), which are no image: open the "
             "camera of a Jetson as csi://0"
         )
-    found = tuple(round(capture.get(prop)) for prop, _ in wanted[1:3])
-    asked = (values.get("width", found[0]), values.get("height", found[1]))
-    if asked != found:
+    size = tuple(round(capture.get(prop)) for prop, _ in wanted[1:3])
+    asked = (values.get("width", size[0]), values.get("height", size[1]))
+    if asked != size:
         capture.release()
         raise SourceError(
-            f"{path} has no size {asked[0]}x{asked[1]}, the nearest is {found[0]}x{found[1]}: "
+            f"{path} has no size {asked[0]}x{asked[1]}, the nearest is {size[0]}x{size[1]}: "
             f"v4l2-ctl -d {path} --list-formats-ext"
         )
     return capture
-
-
-def is_bayer(code: str) -> bool:
-    """Return whether the four characters of a V4L2 format mean the raw values of a sensor."""
-    return _BAYER.fullmatch(code) is not None
 
 
 def _open_stream(

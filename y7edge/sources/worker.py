@@ -3,8 +3,8 @@
 It is started by :mod:`y7edge.sources.child`, which also has the other end of the control socket.
 Messages are JSON objects, one a line. From the parent: the kind of grabber and its options, then
 ``{"taken": 1}`` for each frame of a source that is not live, and ``{"stop": true}``. To the parent:
-``opened``, ``memory`` (with the descriptor of a ring), ``frame``, ``incomplete``, ``end``,
-``failed``.
+``opened``, ``memory`` (with the descriptor of a ring), ``rate``, ``frame``, ``incomplete``,
+``end``, ``failed``.
 
 The process never waits for its parent, except with sources that are not live. It stops when it is
 asked to, and when the parent dies. It cannot outlive either for long: the kernel kills it by
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import select
 import signal
@@ -54,7 +55,8 @@ def main(descriptor: int, parent: int) -> None:
     except Exception:
         traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the pipe is full
+            sys.stderr.flush()
         os._exit(status)  # without the destructors of native libraries, which may hang
 
 
@@ -83,7 +85,7 @@ class Worker:
         self._ring: Writer | None = None
         self._made = 0  # frames of the device
         self._written = 0  # of them, those in the ring
-        self._rate: float | None = None
+        self._rate = 0.0
 
     def run(self) -> None:
         """Read the options, open the grabber, and capture."""
@@ -122,12 +124,13 @@ class Worker:
             if captured is None:
                 self._send({"end": True}, important=True)
                 return
-            self._made += captured.skipped + 1
+            self._made += max(0, int(captured.skipped)) + 1
             if not grabber.live:
                 self._wait_for_reader(SLOTS - 1)
-            if captured.rate and captured.rate != self._rate:
-                self._rate = captured.rate
-                self._send({"rate": captured.rate}, important=True)
+            rate = float(captured.rate or 0.0)
+            if rate != self._rate and 0 < rate < math.inf:
+                self._rate = rate
+                self._send({"rate": rate}, important=True)
             try:
                 self._write(captured, live=grabber.live)
             except DataError as error:
@@ -201,6 +204,8 @@ class Worker:
             signal.alarm(_HUNG_S)
             if _wait(self._control, select.POLLIN, _BEAT_S) and not self._receive():
                 break
+            # A forked copy of the parent keeps the socket open. PR_SET_PDEATHSIG would tell that a
+            # thread of the parent ended.
             if os.getppid() != self._parent:
                 break
         signal.alarm(_STOP_S)
@@ -222,7 +227,3 @@ class Worker:
             self._taken += sum(int(message.get("taken", 0)) for message in messages)
             self._changed.notify_all()
         return bool(part) and not any(message.get("stop") for message in messages)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

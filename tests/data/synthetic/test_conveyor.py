@@ -1,8 +1,11 @@
+import cv2
 import numpy as np
 import pytest
 
+from y7edge import Detector
+from y7edge.boxes import intersections
 from y7edge.data.synthetic.conveyor import Conveyor
-from y7edge.data.synthetic.scenes import NAMES
+from y7edge.data.synthetic.scenes import NAMES, _window
 from y7edge.errors import ConfigError
 
 
@@ -28,16 +31,38 @@ def test_frames_move_to_the_right_and_repeat(belt):
     assert not first.image.flags.writeable
 
 
-def test_boxes_fit_the_drawn_parts(belt):
-    # A part is the difference between a belt with and without it: here, its box has texture.
+def test_boxes_are_those_of_the_drawn_parts(monkeypatch):
+    def paint(canvas, sprite, light):
+        here, there = _window(canvas.shape, sprite)
+        canvas[here][sprite.alpha[there] > 0.5] = 9e9
+
+    monkeypatch.setattr("y7edge.data.synthetic.conveyor.lay", paint)
+    belt = Conveyor(3, (160, 220))
+    errors = []
     for moved in range(0, belt.length, 37):
         view = belt.view(moved)
-        assert (view.boxes[:, :2] >= 0).all()
-        assert (view.boxes[:, 2:] <= (220, 160)).all()
-        for (x1, y1, x2, y2), whole in zip(view.boxes.round().astype(int), view.whole, strict=True):
-            inside = view.image[y1:y2, x1:x2].astype(float)
-            assert inside.std() > 8
-            assert whole == (x1 > 0 and x2 < 220) or x1 == 0 or x2 == 220
+        _, labels = cv2.connectedComponents((view.image.min(axis=2) == 255).astype(np.uint8))
+        for box in view.boxes[view.whole]:
+            x1, y1, x2, y2 = np.round(box).astype(int)
+            part = np.bincount(labels[y1:y2, x1:x2].ravel())[1:].argmax() + 1
+            rows, columns = np.nonzero(labels == part)
+            drawn = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            errors.append(np.array(drawn) - box)
+    assert len(errors) > 50
+    assert np.abs(errors).max() < 2.5  # the tips of screws are less than a pixel wide
+    assert np.abs(np.median(errors, axis=0)).max() < 0.6
+
+
+def test_frames_and_boxes_have_the_same_origin(belt):
+    gap = 10  # 6 % of the height
+    for moved in (0, 13):
+        image = belt.view(moved).image
+        assert (image[:, moved : moved + gap] == 46).all()  # the belt before the first tray
+        assert (image[:, moved + gap] != 46).any()
+        view = belt.view(moved)
+        first = view.part_id == 0
+        moving = belt.boxes[0] + (moved, 0, moved, 0)
+        np.testing.assert_allclose(view.boxes[first][0], moving, rtol=1e-6)
 
 
 def test_a_part_keeps_its_number_while_it_passes_once(belt):
@@ -55,14 +80,12 @@ def test_a_part_keeps_its_number_while_it_passes_once(belt):
         assert (np.diff([right for _, right in track]) >= 0).all()
 
 
-def test_parts_do_not_overlap(belt):
-    boxes = belt.boxes
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    overlap = np.clip(high - low, 0, None).prod(axis=2)
-    np.fill_diagonal(overlap, 0)
-    # Boxes of slanted parts may touch; the parts themselves are in cells of their own.
-    assert overlap.max() < 0.02 * (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).min()
+def test_parts_do_not_overlap_and_are_not_cut(belt):
+    overlaps = intersections(belt.boxes, belt.boxes)
+    np.fill_diagonal(overlaps, 0)
+    assert overlaps.max() == 0
+    assert (belt.boxes[:, 1] > 0).all()
+    assert (belt.boxes[:, 3] < 160).all()
 
 
 def test_all_classes_are_on_every_belt():
@@ -101,3 +124,34 @@ def test_size_is_refused(size):
 def test_negative_seed_is_refused():
     with pytest.raises(ConfigError, match="a seed of 0 or more, found -1"):
         Conveyor(-1)
+
+
+def iou(first, second):
+    """IoU (N, M) of boxes (N, 4) and (M, 4)."""
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    shared = intersections(first, second)
+    return shared / (areas[0][:, None] + areas[1] - shared)
+
+
+def test_the_model_of_the_demo_detects_the_parts(parts_model, capsys):
+    belt = Conveyor()
+    views = missed = wrong = others = boxes = 0
+    with Detector(parts_model, conf=0.5, threads=1) as detector:
+        for moved in range(0, belt.length, 61):
+            view = belt.view(moved)
+            found = detector(view.image)
+            overlap = iou(found.xyxy, view.boxes)
+            boxes += len(found)
+            others += int((overlap.max(axis=1, initial=0) < 0.5).sum())
+            for index in np.flatnonzero(view.whole):
+                views += 1
+                best = overlap[:, index].argmax() if len(found) else 0
+                if not len(found) or overlap[best, index] < 0.5:
+                    missed += 1
+                elif found.class_id[best] != view.class_id[index]:
+                    wrong += 1
+    with capsys.disabled():
+        print(f"\n{views} whole parts: {missed} missed, {wrong} named wrongly; {others} of {boxes}")
+    assert views > 150
+    assert missed + wrong <= 0.03 * views
+    assert others <= 0.06 * boxes

@@ -1,6 +1,7 @@
 """A grabber for tests: gray frames whose pixels are their number, as of a file or of a camera."""
 
 import os
+import re
 import time
 
 import numpy as np
@@ -14,6 +15,8 @@ def grabber(options):
         time.sleep(options["open_s"])
     if options.get("prints"):
         print(options["prints"], flush=True)
+    if options.get("blocks"):
+        re.match(r"(a+)+$", "a" * 60 + "b")  # takes years, and never releases the GIL
     if options.get("exits"):
         os._exit(options["exits"])
     if options.get("refuses"):
