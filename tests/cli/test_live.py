@@ -130,10 +130,38 @@ def test_a_source_that_fails(artifact_path, tmp_path, capsys):
     assert "last fault" in printed.err, printed.err
 
 
+def test_without_a_terminal_the_state_is_printed_from_time_to_time(
+    artifact_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("y7edge.cli.live._NOTE_SECONDS", 0.3)
+    monkeypatch.setattr("y7edge.live.window.can_open", lambda: False)
+    assert _live(artifact_path, PATTERN, "--duration", 2) == 0
+    printed = capsys.readouterr()
+    *states, summary = printed.err.splitlines()
+    assert any(re.search(r"running · [\d.]+ frames/s · age \d+/\d+ ms · ", one) for one in states)
+    assert summary.startswith("test://pattern: ")
+    assert printed.out == ""
+
+
+def test_a_fault_is_reported_while_it_runs(artifact_path):
+    stalled = PATTERN + "&fault=stall&after=10"
+    with _start(artifact_path, "--json", source=stalled) as process:
+        try:
+            line = process.stderr.readline()
+        finally:
+            process.terminate()
+            process.stdout.read()
+    assert line.startswith("warning: test://pattern: no frame for ")
+
+
 def _start(
-    model: Path, *words: str, stderr: int = subprocess.PIPE, **environment: str
+    model: Path,
+    *words: str,
+    source: str = PATTERN,
+    stderr: int = subprocess.PIPE,
+    **environment: str,
 ) -> subprocess.Popen:
-    command = [sys.executable, "-m", "y7edge.cli", "live", str(model), PATTERN, *words]
+    command = [sys.executable, "-m", "y7edge.cli", "live", str(model), source, *words]
     return subprocess.Popen(
         [*command, "--threads", "1"],
         stdout=subprocess.PIPE,
