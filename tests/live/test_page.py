@@ -224,6 +224,27 @@ def test_a_phone(start, visit):
     assert max(map(int, re.findall(r"\d+", background))) < 40
 
 
+def test_a_state_that_does_not_change_and_long_names(open_page, visit):
+    """The slider has its value from the first message on; nothing is wider than a phone."""
+    long = "rtsp://camera.local:8554/" + "a/long/path/" * 20
+    page = open_page(sources=(long, "cam"))
+    page.rows[0]["problem"] = "no frame for 1.0 s from " + "x" * 300
+    page.rows[0]["state"] = "stalled"
+    page.offer(5)
+    shown = visit(page.server.url, viewport={"width": 360, "height": 740})
+    _wait(shown, lambda: shown.inner_text("#conf-value") == "0.25")
+    assert shown.inner_text("#celsius") == "52 °C"
+    assert shown.evaluate("document.documentElement.scrollWidth") == 360
+    assert "x" * 300 in shown.inner_text("#message")
+    # Another viewer's change arrives while the slider is moved here.
+    slider = shown.get_by_role("slider")
+    slider.focus()
+    shown.keyboard.press("ArrowRight")
+    _wait(shown, lambda: page.threshold.value == 0.26)
+    page.threshold.set(0.5)
+    _wait(shown, lambda: shown.inner_text("#conf-value") == "0.50")
+
+
 def test_everything_has_a_name_and_contrast(start, visit):
     program = start(SCENES, "--web", ":0")
     for scheme in ("light", "dark"):
