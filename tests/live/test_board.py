@@ -84,7 +84,7 @@ def test_a_tegrastats_that_fails(zones, tmp_path, monkeypatch):
 def test_only_the_newest_samples_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     count = 'i=0; while [ $i -lt 50 ]; do i=$((i+1)); echo "RAM $i/99MB"; done'
-    _program(tmp_path, f"{count}; sleep 9")
+    _program(tmp_path, f"{count}; exec sleep 9")
     with Monitor(1000, keep=2) as monitor:
         end = time.monotonic() + 20
         while not (monitor.newest and monitor.newest.ram_mb[0] == 50):

@@ -201,7 +201,7 @@ def test_facts_and_summary():
     assert row["objects"] == {0: 2, 1: 1, 2: 1}
     (line,) = loop.summary()
     assert line.startswith("cam: 5 of 9 frames, 4 dropped, ")
-    assert "frame age 7/7/7/7 ms (p50/p95/p99/max), reconnected 1 times, last fault: x: y" in line
+    assert "frame age 7/7/7/7 ms (p50/p95/p99/max), 1 reconnect, last fault: x: y" in line
 
 
 def test_images_of_a_folder_belong_to_its_only_source():

@@ -245,7 +245,7 @@ class Loop:
                 f"{row['results']} of {row['frames']} frames, {row['dropped']} dropped",
                 f"{source.mean_rate():.1f} frames/s",
                 *([_age_line(row["age"])] if row["age"] else []),
-                f"reconnected {row['reconnects']} times",
+                f"{row['reconnects']} reconnect{'s' * (row['reconnects'] != 1)}",
                 *([f"last fault: {row['problem']}"] if row["problem"] else []),
             ]
             lines.append(f"{row['name']}: {', '.join(parts)}")
