@@ -20,7 +20,9 @@ from y7edge.runtimes import registry
 def test_this_installation_can_do_everything() -> None:
     report = environment.check()
     assert report.exit_code == 0
-    assert report.ready == dict.fromkeys(("detect", "val", "export", "train"), True)
+    assert report.ready == dict.fromkeys(
+        ("detect", "val", "export", "train", "web page", "tracking"), True
+    )
     assert not report.missing
     assert report.packages["numpy"] == version("numpy")
     assert report.opencv["installed"]

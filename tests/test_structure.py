@@ -33,7 +33,7 @@ LAYERS = (
     ("y7edge.nn",),
     ("y7edge.train",),
     ("y7edge.export",),
-    ("y7edge.cli",),
+    ("y7edge.cli", "y7edge.__main__"),
 )
 # The packages of the runtimes, and of engines that have none yet.
 ENGINES = {

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from y7edge.adapters.tracking import Tracker
     from y7edge.detect.detections import Detection, Detections, Timing
     from y7edge.detect.detector import Detector
     from y7edge.detect.drawing import draw
@@ -70,6 +71,7 @@ __all__ = [
     "SourceSkipped",
     "SourceTimeout",
     "Timing",
+    "Tracker",
     "TrainingError",
     "Y7EdgeError",
     "__version__",
@@ -83,6 +85,7 @@ _DEFINED_IN = {  # all other public names are in y7edge.errors
     "Detector": "y7edge.detect.detector",
     "Frame": "y7edge.frames",
     "Timing": "y7edge.detect.detections",
+    "Tracker": "y7edge.adapters.tracking",
     "draw": "y7edge.detect.drawing",
     "open_source": "y7edge.sources.uri",
 }
@@ -92,7 +95,17 @@ def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
     if name not in __all__:
         raise AttributeError(f"module 'y7edge' has no attribute {name!r}")
-    value = getattr(import_module(_DEFINED_IN.get(name, "y7edge.errors")), name)
+    try:
+        value = getattr(import_module(_DEFINED_IN.get(name, "y7edge.errors")), name)
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        from y7edge.errors import RuntimeMissing
+
+        raise RuntimeMissing(
+            f"y7edge.{name} needs OpenCV, which is not installed: pip install 'y7edge[cpu]' for it "
+            "and ONNX Runtime; on a Jetson it is part of JetPack"
+        ) from error
     globals()[name] = value
     return value
 

@@ -43,6 +43,11 @@ PACKAGES = {
     "lightning_fabric": ("lightning-fabric", "train"),
     "matplotlib": ("matplotlib", "train"),
     "tensorboard": ("tensorboard", "train"),
+    "gi": ("PyGObject", "camera"),
+    "aiohttp": ("aiohttp", "web"),
+    "trackers": ("trackers", "tracking"),
+    "supervision": ("supervision", "tracking"),
+    "pyarrow": ("pyarrow", "parquet"),
 }
 
 
@@ -97,7 +102,7 @@ class Report:
     opencv: dict[str, Any]  # installed, version, gstreamer, video, file, problem
     gstreamer: GStreamer
     backends: tuple[Backend, ...]
-    ready: dict[str, bool]  # by purpose: detect, val, export, train
+    ready: dict[str, bool]  # by purpose, such as "detect"
     missing: dict[str, tuple[str, ...]]  # by purpose: packages to install
 
     @property
@@ -174,6 +179,8 @@ def _needs() -> dict[str, tuple[str, ...]]:
         "val": (*by_extra["opencv"], *by_extra["eval"]),
         "export": export,
         "train": (*export, "faster-coco-eval", *by_extra["train"]),
+        "web page": by_extra["web"],
+        "tracking": by_extra["tracking"],
     }
 
 

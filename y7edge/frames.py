@@ -8,6 +8,7 @@ jetson-utils. DLPack is not supported: convert with ``torch.from_dlpack`` or ``c
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
@@ -44,7 +45,8 @@ class Frame:
         stride: bytes from row to row; None: taken from ``image``. Often more than W, because
             drivers align rows.
         timestamp_ns: capture time in nanoseconds of ``clock``, or None.
-        clock: what ``timestamp_ns`` is.
+        clock: what ``timestamp_ns`` is: "sensor", "driver", "arrival", "media" or "recorded"; see
+            ``Clock``.
         sequence: number of the frame in its source, from 0; dropped frames are counted.
         dropped: frames of the source that were dropped until now, because a newer one was there.
         source: name of the source, without user name and password; or None.
@@ -80,14 +82,18 @@ class Frame:
         rows, width = self.image.shape[:2]
         return width, rows * 2 // 3 if self.format == "nv12" else rows
 
-    def age_ns(self, now_ns: int) -> int | None:
-        """Return how long before ``now_ns``, of ``time.monotonic_ns()``, the frame was captured.
+    def age_ns(self, now_ns: int | None = None) -> int | None:
+        """Return how many nanoseconds ago the frame was captured.
 
-        None if that is unknown, because the timestamp is of another clock.
+        Args:
+            now_ns: a time of ``time.monotonic_ns()``; None: now.
+
+        Returns:
+            The age; None if it is unknown, because the timestamp is of another clock.
         """
         if self.timestamp_ns is None or self.clock in ("media", "recorded"):
             return None
-        return now_ns - self.timestamp_ns
+        return (time.monotonic_ns() if now_ns is None else now_ns) - self.timestamp_ns
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,7 +72,7 @@ def main() -> None:
 @contextmanager
 def running(model: Path, *words: str) -> Iterator[str]:
     """Run `y7edge live` on a free port; yield the address of the page."""
-    command = [sys.executable, "-m", "y7edge.cli", "live", str(model), *words, "--web", ":0"]
+    command = [sys.executable, "-m", "y7edge", "live", str(model), *words, "--web", ":0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -137,3 +137,8 @@ def test_examples_name_options_that_exist(example: str, capsys: pytest.CaptureFi
     main([command, "--help"])
     text = capsys.readouterr().out
     assert all(word in text for word in words if word.startswith("--"))
+
+
+def test_a_missing_value_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "model.onnx", "image.jpg", "--save"]) == 2
+    assert "See `y7edge predict --help`" in capsys.readouterr().err

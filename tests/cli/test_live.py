@@ -161,7 +161,7 @@ def _start(
     stderr: int = subprocess.PIPE,
     **environment: str,
 ) -> subprocess.Popen:
-    command = [sys.executable, "-m", "y7edge.cli", "live", str(model), source, *words]
+    command = [sys.executable, "-m", "y7edge", "live", str(model), source, *words]
     return subprocess.Popen(
         [*command, "--threads", "1"],
         stdout=subprocess.PIPE,

@@ -126,7 +126,7 @@ def test_every_locale_can_print_every_name(
         ["data", "check", folder / "data"],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "y7edge.cli", *words],
+            [sys.executable, "-m", "y7edge", *words],
             capture_output=True,
             check=False,
             env={**os.environ, **variables},
@@ -229,7 +229,7 @@ def closed() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command with its streams redirected by the shell."""
 
     def run(words: str, redirected: str) -> subprocess.CompletedProcess[str]:
-        line = f"{sys.executable} -m y7edge.cli {words} {redirected}"
+        line = f"{sys.executable} -m y7edge {words} {redirected}"
         return subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
 
     return run

@@ -42,7 +42,7 @@ class Program:
     """``y7edge live`` in a process."""
 
     def __init__(self, model: Path, *words: str) -> None:
-        command = [sys.executable, "-m", "y7edge.cli", "live", str(model), *words]
+        command = [sys.executable, "-m", "y7edge", "live", str(model), *words]
         self.process = subprocess.Popen(
             [*command, "--threads", "1"],
             stdout=subprocess.PIPE,

@@ -148,7 +148,9 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
     """Return the message and the exit code of an error."""
     if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
-        where = context.command_path if context else "y7edge"
+        known = {function.__name__ for function in COMMANDS}
+        command = f"y7edge {command}" if command in known else "y7edge"
+        where = context.command_path if context else command
         return f"{error.format_message().rstrip('.')}. See `{where} --help`.", 2
     lacks_memory = is_out_of_memory(error.__cause__ or error)
     if isinstance(error, Y7EdgeError):

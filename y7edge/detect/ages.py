@@ -24,6 +24,11 @@ class Ages:
         """The number of ages that were added."""
         return self._count
 
+    def __repr__(self) -> str:
+        """Return the statistics as text."""
+        values = (f"{name}={value:.4g}" for name, value in self.summary().items())
+        return f"Ages({', '.join(values)})"
+
     def add(self, age_ns: int) -> None:
         """Add the age of a frame in nanoseconds."""
         self._ms[self._count % len(self._ms)] = age_ns / 1e6

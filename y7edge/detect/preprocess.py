@@ -11,6 +11,7 @@ The image is resized with one factor for both sides and centred on grey 114. Geo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -380,8 +381,7 @@ def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray
         )
     if not isinstance(frame, np.ndarray):
         raise DataError(
-            f"an image must be a numpy array, not {type(frame).__name__}: "
-            "use numpy.asarray(image), and color='rgb' for an image from PIL"
+            f"an image must be a numpy array, not {type(frame).__name__}: {_advice(frame)}"
         )
     if frame.dtype == np.uint16 and levels is not None:
         frame = to_bytes(frame, levels)
@@ -404,3 +404,14 @@ def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray
         raise DataError(f"an image must not {what}; got shape {frame.shape}")
     image = frame[:, :, 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
     return np.ascontiguousarray(image)
+
+
+def _advice(frame: object) -> str:
+    """Return what to do about an object that is not an array."""
+    if frame is None:
+        return "cv2.imread returns None for a file that it cannot read"
+    if isinstance(frame, str | os.PathLike):
+        return "use cv2.imread(path), or detector.stream(path) for all kinds of sources"
+    if isinstance(frame, list | tuple):
+        return "use batch() for several images, or numpy.asarray(image, numpy.uint8)"
+    return "use numpy.asarray(image), and color='rgb' for an image from PIL"
