@@ -242,3 +242,9 @@ def test_a_table_of_an_unknown_format_is_refused(tmp_path: Path, predict: Predic
     path = lossless_video(tmp_path / "v.mkv", [(1,)])
     _, errors = predict(path, "--out", tmp_path / "found.txt", exits=1)
     assert ".csv" in errors[-1] and not (tmp_path / "found.txt").exists()
+
+
+def test_a_name_of_a_file_is_refused_as_a_folder(tmp_path: Path, predict: Predict) -> None:
+    path = lossless_video(tmp_path / "v.mkv", [(1,)])
+    _, errors = predict(path, "--save", tmp_path / "found.mp4", exits=2)
+    assert "expected that of a folder" in errors[-1] and not (tmp_path / "found.mp4").exists()

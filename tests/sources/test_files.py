@@ -64,7 +64,7 @@ def test_relative_pattern(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("nothing.jpg", "found nothing"),
+        ("nothing.jpg", "no file or folder of this name"),
         ("*.gif", "found nothing"),
         ("empty", "a folder of images or videos"),
         ("**x.jpg", "a pattern such as"),
@@ -350,3 +350,8 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (32, 24)).save(tmp_path / "a.jpg", exif=exif)
     assert read_all(tmp_path / "a.jpg")[0].size == (24, 32)
+
+
+def test_the_address_of_a_camera_without_its_scheme() -> None:
+    with pytest.raises(SourceError, match="starts with rtsp://"):
+        open_source("127.0.0.1:8554/belt")

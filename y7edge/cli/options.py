@@ -69,9 +69,14 @@ def out_file(path: Path | None) -> Path | None:
     return path
 
 
+_FILES = {".mp4", ".avi", ".mkv", ".mov", ".jpg", ".jpeg", ".png", ".json", ".jsonl", ".csv"}
+
+
 def out_folder(path: Path | None) -> Path | None:
     """Option callback: before the work begins, refuse an existing path that is not a folder."""
     if path is not None:
+        if path.suffix.lower() in _FILES and not path.is_dir():
+            raise typer.BadParameter(f"{path} is the name of a file, expected that of a folder")
         with writing("the results", path):
             require_replaceable(path, file=False)
     return path

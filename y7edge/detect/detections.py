@@ -315,6 +315,11 @@ def _ids_of(item: int | str, names: Sequence[str]) -> list[int]:
         if found := [index for index, name in enumerate(names) if name == item]:
             return found
         if not (item.isascii() and item.isdecimal() and len(item) < 10):
+            if {part.strip() for part in item.split(",")} <= set(names):
+                raise ConfigError(
+                    f"the model has no class {item!r}: give each class on its own, such as "
+                    "--class A --class B, or a list of names"
+                )
             near = difflib.get_close_matches(item, names, n=1, cutoff=0.0)
             hint = f"did you mean {near[0]!r}?" if near else "its class names are unknown"
             raise ConfigError(f"the model has no class {item!r}; {hint}")

@@ -346,6 +346,10 @@ def _find(source: str) -> tuple[list[Path], list[Path]]:
     others = sorted(set(entries) - found - (set() if is_folder(path) else folders))
     if not found:
         what = f"none among {len(others)} entries" if others else "nothing"
+        if not (others or is_folder(path) or re.search(r"[*?[]", source)):
+            what = "no file or folder of this name"
+        if re.match(r"[\w.-]+:\d+(/|$)", source):
+            what += "; the address of a network camera starts with rtsp:// or http://"
         raise SourceError(f"{source}: expected {expected}, found {what}")
     return sorted(found), others
 
