@@ -221,7 +221,7 @@ def test_warnings_and_logs_are_clean_lines(capsys: pytest.CaptureFixture[str]) -
     app._show_warning(UserWarning(LONG))
     app._Remarks().emit(logging.LogRecord("x", 30, "x", 1, "a %s", ("\x1b\nb",), None))
     lines = _clean(capsys.readouterr().err)
-    assert lines[0].startswith("warning: xxx") and lines[1:] == [r"warning: x: a \x1b b"]
+    assert lines[0].startswith("warning: x\\x1b") and lines[1:] == [r"warning: x: a \x1b b"]
 
 
 @pytest.fixture
