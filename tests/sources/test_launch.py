@@ -153,7 +153,7 @@ def test_a_missing_decoder_is_replaced():
 @pytest.mark.parametrize(
     ("scheme", "element", "message"),
     [
-        ("csi", "nvarguscamerasrc", "csi:// needs nvarguscamerasrc of JetPack"),
+        ("csi", "nvarguscamerasrc", "csi:// is the camera connector of a Jetson"),
         ("v4l2", "v4l2src", "no v4l2src here: sudo apt install gstreamer1.0-plugins-good"),
         ("rtsp", "decodebin", "no decodebin here: sudo apt install gstreamer1.0-plugins-base"),
     ],
@@ -235,7 +235,7 @@ def test_opencv_is_chosen_without_gstreamer(monkeypatch):
     assert options["options"] == {"transport": "udp", "format": "bgr"}
     assert options["why"] == "PyGObject is not installed: x"
     for scheme, place, given, kind, message in (
-        ("csi", "0", {}, RuntimeMissing, "csi:// needs GStreamer: PyGObject"),
+        ("csi", "0", {}, RuntimeMissing, "camera connector of a Jetson, and this machine is not"),
         ("v4l2", "0", {"backend": "gstreamer"}, RuntimeMissing, "with GStreamer: PyGObject"),
         ("rtsp", "h/x", {"latency": 5}, ConfigError, "no option latency without GStreamer: PyG"),
         ("rtsp", "h/x", {"format": "nv12"}, ConfigError, "no option format without GStreamer"),

@@ -203,8 +203,12 @@ def test_options_of_ffmpeg_are_set_for_one_call(monkeypatch):
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "mine;1")
     with pytest.raises(SourceError, match="stop"):
         grabber({"scheme": "rtsp", "place": "u:p%40@h/x", "options": {"timeout": 2}})
-    assert seen["options"] == "rtsp_transport;tcp" and seen["url"] == "rtsp://u:p%40@h/x"
+    assert (
+        seen["options"] == "fpsprobesize;0|rtsp_transport;tcp"
+        and seen["url"] == "rtsp://u:p%40@h/x"
+    )
     assert seen["settings"] == [
-        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 2000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 2000)
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 2000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 2000),
+        *(cv2.CAP_PROP_N_THREADS, 2),
     ]
     assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "mine;1"

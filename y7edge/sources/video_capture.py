@@ -165,11 +165,12 @@ class _Backlog:
 
     _PART, _LONGEST_S = 0.75, 0.1  # of an interval, for which a frame is held
     _PAUSE_S, _INTERVALS = 0.25, 3  # a longer gap between frames may have made others old
+    _LONGEST_BEHIND_S = 2.0  # for which frames are held
 
     def __init__(self, began: float, rate: float | None) -> None:
-        self._began, self._frames = began, 0
+        self._began, self._first, self._frames = began, began, 0
         self._interval = 1 / (rate or _GUESS)
-        self._last: float | None = None
+        self._last = math.inf  # no gap before the first frame
         self._position = 0.0
         self._behind = True
 
@@ -180,19 +181,22 @@ class _Backlog:
             now: when the frame came, in seconds of ``time.monotonic()``.
             position: time of the frame in the stream, in seconds; not used if it does not advance.
         """
-        gap = None if self._last is None else now - self._last
-        if gap is not None and 0 < position - self._position < 10:
+        gap = now - self._last
+        if 0 < position - self._position < 10:
             self._interval = position - self._position
         hold = min(self._PART * self._interval, self._LONGEST_S)
-        if gap is not None and gap > max(self._PAUSE_S, self._INTERVALS * self._interval):
-            self._began, self._frames, self._behind = now - gap, 0, True
-        elif gap is not None and gap >= hold:
+        if gap > max(self._PAUSE_S, self._INTERVALS * self._interval):
+            self._began, self._frames, self._behind = self._last, 0, True
+        elif gap >= hold:
             self._behind = False
+        if not self._frames:
+            self._first = now
         self._last, self._position = now, position
         self._frames += 1
-        # More frames than a camera makes in this time: the interval is wrong, as over HTTP, where
-        # FFmpeg counts 25 frames per second.
-        if self._frames * self._interval > 2 * (now - self._began):
+        # As many frames as the camera can have made since. A camera may be faster than it states,
+        # and over HTTP, FFmpeg counts 25 frames per second: then no frame would ever seem new.
+        since = now - self._began
+        if self._frames * self._interval > since or now - self._first > self._LONGEST_BEHIND_S:
             self._behind = False
         return hold if self._behind else 0.0
 
