@@ -1,12 +1,16 @@
 """Two RTSP servers on loopback: ``python rtsp_server.py PORT``; 0: any port. Prints both ports.
 
 Paths: /h264, /mjpeg, /sound (H.264 with a sound track, which comes first), /resize (320x240, after
-20 frames 640x480). The second server has /h264 for the user "robot" with password "p@ss word".
+20 frames 640x480), /clock (each image shows ``time.monotonic()`` in ms, as 4 rows of 8 bits, the
+lowest first). The second server has /h264 for the user "robot" with password "p@ss word".
 """
 
 import sys
+import threading
+import time
 
 import gi
+import numpy as np
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
@@ -26,6 +30,11 @@ PATHS = {
         f"( {CAMERA} ! videoscale ! capsfilter name=size caps=video/x-raw,width=320,height=240 ! "
         f"{H264} ! {PAY} name=pay0 )"
     ),
+    "/clock": (
+        "( appsrc name=clock is-live=true do-timestamp=true format=time caps=video/x-raw,"
+        f"format=GRAY8,width=320,height=240,framerate=15/1 ! videoconvert ! {H264} ! {PAY} "
+        "name=pay0 )"
+    ),
 }
 
 
@@ -41,6 +50,21 @@ def resize(factory, media):
         return Gst.PadProbeReturn.OK
 
     size.get_static_pad("src").add_probe(Gst.PadProbeType.BUFFER, on_buffer)
+
+
+def show_clock(factory, media):
+    """Push images of the time, until the media ends."""
+    source = media.get_element().get_by_name("clock")
+
+    def push():
+        flow = Gst.FlowReturn.OK
+        while flow == Gst.FlowReturn.OK:
+            bits = [int(1000 * time.monotonic()) >> bit & 1 for bit in range(32)]
+            image = np.kron(np.reshape(bits, (4, 8)), np.full((60, 40), 255)).astype(np.uint8)
+            flow = source.emit("push-buffer", Gst.Buffer.new_wrapped(image.tobytes()))
+            time.sleep(1 / 15)
+
+    threading.Thread(target=push, daemon=True).start()
 
 
 def serve(port, paths, password=None):
@@ -65,6 +89,8 @@ def serve(port, paths, password=None):
             factory.set_permissions(permissions)
         if path == "/resize":
             factory.connect("media-configure", resize)
+        if path == "/clock":
+            factory.connect("media-configure", show_clock)
         server.get_mount_points().add_factory(path, factory)
     if not server.attach(None):
         sys.exit(f"port {port} is in use")

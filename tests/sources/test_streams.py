@@ -121,7 +121,7 @@ def test_rate_size_and_flip(server):
 @BOTH
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nothing", "does not know this path|and path"), (None, "host is reachable, and its port")],
+    [("nothing", "does not know this path"), (None, "its port|nothing listens at port 1: check")],
 )
 def test_a_stream_that_is_not_there(server, library, path, message):
     place = f"127.0.0.1:{server.port}/{path}" if path else "127.0.0.1:1/h264"
@@ -167,6 +167,11 @@ def test_motion_jpeg_over_http(library):
             opened(library, "http", f"127.0.0.1:{port}/private.mjpg") as grabber,
         ):
             grabber.grab(30)
+
+
+def test_a_rate_that_is_guessed_is_not_stated():
+    with http_server() as port, opened(video_capture, "http", f"127.0.0.1:{port}/a.mjpg") as one:
+        assert frames_of(one, 2)[1][0].rate is None  # FFmpeg says 25
 
 
 def test_rtp():

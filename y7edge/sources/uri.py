@@ -78,8 +78,8 @@ def _camera(address: Address) -> Source:
     camera = Camera(address.name, kind, chosen, rate=rate, **shared)
     if kind == "video_capture" and values.get("backend", "auto") == "auto":
         _log.warning(
-            "%s: opened with OpenCV, which knows when a frame arrived, but not when it was "
-            "captured, as GStreamer does. %s",
+            "%s: opened with OpenCV, so timestamps are arrival times, not capture times; for "
+            "GStreamer: %s",
             *(address.name, chosen["why"]),
         )
     return camera
