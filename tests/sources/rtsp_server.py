@@ -6,7 +6,6 @@ lowest first). The second server has /h264 for the user "robot" with password "p
 """
 
 import sys
-import threading
 import time
 
 import gi
@@ -31,7 +30,7 @@ PATHS = {
         f"{H264} ! {PAY} name=pay0 )"
     ),
     "/clock": (
-        "( appsrc name=clock is-live=true do-timestamp=true format=time caps=video/x-raw,"
+        "( appsrc name=clock max-buffers=1 is-live=true do-timestamp=true format=time caps=video/x-raw,"
         f"format=GRAY8,width=320,height=240,framerate=15/1 ! videoconvert ! {H264} ! {PAY} "
         "name=pay0 )"
     ),
@@ -53,18 +52,15 @@ def resize(factory, media):
 
 
 def show_clock(factory, media):
-    """Push images of the time, until the media ends."""
-    source = media.get_element().get_by_name("clock")
+    """Make images of the time."""
 
-    def push():
-        flow = Gst.FlowReturn.OK
-        while flow == Gst.FlowReturn.OK:
-            bits = [int(1000 * time.monotonic()) >> bit & 1 for bit in range(32)]
-            image = np.kron(np.reshape(bits, (4, 8)), np.full((60, 40), 255)).astype(np.uint8)
-            flow = source.emit("push-buffer", Gst.Buffer.new_wrapped(image.tobytes()))
-            time.sleep(1 / 15)
+    def push(source, _):
+        time.sleep(1 / 15)
+        bits = [int(1000 * time.monotonic()) >> bit & 1 for bit in range(32)]
+        image = np.kron(np.reshape(bits, (4, 8)), np.full((60, 40), 255)).astype(np.uint8)
+        source.emit("push-buffer", Gst.Buffer.new_wrapped(image.tobytes()))
 
-    threading.Thread(target=push, daemon=True).start()
+    media.get_element().get_by_name("clock").connect("need-data", push)
 
 
 def serve(port, paths, password=None):
