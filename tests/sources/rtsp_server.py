@@ -30,8 +30,8 @@ PATHS = {
         f"{H264} ! {PAY} name=pay0 )"
     ),
     "/clock": (
-        "( appsrc name=clock max-buffers=1 is-live=true do-timestamp=true format=time caps=video/x-raw,"
-        f"format=GRAY8,width=320,height=240,framerate=15/1 ! videoconvert ! {H264} ! {PAY} "
+        "( appsrc name=clock max-buffers=1 is-live=true do-timestamp=true format=time "
+        f"caps=video/x-raw,format=GRAY8,width=320,height=240,framerate=15/1 ! videoconvert ! {H264} ! {PAY} "
         "name=pay0 )"
     ),
 }
