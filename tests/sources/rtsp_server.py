@@ -31,8 +31,8 @@ PATHS = {
     ),
     "/clock": (
         "( appsrc name=clock max-buffers=1 is-live=true do-timestamp=true format=time "
-        f"caps=video/x-raw,format=GRAY8,width=320,height=240,framerate=15/1 ! videoconvert ! {H264} ! {PAY} "
-        "name=pay0 )"
+        "caps=video/x-raw,format=GRAY8,width=320,height=240,framerate=15/1 ! videoconvert ! "
+        f"{H264} ! {PAY} name=pay0 )"
     ),
 }
 
