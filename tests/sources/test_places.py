@@ -92,6 +92,8 @@ def test_hosts_that_are_not_there(monkeypatch):
         port = one.getsockname()[1]
     found = refusal(f"rtsp://127.0.0.1:{port}/a", 5, with_password=False)
     assert found == f"127.0.0.1 is there, but nothing listens at port {port}: check the port"
+    found = refusal("rtsp://a..b/x", 5, with_password=False)
+    assert found.startswith("the host name a..b is not known")
     for error, message in (
         (socket.gaierror(-2, "Name or service not known"), "the host name cam.lan is not known"),
         (TimeoutError("timed out"), "cam.lan does not answer at port 554"),

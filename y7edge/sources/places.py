@@ -76,7 +76,7 @@ def refusal(plain: str, timeout: float, *, with_password: bool) -> str:
     port = parts.port or _PORTS[scheme]
     try:
         connection = socket.create_connection((host, port), timeout)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # UnicodeError: a name such as "a..b"
         return f"the host name {host} is not known: check it, and the connection to the network"
     except ConnectionRefusedError:
         return f"{host} is there, but nothing listens at port {port}: check the port"
