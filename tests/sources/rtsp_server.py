@@ -1,12 +1,15 @@
 """Two RTSP servers on loopback: ``python rtsp_server.py PORT``; 0: any port. Prints both ports.
 
 Paths: /h264, /mjpeg, /sound (H.264 with a sound track, which comes first), /resize (320x240, after
-20 frames 640x480). The second server has /h264 for the user "robot" with password "p@ss word".
+20 frames 640x480), /clock (each image shows ``time.monotonic()`` in ms, as 4 rows of 8 bits, the
+lowest first). The second server has /h264 for the user "robot" with password "p@ss word".
 """
 
 import sys
+import time
 
 import gi
+import numpy as np
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
@@ -26,6 +29,11 @@ PATHS = {
         f"( {CAMERA} ! videoscale ! capsfilter name=size caps=video/x-raw,width=320,height=240 ! "
         f"{H264} ! {PAY} name=pay0 )"
     ),
+    "/clock": (
+        "( appsrc name=clock max-buffers=1 is-live=true do-timestamp=true format=time "
+        "caps=video/x-raw,format=GRAY8,width=320,height=240,framerate=15/1 ! videoconvert ! "
+        f"{H264} ! {PAY} name=pay0 )"
+    ),
 }
 
 
@@ -41,6 +49,18 @@ def resize(factory, media):
         return Gst.PadProbeReturn.OK
 
     size.get_static_pad("src").add_probe(Gst.PadProbeType.BUFFER, on_buffer)
+
+
+def show_clock(factory, media):
+    """Make images of the time."""
+
+    def push(source, _):
+        time.sleep(1 / 15)
+        bits = [int(1000 * time.monotonic()) >> bit & 1 for bit in range(32)]
+        image = np.kron(np.reshape(bits, (4, 8)), np.full((60, 40), 255)).astype(np.uint8)
+        source.emit("push-buffer", Gst.Buffer.new_wrapped(image.tobytes()))
+
+    media.get_element().get_by_name("clock").connect("need-data", push)
 
 
 def serve(port, paths, password=None):
@@ -65,6 +85,8 @@ def serve(port, paths, password=None):
             factory.set_permissions(permissions)
         if path == "/resize":
             factory.connect("media-configure", resize)
+        if path == "/clock":
+            factory.connect("media-configure", show_clock)
         server.get_mount_points().add_factory(path, factory)
     if not server.attach(None):
         sys.exit(f"port {port} is in use")

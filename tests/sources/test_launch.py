@@ -153,15 +153,20 @@ def test_a_missing_decoder_is_replaced():
 @pytest.mark.parametrize(
     ("scheme", "element", "message"),
     [
-        ("csi", "nvarguscamerasrc", "csi:// needs nvarguscamerasrc of JetPack"),
+        ("csi", "nvarguscamerasrc", "csi:// is the camera connector of a Jetson"),
         ("v4l2", "v4l2src", "no v4l2src here: sudo apt install gstreamer1.0-plugins-good"),
         ("rtsp", "decodebin", "no decodebin here: sudo apt install gstreamer1.0-plugins-base"),
     ],
 )
-def test_a_missing_element_is_named_with_its_package(scheme, element, message):
+def test_a_missing_element_is_named_with_its_package(monkeypatch, scheme, element, message):
+    monkeypatch.setattr(module.jetson, "find", lambda: None)
     place = {"csi": "0", "v4l2": "0", "rtsp": "h/x"}[scheme]
     with pytest.raises(RuntimeMissing, match=message):
         text(scheme, place, lambda name, _=None: name != element)
+    if scheme == "csi":
+        monkeypatch.setattr(module.jetson, "find", lambda: object())
+        with pytest.raises(RuntimeMissing, match="needs nvarguscamerasrc of JetPack"):
+            text(scheme, place, lambda name, _=None: name != element)
 
 
 def test_a_property_that_this_release_lacks():
@@ -230,14 +235,21 @@ def test_gstreamer_is_chosen_if_it_is_usable(monkeypatch):
 
 def test_opencv_is_chosen_without_gstreamer(monkeypatch):
     monkeypatch.setattr(module, "gstreamer_problem", lambda: "PyGObject is not installed: x")
+    monkeypatch.setattr(module.jetson, "find", lambda: None)
     kind, options = choose("rtsp", "h/x", {"transport": "udp", "format": "bgr"})
     assert kind == "video_capture"
     assert options["options"] == {"transport": "udp", "format": "bgr"}
     assert options["why"] == "PyGObject is not installed: x"
     for scheme, place, given, kind, message in (
-        ("csi", "0", {}, RuntimeMissing, "csi:// needs GStreamer: PyGObject"),
+        ("csi", "0", {}, RuntimeMissing, "camera connector of a Jetson, and this machine is not"),
         ("v4l2", "0", {"backend": "gstreamer"}, RuntimeMissing, "with GStreamer: PyGObject"),
         ("rtsp", "h/x", {"latency": 5}, ConfigError, "no option latency without GStreamer: PyG"),
+        *(
+            ("rtsp", "h/x", {name: 320}, ConfigError, f"no option {name} without GStreamer")
+            for name in ("width", "height", "rate")
+        ),
+        ("http", "h/x", {"fps": 5}, ConfigError, "http:// has no option rate without GStreamer"),
+        ("rtsp", "h/x", {"codec": "mjpeg"}, ConfigError, "no option codec without GStreamer"),
         ("rtsp", "h/x", {"format": "nv12"}, ConfigError, "no option format without GStreamer"),
         ("v4l2", "0", {"codec": "h264"}, ConfigError, "codec=h264 needs GStreamer"),
         ("v4l2", "0", {"backend": "ffmpeg"}, ConfigError, "option backend is 'ffmpeg'"),
@@ -245,6 +257,9 @@ def test_opencv_is_chosen_without_gstreamer(monkeypatch):
         with pytest.raises(kind, match=message):
             choose(scheme, place, given)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(module.jetson, "find", lambda: object())
+    with pytest.raises(RuntimeMissing, match="csi:// needs GStreamer: PyGObject"):
+        choose("csi", "0", {})
     with pytest.raises(RuntimeMissing, match=r"or OpenCV: pip install \"y7edge\[opencv\]\""):
         choose("rtsp", "h/x", {})
 

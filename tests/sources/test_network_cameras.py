@@ -18,6 +18,7 @@ except ValueError:
     pytest.skip("gir1.2-gst-rtsp-server-1.0 is not installed", allow_module_level=True)
 
 from y7edge.errors import SourceError, SourceTimeout  # noqa: E402
+from y7edge.sources import launch  # noqa: E402
 from y7edge.sources.uri import open_source  # noqa: E402
 
 
@@ -28,6 +29,22 @@ def next_frame(source, seconds=60.0):
             return source.read(0.5)
         except SourceTimeout:
             assert time.monotonic() < end, source.status
+
+
+def test_opencv_instead_of_gstreamer_is_said_once(monkeypatch, caplog):
+    with http_server() as port:
+        uri = f"http://me:secret@127.0.0.1:{port}/a.mjpg"
+        with open_source(uri, backend="opencv") as source:
+            next_frame(source)
+        assert not caplog.records
+        monkeypatch.setattr(launch, "gstreamer_problem", lambda: "PyGObject is not installed: x")
+        with open_source(uri) as source:
+            assert next_frame(source).rate is None
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.name == "y7edge.sources" and record.getMessage() == (
+        f"http://127.0.0.1:{port}/a.mjpg: opened with OpenCV, so timestamps are arrival times, not "
+        "capture times; for GStreamer: PyGObject is not installed: x"
+    )
 
 
 @pytest.mark.parametrize("backend", ["gstreamer", "opencv"])

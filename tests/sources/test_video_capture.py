@@ -203,8 +203,40 @@ def test_options_of_ffmpeg_are_set_for_one_call(monkeypatch):
     monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "mine;1")
     with pytest.raises(SourceError, match="stop"):
         grabber({"scheme": "rtsp", "place": "u:p%40@h/x", "options": {"timeout": 2}})
-    assert seen["options"] == "rtsp_transport;tcp" and seen["url"] == "rtsp://u:p%40@h/x"
+    assert (
+        seen["options"] == "fpsprobesize;0|rtsp_transport;tcp"
+        and seen["url"] == "rtsp://u:p%40@h/x"
+    )
     assert seen["settings"] == [
-        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 2000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 2000)
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 2000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 2000),
+        *(cv2.CAP_PROP_N_THREADS, 2),
     ]
     assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "mine;1"
+
+
+def held(arrivals, positions, began=0.0, rate=15):
+    backlog = video_capture._Backlog(began, rate)
+    return [backlog.hold(now, at) for now, at in zip(arrivals, positions, strict=True)]
+
+
+def test_frames_that_come_faster_than_the_camera_makes_them_are_old():
+    # What FFmpeg delivers after 1.9 s of opening: 27 frames in 13 ms, then one every 67 ms.
+    arrivals = [10 + 0.0005 * n for n in range(27)] + [10.013 + n / 15 for n in range(1, 20)]
+    positions = [n / 15 for n in range(46)]
+    holds = held(arrivals, positions, began=8.1)
+    assert all(0.04 < hold < 0.06 for hold in holds[:27]) and not any(holds[27:])
+    # The process is paused for a second.
+    arrivals += [12.3 + 0.0005 * n for n in range(14)] + [12.307 + n / 15 for n in range(1, 5)]
+    positions += [(46 + n) / 15 for n in range(18)]
+    holds = held(arrivals, positions, began=8.1)[46:]
+    assert all(0.04 < hold < 0.06 for hold in holds[:13]) and not any(holds[14:])
+
+
+@pytest.mark.parametrize("rate", [0.2, 1, 10, 24, 35, 60, 120])
+def test_rates_that_differ_from_the_stated_one(rate):
+    """Motion JPEG over HTTP: FFmpeg's positions are those of 25 frames per second."""
+    arrivals = [5 + n / rate for n in range(400)]
+    holds = held(arrivals, [0.04 * n for n in range(400)], began=4.5, rate=None)
+    late = [now for now, hold in zip(arrivals, holds, strict=True) if hold > 1 / rate]
+    assert all(now < 7.1 for now in late) and max(holds) <= 0.1
+    assert rate < 10 or not any(holds[100:])

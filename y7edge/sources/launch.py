@@ -17,6 +17,7 @@ from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any
 
+from y7edge import jetson
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
 from y7edge.sources.devices import device
 from y7edge.sources.options import FLIPS, SCHEMES, check_options, option_name
@@ -44,6 +45,10 @@ _PROPERTIES = {  # of nvarguscamerasrc, whose names differ between releases only
 JETSON = ("nvarguscamerasrc", "nvvidconv", "nvjpegdec", "nvv4l2decoder")
 """Elements that only a Jetson has."""
 
+_NO_JETSON = (
+    "csi:// is the camera connector of a Jetson, and this machine is not one: a USB camera is "
+    "/dev/video0, the camera of a Raspberry Pi is gst://libcamerasrc"
+)
 ELEMENTS = (
     *("videoconvert", "videoscale", "videorate", "videoflip", "decodebin"),
     *("v4l2src", "jpegdec", "rtspsrc", "udpsrc", "souphttpsrc", "multipartdemux"),
@@ -51,8 +56,9 @@ ELEMENTS = (
 )
 """Elements for cameras and the usual streams; others are for rarer codecs."""
 
-# Options that OpenCV has.
-_OPENCV = {"width", "height", "rate", "flip", "codec", "transport", "timeout"}
+# Options that have an effect with OpenCV.
+_OPENCV = {"v4l2": {"width", "height", "rate", "flip", "codec"}}
+_OPENCV_STREAMS = {"flip", "transport", "timeout"}
 # Package of Debian and Ubuntu for an element; the first match counts.
 _PACKAGES = (
     (r"nv.*", "nvidia-l4t-gstreamer"),
@@ -173,11 +179,11 @@ def choose(scheme: str, place: str, options: Mapping[str, Any]) -> tuple[str, di
             raise RuntimeMissing(f"{scheme}:// with GStreamer: {lacking}")
         return "appsink", {**asked, "options": kept}
     why = lacking or "backend=opencv"
+    if scheme == "csi" and jetson.find() is None:
+        raise RuntimeMissing(_NO_JETSON)
     if scheme not in ("v4l2", "rtsp", "http", "https"):
         raise RuntimeMissing(f"{scheme}:// needs GStreamer: {why}")
-    others = sorted(
-        set(values) - {"width", "height", "rate", "flip", "codec", "transport", "timeout"}
-    )
+    others = sorted(set(values) - _OPENCV.get(scheme, _OPENCV_STREAMS))
     if values.get("format") == "bgr":
         others.remove("format")
     if others:
@@ -197,8 +203,10 @@ def gstreamer_problem() -> str | None:
         import gi
     except ImportError:
         return (
-            'PyGObject is not installed: pip install "y7edge[camera]", or a virtual environment '
-            "with --system-site-packages and sudo apt install python3-gi"
+            "PyGObject is not installed: sudo apt install python3-gi "
+            "gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-bad "
+            "gstreamer1.0-libav, and a virtual environment with --system-site-packages; or pip "
+            'install "PyGObject<3.52", which needs headers'
         )
     for namespace, package in (
         ("Gst", "gir1.2-gstreamer-1.0"),
@@ -214,9 +222,11 @@ def gstreamer_problem() -> str | None:
 def _csi(_: str, place: str, values: Mapping[str, Any], has: Has) -> Launch:
     """NVIDIA's ISP; the mode of the sensor is chosen by the driver unless the user names one."""
     if not has("nvarguscamerasrc", None):
+        if jetson.find() is None:
+            raise RuntimeMissing(_NO_JETSON)
         raise RuntimeMissing(
-            "csi:// needs nvarguscamerasrc of JetPack (sudo apt install nvidia-l4t-gstreamer), "
-            "which GStreamer does not find here; other boards: gst://libcamerasrc, v4l2:///dev/video0"
+            "csi:// needs nvarguscamerasrc of JetPack, which GStreamer does not find here: sudo "
+            "apt install nvidia-l4t-gstreamer"
         )
     _need(has, "nvvidconv")
     settings = [f"sensor-id={int(place or 0)}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from y7edge.errors import SourceError
 from y7edge.sources.address import SHARED, Address, Option, parse
 from y7edge.sources.base import Source
 
+_log = logging.getLogger("y7edge.sources")
 _TESTS = ("pattern", "scenes")
 
 
@@ -70,6 +72,14 @@ def _camera(address: Address) -> Source:
             hint = nearest(address.place, [f"test://{name}" for name in _TESTS])
             raise SourceError(f"{address.name}: unknown test source{hint}")
         return Camera(address.name, address.place, own, **shared)
-    rate = check(address.scheme, address.place, own).get("rate")
+    values = check(address.scheme, address.place, own)
     kind, chosen = choose(address.scheme, address.place, own)
-    return Camera(address.name, kind, chosen, rate=None if rate is None else float(rate), **shared)
+    rate = float(values["rate"]) if "rate" in values else None
+    camera = Camera(address.name, kind, chosen, rate=rate, **shared)
+    if kind == "video_capture" and values.get("backend", "auto") == "auto":
+        _log.warning(
+            "%s: opened with OpenCV, so timestamps are arrival times, not capture times; for "
+            "GStreamer: %s",
+            *(address.name, chosen["why"]),
+        )
+    return camera

@@ -1,12 +1,14 @@
 """Capture with OpenCV: V4L2 cameras, and RTSP and HTTP streams through FFmpeg.
 
-For machines without GStreamer. OpenCV has no capture time: the time of a frame is its arrival. A
-thread reads, because a call of OpenCV may block for longer than a grabber may wait.
+For machines without GStreamer. OpenCV has no capture time: the time of a frame is its arrival. So
+frames that FFmpeg, the driver or the network kept while nothing read are dropped. A thread reads,
+because a call of OpenCV may block for longer than a grabber may wait.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -25,11 +27,15 @@ from y7edge.sources.base import Captured
 from y7edge.sources.devices import check_device, device, formats_of, is_bayer, usual_codec
 from y7edge.sources.launch import RATE, SIZE, TIMEOUT_S, check
 from y7edge.sources.options import FLIPS
-from y7edge.sources.places import url
+from y7edge.sources.places import refusal, url
 
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _CLOSE_S = 1.0
 _CODES = {"mjpeg": "MJPG", "raw": "YUYV"}
+# FFmpeg's decoders return a frame after as many further ones as there are further threads.
+_THREADS = 2
+_GUESS = 25.0  # frames per second, for streams over HTTP that do not state a rate
+_REFUSAL_S = 2.0
 
 
 def grabber(options: Mapping[str, Any]) -> Capture:
@@ -57,6 +63,7 @@ class Capture:
     def __init__(self, scheme: str, place: str, options: Mapping[str, Any], why: str) -> None:
         """Open the camera, and start to read."""
         values = check(scheme, place, options)
+        began = time.monotonic()
         self._flip = FLIPS.index(values.get("flip", "none"))
         self._scheme, self._place = scheme, place
         if scheme == "v4l2":
@@ -69,9 +76,12 @@ class Capture:
             name = f"{plain} with FFmpeg"
         self.detail = f"{name} (not GStreamer: {why})"
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self._rate = rate if 0 < rate < 1000 else None
+        guessed = scheme in ("http", "https") and rate == _GUESS
+        self._rate = rate if 0 < rate < 1000 and not guessed else None
+        self._backlog = _Backlog(began, self._rate)
         self._changed = threading.Condition()
         self._newest: tuple[NDArray[np.uint8], int] | None = None
+        self._due = math.inf  # time.monotonic() at which the newest frame may be returned
         self._skipped = 0
         self._problem: str | None = None
         self._stopped = False
@@ -81,22 +91,25 @@ class Capture:
     def grab(self, timeout: float) -> Captured | None:
         """Return the newest frame.
 
+        After opening and after a pause, it waits until frames come no faster than the camera makes
+        them: those before are old.
+
         Raises:
             SourceTimeout: there was no new frame within ``timeout`` seconds.
             SourceError: the camera or stream failed, or ended.
         """
+        end = time.monotonic() + timeout
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._newest is not None or self._problem or self._stopped, timeout
-            )
+            while (now := time.monotonic()) < self._due and not self._problem and not self._stopped:
+                if now >= end:
+                    raise SourceTimeout(f"no frame within {timeout:g} s")
+                self._changed.wait(min(self._due, end) - now)
             if self._newest is None:
                 if self._problem is not None:
                     raise SourceError(self._problem)
-                if self._stopped:
-                    return None
-                raise SourceTimeout(f"no frame within {timeout:g} s")
+                return None
             (image, captured), skipped = self._newest, self._skipped
-            self._newest, self._skipped = None, 0
+            self._newest, self._skipped, self._due = None, 0, math.inf
         image = _flipped(image, self._flip)
         height, width = image.shape[:2]
         plane = image.reshape(height, 3 * width)
@@ -121,9 +134,13 @@ class Capture:
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                     problem = f"OpenCV returned an image of {image.dtype} {image.shape}"
                     break
+                hold = self._backlog.hold(
+                    captured / 1e9, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+                )
                 with self._changed:
                     self._skipped += self._newest is not None
                     self._newest = np.asarray(image, np.uint8), captured
+                    self._due = captured / 1e9 + hold
                     self._changed.notify_all()
         except cv2.error as error:
             problem = f"OpenCV failed: {error}"
@@ -133,6 +150,55 @@ class Capture:
                 known = advice(self._scheme, self._place, "read")
                 self._problem = f"{problem}: {known}" if known else problem
                 self._changed.notify_all()
+
+
+class _Backlog:
+    """Tells old frames, which something kept while nothing read, from new ones.
+
+    Old frames come faster than the camera made them. A frame is new if no other one follows within
+    a large part of a frame interval; until there is such a frame, each is held for that time.
+
+    Args:
+        began: when the opening began, in seconds of ``time.monotonic()``.
+        rate: frames per second that the source states.
+    """
+
+    _PART, _LONGEST_S = 0.75, 0.1  # of an interval, for which a frame is held
+    _PAUSE_S, _INTERVALS = 0.25, 3  # a longer gap between frames may have made others old
+    _LONGEST_BEHIND_S = 2.0  # for which frames are held
+
+    def __init__(self, began: float, rate: float | None) -> None:
+        self._began, self._first, self._frames = began, began, 0
+        self._interval = 1 / (rate or _GUESS)
+        self._last = math.inf  # no gap before the first frame
+        self._position = 0.0
+        self._behind = True
+
+    def hold(self, now: float, position: float) -> float:
+        """Return for how long to wait for a newer frame, in seconds.
+
+        Args:
+            now: when the frame came, in seconds of ``time.monotonic()``.
+            position: time of the frame in the stream, in seconds; not used if it does not advance.
+        """
+        gap = now - self._last
+        if 0 < position - self._position < 10:
+            self._interval = position - self._position
+        hold = min(self._PART * self._interval, self._LONGEST_S)
+        if gap > max(self._PAUSE_S, self._INTERVALS * self._interval):
+            self._began, self._frames, self._behind = self._last, 0, True
+        elif gap >= hold:
+            self._behind = False
+        if not self._frames:
+            self._first = now
+        self._last, self._position = now, position
+        self._frames += 1
+        # As many frames as the camera can have made since. A camera may be faster than it states,
+        # and over HTTP, FFmpeg counts 25 frames per second: then no frame would ever seem new.
+        since = now - self._began
+        if self._frames * self._interval > since or now - self._first > self._LONGEST_BEHIND_S:
+            self._behind = False
+        return hold if self._behind else 0.0
 
 
 def video_backends() -> dict[str, bool]:
@@ -195,17 +261,19 @@ def _open_stream(
     settings = [
         *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds),
         *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds),
+        *(cv2.CAP_PROP_N_THREADS, _THREADS),
     ]
+    # Otherwise, FFmpeg reads 20 frames to find the rate. The codec is still probed.
+    ffmpeg = {"fpsprobesize": "0"}
     transport = values.get("transport", "tcp")
-    ffmpeg = {} if transport == "auto" or scheme != "rtsp" else {"rtsp_transport": transport}
+    if transport != "auto" and scheme == "rtsp":
+        ffmpeg["rtsp_transport"] = transport
     with _environment(_FFMPEG_OPTIONS, "|".join(f"{k};{v}" for k, v in ffmpeg.items())):
         capture = cv2.VideoCapture(whole, cv2.CAP_FFMPEG, settings)
     if not capture.isOpened():
         capture.release()
-        raise SourceError(
-            f"the {scheme} stream cannot be opened: {advice(scheme, plain, 'open')}, user name, "
-            "password and path"
-        )
+        why = refusal(plain, _REFUSAL_S, with_password=bool(secrets))
+        raise SourceError(f"the {scheme} stream cannot be opened: {why}")
     return capture, plain
 
 
