@@ -620,3 +620,48 @@ def test_percentiles_of_the_newest_ages():
 def test_the_stream_is_a_class_of_the_package():
     detector, _ = detector_over()
     assert isinstance(detector.stream([WHITE]), Stream)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_stream_that_may_wait_only_for_some_time(count):
+    detector, _ = detector_over()
+    cameras = [Interrupted(f"cam {number}") for number in range(count)]
+    with detector.stream(cameras if count > 1 else cameras[0], wait=0.2) as stream:
+        next(stream)
+        for camera in cameras:
+            camera.silent.set()
+        wait_until_silent(stream)
+        started = time.monotonic()
+        with pytest.raises(SourceTimeout, match=r"cam 0.*there was no frame within 0.2 s"):
+            next(stream)
+        assert 0.2 <= time.monotonic() - started < 10
+        for camera in cameras:
+            camera.silent.clear()
+        next(stream)  # the stream was not closed
+
+
+class Interrupted(Camera):
+    """A camera that is silent at times."""
+
+    def __init__(self, name) -> None:
+        super().__init__(name)
+        self.silent = threading.Event()
+
+    def read(self, timeout=None):
+        if self.silent.is_set():
+            time.sleep(timeout or 0)
+            raise SourceTimeout(f"{self.name}: no frame")
+        return super().read(timeout)
+
+
+def wait_until_silent(stream):
+    with pytest.raises(SourceTimeout):
+        while True:
+            next(stream)
+
+
+@pytest.mark.parametrize("wait", [0, -1, float("nan"), "1", True])
+def test_times_to_wait_are_positive(wait):
+    detector, _ = detector_over()
+    with pytest.raises(ConfigError, match=r"wait is .*, expected a number of seconds above 0"):
+        detector.stream(Camera(), wait=wait)

@@ -288,7 +288,12 @@ class Detector:
         return self._detect(given_batch(frames, color, origins), self._criteria, roi)
 
     def stream(
-        self, source: Streamed, *, roi: Roi | None = None, **options: str | int | float
+        self,
+        source: Streamed,
+        *,
+        roi: Roi | None = None,
+        wait: float | None = None,
+        **options: str | int | float,
     ) -> Stream:
         """Detect in the frames of a camera, stream, video or folder, or of several at once.
 
@@ -305,6 +310,9 @@ class Detector:
             source: a URI, path or number as for ``open_source``; an open ``Source``, which stays
                 open; a list of these; or an iterable of frames or BGR arrays.
             roi: region of interest of all frames, as for a call.
+            wait: seconds after which ``next(stream)`` raises SourceTimeout if there is no frame, so
+                that a robot can stop; the following call waits again. None: wait without limit
+                while a source is opened again.
             options: options for ``open_source``.
 
         Returns:
@@ -318,7 +326,7 @@ class Detector:
         """
         detect = partial(self.batch, roi=roi)
         levels = self._manifest.input.levels
-        return Stream(source, options, detect, self._inference.batch, levels)
+        return Stream(source, options, detect, self._inference.batch, wait, levels)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
         """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP.

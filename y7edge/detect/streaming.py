@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import threading
 import time
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from y7edge.detect.ages import Ages
 from y7edge.detect.detections import Detections
+from y7edge.detect.submission import check_timeout
 from y7edge.errors import ConfigError, SourceError, SourceSkipped, SourceTimeout, Y7EdgeError
 from y7edge.frames import Frame
 from y7edge.sources.base import Source, Status
@@ -54,6 +56,7 @@ class Stream:
         options: options of the sources that are opened here.
         detect: detects in a list of frames.
         most: largest number of frames for ``detect``.
+        wait: seconds to wait for a frame; None: as long as no source has ended or failed.
         levels: of the model, for files of 16-bit images.
 
     Raises:
@@ -67,6 +70,7 @@ class Stream:
         options: Mapping[str, Any],
         detect: Callable[[Sequence[Frame]], list[Detections]],
         most: int = 1,
+        wait: float | None = None,
         levels: tuple[int, int] | None = None,
     ) -> None:
         from y7edge.sources.files import use_levels
@@ -75,6 +79,7 @@ class Stream:
         for one in self._inputs:
             use_levels(one.source, levels)
         self._detect, self._most = detect, most
+        self._wait = None if wait is None else check_timeout(wait, "wait")
         self._results: deque[tuple[Frame, Detections]] = deque()
         self._ages = {one.name: Ages() for one in self._inputs}
         single = len(self._inputs) == 1
@@ -91,6 +96,7 @@ class Stream:
         """Detect in the newest frame, or in those of several sources; return the next result.
 
         Raises:
+            SourceTimeout: there was no frame within ``wait``; the next call waits again.
             SourceError: a single source failed; of several, one failed and all others have ended.
             DetectorClosed, DeviceError, DataError: as for a call of the detector.
         """
@@ -99,6 +105,8 @@ class Stream:
                 self._fill()
             if self._results and self._close.alive:
                 return self._results.popleft()
+        except SourceTimeout:  # the stream is as it was
+            raise
         except BaseException:
             self.close()
             raise
@@ -107,7 +115,7 @@ class Stream:
 
     def _fill(self) -> None:
         """Detect in the frames that are ready, and measure their ages."""
-        taken = self._reader.take(self._most)
+        taken = self._reader.take(self._most, self._wait)
         if not taken:
             return
         found = self._detect([frame for _, frame in taken])
@@ -158,12 +166,19 @@ class _Input:
     ended: bool = False
     error: Y7EdgeError | None = None
 
-    def read(self, stopped: Callable[[], bool]) -> Frame | None:
-        """Return the next frame; None at the end, or once ``stopped`` returns True."""
+    def read(self, stopped: Callable[[], bool], wait: float | None = None) -> Frame | None:
+        """Return the next frame; None at the end, or once ``stopped`` returns True.
+
+        Raises:
+            SourceTimeout: there was no frame within ``wait`` seconds.
+        """
+        end = math.inf if wait is None else time.monotonic() + wait
         while not stopped():
             try:
-                frame = self.source.read(_POLL)
+                frame = self.source.read(max(0.0, min(_POLL, end - time.monotonic())))
             except SourceTimeout:
+                if time.monotonic() >= end:
+                    raise SourceTimeout(_no_frame(self.name, self.status, wait)) from None
                 continue
             except SourceSkipped as error:
                 _log.warning("%s", error)  # the next frame follows
@@ -206,6 +221,11 @@ class _Input:
         return replace(status, state="ended") if self.ended else status
 
 
+def _no_frame(name: str, status: Status, wait: float | None) -> str:
+    why = f" ({status.problem})" if status.problem and status.state != "running" else ""
+    return f"{name}: there was no frame within {wait:g} s{why}"
+
+
 class _Single:
     """Reads one source in the thread of the caller."""
 
@@ -213,11 +233,13 @@ class _Single:
         self._only = only
         self._closed = threading.Event()
 
-    def take(self, most: int) -> list[tuple[str, Frame]]:
+    def take(self, most: int, wait: float | None) -> list[tuple[str, Frame]]:
         """Return the next frame and the name of its source; nothing at the end."""
         only = self._only
         try:
-            only.frame = only.read(self._closed.is_set)
+            only.frame = only.read(self._closed.is_set, wait)
+        except SourceTimeout:
+            raise
         except Y7EdgeError as error:
             only.error = error
             raise
@@ -249,17 +271,25 @@ class _Several:
         for thread in self._threads:
             thread.start()
 
-    def take(self, most: int) -> list[tuple[str, Frame]]:
+    def take(self, most: int, wait: float | None) -> list[tuple[str, Frame]]:
         """Wait for frames; return at most ``most`` with the names of their sources.
 
         Frames of different sources are in the order of their capture, if that is known. The list is
         empty at the end.
+
+        Raises:
+            SourceTimeout: there was no frame of any source within ``wait`` seconds.
         """
+        end = None if wait is None else time.monotonic() + wait
         with self._changed:
             while not (ready := [one for one in self._turns if one.frame is not None]):
                 if self._closed or self._is_over():
                     return []
-                self._changed.wait()
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    names = ", ".join(one.name for one in self._turns if not one.ended)
+                    raise SourceTimeout(f"{names}: there was no frame within {wait:g} s")
+                self._changed.wait(left)
             if self._fault is not None:
                 raise self._fault
             chosen = ready[:most]

@@ -28,11 +28,11 @@ _REASONS = {
 T = TypeVar("T")
 
 
-def check_timeout(timeout: float) -> float:
+def check_timeout(timeout: float, name: str = "timeout") -> float:
     """Return ``timeout``, in seconds; raise ConfigError if it is not a positive number."""
     real = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
     if not (real and 0 < timeout < threading.TIMEOUT_MAX):
-        raise ConfigError(f"timeout is {timeout!r}, expected a number of seconds above 0")
+        raise ConfigError(f"{name} is {timeout!r}, expected a number of seconds above 0")
     return float(timeout)
 
 
