@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,27 @@ def test_a_viewer_with_many_mistakes_or_long_messages_is_closed(open_page):
     run(test)
 
 
+def test_a_viewer_that_floods_is_closed(open_page, capfd):
+    page = open_page()
+
+    async def test(client):
+        for kind in ("drawn", "ping"):
+            viewer = await Viewer.open(client, page)
+            with suppress(ConnectionError):
+                for _ in range(3000):
+                    await (viewer.ws.ping() if kind == "ping" else viewer.send(type=kind))
+            assert await closed(viewer) in (4004, 1006)
+            await until(lambda: page.server.viewers == 0)
+        viewer = await Viewer.open(client, page)
+        for _ in range(20):
+            await viewer.ws.ping()
+        await viewer.send(type="conf", value=0.5)
+        await viewer.status(lambda found: found["conf"] == 0.5)
+
+    run(test)
+    assert capfd.readouterr().err == ""
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
@@ -393,12 +415,52 @@ def test_a_viewer_that_is_gone_loses_its_place(open_page, monkeypatch):
 
 
 def test_a_connection_without_a_request_is_closed(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.3)
     page = open_page()
     for sent in (b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"):
         with socket.create_connection(("127.0.0.1", page.port), WAIT) as made:
             made.sendall(sent)
             assert made.recv(1) == b""
+
+
+def test_a_client_that_does_not_read_its_answers_is_closed(open_page, monkeypatch):
+    """Else 64 of them would keep all others out."""
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.5)
+    page = open_page()
+    many = b"GET /app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1000
+    made = []
+    for _ in range(64):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        one.settimeout(WAIT)
+        one.connect(("127.0.0.1", page.port))
+        with suppress(ConnectionError):
+            one.sendall(many)
+        made.append(one)
+    end = time.monotonic() + WAIT
+    while b"200 OK" not in _raw(page, _PLAIN):
+        assert time.monotonic() < end
+    for one in made:
+        one.close()
+
+
+def test_one_request_is_answered_per_connection(open_page):
+    page = open_page()
+    for path in ("/", "/missing", "/access", "/stream"):
+        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+        assert _raw(page, request * 3).count(b"HTTP/1.1 ") == 1
+
+
+def test_the_connection_of_a_viewer_stays_open(open_page, monkeypatch):
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.2)
+    page = open_page()
+
+    async def test(client):
+        viewer = await Viewer.open(client, page)
+        for _ in range(3):  # one per second, also without a change
+            await viewer.next("status")
+
+    run(test)
 
 
 def test_connections_are_bounded(open_page):
