@@ -22,6 +22,7 @@ ROW = {
     "state": "running",
     "problem": None,
     "rate": 29.6,
+    "silent": None,
     "stated_rate": 30.0,
     "results": 5,
     "frames": 7,

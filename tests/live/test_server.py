@@ -29,6 +29,11 @@ from y7edge.live import feed, server  # noqa: E402
 SECRET = "0123456789abcdef"
 WAIT = 30
 _PLAIN = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+_UPGRADE = (
+    b"GET /stream HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\n"
+)
+_KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 PAGE = Path(server.__file__).parent / "page"
 
 
@@ -486,8 +491,11 @@ def test_connections_are_bounded(open_page):
         b"GET / HTTP/9.9\r\n\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n",
+        _UPGRADE + b"Sec-WebSocket-Key: \xff\r\n\r\n",
+        _UPGRADE + b"Sec-WebSocket-Key: x\r\n\r\n",
+        _UPGRADE + _KEY + b"Sec-WebSocket-Protocol: \xff,,\r\n\r\n",
     ],
-    ids=["header", "path", "headers", "tls", "version", "length", "hosts"],
+    ids=range(10),
 )
 def test_malformed_requests_tell_nothing(open_page, request_, capfd):
     page = open_page()
@@ -499,6 +507,21 @@ def test_malformed_requests_tell_nothing(open_page, request_, capfd):
     assert len(answer) < 1500
     assert capfd.readouterr().err == ""
     assert b"200 OK" in _raw(page, _PLAIN)
+
+
+@pytest.mark.parametrize("frames", [b"", b"\xff" * 12, b"\x89\x80\0\0\0\0" * 400], ids=len)
+def test_viewers_that_vanish_are_not_reported(open_page, frames, capfd):
+    page = open_page()
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", page.port), WAIT) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            made.sendall(_UPGRADE + _KEY + b"\r\n" + frames)
+            made.recv(1)
+    end = time.monotonic() + WAIT
+    while page.server.viewers:
+        assert time.monotonic() < end
+    assert b"200 OK" in _raw(page, _PLAIN)
+    assert capfd.readouterr().err == ""
 
 
 def _raw(page, request_: bytes) -> bytes:

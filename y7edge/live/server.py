@@ -273,6 +273,8 @@ class Server:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if not self._is_allowed(request):
             raise web.HTTPUnauthorized(text="Open the address that the program has printed.\n")
+        if "Sec-WebSocket-Protocol" in request.headers:  # the page names none
+            raise web.HTTPBadRequest(text="invalid request\n")
         ws = web.WebSocketResponse(
             heartbeat=_PING_SECONDS,
             max_msg_size=_MAX_MESSAGE,
@@ -280,7 +282,10 @@ class Server:
             autoping=False,  # they are counted too
             timeout=_SHUTDOWN_SECONDS,
         )
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ValueError as error:  # of a key that is not ASCII
+            raise web.HTTPBadRequest(text="invalid request\n") from error
         connection = request.protocol
         assert isinstance(connection, _Connection)
         if len(self._viewers) >= self.limits.viewers:
@@ -466,7 +471,7 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer a malformed request without details; report errors of ours."""
-        if status < 500:
+        if status < 500 or isinstance(exc, ConnectionError):  # the client has gone
             response: web.StreamResponse = web.Response(status=status, text="invalid request\n")
             response.force_close()
         else:

@@ -24,6 +24,7 @@ let threshold = 0;
 let touched = -Infinity; // when the slider was moved
 let pending = null;
 let lost = ""; // why there is no connection
+const problems = { saving: "", image: "", message: "" }; // what the banner says
 const hidden = new Set(); // class ids without boxes
 
 // --- connection ---------------------------------------------------------------------------------
@@ -86,17 +87,35 @@ function receive(message) {
   if (message.type === "hello") {
     attempts = 0;
     lost = "";
-    hello = message;
-    source = Math.min(source, hello.sources.length - 1);
+    begin(message);
     showModel();
     watch();
   } else if (message.type === "status") {
     status = message;
     showStatus();
   } else if (message.type === "error") {
-    showBanner(message.message);
+    showBanner("message", message.message);
   }
   showState();
+}
+
+// The program may have been started again, with other cameras or another model.
+function begin(message) {
+  const same = (key) => hello && JSON.stringify(hello[key]) === JSON.stringify(message[key]);
+  if (!same("names")) hidden.clear();
+  if (!same("sources") || !same("names")) {
+    source = same("sources") ? source : 0;
+    forget();
+  }
+  hello = message;
+  status = null;
+  showBanner("message", "");
+}
+
+function forget() {
+  if (shown) shown.bitmap.close();
+  shown = null;
+  showImage();
 }
 
 async function receiveImage(data, from) {
@@ -114,8 +133,9 @@ async function receiveImage(data, from) {
     } else {
       bitmap.close();
     }
+    showBanner("image", "");
   } catch (error) {
-    showBanner(`An image cannot be shown: ${error.message}`);
+    showBanner("image", `An image cannot be shown: ${error.message}`);
   }
   if (from === socket) send({ type: "drawn" });
 }
@@ -227,9 +247,11 @@ function setText(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text; // or screen readers repeat it
 }
 
-function showBanner(text) {
-  $("banner").hidden = !text;
-  setText("banner", text);
+function showBanner(kind, text) {
+  problems[kind] = text;
+  const all = Object.values(problems).filter(Boolean).join("\n");
+  $("banner").hidden = !all;
+  setText("banner", all);
 }
 
 const STATES = {
@@ -247,6 +269,9 @@ function showState() {
   if (row && row.state !== "running") {
     [text, kind, message] = STATES[row.state] || [row.state, "warn", ""];
     if (row.problem) message = `${message}\n${row.problem}`;
+  } else if (row && row.silent) {
+    const seconds = row.silent.toFixed(0);
+    [text, kind, message] = ["no results", "bad", `No result for ${seconds} s. The model takes long or hangs.`];
   }
   if (paused) [text, kind, message] = ["paused", "", ""];
   if (!shown && !message) message = paused ? "Paused" : "Waiting for the first image";
@@ -333,7 +358,7 @@ function showStatus() {
     slider.value = String(status.conf);
     setThreshold(status.conf);
   }
-  if (status.problems.length) showBanner(`Not saved: ${status.problems.join("; ")}`);
+  showBanner("saving", status.problems.length ? `Not saved: ${status.problems.join("; ")}` : "");
   if (!row) return;
   setText("rate", row.rate.toFixed(1));
   setText("rate-more", row.stated_rate ? `of ${row.stated_rate.toFixed(0)}` : "");
@@ -365,7 +390,7 @@ function setThreshold(value) {
 $("conf").addEventListener("input", () => {
   const value = Number($("conf").value);
   touched = performance.now();
-  showBanner("");
+  showBanner("message", "");
   setThreshold(value);
   if (pending === null) {
     pending = setTimeout(() => {
@@ -388,9 +413,7 @@ $("pause").addEventListener("click", () => pause(!paused));
 
 $("source").addEventListener("change", () => {
   source = Number($("source").value);
-  if (shown) shown.bitmap.close();
-  shown = null;
-  showImage();
+  forget();
   if (status) showStatus();
   pause(false);
 });
