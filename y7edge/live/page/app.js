@@ -186,7 +186,8 @@ function draw(context, scale, unit, boxes) {
     const id = tracker === null ? "" : ` #${tracker}`;
     const name = nameOf(kind);
     const short = name.length > LONGEST_LABEL ? `${name.slice(0, LONGEST_LABEL - 1)}…` : name;
-    const text = `${short}${id} ${confidence.toFixed(2)}`;
+    // Isolated, so that a name written from right to left does not move the numbers.
+    const text = `\u2068${short}\u2069${id} ${confidence.toFixed(2)}`;
     const wide = context.measureText(text).width + 10 * unit;
     const high = font + 7 * unit;
     const labelX = Math.max(0, Math.min(x - 1.25 * unit, width * scale - wide));
@@ -271,7 +272,7 @@ function showState() {
     if (row.problem) message = `${message}\n${row.problem}`;
   } else if (row && row.silent) {
     const seconds = row.silent.toFixed(0);
-    [text, kind, message] = ["no results", "bad", `No result for ${seconds} s. The model takes long or hangs.`];
+    [text, kind, message] = ["no results", "bad", `No result for ${seconds} s. The model is slow, or does not respond.`];
   }
   if (paused) [text, kind, message] = ["paused", "", ""];
   if (!shown && !message) message = paused ? "Paused" : "Waiting for the first image";
