@@ -708,10 +708,11 @@ def test_a_frame_that_cannot_be_encoded_is_reported(open_page):
     async def test(client):
         viewer = await Viewer.open(client, page)
         await viewer.send(type="watch", source=0)
-        broken = np.zeros((4, 4, 2), np.uint8)
-        page.server.offer("cam", Frame(broken), Detections.empty((4, 4)))
-        assert "cannot be encoded" in (await viewer.next("image"))["problem"]
-        await viewer.send(type="drawn")
+        broken = Frame(np.zeros((4, 4, 2), np.uint8)), Frame(np.zeros((4, 4, 3), object))
+        for frame in broken:
+            page.server.offer("cam", frame, Detections.empty((4, 4)))
+            assert "cannot be encoded" in (await viewer.next("image"))["problem"]
+            await viewer.send(type="drawn")
         page.offer(5)
         assert (await viewer.next("image"))["frame"] == 5
 
