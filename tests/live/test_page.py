@@ -348,6 +348,20 @@ def test_a_killed_program(start, visit):
     _wait(page, lambda: page.inner_text("#state") == "live")
 
 
+def test_a_frozen_program(start, visit):
+    """The last image must not be called live, long before the connection is given up."""
+    program = start(SCENES, "--web", ":0")
+    page = visit(program.url)
+    _wait(page, lambda: page.inner_text("#state") == "live")
+    program.process.send_signal(signal.SIGSTOP)
+    try:
+        _wait(page, lambda: page.inner_text("#state") == "no answer")
+        assert "No message from the robot for" in page.inner_text("#message")
+    finally:
+        program.process.send_signal(signal.SIGCONT)
+    _wait(page, lambda: page.inner_text("#state") == "live")
+
+
 def test_a_token(start, visit, browser):
     secret = "0123456789abcdef"
     program = start(SCENES, "--web", ":0", "--token", secret)

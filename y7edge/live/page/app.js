@@ -2,7 +2,8 @@
 
 // The messages are described in y7edge/live/server.py.
 
-const SILENT_MS = 10000; // without any message: the network is gone
+const LATE_MS = 3000; // without any message, of which there is one per second: say so
+const SILENT_MS = 10000; // the network is gone: connect again
 const RETRY_MS = [500, 1000, 2000, 5000];
 const SEND_MS = 100; // between two changes of the threshold
 const LONGEST_LABEL = 24; // characters of a name in the image
@@ -81,6 +82,7 @@ setInterval(() => {
     silent.close();
     retry(0);
   }
+  if (hello) showState();
 }, 1000);
 
 function receive(message) {
@@ -276,6 +278,10 @@ function showState() {
   }
   if (paused) [text, kind, message] = ["paused", "", ""];
   if (!shown && !message) message = paused ? "Paused" : "Waiting for the first image";
+  const late = performance.now() - heard;
+  if (late > LATE_MS) {
+    [text, kind, message] = ["no answer", "warn", `No message from the robot for ${(late / 1000).toFixed(0)} s.`];
+  }
   if (lost) [text, kind, message] = ["reconnecting", "warn", lost];
   else if (!hello) [text, kind] = ["connecting", ""];
   setText("state", text);
