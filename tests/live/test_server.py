@@ -272,11 +272,10 @@ def _large(image):
 
 async def _deaf_viewer(page) -> socket.socket:
     """Open a WebSocket by hand, watch, and never read."""
-    made = socket.create_connection(("127.0.0.1", page.port))
-    made.sendall(
-        b"GET /stream HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-    )
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.connect(("127.0.0.1", page.port))
+    made.sendall(_UPGRADE + _KEY + b"\r\n")
     text = json.dumps({"type": "watch", "source": 0}).encode()
     made.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)  # masked with zeros
     return made
@@ -360,7 +359,7 @@ def test_a_viewer_that_floods_is_closed(open_page, capfd):
         for kind in ("drawn", "ping"):
             viewer = await Viewer.open(client, page)
             with suppress(ConnectionError):
-                for _ in range(3000):
+                for _ in range(20_000):
                     await (viewer.ws.ping() if kind == "ping" else viewer.send(type=kind))
             assert await closed(viewer) in (4004, 1006)
             await until(lambda: page.server.viewers == 0)
@@ -407,13 +406,23 @@ def test_a_viewer_that_stops_drawing_loses_its_place(open_page, monkeypatch):
 
 
 def test_a_viewer_that_is_gone_loses_its_place(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_PING_SECONDS", 0.2)
-    page = open_page()
+    """And its connection, although there are data that it has not read."""
+    monkeypatch.setattr(server, "_PING_SECONDS", 1.0)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(server, "_MAX_CONNECTIONS", 1)
+    page = open_page(width=8192)
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
 
     async def test(_):
         gone = await _deaf_viewer(page)  # it answers no ping
-        await until(lambda: page.server.viewers == 1)
+        await until(lambda: page.server.watched == 1)
+        page.server.offer("cam", *_large(noise))
+        await until(lambda: page.server.encoded == 1)
         await until(lambda: page.server.viewers == 0)
+        end = time.monotonic() + WAIT
+        while b"200 OK" not in _raw(page, _PLAIN):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
         gone.close()
 
     run(test)
@@ -457,7 +466,7 @@ def test_one_request_is_answered_per_connection(open_page):
 
 
 def test_the_connection_of_a_viewer_stays_open(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 1.0)
     page = open_page()
 
     async def test(client):
