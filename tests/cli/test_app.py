@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -58,6 +59,18 @@ def test_a_request_to_stop_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> N
         assert main(["check"]) == 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_while_modules_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Importing:
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "y7edge.cli.app", Importing())
+    assert main(["check"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_message_of_several_lines_is_one(

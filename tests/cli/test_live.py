@@ -171,7 +171,7 @@ def _start(
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_a_summary(artifact_path, number):
     with _start(artifact_path, "--json") as process:
         assert process.stdout.readline().startswith("{")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ ROW = {
     "state": "running",
     "problem": None,
     "rate": 29.6,
+    "silent": None,
     "stated_rate": 30.0,
     "results": 5,
     "frames": 7,
@@ -65,8 +66,9 @@ def make_result(number: int = 0, size: tuple[int, int] = (320, 240), boxes: int 
 class Page:
     """A server, and what it was made of."""
 
-    def __init__(self, server: Any, threshold: Threshold, guard: Guard, rows: list[dict]) -> None:
-        self.server, self.threshold, self.guard, self.rows = server, threshold, guard, rows
+    def __init__(self, server: Any, threshold: Threshold, guard: Guard, facts: dict) -> None:
+        self.server, self.threshold, self.guard, self.facts = server, threshold, guard, facts
+        self.rows: list[dict] = facts["sources"]
 
     @property
     def url(self) -> str:
@@ -95,21 +97,23 @@ def open_page() -> Iterator[Callable[..., Page]]:
             token: str | None = None,
             sources: tuple[str, ...] = ("cam",),
             address: str = "127.0.0.1:0",
+            about: Mapping[str, Any] = ABOUT,
             **limits: Any,
         ) -> Page:
             place, threshold = Address.parse(address), Threshold(0.25, 0.05)
             guard = Guard(place, token)
             rows = [{**ROW, "name": name} for name in sources]
+            facts = {"sources": rows, "problems": [], "board": BOARD}
             server = Server(
                 place.listen(),
                 guard,
                 threshold,
-                ABOUT,
+                about,
                 list(sources),
-                lambda: {"sources": rows, "problems": [], "board": BOARD},
+                lambda: facts,
                 Limits(**{"rate": 100, **limits}),
             )
-            return Page(stack.enter_context(server), threshold, guard, rows)
+            return Page(stack.enter_context(server), threshold, guard, facts)
 
         yield start
 

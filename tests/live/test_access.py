@@ -141,6 +141,11 @@ def test_an_occupied_port():
     Address("127.0.0.1", port).listen().close()
 
 
+def test_an_address_of_another_machine():
+    with pytest.raises(ConfigError, match="not an address of this machine"):
+        Address("192.0.2.77", 0).listen()
+
+
 def test_an_unknown_host():
     with pytest.raises(ConfigError, match="unknown host"):
         Address("no-such-host.invalid", 0).listen()

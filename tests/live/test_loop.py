@@ -91,7 +91,8 @@ class Results:
     @property
     def status(self):
         state = "closed" if self.closed.is_set() else "running"
-        status = Status(state, "y7edge", "made", frames=9, dropped=4, reconnects=1, problem="x: y")
+        counts = {"frames": 9, "dropped": 4, "reconnects": 1}
+        status = Status(state, "y7edge", "made", **counts, problem="x:\x1b y")
         return dict.fromkeys(self.names, status)
 
     def __iter__(self):
@@ -194,14 +195,37 @@ def test_facts_and_summary():
     loop.start()
     assert loop.wait(WAIT)
     (row,) = loop.facts()
-    assert (row["name"], row["state"], row["problem"]) == ("cam", "running", "x: y")
+    assert (row["name"], row["state"], row["problem"]) == ("cam", "running", "x:\\x1b y")
     assert (row["results"], row["frames"], row["dropped"], row["reconnects"]) == (5, 9, 4, 1)
     assert 0 < row["rate"] < 101
     assert row["age"]["p99_ms"] == 7.0
     assert row["objects"] == {0: 2, 1: 1, 2: 1}
     (line,) = loop.summary()
     assert line.startswith("cam: 5 of 9 frames, 4 dropped, ")
-    assert "frame age 7/7/7/7 ms (p50/p95/p99/max), 1 reconnect, last fault: x: y" in line
+    assert "frame age 7/7/7/7 ms (p50/p95/p99/max), 1 reconnect, last fault: x:\\x1b y" in line
+
+
+def test_the_rate_of_a_slow_model_and_of_one_that_hangs(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("y7edge.live.loop.time", SimpleNamespace(monotonic=lambda: now))
+    ticks = []
+
+    def tick(*_):
+        nonlocal now
+        ticks.append((loop.facts()[0]["rate"], loop.facts()[0]["silent"]))
+        now += 4
+
+    loop = Loop(Results(make_result(i) for i in range(4)), Threshold(0.25, 0.05))
+    loop.sinks.append(tick)
+    loop.start()
+    assert loop.wait(WAIT)
+    assert ticks == [(0.0, None), *[(0.25, None)] * 3]
+    row = loop.facts()[0]
+    assert (row["rate"], row["silent"]) == (pytest.approx(1 / 8, abs=0.01), None)
+    now += 9
+    row = loop.facts()[0]
+    assert row["rate"] < 0.07
+    assert row["silent"] == 13
 
 
 def test_images_of_a_folder_belong_to_its_only_source():

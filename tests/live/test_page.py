@@ -25,6 +25,8 @@ import pytest
 aiohttp = pytest.importorskip("aiohttp")
 playwright = pytest.importorskip("playwright.sync_api")
 
+from tests.live.conftest import ABOUT, make_result  # noqa: E402
+from y7edge.frames import Frame  # noqa: E402
 from y7edge.live.feed import IN_FLIGHT  # noqa: E402
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -245,6 +247,46 @@ def test_a_state_that_does_not_change_and_long_names(open_page, visit):
     _wait(shown, lambda: shown.inner_text("#conf-value") == "0.50")
 
 
+def test_faults_that_end(open_page, visit):
+    """What the page says about a fault goes away with it; hidden tabs get no images."""
+    page = open_page()
+    page.offer(5)
+    shown = visit(page.server.url)
+    page.rows[0]["silent"] = 7.0
+    page.facts["problems"] = ["/data: the disk is full"]
+    _wait(shown, lambda: shown.inner_text("#state") == "no results")
+    assert "No result for 7 s" in shown.inner_text("#message")
+    assert shown.inner_text("#banner") == "Not saved: /data: the disk is full"
+    page.server.offer("cam", Frame(np.zeros((4, 4, 2), np.uint8)), make_result(6)[1])
+    _wait(shown, lambda: "cannot be shown" in shown.inner_text("#banner"))
+    page.offer(7)
+    _wait(shown, lambda: "cannot be shown" not in shown.inner_text("#banner"))
+    page.rows[0]["silent"], page.facts["problems"] = None, []
+    _wait(shown, lambda: shown.inner_text("#state") == "live")
+    _wait(shown, lambda: shown.is_hidden("#banner") and shown.is_hidden("#message"))
+    for hidden in (True, False):
+        shown.evaluate(
+            f"Object.defineProperty(document, 'hidden', {{value: {str(hidden).lower()}, "
+            "configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        _wait(shown, lambda: page.server.watched == (not hidden))  # noqa: B023
+
+
+def test_a_restart_with_another_model_and_camera(open_page, visit):
+    first = open_page(sources=("cam", "other"))
+    first.offer(5)
+    shown = visit(first.server.url, expect_errors=True)
+    shown.get_by_role("button", name="None").click()
+    assert _label(shown).endswith("no objects")
+    first.server.__exit__()
+    _wait(shown, lambda: "has ended" in shown.inner_text("#message"))
+    names = ["cat", "<b>dog</b>"]
+    second = open_page(address=f"127.0.0.1:{first.port}", about={**ABOUT, "names": names})
+    second.offer(6)
+    _wait(shown, lambda: _label(shown) == "Image of cam: 1 cat, 1 <b>dog</b>")
+    assert shown.is_hidden("#sources")
+
+
 def test_everything_has_a_name_and_contrast(start, visit):
     program = start(SCENES, "--web", ":0")
     for scheme in ("light", "dark"):
@@ -303,6 +345,20 @@ def test_a_killed_program(start, visit):
     program.stop(signal.SIGKILL)
     _wait(page, lambda: "No connection to the robot" in page.inner_text("#message"))
     start(SCENES, "--web", f":{program.port}")
+    _wait(page, lambda: page.inner_text("#state") == "live")
+
+
+def test_a_frozen_program(start, visit):
+    """The last image must not be called live, long before the connection is given up."""
+    program = start(SCENES, "--web", ":0")
+    page = visit(program.url)
+    _wait(page, lambda: page.inner_text("#state") == "live")
+    program.process.send_signal(signal.SIGSTOP)
+    try:
+        _wait(page, lambda: page.inner_text("#state") == "no answer")
+        assert "No message from the robot for" in page.inner_text("#message")
+    finally:
+        program.process.send_signal(signal.SIGCONT)
     _wait(page, lambda: page.inner_text("#state") == "live")
 
 

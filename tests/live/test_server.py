@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ from y7edge.live import feed, server  # noqa: E402
 SECRET = "0123456789abcdef"
 WAIT = 30
 _PLAIN = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+_UPGRADE = (
+    b"GET /stream HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\n"
+)
+_KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 PAGE = Path(server.__file__).parent / "page"
 
 
@@ -266,11 +272,10 @@ def _large(image):
 
 async def _deaf_viewer(page) -> socket.socket:
     """Open a WebSocket by hand, watch, and never read."""
-    made = socket.create_connection(("127.0.0.1", page.port))
-    made.sendall(
-        b"GET /stream HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-    )
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.connect(("127.0.0.1", page.port))
+    made.sendall(_UPGRADE + _KEY + b"\r\n")
     text = json.dumps({"type": "watch", "source": 0}).encode()
     made.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)  # masked with zeros
     return made
@@ -347,6 +352,27 @@ def test_a_viewer_with_many_mistakes_or_long_messages_is_closed(open_page):
     run(test)
 
 
+def test_a_viewer_that_floods_is_closed(open_page, capfd):
+    page = open_page()
+
+    async def test(client):
+        for kind in ("drawn", "ping"):
+            viewer = await Viewer.open(client, page)
+            with suppress(ConnectionError):
+                for _ in range(20_000):
+                    await (viewer.ws.ping() if kind == "ping" else viewer.send(type=kind))
+            assert await closed(viewer) in (4004, 1006)
+            await until(lambda: page.server.viewers == 0)
+        viewer = await Viewer.open(client, page)
+        for _ in range(20):
+            await viewer.ws.ping()
+        await viewer.send(type="conf", value=0.5)
+        await viewer.status(lambda found: found["conf"] == 0.5)
+
+    run(test)
+    assert capfd.readouterr().err == ""
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
@@ -380,25 +406,75 @@ def test_a_viewer_that_stops_drawing_loses_its_place(open_page, monkeypatch):
 
 
 def test_a_viewer_that_is_gone_loses_its_place(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_PING_SECONDS", 0.2)
-    page = open_page()
+    """And its connection, although there are data that it has not read."""
+    monkeypatch.setattr(server, "_PING_SECONDS", 1.0)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(server, "_MAX_CONNECTIONS", 1)
+    page = open_page(width=8192)
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
 
     async def test(_):
         gone = await _deaf_viewer(page)  # it answers no ping
-        await until(lambda: page.server.viewers == 1)
+        await until(lambda: page.server.watched == 1)
+        page.server.offer("cam", *_large(noise))
+        await until(lambda: page.server.encoded == 1)
         await until(lambda: page.server.viewers == 0)
+        end = time.monotonic() + WAIT
+        while b"200 OK" not in _raw(page, _PLAIN):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
         gone.close()
 
     run(test)
 
 
 def test_a_connection_without_a_request_is_closed(open_page, monkeypatch):
-    monkeypatch.setattr(server, "_IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.3)
     page = open_page()
     for sent in (b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"):
         with socket.create_connection(("127.0.0.1", page.port), WAIT) as made:
             made.sendall(sent)
             assert made.recv(1) == b""
+
+
+def test_a_client_that_does_not_read_its_answers_is_closed(open_page, monkeypatch):
+    """Else 64 of them would keep all others out."""
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.5)
+    page = open_page()
+    many = b"GET /app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1000
+    made = []
+    for _ in range(64):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        one.settimeout(WAIT)
+        one.connect(("127.0.0.1", page.port))
+        with suppress(ConnectionError):
+            one.sendall(many)
+        made.append(one)
+    end = time.monotonic() + WAIT
+    while b"200 OK" not in _raw(page, _PLAIN):
+        assert time.monotonic() < end
+    for one in made:
+        one.close()
+
+
+def test_one_request_is_answered_per_connection(open_page):
+    page = open_page()
+    for path in ("/", "/missing", "/access", "/stream"):
+        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+        assert _raw(page, request * 3).count(b"HTTP/1.1 ") == 1
+
+
+def test_the_connection_of_a_viewer_stays_open(open_page, monkeypatch):
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 1.0)
+    page = open_page()
+
+    async def test(client):
+        viewer = await Viewer.open(client, page)
+        for _ in range(3):  # one per second, also without a change
+            await viewer.next("status")
+
+    run(test)
 
 
 def test_connections_are_bounded(open_page):
@@ -424,8 +500,11 @@ def test_connections_are_bounded(open_page):
         b"GET / HTTP/9.9\r\n\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n",
+        _UPGRADE + b"Sec-WebSocket-Key: \xff\r\n\r\n",
+        _UPGRADE + b"Sec-WebSocket-Key: x\r\n\r\n",
+        _UPGRADE + _KEY + b"Sec-WebSocket-Protocol: \xff,,\r\n\r\n",
     ],
-    ids=["header", "path", "headers", "tls", "version", "length", "hosts"],
+    ids=range(10),
 )
 def test_malformed_requests_tell_nothing(open_page, request_, capfd):
     page = open_page()
@@ -437,6 +516,21 @@ def test_malformed_requests_tell_nothing(open_page, request_, capfd):
     assert len(answer) < 1500
     assert capfd.readouterr().err == ""
     assert b"200 OK" in _raw(page, _PLAIN)
+
+
+@pytest.mark.parametrize("frames", [b"", b"\xff" * 12, b"\x89\x80\0\0\0\0" * 400], ids=len)
+def test_viewers_that_vanish_are_not_reported(open_page, frames, capfd):
+    page = open_page()
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", page.port), WAIT) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            made.sendall(_UPGRADE + _KEY + b"\r\n" + frames)
+            made.recv(1)
+    end = time.monotonic() + WAIT
+    while page.server.viewers:
+        assert time.monotonic() < end
+    assert b"200 OK" in _raw(page, _PLAIN)
+    assert capfd.readouterr().err == ""
 
 
 def _raw(page, request_: bytes) -> bytes:
@@ -623,10 +717,11 @@ def test_a_frame_that_cannot_be_encoded_is_reported(open_page):
     async def test(client):
         viewer = await Viewer.open(client, page)
         await viewer.send(type="watch", source=0)
-        broken = np.zeros((4, 4, 2), np.uint8)
-        page.server.offer("cam", Frame(broken), Detections.empty((4, 4)))
-        assert "cannot be encoded" in (await viewer.next("image"))["problem"]
-        await viewer.send(type="drawn")
+        broken = Frame(np.zeros((4, 4, 2), np.uint8)), Frame(np.zeros((4, 4, 3), object))
+        for frame in broken:
+            page.server.offer("cam", frame, Detections.empty((4, 4)))
+            assert "cannot be encoded" in (await viewer.next("image"))["problem"]
+            await viewer.send(type="drawn")
         page.offer(5)
         assert (await viewer.next("image"))["frame"] == 5
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.live.conftest import make_result
 from y7edge.frames import Frame
+from y7edge.live import window as module
 from y7edge.live.loop import Threshold
 from y7edge.live.window import Window, can_open
 
@@ -103,6 +104,20 @@ def test_a_window_needs_a_display(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert not can_open()
     monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(module, "_TRIAL", "")
     assert can_open()
     monkeypatch.setattr(cv2, "currentUIFramework", lambda: "")  # opencv-python-headless
     assert not can_open()
+
+
+@pytest.mark.parametrize(
+    "trial", [module._TRIAL, "import os; os.abort()", "import time; time.sleep(99)"]
+)
+def test_a_display_that_cannot_be_opened_does_not_end_the_program(trial, monkeypatch, caplog):
+    """OpenCV's windows abort the process then, for example after ssh without -X."""
+    monkeypatch.setattr(cv2, "currentUIFramework", lambda: "QT")
+    monkeypatch.setenv("DISPLAY", ":987")
+    monkeypatch.setattr(module, "_TRIAL", trial)
+    monkeypatch.setattr(module, "_TRIAL_SECONDS", 20.0 if "cv2" in trial else 0.5)
+    assert not can_open()
+    assert "OpenCV cannot open the display" in caplog.text

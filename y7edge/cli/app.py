@@ -117,8 +117,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING, format="%(message)s")
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
-        # Handle SIGTERM like Ctrl-C, so that temporary files are removed.
+        # Handle SIGTERM like Ctrl-C, so that temporary files are removed; and SIGHUP, the end of
+        # the terminal or of ssh, unless nohup has turned it off.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+            signal.signal(hangup, signal.default_int_handler)
     try:
         if any(not text or re.fullmatch("--[a-z-]+=", text) for text in arguments):
             raise UsageError("found an empty argument: a shell variable may be unset")

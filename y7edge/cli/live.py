@@ -244,8 +244,8 @@ def _watch(
                 known.add(problem)
                 note(f"warning: {problem}; the detection goes on")
     finally:
+        view.close()  # first: a second Ctrl-C must not leave a terminal without a cursor
         has_ended = loop.stop()
-        view.close()
         for line in loop.summary():
             note(line)
         if not has_ended:
@@ -381,6 +381,7 @@ class _StatusLine:
             objects = (f"{count} {self._names[i]}" for i, count in row["objects"].items())
             parts = [
                 row["state"],
+                *([f"no result for {row['silent']:.0f} s"] if row["silent"] else []),
                 f"{row['rate']:.1f} frames/s",
                 *([f"age {age['p50_ms']:.0f}/{age['p99_ms']:.0f} ms"] if age else []),
                 f"{row['dropped']} dropped",

@@ -9,9 +9,11 @@ open WebSockets to any address (RFC 6455, 10.2).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import ipaddress
+import os
 import re
 import secrets
 import socket
@@ -80,9 +82,13 @@ class Address:
         try:
             return socket.create_server(found, family=family, backlog=_BACKLOG)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(
+                    f"{where}: not an address of this machine; 0.0.0.0 stands for all of them"
+                ) from error
+            why = os.strerror(error.errno) if error.errno else reason(error)
             raise DeviceError(
-                f"{where}: cannot listen there: {reason(error)}; choose another port, or :0 for "
-                "any free port"
+                f"{where}: cannot listen there: {why}; choose another port, or :0 for any free port"
             ) from error
 
 

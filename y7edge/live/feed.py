@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from y7edge.detect.detections import Detections
 from y7edge.detect.preprocess import to_bgr
-from y7edge.errors import ConfigError, Y7EdgeError
+from y7edge.errors import ConfigError
 from y7edge.frames import Frame
+from y7edge.text import one_line
 
 IN_FLIGHT = 2
 """Images that a viewer may have received without having drawn them."""
@@ -158,8 +159,11 @@ class Feed:
         }
         try:
             image = _jpeg(to_bgr(shot.frame), self._limits)
-        except (cv2.error, Y7EdgeError) as error:
-            header["problem"], image = f"the image cannot be encoded: {error}"[:300], b""
+        except Exception as error:  # shown on the page, which goes on with the next frame
+            header["problem"], image = (
+                f"the image cannot be encoded: {one_line(str(error), 200)}",
+                b"",
+            )
         text = json.dumps(header, separators=(",", ":")).encode()
         return _LENGTH.pack(len(text)) + text + image
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -16,10 +17,12 @@ from y7edge.detect.detections import Detections
 from y7edge.detect.streaming import Stream
 from y7edge.errors import ConfigError
 from y7edge.frames import Frame
+from y7edge.text import printable
 
 FLOOR = 0.05
 """Confidence that the model is opened with, so that the threshold can be changed later."""
 _RATE_SECONDS = 2.0  # over which the rate of results is measured
+_SILENT_SECONDS = 3.0
 _MAX_TIMES = 1024
 
 Sink = Callable[[str, Frame, Detections, Detections], object]
@@ -106,9 +109,21 @@ class _Source:
         self.newest = found
 
     def rate(self, now: float) -> float:
-        """Return results per second, over the last seconds."""
-        recent = [at for at in list(self.times) if now - at <= _RATE_SECONDS]
+        """Return results per second, over the last seconds, or two results of a slow model."""
+        times = list(self.times)
+        recent = [at for at in times if now - at <= _RATE_SECONDS]
+        recent = recent if len(recent) > 1 else times[-2:]
         return (len(recent) - 1) / (now - recent[0]) if len(recent) > 1 and now > recent[0] else 0.0
+
+    def silent(self, now: float) -> float | None:
+        """Return seconds since the newest result, if it is much longer than between the last two.
+
+        An engine that hangs is noticed by this, while its cameras run.
+        """
+        times = list(self.times)[-2:]
+        usual = times[-1] - times[0] if len(times) > 1 else math.inf
+        seconds = now - self.last
+        return round(seconds, 1) if seconds > max(_SILENT_SECONDS, 3 * usual) else None
 
     def objects(self) -> dict[int, int]:
         found = None if self.newest is None else self.newest.class_id
@@ -210,7 +225,8 @@ class Loop:
         """Return the state of each source as values for JSON.
 
         Returns:
-            Per source "name", "state", "problem", "rate" (results per second), "results", "frames",
+            Per source "name", "state", "problem", "rate" (results per second), "silent" (seconds
+            since the newest result, if that is unusually long, or None), "results", "frames",
             "dropped", "reconnects", "age" (``Ages.summary()`` in milliseconds, or None) and
             "objects" (number of detections by class id in the newest result).
         """
@@ -223,8 +239,9 @@ class Loop:
                 {
                     "name": name,
                     "state": status.state,
-                    "problem": status.problem,
+                    "problem": status.problem and printable(status.problem),
                     "rate": round(source.rate(now), 2),
+                    "silent": source.silent(now),
                     "stated_rate": status.rate,
                     "results": source.frames,
                     "frames": status.frames,

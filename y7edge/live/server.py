@@ -50,7 +50,6 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -59,8 +58,9 @@ _HEADERS = {
 _MAX_CONNECTIONS = 64
 _MAX_MESSAGE = 1024  # bytes, of a viewer's message or a request's body
 _MAX_HEADER = 4096  # bytes of a line of a request
+_MAX_MESSAGES = 500  # of a viewer in a second: one for each image, and changes
 _MAX_MISTAKES = 20  # messages of a viewer that are not valid
-_IDLE_SECONDS = 15.0  # for a request to arrive
+_REQUEST_SECONDS = 15.0  # for a request to arrive, and for its answer to be read
 _PING_SECONDS = 30.0  # between pings; the answer may take half of it
 _STUCK_SECONDS = 30.0  # for a viewer to draw an image
 _STATUS_SECONDS = 1.0
@@ -104,7 +104,7 @@ class Server:
         self._about, self._sources, self._facts = dict(about), sources, facts
         self._viewers: dict[Viewer, web.WebSocketResponse] = {}
         self._feeds: list[Feed] = []
-        self._status = ""
+        self._status = (0, "")  # number and text
         self._files = {
             path: (resources.files("y7edge.live").joinpath("page", name).read_bytes(), kind)
             for path, (name, kind) in _PAGE.items()
@@ -175,7 +175,7 @@ class Server:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        app = web.Application(middlewares=[self._check], client_max_size=_MAX_MESSAGE)
+        app = web.Application(middlewares=[self._once, self._check], client_max_size=_MAX_MESSAGE)
         app.on_response_prepare.append(_set_headers)
         for path in self._files:
             app.router.add_get(path, self._page)
@@ -228,6 +228,17 @@ class Server:
             raise web.HTTPForbidden(text="Requests of other web sites are refused.\n")
         return await handler(request)
 
+    @web.middleware
+    async def _once(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer one request per connection, so that a client cannot queue many of them."""
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            error.force_close()
+            raise
+        response.force_close()
+        return response
+
     async def _page(self, request: web.Request) -> web.StreamResponse:
         given = request.query.get("token")
         if given is not None:
@@ -261,24 +272,35 @@ class Server:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if not self._is_allowed(request):
             raise web.HTTPUnauthorized(text="Open the address that the program has printed.\n")
+        if "Sec-WebSocket-Protocol" in request.headers:  # the page names none
+            raise web.HTTPBadRequest(text="invalid request\n")
         ws = web.WebSocketResponse(
             heartbeat=_PING_SECONDS,
             max_msg_size=_MAX_MESSAGE,
             compress=False,
+            autoping=False,  # they are counted too
             timeout=_SHUTDOWN_SECONDS,
         )
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ValueError as error:  # of a key that is not ASCII
+            raise web.HTTPBadRequest(text="invalid request\n") from error
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
         if len(self._viewers) >= self.limits.viewers:
             message = f"{self.limits.viewers} viewers are connected, which is the limit"
             await ws.close(code=_FULL, message=message.encode())
             return ws
+        connection.stay()
         viewer = Viewer(asyncio.Event())
         self._viewers[viewer] = ws
         self._changed.set()
         sending = asyncio.create_task(self._send(viewer, ws))
         try:
-            await self._receive(viewer, ws)
+            with suppress(ConnectionError):
+                await self._receive(viewer, ws)
         finally:
+            connection.leave()
             self._watch(viewer, None)
             del self._viewers[viewer]
             sending.cancel()
@@ -287,8 +309,17 @@ class Server:
         return ws
 
     async def _receive(self, viewer: Viewer, ws: web.WebSocketResponse) -> None:
-        mistakes = 0
+        mistakes, count, since = 0, 0, asyncio.get_running_loop().time()
         async for message in ws:
+            now = asyncio.get_running_loop().time()
+            count, since = (count + 1, since) if now - since < 1 else (1, now)
+            if count > _MAX_MESSAGES:
+                await ws.close(code=_WRONG, message=b"too many messages")
+                return
+            if message.type is WSMsgType.PING:
+                await ws.pong(message.data)
+            if message.type in (WSMsgType.PING, WSMsgType.PONG):
+                continue
             if message.type is not WSMsgType.TEXT:
                 await ws.close(code=_WRONG, message=b"expected JSON")
                 return
@@ -337,15 +368,16 @@ class Server:
         """Send what is new until the viewer has gone."""
         loop = asyncio.get_running_loop()
         await ws.send_str(json.dumps({"type": "hello", "sources": self._names(), **self._about}))
-        status = ""
+        sent = 0
         while not ws.closed:
             if viewer.in_flight and loop.time() - viewer.waits_since > _STUCK_SECONDS:
                 await ws.close(code=_STUCK, message=b"no answer")
                 return
             while viewer.problems:
                 await ws.send_str(json.dumps({"type": "error", "message": viewer.problems.pop()}))
-            if self._status != status:
-                status = self._status
+            number, status = self._status
+            if number != sent:
+                sent = number
                 await ws.send_str(status)
             packet = self._feeds[viewer.source].packet if viewer.source is not None else None
             if packet and viewer.is_ready and packet[0] > viewer.seen:
@@ -379,7 +411,8 @@ class Server:
             "viewers": self.viewers,
             **self._facts(),
         }
-        self._status = json.dumps(status)
+        # Also without a change, because silence tells the page that the network is gone.
+        self._status = self._status[0] + 1, json.dumps(status)
         for viewer in self._viewers:
             viewer.wake.set()
 
@@ -389,13 +422,12 @@ async def _set_headers(_: web.Request, response: web.StreamResponse) -> None:
 
 
 class _Connection(web.RequestHandler):
-    """A connection that is closed if no request arrives in time."""
+    """A connection that ends in time, also if the other side sends slowly or does not read."""
 
     def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             manager,
             loop=loop,
-            keepalive_timeout=_IDLE_SECONDS,
             access_log=None,  # type: ignore[arg-type]  # it would contain the token
             max_line_size=_MAX_HEADER,
             max_field_size=_MAX_HEADER,
@@ -409,19 +441,26 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
         if len(self._all.connections) > _MAX_CONNECTIONS:
             self.force_close()
-            return
-        # Versions of aiohttp before 3.11 wait for the first request without a limit.
-        self._deadline = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._close_idle)
-
-    def _close_idle(self) -> None:
-        if self._current_request is None:
-            self.force_close()
+        else:
+            self.leave()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the timer."""
+        self.stay()
+        super().connection_lost(exc)
+
+    def stay(self) -> None:
+        """Keep the connection open: it has a viewer."""
         if self._deadline is not None:
             self._deadline.cancel()
-        super().connection_lost(exc)
+            self._deadline = None
+
+    def leave(self) -> None:
+        """Close the connection soon. Data that the other side does not read is discarded then."""
+        transport = self.transport
+        if isinstance(transport, asyncio.Transport):
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(_REQUEST_SECONDS, transport.abort)
 
     def handle_error(
         self,
@@ -431,7 +470,7 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer a malformed request without details; report errors of ours."""
-        if status < 500:
+        if status < 500 or isinstance(exc, ConnectionError):  # the client has gone
             response: web.StreamResponse = web.Response(status=status, text="invalid request\n")
             response.force_close()
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
 import sys
 import threading
 from contextlib import suppress
@@ -20,15 +22,43 @@ _QUIT = "q\x1b"  # and Esc
 _LARGEST = 1280  # pixels, of the window when it opens
 
 
+# Without a core file, because the library Qt aborts if it cannot open the display.
+_TRIAL = """
+import resource, cv2
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+cv2.namedWindow("y7edge")
+"""
+_TRIAL_SECONDS = 20.0
+
+
 def can_open() -> bool:
-    """Return whether there is a display, and this OpenCV can open windows."""
+    """Return whether there is a display, and this OpenCV can open windows there."""
     try:
         framework = cv2.currentUIFramework()
     except (AttributeError, cv2.error):  # OpenCV before 4.5.5, or without windows
         return False
     displays = ("DISPLAY", "WAYLAND_DISPLAY")
     has_display = not sys.platform.startswith("linux") or any(map(os.environ.get, displays))
-    return bool(framework) and has_display
+    if not framework or not has_display:
+        return False
+    if not (works := not sys.platform.startswith("linux") or _try()):
+        logging.getLogger(__name__).warning(
+            "no window, because OpenCV cannot open the display; --web 8080 serves a page"
+        )
+    return works
+
+
+def _try() -> bool:
+    """Open a window in another process, which may be aborted."""
+    command = [sys.executable, "-c", _TRIAL]
+    quiet = subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=_TRIAL_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 class Window:

@@ -2,7 +2,8 @@
 
 // The messages are described in y7edge/live/server.py.
 
-const SILENT_MS = 10000; // without any message: the network is gone
+const LATE_MS = 3000; // without any message, of which there is one per second: say so
+const SILENT_MS = 10000; // the network is gone: connect again
 const RETRY_MS = [500, 1000, 2000, 5000];
 const SEND_MS = 100; // between two changes of the threshold
 const LONGEST_LABEL = 24; // characters of a name in the image
@@ -24,6 +25,7 @@ let threshold = 0;
 let touched = -Infinity; // when the slider was moved
 let pending = null;
 let lost = ""; // why there is no connection
+const problems = { saving: "", image: "", message: "" }; // what the banner says
 const hidden = new Set(); // class ids without boxes
 
 // --- connection ---------------------------------------------------------------------------------
@@ -80,23 +82,42 @@ setInterval(() => {
     silent.close();
     retry(0);
   }
+  if (hello) showState();
 }, 1000);
 
 function receive(message) {
   if (message.type === "hello") {
     attempts = 0;
     lost = "";
-    hello = message;
-    source = Math.min(source, hello.sources.length - 1);
+    begin(message);
     showModel();
     watch();
   } else if (message.type === "status") {
     status = message;
     showStatus();
   } else if (message.type === "error") {
-    showBanner(message.message);
+    showBanner("message", message.message);
   }
   showState();
+}
+
+// The program may have been started again, with other cameras or another model.
+function begin(message) {
+  const same = (key) => hello && JSON.stringify(hello[key]) === JSON.stringify(message[key]);
+  if (!same("names")) hidden.clear();
+  if (!same("sources") || !same("names")) {
+    source = same("sources") ? source : 0;
+    forget();
+  }
+  hello = message;
+  status = null;
+  showBanner("message", "");
+}
+
+function forget() {
+  if (shown) shown.bitmap.close();
+  shown = null;
+  showImage();
 }
 
 async function receiveImage(data, from) {
@@ -114,8 +135,9 @@ async function receiveImage(data, from) {
     } else {
       bitmap.close();
     }
+    showBanner("image", "");
   } catch (error) {
-    showBanner(`An image cannot be shown: ${error.message}`);
+    showBanner("image", `An image cannot be shown: ${error.message}`);
   }
   if (from === socket) send({ type: "drawn" });
 }
@@ -166,7 +188,8 @@ function draw(context, scale, unit, boxes) {
     const id = tracker === null ? "" : ` #${tracker}`;
     const name = nameOf(kind);
     const short = name.length > LONGEST_LABEL ? `${name.slice(0, LONGEST_LABEL - 1)}…` : name;
-    const text = `${short}${id} ${confidence.toFixed(2)}`;
+    // Isolated, so that a name written from right to left does not move the numbers.
+    const text = `\u2068${short}\u2069${id} ${confidence.toFixed(2)}`;
     const wide = context.measureText(text).width + 10 * unit;
     const high = font + 7 * unit;
     const labelX = Math.max(0, Math.min(x - 1.25 * unit, width * scale - wide));
@@ -227,9 +250,11 @@ function setText(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text; // or screen readers repeat it
 }
 
-function showBanner(text) {
-  $("banner").hidden = !text;
-  setText("banner", text);
+function showBanner(kind, text) {
+  problems[kind] = text;
+  const all = Object.values(problems).filter(Boolean).join("\n");
+  $("banner").hidden = !all;
+  setText("banner", all);
 }
 
 const STATES = {
@@ -247,9 +272,16 @@ function showState() {
   if (row && row.state !== "running") {
     [text, kind, message] = STATES[row.state] || [row.state, "warn", ""];
     if (row.problem) message = `${message}\n${row.problem}`;
+  } else if (row && row.silent) {
+    const seconds = row.silent.toFixed(0);
+    [text, kind, message] = ["no results", "bad", `No result for ${seconds} s. The model is slow, or does not respond.`];
   }
   if (paused) [text, kind, message] = ["paused", "", ""];
   if (!shown && !message) message = paused ? "Paused" : "Waiting for the first image";
+  const late = performance.now() - heard;
+  if (late > LATE_MS) {
+    [text, kind, message] = ["no answer", "warn", `No message from the robot for ${(late / 1000).toFixed(0)} s.`];
+  }
   if (lost) [text, kind, message] = ["reconnecting", "warn", lost];
   else if (!hello) [text, kind] = ["connecting", ""];
   setText("state", text);
@@ -333,7 +365,7 @@ function showStatus() {
     slider.value = String(status.conf);
     setThreshold(status.conf);
   }
-  if (status.problems.length) showBanner(`Not saved: ${status.problems.join("; ")}`);
+  showBanner("saving", status.problems.length ? `Not saved: ${status.problems.join("; ")}` : "");
   if (!row) return;
   setText("rate", row.rate.toFixed(1));
   setText("rate-more", row.stated_rate ? `of ${row.stated_rate.toFixed(0)}` : "");
@@ -365,7 +397,7 @@ function setThreshold(value) {
 $("conf").addEventListener("input", () => {
   const value = Number($("conf").value);
   touched = performance.now();
-  showBanner("");
+  showBanner("message", "");
   setThreshold(value);
   if (pending === null) {
     pending = setTimeout(() => {
@@ -388,9 +420,7 @@ $("pause").addEventListener("click", () => pause(!paused));
 
 $("source").addEventListener("change", () => {
   source = Number($("source").value);
-  if (shown) shown.bitmap.close();
-  shown = null;
-  showImage();
+  forget();
   if (status) showStatus();
   pause(false);
 });
