@@ -181,7 +181,7 @@ class Argus(Stored):
 class VidConv(Stored):
     __gstmetadata__ = ("nvvidconv", "Filter/Converter/Video", "stand-in", "y7edge")
     __gproperties__ = {"flip-method": integer(0, 7, 0)}
-    DIRECTIONS = ("identity", "90l", "180", "90r", "horiz", "ur-ll", "vert", "ul-lr")
+    DIRECTIONS = (0, 3, 2, 1, 4, 7, 5, 6)  # of videoflip, by flip-method
 
     def __init__(self):
         super().__init__()

@@ -240,7 +240,8 @@ class Pipeline:
         self._sink.set_property("max-buffers", _FILE_BUFFERS if all_frames else 1)
         self._sink.set_property("drop", not all_frames)
         if queue := self._pipeline.get_by_name(NEWEST):
-            queue.set_property("leaky", "no" if all_frames else "downstream")
+            # PyGObject of JetPack 6 takes numbers only: 0 is no, 2 is downstream.
+            queue.set_property("leaky", 0 if all_frames else 2)
 
     def _read_bus(self, wait_ns: int = 0) -> None:
         """Keep the first error, and discard all other messages, which would fill the memory."""
