@@ -88,6 +88,20 @@ def test_a_camera_that_recovers_is_not_opened_again(camera, grabbers, monkeypatc
         assert source.status.reconnects == 0 and source.status.state == "running"
 
 
+def test_the_duration_of_a_stall_is_not_an_interval():
+    """Or the next stall would be noticed late, and the camera reported as slow."""
+    one = supervisor._Connection(None, opened=100.0, last=100.0)
+    one.stated, now = 30.0, 100.0
+    for made in range(1, 301):
+        now += 1 / 30 if made != 150 else 6.0
+        one.stalled = made == 150
+        if one.stalled:
+            one.resume()
+        one.count(made, now)
+        assert one.slowness(now) is None
+    assert one.limit(10.0, live=True) == 1.0
+
+
 def test_a_camera_slower_than_it_states_is_reported(camera, caplog, monkeypatch):
     monkeypatch.setattr(supervisor, "_WINDOW_S", 0.6)
     with camera(fps=40, fault="slow", after=1) as source:
