@@ -90,8 +90,7 @@ def test_a_camera_that_recovers_is_not_opened_again(camera, grabbers, monkeypatc
 
 def test_the_duration_of_a_stall_is_not_an_interval():
     """Or the next stall would be noticed late, and the camera reported as slow."""
-    one = supervisor._Connection(None, opened=100.0, last=100.0)
-    one.stated, now = 30.0, 100.0
+    one, now = supervisor._Connection(None, stated=30.0, opened=100.0, last=100.0), 100.0
     for made in range(1, 301):
         now += 1 / 30 if made != 150 else 6.0
         one.stalled = made == 150

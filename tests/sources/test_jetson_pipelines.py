@@ -93,7 +93,11 @@ ADDRESSES = [
     ("v4l2", "/dev/video0", {"codec": "raw", "format": "bgr"}),
     ("v4l2", "/dev/video0", {"codec": "h264", "decoder": "cpu"}),
     ("rtsp", "127.0.0.1:8554/x?a=b", {}),
-    ("rtsp", "127.0.0.1:8554/x", {"codec": "h265", "flip": "horizontal", "width": 640}),
+    (
+        "rtsp",
+        "127.0.0.1:8554/x",
+        {"codec": "h265", "flip": "horizontal", "width": 640, "height": 360},
+    ),
     ("rtsp", "127.0.0.1:8554/x", {"codec": "mpeg4", "rate": 5, "transport": "auto"}),
     ("rtsp", "127.0.0.1:8554/x", {"decoder": "cpu"}),
     ("rtp", "@:5000", {"codec": "vp9", "format": "bgr"}),

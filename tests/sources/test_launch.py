@@ -4,9 +4,9 @@ import pytest
 
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError, Y7EdgeError
 from y7edge.sources import launch as module
+from y7edge.sources.address import url
 from y7edge.sources.devices import device
 from y7edge.sources.launch import choose, launch
-from y7edge.sources.places import url
 
 JETSON = {"nvarguscamerasrc", "nvvidconv", "nvjpegdec", "nvv4l2decoder"}
 SINK = "appsink name=y7edge-sink max-buffers=1 drop=true sync=false enable-last-sample=false"
@@ -65,7 +65,7 @@ def text(scheme, place, has=on_desktop, **options):
             text("v4l2", "0", on_jetson, codec="mjpeg", width=1920, height=1080, fps=29.97),
             'v4l2src name=y7edge-source device="/dev/video0" ! capsfilter caps="image/jpeg, '
             'width=(int)1920, height=(int)1080, framerate=(fraction)30000/1001" ! nvjpegdec ! '
-            f"nvvidconv flip-method=0 ! video/x-raw, format=(string)NV12 ! {SINK}",
+            f"video/x-raw ! nvvidconv flip-method=0 ! video/x-raw, format=(string)NV12 ! {SINK}",
         ),
         (
             text("v4l2", "/dev/video0", codec="raw", flip="horizontal", format="nv12", height=480),
@@ -88,7 +88,7 @@ def text(scheme, place, has=on_desktop, **options):
                 *("rtsp", "u:p@10.0.0.5:554/live?channel=1", on_jetson),
                 **{"codec": "h264", "decoder": "cpu", "rate": 5, "width": 640, "height": 360},
             ),
-            f"{RTSP} ! rtph264depay ! h264parse ! avdec_h264 ! videorate drop-only=true max-rate=5 "
+            f"{RTSP} ! rtph264depay ! h264parse ! avdec_h264 "
             f"! {QUEUE} ! videoscale ! video/x-raw, width=(int)640, height=(int)360 ! videoconvert "
             f"! video/x-raw, format=(string)BGR ! {SINK}",
         ),
@@ -101,12 +101,12 @@ def text(scheme, place, has=on_desktop, **options):
             f"{SINK}",
         ),
         (
-            text("rtp", "239.0.0.1:5000", on_jetson, codec="mjpeg", width=640, flip=2),
+            text("rtp", "239.0.0.1:5000", on_jetson, codec="mjpeg", width=640, height=480, flip=2),
             'udpsrc name=y7edge-source address="239.0.0.1" port=5000 buffer-size=2097152 '
             'caps="application/x-rtp, media=(string)video, clock-rate=(int)90000, '
             'encoding-name=(string)JPEG" ! rtpjitterbuffer latency=100 drop-on-latency=true ! '
-            "rtpjpegdepay ! nvjpegdec ! nvvidconv flip-method=2 ! video/x-raw, width=(int)640, "
-            f"format=(string)NV12 ! {SINK}",
+            "rtpjpegdepay ! nvjpegdec ! video/x-raw ! nvvidconv flip-method=2 ! video/x-raw, "
+            f"width=(int)640, height=(int)480, format=(string)NV12 ! {SINK}",
         ),
         (
             text("rtp", "@:5000", latency=0),
@@ -170,6 +170,16 @@ def test_a_property_that_this_release_lacks():
 
     with pytest.raises(SourceError, match="this release of nvarguscamerasrc has no awblock"):
         text("csi", "0", has, awblock="true")
+
+
+def test_the_rate_of_a_camera_is_set_and_that_of_a_stream_is_a_limit():
+    for scheme, place in (("rtsp", "h/x"), ("http", "h/x"), ("rtp", "@:5000")):
+        made = launch(scheme, place, {"rate": "7.5"}, on_desktop)
+        assert made.limit == 7.5 and "15/2" not in made.text
+    with pytest.raises(ConfigError, match="needs both options width and height"):
+        launch("rtsp", "h/x", {"width": 640}, on_desktop)
+    made = launch("csi", "0", {"rate": "7.5"}, on_jetson)
+    assert made.limit is None and "framerate=(fraction)15/2" in made.text
 
 
 def test_credentials_are_not_in_the_string():

@@ -108,13 +108,26 @@ def test_the_resolution_changes(server):
     assert sizes[0] == (320, 240) and sizes[-1] == (640, 480)
 
 
-def test_rate_size_and_flip(server):
-    options = {"rate": 5, "width": 160, "height": 120, "flip": "clockwise", "format": "nv12"}
-    with opened(appsink, "rtsp", f"127.0.0.1:{server.port}/h264", **options) as grabber:
+@BOTH
+def test_rate_size_and_flip(server, library):
+    options = {"rate": "2.5", "width": 160, "height": 100, "flip": "clockwise"}
+    with opened(library, "rtsp", f"127.0.0.1:{server.port}/h264", **options) as grabber:
         frames = [grabber.grab(30) for _ in range(5)]
-    assert {captured.size for captured in frames} == {(120, 160)}
+    assert {captured.size for captured in frames} == {(100, 160)}
+    assert {captured.rate for captured in frames} == {2.5}
+    assert not any(captured.skipped for captured in frames)
     times = [captured.timestamp_ns for captured in frames]
-    assert np.median(np.diff(times)) > 100e6  # 15 frames per second without the option
+    assert np.median(np.diff(times)) > 250e6  # 15 frames per second without the option
+
+
+@BOTH
+def test_the_rate_of_a_stream_without_a_constant_rate(library):
+    with (
+        http_server() as port,
+        opened(library, "http", f"127.0.0.1:{port}/a.mjpg", rate=4) as grabber,
+    ):
+        times = [grabber.grab(30).timestamp_ns for _ in range(6)]
+    assert np.median(np.diff(times)) > 150e6  # 20 frames per second
 
 
 @BOTH

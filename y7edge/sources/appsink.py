@@ -18,7 +18,7 @@ from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
 from y7edge.frames import Clock, Format
 from y7edge.sources.address import without_credentials
 from y7edge.sources.advice import advice
-from y7edge.sources.base import Captured
+from y7edge.sources.base import Captured, RateLimit
 from y7edge.sources.buffers import MappedBuffer, Passed, sensor_time
 from y7edge.sources.devices import check_device, device, formats_of, usual_codec
 from y7edge.sources.launch import (
@@ -78,6 +78,7 @@ class Pipeline:
             options = _with_codec(self._place, options)
         plan = launch(scheme, place, options, has)
         self.detail = without_credentials(plan.text)
+        self._limit = None if plan.limit is None else RateLimit(plan.limit)
         self._pipeline = self._parse(plan.text)
         self._bus = self._pipeline.get_bus()
         self._sink = self._find_sink()
@@ -191,7 +192,11 @@ class Pipeline:
             source.add_probe(buffers, self._on_sensor)
 
     def _on_entry(self, _: Any, info: Any) -> Any:
-        self._entered.add(info.get_buffer().pts, self._entered.count)
+        pts = info.get_buffer().pts
+        timed = pts != self._gst.CLOCK_TIME_NONE
+        if self._limit and not self._limit.passes(pts if timed else time.monotonic_ns()):
+            return self._gst.PadProbeReturn.DROP
+        self._entered.add(pts, self._entered.count)
         return self._gst.PadProbeReturn.OK
 
     def _on_sensor(self, _: Any, info: Any) -> Any:
@@ -293,6 +298,8 @@ class Pipeline:
         skipped = number - self._last - 1 if self.live else 0
         self._last = number
         rate = info.fps_n / info.fps_d if info.fps_n > 0 and info.fps_d > 0 else None
+        if rate is not None and self._limit is not None:
+            rate = min(rate, self._limit.rate)
         size = (info.width, info.height)
         return Captured(planes, size, kind, captured, clock, skipped, rate)
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any
 
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
+from y7edge.sources.address import NETWORK, rtp_address, url
 from y7edge.sources.devices import device
 from y7edge.sources.options import FLIPS, SCHEMES, check_options
-from y7edge.sources.places import rtp_address, url
 from y7edge.text import is_printable
 
 Has = Callable[[str, str | None], bool]
@@ -45,7 +45,7 @@ JETSON = ("nvarguscamerasrc", "nvvidconv", "nvjpegdec", "nvv4l2decoder")
 """Elements that only a Jetson has."""
 
 ELEMENTS = (
-    *("videoconvert", "videoscale", "videorate", "videoflip", "decodebin"),
+    *("videoconvert", "videoscale", "videoflip", "decodebin"),
     *("v4l2src", "jpegdec", "rtspsrc", "udpsrc", "souphttpsrc", "multipartdemux"),
     *("h264parse", "h265parse", "avdec_h264", "avdec_h265"),
 )
@@ -58,7 +58,7 @@ _PACKAGES = (
     (r"nv.*", "nvidia-l4t-gstreamer"),
     (r"avdec_.*", "gstreamer1.0-libav"),
     (r".*(parse|265dec|h264dec|de265dec|mpeg2dec)", "gstreamer1.0-plugins-bad"),
-    (r"(videoconvert|videoscale|videorate|decodebin)", "gstreamer1.0-plugins-base"),
+    (r"(videoconvert|videoscale|decodebin)", "gstreamer1.0-plugins-base"),
     (r".*", "gstreamer1.0-plugins-good"),
 )
 
@@ -103,11 +103,14 @@ class Launch:
         text: for ``gst_parse_launch``; its last element is an appsink with the name ``SINK``.
         live: True for cameras and streams; None: GStreamer knows, after the pipeline has started.
         secrets: properties of the element ``SOURCE`` that are not in the text.
+        limit: how many frames per second may pass; None: all. videorate does not drop frames of
+            streams without a constant rate, such as Motion JPEG over HTTP.
     """
 
     text: str
     live: bool | None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    limit: float | None = None
 
 
 def launch(scheme: str, place: str, options: Mapping[str, Any], has: Has) -> Launch:
@@ -126,7 +129,9 @@ def launch(scheme: str, place: str, options: Mapping[str, Any], has: Has) -> Lau
         RuntimeMissing: a required element is not installed.
     """
     values = check(scheme, place, options)
-    return _BUILDERS[scheme](scheme, place, values, has)
+    made = _BUILDERS[scheme](scheme, place, values, has)
+    limit = float(values["rate"]) if scheme in NETWORK and "rate" in values else None
+    return replace(made, limit=limit)
 
 
 def check(scheme: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +150,8 @@ def check(scheme: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]
         device(place)
     if scheme == "gst" and (not place.strip() or not is_printable(place.replace("\n", " "))):
         raise SourceError("gst://: expected a pipeline without its sink, in printable characters")
+    if scheme in NETWORK and ("width" in values) != ("height" in values):
+        raise ConfigError(f"{scheme}:// needs both options width and height, or none of them")
     if scheme == "rtp":
         rtp_address(place)
     if scheme in ("rtsp", "rtsps", "http", "https"):
@@ -175,9 +182,7 @@ def choose(scheme: str, place: str, options: Mapping[str, Any]) -> tuple[str, di
     why = lacking or "backend=opencv"
     if scheme not in ("v4l2", "rtsp", "http", "https"):
         raise RuntimeMissing(f"{scheme}:// needs GStreamer: {why}")
-    others = sorted(
-        set(values) - {"width", "height", "rate", "flip", "codec", "transport", "timeout"}
-    )
+    others = sorted(set(values) - _OPENCV)
     if values.get("format") == "bgr":
         others.remove("format")
     if others:
@@ -342,7 +347,7 @@ def _decode(codec: str | None, values: Mapping[str, Any], has: Has) -> str:
     named = _CODECS[codec]
     parser = [named.parser] if named.parser and has(named.parser, None) else []
     if not on_cpu and codec == "mjpeg" and has("nvjpegdec", None):
-        return "nvjpegdec"
+        return "nvjpegdec ! video/x-raw"  # as jetson-utils: not in NVMM
     if not on_cpu and has("nvv4l2decoder", None):
         wanted = {"mjpeg": "1"} if codec == "mjpeg" else {"enable-max-performance": "1"}
         settings = [f" {k}={v}" for k, v in wanted.items() if has("nvv4l2decoder", k)]
@@ -363,13 +368,9 @@ def _on_jetson(values: Mapping[str, Any], has: Has) -> bool:
 
 
 def _stream_to_host(values: Mapping[str, Any], has: Has) -> str:
-    """Return the end of a stream's pipeline: lower rate, other size, memory of the host."""
-    limit = []
-    if "rate" in values:
-        _need(has, "videorate")
-        limit = [f"videorate drop-only=true max-rate={max(1, round(values['rate']))}"]
+    """Return the end of a stream's pipeline: other size, memory of the host."""
     size = {name: values[name] for name in ("width", "height") if name in values}
-    return " ! ".join([*limit, _to_host(values, size, has), _sink()])
+    return f"{_to_host(values, size, has)} ! {_sink()}"
 
 
 def _to_host(values: Mapping[str, Any], size: Mapping[str, Any], has: Has) -> str:

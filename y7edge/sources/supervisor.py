@@ -353,7 +353,8 @@ class Supervisor:
 class _Connection:
     """What is known of one process; times are of ``time.monotonic``."""
 
-    stated: float | None  # frames per second
+    asked: float | None  # frames per second that the user asked for: perhaps more than there are
+    stated: float | None = None  # frames per second
     opened: float = 0.0
     last: float = field(default_factory=time.monotonic)  # last progress
     frames: int = 0
@@ -400,7 +401,8 @@ class _Connection:
         """Return for how long there may be no progress, in seconds."""
         if self.stalled:
             return self.patience
-        intervals = [i for i in (self.interval, self.stated and 1 / self.stated) if i]
+        rate = self.stated or self.asked
+        intervals = [i for i in (self.interval, rate and 1 / rate) if i]
         if not self.frames or not live or not intervals:
             return open_timeout
         return max(SILENCE_S, INTERVALS * max(intervals))

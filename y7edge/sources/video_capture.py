@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
+from y7edge.sources.address import url
 from y7edge.sources.advice import advice
-from y7edge.sources.base import Captured
+from y7edge.sources.base import Captured, RateLimit
 from y7edge.sources.devices import check_device, device, formats_of, is_bayer, usual_codec
 from y7edge.sources.launch import RATE, SIZE, TIMEOUT_S, check
 from y7edge.sources.options import FLIPS
-from y7edge.sources.places import url
 
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _CLOSE_S = 1.0
@@ -59,6 +59,8 @@ class Capture:
         values = check(scheme, place, options)
         self._flip = FLIPS.index(values.get("flip", "none"))
         self._scheme, self._place = scheme, place
+        self._size: tuple[int, int] | None = None  # to which images are scaled
+        self._limit: RateLimit | None = None
         if scheme == "v4l2":
             self._place = device(place)
             self._capture = _open_device(self._place, values)
@@ -66,10 +68,15 @@ class Capture:
         else:
             self._capture, plain = _open_stream(scheme, place, values)
             self._place = plain
+            if "width" in values:
+                self._size = values["width"], values["height"]
+            self._limit = RateLimit(float(values["rate"])) if "rate" in values else None
             name = f"{plain} with FFmpeg"
         self.detail = f"{name} (not GStreamer: {why})"
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self._rate = rate if 0 < rate < 1000 else None
+        if self._rate is not None and self._limit is not None:
+            self._rate = min(self._rate, self._limit.rate)
         self._changed = threading.Condition()
         self._newest: tuple[NDArray[np.uint8], int] | None = None
         self._skipped = 0
@@ -97,6 +104,8 @@ class Capture:
                 raise SourceTimeout(f"no frame within {timeout:g} s")
             (image, captured), skipped = self._newest, self._skipped
             self._newest, self._skipped = None, 0
+        if self._size is not None:
+            image = _scaled(image, self._size)
         image = _flipped(image, self._flip)
         height, width = image.shape[:2]
         plane = image.reshape(height, 3 * width)
@@ -121,6 +130,8 @@ class Capture:
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                     problem = f"OpenCV returned an image of {image.dtype} {image.shape}"
                     break
+                if self._limit is not None and not self._limit.passes(captured):
+                    continue
                 with self._changed:
                     self._skipped += self._newest is not None
                     self._newest = np.asarray(image, np.uint8), captured
@@ -221,6 +232,12 @@ def _environment(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def _scaled(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    smaller = size[0] * size[1] < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
 
 
 def _flipped(image: NDArray[np.uint8], flip: int) -> NDArray[np.uint8]:
