@@ -1,5 +1,10 @@
 """Launch strings, and the choice between GStreamer and OpenCV. GStreamer is not needed."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError, Y7EdgeError
@@ -8,6 +13,7 @@ from y7edge.sources.address import url
 from y7edge.sources.devices import device
 from y7edge.sources.launch import choose, launch
 
+ROOT = Path(__file__).parents[2]
 JETSON = {"nvarguscamerasrc", "nvvidconv", "nvjpegdec", "nvv4l2decoder"}
 SINK = "appsink name=y7edge-sink max-buffers=1 drop=true sync=false enable-last-sample=false"
 QUEUE = (
@@ -257,6 +263,25 @@ def test_opencv_is_chosen_without_gstreamer(monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(RuntimeMissing, match=r"or OpenCV: pip install \"y7edge\[opencv\]\""):
         choose("rtsp", "h/x", {})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("gi/__init__.py", "from . import _gi", "PyGObject is that of another Python, or incompl"),
+        ("gi.py", "", "gi.py hides PyGObject: rename it"),
+        ("gi.py", "raise ModuleNotFoundError(name='gi')", "PyGObject is not installed: pip inst"),
+    ],
+)
+def test_why_gstreamer_cannot_be_used(tmp_path, file, text, message):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    code = "from y7edge.sources.launch import gstreamer_problem; print(gstreamer_problem())"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert message in found.stdout, found.stderr
 
 
 def test_errors_are_found_before_a_process_is_started():

@@ -25,6 +25,7 @@ from y7edge.sources.launch import (
     ELEMENTS,
     JETSON,
     NEWEST,
+    OPENCV,
     SINK,
     SOURCE,
     TIMEOUT_S,
@@ -61,7 +62,11 @@ def grabber(options: Mapping[str, Any]) -> Pipeline:
         SourceError: the pipeline cannot be built or started.
         RuntimeMissing: GStreamer or an element is not installed.
     """
-    return Pipeline(options["scheme"], options["place"], options.get("options", {}))
+    scheme = options["scheme"]
+    try:
+        return Pipeline(scheme, options["place"], options.get("options", {}))
+    except RuntimeMissing as missing:
+        raise RuntimeMissing(f"{missing}{_or_opencv(scheme)}") from missing
 
 
 class Pipeline:
@@ -269,7 +274,7 @@ class Pipeline:
         if self._missing:
             return (
                 f"GStreamer has no {self._missing}: sudo apt install gstreamer1.0-libav "
-                "gstreamer1.0-plugins-bad"
+                f"gstreamer1.0-plugins-bad{_or_opencv(self._scheme)}"
             )
         known = advice(self._scheme, self._place, text)
         return f"{text}: {known}" if known else text
@@ -343,6 +348,10 @@ class Pipeline:
         if self._mapped is not None:
             self._mapped.release()
             self._mapped = None
+
+
+def _or_opencv(scheme: str) -> str:
+    return ", or add backend=opencv" if scheme in OPENCV else ""
 
 
 def load() -> tuple[Any, Any]:

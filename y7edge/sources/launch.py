@@ -51,8 +51,10 @@ ELEMENTS = (
 )
 """Elements for cameras and the usual streams; others are for rarer codecs."""
 
-# Options that OpenCV has.
-_OPENCV = {"width", "height", "rate", "flip", "codec", "transport", "timeout"}
+OPENCV = ("v4l2", "rtsp", "http", "https")
+"""Schemes that OpenCV captures from too."""
+
+_OPENCV_OPTIONS = {"width", "height", "rate", "flip", "codec", "transport", "timeout"}
 # Package of Debian and Ubuntu for an element; the first match counts.
 _PACKAGES = (
     (r"nv.*", "nvidia-l4t-gstreamer"),
@@ -180,9 +182,9 @@ def choose(scheme: str, place: str, options: Mapping[str, Any]) -> tuple[str, di
             raise RuntimeMissing(f"{scheme}:// with GStreamer: {lacking}")
         return "appsink", {**asked, "options": kept}
     why = lacking or "backend=opencv"
-    if scheme not in ("v4l2", "rtsp", "http", "https"):
+    if scheme not in OPENCV:
         raise RuntimeMissing(f"{scheme}:// needs GStreamer: {why}")
-    others = sorted(set(values) - _OPENCV)
+    others = sorted(set(values) - _OPENCV_OPTIONS)
     if values.get("format") == "bgr":
         others.remove("format")
     if others:
@@ -198,20 +200,25 @@ def choose(scheme: str, place: str, options: Mapping[str, Any]) -> tuple[str, di
 
 def gstreamer_problem() -> str | None:
     """Return why GStreamer cannot be used from this Python, and what to do; None if it can."""
+    fix = (
+        'pip install "y7edge[camera]", or a virtual environment with --system-site-packages and '
+        "sudo apt install python3-gi"
+    )
     try:
         import gi
-    except ImportError:
-        return (
-            'PyGObject is not installed: pip install "y7edge[camera]", or a virtual environment '
-            "with --system-site-packages and sudo apt install python3-gi"
-        )
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "gi":
+            return f"PyGObject is not installed: {fix}"
+        return f"PyGObject is that of another Python, or incomplete ({error}): {fix}"
+    if not hasattr(gi, "require_version"):
+        return f"{gi.__file__} hides PyGObject: rename it"
     for namespace, package in (
         ("Gst", "gir1.2-gstreamer-1.0"),
         ("GstVideo", "gir1.2-gst-plugins-base-1.0"),
     ):
         try:
             gi.require_version(namespace, "1.0")
-        except (ValueError, AttributeError) as error:  # AttributeError: another module named gi
+        except ValueError as error:
             return f"{namespace} 1.0 is not usable ({error}): sudo apt install {package}"
     return None
 
