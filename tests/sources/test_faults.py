@@ -175,6 +175,15 @@ def test_attempts_count_anew_after_healthy_frames(camera, quick, monkeypatch):
         frames_until(source, lambda _: source.status.reconnects >= 3)
 
 
+def test_a_stall_after_healthy_frames_is_the_first_of_a_series(camera, monkeypatch, caplog):
+    """It is reported, and the delay is that of a first attempt."""
+    monkeypatch.setattr(supervisor, "_HEALTHY_S", 0.05)
+    with camera(fps=100, fault="stall", after=20) as source:
+        frames_until(source, lambda _: source.status.reconnects >= 2)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert all("; opening it again in 0." in record.getMessage() for record in caplog.records)
+
+
 def test_delays_double_and_are_limited(monkeypatch):
     one = supervisor.Supervisor("x", "pattern", {}, rate=None, open_timeout=1, retries=1)
     monkeypatch.setattr(supervisor.random, "uniform", lambda low, high: (low + high) / 2)

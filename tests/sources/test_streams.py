@@ -164,6 +164,25 @@ def test_the_server_is_killed(library):
         served.kill()
 
 
+def test_the_server_freezes():
+    """OpenCV returns no frame after the time-out, also not one that FFmpeg's decoder kept."""
+    served = RtspServer()
+    try:
+        place = f"127.0.0.1:{served.port}/h264"
+        with opened(video_capture, "rtsp", place, timeout=2) as grabber:
+            frames_of(grabber, 10)
+            served.freeze()
+            last, began = 0.0, time.monotonic()
+            with pytest.raises(SourceError):
+                while time.monotonic() < began + 60:
+                    with contextlib.suppress(SourceTimeout):
+                        grabber.grab(0.2)
+                        last = time.monotonic() - began
+            assert last < 1.8
+    finally:
+        served.kill()
+
+
 @BOTH
 def test_motion_jpeg_over_http(library):
     with http_server() as port:

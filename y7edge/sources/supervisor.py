@@ -118,8 +118,6 @@ class Supervisor:
             error = self._connect(connection)
             if error is None:
                 return
-            if connection.frames and connection.last - connection.opened > _HEALTHY_S:
-                self._attempts = 0
             if self._attempts >= self._retries or not self._worth_repeating(connection):
                 self._fail(error)
                 return
@@ -206,6 +204,8 @@ class Supervisor:
             self._running(connection)
             self.feed.add(message.count)
             connection.count(message.count, now)
+            if now - connection.opened > _HEALTHY_S:
+                self._attempts = 0
             if problem := connection.slowness(now):
                 _log.warning("%s: %s", self._name, problem)
                 self.feed.set(problem=problem)

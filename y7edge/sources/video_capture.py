@@ -7,6 +7,7 @@ thread reads, because a call of OpenCV may block for longer than a grabber may w
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -61,6 +62,7 @@ class Capture:
         self._scheme, self._place = scheme, place
         self._size: tuple[int, int] | None = None  # to which images are scaled
         self._limit: RateLimit | None = None
+        self._timeout = math.inf
         if scheme == "v4l2":
             self._place = device(place)
             self._capture = _open_device(self._place, values)
@@ -68,6 +70,7 @@ class Capture:
         else:
             self._capture, plain = _open_stream(scheme, place, values)
             self._place = plain
+            self._timeout = values.get("timeout", TIMEOUT_S)
             if "width" in values:
                 self._size = values["width"], values["height"]
             self._limit = RateLimit(float(values["rate"])) if "rate" in values else None
@@ -123,9 +126,11 @@ class Capture:
         problem = "the camera ended the stream, or sent nothing in time"
         try:
             while not self._stopped:
+                began = time.monotonic_ns()
                 good, image = self._capture.read()
                 captured = time.monotonic_ns()
-                if not good:
+                # After its time-out, FFmpeg may return an old frame that the decoder kept.
+                if not good or captured - began > 0.95e9 * self._timeout:
                     break
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                     problem = f"OpenCV returned an image of {image.dtype} {image.shape}"
