@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -128,10 +130,38 @@ def test_a_source_that_fails(artifact_path, tmp_path, capsys):
     assert "last fault" in printed.err, printed.err
 
 
+def test_without_a_terminal_the_state_is_printed_from_time_to_time(
+    artifact_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("y7edge.cli.live._NOTE_SECONDS", 0.3)
+    monkeypatch.setattr("y7edge.live.window.can_open", lambda: False)
+    assert _live(artifact_path, PATTERN, "--duration", 2) == 0
+    printed = capsys.readouterr()
+    *states, summary = printed.err.splitlines()
+    assert any(re.search(r"running · [\d.]+ frames/s · age \d+/\d+ ms · ", one) for one in states)
+    assert summary.startswith("test://pattern: ")
+    assert printed.out == ""
+
+
+def test_a_fault_is_reported_while_it_runs(artifact_path):
+    stalled = PATTERN + "&fault=stall&after=10"
+    with _start(artifact_path, "--json", source=stalled) as process:
+        try:
+            line = process.stderr.readline()
+        finally:
+            process.terminate()
+            process.stdout.read()
+    assert line.startswith("warning: test://pattern: no frame for ")
+
+
 def _start(
-    model: Path, *words: str, stderr: int = subprocess.PIPE, **environment: str
+    model: Path,
+    *words: str,
+    source: str = PATTERN,
+    stderr: int = subprocess.PIPE,
+    **environment: str,
 ) -> subprocess.Popen:
-    command = [sys.executable, "-m", "y7edge.cli", "live", str(model), PATTERN, *words]
+    command = [sys.executable, "-m", "y7edge.cli", "live", str(model), source, *words]
     return subprocess.Popen(
         [*command, "--threads", "1"],
         stdout=subprocess.PIPE,
@@ -184,13 +214,23 @@ def test_the_page_is_served_until_the_end(artifact_path):
 def test_a_terminal_gets_the_state_and_the_pipe_the_records(artifact_path):
     """The library that draws the line would redirect standard output too."""
     master, terminal = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:  # in a thread, because a terminal that nobody reads blocks the program
+        with suppress(OSError):  # the end
+            while part := os.read(master, 1 << 16):
+                shown.append(part)
+
     with _start(artifact_path, "--json", "--duration", "2", stderr=terminal) as process:
         os.close(terminal)
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
         printed, _ = process.communicate(timeout=WAIT)
-    assert process.returncode == 0
-    assert all(json.loads(line)["frame_id"] >= 0 for line in printed.splitlines())
-    assert len(printed.splitlines()) > 3
-    shown = os.read(master, 1 << 20).decode()
+    reader.join(WAIT)
     os.close(master)
-    assert re.search(r"test://pattern: running · [\d.]+ frames/s · age \d+/\d+ ms", shown)
-    assert '"detections"' not in shown
+    assert process.returncode == 0
+    assert len(printed.splitlines()) > 3
+    assert all(json.loads(line)["frame_id"] >= 0 for line in printed.splitlines())
+    text = b"".join(shown).decode()
+    assert re.search(r"test://pattern: running · [\d.]+ frames/s · age \d+/\d+ ms", text)
+    assert '"detections"' not in text

@@ -15,11 +15,12 @@ from tests.sources.gstreamer import require
 
 require("videotestsrc", "videoconvert", "appsink", "jpegdec", "decodebin", "valve", "concat")
 
-from gi.repository import Gst  # noqa: E402
+from gi.repository import GLib, Gst  # noqa: E402
 
 from y7edge.detect.preprocess import nv12_to_bgr  # noqa: E402
 from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout, Y7EdgeError  # noqa: E402
 from y7edge.sources.appsink import grabber, has  # noqa: E402
+from y7edge.sources.buffers import check_addresses  # noqa: E402
 from y7edge.sources.launch import launch  # noqa: E402
 from y7edge.sources.uri import open_source  # noqa: E402
 
@@ -234,6 +235,17 @@ def test_missing_plugins(monkeypatch, tmp_path):
         open_source("gst://videotestsrc")
 
 
+def test_a_missing_decoder(opened):
+    pipeline = opened(LIVE)
+    structure = Gst.Structure.from_string('missing-plugin, name=(string)"H.265 decoder";')[0]
+    source = pipeline._pipeline.get_by_name("y7edge-newest")
+    source.post_message(Gst.Message.new_element(source, structure))
+    fault = GLib.Error.new_literal(Gst.stream_error_quark(), "no", Gst.StreamError.CODEC_NOT_FOUND)
+    source.post_message(Gst.Message.new_error(source, fault, "details"))
+    with pytest.raises(RuntimeMissing, match=r"no H\.265 decoder: sudo apt install gstreamer"):
+        pipeline.grab(10)
+
+
 def test_no_frame_in_time(opened):
     pipeline = opened(f"{LIVE} ! valve name=valve")
     pipeline._pipeline.get_by_name("valve").set_property("drop", True)
@@ -281,6 +293,16 @@ def test_a_thread_can_run_while_a_frame_is_waited_for(opened):
     stop.set()
     thread.join()
     assert next(count) > 20
+
+
+def test_an_address_that_is_not_known():
+    class Other:
+        def __hash__(self):
+            return 12345
+
+    check_addresses(Gst.Buffer.new())
+    with pytest.raises(RuntimeMissing, match="PyGObject does not give access"):
+        check_addresses(Other())
 
 
 def test_has():

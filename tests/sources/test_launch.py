@@ -238,7 +238,7 @@ def test_urls():
 def test_gstreamer_is_chosen_if_it_is_usable(monkeypatch):
     monkeypatch.setattr(module, "gstreamer_problem", lambda: None)
     asked = {"scheme": "v4l2", "place": "/dev/video0"}
-    found = choose("v4l2", "/dev/video0", {"fps": 30, "backend": "auto"})
+    found = choose("v4l2", "/dev/video0", {"fps": 30, "input-backend": "auto"})
     assert found == ("appsink", {**asked, "options": {"fps": "30"}})
     kind, options = choose("v4l2", "/dev/video0", {"backend": "opencv"})
     assert (kind, options["why"]) == ("video_capture", "backend=opencv")

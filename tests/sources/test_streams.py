@@ -78,7 +78,8 @@ def test_rtsp(server, library, path, options):
         frames = frames_of(grabber, 6)
         now = time.monotonic_ns()
     clocks = {captured.clock for captured, _ in frames}
-    assert clocks == ({"arrival"} if library is video_capture else {"driver"})
+    # On a busy machine, GStreamer may estimate a time after the arrival: that is not used.
+    assert clocks <= {"arrival", "driver"} - ({"driver"} if library is video_capture else set())
     times = [captured.timestamp_ns for captured, _ in frames]
     assert times == sorted(times) and now - 20e9 < times[0] <= times[-1] <= now
     # A white ball moves on black.

@@ -114,7 +114,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     wants_traceback = TRACEBACK in arguments
     arguments = [text for text in arguments if text != TRACEBACK]
     open_streams()
-    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING)
+    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING, format="%(message)s")
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
         # Handle SIGTERM like Ctrl-C, so that temporary files are removed.
@@ -180,5 +180,6 @@ class _Remarks(logging.Handler):
     """Print the warnings of libraries' loggers on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as one line."""
-        note(one_line(self.format(record)))
+        """Print a record as one line; those of other packages with the name of the logger."""
+        logger = "" if record.name.split(".")[0] == "y7edge" else f"{record.name}: "
+        note(one_line(f"{record.levelname.lower()}: {logger}{self.format(record)}"))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from y7edge.live.server import Server
     from y7edge.live.window import Window
 
-_NOTE_SECONDS = 10.0  # between two lines about the state, if standard error is not a terminal
+_NOTE_SECONDS = 60.0  # between two lines about the state, if standard error is not a terminal
 _PAGE, _RESULTS = "Page in the browser", "Results"
 
 _Sources = Annotated[

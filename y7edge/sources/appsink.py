@@ -19,7 +19,7 @@ from y7edge.frames import Clock, Format
 from y7edge.sources.address import without_credentials
 from y7edge.sources.advice import advice
 from y7edge.sources.base import Captured, RateLimit
-from y7edge.sources.buffers import MappedBuffer, Passed, sensor_time
+from y7edge.sources.buffers import MappedBuffer, Passed, check_addresses, sensor_time
 from y7edge.sources.devices import check_device, device, formats_of, usual_codec
 from y7edge.sources.launch import (
     ELEMENTS,
@@ -87,7 +87,7 @@ class Pipeline:
         self._pipeline = self._parse(plan.text)
         self._bus = self._pipeline.get_bus()
         self._sink = self._find_sink()
-        self._problem: str | None = None
+        self._problem: SourceError | RuntimeMissing | None = None
         self._missing: str | None = None
         self._mapped: MappedBuffer | None = None
         self._caps: Any = None
@@ -111,6 +111,7 @@ class Pipeline:
         Raises:
             SourceTimeout: there was no frame within ``timeout`` seconds.
             SourceError: the pipeline failed, or a live one ended.
+            RuntimeMissing: a decoder is not installed.
         """
         self._release()
         if self._pipeline is None:
@@ -124,11 +125,11 @@ class Pipeline:
             if sample is not None and not (self.live and self._problem):
                 return self._captured(sample)
             if self._problem is not None:
-                raise SourceError(self._problem)
+                raise self._problem
             if self._sink.get_property("eos"):
                 if not self.live:
                     return None
-                raise SourceError(self._explain("the camera ended the stream"))
+                raise self._error("the camera ended the stream")
             if left <= 0:
                 raise SourceTimeout(f"no frame within {timeout:g} s")
 
@@ -221,7 +222,7 @@ class Pipeline:
             result = self._pipeline.get_state(_POLL_NS)[0]
             self._read_bus()
             if self._problem is not None:
-                raise SourceError(self._problem)
+                raise self._problem
             if time.monotonic() > deadline:
                 raise SourceTimeout(f"no frame within {_START_S:g} s: {self.detail}")
         live = result == results.NO_PREROLL if live is None else live
@@ -230,7 +231,7 @@ class Pipeline:
             result = self._pipeline.set_state(self._gst.State.PLAYING)
         if result == results.FAILURE:
             self._read_bus(_SECOND_NS)  # the error may come later than the state
-            raise SourceError(self._problem or self._explain("the pipeline does not start"))
+            raise self._problem or self._error("the pipeline does not start")
         if live:
             self._wait_for_first_frame()
         return live
@@ -241,7 +242,7 @@ class Pipeline:
         while not self._entered.count and not self._sink.get_property("eos"):
             self._read_bus(_POLL_NS)
             if self._problem is not None:
-                raise SourceError(self._problem)
+                raise self._problem
             if time.monotonic() > deadline:
                 return  # a camera may be slow: grab raises SourceTimeout
 
@@ -264,20 +265,20 @@ class Pipeline:
                 name = message.src.get_name() if message.src is not None else SOURCE
                 text = "" if name == SOURCE else f"{name}: "
                 text += error.message + (f" ({detail})" if detail else "")
-                self._problem = self._problem or self._explain(text)
+                self._problem = self._problem or self._error(text)
             elif message.has_name("missing-plugin"):
                 self._missing = message.get_structure().get_string("name")
 
-    def _explain(self, text: str) -> str:
+    def _error(self, text: str) -> SourceError | RuntimeMissing:
         """Return a fault in one line, with what to do about it."""
-        text = without_credentials(text)
         if self._missing:
-            return (
+            return RuntimeMissing(
                 f"GStreamer has no {self._missing}: sudo apt install gstreamer1.0-libav "
-                f"gstreamer1.0-plugins-bad{_or_opencv(self._scheme)}"
+                "gstreamer1.0-plugins-bad"
             )
+        text = without_credentials(text)
         known = advice(self._scheme, self._place, text)
-        return f"{text}: {known}" if known else text
+        return SourceError(f"{text}: {known}" if known else text)
 
     def _captured(self, sample: Any) -> Captured:
         buffer = sample.get_buffer()
@@ -369,6 +370,7 @@ def load() -> tuple[Any, Any]:
         Gst.init_check(None)
     except GLib.Error as error:
         raise RuntimeMissing(f"GStreamer cannot be initialised: {error.message}") from error
+    check_addresses(Gst.Buffer.new())
     return Gst, GstVideo
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.errors import SourceError
+from y7edge.errors import RuntimeMissing, SourceError
 
 _READ = 1  # GST_MAP_READ
 _REMEMBERED = 64  # buffers between two elements of a pipeline
@@ -50,6 +50,19 @@ class _ArgusMetadata(ctypes.Structure):
 @cache
 def _library(name: str) -> ctypes.CDLL:
     return ctypes.CDLL(name)  # found, not loaded again: PyGObject has loaded it
+
+
+def check_addresses(buffer: Any) -> None:
+    """Check that the hash of a Gst.Buffer is its address, which its ``repr`` has too.
+
+    Raises:
+        RuntimeMissing: it is not, in this release of PyGObject.
+    """
+    if f"{hash(buffer):#x})" not in repr(buffer):
+        raise RuntimeMissing(
+            "this release of PyGObject does not give access to the memory of frames: pip install "
+            '"PyGObject<3.52"'
+        )
 
 
 class MappedBuffer:

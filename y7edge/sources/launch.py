@@ -20,7 +20,7 @@ from typing import Any
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
 from y7edge.sources.address import NETWORK, rtp_address, url
 from y7edge.sources.devices import device
-from y7edge.sources.options import FLIPS, SCHEMES, check_options
+from y7edge.sources.options import FLIPS, SCHEMES, check_options, option_name
 from y7edge.text import is_printable
 
 Has = Callable[[str, str | None], bool]
@@ -176,7 +176,7 @@ def choose(scheme: str, place: str, options: Mapping[str, Any]) -> tuple[str, di
     backend = values.pop("backend", "auto")
     lacking = gstreamer_problem()
     asked = {"scheme": scheme, "place": place}
-    kept = {name: str(value) for name, value in options.items() if name.lower() != "backend"}
+    kept = {name: str(value) for name, value in options.items() if option_name(name) != "backend"}
     if backend == "gstreamer" or (backend == "auto" and lacking is None):
         if lacking is not None:
             raise RuntimeMissing(f"{scheme}:// with GStreamer: {lacking}")

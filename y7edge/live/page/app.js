@@ -5,6 +5,7 @@
 const SILENT_MS = 10000; // without any message: the network is gone
 const RETRY_MS = [500, 1000, 2000, 5000];
 const SEND_MS = 100; // between two changes of the threshold
+const LONGEST_LABEL = 24; // characters of a name in the image
 const SETTLE_MS = 800; // after the last change, until the slider follows other viewers again
 
 const $ = (id) => document.getElementById(id);
@@ -20,7 +21,7 @@ let source = 0;
 let paused = false;
 let shown = null; // {header, bitmap, jpeg}
 let threshold = 0;
-let touched = 0; // when the slider was moved
+let touched = -Infinity; // when the slider was moved
 let pending = null;
 let lost = ""; // why there is no connection
 const hidden = new Set(); // class ids without boxes
@@ -163,7 +164,9 @@ function draw(context, scale, unit, boxes) {
     context.strokeStyle = colour.css;
     context.strokeRect(x, y, (right - left) * scale, (bottom - top) * scale);
     const id = tracker === null ? "" : ` #${tracker}`;
-    const text = `${nameOf(kind)}${id} ${confidence.toFixed(2)}`;
+    const name = nameOf(kind);
+    const short = name.length > LONGEST_LABEL ? `${name.slice(0, LONGEST_LABEL - 1)}…` : name;
+    const text = `${short}${id} ${confidence.toFixed(2)}`;
     const wide = context.measureText(text).width + 10 * unit;
     const high = font + 7 * unit;
     const labelX = Math.max(0, Math.min(x - 1.25 * unit, width * scale - wide));
@@ -345,7 +348,7 @@ function showStatus() {
   setText("sensor", status.board.sensor ?? "");
   $("power").hidden = status.board.watts === undefined;
   setText("watts", `${(status.board.watts ?? 0).toFixed(1)} W`);
-  setText("rail", status.board.rail ?? "");
+  $("power").title = status.board.rail ?? "";
   showCounts();
 }
 
@@ -370,6 +373,7 @@ $("conf").addEventListener("input", () => {
       send({ type: "conf", value: Number($("conf").value) });
     }, SEND_MS);
   }
+  setTimeout(() => status && showStatus(), SETTLE_MS + 100);
 });
 
 function pause(wanted) {
