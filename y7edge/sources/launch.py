@@ -153,7 +153,10 @@ def check(scheme: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]
     if scheme == "gst" and (not place.strip() or not is_printable(place.replace("\n", " "))):
         raise SourceError("gst://: expected a pipeline without its sink, in printable characters")
     if scheme in NETWORK and ("width" in values) != ("height" in values):
-        raise ConfigError(f"{scheme}:// needs both options width and height, or none of them")
+        raise ConfigError(
+            f"{scheme}:// needs both options width and height, or none of them. If they are "
+            "parameters of the server, end the URI with #"
+        )
     if scheme == "rtp":
         rtp_address(place)
     if scheme in ("rtsp", "rtsps", "http", "https"):
