@@ -10,7 +10,11 @@ import pytest
 from tests.sources.gstreamer import require
 from y7edge.sources import supervisor
 
-require("videotestsrc", "videoconvert", "videoscale", "videoflip", "jpegdec", "v4l2src", "rtspsrc")
+require(
+    *("videotestsrc", "videoconvert", "videoscale", "videoflip", "jpegdec", "v4l2src", "rtspsrc"),
+    *("decodebin", "avdec_h264", "avdec_h265", "avdec_mpeg4", "rtph265depay", "rtpmp4vdepay"),
+    *("udpsrc", "rtpjitterbuffer", "souphttpsrc", "multipartdemux"),
+)
 
 HERE = Path(__file__).parent
 PREAMBLE = """
