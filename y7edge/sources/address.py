@@ -49,7 +49,10 @@ _SECRETS = (
     (
         re.compile(
             r"\b([\w-]{0,32}(?:user|usr|login|pass|pwd|pw\b|token|secret|auth|proxy-id|session"
-            r"|key(?=\s{0,8}=)|sig\b|signature)[\w-]{0,32}\s{0,8}=\s{0,8})(\"[^\"]*\"|'[^']*'|[^\s&\"'!]+)",
+            r"|cookie|jwt|credential|key(?=\s{0,8}=)|sig\b|signature)[\w-]{0,32}\s{0,8}=\s{0,8})"
+            r"(?:\(\w{1,16}\)\s{0,8})?"  # the type, as in GStreamer's texts
+            r"(?:\\\"[^\"]*\"|\"(?:\\.|[^\"\\])*(?:\"|$)|'(?:\\.|[^'\\])*(?:'|$)"
+            r"|(?:\\.|[^\s&\"'!\\])+)",
             re.I,
         ),
         r"\1***",
