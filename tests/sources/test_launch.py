@@ -188,6 +188,15 @@ def test_the_rate_of_a_camera_is_set_and_that_of_a_stream_is_a_limit():
     assert made.limit is None and "framerate=(fraction)15/2" in made.text
 
 
+@pytest.mark.parametrize(
+    ("transport", "protocols"),
+    [("tcp", "tcp"), ("udp", "udp-mcast+udp"), ("auto", "tcp+udp-mcast+udp")],
+)
+def test_transports(transport, protocols):
+    found = text("rtsp", "h/x", transport=transport, timeout=2.5)
+    assert f" protocols={protocols} timeout=2500000 tcp-timeout=2500000 !" in found
+
+
 def test_credentials_are_not_in_the_string():
     made = launch("rtsp", "ro%40bot:p%3Ass@h:8554/x", {}, on_desktop)
     assert made.secrets == {"user-id": "ro@bot", "user-pw": "p:ss"}
