@@ -205,6 +205,15 @@ def test_a_device_that_cannot_be_opened_fails_at_once(camera, caplog):
     assert not caplog.records  # the exception says it
 
 
+def test_the_memory_of_the_process_is_limited(camera, grabbers):
+    """To half of the machine's, and a library that leaks or collects a stream does not get more."""
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    with pytest.raises(SourceError, match="MemoryError: Unable to allocate"):
+        camera("numbered", live=True, hoards=half + 2**20)
+    with camera("numbered", live=True, hoards=half // 2) as source:
+        assert source.read(10)
+
+
 def test_an_option_that_is_wrong_is_named(camera):
     with pytest.raises(SourceError, match=r"^test://pattern: width is 'ten', expected 2 to 16384$"):
         camera(width="ten")
