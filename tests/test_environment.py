@@ -154,6 +154,13 @@ def test_gstreamer_of_this_machine() -> None:
         assert found.usable != (found.problem is not None)
 
 
+def test_a_file_in_place_of_pygobject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gi.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = environment._look_for_gstreamer()()
+    assert found.problem == f"{tmp_path / 'gi.py'} hides PyGObject: rename it"
+
+
 @pytest.mark.parametrize(
     ("code", "problem"),
     [

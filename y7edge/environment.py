@@ -249,8 +249,10 @@ _GSTREAMER = """
 import json, sys
 sys.path[:] = {path!r}
 from y7edge.sources.appsink import describe
+from y7edge.sources.launch import gstreamer_problem
 try:
-    found = describe()
+    problem = gstreamer_problem()
+    found = {{"problem": problem}} if problem else describe()
 except Exception as error:
     found = {{"problem": " ".join(str(error).split())[:400] or type(error).__name__}}
 print("\\n" + json.dumps(found))

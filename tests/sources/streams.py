@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +30,10 @@ class RtspServer:
             self.kill()
             raise RuntimeError("the RTSP server does not start")
         self.port, self.private = map(int, line.split())
+
+    def freeze(self):
+        """Stop the servers without closing their connections."""
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self):
         """Kill the servers, as by a power failure."""

@@ -274,6 +274,24 @@ def test_any_password_stays_out(scheme: str, before: str, after: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        *('user-pw=(string)"s3c ret"', r'user-pw = "s3\"cret" ! x', r"user-pw=s3\ cret ! x"),
+        r'extra-headers="headers, Authorization=(string)\"Bearer s3cret\""',
+        *("Authorization: Basic s3cret==", "souphttpsrc cookies=s3cret", "http://h/?jwt=s3cret"),
+        *(
+            "srtsrc passphrase='s3c ret'",
+            'user-pw="s3c ret',
+            "rtsp://h/user=a_password=s3cret_channel=1",
+        ),
+    ],
+)
+def test_credentials_in_texts_of_libraries(text: str) -> None:
+    shown = without_credentials(text)
+    assert "s3c" not in shown and "ret" not in shown and "***" in shown
+
+
+@pytest.mark.parametrize(
     "text", ["a://" * 4000, "a" * 16_000, "a-" * 8000, "user" * 4000, "@" * 99]
 )
 def test_redaction_takes_bounded_time(text: str) -> None:

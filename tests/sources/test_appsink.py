@@ -22,6 +22,7 @@ from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout, Y7EdgeErro
 from y7edge.sources.appsink import grabber, has  # noqa: E402
 from y7edge.sources.buffers import check_addresses  # noqa: E402
 from y7edge.sources.launch import launch  # noqa: E402
+from y7edge.sources.uri import open_source  # noqa: E402
 
 LIVE = "videotestsrc is-live=true ! video/x-raw, format=NV12, width=320, height=240"
 
@@ -88,6 +89,8 @@ def test_jpeg_has_the_same_levels_in_bgr_and_nv12(opened, tmp_path):
 def test_times_are_those_of_the_monotonic_clock(opened):
     pipeline = opened(LIVE)
     assert pipeline.live and pipeline.backend == "gstreamer"
+    # Not that of a sound card, if the pipeline has one.
+    assert pipeline._pipeline.flags & Gst.PipelineFlags.FIXED_CLOCK
     frames = []
     for _ in range(8):
         before = time.monotonic_ns()
@@ -219,6 +222,19 @@ def test_a_corrupted_file(opened, tmp_path):
     (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(100_000))
     with pytest.raises(SourceError, match="determine type of stream"):
         opened(f"filesrc location={tmp_path}/noise ! decodebin")
+
+
+def test_missing_plugins(monkeypatch, tmp_path):
+    """With PyGObject and no plugins; GStreamer reads the variables in a process of its own."""
+    monkeypatch.setenv("GST_PLUGIN_SYSTEM_PATH_1_0", str(tmp_path))
+    monkeypatch.setenv("GST_REGISTRY", str(tmp_path / "registry"))
+    package = "sudo apt install gstreamer1.0-plugins"
+    with pytest.raises(
+        RuntimeMissing, match=f"no rtspsrc here: {package}-good, or add backend=opencv"
+    ):
+        open_source("rtsp://127.0.0.1:1/x")
+    with pytest.raises(RuntimeMissing, match=f"no videoconvert here: {package}-base$"):
+        open_source("gst://videotestsrc")
 
 
 def test_a_missing_decoder(opened):

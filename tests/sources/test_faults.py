@@ -88,6 +88,19 @@ def test_a_camera_that_recovers_is_not_opened_again(camera, grabbers, monkeypatc
         assert source.status.reconnects == 0 and source.status.state == "running"
 
 
+def test_the_duration_of_a_stall_is_not_an_interval():
+    """Or the next stall would be noticed late, and the camera reported as slow."""
+    one, now = supervisor._Connection(None, stated=30.0, opened=100.0, last=100.0), 100.0
+    for made in range(1, 301):
+        now += 1 / 30 if made != 150 else 6.0
+        one.stalled = made == 150
+        if one.stalled:
+            one.resume()
+        one.count(made, now)
+        assert one.slowness(now) is None
+    assert one.limit(10.0, live=True) == 1.0
+
+
 def test_a_camera_slower_than_it_states_is_reported(camera, caplog, monkeypatch):
     monkeypatch.setattr(supervisor, "_WINDOW_S", 0.6)
     with camera(fps=40, fault="slow", after=1) as source:
@@ -162,6 +175,15 @@ def test_attempts_count_anew_after_healthy_frames(camera, quick, monkeypatch):
         frames_until(source, lambda _: source.status.reconnects >= 3)
 
 
+def test_a_stall_after_healthy_frames_is_the_first_of_a_series(camera, monkeypatch, caplog):
+    """It is reported, and the delay is that of a first attempt."""
+    monkeypatch.setattr(supervisor, "_HEALTHY_S", 0.05)
+    with camera(fps=100, fault="stall", after=20) as source:
+        frames_until(source, lambda _: source.status.reconnects >= 2)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert all("; opening it again in 0." in record.getMessage() for record in caplog.records)
+
+
 def test_delays_double_and_are_limited(monkeypatch):
     one = supervisor.Supervisor("x", "pattern", {}, rate=None, open_timeout=1, retries=1)
     monkeypatch.setattr(supervisor.random, "uniform", lambda low, high: (low + high) / 2)
@@ -181,6 +203,15 @@ def test_a_device_that_cannot_be_opened_fails_at_once(camera, caplog):
         camera(fault="error", after=-1)
     assert not watchers() and not children()
     assert not caplog.records  # the exception says it
+
+
+def test_the_memory_of_the_process_is_limited(camera, grabbers):
+    """To half of the machine's, and a library that leaks or collects a stream does not get more."""
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    with pytest.raises(SourceError, match="MemoryError: Unable to allocate"):
+        camera("numbered", live=True, hoards=half + 2**20)
+    with camera("numbered", live=True, hoards=half // 2) as source:
+        assert source.read(10)
 
 
 def test_an_option_that_is_wrong_is_named(camera):

@@ -10,7 +10,11 @@ import pytest
 from tests.sources.gstreamer import require
 from y7edge.sources import supervisor
 
-require("videotestsrc", "videoconvert", "videoscale", "videoflip", "jpegdec", "v4l2src", "rtspsrc")
+require(
+    *("videotestsrc", "videoconvert", "videoscale", "videoflip", "jpegdec", "v4l2src", "rtspsrc"),
+    *("decodebin", "avdec_h264", "avdec_h265", "avdec_mpeg4", "rtph265depay", "rtpmp4vdepay"),
+    *("udpsrc", "rtpjitterbuffer", "souphttpsrc", "multipartdemux"),
+)
 
 HERE = Path(__file__).parent
 PREAMBLE = """
@@ -93,7 +97,11 @@ ADDRESSES = [
     ("v4l2", "/dev/video0", {"codec": "raw", "format": "bgr"}),
     ("v4l2", "/dev/video0", {"codec": "h264", "decoder": "cpu"}),
     ("rtsp", "127.0.0.1:8554/x?a=b", {}),
-    ("rtsp", "127.0.0.1:8554/x", {"codec": "h265", "flip": "horizontal", "width": 640}),
+    (
+        "rtsp",
+        "127.0.0.1:8554/x",
+        {"codec": "h265", "flip": "horizontal", "width": 640, "height": 360},
+    ),
     ("rtsp", "127.0.0.1:8554/x", {"codec": "mpeg4", "rate": 5, "transport": "auto"}),
     ("rtsp", "127.0.0.1:8554/x", {"decoder": "cpu"}),
     ("rtp", "@:5000", {"codec": "vp9", "format": "bgr"}),

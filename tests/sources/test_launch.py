@@ -1,13 +1,19 @@
 """Launch strings, and the choice between GStreamer and OpenCV. GStreamer is not needed."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError, Y7EdgeError
 from y7edge.sources import launch as module
+from y7edge.sources.address import url
 from y7edge.sources.devices import device
 from y7edge.sources.launch import choose, launch
-from y7edge.sources.places import url
 
+ROOT = Path(__file__).parents[2]
 JETSON = {"nvarguscamerasrc", "nvvidconv", "nvjpegdec", "nvv4l2decoder"}
 SINK = "appsink name=y7edge-sink max-buffers=1 drop=true sync=false enable-last-sample=false"
 QUEUE = (
@@ -65,7 +71,7 @@ def text(scheme, place, has=on_desktop, **options):
             text("v4l2", "0", on_jetson, codec="mjpeg", width=1920, height=1080, fps=29.97),
             'v4l2src name=y7edge-source device="/dev/video0" ! capsfilter caps="image/jpeg, '
             'width=(int)1920, height=(int)1080, framerate=(fraction)30000/1001" ! nvjpegdec ! '
-            f"nvvidconv flip-method=0 ! video/x-raw, format=(string)NV12 ! {SINK}",
+            f"video/x-raw ! nvvidconv flip-method=0 ! video/x-raw, format=(string)NV12 ! {SINK}",
         ),
         (
             text("v4l2", "/dev/video0", codec="raw", flip="horizontal", format="nv12", height=480),
@@ -88,7 +94,7 @@ def text(scheme, place, has=on_desktop, **options):
                 *("rtsp", "u:p@10.0.0.5:554/live?channel=1", on_jetson),
                 **{"codec": "h264", "decoder": "cpu", "rate": 5, "width": 640, "height": 360},
             ),
-            f"{RTSP} ! rtph264depay ! h264parse ! avdec_h264 ! videorate drop-only=true max-rate=5 "
+            f"{RTSP} ! rtph264depay ! h264parse ! avdec_h264 "
             f"! {QUEUE} ! videoscale ! video/x-raw, width=(int)640, height=(int)360 ! videoconvert "
             f"! video/x-raw, format=(string)BGR ! {SINK}",
         ),
@@ -101,12 +107,12 @@ def text(scheme, place, has=on_desktop, **options):
             f"{SINK}",
         ),
         (
-            text("rtp", "239.0.0.1:5000", on_jetson, codec="mjpeg", width=640, flip=2),
+            text("rtp", "239.0.0.1:5000", on_jetson, codec="mjpeg", width=640, height=480, flip=2),
             'udpsrc name=y7edge-source address="239.0.0.1" port=5000 buffer-size=2097152 '
             'caps="application/x-rtp, media=(string)video, clock-rate=(int)90000, '
             'encoding-name=(string)JPEG" ! rtpjitterbuffer latency=100 drop-on-latency=true ! '
-            "rtpjpegdepay ! nvjpegdec ! nvvidconv flip-method=2 ! video/x-raw, width=(int)640, "
-            f"format=(string)NV12 ! {SINK}",
+            "rtpjpegdepay ! nvjpegdec ! video/x-raw ! nvvidconv flip-method=2 ! video/x-raw, "
+            f"width=(int)640, height=(int)480, format=(string)NV12 ! {SINK}",
         ),
         (
             text("rtp", "@:5000", latency=0),
@@ -177,6 +183,25 @@ def test_a_property_that_this_release_lacks():
         text("csi", "0", has, awblock="true")
 
 
+def test_the_rate_of_a_camera_is_set_and_that_of_a_stream_is_a_limit():
+    for scheme, place in (("rtsp", "h/x"), ("http", "h/x"), ("rtp", "@:5000")):
+        made = launch(scheme, place, {"rate": "7.5"}, on_desktop)
+        assert made.limit == 7.5 and "15/2" not in made.text
+    with pytest.raises(ConfigError, match="needs both options width and height"):
+        launch("rtsp", "h/x", {"width": 640}, on_desktop)
+    made = launch("csi", "0", {"rate": "7.5"}, on_jetson)
+    assert made.limit is None and "framerate=(fraction)15/2" in made.text
+
+
+@pytest.mark.parametrize(
+    ("transport", "protocols"),
+    [("tcp", "tcp"), ("udp", "udp-mcast+udp"), ("auto", "tcp+udp-mcast+udp")],
+)
+def test_transports(transport, protocols):
+    found = text("rtsp", "h/x", transport=transport, timeout=2.5)
+    assert f" protocols={protocols} timeout=2500000 tcp-timeout=2500000 !" in found
+
+
 def test_credentials_are_not_in_the_string():
     made = launch("rtsp", "ro%40bot:p%3Ass@h:8554/x", {}, on_desktop)
     assert made.secrets == {"user-id": "ro@bot", "user-pw": "p:ss"}
@@ -244,11 +269,6 @@ def test_opencv_is_chosen_without_gstreamer(monkeypatch):
         ("csi", "0", {}, RuntimeMissing, "camera connector of a Jetson, and this machine is not"),
         ("v4l2", "0", {"backend": "gstreamer"}, RuntimeMissing, "with GStreamer: PyGObject"),
         ("rtsp", "h/x", {"latency": 5}, ConfigError, "no option latency without GStreamer: PyG"),
-        *(
-            ("rtsp", "h/x", {name: 320}, ConfigError, f"no option {name} without GStreamer")
-            for name in ("width", "height", "rate")
-        ),
-        ("http", "h/x", {"fps": 5}, ConfigError, "http:// has no option rate without GStreamer"),
         ("rtsp", "h/x", {"codec": "mjpeg"}, ConfigError, "no option codec without GStreamer"),
         ("rtsp", "h/x", {"format": "nv12"}, ConfigError, "no option format without GStreamer"),
         ("v4l2", "0", {"codec": "h264"}, ConfigError, "codec=h264 needs GStreamer"),
@@ -262,6 +282,25 @@ def test_opencv_is_chosen_without_gstreamer(monkeypatch):
         choose("csi", "0", {})
     with pytest.raises(RuntimeMissing, match=r"or OpenCV: pip install \"y7edge\[opencv\]\""):
         choose("rtsp", "h/x", {})
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("gi/__init__.py", "from . import _gi", "PyGObject is that of another Python, or incompl"),
+        ("gi.py", "", "gi.py hides PyGObject: rename it"),
+        ("gi.py", "raise ModuleNotFoundError(name='gi')", "PyGObject is not installed: sudo apt"),
+    ],
+)
+def test_why_gstreamer_cannot_be_used(tmp_path, file, text, message):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    code = "from y7edge.sources.launch import gstreamer_problem; print(gstreamer_problem())"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert message in found.stdout, found.stderr
 
 
 def test_errors_are_found_before_a_process_is_started():

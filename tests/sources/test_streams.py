@@ -109,13 +109,27 @@ def test_the_resolution_changes(server):
     assert sizes[0] == (320, 240) and sizes[-1] == (640, 480)
 
 
-def test_rate_size_and_flip(server):
-    options = {"rate": 5, "width": 160, "height": 120, "flip": "clockwise", "format": "nv12"}
-    with opened(appsink, "rtsp", f"127.0.0.1:{server.port}/h264", **options) as grabber:
+@BOTH
+def test_rate_size_and_flip(server, library):
+    options = {"rate": "2.5", "width": 160, "height": 100, "flip": "clockwise"}
+    with opened(library, "rtsp", f"127.0.0.1:{server.port}/h264", **options) as grabber:
         frames = [grabber.grab(30) for _ in range(5)]
-    assert {captured.size for captured in frames} == {(120, 160)}
+    assert {captured.size for captured in frames} == {(100, 160)}
+    assert {captured.rate for captured in frames} == {2.5}
+    # What the limit leaves out is not counted, unlike what OpenCV kept while it opened the stream.
+    assert not any(captured.skipped for captured in frames[1:])
     times = [captured.timestamp_ns for captured in frames]
-    assert np.median(np.diff(times)) > 100e6  # 15 frames per second without the option
+    assert np.median(np.diff(times)) > 250e6  # 15 frames per second without the option
+
+
+@BOTH
+def test_the_rate_of_a_stream_without_a_constant_rate(library):
+    with (
+        http_server() as port,
+        opened(library, "http", f"127.0.0.1:{port}/a.mjpg", rate=4) as grabber,
+    ):
+        times = [grabber.grab(30).timestamp_ns for _ in range(6)]
+    assert np.median(np.diff(times)) > 150e6  # 20 frames per second
 
 
 @BOTH
@@ -148,6 +162,25 @@ def test_the_server_is_killed(library):
                         grabber.grab(1.0)
             assert not isinstance(caught.value, SourceTimeout)
             assert time.monotonic() - began < 30
+    finally:
+        served.kill()
+
+
+def test_the_server_freezes():
+    """OpenCV returns no frame after the time-out, also not one that FFmpeg's decoder kept."""
+    served = RtspServer()
+    try:
+        place = f"127.0.0.1:{served.port}/h264"
+        with opened(video_capture, "rtsp", place, timeout=2) as grabber:
+            frames_of(grabber, 10)
+            served.freeze()
+            last, began = 0.0, time.monotonic()
+            with pytest.raises(SourceError):
+                while time.monotonic() < began + 60:
+                    with contextlib.suppress(SourceTimeout):
+                        grabber.grab(0.2)
+                        last = time.monotonic() - began
+            assert last < 1.8
     finally:
         served.kill()
 

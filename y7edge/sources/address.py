@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from y7edge.artifact.schema import nearest
 from y7edge.errors import ConfigError, SourceError
@@ -37,6 +37,8 @@ _QUERY = re.compile(r"[A-Za-z_][\w-]*=[^&?]*(?:&[A-Za-z_][\w-]*=[^&?]*)*")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{0,18})?(e[+-]?\d{1,3})?", re.A | re.I)
 _DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\\?#@\[\]\"'<>|]*)(?::(\d{1,5}))?")
+_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,2000}")  # RFC 3986, section 2
+_HOST_NAME = re.compile(r"[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 # Credentials in a text: of URLs, also of percent-encoded ones, and values of properties and
 # parameters. Repetitions are bounded, because the time of a search is their product.
 _SECRETS = (
@@ -47,11 +49,15 @@ _SECRETS = (
     (
         re.compile(
             r"\b([\w-]{0,32}(?:user|usr|login|pass|pwd|pw\b|token|secret|auth|proxy-id|session"
-            r"|key(?=\s{0,8}=)|sig\b|signature)[\w-]{0,32}\s{0,8}=\s{0,8})(\"[^\"]*\"|'[^']*'|[^\s&\"'!]+)",
+            r"|cookie|jwt|credential|key(?=\s{0,8}=)|sig\b|signature)[\w-]{0,32}\s{0,8}=\s{0,8})"
+            r"(?:\(\w{1,16}\)\s{0,8})?"  # the type, as in GStreamer's texts
+            r"(?:\\\"[^\"]*\"|\"(?:\\.|[^\"\\])*(?:\"|$)|'(?:\\.|[^'\\])*(?:'|$)"
+            r"|(?:\\.|[^\s&\"'!\\])+)",
             re.I,
         ),
         r"\1***",
     ),
+    (re.compile(r"(\b(?:proxy-)?authorization:\s{0,8})[^\r\n]{1,4096}", re.I), r"\1***"),
 )
 
 
@@ -114,6 +120,48 @@ def without_credentials(text: str) -> str:
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     return text
+
+
+def url(scheme: str, place: str) -> tuple[str, dict[str, str]]:
+    """Split the user name and password off a URL.
+
+    Returns:
+        The URL without them, and the properties ``user-id`` and ``user-pw`` of a GStreamer source.
+
+    Raises:
+        SourceError: it is not a URL; the message does not repeat it.
+    """
+    whole = f"{scheme}://{place}"
+    advice = f"expected {scheme}://HOST[:PORT]/PATH, other characters percent-encoded"
+    if not _URL.fullmatch(place):
+        raise SourceError(f"the {scheme} address has characters that a URL cannot have: {advice}")
+    try:
+        parts: SplitResult = urlsplit(whole)
+        host, _ = parts.hostname, parts.port  # raise ValueError
+        secrets = [
+            unquote(text or "", errors="strict") for text in (parts.username, parts.password)
+        ]
+    except ValueError as error:
+        raise SourceError(f"the {scheme} address is not a URL: {advice}") from error
+    if not host or not _HOST_NAME.fullmatch(host):
+        raise SourceError(f"the {scheme} address has no valid host name: {advice}")
+    plain = whole.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
+    named = dict(zip(("user-id", "user-pw"), secrets, strict=True))
+    return plain, named if parts.username is not None else {}
+
+
+def rtp_address(place: str) -> tuple[str, int]:
+    """Return the address and port at which RTP arrives; "@" is any address, as in VLC.
+
+    Raises:
+        SourceError: it is not an address and a port.
+    """
+    found = re.fullmatch(r"(@|\[[^\]]*\]|[^:\[\]@]*):([0-9]{1,5})/?", place)
+    host = found[1].strip("[]") if found else ""
+    port = int(found[2]) if found else 0
+    if (host and host != "@" and not _HOST_NAME.fullmatch(host)) or not 0 < port < 65536:
+        raise SourceError("rtp://: expected rtp://@:PORT, or rtp://ADDRESS:PORT of this machine")
+    return ("0.0.0.0" if host in ("", "@") else host), port
 
 
 def parse(uri: str | int | Path, options: Mapping[str, Option] | None = None) -> Address:

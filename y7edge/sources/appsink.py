@@ -18,13 +18,14 @@ from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
 from y7edge.frames import Clock, Format
 from y7edge.sources.address import without_credentials
 from y7edge.sources.advice import advice
-from y7edge.sources.base import Captured
+from y7edge.sources.base import Captured, RateLimit
 from y7edge.sources.buffers import MappedBuffer, Passed, check_addresses, sensor_time
 from y7edge.sources.devices import check_device, device, formats_of, usual_codec
 from y7edge.sources.launch import (
     ELEMENTS,
     JETSON,
     NEWEST,
+    OPENCV,
     SINK,
     SOURCE,
     TIMEOUT_S,
@@ -61,7 +62,11 @@ def grabber(options: Mapping[str, Any]) -> Pipeline:
         SourceError: the pipeline cannot be built or started.
         RuntimeMissing: GStreamer or an element is not installed.
     """
-    return Pipeline(options["scheme"], options["place"], options.get("options", {}))
+    scheme = options["scheme"]
+    try:
+        return Pipeline(scheme, options["place"], options.get("options", {}))
+    except RuntimeMissing as missing:
+        raise RuntimeMissing(f"{missing}{_or_opencv(scheme)}") from missing
 
 
 class Pipeline:
@@ -78,6 +83,7 @@ class Pipeline:
             options = _with_codec(self._place, options)
         plan = launch(scheme, place, options, has)
         self.detail = without_credentials(plan.text)
+        self._limit = None if plan.limit is None else RateLimit(plan.limit)
         self._pipeline = self._parse(plan.text)
         self._bus = self._pipeline.get_bus()
         self._sink = self._find_sink()
@@ -192,7 +198,11 @@ class Pipeline:
             source.add_probe(buffers, self._on_sensor)
 
     def _on_entry(self, _: Any, info: Any) -> Any:
-        self._entered.add(info.get_buffer().pts, self._entered.count)
+        pts = info.get_buffer().pts
+        timed = pts != self._gst.CLOCK_TIME_NONE
+        if self._limit and not self._limit.passes(pts if timed else time.monotonic_ns()):
+            return self._gst.PadProbeReturn.DROP
+        self._entered.add(pts, self._entered.count)
         return self._gst.PadProbeReturn.OK
 
     def _on_sensor(self, _: Any, info: Any) -> Any:
@@ -294,6 +304,8 @@ class Pipeline:
         skipped = number - self._last - 1 if self.live else 0
         self._last = number
         rate = info.fps_n / info.fps_d if info.fps_n > 0 and info.fps_d > 0 else None
+        if rate is not None and self._limit is not None:
+            rate = min(rate, self._limit.rate)
         size = (info.width, info.height)
         return Captured(planes, size, kind, captured, clock, skipped, rate)
 
@@ -337,6 +349,10 @@ class Pipeline:
         if self._mapped is not None:
             self._mapped.release()
             self._mapped = None
+
+
+def _or_opencv(scheme: str) -> str:
+    return ", or add backend=opencv" if scheme in OPENCV else ""
 
 
 def load() -> tuple[Any, Any]:

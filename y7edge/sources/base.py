@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,3 +147,25 @@ class Grabber(Protocol):
 
     def close(self) -> None:
         """Stop: send EOS, wait for it, and free the device."""
+
+
+class RateLimit:
+    """Chooses frames, so that there are at most ``rate`` per second on average.
+
+    Times may be irregular, as those of a network stream: a frame passes if it comes up to half an
+    interval too early, and the next one has to be later.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._interval_ns = 1e9 / rate
+        self._due_ns = -math.inf
+
+    def passes(self, time_ns: int) -> bool:
+        """Return whether the frame of this time is one of them."""
+        early = self._due_ns - time_ns
+        if self._interval_ns / 2 < early < 2 * self._interval_ns:  # not if the time was set back
+            return False
+        latest = self._due_ns if abs(early) <= self._interval_ns / 2 else time_ns
+        self._due_ns = latest + self._interval_ns
+        return True

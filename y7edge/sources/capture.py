@@ -40,8 +40,8 @@ class Camera(Source):
         options: of the grabber; JSON values.
         rate: frames per second that the user asked for; None if unknown.
         open_timeout: seconds for opening the device, and again for its first frame.
-        retries: how often to open it again after a fault; counted anew when frames came for a
-            minute.
+        retries: how often to open it again after a fault; counted anew when frames came for 10 s.
+            The default lasts for about a minute.
 
     Raises:
         SourceError: the device cannot be opened.

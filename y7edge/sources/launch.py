@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any
 
 from y7edge import jetson
 from y7edge.errors import ConfigError, RuntimeMissing, SourceError
+from y7edge.sources.address import NETWORK, rtp_address, url
 from y7edge.sources.devices import device
 from y7edge.sources.options import FLIPS, SCHEMES, check_options, option_name
-from y7edge.sources.places import rtp_address, url
 from y7edge.text import is_printable
 
 Has = Callable[[str, str | None], bool]
@@ -50,21 +50,25 @@ _NO_JETSON = (
     "/dev/video0, the camera of a Raspberry Pi is gst://libcamerasrc"
 )
 ELEMENTS = (
-    *("videoconvert", "videoscale", "videorate", "videoflip", "decodebin"),
+    *("videoconvert", "videoscale", "videoflip", "decodebin"),
     *("v4l2src", "jpegdec", "rtspsrc", "udpsrc", "souphttpsrc", "multipartdemux"),
     *("h264parse", "h265parse", "avdec_h264", "avdec_h265"),
 )
 """Elements for cameras and the usual streams; others are for rarer codecs."""
 
+OPENCV = ("v4l2", "rtsp", "http", "https")
+"""Schemes that OpenCV captures from too."""
+
 # Options that have an effect with OpenCV.
 _OPENCV = {"v4l2": {"width", "height", "rate", "flip", "codec"}}
-_OPENCV_STREAMS = {"flip", "transport", "timeout"}
+_OPENCV_STREAMS = {"width", "height", "rate", "flip", "transport", "timeout"}
+
 # Package of Debian and Ubuntu for an element; the first match counts.
 _PACKAGES = (
     (r"nv.*", "nvidia-l4t-gstreamer"),
     (r"avdec_.*", "gstreamer1.0-libav"),
     (r".*(parse|265dec|h264dec|de265dec|mpeg2dec)", "gstreamer1.0-plugins-bad"),
-    (r"(videoconvert|videoscale|videorate|decodebin)", "gstreamer1.0-plugins-base"),
+    (r"(videoconvert|videoscale|decodebin)", "gstreamer1.0-plugins-base"),
     (r".*", "gstreamer1.0-plugins-good"),
 )
 
@@ -109,11 +113,14 @@ class Launch:
         text: for ``gst_parse_launch``; its last element is an appsink with the name ``SINK``.
         live: True for cameras and streams; None: GStreamer knows, after the pipeline has started.
         secrets: properties of the element ``SOURCE`` that are not in the text.
+        limit: how many frames per second may pass; None: all. videorate does not drop frames of
+            streams without a constant rate, such as Motion JPEG over HTTP.
     """
 
     text: str
     live: bool | None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    limit: float | None = None
 
 
 def launch(scheme: str, place: str, options: Mapping[str, Any], has: Has) -> Launch:
@@ -132,7 +139,9 @@ def launch(scheme: str, place: str, options: Mapping[str, Any], has: Has) -> Lau
         RuntimeMissing: a required element is not installed.
     """
     values = check(scheme, place, options)
-    return _BUILDERS[scheme](scheme, place, values, has)
+    made = _BUILDERS[scheme](scheme, place, values, has)
+    limit = float(values["rate"]) if scheme in NETWORK and "rate" in values else None
+    return replace(made, limit=limit)
 
 
 def check(scheme: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +160,11 @@ def check(scheme: str, place: str, options: Mapping[str, Any]) -> dict[str, Any]
         device(place)
     if scheme == "gst" and (not place.strip() or not is_printable(place.replace("\n", " "))):
         raise SourceError("gst://: expected a pipeline without its sink, in printable characters")
+    if scheme in NETWORK and ("width" in values) != ("height" in values):
+        raise ConfigError(
+            f"{scheme}:// needs both options width and height, or none of them. If they are "
+            "parameters of the server, end the URI with #"
+        )
     if scheme == "rtp":
         rtp_address(place)
     if scheme in ("rtsp", "rtsps", "http", "https"):
@@ -181,7 +195,7 @@ def choose(scheme: str, place: str, options: Mapping[str, Any]) -> tuple[str, di
     why = lacking or "backend=opencv"
     if scheme == "csi" and jetson.find() is None:
         raise RuntimeMissing(_NO_JETSON)
-    if scheme not in ("v4l2", "rtsp", "http", "https"):
+    if scheme not in OPENCV:
         raise RuntimeMissing(f"{scheme}:// needs GStreamer: {why}")
     others = sorted(set(values) - _OPENCV.get(scheme, _OPENCV_STREAMS))
     if values.get("format") == "bgr":
@@ -199,22 +213,26 @@ def choose(scheme: str, place: str, options: Mapping[str, Any]) -> tuple[str, di
 
 def gstreamer_problem() -> str | None:
     """Return why GStreamer cannot be used from this Python, and what to do; None if it can."""
+    fix = (
+        "sudo apt install python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good "
+        "gstreamer1.0-plugins-bad gstreamer1.0-libav, and a virtual environment with "
+        '--system-site-packages; or pip install "PyGObject<3.52", which needs headers'
+    )
     try:
         import gi
-    except ImportError:
-        return (
-            "PyGObject is not installed: sudo apt install python3-gi "
-            "gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-bad "
-            "gstreamer1.0-libav, and a virtual environment with --system-site-packages; or pip "
-            'install "PyGObject<3.52", which needs headers'
-        )
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "gi":
+            return f"PyGObject is not installed: {fix}"
+        return f"PyGObject is that of another Python, or incomplete ({error}): {fix}"
+    if not hasattr(gi, "require_version"):
+        return f"{gi.__file__} hides PyGObject: rename it"
     for namespace, package in (
         ("Gst", "gir1.2-gstreamer-1.0"),
         ("GstVideo", "gir1.2-gst-plugins-base-1.0"),
     ):
         try:
             gi.require_version(namespace, "1.0")
-        except (ValueError, AttributeError) as error:  # AttributeError: another module named gi
+        except ValueError as error:
             return f"{namespace} 1.0 is not usable ({error}): sudo apt install {package}"
     return None
 
@@ -352,7 +370,7 @@ def _decode(codec: str | None, values: Mapping[str, Any], has: Has) -> str:
     named = _CODECS[codec]
     parser = [named.parser] if named.parser and has(named.parser, None) else []
     if not on_cpu and codec == "mjpeg" and has("nvjpegdec", None):
-        return "nvjpegdec"
+        return "nvjpegdec ! video/x-raw"  # as jetson-utils: not in NVMM
     if not on_cpu and has("nvv4l2decoder", None):
         wanted = {"mjpeg": "1"} if codec == "mjpeg" else {"enable-max-performance": "1"}
         settings = [f" {k}={v}" for k, v in wanted.items() if has("nvv4l2decoder", k)]
@@ -373,13 +391,9 @@ def _on_jetson(values: Mapping[str, Any], has: Has) -> bool:
 
 
 def _stream_to_host(values: Mapping[str, Any], has: Has) -> str:
-    """Return the end of a stream's pipeline: lower rate, other size, memory of the host."""
-    limit = []
-    if "rate" in values:
-        _need(has, "videorate")
-        limit = [f"videorate drop-only=true max-rate={max(1, round(values['rate']))}"]
+    """Return the end of a stream's pipeline: other size, memory of the host."""
     size = {name: values[name] for name in ("width", "height") if name in values}
-    return " ! ".join([*limit, _to_host(values, size, has), _sink()])
+    return f"{_to_host(values, size, has)} ! {_sink()}"
 
 
 def _to_host(values: Mapping[str, Any], size: Mapping[str, Any], has: Has) -> str:

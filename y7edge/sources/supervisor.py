@@ -31,7 +31,7 @@ from y7edge.sources.feed import Feed
 
 SILENCE_S, INTERVALS = 1.0, 3  # the watchdog: the longer of a second and three frame intervals
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _JITTER = 0.5, 10.0, 0.25
-_HEALTHY_S = 60.0  # after frames for this long, attempts count from 0 again
+_HEALTHY_S = 10.0  # after frames for this long, attempts count from 0 again
 _WINDOW_S = 3.0  # in which the rate is measured
 _TICK_S = 0.25
 _STUCK_S = 15.0  # a process that was killed after 10 s has ended, unless a driver is stuck
@@ -118,8 +118,6 @@ class Supervisor:
             error = self._connect(connection)
             if error is None:
                 return
-            if connection.frames and connection.last - connection.opened > _HEALTHY_S:
-                self._attempts = 0
             if self._attempts >= self._retries or not self._worth_repeating(connection):
                 self._fail(error)
                 return
@@ -206,6 +204,8 @@ class Supervisor:
             self._running(connection)
             self.feed.add(message.count)
             connection.count(message.count, now)
+            if now - connection.opened > _HEALTHY_S:
+                self._attempts = 0
             if problem := connection.slowness(now):
                 _log.warning("%s: %s", self._name, problem)
                 self.feed.set(problem=problem)
@@ -220,7 +220,8 @@ class Supervisor:
             self._down_since = None
         if not connection.frames and self._attempts:
             self._reconnects += 1
-        connection.stalled = False
+        if connection.stalled:
+            connection.resume()
         self.feed.set("running", reconnects=self._reconnects)
 
     def _return_slots(self, connection: _Connection, child: Child) -> None:
@@ -352,7 +353,8 @@ class Supervisor:
 class _Connection:
     """What is known of one process; times are of ``time.monotonic``."""
 
-    stated: float | None  # frames per second
+    asked: float | None  # frames per second that the user asked for: perhaps more than there are
+    stated: float | None = None  # frames per second
     opened: float = 0.0
     last: float = field(default_factory=time.monotonic)  # last progress
     frames: int = 0
@@ -366,9 +368,13 @@ class _Connection:
     incomplete: str = ""
     problem: str = ""
 
+    def resume(self) -> None:
+        """Go on after a stall, whose duration says nothing about the rate of the device."""
+        self.stalled, self.last, self.window, self.slow_windows = False, 0.0, (0.0, 0), 0
+
     def count(self, made: int, now: float) -> None:
         """Count the frames until now, and measure their interval."""
-        if self.frames and made > self.frames:
+        if self.frames and made > self.frames and self.last:
             interval = (now - self.last) / (made - self.frames)
             self.interval = (
                 interval if self.interval is None else 0.8 * self.interval + 0.2 * interval
@@ -395,7 +401,8 @@ class _Connection:
         """Return for how long there may be no progress, in seconds."""
         if self.stalled:
             return self.patience
-        intervals = [i for i in (self.interval, self.stated and 1 / self.stated) if i]
+        rate = self.stated or self.asked
+        intervals = [i for i in (self.interval, rate and 1 / rate) if i]
         if not self.frames or not live or not intervals:
             return open_timeout
         return max(SILENCE_S, INTERVALS * max(intervals))

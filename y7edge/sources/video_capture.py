@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
+from y7edge.sources.address import url
 from y7edge.sources.advice import advice
-from y7edge.sources.base import Captured
+from y7edge.sources.base import Captured, RateLimit
 from y7edge.sources.devices import check_device, device, formats_of, is_bayer, usual_codec
 from y7edge.sources.launch import RATE, SIZE, TIMEOUT_S, check
 from y7edge.sources.options import FLIPS
-from y7edge.sources.places import refusal, url
+from y7edge.sources.refusal import refusal_reason
 
 _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _CLOSE_S = 1.0
@@ -66,6 +67,9 @@ class Capture:
         began = time.monotonic()
         self._flip = FLIPS.index(values.get("flip", "none"))
         self._scheme, self._place = scheme, place
+        self._size: tuple[int, int] | None = None  # to which images are scaled
+        self._limit: RateLimit | None = None
+        self._timeout = math.inf
         if scheme == "v4l2":
             self._place = device(place)
             self._capture = _open_device(self._place, values)
@@ -73,12 +77,18 @@ class Capture:
         else:
             self._capture, plain = _open_stream(scheme, place, values)
             self._place = plain
+            self._timeout = values.get("timeout", TIMEOUT_S)
+            if "width" in values:
+                self._size = values["width"], values["height"]
+            self._limit = RateLimit(float(values["rate"])) if "rate" in values else None
             name = f"{plain} with FFmpeg"
         self.detail = f"{name} (not GStreamer: {why})"
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         guessed = scheme in ("http", "https") and rate == _GUESS
         self._rate = rate if 0 < rate < 1000 and not guessed else None
         self._backlog = _Backlog(began, self._rate)
+        if self._rate is not None and self._limit is not None:
+            self._rate = min(self._rate, self._limit.rate)
         self._changed = threading.Condition()
         self._newest: tuple[NDArray[np.uint8], int] | None = None
         self._due = math.inf  # time.monotonic() at which the newest frame may be returned
@@ -110,6 +120,8 @@ class Capture:
                 return None
             (image, captured), skipped = self._newest, self._skipped
             self._newest, self._skipped, self._due = None, 0, math.inf
+        if self._size is not None:
+            image = _scaled(image, self._size)
         image = _flipped(image, self._flip)
         height, width = image.shape[:2]
         plane = image.reshape(height, 3 * width)
@@ -127,9 +139,11 @@ class Capture:
         problem = "the camera ended the stream, or sent nothing in time"
         try:
             while not self._stopped:
+                began = time.monotonic_ns()
                 good, image = self._capture.read()
                 captured = time.monotonic_ns()
-                if not good:
+                # After its time-out, FFmpeg may return an old frame that the decoder kept.
+                if not good or captured - began > 0.95e9 * self._timeout:
                     break
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                     problem = f"OpenCV returned an image of {image.dtype} {image.shape}"
@@ -137,6 +151,8 @@ class Capture:
                 hold = self._backlog.hold(
                     captured / 1e9, self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
                 )
+                if self._limit is not None and not hold and not self._limit.passes(captured):
+                    continue
                 with self._changed:
                     self._skipped += self._newest is not None
                     self._newest = np.asarray(image, np.uint8), captured
@@ -272,7 +288,7 @@ def _open_stream(
         capture = cv2.VideoCapture(whole, cv2.CAP_FFMPEG, settings)
     if not capture.isOpened():
         capture.release()
-        why = refusal(plain, _REFUSAL_S, with_password=bool(secrets))
+        why = refusal_reason(plain, _REFUSAL_S, with_password=bool(secrets))
         raise SourceError(f"the {scheme} stream cannot be opened: {why}")
     return capture, plain
 
@@ -289,6 +305,12 @@ def _environment(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def _scaled(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    smaller = size[0] * size[1] < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
 
 
 def _flipped(image: NDArray[np.uint8], flip: int) -> NDArray[np.uint8]:

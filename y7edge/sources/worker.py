@@ -44,6 +44,7 @@ def main(descriptor: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _terminate)
     signal.alarm(_HUNG_S)
+    _limit_memory()
     for output in (1, 2):  # what libraries print is lost if the parent does not read it
         os.set_blocking(output, False)
     status = 1
@@ -58,6 +59,21 @@ def main(descriptor: int, parent: int) -> None:
         with contextlib.suppress(OSError):  # the pipe is full
             sys.stderr.flush()
         os._exit(status)  # without the destructors of native libraries, which may hang
+
+
+def _limit_memory() -> None:
+    """Allow half of the machine's memory, so that a stream without end does not take all of it.
+
+    multipartdemux, for one, keeps what it receives until there is a boundary. Memory of images that
+    are shared with other processes or devices is not counted (RLIMIT_DATA of getrlimit(2)).
+    """
+    import resource  # not on Windows
+
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    known = [limit for limit in (soft, hard, half) if limit != resource.RLIM_INFINITY]
+    with contextlib.suppress(OSError, ValueError):  # the system does not have this limit
+        resource.setrlimit(resource.RLIMIT_DATA, (min(known), hard))
 
 
 def _wait(control: socket.socket, event: int, seconds: float) -> bool:

@@ -17,6 +17,8 @@ def grabber(options):
         print(options["prints"], flush=True)
     if options.get("blocks"):
         re.match(r"(a+)+$", "a" * 60 + "b")  # takes years, and never releases the GIL
+    if options.get("hoards"):
+        np.empty(options["hoards"], np.uint8)
     if options.get("exits"):
         os._exit(options["exits"])
     if options.get("refuses"):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from y7edge.sources.places import refusal
+from y7edge.sources.refusal import refusal_reason
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def server(*answers, delay=0.0):
 def test_statuses(scheme, status, message):
     answer = f"{scheme.upper()}/1.0 {status}\r\nWWW-Authenticate: Basic realm=x\r\n\r\n".encode()
     with server(answer) as (port, received):
-        found = refusal(f"{scheme}://127.0.0.1:{port}/a?b=1", 10, with_password=False)
+        found = refusal_reason(f"{scheme}://127.0.0.1:{port}/a?b=1", 10, with_password=False)
     assert message.format(scheme) in found and found.isprintable()
     first = received[0].split(b"\r\n")[0].decode()
     assert (
@@ -64,7 +64,7 @@ def test_statuses(scheme, status, message):
 
 def test_a_password_that_is_refused():
     with server(b"RTSP/1.0 401 No\r\n\r\n") as (port, _):
-        found = refusal(f"rtsp://127.0.0.1:{port}/a", 10, with_password=True)
+        found = refusal_reason(f"rtsp://127.0.0.1:{port}/a", 10, with_password=True)
     assert found.startswith("the server refuses this user name and password")
 
 
@@ -83,16 +83,16 @@ def test_a_password_that_is_refused():
 def test_answers_of_other_servers(answers, delay, message):
     with server(*answers, delay=delay) as (port, _):
         began = time.monotonic()
-        assert message in refusal(f"rtsp://127.0.0.1:{port}/a", 0.5, with_password=False)
+        assert message in refusal_reason(f"rtsp://127.0.0.1:{port}/a", 0.5, with_password=False)
         assert time.monotonic() - began < 1.9
 
 
 def test_hosts_that_are_not_there(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-    found = refusal(f"rtsp://127.0.0.1:{port}/a", 5, with_password=False)
+    found = refusal_reason(f"rtsp://127.0.0.1:{port}/a", 5, with_password=False)
     assert found == f"127.0.0.1 is there, but nothing listens at port {port}: check the port"
-    found = refusal("rtsp://a..b/x", 5, with_password=False)
+    found = refusal_reason("rtsp://a..b/x", 5, with_password=False)
     assert found.startswith("the host name a..b is not known")
     for error, message in (
         (socket.gaierror(-2, "Name or service not known"), "the host name cam.lan is not known"),
@@ -104,4 +104,4 @@ def test_hosts_that_are_not_there(monkeypatch):
             raise error
 
         monkeypatch.setattr(socket, "create_connection", fail)
-        assert message in refusal("rtsp://cam.lan/a", 5, with_password=False)
+        assert message in refusal_reason("rtsp://cam.lan/a", 5, with_password=False)
