@@ -85,7 +85,7 @@ class Results:
 
     def __init__(self, results, ends=True, names=("cam",)):
         self.results, self.ends, self.closed = list(results), ends, threading.Event()
-        self.names = names
+        self.names, self.current = names, None
         self.ages = {name: Ages() for name in names}
 
     @property
@@ -96,6 +96,7 @@ class Results:
 
     def __iter__(self):
         for frame, found in self.results:
+            self.current = self.names[0]
             self.ages[self.names[0]].add(7_000_000)
             yield frame, found
         if not self.ends:
@@ -202,21 +203,6 @@ def test_facts_and_summary():
     (line,) = loop.summary()
     assert line.startswith("cam: 5 of 9 frames, 4 dropped, ")
     assert "frame age 7/7/7/7 ms (p50/p95/p99/max), reconnected 1 times, last fault: x: y" in line
-
-
-def test_images_of_a_folder_belong_to_its_only_source():
-    frame, found = make_result()
-    results = [(replace(frame, source="folder/1.png"), found)]
-    loop = Loop(Results(results, names=("folder",)), Threshold(0.25, 0.05))
-    names = []
-    loop.sinks.append(lambda name, *_: names.append(name))
-    loop.start()
-    assert loop.wait(WAIT)
-    assert names == ["folder"]
-    loop = Loop(Results(results, names=("folder", "cam")), Threshold(0.25, 0.05))
-    loop.start()
-    with pytest.raises(ConfigError, match="cannot be shown together"):
-        loop.wait(WAIT)
 
 
 def test_the_loop_of_a_real_stream():

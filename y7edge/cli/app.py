@@ -114,7 +114,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     wants_traceback = TRACEBACK in arguments
     arguments = [text for text in arguments if text != TRACEBACK]
     open_streams()
-    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING)
+    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING, format="%(message)s")
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
         # Handle SIGTERM like Ctrl-C, so that temporary files are removed.
@@ -177,8 +177,9 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 class _Remarks(logging.Handler):
-    """Print the warnings of libraries' loggers on standard error."""
+    """Print the warnings of loggers on standard error, those of libraries with their names."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as one line."""
-        note(one_line(self.format(record)))
+        start = "" if record.name.partition(".")[0] == "y7edge" else f"{record.name}: "
+        note(f"{record.levelname.lower()}: {start}{one_line(self.format(record))}")

@@ -16,8 +16,12 @@ from y7edge.cli.console import note, show
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import (
     Backend,
+    Classes,
+    Conf,
     Device,
+    Iou,
     Json,
+    MaxDet,
     Model,
     Names,
     Size,
@@ -49,26 +53,6 @@ _Save = Annotated[
         callback=out_folder,
     ),
 ]
-_Conf = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, callback=finite, help="Minimum confidence; default: the model's."),
-]
-_Iou = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, callback=finite, help="IoU threshold of NMS; default: the model's."),
-]
-_MaxDet = Annotated[
-    int | None,
-    typer.Option("--max-det", min=1, help="Maximum boxes per image; default: the model's."),
-]
-_Classes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--class",
-        metavar="CLASS",
-        help="Return only boxes of this class, a name or an id; repeatable.",
-    ),
-]
 _Tile = Annotated[
     int | None,
     typer.Option(
@@ -98,10 +82,10 @@ def predict(
     source: _Source,
     save: _Save = None,
     out: _Out = None,
-    conf: _Conf = None,
-    iou: _Iou = None,
-    max_det: _MaxDet = None,
-    classes: _Classes = None,
+    conf: Conf = None,
+    iou: Iou = None,
+    max_det: MaxDet = None,
+    classes: Classes = None,
     tile: _Tile = None,
     overlap: _Overlap = 0.2,
     track: _Track = False,
@@ -196,10 +180,9 @@ def _detect(
     Returns:
         The number of files, and the errors of those that cannot be read.
     """
-    from y7edge.sources.files import Files
+    from y7edge.sources.files import Files, use_levels
 
-    if isinstance(source, Files) and source.levels is None:
-        source.levels = detector.manifest.input.levels
+    use_levels(source, detector.manifest.input.levels)
     count, failures = 0, []
     with _Progress(source) as progress:
         for frame in _frames(source):
