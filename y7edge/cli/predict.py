@@ -127,8 +127,9 @@ def predict(
     # Raised after everything is closed, so that the frames of a truncated video are saved.
     if failures:
         words = f"{len(failures)} of {count} files could not be read completely"
-        has_ended = isinstance(failures[-1], SourceSkipped)
-        raise SourceError(f"{opened.name}: {words}") if has_ended else failures[-1]
+        last = list(failures.values())[-1]
+        has_ended = isinstance(last, SourceSkipped)
+        raise SourceError(f"{opened.name}: {words}") if has_ended else last
 
 
 def _open(uri: str) -> Source:
@@ -174,22 +175,23 @@ def _detect(
     sinks: Sequence[Callable[[Frame, Detections], None]],
     *,
     as_json: bool,
-) -> tuple[int, list[SourceError]]:
+) -> tuple[int, dict[str, SourceError]]:
     """Detect objects in all frames.
 
     Returns:
-        The number of files, and the errors of those that cannot be read.
+        The number of files, and the errors of those that cannot be read, by message.
     """
     from y7edge.sources.files import Files, use_levels
 
     use_levels(source, detector.manifest.input.levels)
-    count, failures = 0, []
+    count = 0
+    failures: dict[str, SourceError] = {}  # once, also if the files are read again
     with _Progress(source) as progress:
         for frame in _frames(source):
             progress.update()
             count += 1
             if isinstance(frame, SourceError):
-                failures.append(frame)
+                failures[str(frame)] = frame
                 if isinstance(frame, SourceSkipped):
                     note(f"error: {frame}")
                 continue
