@@ -382,6 +382,21 @@ def test_frames_are_not_kept():
         assert sum(one() is not None for one in alive) <= 2
 
 
+def test_frames_of_several_sources_are_not_kept():
+    class Counted(Fake):
+        def made(self):
+            image = WHITE.copy()
+            alive.append(weakref.ref(image))
+            return replace(super().made(), image=image)
+
+    detector, _ = detector_over()
+    alive: list[weakref.ref] = []
+    sources = [Counted(f"film {n}", 8) for n in range(3)]
+    for _ in detector.stream(sources):
+        # The one that was returned, its predecessor, and one that waits for each source.
+        assert sum(one() is not None for one in alive) <= 2 + len(sources)
+
+
 # --- several sources ------------------------------------------------------------------------------
 
 

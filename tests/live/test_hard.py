@@ -255,6 +255,18 @@ def test_corrected_labels_are_never_removed(tmp_path):
     assert (folder / "labels" / "hard-000001.txt").read_text() == "1 0.5 0.5 0.1 0.1\n"
 
 
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_corrected_labels_are_not_replaced_within_the_interval(tmp_path, is_edited):
+    folder = tmp_path / "hard"
+    with HardFrames(folder, NAMES) as saver:
+        assert saver.add(scene(0, 0.0), found(0.25))
+    if is_edited:
+        (folder / "labels" / "hard-000001.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+    with HardFrames(folder, NAMES) as saver:
+        assert saver.add(scene(1, 0.1), found(0.45)) is not is_edited
+    assert consistent(folder) == ["hard-000001" if is_edited else "hard-000002"]
+
+
 def test_a_killed_process_leaves_a_data_set(tmp_path):
     folder = tmp_path / "hard"
     code = f"""
