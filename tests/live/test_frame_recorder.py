@@ -274,7 +274,7 @@ def test_lines_follow_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def fsync(file: int) -> None:
         sync(file)
-        name = Path(os.readlink(f"/proc/self/fd/{file}")).name
+        name = Path(f"/proc/self/fd/{file}").readlink().name
         synced.append((name, (tmp_path / "r" / INDEX).read_text().count("\n")))
 
     monkeypatch.setattr(os, "fsync", fsync)
