@@ -177,9 +177,9 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 class _Remarks(logging.Handler):
-    """Print the warnings of loggers on standard error, those of libraries with their names."""
+    """Print the warnings of libraries' loggers on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as one line."""
-        start = "" if record.name.partition(".")[0] == "y7edge" else f"{record.name}: "
-        note(f"{record.levelname.lower()}: {start}{one_line(self.format(record))}")
+        """Print a record as one line; those of other packages with the name of the logger."""
+        logger = "" if record.name.split(".")[0] == "y7edge" else f"{record.name}: "
+        note(one_line(f"{record.levelname.lower()}: {logger}{self.format(record)}"))
