@@ -36,7 +36,7 @@ async def control(args: argparse.Namespace) -> None:
         seeing, sent, count, worst = asyncio.create_task(see()), "", 0, 0.0
         start = due = time.monotonic()
         while not seeing.done() and not 0 < args.seconds <= due - start:
-            due += 1 / args.rate  # not from now on: delays would add up
+            due += 1 / max(1, args.rate)  # not from now on: delays would add up
             await asyncio.sleep(due - time.monotonic())
             count, worst = count + 1, max(worst, time.monotonic() - due)
             if (now := command(args.stale)).split()[0] not in sent:
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="runs/demo/parts.onnx", help="an exported model")
     parser.add_argument("--source", default="0", help="camera number, device, or any URI")
-    parser.add_argument("--rate", type=float, default=50, help="commands per second")
+    parser.add_argument("--rate", type=float, default=50, help="commands per second, 1 or more")
     parser.add_argument("--stale", type=float, default=0.2, help="largest age of a result, s")
     parser.add_argument("--seconds", type=float, default=0, help="stop after this time; 0: never")
     try:

@@ -40,5 +40,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Y7EdgeError as error:  # one line: what was wrong, what was expected, what to do
+    except (Y7EdgeError, cv2.error) as error:  # one line: what was wrong, what to do
         sys.exit(f"error: {error}")

@@ -34,7 +34,7 @@ def main() -> None:
         info = detector.info
         print(f"{info['device']}; images: {info.get('frames', 'scaled on the CPU')}", flush=True)
         since, stream = time.monotonic(), detector.stream(args.source)
-        limited = itertools.islice(stream, args.frames or None)
+        limited = itertools.islice(stream, max(0, args.frames) or None)
         for count, (frame, detections) in enumerate(limited, 1):
             if count % 30 == 0:
                 rate, since = 30 / (time.monotonic() - since), time.monotonic()

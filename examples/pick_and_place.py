@@ -19,7 +19,7 @@ from y7edge import Detections, Detector, Y7EdgeError
 
 def points(text: str) -> np.ndarray:
     """Read ``x,y x,y x,y x,y``."""
-    return np.array([pair.split(",") for pair in text.split()], np.float32).reshape(4, 2)
+    return np.asarray_chkfinite([xy.split(",") for xy in text.split()], "f4").reshape(4, 2)
 
 
 def picks(found: Detections, to_table: np.ndarray) -> list[dict[str, object]]:
@@ -52,8 +52,8 @@ if __name__ == "__main__":
     if np.linalg.cond(plane) > 1e9:
         parser.error("three points of --pixels or --table are on a line")
     try:
-        with Detector(args.model) as detector:
-            for frame, found in itertools.islice(detector.stream(args.source), args.frames or None):
+        with Detector(args.model) as detector, detector.stream(args.source) as stream:
+            for frame, found in itertools.islice(stream, max(0, args.frames) or None):
                 line = {"frame": frame.sequence, "picks": picks(found, plane)}
                 print(json.dumps(line), flush=True)
     except (KeyboardInterrupt, Y7EdgeError) as error:

@@ -35,7 +35,7 @@ def main() -> None:
         detector.warmup()  # the first call of an engine can take long
         # A frame that is not read in time is dropped, so results are never old.
         stream = detector.stream(args.source)
-        for frame, detections in itertools.islice(stream, args.frames or None):
+        for frame, detections in itertools.islice(stream, max(0, args.frames) or None):
             if window:
                 cv2.imshow("y7edge", draw(frame, detections))
                 if cv2.waitKey(1) in (27, ord("q")):

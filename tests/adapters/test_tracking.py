@@ -157,6 +157,14 @@ def test_an_occluded_object_keeps_its_id_for_as_long_as_lost():
         assert (len(known) == 1) == kept, (gap, ids)
 
 
+@pytest.mark.parametrize(("rate", "id_"), [(None, -1), (0.5, 1)])
+def test_a_camera_that_is_slower_than_a_track_is_long(rate, id_):
+    tracker = Tracker(rate)
+    for k in range(4):
+        found = tracker.update(frame([box(100 + k, 100)], 2 * k))
+    assert found.tracker_id.tolist() == [id_]
+
+
 def test_crossing_objects_of_equal_speed_keep_their_ids():
     tracker, seen = Tracker(), []
     for index in range(60):

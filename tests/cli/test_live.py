@@ -58,6 +58,32 @@ def test_two_sources(artifact_path, capsys):
     assert {line.split(": ")[0] for line in printed.err.splitlines()} == names
 
 
+@pytest.mark.parametrize("track", [(), ("--track",)])
+def test_several_folders_and_videos(artifact_path, data, tmp_path, capsys, monkeypatch, track):
+    """Their frames have other names than their sources: those of the files."""
+    if track:
+        pytest.importorskip("trackers")
+    monkeypatch.chdir(tmp_path)
+    images = sorted((data.parent / "images" / "val").iterdir())[:2]
+    for name, path in zip("ab", images, strict=True):
+        (tmp_path / name).mkdir()
+        for number in "12":
+            (tmp_path / name / f"{number}{path.suffix}").write_bytes(path.read_bytes())
+    assert _live(artifact_path, "./a?loop=1", "b", "--json", *track, "--save", "videos") == 0
+    printed = capsys.readouterr()
+    names = sorted(json.loads(line)["source"][:3] for line in printed.out.splitlines())
+    assert names == ["a/1", "a/1", "a/2", "a/2", "b/1", "b/2"]
+    summary = printed.err.splitlines()
+    assert [line.partition(", ")[0] for line in summary[:2]] == [
+        "./a: 4 of 4 frames",
+        "b: 2 of 2 frames",
+    ]
+    assert [line.partition("; ")[0] for line in summary[2:]] == [
+        "./a: 4 frames in 1 videos, 0 dropped",
+        "b: 2 frames in 1 videos, 0 dropped",
+    ]
+
+
 def test_files_end(artifact_path, data, capsys):
     folder = data.parent / "images" / "val"
     assert _live(artifact_path, folder, "--json", "--conf", 0.3) == 0

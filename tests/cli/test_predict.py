@@ -85,6 +85,16 @@ def test_options_of_the_source(tmp_path: Path, predict: Predict) -> None:
     assert errors == [f"error: {tmp_path}/v.mkv: unknown option 'lop', did you mean 'loop'?"]
 
 
+def test_a_damaged_file_that_is_read_twice_is_one_file(tmp_path: Path, predict: Predict) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), scene(1))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    records, errors = predict(f"{tmp_path}?loop=1", exits=1)
+    assert len(records) == 2
+    assert [line.endswith("1 of 2 files could not be read completely") for line in errors] == [
+        *(False, False, True)
+    ]
+
+
 @pytest.mark.parametrize(
     "source",
     [

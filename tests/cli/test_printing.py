@@ -219,9 +219,11 @@ def test_errors_are_one_bounded_line(
 
 def test_warnings_and_logs_are_clean_lines(capsys: pytest.CaptureFixture[str]) -> None:
     app._show_warning(UserWarning(LONG))
-    app._Remarks().emit(logging.LogRecord("x", 30, "x", 1, "a %s", ("\x1b\nb",), None))
+    for name in ("y7edge.detect.streaming", "aiohttp.server"):
+        app._Remarks().emit(logging.LogRecord(name, 30, "x", 1, "a %s", ("\x1b\nb",), None))
     lines = _clean(capsys.readouterr().err)
-    assert lines[0].startswith("warning: x\\x1b") and lines[1:] == [r"warning: x: a \x1b b"]
+    assert lines[0].startswith("warning: x\\x1b")
+    assert lines[1:] == [r"warning: a \x1b b", r"warning: aiohttp.server: a \x1b b"]
 
 
 @pytest.fixture

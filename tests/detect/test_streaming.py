@@ -25,6 +25,7 @@ from y7edge.errors import (
     DetectorClosed,
     DeviceError,
     SourceError,
+    SourceSkipped,
     SourceTimeout,
 )
 from y7edge.sources import uri
@@ -381,6 +382,28 @@ def test_frames_are_not_kept():
         assert sum(one() is not None for one in alive) <= 2
 
 
+def test_frames_of_several_sources_are_not_kept():
+    """Also while a source waits for its next frame."""
+
+    class Waiting(Fake):
+        live = True
+
+        def made(self):
+            if self.next and not self.gone.wait(0.01):
+                self.left += 1
+                raise SourceTimeout("the next frame comes later")
+            image = WHITE.copy()
+            alive.append(weakref.ref(image))
+            return replace(super().made(), image=image)
+
+    detector, _ = detector_over()
+    alive: list[weakref.ref] = []
+    with detector.stream([Waiting("a"), Waiting("b")]) as stream:
+        for _ in range(2):
+            next(stream)
+        wait_until(lambda: not any(one() is not None for one in alive))
+
+
 # --- several sources ------------------------------------------------------------------------------
 
 
@@ -541,8 +564,30 @@ def test_frames_of_a_folder_keep_the_names_of_their_files():
             return replace(super().made(), source=f"{self.name}/{self.next}.jpg")
 
     detector, _ = detector_over()
-    found = {found.source for _, found in detector.stream([Folder("x", 2), Folder("x", 1)])}
-    assert found == {"x/1.jpg", "x/2.jpg"}
+    stream = detector.stream([Folder("x", 2), Folder("x", 1)])
+    assert stream.current is None
+    found = sorted((stream.current, found.source) for _, found in stream)
+    assert found == [("x", "x/1.jpg"), ("x", "x/2.jpg"), ("x (2)", "x/1.jpg")]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_file_that_is_skipped_is_reported(count, caplog):
+    """Also if the newest frame is asked for while another one waits for the detector."""
+
+    class Played(Camera):
+        damaged = 2
+
+        def read(self, timeout=None):
+            if self.damaged and ((self.next and timeout == 0) or count == 1):
+                self.damaged -= 1
+                raise SourceSkipped(f"{self.name}: 3.png is damaged")
+            return super().read(timeout)
+
+    detector, _ = detector_over()
+    sources = [Played("film", rate=100, frames=5), Fake("other", 3)]
+    frames = [frame for frame, _ in detector.stream(sources[:count]) if frame.source == "film"]
+    assert frames
+    assert caplog.messages == ["film: 3.png is damaged"] * 2
 
 
 def test_a_stream_that_is_forgotten_stops_its_threads(opened):

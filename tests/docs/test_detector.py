@@ -50,7 +50,7 @@ def test_the_example_of_a_frame():
 
 def test_members_of_a_stream():
     members = re.findall(r"^\| `stream\.(\w+)", TEXT, re.MULTILINE)
-    assert members == ["names", "ages", "status", "close"]
+    assert members == ["names", "current", "ages", "status", "close"]
     assert all(hasattr(Stream, name) for name in members)
     assert f"over the last {WINDOW} frames" in TEXT
     ages = Ages()

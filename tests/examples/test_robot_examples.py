@@ -65,9 +65,12 @@ def inside(monkeypatch, capsys, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         monkeypatch.setattr(signal, "signal", lambda *_: None)
-        with pytest.raises(SystemExit) as stopped:
+        code = 0
+        try:
             runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-        code, (out, err) = stopped.value.code, capsys.readouterr()
+        except SystemExit as stopped:
+            code = stopped.code
+        out, err = capsys.readouterr()
         return (code, out, err) if isinstance(code, int) else (1, out, f"{err}{code}\n")
 
     return inside
@@ -125,6 +128,22 @@ def test_image_that_cannot_be_written(run, parts_model):
     )
     assert code == 1
     assert err == "error: cannot write missing/found.jpg\n"
+
+
+@pytest.mark.parametrize("name", ["found.xyz", "found"])
+def test_image_of_an_unknown_format(inside, parts_model, name):
+    source = "test://scenes?speed=0"
+    code, _, err = inside("image.py", "--model", parts_model, "--source", source, "--save", name)
+    assert code == 1
+    assert err.startswith("error: ")
+
+
+def test_numbers_below_the_limits(inside, parts_model):
+    common = ("--model", parts_model, "--source", "test://scenes?frames=2")
+    for name in ("webcam.py", "jetson_csi.py", "pick_and_place.py"):  # 0: all frames
+        assert inside(name, *common, "--frames", -3)[0] == 0
+    code, out, _ = inside("async_robot.py", *common, "--rate", 0, "--seconds", 1)
+    assert (code, out.splitlines()[-1].split()[0]) == (0, "stop")
 
 
 def test_webcam_without_a_display(run, parts_model):
@@ -323,7 +342,8 @@ def test_picks_are_in_order():
 
 
 @pytest.mark.parametrize(
-    "four", ["0,0 1,1 2,2 0,5", "0,0 0,0 9,9 0,9", "1,2 3,4", "a,b c,d e,f g,h"]
+    "four",
+    ["0,0 1,1 2,2 0,5", "0,0 0,0 9,9 0,9", "1,2 3,4", "a,b c,d e,f g,h", "nan,0 9,0 9,9 0,9"],
 )
 def test_points_that_define_no_table_are_refused(inside, four):
     code, _, err = inside("pick_and_place.py", "--pixels", four)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -265,6 +266,20 @@ def test_a_recorder_that_is_killed_leaves_a_recording(tmp_path: Path) -> None:
     assert len(frames) >= int(line)
     assert [frame.sequence for frame in frames] == sorted(frame.sequence for frame in frames)
     FrameRecorder(tmp_path).close()  # the lock is gone
+
+
+def test_lines_follow_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure at any moment leaves no line whose image is not on the disk."""
+    synced, sync = [], os.fsync
+
+    def fsync(file: int) -> None:
+        sync(file)
+        name = Path(f"/proc/self/fd/{file}").readlink().name
+        synced.append((name, (tmp_path / "r" / INDEX).read_text().count("\n")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    record(tmp_path / "r", [frame(number) for number in range(3)])
+    assert synced == [*((f"0000000{n}.png", 0) for n in range(3)), (INDEX, 3)]
 
 
 def test_no_file_stays_open(tmp_path: Path) -> None:

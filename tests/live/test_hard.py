@@ -211,11 +211,14 @@ def test_each_camera_has_its_interval_and_images_of_a_folder_have_none(tmp_path)
     ]
     with HardFrames(tmp_path / "cameras", NAMES) as saver:
         assert add_all(saver, cameras) == [True, True, False, False, False, False]
-    with HardFrames(tmp_path / "late", NAMES) as saver:  # the frames of b come late
-        for k in range(40):
-            late = -0.05 if k % 2 else 0.0
-            saver.add(scene(0, 1 + k / 20 + late), found(0.9))
-        assert saver._position == pytest.approx(38 / 20)
+    both = [
+        (Frame(scene(k + n, 0).image, timestamp_ns=start + k * 10**8, source=str(n)), found(0.3))
+        for k in range(6)
+        for n, start in ((10, 10**15), (20, 10**9))  # of a camera and of a recording
+    ]
+    with HardFrames(tmp_path / "clocks", NAMES) as saver:
+        assert add_all(saver, both) == [True, True] + [False] * 10
+        assert saver._position == pytest.approx(0.5)
     images = [(Frame(scene(k, 0).image, source="folder"), found(0.3)) for k in range(6)]
     with HardFrames(tmp_path / "images", NAMES) as saver:
         assert add_all(saver, images) == [True] * 6
@@ -250,6 +253,18 @@ def test_corrected_labels_are_never_removed(tmp_path):
     assert len(images) == 3
     assert "hard-000003.jpg" not in images
     assert (folder / "labels" / "hard-000001.txt").read_text() == "1 0.5 0.5 0.1 0.1\n"
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_corrected_labels_are_not_replaced_within_the_interval(tmp_path, is_edited):
+    folder = tmp_path / "hard"
+    with HardFrames(folder, NAMES) as saver:
+        assert saver.add(scene(0, 0.0), found(0.25))
+    if is_edited:
+        (folder / "labels" / "hard-000001.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+    with HardFrames(folder, NAMES) as saver:
+        assert saver.add(scene(1, 0.1), found(0.45)) is not is_edited
+    assert consistent(folder) == ["hard-000001" if is_edited else "hard-000002"]
 
 
 def test_a_killed_process_leaves_a_data_set(tmp_path):
@@ -370,3 +385,11 @@ def test_detections_of_something_else(tmp_path):
         with pytest.raises(DataError, match="of other classes than nut"):
             saver.add(scene(0, 0), found(0.3, names=(), class_ids=[9]))
         assert saver.add(scene(0, 0), found(0.3, names=()))
+
+
+@pytest.mark.parametrize("name", ["a\u2028b.png", "a\x85b.png", "a\nb.png", "\udce9.png"])
+def test_odd_names_of_sources(tmp_path, name):
+    for count in (1, 2):
+        with HardFrames(tmp_path / "hard", NAMES) as saver:
+            assert saver.add(Frame(scene(count, 0).image, source=name), found(0.3))
+            assert len(saver) == count

@@ -85,7 +85,7 @@ class Results:
 
     def __init__(self, results, ends=True, names=("cam",)):
         self.results, self.ends, self.closed = list(results), ends, threading.Event()
-        self.names = names
+        self.names, self.current = names, None
         self.ages = {name: Ages() for name in names}
 
     @property
@@ -97,6 +97,7 @@ class Results:
 
     def __iter__(self):
         for frame, found in self.results:
+            self.current = self.names[0]
             self.ages[self.names[0]].add(7_000_000)
             yield frame, found
         if not self.ends:
@@ -226,21 +227,6 @@ def test_the_rate_of_a_slow_model_and_of_one_that_hangs(monkeypatch):
     row = loop.facts()[0]
     assert row["rate"] < 0.07
     assert row["silent"] == 13
-
-
-def test_images_of_a_folder_belong_to_its_only_source():
-    frame, found = make_result()
-    results = [(replace(frame, source="folder/1.png"), found)]
-    loop = Loop(Results(results, names=("folder",)), Threshold(0.25, 0.05))
-    names = []
-    loop.sinks.append(lambda name, *_: names.append(name))
-    loop.start()
-    assert loop.wait(WAIT)
-    assert names == ["folder"]
-    loop = Loop(Results(results, names=("folder", "cam")), Threshold(0.25, 0.05))
-    loop.start()
-    with pytest.raises(ConfigError, match="cannot be shown together"):
-        loop.wait(WAIT)
 
 
 def test_the_loop_of_a_real_stream():

@@ -154,6 +154,11 @@ def test_without_timestamps_the_sequence_is_the_time(tmp_path):
     assert [row["frame_id"] for row in lines(files(tmp_path, ".jsonl")[0])] == [3, 4, 8]
 
 
+def test_each_image_of_a_folder_is_a_frame_of_the_video(tmp_path):
+    status = record(tmp_path, [frame(None, 50 * k, source=f"{k}.png") for k in range(4)])
+    assert (status.frames, status.dropped, status.segments) == (4, 0, 1)
+
+
 def test_more_frames_than_the_rate(tmp_path):
     status = record(tmp_path, [frame(k / 40) for k in range(40)], rate=10)
     assert len(read(files(tmp_path, ".mp4")[0])[0]) in (10, 11)

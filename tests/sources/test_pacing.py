@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 
 from tests.sources.videos import write_video
 from y7edge import Frame, SourceSkipped, SourceTimeout, open_source
-from y7edge.errors import ConfigError
+from y7edge.errors import ConfigError, SourceError
+from y7edge.sources import pacing
 from y7edge.sources.base import Source, Status
 from y7edge.sources.pacing import Paced
 
@@ -130,6 +132,34 @@ def test_errors_are_raised_in_the_thread_of_the_reader() -> None:
             seen.append("frame")
     assert seen.count("bad") == 1
     assert seen[-1] == "frame"
+
+
+def test_every_file_that_is_skipped_is_reported() -> None:
+    """Also if they follow each other faster than they are read."""
+    source = Listed([SourceSkipped("1"), *frames(0), SourceSkipped("3"), SourceError("lost")])
+    with Paced(source) as paced:
+        with pytest.raises(SourceSkipped, match="1"):
+            paced.read(30)
+        while source.taken < 4:
+            time.sleep(0.001)
+        with pytest.raises(SourceSkipped, match="3"):
+            paced.read(30)
+        assert paced.read(30) is not None
+        for _ in range(2):
+            with pytest.raises(SourceError, match="lost"):
+                paced.read(30)
+
+
+@pytest.mark.parametrize("later", [10**18, 1 << 62])
+def test_a_recording_that_was_continued_much_later(
+    later: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacing, "_LONGEST", 0.05)
+    last = replace(frames(0)[0], timestamp_ns=later, sequence=1)
+    with Paced(Listed([*frames(0), last]), speed=0.1) as paced:
+        started = time.monotonic()
+        assert [frame.sequence for frame in paced][-1] == 1
+        assert 0.49 < time.monotonic() - started < 20
 
 
 def test_an_unexpected_error_ends_the_source() -> None:

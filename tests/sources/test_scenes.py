@@ -91,7 +91,7 @@ def test_frames_are_cheap():
         ({"fps": "nan"}, "fps is 'nan', expected a number"),
         ({"width": "640.5"}, "width is '640.5', expected a whole number from 96 to 4096"),
         ({"width": 95}, "width is '95', expected"),
-        ({"height": 2161}, "height is '2161', expected a whole number from 96 to 2160"),
+        ({"height": 1441}, "height is '1441', expected a whole number from 96 to 1440"),
         ({"seed": -1}, "seed is '-1', expected a whole number from 0 to 4294967295"),
         ({"seed": 1.5}, "seed is '1.5'"),
         ({"speed": True}, "speed is 'True', expected a number from 0 to 10"),

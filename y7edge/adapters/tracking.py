@@ -42,7 +42,8 @@ class Tracker:
 
     Args:
         rate: frames per second, for frames without a timestamp; None: 30.
-        lost: seconds after which a track without detections ends.
+        lost: seconds after which a track without detections ends; None: 1, or the time of 3 frames
+            if ``rate`` is lower than 3.
         start: confidence from which a detection starts a track, and is assigned first. Detections
             with a lower confidence only continue tracks.
         iou: IoU with the predicted box from which a detection continues a track.
@@ -58,13 +59,13 @@ class Tracker:
         self,
         rate: float | None = None,
         *,
-        lost: float = 1.0,
+        lost: float | None = None,
         start: float = 0.5,
         iou: float = 0.1,
         agnostic: bool = False,
     ) -> None:
         self._rate = _RATE if rate is None else _number("rate", rate, 0.01, 10_000)
-        self._lost = _number("lost", lost, 0, 3600)
+        self._lost = max(1.0, 3 / self._rate) if lost is None else _number("lost", lost, 0, 3600)
         self._start = _number("start", start, 0, 1)
         self._iou = _number("iou", iou, 0, 1)
         self._agnostic = agnostic

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -326,7 +326,12 @@ def _tracking(stream: Stream) -> Callable[[str, Detections], Detections]:
     from y7edge.adapters.tracking import Tracker
 
     trackers = {name: Tracker(status.rate) for name, status in stream.status.items()}
-    return lambda name, found: trackers[name].update(found)
+
+    def track(name: str, found: Detections) -> Detections:
+        # The files of a folder are one sequence, although each is the source of its frames.
+        return replace(trackers[name].update(replace(found, source=name)), source=found.source)
+
+    return track
 
 
 def _window(loop: Loop) -> Window | None:

@@ -16,8 +16,12 @@ from y7edge.cli.console import note, show
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import (
     Backend,
+    Classes,
+    Conf,
     Device,
+    Iou,
     Json,
+    MaxDet,
     Model,
     Names,
     Size,
@@ -49,26 +53,6 @@ _Save = Annotated[
         callback=out_folder,
     ),
 ]
-_Conf = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, callback=finite, help="Minimum confidence; default: the model's."),
-]
-_Iou = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, callback=finite, help="IoU threshold of NMS; default: the model's."),
-]
-_MaxDet = Annotated[
-    int | None,
-    typer.Option("--max-det", min=1, help="Maximum boxes per image; default: the model's."),
-]
-_Classes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--class",
-        metavar="CLASS",
-        help="Return only boxes of this class, a name or an id; repeatable.",
-    ),
-]
 _Tile = Annotated[
     int | None,
     typer.Option(
@@ -98,10 +82,10 @@ def predict(
     source: _Source,
     save: _Save = None,
     out: _Out = None,
-    conf: _Conf = None,
-    iou: _Iou = None,
-    max_det: _MaxDet = None,
-    classes: _Classes = None,
+    conf: Conf = None,
+    iou: Iou = None,
+    max_det: MaxDet = None,
+    classes: Classes = None,
     tile: _Tile = None,
     overlap: _Overlap = 0.2,
     track: _Track = False,
@@ -143,8 +127,9 @@ def predict(
     # Raised after everything is closed, so that the frames of a truncated video are saved.
     if failures:
         words = f"{len(failures)} of {count} files could not be read completely"
-        has_ended = isinstance(failures[-1], SourceSkipped)
-        raise SourceError(f"{opened.name}: {words}") if has_ended else failures[-1]
+        last = list(failures.values())[-1]
+        has_ended = isinstance(last, SourceSkipped)
+        raise SourceError(f"{opened.name}: {words}") if has_ended else last
 
 
 def _open(uri: str) -> Source:
@@ -190,23 +175,23 @@ def _detect(
     sinks: Sequence[Callable[[Frame, Detections], None]],
     *,
     as_json: bool,
-) -> tuple[int, list[SourceError]]:
+) -> tuple[int, dict[str, SourceError]]:
     """Detect objects in all frames.
 
     Returns:
-        The number of files, and the errors of those that cannot be read.
+        The number of files, and the errors of those that cannot be read, by message.
     """
-    from y7edge.sources.files import Files
+    from y7edge.sources.files import Files, use_levels
 
-    if isinstance(source, Files) and source.levels is None:
-        source.levels = detector.manifest.input.levels
-    count, failures = 0, []
+    use_levels(source, detector.manifest.input.levels)
+    count = 0
+    failures: dict[str, SourceError] = {}  # once, also if the files are read again
     with _Progress(source) as progress:
         for frame in _frames(source):
             progress.update()
             count += 1
             if isinstance(frame, SourceError):
-                failures.append(frame)
+                failures[str(frame)] = frame
                 if isinstance(frame, SourceSkipped):
                     note(f"error: {frame}")
                 continue

@@ -318,7 +318,7 @@ class Detector:
         Returns:
             An iterator of pairs of ``Frame`` and ``Detections``, with the ages of the frames and
             the state of the sources. It closes the sources that it has opened at the end, after an
-            error, and when the loop is left.
+            error, and when nothing refers to it, such as a loop that was left; else call ``close``.
 
         Raises:
             ConfigError: ``source`` is not a source, or an option is unknown.

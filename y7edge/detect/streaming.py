@@ -19,7 +19,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -80,7 +79,8 @@ class Stream:
             use_levels(one.source, levels)
         self._detect, self._most = detect, most
         self._wait = None if wait is None else check_timeout(wait, "wait")
-        self._results: deque[tuple[Frame, Detections]] = deque()
+        self._results: deque[tuple[str, Frame, Detections]] = deque()
+        self._current: str | None = None
         self._ages = {one.name: Ages() for one in self._inputs}
         single = len(self._inputs) == 1
         self._reader: _Single | _Several = (
@@ -104,7 +104,8 @@ class Stream:
             if not self._results:
                 self._fill()
             if self._results and self._close.alive:
-                return self._results.popleft()
+                self._current, frame, detections = self._results.popleft()
+                return frame, detections
         except SourceTimeout:  # the stream is as it was
             raise
         except BaseException:
@@ -123,7 +124,7 @@ class Stream:
         for (name, frame), detections in zip(taken, found, strict=True):
             if (age := frame.age_ns(now)) is not None:
                 self._ages[name].add(age)
-            self._results.append((frame, detections))
+            self._results.append((name, frame, detections))
 
     def __enter__(self) -> Stream:
         return self
@@ -139,6 +140,15 @@ class Stream:
     def names(self) -> tuple[str, ...]:
         """The names of the sources, all different: a second "cam" is called "cam (2)"."""
         return tuple(one.name for one in self._inputs)
+
+    @property
+    def current(self) -> str | None:
+        """The name of the source of the newest result; None before the first.
+
+        Of cameras, it is ``frame.source``. Frames of folders have the names of their files instead,
+        and those of recordings the name of the camera.
+        """
+        return self._current
 
     @property
     def ages(self) -> Mapping[str, Ages]:
@@ -193,10 +203,16 @@ class _Input:
 
     def refresh(self) -> None:
         """Replace the frame that waits by a newer one of a camera."""
-        with suppress(Y7EdgeError):  # there is none; an error is raised again by the next `read`
-            if self.source.live and (frame := self.source.read(0)) is not None:
-                self.frame = self._labelled(frame)
-                self.dropped += 1
+        try:
+            newer = self.source.read(0) if self.source.live else None
+        except SourceSkipped as error:
+            _log.warning("%s", error)
+            return
+        except Y7EdgeError:  # there is none; an error is raised again by the next `read`
+            return
+        if newer is not None:
+            self.frame = self._labelled(newer)
+            self.dropped += 1
 
     def take(self) -> tuple[str, Frame]:
         """Return the frame that waits, and forget it."""

@@ -42,7 +42,7 @@ _SIMILAR = 4.0  # mean difference of thumbnails in grey levels of 255
 _SAME_BOX = 0.5  # IoU
 _BETTER = 0.1  # uncertainty that a frame needs above that of its predecessor, to replace it
 _LONGEST = 60.0  # seconds that a pause counts at most
-_JITTER = 1.0  # seconds that a frame may be older than the one before, without a restart
+_SOURCES = 256  # whose last times are remembered; each video of a folder is a source
 _MOST = 64 << 20  # bytes of hard.jsonl
 _CLOSING = 30.0  # seconds
 _QUALITY = 95  # of JPEG
@@ -139,7 +139,7 @@ class HardFrames(AbstractContextManager["HardFrames"]):
             raise ConfigError("names is empty, expected the class names of the model")
         self._folder, self._names = Path(folder), tuple(names)
         self._band, self._limit, self._interval = band, limit, interval
-        self._last_ns: int | None = None  # timestamp
+        self._clocks: dict[str | None, tuple[int, float]] = {}  # last timestamp and position
         with writing("hard frames", self._folder), ExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -149,7 +149,8 @@ class HardFrames(AbstractContextManager["HardFrames"]):
                     f"{self._folder}: hard frames are already saved there: use another folder"
                 ) from error
             self._kept = self._read()
-            self._position = max((kept.position for kept in self._kept), default=0.0)
+            # Seconds of observation before the current frame; largest position until now.
+            self._position = self._latest = max((one.position for one in self._kept), default=0.0)
             names_there = (f"images/{path.name}" for path in self._folder.glob("images/hard-*"))
             numbers = (_IMAGE.fullmatch(name) for name in names_there)
             self._number = max((int(match[1]) for match in numbers if match), default=0)
@@ -218,19 +219,21 @@ class HardFrames(AbstractContextManager["HardFrames"]):
     # --- selection --------------------------------------------------------------------------------
 
     def _advance(self, frame: Frame) -> None:
-        """Add the time since the last frame to the time of observation.
+        """Add the time since the last frame of this source to its time of observation.
 
         Frames without a timestamp are images of a folder, each of which is considered.
         """
-        if frame.timestamp_ns is None:
-            self._position += self._interval
-            return
-        last_ns = frame.timestamp_ns if self._last_ns is None else self._last_ns
-        elapsed = (frame.timestamp_ns - last_ns) / 1e9
-        if -_JITTER < elapsed < 0:  # frames of several cameras
-            return
-        self._position += min(max(elapsed, 0.0), _LONGEST)
-        self._last_ns = frame.timestamp_ns
+        now_ns = frame.timestamp_ns
+        if now_ns is None:
+            self._position = self._latest + self._interval
+        else:
+            # The clocks of a camera and of a recording differ.
+            last_ns, position = self._clocks.pop(frame.source, (now_ns, self._latest))
+            self._position = position + min(max((now_ns - last_ns) / 1e9, 0.0), _LONGEST)
+            self._clocks[frame.source] = now_ns, self._position
+            if len(self._clocks) > _SOURCES:
+                del self._clocks[next(iter(self._clocks))]
+        self._latest = max(self._latest, self._position)
 
     def _check(self, frame: Frame, detections: Detections) -> None:
         if frame.size != tuple(detections.image_wh):
@@ -314,7 +317,7 @@ class HardFrames(AbstractContextManager["HardFrames"]):
             return []
         except UnicodeDecodeError as error:
             raise ConfigError(f"{listing}: expected UTF-8: move the folder away") from error
-        first, *lines = text.splitlines() or [""]
+        first, *lines = text.removesuffix("\n").split("\n")  # names may contain U+2028
         try:
             names = tuple(json.loads(first)["names"])
             kept = [_Kept(**json.loads(line)) for line in lines]

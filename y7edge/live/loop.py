@@ -157,7 +157,7 @@ class Loop:
         self.threshold = threshold
         self._stream, self._track = stream, track
         self.sinks: list[Sink] = []
-        self._sources: dict[str, _Source] = {name: _Source() for name in stream.status}
+        self._sources: dict[str, _Source] = {name: _Source() for name in stream.names}
         # A daemon: an engine that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="y7edge live", daemon=True)
         self._error: BaseException | None = None
@@ -202,24 +202,13 @@ class Loop:
             self._done.set()
 
     def _pass_on(self, frame: Frame, found: Detections) -> None:
-        name = self._name_of(frame)
+        name = self._stream.current or ""
         chosen = found.filter(confidence=self.threshold.value)
         if self._track is not None:
             chosen = self._track(name, chosen)
         self._sources[name].add(time.monotonic(), chosen)
         for sink in self.sinks:
             sink(name, frame, chosen, found)
-
-    def _name_of(self, frame: Frame) -> str:
-        """Return the name of a frame's source; images of a folder have the names of their files."""
-        if frame.source in self._sources:
-            return frame.source or ""
-        if len(self._sources) > 1:
-            raise ConfigError(
-                f"{frame.source}: images of a folder or pattern cannot be shown together with "
-                "other sources: give it alone"
-            )
-        return next(iter(self._sources))
 
     def facts(self) -> list[dict[str, Any]]:
         """Return the state of each source as values for JSON.

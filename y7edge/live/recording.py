@@ -122,6 +122,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         self._images = self._dropped = self._lost = self._added = 0
         # Counted by the thread; ``_taken`` are images that it took from the queue.
         self._taken = self._frames = self._late = self._records = self._segments = 0
+        self._untimed = 0  # number of the next frame without a timestamp
         with writing("recordings", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._number = max((number for number, _ in self._files()), default=0)
@@ -201,7 +202,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         if item.has_image and image is None:
             image = draw(item.frame, item.detections)
         rate = self._rate or min(max(item.frame.rate or _RATE, _RATES[0]), _RATES[1])
-        seconds = _seconds(item.frame, rate)
+        seconds = self._seconds(item.frame, rate)
         with writing("the recording", self._folder):
             if self._segment is None or not self._segment.takes(seconds, image, self._length):
                 self._start(seconds, rate)
@@ -213,6 +214,13 @@ class Recorder(AbstractContextManager["Recorder"]):
             self._records += 1
             if self._max_bytes and self._segment.bytes > self._max_bytes // _PARTS:
                 self._end()
+
+    def _seconds(self, frame: Frame, rate: float) -> float:
+        if frame.timestamp_ns is not None:
+            return frame.timestamp_ns / 1e9
+        number = max(frame.sequence, self._untimed)  # each image of a folder has the number 0
+        self._untimed = number + 1
+        return number / (frame.rate or rate)
 
     def _finish(self) -> None:
         with writing("the recording", self._folder):
@@ -332,12 +340,6 @@ def safe_name(name: str) -> str:
     if safe and safe == name:
         return safe
     return f"{safe or 'source'}-{hashlib.sha256(whole).hexdigest()[:6]}"
-
-
-def _seconds(frame: Frame, rate: float) -> float:
-    if frame.timestamp_ns is None:
-        return frame.sequence / (frame.rate or rate)
-    return frame.timestamp_ns / 1e9
 
 
 def utc_ns(frame: Frame) -> int | None:

@@ -111,7 +111,7 @@ class Address:
         noun = "a whole number" if kind is int else "a number"
         raise ConfigError(
             f"{self.name}: option {name} is {str(value)[:64]!r}, expected {noun} from {lowest:g} "
-            f"to {highest:g}"
+            f"to {highest:.10g}"
         )
 
 

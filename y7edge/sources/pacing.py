@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections import deque
 from dataclasses import replace
 
 from y7edge.errors import SourceSkipped, SourceTimeout
@@ -12,6 +13,8 @@ from y7edge.frames import Frame
 from y7edge.sources.base import Source, State, Status
 
 _DEFAULT_RATE = 25.0  # frames per second, if neither times nor a rate are known
+_LONGEST = 60.0  # seconds between two frames, because a recording may be continued days later
+_SKIPPED = 64  # errors that wait for the reader
 
 
 class Paced(Source):
@@ -69,6 +72,7 @@ class _Player:
         self._source, self._rate, self._speed = source, rate, speed
         self._changed = threading.Condition()
         self._frame: Frame | None = None
+        self._skipped: deque[SourceSkipped] = deque(maxlen=_SKIPPED)
         self._error: Exception | None = None
         self._frames = self._dropped = 0
         self._ended = self.stopped = False
@@ -79,10 +83,13 @@ class _Player:
         while not self.stopped:
             try:
                 frame = self._source.read()
+            except SourceSkipped as error:
+                with self._changed:
+                    self._skipped.append(error)
+                    self._changed.notify_all()
+                continue
             except Exception as error:  # raised in the reader's thread, which would wait forever
-                self._put(None, error)
-                if isinstance(error, SourceSkipped):
-                    continue
+                self._error = error
                 break
             if frame is None:
                 break
@@ -91,7 +98,7 @@ class _Player:
             with self._changed:
                 self._changed.wait_for(lambda: self.stopped, max(due - time.monotonic(), 0))
             if not self.stopped:
-                self._put(frame, None)
+                self._put(frame)
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -105,38 +112,33 @@ class _Player:
         before, after = previous.timestamp_ns, frame.timestamp_ns
         is_later = before is not None and after is not None and after >= before
         if is_later and previous.source == frame.source:
-            return ((after or 0) - (before or 0)) / 1e9 / self._speed
+            return min(((after or 0) - (before or 0)) / 1e9, _LONGEST) / self._speed
         # Another file, or a recording that continues after a restart of the machine.
         return 1 / (frame.rate or _DEFAULT_RATE) / self._speed
 
-    def _put(self, frame: Frame | None, error: Exception | None) -> None:
+    def _put(self, frame: Frame) -> None:
         with self._changed:
-            if frame is None:
-                self._error = error
-            else:
-                self._frames += 1
-                self._dropped += self._frame is not None
-                if frame.clock != "recorded":
-                    now = time.monotonic_ns()
-                    frame = replace(frame, timestamp_ns=now, clock="arrival")
-                rate = self._rate or frame.rate
-                self._frame = replace(frame, dropped=self._dropped, rate=rate)
+            self._frames += 1
+            self._dropped += self._frame is not None
+            if frame.clock != "recorded":
+                frame = replace(frame, timestamp_ns=time.monotonic_ns(), clock="arrival")
+            rate = self._rate or frame.rate
+            self._frame = replace(frame, dropped=self._dropped, rate=rate)
             self._changed.notify_all()
 
     def take(self, timeout: float | None) -> Frame | None:
         """Return the newest frame, as ``Paced.read``."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._frame or self._error or self._ended or self.stopped, timeout
+                lambda: self._skipped or self._frame or self._ended or self.stopped, timeout
             )
             if self.stopped:
                 return None
-            if self._error is not None:
-                error = self._error
-                if isinstance(error, SourceSkipped):
-                    self._error = None
-                raise error
+            if self._skipped:
+                raise self._skipped.popleft()
             frame, self._frame = self._frame, None
+            if frame is None and self._error is not None:
+                raise self._error
             if frame is None and not self._ended:
                 raise SourceTimeout(f"{self._source.name}: there was no frame within {timeout} s")
             return frame

@@ -36,7 +36,8 @@ def open_replay(address: Address) -> Source:
 
     Options:
         speed: replay in real time, or that many times faster: the source is live, and drops frames
-            that are not read in time. Default: all frames, as fast as they are read.
+            that are not read in time. A pause is at most 60 s long. Default: all frames, as fast as
+            they are read.
 
     Raises:
         SourceError: the folder is not a recording.

@@ -21,7 +21,7 @@ from y7edge.sources.base import Captured
 _RANGES: dict[str, tuple[float, float]] = {
     "fps": (0.1, 1000),
     "width": (SMALLEST_SIDE, LARGEST_SIDE),
-    "height": (SMALLEST_SIDE, 2160),  # the whole belt is in memory, 126 MB at 3840x2160
+    "height": (SMALLEST_SIDE, 1440),  # the whole belt is drawn first, and is in memory
     "seed": (0, 2**32 - 1),
     "speed": (0, 10),
     "frames": (0, 10**9),
