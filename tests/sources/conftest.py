@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sources import processes
 from y7edge.sources import child, supervisor
 from y7edge.sources.capture import Camera
 
@@ -20,6 +21,7 @@ def camera():
     # Processes that hung in another test.
     until(lambda: not [t for t in threading.enumerate() if t.name == "y7edge camera"])
     supervisor._killed.clear()
+    processes.OTHERS[:] = processes.all_children()
     opened = []
 
     def open_camera(kind="pattern", name="test://pattern", **options):

@@ -16,32 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.sources.processes import children, descriptors, watchers
 from y7edge.errors import ConfigError, SourceError, SourceTimeout
 from y7edge.sources.capture import Camera
 from y7edge.sources.pattern import read_number
 
 ROOT = Path(__file__).parents[2]
-
-
-def children():
-    """Processes of this one that have not ended, or were not waited for."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == os.getpid():
-            found.append(int(stat.parent.name))
-    return found
-
-
-def watchers():
-    return [thread for thread in threading.enumerate() if thread.name == "y7edge camera"]
-
-
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # --- frames --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.sources.test_capture import children, descriptors, watchers
+from tests.sources.processes import children, descriptors, watchers
 from y7edge.errors import RuntimeMissing, SourceError, SourceTimeout
 from y7edge.sources import child, supervisor
 from y7edge.sources.capture import Camera

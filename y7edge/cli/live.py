@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from y7edge.detect.detections import Detections
     from y7edge.detect.detector import Detector
     from y7edge.detect.streaming import Stream
+    from y7edge.frames import Frame
     from y7edge.live.access import Guard, Listener
     from y7edge.live.feed import Limits
     from y7edge.live.loop import Loop
@@ -165,9 +166,9 @@ def live(
     confidence threshold. Otherwise there is a window if the machine has a display (keys: q ends,
     space pauses, + and - change the threshold), else a line of status.
 
-    --json prints one object for each frame, as `predict` does, with "timestamp_ns". Ctrl-C ends the
-    program and prints a summary; the exit code is 130, but 0 at the end of a file and after
-    --duration.
+    --json prints one object for each frame, as `predict` does, with "timestamp_ns", "clock" (what
+    the timestamp is) and "age_ms" (from the capture until now). Ctrl-C ends the program and prints
+    a summary; the exit code is 130, but 0 at the end of a file and after --duration.
     """
     if web is None and token is not None and "Y7EDGE_TOKEN" not in os.environ:
         raise UsageError("--token is for the page: add --web")
@@ -199,7 +200,7 @@ def live(
         stack.enter_context(outputs)
         loop.sinks.append(outputs.add)
         if as_json:
-            loop.sinks.append(lambda _, __, found, ___: show(found.to_dict(), [], as_json=True))
+            loop.sinks.append(lambda _, frame, found, __: _print_record(frame, found))
         view: Window | _StatusLine | None = None
         started = ""
         if page is not None:
@@ -213,6 +214,12 @@ def live(
             view = _window(loop)
         view = view or _StatusLine(loop, detector.names, as_json)
         _watch(loop, view, outputs, duration, started)
+
+
+def _print_record(frame: Frame, found: Detections) -> None:
+    age = frame.age_ns()
+    record = {**found.to_dict(), "clock": frame.clock}
+    show(record if age is None else {**record, "age_ms": round(age / 1e6, 1)}, [], as_json=True)
 
 
 def _print_summary(outputs: Outputs) -> None:
@@ -381,19 +388,22 @@ class _StatusLine:
         return True
 
     def _lines(self) -> Iterator[str]:
-        for row in self._loop.facts():
+        rows = self._loop.facts()
+        for row in rows:
             age = row["age"]
             objects = (f"{count} {self._names[i]}" for i, count in row["objects"].items())
+            # A terminal may cut the end: the name of the only source is known.
             parts = [
                 row["state"],
+                ", ".join(objects) or "no objects",
                 *([f"no result for {row['silent']:.0f} s"] if row["silent"] else []),
                 f"{row['rate']:.1f} frames/s",
-                *([f"age {age['p50_ms']:.0f}/{age['p99_ms']:.0f} ms"] if age else []),
+                *([f"age p50 {age['p50_ms']:.0f}, p99 {age['p99_ms']:.0f} ms"] if age else []),
                 f"{row['dropped']} dropped",
-                ", ".join(objects) or "no objects",
                 *([row["problem"]] if row["problem"] and row["state"] != "running" else []),
             ]
-            yield printable(f"{row['name']}: {' · '.join(parts)}")
+            start = f"{row['name']}: " if len(rows) > 1 else ""
+            yield printable(start + " · ".join(parts))
 
     def close(self) -> None:
         """Remove the line."""

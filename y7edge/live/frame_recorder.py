@@ -43,6 +43,9 @@ class FrameRecorder(AbstractContextManager["FrameRecorder"]):
         folder: of the recording; created if missing.
         quality: of JPEG files, 1 to 100; None: PNG files, which are exact, larger, and slower.
 
+    Attributes:
+        folder: of the recording.
+
     Raises:
         ConfigError: ``quality`` is out of range.
         OutputError: the folder cannot be written to, is in use by another recorder, or has other
@@ -52,37 +55,37 @@ class FrameRecorder(AbstractContextManager["FrameRecorder"]):
     def __init__(self, folder: Path | str, quality: int | None = 95) -> None:
         if quality is not None and not 1 <= quality <= 100:
             raise ConfigError(f"quality is {quality}, expected 1 to 100, or None for PNG")
-        self._folder, self._quality = Path(folder), quality
+        self.folder, self._quality = Path(folder), quality
         self._unsynced: list[tuple[FileIO, dict[str, Any]]] = []
         self._synced = time.monotonic()
         self._dropped = self._frames = 0
-        with ExitStack() as stack, writing("a recording", self._folder):
+        with ExitStack() as stack, writing("a recording", self.folder):
             self._number = self._prepare()
             self._index: FileIO = stack.enter_context(
-                (self._folder / INDEX).open("a+b", buffering=0)
+                (self.folder / INDEX).open("a+b", buffering=0)
             )
             try:
-                stack.enter_context(locked(self._folder / INDEX, wait=False))
+                stack.enter_context(locked(self.folder / INDEX, wait=False))
             except BlockingIOError as error:
                 words = "another process or thread is recording into it"
-                raise OutputError(f"{self._folder}: {words}") from error
+                raise OutputError(f"{self.folder}: {words}") from error
             self._repair()
             self._stack = stack.pop_all()
         self._background = Background(
-            f"recording to {self._folder}", self._write, self._finish, _WAITING
+            f"recording to {self.folder}", self._write, self._finish, _WAITING
         )
 
     def _prepare(self) -> int:
         """Create the folder, and return the number of the next image."""
-        require_replaceable(self._folder, file=False)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        names = [path.name for path in self._folder.iterdir()]
+        require_replaceable(self.folder, file=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in self.folder.iterdir()]
         if names and INDEX not in names:
             raise OutputError(
-                f"{self._folder}: expected an empty folder, or a recording with {INDEX}; found "
+                f"{self.folder}: expected an empty folder, or a recording with {INDEX}; found "
                 f"{len(names)} entries, such as {names[0][:80]}"
             )
-        require_replaceable(self._folder / INDEX)
+        require_replaceable(self.folder / INDEX)
         taken = (int(found[1]) for name in names if (found := _NUMBERED.fullmatch(name)))
         return max(taken, default=-1) + 1
 
@@ -148,8 +151,8 @@ class FrameRecorder(AbstractContextManager["FrameRecorder"]):
         name = f"{self._number:08d}{suffix}"
         self._number += 1
         with ExitStack() as stack:
-            image = stack.enter_context((self._folder / name).open("xb", buffering=0))
-            stack.callback((self._folder / name).unlink, missing_ok=True)
+            image = stack.enter_context((self.folder / name).open("xb", buffering=0))
+            stack.callback((self.folder / name).unlink, missing_ok=True)
             _write_all(image, content.tobytes())
             stack.pop_all()
         self._unsynced.append((image, _record(name, frame)))

@@ -40,6 +40,7 @@ class Outputs(AbstractContextManager["Outputs"]):
         record: Path | None = None,
         save_hard: Path | None = None,
     ) -> None:
+        self._save, self._save_hard = save, save_hard
         self._videos: dict[str, Recorder] = {}
         self._frames: dict[str, FrameRecorder] = {}
         self._hard: HardFrames | None = None
@@ -76,13 +77,20 @@ class Outputs(AbstractContextManager["Outputs"]):
         for name, video in self._videos.items():
             status = video.status
             lines.append(
-                f"{name}: {status.frames} frames in {status.segments} videos, {status.dropped} "
-                f"dropped; {status.records} records, {status.lost} lost"
+                f"{name}: {status.frames} frames in {status.segments} "
+                f"video{'s' * (status.segments != 1)} in {self._save}, {status.dropped} dropped; "
+                f"{status.records} records, {status.lost} lost"
             )
         for name, frames in self._frames.items():
-            lines.append(f"{name}: {frames.frames} frames recorded, {frames.dropped} dropped")
+            lines.append(
+                f"{name}: {frames.frames} frames recorded, {frames.dropped} dropped: "
+                f"replay://{frames.folder}"
+            )
         if self._hard is not None:
-            lines.append(f"{len(self._hard)} frames to be labelled")
+            lines.append(
+                f"{len(self._hard)} frames to be labelled: correct {self._save_hard}/labels, then "
+                f"y7edge train --data {self._save_hard}/data.yaml"
+            )
         return lines
 
     def __exit__(self, *error: Any) -> None:
