@@ -13,8 +13,7 @@ import sys
 
 import supervision as sv
 
-from y7edge import Detector, Y7EdgeError, open_source
-from y7edge.adapters.tracking import Tracker
+from y7edge import Detector, Tracker, Y7EdgeError, open_source
 
 
 def main() -> None:

@@ -28,7 +28,8 @@ def run(code, tmp_path, model, capsys):
         # As a video, so that the loop ends.
         source = f"test://scenes?fps=5&frames=6&seed={camera}"
         code = code.replace(f'"csi://{camera}"', f'"{source}"')
-    assert "csi" not in code
+    code = code.replace('"rtsp://192.168.0.9/cam"', '"test://scenes?fps=5&frames=6"')
+    assert "csi" not in code and "rtsp" not in code
     (tmp_path / "tiny.onnx").symlink_to(model)
     cv2.imwrite(str(tmp_path / "tray.jpg"), Conveyor().view(0).image)
     (tmp_path / "snippet.py").write_text(code)
@@ -61,18 +62,18 @@ def test_ages(shown):
 
 def test_meeting_point():
     scope = {}
-    exec(snippets(ROBOT)[1], scope)
+    exec(snippets(ROBOT)[2], scope)
     assert scope["meet"](100.0, 50_000_000, 200.0, 0.75) == pytest.approx(260.0)
 
 
 def test_tracking(shown):
     pytest.importorskip("trackers")
-    _, lines = shown(snippets(ROBOT)[2])
+    _, lines = shown(snippets(ROBOT)[3])
     assert {line.split()[0] for line in lines} >= {"1", "2"}
 
 
 def test_several_cameras(shown):
-    _, lines = shown(snippets(ROBOT)[3])
+    _, lines = shown(snippets(ROBOT)[4])
     assert len(lines) == 12
     assert {line.rsplit(maxsplit=2)[0] for line in lines} == {"test://scenes", "test://scenes (2)"}
 
@@ -83,3 +84,8 @@ def test_all_examples_and_links_exist():
     for text, folder in ((ROBOT, ROOT / "docs"), (README, ROOT)):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (folder / link).exists(), link
+
+
+def test_a_limit_for_waiting(shown):
+    names, lines = shown(snippets(ROBOT)[1])
+    assert names["frame"].sequence == 5 and lines == []
