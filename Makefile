@@ -8,7 +8,10 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 WORKERS ?= 2
 
+comma := ,
 BIN := .venv/bin
+# PyGObject is compiled on installation, if the headers of GLib and cairo are there.
+CAMERA := $(if $(shell pkg-config --exists gobject-introspection-1.0 cairo && echo yes),$(comma)camera)
 INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
@@ -42,7 +45,7 @@ setup: $(INSTALLED) ## only the virtual environment
 $(INSTALLED): pyproject.toml setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url "$(TORCH_INDEX)" torch)
-	$(PIP) --editable ".[train,dev]"
+	$(PIP) --editable ".[train,dev$(CAMERA)]"
 	touch $@
 
 clean: ## remove the environment and all that was made

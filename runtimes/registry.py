@@ -45,13 +45,19 @@ def names() -> list[str]:
 
 @checked
 def get(name: str) -> Runtime:
-    """Return the runtime module ``name``.
+    """Return the runtime module ``name``, which may also be the name of its engine or target.
 
     Raises:
         ConfigError: no runtime has this name.
         RuntimeMissing: the entry point of another package names this runtime, but its module cannot
             be imported.
     """
+    known = names()
+    if name not in known:
+        wanted = str(name).lower()
+        for runtime in loadable():
+            if wanted in (*(need.lower() for need in runtime.NEEDS), *runtime.TARGETS):
+                return runtime
     return cast(Runtime, RUNTIMES.get(name))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,13 @@ def artifact_path(narrow_tiny, tmp_path_factory):
 
     path = tmp_path_factory.mktemp("artifact") / "narrow.onnx"
     return export(narrow_tiny, path, imgsz=SIZE).path
+
+
+@pytest.fixture(scope="session")
+def parts_model(tmp_path_factory):
+    """The trained model of `make demo` as an ONNX artifact; it detects `test://scenes`."""
+    from y7edge.export import export
+    from y7edge.models import weights
+
+    checkpoint = weights.load(Path(__file__).parent / "reference" / "demo.safetensors")
+    return export(checkpoint, tmp_path_factory.mktemp("model") / "parts.onnx").path

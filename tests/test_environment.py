@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from y7edge import environment, machine
 from y7edge.cli import main
+from y7edge.cli.check import _gstreamer
 from y7edge.export.targets import registry as targets
 from y7edge.runtimes import registry
 
@@ -18,7 +20,9 @@ from y7edge.runtimes import registry
 def test_this_installation_can_do_everything() -> None:
     report = environment.check()
     assert report.exit_code == 0
-    assert report.ready == dict.fromkeys(("detect", "val", "export", "train"), True)
+    assert report.ready == dict.fromkeys(
+        ("detect", "val", "export", "train", "web page", "tracking"), True
+    )
     assert not report.missing
     assert report.packages["numpy"] == version("numpy")
     assert report.opencv["installed"]
@@ -140,6 +144,51 @@ def test_gstreamer_is_read_from_the_build_information(monkeypatch: pytest.Monkey
     for text, found in (("    GStreamer:   YES (1.20)\n", True), ("    GStreamer:   NO\n", False)):
         monkeypatch.setattr(cv2, "getBuildInformation", lambda text=text: text)
         assert environment.check().opencv["gstreamer"] == found
+
+
+def test_gstreamer_of_this_machine() -> None:
+    found = environment.check().gstreamer
+    if find_spec("gi") is None:
+        assert not found.usable and "PyGObject is not installed" in str(found.problem)
+    else:
+        assert found.usable != (found.problem is not None)
+
+
+def test_a_file_in_place_of_pygobject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gi.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = environment._look_for_gstreamer()()
+    assert found.problem == f"{tmp_path / 'gi.py'} hides PyGObject: rename it"
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("raise SystemExit", "loading it ended the process"),
+        ("import os; os.abort()", "loading it ended the process"),
+        ("import time; time.sleep(60)", "loading it takes more than 0.5 s"),
+    ],
+)
+def test_gstreamer_that_fails(code: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_GSTREAMER", code)
+    monkeypatch.setattr(environment, "_SECONDS", 0.5 if "sleep" in code else 60)
+    found = environment._look_for_gstreamer()()
+    assert not found.usable and found.problem == problem
+
+
+def test_lines_about_gstreamer() -> None:
+    good = environment.GStreamer(
+        *(True, None, "1.20.3"),
+        missing={"avdec_h264": "apt A", "avdec_h265": "apt A", "rtspsrc": "apt B"},
+        jetson=("nvvidconv",),
+    )
+    assert _gstreamer(good) == [
+        "GStreamer: 1.20.3, of a Jetson: nvvidconv",
+        "GStreamer lacks avdec_h264, avdec_h265: apt A",
+        "GStreamer lacks rtspsrc: apt B",
+    ]
+    bad = environment.GStreamer(False, "PyGObject is not installed: x", None, {}, ())
+    assert _gstreamer(bad) == ["GStreamer, for cameras: PyGObject is not installed: x"]
 
 
 def test_a_file_in_place_of_opencv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -504,24 +504,31 @@ def test_check_describes_the_board(board: Board, capsys: pytest.CaptureFixture[s
 def test_check_of_opencv(
     board: Board, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """OpenCV of PyPI opens no cameras, and its newest version replaces NumPy 1."""
+    """The newest OpenCV of PyPI replaces NumPy 1, so JetPack's is named."""
     own = "JetPack's OpenCV (sudo apt install nvidia-opencv)"
-    found = {"installed": True, "version": "5", "gstreamer": False, "file": "F", "problem": None}
+    found = {"installed": False, "version": None, "problem": "No module named 'cv2'", "video": []}
     monkeypatch.setattr(environment, "_opencv", lambda: dict(found))
-    assert main(["check"]) == 0
-    assert "cameras of a Jetson" not in capsys.readouterr().out  # another machine
     board.orin_nano()
-    assert main(["check"]) == 0
-    assert (
-        "OpenCV: F is built without GStreamer, so that cameras of a Jetson cannot be opened: "
-        f"pip uninstall opencv-python, and use {own}\n" in capsys.readouterr().out
-    )
-    found |= {"gstreamer": True}
-    assert main(["check"]) == 0
-    assert "cameras of a Jetson" not in capsys.readouterr().out
-    found |= {"installed": False, "problem": "No module named 'cv2'"}
     assert main(["check"]) == 3
     assert f"no: needs {own}\n" in capsys.readouterr().out
+
+
+def test_check_of_gstreamer(
+    board: Board, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An environment that finds another GStreamer than JetPack's."""
+    found = environment.GStreamer(True, None, "1.20.3", {}, ("nvvidconv",))
+    monkeypatch.setattr(environment, "_look_for_gstreamer", lambda: lambda: found)
+    assert main(["check"]) == 0
+    assert "GStreamer lacks" not in capsys.readouterr().out  # another machine
+    board.orin_nano()
+    assert main(["check"]) == 0
+    text = capsys.readouterr().out
+    assert "GStreamer: 1.20.3, of a Jetson: nvvidconv\n" in text
+    assert (
+        "GStreamer lacks nvarguscamerasrc, nvjpegdec, nvv4l2decoder: sudo apt install "
+        "nvidia-l4t-gstreamer\n" in text
+    )
 
 
 def test_check_of_an_unknown_board(board: Board, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ ARTIFACT = ROOT / "tests" / "reference" / "schema1.onnx"
 def run(folder: Path, *words: object) -> tuple[int, str]:
     """Run the command line with ``folder`` first on the path; return code and standard error."""
     done = subprocess.run(
-        [sys.executable, "-m", "y7edge.cli", *map(str, words)],
+        [sys.executable, "-m", "y7edge", *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         capture_output=True,

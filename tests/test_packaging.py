@@ -115,6 +115,8 @@ def test_wheel_holds_our_names_only(tmp_path: Path) -> None:
     assert folders == _packages()
     assert "y7edge/py.typed" in names
     assert {"y7edge/runtimes/_cuda_kernels.cu", "y7edge/runtimes/_cuda_kernels.ptx"} <= set(names)
+    page = {"index.html", "app.js", "style.css", "icon.svg"}
+    assert {f"y7edge/live/page/{name}" for name in page} <= set(names)
     assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "NOTICE"}
 
 

@@ -51,3 +51,15 @@ NAMES = {
 @pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in NAMES.items() for n in names])
 def test_names_that_scripts_rely_on_stay_importable(module, name):
     assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_without_opencv_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['cv2'] = None\nfrom y7edge import Detector"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RuntimeMissing: y7edge.Detector needs OpenCV" in done.stderr
+    assert "pip install 'y7edge[cpu]'" in done.stderr
+
+
+def test_the_package_is_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "y7edge", "--version"], capture_output=True)
+    assert done.stdout.startswith(b"y7edge ")

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from y7edge.adapters.tracking import Tracker
     from y7edge.detect.detections import Detection, Detections, Timing
     from y7edge.detect.detector import Detector
     from y7edge.detect.drawing import draw
@@ -36,9 +37,13 @@ if TYPE_CHECKING:
         ParityError,
         RuntimeMissing,
         SourceError,
+        SourceSkipped,
+        SourceTimeout,
         TrainingError,
         Y7EdgeError,
     )
+    from y7edge.frames import Frame
+    from y7edge.sources.uri import open_source
 
 __version__ = "0.1.0"
 
@@ -55,6 +60,7 @@ __all__ = [
     "DeviceError",
     "DigestError",
     "ExportError",
+    "Frame",
     "FrameDropped",
     "GateError",
     "ManifestMissing",
@@ -62,19 +68,26 @@ __all__ = [
     "ParityError",
     "RuntimeMissing",
     "SourceError",
+    "SourceSkipped",
+    "SourceTimeout",
     "Timing",
+    "Tracker",
     "TrainingError",
     "Y7EdgeError",
     "__version__",
     "draw",
+    "open_source",
 ]
 
 _DEFINED_IN = {  # all other public names are in y7edge.errors
     "Detection": "y7edge.detect.detections",
     "Detections": "y7edge.detect.detections",
     "Detector": "y7edge.detect.detector",
+    "Frame": "y7edge.frames",
     "Timing": "y7edge.detect.detections",
+    "Tracker": "y7edge.adapters.tracking",
     "draw": "y7edge.detect.drawing",
+    "open_source": "y7edge.sources.uri",
 }
 
 
@@ -82,7 +95,17 @@ def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
     if name not in __all__:
         raise AttributeError(f"module 'y7edge' has no attribute {name!r}")
-    value = getattr(import_module(_DEFINED_IN.get(name, "y7edge.errors")), name)
+    try:
+        value = getattr(import_module(_DEFINED_IN.get(name, "y7edge.errors")), name)
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        from y7edge.errors import RuntimeMissing
+
+        raise RuntimeMissing(
+            f"y7edge.{name} needs OpenCV, which is not installed: pip install 'y7edge[cpu]' for it "
+            "and ONNX Runtime; on a Jetson it is part of JetPack"
+        ) from error
     globals()[name] = value
     return value
 

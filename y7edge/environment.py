@@ -14,7 +14,7 @@ import signal as signals
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from y7edge.errors import RuntimeMissing
 from y7edge.packages import hidden
 from y7edge.runtimes import registry
 from y7edge.runtimes.base import Runtime, missing, one_line
+from y7edge.sources.launch import JETSON, install
 
 _JETPACK_OPENCV = "JetPack's OpenCV (sudo apt install nvidia-opencv)"
 _SECONDS = 60  # to load an engine; it takes less than a second
@@ -42,6 +43,11 @@ PACKAGES = {
     "lightning_fabric": ("lightning-fabric", "train"),
     "matplotlib": ("matplotlib", "train"),
     "tensorboard": ("tensorboard", "train"),
+    "gi": ("PyGObject", "camera"),
+    "aiohttp": ("aiohttp", "web"),
+    "trackers": ("trackers", "tracking"),
+    "supervision": ("supervision", "tracking"),
+    "pyarrow": ("pyarrow", "parquet"),
 }
 
 
@@ -73,6 +79,17 @@ class Processor:
 
 
 @dataclass(frozen=True, slots=True)
+class GStreamer:
+    """GStreamer with PyGObject, which captures from cameras and streams."""
+
+    usable: bool
+    problem: str | None  # why it is not usable, and what to do
+    version: str | None
+    missing: dict[str, str]  # element -> command that installs it
+    jetson: tuple[str, ...]  # elements of a Jetson that were found
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The result of ``y7edge check``."""
 
@@ -82,9 +99,10 @@ class Report:
     processor: Processor
     jetson: jetson.Jetson | None  # None: not a Jetson
     packages: dict[str, str | None]  # name on PyPI -> version; None: not installed
-    opencv: dict[str, Any]  # installed, version, gstreamer, file, problem
+    opencv: dict[str, Any]  # installed, version, gstreamer, video, file, problem
+    gstreamer: GStreamer
     backends: tuple[Backend, ...]
-    ready: dict[str, bool]  # by purpose: detect, val, export, train
+    ready: dict[str, bool]  # by purpose, such as "detect"
     missing: dict[str, tuple[str, ...]]  # by purpose: packages to install
 
     @property
@@ -105,7 +123,11 @@ def check() -> Report:
     """Find the installed packages, the usable backends, and what is missing for each purpose."""
     versions = {pypi: _version(module, pypi) for module, (pypi, _) in PACKAGES.items()}
     board, opencv = jetson.find(), _opencv()
-    backends = _backends()
+    find_gstreamer = _look_for_gstreamer()
+    backends, gstreamer = _backends(), find_gstreamer()
+    if board and gstreamer.usable:
+        lost = {name: install(name) for name in JETSON if name not in gstreamer.jetson}
+        gstreamer = replace(gstreamer, missing={**gstreamer.missing, **lost})
     lacking = {
         purpose: tuple(pypi for pypi in needs if versions[pypi] is None)
         for purpose, needs in _needs().items()
@@ -115,12 +137,6 @@ def check() -> Report:
         lacking["detect"] += (f"an engine (one of {', '.join(engines)})",)
     if not opencv["installed"]:
         lacking["detect"] += (_JETPACK_OPENCV if board else "opencv-python",)
-    elif board and not opencv["gstreamer"]:
-        problem = (
-            f"{opencv['file']} is built without GStreamer, so that cameras of a Jetson cannot be "
-            f"opened: pip uninstall opencv-python, and use {_JETPACK_OPENCV}"
-        )
-        opencv["problem"] = opencv["problem"] or problem
     return Report(
         y7edge=__version__,
         python=platform.python_version(),
@@ -129,6 +145,7 @@ def check() -> Report:
         jetson=board,
         packages=versions,
         opencv=opencv,
+        gstreamer=gstreamer,
         backends=backends,
         ready={purpose: not packages for purpose, packages in lacking.items()},
         missing={purpose: packages for purpose, packages in lacking.items() if packages},
@@ -162,6 +179,8 @@ def _needs() -> dict[str, tuple[str, ...]]:
         "val": (*by_extra["opencv"], *by_extra["eval"]),
         "export": export,
         "train": (*export, "faster-coco-eval", *by_extra["train"]),
+        "web page": by_extra["web"],
+        "tracking": by_extra["tracking"],
     }
 
 
@@ -178,17 +197,15 @@ def _version(module: str, pypi: str) -> str | None:
 
 
 def _opencv() -> dict[str, Any]:
-    """Return OpenCV's version, and whether it has GStreamer (needed for cameras on a Jetson).
-
-    ``cv2.videoio_registry`` lists GStreamer even if it was not built in, so that only the build
-    information is reliable.
-    """
+    """Return OpenCV's version, and which libraries it captures video with."""
     found: dict[str, Any] = {"installed": False, "version": None, "gstreamer": False, "file": None}
+    found["video"] = []
     try:
         cv2 = import_module("cv2")
-        built_with = re.search(r"GStreamer:\s*(\w+)", cv2.getBuildInformation())
+        built_with = import_module("y7edge.sources.video_capture").video_backends()
         found |= {"installed": True, "version": cv2.__version__, "file": cv2.__file__}
-        found["gstreamer"] = built_with is not None and built_with[1] == "YES"
+        found["gstreamer"] = built_with["GStreamer"]
+        found["video"] = [name for name, built in built_with.items() if built]
     except (ImportError, AttributeError) as error:  # AttributeError: another module named cv2
         return {**found, "problem": hidden("cv2") or one_line(error)}
     return {**found, "problem": _two_packages("cv2") or hidden("cv2")}
@@ -225,6 +242,51 @@ def _numbers(version: str) -> list[int]:
     while numbers and not numbers[-1]:
         numbers.pop()  # 1.0 equals 1
     return numbers
+
+
+# GStreamer loads plugins that may end the process.
+_GSTREAMER = """
+import json, sys
+sys.path[:] = {path!r}
+from y7edge.sources.appsink import describe
+from y7edge.sources.launch import gstreamer_problem
+try:
+    problem = gstreamer_problem()
+    found = {{"problem": problem}} if problem else describe()
+except Exception as error:
+    found = {{"problem": " ".join(str(error).split())[:400] or type(error).__name__}}
+print("\\n" + json.dumps(found))
+"""
+
+
+def _look_for_gstreamer() -> Callable[[], GStreamer]:
+    """Begin to look for GStreamer; return a function that waits for the result."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _GSTREAMER.format(path=sys.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def finish() -> GStreamer:
+        try:
+            output, _ = child.communicate(timeout=_SECONDS)
+            found = json.loads(output.strip().rpartition("\n")[2] or "{}")
+            problem = found.get("problem", None if found else "loading it ended the process")
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+            found, problem = {}, f"loading it takes more than {_SECONDS} s"
+        return GStreamer(
+            usable=problem is None,
+            problem=problem,
+            version=found.get("version"),
+            missing=found.get("missing", {}),
+            jetson=tuple(found.get("jetson", ())),
+        )
+
+    return finish
 
 
 # Loads an engine in a process of its own, which ends if the CPU does not support the engine.

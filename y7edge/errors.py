@@ -116,6 +116,14 @@ class SourceError(Y7EdgeError):
     """An image or video source cannot be read."""
 
 
+class SourceTimeout(SourceError):  # noqa: N818 - a public name
+    """A source had no frame in time; reading again may succeed."""
+
+
+class SourceSkipped(SourceError):  # noqa: N818 - a public name
+    """A source skipped a file or frame that cannot be read; reading again returns the next one."""
+
+
 class OutputError(Y7EdgeError):
     """A result cannot be written to its destination."""
 

@@ -1,4 +1,4 @@
-"""Images in the memory of a GPU, and sessions that use them without a copy.
+"""Frames of cameras and videos; images in the memory of a GPU, used without a copy.
 
 Libraries describe their arrays on NVIDIA GPUs by the attribute ``__cuda_array_interface__``
 (https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html): CuPy, PyTorch, pycuda,
@@ -8,9 +8,10 @@ jetson-utils. DLPack is not supported: convert with ``torch.from_dlpack`` or ``c
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,80 @@ from y7edge.errors import DataError
 
 _MAX_VALUES = 1 << 30  # per image, as for images in host memory
 _END = 1 << 63  # of all addresses
+
+Format = Literal["bgr", "rgb", "nv12"]
+"""Layout of an image's pixels; grey images and images with alpha are "bgr" or "rgb" too."""
+
+Clock = Literal["sensor", "driver", "arrival", "media", "recorded"]
+"""What the timestamp of a frame is.
+
+"sensor", "driver" and "arrival" are times of CLOCK_MONOTONIC, as of ``time.monotonic_ns()``: the
+start of the exposure according to the sensor, the time that the driver or the source element wrote
+into the buffer, and the time at which the buffer arrived. "media" is the position in a video file.
+"recorded" is the time that a recording contains.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """An image of a source, and when it was captured.
+
+    Attributes:
+        image: uint8 (H, W, 3), or (H, W) grey, or (H, W, 4) with alpha; NV12: (3 H / 2, W), H rows
+            of luma, then H / 2 rows of interleaved Cb and Cr. Rows may be padded: see ``stride``.
+        format: layout of the pixels.
+        stride: bytes from row to row; None: taken from ``image``. Often more than W, because
+            drivers align rows.
+        timestamp_ns: capture time in nanoseconds of ``clock``, or None.
+        clock: what ``timestamp_ns`` is: "sensor", "driver", "arrival", "media" or "recorded"; see
+            ``Clock``.
+        sequence: number of the frame in its source, from 0; dropped frames are counted.
+        dropped: frames of the source that were dropped until now, because a newer one was there.
+        source: name of the source, without user name and password; or None.
+        rate: frames per second that the source states; None if unknown.
+
+    Raises:
+        DataError: ``stride`` is not that of ``image``.
+    """
+
+    image: NDArray[np.uint8]
+    format: Format = "bgr"
+    stride: int | None = None
+    timestamp_ns: int | None = None
+    clock: Clock = "arrival"
+    sequence: int = 0
+    dropped: int = 0
+    source: str | None = None
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image, np.ndarray) and self.image.ndim:
+            rows = self.image.strides[0]
+            if self.stride not in (None, rows):
+                raise DataError(
+                    f"the stride of a frame is {self.stride}, but the rows of its image "
+                    f"{self.image.shape} are {rows} bytes apart: cut padded rows, image[:, :width]"
+                )
+            object.__setattr__(self, "stride", rows)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        rows, width = self.image.shape[:2]
+        return width, rows * 2 // 3 if self.format == "nv12" else rows
+
+    def age_ns(self, now_ns: int | None = None) -> int | None:
+        """Return how many nanoseconds ago the frame was captured.
+
+        Args:
+            now_ns: a time of ``time.monotonic_ns()``; None: now.
+
+        Returns:
+            The age; None if it is unknown, because the timestamp is of another clock.
+        """
+        if self.timestamp_ns is None or self.clock in ("media", "recorded"):
+            return None
+        return (time.monotonic_ns() if now_ns is None else now_ns) - self.timestamp_ns
 
 
 @dataclass(frozen=True, eq=False)

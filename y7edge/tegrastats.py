@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -237,14 +238,19 @@ class Monitor:
     A missing, failing or silent tegrastats raises no error, because a measurement of latency does
     not need it.
 
+    Args:
+        interval_ms: asked interval of the samples in milliseconds.
+        keep: keep only this number of the newest samples; None: the first 100,000.
+
     Attributes:
         interval_ms: asked interval of the samples in milliseconds.
         failure: after the ``with`` statement: why tegrastats ended early, or gave no samples.
     """
 
-    def __init__(self, interval_ms: int) -> None:
+    def __init__(self, interval_ms: int, keep: int | None = None) -> None:
         self.interval_ms = interval_ms
-        self._samples: list[tuple[float, Sample]] = []
+        self._keep = keep
+        self._samples: deque[tuple[float, Sample]] = deque(maxlen=keep)
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
         self._odd = ""  # a line that was not understood
@@ -308,6 +314,12 @@ class Monitor:
         """Return whether tegrastats was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def newest(self) -> Sample | None:
+        """The newest sample; None before the first one."""
+        found = list(self._samples)
+        return found[-1][1] if found else None
+
     def samples(self, begin: float, end: float) -> list[Sample]:
         """Return the samples that arrived from ``begin`` to ``end`` (``time.monotonic()``)."""
         return [sample for arrived, sample in list(self._samples) if begin <= arrived <= end]
@@ -323,5 +335,5 @@ class Monitor:
             text = line.decode("utf-8", "replace")
             if (sample := parse(text)) is None:
                 self._odd = text.strip()
-            elif len(self._samples) < _MAX_SAMPLES:
+            elif self._keep is not None or len(self._samples) < _MAX_SAMPLES:
                 self._samples.append((arrived, sample))

@@ -287,7 +287,7 @@ def _child(
         say(words=attempt.words)
         if one.whole:
             say(outcome="command", argv=attempt.argv)
-            arguments = [sys.executable, "-X", "utf8", "-m", "y7edge.cli", *attempt.argv]
+            arguments = [sys.executable, "-X", "utf8", "-m", "y7edge", *attempt.argv]
             os.execve(sys.executable, list(map(_encoded, arguments)), os.environ)
         say(**_try(attempt, own))
     except BaseException:

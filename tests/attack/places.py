@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ import numpy as np
 from tests.attack import mutate
 from tests.attack.base import Attack, Make, Place
 from tests.attack.sets import check, fix, load
+from y7edge.sources.replay import INDEX
 
 # --- names of files and folders -------------------------------------------------------------------
 
@@ -238,10 +240,10 @@ SPECIAL_RUNS: dict[str, Make] = {
 
 def open_any(path: Path) -> None:
     """Open the file by its suffix."""
-    from y7edge.cli.inputs import read_input
     from y7edge.data import dataset
     from y7edge.models import weights
     from y7edge.runtimes import registry
+    from y7edge.sources.uri import open_source
     from y7edge.train.settings.configfile import choose
 
     suffix = path.suffix
@@ -254,7 +256,7 @@ def open_any(path: Path) -> None:
     elif suffix in (".json", ".txt"):
         dataset.load(path)
     else:
-        for _ in read_input(path):
+        for _ in open_source(path):
             pass
 
 
@@ -371,13 +373,98 @@ VIDEOS: dict[str, Make] = {
 
 def frames(path: Path) -> None:
     """Read up to ten thousand frames."""
-    from y7edge.cli.inputs import read_input
+    from y7edge.sources.uri import open_source
 
-    for index, image in enumerate(read_input(path)):
+    for index, image in enumerate(open_source(path)):
         assert image.image.ndim == 3
         assert image.image.dtype == np.uint8
         if index > 10_000:
             break
+
+
+# --- recordings -----------------------------------------------------------------------------------
+
+
+def _index(place: Place, **changed: object) -> bytes:
+    """Return the lines of a recording of five frames, with the images beside them."""
+    lines = []
+    for number in range(5):
+        shutil.copyfile(place.material / "images" / "a.png", place.inside / f"{number}.png")
+        record = {
+            "file": f"{number}.png",
+            "timestamp_ns": 10**12 + 10**7 * number,
+            "clock": "driver",
+            "sequence": number,
+            "format": "bgr",
+            "source": "csi://0",
+            "rate": 30.0,
+        }
+        lines.append(json.dumps(record | changed).encode() + b"\n")
+    return b"".join(lines)
+
+
+def _recording(place: Place) -> Path:
+    (place.inside / INDEX).write_bytes(mutate.raw(place.rng, _index(place)))
+    return place.inside
+
+
+def _changed(**changed: object) -> Make:
+    def make(place: Place) -> Path:
+        (place.inside / INDEX).write_bytes(_index(place, **changed))
+        return place.inside
+
+    return make
+
+
+def _lines(content: bytes) -> Make:
+    def make(place: Place) -> Path:
+        (place.inside / INDEX).write_bytes(content)
+        return place.inside
+
+    return make
+
+
+def _link(place: Place) -> Path:
+    (place.inside / INDEX).write_bytes(_index(place))
+    (place.inside / "0.png").unlink()
+    (place.inside / "0.png").symlink_to(place.outside)
+    return place.inside
+
+
+RECORDINGS: dict[str, Make] = {
+    **{
+        f"file is {name!a}": _changed(file=name)
+        for name in (*_FILE_NAMES, "../0.png", "/etc/passwd")
+    },
+    **{
+        f"{key} is {value!r:.40}": _changed(**{key: value})
+        for key in ("timestamp_ns", "sequence", "rate", "source", "clock", "file")
+        for value in (-1, 10**400, 1e308, "", None, [], {}, True, "\x1b[2J", "x" * 100_000)
+    },
+    "image is a link": _link,
+    "no lines": _lines(b""),
+    "zeros": _lines(bytes(100_000)),
+    "one long line": _lines(b"[" * 1_000_000),
+    "many lines": _lines(b"{}\n" * 20_000),
+}
+
+
+def replay(path: Path) -> None:
+    """Read all frames of the recording, and report the others."""
+    from y7edge.errors import SourceSkipped
+    from y7edge.sources.uri import open_source
+
+    with open_source(f"replay://{path}") as source:
+        while True:
+            try:
+                frame = source.read()
+            except SourceSkipped as error:
+                assert "\n" not in str(error)
+                continue
+            if frame is None:
+                return
+            assert frame.image.ndim == 3
+            assert frame.clock == "recorded"
 
 
 ATTACKS = (
@@ -427,5 +514,13 @@ ATTACKS = (
         _video,
         {"frames": frames},
         ("predict {material}/model.onnx {} --json --save {out}",),
+    ),
+    Attack(
+        "recording",
+        120,
+        RECORDINGS,
+        _recording,
+        {"replay": replay},
+        ("predict {material}/model.onnx replay://{} --json --save {out}",),
     ),
 )

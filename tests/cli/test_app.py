@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -58,6 +59,18 @@ def test_a_request_to_stop_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> N
         assert main(["check"]) == 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_while_modules_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Importing:
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "y7edge.cli.app", Importing())
+    assert main(["check"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_message_of_several_lines_is_one(
@@ -137,3 +150,8 @@ def test_examples_name_options_that_exist(example: str, capsys: pytest.CaptureFi
     main([command, "--help"])
     text = capsys.readouterr().out
     assert all(word in text for word in words if word.startswith("--"))
+
+
+def test_a_missing_value_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "model.onnx", "image.jpg", "--save"]) == 2
+    assert "See `y7edge predict --help`" in capsys.readouterr().err

@@ -351,7 +351,7 @@ def test_predict_prints_one_line_for_each_damaged_file(artifact_path: Path, tmp_
         ("c.mp4", b"\0\0\0\x18ftypisom" + bytes(12)),
     ):
         (tmp_path / name).write_bytes(content)
-    words = (sys.executable, "-m", "y7edge.cli", "predict", artifact_path, tmp_path)
+    words = (sys.executable, "-m", "y7edge", "predict", artifact_path, tmp_path)
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert all(line.startswith("error: ") for line in done.stderr.splitlines()), done.stderr

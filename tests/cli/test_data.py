@@ -151,7 +151,7 @@ def test_names_that_cannot_be_shown(
     for name in ("größe \u65e5\u672c", os.fsdecode(b"caf\xe9"), "\U0001f600"):
         Image.new("RGB", (64, 64)).save(parts / "images/train/plain.png")
         (parts / "images/train/plain.png").rename(parts / f"images/train/{name}.png")
-    command = [sys.executable, "-m", "y7edge.cli", "data", "check", str(parts), *options]
+    command = [sys.executable, "-m", "y7edge", "data", "check", str(parts), *options]
     command += ["--save", str(tmp_path / "page.html")]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
@@ -165,7 +165,7 @@ def test_names_that_cannot_be_shown(
 
 
 def test_closed_output(parts: Path) -> None:
-    command = f"{sys.executable} -m y7edge.cli data check {parts} >&-"
+    command = f"{sys.executable} -m y7edge data check {parts} >&-"
     done = subprocess.run(command, shell=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -126,7 +126,7 @@ def test_every_locale_can_print_every_name(
         ["data", "check", folder / "data"],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "y7edge.cli", *words],
+            [sys.executable, "-m", "y7edge", *words],
             capture_output=True,
             check=False,
             env={**os.environ, **variables},
@@ -219,9 +219,11 @@ def test_errors_are_one_bounded_line(
 
 def test_warnings_and_logs_are_clean_lines(capsys: pytest.CaptureFixture[str]) -> None:
     app._show_warning(UserWarning(LONG))
-    app._Remarks().emit(logging.LogRecord("x", 30, "x", 1, "a %s", ("\x1b\nb",), None))
+    for name in ("y7edge.detect.streaming", "aiohttp.server"):
+        app._Remarks().emit(logging.LogRecord(name, 30, "x", 1, "a %s", ("\x1b\nb",), None))
     lines = _clean(capsys.readouterr().err)
-    assert [line[:10] for line in lines] == ["warning: x", r"a \x1b b"]
+    assert lines[0].startswith("warning: x\\x1b")
+    assert lines[1:] == [r"warning: a \x1b b", r"warning: aiohttp.server: a \x1b b"]
 
 
 @pytest.fixture
@@ -229,7 +231,7 @@ def closed() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command with its streams redirected by the shell."""
 
     def run(words: str, redirected: str) -> subprocess.CompletedProcess[str]:
-        line = f"{sys.executable} -m y7edge.cli {words} {redirected}"
+        line = f"{sys.executable} -m y7edge {words} {redirected}"
         return subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
 
     return run

@@ -104,7 +104,7 @@ def test_damaged_image_is_one_line(words: list[str], data: Path, tmp_path: Path)
     shutil.copytree(data.parent, root)
     image = root / "images/val/6.png"
     image.write_bytes(image.read_bytes()[:3000])
-    command = [sys.executable, "-m", "y7edge.cli", *words[:-1], str(root)]
+    command = [sys.executable, "-m", "y7edge", *words[:-1], str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {image}: expected an image")

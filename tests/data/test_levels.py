@@ -11,13 +11,13 @@ import pytest
 
 from y7edge.artifact.description import describe
 from y7edge.artifact.manifest import InputInfo
-from y7edge.cli.inputs import read_input
 from y7edge.data.dataset import load
 from y7edge.data.images import read_image, to_bytes
 from y7edge.detect.preprocess import Preprocessor
 from y7edge.errors import ArtifactError, DataError
 from y7edge.models import registry
 from y7edge.models.checkpoint import Checkpoint
+from y7edge.sources.uri import open_source
 from y7edge.train.loading.image_cache import open_cache
 
 LEVELS = (2000, 3000)
@@ -48,10 +48,10 @@ def test_training_and_evaluation_scale_by_levels(
 
 
 def test_predict_scales_16_bits_only(deep: Path, tmp_path: Path) -> None:
-    (found,) = read_input(sorted((deep / "images/train").iterdir())[0], LEVELS)
+    (found,) = open_source(sorted((deep / "images/train").iterdir())[0], levels="2000-3000")
     np.testing.assert_array_equal(found.image, to_bytes(DEEP, LEVELS))
     cv2.imwrite(str(tmp_path / "a.png"), to_bytes(DEEP, LEVELS))
-    (found,) = read_input(tmp_path / "a.png", LEVELS)
+    (found,) = open_source(tmp_path / "a.png", levels="2000-3000")
     np.testing.assert_array_equal(found.image, to_bytes(DEEP, LEVELS))
 
 

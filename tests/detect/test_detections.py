@@ -120,6 +120,7 @@ def test_classes_by_name_first_and_then_by_number(classes, names, expected):
     [
         ("2", ("cat", "dog"), "no class 2; expected an id from 0 to 1"),
         ("-1", ("cat", "dog"), "no class '-1'; did you mean"),
+        ("cat,dog", ("cat", "dog"), "each class on its own"),
         ("cat", (), "no class 'cat'; its class names are unknown"),
         (-1, (), "no class -1; expected an id from 0$"),
         (1.0, ("cat", "dog"), r"expected a name or an id, found 1\.0"),

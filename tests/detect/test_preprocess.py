@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -287,3 +289,12 @@ def test_nv12_with_padded_rows():
 def test_invalid_nv12_is_refused(frame, width):
     with pytest.raises(DataError, match="NV12 image"):
         nv12_to_bgr(frame, width)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [(None, "cv2.imread returns None"), ("a.jpg", "cv2.imread"), ([[0]], "batch()")],
+)
+def test_advice_about_what_is_not_an_image(given, advice):
+    with pytest.raises(DataError, match=re.escape(advice)):
+        check_frame(given)

@@ -9,8 +9,9 @@ import pytest
 
 from y7edge.data.formats.coco_names import COCO_IDS
 from y7edge.data.sample import Sample
+from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError
-from y7edge.evaluation.coco_results import write_submission
+from y7edge.evaluation.coco_results import coco_results, write_submission
 
 FOUND = np.array([[1, 10.12345, 20, 30.5, 40, 0.1234567, 2], [0, 1, 2, 3, 4, 0.5, 79]])
 
@@ -66,3 +67,38 @@ def test_coco_data_set_keeps_its_annotation_ids(tmp_path):
 def test_category_ids_are_the_published_ones():
     ranges = ((1, 11), (13, 25), (27, 28), (31, 44), (46, 65), (67, 67), (70, 70), (72, 82))
     assert tuple(n for a, b in (*ranges, (84, 90)) for n in range(a, b + 1)) == COCO_IDS
+
+
+def test_results_of_one_image_equal_those_of_a_data_set(tmp_path):
+    found = Detections(
+        FOUND[:, 1:5] + np.pad(FOUND[:, 1:3], [(0, 0), (2, 0)]),
+        FOUND[:, 5],
+        [2, 79],
+        (640, 480),
+    )
+    rows = coco_results(found, 7, COCO_IDS)
+    assert [row["category_id"] for row in rows] == [3, 90]
+    (path,) = write_submission(
+        np.column_stack([[0, 0], FOUND[:, 1:]]),
+        samples("7.jpg"),
+        tmp_path / "predictions.json",
+        classes=80,
+        coco_ids=True,
+    )
+    written = json.loads(path.read_text())
+    assert [row | {"bbox": None, "score": None} for row in rows] == [
+        row | {"bbox": None, "score": None} for row in written
+    ]
+    for row, other in zip(rows, written, strict=True):
+        assert row["bbox"] == pytest.approx(other["bbox"], abs=2e-3)
+        assert row["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_results_of_one_image_need_an_id_for_each_class():
+    found = Detections([(0, 0, 1, 1), (0, 0, 2, 2)], [0.5, 0.4], [2, 0], (9, 9))
+    assert [row["category_id"] for row in coco_results(found, 1)] == [2, 0]
+    assert [row["category_id"] for row in coco_results(found, "a", [None, 5, 6])] == [6]
+    with pytest.raises(ConfigError, match="have class 2, but category_ids has 2 ids"):
+        coco_results(found, 1, [1, 2])
+    assert coco_results(Detections.empty((9, 9)), 1, [1]) == []

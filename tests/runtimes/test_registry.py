@@ -135,3 +135,11 @@ def test_missing_engine_names_the_extra(artifact_path, monkeypatch):
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(RuntimeMissing, match=r'onnxruntime.*pip install "y7edge\[onnxruntime\]"'):
         registry.open_session(registry.load(artifact_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("openvino", "ov"), ("onnxruntime", "onnxrt"), ("onnx", "onnxrt"), ("MNN", "mnnrt")],
+)
+def test_names_of_engines_and_targets_select_their_runtime(name, module):
+    assert registry.get(name) is registry.get(module)

@@ -19,6 +19,7 @@ from tests.runtimes.fake_cuda import Machine
 from tests.runtimes.test_trt import JETSONS, build, equipped
 from y7edge.detect.detector import Detector
 from y7edge.errors import DataError, DetectorClosed, DeviceError
+from y7edge.frames import Frame
 from y7edge.runtimes import _cuda_frames
 from y7edge.runtimes._cuda_kernels import Launch, Selection
 
@@ -193,6 +194,26 @@ def test_nv12(machine, tmp_path):
         with pytest.raises(DataError, match="omit roi and tile"):
             fast(array, "nv12", roi=(8, 0, 96, 64))
     array.free()
+
+
+def test_a_batch_of_frames_of_all_formats(machine, tmp_path):
+    fast, slow = pair(machine, build(tmp_path, machine=machine, manifest=make_manifest("dynamic")))
+    pixels, planes = image(64, 96, seed=3), np.full((96, 128), 128, np.uint8)
+    planes[8:16, 16:24] = 255
+    nv12, rgb = planes[:, :96], pixels[..., ::-1].copy()
+    arrays = [Array(machine, nv12), Array(machine, rgb)]
+    frames = [Frame(pixels, sequence=5), Frame(nv12, "nv12"), Frame(rgb, "rgb"), pixels]
+    on_gpu = [Frame(arrays[0], "nv12"), Frame(arrays[1], "rgb")]
+    with fast, slow:
+        expected = slow.batch(frames)
+        assert [len(one) > 0 for one in expected] == [True] * 4
+        for found, one in zip(fast.batch(frames), expected, strict=True):
+            assert_equal(found, one)
+            assert found.frame_id == one.frame_id
+        for found, one in zip(fast.batch(on_gpu), expected[1:3], strict=True):
+            assert_equal(found, one)
+    for array in arrays:
+        array.free()
 
 
 @pytest.mark.parametrize("outputs", ["heads", "decoded"])

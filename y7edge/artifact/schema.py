@@ -111,7 +111,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
     text, known = str(name)[:64].lower(), list(known)
     score = {k: difflib.SequenceMatcher(None, k, text).ratio() for k in known}
     best = max(score.values())
-    if best < 0.5:
+    if best < 0.6:
         return f"; known are {', '.join(known)}"
     return f", did you mean {' or '.join(repr(k) for k in known if score[k] == best)}?"
 

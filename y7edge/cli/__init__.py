@@ -17,6 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         from y7edge.cli.app import run
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except Exception as error:  # of any kind, if a file hides a package
         found = hidden_behind(error)
         if found is None:

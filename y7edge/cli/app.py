@@ -29,6 +29,7 @@ from y7edge.cli.diff import diff
 from y7edge.cli.export import export
 from y7edge.cli.grouped import Grouped
 from y7edge.cli.info import info
+from y7edge.cli.live import live
 from y7edge.cli.optimize import optimize
 from y7edge.cli.options import UsageError
 from y7edge.cli.predict import predict
@@ -51,6 +52,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     val: "y7edge val tiny.onnx --data data.yaml --json",
     soup: "y7edge soup a.safetensors b.safetensors --data data.yaml --out soup.safetensors",
     predict: "y7edge predict tiny.onnx images/ --save out/",
+    live: "y7edge live tiny.onnx rtsp://192.168.0.9/cam --web 8080",
     export: "y7edge export runs/train/best.safetensors --imgsz 384x640 --out tiny.onnx",
     build: "y7edge build tiny.onnx --target openvino --out tiny.xml",
     optimize: "y7edge optimize best.safetensors --data data.yaml --max-map-drop 0.01",
@@ -112,11 +114,15 @@ def run(argv: Sequence[str] | None = None) -> int:
     wants_traceback = TRACEBACK in arguments
     arguments = [text for text in arguments if text != TRACEBACK]
     open_streams()
-    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING)
+    logging.basicConfig(handlers=[_Remarks()], level=logging.WARNING, format="%(message)s")
     warnings.showwarning = _show_warning
     if threading.current_thread() is threading.main_thread():
-        # Handle SIGTERM like Ctrl-C, so that temporary files are removed.
+        # Handle SIGTERM like Ctrl-C, so that temporary files are removed; and SIGHUP, the end of
+        # the terminal or of ssh, unless nohup has turned it off.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+            signal.signal(hangup, signal.default_int_handler)
     try:
         if any(not text or re.fullmatch("--[a-z-]+=", text) for text in arguments):
             raise UsageError("found an empty argument: a shell variable may be unset")
@@ -146,7 +152,9 @@ def _explain(error: Any, command: str) -> tuple[str, int]:
     """Return the message and the exit code of an error."""
     if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
-        where = context.command_path if context else "y7edge"
+        known = {function.__name__ for function in COMMANDS}
+        command = f"y7edge {command}" if command in known else "y7edge"
+        where = context.command_path if context else command
         return f"{error.format_message().rstrip('.')}. See `{where} --help`.", 2
     lacks_memory = is_out_of_memory(error.__cause__ or error)
     if isinstance(error, Y7EdgeError):
@@ -178,5 +186,6 @@ class _Remarks(logging.Handler):
     """Print the warnings of libraries' loggers on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as one line."""
-        note(one_line(self.format(record)))
+        """Print a record as one line; those of other packages with the name of the logger."""
+        logger = "" if record.name.split(".")[0] == "y7edge" else f"{record.name}: "
+        note(one_line(f"{record.levelname.lower()}: {logger}{self.format(record)}"))

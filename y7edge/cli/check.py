@@ -12,7 +12,7 @@ from y7edge.cli.console import show, table
 from y7edge.cli.options import Json
 
 if TYPE_CHECKING:
-    from y7edge.environment import Processor, Report
+    from y7edge.environment import GStreamer, Processor, Report
     from y7edge.export.targets.registry import Converter
     from y7edge.jetson import Jetson
 
@@ -47,6 +47,19 @@ def _processor(cpu: Processor) -> list[str]:
         "",
         *table([("CPU feature", "for"), *(cpu.features.items() or [("-", "none known")])]),
         *([f"the CPU lacks {', '.join(cpu.absent)}"] if cpu.features and cpu.absent else []),
+    ]
+
+
+def _gstreamer(found: GStreamer) -> list[str]:
+    if not found.usable:
+        return [f"GStreamer, for cameras: {found.problem}"]
+    commands: dict[str, list[str]] = {}
+    for element, command in found.missing.items():
+        commands.setdefault(command, []).append(element)
+    jetson = f", of a Jetson: {', '.join(found.jetson)}" if found.jetson else ""
+    return [
+        f"GStreamer: {found.version}{jetson}",
+        *(f"GStreamer lacks {', '.join(names)}: {command}" for command, names in commands.items()),
     ]
 
 
@@ -85,8 +98,8 @@ def _jetson(board: Jetson) -> list[str]:
 
 def _lines(report: Report, converters: Sequence[Converter]) -> list[str]:
     opencv = report.opencv
-    gstreamer = "with GStreamer" if opencv["gstreamer"] else "without GStreamer"
-    found = f"{opencv['version']}, {gstreamer}" if opencv["installed"] else opencv["problem"]
+    video = ", ".join(opencv["video"]) or "none"
+    found = f"{opencv['version']}, video: {video}" if opencv["installed"] else opencv["problem"]
     backends = [(b.name, "yes" if b.usable else "no", b.reason) for b in report.backends]
     purposes = [
         (purpose, "yes" if ready else "no: needs " + ", ".join(report.missing[purpose]))
@@ -97,6 +110,7 @@ def _lines(report: Report, converters: Sequence[Converter]) -> list[str]:
         f"y7edge {report.y7edge}, Python {report.python}, {report.system}",
         f"OpenCV: {found}",
         *([f"OpenCV: {opencv['problem']}"] if opencv["installed"] and opencv["problem"] else []),
+        *_gstreamer(report.gstreamer),
         *_processor(report.processor),
         *(["", *_jetson(report.jetson)] if report.jetson else []),
         "",

@@ -69,9 +69,14 @@ def out_file(path: Path | None) -> Path | None:
     return path
 
 
+_FILES = {".mp4", ".avi", ".mkv", ".mov", ".jpg", ".jpeg", ".png", ".json", ".jsonl", ".csv"}
+
+
 def out_folder(path: Path | None) -> Path | None:
     """Option callback: before the work begins, refuse an existing path that is not a folder."""
     if path is not None:
+        if path.suffix.lower() in _FILES and not path.is_dir():
+            raise typer.BadParameter(f"{path} is the name of a file, expected that of a folder")
         with writing("the results", path):
             require_replaceable(path, file=False)
     return path
@@ -104,6 +109,26 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1, help="Number of engine threads; default: the physical cores that may be used."
+    ),
+]
+Conf = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="Minimum confidence; default: the model's."),
+]
+Iou = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="IoU threshold of NMS; default: the model's."),
+]
+MaxDet = Annotated[
+    int | None,
+    typer.Option("--max-det", min=1, help="Maximum boxes per image; default: the model's."),
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class",
+        metavar="CLASS",
+        help="Return only boxes of this class, a name or an id; repeatable.",
     ),
 ]
 Images = Annotated[

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,22 +16,34 @@ from y7edge.cli.console import note, show
 from y7edge.cli.models import open_detector
 from y7edge.cli.options import (
     Backend,
+    Classes,
+    Conf,
     Device,
+    Iou,
     Json,
+    MaxDet,
     Model,
     Names,
     Size,
     Threads,
     finite,
+    out_file,
     out_folder,
 )
-from y7edge.errors import SourceError
+from y7edge.errors import SourceError, SourceSkipped
+from y7edge.text import printable
 
 if TYPE_CHECKING:
     from y7edge.detect.detections import Detections
+    from y7edge.detect.detector import Detector
+    from y7edge.frames import Frame
+    from y7edge.sources.base import Source
 
 _Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="An image, a video, a folder or a pattern.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="An image, a video, a folder, a pattern, or replay://FOLDER."
+    ),
 ]
 _Save = Annotated[
     Path | None,
@@ -36,26 +51,6 @@ _Save = Annotated[
         metavar="FOLDER",
         help="Folder for images and videos with boxes drawn.",
         callback=out_folder,
-    ),
-]
-_Conf = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, callback=finite, help="Minimum confidence; default: the model's."),
-]
-_Iou = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, callback=finite, help="IoU threshold of NMS; default: the model's."),
-]
-_MaxDet = Annotated[
-    int | None,
-    typer.Option("--max-det", min=1, help="Maximum boxes per image; default: the model's."),
-]
-_Classes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--class",
-        metavar="CLASS",
-        help="Return only boxes of this class, a name or an id; repeatable.",
     ),
 ]
 _Tile = Annotated[
@@ -70,18 +65,30 @@ _Overlap = Annotated[
         min=0, max=0.9, callback=finite, help="Fraction of a tile's side that neighbours share."
     ),
 ]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Table of all detections: .jsonl, .csv or .parquet.", callback=out_file
+    ),
+]
+_Track = Annotated[
+    bool,
+    typer.Option("--track", help="Follow objects: each keeps its number from frame to frame."),
+]
 
 
 def predict(
     model: Model,
     source: _Source,
     save: _Save = None,
-    conf: _Conf = None,
-    iou: _Iou = None,
-    max_det: _MaxDet = None,
-    classes: _Classes = None,
+    out: _Out = None,
+    conf: Conf = None,
+    iou: Iou = None,
+    max_det: MaxDet = None,
+    classes: Classes = None,
     tile: _Tile = None,
     overlap: _Overlap = 0.2,
+    track: _Track = False,
     names: Names = None,
     imgsz: Size = None,
     backend: Backend = "auto",
@@ -93,13 +100,11 @@ def predict(
 
     --json prints one object for each image: {"source", "image_size": [w, h], "detections":
     [{"xyxy", "confidence", "class_id", "class_name"}]}, with boxes in pixels of the image. Frames
-    of a video also have "frame_id", from 0. Files that cannot be read are reported, the other files
-    are processed, and the exit code is 1.
+    of a video also have "frame_id", from 0, and "timestamp_ns", the position in the video. Files
+    that cannot be read are reported, the other files are processed, and the exit code is 1.
     """
-    from y7edge.cli.inputs import find_inputs, read_input
-
-    inputs, failures = find_inputs(source), list[SourceError]()
     with ExitStack() as stack:
+        opened = stack.enter_context(_open(source))
         detector = stack.enter_context(
             open_detector(
                 model,
@@ -116,32 +121,162 @@ def predict(
                 overlap=overlap,
             )
         )
-        writer = None
-        if save is not None:
-            from y7edge.cli.saving import ImageWriter
-            from y7edge.detect.drawing import draw
-
-            writer = stack.enter_context(ImageWriter(save))
-        for path in inputs:
-            try:
-                for image in read_input(path, detector.manifest.input.levels):
-                    found = detector(image.image, source=str(path), frame_id=image.frame)
-                    show(found.to_dict(), [_line(found)], as_json=as_json)
-                    if writer is not None:
-                        writer.add(image, draw(image.image, found))
-            except SourceError as error:
-                failures.append(error)
-                if len(inputs) > 1:
-                    note(f"error: {error}")
-    # Raised after the writer is closed, so that the frames of a truncated video are saved.
+        tracked = _Tracked() if track else None
+        sinks = list(_sinks(stack, save, out))
+        count, failures = _detect(detector, opened, tracked, sinks, as_json=as_json)
+    # Raised after everything is closed, so that the frames of a truncated video are saved.
     if failures:
-        count = f"{len(failures)} of {len(inputs)} files could not be read completely"
-        raise failures[0] if len(inputs) == 1 else SourceError(f"{source}: {count}")
+        words = f"{len(failures)} of {count} files could not be read completely"
+        last = list(failures.values())[-1]
+        has_ended = isinstance(last, SourceSkipped)
+        raise SourceError(f"{opened.name}: {words}") if has_ended else last
+
+
+def _open(uri: str) -> Source:
+    """Open a source that ends; raise SourceError if it is a camera or a network stream."""
+    from y7edge.sources.address import parse
+    from y7edge.sources.files import Files
+    from y7edge.sources.uri import open_source
+
+    address = parse(uri)
+    source = None if address.live else open_source(uri)
+    if source is None or source.live:
+        if source is not None:
+            source.close()
+        raise SourceError(f"{address.name} is a live source: use `y7edge live MODEL SOURCE`")
+    if isinstance(source, Files) and source.skipped:
+        count = f"{len(source.skipped)}, such as {source.skipped[0].name}"
+        note(f"{source.name}: skipped entries, not images or videos by name: {count}")
+    return source
+
+
+def _sinks(
+    stack: ExitStack, save: Path | None, out: Path | None
+) -> Iterator[Callable[[Frame, Detections], None]]:
+    """Yield functions that write results; files are closed with the stack."""
+    if save is not None:
+        from y7edge.cli.saving import ImageWriter
+        from y7edge.detect.drawing import draw
+        from y7edge.detect.preprocess import to_bgr
+
+        images = stack.enter_context(ImageWriter(save))
+        yield lambda frame, found: images.add(frame, draw(to_bgr(frame), found))
+    if out is not None:
+        from y7edge.adapters.rows import RowWriter
+
+        table = stack.enter_context(RowWriter(out))
+        yield lambda _, found: table.add(found)
+
+
+def _detect(
+    detector: Detector,
+    source: Source,
+    tracked: _Tracked | None,
+    sinks: Sequence[Callable[[Frame, Detections], None]],
+    *,
+    as_json: bool,
+) -> tuple[int, dict[str, SourceError]]:
+    """Detect objects in all frames.
+
+    Returns:
+        The number of files, and the errors of those that cannot be read, by message.
+    """
+    from y7edge.sources.files import Files, use_levels
+
+    use_levels(source, detector.manifest.input.levels)
+    count = 0
+    failures: dict[str, SourceError] = {}  # once, also if the files are read again
+    with _Progress(source) as progress:
+        for frame in _frames(source):
+            progress.update()
+            count += 1
+            if isinstance(frame, SourceError):
+                failures[str(frame)] = frame
+                if isinstance(frame, SourceSkipped):
+                    note(f"error: {frame}")
+                continue
+            found = _of_frame(detector, frame)
+            found = tracked(frame, found) if tracked else found
+            show(found.to_dict(), [_line(found)], as_json=as_json)
+            for sink in sinks:
+                sink(frame, found)
+    return len(source.paths) if isinstance(source, Files) else count, failures
+
+
+def _of_frame(detector: Detector, frame: Frame) -> Detections:
+    """Detect objects in a frame; still images have no number."""
+    found = detector(frame)
+    return replace(found, frame_id=None) if frame.timestamp_ns is None else found
+
+
+class _Tracked:
+    """Trackers by source: one for each video, and one for all still images."""
+
+    def __init__(self) -> None:
+        from y7edge.adapters.tracking import Tracker
+
+        self._make = Tracker
+        self._tracker, self._of = Tracker(), ""
+
+    def __call__(self, frame: Frame, found: Detections) -> Detections:
+        of = "" if frame.timestamp_ns is None else str(frame.source)
+        if of != self._of:
+            self._tracker, self._of = self._make(frame.rate), of
+        # Still images are one sequence, although each is a source.
+        return replace(self._tracker.update(replace(found, source=of)), source=found.source)
+
+
+class _Progress(AbstractContextManager["_Progress"]):
+    """Show the progress of a long input, if only standard error is a terminal."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._bar: Any = None
+        if sys.stderr.isatty() and not sys.stdout.isatty():
+            from rich.console import Console
+            from rich.markup import escape
+            from rich.progress import Progress
+
+            self._bar = Progress(
+                console=Console(stderr=True), transient=True, redirect_stdout=False
+            )
+            self._task = self._bar.add_task(escape(printable(source.name)), total=1.0)
+            self._bar.start()
+
+    def update(self) -> None:
+        """Show how much was read."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=getattr(self._source, "progress", 0.0))
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _frames(source: Source) -> Iterator[Frame | SourceError]:
+    """Yield the frames of a source, and its errors."""
+    while True:
+        try:
+            frame = source.read()
+        except SourceError as error:
+            yield error
+            if not isinstance(error, SourceSkipped):
+                return
+            continue
+        if frame is None:
+            return
+        yield frame
 
 
 def _line(found: Detections) -> str:
-    counts = Counter(one.class_name for one in found).most_common()
-    objects = ", ".join(f"{count} {name}" for name, count in counts) or "nothing"
+    if found.tracker_id is None:
+        counts = Counter(one.class_name for one in found).most_common()
+        objects = ", ".join(f"{count} {name}" for name, count in counts)
+    else:  # -1: not tracked yet
+        objects = ", ".join(
+            f"{one.class_name} #{one.tracker_id}" if one.tracker_id != -1 else one.class_name
+            for one in found
+        )
     frame = "" if found.frame_id is None else f" frame {found.frame_id}"
     took = f" ({found.timing.total:.1f} ms)" if found.timing else ""
-    return f"{found.source}{frame}: {objects}{took}"
+    return f"{found.source}{frame}: {objects or 'nothing'}{took}"

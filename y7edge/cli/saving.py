@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from y7edge.cli.inputs import InputImage, utf8_path
 from y7edge.errors import OutputError
 from y7edge.files import atomic_write, writing
+from y7edge.frames import Frame
+from y7edge.live.video_file import Write, video_writer
 
 _DEFAULT_RATE = 25.0  # frames per second, if the source has no rate
 _LOSSLESS = ".png"  # used if the source's format cannot store the image
 _SUFFIXES = {s: s for s in (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")}
 _SUFFIXES |= {".jfif": ".jpg", ".jpe": ".jpg", ".mpo": ".jpg"}
-
-_Write = Callable[[NDArray[np.uint8]], None]
 
 
 class ImageWriter(AbstractContextManager["ImageWriter"]):
@@ -35,7 +33,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._taken: set[str] = set()
-        self._video: tuple[Path, _Write, ExitStack] | None = None
+        self._video: tuple[Path, Write, ExitStack] | None = None
         with writing("the images", folder):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -43,25 +41,28 @@ class ImageWriter(AbstractContextManager["ImageWriter"]):
         with writing("the images", self._folder):
             self._finish_video(*error)
 
-    def add(self, image: InputImage, drawn: NDArray[np.uint8]) -> None:
-        """Write one drawn image (H, W, 3) uint8 BGR.
+    def add(self, frame: Frame, drawn: NDArray[np.uint8]) -> None:
+        """Write the drawn image (H, W, 3) uint8 BGR of a frame; one without a timestamp is a file.
 
         Raises:
             OutputError: the image cannot be written, it would replace its source, or the previous
                 video is incomplete.
         """
+        source = Path(frame.source or "")
+        if source.name in ("", ".."):  # of a recording
+            source = Path("frames")
         with writing("the images", self._folder):
-            if image.frame is None or (self._video and self._video[0] != image.source):
+            if frame.timestamp_ns is None or (self._video and self._video[0] != source):
                 self._finish_video()
-            if image.frame is None:
-                self._write(image.source, drawn)
+            if frame.timestamp_ns is None:
+                self._write(source, drawn)
                 return
             if self._video is None:
-                path = self._free_name(image.source.with_suffix(".mp4"))
+                path = self._free_name(source.with_suffix(".mp4"))
                 size = (drawn.shape[1], drawn.shape[0])
                 stack = ExitStack()
-                write = stack.enter_context(_video_writer(path, image.rate or _DEFAULT_RATE, size))
-                self._video = image.source, write, stack
+                write = stack.enter_context(video_writer(path, frame.rate or _DEFAULT_RATE, size))
+                self._video = source, write, stack
             self._video[1](drawn)
 
     def _write(self, source: Path, drawn: NDArray[np.uint8]) -> None:
@@ -104,41 +105,3 @@ def _encode(image: NDArray[np.uint8], suffix: str) -> bytes | None:
     except cv2.error:
         return None
     return content.tobytes() if is_encoded else None
-
-
-@contextmanager
-def _video_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[_Write]:
-    """Yield a function that appends a frame to an .mp4 file of ``size`` (width, height).
-
-    OpenCV does not report write errors. Therefore the frames in the temporary file are counted
-    before it is renamed.
-    """
-    import cv2
-
-    utf8_path(path, OutputError)
-    with atomic_write(path) as temporary:
-        name = str(temporary.absolute())
-        writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-        frames = 0
-
-        def write(frame: NDArray[np.uint8]) -> None:
-            nonlocal frames
-            # OpenCV would drop frames of another size, for example if the resolution changes.
-            fits = frame.shape[1::-1] == size
-            writer.write(frame if fits else cv2.resize(frame, size))
-            frames += 1
-
-        try:
-            if not writer.isOpened():
-                raise OutputError(f"{path}: this OpenCV cannot write .mp4 files of {size} pixels")
-            yield write
-        finally:
-            writer.release()
-        saved = cv2.VideoCapture(name)
-        found = max(int(saved.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
-        saved.release()
-        if found != frames:
-            raise OutputError(
-                f"{path}: the saved video has {found} frames, expected {frames}: check that the "
-                "disk is not full; the destination is unchanged"
-            )

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from y7edge.errors import ConfigError, DataError
+from y7edge.errors import ConfigError, DataError, needing
 
-Origin = Mapping[str, Any]
-"""``timestamp_ns``, ``frame_id`` and ``source`` of an image, if they are known."""
+_ORIGIN = ("timestamp_ns", "frame_id", "source")
 
 _DTYPES: dict[str, type[np.generic]] = {
     "xyxy": np.float32,
@@ -83,7 +82,7 @@ class Detections:
         class_id: (N,) int32, index into ``names``.
         image_wh: (width, height) of the source image.
         names: class names; empty if unknown.
-        tracker_id: (N,) int32 from a tracker, or None.
+        tracker_id: (N,) int32 from a tracker, -1 for objects without a track; or None.
         timestamp_ns: capture time in nanoseconds, measured by the clock of the source, or None.
         frame_id: number of the frame in its source, or None.
         source: path or URI, or None.
@@ -238,16 +237,62 @@ class Detections:
             record["timing"] = {key: round(ms, 3) for key, ms in asdict(self.timing).items()}
         return record
 
+    def to_supervision(self) -> Any:
+        """Return a ``supervision.Detections`` for annotators, zones and trackers of that package.
 
-def origins_of(count: int, given: Mapping[str, Sequence[Any] | None]) -> list[Origin]:
-    """Return the origin of each image; raise DataError unless all lists have ``count`` values."""
-    known = {name: values for name, values in given.items() if values is not None}
-    for name, values in known.items():
-        values = values.tolist() if isinstance(values, np.ndarray) else values
-        listed = isinstance(values, Sequence) and not isinstance(values, str)
-        if not listed or len(values) != count:
-            raise DataError(f"{name} is {values!r}, expected a list of {count}, one per image")
-    return [{name: values[index] for name, values in known.items()} for index in range(count)]
+        Its ``xyxy``, ``confidence``, ``class_id`` and ``tracker_id`` are the arrays of this object,
+        not copies. ``data["class_name"]`` has the class names, or the ids as text if the names are
+        unknown. ``metadata`` has those of ``timestamp_ns``, ``frame_id`` and ``source`` that are
+        set.
+
+        Raises:
+            RuntimeMissing: the package supervision is not installed.
+        """
+        with needing("supervision", "tracking", "to_supervision"):
+            import supervision
+        names = [row.class_name for row in self]
+        origin = {name: getattr(self, name) for name in _ORIGIN}
+        return supervision.Detections(
+            xyxy=self.xyxy,
+            confidence=self.confidence,
+            class_id=self.class_id,
+            tracker_id=self.tracker_id,
+            data={"class_name": np.array(names, np.str_)},
+            metadata={name: value for name, value in origin.items() if value is not None},
+        )
+
+    @classmethod
+    def from_supervision(
+        cls, found: Any, image_wh: tuple[int, int], names: Iterable[str] = ()
+    ) -> Detections:
+        """Return the detections that a ``supervision.Detections`` contains, best first.
+
+        Arrays are copied; masks and ``data`` are not used. ``metadata`` may have ``timestamp_ns``,
+        ``frame_id`` and ``source``. If there is no confidence, it is 1.
+
+        Args:
+            found: the object.
+            image_wh: (width, height) of its image in pixels.
+            names: class names by id; empty if unknown.
+
+        Raises:
+            DataError: it has no class ids, or other values that ``Detections`` refuses.
+        """
+        confidence = found.confidence
+        if confidence is None:
+            confidence = np.ones(len(found.xyxy), np.float32)
+        if found.class_id is None and len(found.xyxy):
+            raise DataError("the supervision.Detections has no class_id: set it, for example to 0")
+        result = cls(
+            found.xyxy,
+            confidence,
+            [] if found.class_id is None else found.class_id,
+            image_wh,
+            tuple(names),
+            tracker_id=found.tracker_id,
+            **{name: found.metadata.get(name) for name in _ORIGIN},
+        )
+        return result[np.argsort(-result.confidence, kind="stable")]
 
 
 def class_ids(classes: str | Iterable[int | str], names: Sequence[str]) -> tuple[int, ...]:
@@ -270,6 +315,11 @@ def _ids_of(item: int | str, names: Sequence[str]) -> list[int]:
         if found := [index for index, name in enumerate(names) if name == item]:
             return found
         if not (item.isascii() and item.isdecimal() and len(item) < 10):
+            if {part.strip() for part in item.split(",")} <= set(names):
+                raise ConfigError(
+                    f"the model has no class {item!r}: give each class on its own, such as "
+                    "--class A --class B, or a list of names"
+                )
             near = difflib.get_close_matches(item, names, n=1, cutoff=0.0)
             hint = f"did you mean {near[0]!r}?" if near else "its class names are unknown"
             raise ConfigError(f"the model has no class {item!r}; {hint}")

@@ -11,8 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,28 +23,26 @@ from numpy.typing import NDArray
 from y7edge.artifact.description import Size
 from y7edge.artifact.manifest import Manifest
 from y7edge.artifact.schema import checked
-from y7edge.detect.detections import Detections, Origin, Timing, class_ids, origins_of
+from y7edge.detect.criteria import Conf, criteria_for, require_candidates
+from y7edge.detect.detections import Detections, Timing
+from y7edge.detect.images import Given, Origin, given, given_batch
 from y7edge.detect.inference import Found, Inference
-from y7edge.detect.opening import open_model, warn_if_unverified
-from y7edge.detect.postprocess import (
-    EVALUATION,
-    Conf,
-    Criteria,
-    class_thresholds,
-    require_candidates,
-    require_supported,
-)
-from y7edge.detect.preprocess import Color, as_images, place, size_of
+from y7edge.detect.opening import describe, open_model, warn_if_unverified
+from y7edge.detect.postprocess import EVALUATION, Criteria
+from y7edge.detect.preprocess import Color, as_image, place, size_of
 from y7edge.detect.regions import Region, Roi, Tiling, merged, regions
+from y7edge.detect.streaming import Stream, Streamed
 from y7edge.detect.submission import (
     MAX_QUEUE,
     Drop,
     FrameQueue,
     check_timeout,
     closed_error,
+    result_by,
     wait_for,
 )
-from y7edge.errors import ConfigError, DataError, DeviceError
+from y7edge.errors import ConfigError
+from y7edge.frames import Frame
 from y7edge.runtimes.base import Session, SessionOptions, refuse_copy, require_process
 
 _CLOSE_SECONDS = 5.0  # how long ``close`` waits for a running call
@@ -144,17 +141,7 @@ class Detector:
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._manifest = manifest
-        defaults = manifest.thresholds
-        least, by_class = class_thresholds(conf, manifest)
-        self._criteria = Criteria(
-            conf=least,
-            class_conf=by_class,
-            iou=defaults.iou if iou is None else float(iou),
-            max_det=defaults.max_det if max_det is None else int(max_det),
-            classes=None if classes is None else class_ids(classes, manifest.names),
-            agnostic=agnostic,
-        )
-        require_supported(manifest, self._criteria, changed=iou is not None)
+        self._criteria = criteria_for(manifest, conf, iou, max_det, classes, agnostic)
         self._tiling = Tiling(tile, overlap)
         if not 1 <= queue <= MAX_QUEUE:
             raise ConfigError(f"queue is {queue}, expected 1 to {MAX_QUEUE}")
@@ -172,8 +159,8 @@ class Detector:
 
     def __call__(
         self,
-        frame: NDArray[np.uint8],
-        color: Color = "bgr",
+        frame: NDArray[np.uint8] | Frame,
+        color: Color | None = None,
         *,
         timestamp_ns: int | None = None,
         frame_id: int | None = None,
@@ -186,8 +173,10 @@ class Detector:
         Args:
             frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha; also uint16 if the
                 manifest's input has ``levels``. With a TensorRT engine also an array on its GPU
-                that has a ``__cuda_array_interface__``, which is not copied.
-            color: order of the frame's channels; "nv12" for a frame (3 H / 2, W).
+                that has a ``__cuda_array_interface__``, which is not copied. Or a ``Frame``, whose
+                format, capture time, sequence and source are used for arguments that are None.
+            color: order of the channels; "nv12" for an array (3 H / 2, W). None: that of the
+                ``Frame``, and "bgr" for an array.
             timestamp_ns: capture time; copied to the result, like ``frame_id`` and ``source``.
             frame_id: number of the frame in its source.
             source: name of the source.
@@ -198,31 +187,22 @@ class Detector:
                 discarded. The next call of the detector waits until the engine has finished.
 
         Raises:
+            ConfigError: ``color`` is unknown, or differs from the format of the ``Frame``.
             DataError: the frame is not an image, or ``roi`` contains no pixel of it.
             DetectorClosed: the detector was closed.
             DeviceError: the engine failed, or there was no result within ``timeout``.
         """
-        origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        image = given(frame, color, timestamp_ns, frame_id, source)
         if timeout is None:
-            return self._detect([frame], color, self._criteria, [origin], roi)[0]
+            return self._detect([image], self._criteria, roi)[0]
         timeout = check_timeout(timeout)
         end = time.monotonic() + timeout
-        future = self._submit(frame, color, "block", origin, roi, timeout)
-        try:
-            return future.result(max(0.0, end - time.monotonic()))
-        except FutureTimeout as error:
-            future.cancel()
-            raise DeviceError(
-                f"there was no result within {timeout} s: the engine is still running; the next "
-                "call waits for it"
-            ) from error
-        except CancelledError as error:  # by `close`
-            raise closed_error() from error
+        return result_by(end, self._submit(image, "block", roi, timeout), timeout)
 
     def submit(
         self,
-        frame: NDArray[np.uint8],
-        color: Color = "bgr",
+        frame: NDArray[np.uint8] | Frame,
+        color: Color | None = None,
         *,
         drop: Drop = "block",
         timestamp_ns: int | None = None,
@@ -237,7 +217,7 @@ class Detector:
 
         Args:
             frame: the image, as for a call.
-            color: order of the channels.
+            color: order of the channels, as for a call.
             drop: if the queue is full, "block" waits for a place, "oldest" drops the frame that
                 has waited longest, and "newest" drops this frame. The future of a dropped frame
                 raises FrameDropped.
@@ -247,18 +227,17 @@ class Detector:
             roi: region of interest.
 
         Raises:
-            ConfigError: ``drop`` is unknown.
+            ConfigError: ``drop`` or ``color`` is unknown, or ``color`` differs from the ``Frame``.
             DataError: the frame is not an image.
             DetectorClosed: the detector was closed.
             DeviceError: the queue is full, and a callback of a future would wait for a place.
         """
-        origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
-        return self._submit(frame, color, drop, origin, roi)
+        return self._submit(given(frame, color, timestamp_ns, frame_id, source), drop, roi)
 
     async def detect(
         self,
-        frame: NDArray[np.uint8],
-        color: Color = "bgr",
+        frame: NDArray[np.uint8] | Frame,
+        color: Color | None = None,
         *,
         drop: Drop = "block",
         timestamp_ns: int | None = None,
@@ -272,9 +251,9 @@ class Detector:
         cancelled while its frame waits, the frame is removed from the queue. A frame that waits
         when the detector is closed raises DetectorClosed.
         """
-        origin = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        image = given(frame, color, timestamp_ns, frame_id, source)
         future: Future[Detections] = Future()
-        put = partial(self._submit, frame, color, drop, origin, roi, future=future)
+        put = partial(self._submit, image, drop, roi, future=future)
         waiting = asyncio.get_running_loop().run_in_executor
         try:
             await waiting(self._waiting, put) if drop == "block" else put()
@@ -285,8 +264,8 @@ class Detector:
 
     def batch(
         self,
-        frames: Sequence[NDArray[np.uint8]],
-        color: Color = "bgr",
+        frames: Sequence[NDArray[np.uint8] | Frame],
+        color: Color | None = None,
         *,
         timestamp_ns: Sequence[int | None] | None = None,
         frame_id: Sequence[int | None] | None = None,
@@ -296,21 +275,58 @@ class Detector:
         """Detect objects in several images of any sizes, in batches of the artifact's batch size.
 
         Arguments are as for one image. ``timestamp_ns``, ``frame_id`` and ``source`` are lists with
-        one value for each image; ``roi`` applies to all.
+        one value for each image; ``color`` and ``roi`` apply to all. Each ``Frame`` has its own
+        format.
 
         Raises:
+            ConfigError: ``color`` is unknown, or differs from the format of a ``Frame``.
             DataError: ``frames`` is not a list of images, or another list has a wrong length.
             DetectorClosed: the detector was closed.
             DeviceError: the engine failed.
         """
-        if isinstance(frames, np.ndarray) or not isinstance(frames, Sequence):
-            raise DataError(
-                f"batch() takes a list of images, not {type(frames).__name__}: "
-                "call the detector itself for one image"
-            )
-        given = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
-        frames = list(frames)  # not every sequence supports slices
-        return self._detect(frames, color, self._criteria, origins_of(len(frames), given), roi)
+        origins = {"timestamp_ns": timestamp_ns, "frame_id": frame_id, "source": source}
+        return self._detect(given_batch(frames, color, origins), self._criteria, roi)
+
+    def stream(
+        self,
+        source: Streamed,
+        *,
+        roi: Roi | None = None,
+        wait: float | None = None,
+        **options: str | int | float,
+    ) -> Stream:
+        """Detect in the frames of a camera, stream, video or folder, or of several at once.
+
+        ::
+
+            for frame, detections in detector.stream("csi://0"):
+                ...
+
+        Of a camera, the newest frame is always used: frames that arrive while the engine or the
+        caller is busy are dropped. Of files, every frame is used. Frames of several sources are run
+        in one batch if the artifact's batch size allows it, else in turn.
+
+        Args:
+            source: a URI, path or number as for ``open_source``; an open ``Source``, which stays
+                open; a list of these; or an iterable of frames or BGR arrays.
+            roi: region of interest of all frames, as for a call.
+            wait: seconds after which ``next(stream)`` raises SourceTimeout if there is no frame, so
+                that a robot can stop; the following call waits again. None: wait without limit
+                while a source is opened again.
+            options: options for ``open_source``.
+
+        Returns:
+            An iterator of pairs of ``Frame`` and ``Detections``, with the ages of the frames and
+            the state of the sources. It closes the sources that it has opened at the end, after an
+            error, and when nothing refers to it, such as a loop that was left; else call ``close``.
+
+        Raises:
+            ConfigError: ``source`` is not a source, or an option is unknown.
+            SourceError: a source cannot be opened.
+        """
+        detect = partial(self.batch, roi=roi)
+        levels = self._manifest.input.levels
+        return Stream(source, options, detect, self._inference.batch, wait, levels)
 
     def detect_for_evaluation(self, frame: NDArray[np.uint8]) -> Detections:
         """Detect objects in a BGR image with ``EVALUATION``, the thresholds for mAP.
@@ -319,7 +335,7 @@ class Detector:
             ConfigError: the artifact returns boxes after NMS; see ``require_candidates``.
         """
         self.require_candidates()
-        return self._detect([frame], "bgr", EVALUATION, [{}])[0]
+        return self._detect([given(frame, "bgr")], EVALUATION)[0]
 
     def require_candidates(self) -> None:
         """Raise ConfigError if the model cannot be evaluated, because NMS is part of its graph."""
@@ -389,23 +405,9 @@ class Detector:
         Raises:
             DetectorClosed: the detector was closed.
         """
-        session, manifest = self._opened(), self._manifest
         criteria = asdict(self._criteria)
         del criteria["multi_label"]
-        return {
-            "model": manifest.model,
-            "model_id": self._model_id,
-            "nc": manifest.nc,
-            "names": list(manifest.names),
-            "imgsz": [manifest.input.height, manifest.input.width],
-            "batch": manifest.input.batch,
-            "precision": manifest.precision,
-            "target": manifest.target,
-            **session.info,
-            "licence": manifest.licence,
-            "parity": manifest.parity.get("status"),
-            **criteria,
-        }
+        return {**describe(self._opened(), self._manifest), **criteria}
 
     @property
     def session(self) -> Session:
@@ -426,53 +428,51 @@ class Detector:
 
     def _submit(
         self,
-        frame: NDArray[np.uint8],
-        color: Color,
+        image: Given,
         drop: Drop,
-        origin: Origin,
         roi: Roi | None,
         timeout: float | None = None,
         future: Future[Detections] | None = None,
     ) -> Future[Detections]:
         require_process(self._process, "the detector")
-        (image,), _ = as_images([frame], color, self._manifest.input, host=False, cut=False)
-        place(image, color, self._manifest.input)
+        network = self._manifest.input
+        place(*as_image(image.pixels, image.color, network, host=False, cut=False), network)
         with self._queue_lock:
             self._opened()
             if self._queue is None:
                 self._queue = FrameQueue(self._queue_size)
             queue = self._queue
-        call = partial(self._detect, [frame], color, self._criteria, [origin], roi)
+        call = partial(self._detect, [image], self._criteria, roi)
         return queue.put(lambda: call()[0], drop, timeout, future)
 
     def _detect(
-        self,
-        frames: Sequence[NDArray[np.uint8]],
-        color: Color,
-        criteria: Criteria,
-        origins: Sequence[Origin],
-        roi: Roi | None = None,
+        self, images: Sequence[Given], criteria: Criteria, roi: Roi | None = None
     ) -> list[Detections]:
         """Cut the images into regions, run these in batches, and merge the boxes of each image."""
         require_process(self._process, "the detector")  # a forked child may never get the lock
         called = self._clock()
         cut = roi is not None or self._tiling.tile is not None
         host = cut or self._opened().on_device is None
-        images, color = as_images(frames, color, self._manifest.input, host=host, cut=cut)
-        parts = [regions(i, roi, self._tiling) if cut else [Region(i, 0, 0)] for i in images]
+        network = self._manifest.input
+        whole = [as_image(one.pixels, one.color, network, host=host, cut=cut) for one in images]
+        parts = [regions(i, roi, self._tiling) if cut else [Region(i, 0, 0)] for i, _ in whole]
         with self._lock:
             wait = self._ms_since(called)
             try:
-                pixels = [region.pixels for part in parts for region in part]
-                found = iter(self._inference(self._opened(), pixels, color, criteria))
+                run = [
+                    (region.pixels, color)
+                    for part, (_, color) in zip(parts, whole, strict=True)
+                    for region in part
+                ]
+                found = iter(self._inference(self._opened(), run, criteria))
             finally:
                 if self._closed:  # ``close`` has stopped waiting for this call
                     self._free()
         return [
             self._detections(
-                [next(found) for _ in part], part, size_of(image, color), criteria, wait, origin
+                [next(found) for _ in part], part, size_of(*image), criteria, wait, one.origin
             )
-            for image, part, origin in zip(images, parts, origins, strict=True)
+            for one, image, part in zip(images, whole, parts, strict=True)
         ]
 
     def _detections(

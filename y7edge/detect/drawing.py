@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from y7edge.detect.detections import Detection, Detections
-from y7edge.detect.preprocess import Color, check_color, check_frame
+from y7edge.detect.preprocess import Color, check_color, check_frame, to_bgr
 from y7edge.errors import DataError
+from y7edge.frames import Frame
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN = 0.618033988749895  # multiples of the golden ratio give evenly spread hues
@@ -20,7 +21,7 @@ Bgr = tuple[int, int, int]
 
 
 def draw(
-    frame: NDArray[np.uint8],
+    frame: NDArray[np.uint8] | Frame,
     detections: Detections,
     *,
     confidence: bool = True,
@@ -29,10 +30,11 @@ def draw(
     """Draw a box and a label for each detection on a copy of an image; the best one is on top.
 
     Args:
-        frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha.
+        frame: (H, W, 3) uint8, or (H, W) grey, or (H, W, 4) with alpha; or a ``Frame`` of any
+            format.
         detections: the detections of this image.
         confidence: write the confidence after the class name.
-        color: order of the channels of the frame and of the result.
+        color: order of the channels of the result, and of an array.
 
     Returns:
         The copy, (H, W, 3) uint8.
@@ -42,7 +44,8 @@ def draw(
         ConfigError: ``color`` is not "bgr" or "rgb".
     """
     check_color(color)
-    image = check_frame(frame)
+    order = "bgr" if isinstance(frame, Frame) else color
+    image = to_bgr(frame) if isinstance(frame, Frame) else check_frame(frame)
     height, width = image.shape[:2]
     if (width, height) != tuple(detections.image_wh):
         raise DataError(
@@ -51,7 +54,7 @@ def draw(
         )
     if image.ndim == 2:
         canvas: NDArray[Any] = np.repeat(image[:, :, None], 3, axis=2)
-    elif color == "rgb":
+    elif order == "rgb":
         canvas = cv2.cvtColor(image[:, :, :3], cv2.COLOR_RGB2BGR)
     else:
         canvas = image[:, :, :3].copy()
@@ -82,7 +85,8 @@ def _label(
     name = detection.class_name
     if not (name.isascii() and name.isprintable()):
         name = f"#{detection.class_id}"
-    tracker = "" if detection.tracker_id is None else f" #{detection.tracker_id}"
+    tracked = detection.tracker_id is not None and detection.tracker_id >= 0
+    tracker = f" #{detection.tracker_id}" if tracked else ""
     text = name + tracker + (f" {detection.confidence:.2f}" if confidence else "")
     scale = 0.4 + 0.15 * (thickness - 1)
     (width, height), baseline = cv2.getTextSize(text, _FONT, scale, 1)

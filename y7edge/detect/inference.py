@@ -22,6 +22,8 @@ from y7edge.frames import CudaFrame
 from y7edge.runtimes.base import Session
 
 _MAX_BATCH = 16  # images of a dynamic batch; larger batches only cost memory
+Coloured = tuple[NDArray[np.uint8] | CudaFrame, Color]
+"""An image, and the order of its channels."""
 
 
 class Found(NamedTuple):
@@ -59,11 +61,16 @@ class Inference:
         self._batch: NDArray[Any] = self._preprocess.tensor
         self._clock = clock
 
+    @property
+    def batch(self) -> int:
+        """The number of images that the engine runs at once."""
+        fixed = self._input.batch
+        return _MAX_BATCH if fixed == "dynamic" else fixed
+
     def __call__(
         self,
         session: Session,
-        images: Sequence[NDArray[np.uint8] | CudaFrame],
-        color: Color,
+        images: Sequence[Coloured],
         criteria: Criteria,
     ) -> list[Found]:
         """Run images of any sizes in batches; boxes are in pixels of each image.
@@ -74,20 +81,18 @@ class Inference:
             DataError: an array is not an image.
             DeviceError: the engine failed.
         """
-        fixed = self._input.batch
-        step = _MAX_BATCH if fixed == "dynamic" else fixed
+        step = self.batch
         run = self._run if session.on_device is None else self._run_on_device
         found: list[Found] = []
         for number, start in enumerate(range(0, len(images), step)):
-            batch = run(session, images[start : start + step], color, criteria)
+            batch = run(session, images[start : start + step], criteria)
             found += [one._replace(batch=number) for one in batch]
         return found
 
     def _run(
         self,
         session: Session,
-        images: Sequence[NDArray[np.uint8] | CudaFrame],
-        color: Color,
+        images: Sequence[Coloured],
         criteria: Criteria,
     ) -> list[Found]:
         """Run one batch."""
@@ -97,7 +102,7 @@ class Inference:
         started = self._clock()
         geometries = [
             self._preprocess(image, color, None if alone else pixels[index])
-            for index, image in enumerate(images)
+            for index, (image, color) in enumerate(images)
         ]
         pre = self._ms_since(started) / len(images)
         started = self._clock()
@@ -113,15 +118,14 @@ class Inference:
     def _run_on_device(
         self,
         session: Session,
-        images: Sequence[NDArray[np.uint8] | CudaFrame],
-        color: Color,
+        images: Sequence[Coloured],
         criteria: Criteria,
     ) -> list[Found]:
         """Run one batch in a session that pre-processes images and selects candidates itself."""
         assert session.on_device is not None
         started = self._clock()
         placed, geometries = zip(
-            *(place(image, color, self._input) for image in images), strict=True
+            *(place(image, color, self._input) for image, color in images), strict=True
         )
         pre = self._ms_since(started) / len(images)
         started = self._clock()

@@ -1,4 +1,4 @@
-"""Open the model of a Detector: an artifact, an ONNX file of another exporter, or a checkpoint."""
+"""Open and describe a Detector's model: an artifact, another exporter's ONNX, a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from y7edge.artifact.description import Size, pair
 from y7edge.artifact.foreign import REASON
@@ -65,6 +66,23 @@ def needs_torch(source: str | Path) -> bool:
         variants.get(path.name)
         return True
     return path.suffix.lower() in SUFFIXES
+
+
+def describe(session: Session, manifest: Manifest) -> dict[str, Any]:
+    """Return the model and the device, as JSON values for logs."""
+    return {
+        "model": manifest.model,
+        "model_id": manifest.payload_digest[:16],
+        "nc": manifest.nc,
+        "names": list(manifest.names),
+        "imgsz": [manifest.input.height, manifest.input.width],
+        "batch": manifest.input.batch,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        **session.info,
+        "licence": manifest.licence,
+        "parity": manifest.parity.get("status"),
+    }
 
 
 def warn_if_unverified(source: str | Path, manifest: Manifest, stacklevel: int) -> None:

@@ -17,7 +17,7 @@ are dequantised, activated and compared exactly. NaN is never selected.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import pairwise
@@ -30,7 +30,6 @@ from y7edge.artifact.bounds import MAX_DET
 from y7edge.artifact.manifest import THRESHOLD_INPUTS, LevelInfo, Manifest, Thresholds
 from y7edge.artifact.schema import require_fit
 from y7edge.boxes import MAX_CANDIDATES, best_first, corners, nms
-from y7edge.detect.detections import class_ids
 from y7edge.errors import ConfigError, DataError
 
 
@@ -74,8 +73,6 @@ class Criteria:
 EVALUATION = Criteria(conf=0.001, iou=0.65, max_det=300, multi_label=True)
 """Thresholds for measuring mAP."""
 
-Conf = float | Mapping[int | str, float]
-"""One confidence threshold, or thresholds by class name or id."""
 
 Quantization = tuple[float, int]  # (scale, zero point): real value = (value - zero point) x scale
 
@@ -300,57 +297,6 @@ def decoded_candidates(boxes: NDArray[Any], scores: NDArray[Any], criteria: Crit
     chosen = _choose(score, class_id, criteria)
     picked: NDArray[Any] = boxes[rows[chosen]].astype(np.float32, copy=False)
     return _finite(corners(picked[:, :2], picked[:, 2:]), score[chosen], class_id[chosen])
-
-
-def class_thresholds(
-    conf: Conf | None, manifest: Manifest
-) -> tuple[float, tuple[float, ...] | None]:
-    """Return the least confidence threshold, and the thresholds by class id if there are several.
-
-    ``conf``: None for the manifest's default, which also applies to classes not in a mapping.
-    """
-    if not isinstance(conf, Mapping):
-        return manifest.thresholds.conf if conf is None else float(conf), None
-    given: dict[int, float] = {}
-    for name, value in conf.items():
-        for index in class_ids([name], manifest.names):
-            if given.setdefault(index, value) != value:
-                raise ConfigError(
-                    f"conf: expected one threshold for class {manifest.names[index]!r}, "
-                    f"found {given[index]} and {value}"
-                )
-    by_class = [float(given.get(i, manifest.thresholds.conf)) for i in range(manifest.nc)]
-    return min(by_class), tuple(by_class)
-
-
-def require_supported(manifest: Manifest, criteria: Criteria, *, changed: bool) -> None:
-    """Raise ConfigError for options that a graph with NMS does not support.
-
-    ``changed``: whether the user set the IoU threshold.
-    """
-    if manifest.outputs[0].role != "detections":
-        return
-    way_out = "use an artifact with outputs heads or decoded"
-    if criteria.agnostic:
-        raise ConfigError(
-            f"agnostic is True, but the graph of {manifest.model} suppresses boxes within each "
-            f"class: {way_out}"
-        )
-    if changed and not manifest.threshold_inputs:
-        raise ConfigError(
-            f"iou is {criteria.iou}, but NMS is part of the graph of {manifest.model}, which has "
-            f"no input for it: omit iou, or {way_out}"
-        )
-
-
-def require_candidates(manifest: Manifest) -> None:
-    """Raise ConfigError if a model cannot be evaluated, because NMS is part of its graph."""
-    if manifest.outputs[0].role == "detections":
-        raise ConfigError(
-            f"{manifest.model} returns boxes after NMS, each with its best class only; mAP needs "
-            f"every class of every box above confidence {EVALUATION.conf}: evaluate the "
-            "checkpoint, or an artifact with outputs heads or decoded"
-        )
 
 
 def threshold_feeds(manifest: Manifest, criteria: Criteria | Thresholds) -> dict[str, NDArray[Any]]:

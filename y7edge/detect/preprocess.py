@@ -11,6 +11,7 @@ The image is resized with one factor for both sides and centred on grey 114. Geo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from y7edge.artifact.manifest import InputInfo
 from y7edge.data.images import to_bytes
 from y7edge.errors import ConfigError, DataError
-from y7edge.frames import CudaFrame, Placed, cuda_frame
+from y7edge.frames import CudaFrame, Frame, Placed, cuda_frame
 
 PAD = 114  # grey of the padding, 0..255, in all channels
 MAX_VALUES = 1 << 30  # per image; a broadcast numpy view can have any size
@@ -249,20 +250,43 @@ def check_color(color: str) -> None:
         raise ConfigError(f'color is {color!r}, expected "bgr", "rgb" or, in a Detector, "nv12"')
 
 
-def as_images(
-    frames: Sequence[Any], color: Color, network: InputInfo, *, host: bool, cut: bool
-) -> tuple[Sequence[NDArray[np.uint8] | CudaFrame], Color]:
-    """Return images, and the order of their channels.
+def to_bgr(frame: Frame) -> NDArray[np.uint8]:
+    """Return the image of a frame as BGR, (H, W, 3) uint8; a BGR image itself is not copied.
 
-    Arrays on a GPU become ``CudaFrame``. Other objects are returned as they are: ``place`` and
+    Raises:
+        DataError: it is not an image in host memory.
+        ConfigError: the format of the frame is unknown.
+    """
+    if frame.format == "nv12":
+        return nv12_to_bgr(frame.image)
+    check_color(frame.format)
+    image = check_frame(frame.image)
+    if image.ndim == 2:
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), np.uint8)
+    if frame.format == "bgr" and image.shape[2] == 3:
+        return image
+    codes = {
+        ("bgr", 4): cv2.COLOR_BGRA2BGR,
+        ("rgb", 3): cv2.COLOR_RGB2BGR,
+        ("rgb", 4): cv2.COLOR_RGBA2BGR,
+    }
+    return np.asarray(cv2.cvtColor(image, codes[frame.format, image.shape[2]]), np.uint8)
+
+
+def as_image(
+    frame: Any, color: Color, network: InputInfo, *, host: bool, cut: bool
+) -> tuple[NDArray[np.uint8] | CudaFrame, Color]:
+    """Return an image, and the order of its channels.
+
+    An array on a GPU becomes a ``CudaFrame``. Other objects are returned as they are: ``place`` and
     ``Preprocessor`` check them.
 
     Args:
-        frames: arrays in host memory or on a GPU.
-        color: order of their channels.
+        frame: an array in host memory or on a GPU.
+        color: order of its channels.
         network: the network's input.
         host: convert NV12 to BGR, because only sessions with ``on_device`` read it.
-        cut: check all images now, because they will be cut into regions.
+        cut: check the image now, because it will be cut into regions.
 
     Raises:
         ConfigError: ``color`` is unknown.
@@ -271,18 +295,18 @@ def as_images(
     nv12 = isinstance(color, str) and color == "nv12"
     if not nv12:
         check_color(color)
-    if set(map(type, frames)) != {np.ndarray}:
-        frames = [f if isinstance(f, np.ndarray) else cuda_frame(f) or f for f in frames]
-    if cut and not nv12:
-        frames = [as_checked(frame, network.levels) for frame in frames]
-    if not nv12 or not host:
-        return frames, color
-    if any(isinstance(frame, CudaFrame) for frame in frames):
+    if not isinstance(frame, np.ndarray):
+        frame = cuda_frame(frame) or frame
+    if not nv12:
+        return (as_checked(frame, network.levels) if cut else frame), color
+    if not host:
+        return frame, color
+    if isinstance(frame, CudaFrame):
         raise DataError(
             "an NV12 image in the memory of a GPU is run whole, and needs a session that "
             "pre-processes there: omit roi and tile, or convert the image to RGB"
         )
-    return [nv12_to_bgr(frame) for frame in frames], "bgr"
+    return nv12_to_bgr(frame), "bgr"
 
 
 def as_checked(
@@ -357,8 +381,7 @@ def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray
         )
     if not isinstance(frame, np.ndarray):
         raise DataError(
-            f"an image must be a numpy array, not {type(frame).__name__}: "
-            "use numpy.asarray(image), and color='rgb' for an image from PIL"
+            f"an image must be a numpy array, not {type(frame).__name__}: {_advice(frame)}"
         )
     if frame.dtype == np.uint16 and levels is not None:
         frame = to_bytes(frame, levels)
@@ -381,3 +404,14 @@ def check_frame(frame: object, levels: tuple[int, int] | None = None) -> NDArray
         raise DataError(f"an image must not {what}; got shape {frame.shape}")
     image = frame[:, :, 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
     return np.ascontiguousarray(image)
+
+
+def _advice(frame: object) -> str:
+    """Return what to do about an object that is not an array."""
+    if frame is None:
+        return "cv2.imread returns None for a file that it cannot read"
+    if isinstance(frame, str | os.PathLike):
+        return "use cv2.imread(path), or detector.stream(path) for all kinds of sources"
+    if isinstance(frame, list | tuple):
+        return "use batch() for several images, or numpy.asarray(image, numpy.uint8)"
+    return "use numpy.asarray(image), and color='rgb' for an image from PIL"

@@ -9,7 +9,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -27,17 +28,41 @@ _REASONS = {
 T = TypeVar("T")
 
 
-def check_timeout(timeout: float) -> float:
+def check_timeout(timeout: float, name: str = "timeout") -> float:
     """Return ``timeout``, in seconds; raise ConfigError if it is not a positive number."""
     real = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
     if not (real and 0 < timeout < threading.TIMEOUT_MAX):
-        raise ConfigError(f"timeout is {timeout!r}, expected a number of seconds above 0")
+        raise ConfigError(f"{name} is {timeout!r}, expected a number of seconds above 0")
     return float(timeout)
 
 
 def closed_error() -> DetectorClosed:
     """Return the error for a call after ``close``, or for a frame that waited at ``close``."""
     return DetectorClosed("the detector was closed: open a new one")
+
+
+def result_by(end: float, future: Future[T], timeout: float) -> T:
+    """Return the result of a call in the queue; cancel it if there is none.
+
+    Args:
+        end: how long to wait, as of ``time.monotonic()``.
+        future: of the call.
+        timeout: the seconds that the caller gave, for the message.
+
+    Raises:
+        DetectorClosed: ``close`` cancelled the call.
+        DeviceError: there was no result in time.
+    """
+    try:
+        return future.result(max(0.0, end - time.monotonic()))
+    except FutureTimeout as error:
+        future.cancel()
+        raise DeviceError(
+            f"there was no result within {timeout} s: the engine is still running; the next call "
+            "waits for it"
+        ) from error
+    except CancelledError as error:
+        raise closed_error() from error
 
 
 async def wait_for(future: Future[T]) -> T:

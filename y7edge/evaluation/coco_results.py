@@ -16,6 +16,7 @@ from typing import Any
 
 from y7edge.data.formats.coco_names import COCO_IDS
 from y7edge.data.sample import Sample
+from y7edge.detect.detections import Detections
 from y7edge.errors import ConfigError
 from y7edge.evaluation.tables import Table
 from y7edge.files import write_text
@@ -47,14 +48,9 @@ def write_submission(
     numbers = image_ids(samples)
     ids: Sequence[int | str] = numbers or range(1, len(samples) + 1)
     results = [
-        {
-            "image_id": ids[int(image)],
-            "category_id": categories[int(class_id)],
-            "bbox": [round(side, 3) for side in box],
-            "score": round(score, 5),
-        }
+        _result(ids[int(image)], category, box, score)
         for image, *box, score, class_id in found.tolist()
-        if categories[int(class_id)] is not None
+        if (category := categories[int(class_id)]) is not None
     ]
     contents: dict[Path, Any] = {path: results}
     if numbers is None:
@@ -63,6 +59,49 @@ def write_submission(
     for file, content in contents.items():
         write_text(file, json.dumps(content, ensure_ascii=False))
     return list(contents)
+
+
+def coco_results(
+    detections: Detections, image_id: int | str, category_ids: Sequence[int | str | None] = ()
+) -> list[dict[str, Any]]:
+    """Return the COCO results of one image: ``image_id``, ``category_id``, ``bbox``, ``score``.
+
+    Args:
+        detections: of the image.
+        image_id: id of the image in the annotation file.
+        category_ids: ids of the classes in the annotation file, ``COCO_IDS`` of
+            ``y7edge.data.formats.coco_names`` for COCO's 80 classes; detections of classes with
+            the id None are left out. Empty: the class ids from 0.
+
+    Raises:
+        ConfigError: a class has no id in ``category_ids``.
+    """
+    last = int(detections.class_id.max(initial=-1))
+    categories: Sequence[int | str | None] = category_ids or range(last + 1)
+    if last >= len(categories):
+        raise ConfigError(
+            f"the detections have class {last}, but category_ids has {len(categories)} ids: "
+            "expected one for each class of the model"
+        )
+    rows = zip(
+        detections.xywh.tolist(), detections.confidence.tolist(), detections.class_id, strict=True
+    )
+    return [
+        _result(image_id, category, box, score)
+        for box, score, class_id in rows
+        if (category := categories[class_id]) is not None
+    ]
+
+
+def _result(
+    image_id: int | str, category_id: int | str, box: Sequence[float], score: float
+) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [round(side, 3) for side in box],
+        "score": round(score, 5),
+    }
 
 
 def require_coco(classes: int) -> None:

@@ -74,7 +74,7 @@ def test_hidden_parts_are_not_labelled(monkeypatch):
         return sprite
 
     monkeypatch.setattr("y7edge.data.synthetic.scenes.render", recorded)
-    monkeypatch.setattr("y7edge.data.synthetic.scenes._LEAST_VISIBLE", 0.9)
+    monkeypatch.setattr("y7edge.data.synthetic.scenes.LEAST_VISIBLE", 0.9)
     hidden = 0
     for seed in range(20):
         drawn.clear()

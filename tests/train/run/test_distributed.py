@@ -142,7 +142,7 @@ def command(data, out, devices, *more):
     # Rows in front of the head are frozen, so that BatchNorm doesn't depend on a rank's images.
     words = ["train", "--data", data, "--width", 0.125, "--imgsz", 64, "--batch", 4, "--freeze", 77]
     words += ["--device", "cpu", "--devices", devices, "--out", out, "--json", *more]
-    return [sys.executable, "-m", "y7edge.cli", *words]
+    return [sys.executable, "-m", "y7edge", *words]
 
 
 def losses(folder):
@@ -219,7 +219,7 @@ def test_processes_end_with_the_first_and_the_run_resumes(data, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: not any(is_alive(child) for child in children))
-    run([sys.executable, "-m", "y7edge.cli", "train", "--resume", out])
+    run([sys.executable, "-m", "y7edge", "train", "--resume", out])
     assert losses(out) == losses(whole)
 
 

@@ -84,7 +84,7 @@ def stopped(data, tmp_path):
 
 
 def command(*words):
-    return [sys.executable, "-m", "y7edge.cli", "train", *map(str, words)]
+    return [sys.executable, "-m", "y7edge", "train", *map(str, words)]
 
 
 def together(*words):

@@ -228,7 +228,7 @@ def test_runs_killed_at_random_equal_an_uninterrupted_one(data, tmp_path, whole,
 
 
 def command(*words):
-    return [sys.executable, "-m", "y7edge.cli", "train", *map(str, words)]
+    return [sys.executable, "-m", "y7edge", "train", *map(str, words)]
 
 
 @pytest.mark.slow

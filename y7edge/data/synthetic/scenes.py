@@ -26,15 +26,15 @@ NAMES = ("nut", "washer", "screw", "bracket")
 
 # For each class: its generator, and the range of its longest side as a fraction of the image's
 # shorter side.
-_CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
+CLASSES: tuple[tuple[Callable[[Generator], Part], float, float], ...] = (
     (nut, 0.19, 0.34),
     (washer, 0.19, 0.34),
     (screw, 0.26, 0.42),
     (bracket, 0.22, 0.38),
 )
 
-_LEAST_VISIBLE = 0.4  # parts with a smaller visible fraction are not labelled
-_SMALLEST_SIDE = 96
+LEAST_VISIBLE = 0.4  # parts with a smaller visible fraction are not labelled
+SMALLEST_SIDE = 96
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +64,9 @@ def scene(seed: int | Sequence[int], size: tuple[int, int] = (320, 320)) -> Scen
         ConfigError: The size is too small.
     """
     height, width = size
-    if min(size) < _SMALLEST_SIDE:
+    if min(size) < SMALLEST_SIDE:
         raise ConfigError(
-            f"expected a scene of at least {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels, "
+            f"expected a scene of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels, "
             f"found {height}x{width}"
         )
     rng = np.random.default_rng(seed)
@@ -79,14 +79,14 @@ def scene(seed: int | Sequence[int], size: tuple[int, int] = (320, 320)) -> Scen
     sprites, class_id = _place(rng, height, width, light)
     owner = np.full((height, width), -1, np.int32)
     for index, sprite in enumerate(sprites):
-        _lay(canvas, sprite, light)
+        lay(canvas, sprite, light)
         here, there = _window(owner.shape, sprite)
         owner[here][sprite.alpha[there] > 0.5] = index
     scraps(canvas, rng, count=int(rng.integers(0, 4)))
     labelled = [
         index
         for index, sprite in enumerate(sprites)
-        if (owner == index).sum() >= _LEAST_VISIBLE * (sprite.alpha > 0.5).sum()
+        if (owner == index).sum() >= LEAST_VISIBLE * (sprite.alpha > 0.5).sum()
     ]
     extents = np.array([sprites[index].extent for index in labelled], np.float32).reshape(-1, 4)
     return Scene(
@@ -109,7 +109,7 @@ def _place(
     taken: list[tuple[NDArray[np.float64], float]] = []
     for _ in range(rng.integers(2, 8)):
         kind = int(rng.integers(len(NAMES)))
-        make, smallest, largest = _CLASSES[kind]
+        make, smallest, largest = CLASSES[kind]
         length = float(rng.uniform(smallest, largest) * unit)
         apart = 0.3 if rng.random() < 0.12 else 0.8
         for _ in range(12):
@@ -146,7 +146,7 @@ def _window(
     return (here[0], here[1]), (there[0], there[1])
 
 
-def _lay(canvas: Canvas, sprite: Sprite, light: tuple[float, float]) -> None:
+def lay(canvas: Canvas, sprite: Sprite, light: tuple[float, float]) -> None:
     """Draw a sprite and its shadow."""
     side = sprite.alpha.shape[0]
     reach = 1 + 0.03 * side

@@ -1,4 +1,4 @@
-"""Run the command line as ``python -m y7edge.cli``, without the script ``y7edge``."""
+"""Run the command line as ``python -m y7edge``, without the script ``y7edge``."""
 
 from __future__ import annotations
 

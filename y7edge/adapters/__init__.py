@@ -1,0 +1,1 @@
+"""Detection results for other libraries, and results of other libraries for y7edge."""
