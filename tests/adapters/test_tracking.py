@@ -175,6 +175,18 @@ def test_crossing_objects_of_equal_speed_keep_their_ids():
     assert len(seen) - seen.index((1, 2)) == seen.count((1, 2)) == 59
 
 
+@pytest.mark.parametrize(
+    ("shift", "confidence", "same"), [(8, 0.3, True), (35, 0.3, False), (35, 0.9, True)]
+)
+def test_weak_detections_have_to_be_where_the_object_is_expected(shift, confidence, same):
+    tracker = Tracker()
+    for index in range(4):
+        (known,) = tracker.update(frame([box(300, 300)], index / 30)).tracker_id
+    seen = frame([box(300 + shift, 300)], 4 / 30, confidence=[confidence])
+    (found,) = tracker.update(seen).tracker_id
+    assert (int(found) == int(known)) is same
+
+
 def test_weak_detections_only_continue_tracks():
     tracker = Tracker(start=0.5)
     for index, confidence in enumerate((0.3, 0.4, 0.8, 0.8, 0.3, 0.3)):

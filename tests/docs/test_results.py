@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_examples_write_what_the_page_says(folder):
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
     table = (folder / "parts.csv").read_text("utf-8").splitlines()
     assert table[0].split(",") == list(COLUMNS)
     assert len(table) > 100

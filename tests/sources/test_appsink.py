@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import threading
 import time
 
@@ -332,3 +334,13 @@ def test_no_place_adds_an_element(rest):
     assert sorted(names) == sorted(expected)
     source = pipeline.get_by_name("y7edge-source")
     assert source.get_property("location") == f"rtsp://host/{rest}"
+
+
+def test_exceptions_of_libraries_that_are_loaded_later():
+    code = (
+        "from y7edge.sources.appsink import load\n"
+        "load()\n"
+        "from matplotlib.backends import backend_agg\n"  # catches an exception of C++ on import
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ def test_opencv_instead_of_gstreamer_is_said_once(monkeypatch, caplog):
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert record.name == "y7edge.sources" and record.getMessage() == (
         f"http://127.0.0.1:{port}/a.mjpg: opened with OpenCV, so timestamps are arrival times, not "
-        "capture times; for GStreamer: PyGObject is not installed: x"
+        "capture times; `y7edge check` says how to install GStreamer"
     )
 
 

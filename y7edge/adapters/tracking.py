@@ -25,6 +25,9 @@ from y7edge.errors import ConfigError, DataError, needing
 _RATE = 30.0
 _SAME = 1e-6  # seconds between frames of equal time, which the package would warn about
 _EARLIER = 16  # names of sources that are remembered, to notice that two are mixed
+# IoU with the predicted box from which a weak detection continues a track, or that of the tracker
+# if it is larger. With less, false detections continue the tracks of objects that have left.
+_WEAK_IOU = 0.5
 _ALL = -1  # key of the tracks of all classes
 
 
@@ -46,7 +49,8 @@ class Tracker:
             if ``rate`` is lower than 3.
         start: confidence from which a detection starts a track, and is assigned first. Detections
             with a lower confidence only continue tracks.
-        iou: IoU with the predicted box from which a detection continues a track.
+        iou: IoU with the predicted box from which a detection continues a track; for those with a
+            confidence lower than ``start``, at least 0.5.
         agnostic: let detections of another class continue a track. By default, each class has its
             own tracks, as in NMS.
 
@@ -72,6 +76,8 @@ class Tracker:
         with needing("trackers", "tracking", "tracking"):
             import supervision
             import trackers
+            from trackers.utils.iou import IoU
+        self._overlap = _overlap_of(IoU)
         self._detections: Any = supervision.Detections
         self._byte_track: Any = trackers.ByteTrackTracker
         self._now = 0.0  # seconds
@@ -154,12 +160,14 @@ class Tracker:
                 track_activation_threshold=self._start,
                 high_conf_det_threshold=self._start,
                 minimum_iou_threshold=self._iou,
+                iou=self._overlap,
             )
         given = self._detections(
             xyxy=detections.xyxy[rows].astype(np.float64),
             confidence=detections.confidence[rows],
             data={"row": np.arange(len(rows))},
         )
+        self._overlap.weak = given.xyxy[given.confidence < self._start]
         found = tracker.update(given, timestamp=self._now)
         ids = np.full(len(rows), -1, np.int32)
         for row, inner in zip(found.data.get("row", ()), found.tracker_id, strict=True):
@@ -177,6 +185,27 @@ class Tracker:
             self._ids[kind, inner] = self._next
             self._next += 1
         return self._ids[kind, inner]
+
+
+def _overlap_of(base: Any) -> Any:
+    """Return a measure of overlap for ByteTrack, with a higher limit for weak detections.
+
+    ``base``: the class IoU of the package.
+    """
+
+    class Overlap(base):  # type: ignore[misc]
+        weak: NDArray[np.float64] = np.empty((0, 4))
+
+        def _compute(
+            self, boxes_1: NDArray[np.float64], boxes_2: NDArray[np.float64]
+        ) -> NDArray[np.float64]:
+            """Return the IoU of tracks (N, 4) and detections (M, 4); ByteTrack asks twice."""
+            iou: NDArray[np.float64] = super()._compute(boxes_1, boxes_2)
+            if np.array_equal(boxes_2, self.weak):
+                iou[iou < _WEAK_IOU] = 0
+            return iou
+
+    return Overlap()
 
 
 def _number(name: str, value: float, low: float, high: float) -> float:

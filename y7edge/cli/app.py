@@ -67,6 +67,8 @@ COMMANDS: dict[Callable[..., None], str] = {
 EXTRAS = {
     "train": "train",
     "soup": "train",
+    "predict": "cpu",
+    "live": "cpu",
     "val": "opencv,eval",
     "data": "opencv,eval",
     "export": "export",

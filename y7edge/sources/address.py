@@ -306,9 +306,10 @@ def _divided(scheme: str, query: str) -> tuple[str, str]:
         (ours if name in _OPTIONS else theirs).append(part)
         # The server would ignore a misspelled option.
         if name not in _OPTIONS and (near := get_close_matches(name, _OPTIONS, 1, _ALIKE)):
+            shown = f" {name!r}" if re.fullmatch(r"[a-z_]{1,32}", name) else ""
             raise ConfigError(
-                f"{scheme}://: unknown option, did you mean {near[0]!r}? If it is a parameter of "
-                "the server, end the URI with #"
+                f"{scheme}://: unknown option{shown}, did you mean {near[0]!r}? If it is a "
+                "parameter of the server, end the URI with #"
             )
     return "&".join(ours), "&".join(theirs)
 

@@ -7,8 +7,10 @@ which live sources take from GStreamer's system clock: CLOCK_MONOTONIC
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -364,6 +366,10 @@ def load() -> tuple[Any, Any]:
     problem = gstreamer_problem()
     if problem is not None:
         raise RuntimeMissing(f"GStreamer is not usable: {problem}")
+    # PyGObject makes the symbols of libgstreamer global, and those of its libunwind: C++ libraries
+    # that are loaded later would find them before those of GCC, and abort at their exceptions.
+    with suppress(OSError):  # a system without this library of GCC
+        ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
     from gi.repository import GLib, Gst, GstVideo
 
     try:

@@ -78,8 +78,8 @@ def _camera(address: Address) -> Source:
     camera = Camera(address.name, kind, chosen, rate=rate, **shared)
     if kind == "video_capture" and values.get("backend", "auto") == "auto":
         _log.warning(
-            "%s: opened with OpenCV, so timestamps are arrival times, not capture times; for "
-            "GStreamer: %s",
-            *(address.name, chosen["why"]),
+            "%s: opened with OpenCV, so timestamps are arrival times, not capture times; `y7edge "
+            "check` says how to install GStreamer",
+            address.name,
         )
     return camera
