@@ -116,7 +116,10 @@ def test_everything_is_saved(artifact_path, tmp_path, capsys):
     assert (
         folders["save-hard"] / "data.yaml"
     ).is_file() or "0 frames to be labelled" in printed.err
-    assert f"{len(replayed)} frames recorded" in printed.err
+    assert f"{len(replayed)} frames recorded, " in printed.err
+    assert _live(artifact_path, PATTERN, "--record", folders["record"], "--duration", 1) == 0
+    summary = capsys.readouterr().err
+    assert re.search(rf": \d+ frames recorded after the {len(replayed)} of before, ", summary)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class FrameRecorder(AbstractContextManager["FrameRecorder"]):
 
     Attributes:
         folder: of the recording.
+        earlier: number of images that the folder had before.
 
     Raises:
         ConfigError: ``quality`` is out of range.
@@ -60,7 +61,7 @@ class FrameRecorder(AbstractContextManager["FrameRecorder"]):
         self._synced = time.monotonic()
         self._dropped = self._frames = 0
         with ExitStack() as stack, writing("a recording", self.folder):
-            self._number = self._prepare()
+            self.earlier = self._number = self._prepare()
             self._index: FileIO = stack.enter_context(
                 (self.folder / INDEX).open("a+b", buffering=0)
             )

@@ -82,8 +82,9 @@ class Outputs(AbstractContextManager["Outputs"]):
                 f"{status.records} records, {status.lost} lost"
             )
         for name, frames in self._frames.items():
+            after = f" after the {frames.earlier} of before" if frames.earlier else ""
             lines.append(
-                f"{name}: {frames.frames} frames recorded, {frames.dropped} dropped: "
+                f"{name}: {frames.frames} frames recorded{after}, {frames.dropped} dropped: "
                 f"replay://{frames.folder}"
             )
         if self._hard is not None:
