@@ -518,7 +518,8 @@ def test_a_source_that_fails_does_not_stop_the_others(opened, caplog):
     ):
         for frame, _ in stream:
             counts[frame.source] += 1
-    assert counts == {"bad": 1, "good": 20}
+    replaced = stream.status["good"].dropped - made["good"].dropped  # by newer ones, if busy
+    assert counts == {"bad": 1, "good": 20 - replaced}
     assert caplog.messages == ["bad failed; continuing with 1 others: bad: unplugged"]
     assert {name: status.state for name, status in stream.status.items()} == {
         "bad": "failed",
