@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-from typing import Any
 
 import cv2
 import numpy as np
@@ -44,20 +43,15 @@ def draw(
         ConfigError: ``color`` is not "bgr" or "rgb".
     """
     check_color(color)
-    order = "bgr" if isinstance(frame, Frame) else color
-    image = to_bgr(frame) if isinstance(frame, Frame) else check_frame(frame)
+    given = frame if isinstance(frame, Frame) else Frame(check_frame(frame), color)
+    image = to_bgr(given)
     height, width = image.shape[:2]
     if (width, height) != tuple(detections.image_wh):
         raise DataError(
             f"the frame is {width}x{height}, expected {detections.image_wh[0]}x"
             f"{detections.image_wh[1]}, the size of the detections' image: draw on that image"
         )
-    if image.ndim == 2:
-        canvas: NDArray[Any] = np.repeat(image[:, :, None], 3, axis=2)
-    elif order == "rgb":
-        canvas = cv2.cvtColor(image[:, :, :3], cv2.COLOR_RGB2BGR)
-    else:
-        canvas = image[:, :, :3].copy()
+    canvas = image.copy() if np.may_share_memory(image, given.image) else image
     thickness = max(1, round((height + width) / 600))
     for index in np.argsort(detections.confidence, kind="stable"):
         detection = detections[int(index)]
@@ -66,7 +60,7 @@ def draw(
         cv2.rectangle(canvas, corners[:2], corners[2:], colour, thickness)
         _label(canvas, detection, colour, thickness, confidence)
     if color == "rgb":
-        canvas = cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB)
+        return np.asarray(cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB), np.uint8)
     return canvas
 
 
