@@ -128,13 +128,26 @@ def run_once(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray
     Raises:
         DeviceError: ONNX Runtime cannot open or run the file.
     """
+    return opened(path)(feeds)
+
+
+def opened(path: Path) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+    """Open an .onnx file on the CPU, without manifest; return a function that runs it.
+
+    Raises:
+        DeviceError: ONNX Runtime cannot open the file; also raised by the function.
+    """
     engine = _start(path, SessionOptions(device="cpu"))
     names = [output.name for output in engine.get_outputs()]
-    try:
-        results = engine.run(names, dict(feeds))
-    except Exception as error:  # onnxruntime has no common exception class
-        raise DeviceError(f"{path} failed in ONNX Runtime: {one_line(error)}") from error
-    return dict(zip(names, results, strict=True))
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        try:
+            results = engine.run(names, dict(feeds))
+        except Exception as error:  # onnxruntime has no common exception class
+            raise DeviceError(f"{path} failed in ONNX Runtime: {one_line(error)}") from error
+        return dict(zip(names, results, strict=True))
+
+    return run
 
 
 class _OnnxSession(Session):

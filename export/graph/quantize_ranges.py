@@ -1,0 +1,198 @@
+"""Find the range of each tensor from histograms of its values on calibration images.
+
+ONNX Runtime's own histograms keep all values of all images in memory, and offer no range of the
+smallest squared error. These are streamed: one image at a time, with bins that double their width
+when a larger value comes. The smallest and largest value are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from y7edge.errors import ConfigError, DataError
+from y7edge.files import temporary_folder
+from y7edge.runtimes import onnxrt
+
+METHODS = ("minmax", "percentile", "mse")
+"""Methods that choose a range: all values, all but the outermost, the smallest squared error."""
+
+PERCENTILE = 99.99
+"""Share of the values in the range of method ``percentile``, in percent."""
+
+BINS = 4096
+_SAMPLED = 1 << 16  # values of a tensor that are counted in an image
+_STEPS = 64  # ranges that method mse tries for each end
+
+Floats = NDArray[np.float32]
+Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass
+class Histogram:
+    """Counts of the values of one tensor.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        reach: The bins cover -reach to reach; a power of two.
+        counts: (BINS,) float64.
+    """
+
+    low: float = np.inf
+    high: float = -np.inf
+    reach: float = 2.0**-20
+    counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
+
+    def add(self, values: Floats) -> None:
+        """Count the values of one image; large tensors are sampled at even distances.
+
+        Raises:
+            DataError: a value is not finite.
+        """
+        flat = values.reshape(-1)
+        low, high = float(flat.min()), float(flat.max())
+        if not np.isfinite(low + high):
+            raise DataError("an activation is not finite on a calibration image: use fp32")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._widen(max(-low, high))
+        step = max(1, flat.size // _SAMPLED) | 1  # odd, so that it does not follow rows
+        taken = flat[::step]
+        index = ((taken.astype(np.float64) / self.reach + 1) * (BINS / 2)).astype(np.int64)
+        self.counts += np.bincount(np.minimum(index, BINS - 1), minlength=BINS)
+
+    def merged(self, other: Histogram) -> Histogram:
+        """Return the histogram of the values of both."""
+        both = Histogram(min(self.low, other.low), max(self.high, other.high), self.reach)
+        both.counts = self.counts.copy()
+        both._widen(other.reach)
+        copy = Histogram(other.low, other.high, other.reach, other.counts.copy())
+        copy._widen(both.reach)
+        both.counts = both.counts + copy.counts
+        return both
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        """Centres of the bins, (BINS,)."""
+        at = np.arange(BINS, dtype=np.float64) + 0.5
+        return np.asarray(at * (2 * self.reach / BINS) - self.reach, np.float64)
+
+    def _widen(self, largest: float) -> None:
+        while self.reach < largest:
+            self.reach *= 2
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.zeros(BINS)
+            self.counts[BINS // 4 : BINS // 4 * 3] = pairs
+
+
+def collect(
+    model: onnx.ModelProto, tensors: Sequence[str], feeds: Iterable[Mapping[str, NDArray[Any]]]
+) -> dict[str, Histogram]:
+    """Run a float graph on images, and count the values of its tensors.
+
+    Args:
+        model: the float graph.
+        tensors: names of tensors; inputs of the graph may be among them.
+        feeds: the inputs of each run, by name.
+
+    Raises:
+        DataError: there are no images, or a value is not finite.
+    """
+    found = {name: Histogram() for name in tensors}
+    count = 0
+    with temporary_folder() as folder:
+        run = opened(model, list(tensors), folder)
+        for feed in feeds:
+            count += 1
+            for name, values in {**run(feed), **feed}.items():
+                if name in found:
+                    found[name].add(values)
+    if not count:
+        raise DataError("there are no calibration images")
+    return found
+
+
+def opened(
+    model: onnx.ModelProto, tensors: Sequence[str], folder: Path
+) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, Any]]:
+    """Open a graph in ONNX Runtime with additional outputs; return a function that runs it."""
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    given = {value.name for value in (*model.graph.input, *model.graph.output)}
+    probed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in tensors if n not in given)
+    path = folder / "probed.onnx"
+    path.write_bytes(probed.SerializeToString())
+    return onnxrt.opened(path)
+
+
+def choose(
+    histogram: Histogram,
+    method: str,
+    levels: int,
+    symmetric: bool,
+    behind: Function | None = None,
+) -> tuple[float, float]:
+    """Return the range (low <= 0, high >= 0) of a tensor.
+
+    Args:
+        histogram: the values.
+        method: one of ``METHODS``.
+        levels: number of quantised values, such as 256.
+        symmetric: whether low must be -high.
+        behind: the activation that follows; method ``mse`` then measures the error behind it.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"no range method {method!r}; choose from {', '.join(METHODS)}")
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    if method == "percentile":
+        low, high = _percentile(histogram)
+    elif method == "mse" and high > low:
+        low, high = _least_error(histogram, levels, symmetric, behind)
+    if symmetric:
+        high = max(-low, high)
+        low = -high
+    return low, high
+
+
+def _percentile(histogram: Histogram) -> tuple[float, float]:
+    share = np.cumsum(histogram.counts) / histogram.counts.sum()
+    beyond = (1 - PERCENTILE / 100) / 2
+    edges = histogram.centres
+    low = float(edges[int(np.searchsorted(share, beyond))])
+    high = float(edges[min(int(np.searchsorted(share, 1 - beyond)), BINS - 1)])
+    return max(min(low, 0.0), histogram.low), min(max(high, 0.0), histogram.high)
+
+
+def _least_error(
+    histogram: Histogram, levels: int, symmetric: bool, behind: Function | None
+) -> tuple[float, float]:
+    """Return the range with the smallest squared error: one end after the other is moved."""
+    used = histogram.counts > 0
+    values, counts = histogram.centres[used], histogram.counts[used]
+    real = values if behind is None else behind(values)
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+
+    def error(low: float, high: float) -> float:
+        scale = (high - low) / (levels - 1)
+        if scale <= 0:
+            return np.inf
+        zero = round(-low / scale)
+        steps = np.clip(np.rint(values / scale), -zero, levels - 1 - zero)
+        given = steps * scale if behind is None else behind(steps * scale)
+        return float(((given - real) ** 2 * counts).sum())
+
+    shares = np.linspace(1, 1 / _STEPS, _STEPS)
+    if symmetric:
+        most = max(-low, high)
+        best = min((most * s for s in shares), key=lambda m: error(-m, m))
+        return -best, best
+    for _ in range(2):
+        high = min((max(histogram.high, 0.0) * s for s in shares), key=lambda h: error(low, h))
+        low = min((min(histogram.low, 0.0) * s for s in (*shares, 0)), key=lambda v: error(v, high))
+    return low, high
