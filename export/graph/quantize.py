@@ -148,8 +148,8 @@ def implied_range(
         top = (profile.levels - 1) / profile.levels  # the step is a power of two
         return (-1.0, 1.0) if profile.symmetric else (0.0, top)
     if set(writers) <= REPEATING:
-        groups = {placement.group.get(t) for t in wiring.sources(wiring.producer[tensors[0]])}
-        return union(ranges[group] for group in groups if group in ranges)
+        read = wiring.sources(wiring.producer[tensors[0]])
+        return union(ranges[placement.group[t]] for t in read if t in placement.group)
     return None
 
 
@@ -200,8 +200,10 @@ def quantize(
         profile: the profile.
 
     Raises:
-        ExportError: a range or a weight is not finite.
+        ExportError: a group has no range, or a range or a weight is not finite.
     """
+    if missing := sorted(set(placement.group.values()) - ranges.keys()):
+        raise ExportError(f"there is no range for {missing[0]}: calibrate the graph again")
     writer = _Writer(model, placement, profile)
     for group, (low, high) in ranges.items():
         writer.group(group, low, high)
