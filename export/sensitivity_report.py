@@ -26,7 +26,7 @@ from y7edge.detect.detector import Detector
 from y7edge.errors import ConfigError
 from y7edge.evaluation import plots
 from y7edge.evaluation.evaluate import evaluate, same_classes
-from y7edge.export.calibration import choose_images
+from y7edge.export.calibration import Calibration, choose_images
 from y7edge.export.folding import fold_checkpoint
 from y7edge.export.graph import build
 from y7edge.export.graph.quantize import profile_of
@@ -130,34 +130,21 @@ def analyse(
     tell = progress or (lambda _: None)
     _check(profile, ranges, images, evaluated)
     options = SessionOptions("cpu", threads, check_payload=False)
-    plot, record = (Path(out) / f"sensitivity.{suffix}" for suffix in ("png", "json"))
-    for file in (plot, record):
-        with writing("the sensitivity", file):
-            require_replaceable(file, folder=False)
+    plot = _destination(Path(out))
     spec, size = folded(checkpoint.spec), checkpoint.imgsz if imgsz is None else pair(imgsz)
     versions = {"y7edge": __version__, **installed_versions("onnxruntime")}
     manifest = describe(checkpoint, spec, size, batch=1, target="onnx", tools=versions)
-    calibration = choose_images(data, checkpoint.names)
-    for warning in calibration.warnings:
-        tell(warning)
-    evaluator = _Evaluator(checkpoint, data, evaluated, manifest, options, tell)
+    calibration = _chosen(checkpoint, data, tell)
     count = len(calibration.images)
-    tell(f"calibrate {spec.name} on {count} images of {calibration.source}")
-    height, width = size
-    graph = build.build_graph(fold_checkpoint(checkpoint), height=height, width=width)
+    evaluator = _Evaluator(checkpoint, data, evaluated, manifest, options, tell)
+    graph = build.build_graph(fold_checkpoint(checkpoint), height=size[0], width=size[1])
     compared: list[NDArray[Any]] = []
     inputs = _taken(calibration.inputs(manifest.input), count, images, compared)
     quantizer = Quantizer(graph, inputs, profile, method=ranges, progress=progress)
     reference = evaluator.map50_95(graph) if evaluated else None
-    layers = measure(
-        quantizer,
-        compared,
-        manifest.levels,
-        manifest.nc,
-        progress=tell,
-        threads=threads,
-        drop=None if reference is None else lambda g: reference - evaluator.map50_95(g),
-    )
+    drop = None if reference is None else lambda g: reference - evaluator.map50_95(g)
+    levels, nc = manifest.levels, manifest.nc
+    layers = measure(quantizer, compared, levels, nc, progress=tell, threads=threads, drop=drop)
     found = Sensitivity(
         model=spec.name,
         digest=checkpoint.digest,
@@ -170,16 +157,40 @@ def analyse(
         evaluated=len(evaluator.samples),
         map50_95=reference,
         layers=layers,
-        heads=tuple(layer.name for layer in quantizer.layers if layer.head),
+        heads=tuple(one.name for one in quantizer.layers if one.head),
         order=tuple(name for name in order(layers) if name not in quantizer.heads),
         versions=versions,
         plot=plot,
     )
-    with writing("the sensitivity", plot):
-        draw(found, plot)
+    _write(found)
+    return found
+
+
+def _chosen(checkpoint: Checkpoint, data: Path | str, tell: Progress) -> Calibration:
+    """Choose the calibration images; report what may be wrong with them."""
+    found = choose_images(data, checkpoint.names)
+    for warning in found.warnings:
+        tell(warning)
+    tell(f"calibrate {checkpoint.spec.name} on {len(found.images)} images of {found.source}")
+    return found
+
+
+def _destination(out: Path) -> Path:
+    """Return the path of the plot; raise OutputError if plot or JSON file cannot be replaced."""
+    plot = out / "sensitivity.png"
+    for file in (plot, plot.with_suffix(".json")):
+        with writing("the sensitivity", file):
+            require_replaceable(file, folder=False)
+    return plot
+
+
+def _write(found: Sensitivity) -> None:
+    """Write the plot and the JSON file."""
+    record = found.plot.with_suffix(".json")
+    with writing("the sensitivity", found.plot):
+        draw(found, found.plot)
     with writing("the sensitivity", record), atomic_write(record) as temporary:
         temporary.write_text(json.dumps(asdict(found), default=str, indent=1) + "\n")
-    return found
 
 
 def _check(profile: str, ranges: str, images: int, evaluated: int) -> None:
