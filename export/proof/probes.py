@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest, OutputInfo, Probe, Samples, Thresholds
 from y7edge.artifact.reports import ParityReport
 from y7edge.boxes import MAX_CANDIDATES, corners, intersections
@@ -21,7 +23,8 @@ from y7edge.detect.selftest import as_input, dequantised, input_crc32, probe_inp
 from y7edge.errors import ParityError
 from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
-from y7edge.runtimes.base import Session
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import Session, SessionOptions
 
 Wide = NDArray[np.float64]
 
@@ -84,13 +87,22 @@ def own_probes(manifest: Manifest, session: Session, tolerance: float) -> tuple[
     for recipe, key, batch in _inputs(manifest):
         pixels = probe_input(recipe, key, (batch, 3, image.height, image.width))
         found = session.infer({image.name: as_input(pixels, image)})
-        outputs = {s.name: dequantised(found[s.name], s).astype(np.float32) for s in session.outputs}
+        outputs = {
+            s.name: dequantised(found[s.name], s).astype(np.float32) for s in session.outputs
+        }
         if not all(np.isfinite(tensor).all() for tensor in outputs.values()):
             problem = f"an output is NaN or infinite for {key}"
             raise ParityError(f"the artifact: {problem}", ParityReport("failed", (problem,)))
         samples = tuple(_sample(name, tensor) for name, tensor in outputs.items())
         probes.append(Probe(recipe, key, batch, input_crc32(pixels), tolerance, samples))
     return tuple(probes)
+
+
+def probed_in(artifact: Artifact, backend: str, device: str, tolerance: float) -> tuple[Probe, ...]:
+    """Open an artifact in a runtime, and sample its own outputs; see ``own_probes``."""
+    options = SessionOptions(device, check_payload=False)
+    with closing(registry.open_session(artifact, options, backend)) as session:
+        return own_probes(artifact.manifest, session, tolerance)
 
 
 def _inputs(manifest: Manifest) -> list[tuple[str, str, int]]:
