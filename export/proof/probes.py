@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from y7edge.artifact.artifact import Artifact
 from y7edge.artifact.manifest import Manifest, OutputInfo, Probe, Samples, Thresholds
 from y7edge.artifact.reports import ParityReport
 from y7edge.boxes import MAX_CANDIDATES, corners, intersections
-from y7edge.detect.selftest import input_crc32, probe_input, recipe_for
+from y7edge.detect.selftest import as_input, dequantised, input_crc32, probe_input, recipe_for
 from y7edge.errors import ParityError
 from y7edge.export.proof.agreement import Decoded, Floats, decode, sigmoid
 from y7edge.export.proof.reference import Answer, Reference
+from y7edge.runtimes import registry
+from y7edge.runtimes.base import Session, SessionOptions
 
 Wide = NDArray[np.float64]
 
@@ -51,10 +55,8 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
         tolerance: the largest deviation that a self-test accepts, as a fraction of the output's
             largest magnitude.
     """
-    image, batches = manifest.input, proved_batches(manifest)
-    recipe, probes = recipe_for(image), []
-    for number, batch in [*enumerate(batches[:1] * PROBES), *((0, b) for b in batches[1:])]:
-        key = f"probe{number}-batch{batch}"
+    image, probes = manifest.input, []
+    for recipe, key, batch in _inputs(manifest):
         pixels = probe_input(recipe, key, (batch, 3, image.height, image.width))
         answer, thresholds = reference.answer(pixels), None
         if manifest.outputs[0].role == "detections":
@@ -66,6 +68,48 @@ def make_probes(manifest: Manifest, reference: Reference, tolerance: float) -> t
         crc = input_crc32(pixels)
         probes.append(Probe(recipe, key, batch, crc, tolerance, samples, thresholds))
     return tuple(probes)
+
+
+def own_probes(manifest: Manifest, session: Session, tolerance: float) -> tuple[Probe, ...]:
+    """Run an artifact on generated inputs, and sample its own outputs.
+
+    For int8 artifacts: samples of the reference would need a tolerance that hides errors.
+
+    Args:
+        manifest: the artifact's manifest, with heads as outputs.
+        session: the artifact, open in the engine that proves it.
+        tolerance: see ``make_probes``.
+
+    Raises:
+        ParityError: an output is NaN or infinite.
+    """
+    image, probes = manifest.input, []
+    for recipe, key, batch in _inputs(manifest):
+        pixels = probe_input(recipe, key, (batch, 3, image.height, image.width))
+        found = session.infer({image.name: as_input(pixels, image)})
+        outputs = {
+            s.name: dequantised(found[s.name], s).astype(np.float32) for s in session.outputs
+        }
+        if not all(np.isfinite(tensor).all() for tensor in outputs.values()):
+            problem = f"an output is NaN or infinite for {key}"
+            raise ParityError(f"the artifact: {problem}", ParityReport("failed", (problem,)))
+        samples = tuple(_sample(name, tensor) for name, tensor in outputs.items())
+        probes.append(Probe(recipe, key, batch, input_crc32(pixels), tolerance, samples))
+    return tuple(probes)
+
+
+def probed_in(artifact: Artifact, backend: str, device: str, tolerance: float) -> tuple[Probe, ...]:
+    """Open an artifact in a runtime, and sample its own outputs; see ``own_probes``."""
+    options = SessionOptions(device, check_payload=False)
+    with closing(registry.open_session(artifact, options, backend)) as session:
+        return own_probes(artifact.manifest, session, tolerance)
+
+
+def _inputs(manifest: Manifest) -> list[tuple[str, str, int]]:
+    """Return recipe, key and batch size of each probe."""
+    batches, recipe = proved_batches(manifest), recipe_for(manifest.input)
+    numbers = [*enumerate(batches[:1] * PROBES), *((0, b) for b in batches[1:])]
+    return [(recipe, f"probe{number}-batch{batch}", batch) for number, batch in numbers]
 
 
 def adapted_probes(before: Manifest, after: Manifest, tolerance: float) -> tuple[Probe, ...]:
